@@ -1,0 +1,1 @@
+"""Experiments: one config file each, holding what differs from configs/base.py and why."""

@@ -1,0 +1,52 @@
+"""Which learning rates survive with and without qk-layernorm? Figure 1 of arXiv 2309.14322, small.
+
+Three sizes x seven learning rates over three decades x qk-layernorm on and off: 42 runs.
+
+Paper: without qk-layernorm, loss rises steeply at high learning rates, the sooner the larger the
+model; with it, training is stable across three decades. Attention logits of the unstable runs
+grow with learning rate and size.
+Expected here: LR sensitivity without qk-layernorm is about 1.5 times that with it at the smallest
+size and over 2 times at the largest.
+The window is 1e-3 ... 1 instead of the paper's 3e-4 ... 3e-1: runs this short are still
+undertrained at 3e-4 and their optimum is near 1e-2, so the window moves with it (appendix B).
+
+Time: under 5 minutes on two CPU cores.
+
+  python -m launch.sweep --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from stability import config as config_lib
+from stability import hyper
+
+SIZES = {
+    'cpu': hyper.sweep('model.width', [16, 32, 64]),
+    'gpu': hyper.sweep('model.width', [256, 512, 768]),
+    'paper': hyper.sweep('model.width', [256, 512, 768]),
+}
+LEARNING_RATES = {
+    'cpu': [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0],
+    'gpu': [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+    'paper': [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+}
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  c = base.get_config(scale)
+  if scale == 'cpu':
+    c.schedule.steps = 300
+    c.schedule.warmup_steps = 15
+    c.checkpoint.every_steps = 100
+  return c
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x qk-layernorm x learning rate."""
+  return hyper.product([
+      config_lib.for_scale(scale, SIZES),
+      hyper.sweep('model.qk_norm', ['layernorm', 'none']),
+      hyper.sweep('optimizer.learning_rate', LEARNING_RATES[scale]),
+  ])

@@ -1,0 +1,93 @@
+"""What a worker needs set before it imports jax: its cores, XLA's flags, the compilation cache."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stability import workdir as workdir_lib
+
+# Matrix products by XLA's YNN kernels: about 1.2 to 2 times faster steps on a CPU at widths from 32
+# (jaxlib 0.10.2; BUILD_NOTES.md). Experimental: an XLA that lacks it ends the process, so it is
+# tried once for each jaxlib and CPU in a process of its own.
+CPU_FLAGS = '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
+_TRIAL = """
+import jax, jax.numpy as jnp, numpy as np
+x = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+y = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)(x)
+np.testing.assert_allclose(y, np.tanh(x @ x.T) @ x, rtol=1e-3, atol=1e-3)
+"""
+
+
+def has_accelerator() -> bool:
+  """Whether jax will find a GPU or TPU here: told by its plugins and devices, without jax."""
+  wanted = os.environ.get('JAX_PLATFORMS')
+  if wanted:
+    return wanted.split(',')[0] != 'cpu'
+  plugins = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'libtpu')
+  devices = ('/dev/nvidia0', '/dev/accel0', '/dev/vfio/0')
+  return any(map(importlib.util.find_spec, plugins)) and any(map(os.path.exists, devices))
+
+
+def cores() -> list[int]:
+  """The CPU cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
+def pin(to: Sequence[int]) -> None:
+  """Keeps this process, and XLA's thread pool in it, on some cores, where the system can do that."""
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, to)
+
+
+def worker_environment() -> dict[str, str]:
+  """The environment variables of a worker; what the user has set stays."""
+  cache = cache_folder()
+  environment = {
+      'JAX_COMPILATION_CACHE_DIR': str(cache / 'executables'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+  } | os.environ
+  if not has_accelerator() and 'ynn_fusion' not in environment.get('XLA_FLAGS', ''):
+    environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} {_cpu_flags(cache)}'.strip()
+  return environment
+
+
+def cache_folder() -> Path:
+  """Of compiled executables, which are only good for one jaxlib and one kind of CPU."""
+  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  kind = f'jaxlib-{importlib.metadata.version("jaxlib")}-{_cpu_digest()}'
+  return Path(root) / 'stability' / kind
+
+
+def _cpu_digest() -> str:
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    description = sorted({line for line in lines if line.startswith(('model name', 'flags'))})
+  except OSError:
+    description = [platform.machine(), platform.processor()]
+  return hashlib.sha256('\n'.join(description).encode()).hexdigest()[:12]
+
+
+def _cpu_flags(cache: Path) -> str:
+  """CPU_FLAGS if they work here, else nothing; the answer is kept in the cache."""
+  known = cache / 'cpu_flags.json'
+  answers: Mapping[str, bool] = json.loads(known.read_text()) if known.exists() else {}
+  if CPU_FLAGS not in answers:
+    trial = subprocess.run(
+        [sys.executable, '-c', _TRIAL],
+        env=os.environ | {'XLA_FLAGS': CPU_FLAGS, 'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        timeout=120,
+    )
+    answers = {**answers, CPU_FLAGS: trial.returncode == 0}
+    workdir_lib.write_json(known, answers)
+  return CPU_FLAGS if answers[CPU_FLAGS] else ''

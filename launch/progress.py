@@ -1,0 +1,109 @@
+"""What a person sees while a sweep runs, read from its files alone."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from stability import plan
+from stability import workdir as workdir_lib
+from stability.config import Config
+
+PLAIN_SECONDS = 10  # between lines where there is no terminal
+
+
+class Progress:
+  """Runs done, running and diverged, tokens per second, time left.
+
+  A line that is redrawn on a terminal; elsewhere a plain line now and then.
+  """
+
+  def __init__(self, workdir: Path, configs: Mapping[str, Config]):
+    """configs: the runs to be trained."""
+    self._workdir = workdir
+    self._configs = configs
+    self._flops = {name: plan.train_flops(config) for name, config in configs.items()}
+    self._counts = dict.fromkeys(workdir_lib.STATUSES, 0)
+    self._over_flops = 0.0
+    self._unfinished = dict.fromkeys(configs)
+    self._begun: float | None = None  # when the first step was logged, and the work done by then
+    self._begun_flops = 0.0
+    self._console = Console(stderr=True)
+    self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+    self._last_line = 0.0
+
+  def __enter__(self) -> 'Progress':
+    if self._console.is_terminal:
+      self._live.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._console.is_terminal:
+      self._live.stop()
+
+  def is_over(self) -> bool:
+    """Whether every run has its result."""
+    return not self._unfinished
+
+  def say(self, line: str) -> None:
+    """Prints a line above the display."""
+    self._console.print(line, markup=False, highlight=False)
+
+  def show(self, running: Sequence[str]) -> None:
+    """Looks at the files and redraws. `running`: the runs in somebody's hands."""
+    speed, part = 0.0, 0.0
+    for name in running:
+      line = workdir_lib.last_metrics(workdir_lib.run_dir(self._workdir, name))
+      if line:
+        speed += line['tokens_per_second'] or 0
+        part += self._flops[name] * line['step'] / self._configs[name]['schedule']['steps']
+    self._count_results(running)
+    over = sum(self._counts.values())
+    fraction = (self._over_flops + part) / sum(self._flops.values())
+    facts = [
+        f'{over}/{len(self._configs)} runs over',
+        f'{len(running)} running',
+        f'{self._counts["diverged"]} diverged',
+        *([f'{self._counts["failed"]} failed'] if self._counts['failed'] else []),
+        f'{speed:,.0f} tokens/s',
+        self._time_left(fraction),
+    ]
+    if self._console.is_terminal:
+      self._live.update(_bar(fraction, ' · '.join(facts)))
+    elif time.monotonic() - self._last_line > PLAIN_SECONDS or self.is_over():
+      self._last_line = time.monotonic()
+      print(f'{fraction:4.0%}  ' + ', '.join(facts), file=sys.stderr, flush=True)
+
+  def _count_results(self, running: Sequence[str]) -> None:
+    for name in [name for name in self._unfinished if name not in running]:
+      result = workdir_lib.read_result(workdir_lib.run_dir(self._workdir, name))
+      if result is not None:
+        del self._unfinished[name]
+        self._counts[result['status']] += 1
+        self._over_flops += self._flops[name]
+        if result['status'] == 'failed':
+          self.say(f'{name} failed: {result["error"].strip().splitlines()[-1]}')
+
+  def _time_left(self, fraction: float) -> str:
+    """From the work done since the first logged step, so that compilation does not count."""
+    now = time.monotonic()
+    if self._begun is None:
+      if fraction > 0:
+        self._begun, self._begun_flops = now, fraction
+      return 'starting'
+    gained = fraction - self._begun_flops
+    if gained <= 0:
+      return 'starting'
+    seconds = round((1 - fraction) / gained * (now - self._begun))
+    return f'{seconds // 60}:{seconds % 60:02d} left'
+
+
+def _bar(fraction: float, facts: str) -> Table:
+  grid = Table.grid(padding=(0, 1))
+  grid.add_row(ProgressBar(total=1, completed=fraction, width=24), facts)
+  return grid

@@ -1,0 +1,100 @@
+"""What launch.train and launch.sweep share: from a checked sweep to its report."""
+
+import importlib.metadata
+import platform
+import types
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+
+import stability
+from launch import app
+from launch.backends import local
+from stability import config as config_lib
+from stability import metrics
+from stability import workdir as workdir_lib
+from stability.data import tokens
+from stability.errors import BadInput
+
+LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def define_workers(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
+  """Defines --workers."""
+  return flags.DEFINE_integer(
+      'workers',
+      None,
+      'worker processes; default: one a core, or one for all devices of an accelerator machine',
+      lower_bound=1,
+      flag_values=flag_values,
+  )
+
+
+def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
+  """Trains what is not yet trained of a sweep, writes its report, and returns the exit code."""
+  runs = sweep.runs
+  workdir_lib.check_new(workdir, runs)
+  data = _prepare_data(sweep, workdir)
+  workdir_lib.write_sweep(
+      workdir,
+      runs,
+      config_file=sweep.config_file,
+      scale=sweep.scale,
+      overrides=sweep.overrides,
+      data=data,
+      versions=_versions(),
+  )
+  swept = [field for field in runs.fields if field != 'seed'] + ['seed']
+  flat = config_lib.flatten(next(iter(runs.configs.values())))
+  metrics.write_experiment(workdir, {field: flat[field] for field in swept})
+  waiting = {
+      name: config
+      for name, config in runs.configs.items()
+      if not workdir_lib.is_over(workdir_lib.run_dir(workdir, name))
+  }
+  if waiting:
+    local.train(workdir, waiting, workers)
+  workdir_lib.write_results(workdir)
+  return _report(workdir)
+
+
+def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
+  """The sweep's token files, made now or found; on other text than before a sweep is refused."""
+  configs = sweep.runs.configs.values()
+  longest = max(config['data']['sequence_length'] for config in configs)
+  source = types.SimpleNamespace(**next(iter(configs))['data'])  # shared by the runs of a sweep
+  folder = tokens.prepare(source, workdir / 'data', longest)
+  path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
+  data = {'path': str(path), **tokens.open_tokens(folder).meta}
+  if (workdir / 'sweep.json').exists():
+    before = workdir_lib.read_sweep(workdir)['data']
+    if before['sha256'] != data['sha256']:
+      raise BadInput(
+          f'--workdir={workdir}: its runs were trained on other text than config.data.path gives'
+          ' now; name a new folder'
+      )
+  return data
+
+
+def _versions() -> dict[str, str]:
+  libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+  python = {'python': platform.python_version(), 'platform': platform.platform()}
+  return {'stability': stability.__version__, **python, **libraries}
+
+
+def _report(workdir: Path) -> int:
+  """Report, table, and what failed; 1 if anything did."""
+  from stability.analysis import sensitivity, tables  # pandas and Matplotlib: a second to import
+  from stability.report import page, terminal
+
+  results = tables.load_workdir(workdir)
+  path = page.write_report(workdir)
+  console = Console()
+  console.print(terminal.terminal_table(sensitivity.lr_sensitivity(results)))
+  console.print(f'Report: {path}', soft_wrap=True, highlight=False)
+  failed = [row for row in workdir_lib.read_results(workdir) if row['status'] == 'failed']
+  for row in failed:
+    reason = row['error'].strip().splitlines()[-1]
+    console.print(f'failed: {row["run"]}: {reason}', markup=False, highlight=False)
+  return 1 if failed else 0

@@ -1,0 +1,64 @@
+"""A process that trains runs, one population after another, until its launcher has no more.
+
+It asks on its standard output and is told on its standard input, a JSON object a line:
+
+  {"like": null}   which run next?                 {"run": NAME} or {"run": null}: none, end
+  {"like": NAME}   which run of the same executables as NAME?    the same
+
+When its launcher dies its standard input closes, and the process ends at once.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+
+from absl import flags, logging
+
+from launch import environment
+
+FLAGS = flags.FLAGS
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.', required=True)
+_CORES = flags.DEFINE_list('cores', [], 'CPU cores to stay on.')
+
+
+def main() -> None:
+  """Serves the launcher."""
+  FLAGS(sys.argv)
+  environment.pin([int(core) for core in _CORES.value])
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  answers = _answers()
+  requests = os.fdopen(os.dup(sys.stdout.fileno()), 'w')
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no request
+
+  def ask(like: str | None) -> str | None:
+    print(json.dumps({'like': like}), file=requests, flush=True)
+    return answers.get()['run']
+
+  from stability import population, workdir  # after the cores are set: this imports jax
+
+  folder = Path(_WORKDIR.value)
+  while name := ask(None):
+    sweep = workdir.read_sweep(folder)
+    population.train_population(folder, sweep, name, lambda like=name: ask(like))
+
+
+def _answers() -> queue.Queue:
+  """The launcher's answers, read by a thread that ends the process with the launcher."""
+  answers: queue.Queue = queue.Queue()
+
+  def listen() -> None:
+    for line in sys.stdin:
+      answers.put(json.loads(line))
+    os._exit(1)
+
+  threading.Thread(target=listen, daemon=True).start()
+  return answers
+
+
+if __name__ == '__main__':
+  main()

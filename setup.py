@@ -1,0 +1,40 @@
+"""Package metadata; build settings and tools are in pyproject.toml."""
+
+import setuptools
+
+REPORT = ['jinja2>=3.1', 'matplotlib>=3.10', 'pandas>=2.2', 'rich>=14']
+
+setuptools.setup(
+    name='stability',
+    version='0.1.0',
+    description='Find out on small Transformers what will make a large one unstable',
+    long_description=open('README.md', encoding='utf-8').read(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['stability*', 'launch*', 'configs*']),
+    package_data={'stability.report': ['*.j2']},
+    install_requires=[
+        'absl-py>=2.1',
+        'flax>=0.12.8,<0.13',
+        'jax>=0.10,<0.13',
+        'ml_collections>=1.1',
+        'numpy>=2.0',
+        'optax>=0.2.8,<0.3',
+        'orbax-checkpoint>=0.12,<0.13',
+        'tensorboardX>=2.6.4',
+        *REPORT,
+    ],
+    extras_require={
+        'cuda12': ['jax[cuda12]'],
+        'cuda13': ['jax[cuda13]'],
+        'tpu': ['jax[tpu]'],
+        'test': ['pytest>=8', 'ruff>=0.9', 'tensorboard>=2.20'],
+        # The reference that the numerics are checked against; its default wheels weigh gigabytes.
+        'torch': ['torch>=2.6'],
+    },
+    classifiers=[
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+    ],
+)

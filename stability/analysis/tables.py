@@ -1,0 +1,212 @@
+"""Results as tables: a row per run, from a sweep's files or from anybody's CSV file."""
+
+import csv
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stability import workdir as workdir_lib
+from stability.errors import BadInput
+
+SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
+LOGIT = 'block_0/attention_logit_max'  # the probe that figures follow; see probes.py
+
+_NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
+_COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss')
+_STATUSES = (*workdir_lib.STATUSES, 'missing')
+
+
+class ResultsError(BadInput):
+  """A results file that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """The runs of a sweep and which of their columns make the size and the intervention."""
+
+  # run, status, parameters, learning_rate, seed, initial_loss, final_loss (nats; NaN where there is
+  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds and error.
+  runs: pd.DataFrame
+  groups: list[str]  # the intervention
+  sizes: list[str]  # the shape; two shapes may have the same parameters
+
+
+def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
+  """(values, rows) of each combination of the columns, in order of appearance."""
+  if not columns:
+    yield (), runs
+  else:
+    yield from runs.groupby(list(columns), sort=False, dropna=False)
+
+
+def load_workdir(workdir: Path) -> Results:
+  """The runs of a sweep, in its order."""
+  runs = pd.DataFrame(workdir_lib.read_results(workdir))
+  return Results(
+      runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float}),
+      *_groups_and_sizes(workdir_lib.read_sweep(workdir)['fields']),
+  )
+
+
+def load_curves(workdir: Path) -> pd.DataFrame:
+  """A row per logged step: run, step, loss, attention_logit_max (block 0's; NaN between probes)."""
+  rows = [
+      (name, line['step'], line['loss'], line.get(LOGIT))
+      for name in workdir_lib.read_sweep(workdir)['runs']
+      for line in workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
+  ]
+  curves = pd.DataFrame(rows, columns=['run', 'step', 'loss', 'attention_logit_max'])
+  return curves.astype({'step': int, 'loss': float, 'attention_logit_max': float})
+
+
+def load_csv(
+    path: Path, *, group_by: list[str] | None = None, initial_loss: float | None = None
+) -> Results:
+  """The runs of any trainer: a row each, with learning_rate and final_loss.
+
+  Args:
+    path: a CSV file with a header. Optional columns: parameters, seed, run, initial_loss, status
+      (done, diverged, failed, stopped or missing; an empty one follows from the losses).
+    group_by: the columns of the intervention; None: those with a dot in their name.
+    initial_loss: of all runs, in place of the column.
+  """
+  cells = _read_csv(path)
+  missing = [name for name in ('learning_rate', 'final_loss') if name not in cells]
+  if missing:
+    raise ResultsError(
+        f'{path}: has no column {" and ".join(missing)}; its columns are {", ".join(cells)}'
+    )
+  if initial_loss is not None and not math.isfinite(initial_loss):
+    raise ResultsError(f'--initial_loss={initial_loss}: must be a finite number')
+  if initial_loss is None and 'initial_loss' not in cells:
+    raise ResultsError(f'{path}: has no column initial_loss; add it or give --initial_loss')
+  groups, sizes = _groups_and_sizes([name for name in cells if '.' in name])
+  if group_by is not None:
+    groups = _checked_groups(path, cells, group_by)
+    sizes = [name for name in sizes if name not in groups]
+
+  numbers = functools.partial(_numbers, path, cells)
+  runs = pd.DataFrame(index=cells.index)
+  runs['run'] = cells['run'] if 'run' in cells else [f'line {line}' for line in cells.index]
+  runs['parameters'] = pd.NA
+  if 'parameters' in cells:
+    runs['parameters'] = numbers('parameters', 'a whole number, 0 or more', _whole)
+  runs['learning_rate'] = numbers(
+      'learning_rate', 'a number above 0', lambda rate: np.isfinite(rate) & (rate > 0)
+  )
+  runs['seed'] = 0
+  if 'seed' in cells:
+    runs['seed'] = numbers('seed', 'a whole number, 0 or more', _whole).astype(int)
+  runs['initial_loss'] = initial_loss
+  if initial_loss is None:
+    runs['initial_loss'] = numbers('initial_loss', 'a finite number', lambda loss: ~np.isinf(loss))
+  runs['final_loss'] = numbers('final_loss', 'a number, or empty', lambda loss: loss != -np.inf)
+  runs['status'] = _statuses(path, cells, runs)
+  for name in (*sizes, *groups):
+    runs[name] = _values(cells[name])
+  _refuse_repeats(path, runs, ['parameters', *sizes, *groups, 'learning_rate', 'seed'])
+  return Results(runs.astype({'parameters': 'Int64'}).reset_index(drop=True), groups, sizes)
+
+
+def _groups_and_sizes(fields: Iterable[str]) -> tuple[list[str], list[str]]:
+  """The swept fields that make the intervention, and those that make the size."""
+  fields = [field for field in fields if field not in _NOT_INTERVENTIONS]
+  groups = [field for field in fields if field not in SIZE_FIELDS]
+  return groups, [field for field in fields if field in SIZE_FIELDS]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+  """The cells as text; the index is the line of the file, counted from 1."""
+  try:
+    with path.open(newline='', encoding='utf-8-sig') as file:
+      reader = csv.reader(file, strict=True)
+      rows = [(reader.line_num, row) for row in reader if row]
+  except OSError as error:
+    raise ResultsError(f'{path}: cannot be read: {error.strerror}') from error
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise ResultsError(f'{path}: is not a CSV file: {error}') from error
+  if len(rows) < 2:
+    raise ResultsError(f'{path}: holds no runs; a header and a row for each run are needed')
+  (_, header), *body = rows
+  names = [name.strip() for name in header]
+  for name in names:
+    if names.count(name) > 1:
+      raise ResultsError(f'{path}: has more than one column {name!r}')
+  for line, row in body:
+    if len(row) != len(names):
+      raise ResultsError(f'{path}, line {line}: has {len(row)} cells, the header {len(names)}')
+  index, lines = zip(*body, strict=True)
+  return pd.DataFrame(lines, index, names, dtype=str).apply(lambda column: column.str.strip())
+
+
+def _checked_groups(path: Path, cells: pd.DataFrame, group_by: list[str]) -> list[str]:
+  for name in group_by:
+    if name in _COLUMNS:
+      raise ResultsError(f'--group_by={name}: cannot be an intervention')
+    if name not in cells:
+      nearest = difflib.get_close_matches(name, cells, n=1, cutoff=0.0)[0]
+      raise ResultsError(f'--group_by={name}: {path} has no such column; the nearest is {nearest}')
+  return list(dict.fromkeys(group_by))
+
+
+def _whole(values: pd.Series) -> pd.Series:
+  return (values >= 0) & (values % 1 == 0)
+
+
+def _numbers(
+    path: Path,
+    cells: pd.DataFrame,
+    column: str,
+    allowed: str,
+    fits: Callable[[pd.Series], pd.Series],
+) -> pd.Series:
+  """A column as floats, empty cells and `nan` as NaN; refuses text and values that do not fit."""
+  text = cells[column]
+  values = pd.to_numeric(text, errors='coerce').astype(float)
+  not_a_number = values.isna() & ~text.str.lower().isin(['', 'nan'])
+  wrong = text[not_a_number | ~fits(values)]
+  if len(wrong):
+    raise ResultsError(
+        f'{path}, line {wrong.index[0]}: {column}={wrong.iloc[0]!r}: must be {allowed}'
+    )
+  return values
+
+
+def _values(cells: pd.Series) -> pd.Series:
+  """Cells as numbers if all of them are, else as text."""
+  numbers = pd.to_numeric(cells, errors='coerce')
+  return cells if numbers.isna().any() else numbers
+
+
+def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+  """The given status, or what the losses say: each run that counts must have an initial loss."""
+  given = cells['status'] if 'status' in cells else pd.Series('', cells.index)
+  wrong = given[~given.isin(['', *_STATUSES])]
+  if len(wrong):
+    raise ResultsError(
+        f'{path}, line {wrong.index[0]}: status={wrong.iloc[0]!r}: must be one of'
+        f' {", ".join(_STATUSES)}, or empty'
+    )
+  bare = runs.index[runs['initial_loss'].isna() & given.isin(['', 'done', 'diverged'])]
+  if len(bare):
+    raise ResultsError(f'{path}, line {bare[0]}: initial_loss is empty: must be a finite number')
+  derived = [
+      workdir_lib.status(*losses)
+      for losses in zip(runs['initial_loss'], runs['final_loss'], strict=True)
+  ]
+  return given.where(given != '', derived)
+
+
+def _refuse_repeats(path: Path, runs: pd.DataFrame, columns: list[str]) -> None:
+  """Two rows that nothing tells apart would be averaged as if they were one intervention."""
+  for _, alike in split(runs[runs.duplicated(columns, keep=False)], columns):
+    raise ResultsError(
+        f'{path}, lines {alike.index[0]} and {alike.index[1]}: are alike in'
+        f' {", ".join(columns)}; add a column seed, or name with --group_by what differs'
+    )

@@ -1,0 +1,250 @@
+"""What a config may say: named sizes, each field's rule, the split into static and traced.
+
+configs/base.py holds the defaults; this file holds what is allowed. It imports no jax.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+from stability.data.batches import MAX_EXAMPLES
+from stability.errors import BadInput
+
+Config = dict[str, Any]  # a resolved config: nested plain dicts
+
+
+# Named sizes: parameters = 12 depth width^2 (the blocks' matrices, paper section 2.1). Those from
+# 2.4M on are the paper's ladder; it does not state the head dimension: 64 is our choice.
+SIZES = {
+    name: {'model.width': width, 'model.depth': depth, 'model.head_dim': head_dim}
+    for name, width, depth, head_dim in (
+        ('9.2K', 16, 3, 16),
+        ('37K', 32, 3, 16),
+        ('83K', 48, 3, 16),
+        ('147K', 64, 3, 16),
+        ('332K', 96, 3, 16),
+        ('590K', 128, 3, 16),
+        ('2.4M', 256, 3, 64),
+        ('9.4M', 512, 3, 64),
+        ('19M', 512, 6, 64),
+        ('42M', 768, 6, 64),
+        ('85M', 768, 12, 64),
+        ('151M', 1024, 12, 64),
+        ('302M', 1024, 24, 64),
+        ('1.2B', 2048, 24, 64),
+        ('4.8B', 4096, 24, 64),
+    )
+}
+
+
+def size(name: str) -> dict[str, int]:
+  """The model fields of a named size."""
+  if name not in SIZES:
+    raise BadInput(f'size {name!r}: must be one of {", ".join(SIZES)}')
+  return dict(SIZES[name])
+
+
+def for_scale(scale: str, values: Mapping[str, Any]) -> Any:
+  """The entry of `values` for `scale`; a config file's get_config and get_sweep choose by it."""
+  if scale not in values:
+    raise BadInput(f'scale {scale!r}: must be one of {", ".join(values)}')
+  return values[scale]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What a field may hold."""
+
+  type: type
+  allowed: str
+  check: Callable[[Any], bool] = lambda value: True
+  traced: bool = False  # an argument of the compiled step: changing it never recompiles
+  optional: bool = False  # None is allowed
+
+  def convert(self, value: Any) -> Any:
+    """The value in the field's own type; BadInput says what is allowed."""
+    if value is None and self.optional:
+      return None
+    # The abstract types admit NumPy's numbers, and an integer where a float is meant.
+    kind = {int: numbers.Integral, float: numbers.Real}.get(self.type, self.type)
+    if isinstance(value, kind) and not isinstance(value, bool):
+      with contextlib.suppress(OverflowError):  # float(10**400)
+        value = self.type(value)
+        if self.check(value):
+          return value
+    raise BadInput(f'must be {self.allowed}')
+
+  def parse(self, text: str) -> Any:
+    """The value that a command line's text stands for."""
+    try:
+      value = self.type(text)
+    except ValueError:
+      raise BadInput(f'must be {self.allowed}') from None
+    return self.convert(value)
+
+
+def _integer(at_least: int, **options) -> Rule:
+  allowed = f'an integer from {at_least} to 2^31 - 1'
+  return Rule(int, allowed, lambda value: at_least <= value < 2**31, **options)
+
+
+def _float32(value: float) -> float:
+  return ctypes.c_float(value).value
+
+
+def _number(allowed: str, check: Callable[[float], bool], **options) -> Rule:
+  def fits(value: float) -> bool:
+    # Runs compute in float32: what becomes infinite there, or zero, is not what was asked for.
+    return math.isfinite(_float32(value)) and bool(_float32(value)) == bool(value)
+
+  return Rule(float, f'{allowed}, in float32', lambda v: fits(v) and check(v), **options)
+
+
+def _choice(*names: str) -> Rule:
+  return Rule(str, 'one of ' + ', '.join(names), lambda value: value in names)
+
+
+_BETA = _number('a number, 0 <= beta < 1', lambda value: 0 <= _float32(value) < 1, traced=True)
+_NOT_NEGATIVE = _number('a number, 0 or more', lambda value: value >= 0, traced=True)
+
+RULES: dict[str, Rule] = {
+    'seed': _integer(0, traced=True),
+    'data.source': _choice('text', 'synthetic'),
+    'data.path': Rule(str, 'a file or folder', bool, optional=True),
+    'data.batch_size': _integer(1),
+    'data.sequence_length': _integer(1),
+    'data.seed': _integer(0, traced=True),
+    'data.validation_batches': _integer(1),
+    'model.width': _integer(1),
+    'model.depth': _integer(0),
+    'model.head_dim': _integer(1),
+    'model.qk_norm': _choice('layernorm', 'none'),
+    'model.dtype': _choice('float32', 'bfloat16'),
+    'objective.z_loss': _NOT_NEGATIVE,
+    'optimizer.learning_rate': _number('a number above 0', lambda value: value > 0, traced=True),
+    'optimizer.beta1': _BETA,
+    'optimizer.beta2': _BETA,
+    # v = g^2 underflows in float32 below |g| = 1e-19, and m / (0 + eps) explodes from there.
+    'optimizer.eps': _number(
+        'a number, 1e-19 or more',
+        lambda value: value >= 1e-19,
+        traced=True,
+    ),
+    'optimizer.clip_norm': _NOT_NEGATIVE,
+    'optimizer.weight_decay': _NOT_NEGATIVE,
+    'optimizer.weight_decay_kind': _choice('independent', 'coupled'),
+    'schedule.steps': _integer(1, traced=True),
+    'schedule.warmup_steps': _integer(0, traced=True),
+    'schedule.min_learning_rate': _NOT_NEGATIVE,
+    'parallel.layout': _choice('auto', 'single', 'population'),
+    'parallel.members': _integer(1, optional=True),
+    'log.every_steps': _integer(1),
+    'probe.every_steps': _integer(0),
+    'checkpoint.every_steps': _integer(0),
+    'checkpoint.keep': _integer(1),
+}
+
+# One sweep, one text: a run's loss can only be held against another's on the same validation text.
+NEVER_SWEPT = ('data.source', 'data.path')
+
+
+def unknown_field(field: str) -> BadInput:
+  """The error for a field that no config has, with the nearest that one does."""
+  nearest = difflib.get_close_matches(field, RULES, n=1, cutoff=0.0)
+  return BadInput(f'config.{field}: no such field; the nearest is config.{nearest[0]}')
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'model': {'width': 64}} -> {'model.width': 64}."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:  # an empty section is kept, to be refused by name
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Config:
+  """{'model.width': 64} -> {'model': {'width': 64}}."""
+  config: Config = {}
+  for field, value in flat.items():
+    *sections, name = field.split('.')
+    section = config
+    for part in sections:
+      section = section.setdefault(part, {})
+    section[name] = value
+  return config
+
+
+def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Checks dotted fields and values; returns them in RULES' order, numbers in each field's type."""
+  for field in flat:
+    if field not in RULES:
+      raise unknown_field(field)
+  resolved = {}
+  for field, rule in RULES.items():
+    if field not in flat:
+      raise BadInput(f'config.{field}: missing; it must be {rule.allowed}')
+    try:
+      resolved[field] = rule.convert(flat[field])
+    except BadInput as error:
+      raise BadInput(f'config.{field}={flat[field]!r}: {error}') from None
+  _check_together(resolved)
+  return resolved
+
+
+def _check_together(c: Mapping[str, Any]) -> None:
+  """What no field can say of itself alone."""
+  if c['model.head_dim'] % 2:
+    raise BadInput(
+        f'config.model.head_dim={c["model.head_dim"]}: must be even, RoPE rotates pairs'
+    )
+  if c['model.width'] % c['model.head_dim']:
+    raise BadInput(
+        f'config.model.width={c["model.width"]}: must be a multiple of'
+        f' config.model.head_dim={c["model.head_dim"]}'
+    )
+  if c['schedule.min_learning_rate'] > c['optimizer.learning_rate']:
+    raise BadInput(
+        f'config.schedule.min_learning_rate={c["schedule.min_learning_rate"]!r}: must not be above'
+        f' config.optimizer.learning_rate={c["optimizer.learning_rate"]!r}'
+    )
+  if c['schedule.warmup_steps'] > c['schedule.steps']:
+    raise BadInput(
+        f'config.schedule.warmup_steps={c["schedule.warmup_steps"]}: must not be above'
+        f' config.schedule.steps={c["schedule.steps"]}'
+    )
+  if c['schedule.steps'] * c['data.batch_size'] > MAX_EXAMPLES:
+    raise BadInput(
+        f'config.schedule.steps={c["schedule.steps"]}: times config.data.batch_size='
+        f'{c["data.batch_size"]} must not be above {MAX_EXAMPLES} sequences'
+    )
+  if c['data.source'] == 'synthetic' and c['data.path'] is not None:
+    raise BadInput('config.data.path: must be unset when config.data.source=synthetic')
+
+
+def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, float | int]]:
+  """A resolved config -> (static config, hyperparameters by dotted field).
+
+  The static config shapes the programs; runs that share it form a population and its executables.
+  """
+  hyperparameters = {f: value for f, value in flatten(config).items() if RULES[f].traced}
+  return ml_collections.FrozenConfigDict(unflatten(dict(static_fields(config)))), hyperparameters
+
+
+def static_fields(config: Config) -> tuple[tuple[str, Any], ...]:
+  """The static config as (dotted field, value) pairs: equal for runs that share executables."""
+  return tuple((f, value) for f, value in flatten(config).items() if not RULES[f].traced)
+
+
+def parameters(config: Config) -> int:
+  """The weights of the blocks' matrices: queries, keys, values, output and the MLP of width 4d."""
+  return 12 * config['model']['depth'] * config['model']['width'] ** 2

@@ -1,0 +1,82 @@
+"""The one writer of a run's metrics: metrics.jsonl and TensorBoard, from the same dict."""
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventFileWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams
+
+from stability import workdir as workdir_lib
+
+RESULT_METRICS = ('initial_loss', 'final_loss')  # the columns of the HParams dashboard
+
+
+class MetricsWriter:
+  """Appends to the files of one run, from `step` on: what was logged after it is dropped."""
+
+  def __init__(self, run: Path, step: int, hyperparameters: Mapping[str, Any]):
+    """hyperparameters: the fields that the HParams dashboard shows for this run."""
+    begun_before = (run / 'metrics.jsonl').exists()
+    workdir_lib.cut_metrics(run, step)
+    self._lines = (run / 'metrics.jsonl').open('a')
+    self._board = _board(run)
+    if begun_before:  # TensorBoard then hides what earlier event files hold from this step on
+      self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
+    _, start, self._end = _hparams(hyperparameters)
+    self._add(step, summary=start)
+
+  def write(self, metrics: Mapping[str, float]) -> None:
+    """Logs one step: metrics holds step and, under their names, scalars; NaN becomes null."""
+    line = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+    self._lines.write(json.dumps(line, allow_nan=False) + '\n')
+    self._lines.flush()
+    self._scalars({key: value for key, value in metrics.items() if key != 'step'}, metrics['step'])
+
+  def flush(self) -> None:
+    """Returns once all lines are on the disk, where a checkpoint may rely on them."""
+    self._board.flush()
+    os.fsync(self._lines.fileno())
+
+  def close(self, result: Mapping[str, Any] | None = None) -> None:
+    """Ends the files; with the run's result, the HParams dashboard shows it."""
+    if result is not None:
+      losses = {key: result[key] for key in RESULT_METRICS if result[key] is not None}
+      self._scalars(losses, result['steps'])
+      self._add(result['steps'], summary=self._end)
+    self._board.close()
+    self._lines.close()
+
+  def _scalars(self, values: Mapping[str, float], step: int) -> None:
+    scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    self._add(step, summary=Summary(value=scalars))
+
+  def _add(self, step: int, **content: Any) -> None:
+    self._board.add_event(Event(step=step, wall_time=time.time(), **content))
+
+
+def write_experiment(workdir: Path, fields: Mapping[str, Any]) -> None:
+  """Tells TensorBoard all HParams columns of a sweep, once, at its root.
+
+  Without it the dashboard shows only the columns of the first run found.
+  """
+  experiment, _, _ = _hparams(fields)
+  board = _board(workdir)
+  board.add_event(Event(wall_time=time.time(), summary=experiment))
+  board.close()
+
+
+def _board(folder: Path) -> EventFileWriter:
+  # Two writers that start in one second would overwrite each other's file but for the suffix.
+  return EventFileWriter(str(folder), filename_suffix=f'.{uuid.uuid4().hex[:12]}', flush_secs=10)
+
+
+def _hparams(fields: Mapping[str, Any]) -> tuple[Summary, Summary, Summary]:
+  return hparams(dict(fields), dict.fromkeys(RESULT_METRICS))

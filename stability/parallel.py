@@ -1,0 +1,234 @@
+"""A step over devices. A layout holds the executables of a static config and the state they change.
+
+  Single      one run on one device, a Python loop over steps: fastest on a CPU (BUILD_NOTES.md)
+  Population  pmap over devices of vmap over members, a loop over steps on the device
+
+Both have `width` slots, each empty or holding one run, and train all of them in step. What a slot
+computes depends neither on its number nor on what the other slots hold.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Tree = Any  # of arrays
+Data = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """The pure functions of one run (stability/train.py); a layout compiles and maps them."""
+
+  init: Callable[[Tree], Tree]  # hyperparameters -> state
+  step: Callable[[Data, Tree], tuple[Tree, Metrics]]
+  probed_step: Callable[[Data, Tree], tuple[Tree, Metrics]] | None  # None: never probed
+  evaluate: Callable[[Data, Tree, jax.Array], jax.Array]  # data, state, batch number -> loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+  """Metrics on their way from the device: one array, fetched in one transfer when they are read."""
+
+  names: Sequence[str]
+  values: jax.Array  # [names], or [devices, members, names]
+
+  def read(self) -> list[dict[str, float]]:
+    """One dict a slot; waits for the device."""
+    rows = np.asarray(self.values).reshape(-1, len(self.names))
+    return [dict(zip(self.names, map(float, row))) for row in rows]
+
+
+class Layout(Protocol):
+  """What training asks of its devices."""
+
+  width: int
+
+  def init(self, hyper: Mapping[str, np.generic]) -> Tree:
+    """The state of a new run, on the host."""
+
+  def empty(self) -> Tree:
+    """A state with no run in any slot."""
+
+  def insert(self, state: Tree, slot: int, member: Tree) -> Tree:
+    """The state with a run, as init or extract gave it, in one slot."""
+
+  def extract(self, state: Tree) -> list[Tree]:
+    """The runs of all slots, on the host."""
+
+  def advance(self, state: Tree, steps: int) -> tuple[Tree, Fetch]:
+    """Quiet steps (at least one) and the metrics of the last; `state` must not be used again."""
+
+  def probe(self, state: Tree) -> tuple[Tree, Fetch]:
+    """One probed step and its metrics; `state` must not be used again."""
+
+  def evaluate(self, state: Tree) -> list[float]:
+    """The validation loss of every slot."""
+
+
+class Single:
+  """One run on one device."""
+
+  width = 1
+
+  def __init__(self, programs: Programs, data: Mapping[str, np.ndarray], hyper: Tree):
+    """data: 'train' and 'validation' arrays. hyper: of any run, for its types."""
+    self._data = jax.device_put(dict(data))
+    self._batches = len(data['validation'])
+    self._member = jax.eval_shape(programs.init, hyper)
+    self._quiet, self._probed = _Packed(programs.step), _Packed(programs.probed_step)
+    self._init = _compile(programs.init, hyper)
+    self._step = _compile(self._quiet, self._data, self._member, donate_argnums=1)
+    if programs.probed_step:
+      self._probed_step = _compile(self._probed, self._data, self._member, donate_argnums=1)
+    self._evaluate = _compile(programs.evaluate, self._data, self._member, np.int32(0))
+
+  def init(self, hyper):
+    return jax.device_get(self._init(hyper))
+
+  def empty(self):
+    return _zeros(self._member)
+
+  def insert(self, state, slot, member):
+    del state, slot
+    return jax.device_put(member)
+
+  def extract(self, state):
+    return [jax.device_get(state)]
+
+  def advance(self, state, steps):
+    for _ in range(steps):
+      state, values = self._step(self._data, state)
+    return state, Fetch(self._quiet.names, values)
+
+  def probe(self, state):
+    state, values = self._probed_step(self._data, state)
+    return state, Fetch(self._probed.names, values)
+
+  def evaluate(self, state):
+    losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
+    return [_mean(losses)]
+
+
+class Population:
+  """`members` runs on each device: pmap of vmap. Slot s is member s % members of its device."""
+
+  def __init__(
+      self,
+      programs: Programs,
+      data: Mapping[str, np.ndarray],
+      hyper: Tree,
+      devices: Sequence[jax.Device],
+      members: int,
+  ):
+    """data: 'train' and 'validation' arrays. hyper: of any run, for its types."""
+    self.width = len(devices) * members
+    self._members = members
+    self._devices = devices
+    mesh = Mesh(np.asarray(devices), ('devices',))
+    self._data = jax.device_put(dict(data), NamedSharding(mesh, PartitionSpec()))
+    self._batches = len(data['validation'])
+    self._member = jax.eval_shape(programs.init, hyper)
+    self._quiet, self._probed = _Packed(programs.step), _Packed(programs.probed_step)
+    state = self.empty()
+    count = np.int32(0)
+    self._init = _compile(programs.init, hyper)
+    self._insert = self._pmap(_insert, (0, None, 0), 0)(state, self._member, self._slots(0))
+    step = jax.vmap(self._quiet, (None, 0))
+    self._advance = self._pmap(_repeated(step), (None, 0, None), 1)(self._data, state, count)
+    if programs.probed_step:
+      step = jax.vmap(self._probed, (None, 0))
+      self._probed_step = self._pmap(step, (None, 0), 1)(self._data, state)
+    evaluate = jax.vmap(programs.evaluate, (None, 0, None))
+    self._evaluate = self._pmap(evaluate, (None, 0, None))(self._data, state, count)
+
+  def _pmap(self, function, in_axes, donate_argnums=()):
+    """Over the devices; given example arguments, the result compiles."""
+    mapped = jax.pmap(
+        function,
+        axis_name='devices',
+        in_axes=in_axes,
+        devices=self._devices,
+        donate_argnums=donate_argnums,
+    )
+    return lambda *arguments: mapped.lower(*arguments).compile()
+
+  def init(self, hyper):
+    return jax.device_get(self._init(hyper))
+
+  def empty(self):
+    return _zeros(self._member, (len(self._devices), self._members))
+
+  def insert(self, state, slot, member):
+    return self._insert(state, member, self._slots(slot))
+
+  def _slots(self, slot: int) -> np.ndarray:
+    """[devices, members]: True for the slot."""
+    return (np.arange(self.width) == slot).reshape(len(self._devices), self._members)
+
+  def extract(self, state):
+    members = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.device_get(state))
+    return [jax.tree.map(lambda a: a[slot], members) for slot in range(self.width)]
+
+  def advance(self, state, steps):
+    state, values = self._advance(self._data, state, np.int32(steps))
+    return state, Fetch(self._quiet.names, values)
+
+  def probe(self, state):
+    state, values = self._probed_step(self._data, state)
+    return state, Fetch(self._probed.names, values)
+
+  def evaluate(self, state):
+    losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
+    return list(map(_mean, np.reshape(jax.device_get(losses), (self._batches, -1)).T))
+
+
+class _Packed:
+  """A step whose metrics leave as one vector; `names` says of what, once it was traced."""
+
+  def __init__(self, step: Callable[[Data, Tree], tuple[Tree, Metrics]]):
+    self._function = step
+    self.names: tuple[str, ...] = ()
+
+  def __call__(self, data: Data, state: Tree) -> tuple[Tree, jax.Array]:
+    state, metrics = self._function(data, state)
+    self.names = tuple(metrics)
+    return state, jnp.stack([value.astype(jnp.float32) for value in metrics.values()])
+
+
+def _repeated(step):
+  """A loop over steps on the device; the number of steps is an argument of the executable."""
+
+  def repeated(data, state, steps):
+    first = jax.eval_shape(step, data, state)[1]
+    metrics = jnp.zeros(first.shape, first.dtype)
+    return jax.lax.fori_loop(0, steps, lambda _, carry: step(data, carry[0]), (state, metrics))
+
+  return repeated
+
+
+def _insert(state, member, here_M):
+  """`member` where `here_M` is True, `state` elsewhere."""
+
+  def choose(all_MxX, one_X):
+    mask = here_M.reshape(-1, *(1,) * one_X.ndim)
+    return jnp.where(mask, one_X, all_MxX)
+
+  return jax.tree.map(choose, state, member)
+
+
+def _compile(function, *arguments, **options):
+  return jax.jit(function, **options).lower(*arguments).compile()
+
+
+def _zeros(abstract: Tree, lead: tuple[int, ...] = ()) -> Tree:
+  return jax.tree.map(lambda a: np.zeros(lead + a.shape, a.dtype), abstract)
+
+
+def _mean(losses: Sequence[Any]) -> float:
+  return float(np.mean(jax.device_get(losses), dtype=np.float64))

@@ -1,0 +1,77 @@
+"""How numbers, sizes and interventions are written for people; the same in figures and tables."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+_COLUMNS = ('parameters', 'seed', 'seeds', 'status', 'run', 'error')  # of the tables shown
+
+
+def parameters(count: float) -> str:
+  """9216 -> 9.2K, 147456 -> 147K, 2359296 -> 2.4M; `?` where it is not known."""
+  if pd.isna(count):
+    return '?'
+  for unit, scale in (('', 1), ('K', 1e3), ('M', 1e6), ('B', 1e9), ('T', 1e12)):
+    scaled = count / scale
+    text = f'{scaled:.1f}'.removesuffix('.0') if scaled < 9.95 else f'{scaled:.0f}'
+    if len(text) < 4:
+      return text + unit
+  return f'{count:.1e}'
+
+
+def number(value: float) -> str:
+  """0.0003 -> 3e-4, 0.1 -> 1e-1, 1 -> 1, 15 -> 15: learning rates as papers write them.
+
+  All digits are kept: different numbers never look the same.
+  """
+  if value == 0 or 1 <= abs(value) < 1e3 or not np.isfinite(value):
+    return np.format_float_positional(value, trim='-')
+  return np.format_float_scientific(value, trim='-', exp_digits=1).replace('e+', 'e')
+
+
+def decimals(value: float, places: int = 3) -> str:
+  """A loss or a difference of losses; empty where there is none."""
+  return '' if pd.isna(value) else f'{value:.{places}f}'
+
+
+def value(entry: Any) -> str:
+  """A field's value."""
+  if pd.isna(entry):
+    return 'unset'
+  return number(entry) if isinstance(entry, float) else str(entry)
+
+
+def fields(names: Sequence[str]) -> dict[str, str]:
+  """Field -> its last part, or the whole where another field or column has that name."""
+  last = [name.split('.')[-1] for name in names]
+  return {
+      name: name if last.count(short) > 1 or short in _COLUMNS else short
+      for name, short in zip(names, last, strict=True)
+  }
+
+
+def sizes(rows: pd.DataFrame, shape: Sequence[str]) -> pd.Series:
+  """The size of each row: its parameters, and its shape where two shapes have as many.
+
+  Different sizes have different names.
+
+  Args:
+    rows: with the columns parameters and those of the shape.
+    shape: fields, such as model.width.
+  """
+  text = rows['parameters'].map(parameters)
+  alike = rows['parameters'].groupby(text).transform('nunique') > 1
+  text = text.where(~alike, rows['parameters'].map('{:,}'.format))
+  different = rows.drop_duplicates(['parameters', *shape])['parameters']
+  shared = rows['parameters'].isin(different[different.duplicated()])
+  for name, short in fields(shape).items():
+    text = text.where(~shared, text + f', {short} ' + rows[name].map(value))
+  return text
+
+
+def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
+  """model.qk_norm, none -> `qk_norm=none`; several are joined by commas."""
+  short = fields(names).values()
+  return ', '.join(f'{name}={value(entry)}' for name, entry in zip(short, values, strict=True))

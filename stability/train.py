@@ -1,0 +1,132 @@
+"""Training as pure functions of one run: init, step (quiet or probed), evaluate.
+
+stability/parallel.py maps them over runs and devices; stability/population.py drives them. A run's
+state is a dict of arrays: params, optimizer, step (updates made), diverged, and hyper, its
+hyperparameters under their dotted config names. Whatever changes a run's course is in it.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from stability import model as model_lib
+from stability import objective as objective_lib
+from stability import optimizer, parallel, probes
+from stability.data import batches
+
+State = dict[str, Any]
+Data = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def programs(static: ml_collections.FrozenConfigDict, vocabulary_size: int) -> parallel.Programs:
+  """The functions that a layout compiles; `static` is what config.split gives."""
+  model = model_lib.Transformer(static.model, vocabulary_size)
+  bind = functools.partial
+  return parallel.Programs(
+      init=bind(init, model, static),
+      step=bind(step, model, static, False),
+      probed_step=bind(step, model, static, True) if static.probe.every_steps else None,
+      evaluate=bind(evaluate, model),
+  )
+
+
+def arrays(hyper: Mapping[str, float | int]) -> dict[str, np.generic]:
+  """Hyperparameters as config.split gives them, in the types in which they are traced."""
+  return {
+      field: np.float32(value) if isinstance(value, float) else np.int32(value)
+      for field, value in hyper.items()
+  }
+
+
+def init(
+    model: model_lib.Transformer,
+    static: ml_collections.FrozenConfigDict,
+    hyper: optimizer.Hyperparameters,
+) -> State:
+  """The state of a run before its first update."""
+  inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
+  params = model.init(jax.random.key(hyper['seed']), inputs)['params']
+  return {
+      'params': params,
+      'optimizer': optimizer.direction(hyper).init(params),
+      'step': jnp.int32(0),
+      'diverged': jnp.bool(False),
+      'hyper': hyper,
+  }
+
+
+def step(
+    model: model_lib.Transformer,
+    static: ml_collections.FrozenConfigDict,
+    probed: bool,
+    data: Data,
+    state: State,
+) -> tuple[State, Metrics]:
+  """One update and its metrics, with the probes if `probed`.
+
+  A run that is over, or whose loss is not finite, keeps its state.
+  """
+  hyper, params = state['hyper'], state['params']
+  starts_B = batches.window_starts(
+      jnp,
+      hyper['data.seed'],
+      state['step'],
+      batch_size=static.data.batch_size,
+      sequence_length=static.data.sequence_length,
+      tokens=data['train'].shape[0],
+  )
+  batch_BxT1 = batches.gather(data['train'], starts_B, static.data.sequence_length)
+  inputs_BxT, targets_BxT = batch_BxT1[:, :-1], batch_BxT1[:, 1:]
+
+  def loss_function(params):
+    collections = [model_lib.PROBES, model_lib.ACTIVATIONS] if probed else []
+    logits_BxTxV, sown = model.apply({'params': params}, inputs_BxT, mutable=collections)
+    total, terms = objective_lib.objective(logits_BxTxV, targets_BxT, hyper['objective.z_loss'])
+    return total, (terms, logits_BxTxV, sown)
+
+  grad_function = jax.value_and_grad(loss_function, has_aux=True)
+  (_, (terms, logits_BxTxV, sown)), gradients = grad_function(params)
+  updates, optimizer_state = optimizer.direction(hyper).update(gradients, state['optimizer'])
+  this_step = state['step'] + 1
+  new_state = {
+      'params': optimizer.apply_updates(
+          params, updates, hyper, this_step, static.optimizer.weight_decay_kind
+      ),
+      'optimizer': optimizer_state,
+      'step': this_step,
+      'diverged': state['diverged'],
+      'hyper': hyper,
+  }
+  finite = jnp.isfinite(terms['loss'])
+  goes_on = (state['step'] < hyper['schedule.steps']) & finite & ~state['diverged']
+  kept_state = state | {'diverged': state['diverged'] | ~finite}
+  next_state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new_state, kept_state)
+
+  metrics = {
+      'step': this_step,
+      'diverged': next_state['diverged'],
+      **terms,
+      'learning_rate': optimizer.learning_rate(hyper, this_step),
+      'gradient_norm': optax.tree.norm(gradients),
+  }
+  if probed:
+    metrics |= probes.measure(
+        sown, logits_BxTxV, params, gradients, updates, hyper['optimizer.eps']
+    )
+  return next_state, metrics
+
+
+def evaluate(
+    model: model_lib.Transformer, data: Data, state: State, batch: jax.Array
+) -> jax.Array:
+  """Mean cross-entropy in nats on one of the fixed validation batches."""
+  batch_BxT1 = data['validation'][batch].astype(jnp.int32)
+  logits_BxTxV = model.apply({'params': state['params']}, batch_BxT1[:, :-1])
+  return objective_lib.cross_entropy(logits_BxTxV, batch_BxT1[:, 1:])

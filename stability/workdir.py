@@ -1,0 +1,248 @@
+"""The files of a sweep and its runs (README, "What is on disk"): who else reads them relies on this.
+
+  DIR/sweep.json             what the sweep is: every run's resolved config, its data, versions
+  DIR/runs/NAME/config.json  the resolved config of one run
+  DIR/runs/NAME/metrics.jsonl  one object per logged step, appended
+  DIR/runs/NAME/result.json  written last
+  DIR/results.csv            a row per run
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stability import config as config_lib
+from stability.errors import BadInput
+from stability.hyper import Runs
+
+Json = dict[str, Any]
+
+STATUSES = ('done', 'diverged', 'failed', 'stopped')
+RESULT_KEYS = ('initial_loss', 'final_loss', 'steps', 'tokens', 'seconds', 'error')
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+  """Writes a file so that readers see the old content or the new, never a part."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  data = content.encode() if isinstance(content, str) else content
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def write_json(path: Path, value: Any) -> None:
+  """JSON, whole; a non-finite number becomes null, so that any reader can parse it."""
+  write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, Mapping):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return value
+
+
+def run_dir(workdir: Path, name: str) -> Path:
+  """The folder of one run."""
+  return workdir / 'runs' / name
+
+
+# The sweep.
+
+
+def check_new(workdir: Path, runs: Runs) -> None:
+  """Refuses a workdir that cannot be written or that holds another sweep, before any work.
+
+  A workdir may gain runs; changed or removed ones are refused.
+  """
+  _check_writable(workdir)
+  if not (workdir / 'sweep.json').exists():
+    if workdir.is_dir() and any(workdir.iterdir()):
+      raise BadInput(f'--workdir={workdir}: is not empty and holds no sweep; name a new folder')
+    return
+  there = read_sweep(workdir)['runs']
+  for name, config in there.items():
+    if name not in runs.configs:
+      raise BadInput(f'--workdir={workdir}: holds another sweep: its run {name} is not in this one')
+    ours, theirs = (config_lib.flatten(c) for c in (runs.configs[name], config))
+    for field in sorted(ours.keys() | theirs.keys()):
+      if ours.get(field) != theirs.get(field):
+        raise BadInput(
+            f'--workdir={workdir}: holds another sweep: its run {name} has'
+            f' config.{field}={theirs.get(field)!r}, this one {ours.get(field)!r}'
+        )
+
+
+def _check_writable(workdir: Path) -> None:
+  existing = workdir
+  while not existing.exists() and not existing.is_symlink():
+    existing = existing.parent
+  if not existing.is_dir():
+    raise BadInput(f'--workdir={workdir}: {existing} is not a folder')
+  try:
+    with tempfile.TemporaryFile(dir=existing):
+      pass
+  except OSError as error:
+    raise BadInput(f'--workdir={workdir}: cannot be written: {error.strerror}') from error
+
+
+def write_sweep(
+    workdir: Path,
+    runs: Runs,
+    *,
+    config_file: str,
+    scale: str,
+    overrides: Mapping[str, Any],
+    data: Json,
+    versions: Json,
+) -> None:
+  """Writes sweep.json and each run's config.json; data is {path, meta} of the token files."""
+  for name, config in runs.configs.items():
+    if not (run_dir(workdir, name) / 'config.json').exists():
+      write_json(run_dir(workdir, name) / 'config.json', config)
+  write_json(
+      workdir / 'sweep.json',
+      {
+          'config_file': config_file,
+          'scale': scale,
+          'overrides': dict(overrides),
+          'fields': list(runs.fields),
+          'data': data,
+          'versions': versions,
+          'runs': runs.configs,
+      },
+  )
+
+
+def read_sweep(workdir: Path) -> Json:
+  """sweep.json."""
+  path = workdir / 'sweep.json'
+  if not path.is_file():
+    raise BadInput(f'--workdir={workdir}: holds no sweep (no sweep.json)')
+  return _read_json(path)
+
+
+def _read_json(path: Path) -> Json:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise BadInput(f'{path}: cannot be read: {error}') from error
+
+
+# One run.
+
+
+def status(initial_loss: float, final_loss: float) -> str:
+  """'diverged' if the final loss is not finite or above the initial one, else 'done'."""
+  fine = math.isfinite(final_loss) and final_loss <= initial_loss
+  return 'done' if fine else 'diverged'
+
+
+def write_result(run: Path, result: Json) -> None:
+  """result.json; the run is over once it is there."""
+  assert result['status'] in STATUSES, result
+  write_json(run / 'result.json', result)
+
+
+def write_failure(run: Path, error: str) -> None:
+  """The result of a run that could not be trained; a sweep started again tries it again."""
+  write_result(run, dict.fromkeys(RESULT_KEYS) | {'status': 'failed', 'error': error})
+
+
+def read_result(run: Path) -> Json | None:
+  """result.json, or None while the run is not over."""
+  path = run / 'result.json'
+  return _read_json(path) if path.exists() else None
+
+
+def is_over(run: Path) -> bool:
+  """Whether the run is never trained again. A failed one is: its cause may be mended."""
+  result = read_result(run)
+  return result is not None and result['status'] != 'failed'
+
+
+def read_metrics(run: Path) -> list[Json]:
+  """The lines of metrics.jsonl; a torn last line is ignored."""
+  path = run / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in _whole_lines(path.read_bytes())]
+
+
+def last_metrics(run: Path) -> Json | None:
+  """The last whole line of metrics.jsonl, read from its end: cheap while the run goes on."""
+  path = run / 'metrics.jsonl'
+  if not path.exists():
+    return None
+  with path.open('rb') as file:
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - 2**17))
+    lines = _whole_lines(file.read())
+  return json.loads(lines[-1]) if lines else None
+
+
+def cut_metrics(run: Path, step: int) -> None:
+  """Drops the lines after `step`: what a resume from there will write again."""
+  path = run / 'metrics.jsonl'
+  if path.exists():
+    lines = _whole_lines(path.read_bytes())
+    kept = [line + b'\n' for line in lines if json.loads(line)['step'] <= step]
+    write_whole(path, b''.join(kept))
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+  return content.split(b'\n')[:-1]
+
+
+# All runs.
+
+
+def read_results(workdir: Path) -> list[Json]:
+  """One flat dict per run, in the sweep's order; status is 'missing' without a result.json."""
+  sweep = read_sweep(workdir)
+  return [_row(workdir, name, config, sweep['fields']) for name, config in sweep['runs'].items()]
+
+
+def _row(workdir: Path, name: str, config: Json, fields: Iterable[str]) -> Json:
+  flat = config_lib.flatten(config)
+  result = read_result(run_dir(workdir, name)) or {'status': 'missing'}
+  return {
+      'run': name,
+      'status': result['status'],
+      'parameters': config_lib.parameters(config),
+      'learning_rate': flat['optimizer.learning_rate'],
+      'seed': flat['seed'],
+      **{field: flat[field] for field in fields if field != 'seed'},
+      **{key: result.get(key) for key in RESULT_KEYS},
+  }
+
+
+def write_results(workdir: Path) -> Path:
+  """results.csv: a row per run."""
+  rows = read_results(workdir)
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  path = workdir / 'results.csv'
+  write_whole(path, buffer.getvalue())
+  return path
+
+

@@ -1,0 +1,78 @@
+"""Puts the tests on eight devices of the CPU; gives them a tiny run, its text and its programs."""
+
+import os
+
+# Read when jax is first imported. Flags that are already there come last, and so win.
+os.environ['XLA_FLAGS'] = ' '.join(
+    ['--xla_force_host_platform_device_count=8', os.environ.get('XLA_FLAGS', '')]
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import base
+from stability import config as config_lib
+from stability import parallel, train
+
+TINY = {
+    'data.batch_size': 4,
+    'data.sequence_length': 16,
+    'data.validation_batches': 2,
+    'model.width': 32,
+    'model.depth': 2,
+    'model.head_dim': 16,
+    'schedule.steps': 20,
+    'schedule.warmup_steps': 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A resolved config in the forms that the modules take."""
+
+  config: config_lib.Config
+  flat: dict[str, Any]
+  static: ml_collections.FrozenConfigDict
+  hyper: dict[str, np.generic]
+
+
+@pytest.fixture(scope='session')
+def tiny() -> Callable[..., Run]:
+  """A function of overrides by dotted field: configs/base.py made tiny, and these."""
+
+  def run(overrides: dict[str, Any] | None = None) -> Run:
+    default = config_lib.flatten(base.get_config().to_dict())
+    flat = config_lib.resolve(default | TINY | (overrides or {}))
+    config = config_lib.unflatten(flat)
+    static, hyper = config_lib.split(config)
+    arrays = {
+        field: np.float32(value) if isinstance(value, float) else np.int32(value)
+        for field, value in hyper.items()
+    }
+    return Run(config, flat, static, arrays)
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def text() -> dict[str, np.ndarray]:
+  """Random bytes below 64: a text to train on and the validation batches of a tiny run."""
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return (64 * rng.random(shape) ** 2).astype(np.uint8)  # squared: some are frequent
+
+  return {'train': draw(2_001), 'validation': draw(2, 4, 17)}
+
+
+@pytest.fixture(scope='session')
+def single(tiny, text) -> parallel.Single:
+  """One tiny run on one device, its executables compiled."""
+  run = tiny()
+  return parallel.Single(train.programs(run.static, vocabulary_size=64), text, run.hyper)

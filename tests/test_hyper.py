@@ -1,0 +1,222 @@
+"""stability.hyper: the vocabulary, and the runs and names a sweep expands to."""
+
+import hashlib
+import json
+import re
+import time
+
+import pytest
+
+from configs import base
+from stability import config as config_lib
+from stability import hyper
+from stability.errors import BadInput
+
+WIDTHS = hyper.sweep('model.width', [32, 64])
+SEEDS = hyper.sweep('seed', [1, 2])
+
+
+def expand(points, overrides=()) -> hyper.Runs:
+  return hyper.expand(base.get_config().to_dict(), points, overrides)
+
+
+def names(points) -> list[str]:
+  return list(expand(points).configs)
+
+
+def test_sweep_and_fixed():
+  assert hyper.sweep('seed', (n for n in range(2))) == [{'seed': 0}, {'seed': 1}]
+  assert hyper.fixed('seed', 3) == [{'seed': 3}]
+
+
+def test_product_varies_the_first_slowest():
+  assert hyper.product([WIDTHS, SEEDS, hyper.fixed('model.depth', 3)]) == [
+      {'model.width': 32, 'seed': 1, 'model.depth': 3},
+      {'model.width': 32, 'seed': 2, 'model.depth': 3},
+      {'model.width': 64, 'seed': 1, 'model.depth': 3},
+      {'model.width': 64, 'seed': 2, 'model.depth': 3},
+  ]
+
+
+def test_zipit_goes_side_by_side():
+  assert hyper.zipit([WIDTHS, SEEDS]) == [
+      {'model.width': 32, 'seed': 1},
+      {'model.width': 64, 'seed': 2},
+  ]
+
+
+def test_chain_goes_one_after_another():
+  assert hyper.chain([WIDTHS, SEEDS]) == WIDTHS + SEEDS
+
+
+def test_the_vocabulary_nests():
+  points = hyper.product([hyper.zipit([WIDTHS, SEEDS]), hyper.chain([hyper.fixed('a', 1)])])
+  assert points == [
+      {'model.width': 32, 'seed': 1, 'a': 1},
+      {'model.width': 64, 'seed': 2, 'a': 1},
+  ]
+
+
+def test_zipit_refuses_different_lengths():
+  with pytest.raises(BadInput, match=re.escape('different lengths: [2, 3]')):
+    hyper.zipit([WIDTHS, hyper.sweep('seed', [1, 2, 3])])
+
+
+@pytest.mark.parametrize('join', [hyper.product, hyper.zipit])
+def test_a_field_swept_twice_is_refused(join):
+  with pytest.raises(BadInput, match=r'config\.seed: swept twice'):
+    join([SEEDS, SEEDS])
+
+
+def test_names_follow_the_contract():
+  points = hyper.product([
+      hyper.fixed('model.width', 64),
+      hyper.fixed('model.qk_norm', 'none'),
+      hyper.fixed('optimizer.learning_rate', 1e-2),
+  ])
+  runs = expand(points)
+  assert list(runs.configs) == ['width=64,qk_norm=none,learning_rate=0.01,seed=0']
+  assert runs.fields == ('model.width', 'model.qk_norm', 'optimizer.learning_rate')
+  (config,) = runs.configs.values()
+  assert config['model']['width'] == 64
+  assert config['model']['qk_norm'] == 'none'
+  assert config['optimizer'] == base.get_config().optimizer.to_dict()
+
+
+def test_without_a_sweep_the_name_is_the_seed():
+  runs = expand([{}])
+  assert list(runs.configs) == ['seed=0']
+  assert runs.fields == ()
+  assert runs.configs['seed=0'] == base.get_config().to_dict()
+
+
+def test_seed_comes_last_wherever_it_is_swept():
+  runs = expand(hyper.product([SEEDS, WIDTHS]))
+  assert list(runs.configs) == [
+      'width=32,seed=1',
+      'width=64,seed=1',
+      'width=32,seed=2',
+      'width=64,seed=2',
+  ]
+  assert runs.fields == ('seed', 'model.width')
+
+
+def test_fields_keep_the_order_in_which_they_first_appear():
+  runs = expand(hyper.chain([WIDTHS, hyper.product([hyper.fixed('model.depth', 1), SEEDS])]))
+  assert runs.fields == ('model.width', 'model.depth', 'seed')
+  assert list(runs.configs) == [
+      'width=32,depth=3,seed=0',  # what a point does not say has base's value
+      'width=64,depth=3,seed=0',
+      'width=64,depth=1,seed=1',
+      'width=64,depth=1,seed=2',
+  ]
+
+
+@pytest.mark.parametrize(
+    'fields, name',
+    [
+        (['log.every_steps'], 'every_steps=1,seed=0'),
+        (['log.every_steps', 'probe.every_steps'], 'log.every_steps=1,probe.every_steps=1,seed=0'),
+        (['data.seed'], 'data.seed=1,seed=0'),  # for seed is always in the name
+        (['schedule.steps', 'log.every_steps'], 'steps=1,every_steps=1,seed=0'),
+    ],
+)
+def test_a_field_is_called_by_its_shortest_unambiguous_suffix(fields, name):
+  points = hyper.product([hyper.fixed(field, 1) for field in fields])
+  points = hyper.product([points, hyper.fixed('schedule.warmup_steps', 0)])
+  assert names(points) == [name.replace(',seed=0', ',warmup_steps=0,seed=0')]
+
+
+@pytest.mark.parametrize(
+    'value, text',
+    [
+        (1, '1.0'),
+        (1.0, '1.0'),
+        (0.01, '0.01'),
+        (1e-2, '0.01'),
+        (3e-4, '0.0003'),
+        (1e-5, '1e-05'),
+        (1e16, '1e+16'),
+        (0.1 + 0.2, '0.30000000000000004'),
+    ],
+)
+def test_floats_are_written_so_that_they_read_back_exactly(value, text):
+  assert names(hyper.fixed('optimizer.learning_rate', value)) == [f'learning_rate={text},seed=0']
+  assert float(text) == value
+
+
+def test_none_is_written_as_none():
+  assert names(hyper.fixed('parallel.members', None)) == ['members=None,seed=0']
+
+
+def test_characters_outside_the_contract_are_percent_encoded(monkeypatch):
+  rule = config_lib.Rule(str, 'anything')
+  monkeypatch.setitem(config_lib.RULES, 'model.qk_norm', rule)
+  text = 'aZ9._+=,- /\\%~é\n'
+  assert names(hyper.fixed('model.qk_norm', text)) == [
+      'qk_norm=aZ9._+=,-%20%2F%5C%25%7E%C3%A9%0A,seed=0'
+  ]
+
+
+def test_names_over_120_characters_are_cut_and_given_the_configs_hash(monkeypatch):
+  rule = config_lib.Rule(str, 'anything')
+  monkeypatch.setitem(config_lib.RULES, 'model.qk_norm', rule)
+  fits = 'x' * (120 - len('qk_norm=,seed=0'))
+  runs = expand(hyper.sweep('model.qk_norm', [fits, fits + 'y', fits + 'z']))
+  whole, *cut = runs.configs
+  assert whole == f'qk_norm={fits},seed=0'
+  assert len(set(cut)) == 2
+  for name in cut:
+    assert len(name) == 120
+    flat = config_lib.flatten(runs.configs[name])
+    digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+    assert name == f'qk_norm={fits}'[:111] + '-' + digest[:8]
+
+
+def test_configs_are_resolved():
+  (config,) = expand(hyper.fixed('optimizer.learning_rate', 1)).configs.values()
+  assert type(config['optimizer']['learning_rate']) is float
+  assert list(config_lib.flatten(config)) == list(config_lib.RULES)
+
+
+def test_runs_do_not_share_what_can_be_changed():
+  first, second = expand(SEEDS).configs.values()
+  first['model']['width'] = 1
+  assert second['model']['width'] == 64
+
+
+@pytest.mark.parametrize(
+    'points, said',
+    [
+        ([], 'describes no runs'),
+        (['seed'], "yields 'seed', must be a dict"),
+        ([{1: 2}], 'yields {1: 2}, must be a dict'),
+        (hyper.sweep('seed', [1, 1]), 'two runs are the same: seed=1'),
+        (hyper.sweep('optimizer.eps', [1, 1.0]), 'two runs are the same: eps=1.0,seed=0'),
+        (hyper.chain([[{}], [{'seed': 0}]]), 'two runs are the same: seed=0'),
+        (hyper.fixed('model.widht', 1), 'config.model.widht: no such field.*config.model.width$'),
+        (hyper.fixed('model.width', 65), 'config.model.width=65: must be a multiple'),
+        (hyper.fixed('seed', 'one'), "config.seed='one': must be an integer"),
+        (hyper.fixed('data.path', 'x'), 'config.data.path: cannot be swept'),
+        (hyper.fixed('data.source', 'text'), 'config.data.source: cannot be swept'),
+    ],
+)
+def test_sweeps_that_are_refused(points, said):
+  with pytest.raises(BadInput, match=said):
+    expand(points)
+
+
+def test_an_override_of_a_swept_field_is_refused():
+  with pytest.raises(BadInput, match=r'config\.model\.width: cannot be overridden'):
+    expand(WIDTHS, overrides=['model.width'])
+  assert len(expand(WIDTHS, overrides=['model.depth']).configs) == 2
+
+
+def test_thousands_of_runs_expand_in_seconds():
+  points = hyper.product([
+      hyper.sweep('seed', range(1000)),
+      hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1, 1.0, 10.0]),
+  ])
+  start = time.process_time()
+  assert len(expand(points).configs) == 5_000
+  assert time.process_time() - start < 5

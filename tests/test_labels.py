@@ -1,0 +1,89 @@
+"""How numbers, sizes and interventions are written."""
+
+import pandas as pd
+import pytest
+
+from stability import config
+from stability.report import labels
+
+
+@pytest.mark.parametrize('name', config.SIZES)
+def test_parameters_of_the_named_sizes_are_their_names(name):
+  size = config.SIZES[name]
+  assert labels.parameters(12 * size['model.depth'] * size['model.width'] ** 2) == name
+
+
+@pytest.mark.parametrize(
+    ('count', 'text'),
+    [
+        (0, '0'),
+        (768, '768'),
+        (999.6, '1K'),
+        (9_949, '9.9K'),
+        (9_950, '10K'),
+        (999_600, '1M'),
+        (1_000_000, '1M'),
+        (7e12, '7T'),
+        (2e15, '2.0e+15'),
+        (pd.NA, '?'),
+    ],
+)
+def test_parameters(count, text):
+  assert labels.parameters(count) == text
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (3e-4, '3e-4'),
+        (0.1, '1e-1'),
+        (0.12345678, '1.2345678e-1'),
+        (1e-15, '1e-15'),
+        (1.0, '1'),
+        (12.5, '12.5'),
+        (999.9999999, '999.9999999'),
+        (1e3, '1e3'),
+        (0.0, '0'),
+        (float('nan'), 'nan'),
+    ],
+)
+def test_number(value, text):
+  assert labels.number(value) == text
+
+
+def test_decimals_of_nothing_are_nothing():
+  assert [labels.decimals(value) for value in (2.28551, float('nan'), None)] == ['2.286', '', '']
+
+
+def test_value():
+  assert [labels.value(entry) for entry in (1e-4, 5, 'none', True, None)] == [
+      '1e-4', '5', 'none', 'True', 'unset'
+  ]  # fmt: skip
+
+
+def test_fields_are_short_where_that_is_unambiguous():
+  names = ['model.qk_norm', 'a.eps', 'b.eps', 'data.seed', 'method']
+  assert list(labels.fields(names).values()) == ['qk_norm', 'a.eps', 'b.eps', 'data.seed', 'method']
+
+
+def test_pairs():
+  names = ['model.qk_norm', 'optimizer.eps']
+  assert labels.pairs(names, ['none', 1e-8]) == 'qk_norm=none, eps=1e-8'
+  assert labels.pairs([], []) == ''
+
+
+def test_sizes_name_the_shape_only_where_parameters_do_not_tell():
+  rows = pd.DataFrame(
+      [(9216, 16, 3), (18_874_368, 512, 6), (18_874_368, 256, 24)],
+      columns=['parameters', 'model.width', 'model.depth'],
+  )
+  assert list(labels.sizes(rows, ['model.width', 'model.depth'])) == [
+      '9.2K',
+      '19M, width 512, depth 6',
+      '19M, width 256, depth 24',
+  ]
+
+
+def test_sizes_that_differ_never_look_the_same():
+  rows = pd.DataFrame({'parameters': pd.array([9216, 9248, 9216, 70_000, pd.NA], 'Int64')})
+  assert list(labels.sizes(rows, [])) == ['9,216', '9,248', '9,216', '70K', '?']

@@ -1,0 +1,51 @@
+"""Cross-entropy and z-loss, against NumPy in float64."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import special
+
+from stability import objective as objective_lib
+
+RNG = np.random.default_rng(0)
+LOGITS = np.float32(3 * RNG.normal(size=(2, 5, 11)))
+TARGETS = RNG.integers(0, 11, (2, 5))
+LOG_Z = special.logsumexp(LOGITS.astype(np.float64), axis=-1)
+SOFTMAX = special.softmax(LOGITS.astype(np.float64), axis=-1)
+TARGET_LOGITS = np.take_along_axis(LOGITS, TARGETS[..., None], axis=-1)[..., 0]
+
+
+def total(logits, targets, z_loss):
+  return objective_lib.objective(logits, targets, np.float32(z_loss))[0]
+
+
+@pytest.mark.parametrize('z_loss', [0.0, 1e-4, 0.5])
+def test_terms(z_loss):
+  """The loss leaves z-loss out, which has a name of its own; the sum is minimised."""
+  value, metrics = objective_lib.objective(LOGITS, TARGETS, np.float32(z_loss))
+  loss, z_term = np.mean(LOG_Z - TARGET_LOGITS), z_loss * np.mean(LOG_Z**2)
+  assert metrics.keys() == {'loss', 'z_loss'}
+  assert float(metrics['loss']) == pytest.approx(loss, rel=1e-6)
+  assert float(metrics['z_loss']) == pytest.approx(z_term, rel=1e-6)
+  assert float(value) == pytest.approx(loss + z_term, rel=1e-6)
+
+
+def test_cross_entropy_is_the_loss():
+  value = objective_lib.cross_entropy(LOGITS, TARGETS)
+  assert float(value) == pytest.approx(np.mean(LOG_Z - TARGET_LOGITS), rel=1e-6)
+
+
+@pytest.mark.parametrize('z_loss', [0.0, 0.5])
+def test_gradient(z_loss):
+  """(softmax - one-hot) / positions, and 2 z_loss log Z softmax / positions."""
+  gradient = jax.grad(total)(LOGITS, TARGETS, z_loss)
+  expected = SOFTMAX - np.eye(11)[TARGETS] + 2 * z_loss * LOG_Z[..., None] * SOFTMAX
+  np.testing.assert_allclose(gradient, expected / TARGETS.size, rtol=1e-5, atol=1e-7)
+
+
+def test_large_logits_do_not_overflow():
+  """Shifted logits have the same loss and a larger log Z; 1e4 is where the paper's runs end."""
+  _, metrics = objective_lib.objective(LOGITS + np.float32(1e4), TARGETS, np.float32(1))
+  # float32 has steps of 1e-3 there.
+  assert float(metrics['loss']) == pytest.approx(np.mean(LOG_Z - TARGET_LOGITS), abs=2e-3)
+  assert float(metrics['z_loss']) == pytest.approx(np.mean((LOG_Z + 1e4) ** 2), rel=1e-6)

@@ -1,0 +1,196 @@
+"""The JAX implementation against tests/reference_torch.py, from equal numbers, in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from stability import model as model_lib
+from stability import objective as objective_lib
+from stability import optimizer, train
+from stability.data import batches
+
+torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
+
+import reference_torch  # noqa: E402
+
+VOCABULARY = 64
+SWITCHES = {
+    'default': {},
+    'qk_norm=none': {'model.qk_norm': 'none'},
+    'depth=0': {'model.depth': 0},
+}
+# Optimizing machine code takes most of a compile; what is computed stays the same.
+compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+def settings(run):
+  """What the reference reads: numbers as the traced float32 ones are."""
+  return run.flat | {field: value.item() for field, value in run.hyper.items()}
+
+
+def random_params(run):
+  """Weights as large as initial ones; scales of LayerNorms are spread around 1."""
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  network = model_lib.Transformer(run.static.model, VOCABULARY)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), tokens)['params']
+  rng = np.random.default_rng(1)
+
+  def draw(shape):
+    noise = rng.normal(size=shape)
+    return np.float32(noise / np.sqrt(shape[0]) if len(shape) > 1 else 1 + 0.2 * noise)
+
+  return jax.tree.map(lambda leaf: draw(leaf.shape), shapes)
+
+
+def named(tree):
+  """The leaves by the names that PyTorch gives parameters."""
+  return traverse_util.flatten_dict(jax.device_get(tree), sep='.')
+
+
+def in_torch(run, params):
+  """The reference with these weights; refuses other names or shapes than its own."""
+  network = reference_torch.Transformer(settings(run), VOCABULARY)
+  weights = {name: torch.tensor(value) for name, value in named(params).items()}
+  network.load_state_dict(weights, strict=True)
+  return network
+
+
+def batch(run, text, step):
+  """Batch number `step`, as the host draws it."""
+  c = run.static.data
+  sizes = dict(batch_size=c.batch_size, sequence_length=c.sequence_length)
+  starts = batches.window_starts(
+      np, run.flat['data.seed'], step, tokens=len(text['train']), **sizes
+  )
+  return batches.gather(text['train'], starts, c.sequence_length)
+
+
+def assert_close(ours, theirs, tolerance):
+  """Every tensor within tolerance of its own norm."""
+  assert ours.keys() == theirs.keys()
+  for name, value in theirs.items():
+    expected = value.detach().numpy()
+    error = np.linalg.norm(ours[name] - expected) / np.linalg.norm(expected)
+    assert error <= tolerance, f'{name}: {error:.1e}'
+
+
+@pytest.fixture(scope='module', params=SWITCHES)
+def switched(request, tiny):
+  """A run, weights, and its compiled forward and backward pass."""
+  run = tiny(SWITCHES[request.param])
+  network = model_lib.Transformer(run.static.model, VOCABULARY)
+
+  def total(params, inputs, targets, z_loss):
+    logits = network.apply({'params': params}, inputs)
+    value, terms = objective_lib.objective(logits, targets, z_loss)
+    return value, (logits, terms['loss'])
+
+  return run, random_params(run), compiled(jax.value_and_grad(total, has_aux=True))
+
+
+@pytest.mark.parametrize('z_loss', [0.0, 1e-4, 0.1])
+def test_logits_loss_and_gradients(switched, text, z_loss):
+  """Logits, of order 1, and losses to 1e-5; gradients to 1e-5 of each tensor's norm."""
+  run, params, value_and_grad = switched
+  rows = batch(run, text, 0)
+  (ours_total, (ours_logits, ours_loss)), gradients = value_and_grad(
+      params, rows[:, :-1], rows[:, 1:], np.float32(z_loss)
+  )
+  network = in_torch(run, params)
+  rows = torch.tensor(rows, dtype=torch.int64)
+  logits = network(rows[:, :-1])
+  total, loss = reference_torch.objective(logits, rows[:, 1:], z_loss)
+  total.backward()
+
+  assert 0.5 < logits.std() < 2
+  np.testing.assert_allclose(ours_logits, logits.detach().numpy(), rtol=0, atol=1e-5)
+  assert float(ours_loss) == pytest.approx(loss.item(), rel=0, abs=1e-5)
+  assert float(ours_total) == pytest.approx(total.item(), rel=0, abs=1e-5)
+  assert_close(named(gradients), {n: p.grad for n, p in network.named_parameters()}, 1e-5)
+
+
+@pytest.fixture(scope='module')
+def direction():
+  """One update of the optimizer alone, compiled."""
+  return compiled(lambda hyper, g, state: optimizer.direction(hyper).update(g, state))
+
+
+@pytest.fixture(scope='module', params=['independent', 'coupled'])
+def apply_updates(request):
+  """The kind of weight decay, and the update of parameters, compiled."""
+  kind = request.param
+  return kind, compiled(functools.partial(optimizer.apply_updates, weight_decay_kind=kind))
+
+
+OPTIMIZERS = {
+    'default': {},
+    'tiny eps': {'optimizer.eps': 1e-15},
+    'large eps': {'optimizer.eps': 1e-3},
+    'always clipped': {'optimizer.clip_norm': 1e-2, 'optimizer.eps': 1e-3},
+    'never clipped': {'optimizer.clip_norm': 0.0, 'optimizer.eps': 1e-3},
+    'other betas': {'optimizer.beta1': 0.5, 'optimizer.beta2': 0.99},
+    'no warm-up': {'schedule.warmup_steps': 0, 'schedule.steps': 5},
+}
+
+
+@pytest.mark.parametrize('case', OPTIMIZERS)
+def test_optimizer(tiny, direction, apply_updates, case):
+  """On equal gradients: directions, and parameters after them, to 1e-6 of their norms."""
+  kind, apply = apply_updates
+  decay = {'optimizer.weight_decay_kind': kind, 'optimizer.weight_decay': 0.03}
+  run = tiny(OPTIMIZERS[case] | decay)
+  rng = np.random.default_rng(2)
+  params = {'a': np.float32(rng.normal(size=(16, 8))), 'b': np.float32(rng.normal(size=8))}
+  theirs = {name: torch.tensor(value) for name, value in params.items()}
+  reference = reference_torch.AdamW(settings(run), theirs.values())
+  directions_only = reference_torch.AdamW(settings(run), theirs.values())
+  state = optimizer.direction(run.hyper).init(params)
+  for step in range(1, 6):
+    size = 10.0 ** rng.uniform(-3, 0)  # the global norm, 12 * size, lies around 1
+    gradients = {n: np.float32(size * rng.normal(size=p.shape)) for n, p in params.items()}
+    torch_gradients = [torch.tensor(value) for value in gradients.values()]
+    updates, state = direction(run.hyper, gradients, state)
+    assert_close(updates, dict(zip(theirs, directions_only.direction(torch_gradients))), 1e-6)
+    params = apply(params, updates, run.hyper, np.int32(step))
+    reference.step(torch_gradients)
+    assert_close(params, theirs, 1e-6)
+
+
+STEPS = SWITCHES | {
+    'coupled': {'optimizer.weight_decay_kind': 'coupled', 'model.depth': 0},
+}
+
+
+@pytest.mark.parametrize('case', STEPS)
+def test_three_steps(tiny, text, case):
+  """train.step against the reference's loop, on the batches that the host draws."""
+  overrides = {
+      'optimizer.learning_rate': 1e-3,
+      'optimizer.weight_decay': 0.03,  # large, for three steps to show it
+      'schedule.warmup_steps': 1,
+      'schedule.steps': 4,
+  }
+  run = tiny(STEPS[case] | overrides)
+  params = random_params(run)
+  network = in_torch(run, params)
+  reference = reference_torch.AdamW(settings(run), network.parameters())
+  state = {
+      'params': params,
+      'optimizer': optimizer.direction(run.hyper).init(params),
+      'step': np.int32(0),
+      'diverged': np.bool(False),
+      'hyper': run.hyper,
+  }
+  step = compiled(train.programs(run.static, VOCABULARY).step)
+  for i in range(3):
+    state, metrics = step(text, state)
+    rows = torch.tensor(batch(run, text, i), dtype=torch.int64)
+    loss = reference_torch.train_step(network, reference, rows, run.flat['objective.z_loss'])
+    assert float(metrics['loss']) == pytest.approx(loss.item(), rel=0, abs=1e-4)
+    rate = reference_torch.schedule(settings(run), i + 1)
+    assert float(metrics['learning_rate']) == pytest.approx(rate, rel=1e-6)
+  assert_close(named(state['params']), dict(network.named_parameters()), 1e-4)

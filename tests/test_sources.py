@@ -1,0 +1,197 @@
+import os
+import pathlib
+import random
+import sys
+import sysconfig
+
+import pytest
+
+from stability.data import sources
+from stability.errors import BadInput
+
+
+def write(root: pathlib.Path, files: dict[str, bytes]) -> str:
+  for name, content in files.items():
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+  return str(root)
+
+
+def lines(count: int, seed: int) -> bytes:
+  rng = random.Random(seed)
+  return b''.join(b'%d\n' % rng.randrange(10**9) for _ in range(count))
+
+
+def test_folder_gives_its_text_files_in_order_of_their_names(tmp_path):
+  path = write(tmp_path, {'b.txt': b'two', 'a/z.txt': b'one', 'c/.x/y': b'no', '.d': b'no'})
+  write(tmp_path, {'binary': b'a\0b', 'empty': b'', 'only_nul_far': b'x' * 8192 + b'\0y'})
+  assert sources.documents(path) == [
+      ('a/z.txt', b'one'),
+      ('b.txt', b'two'),
+      ('only_nul_far', b'x' * 8192 + b'y'),
+  ]
+
+
+def test_bytes_that_are_not_utf8_stay(tmp_path):
+  file = tmp_path / 'latin.txt'
+  file.write_bytes(b'na\xefve\r\n')
+  assert sources.documents(str(file)) == [('latin.txt', b'na\xefve\r\n')]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names elsewhere are Unicode')
+def test_name_that_is_not_utf8_can_be_written(tmp_path):
+  (tmp_path / os.fsdecode(b'na\xefve')).write_bytes(b'x')
+  [(name, _)] = sources.documents(str(tmp_path))
+  assert name.encode() == 'na\ufffdve'.encode()
+
+
+def test_links_are_not_followed(tmp_path):
+  write(tmp_path / 'outside', {'secret': b'secret', 'more/secret': b'secret'})
+  path = write(tmp_path / 'inside', {'text': b'text'})
+  (tmp_path / 'inside' / 'file').symlink_to(tmp_path / 'outside' / 'secret')
+  (tmp_path / 'inside' / 'folder').symlink_to(tmp_path / 'outside')
+  (tmp_path / 'inside' / 'twice').symlink_to(tmp_path / 'inside' / 'text')
+  assert sources.documents(path) == [('text', b'text')]
+
+
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('missing', None, 'no such file or folder'),
+        ('empty', b'', 'holds no text'),
+        ('binary', b'\x7fELF\0', 'holds no text'),
+        ('n' * 300, None, 'cannot be read'),
+        ('line\nbreak', None, 'no such file or folder'),
+    ],
+)
+def test_path_without_text_is_refused(tmp_path, name, content, message):
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(BadInput, match=f'config.data.path=.*{message}') as error:
+    sources.documents(str(tmp_path / name))
+  assert '\n' not in str(error.value)
+
+
+def test_folder_without_text_is_refused(tmp_path):
+  with pytest.raises(BadInput, match=r'data\.path.*holds no text'):
+    sources.documents(write(tmp_path, {'.hidden': b'x', 'binary': b'\0'}))
+
+
+def test_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+  def refuse(self, *args):
+    raise PermissionError(13, 'Permission denied', str(self))
+
+  path = write(tmp_path, {'text': b'text'})
+  monkeypatch.setattr(pathlib.Path, 'open', refuse)
+  with pytest.raises(BadInput, match=r'data\.path.*cannot be read.*Permission denied.*text'):
+    sources.documents(path)
+
+
+def test_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+  scandir = os.scandir
+
+  def refuse(folder):
+    if str(folder).endswith('closed'):
+      raise PermissionError(13, 'Permission denied', str(folder))
+    return scandir(folder)
+
+  path = write(tmp_path, {'text': b'text', 'closed/text': b'text'})
+  monkeypatch.setattr(os, 'scandir', refuse)
+  with pytest.raises(BadInput, match=r'data\.path.*cannot be read.*Permission denied.*closed'):
+    sources.documents(path)
+
+
+def test_embedded_text_leaves_out_tests_packages_and_tables(tmp_path, monkeypatch):
+  kept = ['abc.py', 'json/decoder.py', 'testing/x.py', 'lib2to3/main.py']
+  left_out = [
+      'test/a.py', 'unittest/test/a.py', 'lib2to3/tests/a.py', 'idlelib/idle_test/a.py',
+      'site-packages/p/a.py', 'dist-packages/a.py', 'encodings/cp437.py', 'pydoc_data/topics.py',
+      'json/__pycache__/a.pyc', 'LICENSE.txt', '_sysconfigdata__linux.py', 'html/entities.py',
+      'config-3.11-linux/python-config.py', 'stringprep.py',
+  ]  # fmt: skip
+  write(tmp_path, {name: b'pass' for name in kept + left_out})
+  monkeypatch.setattr(sysconfig, 'get_path', {'stdlib': str(tmp_path)}.get)
+  assert [name for name, _ in sources.documents(None)] == sorted(kept)
+
+
+def test_embedded_text_missing_says_so(tmp_path, monkeypatch):
+  monkeypatch.setattr(sysconfig, 'get_path', {'stdlib': str(tmp_path / 'gone')}.get)
+  with pytest.raises(BadInput, match=r'data\.path.*embedded text.*no such'):
+    sources.documents(None)
+
+
+def test_embedded_text_is_there():
+  documents = sources.documents(None)
+  assert sum(len(text) for _, text in documents) > 2**21
+  assert len(documents) > 100
+
+
+def texts(documents):
+  return [text for _, text in documents]
+
+
+def test_split_keeps_order_and_share():
+  documents = [(f'{i:03}', lines(20 + i % 7, seed=i)) for i in range(400)]
+  train, validation = sources.split(documents)
+  assert sorted(train + validation) == documents
+  assert train == sorted(train) and validation == sorted(validation)
+  total = sum(map(len, texts(documents)))
+  assert 0.05 * total <= sum(map(len, texts(validation))) < 0.06 * total
+
+
+def test_split_follows_from_the_texts_alone():
+  documents = [(f'{i}', lines(30, seed=i)) for i in range(100)]
+  other = [(f'renamed{name}', text) for name, text in documents]
+  random.Random(0).shuffle(other)
+  assert set(texts(sources.split(documents)[1])) == set(texts(sources.split(other)[1]))
+
+
+def test_equal_documents_share_a_side():
+  documents = [(f'{i}-{copy}', lines(30, seed=i)) for i in range(100) for copy in range(3)]
+  train, validation = sources.split(documents)
+  assert len(validation) % 3 == 0 and len(train) + len(validation) == 300
+  assert not set(texts(train)) & set(texts(validation))
+
+
+@pytest.mark.parametrize(
+    'documents',
+    [
+        [('book', lines(2000, seed=0))],
+        [('a', lines(500, seed=1)), ('b', b'x\n'), ('c', lines(300, seed=2))],
+        [('book', lines(2000, seed=0)), *((f'{i}', lines(9, seed=i)) for i in range(50))],
+        [('one line', lines(2000, seed=0).replace(b'\n', b' '))],
+    ],
+)
+def test_few_or_large_documents_are_cut(documents):
+  train, validation = sources.split(documents)
+  total = sum(map(len, texts(documents)))
+  assert 0.05 * total <= sum(map(len, texts(validation))) < 0.08 * total
+  assert not set(texts(train)) & set(texts(validation))
+  assert max(map(len, texts(train + validation))) <= total / 40
+  place = {}
+  for name, text in train + validation:
+    document, _, part = name.partition('[')
+    place.setdefault(document, {})[int(part.partition(':')[0] or 0)] = text
+  assert {
+      name: b''.join(text for _, text in sorted(parts.items())) for name, parts in place.items()
+  } == dict(documents)
+
+
+def test_cuts_are_at_line_ends():
+  train, validation = sources.split([('book', lines(2000, seed=0))])
+  assert all(text.endswith(b'\n') for text in texts(train + validation))
+
+
+def test_a_text_repeated_too_often_is_for_training():
+  for seed in range(20):
+    common = [(f'license{i}', lines(30, seed=1000 + seed)) for i in range(60)]
+    documents = common + [(f'{i}', lines(30, seed=i)) for i in range(40)]
+    train, validation = sources.split(documents)
+    assert set(common) <= set(train) and validation
+
+
+@pytest.mark.parametrize('text', [b'x', b'short', b'the same line\n' * 1000, b'a' * 1000])
+def test_text_without_two_sides_is_refused(text):
+  with pytest.raises(BadInput, match=r'data\.path.*cannot be divided'):
+    sources.split([('text', text)])
