@@ -1,5 +1,7 @@
 """Package metadata; build settings and tools are in pyproject.toml."""
 
+import pathlib
+
 import setuptools
 
 REPORT = ['jinja2>=3.1', 'matplotlib>=3.10', 'pandas>=2.2', 'rich>=14']
@@ -8,7 +10,7 @@ setuptools.setup(
     name='stability',
     version='0.1.0',
     description='Find out on small Transformers what will make a large one unstable',
-    long_description=open('README.md', encoding='utf-8').read(),
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',

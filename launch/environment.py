@@ -43,7 +43,7 @@ def cores() -> list[int]:
 
 
 def pin(to: Sequence[int]) -> None:
-  """Keeps this process, and XLA's thread pool in it, on some cores, where the system can do that."""
+  """Keeps this process, and XLA's thread pool in it, on some cores, where the system can."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, to)
 
@@ -87,6 +87,7 @@ def _cpu_flags(cache: Path) -> str:
         env=os.environ | {'XLA_FLAGS': CPU_FLAGS, 'JAX_PLATFORMS': 'cpu'},
         capture_output=True,
         timeout=120,
+        check=False,
     )
     answers = {**answers, CPU_FLAGS: trial.returncode == 0}
     workdir_lib.write_json(known, answers)

@@ -48,11 +48,7 @@ def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
   swept = [field for field in runs.fields if field != 'seed'] + ['seed']
   flat = config_lib.flatten(next(iter(runs.configs.values())))
   metrics.write_experiment(workdir, {field: flat[field] for field in swept})
-  waiting = {
-      name: config
-      for name, config in runs.configs.items()
-      if not workdir_lib.is_over(workdir_lib.run_dir(workdir, name))
-  }
+  waiting = workdir_lib.waiting(workdir, runs.configs)
   if waiting:
     local.train(workdir, waiting, workers)
   workdir_lib.write_results(workdir)

@@ -24,7 +24,7 @@ app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _WORKERS = start.define_workers(FLAGS)
 _DRY_RUN = flags.DEFINE_boolean(
-    'dry_run', False, 'print the runs and what they cost; train and write nothing', flag_values=FLAGS
+    'dry_run', False, 'print the runs and what they cost; write nothing', flag_values=FLAGS
 )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventFileWriter
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams
@@ -39,10 +39,10 @@ class MetricsWriter:
     self._lines.write(json.dumps(line, allow_nan=False) + '\n')
     self._lines.flush()
     self._scalars({key: value for key, value in metrics.items() if key != 'step'}, metrics['step'])
+    self._board.flush()
 
   def flush(self) -> None:
     """Returns once all lines are on the disk, where a checkpoint may rely on them."""
-    self._board.flush()
     os.fsync(self._lines.fileno())
 
   def close(self, result: Mapping[str, Any] | None = None) -> None:
@@ -59,7 +59,7 @@ class MetricsWriter:
     self._add(step, summary=Summary(value=scalars))
 
   def _add(self, step: int, **content: Any) -> None:
-    self._board.add_event(Event(step=step, wall_time=time.time(), **content))
+    self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 def write_experiment(workdir: Path, fields: Mapping[str, Any]) -> None:
@@ -67,15 +67,19 @@ def write_experiment(workdir: Path, fields: Mapping[str, Any]) -> None:
 
   Without it the dashboard shows only the columns of the first run found.
   """
+  if any(workdir.glob('events.out.tfevents.*')):
+    return
   experiment, _, _ = _hparams(fields)
   board = _board(workdir)
-  board.add_event(Event(wall_time=time.time(), summary=experiment))
+  board.write_event(Event(wall_time=time.time(), summary=experiment))
   board.close()
 
 
-def _board(folder: Path) -> EventFileWriter:
-  # Two writers that start in one second would overwrite each other's file but for the suffix.
-  return EventFileWriter(str(folder), filename_suffix=f'.{uuid.uuid4().hex[:12]}', flush_secs=10)
+def _board(folder: Path) -> EventsWriter:
+  # Two writers that start in one second would overwrite each other's file but for the suffix;
+  # TensorBoard reads files in the order of their names, so the suffix is the time, finer.
+  suffix = f'.{time.time_ns():020}.{uuid.uuid4().hex[:8]}'
+  return EventsWriter(str(folder / 'events'), suffix)
 
 
 def _hparams(fields: Mapping[str, Any]) -> tuple[Summary, Summary, Summary]:

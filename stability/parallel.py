@@ -173,7 +173,8 @@ class Population:
 
   def extract(self, state):
     members = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.device_get(state))
-    return [jax.tree.map(lambda a: a[slot], members) for slot in range(self.width)]
+    leaves, structure = jax.tree.flatten(members)
+    return [structure.unflatten(member) for member in zip(*leaves)]
 
   def advance(self, state, steps):
     state, values = self._advance(self._data, state, np.int32(steps))

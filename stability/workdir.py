@@ -1,4 +1,4 @@
-"""The files of a sweep and its runs (README, "What is on disk"): who else reads them relies on this.
+"""The files of a sweep and its runs; README, "What is on disk", promises them to other readers.
 
   DIR/sweep.json             what the sweep is: every run's resolved config, its data, versions
   DIR/runs/NAME/config.json  the resolved config of one run
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stability import config as config_lib
+from stability.config import Config
 from stability.errors import BadInput
 from stability.hyper import Runs
 
@@ -172,10 +173,18 @@ def read_result(run: Path) -> Json | None:
   return _read_json(path) if path.exists() else None
 
 
-def is_over(run: Path) -> bool:
-  """Whether the run is never trained again. A failed one is: its cause may be mended."""
-  result = read_result(run)
-  return result is not None and result['status'] != 'failed'
+def waiting(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
+  """The runs still to be trained. Those that failed are: their cause may be mended."""
+  found = {}
+  for name, config in configs.items():
+    run = run_dir(workdir, name)
+    result = read_result(run)
+    if result is not None and result['status'] == 'failed':
+      (run / 'result.json').unlink()
+      result = None
+    if result is None:
+      found[name] = config
+  return found
 
 
 def read_metrics(run: Path) -> list[Json]:

@@ -5,10 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import made_up
 import pytest
-from absl import flags
 
-from launch import app
+from configs import base
+from launch import app, report, sweep, train
+from stability import config as config_lib
+from stability import hyper, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = f'--config={ROOT}/configs/base.py'
@@ -198,20 +201,6 @@ PROCESSES = (
     'override of a swept field',
 )
 
-PROGRAM = """
-from absl import flags
-from launch import app
-FLAGS = flags.FlagValues()
-app.define_config(FLAGS)
-app.define_workdir(FLAGS)
-def main():
-  app.load_sweep(FLAGS)
-  print('loaded')
-if __name__ == '__main__':
-  app.run(main, FLAGS)
-"""
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
   (tmp_path / 'folder.py').mkdir()
@@ -229,17 +218,9 @@ def check(code: int, out: str, err: str, said: list[str]) -> None:
 
 
 def refuse(folder: pathlib.Path, arguments: list[str], said: list[str], capsys) -> None:
-  """Checks that a small program refuses these arguments and writes nothing."""
-  flag_values = flags.FlagValues()
-  app.define_config(flag_values)
-  app.define_workdir(flag_values)
-
-  def main():
-    app.load_sweep(flag_values)
-    print('loaded')
-
+  """Checks that launch.sweep refuses these arguments and writes nothing."""
   before = sorted(folder.rglob('*'))
-  code = app.execute(main, flag_values, ['program', '--workdir=runs', *arguments])
+  code = app.execute(sweep.main, sweep.FLAGS, ['sweep', '--workdir=runs', *arguments])
   check(code, *capsys.readouterr(), said)
   assert sorted(folder.rglob('*')) == before
 
@@ -258,22 +239,104 @@ def test_config_file(case, folder, capsys):
   refuse(folder, ['--config=experiment.py'], said, capsys)
 
 
-@pytest.mark.parametrize('arguments', [[BASE], [BASE, '--workdir=']])
-def test_no_workdir(arguments, folder, capsys):
-  flag_values = flags.FlagValues()
-  app.define_config(flag_values)
-  app.define_workdir(flag_values)
-  code = app.execute(lambda: print('called'), flag_values, ['program', *arguments])
+# Text and workdir: files to write first (name -> content), arguments, what the line must say.
+PLACES = {
+    'no such path': ({}, ['--config.data.path=gone'], ['config.data.path', 'gone', 'no such file']),
+    'empty text': ({'text': b''}, ['--config.data.path=text'], ['config.data.path', 'no text']),
+    'folder without text': (
+        {'texts/image.png': b'\x89PNG\0\0'},
+        ['--config.data.path=texts'],
+        ['config.data.path', 'holds no text'],
+    ),
+    'short text': (
+        {'text': b'\n'.join(b'line %d' % i for i in range(60))},
+        ['--config.data.path=text'],
+        ['config.data.sequence_length=64', 'needs at least 65'],
+    ),
+    'damaged token files': (
+        {'tokens/meta.json': b'{}', 'tokens/train.bin': b'a', 'tokens/validation.bin': b'b'},
+        ['--config.data.path=tokens'],
+        ['tokens/meta.json', 'missing or of a wrong type'],
+    ),
+    'other things in the workdir': (
+        {'runs/thesis.tex': b'x'},
+        [],
+        ['--workdir=runs', 'not empty and holds no sweep'],
+    ),
+    'workdir is a file': ({'runs': b'x'}, [], ['--workdir=runs', 'not a folder']),
+    'damaged sweep': ({'runs/sweep.json': b'{'}, [], ['sweep.json: cannot be read']),
+}
+
+
+@pytest.mark.parametrize('case', PLACES)
+def test_text_and_workdir(case, folder, capsys):
+  files, arguments, said = PLACES[case]
+  for name, content in files.items():
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+  refuse(folder, [BASE, *arguments], said, capsys)
+
+
+def test_workdir_of_another_sweep(folder, capsys):
+  made_up.write_sweep(folder / 'runs')
+  refuse(folder, [BASE], ['--workdir=runs: holds another sweep'], capsys)
+
+
+def test_workdir_trained_on_other_text(folder, capsys):
+  (folder / 'text').write_text('one two three four\n' * 500)
+  config = config_lib.unflatten(
+      config_lib.flatten(base.get_config().to_dict()) | {'data.path': 'text'}
+  )
+  workdir.write_sweep(
+      folder / 'runs',
+      hyper.expand(config, [{}]),
+      config_file='x.py',
+      scale='cpu',
+      overrides={},
+      data={'sha256': {'train': '1', 'validation': '2'}},
+      versions={},
+  )
+  (folder / 'runs' / 'data').mkdir()
+  code = app.execute(
+      sweep.main, sweep.FLAGS, ['sweep', '--workdir=runs', BASE, '--config.data.path=text']
+  )
+  check(code, *capsys.readouterr(), ['--workdir=runs', 'trained on other text'])
+
+
+@pytest.mark.parametrize('program', [sweep, train])
+@pytest.mark.parametrize('arguments', [[], ['--workdir=']])
+def test_no_workdir(program, arguments, folder, capsys):
+  code = app.execute(program.main, program.FLAGS, ['program', BASE, *arguments])
   check(code, *capsys.readouterr(), ['--workdir: missing'])
 
 
-@pytest.mark.parametrize('case', PROCESSES)
-def test_process(case, folder):
+REPORTS = {
+    'nothing': ([], ['--workdir, --results: one of them']),
+    'both': (['--workdir=runs', '--results=a.csv'], ['--workdir, --results: one of them']),
+    'no output': (['--results=a.csv'], ['--output: missing']),
+    'output of a workdir': (['--workdir=runs', '--output=x'], ['--output: goes with --results']),
+    'no sweep': (['--workdir=runs'], ['--workdir=runs: holds no sweep']),
+    'no such results': (['--results=a.csv', '--output=x'], ['a.csv']),
+}
+
+
+@pytest.mark.parametrize('case', REPORTS)
+def test_report(case, folder, capsys):
+  arguments, said = REPORTS[case]
+  before = sorted(folder.rglob('*'))
+  check(app.execute(report.main, report.FLAGS, ['report', *arguments]), *capsys.readouterr(), said)
+  assert sorted(folder.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    ('program', 'case'),
+    [('sweep', case) for case in PROCESSES] + [('train', case) for case in PROCESSES[:-1]],
+)
+def test_process(program, case, folder):
   arguments, said = ARGUMENTS[case]
-  (folder / 'program.py').write_text(PROGRAM)
   before = sorted(folder.rglob('*'))
   process = subprocess.run(
-      [sys.executable, 'program.py', '--workdir=runs', *arguments],
+      [sys.executable, '-m', f'launch.{program}', '--workdir=runs', *arguments],
       env=os.environ | {'PYTHONPATH': str(ROOT)},
       capture_output=True,
       text=True,

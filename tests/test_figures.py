@@ -39,7 +39,7 @@ def sweep(tmp_path_factory):
 
 
 def lines(axis, marker):
-  """x and y of the drawn lines with this marker, in order."""
+  """The x and y of the drawn lines with this marker, in order."""
   return [
       (np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
       for line in axis.lines

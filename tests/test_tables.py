@@ -34,6 +34,13 @@ def test_workdir_gives_a_row_per_run_in_order(workdir):
   assert results.runs['parameters'].iloc[-1] == 12 * 3 * 64**2
 
 
+def test_the_shape_is_an_intervention_if_it_is_named_as_one(workdir):
+  results = tables.load_csv(
+      workdir_lib.write_results(workdir), group_by=['model.width', 'model.qk_norm']
+  )
+  assert (results.groups, results.sizes) == (['model.width', 'model.qk_norm'], [])
+
+
 def test_curves_have_a_row_per_logged_step(workdir):
   curves = tables.load_curves(workdir)
   names = list(workdir_lib.read_sweep(workdir)['runs'])

@@ -126,7 +126,7 @@ def test_results_have_a_row_per_run(tmp_path):
   first, second = (workdir_lib.run_dir(tmp_path, name) for name in some.configs)
   result = dict.fromkeys(workdir_lib.RESULT_KEYS) | {'status': 'done', 'final_loss': 2.5}
   workdir_lib.write_result(first, result)
-  assert workdir_lib.is_over(first) and not workdir_lib.is_over(second)
+  assert list(workdir_lib.waiting(tmp_path, some.configs)) == [second.name]
   with workdir_lib.write_results(tmp_path).open(newline='') as file:
     rows = list(csv.DictReader(file))
   assert [row['status'] for row in rows] == ['done', 'missing']
@@ -137,9 +137,14 @@ def test_results_have_a_row_per_run(tmp_path):
 
 
 def test_a_failed_run_is_tried_again(tmp_path):
-  workdir_lib.write_failure(tmp_path, 'Traceback ...\nValueError: no')
-  assert workdir_lib.read_result(tmp_path)['status'] == 'failed'
-  assert not workdir_lib.is_over(tmp_path)
+  some = runs()
+  write(tmp_path, some)
+  first, second = (workdir_lib.run_dir(tmp_path, name) for name in some.configs)
+  workdir_lib.write_failure(first, 'Traceback ...\nValueError: no')
+  workdir_lib.write_result(second, dict.fromkeys(workdir_lib.RESULT_KEYS) | {'status': 'stopped'})
+  assert [row['status'] for row in workdir_lib.read_results(tmp_path)] == ['failed', 'stopped']
+  assert list(workdir_lib.waiting(tmp_path, some.configs)) == [first.name]
+  assert [row['status'] for row in workdir_lib.read_results(tmp_path)] == ['missing', 'stopped']
 
 
 def test_no_sweep_is_said_so(tmp_path):

@@ -107,7 +107,7 @@ def _permute(xp: ModuleType, position: Array, n: int, seed: Array, epoch: Array)
 
   x = network(position)
   if xp is not np:
-    from jax import lax  # noqa: PLC0415  batches for the host must not need jax
+    from jax import lax  # not above: the host needs no jax
 
     return lax.while_loop(outside, walk, x)
   while outside(x):

@@ -103,12 +103,11 @@ def sensitivity_by_parameters(results: Results, table: pd.DataFrame) -> Figure:
         'marker': INTERVENTION_MARKERS[i % len(INTERVENTION_MARKERS)],
         'color': INTERVENTION_COLOURS[i % len(INTERVENTION_COLOURS)],
     }
-    rows = rows.set_index(rows['parameters'].astype(float))
-    whole = rows['missing'] == 0
-    axis.plot(rows['lr_sensitivity'][whole], markersize=6, **look)
-    axis.plot(rows['lr_sensitivity'][~whole], linestyle='', **HOLLOW, **look)
+    x, whole = rows['parameters'].astype(float), rows['missing'] == 0
+    axis.plot(x[whole], rows['lr_sensitivity'][whole], markersize=6, **look)
+    axis.plot(x[~whole], rows['lr_sensitivity'][~whole], linestyle='', **HOLLOW, **look)
     # Not errorbar: an interval by resampling need not contain the estimate.
-    axis.vlines(rows.index, rows['low'], rows['high'], color=look['color'], linewidth=5, alpha=0.35)
+    axis.vlines(x, rows['low'], rows['high'], color=look['color'], linewidth=5, alpha=0.35)
     name = textwrap.fill(labels.pairs(results.groups, values), 30, break_on_hyphens=False)
     handles.append(_handle(name, **look))
   if not results.groups:

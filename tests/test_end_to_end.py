@@ -1,0 +1,227 @@
+"""Whole programs as real processes: a sweep from its command to its report, killed and resumed."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stability import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+WALL_CLOCK = {'seconds', 'tokens_per_second'}
+
+EXPERIMENT = """
+from configs import base
+from stability import hyper
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.source = 'synthetic'
+  c.data.batch_size = 8
+  c.data.sequence_length = 16
+  c.model.width = 16
+  c.model.depth = 1
+  c.schedule.steps = 600
+  c.schedule.warmup_steps = 20
+  c.probe.every_steps = 50
+  c.checkpoint.every_steps = 100
+  return c
+
+def get_sweep(scale='cpu'):
+  return hyper.product([
+      hyper.sweep('model.qk_norm', ['layernorm', 'none']),
+      hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25]),
+  ])
+"""
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with experiment.py and a compilation cache of its own."""
+  folder = tmp_path_factory.mktemp('place')
+  (folder / 'experiment.py').write_text(EXPERIMENT)
+  return folder
+
+
+def command(place, program, *arguments):
+  """The arguments of subprocess for a program of launch/."""
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(place / 'cache')}
+  environment['XLA_FLAGS'] = ''  # as a user has it, not as the tests
+  return dict(
+      args=[sys.executable, '-m', f'launch.{program}', *arguments],
+      cwd=place,
+      env=environment,
+      text=True,
+  )
+
+
+def run(place, program, *arguments):
+  return subprocess.run(**command(place, program, *arguments), capture_output=True, check=False)
+
+
+@pytest.fixture(scope='module')
+def finished(place):
+  """The sweep, trained without disturbance; its process."""
+  return run(place, 'sweep', '--workdir=finished', '--config=experiment.py')
+
+
+def outcomes(workdir):
+  """All of a sweep's runs that must not depend on how they were trained."""
+  found = {}
+  for name in workdir_lib.read_sweep(workdir)['runs']:
+    folder = workdir_lib.run_dir(workdir, name)
+    lines = [*workdir_lib.read_metrics(folder), workdir_lib.read_result(folder)]
+    found[name] = [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
+  return found
+
+
+def children(pid):
+  """The processes that a process has started."""
+  text = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text()
+  return [int(child) for child in text.split()]
+
+
+def is_running(pid):
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+def test_a_sweep_ends_with_its_files_its_table_and_its_report(place, finished):
+  assert finished.returncode == 0, finished.stderr
+  workdir = place / 'finished'
+  assert 'LR sensitivity' in finished.stdout
+  assert 'Report: finished/report/index.html' in finished.stdout
+  assert '6/6 runs over' in finished.stderr
+  with (workdir / 'results.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['status'] for row in rows] == ['done', 'done', 'diverged'] * 2
+  assert [row['model.qk_norm'] for row in rows] == ['layernorm'] * 3 + ['none'] * 3
+  sweep = json.loads((workdir / 'sweep.json').read_text())
+  assert list(sweep['runs']) == [row['run'] for row in rows]
+  assert rows[0]['run'] == 'qk_norm=layernorm,learning_rate=0.01,seed=0'
+  data = sweep['data']
+  assert data['entropy_rate'] < float(rows[0]['final_loss']) < data['unigram_loss']
+  assert sweep['versions']['jax']
+  for name, config in sweep['runs'].items():
+    folder = workdir_lib.run_dir(workdir, name)
+    assert json.loads((folder / 'config.json').read_text()) == config
+    assert list(folder.glob('events.out.tfevents.*'))
+  for name in ('index.html', 'lr_sensitivity.csv', 'loss_by_learning_rate.svg'):
+    assert (workdir / 'report' / name).stat().st_size > 0
+
+
+def test_started_again_it_trains_nothing(place, finished):
+  paths = sorted((place / 'finished' / 'runs').rglob('*'))
+  before = {path: path.stat().st_mtime_ns for path in paths}
+  again = run(place, 'sweep', '--workdir=finished', '--config=experiment.py')
+  assert again.returncode == 0 and 'LR sensitivity' in again.stdout
+  assert {path: path.stat().st_mtime_ns for path in paths} == before
+
+
+def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'killed'
+  launcher = subprocess.Popen(
+      **command(place, 'sweep', '--workdir=killed', '--config=experiment.py'),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 120
+  while not list(workdir.glob('runs/*/checkpoints/200/checksums.json')):
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+  workers = children(launcher.pid)
+  assert workers
+  launcher.send_signal(signal.SIGKILL)
+  launcher.wait()
+  deadline = time.monotonic() + 2
+  while any(map(is_running, workers)):
+    assert time.monotonic() < deadline, 'a worker outlives its launcher'
+    time.sleep(0.02)
+  rows = workdir_lib.read_results(workdir)
+  assert any(row['status'] == 'missing' for row in rows)
+  again = run(place, 'sweep', '--workdir=killed', '--config=experiment.py')
+  assert again.returncode == 0, again.stderr
+  assert outcomes(workdir) == outcomes(place / 'finished')
+
+
+def test_a_worker_that_dies_fails_its_run_alone(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'bereft'
+  launcher = subprocess.Popen(
+      **command(place, 'sweep', '--workdir=bereft', '--config=experiment.py', '--workers=1'),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 120
+  while not list(workdir.glob('runs/*/metrics.jsonl')):
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+  os.kill(children(launcher.pid)[0], signal.SIGKILL)
+  out, _ = launcher.communicate(timeout=120)
+  assert launcher.returncode == 1
+  rows = workdir_lib.read_results(workdir)
+  failed = [row for row in rows if row['status'] == 'failed']
+  assert len(failed) == 1 and 'exit code -9' in failed[0]['error']
+  assert f'failed: {failed[0]["run"]}' in out.replace('\n', '')
+  again = run(place, 'sweep', '--workdir=bereft', '--config=experiment.py')
+  assert again.returncode == 0
+  assert outcomes(workdir) == outcomes(place / 'finished')
+
+
+def test_one_run_with_overrides(place):
+  process = run(
+      place,
+      'train',
+      '--workdir=one',
+      '--config=experiment.py',
+      '--config.optimizer.learning_rate=3e-2',
+      '--config.schedule.steps=30',
+  )
+  assert process.returncode == 0, process.stderr
+  sweep = workdir_lib.read_sweep(place / 'one')
+  assert list(sweep['runs']) == ['seed=0']
+  assert sweep['overrides'] == {'optimizer.learning_rate': 0.03, 'schedule.steps': 30}
+  row = workdir_lib.read_results(place / 'one')[0]
+  assert (row['status'], row['steps'], row['learning_rate']) == ('done', 30, 0.03)
+
+
+def test_the_report_alone(place, finished):
+  report = place / 'finished' / 'report' / 'index.html'
+  report.unlink()
+  process = run(place, 'report', '--workdir=finished')
+  assert process.returncode == 0, process.stderr
+  assert report.is_file() and 'LR sensitivity' in process.stdout
+
+
+def test_the_report_of_anybodys_results(place):
+  rates = ('3e-4', '1e-3', '3e-3', '1e-2', '3e-2', '1e-1', '3e-1')
+  losses = ('3.961', '3.881', '3.850', '3.841', '3.857', '4.269', '5.065')
+  lines = ['learning_rate,final_loss', *map(','.join, zip(rates, losses))]
+  (place / 'theirs.csv').write_text('\n'.join(lines))
+  arguments = ['--results=theirs.csv', '--output=theirs', '--initial_loss=10.83']
+  process = run(place, 'report', *arguments)
+  assert process.returncode == 0, process.stderr
+  with (place / 'theirs' / 'lr_sensitivity.csv').open(newline='') as file:
+    (row,) = csv.DictReader(file)
+  assert round(float(row['lr_sensitivity']), 3) == 0.262
+
+
+def test_a_dry_run_is_arithmetic_and_writes_nothing(place, monkeypatch):
+  monkeypatch.setenv('PYTHONPROFILEIMPORTTIME', '1')  # lists the imports on stderr
+  before = sorted(place.rglob('*'))
+  begun = time.monotonic()
+  process = run(place, 'sweep', f'--config={ROOT}/configs/quickstart.py', '--dry_run')
+  assert time.monotonic() - begun < 10
+  assert process.returncode == 0
+  assert '42 runs' in process.stdout and '24 executables' in process.stdout
+  assert ' numpy\n' in process.stderr and ' jax\n' not in process.stderr
+  assert sorted(place.rglob('*')) == before

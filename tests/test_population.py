@@ -1,0 +1,248 @@
+"""The loop over a population, through a sweep's files: results, resumes, failures."""
+
+import json
+
+import jax
+import pytest
+
+from configs import base
+from stability import config as config_lib
+from stability import hyper, parallel, population
+from stability import workdir as workdir_lib
+from stability.data import tokens
+
+FIELDS = {
+    'data.batch_size': 4,
+    'data.sequence_length': 16,
+    'data.validation_batches': 2,
+    'data.source': 'synthetic',
+    'model.width': 32,
+    'model.depth': 1,
+    'schedule.steps': 20,
+    'schedule.warmup_steps': 2,
+    'log.every_steps': 2,
+    'probe.every_steps': 4,
+    'checkpoint.every_steps': 8,
+}
+WALL_CLOCK = {'seconds', 'tokens_per_second'}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """A folder of token files, shared by the sweeps."""
+  directory = tmp_path_factory.mktemp('data')
+  config = base.get_config().data
+  config.source = 'synthetic'
+  return tokens.prepare(config, directory, 16)
+
+
+@pytest.fixture
+def sweep(tmp_path, data):
+  """A function that writes a sweep's files: points, fields -> workdir, run names."""
+
+  def write(points, **fields):
+    flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
+    runs = hyper.expand(config_lib.unflatten(flat), points)
+    workdir = tmp_path / f'sweep-{len(list(tmp_path.iterdir()))}'
+    about = {'path': str(data), **tokens.open_tokens(data).meta}
+    workdir_lib.write_sweep(
+        workdir, runs, config_file='x', scale='cpu', overrides={}, data=about, versions={}
+    )
+    return workdir, list(runs.configs)
+
+  return write
+
+
+LAYOUTS = {}
+
+
+@pytest.fixture(autouse=True)
+def one_layout_for_all(monkeypatch):
+  """Three devices, and the layout of a static config compiled once for all tests."""
+  make, devices = population._layout, jax.local_devices()[:3]
+
+  def cached(workdir, sweep, static, example):
+    if static not in LAYOUTS:
+      LAYOUTS[static] = make(workdir, sweep, static, example)
+    return LAYOUTS[static]
+
+  monkeypatch.setattr(population, '_layout', cached)
+  monkeypatch.setattr(population.jax, 'local_devices', lambda: devices)
+
+
+def train(workdir, names):
+  waiting = iter(names)
+  sweep = workdir_lib.read_sweep(workdir)
+  population.train_population(workdir, sweep, next(waiting), lambda: next(waiting, None))
+
+
+def result(workdir, name):
+  return workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
+
+
+def metrics(workdir, name):
+  """The lines of a run without wall-clock values."""
+  lines = workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
+  return [{key: line[key] for key in line if key not in WALL_CLOCK} for line in lines]
+
+
+def outcome(workdir, name):
+  """All of a run that must not depend on how it was trained."""
+  found = result(workdir, name)
+  return metrics(workdir, name), {key: found[key] for key in found if key not in WALL_CLOCK}
+
+
+LAYOUT = {
+    'single': {},
+    'population': {'parallel.layout': 'population', 'parallel.members': 1},
+}
+RATES = hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1])
+
+
+def test_a_row_of_runs(sweep):
+  workdir, names = sweep(RATES)
+  train(workdir, names)
+  for name in names:
+    lines = metrics(workdir, name)
+    assert [line['step'] for line in lines] == list(range(2, 21, 2))
+    probed = [line['step'] for line in lines if 'block_0/attention_logit_max' in line]
+    assert probed == [4, 8, 12, 16, 20]
+    assert [line['tokens'] for line in lines] == [line['step'] * 64 for line in lines]
+    found = result(workdir, name)
+    assert found['status'] == 'done' and found['error'] is None
+    assert (found['steps'], found['tokens']) == (20, 1280)
+    assert found['parameters'] == 12 * 32**2
+  rows = workdir_lib.read_results(workdir)
+  assert len({row['initial_loss'] for row in rows}) == 1
+  assert len({row['final_loss'] for row in rows}) == 3
+  final_rates = [metrics(workdir, name)[-1]['learning_rate'] for name in names]
+  assert final_rates == pytest.approx([1e-5] * 3)
+
+
+@pytest.mark.parametrize('layout', ['single', 'population'])
+def test_a_run_resumed_ends_as_one_never_stopped(sweep, layout, monkeypatch):
+  fields = LAYOUT[layout]
+  undisturbed, names = sweep(RATES, **fields)
+  train(undisturbed, names)
+  stopped, _ = sweep(RATES, **fields)
+
+  class Stop(BaseException):
+    """As a kill would: nothing in the loop handles it."""
+
+  read, reads = parallel.Fetch.read, []
+
+  def read_until(self):
+    reads.append(self)
+    if len(reads) == 6:  # step 12 is on its way; the last checkpoint is of step 8
+      raise Stop
+    return read(self)
+
+  monkeypatch.setattr(parallel.Fetch, 'read', read_until)
+  with pytest.raises(Stop):
+    train(stopped, names)
+  monkeypatch.undo()
+  assert (workdir_lib.run_dir(stopped, names[0]) / 'checkpoints' / '8').is_dir()
+  assert result(stopped, names[0]) is None
+  train(stopped, names)
+  for name in names:
+    assert outcome(stopped, name) == outcome(undisturbed, name)
+
+
+def test_a_run_that_diverges_is_a_result_and_the_others_go_on(sweep):
+  workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [1e30, 1e-2]))
+  train(workdir, names)
+  found = result(workdir, names[0])
+  assert found['status'] == 'diverged' and found['final_loss'] is None
+  lines = metrics(workdir, names[0])
+  assert lines[-1]['loss'] is None and all(line['loss'] is not None for line in lines[:-1])
+  assert lines[-1]['step'] == found['steps'] < 20
+  assert found['tokens'] == found['steps'] * 64
+  assert result(workdir, names[1])['status'] == 'done'
+  json.loads((workdir_lib.run_dir(workdir, names[0]) / 'result.json').read_text())
+
+
+def test_a_run_that_ends_above_its_initial_loss_has_diverged(sweep):
+  workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [50.0]))
+  train(workdir, names)
+  found = result(workdir, names[0])
+  assert found['final_loss'] > found['initial_loss'] and found['status'] == 'diverged'
+  assert found['steps'] == 20
+
+
+@pytest.mark.parametrize('layout', ['single', 'population'])
+def test_a_run_whose_set_up_fails_is_recorded_and_the_others_go_on(sweep, layout, monkeypatch):
+  workdir, names = sweep(RATES, **LAYOUT[layout])
+  writer = population.MetricsWriter
+
+  def broken(folder, *arguments):
+    if folder.name == names[1]:
+      raise OSError('no room here')
+    return writer(folder, *arguments)
+
+  monkeypatch.setattr(population, 'MetricsWriter', broken)
+  train(workdir, names)
+  found = result(workdir, names[1])
+  assert found['status'] == 'failed'
+  assert 'Traceback' in found['error'] and 'no room here' in found['error']
+  assert [result(workdir, names[n])['status'] for n in (0, 2)] == ['done', 'done']
+
+
+def test_what_fails_while_training_fails_those_runs_alone(sweep, monkeypatch):
+  workdir, names = sweep(RATES)
+  read, reads = parallel.Fetch.read, []
+
+  def read_once_broken(self):
+    reads.append(self)
+    if len(reads) == 3:
+      raise RuntimeError('device lost')
+    return read(self)
+
+  monkeypatch.setattr(parallel.Fetch, 'read', read_once_broken)
+  train(workdir, names)
+  statuses = [result(workdir, name)['status'] for name in names]
+  assert statuses == ['failed', 'done', 'done']
+  assert 'device lost' in result(workdir, names[0])['error']
+
+
+def test_more_runs_than_slots(sweep):
+  fields = LAYOUT['population']
+  points = hyper.sweep('optimizer.learning_rate', [10.0 ** (-n / 4) for n in range(4, 11)])
+  workdir, names = sweep(points, **fields)
+  assert len(names) == 7  # on three devices of one member each
+  train(workdir, names)
+  assert [result(workdir, name)['status'] for name in names] == ['done'] * 7
+  alone, _ = sweep(points, **fields)
+  train(alone, names[5:6])
+  assert outcome(alone, names[5]) == outcome(workdir, names[5])
+
+
+def test_a_run_out_of_phase_waits_until_it_can_join(sweep):
+  # A run that lasts 18 steps leaves at a step that is no multiple of the others' probe interval.
+  fields = LAYOUT['population']
+  steps = hyper.sweep('schedule.steps', [18, 20, 22])
+  points = hyper.product([steps, hyper.sweep('seed', [0, 1, 2])])
+  workdir, names = sweep(points, **fields)
+  train(workdir, names)
+  assert [result(workdir, name)['status'] for name in names] == ['done'] * 9
+  alone, _ = sweep(points, **fields)
+  train(alone, names[8:9])
+  assert outcome(alone, names[8]) == outcome(workdir, names[8])
+
+
+def test_synthetic_text_is_learned_but_never_below_its_entropy_rate(sweep, data):
+  meta = tokens.open_tokens(data).meta
+  fields = {
+      'schedule.steps': 400,
+      'schedule.warmup_steps': 20,
+      'data.batch_size': 16,
+      'data.validation_batches': 64,
+      'log.every_steps': 100,
+      'probe.every_steps': 0,
+      'checkpoint.every_steps': 0,
+  }
+  workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [1e-2]), **fields)
+  train(workdir, names)
+  final_loss = result(workdir, names[0])['final_loss']
+  tokens_measured = 64 * 16 * 16
+  assert final_loss > meta['entropy_rate'] - 3 / tokens_measured**0.5  # about 1 nat a token
+  assert final_loss < meta['entropy_rate'] + 0.35 < meta['unigram_loss']
