@@ -1,5 +1,6 @@
 """What a worker needs set before it imports jax: its cores, XLA's flags, the compilation cache."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -82,13 +83,17 @@ def _cpu_flags(cache: Path) -> str:
   known = cache / 'cpu_flags.json'
   answers: Mapping[str, bool] = json.loads(known.read_text()) if known.exists() else {}
   if CPU_FLAGS not in answers:
-    trial = subprocess.run(
-        [sys.executable, '-c', _TRIAL],
-        env=os.environ | {'XLA_FLAGS': CPU_FLAGS, 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    answers = {**answers, CPU_FLAGS: trial.returncode == 0}
-    workdir_lib.write_json(known, answers)
+    answers = {**answers, CPU_FLAGS: _works(CPU_FLAGS)}
+    with contextlib.suppress(OSError):  # a home that cannot be written: it is tried again then
+      workdir_lib.write_json(known, answers)
   return CPU_FLAGS if answers[CPU_FLAGS] else ''
+
+
+def _works(flags: str) -> bool:
+  command = [sys.executable, '-c', _TRIAL]
+  environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+  try:
+    trial = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+  except subprocess.TimeoutExpired:
+    return False
+  return trial.returncode == 0

@@ -72,7 +72,7 @@ def expand(base: Mapping[str, Any], points: Iterable[Point], overrides: Iterable
   """The named runs of a sweep: `base` with each point's values, all checked.
 
   Args:
-    base: a nested config, as get_config returns it.
+    base: nested dicts, get_config's ConfigDict.to_dict().
     points: what get_sweep returns; [{}] gives the one run of `base`.
     overrides: dotted fields given on the command line; they may not be swept.
   """

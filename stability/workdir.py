@@ -114,7 +114,7 @@ def write_sweep(
     data: Json,
     versions: Json,
 ) -> None:
-  """Writes sweep.json and each run's config.json; data is {path, meta} of the token files."""
+  """Writes sweep.json and each run's config.json; data is the token files' path and meta."""
   for name, config in runs.configs.items():
     if not (run_dir(workdir, name) / 'config.json').exists():
       write_json(run_dir(workdir, name) / 'config.json', config)

@@ -70,6 +70,7 @@ def test_schedule_meets_its_ends_exactly(schedule):
     assert got[6] == hyper['optimizer.learning_rate'] == got.max()
     assert got[-1] == hyper['schedule.min_learning_rate']
     assert got[0] == pytest.approx(rate / 7, rel=1e-6)
+  assert schedule(hyper_of(0.1, 0.0, 7, 50))[-1] == 0
 
 
 def test_schedule_of_warm_up_alone_ends_at_the_top(schedule):

@@ -138,7 +138,8 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize('case', OPTIMIZERS)
-def test_optimizer(tiny, direction, apply_updates, case):
+@pytest.mark.parametrize('size', [1.0, 1e-13])
+def test_optimizer(tiny, direction, apply_updates, case, size):
   """On equal gradients: directions, and parameters after them, to 1e-6 of their norms."""
   kind, apply = apply_updates
   decay = {'optimizer.weight_decay_kind': kind, 'optimizer.weight_decay': 0.03}
@@ -150,8 +151,8 @@ def test_optimizer(tiny, direction, apply_updates, case):
   directions_only = reference_torch.AdamW(settings(run), theirs.values())
   state = optimizer.direction(run.hyper).init(params)
   for step in range(1, 6):
-    size = 10.0 ** rng.uniform(-3, 0)  # the global norm, 12 * size, lies around 1
-    gradients = {n: np.float32(size * rng.normal(size=p.shape)) for n, p in params.items()}
+    std = size * 10.0 ** rng.uniform(-3, 0)  # the global norm, 12 std, lies on both sides of 1
+    gradients = {n: np.float32(std * rng.normal(size=p.shape)) for n, p in params.items()}
     torch_gradients = [torch.tensor(value) for value in gradients.values()]
     updates, state = direction(run.hyper, gradients, state)
     assert_close(updates, dict(zip(theirs, directions_only.direction(torch_gradients))), 1e-6)

@@ -1,5 +1,7 @@
 """Steps of a run: what they depend on, when they stop, and that nothing is compiled twice."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from stability import config as config_lib
 from stability import model as model_lib
 from stability import objective as objective_lib
-from stability import optimizer
+from stability import optimizer, parallel, train
 from stability.data import batches
 
 
@@ -43,12 +45,12 @@ CHANGED = {
     'optimizer.learning_rate': 2e-2,
     'optimizer.beta1': 0.8,
     'optimizer.beta2': 0.99,
-    'optimizer.eps': 1e-6,
-    'optimizer.clip_norm': 0.5,
+    'optimizer.eps': 1e-4,
+    'optimizer.clip_norm': 0.0,
     'optimizer.weight_decay': 1e-3,
     'schedule.steps': 30,
     'schedule.warmup_steps': 3,
-    'schedule.min_learning_rate': 1e-4,
+    'schedule.min_learning_rate': 5e-3,
 }
 
 
@@ -58,13 +60,12 @@ def test_every_hyperparameter_is_listed():
 
 @pytest.mark.parametrize('field', CHANGED)
 def test_every_hyperparameter_counts(single, tiny, field):
+  """After four updates by far more than rounding; the seed alone before the first."""
   default, changed = tiny(), tiny({field: CHANGED[field]})
-  assert changed.hyper[field] != default.hyper[field]
-  heads = [single.init(run.hyper)['params']['head'] for run in (default, changed)]
-  assert (heads[0] == heads[1]).all() == (field != 'seed')
-  heads = [trained(single, run, 4)[0]['params']['head'] for run in (default, changed)]
-  assert not np.array_equal(*heads)
-  assert np.isfinite(heads).all()
+  a, b = (single.init(run.hyper)['params']['head'] for run in (default, changed))
+  assert np.array_equal(a, b) == (field != 'seed')
+  a, b = (trained(single, run, 4)[0]['params']['head'] for run in (default, changed))
+  assert np.linalg.norm(a - b) > 1e-4 * np.linalg.norm(a)
 
 
 def test_a_step_is_a_function_of_the_state(single, tiny):
@@ -135,8 +136,10 @@ def test_a_probed_step_makes_the_update_of_a_quiet_one(single, tiny):
     assert probed_metrics[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_a_row_of_hyperparameters_compiles_nothing(single, tiny):
+def test_a_row_of_hyperparameters_compiles_nothing(tiny, text):
   """A layout has compiled all it needs: hyperparameters are arguments."""
+  run = tiny({'model.depth': 0})
+  layout = parallel.Single(train.programs(run.static, vocabulary_size=64), text, run.hyper)
   events = []
 
   def listen(event, duration, **kwargs):
@@ -146,21 +149,19 @@ def test_a_row_of_hyperparameters_compiles_nothing(single, tiny):
   compiles = '/jax/core/compile/backend_compile_duration'
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    for rate in (1e-3, 1e-2, 1e-1):
-      for eps in (1e-15, 1e-8):
-        for warmup in (0, 5):
-          overrides = {
-              'optimizer.learning_rate': rate,
-              'optimizer.eps': eps,
-              'schedule.warmup_steps': warmup,
-              'seed': warmup,
-          }
-          state, fetch = single.advance(started(single, tiny(overrides)), 2)
-          fetch.read()
-          state, fetch = single.probe(state)
-          fetch.read()
-          single.evaluate(state)
-          single.extract(state)
+    for rate, eps, warmup in itertools.product((1e-3, 1e-2, 1e-1), (1e-15, 1e-8), (0, 5)):
+      overrides = {
+          'model.depth': 0,
+          'optimizer.learning_rate': rate,
+          'optimizer.eps': eps,
+          'schedule.warmup_steps': warmup,
+      }
+      state, fetch = layout.advance(started(layout, tiny(overrides)), 2)
+      fetch.read()
+      state, fetch = layout.probe(state)
+      fetch.read()
+      layout.evaluate(state)
+      layout.extract(state)
     assert compiles not in events
     jax.jit(lambda x: x + 1).lower(np.float32(0)).compile()
     assert compiles in events  # had there been one, it would have been heard

@@ -71,7 +71,7 @@ def loss_by_learning_rate(results: Results, bigram_loss: float | None = None) ->
   panels = _panels(results, runs)
   figure, axes = _grid(list(panels), height=3.3)
   low, high = _padded(runs['loss'])
-  handles = [*_handles(sizes), _handle('best', **RING), _handle('diverged', **CROSS)]
+  handles = [*_handles(sizes), _handle('best', **RING), *_diverged_handle(runs)]
   levels = (('initial loss', runs['initial_loss'].mean(), ':'), ('bigram model', bigram_loss, '--'))
   for name, level, style in levels:
     if level is not None:
@@ -177,7 +177,7 @@ def training_curves(results: Results, curves: pd.DataFrame) -> Figure:
     for axis in column[1:]:
       _logit_axis(axis)
   axes[0, 0].set_ylabel('training loss (nats)')
-  handles = [*_handles(rates), _handle('diverged', **CROSS)]
+  handles = [*_handles(rates), *_diverged_handle(runs)]
   if len(shown) > 1:
     axes[0, 1].set_ylabel('highest attention\nlogit of block 0')
     handles.append(_logit_handle())
@@ -330,6 +330,10 @@ def _handle(label: str, **look) -> Line2D:
 
 def _logit_handle() -> Line2D:
   return _handle('1e4: unstable\nin the paper', linestyle='--', linewidth=1.1)
+
+
+def _diverged_handle(runs: pd.DataFrame) -> list[Line2D]:
+  return [_handle('diverged', **CROSS)] if (runs['status'] == 'diverged').any() else []
 
 
 def _handles(colours: dict[str, tuple]) -> list[Line2D]:

@@ -34,7 +34,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def terminal_table(table: pd.DataFrame) -> Table:
   """LR sensitivity and best loss per size and intervention, a gap between sizes."""
   shown = Table(
-      title='LR sensitivity: loss above the best, mean over learning rates (nats)',
+      title='LR sensitivity (loss above the best, nats)',
       box=box.SIMPLE_HEAD,
       collapse_padding=True,
   )

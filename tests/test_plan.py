@@ -1,0 +1,42 @@
+"""The arithmetic of a sweep's cost."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base, quickstart
+from stability import config as config_lib
+from stability import hyper, plan
+from stability import model as model_lib
+
+
+def resolved(**fields):
+  flat = config_lib.resolve(config_lib.flatten(base.get_config().to_dict()) | fields)
+  return config_lib.unflatten(flat)
+
+
+def test_tokens():
+  assert plan.tokens(resolved()) == 500 * 16 * 64
+
+
+@pytest.mark.parametrize('depth', [0, 1, 3])
+def test_flops_are_those_that_xla_counts_in_the_products(depth):
+  # Matrix products dominate at this width; XLA also counts norms, softmax and GELU.
+  config = resolved(**{'model.width': 256, 'model.head_dim': 64, 'model.depth': depth})
+  static, _ = config_lib.split(config)
+  model = model_lib.Transformer(static.model, 256)
+  inputs = jnp.zeros((16, 64), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), inputs)
+  counted = jax.jit(model.apply).lower(params, inputs).compile().cost_analysis()['flops']
+  forward = plan.train_flops(config, 256) / 3 / 500
+  assert forward == pytest.approx(counted, rel=0.05)
+
+
+def test_a_plan_counts_runs_and_executables():
+  runs = hyper.expand(quickstart.get_config().to_dict(), quickstart.get_sweep())
+  total = plan.plan(runs.configs, 256)
+  assert (total.runs, total.populations, total.executables) == (42, 6, 24)
+  assert total.tokens == 42 * plan.tokens(next(iter(runs.configs.values())))
+  assert total.flops == sum(plan.train_flops(config, 256) for config in runs.configs.values())
+  unprobed = hyper.expand(resolved(**{'probe.every_steps': 0}), hyper.sweep('seed', [0, 1]))
+  assert plan.plan(unprobed.configs, 256).executables == 3
