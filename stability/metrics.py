@@ -3,18 +3,24 @@
 import json
 import math
 import os
+import sys
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import hparams
+# tensorboardX imports torch where it is installed, which takes a second; nothing here needs it.
+_unwanted = sys.modules.setdefault('torch', None)
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
+from tensorboardX.summary import hparams  # noqa: E402
 
-from stability import workdir as workdir_lib
+if _unwanted is None:
+  del sys.modules['torch']
+
+from stability import workdir as workdir_lib  # noqa: E402
 
 RESULT_METRICS = ('initial_loss', 'final_loss')  # the columns of the HParams dashboard
 

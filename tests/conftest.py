@@ -1,4 +1,4 @@
-"""Puts the tests on eight devices of the CPU; gives them a tiny run, its text and its programs."""
+"""Puts the tests on eight devices of the CPU; gives them a tiny run and its text."""
 
 import os
 
@@ -18,7 +18,6 @@ import pytest
 
 from configs import base
 from stability import config as config_lib
-from stability import parallel, train
 
 TINY = {
     'data.batch_size': 4,
@@ -69,10 +68,3 @@ def text() -> dict[str, np.ndarray]:
     return (64 * rng.random(shape) ** 2).astype(np.uint8)  # squared: some are frequent
 
   return {'train': draw(2_001), 'validation': draw(2, 4, 17)}
-
-
-@pytest.fixture(scope='session')
-def single(tiny, text) -> parallel.Single:
-  """One tiny run on one device, its executables compiled."""
-  run = tiny()
-  return parallel.Single(train.programs(run.static, vocabulary_size=64), text, run.hyper)

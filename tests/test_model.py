@@ -110,7 +110,7 @@ def test_rope_is_relative():
 
 def test_an_untrained_model_knows_nothing(tiny):
   """Its loss is that of logits drawn from the unit normal, ln(vocabulary) + 1/2."""
-  run = tiny({'model.width': 64})
+  run = tiny({'model.width': 64, 'model.depth': 1})
   rng = np.random.default_rng(0)
   rows = rng.integers(0, 256, (32, T + 1), np.int32)
   logits = compiled(network(run, 256).apply)({'params': initial(run, 256)}, rows[:, :-1])

@@ -161,8 +161,10 @@ def test_optimizer(tiny, direction, apply_updates, case, size):
     assert_close(params, theirs, 1e-6)
 
 
-STEPS = SWITCHES | {
-    'coupled': {'optimizer.weight_decay_kind': 'coupled', 'model.depth': 0},
+STEPS = {
+    'default': {'model.depth': 1},
+    'qk_norm=none': {'model.depth': 1, 'model.qk_norm': 'none'},
+    'coupled': {'model.depth': 0, 'optimizer.weight_decay_kind': 'coupled'},
 }
 
 

@@ -13,9 +13,16 @@ from stability import optimizer, parallel, train
 from stability.data import batches
 
 
-def started(layout, run, **replaced):
-  """The state of a run before its first update, with some entries replaced."""
-  return layout.insert(layout.empty(), 0, layout.init(run.hyper) | replaced)
+@pytest.fixture(scope='module')
+def single(tiny, text):
+  """A run of one block on one device, its executables compiled."""
+  run = tiny({'model.depth': 1})
+  return parallel.Single(train.programs(run.static, vocabulary_size=64), text, run.hyper)
+
+
+def started(layout, run):
+  """The state of a run before its first update."""
+  return layout.insert(layout.empty(), 0, layout.init(run.hyper))
 
 
 def trained(layout, run, steps):
@@ -81,7 +88,7 @@ def test_a_step_is_a_function_of_the_state(single, tiny):
 @pytest.fixture(scope='module')
 def loss_on(tiny):
   """Cross-entropy of parameters on rows of tokens."""
-  network = model_lib.Transformer(tiny().static.model, 64)
+  network = model_lib.Transformer(tiny({'model.depth': 1}).static.model, 64)
 
   @jax.jit
   def loss(params, rows):
