@@ -52,7 +52,7 @@ def place(tmp_path_factory):
 def command(place, program, *arguments):
   """The arguments of subprocess for a program of launch/."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(place / 'cache')}
-  environment['XLA_FLAGS'] = ''  # as a user has it, not as the tests
+  del environment['XLA_FLAGS']  # as a user has it, not as the tests
   return dict(
       args=[sys.executable, '-m', f'launch.{program}', *arguments],
       cwd=place,
