@@ -255,6 +255,7 @@ class Population:
     }
     if not over:
       return
+    seconds = {slot: member.elapsed() for slot, member in over.items()}
     losses = self._layout.evaluate(self._state)
     for slot, member in over.items():
       status = workdir_lib.status(member.initial_loss, losses[slot])
@@ -265,7 +266,7 @@ class Population:
           'parameters': config_lib.parameters(member.config),
           'steps': member.step,
           'tokens': member.tokens(member.step),
-          'seconds': member.elapsed(),
+          'seconds': seconds[slot],
           'error': None,
       }
       member.writer.close(result)

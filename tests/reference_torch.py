@@ -5,6 +5,7 @@ come as a flat dict under the dotted names of configs/base.py, parameters have t
 tree with dots (block_0.attention.query) and its shapes: [in, out].
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -104,13 +105,18 @@ def matrix(fan_in: int, fan_out: int) -> nn.Parameter:
   return nn.Parameter(nn.init.trunc_normal_(weights, std=std, a=-2 * std, b=2 * std))
 
 
+@functools.cache
+def turns(time: int, size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+  """Cosines and sines of rope's angles, [time, size / 2] each."""
+  exponents = torch.arange(0, size, 2, dtype=torch.float64, device=device) / size
+  times = torch.arange(time, dtype=torch.float64, device=device)
+  angles = torch.outer(times, 10_000.0**-exponents)
+  return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 def rope(x: Tensor) -> Tensor:
   """Turns (x_i, x_{i + K/2}) by the angle time * 10000^(-2i/K); x is [..., time, K]."""
-  time, size = x.shape[-2:]
-  exponents = torch.arange(0, size, 2, dtype=torch.float64, device=x.device) / size
-  times = torch.arange(time, dtype=torch.float64, device=x.device)
-  angles = torch.outer(times, 10_000.0**-exponents)
-  cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+  cos, sin = turns(*x.shape[-2:], x.dtype, x.device)
   a, b = x.chunk(2, dim=-1)
   return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 

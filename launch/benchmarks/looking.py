@@ -1,0 +1,84 @@
+"""What probes, logs and files cost: seconds of one run in one process, printed as a JSON object.
+
+  python -m launch.benchmarks.looking WIDTH ROUNDS CORES
+
+bare steps       the step executable called in a loop, nothing fetched until the end
+logged           the population's loop, a line every 10 steps, to all files
+probed every 20  the same with probes
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from configs import benchmark
+from launch import environment
+from stability import config as config_lib
+from stability import hyper
+from stability import workdir as workdir_lib
+
+STEPS = 600
+
+
+def main() -> None:
+  """Measures what the arguments say."""
+  width, rounds, cores = sys.argv[1:]
+  environment.pin([int(core) for core in cores.split(',')])
+  from stability import population, train
+  from stability.data import tokens
+
+  c = benchmark.get_config()
+  c.model.width = int(width)
+  c.schedule.steps = STEPS
+  c.checkpoint.every_steps = 0
+  layouts = {}
+  compile_layout = population._layout
+
+  def compiled_once(workdir, sweep, static, example):
+    if static not in layouts:
+      layouts[static] = compile_layout(workdir, sweep, static, example)
+    return layouts[static]
+
+  population._layout = compiled_once
+  with tempfile.TemporaryDirectory() as folder:
+    text = tokens.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
+
+    def run(number: int, probe_every: int) -> float:
+      """Seconds of training that the run's result states: compilation is not in them."""
+      c.probe.every_steps = probe_every
+      runs = hyper.expand(c.to_dict(), [{}])
+      workdir = Path(folder) / f'{probe_every}-{number}'
+      about = {'path': str(text), **tokens.open_tokens(text).meta}
+      workdir_lib.write_sweep(
+          workdir, runs, config_file='', scale='', overrides={}, data=about, versions={}
+      )
+      name = next(iter(runs.configs))
+      sweep = workdir_lib.read_sweep(workdir)
+      population.train_population(workdir, sweep, name, lambda: None)
+      result = workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
+      assert result['status'] == 'done', result['error']
+      return result['seconds']
+
+    def bare() -> float:
+      flat = config_lib.resolve(config_lib.flatten(c.to_dict()) | {'probe.every_steps': 0})
+      static, values = config_lib.split(config_lib.unflatten(flat))
+      layout = layouts[static]
+      state = layout.insert(layout.empty(), 0, layout.init(train.arrays(values)))
+      begun = time.perf_counter()
+      state, fetch = layout.advance(state, STEPS)
+      fetch.read()
+      return time.perf_counter() - begun
+
+    run(-1, 0), run(-1, 20)  # compile
+    readings = {'logged': [], 'bare steps': [], 'probed every 20': []}
+    for number in range(int(rounds)):
+      readings['logged'].append(run(number, 0))
+      readings['bare steps'].append(bare())
+      readings['probed every 20'].append(run(number, 20))
+  print(json.dumps(readings))
+
+
+if __name__ == '__main__':
+  main()
