@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import sys
 import types
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
   metrics.write_experiment(workdir, {field: flat[field] for field in swept})
   waiting = workdir_lib.waiting(workdir, runs.configs)
   if waiting:
-    local.train(workdir, waiting, workers)
+    try:
+      local.train(workdir, waiting, workers)
+    except KeyboardInterrupt:
+      print('stopped; the same command goes on from the last checkpoints', file=sys.stderr)
+      return 130
   workdir_lib.write_results(workdir)
   return _report(workdir)
 

@@ -9,6 +9,7 @@ import pytest
 from stability import hyper
 from stability import workdir as workdir_lib
 from stability.analysis import sensitivity, tables
+from stability.errors import BadInput
 
 
 @pytest.fixture(scope='module')
@@ -142,7 +143,7 @@ REFUSED = {
 def test_refused_in_one_line_that_names_the_file_or_flag(tmp_path, case):
   text, options, words = REFUSED[case]
   path = write(tmp_path, text)
-  with pytest.raises(tables.ResultsError) as error:
+  with pytest.raises(BadInput) as error:
     tables.load_csv(path, **options)
   message = str(error.value)
   assert re.search(words, message), message
@@ -152,5 +153,5 @@ def test_refused_in_one_line_that_names_the_file_or_flag(tmp_path, case):
 def test_what_is_no_text_file_is_refused(tmp_path):
   (tmp_path / 'image.csv').write_bytes(b'\x89PNG\r\n\x1a\n\xff\xfe')
   for name, words in (('image.csv', 'not a CSV'), ('none.csv', 'No such file'), ('.', 'director')):
-    with pytest.raises(tables.ResultsError, match=words):
+    with pytest.raises(BadInput, match=words):
       tables.load_csv(tmp_path / name)

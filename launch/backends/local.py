@@ -33,14 +33,16 @@ class Waiting:
     self._groups = collections.defaultdict(collections.deque)
     for name, key in self._keys.items():
       self._groups[key].append(name)
+    self._lock = threading.Lock()  # every worker's thread takes from it
 
   def take(self, like: str | None) -> str | None:
     """A run of the executables of `like`; without it, of those with the most work left."""
-    if like is not None:
-      group = self._groups[self._keys[like]]
-    else:
-      group = max(self._groups.values(), key=self._work, default=())
-    return group.popleft() if group else None
+    with self._lock:
+      if like is not None:
+        group = self._groups[self._keys[like]]
+      else:
+        group = max(self._groups.values(), key=self._work)
+      return group.popleft() if group else None
 
   def _work(self, group: Sequence[str]) -> float:
     return sum(self._flops[name] for name in group)

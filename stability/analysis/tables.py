@@ -22,10 +22,6 @@ _COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_los
 _STATUSES = (*workdir_lib.STATUSES, 'missing')
 
 
-class ResultsError(BadInput):
-  """A results file that cannot be used."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Results:
   """The runs of a sweep and which of their columns make the size and the intervention."""
@@ -79,13 +75,13 @@ def load_csv(
   cells = _read_csv(path)
   missing = [name for name in ('learning_rate', 'final_loss') if name not in cells]
   if missing:
-    raise ResultsError(
+    raise BadInput(
         f'{path}: has no column {" and ".join(missing)}; its columns are {", ".join(cells)}'
     )
   if initial_loss is not None and not math.isfinite(initial_loss):
-    raise ResultsError(f'--initial_loss={initial_loss}: must be a finite number')
+    raise BadInput(f'--initial_loss={initial_loss}: must be a finite number')
   if initial_loss is None and 'initial_loss' not in cells:
-    raise ResultsError(f'{path}: has no column initial_loss; add it or give --initial_loss')
+    raise BadInput(f'{path}: has no column initial_loss; add it or give --initial_loss')
   groups, sizes = _groups_and_sizes([name for name in cells if '.' in name])
   if group_by is not None:
     groups = _checked_groups(path, cells, group_by)
@@ -128,19 +124,19 @@ def _read_csv(path: Path) -> pd.DataFrame:
       reader = csv.reader(file, strict=True)
       rows = [(reader.line_num, row) for row in reader if row]
   except OSError as error:
-    raise ResultsError(f'{path}: cannot be read: {error.strerror}') from error
+    raise BadInput(f'{path}: cannot be read: {error.strerror}') from error
   except (csv.Error, UnicodeDecodeError) as error:
-    raise ResultsError(f'{path}: is not a CSV file: {error}') from error
+    raise BadInput(f'{path}: is not a CSV file: {error}') from error
   if len(rows) < 2:
-    raise ResultsError(f'{path}: holds no runs; a header and a row for each run are needed')
+    raise BadInput(f'{path}: holds no runs; a header and a row for each run are needed')
   (_, header), *body = rows
   names = [name.strip() for name in header]
   for name in names:
     if names.count(name) > 1:
-      raise ResultsError(f'{path}: has more than one column {name!r}')
+      raise BadInput(f'{path}: has more than one column {name!r}')
   for line, row in body:
     if len(row) != len(names):
-      raise ResultsError(f'{path}, line {line}: has {len(row)} cells, the header {len(names)}')
+      raise BadInput(f'{path}, line {line}: has {len(row)} cells, the header {len(names)}')
   index, lines = zip(*body, strict=True)
   return pd.DataFrame(lines, index, names, dtype=str).apply(lambda column: column.str.strip())
 
@@ -148,10 +144,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _checked_groups(path: Path, cells: pd.DataFrame, group_by: list[str]) -> list[str]:
   for name in group_by:
     if name in _COLUMNS:
-      raise ResultsError(f'--group_by={name}: cannot be an intervention')
+      raise BadInput(f'--group_by={name}: cannot be an intervention')
     if name not in cells:
       nearest = difflib.get_close_matches(name, cells, n=1, cutoff=0.0)[0]
-      raise ResultsError(f'--group_by={name}: {path} has no such column; the nearest is {nearest}')
+      raise BadInput(f'--group_by={name}: {path} has no such column; the nearest is {nearest}')
   return list(dict.fromkeys(group_by))
 
 
@@ -172,7 +168,7 @@ def _numbers(
   not_a_number = values.isna() & ~text.str.lower().isin(['', 'nan'])
   wrong = text[not_a_number | ~fits(values)]
   if len(wrong):
-    raise ResultsError(
+    raise BadInput(
         f'{path}, line {wrong.index[0]}: {column}={wrong.iloc[0]!r}: must be {allowed}'
     )
   return values
@@ -189,13 +185,13 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
   given = cells['status'] if 'status' in cells else pd.Series('', cells.index)
   wrong = given[~given.isin(['', *_STATUSES])]
   if len(wrong):
-    raise ResultsError(
+    raise BadInput(
         f'{path}, line {wrong.index[0]}: status={wrong.iloc[0]!r}: must be one of'
         f' {", ".join(_STATUSES)}, or empty'
     )
   bare = runs.index[runs['initial_loss'].isna() & given.isin(['', 'done', 'diverged'])]
   if len(bare):
-    raise ResultsError(f'{path}, line {bare[0]}: initial_loss is empty: must be a finite number')
+    raise BadInput(f'{path}, line {bare[0]}: initial_loss is empty: must be a finite number')
   derived = [
       workdir_lib.status(*losses)
       for losses in zip(runs['initial_loss'], runs['final_loss'], strict=True)
@@ -206,7 +202,7 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
 def _refuse_repeats(path: Path, runs: pd.DataFrame, columns: list[str]) -> None:
   """Two rows that nothing tells apart would be averaged as if they were one intervention."""
   for _, alike in split(runs[runs.duplicated(columns, keep=False)], columns):
-    raise ResultsError(
+    raise BadInput(
         f'{path}, lines {alike.index[0]} and {alike.index[1]}: are alike in'
         f' {", ".join(columns)}; add a column seed, or name with --group_by what differs'
     )
