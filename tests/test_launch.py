@@ -17,7 +17,7 @@ from stability import workdir as workdir_lib
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
   """No accelerator, no settings of the user's, an empty cache."""
-  for name in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR'):
+  for name in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR', 'GLIBC_TUNABLES'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.setattr(environment, 'has_accelerator', lambda: False)
@@ -44,11 +44,14 @@ def test_what_the_user_sets_stays(fresh, monkeypatch):
   variables = environment.worker_environment()
   assert variables['JAX_COMPILATION_CACHE_DIR'] == '/mine'
   assert variables['XLA_FLAGS'] == f'--xla_cpu_enable_fast_math=false {environment.CPU_FLAGS}'
+  assert variables['GLIBC_TUNABLES'] == environment.MALLOC
+  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
+  assert environment.worker_environment()['GLIBC_TUNABLES'] == 'glibc.malloc.check=1'
 
 
 def test_no_cpu_flags_on_an_accelerator(fresh, monkeypatch):
   monkeypatch.setattr(environment, 'has_accelerator', lambda: True)
-  assert 'XLA_FLAGS' not in environment.worker_environment()
+  assert not {'XLA_FLAGS', 'GLIBC_TUNABLES'} & environment.worker_environment().keys()
 
 
 @pytest.mark.parametrize(('wanted', 'has'), [('cpu', False), ('cuda,cpu', True), ('tpu', True)])
