@@ -14,12 +14,12 @@ from pathlib import Path
 
 from stability import workdir as workdir_lib
 
-# Matrix products by XLA's YNN kernels: about 1.2 to 2 times faster steps on a CPU at widths from 32
-# (jaxlib 0.10.2; BUILD_NOTES.md). Experimental: an XLA that lacks it ends the process, so it is
-# tried once for each jaxlib and CPU in a process of its own.
+# Matrix products by XLA's YNN kernels, faster on a CPU at widths from 32 (jaxlib 0.10.2;
+# BUILD_NOTES.md). Experimental, and an XLA that lacks it ends the process: it is tried once for
+# each jaxlib and CPU in a process of its own.
 CPU_FLAGS = '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
-# A step's buffers are freed and allocated anew at each step. By default glibc hands them back to the
-# system in between, and touching each page again cost 20 to 40 % of a step at width 128.
+# A step's buffers are freed and allocated anew at each step. By default glibc hands them back to
+# the system in between; keeping them made a step at width 128 1.6 times as fast (BUILD_NOTES.md).
 MALLOC = ':'.join((
     'glibc.malloc.hugetlb=1',
     f'glibc.malloc.mmap_threshold={2**30}',

@@ -114,7 +114,7 @@ class Population:
     self._workdir = workdir
     self._sweep = sweep
     self._static, hyper = config_lib.split(sweep['runs'][first])
-    self._layout = _layout(workdir, sweep, self._static, train.arrays(hyper))
+    self._layout = make_layout(workdir, sweep, self._static, train.arrays(hyper))
     self._state = self._layout.empty()
     self._members: dict[int, Member] = {}  # slot -> run
     self._unread: _Unread | None = None
@@ -274,7 +274,7 @@ class Population:
       del self._members[slot]
 
 
-def _layout(
+def make_layout(
     workdir: Path,
     sweep: Json,
     static: ml_collections.FrozenConfigDict,

@@ -59,14 +59,14 @@ LAYOUTS = {}
 @pytest.fixture(autouse=True)
 def one_layout_for_all(monkeypatch):
   """Three devices, and the layout of a static config compiled once for all tests."""
-  make, devices = population._layout, jax.local_devices()[:3]
+  make, devices = population.make_layout, jax.local_devices()[:3]
 
   def cached(workdir, sweep, static, example):
     if static not in LAYOUTS:
       LAYOUTS[static] = make(workdir, sweep, static, example)
     return LAYOUTS[static]
 
-  monkeypatch.setattr(population, '_layout', cached)
+  monkeypatch.setattr(population, 'make_layout', cached)
   monkeypatch.setattr(population.jax, 'local_devices', lambda: devices)
 
 

@@ -34,14 +34,14 @@ def main() -> None:
   c.schedule.steps = STEPS
   c.checkpoint.every_steps = 0
   layouts = {}
-  compile_layout = population._layout
+  compile_layout = population.make_layout
 
   def compiled_once(workdir, sweep, static, example):
     if static not in layouts:
       layouts[static] = compile_layout(workdir, sweep, static, example)
     return layouts[static]
 
-  population._layout = compiled_once
+  population.make_layout = compiled_once
   with tempfile.TemporaryDirectory() as folder:
     text = tokens.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
 
