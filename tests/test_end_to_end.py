@@ -94,6 +94,22 @@ def is_running(pid):
     return False
 
 
+def assert_workers_end_with(launcher):
+  """Kills the launcher; none of its workers may outlive it by more than two seconds."""
+  workers = children(launcher.pid)
+  assert workers
+  launcher.send_signal(signal.SIGKILL)
+  launcher.wait()
+  deadline = time.monotonic() + 2
+  try:
+    while any(map(is_running, workers)):
+      assert time.monotonic() < deadline, 'a worker outlives its launcher'
+      time.sleep(0.02)
+  finally:
+    for worker in filter(is_running, workers):
+      os.kill(worker, signal.SIGKILL)
+
+
 def test_a_sweep_ends_with_its_files_its_table_and_its_report(place, finished):
   assert finished.returncode == 0, finished.stderr
   workdir = place / 'finished'
@@ -138,19 +154,28 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
   while not list(workdir.glob('runs/*/checkpoints/200/checksums.json')):
     assert time.monotonic() < deadline and launcher.poll() is None
     time.sleep(0.005)
-  workers = children(launcher.pid)
-  assert workers
-  launcher.send_signal(signal.SIGKILL)
-  launcher.wait()
-  deadline = time.monotonic() + 2
-  while any(map(is_running, workers)):
-    assert time.monotonic() < deadline, 'a worker outlives its launcher'
-    time.sleep(0.02)
+  assert_workers_end_with(launcher)
   rows = workdir_lib.read_results(workdir)
   assert any(row['status'] == 'missing' for row in rows)
   again = run(place, 'sweep', '--workdir=killed', '--config=experiment.py')
   assert again.returncode == 0, again.stderr
   assert outcomes(workdir) == outcomes(place / 'finished')
+
+
+def test_workers_in_the_middle_of_a_long_run_end_with_their_launcher(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'long'
+  arguments = ['--workdir=long', '--config=experiment.py', '--config.schedule.steps=100000']
+  launcher = subprocess.Popen(
+      **command(place, 'sweep', *arguments),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 120
+  while not list(workdir.glob('runs/*/checkpoints/200/checksums.json')):
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+  assert_workers_end_with(launcher)
 
 
 def test_a_worker_that_dies_fails_its_run_alone(place, finished):
