@@ -2,6 +2,10 @@
 
 Depth 3, head dimension 32, bytes, batches of 16 x 64 tokens, 7 learning rates x 300 steps.
 
+Expected: about 20 s on two CPU cores, 35 s with nothing compiled (BUILD_NOTES.md). By itself, or
+with everything it is measured against:
+
+  python -m launch.sweep --config=configs/benchmark.py --workdir=runs/benchmark
   python -m launch.benchmark --output=benchmark.json
 """
 
