@@ -32,7 +32,7 @@ class Progress:
     self._over_flops = 0.0
     self._unfinished = dict.fromkeys(configs)
     self._begun: float | None = None  # when the first step was logged, and the work done by then
-    self._begun_flops = 0.0
+    self._begun_fraction = 0.0
     self._console = Console(stderr=True)
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._last_line = 0.0
@@ -94,9 +94,9 @@ class Progress:
     now = time.monotonic()
     if self._begun is None:
       if fraction > 0:
-        self._begun, self._begun_flops = now, fraction
+        self._begun, self._begun_fraction = now, fraction
       return 'starting'
-    gained = fraction - self._begun_flops
+    gained = fraction - self._begun_fraction
     if gained <= 0:
       return 'starting'
     seconds = round((1 - fraction) / gained * (now - self._begun))

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,6 @@ from rich.console import Console
 import stability
 from launch import app
 from launch.backends import local
-from stability import config as config_lib
 from stability import metrics
 from stability import workdir as workdir_lib
 from stability.data import tokens
@@ -46,9 +46,8 @@ def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
       data=data,
       versions=_versions(),
   )
-  swept = [field for field in runs.fields if field != 'seed'] + ['seed']
-  flat = config_lib.flatten(next(iter(runs.configs.values())))
-  metrics.write_experiment(workdir, {field: flat[field] for field in swept})
+  first = next(iter(runs.configs.values()))
+  metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
   waiting = workdir_lib.waiting(workdir, runs.configs)
   if waiting:
     try:
@@ -65,12 +64,15 @@ def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
   configs = sweep.runs.configs.values()
   longest = max(config['data']['sequence_length'] for config in configs)
   source = types.SimpleNamespace(**next(iter(configs))['data'])  # shared by the runs of a sweep
+  there_before = {path.absolute() for path in (workdir / 'data').glob('*')}
   folder = tokens.prepare(source, workdir / 'data', longest)
   path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
   if (workdir / 'sweep.json').exists():
     before = workdir_lib.read_sweep(workdir)['data']
     if before['sha256'] != data['sha256']:
+      if not path.is_absolute() and folder.absolute() not in there_before:
+        shutil.rmtree(folder)  # made just now, and nobody's
       raise BadInput(
           f'--workdir={workdir}: its runs were trained on other text than config.data.path gives'
           ' now; name a new folder'

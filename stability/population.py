@@ -147,9 +147,8 @@ class Population:
         step, arrays, about = found
         state = _unnamed(state, arrays)
         logging.info('%s goes on from step %d', name, step)
-      fields = [field for field in self._sweep['fields'] if field != 'seed'] + ['seed']
-      flat = config_lib.flatten(config)
-      writer = MetricsWriter(folder, step, {field: flat[field] for field in fields})
+      swept = workdir_lib.swept_values(config, self._sweep['fields'])
+      writer = MetricsWriter(folder, step, swept)
       return Member(folder, config, writer, step, about['initial_loss'], about['seconds']), state
     except Exception:
       _fail(folder)

@@ -243,6 +243,12 @@ def _row(workdir: Path, name: str, config: Json, fields: Iterable[str]) -> Json:
   }
 
 
+def swept_values(config: Config, fields: Iterable[str]) -> Json:
+  """The values of a sweep's fields in one of its runs, seed last: what tells its runs apart."""
+  flat = config_lib.flatten(config)
+  return {field: flat[field] for field in fields if field != 'seed'} | {'seed': flat['seed']}
+
+
 def write_results(workdir: Path) -> Path:
   """results.csv: a row per run."""
   rows = read_results(workdir)

@@ -293,14 +293,16 @@ def test_workdir_trained_on_other_text(folder, capsys):
       config_file='x.py',
       scale='cpu',
       overrides={},
-      data={'sha256': {'train': '1', 'validation': '2'}},
+      data={'path': 'data/before', 'sha256': {'train': '1', 'validation': '2'}},
       versions={},
   )
   (folder / 'runs' / 'data').mkdir()
+  before = sorted(folder.rglob('*'))
   code = app.execute(
       sweep.main, sweep.FLAGS, ['sweep', '--workdir=runs', BASE, '--config.data.path=text']
   )
   check(code, *capsys.readouterr(), ['--workdir=runs', 'trained on other text'])
+  assert sorted(folder.rglob('*')) == before
 
 
 @pytest.mark.parametrize('program', [sweep, train])

@@ -94,6 +94,14 @@ def is_running(pid):
     return False
 
 
+def wait_for(launcher, workdir, pattern):
+  """Returns as soon as a file of the sweep matches."""
+  deadline = time.monotonic() + 120
+  while not list(workdir.glob(pattern)):
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+
+
 def assert_workers_end_with(launcher):
   """Kills the launcher; none of its workers may outlive it by more than two seconds."""
   workers = children(launcher.pid)
@@ -150,10 +158,7 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
   )
-  deadline = time.monotonic() + 120
-  while not list(workdir.glob('runs/*/checkpoints/200/checksums.json')):
-    assert time.monotonic() < deadline and launcher.poll() is None
-    time.sleep(0.005)
+  wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
   assert_workers_end_with(launcher)
   rows = workdir_lib.read_results(workdir)
   assert any(row['status'] == 'missing' for row in rows)
@@ -171,10 +176,7 @@ def test_workers_in_the_middle_of_a_long_run_end_with_their_launcher(place, fini
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
   )
-  deadline = time.monotonic() + 120
-  while not list(workdir.glob('runs/*/checkpoints/200/checksums.json')):
-    assert time.monotonic() < deadline and launcher.poll() is None
-    time.sleep(0.005)
+  wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
   assert_workers_end_with(launcher)
 
 
@@ -186,10 +188,7 @@ def test_a_worker_that_dies_fails_its_run_alone(place, finished):
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
   )
-  deadline = time.monotonic() + 120
-  while not list(workdir.glob('runs/*/metrics.jsonl')):
-    assert time.monotonic() < deadline and launcher.poll() is None
-    time.sleep(0.005)
+  wait_for(launcher, workdir, 'runs/*/metrics.jsonl')
   os.kill(children(launcher.pid)[0], signal.SIGKILL)
   out, _ = launcher.communicate(timeout=120)
   assert launcher.returncode == 1

@@ -60,6 +60,7 @@ class Worker:
     self._waiting = waiting
     self._progress = progress
     self._given: list[str] = []
+    self._given_lock = threading.Lock()
     self._has_asked = False
     self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
     self._process = subprocess.Popen(
@@ -93,12 +94,13 @@ class Worker:
 
   def running(self) -> list[str]:
     """The runs given to it that are not over."""
-    self._given = [
-        name
-        for name in self._given
-        if workdir_lib.read_result(workdir_lib.run_dir(self._workdir, name)) is None
-    ]
-    return list(self._given)
+    with self._given_lock:  # its thread may be adding one
+      self._given = [
+          name
+          for name in self._given
+          if workdir_lib.read_result(workdir_lib.run_dir(self._workdir, name)) is None
+      ]
+      return list(self._given)
 
   def stop(self) -> None:
     """Ends the process; its runs can be continued from their checkpoints."""
@@ -111,7 +113,8 @@ class Worker:
       self._has_asked = True
       name = self._waiting.take(json.loads(line)['like'])
       if name is not None:
-        self._given.append(name)
+        with self._given_lock:
+          self._given.append(name)
       try:
         print(json.dumps({'run': name}), file=self._process.stdin, flush=True)
       except BrokenPipeError:
