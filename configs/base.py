@@ -15,9 +15,9 @@ from ml_collections import ConfigDict, config_dict
 from stability import config as config_lib
 
 SCALES = {
-    'cpu': dict(size='147K', batch_size=16, sequence_length=64, steps=500),
-    'gpu': dict(size='2.4M', batch_size=64, sequence_length=256, steps=5_000),
-    'paper': dict(size='2.4M', batch_size=256, sequence_length=512, steps=100_000),
+    'cpu': dict(size='147K', base='9.2K', batch_size=16, sequence_length=64, steps=500),
+    'gpu': dict(size='2.4M', base='2.4M', batch_size=64, sequence_length=256, steps=5_000),
+    'paper': dict(size='2.4M', base='2.4M', batch_size=256, sequence_length=512, steps=100_000),
 }
 
 
@@ -33,6 +33,8 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.data.source = 'text'  # text | synthetic: a language whose entropy rate is known exactly
   # File, folder, or folder of token files; unset: Python's own library sources, always at hand.
   c.data.path = config_dict.placeholder(str)
+  c.data.tokenizer = 'bytes'  # bytes | bpe: learned from the training text
+  c.data.vocabulary_size = 4_096  # tokens of the bpe
   c.data.batch_size = s['batch_size']  # sequences a step
   c.data.sequence_length = s['sequence_length']  # tokens
   c.data.seed = 0  # of the order of batches; shared by a sweep, so that runs see the same text
@@ -42,14 +44,36 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.model.width = size['model.width']  # of the residual stream
   c.model.depth = size['model.depth']  # blocks; 0 leaves embedding and head, a bigram model
   c.model.head_dim = size['model.head_dim']  # constant over sizes: width / head_dim heads
-  c.model.qk_norm = 'layernorm'  # layernorm | none: keeps attention logits from growing
+  c.model.norm = 'layernorm'  # layernorm | rmsnorm
+  c.model.norm_position = 'pre'  # pre | peri: what attention and MLP put out is normalised too
+  # Keeps attention logits from growing. layernorm | rmsnorm | l2: of each head's queries and keys;
+  # layernorm_model: over all heads at once; fixed: to a size that model.logit_scale sets; none.
+  c.model.qk_norm = 'layernorm'
+  c.model.logit_scale = 1.0  # kappa of paper section 3.3: mean square of queries and keys if fixed
+  c.model.attention = 'softmax'  # softmax | squared_relu: pointwise, without normalisation
+  c.model.attention_scale = 'inverse_sqrt'  # inverse_sqrt | inverse, of head_dim: muP's
+  c.model.attention_gate = 'none'  # none | sigmoid: of each head's output, by what it reads
+  c.model.attention_soft_cap = 0.0  # logits stay within +- this, by tanh (Gemma 2: 50); 0 = off
+  c.model.output_soft_cap = 0.0  # the same for the head's logits (Gemma 2: 30); 0 = off
+  c.model.output_centering = 'none'  # none | mean: mu-centering of the head, after each update
   c.model.dtype = 'float32'  # float32 | bfloat16, of the matrix products; parameters are float32
 
   c.objective = ConfigDict()
   c.objective.z_loss = 1e-4  # times mean log^2 Z; keeps output logits from drifting; 0 = off
+  c.objective.mu_loss = 0.0  # times the squared norm of the head's mean embedding; 0 = off
+
+  c.parameterization = ConfigDict()
+  # standard | muparam_simple, _intermediate, _full: the paper's, section 3.2.4 | ntk, mup,
+  # mean_field: of arXiv 2407.05872, whose learning rates follow `exponents`.
+  c.parameterization.name = 'standard'
+  c.parameterization.base_width = config_lib.SIZES[s['base']]['model.width']  # all agree there
+  # none | full_alignment | no_alignment: learning rates per layer as powers of width / base_width
+  c.parameterization.exponents = 'none'
 
   c.optimizer = ConfigDict()
+  c.optimizer.name = 'adamw'  # adamw | adam_atan2 | stable_adamw | lion | muon | adafactor
   c.optimizer.learning_rate = 1e-2  # the highest of the schedule
+  c.optimizer.learning_rate_scale = 'none'  # none | parameter_rms: times max(RMS, 1e-3), per tensor
   c.optimizer.beta1 = 0.9
   c.optimizer.beta2 = 0.95  # lower than Adam's 0.999: forgets spikes in the gradient sooner
   c.optimizer.eps = 1e-8  # updates vanish where the gradient RMS is below it (paper section 3.4)
@@ -60,11 +84,16 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.schedule = ConfigDict()
   c.schedule.steps = s['steps']  # updates
   c.schedule.warmup_steps = s['steps'] // 20  # linear from 0; the paper's 5 %
-  c.schedule.min_learning_rate = 1e-5  # at the end of the cosine; absolute, as in the paper
+  c.schedule.shape = 'cosine'  # cosine | wsd: constant, then linear | rsqrt: 1 / sqrt(step)
+  c.schedule.decay_steps = s['steps'] // 5  # the last ones, of wsd
+  c.schedule.min_learning_rate = 1e-5  # at the end; absolute, as in the paper
 
   c.parallel = ConfigDict()
-  c.parallel.layout = 'auto'  # auto | single | population: one run, or many, per executable
+  # auto | single: one run on a device | population: many | data_parallel, sharded: one run on all
+  c.parallel.layout = 'auto'
   c.parallel.members = config_dict.placeholder(int)  # per device, in a population; unset: a row
+  c.parallel.microbatches = config_dict.placeholder(int)  # parts of a batch; unset: as few as fit
+  c.parallel.remat = 'auto'  # auto | none | block: recompute a block's inside going backward
 
   c.log = ConfigDict()
   c.log.every_steps = 10

@@ -67,6 +67,8 @@ class Rule:
   check: Callable[[Any], bool] = lambda value: True
   traced: bool = False  # an argument of the compiled step: changing it never recompiles
   optional: bool = False  # None is allowed
+  # Traced, but 0 leaves the term out of the program: whether it is there is static.
+  switch: bool = False
 
   def convert(self, value: Any) -> Any:
     """The value in the field's own type; BadInput says what is allowed."""
@@ -113,11 +115,15 @@ def _choice(*names: str) -> Rule:
 
 _BETA = _number('a number, 0 <= beta < 1', lambda value: 0 <= _float32(value) < 1, traced=True)
 _NOT_NEGATIVE = _number('a number, 0 or more', lambda value: value >= 0, traced=True)
+_SWITCH = dataclasses.replace(_NOT_NEGATIVE, switch=True)
+_POSITIVE = _number('a number above 0', lambda value: value > 0, traced=True)
 
 RULES: dict[str, Rule] = {
     'seed': _integer(0, traced=True),
     'data.source': _choice('text', 'synthetic'),
     'data.path': Rule(str, 'a file or folder', bool, optional=True),
+    'data.tokenizer': _choice('bytes', 'bpe'),
+    'data.vocabulary_size': _integer(257),
     'data.batch_size': _integer(1),
     'data.sequence_length': _integer(1),
     'data.seed': _integer(0, traced=True),
@@ -125,10 +131,33 @@ RULES: dict[str, Rule] = {
     'model.width': _integer(1),
     'model.depth': _integer(0),
     'model.head_dim': _integer(1),
-    'model.qk_norm': _choice('layernorm', 'none'),
+    'model.norm': _choice('layernorm', 'rmsnorm'),
+    'model.norm_position': _choice('pre', 'peri'),
+    'model.qk_norm': _choice('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'fixed', 'none'),
+    'model.logit_scale': _POSITIVE,
+    'model.attention': _choice('softmax', 'squared_relu'),
+    'model.attention_scale': _choice('inverse_sqrt', 'inverse'),
+    'model.attention_gate': _choice('none', 'sigmoid'),
+    'model.attention_soft_cap': _SWITCH,
+    'model.output_soft_cap': _SWITCH,
+    'model.output_centering': _choice('none', 'mean'),
     'model.dtype': _choice('float32', 'bfloat16'),
     'objective.z_loss': _NOT_NEGATIVE,
-    'optimizer.learning_rate': _number('a number above 0', lambda value: value > 0, traced=True),
+    'objective.mu_loss': _SWITCH,
+    'parameterization.name': _choice(
+        'standard',
+        'muparam_simple',
+        'muparam_intermediate',
+        'muparam_full',
+        'ntk',
+        'mup',
+        'mean_field',
+    ),
+    'parameterization.base_width': _integer(1, traced=True),
+    'parameterization.exponents': _choice('none', 'full_alignment', 'no_alignment'),
+    'optimizer.name': _choice('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor'),
+    'optimizer.learning_rate': _POSITIVE,
+    'optimizer.learning_rate_scale': _choice('none', 'parameter_rms'),
     'optimizer.beta1': _BETA,
     'optimizer.beta2': _BETA,
     # v = g^2 underflows in float32 below |g| = 1e-19, and m / (0 + eps) explodes from there.
@@ -142,9 +171,13 @@ RULES: dict[str, Rule] = {
     'optimizer.weight_decay_kind': _choice('independent', 'coupled'),
     'schedule.steps': _integer(1, traced=True),
     'schedule.warmup_steps': _integer(0, traced=True),
+    'schedule.shape': _choice('cosine', 'wsd', 'rsqrt'),
+    'schedule.decay_steps': _integer(0, traced=True),
     'schedule.min_learning_rate': _NOT_NEGATIVE,
-    'parallel.layout': _choice('auto', 'single', 'population'),
+    'parallel.layout': _choice('auto', 'single', 'population', 'data_parallel', 'sharded'),
     'parallel.members': _integer(1, optional=True),
+    'parallel.microbatches': _integer(1, optional=True),
+    'parallel.remat': _choice('auto', 'none', 'block'),
     'log.every_steps': _integer(1),
     'probe.every_steps': _integer(0),
     'checkpoint.every_steps': _integer(0),
@@ -152,7 +185,7 @@ RULES: dict[str, Rule] = {
 }
 
 # One sweep, one text: a run's loss can only be held against another's on the same validation text.
-NEVER_SWEPT = ('data.source', 'data.path')
+NEVER_SWEPT = ('data.source', 'data.path', 'data.tokenizer', 'data.vocabulary_size')
 
 
 def unknown_field(field: str) -> BadInput:
@@ -222,6 +255,26 @@ def _check_together(c: Mapping[str, Any]) -> None:
         f'config.schedule.warmup_steps={c["schedule.warmup_steps"]}: must not be above'
         f' config.schedule.steps={c["schedule.steps"]}'
     )
+  if (
+      c['schedule.shape'] == 'wsd'
+      and c['schedule.warmup_steps'] + c['schedule.decay_steps'] > c['schedule.steps']
+  ):
+    raise BadInput(
+        f'config.schedule.decay_steps={c["schedule.decay_steps"]}: with'
+        f' config.schedule.warmup_steps={c["schedule.warmup_steps"]} must not be above'
+        f' config.schedule.steps={c["schedule.steps"]}'
+    )
+  if c['model.logit_scale'] != 1 and c['model.qk_norm'] != 'fixed':
+    raise BadInput(
+        f'config.model.logit_scale={c["model.logit_scale"]!r}: must be 1 unless'
+        f' config.model.qk_norm=fixed, which alone reads it'
+    )
+  name, exponents = c['parameterization.name'], c['parameterization.exponents']
+  if name.startswith('muparam') and exponents != 'none':
+    raise BadInput(
+        f'config.parameterization.exponents={exponents!r}: must be none with'
+        f' config.parameterization.name={name}, whose learning rates are its own'
+    )
   if c['schedule.steps'] * c['data.batch_size'] > MAX_EXAMPLES:
     raise BadInput(
         f'config.schedule.steps={c["schedule.steps"]}: times config.data.batch_size='
@@ -235,6 +288,7 @@ def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, fl
   """A resolved config -> (static config, hyperparameters by dotted field).
 
   The static config shapes the programs; runs that share it form a population and its executables.
+  A switch is there as True or False: whether its number, a hyperparameter, is above 0.
   """
   hyperparameters = {f: value for f, value in flatten(config).items() if RULES[f].traced}
   return ml_collections.FrozenConfigDict(unflatten(dict(static_fields(config)))), hyperparameters
@@ -242,7 +296,11 @@ def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, fl
 
 def static_fields(config: Config) -> tuple[tuple[str, Any], ...]:
   """The static config as (dotted field, value) pairs: equal for runs that share executables."""
-  return tuple((f, value) for f, value in flatten(config).items() if not RULES[f].traced)
+  return tuple(
+      (field, value > 0 if rule.switch else value)
+      for field, value in flatten(config).items()
+      if not (rule := RULES[field]).traced or rule.switch
+  )
 
 
 def parameters(config: Config) -> int:

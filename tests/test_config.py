@@ -35,6 +35,8 @@ REFUSED = {
     'seed': -1,
     'data.source': 'web',
     'data.path': '',
+    'data.tokenizer': 'words',
+    'data.vocabulary_size': 256,
     'data.batch_size': 0,
     'data.sequence_length': 0,
     'data.seed': -1,
@@ -42,9 +44,24 @@ REFUSED = {
     'model.width': 0,
     'model.depth': -1,
     'model.head_dim': 0,
+    'model.norm': 'none',
+    'model.norm_position': 'post',
     'model.qk_norm': 'rmsnorm!',
+    'model.logit_scale': 0.0,
+    'model.attention': 'relu',
+    'model.attention_scale': 'sqrt',
+    'model.attention_gate': 'tanh',
+    'model.attention_soft_cap': -1.0,
+    'model.output_soft_cap': -1.0,
+    'model.output_centering': 'median',
     'model.dtype': 'float16',
     'objective.z_loss': -1e-4,
+    'objective.mu_loss': -1e-4,
+    'parameterization.name': 'muparam',
+    'parameterization.base_width': 0,
+    'parameterization.exponents': 'half',
+    'optimizer.name': 'sgd',
+    'optimizer.learning_rate_scale': 'rms',
     'optimizer.learning_rate': 0.0,
     'optimizer.beta1': 1.0,
     'optimizer.beta2': -0.1,
@@ -54,9 +71,13 @@ REFUSED = {
     'optimizer.weight_decay_kind': 'l2',
     'schedule.steps': 0,
     'schedule.warmup_steps': -1,
+    'schedule.shape': 'linear',
+    'schedule.decay_steps': -1,
     'schedule.min_learning_rate': -1e-5,
     'parallel.layout': 'many',
     'parallel.members': 0,
+    'parallel.microbatches': 0,
+    'parallel.remat': 'all',
     'log.every_steps': 0,
     'probe.every_steps': -1,
     'checkpoint.every_steps': -1,
@@ -183,6 +204,18 @@ def test_flatten_and_unflatten():
         (dict(model__width=15, model__head_dim=5), 'config.model.head_dim=5: must be even'),
         (dict(schedule__min_learning_rate=0.02), 'config.schedule.min_learning_rate=0.02: must'),
         (dict(schedule__warmup_steps=501), 'config.schedule.warmup_steps=501: must not'),
+        (
+            dict(schedule__shape='wsd', schedule__decay_steps=476),
+            'config.schedule.decay_steps=476: with config.schedule.warmup_steps=25 must not',
+        ),
+        (dict(model__logit_scale=2.0), 'config.model.logit_scale=2.0: must be 1 unless'),
+        (
+            dict(
+                parameterization__name='muparam_full',
+                parameterization__exponents='no_alignment',
+            ),
+            "config.parameterization.exponents='no_alignment': must be none with",
+        ),
         (dict(data__source='synthetic', data__path='x'), 'config.data.path: must be unset'),
     ],
 )
@@ -196,12 +229,21 @@ def test_fields_that_just_fit_each_other():
   resolved(schedule__min_learning_rate=0.01, optimizer__learning_rate=0.01)
   resolved(schedule__warmup_steps=500, schedule__steps=500)
   resolved(data__source='synthetic')
+  resolved(schedule__shape='wsd', schedule__decay_steps=475)
+  resolved(schedule__decay_steps=501)  # of no other shape
+  resolved(model__qk_norm='fixed', model__logit_scale=100.0)
+  resolved(parameterization__name='mup', parameterization__exponents='no_alignment')
 
 
 TRACED = {
     'seed',
     'data.seed',
+    'model.logit_scale',
+    'model.attention_soft_cap',
+    'model.output_soft_cap',
     'objective.z_loss',
+    'objective.mu_loss',
+    'parameterization.base_width',
     'optimizer.learning_rate',
     'optimizer.beta1',
     'optimizer.beta2',
@@ -210,8 +252,10 @@ TRACED = {
     'optimizer.weight_decay',
     'schedule.steps',
     'schedule.warmup_steps',
+    'schedule.decay_steps',
     'schedule.min_learning_rate',
 }
+SWITCHES = {'model.attention_soft_cap', 'model.output_soft_cap', 'objective.mu_loss'}
 
 
 def test_split_parts_every_field_into_traced_and_static():
@@ -219,17 +263,29 @@ def test_split_parts_every_field_into_traced_and_static():
   assert set(hyperparameters) == TRACED
   assert hyperparameters['optimizer.learning_rate'] == 0.01
   static_flat = config_lib.flatten(static.to_dict())
-  assert set(static_flat) == set(RULES) - TRACED
+  assert set(static_flat) == set(RULES) - TRACED | SWITCHES
   assert static.model.width == 64
+
+
+@pytest.mark.parametrize('field', sorted(SWITCHES))
+def test_whether_a_switch_is_on_is_static_and_its_number_traced(field):
+  off, low, high = (resolved(**{field.replace('.', '__'): value}) for value in (0, 0.5, 30.0))
+  assert config_lib.split(low)[0] == config_lib.split(high)[0] != config_lib.split(off)[0]
+  assert dict(config_lib.static_fields(off))[field] is False
+  assert dict(config_lib.static_fields(low))[field] is True
+  assert config_lib.split(high)[1][field] == 30.0
 
 
 @pytest.mark.parametrize('field', sorted(TRACED))
 def test_hyperparameters_share_the_static_config(field):
   """Equal and of equal hash: it is the key by which an executable is found again."""
-  value = RULES[field].type(flat_base()[field] * 0.9 or 1)
-  base_static, base_hyperparameters = config_lib.split(resolved())
+  flat = flat_base() | {'model.qk_norm': 'fixed'} | dict.fromkeys(SWITCHES, 1.0)
+  value = RULES[field].type(flat[field] * 0.9 or 1)
+  base_static, base_hyperparameters = config_lib.split(
+      config_lib.unflatten(config_lib.resolve(flat))
+  )
   static, hyperparameters = config_lib.split(
-      config_lib.unflatten(config_lib.resolve(flat_base() | {field: value}))
+      config_lib.unflatten(config_lib.resolve(flat | {field: value}))
   )
   assert static == base_static
   assert hash(static) == hash(base_static)
