@@ -85,21 +85,35 @@ def waiting():
 
 
 def test_the_largest_work_is_begun_first(waiting):
-  first = waiting.take(None)
+  first = waiting.take('a', None)
   assert first == 'width=64,qk_norm=layernorm,learning_rate=0.001,seed=0'
-  assert waiting.take(None).startswith('width=64,qk_norm=none')  # what the other worker gets
+  assert waiting.take('b', None).startswith('width=64,qk_norm=none')
+
+
+def test_no_two_workers_compile_the_same_while_there_is_other_work(waiting):
+  """Six kinds of executables: the seventh worker is the first to join another."""
+  kinds = [waiting.take(worker, None).split(',learning_rate')[0] for worker in range(7)]
+  assert len(set(kinds[:6])) == 6
+  assert kinds[6] == kinds[0]  # the most work left
+
+
+def test_what_a_worker_left_is_open_to_others(waiting):
+  for worker in range(6):
+    waiting.take(worker, None)
+  waiting.release(3)  # it had width 32 without qk-layernorm
+  assert waiting.take('new', None).startswith('width=32,qk_norm=none')
 
 
 def test_a_worker_keeps_its_executables_while_they_serve(waiting):
-  first = waiting.take(None)
-  row = [waiting.take(first) for _ in range(7)]
+  first = waiting.take('a', None)
+  row = [waiting.take('a', first) for _ in range(7)]
   assert all(name.startswith('width=64,qk_norm=layernorm') for name in row[:6])
   assert row[6] is None
   assert len(waiting) == 35
 
 
 def test_every_run_is_given_once(waiting):
-  names = [waiting.take(None) for _ in range(43)]
+  names = [waiting.take(n % 2, None) for n in range(43)]
   assert len(set(names)) == 43 and names[-1] is None  # 42 and None
 
 

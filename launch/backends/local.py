@@ -33,19 +33,35 @@ class Waiting:
     self._groups = collections.defaultdict(collections.deque)
     for name, key in self._keys.items():
       self._groups[key].append(name)
+    self._held: dict[object, object] = {}  # worker -> the key of its executables
     self._lock = threading.Lock()  # every worker's thread takes from it
 
-  def take(self, like: str | None) -> str | None:
-    """A run of the executables of `like`; without it, of those with the most work left."""
-    with self._lock:
-      if like is not None:
-        group = self._groups[self._keys[like]]
-      else:
-        group = max(self._groups.values(), key=self._work)
-      return group.popleft() if group else None
+  def take(self, worker: object, like: str | None) -> str | None:
+    """A run for a worker: of the executables of `like`, or, without it, of others.
 
-  def _work(self, group: Sequence[str]) -> float:
-    return sum(self._flops[name] for name in group)
+    Those that no other worker holds come first, for two that compile the same waste a core; among
+    them those with the most work left.
+    """
+    with self._lock:
+      self._held.pop(worker, None)
+      if like is not None:
+        key = self._keys[like]
+      else:
+        left = (key for key, group in self._groups.items() if group)
+        key = max(left, key=self._rank, default=None)
+      if key is None or not self._groups[key]:
+        return None
+      self._held[worker] = key
+      return self._groups[key].popleft()
+
+  def release(self, worker: object) -> None:
+    """The worker has ended."""
+    with self._lock:
+      self._held.pop(worker, None)
+
+  def _rank(self, key: object) -> tuple[bool, float]:
+    work = sum(self._flops[name] for name in self._groups[key])
+    return key not in self._held.values(), work
 
   def __len__(self) -> int:
     return sum(map(len, self._groups.values()))
@@ -111,7 +127,7 @@ class Worker:
     """Answers its requests until it ends; the runs it died with have failed."""
     for line in self._process.stdout:
       self._has_asked = True
-      name = self._waiting.take(json.loads(line)['like'])
+      name = self._waiting.take(self, json.loads(line)['like'])
       if name is not None:
         with self._given_lock:
           self._given.append(name)
@@ -120,6 +136,7 @@ class Worker:
       except BrokenPipeError:
         break  # it is dead: what follows says so
     code = self._process.wait()
+    self._waiting.release(self)
     for name in self.running():
       error = f'its last words:\n{self.last_words()}\nits worker ended with exit code {code}'
       workdir_lib.write_failure(workdir_lib.run_dir(self._workdir, name), error)
