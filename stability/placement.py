@@ -1,0 +1,233 @@
+"""Where runs go on devices, chosen by arithmetic on tensors: layout, members, microbatches, remat.
+
+stability/parallel.py says what the layouts are. This file imports no jax: a plan needs no
+accelerator. What is tried, in this order, and why:
+
+  single         on a CPU, where one program a core is fastest (BUILD_NOTES.md)
+  population     on accelerators: the runs are spread over the devices, and a device holds as many
+                 as fit with whole batches; smaller parts of more runs would be no faster
+  data_parallel  instead, where a device holds no second run and there are fewer runs than devices
+  sharded        where params, optimizer state and gradients of one run outgrow a device
+
+Within a layout, as few microbatches as fit while each has TOKENS on a device; then remat, which
+costs a third more FLOPs; smaller microbatches last: there the weights' traffic costs more.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stability.errors import BadInput
+
+AnyConfig = Mapping[str, Any]  # resolved or static: nested mappings
+
+MOST_MEMBERS = 32  # on a device: small models stop gaining well before
+USABLE = 0.9  # of a device's memory; the text, workspaces and fragmentation have the rest
+# To add up a gradient moves 12 bytes a weight, remat costs 2 FLOPs a weight and token: on an H100
+# (3.3 TB/s, half of 990 TFLOP/s) they are equal near 900 tokens a microbatch.
+TOKENS = 1_024
+
+FLOAT32 = 4  # bytes: parameters, optimizer state, gradients, logits and softmax
+_BYTES = {'float32': 4, 'bfloat16': 2}
+# Numbers a parameter. muon: one for matrices, Adam's two for embedding, head and norms: 2 at most.
+# adafactor: a row and a column of each matrix, 1/64 of it at the most where widths are 128 or more.
+_OPTIMIZER_STATE = {
+    'adamw': 2,
+    'adam_atan2': 2,
+    'stable_adamw': 2,
+    'lion': 1,
+    'muon': 2,
+    'adafactor': 1 / 64,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """How the runs of one static config are trained."""
+
+  layout: str  # single | population | data_parallel | sharded
+  members: int  # runs on a device; 1 but in a population
+  microbatches: int  # equal parts of a device's batch, one after another; gradients are added up
+  remat: str  # none | block
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on each device at the fullest moment of a step."""
+
+  params: float
+  optimizer: float
+  gradients: float
+  activations: float
+
+  @property
+  def total(self) -> float:
+    """All of them."""
+    return self.params + self.optimizer + self.gradients + self.activations
+
+
+def choose(
+    config: AnyConfig,
+    devices: int,
+    memory_bytes: float | None,
+    platform: str,
+    runs: int,
+    vocabulary_size: int,
+) -> Placement:
+  """The placement of the runs of one static config. What the config states of it is kept.
+
+  Args:
+    config: resolved or static.
+    devices: the worker's.
+    memory_bytes: of each device; None: unknown, and everything is taken to fit.
+    platform: of the devices: cpu, gpu or tpu.
+    runs: that share the static config.
+    vocabulary_size: of the tokens.
+
+  Raises BadInput where nothing fits, or what the config states cannot be.
+  """
+  usable = math.inf if memory_bytes is None else USABLE * memory_bytes
+
+  def needed(placement: Placement) -> float:
+    return memory(config, placement, devices, vocabulary_size).total
+
+  layouts = _layouts(config, devices, platform)
+  ways = {layout: list(_ways(config, layout, devices)) for layout in layouts}
+  fitting = {layout: [way for way in ways[layout] if needed(way) <= usable] for layout in layouts}
+  if fitting.get('population') and config['parallel']['members'] is None:
+    found = fitting['population'][0]
+    members = [dataclasses.replace(found, members=n) for n in range(2, MOST_MEMBERS + 1)]
+    shared = [found, *(placement for placement in members if needed(placement) <= usable)]
+    if len(shared) > 1 or runs >= devices or not fitting.get('data_parallel'):
+      return shared[min(len(shared), math.ceil(runs / devices)) - 1]
+    return fitting['data_parallel'][0]
+  for found in fitting.values():
+    if found:
+      return found[0]
+  every = [way for found in ways.values() for way in found]
+  if not every:
+    raise BadInput(
+        f'config.parallel.microbatches={config["parallel"]["microbatches"]}: must divide'
+        f' config.data.batch_size={config["data"]["batch_size"]}, and the part of each of'
+        f' {devices} devices where they share a batch'
+    )
+  if len(every) == 1 and 'auto' not in (config['parallel']['layout'], config['parallel']['remat']):
+    return every[0]  # the config states all of it: its word against arithmetic
+  best = min(every, key=needed)
+  raise BadInput(
+      f'config.model.width={config["model"]["width"]}, depth={config["model"]["depth"]}:'
+      f' a run does not fit: it needs {needed(best) / 1e9:.1f} GB on each device'
+      f' ({describe(best)}), there are {devices} x {memory_bytes / 1e9:.1f}'
+      f' GB, of which {USABLE:.0%} are usable'
+  )
+
+
+def describe(placement: Placement) -> str:
+  """In a few words."""
+  return (
+      f'{placement.layout}, {placement.members} members, {placement.microbatches} microbatches,'
+      f' remat {placement.remat}'
+  )
+
+
+def _layouts(config: AnyConfig, devices: int, platform: str) -> tuple[str, ...]:
+  """The layouts that may be chosen, in their order."""
+  stated, members = config['parallel']['layout'], config['parallel']['members']
+  shared = f'config.data.batch_size={config["data"]["batch_size"]}'
+  divides = config['data']['batch_size'] % devices == 0
+  if stated in ('data_parallel', 'sharded') and not divides:
+    raise BadInput(f'config.parallel.layout={stated}: {devices} devices must divide {shared}')
+  if stated not in ('auto', 'population') and members not in (None, 1):
+    raise BadInput(f'config.parallel.members={members}: must be unset or 1 in the layout {stated}')
+  if stated != 'auto':
+    return (stated,)
+  if members is not None:
+    return ('population',)
+  if platform == 'cpu':
+    return ('single',)
+  several = devices > 1 and divides
+  return ('population', 'data_parallel', 'sharded') if several else ('population',)
+
+
+def _ways(config: AnyConfig, layout: str, devices: int) -> Iterator[Placement]:
+  """The placements of a layout from the fastest to the smallest, with one member if unstated."""
+  stated = config['parallel']
+  members = stated['members'] or 1
+  sequences = _sequences(config, layout, devices)
+  parts = [stated['microbatches'] or 1]
+  while stated['microbatches'] is None and sequences % (2 * parts[-1]) == 0:
+    parts.append(2 * parts[-1])
+  parts = [n for n in parts if sequences % n == 0]
+  least = TOKENS / config['data']['sequence_length']
+  roomy = [n for n in parts if n == 1 or sequences / n >= least]
+  for some in (roomy, [n for n in parts if n not in roomy]):
+    for remat in ('none', 'block') if stated['remat'] == 'auto' else (stated['remat'],):
+      yield from (Placement(layout, members, n, remat) for n in some)
+
+
+def _sequences(config: AnyConfig, layout: str, devices: int) -> int:
+  """Of a run's batch, on one device."""
+  return config['data']['batch_size'] // (devices if layout in ('data_parallel', 'sharded') else 1)
+
+
+def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_size: int) -> Memory:
+  """What each device holds at the fullest moment of a step, the text apart.
+
+  A step fills up as it goes forward; backward, a block's activations make room for its gradients.
+  So the fullest moment is at the head, or in the last block, or in the first.
+  """
+  model = config['model']
+  width, depth = model['width'], model['depth']
+  size = _BYTES[model['dtype']]
+  rows = _sequences(config, placement.layout, devices) // placement.microbatches
+  tokens = rows * config['data']['sequence_length']
+  pairs = tokens * config['data']['sequence_length'] * (width // model['head_dim'])
+
+  block_weights = 12 * width**2
+  head_weights = embedding_weights = width * vocabulary_size
+  weights = depth * block_weights + head_weights + embedding_weights
+  shards = devices if placement.layout == 'sharded' else 1
+
+  # A block keeps for its backward pass: the stream before attention and MLP, both normalised; the
+  # queries, keys and values, and queries and keys as they meet; attention's output; the hidden
+  # layer before and after GELU; the attention of all pairs, and what of it meets the values.
+  stream = tokens * width * size
+  normalised = 2 if model['qk_norm'] != 'none' else 0
+  inside = (2 + 2 + 3 + normalised + 1 + 4 + 4) * stream
+  inside += pairs * (FLOAT32 + (size if size != FLOAT32 else 0))
+  # Beside it, while it is worked on: logits of all pairs, or their gradient and attention's.
+  working = max(2 * pairs * FLOAT32, 2 * 4 * stream)
+  logits = tokens * vocabulary_size * FLOAT32
+  # The weights as they are multiplied with: cast, or gathered from the other devices.
+  copies = size if size != FLOAT32 or shards > 1 else 0
+  if placement.remat == 'block':
+    kept, redone, held = stream, inside, 0
+  else:
+    kept, redone, held = inside, 0, copies * block_weights
+  one_block = copies * block_weights - held
+
+  # [activations, gradients] at the head, in the last block and in the first; a gradient just made
+  # is whole, even where it is to be sharded.
+  blocks = depth * (kept + held) + copies * (head_weights + embedding_weights)
+  sum_of_parts = weights if placement.microbatches > 1 else 0
+  moments = [(blocks + 2 * stream + 2 * logits, sum_of_parts / shards)]
+  if depth:
+    last = head_weights + block_weights
+    moments += [
+        (blocks + redone + one_block + working + stream, (sum_of_parts + last) / shards),
+        (
+            blocks - (depth - 1) * (kept + held) + redone + one_block + working + stream,
+            (sum_of_parts + weights) / shards,
+        ),
+    ]
+  else:
+    moments += [(blocks + stream, (sum_of_parts + weights) / shards)]
+  activations, gradients = max(moments, key=lambda moment: moment[0] + FLOAT32 * moment[1])
+  members, params = placement.members, FLOAT32 * weights / shards
+  return Memory(
+      params=members * params,
+      optimizer=members * params * _OPTIMIZER_STATE[config['optimizer']['name']],
+      gradients=members * FLOAT32 * gradients,
+      activations=members * activations,
+  )
