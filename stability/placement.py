@@ -58,7 +58,7 @@ class Memory:
 
   params: float
   optimizer: float
-  gradients: float
+  gradients: float  # and what is copied to renew the optimizer's state
   activations: float
 
   @property
@@ -175,59 +175,75 @@ def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_siz
   """What each device holds at the fullest moment of a step, the text apart.
 
   A step fills up as it goes forward; backward, a block's activations make room for its gradients.
-  So the fullest moment is at the head, or in the last block, or in the first.
+  So the fullest moment is at the head, or in the last block, or in the first, or at the end.
   """
   model = config['model']
   width, depth = model['width'], model['depth']
   size = _BYTES[model['dtype']]
-  rows = _sequences(config, placement.layout, devices) // placement.microbatches
-  tokens = rows * config['data']['sequence_length']
-  pairs = tokens * config['data']['sequence_length'] * (width // model['head_dim'])
-
-  block_weights = 12 * width**2
-  head_weights = embedding_weights = width * vocabulary_size
-  weights = depth * block_weights + head_weights + embedding_weights
+  tokens = _sequences(config, placement.layout, devices) // placement.microbatches
+  tokens *= config['data']['sequence_length']
   shards = devices if placement.layout == 'sharded' else 1
 
-  # A block keeps for its backward pass: the stream before attention and MLP, both normalised; the
-  # queries, keys and values, and queries and keys as they meet; attention's output; the hidden
-  # layer before and after GELU; the attention of all pairs, and what of it meets the values.
-  stream = tokens * width * size
-  normalised = 2 if model['qk_norm'] != 'none' else 0
-  inside = (2 + 2 + 3 + normalised + 1 + 4 + 4) * stream
-  inside += pairs * (FLOAT32 + (size if size != FLOAT32 else 0))
-  # Beside it, while it is worked on: logits of all pairs, or their gradient and attention's.
-  working = max(2 * pairs * FLOAT32, 2 * 4 * stream)
-  logits = tokens * vocabulary_size * FLOAT32
-  # The weights as they are multiplied with: cast, or gathered from the other devices.
-  copies = size if size != FLOAT32 or shards > 1 else 0
-  if placement.remat == 'block':
-    kept, redone, held = stream, inside, 0
-  else:
-    kept, redone, held = inside, 0, copies * block_weights
-  one_block = copies * block_weights - held
+  # Norm scales and gates are next to nothing.
+  block_weights, head_weights = 12 * width**2, width * vocabulary_size
+  weights = depth * block_weights + 2 * head_weights  # the embedding is as large as the head
+  # Cast, or gathered from the other devices, they are there once more, to be multiplied with.
+  copy = size if size != FLOAT32 or shards > 1 else 0
 
-  # [activations, gradients] at the head, in the last block and in the first; a gradient just made
-  # is whole, even where it is to be sharded.
-  blocks = depth * (kept + held) + copies * (head_weights + embedding_weights)
-  sum_of_parts = weights if placement.microbatches > 1 else 0
-  moments = [(blocks + 2 * stream + 2 * logits, sum_of_parts / shards)]
+  stream = tokens * width * size
+  logits = tokens * vocabulary_size * FLOAT32
+  pairs = tokens * config['data']['sequence_length'] * (width // model['head_dim'])
+  kept = whole = _block_bytes(model, stream, pairs) + copy * block_weights
+  if placement.remat == 'block':
+    kept = stream
+  # In a block: the gradient of the hidden layer or, the MLP's activations gone, that of attention;
+  # and of the stream, twice.
+  working = whole - kept + max(4 * stream, pairs * FLOAT32 - 13 * stream) + 2 * stream
+
+  moments = [  # activations, weights whose gradients are there
+      (depth * kept + copy * 2 * head_weights + 2 * stream + 2 * logits, 0),
+      (stream, weights),
+  ]
   if depth:
-    last = head_weights + block_weights
     moments += [
-        (blocks + redone + one_block + working + stream, (sum_of_parts + last) / shards),
-        (
-            blocks - (depth - 1) * (kept + held) + redone + one_block + working + stream,
-            (sum_of_parts + weights) / shards,
-        ),
+        (depth * kept + copy * head_weights + working, head_weights + block_weights),
+        (kept + copy * head_weights + working, weights - head_weights),
     ]
-  else:
-    moments += [(blocks + stream, (sum_of_parts + weights) / shards)]
-  activations, gradients = max(moments, key=lambda moment: moment[0] + FLOAT32 * moment[1])
-  members, params = placement.members, FLOAT32 * weights / shards
+  activations, made = max(moments, key=lambda moment: moment[0] + FLOAT32 * moment[1] / shards)
+  summed = weights if placement.microbatches > 1 else 0
+  state = _OPTIMIZER_STATE[config['optimizer']['name']]
+  # Both it and the params are renewed from the old state: of each parameter XLA copies a number.
+  renewed = weights * min(1, state)
+  bytes_each = placement.members * FLOAT32 / shards
   return Memory(
-      params=members * params,
-      optimizer=members * params * _OPTIMIZER_STATE[config['optimizer']['name']],
-      gradients=members * FLOAT32 * gradients,
-      activations=members * activations,
+      params=bytes_each * weights,
+      optimizer=bytes_each * weights * state,
+      gradients=bytes_each * (made + summed + renewed),
+      activations=placement.members * activations,
   )
+
+
+def _block_bytes(model: AnyConfig, stream: float, pairs: float) -> float:
+  """What a block keeps for its backward pass: what XLA's CPU compiler was seen to keep.
+
+  Args:
+    model: the config's.
+    stream: bytes of the residual stream, [B, T, D].
+    pairs: of queries and keys, [B, H, T, S].
+  """
+  size = _BYTES[model['dtype']]
+  streams = 2 + 2  # before attention and MLP, as they are and normalised
+  streams += 3 + 3  # queries, keys, values as projected; and as they meet, by heads
+  streams += 1  # attention's output
+  streams += 3 * 4  # the hidden layer before GELU, its tanh, and after
+  numbers = 2  # of each pair, in float32: its exponential and the softmax
+  if model['qk_norm'] == 'none':
+    streams -= 2  # a rotation is linear: queries and keys as projected are not needed
+  if model['norm_position'] == 'peri':
+    streams += 2  # what attention and MLP put out, before it is normalised
+  if model['attention_gate'] != 'none':
+    streams += 2  # the gate and what it is multiplied with
+  if model['attention_soft_cap']:
+    numbers += 1  # the tanh
+  values = size if size != FLOAT32 else 0  # the softmax once more, as it meets the values
+  return streams * stream + pairs * (numbers * FLOAT32 + values)
