@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 
 from stability import config as config_lib
 from stability import hyper
+from stability.analysis import windows
 from stability.errors import BadInput
 
 flags.disclaim_key_flags()  # --help lists what is defined here under the program that asked for it
@@ -46,6 +47,7 @@ class Sweep:
   scale: str
   overrides: dict[str, Any]  # dotted field -> value
   runs: hyper.Runs
+  report: dict[str, Any]  # how LR sensitivities are to be compared: stability/analysis/windows.py
 
 
 class _HelpAsked(Exception):
@@ -149,9 +151,13 @@ def load_sweep(flag_values: flags.FlagValues, *, single: bool = False) -> Sweep:
       if not isinstance(points, Iterable):
         raise BadInput(f'get_sweep returns a {type(points).__name__}, must be a list of points')
       points = list(points)
+    report = {}
+    if 'get_report' in namespace and not single:
+      report = namespace['get_report'](scale=scale)
   with _blame(file, BadInput):
     runs = hyper.expand(base, points, overrides)
-  return Sweep(file, scale, overrides, runs)
+    report = windows.check(report, runs)
+  return Sweep(file, scale, overrides, runs, report)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
       overrides=sweep.overrides,
       data=data,
       versions=_versions(),
+      report=sweep.report,
   )
   first = next(iter(runs.configs.values()))
   metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))

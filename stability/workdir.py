@@ -113,8 +113,20 @@ def write_sweep(
     overrides: Mapping[str, Any],
     data: Json,
     versions: Json,
+    report: Json | None = None,
 ) -> None:
-  """Writes sweep.json and each run's config.json; data is the token files' path and meta."""
+  """Writes sweep.json and each run's config.json.
+
+  Args:
+    workdir: the sweep's folder.
+    runs: of the sweep.
+    config_file: they come from, with its scale and overrides.
+    scale: see config_file.
+    overrides: see config_file.
+    data: the token files' path and meta.
+    versions: of what trains the runs.
+    report: what the config file's get_report returned, if it has one: see analysis/windows.py.
+  """
   for name, config in runs.configs.items():
     if not (run_dir(workdir, name) / 'config.json').exists():
       write_json(run_dir(workdir, name) / 'config.json', config)
@@ -127,6 +139,7 @@ def write_sweep(
           'fields': list(runs.fields),
           'data': data,
           'versions': versions,
+          'report': report or {},
           'runs': runs.configs,
       },
   )

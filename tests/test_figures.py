@@ -133,7 +133,7 @@ def test_logits_are_the_highest_of_training(sweep):
   runs = sweep.results.runs
   chosen = runs[(runs['parameters'] == 9216) & (runs['learning_rate'] == 1.0)]
   of_chosen = curves['run'].isin(chosen['run'][chosen['model.qk_norm'] == 'none'])
-  curves.loc[of_chosen & (curves['step'] == 100), 'attention_logit_max'] = 7e7  # not the last
+  curves.loc[of_chosen & (curves['step'] == 100), tables.LOGIT] = 7e7  # not the last
   figure = figures.logits_by_learning_rate(sweep.results, curves)
   x, y = lines(figure.axes[1], 'o')[0]
   assert (x[-1], y[-1]) == (1.0, 7e7)
@@ -144,7 +144,7 @@ def test_logits_are_the_highest_of_training(sweep):
 
 
 def test_the_line_of_1e4_is_in_view_even_if_far_off(sweep):
-  curves = sweep.curves.assign(attention_logit_max=sweep.curves['attention_logit_max'].clip(1, 20))
+  curves = sweep.curves.assign(**{tables.LOGIT: sweep.curves[tables.LOGIT].clip(1, 20)})
   for figure in (
       figures.logits_by_learning_rate(sweep.results, curves),
       figures.logits_by_parameters(sweep.results, curves),
@@ -172,7 +172,7 @@ def test_training_curves_are_those_of_the_largest_size_and_first_seed(sweep):
 
 
 def test_training_curves_without_probes_show_the_loss_alone(sweep):
-  curves = sweep.curves.assign(attention_logit_max=np.nan)
+  curves = sweep.curves.assign(**{tables.LOGIT: np.nan})
   figure = figures.training_curves(sweep.results, curves)
   assert len(figure.axes) == 2
 

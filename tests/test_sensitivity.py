@@ -59,6 +59,7 @@ def test_columns_in_the_order_of_the_contract():
       'learning_rates',
       'seeds',
       'missing',
+      'window',
   ]
 
 

@@ -50,8 +50,8 @@ def test_curves_have_a_row_per_logged_step(workdir):
   assert list(one['step']) == list(range(10, made_up.STEPS + 1, 10))
   lines = workdir_lib.read_metrics(workdir_lib.run_dir(workdir, names[1]))
   assert one['loss'].iloc[3] == lines[3]['loss']
-  assert one['attention_logit_max'].iloc[3] == lines[3]['block_0/attention_logit_max']
-  assert one['attention_logit_max'].isna().iloc[0]  # no probe at that step
+  assert one[tables.LOGIT].iloc[3] == lines[3]['block_0/attention_logit_max']
+  assert one[tables.LOGIT].isna().iloc[0]  # no probe at that step
   diverged = curves[curves['run'] == names[-1]]
   assert diverged['loss'].isna().any()  # null in the file
 

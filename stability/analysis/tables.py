@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stability import config as config_lib
 from stability import workdir as workdir_lib
+from stability.analysis import windows as windows_lib
 from stability.errors import BadInput
 
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
@@ -27,10 +29,13 @@ class Results:
   """The runs of a sweep and which of their columns make the size and the intervention."""
 
   # run, status, parameters, learning_rate, seed, initial_loss, final_loss (nats; NaN where there is
-  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds and error.
+  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds, error and every
+  # other field of the config.
   runs: pd.DataFrame
   groups: list[str]  # the intervention
   sizes: list[str]  # the shape; two shapes may have the same parameters
+  windows: windows_lib.Windows = ()  # of learning rates, for some interventions
+  not_comparable: str | None = None  # the field that keeps LR sensitivities from being compared
 
 
 def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
@@ -42,23 +47,38 @@ def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, p
 
 
 def load_workdir(workdir: Path) -> Results:
-  """The runs of a sweep, in its order."""
+  """The runs of a sweep, in its order; every field of their configs is a column."""
+  sweep = workdir_lib.read_sweep(workdir)
   runs = pd.DataFrame(workdir_lib.read_results(workdir))
+  configs = pd.DataFrame([config_lib.flatten(config) for config in sweep['runs'].values()])
+  others = [field for field in configs if field not in (*runs, 'optimizer.learning_rate')]
+  runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
   return Results(
-      runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float}),
-      *_groups_and_sizes(workdir_lib.read_sweep(workdir)['fields']),
+      pd.concat([runs, configs[others]], axis='columns'),
+      *_groups_and_sizes(sweep['fields']),
+      sweep['report'].get('windows', ()),
+      sweep['report'].get('not_comparable'),
   )
 
 
-def load_curves(workdir: Path) -> pd.DataFrame:
-  """A row per logged step: run, step, loss, attention_logit_max (block 0's; NaN between probes)."""
-  rows = [
-      (name, line['step'], line['loss'], line.get(LOGIT))
-      for name in workdir_lib.read_sweep(workdir)['runs']
-      for line in workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
-  ]
-  curves = pd.DataFrame(rows, columns=['run', 'step', 'loss', 'attention_logit_max'])
-  return curves.astype({'step': int, 'loss': float, 'attention_logit_max': float})
+def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame:
+  """A row per logged step: run, step, loss and the probes, each under its name.
+
+  Values that are not finite, and those of probes between two measurements, are NaN.
+  """
+  columns = ['loss', *dict.fromkeys(probes)]
+  names = list(workdir_lib.read_sweep(workdir)['runs'])
+  steps, values = [], []  # an array per run: lists of numbers would take ten times the memory
+  for name in names:
+    lines = workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
+    steps.append(np.array([line['step'] for line in lines], int))
+    rows = [[line.get(column) for column in columns] for line in lines]
+    values.append(np.array(rows, float).reshape(-1, len(columns)))
+  codes = np.repeat(np.arange(len(names)), [len(of_run) for of_run in steps])
+  curves = pd.DataFrame(np.concatenate(values), columns=columns)
+  curves.insert(0, 'step', np.concatenate(steps))
+  curves.insert(0, 'run', pd.Categorical.from_codes(codes, names))
+  return curves
 
 
 def load_csv(

@@ -160,8 +160,8 @@ def training_curves(results: Results, curves: pd.DataFrame) -> Figure:
   runs = runs[runs['seed'] == runs['seed'].min()]
   curves = curves[curves['run'].isin(runs['run'])].set_index('step')
   shown = ['loss']
-  if curves['attention_logit_max'].notna().any():
-    shown.append('attention_logit_max')
+  if curves[tables.LOGIT].notna().any():
+    shown.append(tables.LOGIT)
   panels = _panels(results, runs)
   figure, axes = _grid(list(panels), height=2.5, rows=len(shown))
   for column, of_panel in zip(axes, panels.values(), strict=True):
@@ -203,7 +203,7 @@ def _labelled(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFr
   runs['rate'] = runs['learning_rate'].map(labels.number)
   runs['size'] = labels.sizes(runs, results.sizes)
   if curves is not None:
-    highest = curves.groupby('run')['attention_logit_max'].max()
+    highest = curves.groupby('run', observed=True)[tables.LOGIT].max()
     runs['logit'] = runs['run'].map(highest)
   return runs
 

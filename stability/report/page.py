@@ -130,8 +130,8 @@ def _loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None
 
 
 def _curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
-  measured = curves['attention_logit_max'].notna().any()
-  probed = results.runs['run'].isin(curves['run'][curves['attention_logit_max'].notna()])
+  measured = curves[tables.LOGIT].notna().any()
+  probed = results.runs['run'].isin(curves['run'][curves[tables.LOGIT].notna()])
   sizes = results.runs['parameters'][probed].nunique()
   absent = 'No attention logits have been logged; config.probe.every_steps asks for them.'
   return [

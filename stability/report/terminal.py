@@ -5,6 +5,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from stability.analysis import sensitivity
 from stability.analysis.tables import SIZE_FIELDS
 from stability.report import labels
 
@@ -16,12 +17,16 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
   text = pd.DataFrame({'parameters': labels.sizes(table, shape)})
   for name, short in labels.fields([name for name in swept if name not in shape]).items():
     text[short] = table[name].map(labels.value)
-  text['LR sensitivity'] = table['lr_sensitivity'].map(labels.decimals)
+  compared = table['window'] != sensitivity.NOT_COMPARABLE
+  decimals = table['lr_sensitivity'].map(labels.decimals)
+  text['LR sensitivity'] = decimals.where(compared, sensitivity.NOT_COMPARABLE)
   if table['low'].notna().any():
     text['90 % interval'] = [
         '' if pd.isna(low) else f'{low:.3f}-{high:.3f}'
         for low, high in zip(table['low'], table['high'], strict=True)
     ]
+  if (limited := compared & (table['window'] != sensitivity.ALL)).any():
+    text['over LRs'] = table['window'].where(limited, '')
   text['best loss'] = table['best_loss'].map(labels.decimals)
   text['best LR'] = table['best_learning_rate'].map(labels.number).replace('nan', '')
   text['LRs'] = table['learning_rates'].astype(str)

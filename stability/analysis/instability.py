@@ -1,0 +1,83 @@
+"""Which runs are unstable, and from which step on: the definitions that all others go by."""
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import sensitivity, tables
+from stability.analysis.tables import Results
+
+MARGIN = 0.05  # of what the best run of the size learned: initial loss minus its final loss
+SMOOTHED = 5  # logged steps that a smoothed loss is the mean of: the last one and those before it
+
+
+def unstable(results: Results) -> pd.Series:
+  """For each run, in the order of results.runs, whether it is unstable; NA where it does not count.
+
+  Unstable: diverged, or at a learning rate above the best one of its size with a loss above the
+  best one's by more than MARGIN. The best run of a size is that with the lowest loss, over all
+  interventions and seeds.
+  """
+  runs = results.runs
+  best = _best_runs(results)
+  loss = sensitivity.counted_loss(runs)
+  above = loss - best['loss'] > MARGIN * (runs['initial_loss'] - best['loss'])
+  found = above & (runs['learning_rate'] > best['learning_rate']) | (runs['status'] == 'diverged')
+  return found.astype('boolean').where(loss.notna())
+
+
+def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
+  """For each run, in the order of results.runs, the step from which its loss stays too high.
+
+  The first logged step from which the smoothed training loss stays above that of the best run of
+  its size by MARGIN; NaN where there is none. A loss that is not finite is above any. A learning
+  rate that is too low gives an onset as well: only that of an unstable run is one of instability.
+
+  Args:
+    results: a sweep's runs.
+    curves: with the columns run, step and loss, see tables.load_curves.
+  """
+  runs = results.runs
+  best = _best_runs(results)
+  margin = MARGIN * (runs['initial_loss'] - best['loss'])
+  smoothed = {
+      name: (curve['step'].to_numpy(), _smoothed(curve['loss'].to_numpy()))
+      for name, curve in curves.groupby('run', observed=True)
+  }
+  steps = [
+      _first_step_above(*smoothed[name], *smoothed[best_name], above)
+      if name in smoothed and best_name in smoothed
+      else np.nan
+      for name, best_name, above in zip(runs['run'], best['run'], margin, strict=True)
+  ]
+  return pd.Series(steps, runs.index, float)
+
+
+def _best_runs(results: Results) -> pd.DataFrame:
+  """For each run, the run, loss and learning_rate of the best of its size; NaN without one."""
+  runs = results.runs.assign(loss=sensitivity.counted_loss(results.runs))
+  columns = ['run', 'loss', 'learning_rate']
+  best = pd.DataFrame(np.nan, runs.index, columns).astype({'run': object})
+  for _, of_size in tables.split(runs, ['parameters', *results.sizes]):
+    if of_size['loss'].notna().any():
+      best.loc[of_size.index] = runs.loc[of_size['loss'].idxmin(), columns].to_list()
+  return best
+
+
+def _smoothed(losses: np.ndarray) -> np.ndarray:
+  """Means over the last SMOOTHED lines; infinite from the first loss that is not finite on."""
+  finite = np.logical_and.accumulate(np.isfinite(losses))
+  means = pd.Series(losses).rolling(SMOOTHED, min_periods=1).mean()
+  return np.where(finite, means, np.inf)
+
+
+def _first_step_above(
+    steps: np.ndarray,
+    losses: np.ndarray,
+    best_steps: np.ndarray,
+    best_losses: np.ndarray,
+    margin: float,
+) -> float:
+  above = losses > np.interp(steps, best_steps, best_losses) + margin
+  below = np.flatnonzero(~above)
+  first = below[-1] + 1 if len(below) else 0
+  return float(steps[first]) if first < len(steps) else np.nan

@@ -1,0 +1,98 @@
+"""Which learning rates an LR sensitivity is over, and whether it may be compared (appendix B).
+
+A config file says it in get_report(scale), a dict with one or both of:
+
+  'windows': [{'where': {field: value}, 'windows': [[low, high], ...]}, ...]
+      The LR sensitivity of an intervention whose fields have these values is the lowest of those
+      within each window of learning rates, ends included. The first entry that fits counts;
+      `'where': {}` fits all. An intervention that none fits is over all its learning rates.
+  'not_comparable': field
+      The field changes what a learning rate means: no LR sensitivity is computed in this sweep.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stability import config as config_lib
+from stability.errors import BadInput
+from stability.hyper import Runs
+
+Window = tuple[float, float]  # the lowest and the highest learning rate
+Windows = Sequence[Mapping[str, Any]]  # entries with `where` and `windows`
+
+_SLACK = 1e-9  # relative: 0.3 and 3 * 0.1 are the same learning rate
+
+
+def inside(learning_rate: float, window: Window) -> bool:
+  """Whether a learning rate lies in a window, ends included."""
+  low, high = window
+  return low * (1 - _SLACK) <= learning_rate <= high * (1 + _SLACK)
+
+
+def of(windows: Windows, values: Mapping[str, Any]) -> list[Window] | None:
+  """The windows of the intervention (or size) with these values of fields; None: no limits."""
+  for entry in windows:
+    if all(values.get(field) == value for field, value in entry['where'].items()):
+      return [(low, high) for low, high in entry['windows']]
+  return None
+
+
+def check(report: Any, runs: Runs) -> dict[str, Any]:
+  """What get_report returned, if it makes sense for the runs of the sweep."""
+  if not isinstance(report, Mapping):
+    raise BadInput(f'get_report returns a {type(report).__name__}, must be a dict')
+  for key in report:
+    if key not in ('windows', 'not_comparable'):
+      raise BadInput(f'get_report: {key!r}: must be windows or not_comparable')
+  if 'not_comparable' in report:
+    _check_swept(report['not_comparable'], 'not_comparable', runs)
+  entries = report.get('windows', [])
+  if not isinstance(entries, list):
+    raise BadInput(f'get_report: windows={entries!r}: must be a list')
+  flat = [config_lib.flatten(config) for config in runs.configs.values()]
+  for i, entry in enumerate(entries):
+    _check_entry(entry, f'windows[{i}]', flat, runs)
+  return dict(report)
+
+
+def _check_entry(entry: Any, name: str, flat: list[dict[str, Any]], runs: Runs) -> None:
+  if not isinstance(entry, Mapping) or set(entry) != {'where', 'windows'}:
+    raise BadInput(f'get_report: {name}={entry!r}: must be a dict of where and windows')
+  where, windows = entry['where'], entry['windows']
+  if not isinstance(where, Mapping):
+    raise BadInput(f'get_report: {name}: where={where!r}: must be a dict of field -> value')
+  for field in where:
+    _check_swept(field, f'{name}: where', runs)
+  fitting = [run for run in flat if all(run[field] == value for field, value in where.items())]
+  if not fitting:
+    raise BadInput(f'get_report: {name}: where={where!r}: no run of the sweep has these values')
+  if not isinstance(windows, list) or not windows:
+    raise BadInput(f'get_report: {name}: windows={windows!r}: must be a list of [low, high]')
+  rates = {run['optimizer.learning_rate'] for run in fitting}
+  for window in windows:
+    check_window(window, f'get_report: {name}: {window!r}')
+    if sum(inside(rate, window) for rate in rates) < 2:
+      raise BadInput(
+          f'get_report: {name}: {window!r}: holds fewer than two learning rates of these runs'
+      )
+
+
+def _check_swept(field: Any, name: str, runs: Runs) -> None:
+  allowed = [f for f in runs.fields if f not in ('optimizer.learning_rate', 'seed')]
+  if field not in allowed:
+    raise BadInput(
+        f'get_report: {name}: {field!r}: must be a field that the sweep varies, other than learning'
+        f' rate and seed: {", ".join(allowed) or "there is none"}'
+    )
+
+
+def check_window(window: Any, name: str) -> None:
+  """Refuses what is not two learning rates, the lower one first."""
+  numbers = (
+      isinstance(window, list | tuple)
+      and len(window) == 2
+      and all(isinstance(end, int | float) and not isinstance(end, bool) for end in window)
+  )
+  if not numbers or not 0 < window[0] < window[1] < math.inf:
+    raise BadInput(f'{name}: must be two learning rates, the lower one first')
