@@ -208,6 +208,10 @@ def test_flatten_and_unflatten():
             "config.parameterization.exponents='no_alignment': must be none with",
         ),
         (dict(data__source='synthetic', data__path='x'), 'config.data.path: must be unset'),
+        (
+            dict(data__source='synthetic', data__tokenizer='bpe'),
+            "config.data.tokenizer='bpe': must be left alone",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_each_other(changes, said):
