@@ -25,6 +25,7 @@ setuptools.setup(
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12,<0.13',
         'tensorboardX>=2.6.4',
+        'tokenizers>=0.21',
         *REPORT,
     ],
     extras_require={

@@ -18,7 +18,7 @@ Time: about 2 minutes on two CPU cores, compilation included.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import grid
 from stability import config as config_lib
 from stability import hyper
 
@@ -27,21 +27,11 @@ SIZES = {
     'gpu': hyper.sweep('model.width', [256, 512, 768]),
     'paper': hyper.sweep('model.width', [256, 512, 768]),
 }
-LEARNING_RATES = {
-    'cpu': [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0],
-    'gpu': [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
-    'paper': [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
-}
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """What every run of the sweep shares."""
-  c = base.get_config(scale)
-  if scale == 'cpu':
-    c.schedule.steps = 400
-    c.schedule.warmup_steps = 60  # so short a run needs more than 5 % to bear the highest rates
-    c.checkpoint.every_steps = 100
-  return c
+  return grid.get_config(scale)
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
@@ -49,5 +39,5 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   return hyper.product([
       config_lib.for_scale(scale, SIZES),
       hyper.sweep('model.qk_norm', ['layernorm', 'none']),
-      hyper.sweep('optimizer.learning_rate', LEARNING_RATES[scale]),
+      grid.learning_rates(scale),
   ])

@@ -282,6 +282,11 @@ def _check_together(c: Mapping[str, Any]) -> None:
     )
   if c['data.source'] == 'synthetic' and c['data.path'] is not None:
     raise BadInput('config.data.path: must be unset when config.data.source=synthetic')
+  if c['data.source'] == 'synthetic' and c['data.tokenizer'] != 'bytes':
+    raise BadInput(
+        f'config.data.tokenizer={c["data.tokenizer"]!r}: must be left alone when'
+        ' config.data.source=synthetic, whose tokens are its own'
+    )
 
 
 def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, float | int]]:

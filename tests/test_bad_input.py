@@ -61,7 +61,7 @@ ARGUMENTS = {
     ),
     'float: empty': ([BASE, '--config.optimizer.learning_rate='], ['must be a number above 0']),
     'float: bool': ([BASE, '--config.objective.z_loss=false'], ['z_loss=false: must be a number']),
-    'str: not a choice': ([BASE, '--config.model.qk_norm=on'], ['qk_norm=on', 'layernorm, none']),
+    'str: not a choice': ([BASE, '--config.model.qk_norm=on'], ['qk_norm=on', 'fixed, none']),
     'str: empty path': ([BASE, '--config.data.path='], ['--config.data.path=: must be a file']),
     'LR: 0': ([BASE, '--config.optimizer.learning_rate=0'], ['a number above 0']),
     'LR: negative': ([BASE, '--config.optimizer.learning_rate=-0.1'], ['a number above 0']),
@@ -252,6 +252,11 @@ PLACES = {
         {'text': b'\n'.join(b'line %d' % i for i in range(60))},
         ['--config.data.path=text'],
         ['config.data.sequence_length=64', 'needs at least 65'],
+    ),
+    'text that yields no such vocabulary': (
+        {'text': b'\n'.join(b'line %d' % i for i in range(60))},
+        ['--config.data.path=text', '--config.data.tokenizer=bpe'],
+        ['config.data.vocabulary_size=4096', 'must be at most'],
     ),
     'damaged token files': (
         {'tokens/meta.json': b'{}', 'tokens/train.bin': b'a', 'tokens/validation.bin': b'b'},

@@ -12,8 +12,13 @@ from stability.data import sources, synthetic, tokens
 from stability.errors import BadInput
 
 
-def text(path) -> types.SimpleNamespace:
-  return types.SimpleNamespace(source='text', path=str(path))
+def text(path, tokenizer: str = 'bytes', vocabulary_size: int = 4_096) -> types.SimpleNamespace:
+  return types.SimpleNamespace(
+      source='text',
+      path=None if path is None else str(path),
+      tokenizer=tokenizer,
+      vocabulary_size=vocabulary_size,
+  )
 
 
 @pytest.fixture
@@ -103,7 +108,7 @@ def test_the_second_of_two_writers_keeps_the_first(prepared):
   opened = tokens.open_tokens(prepared)
   sides = {'train': opened.train, 'validation': opened.validation}
   inode = prepared.stat().st_ino
-  tokens._write(prepared, opened.meta, sides)
+  tokens._write(prepared, opened.meta, sides, {})
   assert prepared.stat().st_ino == inode
   assert [folder.name for folder in prepared.parent.iterdir()] == [prepared.name]
 
@@ -188,6 +193,7 @@ def test_vocabulary_size_is_known_beforehand(corpus, prepared):
   synthetic_text = types.SimpleNamespace(source='synthetic', path=None)
   for config in (text(corpus), text(prepared), text(None), synthetic_text):
     assert tokens.vocabulary_size(config) == (64 if config is synthetic_text else 256)
+  assert tokens.vocabulary_size(text(corpus, 'bpe', 300)) == 300
   edit_meta(prepared, vocabulary_size=32_101)
   assert tokens.vocabulary_size(text(prepared)) == 32_101
 

@@ -1,9 +1,10 @@
 """Token files: text made into train.bin, validation.bin and meta.json once, then memory-mapped.
 
-The tokenizer is the byte: a token is a byte's value and 0 ends a document, vocabulary 256. Files
+A token is a byte's value or, with a learned vocabulary (bpe.py; tokenizer.json is the encoding in
+the format of the library `tokenizers`), one of 256 bytes and their merges; 0 ends a document. Files
 are raw little-endian unsigned integers, documents packed one after another. meta.json:
 
-  tokenizer         bytes | synthetic | any other name, in folders made elsewhere
+  tokenizer         bytes | bpe | synthetic | any other name, in folders made elsewhere
   vocabulary_size   every token is below it
   end_of_document   the token after each document; null for the one endless synthetic document
   dtype             uint8 | uint16 | uint32
@@ -61,6 +62,8 @@ class DataConfig(Protocol):
 
   source: str  # text | synthetic
   path: str | None  # file, folder, folder of token files; None: the embedded text
+  tokenizer: str  # bytes | bpe; of text, as token files and synthetic text have theirs
+  vocabulary_size: int  # of the bpe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +81,18 @@ def vocabulary_size(config_data: DataConfig) -> int:
     return synthetic.VOCABULARY
   if config_data.path is not None and _is_token_folder(Path(config_data.path)):
     return open_tokens(Path(config_data.path)).meta['vocabulary_size']
-  return BYTES['vocabulary_size']
+  return _about(config_data)['vocabulary_size']
 
 
 def prepare(config_data: DataConfig, directory: Path, sequence_length: int) -> Path:
-  """Makes directory/<hash>/ from the text and returns it; the hash is of tokens and tokenizer.
+  """Makes directory/<hash>/ from the text and returns it; the hash is of text and tokenizer.
 
   The folder appears whole or not at all, and one that is there already is reused if its files
   match their checksums. A data.path that is itself a token folder is checked and returned as is.
   Raises BadInput, before anything is written, where a side is shorter than one sequence and the
-  token after it.
+  token after it, or where a vocabulary cannot be learned.
   """
+  entropy_rate = None
   if config_data.source == 'synthetic':
     transition = synthetic.random_transition()
     sides = {
@@ -97,49 +101,66 @@ def prepare(config_data: DataConfig, directory: Path, sequence_length: int) -> P
     }
     about = {'tokenizer': 'synthetic', 'vocabulary_size': len(transition), 'end_of_document': None}
     entropy_rate = synthetic.entropy_rate(transition)
-    names = {side: [['synthetic', len(sides[side])]] for side in SIDES}
+    lengths = {side: [['synthetic', len(sides[side])]] for side in SIDES}
   elif config_data.path is not None and _is_token_folder(Path(config_data.path)):
-    found = Path(config_data.path).absolute()
-    verify(found)
-    tokens = open_tokens(found)
-    _check_lengths({side: getattr(tokens, side) for side in SIDES}, sequence_length)
-    return found
+    return _checked(Path(config_data.path).absolute(), sequence_length)
   else:
     documents = dict(zip(SIDES, sources.split(sources.documents(config_data.path)), strict=True))
     sides = {side: encode(documents[side]) for side in SIDES}
-    about = BYTES
-    entropy_rate = None
-    names = {side: [[name, len(text)] for name, text in documents[side]] for side in SIDES}
+    about = _about(config_data)
+    lengths = {side: [[name, len(text)] for name, text in documents[side]] for side in SIDES}
 
-  _check_lengths(sides, sequence_length)
   dtype = smallest_dtype(about['vocabulary_size'])
-  sides = {side: sides[side].astype(_little_endian(dtype), copy=False) for side in SIDES}
-  about = {
-      **about,
-      'dtype': dtype,
-      'sha256': {side: hashlib.sha256(sides[side]).hexdigest() for side in SIDES},
-  }
+  about |= {'dtype': dtype, 'sha256': _digests(sides)}
+  # The bytes of a text name its folder, so that a vocabulary is learned from it once.
   folder = directory / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
   if not folder.exists():
+    files = {}
+    if about['tokenizer'] == 'bpe':
+      sides, lengths, files['tokenizer.json'] = _learn(documents, about['vocabulary_size'])
+    _check_lengths(sides, sequence_length)
+    sides = {side: sides[side].astype(_little_endian(dtype), copy=False) for side in SIDES}
     train, validation = sides['train'], sides['validation']
     meta = {
         **about,
+        'sha256': _digests(sides),
         'train_tokens': len(train),
         'validation_tokens': len(validation),
         'bigram_loss': bigram_loss(train, validation, about['vocabulary_size']),
         'unigram_loss': unigram_loss(train, validation, about['vocabulary_size']),
         'bigram_tokens': sum(len(chunk) - 1 for chunk in _chunks(train)),
         'entropy_rate': entropy_rate,
-        'documents': names,
+        'documents': lengths,
     }
-    _write(folder, meta, sides)
-  verify(folder)
-  return folder
+    _write(folder, meta, sides, files)
+  return _checked(folder, sequence_length)
 
 
 def encode(documents: Sequence[sources.Document]) -> np.ndarray:
   """Documents as bytes, each followed by the end token 0; uint8 [tokens]."""
   return np.frombuffer(b''.join(text + b'\0' for _, text in documents), np.uint8)
+
+
+def _about(config_data: DataConfig) -> dict[str, Any]:
+  """What meta.json says of the tokenizer of a text."""
+  if config_data.tokenizer == 'bytes':
+    return dict(BYTES)
+  return BYTES | {'tokenizer': 'bpe', 'vocabulary_size': config_data.vocabulary_size}
+
+
+def _learn(
+    documents: Mapping[str, Sequence[sources.Document]], vocabulary_size: int
+) -> tuple[dict[str, np.ndarray], dict[str, list], bytes]:
+  """Learns a BPE from the training side: the tokens of both, [name, tokens] of each, its file."""
+  from stability.data import bpe  # the library is slow to import, and most text is bytes
+
+  tokenizer = bpe.learn(documents['train'], vocabulary_size)
+  sides, lengths = {}, {}
+  for side in SIDES:
+    sides[side], counts = bpe.encode(tokenizer, documents[side])
+    names = [name for name, _ in documents[side]]
+    lengths[side] = [list(pair) for pair in zip(names, counts, strict=True)]
+  return sides, lengths, tokenizer.to_str(pretty=True).encode()
 
 
 def smallest_dtype(vocabulary_size: int) -> str:
@@ -173,6 +194,14 @@ def open_tokens(path: Path) -> Tokens:
       )
     arrays[side] = np.memmap(file, dtype, mode='r')
   return Tokens(meta=meta, **arrays)
+
+
+def _checked(folder: Path, sequence_length: int) -> Path:
+  """The folder, its files verified and long enough."""
+  verify(folder)
+  tokens = open_tokens(folder)
+  _check_lengths({side: getattr(tokens, side) for side in SIDES}, sequence_length)
+  return folder
 
 
 def verify(path: Path) -> None:
@@ -246,6 +275,10 @@ def _add_one(counts: np.ndarray) -> np.ndarray:
   return (counts + 1) / (counts.sum() + len(counts))
 
 
+def _digests(sides: Mapping[str, np.ndarray]) -> dict[str, str]:
+  return {side: hashlib.sha256(sides[side]).hexdigest() for side in SIDES}
+
+
 def _check_lengths(sides: Mapping[str, np.ndarray], sequence_length: int) -> None:
   for side, tokens in sides.items():
     if len(tokens) < sequence_length + 1:
@@ -270,7 +303,12 @@ def _is_token_folder(path: Path) -> bool:
   return True
 
 
-def _write(folder: Path, meta: dict[str, Any], sides: dict[str, np.ndarray]) -> None:
+def _write(
+    folder: Path,
+    meta: dict[str, Any],
+    sides: Mapping[str, np.ndarray],
+    files: Mapping[str, bytes],
+) -> None:
   """Writes a token folder under another name, then gives it its own."""
   temporary = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex}')
   temporary.mkdir(parents=True)
@@ -278,6 +316,8 @@ def _write(folder: Path, meta: dict[str, Any], sides: dict[str, np.ndarray]) -> 
     _write_file(temporary / 'meta.json', json.dumps(meta, indent=1).encode())
     for side in SIDES:
       _write_file(temporary / f'{side}.bin', sides[side])
+    for name, content in files.items():
+      _write_file(temporary / name, content)
     try:
       os.rename(temporary, folder)
     except OSError:

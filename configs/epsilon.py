@@ -1,0 +1,46 @@
+"""When is AdamW's eps too large? Figures of section 3.4.
+
+eps over decades at the largest size and the highest learning rates, where gradients are smallest.
+
+  Figure 12    loss and gradient RMS, 4.8B at a rate of 0.3. Paper: eps = 1e-15 improves the loss
+               over 1e-8 and keeps the gradient from collapsing; 1e-6 diverges.
+  Figure 13    gradient and update RMS of each block: updates collapse where gradients are below eps
+  Figure E.15  loss and gradient RMS with eps = 1e-6
+
+What carries over from size to size is eps relative to the gradient RMS, and that is larger here:
+about 2e-5 at width 64 and a rate of 0.3 (pilot runs). So expect no difference up to about 1e-6,
+and harm from 1e-5 or 1e-4 on; in a pilot run at width 32 and a rate of 0.1, eps = 1e-8, 1e-4 and
+1e-3 gave an update RMS of 0.25, 0.16 and 0.07 and a loss of 1.99, 2.03 and 2.06.
+
+Time at cpu scale: 27 runs, about 2 minutes on two cores (estimate).
+
+  python -m launch.sweep --config=configs/epsilon.py --workdir=runs/epsilon
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import config as config_lib
+from stability import hyper
+
+SIZE = {'cpu': '147K', 'gpu': '42M', 'paper': '4.8B'}
+RATES = {'cpu': [0.1, 0.3, 1.0], 'gpu': [0.1, 0.3], 'paper': [0.3]}
+EPS = {
+    'cpu': [1e-15, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2],
+    'gpu': [1e-15, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4],
+    'paper': [1e-15, 1e-8, 1e-6],
+}
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Epsilon x learning rate."""
+  return hyper.product([
+      grid.sizes(scale, [config_lib.for_scale(scale, SIZE)]),
+      hyper.sweep('optimizer.eps', EPS[scale]),
+      hyper.sweep('optimizer.learning_rate', RATES[scale]),
+  ])

@@ -1,0 +1,58 @@
+"""What the experiments share: sizes, learning rates and the length of a run at each scale.
+
+Not an experiment itself. The scales:
+
+  cpu    400 steps of 16 x 64 bytes with a warm-up of 60, at 9.2K to 147K parameters. So short a
+         run needs a warm-up of more than 5 % to bear the highest rates, and is still undertrained
+         at 3e-4: its optimum is near 1e-2, so the three decades are 1e-3 ... 1 (appendix B).
+  gpu    5,000 steps of 64 x 256 tokens at 2.4M to 42M parameters, 3e-4 ... 3e-1.
+  paper  100,000 steps of 256 x 512 tokens at 2.4M to 1.2B parameters, 3e-4 ... 3e-1, bfloat16.
+         The text was C4 in T5's vocabulary of 32,101: give a folder of such token files as
+         --config.data.path, or else a BPE as large is learned from the text there is. The paper
+         does not list the sizes of each figure; the whole ladder for all is our choice.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from configs import base
+from stability import config as config_lib
+from stability import hyper
+
+SIZES = {
+    'cpu': ('9.2K', '37K', '147K'),
+    'gpu': ('2.4M', '9.4M', '42M'),
+    'paper': ('2.4M', '9.4M', '19M', '42M', '85M', '151M', '302M', '1.2B'),
+}
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+LOWEST = {'cpu': 1e-3, 'gpu': 3e-4, 'paper': 3e-4}
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """configs/base.py at the length of the scale."""
+  c = base.get_config(scale)
+  if scale == 'cpu':
+    c.schedule.steps = 400
+    c.schedule.warmup_steps = 60
+    c.schedule.decay_steps = 80
+    c.checkpoint.every_steps = 100
+  if scale == 'paper':
+    c.data.tokenizer = 'bpe'
+    c.data.vocabulary_size = 32_101
+    c.model.dtype = 'bfloat16'
+  return c
+
+
+def sizes(scale: str, names: Sequence[str] | None = None) -> list[hyper.Point]:
+  """Named sizes, by default the scale's; only the fields that one of them has unlike base.py."""
+  points = [config_lib.size(name) for name in names or config_lib.for_scale(scale, SIZES)]
+  default = config_lib.size(base.SCALES[scale]['size'])
+  varied = [field for field in default if any(p[field] != default[field] for p in points)]
+  return [{field: point[field] for field in varied} for point in points]
+
+
+def learning_rates(scale: str, shift: int = 0, count: int = 7) -> list[hyper.Point]:
+  """Three decades in half ones: `count` rates from the scale's lowest, `shift` half decades up."""
+  lowest = RATES.index(config_lib.for_scale(scale, LOWEST)) + shift
+  return hyper.sweep('optimizer.learning_rate', RATES[lowest : lowest + count])

@@ -1,0 +1,57 @@
+"""Which intervention keeps training stable? Alternatives to the paper's two, side by side.
+
+Each differs in one thing from a baseline:
+
+  the default           and RMSNorm, peri-LN, gated attention, no z-loss
+  without qk-layernorm  and the same three, and soft-capped attention logits (50, as Gemma 2 has it)
+  without z-loss        and soft-capped output logits (30, Gemma 2), mu-centering and mu-loss
+                        (arXiv 2601.02031; its 1e-4)
+
+Other normalisations of queries and keys are in configs/qk_norm_variants.py.
+
+Expected here: not yet measured. Of those without qk-layernorm, the soft cap should do most; those
+without z-loss should hardly differ in runs this short (see configs/z_loss.py).
+
+Time at cpu scale: 91 runs of the largest size, about 7 minutes on two cores, a quarter of it for
+compiling (estimate).
+
+  python -m launch.sweep --config=configs/interventions.py --workdir=runs/interventions
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import hyper
+
+ANYWHERE = [
+    {},
+    {'model.norm': 'rmsnorm'},
+    {'model.norm_position': 'peri'},
+    {'model.attention_gate': 'sigmoid'},
+]
+FOR_ATTENTION_LOGITS = [*ANYWHERE, {'model.attention_soft_cap': 50.0}]
+FOR_OUTPUT_LOGITS = [
+    {},
+    {'model.output_soft_cap': 30.0},
+    {'model.output_centering': 'mean'},
+    {'objective.mu_loss': 1e-4},
+]
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x intervention x learning rate."""
+  interventions = hyper.chain([
+      ANYWHERE,
+      hyper.product([hyper.fixed('model.qk_norm', 'none'), FOR_ATTENTION_LOGITS]),
+      hyper.product([hyper.fixed('objective.z_loss', 0.0), FOR_OUTPUT_LOGITS]),
+  ])
+  return hyper.product([
+      grid.sizes(scale, ['147K'] if scale == 'cpu' else None),
+      interventions,
+      grid.learning_rates(scale),
+  ])

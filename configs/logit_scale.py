@@ -1,0 +1,41 @@
+"""How large may attention logits become before the loss suffers? Figure 10 of arXiv 2309.14322.
+
+Queries and keys are brought to a mean square of kappa, so that logits are of the order of kappa
+whatever is learned; one size, one learning rate (the default: the paper does not state it). A model
+without blocks, embedding and head alone, is the bigram model to compare with.
+
+  Figure 10  loss against kappa, 10M parameters. Paper: suffers from about 1e3; at 1e4 worse than
+             the model without blocks.
+
+Expected here: not yet measured. The same threshold, as logits beyond it make attention attend to
+single tokens at any size.
+
+Time at cpu scale: 12 runs, about 1 minute on two cores (estimate).
+
+  python -m launch.sweep --config=configs/logit_scale.py --workdir=runs/logit_scale
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import config as config_lib
+from stability import hyper
+
+SIZE = {'cpu': '147K', 'gpu': '9.4M', 'paper': '9.4M'}
+KAPPAS = [1.0, 3.0, 10.0, 30.0, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5]
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  c = grid.get_config(scale)
+  c.model.qk_norm = 'fixed'
+  return c
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """kappa, and a model without blocks."""
+  size = grid.sizes(scale, [config_lib.for_scale(scale, SIZE)])
+  return hyper.chain([
+      hyper.product([size, hyper.sweep('model.logit_scale', KAPPAS)]),
+      hyper.product([size, hyper.fixed('model.depth', 0)]),
+  ])

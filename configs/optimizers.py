@@ -1,0 +1,41 @@
+"""Are other optimizers than AdamW more sensitive to the learning rate? Each in its own window.
+
+AdamW, Adam-atan2 (no eps; arXiv 2407.05872), StableAdamW (update clipping; arXiv 2304.13013),
+Lion, Muon and Adafactor. Each has three decades of its own: Lion's step is the full learning rate
+in every weight, so its window is a decade down. LR sensitivity compares windows that are placed
+alike around each optimum; the report shows whether they are.
+
+Expected here: not yet measured.
+
+Time at cpu scale: 84 runs, about 6 minutes on two cores (estimate).
+
+  python -m launch.sweep --config=configs/optimizers.py --workdir=runs/optimizers
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import hyper
+
+SHIFTS = {  # of the window, in half decades
+    'adamw': 0,
+    'adam_atan2': 0,
+    'stable_adamw': 0,
+    'lion': -2,
+    'muon': 0,
+    'adafactor': 0,
+}
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x optimizer, with its own window."""
+  arms = hyper.chain([
+      hyper.product([hyper.fixed('optimizer.name', name), grid.learning_rates(scale, shift)])
+      for name, shift in SHIFTS.items()
+  ])
+  return hyper.product([grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None), arms])

@@ -1,0 +1,33 @@
+"""Is the softmax to blame for attention logits that grow? Figure E.11 of arXiv 2309.14322.
+
+Softmax against squared-ReLU attention, which weights each position by itself, with and without
+qk-layernorm.
+
+  Figure E.11  Paper: logits grow with squared-ReLU attention as well, so the softmax is not why.
+
+Expected here: not yet measured.
+
+Time at cpu scale: 56 runs, about 3 minutes on two cores (estimate).
+
+  python -m launch.sweep --config=configs/pointwise_attention.py --workdir=runs/pointwise_attention
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import hyper
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x attention x qk-layernorm x learning rate."""
+  return hyper.product([
+      grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None),
+      hyper.sweep('model.attention', ['softmax', 'squared_relu']),
+      hyper.sweep('model.qk_norm', ['layernorm', 'none']),
+      grid.learning_rates(scale),
+  ])

@@ -1,0 +1,55 @@
+"""When do attention logits blow up, and does qk-layernorm prevent it? Most figures of the paper.
+
+The grid that most of the paper's figures are read from (arXiv 2309.14322, sections 3.1.1 and 3.3):
+sizes x qk-layernorm on and off x seven learning rates.
+
+  Figure 1     loss against learning rate, LR sensitivity against size. Paper: trains stably across
+               three decades with it; without it, the rate that diverges falls with size.
+  Figure 2     loss and highest attention logit of block 0 over training, two sizes
+  Figure 9     that logit early in training against size, extrapolated: past 1e4 runs diverge, and
+               4.8B at 1e-2 was foretold so. The largest size here is there to be foretold.
+  Figure 11    gradient RMS of the first MLP layer: falls with size and learning rate
+  Figure C.1   RMS of the blocks' outputs: the same at all sizes, grows with learning rate
+  Figure E.1   query and key norms: logits grow by them, not by alignment
+  Figure E.12  Figure 11 for the key projection: the same trend
+  Figure E.13  gradient and update RMS over training: updates shrink as gradients near eps
+
+Expected here: LR sensitivity without qk-layernorm 1.4 to 2.3 times that with it (measured at three
+of the sizes, configs/quickstart.py). Logits pass 1e4 without it from a rate of 0.1 at 147K. Not
+measured yet: the extrapolation to 590K. Gradient RMS falls from about 1e-4 to 1e-6 (pilot runs),
+far above eps = 1e-8, so updates hardly shrink: see configs/epsilon.py.
+
+Time at cpu scale: 84 runs, about 6 minutes on two cores (estimate).
+
+  python -m launch.sweep --config=configs/qk_layernorm.py --workdir=runs/qk_layernorm
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import config as config_lib
+from stability import hyper
+
+SIZES = {
+    'cpu': ('9.2K', '37K', '83K', '147K', '332K', '590K'),
+    'gpu': ('2.4M', '9.4M', '19M', '42M', '85M'),
+    'paper': grid.SIZES['paper'],
+}
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x qk-layernorm x learning rate."""
+  points = hyper.product([
+      grid.sizes(scale, config_lib.for_scale(scale, SIZES)),
+      hyper.sweep('model.qk_norm', ['layernorm', 'none']),
+      grid.learning_rates(scale),
+  ])
+  if scale == 'paper':  # the run that Figure 9 foretells
+    foretold = {'model.qk_norm': 'none', 'optimizer.learning_rate': 1e-2}
+    points += hyper.product([grid.sizes(scale, ['4.8B']), [foretold]])
+  return points

@@ -1,0 +1,32 @@
+"""Which normalisation of queries and keys? Figure E.8 of arXiv 2309.14322, and two more.
+
+layernorm (each head by itself, one scale for all: the default), layernorm_model (all heads at
+once), rmsnorm and l2 (each head by itself; l2 with one learned temperature).
+
+  Figure E.8  layernorm against layernorm_model. Paper: each head by itself is slightly better.
+
+Expected here: not yet measured. Small differences; all of them bound the logits.
+
+Time at cpu scale: 56 runs, about 3 minutes on two cores (estimate).
+
+  python -m launch.sweep --config=configs/qk_norm_variants.py --workdir=runs/qk_norm_variants
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import hyper
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x qk-norm x learning rate."""
+  return hyper.product([
+      grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None),
+      hyper.sweep('model.qk_norm', ['layernorm', 'layernorm_model', 'rmsnorm', 'l2']),
+      grid.learning_rates(scale),
+  ])

@@ -1,0 +1,40 @@
+"""Does LR sensitivity depend on the length of training? Figure E.7 of arXiv 2309.14322.
+
+Half, all and twice the steps, the warm-up in proportion.
+
+  Figure E.7  Paper: 5e4, 1e5 and 2e5 steps; no change of LR sensitivity to speak of.
+
+Expected here: not yet measured. So short runs may well still change: at low rates they are merely
+undertrained, which lengthening mends.
+
+Time at cpu scale: 42 runs, about 3 minutes on two cores (estimate).
+
+  python -m launch.sweep --config=configs/steps.py --workdir=runs/steps
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import hyper
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x length x learning rate."""
+  schedule = get_config(scale).schedule
+  lengths = [
+      {
+          'schedule.steps': n * schedule.steps // 2,
+          'schedule.warmup_steps': n * schedule.warmup_steps // 2,
+      }
+      for n in (1, 2, 4)
+  ]
+  return hyper.product([
+      grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None),
+      lengths,
+      grid.learning_rates(scale),
+  ])
