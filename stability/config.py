@@ -269,6 +269,11 @@ def _check_together(c: Mapping[str, Any]) -> None:
         f'config.model.logit_scale={c["model.logit_scale"]!r}: must be 1 unless'
         f' config.model.qk_norm=fixed, which alone reads it'
     )
+  if c['model.attention_scale'] != 'inverse_sqrt' and c['model.qk_norm'] == 'l2':
+    raise BadInput(
+        f'config.model.attention_scale={c["model.attention_scale"]!r}: must be inverse_sqrt with'
+        f' config.model.qk_norm=l2, which learns a scale in its place'
+    )
   name, exponents = c['parameterization.name'], c['parameterization.exponents']
   if name.startswith('muparam') and exponents != 'none':
     raise BadInput(

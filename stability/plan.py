@@ -18,11 +18,14 @@ def tokens(config: Config) -> int:
 def train_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
   """Floating-point operations of a run's matrix products; a backward pass is two forward ones.
 
-  A token passes forward through every weight of the blocks and the head (2 FLOPs each) and meets
-  every position of its sequence twice a layer, for logits and for values (2 width each).
+  A token passes forward through every weight of the blocks, gates included, and the head (2 FLOPs
+  each) and meets every position of its sequence twice a layer, for logits and for values (2 width
+  each).
   """
   model = config['model']
   weights = config_lib.parameters(config) + model['width'] * vocabulary_size
+  if model['attention_gate'] != 'none':
+    weights += model['depth'] * model['width'] ** 2
   attention = 4 * model['depth'] * model['width'] * config['data']['sequence_length']
   return 3.0 * tokens(config) * (2 * weights + attention)
 

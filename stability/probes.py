@@ -4,17 +4,15 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 
-from stability import model
-from stability.model import rms
+from stability import layers
+from stability.layers import rms
 
 Measurements = dict[str, jax.Array]
 
 
 def measure(
     sown: dict[str, Any],
-    logits_BxTxV: jax.Array,
     params: dict[str, Any],
     gradients: dict[str, Any],
     updates: dict[str, Any],
@@ -24,25 +22,21 @@ def measure(
 
   Args:
     sown: what the model measured in itself.
-    logits_BxTxV: its output.
     params: before the update.
     gradients: before clipping.
     updates: the optimizer's direction, without learning rate, schedule and weight decay.
     eps: AdamW's.
   """
   found = {}
-  for path, (value,) in _paths(sown.get(model.PROBES, {})):
+  for path, (value,) in _paths(sown[layers.PROBES]):
     found[path.replace('/attention/', '/')] = value  # block_0/attention_logit_max
-  for path, (value,) in _paths(sown[model.ACTIVATIONS]):
+  for path, (value,) in _paths(sown[layers.ACTIVATIONS]):
     found[f'activation_rms/{path}'] = value
   for path, gradient in _paths(gradients):
     found[f'gradient_rms/{path}'] = rms(gradient)
     found[f'gradient_over_eps/{path}'] = rms(gradient) / eps
   found |= {f'parameter_rms/{path}': rms(value) for path, value in _paths(params)}
   found |= {f'update_rms/{path}': rms(value) for path, value in _paths(updates)}
-  found['output_logit_mean'] = jnp.mean(logits_BxTxV)
-  found['output_logit_max'] = jnp.max(logits_BxTxV)
-  found['log_z'] = jnp.mean(jax.nn.logsumexp(logits_BxTxV, axis=-1))
   return found
 
 

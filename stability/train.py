@@ -15,9 +15,9 @@ import ml_collections
 import numpy as np
 import optax
 
+from stability import layers, optimizer, parallel, probes
 from stability import model as model_lib
 from stability import objective as objective_lib
-from stability import optimizer, parallel, probes
 from stability.data import batches
 
 State = dict[str, Any]
@@ -52,7 +52,7 @@ def init(
 ) -> State:
   """The state of a run before its first update."""
   inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
-  params = model.init(jax.random.key(hyper['seed']), inputs)['params']
+  params = model.init(jax.random.key(hyper['seed']), inputs, hyper)['params']
   return {
       'params': params,
       'optimizer': optimizer.direction(hyper).init(params),
@@ -86,19 +86,24 @@ def step(
   inputs_BxT, targets_BxT = batch_BxT1[:, :-1], batch_BxT1[:, 1:]
 
   def loss_function(params):
-    collections = [model_lib.PROBES, model_lib.ACTIVATIONS] if probed else []
-    logits_BxTxV, sown = model.apply({'params': params}, inputs_BxT, mutable=collections)
-    total, terms = objective_lib.objective(logits_BxTxV, targets_BxT, hyper['objective.z_loss'])
-    return total, (terms, logits_BxTxV, sown)
+    collections = [layers.PROBES, layers.ACTIVATIONS] if probed else []
+    logits_BxTxV, sown = model.apply({'params': params}, inputs_BxT, hyper, mutable=collections)
+    total, terms = objective_lib.objective(
+        static.objective, hyper, logits_BxTxV, targets_BxT, params['head']
+    )
+    return total, (terms, sown)
 
   grad_function = jax.value_and_grad(loss_function, has_aux=True)
-  (_, (terms, logits_BxTxV, sown)), gradients = grad_function(params)
+  (_, (terms, sown)), gradients = grad_function(params)
   updates, optimizer_state = optimizer.direction(hyper).update(gradients, state['optimizer'])
   this_step = state['step'] + 1
+  new_params = optimizer.apply_updates(
+      params, updates, hyper, this_step, static.optimizer.weight_decay_kind
+  )
+  if static.model.output_centering == 'mean':
+    new_params['head'] = objective_lib.centered(new_params['head'])
   new_state = {
-      'params': optimizer.apply_updates(
-          params, updates, hyper, this_step, static.optimizer.weight_decay_kind
-      ),
+      'params': new_params,
       'optimizer': optimizer_state,
       'step': this_step,
       'diverged': state['diverged'],
@@ -117,9 +122,7 @@ def step(
       'gradient_norm': optax.tree.norm(gradients),
   }
   if probed:
-    metrics |= probes.measure(
-        sown, logits_BxTxV, params, gradients, updates, hyper['optimizer.eps']
-    )
+    metrics |= probes.measure(sown, params, gradients, updates, hyper['optimizer.eps'])
   return next_state, metrics
 
 
@@ -128,5 +131,5 @@ def evaluate(
 ) -> jax.Array:
   """Mean cross-entropy in nats on one of the fixed validation batches."""
   batch_BxT1 = data['validation'][batch].astype(jnp.int32)
-  logits_BxTxV = model.apply({'params': state['params']}, batch_BxT1[:, :-1])
+  logits_BxTxV = model.apply({'params': state['params']}, batch_BxT1[:, :-1], state['hyper'])
   return objective_lib.cross_entropy(logits_BxTxV, batch_BxT1[:, 1:])

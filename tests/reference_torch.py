@@ -1,7 +1,7 @@
 """The paper's model, objective, optimizer and schedule in plain PyTorch: a second opinion.
 
-Written from the description in arXiv 2309.14322 alone; it shares no code with stability/. Settings
-come as a flat dict under the dotted names of configs/base.py, parameters have the names of the Flax
+Written from the description in arXiv 2309.14322, and in those of the papers that interventions
+come from, alone; it shares no code with stability/. Settings come as a flat dict under the dotted names of configs/base.py, parameters have the names of the Flax
 tree with dots (block_0.attention.query) and its shapes: [in, out].
 """
 
@@ -24,56 +24,93 @@ class Transformer(nn.Module):
     super().__init__()
     width = c['model.width']
     self.depth = c['model.depth']
+    self.cap = c['model.output_soft_cap']
     self.embedding = nn.Parameter(torch.randn(vocabulary_size, width) / math.sqrt(width))
     for i in range(self.depth):
       self.add_module(f'block_{i}', Block(c))
-    self.final_norm = LayerNorm(width)
+    self.final_norm = NORMS[c['model.norm']](width)
     self.head = matrix(width, vocabulary_size)
 
   def forward(self, tokens: Tensor) -> Tensor:
     x = F.embedding(tokens, self.embedding)
     for i in range(self.depth):
       x = self.get_submodule(f'block_{i}')(x)
-    return self.final_norm(x) @ self.head
+    logits = self.final_norm(x) @ self.head
+    return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
 
 class Block(nn.Module):
-  """Pre-LayerNorm: x + attention(norm(x)), then x + mlp(norm(x))."""
+  """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); peri: x + norm(attention(norm(x)))."""
 
   def __init__(self, c: Settings):
     super().__init__()
-    self.attention_norm = LayerNorm(c['model.width'])
+    norm, peri = NORMS[c['model.norm']], c['model.norm_position'] == 'peri'
+    self.attention_norm = norm(c['model.width'])
     self.attention = Attention(c)
-    self.mlp_norm = LayerNorm(c['model.width'])
+    self.attention_output_norm = norm(c['model.width']) if peri else nn.Identity()
+    self.mlp_norm = norm(c['model.width'])
     self.mlp = MLP(c['model.width'])
+    self.mlp_output_norm = norm(c['model.width']) if peri else nn.Identity()
 
   def forward(self, x: Tensor) -> Tensor:
-    x = x + self.attention(self.attention_norm(x))
-    return x + self.mlp(self.mlp_norm(x))
+    x = x + self.attention_output_norm(self.attention(self.attention_norm(x)))
+    return x + self.mlp_output_norm(self.mlp(self.mlp_norm(x)))
 
 
 class Attention(nn.Module):
-  """Causal, scaled by 1/sqrt(head_dim); queries and keys are normalised before RoPE."""
+  """Causal; queries and keys are normalised before RoPE, their products scaled and capped after."""
 
   def __init__(self, c: Settings):
     super().__init__()
     width, self.head_dim = c['model.width'], c['model.head_dim']
     self.query, self.key = matrix(width, width), matrix(width, width)
     self.value, self.output = matrix(width, width), matrix(width, width)
-    self.qk_norm = c['model.qk_norm'] == 'layernorm'
-    if self.qk_norm:  # over head_dim; the heads share the scale
-      self.qk_norm_query, self.qk_norm_key = LayerNorm(self.head_dim), LayerNorm(self.head_dim)
+    self.gate = matrix(width, width) if c['model.attention_gate'] == 'sigmoid' else None
+    self.qk_norm, self.kappa = c['model.qk_norm'], c['model.logit_scale']
+    if self.qk_norm in ('layernorm', 'rmsnorm'):  # over head_dim; the heads share the scale
+      norm, size = NORMS[self.qk_norm], self.head_dim
+      self.qk_norm_query, self.qk_norm_key = norm(size), norm(size)
+    if self.qk_norm == 'layernorm_model':
+      self.qk_norm_query, self.qk_norm_key = LayerNorm(width), LayerNorm(width)
+    self.scale = {'inverse_sqrt': 1 / math.sqrt(self.head_dim), 'inverse': 1 / self.head_dim}[
+        c['model.attention_scale']
+    ]
+    if self.qk_norm == 'l2':
+      time = c['data.sequence_length']
+      self.logit_scale = nn.Parameter(torch.tensor(math.log2(time**2 - time)))
+    self.attention, self.cap = c['model.attention'], c['model.attention_soft_cap']
 
   def forward(self, x: Tensor) -> Tensor:
-    # [batch, time, width] -> [batch, heads, time, head_dim]
-    q, k, v = (
-        (x @ kernel).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        for kernel in (self.query, self.key, self.value)
-    )
-    if self.qk_norm:
+    q, k, v = x @ self.query, x @ self.key, x @ self.value
+    if self.qk_norm == 'layernorm_model':
       q, k = self.qk_norm_query(q), self.qk_norm_key(k)
-    out = F.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True)
-    return out.transpose(1, 2).flatten(-2) @ self.output
+    # [batch, time, width] -> [batch, heads, time, head_dim]
+    q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in (q, k, v))
+    if self.qk_norm in ('layernorm', 'rmsnorm'):
+      q, k = self.qk_norm_query(q), self.qk_norm_key(k)
+    if self.qk_norm == 'fixed':
+      q, k = (y * (self.kappa / y.square().mean(-1, keepdim=True)).sqrt() for y in (q, k))
+    scale = self.scale
+    if self.qk_norm == 'l2':
+      q, k = F.normalize(q, dim=-1) * self.logit_scale, F.normalize(k, dim=-1)
+      scale = 1.0
+    out = self.attend(rope(q), rope(k), v, scale).transpose(1, 2).flatten(-2)
+    if self.gate is not None:
+      out = out * torch.sigmoid(x @ self.gate)
+    return out @ self.output
+
+  def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Values weighted by softmax, or squared ReLU over the root of the sequence length."""
+    if self.attention == 'softmax' and not self.cap:
+      return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    logits = scale * q @ k.transpose(-1, -2)
+    if self.cap:
+      logits = self.cap * torch.tanh(logits / self.cap)
+    time = logits.shape[-1]
+    later = torch.ones(time, time, dtype=torch.bool).triu(1)
+    if self.attention == 'softmax':
+      return logits.masked_fill(later, -math.inf).softmax(-1) @ v
+    return (logits.relu() ** 2 / math.sqrt(time)).masked_fill(later, 0) @ v
 
 
 class MLP(nn.Module):
@@ -96,6 +133,20 @@ class LayerNorm(nn.Module):
 
   def forward(self, x: Tensor) -> Tensor:
     return F.layer_norm(x, self.scale.shape, self.scale, eps=1e-6)
+
+
+class RMSNorm(nn.Module):
+  """Over the last axis, with a scale; the mean stays."""
+
+  def __init__(self, size: int):
+    super().__init__()
+    self.scale = nn.Parameter(torch.ones(size))
+
+  def forward(self, x: Tensor) -> Tensor:
+    return self.scale * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+NORMS = {'layernorm': LayerNorm, 'rmsnorm': RMSNorm}
 
 
 def matrix(fan_in: int, fan_out: int) -> nn.Parameter:
@@ -121,10 +172,18 @@ def rope(x: Tensor) -> Tensor:
   return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
-def objective(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-  """What is minimised, and the cross-entropy alone: mean log p, and z_loss * mean log^2 Z."""
-  loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
-  return loss + z_loss * logits.logsumexp(-1).square().mean(), loss
+def objective(
+    c: Settings, logits: Tensor, targets: Tensor, head: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+  """What is minimised, and its terms; head is [width, vocabulary], an embedding a column."""
+  terms = {
+      'loss': F.cross_entropy(logits.flatten(0, -2), targets.flatten()),
+      'z_loss': c['objective.z_loss'] * logits.logsumexp(-1).square().mean(),
+  }
+  if c['objective.mu_loss']:
+    mean = sum(head.unbind(1)) / head.shape[1]
+    terms['mu_loss'] = c['objective.mu_loss'] * mean.dot(mean)
+  return sum(terms.values()), terms
 
 
 def schedule(c: Settings, update: int) -> float:
@@ -178,8 +237,11 @@ class AdamW:
       p.mul_(1 - decay).sub_(u, alpha=rate)
 
 
-def train_step(model: Transformer, optimizer: AdamW, batch: Tensor, z_loss: float) -> Tensor:
+def train_step(c: Settings, model: Transformer, optimizer: AdamW, batch: Tensor) -> Tensor:
   """One update on a batch [batch, time + 1]; returns the cross-entropy before it."""
-  total, loss = objective(model(batch[:, :-1]), batch[:, 1:], z_loss)
+  total, terms = objective(c, model(batch[:, :-1]), batch[:, 1:], model.head)
   optimizer.step(torch.autograd.grad(total, list(model.parameters())))
-  return loss.detach()
+  if c['model.output_centering'] == 'mean':
+    with torch.no_grad():
+      model.head -= model.head.mean(1, keepdim=True)
+  return terms['loss'].detach()

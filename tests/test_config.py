@@ -201,6 +201,10 @@ def test_flatten_and_unflatten():
         ),
         (dict(model__logit_scale=2.0), 'config.model.logit_scale=2.0: must be 1 unless'),
         (
+            dict(model__qk_norm='l2', model__attention_scale='inverse'),
+            "config.model.attention_scale='inverse': must be inverse_sqrt with",
+        ),
+        (
             dict(
                 parameterization__name='muparam_full',
                 parameterization__exponents='no_alignment',
@@ -227,6 +231,7 @@ def test_fields_that_just_fit_each_other():
   resolved(schedule__shape='wsd', schedule__decay_steps=475)
   resolved(schedule__decay_steps=501)  # of no other shape
   resolved(model__qk_norm='fixed', model__logit_scale=100.0)
+  resolved(model__qk_norm='fixed', model__attention_scale='inverse')
   resolved(parameterization__name='mup', parameterization__exponents='no_alignment')
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from stability import attention, layers
 from stability import config as config_lib
 from stability import model as model_lib
 from stability import objective as objective_lib
@@ -22,6 +23,10 @@ def network(run, vocabulary_size=64):
   return model_lib.Transformer(run.static.model, vocabulary_size)
 
 
+def apply(run, params, tokens):
+  return network(run).apply({'params': params}, tokens, run.hyper)
+
+
 @functools.cache
 def compiled_init(c, vocabulary_size):
   return compiled(model_lib.Transformer(c, vocabulary_size).init)
@@ -29,26 +34,34 @@ def compiled_init(c, vocabulary_size):
 
 def initial(run, vocabulary_size=64, seed=0):
   tokens = jnp.zeros((1, T), jnp.int32)
-  return compiled_init(run.static.model, vocabulary_size)(jax.random.key(seed), tokens)['params']
+  init = compiled_init(run.static.model, vocabulary_size)
+  return init(jax.random.key(seed), tokens, run.hyper)['params']
 
 
 def abstract(run):
   """Shapes and dtypes of the parameters, by path."""
   tokens = jnp.zeros((1, T), jnp.int32)
-  params = jax.eval_shape(network(run).init, jax.random.key(0), tokens)['params']
+  params = jax.eval_shape(network(run).init, jax.random.key(0), tokens, run.hyper)['params']
   return traverse_util.flatten_dict(params, sep='/')
 
 
-@pytest.fixture(scope='module', params=['layernorm', 'none'])
+@pytest.fixture(
+    scope='module',
+    params=[
+        {},
+        {'model.qk_norm': 'none'},
+        {'model.attention': 'squared_relu', 'model.attention_gate': 'sigmoid'},
+    ],
+)
 def started(request, tiny):
-  """A network and its initial parameters."""
-  run = tiny({'model.qk_norm': request.param})
-  return network(run), initial(run)
+  """A network as a function of parameters and tokens, and its initial parameters."""
+  run = tiny(request.param)
+  return functools.partial(apply, run), initial(run)
 
 
 def test_causal_by_gradients(started):
   """No logit depends on the embedding of a later token; each on those of all earlier ones."""
-  module, params = started
+  logits_of, params = started
   rng = np.random.default_rng(0)
   tokens = rng.permutation(64)[:T].astype(np.int32)  # distinct: an embedding is of one position
   cotangents = np.zeros((T, T, 64), np.float32)
@@ -56,7 +69,7 @@ def test_causal_by_gradients(started):
 
   def sensitivity(embedding):
     def logits(embedding):
-      return module.apply({'params': params | {'embedding': embedding}}, tokens[None])[0]
+      return logits_of(params | {'embedding': embedding}, tokens[None])[0]
 
     _, pull_back = jax.vjp(logits, embedding)
     return jax.vmap(pull_back)(cotangents)[0]
@@ -69,15 +82,15 @@ def test_causal_by_gradients(started):
 
 
 def test_later_tokens_leave_earlier_logits_as_they_are(started):
-  module, params = started
-  apply = compiled(lambda tokens: module.apply({'params': params}, tokens))
+  logits_of, params = started
+  forward = compiled(functools.partial(logits_of, params))
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, 64, (2, T), np.int32)
-  logits = np.asarray(apply(tokens))
+  logits = np.asarray(forward(tokens))
   for t in (1, T // 2, T - 1):
     changed = tokens.copy()
     changed[:, t:] = (tokens[:, t:] + rng.integers(1, 64, (2, T - t))) % 64
-    changed_logits = np.asarray(apply(changed))
+    changed_logits = np.asarray(forward(changed))
     np.testing.assert_array_equal(changed_logits[:, :t], logits[:, :t])
     assert (changed_logits[:, t:] != logits[:, t:]).any(-1).all()
 
@@ -87,7 +100,7 @@ def test_rope_turns_pairs_by_their_frequencies():
   x = np.random.default_rng(0).normal(size=(3, 50, 8)).astype(np.float32)
   angle = np.outer(np.arange(50), 10_000.0 ** (-np.arange(4) / 4))
   expected = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)
-  got = np.asarray(model_lib.rope(x))
+  got = np.asarray(attention.rope(x))
   np.testing.assert_allclose(got[..., :4], expected.real, atol=1e-6)
   np.testing.assert_allclose(got[..., 4:], expected.imag, atol=1e-6)
 
@@ -96,7 +109,7 @@ def test_rope_is_relative():
   """A product of query and key depends on their distance alone; norms stay."""
   rng = np.random.default_rng(0)
   q, k = (np.tile(rng.normal(size=16).astype(np.float32), (1, 64, 1)) for _ in range(2))
-  rotated_q, rotated_k = np.asarray(model_lib.rope(q))[0], np.asarray(model_lib.rope(k))[0]
+  rotated_q, rotated_k = np.asarray(attention.rope(q))[0], np.asarray(attention.rope(k))[0]
   products = rotated_q @ rotated_k.T
   by_distance = []
   for distance in range(-63, 64):
@@ -113,7 +126,8 @@ def test_an_untrained_model_knows_nothing(tiny):
   run = tiny({'model.width': 64, 'model.depth': 1})
   rng = np.random.default_rng(0)
   rows = rng.integers(0, 256, (32, T + 1), np.int32)
-  logits = compiled(network(run, 256).apply)({'params': initial(run, 256)}, rows[:, :-1])
+  params = {'params': initial(run, 256)}
+  logits = compiled(network(run, 256).apply)(params, rows[:, :-1], run.hyper)
   loss = float(objective_lib.cross_entropy(logits, rows[:, 1:]))
   assert loss == pytest.approx(np.log(256), rel=0.1)
   assert loss == pytest.approx(np.log(256) + 0.5, rel=0.02)
@@ -129,10 +143,11 @@ def test_qk_layernorm_bounds_attention_logits(tiny):
   scales = {name: {'scale': np.ones(16, np.float32)} for name in ('qk_norm_query', 'qk_norm_key')}
 
   def largest(qk_norm, params):
-    module = model_lib.Attention(tiny({'model.qk_norm': qk_norm}).static.model)
-    apply = compiled(functools.partial(module.apply, mutable=[model_lib.PROBES]))
-    _, sown = apply({'params': params}, x[None])
-    return float(sown[model_lib.PROBES]['attention_logit_max'][0])
+    run = tiny({'model.qk_norm': qk_norm})
+    module = attention.Attention(run.static.model)
+    apply = compiled(functools.partial(module.apply, mutable=[layers.PROBES]))
+    _, sown = apply({'params': params}, x[None], run.hyper)
+    return float(sown[layers.PROBES]['attention_logit_max'][0])
 
   assert largest('layernorm', params | scales) == pytest.approx(4, rel=1e-5)
   assert largest('none', params) > 100
@@ -213,11 +228,11 @@ def equations(jaxpr):
 
 def test_bfloat16_is_of_the_products_alone(tiny):
   """Products take bfloat16; parameters, logits, softmax and norms' statistics are float32."""
-  exact, rounded = network(tiny()), network(tiny({'model.dtype': 'bfloat16'}))
-  params = initial(tiny())
+  exact, rounded = tiny(), tiny({'model.dtype': 'bfloat16'})
+  params = initial(exact)
   tokens = np.random.default_rng(0).integers(0, 64, (4, T), np.int32)
 
-  jaxpr = jax.make_jaxpr(rounded.apply)({'params': params}, tokens).jaxpr
+  jaxpr = jax.make_jaxpr(functools.partial(apply, rounded))(params, tokens).jaxpr
   dtypes = {}  # primitive -> those that go in, those that come out
   for equation in equations(jaxpr):
     into, out = dtypes.setdefault(equation.primitive.name, ([], []))
@@ -230,5 +245,5 @@ def test_bfloat16_is_of_the_products_alone(tiny):
   assert set(dtypes['rsqrt'][0]) == {'float32'}
   assert [variable.aval.dtype.name for variable in jaxpr.outvars] == ['float32']
 
-  pair = compiled(lambda p: (exact.apply(p, tokens), rounded.apply(p, tokens)))({'params': params})
+  pair = compiled(lambda p: (apply(exact, p, tokens), apply(rounded, p, tokens)))(params)
   assert 1e-4 < float(jnp.abs(pair[0] - pair[1]).max()) < 0.1  # of logits of order 1

@@ -6,7 +6,7 @@ import pytest
 
 from configs import base, quickstart
 from stability import config as config_lib
-from stability import hyper, plan
+from stability import hyper, plan, train
 from stability import model as model_lib
 
 
@@ -19,15 +19,17 @@ def test_tokens():
   assert plan.tokens(resolved()) == 500 * 16 * 64
 
 
+@pytest.mark.parametrize('gate', ['none', 'sigmoid'])
 @pytest.mark.parametrize('depth', [0, 1, 3])
-def test_flops_are_those_that_xla_counts_in_the_products(depth):
+def test_flops_are_those_that_xla_counts_in_the_products(depth, gate):
   # Matrix products dominate at this width; XLA also counts norms, softmax and GELU.
-  config = resolved(**{'model.width': 256, 'model.head_dim': 64, 'model.depth': depth})
-  static, _ = config_lib.split(config)
+  size = {'model.width': 256, 'model.head_dim': 64, 'model.depth': depth}
+  config = resolved(**size, **{'model.attention_gate': gate})
+  static, hyperparameters = config_lib.split(config)
   model = model_lib.Transformer(static.model, 256)
-  inputs = jnp.zeros((16, 64), jnp.int32)
-  params = jax.eval_shape(model.init, jax.random.key(0), inputs)
-  counted = jax.jit(model.apply).lower(params, inputs).compile().cost_analysis()['flops']
+  inputs, numbers = jnp.zeros((16, 64), jnp.int32), train.arrays(hyperparameters)
+  params = jax.eval_shape(model.init, jax.random.key(0), inputs, numbers)
+  counted = jax.jit(model.apply).lower(params, inputs, numbers).compile().cost_analysis()['flops']
   forward = plan.train_flops(config, 256) / 3 / 500
   assert forward == pytest.approx(counted, rel=0.05)
 

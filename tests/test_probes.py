@@ -72,9 +72,15 @@ def inside(probed, text):
 
   def total(params):
     logits, collections = network.apply(
-        {'params': params}, rows[:, :-1], capture_intermediates=True, mutable=['intermediates']
+        {'params': params},
+        rows[:, :-1],
+        run.hyper,
+        capture_intermediates=True,
+        mutable=['intermediates'],
     )
-    value, _ = objective_lib.objective(logits, rows[:, 1:], run.hyper['objective.z_loss'])
+    value, _ = objective_lib.objective(
+        run.static.objective, run.hyper, logits, rows[:, 1:], params['head']
+    )
     return value, collections['intermediates']
 
   gradients, outputs = compiled(jax.grad(total, has_aux=True))(state['params'])

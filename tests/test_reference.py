@@ -18,10 +18,20 @@ torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[to
 import reference_torch  # noqa: E402
 
 VOCABULARY = 64
+CAPS = {'model.attention_soft_cap': 1.5, 'model.output_soft_cap': 2.0}
+INVERSE = {'model.attention_scale': 'inverse'}
+# Each switch of the model and the objective at least once, beside others with which it is not lost.
 SWITCHES = {
     'default': {},
     'qk_norm=none': {'model.qk_norm': 'none'},
-    'depth=0': {'model.depth': 0},
+    'depth=0': {'model.depth': 0, 'model.output_soft_cap': 2.0, 'objective.mu_loss': 0.3},
+    'rmsnorm': {'model.norm': 'rmsnorm', 'model.qk_norm': 'rmsnorm', 'model.norm_position': 'peri'},
+    'peri': {'model.norm_position': 'peri', 'model.qk_norm': 'none', **INVERSE},
+    'over the model': {'model.qk_norm': 'layernorm_model', 'model.attention_gate': 'sigmoid'},
+    'l2': {'model.qk_norm': 'l2', 'objective.mu_loss': 0.3},
+    'fixed': {'model.qk_norm': 'fixed', 'model.logit_scale': 2.5, **CAPS},
+    'squared_relu': {'model.attention': 'squared_relu'},
+    'squared_relu, capped': {'model.attention': 'squared_relu', **CAPS, **INVERSE},
 }
 # Optimizing machine code takes most of a compile; what is computed stays the same.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -33,13 +43,15 @@ def settings(run):
 
 
 def random_params(run):
-  """Weights as large as initial ones; scales of LayerNorms are spread around 1."""
+  """Weights as large as initial ones; scales are spread around 1, that of all logits is 5."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   network = model_lib.Transformer(run.static.model, VOCABULARY)
-  shapes = jax.eval_shape(network.init, jax.random.key(0), tokens)['params']
+  shapes = jax.eval_shape(network.init, jax.random.key(0), tokens, run.hyper)['params']
   rng = np.random.default_rng(1)
 
   def draw(shape):
+    if not shape:
+      return np.float32(5)
     noise = rng.normal(size=shape)
     return np.float32(noise / np.sqrt(shape[0]) if len(shape) > 1 else 1 + 0.2 * noise)
 
@@ -84,10 +96,12 @@ def switched(request, tiny):
   run = tiny(SWITCHES[request.param])
   network = model_lib.Transformer(run.static.model, VOCABULARY)
 
-  def total(params, inputs, targets, z_loss):
-    logits = network.apply({'params': params}, inputs)
-    value, terms = objective_lib.objective(logits, targets, z_loss)
-    return value, (logits, terms['loss'])
+  def total(params, inputs, targets, hyper):
+    logits = network.apply({'params': params}, inputs, hyper)
+    value, terms = objective_lib.objective(
+        run.static.objective, hyper, logits, targets, params['head']
+    )
+    return value, (logits, terms)
 
   return run, random_params(run), compiled(jax.value_and_grad(total, has_aux=True))
 
@@ -97,18 +111,23 @@ def test_logits_loss_and_gradients(switched, text, z_loss):
   """Logits, of order 1, and losses to 1e-5; gradients to 1e-5 of each tensor's norm."""
   run, params, value_and_grad = switched
   rows = batch(run, text, 0)
-  (ours_total, (ours_logits, ours_loss)), gradients = value_and_grad(
-      params, rows[:, :-1], rows[:, 1:], np.float32(z_loss)
+  z_loss = {'objective.z_loss': np.float32(z_loss)}
+  (ours_total, (ours_logits, ours_terms)), gradients = value_and_grad(
+      params, rows[:, :-1], rows[:, 1:], run.hyper | z_loss
   )
   network = in_torch(run, params)
   rows = torch.tensor(rows, dtype=torch.int64)
   logits = network(rows[:, :-1])
-  total, loss = reference_torch.objective(logits, rows[:, 1:], z_loss)
+  total, terms = reference_torch.objective(
+      settings(run) | z_loss, logits, rows[:, 1:], network.head
+  )
   total.backward()
 
   assert 0.5 < logits.std() < 2
   np.testing.assert_allclose(ours_logits, logits.detach().numpy(), rtol=0, atol=1e-5)
-  assert float(ours_loss) == pytest.approx(loss.item(), rel=0, abs=1e-5)
+  assert ours_terms.keys() == terms.keys()
+  for name, value in terms.items():
+    assert float(ours_terms[name]) == pytest.approx(value.item(), rel=0, abs=1e-5), name
   assert float(ours_total) == pytest.approx(total.item(), rel=0, abs=1e-5)
   assert_close(named(gradients), {n: p.grad for n, p in network.named_parameters()}, 1e-5)
 
@@ -165,6 +184,7 @@ STEPS = {
     'default': {'model.depth': 1},
     'qk_norm=none': {'model.depth': 1, 'model.qk_norm': 'none'},
     'coupled': {'model.depth': 0, 'optimizer.weight_decay_kind': 'coupled'},
+    'output_centering': {'model.depth': 0, 'model.output_centering': 'mean'},
 }
 
 
@@ -192,7 +212,7 @@ def test_three_steps(tiny, text, case):
   for i in range(3):
     state, metrics = step(text, state)
     rows = torch.tensor(batch(run, text, i), dtype=torch.int64)
-    loss = reference_torch.train_step(network, reference, rows, run.flat['objective.z_loss'])
+    loss = reference_torch.train_step(settings(run), network, reference, rows)
     assert float(metrics['loss']) == pytest.approx(loss.item(), rel=0, abs=1e-4)
     rate = reference_torch.schedule(settings(run), i + 1)
     assert float(metrics['learning_rate']) == pytest.approx(rate, rel=1e-6)

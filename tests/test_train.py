@@ -88,11 +88,13 @@ def test_a_step_is_a_function_of_the_state(single, tiny):
 @pytest.fixture(scope='module')
 def loss_on(tiny):
   """Cross-entropy of parameters on rows of tokens."""
-  network = model_lib.Transformer(tiny({'model.depth': 1}).static.model, 64)
+  run = tiny({'model.depth': 1})
+  network = model_lib.Transformer(run.static.model, 64)
 
   @jax.jit
   def loss(params, rows):
-    return objective_lib.cross_entropy(network.apply({'params': params}, rows[:, :-1]), rows[:, 1:])
+    logits = network.apply({'params': params}, rows[:, :-1], run.hyper)
+    return objective_lib.cross_entropy(logits, rows[:, 1:])
 
   return lambda params, rows: float(loss(params, rows.astype(np.int32)))
 

@@ -16,8 +16,8 @@ from tensorboardX import SummaryWriter
 
 from configs import benchmark
 from stability import config as config_lib
+from stability import layers, objective
 from stability import model as model_lib
-from stability import objective
 from stability.data import batches, tokens
 
 
@@ -26,7 +26,7 @@ def train(learning_rate: float, directory: Path) -> None:
   c = benchmark.get_config()
   text = tokens.open_tokens(tokens.prepare(c.data, directory / 'data', c.data.sequence_length))
   flat = config_lib.resolve(config_lib.flatten(c.to_dict()))
-  static, _ = config_lib.split(config_lib.unflatten(flat))
+  static, hyper = config_lib.split(config_lib.unflatten(flat))
   model = model_lib.Transformer(static.model, text.meta['vocabulary_size'])
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, learning_rate, c.schedule.warmup_steps, c.schedule.steps, c.schedule.min_learning_rate
@@ -38,17 +38,19 @@ def train(learning_rate: float, directory: Path) -> None:
   @jax.jit
   def step(params, state, batch):
     def loss_function(params):
-      logits = model.apply({'params': params}, batch[:, :-1])
-      return objective.objective(logits, batch[:, 1:], c.objective.z_loss)
+      logits = model.apply({'params': params}, batch[:, :-1], hyper)
+      return objective.objective(
+          static.objective, hyper, logits, batch[:, 1:], params['head']
+      )
 
     (_, terms), gradients = jax.value_and_grad(loss_function, has_aux=True)(params)
     updates, state = optimizer.update(gradients, state, params)
     params = optax.apply_updates(params, updates)
     trees = {'gradient': gradients, 'parameter': params, 'update': updates}
-    return params, state, terms['loss'], jax.tree.map(model_lib.rms, trees)
+    return params, state, terms['loss'], jax.tree.map(layers.rms, trees)
 
   inputs = jnp.zeros((1, c.data.sequence_length), jnp.int32)
-  params = model.init(jax.random.key(c.seed), inputs)['params']
+  params = model.init(jax.random.key(c.seed), inputs, hyper)['params']
   state = optimizer.init(params)
   writer = SummaryWriter(str(directory))
   with (directory / 'metrics.jsonl').open('w') as file:

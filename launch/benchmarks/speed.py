@@ -82,7 +82,7 @@ def torch(width: int, seconds: float, threads: int) -> float:
 
   def block() -> None:
     for _ in range(BLOCK):
-      loss, _ = reference.objective(model(batch[:, :-1]), batch[:, 1:], flat['objective.z_loss'])
+      loss, _ = reference.objective(flat, model(batch[:, :-1]), batch[:, 1:], model.head)
       optimizer.zero_grad()
       loss.backward()
       torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
