@@ -37,15 +37,15 @@ class Transformer(nn.Module):
     x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
     head_DxV = self.param('head', fan_in_init, (c.width, self.vocabulary_size))
     logits = dot(x_BxTxD.reshape(B * T, c.width), head_DxV.astype(c.dtype), jnp.float32)
-    logits_BxTxV = logits.reshape(B, T, self.vocabulary_size)
-    # Before the cap: what drifts is the head's output, which the cap would hide.
-    self.sow(PROBES, 'output_logit_mean', jnp.mean(logits_BxTxV))
-    self.sow(PROBES, 'output_logit_max', jnp.max(logits_BxTxV))
+    head_logits = capped_logits = logits.reshape(B, T, self.vocabulary_size)
     if c.output_soft_cap:
-      logits_BxTxV = soft_cap(logits_BxTxV, hyper['model.output_soft_cap'])
-    # After it: Z is the normaliser of the softmax that the loss is of.
-    self.sow(PROBES, 'log_z', jnp.mean(jax.nn.logsumexp(logits_BxTxV, axis=-1)))
-    return logits_BxTxV
+      capped_logits = soft_cap(head_logits, hyper['model.output_soft_cap'])
+    if self.is_mutable_collection(PROBES):
+      # The head's own, since a cap would hide their drift; Z is the softmax's, so of the capped.
+      self.sow(PROBES, 'output_logit_mean', jnp.mean(head_logits))
+      self.sow(PROBES, 'output_logit_max', jnp.max(head_logits))
+      self.sow(PROBES, 'log_z', jnp.mean(jax.nn.logsumexp(capped_logits, axis=-1)))
+    return capped_logits
 
 
 class Block(nn.Module):

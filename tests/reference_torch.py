@@ -1,8 +1,9 @@
 """The paper's model, objective, optimizer and schedule in plain PyTorch: a second opinion.
 
-Written from the description in arXiv 2309.14322, and in those of the papers that interventions
-come from, alone; it shares no code with stability/. Settings come as a flat dict under the dotted names of configs/base.py, parameters have the names of the Flax
-tree with dots (block_0.attention.query) and its shapes: [in, out].
+Written from the descriptions in arXiv 2309.14322 and in the papers that interventions come from; it
+shares no code with stability/. Settings come as a flat dict under the dotted names of
+configs/base.py, parameters have the names of the Flax tree with dots (block_0.attention.query) and
+its shapes: [in, out].
 """
 
 import functools

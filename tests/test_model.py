@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from stability import attention, layers
 from stability import config as config_lib
 from stability import model as model_lib
 from stability import objective as objective_lib
@@ -45,17 +44,10 @@ def abstract(run):
   return traverse_util.flatten_dict(params, sep='/')
 
 
-@pytest.fixture(
-    scope='module',
-    params=[
-        {},
-        {'model.qk_norm': 'none'},
-        {'model.attention': 'squared_relu', 'model.attention_gate': 'sigmoid'},
-    ],
-)
+@pytest.fixture(scope='module', params=['layernorm', 'none'])
 def started(request, tiny):
   """A network as a function of parameters and tokens, and its initial parameters."""
-  run = tiny(request.param)
+  run = tiny({'model.qk_norm': request.param})
   return functools.partial(apply, run), initial(run)
 
 
@@ -95,32 +87,6 @@ def test_later_tokens_leave_earlier_logits_as_they_are(started):
     assert (changed_logits[:, t:] != logits[:, t:]).any(-1).all()
 
 
-def test_rope_turns_pairs_by_their_frequencies():
-  """(x_i, x_{i + K/2}) as a complex number, times exp(i t base^(-2i/K))."""
-  x = np.random.default_rng(0).normal(size=(3, 50, 8)).astype(np.float32)
-  angle = np.outer(np.arange(50), 10_000.0 ** (-np.arange(4) / 4))
-  expected = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)
-  got = np.asarray(attention.rope(x))
-  np.testing.assert_allclose(got[..., :4], expected.real, atol=1e-6)
-  np.testing.assert_allclose(got[..., 4:], expected.imag, atol=1e-6)
-
-
-def test_rope_is_relative():
-  """A product of query and key depends on their distance alone; norms stay."""
-  rng = np.random.default_rng(0)
-  q, k = (np.tile(rng.normal(size=16).astype(np.float32), (1, 64, 1)) for _ in range(2))
-  rotated_q, rotated_k = np.asarray(attention.rope(q))[0], np.asarray(attention.rope(k))[0]
-  products = rotated_q @ rotated_k.T
-  by_distance = []
-  for distance in range(-63, 64):
-    diagonal = np.diagonal(products, distance)
-    np.testing.assert_allclose(diagonal, diagonal[0], atol=2e-5)
-    by_distance.append(diagonal[0])
-  assert np.std(by_distance) > 0.5
-  np.testing.assert_allclose(np.linalg.norm(rotated_q, axis=-1), np.linalg.norm(q[0, 0]), rtol=1e-6)
-  np.testing.assert_array_equal(rotated_q[0], q[0, 0])
-
-
 def test_an_untrained_model_knows_nothing(tiny):
   """Its loss is that of logits drawn from the unit normal, ln(vocabulary) + 1/2."""
   run = tiny({'model.width': 64, 'model.depth': 1})
@@ -132,25 +98,6 @@ def test_an_untrained_model_knows_nothing(tiny):
   assert loss == pytest.approx(np.log(256), rel=0.1)
   assert loss == pytest.approx(np.log(256) + 0.5, rel=0.02)
   assert float(logits.std()) == pytest.approx(1, rel=0.05)
-
-
-def test_qk_layernorm_bounds_attention_logits(tiny):
-  """At scale 1 by sqrt(head_dim), met where key and query agree; without it nothing does."""
-  rng = np.random.default_rng(0)
-  x, *kernels = rng.normal(size=(4, 32, 32)).astype(np.float32)
-  params = dict(zip(('query', 'value', 'output'), kernels))
-  params['key'] = params['query']
-  scales = {name: {'scale': np.ones(16, np.float32)} for name in ('qk_norm_query', 'qk_norm_key')}
-
-  def largest(qk_norm, params):
-    run = tiny({'model.qk_norm': qk_norm})
-    module = attention.Attention(run.static.model)
-    apply = compiled(functools.partial(module.apply, mutable=[layers.PROBES]))
-    _, sown = apply({'params': params}, x[None], run.hyper)
-    return float(sown[layers.PROBES]['attention_logit_max'][0])
-
-  assert largest('layernorm', params | scales) == pytest.approx(4, rel=1e-5)
-  assert largest('none', params) > 100
 
 
 def test_parameters_of_the_default_model(tiny):
@@ -247,3 +194,89 @@ def test_bfloat16_is_of_the_products_alone(tiny):
 
   pair = compiled(lambda p: (apply(exact, p, tokens), apply(rounded, p, tokens)))(params)
   assert 1e-4 < float(jnp.abs(pair[0] - pair[1]).max()) < 0.1  # of logits of order 1
+
+
+# Everything that adds parameters.
+ALL_ON = {
+    'model.norm': 'rmsnorm',
+    'model.norm_position': 'peri',
+    'model.qk_norm': 'l2',
+    'model.attention': 'squared_relu',
+    'model.attention_gate': 'sigmoid',
+}
+
+
+def test_a_seed_starts_all_variants_from_the_same_kernels(tiny):
+  """So that a comparison of interventions is one of the same initial weights."""
+
+  def kernels(overrides):
+    leaves = traverse_util.flatten_dict(jax.device_get(initial(tiny(overrides))), sep='/')
+    return {path: value for path, value in leaves.items() if value.ndim == 2}
+
+  plain, changed = kernels({}), kernels(ALL_ON)
+  assert changed.keys() - plain.keys() == {f'block_{i}/attention/gate' for i in range(2)}
+  for path, value in plain.items():
+    np.testing.assert_array_equal(changed[path], value, err_msg=path)
+
+
+QK_SCALES = {  # shapes beside 'block_i/attention/'
+    'layernorm': {'qk_norm_query/scale': (16,), 'qk_norm_key/scale': (16,)},
+    'layernorm_model': {'qk_norm_query/scale': (32,), 'qk_norm_key/scale': (32,)},
+    'rmsnorm': {'qk_norm_query/scale': (16,), 'qk_norm_key/scale': (16,)},
+    'l2': {'logit_scale': ()},
+    'fixed': {},
+    'none': {},
+}
+
+
+@pytest.mark.parametrize('qk_norm', QK_SCALES)
+def test_parameters_of_qk_norms(tiny, qk_norm):
+  plain, changed = (abstract(tiny({'model.qk_norm': kind})) for kind in ('none', qk_norm))
+  added = {path: changed[path].shape for path in changed.keys() - plain.keys()}
+  prefixes = [f'block_{i}/attention/' for i in range(2)]
+  assert added == {p + name: shape for p in prefixes for name, shape in QK_SCALES[qk_norm].items()}
+
+
+def test_peri_norms_and_gates_are_all_that_is_added(tiny):
+  changed = tiny({'model.norm_position': 'peri', 'model.attention_gate': 'sigmoid'})
+  added = ('attention/gate', 'attention_output_norm/scale', 'mlp_output_norm/scale')
+  expected = {f'block_{i}/{name}' for i in range(2) for name in added}
+  assert abstract(changed).keys() - abstract(tiny()).keys() == expected
+  # Gates are matrices, but never count.
+  assert config_lib.parameters(changed.config) == config_lib.parameters(tiny().config)
+
+
+@pytest.mark.parametrize('norm', ['layernorm', 'rmsnorm'])
+def test_peri_adds_unit_outputs(tiny, norm):
+  """At the start, each position gains a vector of RMS 1 from attention and one from the MLP."""
+  run = tiny({'model.norm_position': 'peri', 'model.norm': norm})
+  params = initial(run)
+  tokens = np.random.default_rng(0).integers(0, 64, (2, T), np.int32)
+
+  def streams(params):
+    _, found = network(run).apply(
+        {'params': params}, tokens, run.hyper, capture_intermediates=True, mutable=['intermediates']
+    )
+    return found['intermediates']
+
+  found = traverse_util.flatten_dict(compiled(streams)(params), sep='/')
+  stream = params['embedding'][tokens]
+  for i in range(2):
+    added = [found[f'block_{i}/{name}_output_norm/__call__'][0] for name in ('attention', 'mlp')]
+    for out in added:
+      rms_BxT = np.sqrt(np.square(out).mean(-1))
+      np.testing.assert_allclose(rms_BxT, 1, atol=1e-3)
+      assert (np.abs(out.mean(-1)) < 1e-5).all() == (norm == 'layernorm')
+    stream = stream + added[0] + added[1]
+    np.testing.assert_allclose(found[f'block_{i}/__call__'][0], stream, atol=1e-5)
+
+
+def test_an_output_soft_cap_bounds_logits(tiny):
+  """By its value, whatever the head; where they are small it leaves them."""
+  run = tiny({'model.output_soft_cap': 0.5, 'model.depth': 0})
+  params, tokens = initial(run), np.arange(T, dtype=np.int32)[None]
+  forward = compiled(functools.partial(apply, run))
+  head = params['head']
+  assert float(np.abs(forward(params | {'head': 1e6 * head}, tokens)).max()) == 0.5
+  small, smaller = (np.asarray(forward(params | {'head': s * head}, tokens)) for s in (2e-3, 1e-3))
+  np.testing.assert_allclose(small, 2 * smaller, rtol=1e-4)

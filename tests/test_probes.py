@@ -36,11 +36,22 @@ def rotated(x):
   return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
-@pytest.fixture(scope='module', params=['layernorm', 'none'])
+MODELS = {
+    'default': {},
+    'capped': {
+        'model.qk_norm': 'none',
+        'model.attention_soft_cap': 1.0,
+        'model.output_soft_cap': 2.0,
+    },
+    'squared_relu': {'model.attention': 'squared_relu', 'model.attention_scale': 'inverse'},
+}
+
+
+@pytest.fixture(scope='module', params=MODELS)
 def probed(request, tiny):
   """A run before its first update, and its probed step, compiled."""
   overrides = {'optimizer.clip_norm': 0.1, 'optimizer.eps': 1e-3}  # so that clipping shows
-  run = tiny(overrides | {'model.qk_norm': request.param})
+  run = tiny(overrides | MODELS[request.param])
   programs = train.programs(run.static, vocabulary_size=64)
   state = compiled(programs.init)(run.hyper)
   # Larger weights than initial ones, for attention far from uniform; and scales other than 1.
@@ -55,6 +66,7 @@ def probed(request, tiny):
 class Inside:
   """The metrics of a probed step, and what they are of, by path."""
 
+  c: dict[str, object]  # the config, by dotted field
   metrics: dict[str, float]
   inputs: np.ndarray
   params: dict[str, np.ndarray]
@@ -85,6 +97,7 @@ def inside(probed, text):
 
   gradients, outputs = compiled(jax.grad(total, has_aux=True))(state['params'])
   return Inside(
+      c=run.flat,
       metrics={name: float(value) for name, value in metrics.items()},
       inputs=rows[:, :-1],
       params=flat(state['params']),
@@ -94,7 +107,7 @@ def inside(probed, text):
 
 
 def attention(inside, block):
-  """Queries, keys, logits of all pairs [B, H, T, T], and the softmax over earlier positions."""
+  """Queries and keys after RoPE, logits of all pairs [B, H, T, T], weights as shares."""
   x = inside.outputs[f'{block}/attention_norm'].astype(np.float64)
   projected = []
   for name in ('query', 'key'):
@@ -104,9 +117,17 @@ def attention(inside, block):
     else:
       heads = (x @ inside.params[f'{block}/attention/{name}']).reshape(B, T, H, K)
       projected.append(heads.transpose(0, 2, 1, 3))
-  q, k = projected
-  logits = rotated(q) @ rotated(k).swapaxes(-1, -2) / np.sqrt(K)
-  return q, k, logits, special.softmax(np.where(CAUSAL, logits, -np.inf), axis=-1)
+  q, k = rotated(projected[0]), rotated(projected[1])
+  scale = {'inverse_sqrt': np.sqrt(K), 'inverse': K}[inside.c['model.attention_scale']]
+  logits = q @ k.swapaxes(-1, -2) / scale
+  if inside.c['model.attention'] == 'squared_relu':
+    weights = np.where(CAUSAL, np.maximum(logits, 0), 0) ** 2
+    sums = weights.sum(-1, keepdims=True)
+    assert (sums == 0).any()  # a row without weights has no entropy
+    return q, k, logits, np.divide(weights, sums, out=0 * weights, where=sums > 0)
+  cap = inside.c['model.attention_soft_cap']
+  capped = cap * np.tanh(logits / cap) if cap else logits
+  return q, k, logits, special.softmax(np.where(CAUSAL, capped, -np.inf), axis=-1)
 
 
 @pytest.mark.parametrize('block', ['block_0', 'block_1'])
@@ -114,7 +135,11 @@ def test_attention_and_stream(inside, block):
   q, k, logits, weights = attention(inside, block)
   entropy_H = special.entr(weights).sum(-1).mean((0, 2))
   assert np.ptp(entropy_H) > 1e-3  # the smallest head is not the mean
+  norms = np.linalg.norm(q, axis=-1)[..., None] * np.linalg.norm(k, axis=-1)[..., None, :]
+  cosines = q @ k.swapaxes(-1, -2) / norms
+  best = np.where(CAUSAL, logits, -np.inf).argmax(-1)[..., None]
   expected = {
+      'query_key_cosine': np.take_along_axis(cosines, best, axis=-1).mean(),
       'attention_logit_max': logits[..., CAUSAL].max(),
       'attention_logit_mean': logits[..., CAUSAL].mean(),
       'attention_entropy': entropy_H.mean(),
@@ -127,6 +152,7 @@ def test_attention_and_stream(inside, block):
     assert inside.metrics[f'{block}/{name}'] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.parametrize('probed', ['default'], indirect=True)  # which has such logits
 def test_a_masked_logit_is_never_the_largest(inside):
   """Where the largest of all pairs is between a query and a later key, it is not reported."""
   hidden = 0
@@ -138,16 +164,18 @@ def test_a_masked_logit_is_never_the_largest(inside):
 
 
 def test_entropy_of_uniform_attention(probed, text):
-  """Position t has t + 1 equal weights: ln(t + 1) nats, in every head."""
-  _, state, step = probed
+  """Position t has t + 1 equal weights: ln(t + 1) nats, in every head; or none, by ReLU."""
+  run, state, step = probed
   params = flat(state['params'])
   for name in params:
     if name.endswith(('attention/query', 'qk_norm_query/scale')):
       params[name] = np.zeros_like(params[name])
   _, metrics = step(text, state | {'params': traverse_util.unflatten_dict(params, sep='/')})
-  expected = np.log(np.arange(1, T + 1)).mean()
+  softmax = run.static.model.attention == 'softmax'
+  expected = np.log(np.arange(1, T + 1)).mean() if softmax else 0
   for block in ('block_0', 'block_1'):
     assert metrics[f'{block}/attention_logit_max'] == 0
+    assert metrics[f'{block}/query_key_cosine'] == 0
     for name in ('attention_entropy', 'attention_entropy_min'):
       assert float(metrics[f'{block}/{name}']) == pytest.approx(expected, rel=1e-5)
 
@@ -168,8 +196,11 @@ def test_activations(inside):
 
 
 def test_output_logits(inside):
-  logits = inside.outputs['__call__'].astype(np.float64)
-  log_z = special.logsumexp(logits, axis=-1).mean()
+  """What the head puts out; Z is of what the softmax takes, which may be capped."""
+  capped = inside.outputs['__call__'].astype(np.float64)
+  log_z = special.logsumexp(capped, axis=-1).mean()
+  logits = inside.outputs['final_norm'].astype(np.float64) @ inside.params['head']
+  assert (np.abs(logits - capped).max() > 0.1) == (inside.c['model.output_soft_cap'] > 0)
   assert inside.metrics['output_logit_mean'] == pytest.approx(logits.mean(), rel=1e-4, abs=1e-6)
   assert inside.metrics['output_logit_max'] == pytest.approx(logits.max(), rel=1e-4)
   assert inside.metrics['log_z'] == pytest.approx(log_z, rel=1e-5)
@@ -213,7 +244,7 @@ def test_names(inside):
   """The names of the file contract, no more and no fewer."""
   of_blocks = ('query_norm', 'key_norm', 'output_rms')
   of_blocks += ('attention_logit_max', 'attention_logit_mean')
-  of_blocks += ('attention_entropy', 'attention_entropy_min')
+  of_blocks += ('attention_entropy', 'attention_entropy_min', 'query_key_cosine')
   names = {'step', 'diverged', 'loss', 'z_loss', 'learning_rate', 'gradient_norm'}
   names |= {'output_logit_mean', 'output_logit_max', 'log_z'}
   names |= {f'block_{i}/{name}' for i in range(2) for name in of_blocks}

@@ -16,7 +16,10 @@ from stability.data import batches
 @pytest.fixture(scope='module')
 def single(tiny, text):
   """A run of one block on one device, its executables compiled."""
-  run = tiny({'model.depth': 1})
+  return layout_of(tiny({'model.depth': 1}), text)
+
+
+def layout_of(run, text):
   return parallel.Single(train.programs(run.static, vocabulary_size=64), text, run.hyper)
 
 
@@ -48,7 +51,11 @@ def assert_same(left, right):
 CHANGED = {
     'seed': 1,
     'data.seed': 1,
+    'model.logit_scale': 3.0,
+    'model.attention_soft_cap': 0.5,
+    'model.output_soft_cap': 0.5,
     'objective.z_loss': 1e-3,
+    'objective.mu_loss': 1e-2,
     'optimizer.learning_rate': 2e-2,
     'optimizer.beta1': 0.8,
     'optimizer.beta2': 0.99,
@@ -59,6 +66,24 @@ CHANGED = {
     'schedule.warmup_steps': 3,
     'schedule.min_learning_rate': 5e-3,
 }
+# What must be on for a hyperparameter to count: all at once, so that one compile serves them.
+ON = {
+    'model.qk_norm': 'fixed',
+    'model.attention_soft_cap': 1.0,
+    'model.output_soft_cap': 1.0,
+    'objective.mu_loss': 1.0,
+}
+READ_IF_ON = (
+    'model.logit_scale',
+    'model.attention_soft_cap',
+    'model.output_soft_cap',
+    'objective.mu_loss',
+)
+
+
+@pytest.fixture(scope='module')
+def switched_on(tiny, text):
+  return layout_of(tiny({'model.depth': 1} | ON), text)
 
 
 def test_every_hyperparameter_is_listed():
@@ -66,12 +91,13 @@ def test_every_hyperparameter_is_listed():
 
 
 @pytest.mark.parametrize('field', CHANGED)
-def test_every_hyperparameter_counts(single, tiny, field):
+def test_every_hyperparameter_counts(single, switched_on, tiny, field):
   """After four updates by far more than rounding; the seed alone before the first."""
-  default, changed = tiny(), tiny({field: CHANGED[field]})
-  a, b = (single.init(run.hyper)['params']['head'] for run in (default, changed))
+  layout, base = (switched_on, ON) if field in READ_IF_ON else (single, {})
+  default, changed = tiny(base), tiny(base | {field: CHANGED[field]})
+  a, b = (layout.init(run.hyper)['params']['head'] for run in (default, changed))
   assert np.array_equal(a, b) == (field != 'seed')
-  a, b = (trained(single, run, 4)[0]['params']['head'] for run in (default, changed))
+  a, b = (trained(layout, run, 4)[0]['params']['head'] for run in (default, changed))
   assert np.linalg.norm(a - b) > 1e-4 * np.linalg.norm(a)
 
 
@@ -121,6 +147,24 @@ def test_evaluation_is_cross_entropy_alone(single, tiny, text, loss_on):
   params = single.init(run.hyper)['params']
   expected = [loss_on(params, rows) for rows in text['validation']]
   assert single.evaluate(started(single, run)) == [pytest.approx(np.mean(expected), rel=1e-5)]
+
+
+def test_mu_centering(tiny, text):
+  """The mean output embedding is 0 after each update, and nothing else is moved by it."""
+  plain, centered = ({'model.depth': 0, 'model.output_centering': c} for c in ('none', 'mean'))
+  states = []
+  for overrides in (plain, centered):
+    run = tiny(overrides | {'objective.z_loss': 0.0})
+    layout = layout_of(run, text)
+    states.append([layout.init(run.hyper)] + [trained(layout, run, n)[0] for n in (1, 4)])
+  plain, centered = ([state['params'] for state in row] for row in states)
+  assert_same(plain[0], centered[0])  # it follows updates: the first head is as drawn
+  for n in (1, 2):
+    assert np.abs(centered[n]['head'].mean(1)).max() < 1e-7
+    assert np.abs(plain[n]['head'].mean(1)).max() > 1e-3
+  kept = plain[1]['head'] - plain[1]['head'].mean(1, keepdims=True)
+  np.testing.assert_allclose(centered[1]['head'], kept, atol=1e-6)
+  np.testing.assert_allclose(centered[1]['embedding'], plain[1]['embedding'], atol=1e-6)
 
 
 def test_learns(single, tiny, text):
