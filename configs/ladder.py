@@ -19,41 +19,23 @@ Time at cpu scale: 42 runs, about 5 minutes on two CPU cores (estimate).
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import grid
 from stability import config as config_lib
 from stability import hyper
 
 SIZES = {
-    'cpu': ['9.2K', '37K', '83K', '147K', '332K', '590K'],
-    'gpu': ['2.4M', '9.4M', '19M', '42M', '85M'],
-    'paper': ['2.4M', '9.4M', '19M', '42M', '85M', '151M', '302M', '1.2B', '4.8B'],
-}
-LEARNING_RATES = {
-    'cpu': [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0],  # so short a run needs higher ones
-    'gpu': [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
-    'paper': [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+    'cpu': ('9.2K', '37K', '83K', '147K', '332K', '590K'),
+    'gpu': ('2.4M', '9.4M', '19M', '42M', '85M'),
+    'paper': (*grid.SIZES['paper'], '4.8B'),
 }
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """What every run of the sweep shares."""
-  c = base.get_config(scale)
-  if scale == 'cpu':
-    c.schedule.steps = 400
-    c.schedule.warmup_steps = 60
-    c.checkpoint.every_steps = 100
-  if scale == 'paper':
-    c.data.tokenizer = 'bpe'
-    c.data.vocabulary_size = 32_101
-    c.model.dtype = 'bfloat16'
-  return c
+  return grid.get_config(scale)
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   """Size x learning rate."""
-  sizes = map(config_lib.size, config_lib.for_scale(scale, SIZES))
-  swept = ('model.width', 'model.depth')  # the head dimension is the scale's
-  return hyper.product([
-      [{field: size[field] for field in swept} for size in sizes],
-      hyper.sweep('optimizer.learning_rate', LEARNING_RATES[scale]),
-  ])
+  names = config_lib.for_scale(scale, SIZES)
+  return hyper.product([grid.sizes(scale, names), grid.learning_rates(scale)])

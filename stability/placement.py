@@ -193,8 +193,9 @@ def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_siz
   tokens *= config['data']['sequence_length']
   shards = devices if placement.layout == 'sharded' else 1
 
-  # Norm scales and gates are next to nothing.
-  block_weights, head_weights = 12 * width**2, width * vocabulary_size
+  # Norm scales are next to nothing.
+  gate = 1 if model['attention_gate'] != 'none' else 0
+  block_weights, head_weights = (12 + gate) * width**2, width * vocabulary_size
   weights = depth * block_weights + 2 * head_weights  # the embedding is as large as the head
   # Cast, or gathered from the other devices, they are there once more, to be multiplied with.
   copy = size if size != FLOAT32 or shards > 1 else 0
