@@ -89,29 +89,28 @@ def expand(base: Mapping[str, Any], points: Iterable[Point], overrides: Iterable
     if field in config_lib.NEVER_SWEPT:
       raise BadInput(f'config.{field}: cannot be swept, the runs of a sweep share their data')
   flat_base = config_lib.flatten(base)
-  labels = _labels(fields)
+  run_labels = labels([*(field for field in fields if field != 'seed'), 'seed'])
   configs: dict[str, Config] = {}
   for point in points:
     flat = config_lib.resolve(flat_base | point)
-    name = _name({labels[field]: flat[field] for field in labels}, flat)
+    name = _name({label: flat[field] for field, label in run_labels.items()}, flat)
     if name in configs:
       raise BadInput(f'get_sweep: two runs are the same: {name}')
     configs[name] = config_lib.unflatten(flat)
   return Runs(fields, configs)
 
 
-def _labels(fields: Sequence[str]) -> dict[str, str]:
-  """The shortest suffix of each field that no other swept field shares; seed comes last."""
-  ordered = [field for field in fields if field != 'seed'] + ['seed']
-  labels = {}
-  for field in ordered:
+def labels(fields: Sequence[str]) -> dict[str, str]:
+  """The shortest suffix of each field that no other of them shares."""
+  found = {}
+  for field in fields:
     parts = field.split('.')
     suffixes = ['.'.join(parts[-n:]) for n in range(1, len(parts) + 1)]
-    taken = [other for other in ordered if other != field]
-    labels[field] = next(
+    taken = [other for other in fields if other != field]
+    found[field] = next(
         (s for s in suffixes if not any(f'.{other}'.endswith(f'.{s}') for other in taken)), field
     )
-  return labels
+  return found
 
 
 def _name(values: Mapping[str, Any], flat: Mapping[str, Any]) -> str:

@@ -67,6 +67,14 @@ class Memory:
     return self.params + self.optimizer + self.gradients + self.activations
 
 
+class DoesNotFit(BadInput):
+  """No placement of a run fits the devices."""
+
+  def __init__(self, said: str, smallest: Placement):
+    super().__init__(said)
+    self.smallest = smallest  # the one that needs least
+
+
 def choose(
     config: AnyConfig,
     devices: int,
@@ -85,7 +93,7 @@ def choose(
     runs: that share the static config.
     vocabulary_size: of the tokens.
 
-  Raises BadInput where nothing fits, or what the config states cannot be.
+  Raises DoesNotFit where nothing fits, BadInput where what the config states cannot be.
   """
   usable = math.inf if memory_bytes is None else USABLE * memory_bytes
 
@@ -115,11 +123,12 @@ def choose(
   if len(every) == 1 and 'auto' not in (config['parallel']['layout'], config['parallel']['remat']):
     return every[0]  # the config states all of it: its word against arithmetic
   best = min(every, key=needed)
-  raise BadInput(
+  raise DoesNotFit(
       f'config.model.width={config["model"]["width"]}, depth={config["model"]["depth"]}:'
       f' a run does not fit: it needs {needed(best) / 1e9:.1f} GB on each device'
       f' ({describe(best)}), there are {devices} x {memory_bytes / 1e9:.1f}'
-      f' GB, of which {USABLE:.0%} are usable'
+      f' GB, of which {USABLE:.0%} are usable',
+      best,
   )
 
 
@@ -184,8 +193,9 @@ def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_siz
   tokens *= config['data']['sequence_length']
   shards = devices if placement.layout == 'sharded' else 1
 
-  # Norm scales and gates are next to nothing.
-  block_weights, head_weights = 12 * width**2, width * vocabulary_size
+  # Norm scales are next to nothing.
+  gate = 1 if model['attention_gate'] != 'none' else 0
+  block_weights, head_weights = (12 + gate) * width**2, width * vocabulary_size
   weights = depth * block_weights + 2 * head_weights  # the embedding is as large as the head
   # Cast, or gathered from the other devices, they are there once more, to be multiplied with.
   copy = size if size != FLOAT32 or shards > 1 else 0

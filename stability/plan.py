@@ -1,10 +1,15 @@
 """What a sweep will cost, by arithmetic alone."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from stability import config as config_lib
+from stability import hyper
+from stability import placement as placement_lib
 from stability.config import Config
+from stability.placement import Memory, Placement
 
 BYTES_VOCABULARY = 256
 
@@ -52,3 +57,85 @@ def plan(configs: Mapping[str, Config], vocabulary_size: int) -> Plan:
       populations=len(populations),
       executables=executables,  # init, step, evaluate and, where there are probes, the probed step
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The runs of a sweep that share executables."""
+
+  name: str  # the static fields in which the groups differ: width=64,qk_norm=none
+  config: Config  # of one of them
+  runs: int
+  tokens: int
+  flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices that train one group after another."""
+
+  devices: int
+  memory_bytes: float  # of each
+  flops_per_second: float  # of each, at its best
+  utilisation: float  # the share of its best that training is taken to reach
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """A group on a machine."""
+
+  placement: Placement  # the smallest there is, where it does not fit
+  memory: Memory
+  hours: float | None  # of training alone; None: it does not fit
+
+
+def groups(configs: Mapping[str, Config], vocabulary_size: int) -> list[Group]:
+  """The groups of a sweep, in the order of their first runs."""
+  members: dict[tuple[tuple[str, Any], ...], list[Config]] = {}
+  for config in configs.values():
+    members.setdefault(config_lib.static_fields(config), []).append(config)
+  first, *others = map(dict, members)
+  varied = [field for field in first if any(first[field] != other[field] for other in others)]
+  labels = hyper.labels(varied)
+  found = []
+  for fields, runs in members.items():
+    values = dict(fields)
+    found.append(
+        Group(
+            name=','.join(f'{labels[field]}={values[field]}' for field in varied) or 'all',
+            config=runs[0],
+            runs=len(runs),
+            tokens=sum(map(tokens, runs)),
+            flops=sum(train_flops(config, vocabulary_size) for config in runs),
+        )
+    )
+  return found
+
+
+def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
+  """Where a group's runs go on accelerators, what they fill and how long they take."""
+  fits = True
+  try:
+    placement = placement_lib.choose(
+        group.config,
+        machine.devices,
+        machine.memory_bytes,
+        'gpu',
+        group.runs,
+        vocabulary_size,
+    )
+  except placement_lib.DoesNotFit as error:
+    placement, fits = error.smallest, False
+  memory = placement_lib.memory(group.config, placement, machine.devices, vocabulary_size)
+  fits = fits and memory.total <= placement_lib.USABLE * machine.memory_bytes
+  return Placed(placement, memory, _hours(group, placement, machine) if fits else None)
+
+
+def _hours(group: Group, placement: Placement, machine: Machine) -> float:
+  """Of the device that has most to do, all runs being taken for equal."""
+  shares = machine.devices  # of a run
+  if placement.layout in ('single', 'population'):
+    shares = group.runs / math.ceil(group.runs / machine.devices)
+  remat = 4 / 3 if placement.remat == 'block' else 1  # forward twice, backward is two forward
+  rate = machine.flops_per_second * machine.utilisation
+  return group.flops * remat / (shares * rate) / 3600

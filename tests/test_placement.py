@@ -177,6 +177,13 @@ def test_what_cannot_be_is_refused(changes, said):
   assert '\n' not in str(error.value)
 
 
+def test_a_gate_is_a_matrix_more():
+  single = Placement('single', 1, 1, 'none')
+  without = placement.memory(resolved(), single, 1, 256).params
+  gated = placement.memory(resolved(model__attention_gate='sigmoid'), single, 1, 256).params
+  assert gated - without == 4 * 3 * 64**2
+
+
 def test_memory_by_hand():
   """Width 128, depth 3, 8 heads, 16 sequences of 64, 256 tokens: tensors counted one by one."""
   config = resolved(model__width=128)
