@@ -1,9 +1,10 @@
 """Trains every run of a sweep and reports LR sensitivity.
 
-  python -m launch.sweep --config=configs/quickstart.py[:SCALE] --workdir=DIR [--config.x.y=VALUE]
+  python -m launch.sweep --config=configs/quickstart.py[:SCALE] --workdir=DIR [--seeds=N]
+      [--config.x.y=VALUE]
 
-Stopped and started again with the same command, it continues where it was. --dry_run says what
-the sweep would cost.
+Stopped and started again with the same command, it continues where it was; with a higher --seeds,
+it trains what is new. --dry_run says what the sweep would cost.
 """
 
 import types
@@ -23,6 +24,7 @@ FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _WORKERS = start.define_workers(FLAGS)
+_SEEDS = start.define_seeds(FLAGS)
 _DRY_RUN = flags.DEFINE_boolean(
     'dry_run', False, 'print the runs and what they cost; write nothing', flag_values=FLAGS
 )
@@ -30,7 +32,7 @@ _DRY_RUN = flags.DEFINE_boolean(
 
 def main() -> int | None:
   """Trains the sweep, or plans it."""
-  sweep = app.load_sweep(FLAGS)
+  sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
   if _DRY_RUN.value:
     print_plan(sweep)
     return 0
