@@ -14,10 +14,14 @@ Time at cpu scale: 42 runs, about 2 minutes on two cores (estimate).
   python -m launch.sweep --config=configs/parameter_scaling.py --workdir=runs/parameter_scaling
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import grid
 from stability import hyper
+
+FIELD = 'optimizer.learning_rate_scale'
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
@@ -27,9 +31,14 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   """Size x scale of the learning rate, with its own window."""
-  field = 'optimizer.learning_rate_scale'
   arms = hyper.chain([
-      hyper.product([hyper.fixed(field, 'none'), grid.learning_rates(scale)]),
-      hyper.product([hyper.fixed(field, 'parameter_rms'), grid.learning_rates(scale, shift=2)]),
+      hyper.product([hyper.fixed(FIELD, 'none'), grid.learning_rates(scale)]),
+      hyper.product([hyper.fixed(FIELD, 'parameter_rms'), grid.learning_rates(scale, shift=2)]),
   ])
   return hyper.product([grid.sizes(scale), arms])
+
+
+def get_report(scale: str = 'cpu') -> dict[str, Any]:
+  """No LR sensitivity."""
+  del scale
+  return {'not_comparable': FIELD}

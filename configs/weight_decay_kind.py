@@ -17,6 +17,8 @@ Time at cpu scale: 45 runs, about 2 minutes on two cores (estimate).
   python -m launch.sweep --config=configs/weight_decay_kind.py --workdir=runs/weight_decay_kind
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import grid
@@ -38,3 +40,12 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
       hyper.product([[COUPLED], grid.learning_rates(scale, shift=-1, count=8)]),
   ])
   return hyper.product([grid.sizes(scale), kinds])
+
+
+def get_report(scale: str = 'cpu') -> dict[str, Any]:
+  """The two windows of the coupled kind."""
+  rates = [point['optimizer.learning_rate'] for point in grid.learning_rates(scale, -1, count=8)]
+  coupled = {'optimizer.weight_decay_kind': 'coupled'}
+  return {
+      'windows': [{'where': coupled, 'windows': [[rates[0], rates[-2]], [rates[1], rates[-1]]]}]
+  }

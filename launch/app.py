@@ -82,12 +82,23 @@ def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder[str]:
       'config', None, 'FILE.py or FILE.py:SCALE, say configs/base.py:gpu', flag_values=flag_values
   )
   _require('config', 'FILE.py or FILE.py:SCALE', flag_values)
+  define_overrides(flag_values)
+  return holder
+
+
+def define_overrides(flag_values: flags.FlagValues) -> None:
+  """Defines --config.FIELD for every field; overrides reads them."""
   # ml_collections' own overrides fail with tracebacks and need the file loaded while flags are
   # being defined. The fields are known beforehand, so they are flags like any other.
   for field, rule in config_lib.RULES.items():
     flag = flags.Flag(_FieldParser(field), None, f'config.{field}', None, rule.allowed)
     flags.DEFINE_flag(flag, flag_values, module_name='configs.base')
-  return holder
+
+
+def overrides(flag_values: flags.FlagValues) -> dict[str, Any]:
+  """The fields given on the command line: dotted field -> value."""
+  given = {field: flag_values[f'config.{field}'] for field in config_lib.RULES}
+  return {field: flag.value for field, flag in given.items() if flag.present}
 
 
 def define_workdir(
@@ -111,24 +122,29 @@ def _require(name: str, allowed: str, flag_values: flags.FlagValues) -> None:
   flags.register_validator(name, check, flag_values=flag_values)
 
 
-def load_sweep(flag_values: flags.FlagValues, *, single: bool = False) -> Sweep:
-  """Loads --config and expands it into runs, all checked.
+def load_sweep(
+    flag_values: flags.FlagValues, *, single: bool = False, seeds: int | None = None
+) -> Sweep:
+  """Loads --config with the overrides; see load.
 
   Args:
     flag_values: the program's parsed flags, after define_config.
     single: take the one run of get_config, even where the file defines a sweep.
+    seeds: train every run with the seeds 0 to seeds - 1; None: as the config says.
   """
-  stem, suffix, rest = flag_values['config'].value.rpartition('.py')
+  return load(flag_values['config'].value, overrides(flag_values), single=single, seeds=seeds)
+
+
+def load(
+    config: str, overrides: dict[str, Any], *, single: bool = False, seeds: int | None = None
+) -> Sweep:
+  """Loads FILE.py or FILE.py:SCALE and expands it into runs, all checked."""
+  stem, suffix, rest = config.rpartition('.py')
   file = stem + suffix
   if rest and not rest.startswith(':'):
     raise BadInput(f'--config={file}{rest}: must be FILE.py or FILE.py:SCALE')
   if not os.path.isfile(file):
     raise BadInput(f'--config={file}: no such file')
-  overrides = {
-      field: flag_values[f'config.{field}'].value
-      for field in config_lib.RULES
-      if flag_values[f'config.{field}'].present
-  }
 
   with _blame(file, Exception, SystemExit):
     namespace = runpy.run_path(file)
@@ -155,7 +171,7 @@ def load_sweep(flag_values: flags.FlagValues, *, single: bool = False) -> Sweep:
     if 'get_report' in namespace and not single:
       report = namespace['get_report'](scale=scale)
   with _blame(file, BadInput):
-    runs = hyper.expand(base, points, overrides)
+    runs = hyper.expand(base, points, overrides, seeds)
     report = windows.check(report, runs)
   return Sweep(file, scale, overrides, runs, report)
 

@@ -32,6 +32,17 @@ def define_workers(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None
   )
 
 
+def define_seeds(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
+  """Defines --seeds."""
+  return flags.DEFINE_integer(
+      'seeds',
+      None,
+      'train every run with seeds 0 to N-1; default: the seed of the config, 0',
+      lower_bound=1,
+      flag_values=flag_values,
+  )
+
+
 def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
   """Trains what is not yet trained of a sweep, writes its report, and returns the exit code."""
   runs = sweep.runs

@@ -1,9 +1,10 @@
 """Trains every run of a sweep and reports LR sensitivity.
 
-  python -m launch.sweep --config=configs/quickstart.py[:SCALE] --workdir=DIR [--config.x.y=VALUE]
+  python -m launch.sweep --config=configs/quickstart.py[:SCALE] --workdir=DIR [--seeds=N]
+      [--config.x.y=VALUE]
 
-Stopped and started again with the same command, it continues where it was. --dry_run says what
-the sweep would cost and, of devices, where its runs would go and how long they would take:
+Stopped and started again with the same command, it continues where it was; with a higher --seeds,
+it trains what is new. --dry_run says what the sweep would cost and, of devices, where its runs would go and how long they would take:
 
   python -m launch.sweep --config=... --dry_run
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
@@ -21,13 +22,14 @@ FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _WORKERS = start.define_workers(FLAGS)
+_SEEDS = start.define_seeds(FLAGS)
 dry_run.define(FLAGS)
 
 
 def main() -> int | None:
   """Trains the sweep, or plans it."""
   machine = dry_run.check(FLAGS)
-  sweep = app.load_sweep(FLAGS)
+  sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
   if FLAGS['dry_run'].value:
     dry_run.show(sweep, machine, analyze=FLAGS['analyze'].value)
     return 0

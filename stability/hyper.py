@@ -68,13 +68,19 @@ class Runs:
   configs: dict[str, Config]  # run name -> resolved config
 
 
-def expand(base: Mapping[str, Any], points: Iterable[Point], overrides: Iterable[str] = ()) -> Runs:
+def expand(
+    base: Mapping[str, Any],
+    points: Iterable[Point],
+    overrides: Iterable[str] = (),
+    seeds: int | None = None,
+) -> Runs:
   """The named runs of a sweep: `base` with each point's values, all checked.
 
   Args:
     base: nested dicts, get_config's ConfigDict.to_dict().
     points: what get_sweep returns; [{}] gives the one run of `base`.
     overrides: dotted fields given on the command line; they may not be swept.
+    seeds: repeat every point with the seeds 0 to seeds - 1; the points may not sweep the seed.
   """
   points = list(points)
   if not points:
@@ -82,6 +88,10 @@ def expand(base: Mapping[str, Any], points: Iterable[Point], overrides: Iterable
   for point in points:
     if not isinstance(point, Mapping) or not all(isinstance(field, str) for field in point):
       raise BadInput(f'get_sweep: yields {point!r}, must be a dict of dotted field -> value')
+  if seeds is not None:
+    if any('seed' in point for point in points):
+      raise BadInput(f'--seeds={seeds}: cannot be given, the sweep varies the seed itself')
+    points = product([points, sweep('seed', range(seeds))])
   fields = tuple(dict.fromkeys(field for point in points for field in point))
   for field in fields:
     if field in overrides:

@@ -220,3 +220,19 @@ def test_thousands_of_runs_expand_in_seconds():
   start = time.process_time()
   assert len(expand(points).configs) == 5_000
   assert time.process_time() - start < 5
+
+
+def test_seeds_repeat_every_run():
+  config = base.get_config().to_dict()
+  runs = hyper.expand(config, WIDTHS, seeds=3)
+  assert runs.fields == ('model.width', 'seed')
+  assert [(c['model']['width'], c['seed']) for c in runs.configs.values()] == [
+      (width, seed) for width in (32, 64) for seed in range(3)
+  ]
+  assert hyper.expand(config, WIDTHS, seeds=1).configs == expand(WIDTHS).configs  # more may follow
+
+
+@pytest.mark.parametrize('points, overrides', [(SEEDS, ()), (WIDTHS, ('seed',))])
+def test_seeds_that_are_given_otherwise_are_refused(points, overrides):
+  with pytest.raises(BadInput, match='seed'):
+    hyper.expand(base.get_config().to_dict(), points, overrides, seeds=3)

@@ -36,7 +36,7 @@ class Page(html.parser.HTMLParser):
 
   def handle_starttag(self, tag, attributes):
     self.elements.append((tag, dict(attributes)))
-    if tag not in ('meta', 'br'):
+    if tag not in ('meta', 'br', 'img'):
       self._open.append(tag)
 
   def handle_startendtag(self, tag, attributes):

@@ -1,0 +1,90 @@
+"""The report over several sweeps says what their files say, escaped."""
+
+import made_up
+import pandas as pd
+import pytest
+from test_page import EVIL, Page
+
+from stability import workdir as workdir_lib
+from stability.analysis import sensitivity, tables
+from stability.report import overview, page
+
+SVGS = [f'{name}.svg' for name in overview.FIGURES]
+
+
+def experiment(name: str, problem: str | None = None) -> overview.Experiment:
+  return overview.Experiment(name, f'What of {name}?', ['1', 'E.2'], problem)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Two sweeps with the files of a report, one without a run; a third has not begun."""
+  folder = tmp_path_factory.mktemp('all')
+  made_up.write_sweep(folder / 'one', seeds=(0,))
+  made_up.write_sweep(folder / 'two', seeds=(0,), leave_out=tuple(range(42)))
+  for name, files in (('one', ('index.html', *SVGS)), ('two', ('index.html',))):
+    for file in files:
+      workdir_lib.write_whole(folder / name / 'report' / file, 'made elsewhere')
+  return folder
+
+
+@pytest.fixture(scope='module')
+def written(folder):
+  names = ('one', 'two', 'three')
+  path = overview.write_overview(folder, [experiment(name) for name in names])
+  assert path == folder / 'report' / 'index.html'
+  return Page(path)
+
+
+def test_each_experiment_is_there_with_its_question_and_figures(written):
+  for name in ('one', 'two', 'three'):
+    assert f'What of {name}?' in written.text
+  assert written.text.count('Figures 1, E.2 of the paper') == 2
+  assert '42 missing' in written.text and 'three: not begun' in written.text
+
+
+def test_findings_are_those_of_the_sweeps_own_report(folder, written):
+  results = tables.load_workdir(folder / 'one')
+  table = sensitivity.lr_sensitivity(results)
+  for sentence in (page.finding(results, table), page.best(results, table)):
+    assert written.text.count(sentence) == 1
+
+
+def test_links_and_figures_lead_to_files(folder, written):
+  links = [attributes['href'] for tag, attributes in written.elements if tag == 'a']
+  images = [attributes['src'] for tag, attributes in written.elements if tag == 'img']
+  assert {'../one/report/index.html', '../two/report/index.html'} <= set(links)
+  assert len(images) == 2  # of the sweep that has results
+  assert all((folder / 'report' / link).is_file() for link in links + images)
+
+
+def test_no_claims_no_table(folder, written):
+  assert not (folder / 'report' / 'claims.csv').exists()
+  assert written.count('table') == 0
+
+
+def test_claims_of_all_sweeps_are_one_table(tmp_path):
+  for name, n in (('one', 14), ('two', 0)):
+    claims = pd.DataFrame({
+        'figure': ['1', '10'],
+        'claim': [f'{name} holds', 'is about another'],
+        'verdict': ['holds', 'undecided'],
+        'effect': [1.5, None],
+        'n': [n, 0],
+    })
+    workdir_lib.write_whole(tmp_path / name / 'report' / 'claims.csv', claims.to_csv(index=False))
+  found = overview.read_claims(tmp_path, ['one', 'two', 'three'])
+  assert found[['experiment', 'figure', 'claim', 'n']].to_numpy().tolist() == [
+      ['one', '1', 'one holds', '14']
+  ]
+  written = Page(overview.write_overview(tmp_path, [experiment('one'), experiment('two')]))
+  assert written.count('table') == 1
+  assert 'one holds' in written.text and 'is about another' not in written.text
+  assert (tmp_path / 'report' / 'claims.csv').read_text() == found.to_csv(index=False)
+
+
+def test_problems_are_on_top_and_everything_is_escaped(tmp_path):
+  found = Page(overview.write_overview(tmp_path, [experiment(EVIL, problem=f'refused {EVIL}')]))
+  assert f'refused {EVIL}' in found.text
+  assert found.text.index('refused') < found.text.index('What of')
+  assert found.count('script') == 0

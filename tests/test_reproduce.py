@@ -1,0 +1,174 @@
+"""launch.reproduce: which experiments, what they cost, stages that fail, stop and go on."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import app, reproduce, sweep
+from stability import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+NOT_STAGES = {'__init__', 'base', 'benchmark', 'grid', 'quickstart'}  # part of qk_layernorm
+
+EXPERIMENT = '''"""{question} Figure {figure} and Figure E.5 of a paper."""
+
+from configs import base
+from stability import hyper
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.path = '{path}'
+  c.data.batch_size = 2
+  c.data.sequence_length = 8
+  c.data.validation_batches = 1
+  c.model.width = 16
+  c.model.depth = 0
+  c.schedule.steps = {steps}
+  c.schedule.warmup_steps = 1
+  return c
+
+def get_sweep(scale='cpu'):
+  return hyper.sweep('optimizer.learning_rate', [1e-2, 1e-1])
+'''
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+  """Three experiments, the second of which lacks its text."""
+  for name, figure, path, steps in (
+      ('first', 3, 'text', 3),
+      ('lacking', 4, 'gone', 3),
+      ('third', 'E.5', 'text', 3),
+  ):
+    (tmp_path / f'{name}.py').write_text(
+        EXPERIMENT.format(question=f'What of {name}?', figure=figure, path=path, steps=steps)
+    )
+  (tmp_path / 'text').write_text('one two three four five six\n' * 50 + 'seven eight\n' * 20)
+  monkeypatch.setattr(reproduce, 'FOLDER', tmp_path)
+  monkeypatch.setattr(reproduce, 'EXPERIMENTS', ('first', 'lacking', 'third'))
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def run(*arguments: str) -> int:
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    return app.execute(reproduce.main, reproduce.FLAGS, ['reproduce', *arguments])
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_every_experiment_is_a_stage():
+  files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
+  assert set(reproduce.EXPERIMENTS) == files - NOT_STAGES
+  assert len(set(reproduce.EXPERIMENTS)) == len(reproduce.EXPERIMENTS)
+
+
+def test_a_dry_run_says_what_each_stage_costs(place, capsys):
+  before = sorted(place.rglob('*'))
+  assert run('--dry_run', '--seeds=3') == 0
+  out = capsys.readouterr().out
+  rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in out.split('\n')]
+  tokens = f'{6 * 3 * 2 * 8:.2e}'
+  assert [row[:4] for row in rows if row] == [
+      ['first', '3, E.5', '6', tokens],
+      ['lacking', '4, E.5', '6', tokens],
+      ['third', 'E.5', '6', tokens],
+  ]
+  assert '18 runs' in out
+  assert sorted(place.rglob('*')) == before
+
+
+def test_a_dry_run_of_all_the_paper(capsys, monkeypatch):
+  """Stages that cannot take an override are named; the others are planned."""
+  monkeypatch.setenv('COLUMNS', '120')
+  assert run('--dry_run', '--scale=paper', '--config.schedule.steps=50000') == 1
+  captured = capsys.readouterr()
+  assert captured.err.startswith('steps: ') and captured.err.count('\n') == 2
+  assert 'batch_size: ' in captured.err
+  assert captured.out.count('refused') == 2
+  assert 'E.13' in captured.out
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        (['--only=frist'], '--only=frist: no such experiment; the nearest is first'),
+        ([], '--workdir: missing'),
+        (['--workdir=text'], '--workdir=text: is not a folder'),
+        (['--scale=huge', '--workdir=runs'], "scale 'huge': must be one of cpu, gpu, paper"),
+        (['--workdir=runs', '--seeds=0'], '--seeds'),
+        (['--workdir=runs', '--seeds=2', '--config.seed=1'], 'config.seed: cannot be overridden'),
+        (['--workdir=runs', '--config.schedule.stops=1'], 'config.schedule.steps'),
+        (['--workdir=runs', '--config.schedule.steps=0'], 'config.schedule.steps=0: must be'),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, said, place, capsys):
+  before = sorted(place.rglob('*'))
+  assert run(*arguments) == 2
+  captured = capsys.readouterr()
+  assert captured.out == '' and captured.err.count('\n') == 1 and said in captured.err
+  assert sorted(place.rglob('*')) == before
+
+
+def test_seeds_of_a_sweep(place, capsys):
+  arguments = ['sweep', '--config=first.py', '--dry_run', '--seeds=2']
+  assert app.execute(sweep.main, sweep.FLAGS, arguments) == 0
+  assert '4 runs' in capsys.readouterr().out
+
+
+def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(place, capsys):
+  """Continued, the finished stages are not trained again."""
+  arguments = ['--workdir=runs', '--only=third,lacking', '--workers=1']
+  assert run(*arguments) == 1
+  captured = capsys.readouterr()
+  assert 'lacking: refused' in captured.err and '1 of 2 experiments done' in captured.out
+  results = workdir_lib.read_results(place / 'runs' / 'third')
+  assert [row['status'] for row in results] == ['done', 'done']
+  page = (place / 'runs' / 'report' / 'index.html').read_text()
+  assert 'lacking: refused' in page and '../third/report/index.html' in page
+
+  trained = {
+      path: path.stat().st_mtime_ns for path in (place / 'runs' / 'third').rglob('result.json')
+  }
+  (place / 'gone').write_text((place / 'text').read_text())
+  assert run(*arguments) == 0
+  results = workdir_lib.read_results(place / 'runs' / 'lacking')
+  assert [row['status'] for row in results] == ['done', 'done']
+  assert all(path.stat().st_mtime_ns == at for path, at in trained.items())
+  assert 'refused' not in (place / 'runs' / 'report' / 'index.html').read_text()
+
+
+@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_with_its_stage(place, sent):
+  program = (
+      'import pathlib; from launch import app, reproduce; '
+      'reproduce.FOLDER = pathlib.Path(); reproduce.EXPERIMENTS = ("first", "third");'
+      'app.run(reproduce.main, reproduce.FLAGS)'
+  )
+  arguments = ['--workdir=runs', '--workers=1', '--config.schedule.steps=100000000']
+  process = subprocess.Popen(
+      [sys.executable, '-c', program, *arguments], stderr=subprocess.PIPE, text=True
+  )
+  deadline = time.monotonic() + 60
+  while not (place / 'runs' / 'first' / 'sweep.json').exists():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.05)
+  (stage,) = children(process.pid)
+  process.send_signal(sent)
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == 130 and err.endswith('stopped; the same command goes on\n')
+  with pytest.raises(ProcessLookupError):
+    os.kill(stage, 0)
+  assert not (place / 'runs' / 'third').exists()
+
+
+def children(pid: int) -> list[int]:
+  found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, check=False)
+  return [int(child) for child in found.stdout.split()]
