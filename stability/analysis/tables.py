@@ -29,8 +29,8 @@ class Results:
   """The runs of a sweep and which of their columns make the size and the intervention."""
 
   # run, status, parameters, learning_rate, seed, initial_loss, final_loss (nats; NaN where there is
-  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds, error and every
-  # other field of the config.
+  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds, error and all
+  # other fields of the config.
   runs: pd.DataFrame
   groups: list[str]  # the intervention
   sizes: list[str]  # the shape; two shapes may have the same parameters
