@@ -64,15 +64,9 @@ class AtMost:
     return f'<= {self.threshold:g}'
 
 
-class _AboveZero:
-  def __eq__(self, value: object) -> bool:
-    return isinstance(value, numbers.Real) and value > 0
-
-  def __str__(self) -> str:
-    return 'above 0'
-
-
-ABOVE_ZERO = _AboveZero()  # among the values of a field: any number above 0
+def above_zero(value: Any) -> bool:
+  """Any number above 0, among the values of a field."""
+  return isinstance(value, numbers.Real) and value > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +84,14 @@ class Claim:
   holds: AtLeast | AtMost
   # Of the evidence narrowed to what the claim is about: the effect in each draw.
   statistic: Callable[[Evidence], pd.Series | np.ndarray]
-  # Field -> the values it needs; all must be there. Runs with other values are left aside.
+  # Field -> the values it needs (or functions that tell them); all must be there. Runs with other
+  # values are left aside.
   arms: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   # Field -> the values it may have. Runs with other values are left aside.
   where: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   # Column -> how many different values it needs.
   several: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  along: tuple[str, ...] = ()  # fields that move with the arms, and are not held at the paper's value
+  along: tuple[str, ...] = ()  # fields that move with the arms and are not held where the paper is
   still: tuple[str, ...] = ()  # fields that the sweep must not vary
   alone: tuple[str, ...] | None = None  # the only interventions it may vary; None: any
   probes: tuple[str, ...] = ()  # what it reads of the curves; * stands for every block's number
@@ -127,14 +122,14 @@ def narrow(claim: Claim, evidence: Evidence) -> Evidence:
   for field, values in {**claim.arms, **claim.where}.items():
     evidence = evidence.only(_is_one_of(evidence.runs[field], values))
     if evidence.runs.empty:
-      raise NotAbout(f'the sweep has no run with {field} = {" or ".join(map(str, values))}')
+      raise NotAbout(f'the sweep has no run with {field} = {" or ".join(map(_text, values))}')
   for field in groups:
     if field in PAPER and field not in named and (evidence.runs[field] == PAPER[field]).any():
       evidence = evidence.only(evidence.runs[field] == PAPER[field])
   for field, values in claim.arms.items():
     for value in values:
       if not _is_one_of(evidence.runs[field], (value,)).any():
-        raise NotAbout(f'the sweep has no run with {field} = {value}')
+        raise NotAbout(f'the sweep has no run with {field} = {_text(value)}')
   for column, fewest in claim.several.items():
     count = evidence.runs[column].nunique()
     if count < fewest:
@@ -143,7 +138,14 @@ def narrow(claim: Claim, evidence: Evidence) -> Evidence:
 
 
 def _is_one_of(column: pd.Series, values: tuple[Any, ...]) -> pd.Series:
-  return column.map(lambda entry: any(value == entry for value in values)).astype(bool)
+  def fits(entry: Any) -> bool:
+    return any(value(entry) if callable(value) else value == entry for value in values)
+
+  return column.map(fits).astype(bool)
+
+
+def _text(value: Any) -> str:
+  return value.__name__ if callable(value) else str(value)
 
 
 def is_about(claim: Claim, evidence: Evidence) -> bool:

@@ -44,6 +44,11 @@ def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.Da
   return table([(claim, decide(claim, evidence)) for claim in CLAIMS])
 
 
+def read(path: Path) -> pd.DataFrame:
+  """The table of judge, from the claims.csv of a report."""
+  return pd.read_csv(path, dtype={'figure': str}).fillna({'reason': ''})
+
+
 def probes(results: Results) -> list[str]:
   """The probes that the claims about these results read."""
   evidence = Evidence.of(results, None)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import evidence as ev
-from stability.analysis.claim import ABOVE_ZERO, AtLeast, Claim
+from stability.analysis.claim import AtLeast, Claim, above_zero
 from stability.analysis.evidence import Evidence, Undecided
 
 Z_LOSS, WEIGHT_DECAY = 'objective.z_loss', 'optimizer.weight_decay'
@@ -42,7 +42,7 @@ def _onset(e: Evidence) -> pd.Series:
   return e.average(onsets.reindex(e.runs.index))
 
 
-_WITH_AND_WITHOUT = {Z_LOSS: (0.0, ABOVE_ZERO)}
+_WITH_AND_WITHOUT = {Z_LOSS: (0.0, above_zero)}
 _NO_DECAY = {WEIGHT_DECAY: (0.0,)}
 _THREE = {'learning_rate': 3}
 
@@ -74,7 +74,7 @@ CLAIMS = (
         'ratio of LR sensitivity, without weight decay / with',
         AtLeast(1.1),
         lambda e: ev.at_highest(_without_over_with(e, WEIGHT_DECAY), 'parameters').mean(),
-        arms={WEIGHT_DECAY: (0.0, ABOVE_ZERO)},
+        arms={WEIGHT_DECAY: (0.0, above_zero)},
         where={Z_LOSS: (0.0,)},
         several=_THREE,
     ),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import evidence as ev
-from stability.analysis.claim import ABOVE_ZERO, AtLeast, AtMost, Claim
+from stability.analysis.claim import AtLeast, AtMost, Claim, above_zero
 from stability.analysis.evidence import Evidence
 
 WARMUP, STEPS, BATCH = 'schedule.warmup_steps', 'schedule.steps', 'data.batch_size'
@@ -103,7 +103,7 @@ CLAIMS = (
         'decades of optimal learning rate per decade of weight decay, mean over sizes',
         AtLeast(0.05),
         _shift_of_the_optimum,
-        where={DECAY: (ABOVE_ZERO,)},
+        where={DECAY: (above_zero,)},
         several={DECAY: 2} | _THREE,
     ),
 )
