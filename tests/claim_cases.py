@@ -250,7 +250,7 @@ def output_rms(with_size: float, with_rate: float, with_depth: float) -> dict[st
 
 def grown_by_norms(factor: float) -> dict[str, Any]:
   norms = dict.fromkeys(MEAN_NORMS, (1.0, factor))
-  return norms | {LOGIT: logit_at_the_top(1e5), 'block_0/query_key_cosine': (0.1, 0.2)}
+  return norms | {LOGIT: logit_at_the_top(1e5)}
 
 
 def update(collapsed: float) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def near_eps(shrunk: float) -> dict[str, Any]:
 
 
 def cosine(last: float) -> dict[str, Any]:
-  return {LOGIT: logit_at_the_top(1e5), 'block_0/query_key_cosine': (0.1, last)}
+  return {LOGIT: logit_at_the_top(1e4 + 1), 'block_0/query_key_cosine': (0.1, last)}
 
 
 def blocks(first: float) -> dict[str, Any]:
@@ -391,7 +391,7 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(flat, output_rms(0.0, 0.5, 0.0)),
     ),
     'E.1a': (QK, World(flat, grown_by_norms(90.0)), World(flat, grown_by_norms(2.0))),
-    'E.1b': (QK, World(flat, cosine(0.2)), World(flat, cosine(0.9))),
+    'E.1b': (QK, World(flat, cosine(0.2)), World(flat, cosine(1.0))),
     'E.2a': (
         SHAPE_GRID,
         World(larger_cliff(True), {LOGIT: logit_at_the_top(1e5)}),
