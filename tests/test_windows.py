@@ -113,6 +113,7 @@ def test_tables_name_the_window_where_there_is_one():
 
 SWEEP = f"""
 from configs import base
+from stability import hyper
 get_config = base.get_config
 def get_sweep(scale='cpu'):
   return hyper.product([
