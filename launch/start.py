@@ -100,13 +100,14 @@ def _versions() -> dict[str, str]:
 
 def _report(workdir: Path) -> int:
   """Report, table, and what failed; 1 if anything did."""
-  from stability.analysis import sensitivity, tables  # pandas and Matplotlib: a second to import
+  from stability.analysis import claims, sensitivity, tables  # pandas, Matplotlib: a second
   from stability.report import page, terminal
 
   results = tables.load_workdir(workdir)
   path = page.write_report(workdir)
   console = Console()
   console.print(terminal.terminal_table(sensitivity.lr_sensitivity(results)))
+  console.print(terminal.claims_table(claims.read(path.parent / 'claims.csv')))
   console.print(f'Report: {path}', soft_wrap=True, highlight=False)
   failed = [row for row in workdir_lib.read_results(workdir) if row['status'] == 'failed']
   for row in failed:

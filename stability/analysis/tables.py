@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,8 @@ class Results:
   """The runs of a sweep and which of their columns make the size and the intervention."""
 
   # run, status, parameters, learning_rate, seed, initial_loss, final_loss (nats; NaN where there is
-  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds, error and every
-  # other field of the config.
+  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds, error and all
+  # other fields of the config.
   runs: pd.DataFrame
   groups: list[str]  # the intervention
   sizes: list[str]  # the shape; two shapes may have the same parameters
@@ -82,7 +82,13 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
 
 
 def load_csv(
-    path: Path, *, group_by: list[str] | None = None, initial_loss: float | None = None
+    path: Path,
+    *,
+    group_by: list[str] | None = None,
+    initial_loss: float | None = None,
+    windows: Sequence[windows_lib.Window] = (),
+    window_where: Mapping[str, str] | None = None,
+    not_comparable: str | None = None,
 ) -> Results:
   """The runs of any trainer: a row each, with learning_rate and final_loss.
 
@@ -91,6 +97,9 @@ def load_csv(
       (done, diverged, failed, stopped or missing; an empty one follows from the losses).
     group_by: the columns of the intervention; None: those with a dot in their name.
     initial_loss: of all runs, in place of the column.
+    windows: of learning rates, see analysis/windows.py.
+    window_where: columns of size or intervention -> the values of the rows they are for.
+    not_comparable: a column of size or intervention.
   """
   cells = _read_csv(path)
   missing = [name for name in ('learning_rate', 'final_loss') if name not in cells]
@@ -127,7 +136,37 @@ def load_csv(
   for name in (*sizes, *groups):
     runs[name] = _values(cells[name])
   _refuse_repeats(path, runs, ['parameters', *sizes, *groups, 'learning_rate', 'seed'])
-  return Results(runs.astype({'parameters': 'Int64'}).reset_index(drop=True), groups, sizes)
+  named = [*sizes, *groups]
+  where = {
+      column: _window_value(path, runs, named, column, value)
+      for column, value in (window_where or {}).items()
+  }
+  if not_comparable is not None and not_comparable not in named:
+    raise BadInput(f'--not_comparable={not_comparable}: must be one of {_names(named)}')
+  return Results(
+      runs.astype({'parameters': 'Int64'}).reset_index(drop=True),
+      groups,
+      sizes,
+      [{'where': where, 'windows': windows}] if windows else (),
+      not_comparable,
+  )
+
+
+def _window_value(
+    path: Path, runs: pd.DataFrame, columns: list[str], column: str, text: str
+) -> object:
+  """The value of --window_where, as the column has it."""
+  name = f'--window_where={column}={text}'
+  if column not in columns:
+    raise BadInput(f'{name}: the column must be one of {_names(columns)}')
+  (value,) = _values(pd.Series([text]))
+  if value not in set(runs[column]):
+    raise BadInput(f'{name}: no row of {path} has this value')
+  return value
+
+
+def _names(columns: list[str]) -> str:
+  return ', '.join(columns) or 'the columns of --group_by, of which there are none'
 
 
 def _groups_and_sizes(fields: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, its figures as files, and lr_sensitivity.csv."""
+"""The report: one self-contained HTML page, its figures as files, and its tables as CSV."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from stability import workdir as workdir_lib
-from stability.analysis import sensitivity, tables
+from stability.analysis import claims, sensitivity, tables
 from stability.analysis.tables import Results
 from stability.report import figures, labels, terminal
 
@@ -33,13 +33,14 @@ def write_report(workdir: Path) -> Path:
   sweep = workdir_lib.read_sweep(workdir)
   results = tables.load_workdir(workdir)
   table = sensitivity.lr_sensitivity(results)
-  curves = tables.load_curves(workdir)
+  curves = tables.load_curves(workdir, [tables.LOGIT, *claims.probes(results)])
   config = {'config file': sweep['config_file'], 'scale': sweep['scale']}
   overrides = {f'--config.{field}': value for field, value in sweep['overrides'].items()}
   return _write(
       workdir / 'report',
       results,
       table,
+      claims.judge_results(results, curves),
       plots=[
           *_loss_plots(results, table, sweep['data']['bigram_loss']),
           *_curve_plots(results, curves),
@@ -57,13 +58,15 @@ def write_results_report(results: Results, output: Path) -> Path:
   """Writes the report of any trainer's results into the folder output; returns its index.html."""
   table = sensitivity.lr_sensitivity(results)
   plots = _loss_plots(results, table, bigram_loss=None)
-  return _write(output, results, table, plots, title='Training stability', facts={})
+  judged = claims.judge_results(results)
+  return _write(output, results, table, judged, plots, title='Training stability', facts={})
 
 
 def _write(
     folder: Path,
     results: Results,
     table: pd.DataFrame,
+    judged: pd.DataFrame,
     plots: list[Plot],
     title: str,
     facts: dict[str, dict[str, Any]],
@@ -78,6 +81,7 @@ def _write(
       workdir_lib.write_whole(folder / f'{plot.name}.png', figures.save(figure, 'png'))
     drawn.append((plot, None if svg is None else _inline(svg, plot.name)))
   workdir_lib.write_whole(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
+  workdir_lib.write_whole(folder / 'claims.csv', judged.to_csv(index=False))
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   template = jinja2.Environment(
       loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -93,9 +97,12 @@ def _write(
       counts=counts,
       uncounted={name: n for name, n in counts.items() if name not in sensitivity.COUNTED},
       plots=drawn,
+      claims=terminal.readable_claims(judged),
       sensitivity=terminal.readable(table),
       runs=_readable_runs(results),
-      text_columns=[*labels.fields(results.groups).values(), 'status', 'run', 'error'],
+      windows=_windows(results),
+      text_columns=[*labels.fields(results.groups).values(), 'status', 'run', 'error', 'verdict'],
+      long_columns=['claim', 'what the effect is', 'reason'],
       facts=facts,
   )
   workdir_lib.write_whole(folder / 'index.html', page)
@@ -188,6 +195,15 @@ def _about(results: Results) -> str:
     parts.append(f'{short} {_and(map(labels.value, runs[name].unique()))}')
   parts.append(_count(runs['seed'].nunique(), 'seed'))
   return f'{_count(len(runs), "run")}: {", ".join(parts)}.'
+
+
+def _windows(results: Results) -> str:
+  """Over which learning rates LR sensitivity is, where it is not over all."""
+  if results.not_comparable is not None:
+    return f'It is not compared here: {results.not_comparable} changes what a learning rate means.'
+  if results.windows:
+    return 'Where windows of learning rates are named, it is the lowest of those within each.'
+  return ''
 
 
 def _count(number: int, noun: str) -> str:

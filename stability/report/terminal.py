@@ -1,4 +1,4 @@
-"""LR sensitivity as people read it: the table that ends a sweep, and the same for the page."""
+"""LR sensitivity and claims as people read them: what ends a sweep, and the same for the page."""
 
 import pandas as pd
 from rich import box
@@ -50,4 +50,47 @@ def terminal_table(table: pd.DataFrame) -> Table:
   for row, last in zip(text.itertuples(index=False), last_of_size, strict=True):
     # Text, not str: brackets in a field's value are no markup.
     shown.add_row(*map(Text, row), end_section=last)
+  return shown
+
+
+def readable_claims(table: pd.DataFrame) -> pd.DataFrame:
+  """The claims that are about the sweep, as text; the table is that of claims.judge."""
+  about = table[table['n'] > 0]
+  text = about[['figure', 'claim', 'verdict']].copy()
+  text['effect'] = about['effect'].map(_effect)
+  text['needed'] = about['threshold']
+  if about['low'].notna().any():
+    text['90 % interval'] = [
+        '' if pd.isna(low) else f'{_effect(low)} to {_effect(high)}'
+        for low, high in zip(about['low'], about['high'], strict=True)
+    ]
+  text['runs'] = about['n'].astype(str)
+  text['what the effect is'] = about['measure']
+  text['reason'] = about['reason']
+  return text
+
+
+def _effect(effect: float) -> str:
+  return '' if pd.isna(effect) else f'{effect:.3g}'
+
+
+def claims_table(table: pd.DataFrame) -> Table:
+  """The claims that are about the sweep; beneath each, what its effect is or why there is none."""
+  others = int((table['n'] == 0).sum())
+  shown = Table(
+      title="The paper's claims",
+      caption=f'{others} others are not about this sweep.' if others else None,
+      box=box.SIMPLE_HEAD,
+      collapse_padding=True,
+  )
+  shown.add_column('figure')
+  shown.add_column('claim, and what the effect is', ratio=1)
+  shown.add_column('verdict', style='bold')
+  for name in ('effect', 'needed'):
+    shown.add_column(name, justify='right')
+  for row in readable_claims(table).to_dict('records'):
+    claim = Text(row['claim'])
+    claim.append(f'\n{row["reason"] or row["what the effect is"]}', style='dim')
+    effect = '\n'.join(filter(None, (row['effect'], row.get('90 % interval'))))
+    shown.add_row(row['figure'], claim, row['verdict'], effect, row['needed'])
   return shown

@@ -1,0 +1,88 @@
+"""The paper's claims, judged on a sweep."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from stability.analysis import tables
+from stability.analysis.claim import Claim, Verdict, decide, is_about
+from stability.analysis.evidence import Evidence
+from stability.analysis.paper import attention, gradients, output, recipe, scaling
+from stability.analysis.tables import Results
+
+CLAIMS: tuple[Claim, ...] = (
+    *attention.CLAIMS,
+    *output.CLAIMS,
+    *recipe.CLAIMS,
+    *scaling.CLAIMS,
+    *gradients.CLAIMS,
+)
+
+
+def judge(workdir: Path) -> pd.DataFrame:
+  """Every claim on the sweep in `workdir`, finished or not: see judge_results.
+
+  The tables of several sweeps go one under the other: pd.concat, with a column that says whose.
+  """
+  results = tables.load_workdir(workdir)
+  return judge_results(results, tables.load_curves(workdir, probes(results)))
+
+
+def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
+  """Every claim, in the order of figures.
+
+  Columns: figure, claim, verdict (holds, does not hold, undecided), effect, low, high (90 % over
+  resampled seeds), threshold (text: `>= 1.1`), measure (what the effect is), n (runs read; 0 where
+  the claim is not about this sweep), reason (of an undecided one).
+
+  Args:
+    results: of a sweep, or of anybody's file.
+    curves: with the columns of probes(results), see tables.load_curves; None: there are none.
+  """
+  evidence = Evidence.of(results, curves)
+  return table([(claim, decide(claim, evidence)) for claim in CLAIMS])
+
+
+def read(path: Path) -> pd.DataFrame:
+  """The table of judge, from the claims.csv of a report."""
+  return pd.read_csv(path, dtype={'figure': str}).fillna({'reason': ''})
+
+
+def probes(results: Results) -> list[str]:
+  """The probes that the claims about these results read."""
+  evidence = Evidence.of(results, None)
+  wanted = [probe for claim in CLAIMS if is_about(claim, evidence) for probe in claim.probes]
+  depth = int(results.runs['model.depth'].max()) if 'model.depth' in results.runs else 0
+  return list(dict.fromkeys(_blocks(wanted, depth)))
+
+
+def _blocks(wanted: Iterable[str], depth: int) -> Iterable[str]:
+  for probe in wanted:
+    blocks = range(depth) if '*' in probe else range(1)
+    yield from (probe.replace('*', str(block)) for block in blocks)
+
+
+def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
+  """A row per claim, by figure: 1 ... 13, C.1, E.1 ..."""
+  rows = [
+      {
+          'figure': claim.figure,
+          'claim': claim.statement,
+          'verdict': verdict.verdict,
+          'effect': verdict.effect,
+          'low': verdict.low,
+          'high': verdict.high,
+          'threshold': str(claim.holds),
+          'measure': claim.measure,
+          'n': verdict.n,
+          'reason': verdict.reason,
+      }
+      for claim, verdict in sorted(verdicts, key=lambda pair: _order(pair[0].figure))
+  ]
+  return pd.DataFrame(rows)
+
+
+def _order(figure: str) -> tuple[str, int]:
+  letter, _, number = figure.rpartition('.')
+  return letter, int(number)

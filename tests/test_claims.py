@@ -1,0 +1,225 @@
+"""Each claim of the paper comes out as holding, as not holding and as undecided, for its reason."""
+
+import string
+
+import claim_cases
+import numpy as np
+import pandas as pd
+import pytest
+from claim_cases import CASES, QK, World, results_of
+
+from stability import hyper
+from stability.analysis import claims, tables
+from stability.analysis.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED, decide, narrow
+from stability.analysis.evidence import Evidence
+
+NAMED = {}
+for claim in claims.CLAIMS:
+  number = sum(other.figure == claim.figure for other in NAMED.values())
+  NAMED[claim.figure + string.ascii_lowercase[number]] = claim
+FIGURES = {*map(str, range(1, 14)), 'C.1', *(f'E.{number}' for number in range(1, 16))}
+
+
+def verdict(name, results, curves):
+  return decide(NAMED[name], Evidence.of(results, curves))
+
+
+def test_every_figure_of_the_paper_has_a_claim():
+  assert {claim.figure for claim in claims.CLAIMS} == FIGURES
+
+
+def test_every_claim_has_its_cases():
+  assert NAMED.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize('name', NAMED)
+def test_claim_holds_where_it_should(name):
+  points, holds, _ = CASES[name]
+  found = verdict(name, *results_of(points, holds))
+  assert (found.verdict, found.reason) == (HOLDS, '')
+  assert NAMED[name].holds.met(found.effect)
+  assert 0 < found.n <= len(points)
+  assert np.isnan([found.low, found.high]).all()  # one seed
+
+
+@pytest.mark.parametrize('name', NAMED)
+def test_claim_does_not_hold_where_it_should_not(name):
+  points, _, fails = CASES[name]
+  found = verdict(name, *results_of(points, fails))
+  assert (found.verdict, found.reason) == (DOES_NOT_HOLD, '')
+  assert not NAMED[name].holds.met(found.effect)
+
+
+@pytest.mark.parametrize('name', NAMED)
+def test_claim_is_undecided_while_a_run_that_it_reads_is_missing(name):
+  points, holds, _ = CASES[name]
+  results, curves = results_of(points, holds)
+  for run in narrow(NAMED[name], Evidence.of(results, curves)).runs.index[[0, -1]]:
+    for status in ('missing', 'failed', 'stopped'):
+      runs = results.runs.copy()
+      runs.loc[run, ['status', 'final_loss']] = status, np.nan
+      found = verdict(name, tables.Results(runs, results.groups, results.sizes), curves)
+      assert (found.verdict, found.effect) == (UNDECIDED, pytest.approx(np.nan, nan_ok=True))
+      assert found.reason == f'1 of {found.n} runs {status}'
+
+
+@pytest.mark.parametrize('name', [name for name, claim in NAMED.items() if claim.probes])
+def test_claim_is_undecided_without_its_probes(name):
+  points, holds, _ = CASES[name]
+  results, curves = results_of(points, holds)
+  found = verdict(name, results, curves[['run', 'step', 'loss']])
+  assert found.verdict == UNDECIDED and 'was not logged' in found.reason and found.n > 0
+  found = verdict(name, results, None)
+  assert found.verdict == UNDECIDED and found.n == 0
+  some = curves['run'].isin(results.runs['run'].iloc[1::2])
+  curves.loc[some, curves.columns.drop(['run', 'step', 'loss'])] = np.nan
+  found = verdict(name, results, curves)
+  assert found.verdict == UNDECIDED and 'was not logged in ' in found.reason
+
+
+def test_no_claim_is_about_a_single_run():
+  table = claims.judge_results(*results_of([{}], World(claim_cases.flat)))
+  assert set(table['verdict']) == {UNDECIDED} and set(table['n']) == {0}
+  assert (table['reason'] != '').all()
+
+
+def test_no_claim_comes_out_on_a_sweep_that_has_not_begun():
+  results, _ = results_of(QK, World(claim_cases.flat))
+  runs = results.runs.assign(status='missing', final_loss=np.nan, initial_loss=np.nan)
+  table = claims.judge_results(tables.Results(runs, results.groups, results.sizes))
+  assert set(table['verdict']) == {UNDECIDED}
+
+
+def two_seeds(other_seed):
+  """LR sensitivity without qk-norm over that with it: 2 in the first seed, else as it says."""
+  points = hyper.product([QK, hyper.sweep('seed', [0, 1])])
+
+  def steep(c):
+    return 0.1 * (1 if c['model.qk_norm'] != 'none' else other_seed if c['seed'] else 2.0)
+
+  return results_of(points, World(lambda c: claim_cases.bowl(c, steep(c))))
+
+
+def test_interval_is_over_whole_seeds():
+  found = verdict('1a', *two_seeds(3.0))
+  # The seeds have 2 and 3, their mean 2.5; each alone is drawn in a quarter of the draws.
+  assert (found.low, found.effect, found.high) == pytest.approx((2.0, 2.5, 3.0))
+  assert found.verdict == HOLDS
+
+
+@pytest.mark.parametrize('other_seed, expected', [(1.0, UNDECIDED), (1.2, HOLDS)])
+def test_claim_is_undecided_if_the_seeds_disagree(other_seed, expected):
+  found = verdict('1a', *two_seeds(other_seed))
+  assert found.verdict == expected
+  assert found.effect == pytest.approx(1 + other_seed / 2)
+  assert ('interval' in found.reason) == (expected == UNDECIDED)
+
+
+def test_effects_are_what_they_are_called():
+  def effect(name):
+    return verdict(name, *results_of(CASES[name][0], CASES[name][1])).effect
+
+  assert effect('1a') == pytest.approx(2.0)
+  assert effect('1b') == pytest.approx(0.25)  # the power of the parameters
+  assert effect('1c') == pytest.approx(1.0)  # from a rate of 1 to one of 0.1
+  assert effect('2c') == pytest.approx(0.1 / 3, rel=0.2)  # the end is a mean over the last steps
+  assert effect('4c') == pytest.approx(0.6)  # the first logged step at half of them or later
+  smallest, largest = (0.2 - 5 / 16e3) / (0.2 - 100 / 16e3), 0.195 / 0.1
+  assert effect('5b') == pytest.approx(largest / smallest)
+  assert effect('7a') == pytest.approx(0.5 - 0.25)  # width^0.5 is parameters^0.25
+  assert effect('8a') == pytest.approx(0.0, abs=1e-9)
+  assert effect('9c') == pytest.approx(0.0, abs=1e-9)
+  assert effect('10a') < 0.5
+  assert effect('10b') == pytest.approx(0.5)
+  assert effect('11a') == pytest.approx(-0.5, rel=0.05)
+  assert effect('13a') == pytest.approx(0.1, rel=0.2)
+  assert effect('E.1a') == pytest.approx(2 * np.log(90) / np.log(1e4), rel=0.05)
+  assert effect('E.10a') == pytest.approx(0.5, abs=0.01)
+  assert effect('E.15a') == pytest.approx(1.0 / 3.5)
+
+
+def test_swept_interventions_that_a_claim_does_not_name_are_held_at_the_paper_s_value():
+  points = hyper.product([QK, hyper.sweep('optimizer.eps', [1e-8, 1e-3])])
+
+  def steep(c):
+    return 0.2 if c['model.qk_norm'] == 'none' and c['optimizer.eps'] == 1e-8 else 0.1
+
+  found = verdict('1a', *results_of(points, World(lambda c: claim_cases.bowl(c, steep(c)))))
+  assert (found.verdict, found.effect, found.n) == (HOLDS, pytest.approx(2.0), len(QK))
+
+
+def test_those_without_a_value_of_the_paper_are_compared_like_with_like():
+  points = hyper.product([QK, hyper.sweep('data.seed', [0, 1])])
+
+  def steep(c):
+    return (0.15 if c['data.seed'] else 0.2) if c['model.qk_norm'] == 'none' else 0.1
+
+  found = verdict('1a', *results_of(points, World(lambda c: claim_cases.bowl(c, steep(c)))))
+  assert (found.effect, found.n) == (pytest.approx(1.5), 2 * len(QK))  # the lower of both
+
+
+def test_a_batch_size_that_changes_the_steps_says_nothing_of_the_steps():
+  points, holds, _ = CASES['E.9a']
+  found = verdict('E.7a', *results_of(points, holds))
+  assert (found.verdict, found.n) == (UNDECIDED, 0)
+  assert found.reason == 'the sweep varies data.batch_size as well'
+
+
+def test_an_optimum_at_the_end_of_the_grid_decides_nothing():
+  points, _, _ = CASES['8a']
+  found = verdict('8a', *results_of(points, claim_cases.centred(lambda c: 1.0)))
+  assert found.verdict == UNDECIDED and 'first or the last' in found.reason
+
+
+def test_windows_of_learning_rates_reach_the_claims():
+  points, _, _ = CASES['6a']
+  kind = 'optimizer.weight_decay_kind'
+
+  def loss(c):  # the coupled kind suffers at the highest learning rate alone
+    return 4.0 if c[kind] == 'coupled' and claim_cases.highest(c) else claim_cases.bowl(c)
+
+  def judged(windows):
+    report = {'windows': [{'where': {kind: 'coupled'}, 'windows': windows}]}
+    return verdict('6a', *results_of(points, World(loss), **report))
+
+  assert judged([[1e-3, 1.0]]).verdict == HOLDS
+  # Over 1e-3, 1e-2 and 1e-1 it is (0.1 + 0 + 0.1) / 3, that of the other (0.1 + 0 + 0.1 + 0.4) / 4.
+  found = judged([[1e-3, 1e-1], [1e-2, 1.0]])
+  assert (found.verdict, found.effect) == (DOES_NOT_HOLD, pytest.approx((0.2 / 3) / (0.6 / 4)))
+
+
+def test_what_is_not_comparable_decides_no_claim_on_lr_sensitivity():
+  points, holds, _ = CASES['1a']
+  found = verdict('1a', *results_of(points, holds, not_comparable='model.qk_norm'))
+  assert found.verdict == UNDECIDED and 'not comparable: model.qk_norm' in found.reason
+  points, holds, _ = CASES['E.14a']
+  scale = 'optimizer.learning_rate_scale'
+  assert verdict('E.14a', *results_of(points, holds, not_comparable=scale)).verdict == HOLDS
+
+
+def test_a_size_with_a_single_learning_rate_is_no_size_without_lr_sensitivity():
+  points, holds, _ = CASES['1b']
+  alone = [{'model.width': 128, 'model.qk_norm': 'none', 'optimizer.learning_rate': 1e-2}]
+  found = verdict('1b', *results_of(points + alone, holds))
+  assert (found.verdict, found.effect) == (HOLDS, pytest.approx(0.25))
+
+
+def test_table_is_in_the_order_of_figures_and_survives_its_file(tmp_path):
+  table = claims.judge_results(*results_of(QK, CASES['1a'][1]))
+  assert list(table) == [
+      'figure', 'claim', 'verdict', 'effect', 'low', 'high', 'threshold', 'measure', 'n', 'reason'
+  ]  # fmt: skip
+  order = list(dict.fromkeys(table['figure']))
+  assert order == [*map(str, range(1, 14)), 'C.1', *(f'E.{number}' for number in range(1, 16))]
+  assert table.loc[0, ['verdict', 'threshold', 'n']].to_list() == [HOLDS, '>= 1.1', len(QK)]
+  table.to_csv(tmp_path / 'claims.csv', index=False)
+  pd.testing.assert_frame_equal(claims.read(tmp_path / 'claims.csv'), table)
+
+
+def test_only_the_probes_of_claims_about_the_sweep_are_loaded():
+  results, _ = results_of(QK, World(claim_cases.flat))
+  wanted = claims.probes(results)
+  assert 'block_2/attention_logit_max' in wanted and 'block_0/query_norm' in wanted
+  assert 'block_3/output_rms' not in wanted and 'log_z' not in wanted
+  assert len(wanted) == len(set(wanted))
+  assert claims.probes(results_of([{}], World(claim_cases.flat))[0]) == []
