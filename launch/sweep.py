@@ -4,7 +4,8 @@
       [--config.x.y=VALUE]
 
 Stopped and started again with the same command, it continues where it was; with a higher --seeds,
-it trains what is new. --dry_run says what the sweep would cost and, of devices, where its runs would go and how long they would take:
+it trains what is new. --dry_run says what the sweep would cost and, of devices, where its runs
+would go and how long they would take:
 
   python -m launch.sweep --config=... --dry_run
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
