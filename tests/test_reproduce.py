@@ -13,7 +13,8 @@ from launch import app, reproduce, sweep
 from stability import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-NOT_STAGES = {'__init__', 'base', 'benchmark', 'grid', 'quickstart', 'ladder'}  # part of qk_layernorm
+# quickstart is part of qk_layernorm, ladder is for planning.
+NOT_STAGES = {'__init__', 'base', 'benchmark', 'grid', 'quickstart', 'ladder'}
 
 EXPERIMENT = '''"""{question} Figure {figure} and Figure E.5 of a paper."""
 
