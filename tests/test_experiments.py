@@ -9,6 +9,7 @@ import pytest
 from configs import grid
 from stability import config as config_lib
 from stability import hyper
+from stability.analysis import windows
 
 SCALES = ('cpu', 'gpu', 'paper')
 NOT_EXPERIMENTS = {'__init__', 'grid'}  # grid is what experiments share
@@ -70,7 +71,10 @@ def values(runs: hyper.Runs, field: str) -> list:
 @pytest.mark.parametrize('scale', SCALES)
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_every_experiment_expands_at_every_scale(name, scale):
-  assert expanded(name, scale).configs
+  runs = expanded(name, scale)
+  assert runs.configs
+  if hasattr(experiment(name), 'get_report'):
+    assert windows.check(experiment(name).get_report(scale), runs)
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
@@ -150,6 +154,16 @@ def test_lengths_keep_the_share_of_the_warmup(scale):
   schedules = [config['schedule'] for config in expanded('steps', scale).configs.values()]
   assert len({schedule['steps'] for schedule in schedules}) == 3
   assert len({schedule['warmup_steps'] / schedule['steps'] for schedule in schedules}) == 1
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_coupled_decay_has_two_windows_of_three_decades(scale):
+  (entry,) = experiment('weight_decay_kind').get_report(scale)['windows']
+  assert entry['where'] == {'optimizer.weight_decay_kind': 'coupled'}
+  lower, higher = entry['windows']
+  rates = [point['optimizer.learning_rate'] for point in grid.learning_rates(scale)]
+  assert higher == [rates[0], rates[-1]]
+  assert lower[0] < higher[0] and lower[1] / lower[0] == pytest.approx(1e3)
 
 
 @pytest.mark.parametrize('name', ['weight_decay_kind', 'parameter_scaling', 'optimizers'])

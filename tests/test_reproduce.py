@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from test_end_to_end import children
 
 from launch import app, reproduce, sweep
 from stability import workdir as workdir_lib
@@ -28,6 +29,7 @@ def get_config(scale='cpu'):
   c.data.sequence_length = 8
   c.data.validation_batches = 1
   c.model.width = 16
+  c.model.head_dim = 16
   c.model.depth = 0
   c.schedule.steps = {steps}
   c.schedule.warmup_steps = 1
@@ -146,6 +148,39 @@ def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(plac
   assert 'refused' not in (place / 'runs' / 'report' / 'index.html').read_text()
 
 
+@pytest.mark.parametrize(
+    'code, ended, said',
+    [
+        (0, 0, '3 of 3 experiments done'),
+        (1, 1, 'lacking: some runs failed'),
+        (-9, 1, 'third: ended with exit code -9'),
+        (130, 130, 'stopped; the same command goes on'),
+    ],
+)
+def test_each_stage_is_its_own_sweep(place, monkeypatch, capsys, code, ended, said):
+  commands = []
+
+  class Process:
+
+    def __init__(self, command, **_):
+      commands.append(command)
+
+    def wait(self):
+      return code
+
+  monkeypatch.setattr(subprocess, 'Popen', Process)
+  arguments = ['--seeds=2', '--config.optimizer.eps=1e-15', '--config.model.qk_norm=none']
+  assert run('--workdir=runs', '--scale=gpu', *arguments) == ended
+  assert said in ''.join(capsys.readouterr())
+  own = [
+      [f'--config={name}.py:gpu', f'--workdir=runs/{name}']
+      for name in ('first', 'lacking', 'third')
+  ]
+  assert [command[3:5] for command in commands] == (own if code != 130 else own[:1])
+  assert commands[0][:3] == [sys.executable, '-m', 'launch.sweep']
+  assert sorted(commands[0][5:]) == sorted(arguments)
+
+
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_with_its_stage(place, sent):
   program = (
@@ -163,13 +198,11 @@ def test_it_stops_with_its_stage(place, sent):
     time.sleep(0.05)
   (stage,) = children(process.pid)
   process.send_signal(sent)
-  _, err = process.communicate(timeout=30)
+  try:
+    _, err = process.communicate(timeout=30)
+  finally:
+    process.kill()
   assert process.returncode == 130 and err.endswith('stopped; the same command goes on\n')
   with pytest.raises(ProcessLookupError):
     os.kill(stage, 0)
   assert not (place / 'runs' / 'third').exists()
-
-
-def children(pid: int) -> list[int]:
-  found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, check=False)
-  return [int(child) for child in found.stdout.split()]
