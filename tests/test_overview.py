@@ -64,23 +64,33 @@ def test_no_claims_no_table(folder, written):
 
 
 def test_claims_of_all_sweeps_are_one_table(tmp_path):
+  """In the file all that are about a sweep; on the page those whose figure it reproduces."""
   for name, n in (('one', 14), ('two', 0)):
-    claims = pd.DataFrame({
-        'figure': ['1', '10'],
-        'claim': [f'{name} holds', 'is about another'],
-        'verdict': ['holds', 'undecided'],
-        'effect': [1.5, None],
-        'n': [n, 0],
+    table = pd.DataFrame({
+        'figure': ['1', '10', 'E.2'],
+        'claim': [f'{name} says so', 'is of another figure', 'is about another sweep'],
+        'verdict': ['does not hold', 'holds', 'undecided'],
+        'effect': [1.23456, 2.0, None],
+        'low': [1.1, None, None],
+        'high': [1.3, None, None],
+        'threshold': 3 * ['>= 1.1'],
+        'measure': 3 * ['ratio'],
+        'n': [n, n, 0],
+        'reason': 3 * [''],
     })
-    workdir_lib.write_whole(tmp_path / name / 'report' / 'claims.csv', claims.to_csv(index=False))
-  found = overview.read_claims(tmp_path, ['one', 'two', 'three'])
-  assert found[['experiment', 'figure', 'claim', 'n']].to_numpy().tolist() == [
-      ['one', '1', 'one holds', '14']
-  ]
-  written = Page(overview.write_overview(tmp_path, [experiment('one'), experiment('two')]))
+    workdir_lib.write_whole(tmp_path / name / 'report' / 'claims.csv', table.to_csv(index=False))
+  path = overview.write_overview(tmp_path, [experiment(name) for name in ('one', 'two', 'three')])
+  written = Page(path)
   assert written.count('table') == 1
-  assert 'one holds' in written.text and 'is about another' not in written.text
-  assert (tmp_path / 'report' / 'claims.csv').read_text() == found.to_csv(index=False)
+  for words in ('one says so', '1.23', '1.1 to 1.3', '1 does not hold'):
+    assert words in written.text
+  for words in ('two says so', 'is of another figure', 'is about another sweep'):
+    assert words not in written.text
+  found = pd.read_csv(path.parent / 'claims.csv', dtype={'figure': str})
+  assert found[['experiment', 'figure', 'reproduces', 'n']].to_numpy().tolist() == [
+      ['one', '1', True, 14],
+      ['one', '10', False, 14],
+  ]
 
 
 def test_problems_are_on_top_and_everything_is_escaped(tmp_path):

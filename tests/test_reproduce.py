@@ -55,6 +55,7 @@ def place(tmp_path, monkeypatch):
   monkeypatch.setattr(reproduce, 'FOLDER', tmp_path)
   monkeypatch.setattr(reproduce, 'EXPERIMENTS', ('first', 'lacking', 'third'))
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  monkeypatch.delenv('XLA_FLAGS')  # as a user has it, not as the tests
   monkeypatch.chdir(tmp_path)
   return tmp_path
 

@@ -46,7 +46,7 @@ def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.Da
 
 def read(path: Path) -> pd.DataFrame:
   """The table of judge, from the claims.csv of a report."""
-  return pd.read_csv(path, dtype={'figure': str}).fillna({'reason': ''})
+  return pd.read_csv(path, dtype={'figure': str, 'reason': str}).fillna({'reason': ''})
 
 
 def probes(results: Results) -> list[str]:

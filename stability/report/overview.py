@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
 from stability import workdir as workdir_lib
-from stability.analysis import sensitivity, tables
-from stability.report import page
+from stability.analysis import claims, sensitivity, tables
+from stability.report import page, terminal
 
 FIGURES = ('loss_by_learning_rate', 'attention_logits_by_learning_rate')  # shown of each sweep
 
@@ -25,38 +24,43 @@ class Experiment:
 
 
 def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
-  """Writes folder/report/index.html over the sweeps in folder/NAME, finished or not; its path."""
+  """Writes folder/report/index.html over the sweeps in folder/NAME, finished or not; its path.
+
+  Beside it claims.csv, what all of them say of the paper's claims.
+  """
   output = folder / 'report'
-  claims = read_claims(folder, [experiment.name for experiment in experiments])
-  if claims is not None:
-    workdir_lib.write_whole(output / 'claims.csv', claims.to_csv(index=False))
-  template = jinja2.Environment(
-      loader=jinja2.FileSystemLoader(Path(__file__).parent),
-      autoescape=True,
-      undefined=jinja2.StrictUndefined,
-      trim_blocks=True,
-      lstrip_blocks=True,
-  ).get_template('overview.html.j2')
-  text = template.render(
+  readable, verdicts = None, {}
+  judged = read_claims(folder, experiments)
+  if judged is not None:
+    workdir_lib.write_whole(output / 'claims.csv', judged.to_csv(index=False))
+    shown = judged[judged['reproduces']]
+    readable = terminal.readable_claims(shown)
+    readable.insert(0, 'experiment', shown['experiment'])
+    verdicts = shown['verdict'].value_counts(sort=False).to_dict()
+  text = page.render(
+      'overview.html.j2',
       experiments=[(each, *_found(folder / each.name)) for each in experiments],
       problems=[each for each in experiments if each.problem],
-      claims=claims,
+      claims=readable,
+      verdicts=verdicts,
   )
   workdir_lib.write_whole(output / 'index.html', text)
   return output / 'index.html'
 
 
-def read_claims(folder: Path, names: Sequence[str]) -> pd.DataFrame | None:
-  """The claims about the sweeps, from their reports' claims.csv, as text; None where there is none.
+def read_claims(folder: Path, experiments: Sequence[Experiment]) -> pd.DataFrame | None:
+  """The claims about the sweeps, from their reports' claims.csv; None before the first report.
 
-  Those with n = 0 are about other sweeps.
+  Columns: those of claims.judge, experiment, and reproduces, whether it is the experiment of the
+  claim's figure.
   """
   found = []
-  for name in names:
-    file = folder / name / 'report' / 'claims.csv'
+  for experiment in experiments:
+    file = folder / experiment.name / 'report' / 'claims.csv'
     if file.exists():
-      claims = pd.read_csv(file, dtype=str, keep_default_na=False)
-      found.append(claims[claims['n'].astype(int) > 0].assign(experiment=name))
+      table = claims.read(file)
+      table = table[table['n'] > 0].assign(experiment=experiment.name)
+      found.append(table.assign(reproduces=table['figure'].isin(experiment.figures)))
   return pd.concat(found, ignore_index=True) if found else None
 
 

@@ -83,14 +83,8 @@ def _write(
   workdir_lib.write_whole(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
   workdir_lib.write_whole(folder / 'claims.csv', judged.to_csv(index=False))
   counts = results.runs['status'].value_counts(sort=False).to_dict()
-  template = jinja2.Environment(
-      loader=jinja2.FileSystemLoader(Path(__file__).parent),
-      autoescape=True,
-      undefined=jinja2.StrictUndefined,
-      trim_blocks=True,
-      lstrip_blocks=True,
-  ).get_template('template.html.j2')
-  page = template.render(
+  page = render(
+      'template.html.j2',
       title=title,
       about=_about(results),
       findings=list(filter(None, (finding(results, table), best(results, table)))),
@@ -107,6 +101,18 @@ def _write(
   )
   workdir_lib.write_whole(folder / 'index.html', page)
   return folder / 'index.html'
+
+
+def render(template: str, **values: Any) -> str:
+  """A page from one of the templates beside this file, in which every value is escaped."""
+  templates = jinja2.Environment(
+      loader=jinja2.FileSystemLoader(Path(__file__).parent),
+      autoescape=True,
+      undefined=jinja2.StrictUndefined,
+      trim_blocks=True,
+      lstrip_blocks=True,
+  )
+  return templates.get_template(template).render(**values)
 
 
 # The figures.
