@@ -1,10 +1,12 @@
 """Measures the engine against its targets on this machine, contestants in turn (A B A B ...).
 
-  python -m launch.benchmark --output=FILE.json [--only=row,throughput] [--rounds=3]
+  python -m launch.benchmark --output=FILE.json [--suite=cpu|gpu] [--only=row,throughput]
+      [--rounds=3]
 
-Writes a JSON file with every single reading and prints a table of medians. About 15 minutes on two
-cores; leave the machine alone meanwhile. The set-up is configs/benchmark.py. The PyTorch rows need
-torch (extra `torch`) and a checkout with tests/; without, they say so.
+Writes a JSON file with every single reading and prints a table of medians. The suite cpu takes
+about 15 minutes on two cores; leave the machine alone meanwhile. Its set-up is
+configs/benchmark.py; its PyTorch rows need torch (extra `torch`) and a checkout with tests/;
+without, they say so. The suite gpu needs an accelerator, of which it uses one device.
 """
 
 import importlib.util
@@ -27,6 +29,7 @@ from rich.table import Table
 
 from configs import benchmark as setup
 from launch import app, environment
+from launch.benchmarks import accelerator
 from stability import config as config_lib
 from stability import plan
 from stability import workdir as workdir_lib
@@ -34,6 +37,9 @@ from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write', flag_values=FLAGS)
+_SUITE = flags.DEFINE_enum(
+    'suite', 'cpu', ['cpu', 'gpu'], 'what to measure: on a CPU or an accelerator', flag_values=FLAGS
+)
 _ONLY = flags.DEFINE_list('only', [], 'names of the measurements; default: all', flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer(
     'rounds', 3, 'readings of each contestant', lower_bound=1, flag_values=FLAGS
@@ -51,15 +57,18 @@ def main() -> None:
   """Runs the measurements and writes what they found."""
   if not _OUTPUT.value:
     raise BadInput('--output: missing, must be the JSON file to write')
+  measurements = SUITES[_SUITE.value]
   for name in _ONLY.value:
-    if name not in MEASUREMENTS:
-      raise BadInput(f'--only={name}: must be one of {", ".join(MEASUREMENTS)}')
+    if name not in measurements:
+      raise BadInput(f'--only={name}: must be one of {", ".join(measurements)}')
+  if _SUITE.value == 'gpu' and not environment.has_accelerator():
+    raise BadInput('--suite=gpu: needs a GPU or TPU and the jax for it, there is none here')
   console = Console()
   found: dict[str, Any] = {'machine': machine()}
   table = Table('what', 'measured', 'target')
-  for name in _ONLY.value or MEASUREMENTS:
+  for name in _ONLY.value or measurements:
     console.print(f'measuring {name} ...')
-    found[name], rows = MEASUREMENTS[name](_ROUNDS.value)
+    found[name], rows = measurements[name](_ROUNDS.value)
     workdir_lib.write_json(Path(_OUTPUT.value), found)
     for row in rows:
       table.add_row(*row)
@@ -274,12 +283,75 @@ def looking(rounds: int) -> tuple[Any, list[Row]]:
   return {'seconds': found}, rows
 
 
-MEASUREMENTS = {
-    'row': row,
-    'start': start,
-    'throughput': throughput,
-    'matmul': matmul,
-    'looking': looking,
+# One accelerator.
+
+
+def population(rounds: int) -> tuple[Any, list[Row]]:
+  """A row of runs as one population against the same one after another."""
+  found = _on_accelerator('population', rounds)
+  return found, [_population_row(found)]
+
+
+def _population_row(found: Any) -> Row:
+  ratio = _ratio(found['readings'], 'one by one', 'together')
+  return f'{accelerator.MEMBERS} runs at width 256: in turn over together', f'{ratio:.1f}', '>= 5'
+
+
+def utilisation(rounds: int) -> tuple[Any, list[Row]]:
+  """The share of the device's own bfloat16 matrix product rate that large runs reach."""
+  found = _on_accelerator('utilisation', rounds)
+  return found, _utilisation_rows(found)
+
+
+def _utilisation_rows(found: Any) -> list[Row]:
+  shares = {
+      name: _ratio(readings, 'training', 'matmul') for name, readings in found['readings'].items()
+  }
+  targets = {'151M': '>= 50 %', '1.2B': '>= 55 %'}
+  return [
+      (f'share of the bfloat16 matmul rate, {name}', f'{share:.0%}', targets[name])
+      for name, share in shares.items()
+  ]
+
+
+def looking_on_accelerator(rounds: int) -> tuple[Any, list[Row]]:
+  """Probes, logs and files beside bare steps."""
+  found = _on_accelerator('looking', rounds)
+  return found, _looking_rows(found)
+
+
+def _looking_rows(found: Any) -> list[Row]:
+  readings = found['readings']
+  probing = _ratio(readings, 'probed every 100', 'logged') - 1
+  gap = 1 - _ratio(readings, 'bare steps', 'logged')
+  return [
+      ('probing every 100 steps, 2.4M', f'{probing:.1%}', '<= 2 %'),
+      ('time of the device between chunks, 2.4M', f'{gap:.1%}', '<= 1 %'),
+  ]
+
+
+def _on_accelerator(what: str, rounds: int) -> dict[str, Any]:
+  """The device and the readings, by a process that has its memory to itself."""
+  command = [sys.executable, '-m', 'launch.benchmarks.accelerator', what, str(rounds)]
+  process = subprocess.run(
+      command, env=environment.worker_environment(), check=True, stdout=subprocess.PIPE, text=True
+  )
+  return json.loads(process.stdout.splitlines()[-1])
+
+
+SUITES = {
+    'cpu': {
+        'row': row,
+        'start': start,
+        'throughput': throughput,
+        'matmul': matmul,
+        'looking': looking,
+    },
+    'gpu': {
+        'population': population,
+        'utilisation': utilisation,
+        'looking': looking_on_accelerator,
+    },
 }
 
 

@@ -12,6 +12,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
+
+from ml_collections import ConfigDict
 
 from configs import benchmark
 from launch import environment
@@ -26,12 +29,18 @@ def main() -> None:
   """Measures what the arguments say."""
   width, rounds, cores = sys.argv[1:]
   environment.pin([int(core) for core in cores.split(',')])
-  from stability import population, train
-  from stability.data import tokens
-
   c = benchmark.get_config()
   c.model.width = int(width)
   c.schedule.steps = STEPS
+  print(json.dumps(measure(c, int(rounds), probe_every=20)))
+
+
+def measure(c: ConfigDict, rounds: int, probe_every: int) -> dict[str, list[float]]:
+  """Readings of each contestant, in seconds of a run of `c`."""
+  from stability import population, train
+  from stability.data import tokens
+
+  steps = c.schedule.steps
   c.checkpoint.every_steps = 0
   layouts = {}
   compile_layout = population.make_layout
@@ -41,8 +50,10 @@ def main() -> None:
       layouts[static] = compile_layout(workdir, sweep, static, example)
     return layouts[static]
 
-  population.make_layout = compiled_once
-  with tempfile.TemporaryDirectory() as folder:
+  with (
+      tempfile.TemporaryDirectory() as folder,
+      mock.patch.object(population, 'make_layout', compiled_once),
+  ):
     text = tokens.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
 
     def run(number: int, probe_every: int) -> float:
@@ -67,17 +78,18 @@ def main() -> None:
       layout = layouts[static]
       state = layout.insert(layout.empty(), 0, layout.init(train.arrays(values)))
       begun = time.perf_counter()
-      state, fetch = layout.advance(state, STEPS)
+      state, fetch = layout.advance(state, steps)
       fetch.read()
       return time.perf_counter() - begun
 
-    run(-1, 0), run(-1, 20)  # compile
-    readings = {'logged': [], 'bare steps': [], 'probed every 20': []}
-    for number in range(int(rounds)):
+    run(-1, 0), run(-1, probe_every)  # compile
+    probed = f'probed every {probe_every}'
+    readings = {'logged': [], 'bare steps': [], probed: []}
+    for number in range(rounds):
       readings['logged'].append(run(number, 0))
       readings['bare steps'].append(bare())
-      readings['probed every 20'].append(run(number, 20))
-  print(json.dumps(readings))
+      readings[probed].append(run(number, probe_every))
+  return readings
 
 
 if __name__ == '__main__':
