@@ -55,7 +55,7 @@ def init(
   params = model.init(jax.random.key(hyper['seed']), inputs, hyper)['params']
   return {
       'params': params,
-      'optimizer': optimizer.direction(hyper).init(params),
+      'optimizer': optimizer.direction(hyper, static).init(params),
       'step': jnp.int32(0),
       'diverged': jnp.bool(False),
       'hyper': hyper,
@@ -95,11 +95,11 @@ def step(
 
   grad_function = jax.value_and_grad(loss_function, has_aux=True)
   (_, (terms, sown)), gradients = grad_function(params)
-  updates, optimizer_state = optimizer.direction(hyper).update(gradients, state['optimizer'])
-  this_step = state['step'] + 1
-  new_params = optimizer.apply_updates(
-      params, updates, hyper, this_step, static.optimizer.weight_decay_kind
+  updates, optimizer_state = optimizer.direction(hyper, static).update(
+      gradients, state['optimizer'], params
   )
+  this_step = state['step'] + 1
+  new_params = optimizer.apply_updates(params, updates, hyper, this_step, static)
   if static.model.output_centering == 'mean':
     new_params['head'] = objective_lib.centered(new_params['head'])
   new_state = {
@@ -118,7 +118,7 @@ def step(
       'step': this_step,
       'diverged': next_state['diverged'],
       **terms,
-      'learning_rate': optimizer.learning_rate(hyper, this_step),
+      'learning_rate': optimizer.learning_rate(hyper, this_step, static),
       'gradient_norm': optax.tree.norm(gradients),
   }
   if probed:

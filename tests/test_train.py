@@ -137,7 +137,7 @@ def test_metrics_of_a_step(single, tiny, text, loss_on):
     rows = batches.gather(text['train'], starts, 16)
     assert metrics['loss'] == pytest.approx(loss_on(before['params'], rows), rel=1e-5)
     assert metrics['step'] == steps and metrics['diverged'] == 0
-    rate = optimizer.learning_rate(run.hyper, np.int32(steps))
+    rate = optimizer.learning_rate(run.hyper, np.int32(steps), run.static)
     assert metrics['learning_rate'] == pytest.approx(float(rate), rel=1e-6)
     assert metrics['z_loss'] > 1  # 0.5 ln(64)^2, and not in the loss
 
