@@ -169,8 +169,9 @@ def apply_updates(
 
   With s = rate / learning_rate, the schedule: independent decay takes s * weight_decay of the
   parameter and does not depend on the learning rate; the coupled one, PyTorch's and Optax's,
-  takes rate * weight_decay. Under learning_rate_scale=parameter_rms a tensor's update, not its
-  decay, is multiplied by max(RMS of the parameter, 1e-3) (paper figure E.14).
+  takes rate * weight_decay. The rate is that of the parameter's layer (parameterization.py).
+  Under learning_rate_scale=parameter_rms a tensor's update, not its decay, is multiplied by
+  max(RMS of the parameter, 1e-3) as well (paper figure E.14).
   """
   rate = learning_rate(hyper, step, static)
   weight_decay = hyper['optimizer.weight_decay']
@@ -180,13 +181,14 @@ def apply_updates(
   independent = static.optimizer.weight_decay_kind == 'independent'
   by_rms = static.optimizer.learning_rate_scale == 'parameter_rms'
 
-  def apply(p, u):
+  def apply(p, u, rate):
     if by_rms:
       u *= jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(p))), SMALLEST_RMS)
     decay = (height if independent else rate) * weight_decay
     return p - (rate * u + decay * p)
 
-  return jax.tree.map(apply, params, updates)
+  rates = parameterization.learning_rates(params, rate, hyper, static)
+  return jax.tree.map(apply, params, updates, rates)
 
 
 def _scheduled(

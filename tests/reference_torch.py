@@ -246,15 +246,25 @@ class Optimizer:
   def step(self, gradients: Iterable[Tensor]) -> None:
     """Parameters less s (LR u + decay p), or s LR (u + decay p) if coupled; s = schedule / LR."""
     directions = self.direction(gradients)
-    rate = schedule(self.c, self.updates)
-    decay = self.c['optimizer.weight_decay'] * rate
-    if self.c['optimizer.weight_decay_kind'] == 'independent':
-      decay /= self.c['optimizer.learning_rate']
+    scheduled = schedule(self.c, self.updates)
     for name, p in self.parameters.items():
+      rate = scheduled
+      if self.c['parameterization.name'].startswith('muparam') and is_linear(name, p):
+        rate = scheduled * self.c['parameterization.base_width'] / self.c['model.width']
+      decay = self.c['optimizer.weight_decay']
+      if self.c['optimizer.weight_decay_kind'] == 'independent':
+        decay *= scheduled / self.c['optimizer.learning_rate']
+      else:
+        decay *= rate
       u = directions[name]
       if self.c['optimizer.learning_rate_scale'] == 'parameter_rms':
         u = u * max(p.square().mean().sqrt().item(), 1e-3)
       p.mul_(1 - decay).sub_(u, alpha=rate)
+
+
+def is_linear(name: str, p: Tensor) -> bool:
+  """Whether a parameter is a matrix whose fan-in is of the width: all but the embedding."""
+  return p.dim() == 2 and name != 'embedding'
 
 
 class AdamW(Optimizer):

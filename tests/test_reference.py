@@ -154,6 +154,12 @@ STATIC = {
     'parameter_rms': {'optimizer.learning_rate_scale': 'parameter_rms'},
     'wsd': {'schedule.shape': 'wsd', 'schedule.decay_steps': 2, 'schedule.steps': 5},
     'rsqrt': {'schedule.shape': 'rsqrt'},
+    'muparam': {'parameterization.name': 'muparam_simple', 'parameterization.base_width': 8},
+    'muparam, coupled': {
+        'parameterization.name': 'muparam_full',
+        'parameterization.base_width': 8,
+        'optimizer.weight_decay_kind': 'coupled',
+    },
 }
 CASES = [(name, case) for name in ('independent', 'coupled') for case in OPTIMIZERS]
 CASES += [(name, case) for name in list(STATIC)[2:] for case in ('default', 'other betas')]
