@@ -74,7 +74,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.optimizer.name = 'adamw'  # adamw | adam_atan2 | stable_adamw | lion | muon | adafactor
   c.optimizer.learning_rate = 1e-2  # the highest of the schedule
   c.optimizer.learning_rate_scale = 'none'  # none | parameter_rms: times max(RMS, 1e-3), per tensor
-  c.optimizer.beta1 = 0.9
+  c.optimizer.beta1 = 0.9  # which optimizer reads which of these three: stability/optimizer.py
   c.optimizer.beta2 = 0.95  # lower than Adam's 0.999: forgets spikes in the gradient sooner
   c.optimizer.eps = 1e-8  # updates vanish where the gradient RMS is below it (paper section 3.4)
   c.optimizer.clip_norm = 1.0  # of the gradient's global norm; 0 = off
@@ -85,8 +85,8 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.schedule.steps = s['steps']  # updates
   c.schedule.warmup_steps = s['steps'] // 20  # linear from 0; the paper's 5 %
   c.schedule.shape = 'cosine'  # cosine | wsd: constant, then linear | rsqrt: 1 / sqrt(step)
-  c.schedule.decay_steps = s['steps'] // 5  # the last ones, of wsd
-  c.schedule.min_learning_rate = 1e-5  # at the end; absolute, as in the paper
+  c.schedule.decay_steps = s['steps'] // 5  # the last ones, of wsd; 0 = constant to the end
+  c.schedule.min_learning_rate = 1e-5  # at the end; absolute, as in the paper; a floor for rsqrt
 
   c.parallel = ConfigDict()
   # auto | single: one run on a device | population: many | data_parallel, sharded: one run on all

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from stability import layers, optimizer, parallel, probes
+from stability import layers, optimizer, parallel, parameterization, probes
 from stability import model as model_lib
 from stability import objective as objective_lib
 from stability.data import batches
@@ -27,13 +27,13 @@ Metrics = dict[str, jax.Array]
 
 def programs(static: ml_collections.FrozenConfigDict, vocabulary_size: int) -> parallel.Programs:
   """The functions that a layout compiles; `static` is what config.split gives."""
-  model = model_lib.Transformer(static.model, vocabulary_size)
+  model = model_lib.Transformer(parameterization.model_config(static), vocabulary_size)
   bind = functools.partial
   return parallel.Programs(
       init=bind(init, model, static),
       step=bind(step, model, static, False),
       probed_step=bind(step, model, static, True) if static.probe.every_steps else None,
-      evaluate=bind(evaluate, model),
+      evaluate=bind(evaluate, model, static),
   )
 
 
@@ -53,9 +53,10 @@ def init(
   """The state of a run before its first update."""
   inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
   params = model.init(jax.random.key(hyper['seed']), inputs, hyper)['params']
+  params = parameterization.initial(params, hyper, static)
   return {
       'params': params,
-      'optimizer': optimizer.direction(hyper).init(params),
+      'optimizer': optimizer.direction(hyper, static).init(params),
       'step': jnp.int32(0),
       'diverged': jnp.bool(False),
       'hyper': hyper,
@@ -87,19 +88,20 @@ def step(
 
   def loss_function(params):
     collections = [layers.PROBES, layers.ACTIVATIONS] if probed else []
-    logits_BxTxV, sown = model.apply({'params': params}, inputs_BxT, hyper, mutable=collections)
+    weights = parameterization.effective(params, hyper, static)
+    logits_BxTxV, sown = model.apply({'params': weights}, inputs_BxT, hyper, mutable=collections)
     total, terms = objective_lib.objective(
-        static.objective, hyper, logits_BxTxV, targets_BxT, params['head']
+        static.objective, hyper, logits_BxTxV, targets_BxT, weights['head']
     )
     return total, (terms, sown)
 
   grad_function = jax.value_and_grad(loss_function, has_aux=True)
   (_, (terms, sown)), gradients = grad_function(params)
-  updates, optimizer_state = optimizer.direction(hyper).update(gradients, state['optimizer'])
-  this_step = state['step'] + 1
-  new_params = optimizer.apply_updates(
-      params, updates, hyper, this_step, static.optimizer.weight_decay_kind
+  updates, optimizer_state = optimizer.direction(hyper, static).update(
+      gradients, state['optimizer'], params
   )
+  this_step = state['step'] + 1
+  new_params = optimizer.apply_updates(params, updates, hyper, this_step, static)
   if static.model.output_centering == 'mean':
     new_params['head'] = objective_lib.centered(new_params['head'])
   new_state = {
@@ -118,7 +120,7 @@ def step(
       'step': this_step,
       'diverged': next_state['diverged'],
       **terms,
-      'learning_rate': optimizer.learning_rate(hyper, this_step),
+      'learning_rate': optimizer.learning_rate(hyper, this_step, static),
       'gradient_norm': optax.tree.norm(gradients),
   }
   if probed:
@@ -127,9 +129,14 @@ def step(
 
 
 def evaluate(
-    model: model_lib.Transformer, data: Data, state: State, batch: jax.Array
+    model: model_lib.Transformer,
+    static: ml_collections.FrozenConfigDict,
+    data: Data,
+    state: State,
+    batch: jax.Array,
 ) -> jax.Array:
   """Mean cross-entropy in nats on one of the fixed validation batches."""
   batch_BxT1 = data['validation'][batch].astype(jnp.int32)
-  logits_BxTxV = model.apply({'params': state['params']}, batch_BxT1[:, :-1], state['hyper'])
+  weights = parameterization.effective(state['params'], state['hyper'], static)
+  logits_BxTxV = model.apply({'params': weights}, batch_BxT1[:, :-1], state['hyper'])
   return objective_lib.cross_entropy(logits_BxTxV, batch_BxT1[:, 1:])

@@ -188,57 +188,156 @@ def objective(
 
 
 def schedule(c: Settings, update: int) -> float:
-  """Learning rate of an update, counted from 1: linear warm-up, then half a cosine."""
+  """Learning rate of an update, counted from 1: linear warm-up, then half a cosine.
+
+  Or constant and a linear end (wsd), or as one over the root of the update (rsqrt).
+  """
   highest, lowest = c['optimizer.learning_rate'], c['schedule.min_learning_rate']
   warmup, steps = c['schedule.warmup_steps'], c['schedule.steps']
   if update < warmup:
     return highest * update / warmup
+  if c['schedule.shape'] == 'rsqrt':
+    return max(highest / math.sqrt(update / max(warmup, 1)), lowest)
+  if c['schedule.shape'] == 'wsd':
+    left = steps - update
+    if left >= c['schedule.decay_steps']:
+      return highest
+    return lowest + (highest - lowest) * left / c['schedule.decay_steps']
   progress = (update - warmup) / max(steps - warmup, 1)
   return lowest + (highest - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class AdamW:
-  """Clipping by the global norm, Adam with bias correction, and decay of every parameter."""
+class Optimizer:
+  """Clipping by the global norm, a rule for each tensor, and decay of every parameter."""
 
-  def __init__(self, c: Settings, parameters: Iterable[Tensor]):
+  def __init__(self, c: Settings, parameters: Mapping[str, Tensor]):
     self.c = c
-    self.parameters = list(parameters)
+    self.parameters = dict(parameters)
     self.updates = 0
-    self.first = [torch.zeros_like(p) for p in self.parameters]
-    self.second = [torch.zeros_like(p) for p in self.parameters]
+    self.beta1, self.beta2 = c['optimizer.beta1'], c['optimizer.beta2']
+    self.eps = c['optimizer.eps']
+    self.first = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+    self.second = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+
+  def rule(self, name: str, g: Tensor) -> Tensor:
+    """The direction of one tensor, from its clipped gradient."""
+    raise NotImplementedError
+
+  def moments(self, name: str, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Adam's, both corrected for their start at 0."""
+    m, v = self.first[name], self.second[name]
+    m.lerp_(g, 1 - self.beta1)
+    v.lerp_(g.square(), 1 - self.beta2)
+    return m / (1 - self.beta1**self.updates), v / (1 - self.beta2**self.updates)
 
   @torch.no_grad()
-  def direction(self, gradients: Iterable[Tensor]) -> list[Tensor]:
-    """Counts an update and returns m / (sqrt(v) + eps), both moments corrected."""
+  def direction(self, gradients: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Counts an update and returns what is taken, times the learning rate, of each parameter."""
     gradients = list(gradients)
     limit = self.c['optimizer.clip_norm']
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
     if limit > 0:
       scale = (limit / norm).clamp(max=1)
       gradients = [g * scale for g in gradients]
-    beta1, beta2 = self.c['optimizer.beta1'], self.c['optimizer.beta2']
     self.updates += 1
-    correction1, correction2 = 1 - beta1**self.updates, 1 - beta2**self.updates
-    directions = []
-    for m, v, g in zip(self.first, self.second, gradients, strict=True):
-      m.lerp_(g, 1 - beta1)
-      v.lerp_(g.square(), 1 - beta2)
-      directions.append(m / correction1 / ((v / correction2).sqrt() + self.c['optimizer.eps']))
-    return directions
+    return {n: self.rule(n, g) for n, g in zip(self.parameters, gradients, strict=True)}
 
   @torch.no_grad()
   def step(self, gradients: Iterable[Tensor]) -> None:
     """Parameters less s (LR u + decay p), or s LR (u + decay p) if coupled; s = schedule / LR."""
     directions = self.direction(gradients)
-    rate = schedule(self.c, self.updates)
-    decay = self.c['optimizer.weight_decay'] * rate
-    if self.c['optimizer.weight_decay_kind'] == 'independent':
-      decay /= self.c['optimizer.learning_rate']
-    for p, u in zip(self.parameters, directions, strict=True):
+    scheduled = schedule(self.c, self.updates)
+    for name, p in self.parameters.items():
+      rate = scheduled
+      if self.c['parameterization.name'].startswith('muparam') and is_linear(name, p):
+        rate = scheduled * self.c['parameterization.base_width'] / self.c['model.width']
+      decay = self.c['optimizer.weight_decay']
+      if self.c['optimizer.weight_decay_kind'] == 'independent':
+        decay *= scheduled / self.c['optimizer.learning_rate']
+      else:
+        decay *= rate
+      u = directions[name]
+      if self.c['optimizer.learning_rate_scale'] == 'parameter_rms':
+        u = u * max(p.square().mean().sqrt().item(), 1e-3)
       p.mul_(1 - decay).sub_(u, alpha=rate)
 
 
-def train_step(c: Settings, model: Transformer, optimizer: AdamW, batch: Tensor) -> Tensor:
+def is_linear(name: str, p: Tensor) -> bool:
+  """Whether a parameter is a matrix whose fan-in is of the width: all but the embedding."""
+  return p.dim() == 2 and name != 'embedding'
+
+
+class AdamW(Optimizer):
+  def rule(self, name, g):
+    m, v = self.moments(name, g)
+    return m / (v.sqrt() + self.eps)
+
+
+class AdamAtan2(Optimizer):
+  def rule(self, name, g):
+    m, v = self.moments(name, g)
+    return torch.atan2(m, v.sqrt()) / math.atan(1)  # 1 where m is the root of v
+
+
+class StableAdamW(Optimizer):
+  def rule(self, name, g):
+    m, v = self.moments(name, g)
+    rms = g.double().square().div(v.double().clamp(min=self.eps**2)).mean().sqrt().item()
+    return m / (v.sqrt() + self.eps) / max(1, rms)
+
+
+class Lion(Optimizer):
+  def rule(self, name, g):
+    m = self.first[name]
+    direction = m.lerp(g, 1 - self.beta1).sign()
+    m.lerp_(g, 1 - self.beta2)
+    return direction
+
+
+class Muon(AdamW):
+  def rule(self, name, g):
+    if not name.startswith('block_') or g.dim() < 2:
+      return super().rule(name, g)
+    m, t = self.first[name], self.updates
+    m.lerp_(g, 1 - self.beta1)
+    # Nesterov's look ahead, in which the momentum is corrected for the update to come.
+    ahead = self.beta1 * m / (1 - self.beta1 ** (t + 1))
+    ahead += (1 - self.beta1) * g / (1 - self.beta1**t)
+    return 0.2 * math.sqrt(max(g.shape)) * newton_schulz(ahead, self.eps)
+
+
+def newton_schulz(matrix: Tensor, eps: float) -> Tensor:
+  """Singular values of about 1 in place of the matrix's own: an odd quintic, five times."""
+  x = matrix / (matrix.norm() + eps)
+  a, b, c = 3.4445, -4.7750, 2.0315
+  for _ in range(5):
+    x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
+  return x
+
+
+class Adafactor(Optimizer):
+  def rule(self, name, g):
+    v, rate = self.second[name], self.updates**-0.8
+    v.lerp_(g.square() + 1e-30, rate)  # averaging and taking means commute
+    if g.dim() == 2 and min(g.shape) >= 128:
+      v = v.double()
+      rows, columns = v.mean(1, keepdim=True), v.mean(0, keepdim=True)
+      v = rows * columns / v.mean()
+    direction = (g / v.sqrt()).float()
+    return direction / direction.square().mean().sqrt().clamp(min=1)
+
+
+OPTIMIZERS = {
+    'adamw': AdamW,
+    'adam_atan2': AdamAtan2,
+    'stable_adamw': StableAdamW,
+    'lion': Lion,
+    'muon': Muon,
+    'adafactor': Adafactor,
+}
+
+
+def train_step(c: Settings, model: Transformer, optimizer: Optimizer, batch: Tensor) -> Tensor:
   """One update on a batch [batch, time + 1]; returns the cross-entropy before it."""
   total, terms = objective(c, model(batch[:, :-1]), batch[:, 1:], model.head)
   optimizer.step(torch.autograd.grad(total, list(model.parameters())))

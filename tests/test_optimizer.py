@@ -1,4 +1,7 @@
-"""The schedule, weight decay and clipping; whole updates are in test_reference.py."""
+"""Schedules, weight decay, clipping, and each optimizer's own property.
+
+Whole updates are held against PyTorch in test_reference.py.
+"""
 
 import functools
 
@@ -21,25 +24,38 @@ SCHEDULES = {
 }
 
 
-def hyper_of(rate, lowest, warmup, steps, **others):
+def hyper_of(rate, lowest, warmup, steps, decay_steps=0, **others):
   hyper = {
       'optimizer.learning_rate': np.float32(rate),
       'schedule.min_learning_rate': np.float32(lowest),
       'schedule.warmup_steps': np.int32(warmup),
       'schedule.steps': np.int32(steps),
+      'schedule.decay_steps': np.int32(decay_steps),
   }
   return hyper | {f'optimizer.{name}': np.float32(value) for name, value in others.items()}
 
 
 @pytest.fixture(scope='module')
-def schedule():
-  """The learning rates of updates 1, 2 ... steps."""
-  compiled = jax.jit(jax.vmap(optimizer.learning_rate, (None, 0)))
+def schedules(tiny):
+  """By shape: the learning rates of updates 1, 2 ... steps."""
 
-  def rates(hyper):
-    return np.asarray(compiled(hyper, np.arange(1, hyper['schedule.steps'] + 1, dtype=np.int32)))
+  def of_shape(shape):
+    static = tiny({'schedule.shape': shape, 'schedule.decay_steps': 0}).static
+    rate = functools.partial(optimizer.learning_rate, static=static)
+    compiled = jax.jit(jax.vmap(rate, (None, 0)))
 
-  return rates
+    def rates(hyper):
+      return np.asarray(compiled(hyper, np.arange(1, hyper['schedule.steps'] + 1, dtype=np.int32)))
+
+    return rates
+
+  return {shape: of_shape(shape) for shape in ('cosine', 'wsd', 'rsqrt')}
+
+
+@pytest.fixture(scope='module')
+def schedule(schedules):
+  """The default shape's."""
+  return schedules['cosine']
 
 
 @pytest.mark.parametrize('case', SCHEDULES)
@@ -77,13 +93,57 @@ def test_schedule_of_warm_up_alone_ends_at_the_top(schedule):
   assert schedule(hyper_of(0.1, 1e-5, 40, 40))[-1] == np.float32(0.1)
 
 
+@pytest.mark.parametrize('decay_steps', [0, 1, 13, 45])
+def test_wsd_is_constant_then_linear(schedules, decay_steps):
+  """Warm-up, the highest exactly, then a straight line that meets the lowest exactly."""
+  rate, lowest, warmup, steps = 0.1, 1e-3, 5, 50
+  got = schedules['wsd'](hyper_of(rate, lowest, warmup, steps, decay_steps))
+  start = steps - decay_steps  # the last update at the highest
+  np.testing.assert_allclose(got[:warmup], rate * np.arange(1, warmup + 1) / warmup, rtol=1e-6)
+  np.testing.assert_array_equal(got[warmup - 1 : start], np.float32(rate))
+  line = np.linspace(rate, lowest, decay_steps + 1)
+  np.testing.assert_allclose(got[start - 1 :], line, rtol=1e-5)
+  assert got[-1] == np.float32(lowest if decay_steps else rate)
+
+
+@pytest.mark.parametrize('warmup', [0, 1, 5])
+def test_rsqrt_falls_by_the_root_of_the_step(schedules, warmup):
+  """Four times as many updates, half the rate; min_learning_rate is a floor."""
+  got = schedules['rsqrt'](hyper_of(0.1, 0.02, warmup, 200))
+  top = max(warmup, 1)
+  assert got[top - 1] == got.max() == np.float32(0.1)
+  for step in (top, top + 1, 2 * top):
+    assert got[4 * step - 1] == pytest.approx(max(got[step - 1] / 2, 0.02), rel=1e-6)
+  assert got[-1] == got.min(initial=1, where=np.arange(200) >= top) == np.float32(0.02)
+  assert schedules['rsqrt'](hyper_of(0.1, 0, warmup, 200))[-1] > 0
+
+
+@pytest.mark.parametrize('shape', ['wsd', 'rsqrt'])
+def test_other_schedules_meet_their_ends_exactly(schedules, shape):
+  """For any values; no update between is above the highest or below the lowest."""
+  rng = np.random.default_rng(0)
+  for rate in 10 ** rng.uniform(-4, 0, 100):
+    hyper = hyper_of(rate, rate * rng.uniform(0, 0.3), 7, 50, 20)
+    got = schedules[shape](hyper)
+    assert got[6] == hyper['optimizer.learning_rate'] == got.max()
+    assert got[7:].min() >= hyper['schedule.min_learning_rate']
+    assert (np.diff(got[6:]) <= 0).all()
+    if shape == 'wsd':
+      assert got[-1] == hyper['schedule.min_learning_rate']
+
+
 @pytest.fixture(scope='module')
-def apply_updates():
-  """Parameters after update number `step`, by kind of weight decay."""
-  return {
-      kind: jax.jit(functools.partial(optimizer.apply_updates, weight_decay_kind=kind))
-      for kind in ('independent', 'coupled')
-  }
+def apply_updates(tiny):
+  """Parameters after update number `step`, by kind of weight decay or shape of the schedule."""
+
+  def with_static(overrides):
+    static = tiny({'schedule.decay_steps': 0} | overrides).static
+    return jax.jit(functools.partial(optimizer.apply_updates, static=static))
+
+  kinds = {kind: {'optimizer.weight_decay_kind': kind} for kind in ('independent', 'coupled')}
+  shapes = {shape: {'schedule.shape': shape} for shape in ('wsd', 'rsqrt')}
+  by_rms = {'parameter_rms': {'optimizer.learning_rate_scale': 'parameter_rms'}}
+  return {name: with_static(overrides) for name, overrides in (kinds | shapes | by_rms).items()}
 
 
 PARAMS = {
@@ -93,12 +153,13 @@ PARAMS = {
 ZERO_UPDATES = jax.tree.map(np.zeros_like, PARAMS)
 
 
-def test_independent_weight_decay_does_not_depend_on_the_learning_rate(apply_updates):
+@pytest.mark.parametrize('shape', ['independent', 'wsd', 'rsqrt'])
+def test_independent_weight_decay_does_not_depend_on_the_learning_rate(apply_updates, shape):
   """Bit for bit, at every step of the schedule, when it ends at zero."""
 
   def decayed(rate, step):
-    hyper = hyper_of(rate, 0.0, 5, 50, weight_decay=0.1)
-    new = apply_updates['independent'](PARAMS, ZERO_UPDATES, hyper, np.int32(step))
+    hyper = hyper_of(rate, 0.0, 5, 50, 17, weight_decay=0.1)
+    new = apply_updates[shape](PARAMS, ZERO_UPDATES, hyper, np.int32(step))
     return np.concatenate([new['matrix'].ravel(), new['norm']['scale']])
 
   for step in range(1, 51):
@@ -136,15 +197,47 @@ def test_an_update_is_taken_at_the_learning_rate(apply_updates, kind):
   np.testing.assert_allclose(new['matrix'], PARAMS['matrix'] - 0.1 / 4, rtol=1e-6, atol=1e-7)
 
 
+def test_parameter_rms_multiplies_the_update_and_not_the_decay(apply_updates):
+  """By each tensor's own RMS, or 1e-3 where that is smaller: of zeros, say, which must move."""
+  tiny_matrix = np.float32([[1e-5, -1e-5]])
+  params = PARAMS | {'tiny': tiny_matrix, 'zero': np.zeros(3, np.float32)}
+  ones = jax.tree.map(np.ones_like, params)
+  hyper = hyper_of(0.1, 0.0, 0, 50, weight_decay=0.2)
+  new = apply_updates['parameter_rms'](params, ones, hyper, np.int32(0))  # before any decrease
+  rms = np.sqrt(np.mean(np.square(PARAMS['matrix'])))
+  np.testing.assert_allclose(new['matrix'], 0.8 * params['matrix'] - 0.1 * rms, rtol=1e-5)
+  np.testing.assert_allclose(new['norm']['scale'], 0.8 - 0.1, rtol=1e-6)
+  np.testing.assert_allclose(new['tiny'], 0.8 * tiny_matrix - 0.1 * 1e-3, rtol=1e-6)
+  np.testing.assert_allclose(new['zero'], -0.1 * 1e-3, rtol=1e-6)
+
+
 @pytest.fixture(scope='module')
-def first_direction():
-  """The direction of a first update."""
+def directions(tiny):
+  """By optimizer: the directions of successive updates."""
 
-  def direction(hyper, gradients):
-    transformation = optimizer.direction(hyper)
-    return transformation.update(gradients, transformation.init(gradients))[0]
+  def of(name):
+    static = tiny({'optimizer.name': name}).static
 
-  return jax.jit(direction)
+    @jax.jit
+    def update(hyper, gradients, state):
+      return optimizer.direction(hyper, static).update(gradients, state, gradients)
+
+    def directions(hyper, *gradients):
+      state = optimizer.direction(hyper, static).init(gradients[0])
+      for g in gradients:
+        direction, state = update(hyper, g, state)
+        yield direction
+
+    return directions
+
+  names = ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor')
+  return {name: of(name) for name in names}
+
+
+@pytest.fixture(scope='module')
+def first_direction(directions):
+  """The direction of AdamW's first update."""
+  return lambda hyper, gradients: next(directions['adamw'](hyper, gradients))
 
 
 def adam(eps, clip_norm):
@@ -172,3 +265,129 @@ def test_clips_the_global_norm(first_direction, clip_norm):
   scale = min(1, clip_norm / 5) if clip_norm else 1
   np.testing.assert_allclose(1e6 * got['a'], [3 * scale, 0], rtol=1e-5)
   np.testing.assert_allclose(1e6 * got['b']['c'], [[0], [-4 * scale]], rtol=1e-5)
+
+
+NAMES = ['adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor']
+
+
+def noise(rng, size=1.0):
+  shapes = {'embedding': (6, 8), 'head': (8, 6), 'block_0': {'mlp': {'up': (8, 32)}}}
+  return jax.tree.map(
+      lambda shape: np.float32(size * rng.normal(size=shape)),
+      shapes,
+      is_leaf=lambda leaf: isinstance(leaf, tuple),
+  )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_optimizer_clips_first(directions, name):
+  """Gradients of which the larger is cut to the size of the smaller move the state alike."""
+  small = noise(np.random.default_rng(0), 1e-2)
+  norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(small)))
+  large = jax.tree.map(lambda g: 100 * g, small)
+  after = noise(np.random.default_rng(1), 1e-2)
+  hyper = adam(1e-8, norm)
+  *_, expected = directions[name](hyper, small, after)
+  *_, got = directions[name](hyper, large, after)
+  *_, unclipped = directions[name](adam(1e-8, 0), large, after)
+  for a, b, c in zip(*map(jax.tree.leaves, (expected, got, unclipped)), strict=True):
+    if name != 'lion':
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert np.mean(np.abs(a - b) > 0.05) < 0.02  # a sign may turn where the mix is near 0
+    assert np.mean(np.abs(a - c) > 0.05) > 0.2
+
+
+@pytest.mark.parametrize('name', ['adamw', *NAMES])
+def test_directions_are_of_order_one(directions, name):
+  """Whatever the size of the gradient: one learning rate serves all optimizers."""
+  rng = np.random.default_rng(0)
+  for size in (1e-6, 1e-2, 1e2):
+    gradients = [noise(rng, size) for _ in range(4)]
+    for direction in directions[name](adam(1e-12, 0), *gradients):
+      for leaf in jax.tree.leaves(direction):
+        assert 0.1 < np.sqrt(np.mean(np.square(leaf))) < 1.5
+
+
+def test_atan2_knows_no_scale_and_no_eps(directions):
+  """Of gradients times 1e-12 the same, where Adam's eps takes over; never above 2."""
+  rng = np.random.default_rng(0)
+  gradients = [np.float32(rng.normal(size=100)) for _ in range(5)]
+  scaled = [np.float32(1e-12) * g for g in gradients]
+  plain = list(directions['adam_atan2'](adam(1e-8, 0), *gradients))
+  for a, b in zip(plain, directions['adam_atan2'](adam(1e-3, 0), *scaled), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(plain[0], np.sign(gradients[0]), rtol=1e-6)
+  assert max(np.abs(direction).max() for direction in plain) <= 2
+  zero = next(directions['adam_atan2'](adam(1e-8, 0), np.zeros(3, np.float32)))
+  np.testing.assert_array_equal(zero, 0)
+
+
+def test_stable_adamw_shrinks_what_takes_it_by_surprise(directions):
+  """A tensor whose gradient grows a hundredfold; not the one beside it."""
+  rng = np.random.default_rng(0)
+  gradients = [{k: np.float32(rng.normal(size=50)) for k in 'ab'} for _ in range(6)]
+  gradients[-1]['a'] *= 100
+  *_, stable = directions['stable_adamw'](adam(1e-8, 0), *gradients)
+  *_, plain = directions['adamw'](adam(1e-8, 0), *gradients)
+  v = sum(
+      0.05 * 0.95**i * np.square(g['a'], dtype=np.float64) for i, g in enumerate(gradients[::-1])
+  ) / (1 - 0.95**6)
+  surprise = np.sqrt(np.mean(np.square(gradients[-1]['a'], dtype=np.float64) / v))
+  assert surprise > 1.5
+  np.testing.assert_allclose(stable['a'], plain['a'] / surprise, rtol=1e-4)
+  rms_b = [np.sqrt(np.mean(np.square(d['b']))) for d in (stable, plain)]
+  assert rms_b[0] > 0.8 * rms_b[1]
+
+
+def test_lion_takes_signs(directions):
+  rng = np.random.default_rng(0)
+  gradients = [np.float32(rng.normal(size=50)) for _ in range(3)]
+  momentum = np.zeros(50)
+  for g, direction in zip(gradients, directions['lion'](adam(1e-8, 0), *gradients), strict=True):
+    np.testing.assert_array_equal(direction, np.sign(0.9 * momentum + 0.1 * g))
+    momentum = 0.95 * momentum + 0.05 * g
+
+
+def test_muon_takes_the_matrices_of_blocks_alone(directions):
+  """Their singular values become alike; embedding, head and scales move as by Adam."""
+  rng = np.random.default_rng(0)
+  shapes = {
+      'query': (16, 16), 'key': (16, 16), 'value': (16, 16), 'output': (16, 16), 'gate': (16, 2)
+  }  # fmt: skip
+  tree = {
+      'embedding': (20, 16),
+      'head': (16, 20),
+      'final_norm': {'scale': (16,)},
+      'block_0': {
+          'attention': shapes | {'qk_norm_query': {'scale': (8,)}},
+          'mlp': {'up': (16, 64), 'down': (64, 16)},
+          'mlp_norm': {'scale': (16,)},
+      },
+  }
+
+  def draw(shape):
+    return np.float32(rng.normal(size=shape))
+
+  gradients = jax.tree.map(draw, tree, is_leaf=lambda leaf: isinstance(leaf, tuple))
+  muon = next(directions['muon'](adam(1e-8, 0), gradients))
+  plain = next(directions['adamw'](adam(1e-8, 0), gradients))
+  for path, direction in jax.tree_util.tree_leaves_with_path(muon):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    expected = plain
+    for key in path:
+      expected = expected[key.key]
+    orthogonal = name.split('/')[-1] in (*shapes, 'up', 'down')
+    assert np.array_equal(direction, expected) != orthogonal, name
+    if orthogonal:
+      values = np.linalg.svd(direction, compute_uv=False) / (0.2 * max(direction.shape) ** 0.5)
+      assert np.median(values) > 0.6 and values.max() < 1.3, name  # the smallest take longer
+
+
+def test_adafactor_bounds_the_rms_and_forgets_by_its_own_schedule(directions):
+  """The second moment after updates 1, 2: (1 - 2^-0.8) g1^2 + 2^-0.8 g2^2."""
+  first, second = np.float32([1, 2, -3]), np.float32([30, -40, 2])
+  one, two = directions['adafactor'](adam(1e-8, 0), first, second)
+  np.testing.assert_allclose(one, np.sign(first), rtol=1e-6)
+  expected = second / np.sqrt((1 - 2**-0.8) * first**2 + 2**-0.8 * second**2)
+  expected /= max(1, np.sqrt(np.mean(expected**2)))
+  np.testing.assert_allclose(two, expected, rtol=1e-5)

@@ -58,6 +58,18 @@ def test_a_run_in_a_population_equals_the_run_alone(population, tiny):
     assert same(alone[other_slot], together[slot])
 
 
+def test_muon_in_a_population_equals_muon_alone(tiny, text):
+  """Its matrix products are batched over the members."""
+  overrides = {'optimizer.name': 'muon', 'model.depth': 1, 'probe.every_steps': 0}
+  row = [tiny(overrides | member) for member in ROW[:2]]
+  programs = train.programs(row[0].static, vocabulary_size=64)
+  layout = parallel.Population(programs, text, row[0].hyper, jax.devices()[:1], members=2)
+  together = trained(layout, dict(enumerate(row)), steps=3)
+  for slot, run in enumerate(row):
+    assert same(trained(layout, {1 - slot: run}, steps=3)[1 - slot], together[slot])
+  assert together[0][1]['loss'] != together[1][1]['loss']
+
+
 def test_members_differ(population, tiny):
   together = trained(population, {slot: tiny(ROW[slot]) for slot in range(len(ROW))})
   losses = [metrics['loss'] for _, metrics in together.values()]

@@ -3,11 +3,12 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from configs import base
+from stability import checkpoint, hyper, optimizer, parallel, population
 from stability import config as config_lib
-from stability import hyper, parallel, population
 from stability import workdir as workdir_lib
 from stability.data import tokens
 
@@ -117,6 +118,31 @@ def test_a_row_of_runs(sweep):
   assert len({row['final_loss'] for row in rows}) == 3
   final_rates = [metrics(workdir, name)[-1]['learning_rate'] for name in names]
   assert final_rates == pytest.approx([1e-5] * 3)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'stable_adamw', 'lion', 'muon', 'adafactor'])
+def test_the_state_of_every_optimizer_survives_a_checkpoint(tmp_path, tiny, name):
+  """Bit for bit, and in its own structure: of Optax's tuples, some of them without leaves."""
+  run = tiny({'optimizer.name': name})
+  rng = np.random.default_rng(0)
+  params = {
+      'embedding': rng.normal(size=(6, 4)),
+      'block_0': {'mlp': {'up': rng.normal(size=(128, 129))}},  # as Adafactor factors
+      'final_norm': {'scale': np.ones(4)},
+  }
+  params = jax.tree.map(np.float32, params)
+  transformation = optimizer.direction(run.hyper, run.static)
+  _, state = transformation.update(params, transformation.init(params), params)
+  state = jax.device_get({'params': params, 'optimizer': state, 'step': np.int32(3)})
+  arrays = population._named(state)
+  assert len(arrays) == len(jax.tree.leaves(state))
+  checkpoint.save(tmp_path, 3, arrays, {}, keep=1)
+  _, restored, _ = checkpoint.restore(tmp_path)
+  empty = jax.tree.map(np.zeros_like, state)
+  again = population._unnamed(empty, restored)
+  assert jax.tree.structure(again) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
 
 
 @pytest.mark.parametrize('layout', ['single', 'population'])

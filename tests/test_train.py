@@ -62,6 +62,8 @@ CHANGED = {
     'optimizer.eps': 1e-4,
     'optimizer.clip_norm': 0.0,
     'optimizer.weight_decay': 1e-3,
+    'parameterization.base_width': 8,
+    'schedule.decay_steps': 5,
     'schedule.steps': 30,
     'schedule.warmup_steps': 3,
     'schedule.min_learning_rate': 5e-3,
@@ -72,12 +74,18 @@ ON = {
     'model.attention_soft_cap': 1.0,
     'model.output_soft_cap': 1.0,
     'objective.mu_loss': 1.0,
+    'parameterization.name': 'mup',
+    'parameterization.exponents': 'full_alignment',
+    'schedule.shape': 'wsd',
+    'schedule.decay_steps': 17,  # all but warm-up and one more
 }
 READ_IF_ON = (
     'model.logit_scale',
     'model.attention_soft_cap',
     'model.output_soft_cap',
     'objective.mu_loss',
+    'parameterization.base_width',
+    'schedule.decay_steps',
 )
 
 
@@ -137,7 +145,7 @@ def test_metrics_of_a_step(single, tiny, text, loss_on):
     rows = batches.gather(text['train'], starts, 16)
     assert metrics['loss'] == pytest.approx(loss_on(before['params'], rows), rel=1e-5)
     assert metrics['step'] == steps and metrics['diverged'] == 0
-    rate = optimizer.learning_rate(run.hyper, np.int32(steps))
+    rate = optimizer.learning_rate(run.hyper, np.int32(steps), run.static)
     assert metrics['learning_rate'] == pytest.approx(float(rate), rel=1e-6)
     assert metrics['z_loss'] > 1  # 0.5 ln(64)^2, and not in the loss
 
