@@ -1,9 +1,10 @@
 """A step over devices. A layout holds the executables of a static config and the state they change.
 
-  Single      one run on one device, a Python loop over steps: fastest on a CPU (BUILD_NOTES.md)
-  Population  pmap over devices of vmap over members, a loop over steps on the device
+  Single        one run on one device, a Python loop over steps: fastest on a CPU (BUILD_NOTES.md)
+  Population    pmap over devices of vmap over members, a loop over steps on the device
+  DataParallel, Sharded   one run on all devices (stability/large_run.py)
 
-Both have `width` slots, each empty or holding one run, and train all of them in step. What a slot
+All have `width` slots, each empty or holding one run, and train all of them in step. What a slot
 computes depends neither on its number nor on what the other slots hold.
 """
 
@@ -26,8 +27,9 @@ class Programs:
   """The pure functions of one run (stability/train.py); a layout compiles and maps them."""
 
   init: Callable[[Tree], Tree]  # hyperparameters -> state
-  step: Callable[[Data, Tree], tuple[Tree, Metrics]]
-  probed_step: Callable[[Data, Tree], tuple[Tree, Metrics]] | None  # None: never probed
+  # data, state and, in a mapped axis over devices, its name
+  step: Callable[..., tuple[Tree, Metrics]]
+  probed_step: Callable[..., tuple[Tree, Metrics]] | None  # None: never probed
   evaluate: Callable[[Data, Tree, jax.Array], jax.Array]  # data, state, batch number -> loss
 
 
@@ -50,7 +52,7 @@ class Layout(Protocol):
   width: int
 
   def init(self, hyper: Mapping[str, np.generic]) -> Tree:
-    """The state of a new run, on the host."""
+    """The state of a new run, as insert takes it."""
 
   def empty(self) -> Tree:
     """A state with no run in any slot."""
@@ -81,7 +83,7 @@ class Single:
     self._data = jax.device_put(dict(data))
     self._batches = len(data['validation'])
     self._member = jax.eval_shape(programs.init, hyper)
-    self._quiet, self._probed = _Packed(programs.step), _Packed(programs.probed_step)
+    self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
     self._init = _compile(programs.init, hyper)
     self._step = _compile(self._quiet, self._data, self._member, donate_argnums=1)
     if programs.probed_step:
@@ -112,7 +114,7 @@ class Single:
 
   def evaluate(self, state):
     losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
-    return [_mean(losses)]
+    return [mean(losses)]
 
 
 class Population:
@@ -134,7 +136,7 @@ class Population:
     self._data = jax.device_put(dict(data), NamedSharding(mesh, PartitionSpec()))
     self._batches = len(data['validation'])
     self._member = jax.eval_shape(programs.init, hyper)
-    self._quiet, self._probed = _Packed(programs.step), _Packed(programs.probed_step)
+    self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
     state = self.empty()
     count = np.int32(0)
     self._init = _compile(programs.init, hyper)
@@ -186,10 +188,10 @@ class Population:
 
   def evaluate(self, state):
     losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
-    return list(map(_mean, np.reshape(jax.device_get(losses), (self._batches, -1)).T))
+    return list(map(mean, np.reshape(jax.device_get(losses), (self._batches, -1)).T))
 
 
-class _Packed:
+class Packed:
   """A step whose metrics leave as one vector; `names` says of what, once it was traced."""
 
   def __init__(self, step: Callable[[Data, Tree], tuple[Tree, Metrics]]):
@@ -231,5 +233,6 @@ def _zeros(abstract: Tree, lead: tuple[int, ...] = ()) -> Tree:
   return jax.tree.map(lambda a: np.zeros(lead + a.shape, a.dtype), abstract)
 
 
-def _mean(losses: Sequence[Any]) -> float:
+def mean(losses: Sequence[Any]) -> float:
+  """Of losses on their way from the device, in float64."""
   return float(np.mean(jax.device_get(losses), dtype=np.float64))
