@@ -61,15 +61,8 @@ class _LargeRun:
 
     self._quiet = parallel.Packed(in_axis(programs.step))
     self._probed = parallel.Packed(in_axis(programs.probed_step))
-    rows = (len(devices), batch_size // len(devices), length)
-    arguments = (
-        jax.ShapeDtypeStruct(rows, np.int32, sharding=self._split),
-        jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            member,
-            self._shardings,
-        ),
-    )
+    # Arrays, not their shapes: with several processes pmap takes a shape for one process's part.
+    arguments = self._rows(self._validation[0]), self._init(hyper)
     new = self._shardings, self._whole  # state and metrics
     self._step = self._mapped(self._quiet, new, donate=1).lower(*arguments).compile()
     if programs.probed_step:
@@ -100,11 +93,11 @@ class _LargeRun:
 
   def advance(self, state, steps):
     for _ in range(steps):
-      state, values = self._step(self._rows(self._feed.draw(1)[0, 0]), state)
+      state, values = self._step(self._rows(self._feed.draw()[0]), state)
     return state, parallel.Fetch(self._quiet.names, values)
 
   def probe(self, state):
-    state, values = self._probed_step(self._rows(self._feed.draw(1)[0, 0]), state)
+    state, values = self._probed_step(self._rows(self._feed.draw()[0]), state)
     return state, parallel.Fetch(self._probed.names, values)
 
   def evaluate(self, state):

@@ -153,7 +153,7 @@ def test_the_host_draws_what_a_device_does():
 
   feed.enter(0, state(0, 0, 100))
   feed.enter(2, state(7, 5, 9))
-  drawn = np.concatenate([feed.draw(2), feed.draw(3)], axis=1)
+  drawn = np.stack([feed.draw() for _ in range(5)], axis=1)
   assert drawn.shape == (3, 5, 4, 11) and drawn.dtype == np.int32
   for slot, seed, wanted in ((0, 0, range(5)), (2, 7, (5, 6, 7, 8, 8))):  # the last is the eighth
     for i, step in enumerate(wanted):

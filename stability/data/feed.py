@@ -15,31 +15,25 @@ class Feed:
     self._text = text
     self._rows = dict(batch_size=batch_size, sequence_length=sequence_length)
     self._seed = [0] * slots
-    self._last = [0] * slots  # the steps that the slot's run makes at most
     self._step = [0] * slots  # the next one, counted from 0
+    self._last = [0] * slots  # of the slot's run
 
   def enter(self, slot: int, state: dict[str, Any]) -> None:
     """A run comes into a slot with this state: draw from its step on."""
-    hyper = state['hyper']
-    self._seed[slot] = int(hyper['data.seed'])
-    self._last[slot] = int(hyper['schedule.steps']) - 1
+    self._seed[slot] = int(state['hyper']['data.seed'])
     self._step[slot] = int(state['step'])
+    self._last[slot] = int(state['hyper']['schedule.steps']) - 1
 
-  def draw(self, steps: int) -> np.ndarray:
-    """The batches of all slots' next steps: int32 [slots, steps, batch_size, T + 1].
+  def draw(self) -> np.ndarray:
+    """The batches of all slots' next steps: int32 [slots, batch_size, T + 1].
 
     A run that is over keeps its state whatever it is given, and is given its last batch.
     """
-    found: dict[tuple[int, int], np.ndarray] = {}  # most runs of a sweep are at the same batch
-    drawn = []
-    for slot, seed in enumerate(self._seed):
-      wanted = [(seed, min(self._step[slot] + i, self._last[slot])) for i in range(steps)]
-      for key in wanted:
-        if key not in found:
-          found[key] = self._batch(*key)
-      drawn.append(np.stack([found[key] for key in wanted]))
-      self._step[slot] += steps
-    return np.stack(drawn)
+    steps = map(min, self._step, self._last)
+    wanted = list(zip(self._seed, steps))
+    drawn = {key: self._batch(*key) for key in set(wanted)}  # most runs are at the same batch
+    self._step = [step + 1 for step in self._step]
+    return np.stack([drawn[key] for key in wanted])
 
   def _batch(self, seed: int, step: int) -> np.ndarray:
     starts_B = batches.window_starts(np, seed, step, tokens=len(self._text), **self._rows)
