@@ -63,8 +63,8 @@ def whole(run, data):
   return four_steps(parallel.Single(train.programs(run.static, 64), data, run.hyper), run)
 
 
-def made(kind, run, data, microbatches):
-  programs = train.programs(run.static, 64, microbatches=microbatches)
+def made(kind, run, data, **options):
+  programs = train.programs(run.static, 64, **options)
   if kind == 'population':
     return parallel.Population(programs, data, run.hyper, jax.devices()[:1], members=2)
   one = {'data_parallel': large_run.DataParallel, 'sharded': large_run.Sharded}[kind]
@@ -73,11 +73,17 @@ def made(kind, run, data, microbatches):
 
 @pytest.fixture(
     scope='module',
-    params=[('population', 2), ('data_parallel', 2), ('sharded', 1), ('sharded', 2)],
-    ids=lambda param: f'{param[0]}-{param[1]}',
+    params=[
+        ('population', {'microbatches': 2}),
+        ('data_parallel', {'microbatches': 2}),
+        ('sharded', {'remat': True}),
+        ('sharded', {'microbatches': 2}),
+    ],
+    ids=lambda param: f'{param[0]}-{next(iter(param[1]))}',
 )
 def layout(request, run, data):
-  return made(request.param[0], run, data, request.param[1])
+  kind, options = request.param
+  return made(kind, run, data, **options)
 
 
 def test_a_batch_in_parts_gives_what_the_whole_does(layout, run, whole):
@@ -161,3 +167,41 @@ def test_the_host_draws_what_a_device_does():
           jnp, seed, np.int32(step), batch_size=4, sequence_length=10, tokens=500
       )
       assert np.array_equal(drawn[slot, i], batches.gather(jnp.asarray(text), starts, 10))
+
+
+@pytest.mark.parametrize('kind', ['single', 'population'])
+def test_batches_drawn_on_the_host_change_nothing(kind, tiny, data):
+  """Bit for bit, for runs that join at different steps and see different batches."""
+  runs = [
+      tiny(SMALL | {'model.depth': 0, 'probe.every_steps': 2, 'data.seed': seed, 'seed': seed})
+      for seed in range(2)
+  ]
+  programs = train.programs(runs[0].static, 64)
+
+  def outcome(host_drawn):
+    if kind == 'single':
+      layout = parallel.Single(programs, data, runs[0].hyper, host_drawn)
+    else:
+      devices = jax.devices()[:2]
+      layout = parallel.Population(programs, data, runs[0].hyper, devices, 1, host_drawn)
+    state = layout.insert(layout.empty(), 0, layout.init(runs[0].hyper))
+    state, first = layout.advance(state, 3)
+    if kind == 'population':
+      state = layout.insert(state, 1, layout.init(runs[1].hyper))
+    state, second = layout.advance(state, 2)
+    state, third = layout.probe(state)
+    rows = [fetch.read() for fetch in (first, second, third)]
+    return layout.extract(state), rows, layout.evaluate(state)
+
+  ours, theirs = (jax.tree.leaves(outcome(host_drawn)) for host_drawn in (True, False))
+  assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_each_block_is_computed_again_going_backward(remat, tiny, text):
+  run = tiny(SMALL | {'model.depth': 3, 'data.batch_size': 4, 'data.sequence_length': 16})
+  programs = train.programs(run.static, 64, remat=remat)
+  state = jax.eval_shape(programs.init, run.hyper)
+  for step in (programs.step, programs.probed_step):
+    printed = str(jax.make_jaxpr(step)(text, state))
+    assert printed.count('= remat2[') + printed.count('= checkpoint[') == (3 if remat else 0)

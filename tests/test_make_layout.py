@@ -1,16 +1,15 @@
-"""Which layout a sweep's runs get on which devices; nothing is compiled, the layouts are recorded."""
+"""Which layout a sweep gets on which devices; nothing is compiled, layouts are recorded."""
 
 import dataclasses
 import types
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
 from configs import base
 from stability import config as config_lib
-from stability import hyper, large_run, parallel, population, train
+from stability import hyper, parallel, population, train
 from stability.data import batches, tokens
 from stability.errors import BadInput
 

@@ -1,4 +1,4 @@
-"""One run on the devices of two processes: real ones, of four devices each, against one of eight."""
+"""One run on the devices of two processes of four devices each, against one process of eight."""
 
 import os
 import pathlib
