@@ -5,6 +5,7 @@ import platform
 import shutil
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -43,7 +44,9 @@ def define_seeds(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
   )
 
 
-def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
+def start(
+    sweep: app.Sweep, workdir: Path, workers: int | None, worker_flags: Sequence[str] = ()
+) -> int:
   """Trains what is not yet trained of a sweep, writes its report, and returns the exit code."""
   runs = sweep.runs
   workdir_lib.check_new(workdir, runs)
@@ -63,7 +66,7 @@ def start(sweep: app.Sweep, workdir: Path, workers: int | None) -> int:
   waiting = workdir_lib.waiting(workdir, runs.configs)
   if waiting:
     try:
-      local.train(workdir, waiting, workers)
+      local.train(workdir, waiting, workers, worker_flags)
     except KeyboardInterrupt:
       print('stopped; the same command goes on from the last checkpoints', file=sys.stderr)
       return 130

@@ -3,23 +3,32 @@
   python -m launch.train --config=configs/base.py[:SCALE] --workdir=DIR [--config.x.y=VALUE]
 
 DIR has a sweep's layout, with one run in it. Started again, it continues from its checkpoint.
+
+A run on the devices of several hosts (parallel.layout=data_parallel or sharded) is this command on
+each of them, with DIR where all see it: under srun or on a TPU pod as it is, elsewhere with
+--coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from launch import app, start
+from launch import app, processes, start
 
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS)
+processes.define_flags(FLAGS)
 
 
 def main() -> int:
   """Trains the run."""
   sweep = app.load_sweep(FLAGS, single=True)
-  return start.start(sweep, Path(_WORKDIR.value), workers=1)
+  shared = processes.find(FLAGS)
+  if shared and shared.process_id:
+    return processes.follow(Path(_WORKDIR.value), next(iter(sweep.runs.configs)), shared)
+  worker_flags = shared.worker_flags() if shared else ()
+  return start.start(sweep, Path(_WORKDIR.value), workers=1, worker_flags=worker_flags)
 
 
 if __name__ == '__main__':

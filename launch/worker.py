@@ -21,7 +21,12 @@ from launch import environment
 
 FLAGS = flags.FLAGS
 
+PATIENCE_SECONDS = 1800  # for the others, while the first one prepares the data
+
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.', required=True)
+_DISTRIBUTED = flags.DEFINE_string(
+    'distributed', None, 'Arguments of jax.distributed.initialize as JSON: share a run.'
+)
 _CORES = flags.DEFINE_list('cores', [], 'CPU cores to stay on.')
 
 
@@ -41,6 +46,12 @@ def main() -> None:
 
   from stability import population, workdir  # after the cores are set: this imports jax
 
+  if _DISTRIBUTED.value is not None:
+    import jax
+
+    jax.distributed.initialize(
+        **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
+    )
   folder = Path(_WORKDIR.value)
   while name := ask(None):
     sweep = workdir.read_sweep(folder)

@@ -87,8 +87,7 @@ class Attention(nn.Module):
       att_NxTxS = att_NxTxS / jnp.where(sum_NxTx1 > 0, sum_NxTx1, 1)
     entropy_NxT = jax.scipy.special.entr(att_NxTxS).sum(-1)
     entropy_H = entropy_NxT.reshape(-1, heads, entropy_NxT.shape[-1]).mean((0, 2))
-    self.sow(PROBES, 'attention_entropy', entropy_H.mean())
-    self.sow(PROBES, 'attention_entropy_min', entropy_H.min())
+    self.sow(PROBES, 'attention_entropy', entropy_H)
 
     best_NxTx1 = masked_NxTxS.argmax(-1, keepdims=True)
     best_NxTxK = jnp.take_along_axis(k_NxSxK, best_NxTx1, axis=1).astype(jnp.float32)

@@ -1,7 +1,8 @@
 """Checkpoints of one run: saved whole by Orbax, trusted only if their checksums match.
 
 A checkpoint is the folder checkpoints/STEP of a run. checksums.json is written into it last; a
-folder without it, or with a file that does not match it, is not used.
+folder without it, or with a file that does not match it, is not used. Processes that share a run
+all save and restore at once, as Orbax wants it; the first of them writes.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
@@ -31,9 +33,13 @@ def save(run: Path, step: int, arrays: Arrays, about: workdir_lib.Json, keep: in
     keep: how many checkpoints stay.
   """
   folder = (run / 'checkpoints' / str(step)).absolute()
-  if folder.exists():  # left by a crash, or damaged: a good one would have been resumed from
+  is_first = jax.process_index() == 0
+  # Left by a crash, or damaged: a good one would have been resumed from.
+  if is_first and folder.exists():
     shutil.rmtree(folder)
   ocp.save(folder, arrays)
+  if not is_first:
+    return
   workdir_lib.write_json(folder / ABOUT, about)
   workdir_lib.write_json(folder / CHECKSUMS, _checksums(folder))
   for old in _steps(run)[:-keep]:

@@ -68,6 +68,19 @@ class MetricsWriter:
     self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
+class NoWriter:
+  """Takes a writer's place where another process writes."""
+
+  def write(self, metrics: Mapping[str, float]) -> None:
+    pass
+
+  def flush(self) -> None:
+    pass
+
+  def close(self, result: Mapping[str, Any] | None = None) -> None:
+    pass
+
+
 def write_experiment(workdir: Path, fields: Mapping[str, Any]) -> None:
   """Tells TensorBoard all HParams columns of a sweep, once, at its root.
 

@@ -22,6 +22,7 @@ class Transformer(nn.Module):
 
   c: ml_collections.FrozenConfigDict  # config.model
   vocabulary_size: int
+  remat: bool = False  # going backward, compute the inside of a block again: keeps less of it
 
   @nn.compact
   def __call__(self, tokens_BxT: jax.Array, hyper: Mapping[str, jax.Array]) -> jax.Array:
@@ -32,8 +33,9 @@ class Transformer(nn.Module):
     )
     x_BxTxD = embedding_VxD.astype(c.dtype)[tokens_BxT]
     self.sow(ACTIVATIONS, 'embedding', rms(x_BxTxD))
+    block = nn.remat(Block) if self.remat else Block
     for i in range(c.depth):
-      x_BxTxD = Block(c, name=f'block_{i}')(x_BxTxD, hyper)
+      x_BxTxD = block(c, name=f'block_{i}')(x_BxTxD, hyper)
     x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
     head_DxV = self.param('head', fan_in_init, (c.width, self.vocabulary_size))
     logits = dot(x_BxTxD.reshape(B * T, c.width), head_DxV.astype(c.dtype), jnp.float32)

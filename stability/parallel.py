@@ -1,9 +1,10 @@
 """A step over devices. A layout holds the executables of a static config and the state they change.
 
-  Single      one run on one device, a Python loop over steps: fastest on a CPU (BUILD_NOTES.md)
-  Population  pmap over devices of vmap over members, a loop over steps on the device
+  Single        one run on one device, a Python loop over steps: fastest on a CPU (BUILD_NOTES.md)
+  Population    pmap over devices of vmap over members, a loop over steps on the device
+  DataParallel, Sharded   one run on all devices (stability/large_run.py)
 
-Both have `width` slots, each empty or holding one run, and train all of them in step. What a slot
+All have `width` slots, each empty or holding one run, and train all of them in step. What a slot
 computes depends neither on its number nor on what the other slots hold.
 """
 
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from stability.data.feed import Feed
+
 Tree = Any  # of arrays
 Data = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -26,8 +29,9 @@ class Programs:
   """The pure functions of one run (stability/train.py); a layout compiles and maps them."""
 
   init: Callable[[Tree], Tree]  # hyperparameters -> state
-  step: Callable[[Data, Tree], tuple[Tree, Metrics]]
-  probed_step: Callable[[Data, Tree], tuple[Tree, Metrics]] | None  # None: never probed
+  # data, state and, in a mapped axis over devices, its name
+  step: Callable[..., tuple[Tree, Metrics]]
+  probed_step: Callable[..., tuple[Tree, Metrics]] | None  # None: never probed
   evaluate: Callable[[Data, Tree, jax.Array], jax.Array]  # data, state, batch number -> loss
 
 
@@ -50,7 +54,7 @@ class Layout(Protocol):
   width: int
 
   def init(self, hyper: Mapping[str, np.generic]) -> Tree:
-    """The state of a new run, on the host."""
+    """The state of a new run, as insert takes it."""
 
   def empty(self) -> Tree:
     """A state with no run in any slot."""
@@ -76,16 +80,27 @@ class Single:
 
   width = 1
 
-  def __init__(self, programs: Programs, data: Mapping[str, np.ndarray], hyper: Tree):
-    """data: 'train' and 'validation' arrays. hyper: of any run, for its types."""
-    self._data = jax.device_put(dict(data))
+  def __init__(
+      self,
+      programs: Programs,
+      data: Mapping[str, np.ndarray],
+      hyper: Tree,
+      host_drawn: bool = False,
+  ):
+    """data: 'train' and 'validation' arrays. hyper: of any run, for its types.
+
+    host_drawn: keep the text to train on off the device; the host draws each batch from it.
+    """
+    self._feed = _feed(data, self.width) if host_drawn else None
+    self._data = jax.device_put(_on_device(data, host_drawn))
     self._batches = len(data['validation'])
     self._member = jax.eval_shape(programs.init, hyper)
-    self._quiet, self._probed = _Packed(programs.step), _Packed(programs.probed_step)
+    self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
     self._init = _compile(programs.init, hyper)
-    self._step = _compile(self._quiet, self._data, self._member, donate_argnums=1)
+    batch = self._batch()
+    self._step = _compile(self._quiet, batch, self._member, donate_argnums=1)
     if programs.probed_step:
-      self._probed_step = _compile(self._probed, self._data, self._member, donate_argnums=1)
+      self._probed_step = _compile(self._probed, batch, self._member, donate_argnums=1)
     self._evaluate = _compile(programs.evaluate, self._data, self._member, np.int32(0))
 
   def init(self, hyper):
@@ -95,7 +110,9 @@ class Single:
     return _zeros(self._member)
 
   def insert(self, state, slot, member):
-    del state, slot
+    del state
+    if self._feed:
+      self._feed.enter(slot, member)
     return jax.device_put(member)
 
   def extract(self, state):
@@ -103,16 +120,20 @@ class Single:
 
   def advance(self, state, steps):
     for _ in range(steps):
-      state, values = self._step(self._data, state)
+      state, values = self._step(self._batch(), state)
     return state, Fetch(self._quiet.names, values)
 
   def probe(self, state):
-    state, values = self._probed_step(self._data, state)
+    state, values = self._probed_step(self._batch(), state)
     return state, Fetch(self._probed.names, values)
 
   def evaluate(self, state):
     losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
-    return [_mean(losses)]
+    return [mean(losses)]
+
+  def _batch(self) -> Data:
+    """What the next step takes: the text, or its batch as the host draws it."""
+    return self._data | {'train': self._feed.draw()[0]} if self._feed else self._data
 
 
 class Population:
@@ -125,25 +146,34 @@ class Population:
       hyper: Tree,
       devices: Sequence[jax.Device],
       members: int,
+      host_drawn: bool = False,
   ):
-    """data: 'train' and 'validation' arrays. hyper: of any run, for its types."""
+    """data: 'train' and 'validation' arrays. hyper: of any run, for its types.
+
+    host_drawn: keep the text to train on off the devices; the host draws each batch from it.
+    """
     self.width = len(devices) * members
     self._members = members
     self._devices = devices
     mesh = Mesh(np.asarray(devices), ('devices',))
-    self._data = jax.device_put(dict(data), NamedSharding(mesh, PartitionSpec()))
+    self._feed = _feed(data, self.width) if host_drawn else None
+    whole = NamedSharding(mesh, PartitionSpec())
+    self._data = jax.device_put(_on_device(data, host_drawn), whole)
     self._batches = len(data['validation'])
     self._member = jax.eval_shape(programs.init, hyper)
-    self._quiet, self._probed = _Packed(programs.step), _Packed(programs.probed_step)
+    self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
     state = self.empty()
     count = np.int32(0)
     self._init = _compile(programs.init, hyper)
     self._insert = self._pmap(_insert, (0, None, 0), 0)(state, self._member, self._slots(0))
-    step = jax.vmap(self._quiet, (None, 0))
-    self._advance = self._pmap(_repeated(step), (None, 0, None), 1)(self._data, state, count)
+    # The text is everyone's, and so are validation batches; what the host draws is a member's.
+    each = {'train': 0, 'validation': None} if host_drawn else None
+    batch = self._batch()
+    step = jax.vmap(self._quiet, (each, 0))
+    self._advance = self._pmap(_repeated(step), (each, 0, None), 1)(batch, state, count)
     if programs.probed_step:
-      step = jax.vmap(self._probed, (None, 0))
-      self._probed_step = self._pmap(step, (None, 0), 1)(self._data, state)
+      step = jax.vmap(self._probed, (each, 0))
+      self._probed_step = self._pmap(step, (each, 0), 1)(batch, state)
     evaluate = jax.vmap(programs.evaluate, (None, 0, None))
     self._evaluate = self._pmap(evaluate, (None, 0, None))(self._data, state, count)
 
@@ -165,6 +195,8 @@ class Population:
     return _zeros(self._member, (len(self._devices), self._members))
 
   def insert(self, state, slot, member):
+    if self._feed:
+      self._feed.enter(slot, member)
     return self._insert(state, member, self._slots(slot))
 
   def _slots(self, slot: int) -> np.ndarray:
@@ -177,19 +209,43 @@ class Population:
     return [structure.unflatten(member) for member in zip(*leaves)]
 
   def advance(self, state, steps):
-    state, values = self._advance(self._data, state, np.int32(steps))
+    calls, repeats = (steps, 1) if self._feed else (1, steps)
+    for _ in range(calls):
+      state, values = self._advance(self._batch(), state, np.int32(repeats))
     return state, Fetch(self._quiet.names, values)
 
   def probe(self, state):
-    state, values = self._probed_step(self._data, state)
+    state, values = self._probed_step(self._batch(), state)
     return state, Fetch(self._probed.names, values)
 
   def evaluate(self, state):
     losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
-    return list(map(_mean, np.reshape(jax.device_get(losses), (self._batches, -1)).T))
+    return list(map(mean, np.reshape(jax.device_get(losses), (self._batches, -1)).T))
+
+  def memory(self) -> int:
+    """Bytes that the fullest of its executables takes on a device, by XLA's account."""
+    executables = [self._advance, self._evaluate]
+    if hasattr(self, '_probed_step'):
+      executables.append(self._probed_step)
+    found = [executable.memory_analysis() for executable in executables]
+    return max(
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        for stats in found
+    )
+
+  def _batch(self) -> Data:
+    """What the next step takes: the text, or its batches as the host draws them."""
+    if not self._feed:
+      return self._data
+    rows = self._feed.draw()
+    lead = len(self._devices), self._members
+    return self._data | {'train': rows.reshape(*lead, *rows.shape[1:])}
 
 
-class _Packed:
+class Packed:
   """A step whose metrics leave as one vector; `names` says of what, once it was traced."""
 
   def __init__(self, step: Callable[[Data, Tree], tuple[Tree, Metrics]]):
@@ -223,6 +279,15 @@ def _insert(state, member, here_M):
   return jax.tree.map(choose, state, member)
 
 
+def _feed(data: Mapping[str, np.ndarray], slots: int) -> Feed:
+  _, batch_size, length = data['validation'].shape
+  return Feed(data['train'], batch_size, length - 1, slots)
+
+
+def _on_device(data: Mapping[str, np.ndarray], host_drawn: bool) -> dict[str, np.ndarray]:
+  return {side: data[side] for side in data if side != 'train' or not host_drawn}
+
+
 def _compile(function, *arguments, **options):
   return jax.jit(function, **options).lower(*arguments).compile()
 
@@ -231,5 +296,6 @@ def _zeros(abstract: Tree, lead: tuple[int, ...] = ()) -> Tree:
   return jax.tree.map(lambda a: np.zeros(lead + a.shape, a.dtype), abstract)
 
 
-def _mean(losses: Sequence[Any]) -> float:
+def mean(losses: Sequence[Any]) -> float:
+  """Of losses on their way from the device, in float64."""
   return float(np.mean(jax.device_get(losses), dtype=np.float64))

@@ -16,19 +16,21 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
-from stability import checkpoint, optimizer, parallel, train
+from stability import checkpoint, large_run, optimizer, parallel, placement, train
 from stability import config as config_lib
 from stability import workdir as workdir_lib
 from stability.data import batches, tokens
-from stability.metrics import MetricsWriter
+from stability.errors import BadInput
+from stability.metrics import MetricsWriter, NoWriter
 from stability.workdir import Json
 
+LARGE_RUN = {'data_parallel': large_run.DataParallel, 'sharded': large_run.Sharded}
 NextRun = Callable[[], str | None]  # names a waiting run of the same static config, if any
 
-# Where a population's width is not given, a row of runs is spread over the devices, at most this
-# many on each: small models stop gaining well before.
-MOST_MEMBERS = 32
+# Larger text stays on the host: placement.USABLE leaves a tenth of the memory beside a step's own.
+TEXT_SHARE = 0.05
 
 
 @dataclasses.dataclass
@@ -85,9 +87,14 @@ class _Unread:
 def train_population(workdir: Path, sweep: Json, first: str, next_run: NextRun) -> None:
   """Trains the run `first`, and beside and after it those that next_run names, to their results.
 
-  A failure of one run is written to its result.json, with the traceback; the others go on.
+  A failure of one run is written to its result.json, with the traceback; the others go on. Where
+  several processes share one run, all of them call this, and the first one writes.
   """
-  population = Population(workdir, sweep, first)
+  try:
+    population = Population(workdir, sweep, first)
+  except BadInput:  # what only the devices could tell
+    _fail(workdir_lib.run_dir(workdir, first))
+    return
   name: str | None = first
   waiting: tuple[Member, Any] | None = None
   while True:
@@ -148,7 +155,7 @@ class Population:
         state = _unnamed(state, arrays)
         logging.info('%s goes on from step %d', name, step)
       swept = workdir_lib.swept_values(config, self._sweep['fields'])
-      writer = MetricsWriter(folder, step, swept)
+      writer = MetricsWriter(folder, step, swept) if _writes() else NoWriter()
       return Member(folder, config, writer, step, about['initial_loss'], about['seconds']), state
     except Exception:
       _fail(folder)
@@ -269,7 +276,8 @@ class Population:
           'error': None,
       }
       member.writer.close(result)
-      workdir_lib.write_result(member.folder, result)
+      if _writes():
+        workdir_lib.write_result(member.folder, result)
       del self._members[slot]
 
 
@@ -279,18 +287,48 @@ def make_layout(
     static: ml_collections.FrozenConfigDict,
     hyper: optimizer.Hyperparameters,
 ) -> parallel.Layout:
-  """The layout that the config or, under `auto`, the platform chooses, its executables compiled."""
+  """The layout that stability/placement.py chooses, its executables compiled."""
   text = tokens.open_tokens(workdir / sweep['data']['path'])
-  data = {'train': np.asarray(text.train), 'validation': _validation(text, static)}
-  programs = train.programs(static, text.meta['vocabulary_size'])
-  devices = jax.local_devices()
-  kind = static.parallel.layout
-  if kind == 'single' or (kind == 'auto' and devices[0].platform == 'cpu'):
-    return parallel.Single(programs, data, hyper)
+  data = {'train': text.train, 'validation': _validation(text, static)}
+  vocabulary_size = text.meta['vocabulary_size']
+  together = jax.process_count() > 1  # one run on the devices of several processes
+  devices = jax.devices() if together else jax.local_devices()
+  memory = _device_memory()
   runs = sum(config_lib.split(config)[0] == static for config in sweep['runs'].values())
-  devices = devices[:runs]
-  members = static.parallel.members or min(math.ceil(runs / len(devices)), MOST_MEMBERS)
-  return parallel.Population(programs, data, hyper, devices, members)
+  place = placement.choose(static, len(devices), memory, devices[0].platform, runs, vocabulary_size)
+  if together and place.layout not in LARGE_RUN:
+    raise BadInput(
+        f'config.parallel.layout={static.parallel.layout}: must be one of {", ".join(LARGE_RUN)}'
+        f' on {jax.process_count()} processes'
+    )
+  programs = train.programs(
+      static,
+      vocabulary_size,
+      microbatches=place.microbatches,
+      remat=place.remat == 'block',
+  )
+  if place.layout in LARGE_RUN:
+    return LARGE_RUN[place.layout](programs, data, hyper, devices)
+  host_drawn = len(text.train) > batches.MAX_DEVICE_TOKENS or (
+      memory is not None and text.train.nbytes > TEXT_SHARE * memory
+  )
+  if place.layout == 'single':
+    return parallel.Single(programs, data, hyper, host_drawn)
+  devices, members = devices[:runs], place.members
+  while True:
+    layout = parallel.Population(programs, data, hyper, devices, members, host_drawn)
+    if memory is None or members == 1 or static.parallel.members or layout.memory() <= memory:
+      return layout
+    members = math.ceil(members / 2)  # the arithmetic was wrong: XLA counts more
+
+
+def _device_memory() -> float | None:
+  """Bytes that a process may take of a device, where it says so; the same on all processes."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  memory = float(stats.get('bytes_limit', 0))
+  if jax.process_count() > 1:
+    memory = float(multihost_utils.broadcast_one_to_all(np.float32(memory)))
+  return memory or None
 
 
 def _validation(text: tokens.Tokens, static: ml_collections.FrozenConfigDict) -> np.ndarray:
@@ -320,4 +358,10 @@ def _path(path: Any) -> str:
 
 def _fail(folder: Path) -> None:
   """Records the exception being handled as the run's result."""
-  workdir_lib.write_failure(folder, traceback.format_exc())
+  if _writes():
+    workdir_lib.write_failure(folder, traceback.format_exc())
+
+
+def _writes() -> bool:
+  """Whether this process writes the files of runs: the first of those that share one."""
+  return jax.process_index() == 0

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from stability import gradients as gradients_lib
 from stability import layers, optimizer, parallel, parameterization, probes
 from stability import model as model_lib
 from stability import objective as objective_lib
@@ -25,14 +26,29 @@ Data = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def programs(static: ml_collections.FrozenConfigDict, vocabulary_size: int) -> parallel.Programs:
-  """The functions that a layout compiles; `static` is what config.split gives."""
-  model = model_lib.Transformer(parameterization.model_config(static), vocabulary_size)
+def programs(
+    static: ml_collections.FrozenConfigDict,
+    vocabulary_size: int,
+    *,
+    microbatches: int = 1,
+    remat: bool = False,
+) -> parallel.Programs:
+  """The functions that a layout compiles.
+
+  Args:
+    static: what config.split gives.
+    vocabulary_size: of the text.
+    microbatches: parts of a batch whose gradients are taken one after another.
+    remat: recompute the inside of each block going backward, and so keep less in memory.
+  """
+  model = model_lib.Transformer(parameterization.model_config(static), vocabulary_size, remat)
   bind = functools.partial
   return parallel.Programs(
       init=bind(init, model, static),
-      step=bind(step, model, static, False),
-      probed_step=bind(step, model, static, True) if static.probe.every_steps else None,
+      step=bind(step, model, static, microbatches, False),
+      probed_step=(
+          bind(step, model, static, microbatches, True) if static.probe.every_steps else None
+      ),
       evaluate=bind(evaluate, model, static),
   )
 
@@ -66,37 +82,45 @@ def init(
 def step(
     model: model_lib.Transformer,
     static: ml_collections.FrozenConfigDict,
+    microbatches: int,
     probed: bool,
     data: Data,
     state: State,
+    axis: str | None = None,
 ) -> tuple[State, Metrics]:
   """One update and its metrics, with the probes if `probed`.
 
+  data['train'] is the whole text, [tokens], or the batch as the host drew it, [B, T + 1]. In a
+  mapped axis over devices, each is given some rows of the batch; all make the whole one's update.
   A run that is over, or whose loss is not finite, keeps its state.
   """
   hyper, params = state['hyper'], state['params']
-  starts_B = batches.window_starts(
-      jnp,
-      hyper['data.seed'],
-      state['step'],
-      batch_size=static.data.batch_size,
-      sequence_length=static.data.sequence_length,
-      tokens=data['train'].shape[0],
-  )
-  batch_BxT1 = batches.gather(data['train'], starts_B, static.data.sequence_length)
-  inputs_BxT, targets_BxT = batch_BxT1[:, :-1], batch_BxT1[:, 1:]
+  batch_BxT1 = data['train']
+  if batch_BxT1.ndim == 1:
+    starts_B = batches.window_starts(
+        jnp,
+        hyper['data.seed'],
+        state['step'],
+        batch_size=static.data.batch_size,
+        sequence_length=static.data.sequence_length,
+        tokens=data['train'].shape[0],
+    )
+    batch_BxT1 = batches.gather(data['train'], starts_B, static.data.sequence_length)
 
-  def loss_function(params):
+  def loss_function(params, rows_BxT1):
+    inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
     collections = [layers.PROBES, layers.ACTIVATIONS] if probed else []
     weights = parameterization.effective(params, hyper, static)
     logits_BxTxV, sown = model.apply({'params': weights}, inputs_BxT, hyper, mutable=collections)
     total, terms = objective_lib.objective(
         static.objective, hyper, logits_BxTxV, targets_BxT, weights['head']
     )
-    return total, (terms, sown)
+    return total, terms | (probes.forward(sown) if probed else {})
 
-  grad_function = jax.value_and_grad(loss_function, has_aux=True)
-  (_, (terms, sown)), gradients = grad_function(params)
+  def part(rows_BxT1):
+    return jax.grad(loss_function, has_aux=True)(params, rows_BxT1)
+
+  gradients, measured = gradients_lib.over_parts(part, batch_BxT1, params, microbatches, axis)
   updates, optimizer_state = optimizer.direction(hyper, static).update(
       gradients, state['optimizer'], params
   )
@@ -111,7 +135,7 @@ def step(
       'diverged': state['diverged'],
       'hyper': hyper,
   }
-  finite = jnp.isfinite(terms['loss'])
+  finite = jnp.isfinite(measured['loss'])
   goes_on = (state['step'] < hyper['schedule.steps']) & finite & ~state['diverged']
   kept_state = state | {'diverged': state['diverged'] | ~finite}
   next_state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new_state, kept_state)
@@ -119,13 +143,12 @@ def step(
   metrics = {
       'step': this_step,
       'diverged': next_state['diverged'],
-      **terms,
       'learning_rate': optimizer.learning_rate(hyper, this_step, static),
       'gradient_norm': optax.tree.norm(gradients),
   }
   if probed:
-    metrics |= probes.measure(sown, params, gradients, updates, hyper['optimizer.eps'])
-  return next_state, metrics
+    measured = probes.measure(measured, params, gradients, updates, hyper['optimizer.eps'])
+  return next_state, metrics | measured
 
 
 def evaluate(

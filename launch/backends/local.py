@@ -70,8 +70,17 @@ class Waiting:
 class Worker:
   """A worker process, served by a thread."""
 
-  def __init__(self, workdir: Path, cores: Sequence[int], waiting: Waiting, progress: Progress):
+  def __init__(
+      self,
+      workdir: Path,
+      cores: Sequence[int],
+      waiting: Waiting,
+      progress: Progress,
+      flags: Sequence[str] = (),
+  ):
+    """flags: of launch.worker, beside those of every worker."""
     self.cores = cores
+    self.flags = flags
     self._workdir = workdir
     self._waiting = waiting
     self._progress = progress
@@ -82,7 +91,7 @@ class Worker:
     self._process = subprocess.Popen(
         [
             *(sys.executable, '-m', 'launch.worker'),
-            *(f'--workdir={workdir}', f'--cores={",".join(map(str, cores))}'),
+            *(f'--workdir={workdir}', f'--cores={",".join(map(str, cores))}', *flags),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -147,13 +156,19 @@ class Worker:
       self._progress.say(line.rstrip('\n'))
 
 
-def train(workdir: Path, configs: Mapping[str, Config], workers: int | None) -> None:
+def train(
+    workdir: Path,
+    configs: Mapping[str, Config],
+    workers: int | None,
+    worker_flags: Sequence[str] = (),
+) -> None:
   """Trains the given runs of a sweep to their results, showing progress.
 
   Args:
     workdir: of the sweep, with its files in place.
     configs: the runs that are not over.
     workers: how many; None: one a core on a CPU, one on an accelerator.
+    worker_flags: of launch.worker, beside those of every worker.
   """
   waiting = Waiting(configs)
   cores = environment.cores()
@@ -161,7 +176,7 @@ def train(workdir: Path, configs: Mapping[str, Config], workers: int | None) -> 
   count = max(1, min(count, len(configs)))
   shares = [cores[i::count] or cores for i in range(count)]
   with Progress(workdir, configs) as progress:
-    crew = [Worker(workdir, share, waiting, progress) for share in shares]
+    crew = [Worker(workdir, share, waiting, progress, worker_flags) for share in shares]
     try:
       while not progress.is_over():
         time.sleep(POLL_SECONDS)
@@ -179,4 +194,4 @@ def _replaced(worker: Worker, workdir: Path, waiting: Waiting, progress: Progres
     return worker
   if worker.could_not_start():
     raise RuntimeError(f'a worker cannot start; its last words:\n{worker.last_words()}')
-  return Worker(workdir, worker.cores, waiting, progress)
+  return Worker(workdir, worker.cores, waiting, progress, worker.flags)

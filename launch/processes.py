@@ -1,0 +1,117 @@
+"""One run on the devices of several processes, a host or more: launch.train started on each.
+
+The processes find each other by flags, or by what SLURM's srun or a TPU pod says in the
+environment. The first prepares the data, writes the run's files and reports; the others lend their
+devices. All see one workdir. Workers wait for each other before they read it.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import environment
+from stability import workdir as workdir_lib
+from stability.errors import BadInput
+
+NAMES = ('coordinator_address', 'num_processes', 'process_id')
+RESULT_SECONDS = 60  # that a result may take to be seen on a shared file system
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  """Which of the processes that share a run this is."""
+
+  process_id: int
+  arguments: Mapping[str, Any]  # of jax.distributed.initialize; what is left out jax finds itself
+
+  def worker_flags(self) -> list[str]:
+    """The flags of launch.worker that let it join the others."""
+    return [f'--distributed={json.dumps(self.arguments)}']
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  """Defines the flags that `find` reads."""
+  address, count, number = NAMES
+  flags.DEFINE_string(
+      address,
+      None,
+      'HOST:PORT of process 0, where one run takes the devices of several processes',
+      flag_values=flag_values,
+  )
+  flags.DEFINE_integer(
+      count, None, 'processes that share the run', lower_bound=1, flag_values=flag_values
+  )
+  flags.DEFINE_integer(
+      number, None, 'which of them this is, from 0', lower_bound=0, flag_values=flag_values
+  )
+
+
+def find(flag_values: flags.FlagValues) -> Processes | None:
+  """By the flags, or else by the environment; None: this process is the only one."""
+  given = {name: flag_values[name].value for name in NAMES}
+  missing = [name for name in NAMES if given[name] is None]
+  if len(missing) == len(NAMES):
+    return _from_environment(os.environ)
+  if missing:
+    raise BadInput(f'--{missing[0]}: missing, the flags {", ".join(NAMES)} go together')
+  if given['process_id'] >= given['num_processes']:
+    raise BadInput(
+        f'--process_id={given["process_id"]}: must be below'
+        f' --num_processes={given["num_processes"]}'
+    )
+  return Processes(given['process_id'], given)
+
+
+def _from_environment(variables: Mapping[str, str]) -> Processes | None:
+  # What jax itself looks for: a step started by srun, not the script of a batch job.
+  slurm = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+  if all(name in variables for name in slurm) and int(variables['SLURM_NTASKS']) > 1:
+    return Processes(int(variables['SLURM_PROCID']), {})
+  if ',' in variables.get('TPU_WORKER_HOSTNAMES', '') and 'TPU_WORKER_ID' in variables:
+    return Processes(int(variables['TPU_WORKER_ID']), {})
+  return None
+
+
+def follow(workdir: Path, name: str, processes: Processes) -> int:
+  """Lends this process's devices to a run that process 0 looks after; returns the exit code."""
+  result = workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
+  if result is not None and result['status'] != 'failed':
+    return 0
+  worker = subprocess.Popen(
+      [
+          *(sys.executable, '-m', 'launch.worker', f'--workdir={workdir}'),
+          f'--cores={",".join(map(str, environment.cores()))}',
+          *processes.worker_flags(),
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env=environment.worker_environment(),
+      start_new_session=True,  # as the local backend's: it ends when its input closes
+  )
+  try:
+    if worker.stdout.readline():
+      print(json.dumps({'run': name}), file=worker.stdin, flush=True)
+      worker.stdout.readline()  # it asks for another: its part is done
+    result = _awaited_result(workdir_lib.run_dir(workdir, name))
+  finally:
+    worker.kill()
+    worker.wait()
+  return 0 if result is not None and result['status'] != 'failed' else 1
+
+
+def _awaited_result(run: Path) -> workdir_lib.Json | None:
+  """What process 0 writes when its part is done."""
+  for _ in range(RESULT_SECONDS):
+    if (result := workdir_lib.read_result(run)) is not None:
+      return result
+    time.sleep(1)
+  return None
