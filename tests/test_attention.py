@@ -50,14 +50,18 @@ def attend(tiny):
   @functools.cache
   def forward(c):
     module = attention.Attention(c)
-    start = module.init(jax.random.key(0), x, tiny().hyper)['params']
-    return start, compiled(functools.partial(module.apply, mutable=[layers.PROBES]))
+
+    @compiled
+    def apply(kernels, hyper):
+      start = module.init(jax.random.key(0), x, hyper)['params']  # scales stay as they start
+      params = start | {name: value for name, value in kernels.items() if name in start}
+      return module.apply({'params': params}, x, hyper, mutable=[layers.PROBES])
+
+    return apply
 
   def attend(overrides, **kernels):
     run = tiny(overrides)
-    start, apply = forward(run.static.model)
-    params = start | {name: value for name, value in (random | kernels).items() if name in start}
-    out, sown = apply({'params': params}, x, run.hyper)
+    out, sown = forward(run.static.model)(random | kernels, run.hyper)
     return np.asarray(out), {name: float(v) for name, (v,) in sown[layers.PROBES].items()}
 
   attend.random = random
