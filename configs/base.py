@@ -64,10 +64,11 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 
   c.parameterization = ConfigDict()
   # standard | muparam_simple, _intermediate, _full: the paper's, section 3.2.4 | ntk, mup,
-  # mean_field: of arXiv 2407.05872, whose learning rates follow `exponents`.
+  # mean_field: of arXiv 2407.05872, whose learning rates follow `exponents` (stability/
+  # parameterization.py has the tables). muP as it is usually meant: mup with full_alignment.
   c.parameterization.name = 'standard'
   c.parameterization.base_width = config_lib.SIZES[s['base']]['model.width']  # all agree there
-  # none | full_alignment | no_alignment: learning rates per layer as powers of width / base_width
+  # none: one for all | full_alignment | no_alignment: per layer, as powers of width / base_width
   c.parameterization.exponents = 'none'
 
   c.optimizer = ConfigDict()

@@ -275,6 +275,11 @@ def _check_together(c: Mapping[str, Any]) -> None:
         f' config.model.qk_norm=l2, which learns a scale in its place'
     )
   name, exponents = c['parameterization.name'], c['parameterization.exponents']
+  if name == 'muparam_full' and c['model.qk_norm'] == 'l2':
+    raise BadInput(
+        'config.model.qk_norm=l2: must not be with config.parameterization.name=muparam_full, whose'
+        ' scale of attention logits the one that l2 learns would replace'
+    )
   if name.startswith('muparam') and exponents != 'none':
     raise BadInput(
         f'config.parameterization.exponents={exponents!r}: must be none with'

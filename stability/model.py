@@ -42,6 +42,7 @@ class Transformer(nn.Module):
     head_logits = capped_logits = logits.reshape(B, T, self.vocabulary_size)
     if c.output_soft_cap:
       capped_logits = soft_cap(head_logits, hyper['model.output_soft_cap'])
+    self.sow(ACTIVATIONS, 'logits', rms(head_logits))
     if self.is_mutable_collection(PROBES):
       # The head's own, since a cap would hide their drift; Z is the softmax's, so of the capped.
       self.sow(PROBES, 'output_logit_mean', jnp.mean(head_logits))

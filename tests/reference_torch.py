@@ -76,6 +76,8 @@ class Attention(nn.Module):
     self.scale = {'inverse_sqrt': 1 / math.sqrt(self.head_dim), 'inverse': 1 / self.head_dim}[
         c['model.attention_scale']
     ]
+    if c['parameterization.name'] == 'muparam_full':
+      self.scale = 1 / self.head_dim
     if self.qk_norm == 'l2':
       time = c['data.sequence_length']
       self.logit_scale = nn.Parameter(torch.tensor(math.log2(time**2 - time)))

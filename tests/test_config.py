@@ -205,6 +205,10 @@ def test_flatten_and_unflatten():
             "config.model.attention_scale='inverse': must be inverse_sqrt with",
         ),
         (
+            dict(model__qk_norm='l2', parameterization__name='muparam_full'),
+            'config.model.qk_norm=l2: must not be with config.parameterization.name=muparam_full',
+        ),
+        (
             dict(
                 parameterization__name='muparam_full',
                 parameterization__exponents='no_alignment',

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from stability import model as model_lib
 from stability import objective as objective_lib
-from stability import optimizer, train
+from stability import optimizer, parameterization, train
 from stability.data import batches
 
 torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[torch]'")
@@ -228,6 +228,11 @@ STEPS = {
     'coupled': {'model.depth': 0, 'optimizer.weight_decay_kind': 'coupled'},
     'output_centering': {'model.depth': 0, 'model.output_centering': 'mean'},
     'muon': {'model.depth': 1, 'optimizer.name': 'muon'},
+    'muparam_full': {
+        'model.depth': 1,
+        'parameterization.name': 'muparam_full',
+        'parameterization.base_width': 8,
+    },
 }
 
 
@@ -241,7 +246,7 @@ def test_three_steps(tiny, text, case):
       'schedule.steps': 4,
   }
   run = tiny(STEPS[case] | overrides)
-  params = random_params(run)
+  params = parameterization.initial(random_params(run), run.hyper, run.static)
   network = in_torch(run, params)
   name = run.flat['optimizer.name']
   reference = reference_torch.OPTIMIZERS[name](settings(run), dict(network.named_parameters()))

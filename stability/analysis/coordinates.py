@@ -4,11 +4,10 @@ Under muP and its equals activations keep their size as the width grows, at the 
 every update; under the standard parameterization with one learning rate they grow from the first
 update on. Measured are activations themselves, not how far they moved from where they started: it
 shows after few updates, where the learning rate is so high that the change exceeds the start, and
-not in the embedding, which follows its initial size for long. The head's own growth begins with
-the slope of its start: -1/2 under mup and mean_field, 0 else.
+not in the embedding, which keeps its initial size for long. Logits start with a slope of -1/2 where
+the head's std falls as 1/width: under mup, mean_field, muparam_intermediate and _full.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,33 +36,27 @@ def slopes(results: tables.Results, activations: pd.DataFrame) -> pd.DataFrame:
     activations: what load_activations gives.
 
   Returns:
-    A row per intervention, probe and step, in the order of the runs, probes and steps. Columns:
-    those of size other than the width, those of the intervention, probe, step, slope, and widths,
-    on which it rests (runs that are not finite there do not count). Seeds are pooled. Steps with
-    less than two widths are left out.
+    A row per probe, intervention and step. Columns: probe, those of the intervention and of the
+    size but for the width, step, slope, and widths, on how many it rests: runs that are not finite
+    there do not count, nor do steps with less than two widths. Seeds are pooled.
   """
-  columns = [*(size for size in results.sizes if size != WIDTH), *results.groups]
+  columns = [*results.groups, *(size for size in results.sizes if size != WIDTH)]
   probes = [column for column in activations if _is_activation(column)]
   rows = activations.melt(['run', 'step'], probes, var_name='probe', value_name='rms')
   rows = rows[np.isfinite(rows['rms']) & (rows['rms'] > 0)]
   rows = rows.merge(results.runs[['run', WIDTH, *columns]], on='run')
-  keys = [*columns, 'probe', 'step']
+  keys = ['probe', *columns, 'step']
   found = [
-      (*values, np.polyfit(np.log(of_step[WIDTH]), np.log(of_step['rms']), 1)[0], widths)
+      (*values, _slope(of_step), widths)
       for values, of_step in tables.split(rows, keys)
       if (widths := of_step[WIDTH].nunique()) > 1
   ]
-  table = pd.DataFrame(found, columns=[*keys, 'slope', 'widths'])
-  for column in reversed(keys):  # the order in which the values appeared, steps ascending
-    order = sorted(table[column]) if column == 'step' else _appearance(results, probes, column)
-    ranks = {value: rank for rank, value in enumerate(dict.fromkeys(order))}
-    table = table.sort_values(column, key=lambda c, r=ranks: c.map(r), kind='stable')
-  return table.reset_index(drop=True)
+  return pd.DataFrame(found, columns=[*keys, 'slope', 'widths'])
+
+
+def _slope(rows: pd.DataFrame) -> float:
+  return np.polyfit(np.log(rows[WIDTH]), np.log(rows['rms']), 1)[0]
 
 
 def _is_activation(probe: str) -> bool:
   return probe.startswith('activation_rms/') or probe.endswith('/output_rms')
-
-
-def _appearance(results: tables.Results, probes: list[str], column: str) -> Iterable:
-  return probes if column == 'probe' else results.runs[column]
