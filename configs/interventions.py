@@ -12,7 +12,7 @@ Other normalisations of queries and keys are in configs/qk_norm_variants.py.
 Expected here: not yet measured. Of those without qk-layernorm, the soft cap should do most; those
 without z-loss should hardly differ in runs this short (see configs/z_loss.py).
 
-Time at cpu scale: 91 runs of the largest size, about 7 minutes on two cores, a quarter of it for
+Time at cpu scale: 91 runs of the largest size, about 6 minutes on two cores, a quarter of it for
 compiling (estimate).
 
   python -m launch.sweep --config=configs/interventions.py --workdir=runs/interventions

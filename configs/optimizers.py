@@ -8,7 +8,7 @@ windows lie alike around each optimum; the report shows whether they do.
 
 Expected here: not yet measured.
 
-Time at cpu scale: 84 runs, about 6 minutes on two cores (estimate).
+Time at cpu scale: 84 runs, about 5 minutes on two cores (estimate).
 
   python -m launch.sweep --config=configs/optimizers.py --workdir=runs/optimizers
 """

@@ -5,7 +5,7 @@ linearly, so it spends more steps at high rates than the cosine; rsqrt falls at 
 
 Expected here: not yet measured. WSD should be the most sensitive.
 
-Time at cpu scale: 42 runs, about 2 minutes on two cores (estimate).
+Time at cpu scale: 42 runs, about 3 minutes on two cores (estimate).
 
   python -m launch.sweep --config=configs/schedules.py --workdir=runs/schedules
 """

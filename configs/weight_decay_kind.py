@@ -12,7 +12,7 @@ both windows are half a decade up, as all are.
 Expected here: not yet measured. Runs are so short that an independent decay of 1e-4 removes 2 % of
 a weight and the coupled kind acts at high rates alone: from 0.1 on, most of a weight.
 
-Time at cpu scale: 45 runs, about 2 minutes on two cores (estimate).
+Time at cpu scale: 45 runs, about 3 minutes on two cores (estimate).
 
   python -m launch.sweep --config=configs/weight_decay_kind.py --workdir=runs/weight_decay_kind
 """

@@ -6,6 +6,8 @@
 Each experiment is a stage, launch.sweep of its config file with DIR/NAME as its folder, in a
 process of its own: one that fails does not stop the others, and each can be run or continued
 alone. Stopped and started again, the same command continues. --dry_run says what all would cost.
+
+All at cpu scale take about 75 minutes on two cores (estimate); each config file has its own share.
 """
 
 import ast
