@@ -11,7 +11,7 @@ from matplotlib import colors
 
 from stability import hyper
 from stability.analysis import sensitivity, tables
-from stability.report import figures
+from stability.report import drawing, figures
 
 
 class Sweep:
@@ -244,15 +244,15 @@ def test_panels_of_all_rows_share_their_scales(many, case):
 def test_equal_figures_give_equal_files(sweep):
   first, second = sweep.all_figures(), sweep.all_figures()
   for name in first:
-    assert figures.save(first[name], 'svg') == figures.save(second[name], 'svg'), name
-  assert figures.save(first['loss'], 'png').startswith(b'\x89PNG')
+    assert drawing.save(first[name], 'svg') == drawing.save(second[name], 'svg'), name
+  assert drawing.save(first['loss'], 'png').startswith(b'\x89PNG')
 
 
 def test_a_user_s_text_is_neither_mathematics_nor_markup(sweep):
   runs = sweep.results.runs
   runs = runs[runs['model.qk_norm'] == 'none'].assign(method='$\\frac{$--><script>')
   figure = figures.loss_by_learning_rate(tables.Results(runs, ['method'], []))
-  svg = figures.save(figure, 'svg').decode()
+  svg = drawing.save(figure, 'svg').decode()
   assert figure.axes[0].get_title() == 'method=$\\frac{$--><script>'
   ElementTree.fromstring(svg)
   assert '<script' not in svg
@@ -265,4 +265,4 @@ def test_results_without_parameters_have_their_loss_figure():
   })  # fmt: skip
   figure = figures.loss_by_learning_rate(tables.Results(runs, [], []))
   assert legend(figure)[0] == '?'
-  assert figures.save(figure, 'svg')
+  assert drawing.save(figure, 'svg')

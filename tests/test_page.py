@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from stability import workdir as workdir_lib
-from stability.analysis import sensitivity, tables
+from stability.analysis import claims, sensitivity, tables
 from stability.report import page
 
 FIGURES = {
@@ -71,17 +71,21 @@ def test_files(workdir, report):
   assert {path.name for path in report.parent.iterdir()} == names | {
       'index.html',
       'lr_sensitivity.csv',
+      'claims.csv',
   }
   table = sensitivity.lr_sensitivity(tables.load_workdir(workdir))
   written = pd.read_csv(report.parent / 'lr_sensitivity.csv')
   pd.testing.assert_frame_equal(written, table, check_dtype=False)
+  judged = claims.judge(workdir)
+  pd.testing.assert_frame_equal(claims.read(report.parent / 'claims.csv'), judged)
 
 
 def test_page_shows_the_sweep(report):
   shown = Page(report)
-  assert shown.count('svg') == 5 and shown.count('table') == 2
+  assert shown.count('svg') == 5 and shown.count('table') == 3
   rows = [attributes for tag, attributes in shown.elements if tag == 'tr']
-  assert len(rows) == 1 + 6 + 1 + 84
+  about = (claims.judge(report.parents[1])['n'] > 0).sum()
+  assert len(rows) == 1 + about + 1 + 6 + 1 + 84
   for words in (
       'Training stability: quickstart',
       '84 runs: 9.2K, 37K and 147K parameters, 7 learning rates from 1e-3 to 1,'
@@ -96,6 +100,22 @@ def test_page_shows_the_sweep(report):
     assert words in shown.text, words
   assert 'Not all runs count' not in shown.text
   assert 'entropy rate' not in shown.text
+
+
+def test_page_shows_the_claims_that_are_about_the_sweep(report):
+  shown = Page(report)
+  cells = [attributes.get('class') for tag, attributes in shown.elements if tag == 'td']
+  judged = claims.judge(report.parents[1])
+  about = judged[judged['n'] > 0]
+  for verdict, name in (('holds', 'holds'), ('does not hold', 'does-not-hold')):
+    assert cells.count(f'text {name}') == (about['verdict'] == verdict).sum() > 0
+  for row in judged.itertuples():
+    assert (row.claim in shown.text) == (row.n > 0), row.claim
+  # Made up so: qk-norm helps at every size; logits without it pass 1e4 and those runs are worse.
+  verdicts = about.set_index('claim')['verdict']
+  assert verdicts.filter(like='Without qk-layernorm, LR sensitivity').item() == 'holds'
+  assert verdicts.filter(like='passed 1e4 is unstable').item() == 'holds'
+  assert 'block_0/attention_entropy was not logged' in shown.text
 
 
 def test_page_needs_nothing_from_elsewhere(report):
@@ -254,7 +274,7 @@ def test_synthetic_text_has_its_entropy_rate_on_the_page(tmp_path):
 
 def test_analysis_and_report_never_import_training():
   code = (
-      'import sys, stability.analysis.sensitivity, stability.report.page,'
+      'import sys, stability.analysis.claims, stability.report.page,'
       ' stability.report.terminal;'
       'print({"jax", "flax", "stability.train", "stability.model"} & set(sys.modules))'
   )

@@ -56,6 +56,31 @@ def test_curves_have_a_row_per_logged_step(workdir):
   assert diverged['loss'].isna().any()  # null in the file
 
 
+def test_curves_hold_the_probes_asked_for_and_no_others(workdir):
+  names = list(workdir_lib.read_sweep(workdir)['runs'])
+  curves = tables.load_curves(workdir, ['gradient_norm', 'log_z', 'gradient_norm'])
+  assert list(curves) == ['run', 'step', 'loss', 'gradient_norm', 'log_z']
+  assert set(curves['gradient_norm']) == {0.5} and curves['log_z'].isna().all()
+  assert curves['run'].dtype == 'category' and list(curves['run'].cat.categories) == names
+
+
+def test_the_end_is_the_last_steps_of_each_run():
+  curves = pd.DataFrame({
+      'run': ['a'] * 4 + ['b'] * 3 + ['c'],
+      'step': [10, 96, 98, 100, 10, 20, 30, 10],
+      'log_z': [9.0, 1.0, 2.0, None, 7.0, 5.0, None, None],
+  })  # fmt: skip
+  # a: 98 is its last measured step, so from 93.1 on; b ended at 20; c has none.
+  assert tables.at_end(curves, 'log_z').to_dict() == {'a': 1.5, 'b': 5.0}
+
+
+def test_every_field_of_a_run_is_a_column(workdir):
+  runs = tables.load_workdir(workdir).runs
+  assert set(runs['schedule.warmup_steps']) == {25} and set(runs['optimizer.eps']) == {1e-8}
+  assert list(runs['model.width']) == [16] * 28 + [64] * 28
+  assert not runs.columns.duplicated().any()
+
+
 def test_a_sweep_that_has_not_begun_has_no_curves(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), leave_out=tuple(range(28)))
   assert tables.load_curves(tmp_path).empty

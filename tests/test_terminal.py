@@ -1,11 +1,12 @@
-"""The table that ends a sweep."""
+"""The tables that end a sweep."""
 
 import made_up
 import pytest
 from rich.console import Console
 
 from stability import hyper
-from stability.analysis import sensitivity, tables
+from stability.analysis import claims, sensitivity, tables
+from stability.analysis.claim import Verdict
 from stability.report import terminal
 
 RULE = '─'
@@ -62,3 +63,33 @@ def test_interventions_of_a_sweep_without_sizes(tmp_path):
   )
   text = terminal.readable(sensitivity.lr_sensitivity(tables.load_workdir(tmp_path)))
   assert list(text['eps']) == ['1e-15', '1e-8']
+
+
+def claims_shown(width):
+  console = Console(width=width)
+  verdicts = [
+      (claims.CLAIMS[0], Verdict('holds', 1.86, 1.82, 1.914, 42)),
+      (claims.CLAIMS[1], Verdict('undecided', n=42, reason='3 of 42 runs [missing]')),
+      (claims.CLAIMS[2], Verdict('undecided', reason='the sweep is about other things')),
+  ]
+  with console.capture() as capture:
+    console.print(terminal.claims_table(claims.table(verdicts)))
+  return capture.get()
+
+
+def test_claims_are_readable_at_100_columns():
+  shown = claims_shown(100)
+  assert max(map(len, shown.splitlines())) <= 100
+  for words in (
+      'Without qk-layernorm, LR sensitivity is higher',
+      'lowest ratio of LR sensitivity over sizes',
+      'holds',
+      '1.86',
+      '1.82 to 1.91',
+      '>= 1.1',
+      'undecided',
+      '3 of 42 runs [missing]',
+      'One other is not about this sweep.',
+  ):
+    assert words in shown, words
+  assert 'the sweep is about other things' not in shown

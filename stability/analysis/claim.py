@@ -73,9 +73,9 @@ def above_zero(value: Any) -> bool:
 class Claim:
   """A sentence of the paper as a statistic that can come out against it.
 
-  The thresholds were set before any sweep was run, from the paper's words and the noise to be
-  expected: LR sensitivities of equal runs differ by about 10 % between seeds, so a higher one is
-  one that is higher by 10 %.
+  Thresholds come from the paper's words and the noise to be expected, and are not moved after a
+  sweep: LR sensitivities of equal runs differ by about 10 % between seeds, so a higher one is one
+  that is higher by 10 %.
   """
 
   figure: str

@@ -17,7 +17,6 @@ from stability.analysis import instability, sensitivity, tables
 from stability.analysis import windows as windows_lib
 from stability.analysis.tables import Results
 
-LATE = 0.05  # the share of a run's steps whose probes are averaged as those of its end
 FEWEST_RATES = 3  # a row with fewer learning rates has no LR sensitivity that says anything
 
 
@@ -163,11 +162,8 @@ class Evidence:
     return self._measured(probe, self._probed(probe).groupby('run', observed=True)[probe].first())
 
   def at_end(self, probe: str) -> pd.Series:
-    """The mean of the values of the last LATE of the steps, of the last one at least."""
-    curves = self._probed(probe)
-    last = curves.groupby('run', observed=True)['step'].transform('max')
-    late = curves[curves['step'] > (1 - LATE) * last]
-    return self._measured(probe, late.groupby('run', observed=True)[probe].mean())
+    """The mean of the values of the last steps, see tables.at_end."""
+    return self._measured(probe, tables.at_end(self._probed(probe), probe))
 
   def after_warmup(self, probe: str) -> pd.Series:
     """The first value from the end of the warm-up on, when the learning rate is at its height.

@@ -19,6 +19,8 @@ from stability.errors import BadInput
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures follow; see probes.py
 
+LATE = 0.05  # what the end of a run is; its last step alone would be noisy
+
 _NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
 _COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss')
 _STATUSES = (*workdir_lib.STATUSES, 'missing')
@@ -79,6 +81,13 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
   curves.insert(0, 'step', np.concatenate(steps))
   curves.insert(0, 'run', pd.Categorical.from_codes(codes, names))
   return curves
+
+
+def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:
+  """For each run that has any, the mean of a probe's values over the last LATE of its steps."""
+  values = curves[['run', 'step', probe]].dropna()
+  last = values.groupby('run', observed=True)['step'].transform('max')
+  return values[values['step'] > (1 - LATE) * last].groupby('run', observed=True)[probe].mean()
 
 
 def load_csv(

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML page, its figures as files, and its tables as CSV."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from stability import workdir as workdir_lib
 from stability.analysis import claims, sensitivity, tables
 from stability.analysis.tables import Results
-from stability.report import figures, labels, terminal
+from stability.report import drawing, figures, labels, probe_figures, terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ def write_report(workdir: Path) -> Path:
   sweep = workdir_lib.read_sweep(workdir)
   results = tables.load_workdir(workdir)
   table = sensitivity.lr_sensitivity(results)
-  curves = tables.load_curves(workdir, [tables.LOGIT, *claims.probes(results)])
+  curves = tables.load_curves(workdir, _probes(results))
   config = {'config file': sweep['config_file'], 'scale': sweep['scale']}
   overrides = {f'--config.{field}': value for field, value in sweep['overrides'].items()}
   return _write(
@@ -44,6 +45,7 @@ def write_report(workdir: Path) -> Path:
       plots=[
           *_loss_plots(results, table, sweep['data']['bigram_loss']),
           *_curve_plots(results, curves),
+          *_probe_plots(results, curves),
       ],
       title=f'Training stability: {Path(sweep["config_file"]).stem}',
       facts={
@@ -76,9 +78,9 @@ def _write(
     svg = None
     if plot.draw is not None:
       figure = plot.draw()
-      svg = figures.save(figure, 'svg')
+      svg = drawing.save(figure, 'svg')
       workdir_lib.write_whole(folder / f'{plot.name}.svg', svg)
-      workdir_lib.write_whole(folder / f'{plot.name}.png', figures.save(figure, 'png'))
+      workdir_lib.write_whole(folder / f'{plot.name}.png', drawing.save(figure, 'png'))
     drawn.append((plot, None if svg is None else _inline(svg, plot.name)))
   workdir_lib.write_whole(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
   workdir_lib.write_whole(folder / 'claims.csv', judged.to_csv(index=False))
@@ -120,14 +122,18 @@ def render(template: str, **values: Any) -> str:
 
 def _loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None) -> list[Plot]:
   finished = sensitivity.counted_loss(results.runs).notna().any()
+  # A point per panel is no curve; a sweep of another number has a figure of its own.
+  several_rates = results.runs['learning_rate'].nunique() > 1 or not results.groups
   return [
       Plot(
           'loss_by_learning_rate',
           'Final loss against learning rate',
           'A flat curve is a stable one: the learning rate hardly matters. Points are means over'
           ' seeds, bands their range; no loss counts as worse than the initial one.',
-          (lambda: figures.loss_by_learning_rate(results, bigram_loss)) if finished else None,
-          'No run has finished yet.',
+          (lambda: figures.loss_by_learning_rate(results, bigram_loss))
+          if finished and several_rates
+          else None,
+          'This needs two learning rates or more.' if finished else 'No run has finished yet.',
       ),
       Plot(
           'lr_sensitivity',
@@ -139,6 +145,7 @@ def _loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None
           else None,
           'This needs finished runs of two sizes or more, with their parameters.',
       ),
+      *_number_plots(results),
   ]
 
 
@@ -175,6 +182,76 @@ def _curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
           'No step has been logged yet.',
       ),
   ]
+
+
+def _number_plots(results: Results) -> list[Plot]:
+  """Loss against each number that the sweep varies beside size and learning rate."""
+  if not sensitivity.counted_loss(results.runs).notna().any():
+    return []
+  names = {field: labels.fields(results.groups)[field] for field in probe_figures.numbers(results)}
+  return [
+      Plot(
+          f'loss_by_{name}',
+          f'Final loss against {name.replace("_", " ")}',
+          'The same losses, a line per learning rate; a flat line says that the number hardly'
+          ' matters.',
+          functools.partial(probe_figures.loss_by_number, results, field),
+          '',
+      )
+      for field, name in names.items()
+  ]
+
+
+def _probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
+  """What else was measured inside; a figure without data is left out."""
+  sizes = results.runs['parameters'].nunique()
+  output = probe_figures.output_rms(results)
+
+  def measured(probe: str | None) -> bool:
+    return probe is not None and curves[probe].notna().any()
+
+  found = []
+  if measured(probe_figures.GRADIENT) and (
+      sizes > 1 or probe_figures.EPS in probe_figures.numbers(results)
+  ):
+    found.append(
+        Plot(
+            'gradients',
+            'Gradients and updates at the end of training',
+            'RMS over the first MLP layer of block 0. Gradients fall with size and learning rate;'
+            " where they come near AdamW's eps, the dashed line, updates vanish.",
+            lambda: probe_figures.gradients(results, curves),
+            '',
+        )
+    )
+  if measured(output) and sizes > 1:
+    found.append(
+        Plot(
+            'block_outputs',
+            "Size of a block's output",
+            'RMS of the residual stream after it, median over seeds. As it grows with the learning'
+            ' rate, the gradients that reach the blocks through their normalisation shrink.',
+            lambda: probe_figures.outputs(results, curves),
+            '',
+        )
+    )
+  if any(map(measured, probe_figures.NORMS)):
+    found.append(
+        Plot(
+            'query_key_norms',
+            'Queries and keys of the largest size',
+            'What attention logits of block 0 are made of: the norms of queries and keys, and the'
+            ' cosine between a query and the key of its highest logit.',
+            lambda: probe_figures.norms(results, curves),
+            '',
+        )
+    )
+  return found
+
+
+def _probes(results: Results) -> list[str]:
+  """What the page needs of the curves."""
+  return [tables.LOGIT, *probe_figures.probes(results), *claims.probes(results)]
 
 
 def _inline(svg: bytes, name: str) -> Markup:

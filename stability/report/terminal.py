@@ -76,10 +76,11 @@ def _effect(effect: float) -> str:
 
 def claims_table(table: pd.DataFrame) -> Table:
   """The claims that are about the sweep; beneath each, what its effect is or why there is none."""
-  others = int((table['n'] == 0).sum())
+  others = (table['n'] == 0).sum()
+  left_out = 'One other is' if others == 1 else f'{others} others are'
   shown = Table(
       title="The paper's claims",
-      caption=f'{others} others are not about this sweep.' if others else None,
+      caption=f'{left_out} not about this sweep.' if others else None,
       box=box.SIMPLE_HEAD,
       collapse_padding=True,
   )
