@@ -143,7 +143,7 @@ def get_config(scale='cpu'):
   return c
 """
   config = only(load(write(tmp_path, body), '--config.schedule.steps=70'))
-  assert config['schedule'] == {'steps': 70, 'warmup_steps': 7, 'min_learning_rate': 1e-5}
+  assert (config['schedule']['steps'], config['schedule']['warmup_steps']) == (70, 7)
 
 
 def test_an_override_follows_the_rule_and_not_the_type_of_the_default(tmp_path):
