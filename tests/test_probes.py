@@ -182,7 +182,8 @@ def test_entropy_of_uniform_attention(probed, text):
 
 def test_activations(inside):
   params, outputs, metrics = inside.params, inside.outputs, inside.metrics
-  expected = {'embedding': params['embedding'][inside.inputs], 'logits': outputs['__call__']}
+  expected = {'embedding': params['embedding'][inside.inputs]}
+  expected['logits'] = outputs['final_norm'] @ params['head']
   for i in range(2):
     hidden = outputs[f'block_{i}/mlp_norm'] @ params[f'block_{i}/mlp/up']
     gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
