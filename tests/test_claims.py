@@ -165,6 +165,22 @@ def test_a_batch_size_that_changes_the_steps_says_nothing_of_the_steps():
   assert found.reason == 'the sweep varies data.batch_size as well'
 
 
+def test_claims_of_size_and_rate_alone_are_not_about_sweeps_of_other_things():
+  points, holds, _ = CASES['5a']
+  results, curves = results_of(points, holds)
+  for name in ('11a', '11b', 'C.1a', 'C.1b', 'E.12a', 'E.12b', 'E.13a'):
+    found = verdict(name, results, curves)
+    assert (found.n, found.reason) == (0, 'the sweep varies schedule.warmup_steps as well')
+
+
+def test_a_probe_after_the_warm_up_is_that_of_the_first_step_measured_from_there():
+  points = hyper.sweep('schedule.warmup_steps', [5, 60, 61, 500])
+  results, curves = results_of(points, World(claim_cases.flat, {'log_z': (1.0, 2.0)}))
+  curves['log_z'] = curves['step'].astype(float)
+  found = Evidence.of(results, curves).after_warmup('log_z')
+  assert list(found) == [20, 60, 100, 500]
+
+
 def test_an_optimum_at_the_end_of_the_grid_decides_nothing():
   points, _, _ = CASES['8a']
   found = verdict('8a', *results_of(points, claim_cases.centred(lambda c: 1.0)))

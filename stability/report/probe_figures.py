@@ -108,10 +108,8 @@ def gradients(results: Results, curves: pd.DataFrame) -> Figure:
         drawing.parameters_axis(axis, runs['parameters'])
     if EPS in of_panel:
       eps = of_panel.groupby(x)[EPS].max()
-      # Not in view where it is far below: the gradients are what the axis is for.
-      limits = column[0].get_ylim()
+      # The axis has its limits by now: they are those of the gradients, wherever eps is.
       column[0].plot(eps, color=drawing.GREY, linestyle='--', linewidth=1.1)
-      column[0].set_ylim(limits)
   for axis, name in zip(axes[0], shown.values(), strict=True):
     axis.set_ylabel(name)
   handles = drawing.handles(rates)
