@@ -16,12 +16,15 @@ import numpy as np
 from stability.layers import ACTIVATIONS, PROBES, dot, fan_in_init, norm, rms, soft_cap, unit_rms
 
 ROPE_BASE = 10_000.0
+FUSED = 'cudnn'  # the implementation of jax.nn.dot_product_attention: flash attention on GPUs
+LONG, BLOCK = 1024, 256  # from so many positions on, the fused are probed in blocks of queries
 
 
 class Attention(nn.Module):
   """Of the normalised stream [B, T, D]; logits and weights in float32."""
 
   c: ml_collections.FrozenConfigDict  # config.model
+  fused: bool = False  # on a GPU: by its kernel, where that serves, which keeps no [T, S] matrix
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array, hyper: Mapping[str, jax.Array]) -> jax.Array:
@@ -45,11 +48,18 @@ class Attention(nn.Module):
     self.sow(PROBES, 'key_norm', _norms(k).mean())
     q = rope(q) * jnp.asarray(self._scale(T), q.dtype)
     k = rope(k)
-    logits_NxTxS = jnp.einsum('ntk,nsk->nts', q, k, preferred_element_type=jnp.float32)
-    causal_TxS = np.tril(np.ones((T, T), bool))
-    att_NxTxS = _weights(c, logits_NxTxS, causal_TxS, hyper)
-    self._probe(q, k, logits_NxTxS, att_NxTxS, causal_TxS, H)
-    out = jnp.einsum('nts,nsk->ntk', att_NxTxS.astype(v.dtype), v)
+    if self.fused and _kernel_serves(c):
+      out = fused_attention(q, k, v)
+      seen = _seen_in_blocks(c, q, k, H, hyper) if self.is_mutable_collection(PROBES) else {}
+    else:
+      causal_TxS = np.tril(np.ones((T, T), bool))
+      logits_NxTxS, att_NxTxS = _logits_and_weights(c, q, k, causal_TxS, hyper)
+      out = jnp.einsum('nts,nsk->ntk', att_NxTxS.astype(v.dtype), v)
+      seen = {}
+      if self.is_mutable_collection(PROBES):
+        seen = _seen(c, q, k, logits_NxTxS, att_NxTxS, causal_TxS, H)
+    for name, value in seen.items():
+      self.sow(PROBES, name, value)
     out = out.reshape(B, H, T, K).transpose(0, 2, 1, 3).reshape(B * T, D)
     if gate_DxD is not None:  # each element of what the heads put out (arXiv 2505.06708)
       out *= nn.sigmoid(dot(x, gate_DxD.astype(c.dtype)))
@@ -68,33 +78,94 @@ class Attention(nn.Module):
       return self.param('logit_scale', nn.initializers.constant(start), ())
     return {'inverse_sqrt': c.head_dim**-0.5, 'inverse': 1 / c.head_dim}[c.attention_scale]
 
-  def _probe(self, q_NxTxK, k_NxSxK, logits_NxTxS, att_NxTxS, causal_TxS, heads: int) -> None:
-    """Logits as the paper reads them: every unmasked pair, after the scale, before soft cap.
 
-    Entropy is that of the weights as shares of their sum; 0 where all are 0, as squared ReLU's may
-    be. The cosine tells growth by alignment from growth by norms (Fig E.1): it is that of a query
-    and the key of its largest logit, after RoPE, as they meet there; mean over all queries.
-    """
-    if not self.is_mutable_collection(PROBES):
-      return
-    pairs = logits_NxTxS.shape[0] * causal_TxS.sum()
-    masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
-    self.sow(PROBES, 'attention_logit_max', masked_NxTxS.max())
-    self.sow(PROBES, 'attention_logit_mean', jnp.where(causal_TxS, logits_NxTxS, 0).sum() / pairs)
+def fused_attention(q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array) -> jax.Array:
+  """Softmax attention to positions up to one's own, [N, T, K]; queries are scaled already."""
+  q, k, v = (x[:, :, None] for x in (q_NxTxK, k_NxSxK, v_NxSxK))  # [N, T, 1, K]: a head each
+  out = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation=FUSED)
+  return out[:, :, 0]
 
-    if self.c.attention == 'squared_relu':  # softmax gives shares
-      sum_NxTx1 = att_NxTxS.sum(-1, keepdims=True)
-      att_NxTxS = att_NxTxS / jnp.where(sum_NxTx1 > 0, sum_NxTx1, 1)
-    entropy_NxT = jax.scipy.special.entr(att_NxTxS).sum(-1)
-    entropy_H = entropy_NxT.reshape(-1, heads, entropy_NxT.shape[-1]).mean((0, 2))
-    self.sow(PROBES, 'attention_entropy', entropy_H)
 
-    best_NxTx1 = masked_NxTxS.argmax(-1, keepdims=True)
-    best_NxTxK = jnp.take_along_axis(k_NxSxK, best_NxTx1, axis=1).astype(jnp.float32)
-    products_NxT = (q_NxTxK.astype(jnp.float32) * best_NxTxK).sum(-1)
-    norms_NxT = _norms(q_NxTxK) * _norms(best_NxTxK)
-    cosine_NxT = products_NxT / jnp.where(norms_NxT > 0, norms_NxT, 1)
-    self.sow(PROBES, 'query_key_cosine', cosine_NxT.mean())
+def _kernel_serves(c: ml_collections.FrozenConfigDict) -> bool:
+  """What cuDNN's flash attention is made for; elsewhere our own is as good."""
+  fits = c.dtype == 'bfloat16' and c.head_dim % 8 == 0 and c.head_dim <= 128
+  return fits and c.attention == 'softmax' and not c.attention_soft_cap
+
+
+def _logits_and_weights(
+    c: ml_collections.FrozenConfigDict,
+    q_NxTxK: jax.Array,
+    k_NxSxK: jax.Array,
+    causal_TxS: jax.Array | np.ndarray,
+    hyper: Mapping[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+  logits_NxTxS = jnp.einsum('ntk,nsk->nts', q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
+  return logits_NxTxS, _weights(c, logits_NxTxS, causal_TxS, hyper)
+
+
+def _seen(
+    c: ml_collections.FrozenConfigDict,
+    q_NxTxK: jax.Array,
+    k_NxSxK: jax.Array,
+    logits_NxTxS: jax.Array,
+    att_NxTxS: jax.Array,
+    causal_TxS: jax.Array | np.ndarray,
+    heads: int,
+) -> dict[str, jax.Array]:
+  """Logits as the paper reads them: every unmasked pair, after the scale, before soft cap.
+
+  Entropy, [H], is that of the weights as shares of their sum; 0 where all are 0, as squared ReLU's
+  may be. The cosine tells growth by alignment from growth by norms (Fig E.1): it is that of a query
+  and the key of its largest logit, after RoPE, as they meet there; mean over all queries.
+  """
+  masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
+  pairs = logits_NxTxS.shape[0] * causal_TxS.sum()
+  found = {
+      'attention_logit_max': masked_NxTxS.max(),
+      'attention_logit_mean': jnp.where(causal_TxS, logits_NxTxS, 0).sum() / pairs,
+  }
+  if c.attention == 'squared_relu':  # softmax gives shares
+    sum_NxTx1 = att_NxTxS.sum(-1, keepdims=True)
+    att_NxTxS = att_NxTxS / jnp.where(sum_NxTx1 > 0, sum_NxTx1, 1)
+  entropy_NxT = jax.scipy.special.entr(att_NxTxS).sum(-1)
+  entropy_H = entropy_NxT.reshape(-1, heads, entropy_NxT.shape[-1]).mean((0, 2))
+
+  best_NxTx1 = masked_NxTxS.argmax(-1, keepdims=True)
+  best_NxTxK = jnp.take_along_axis(k_NxSxK, best_NxTx1, axis=1).astype(jnp.float32)
+  products_NxT = (q_NxTxK.astype(jnp.float32) * best_NxTxK).sum(-1)
+  norms_NxT = _norms(q_NxTxK) * _norms(best_NxTxK)
+  cosine_NxT = products_NxT / jnp.where(norms_NxT > 0, norms_NxT, 1)
+  return found | {'attention_entropy': entropy_H, 'query_key_cosine': cosine_NxT.mean()}
+
+
+def _seen_in_blocks(
+    c: ml_collections.FrozenConfigDict,
+    q_NxTxK: jax.Array,
+    k_NxSxK: jax.Array,
+    heads: int,
+    hyper: Mapping[str, jax.Array],
+) -> dict[str, jax.Array]:
+  """The same without a whole [T, S] matrix at any time: a block of queries after another."""
+  N, T, K = q_NxTxK.shape
+  rows = T if T < LONG else max(n for n in range(1, BLOCK + 1) if T % n == 0)
+  q_NxTxK, k_NxSxK = jax.lax.stop_gradient((q_NxTxK, k_NxSxK))
+  positions_GxR = np.arange(T).reshape(-1, rows)
+
+  def block(position_R_and_q_NxRxK):
+    position_R, q_NxRxK = position_R_and_q_NxRxK
+    causal_RxS = position_R[:, None] >= np.arange(T)
+    logits, att = _logits_and_weights(c, q_NxRxK, k_NxSxK, causal_RxS, hyper)
+    return _seen(c, q_NxRxK, k_NxSxK, logits, att, causal_RxS, heads)
+
+  q_GxNxRxK = q_NxTxK.reshape(N, -1, rows, K).swapaxes(0, 1)
+  blocks = jax.lax.map(block, (positions_GxR, q_GxNxRxK))
+  pairs_G = (positions_GxR + 1).sum(1)  # a position meets those up to itself
+  return {
+      'attention_logit_max': blocks['attention_logit_max'].max(),
+      'attention_logit_mean': blocks['attention_logit_mean'] @ (pairs_G / pairs_G.sum()),
+      'attention_entropy': blocks['attention_entropy'].mean(0),
+      'query_key_cosine': blocks['query_key_cosine'].mean(),
+  }
 
 
 def _norm_of_all_heads(c: ml_collections.FrozenConfigDict, qkv: jax.Array) -> jax.Array:

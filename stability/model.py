@@ -23,6 +23,7 @@ class Transformer(nn.Module):
   c: ml_collections.FrozenConfigDict  # config.model
   vocabulary_size: int
   remat: bool = False  # going backward, compute the inside of a block again: keeps less of it
+  fused: bool = False  # attention by a GPU's kernel, where that serves
 
   @nn.compact
   def __call__(self, tokens_BxT: jax.Array, hyper: Mapping[str, jax.Array]) -> jax.Array:
@@ -35,7 +36,7 @@ class Transformer(nn.Module):
     self.sow(ACTIVATIONS, 'embedding', rms(x_BxTxD))
     block = nn.remat(Block) if self.remat else Block
     for i in range(c.depth):
-      x_BxTxD = block(c, name=f'block_{i}')(x_BxTxD, hyper)
+      x_BxTxD = block(c, self.fused, name=f'block_{i}')(x_BxTxD, hyper)
     x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
     head_DxV = self.param('head', fan_in_init, (c.width, self.vocabulary_size))
     logits = dot(x_BxTxD.reshape(B * T, c.width), head_DxV.astype(c.dtype), jnp.float32)
@@ -58,11 +59,13 @@ class Block(nn.Module):
   """
 
   c: ml_collections.FrozenConfigDict
+  fused: bool = False
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array, hyper: Mapping[str, jax.Array]) -> jax.Array:
     c = self.c
-    out = Attention(c, name='attention')(norm(c.norm, c.dtype, 'attention_norm')(x_BxTxD), hyper)
+    attention = Attention(c, self.fused, name='attention')
+    out = attention(norm(c.norm, c.dtype, 'attention_norm')(x_BxTxD), hyper)
     if c.norm_position == 'peri':
       out = norm(c.norm, c.dtype, 'attention_output_norm')(out)
     x_BxTxD += out

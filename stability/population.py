@@ -306,6 +306,7 @@ def make_layout(
       vocabulary_size,
       microbatches=place.microbatches,
       remat=place.remat == 'block',
+      fused=devices[0].platform == 'gpu',
   )
   if place.layout in LARGE_RUN:
     return LARGE_RUN[place.layout](programs, data, hyper, devices)

@@ -32,6 +32,7 @@ def programs(
     *,
     microbatches: int = 1,
     remat: bool = False,
+    fused: bool = False,
 ) -> parallel.Programs:
   """The functions that a layout compiles.
 
@@ -40,8 +41,11 @@ def programs(
     vocabulary_size: of the text.
     microbatches: parts of a batch whose gradients are taken one after another.
     remat: recompute the inside of each block going backward, and so keep less in memory.
+    fused: attention by a GPU's kernel, where that serves.
   """
-  model = model_lib.Transformer(parameterization.model_config(static), vocabulary_size, remat)
+  model = model_lib.Transformer(
+      parameterization.model_config(static), vocabulary_size, remat, fused
+  )
   bind = functools.partial
   return parallel.Programs(
       init=bind(init, model, static),

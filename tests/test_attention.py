@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from stability import attention, layers
+from stability import attention, layers, train
 
 T = 16
 # Optimizing machine code takes most of a compile; what is computed stays the same.
@@ -150,3 +150,54 @@ def test_the_cosine_tells_alignment_from_size(attend):
   _, aligned = attend({'model.qk_norm': 'layernorm'}, key=attend.random['query'])
   assert probes['query_key_cosine'] < 0.8
   assert aligned['query_key_cosine'] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize('long', [False, True])
+def test_the_kernel_is_our_attention(tiny, monkeypatch, long):
+  """Output, gradients and probes, those of a long text taken in blocks of queries.
+
+  By XLA's implementation in float32, since cuDNN's runs on a GPU alone.
+  """
+  monkeypatch.setattr(attention, 'FUSED', 'xla')
+  monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
+  if long:
+    monkeypatch.setattr(attention, 'LONG', 8)
+    monkeypatch.setattr(attention, 'BLOCK', 7)  # 4 positions each of 16
+  run = tiny({'model.qk_norm': 'none'})
+  x = np.random.default_rng(0).normal(size=(2, T, 32)).astype(np.float32)
+  params = attention.Attention(run.static.model).init(jax.random.key(0), x, run.hyper)['params']
+  found = []
+  for fused in (False, True):
+    module = attention.Attention(run.static.model, fused)
+
+    def loss(params, module=module):
+      out, sown = module.apply({'params': params}, x, run.hyper, mutable=[layers.PROBES])
+      return (out**3).sum(), (out, sown)
+
+    found.append(compiled(jax.grad(loss, has_aux=True))(params))
+  pairs = [jax.tree.leaves_with_path(each) for each in found]
+  assert len(pairs[0]) == 4 + 1 + 6
+  for (path, ours), (other_path, theirs) in zip(*pairs, strict=True):
+    assert path == other_path
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'serves'),
+    [
+        ({'model.dtype': 'bfloat16'}, True),
+        ({}, False),
+        ({'model.dtype': 'bfloat16', 'model.attention': 'squared_relu'}, False),
+        ({'model.dtype': 'bfloat16', 'model.attention_soft_cap': 50.0}, False),
+    ],
+)
+def test_where_the_kernel_is_used(tiny, monkeypatch, overrides, serves):
+  calls = []
+  kernel = attention.fused_attention
+  monkeypatch.setattr(attention, 'FUSED', 'xla')
+  monkeypatch.setattr(attention, 'fused_attention', lambda *a: calls.append(a) or kernel(*a))
+  run = tiny(overrides)
+  for fused in (False, True):
+    programs = train.programs(run.static, 64, fused=fused)
+    jax.eval_shape(programs.init, run.hyper)
+    assert len(calls) == (run.static.model.depth if fused and serves else 0)
