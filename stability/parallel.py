@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from stability import compilation
 from stability.data.feed import Feed
 
 Tree = Any  # of arrays
@@ -96,12 +97,19 @@ class Single:
     self._batches = len(data['validation'])
     self._member = jax.eval_shape(programs.init, hyper)
     self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
-    self._init = _compile(programs.init, hyper)
     batch = self._batch()
-    self._step = _compile(self._quiet, batch, self._member, donate_argnums=1)
+    lowered = {}
     if programs.probed_step:
-      self._probed_step = _compile(self._probed, batch, self._member, donate_argnums=1)
-    self._evaluate = _compile(programs.evaluate, self._data, self._member, np.int32(0))
+      lowered['probed_step'] = _lower(self._probed, batch, self._member, donate_argnums=1)
+    lowered |= {
+        'step': _lower(self._quiet, batch, self._member, donate_argnums=1),
+        'init': _lower(programs.init, hyper),
+        'evaluate': _lower(programs.evaluate, self._data, self._member, np.int32(0)),
+    }
+    executables = compilation.compiled(lowered)
+    self._init, self._step = executables['init'], executables['step']
+    self._probed_step = executables.get('probed_step')
+    self._evaluate = executables['evaluate']
 
   def init(self, hyper):
     return jax.device_get(self._init(hyper))
@@ -164,7 +172,7 @@ class Population:
     self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
     state = self.empty()
     count = np.int32(0)
-    self._init = _compile(programs.init, hyper)
+    self._init = _lower(programs.init, hyper).compile()
     self._insert = self._pmap(_insert, (0, None, 0), 0)(state, self._member, self._slots(0))
     # The text is everyone's, and so are validation batches; what the host draws is a member's.
     each = {'train': 0, 'validation': None} if host_drawn else None
@@ -288,8 +296,8 @@ def _on_device(data: Mapping[str, np.ndarray], host_drawn: bool) -> dict[str, np
   return {side: data[side] for side in data if side != 'train' or not host_drawn}
 
 
-def _compile(function, *arguments, **options):
-  return jax.jit(function, **options).lower(*arguments).compile()
+def _lower(function, *arguments, **options):
+  return jax.jit(function, **options).lower(*arguments)
 
 
 def _zeros(abstract: Tree, lead: tuple[int, ...] = ()) -> Tree:
