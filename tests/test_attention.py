@@ -62,7 +62,8 @@ def attend(tiny):
   def attend(overrides, **kernels):
     run = tiny(overrides)
     out, sown = forward(run.static.model)(random | kernels, run.hyper)
-    return np.asarray(out), {name: float(v) for name, (v,) in sown[layers.PROBES].items()}
+    probes = {name: float(np.mean(v)) for name, (v,) in sown[layers.PROBES].items()}  # of heads
+    return np.asarray(out), probes
 
   attend.random = random
   return attend

@@ -76,10 +76,9 @@ def made(kind, run, data, **options):
     params=[
         ('population', {'microbatches': 2}),
         ('data_parallel', {'microbatches': 2}),
-        ('sharded', {'remat': True}),
-        ('sharded', {'microbatches': 2}),
+        ('sharded', {'microbatches': 2, 'remat': True}),
     ],
-    ids=lambda param: f'{param[0]}-{next(iter(param[1]))}',
+    ids=lambda param: param[0],
 )
 def layout(request, run, data):
   kind, options = request.param

@@ -136,3 +136,9 @@ def test_what_the_config_states_reaches_the_programs(make, remat):
   found, _ = make(**{'parallel.remat': remat, 'parallel.microbatches': 2})
   step = found.arguments[0].step
   assert step.args[0].remat is (remat == 'block') and step.args[2] == 2
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_a_gpu_has_its_own_attention(make, platform):
+  found, _ = make(platform=platform)
+  assert found.arguments[0].step.args[0].fused is (platform == 'gpu')
