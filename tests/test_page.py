@@ -284,30 +284,31 @@ def test_analysis_and_report_never_import_training():
   assert done.stdout.strip() == 'set()'
 
 
-def test_parameterizations_over_widths_have_their_coordinate_check_on_the_page(tmp_path):
-  names = made_up.write_sweep(
-      tmp_path,
-      widths=(16, 64),
-      seeds=(0,),
-      rates=(1e-2,),
-      interventions=hyper.sweep('parameterization.name', ['standard', 'mup']),
-  )
-  for name, rms in zip(names, (1.0, 1.0, 4.0, 1.0), strict=True):
-    path = workdir_lib.run_dir(tmp_path, name) / 'metrics.jsonl'
-    lines = [{'step': step, 'loss': 2.0, 'activation_rms/logits': rms * step} for step in (1, 2)]
-    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  shown = Page(page.write_report(tmp_path))
-  text = re.sub(r'\s+', ' ', shown.text)
-  assert 'namelogits standard+1.00 mup+0.00' in text and 'Coordinate check' in text
-
-
-def test_other_sweeps_have_no_coordinate_check(report):
-  assert 'Coordinate check' not in Page(report).text
-
-
-@pytest.mark.parametrize('change', [{'rates': (1e-2, 1e-1)}, {'widths': (16,)}])
-def test_a_sweep_that_is_no_coordinate_check_has_none(change, tmp_path):
+def write_activations(workdir, **change):
+  """A sweep of parameterizations in which logits grow with the width under one of them."""
   names = hyper.sweep('parameterization.name', ['standard', 'mup'])
   options = {'widths': (16, 64), 'rates': (1e-2,), 'seeds': (0,), 'interventions': names}
-  made_up.write_sweep(tmp_path, **(options | change))
+  for name in made_up.write_sweep(workdir, **(options | change)):
+    path = workdir_lib.run_dir(workdir, name) / 'metrics.jsonl'
+    rms = 4.0 if 'width=64,name=standard' in name else 1.0
+    lines = [{'step': step, 'loss': 2.0, 'activation_rms/logits': rms * step} for step in (1, 2)]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def test_parameterizations_over_widths_have_their_coordinate_check_on_the_page(tmp_path):
+  write_activations(tmp_path)
+  text = re.sub(r'\s+', ' ', Page(page.write_report(tmp_path)).text)
+  assert 'Coordinate check' in text and 'namelogits standard+1.00 mup+0.00' in text
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'rates': (1e-2, 1e-1)},
+        {'interventions': hyper.sweep('model.qk_norm', ['layernorm', 'none'])},
+        {'widths': (16,)},
+    ],
+)
+def test_a_sweep_that_is_no_coordinate_check_has_none(change, tmp_path):
+  write_activations(tmp_path, **change)
   assert page._coordinate_check(tmp_path, tables.load_workdir(tmp_path)).empty
