@@ -37,10 +37,13 @@ class World:
 
 
 def results_of(
-    points: list[hyper.Point], world: World, **report: Any
+    points: list[hyper.Point],
+    world: World,
+    config: config_lib.Config | None = None,
+    **report: Any,
 ) -> tuple[tables.Results, pd.DataFrame]:
   """Results and curves of a sweep in a world, as load_workdir and load_curves give them."""
-  runs = hyper.expand(base.get_config('cpu').to_dict(), points)
+  runs = hyper.expand(config or base.get_config('cpu').to_dict(), points)
   rows, curves = [], []
   for name, config in runs.configs.items():
     c = config_lib.flatten(config)

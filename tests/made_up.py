@@ -23,6 +23,7 @@ def write_sweep(
     widths: tuple[int, ...] = WIDTHS,
     interventions: list[hyper.Point] | None = None,
     seeds: tuple[int, ...] = (0, 1),
+    rates: tuple[float, ...] = LEARNING_RATES,
     leave_out: tuple[int, ...] = (),
     results: dict[int, workdir_lib.Json] | None = None,
 ) -> list[str]:
@@ -33,6 +34,7 @@ def write_sweep(
     widths: of the sizes.
     interventions: points; None: qk_norm layernorm and none.
     seeds: of the runs.
+    rates: their learning rates.
     leave_out: positions of runs that get no files of their own.
     results: position of a run -> entries of its result.json in place of the made-up ones.
 
@@ -44,7 +46,7 @@ def write_sweep(
   points = hyper.product([
       hyper.sweep('model.width', widths),
       interventions,
-      hyper.sweep('optimizer.learning_rate', LEARNING_RATES),
+      hyper.sweep('optimizer.learning_rate', rates),
       hyper.sweep('seed', seeds),
   ])
   runs = hyper.expand(base.get_config('cpu').to_dict(), points)

@@ -1,5 +1,8 @@
 """Each claim of the paper comes out as holding, as not holding and as undecided, for its reason."""
 
+import pathlib
+import re
+import runpy
 import string
 
 import claim_cases
@@ -10,7 +13,7 @@ from claim_cases import CASES, QK, World, results_of
 
 from stability import hyper
 from stability.analysis import claims, tables
-from stability.analysis.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED, decide, narrow
+from stability.analysis.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED, decide, is_about, narrow
 from stability.analysis.evidence import Evidence
 
 NAMED = {}
@@ -26,6 +29,21 @@ def verdict(name, results, curves):
 
 def test_every_figure_of_the_paper_has_a_claim():
   assert {claim.figure for claim in claims.CLAIMS} == FIGURES
+
+
+@pytest.mark.parametrize('scale', ['cpu', 'gpu', 'paper'])
+def test_every_claim_is_about_an_experiment_of_its_figure(scale):
+  found = set()
+  for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'):
+    experiment = runpy.run_path(str(path))
+    if 'get_sweep' in experiment:
+      points, config = experiment['get_sweep'](scale), experiment['get_config'](scale).to_dict()
+      results, _ = results_of(points, World(lambda c: 2.0), config)
+      evidence = Evidence.of(results, None)
+      figures = re.findall(r'\bFigure ((?:[A-Z]\.)?\d+)', experiment['__doc__'])
+      named = {name: claim for name, claim in NAMED.items() if claim.figure in figures}
+      found |= {name for name, claim in named.items() if is_about(claim, evidence)}
+  assert found == NAMED.keys()
 
 
 def test_every_claim_has_its_cases():
@@ -179,6 +197,25 @@ def test_a_probe_after_the_warm_up_is_that_of_the_first_step_measured_from_there
   curves['log_z'] = curves['step'].astype(float)
   found = Evidence.of(results, curves).after_warmup('log_z')
   assert list(found) == [20, 60, 100, 500]
+
+
+def test_shapes_that_grow_in_several_ways_say_nothing_of_size_alone():
+  points, holds, _ = CASES['C.1c']
+  results, curves = results_of(points, holds)
+  for name in ('1b', '1c', '9c', '11a', 'C.1a'):
+    found = verdict(name, results, curves)
+    assert (found.n, found.reason) == (0, 'the sweep grows in more than one way')
+
+
+def test_growing_in_width_and_depth_at_once_is_neither_alone():
+  shapes = hyper.zipit(
+      [hyper.sweep('model.width', [16, 32, 64, 96]), hyper.sweep('model.depth', [1, 3, 5, 7])]
+  )
+  points = hyper.product([shapes, claim_cases.BOTH_QK, claim_cases.RATES])
+  results, curves = results_of(points, World(claim_cases.flat))
+  for name in ('7a', '7b', 'E.2a', 'E.3a', 'C.1c'):
+    found = verdict(name, results, curves)
+    assert found.n == 0 and 'shapes that grow in' in found.reason
 
 
 def test_an_optimum_at_the_end_of_the_grid_decides_nothing():

@@ -1,6 +1,7 @@
 """The report says what is in a sweep's files, all of it escaped, and needs nothing else."""
 
 import html.parser
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stability import hyper
 from stability import workdir as workdir_lib
 from stability.analysis import claims, sensitivity, tables
 from stability.report import page
@@ -280,3 +282,33 @@ def test_analysis_and_report_never_import_training():
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == 'set()'
+
+
+def write_activations(workdir, **change):
+  """A sweep of parameterizations in which logits grow with the width under one of them."""
+  names = hyper.sweep('parameterization.name', ['standard', 'mup'])
+  options = {'widths': (16, 64), 'rates': (1e-2,), 'seeds': (0,), 'interventions': names}
+  for name in made_up.write_sweep(workdir, **(options | change)):
+    path = workdir_lib.run_dir(workdir, name) / 'metrics.jsonl'
+    rms = 4.0 if 'width=64,name=standard' in name else 1.0
+    lines = [{'step': step, 'loss': 2.0, 'activation_rms/logits': rms * step} for step in (1, 2)]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def test_parameterizations_over_widths_have_their_coordinate_check_on_the_page(tmp_path):
+  write_activations(tmp_path)
+  text = re.sub(r'\s+', ' ', Page(page.write_report(tmp_path)).text)
+  assert 'Coordinate check' in text and 'namelogits standard+1.00 mup+0.00' in text
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'rates': (1e-2, 1e-1)},
+        {'interventions': hyper.sweep('model.qk_norm', ['layernorm', 'none'])},
+        {'widths': (16,)},
+    ],
+)
+def test_a_sweep_that_is_no_coordinate_check_has_none(change, tmp_path):
+  write_activations(tmp_path, **change)
+  assert page._coordinate_check(tmp_path, tables.load_workdir(tmp_path)).empty

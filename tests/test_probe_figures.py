@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from claim_cases import RATES, WIDTHS, World, grid, results_of, sweep
 
-from stability.report import drawing, page, probe_figures
+from stability.report import drawing, plots, probe_figures
 
 UP, EPS = probe_figures.LAYER, probe_figures.EPS
 QK_NORM, WARMUP = 'model.qk_norm', 'schedule.warmup_steps'
@@ -145,7 +145,7 @@ def test_numbers_with_an_axis_of_their_own():
 
 def test_figures_without_data_are_left_out(sized, of_eps):
   def named(results, curves):
-    return [plot.name for plot in page._probe_plots(results, curves)]
+    return [plot.name for plot in plots.probe_plots(results, curves)]
 
   assert named(*sized) == ['gradients', 'block_outputs', 'query_key_norms']
   assert named(*of_eps) == ['gradients', 'query_key_norms']  # one size

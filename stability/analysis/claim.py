@@ -94,6 +94,8 @@ class Claim:
   along: tuple[str, ...] = ()  # fields that move with the arms and are not held where the paper is
   still: tuple[str, ...] = ()  # fields that the sweep must not vary
   alone: tuple[str, ...] | None = None  # the only interventions it may vary; None: any
+  # Raises NotAbout where the values of the narrowed runs do not suit it.
+  suits: Callable[[Evidence], object] = lambda evidence: None
   probes: tuple[str, ...] = ()  # what it reads of the curves; * stands for every block's number
 
 
@@ -134,7 +136,18 @@ def narrow(claim: Claim, evidence: Evidence) -> Evidence:
     count = evidence.runs[column].nunique()
     if count < fewest:
       raise NotAbout(f'the sweep has {count} values of {column}, {fewest} are needed')
+  claim.suits(evidence)
   return evidence
+
+
+def grows_in_one_way(evidence: Evidence) -> None:
+  """For claims on size alone: with more parameters, shapes are neither narrower nor shallower."""
+  shape = ['parameters', *evidence.results.sizes]
+  shapes = evidence.runs[shape].drop_duplicates().sort_values(shape)
+  if shapes['parameters'].duplicated().any() or not all(
+      shapes[field].is_monotonic_increasing for field in evidence.results.sizes
+  ):
+    raise NotAbout('the sweep grows in more than one way')
 
 
 def _is_one_of(column: pd.Series, values: tuple[Any, ...]) -> pd.Series:

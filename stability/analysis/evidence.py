@@ -35,7 +35,6 @@ class Evidence:
   runs: pd.DataFrame  # those of Results, with loss (nats, NaN: does not count) and unstable
   results: Results  # the whole sweep
   curves: pd.DataFrame | None  # see tables.load_curves; None: there are none
-  onset: pd.Series | None  # of each run, see instability.onset
   weights: pd.DataFrame  # a row per seed of the sweep, a column per draw
 
   @classmethod
@@ -48,8 +47,7 @@ class Evidence:
     )
     seeds = sorted(runs['seed'].unique())
     weights = np.concatenate([np.ones((1, len(seeds))), sensitivity.draws(len(seeds))])
-    onset = None if curves is None else instability.onset(results, curves)
-    return cls(runs, results, curves, onset, pd.DataFrame(weights.T, seeds))
+    return cls(runs, results, curves, pd.DataFrame(weights.T, seeds))
 
   def only(self, kept: pd.Series) -> 'Evidence':
     """The runs for which it is true."""
@@ -143,9 +141,11 @@ class Evidence:
 
   def onsets(self) -> pd.Series:
     """The step from which each run's loss stays too high, as a share of its steps."""
-    if self.onset is None:
+    if self.curves is None:
       raise Undecided('there are no training curves')
-    return self.onset[self.runs.index] / self.runs['schedule.steps']
+    # Of the whole sweep: the best run of a size may be none of these.
+    onset = instability.onset(self.results, self.curves)
+    return onset[self.runs.index] / self.runs['schedule.steps']
 
   def _weights(self) -> pd.DataFrame:
     """A row per run, in their order."""

@@ -1,32 +1,18 @@
 """The report: one self-contained HTML page, its figures as files, and its tables as CSV."""
 
-import dataclasses
-import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from stability import workdir as workdir_lib
-from stability.analysis import claims, sensitivity, tables
+from stability.analysis import claims, coordinates, sensitivity, tables
 from stability.analysis.tables import Results
-from stability.report import drawing, figures, labels, probe_figures, terminal
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-  """A figure of the page."""
-
-  name: str  # of its files
-  title: str
-  caption: str
-  draw: Callable[[], Figure] | None  # None: there is nothing to draw yet
-  absent: str  # why there may be none
+from stability.report import drawing, labels, plots, terminal
 
 
 def write_report(workdir: Path) -> Path:
@@ -34,7 +20,7 @@ def write_report(workdir: Path) -> Path:
   sweep = workdir_lib.read_sweep(workdir)
   results = tables.load_workdir(workdir)
   table = sensitivity.lr_sensitivity(results)
-  curves = tables.load_curves(workdir, _probes(results))
+  curves = tables.load_curves(workdir, plots.probes(results))
   config = {'config file': sweep['config_file'], 'scale': sweep['scale']}
   overrides = {f'--config.{field}': value for field, value in sweep['overrides'].items()}
   return _write(
@@ -42,12 +28,13 @@ def write_report(workdir: Path) -> Path:
       results,
       table,
       claims.judge_results(results, curves),
-      plots=[
-          *_loss_plots(results, table, sweep['data']['bigram_loss']),
-          *_curve_plots(results, curves),
-          *_probe_plots(results, curves),
+      shown=[
+          *plots.loss_plots(results, table, sweep['data']['bigram_loss']),
+          *plots.curve_plots(results, curves),
+          *plots.probe_plots(results, curves),
       ],
       title=f'Training stability: {Path(sweep["config_file"]).stem}',
+      coordinate_check=_coordinate_check(workdir, results),
       facts={
           'Sweep': config | overrides,
           'Data': _data(sweep['data']),
@@ -59,9 +46,16 @@ def write_report(workdir: Path) -> Path:
 def write_results_report(results: Results, output: Path) -> Path:
   """Writes the report of any trainer's results into the folder output; returns its index.html."""
   table = sensitivity.lr_sensitivity(results)
-  plots = _loss_plots(results, table, bigram_loss=None)
-  judged = claims.judge_results(results)
-  return _write(output, results, table, judged, plots, title='Training stability', facts={})
+  return _write(
+      output,
+      results,
+      table,
+      claims.judge_results(results),
+      shown=plots.loss_plots(results, table, bigram_loss=None),
+      title='Training stability',
+      coordinate_check=pd.DataFrame(),
+      facts={},
+  )
 
 
 def _write(
@@ -69,12 +63,13 @@ def _write(
     results: Results,
     table: pd.DataFrame,
     judged: pd.DataFrame,
-    plots: list[Plot],
+    shown: Sequence[plots.Plot],
     title: str,
+    coordinate_check: pd.DataFrame,
     facts: dict[str, dict[str, Any]],
 ) -> Path:
   drawn = []
-  for plot in plots:
+  for plot in shown:
     svg = None
     if plot.draw is not None:
       figure = plot.draw()
@@ -94,6 +89,7 @@ def _write(
       uncounted={name: n for name, n in counts.items() if name not in sensitivity.COUNTED},
       plots=drawn,
       claims=terminal.readable_claims(judged),
+      coordinate_check=coordinate_check,
       sensitivity=terminal.readable(table),
       runs=_readable_runs(results),
       windows=_windows(results),
@@ -115,143 +111,6 @@ def render(template: str, **values: Any) -> str:
       lstrip_blocks=True,
   )
   return templates.get_template(template).render(**values)
-
-
-# The figures.
-
-
-def _loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None) -> list[Plot]:
-  finished = sensitivity.counted_loss(results.runs).notna().any()
-  # A point per panel is no curve; a sweep of another number has a figure of its own.
-  several_rates = results.runs['learning_rate'].nunique() > 1 or not results.groups
-  return [
-      Plot(
-          'loss_by_learning_rate',
-          'Final loss against learning rate',
-          'A flat curve is a stable one: the learning rate hardly matters. Points are means over'
-          ' seeds, bands their range; no loss counts as worse than the initial one.',
-          (lambda: figures.loss_by_learning_rate(results, bigram_loss))
-          if finished and several_rates
-          else None,
-          'This needs two learning rates or more.' if finished else 'No run has finished yet.',
-      ),
-      Plot(
-          'lr_sensitivity',
-          'LR sensitivity against size',
-          'How far the loss is above its best, on average over the learning rates. A line that'
-          ' rises says that larger models will need more care; bars are 90 % intervals over seeds.',
-          (lambda: figures.sensitivity_by_parameters(results, table))
-          if table['parameters'][table['lr_sensitivity'] > 0].nunique() > 1
-          else None,
-          'This needs finished runs of two sizes or more, with their parameters.',
-      ),
-      *_number_plots(results),
-  ]
-
-
-def _curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
-  measured = curves[tables.LOGIT].notna().any()
-  probed = results.runs['run'].isin(curves['run'][curves[tables.LOGIT].notna()])
-  sizes = results.runs['parameters'][probed].nunique()
-  absent = 'No attention logits have been logged; config.probe.every_steps asks for them.'
-  return [
-      Plot(
-          'attention_logits_by_learning_rate',
-          'Attention logits against learning rate',
-          'The highest attention logit that block 0 reached while training, median over seeds.'
-          ' As logits grow, attention collapses onto single tokens, and the loss rises.',
-          (lambda: figures.logits_by_learning_rate(results, curves)) if measured else None,
-          absent,
-      ),
-      Plot(
-          'attention_logits_by_parameters',
-          'Attention logits against size',
-          'The same numbers at each learning rate. Lines that climb towards the dashed one tell at'
-          ' which size a learning rate that is still fine here stops being so.',
-          (lambda: figures.logits_by_parameters(results, curves)) if sizes > 1 else None,
-          'This needs attention logits of two sizes or more.',
-      ),
-      Plot(
-          'training_curves',
-          'Training curves of the largest size',
-          'Loss and attention logits step by step, one line per learning rate. Where the logits'
-          ' take off first and the loss follows, they are the likely cause.',
-          (lambda: figures.training_curves(results, curves))
-          if curves['loss'].notna().any()
-          else None,
-          'No step has been logged yet.',
-      ),
-  ]
-
-
-def _number_plots(results: Results) -> list[Plot]:
-  """Loss against each number that the sweep varies beside size and learning rate."""
-  if not sensitivity.counted_loss(results.runs).notna().any():
-    return []
-  names = {field: labels.fields(results.groups)[field] for field in probe_figures.numbers(results)}
-  return [
-      Plot(
-          f'loss_by_{name}',
-          f'Final loss against {name.replace("_", " ")}',
-          'The same losses, a line per learning rate; a flat line says that the number hardly'
-          ' matters.',
-          functools.partial(probe_figures.loss_by_number, results, field),
-          '',
-      )
-      for field, name in names.items()
-  ]
-
-
-def _probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
-  """What else was measured inside; a figure without data is left out."""
-  sizes = results.runs['parameters'].nunique()
-  output = probe_figures.output_rms(results)
-
-  def measured(probe: str | None) -> bool:
-    return probe is not None and curves[probe].notna().any()
-
-  found = []
-  if measured(probe_figures.GRADIENT) and (
-      sizes > 1 or probe_figures.EPS in probe_figures.numbers(results)
-  ):
-    found.append(
-        Plot(
-            'gradients',
-            'Gradients and updates at the end of training',
-            'RMS over the first MLP layer of block 0. Gradients fall with size and learning rate;'
-            " where they come near AdamW's eps, the dashed line, updates vanish.",
-            lambda: probe_figures.gradients(results, curves),
-            '',
-        )
-    )
-  if measured(output) and sizes > 1:
-    found.append(
-        Plot(
-            'block_outputs',
-            "Size of a block's output",
-            'RMS of the residual stream after it, median over seeds. As it grows with the learning'
-            ' rate, the gradients that reach the blocks through their normalisation shrink.',
-            lambda: probe_figures.outputs(results, curves),
-            '',
-        )
-    )
-  if any(map(measured, probe_figures.NORMS)):
-    found.append(
-        Plot(
-            'query_key_norms',
-            'Queries and keys of the largest size',
-            'What attention logits of block 0 are made of: the norms of queries and keys, and the'
-            ' cosine between a query and the key of its highest logit.',
-            lambda: probe_figures.norms(results, curves),
-            '',
-        )
-    )
-  return found
-
-
-def _probes(results: Results) -> list[str]:
-  """What the page needs of the curves."""
-  return [tables.LOGIT, *probe_figures.probes(results), *claims.probes(results)]
 
 
 def _inline(svg: bytes, name: str) -> Markup:
@@ -335,6 +194,31 @@ def best(results: Results, table: pd.DataFrame) -> str | None:
     where.append(labels.pairs(results.groups, row[results.groups]))
   where.append(f'learning rate {labels.number(row["best_learning_rate"])}')
   return f'The lowest loss is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
+
+
+def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
+  """Slopes of activations on the width at the last step, a row per intervention, as text.
+
+  Empty unless the sweep is such a check: parameterizations over widths at one learning rate.
+  """
+  runs = results.runs
+  is_check = (
+      any(field.startswith('parameterization.') for field in results.groups)
+      and coordinates.WIDTH in results.sizes
+      and runs['learning_rate'].nunique() == 1
+  )
+  if not is_check:
+    return pd.DataFrame()
+  slopes = coordinates.slopes(results, coordinates.load_activations(workdir))
+  slopes = slopes[slopes['step'] == slopes['step'].max()]
+  short = labels.fields(results.groups)
+  rows = []
+  for values, of_row in tables.split(slopes, results.groups):
+    row = dict(zip(short.values(), map(labels.value, values), strict=True))
+    found = of_row.groupby('probe', sort=False)['slope'].mean()
+    probes = (probe.removeprefix('activation_rms/') for probe in found.index)
+    rows.append(row | dict(zip(probes, map('{:+.2f}'.format, found), strict=True)))
+  return pd.DataFrame(rows).fillna('')
 
 
 def _data(data: workdir_lib.Json) -> dict[str, str]:

@@ -5,7 +5,7 @@ import pandas as pd
 
 from stability.analysis import evidence as ev
 from stability.analysis import instability
-from stability.analysis.claim import AtLeast, AtMost, Claim
+from stability.analysis.claim import AtLeast, AtMost, Claim, grows_in_one_way
 from stability.analysis.evidence import Evidence, Undecided
 from stability.analysis.tables import LOGIT
 
@@ -174,6 +174,7 @@ CLAIMS = (
         _rise_with_size,
         arms=_BOTH,
         several={'learning_rate': 3, 'parameters': 2},
+        suits=grows_in_one_way,
     ),
     Claim(
         '1',
@@ -183,6 +184,7 @@ CLAIMS = (
         _fall_of_the_lowest_unstable_rate,
         where=_WITHOUT,
         several={'learning_rate': 3, 'parameters': 2},
+        suits=grows_in_one_way,
     ),
     Claim(
         '2',
@@ -251,6 +253,7 @@ CLAIMS = (
         _miss_of_the_extrapolation,
         where=_WITHOUT,
         several={'parameters': 4},
+        suits=grows_in_one_way,
         probes=(LOGIT,),
     ),
     Claim(

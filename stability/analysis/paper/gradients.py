@@ -5,7 +5,7 @@ import pandas as pd
 
 from stability.analysis import evidence as ev
 from stability.analysis import instability
-from stability.analysis.claim import AtLeast, AtMost, Claim
+from stability.analysis.claim import AtLeast, AtMost, Claim, above_zero, grows_in_one_way
 from stability.analysis.evidence import Evidence, NotAbout, Undecided
 from stability.analysis.paper import scaling
 
@@ -49,12 +49,13 @@ def _hardest(e: Evidence) -> Evidence:
 
 
 def _harm_of_a_smaller_eps(e: Evidence) -> pd.Series:
-  e = e.only(e.runs[EPS] <= PAPER_EPS)
-  smallest = e.runs[EPS].min()
-  if not smallest < e.runs[EPS].max() == PAPER_EPS:
-    raise NotAbout(f'the sweep needs an eps of {PAPER_EPS:g} and a smaller one')
-  losses = _hardest(e.only(e.runs[EPS].isin([smallest, PAPER_EPS])))
-  return ev.differences(losses.mean(losses.runs['loss']), EPS, PAPER_EPS).mean()
+  hardest = _hardest(e.only(e.runs[EPS].isin([e.runs[EPS].min(), PAPER_EPS])))
+  return ev.differences(hardest.mean(hardest.runs['loss']), EPS, PAPER_EPS).mean()
+
+
+def _has_smaller_eps(e: Evidence) -> None:
+  if not e.runs[EPS].min() < PAPER_EPS:
+    raise NotAbout(f'the sweep has no eps below {PAPER_EPS:g}')
 
 
 def _harm_of_a_larger_eps(e: Evidence) -> pd.Series:
@@ -114,6 +115,7 @@ def _falls(figure: str, layer: str, path: str) -> tuple[Claim, Claim]:
           where=_WITH,
           several=_SIZES,
           alone=_PLAIN,
+          suits=grows_in_one_way,
           probes=(f'gradient_rms/{path}',),
       )
       for level, name, lines in (
@@ -135,6 +137,7 @@ CLAIMS = (
         where=_WITH,
         several=_SIZES,
         alone=_PLAIN,
+        suits=grows_in_one_way,
         probes=('block_*/output_rms',),
     ),
     Claim(
@@ -155,8 +158,9 @@ CLAIMS = (
         AtLeast(0.1),
         _output_with_depth,
         where=_WITH,
-        several={'model.width': 2, 'model.depth': 3},
+        several={'model.depth': 3},
         alone=_PLAIN,
+        suits=scaling.has_ways('depth'),
         probes=('block_*/output_rms',),
     ),
     Claim(
@@ -165,7 +169,8 @@ CLAIMS = (
         'loss with the smallest eps minus loss with 1e-8 (nats)',
         AtMost(0.02),
         _harm_of_a_smaller_eps,
-        several={EPS: 2},
+        arms={EPS: (PAPER_EPS, above_zero)},
+        suits=_has_smaller_eps,
     ),
     Claim(
         'E.15',

@@ -1,5 +1,7 @@
 """Width, depth and parameterization (sections 3.2.3, 3.2.4, Figures 7, 8, E.2 ... E.5, E.14)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -15,6 +17,17 @@ SHAPES = 3  # that a way of growing needs
 ALIKE = 1.25  # as many parameters, up to this factor
 
 
+def has_ways(*ways: str) -> Callable[[Evidence], None]:
+  """Refuses a sweep without enough shapes that grow in each of these ways."""
+
+  def check(e: Evidence) -> None:
+    for way in ways:
+      if len(grown(e, way).runs[[WIDTH, DEPTH]].drop_duplicates()) < SHAPES:
+        raise NotAbout(f'the sweep has fewer than {SHAPES} shapes that grow in {way}')
+
+  return check
+
+
 def grown(e: Evidence, way: str) -> Evidence:
   """The shapes of a sweep that grow in one way: width, depth or both.
 
@@ -25,10 +38,7 @@ def grown(e: Evidence, way: str) -> Evidence:
   depth = shapes.groupby(DEPTH)[WIDTH].nunique().idxmax()
   width = shapes.groupby(WIDTH)[DEPTH].nunique().idxmax()
   is_wide, is_deep = e.runs[DEPTH] == depth, e.runs[WIDTH] == width
-  found = e.only({'width': is_wide, 'depth': is_deep, 'both': is_wide == is_deep}[way])
-  if len(found.runs[[WIDTH, DEPTH]].drop_duplicates()) < SHAPES:
-    raise NotAbout(f'the sweep has fewer than {SHAPES} shapes that grow in {way}')
-  return found
+  return e.only({'width': is_wide, 'depth': is_deep, 'both': is_wide == is_deep}[way])
 
 
 def _rise(e: Evidence, way: str) -> pd.Series:
@@ -80,10 +90,12 @@ def _gain(e: Evidence, base: str) -> pd.Series:
 
 
 def _diverged_at_one(e: Evidence) -> pd.Series:
-  high = e.runs['learning_rate'] >= 1
-  if not high.any():
-    raise NotAbout('the sweep has no learning rate of 1')
-  return e.share(e.runs['status'] == 'diverged', high)
+  return e.share(e.runs['status'] == 'diverged', e.runs['learning_rate'] >= 1)
+
+
+def _has_a_rate_of_one(e: Evidence) -> None:
+  if not (e.runs['learning_rate'] >= 1).any():
+    raise NotAbout('the sweep has no learning rate of 1 or more')
 
 
 _SHAPES = {WIDTH: SHAPES, DEPTH: SHAPES, 'learning_rate': 3}
@@ -99,6 +111,7 @@ CLAIMS = (
         AtLeast(0.05),
         lambda e: _rise(e, 'depth') - _rise(e, 'width'),
         several=_SHAPES,
+        suits=has_ways('width', 'depth'),
     ),
     Claim(
         '7',
@@ -107,6 +120,7 @@ CLAIMS = (
         AtLeast(0.0),
         _width_minus_depth,
         several=_SHAPES,
+        suits=has_ways('width', 'depth'),
     ),
     Claim(
         'E.2',
@@ -117,6 +131,7 @@ CLAIMS = (
         lambda e: np.fmin(_rise_of_logit_growth(e, 'width'), _rise_of_logit_growth(e, 'depth')),
         where={QK_NORM: ('none',)},
         several=_SHAPES,
+        suits=has_ways('width', 'depth'),
         probes=(LOGIT,),
     ),
     Claim(
@@ -126,6 +141,7 @@ CLAIMS = (
         AtLeast(0.0),
         _others_minus_both,
         several=_SHAPES,
+        suits=has_ways('width', 'depth', 'both'),
     ),
     Claim(
         '8',
@@ -181,6 +197,7 @@ CLAIMS = (
         AtMost(0.0),
         _diverged_at_one,
         where={NAME: ('muparam_full',), QK_NORM: ('layernorm',)},
+        suits=_has_a_rate_of_one,
     ),
     Claim(
         'E.5',

@@ -1,0 +1,159 @@
+"""Which figures a page shows, with their titles and captions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from stability.analysis import claims, sensitivity, tables
+from stability.analysis.tables import Results
+from stability.report import figures, labels, probe_figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+  """A figure of the page."""
+
+  name: str  # of its files
+  title: str
+  caption: str
+  draw: Callable[[], Figure] | None  # None: there is nothing to draw yet
+  absent: str  # why there may be none
+
+
+def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None) -> list[Plot]:
+  """Of final losses and LR sensitivity."""
+  finished = sensitivity.counted_loss(results.runs).notna().any()
+  # A point per panel is no curve; a sweep of another number has a figure of its own.
+  several_rates = results.runs['learning_rate'].nunique() > 1 or not results.groups
+  return [
+      Plot(
+          'loss_by_learning_rate',
+          'Final loss against learning rate',
+          'A flat curve is a stable one: the learning rate hardly matters. Points are means over'
+          ' seeds, bands their range; no loss counts as worse than the initial one.',
+          (lambda: figures.loss_by_learning_rate(results, bigram_loss))
+          if finished and several_rates
+          else None,
+          'This needs two learning rates or more.' if finished else 'No run has finished yet.',
+      ),
+      Plot(
+          'lr_sensitivity',
+          'LR sensitivity against size',
+          'How far the loss is above its best, on average over the learning rates. A line that'
+          ' rises says that larger models will need more care; bars are 90 % intervals over seeds.',
+          (lambda: figures.sensitivity_by_parameters(results, table))
+          if table['parameters'][table['lr_sensitivity'] > 0].nunique() > 1
+          else None,
+          'This needs finished runs of two sizes or more, with their parameters.',
+      ),
+      *number_plots(results),
+  ]
+
+
+def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
+  """Of training losses and attention logits."""
+  measured = curves[tables.LOGIT].notna().any()
+  probed = results.runs['run'].isin(curves['run'][curves[tables.LOGIT].notna()])
+  sizes = results.runs['parameters'][probed].nunique()
+  absent = 'No attention logits have been logged; config.probe.every_steps asks for them.'
+  return [
+      Plot(
+          'attention_logits_by_learning_rate',
+          'Attention logits against learning rate',
+          'The highest attention logit that block 0 reached while training, median over seeds.'
+          ' As logits grow, attention collapses onto single tokens, and the loss rises.',
+          (lambda: figures.logits_by_learning_rate(results, curves)) if measured else None,
+          absent,
+      ),
+      Plot(
+          'attention_logits_by_parameters',
+          'Attention logits against size',
+          'The same numbers at each learning rate. Lines that climb towards the dashed one tell at'
+          ' which size a learning rate that is still fine here stops being so.',
+          (lambda: figures.logits_by_parameters(results, curves)) if sizes > 1 else None,
+          'This needs attention logits of two sizes or more.',
+      ),
+      Plot(
+          'training_curves',
+          'Training curves of the largest size',
+          'Loss and attention logits step by step, one line per learning rate. Where the logits'
+          ' take off first and the loss follows, they are the likely cause.',
+          (lambda: figures.training_curves(results, curves))
+          if curves['loss'].notna().any()
+          else None,
+          'No step has been logged yet.',
+      ),
+  ]
+
+
+def number_plots(results: Results) -> list[Plot]:
+  """Loss against each number that the sweep varies beside size and learning rate."""
+  if not sensitivity.counted_loss(results.runs).notna().any():
+    return []
+  names = {field: labels.fields(results.groups)[field] for field in probe_figures.numbers(results)}
+  return [
+      Plot(
+          f'loss_by_{name}',
+          f'Final loss against {name.replace("_", " ")}',
+          'The same losses, a line per learning rate; a flat line says that the number hardly'
+          ' matters.',
+          functools.partial(probe_figures.loss_by_number, results, field),
+          '',
+      )
+      for field, name in names.items()
+  ]
+
+
+def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
+  """What else was measured inside; a figure without data is left out."""
+  sizes = results.runs['parameters'].nunique()
+  output = probe_figures.output_rms(results)
+
+  def measured(probe: str | None) -> bool:
+    return probe is not None and curves[probe].notna().any()
+
+  found = []
+  if measured(probe_figures.GRADIENT) and (
+      sizes > 1 or probe_figures.EPS in probe_figures.numbers(results)
+  ):
+    found.append(
+        Plot(
+            'gradients',
+            'Gradients and updates at the end of training',
+            'RMS over the first MLP layer of block 0. Gradients fall with size and learning rate;'
+            " where they come near AdamW's eps, the dashed line, updates vanish.",
+            lambda: probe_figures.gradients(results, curves),
+            '',
+        )
+    )
+  if measured(output) and sizes > 1:
+    found.append(
+        Plot(
+            'block_outputs',
+            "Size of a block's output",
+            'RMS of the residual stream after it, median over seeds. As it grows with the learning'
+            ' rate, the gradients that reach the blocks through their normalisation shrink.',
+            lambda: probe_figures.outputs(results, curves),
+            '',
+        )
+    )
+  if any(map(measured, probe_figures.NORMS)):
+    found.append(
+        Plot(
+            'query_key_norms',
+            'Queries and keys of the largest size',
+            'What attention logits of block 0 are made of: the norms of queries and keys, and the'
+            ' cosine between a query and the key of its highest logit.',
+            lambda: probe_figures.norms(results, curves),
+            '',
+        )
+    )
+  return found
+
+
+def probes(results: Results) -> list[str]:
+  """What the page needs of the curves."""
+  return [tables.LOGIT, *probe_figures.probes(results), *claims.probes(results)]
