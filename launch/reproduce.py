@@ -42,6 +42,7 @@ EXPERIMENTS = (  # the most telling first
     'weight_decay_kind',
     'weight_decay',
     'muparam',
+    'coordinate_check',
     'attention_scale',
     'pointwise_attention',
     'qk_norm_variants',
