@@ -1,6 +1,6 @@
 """What a sweep says of sizes beyond it, and how right it would have been about its largest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,16 +13,19 @@ from stability.analysis.tables import Results
 
 HELD_OUT_FACTOR = 4  # the size held out has at least as many times the parameters of the others
 CHOSEN = 'chosen by validation'  # in a table of scores
+
+Seen = Mapping[tuple, Observations]
+
 _SAID = ('parameters', 'learning_rate', 'probability', 'quantity', 'value', 'low', 'high', 'note')
 _MEASURED = ('run', 'seed', 'happened', 'base_rate', 'measured', 'beyond')
 
 
-def predict(results: Results, curves: pd.DataFrame, parameters: Sequence[float]) -> pd.DataFrame:
+def predict(results: Results, seen: Seen, parameters: Sequence[float]) -> pd.DataFrame:
   """What each predictor says of sizes that need not have been trained.
 
   Args:
     results: of a sweep.
-    curves: with the columns of observations.PROBES, see tables.load_curves.
+    seen: observations.of it, by intervention.
     parameters: of the sizes.
 
   Returns:
@@ -35,13 +38,13 @@ def predict(results: Results, curves: pd.DataFrame, parameters: Sequence[float])
   return _by_intervention(
       results,
       {
-          values: _forecasts(seen, observations.targets(parameters, seen.learning_rates), None)
-          for values, seen in observations.of(results, curves).items()
+          values: _forecasts(of_one, observations.targets(parameters, of_one.learning_rates), None)
+          for values, of_one in seen.items()
       },
   )
 
 
-def hold_out(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
+def hold_out(results: Results, seen: Seen) -> pd.DataFrame:
   """What predict says of the largest size from those at most a quarter of it, and what happened.
 
   A row for each run of the largest size. Beside the columns of predict: run, seed, happened
@@ -50,13 +53,11 @@ def hold_out(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
   few sizes for that.
   """
   said = {}
-  for values, seen in observations.of(results, curves).items():
-    largest = seen.sizes[-1]
-    fitted = seen.only(seen.runs['parameters'] <= largest / HELD_OUT_FACTOR)
-    held = seen.only(
-        (seen.runs['parameters'] == largest)
-        & seen.runs['learning_rate'].isin(fitted.learning_rates)
-    )
+  for values, of_one in seen.items():
+    parameters, largest = of_one.runs['parameters'], of_one.sizes[-1]
+    fitted = of_one.only(parameters <= largest / HELD_OUT_FACTOR)
+    rates = of_one.runs['learning_rate'].isin(fitted.learning_rates)
+    held = of_one.only((parameters == largest) & rates)
     if len(fitted.sizes) >= FEWEST_SIZES and len(held.runs):
       said[values] = _forecasts(fitted, held.runs, held)
   return _by_intervention(results, said)
@@ -67,8 +68,8 @@ def score(held_out: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
   Columns: predictor, event, runs, accuracy (of probability > 1/2), brier, base_brier (of the share
   of the fitted runs of the intervention) and paper_brier (of the paper's fit) on the same runs,
-  numbers (how many), coverage (the share within the 90 % intervals) and miss (median, decades). The
-  first row is of the predictor that validation chose, whichever it was.
+  numbers and intervals (how many), coverage (the share within the 90 % intervals) and miss (median,
+  decades). The first row is of the predictor that validation chose, whichever it was.
   """
   said = pd.concat(held_out, keys=range(len(held_out)), names=['sweep']).reset_index('sweep')
   if said.empty:
@@ -108,6 +109,7 @@ def _numbers(said: pd.DataFrame) -> dict[str, float]:
   below_high = (limited['measured'] <= limited['high']) | (limited['beyond'] == -1)
   return {
       'numbers': len(said),
+      'intervals': len(limited),
       'coverage': (above_low & below_high).mean() if len(limited) else np.nan,
       'miss': np.log10(exact['value'] / exact['measured']).abs().median(),
   }
