@@ -201,8 +201,8 @@ def _draws(
   """Values [D, T] of single runs at the targets."""
   rates = np.sort(points['rate'].unique())
   b_DxP, noise_D = _coefficients(fit, points, least_noise, draws, rng)
-  noise_DxT = noise_D[:, None] * rng.standard_normal((draws, len(targets)))
-  return b_DxP @ fit.design(targets, rates).T + noise_DxT
+  noise_Dx1 = (noise_D * rng.standard_normal(draws))[:, None]  # one run each: the same at all
+  return b_DxP @ fit.design(targets, rates).T + noise_Dx1
 
 
 def _coefficients(
@@ -218,19 +218,17 @@ def _coefficients(
   y_DxK = np.tile(points['value'].to_numpy(float), (draws, 1))
   limits_K, beyond_K = y_DxK[0].copy(), _beyond(points)
   weights_DxK = _seed_weights(points['seed'], draws, rng)
-  inverse_DxPxP = np.linalg.inv(
-      np.einsum('kp,dk,kq->dpq', X_KxP, weights_DxK, X_KxP) + _RIDGE * np.eye(X_KxP.shape[1])
-  )
+  # A matrix [P, P] per draw of the seeds, or the same one for all of a single seed.
+  products_DxPxP = (X_KxP.T * weights_DxK[:, None]) @ X_KxP + _RIDGE * np.eye(X_KxP.shape[1])
+  inverse_DxPxP = np.linalg.inv(products_DxPxP)
   root_DxPxP = np.linalg.cholesky(inverse_DxPxP)
   freedom = len(points) - X_KxP.shape[1] + _FLOOR_WEIGHT
   for _ in range(_SWEEPS if beyond_K.any() else 1):
-    b_DxP = np.einsum('dpq,kq,dk->dp', inverse_DxPxP, X_KxP, weights_DxK * y_DxK)
+    b_DxP = np.squeeze(inverse_DxPxP @ ((weights_DxK * y_DxK) @ X_KxP)[..., None], -1)
     squares_D = (weights_DxK * (y_DxK - b_DxP @ X_KxP.T) ** 2).sum(axis=1)
     squares_D += _FLOOR_WEIGHT * least_noise**2
     noise_D = np.sqrt(squares_D / rng.chisquare(freedom, draws))
-    b_DxP += noise_D[:, None] * np.einsum(
-        'dpq,dq->dp', root_DxPxP, rng.standard_normal(b_DxP.shape)
-    )
+    b_DxP += noise_D[:, None] * np.squeeze(root_DxPxP @ rng.standard_normal((*b_DxP.shape, 1)), -1)
     y_DxK = np.where(
         beyond_K,
         _beyond_limit(b_DxP @ X_KxP.T, noise_D[:, None], limits_K, beyond_K, rng),
@@ -240,8 +238,9 @@ def _coefficients(
 
 
 def _seed_weights(seeds: pd.Series, draws: int, rng: np.random.Generator) -> np.ndarray:
-  """How often each row's seed was drawn [D, K]; all 1 with one seed."""
+  """How often each row's seed was drawn [D, K]; with one seed [1, K], all 1."""
   codes, names = pd.factorize(seeds)
+  draws = draws if len(names) > 1 else 1
   counts_DxS = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
   return counts_DxS[:, codes].astype(float)
 

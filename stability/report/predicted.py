@@ -195,7 +195,7 @@ def critical_rates(predicted: Predicted) -> Figure:
     if any((seen.runs['beyond'] == beyond).any() for seen in predicted.seen.values()):
       handles.append(drawing.handle(f'{text} the grid', linestyle='', **marker))
   axis.set_yscale('log')
-  drawing.plain_ticks(axis.yaxis, (1,))
+  drawing.plain_ticks(axis.yaxis, (1, 2, 5))
   sizes = [*np.concatenate([seen.sizes for seen in predicted.seen.values()]), *targets]
   drawing.parameters_axis(axis, pd.Series(sizes))
   drawing.finish(figure, 'parameters', 'unstable from this learning rate', handles, '')
