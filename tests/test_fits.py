@@ -1,5 +1,7 @@
 """Extrapolation against exact laws, least squares' own intervals and brute force."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,7 @@ def points(law, *, sizes=SIZES, rates=RATES, seeds=1, noise=0.0, rng=None):
   made = pd.DataFrame(rows)
   if noise:
     made['value'] += rng.normal(0, noise, len(made))
-  return made
+  return fits.Points.of(made)
 
 
 def steeper_at_high_rates(size, rate):
@@ -37,9 +39,9 @@ def bent(size, rate):
 def test_exact_laws_are_continued(law):
   targets = points(law, sizes=BEYOND)
   found = fits.extrapolate(points(law), targets, least_noise=1e-6, draws=200)
-  np.testing.assert_allclose(found.value_T, targets['value'], atol=1e-3)
-  assert (found.interval_2xT[0] <= targets['value'] + 1e-4).all()
-  assert (found.interval_2xT[1] >= targets['value'] - 1e-4).all()
+  np.testing.assert_allclose(found.value_T, targets.value_K, atol=1e-3)
+  assert (found.interval_2xT[0] <= targets.value_K + 1e-4).all()
+  assert (found.interval_2xT[1] >= targets.value_K - 1e-4).all()
   quadratic = sum(weight for name, weight in found.weights.items() if 'quadratic' in name)
   assert quadratic > 0.99 if law is bent else quadratic < 0.75
 
@@ -51,7 +53,7 @@ def test_intervals_hold_what_they_say():
     made = points(steeper_at_high_rates, noise=0.1, rng=rng)
     targets = points(steeper_at_high_rates, sizes=BEYOND, noise=0.1, rng=rng)
     low, high = fits.extrapolate(made, targets, least_noise=0.01, draws=300).interval_2xT
-    held.extend((low <= targets['value']) & (targets['value'] <= high))
+    held.extend((low <= targets.value_K) & (targets.value_K <= high))
   # 100 intervals, those of a sweep alike: about two standard deviations of 50 around 0.9.
   assert 0.81 <= np.mean(held) <= 0.98
 
@@ -70,7 +72,7 @@ def test_more_noise_and_more_distance_widen_the_interval():
 def test_power_law_has_the_t_interval_of_least_squares():
   rng = np.random.default_rng(1)
   made = points(lambda size, rate: 2 - 0.4 * size, rates=[0.0], noise=0.1, rng=rng)
-  found = stats.linregress(made['size'], made['value'])
+  found = stats.linregress(made.size_K, made.value_K)
   middle, low, high = fits.power_law(made, least_noise=1e-3)
   assert middle == pytest.approx(found.slope, abs=0.02)
   # The least noise counts as one degree of freedom more than the 4 - 2 there are.
@@ -81,26 +83,29 @@ def test_power_law_has_the_t_interval_of_least_squares():
 def test_values_beyond_the_grid_are_taken_for_what_they_say():
   law = lambda size, rate: 3.0 - 0.7 * size  # noqa: E731
   made = points(law, sizes=np.linspace(4, 5.4, 8), rates=[0.0])
-  limit = made['value'].iloc[2]
-  hidden = made.assign(value=made['value'].clip(upper=limit), beyond=0)
-  hidden.loc[hidden.index[:3], 'beyond'] = 1
+  limit = made.value_K[2]
   for sign in (1, -1):  # above the grid, and the same upside down
-    flipped = hidden.assign(value=sign * hidden['value'], beyond=sign * hidden['beyond'])
-    power, low, high = fits.power_law(flipped, least_noise=0.02)
+    hidden = dataclasses.replace(
+        made,
+        value_K=sign * np.minimum(made.value_K, limit),
+        beyond_K=sign * np.repeat([1, 0], [3, 5]),
+    )
+    power, low, high = fits.power_law(hidden, least_noise=0.02)
     assert sign * power == pytest.approx(-0.7, abs=0.05)
     assert low < -0.7 * sign < high
-    taken_as_exact, *_ = fits.power_law(flipped.assign(beyond=0), least_noise=0.02)
-    assert sign * taken_as_exact > -0.6
+    exact = dataclasses.replace(hidden, beyond_K=0 * hidden.beyond_K)
+    assert sign * fits.power_law(exact, least_noise=0.02)[0] > -0.6
 
 
 def test_seeds_are_drawn_whole():
-  seeds = pd.Series([0, 0, 1, 1, 2, 2])
-  weights_DxK = fits._seed_weights(seeds, 400, np.random.default_rng(0))
+  seeds = np.array([5, 5, 1, 1, 2, 2])
+  weights_WxK, ways_D = fits._seed_weights(seeds, 400, np.random.default_rng(0))
+  weights_DxK = weights_WxK[ways_D]
   assert (weights_DxK[:, ::2] == weights_DxK[:, 1::2]).all()
   assert (weights_DxK[:, ::2].sum(axis=1) == 3).all()
   assert weights_DxK[:, 0].mean() == pytest.approx(1, abs=0.1)
   assert weights_DxK[:, 0].std() > 0.5
-  assert (fits._seed_weights(seeds * 0, 400, np.random.default_rng(0)) == 1).all()
+  assert (fits._seed_weights(0 * seeds, 400, np.random.default_rng(0))[0] == 1).all()
 
 
 def test_what_the_folds_missed_widens_the_draws():
@@ -120,13 +125,13 @@ def test_two_sizes_are_a_line_and_one_is_nothing():
   )
   assert all('linear' in name for name in found.weights)
   np.testing.assert_allclose(
-      found.value_T, points(steeper_at_high_rates, sizes=BEYOND)['value'], atol=1e-3
+      found.value_T, points(steeper_at_high_rates, sizes=BEYOND).value_K, atol=1e-3
   )
 
 
 def test_folds_predict_each_size_from_those_below():
   made = points(bent)
-  found = [(list(below['size'].unique()), *of['size'].unique()) for below, of in fits.folds(made)]
+  found = [(list(np.unique(below.size_K)), *np.unique(of.size_K)) for below, of in fits.folds(made)]
   assert found == [([4.0, 4.6], 4.9), ([4.0, 4.6, 4.9], 5.2)]
 
 

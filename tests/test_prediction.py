@@ -84,7 +84,7 @@ def test_the_laws_are_recovered(made, held_out):
   fitted, largest = (seen.only(kept) for kept in _split(seen))
   for step in (40, 80):
     logit = dataclasses.replace(predictors.LOGIT, step=step)
-    said = logit.forecast(fitted, largest.runs, 300).cells
+    said = logit.forecast(fitted, largest.runs).cells
     truth = [known_truth.log_logit(LARGEST, rate, step) for rate in known_truth.RATES]
     assert (said['value'] - truth).abs().median() < 0.2
     assert ((said['low'] < truth) & (truth < said['high'])).sum() >= 6
@@ -112,7 +112,7 @@ def test_intervals_hold_the_truth_over_many_sweeps():
     _, seen = sweep(seed, noise=0.1)
     fitted, largest = (only(seen).only(kept) for kept in _split(only(seen)))
     for predictor in (dataclasses.replace(predictors.LOGIT, step=80), predictors.ByCriticalRate()):
-      said = predictor.forecast(fitted, largest.runs, 300).cells
+      said = predictor.forecast(fitted, largest.runs).cells
       measured = predictor.measured(largest)['value']
       held[predictor.name].append(((said['low'] <= measured) & (measured <= said['high'])).mean())
   assert 0.78 <= np.mean(held['attention logit']) <= 1
@@ -159,7 +159,7 @@ def test_a_size_that_breaks_the_law_makes_every_predictor_wrong(made):
 def test_the_papers_fit_is_a_quadratic_at_each_rate(made):
   seen = only(observations.of(*made))
   targets = observations.targets([2e6], seen.learning_rates)
-  said = predictors.Paper().forecast(seen, targets, 10).cells
+  said = predictors.Paper().forecast(seen, targets).cells
   for rate, value, probability in zip(
       said['learning_rate'], said['value'], said['probability'], strict=True
   ):

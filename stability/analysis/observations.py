@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from stability.analysis import instability, tables
+from stability.analysis import fits, instability, tables
 from stability.analysis.tables import Results
 
 GRADIENT = 'gradient_rms/block_0/mlp/up'  # the first MLP layer: paper section 3.4
@@ -54,13 +54,13 @@ class Observations:
     values = self.highest[probe].reindex(self.runs.index)
     return list(values.columns[values.notna().all()])
 
-  def points(self, value: pd.Series | np.ndarray) -> pd.DataFrame:
-    """Points to be fitted, one per run: see fits.extrapolate."""
-    return self.runs[['size', 'rate', 'seed']].assign(value=value)
+  def points(self, value: pd.Series | np.ndarray) -> fits.Points:
+    """What is to be fitted, a run each."""
+    return fits.Points.of(self.runs[['size', 'rate', 'seed']].assign(value=value))
 
 
 def targets(parameters: list[float], learning_rates: np.ndarray) -> pd.DataFrame:
-  """All sizes at all learning rates, as fits.extrapolate takes them."""
+  """All sizes at all learning rates."""
   cells = pd.DataFrame({'parameters': parameters}).merge(
       pd.DataFrame({'learning_rate': learning_rates}), how='cross'
   )

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import observations, predictors
-from stability.analysis.fits import DRAWS
 from stability.analysis.observations import Observations
 from stability.analysis.predictors import FEWEST_SIZES, Predictor, TooLittle
 from stability.analysis.tables import Results
@@ -150,7 +149,7 @@ def _forecasts(
 def _cells(
     predictor: Predictor, seen: Observations, targets: pd.DataFrame, held: Observations | None
 ) -> pd.DataFrame:
-  forecast = predictor.forecast(seen, targets, DRAWS)
+  forecast = predictor.forecast(seen, targets)
   cells = forecast.cells.assign(quantity=predictor.quantity, note=forecast.note)
   cells[['value', 'low', 'high']] = 10.0 ** cells[['value', 'low', 'high']].astype(float)
   if held is not None:

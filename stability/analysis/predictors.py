@@ -18,8 +18,8 @@ UNSTABLE = 'unstable'
 FEWEST_SIZES = 3
 UNSTABLE_LOGIT = 1e4  # runs whose attention logits passed it diverged (paper section 3.3)
 LEAST_NOISE = 0.02  # decades: maxima over a batch differ by as much from batch to batch
-FEWER_DRAWS = 200  # where only a choice hangs on them
-MOST_STEPS = 12  # tried as the step to read at
+QUICK_DRAWS = 200  # where only a choice hangs on them
+MOST_STEPS = 10  # tried as the step to read at
 
 
 class TooLittle(Exception):
@@ -47,8 +47,8 @@ class Predictor:
     """With whatever it chooses by validation chosen."""
     return self
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, draws: int) -> Forecast:
-    """What it says of the targets (see observations.targets)."""
+  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
+    """What it says of the targets (see observations.targets); quick: where a choice hangs on it."""
     raise NotImplementedError
 
   def measured(self, runs: Observations) -> pd.DataFrame:
@@ -72,13 +72,13 @@ class Paper(Predictor):
   quantity: str = 'attention logit'
   event: str = UNSTABLE
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, draws: int) -> Forecast:
+  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
     """Probabilities are 0 or 1."""
     step = self._step(seen)
     points = seen.points(seen.highest[tables.LOGIT][step])
     if not fits.PAPER.fits(points):
       raise TooLittle('a quadratic needs three sizes at every learning rate')
-    value = fits.least_squares(fits.PAPER, points, targets)
+    value = fits.least_squares(fits.PAPER, points, fits.Points.of(targets))
     probability = (value > np.log10(UNSTABLE_LOGIT)).astype(float)
     return Forecast(
         _cells(targets, probability, value, np.nan, np.nan), f'read at step {step}, against 1e4'
@@ -115,14 +115,10 @@ class ByProbe(Predictor):
     tried = [dataclasses.replace(self, step=steps[place]) for place in places]
     return min(tried, key=lambda predictor: _miss(predictor, seen))
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, draws: int) -> Forecast:
+  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
     """Probabilities by a logistic regression on the value, averaged over the draws."""
     value = seen.highest[self.probe][self.step].reindex(seen.runs.index)
-    extrapolation = fits.extrapolate(
-        seen.points(value), targets, least_noise=LEAST_NOISE, draws=draws
-    )
-    if extrapolation is None:
-      raise TooLittle('too few sizes have the same learning rates')
+    extrapolation = _extrapolate(seen.points(value), targets, LEAST_NOISE, quick)
     link = fits.logistic(value.to_numpy(), seen.runs['unstable'].to_numpy())
     note = f'read at step {self.step}'
     if link is None and not seen.runs['unstable'].any() and self.threshold is not None:
@@ -146,7 +142,7 @@ class ByCriticalRate(Predictor):
   quantity: str = 'critical learning rate'
   event: str = UNSTABLE
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, draws: int) -> Forecast:
+  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
     """Probabilities: the share of draws of the critical rate that are below the cell's."""
     rates = seen.runs.drop_duplicates(['size', 'seed'])
     known = rates['size'][rates['beyond'] == 0].nunique()
@@ -155,12 +151,14 @@ class ByCriticalRate(Predictor):
           'the sweep shows where instability begins at '
           + ('none of its sizes' if known == 0 else 'one of its sizes only')
       )
-    points = rates[['size', 'seed', 'beyond']].assign(value=rates['critical'], rate=0.0)
+    points = fits.Points.of(
+        rates[['size', 'seed', 'beyond']].assign(value=rates['critical'], rate=0.0)
+    )
     sizes = targets[['size']].drop_duplicates().assign(rate=0.0)
     # Anywhere between two learning rates of the grid would be a standard deviation of their
     # distance / sqrt(12); where the loss passes the margin tells half as much again.
     least_noise = np.diff(np.log10(seen.learning_rates)).max() / np.sqrt(12) / 2
-    extrapolation = fits.extrapolate(points, sizes, least_noise=least_noise, draws=draws)
+    extrapolation = _extrapolate(points, sizes, least_noise, quick)
     place = pd.Index(sizes['size']).get_indexer(targets['size'])
     drawn_DxT = extrapolation.draws_DxT[:, place]
     probability = (drawn_DxT < targets['rate'].to_numpy()).mean(axis=0)
@@ -182,7 +180,7 @@ class ByGradient(Predictor):
   quantity: str = 'gradient RMS'
   event: str = 'gradient RMS below eps'
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, draws: int) -> Forecast:
+  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
     """Probabilities: the share of draws below eps."""
     finite = np.isfinite(seen.runs['gradient'])
     if not finite.any():
@@ -190,11 +188,7 @@ class ByGradient(Predictor):
     seen = seen.only(finite)
     if (eps := seen.runs['eps'].unique()).size > 1:
       raise TooLittle('eps differs between the runs')
-    extrapolation = fits.extrapolate(
-        seen.points(seen.runs['gradient']), targets, least_noise=LEAST_NOISE, draws=draws
-    )
-    if extrapolation is None:
-      raise TooLittle('too few sizes have the same learning rates')
+    extrapolation = _extrapolate(seen.points(seen.runs['gradient']), targets, LEAST_NOISE, quick)
     probability = (extrapolation.draws_DxT < np.log10(eps[0])).mean(axis=0)
     low, high = extrapolation.interval_2xT
     return Forecast(
@@ -218,7 +212,7 @@ class AsBefore(Predictor):
   quantity: str = ''
   event: str = UNSTABLE
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, draws: int) -> Forecast:
+  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
     """Probabilities: the share of its seeds that were unstable."""
     largest = seen.runs[seen.runs['parameters'] == seen.sizes[-1]]
     share = largest.groupby('learning_rate')['unstable'].mean()
@@ -243,10 +237,10 @@ class Mean(Predictor):
     """With its parts settled."""
     return dataclasses.replace(self, parts=tuple(part.settle(seen) for part in self.parts))
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, draws: int) -> Forecast:
+  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
     """Probabilities alone."""
     probabilities = [
-        part.forecast(seen, targets, draws).cells['probability'] for part in self.parts
+        part.forecast(seen, targets, quick).cells['probability'] for part in self.parts
     ]
     probability = np.mean(probabilities, axis=0)
     return Forecast(_cells(targets, probability, np.nan, np.nan, np.nan), '')
@@ -284,7 +278,7 @@ def _over_folds(predictor: Predictor, seen: Observations) -> tuple[np.ndarray, n
   for below, of_size in seen.folds():
     cells = of_size.runs[of_size.runs['learning_rate'].isin(below.learning_rates)]
     try:
-      said = predictor.forecast(below, cells, FEWER_DRAWS).cells
+      said = predictor.forecast(below, cells, quick=True).cells
     except TooLittle:
       continue
     measured = predictor.measured(of_size).loc[cells.index]
@@ -293,6 +287,21 @@ def _over_folds(predictor: Predictor, seen: Observations) -> tuple[np.ndarray, n
     misses.append(miss**2 / max(measured['value'].var(), 1e-9))
   join = lambda parts: pd.concat(parts).dropna().to_numpy() if parts else np.empty(0)  # noqa: E731
   return join(squares), join(misses)
+
+
+def _extrapolate(
+    points: fits.Points, targets: pd.DataFrame, least_noise: float, quick: bool
+) -> fits.Extrapolation:
+  found = fits.extrapolate(
+      points,
+      fits.Points.of(targets),
+      least_noise=least_noise,
+      draws=QUICK_DRAWS if quick else fits.DRAWS,
+      widen=not quick,
+  )
+  if found is None:
+    raise TooLittle('too few sizes have the same learning rates')
+  return found
 
 
 def _cells(

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from stability import config as config_lib
 from stability import workdir as workdir_lib
 from stability.analysis import observations, prediction, predictors, tables
-from stability.analysis.fits import DRAWS
 from stability.analysis.tables import Results
 from stability.report import drawing, labels
 
@@ -181,7 +180,7 @@ def critical_rates(predicted: Predicted) -> Figure:
     sizes = np.geomspace(seen.sizes[0], max(*targets, seen.sizes[-1]), _CURVE)
     try:
       law = predictors.ByCriticalRate().forecast(
-          seen, observations.targets(sizes, seen.learning_rates[:1]), DRAWS
+          seen, observations.targets(sizes, seen.learning_rates[:1])
       )
     except predictors.TooLittle:
       continue
