@@ -39,21 +39,22 @@ def main() -> None:
   from stability.analysis import observations, prediction, tables
   from stability.report import predicted as predicted_lib
 
-  console = Console()
-  held_out = []
+  found = {}
   for workdir in map(Path, _WORKDIR.value):
     results = tables.load_workdir(workdir)
     curves = tables.load_curves(workdir, observations.PROBES)
-    predicted = predicted_lib.Predicted.of(results, curves, target)
-    if predicted is None:
+    found[workdir] = predicted_lib.Predicted.of(results, curves, target)
+    if found[workdir] is None:
       raise BadInput(f'--workdir={workdir}: no run has finished yet')
-    held_out.append(predicted.held_out)
-    folder = predicted_lib.write(predicted, workdir / 'report')
+  console = Console()
+  for workdir, predicted in found.items():
+    predicted_lib.write(predicted, workdir / 'report')
     console.print(_table(str(workdir), predicted_lib.table(predicted)))
     for sentence in predicted_lib.sentences(predicted):
       console.print(sentence, highlight=False, markup=False)
-    console.print(f'Written to {folder}\n', soft_wrap=True, highlight=False, markup=False)
-  scores = prediction.score(held_out)
+    written = f'Written to {workdir / "report"}\n'
+    console.print(written, soft_wrap=True, highlight=False, markup=False)
+  scores = prediction.score([predicted.held_out for predicted in found.values()])
   if (verdict := predicted_lib.verdict(scores)) is not None:
     console.print(_table('Size held out', predicted_lib.score_table(scores)))
     console.print(verdict, highlight=False)

@@ -1,6 +1,7 @@
 """What is predicted of larger sizes, for people: sentences, tables and figures."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from stability import workdir as workdir_lib
 from stability.analysis import observations, prediction, predictors, tables
 from stability.analysis.tables import Results
 from stability.report import drawing, labels
+from stability.report.plots import Plot
 
 FAR = 30  # times the largest trained size: from here on a prediction is a guess
 NEXT_SIZES = 2  # of the named ones, where no target is given
@@ -177,7 +179,9 @@ def critical_rates(predicted: Predicted) -> Figure:
       of_kind = rates[rates['beyond'] == beyond]
       axis.plot(of_kind['parameters'], 10 ** of_kind['critical'], linestyle='', **look | marker)
     handles.append(drawing.handle(predicted.name(values) or 'measured', **look))
-    sizes = np.geomspace(seen.sizes[0], max(*targets, seen.sizes[-1]), _CURVE)
+    if len(seen.sizes) < predictors.FEWEST_SIZES:
+      continue
+    sizes = np.geomspace(seen.sizes[0], max([*targets, seen.sizes[-1]]), _CURVE)
     try:
       law = predictors.ByCriticalRate().forecast(
           seen, observations.targets(sizes, seen.learning_rates[:1])
@@ -236,25 +240,82 @@ def predicted_against_measured(predicted: Predicted) -> Figure:
   return figure
 
 
-# The files.
+# The files, and the section of the page.
 
 
-def write(predicted: Predicted, folder: Path) -> Path:
-  """Writes predictions.csv, predictions_held_out.csv and the figures; returns the folder."""
-  files = {'predictions.csv': predicted.said.to_csv(index=False)}
+def figures(predicted: Predicted) -> list[Plot]:
+  """Those there is something to draw for."""
+  found = [
+      Plot(
+          'critical_learning_rate',
+          'Critical learning rate against size',
+          'The learning rate from which runs are unstable: where the loss passes the margin,'
+          ' between two of the grid. The law goes on to larger sizes; bands are 90 % intervals.',
+          functools.partial(critical_rates, predicted),
+          absent='',
+      )
+  ]
   if not predicted.held_out.empty:
-    files['predictions_held_out.csv'] = predicted.held_out.to_csv(index=False)
-  for name, figure in figures(predicted).items():
-    for kind in ('svg', 'png'):
-      files[f'{name}.{kind}'] = drawing.save(figure, kind)
-  for name, content in files.items():
-    workdir_lib.write_whole(folder / name, content)
-  return folder
-
-
-def figures(predicted: Predicted) -> dict[str, Figure]:
-  """By the name of their files."""
-  found = {'critical_learning_rate': critical_rates(predicted)}
-  if not predicted.held_out.empty:
-    found['predicted_against_measured'] = predicted_against_measured(predicted)
+    found.append(
+        Plot(
+            'predicted_against_measured',
+            'Predicted against measured',
+            'The largest size, predicted from those with at most a quarter of its parameters and'
+            ' then looked at: the highest attention logit by the step at which it is read, and the'
+            ' probability of being unstable.',
+            functools.partial(predicted_against_measured, predicted),
+            absent='',
+        )
+    )
   return found
+
+
+def write_tables(predicted: Predicted, folder: Path) -> None:
+  """Writes predictions.csv and, if a size could be held out, predictions_held_out.csv."""
+  workdir_lib.write_whole(folder / 'predictions.csv', predicted.said.to_csv(index=False))
+  if not predicted.held_out.empty:
+    held_out = predicted.held_out.to_csv(index=False)
+    workdir_lib.write_whole(folder / 'predictions_held_out.csv', held_out)
+
+
+def write(predicted: Predicted, folder: Path) -> None:
+  """Writes the tables and the figures."""
+  write_tables(predicted, folder)
+  for plot in figures(predicted):
+    figure = plot.draw()
+    for kind in ('svg', 'png'):
+      workdir_lib.write_whole(folder / f'{plot.name}.{kind}', drawing.save(figure, kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """What the page says of larger sizes."""
+
+  predicted: Predicted
+  sentences: list[str]
+  table: pd.DataFrame
+  scores: pd.DataFrame | None
+  plots: list[Plot]
+
+
+def section(results: Results, curves: pd.DataFrame) -> Section | None:
+  """The page's section; None where the sweep is not one of sizes, or too few have finished.
+
+  Args:
+    results: of a sweep.
+    curves: with the columns of observations.PROBES, see tables.load_curves.
+  """
+  if results.runs['parameters'].nunique() < predictors.FEWEST_SIZES:
+    return None
+  predicted = Predicted.of(results, curves)
+  if predicted is None or not predicted.said['chosen'].any():
+    return None
+  scores = prediction.score([predicted.held_out])
+  said = [*sentences(predicted), verdict(scores)]
+  return Section(
+      predicted,
+      [sentence for sentence in said if sentence is not None],
+      table(predicted),
+      None if scores.empty else score_table(scores),
+      figures(predicted),
+  )
