@@ -13,7 +13,6 @@ GRADIENT = 'gradient_rms/block_0/mlp/up'  # the first MLP layer: paper section 3
 CRITICAL = 'critical_sharpness_ratio'
 PRECONDITIONED = 'preconditioned_sharpness_ratio'
 PROBES = (tables.LOGIT, GRADIENT, CRITICAL, PRECONDITIONED)
-LATE = 0.05  # the share of a run's steps whose gradients are averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +81,7 @@ def of(results: Results, curves: pd.DataFrame) -> dict[tuple, Observations]:
   )
   runs['size'], runs['rate'] = np.log10(runs['parameters']), np.log10(runs['learning_rate'])
   runs = _with_critical(runs, [*results.sizes, *results.groups])
-  last = curves.groupby('run', observed=True)['step'].transform('max')
-  late = curves[curves['step'] > (1 - LATE) * last].groupby('run', observed=True)[GRADIENT].mean()
+  late = tables.at_end(curves, GRADIENT).rename(index=str)
   with np.errstate(divide='ignore'):
     runs['gradient'] = np.log10(runs['run'].map(late).astype(float))
   runs['eps'], runs['warmup'] = runs['optimizer.eps'], runs['schedule.warmup_steps']
