@@ -19,9 +19,10 @@ PROBES = (tables.LOGIT, GRADIENT, CRITICAL, PRECONDITIONED)
 class Observations:
   """The runs of one intervention that count."""
 
-  # run, parameters, learning_rate, seed; size and rate, their log10; unstable; critical, log10 of
-  # the critical learning rate of the run's size and seed, and beyond: 1 where it is above what
-  # critical says, -1 below; eps; warmup, in steps; gradient, log10 of its RMS at the end.
+  # run, parameters, learning_rate, seed; size and rate, their log10; row, a number for each shape
+  # and seed; unstable; critical, log10 of the row's critical learning rate, and beyond: 1 where it
+  # is above what critical says, -1 below; eps; warmup, in steps; gradient, log10 of its RMS at the
+  # end.
   runs: pd.DataFrame
   # Probe -> log10 of the highest value so far, a row for each run, a column for each step.
   highest: dict[str, pd.DataFrame]
@@ -108,8 +109,9 @@ def _highest(curves: pd.DataFrame, probe: str) -> pd.DataFrame:
 
 
 def _with_critical(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-  runs = runs.assign(critical=np.nan, beyond=0)
-  for _, of_row in tables.split(runs, [*columns, 'parameters', 'seed']):
+  runs = runs.assign(critical=np.nan, beyond=0, row=0)
+  for row, (_, of_row) in enumerate(tables.split(runs, [*columns, 'parameters', 'seed'])):
+    runs.loc[of_row.index, 'row'] = row
     counted = of_row[of_row['excess'].notna()].sort_values('rate')
     if len(counted):
       runs.loc[of_row.index, ['critical', 'beyond']] = critical_rate(counted)

@@ -89,6 +89,7 @@ def _events(said: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
   said = said.dropna(subset=['run', 'probability'])
   happened = said['happened'].astype(float)
   paper_said = paper.reindex(pd.MultiIndex.from_frame(said[['sweep', 'run']])).to_numpy()
+  paper_said = np.where(said['event'] == predictors.UNSTABLE, paper_said, np.nan)  # of no other
   return {
       'runs': len(said),
       'accuracy': ((said['probability'] > 0.5) == (happened > 0.5)).mean(),

@@ -144,7 +144,7 @@ class ByCriticalRate(Predictor):
 
   def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
     """Probabilities: the share of draws of the critical rate that are below the cell's."""
-    rates = seen.runs.drop_duplicates(['size', 'seed'])
+    rates = seen.runs.drop_duplicates('row')
     known = rates['size'][rates['beyond'] == 0].nunique()
     if known < 2:
       raise TooLittle(

@@ -174,7 +174,7 @@ def critical_rates(predicted: Predicted) -> Figure:
         'color': (colour := drawing.INTERVENTION_COLOURS[i % len(drawing.INTERVENTION_COLOURS)]),
         'marker': drawing.INTERVENTION_MARKERS[i % len(drawing.INTERVENTION_MARKERS)],
     }
-    rates = seen.runs.drop_duplicates(['size', 'seed'])
+    rates = seen.runs.drop_duplicates('row')
     for beyond, marker in ((0, {}), (1, ABOVE), (-1, BELOW)):
       of_kind = rates[rates['beyond'] == beyond]
       axis.plot(of_kind['parameters'], 10 ** of_kind['critical'], linestyle='', **look | marker)
