@@ -38,7 +38,7 @@ def test_program(workdir, capsys, monkeypatch):
   monkeypatch.setenv('COLUMNS', '200')
   said = run(capsys, f'--workdir={workdir}', '--target=4.8B')
   assert '4.8B parameters with qk_norm=none: unstable from a learning rate of' in said
-  assert '8.19e+03 times the largest trained size.' in said
+  assert '8,192 times the largest trained size.' in said
   assert 'more than 30 times the largest trained size' in said
   assert 'runs rightly called stable or unstable; Brier score' in said
   written = pd.read_csv(workdir / 'report' / 'predictions.csv')
@@ -109,6 +109,15 @@ def test_the_critical_rates_and_their_law_are_drawn(found):
   assert law.get_xdata()[-1] == pytest.approx(2e6)
   said = found.said[found.said['predictor'] == 'critical learning rate'].iloc[0]
   assert law.get_ydata()[-1] == pytest.approx(said['value'])
+
+
+def test_axes_have_ticks_however_far_it_goes(found):
+  results, curves = known_truth.sweep(np.random.default_rng(0))
+  far = predicted.Predicted.of(results, curves, target=4.8e9)
+  for drawn in (found, far):
+    axis = predicted.critical_rates(drawn).axes[0]
+    low, high = axis.get_ylim()
+    assert sum(low <= tick <= high for tick in axis.yaxis.get_majorticklocs()) > 1
 
 
 def test_measured_and_predicted_are_drawn_over_each_other(found):

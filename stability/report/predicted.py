@@ -20,6 +20,7 @@ NEXT_SIZES = 2  # of the named ones, where no target is given
 NEXT_FACTOR = 4  # beyond the named ones
 ABOVE, BELOW = ({'marker': arrow, 'markerfacecolor': 'white'} for arrow in '^v')
 _CURVE = 60  # points of a drawn law
+_MANY_TICKS = 100  # times the lowest learning rate shown: from here on a tick per decade or more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def sentences(predicted: Predicted) -> list[str]:
       found.append(
           f'{labels.parameters(parameters)} parameters{where}: unstable from a learning rate of'
           f' {_short(row["value"])} (90 %: {_short(row["low"])} to {_short(row["high"])}),'
-          f' {row["times"]:.3g} times the largest trained size.'
+          f' {_times(row["times"])} times the largest trained size.'
       )
   if (said['times'] > FAR).any():
     found.append(
@@ -154,6 +155,11 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
   return text[(scores['runs'] > 0) | (scores['numbers'] > 0)]
 
 
+def _times(factor: float) -> str:
+  """2.25, 16, 8,192."""
+  return f'{factor:.3g}' if factor < 100 else f'{factor:,.0f}'
+
+
 def _short(value: float) -> str:
   """Two digits."""
   return labels.number(float(f'{value:.1e}')) if np.isfinite(value) else ''
@@ -198,7 +204,8 @@ def critical_rates(predicted: Predicted) -> Figure:
     if any((seen.runs['beyond'] == beyond).any() for seen in predicted.seen.values()):
       handles.append(drawing.handle(f'{text} the grid', linestyle='', **marker))
   axis.set_yscale('log')
-  drawing.plain_ticks(axis.yaxis, (1, 2, 5))
+  low, high = axis.get_ylim()
+  drawing.plain_ticks(axis.yaxis, (1, 2, 5) if high < _MANY_TICKS * low else (1,))
   sizes = [*np.concatenate([seen.sizes for seen in predicted.seen.values()]), *targets]
   drawing.parameters_axis(axis, pd.Series(sizes))
   drawing.finish(figure, 'parameters', 'unstable from this learning rate', handles, '')
