@@ -113,7 +113,7 @@ def test_the_critical_rates_and_their_law_are_drawn(found):
 
 def test_axes_have_ticks_however_far_it_goes(found):
   results, curves = known_truth.sweep(np.random.default_rng(0))
-  far = predicted.Predicted.of(results, curves, target=4.8e9)
+  far = predicted.Predicted.of(results, curves, target=1e18)
   for drawn in (found, far):
     axis = predicted.critical_rates(drawn).axes[0]
     low, high = axis.get_ylim()
