@@ -9,7 +9,7 @@ import made_up
 import pytest
 
 from configs import base
-from launch import app, report, sweep, train
+from launch import app, predict, report, sweep, train
 from stability import config as config_lib
 from stability import hyper, workdir
 
@@ -332,6 +332,25 @@ def test_report(case, folder, capsys):
   arguments, said = REPORTS[case]
   before = sorted(folder.rglob('*'))
   check(app.execute(report.main, report.FLAGS, ['report', *arguments]), *capsys.readouterr(), said)
+  assert sorted(folder.rglob('*')) == before
+
+
+PREDICTIONS = {
+    'nothing': ([], ['--workdir: missing']),
+    'no sweep': (['--workdir=runs'], ['--workdir=runs: holds no sweep']),
+    'target': (['--workdir=runs', '--target=big'], ['--target=big: must be one of 9.2K', '4.8B']),
+    'no target': (['--workdir=runs', '--target='], ['--target=: must be']),
+    'none of it': (['--workdir=runs', '--target=0'], ['--target=0: must be']),
+    'endless': (['--workdir=runs', '--target=inf'], ['--target=inf: must be']),
+}
+
+
+@pytest.mark.parametrize('case', PREDICTIONS)
+def test_predict(case, folder, capsys):
+  arguments, said = PREDICTIONS[case]
+  before = sorted(folder.rglob('*'))
+  code = app.execute(predict.main, predict.FLAGS, ['predict', *arguments])
+  check(code, *capsys.readouterr(), said)
   assert sorted(folder.rglob('*')) == before
 
 

@@ -22,6 +22,7 @@ FIGURES = {
     'attention_logits_by_learning_rate',
     'attention_logits_by_parameters',
     'training_curves',
+    'critical_learning_rate',
 }
 EVIL = '<script>alert("1")</script>&{{ 7 * 7 }}'
 
@@ -74,6 +75,7 @@ def test_files(workdir, report):
       'index.html',
       'lr_sensitivity.csv',
       'claims.csv',
+      'predictions.csv',
   }
   table = sensitivity.lr_sensitivity(tables.load_workdir(workdir))
   written = pd.read_csv(report.parent / 'lr_sensitivity.csv')
@@ -84,10 +86,10 @@ def test_files(workdir, report):
 
 def test_page_shows_the_sweep(report):
   shown = Page(report)
-  assert shown.count('svg') == 5 and shown.count('table') == 3
+  assert shown.count('svg') == 6 and shown.count('table') == 4
   rows = [attributes for tag, attributes in shown.elements if tag == 'tr']
   about = (claims.judge(report.parents[1])['n'] > 0).sum()
-  assert len(rows) == 1 + about + 1 + 6 + 1 + 84
+  assert len(rows) == 1 + 28 + 1 + about + 1 + 6 + 1 + 84
   for words in (
       'Training stability: quickstart',
       '84 runs: 9.2K, 37K and 147K parameters, 7 learning rates from 1e-3 to 1,'

@@ -18,11 +18,21 @@ def unstable(results: Results) -> pd.Series:
   interventions and seeds.
   """
   runs = results.runs
-  best = _best_runs(results)
-  loss = sensitivity.counted_loss(runs)
-  above = loss - best['loss'] > MARGIN * (runs['initial_loss'] - best['loss'])
-  found = above & (runs['learning_rate'] > best['learning_rate']) | (runs['status'] == 'diverged')
-  return found.astype('boolean').where(loss.notna())
+  excess = loss_excess(results)
+  above_best = runs['learning_rate'] > best_runs(results)['learning_rate']
+  found = (excess > 0) & above_best | (runs['status'] == 'diverged')
+  return found.astype('boolean').where(excess.notna())
+
+
+def loss_excess(results: Results) -> pd.Series:
+  """For each run, by how much min(final, initial) misses the margin to the best of its size, nats.
+
+  Above 0: too high. NaN where the run does not count.
+  """
+  runs = results.runs
+  best = best_runs(results)
+  margin = MARGIN * (runs['initial_loss'] - best['loss'])
+  return sensitivity.counted_loss(runs) - best['loss'] - margin
 
 
 def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
@@ -37,7 +47,7 @@ def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
     curves: with the columns run, step and loss, see tables.load_curves.
   """
   runs = results.runs
-  best = _best_runs(results)
+  best = best_runs(results)
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
   smoothed = {
       name: (curve['step'].to_numpy(), _smoothed(curve['loss'].to_numpy()))
@@ -52,7 +62,7 @@ def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
   return pd.Series(steps, runs.index, float)
 
 
-def _best_runs(results: Results) -> pd.DataFrame:
+def best_runs(results: Results) -> pd.DataFrame:
   """For each run, the run, loss and learning_rate of the best of its size; NaN without one."""
   runs = results.runs.assign(loss=sensitivity.counted_loss(results.runs))
   columns = ['run', 'loss', 'learning_rate']

@@ -10,9 +10,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from stability import workdir as workdir_lib
-from stability.analysis import claims, coordinates, sensitivity, tables
+from stability.analysis import claims, coordinates, observations, sensitivity, tables
 from stability.analysis.tables import Results
-from stability.report import drawing, labels, plots, terminal
+from stability.report import drawing, labels, plots, predicted, terminal
 
 
 def write_report(workdir: Path) -> Path:
@@ -20,7 +20,8 @@ def write_report(workdir: Path) -> Path:
   sweep = workdir_lib.read_sweep(workdir)
   results = tables.load_workdir(workdir)
   table = sensitivity.lr_sensitivity(results)
-  curves = tables.load_curves(workdir, plots.probes(results))
+  curves = tables.load_curves(workdir, [*plots.probes(results), *observations.PROBES])
+  larger = predicted.section(results, curves)
   config = {'config file': sweep['config_file'], 'scale': sweep['scale']}
   overrides = {f'--config.{field}': value for field, value in sweep['overrides'].items()}
   return _write(
@@ -32,6 +33,7 @@ def write_report(workdir: Path) -> Path:
           *plots.loss_plots(results, table, sweep['data']['bigram_loss']),
           *plots.curve_plots(results, curves),
           *plots.probe_plots(results, curves),
+          *(larger.plots if larger else ()),
       ],
       title=f'Training stability: {Path(sweep["config_file"]).stem}',
       coordinate_check=_coordinate_check(workdir, results),
@@ -40,6 +42,7 @@ def write_report(workdir: Path) -> Path:
           'Data': _data(sweep['data']),
           'Versions': sweep['versions'],
       },
+      larger=larger,
   )
 
 
@@ -67,6 +70,7 @@ def _write(
     title: str,
     coordinate_check: pd.DataFrame,
     facts: dict[str, dict[str, Any]],
+    larger: predicted.Section | None = None,
 ) -> Path:
   drawn = []
   for plot in shown:
@@ -79,6 +83,8 @@ def _write(
     drawn.append((plot, None if svg is None else _inline(svg, plot.name)))
   workdir_lib.write_whole(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
   workdir_lib.write_whole(folder / 'claims.csv', judged.to_csv(index=False))
+  if larger is not None:
+    predicted.write_tables(larger.predicted, folder)
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   page = render(
       'template.html.j2',
@@ -93,6 +99,7 @@ def _write(
       sensitivity=terminal.readable(table),
       runs=_readable_runs(results),
       windows=_windows(results),
+      larger=larger,
       text_columns=[*labels.fields(results.groups).values(), 'status', 'run', 'error', 'verdict'],
       long_columns=['claim', 'what the effect is', 'reason'],
       facts=facts,
