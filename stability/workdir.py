@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
   """JSON, whole; a non-finite number becomes null, so that any reader can parse it."""
-  write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
+  write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False) + '\n')
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+  """The value with null in the place of each number that is not finite."""
   if isinstance(value, float):
     return value if math.isfinite(value) else None
   if isinstance(value, Mapping):
-    return {key: _finite(item) for key, item in value.items()}
+    return {key: finite(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(item) for item in value]
+    return [finite(item) for item in value]
   return value
 
 
@@ -200,12 +201,16 @@ def waiting(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   return found
 
 
-def read_metrics(run: Path) -> list[Json]:
-  """The lines of metrics.jsonl; a torn last line is ignored."""
-  path = run / 'metrics.jsonl'
+def read_lines(path: Path) -> list[Json]:
+  """The objects of a file of lines, none if it is not there; a torn last line is ignored."""
   if not path.exists():
     return []
   return [json.loads(line) for line in _whole_lines(path.read_bytes())]
+
+
+def read_metrics(run: Path) -> list[Json]:
+  """The lines of metrics.jsonl."""
+  return read_lines(run / 'metrics.jsonl')
 
 
 def last_metrics(run: Path) -> Json | None:
@@ -222,11 +227,17 @@ def last_metrics(run: Path) -> Json | None:
 
 def cut_metrics(run: Path, step: int) -> None:
   """Drops the lines after `step`: what a resume from there will write again."""
-  path = run / 'metrics.jsonl'
-  if path.exists():
-    lines = _whole_lines(path.read_bytes())
-    kept = [line + b'\n' for line in lines if json.loads(line)['step'] <= step]
-    write_whole(path, b''.join(kept))
+  cut_lines(run / 'metrics.jsonl', lambda line: line['step'] <= step)
+
+
+def cut_lines(path: Path, keep: Callable[[Json], bool]) -> list[Json]:
+  """Keeps the lines for which `keep` holds, and no torn one; returns those that were dropped."""
+  if not path.exists():
+    return []
+  lines = _whole_lines(path.read_bytes())
+  kept = [line for line in lines if keep(json.loads(line))]
+  write_whole(path, b''.join(line + b'\n' for line in kept))
+  return [found for line in lines if not keep(found := json.loads(line))]
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
