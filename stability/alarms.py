@@ -13,6 +13,9 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from stability import config as config_lib
+from stability.config import Config
+
 Row = Mapping[str, Any]  # a line of metrics.jsonl; a number that is not finite is NaN or None
 
 SMOOTHED = 3  # logged losses that a smoothed one is the mean of
@@ -144,28 +147,88 @@ def update_collapse(history: History) -> float:
   return max(times, default=math.nan)
 
 
+# What may help: hyperparameters and the factors to change them by.
+LEARNING_RATE = ('optimizer.learning_rate', 1 / 3)
+SOFT_CAP = ('model.attention_soft_cap', 1 / 2)
+Z_LOSS = ('objective.z_loss', 10.0)
+EPS = ('optimizer.eps', 1e-2)
+CLIP = ('optimizer.clip_norm', 1 / 3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """An alarm fires at the first row whose measure is above the limit."""
+  """An alarm is raised by the first row whose measure is above the limit."""
 
   measure: Callable[[History], float]
   limit: float
-  sure: float  # of the runs that passed the limit, the share that became unstable: see RULES
+  sure: float  # the share of runs that became unstable, of those that it fired in: see RULES
   seen: str  # what to tell a person, of {value} and {limit}
-  remedies: tuple[str, ...]  # keys of REMEDIES, the best first
+  remedies: tuple[tuple[str, float], ...]  # the best first
 
   @property
   def name(self) -> str:
     return self.measure.__name__
 
 
-# What helps: changes of hyperparameters, as factors; see suggestions.
-REMEDIES = {
-    'lower the learning rate': ('optimizer.learning_rate', 1 / 3),
-    'a lower soft cap of the attention logits': ('model.attention_soft_cap', 1 / 2),
-    'a larger z-loss': ('objective.z_loss', 10.0),
-    'a smaller eps': ('optimizer.eps', 1e-2),
-}
+RULES = (
+    Rule(non_finite, 0, 1.0, '{value:.0f} logged values are not finite', (LEARNING_RATE, CLIP)),
+    Rule(
+        loss_spike,
+        3.5,
+        0.9,
+        'the loss is {value:.1f} robust standard deviations above its median, the limit is {limit:g}',
+        (LEARNING_RATE, CLIP),
+    ),
+    Rule(
+        loss_above_past,
+        0.3,
+        0.9,
+        '{value:.0%} of what was learned is lost again, the limit is {limit:.0%}',
+        (LEARNING_RATE, CLIP),
+    ),
+    Rule(
+        attention_logit,
+        300,
+        0.9,
+        'the highest attention logit is {value:,.0f}, the limit is {limit:,.0f}',
+        (SOFT_CAP, LEARNING_RATE),
+    ),
+    Rule(
+        attention_logit_course,
+        500,
+        0.9,
+        'the highest attention logit is on course for {value:,.0f}, the limit is {limit:,.0f}',
+        (SOFT_CAP, LEARNING_RATE),
+    ),
+    Rule(
+        residual_growth,
+        3.0,
+        0.9,
+        "the RMS of a block's output grows by {value:.2g} a step, the limit is {limit:g}",
+        (LEARNING_RATE,),
+    ),
+    Rule(
+        log_z_drift,
+        4.0,
+        0.9,
+        'mean log Z has moved by {value:.1f}, the limit is {limit:g}',
+        (Z_LOSS, LEARNING_RATE),
+    ),
+    Rule(
+        gradient_under_eps,
+        1.0,
+        0.9,
+        "a parameter's gradient RMS is {value:.1f} times below eps",
+        (EPS,),
+    ),
+    Rule(
+        update_collapse,
+        10.0,
+        0.9,
+        "a parameter's updates are {value:.0f} times smaller than they were, the limit is {limit:g}",
+        (EPS, LEARNING_RATE),
+    ),
+)
 
 
 class Monitor:
