@@ -4,6 +4,8 @@
   DIR/runs/NAME/config.json  the resolved config of one run
   DIR/runs/NAME/metrics.jsonl  one object per logged step, appended
   DIR/runs/NAME/result.json  written last
+  DIR/runs/NAME/alarms.jsonl, actions.jsonl, requests/  stability/actions.py
+  DIR/forks/NAME.json        of which run, and where, the run NAME is a fork
   DIR/results.csv            a row per run
 """
 
@@ -161,7 +163,22 @@ def _read_json(path: Path) -> Json:
     raise BadInput(f'{path}: cannot be read: {error}') from error
 
 
+def read_forks(workdir: Path) -> dict[str, Json]:
+  """The runs that were forked from others while they trained: name -> run, step and changes.
+
+  Each is a file of its own, DIR/forks/NAME.json, so that no two processes write one; the sweep
+  does not list them, and they have a folder as all runs do.
+  """
+  paths = sorted((workdir / 'forks').glob('*.json'))
+  return {path.name.removesuffix('.json'): _read_json(path) for path in paths}
+
+
 # One run.
+
+
+def read_config(run: Path) -> Config:
+  """config.json: the run as it was resolved."""
+  return _read_json(run / 'config.json')
 
 
 def status(initial_loss: float, final_loss: float) -> str:
@@ -206,6 +223,11 @@ def read_lines(path: Path) -> list[Json]:
   if not path.exists():
     return []
   return [json.loads(line) for line in _whole_lines(path.read_bytes())]
+
+
+def write_lines(path: Path, lines: Iterable[Json]) -> None:
+  """A file of lines, whole."""
+  write_whole(path, ''.join(json.dumps(finite(line), allow_nan=False) + '\n' for line in lines))
 
 
 def read_metrics(run: Path) -> list[Json]:
