@@ -23,7 +23,7 @@ a probe or a checkpoint) and writes into actions.jsonl what was done and when, o
 """
 
 import getpass
-import sys
+import math
 import time
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def list_runs(workdir: Path, console: Console) -> None:
   """A line for each run: how far it is, its loss, its alarms and actions."""
   table = Table(box=box.SIMPLE_HEAD)
   for name in ('run', 'status', 'step', 'loss', 'alarms', 'last alarm', 'actions'):
-    table.add_column(name, overflow='fold', justify='left' if name != 'loss' else 'right')
+    table.add_column(name, overflow='fold', min_width=30 if name == 'run' else 4)
   for name in [*workdir_lib.read_sweep(workdir)['runs'], *workdir_lib.read_forks(workdir)]:
     run = workdir_lib.run_dir(workdir, name)
     raised = workdir_lib.read_lines(run / 'alarms.jsonl')
@@ -133,12 +133,12 @@ def show(run: Path, console: Console) -> None:
   say('\nloss (! alarm, * action)')
   say(plot.plot([(row['step'], _number(row.get('loss'))) for row in rows], marks, steps))
   logits = [
-      (row['step'], max(map(_number, found)))
+      (row['step'], math.log10(max(map(_number, found))))
       for row in rows
       if (found := [v for key, v in row.items() if key.endswith('/attention_logit_max')])
   ]
   if logits:
-    say('\nhighest attention logit')
+    say('\nhighest attention logit, power of ten')
     say(plot.plot(logits, marks, steps))
   if raised:
     say('\nalarms')
@@ -168,8 +168,9 @@ def words_of(action: Json) -> str:
 
 
 def _told(record: Json) -> str:
-  told = words_of(record) + f' (by {record["by"] or "?"}' + (f': {record["why"]})' if record['why'] else ')')
-  return told + (f', refused: {record["refused"]}' if 'refused' in record else '')
+  why = f': {record["why"]}' if record['why'] else ''
+  refused = f', refused: {record["refused"]}' if 'refused' in record else ''
+  return f'{words_of(record)} (by {record["by"] or "?"}{why}){refused}'
 
 
 # Stepping in.
@@ -240,7 +241,6 @@ def hand_in(run: Path, words: tuple[str, ...], console: Console) -> None:
         return
     time.sleep(0.2)
   say(f'asked for; the run has not come to its next stop, or nobody trains it now: {path}')
-  sys.stdout.flush()
 
 
 if __name__ == '__main__':

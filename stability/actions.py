@@ -4,10 +4,11 @@
                              trainer once it has written down what became of it
   actions.jsonl              what was done, in order, or refused: appended by the trainer alone
 
-An action is a dict: `action`, its name, and what else FIELDS lists; a request adds by, why and time;
-a record adds step, after which it was taken, and either before, the run as it was, or refused, why
-it was not done. The actions that a run has taken and the steps they were taken at, with its config,
-determine its numbers: a run that is resumed, or trained again, takes them from its records.
+An action is a dict: `action`, its name, and what else FIELDS lists; a request adds by, why and
+time; a record adds step, after which it was taken, and either before, the run as it was, or
+refused, why it was not done. The actions that a run has taken and the steps they were taken at,
+with its config, determine its numbers: a run that is resumed, or trained again, takes them from
+its records.
 """
 
 import json
@@ -33,7 +34,7 @@ FIELDS = {
     'checkpoint': (),
     'set': ('changes',),  # hyperparameters by dotted field
     'skip': ('steps',),  # that many batches are never seen
-    'rewind': ('to', 'skip', 'changes'),  # to a checkpoint's step, or 0; both others may be left out
+    'rewind': ('to', 'skip', 'changes'),  # to a checkpoint's step, or 0; the others are optional
     'fork': ('changes', 'name'),  # a second run from here; its name is given by the trainer
 }
 OPTIONAL = ('skip', 'name')
@@ -105,7 +106,9 @@ def check_changes(changes: Any, config: Config) -> Json:
     raise BadInput(f'changes {changes!r}: must be fields with their values')
   for field in changes:
     if field not in SETTABLE:
-      raise BadInput(f'config.{field}: cannot be set in a running run; these can: {", ".join(SETTABLE)}')
+      raise BadInput(
+          f'config.{field}: cannot be set in a running run; these can: {", ".join(SETTABLE)}'
+      )
   before = config_lib.flatten(config)
   flat = config_lib.resolve(before | dict(changes))
   for field in changes:

@@ -1,9 +1,9 @@
 """Alarms: rules on what a run has logged so far. A rule is a measure and the limit that it passes.
 
 A measure looks at a run's own rows of metrics.jsonl: the last one, and a few numbers kept of those
-before it. So it costs the same at every step, needs no other run, and rows may come at any interval;
-rules on the inside wait for probes. The limits stand in RULES. They were chosen on some runs and
-are scored on others by stability/analysis/alarms.py.
+before it. So it costs the same at every step, needs no other run, and rows may come at any
+interval; rules on the inside wait for probes. The limits stand in RULES. They were chosen on some
+runs and are scored on others by stability/analysis/alarms.py.
 """
 
 import collections
@@ -135,7 +135,7 @@ def log_z_drift(history: History) -> float:
 
 
 def gradient_under_eps(history: History) -> float:
-  """eps over the smallest gradient RMS of any parameter."""
+  """How far AdamW's eps is above the smallest gradient RMS of any parameter: their ratio."""
   ratios = [ratio for _, ratio in starting(history.row, 'gradient_over_eps/')]
   return 1 / max(min(ratios), 1e-30) if ratios else math.nan
 
@@ -176,42 +176,42 @@ RULES = (
         loss_spike,
         3.5,
         0.9,
-        'the loss is {value:.1f} robust standard deviations above its median, the limit is {limit:g}',
+        'the loss is {value:.1f} robust standard deviations above its median; limit {limit:g}',
         (LEARNING_RATE, CLIP),
     ),
     Rule(
         loss_above_past,
         0.3,
         0.9,
-        '{value:.0%} of what was learned is lost again, the limit is {limit:.0%}',
+        '{value:.0%} of what was learned is lost again; limit {limit:.0%}',
         (LEARNING_RATE, CLIP),
     ),
     Rule(
         attention_logit,
         300,
         0.9,
-        'the highest attention logit is {value:,.0f}, the limit is {limit:,.0f}',
+        'the highest attention logit is {value:,.0f}; limit {limit:,.0f}',
         (SOFT_CAP, LEARNING_RATE),
     ),
     Rule(
         attention_logit_course,
         500,
         0.9,
-        'the highest attention logit is on course for {value:,.0f}, the limit is {limit:,.0f}',
+        'the highest attention logit is on course for {value:,.0f}; limit {limit:,.0f}',
         (SOFT_CAP, LEARNING_RATE),
     ),
     Rule(
         residual_growth,
         3.0,
         0.9,
-        "the RMS of a block's output grows by {value:.2g} a step, the limit is {limit:g}",
+        "the RMS of a block's output grows by {value:.2g} a step; limit {limit:g}",
         (LEARNING_RATE,),
     ),
     Rule(
         log_z_drift,
         4.0,
         0.9,
-        'mean log Z has moved by {value:.1f}, the limit is {limit:g}',
+        'mean log Z has moved by {value:.1f}; limit {limit:g}',
         (Z_LOSS, LEARNING_RATE),
     ),
     Rule(
@@ -225,7 +225,7 @@ RULES = (
         update_collapse,
         10.0,
         0.9,
-        "a parameter's updates are {value:.0f} times smaller than they were, the limit is {limit:g}",
+        "a parameter's updates are {value:.0f} times smaller than before; limit {limit:g}",
         (EPS, LEARNING_RATE),
     ),
 )

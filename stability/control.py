@@ -30,7 +30,7 @@ LOWER = 1 / 3  # times the learning rate, at each try
 
 
 def next_stop(config: Config, step: int) -> int:
-  """The next step after which something is done for a run: a line, a probe, a checkpoint, its end."""
+  """The next step after which a run has something to do: a line, a probe, a checkpoint, its end."""
   every = (config[section]['every_steps'] for section in ('log', 'probe', 'checkpoint'))
   return min(config['schedule']['steps'], *(n * (step // n + 1) for n in every if n))
 
@@ -91,6 +91,12 @@ class Control:
     """Whether the run waits for a person."""
     return actions.is_paused(self.taken)
 
+  @property
+  def paused_by(self) -> str | None:
+    """Who paused it last."""
+    pauses = [record['by'] for record in self.taken if record['action'] == 'pause']
+    return pauses[-1] if pauses else None
+
   def _watch(self, step: int) -> None:
     """Sets the rules up as they stand after `step`, from the run's files."""
     self._monitor = alarms.Monitor()
@@ -122,9 +128,9 @@ class Control:
 
   def has_work(self, step: int, over: bool) -> bool:
     """Whether `next` may have something to say at this stop."""
-    return bool(
-        self._plan or self._due(step, over) or self._timed_out or actions.requests(self._run)
-    )
+    if self._plan:
+      return self._plan[0]['step'] <= step
+    return bool(self._due(step, over) or actions.requests(self._run))
 
   def next(self, step: int, over: bool) -> Json | None:
     """The record of the next action to take at this stop, on the disk already; None: no more.

@@ -6,7 +6,7 @@
   DIR/runs/NAME/result.json  written last
   DIR/runs/NAME/alarms.jsonl, actions.jsonl, requests/  stability/actions.py
   DIR/forks/NAME.json        of which run, and where, the run NAME is a fork
-  DIR/results.csv            a row per run
+  DIR/results.csv            a row per run, forks last
 """
 
 import csv
@@ -173,6 +173,11 @@ def read_forks(workdir: Path) -> dict[str, Json]:
   return {path.name.removesuffix('.json'): _read_json(path) for path in paths}
 
 
+def fork_configs(workdir: Path) -> dict[str, Config]:
+  """The resolved configs of the forks: those of the runs that they come from."""
+  return {name: read_config(run_dir(workdir, name)) for name in read_forks(workdir)}
+
+
 # One run.
 
 
@@ -275,6 +280,16 @@ def read_results(workdir: Path) -> list[Json]:
   return [_row(workdir, name, config, sweep['fields']) for name, config in sweep['runs'].items()]
 
 
+def read_fork_results(workdir: Path) -> list[Json]:
+  """The same for the forks, with what was changed in them: no part of the sweep's comparison."""
+  fields = read_sweep(workdir)['fields']
+  rows = []
+  for name, fork in read_forks(workdir).items():
+    flat = config_lib.flatten(read_config(run_dir(workdir, name))) | fork['changes']
+    rows.append(_row(workdir, name, config_lib.unflatten(flat), fields))
+  return rows
+
+
 def _row(workdir: Path, name: str, config: Json, fields: Iterable[str]) -> Json:
   flat = config_lib.flatten(config)
   result = read_result(run_dir(workdir, name)) or {'status': 'missing'}
@@ -296,8 +311,8 @@ def swept_values(config: Config, fields: Iterable[str]) -> Json:
 
 
 def write_results(workdir: Path) -> Path:
-  """results.csv: a row per run."""
-  rows = read_results(workdir)
+  """results.csv: a row per run, forks last."""
+  rows = [*read_results(workdir), *read_fork_results(workdir)]
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator='\n')
   writer.writeheader()

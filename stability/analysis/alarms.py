@@ -1,4 +1,4 @@
-"""How good the alarms are: held against which runs of a finished sweep became unstable, and when."""
+"""How good the alarms are, held against which runs of a sweep became unstable, and when."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -19,14 +19,17 @@ def plot(
     points: a value that is not finite is left out.
     marks: step -> a character that is set beneath it.
     steps: of the whole run.
-    width: columns; each shows the mean of its points.
+    width: columns; each shows the mean of its points, or the one before it.
     height: lines.
   """
   columns: list[list[float]] = [[] for _ in range(width)]
   for step, value in points:
     if math.isfinite(value):
       columns[_column(step, steps, width)].append(value)
-  means = [sum(column) / len(column) if column else math.nan for column in columns]
+  means: list[float] = []
+  for column in columns:  # between two points the last one stands
+    last = means[-1] if means and any(columns[len(means) :]) else math.nan
+    means.append(sum(column) / len(column) if column else last)
   there = [mean for mean in means if math.isfinite(mean)]
   if not there:
     return 'nothing logged yet'
