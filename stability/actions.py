@@ -71,7 +71,7 @@ def check(asked: Mapping[str, Any], config: Config, step: int, skipped: int) -> 
     skipped: steps of data left out so far.
   """
   name = asked.get('action')
-  if name not in FIELDS:
+  if not isinstance(name, str) or name not in FIELDS:
     raise BadInput(f'action {name!r}: must be one of {", ".join(FIELDS)}')
   for key in asked:
     if key not in ('action', *FIELDS[name], *ABOUT):

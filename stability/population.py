@@ -71,6 +71,10 @@ class Member:
     """Seconds of training, those before a resume included."""
     return self.seconds + time.perf_counter() - self.since
 
+  def next_stop(self) -> int:
+    """The next step after which the host has something to do for this run."""
+    return control.next_stop(self.config, self.step)
+
   def is_over(self) -> bool:
     """Whether no more steps are to be made."""
     return self.diverged or self.stopped or self.step == self.steps
@@ -194,8 +198,8 @@ class Population:
     A failure is recorded as its result.
     """
     folder = workdir_lib.run_dir(self._workdir, name)
-    deadline = self._paused.pop(name, math.inf)
-    timed_out = time.monotonic() > deadline
+    deadline = self._paused.pop(name, None)
+    timed_out = deadline is not None and time.monotonic() > deadline
     try:
       member, state = self._load(folder, timed_out)
       state = self._step_in(member, state)
@@ -270,7 +274,7 @@ class Population:
           member.start_clock()
 
   def _train(self) -> None:
-    steps = min(member.next_stop() - member.step for member in self._members.values())
+    steps = min(m.next_stop() - m.step for m in self._members.values())
     for member in self._members.values():
       member.step += steps
     # All are in phase: if it is due for one, it is for all.
@@ -401,11 +405,11 @@ class Population:
     later = [row for row in rows if row['step'] > to]
     workdir_lib.write_lines(member.folder / record['cut'], later)
     member.seconds = member.elapsed()
-    member.writer.close()
     member.step, member.diverged = to, False
     member.start_clock()
     checkpoint.drop_after(member.folder, to)
     _checkpoint(member, state)
+    member.writer.close()
     member.writer = self._writer(member.folder, member.config, to)
     member.control.rewound(to)
     for alarm in workdir_lib.read_lines(member.folder / 'alarms.jsonl'):
