@@ -116,9 +116,11 @@ class Control:
   def observe(self, row: Json) -> list[Json]:
     """Holds the rules against the next row; returns the alarms raised, which are on the disk."""
     raised = []
-    for alarm in self._monitor.observe(row):
+    found = self._monitor.observe(row)
+    saved = self._saved() if found else []
+    for alarm in found:
       suggested = [
-          rescue(self.config, row['step'], row['step'], self._saved()),
+          rescue(self.config, row['step'], row['step'], saved),
           *alarms.suggestions(alarm['rule'], self.config),
       ]
       raised.append(alarm | {'actions': len(self.taken), 'suggested': suggested})
@@ -273,6 +275,19 @@ class Control:
     about = {key: asked.get(key, '') for key in actions.ABOUT}
     record = {'step': step, **asked, **about, 'request': path.name, 'refused': reason}
     _append(self._run / 'actions.jsonl', record)
+
+
+class NoControl:
+  """Takes a control's place where another process has it."""
+
+  taken: Sequence[Json] = ()
+  is_paused = False
+
+  def observe(self, row: Json) -> list[Json]:
+    return []
+
+  def refuse_all(self, step: int, reason: str) -> None:
+    pass
 
 
 def _append(path: Path, line: Json) -> None:

@@ -80,6 +80,9 @@ class NoWriter:
   def write(self, metrics: Mapping[str, float]) -> None:
     pass
 
+  def mark(self, step: int, name: str, told: str) -> None:
+    pass
+
   def flush(self) -> None:
     pass
 

@@ -6,6 +6,7 @@ a stop are read while the steps after it run.
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -31,6 +32,7 @@ from stability.workdir import Json
 
 LARGE_RUN = {'data_parallel': large_run.DataParallel, 'sharded': large_run.Sharded}
 NextRun = Callable[[], str | None]  # names a waiting run of the same static config, if any
+NO_ACTIONS = 'a run shared by several processes takes no actions'
 Paused = dict[str, float]  # runs -> when an answer is no longer waited for: by time.monotonic()
 
 # Larger text stays on the host: placement.USABLE leaves a tenth of the memory beside a step's own.
@@ -44,7 +46,7 @@ class Member:
   folder: Path
   config: config_lib.Config
   writer: MetricsWriter
-  control: control.Control
+  control: control.Control | control.NoControl
   step: int  # updates made, as the host counts them
   initial_loss: float | None  # None until it is measured
   seconds: float  # spent before `since`
@@ -153,7 +155,9 @@ class Population:
     self._paused = paused
 
   def _config(self, name: str) -> config_lib.Config:
-    return workdir_lib.read_config(workdir_lib.run_dir(self._workdir, name))
+    if name in self._sweep['runs']:
+      return self._sweep['runs'][name]
+    return workdir_lib.read_config(workdir_lib.run_dir(self._workdir, name))  # of a fork
 
   def has_free_slot(self) -> bool:
     return len(self._members) < self._layout.width
@@ -202,7 +206,8 @@ class Population:
     timed_out = deadline is not None and time.monotonic() > deadline
     try:
       member, state = self._load(folder, timed_out)
-      state = self._step_in(member, state)
+      if not _is_shared():
+        state = self._step_in(member, state)
       if member.control.is_paused:
         self._pause(member, state, None if timed_out else deadline)
       else:
@@ -226,14 +231,7 @@ class Population:
         folder=folder,
         config=config,
         writer=writer,
-        control=control.Control(
-            folder,
-            config,
-            step,
-            about['actions'],
-            lambda: checkpoint.good_steps(folder),
-            timed_out,
-        ),
+        control=_control(folder, config, step, about['actions'], timed_out),
         step=step,
         initial_loss=about['initial_loss'],
         seconds=about['seconds'],
@@ -334,6 +332,10 @@ class Population:
     """Takes the actions due on the runs in the slots; those paused or rewound leave theirs."""
     if any(member.is_over() for member in self._members.values()):
       self._log()  # the last rows may raise alarms
+    if _is_shared():  # only one process sees what is asked for, and all would have to do it
+      for member in self._members.values():
+        member.control.refuse_all(member.step, NO_ACTIONS)
+      return
     if not any(member.has_work() for member in self._members.values()):
       return
     self._log()
@@ -590,6 +592,27 @@ def _fail(folder: Path) -> None:
   """Records the exception being handled as the run's result."""
   if _writes():
     workdir_lib.write_failure(folder, traceback.format_exc())
+
+
+def _control(
+    folder: Path, config: config_lib.Config, step: int, taken: int, timed_out: bool
+) -> control.Control | control.NoControl:
+  """Of a run at `step` with `taken` actions in its state; BadInput if it must and cannot act."""
+  if _is_shared():
+    on_alarm = config['control']['on_alarm']
+    if on_alarm != 'none':
+      raise BadInput(f'config.control.on_alarm={on_alarm}: must be none: {NO_ACTIONS}')
+    if len(actions.done(actions.read(folder))) > taken:
+      raise BadInput(f'{folder}/actions.jsonl: {NO_ACTIONS}, and some are left to be taken again')
+    if not _writes():
+      return control.NoControl()
+  saved = functools.partial(checkpoint.good_steps, folder)
+  return control.Control(folder, config, step, taken, saved, timed_out)
+
+
+def _is_shared() -> bool:
+  """Whether several processes train one run."""
+  return jax.process_count() > 1
 
 
 def _writes() -> bool:

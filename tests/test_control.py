@@ -528,3 +528,27 @@ def test_tensorboard_shows_alarms_and_actions_at_their_step(sweep, fires_at):
   assert [event.step for event in board.Scalars('action/rewind')] == [10]
   (shown,) = board.Tensors('action/rewind/text_summary')
   assert json.loads(shown.tensor_proto.string_val[0])['by'] == 'policy'
+
+
+# Several processes that share a run.
+
+
+def test_a_shared_run_takes_no_actions(sweep, at, monkeypatch):
+  plain, run = sweep()[0], sweep()[0]
+  train(plain)
+  at(run, 8, asks(run, 'stop'))
+  monkeypatch.setattr(population, '_is_shared', lambda: True)
+  train(run)
+  (record,) = actions.read(run)
+  assert record['refused'] == 'a run shared by several processes takes no actions'
+  assert numbers(run) == numbers(plain)
+
+
+def test_a_shared_run_cannot_act_on_alarms(sweep, monkeypatch):
+  (run,) = sweep(**{'control.on_alarm': 'policy'})
+  monkeypatch.setattr(population, '_is_shared', lambda: True)
+  population.train_population(
+      run.parent.parent, workdir_lib.read_sweep(run.parent.parent), run.name, lambda: None
+  )
+  result = workdir_lib.read_result(run)
+  assert result['status'] == 'failed' and 'config.control.on_alarm=policy' in result['error']
