@@ -147,30 +147,17 @@ def show(run: Path, console: Console) -> None:
   if raised:
     say('\nwhat may help')
     for suggested in raised[-1]['suggested']:
-      say(f'  {words_of(suggested)}')
+      say(f'  {actions.words_of(suggested)}')
   if records:
     say('\nactions')
   for record in records[-SHOWN:]:
-    say(f'  step {record["step"]}: {_told(record)}')
+    why = f': {record["why"]}' if record['why'] else ''
+    by = f'(by {record["by"] or "?"}{why})'
+    say(f'  step {record["step"]}: {actions.told(record)} {by}')
 
 
 def _number(value: float | None) -> float:
   return float('nan') if value is None else value
-
-
-def words_of(action: Json) -> str:
-  """An action as it is typed."""
-  words = [str(action['action'])]
-  words += [str(action[key]) for key in ('to', 'steps') if key in action]
-  words += [f'skip={action["skip"]}'] if action.get('skip') else []
-  words += [f'{field}={value:.6g}' for field, value in action.get('changes', {}).items()]
-  return ' '.join(words)
-
-
-def _told(record: Json) -> str:
-  why = f': {record["why"]}' if record['why'] else ''
-  refused = f', refused: {record["refused"]}' if 'refused' in record else ''
-  return f'{words_of(record)} (by {record["by"] or "?"}{why}){refused}'
 
 
 # Stepping in.
@@ -237,7 +224,7 @@ def hand_in(run: Path, words: tuple[str, ...], console: Console) -> None:
       if record.get('request') == path.name:
         if 'refused' in record:
           raise BadInput(record['refused'])
-        say(f'taken at step {record["step"]}: {words_of(record)}')
+        say(f'taken at step {record["step"]}: {actions.told(record)}')
         return
     time.sleep(0.2)
   say(f'asked for; the run has not come to its next stop, or nobody trains it now: {path}')

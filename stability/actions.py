@@ -201,3 +201,22 @@ def current(config: Config, taken: Iterable[Json]) -> Config:
     if record['action'] in ('set', 'rewind'):
       config = changed(config, record['changes'])
   return config
+
+
+# Words.
+
+
+def words_of(action: Mapping[str, Any]) -> str:
+  """An action as it is typed."""
+  words = [action['action']]
+  words += [str(action[key]) for key in ('to', 'steps') if key in action]
+  words += [f'skip={action["skip"]}'] if action.get('skip') else []
+  words += [f'{field}={value:.6g}' for field, value in action.get('changes', {}).items()]
+  return ' '.join(words)
+
+
+def told(record: Mapping[str, Any]) -> str:
+  """A record in words; of one that was refused, which may hold anything, the reason."""
+  if 'refused' in record:
+    return f'{record["action"]}, refused: {record["refused"]}'
+  return words_of(record)

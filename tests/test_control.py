@@ -175,7 +175,7 @@ def test_set_changes_the_course_from_its_step_on(sweep, at, replayed):
 
 def test_skip_gives_the_batches_that_come_later(sweep, at, replayed):
   """With a learning rate of next to nothing, a loss is that of its batch."""
-  still = {'schedule.min_learning_rate': 1e-12, 'objective.z_loss': 0.0}
+  still = {'schedule.min_learning_rate': 1e-12, 'optimizer.weight_decay': 0.0}
   plain, run = sweep([1e-12], **still)[0], sweep([1e-12], **still)[0]
   train(plain)
   at(run, 8, asks(run, 'skip', steps=6))
@@ -346,6 +346,8 @@ def test_what_is_no_action_is_refused_and_the_run_goes_on(sweep, at):
   for reason, words in zip(
       reasons,
       [
+          'built without this term',  # its file's name is the first in order
+          'is not paused',
           'not a request',
           'must be a JSON object',
           "action 'exec': must be one of pause",
@@ -355,8 +357,6 @@ def test_what_is_no_action_is_refused_and_the_run_goes_on(sweep, at):
           'must be a number above 0',
           'must be a whole number',
           "takes no 'now'",
-          'built without this term',
-          'is not paused',
       ],
       strict=True,
   ):

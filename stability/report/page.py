@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from stability import workdir as workdir_lib
 from stability.analysis import claims, coordinates, sensitivity, tables
+from stability.analysis import story as story_lib
 from stability.analysis.tables import Results
 from stability.report import drawing, labels, plots, terminal
 
@@ -35,6 +36,7 @@ def write_report(workdir: Path) -> Path:
       ],
       title=f'Training stability: {Path(sweep["config_file"]).stem}',
       coordinate_check=_coordinate_check(workdir, results),
+      story=story_lib.story(workdir),
       facts={
           'Sweep': config | overrides,
           'Data': _data(sweep['data']),
@@ -54,6 +56,7 @@ def write_results_report(results: Results, output: Path) -> Path:
       shown=plots.loss_plots(results, table, bigram_loss=None),
       title='Training stability',
       coordinate_check=pd.DataFrame(),
+      story=pd.DataFrame(),
       facts={},
   )
 
@@ -66,6 +69,7 @@ def _write(
     shown: Sequence[plots.Plot],
     title: str,
     coordinate_check: pd.DataFrame,
+    story: pd.DataFrame,
     facts: dict[str, dict[str, Any]],
 ) -> Path:
   drawn = []
@@ -90,6 +94,7 @@ def _write(
       plots=drawn,
       claims=terminal.readable_claims(judged),
       coordinate_check=coordinate_check,
+      story=story,
       sensitivity=terminal.readable(table),
       runs=_readable_runs(results),
       windows=_windows(results),
