@@ -105,4 +105,11 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.checkpoint = ConfigDict()
   c.checkpoint.every_steps = 1_000 if scale != 'cpu' else 250  # 0 = never
   c.checkpoint.keep = 2  # newest ones: should the last be damaged, the one before serves
+
+  c.control = ConfigDict()
+  # none: recorded only | ask: the run pauses for a person | policy: rewinds, at a lower rate
+  c.control.on_alarm = 'none'
+  c.control.timeout_seconds = 3_600  # that a run waits for a person; 0 = for ever
+  c.control.default_action = 'continue'  # after that: continue | stop | policy
+  c.control.tries = 5  # of the policy with a run, which then goes on as it is
   return c

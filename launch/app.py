@@ -36,7 +36,7 @@ from stability.errors import BadInput
 
 flags.disclaim_key_flags()  # --help lists what is defined here under the program that asked for it
 
-Main = Callable[[], int | None]
+Main = Callable[..., int | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,19 +195,24 @@ def _blame(file: str, *kinds: type[BaseException]) -> Iterator[None]:
     raise BadInput(f'{where}: {what}') from error
 
 
-def run(main: Main, flag_values: flags.FlagValues) -> NoReturn:
+def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> NoReturn:
   """Runs a program with the command line of this process and ends the process."""
-  sys.exit(execute(main, flag_values, sys.argv))
+  sys.exit(execute(main, flag_values, sys.argv, words=words))
 
 
-def execute(main: Main, flag_values: flags.FlagValues, argv: Sequence[str]) -> int:
+def execute(
+    main: Main, flag_values: flags.FlagValues, argv: Sequence[str], *, words: bool = False
+) -> int:
   """Parses `argv`, calls `main` and returns the exit code: main's, or 2 for bad input.
 
   Bad input costs one line on stderr; whatever else is raised is a fault of ours and passes through.
+  With `words`, what is no flag is handed to main; else it is refused.
   """
   try:
-    _parse(flag_values, argv)
-    return main() or 0
+    found = _parse(flag_values, argv)
+    if found and not words:
+      raise BadInput(f'{found[0]!r}: stray argument, every option is given as --flag=value')
+    return main(*found) or 0
   except _HelpAsked:
     print(sys.modules[main.__module__].__doc__)
     print(flag_values.get_help(include_special_flags=False))
@@ -220,20 +225,21 @@ def execute(main: Main, flag_values: flags.FlagValues, argv: Sequence[str]) -> i
     return 130
 
 
-def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+  """Sets the flags; returns what is none of them."""
   if 'help' not in flag_values:
     flags.DEFINE_flag(_HelpFlag(), flag_values)
   for name in flag_values:
     flag_values[name].unparse()  # what an earlier call in this process was given
+  flag_values.set_gnu_getopt()  # flags may follow words
   try:
-    _, *strays = flag_values(argv)
+    _, *words = flag_values(argv)
   except flags.UnrecognizedFlagError as error:
     nearest = difflib.get_close_matches(error.flagname, list(flag_values), n=1, cutoff=0.0)
     raise BadInput(f'--{error.flagname}: no such flag; the nearest is --{nearest[0]}') from error
   except (flags.Error, ValueError) as error:  # absl's own, and some ValueErrors it lets through
     raise BadInput(str(error).removeprefix('flag ')) from error
-  if strays:
-    raise BadInput(f'{strays[0]!r}: stray argument, every option is given as --flag=value')
+  return words
 
 
 def _printable(text: str) -> str:

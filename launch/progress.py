@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from stability import plan
+from stability import actions, plan
 from stability import workdir as workdir_lib
 from stability.config import Config
 
@@ -46,6 +46,12 @@ class Progress:
     if self._console.is_terminal:
       self._live.stop()
 
+  def add(self, name: str, config: Config) -> None:
+    """One more run to be trained: a fork."""
+    self._configs = {**self._configs, name: config}
+    self._flops[name] = plan.train_flops(config)
+    self._unfinished[name] = None
+
   def is_over(self) -> bool:
     """Whether every run has its result."""
     return not self._unfinished
@@ -56,18 +62,22 @@ class Progress:
 
   def show(self, running: Sequence[str]) -> None:
     """Looks at the files and redraws. `running`: the runs in somebody's hands."""
-    speed, part = 0.0, 0.0
+    speed, part, paused = 0.0, 0.0, 0
     for name in running:
-      line = workdir_lib.last_metrics(workdir_lib.run_dir(self._workdir, name))
+      run = workdir_lib.run_dir(self._workdir, name)
+      waits = actions.is_paused(actions.done(actions.read(run)))
+      paused += waits
+      line = workdir_lib.last_metrics(run)
       if line:
-        speed += line['tokens_per_second'] or 0
+        speed += 0 if waits else line['tokens_per_second'] or 0
         part += self._flops[name] * line['step'] / self._configs[name]['schedule']['steps']
     self._count_results(running)
     over = sum(self._counts.values())
     fraction = (self._over_flops + part) / sum(self._flops.values())
     facts = [
         f'{over}/{len(self._configs)} runs over',
-        f'{len(running)} running',
+        f'{len(running) - paused} running',
+        *([f'{paused} waiting for a person (launch.control)'] if paused else []),
         f'{self._counts["diverged"]} diverged',
         *([f'{self._counts["failed"]} failed'] if self._counts['failed'] else []),
         f'{speed:,.0f} tokens/s',

@@ -63,7 +63,7 @@ def start(
   )
   first = next(iter(runs.configs.values()))
   metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
-  waiting = workdir_lib.waiting(workdir, runs.configs)
+  waiting = workdir_lib.waiting(workdir, runs.configs | workdir_lib.fork_configs(workdir))
   if waiting:
     try:
       local.train(workdir, waiting, workers, worker_flags)
@@ -112,7 +112,8 @@ def _report(workdir: Path) -> int:
   console.print(terminal.terminal_table(sensitivity.lr_sensitivity(results)))
   console.print(terminal.claims_table(claims.read(path.parent / 'claims.csv')))
   console.print(f'Report: {path}', soft_wrap=True, highlight=False)
-  failed = [row for row in workdir_lib.read_results(workdir) if row['status'] == 'failed']
+  rows = [*workdir_lib.read_results(workdir), *workdir_lib.read_fork_results(workdir)]
+  failed = [row for row in rows if row['status'] == 'failed']
   for row in failed:
     reason = row['error'].strip().splitlines()[-1]
     console.print(f'failed: {row["run"]}: {reason}', markup=False, highlight=False)

@@ -5,7 +5,8 @@ It asks on its standard output and is told on its standard input, a JSON object 
   {"like": null}   which run next?                 {"run": NAME} or {"run": null}: none, end
   {"like": NAME}   which run of the same executables as NAME?    the same
 
-When its launcher dies its standard input closes, and the process ends at once.
+It ends when there are no more, unless runs are paused: then it waits for an answer to one of them,
+and asks again. When its launcher dies its standard input closes, and the process ends at once.
 """
 
 import json
@@ -13,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 
 from absl import flags, logging
@@ -22,6 +24,7 @@ from launch import environment
 FLAGS = flags.FLAGS
 
 PATIENCE_SECONDS = 1800  # for the others, while the first one prepares the data
+POLL_SECONDS = 0.5  # between looks at runs that wait for a person, while there is nothing else
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.', required=True)
 _DISTRIBUTED = flags.DEFINE_string(
@@ -53,9 +56,17 @@ def main() -> None:
         **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
     )
   folder = Path(_WORKDIR.value)
-  while name := ask(None):
+  paused: population.Paused = {}
+  while True:
+    answered = (name for name in paused if population.is_answered(folder, name, paused))
+    name = next(answered, None) or ask(None)
+    if name is None and not paused:
+      return
+    if name is None:
+      time.sleep(POLL_SECONDS)
+      continue
     sweep = workdir.read_sweep(folder)
-    population.train_population(folder, sweep, name, lambda like=name: ask(like))
+    population.train_population(folder, sweep, name, lambda like=name: ask(like), paused)
 
 
 def _answers() -> queue.Queue:

@@ -46,19 +46,30 @@ def save(run: Path, step: int, arrays: Arrays, about: workdir_lib.Json, keep: in
     shutil.rmtree(run / 'checkpoints' / str(old))
 
 
-def restore(run: Path) -> tuple[int, Arrays, workdir_lib.Json] | None:
+def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, workdir_lib.Json] | None:
   """The newest good checkpoint as (step, arrays, about); None if there is none.
 
-  A damaged one is named in a warning and the one before it is tried.
+  A damaged one is named in a warning and the one before it is tried; but for `only`, a step, where
+  it is given.
   """
   for step in reversed(_steps(run)):
     folder = (run / 'checkpoints' / str(step)).absolute()
-    fault = _fault(folder)
-    if fault:
-      logging.warning('checkpoint %s is not used: %s', folder, fault)
+    if only not in (None, step) or not _is_good(folder):
       continue
     return step, ocp.load(folder), json.loads((folder / ABOUT).read_text())
   return None
+
+
+def good_steps(run: Path) -> list[int]:
+  """The steps of the checkpoints that can be used, the lowest first."""
+  return [step for step in _steps(run) if _is_good(run / 'checkpoints' / str(step))]
+
+
+def drop_after(run: Path, step: int) -> None:
+  """Deletes the checkpoints of later steps."""
+  for later in _steps(run):
+    if later > step:
+      shutil.rmtree(run / 'checkpoints' / str(later))
 
 
 def _steps(run: Path) -> list[int]:
@@ -66,6 +77,13 @@ def _steps(run: Path) -> list[int]:
   if not folder.is_dir():
     return []
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _is_good(folder: Path) -> bool:
+  fault = _fault(folder)
+  if fault:
+    logging.warning('checkpoint %s is not used: %s', folder, fault)
+  return not fault
 
 
 def _fault(folder: Path) -> str | None:

@@ -182,6 +182,10 @@ RULES: dict[str, Rule] = {
     'probe.every_steps': _integer(0),
     'checkpoint.every_steps': _integer(0),
     'checkpoint.keep': _integer(1),
+    'control.on_alarm': _choice('none', 'ask', 'policy'),
+    'control.timeout_seconds': _integer(0),
+    'control.default_action': _choice('continue', 'stop', 'policy'),
+    'control.tries': _integer(0),
 }
 
 # One sweep, one text: a run's loss can only be held against another's on the same validation text.

@@ -15,7 +15,7 @@ _unwanted = sys.modules.setdefault('torch', None)
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
 from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
-from tensorboardX.summary import hparams  # noqa: E402
+from tensorboardX.summary import hparams, text  # noqa: E402
 
 if _unwanted is None:
   del sys.modules['torch']
@@ -47,6 +47,12 @@ class MetricsWriter:
     self._scalars({key: value for key, value in metrics.items() if key != 'step'}, metrics['step'])
     self._board.flush()
 
+  def mark(self, step: int, name: str, told: str) -> None:
+    """Shows in TensorBoard that something happened: a point under `name`, and what is told."""
+    self._scalars({name: 1.0}, step)
+    self._add(step, summary=text(name, told))
+    self._board.flush()
+
   def flush(self) -> None:
     """Returns once all lines are on the disk, where a checkpoint may rely on them."""
     os.fsync(self._lines.fileno())
@@ -72,6 +78,9 @@ class NoWriter:
   """Takes a writer's place where another process writes."""
 
   def write(self, metrics: Mapping[str, float]) -> None:
+    pass
+
+  def mark(self, step: int, name: str, told: str) -> None:
     pass
 
   def flush(self) -> None:

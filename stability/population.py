@@ -4,11 +4,15 @@ Between two stops (a log line, a probe, a checkpoint, an end) the host does noth
 a stop are read while the steps after it run.
 """
 
+import collections
 import dataclasses
+import functools
+import json
 import math
+import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from stability import checkpoint, large_run, optimizer, parallel, placement, train
+from stability import actions, checkpoint, control, large_run, optimizer, parallel, placement, train
 from stability import config as config_lib
 from stability import workdir as workdir_lib
 from stability.data import batches, tokens
@@ -28,6 +32,8 @@ from stability.workdir import Json
 
 LARGE_RUN = {'data_parallel': large_run.DataParallel, 'sharded': large_run.Sharded}
 NextRun = Callable[[], str | None]  # names a waiting run of the same static config, if any
+NO_ACTIONS = 'a run shared by several processes takes no actions'
+Paused = dict[str, float]  # runs -> when an answer is no longer waited for: by time.monotonic()
 
 # Larger text stays on the host: placement.USABLE leaves a tenth of the memory beside a step's own.
 TEXT_SHARE = 0.05
@@ -40,12 +46,14 @@ class Member:
   folder: Path
   config: config_lib.Config
   writer: MetricsWriter
+  control: control.Control | control.NoControl
   step: int  # updates made, as the host counts them
   initial_loss: float | None  # None until it is measured
   seconds: float  # spent before `since`
   since: float = 0.0  # time of its first step here
   last_line: tuple[int, float] = (0, 0.0)  # step and time of the last logged line
   diverged: bool = False
+  stopped: bool = False  # by an action
 
   def start_clock(self) -> None:
     """From now on it trains."""
@@ -67,8 +75,16 @@ class Member:
 
   def next_stop(self) -> int:
     """The next step after which the host has something to do for this run."""
-    every = (self.config[section]['every_steps'] for section in ('log', 'probe', 'checkpoint'))
-    return min(self.steps, *(n * (self.step // n + 1) for n in every if n))
+    return control.next_stop(self.config, self.step)
+
+  def is_over(self) -> bool:
+    """Whether no more steps are to be made."""
+    return self.diverged or self.stopped or self.step == self.steps
+
+  def has_work(self) -> bool:
+    """Whether somebody may want something of it here and now."""
+    stop = self.is_over() or control.is_stop(self.config, self.step)
+    return stop and self.control.has_work(self.step, self.is_over())
 
   def is_due(self, section: str) -> bool:
     """Whether log, probe or checkpoint falls on the present step."""
@@ -84,47 +100,64 @@ class _Unread:
   due: list[tuple[int, Member, int]]  # slot, run, its step
 
 
-def train_population(workdir: Path, sweep: Json, first: str, next_run: NextRun) -> None:
+def train_population(
+    workdir: Path, sweep: Json, first: str, next_run: NextRun, paused: Paused | None = None
+) -> None:
   """Trains the run `first`, and beside and after it those that next_run names, to their results.
 
   A failure of one run is written to its result.json, with the traceback; the others go on. Where
-  several processes share one run, all of them call this, and the first one writes.
+  several processes share one run, all of them call this, and the first one writes. Runs that an
+  action pauses leave their slots and are put into `paused`, which also names those of before; once
+  all others are over, and none of these is answered, they are left there.
   """
+  paused = {} if paused is None else paused
   try:
-    population = Population(workdir, sweep, first)
+    population = Population(workdir, sweep, first, paused)
   except BadInput:  # what only the devices could tell
     _fail(workdir_lib.run_dir(workdir, first))
+    paused.pop(first, None)
     return
-  name: str | None = first
-  waiting: tuple[Member, Any] | None = None
+  name: str | None = None if first in paused else first
   while True:
+    population.bring_answered()
     while population.has_free_slot():
-      if waiting is None:
-        name, current = None, name or next_run()
-        if current is None:
-          break
-        waiting = population.load(current)
-      elif population.is_in_phase(waiting[0]):
-        population.enter(*waiting)
-        waiting = None
-      else:
+      if population.enter_waiting():
+        continue
+      if population.has_waiting():  # for its phase; a new run would only put that off
         break
+      name, current = None, name or next_run()
+      if current is None:
+        break
+      population.bring(current)
     if population.is_empty():
       return
     population.train_chunk()
 
 
+def is_answered(workdir: Path, name: str, paused: Paused) -> bool:
+  """Whether a paused run has a request to look at, or has waited for long enough."""
+  run = workdir_lib.run_dir(workdir, name)
+  return bool(actions.requests(run)) or time.monotonic() > paused[name]
+
+
 class Population:
   """The slots of a layout and the runs in them."""
 
-  def __init__(self, workdir: Path, sweep: Json, first: str):
+  def __init__(self, workdir: Path, sweep: Json, first: str, paused: Paused):
     self._workdir = workdir
     self._sweep = sweep
-    self._static, hyper = config_lib.split(sweep['runs'][first])
+    self._static, hyper = config_lib.split(self._config(first))
     self._layout = make_layout(workdir, sweep, self._static, train.arrays(hyper))
     self._state = self._layout.empty()
     self._members: dict[int, Member] = {}  # slot -> run
     self._unread: _Unread | None = None
+    self._waiting: collections.deque[tuple[Member, Any]] = collections.deque()  # for a slot
+    self._paused = paused
+
+  def _config(self, name: str) -> config_lib.Config:
+    if name in self._sweep['runs']:
+      return self._sweep['runs'][name]
+    return workdir_lib.read_config(workdir_lib.run_dir(self._workdir, name))  # of a fork
 
   def has_free_slot(self) -> bool:
     return len(self._members) < self._layout.width
@@ -141,40 +174,87 @@ class Population:
     every = self._static.probe.every_steps
     return not every or all((member.step - m.step) % every == 0 for m in self._members.values())
 
-  def load(self, name: str) -> tuple[Member, Any] | None:
-    """A run and its state, new or from its last checkpoint; None if that fails: it is recorded."""
+  def has_waiting(self) -> bool:
+    return bool(self._waiting)
+
+  def enter_waiting(self) -> bool:
+    """Puts a run that waits, if one is in phase, into a free slot."""
+    for position, (member, state) in enumerate(self._waiting):
+      if self.is_in_phase(member):
+        del self._waiting[position]
+        slot = next(s for s in range(self._layout.width) if s not in self._members)
+        self._state = self._layout.insert(self._state, slot, state)
+        self._members[slot] = member
+        member.start_clock()
+        return True
+    return False
+
+  def bring_answered(self) -> None:
+    """Brings the paused runs of these executables that somebody, or the time, has answered."""
+    for name in list(self._paused):
+      answered = is_answered(self._workdir, name, self._paused)
+      if answered and config_lib.split(self._config(name))[0] == self._static:
+        self.bring(name)
+
+  def bring(self, name: str) -> None:
+    """Loads a run and takes the actions due; then it waits for a slot, or is paused again.
+
+    A failure is recorded as its result.
+    """
     folder = workdir_lib.run_dir(self._workdir, name)
+    deadline = self._paused.pop(name, None)
+    timed_out = deadline is not None and time.monotonic() > deadline
     try:
-      config = self._sweep['runs'][name]
-      _, hyper = config_lib.split(config)
-      state = self._layout.init(train.arrays(hyper))
-      step, about = 0, {'initial_loss': None, 'seconds': 0.0}
-      found = checkpoint.restore(folder)
-      if found:
-        step, arrays, about = found
-        state = _unnamed(state, arrays)
-        logging.info('%s goes on from step %d', name, step)
-      swept = workdir_lib.swept_values(config, self._sweep['fields'])
-      writer = MetricsWriter(folder, step, swept) if _writes() else NoWriter()
-      return Member(folder, config, writer, step, about['initial_loss'], about['seconds']), state
+      member, state = self._load(folder, timed_out)
+      if not _is_shared():
+        state = self._step_in(member, state)
+      if member.control.is_paused:
+        self._pause(member, state, None if timed_out else deadline)
+      else:
+        self._waiting.append((member, state))
     except Exception:
       _fail(folder)
-      return None
 
-  def enter(self, member: Member, state: Any) -> None:
-    """Puts a run into a free slot."""
-    slot = next(s for s in range(self._layout.width) if s not in self._members)
-    self._state = self._layout.insert(self._state, slot, state)
-    self._members[slot] = member
+  def _load(self, folder: Path, timed_out: bool) -> tuple[Member, Any]:
+    """A run and its state, new or from its last checkpoint."""
+    config = self._config(folder.name)
+    _, hyper = config_lib.split(config)
+    state = self._layout.init(train.arrays(hyper))
+    step, about = 0, {'initial_loss': None, 'seconds': 0.0, 'actions': 0}
+    found = checkpoint.restore(folder)
+    if found:
+      step, arrays, about = found
+      state = _unnamed(state, arrays)
+      logging.info('%s goes on from step %d', folder.name, step)
+    writer = self._writer(folder, config, step)
+    member = Member(
+        folder=folder,
+        config=config,
+        writer=writer,
+        control=_control(folder, config, step, about['actions'], timed_out),
+        step=step,
+        initial_loss=about['initial_loss'],
+        seconds=about['seconds'],
+        diverged=bool(state['diverged']),
+    )
     member.start_clock()
+    return member, state
+
+  def _writer(self, folder: Path, config: config_lib.Config, step: int) -> MetricsWriter:
+    if not _writes():
+      return NoWriter()
+    return MetricsWriter(folder, step, workdir_lib.swept_values(config, self._sweep['fields']))
 
   def train_chunk(self) -> None:
     """Trains to the next stop of any run, and does what is due there."""
     try:
       self._measure_initial_losses()
-      self._train()
-      self._save()
-      self._finish()
+      self._finish()  # what was over when it came here
+      if self._members:
+        self._train()
+        self._save()
+        self._act()
+        self._finish()
     except Exception:
       for member in self._members.values():
         _fail(member.folder)
@@ -192,7 +272,7 @@ class Population:
           member.start_clock()
 
   def _train(self) -> None:
-    steps = min(member.next_stop() - member.step for member in self._members.values())
+    steps = min(m.next_stop() - m.step for m in self._members.values())
     for member in self._members.values():
       member.step += steps
     # All are in phase: if it is due for one, it is for all.
@@ -231,6 +311,8 @@ class Population:
       row['tokens_per_second'] = member.tokens(row['step'] - last_step) / (now - last_time)
       member.last_line = row['step'], now
       member.writer.write(row)
+      for alarm in member.control.observe(row):
+        member.writer.mark(alarm['step'], f'alarm/{alarm["rule"]}', alarm['seen'])
 
   def _save(self) -> None:
     due = {
@@ -243,30 +325,155 @@ class Population:
     self._log()
     states = self._layout.extract(self._state)
     for slot, member in due.items():
-      if member.diverged:
+      if not member.diverged:
+        _checkpoint(member, states[slot])
+
+  def _act(self) -> None:
+    """Takes the actions due on the runs in the slots; those paused or rewound leave theirs."""
+    if any(member.is_over() for member in self._members.values()):
+      self._log()  # the last rows may raise alarms
+    if _is_shared():  # only one process sees what is asked for, and all would have to do it
+      for member in self._members.values():
+        member.control.refuse_all(member.step, NO_ACTIONS)
+      return
+    if not any(member.has_work() for member in self._members.values()):
+      return
+    self._log()
+    states = self._layout.extract(self._state)
+    for slot, member in list(self._members.items()):
+      if not member.has_work():
         continue
-      member.writer.flush()
-      about = {'initial_loss': member.initial_loss, 'seconds': member.elapsed()}
-      keep = member.config['checkpoint']['keep']
-      checkpoint.save(member.folder, member.step, _named(states[slot]), about, keep)
+      try:
+        step, taken = member.step, len(member.control.taken)
+        state = self._step_in(member, states[slot])
+        if member.control.is_paused or member.step != step:
+          del self._members[slot]
+          if member.control.is_paused:
+            self._pause(member, state)
+          else:
+            self._waiting.append((member, state))
+        elif len(member.control.taken) != taken:
+          self._state = self._layout.insert(self._state, slot, state)
+      except Exception:
+        _fail(member.folder)
+        member.writer.close()
+        del self._members[slot]
+
+  def _step_in(self, member: Member, state: Any) -> Any:
+    """Takes the actions due on a run at its present step; its state after them."""
+    if not (member.is_over() or control.is_stop(member.config, member.step)):
+      return state
+    while not member.stopped:
+      record = member.control.next(member.step, member.is_over())
+      if record is None:
+        break
+      state = self._take(member, state, record)
+      told = json.dumps({key: value for key, value in record.items() if key != 'before'})
+      member.writer.mark(record['step'], f'action/{record["action"]}', told)
+    return state
+
+  def _take(self, member: Member, state: Any, record: Json) -> Any:
+    """Takes one action; the run's state after it."""
+    if record['action'] == 'set':
+      return _with(state, record['changes'], 0)
+    if record['action'] == 'skip':
+      return _with(state, {}, record['steps'])
+    if record['action'] == 'rewind':
+      return self._rewind(member, state, record)
+    if record['action'] == 'fork':
+      self._fork(member, state, record)
+    if record['action'] == 'checkpoint':
+      _checkpoint(member, state)
+    member.stopped = record['action'] == 'stop'
+    return state
+
+  def _rewind(self, member: Member, state: Any, record: Json) -> Any:
+    """Back to a checkpoint, or to the start; hyperparameters and skipped data stay as they are.
+
+    At no time is the newest checkpoint one that the lines of metrics.jsonl do not reach.
+    """
+    to = record['to']
+    if to:
+      found = checkpoint.restore(member.folder, only=to)
+      if not found:
+        raise RuntimeError(f'the checkpoint of step {to}, to rewind to, is gone')
+      earlier = _unnamed(state, found[1])
+    else:
+      _, hyper = config_lib.split(member.config)
+      earlier = self._layout.init(train.arrays(hyper))
+    state = earlier | {'hyper': state['hyper'], 'skipped': state['skipped']}
+    state = _with(state, record['changes'], record.get('skip', 0))
+    rows = workdir_lib.read_metrics(member.folder)
+    later = [row for row in rows if row['step'] > to]
+    workdir_lib.write_lines(member.folder / record['cut'], later)
+    member.seconds = member.elapsed()
+    member.step, member.diverged = to, False
+    member.start_clock()
+    checkpoint.drop_after(member.folder, to)
+    _checkpoint(member, state)
+    member.writer.close()
+    member.writer = self._writer(member.folder, member.config, to)
+    member.control.rewound(to)
+    for alarm in workdir_lib.read_lines(member.folder / 'alarms.jsonl'):
+      if alarm['step'] > to:  # TensorBoard hides what it was told of these steps
+        member.writer.mark(alarm['step'], f'alarm/{alarm["rule"]}', alarm['seen'])
+    return state
+
+  def _fork(self, member: Member, state: Any, record: Json) -> None:
+    """A run that has this one's config, lines, actions and state, and changes of its own.
+
+    As its actions begin with this one's, it too can be trained from nothing. It is a run of the
+    workdir once its file in forks/ is there.
+    """
+    name = record['name']
+    if (self._workdir / 'forks' / f'{name}.json').exists():
+      return
+    folder = workdir_lib.run_dir(self._workdir, name)
+    shutil.rmtree(folder, ignore_errors=True)  # left by a crash
+    history = [
+        taken
+        for taken in member.control.taken
+        if taken['action'] not in ('pause', 'continue', 'stop', 'fork')
+    ]
+    if record['changes']:
+      history.append(record | {'action': 'set'})
+    workdir_lib.write_json(folder / 'config.json', member.config)
+    workdir_lib.write_lines(folder / 'actions.jsonl', history)
+    workdir_lib.write_lines(folder / 'metrics.jsonl', workdir_lib.read_metrics(member.folder))
+    about = _about(member) | {'actions': len(history)}
+    forked = _named(_with(state, record['changes'], 0))
+    checkpoint.save(folder, member.step, forked, about, member.config['checkpoint']['keep'])
+    workdir_lib.write_json(
+        self._workdir / 'forks' / f'{name}.json',
+        {'run': member.folder.name, 'step': member.step, 'changes': record['changes']},
+    )
+
+  def _pause(self, member: Member, state: Any, deadline: float | None = None) -> None:
+    """Saves a run and lets go of it until it is answered."""
+    _checkpoint(member, state)
+    member.writer.close()
+    if deadline is None:
+      seconds = member.config['control']['timeout_seconds']
+      by_alarm = member.control.paused_by == control.ALARM
+      deadline = time.monotonic() + seconds if seconds and by_alarm else math.inf
+    self._paused[member.folder.name] = deadline
 
   def _finish(self) -> None:
     """Runs that have made all their steps, or diverged, get their result and leave."""
-    if any(member.step == member.steps for member in self._members.values()):
+    if any(member.is_over() for member in self._members.values()):
       self._log()
-    over = {
-        slot: member
-        for slot, member in self._members.items()
-        if member.diverged or member.step == member.steps
-    }
+    over = {slot: member for slot, member in self._members.items() if member.is_over()}
     if not over:
       return
     seconds = {slot: member.elapsed() for slot, member in over.items()}
     losses = self._layout.evaluate(self._state)
     for slot, member in over.items():
       status = workdir_lib.status(member.initial_loss, losses[slot])
+      if member.diverged or member.stopped:
+        status = 'diverged' if member.diverged else 'stopped'
+      member.control.refuse_all(member.step, f'the run has ended: {status}')
       result = {
-          'status': 'diverged' if member.diverged else status,
+          'status': status,
           'initial_loss': member.initial_loss,
           'final_loss': losses[slot],
           'parameters': config_lib.parameters(member.config),
@@ -342,6 +549,30 @@ def _validation(text: tokens.Tokens, static: ml_collections.FrozenConfigDict) ->
   return windows.reshape(c.validation_batches, c.batch_size, c.sequence_length + 1)
 
 
+def _with(state: Any, changes: Mapping[str, float | int], skipped: int) -> Any:
+  """The state with other hyperparameters, and more data skipped."""
+  return state | {
+      'hyper': state['hyper'] | train.arrays(changes),
+      'skipped': np.int32(state['skipped'] + skipped),
+  }
+
+
+def _about(member: Member) -> Json:
+  """What a checkpoint holds beside the state."""
+  return {
+      'initial_loss': member.initial_loss,
+      'seconds': member.elapsed(),
+      'actions': len(member.control.taken),
+  }
+
+
+def _checkpoint(member: Member, state: Any) -> None:
+  """Saves a run, its lines before it."""
+  member.writer.flush()
+  keep = member.config['checkpoint']['keep']
+  checkpoint.save(member.folder, member.step, _named(state), _about(member), keep)
+
+
 def _named(state: Any) -> checkpoint.Arrays:
   """A run's state as arrays by path."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
@@ -361,6 +592,27 @@ def _fail(folder: Path) -> None:
   """Records the exception being handled as the run's result."""
   if _writes():
     workdir_lib.write_failure(folder, traceback.format_exc())
+
+
+def _control(
+    folder: Path, config: config_lib.Config, step: int, taken: int, timed_out: bool
+) -> control.Control | control.NoControl:
+  """Of a run at `step` with `taken` actions in its state; BadInput if it must and cannot act."""
+  if _is_shared():
+    on_alarm = config['control']['on_alarm']
+    if on_alarm != 'none':
+      raise BadInput(f'config.control.on_alarm={on_alarm}: must be none: {NO_ACTIONS}')
+    if len(actions.done(actions.read(folder))) > taken:
+      raise BadInput(f'{folder}/actions.jsonl: {NO_ACTIONS}, and some are left to be taken again')
+    if not _writes():
+      return control.NoControl()
+  saved = functools.partial(checkpoint.good_steps, folder)
+  return control.Control(folder, config, step, taken, saved, timed_out)
+
+
+def _is_shared() -> bool:
+  """Whether several processes train one run."""
+  return jax.process_count() > 1
 
 
 def _writes() -> bool:

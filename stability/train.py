@@ -1,8 +1,9 @@
 """Training as pure functions of one run: init, step (quiet or probed), evaluate.
 
 stability/parallel.py maps them over runs and devices; stability/population.py drives them. A run's
-state is a dict of arrays: params, optimizer, step (updates made), diverged, and hyper, its
-hyperparameters under their dotted config names. Whatever changes a run's course is in it.
+state is a dict of arrays: params, optimizer, step (updates made), skipped (steps of data that were
+left out: actions.py), diverged, and hyper, its hyperparameters under their dotted config names.
+Whatever changes a run's course is in it.
 """
 
 import functools
@@ -78,6 +79,7 @@ def init(
       'params': params,
       'optimizer': optimizer.direction(hyper, static).init(params),
       'step': jnp.int32(0),
+      'skipped': jnp.int32(0),
       'diverged': jnp.bool(False),
       'hyper': hyper,
   }
@@ -104,7 +106,7 @@ def step(
     starts_B = batches.window_starts(
         jnp,
         hyper['data.seed'],
-        state['step'],
+        state['step'] + state['skipped'],
         batch_size=static.data.batch_size,
         sequence_length=static.data.sequence_length,
         tokens=data['train'].shape[0],
@@ -136,6 +138,7 @@ def step(
       'params': new_params,
       'optimizer': optimizer_state,
       'step': this_step,
+      'skipped': state['skipped'],
       'diverged': state['diverged'],
       'hyper': hyper,
   }

@@ -4,7 +4,9 @@
   DIR/runs/NAME/config.json  the resolved config of one run
   DIR/runs/NAME/metrics.jsonl  one object per logged step, appended
   DIR/runs/NAME/result.json  written last
-  DIR/results.csv            a row per run
+  DIR/runs/NAME/alarms.jsonl, actions.jsonl, requests/  stability/actions.py
+  DIR/forks/NAME.json        of which run, and where, the run NAME is a fork
+  DIR/results.csv            a row per run, forks last
 """
 
 import csv
@@ -13,7 +15,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +49,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
   """JSON, whole; a non-finite number becomes null, so that any reader can parse it."""
-  write_whole(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
+  write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False) + '\n')
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+  """The value with null in the place of each number that is not finite."""
   if isinstance(value, float):
     return value if math.isfinite(value) else None
   if isinstance(value, Mapping):
-    return {key: _finite(item) for key, item in value.items()}
+    return {key: finite(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(item) for item in value]
+    return [finite(item) for item in value]
   return value
 
 
@@ -160,7 +163,27 @@ def _read_json(path: Path) -> Json:
     raise BadInput(f'{path}: cannot be read: {error}') from error
 
 
+def read_forks(workdir: Path) -> dict[str, Json]:
+  """The runs that were forked from others while they trained: name -> run, step and changes.
+
+  Each is a file of its own, DIR/forks/NAME.json, so that no two processes write one; the sweep
+  does not list them, and they have a folder as all runs do.
+  """
+  paths = sorted((workdir / 'forks').glob('*.json'))
+  return {path.name.removesuffix('.json'): _read_json(path) for path in paths}
+
+
+def fork_configs(workdir: Path) -> dict[str, Config]:
+  """The resolved configs of the forks: those of the runs that they come from."""
+  return {name: read_config(run_dir(workdir, name)) for name in read_forks(workdir)}
+
+
 # One run.
+
+
+def read_config(run: Path) -> Config:
+  """config.json: the run as it was resolved."""
+  return _read_json(run / 'config.json')
 
 
 def status(initial_loss: float, final_loss: float) -> str:
@@ -200,12 +223,21 @@ def waiting(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   return found
 
 
-def read_metrics(run: Path) -> list[Json]:
-  """The lines of metrics.jsonl; a torn last line is ignored."""
-  path = run / 'metrics.jsonl'
+def read_lines(path: Path) -> list[Json]:
+  """The objects of a file of lines, none if it is not there; a torn last line is ignored."""
   if not path.exists():
     return []
   return [json.loads(line) for line in _whole_lines(path.read_bytes())]
+
+
+def write_lines(path: Path, lines: Iterable[Json]) -> None:
+  """A file of lines, whole."""
+  write_whole(path, ''.join(json.dumps(finite(line), allow_nan=False) + '\n' for line in lines))
+
+
+def read_metrics(run: Path) -> list[Json]:
+  """The lines of metrics.jsonl."""
+  return read_lines(run / 'metrics.jsonl')
 
 
 def last_metrics(run: Path) -> Json | None:
@@ -222,11 +254,17 @@ def last_metrics(run: Path) -> Json | None:
 
 def cut_metrics(run: Path, step: int) -> None:
   """Drops the lines after `step`: what a resume from there will write again."""
-  path = run / 'metrics.jsonl'
-  if path.exists():
-    lines = _whole_lines(path.read_bytes())
-    kept = [line + b'\n' for line in lines if json.loads(line)['step'] <= step]
-    write_whole(path, b''.join(kept))
+  cut_lines(run / 'metrics.jsonl', lambda line: line['step'] <= step)
+
+
+def cut_lines(path: Path, keep: Callable[[Json], bool]) -> list[Json]:
+  """Keeps the lines for which `keep` holds, and no torn one; returns those that were dropped."""
+  if not path.exists():
+    return []
+  lines = _whole_lines(path.read_bytes())
+  kept = [line for line in lines if keep(json.loads(line))]
+  write_whole(path, b''.join(line + b'\n' for line in kept))
+  return [found for line in lines if not keep(found := json.loads(line))]
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
@@ -240,6 +278,16 @@ def read_results(workdir: Path) -> list[Json]:
   """One flat dict per run, in the sweep's order; status is 'missing' without a result.json."""
   sweep = read_sweep(workdir)
   return [_row(workdir, name, config, sweep['fields']) for name, config in sweep['runs'].items()]
+
+
+def read_fork_results(workdir: Path) -> list[Json]:
+  """The same for the forks, with what was changed in them: no part of the sweep's comparison."""
+  fields = read_sweep(workdir)['fields']
+  rows = []
+  for name, fork in read_forks(workdir).items():
+    flat = config_lib.flatten(read_config(run_dir(workdir, name))) | fork['changes']
+    rows.append(_row(workdir, name, config_lib.unflatten(flat), fields))
+  return rows
 
 
 def _row(workdir: Path, name: str, config: Json, fields: Iterable[str]) -> Json:
@@ -263,8 +311,8 @@ def swept_values(config: Config, fields: Iterable[str]) -> Json:
 
 
 def write_results(workdir: Path) -> Path:
-  """results.csv: a row per run."""
-  rows = read_results(workdir)
+  """results.csv: a row per run, forks last."""
+  rows = [*read_results(workdir), *read_fork_results(workdir)]
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator='\n')
   writer.writeheader()

@@ -4,11 +4,14 @@ import os
 
 from launch import environment
 
-# Read when jax is first imported. Flags that are already there come last, and so win.
+# Read when jax is first imported. Flags that are already there come last, and so win. The tests
+# compile much and compute little: less optimization saves a third of their time.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = ' '.join(
-    ['--xla_force_host_platform_device_count=8', environment.worker_environment()['XLA_FLAGS']]
-)
+os.environ['XLA_FLAGS'] = ' '.join([
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+    environment.worker_environment()['XLA_FLAGS'],
+])
 
 import dataclasses
 from collections.abc import Callable

@@ -73,6 +73,10 @@ REFUSED = {
     'probe.every_steps': -1,
     'checkpoint.every_steps': -1,
     'checkpoint.keep': 0,
+    'control.on_alarm': 'stop',
+    'control.timeout_seconds': -1,
+    'control.default_action': 'pause',
+    'control.tries': -1,
 }
 
 

@@ -153,14 +153,18 @@ def test_the_host_draws_what_a_device_does():
   text = np.random.default_rng(0).integers(200, size=500).astype(np.uint8)
   feed = Feed(text, batch_size=4, sequence_length=10, slots=3)
 
-  def state(seed, step, steps):
-    return {'hyper': {'data.seed': seed, 'schedule.steps': steps}, 'step': np.int32(step)}
+  def state(seed, step, steps, skipped=0):
+    hyper = {'data.seed': seed, 'schedule.steps': steps}
+    return {'hyper': hyper, 'step': np.int32(step), 'skipped': np.int32(skipped)}
 
   feed.enter(0, state(0, 0, 100))
+  feed.enter(1, state(3, 2, 6, skipped=10))
   feed.enter(2, state(7, 5, 9))
   drawn = np.stack([feed.draw() for _ in range(5)], axis=1)
   assert drawn.shape == (3, 5, 4, 11) and drawn.dtype == np.int32
-  for slot, seed, wanted in ((0, 0, range(5)), (2, 7, (5, 6, 7, 8, 8))):  # the last is the eighth
+  # Of nine steps the last is the eighth, and of six with ten skipped the fifteenth.
+  steps_of_data = (0, range(5)), (3, (12, 13, 14, 15, 15)), (7, (5, 6, 7, 8, 8))
+  for slot, (seed, wanted) in enumerate(steps_of_data):
     for i, step in enumerate(wanted):
       starts = batches.window_starts(
           jnp, seed, np.int32(step), batch_size=4, sequence_length=10, tokens=500

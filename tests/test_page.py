@@ -13,7 +13,7 @@ import pytest
 
 from stability import hyper
 from stability import workdir as workdir_lib
-from stability.analysis import claims, sensitivity, tables
+from stability.analysis import claims, sensitivity, story, tables
 from stability.report import page
 
 FIGURES = {
@@ -314,3 +314,37 @@ def test_parameterizations_over_widths_have_their_coordinate_check_on_the_page(t
 def test_a_sweep_that_is_no_coordinate_check_has_none(change, tmp_path):
   write_activations(tmp_path, **change)
   assert page._coordinate_check(tmp_path, tables.load_workdir(tmp_path)).empty
+
+
+def test_page_tells_where_somebody_stepped_in(tmp_path):
+  made_up.write_sweep(tmp_path)
+  name = next(iter(workdir_lib.read_sweep(tmp_path)['runs']))
+  run = workdir_lib.run_dir(tmp_path, name)
+
+  def alarm(step, taken):
+    return {'step': step, 'rule': 'loss_spike', 'actions': taken, 'seen': f'spike at {step}'}
+
+  def record(step, action, **more):
+    return {'step': step, 'by': 'ann', 'why': EVIL, 'action': action, **more}
+
+  workdir_lib.write_lines(run / 'alarms.jsonl', [alarm(40, 0), alarm(50, 0), alarm(20, 1)])
+  workdir_lib.write_lines(
+      run / 'actions.jsonl',
+      [
+          record(45, None, refused='not a request', changes='rm'),
+          record(60, 'rewind', to=0, skip=60, changes={'optimizer.learning_rate': 1e-3}),
+      ],
+  )
+  told = story.story(tmp_path)
+  assert [(row.step, row.what) for row in told.itertuples()] == [
+      (40, 'alarm: loss_spike'),
+      (45, 'None, refused: not a request'),
+      (50, 'alarm: loss_spike'),
+      (60, 'rewind 0 skip=60 optimizer.learning_rate=0.001'),
+      (20, 'alarm: loss_spike'),
+  ]
+  assert set(told['run']) == {name}
+  shown = Page(page.write_report(tmp_path))
+  for words in ('Stepping in', 'spike at 50', 'rewind 0 skip=60', EVIL):
+    assert words in shown.text
+  assert 'script' not in [tag for tag, _ in shown.elements]

@@ -254,6 +254,7 @@ def test_three_steps(tiny, text, case):
       'params': params,
       'optimizer': optimizer.direction(run.hyper, run.static).init(params),
       'step': np.int32(0),
+      'skipped': np.int32(0),
       'diverged': np.bool(False),
       'hyper': run.hyper,
   }

@@ -36,6 +36,13 @@ class Waiting:
     self._held: dict[object, object] = {}  # worker -> the key of its executables
     self._lock = threading.Lock()  # every worker's thread takes from it
 
+  def add(self, name: str, config: Config) -> None:
+    """One more run."""
+    with self._lock:
+      self._keys[name] = config_lib.static_fields(config)
+      self._flops[name] = plan.train_flops(config)
+      self._groups[self._keys[name]].append(name)
+
   def take(self, worker: object, like: str | None) -> str | None:
     """A run for a worker: of the executables of `like`, or, without it, of others.
 
@@ -178,8 +185,15 @@ def train(
   with Progress(workdir, configs) as progress:
     crew = [Worker(workdir, share, waiting, progress, worker_flags) for share in shares]
     try:
+      known = set(configs)
       while not progress.is_over():
         time.sleep(POLL_SECONDS)
+        for name in workdir_lib.read_forks(workdir).keys() - known:
+          known.add(name)
+          run = workdir_lib.run_dir(workdir, name)
+          if workdir_lib.read_result(run) is None:
+            progress.add(name, config := workdir_lib.read_config(run))
+            waiting.add(name, config)
         if waiting:
           crew = [_replaced(worker, workdir, waiting, progress) for worker in crew]
         progress.show([name for worker in crew for name in worker.running()])

@@ -15,14 +15,15 @@ class Feed:
     self._text = text
     self._rows = dict(batch_size=batch_size, sequence_length=sequence_length)
     self._seed = [0] * slots
-    self._step = [0] * slots  # the next one, counted from 0
+    self._step = [0] * slots  # of data, the next one, counted from 0; skipped ones count
     self._last = [0] * slots  # of the slot's run
 
   def enter(self, slot: int, state: dict[str, Any]) -> None:
     """A run comes into a slot with this state: draw from its step on."""
     self._seed[slot] = int(state['hyper']['data.seed'])
-    self._step[slot] = int(state['step'])
-    self._last[slot] = int(state['hyper']['schedule.steps']) - 1
+    skipped = int(state['skipped'])
+    self._step[slot] = int(state['step']) + skipped
+    self._last[slot] = int(state['hyper']['schedule.steps']) - 1 + skipped
 
   def draw(self) -> np.ndarray:
     """The batches of all slots' next steps: int32 [slots, batch_size, T + 1].

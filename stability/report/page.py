@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from stability import workdir as workdir_lib
 from stability.analysis import claims, coordinates, observations, sensitivity, tables
+from stability.analysis import story as story_lib
 from stability.analysis.tables import Results
 from stability.report import drawing, labels, plots, predicted, terminal
 
@@ -37,6 +38,7 @@ def write_report(workdir: Path) -> Path:
       ],
       title=f'Training stability: {Path(sweep["config_file"]).stem}',
       coordinate_check=_coordinate_check(workdir, results),
+      story=story_lib.story(workdir),
       facts={
           'Sweep': config | overrides,
           'Data': _data(sweep['data']),
@@ -57,6 +59,7 @@ def write_results_report(results: Results, output: Path) -> Path:
       shown=plots.loss_plots(results, table, bigram_loss=None),
       title='Training stability',
       coordinate_check=pd.DataFrame(),
+      story=pd.DataFrame(),
       facts={},
   )
 
@@ -69,6 +72,7 @@ def _write(
     shown: Sequence[plots.Plot],
     title: str,
     coordinate_check: pd.DataFrame,
+    story: pd.DataFrame,
     facts: dict[str, dict[str, Any]],
     larger: predicted.Section | None = None,
 ) -> Path:
@@ -96,6 +100,7 @@ def _write(
       plots=drawn,
       claims=terminal.readable_claims(judged),
       coordinate_check=coordinate_check,
+      story=story,
       sensitivity=terminal.readable(table),
       runs=_readable_runs(results),
       windows=_windows(results),
