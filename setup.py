@@ -32,7 +32,7 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
-        'test': ['pytest>=8', 'ruff>=0.9', 'tensorboard>=2.20'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'tensorboard>=2.20'],
         # The reference that the numerics are checked against; its default wheels weigh gigabytes.
         'torch': ['torch>=2.6'],
     },
