@@ -135,9 +135,10 @@ def test_sharpness_falls_on_its_own_steps_and_changes_no_results(sweep):
 def test_runs_keep_in_step_with_each_others_sharpness(sweep):
   workdir, names = sweep(RATES, **{'probe.sharpness_every_steps': 8})
   # The layout is that of the test before; nothing is trained.
-  one = population.Population(workdir, workdir_lib.read_sweep(workdir), names[0])
-  one.enter(*one.load(names[0]))
-  member, _ = one.load(names[1])
+  one = population.Population(workdir, workdir_lib.read_sweep(workdir), names[0], {})
+  one.bring(names[0])
+  assert one.enter_waiting()
+  member, _ = one._load(workdir_lib.run_dir(workdir, names[1]), False)
   phases = []
   for member.step in (0, 4, 8, 12, 16):
     phases.append(one.is_in_phase(member))
