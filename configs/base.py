@@ -101,6 +101,8 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 
   c.probe = ConfigDict()
   c.probe.every_steps = 20  # measurements of the inside; 0 = never
+  # How curved the loss is, on top of the probes; takes as long as 30 steps. 0 = never.
+  c.probe.sharpness_every_steps = 0
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every_steps = 1_000 if scale != 'cpu' else 250  # 0 = never

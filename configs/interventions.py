@@ -12,7 +12,7 @@ Other normalisations of queries and keys are in configs/qk_norm_variants.py.
 Expected here: not yet measured. Of those without qk-layernorm, the soft cap should do most; those
 without z-loss should hardly differ in runs this short (see configs/z_loss.py).
 
-Time at cpu scale: 91 runs of the largest size, about 6 minutes on two cores, a quarter of it for
+Time at cpu scale: 91 runs of one size, about 5 minutes on two cores, a quarter of it for
 compiling (estimate).
 
   python -m launch.sweep --config=configs/interventions.py --workdir=runs/interventions
@@ -51,7 +51,7 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
       hyper.product([hyper.fixed('objective.z_loss', 0.0), FOR_OUTPUT_LOGITS]),
   ])
   return hyper.product([
-      grid.sizes(scale, ['147K'] if scale == 'cpu' else None),
+      grid.sizes(scale, ['83K'] if scale == 'cpu' else None),
       interventions,
       grid.learning_rates(scale),
   ])

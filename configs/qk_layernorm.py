@@ -39,7 +39,9 @@ SIZES = {
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """What every run of the sweep shares."""
-  return grid.get_config(scale)
+  c = grid.get_config(scale)
+  c.probe.sharpness_every_steps = c.schedule.steps // 5
+  return c
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:

@@ -12,7 +12,7 @@ both windows are half a decade up, as all are.
 Expected here: not yet measured. Runs are so short that an independent decay of 1e-4 removes 2 % of
 a weight and the coupled kind acts at high rates alone: from 0.1 on, most of a weight.
 
-Time at cpu scale: 45 runs, about 3 minutes on two cores (estimate).
+Time at cpu scale: 60 runs, about 6 minutes on two cores (estimate).
 
   python -m launch.sweep --config=configs/weight_decay_kind.py --workdir=runs/weight_decay_kind
 """
@@ -30,7 +30,9 @@ COUPLED = {'optimizer.weight_decay_kind': 'coupled', 'optimizer.weight_decay': 0
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """What every run of the sweep shares."""
-  return grid.get_config(scale)
+  c = grid.get_config(scale)
+  c.probe.sharpness_every_steps = c.schedule.steps // 5
+  return c
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
@@ -39,7 +41,9 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
       hyper.product([[INDEPENDENT], grid.learning_rates(scale)]),
       hyper.product([[COUPLED], grid.learning_rates(scale, shift=-1, count=8)]),
   ])
-  return hyper.product([grid.sizes(scale), kinds])
+  # Enough sizes to predict the largest from those of at most a quarter of its parameters.
+  sizes = ['9.2K', '37K', '83K', '332K'] if scale == 'cpu' else None
+  return hyper.product([grid.sizes(scale, sizes), kinds])
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:

@@ -180,6 +180,7 @@ RULES: dict[str, Rule] = {
     'parallel.remat': _choice('auto', 'none', 'block'),
     'log.every_steps': _integer(1),
     'probe.every_steps': _integer(0),
+    'probe.sharpness_every_steps': _integer(0),
     'checkpoint.every_steps': _integer(0),
     'checkpoint.keep': _integer(1),
     'control.on_alarm': _choice('none', 'ask', 'policy'),
@@ -288,6 +289,12 @@ def _check_together(c: Mapping[str, Any]) -> None:
     raise BadInput(
         f'config.parameterization.exponents={exponents!r}: must be none with'
         f' config.parameterization.name={name}, whose learning rates are its own'
+    )
+  sharpness_every, probe_every = c['probe.sharpness_every_steps'], c['probe.every_steps']
+  if sharpness_every and (not probe_every or sharpness_every % probe_every):
+    raise BadInput(
+        f'config.probe.sharpness_every_steps={sharpness_every}: must be 0 or a multiple of'
+        f' config.probe.every_steps={probe_every}, as it is measured on top of the other probes'
     )
   if c['schedule.steps'] * c['data.batch_size'] > MAX_EXAMPLES:
     raise BadInput(

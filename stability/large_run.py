@@ -61,12 +61,15 @@ class _LargeRun:
 
     self._quiet = parallel.Packed(in_axis(programs.step))
     self._probed = parallel.Packed(in_axis(programs.probed_step))
+    self._sharp = parallel.Packed(in_axis(programs.sharp_step))
     # Arrays, not their shapes: with several processes pmap takes a shape for one process's part.
     arguments = self._rows(self._validation[0]), self._init(hyper)
     new = self._shardings, self._whole  # state and metrics
     self._step = self._mapped(self._quiet, new, donate=1).lower(*arguments).compile()
     if programs.probed_step:
       self._probed_step = self._mapped(self._probed, new, donate=1).lower(*arguments).compile()
+    if programs.sharp_step:
+      self._sharp_step = self._mapped(self._sharp, new, donate=1).lower(*arguments).compile()
     self._evaluate = self._mapped(evaluate, self._whole).lower(*arguments).compile()
 
   def _sharding(self, array: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -96,9 +99,10 @@ class _LargeRun:
       state, values = self._step(self._rows(self._feed.draw()[0]), state)
     return state, parallel.Fetch(self._quiet.names, values)
 
-  def probe(self, state):
-    state, values = self._probed_step(self._rows(self._feed.draw()[0]), state)
-    return state, parallel.Fetch(self._probed.names, values)
+  def probe(self, state, sharp=False):
+    rows = self._rows(self._feed.draw()[0])
+    state, values = (self._sharp_step if sharp else self._probed_step)(rows, state)
+    return state, parallel.Fetch((self._sharp if sharp else self._probed).names, values)
 
   def evaluate(self, state):
     return [parallel.mean([self._evaluate(self._rows(b), state) for b in self._validation])]

@@ -179,16 +179,54 @@ def apply_updates(
   lowest = hyper['schedule.min_learning_rate'] / hyper['optimizer.learning_rate']
   height = _scheduled(hyper, step, jnp.float32(1), lowest, static.schedule.shape)
   independent = static.optimizer.weight_decay_kind == 'independent'
-  by_rms = static.optimizer.learning_rate_scale == 'parameter_rms'
 
-  def apply(p, u, rate):
-    if by_rms:
-      u *= jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(p))), SMALLEST_RMS)
+  def apply(p, move, rate):
     decay = (height if independent else rate) * weight_decay
-    return p - (rate * u + decay * p)
+    return p - (move + decay * p)
 
   rates = parameterization.learning_rates(params, rate, hyper, static)
-  return jax.tree.map(apply, params, updates, rates)
+  return jax.tree.map(apply, params, scaled(params, updates, hyper, step, static), rates)
+
+
+def scaled(
+    params: Params,
+    updates: Params,
+    hyper: Hyperparameters,
+    step: jax.Array,
+    static: ml_collections.FrozenConfigDict,
+) -> Params:
+  """The updates times the learning rates of their layers: what apply_updates takes beside decay."""
+  by_rms = static.optimizer.learning_rate_scale == 'parameter_rms'
+
+  def scale(p, u, rate):
+    if by_rms:
+      u *= jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(p))), SMALLEST_RMS)
+    return rate * u
+
+  rate = learning_rate(hyper, step, static)
+  rates = parameterization.learning_rates(params, rate, hyper, static)
+  return jax.tree.map(scale, params, updates, rates)
+
+
+def preconditioner(
+    params: Params,
+    state: optax.OptState,
+    hyper: Hyperparameters,
+    step: jax.Array,
+    static: ml_collections.FrozenConfigDict,
+) -> Params:
+  """Of AdamW after update number `step`: P for which it moves by learning rate * momentum / P.
+
+  sqrt(v) + eps, v corrected for its start, over the share of the learning rate that a layer gets.
+  """
+  second = optax.tree.bias_correction(
+      optax.tree.get(state, 'nu'), hyper['optimizer.beta2'], optax.tree.get(state, 'count')
+  )
+  ones = jax.tree.map(jnp.ones_like, params)
+  rate = learning_rate(hyper, step, static)
+  shares = jax.tree.map(lambda s: s / rate, scaled(params, ones, hyper, step, static))
+  eps = hyper['optimizer.eps']
+  return jax.tree.map(lambda v, share: (jnp.sqrt(v) + eps) / share, second, shares)
 
 
 def _scheduled(

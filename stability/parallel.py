@@ -33,6 +33,7 @@ class Programs:
   # data, state and, in a mapped axis over devices, its name
   step: Callable[..., tuple[Tree, Metrics]]
   probed_step: Callable[..., tuple[Tree, Metrics]] | None  # None: never probed
+  sharp_step: Callable[..., tuple[Tree, Metrics]] | None  # probed, and sharpness; None: never
   evaluate: Callable[[Data, Tree, jax.Array], jax.Array]  # data, state, batch number -> loss
 
 
@@ -69,8 +70,8 @@ class Layout(Protocol):
   def advance(self, state: Tree, steps: int) -> tuple[Tree, Fetch]:
     """Quiet steps (at least one) and the metrics of the last; `state` must not be used again."""
 
-  def probe(self, state: Tree) -> tuple[Tree, Fetch]:
-    """One probed step and its metrics; `state` must not be used again."""
+  def probe(self, state: Tree, sharp: bool = False) -> tuple[Tree, Fetch]:
+    """One probed (or sharp) step and its metrics; `state` must not be used again."""
 
   def evaluate(self, state: Tree) -> list[float]:
     """The validation loss of every slot."""
@@ -97,8 +98,11 @@ class Single:
     self._batches = len(data['validation'])
     self._member = jax.eval_shape(programs.init, hyper)
     self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
+    self._sharp = Packed(programs.sharp_step)
     batch = self._batch()
     lowered = {}
+    if programs.sharp_step:
+      lowered['sharp_step'] = _lower(self._sharp, batch, self._member, donate_argnums=1)
     if programs.probed_step:
       lowered['probed_step'] = _lower(self._probed, batch, self._member, donate_argnums=1)
     lowered |= {
@@ -109,6 +113,7 @@ class Single:
     executables = compilation.compiled(lowered)
     self._init, self._step = executables['init'], executables['step']
     self._probed_step = executables.get('probed_step')
+    self._sharp_step = executables.get('sharp_step')
     self._evaluate = executables['evaluate']
 
   def init(self, hyper):
@@ -131,9 +136,9 @@ class Single:
       state, values = self._step(self._batch(), state)
     return state, Fetch(self._quiet.names, values)
 
-  def probe(self, state):
-    state, values = self._probed_step(self._batch(), state)
-    return state, Fetch(self._probed.names, values)
+  def probe(self, state, sharp=False):
+    state, values = (self._sharp_step if sharp else self._probed_step)(self._batch(), state)
+    return state, Fetch((self._sharp if sharp else self._probed).names, values)
 
   def evaluate(self, state):
     losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
@@ -170,6 +175,7 @@ class Population:
     self._batches = len(data['validation'])
     self._member = jax.eval_shape(programs.init, hyper)
     self._quiet, self._probed = Packed(programs.step), Packed(programs.probed_step)
+    self._sharp = Packed(programs.sharp_step)
     state = self.empty()
     count = np.int32(0)
     self._init = _lower(programs.init, hyper).compile()
@@ -182,6 +188,9 @@ class Population:
     if programs.probed_step:
       step = jax.vmap(self._probed, (each, 0))
       self._probed_step = self._pmap(step, (each, 0), 1)(batch, state)
+    if programs.sharp_step:
+      step = jax.vmap(self._sharp, (each, 0))
+      self._sharp_step = self._pmap(step, (each, 0), 1)(batch, state)
     evaluate = jax.vmap(programs.evaluate, (None, 0, None))
     self._evaluate = self._pmap(evaluate, (None, 0, None))(self._data, state, count)
 
@@ -222,9 +231,9 @@ class Population:
       state, values = self._advance(self._batch(), state, np.int32(repeats))
     return state, Fetch(self._quiet.names, values)
 
-  def probe(self, state):
-    state, values = self._probed_step(self._batch(), state)
-    return state, Fetch(self._probed.names, values)
+  def probe(self, state, sharp=False):
+    state, values = (self._sharp_step if sharp else self._probed_step)(self._batch(), state)
+    return state, Fetch((self._sharp if sharp else self._probed).names, values)
 
   def evaluate(self, state):
     losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
@@ -233,8 +242,9 @@ class Population:
   def memory(self) -> int:
     """Bytes that the fullest of its executables takes on a device, by XLA's account."""
     executables = [self._advance, self._evaluate]
-    if hasattr(self, '_probed_step'):
-      executables.append(self._probed_step)
+    for name in ('_probed_step', '_sharp_step'):
+      if hasattr(self, name):
+        executables.append(getattr(self, name))
     found = [executable.memory_analysis() for executable in executables]
     return max(
         stats.argument_size_in_bytes

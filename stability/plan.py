@@ -49,13 +49,14 @@ class Plan:
 def plan(configs: Mapping[str, Config], vocabulary_size: int) -> Plan:
   """What training all the runs takes."""
   populations = {config_lib.static_fields(config) for config in configs.values()}
-  executables = sum(4 if dict(fields)['probe.every_steps'] else 3 for fields in populations)
+  steps = ('probe.every_steps', 'probe.sharpness_every_steps')  # each asks for one of its own
+  executables = sum(3 + sum(dict(fields)[every] > 0 for every in steps) for fields in populations)
   return Plan(
       runs=len(configs),
       tokens=sum(map(tokens, configs.values())),
       flops=sum(train_flops(config, vocabulary_size) for config in configs.values()),
       populations=len(populations),
-      executables=executables,  # init, step, evaluate and, where there are probes, the probed step
+      executables=executables,  # init, step, evaluate, and the probed and sharp steps there are
   )
 
 

@@ -91,6 +91,11 @@ class Member:
     every = self.config[section]['every_steps']
     return every > 0 and self.step % every == 0
 
+  def is_due_for_sharpness(self) -> bool:
+    """Whether sharpness falls on the present step; a probe does as well then."""
+    every = self.config['probe']['sharpness_every_steps']
+    return every > 0 and self.step % every == 0
+
 
 @dataclasses.dataclass
 class _Unread:
@@ -171,7 +176,8 @@ class Population:
     The probed executable may round otherwise than the quiet one, so a run that a neighbour's probe
     takes through it would depend on its neighbours.
     """
-    every = self._static.probe.every_steps
+    # Sharpness falls on some of the probes.
+    every = self._static.probe.sharpness_every_steps or self._static.probe.every_steps
     return not every or all((member.step - m.step) % every == 0 for m in self._members.values())
 
   def has_waiting(self) -> bool:
@@ -277,10 +283,11 @@ class Population:
       member.step += steps
     # All are in phase: if it is due for one, it is for all.
     probed = any(member.is_due('probe') for member in self._members.values())
+    sharp = any(member.is_due_for_sharpness() for member in self._members.values())
     if steps > probed:
       self._state, fetch = self._layout.advance(self._state, steps - probed)
     if probed:
-      self._state, fetch = self._layout.probe(self._state)
+      self._state, fetch = self._layout.probe(self._state, sharp)
     self._log()  # the stop before this one, while the steps just sent off run
     due = [
         (slot, member, member.step)

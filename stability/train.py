@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from stability import gradients as gradients_lib
-from stability import layers, optimizer, parallel, parameterization, probes
+from stability import layers, optimizer, parallel, parameterization, probes, sharpness
 from stability import model as model_lib
 from stability import objective as objective_lib
 from stability.data import batches
@@ -42,7 +42,7 @@ def programs(
     vocabulary_size: of the text.
     microbatches: parts of a batch whose gradients are taken one after another.
     remat: recompute the inside of each block going backward, and so keep less in memory.
-    fused: attention by a GPU's kernel, where that serves.
+    fused: attention by a GPU's kernel, where that serves; it has no second derivative.
   """
   model = model_lib.Transformer(
       parameterization.model_config(static), vocabulary_size, remat, fused
@@ -50,9 +50,14 @@ def programs(
   bind = functools.partial
   return parallel.Programs(
       init=bind(init, model, static),
-      step=bind(step, model, static, microbatches, False),
+      step=bind(step, model, static, microbatches, 'quiet'),
       probed_step=(
-          bind(step, model, static, microbatches, True) if static.probe.every_steps else None
+          bind(step, model, static, microbatches, 'probed') if static.probe.every_steps else None
+      ),
+      sharp_step=(
+          bind(step, model.clone(fused=False), static, microbatches, 'sharp')
+          if static.probe.sharpness_every_steps
+          else None
       ),
       evaluate=bind(evaluate, model, static),
   )
@@ -89,12 +94,12 @@ def step(
     model: model_lib.Transformer,
     static: ml_collections.FrozenConfigDict,
     microbatches: int,
-    probed: bool,
+    kind: str,
     data: Data,
     state: State,
     axis: str | None = None,
 ) -> tuple[State, Metrics]:
-  """One update and its metrics, with the probes if `probed`.
+  """One update and its metrics; `kind`: quiet, probed (with the probes) or sharp (sharpness too).
 
   data['train'] is the whole text, [tokens], or the batch as the host drew it, [B, T + 1]. In a
   mapped axis over devices, each is given some rows of the batch; all make the whole one's update.
@@ -113,7 +118,7 @@ def step(
     )
     batch_BxT1 = batches.gather(data['train'], starts_B, static.data.sequence_length)
 
-  def loss_function(params, rows_BxT1):
+  def loss_function(params, rows_BxT1, probed=False):
     inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
     collections = [layers.PROBES, layers.ACTIVATIONS] if probed else []
     weights = parameterization.effective(params, hyper, static)
@@ -124,7 +129,7 @@ def step(
     return total, terms | (probes.forward(sown) if probed else {})
 
   def part(rows_BxT1):
-    return jax.grad(loss_function, has_aux=True)(params, rows_BxT1)
+    return jax.grad(loss_function, has_aux=True)(params, rows_BxT1, kind != 'quiet')
 
   gradients, measured = gradients_lib.over_parts(part, batch_BxT1, params, microbatches, axis)
   updates, optimizer_state = optimizer.direction(hyper, static).update(
@@ -153,9 +158,48 @@ def step(
       'learning_rate': optimizer.learning_rate(hyper, this_step, static),
       'gradient_norm': optax.tree.norm(gradients),
   }
-  if probed:
+  if kind != 'quiet':
     measured = probes.measure(measured, params, gradients, updates, hyper['optimizer.eps'])
+  if kind == 'sharp':
+    over_parts = functools.partial(
+        _over_parts, loss_function, batch_BxT1, microbatches=microbatches, axis=axis
+    )
+    measured |= _sharpness(
+        over_parts, static, params, gradients, updates, optimizer_state, hyper, this_step
+    )
   return next_state, metrics | measured
+
+
+def _over_parts(loss_function, batch_BxT1, params, *, differentiate, microbatches, axis):
+  """The objective of the whole batch, or its gradient, at any parameters."""
+
+  def part(rows_BxT1):
+    if differentiate:
+      return jax.grad(loss_function, has_aux=True)(params, rows_BxT1)[0], {}
+    return (), {'total': loss_function(params, rows_BxT1)[0]}
+
+  of = params if differentiate else ()
+  gradients, measured = gradients_lib.over_parts(part, batch_BxT1, of, microbatches, axis)
+  return gradients if differentiate else measured['total']
+
+
+def _sharpness(over_parts, static, params, gradients, updates, optimizer_state, hyper, step):
+  """What stability/sharpness.py measures of the step that these make."""
+  rate = optimizer.learning_rate(hyper, step, static)
+  moves = optimizer.scaled(params, updates, hyper, step, static)
+  found = sharpness.critical(
+      functools.partial(over_parts, differentiate=False), params, gradients, moves, rate
+  )
+  if static.optimizer.name == 'adamw':
+    found |= sharpness.preconditioned(
+        functools.partial(over_parts, differentiate=True),
+        params,
+        gradients,
+        optimizer.preconditioner(params, optimizer_state, hyper, step, static),
+        rate,
+        hyper['optimizer.beta1'],
+    )
+  return found
 
 
 def evaluate(

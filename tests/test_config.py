@@ -71,6 +71,7 @@ REFUSED = {
     'parallel.remat': 'all',
     'log.every_steps': 0,
     'probe.every_steps': -1,
+    'probe.sharpness_every_steps': -1,
     'checkpoint.every_steps': -1,
     'checkpoint.keep': 0,
     'control.on_alarm': 'stop',
@@ -197,6 +198,11 @@ def test_flatten_and_unflatten():
     [
         (dict(model__width=40), 'config.model.width=40: must be a multiple of'),
         (dict(model__width=15, model__head_dim=5), 'config.model.head_dim=5: must be even'),
+        (dict(probe__sharpness_every_steps=30), 'must be 0 or a multiple of config.probe.every'),
+        (
+            dict(probe__sharpness_every_steps=40, probe__every_steps=0),
+            'config.probe.sharpness_every_steps=40: must be 0',
+        ),
         (dict(schedule__min_learning_rate=0.02), 'config.schedule.min_learning_rate=0.02: must'),
         (dict(schedule__warmup_steps=501), 'config.schedule.warmup_steps=501: must not'),
         (

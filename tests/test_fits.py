@@ -69,6 +69,14 @@ def test_more_noise_and_more_distance_widen_the_interval():
   assert width(0.05, 5.8) < width(0.2, 5.8) < width(0.2, 7.0)
 
 
+def test_an_interval_is_of_a_run_and_not_of_the_mean_of_many():
+  made = points(bent, rates=[-1.0], seeds=50, noise=0.1, rng=np.random.default_rng(0))
+  low, high = fits.extrapolate(
+      made, points(bent, sizes=[5.0], rates=[-1.0]), least_noise=0.01, widen=False
+  ).interval_2xT
+  assert (high[0] - low[0]) / 2 == pytest.approx(1.645 * 0.1, rel=0.15)
+
+
 def test_power_law_has_the_t_interval_of_least_squares():
   rng = np.random.default_rng(1)
   made = points(lambda size, rate: 2 - 0.4 * size, rates=[0.0], noise=0.1, rng=rng)

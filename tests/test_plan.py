@@ -42,3 +42,5 @@ def test_a_plan_counts_runs_and_executables():
   assert total.flops == sum(plan.train_flops(config, 256) for config in runs.configs.values())
   unprobed = hyper.expand(resolved(**{'probe.every_steps': 0}), hyper.sweep('seed', [0, 1]))
   assert plan.plan(unprobed.configs, 256).executables == 3
+  sharp = hyper.expand(resolved(**{'probe.sharpness_every_steps': 40}), hyper.sweep('seed', [0]))
+  assert plan.plan(sharp.configs, 256).executables == 5

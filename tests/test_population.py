@@ -120,6 +120,31 @@ def test_a_row_of_runs(sweep):
   assert final_rates == pytest.approx([1e-5] * 3)
 
 
+def test_sharpness_falls_on_its_own_steps_and_changes_no_results(sweep):
+  workdir, names = sweep(RATES, **{'probe.sharpness_every_steps': 8})
+  train(workdir, names[:1])
+  lines = metrics(workdir, names[0])
+  assert [line['step'] for line in lines if 'critical_sharpness' in line] == [8, 16]
+  probed = [line['step'] for line in lines if 'block_0/attention_logit_max' in line]
+  assert probed == [4, 8, 12, 16, 20]
+  without, _ = sweep(RATES)
+  train(without, names[:1])
+  assert lines[-1]['loss'] == pytest.approx(metrics(without, names[0])[-1]['loss'], rel=1e-5)
+
+
+def test_runs_keep_in_step_with_each_others_sharpness(sweep):
+  workdir, names = sweep(RATES, **{'probe.sharpness_every_steps': 8})
+  # The layout is that of the test before; nothing is trained.
+  one = population.Population(workdir, workdir_lib.read_sweep(workdir), names[0], {})
+  one.bring(names[0])
+  assert one.enter_waiting()
+  member, _ = one._load(workdir_lib.run_dir(workdir, names[1]), False)
+  phases = []
+  for member.step in (0, 4, 8, 12, 16):
+    phases.append(one.is_in_phase(member))
+  assert phases == [True, False, True, False, True]
+
+
 @pytest.mark.parametrize('name', ['adamw', 'stable_adamw', 'lion', 'muon', 'adafactor'])
 def test_the_state_of_every_optimizer_survives_a_checkpoint(tmp_path, tiny, name):
   """Bit for bit, and in its own structure: of Optax's tuples, some of them without leaves."""

@@ -255,30 +255,30 @@ def test_runs_that_do_not_count_are_passed_over():
 
 def test_scores_by_hand():
   table = pd.DataFrame({
-      'predictor': ['mine'] * 4 + [predictors.Paper.name] * 4,
-      'chosen': [True] * 4 + [False] * 4,
+      'predictor': ['mine'] * 5 + [predictors.Paper.name] * 5,
+      'chosen': [True] * 5 + [False] * 5,
       'event': 'unstable',
       'parameters': 1.0,
       'seed': 0,
-      'quantity': ['attention logit'] * 4 + [''] * 4,
-      'run': ['a', 'b', 'c', 'd'] * 2,
-      'probability': [0.1, 0.4, 0.9, 0.6, 0.0, 0.0, 1.0, np.nan],
-      'happened': [False, True, True, True] * 2,
+      'quantity': ['attention logit'] * 5 + [''] * 5,
+      'run': ['a', 'b', 'c', 'd', 'e'] * 2,
+      'probability': [0.1, 0.4, 0.9, 0.6, 0.0, 0.0, 0.0, 1.0, np.nan, np.nan],
+      'happened': [False, True, True, True, False] * 2,
       'base_rate': 0.5,
-      'value': [10.0, 10.0, 10.0, 10.0] + [np.nan] * 4,
-      'low': [5.0, 11.0, 5.0, 5.0] + [np.nan] * 4,
-      'high': [20.0, 20.0, 8.0, 8.0] + [np.nan] * 4,
-      'measured': [10.0, 10.1, 10.2, 7.0] * 2,
-      'beyond': [0, 0, 0, 1] * 2,
+      'value': [10.0] * 5 + [np.nan] * 5,
+      'low': [5.0, 11.0, 5.0, 5.0, 5.0] + [np.nan] * 5,
+      'high': [20.0, 20.0, 8.0, 8.0, 8.0] + [np.nan] * 5,
+      'measured': [10.0, 10.1, 10.2, 4.0, 9.0] * 2,
+      'beyond': [0, 0, 0, 1, -1] * 2,
   })
   scores = prediction.score([table, table]).set_index('predictor')
   mine = scores.loc['mine']
-  assert (mine['runs'], mine['accuracy']) == (8, 0.75)
-  assert mine['brier'] == pytest.approx((0.1**2 + 0.6**2 + 0.1**2 + 0.4**2) / 4)
+  assert (mine['runs'], mine['accuracy']) == (10, 0.8)
+  assert mine['brier'] == pytest.approx((0.1**2 + 0.6**2 + 0.1**2 + 0.4**2) / 5)
   assert mine['base_brier'] == 0.25
-  # The first interval holds it, the second is above, the third below; the last number is more than
-  # what was measured, which the interval allows.
-  assert (mine['numbers'], mine['intervals'], mine['coverage']) == (8, 8, 0.5)
+  # The first interval holds it, the second is above, the third below; what is only known to be
+  # more than 4, or less than 9, may lie within 5 to 8.
+  assert (mine['numbers'], mine['intervals'], mine['coverage']) == (10, 10, 0.6)
   assert mine['miss'] == pytest.approx(np.log10(1.01))
   paper = scores.loc[predictors.Paper.name]
   assert (paper['runs'], paper['brier']) == (6, pytest.approx(1 / 3))
