@@ -224,6 +224,12 @@ def shape_loss(wide: float, deep: float, both: float) -> Number:
   return lambda c: shapes.get((c['model.width'], c['model.depth']), 3.0)
 
 
+def law(wide: float, deep: float, both: float) -> Number:
+  """Best losses by a power law of the size, which the largest shapes miss by this."""
+  misses = {(64, 3): wide, (32, 12): deep, (48, 5): both}
+  return lambda c: 3 * size(c) ** -0.05 + misses.get((c['model.width'], c['model.depth']), 0.0)
+
+
 def depth_or_width(deep: float, wide: float) -> Number:
   """How fast LR sensitivity rises with depth and with width."""
   return lambda c: 0.1 * (c['model.depth'] / 3) ** deep * (c['model.width'] / 32) ** wide
@@ -311,6 +317,7 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(unstable_from(lambda c: 1.0 if size(c) < 16 else 0.1)),
         World(unstable_from(lambda c: 1.0)),
     ),
+    '1d': (QK, World(cliff_without_qk_norm), World(cliff)),
     '2a': (
         QK,
         World(cliff_without_qk_norm),
@@ -384,7 +391,13 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(flat, {f'gradient_rms/{UP}': gradient(0.0, -0.5)}),
         World(flat, {f'gradient_rms/{UP}': gradient(-0.5, 0.5)}),
     ),
+    '11c': (QK, World(flat, near_eps(1.0)), World(flat, update(1.0))),
     '12a': (EPSILONS, World(eps_loss(0.3)), World(where(EPS, 1e-15, 2.2, 2.0))),
+    '12b': (
+        EPSILONS,
+        World(flat, {f'gradient_rms/{UP}': where(EPS, 1e-15, (1e-5, 1e-5), (1e-5, 1e-7))}),
+        World(flat, {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
+    ),
     '13a': (EPSILONS, World(eps_loss(0.3), update(0.1)), World(eps_loss(0.3), update(0.9))),
     'C.1a': (QK, World(flat, output_rms(0.0, 0.5, 0.0)), World(flat, output_rms(0.5, 0.5, 0.0))),
     'C.1b': (QK, World(flat, output_rms(0.0, 0.5, 0.0)), World(flat, output_rms(0.5, 0.0, 0.0))),
@@ -401,6 +414,7 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(larger_cliff(False), {LOGIT: logit_at_the_top(1e5)}),
     ),
     'E.3a': (SHAPE_GRID, best(shape_loss(2.1, 2.1, 2.0)), best(shape_loss(2.1, 1.9, 2.0))),
+    'E.3b': (SHAPE_GRID, best(law(0.1, 0.1, 0.0)), best(law(0.1, 0.0, 0.1))),
     'E.4a': (
         MUPARAM,
         steep(where(QK_NORM, 'none', 0.2, 0.1)),

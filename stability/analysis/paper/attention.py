@@ -38,6 +38,11 @@ def _fall_of_the_lowest_unstable_rate(e: Evidence) -> pd.Series:
   return smallest.mean() - largest.mean()
 
 
+def _largest_unstable_with_qk_norm(e: Evidence) -> pd.Series:
+  e = e.only(e.runs[QK_NORM] == 'layernorm')
+  return _unstable_at_the_highest_rate(e.only(e.runs['parameters'] == e.runs['parameters'].max()))
+
+
 def _unstable_at_the_highest_rate(e: Evidence) -> pd.Series:
   return e.share(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
 
@@ -183,6 +188,16 @@ CLAIMS = (
         AtLeast(0.25),  # half a step of the paper's grid
         _fall_of_the_lowest_unstable_rate,
         where=_WITHOUT,
+        several={'learning_rate': 3, 'parameters': 2},
+        suits=grows_in_one_way,
+    ),
+    Claim(
+        '1',
+        'With qk-layernorm, the largest size is stable at the highest learning rate.',
+        'share of these runs that is unstable',
+        AtMost(0.0),
+        _largest_unstable_with_qk_norm,
+        arms=_BOTH,
         several={'learning_rate': 3, 'parameters': 2},
         suits=grows_in_one_way,
     ),

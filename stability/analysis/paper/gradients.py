@@ -53,6 +53,16 @@ def _harm_of_a_smaller_eps(e: Evidence) -> pd.Series:
   return ev.differences(hardest.mean(hardest.runs['loss']), EPS, PAPER_EPS).mean()
 
 
+def _gradient_over_eps(e: Evidence) -> pd.Series:
+  return np.exp(_hardest(e).average(np.log(_hardest(e).at_end(f'gradient_over_eps/{UP}'))))
+
+
+def _gradient_kept_by_a_smaller_eps(e: Evidence) -> pd.Series:
+  hardest = _hardest(e.only(e.runs[EPS].isin([e.runs[EPS].min(), PAPER_EPS])))
+  gradients = hardest.mean(np.log(hardest.at_end(f'gradient_rms/{UP}')))
+  return np.exp(ev.differences(gradients, EPS, PAPER_EPS).mean())
+
+
 def _has_smaller_eps(e: Evidence) -> None:
   if not e.runs[EPS].min() < PAPER_EPS:
     raise NotAbout(f'the sweep has no eps below {PAPER_EPS:g}')
@@ -127,6 +137,18 @@ def _falls(figure: str, layer: str, path: str) -> tuple[Claim, Claim]:
 
 CLAIMS = (
     *_falls('11', "block 0's first MLP layer", UP),
+    Claim(
+        '11',
+        'At the largest size and the highest learning rate, gradients come near eps.',
+        "RMS of those of block 0's first MLP layer at the end over eps",
+        AtMost(10.0),
+        _gradient_over_eps,
+        where=_WITH,
+        several=_SIZES,
+        alone=_PLAIN,
+        suits=grows_in_one_way,
+        probes=(f'gradient_over_eps/{UP}',),
+    ),
     *_falls('E.12', "block 0's key projection", KEY),
     Claim(
         'C.1',
@@ -171,6 +193,16 @@ CLAIMS = (
         _harm_of_a_smaller_eps,
         arms={EPS: (PAPER_EPS, above_zero)},
         suits=_has_smaller_eps,
+    ),
+    Claim(
+        '12',
+        'An eps below 1e-8 keeps the gradient RMS from collapsing there.',
+        'gradient RMS at the end, smallest eps / 1e-8',
+        AtLeast(2.0),
+        _gradient_kept_by_a_smaller_eps,
+        arms={EPS: (PAPER_EPS, above_zero)},
+        suits=_has_smaller_eps,
+        probes=(f'gradient_rms/{UP}',),
     ),
     Claim(
         'E.15',

@@ -64,6 +64,23 @@ def _others_minus_both(e: Evidence) -> pd.Series:
   return np.fmin(wide, deep) - both
 
 
+def _miss_of_the_largest(e: Evidence, way: str) -> pd.Series:
+  """Of a power law through the best losses of the smaller shapes, nats."""
+  best = np.log(grown(e, way).best_loss())
+  sizes = best.index.get_level_values('parameters')
+  smaller = best[sizes < sizes.max()]
+  largest = ev.at_highest(best, 'parameters').mean()
+  slope = ev.slopes(smaller, 'parameters', e.results.sizes).mean()
+  x = np.log(smaller.index.get_level_values('parameters').to_numpy(float))
+  foretold = smaller.mean() + slope * (np.log(sizes.max()) - x.mean())
+  return (np.exp(foretold) - np.exp(largest)).abs()
+
+
+def _misses_minus_that_of_both(e: Evidence) -> pd.Series:
+  wide, deep, both = (_miss_of_the_largest(e, way) for way in ('width', 'depth', 'both'))
+  return np.fmin(wide, deep) - both
+
+
 def _rise_of_logit_growth(e: Evidence, way: str) -> pd.Series:
   e = grown(e, way)
   unstable = e.runs['unstable'].astype(bool) & (e.over_training(LOGIT) > 1e4)
@@ -140,6 +157,17 @@ CLAIMS = (
         'best loss, lower of width and depth alone minus both (nats)',
         AtLeast(0.0),
         _others_minus_both,
+        several=_SHAPES,
+        suits=has_ways('width', 'depth', 'both'),
+    ),
+    Claim(
+        'E.3',
+        'Growing in width and depth, the loss of the largest size is foretold best.',
+        'miss of a power law through the smaller shapes, lower of width and depth alone minus both'
+        ' (nats)',
+        AtLeast(0.0),
+        _misses_minus_that_of_both,
+        where={QK_NORM: ('layernorm',)},
         several=_SHAPES,
         suits=has_ways('width', 'depth', 'both'),
     ),
