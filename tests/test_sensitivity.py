@@ -48,6 +48,12 @@ def test_published_losses():
   assert row[['low', 'high']].isna().all()
 
 
+def test_one_learning_rate_has_no_spread():
+  row = only_row(results([[3.0], [3.5]], rates=[1e-2]))
+  assert row[['lr_sensitivity', 'low', 'high']].isna().all()
+  assert (row['best_loss'], row['learning_rates']) == (3.25, 1)
+
+
 def test_columns_in_the_order_of_the_contract():
   assert list(sensitivity.lr_sensitivity(results([PUBLISHED]))) == [
       'parameters',

@@ -28,7 +28,7 @@ def lr_sensitivity(results: tables.Results) -> pd.DataFrame:
   """A row per size and intervention, the smallest size first.
 
   Columns: those of size and intervention, parameters, lr_sensitivity (mean over learning rates of
-  the loss minus the smallest, each averaged over seeds; nats), low and high (90 % interval by
+  the loss minus the smallest, each averaged over seeds; nats; NaN with one), low and high (90 % interval by
   resampling whole seeds; NaN with one seed), best_loss, best_learning_rate, learning_rates and
   seeds (how many counted), missing (how many runs did not), window.
 
@@ -63,7 +63,7 @@ def _row(runs: pd.DataFrame, results: tables.Results, key: dict) -> dict[str, fl
     if results.not_comparable is None:
       spreads_W = spreads(losses, np.ones((1, seeds)), limits)[:, 0]
       row['lr_sensitivity'] = np.fmin.reduce(spreads_W)
-      if seeds > 1:
+      if seeds > 1 and np.isfinite(spreads_W).any():
         spread_D = np.fmin.reduce(spreads(losses, draws(seeds), limits))
         row['low'], row['high'] = np.nanpercentile(spread_D, INTERVAL)
       if limits is not None and np.isfinite(spreads_W).any():
@@ -97,7 +97,7 @@ def spreads(
 ) -> np.ndarray:
   """LR sensitivity [W, D] in each window, for each weighting of the seeds.
 
-  A window that holds fewer than two learning rates has none (NaN): one alone has no spread.
+  Fewer than two learning rates have none (NaN): one alone has no spread.
 
   Args:
     losses: a row per learning rate, a column per seed.
@@ -110,8 +110,7 @@ def spreads(
   found = []
   for window in limits:
     rows = losses.index.get_indexer(_inside(losses.index, window))
-    spread_D = _spread(mean_LxD[rows])
-    found.append(spread_D if len(rows) > 1 else np.full_like(spread_D, np.nan))
+    found.append(_spread(mean_LxD[rows]))
   return np.array(found)
 
 
@@ -120,11 +119,11 @@ def _inside(rates: pd.Index, window: windows_lib.Window) -> pd.Index:
 
 
 def _spread(mean_LxD: np.ndarray) -> np.ndarray:
-  """Mean minus lowest over what is there; NaN where nothing is."""
+  """Mean minus lowest over what is there; NaN where that is fewer than two."""
   there_LxD = np.isfinite(mean_LxD)
   total_D = np.where(there_LxD, mean_LxD, 0.0).sum(axis=0)
   count_D = there_LxD.sum(axis=0)
-  mean_D = np.divide(total_D, count_D, out=np.full(total_D.shape, np.nan), where=count_D > 0)
+  mean_D = np.divide(total_D, count_D, out=np.full(total_D.shape, np.nan), where=count_D > 1)
   return mean_D - np.where(there_LxD, mean_LxD, np.inf).min(axis=0, initial=np.inf)
 
 
