@@ -6,13 +6,10 @@ a stop are read while the steps after it run.
 
 import collections
 import dataclasses
-import functools
-import json
 import math
-import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,77 +21,20 @@ from jax.experimental import multihost_utils
 
 from stability import actions, checkpoint, control, large_run, optimizer, parallel, placement, train
 from stability import config as config_lib
+from stability import member as member_lib
 from stability import workdir as workdir_lib
 from stability.data import batches, tokens
 from stability.errors import BadInput
-from stability.metrics import MetricsWriter, NoWriter
+from stability.member import Member
+from stability.steering import NO_ACTIONS, Steering, open_control
 from stability.workdir import Json
 
 LARGE_RUN = {'data_parallel': large_run.DataParallel, 'sharded': large_run.Sharded}
 NextRun = Callable[[], str | None]  # names a waiting run of the same static config, if any
-NO_ACTIONS = 'a run shared by several processes takes no actions'
 Paused = dict[str, float]  # runs -> when an answer is no longer waited for: by time.monotonic()
 
 # Larger text stays on the host: placement.USABLE leaves a tenth of the memory beside a step's own.
 TEXT_SHARE = 0.05
-
-
-@dataclasses.dataclass
-class Member:
-  """A run while it is trained."""
-
-  folder: Path
-  config: config_lib.Config
-  writer: MetricsWriter
-  control: control.Control | control.NoControl
-  step: int  # updates made, as the host counts them
-  initial_loss: float | None  # None until it is measured
-  seconds: float  # spent before `since`
-  since: float = 0.0  # time of its first step here
-  last_line: tuple[int, float] = (0, 0.0)  # step and time of the last logged line
-  diverged: bool = False
-  stopped: bool = False  # by an action
-
-  def start_clock(self) -> None:
-    """From now on it trains."""
-    self.since = time.perf_counter()
-    self.last_line = self.step, self.since
-
-  @property
-  def steps(self) -> int:
-    """Updates the run is to make."""
-    return self.config['schedule']['steps']
-
-  def tokens(self, step: int) -> int:
-    """Tokens trained on in `step` updates."""
-    return step * self.config['data']['batch_size'] * self.config['data']['sequence_length']
-
-  def elapsed(self) -> float:
-    """Seconds of training, those before a resume included."""
-    return self.seconds + time.perf_counter() - self.since
-
-  def next_stop(self) -> int:
-    """The next step after which the host has something to do for this run."""
-    return control.next_stop(self.config, self.step)
-
-  def is_over(self) -> bool:
-    """Whether no more steps are to be made."""
-    return self.diverged or self.stopped or self.step == self.steps
-
-  def has_work(self) -> bool:
-    """Whether somebody may want something of it here and now."""
-    stop = self.is_over() or control.is_stop(self.config, self.step)
-    return stop and self.control.has_work(self.step, self.is_over())
-
-  def is_due(self, section: str) -> bool:
-    """Whether log, probe or checkpoint falls on the present step."""
-    every = self.config[section]['every_steps']
-    return every > 0 and self.step % every == 0
-
-  def is_due_for_sharpness(self) -> bool:
-    """Whether sharpness falls on the present step; a probe does as well then."""
-    every = self.config['probe']['sharpness_every_steps']
-    return every > 0 and self.step % every == 0
 
 
 @dataclasses.dataclass
@@ -153,6 +93,7 @@ class Population:
     self._sweep = sweep
     self._static, hyper = config_lib.split(self._config(first))
     self._layout = make_layout(workdir, sweep, self._static, train.arrays(hyper))
+    self._steering = Steering(workdir, sweep['fields'], self._layout)
     self._state = self._layout.empty()
     self._members: dict[int, Member] = {}  # slot -> run
     self._unread: _Unread | None = None
@@ -212,8 +153,8 @@ class Population:
     timed_out = deadline is not None and time.monotonic() > deadline
     try:
       member, state = self._load(folder, timed_out)
-      if not _is_shared():
-        state = self._step_in(member, state)
+      if not member_lib.is_shared():
+        state = self._steering.step_in(member, state)
       if member.control.is_paused:
         self._pause(member, state, None if timed_out else deadline)
       else:
@@ -230,14 +171,13 @@ class Population:
     found = checkpoint.restore(folder)
     if found:
       step, arrays, about = found
-      state = _unnamed(state, arrays)
+      state = member_lib.unnamed(state, arrays)
       logging.info('%s goes on from step %d', folder.name, step)
-    writer = self._writer(folder, config, step)
     member = Member(
         folder=folder,
         config=config,
-        writer=writer,
-        control=_control(folder, config, step, about['actions'], timed_out),
+        writer=member_lib.open_writer(folder, config, step, self._sweep['fields']),
+        control=open_control(folder, config, step, about['actions'], timed_out),
         step=step,
         initial_loss=about['initial_loss'],
         seconds=about['seconds'],
@@ -245,11 +185,6 @@ class Population:
     )
     member.start_clock()
     return member, state
-
-  def _writer(self, folder: Path, config: config_lib.Config, step: int) -> MetricsWriter:
-    if not _writes():
-      return NoWriter()
-    return MetricsWriter(folder, step, workdir_lib.swept_values(config, self._sweep['fields']))
 
   def train_chunk(self) -> None:
     """Trains to the next stop of any run, and does what is due there."""
@@ -333,13 +268,13 @@ class Population:
     states = self._layout.extract(self._state)
     for slot, member in due.items():
       if not member.diverged:
-        _checkpoint(member, states[slot])
+        member.save(states[slot])
 
   def _act(self) -> None:
     """Takes the actions due on the runs in the slots; those paused or rewound leave theirs."""
     if any(member.is_over() for member in self._members.values()):
       self._log()  # the last rows may raise alarms
-    if _is_shared():  # only one process sees what is asked for, and all would have to do it
+    if member_lib.is_shared():  # only one process sees what is asked for; all would have to do it
       for member in self._members.values():
         member.control.refuse_all(member.step, NO_ACTIONS)
       return
@@ -352,7 +287,7 @@ class Population:
         continue
       try:
         step, taken = member.step, len(member.control.taken)
-        state = self._step_in(member, states[slot])
+        state = self._steering.step_in(member, states[slot])
         if member.control.is_paused or member.step != step:
           del self._members[slot]
           if member.control.is_paused:
@@ -366,98 +301,9 @@ class Population:
         member.writer.close()
         del self._members[slot]
 
-  def _step_in(self, member: Member, state: Any) -> Any:
-    """Takes the actions due on a run at its present step; its state after them."""
-    if not (member.is_over() or control.is_stop(member.config, member.step)):
-      return state
-    while not member.stopped:
-      record = member.control.next(member.step, member.is_over())
-      if record is None:
-        break
-      state = self._take(member, state, record)
-      told = json.dumps({key: value for key, value in record.items() if key != 'before'})
-      member.writer.mark(record['step'], f'action/{record["action"]}', told)
-    return state
-
-  def _take(self, member: Member, state: Any, record: Json) -> Any:
-    """Takes one action; the run's state after it."""
-    if record['action'] == 'set':
-      return _with(state, record['changes'], 0)
-    if record['action'] == 'skip':
-      return _with(state, {}, record['steps'])
-    if record['action'] == 'rewind':
-      return self._rewind(member, state, record)
-    if record['action'] == 'fork':
-      self._fork(member, state, record)
-    if record['action'] == 'checkpoint':
-      _checkpoint(member, state)
-    member.stopped = record['action'] == 'stop'
-    return state
-
-  def _rewind(self, member: Member, state: Any, record: Json) -> Any:
-    """Back to a checkpoint, or to the start; hyperparameters and skipped data stay as they are.
-
-    At no time is the newest checkpoint one that the lines of metrics.jsonl do not reach.
-    """
-    to = record['to']
-    if to:
-      found = checkpoint.restore(member.folder, only=to)
-      if not found:
-        raise RuntimeError(f'the checkpoint of step {to}, to rewind to, is gone')
-      earlier = _unnamed(state, found[1])
-    else:
-      _, hyper = config_lib.split(member.config)
-      earlier = self._layout.init(train.arrays(hyper))
-    state = earlier | {'hyper': state['hyper'], 'skipped': state['skipped']}
-    state = _with(state, record['changes'], record.get('skip', 0))
-    rows = workdir_lib.read_metrics(member.folder)
-    later = [row for row in rows if row['step'] > to]
-    workdir_lib.write_lines(member.folder / record['cut'], later)
-    member.seconds = member.elapsed()
-    member.step, member.diverged = to, False
-    member.start_clock()
-    checkpoint.drop_after(member.folder, to)
-    _checkpoint(member, state)
-    member.writer.close()
-    member.writer = self._writer(member.folder, member.config, to)
-    member.control.rewound(to)
-    for alarm in workdir_lib.read_lines(member.folder / 'alarms.jsonl'):
-      if alarm['step'] > to:  # TensorBoard hides what it was told of these steps
-        member.writer.mark(alarm['step'], f'alarm/{alarm["rule"]}', alarm['seen'])
-    return state
-
-  def _fork(self, member: Member, state: Any, record: Json) -> None:
-    """A run that has this one's config, lines, actions and state, and changes of its own.
-
-    As its actions begin with this one's, it too can be trained from nothing. It is a run of the
-    workdir once its file in forks/ is there.
-    """
-    name = record['name']
-    if (self._workdir / 'forks' / f'{name}.json').exists():
-      return
-    folder = workdir_lib.run_dir(self._workdir, name)
-    shutil.rmtree(folder, ignore_errors=True)  # left by a crash
-    history = [
-        taken
-        for taken in member.control.taken
-        if taken['action'] not in ('pause', 'continue', 'stop', 'fork')
-    ]
-    if record['changes']:
-      history.append(record | {'action': 'set'})
-    workdir_lib.write_json(folder / 'config.json', member.config)
-    workdir_lib.write_lines(folder / 'actions.jsonl', history)
-    workdir_lib.write_lines(folder / 'metrics.jsonl', workdir_lib.read_metrics(member.folder))
-    about = _about(member) | {'actions': len(history)}
-    forked = _named(_with(state, record['changes'], 0))
-    checkpoint.save(folder, member.step, forked, about, member.config['checkpoint']['keep'])
-    workdir_lib.write_json(
-        self._workdir / 'forks' / f'{name}.json',
-        {'run': member.folder.name, 'step': member.step, 'changes': record['changes']},
-    )
-
   def _pause(self, member: Member, state: Any, deadline: float | None = None) -> None:
     """Saves a run and lets go of it until it is answered."""
-    _checkpoint(member, state)
+    member.save(state)
     member.writer.close()
     if deadline is None:
       seconds = member.config['control']['timeout_seconds']
@@ -490,7 +336,7 @@ class Population:
           'error': None,
       }
       member.writer.close(result)
-      if _writes():
+      if member_lib.writes():
         workdir_lib.write_result(member.folder, result)
       del self._members[slot]
 
@@ -556,72 +402,7 @@ def _validation(text: tokens.Tokens, static: ml_collections.FrozenConfigDict) ->
   return windows.reshape(c.validation_batches, c.batch_size, c.sequence_length + 1)
 
 
-def _with(state: Any, changes: Mapping[str, float | int], skipped: int) -> Any:
-  """The state with other hyperparameters, and more data skipped."""
-  return state | {
-      'hyper': state['hyper'] | train.arrays(changes),
-      'skipped': np.int32(state['skipped'] + skipped),
-  }
-
-
-def _about(member: Member) -> Json:
-  """What a checkpoint holds beside the state."""
-  return {
-      'initial_loss': member.initial_loss,
-      'seconds': member.elapsed(),
-      'actions': len(member.control.taken),
-  }
-
-
-def _checkpoint(member: Member, state: Any) -> None:
-  """Saves a run, its lines before it."""
-  member.writer.flush()
-  keep = member.config['checkpoint']['keep']
-  checkpoint.save(member.folder, member.step, _named(state), _about(member), keep)
-
-
-def _named(state: Any) -> checkpoint.Arrays:
-  """A run's state as arrays by path."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return {_path(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _unnamed(like: Any, arrays: checkpoint.Arrays) -> Any:
-  """The inverse of _named, in the structure of `like`; KeyError if they do not agree."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_path(path)], like)
-
-
-def _path(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
 def _fail(folder: Path) -> None:
   """Records the exception being handled as the run's result."""
-  if _writes():
+  if member_lib.writes():
     workdir_lib.write_failure(folder, traceback.format_exc())
-
-
-def _control(
-    folder: Path, config: config_lib.Config, step: int, taken: int, timed_out: bool
-) -> control.Control | control.NoControl:
-  """Of a run at `step` with `taken` actions in its state; BadInput if it must and cannot act."""
-  if _is_shared():
-    on_alarm = config['control']['on_alarm']
-    if on_alarm != 'none':
-      raise BadInput(f'config.control.on_alarm={on_alarm}: must be none: {NO_ACTIONS}')
-    if len(actions.done(actions.read(folder))) > taken:
-      raise BadInput(f'{folder}/actions.jsonl: {NO_ACTIONS}, and some are left to be taken again')
-    if not _writes():
-      return control.NoControl()
-  saved = functools.partial(checkpoint.good_steps, folder)
-  return control.Control(folder, config, step, taken, saved, timed_out)
-
-
-def _is_shared() -> bool:
-  """Whether several processes train one run."""
-  return jax.process_count() > 1
-
-
-def _writes() -> bool:
-  """Whether this process writes the files of runs: the first of those that share one."""
-  return jax.process_index() == 0

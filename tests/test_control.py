@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import base
-from stability import actions, alarms, checkpoint, control, hyper, population
+from stability import actions, alarms, checkpoint, control, hyper, member, population
 from stability import config as config_lib
 from stability import workdir as workdir_lib
 from stability.data import tokens
@@ -537,7 +537,7 @@ def test_a_shared_run_takes_no_actions(sweep, at, monkeypatch):
   plain, run = sweep()[0], sweep()[0]
   train(plain)
   at(run, 8, asks(run, 'stop'))
-  monkeypatch.setattr(population, '_is_shared', lambda: True)
+  monkeypatch.setattr(member, 'is_shared', lambda: True)
   train(run)
   (record,) = actions.read(run)
   assert record['refused'] == 'a run shared by several processes takes no actions'
@@ -546,7 +546,7 @@ def test_a_shared_run_takes_no_actions(sweep, at, monkeypatch):
 
 def test_a_shared_run_cannot_act_on_alarms(sweep, monkeypatch):
   (run,) = sweep(**{'control.on_alarm': 'policy'})
-  monkeypatch.setattr(population, '_is_shared', lambda: True)
+  monkeypatch.setattr(member, 'is_shared', lambda: True)
   population.train_population(
       run.parent.parent, workdir_lib.read_sweep(run.parent.parent), run.name, lambda: None
   )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from stability import checkpoint, hyper, optimizer, parallel, population
+from stability import checkpoint, hyper, member, optimizer, parallel, population
 from stability import config as config_lib
 from stability import workdir as workdir_lib
 from stability.data import tokens
@@ -138,10 +138,10 @@ def test_runs_keep_in_step_with_each_others_sharpness(sweep):
   one = population.Population(workdir, workdir_lib.read_sweep(workdir), names[0], {})
   one.bring(names[0])
   assert one.enter_waiting()
-  member, _ = one._load(workdir_lib.run_dir(workdir, names[1]), False)
+  other, _ = one._load(workdir_lib.run_dir(workdir, names[1]), False)
   phases = []
-  for member.step in (0, 4, 8, 12, 16):
-    phases.append(one.is_in_phase(member))
+  for other.step in (0, 4, 8, 12, 16):
+    phases.append(one.is_in_phase(other))
   assert phases == [True, False, True, False, True]
 
 
@@ -159,12 +159,12 @@ def test_the_state_of_every_optimizer_survives_a_checkpoint(tmp_path, tiny, name
   transformation = optimizer.direction(run.hyper, run.static)
   _, state = transformation.update(params, transformation.init(params), params)
   state = jax.device_get({'params': params, 'optimizer': state, 'step': np.int32(3)})
-  arrays = population._named(state)
+  arrays = member.named(state)
   assert len(arrays) == len(jax.tree.leaves(state))
   checkpoint.save(tmp_path, 3, arrays, {}, keep=1)
   _, restored, _ = checkpoint.restore(tmp_path)
   empty = jax.tree.map(np.zeros_like, state)
-  again = population._unnamed(empty, restored)
+  again = member.unnamed(empty, restored)
   assert jax.tree.structure(again) == jax.tree.structure(state)
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
     assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
@@ -223,14 +223,14 @@ def test_a_run_that_ends_above_its_initial_loss_has_diverged(sweep):
 @pytest.mark.parametrize('layout', ['single', 'population'])
 def test_a_run_whose_set_up_fails_is_recorded_and_the_others_go_on(sweep, layout, monkeypatch):
   workdir, names = sweep(RATES, **LAYOUT[layout])
-  writer = population.MetricsWriter
+  writer = member.MetricsWriter
 
   def broken(folder, *arguments):
     if folder.name == names[1]:
       raise OSError('no room here')
     return writer(folder, *arguments)
 
-  monkeypatch.setattr(population, 'MetricsWriter', broken)
+  monkeypatch.setattr(member, 'MetricsWriter', broken)
   train(workdir, names)
   found = result(workdir, names[1])
   assert found['status'] == 'failed'
