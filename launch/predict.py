@@ -9,6 +9,7 @@ Written to DIR/report/: predictions.csv, predictions_held_out.csv and the figure
 """
 
 import math
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +30,7 @@ _WORKDIR = flags.DEFINE_list(
 _TARGET = flags.DEFINE_string(
     'target', None, f'{", ".join(config_lib.SIZES)}, or parameters', flag_values=FLAGS
 )
+PIPED_WIDTH = 110  # columns that the tables want
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
     found[workdir] = predicted_lib.Predicted.of(results, curves, target)
     if found[workdir] is None:
       raise BadInput(f'--workdir={workdir}: no run has finished yet')
-  console = Console()
+  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
   for workdir, predicted in found.items():
     predicted_lib.write(predicted, workdir / 'report')
     console.print(_table(str(workdir), predicted_lib.table(predicted)))

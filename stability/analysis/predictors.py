@@ -231,7 +231,7 @@ class Mean(Predictor):
   @property
   def name(self) -> str:
     """Of its parts."""
-    return 'mean of ' + ' and '.join(part.name for part in self.parts)
+    return f'mean of {len(self.parts)} predictors'
 
   def settle(self, seen: Observations) -> 'Mean':
     """With its parts settled."""

@@ -106,7 +106,7 @@ def verdict(scores: pd.DataFrame) -> str | None:
     text += f", of the paper's fit {row['paper_brier']:.3f}"
   intervals = scores[scores['event'] == predictors.UNSTABLE].dropna(subset='coverage')
   parts = [
-      f'{part["coverage"]:.0%} of {part["intervals"]} {part["predictor"]}s'
+      f'{part["predictor"]} in {part["coverage"]:.0%} of {part["intervals"]}'
       for _, part in intervals[intervals['predictor'] != prediction.CHOSEN].iterrows()
   ]
   return f'{text}. Within 90 % intervals: {", ".join(parts)}.' if parts else f'{text}.'
@@ -143,13 +143,15 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
   text['runs'] = scores['runs'].astype(str)
   text['right'] = scores['accuracy'].map('{:.0%}'.format)
   for column, title in (
-      ('brier', 'Brier score'),
-      ('base_brier', 'of the base rate'),
-      ('paper_brier', "of the paper's fit"),
+      ('brier', 'Brier'),
+      ('base_brier', 'base rate'),
+      ('paper_brier', "paper's fit"),
   ):
     text[title] = scores[column].map(labels.decimals)
-  text['within 90 % intervals'] = scores['coverage'].map('{:.0%}'.format)
-  text['intervals'] = scores['intervals'].astype(str)
+  text['in 90 % intervals'] = [
+      f'{share:.0%} of {count}' if count else ''
+      for share, count in zip(scores['coverage'], scores['intervals'], strict=True)
+  ]
   text['median miss (decades)'] = scores['miss'].map(lambda miss: labels.decimals(miss, 2))
   text = text.replace({'nan%': '', 'nan': ''})
   return text[(scores['runs'] > 0) | (scores['numbers'] > 0)]
