@@ -28,9 +28,9 @@ def lr_sensitivity(results: tables.Results) -> pd.DataFrame:
   """A row per size and intervention, the smallest size first.
 
   Columns: those of size and intervention, parameters, lr_sensitivity (mean over learning rates of
-  the loss minus the smallest, each averaged over seeds; nats; NaN with one), low and high (90 % interval by
-  resampling whole seeds; NaN with one seed), best_loss, best_learning_rate, learning_rates and
-  seeds (how many counted), missing (how many runs did not), window.
+  the loss minus the smallest, each averaged over seeds; nats; NaN with one learning rate), low and
+  high (90 % interval by resampling whole seeds; NaN with one seed), best_loss, best_learning_rate,
+  learning_rates and seeds (how many counted), missing (how many runs did not), window.
 
   window: `all`, or the one of results.windows in which LR sensitivity is lowest, and which
   lr_sensitivity and learning_rates are of; the other columns are of all the windows together.
