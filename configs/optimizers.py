@@ -39,4 +39,4 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
       hyper.product([hyper.fixed('optimizer.name', name), grid.learning_rates(scale, shift)])
       for name, shift in SHIFTS.items()
   ])
-  return hyper.product([grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None), arms])
+  return hyper.product([grid.sizes(scale, ['9.2K', '83K'] if scale == 'cpu' else None), arms])

@@ -35,7 +35,8 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
       hyper.product([hyper.fixed(FIELD, 'none'), grid.learning_rates(scale)]),
       hyper.product([hyper.fixed(FIELD, 'parameter_rms'), grid.learning_rates(scale, shift=2)]),
   ])
-  return hyper.product([grid.sizes(scale), arms])
+  sizes = grid.sizes(scale, ['9.2K', '37K', '83K'] if scale == 'cpu' else None)
+  return hyper.product([sizes, arms])
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:

@@ -26,7 +26,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   """Size x qk-norm x learning rate."""
   return hyper.product([
-      grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None),
+      grid.sizes(scale, ['9.2K', '83K'] if scale == 'cpu' else None),
       hyper.sweep('model.qk_norm', ['layernorm', 'layernorm_model', 'rmsnorm', 'l2']),
       grid.learning_rates(scale),
   ])

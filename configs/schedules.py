@@ -24,7 +24,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   """Size x shape x learning rate."""
   return hyper.product([
-      grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None),
+      grid.sizes(scale, ['9.2K', '83K'] if scale == 'cpu' else None),
       hyper.sweep('schedule.shape', ['cosine', 'wsd', 'rsqrt']),
       grid.learning_rates(scale),
   ])

@@ -34,7 +34,7 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
       for n in (1, 2, 4)
   ]
   return hyper.product([
-      grid.sizes(scale, ['37K', '147K'] if scale == 'cpu' else None),
+      grid.sizes(scale, ['9.2K', '83K'] if scale == 'cpu' else None),
       lengths,
       grid.learning_rates(scale),
   ])
