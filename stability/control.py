@@ -99,7 +99,7 @@ class Control:
 
   def _watch(self, step: int) -> None:
     """Sets the rules up as they stand after `step`, from the run's files."""
-    self._monitor = alarms.Monitor()
+    self._monitor = alarms.Monitor(rescued=any(r['by'] == POLICY for r in self.taken))
     for row in workdir_lib.read_metrics(self._run):
       self._monitor.add(row)
     raised = workdir_lib.read_lines(self._run / 'alarms.jsonl')
