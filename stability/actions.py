@@ -75,7 +75,7 @@ def check(asked: Mapping[str, Any], config: Config, step: int, skipped: int) -> 
   if not isinstance(name, str) or name not in FIELDS:
     raise BadInput(f'action {name!r}: must be one of {", ".join(FIELDS)}')
   for key in asked:
-    if key not in ('action', *FIELDS[name], *ABOUT):
+    if key not in ('action', *FIELDS[name], *ABOUT) or key == 'name':
       raise BadInput(f'{name}: takes no {key!r}')
   action = {'action': name}
   for key in FIELDS[name]:
