@@ -128,7 +128,7 @@ def show(run: Path, console: Console) -> None:
   records = actions.read(run)
   marks = {r['step']: '*' for r in actions.done(records)} | {a['step']: '!' for a in raised}
   steps = config['schedule']['steps']
-  say = lambda line='': console.print(line, markup=False, highlight=False)  # noqa: E731
+  say = lambda line='': console.print(_harmless(line), markup=False, highlight=False)  # noqa: E731
   say(f'{run.name}: {status(run)}, step {rows[-1]["step"] if rows else 0} of {steps}')
   say('\nloss (! alarm, * action)')
   say(plot.plot([(row['step'], _number(row.get('loss'))) for row in rows], marks, steps))
@@ -154,6 +154,13 @@ def show(run: Path, console: Console) -> None:
     why = f': {record["why"]}' if record['why'] else ''
     by = f'(by {record["by"] or "?"}{why})'
     say(f'  step {record["step"]}: {actions.told(record)} {by}')
+
+
+def _harmless(text: str) -> str:
+  """Without what a terminal would obey: anybody may have written the reason of a request."""
+  return ''.join(
+      c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text
+  )
 
 
 def _number(value: float | None) -> float:
@@ -226,6 +233,9 @@ def hand_in(run: Path, words: tuple[str, ...], console: Console) -> None:
           raise BadInput(record['refused'])
         say(f'taken at step {record["step"]}: {actions.told(record)}')
         return
+    if (result := workdir_lib.read_result(run)) is not None and result['status'] != 'failed':
+      path.unlink(missing_ok=True)  # it ended while this was written: nobody will look
+      raise BadInput(f'--run={_RUN.value}: has ended ({result["status"]}); nothing was done to it')
     time.sleep(0.2)
   say(f'asked for; the run has not come to its next stop, or nobody trains it now: {path}')
 

@@ -57,7 +57,7 @@ def main() -> None:
   """Writes the report and prints its table."""
   if bool(_WORKDIR.value) == bool(_RESULTS.value):
     raise BadInput('--workdir, --results: one of them must be given, and not both')
-  from stability.analysis import claims, sensitivity, tables
+  from stability.analysis import claims, tables
   from stability.report import page, terminal
 
   if _RESULTS.value:
@@ -81,8 +81,8 @@ def main() -> None:
     results = tables.load_workdir(workdir)
     path = page.write_report(workdir)
   console = Console()
-  console.print(terminal.terminal_table(sensitivity.lr_sensitivity(results)))
-  console.print(terminal.claims_table(claims.read(path.parent / 'claims.csv')))
+  for table in terminal.summary(results, claims.read(path.parent / 'claims.csv')):
+    console.print(table)
   console.print(f'Report: {path}', soft_wrap=True, highlight=False)
 
 

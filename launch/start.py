@@ -103,14 +103,14 @@ def _versions() -> dict[str, str]:
 
 def _report(workdir: Path) -> int:
   """Report, table, and what failed; 1 if anything did."""
-  from stability.analysis import claims, sensitivity, tables  # pandas, Matplotlib: a second
+  from stability.analysis import claims, tables  # pandas, Matplotlib: a second
   from stability.report import page, terminal
 
   results = tables.load_workdir(workdir)
   path = page.write_report(workdir)
   console = Console()
-  console.print(terminal.terminal_table(sensitivity.lr_sensitivity(results)))
-  console.print(terminal.claims_table(claims.read(path.parent / 'claims.csv')))
+  for table in terminal.summary(results, claims.read(path.parent / 'claims.csv')):
+    console.print(table)
   console.print(f'Report: {path}', soft_wrap=True, highlight=False)
   rows = [*workdir_lib.read_results(workdir), *workdir_lib.read_fork_results(workdir)]
   failed = [row for row in rows if row['status'] == 'failed']

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, processes, start
+from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
@@ -25,6 +26,12 @@ def main() -> int:
   """Trains the run."""
   sweep = app.load_sweep(FLAGS, single=True)
   shared = processes.find(FLAGS)
+  (config,) = sweep.runs.configs.values()
+  on_alarm = config['control']['on_alarm']
+  if shared and on_alarm != 'none':  # only one process sees what is asked for
+    raise BadInput(
+        f'config.control.on_alarm={on_alarm}: must be none where several processes share a run'
+    )
   if shared and shared.process_id:
     return processes.follow(Path(_WORKDIR.value), next(iter(sweep.runs.configs)), shared)
   worker_flags = shared.worker_flags() if shared else ()

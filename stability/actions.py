@@ -39,6 +39,7 @@ FIELDS = {
 }
 OPTIONAL = ('skip', 'name')
 ABOUT = ('by', 'why', 'time')  # strings, in any request
+REQUEST_BYTES, REQUEST_DEPTH = 2**16, 4  # at the most; anybody may have written it
 
 # Numbers that the compiled step takes as arguments and that change nothing but the course of the
 # run: not its length, its seeds or what its parameters were drawn from.
@@ -74,7 +75,7 @@ def check(asked: Mapping[str, Any], config: Config, step: int, skipped: int) -> 
   if not isinstance(name, str) or name not in FIELDS:
     raise BadInput(f'action {name!r}: must be one of {", ".join(FIELDS)}')
   for key in asked:
-    if key not in ('action', *FIELDS[name], *ABOUT):
+    if key not in ('action', *FIELDS[name], *ABOUT) or key == 'name':
       raise BadInput(f'{name}: takes no {key!r}')
   action = {'action': name}
   for key in FIELDS[name]:
@@ -146,23 +147,40 @@ def requests(run: Path) -> list[Path]:
   """The files of the requests not yet taken, in their order."""
   try:
     names = os.listdir(run / 'requests')
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return []
-  return sorted(run / 'requests' / n for n in names if n.endswith('.json') and n[0] != '.')
+  paths = sorted(run / 'requests' / n for n in names if n.endswith('.json') and n[0] != '.')
+  return [path for path in paths if path.is_file()]  # reading a pipe, say, would never end
+
+
+def unanswered(run: Path) -> list[Path]:
+  """The requests that no record answers; others may be there still if they cannot be removed."""
+  paths = requests(run)
+  answered = {record.get('request') for record in read(run)} if paths else ()
+  return [path for path in paths if path.name not in answered]
 
 
 def read_request(path: Path) -> Json:
   """What a request's file asks for; BadInput if that cannot be told."""
   try:
+    if path.stat().st_size > REQUEST_BYTES:
+      raise BadInput(f'not a request: larger than {REQUEST_BYTES:,} bytes')
     asked = json.loads(path.read_bytes())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise BadInput(f'not a request: {error}') from error
   if not isinstance(asked, dict):
     raise BadInput('not a request: must be a JSON object')
+  if _is_deep(asked, REQUEST_DEPTH):
+    raise BadInput('not a request: too many levels of objects or lists')
   for key in ABOUT:
     if not isinstance(asked.get(key, ''), str):
       raise BadInput(f'not a request: {key} must be a string')
   return asked
+
+
+def _is_deep(value: Any, most: int) -> bool:
+  inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  return most == 0 or any(_is_deep(item, most - 1) for item in inside)
 
 
 # Records.

@@ -235,10 +235,24 @@ RULES = (
 )
 
 
+# What is other for a run that the policy has rescued. A rate just below the one that breaks is not
+# yet a good one: of 77 runs of these sweeps and configs/qk_layernorm.py (one seed) whose attention
+# logits passed 100, 70 were unstable, and none ended within 2 % of the best loss of its size.
+AFTER_RESCUE = {'attention_logit': {'limit': 100, 'sure': 0.92}}
+
+
+def rules(rescued: bool) -> tuple[Rule, ...]:
+  """Those for a run that the policy has stepped in to, or not."""
+  if not rescued:
+    return RULES
+  return tuple(dataclasses.replace(rule, **AFTER_RESCUE.get(rule.name, {})) for rule in RULES)
+
+
 class Monitor:
   """The rules over one run's rows. A rule fires once, until `fired` is cleared."""
 
-  def __init__(self):
+  def __init__(self, rescued: bool = False):
+    self._rules = rules(rescued)
     self.history = History()
     self.fired: set[str] = set()
 
@@ -250,7 +264,7 @@ class Monitor:
     """Takes the next row; returns the alarms it raises: step, rule, value, limit, seen, sure."""
     self.history.add(row)
     raised = []
-    for rule in RULES:
+    for rule in self._rules:
       value = math.nan if rule.name in self.fired else rule.measure(self.history)
       if value > rule.limit:
         self.fired.add(rule.name)

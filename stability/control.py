@@ -9,6 +9,7 @@ the run. stability/steering.py carries the actions out.
 """
 
 import collections
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -79,6 +80,9 @@ class Control:
     self.taken = done[:taken]
     self._plan = collections.deque(done[taken:])
     self._answered = {record['request'] for record in records if 'request' in record}
+    for path in actions.requests(run):
+      if path.name in self._answered:  # a crash came between its record and its removal
+        _remove(path)
     self.config = actions.current(config, self.taken)
     workdir_lib.cut_lines(run / 'actions.jsonl', lambda line: True)
     workdir_lib.cut_lines(
@@ -99,7 +103,7 @@ class Control:
 
   def _watch(self, step: int) -> None:
     """Sets the rules up as they stand after `step`, from the run's files."""
-    self._monitor = alarms.Monitor()
+    self._monitor = alarms.Monitor(rescued=any(r['by'] == POLICY for r in self.taken))
     for row in workdir_lib.read_metrics(self._run):
       self._monitor.add(row)
     raised = workdir_lib.read_lines(self._run / 'alarms.jsonl')
@@ -132,7 +136,7 @@ class Control:
     """Whether `next` may have something to say at this stop."""
     if self._plan:
       return self._plan[0]['step'] <= step
-    return bool(self._due(step, over) or actions.requests(self._run))
+    return bool(self._due(step, over) or self._requests())
 
   def next(self, step: int, over: bool) -> Json | None:
     """The record of the next action to take at this stop, on the disk already; None: no more.
@@ -146,9 +150,10 @@ class Control:
       if planned < step:
         raise RuntimeError(f'{self._run}: its actions.jsonl has an action at step {planned}, past')
       return self._taken(self._plan.popleft()) if planned == step else None
-    for path in actions.requests(self._run):
-      record = None if path.name in self._answered else self._asked(path, step)
-      path.unlink()
+    for path in self._requests():
+      record = self._asked(path, step)
+      self._answered.add(path.name)
+      _remove(path)
       if record is not None:
         return record
     if self._timed_out:
@@ -163,14 +168,16 @@ class Control:
 
   def refuse_all(self, step: int, reason: str) -> None:
     """Answers the requests that are left when the run has ended."""
-    for path in actions.requests(self._run):
-      if path.name not in self._answered:
-        self._refuse(path, step, reason)
-      path.unlink()
+    for path in self._requests():
+      self._refuse(path, step, reason)
+      _remove(path)
 
   def rewound(self, step: int) -> None:
     """The run is back at `step`, its metrics cut."""
     self._watch(step)
+
+  def _requests(self) -> list[Path]:
+    return [path for path in actions.requests(self._run) if path.name not in self._answered]
 
   def _due(self, step: int, over: bool) -> Json | None:
     """The alarm to act upon at this stop."""
@@ -268,12 +275,14 @@ class Control:
     return record
 
   def _refuse(self, path: Path, step: int, reason: str) -> None:
+    asked = {'action': None}
     try:
       asked = actions.read_request(path)
     except BadInput:
-      asked = {'action': None, 'content': path.read_bytes()[:2000].decode(errors='replace')}
+      with contextlib.suppress(OSError), path.open('rb') as file:
+        asked = {'action': None, 'content': file.read(2000).decode(errors='replace')}
     about = {key: asked.get(key, '') for key in actions.ABOUT}
-    record = {'step': step, **asked, **about, 'request': path.name, 'refused': reason}
+    record = {**asked, **about, 'step': step, 'request': path.name, 'refused': reason}
     _append(self._run / 'actions.jsonl', record)
 
 
@@ -288,6 +297,11 @@ class NoControl:
 
   def refuse_all(self, step: int, reason: str) -> None:
     pass
+
+
+def _remove(request: Path) -> None:
+  with contextlib.suppress(OSError):  # the folder may be another person's; its record answers it
+    request.unlink()
 
 
 def _append(path: Path, line: Json) -> None:

@@ -82,7 +82,7 @@ def train_population(
 def is_answered(workdir: Path, name: str, paused: Paused) -> bool:
   """Whether a paused run has a request to look at, or has waited for long enough."""
   run = workdir_lib.run_dir(workdir, name)
-  return bool(actions.requests(run)) or time.monotonic() > paused[name]
+  return bool(actions.unanswered(run)) or time.monotonic() > paused[name]
 
 
 class Population:

@@ -3,59 +3,24 @@
 import json
 import time
 
-import jax
 import pytest
+import steered
+from steered import RATE, Killed, asks, by_step, killed, numbers, told, train
 
-from configs import base
-from stability import actions, alarms, checkpoint, control, hyper, member, population
-from stability import config as config_lib
+from stability import actions, alarms, checkpoint, control, member, population
 from stability import workdir as workdir_lib
-from stability.data import tokens
-
-FIELDS = {
-    'data.batch_size': 4,
-    'data.sequence_length': 16,
-    'data.validation_batches': 2,
-    'data.source': 'synthetic',
-    'model.width': 16,
-    'model.depth': 1,
-    'optimizer.learning_rate': 1e-2,
-    'schedule.steps': 24,
-    'schedule.warmup_steps': 2,
-    'log.every_steps': 2,
-    'probe.every_steps': 4,
-    'checkpoint.every_steps': 6,
-    'checkpoint.keep': 9,
-}
-WALL_CLOCK = {'seconds', 'tokens_per_second', 'time'}
-RATE = 'optimizer.learning_rate'
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
   """A folder of token files, shared by the sweeps."""
-  directory = tmp_path_factory.mktemp('data')
-  config = base.get_config().data
-  config.source = 'synthetic'
-  return tokens.prepare(config, directory, 16)
-
-
-LAYOUTS = {}
+  return steered.prepare(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(autouse=True)
 def one_layout_for_all(monkeypatch):
-  """Three devices; of configs that only the host reads differently, one layout, compiled once."""
-  make, devices = population.make_layout, jax.local_devices()[:3]
-
-  def cached(workdir, sweep, static, example):
-    key = static.parallel.layout
-    if key not in LAYOUTS:
-      LAYOUTS[key] = make(workdir, sweep, static, example)
-    return LAYOUTS[key]
-
-  monkeypatch.setattr(population, 'make_layout', cached)
-  monkeypatch.setattr(population.jax, 'local_devices', lambda: devices)
+  """One layout, compiled once."""
+  steered.share_layouts(monkeypatch)
 
 
 @pytest.fixture
@@ -63,77 +28,16 @@ def sweep(tmp_path, data):
   """A function that writes a sweep of one run, or of the given rates -> its runs' folders."""
 
   def write(rates=(1e-2,), **fields):
-    flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
-    runs = hyper.expand(config_lib.unflatten(flat), hyper.sweep(RATE, rates))
     workdir = tmp_path / f'sweep-{len(list(tmp_path.iterdir()))}'
-    about = {'path': str(data), **tokens.open_tokens(data).meta}
-    workdir_lib.write_sweep(
-        workdir, runs, config_file='x', scale='cpu', overrides={}, data=about, versions={}
-    )
-    return [workdir_lib.run_dir(workdir, name) for name in runs.configs]
+    return steered.write_sweep(workdir, data, rates, **fields)
 
   return write
-
-
-class Killed(BaseException):
-  """As if the process had died."""
 
 
 @pytest.fixture
 def at(monkeypatch):
   """A function that does something when a run comes to a step, `killed` after its actions."""
-  todo = {}
-  act = population.Population._act
-
-  def acting(self):
-    found = [(m.folder, m.step) for m in self._members.values() if (m.folder, m.step) in todo]
-    doing = [do for key in found for do in todo.pop(key)]
-    for do in doing:
-      if do is not killed:
-        do()
-    act(self)
-    if killed in doing:
-      killed()
-
-  monkeypatch.setattr(population.Population, '_act', acting)
-  return lambda run, step, *do: todo.setdefault((run, step), []).extend(do)
-
-
-def asks(run, action, **arguments):
-  return lambda: actions.request(run, {'action': action, **arguments}, 'ann', 'to see')
-
-
-def killed():
-  raise Killed
-
-
-def train(*runs, paused=None):
-  """Trains runs of one sweep as a worker does; returns those left paused."""
-  workdir = runs[0].parent.parent
-  waiting = iter(run.name for run in runs)
-  paused = {} if paused is None else paused
-  population.train_population(
-      workdir, workdir_lib.read_sweep(workdir), next(waiting), lambda: next(waiting, None), paused
-  )
-  for run in runs:
-    result = workdir_lib.read_result(run)
-    assert result is None or result['error'] is None, result['error']
-  return paused
-
-
-def numbers(run):
-  """The lines and the result of a run, without what the clock says."""
-  lines = [*workdir_lib.read_metrics(run), workdir_lib.read_result(run)]
-  return [{key: line[key] for key in line if key not in WALL_CLOCK} for line in lines]
-
-
-def told(run):
-  """(action, step, by) of each record."""
-  return [(r['action'], r['step'], r['by']) for r in actions.read(run)]
-
-
-def by_step(run):
-  return {line['step']: line for line in workdir_lib.read_metrics(run)}
+  return steered.doing_at(monkeypatch)
 
 
 @pytest.fixture
@@ -470,6 +374,30 @@ def test_the_policy_tries_a_few_times(sweep, fires_at, replayed):
   assert len(workdir_lib.read_lines(run / 'alarms.jsonl')) == 3
   assert numbers(replayed(run)) == numbers(run)  # by its actions alone
   assert numbers(replayed(run, **policy)) == numbers(run)
+
+
+def test_a_run_that_the_policy_has_rescued_is_held_to_lower_limits(sweep, monkeypatch, at):
+  """The first alarm is of the one limit, those after it of the other; also after a resume."""
+  monkeypatch.setattr(alarms, 'RULES', (rising(11),))
+  monkeypatch.setattr(alarms, 'AFTER_RESCUE', {'step': {'limit': 3, 'sure': 0.25}})
+  (run,) = sweep(**{'control.on_alarm': 'policy', 'control.tries': 2})
+  at(run, 12, killed)
+  with pytest.raises(Killed):
+    train(run)
+  train(run)
+  raised = workdir_lib.read_lines(run / 'alarms.jsonl')
+  found = [(alarm['step'], alarm['limit'], alarm['sure']) for alarm in raised]
+  assert found == [(12, 11, 0.5), (4, 3, 0.25), (4, 3, 0.25)]
+  assert told(run) == [('rewind', 14, 'policy'), ('rewind', 6, 'policy')]
+
+
+def test_a_rewind_by_a_person_leaves_the_limits_as_they_are(sweep, monkeypatch, at):
+  monkeypatch.setattr(alarms, 'RULES', (rising(11),))
+  monkeypatch.setattr(alarms, 'AFTER_RESCUE', {'step': {'limit': 3, 'sure': 0.25}})
+  (run,) = sweep()
+  at(run, 8, asks(run, 'rewind', to=0))
+  train(run)
+  assert [alarm['step'] for alarm in workdir_lib.read_lines(run / 'alarms.jsonl')] == [12]
 
 
 @pytest.mark.parametrize('kill', [10, 12])

@@ -94,7 +94,9 @@ def _write(
       'template.html.j2',
       title=title,
       about=_about(results),
-      findings=list(filter(None, (finding(results, table), best(results, table)))),
+      findings=list(
+          filter(None, (finding(results, table), best(results, table), terminal.rescued(results)))
+      ),
       counts=counts,
       uncounted={name: n for name, n in counts.items() if name not in sensitivity.COUNTED},
       plots=drawn,

@@ -5,8 +5,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from stability.analysis import sensitivity
-from stability.analysis.tables import SIZE_FIELDS
+from stability.analysis import rescue, sensitivity
+from stability.analysis.tables import SIZE_FIELDS, Results
 from stability.report import labels
 
 
@@ -36,6 +36,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
   return text
 
 
+def summary(results: Results, judged: pd.DataFrame) -> list[Table]:
+  """What ends a sweep; judged: the table of claims.judge."""
+  found = sensitivity.lr_sensitivity(results)
+  shown = [terminal_table(found), rescues(results), claims_table(judged)]
+  return [table for table in shown if table is not None]
+
+
 def terminal_table(table: pd.DataFrame) -> Table:
   """LR sensitivity and best loss per size and intervention, a gap between sizes."""
   shown = Table(
@@ -51,6 +58,38 @@ def terminal_table(table: pd.DataFrame) -> Table:
     # Text, not str: brackets in a field's value are no markup.
     shown.add_row(*map(Text, row), end_section=last)
   return shown
+
+
+def rescues(results: Results) -> Table | None:
+  """How many doomed runs the policy rescues, per size and in all; None without such runs."""
+  pairs = rescue.pairs(results)
+  if pairs.empty:
+    return None
+  counts = rescue.by_size(pairs, results)
+  shown = Table(
+      title=f'Runs that the policy brings to within {rescue.WITHIN:.0%} of the best loss',
+      box=box.SIMPLE_HEAD,
+      caption=rescued(results),
+  )
+  for name in ('parameters', 'doomed', 'rescued', 'others', 'harmed'):
+    shown.add_column(name, justify='right')
+  sizes = labels.sizes(counts, results.sizes)
+  numbers = counts[['doomed', 'rescued', 'others', 'harmed']].astype(str)
+  for size, row in zip(sizes, numbers.itertuples(index=False), strict=True):
+    shown.add_row(size, *row)
+  return shown
+
+
+def rescued(results: Results) -> str | None:
+  """The same in a sentence."""
+  pairs = rescue.pairs(results)
+  if pairs.empty or not pairs['doomed'].any():
+    return None
+  doomed, saved = pairs['doomed'].sum(), pairs['rescued'].sum()
+  return (
+      f'With the policy, {saved} of {doomed} runs ({saved / doomed:.0%}) that are unstable without'
+      f' it end within {rescue.WITHIN:.0%} of the best loss at their size.'
+  )
 
 
 def readable_claims(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,44 @@
+"""How many doomed runs does the policy rescue? Alarms that rewind a run at a lower learning rate.
+
+Size x control.on_alarm none and policy x learning rate, without qk-layernorm, so that high rates
+make runs unstable. A run is doomed if it is unstable without the policy; it is rescued if, with it,
+it ends within 2 % of the best loss at its size: the lowest over learning rates, without the policy,
+of the mean over seeds. launch.report counts them (stability/analysis/rescue.py). Not in the paper.
+
+Expected here: with three seeds about 36 doomed runs, 5 to 60 % above the best loss, of which 80 %
+or more are rescued; runs that raise no alarm are the same in both arms. The policy's rules were
+chosen on configs/qk_layernorm.py and others, so the batches here are not theirs.
+
+Time at cpu scale: 48 runs, about 4 minutes on two cores (estimate); --seeds=3 is three times that.
+
+  python -m launch.sweep --config=configs/rescue.py --workdir=runs/rescue
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import config as config_lib
+from stability import hyper
+
+SIZES = {
+    'cpu': ('9.2K', '37K', '83K', '147K'),
+    'gpu': ('2.4M', '9.4M', '42M'),
+    'paper': ('2.4M', '9.4M', '42M'),
+}
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  c = grid.get_config(scale)
+  c.data.seed = 1
+  c.model.qk_norm = 'none'
+  return c
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x policy x learning rate."""
+  return hyper.product([
+      grid.sizes(scale, config_lib.for_scale(scale, SIZES)),
+      hyper.sweep('control.on_alarm', ['none', 'policy']),
+      grid.learning_rates(scale, shift=1, count=6),
+  ])
