@@ -13,7 +13,7 @@ SECONDS = 60  # for the node to be there
 PROGRAMS = ('slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scontrol', 'scancel', 'sinfo')
 
 # No munge, no accounting, no systemd. A requeued job waits for its old credential to expire, by
-# default two minutes. Memory is not counted, but a job that asks for more than a node has is refused.
+# default two minutes.
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
