@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def get_config(scale='cpu'):
 SWEEP = """
 def get_sweep(scale='cpu'):
   return hyper.product([
-      hyper.sweep('model.width', [16, 32]),
+      hyper.sweep('model.depth', [1, 2]),
       hyper.sweep('optimizer.learning_rate', [1e-2, 1e-1]),
   ])
 """
@@ -186,21 +187,23 @@ def test_a_sweep_begun_here_goes_on_with_slurm_and_is_finished_here(place, expec
   sweep = ('--config=four.py', '--workdir=a slurm\'s "$HOME"')
   folder = place.folder / sweep[1].removeprefix('--workdir=')
   place.run('sweep', *sweep, '--backend=manifest')
-  said, code = place.run('work', sweep[1], '--share=2/4', '--workers=1')
+  shallow, _, deep, last = expected
+  (place.folder / 'last.json').write_text(json.dumps([last]))
+  said, code = place.run('work', sweep[1], '--runs=last.json', '--workers=1')
   assert code == 0, said
   (done,) = folder.glob('runs/*/result.json')
   before = done.stat().st_mtime_ns
-  blocked = folder / 'runs' / list(expected)[-2] / 'metrics.jsonl'
-  blocked.mkdir()
+  wrong = folder / 'runs' / deep / 'checkpoints'
+  shutil.copytree(place.folder / 'local' / 'runs' / shallow / 'checkpoints', wrong)
 
   asked = ('--backend=slurm', '--jobs=2', '--job_cpus=1', '--job_memory_gb=1')
   said, code = place.run('sweep', *sweep, *asked, **slurm)
   assert code == 1
   assert '2 tasks for 3 runs' in said and '3/3 runs over' in said
-  assert 'Traceback' in said and 'in _writer' in said, said  # where, not only what
-  assert f'failed: {blocked.parent.name}: IsADirectoryError' in said
+  assert 'Traceback' in said and 'in bring' in said, said  # where, not only what
+  assert f'failed: {deep}: KeyError' in said
 
-  blocked.rmdir()
+  shutil.rmtree(wrong)
   said, code = place.run('sweep', *sweep, '--workers=1')
   assert code == 0, said
   assert '1/1 runs over' in said
