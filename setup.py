@@ -15,7 +15,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['stability*', 'launch*', 'configs*']),
-    package_data={'stability.report': ['*.j2']},
+    package_data={'stability.report': ['*.j2'], 'launch.backends': ['*.j2']},
     install_requires=[
         'absl-py>=2.1',
         'flax>=0.12.8,<0.13',
@@ -32,6 +32,7 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'ray': ['ray>=2.50'],
         'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'tensorboard>=2.20'],
         # The reference that the numerics are checked against; its default wheels weigh gigabytes.
         'torch': ['torch>=2.6'],

@@ -1,8 +1,8 @@
 """One run on the devices of several processes, a host or more: launch.train started on each.
 
-The processes find each other by flags, or by what SLURM's srun or a TPU pod says in the
-environment. The first prepares the data, writes the run's files and reports; the others lend their
-devices. All see one workdir. Workers wait for each other before they read it.
+The processes find each other by flags, or, asked by --multihost=auto, by what SLURM's srun or a TPU
+pod says in the environment. The first prepares the data, writes the run's files and reports; the
+others lend their devices. All see one workdir. Workers wait for each other before they read it.
 """
 
 import dataclasses
@@ -52,14 +52,36 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
       number, None, 'which of them this is, from 0', lower_bound=0, flag_values=flag_values
   )
+  flags.DEFINE_enum(
+      'multihost',
+      None,
+      ('auto', 'none'),
+      'auto: share the run with the other tasks of srun or hosts of the TPU pod; none: train alone',
+      flag_values=flag_values,
+  )
 
 
 def find(flag_values: flags.FlagValues) -> Processes | None:
-  """By the flags, or else by the environment; None: this process is the only one."""
+  """By the flags, which may ask the environment; None: this process is the only one.
+
+  The environment alone does not decide: a shell of srun's has its variables too, and a process in
+  it that waits for others waits in vain.
+  """
   given = {name: flag_values[name].value for name in NAMES}
   missing = [name for name in NAMES if given[name] is None]
+  asked = flag_values['multihost'].value
   if len(missing) == len(NAMES):
-    return _from_environment(os.environ)
+    found = _from_environment(os.environ) if asked != 'none' else None
+    if found and not asked:
+      raise BadInput(
+          '--multihost: missing; SLURM or a TPU pod has started several processes: auto, if they'
+          ' are to share the run, or none'
+      )
+    if asked == 'auto' and not found:
+      raise BadInput('--multihost=auto: neither SLURM nor a TPU pod has started several processes')
+    return found
+  if asked:
+    raise BadInput(f'--multihost={asked}: must not be given with --{next(iter(NAMES))}')
   if missing:
     raise BadInput(f'--{missing[0]}: missing, the flags {", ".join(NAMES)} go together')
   if given['process_id'] >= given['num_processes']:

@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -13,11 +13,13 @@ from rich.console import Console
 
 import stability
 from launch import app
-from launch.backends import local
 from stability import metrics
 from stability import workdir as workdir_lib
+from stability.config import Config
 from stability.data import tokens
 from stability.errors import BadInput
+
+Train = Callable[[Path, Mapping[str, Config]], None]  # the runs of a workdir, to their results
 
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -44,10 +46,30 @@ def define_seeds(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
   )
 
 
-def start(
-    sweep: app.Sweep, workdir: Path, workers: int | None, worker_flags: Sequence[str] = ()
-) -> int:
-  """Trains what is not yet trained of a sweep, writes its report, and returns the exit code."""
+def start(sweep: app.Sweep, workdir: Path, train: Train, *, waits: bool = True) -> int:
+  """Trains what is not yet trained of a sweep, writes its report, and returns the exit code.
+
+  Args:
+    sweep: to train.
+    workdir: its folder, new or from before.
+    train: is given the runs that are not over.
+    waits: whether they are when it returns; else there is nothing to report.
+  """
+  waiting = _prepare(sweep, workdir)
+  if waiting:
+    try:
+      train(workdir, waiting)
+    except KeyboardInterrupt:
+      print('stopped; the same command goes on from the last checkpoints', file=sys.stderr)
+      return 130
+    if not waits:
+      return 0
+  workdir_lib.write_results(workdir)
+  return _report(workdir)
+
+
+def _prepare(sweep: app.Sweep, workdir: Path) -> dict[str, Config]:
+  """Makes the folder of a sweep, whose runs may then be trained; those that are not over."""
   runs = sweep.runs
   workdir_lib.check_new(workdir, runs)
   data = _prepare_data(sweep, workdir)
@@ -63,15 +85,7 @@ def start(
   )
   first = next(iter(runs.configs.values()))
   metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
-  waiting = workdir_lib.waiting(workdir, runs.configs | workdir_lib.fork_configs(workdir))
-  if waiting:
-    try:
-      local.train(workdir, waiting, workers, worker_flags)
-    except KeyboardInterrupt:
-      print('stopped; the same command goes on from the last checkpoints', file=sys.stderr)
-      return 130
-  workdir_lib.write_results(workdir)
-  return _report(workdir)
+  return workdir_lib.waiting(workdir, runs.configs | workdir_lib.fork_configs(workdir))
 
 
 def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
@@ -114,7 +128,14 @@ def _report(workdir: Path) -> int:
   console.print(f'Report: {path}', soft_wrap=True, highlight=False)
   rows = [*workdir_lib.read_results(workdir), *workdir_lib.read_fork_results(workdir)]
   failed = [row for row in rows if row['status'] == 'failed']
+  shown = set()
   for row in failed:
     reason = row['error'].strip().splitlines()[-1]
-    console.print(f'failed: {row["run"]}: {reason}', markup=False, highlight=False)
-  return 1 if failed else 0
+    if reason not in shown:  # a mistake tends to fail many runs
+      shown.add(reason)
+      console.print(row['error'].strip(), markup=False, highlight=False, soft_wrap=True)
+    console.print(f'failed: {row["run"]}: {reason}', markup=False, highlight=False, soft_wrap=True)
+  missing = sum(row['status'] == 'missing' for row in rows)
+  if missing:
+    console.print(f'{missing} runs are not over; the same command goes on', highlight=False)
+  return 1 if failed or missing else 0

@@ -10,6 +10,16 @@ would go and how long they would take:
   python -m launch.sweep --config=... --dry_run
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
       [--analyze]  compiles for the devices here: XLA's account of memory beside ours
+
+--backend says who trains the runs; DIR is the same with all of them, and one goes on where another
+has stopped. --dry_run shows what would be submitted:
+
+  --backend=local     worker processes on this machine [--workers=N]
+  --backend=slurm     an array of SLURM jobs [--slurm_partition=P --slurm_account=A
+                      --slurm_options=--OPTION=VALUE ...]
+  --backend=ray       tasks of a Ray cluster [--ray_address=HOST:PORT]
+  --backend=manifest  nobody: DIR/manifest.jsonl tells another scheduler what to start
+      [--jobs=N --job_cpus=N --job_gpus=N --job_memory_gb=X --job_minutes=N]  all but local
 """
 
 from pathlib import Path
@@ -17,26 +27,30 @@ from pathlib import Path
 from absl import flags
 
 from launch import app, dry_run, start
+from launch.backends import choice
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
-_WORKERS = start.define_workers(FLAGS)
 _SEEDS = start.define_seeds(FLAGS)
 dry_run.define(FLAGS)
+choice.define_flags(FLAGS)
 
 
 def main() -> int | None:
   """Trains the sweep, or plans it."""
   machine = dry_run.check(FLAGS)
+  backend = choice.find(FLAGS)
   sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
   if FLAGS['dry_run'].value:
     dry_run.show(sweep, machine, analyze=FLAGS['analyze'].value)
+    backend.show(Path(_WORKDIR.value or 'DIR'), sweep.runs.configs)
     return 0
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
-  return start.start(sweep, Path(_WORKDIR.value), _WORKERS.value)
+  backend.check()
+  return start.start(sweep, Path(_WORKDIR.value), backend.train, waits=backend.waits)
 
 
 if __name__ == '__main__':

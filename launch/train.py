@@ -5,15 +5,17 @@
 DIR has a sweep's layout, with one run in it. Started again, it continues from its checkpoint.
 
 A run on the devices of several hosts (parallel.layout=data_parallel or sharded) is this command on
-each of them, with DIR where all see it: under srun or on a TPU pod as it is, elsewhere with
---coordinator_address=HOST:PORT --num_processes=N --process_id=I.
+each of them, with DIR where all see it: under srun or on a TPU pod with --multihost=auto, elsewhere
+with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
 
 from launch import app, processes, start
+from launch.backends import local
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
@@ -35,7 +37,8 @@ def main() -> int:
   if shared and shared.process_id:
     return processes.follow(Path(_WORKDIR.value), next(iter(sweep.runs.configs)), shared)
   worker_flags = shared.worker_flags() if shared else ()
-  return start.start(sweep, Path(_WORKDIR.value), workers=1, worker_flags=worker_flags)
+  train = functools.partial(local.train, workers=1, worker_flags=worker_flags)
+  return start.start(sweep, Path(_WORKDIR.value), train)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """What a sweep will cost, by arithmetic alone."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -111,6 +112,25 @@ def groups(configs: Mapping[str, Config], vocabulary_size: int) -> list[Group]:
         )
     )
   return found
+
+
+def shares(configs: Mapping[str, Config], count: int) -> list[list[str]]:
+  """The runs in at most `count` shares of like FLOPs, runs of the same executables together.
+
+  The runs stand in a row, ordered by executables, and the row is cut: a share is off the mean by
+  less than the FLOPs of its largest run, and the cuts add at most count - 1 compilations.
+  """
+  first: dict[tuple[tuple[str, Any], ...], int] = {}
+  for position, config in enumerate(configs.values()):
+    first.setdefault(config_lib.static_fields(config), position)
+  row = sorted(configs, key=lambda name: first[config_lib.static_fields(configs[name])])
+  flops = [train_flops(configs[name]) for name in row]
+  ends = list(itertools.accumulate(flops))
+  cut = [[] for _ in range(count)]
+  for name, own, end in zip(row, flops, ends):
+    middle = (end - own / 2) / ends[-1]
+    cut[min(int(middle * count), count - 1)].append(name)
+  return [share for share in cut if share]
 
 
 def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:

@@ -44,3 +44,20 @@ def test_a_plan_counts_runs_and_executables():
   assert plan.plan(unprobed.configs, 256).executables == 3
   sharp = hyper.expand(resolved(**{'probe.sharpness_every_steps': 40}), hyper.sweep('seed', [0]))
   assert plan.plan(sharp.configs, 256).executables == 5
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5, 8, 42, 100])
+def test_shares_are_of_like_work_and_compile_little_twice(count):
+  configs = hyper.expand(quickstart.get_config().to_dict(), quickstart.get_sweep()).configs
+  shares = plan.shares(configs, count)
+  assert 1 <= len(shares) <= count and all(shares)
+  assert sorted(name for share in shares for name in share) == sorted(configs)
+  flops = {name: plan.train_flops(config) for name, config in configs.items()}
+  mean, largest = sum(flops.values()) / count, max(flops.values())
+  assert all(abs(sum(flops[name] for name in share) - mean) <= largest for share in shares)
+  kinds = [len({config_lib.static_fields(configs[name]) for name in share}) for share in shares]
+  assert sum(kinds) <= 6 + len(shares) - 1
+  mixed = dict(sorted(configs.items(), key=lambda item: item[1]['optimizer']['learning_rate']))
+  again = plan.shares(mixed, count)
+  kinds = [len({config_lib.static_fields(configs[name]) for name in share}) for share in again]
+  assert sum(kinds) <= 6 + len(again) - 1

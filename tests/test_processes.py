@@ -76,20 +76,17 @@ def outcome(workdir):
   return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in lines]
 
 
-@pytest.mark.parametrize(('layout', 'probe_every'), [('data_parallel', 4), ('sharded', 0)])
-def test_two_processes_give_what_one_does(tmp_path, layout, probe_every):
-  """Within rounding: the devices of one process are not summed over in the order of two's."""
-  shared, alone = tmp_path / 'shared', tmp_path / 'alone'
-  together(tmp_path, shared, layout, probe_every)
-  ours = outcome(shared)
-  assert [line.get('step') for line in ours] == [2, 4, 6, 8, None]
-  run = workdir_lib.run_dir(shared, 'seed=0')
-  assert len(list(run.glob('events.*'))) == 1  # one writes
+def check_against_one_process(shared, alone):
+  """Trains the run of `shared` in this process, in the folder `alone`, and compares.
 
+  Within rounding: the devices of one process are not summed over in the order of two's.
+  """
   shutil.copytree(shared, alone)
   shutil.rmtree(alone / 'runs')
   workdir_lib.run_dir(alone, 'seed=0').mkdir(parents=True)
   population.train_population(alone, workdir_lib.read_sweep(alone), 'seed=0', lambda: None)
+  ours = outcome(shared)
+  assert [line.get('step') for line in ours] == [2, 4, 6, 8, None]
   for line, expected in zip(ours, outcome(alone), strict=True):
     assert line.keys() == expected.keys()
     for name, value in expected.items():
@@ -98,6 +95,16 @@ def test_two_processes_give_what_one_does(tmp_path, layout, probe_every):
       else:
         assert line[name] == value, name
 
+
+@pytest.mark.parametrize(('layout', 'probe_every'), [('data_parallel', 4), ('sharded', 0)])
+def test_two_processes_give_what_one_does(tmp_path, layout, probe_every):
+  shared, alone = tmp_path / 'shared', tmp_path / 'alone'
+  together(tmp_path, shared, layout, probe_every)
+  ours = outcome(shared)
+  run = workdir_lib.run_dir(shared, 'seed=0')
+  assert len(list(run.glob('events.*'))) == 1  # one writes
+
+  check_against_one_process(shared, alone)
   if layout == 'sharded':
     (run / 'result.json').unlink()
     together(tmp_path, shared, layout, probe_every)  # from the checkpoint of step 4
@@ -121,6 +128,8 @@ def test_flags_tell_of_other_processes(monkeypatch):
   for n in range(3):
     with pytest.raises(BadInput, match='missing'):
       found(*all_of_them[:n], *all_of_them[n + 1 :])
+  with pytest.raises(BadInput, match='--multihost=auto: must not be given with'):
+    found(*all_of_them, '--multihost=auto')
   with pytest.raises(BadInput, match='--process_id=2: must be below'):
     found(*all_of_them[:2], '--process_id=2')
 
@@ -145,8 +154,17 @@ POD = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}
         (POD | {'TPU_WORKER_HOSTNAMES': 'a'}, None),
     ],
 )
-def test_the_environment_tells_of_other_processes(monkeypatch, variables, number):
+def test_the_environment_tells_of_other_processes_if_asked(monkeypatch, variables, number):
+  """Where nobody has said whether to share, it is not guessed."""
   monkeypatch.setattr(os, 'environ', variables)
-  one = found()
-  assert (one and one.process_id) == number
-  assert one is None or one.arguments == {}
+  assert found('--multihost=none') is None
+  if number is None:
+    assert found() is None
+    with pytest.raises(BadInput, match='--multihost=auto: neither'):
+      found('--multihost=auto')
+  else:
+    with pytest.raises(BadInput, match='--multihost: missing'):
+      found()
+    one = found('--multihost=auto')
+    assert one.process_id == number
+    assert one.arguments == {}

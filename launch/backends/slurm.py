@@ -1,0 +1,184 @@
+"""The SLURM backend: an array of jobs, submitted by sbatch and followed by squeue.
+
+What sbatch is to know goes by its command line, not by #SBATCH lines, so that no quoting but the
+shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists each array was given.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from absl import flags
+
+from launch import jobs
+from launch.jobs import Needs
+from stability import workdir as workdir_lib
+from stability.config import Config
+from stability.errors import BadInput
+
+FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
+QUEUE_SECONDS = 15.0  # between questions to the queue, which the cluster's users share
+# Options that this module sets and relies on.
+OURS = ('array', 'chdir', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  """Defines what `options` reads."""
+  flags.DEFINE_string('slurm_partition', None, 'partition of the jobs', flag_values=flag_values)
+  flags.DEFINE_string('slurm_account', None, 'account of the jobs', flag_values=flag_values)
+  flags.DEFINE_multi_string(
+      'slurm_options',
+      [],
+      'one more option of sbatch, as in --slurm_options=--constraint=a100; may be repeated',
+      flag_values=flag_values,
+  )
+
+
+def options(flag_values: flags.FlagValues) -> list[str]:
+  """The user's options of sbatch."""
+  found = []
+  for name in ('partition', 'account'):
+    value = flag_values[f'slurm_{name}'].value
+    if value is not None:
+      if not value or not value.isprintable():
+        raise BadInput(f'--slurm_{name}={value!r}: must be a name')
+      found.append(f'--{name}={value}')
+  for option in flag_values['slurm_options'].value:
+    parts = re.fullmatch(r'--([a-z][a-z-]*)(=.*)?', option)
+    if not parts or not option.isprintable():
+      raise BadInput(f'--slurm_options={option!r}: must be an option of sbatch, --NAME[=VALUE]')
+    if parts[1] in OURS:
+      raise BadInput(f'--slurm_options={option}: --{parts[1]} is set by the backend')
+    found.append(option)
+  return found
+
+
+def check() -> None:
+  """BadInput where there is no SLURM."""
+  if not shutil.which('sbatch'):
+    raise BadInput('--backend=slurm: there is no sbatch here, start on a machine that submits jobs')
+
+
+def script(lists: Sequence[Path], command: Sequence[str]) -> str:
+  """The script of an array whose i-th task trains the i-th list."""
+  environment = jinja2.Environment(
+      loader=jinja2.FileSystemLoader(Path(__file__).parent),
+      undefined=jinja2.StrictUndefined,
+      keep_trailing_newline=True,
+      autoescape=False,  # a shell script: every value goes through shlex.quote
+  )
+  environment.filters['quoted'] = lambda value: shlex.quote(str(value))
+  return environment.get_template('slurm.sh.j2').render(
+      lists=lists, command=command, environment=jobs.environment()
+  )
+
+
+def sbatch(workdir: Path, count: int, needs: Needs, options: Sequence[str]) -> list[str]:
+  """The command that submits the script that follows it."""
+  asked = {
+      'cpus-per-task': needs.cpus,
+      'gpus-per-node': needs.gpus or None,
+      'mem': None if needs.memory_mib is None else f'{needs.memory_mib}M',
+      'time': needs.minutes,
+  }
+  return [
+      *('sbatch', '--parsable', '--job-name=stability', '--nodes=1', '--ntasks=1'),
+      *(f'--array=0-{count - 1}', '--requeue', '--signal=USR1@60'),
+      *(f'--chdir={workdir / "slurm"}', '--output=%A_%a.log', '--open-mode=append'),
+      *(f'--{name}={value}' for name, value in asked.items() if value is not None),
+      *options,
+  ]
+
+
+def show(
+    workdir: Path, configs: Mapping[str, Config], needs: Needs, options: Sequence[str]
+) -> None:
+  """Prints what would be submitted for a sweep that is new."""
+  divided = jobs.lists(workdir, configs, needs)
+  print('\n' + shlex.join([*sbatch(workdir, len(divided), needs, options), 'SCRIPT']))
+  print('\nwith this SCRIPT:\n')
+  print(script(list(divided), jobs.command(workdir, needs)), end='')
+
+
+def train(
+    workdir: Path, waiting: Mapping[str, Config], needs: Needs, options: Sequence[str]
+) -> None:
+  """Submits the runs that are in no job's hands, and shows the progress of all."""
+  workdir = workdir.absolute()
+  queued = _queued(workdir)
+  if queued is None:
+    raise BadInput('--backend=slurm: squeue fails here, which runs have jobs cannot be told')
+  in_hands = {name for path in queued for name in jobs.listed(path)}
+  left = {name: config for name, config in waiting.items() if name not in in_hands}
+  if left:
+    _submit(workdir, left, needs, options)
+  else:
+    print(f'{len(queued)} jobs of before train what is left', file=sys.stderr)
+  asked, there = time.monotonic(), True
+
+  def is_anybody_there() -> bool:
+    nonlocal asked, there
+    if time.monotonic() - asked > QUEUE_SECONDS:
+      there = _queued(workdir) != []  # a controller that does not answer says nothing
+      asked = time.monotonic()
+    return there
+
+  try:
+    jobs.watch(workdir, waiting, is_anybody_there, workdir / 'slurm')
+  except KeyboardInterrupt:
+    numbers = ' '.join(entry['job'] for entry in _submitted(workdir))
+    print(f'the jobs go on; scancel {numbers} ends them', file=sys.stderr)
+    raise
+
+
+def _submit(
+    workdir: Path, left: Mapping[str, Config], needs: Needs, options: Sequence[str]
+) -> None:
+  divided = jobs.lists(workdir, left, needs)
+  jobs.write_lists(divided)
+  text = script(list(divided), jobs.command(workdir, needs))
+  path = workdir / 'slurm' / f'{hashlib.sha256(text.encode()).hexdigest()[:16]}.sh'
+  workdir_lib.write_whole(path, text)
+  # Those of a job that launch.sweep itself may be in are not the new jobs'.
+  ours = {k: v for k, v in os.environ.items() if not k.startswith('SLURM_') or k == 'SLURM_CONF'}
+  done = subprocess.run(
+      [*sbatch(workdir, len(divided), needs, options), str(path)],
+      env=ours,
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  if done.returncode:
+    raise BadInput(f'--backend=slurm: sbatch refuses: {done.stderr.strip()}')
+  job = done.stdout.strip().split(';')[0]  # a cluster's name may follow
+  entry = {'job': job, 'lists': [path.name for path in divided]}
+  workdir_lib.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*_submitted(workdir), entry])
+  print(f'job {job}: {len(divided)} tasks for {len(left)} runs', file=sys.stderr)
+
+
+def _submitted(workdir: Path) -> list[workdir_lib.Json]:
+  return workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')
+
+
+def _queued(workdir: Path) -> list[Path] | None:
+  """The lists of the sweep's jobs that wait or run; None where SLURM does not tell."""
+  lists = {
+      f'{entry["job"]}_{index}': workdir / 'jobs' / name
+      for entry in _submitted(workdir)
+      for index, name in enumerate(entry['lists'])
+  }
+  if not lists:
+    return []
+  command = ['squeue', '--me', '--noheader', '--array', '--format=%F_%K']
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    return None
+  return [lists[task] for task in done.stdout.split() if task in lists]

@@ -1,0 +1,105 @@
+"""Trains what of a sweep is not trained yet, from its folder alone: what a job of a cluster does.
+
+  python -m launch.work --workdir=DIR [--runs=FILE.json | --share=I/N] [--workers=N]
+
+launch.sweep, with any backend, has made DIR. FILE.json lists the runs to train; --share=0/4 ...
+--share=3/4, one each on four machines that see DIR, train all of them. No report is written:
+launch.report does that, and launch.sweep when all runs are over.
+
+Exit codes are those of launch.sweep: 0 done, 1 some runs failed, 2 bad input, and 75 where SIGTERM
+or SIGUSR1 told it to leave: the same command goes on from the checkpoints.
+"""
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+
+from launch import app, jobs, start
+from launch.backends import local
+from stability import plan
+from stability import workdir as workdir_lib
+from stability.config import Config
+from stability.errors import BadInput
+
+FLAGS = flags.FlagValues()
+_WORKDIR = app.define_workdir(FLAGS)
+_WORKERS = start.define_workers(FLAGS)
+_RUNS = flags.DEFINE_string('runs', None, 'JSON file, a list of runs', flag_values=FLAGS)
+_SHARE = flags.DEFINE_string(
+    'share', None, 'I/N: the I-th, from 0, of N shares of all runs', flag_values=FLAGS
+)
+_ATTACHED = flags.DEFINE_boolean(
+    'attached', False, 'end when standard input closes: with whoever started it', flag_values=FLAGS
+)
+
+
+def main() -> int:
+  """Trains its share."""
+  workdir = Path(_WORKDIR.value)
+  if _RUNS.value and _SHARE.value:
+    raise BadInput('--runs, --share: must not be given together')
+  mine = _mine(workdir, workdir_lib.read_sweep(workdir)['runs'])
+  if _ATTACHED.value:
+    threading.Thread(target=_end_with_input, daemon=True).start()
+  for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, _leave)
+  waiting = workdir_lib.waiting(workdir, mine)
+  if waiting:
+    local.train(workdir, waiting, _WORKERS.value)
+  results = [workdir_lib.read_result(workdir_lib.run_dir(workdir, name)) for name in mine]
+  return 1 if any(result is None or result['status'] == 'failed' for result in results) else 0
+
+
+def _mine(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
+  """The runs to train: those listed, or of the share, and their forks."""
+  names = list(configs)
+  if _RUNS.value:
+    names = _listed(Path(_RUNS.value), configs)
+  if _SHARE.value:
+    names = _shared(_SHARE.value, configs)
+  mine = {name: configs[name] for name in names}
+  forks = workdir_lib.read_forks(workdir)
+  for name, config in workdir_lib.fork_configs(workdir).items():
+    origin = name
+    while origin in forks:
+      origin = forks[origin]['run']
+    if origin in mine:
+      mine[name] = config
+  return mine
+
+
+def _listed(path: Path, configs: Mapping[str, Config]) -> list[str]:
+  names = jobs.listed(path)
+  for name in names:
+    if name not in configs:
+      raise BadInput(f'--runs={path}: {name!r} is no run of the sweep')
+  return names
+
+
+def _shared(share: str, configs: Mapping[str, Config]) -> list[str]:
+  parts = re.fullmatch(r'([0-9]{1,6})/([0-9]{1,6})', share)
+  index, count = map(int, parts.groups()) if parts else (0, 0)
+  if index >= count:
+    raise BadInput(f'--share={share}: must be I/N with I from 0 to N - 1')
+  shares = plan.shares(configs, count)
+  return shares[index] if index < len(shares) else []
+
+
+def _leave(*_) -> NoReturn:
+  sys.exit(app.PREEMPTED)
+
+
+def _end_with_input() -> None:
+  sys.stdin.buffer.read()
+  os._exit(1)  # its workers see their own input close
+
+
+if __name__ == '__main__':
+  app.run(main, FLAGS)
