@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from stability.data import sources, synthetic, tokens
+from stability.data import ngrams, sources, synthetic, tokens
 from stability.errors import BadInput
 
 
@@ -60,8 +60,8 @@ def test_meta_describes_the_text(prepared):
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document']) == ('bytes', 256, 0)
   assert (meta['dtype'], opened.train.dtype) == ('uint8', np.uint8)
   assert meta['entropy_rate'] is None
-  assert meta['bigram_loss'] == tokens.bigram_loss(opened.train, opened.validation, 256)
-  assert meta['unigram_loss'] == tokens.unigram_loss(opened.train, opened.validation, 256)
+  assert meta['bigram_loss'] == ngrams.bigram_loss(opened.train, opened.validation, 256)
+  assert meta['unigram_loss'] == ngrams.unigram_loss(opened.train, opened.validation, 256)
   assert meta['bigram_tokens'] == len(opened.train) - 1
 
 
@@ -224,28 +224,28 @@ def dense_losses(train, validation, vocabulary_size) -> tuple[float, float]:
 @pytest.mark.parametrize('chunk', [1, 7, 2**22])
 @pytest.mark.parametrize('vocabulary_size', [3, 40])
 def test_reference_losses_equal_a_dense_table(chunk, vocabulary_size, monkeypatch):
-  monkeypatch.setattr(tokens, '_CHUNK', chunk)
+  monkeypatch.setattr(ngrams, '_CHUNK', chunk)
   rng = np.random.default_rng(0)
   train = rng.integers(0, vocabulary_size - 1, 300).astype(np.uint8)  # the last token is unseen
   validation = rng.integers(0, vocabulary_size, 150).astype(np.uint8)
   data = train, validation, vocabulary_size
   bigram, unigram = dense_losses(*data)
-  assert tokens.bigram_loss(*data) == pytest.approx(bigram, rel=1e-12)
-  assert tokens.unigram_loss(*data) == pytest.approx(unigram, rel=1e-12)
+  assert ngrams.bigram_loss(*data) == pytest.approx(bigram, rel=1e-12)
+  assert ngrams.unigram_loss(*data) == pytest.approx(unigram, rel=1e-12)
 
 
 def test_large_vocabulary_needs_no_table():
   rng = np.random.default_rng(0)
   train, validation = rng.integers(0, 32_101, (2, 20_000)).astype(np.uint16)
   validation[:2] = train[-2:] = 32_100
-  loss = tokens.bigram_loss(train, validation, 32_101)
+  loss = ngrams.bigram_loss(train, validation, 32_101)
   assert 0.95 * np.log(32_101) < loss < 1.1 * np.log(32_101)
 
 
 def test_long_text_is_counted_in_an_even_part(monkeypatch):
-  monkeypatch.setattr(tokens, '_CHUNK', 10)
-  monkeypatch.setattr(tokens, '_MOST_COUNTED', 45)
-  chunks = list(tokens._chunks(np.arange(1001)))
+  monkeypatch.setattr(ngrams, '_CHUNK', 10)
+  monkeypatch.setattr(ngrams, '_MOST_COUNTED', 45)
+  chunks = list(ngrams._chunks(np.arange(1001)))
   assert [(len(chunk), chunk[0]) for chunk in chunks] == [(11, 0), (11, 250), (11, 500), (11, 750)]
 
 
