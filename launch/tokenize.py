@@ -20,7 +20,7 @@ hash says so are. Test splits are left out.
 --tokenizer is bytes; bpe, a byte-pair encoding learned from the first training documents; or the
 path of a tokenizer.json or of a SentencePiece model (.model; stability[hf]).
 
-Documents are packed as in the paper: each followed by the end-of-document mark, without padding.
+Documents are packed as in the paper: each followed by an end-of-document mark, no padding.
 Text must be UTF-8; what cannot be read is refused by file and line. Killed or out of room, the same
 command goes on where it was, and the files are the same, byte for byte. Nothing is written outside
 DIR: train.bin (then train-00001.bin, ...), validation.bin, the tokenizer's file, tokenize.json (what
@@ -197,7 +197,7 @@ class _Progress:
     self._console = Console(stderr=True)
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._begun: tuple[float, float] | None = None  # when packing began, and the work done by then
-    self._last_line = 0.0
+    self._last_line = time.monotonic() if not self._console.is_terminal else 0.0
 
   def __enter__(self) -> '_Progress':
     if self._console.is_terminal:

@@ -41,6 +41,8 @@ BATCH_BYTES = 2**20  # of text encoded at once
 BATCH_DOCUMENTS = 1024
 
 _HELD_OUT = 'held_out.bin'
+_WHOLE = (SETTINGS, PROGRESS, _HELD_OUT, 'meta.json', 'tokenizer.json', 'tokenizer.model')
+_BEGUN = tuple(f'.{name}.' for name in _WHOLE)  # what workdir.write_whole calls its files
 
 
 @contextlib.contextmanager
@@ -60,6 +62,9 @@ def locked(folder: Path) -> Iterator[None]:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise BadInput(f'--output={folder}: another launch.tokenize is at work in it') from None
+    for path in folder.glob('.*'):
+      if path.name.startswith(_BEGUN):
+        path.unlink()  # of a write that was killed
     there = {path.name for path in folder.iterdir()}
     if there - {CACHE} and SETTINGS not in there:
       raise BadInput(f'--output={folder}: holds something else; name a new folder')
@@ -167,6 +172,7 @@ class Packer:
     committed = time.monotonic()
     limit = self._settings['max_train_tokens'] or float('inf')
     self._count(writers)
+    self._watch(self)
     documents = self._from(self._part, done, state)
     while self.tokens['train'] < limit:
       batch = list(_batch(documents))
