@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from stability.data import ngrams, sources, synthetic, tokens
+from stability.data import batches, ngrams, shards, sources, synthetic, tokens
 from stability.errors import BadInput
 
 
@@ -116,7 +116,47 @@ def test_the_second_of_two_writers_keeps_the_first(prepared):
 
 def test_token_folder_is_used_where_it_lies(prepared, tmp_path):
   assert tokens.prepare(text(prepared), tmp_path / 'elsewhere', 16) == prepared
-  assert not (tmp_path / 'elsewhere').exists()
+  assert [path.name for path in (tmp_path / 'elsewhere').iterdir()] == ['verified.json']
+
+
+def test_checksums_are_verified_once_while_files_stay_as_they_are(prepared, tmp_path, monkeypatch):
+  read, read_through = [], tokens._read_through
+  monkeypatch.setattr(
+      tokens, '_read_through', lambda file, type_: read.append(file.name) or read_through(file, type_)
+  )
+  workdir = tmp_path / 'workdir'
+  tokens.prepare(text(prepared), workdir, 16)
+  assert read == ['train.bin', 'validation.bin']
+  tokens.prepare(text(prepared), workdir, 16)
+  assert read == ['train.bin', 'validation.bin']
+  tokens.prepare(text(prepared), tmp_path / 'another', 16)
+  assert len(read) == 4
+  os.utime(prepared / 'train.bin', ns=(1, 1))  # touched, and the same
+  tokens.prepare(text(prepared), workdir, 16)
+  assert read[4:] == ['train.bin']
+  shorter = json.loads((prepared / 'meta.json').read_text())['sha256'] | {'validation': 'other'}
+  edit_meta(prepared, sha256=shorter)
+  with pytest.raises(BadInput, match=r'validation\.bin: damaged'):
+    tokens.prepare(text(prepared), workdir, 16)
+  (workdir / 'verified.json').write_text('torn')
+  with pytest.raises(BadInput, match=r'validation\.bin: damaged'):
+    tokens.prepare(text(prepared), workdir, 16)
+
+
+def test_several_files_are_read_as_one_array():
+  rng = np.random.default_rng(0)
+  whole = rng.integers(0, 256, 50, np.uint8)
+  joined = shards.Shards(np.split(whole, [20, 40, 41]))
+  assert (len(joined), joined.nbytes, joined.dtype) == (50, 50, np.uint8)
+  assert np.array_equal(np.asarray(joined), whole)
+  for start in range(0, 52, 3):
+    for stop in range(0, 52, 3):
+      assert np.array_equal(joined[start:stop], whole[start:stop])
+  assert np.array_equal(joined[-7:], whole[-7:])
+  offsets = rng.integers(0, 50, (4, 9))
+  assert np.array_equal(joined[offsets], whole[offsets])
+  starts = np.array([0, 19, 33])
+  assert np.array_equal(batches.gather(joined, starts, 16), batches.gather(whole, starts, 16))
 
 
 @pytest.mark.parametrize('name', ['meta.json', 'train.bin', 'validation.bin'])

@@ -211,9 +211,9 @@ def side_files(path: Path, side: str, names: Collection[str]) -> list[Path]:
 
 def _checked(folder: Path, sequence_length: int, directory: Path) -> Path:
   """The folder, its files verified, once for all that keep their data in `directory`."""
-  verify(folder, directory / 'verified.json')
   tokens = open_tokens(folder)
   _check_lengths({side: getattr(tokens, side) for side in SIDES}, sequence_length)
+  verify(folder, directory / 'verified.json')
   return folder
 
 
