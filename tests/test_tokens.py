@@ -121,9 +121,12 @@ def test_token_folder_is_used_where_it_lies(prepared, tmp_path):
 
 def test_checksums_are_verified_once_while_files_stay_as_they_are(prepared, tmp_path, monkeypatch):
   read, read_through = [], tokens._read_through
-  monkeypatch.setattr(
-      tokens, '_read_through', lambda file, type_: read.append(file.name) or read_through(file, type_)
-  )
+
+  def noted(file, dtype):
+    read.append(file.name)
+    return read_through(file, dtype)
+
+  monkeypatch.setattr(tokens, '_read_through', noted)
   workdir = tmp_path / 'workdir'
   tokens.prepare(text(prepared), workdir, 16)
   assert read == ['train.bin', 'validation.bin']
