@@ -20,9 +20,9 @@ hash says so are. Test splits are left out.
 --tokenizer is bytes; bpe, a byte-pair encoding learned from the first training documents; or the
 path of a tokenizer.json or of a SentencePiece model (.model; stability[hf]).
 
-Documents are packed as in the paper: each followed by an end-of-document mark, no padding. Text must
-be UTF-8; what cannot be read is refused by file and line. After a kill or a full disk, the same
-command goes on where it was, and the files are the same, byte for byte. All is written to DIR:
+Documents are packed as in the paper: each followed by an end-of-document mark, no padding. Text
+must be UTF-8; what cannot be read is refused by file and line. After a kill or a full disk, the
+same command goes on where it was; the files are the same, byte for byte. All is written to DIR:
 train.bin (then train-00001.bin, ...), validation.bin, the tokenizer's file, tokenize.json (what was
 asked for) and, last, meta.json with the SHA-256 of each.
 """

@@ -2,8 +2,8 @@
 
   python tests/forks.py   reads requests as JSON lines: {arguments, seconds?, event?, bytes?}
 
-seconds: kill -9 after so many; event: at the so-manieth touch of a file; bytes: no file may become
-longer. Answers {code, error}: of the exit, -9 where it was killed, and what was printed.
+seconds: kill -9 after so many; event: at the so-manieth touch of a file in --output; bytes: no file
+may become longer. Answers {code, error}: of the exit, -9 where it was killed, and what was printed.
 """
 
 import json
@@ -32,9 +32,10 @@ def child(request, output):
     resource.setrlimit(resource.RLIMIT_FSIZE, (request['bytes'],) * 2)
   if 'event' in request:
     left = [request['event']]
+    output_folder = next(a[9:] for a in request['arguments'] if a.startswith('--output='))
 
-    def audit(event, _):
-      if event in TOUCHES:
+    def audit(event, arguments):
+      if event in TOUCHES and str(arguments[0]).startswith(output_folder):
         left[0] -= 1
         if left[0] < 0:
           os.kill(os.getpid(), signal.SIGKILL)

@@ -398,10 +398,10 @@ def test_killed_at_any_moment_the_files_are_the_same(kind, c4, forks, tmp_path):
   assert 'train-00002.bin' in whole
   rng = random.Random(kind)
   killed, output = 0, 0
-  while killed < 14:
+  while killed < (5 if kind == 'hf' else 14):  # that library takes its time
     # At the n-th touch of a file, or after some time; where a run is killed many times, it still
     # comes to its end, since what was committed is not done again.
-    limits = {'event': rng.randrange(3, 90)} if killed % 4 else {'seconds': rng.random() / 10}
+    limits = {'event': rng.randrange(2, 50)} if killed % 4 < 3 else {'seconds': rng.random() / 5}
     code, error = forks(*arguments(f'{output}'), **limits)
     assert code in (0, -9), error
     killed += code == -9
@@ -417,7 +417,7 @@ def test_killed_at_every_touch_of_a_file(c4, forks, tmp_path):
   options = [f'--input={c4}', '--shard_tokens=9000', '--max_train_tokens=9000']
   assert forks(*options, f'--output={tmp_path / "whole"}')[0] == 0
   whole = contents(tmp_path / 'whole')
-  for event in range(0, 1000, 3):
+  for event in range(0, 1000, 2):
     output = tmp_path / f'{event}'
     if forks(*options, f'--output={output}', event=event)[0] == 0:
       break
@@ -449,9 +449,9 @@ def stopped(c4, forks, tmp_path) -> pathlib.Path:
   """A folder whose maker was killed on its way; of a copy of the set."""
   shutil.copytree(c4, tmp_path / 'c4')
   arguments = [f'--input={tmp_path / "c4"}', f'--output={tmp_path / "out"}']
-  for event in range(40, 90, 5):
+  for event in range(10, 90, 3):
     assert forks(*arguments, event=event)[0] == -9
-    if (tmp_path / 'out/progress.json').exists():
+    if (tmp_path / 'out/progress.json').exists() and (tmp_path / 'out/train.bin').exists():
       return tmp_path / 'out'
   raise AssertionError('never committed')
 
