@@ -243,11 +243,11 @@ def verify(path: Path, record: Path | None = None) -> None:
   found = {}
   for name, (file, dtype) in _files(path, meta).items():
     stat = file.stat()
-    known = [stat.st_size, stat.st_mtime_ns, meta['sha256'].get(name)]
+    signature = [stat.st_size, stat.st_mtime_ns]
     there = before.get(file.name)
-    if there is None or there[:3] != known:
-      there = [*known[:2], *_read_through(file, dtype)]
-    if there[2] != known[2]:
+    if there is None or there[:2] != signature:
+      there = [*signature, *_read_through(file, dtype)]
+    if there[2] != meta['sha256'].get(name):
       raise BadInput(f'{file}: damaged, its SHA-256 is not the one in meta.json')
     if dtype is not None and there[3] >= meta['vocabulary_size']:
       raise BadInput(
