@@ -4,6 +4,8 @@ import pathlib
 
 import setuptools
 
+# Text of any kind for launch.tokenize: Hugging Face sets, parquet, SentencePiece models.
+HF = ['datasets>=5.2', 'pyarrow>=24', 'sentencepiece>=0.2.1']
 REPORT = ['jinja2>=3.1', 'matplotlib>=3.10', 'pandas>=2.2', 'rich>=14']
 
 setuptools.setup(
@@ -32,8 +34,9 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'hf': HF,
         'ray': ['ray>=2.50'],
-        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'tensorboard>=2.20'],
+        'test': [*HF, 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'tensorboard>=2.20'],
         # The reference that the numerics are checked against; its default wheels weigh gigabytes.
         'torch': ['torch>=2.6'],
     },

@@ -84,7 +84,7 @@ class Progress:
         self._time_left(fraction),
     ]
     if self._console.is_terminal:
-      self._live.update(_bar(fraction, ' · '.join(facts)))
+      self._live.update(bar(fraction, ' · '.join(facts)))
     elif time.monotonic() - self._last_line > PLAIN_SECONDS or self.is_over():
       self._last_line = time.monotonic()
       print(f'{fraction:4.0%}  ' + ', '.join(facts), file=sys.stderr, flush=True)
@@ -109,11 +109,17 @@ class Progress:
     gained = fraction - self._begun_fraction
     if gained <= 0:
       return 'starting'
-    seconds = round((1 - fraction) / gained * (now - self._begun))
-    return f'{seconds // 60}:{seconds % 60:02d} left'
+    return time_left((1 - fraction) / gained * (now - self._begun))
 
 
-def _bar(fraction: float, facts: str) -> Table:
+def time_left(seconds: float) -> str:
+  """Minutes and seconds."""
+  return f'{round(seconds) // 60}:{round(seconds) % 60:02d} left'
+
+
+def bar(fraction: float | None, facts: str) -> Table:
+  """A bar of the work done, and facts beside it; fraction: None: nobody knows."""
   grid = Table.grid(padding=(0, 1))
-  grid.add_row(ProgressBar(total=1, completed=fraction, width=24), facts)
+  known = fraction is not None
+  grid.add_row(ProgressBar(1 if known else None, fraction or 0, width=24, pulse=not known), facts)
   return grid

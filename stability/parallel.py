@@ -303,7 +303,8 @@ def _feed(data: Mapping[str, np.ndarray], slots: int) -> Feed:
 
 
 def _on_device(data: Mapping[str, np.ndarray], host_drawn: bool) -> dict[str, np.ndarray]:
-  return {side: data[side] for side in data if side != 'train' or not host_drawn}
+  kept = [side for side in data if side != 'train' or not host_drawn]
+  return {side: np.asarray(data[side]) for side in kept}
 
 
 def _lower(function, *arguments, **options):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from stability.data import bpe, sources, tokens
+from stability.data import bpe, ngrams, sources, tokens
 from stability.errors import BadInput
 
 ROOT = pathlib.Path(bpe.__file__).parents[2]
@@ -85,7 +85,7 @@ def test_meta_names_tokenizer_and_vocabulary(prepared):
   meta = opened.meta
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document']) == ('bpe', 400, 0)
   assert (meta['dtype'], opened.train.dtype) == ('uint16', np.uint16)
-  assert meta['bigram_loss'] == tokens.bigram_loss(opened.train, opened.validation, 400)
+  assert meta['bigram_loss'] == ngrams.bigram_loss(opened.train, opened.validation, 400)
   tokens.verify(prepared)
 
 

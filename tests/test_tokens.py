@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from stability.data import sources, synthetic, tokens
+from stability.data import batches, ngrams, shards, sources, synthetic, tokens
 from stability.errors import BadInput
 
 
@@ -60,8 +60,8 @@ def test_meta_describes_the_text(prepared):
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document']) == ('bytes', 256, 0)
   assert (meta['dtype'], opened.train.dtype) == ('uint8', np.uint8)
   assert meta['entropy_rate'] is None
-  assert meta['bigram_loss'] == tokens.bigram_loss(opened.train, opened.validation, 256)
-  assert meta['unigram_loss'] == tokens.unigram_loss(opened.train, opened.validation, 256)
+  assert meta['bigram_loss'] == ngrams.bigram_loss(opened.train, opened.validation, 256)
+  assert meta['unigram_loss'] == ngrams.unigram_loss(opened.train, opened.validation, 256)
   assert meta['bigram_tokens'] == len(opened.train) - 1
 
 
@@ -110,12 +110,56 @@ def test_the_second_of_two_writers_keeps_the_first(prepared):
   inode = prepared.stat().st_ino
   tokens._write(prepared, opened.meta, sides, {})
   assert prepared.stat().st_ino == inode
-  assert [folder.name for folder in prepared.parent.iterdir()] == [prepared.name]
+  names = {path.name for path in prepared.parent.iterdir()}
+  assert names == {prepared.name, 'verified.json'}
 
 
 def test_token_folder_is_used_where_it_lies(prepared, tmp_path):
   assert tokens.prepare(text(prepared), tmp_path / 'elsewhere', 16) == prepared
-  assert not (tmp_path / 'elsewhere').exists()
+  assert [path.name for path in (tmp_path / 'elsewhere').iterdir()] == ['verified.json']
+
+
+def test_checksums_are_verified_once_while_files_stay_as_they_are(prepared, tmp_path, monkeypatch):
+  read, read_through = [], tokens._read_through
+
+  def noted(file, dtype):
+    read.append(file.name)
+    return read_through(file, dtype)
+
+  monkeypatch.setattr(tokens, '_read_through', noted)
+  workdir = tmp_path / 'workdir'
+  tokens.prepare(text(prepared), workdir, 16)
+  assert read == ['train.bin', 'validation.bin']
+  tokens.prepare(text(prepared), workdir, 16)
+  assert read == ['train.bin', 'validation.bin']
+  tokens.prepare(text(prepared), tmp_path / 'another', 16)
+  assert len(read) == 4
+  os.utime(prepared / 'train.bin', ns=(1, 1))  # touched, and the same
+  tokens.prepare(text(prepared), workdir, 16)
+  assert read[4:] == ['train.bin']
+  shorter = json.loads((prepared / 'meta.json').read_text())['sha256'] | {'validation': 'other'}
+  edit_meta(prepared, sha256=shorter)
+  with pytest.raises(BadInput, match=r'validation\.bin: damaged'):
+    tokens.prepare(text(prepared), workdir, 16)
+  (workdir / 'verified.json').write_text('torn')
+  with pytest.raises(BadInput, match=r'validation\.bin: damaged'):
+    tokens.prepare(text(prepared), workdir, 16)
+
+
+def test_several_files_are_read_as_one_array():
+  rng = np.random.default_rng(0)
+  whole = rng.integers(0, 256, 50, np.uint8)
+  joined = shards.Shards(np.split(whole, [20, 40, 41]))
+  assert (len(joined), joined.nbytes, joined.dtype) == (50, 50, np.uint8)
+  assert np.array_equal(np.asarray(joined), whole)
+  for start in range(0, 52, 3):
+    for stop in range(0, 52, 3):
+      assert np.array_equal(joined[start:stop], whole[start:stop])
+  assert np.array_equal(joined[-7:], whole[-7:])
+  offsets = rng.integers(0, 50, (4, 9))
+  assert np.array_equal(joined[offsets], whole[offsets])
+  starts = np.array([0, 19, 33])
+  assert np.array_equal(batches.gather(joined, starts, 16), batches.gather(whole, starts, 16))
 
 
 @pytest.mark.parametrize('name', ['meta.json', 'train.bin', 'validation.bin'])
@@ -224,28 +268,28 @@ def dense_losses(train, validation, vocabulary_size) -> tuple[float, float]:
 @pytest.mark.parametrize('chunk', [1, 7, 2**22])
 @pytest.mark.parametrize('vocabulary_size', [3, 40])
 def test_reference_losses_equal_a_dense_table(chunk, vocabulary_size, monkeypatch):
-  monkeypatch.setattr(tokens, '_CHUNK', chunk)
+  monkeypatch.setattr(ngrams, '_CHUNK', chunk)
   rng = np.random.default_rng(0)
   train = rng.integers(0, vocabulary_size - 1, 300).astype(np.uint8)  # the last token is unseen
   validation = rng.integers(0, vocabulary_size, 150).astype(np.uint8)
   data = train, validation, vocabulary_size
   bigram, unigram = dense_losses(*data)
-  assert tokens.bigram_loss(*data) == pytest.approx(bigram, rel=1e-12)
-  assert tokens.unigram_loss(*data) == pytest.approx(unigram, rel=1e-12)
+  assert ngrams.bigram_loss(*data) == pytest.approx(bigram, rel=1e-12)
+  assert ngrams.unigram_loss(*data) == pytest.approx(unigram, rel=1e-12)
 
 
 def test_large_vocabulary_needs_no_table():
   rng = np.random.default_rng(0)
   train, validation = rng.integers(0, 32_101, (2, 20_000)).astype(np.uint16)
   validation[:2] = train[-2:] = 32_100
-  loss = tokens.bigram_loss(train, validation, 32_101)
+  loss = ngrams.bigram_loss(train, validation, 32_101)
   assert 0.95 * np.log(32_101) < loss < 1.1 * np.log(32_101)
 
 
 def test_long_text_is_counted_in_an_even_part(monkeypatch):
-  monkeypatch.setattr(tokens, '_CHUNK', 10)
-  monkeypatch.setattr(tokens, '_MOST_COUNTED', 45)
-  chunks = list(tokens._chunks(np.arange(1001)))
+  monkeypatch.setattr(ngrams, '_CHUNK', 10)
+  monkeypatch.setattr(ngrams, '_MOST_COUNTED', 45)
+  chunks = list(ngrams._chunks(np.arange(1001)))
   assert [(len(chunk), chunk[0]) for chunk in chunks] == [(11, 0), (11, 250), (11, 500), (11, 750)]
 
 

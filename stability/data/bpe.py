@@ -27,10 +27,14 @@ _LONG_TEXT = 2_000_000  # bytes; learning from more takes a while, which is said
 _AT_A_TIME = 32  # documents encoded at once
 
 
-def learn(documents: Sequence[sources.Document], vocabulary_size: int) -> tokenizers.Tokenizer:
+def learn(
+    documents: Sequence[sources.Document],
+    vocabulary_size: int,
+    field: str = 'config.data.vocabulary_size',
+) -> tokenizers.Tokenizer:
   """The encoding of `vocabulary_size` tokens; the same for the same text, without any network.
 
-  Raises BadInput where the text has too few pairs that occur twice.
+  Raises BadInput, naming `field`, where the text has too few pairs that occur twice.
   """
   size = sum(len(text) for _, text in documents)
   if size > _LONG_TEXT:
@@ -51,7 +55,7 @@ def learn(documents: Sequence[sources.Document], vocabulary_size: int) -> tokeni
   tokenizer.train_from_iterator(_characters(documents), trainer)
   if tokenizer.get_vocab_size() < vocabulary_size:
     raise BadInput(
-        f'config.data.vocabulary_size={vocabulary_size}: must be at most'
+        f'{field}={vocabulary_size}: must be at most'
         f' {tokenizer.get_vocab_size()}, as many as can be learned from the training text'
     )
   return tokenizer

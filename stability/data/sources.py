@@ -30,7 +30,7 @@ def documents(path: str | None) -> list[Document]:
   field = f'config.data.path={str(root)!r}' + (' (the embedded text)' if path is None else '')
   try:
     if root.is_dir():
-      files = _library_files(root) if path is None else _files(root)
+      files = _library_files(root) if path is None else files_under(root)
     elif root.is_file():
       files = {root.name: root}
     else:
@@ -85,7 +85,7 @@ def split(
   return train, validation
 
 
-def _files(root: Path, left_out: Collection[str] = ()) -> dict[str, Path]:
+def files_under(root: Path, left_out: Collection[str] = ()) -> dict[str, Path]:
   """Regular files under root by relative posix path, but not hidden ones and folders left out."""
 
   def fail(error: OSError) -> None:
@@ -105,7 +105,7 @@ def _library_files(root: Path) -> dict[str, Path]:
   """The embedded text: the sources under root that people wrote to be used."""
   return {
       name: file
-      for name, file in _files(root, _LEFT_OUT_FOLDERS).items()
+      for name, file in files_under(root, _LEFT_OUT_FOLDERS).items()
       if name.endswith('.py') and not name.startswith(_LEFT_OUT_PREFIXES)
   }
 

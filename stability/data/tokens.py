@@ -1,16 +1,22 @@
 """Token files: text made into train.bin, validation.bin and meta.json once, then memory-mapped.
 
+Text in memory is made into them here, any amount by packing.py (launch.tokenize).
+
 A token is a byte's value or, with a learned vocabulary (bpe.py; tokenizer.json is the encoding in
 the format of the library `tokenizers`), one of 256 bytes and their merges; 0 ends a document. Files
-are raw little-endian unsigned integers, documents packed one after another. meta.json:
+are raw little-endian unsigned integers, documents packed one after another; a side may go on in
+train-00001.bin and so on (shards.py). meta.json:
 
-  tokenizer         bytes | bpe | synthetic | any other name, in folders made elsewhere
+  tokenizer         bytes | bpe | synthetic | tokenizer.json | sentencepiece | any other name, in
+                    folders made elsewhere
   vocabulary_size   every token is below it
   end_of_document   the token after each document; null for the one endless synthetic document
   dtype             uint8 | uint16 | uint32
   train_tokens, validation_tokens
-  sha256            {train, validation} of the files
-  documents         {train, validation}: [name, tokens without the end token] in order
+  sha256            {train, train-00001, ..., validation, ...} of the files; tokenizer, of the
+                    tokenizer's own (tokenizer.json or tokenizer.model), where there is one
+  documents         {train, validation}: [name, tokens without the end token] in order, or of
+                    launch.tokenize, which adds what it was asked for, how many
   bigram_loss       nats on validation of the bigram model counted from train: what a model reaches
                     that has learned nothing beyond the token before
   unigram_loss      the same of the frequencies alone
@@ -21,23 +27,24 @@ are raw little-endian unsigned integers, documents packed one after another. met
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from stability.data import sources, synthetic
+from stability import workdir
+from stability.data import ngrams, shards, sources, synthetic
 from stability.errors import BadInput
 
 SIDES = ('train', 'validation')
+SETTINGS = 'tokenize.json'  # in a folder of launch.tokenize, before meta.json: packing.py
 BYTES = {'tokenizer': 'bytes', 'vocabulary_size': 256, 'end_of_document': 0}
 
-_FILES = ('meta.json', 'train.bin', 'validation.bin')
+_TOKEN_FILES = ('meta.json', 'train.bin', 'validation.bin')
 _DTYPES = ('uint8', 'uint16', 'uint32')
 _META = {  # what meta.json holds; a folder made elsewhere too
     'tokenizer': str,
@@ -54,7 +61,6 @@ _META = {  # what meta.json holds; a folder made elsewhere too
     'entropy_rate': float | None,
 }
 _CHUNK = 2**22  # tokens worked on at a time
-_MOST_COUNTED = 50_000_000  # tokens of a side that the bigram model and its loss look at
 
 
 class DataConfig(Protocol):
@@ -70,8 +76,8 @@ class DataConfig(Protocol):
 class Tokens:
   """An open token folder."""
 
-  train: np.memmap  # [train_tokens]
-  validation: np.memmap  # [validation_tokens]
+  train: np.memmap | shards.Shards  # [train_tokens]
+  validation: np.memmap | shards.Shards  # [validation_tokens]
   meta: dict[str, Any]
 
 
@@ -103,7 +109,7 @@ def prepare(config_data: DataConfig, directory: Path, sequence_length: int) -> P
     entropy_rate = synthetic.entropy_rate(transition)
     lengths = {side: [['synthetic', len(sides[side])]] for side in SIDES}
   elif config_data.path is not None and _is_token_folder(Path(config_data.path)):
-    return _checked(Path(config_data.path).absolute(), sequence_length)
+    return _checked(Path(config_data.path).absolute(), sequence_length, directory)
   else:
     documents = dict(zip(SIDES, sources.split(sources.documents(config_data.path)), strict=True))
     sides = {side: encode(documents[side]) for side in SIDES}
@@ -120,20 +126,12 @@ def prepare(config_data: DataConfig, directory: Path, sequence_length: int) -> P
       sides, lengths, files['tokenizer.json'] = _learn(documents, about['vocabulary_size'])
     _check_lengths(sides, sequence_length)
     sides = {side: sides[side].astype(_little_endian(dtype), copy=False) for side in SIDES}
-    train, validation = sides['train'], sides['validation']
-    meta = {
-        **about,
-        'sha256': _digests(sides),
-        'train_tokens': len(train),
-        'validation_tokens': len(validation),
-        'bigram_loss': bigram_loss(train, validation, about['vocabulary_size']),
-        'unigram_loss': unigram_loss(train, validation, about['vocabulary_size']),
-        'bigram_tokens': sum(len(chunk) - 1 for chunk in _chunks(train)),
-        'entropy_rate': entropy_rate,
-        'documents': lengths,
-    }
+    digests = _digests(sides)
+    if files:
+      digests['tokenizer'] = hashlib.sha256(files['tokenizer.json']).hexdigest()
+    meta = about | {'sha256': digests, 'documents': lengths} | measured(sides, about, entropy_rate)
     _write(folder, meta, sides, files)
-  return _checked(folder, sequence_length)
+  return _checked(folder, sequence_length, directory)
 
 
 def encode(documents: Sequence[sources.Document]) -> np.ndarray:
@@ -181,98 +179,118 @@ def open_tokens(path: Path) -> Tokens:
     raise BadInput(f'{path / "meta.json"}: missing or of a wrong type: {", ".join(wrong)}')
   if meta['dtype'] not in _DTYPES:
     raise BadInput(f'{path / "meta.json"}: dtype must be one of {", ".join(_DTYPES)}')
-  dtype = _little_endian(meta['dtype'])
-  arrays = {}
   for side in SIDES:
-    file, tokens = path / f'{side}.bin', meta[f'{side}_tokens']
-    if not file.is_file():
-      raise BadInput(f'{file}: no such file')
-    if tokens == 0 or file.stat().st_size != tokens * dtype.itemsize:
+    files, tokens = side_files(path, side, meta['sha256']), meta[f'{side}_tokens']
+    if missing := [file for file in files if not file.is_file()]:
+      raise BadInput(f'{missing[0]}: no such file')
+    size, width = sum(file.stat().st_size for file in files), _little_endian(meta['dtype']).itemsize
+    if tokens == 0 or size != tokens * width or not all(file.stat().st_size for file in files):
       raise BadInput(
-          f'{file}: holds {file.stat().st_size} bytes; meta.json says {tokens} tokens of'
-          f' {dtype.itemsize} bytes, and at least one is needed'
+          f'{files[0]}{" and on" if len(files) > 1 else ""}: holds {size} bytes; meta.json says'
+          f' {tokens} tokens of {width} bytes, and at least one is needed'
       )
-    arrays[side] = np.memmap(file, dtype, mode='r')
-  return Tokens(meta=meta, **arrays)
+  return Tokens(meta=meta, **open_sides(path, meta))
 
 
-def _checked(folder: Path, sequence_length: int) -> Path:
-  """The folder, its files verified and long enough."""
-  verify(folder)
+def open_sides(
+    path: Path, meta: Mapping[str, Any]
+) -> dict[str, np.memmap | shards.Shards]:
+  """Memory-maps the files of each side."""
+  sides = {}
+  for side in SIDES:
+    files = side_files(path, side, meta['sha256'])
+    parts = [np.memmap(file, _little_endian(meta['dtype']), mode='r') for file in files]
+    sides[side] = parts[0] if len(parts) == 1 else shards.Shards(parts)
+  return sides
+
+
+def side_files(path: Path, side: str, names: Collection[str]) -> list[Path]:
+  """The files of a side, in order, by the names in meta.json's sha256."""
+  return [path / f'{stem}.bin' for stem in shards.stems(side, names)]
+
+
+def _checked(folder: Path, sequence_length: int, directory: Path) -> Path:
+  """The folder, its files verified, once for all that keep their data in `directory`."""
   tokens = open_tokens(folder)
   _check_lengths({side: getattr(tokens, side) for side in SIDES}, sequence_length)
+  verify(folder, directory / 'verified.json')
   return folder
 
 
-def verify(path: Path) -> None:
-  """Reads a token folder through; raises BadInput where a checksum or a token is wrong."""
-  tokens = open_tokens(path)
-  for side in SIDES:
-    values = getattr(tokens, side)
-    digest, highest = hashlib.sha256(), 0
-    for start in range(0, len(values), _CHUNK):
-      chunk = values[start : start + _CHUNK]
-      digest.update(chunk)
-      highest = max(highest, int(chunk.max()))
-    if digest.hexdigest() != tokens.meta['sha256'].get(side):
-      raise BadInput(f'{path / side}.bin: damaged, its SHA-256 is not the one in meta.json')
-    if highest >= tokens.meta['vocabulary_size']:
-      raise BadInput(
-          f'{path / side}.bin: holds token {highest}, meta.json allows those below'
-          f' vocabulary_size={tokens.meta["vocabulary_size"]}'
-      )
+def measured(
+    sides: Mapping[str, np.ndarray], about: Mapping[str, Any], entropy_rate: float | None
+) -> dict[str, Any]:
+  """What meta.json says of the tokens: how many, and the losses of models that know little."""
+  pair = sides['train'], sides['validation'], about['vocabulary_size']
+  return {
+      'train_tokens': len(sides['train']),
+      'validation_tokens': len(sides['validation']),
+      'bigram_loss': ngrams.bigram_loss(*pair),
+      'unigram_loss': ngrams.unigram_loss(*pair),
+      'bigram_tokens': ngrams.counted(sides['train']),
+      'entropy_rate': entropy_rate,
+  }
 
 
-def bigram_loss(train: np.ndarray, validation: np.ndarray, vocabulary_size: int) -> float:
-  """Nats per token on validation of the bigram model counted from train; two tokens or more each.
+def verify(path: Path, record: Path | None = None) -> None:
+  """Reads a token folder through; raises BadInput where a checksum or a token is wrong.
 
-  p(b|a) = (c(a,b) + p(b)) / (c(a) + 1): one imagined count, spread as the add-one unigram p(b).
+  record: a file where what was found is kept, {folder: {file: [bytes, date of the last change in
+  ns, SHA-256, highest token]}}, so that files of the same size and date are not read again.
   """
-  pairs, counts = _count_pairs(train, vocabulary_size)
-  firsts = np.bincount(pairs // vocabulary_size, counts, vocabulary_size)
-  seconds = np.bincount(pairs % vocabulary_size, counts, vocabulary_size)
-  wanted, times = _count_pairs(validation, vocabulary_size)
-  at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-  seen = np.where(pairs[at] == wanted, counts[at], 0)
-  a, b = np.divmod(wanted, vocabulary_size)
-  log = np.log((seen + _add_one(seconds)[b]) / (firsts[a] + 1))
-  return float(-(times @ log) / times.sum())
+  meta = open_tokens(path).meta
+  before = _recorded(record, path)
+  found = {}
+  for name, (file, dtype) in _files(path, meta).items():
+    stat = file.stat()
+    signature = [stat.st_size, stat.st_mtime_ns]
+    there = before.get(file.name)
+    if there is None or there[:2] != signature:
+      there = [*signature, *_read_through(file, dtype)]
+    if there[2] != meta['sha256'].get(name):
+      raise BadInput(f'{file}: damaged, its SHA-256 is not the one in meta.json')
+    if dtype is not None and there[3] >= meta['vocabulary_size']:
+      raise BadInput(
+          f'{file}: holds token {there[3]}, meta.json allows those below'
+          f' vocabulary_size={meta["vocabulary_size"]}'
+      )
+    found[file.name] = there
+  if record is not None and found != before:
+    workdir.write_json(record, {str(path): found})
 
 
-def unigram_loss(train: np.ndarray, validation: np.ndarray, vocabulary_size: int) -> float:
-  """Nats per token on validation of the frequencies in train, with one count added to each."""
-  times = _count_next(validation, vocabulary_size)
-  log = np.log(_add_one(_count_next(train, vocabulary_size)))
-  return float(-(times @ log) / times.sum())
+def _files(path: Path, meta: Mapping[str, Any]) -> dict[str, tuple[Path, np.dtype | None]]:
+  """The files of a folder by their name in meta.json, with the type of their tokens."""
+  dtype = _little_endian(meta['dtype'])
+  files = {
+      file.stem: (file, dtype) for side in SIDES for file in side_files(path, side, meta['sha256'])
+  }
+  if 'tokenizer' in meta['sha256']:
+    suffix = 'model' if meta['tokenizer'] == 'sentencepiece' else 'json'
+    files['tokenizer'] = (path / f'tokenizer.{suffix}', None)
+    if not files['tokenizer'][0].is_file():
+      raise BadInput(f'{files["tokenizer"][0]}: no such file')
+  return files
 
 
-def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:
-  """Pieces that overlap by a token, so that every pair is in one; of long text an even part."""
-  count = math.ceil((len(tokens) - 1) / _CHUNK)
-  used = min(count, _MOST_COUNTED // _CHUNK)
-  for i in range(used):
-    start = i * count // used * _CHUNK
-    yield tokens[start : start + _CHUNK + 1].astype(np.int64)
+def _read_through(file: Path, dtype: np.dtype | None) -> tuple[str, int | None]:
+  """SHA-256 of a file, and its highest token, if it holds any."""
+  if dtype is None:
+    return hashlib.sha256(file.read_bytes()).hexdigest(), None
+  values = np.memmap(file, dtype, mode='r')
+  digest, highest = hashlib.sha256(), 0
+  for start in range(0, len(values), _CHUNK):
+    chunk = values[start : start + _CHUNK]
+    digest.update(chunk)
+    highest = max(highest, int(chunk.max()))
+  return digest.hexdigest(), highest
 
 
-def _count_pairs(tokens: np.ndarray, vocabulary_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """The distinct a * vocabulary_size + b of neighbours a, b, in order, and how often each is."""
-  pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)
-  for chunk in _chunks(tokens):
-    new, times = np.unique(chunk[:-1] * vocabulary_size + chunk[1:], return_counts=True)
-    pairs, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
-    counts = np.bincount(place, np.concatenate([counts, times])).astype(np.int64)
-  return pairs, counts
-
-
-def _count_next(tokens: np.ndarray, vocabulary_size: int) -> np.ndarray:
-  """How often each token follows another, int64 [vocabulary_size]."""
-  return sum(np.bincount(chunk[1:], minlength=vocabulary_size) for chunk in _chunks(tokens))
-
-
-def _add_one(counts: np.ndarray) -> np.ndarray:
-  """Probabilities from counts, with one more of each."""
-  return (counts + 1) / (counts.sum() + len(counts))
+def _recorded(record: Path | None, path: Path) -> dict[str, list]:
+  try:
+    return json.loads(record.read_text())[str(path)] if record else {}
+  except (OSError, ValueError, KeyError):
+    return {}
 
 
 def _digests(sides: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -294,11 +312,16 @@ def _little_endian(dtype: str) -> np.dtype:
 
 def _is_token_folder(path: Path) -> bool:
   """Whether token files are meant; raises BadInput where one is missing, lest it pass as text."""
-  there = [name for name in _FILES if os.path.isfile(path / name)]
+  there = [name for name in _TOKEN_FILES if os.path.isfile(path / name)]
+  if 'meta.json' not in there and os.path.isfile(path / SETTINGS):
+    raise BadInput(
+        f'config.data.path={str(path)!r}: launch.tokenize has not finished it; the same command'
+        ' goes on'
+    )
   if not {'train.bin', 'validation.bin'}.intersection(there):
     return False
-  if len(there) < len(_FILES):
-    missing = ', '.join(name for name in _FILES if name not in there)
+  if len(there) < len(_TOKEN_FILES):
+    missing = ', '.join(name for name in _TOKEN_FILES if name not in there)
     raise BadInput(f'config.data.path={str(path)!r}: holds {there[-1]}, but not {missing}')
   return True
 
