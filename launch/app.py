@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
+from launch import preemption
 from stability import config as config_lib
 from stability import hyper
 from stability.analysis import windows
@@ -205,7 +206,7 @@ def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> No
 def execute(
     main: Main, flag_values: flags.FlagValues, argv: Sequence[str], *, words: bool = False
 ) -> int:
-  """Parses `argv`, calls `main` and returns the exit code: main's, or 2 for bad input.
+  """Parses `argv`, calls `main` and returns the exit code: main's, 2 for bad input, 75 preempted.
 
   Bad input costs one line on stderr; whatever else is raised is a fault of ours and passes through.
   With `words`, what is no flag is handed to main; else it is refused.
@@ -225,6 +226,9 @@ def execute(
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
+  except preemption.Preempted:
+    print('told to end; the same command goes on from where it was', file=sys.stderr)
+    return preemption.EXIT_CODE
 
 
 def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:

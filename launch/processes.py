@@ -7,9 +7,10 @@ others lend their devices. All see one workdir. Workers wait for each other befo
 
 import dataclasses
 import json
+import math
 import os
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 
 from absl import flags
 
-from launch import environment
+from launch import environment, preemption
+from launch.backends.worker_process import WorkerProcess
 from stability import workdir as workdir_lib
 from stability.errors import BadInput
 
 NAMES = ('coordinator_address', 'num_processes', 'process_id')
+POLL_SECONDS = 0.2
 RESULT_SECONDS = 60  # that a result may take to be seen on a shared file system
 
 
@@ -103,31 +106,48 @@ def _from_environment(variables: Mapping[str, str]) -> Processes | None:
 
 
 def follow(workdir: Path, name: str, processes: Processes) -> int:
-  """Lends this process's devices to a run that process 0 looks after; returns the exit code."""
+  """Lends this process's devices to a run that process 0 looks after; returns the exit code.
+
+  A notice that any of the processes is to end is acted upon by all of their workers together.
+  """
   result = workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
   if result is not None and result['status'] != 'failed':
     return 0
-  worker = subprocess.Popen(
-      [
-          *(sys.executable, '-m', 'launch.worker', f'--workdir={workdir}'),
-          f'--cores={",".join(map(str, environment.cores()))}',
-          *processes.worker_flags(),
-      ],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      env=environment.worker_environment(),
-      start_new_session=True,  # as the local backend's: it ends when its input closes
-  )
-  try:
-    if worker.stdout.readline():
-      print(json.dumps({'run': name}), file=worker.stdin, flush=True)
-      worker.stdout.readline()  # it asks for another: its part is done
-    result = _awaited_result(workdir_lib.run_dir(workdir, name))
-  finally:
-    worker.kill()
-    worker.wait()
+  with preemption.patient() as is_told:
+    worker = WorkerProcess(workdir, environment.cores(), processes.worker_flags())
+    lending = threading.Thread(target=_lend, args=(worker, name), daemon=True)
+    lending.start()
+    threading.Thread(target=_show, args=(worker,), daemon=True).start()
+    try:
+      ends = math.inf
+      while lending.is_alive() and time.monotonic() < ends:
+        lending.join(POLL_SECONDS)
+        if is_told() and ends == math.inf:
+          worker.tell({'stop': True})
+          ends = time.monotonic() + preemption.GRACE_SECONDS
+      if is_told() or worker.has_saved():
+        return preemption.EXIT_CODE
+      result = _awaited_result(workdir_lib.run_dir(workdir, name))
+    finally:
+      worker.kill()
+      worker.wait()
   return 0 if result is not None and result['status'] != 'failed' else 1
+
+
+def _lend(worker: WorkerProcess, name: str) -> None:
+  """Gives the run to the worker; returns when its part is done."""
+  given = False
+  for _ in worker.requests():
+    if given:
+      return
+    worker.tell({'run': name})
+    given = True
+  worker.wait()
+
+
+def _show(worker: WorkerProcess) -> None:
+  for line in worker.output():
+    print(line, file=sys.stderr, flush=True)
 
 
 def _awaited_result(run: Path) -> workdir_lib.Json | None:

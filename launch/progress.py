@@ -1,8 +1,9 @@
 """What a person sees while a sweep runs, read from its files alone."""
 
+import collections
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from stability import workdir as workdir_lib
 from stability.config import Config
 
 PLAIN_SECONDS = 10  # between lines where there is no terminal
+LOOKS = 50  # at runs that others may have ended, at a time: a look does not grow with the sweep
 
 
 class Progress:
@@ -30,7 +32,9 @@ class Progress:
     self._flops = {name: plan.train_flops(config) for name, config in configs.items()}
     self._counts = dict.fromkeys(workdir_lib.STATUSES, 0)
     self._over_flops = 0.0
+    self._all_flops = sum(self._flops.values())
     self._unfinished = dict.fromkeys(configs)
+    self._to_look_at = collections.deque(configs)
     self._begun: float | None = None  # when the first step was logged, and the work done by then
     self._begun_fraction = 0.0
     self._console = Console(stderr=True)
@@ -50,7 +54,9 @@ class Progress:
     """One more run to be trained: a fork."""
     self._configs = {**self._configs, name: config}
     self._flops[name] = plan.train_flops(config)
+    self._all_flops += self._flops[name]
     self._unfinished[name] = None
+    self._to_look_at.append(name)
 
   def is_over(self) -> bool:
     """Whether every run has its result."""
@@ -60,8 +66,13 @@ class Progress:
     """Prints a line above the display."""
     self._console.print(line, markup=False, highlight=False)
 
-  def show(self, running: Sequence[str]) -> None:
-    """Looks at the files and redraws. `running`: the runs in somebody's hands."""
+  def show(self, running: Sequence[str], ended: Iterable[str] = ()) -> None:
+    """Looks at the files and redraws.
+
+    Args:
+      running: the runs in somebody's hands.
+      ended: those that are known to be over since the last call; others are found by and by.
+    """
     speed, part, paused = 0.0, 0.0, 0
     for name in running:
       run = workdir_lib.run_dir(self._workdir, name)
@@ -71,9 +82,15 @@ class Progress:
       if line:
         speed += 0 if waits else line['tokens_per_second'] or 0
         part += self._flops[name] * line['step'] / self._configs[name]['schedule']['steps']
-    self._count_results(running)
+    self._count_results(ended)
+    for _ in range(min(LOOKS, len(self._to_look_at))):
+      name = self._to_look_at.popleft()
+      if name in self._unfinished:
+        self._to_look_at.append(name)
+        if name not in running:
+          self._count_results([name])
     over = sum(self._counts.values())
-    fraction = (self._over_flops + part) / sum(self._flops.values())
+    fraction = (self._over_flops + part) / self._all_flops
     facts = [
         f'{over}/{len(self._configs)} runs over',
         f'{len(running) - paused} running',
@@ -89,8 +106,8 @@ class Progress:
       self._last_line = time.monotonic()
       print(f'{fraction:4.0%}  ' + ', '.join(facts), file=sys.stderr, flush=True)
 
-  def _count_results(self, running: Sequence[str]) -> None:
-    for name in [name for name in self._unfinished if name not in running]:
+  def _count_results(self, names: Iterable[str]) -> None:
+    for name in [name for name in names if name in self._unfinished]:
       result = workdir_lib.read_result(workdir_lib.run_dir(self._workdir, name))
       if result is not None:
         del self._unfinished[name]

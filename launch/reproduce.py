@@ -4,8 +4,9 @@
       [--config.x.y=VALUE]
 
 Each experiment is a stage, launch.sweep of its config file with DIR/NAME as its folder, in a
-process of its own: one that fails does not stop the others, and each can be run or continued
-alone. Stopped and started again, the same command continues. --dry_run says what all would cost.
+process of its own that ends with this one: one that fails does not stop the others, and each can be
+run or continued alone. Stopped and started again, the same command continues. --dry_run says what
+all would cost.
 
 All at cpu scale take about 75 minutes on two cores (estimate); each config file has its own share.
 """
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import configs
-from launch import app, start
+from launch import app, preemption, start
 from stability import plan as plan_lib
 from stability.data import tokens
 from stability.errors import BadInput
@@ -97,7 +98,6 @@ def main() -> int:
   workdir = Path(_WORKDIR.value)
   if workdir.exists() and not workdir.is_dir():
     raise BadInput(f'--workdir={workdir}: is not a folder')
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage is never left behind
   try:
     for number, stage in enumerate(stages, start=1):
       print(f'[{number}/{len(stages)}] {stage.name}: {stage.question}', flush=True)
@@ -136,21 +136,25 @@ def _stage(name: str) -> Stage:
 def _run(stage: Stage, workdir: Path) -> str | None:
   """Trains a stage to its own report; what went wrong, if anything did."""
   command = [
-      *(sys.executable, '-m', 'launch.sweep', f'--config={stage.config}'),
+      *(sys.executable, '-m', 'launch.stage', f'--config={stage.config}'),
       f'--workdir={workdir / stage.name}',
       *(f'--{name}={FLAGS[name].value}' for name in ('seeds', 'workers') if FLAGS[name].present),
       *(f'--config.{field}={value}' for field, value in app.overrides(FLAGS).items()),
   ]
-  # In a session of its own, so that Ctrl-C comes to it once: from here.
-  process = subprocess.Popen(command, start_new_session=True)
+  # In a session of its own, so that a signal comes to it once: from here. When this process is
+  # killed, its input closes.
+  process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
   try:
     code = process.wait()
-  except KeyboardInterrupt:
-    process.send_signal(signal.SIGINT)
+  except (KeyboardInterrupt, preemption.Preempted) as error:
+    told = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+    process.send_signal(told)
     process.wait()
     raise
   if code == 130:
     raise KeyboardInterrupt
+  if code == preemption.EXIT_CODE:
+    raise preemption.Preempted
   return _ENDS.get(code, f'ended with exit code {code}') if code else None
 
 
@@ -202,4 +206,5 @@ def print_plan(stages: list[Stage]) -> int:
 
 
 if __name__ == '__main__':
+  preemption.install()
   app.run(main, FLAGS)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import stability
 from launch import app
-from stability import metrics
+from stability import lease, metrics
 from stability import workdir as workdir_lib
 from stability.config import Config
 from stability.data import tokens
@@ -64,28 +64,36 @@ def start(sweep: app.Sweep, workdir: Path, train: Train, *, waits: bool = True) 
       return 130
     if not waits:
       return 0
-  workdir_lib.write_results(workdir)
-  return _report(workdir)
+  with lease.hold(workdir):  # by one launcher at a time
+    workdir_lib.write_results(workdir)
+    return _report(workdir)
 
 
 def _prepare(sweep: app.Sweep, workdir: Path) -> dict[str, Config]:
   """Makes the folder of a sweep, whose runs may then be trained; those that are not over."""
   runs = sweep.runs
   workdir_lib.check_new(workdir, runs)
-  data = _prepare_data(sweep, workdir)
-  workdir_lib.write_sweep(
-      workdir,
-      runs,
-      config_file=sweep.config_file,
-      scale=sweep.scale,
-      overrides=sweep.overrides,
-      data=data,
-      versions=_versions(),
-      report=sweep.report,
-  )
-  first = next(iter(runs.configs.values()))
-  metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
+  with lease.hold(workdir, _say_held):
+    workdir_lib.check_new(workdir, runs)  # another launcher may have begun one here meanwhile
+    data = _prepare_data(sweep, workdir)
+    workdir_lib.write_sweep(
+        workdir,
+        runs,
+        config_file=sweep.config_file,
+        scale=sweep.scale,
+        overrides=sweep.overrides,
+        data=data,
+        versions=_versions(),
+        report=sweep.report,
+    )
+    first = next(iter(runs.configs.values()))
+    metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
   return workdir_lib.waiting(workdir, runs.configs | workdir_lib.fork_configs(workdir))
+
+
+def _say_held(by: lease.Json) -> None:
+  who = f'process {by["pid"]} of {by["host"]}' if by else 'another launcher'
+  print(f'{who} prepares this workdir; waiting for it', file=sys.stderr)
 
 
 def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:

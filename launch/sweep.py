@@ -4,8 +4,11 @@
       [--config.x.y=VALUE]
 
 Stopped and started again with the same command, it continues where it was; with a higher --seeds,
-it trains what is new. --dry_run says what the sweep would cost and, of devices, where its runs
-would go and how long they would take:
+it trains what is new. Started a second time meanwhile, here or on another machine that sees DIR, it
+shares the work. SIGTERM and SIGUSR1 end it with everything saved and exit code 75.
+
+--dry_run says what the sweep would cost and, of devices, where its runs would go and how long they
+would take:
 
   python -m launch.sweep --config=... --dry_run
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
@@ -26,7 +29,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app, dry_run, start
+from launch import app, dry_run, preemption, start
 from launch.backends import choice
 from stability.errors import BadInput
 
@@ -54,4 +57,5 @@ def main() -> int | None:
 
 
 if __name__ == '__main__':
+  preemption.install()
   app.run(main, FLAGS)

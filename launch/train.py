@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app, processes, start
+from launch import app, preemption, processes, start
 from launch.backends import local
 from stability.errors import BadInput
 
@@ -42,4 +42,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
+  preemption.install()
   app.run(main, FLAGS)

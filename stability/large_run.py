@@ -30,7 +30,7 @@ AXIS = 'data'
 class _LargeRun:
   """What the layouts share; they differ in where state lies and how a function is mapped."""
 
-  width = 1
+  width = members = 1
   _axis: str | None  # the mapped axis in which a function is called
 
   def __init__(
@@ -104,8 +104,9 @@ class _LargeRun:
     state, values = (self._sharp_step if sharp else self._probed_step)(rows, state)
     return state, parallel.Fetch((self._sharp if sharp else self._probed).names, values)
 
-  def evaluate(self, state):
-    return [parallel.mean([self._evaluate(self._rows(b), state) for b in self._validation])]
+  def evaluate(self, state, interrupted=parallel.never):
+    losses = (self._evaluate(self._rows(b), state) for b in self._validation)
+    return parallel.means(losses, interrupted)
 
   def _rows(self, batch_BxT1: np.ndarray) -> jax.Array:
     """A batch on the devices that take its rows: [devices, batch / devices, T + 1]."""

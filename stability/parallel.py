@@ -9,7 +9,7 @@ computes depends neither on its number nor on what the other slots hold.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -23,6 +23,12 @@ from stability.data.feed import Feed
 Tree = Any  # of arrays
 Data = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Interrupted = Callable[[], bool]  # whether to leave what is under way; asked again and again
+
+
+def never() -> bool:
+  """Is not interrupted."""
+  return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,10 @@ class Fetch:
   names: Sequence[str]
   values: jax.Array  # [names], or [devices, members, names]
 
+  def wait(self) -> None:
+    """Returns once the steps are made."""
+    self.values.block_until_ready()
+
   def read(self) -> list[dict[str, float]]:
     """One dict a slot; waits for the device."""
     rows = np.asarray(self.values).reshape(-1, len(self.names))
@@ -54,6 +64,7 @@ class Layout(Protocol):
   """What training asks of its devices."""
 
   width: int
+  members: int  # runs on a device
 
   def init(self, hyper: Mapping[str, np.generic]) -> Tree:
     """The state of a new run, as insert takes it."""
@@ -73,14 +84,14 @@ class Layout(Protocol):
   def probe(self, state: Tree, sharp: bool = False) -> tuple[Tree, Fetch]:
     """One probed (or sharp) step and its metrics; `state` must not be used again."""
 
-  def evaluate(self, state: Tree) -> list[float]:
-    """The validation loss of every slot."""
+  def evaluate(self, state: Tree, interrupted: Interrupted) -> list[float] | None:
+    """The validation loss of every slot; None if it was interrupted before all was computed."""
 
 
 class Single:
   """One run on one device."""
 
-  width = 1
+  width = members = 1
 
   def __init__(
       self,
@@ -140,9 +151,10 @@ class Single:
     state, values = (self._sharp_step if sharp else self._probed_step)(self._batch(), state)
     return state, Fetch((self._sharp if sharp else self._probed).names, values)
 
-  def evaluate(self, state):
-    losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
-    return [mean(losses)]
+  def evaluate(self, state, interrupted=never):
+    batches = range(self._batches)
+    losses = (self._evaluate(self._data, state, np.int32(i)) for i in batches)
+    return means(losses, interrupted)
 
   def _batch(self) -> Data:
     """What the next step takes: the text, or its batch as the host draws it."""
@@ -166,7 +178,7 @@ class Population:
     host_drawn: keep the text to train on off the devices; the host draws each batch from it.
     """
     self.width = len(devices) * members
-    self._members = members
+    self.members = members
     self._devices = devices
     mesh = Mesh(np.asarray(devices), ('devices',))
     self._feed = _feed(data, self.width) if host_drawn else None
@@ -209,7 +221,7 @@ class Population:
     return jax.device_get(self._init(hyper))
 
   def empty(self):
-    return _zeros(self._member, (len(self._devices), self._members))
+    return _zeros(self._member, (len(self._devices), self.members))
 
   def insert(self, state, slot, member):
     if self._feed:
@@ -218,7 +230,7 @@ class Population:
 
   def _slots(self, slot: int) -> np.ndarray:
     """[devices, members]: True for the slot."""
-    return (np.arange(self.width) == slot).reshape(len(self._devices), self._members)
+    return (np.arange(self.width) == slot).reshape(len(self._devices), self.members)
 
   def extract(self, state):
     members = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.device_get(state))
@@ -235,9 +247,10 @@ class Population:
     state, values = (self._sharp_step if sharp else self._probed_step)(self._batch(), state)
     return state, Fetch((self._sharp if sharp else self._probed).names, values)
 
-  def evaluate(self, state):
-    losses = [self._evaluate(self._data, state, np.int32(i)) for i in range(self._batches)]
-    return list(map(mean, np.reshape(jax.device_get(losses), (self._batches, -1)).T))
+  def evaluate(self, state, interrupted=never):
+    batches = range(self._batches)
+    losses = (self._evaluate(self._data, state, np.int32(i)) for i in batches)
+    return means(losses, interrupted)
 
   def memory(self) -> int:
     """Bytes that the fullest of its executables takes on a device, by XLA's account."""
@@ -259,7 +272,7 @@ class Population:
     if not self._feed:
       return self._data
     rows = self._feed.draw()
-    lead = len(self._devices), self._members
+    lead = len(self._devices), self.members
     return self._data | {'train': rows.reshape(*lead, *rows.shape[1:])}
 
 
@@ -315,6 +328,18 @@ def _zeros(abstract: Tree, lead: tuple[int, ...] = ()) -> Tree:
   return jax.tree.map(lambda a: np.zeros(lead + a.shape, a.dtype), abstract)
 
 
-def mean(losses: Sequence[Any]) -> float:
-  """Of losses on their way from the device, in float64."""
-  return float(np.mean(jax.device_get(losses), dtype=np.float64))
+def means(losses: Iterable[jax.Array], interrupted: Interrupted) -> list[float] | None:
+  """Of the batches' losses, each of one run or of all slots, in float64; None if interrupted.
+
+  A batch is computed while the one before it is waited for, so an interruption waits for two.
+  """
+  found: list[jax.Array] = []
+  for loss in losses:
+    if found:
+      found[-1].block_until_ready()
+    if interrupted():
+      return None
+    found.append(loss)
+  each = np.reshape(jax.device_get(found), (len(found), -1)).T  # [slots, batches]
+  # One slot after another: how a sum over an axis rounds may depend on how many slots there are.
+  return [float(np.mean(of_slot, dtype=np.float64)) for of_slot in each]

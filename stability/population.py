@@ -7,34 +7,49 @@ a stop are read while the steps after it run.
 import collections
 import dataclasses
 import math
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import ml_collections
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
-from stability import actions, checkpoint, control, large_run, optimizer, parallel, placement, train
+from stability import actions, checkpoint, control, parallel, train
 from stability import config as config_lib
 from stability import member as member_lib
 from stability import workdir as workdir_lib
-from stability.data import batches, tokens
 from stability.errors import BadInput
+from stability.layout import is_out_of_memory, make_layout
 from stability.member import Member
+from stability.pace import Pace, any_process
 from stability.steering import NO_ACTIONS, Steering, open_control
 from stability.workdir import Json
 
-LARGE_RUN = {'data_parallel': large_run.DataParallel, 'sharded': large_run.Sharded}
 NextRun = Callable[[], str | None]  # names a waiting run of the same static config, if any
+OUT_OF_MEMORY = (
+    'out of memory with one run on a device: config.parallel.microbatches and'
+    ' config.parallel.remat=block need less\n'
+)
 Paused = dict[str, float]  # runs -> when an answer is no longer waited for: by time.monotonic()
 
-# Larger text stays on the host: placement.USABLE leaves a tenth of the memory beside a step's own.
-TEXT_SHARE = 0.05
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """What the process that trains says to the loop, and hears of it."""
+
+  # Whether to save all runs and leave them. Asked every few seconds, which is a sign of life.
+  interrupted: parallel.Interrupted = parallel.never
+  most_members: int | None = None  # on a device, as more ran out of memory; None: any number
+  members_chosen: Callable[[int], None] = lambda members: None
+
+
+ALONE = Watch()
+
+
+class TooLarge(Exception):
+  """The devices' memory ran out, and fewer members a device would need less."""
 
 
 @dataclasses.dataclass
@@ -46,36 +61,67 @@ class _Unread:
 
 
 def train_population(
-    workdir: Path, sweep: Json, first: str, next_run: NextRun, paused: Paused | None = None
-) -> None:
+    workdir: Path,
+    sweep: Json,
+    first: str,
+    next_run: NextRun,
+    paused: Paused | None = None,
+    watch: Watch = ALONE,
+) -> bool:
   """Trains the run `first`, and beside and after it those that next_run names, to their results.
 
   A failure of one run is written to its result.json, with the traceback; the others go on. Where
   several processes share one run, all of them call this, and the first one writes. Runs that an
   action pauses leave their slots and are put into `paused`, which also names those of before; once
-  all others are over, and none of these is answered, they are left there.
+  all others are over, and none of these is answered, they are left there. Where memory runs out,
+  the runs in hand go on from their checkpoints with fewer on a device.
+
+  Returns:
+    False if it was interrupted; the runs in hand are saved as they stand.
   """
   paused = {} if paused is None else paused
-  try:
-    population = Population(workdir, sweep, first, paused)
-  except BadInput:  # what only the devices could tell
-    _fail(workdir_lib.run_dir(workdir, first))
-    paused.pop(first, None)
-    return
-  name: str | None = None if first in paused else first
+  names = collections.deque([] if first in paused else [first])
+  most = watch.most_members
   while True:
+    try:
+      population = Population(workdir, sweep, first, paused, watch, most)
+    except Exception as error:
+      if not isinstance(error, BadInput) and not is_out_of_memory(error):
+        raise
+      for name in {first, *names}:  # what only the devices could tell
+        _fail(workdir_lib.run_dir(workdir, name))
+        paused.pop(name, None)
+      return True
+    try:
+      return _train(population, names, next_run)
+    except TooLarge:
+      most = max(1, population.members // 2)
+      names.extendleft(reversed(population.let_go()))
+      told = 'out of memory with %d runs on a device: tried again with %d, from checkpoints: %s'
+      logging.warning(told, population.members, most, ', '.join(names))
+    del population  # and with it the memory it has taken
+
+
+def _train(population: 'Population', names: collections.deque[str], next_run: NextRun) -> bool:
+  """Trains `names`, and what next_run names after them; whether it was not interrupted."""
+  while True:
+    if population.is_interrupted():
+      population.save_all()
+      return False
     population.bring_answered()
     while population.has_free_slot():
       if population.enter_waiting():
         continue
       if population.has_waiting():  # for its phase; a new run would only put that off
         break
-      name, current = None, name or next_run()
-      if current is None:
+      if not names and (name := next_run()):
+        names.append(name)
+      if not names:
         break
-      population.bring(current)
+      population.bring(names[0])
+      names.popleft()
     if population.is_empty():
-      return
+      return True
     population.train_chunk()
 
 
@@ -88,11 +134,23 @@ def is_answered(workdir: Path, name: str, paused: Paused) -> bool:
 class Population:
   """The slots of a layout and the runs in them."""
 
-  def __init__(self, workdir: Path, sweep: Json, first: str, paused: Paused):
+  def __init__(
+      self,
+      workdir: Path,
+      sweep: Json,
+      first: str,
+      paused: Paused,
+      watch: Watch = ALONE,
+      most_members: int | None = None,
+  ):
     self._workdir = workdir
     self._sweep = sweep
     self._static, hyper = config_lib.split(self._config(first))
-    self._layout = make_layout(workdir, sweep, self._static, train.arrays(hyper))
+    self._watch = watch
+    self._layout = make_layout(
+        workdir, sweep, self._static, train.arrays(hyper), most_members, watch.members_chosen
+    )
+    self._pace = Pace()
     self._steering = Steering(workdir, sweep['fields'], self._layout)
     self._state = self._layout.empty()
     self._members: dict[int, Member] = {}  # slot -> run
@@ -104,6 +162,40 @@ class Population:
     if name in self._sweep['runs']:
       return self._sweep['runs'][name]
     return workdir_lib.read_config(workdir_lib.run_dir(self._workdir, name))  # of a fork
+
+  @property
+  def members(self) -> int:
+    """Runs on a device."""
+    return self._layout.members
+
+  def is_interrupted(self) -> bool:
+    """Whether to save the runs in hand and leave; processes that share a run agree on it."""
+    return any_process(self._watch.interrupted())
+
+  def save_all(self) -> None:
+    """Saves the runs in the slots where they are; those that wait are as they were brought."""
+    self._log()
+    states = self._layout.extract(self._state) if self._members else []
+    for slot, member in self._members.items():
+      # Where a run diverges is told by its next line: it comes there again from the one before.
+      if member.step and bool(states[slot]['diverged']) == member.diverged:
+        member.save(states[slot])
+    self.let_go()
+
+  def let_go(self) -> list[str]:
+    """Leaves the runs in hand as their files are; their names."""
+    members = [*self._members.values(), *(member for member, _ in self._waiting)]
+    for member in members:
+      member.writer.close()
+    self._members.clear()
+    self._waiting.clear()
+    self._unread = self._state = None
+    return [member.folder.name for member in members]
+
+  def _check_memory(self, error: Exception) -> None:
+    """Raises TooLarge if fewer runs on a device may be what helps against an error."""
+    if self.members > 1 and is_out_of_memory(error):
+      raise TooLarge from error
 
   def has_free_slot(self) -> bool:
     return len(self._members) < self._layout.width
@@ -128,9 +220,13 @@ class Population:
     """Puts a run that waits, if one is in phase, into a free slot."""
     for position, (member, state) in enumerate(self._waiting):
       if self.is_in_phase(member):
-        del self._waiting[position]
         slot = next(s for s in range(self._layout.width) if s not in self._members)
-        self._state = self._layout.insert(self._state, slot, state)
+        try:
+          self._state = self._layout.insert(self._state, slot, state)
+        except Exception as error:
+          self._check_memory(error)
+          raise
+        del self._waiting[position]
         self._members[slot] = member
         member.start_clock()
         return True
@@ -159,7 +255,10 @@ class Population:
         self._pause(member, state, None if timed_out else deadline)
       else:
         self._waiting.append((member, state))
-    except Exception:
+    except Exception as error:
+      if deadline is not None and self.members > 1 and is_out_of_memory(error):
+        self._paused[name] = deadline
+      self._check_memory(error)
       _fail(folder)
 
   def _load(self, folder: Path, timed_out: bool) -> tuple[Member, Any]:
@@ -191,12 +290,13 @@ class Population:
     try:
       self._measure_initial_losses()
       self._finish()  # what was over when it came here
-      if self._members:
+      if self._members and all(m.initial_loss is not None for m in self._members.values()):
         self._train()
         self._save()
         self._act()
         self._finish()
-    except Exception:
+    except Exception as error:
+      self._check_memory(error)
       for member in self._members.values():
         _fail(member.folder)
         member.writer.close()
@@ -206,14 +306,15 @@ class Population:
 
   def _measure_initial_losses(self) -> None:
     if any(member.initial_loss is None for member in self._members.values()):
-      losses = self._layout.evaluate(self._state)
-      for slot, member in self._members.items():
+      losses = self._layout.evaluate(self._state, self.is_interrupted)
+      for slot, member in self._members.items() if losses is not None else ():
         if member.initial_loss is None:
           member.initial_loss = losses[slot]
           member.start_clock()
 
   def _train(self) -> None:
     steps = min(m.next_stop() - m.step for m in self._members.values())
+    steps = self._pace.limit(steps)
     for member in self._members.values():
       member.step += steps
     # All are in phase: if it is due for one, it is for all.
@@ -235,6 +336,9 @@ class Population:
     """Writes the lines of the last stop; a run found to have diverged is marked."""
     unread, self._unread = self._unread, None
     if unread is None:
+      return
+    if not unread.due:
+      unread.fetch.wait()
       return
     rows = unread.fetch.read()
     now = time.perf_counter()
@@ -267,7 +371,7 @@ class Population:
     self._log()
     states = self._layout.extract(self._state)
     for slot, member in due.items():
-      if not member.diverged:
+      if not states[slot]['diverged']:  # where it did is told by its next line
         member.save(states[slot])
 
   def _act(self) -> None:
@@ -296,7 +400,8 @@ class Population:
             self._waiting.append((member, state))
         elif len(member.control.taken) != taken:
           self._state = self._layout.insert(self._state, slot, state)
-      except Exception:
+      except Exception as error:
+        self._check_memory(error)
         _fail(member.folder)
         member.writer.close()
         del self._members[slot]
@@ -319,7 +424,9 @@ class Population:
     if not over:
       return
     seconds = {slot: member.elapsed() for slot, member in over.items()}
-    losses = self._layout.evaluate(self._state)
+    losses = self._layout.evaluate(self._state, self.is_interrupted)
+    if losses is None:
+      return
     for slot, member in over.items():
       status = workdir_lib.status(member.initial_loss, losses[slot])
       if member.diverged or member.stopped:
@@ -341,68 +448,10 @@ class Population:
       del self._members[slot]
 
 
-def make_layout(
-    workdir: Path,
-    sweep: Json,
-    static: ml_collections.FrozenConfigDict,
-    hyper: optimizer.Hyperparameters,
-) -> parallel.Layout:
-  """The layout that stability/placement.py chooses, its executables compiled."""
-  text = tokens.open_tokens(workdir / sweep['data']['path'])
-  data = {'train': text.train, 'validation': _validation(text, static)}
-  vocabulary_size = text.meta['vocabulary_size']
-  together = jax.process_count() > 1  # one run on the devices of several processes
-  devices = jax.devices() if together else jax.local_devices()
-  memory = _device_memory()
-  runs = sum(config_lib.split(config)[0] == static for config in sweep['runs'].values())
-  place = placement.choose(static, len(devices), memory, devices[0].platform, runs, vocabulary_size)
-  if together and place.layout not in LARGE_RUN:
-    raise BadInput(
-        f'config.parallel.layout={static.parallel.layout}: must be one of {", ".join(LARGE_RUN)}'
-        f' on {jax.process_count()} processes'
-    )
-  programs = train.programs(
-      static,
-      vocabulary_size,
-      microbatches=place.microbatches,
-      remat=place.remat == 'block',
-      fused=devices[0].platform == 'gpu',
-  )
-  if place.layout in LARGE_RUN:
-    return LARGE_RUN[place.layout](programs, data, hyper, devices)
-  host_drawn = len(text.train) > batches.MAX_DEVICE_TOKENS or (
-      memory is not None and text.train.nbytes > TEXT_SHARE * memory
-  )
-  if place.layout == 'single':
-    return parallel.Single(programs, data, hyper, host_drawn)
-  devices, members = devices[:runs], place.members
-  while True:
-    layout = parallel.Population(programs, data, hyper, devices, members, host_drawn)
-    if memory is None or members == 1 or static.parallel.members or layout.memory() <= memory:
-      return layout
-    members = math.ceil(members / 2)  # the arithmetic was wrong: XLA counts more
-
-
-def _device_memory() -> float | None:
-  """Bytes that a process may take of a device, where it says so; the same on all processes."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  memory = float(stats.get('bytes_limit', 0))
-  if jax.process_count() > 1:
-    memory = float(multihost_utils.broadcast_one_to_all(np.float32(memory)))
-  return memory or None
-
-
-def _validation(text: tokens.Tokens, static: ml_collections.FrozenConfigDict) -> np.ndarray:
-  """The fixed validation batches, [batches, batch_size, sequence_length + 1]."""
-  c = static.data
-  starts = batches.validation_starts(
-      c.validation_batches * c.batch_size, c.sequence_length, len(text.validation)
-  )
-  windows = batches.gather(text.validation, starts, c.sequence_length)
-  return windows.reshape(c.validation_batches, c.batch_size, c.sequence_length + 1)
-
-
 def _fail(folder: Path) -> None:
   """Records the exception being handled as the run's result."""
+  text = traceback.format_exc()
+  if is_out_of_memory(sys.exception()):
+    text += OUT_OF_MEMORY
   if member_lib.writes():
-    workdir_lib.write_failure(folder, traceback.format_exc())
+    workdir_lib.write_failure(folder, text)

@@ -15,11 +15,13 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from stability import config as config_lib
+from stability import lease
 from stability.config import Config
 from stability.errors import BadInput
 from stability.hyper import Runs
@@ -27,6 +29,7 @@ from stability.hyper import Runs
 Json = dict[str, Any]
 
 STATUSES = ('done', 'diverged', 'failed', 'stopped')
+LEASE_SECONDS = 2  # that the launcher of a run may take to let go of it when it has failed
 RESULT_KEYS = ('initial_loss', 'final_loss', 'steps', 'tokens', 'seconds', 'error')
 
 
@@ -78,7 +81,9 @@ def check_new(workdir: Path, runs: Runs) -> None:
   """
   _check_writable(workdir)
   if not (workdir / 'sweep.json').exists():
-    if workdir.is_dir() and any(workdir.iterdir()):
+    there = list(workdir.iterdir()) if workdir.is_dir() else []
+    # With a lease in it, it is one whose launcher prepares it, or was killed doing so.
+    if there and not any(map(lease.is_lease, there)):
       raise BadInput(f'--workdir={workdir}: is not empty and holds no sweep; name a new folder')
     return
   there = read_sweep(workdir)['runs']
@@ -216,11 +221,28 @@ def waiting(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
     run = run_dir(workdir, name)
     result = read_result(run)
     if result is not None and result['status'] == 'failed':
-      (run / 'result.json').unlink()
-      result = None
+      result = _forget_failure(run)
     if result is None:
       found[name] = config
   return found
+
+
+def _forget_failure(run: Path) -> Json | None:
+  """Deletes the result of a failed run, if it is still that; what is there then.
+
+  By the run's lease, so that what another launcher has trained meanwhile is not deleted. One that
+  has just seen it fail still holds it for a moment.
+  """
+  deadline = time.monotonic() + LEASE_SECONDS
+  while (own := lease.take(run)) is None and time.monotonic() < deadline:
+    time.sleep(lease.POLL_SECONDS)
+  result = read_result(run)
+  if own is not None:
+    if result is not None and result['status'] == 'failed':
+      (run / 'result.json').unlink()
+      result = None
+    own.release()
+  return result
 
 
 def read_lines(path: Path) -> list[Json]:

@@ -8,7 +8,7 @@ import pytest
 
 from configs import quickstart
 from launch import environment
-from launch.backends import local
+from launch.backends import assignments
 from launch.progress import Progress
 from stability import hyper
 from stability import workdir as workdir_lib
@@ -81,7 +81,7 @@ def test_pinning():
 @pytest.fixture
 def waiting():
   runs = hyper.expand(quickstart.get_config().to_dict(), quickstart.get_sweep())
-  return local.Waiting(runs.configs)
+  return assignments.Waiting(runs.configs)
 
 
 def test_the_largest_work_is_begun_first(waiting):

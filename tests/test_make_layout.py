@@ -9,7 +9,8 @@ import pytest
 
 from configs import base
 from stability import config as config_lib
-from stability import hyper, parallel, population, train
+from stability import hyper, parallel, train
+from stability import layout as layout_lib
 from stability.data import batches, tokens
 from stability.errors import BadInput
 
@@ -57,8 +58,8 @@ def make(folder, monkeypatch):
 
     for kind in ('Single', 'Population'):
       monkeypatch.setattr(parallel, kind, recorded(kind))
-    for kind in population.LARGE_RUN:
-      monkeypatch.setitem(population.LARGE_RUN, kind, recorded(kind))
+    for kind in layout_lib.LARGE_RUN:
+      monkeypatch.setitem(layout_lib.LARGE_RUN, kind, recorded(kind))
     stats = None if memory is None else {'bytes_limit': memory}
     device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
     monkeypatch.setattr(jax, 'local_devices', lambda: [device] * devices)
@@ -68,7 +69,7 @@ def make(folder, monkeypatch):
     sweep = {'data': {'path': str(folder)}, 'runs': configs}
     static, values = config_lib.split(next(iter(configs.values())))
     made.clear()
-    found = population.make_layout(folder, sweep, static, train.arrays(values))
+    found = layout_lib.make_layout(folder, sweep, static, train.arrays(values))
     return found, list(made)
 
   return layout
@@ -116,7 +117,7 @@ def test_a_batch_that_does_not_divide_is_refused(make, kind, batch_size, microba
 
 def test_several_processes_share_one_run_or_nothing(make, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  monkeypatch.setattr(population.multihost_utils, 'broadcast_one_to_all', lambda value: value)
+  monkeypatch.setattr(layout_lib.multihost_utils, 'broadcast_one_to_all', lambda value: value)
   with pytest.raises(BadInput, match=r'config.parallel.layout=auto: must be one of data_parallel'):
     make()
   found, _ = make(**{'parallel.layout': 'sharded', 'data.batch_size': 16})

@@ -62,9 +62,9 @@ def one_layout_for_all(monkeypatch):
   """Three devices, and the layout of a static config compiled once for all tests."""
   make, devices = population.make_layout, jax.local_devices()[:3]
 
-  def cached(workdir, sweep, static, example):
+  def cached(workdir, sweep, static, example, *more):
     if static not in LAYOUTS:
-      LAYOUTS[static] = make(workdir, sweep, static, example)
+      LAYOUTS[static] = make(workdir, sweep, static, example, *more)
     return LAYOUTS[static]
 
   monkeypatch.setattr(population, 'make_layout', cached)

@@ -45,9 +45,9 @@ def measure(c: ConfigDict, rounds: int, probe_every: int) -> dict[str, list[floa
   layouts = {}
   compile_layout = population.make_layout
 
-  def compiled_once(workdir, sweep, static, example):
+  def compiled_once(workdir, sweep, static, example, *more):
     if static not in layouts:
-      layouts[static] = compile_layout(workdir, sweep, static, example)
+      layouts[static] = compile_layout(workdir, sweep, static, example, *more)
     return layouts[static]
 
   with (

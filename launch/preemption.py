@@ -1,0 +1,45 @@
+"""SIGTERM and SIGUSR1: the machine is about to be taken away; what is under way is saved.
+
+A program that is told so ends with EXIT_CODE, by which schedulers know to start it again. Outside
+of training there is nothing to save, and it ends at once: what it writes, it writes whole.
+"""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_CODE = 75  # EX_TEMPFAIL: to be started again
+# That workers may take to come to the end of a step and save. Those that compile or wait end at
+# once, as they have nothing to save; so only a worker that hangs takes it all.
+GRACE_SECONDS = 60
+
+_state = {'told': False, 'patient': False}
+
+
+class Preempted(BaseException):
+  """The process was told to end. Like KeyboardInterrupt, nobody's `except Exception` has it."""
+
+
+def install() -> None:
+  """From now on the signals raise Preempted in the main thread."""
+  for number in SIGNALS:
+    signal.signal(number, _notice)
+
+
+def _notice(number: int, frame: FrameType | None) -> None:
+  del number, frame
+  _state['told'] = True
+  if not _state['patient']:
+    raise Preempted
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[Callable[[], bool]]:
+  """Inside, a notice raises nothing: what is yielded says whether there was one."""
+  _state['told'], _state['patient'] = False, True
+  try:
+    yield lambda: _state['told']
+  finally:
+    _state['patient'] = False
