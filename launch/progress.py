@@ -64,7 +64,7 @@ class Progress:
 
   def say(self, line: str) -> None:
     """Prints a line above the display."""
-    self._console.print(line, markup=False, highlight=False)
+    self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
   def show(self, running: Sequence[str], ended: Iterable[str] = ()) -> None:
     """Looks at the files and redraws.

@@ -180,27 +180,6 @@ def test_workers_in_the_middle_of_a_long_run_end_with_their_launcher(place, fini
   assert_workers_end_with(launcher)
 
 
-def test_a_worker_that_dies_fails_its_run_alone(place, finished):
-  assert finished.returncode == 0
-  workdir = place / 'bereft'
-  launcher = subprocess.Popen(
-      **command(place, 'sweep', '--workdir=bereft', '--config=experiment.py', '--workers=1'),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-  )
-  wait_for(launcher, workdir, 'runs/*/metrics.jsonl')
-  os.kill(children(launcher.pid)[0], signal.SIGKILL)
-  out, _ = launcher.communicate(timeout=120)
-  assert launcher.returncode == 1
-  rows = workdir_lib.read_results(workdir)
-  failed = [row for row in rows if row['status'] == 'failed']
-  assert len(failed) == 1 and 'exit code -9' in failed[0]['error']
-  assert f'failed: {failed[0]["run"]}' in out.replace('\n', '')
-  again = run(place, 'sweep', '--workdir=bereft', '--config=experiment.py')
-  assert again.returncode == 0
-  assert outcomes(workdir) == outcomes(place / 'finished')
-
-
 def test_one_run_with_overrides(place):
   process = run(
       place,

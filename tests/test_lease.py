@@ -15,8 +15,10 @@ from stability import lease
 
 @pytest.fixture
 def forks():
-  """Processes that share this one's modules: jax is not among what they need."""
-  return multiprocessing.get_context('fork')
+  """Processes that start at once and have nothing of this one, jax and its threads least of all."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['pytest', 'stability.lease'])
+  return context
 
 
 def write(folder, number, seconds_ago, **changes):
@@ -132,6 +134,7 @@ gone_once = gone()
 
 def _count(folder, turns):
   """Adds to a number in a file, without any protection but the lease."""
+  lease.POLL_SECONDS = 0.001
   for _ in range(turns):
     with lease.hold(folder):
       number = int((folder / 'number').read_text())
@@ -139,8 +142,7 @@ def _count(folder, turns):
       (folder / 'number').write_text(str(number + 1))
 
 
-def test_a_folder_is_held_by_one_at_a_time(tmp_path, forks, monkeypatch):
-  monkeypatch.setattr(lease, 'POLL_SECONDS', 0.001)
+def test_a_folder_is_held_by_one_at_a_time(tmp_path, forks):
   (tmp_path / 'number').write_text('0')
   crew = [forks.Process(target=_count, args=(tmp_path, 15)) for _ in range(4)]
   for process in crew:

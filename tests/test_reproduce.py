@@ -1,6 +1,5 @@
 """launch.reproduce: which experiments, what they cost, stages that fail, stop and go on."""
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -8,7 +7,7 @@ import sys
 import time
 
 import pytest
-from test_end_to_end import children
+from test_end_to_end import assert_workers_end_with, children, is_running
 
 from launch import app, reproduce, sweep
 from stability import workdir as workdir_lib
@@ -156,6 +155,7 @@ def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(plac
         (1, 1, 'lacking: some runs failed'),
         (-9, 1, 'third: ended with exit code -9'),
         (130, 130, 'stopped; the same command goes on'),
+        (75, 75, 'told to end; the same command goes on'),
     ],
 )
 def test_each_stage_is_its_own_sweep(place, monkeypatch, capsys, code, ended, said):
@@ -177,15 +177,22 @@ def test_each_stage_is_its_own_sweep(place, monkeypatch, capsys, code, ended, sa
       [f'--config={name}.py:gpu', f'--workdir=runs/{name}']
       for name in ('first', 'lacking', 'third')
   ]
-  assert [command[3:5] for command in commands] == (own if code != 130 else own[:1])
-  assert commands[0][:3] == [sys.executable, '-m', 'launch.sweep']
+  assert [command[3:5] for command in commands] == (own if code < 75 else own[:1])
+  assert commands[0][:3] == [sys.executable, '-m', 'launch.stage']
   assert sorted(commands[0][5:]) == sorted(arguments)
 
 
-@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
-def test_it_stops_with_its_stage(place, sent):
+@pytest.mark.parametrize(
+    ('sent', 'code', 'said'),
+    [
+        (signal.SIGINT, 130, 'stopped; the same command goes on\n'),
+        (signal.SIGTERM, 75, 'told to end; the same command goes on from where it was\n'),
+        (signal.SIGKILL, -9, ''),
+    ],
+)
+def test_it_stops_with_its_stage(place, sent, code, said):
   program = (
-      'import pathlib; from launch import app, reproduce; '
+      'import pathlib; from launch import app, preemption, reproduce; preemption.install(); '
       'reproduce.FOLDER = pathlib.Path(); reproduce.EXPERIMENTS = ("first", "third");'
       'app.run(reproduce.main, reproduce.FLAGS)'
   )
@@ -198,12 +205,20 @@ def test_it_stops_with_its_stage(place, sent):
     assert time.monotonic() < deadline and process.poll() is None
     time.sleep(0.05)
   (stage,) = children(process.pid)
+  if sent == signal.SIGKILL:
+    while not (workers := children(stage)):
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    assert_workers_end_with(process)
+    deadline = time.monotonic() + 2
+    while any(map(is_running, [stage, *workers])):
+      assert time.monotonic() < deadline, 'a worker outlives its launcher'
+      time.sleep(0.02)
   process.send_signal(sent)
   try:
     _, err = process.communicate(timeout=30)
   finally:
     process.kill()
-  assert process.returncode == 130 and err.endswith('stopped; the same command goes on\n')
-  with pytest.raises(ProcessLookupError):
-    os.kill(stage, 0)
+  assert process.returncode == code and err.endswith(said)
+  assert not is_running(stage)
   assert not (place / 'runs' / 'third').exists()

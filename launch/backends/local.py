@@ -18,6 +18,7 @@ from stability import workdir as workdir_lib
 from stability.config import Config
 
 POLL_SECONDS = 0.5
+LISTEN_SECONDS = 5  # for a dead worker's last words; a process of its own may keep the pipe open
 LOOK_SECONDS = 2  # between looks at what other launchers have in hand
 
 
@@ -40,15 +41,13 @@ class Worker:
     self._assignments = assignments
     self._progress = progress
     self._has_asked = False
-    self._threads = [
-        threading.Thread(target=self._serve, daemon=True),
-        threading.Thread(target=self._listen, daemon=True),
-    ]
-    for thread in self._threads:
+    self._listener = threading.Thread(target=self._listen, daemon=True)
+    self._server = threading.Thread(target=self._serve, daemon=True)
+    for thread in (self._listener, self._server):
       thread.start()
 
   def is_alive(self) -> bool:
-    return any(thread.is_alive() for thread in self._threads)
+    return self._server.is_alive() or self._listener.is_alive()
 
   def could_not_start(self) -> bool:
     """Whether it died before it asked for a run."""
@@ -64,6 +63,7 @@ class Worker:
       for request in self.process.requests():
         self._has_asked = True
         self.process.tell(self._assignments.give(self.process, request['like']))
+      self._listener.join(LISTEN_SECONDS)
       self._assignments.take_back(self.process)
     except Exception as error:
       self.error = error

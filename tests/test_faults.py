@@ -1,0 +1,315 @@
+"""Faults of processes that happen for real: nothing is lost, nothing made twice, no number changes.
+
+The soak (pytest -m soak tests/test_faults.py) kills a hundred times.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_end_to_end import children, command, is_running, outcomes, run, wait_for
+
+from stability import workdir as workdir_lib
+
+EXPERIMENT = """
+from configs import base
+from stability import hyper
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.source = 'synthetic'
+  c.data.batch_size = 8
+  c.data.sequence_length = 16
+  c.data.validation_batches = 4
+  c.model.width = 16
+  c.model.depth = 1
+  c.schedule.steps = 800
+  c.schedule.warmup_steps = 20
+  c.probe.every_steps = 50
+  c.checkpoint.every_steps = 100
+  return c
+
+def get_sweep(scale='cpu'):
+  return hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25])
+"""
+PREEMPTED = 75
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with experiment.py and a compilation cache of its own."""
+  folder = tmp_path_factory.mktemp('place')
+  (folder / 'experiment.py').write_text(EXPERIMENT)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def undisturbed(place):
+  """What the sweep must come to, and how many seconds it takes, compiled before."""
+  for workdir in ('first', 'undisturbed'):
+    begun = time.monotonic()
+    process = run(place, 'sweep', *arguments(workdir))
+    assert process.returncode == 0, process.stderr
+  return outcomes(place / 'undisturbed'), time.monotonic() - begun
+
+
+def arguments(workdir, workers=1):
+  return [f'--workdir={workdir}', '--config=experiment.py', f'--workers={workers}']
+
+
+def launch(place, workdir, workers=1):
+  return subprocess.Popen(
+      **command(place, 'sweep', *arguments(workdir, workers)),
+      stdout=subprocess.DEVNULL,
+      stderr=(place / f'{workdir}.log').open('a'),
+  )
+
+
+def last_checkpoint(folder):
+  """The step of the last one that is whole; 0: none."""
+  marks = folder.glob('checkpoints/*/checksums.json')
+  return max((int(mark.parent.name) for mark in marks), default=0)
+
+
+def kept(workdir):
+  """Run -> bytes of its metrics that nobody may write again: to its last checkpoint, or all."""
+  found = {}
+  for folder in workdir.glob('runs/*'):
+    if (folder / 'metrics.jsonl').exists():
+      until = last_checkpoint(folder)
+      lines = (folder / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+      whole = [line for line in lines if line.endswith(b'\n')]
+      if not (folder / 'result.json').exists():
+        whole = [line for line in whole if json.loads(line)['step'] <= until]
+      found[folder.name] = b''.join(whole)
+  return found
+
+
+def finished(workdir):
+  """Finished run -> when its result was written."""
+  return {path.parent.name: path.stat().st_mtime_ns for path in workdir.glob('runs/*/result.json')}
+
+
+def assert_nothing_lost(workdir, before):
+  """What was kept and finished then is so now, in the same bytes, whose clock readings tell."""
+  lines, results = before
+  now = kept(workdir)
+  for name, content in lines.items():
+    assert now[name].startswith(content), f'{name}: what was saved was trained again'
+  assert finished(workdir).items() >= results.items(), 'a finished run was trained again'
+
+
+def kill(launcher, what, rng):
+  """SIGKILL for a worker, the launcher or both; in the end no worker of a dead launcher lives."""
+  workers = children(launcher.pid)
+  victims = {'launcher': [launcher.pid], 'everything': [launcher.pid, *workers]}.get(what)
+  for victim in victims or [rng.choice(workers or [launcher.pid])]:
+    os.kill(victim, signal.SIGKILL)
+  if victims is None and workers:
+    return
+  launcher.wait()
+  deadline = time.monotonic() + 2
+  while any(map(is_running, workers)):
+    assert time.monotonic() < deadline, 'a worker outlives its launcher'
+    time.sleep(0.02)
+
+
+def disturb(place, undisturbed, name, seed, kills):
+  """Kills at random moments until the sweep is over; how many there were."""
+  expected, span = undisturbed
+  rng = random.Random(seed)
+  workdir = place / name
+  done, before = 0, ({}, {})
+  launcher = launch(place, name, workers=rng.choice((1, 2)))
+  try:
+    while True:
+      pause = rng.uniform(0, 0.9 * span) if done < kills else 600
+      try:
+        code = launcher.wait(pause)
+      except subprocess.TimeoutExpired:
+        assert done < kills, 'the sweep does not end'
+        kill(launcher, rng.choice(('worker', 'launcher', 'everything')), rng)
+        done += 1
+        if launcher.returncode is None:
+          continue
+      else:
+        failed = [row for row in workdir_lib.read_results(workdir) if row['status'] == 'failed']
+        assert code == (1 if failed else 0), (place / f'{name}.log').read_text()
+        assert all('signal 9' in row['error'] for row in failed)
+        if not failed:
+          break
+        for row in failed:  # three workers were killed with it; it is tried again
+          before[1].pop(row['run'], None)
+      assert_nothing_lost(workdir, before)
+      before = kept(workdir), {
+          run: at for run, at in finished(workdir).items() if not has_failed(workdir, run)
+      }
+      launcher = launch(place, name, workers=rng.choice((1, 2)))
+  finally:
+    launcher.kill()
+    launcher.wait()
+  assert_nothing_lost(workdir, before)
+  assert outcomes(workdir) == expected
+  assert not list(workdir.rglob('lease.*'))
+  return done
+
+
+def has_failed(workdir, run):
+  return workdir_lib.read_result(workdir_lib.run_dir(workdir, run))['status'] == 'failed'
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(place, undisturbed):
+  assert disturb(place, undisturbed, 'killed', seed=1, kills=4) > 0
+
+
+@pytest.mark.soak
+def test_killed_a_hundred_times_it_ends_as_if_undisturbed(place, undisturbed):
+  kills = 0
+  for seed in range(1000):
+    kills += disturb(place, undisturbed, f'soak-{seed}', seed, 100 - kills)
+    if kills == 100:
+      return
+
+
+def wait_for_lines(launcher, workdir, count):
+  """Until a run that is not over has as many lines of metrics."""
+  deadline = time.monotonic() + 120
+  while True:
+    for path in workdir.glob('runs/*/metrics.jsonl'):
+      over = (path.parent / 'result.json').exists()
+      if not over and path.read_bytes().count(b'\n') >= count:
+        return path.parent
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+
+
+def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(place, undisturbed):
+  """Every line that was logged before is there after, in the same bytes."""
+  workdir = place / 'told'
+  launcher = launch(place, 'told')
+  wait_for_lines(launcher, workdir, 3)
+  (worker,) = children(launcher.pid)
+  os.kill(worker, signal.SIGUSR1)
+  deadline = time.monotonic() + 60
+  while is_running(worker):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  lines = {path: path.read_bytes() for path in workdir.glob('runs/*/metrics.jsonl')}
+  while children(launcher.pid) in ([], [worker]):
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.01)
+  run_folder = wait_for_lines(launcher, workdir, 1)
+  while last_checkpoint(run_folder) == 0 or not (run_folder / 'result.json').exists():
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.01)
+  for path, content in lines.items():
+    assert path.read_bytes().startswith(content)
+
+  wait_for_lines(launcher, workdir, 2)
+  launcher.send_signal(signal.SIGTERM)
+  told = time.monotonic()
+  assert launcher.wait(60) == PREEMPTED
+  assert time.monotonic() - told < 30  # steps here take a millisecond; the machine may be busy
+  for folder in workdir.glob('runs/*'):
+    logged = workdir_lib.last_metrics(folder)
+    if logged and not (folder / 'result.json').exists():
+      assert last_checkpoint(folder) >= logged['step'] > 0
+  before = kept(workdir), finished(workdir)
+  assert run(place, 'sweep', *arguments('told')).returncode == 0
+  assert_nothing_lost(workdir, before)
+  assert outcomes(workdir) == undisturbed[0]
+
+
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGUSR1])
+def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place, tmp_path, sent):
+  prepared = command(
+      place, 'train', '--workdir=compiling', '--config=experiment.py', '--config.model.depth=3'
+  )
+  cache = tmp_path / 'cache'
+  prepared['env']['XDG_CACHE_HOME'] = str(cache)
+  launcher = subprocess.Popen(**prepared, stderr=subprocess.PIPE)
+  try:
+    deadline = time.monotonic() + 120
+    while not list(cache.glob('**/compiling/*')):  # a program is in the compiler's hands
+      assert time.monotonic() < deadline and launcher.poll() is None
+      time.sleep(0.01)
+    workers = children(launcher.pid)
+    launcher.send_signal(sent)
+    told = time.monotonic()
+    _, err = launcher.communicate(timeout=60)
+  finally:
+    launcher.kill()
+  assert launcher.returncode == PREEMPTED and time.monotonic() - told < 10
+  assert err.endswith('told to end; the same command goes on from where it was\n')
+  assert not any(map(is_running, workers))
+  for path in (place / 'compiling').rglob('*.json'):
+    json.loads(path.read_text())
+  assert not list((place / 'compiling').rglob('metrics.jsonl'))
+
+
+def test_two_launchers_begin_a_workdir_and_one_is_killed(place, undisturbed):
+  workdir = place / 'two'
+  launchers = [launch(place, 'two') for _ in range(2)]
+  try:
+    deadline = time.monotonic() + 120
+    while not list(workdir.glob('runs/*/lease.*.json')):
+      assert time.monotonic() < deadline
+      time.sleep(0.005)
+    (taken, *_) = workdir.glob('runs/*/lease.*.json')
+    holder = json.loads(taken.read_text())['pid']
+    killed, other = sorted(launchers, key=lambda launcher: launcher.pid != holder)
+    assert killed.pid == holder
+    wait_for(killed, workdir, f'runs/{taken.parent.name}/metrics.jsonl')
+    kill(killed, 'launcher', random)
+    assert other.wait(240) == 0, (place / 'two.log').read_text()
+  finally:
+    for launcher in launchers:
+      launcher.kill()
+      launcher.wait()
+  assert outcomes(workdir) == undisturbed[0]
+  assert not list(workdir.rglob('lease.*'))
+  for folder in workdir.glob('runs/*'):  # an event file for each time that it was begun
+    begun = len(list(folder.glob('events.*')))
+    assert begun == 1 or (begun == 2 and folder == taken.parent)
+
+
+def test_a_worker_that_hears_nothing_of_its_launcher_ends(tmp_path):
+  program = 'from launch import worker; worker.SILENCE_SECONDS = 1; worker.main()'
+  worker = subprocess.Popen(
+      [sys.executable, '-c', program, f'--workdir={tmp_path}', '--cores=0'],
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+  )
+  try:
+    assert worker.wait(60) == PREEMPTED
+  finally:
+    worker.kill()
+    worker.stdin.close()
+
+
+@pytest.mark.soak
+def test_a_worker_that_is_stopped_is_replaced(place, undisturbed):
+  workdir = place / 'stopped'
+  prepared = command(place, 'sweep', *arguments('stopped'))
+  program = (
+      'from launch import app, sweep; from launch.backends import worker_process;'
+      'worker_process.SILENT_SECONDS = 15; app.run(sweep.main, sweep.FLAGS)'
+  )
+  prepared['args'] = [sys.executable, '-c', program, *arguments('stopped')]
+  launcher = subprocess.Popen(**prepared, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  try:
+    wait_for_lines(launcher, workdir, 3)
+    (worker,) = children(launcher.pid)
+    os.kill(worker, signal.SIGSTOP)
+    _, err = launcher.communicate(timeout=300)
+  finally:
+    launcher.kill()
+  assert launcher.returncode == 0 and 'gave no sign of life' in err
+  assert outcomes(workdir) == undisturbed[0]
