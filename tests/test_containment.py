@@ -12,6 +12,7 @@ from stub_layout import StubLayout
 from configs import base
 from stability import checkpoint, hyper, parallel, population
 from stability import config as config_lib
+from stability import pace as pace_lib
 from stability import workdir as workdir_lib
 
 FIELDS = {
@@ -239,8 +240,8 @@ def test_steps_are_sent_off_as_many_as_can_be_waited_for(monkeypatch):
   """A chunk of CHUNK_SECONDS, whatever a step takes, reached from below."""
   for step_seconds, most in ((1e-4, 20_000), (0.5, 4), (30.0, 1)):
     now = [0.0]
-    monkeypatch.setattr(population.time, 'perf_counter', lambda now=now: now[0])
-    pace, sent = population._Pace(), []
+    monkeypatch.setattr(pace_lib.time, 'perf_counter', lambda now=now: now[0])
+    pace, sent = pace_lib.Pace(), []
     for _ in range(30):
       sent.append(pace.limit(1_000_000))
       now[0] += step_seconds * sent[-1]

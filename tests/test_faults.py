@@ -3,6 +3,7 @@
 The soak (pytest -m soak tests/test_faults.py) kills a hundred times.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -39,6 +40,7 @@ def get_sweep(scale='cpu'):
   return hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25])
 """
 PREEMPTED = 75
+PATIENCE = 240  # seconds; for a machine that others use too
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +112,8 @@ def kill(launcher, what, rng):
   workers = children(launcher.pid)
   victims = {'launcher': [launcher.pid], 'everything': [launcher.pid, *workers]}.get(what)
   for victim in victims or [rng.choice(workers or [launcher.pid])]:
-    os.kill(victim, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+      os.kill(victim, signal.SIGKILL)
   if victims is None and workers:
     return
   launcher.wait()
@@ -129,7 +132,7 @@ def disturb(place, undisturbed, name, seed, kills):
   launcher = launch(place, name, workers=rng.choice((1, 2)))
   try:
     while True:
-      pause = rng.uniform(0, 0.9 * span) if done < kills else 600
+      pause = rng.uniform(0, 0.9 * span) if done < kills else 4 * PATIENCE
       try:
         code = launcher.wait(pause)
       except subprocess.TimeoutExpired:
@@ -179,7 +182,7 @@ def test_killed_a_hundred_times_it_ends_as_if_undisturbed(place, undisturbed):
 
 def wait_for_lines(launcher, workdir, count):
   """Until a run that is not over has as many lines of metrics."""
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + PATIENCE
   while True:
     for path in workdir.glob('runs/*/metrics.jsonl'):
       over = (path.parent / 'result.json').exists()
@@ -196,7 +199,7 @@ def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(plac
   wait_for_lines(launcher, workdir, 3)
   (worker,) = children(launcher.pid)
   os.kill(worker, signal.SIGUSR1)
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + PATIENCE
   while is_running(worker):
     assert time.monotonic() < deadline
     time.sleep(0.01)
@@ -214,8 +217,8 @@ def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(plac
   wait_for_lines(launcher, workdir, 2)
   launcher.send_signal(signal.SIGTERM)
   told = time.monotonic()
-  assert launcher.wait(60) == PREEMPTED
-  assert time.monotonic() - told < 30  # steps here take a millisecond; the machine may be busy
+  assert launcher.wait(PATIENCE) == PREEMPTED
+  assert time.monotonic() - told < 60  # steps here take a millisecond, but the machine may be busy
   for folder in workdir.glob('runs/*'):
     logged = workdir_lib.last_metrics(folder)
     if logged and not (folder / 'result.json').exists():
@@ -235,14 +238,14 @@ def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place,
   prepared['env']['XDG_CACHE_HOME'] = str(cache)
   launcher = subprocess.Popen(**prepared, stderr=subprocess.PIPE)
   try:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list(cache.glob('**/compiling/*')):  # a program is in the compiler's hands
       assert time.monotonic() < deadline and launcher.poll() is None
       time.sleep(0.01)
     workers = children(launcher.pid)
     launcher.send_signal(sent)
     told = time.monotonic()
-    _, err = launcher.communicate(timeout=60)
+    _, err = launcher.communicate(timeout=2 * PATIENCE)
   finally:
     launcher.kill()
   assert launcher.returncode == PREEMPTED and time.monotonic() - told < 10
@@ -257,7 +260,7 @@ def test_two_launchers_begin_a_workdir_and_one_is_killed(place, undisturbed):
   workdir = place / 'two'
   launchers = [launch(place, 'two') for _ in range(2)]
   try:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list(workdir.glob('runs/*/lease.*.json')):
       assert time.monotonic() < deadline
       time.sleep(0.005)
@@ -267,7 +270,7 @@ def test_two_launchers_begin_a_workdir_and_one_is_killed(place, undisturbed):
     assert killed.pid == holder
     wait_for(killed, workdir, f'runs/{taken.parent.name}/metrics.jsonl')
     kill(killed, 'launcher', random)
-    assert other.wait(240) == 0, (place / 'two.log').read_text()
+    assert other.wait(2 * PATIENCE) == 0, (place / 'two.log').read_text()
   finally:
     for launcher in launchers:
       launcher.kill()
@@ -288,7 +291,7 @@ def test_a_worker_that_hears_nothing_of_its_launcher_ends(tmp_path):
       stdout=subprocess.DEVNULL,
   )
   try:
-    assert worker.wait(60) == PREEMPTED
+    assert worker.wait(PATIENCE) == PREEMPTED
   finally:
     worker.kill()
     worker.stdin.close()
@@ -308,7 +311,7 @@ def test_a_worker_that_is_stopped_is_replaced(place, undisturbed):
     wait_for_lines(launcher, workdir, 3)
     (worker,) = children(launcher.pid)
     os.kill(worker, signal.SIGSTOP)
-    _, err = launcher.communicate(timeout=300)
+    _, err = launcher.communicate(timeout=2 * PATIENCE)
   finally:
     launcher.kill()
   assert launcher.returncode == 0 and 'gave no sign of life' in err
