@@ -60,6 +60,12 @@ class Launcher:
     self._has_runs = False
     self._members = 1
     self._heard = self._moved = time.monotonic()
+    # Python runs a handler in the main thread, when that is back from the compiler. What a signal
+    # writes into a pipe is there at once, whichever thread it has come to.
+    self._signalled, signalled = os.pipe()
+    os.set_blocking(signalled, False)
+    signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
+    handle_signals()
     for work in (self._listen, self._beat, self._await_signal):
       threading.Thread(target=work, daemon=True).start()
 
@@ -117,7 +123,7 @@ class Launcher:
       time.sleep(BEAT_SECONDS)
 
   def _await_signal(self) -> None:
-    signal.sigwait(preemption.SIGNALS)
+    os.read(self._signalled, 1)
     self._end()
 
   def _end(self) -> None:
@@ -126,10 +132,14 @@ class Launcher:
       os._exit(preemption.EXIT_CODE)
 
 
+def handle_signals() -> None:
+  """Lets the signals of a notice write into the pipe, and do nothing else."""
+  for number in preemption.SIGNALS:
+    signal.signal(number, lambda *_: None)
+
+
 def main() -> None:
   """Serves the launcher."""
-  # For the thread that awaits them; all threads inherit it.
-  signal.pthread_sigmask(signal.SIG_BLOCK, preemption.SIGNALS)
   FLAGS(sys.argv)
   environment.pin([int(core) for core in _CORES.value])
   logging.use_absl_handler()
@@ -146,6 +156,7 @@ def main() -> None:
     jax.distributed.initialize(
         **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
     )
+    handle_signals()  # jax has put its own in their place
   folder = Path(_WORKDIR.value)
   sweep = None
   paused: population.Paused = {}
