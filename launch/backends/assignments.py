@@ -142,7 +142,8 @@ class Assignments:
         if fewer or worker.has_saved() or self._may_try_again(name, how):
           self._put_back(name)
         else:
-          told = f'{name}: {how}, and so at each of {self._tries} tries; the others go on'
+          each = f', and so at each of {self._tries} tries' if self._tries > 1 else ''
+          told = f'{name}: {how}{each}; the others go on'
           words = f'last words of its worker:\n{worker.last_words()}\n{told}'
           workdir_lib.write_failure(self._run(name), words)
           self._end(name)
