@@ -1,5 +1,6 @@
 """From a static config to its layout: placed by arithmetic, compiled, smaller where that fails."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def make_layout(
   together = jax.process_count() > 1  # one run on the devices of several processes
   devices = jax.devices() if together else jax.local_devices()
   memory = _device_memory()
-  runs = sum(config_lib.split(config)[0] == static for config in sweep['runs'].values())
+  runs = _runs(sweep, static, most=len(devices) * placement.MOST_MEMBERS)
   place = placement.choose(static, len(devices), memory, devices[0].platform, runs, vocabulary_size)
   if together and place.layout not in LARGE_RUN:
     raise BadInput(
@@ -86,6 +87,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
   if isinstance(error, jax.errors.JaxRuntimeError):
     return 'RESOURCE_EXHAUSTED' in str(error)
   return isinstance(error, MemoryError)
+
+
+def _runs(sweep: Json, static: ml_collections.FrozenConfigDict, most: int) -> int:
+  """How many runs of the sweep share the static config, counted up to `most`."""
+  fields = config_lib.flatten(static.to_dict())
+  sharing = (c for c in sweep['runs'].values() if dict(config_lib.static_fields(c)) == fields)
+  return sum(1 for _ in itertools.islice(sharing, most))
 
 
 def _device_memory() -> float | None:

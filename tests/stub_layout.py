@@ -21,7 +21,7 @@ class _Fetch:
 
 
 class StubLayout:
-  """Slots whose runs go their way by their learning rate; from 1e20 on they diverge at step 7."""
+  """Slots whose runs go their way by their learning rate; from 1e20 on they diverge at step 9."""
 
   def __init__(self, members=1, devices=1):
     self.members, self.width = members, members * devices
@@ -68,7 +68,7 @@ class StubLayout:
       return None, {'step': 0.0, 'diverged': 1.0}
     rate = float(run['hyper']['optimizer.learning_rate'])
     row = {'step': float(run['step'] + 1), 'learning_rate': rate, 'gradient_norm': 1.0}
-    if run['diverged'] or (rate > 1e20 and run['step'] == 6):
+    if run['diverged'] or (rate > 1e20 and run['step'] == 8):
       return run | {'diverged': np.bool_(True)}, row | {'diverged': 1.0, 'loss': math.nan}
     if run['step'] < run['hyper']['schedule.steps']:
       w = np.float64(math.cos(3 * run['params']['w'] + rate))
