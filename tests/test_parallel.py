@@ -141,6 +141,8 @@ def test_validation_loss_is_of_each_slot_and_the_mean_over_batches(
   layout = request.getfixturevalue(layout)
   runs = {slot: tiny({'seed': slot}) for slot in range(min(layout.width, 3))}
   losses = layout.evaluate(started(layout, runs))
+  told = iter([False, True])  # before the second of two batches
+  assert layout.evaluate(started(layout, runs), lambda: next(told)) is None
   for slot, run in runs.items():
     state = layout.init(run.hyper)
     batches = [programs.evaluate(text, state, np.int32(i)) for i in range(2)]
