@@ -19,7 +19,7 @@ from stability import actions, alarms
 from stability import workdir as workdir_lib
 from stability.actions import Json
 from stability.config import Config
-from stability.errors import BadInput
+from stability.errors import BadInput, writing
 
 ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # who acts, beside people
 AUTOMATIC = (ALARM, POLICY, TIMEOUT)
@@ -306,7 +306,7 @@ def _remove(request: Path) -> None:
 
 def _append(path: Path, line: Json) -> None:
   """Adds a line to a file and returns once it is on the disk."""
-  with path.open('a') as file:
+  with writing(path), path.open('a') as file:
     file.write(json.dumps(workdir_lib.finite(line), allow_nan=False) + '\n')
     file.flush()
     os.fsync(file.fileno())

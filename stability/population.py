@@ -7,6 +7,7 @@ a stop are read while the steps after it run.
 import collections
 import dataclasses
 import math
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from stability import config as config_lib
 from stability import member as member_lib
 from stability import workdir as workdir_lib
 from stability.data import batches, tokens
-from stability.errors import BadInput
+from stability.errors import BadInput, CannotWrite
 from stability.member import Member
 from stability.steering import NO_ACTIONS, Steering, open_control
 from stability.workdir import Json
@@ -403,6 +404,8 @@ def _validation(text: tokens.Tokens, static: ml_collections.FrozenConfigDict) ->
 
 
 def _fail(folder: Path) -> None:
-  """Records the exception being handled as the run's result."""
+  """Records the exception being handled as the run's result; raises it if it is no run's fault."""
+  if isinstance(error := sys.exception(), CannotWrite):
+    raise error
   if member_lib.writes():
     workdir_lib.write_failure(folder, traceback.format_exc())

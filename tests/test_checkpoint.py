@@ -65,7 +65,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(run, damage, capl
   else:
     (run / 'checkpoints' / '100' / checkpoint.CHECKSUMS).unlink()
   assert_restores(run, 20)
-  assert 'checkpoints/100 is not used' in caplog.text
+  assert f'{run.name}: its checkpoint of step 100 is damaged and not used' in caplog.text
+  assert 'checkpoints/100' in caplog.text and 'goes on from step 20' in caplog.text
 
 
 def test_a_damaged_checkpoint_can_be_written_again(run):
