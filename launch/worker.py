@@ -4,6 +4,7 @@ It asks on its standard output and is told on its standard input, a JSON object 
 
   {"like": null}   which run next?                 {"run": NAME} or {"run": null}: none, end
   {"like": NAME}   which run of the same executables as NAME?    the same
+  {"cannot_write": [errno, why, path]}   the disk takes no more; it ends without a result
 
 It ends when there are no more, unless runs are paused: then it waits for an answer to one of them,
 and asks again. When its launcher dies its standard input closes, and the process ends at once.
@@ -47,7 +48,7 @@ def main() -> None:
     print(json.dumps({'like': like}), file=requests, flush=True)
     return answers.get()['run']
 
-  from stability import population, workdir  # after the cores are set: this imports jax
+  from stability import errors, population, workdir  # after the cores are set: this imports jax
 
   if _DISTRIBUTED.value is not None:
     import jax
@@ -66,7 +67,12 @@ def main() -> None:
       time.sleep(POLL_SECONDS)
       continue
     sweep = workdir.read_sweep(folder)
-    population.train_population(folder, sweep, name, lambda like=name: ask(like), paused)
+    try:
+      population.train_population(folder, sweep, name, lambda like=name: ask(like), paused)
+    except errors.CannotWrite as error:  # the launcher says so, for all its workers
+      told = {'cannot_write': [error.errno, error.strerror, error.filename]}
+      print(json.dumps(told), file=requests, flush=True)
+      os._exit(1)
 
 
 def _answers() -> queue.Queue:

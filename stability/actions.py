@@ -187,8 +187,32 @@ def _is_deep(value: Any, most: int) -> bool:
 
 
 def read(run: Path) -> list[Json]:
-  """actions.jsonl, the refused ones included."""
-  return workdir_lib.read_lines(run / 'actions.jsonl')
+  """actions.jsonl, the refused ones included; BadInput where it is not what a trainer writes."""
+  path = run / 'actions.jsonl'
+  records = workdir_lib.read_lines(path)
+  for number, record in enumerate(records, 1):
+    try:
+      _check_record(record)
+    except BadInput as error:
+      raise BadInput(f'{path}, line {number}: damaged: {error}') from None
+  return records
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+  """Refuses what cannot be shown or, above all, what would lead to files elsewhere."""
+  for key, kind in {'step': int, 'by': str, 'why': str}.items():
+    if not isinstance(record.get(key), kind):
+      raise BadInput(f'{key} must be {"a number" if kind is int else "a string"}')
+  if 'refused' in record:
+    return
+  if record.get('action') not in FIELDS:
+    raise BadInput(f'action must be one of {", ".join(FIELDS)}')
+  if not isinstance(record.get('changes', {}), dict):
+    raise BadInput('changes must be fields with their values')
+  for key in ('name', 'cut'):
+    name = record.get(key, 'none')
+    if not isinstance(name, str) or name != os.path.basename(name) or name in ('', '.', '..'):
+      raise BadInput(f'{key} must be the name of a file')
 
 
 def done(records: Iterable[Json]) -> list[Json]:

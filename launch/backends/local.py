@@ -19,6 +19,7 @@ from stability import config as config_lib
 from stability import plan
 from stability import workdir as workdir_lib
 from stability.config import Config
+from stability.errors import CannotWrite
 
 POLL_SECONDS = 0.5
 _LOG_LINES = 50  # of a worker's output, kept for the error of a run that it died with
@@ -94,6 +95,7 @@ class Worker:
     self._given: list[str] = []
     self._given_lock = threading.Lock()
     self._has_asked = False
+    self.cannot_write: CannotWrite | None = None  # what the disk refused
     self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
     self._process = subprocess.Popen(
         [
@@ -143,7 +145,11 @@ class Worker:
     """Answers its requests until it ends; the runs it died with have failed."""
     for line in self._process.stdout:
       self._has_asked = True
-      name = self._waiting.take(self, json.loads(line)['like'])
+      asked = json.loads(line)
+      if 'cannot_write' in asked:
+        self.cannot_write = CannotWrite(*asked['cannot_write'])
+        return
+      name = self._waiting.take(self, asked['like'])
       if name is not None:
         with self._given_lock:
           self._given.append(name)
@@ -155,7 +161,10 @@ class Worker:
     self._waiting.release(self)
     for name in self.running():
       error = f'its last words:\n{self.last_words()}\nits worker ended with exit code {code}'
-      workdir_lib.write_failure(workdir_lib.run_dir(self._workdir, name), error)
+      try:
+        workdir_lib.write_failure(workdir_lib.run_dir(self._workdir, name), error)
+      except CannotWrite as refused:
+        self.cannot_write = refused
 
   def _listen(self) -> None:
     for line in self._process.stderr:
@@ -188,6 +197,8 @@ def train(
       known = set(configs)
       while not progress.is_over():
         time.sleep(POLL_SECONDS)
+        for refused in filter(None, (worker.cannot_write for worker in crew)):
+          raise refused
         for name in workdir_lib.read_forks(workdir).keys() - known:
           known.add(name)
           run = workdir_lib.run_dir(workdir, name)
