@@ -8,10 +8,13 @@ all save and restore at once, as Orbax wants it; the first of them writes.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +47,9 @@ def save(run: Path, step: int, arrays: Arrays, about: workdir_lib.Json, keep: in
   is_first = jax.process_index() == 0
   with writing(folder / str(step)):
     if is_first:
+      folder.mkdir(parents=True, exist_ok=True)
       _clear(folder)
+      _try_disk(folder, sum(array.nbytes for array in arrays.values()))
     try:
       with _quiet():
         ocp.save(partial, arrays)
@@ -72,6 +77,8 @@ def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, workdir_li
   are checkpoints and all are damaged: to begin such a run again from nothing, which may have taken
   days, is a person's decision. With `only`, a step, the checkpoint is that one or None.
   """
+  if jax.process_index() == 0:
+    _clear(run / 'checkpoints')
   faults = {}
   for step in reversed(_steps(run)):
     if only not in (None, step):
@@ -93,14 +100,7 @@ def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, workdir_li
 
 def good_steps(run: Path) -> list[int]:
   """The steps of the checkpoints that can be used, the lowest first."""
-  good = []
-  for step in _steps(run):
-    fault = _fault(run / 'checkpoints' / str(step))
-    if fault is None:
-      good.append(step)
-    else:
-      logging.warning('%s', _told(run, step, fault))
-  return good
+  return [step for step in _steps(run) if _fault(run / 'checkpoints' / str(step)) is None]
 
 
 def drop_after(run: Path, step: int) -> None:
@@ -129,6 +129,14 @@ def _clear(folder: Path) -> None:
   """Removes what is being made or was deleted."""
   for path in folder.glob('.*'):
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _try_disk(folder: Path, size: int) -> None:
+  """Raises what the disk would refuse later: Orbax's threads tell it badly, or wait for minutes."""
+  with tempfile.TemporaryFile(dir=folder):
+    pass
+  if shutil.disk_usage(folder).free < size:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 @contextlib.contextmanager

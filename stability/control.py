@@ -106,7 +106,7 @@ class Control:
     self._monitor = alarms.Monitor(rescued=any(r['by'] == POLICY for r in self.taken))
     for row in workdir_lib.read_metrics(self._run):
       self._monitor.add(row)
-    raised = workdir_lib.read_lines(self._run / 'alarms.jsonl')
+    raised = actions.read_alarms(self._run)
     course = [i + 1 for i, r in enumerate(self.taken) if r['action'] in actions.COURSE]
     raised = [alarm for alarm in raised if alarm['actions'] >= max(course, default=0)]
     self._monitor.fired = {alarm['rule'] for alarm in raised}
@@ -234,7 +234,7 @@ class Control:
     return self._by(POLICY, action, step, alarm['seen'])
 
   def _time_out(self, step: int) -> Json | None:
-    raised = workdir_lib.read_lines(self._run / 'alarms.jsonl')
+    raised = actions.read_alarms(self._run)
     default = self.config['control']['default_action']
     record = self._rescue(raised[-1], step) if default == 'policy' and raised else None
     if record is not None:

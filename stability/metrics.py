@@ -35,7 +35,8 @@ class MetricsWriter:
     begun_before = (run / 'metrics.jsonl').exists()
     workdir_lib.cut_metrics(run, step)
     with writing(run / 'metrics.jsonl'):
-      self._lines = (run / 'metrics.jsonl').open('a')
+      # Without a buffer: it would keep what a full disk refuses, and write it who knows when.
+      self._lines = (run / 'metrics.jsonl').open('ab', buffering=0)
     with writing(run):
       self._board = _board(run)
     if begun_before:  # TensorBoard then hides what earlier event files hold from this step on
@@ -47,8 +48,9 @@ class MetricsWriter:
     """Logs one step: metrics holds step and, under their names, scalars; NaN becomes null."""
     line = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
     with writing(self._run / 'metrics.jsonl'):
-      self._lines.write(json.dumps(line, allow_nan=False) + '\n')
-      self._lines.flush()
+      rest = json.dumps(line, allow_nan=False).encode() + b'\n'
+      while rest:
+        rest = rest[self._lines.write(rest) :]
     self._scalars({key: value for key, value in metrics.items() if key != 'step'}, metrics['step'])
     self._flush_board()
 
