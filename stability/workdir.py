@@ -223,8 +223,12 @@ def read_result(run: Path) -> Json | None:
   if not path.exists():
     return None
   result = _read_json(path)
-  if result.get('status') not in STATUSES:
+  if result.get('status') not in list(STATUSES):
     raise BadInput(f'{path}: damaged: status must be one of {", ".join(STATUSES)}')
+  for key in RESULT_KEYS:
+    kinds = str if key == 'error' else int | float
+    if not isinstance(result.get(key), kinds | None) or isinstance(result.get(key), bool):
+      raise BadInput(f'{path}: damaged: {key} must be {"text" if key == "error" else "a number"}')
   return result
 
 
