@@ -116,7 +116,7 @@ def _versions(workdir: Path, waiting: Collection[str]) -> dict[str, str]:
   if changes := versions.changes(before, now):
     print(
         f'warning: --workdir={workdir} was begun with other versions: {", ".join(changes)}; numbers'
-        ' may differ from those of an undisturbed sweep; each run records its own in versions.jsonl',
+        ' may differ from those of an undisturbed sweep; versions.jsonl of each run has its own',
         file=sys.stderr,
     )
   return now

@@ -1,8 +1,8 @@
 """What trains runs, as far as their numbers may depend on it: our code, Python, the libraries.
 
   DIR/sweep.json                  `versions`: of the last start that had anything to train
-  DIR/runs/NAME/versions.jsonl    a line where the run began, and one wherever it went on under other
-                                  versions: step (updates made by then), time, versions
+  DIR/runs/NAME/versions.jsonl    a line where the run began, and wherever it went on under others:
+                                  step (updates made by then), time, versions
 """
 
 import functools
