@@ -155,7 +155,7 @@ def test_no_action_leads_elsewhere(folder, sweep, key, value):
 
 def test_a_run_is_not_reached_through_another_folder(folder, sweep, capsys):
   (folder / 'sweep' / 'config.json').write_text('{}')
-  for run in (sweep[0] / '..', sweep[0] / '../..', folder / 'sweep' / 'runs'):
+  for run in (sweep[0] / '..', folder / 'sweep' / 'runs' / '..', folder / 'sweep' / 'runs'):
     code = app.execute(control.main, control.FLAGS, ['c', f'--run={run}', 'pause'], words=True)
     assert code == 2 and 'must be the folder of a run' in capsys.readouterr().err
   assert not list(folder.rglob('requests'))
