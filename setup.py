@@ -36,7 +36,14 @@ setuptools.setup(
         'tpu': ['jax[tpu]'],
         'hf': HF,
         'ray': ['ray>=2.50'],
-        'test': [*HF, 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'tensorboard>=2.20'],
+        'test': [
+            *HF,
+            'hypothesis>=6.100',
+            'pytest>=8',
+            'pytest-xdist>=3.6',
+            'ruff>=0.9',
+            'tensorboard>=2.20',
+        ],
         # The reference that the numerics are checked against; its default wheels weigh gigabytes.
         'torch': ['torch>=2.6'],
     },

@@ -18,10 +18,13 @@ several programs:
 import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
 import os
 import runpy
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -33,13 +36,16 @@ from launch import preemption
 from stability import config as config_lib
 from stability import hyper
 from stability.analysis import windows
-from stability.errors import BadInput
+from stability.errors import BadInput, CannotWrite
 
 flags.disclaim_key_flags()  # --help lists what is defined here under the program that asked for it
 
 PREEMPTED = 75  # exit code: told to leave, the same command goes on
 
 Main = Callable[..., int | None]
+
+CONFIG_SECONDS = 60  # that a config file may take to say what it describes
+_MOST_SHOWN = 600  # characters of an error; what is left out of a longer one is in its middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +155,7 @@ def load(
   if not os.path.isfile(file):
     raise BadInput(f'--config={file}: no such file')
 
-  with _blame(file, Exception, SystemExit):
+  with _blame(file, BaseException), _limited(file):
     namespace = runpy.run_path(file)
     get_config = namespace.get('get_config')
     if not callable(get_config):
@@ -169,7 +175,7 @@ def load(
       points = namespace['get_sweep'](scale=scale)
       if not isinstance(points, Iterable):
         raise BadInput(f'get_sweep returns a {type(points).__name__}, must be a list of points')
-      points = list(points)
+      points = hyper.at_most(points, 'get_sweep')
     report = {}
     if 'get_report' in namespace and not single:
       report = namespace['get_report'](scale=scale)
@@ -184,11 +190,13 @@ def _blame(file: str, *kinds: type[BaseException]) -> Iterator[None]:
   """Turns what a config file raises into one line that names the file and the line in it."""
   try:
     yield
+  except KeyboardInterrupt:  # a person's
+    raise
   except kinds as error:
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
-    what = f'{type(error).__name__}: {error}'
-    if isinstance(error, BadInput):
+    what = f'{type(error).__name__}: {_text(error)}'
+    if isinstance(error, BadInput | _TookTooLong):
       what = str(error)
     elif isinstance(error, SyntaxError):
       what = f'{type(error).__name__}: {error.msg}'
@@ -198,8 +206,41 @@ def _blame(file: str, *kinds: type[BaseException]) -> Iterator[None]:
     raise BadInput(f'{where}: {what}') from error
 
 
+class _TookTooLong(BaseException):
+  """What a config file can hardly catch."""
+
+
+@contextlib.contextmanager
+def _limited(file: str) -> Iterator[None]:
+  """Interrupts a config file that does not come to an end, where the system has alarms for it."""
+  if not hasattr(signal, 'setitimer') or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def end(number: int, frame: Any) -> NoReturn:
+    raise _TookTooLong(f'has not come to an end after {CONFIG_SECONDS} seconds')
+
+  before = signal.signal(signal.SIGALRM, end)
+  signal.setitimer(signal.ITIMER_REAL, CONFIG_SECONDS, 1)  # and again, should it be caught
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def _text(error: BaseException) -> str:
+  """What an exception of other people's says of itself."""
+  try:
+    return str(error)
+  except Exception:
+    return '(its text cannot be had)'
+
+
 def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> NoReturn:
   """Runs a program with the command line of this process and ends the process."""
+  for stream in (sys.stdout, sys.stderr):  # no text can fail to be printed
+    stream.reconfigure(errors='backslashreplace')
   sys.exit(execute(main, flag_values, sys.argv, words=words))
 
 
@@ -223,6 +264,14 @@ def execute(
   except BadInput as error:
     print(f'error: {_printable(str(error))}', file=sys.stderr)
     return 2
+  except CannotWrite as error:
+    print(f'error: {_printable(str(error))}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):  # a path that cannot be one
+      raise
+    print(f'error: {_printable(f"{error.filename}: {error.strerror}")}', file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
@@ -238,6 +287,13 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
   for name in flag_values:
     flag_values[name].unparse()  # what an earlier call in this process was given
   flag_values.set_gnu_getopt()  # flags may follow words
+  for argument in argv[1:]:
+    try:
+      argument.encode()
+    except UnicodeEncodeError:
+      raise BadInput(f'{argument!r}: must be UTF-8') from None
+    if '\0' in argument:
+      raise BadInput(f'{argument!r}: must not hold a NUL')
   try:
     _, *words = flag_values(argv)
   except flags.UnrecognizedFlagError as error:
@@ -251,4 +307,6 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 def _printable(text: str) -> str:
   """One line, with nothing in it that a terminal would obey."""
   line = ' '.join(part.strip() for part in text.splitlines())
+  if len(line) > _MOST_SHOWN:
+    line = f'{line[: _MOST_SHOWN // 2]} ... {line[-_MOST_SHOWN // 2 :]}'
   return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in line)

@@ -24,6 +24,7 @@ a probe or a checkpoint) and writes into actions.jsonl what was done and when, o
 
 import getpass
 import math
+import os
 import time
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def main(*words: str) -> int | None:
 
 
 def _checked_run(run: Path) -> Path:
-  run = run.absolute()
+  run = Path(os.path.abspath(run))  # without any ..
   if run.parent.name != 'runs' or not (run / 'config.json').is_file():
     raise BadInput(f'--run={_RUN.value}: must be the folder of a run, DIR/runs/NAME')
   return run
@@ -95,7 +96,7 @@ def list_runs(workdir: Path, console: Console) -> None:
     table.add_column(name, overflow='fold', min_width=30 if name == 'run' else 4)
   for name in [*workdir_lib.read_sweep(workdir)['runs'], *workdir_lib.read_forks(workdir)]:
     run = workdir_lib.run_dir(workdir, name)
-    raised = workdir_lib.read_lines(run / 'alarms.jsonl')
+    raised = actions.read_alarms(run)
     row = workdir_lib.last_metrics(run) or {}
     loss = row.get('loss')
     table.add_row(
@@ -124,7 +125,7 @@ def show(run: Path, console: Console) -> None:
   """Loss and attention logit over training, the alarms, what may help, and what was done."""
   config = workdir_lib.read_config(run)
   rows = workdir_lib.read_metrics(run)
-  raised = workdir_lib.read_lines(run / 'alarms.jsonl')
+  raised = actions.read_alarms(run)
   records = actions.read(run)
   marks = {r['step']: '*' for r in actions.done(records)} | {a['step']: '!' for a in raised}
   steps = config['schedule']['steps']

@@ -83,7 +83,7 @@ def main() -> None:
   console = Console()
   for table in terminal.summary(results, claims.read(path.parent / 'claims.csv')):
     console.print(table)
-  console.print(f'Report: {path}', soft_wrap=True, highlight=False)
+  console.print(f'Report: {path}', soft_wrap=True, highlight=False, markup=False)
 
 
 def _windows() -> list[tuple[float, float]]:

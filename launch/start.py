@@ -1,27 +1,22 @@
 """What launch.train and launch.sweep share: from a checked sweep to its report."""
 
-import importlib.metadata
-import platform
 import shutil
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
 
-import stability
 from launch import app
-from stability import lease, metrics
+from stability import lease, metrics, versions
 from stability import workdir as workdir_lib
 from stability.config import Config
 from stability.data import tokens
 from stability.errors import BadInput
 
 Train = Callable[[Path, Mapping[str, Config]], None]  # the runs of a workdir, to their results
-
-LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def define_workers(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
@@ -76,6 +71,7 @@ def _prepare(sweep: app.Sweep, workdir: Path) -> dict[str, Config]:
   with lease.hold(workdir, _say_held):
     workdir_lib.check_new(workdir, runs)  # another launcher may have begun one here meanwhile
     data = _prepare_data(sweep, workdir)
+    waiting = workdir_lib.waiting(workdir, runs.configs | workdir_lib.fork_configs(workdir))
     workdir_lib.write_sweep(
         workdir,
         runs,
@@ -83,12 +79,12 @@ def _prepare(sweep: app.Sweep, workdir: Path) -> dict[str, Config]:
         scale=sweep.scale,
         overrides=sweep.overrides,
         data=data,
-        versions=_versions(),
+        versions=_versions(workdir, waiting),
         report=sweep.report,
     )
     first = next(iter(runs.configs.values()))
     metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
-  return workdir_lib.waiting(workdir, runs.configs | workdir_lib.fork_configs(workdir))
+  return waiting
 
 
 def _say_held(by: lease.Json) -> None:
@@ -117,10 +113,21 @@ def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
   return data
 
 
-def _versions() -> dict[str, str]:
-  libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
-  python = {'python': platform.python_version(), 'platform': platform.platform()}
-  return {'stability': stability.__version__, **python, **libraries}
+def _versions(workdir: Path, waiting: Collection[str]) -> dict[str, str]:
+  """Those of now, if they train anything; says where they differ from those that trained before."""
+  now = versions.current()
+  if not (workdir / 'sweep.json').exists():
+    return now
+  before = workdir_lib.read_sweep(workdir)['versions']
+  if not waiting:
+    return before
+  if changes := versions.changes(before, now):
+    print(
+        f'warning: --workdir={workdir} was begun with other versions: {", ".join(changes)}; numbers'
+        ' may differ from those of an undisturbed sweep; versions.jsonl of each run has its own',
+        file=sys.stderr,
+    )
+  return now
 
 
 def _report(workdir: Path) -> int:
@@ -133,7 +140,7 @@ def _report(workdir: Path) -> int:
   console = Console()
   for table in terminal.summary(results, claims.read(path.parent / 'claims.csv')):
     console.print(table)
-  console.print(f'Report: {path}', soft_wrap=True, highlight=False)
+  console.print(f'Report: {path}', soft_wrap=True, highlight=False, markup=False)
   rows = [*workdir_lib.read_results(workdir), *workdir_lib.read_fork_results(workdir)]
   failed = [row for row in rows if row['status'] == 'failed']
   shown = set()

@@ -6,6 +6,7 @@ It asks on its standard output and is told on its standard input, a JSON object 
   {"like": NAME}   which run of the same executables as NAME?    the same
   {"beat": S, "members": N}   it lives; its work last moved S seconds ago    {"alive": true}
                                            {"stop": true}: save all, and end
+  {"cannot_write": [errno, why, path]}   the disk takes no more; it ends without a result
 
 Of members, runs on a device, it says how many it tries, and is told how many at the most.
 
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from absl import flags, logging
 
@@ -94,6 +95,11 @@ class Launcher:
     self._members = members
     self._say_beat()
 
+  def cannot_write(self, error: OSError) -> NoReturn:
+    """Ends the process; the launcher says why, once for all its workers."""
+    self._say({'cannot_write': [error.errno, error.strerror, error.filename]})
+    os._exit(1)
+
   def _say(self, message: dict) -> None:
     with self._line:
       try:
@@ -148,7 +154,7 @@ def main() -> None:
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no request
   launcher = Launcher(sys.stdin, requests)
 
-  from stability import population, workdir  # after the cores are set: this imports jax
+  from stability import errors, population, workdir  # after the cores are set: this imports jax
 
   if _DISTRIBUTED.value is not None:
     import jax
@@ -172,9 +178,12 @@ def main() -> None:
       continue
     sweep = sweep or workdir.read_sweep(folder)  # what is asked for was in it from the start
     watch = population.Watch(launcher.has_interrupted, most, launcher.members_chosen)
-    population.train_population(
-        folder, sweep, name, lambda like=name: launcher.ask(like)[0], paused, watch
-    )
+    try:
+      population.train_population(
+          folder, sweep, name, lambda like=name: launcher.ask(like)[0], paused, watch
+      )
+    except errors.CannotWrite as error:
+      launcher.cannot_write(error)
     launcher.hands_are_empty()
 
 

@@ -187,8 +187,50 @@ def _is_deep(value: Any, most: int) -> bool:
 
 
 def read(run: Path) -> list[Json]:
-  """actions.jsonl, the refused ones included."""
-  return workdir_lib.read_lines(run / 'actions.jsonl')
+  """actions.jsonl, the refused ones included; BadInput where it is not what a trainer writes."""
+  path = run / 'actions.jsonl'
+  records = workdir_lib.read_lines(path)
+  for number, record in enumerate(records, 1):
+    try:
+      _check_record(record)
+    except BadInput as error:
+      raise BadInput(f'{path}, line {number}: damaged: {error}') from None
+  return records
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+  """Refuses what cannot be shown or, above all, what would lead to files elsewhere."""
+  _check_types(record, {'step': int, 'by': str, 'why': str})
+  if 'refused' in record:
+    return
+  if record.get('action') not in list(FIELDS):
+    raise BadInput(f'action must be one of {", ".join(FIELDS)}')
+  _check_types(record, {key: int for key in ('to', 'steps', 'skip') if key in record})
+  changes = record.get('changes', {})
+  if not isinstance(changes, dict) or not set(map(type, changes.values())) <= {int, float}:
+    raise BadInput('changes must be fields with their values')
+  for key in ('name', 'cut'):
+    name = record.get(key, 'none')
+    if not isinstance(name, str) or name != os.path.basename(name) or name in ('', '.', '..'):
+      raise BadInput(f'{key} must be the name of a file')
+
+
+def _check_types(record: Mapping[str, Any], types: Mapping[str, type]) -> None:
+  for key, kind in types.items():
+    if not isinstance(record.get(key), kind):
+      raise BadInput(f'{key} must be {"a whole number" if kind is int else "a string"}')
+
+
+def read_alarms(run: Path) -> list[Json]:
+  """alarms.jsonl; BadInput where it is not what a trainer writes."""
+  path = run / 'alarms.jsonl'
+  raised = workdir_lib.read_lines(path)
+  for number, alarm in enumerate(raised, 1):
+    try:
+      _check_types(alarm, {'step': int, 'rule': str, 'seen': str, 'actions': int})
+    except BadInput as error:
+      raise BadInput(f'{path}, line {number}: damaged: {error}') from None
+  return raised
 
 
 def done(records: Iterable[Json]) -> list[Json]:
@@ -236,5 +278,5 @@ def words_of(action: Mapping[str, Any]) -> str:
 def told(record: Mapping[str, Any]) -> str:
   """A record in words; of one that was refused, which may hold anything, the reason."""
   if 'refused' in record:
-    return f'{record["action"]}, refused: {record["refused"]}'
+    return f'{record.get("action")}, refused: {record["refused"]}'
   return words_of(record)

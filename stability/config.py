@@ -193,6 +193,14 @@ RULES: dict[str, Rule] = {
 NEVER_SWEPT = ('data.source', 'data.path', 'data.tokenizer', 'data.vocabulary_size')
 
 
+def shown(value: Any) -> str:
+  """A value that may be anything, for an error."""
+  try:
+    return repr(value)
+  except Exception:
+    return f'(a {type(value).__name__})'
+
+
 def unknown_field(field: str) -> BadInput:
   """The error for a field that no config has, with the nearest that one does."""
   nearest = difflib.get_close_matches(field, RULES, n=1, cutoff=0.0)
@@ -234,7 +242,7 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
     try:
       resolved[field] = rule.convert(flat[field])
     except BadInput as error:
-      raise BadInput(f'config.{field}={flat[field]!r}: {error}') from None
+      raise BadInput(f'config.{field}={shown(flat[field])}: {error}') from None
   _check_together(resolved)
   return resolved
 

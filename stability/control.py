@@ -19,7 +19,7 @@ from stability import actions, alarms
 from stability import workdir as workdir_lib
 from stability.actions import Json
 from stability.config import Config
-from stability.errors import BadInput
+from stability.errors import BadInput, writing
 
 ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # who acts, beside people
 AUTOMATIC = (ALARM, POLICY, TIMEOUT)
@@ -106,7 +106,7 @@ class Control:
     self._monitor = alarms.Monitor(rescued=any(r['by'] == POLICY for r in self.taken))
     for row in workdir_lib.read_metrics(self._run):
       self._monitor.add(row)
-    raised = workdir_lib.read_lines(self._run / 'alarms.jsonl')
+    raised = actions.read_alarms(self._run)
     course = [i + 1 for i, r in enumerate(self.taken) if r['action'] in actions.COURSE]
     raised = [alarm for alarm in raised if alarm['actions'] >= max(course, default=0)]
     self._monitor.fired = {alarm['rule'] for alarm in raised}
@@ -234,7 +234,7 @@ class Control:
     return self._by(POLICY, action, step, alarm['seen'])
 
   def _time_out(self, step: int) -> Json | None:
-    raised = workdir_lib.read_lines(self._run / 'alarms.jsonl')
+    raised = actions.read_alarms(self._run)
     default = self.config['control']['default_action']
     record = self._rescue(raised[-1], step) if default == 'policy' and raised else None
     if record is not None:
@@ -306,7 +306,7 @@ def _remove(request: Path) -> None:
 
 def _append(path: Path, line: Json) -> None:
   """Adds a line to a file and returns once it is on the disk."""
-  with path.open('a') as file:
+  with writing(path), path.open('a') as file:
     file.write(json.dumps(workdir_lib.finite(line), allow_nan=False) + '\n')
     file.flush()
     os.fsync(file.fileno())

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,9 +27,20 @@ from stability.errors import BadInput
 Point = dict[str, Any]
 
 
+MAX_POINTS = 100_000  # of a sweep; more are a slip, or have no end
+
+
 def sweep(field: str, values: Iterable[Any]) -> list[Point]:
   """One point for each value of one field."""
-  return [{field: value} for value in values]
+  return [{field: value} for value in at_most(values, f'hyper.sweep of {field!r}')]
+
+
+def at_most(values: Iterable[Any], name: str) -> list[Any]:
+  """The values as a list; BadInput if there are more than MAX_POINTS."""
+  found = list(itertools.islice(values, MAX_POINTS + 1))
+  if len(found) > MAX_POINTS:
+    raise BadInput(f'{name}: more than {MAX_POINTS:,} points')
+  return found
 
 
 def fixed(field: str, value: Any) -> list[Point]:
@@ -38,6 +50,8 @@ def fixed(field: str, value: Any) -> list[Point]:
 
 def product(sweeps: Sequence[list[Point]]) -> list[Point]:
   """Every combination; the first sweep varies slowest."""
+  if math.prod(map(len, sweeps)) > MAX_POINTS:
+    raise BadInput(f'hyper.product: more than {MAX_POINTS:,} points')
   return [functools.reduce(_join, points, {}) for points in itertools.product(*sweeps)]
 
 
@@ -87,10 +101,13 @@ def expand(
     raise BadInput('get_sweep: describes no runs')
   for point in points:
     if not isinstance(point, Mapping) or not all(isinstance(field, str) for field in point):
-      raise BadInput(f'get_sweep: yields {point!r}, must be a dict of dotted field -> value')
+      shown = config_lib.shown(point)
+      raise BadInput(f'get_sweep: yields {shown}, must be a dict of dotted field -> value')
   if seeds is not None:
     if any('seed' in point for point in points):
       raise BadInput(f'--seeds={seeds}: cannot be given, the sweep varies the seed itself')
+    if len(points) * seeds > MAX_POINTS:
+      raise BadInput(f'--seeds={seeds}: more than {MAX_POINTS:,} runs')
     points = product([points, sweep('seed', range(seeds))])
   fields = tuple(dict.fromkeys(field for point in points for field in point))
   for field in fields:

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from stability.errors import writing
+
 Json = dict[str, Any]
 
 REFRESH_SECONDS = 5
@@ -56,8 +58,8 @@ class Lease:
     return not _path(self.folder, self.number + 1).exists()
 
   def release(self) -> None:
-    """Lets anybody take the next one at once."""
-    with contextlib.suppress(FileNotFoundError):
+    """Lets anybody take the next one at once, or, where the disk refuses, once it has expired."""
+    with contextlib.suppress(OSError):
       os.utime(self.path, (0, 0))
 
   def remove(self) -> None:
@@ -79,7 +81,8 @@ def take(folder: Path, trainer: int | None = None) -> Lease | None:
   """
   own = _identity(trainer)
   temporary = folder / f'.lease.{own["id"]}'
-  temporary.write_text(json.dumps(own))
+  with writing(temporary):
+    temporary.write_text(json.dumps(own))
   try:
     number = max(_numbers(folder), default=0)
     before = _read(folder, number)
@@ -188,7 +191,8 @@ def hold(folder: Path, wait: Callable[[Json], None] = lambda holder: None) -> It
   with Keeper() as keeper:
     while True:
       with contextlib.suppress(FileNotFoundError):  # deleted by another that held it
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+          folder.mkdir(parents=True, exist_ok=True)
         if keeper.take(folder):
           break
         if not told and (by := holder(folder)):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from stability import checkpoint, control
+from stability import checkpoint, control, versions
 from stability import workdir as workdir_lib
 from stability.config import Config
 from stability.metrics import MetricsWriter, NoWriter
@@ -93,6 +93,7 @@ def open_writer(
   """The writer of a run from `step` on; fields: those of its sweep."""
   if not writes():
     return NoWriter()
+  versions.note(folder, step)
   return MetricsWriter(folder, step, workdir_lib.swept_values(config, fields))
 
 

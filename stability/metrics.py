@@ -21,6 +21,7 @@ if _unwanted is None:
   del sys.modules['torch']
 
 from stability import workdir as workdir_lib  # noqa: E402
+from stability.errors import writing  # noqa: E402
 
 RESULT_METRICS = ('initial_loss', 'final_loss')  # the columns of the HParams dashboard
 
@@ -30,10 +31,14 @@ class MetricsWriter:
 
   def __init__(self, run: Path, step: int, hyperparameters: Mapping[str, Any]):
     """hyperparameters: the fields that the HParams dashboard shows for this run."""
+    self._run = run
     begun_before = (run / 'metrics.jsonl').exists()
     workdir_lib.cut_metrics(run, step)
-    self._lines = (run / 'metrics.jsonl').open('a')
-    self._board = _board(run)
+    with writing(run / 'metrics.jsonl'):
+      # Without a buffer: it would keep what a full disk refuses, and write it who knows when.
+      self._lines = (run / 'metrics.jsonl').open('ab', buffering=0)
+    with writing(run):
+      self._board = _board(run)
     if begun_before:  # TensorBoard then hides what earlier event files hold from this step on
       self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
     _, start, self._end = _hparams(hyperparameters)
@@ -42,20 +47,23 @@ class MetricsWriter:
   def write(self, metrics: Mapping[str, float]) -> None:
     """Logs one step: metrics holds step and, under their names, scalars; NaN becomes null."""
     line = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-    self._lines.write(json.dumps(line, allow_nan=False) + '\n')
-    self._lines.flush()
+    with writing(self._run / 'metrics.jsonl'):
+      rest = json.dumps(line, allow_nan=False).encode() + b'\n'
+      while rest:
+        rest = rest[self._lines.write(rest) :]
     self._scalars({key: value for key, value in metrics.items() if key != 'step'}, metrics['step'])
-    self._board.flush()
+    self._flush_board()
 
   def mark(self, step: int, name: str, told: str) -> None:
     """Shows in TensorBoard that something happened: a point under `name`, and what is told."""
     self._scalars({name: 1.0}, step)
     self._add(step, summary=text(name, told))
-    self._board.flush()
+    self._flush_board()
 
   def flush(self) -> None:
     """Returns once all lines are on the disk, where a checkpoint may rely on them."""
-    os.fsync(self._lines.fileno())
+    with writing(self._run / 'metrics.jsonl'):
+      os.fsync(self._lines.fileno())
 
   def close(self, result: Mapping[str, Any] | None = None) -> None:
     """Ends the files; with the run's result, the HParams dashboard shows it."""
@@ -63,15 +71,21 @@ class MetricsWriter:
       losses = {key: result[key] for key in RESULT_METRICS if result[key] is not None}
       self._scalars(losses, result['steps'])
       self._add(result['steps'], summary=self._end)
-    self._board.close()
-    self._lines.close()
+    with writing(self._run):
+      self._board.close()
+      self._lines.close()
+
+  def _flush_board(self) -> None:
+    with writing(self._run):
+      self._board.flush()
 
   def _scalars(self, values: Mapping[str, float], step: int) -> None:
     scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
     self._add(step, summary=Summary(value=scalars))
 
   def _add(self, step: int, **content: Any) -> None:
-    self._board.write_event(Event(step=step, wall_time=time.time(), **content))
+    with writing(self._run):
+      self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 class NoWriter:
@@ -98,9 +112,10 @@ def write_experiment(workdir: Path, fields: Mapping[str, Any]) -> None:
   if any(workdir.glob('events.out.tfevents.*')):
     return
   experiment, _, _ = _hparams(fields)
-  board = _board(workdir)
-  board.write_event(Event(wall_time=time.time(), summary=experiment))
-  board.close()
+  with writing(workdir):
+    board = _board(workdir)
+    board.write_event(Event(wall_time=time.time(), summary=experiment))
+    board.close()
 
 
 def _board(folder: Path) -> EventsWriter:

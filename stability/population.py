@@ -20,7 +20,7 @@ from stability import actions, checkpoint, control, parallel, train
 from stability import config as config_lib
 from stability import member as member_lib
 from stability import workdir as workdir_lib
-from stability.errors import BadInput
+from stability.errors import BadInput, CannotWrite
 from stability.layout import is_out_of_memory, make_layout
 from stability.member import Member
 from stability.pace import Pace, any_process
@@ -449,9 +449,12 @@ class Population:
 
 
 def _fail(folder: Path) -> None:
-  """Records the exception being handled as the run's result."""
+  """Records the exception being handled as the run's result; raises it if it is no run's fault."""
+  error = sys.exception()
+  if isinstance(error, CannotWrite):
+    raise error
   text = traceback.format_exc()
-  if is_out_of_memory(sys.exception()):
+  if is_out_of_memory(error):
     text += OUT_OF_MEMORY
   if member_lib.writes():
     workdir_lib.write_failure(folder, text)

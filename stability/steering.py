@@ -107,7 +107,7 @@ class Steering:
     member.writer.close()
     member.writer = member_lib.open_writer(member.folder, member.config, to, self._fields)
     member.control.rewound(to)
-    for alarm in workdir_lib.read_lines(member.folder / 'alarms.jsonl'):
+    for alarm in actions.read_alarms(member.folder):
       if alarm['step'] > to:  # TensorBoard hides what it was told of these steps
         member.writer.mark(alarm['step'], f'alarm/{alarm["rule"]}', alarm['seen'])
     return state

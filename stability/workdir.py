@@ -9,6 +9,7 @@
   DIR/results.csv            a row per run, forks last
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -23,31 +24,35 @@ from typing import Any
 from stability import config as config_lib
 from stability import lease
 from stability.config import Config
-from stability.errors import BadInput
+from stability.errors import BadInput, writing
 from stability.hyper import Runs
 
 Json = dict[str, Any]
 
 STATUSES = ('done', 'diverged', 'failed', 'stopped')
 LEASE_SECONDS = 2  # that the launcher of a run may take to let go of it when it has failed
+_SWEEP = {'fields': list, 'data': dict, 'versions': dict, 'report': dict, 'runs': dict}
 RESULT_KEYS = ('initial_loss', 'final_loss', 'steps', 'tokens', 'seconds', 'error')
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
   """Writes a file so that readers see the old content or the new, never a part."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  data = content.encode() if isinstance(content, str) else content
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  # What somebody wrote may hold halves of characters, which UTF-8 has no bytes for.
+  data = content.encode(errors='backslashreplace') if isinstance(content, str) else content
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+      with os.fdopen(handle, 'wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(temporary, 0o644)
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):  # what is wrong has been said
+        os.unlink(temporary)
+      raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,7 +72,9 @@ def finite(value: Any) -> Any:
 
 
 def run_dir(workdir: Path, name: str) -> Path:
-  """The folder of one run."""
+  """The folder of one run; BadInput for a name that would lead elsewhere."""
+  if name != os.path.basename(name) or name in ('', '.', '..') or '\0' in name:
+    raise BadInput(f'{workdir}: holds a run named {name!r}: must be the name of a folder in runs/')
   return workdir / 'runs' / name
 
 
@@ -156,16 +163,23 @@ def write_sweep(
 def read_sweep(workdir: Path) -> Json:
   """sweep.json."""
   path = workdir / 'sweep.json'
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise BadInput(f'--workdir={workdir}: holds no sweep (no sweep.json)')
-  return _read_json(path)
+  sweep = _read_json(path)
+  for key, kind in _SWEEP.items():
+    if not isinstance(sweep.get(key), kind):
+      raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
+  return sweep
 
 
 def _read_json(path: Path) -> Json:
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError) as error:
     raise BadInput(f'{path}: cannot be read: {error}') from error
+  if not isinstance(found, dict):
+    raise BadInput(f'{path}: cannot be read: holds no JSON object')
+  return found
 
 
 def read_forks(workdir: Path) -> dict[str, Json]:
@@ -211,7 +225,16 @@ def write_failure(run: Path, error: str) -> None:
 def read_result(run: Path) -> Json | None:
   """result.json, or None while the run is not over."""
   path = run / 'result.json'
-  return _read_json(path) if path.exists() else None
+  if not path.exists():
+    return None
+  result = _read_json(path)
+  if result.get('status') not in list(STATUSES):
+    raise BadInput(f'{path}: damaged: status must be one of {", ".join(STATUSES)}')
+  for key in RESULT_KEYS:
+    kinds = str if key == 'error' else int | float
+    if not isinstance(result.get(key), kinds | None) or isinstance(result.get(key), bool):
+      raise BadInput(f'{path}: damaged: {key} must be {"text" if key == "error" else "a number"}')
+  return result
 
 
 def waiting(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
@@ -249,7 +272,17 @@ def read_lines(path: Path) -> list[Json]:
   """The objects of a file of lines, none if it is not there; a torn last line is ignored."""
   if not path.exists():
     return []
-  return [json.loads(line) for line in _whole_lines(path.read_bytes())]
+  return [_parsed(path, n, line) for n, line in enumerate(_whole_lines(path.read_bytes()), 1)]
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Json:
+  try:
+    found = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise BadInput(f'{path}, line {number}: damaged: {error}') from error
+  if not isinstance(found, dict):
+    raise BadInput(f'{path}, line {number}: damaged: holds no JSON object')
+  return found
 
 
 def write_lines(path: Path, lines: Iterable[Json]) -> None:
@@ -271,7 +304,7 @@ def last_metrics(run: Path) -> Json | None:
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - 2**17))
     lines = _whole_lines(file.read())
-  return json.loads(lines[-1]) if lines else None
+  return _parsed(path, len(lines), lines[-1]) if lines else None
 
 
 def cut_metrics(run: Path, step: int) -> None:
@@ -284,9 +317,15 @@ def cut_lines(path: Path, keep: Callable[[Json], bool]) -> list[Json]:
   if not path.exists():
     return []
   lines = _whole_lines(path.read_bytes())
-  kept = [line for line in lines if keep(json.loads(line))]
-  write_whole(path, b''.join(line + b'\n' for line in kept))
-  return [found for line in lines if not keep(found := json.loads(line))]
+  kept, dropped = [], []
+  for number, line in enumerate(lines, 1):
+    found = _parsed(path, number, line)
+    if keep(found):
+      kept.append(line + b'\n')
+    else:
+      dropped.append(found)
+  write_whole(path, b''.join(kept))
+  return dropped
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
@@ -313,17 +352,20 @@ def read_fork_results(workdir: Path) -> list[Json]:
 
 
 def _row(workdir: Path, name: str, config: Json, fields: Iterable[str]) -> Json:
-  flat = config_lib.flatten(config)
   result = read_result(run_dir(workdir, name)) or {'status': 'missing'}
-  return {
-      'run': name,
-      'status': result['status'],
-      'parameters': config_lib.parameters(config),
-      'learning_rate': flat['optimizer.learning_rate'],
-      'seed': flat['seed'],
-      **{field: flat[field] for field in fields if field != 'seed'},
-      **{key: result.get(key) for key in RESULT_KEYS},
-  }
+  try:
+    flat = config_lib.flatten(config)
+    return {
+        'run': name,
+        'status': result['status'],
+        'parameters': config_lib.parameters(config),
+        'learning_rate': flat['optimizer.learning_rate'],
+        'seed': flat['seed'],
+        **{field: flat[field] for field in fields if field != 'seed'},
+        **{key: result.get(key) for key in RESULT_KEYS},
+    }
+  except (KeyError, TypeError, AttributeError) as error:
+    raise BadInput(f'{workdir}: the config of run {name!r} is damaged: {error}') from error
 
 
 def swept_values(config: Config, fields: Iterable[str]) -> Json:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stability import checkpoint
+from stability.errors import BadInput
 
 
 def arrays(step: int) -> checkpoint.Arrays:
@@ -65,7 +66,80 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(run, damage, capl
   else:
     (run / 'checkpoints' / '100' / checkpoint.CHECKSUMS).unlink()
   assert_restores(run, 20)
-  assert 'checkpoints/100 is not used' in caplog.text
+  assert f'{run.name}: its checkpoint of step 100 is damaged and not used' in caplog.text
+  assert 'checkpoints/100' in caplog.text and 'goes on from step 20' in caplog.text
+
+
+def test_damage_to_any_file_is_found(run):
+  """Every file of a checkpoint in turn, that of the checksums too."""
+  folder = run / 'checkpoints' / '100'
+  files = sorted(path for path in folder.rglob('*') if path.is_file())
+  assert folder / checkpoint.CHECKSUMS in files and len(files) > 5
+  for file in files:
+    content = file.read_bytes()
+    damaged = [content[: len(content) // 2], content + b'x', None]
+    for place in (0, len(content) // 2, len(content) - 2):
+      if content:
+        damaged.append(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+    for other in damaged:
+      if other == content:
+        continue  # half of an empty file
+      file.unlink()
+      if other is not None:
+        file.write_bytes(other)
+      assert checkpoint.good_steps(run) == [20], (file, other)
+      file.write_bytes(content)
+  assert checkpoint.good_steps(run) == [20, 100]
+  for file in files[::2]:
+    file.unlink()
+  assert_restores(run, 20)
+
+
+def test_where_all_are_damaged_a_person_decides(run):
+  for step in (20, 100):
+    data_file(run, step).unlink()
+  before = sorted(run.rglob('*'))
+  with pytest.raises(BadInput) as caught:
+    checkpoint.restore(run)
+  for words in ('step 100', 'step 20', 'does not match its checksum', f'delete {run}/checkpoints'):
+    assert words in str(caught.value)
+  assert sorted(run.rglob('*')) == before
+  assert checkpoint.restore(run, only=20) is None
+
+
+@pytest.mark.parametrize('at', ['about.json', 'checksums.json', 'rename'])
+def test_a_crash_while_saving_leaves_the_one_before_and_no_damage(run, at, monkeypatch, caplog):
+  class Crash(BaseException):
+    pass
+
+  write = checkpoint.workdir_lib.write_json
+
+  def crash(*arguments):
+    raise Crash
+
+  def write_until(path, value):
+    if path.name == at:
+      raise Crash
+    write(path, value)
+
+  monkeypatch.setattr(checkpoint.workdir_lib, 'write_json', write_until)
+  monkeypatch.setattr(checkpoint, '_clear', lambda folder: None)  # nothing is put in order after it
+  if at == 'rename':
+    monkeypatch.setattr(type(run), 'rename', crash)
+  with pytest.raises(Crash):
+    checkpoint.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
+  monkeypatch.undo()
+  assert_restores(run, 100)
+  assert not caplog.records
+  checkpoint.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['100', '200']
+
+
+def test_a_damaged_later_one_costs_no_good_one(run):
+  data_file(run, 100).unlink()
+  assert_restores(run, 20)
+  checkpoint.save(run, 30, arrays(30), {'initial_loss': 35.5}, keep=1)
+  assert_restores(run, 30)
 
 
 def test_a_damaged_checkpoint_can_be_written_again(run):

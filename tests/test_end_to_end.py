@@ -154,7 +154,7 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
   assert finished.returncode == 0
   workdir = place / 'killed'
   launcher = subprocess.Popen(
-      **command(place, 'sweep', '--workdir=killed', '--config=experiment.py'),
+      **command(place, 'sweep', '--workdir=killed', '--config=experiment.py', '--workers=1'),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
   )
@@ -162,9 +162,35 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
   assert_workers_end_with(launcher)
   rows = workdir_lib.read_results(workdir)
   assert any(row['status'] == 'missing' for row in rows)
-  again = run(place, 'sweep', '--workdir=killed', '--config=experiment.py')
+  again = run(place, 'sweep', '--workdir=killed', '--config=experiment.py', '--workers=2')
   assert again.returncode == 0, again.stderr
   assert outcomes(workdir) == outcomes(place / 'finished')
+
+
+def test_a_full_disk_stops_a_sweep_which_goes_on_once_there_is_room(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'disk' / 'sweep'
+  workdir.parent.mkdir()
+  options = ['-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(workdir.parent)]
+  if subprocess.run(['mount', *options], capture_output=True, check=False).returncode:
+    pytest.skip('may not mount here; tests/test_file_faults.py limits the sizes of files instead')
+  try:
+    arguments = [f'--workdir={workdir}', '--config=experiment.py']
+    stopped = run(place, 'sweep', *arguments)
+    assert stopped.returncode == 1, stopped.stderr
+    last = stopped.stderr.splitlines()[-1]
+    assert last.startswith(f'error: {workdir}/') and 'No space left on device' in last
+    assert 'Traceback' not in stopped.stdout
+    rows = workdir_lib.read_results(workdir)
+    assert {row['status'] for row in rows} <= {'missing', 'done', 'diverged'}
+    for row in rows:
+      assert row['status'] != 'diverged' or row['learning_rate'] == 1e25
+    subprocess.run(['mount', '-o', 'remount,size=64m', str(workdir.parent)], check=True)
+    again = run(place, 'sweep', *arguments)
+    assert again.returncode == 0, again.stderr
+    assert outcomes(workdir) == outcomes(place / 'finished')
+  finally:
+    subprocess.run(['umount', str(workdir.parent)], check=True)
 
 
 def test_workers_in_the_middle_of_a_long_run_end_with_their_launcher(place, finished):

@@ -16,6 +16,7 @@ from launch.progress import Progress
 from stability import lease
 from stability import workdir as workdir_lib
 from stability.config import Config
+from stability.errors import CannotWrite
 
 POLL_SECONDS = 0.5
 LISTEN_SECONDS = 5  # for a dead worker's last words; a process of its own may keep the pipe open
@@ -37,7 +38,7 @@ class Worker:
     self.process = process
     self.cores = cores
     self.starts = starts
-    self.error: Exception | None = None  # of ours, in a thread that serves it
+    self.error: Exception | None = None  # in a thread that serves it, or told by the process
     self._assignments = assignments
     self._progress = progress
     self._has_asked = False
@@ -62,6 +63,8 @@ class Worker:
     try:
       for request in self.process.requests():
         self._has_asked = True
+        if 'cannot_write' in request:
+          raise CannotWrite(*request['cannot_write'])
         self.process.tell(self._assignments.give(self.process, request['like']))
       self._listener.join(LISTEN_SECONDS)
       self._assignments.take_back(self.process)

@@ -26,7 +26,7 @@ def _of_run(run: Path) -> list[tuple[str, int, str, str, str]]:
   if not records:
     return []
   rows, taken = [], 0
-  raised = workdir_lib.read_lines(run / 'alarms.jsonl')
+  raised = actions.read_alarms(run)
   for record in [*records, None]:
     # An alarm knows how many actions had been taken before it.
     while raised and (record is None or _comes_before(raised[0], record, taken)):

@@ -72,10 +72,14 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
   names = list(workdir_lib.read_sweep(workdir)['runs'])
   steps, values = [], []  # an array per run: lists of numbers would take ten times the memory
   for name in names:
-    lines = workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
-    steps.append(np.array([line['step'] for line in lines], int))
-    rows = [[line.get(column) for column in columns] for line in lines]
-    values.append(np.array(rows, float).reshape(-1, len(columns)))
+    run = workdir_lib.run_dir(workdir, name)
+    lines = workdir_lib.read_metrics(run)
+    try:
+      steps.append(np.array([line['step'] for line in lines], int))
+      rows = [[line.get(column) for column in columns] for line in lines]
+      values.append(np.array(rows, float).reshape(-1, len(columns)))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+      raise BadInput(f'{run}/metrics.jsonl: damaged: {error}') from error
   codes = np.repeat(np.arange(len(names)), [len(of_run) for of_run in steps])
   curves = pd.DataFrame(np.concatenate(values), columns=columns)
   curves.insert(0, 'step', np.concatenate(steps))

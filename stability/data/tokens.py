@@ -38,7 +38,7 @@ import numpy as np
 
 from stability import workdir
 from stability.data import ngrams, shards, sources, synthetic
-from stability.errors import BadInput
+from stability.errors import BadInput, writing
 
 SIDES = ('train', 'validation')
 SETTINGS = 'tokenize.json'  # in a folder of launch.tokenize, before meta.json: packing.py
@@ -334,7 +334,8 @@ def _write(
 ) -> None:
   """Writes a token folder under another name, then gives it its own."""
   temporary = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex}')
-  temporary.mkdir(parents=True)
+  with writing(folder):
+    temporary.mkdir(parents=True)
   try:
     _write_file(temporary / 'meta.json', json.dumps(meta, indent=1).encode())
     for side in SIDES:
@@ -352,7 +353,7 @@ def _write(
 
 
 def _write_file(file: Path, content: bytes | np.ndarray) -> None:
-  with file.open('wb') as stream:
+  with writing(file), file.open('wb') as stream:
     stream.write(content)
     stream.flush()
     os.fsync(stream.fileno())

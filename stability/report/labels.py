@@ -40,7 +40,12 @@ def value(entry: Any) -> str:
   """A field's value."""
   if pd.isna(entry):
     return 'unset'
-  return number(entry) if isinstance(entry, float) else str(entry)
+  return number(entry) if isinstance(entry, float) else _printable(str(entry))
+
+
+def _printable(text: str) -> str:
+  """Without characters that no font has and no SVG file may hold."""
+  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def fields(names: Sequence[str]) -> dict[str, str]:
