@@ -97,15 +97,15 @@ def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
   configs = sweep.runs.configs.values()
   longest = max(config['data']['sequence_length'] for config in configs)
   source = types.SimpleNamespace(**next(iter(configs))['data'])  # shared by the runs of a sweep
-  there_before = {path.absolute() for path in (workdir / 'data').glob('*')}
+  there_before = set((workdir / 'data').glob('*'))
   folder = tokens.prepare(source, workdir / 'data', longest)
   path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
   if (workdir / 'sweep.json').exists():
     before = workdir_lib.read_sweep(workdir)['data']
     if before['sha256'] != data['sha256']:
-      if not path.is_absolute() and folder.absolute() not in there_before:
-        shutil.rmtree(folder)  # made just now, and nobody's
+      for made in set((workdir / 'data').glob('*')) - there_before:  # just now, and nobody's
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
       raise BadInput(
           f'--workdir={workdir}: its runs were trained on other text than config.data.path gives'
           ' now; name a new folder'

@@ -77,7 +77,8 @@ def use(monkeypatch, kind, devices=1, members=1):
   def placed(config):
     return config | {'parallel': config['parallel'] | {'layout': kind, 'members': members}}
 
-  def make(workdir, sweep, static, example):
+  def make(workdir, sweep, static, example, most_members=None, members_chosen=None):
+    del most_members, members_chosen
     if (kind, devices, members) not in LAYOUTS:
       sweep = sweep | {'runs': {name: placed(c) for name, c in sweep['runs'].items()}}
       static, _ = config_lib.split(next(iter(sweep['runs'].values())))
@@ -85,7 +86,7 @@ def use(monkeypatch, kind, devices=1, members=1):
     return LAYOUTS[kind, devices, members]
 
   here = jax.devices()[:devices]
-  monkeypatch.setattr(population.jax, 'local_devices', lambda: here)
+  monkeypatch.setattr(jax, 'local_devices', lambda: here)
   monkeypatch.setattr(population, 'make_layout', make)
 
 
