@@ -15,6 +15,8 @@ import tempfile
 import time
 import traceback
 
+os.environ['USE_TORCH'] = '0'  # as stability/data/hub.py
+
 import datasets  # noqa: F401  once, instead of in each fork
 
 from launch import app, tokenize

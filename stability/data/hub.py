@@ -86,6 +86,7 @@ def find(given: str, field: str, cache: Path, revision: str | None) -> list[Spli
   Raises BadInput where there is no such set or it has no split named train, OSError of the network.
   """
   os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
+  os.environ.setdefault('USE_TORCH', '0')  # else it imports torch, where that is installed: seconds
   try:
     import datasets
   except ImportError:
