@@ -68,6 +68,17 @@ def test_claim_does_not_hold_where_it_should_not(name):
   assert not NAMED[name].holds.met(found.effect)
 
 
+def test_runs_in_which_somebody_stepped_in_are_not_judged():
+  points = hyper.product([QK, hyper.sweep('control.on_alarm', ['none', 'policy'])])
+
+  def loss(c):  # unstable at the highest rate but for the policy
+    saved = c['control.on_alarm'] == 'policy' or c['model.qk_norm'] != 'none'
+    return 4.0 if c['optimizer.learning_rate'] == 1.0 and not saved else 2.0
+
+  found = verdict('2a', *results_of(points, World(loss)))
+  assert (found.verdict, found.n) == (HOLDS, len(points) // 4)
+
+
 @pytest.mark.parametrize('name', NAMED)
 def test_claim_is_undecided_while_a_run_that_it_reads_is_missing(name):
   points, holds, _ = CASES[name]

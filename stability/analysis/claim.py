@@ -35,6 +35,7 @@ PAPER = {
     'optimizer.weight_decay': 1e-4,
     'optimizer.weight_decay_kind': 'independent',
     'schedule.shape': 'cosine',
+    'control.on_alarm': 'none',  # nobody steps in
 }
 
 
