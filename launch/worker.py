@@ -28,7 +28,7 @@ from typing import NoReturn, TextIO
 
 from absl import flags, logging
 
-from launch import environment, preemption
+from launch import preemption
 
 FLAGS = flags.FLAGS
 
@@ -147,12 +147,15 @@ def handle_signals() -> None:
 def main() -> None:
   """Serves the launcher."""
   FLAGS(sys.argv)
-  environment.pin([int(core) for core in _CORES.value])
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
   requests = os.fdopen(os.dup(sys.stdout.fileno()), 'w')
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no request
   launcher = Launcher(sys.stdin, requests)
+
+  from launch import environment  # what takes long to import: the launcher may die meanwhile
+
+  environment.pin([int(core) for core in _CORES.value])
 
   from stability import errors, population, workdir  # after the cores are set: this imports jax
 

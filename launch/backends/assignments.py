@@ -28,6 +28,7 @@ class Waiting:
 
   def __init__(self, configs: Mapping[str, Config]):
     self._keys: dict[str, object] = {}
+    self._same: dict[object, object] = {}
     self._flops: dict[str, float] = {}
     self._groups = collections.defaultdict(collections.deque)
     self._work: dict[object, float] = collections.defaultdict(float)  # FLOPs left in a group
@@ -37,7 +38,8 @@ class Waiting:
 
   def add(self, name: str, config: Config) -> None:
     """One more run."""
-    self._keys[name] = config_lib.static_fields(config)
+    key = config_lib.static_fields(config)
+    self._keys[name] = self._same.setdefault(key, key)  # thousands of equal ones take megabytes
     self._flops[name] = plan.train_flops(config)
     self.put_back(name)
 
