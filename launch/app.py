@@ -40,7 +40,6 @@ from stability.errors import BadInput, CannotWrite
 
 flags.disclaim_key_flags()  # --help lists what is defined here under the program that asked for it
 
-PREEMPTED = 75  # exit code: told to leave, the same command goes on
 
 Main = Callable[..., int | None]
 

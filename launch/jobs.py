@@ -146,7 +146,7 @@ def watch(
   with Progress(workdir, configs) as progress:
     while True:
       there = is_anybody_there()  # asked first: what a job wrote before its end is seen below
-      progress.show(_running(workdir, configs))
+      progress.show(_running(workdir, configs), () if there else configs)  # at the end, at all
       if progress.is_over():
         return
       if not there:

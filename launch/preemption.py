@@ -1,11 +1,15 @@
-"""SIGTERM and SIGUSR1: the machine is about to be taken away; what is under way is saved.
+"""How a program learns that it is to end: by a signal, or by the death of whoever started it.
 
-A program that is told so ends with EXIT_CODE, by which schedulers know to start it again. Outside
-of training there is nothing to save, and it ends at once: what it writes, it writes whole.
+SIGTERM and SIGUSR1 are a notice that the machine is about to be taken away: what is under way is
+saved. A program that is told so ends with EXIT_CODE, by which schedulers know to start it again.
+Outside of training there is nothing to save, and it ends at once: what it writes, it writes whole.
 """
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -43,3 +47,17 @@ def patient() -> Iterator[Callable[[], bool]]:
     yield lambda: _state['told']
   finally:
     _state['patient'] = False
+
+
+def end_with_input() -> None:
+  """From now on the process ends when its standard input closes: with whoever started it.
+
+  Its workers see their own input close then.
+  """
+
+  def listen() -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+      pass
+    os._exit(1)
+
+  threading.Thread(target=listen, daemon=True).start()

@@ -3,20 +3,9 @@
 Its workers end with it in turn, so that whatever kills launch.reproduce leaves nothing behind.
 """
 
-import os
-import sys
-import threading
-
 from launch import app, preemption, sweep
 
-
-def _end_with_input() -> None:
-  while os.read(sys.stdin.fileno(), 1024):
-    pass
-  os._exit(1)
-
-
 if __name__ == '__main__':
-  threading.Thread(target=_end_with_input, daemon=True).start()
+  preemption.end_with_input()
   preemption.install()
   app.run(sweep.main, sweep.FLAGS)

@@ -10,18 +10,13 @@ Exit codes are those of launch.sweep: 0 done, 1 some runs failed, 2 bad input, a
 or SIGUSR1 told it to leave: the same command goes on from the checkpoints.
 """
 
-import os
 import re
-import signal
-import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from absl import flags
 
-from launch import app, jobs, start
+from launch import app, jobs, preemption, start
 from launch.backends import local
 from stability import plan
 from stability import workdir as workdir_lib
@@ -47,9 +42,7 @@ def main() -> int:
     raise BadInput('--runs, --share: must not be given together')
   mine = _mine(workdir, workdir_lib.read_sweep(workdir)['runs'])
   if _ATTACHED.value:
-    threading.Thread(target=_end_with_input, daemon=True).start()
-  for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, _leave)
+    preemption.end_with_input()
   waiting = workdir_lib.waiting(workdir, mine)
   if waiting:
     local.train(workdir, waiting, _WORKERS.value)
@@ -92,14 +85,6 @@ def _shared(share: str, configs: Mapping[str, Config]) -> list[str]:
   return shares[index] if index < len(shares) else []
 
 
-def _leave(*_) -> NoReturn:
-  sys.exit(app.PREEMPTED)
-
-
-def _end_with_input() -> None:
-  sys.stdin.buffer.read()
-  os._exit(1)  # its workers see their own input close
-
-
 if __name__ == '__main__':
+  preemption.install()
   app.run(main, FLAGS)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import jobs
-from launch.app import PREEMPTED
+from launch import jobs, preemption
 from launch.jobs import Needs
 from stability.config import Config
 from stability.errors import BadInput
@@ -95,6 +94,6 @@ def work(command: Sequence[str], log: Path) -> int:
         stderr=subprocess.STDOUT,
     )
     code = process.wait()
-  if code == PREEMPTED:
+  if code == preemption.EXIT_CODE:
     raise Preempted
   return code
