@@ -259,7 +259,6 @@ def trained(monkeypatch, capsys, workdir, *arguments):
   """The runs that launch.work would train; its exit code and error line instead, if it has one."""
   given = []
   monkeypatch.setattr(local, 'train', lambda workdir, waiting, workers: given.extend(waiting))
-  monkeypatch.setattr(work.signal, 'signal', lambda *_: None)
   code = app.execute(work.main, work.FLAGS, ['work', f'--workdir={workdir}', *arguments])
   return (code, capsys.readouterr().err) if code == 2 else given
 
