@@ -4,6 +4,7 @@ A job's runs are a list in DIR/jobs/DIGEST.json. A list never changes under its 
 which waits in a queue trains what it was submitted for, whatever is submitted after it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -143,10 +144,14 @@ def watch(
     is_anybody_there: whether there are jobs, waiting or running.
     logs: folder of what the jobs print, *.log; the last words are shown of one that left its runs.
   """
+  left = dict.fromkeys(configs)
   with Progress(workdir, configs) as progress:
     while True:
       there = is_anybody_there()  # asked first: what a job wrote before its end is seen below
-      progress.show(_running(workdir, configs), () if there else configs)  # at the end, at all
+      over = [n for n in left if (workdir_lib.run_dir(workdir, n) / 'result.json').exists()]
+      for name in over:
+        del left[name]
+      progress.show(_running(workdir, left), over)
       if progress.is_over():
         return
       if not there:
@@ -159,15 +164,12 @@ def watch(
     print(f'{newest} ends with:', *words, sep='\n', file=sys.stderr)
 
 
-def _running(workdir: Path, configs: Mapping[str, Config]) -> list[str]:
-  """The runs without a result that logged something not long ago."""
+def _running(workdir: Path, names: Iterable[str]) -> list[str]:
+  """Those of some runs that logged something not long ago."""
   found = []
-  for name in configs:
-    run = workdir_lib.run_dir(workdir, name)
-    try:
-      age = time.time() - (run / 'metrics.jsonl').stat().st_mtime
-    except FileNotFoundError:
-      continue
-    if age < LOGGED_SECONDS and not (run / 'result.json').exists():
-      found.append(name)
+  for name in names:
+    with contextlib.suppress(FileNotFoundError):
+      logged = (workdir_lib.run_dir(workdir, name) / 'metrics.jsonl').stat().st_mtime
+      if time.time() - logged < LOGGED_SECONDS:
+        found.append(name)
   return found
