@@ -14,7 +14,9 @@ from stability import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 # quickstart is part of qk_layernorm, ladder is for planning.
-NOT_STAGES = {'__init__', 'base', 'benchmark', 'grid', 'quickstart', 'ladder'}
+NOT_STAGES = {
+    *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in')
+}
 
 EXPERIMENT = '''"""{question} Figure {figure} and Figure E.5 of a paper."""
 
