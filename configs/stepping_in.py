@@ -1,10 +1,10 @@
-"""A run that is about to break, three times: left alone, waiting for a person, steered by the policy.
+"""A run about to break, three times: left alone, waiting for a person, steered by the policy.
 
 The README's tutorial. Not in the paper.
 
-Expected here: the RMS of block outputs raises an alarm at step 20. Left alone, attention logits pass
-6e5 and the run ends at 2.86 nats; taken back at that alarm to a learning rate of 1e-2 it ends at
-1.96, and with the policy at 1.93; the best run of this size without qk-layernorm ends at 1.96.
+Expected here: the RMS of block outputs raises an alarm at step 20. Left alone, attention logits
+pass 6e5 and the run ends at 2.86 nats; taken back at that alarm to a learning rate of 1e-2 it ends
+at 1.96, and with the policy at 1.93; the best run of this size without qk-layernorm ends at 1.96.
 
 Time at cpu scale: 3 runs, about 1 minute on two cores, and as long as the person takes.
 

@@ -13,7 +13,7 @@ from launch import app, reproduce, sweep
 from stability import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-# quickstart is part of qk_layernorm, ladder is for planning.
+# quickstart is part of qk_layernorm, ladder is for planning; the last two are of stepping in.
 NOT_STAGES = {
     *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in')
 }
