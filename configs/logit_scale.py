@@ -7,8 +7,10 @@ without blocks, embedding and head alone, is the bigram model to compare with.
   Figure 10  loss against kappa, 10M parameters. Paper: suffers from about 1e3; at 1e4 worse than
              the model without blocks.
 
-Expected here: not yet measured. The same threshold, as logits beyond it make attention attend to
-single tokens at any size.
+Measured here at cpu scale, one seed: the best scale is 3; 5 % of what was learned is lost at about
+20, not 1e3, for at 64 positions and 400 steps there is little to gain from sharp attention, and at
+head dimension 16 a scale of 1e3 means logits of up to 4e3. From 300 on it is worse than the model
+without blocks.
 
 Time at cpu scale: 12 runs, about 1 minute on two cores (estimate).
 
