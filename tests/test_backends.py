@@ -21,7 +21,7 @@ import test_processes
 from stability import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-SECONDS = 240  # for whatever is waited for, on a busy machine
+SECONDS = 600  # for whatever is waited for, on a busy machine
 
 EXPERIMENT = """
 from configs import base

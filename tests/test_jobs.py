@@ -235,7 +235,7 @@ def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_pa
         (['--backend=slurm', '--job_memory_gb=nan'], '--job_memory_gb=nan: must be'),
         (['--backend=slurm', '--slurm_options=qos'], 'must be an option of sbatch'),
         (['--backend=slurm', '--slurm_options=--qos=a\n#SBATCH --x'], 'must be an option'),
-        (['--backend=slurm', '--slurm_options=--qos=a\0'], 'must be an option'),
+        (['--backend=slurm', '--slurm_options=--qos=a\x1b'], 'must be an option'),
         (['--backend=slurm', '--slurm_options=--array=1-9'], '--array is set by the backend'),
         (['--backend=slurm', '--slurm_partition='], "--slurm_partition='': must be a name"),
     ],
