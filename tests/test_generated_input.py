@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from configs import base
 from launch import app, control, predict, report, start, sweep, train
+from launch.backends import local
 from stability import config as config_lib
 from stability import workdir as workdir_lib
 from stability.analysis import claims, sensitivity
@@ -421,7 +422,7 @@ def test_token_files(faults):
     before = contents(folder)
     arguments = [BASE, '--config.data.path=theirs', '--config.data.sequence_length=16']
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(start.local, 'train', lambda *_, **__: None)
+      patch.setattr(local, 'train', lambda *_, **__: None)
       patch.setattr(start, '_report', lambda _: print('a report') or 0)
       refused = check(*execute(sweep, [*arguments, '--workdir=runs']), names=['theirs', 'data.path'])
     if refused:
