@@ -20,6 +20,8 @@ import test_processes
 
 from stability import workdir as workdir_lib
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = 600  # for whatever is waited for, on a busy machine
 

@@ -18,6 +18,8 @@ from test_end_to_end import children, command, is_running, outcomes, run, wait_f
 
 from stability import workdir as workdir_lib
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 from configs import base
 from stability import hyper

@@ -307,6 +307,7 @@ def test_a_disk_gone_read_only_stops_a_run_which_then_goes_on(disk, data, undist
 # Other devices, other versions.
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_in_smaller_ones_and_alone(data, tmp_path, monkeypatch):
   """On four devices, then on two: bit for bit. Then alone: another executable, which rounds."""
   workdirs = {}

@@ -13,6 +13,8 @@ import pytest
 from stability import actions
 from stability import workdir as workdir_lib
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = 150  # for anything, on a busy machine
 

@@ -96,6 +96,7 @@ def check_against_one_process(shared, alone):
         assert line[name] == value, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('layout', 'probe_every'), [('data_parallel', 4), ('sharded', 0)])
 def test_two_processes_give_what_one_does(tmp_path, layout, probe_every):
   shared, alone = tmp_path / 'shared', tmp_path / 'alone'
