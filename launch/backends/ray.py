@@ -60,7 +60,7 @@ def train(workdir: Path, waiting: Mapping[str, Config], needs: Needs, address: s
         runtime_env={'env_vars': jobs.environment()},
         **({'include_dashboard': False} if address == 'local' else {}),
     )
-  except (ConnectionError, RuntimeError, ValueError) as error:
+  except Exception as error:  # Ray's own have no kind in common
     raise BadInput(f'--ray_address={address}: {error}') from error
   try:
     task = ray.remote(work).options(
