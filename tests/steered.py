@@ -47,7 +47,7 @@ def share_layouts(monkeypatch):
     return _LAYOUTS[key]
 
   monkeypatch.setattr(population, 'make_layout', cached)
-  monkeypatch.setattr(population.jax, 'local_devices', lambda: devices)
+  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
 
 
 def write_sweep(workdir, data, rates=(1e-2,), **fields):

@@ -68,7 +68,7 @@ def one_layout_for_all(monkeypatch):
     return LAYOUTS[static]
 
   monkeypatch.setattr(population, 'make_layout', cached)
-  monkeypatch.setattr(population.jax, 'local_devices', lambda: devices)
+  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
 
 
 def train(workdir, names):
