@@ -1,6 +1,7 @@
 """launch.control: what it lists and shows of runs, how it asks, and what becomes of an answer."""
 
 import json
+import math
 import re
 
 import made_up
@@ -106,7 +107,10 @@ def test_a_run_is_shown_with_curves_alarms_and_what_may_help(runs, call):
   assert code == 0
   assert lines[0] == f'{runs[0].name}: started, step 300 of 500'
   assert 'loss (! alarm, * action)' in lines
-  assert 'highest attention logit, power of ten' in lines
+  logits = lines.index('highest attention logit, power of ten')
+  rows = workdir_lib.read_metrics(runs[0])
+  highest = max(row.get('block_0/attention_logit_max', 0) for row in rows)
+  assert lines[logits + 1].split()[0] == f'{math.log10(highest):.4g}'
   # 60 columns for 500 steps; the label takes ten.
   marks = [line for line in lines if set(line) == {' ', '!', '*'}]
   assert [[(n - 10, c) for n, c in enumerate(m) if c != ' '] for m in marks] == 2 * [

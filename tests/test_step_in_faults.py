@@ -10,7 +10,6 @@ from steered import RATE, Killed, asks, killed, numbers, told, train
 
 from stability import actions, control, member, population
 from stability import workdir as workdir_lib
-from stability.errors import BadInput
 
 
 @pytest.fixture(scope='module')
@@ -292,19 +291,3 @@ def test_half_a_record_was_never_done(sweep, at, plain):
   (run / 'actions.jsonl').write_text(record[:30])
   train(run)
   assert numbers(run) == plain
-
-
-def test_a_request_must_say_what_it_is(tmp_path):
-  path = tmp_path / 'x.json'
-  for content, words in (
-      (b'{"action": 1', 'not a request: Expecting'),
-      (b'[]', 'must be a JSON object'),
-      (b'{"by": 1}', 'by must be a string'),
-      (b'{"a": [[[[1]]]]}', 'too many levels'),
-      (b'"' + b'x' * 70_000 + b'"', 'larger than 65,536 bytes'),
-  ):
-    path.write_bytes(content)
-    with pytest.raises(BadInput, match=words):
-      actions.read_request(path)
-  path.write_bytes(b'{"changes": {"a": [1]}}')
-  assert actions.read_request(path) == {'changes': {'a': [1]}}
