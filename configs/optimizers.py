@@ -6,7 +6,10 @@ about a fifth with Adam (and Muon, which is scaled so), by nearly all with Adafa
 Lion, so their windows are half a decade and a decade down. LR sensitivities compare only if the
 windows lie alike around each optimum; the report shows whether they do.
 
-Expected here: not yet measured.
+Measured here at cpu scale, 9.2K and 83K, one seed: in LR sensitivity Adam-atan2 (0.27, 0.26),
+StableAdamW (0.26, 0.24) and Muon (0.31, 0.26) are as AdamW is (0.31, 0.27); Adafactor (0.47, 0.36)
+and Lion (0.58, 0.32) are more sensitive. Muon ends lowest by far: 1.78 at 83K, AdamW 1.99, Lion
+2.10.
 
 Time at cpu scale: 84 runs, about 5 minutes on two cores (estimate).
 

@@ -5,7 +5,9 @@ qk-layernorm.
 
   Figure E.11  Paper: logits grow with squared-ReLU attention as well, so the softmax is not why.
 
-Expected here: not yet measured.
+Measured here at cpu scale, 9.2K and 83K, one seed: logits grow 2,000 fold at the highest rate, as
+the paper says, but to less harm: LR sensitivity without qk-layernorm is 0.32 and 0.17, as low as
+with it, where softmax has 0.42 and 0.47. The best loss is 0.05 to 0.1 higher.
 
 Time at cpu scale: 56 runs, about 3 minutes on two cores (estimate).
 
