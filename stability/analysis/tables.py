@@ -75,9 +75,9 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
     run = workdir_lib.run_dir(workdir, name)
     lines = workdir_lib.read_metrics(run)
     try:
-      steps.append(np.array([line['step'] for line in lines], int))
+      steps.append(np.array([line['step'] for line in lines], int).reshape(len(lines)))
       rows = [[line.get(column) for column in columns] for line in lines]
-      values.append(np.array(rows, float).reshape(-1, len(columns)))
+      values.append(np.array(rows, float).reshape(len(lines), len(columns)))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
       raise BadInput(f'{run}/metrics.jsonl: damaged: {error}') from error
   codes = np.repeat(np.arange(len(names)), [len(of_run) for of_run in steps])
