@@ -185,18 +185,28 @@ EXPRESSION = st.one_of(
     st.integers(-5, 2**31).map(repr),
     st.floats().map('float("{!r}")'.format),
 )  # fmt: skip
+STATEMENTS = [
+    'raise Evil()', 'raise SystemExit(3)', 'raise GeneratorExit', 'raise EndOfAll()', '1 / 0',
+    'del c.model', 'c.model = 3', 'c = None', 'return', 'return c, c', 'c.x.y.z = 1', 'c["a.b"] = 1',
+    'f = lambda: f(); f()', 'assert 0', 'raise ValueError("one\\ntwo\\x1b[31m")', 'open("/nowhere")',
+    'raise KeyError(c)', 'raise UnicodeDecodeError("utf-8", b"x", 0, 1, "y")', 'c.lock()',
+    'raise Exception("x" * 10**6)', 'c.new = c', 'raise StopIteration', 'import nowhere',
+]  # fmt: skip
 STATEMENT = st.one_of(
     st.builds('c.{} = {}'.format, FIELDS, EXPRESSION),
     st.builds('c.{} = {}'.format, FIELDS.flatmap(misspelt).filter(str.isascii), EXPRESSION),
     st.builds('del c.{}'.format, FIELDS),
-    st.sampled_from([
-        'raise Evil()', 'raise SystemExit(3)', 'raise GeneratorExit', 'raise EndOfAll()', '1 / 0',
-        'del c.model', 'c.model = 3', 'c = None', 'return', 'return c, c', 'c.x.y.z = 1', 'c["a.b"] = 1',
-        'f = lambda: f(); f()', 'assert 0', 'raise ValueError("one\\ntwo\\x1b[31m")', 'open("/nowhere")',
-        'raise KeyError(c)', 'raise UnicodeDecodeError("utf-8", b"x", 0, 1, "y")', 'c.lock()',
-        'raise Exception("x" * 10**6)', 'c.new = c', 'raise StopIteration', 'import nowhere',
-    ]),
-)  # fmt: skip
+    st.sampled_from(STATEMENTS),
+)
+SWEEPS = [
+    'return []', 'return None', 'return 3', "return 'seed'", "return [{'seed': 1}, {'seed': 1}]",
+    'return [[]]', 'return [{}]', 'return [{1: 2}]', 'return {}', 'yield', 'raise Evil()',
+    "while True: yield {'seed': 0}", "return hyper.sweep('seed', __import__('itertools').count())",
+    "return hyper.sweep('seed', range(10**12))", "return hyper.product([[{}] * 10**5] * 9)",
+    "return hyper.zipit([hyper.sweep('seed', [1]), []])", 'return hyper.chain(3)',
+    "return hyper.sweep('seed', range(2_000))", 'return hyper.product([])', 'return hyper.zipit([])',
+    "return hyper.sweep('seed', [0, 0.0, False])", "return [{'seed': Evil()}]", 'return [Evil()]',
+]  # fmt: skip
 POINTS = st.one_of(
     st.builds(
         'return hyper.sweep({!r}, [{}])'.format,
@@ -208,21 +218,13 @@ POINTS = st.one_of(
         'return hyper.product([hyper.sweep({!r}, [{}]), hyper.sweep({!r}, range(3))])'.format,
         FIELDS, EXPRESSION, FIELDS,
     ),
-    st.sampled_from([
-        'return []', 'return None', 'return 3', "return 'seed'", "return [{'seed': 1}, {'seed': 1}]",
-        'return [[]]', 'return [{}]', 'return [{1: 2}]', 'return {}', 'yield', 'raise Evil()',
-        "while True: yield {'seed': 0}", "return hyper.sweep('seed', __import__('itertools').count())",
-        "return hyper.sweep('seed', range(10**12))", "return hyper.product([[{}] * 10**5] * 9)",
-        "return hyper.zipit([hyper.sweep('seed', [1]), []])", 'return hyper.chain(3)',
-        "return hyper.sweep('seed', range(2_000))", 'return hyper.product([])', 'return hyper.zipit([])',
-        "return hyper.sweep('seed', [0, 0.0, False])", "return [{'seed': Evil()}]", 'return [Evil()]',
-    ]),
+    st.sampled_from(SWEEPS),
 )  # fmt: skip
-REPORTS = st.sampled_from([
+JUDGED = [
     "{'windows': 3}", "{'windows': [{}]}", "{'x': 1}", '3', 'None', "{'not_comparable': 'seed'}", '{}',
     "{'windows': [{'where': {}, 'windows': [[1, float('nan')]]}]}", "{'not_comparable': []}",
     "{'windows': [{'where': {'seed': []}, 'windows': []}]}",
-])  # fmt: skip
+]  # fmt: skip
 HEADER = """from configs import base
 from stability import hyper
 class Evil(Exception):
@@ -244,12 +246,20 @@ def written(statements, points, judged):
 
 
 FILE = st.builds(
-    written, st.lists(STATEMENT, max_size=3), st.none() | POINTS, st.none() | REPORTS
+    written, st.lists(STATEMENT, max_size=3), st.none() | POINTS, st.none() | st.sampled_from(JUDGED)
 )
+
+
+def each(texts):
+  """Has a test try all of these, beside what is generated."""
+  return lambda test: functools.reduce(lambda test, text: example(text)(test), texts, test)
 
 
 @generated(300)
 @given(FILE)
+@each(written([statement], None, None) for statement in STATEMENTS)
+@each(written([], points, None) for points in SWEEPS)
+@each(written([], None, judged) for judged in JUDGED)
 def test_config_files(text):
   with new_folder() as folder:
     (folder / 'experiment.py').write_text(text)
@@ -458,7 +468,7 @@ def test_damaged_sweeps(request, data):
   if how == 'cut':
     content = content[: data.draw(st.integers(0, len(content)))]
   elif how == 'junk':
-    content = data.draw(st.binary(max_size=30))
+    content = data.draw(st.binary(max_size=30)) + data.draw(st.sampled_from([b'', b'\n']))
   elif how == 'line':
     content += json.dumps(data.draw(JSON)).encode() + b'\n'
   else:
