@@ -60,6 +60,8 @@ def start(sweep: app.Sweep, workdir: Path, train: Train, *, waits: bool = True) 
     if not waits:
       return 0
   with lease.hold(workdir):  # by one launcher at a time
+    for result in (workdir / 'runs').glob('*/result.json'):
+      lease.sweep_up(result.parent)
     workdir_lib.write_results(workdir)
     return _report(workdir)
 

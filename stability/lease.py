@@ -111,6 +111,14 @@ def holder(folder: Path) -> Json | None:
   return found[0]
 
 
+def sweep_up(folder: Path) -> None:
+  """Deletes what holders that are gone have left in a folder whose work is done."""
+  left = [path for path in folder.iterdir() if is_lease(path)]
+  if left and holder(folder) is None:
+    for path in left:
+      path.unlink(missing_ok=True)
+
+
 class Keeper:
   """Takes leases and refreshes those it holds, until they are given back. A context manager."""
 

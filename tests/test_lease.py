@@ -181,3 +181,18 @@ def test_a_keeper_refreshes_what_it_holds_and_notices_what_it_lost(tmp_path, mon
     assert keeper.lost() == set()
   assert lease.take(tmp_path / 'a').number == 2  # at the end all are released
   assert lease.take(tmp_path / 'b') is None  # the other's is none of its business
+
+
+def test_what_the_dead_have_left_is_swept_up_and_no_more(tmp_path):
+  over, held = tmp_path / 'over', tmp_path / 'held'
+  for folder in (over, held):
+    folder.mkdir()
+    (folder / 'metrics.jsonl').write_text('')
+  (over / 'lease.1.json').write_text('{}')
+  os.utime(over / 'lease.1.json', (1, 1))
+  (over / '.lease.abc').write_text('{}')
+  assert lease.take(held) is not None
+  for folder in (over, held):
+    lease.sweep_up(folder)
+  assert [path.name for path in over.iterdir()] == ['metrics.jsonl']
+  assert sorted(path.name for path in held.iterdir()) == ['lease.1.json', 'metrics.jsonl']
