@@ -7,6 +7,7 @@ from rich.console import Console
 from launch.backends import local
 from stability import actions
 from stability import workdir as workdir_lib
+from stability.errors import BadInput
 from stability.hyper import Runs
 
 WALL_CLOCK = ('seconds', 'tokens_per_second')
@@ -17,6 +18,9 @@ def replay(run: Path, workdir: Path, console: Console) -> int:
 
   Its actions.jsonl is all that the trainer needs: it finds there what to take, and where.
   """
+  result = workdir_lib.read_result(run)
+  if result is None or result['status'] == 'failed':
+    raise BadInput(f'--run={run}: is not over; a run with a result can be replayed')
   source = run.parent.parent
   sweep = workdir_lib.read_sweep(source)
   runs = Runs(tuple(sweep['fields']), {run.name: workdir_lib.read_config(run)})
