@@ -8,7 +8,7 @@ process of its own that ends with this one: one that fails does not stop the oth
 run or continued alone. Stopped and started again, the same command continues. --dry_run says what
 all would cost.
 
-All at cpu scale take about 75 minutes on two cores (estimate); each config file has its own share.
+All at cpu scale take about two hours on two cores (estimate); each config file has its own share.
 """
 
 import ast
