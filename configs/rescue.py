@@ -30,6 +30,8 @@ SIZES = {
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """What every run of the sweep shares."""
   c = grid.get_config(scale)
+  if scale == 'cpu':
+    c.checkpoint.every_steps = 100  # steps to go back to
   c.data.seed = 1
   c.model.qk_norm = 'none'
   return c

@@ -24,6 +24,9 @@ from stability import workdir as workdir_lib  # noqa: E402
 from stability.errors import writing  # noqa: E402
 
 RESULT_METRICS = ('initial_loss', 'final_loss')  # the columns of the HParams dashboard
+# Between flushes of the event file, each of which waits for the disk: at each line they took a fifth
+# of the time of the smallest runs (BUILD_NOTES.md). TensorBoard looks every 30 s by default.
+BOARD_SECONDS = 5
 
 
 class MetricsWriter:
@@ -39,6 +42,7 @@ class MetricsWriter:
       self._lines = (run / 'metrics.jsonl').open('ab', buffering=0)
     with writing(run):
       self._board = _board(run)
+    self._flushed = time.monotonic()
     if begun_before:  # TensorBoard then hides what earlier event files hold from this step on
       self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
     _, start, self._end = _hparams(hyperparameters)
@@ -52,7 +56,8 @@ class MetricsWriter:
       while rest:
         rest = rest[self._lines.write(rest) :]
     self._scalars({key: value for key, value in metrics.items() if key != 'step'}, metrics['step'])
-    self._flush_board()
+    if time.monotonic() - self._flushed > BOARD_SECONDS:
+      self._flush_board()
 
   def mark(self, step: int, name: str, told: str) -> None:
     """Shows in TensorBoard that something happened: a point under `name`, and what is told."""
@@ -64,6 +69,7 @@ class MetricsWriter:
     """Returns once all lines are on the disk, where a checkpoint may rely on them."""
     with writing(self._run / 'metrics.jsonl'):
       os.fsync(self._lines.fileno())
+    self._flush_board()
 
   def close(self, result: Mapping[str, Any] | None = None) -> None:
     """Ends the files; with the run's result, the HParams dashboard shows it."""
@@ -78,6 +84,7 @@ class MetricsWriter:
   def _flush_board(self) -> None:
     with writing(self._run):
       self._board.flush()
+    self._flushed = time.monotonic()
 
   def _scalars(self, values: Mapping[str, float], step: int) -> None:
     scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
