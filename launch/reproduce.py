@@ -5,8 +5,8 @@
 
 Each experiment is a stage, launch.sweep of its config file with DIR/NAME as its folder, in a
 process of its own that ends with this one: one that fails does not stop the others, and each can be
-run or continued alone. Stopped and started again, the same command continues. --dry_run says what
-all would cost.
+run or continued alone. Runs that several have in common are trained in the first of them. Stopped
+and started again, the same command continues. --dry_run says what all would cost.
 
 All at cpu scale take about two hours on two cores (estimate); each config file has its own share.
 """
@@ -29,6 +29,7 @@ from rich.table import Table
 import configs
 from launch import app, preemption, start
 from stability import plan as plan_lib
+from stability import reuse
 from stability.data import tokens
 from stability.errors import BadInput
 
@@ -135,9 +136,11 @@ def _stage(name: str) -> Stage:
 
 def _run(stage: Stage, workdir: Path) -> str | None:
   """Trains a stage to its own report; what went wrong, if anything did."""
+  others = [workdir / name for name in EXPERIMENTS if name != stage.name]
   command = [
       *(sys.executable, '-m', 'launch.stage', f'--config={stage.config}'),
       f'--workdir={workdir / stage.name}',
+      *(f'--reuse={other}' for other in others if (other / 'sweep.json').is_file()),
       *(f'--{name}={FLAGS[name].value}' for name in ('seeds', 'workers') if FLAGS[name].present),
       *(f'--config.{field}={value}' for field, value in app.overrides(FLAGS).items()),
   ]
@@ -169,24 +172,30 @@ def _write_report(workdir: Path, stages: list[Stage]) -> Path:
 
 
 def print_plan(stages: list[Stage]) -> int:
-  """The table of stages, and what they take together; 1 if some are refused."""
+  """The table of stages, and what they take together; 1 if some are refused.
+
+  What is new in a stage is in none before it; tokens, FLOPs and executables are of that.
+  """
   table = Table(title=f'all experiments at scale {_SCALE.value}')
   table.add_column('experiment', no_wrap=True)
   table.add_column('figures', overflow='fold')
-  for column in ('runs', 'tokens', 'FLOPs', 'executables'):
+  for column in ('runs', 'new', 'tokens', 'FLOPs', 'executables'):
     table.add_column(column, justify='right')
-  plans = []
+  plans, seen = [], set()
   for stage in stages:
     if stage.sweep is None:
       table.add_row(stage.name, 'refused, see below')
       continue
     configs = stage.sweep.runs.configs
     source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
-    plan = plan_lib.plan(configs, tokens.vocabulary_size(source))
+    new = {name: c for name, c in configs.items() if reuse.key(c) not in seen}
+    seen |= {reuse.key(config) for config in new.values()}
+    plan = plan_lib.plan(new, tokens.vocabulary_size(source))
     plans.append(plan)
     table.add_row(
         stage.name,
         ', '.join(stage.figures),
+        f'{len(configs):,}',
         f'{plan.runs:,}',
         f'{plan.tokens:.2e}',
         f'{plan.flops:.2e}',
@@ -195,7 +204,8 @@ def print_plan(stages: list[Stage]) -> int:
   console = Console()
   console.print(table)
   console.print(
-      f'{sum(plan.runs for plan in plans):,} runs, {sum(plan.tokens for plan in plans):.2e} tokens,'
+      f'{sum(plan.runs for plan in plans):,} runs to train,'
+      f' {sum(plan.tokens for plan in plans):.2e} tokens,'
       f' {sum(plan.flops for plan in plans):.2e} FLOPs',
       highlight=False,
   )

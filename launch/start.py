@@ -3,14 +3,14 @@
 import shutil
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
 
 from launch import app
-from stability import lease, metrics, versions
+from stability import lease, metrics, reuse, versions
 from stability import workdir as workdir_lib
 from stability.config import Config
 from stability.data import tokens
@@ -41,7 +41,14 @@ def define_seeds(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
   )
 
 
-def start(sweep: app.Sweep, workdir: Path, train: Train, *, waits: bool = True) -> int:
+def start(
+    sweep: app.Sweep,
+    workdir: Path,
+    train: Train,
+    *,
+    waits: bool = True,
+    others: Sequence[Path] = (),
+) -> int:
   """Trains what is not yet trained of a sweep, writes its report, and returns the exit code.
 
   Args:
@@ -49,8 +56,9 @@ def start(sweep: app.Sweep, workdir: Path, train: Train, *, waits: bool = True) 
     workdir: its folder, new or from before.
     train: is given the runs that are not over.
     waits: whether they are when it returns; else there is nothing to report.
+    others: workdirs of sweeps that may have trained some of these runs already.
   """
-  waiting = _prepare(sweep, workdir)
+  waiting = _prepare(sweep, workdir, others)
   if waiting:
     try:
       train(workdir, waiting)
@@ -66,7 +74,7 @@ def start(sweep: app.Sweep, workdir: Path, train: Train, *, waits: bool = True) 
     return _report(workdir)
 
 
-def _prepare(sweep: app.Sweep, workdir: Path) -> dict[str, Config]:
+def _prepare(sweep: app.Sweep, workdir: Path, others: Sequence[Path]) -> dict[str, Config]:
   """Makes the folder of a sweep, whose runs may then be trained; those that are not over."""
   runs = sweep.runs
   workdir_lib.check_new(workdir, runs)
@@ -86,7 +94,10 @@ def _prepare(sweep: app.Sweep, workdir: Path) -> dict[str, Config]:
     )
     first = next(iter(runs.configs.values()))
     metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
-  return waiting
+    taken = reuse.take_over(workdir, waiting, others)
+  if taken:
+    print(f'{len(taken)} runs are taken over from sweeps that have trained them', flush=True)
+  return {name: config for name, config in waiting.items() if name not in taken}
 
 
 def _say_held(by: lease.Json) -> None:

@@ -5,7 +5,8 @@
 
 Stopped and started again with the same command, it continues where it was; with a higher --seeds,
 it trains what is new. Started a second time meanwhile, here or on another machine that sees DIR, it
-shares the work. SIGTERM and SIGUSR1 end it with everything saved and exit code 75.
+shares the work. SIGTERM and SIGUSR1 end it with everything saved and exit code 75. Runs that the
+sweep of --reuse=OTHER_DIR has trained already are taken over: with the same config, text, versions.
 
 --dry_run says what the sweep would cost and, of devices, where its runs would go and how long they
 would take:
@@ -37,6 +38,12 @@ FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _SEEDS = start.define_seeds(FLAGS)
+_REUSE = flags.DEFINE_multi_string(
+    'reuse',
+    [],
+    'folder of a sweep whose runs are taken over where they are the same; may be repeated',
+    flag_values=FLAGS,
+)
 dry_run.define(FLAGS)
 choice.define_flags(FLAGS)
 
@@ -52,8 +59,13 @@ def main() -> int | None:
     return 0
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
+  others = [Path(other) for other in _REUSE.value]
+  for other in others:
+    if not (other / 'sweep.json').is_file():
+      raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
   backend.check()
-  return start.start(sweep, Path(_WORKDIR.value), backend.train, waits=backend.waits)
+  workdir = Path(_WORKDIR.value)
+  return start.start(sweep, workdir, backend.train, waits=backend.waits, others=others)
 
 
 if __name__ == '__main__':

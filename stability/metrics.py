@@ -24,8 +24,8 @@ from stability import workdir as workdir_lib  # noqa: E402
 from stability.errors import writing  # noqa: E402
 
 RESULT_METRICS = ('initial_loss', 'final_loss')  # the columns of the HParams dashboard
-# Between flushes of the event file, each of which waits for the disk: at each line they took a fifth
-# of the time of the smallest runs (BUILD_NOTES.md). TensorBoard looks every 30 s by default.
+# Between flushes of the event file, each of which waits for the disk: at each line they took 2 to 4
+# % of the time of the smallest runs. TensorBoard looks every 30 s by default.
 BOARD_SECONDS = 5
 
 

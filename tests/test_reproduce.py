@@ -81,12 +81,12 @@ def test_a_dry_run_says_what_each_stage_costs(place, capsys):
   out = capsys.readouterr().out
   rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in out.split('\n')]
   tokens = f'{6 * 3 * 2 * 8:.2e}'
-  assert [row[:4] for row in rows if row] == [
-      ['first', '3, E.5', '6', tokens],
-      ['lacking', '4, E.5', '6', tokens],
-      ['third', 'E.5', '6', tokens],
+  assert [row[:5] for row in rows if row] == [
+      ['first', '3, E.5', '6', '6', tokens],
+      ['lacking', '4, E.5', '6', '6', tokens],
+      ['third', 'E.5', '6', '0', f'{0:.2e}'],  # it has the runs of the first
   ]
-  assert '18 runs' in out
+  assert '12 runs to train' in out
   assert sorted(place.rglob('*')) == before
 
 
