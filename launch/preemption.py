@@ -6,7 +6,9 @@ Outside of training there is nothing to save, and it ends at once: what it write
 """
 
 import contextlib
+import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -18,6 +20,7 @@ EXIT_CODE = 75  # EX_TEMPFAIL: to be started again
 # That workers may take to come to the end of a step and save. Those that compile or wait end at
 # once, as they have nothing to save; so only a worker that hangs takes it all.
 GRACE_SECONDS = 60
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 _state = {'told': False, 'patient': False}
 
@@ -49,11 +52,28 @@ def patient() -> Iterator[Callable[[], bool]]:
     _state['patient'] = False
 
 
+def end_with_parent() -> None:
+  """From now on the kernel kills this process when whoever started it dies, where it can: Linux.
+
+  Whatever this process is doing then: no thread of Python's runs while a library holds its lock.
+  Only for one whose standard input is a pipe from whoever started it, which does so in a thread
+  that lives as long as itself: the kernel counts the death of that thread.
+  """
+  if not sys.platform.startswith('linux'):
+    return
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  parent = select.poll()
+  parent.register(sys.stdin.fileno(), 0)  # 0: only whether it is closed at the other end
+  if parent.poll(0):  # it died before the kernel was asked
+    os._exit(1)
+
+
 def end_with_input() -> None:
   """From now on the process ends when its standard input closes: with whoever started it.
 
   Its workers see their own input close then.
   """
+  end_with_parent()
 
   def listen() -> None:
     while os.read(sys.stdin.fileno(), 1024):

@@ -10,7 +10,7 @@ from absl import flags
 from rich.console import Console
 
 from launch import app
-from stability import lease, metrics, reuse, versions
+from stability import contents, lease, metrics, reuse, versions
 from stability import workdir as workdir_lib
 from stability.config import Config
 from stability.data import tokens
@@ -116,6 +116,7 @@ def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
   if (workdir / 'sweep.json').exists():
     before = workdir_lib.read_sweep(workdir)['data']
+    contents.check_data(workdir / 'sweep.json', before, ['sha256'])
     if before['sha256'] != data['sha256']:
       for made in set((workdir / 'data').glob('*')) - there_before:  # just now, and nobody's
         shutil.rmtree(made) if made.is_dir() else made.unlink()

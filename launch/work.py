@@ -18,7 +18,8 @@ from absl import flags
 
 from launch import app, jobs, preemption, start
 from launch.backends import local
-from stability import plan
+from stability import config as config_lib
+from stability import contents, plan
 from stability import workdir as workdir_lib
 from stability.config import Config
 from stability.errors import BadInput
@@ -40,7 +41,9 @@ def main() -> int:
   workdir = Path(_WORKDIR.value)
   if _RUNS.value and _SHARE.value:
     raise BadInput('--runs, --share: must not be given together')
-  mine = _mine(workdir, workdir_lib.read_sweep(workdir)['runs'])
+  sweep = workdir_lib.read_sweep(workdir)
+  mine = _mine(workdir, sweep['runs'])
+  _check(workdir, sweep['data'], mine)
   if _ATTACHED.value:
     preemption.end_with_input()
   waiting = workdir_lib.waiting(workdir, mine)
@@ -48,6 +51,21 @@ def main() -> int:
     local.train(workdir, waiting, _WORKERS.value)
   results = [workdir_lib.read_result(workdir_lib.run_dir(workdir, name)) for name in mine]
   return 1 if any(result is None or result['status'] == 'failed' for result in results) else 0
+
+
+def _check(workdir: Path, data: workdir_lib.Json, mine: Mapping[str, Config]) -> None:
+  """Refuses what no worker could train: nothing has made the folder anew, as launch.sweep does."""
+  path = workdir / 'sweep.json'
+  contents.check_data(path, data, ['path'])
+  if not (workdir / data['path'] / 'meta.json').is_file():
+    raise BadInput(f'{path}: its data, {data["path"]}, is not there; launch.sweep makes it')
+  for name, config in mine.items():
+    if not (workdir_lib.run_dir(workdir, name) / 'config.json').is_file():
+      raise BadInput(f'{path}: its run {name!r} has no folder; launch.sweep makes it')
+    try:
+      config_lib.resolve(config_lib.flatten(config))
+    except BadInput as error:
+      raise BadInput(f'{path}: its run {name!r}: {error}') from None
 
 
 def _mine(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
@@ -61,8 +79,8 @@ def _mine(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   forks = workdir_lib.read_forks(workdir)
   for name, config in workdir_lib.fork_configs(workdir).items():
     origin = name
-    while origin in forks:
-      origin = forks[origin]['run']
+    for _ in forks:  # no more often: files that somebody changed may name each other
+      origin = forks[origin]['run'] if origin in forks else origin
     if origin in mine:
       mine[name] = config
   return mine

@@ -11,9 +11,10 @@ It asks on its standard output and is told on its standard input, a JSON object 
 Of members, runs on a device, it says how many it tries, and is told how many at the most.
 
 It ends when there are no more, unless runs are paused: then it waits for an answer to one of them,
-and asks again. When its launcher dies its standard input closes, and the process ends at once; when
-its launcher hangs, others will have taken its runs, and it ends in time for that. Told to stop, or
-by SIGTERM or SIGUSR1, it saves what it has in hand and ends with preemption.EXIT_CODE.
+and asks again. When its launcher dies the kernel kills it, or where it cannot, its standard input
+closes, and the process ends at once; when its launcher hangs, others will have taken its runs, and
+it ends in time for that. Told to stop, or by SIGTERM or SIGUSR1, it saves what it has in hand and
+ends with preemption.EXIT_CODE.
 """
 
 import json
@@ -146,6 +147,7 @@ def handle_signals() -> None:
 
 def main() -> None:
   """Serves the launcher."""
+  preemption.end_with_parent()
   FLAGS(sys.argv)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)

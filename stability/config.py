@@ -235,16 +235,23 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
   for field in flat:
     if field not in RULES:
       raise unknown_field(field)
-  resolved = {}
   for field, rule in RULES.items():
     if field not in flat:
       raise BadInput(f'config.{field}: missing; it must be {rule.allowed}')
-    try:
-      resolved[field] = rule.convert(flat[field])
-    except BadInput as error:
-      raise BadInput(f'config.{field}={shown(flat[field])}: {error}') from None
+  resolved = convert({field: flat[field] for field in RULES})
   _check_together(resolved)
   return resolved
+
+
+def convert(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Some fields' values, each in its field's own type; BadInput for one that it may not hold."""
+  converted = {}
+  for field, value in flat.items():
+    try:
+      converted[field] = RULES[field].convert(value)
+    except BadInput as error:
+      raise BadInput(f'config.{field}={shown(value)}: {error}') from None
+  return converted
 
 
 def _check_together(c: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stability import config as config_lib
-from stability import lease
+from stability import contents, lease
 from stability.config import Config
 from stability.errors import BadInput, writing
 from stability.hyper import Runs
@@ -31,7 +31,8 @@ Json = dict[str, Any]
 
 STATUSES = ('done', 'diverged', 'failed', 'stopped')
 LEASE_SECONDS = 2  # that the launcher of a run may take to let go of it when it has failed
-_SWEEP = {'fields': list, 'data': dict, 'versions': dict, 'report': dict, 'runs': dict}
+_FORK = {'run': str, 'step': int, 'changes': dict}
+_sound = set()  # files found to be so: a report reads one ten times, of thousands of runs
 RESULT_KEYS = ('initial_loss', 'final_loss', 'steps', 'tokens', 'seconds', 'error')
 
 
@@ -161,14 +162,15 @@ def write_sweep(
 
 
 def read_sweep(workdir: Path) -> Json:
-  """sweep.json."""
+  """sweep.json; BadInput where it contradicts itself."""
   path = workdir / 'sweep.json'
   if not os.path.isfile(path):
     raise BadInput(f'--workdir={workdir}: holds no sweep (no sweep.json)')
-  sweep = _read_json(path)
-  for key, kind in _SWEEP.items():
-    if not isinstance(sweep.get(key), kind):
-      raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
+  sweep, about = _read_json(path), path.stat()
+  version = str(path.absolute()), about.st_ino, about.st_mtime_ns, about.st_size
+  if version not in _sound:
+    contents.check_sweep(path, sweep)
+    _sound.add(version)
   return sweep
 
 
@@ -188,8 +190,13 @@ def read_forks(workdir: Path) -> dict[str, Json]:
   Each is a file of its own, DIR/forks/NAME.json, so that no two processes write one; the sweep
   does not list them, and they have a folder as all runs do.
   """
-  paths = sorted((workdir / 'forks').glob('*.json'))
-  return {path.name.removesuffix('.json'): _read_json(path) for path in paths}
+  found = {}
+  for path in sorted((workdir / 'forks').glob('*.json')):
+    found[path.name.removesuffix('.json')] = fork = _read_json(path)
+    for key, kind in _FORK.items():
+      if not isinstance(fork.get(key), kind):
+        raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
+  return found
 
 
 def fork_configs(workdir: Path) -> dict[str, Config]:
@@ -201,8 +208,10 @@ def fork_configs(workdir: Path) -> dict[str, Config]:
 
 
 def read_config(run: Path) -> Config:
-  """config.json: the run as it was resolved."""
-  return _read_json(run / 'config.json')
+  """config.json: the run as it was resolved; BadInput where it is not."""
+  config = _read_json(run / 'config.json')
+  contents.check_config(f'{run / "config.json"}', config)
+  return config
 
 
 def status(initial_loss: float, final_loss: float) -> str:

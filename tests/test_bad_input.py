@@ -9,7 +9,7 @@ import made_up
 import pytest
 
 from configs import base
-from launch import app, predict, report, sweep, train
+from launch import app, control, predict, report, sweep, train, work
 from stability import config as config_lib
 from stability import hyper, workdir
 
@@ -316,6 +316,90 @@ def test_workdir_trained_on_other_text(folder, capsys):
 def test_no_workdir(program, arguments, folder, capsys):
   code = app.execute(program.main, program.FLAGS, ['program', BASE, *arguments])
   check(code, *capsys.readouterr(), ['--workdir: missing'])
+
+
+RATE = 'optimizer.learning_rate'
+# What sweep.json is changed to hold: a dotted place in it, "*" for any run, and the value; None:
+# the place is emptied. Then what the line must say. All is valid JSON.
+CONTRADICTIONS = {
+    'no runs': ('runs', {}, ['it has no runs']),
+    'a run that is no config': ('runs.*', 7, ['its run', 'has no fields']),
+    'a config that cannot be built': (
+        'runs.*.model.head_dim',
+        24,
+        ['its run', 'width=16', 'must be a multiple of config.model.head_dim=24'],
+    ),
+    'a value of another kind': ('runs.*.seed', 0.5, ['config.seed=0.5: must be an integer']),
+    'a number of another kind': ('runs.*.optimizer.learning_rate', 1, ['rate=1: must be a number']),
+    'a value not allowed': ('runs.*.model.qk_norm', 'on', ["qk_norm='on': must be one of"]),
+    'a section that is a field': ('runs.*.model', 3, ['config.model.width: missing']),
+    'a field beside its section': ('runs.*', {'model.width': 4}, ['are mixed up']),
+    'no such section': ('runs.*.schedule', None, ['config.schedule.steps: missing']),
+    'a field that is not there': ('fields', [RATE, 'model.wdth'], ["'model.wdth', which its run"]),
+    'a field twice': ('fields', [RATE, RATE], ['names one twice']),
+    'a field that is no name': ('fields', [[]], ['fields names []']),
+    'no config file': ('config_file', None, ['config_file is missing']),
+    'data of another kind': ('data.train_tokens', 'many', ['train_tokens is missing or of']),
+}
+PROGRAMS = {
+    'report': (report, []),
+    'predict': (predict, []),
+    'control': (control, []),
+    'work': (work, []),
+    'sweep': (sweep, [BASE]),
+}
+
+
+def put(sweep_json, place, value):
+  """Changes sweep.json as a row of CONTRADICTIONS says."""
+  *way, last = place.split('.')
+  inside = sweep_json
+  for key in way:
+    inside = inside[key if key != '*' else next(iter(inside))]
+  last = last if last != '*' else next(iter(inside))
+  if value is None:
+    del inside[last]
+  elif isinstance(value, dict) and value and isinstance(inside[last], dict):
+    inside[last] |= value
+  else:
+    inside[last] = value
+
+
+def refuse_changed(folder, place, value, program, said, capsys):
+  """Checks that a program refuses a sweep whose sweep.json is changed so."""
+  made_up.write_sweep(folder / 'runs', widths=(16,), rates=(1e-2, 1e-1), seeds=(0,))
+  sweep_json = workdir.read_sweep(folder / 'runs')
+  put(sweep_json, place, value)
+  workdir.write_json(folder / 'runs' / 'sweep.json', sweep_json)
+  module, arguments = PROGRAMS[program]
+  code = app.execute(module.main, module.FLAGS, [program, '--workdir=runs', *arguments])
+  check(code, *capsys.readouterr(), ['runs/sweep.json', *said])
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+@pytest.mark.parametrize('case', CONTRADICTIONS)
+def test_a_sweep_that_contradicts_itself(case, program, folder, capsys):
+  place, value, said = CONTRADICTIONS[case]
+  refuse_changed(folder, place, value, program, said, capsys)
+  assert {path.name for path in folder.glob('runs/*')} == {'runs', 'sweep.json'}
+
+
+HUGE = {'width': 2**31 - 16, 'depth': 2**31 - 1, 'head_dim': 16}
+
+
+@pytest.mark.parametrize(
+    ('place', 'value', 'program', 'said'),
+    [
+        ('data.path', 'data/gone', 'work', ['its data, data/gone, is not there']),
+        ('data.path', None, 'work', ['data: path is missing']),
+        ('data.bigram_loss', None, 'report', ['data: bigram_loss is missing']),
+        ('report', {'windows': 3}, 'report', ['windows=3: must be a list']),
+        ('report', {'not_comparable': 'model.depth'}, 'predict', ["'model.depth': must be"]),
+        ('runs.*.model', HUGE, 'report', ['too large']),
+    ],
+)
+def test_a_sweep_that_lacks_what_a_program_needs(place, value, program, said, folder, capsys):
+  refuse_changed(folder, place, value, program, said, capsys)
 
 
 REPORTS = {

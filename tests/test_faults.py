@@ -293,6 +293,49 @@ def test_a_worker_that_hears_nothing_of_its_launcher_ends(tmp_path):
     worker.stdin.close()
 
 
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='the kernel is asked')
+@pytest.mark.parametrize('when', ['later', 'before it has begun'])
+def test_a_worker_in_which_no_thread_can_run_ends_with_its_launcher(tmp_path, when):
+  """As while XLA or a library's import holds Python's lock: nobody sees its input close."""
+  hold = 'ctypes.PyDLL(None).sleep(60)'
+  lines = [
+      'import ctypes, os, pathlib, time',
+      'from launch import environment, preemption, worker',
+      f'environment.pin = lambda cores: (pathlib.Path("holds").touch(), {hold})',
+  ]
+  if when != 'later':  # it comes to ask the kernel when its launcher is dead
+    lines.append('pathlib.Path("holds").touch()')
+    lines.append('while not os.path.exists("dead"): time.sleep(0.01)')
+    lines.append(f'worker.FLAGS = lambda argv: {hold}')
+  (tmp_path / 'holding.py').write_text('\n'.join([*lines, 'worker.main()']))
+  launcher = (
+      'import pathlib, sys; from launch.backends import worker_process as w;'
+      'w.COMMAND = (sys.executable, "holding.py");'
+      'w.WorkerProcess(pathlib.Path("."), [0]).wait()'
+  )
+  process = subprocess.Popen(
+      [sys.executable, '-c', launcher],
+      cwd=tmp_path,
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+  )
+  deadline = time.monotonic() + PATIENCE
+  while not (tmp_path / 'holds').exists():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.01)
+  (worker,) = children(process.pid)
+  try:
+    process.kill()
+    process.wait()
+    (tmp_path / 'dead').touch()
+    deadline = time.monotonic() + 2
+    while is_running(worker):
+      assert time.monotonic() < deadline, 'the worker outlives its launcher'
+      time.sleep(0.01)
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(worker, signal.SIGKILL)
+
+
 @pytest.mark.soak
 def test_a_worker_that_is_stopped_is_replaced(place, undisturbed):
   workdir = place / 'stopped'

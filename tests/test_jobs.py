@@ -109,7 +109,9 @@ def unfinished(tmp_path):
   made_up.write_sweep(
       folder, interventions=[{}], seeds=(0,), rates=(1e-2, 1e-1), leave_out=tuple(range(6))
   )
-  return folder, workdir_lib.read_sweep(folder)['runs']
+  sweep = workdir_lib.read_sweep(folder)
+  workdir_lib.write_json(folder / sweep['data']['path'] / 'meta.json', {})
+  return folder, sweep['runs']
 
 
 def submit(workdir, waiting, options=()):
@@ -273,7 +275,8 @@ def test_shares_together_are_all_runs_and_forks_go_with_their_origin(
   parent = expected[2][0]
   for name, origin in (('b_fork', parent), ('a_fork', 'b_fork')):
     workdir_lib.write_json(workdir_lib.run_dir(workdir, name) / 'config.json', configs[parent])
-    workdir_lib.write_json(workdir / 'forks' / f'{name}.json', {'run': origin})
+    about = {'run': origin, 'step': 0, 'changes': {}}
+    workdir_lib.write_json(workdir / 'forks' / f'{name}.json', about)
   *others, last = [trained(monkeypatch, capsys, workdir, flag) for flag in flags]
   assert others == expected[:2]
   assert sorted(last) == sorted([*expected[2], 'a_fork', 'b_fork'])

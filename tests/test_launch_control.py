@@ -89,7 +89,8 @@ def test_the_list_has_the_forks(runs, call):
   workdir = runs[0].parent.parent
   fork = workdir_lib.run_dir(workdir, f'{runs[0].name}+fork1')
   workdir_lib.write_json(fork / 'config.json', workdir_lib.read_config(runs[0]))
-  workdir_lib.write_json(workdir / 'forks' / f'{fork.name}.json', {'run': 'x', 'changes': {}})
+  about = {'run': 'x', 'step': 0, 'changes': {}}
+  workdir_lib.write_json(workdir / 'forks' / f'{fork.name}.json', about)
   _, out, _ = call(f'--workdir={workdir}')
   assert row_of(out, fork) == ['waiting']
 

@@ -15,6 +15,7 @@ from stability import config as config_lib
 from stability import workdir as workdir_lib
 from stability.analysis import windows as windows_lib
 from stability.errors import BadInput
+from stability.hyper import Runs
 
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures follow; see probes.py
@@ -54,7 +55,11 @@ def load_workdir(workdir: Path) -> Results:
   runs = pd.DataFrame(workdir_lib.read_results(workdir))
   configs = pd.DataFrame([config_lib.flatten(config) for config in sweep['runs'].values()])
   others = [field for field in configs if field not in (*runs, 'optimizer.learning_rate')]
-  runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
+  try:
+    windows_lib.check(sweep['report'], Runs(tuple(sweep['fields']), sweep['runs']))
+    runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
+  except (BadInput, OverflowError) as error:
+    raise BadInput(f'{workdir / "sweep.json"}: damaged: {error}') from error
   return Results(
       pd.concat([runs, configs[others]], axis='columns'),
       *_groups_and_sizes(sweep['fields']),

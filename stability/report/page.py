@@ -9,6 +9,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from stability import contents
 from stability import workdir as workdir_lib
 from stability.analysis import claims, coordinates, observations, sensitivity, tables
 from stability.analysis import story as story_lib
@@ -19,6 +20,7 @@ from stability.report import drawing, labels, plots, predicted, terminal
 def write_report(workdir: Path) -> Path:
   """Writes workdir/report/ from a sweep's files, finished or not; returns its index.html."""
   sweep = workdir_lib.read_sweep(workdir)
+  contents.check_data(workdir / 'sweep.json', sweep['data'], contents.SHOWN)
   results = tables.load_workdir(workdir)
   table = sensitivity.lr_sensitivity(results)
   curves = tables.load_curves(workdir, [*plots.probes(results), *observations.PROBES])
