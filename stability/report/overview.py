@@ -8,6 +8,7 @@ import pandas as pd
 
 from stability import workdir as workdir_lib
 from stability.analysis import claims, sensitivity, tables
+from stability.analysis.claim import BEYOND
 from stability.report import page, terminal
 
 FIGURES = ('loss_by_learning_rate', 'attention_logits_by_learning_rate')  # shown of each sweep
@@ -60,7 +61,7 @@ def read_claims(folder: Path, experiments: Sequence[Experiment]) -> pd.DataFrame
     if file.exists():
       table = claims.read(file)
       table = table[table['n'] > 0].assign(experiment=experiment.name)
-      found.append(table.assign(reproduces=table['figure'].isin(experiment.figures)))
+      found.append(table.assign(reproduces=table['figure'].isin([*experiment.figures, BEYOND])))
   return pd.concat(found, ignore_index=True) if found else None
 
 
