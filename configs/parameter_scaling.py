@@ -9,8 +9,8 @@ appendix B), and its window is our choice: a decade up, as parameters are about 
 
 Measured here at cpu scale, one seed: relative rates are best at 0.1 at all three sizes (0.16
 decades between the interpolated optima of the smallest and the largest), absolute ones at 3e-2,
-3e-2 and 1e-2. Best losses from the smallest size on: 2.216, 2.029, 1.959 against 2.210, 2.048, 1.993.
-Relative rates of 1 and above break training at every size.
+3e-2 and 1e-2. Best losses from the smallest size on: 2.216, 2.029, 1.959 against 2.210, 2.048,
+1.993. Relative rates of 1 and above break training at every size.
 
 Time at cpu scale: 42 runs, 450 CPU-seconds with compilation, under 4 minutes on two cores.
 

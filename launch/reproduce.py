@@ -6,7 +6,8 @@
 Each experiment is a stage, launch.sweep of its config file with DIR/NAME as its folder, in a
 process of its own that ends with this one: one that fails does not stop the others, and each can be
 run or continued alone. Runs that several have in common are trained in the first of them. Stopped
-and started again, the same command continues. --dry_run says what all would cost.
+and started again, the same command continues. The report is over every experiment in DIR, whichever
+call or launch.sweep ran it. --dry_run says what all would cost.
 
 All at cpu scale take about two hours on two cores (estimate); each config file has its own share.
 """
@@ -74,7 +75,7 @@ _DRY_RUN = flags.DEFINE_boolean(
 
 @dataclasses.dataclass
 class Stage:
-  """An experiment of this call."""
+  """An experiment."""
 
   name: str
   question: str  # the first sentence of its config file
@@ -89,7 +90,7 @@ class Stage:
 
 def main() -> int:
   """Runs the stages, or plans them."""
-  stages = [_stage(name) for name in _names()]
+  stages = [_planned(name) for name in _names()]
   if all(stage.sweep is None for stage in stages):
     raise BadInput(stages[0].problem)
   if _DRY_RUN.value:
@@ -123,10 +124,14 @@ def _names() -> list[str]:
   return [name for name in EXPERIMENTS if name in (_ONLY.value or EXPERIMENTS)]
 
 
-def _stage(name: str) -> Stage:
+def _described(name: str) -> Stage:
   text = ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text())) or ''
   figures = re.findall(r'\bFigure ((?:[A-Z]\.)?\d+)', text)
-  stage = Stage(name, question=text.split('\n')[0], figures=list(dict.fromkeys(figures)))
+  return Stage(name, question=text.split('\n')[0], figures=list(dict.fromkeys(figures)))
+
+
+def _planned(name: str) -> Stage:
+  stage = _described(name)
   try:
     stage.sweep = app.load(stage.config, app.overrides(FLAGS), seeds=_SEEDS.value)
   except BadInput as error:
@@ -162,11 +167,15 @@ def _run(stage: Stage, workdir: Path) -> str | None:
 
 
 def _write_report(workdir: Path, stages: list[Stage]) -> Path:
+  """Over the stages of this call, and those that are there from others."""
   from stability.report import overview  # pandas and Matplotlib: a second to import
 
+  of_call = {stage.name: stage for stage in stages}
   experiments = [
       overview.Experiment(stage.name, stage.question, stage.figures, stage.problem)
-      for stage in stages
+      for name in EXPERIMENTS
+      if name in of_call or (workdir / name / 'sweep.json').exists()
+      for stage in [of_call.get(name) or _described(name)]
   ]
   return overview.write_overview(workdir, experiments)
 

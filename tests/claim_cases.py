@@ -1,148 +1,35 @@
-"""Made-up sweeps on which each claim of the paper holds, and others on which it does not."""
+"""Sweeps and worlds in which each claim holds, and others in which it does not."""
 
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pandas as pd
+from worlds import (
+    BOTH_QK,
+    QK,
+    RATES,
+    WIDTHS,
+    Fields,
+    FirstAndLast,
+    Number,
+    World,
+    best,
+    centred,
+    cliff,
+    cliff_without_qk_norm,
+    flat,
+    grid,
+    highest,
+    late,
+    rate,
+    size,
+    steep,
+    sweep,
+    together,
+    where,
+)
 
-from configs import base
-from stability import config as config_lib
 from stability import hyper
-from stability import workdir as workdir_lib
-from stability.analysis import tables
 from stability.analysis.tables import LOGIT
-
-Fields = dict[str, Any]  # a run's config by dotted field
-Number = Callable[[Fields], float]
-FirstAndLast = tuple[float, float]
-
-INITIAL_LOSS = 5.5
-STEPS = np.array([20, 60, 100, 200, 300, 400, 480, 500])
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-  """What comes of a run, by its fields."""
-
-  loss: Number
-  # Probe -> its first value and its last; it grows by equal factors per step.
-  probes: dict[str, FirstAndLast | Callable[[Fields], FirstAndLast]] = dataclasses.field(
-      default_factory=dict
-  )
-  # The training loss, by shares of the steps; None: falls evenly from the initial to the final one.
-  curve: Callable[[Fields, np.ndarray], np.ndarray] | None = None
-
-
-def results_of(
-    points: list[hyper.Point],
-    world: World,
-    config: config_lib.Config | None = None,
-    **report: Any,
-) -> tuple[tables.Results, pd.DataFrame]:
-  """Results and curves of a sweep in a world, as load_workdir and load_curves give them."""
-  runs = hyper.expand(config or base.get_config('cpu').to_dict(), points)
-  rows, curves = [], []
-  for name, config in runs.configs.items():
-    c = config_lib.flatten(config)
-    loss = world.loss(c)
-    row = {'run': name, 'status': workdir_lib.status(INITIAL_LOSS, loss)}
-    row |= {'parameters': config_lib.parameters(config), 'learning_rate': rate(c)}
-    rows.append(row | {'initial_loss': INITIAL_LOSS, 'final_loss': loss} | c)
-    share = STEPS / STEPS[-1]
-    falling = INITIAL_LOSS + (min(loss, INITIAL_LOSS) - INITIAL_LOSS) * share
-    curve = {'loss': falling if world.curve is None else world.curve(c, share)}
-    exponent = (STEPS - STEPS[0]) / (STEPS[-1] - STEPS[0])
-    for probe, of in world.probes.items():
-      first, last = of(c) if callable(of) else of
-      curve[probe] = first * (last / first) ** exponent
-    curves.append(pd.DataFrame({'run': name, 'step': STEPS, **curve}))
-  frame = pd.DataFrame(rows).astype({'parameters': 'Int64'})
-  groups, sizes = tables._groups_and_sizes(runs.fields)
-  return tables.Results(frame, groups, sizes, **report), pd.concat(curves, ignore_index=True)
-
-
-# Losses.
-
-
-def rate(c: Fields) -> float:
-  return c['optimizer.learning_rate']
-
-
-def highest(c: Fields) -> bool:
-  return rate(c) == 1.0
-
-
-def size(c: Fields) -> float:
-  """1 for the smallest of WIDTHS, 16 for the largest."""
-  return c['model.depth'] * c['model.width'] ** 2 / (3 * 16**2)
-
-
-def bowl(c: Fields, steep: float = 0.1, best_rate: float = 1e-2, best: float = 2.0) -> float:
-  """A loss that is lowest at best_rate."""
-  return best + steep * math.log10(rate(c) / best_rate) ** 2
-
-
-def steep(of: Number) -> World:
-  """Learning rates matter as much as it says."""
-  return World(lambda c: bowl(c, steep=of(c)))
-
-
-def centred(of: Number) -> World:
-  """The best learning rate is the one it says."""
-  return World(lambda c: bowl(c, best_rate=of(c)))
-
-
-def best(of: Number) -> World:
-  """The best loss is the one it says."""
-  return World(lambda c: bowl(c, best=of(c)))
-
-
-def flat(c: Fields) -> float:
-  """No run is unstable."""
-  return bowl(c, steep=0.01)
-
-
-def cliff(c: Fields) -> float:
-  """Runs at the highest learning rate are unstable."""
-  return 4.0 if highest(c) else flat(c)
-
-
-def cliff_without_qk_norm(c: Fields) -> float:
-  return cliff(c) if c['model.qk_norm'] == 'none' else flat(c)
-
-
-def where(field: str, value: Any, then: Any, otherwise: Any) -> Callable[[Fields], Any]:
-  """What depends on one field."""
-  return lambda c: then if c[field] == value else otherwise
-
-
-def late(share: float) -> Callable[[Fields, np.ndarray], np.ndarray]:
-  """Training losses of which those at the highest learning rate turn upwards at this share."""
-
-  def curve(c: Fields, shares: np.ndarray) -> np.ndarray:
-    falling = 5.5 - 3.5 * shares
-    return np.where(highest(c) & (shares >= share), falling + 2.0, falling)
-
-  return curve
-
-
-# Sweeps.
-
-
-def sweep(field: str, *values: Any) -> list[hyper.Point]:
-  return hyper.sweep(field, values)
-
-
-def grid(*sweeps: list[hyper.Point]) -> list[hyper.Point]:
-  return hyper.product(sweeps)
-
-
-def together(first: str, second: str, *pairs: tuple[Any, Any]) -> list[hyper.Point]:
-  return [{first: one, second: other} for one, other in pairs]
-
 
 NAME, QK_NORM, SCALE = 'parameterization.name', 'model.qk_norm', 'model.attention_scale'
 Z_LOSS, DECAY, DECAY_KIND = (
@@ -153,10 +40,6 @@ EPS, RATE_SCALE = 'optimizer.eps', 'optimizer.learning_rate_scale'
 UP, KEY = 'block_0/mlp/up', 'block_0/attention/key'
 MEAN_NORMS = ('block_0/query_norm', 'block_0/key_norm')
 
-WIDTHS = sweep('model.width', 16, 32, 64)
-RATES = sweep('optimizer.learning_rate', 1e-3, 1e-2, 1e-1, 1.0)
-BOTH_QK = sweep(QK_NORM, 'layernorm', 'none')
-QK = grid(WIDTHS, BOTH_QK, RATES)
 # Width alone at depth 3, depth alone at width 32, both: the first, (32, 3) and the last.
 SHAPES = together(
     'model.width', 'model.depth',
@@ -190,8 +73,9 @@ BATCHES = [
 ]
 
 
-def doubles_with_size(c: Fields) -> float:
-  return 0.1 * size(c) ** 0.25
+def cliff_without(field: str) -> Number:
+  """Runs at the highest learning rate are unstable where a field is 0."""
+  return lambda c: cliff(c) if c[field] == 0 else flat(c)
 
 
 def kappa_loss(critical: float) -> Number:
@@ -303,6 +187,16 @@ def over_sizes(largest: float) -> dict[str, Any]:
   return {LOGIT: lambda c: (10.0 * size(c) * (largest if size(c) > 30 else 1.0),) * 2}
 
 
+def steep_logits(largest: float) -> dict[str, Any]:
+  """Logits that pass 1e4 at the highest learning rate and the largest of four sizes alone."""
+
+  def of(c: Fields) -> FirstAndLast:
+    grown = 1e3 * size(c) * (largest if size(c) > 30 else 1.0)
+    return (grown if highest(c) else 10.0,) * 2
+
+  return {LOGIT: of}
+
+
 def shift(of_name: str, with_size: float) -> World:
   """The optimum of one parameterization moves with size."""
   return centred(lambda c: 1e-2 * size(c) ** (with_size if c[NAME] == of_name else 0.0))
@@ -311,7 +205,7 @@ def shift(of_name: str, with_size: float) -> World:
 # Figure and letter of a claim -> a sweep, a world in which it holds, and one in which it does not.
 CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     '1a': (QK, steep(where(QK_NORM, 'none', 0.2, 0.1)), steep(where(QK_NORM, 'none', 0.1, 0.1))),
-    '1b': (QK, steep(doubles_with_size), steep(lambda c: 0.1)),
+    '1b': (QK, steep(lambda c: 0.1 * size(c) ** 0.25), steep(lambda c: 0.1)),
     '1c': (
         QK,
         World(unstable_from(lambda c: 1.0 if size(c) < 16 else 0.1)),
@@ -328,7 +222,8 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     '2d': (QK, World(flat, entropy(2.0, 0.1)), World(flat, entropy(0.1, 0.1))),
     '3a': (NO_Z, steep(where(Z_LOSS, 0.0, 0.2, 0.1)), steep(where(Z_LOSS, 0.0, 0.1, 0.2))),
     '3b': (NO_Z, World(cliff), World(flat)),
-    '3c': (NO_Z, steep(where(DECAY, 0.0, 0.2, 0.1)), steep(where(DECAY, 0.0, 0.1, 0.1))),
+    '3c': (NO_Z, World(cliff_without(Z_LOSS)), World(cliff)),
+    '3d': (NO_Z, steep(where(DECAY, 0.0, 0.2, 0.1)), steep(where(DECAY, 0.0, 0.1, 0.1))),
     '4a': (
         NO_Z,
         World(flat, {'output_logit_mean': where(Z_LOSS, 0.0, (-1.0, -30.0), (-1.0, -2.0))}),
@@ -349,6 +244,16 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
         steep(lambda c: 0.2 - c[WARMUP] / 1000 * size(c) / 16),
         steep(lambda c: 0.2 - c[WARMUP] / 1000),
+    ),
+    '5c': (
+        grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
+        best(lambda c: 2.2 - c[WARMUP] / 1000),
+        best(lambda c: 2.0 + c[WARMUP] / 1000),
+    ),
+    '5d': (
+        grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
+        World(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) == 16 else flat(c)),
+        World(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) < 16 else flat(c)),
     ),
     '6a': (
         DECAY_KINDS,
@@ -379,6 +284,11 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(flat, over_sizes(1.0)),
         World(flat, over_sizes(10.0)),
     ),
+    '9d': (
+        grid(sweep('model.width', 16, 32, 64, 96), BOTH_QK, RATES),
+        World(cliff_without_qk_norm, steep_logits(1.0)),
+        World(flat, steep_logits(1.0)),
+    ),
     '10a': (KAPPAS, World(kappa_loss(1e3)), World(kappa_loss(1e7))),
     '10b': (KAPPAS, World(kappa_loss(1e3)), World(kappa_loss(1e5))),
     '11a': (
@@ -394,6 +304,11 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     '11c': (QK, World(flat, near_eps(1.0)), World(flat, update(1.0))),
     '12a': (EPSILONS, World(eps_loss(0.3)), World(where(EPS, 1e-15, 2.2, 2.0))),
     '12b': (
+        EPSILONS,
+        World(where(EPS, 1e-15, 1.9, 2.0)),
+        World(where(EPS, 1e-15, 2.1, 2.0)),
+    ),
+    '12c': (
         EPSILONS,
         World(flat, {f'gradient_rms/{UP}': where(EPS, 1e-15, (1e-5, 1e-5), (1e-5, 1e-7))}),
         World(flat, {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
@@ -432,6 +347,11 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         grid(WIDTHS, sweep(SCALE, 'inverse_sqrt', 'inverse'), BOTH_QK, RATES),
         steep(lambda c: 0.1 * (size(c) ** 0.5 if c[SCALE] == 'inverse' else 1.0)),
         steep(where(SCALE, 'inverse', 0.2, 0.1)),
+    ),
+    'E.6c': (
+        grid(WIDTHS, sweep(SCALE, 'inverse_sqrt', 'inverse'), BOTH_QK, RATES),
+        best(lambda c: 2.0 + (0.01 * (size(c) - 4) if c[SCALE] == 'inverse' else 0.0)),
+        best(where(SCALE, 'inverse', 2.1, 2.0)),
     ),
     'E.7a': (LENGTHS, steep(lambda c: 0.1), steep(where(STEP_COUNT, 500, 0.2, 0.1))),
     'E.8a': (

@@ -1,21 +1,32 @@
-"""Each claim of the paper comes out as holding, as not holding and as undecided, for its reason."""
+"""Each claim comes out as holding, as not holding and as undecided, for its reason."""
 
 import pathlib
 import re
 import runpy
 import string
 
+import beyond_cases
 import claim_cases
 import numpy as np
 import pandas as pd
 import pytest
-from claim_cases import CASES, QK, World, results_of
+import worlds
+from worlds import QK, World, results_of
 
 from stability import hyper
 from stability.analysis import claims, tables
-from stability.analysis.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED, decide, is_about, narrow
+from stability.analysis.claim import (
+  BEYOND,
+  DOES_NOT_HOLD,
+  HOLDS,
+  UNDECIDED,
+  decide,
+  is_about,
+  narrow,
+)
 from stability.analysis.evidence import Evidence
 
+CASES = claim_cases.CASES | beyond_cases.CASES
 NAMED = {}
 for claim in claims.CLAIMS:
   number = sum(other.figure == claim.figure for other in NAMED.values())
@@ -28,7 +39,7 @@ def verdict(name, results, curves):
 
 
 def test_every_figure_of_the_paper_has_a_claim():
-  assert {claim.figure for claim in claims.CLAIMS} == FIGURES
+  assert {claim.figure for claim in claims.CLAIMS} == FIGURES | {BEYOND}
 
 
 @pytest.mark.parametrize('scale', ['cpu', 'gpu', 'paper'])
@@ -41,6 +52,7 @@ def test_every_claim_is_about_an_experiment_of_its_figure(scale):
       results, _ = results_of(points, World(lambda c: 2.0), config)
       evidence = Evidence.of(results, None)
       figures = re.findall(r'\bFigure ((?:[A-Z]\.)?\d+)', experiment['__doc__'])
+      figures.append(BEYOND)
       named = {name: claim for name, claim in NAMED.items() if claim.figure in figures}
       found |= {name for name, claim in named.items() if is_about(claim, evidence)}
   assert found == NAMED.keys()
@@ -107,13 +119,13 @@ def test_claim_is_undecided_without_its_probes(name):
 
 
 def test_no_claim_is_about_a_single_run():
-  table = claims.judge_results(*results_of([{}], World(claim_cases.flat)))
+  table = claims.judge_results(*results_of([{}], World(worlds.flat)))
   assert set(table['verdict']) == {UNDECIDED} and set(table['n']) == {0}
   assert (table['reason'] != '').all()
 
 
 def test_no_claim_comes_out_on_a_sweep_that_has_not_begun():
-  results, _ = results_of(QK, World(claim_cases.flat))
+  results, _ = results_of(QK, World(worlds.flat))
   runs = results.runs.assign(status='missing', final_loss=np.nan, initial_loss=np.nan)
   table = claims.judge_results(tables.Results(runs, results.groups, results.sizes))
   assert set(table['verdict']) == {UNDECIDED}
@@ -126,7 +138,7 @@ def two_seeds(other_seed):
   def steep(c):
     return 0.1 * (1 if c['model.qk_norm'] != 'none' else other_seed if c['seed'] else 2.0)
 
-  return results_of(points, World(lambda c: claim_cases.bowl(c, steep(c))))
+  return results_of(points, World(lambda c: worlds.bowl(c, steep(c))))
 
 
 def test_interval_is_over_whole_seeds():
@@ -158,11 +170,14 @@ def test_effects_are_what_they_are_called():
   assert effect('7a') == pytest.approx(0.5 - 0.25)  # width^0.5 is parameters^0.25
   assert effect('8a') == pytest.approx(0.0, abs=1e-9)
   assert effect('9c') == pytest.approx(0.0, abs=1e-9)
+  assert effect('9d') == 1.0
   assert effect('10a') < 0.5
   assert effect('10b') == pytest.approx(0.5)
   assert effect('11a') == pytest.approx(-0.5, rel=0.05)
   assert effect('13a') == pytest.approx(0.1, rel=0.2)
   assert effect('E.1a') == pytest.approx(2 * np.log(90) / np.log(1e4), rel=0.05)
+  assert effect('5c') == pytest.approx(0.095)
+  assert effect('E.6c') == pytest.approx(0.03)
   assert effect('E.10a') == pytest.approx(0.5, abs=0.01)
   assert effect('E.15a') == pytest.approx(1.0 / 3.5)
 
@@ -173,7 +188,7 @@ def test_swept_interventions_that_a_claim_does_not_name_are_held_at_the_paper_s_
   def steep(c):
     return 0.2 if c['model.qk_norm'] == 'none' and c['optimizer.eps'] == 1e-8 else 0.1
 
-  found = verdict('1a', *results_of(points, World(lambda c: claim_cases.bowl(c, steep(c)))))
+  found = verdict('1a', *results_of(points, World(lambda c: worlds.bowl(c, steep(c)))))
   assert (found.verdict, found.effect, found.n) == (HOLDS, pytest.approx(2.0), len(QK))
 
 
@@ -183,7 +198,7 @@ def test_those_without_a_value_of_the_paper_are_compared_like_with_like():
   def steep(c):
     return (0.15 if c['data.seed'] else 0.2) if c['model.qk_norm'] == 'none' else 0.1
 
-  found = verdict('1a', *results_of(points, World(lambda c: claim_cases.bowl(c, steep(c)))))
+  found = verdict('1a', *results_of(points, World(lambda c: worlds.bowl(c, steep(c)))))
   assert (found.effect, found.n) == (pytest.approx(1.5), 2 * len(QK))  # the lower of both
 
 
@@ -204,10 +219,22 @@ def test_claims_of_size_and_rate_alone_are_not_about_sweeps_of_other_things():
 
 def test_a_probe_after_the_warm_up_is_that_of_the_first_step_measured_from_there():
   points = hyper.sweep('schedule.warmup_steps', [5, 60, 61, 500])
-  results, curves = results_of(points, World(claim_cases.flat, {'log_z': (1.0, 2.0)}))
+  results, curves = results_of(points, World(worlds.flat, {'log_z': (1.0, 2.0)}))
   curves['log_z'] = curves['step'].astype(float)
   found = Evidence.of(results, curves).after_warmup('log_z')
   assert list(found) == [20, 60, 100, 500]
+
+
+def test_what_breaks_is_asked_where_it_is_foretold_whatever_was_measured_there():
+  """Foretold past 1e4, but measured far below; and foretold below."""
+  points, holds, _ = CASES['9d']
+  below = World(holds.loss, claim_cases.steep_logits(1e-3))
+  found = verdict('9d', *results_of(points, below))
+  assert (found.verdict, found.effect) == (HOLDS, 1.0)
+  results, curves = results_of(points, holds)
+  curves[tables.LOGIT] /= 100
+  found = verdict('9d', results, curves)
+  assert found.verdict == UNDECIDED and 'foretold past 1e4' in found.reason
 
 
 def test_shapes_that_grow_in_several_ways_say_nothing_of_size_alone():
@@ -222,8 +249,8 @@ def test_growing_in_width_and_depth_at_once_is_neither_alone():
   shapes = hyper.zipit(
       [hyper.sweep('model.width', [16, 32, 64, 96]), hyper.sweep('model.depth', [1, 3, 5, 7])]
   )
-  points = hyper.product([shapes, claim_cases.BOTH_QK, claim_cases.RATES])
-  results, curves = results_of(points, World(claim_cases.flat))
+  points = hyper.product([shapes, worlds.BOTH_QK, worlds.RATES])
+  results, curves = results_of(points, World(worlds.flat))
   for name in ('7a', '7b', 'E.2a', 'E.3a', 'C.1c'):
     found = verdict(name, results, curves)
     assert found.n == 0 and 'shapes that grow in' in found.reason
@@ -231,7 +258,7 @@ def test_growing_in_width_and_depth_at_once_is_neither_alone():
 
 def test_an_optimum_at_the_end_of_the_grid_decides_nothing():
   points, _, _ = CASES['8a']
-  found = verdict('8a', *results_of(points, claim_cases.centred(lambda c: 1.0)))
+  found = verdict('8a', *results_of(points, worlds.centred(lambda c: 1.0)))
   assert found.verdict == UNDECIDED and 'first or the last' in found.reason
 
 
@@ -240,7 +267,7 @@ def test_windows_of_learning_rates_reach_the_claims():
   kind = 'optimizer.weight_decay_kind'
 
   def loss(c):  # the coupled kind suffers at the highest learning rate alone
-    return 4.0 if c[kind] == 'coupled' and claim_cases.highest(c) else claim_cases.bowl(c)
+    return 4.0 if c[kind] == 'coupled' and worlds.highest(c) else worlds.bowl(c)
 
   def judged(windows):
     report = {'windows': [{'where': {kind: 'coupled'}, 'windows': windows}]}
@@ -274,16 +301,17 @@ def test_table_is_in_the_order_of_figures_and_survives_its_file(tmp_path):
       'figure', 'claim', 'verdict', 'effect', 'low', 'high', 'threshold', 'measure', 'n', 'reason'
   ]  # fmt: skip
   order = list(dict.fromkeys(table['figure']))
-  assert order == [*map(str, range(1, 14)), 'C.1', *(f'E.{number}' for number in range(1, 16))]
+  of_appendix = [f'E.{number}' for number in range(1, 16)]
+  assert order == [*map(str, range(1, 14)), 'C.1', *of_appendix, BEYOND]
   assert table.loc[0, ['verdict', 'threshold', 'n']].to_list() == [HOLDS, '>= 1.1', len(QK)]
   table.to_csv(tmp_path / 'claims.csv', index=False)
   pd.testing.assert_frame_equal(claims.read(tmp_path / 'claims.csv'), table)
 
 
 def test_only_the_probes_of_claims_about_the_sweep_are_loaded():
-  results, _ = results_of(QK, World(claim_cases.flat))
+  results, _ = results_of(QK, World(worlds.flat))
   wanted = claims.probes(results)
   assert 'block_2/attention_logit_max' in wanted and 'block_0/query_norm' in wanted
   assert 'block_3/output_rms' not in wanted and 'log_z' not in wanted
   assert len(wanted) == len(set(wanted))
-  assert claims.probes(results_of([{}], World(claim_cases.flat))[0]) == []
+  assert claims.probes(results_of([{}], World(worlds.flat))[0]) == []

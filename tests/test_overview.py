@@ -9,7 +9,7 @@ from stability import workdir as workdir_lib
 from stability.analysis import sensitivity, tables
 from stability.report import overview, page
 
-SVGS = [f'{name}.svg' for name in overview.FIGURES]
+SVGS = [f'{name}.svg' for name in (overview.LOSS, overview.LOGITS)]
 
 
 def experiment(name: str, problem: str | None = None) -> overview.Experiment:
@@ -55,7 +55,35 @@ def test_links_and_figures_lead_to_files(folder, written):
   images = [attributes['src'] for tag, attributes in written.elements if tag == 'img']
   assert {'../one/report/index.html', '../two/report/index.html'} <= set(links)
   assert len(images) == 2  # of the sweep that has results
-  assert all((folder / 'report' / link).is_file() for link in links + images)
+  within = {link for link in links if link.startswith('#')}
+  ids = [attributes.get('id') for tag, attributes in written.elements if tag == 'section']
+  assert within == {'#one', '#two', '#three'} == {f'#{name}' for name in ids}
+  assert all((folder / 'report' / link).is_file() for link in {*links, *images} - within)
+
+
+def test_each_experiment_says_how_it_was_run(tmp_path):
+  made_up.write_sweep(tmp_path / 'one', seeds=(0,))
+  made_up.write_sweep(tmp_path / 'two', seeds=(0, 1, 2))
+  shown = Page(overview.write_overview(tmp_path, [experiment('one'), experiment('two')]))
+  assert '41 done, 1 diverged, 1 seed, cpu scale, schedule.steps=300.' in shown.text
+  assert '123 done, 3 diverged, 3 seeds, cpu scale, schedule.steps=300.' in shown.text
+
+
+@pytest.mark.parametrize(
+    'there, shown',
+    [
+        (['gradients', 'loss_by_eps', overview.LOGITS], ['loss_by_eps']),  # one learning rate
+        ([overview.LOGITS, 'loss_by_eps', overview.LOSS], [overview.LOSS, 'loss_by_eps']),
+        (['gradients', overview.LOGITS], []),
+    ],
+)
+def test_of_many_figures_the_telling_ones_are_shown(tmp_path, there, shown):
+  made_up.write_sweep(tmp_path / 'one', seeds=(0,))
+  for name in there:
+    workdir_lib.write_whole(tmp_path / 'one' / 'report' / f'{name}.svg', 'made elsewhere')
+  written = Page(overview.write_overview(tmp_path, [experiment('one')]))
+  images = [attributes['src'] for tag, attributes in written.elements if tag == 'img']
+  assert images == [f'../one/report/{name}.svg' for name in shown]
 
 
 def test_no_claims_no_table(folder, written):

@@ -1,9 +1,10 @@
 """The figures of probes and swept numbers show what they are given, where anything is."""
 
-import claim_cases as cases
 import numpy as np
 import pytest
-from claim_cases import RATES, WIDTHS, World, grid, results_of, sweep
+import worlds
+from claim_cases import KAPPAS, SHAPE_GRID, kappa_loss
+from worlds import RATES, WIDTHS, World, grid, highest, results_of, sweep
 
 from stability.report import drawing, plots, probe_figures
 
@@ -12,16 +13,16 @@ QK_NORM, WARMUP = 'model.qk_norm', 'schedule.warmup_steps'
 
 
 def gradient(c):
-  return 1e-5 / cases.size(c) / cases.rate(c)
+  return 1e-5 / worlds.size(c) / worlds.rate(c)
 
 
 INSIDE = World(
-    cases.flat,
+    worlds.flat,
     {
         f'gradient_rms/{UP}': lambda c: (gradient(c),) * 2,
         f'update_rms/{UP}': lambda c: (0.3 / (1 + c[EPS] / gradient(c)),) * 2,
-        'block_2/output_rms': lambda c: (cases.rate(c),) * 2,
-        'block_0/query_norm': lambda c: (1.0, 1 + cases.size(c)),
+        'block_2/output_rms': lambda c: (worlds.rate(c),) * 2,
+        'block_0/query_norm': lambda c: (1.0, 1 + worlds.size(c)),
         'block_0/key_norm': (1.0, 3.0),
         'block_0/query_key_cosine': (0.1, 0.2),
     },
@@ -43,7 +44,7 @@ def legend(figure):
 
 @pytest.fixture(scope='module')
 def sized():
-  return results_of(cases.QK, INSIDE)
+  return results_of(worlds.QK, INSIDE)
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +93,7 @@ def test_norms_are_those_of_the_largest_size(sized):
   assert names == ['query norm', 'key norm', 'cosine']
   line = figure.axes[0].lines[0]
   assert line.get_ydata()[-1] == pytest.approx(17.0)
-  assert list(line.get_xdata()) == list(cases.STEPS)
+  assert list(line.get_xdata()) == list(worlds.STEPS)
   assert figure.get_supxlabel() == 'step (147K parameters)'
 
 
@@ -104,7 +105,7 @@ def test_norms_that_were_not_logged_have_no_row(sized):
 
 def test_loss_against_a_number_in_a_panel_per_size():
   points = grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES)
-  results, _ = results_of(points, World(lambda c: 6.0 if cases.highest(c) else 2 + c[WARMUP] / 100))
+  results, _ = results_of(points, World(lambda c: 6.0 if highest(c) else 2 + c[WARMUP] / 100))
   figure = probe_figures.loss_by_number(results, WARMUP)
   assert [axis.get_title() for axis in figure.axes] == [
       '9.2K parameters', '37K parameters', '147K parameters'
@@ -118,7 +119,7 @@ def test_loss_against_a_number_in_a_panel_per_size():
 
 
 def test_a_model_without_blocks_is_a_level():
-  results, _ = results_of(cases.KAPPAS, World(cases.kappa_loss(1e3)))
+  results, _ = results_of(KAPPAS, World(kappa_loss(1e3)))
   figure = probe_figures.loss_by_number(results, 'model.logit_scale')
   (axis,) = figure.axes
   assert [list(line.get_ydata()) for line in axis.lines if line.get_linestyle() == '--'] == [[3, 3]]
@@ -135,9 +136,9 @@ def test_zero_stands_left_of_a_logarithmic_axis():
 
 def test_numbers_with_an_axis_of_their_own():
   def numbers(*points):
-    return probe_figures.numbers(results_of(grid(*points, RATES), World(cases.flat))[0])
+    return probe_figures.numbers(results_of(grid(*points, RATES), World(worlds.flat))[0])
 
-  assert numbers(WIDTHS, cases.BOTH_QK) == []  # no number; the size has its own figures
+  assert numbers(WIDTHS, worlds.BOTH_QK) == []  # no number; the size has its own figures
   assert numbers(sweep('objective.z_loss', 0.0, 1e-4)) == []  # two values are no axis
   assert numbers(sweep('data.seed', 0, 1, 2), sweep(WARMUP, 1, 2, 3)) == ['data.seed', WARMUP]
   assert numbers([{WARMUP: n, 'schedule.steps': 10 * n} for n in (1, 2, 4)]) == [WARMUP]
@@ -157,8 +158,8 @@ def test_figures_without_data_are_left_out(sized, of_eps):
 
 
 def test_a_model_without_blocks_has_no_output_of_a_block():
-  assert probe_figures.output_rms(results_of(cases.KAPPAS, World(cases.flat))[0]) is None
-  shallow, _ = results_of(cases.SHAPE_GRID, INSIDE)
+  assert probe_figures.output_rms(results_of(KAPPAS, World(worlds.flat))[0]) is None
+  shallow, _ = results_of(SHAPE_GRID, INSIDE)
   assert probe_figures.output_rms(shallow) == 'block_0/output_rms'
 
 

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import made_up
 import pytest
 from test_end_to_end import assert_workers_end_with, children, is_running
 
@@ -182,6 +184,16 @@ def test_each_stage_is_its_own_sweep(place, monkeypatch, capsys, code, ended, sa
   assert [command[3:5] for command in commands] == (own if code < 75 else own[:1])
   assert commands[0][:3] == [sys.executable, '-m', 'launch.stage']
   assert sorted(commands[0][5:]) == sorted(arguments)
+
+
+def test_the_report_is_over_what_other_calls_ran_as_well(place, monkeypatch):
+  process = types.SimpleNamespace(wait=lambda: 0)
+  monkeypatch.setattr(subprocess, 'Popen', lambda *_, **__: process)
+  made_up.write_sweep(place / 'runs' / 'third', seeds=(0,))
+  assert run('--workdir=runs', '--only=first') == 0
+  page = (place / 'runs' / 'report' / 'index.html').read_text()
+  assert 'first: not begun' in page and 'What of third?' in page and '41 done' in page
+  assert 'lacking' not in page
 
 
 @pytest.mark.parametrize(

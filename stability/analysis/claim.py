@@ -12,6 +12,7 @@ from stability.analysis import sensitivity
 from stability.analysis.evidence import Evidence, NotAbout, Undecided
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = 'holds', 'does not hold', 'undecided'
+BEYOND = 'beyond'  # in the place of a figure: not of the paper
 
 # The paper's set-up (section 2.1). A swept intervention that a claim does not name is held there
 # where the sweep has it; one that is not swept may have any value.
@@ -72,14 +73,14 @@ def above_zero(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A sentence of the paper as a statistic that can come out against it.
+  """A sentence, the paper's or another's, as a statistic that can come out against it.
 
   Thresholds come from the paper's words and the noise to be expected, and are not moved after a
   sweep: LR sensitivities of equal runs differ by about 10 % between seeds, so a higher one is one
   that is higher by 10 %.
   """
 
-  figure: str
+  figure: str  # 1 ... 13, C.1, E.1 ..., or BEYOND
   statement: str  # in our words
   measure: str  # what the effect is, with its unit
   holds: AtLeast | AtMost

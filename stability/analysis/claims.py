@@ -1,22 +1,24 @@
-"""The paper's claims, judged on a sweep."""
+"""All claims, the paper's and those beyond it, judged on a sweep."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from stability.analysis import tables
-from stability.analysis.claim import Claim, Verdict, decide, is_about
+from stability.analysis import beyond, tables
+from stability.analysis.claim import BEYOND, Claim, Verdict, decide, is_about
 from stability.analysis.evidence import Evidence
-from stability.analysis.paper import attention, gradients, output, recipe, scaling
+from stability.analysis.paper import attention, gradients, output, recipe, scaling, variants
 from stability.analysis.tables import Results
 
 CLAIMS: tuple[Claim, ...] = (
     *attention.CLAIMS,
+    *variants.CLAIMS,
     *output.CLAIMS,
     *recipe.CLAIMS,
     *scaling.CLAIMS,
     *gradients.CLAIMS,
+    *beyond.CLAIMS,
 )
 
 
@@ -64,7 +66,7 @@ def _blocks(wanted: Iterable[str], depth: int) -> Iterable[str]:
 
 
 def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
-  """A row per claim, by figure: 1 ... 13, C.1, E.1 ..."""
+  """A row per claim, by figure: 1 ... 13, C.1, E.1 ..., then those beyond the paper."""
   rows = [
       {
           'figure': claim.figure,
@@ -83,6 +85,6 @@ def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def _order(figure: str) -> tuple[str, int]:
+def _order(figure: str) -> tuple[bool, str, int]:
   letter, _, number = figure.rpartition('.')
-  return letter, int(number)
+  return figure == BEYOND, letter, 0 if figure == BEYOND else int(number)

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
 from stability import workdir as workdir_lib
 from stability.analysis import claims, sensitivity, tables
+from stability.analysis.claim import BEYOND, DOES_NOT_HOLD, HOLDS, UNDECIDED
 from stability.report import page, terminal
 
-FIGURES = ('loss_by_learning_rate', 'attention_logits_by_learning_rate')  # shown of each sweep
+LOSS, LOGITS = 'loss_by_learning_rate', 'attention_logits_by_learning_rate'
+SHOWN = 2  # figures of each sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +32,21 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
   Beside it claims.csv, what all of them say of the paper's claims.
   """
   output = folder / 'report'
-  readable, verdicts = None, {}
+  readable, tally = None, ''
   judged = read_claims(folder, experiments)
   if judged is not None:
     workdir_lib.write_whole(output / 'claims.csv', judged.to_csv(index=False))
     shown = judged[judged['reproduces']]
-    readable = terminal.readable_claims(shown)
-    readable.insert(0, 'experiment', shown['experiment'])
-    verdicts = shown['verdict'].value_counts(sort=False).to_dict()
+    readable = page.claim_cells(terminal.readable_claims(shown))
+    link = Markup('<a href="#{0}">{0}</a>')
+    readable.insert(0, 'experiment', shown['experiment'].map(link.format))
+    tally = _tally(shown['verdict'])
   text = page.render(
       'overview.html.j2',
       experiments=[(each, *_found(folder / each.name)) for each in experiments],
       problems=[each for each in experiments if each.problem],
       claims=readable,
-      verdicts=verdicts,
+      tally=tally,
   )
   workdir_lib.write_whole(output / 'index.html', text)
   return output / 'index.html'
@@ -60,17 +64,35 @@ def read_claims(folder: Path, experiments: Sequence[Experiment]) -> pd.DataFrame
     if file.exists():
       table = claims.read(file)
       table = table[table['n'] > 0].assign(experiment=experiment.name)
-      found.append(table.assign(reproduces=table['figure'].isin(experiment.figures)))
+      found.append(table.assign(reproduces=table['figure'].isin([*experiment.figures, BEYOND])))
   return pd.concat(found, ignore_index=True) if found else None
 
 
-def _found(workdir: Path) -> tuple[list[str], dict[str, int], list[str]]:
-  """Findings, runs by status, and figures of a sweep; nothing where it has not begun."""
+def _found(workdir: Path) -> tuple[list[str], list[str], list[str]]:
+  """Findings, what was run, and figures of a sweep; nothing where it has not begun."""
   if not (workdir / 'sweep.json').exists():
-    return [], {}, []
+    return [], [], []
+  sweep = workdir_lib.read_sweep(workdir)
   results = tables.load_workdir(workdir)
   table = sensitivity.lr_sensitivity(results)
   findings = list(filter(None, (page.finding(results, table), page.best(results, table))))
   counts = results.runs['status'].value_counts(sort=False).to_dict()
-  figures = [name for name in FIGURES if (workdir / 'report' / f'{name}.svg').exists()]
-  return findings, counts, figures
+  about = [f'{count} {status}' for status, count in counts.items()]
+  about += [page.count(results.runs['seed'].nunique(), 'seed'), f'{sweep["scale"]} scale']
+  about += [f'{field}={value}' for field, value in sweep['overrides'].items()]
+  return findings, about, _shown(workdir / 'report')
+
+
+def _tally(verdicts: pd.Series) -> str:
+  """How many claims came out how."""
+  words = {HOLDS: 'hold', DOES_NOT_HOLD: 'do not hold', UNDECIDED: UNDECIDED}  # of several
+  counts = [(sum(verdicts == verdict), verdict) for verdict in words]
+  return ', '.join(f'{n} {verdict if n == 1 else words[verdict]}' for n, verdict in counts if n)
+
+
+def _shown(report: Path) -> list[str]:
+  """Its first figures: loss against learning rate, if that is swept, and what else is, logits."""
+  there = {path.stem for path in report.glob('*.svg')}
+  numbers = sorted(name for name in there - {LOSS} if name.startswith('loss_by_'))
+  wanted = [LOSS, *numbers, LOGITS] if LOSS in there else numbers
+  return [name for name in wanted if name in there][:SHOWN]

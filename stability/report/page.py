@@ -102,7 +102,7 @@ def _write(
       counts=counts,
       uncounted={name: n for name, n in counts.items() if name not in sensitivity.COUNTED},
       plots=drawn,
-      claims=terminal.readable_claims(judged),
+      claims=claim_cells(terminal.readable_claims(judged)),
       coordinate_check=coordinate_check,
       story=story,
       sensitivity=terminal.readable(table),
@@ -110,7 +110,6 @@ def _write(
       windows=_windows(results),
       larger=larger,
       text_columns=[*labels.fields(results.groups).values(), 'status', 'run', 'error', 'verdict'],
-      long_columns=['claim', 'what the effect is', 'reason'],
       facts=facts,
   )
   workdir_lib.write_whole(folder / 'index.html', page)
@@ -129,6 +128,16 @@ def render(template: str, **values: Any) -> str:
   return templates.get_template(template).render(**values)
 
 
+def claim_cells(readable: pd.DataFrame) -> pd.DataFrame:
+  """The claims for a page: beneath each, what its effect is and why it is undecided."""
+  cell = Markup('{}<br><span class="note">{}</span>')
+  beneath = readable['what the effect is'] + readable['reason'].map(
+      lambda reason: reason and f'; undecided: {reason}'
+  )
+  cells = [cell.format(*pair) for pair in zip(readable['claim'], beneath, strict=True)]
+  return readable.assign(claim=cells).drop(columns=['what the effect is', 'reason'])
+
+
 def _inline(svg: bytes, name: str) -> Markup:
   """An SVG file as an element of the page; its ids get a prefix, as figures share some."""
   text = svg.decode()
@@ -143,7 +152,7 @@ def _about(results: Results) -> str:
   """One sentence: what was run."""
   runs = results.runs
   rates = sorted(runs['learning_rate'].unique())
-  parts = [_count(len(rates), 'learning rate')]
+  parts = [count(len(rates), 'learning rate')]
   if len(rates) > 1:
     parts[0] += f' from {labels.number(rates[0])} to {labels.number(rates[-1])}'
   sizes = runs.dropna(subset='parameters').sort_values('parameters')['parameters'].unique()
@@ -151,8 +160,8 @@ def _about(results: Results) -> str:
     parts.insert(0, f'{_and(map(labels.parameters, sizes))} parameters')
   for name, short in labels.fields(results.groups).items():
     parts.append(f'{short} {_and(map(labels.value, runs[name].unique()))}')
-  parts.append(_count(runs['seed'].nunique(), 'seed'))
-  return f'{_count(len(runs), "run")}: {", ".join(parts)}.'
+  parts.append(count(runs['seed'].nunique(), 'seed'))
+  return f'{count(len(runs), "run")}: {", ".join(parts)}.'
 
 
 def _windows(results: Results) -> str:
@@ -164,7 +173,8 @@ def _windows(results: Results) -> str:
   return ''
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+  """As `1 seed` or `3 seeds`."""
   return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 

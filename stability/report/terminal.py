@@ -118,7 +118,7 @@ def claims_table(table: pd.DataFrame) -> Table:
   others = (table['n'] == 0).sum()
   left_out = 'One other is' if others == 1 else f'{others} others are'
   shown = Table(
-      title="The paper's claims",
+      title='Claims',
       caption=f'{left_out} not about this sweep.' if others else None,
       box=box.SIMPLE_HEAD,
       collapse_padding=True,

@@ -1,4 +1,4 @@
-"""Attention logits and qk-layernorm (sections 3.1.1 and 3.3, Figures 1, 2, 9, 10, E.1 ... E.11)."""
+"""Attention logits and qk-layernorm (sections 3.1.1 and 3.3, Figures 1, 2, 9, 10, E.1)."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ COSINE = 'block_0/query_key_cosine'
 ENTROPY = 'block_0/attention_entropy'
 
 
-def _need_for_qk_norm(e: Evidence) -> pd.Series:
+def need_for_qk_norm(e: Evidence) -> pd.Series:
+  """Lowest ratio of LR sensitivity over sizes, without qk-layernorm / with."""
   return ev.ratios(e.lr_sensitivity(), QK_NORM, 'layernorm').min()
 
 
@@ -87,22 +88,46 @@ def _highest_logit_with_qk_norm(e: Evidence) -> pd.Series:
   return e.highest(e.over_training(LOGIT))
 
 
-def _miss_of_the_extrapolation(e: Evidence) -> pd.Series:
-  """Quadratics in ln(parameters) through ln(logit), one per rate, of all sizes but the largest."""
+def _foretold_logits(e: Evidence) -> pd.DataFrame:
+  """log10 of the largest size's logits, a row for each learning rate, after the warm-up.
+
+  By quadratics in ln(parameters) through ln(logit) of the other sizes.
+  """
   logits = e.mean(np.log10(e.after_warmup(LOGIT)))
-  largest = e.runs['parameters'].max()
-  misses = []
-  for _, line in logits.groupby(level='learning_rate'):
-    x = np.log(line.index.get_level_values('parameters').to_numpy(float))
-    seen = x < np.log(largest)
-    if seen.all() or len(set(x[seen])) < 3:
-      continue
-    fit = np.polynomial.polynomial.polyfit(x[seen] - x.mean(), line.to_numpy()[seen], 2)
-    foretold = np.polynomial.polynomial.polyval(x[~seen] - x.mean(), fit).T
-    misses.append(np.abs(foretold - line.to_numpy()[~seen]).max(axis=0))
-  if not misses:
+  largest = np.log(e.runs['parameters'].max())
+  found = {}
+  for rate, line in logits.groupby(level='learning_rate'):
+    x = np.log(line.index.get_level_values('parameters').to_numpy(float)) - largest
+    smaller = x < 0
+    if len(set(x[smaller])) >= 3:
+      fit = np.polynomial.polynomial.polyfit(x[smaller], line.to_numpy()[smaller], 2)
+      found[rate] = fit[0]  # x is 0 at the largest
+  if not found:
     raise Undecided('no learning rate has three sizes beside the largest')
-  return np.median(misses, axis=0)
+  return pd.DataFrame(found).T.rename_axis('learning_rate')
+
+
+def _miss_of_the_extrapolation(e: Evidence) -> pd.Series:
+  foretold = _foretold_logits(e)
+  largest = e.only(e.runs['parameters'] == e.runs['parameters'].max())
+  logits = largest.mean(np.log10(largest.after_warmup(LOGIT)))
+  rates = logits.index.get_level_values('learning_rate')
+  misses = [
+      (logits[rates == rate] - foretold.loc[rate]).abs().max()
+      for rate in foretold.index.intersection(rates)
+  ]
+  if not misses:
+    raise Undecided('the logits of the largest size were not measured after the warm-up')
+  return pd.DataFrame(misses).median()
+
+
+def _unstable_where_foretold(e: Evidence) -> pd.Series:
+  past = _foretold_logits(e) > np.log10(UNSTABLE_LOGIT)
+  if not past[0].any():
+    raise Undecided('no logit of the largest size is foretold past 1e4')
+  largest = e.only(e.runs['parameters'] == e.runs['parameters'].max())
+  unstable = largest.mean(largest.runs['unstable'].astype(float)).groupby('learning_rate').mean()
+  return unstable.reindex(past.index).where(past).mean()
 
 
 def _critical_logit_scale(e: Evidence) -> pd.Series:
@@ -142,22 +167,6 @@ def _alignment_in_growth(e: Evidence) -> pd.Series:
   return past.average(cosines / np.log(past.at_end(LOGIT) / past.at_start(LOGIT)))
 
 
-def _inverse_scale_with_size(e: Evidence) -> pd.Series:
-  ratios = np.log(ev.ratios(e.lr_sensitivity(), 'model.attention_scale', 'inverse_sqrt'))
-  smallest, largest = ev.at_lowest(ratios, 'parameters'), ev.at_highest(ratios, 'parameters')
-  return np.exp(largest.mean() - smallest.mean())
-
-
-def _loss_over_the_model_dimension(e: Evidence) -> pd.Series:
-  return ev.differences(e.mean(e.runs['loss']), QK_NORM, 'layernorm').mean()
-
-
-def _growth_with_pointwise_attention(e: Evidence) -> pd.Series:
-  e = e.only(e.runs['model.attention'] == 'squared_relu')
-  e = e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
-  return np.exp(e.average(np.log(e.over_training(LOGIT) / e.at_start(LOGIT))))
-
-
 _BOTH = {QK_NORM: ('none', 'layernorm')}
 _WITHOUT = {QK_NORM: ('none',)}
 
@@ -167,7 +176,7 @@ CLAIMS = (
         'Without qk-layernorm, LR sensitivity is higher than with it at every size.',
         'lowest ratio of LR sensitivity over sizes, without / with',
         AtLeast(1.1),
-        _need_for_qk_norm,
+        need_for_qk_norm,
         arms=_BOTH,
         several={'learning_rate': 3},
     ),
@@ -272,6 +281,17 @@ CLAIMS = (
         probes=(LOGIT,),
     ),
     Claim(
+        '9',
+        'Where the quadratics foretell logits past 1e4, runs of the largest size are unstable.',
+        'share of them that is unstable',
+        AtLeast(1.0),
+        _unstable_where_foretold,
+        where=_WITHOUT,
+        several={'parameters': 4},
+        suits=grows_in_one_way,
+        probes=(LOGIT,),
+    ),
+    Claim(
         '10',
         'The loss deteriorates where attention logits reach about 1e3.',
         'decades between 1e3 and the scale where 5 % of what was learned is lost',
@@ -308,46 +328,5 @@ CLAIMS = (
         where=_WITHOUT,
         several={'learning_rate': 3},
         probes=(LOGIT, COSINE),
-    ),
-    Claim(
-        'E.6',
-        'Dividing attention logits by the head dimension does not remove the need for'
-        ' qk-layernorm.',
-        'lowest ratio of LR sensitivity over sizes, without qk-layernorm / with',
-        AtLeast(1.1),
-        _need_for_qk_norm,
-        arms=_BOTH,
-        where={'model.attention_scale': ('inverse',)},
-        several={'learning_rate': 3},
-    ),
-    Claim(
-        'E.6',
-        'Against its square root, the head dimension as divisor does worse the larger the size.',
-        'ratio of LR sensitivity, head dimension / square root, at the largest size over that at'
-        ' the smallest',
-        AtLeast(1.05),
-        _inverse_scale_with_size,
-        arms={'model.attention_scale': ('inverse', 'inverse_sqrt')},
-        where={QK_NORM: ('none', 'layernorm')},
-        several={'learning_rate': 3, 'parameters': 2},
-    ),
-    Claim(
-        'E.8',
-        'qk-layernorm of each head by itself is slightly better than over all heads at once.',
-        'loss over all heads minus loss of each head, mean over sizes and learning rates (nats)',
-        AtLeast(0.0),
-        _loss_over_the_model_dimension,
-        arms={QK_NORM: ('layernorm', 'layernorm_model')},
-    ),
-    Claim(
-        'E.11',
-        'Attention logits grow with pointwise squared-ReLU attention as well.',
-        'growth of the highest logit over training at the highest learning rate, factor',
-        AtLeast(10.0),
-        _growth_with_pointwise_attention,
-        arms={'model.attention': ('squared_relu', 'softmax')},
-        where=_WITHOUT,
-        several={'learning_rate': 3},
-        probes=(LOGIT,),
     ),
 )

@@ -196,6 +196,15 @@ CLAIMS = (
     ),
     Claim(
         '12',
+        'An eps below 1e-8 lowers the loss there.',
+        'loss with 1e-8 minus loss with the smallest eps (nats)',
+        AtLeast(0.0),
+        lambda e: -_harm_of_a_smaller_eps(e),
+        arms={EPS: (PAPER_EPS, above_zero)},
+        suits=_has_smaller_eps,
+    ),
+    Claim(
+        '12',
         'An eps below 1e-8 keeps the gradient RMS from collapsing there.',
         'gradient RMS at the end, smallest eps / 1e-8',
         AtLeast(2.0),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import evidence as ev
-from stability.analysis.claim import AtLeast, Claim, above_zero
+from stability.analysis.claim import AtLeast, AtMost, Claim, above_zero
 from stability.analysis.evidence import Evidence, Undecided
 
 Z_LOSS, WEIGHT_DECAY = 'objective.z_loss', 'optimizer.weight_decay'
@@ -20,7 +20,6 @@ def _without(e: Evidence) -> Evidence:
 
 
 def _unstable_at_the_highest_rate(e: Evidence) -> pd.Series:
-  e = _without(e)
   return e.share(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
 
 
@@ -63,7 +62,18 @@ CLAIMS = (
         ' size.',
         'share of them that is unstable',
         AtLeast(1.0),
-        _unstable_at_the_highest_rate,
+        lambda e: _unstable_at_the_highest_rate(_without(e)),
+        arms=_WITH_AND_WITHOUT,
+        where=_NO_DECAY,
+        several=_THREE,
+    ),
+    Claim(
+        '3',
+        'Without weight decay but with z-loss, runs at the highest learning rate are stable at'
+        ' every size.',
+        'share of them that is unstable',
+        AtMost(0.0),
+        lambda e: _unstable_at_the_highest_rate(e.only(e.runs[Z_LOSS] > 0)),
         arms=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         several=_THREE,

@@ -27,6 +27,16 @@ def _warmup_with_size(e: Evidence) -> pd.Series:
   return np.exp(largest.mean() - smallest.mean())
 
 
+def _shortest_minus_longest_warmup(values: pd.DataFrame) -> pd.Series:
+  return ev.at_lowest(values, WARMUP).mean() - ev.at_highest(values, WARMUP).mean()
+
+
+def _stabilised_by_warmup(e: Evidence) -> pd.Series:
+  e = e.only(e.runs['parameters'] == e.runs['parameters'].max())
+  e = e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
+  return _shortest_minus_longest_warmup(e.mean(e.runs['unstable'].astype(float)))
+
+
 def _coupled_over_independent(e: Evidence) -> pd.Series:
   return np.exp(np.log(ev.ratios(e.lr_sensitivity(), DECAY_KIND, 'independent', [DECAY])).mean())
 
@@ -65,6 +75,24 @@ CLAIMS = (
         AtLeast(1.05),
         _warmup_with_size,
         several={WARMUP: 2, 'parameters': 2} | _THREE,
+        still=(STEPS, BATCH),
+    ),
+    Claim(
+        '5',
+        'A longer warm-up lowers the loss.',
+        'best loss, shortest minus longest warm-up, mean over sizes (nats)',
+        AtLeast(0.0),
+        lambda e: _shortest_minus_longest_warmup(e.best_loss()),
+        several={WARMUP: 2} | _THREE,
+        still=(STEPS, BATCH),
+    ),
+    Claim(
+        '5',
+        'The largest size is unstable at the highest learning rate without a long warm-up.',
+        'share of these runs that is unstable, shortest minus longest warm-up',
+        AtLeast(0.5),  # most of them
+        _stabilised_by_warmup,
+        several={WARMUP: 2} | _THREE,
         still=(STEPS, BATCH),
     ),
     Claim(
