@@ -3,7 +3,7 @@
 All with the same warm-up. WSD stays at the full rate until the last fifth of the steps and falls
 linearly, so it spends more steps at high rates than the cosine; rsqrt falls at once and slowly.
 
-Expected here: not yet measured. WSD should be the most sensitive.
+Expected here: WSD is the most sensitive, by a tenth or more (stability/analysis/beyond.py).
 
 Time at cpu scale: 42 runs, about 3 minutes on two cores (estimate).
 
