@@ -1,7 +1,7 @@
 """Does LR sensitivity depend on the batch size? Figure E.9 of arXiv 2309.14322.
 
 One, two and four times the batch on the same amount of text, so for fewer steps; the warm-up in
-proportion. Validation takes the same number of sequences.
+proportion (our choice; the paper does not say). Validation takes the same number of sequences.
 
   Figure E.9  Paper: batches of 256, 512 and 1024; no change of LR sensitivity to speak of.
 

@@ -1,8 +1,9 @@
 """How large may attention logits become before the loss suffers? Figure 10 of arXiv 2309.14322.
 
 Queries and keys are brought to a mean square of kappa, so that logits are of the order of kappa
-whatever is learned; one size, one learning rate (the default: the paper does not state it). A model
-without blocks, embedding and head alone, is the bigram model to compare with.
+whatever is learned; one size, one learning rate. A model without blocks, embedding and head alone,
+is the bigram model to compare with. The learning rate (the default) and the values of kappa between
+the paper's 1e3 and 1e4 and around them are our choice.
 
   Figure 10  loss against kappa, 10M parameters. Paper: suffers from about 1e3; at 1e4 worse than
              the model without blocks.

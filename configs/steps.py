@@ -1,6 +1,6 @@
 """Does LR sensitivity depend on the length of training? Figure E.7 of arXiv 2309.14322.
 
-Half, all and twice the steps, the warm-up in proportion.
+Half, all and twice the steps, the warm-up in proportion (our choice; the paper does not say).
 
   Figure E.7  Paper: 5e4, 1e5 and 2e5 steps; no change of LR sensitivity to speak of.
 

@@ -100,6 +100,97 @@ def test_experiments_name_their_figures():
   assert named == FIGURES
 
 
+# What arXiv 2309.14322 states of its set-up (section 2, appendix A) ...
+PUBLISHED = {
+    'data.batch_size': [256],
+    'data.sequence_length': [512],
+    'data.vocabulary_size': [32_101],
+    'model.norm': ['layernorm'],
+    'model.norm_position': ['pre'],
+    'model.qk_norm': ['layernorm'],
+    'model.attention_scale': ['inverse_sqrt'],
+    'model.dtype': ['bfloat16'],
+    'objective.z_loss': [1e-4],
+    'optimizer.name': ['adamw'],
+    'optimizer.learning_rate': [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+    'optimizer.beta1': [0.9],
+    'optimizer.beta2': [0.95],
+    'optimizer.eps': [1e-8],
+    'optimizer.clip_norm': [1.0],
+    'optimizer.weight_decay': [1e-4],
+    'optimizer.weight_decay_kind': ['independent'],
+    'parameterization.name': ['standard'],
+    'parameterization.base_width': [256],
+    'schedule.shape': ['cosine'],
+    'schedule.steps': [100_000],
+    'schedule.warmup_steps': [5_000],
+    'schedule.min_learning_rate': [1e-5],
+}
+ON_AND_OFF = {'model.qk_norm': ['layernorm', 'none']}
+# ... and of what each experiment varies; None: it does not state the values.
+VARIED = {
+    'qk_layernorm': ON_AND_OFF,
+    'z_loss': {'objective.z_loss': [0.0, 1e-4], 'optimizer.weight_decay': [0.0, 1e-4]},
+    'warmup': {'schedule.warmup_steps': None},
+    'weight_decay_kind': {
+        'optimizer.weight_decay_kind': ['coupled', 'independent'],
+        'optimizer.weight_decay': [1e-4, 0.1],
+        'optimizer.learning_rate': [1e-4, *PUBLISHED['optimizer.learning_rate']],
+    },
+    'width_and_depth': ON_AND_OFF,
+    'muparam': ON_AND_OFF | {
+        'optimizer.learning_rate': [*PUBLISHED['optimizer.learning_rate'], 1.0],
+        'parameterization.name': [
+            'muparam_full', 'muparam_intermediate', 'muparam_simple', 'standard'
+        ],
+    },
+    'logit_scale': {'model.qk_norm': ['fixed'], 'optimizer.learning_rate': None},
+    'epsilon': {'optimizer.eps': [1e-15, 1e-8, 1e-6], 'optimizer.learning_rate': [0.3]},
+    'attention_scale': ON_AND_OFF | {'model.attention_scale': ['inverse', 'inverse_sqrt']},
+    'steps': {
+        'schedule.steps': [50_000, 100_000, 200_000],
+        'schedule.warmup_steps': None,
+    },
+    'qk_norm_variants': {'model.qk_norm': ['l2', 'layernorm', 'layernorm_model', 'rmsnorm']},
+    'batch_size': {
+        'data.batch_size': [256, 512, 1024],
+        'schedule.steps': [25_000, 50_000, 100_000],
+        'schedule.warmup_steps': None,
+    },
+    'weight_decay': {'optimizer.weight_decay': None},
+    'pointwise_attention': ON_AND_OFF,
+    'parameter_scaling': {'optimizer.learning_rate': None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', VARIED)
+def test_the_paper_s_scale_is_as_published(name):
+  runs = expanded(name, 'paper')
+  for field, published in (PUBLISHED | VARIED[name]).items():
+    if published is not None:
+      assert values(runs, field) == published, field
+
+
+def test_every_figure_s_set_up_is_held_against_the_paper():
+  assert set.union(*FIGURES.values()) - {'quickstart'} == VARIED.keys()
+
+
+@pytest.mark.parametrize(
+    'name, fewest, most',
+    [
+        ('qk_layernorm', 2.4e6, 4.8e9),  # with the run of Figure 9
+        ('logit_scale', 10e6, 10e6),
+        ('epsilon', 4.8e9, 4.8e9),
+        ('muparam', 2.4e6, 1.2e9),
+    ],
+)
+def test_the_paper_s_sizes(name, fewest, most):
+  """Of parameters but for embedding and head, to the digits that it gives."""
+  configs = expanded(name, 'paper').configs.values()
+  sizes = {config_lib.parameters(c) for c in configs if c['model']['depth']}
+  assert (min(sizes), max(sizes)) == pytest.approx((fewest, most), rel=0.06)
+
+
 @pytest.mark.parametrize('scale', SCALES)
 def test_no_experiment_sweeps_the_seed(scale):
   """launch.reproduce repeats them over seeds."""

@@ -55,6 +55,26 @@ def test_decimals_of_nothing_are_nothing():
   assert [labels.decimals(value) for value in (2.28551, float('nan'), None)] == ['2.286', '', '']
 
 
+@pytest.mark.parametrize(
+    ('text', 'lines'),
+    [
+        ('qk_norm=none, eps=1e-8', ['qk_norm=none,', 'eps=1e-8']),
+        ('exponents=full_alignment', ['exponents=', 'full_alignment']),
+        ('name=ntk, exponents=none', ['name=ntk,', 'exponents=none']),
+        ('a=b, exponents=of_full_alignments', ['a=b, exponents=', 'of_full_', 'alignments']),
+        ('x' * 20, ['x' * 17, 'xxx']),
+    ],
+)
+def test_long_names_break_at_their_joints(text, lines):
+  assert labels.wrapped(text, 17) == '\n'.join(lines)
+
+
+def test_the_name_of_a_section_is_the_section():
+  names = ['optimizer.name', 'parameterization.name', 'parameterization.exponents']
+  assert list(labels.fields(names).values()) == ['optimizer', 'parameterization', 'exponents']
+  assert list(labels.fields(['a.name', 'b.a']).values()) == ['a.name', 'b.a']
+
+
 def test_value():
   assert [labels.value(entry) for entry in (1e-4, 5, 'none', True, None)] == [
       '1e-4', '5', 'none', 'True', 'unset'

@@ -300,7 +300,7 @@ def write_activations(workdir, **change):
 def test_parameterizations_over_widths_have_their_coordinate_check_on_the_page(tmp_path):
   write_activations(tmp_path)
   text = re.sub(r'\s+', ' ', Page(page.write_report(tmp_path)).text)
-  assert 'Coordinate check' in text and 'namelogits standard+1.00 mup+0.00' in text
+  assert 'Coordinate check' in text and 'parameterizationlogits standard+1.00 mup+0.00' in text
 
 
 @pytest.mark.parametrize(

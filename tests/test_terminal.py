@@ -93,3 +93,8 @@ def test_claims_are_readable_at_100_columns():
   ):
     assert words in shown, words
   assert 'the sweep is about other things' not in shown
+
+
+def test_without_a_claim_about_the_sweep_there_is_no_table():
+  other = (claims.CLAIMS[0], Verdict('undecided', reason='the sweep is about other things'))
+  assert terminal.claims_table(claims.table([other])) is None

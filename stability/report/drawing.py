@@ -2,7 +2,6 @@
 
 import io
 import math
-import textwrap
 from collections.abc import Callable
 
 import matplotlib
@@ -124,7 +123,7 @@ def grid(titles: list[str], height: float, rows: int = 1) -> tuple[Figure, np.nd
     axis.remove()
   axes = axes[: len(titles)]
   for i, (column, title) in enumerate(zip(axes, titles, strict=True)):
-    column[0].set_title(textwrap.fill(title, 68 // across, break_on_hyphens=False))
+    column[0].set_title(labels.wrapped(title, 68 // across))
     column[-1].tick_params(labelbottom=True)
     if i:
       for axis, first in zip(column, axes[0], strict=True):

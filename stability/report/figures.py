@@ -1,7 +1,5 @@
 """The figures of losses and attention logits: a function each, from results to a figure."""
 
-import textwrap
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -59,7 +57,7 @@ def sensitivity_by_parameters(results: Results, table: pd.DataFrame) -> Figure:
     axis.plot(x[~whole], rows['lr_sensitivity'][~whole], linestyle='', **drawing.HOLLOW, **look)
     # Not errorbar: an interval by resampling need not contain the estimate.
     axis.vlines(x, rows['low'], rows['high'], color=look['color'], linewidth=5, alpha=0.35)
-    name = textwrap.fill(labels.pairs(results.groups, values), 30, break_on_hyphens=False)
+    name = labels.wrapped(labels.pairs(results.groups, values), 30)
     handles.append(drawing.handle(name, **look))
   if not results.groups:
     handles = []

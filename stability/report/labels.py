@@ -1,5 +1,7 @@
 """How numbers, sizes and interventions are written for people; the same in figures and tables."""
 
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,8 +51,11 @@ def _printable(text: str) -> str:
 
 
 def fields(names: Sequence[str]) -> dict[str, str]:
-  """Field -> its last part, or the whole where another field or column has that name."""
-  last = [name.split('.')[-1] for name in names]
+  """Field -> its last part, or the whole where another field or column has that name.
+
+  optimizer.name is the optimizer.
+  """
+  last = [name.removesuffix('.name').split('.')[-1] for name in names]
   return {
       name: name if last.count(short) > 1 or short in _COLUMNS else short
       for name, short in zip(names, last, strict=True)
@@ -74,6 +79,25 @@ def sizes(rows: pd.DataFrame, shape: Sequence[str]) -> pd.Series:
   for name, short in fields(shape).items():
     text = text.where(~shared, text + f', {short} ' + rows[name].map(value))
   return text
+
+
+def wrapped(text: str, width: int) -> str:
+  """In lines of this width; words that are longer break after =, then after _."""
+  lines = ['']
+  for word in text.split(' '):
+    halves = re.findall('[^=]*=|[^=]+', word) if len(word) > width else [word]
+    pieces = [
+        piece
+        for half in halves
+        for piece in (re.findall('[^_]*_|[^_]+', half) if len(half) > width else [half])
+    ]
+    for i, piece in enumerate(pieces):
+      space = '' if i or not lines[-1] else ' '
+      if len(lines[-1] + space + piece) <= width:
+        lines[-1] += space + piece
+      else:
+        lines.extend(textwrap.wrap(piece, width, break_on_hyphens=False))
+  return '\n'.join(filter(None, lines))
 
 
 def pairs(names: Sequence[str], values: Iterable[Any]) -> str:

@@ -26,8 +26,7 @@ class Plot:
 def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None) -> list[Plot]:
   """Of final losses and LR sensitivity."""
   finished = sensitivity.counted_loss(results.runs).notna().any()
-  # A point per panel is no curve; a sweep of another number has a figure of its own.
-  several_rates = results.runs['learning_rate'].nunique() > 1 or not results.groups
+  several_rates = _has_several_rates(results)
   return [
       Plot(
           'loss_by_learning_rate',
@@ -56,6 +55,7 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
 def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
   """Of training losses and attention logits."""
   measured = curves[tables.LOGIT].notna().any()
+  several_rates = _has_several_rates(results)
   probed = results.runs['run'].isin(curves['run'][curves[tables.LOGIT].notna()])
   sizes = results.runs['parameters'][probed].nunique()
   absent = 'No attention logits have been logged; config.probe.every_steps asks for them.'
@@ -65,8 +65,10 @@ def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
           'Attention logits against learning rate',
           'The highest attention logit that block 0 reached while training, median over seeds.'
           ' As logits grow, attention collapses onto single tokens, and the loss rises.',
-          (lambda: figures.logits_by_learning_rate(results, curves)) if measured else None,
-          absent,
+          (lambda: figures.logits_by_learning_rate(results, curves))
+          if measured and several_rates
+          else None,
+          'This needs two learning rates or more.' if measured else absent,
       ),
       Plot(
           'attention_logits_by_parameters',
@@ -87,6 +89,11 @@ def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
           'No step has been logged yet.',
       ),
   ]
+
+
+def _has_several_rates(results: Results) -> bool:
+  """A point per panel is no curve; a sweep of another number has a figure of its own."""
+  return results.runs['learning_rate'].nunique() > 1 or not results.groups
 
 
 def number_plots(results: Results) -> list[Plot]:

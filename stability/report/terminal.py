@@ -113,9 +113,14 @@ def _effect(effect: float) -> str:
   return '' if pd.isna(effect) else f'{effect:.3g}'
 
 
-def claims_table(table: pd.DataFrame) -> Table:
-  """The claims that are about the sweep; beneath each, what its effect is or why there is none."""
+def claims_table(table: pd.DataFrame) -> Table | None:
+  """The claims that are about the sweep; beneath each, what its effect is or why there is none.
+
+  None where there are none.
+  """
   others = (table['n'] == 0).sum()
+  if others == len(table):
+    return None
   left_out = 'One other is' if others == 1 else f'{others} others are'
   shown = Table(
       title='Claims',
