@@ -14,6 +14,7 @@ from rich.table import Table
 from stability import actions, plan
 from stability import workdir as workdir_lib
 from stability.config import Config
+from stability.errors import BadInput
 
 PLAIN_SECONDS = 10  # between lines where there is no terminal
 LOOKS = 50  # at runs that others may have ended, at a time: a look does not grow with the sweep
@@ -76,9 +77,12 @@ class Progress:
     speed, part, paused = 0.0, 0.0, 0
     for name in running:
       run = workdir_lib.run_dir(self._workdir, name)
-      waits = actions.is_paused(actions.done(actions.read(run)))
+      try:
+        waits = actions.is_paused(actions.done(actions.read(run)))
+        line = workdir_lib.last_metrics(run)
+      except BadInput:  # whoever trains it says so, and fails it alone
+        continue
       paused += waits
-      line = workdir_lib.last_metrics(run)
       if line:
         speed += 0 if waits else line['tokens_per_second'] or 0
         part += self._flops[name] * line['step'] / self._configs[name]['schedule']['steps']

@@ -135,13 +135,18 @@ def _versions(workdir: Path, waiting: Collection[str]) -> dict[str, str]:
   before = workdir_lib.read_sweep(workdir)['versions']
   if not waiting:
     return before
-  if changes := versions.changes(before, now):
+  warn_of_versions(workdir, before)
+  return now
+
+
+def warn_of_versions(workdir: Path, before: Mapping[str, str]) -> None:
+  """Says, in one line, where the versions that trained a sweep differ from those of now."""
+  if changes := versions.changes(before, versions.current()):
     print(
         f'warning: --workdir={workdir} was begun with other versions: {", ".join(changes)}; numbers'
         ' may differ from those of an undisturbed sweep; versions.jsonl of each run has its own',
         file=sys.stderr,
     )
-  return now
 
 
 def _report(workdir: Path) -> int:

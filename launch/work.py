@@ -48,6 +48,7 @@ def main() -> int:
     preemption.end_with_input()
   waiting = workdir_lib.waiting(workdir, mine)
   if waiting:
+    start.warn_of_versions(workdir, sweep['versions'])
     local.train(workdir, waiting, _WORKERS.value)
   results = [workdir_lib.read_result(workdir_lib.run_dir(workdir, name)) for name in mine]
   return 1 if any(result is None or result['status'] == 'failed' for result in results) else 0

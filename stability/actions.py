@@ -147,7 +147,7 @@ def requests(run: Path) -> list[Path]:
   """The files of the requests not yet taken, in their order."""
   try:
     names = os.listdir(run / 'requests')
-  except (FileNotFoundError, NotADirectoryError):
+  except (FileNotFoundError, NotADirectoryError, PermissionError):  # or another person's own
     return []
   paths = sorted(run / 'requests' / n for n in names if n.endswith('.json') and n[0] != '.')
   return [path for path in paths if path.is_file()]  # reading a pipe, say, would never end

@@ -128,7 +128,10 @@ def _train(population: 'Population', names: collections.deque[str], next_run: Ne
 def is_answered(workdir: Path, name: str, paused: Paused) -> bool:
   """Whether a paused run has a request to look at, or has waited for long enough."""
   run = workdir_lib.run_dir(workdir, name)
-  return bool(actions.unanswered(run)) or time.monotonic() > paused[name]
+  try:
+    return bool(actions.unanswered(run)) or time.monotonic() > paused[name]
+  except BadInput:  # a damaged record: bringing the run fails it, and no other
+    return True
 
 
 class Population:
@@ -272,6 +275,9 @@ class Population:
       step, arrays, about = found
       state = member_lib.unnamed(state, arrays)
       logging.info('%s goes on from step %d', folder.name, step)
+    elif member_lib.writes() and (line := workdir_lib.last_metrics(folder)):
+      told = '%s was at step %d and has no checkpoint: it begins again from step 0'
+      logging.warning(told, folder.name, line['step'])
     member = Member(
         folder=folder,
         config=config,
@@ -282,6 +288,8 @@ class Population:
         seconds=about['seconds'],
         diverged=bool(state['diverged']),
     )
+    # Told to end while it evaluated a run that an action has stopped, a process saves it so.
+    member.stopped = any(record['action'] == 'stop' for record in member.control.taken)
     member.start_clock()
     return member, state
 

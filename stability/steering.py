@@ -119,6 +119,8 @@ class Steering:
     workdir once its file in forks/ is there.
     """
     name = record['name']
+    if not name.startswith(f'{member.folder.name}+'):  # what is there of that name goes
+      raise BadInput(f'{member.folder}/actions.jsonl: damaged: {name!r} is no name of its fork')
     if (self._workdir / 'forks' / f'{name}.json').exists():
       return
     folder = workdir_lib.run_dir(self._workdir, name)

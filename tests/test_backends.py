@@ -224,7 +224,8 @@ def test_a_preempted_job_is_queued_again_and_goes_on_exactly(place, expected_lon
   sweep = place.started('sweep', *LONG, '--workdir=requeued', '--backend=slurm', **slurm)
   with ending(sweep) as said:
     wait_for(lambda: step(place, 'requeued') >= 300, sweep)
-    scontrol(slurm, 'scancel', '--signal=USR1', '--name=stability')
+    (job,) = scontrol(slurm, 'squeue', '--noheader', '--format=%A').split()
+    scontrol(slurm, 'scancel', '--signal=USR1', job)
     wait_for(lambda: 'Restarts=1' in scontrol(slurm, 'scontrol', 'show', 'job'), sweep)
     left_at = step(place, 'requeued')
     assert left_at < 1500  # or it was over before

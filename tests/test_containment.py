@@ -10,7 +10,7 @@ import pytest
 from stub_layout import StubLayout
 
 from configs import base
-from stability import checkpoint, hyper, parallel, population
+from stability import actions, checkpoint, hyper, parallel, population
 from stability import config as config_lib
 from stability import pace as pace_lib
 from stability import workdir as workdir_lib
@@ -123,6 +123,79 @@ def test_interrupted_wherever_it_asks_it_ends_as_if_it_never_was(sweep):
     again = {name for (name, step), at in before.items() if after[name, step] != at}
     assert all('1e+25' in name for name in again), (call, again)  # saved before it was known of
   assert interruptions > 15 and saved_off_schedule > {1, 4, 8}
+
+
+def test_a_stop_that_is_interrupted_stays_one(sweep):
+  """Told to end while it evaluates a run that a person has stopped, in whatever moment."""
+
+  def stopping(workdir, names, call):
+    asked = []
+
+    def interrupted():
+      asked.append(True)
+      if len(asked) == 8:
+        actions.request(workdir_lib.run_dir(workdir, names[0]), {'action': 'stop'}, 'ann', '')
+      return len(asked) >= call
+
+    return population.Watch(interrupted)
+
+  undisturbed, names = sweep('undisturbed', RATES[:1])
+  assert train(undisturbed, names, stopping(undisturbed, names, 1000))
+  expected = outcomes(undisturbed, names)
+  assert expected[names[0]][-1]['status'] == 'stopped' and expected[names[0]][-1]['steps'] < 20
+  taken = 0
+  for call in range(8, 100):
+    workdir, _ = sweep(f'call-{call}', RATES[:1])
+    if train(workdir, names, stopping(workdir, names, call)):
+      break
+    taken += bool(actions.done(actions.read(workdir_lib.run_dir(workdir, names[0]))))
+    assert train(workdir, names)
+    if taken:
+      assert outcomes(workdir, names) == expected, call
+  assert taken >= 3  # the evaluation asks as often
+
+
+def test_a_paused_run_with_a_damaged_record_fails_alone(sweep):
+  workdir, names = sweep('damaged', RATES[::2])
+  run = workdir_lib.run_dir(workdir, names[0])
+  actions.request(run, {'action': 'pause'}, 'ann', '')
+  asked = []
+
+  def interrupted():
+    asked.append(True)
+    if len(asked) == 6:
+      (run / 'actions.jsonl').write_bytes(b'junk\n')
+      actions.request(run, {'action': 'continue'}, 'ann', '')
+    return False
+
+  assert train(workdir, names, population.Watch(interrupted))
+  assert [result(workdir, name)['status'] for name in names] == ['failed', 'done', 'done']
+  assert 'actions.jsonl, line 1: damaged' in result(workdir, names[0])['error']
+
+
+def test_no_record_of_a_fork_removes_another_run(sweep):
+  workdir, names = sweep('damaged', RATES[::2])
+  run, other = (workdir_lib.run_dir(workdir, name) for name in names[:2])
+  assert train(workdir, names[1:2])
+  record = {'action': 'fork', 'step': 4, 'name': other.name, 'changes': {}, 'by': 'x', 'why': ''}
+  workdir_lib.write_lines(run / 'actions.jsonl', [record])
+  assert train(workdir, names)
+  assert [result(workdir, name)['status'] for name in names] == ['failed', 'done', 'done']
+  assert 'is no name of its fork' in result(workdir, names[0])['error']
+
+
+def test_requests_in_a_folder_that_may_not_be_read_hurt_nobody(sweep, monkeypatch):
+  workdir, names = sweep('private', RATES[::2])
+  listdir = actions.os.listdir
+
+  def refused(path):
+    if path == workdir_lib.run_dir(workdir, names[0]) / 'requests':
+      raise PermissionError(13, 'Permission denied', str(path))
+    return listdir(path)
+
+  monkeypatch.setattr(actions.os, 'listdir', refused)
+  assert train(workdir, names)
+  assert [result(workdir, name)['status'] for name in names] == ['done'] * 3
 
 
 class Small(StubLayout):

@@ -214,7 +214,7 @@ def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(plac
   launcher.send_signal(signal.SIGTERM)
   told = time.monotonic()
   assert launcher.wait(PATIENCE) == PREEMPTED
-  assert time.monotonic() - told < 60  # steps here take a millisecond, but the machine may be busy
+  assert time.monotonic() - told < 10
   for folder in workdir.glob('runs/*'):
     logged = workdir_lib.last_metrics(folder)
     if logged and not (folder / 'result.json').exists():
@@ -250,6 +250,101 @@ def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place,
   for path in (place / 'compiling').rglob('*.json'):
     json.loads(path.read_text())
   assert not list((place / 'compiling').rglob('metrics.jsonl'))
+
+
+def test_told_to_end_while_it_evaluates_it_saves_and_goes_on_exactly(place, undisturbed):
+  """In the first evaluation, before any step, and in the last one, after all of them."""
+  workdir, evaluations = place / 'evaluating', place / 'evaluations'
+  (place / 'evaluating.py').write_text(
+      'import time\nfrom launch import worker\nfrom stability import parallel\n'
+      'means = parallel.means\n'
+      'def slow(losses, interrupted):\n'
+      f'  with open({str(evaluations)!r}, "a") as file: file.write("x")\n'
+      '  return means((time.sleep(1) or loss for loss in losses), interrupted)\n'
+      'parallel.means = slow\nworker.main()\n'
+  )
+  launcher = (
+      'import sys; from launch import app, preemption, train;'
+      'from launch.backends import worker_process; preemption.install();'
+      'worker_process.COMMAND = (sys.executable, "evaluating.py");'
+      'app.run(train.main, train.FLAGS)'
+  )
+  prepared = command(place, 'train')
+  prepared['args'] = [
+      *(sys.executable, '-c', launcher, '--workdir=evaluating', '--config=experiment.py')
+  ]
+  begun = 0  # of evaluations, by now
+  for sent, more in ((signal.SIGTERM, 1), (signal.SIGUSR1, 2)):
+    process = subprocess.Popen(**prepared, stderr=subprocess.DEVNULL)
+    try:
+      deadline = time.monotonic() + PATIENCE
+      while not evaluations.exists() or evaluations.stat().st_size < begun + more:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+      begun += more
+      process.send_signal(sent)
+      told = time.monotonic()
+      assert process.wait(PATIENCE) == PREEMPTED and time.monotonic() - told < 10
+    finally:
+      process.kill()
+    (folder,) = workdir.glob('runs/*')
+    assert not (folder / 'result.json').exists()
+    assert last_checkpoint(folder) == (0 if sent == signal.SIGTERM else 800)
+  assert run(place, 'train', *prepared['args'][3:]).returncode == 0
+  assert evaluations.stat().st_size == begun
+  expected, _ = undisturbed
+  assert list(outcomes(workdir).values()) == [expected['learning_rate=0.01,seed=0']]
+
+
+def test_a_damaged_checkpoint_is_named_where_a_person_sees_it(place, undisturbed):
+  workdir = place / 'damaged'
+  launcher = launch(place, 'damaged')
+  wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
+  kill(launcher, 'everything', random)
+  (path,) = (
+      p for p in workdir.glob('runs/*/checkpoints') if not (p.parent / 'result.json').exists()
+  )
+  step = last_checkpoint(path.parent)
+  file = max((path / str(step)).rglob('*'), key=lambda f: f.stat().st_size * f.is_file())
+  content = file.read_bytes()
+  file.write_bytes(content[: len(content) // 2])
+  again = run(place, 'sweep', *arguments('damaged', workers=2))
+  assert again.returncode == 0
+  said = f'{path.parent.name}: its checkpoint of step {step} is damaged and not used: {file}'
+  (line,) = [line for line in again.stderr.splitlines() if said in line]
+  assert line.endswith(f'it goes on from step {step - 100}')
+  assert outcomes(workdir) == undisturbed[0]
+
+
+def test_a_disk_that_goes_read_only_stops_a_sweep_which_then_goes_on(place, undisturbed):
+  disk = place / 'disk'
+  disk.mkdir()
+  workdir = disk / 'sweep'
+  tmpfs = ['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', str(disk)]
+  if subprocess.run(tmpfs, capture_output=True, check=False).returncode:
+    pytest.skip('may not mount here')
+  prepared = command(place, 'sweep', *arguments(workdir))
+  launcher = subprocess.Popen(**prepared, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  try:
+    wait_for(launcher, workdir, 'runs/*/checkpoints/100/checksums.json')
+    # A read-only view over it: files that are open stay open, as after an error of the disk.
+    subprocess.run(['mount', '--bind', disk, disk], check=True)
+    subprocess.run(['mount', '-o', 'remount,bind,ro', disk], check=True)
+    out, err = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 1 and not out and 'Traceback' not in err, err
+    last = err.splitlines()[-1]
+    assert last.startswith(f'error: {workdir}/') and 'Read-only file system' in last
+    before = kept(workdir), finished(workdir)
+    assert workdir_lib.read_sweep(workdir)
+    subprocess.run(['umount', disk], check=True)
+    again = run(place, 'sweep', *arguments(workdir))
+    assert again.returncode == 0, again.stderr
+    assert_nothing_lost(workdir, before)
+    assert outcomes(workdir) == undisturbed[0]
+  finally:
+    launcher.kill()
+    while os.path.ismount(disk):
+      subprocess.run(['umount', '--lazy', disk], check=True)
 
 
 def test_two_launchers_begin_a_workdir_and_one_is_killed(place, undisturbed):

@@ -187,6 +187,14 @@ def test_no_run_begins_again_by_itself_where_all_its_checkpoints_are_damaged(
   assert outcome(stopped.parents[1], stopped.name) == undisturbed
 
 
+def test_a_run_without_any_checkpoint_says_that_it_begins_again(stopped, undisturbed, caplog):
+  shutil.rmtree(stopped / 'checkpoints')
+  train(stopped.parents[1], [stopped.name])
+  assert outcome(stopped.parents[1], stopped.name) == undisturbed
+  (warned,) = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+  assert stopped.name in warned and 'was at step 14' in warned and 'from step 0' in warned
+
+
 def test_what_a_crash_left_of_a_checkpoint_is_no_damage(stopped, undisturbed, caplog):
   """Neither of one that was being made, nor of one that was being deleted."""
   folder = stopped / 'checkpoints'
@@ -328,14 +336,36 @@ def test_a_population_goes_on_in_smaller_ones_and_alone(data, tmp_path, monkeypa
   for name in names:
     before = outcome(workdirs['undisturbed'], name)
     assert outcome(workdirs['two'], name) == before
-    for line, alone in zip(before, outcome(workdirs['alone'], name), strict=True):
-      assert line.keys() == alone.keys()
-      for key, value in line.items():
-        if isinstance(value, float):
-          # Updates 9 to 16, each rounded in float32 by another executable.
-          np.testing.assert_allclose(alone[key], value, rtol=2e-3, atol=1e-6, err_msg=key)
-        else:
-          assert alone[key] == value
+    assert_the_same_but_for_rounding(before, outcome(workdirs['alone'], name))
+
+
+def assert_the_same_but_for_rounding(ours, theirs):
+  """Updates are rounded in float32 by other executables, up to 16 of them."""
+  for line, other in zip(ours, theirs, strict=True):
+    assert line.keys() == other.keys()
+    for key, value in line.items():
+      if isinstance(value, float):
+        np.testing.assert_allclose(other[key], value, rtol=2e-3, atol=1e-6, err_msg=key)
+      else:
+        assert other[key] == value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['data_parallel', 'sharded'])
+def test_a_large_run_goes_on_on_fewer_devices_and_on_more(
+    kind, data, tmp_path, monkeypatch, undisturbed
+):
+  """From four to two and to four again, as one that one device has trained."""
+  (name,) = write_sweep(tmp_path, data, [{}])
+  run = workdir_lib.run_dir(tmp_path, name)
+  for devices, saved in ((4, [4]), (2, [4, 8])):
+    use(monkeypatch, kind, devices=devices)
+    with pytest.raises(Killed):
+      train_until(tmp_path, [name], reads=4)
+    assert checkpoint.good_steps(run) == saved
+  use(monkeypatch, kind, devices=4)
+  train(tmp_path, [name])
+  assert_the_same_but_for_rounding(undisturbed, outcome(tmp_path, name))
 
 
 def test_a_run_records_what_trained_it(stopped, undisturbed, monkeypatch):

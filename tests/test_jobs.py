@@ -14,7 +14,7 @@ import pytest
 from launch import app, jobs, sweep, work
 from launch.backends import local, manifest, slurm
 from launch.jobs import Needs
-from stability import plan
+from stability import plan, versions
 from stability import workdir as workdir_lib
 from stability.errors import BadInput
 
@@ -143,25 +143,56 @@ def test_what_is_in_no_jobs_hands_is_submitted(programs, queue, unfinished, monk
   text = pathlib.Path(arguments[-1]).read_text()
   assert re.findall(r'[0-9a-f]{16}(?=\.json)', text) == [path.stem for path in divided]
 
-  queue.write_text('70_0 70_2 9_1')  # the task in the middle is over, without its runs
+  (first,) = workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')
+  assert f'--job-name={first["name"]}' in arguments
+  name = first['name']
+  # The task in the middle is over, without its runs.
+  queue.write_text(f'{name}_0 {name}_2 stability-0123456789abcdef_1')
   stand_in(programs, 'sbatch', 'print("71")')
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
   middle = list(divided.values())[1]
   again = workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')[1]
-  assert again['job'] == '71'
+  assert again['name'] != name
   assert [run for name in again['lists'] for run in jobs.listed(workdir / 'jobs' / name)] == middle
 
-  queue.write_text('70_0 70_2 71_0 71_1')
+  queue.write_text(f'{name}_0 {name}_2 {again["name"]}_0 {again["name"]}_1')
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
+
+
+def test_killed_while_it_submits_a_launcher_leaves_no_job_unknown(programs, queue, unfinished):
+  """The array is in the queue, and nobody has heard so."""
+  workdir, configs = unfinished
+  sbatch = stand_in(programs, 'sbatch', 'os.kill(os.getppid(), 9)')
+  program = (
+      'import sys; from pathlib import Path; from launch.backends import slurm; from launch import'
+      ' jobs; from stability import workdir as w; workdir = Path(sys.argv[1]);'
+      f'needs = jobs.{NEEDS}; slurm.train(workdir, w.read_sweep(workdir)["runs"], needs, [])'
+  )
+  killed = subprocess.run(
+      [sys.executable, '-c', program, str(workdir)],
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      check=False,
+  )
+  assert killed.returncode == -9
+  ((arguments, _),) = calls(sbatch)
+  (name,) = (a.removeprefix('--job-name=') for a in arguments if a.startswith('--job-name='))
+  queue.write_text(f'{name}_0 {name}_1 {name}_2')
+  stand_in(programs, 'sbatch', 'print(71)')
+  submit(workdir, configs)
+  assert len(calls(sbatch)) == 1
+  queue.write_text('')  # they are over, without their runs
+  submit(workdir, configs)
+  assert len(calls(sbatch)) == 2
+  assert len(workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')) == 1
 
 
 def test_a_refusal_of_sbatch_is_one_line(programs, queue, unfinished):
   stand_in(programs, 'sbatch', 'sys.exit("error: invalid partition")')
   with pytest.raises(BadInput, match='sbatch refuses: error: invalid partition'):
     submit(*unfinished)
-  workdir_lib.write_lines(unfinished[0] / 'slurm' / 'jobs.jsonl', [{'job': '1', 'lists': ['a']}])
+  workdir_lib.write_lines(unfinished[0] / 'slurm' / 'jobs.jsonl', [{'name': 'x', 'lists': ['a']}])
   stand_in(programs, 'squeue', 'sys.exit(1)')
   with pytest.raises(BadInput, match='squeue fails'):
     submit(*unfinished)
@@ -292,6 +323,14 @@ def test_work_trains_what_is_listed_and_not_over(unfinished, monkeypatch, capsys
   workdir_lib.write_result(workdir_lib.run_dir(workdir, first), {'status': 'done'})
   assert trained(monkeypatch, capsys, workdir, listed) == [second]
   assert set(trained(monkeypatch, capsys, workdir)) == configs.keys() - {first}
+
+
+def test_work_warns_of_other_versions(unfinished, monkeypatch, capsys):
+  monkeypatch.setattr(local, 'train', lambda *_: None)
+  assert app.execute(work.main, work.FLAGS, ['work', f'--workdir={unfinished[0]}']) == 1
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1 and 'begun with other versions' in said
+  assert f'stability code unknown -> {versions.current()["stability code"]}' in said
 
 
 @pytest.mark.parametrize(

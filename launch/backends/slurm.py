@@ -1,7 +1,9 @@
 """The SLURM backend: an array of jobs, submitted by sbatch and followed by squeue.
 
 What sbatch is to know goes by its command line, not by #SBATCH lines, so that no quoting but the
-shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists each array was given.
+shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists the array of each name is
+given: written before it is submitted, so that no job is unknown to the next launcher, wherever this
+one is killed.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ from stability.errors import BadInput
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
 QUEUE_SECONDS = 15.0  # between questions to the queue, which the cluster's users share
 # Options that this module sets and relies on.
-OURS = ('array', 'chdir', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
+OURS = ('array', 'chdir', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -81,7 +83,9 @@ def script(lists: Sequence[Path], command: Sequence[str]) -> str:
   )
 
 
-def sbatch(workdir: Path, count: int, needs: Needs, options: Sequence[str]) -> list[str]:
+def sbatch(
+    workdir: Path, name: str, count: int, needs: Needs, options: Sequence[str]
+) -> list[str]:
   """The command that submits the script that follows it."""
   asked = {
       'cpus-per-task': needs.cpus,
@@ -90,7 +94,7 @@ def sbatch(workdir: Path, count: int, needs: Needs, options: Sequence[str]) -> l
       'time': needs.minutes,
   }
   return [
-      *('sbatch', '--parsable', '--job-name=stability', '--nodes=1', '--ntasks=1'),
+      *('sbatch', '--parsable', f'--job-name={name}', '--nodes=1', '--ntasks=1'),
       *(f'--array=0-{count - 1}', '--requeue', '--signal=USR1@60'),
       *(f'--chdir={workdir / "slurm"}', '--output=%A_%a.log', '--open-mode=append'),
       *(f'--{name}={value}' for name, value in asked.items() if value is not None),
@@ -103,9 +107,11 @@ def show(
 ) -> None:
   """Prints what would be submitted for a sweep that is new."""
   divided = jobs.lists(workdir, configs, needs)
-  print('\n' + shlex.join([*sbatch(workdir, len(divided), needs, options), 'SCRIPT']))
+  text = script(list(divided), jobs.command(workdir, needs))
+  command = sbatch(workdir, _name(text), len(divided), needs, options)
+  print('\n' + shlex.join([*command, 'SCRIPT']))
   print('\nwith this SCRIPT:\n')
-  print(script(list(divided), jobs.command(workdir, needs)), end='')
+  print(text, end='')
 
 
 def train(
@@ -134,8 +140,8 @@ def train(
   try:
     jobs.watch(workdir, waiting, is_anybody_there, workdir / 'slurm')
   except KeyboardInterrupt:
-    numbers = ' '.join(entry['job'] for entry in _submitted(workdir))
-    print(f'the jobs go on; scancel {numbers} ends them', file=sys.stderr)
+    names = ','.join(entry['name'] for entry in _submitted(workdir))
+    print(f'the jobs go on; scancel --name={names} ends them', file=sys.stderr)
     raise
 
 
@@ -145,12 +151,16 @@ def _submit(
   divided = jobs.lists(workdir, left, needs)
   jobs.write_lists(divided)
   text = script(list(divided), jobs.command(workdir, needs))
-  path = workdir / 'slurm' / f'{hashlib.sha256(text.encode()).hexdigest()[:16]}.sh'
+  name = _name(text)
+  path = workdir / 'slurm' / f'{name}.sh'
   workdir_lib.write_whole(path, text)
+  entry = {'name': name, 'lists': [path.name for path in divided]}
+  others = [other for other in _submitted(workdir) if other['name'] != name]
+  workdir_lib.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*others, entry])
   # Those of a job that launch.sweep itself may be in are not the new jobs'.
   ours = {k: v for k, v in os.environ.items() if not k.startswith('SLURM_') or k == 'SLURM_CONF'}
   done = subprocess.run(
-      [*sbatch(workdir, len(divided), needs, options), str(path)],
+      [*sbatch(workdir, name, len(divided), needs, options), str(path)],
       env=ours,
       capture_output=True,
       text=True,
@@ -159,9 +169,12 @@ def _submit(
   if done.returncode:
     raise BadInput(f'--backend=slurm: sbatch refuses: {done.stderr.strip()}')
   job = done.stdout.strip().split(';')[0]  # a cluster's name may follow
-  entry = {'job': job, 'lists': [path.name for path in divided]}
-  workdir_lib.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*_submitted(workdir), entry])
   print(f'job {job}: {len(divided)} tasks for {len(left)} runs', file=sys.stderr)
+
+
+def _name(text: str) -> str:
+  """The name of the array with this script: no other workdir's, as the script has the lists."""
+  return f'stability-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 
 
 def _submitted(workdir: Path) -> list[workdir_lib.Json]:
@@ -171,13 +184,13 @@ def _submitted(workdir: Path) -> list[workdir_lib.Json]:
 def _queued(workdir: Path) -> list[Path] | None:
   """The lists of the sweep's jobs that wait or run; None where SLURM does not tell."""
   lists = {
-      f'{entry["job"]}_{index}': workdir / 'jobs' / name
+      f'{entry["name"]}_{index}': workdir / 'jobs' / name
       for entry in _submitted(workdir)
       for index, name in enumerate(entry['lists'])
   }
   if not lists:
     return []
-  command = ['squeue', '--me', '--noheader', '--array', '--format=%F_%K']
+  command = ['squeue', '--me', '--noheader', '--array', '--format=%j_%K']
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
     return None
