@@ -217,6 +217,8 @@ def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_pa
   assert code == 0
   assert '--array=0-3' in out and '--gpus-per-node=1' in out and '--account=me' in out
   assert 'srun --ntasks=1' in out and '--workdir=DIR' in out and '--workers' not in out
+  _, out, _ = said(capsys, '--dry_run', '--backend=slurm', '--workdir=new')
+  assert f'--chdir={tmp_path}/new/slurm' in out and f'--workdir={tmp_path}/new' in out
   code, out, _ = said(capsys, '--dry_run', '--backend=manifest', '--jobs=4')
   assert code == 0 and len([line for line in out.splitlines() if line.startswith('{')]) == 4
   assert list(tmp_path.iterdir()) == []

@@ -161,7 +161,8 @@ def _submit(
   job = done.stdout.strip().split(';')[0]  # a cluster's name may follow
   entry = {'job': job, 'lists': [path.name for path in divided]}
   workdir_lib.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*_submitted(workdir), entry])
-  print(f'job {job}: {len(divided)} tasks for {len(left)} runs', file=sys.stderr)
+  logs = f'{workdir / "slurm" / job}_*.log'
+  print(f'job {job}: {len(divided)} tasks for {len(left)} runs; logs: {logs}', file=sys.stderr)
 
 
 def _submitted(workdir: Path) -> list[workdir_lib.Json]:
