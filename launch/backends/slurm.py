@@ -25,6 +25,7 @@ from stability.config import Config
 from stability.errors import BadInput
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
+LEAST_MINUTES = 3  # of a job, which USR1@60 may reach two minutes before its end
 QUEUE_SECONDS = 15.0  # between questions to the queue, which the cluster's users share
 # Options that this module sets and relies on.
 OURS = ('array', 'chdir', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
@@ -45,6 +46,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def options(flag_values: flags.FlagValues) -> list[str]:
   """The user's options of sbatch."""
   found = []
+  minutes = flag_values['job_minutes'].value
+  if minutes is not None and minutes < LEAST_MINUTES:
+    raise BadInput(
+        f'--job_minutes={minutes}: must be {LEAST_MINUTES} or more; SLURM tells a job up to two'
+        ' minutes before its end'
+    )
   for name in ('partition', 'account'):
     value = flag_values[f'slurm_{name}'].value
     if value is not None:
