@@ -55,7 +55,8 @@ def main() -> int | None:
   sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
   if FLAGS['dry_run'].value:
     dry_run.show(sweep, machine, analyze=FLAGS['analyze'].value)
-    backend.show(Path(_WORKDIR.value or 'DIR'), sweep.runs.configs)
+    workdir = Path(_WORKDIR.value).absolute() if _WORKDIR.value else Path('DIR')
+    backend.show(workdir, sweep.runs.configs)
     return 0
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')

@@ -88,6 +88,8 @@ def test_a_script_takes_any_name_for_what_it_is(programs, tmp_path):
     [
         (75, 'RUNNING', True),
         (138, 'RUNNING', True),  # before it could listen
+        (143, 'RUNNING', True),
+        (137, 'RUNNING', False),
         (75, 'CANCELLED', False),
         (75, 'COMPLETING', False),
         (0, 'RUNNING', False),
@@ -250,6 +252,8 @@ def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_pa
   assert code == 0
   assert '--array=0-3' in out and '--gpus-per-node=1' in out and '--account=me' in out
   assert 'srun --ntasks=1' in out and '--workdir=DIR' in out and '--workers' not in out
+  _, out, _ = said(capsys, '--dry_run', '--backend=slurm', '--workdir=new')
+  assert f'--chdir={tmp_path}/new/slurm' in out and f'--workdir={tmp_path}/new' in out
   code, out, _ = said(capsys, '--dry_run', '--backend=manifest', '--jobs=4')
   assert code == 0 and len([line for line in out.splitlines() if line.startswith('{')]) == 4
   assert list(tmp_path.iterdir()) == []
@@ -265,6 +269,7 @@ def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_pa
         (['--backend=slurm', '--workers=2'], '--workers: must be given with --backend=local'),
         (['--jobs=2'], '--jobs: must be given with --backend=slurm or ray or manifest'),
         (['--backend=slurm', '--jobs=0'], '--jobs'),
+        (['--backend=slurm', '--job_minutes=2'], '--job_minutes=2: must be 3 or more'),
         (['--backend=slurm', '--job_memory_gb=nan'], '--job_memory_gb=nan: must be'),
         (['--backend=slurm', '--slurm_options=qos'], 'must be an option of sbatch'),
         (['--backend=slurm', '--slurm_options=--qos=a\n#SBATCH --x'], 'must be an option'),

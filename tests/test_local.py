@@ -139,6 +139,23 @@ def test_a_worker_told_to_end_alone_is_replaced_and_that_is_no_try(place):
   assert len(tries(workdir, next(iter(configs)))) == 6
 
 
+def test_a_worker_told_to_end_before_it_asks_is_replaced(place, monkeypatch, tmp_path):
+  """Or its launcher, told a moment later, would report a fault and not be started again."""
+  workdir, configs = place()
+  script = f"""
+import os, pathlib, runpy
+told = pathlib.Path({str(tmp_path / 'told')!r})
+if not told.exists():
+  told.touch()
+  os._exit(75)
+runpy.run_path({str(STUB)!r}, run_name='__main__')
+"""
+  command = (sys.executable, '-S', '-E', '-c', script, str(tmp_path / 'plan.json'))
+  monkeypatch.setattr(worker_process, 'COMMAND', command)
+  train(workdir, configs)
+  assert results(workdir, configs) == ['done'] * 3
+
+
 def test_workers_that_cannot_start_end_the_sweep(place, monkeypatch):
   workdir, configs = place()
   ends = (sys.executable, '-S', '-c', 'raise SystemExit("no")')

@@ -116,7 +116,9 @@ def train(
         return one
       if not one.could_not_start():
         return worker(one.cores)
-      if one.process.wait() >= 0 or one.starts == assignments_lib.TRIES:
+      # One that was told to end, as SLURM tells all processes of a job, can start.
+      is_faulty = one.process.wait() >= 0 and not one.process.has_saved()
+      if is_faulty or one.starts == assignments_lib.TRIES:
         words = one.process.last_words()
         raise RuntimeError(f'a worker cannot start: it {one.process.end()}; last words:\n{words}')
       return worker(one.cores, one.starts + 1)

@@ -1,9 +1,9 @@
 """The SLURM backend: an array of jobs, submitted by sbatch and followed by squeue.
 
 What sbatch is to know goes by its command line, not by #SBATCH lines, so that no quoting but the
-shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists the array of each name is
-given: written before it is submitted, so that no job is unknown to the next launcher, wherever this
-one is killed.
+shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists the array of each name
+is given: written before it is submitted, so that no job is unknown to the next launcher, wherever
+this one is killed.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from stability.config import Config
 from stability.errors import BadInput
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
+LEAST_MINUTES = 3  # of a job, which USR1@60 may reach two minutes before its end
 QUEUE_SECONDS = 15.0  # between questions to the queue, which the cluster's users share
 # Options that this module sets and relies on.
 OURS = ('array', 'chdir', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
@@ -47,6 +48,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def options(flag_values: flags.FlagValues) -> list[str]:
   """The user's options of sbatch."""
   found = []
+  minutes = flag_values['job_minutes'].value
+  if minutes is not None and minutes < LEAST_MINUTES:
+    raise BadInput(
+        f'--job_minutes={minutes}: must be {LEAST_MINUTES} or more; SLURM tells a job up to two'
+        ' minutes before its end'
+    )
   for name in ('partition', 'account'):
     value = flag_values[f'slurm_{name}'].value
     if value is not None:
@@ -169,7 +176,8 @@ def _submit(
   if done.returncode:
     raise BadInput(f'--backend=slurm: sbatch refuses: {done.stderr.strip()}')
   job = done.stdout.strip().split(';')[0]  # a cluster's name may follow
-  print(f'job {job}: {len(divided)} tasks for {len(left)} runs', file=sys.stderr)
+  logs = f'{workdir / "slurm" / job}_*.log'
+  print(f'job {job}: {len(divided)} tasks for {len(left)} runs; logs: {logs}', file=sys.stderr)
 
 
 def _name(text: str) -> str:
