@@ -44,6 +44,8 @@ flags.disclaim_key_flags()  # --help lists what is defined here under the progra
 Main = Callable[..., int | None]
 
 CONFIG_SECONDS = 60  # that a config file may take to say what it describes
+# A path that cannot be one, or a folder where a file is meant, or the other way round.
+_WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _MOST_SHOWN = 600  # characters of an error; what is left out of a longer one is in its middle
 
 
@@ -267,9 +269,10 @@ def execute(
     print(f'error: {_printable(str(error))}', file=sys.stderr)
     return 1
   except OSError as error:
-    if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):  # a path that cannot be one
+    if error.errno not in _WRONG_PATH:
       raise
-    print(f'error: {_printable(f"{error.filename}: {error.strerror}")}', file=sys.stderr)
+    path = error.filename2 or error.filename  # a file is written under another name first
+    print(f'error: {_printable(f"{path}: {error.strerror}")}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

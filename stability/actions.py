@@ -132,6 +132,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def request(run: Path, action: Mapping[str, Any], by: str, why: str) -> Path:
   """Asks the run's trainer for an action; returns the file, which is there until it is taken."""
+  workdir_lib.refuse_links(run)
   path = run / 'requests' / f'{time.time_ns():020}-{uuid.uuid4().hex[:8]}.json'
   about = {'by': by, 'why': why, 'time': now()}
   workdir_lib.write_json(path, dict(action) | about)

@@ -79,6 +79,14 @@ def run_dir(workdir: Path, name: str) -> Path:
   return workdir / 'runs' / name
 
 
+def refuse_links(folder: Path) -> None:
+  """Raises BadInput for a link in a folder that is written to: what is behind it lies elsewhere."""
+  if folder.is_dir():
+    for entry in os.scandir(folder):
+      if entry.is_symlink():
+        raise BadInput(f'{entry.path}: must not be a link; a workdir holds all that is written')
+
+
 # The sweep.
 
 
@@ -88,6 +96,7 @@ def check_new(workdir: Path, runs: Runs) -> None:
   A workdir may gain runs; changed or removed ones are refused.
   """
   _check_writable(workdir)
+  refuse_links(workdir)
   if not (workdir / 'sweep.json').exists():
     there = list(workdir.iterdir()) if workdir.is_dir() else []
     # With a lease in it, it is one whose launcher prepares it, or was killed doing so.
@@ -248,9 +257,11 @@ def read_result(run: Path) -> Json | None:
 
 def waiting(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   """The runs still to be trained. Those that failed are: their cause may be mended."""
+  refuse_links(workdir / 'runs')
   found = {}
   for name, config in configs.items():
     run = run_dir(workdir, name)
+    refuse_links(run)
     result = read_result(run)
     if result is not None and result['status'] == 'failed':
       result = _forget_failure(run)
@@ -385,6 +396,7 @@ def swept_values(config: Config, fields: Iterable[str]) -> Json:
 
 def write_results(workdir: Path) -> Path:
   """results.csv: a row per run, forks last."""
+  refuse_links(workdir)
   rows = [*read_results(workdir), *read_fork_results(workdir)]
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator='\n')

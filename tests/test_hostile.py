@@ -1,6 +1,7 @@
 """Hostile names, paths and text: escaped or refused; nothing written elsewhere, no pickle read."""
 
 import ast
+import csv
 import html.parser
 import io
 import json
@@ -20,7 +21,7 @@ from stability import control as control_lib
 from stability import workdir as workdir_lib
 from stability.data import tokens
 from stability.errors import BadInput
-from stability.report import overview, page
+from stability.report import drawing, overview, page
 
 ROOT = pathlib.Path(__file__).parents[1]
 EVIL = (
@@ -97,6 +98,46 @@ def test_results_of_others_are_escaped(folder, capsys):
   assert sorted(os.listdir(folder)) == ['evil', 'evil.csv', 'plain', 'plain.csv']
 
 
+# Columns that have a figure of their own. With a column `run`, the whole name is the figure's.
+COLUMNS = (
+    'x/../../../escaped.run',
+    'a.b" onload="alert(1)"><script>alert(1)</script>',
+    'a.\\g<9>',
+    'a.' + 'n' * 300,
+    'a.learning_rate',
+)
+
+
+def test_columns_name_no_files_and_no_ids(folder, monkeypatch):
+  monkeypatch.setattr(page.drawing, 'save', lambda figure, kind: b'<svg id="a" href="#a"></svg>')
+  monkeypatch.setattr(page.plots.figures, 'loss_by_learning_rate', lambda *_: None)
+  monkeypatch.setattr(page.plots.probe_figures, 'loss_by_number', lambda *_: None)
+  for name, columns in (('plain', ('a.b', 'a.c', 'a.d', 'a.e', 'a.f')), ('evil', COLUMNS)):
+    rows = [['learning_rate', 'final_loss', 'initial_loss', *columns]]
+    for number in range(15):  # each column has three values, while the others have one
+      value, column = divmod(number, 5)
+      settings = [value + 1 if i == column else 0 for i in range(5)]
+      rows += [[rate, 3, 5.5, *settings] for rate in (1e-3, 1e-2)]
+    with (folder / f'{name}.csv').open('w', newline='') as file:
+      csv.writer(file).writerows(rows)
+    arguments = ['report', f'--results={name}.csv', f'--output={name}']
+    assert app.execute(report.main, report.FLAGS, arguments) == 0
+  assert_clean(folder / 'evil' / 'index.html', folder / 'plain' / 'index.html')
+  made = sorted(path.stem for path in (folder / 'evil').rglob('*.svg'))
+  assert made == [*(f'loss_by_column-{n}' for n in range(1, 6)), 'loss_by_learning_rate']
+  assert (folder / 'plain' / 'loss_by_b.svg').is_file()
+  assert sorted(os.listdir(folder)) == ['evil', 'evil.csv', 'plain', 'plain.csv']
+
+
+def test_text_without_end_is_drawn_short(folder):
+  for text in ('x' * 100_000, 'x ' * 50_000):
+    assert len(drawing.handle(text).get_label()) < 200
+    figure, axes = drawing.grid([text], height=3)
+    drawing.finish(figure, text, 'y', [], '')
+    assert len(axes[0, 0].get_title()) < 250 and len(figure.get_supxlabel()) < 200
+  assert drawing.handle('z_loss=1e-4').get_label() == 'z_loss=1e-4'
+
+
 @pytest.fixture
 def sweep(folder):
   """A small sweep; its runs' folders."""
@@ -159,6 +200,64 @@ def test_a_run_is_not_reached_through_another_folder(folder, sweep, capsys):
     code = app.execute(control.main, control.FLAGS, ['c', f'--run={run}', 'pause'], words=True)
     assert code == 2 and 'must be the folder of a run' in capsys.readouterr().err
   assert not list(folder.rglob('requests'))
+
+
+def moved_out(path, folder):
+  """Puts a link in the place of what is there, to a folder elsewhere; returns that."""
+  victim = folder / 'victim'
+  if path.exists():
+    path.rename(victim)
+  else:
+    victim.mkdir()
+  path.symlink_to(victim)
+  return victim
+
+
+@pytest.mark.parametrize('name', ['report', 'runs', 'results.csv', 'data'])
+def test_no_link_leads_out_of_a_workdir(folder, sweep, name, capsys):
+  victim = moved_out(folder / 'sweep' / name, folder)
+  before = contents(victim)
+  runs = types.SimpleNamespace(configs={})
+  with pytest.raises(BadInput, match=f'{name}: must not be a link'):
+    workdir_lib.check_new(folder / 'sweep', runs)
+  assert app.execute(report.main, report.FLAGS, ['report', '--workdir=sweep']) == 2
+  assert f'sweep/{name}: must not be a link' in capsys.readouterr().err
+  assert contents(victim) == before
+
+
+@pytest.mark.parametrize('name', ['', 'requests', 'metrics.jsonl', 'checkpoints'])
+def test_no_link_leads_out_of_a_run(folder, sweep, name, capsys):
+  victim = moved_out(sweep[0] / name, folder)
+  before = contents(victim)
+  with pytest.raises(BadInput, match='must not be a link'):
+    workdir_lib.waiting(folder / 'sweep', {run.name: {} for run in sweep})
+  if name:
+    (sweep[0] / 'result.json').unlink()
+    code = app.execute(control.main, control.FLAGS, ['c', f'--run={sweep[0]}', 'stop'], words=True)
+    assert code == 2 and 'must not be a link' in capsys.readouterr().err
+  assert contents(victim) == before
+
+
+def contents(path):
+  if path.is_file():
+    return path.read_bytes()
+  return {each: each.read_bytes() for each in path.rglob('*') if each.is_file()}
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'actions.jsonl', 'result.json'])
+def test_a_folder_in_the_place_of_a_file_is_named(folder, sweep, name, capsys):
+  (sweep[0] / name).unlink(missing_ok=True)
+  (sweep[0] / name).mkdir()
+  assert app.execute(report.main, report.FLAGS, ['report', '--workdir=sweep']) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and f'{name}: ' in error
+
+
+def test_what_cannot_be_written_over_is_named(folder, sweep, capsys):
+  (folder / 'sweep' / 'results.csv').unlink(missing_ok=True)
+  (folder / 'sweep' / 'results.csv').mkdir()
+  assert app.execute(report.main, report.FLAGS, ['report', '--workdir=sweep']) == 2
+  assert capsys.readouterr().err == 'error: sweep/results.csv: Is a directory\n'
 
 
 def test_hostile_requests_are_refused_or_passed_over(folder, sweep):

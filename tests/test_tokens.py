@@ -178,6 +178,13 @@ def test_token_folder_that_lacks_a_file_is_not_taken_for_text(prepared, tmp_path
         ({'vocabulary_size': '256'}, 'missing or of a wrong type: vocabulary_size'),
         ({'sha256': None}, 'missing or of a wrong type: sha256'),
         ({'sha256': {}}, 'train.bin: damaged'),
+        ({'vocabulary_size': True}, 'missing or of a wrong type: vocabulary_size'),
+        ({'vocabulary_size': 10**400}, r'vocabulary_size must be from 1 to 2\^31 - 1'),
+        ({'vocabulary_size': 0}, r'vocabulary_size must be from 1 to 2\^31 - 1'),
+        ({'end_of_document': 256}, 'end_of_document=256: must be below vocabulary_size=256'),
+        ({'end_of_document': -1}, 'end_of_document=-1: must be'),
+        ({'bigram_loss': float('nan')}, 'missing or of a wrong type: bigram_loss'),
+        ({'bigram_loss': float('inf')}, 'missing or of a wrong type: bigram_loss'),
     ],
 )
 def test_token_folder_that_contradicts_itself_is_refused(prepared, tmp_path, changes, message):
@@ -186,11 +193,29 @@ def test_token_folder_that_contradicts_itself_is_refused(prepared, tmp_path, cha
     tokens.prepare(text(prepared), tmp_path, 16)
 
 
-@pytest.mark.parametrize('content', ['{"torn', '[]', '{}', '5'])
+@pytest.mark.parametrize('content', ['{"torn', '[]', '{}', '5', '[' * 5_000 + ']' * 5_000])
 def test_meta_that_is_none_is_refused(prepared, content):
   (prepared / 'meta.json').write_text(content)
   with pytest.raises(BadInput, match=r'meta\.json: '):
     tokens.open_tokens(prepared)
+
+
+def test_meta_nested_too_deeply_for_sweep_json_is_refused(prepared):
+  nested = '{"more": ' + '{"a":' * 900 + '1' + '}' * 900 + ','
+  file = prepared / 'meta.json'
+  file.write_text(file.read_text().replace('{', nested, 1))
+  with pytest.raises(BadInput, match=r'meta\.json: cannot be read'):
+    tokens.open_tokens(prepared)
+
+
+@pytest.mark.parametrize('content', ['[', '[]', '{}', '3', '{"%s": 3}', '{"%s": {"train.bin": 3}}'])
+def test_a_damaged_record_of_what_was_verified_is_made_again(prepared, tmp_path, content):
+  record = tmp_path / 'verified.json'
+  tokens.verify(prepared, record)
+  whole = record.read_text()
+  record.write_text(content.replace('%s', str(prepared)))
+  tokens.verify(prepared, record)
+  assert record.read_text() == whole
 
 
 def test_empty_token_file_is_refused(prepared):

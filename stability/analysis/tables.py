@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import difflib
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +24,10 @@ LATE = 0.05  # what the end of a run is; its last step alone would be noisy
 _NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
 _COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss')
 _STATUSES = (*workdir_lib.STATUSES, 'missing')
+
+_MOST = 1e30  # of a loss: sums and axes over those near the largest float overflow
+_LOSS = f'a number from -{_MOST:g} to {_MOST:g}'
+_WHOLE = 'a whole number from 0 to 2^53 - 1'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +128,8 @@ def load_csv(
     raise BadInput(
         f'{path}: has no column {" and ".join(missing)}; its columns are {", ".join(cells)}'
     )
-  if initial_loss is not None and not math.isfinite(initial_loss):
-    raise BadInput(f'--initial_loss={initial_loss}: must be a finite number')
+  if initial_loss is not None and not abs(initial_loss) <= _MOST:
+    raise BadInput(f'--initial_loss={initial_loss}: must be {_LOSS}')
   if initial_loss is None and 'initial_loss' not in cells:
     raise BadInput(f'{path}: has no column initial_loss; add it or give --initial_loss')
   groups, sizes = _groups_and_sizes([name for name in cells if '.' in name])
@@ -139,17 +142,19 @@ def load_csv(
   runs['run'] = cells['run'] if 'run' in cells else [f'line {line}' for line in cells.index]
   runs['parameters'] = pd.NA
   if 'parameters' in cells:
-    runs['parameters'] = numbers('parameters', 'a whole number, 0 or more', _whole)
+    runs['parameters'] = numbers('parameters', _WHOLE, _whole)
   runs['learning_rate'] = numbers(
       'learning_rate', 'a number above 0', lambda rate: np.isfinite(rate) & (rate > 0)
   )
   runs['seed'] = 0
   if 'seed' in cells:
-    runs['seed'] = numbers('seed', 'a whole number, 0 or more', _whole).astype(int)
+    runs['seed'] = numbers('seed', _WHOLE, _whole).astype(int)
   runs['initial_loss'] = initial_loss
   if initial_loss is None:
-    runs['initial_loss'] = numbers('initial_loss', 'a finite number', lambda loss: ~np.isinf(loss))
-  runs['final_loss'] = numbers('final_loss', 'a number, or empty', lambda loss: loss != -np.inf)
+    runs['initial_loss'] = numbers('initial_loss', _LOSS, lambda loss: ~(loss.abs() > _MOST))
+  runs['final_loss'] = numbers(
+      'final_loss', f'a number, -{_MOST:g} or more, or empty', lambda loss: ~(loss < -_MOST)
+  )
   runs['status'] = _statuses(path, cells, runs)
   for name in (*sizes, *groups):
     runs[name] = _values(cells[name])
@@ -229,7 +234,7 @@ def _checked_groups(path: Path, cells: pd.DataFrame, group_by: list[str]) -> lis
 
 
 def _whole(values: pd.Series) -> pd.Series:
-  return (values >= 0) & (values % 1 == 0)
+  return (values >= 0) & (values % 1 == 0) & (values < 2**53)
 
 
 def _numbers(
@@ -268,7 +273,7 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
     )
   bare = runs.index[runs['initial_loss'].isna() & given.isin(['', 'done', 'diverged'])]
   if len(bare):
-    raise BadInput(f'{path}, line {bare[0]}: initial_loss is empty: must be a finite number')
+    raise BadInput(f'{path}, line {bare[0]}: initial_loss is empty: must be {_LOSS}')
   derived = [
       workdir_lib.status(*losses)
       for losses in zip(runs['initial_loss'], runs['final_loss'], strict=True)

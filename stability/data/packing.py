@@ -332,6 +332,9 @@ def _difference(old: list, new: list) -> str:
 
 def _read(file: Path) -> Json:
   try:
-    return json.loads(file.read_text())
-  except ValueError as error:
+    found = json.loads(file.read_text())
+  except (ValueError, RecursionError) as error:
     raise BadInput(f'{file}: damaged ({error}); name a new folder') from error
+  if not isinstance(found, dict):
+    raise BadInput(f'{file}: damaged (holds no object); name a new folder')
+  return found

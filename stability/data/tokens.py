@@ -169,14 +169,23 @@ def smallest_dtype(vocabulary_size: int) -> str:
 def open_tokens(path: Path) -> Tokens:
   """Memory-maps a token folder; raises BadInput where meta.json and the files disagree in size."""
   try:
-    meta = json.loads((path / 'meta.json').read_text())
-  except (OSError, ValueError) as error:
+    # As sweep.json will hold it, so that what cannot be written there is refused here.
+    meta = workdir.finite(json.loads((path / 'meta.json').read_text()))
+  except (OSError, ValueError, RecursionError) as error:
     raise BadInput(f'{path / "meta.json"}: cannot be read: {error}') from error
   if not isinstance(meta, dict):
     raise BadInput(f'{path / "meta.json"}: must hold an object')
-  wrong = [key for key in _META if key not in meta or not isinstance(meta[key], _META[key])]
+  wrong = [key for key in _META if key not in meta or not _is(meta[key], _META[key])]
   if wrong:
     raise BadInput(f'{path / "meta.json"}: missing or of a wrong type: {", ".join(wrong)}')
+  vocabulary_size, end = meta['vocabulary_size'], meta['end_of_document']
+  if not 0 < vocabulary_size < 2**31:
+    raise BadInput(f'{path / "meta.json"}: vocabulary_size must be from 1 to 2^31 - 1')
+  if end is not None and not 0 <= end < vocabulary_size:
+    raise BadInput(
+        f'{path / "meta.json"}: end_of_document={end}: must be below vocabulary_size='
+        f'{vocabulary_size}, or null'
+    )
   if meta['dtype'] not in _DTYPES:
     raise BadInput(f'{path / "meta.json"}: dtype must be one of {", ".join(_DTYPES)}')
   for side in SIDES:
@@ -190,6 +199,10 @@ def open_tokens(path: Path) -> Tokens:
           f' {tokens} tokens of {width} bytes, and at least one is needed'
       )
   return Tokens(meta=meta, **open_sides(path, meta))
+
+
+def _is(value: Any, kind: Any) -> bool:
+  return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def open_sides(
@@ -288,9 +301,10 @@ def _read_through(file: Path, dtype: np.dtype | None) -> tuple[str, int | None]:
 
 def _recorded(record: Path | None, path: Path) -> dict[str, list]:
   try:
-    return json.loads(record.read_text())[str(path)] if record else {}
-  except (OSError, ValueError, KeyError):
-    return {}
+    found = json.loads(record.read_text())[str(path)] if record else {}
+    return {name: entry for name, entry in found.items() if len(entry) == 4}
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    return {}  # damaged, say; it is made again
 
 
 def _digests(sides: Mapping[str, np.ndarray]) -> dict[str, str]:

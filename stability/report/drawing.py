@@ -123,7 +123,7 @@ def grid(titles: list[str], height: float, rows: int = 1) -> tuple[Figure, np.nd
     axis.remove()
   axes = axes[: len(titles)]
   for i, (column, title) in enumerate(zip(axes, titles, strict=True)):
-    column[0].set_title(labels.wrapped(title, 68 // across))
+    column[0].set_title(labels.wrapped(_short(title), 68 // across))
     column[-1].tick_params(labelbottom=True)
     if i:
       for axis, first in zip(column, axes[0], strict=True):
@@ -188,9 +188,14 @@ def plain_ticks(
   axis.set_major_formatter(lambda value, position: text(float(f'{value:.6g}')))
 
 
+def _short(text: str) -> str:
+  """The text, or both ends of one that would take minutes to draw and leave no room."""
+  return text if len(text) <= 160 else f'{text[:100]} ... {text[-50:]}'
+
+
 def handle(label: str, **look) -> Line2D:
   """An entry of the legend."""
-  return Line2D([], [], label=label, **({'color': GREY} | look))
+  return Line2D([], [], label=_short(label), **({'color': GREY} | look))
 
 
 def logit_handle() -> Line2D:
@@ -210,7 +215,7 @@ def handles(colours: dict[str, tuple]) -> list[Line2D]:
 
 def finish(figure: Figure, x: str, y: str, entries: list[Line2D], title: str) -> None:
   """The names of the axes and the legend beside them, with its title."""
-  figure.supxlabel(x)
+  figure.supxlabel(_short(x))
   figure.supylabel(y)
   if entries:
     lines = sum(1 + entry.get_label().count('\n') for entry in entries)

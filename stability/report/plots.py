@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 import pandas as pd
@@ -103,15 +104,21 @@ def number_plots(results: Results) -> list[Plot]:
   names = {field: labels.fields(results.groups)[field] for field in probe_figures.numbers(results)}
   return [
       Plot(
-          f'loss_by_{name}',
+          f'loss_by_{_file_name(name, number)}',
           f'Final loss against {name.replace("_", " ")}',
           'The same losses, a line per learning rate; a flat line says that the number hardly'
           ' matters.',
           functools.partial(probe_figures.loss_by_number, results, field),
           '',
       )
-      for field, name in names.items()
+      for number, (field, name) in enumerate(names.items(), 1)
   ]
+
+
+def _file_name(name: str, number: int) -> str:
+  """A name that files and the page's ids can have; a CSV's columns may be called anything."""
+  plain = re.fullmatch(r'[A-Za-z0-9_.]{1,60}', name) and name != 'learning_rate'  # has its own
+  return name if plain else f'column-{number}'
 
 
 def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
