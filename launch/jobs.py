@@ -158,7 +158,8 @@ def watch(
         break
       time.sleep(POLL_SECONDS)
   print('no job is left, and some runs are not over', file=sys.stderr)
-  newest = max(logs.glob('*.log'), key=lambda path: path.stat().st_mtime, default=None)
+  written = [path for path in logs.glob('*.log') if path.is_file()]
+  newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
   if newest is not None:
     words = newest.read_text(errors='replace').splitlines()[-LAST_LINES:]
     print(f'{newest} ends with:', *words, sep='\n', file=sys.stderr)

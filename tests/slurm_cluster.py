@@ -34,7 +34,10 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 KillWait=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
+GresTypes=gpu
 SlurmdParameters=config_overrides
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -42,8 +45,9 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE GraceTime=60 State=UP
+PartitionName=urgent Nodes={host} PriorityTier=2 MaxTime=INFINITE State=UP
 """
 
 
@@ -60,6 +64,8 @@ def cluster(folder: Path, cpus: int = 2) -> Iterator[Path]:
   for name in ('state', 'spool'):
     (folder / name).mkdir()
   conf = folder / 'slurm.conf'
+  # GPUs in name alone.
+  (folder / 'gres.conf').write_text('Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n')
   user = subprocess.run(['id', '-un'], capture_output=True, text=True, check=True).stdout.strip()
   host = socket.gethostname()
   conf.write_text(CONF.format(folder=folder, host=host, user=user, cpus=cpus, ports=_ports(2)))

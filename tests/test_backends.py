@@ -8,6 +8,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -184,6 +186,27 @@ def test_a_manifest_is_begun_elsewhere_and_finished_here(place, expected):
   assert place.outcomes('manifest') == expected
 
 
+def test_the_readme_feeds_a_manifest_to_two_schedulers(place, expected, slurm):
+  """Its own lines: a sweep by GNU parallel, another by an array of SLURM's."""
+  if absent := [program for program in ('jq', 'parallel') if not shutil.which(program)]:
+    pytest.skip(f'{absent[0]} is not installed')
+  readme = (ROOT / 'README.md').read_text()
+  jq, parallel, sbatch = re.findall(r'^(?:jq|parallel|sbatch) -.+', readme, re.MULTILINE)
+  for workdir, scheduler in (('by parallel', parallel), ('by_array', f'{sbatch} --wait')):
+    said, code = place.run(
+        'sweep', '--config=four.py', f'--workdir={workdir}', '--backend=manifest', '--jobs=2'
+    )
+    assert code == 0, said
+    subprocess.run(
+        ['bash', '-euc', '\n'.join([jq.replace('DIR', shlex.quote(workdir)), scheduler])],
+        cwd=place.folder,
+        env=place.variables | slurm,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert place.outcomes(workdir) == expected
+
+
 def test_a_sweep_begun_here_goes_on_with_slurm_and_is_finished_here(place, expected, slurm):
   """A run that fails there says why here."""
   sweep = ('--config=four.py', '--workdir=a slurm\'s "$HOME"')
@@ -221,25 +244,33 @@ def scontrol(slurm, *arguments):
 
 
 def test_a_preempted_job_is_queued_again_and_goes_on_exactly(place, expected_long, slurm):
-  sweep = place.started('sweep', *LONG, '--workdir=requeued', '--backend=slurm', **slurm)
+  """By a job of a partition that goes before its own, which it was told by flags."""
+  asked = ('--slurm_partition=all', '--job_cpus=1', '--job_gpus=1', '--job_minutes=90')
+  sweep = place.started('sweep', *LONG, *asked, '--workdir=requeued', '--backend=slurm', **slurm)
   with ending(sweep) as said:
     wait_for(lambda: step(place, 'requeued') >= 300, sweep)
-    scontrol(slurm, 'scancel', '--signal=USR1', '--name=stability')
-    wait_for(lambda: 'Restarts=1' in scontrol(slurm, 'scontrol', 'show', 'job'), sweep)
+    (job,) = scontrol(slurm, 'squeue', '--noheader', '--partition=all', '--format=%A').split()
+    shown = scontrol(slurm, 'scontrol', 'show', 'job', job)
+    for fact in ('Partition=all', 'NumCPUs=1', 'TresPerNode=gres:gpu:1', 'TimeLimit=01:30:00'):
+      assert fact in shown
+    urgent = ('--partition=urgent', '--cpus-per-task=2', '--chdir=/', '--output=/dev/null')
+    scontrol(slurm, 'sbatch', *urgent, '--wrap=sleep 2')
+    wait_for(lambda: 'Restarts=1' in scontrol(slurm, 'scontrol', 'show', 'job', job), sweep)
     left_at = step(place, 'requeued')
     assert left_at < 1500  # or it was over before
   assert sweep.returncode == 0, said
-  assert 'JobState=COMPLETED' in scontrol(slurm, 'scontrol', 'show', 'job')
+  assert 'JobState=COMPLETED' in scontrol(slurm, 'scontrol', 'show', 'job', job)
   assert place.outcomes('requeued') == expected_long
 
 
 def test_a_cancelled_job_stays_so_and_its_runs_can_be_submitted_again(place, slurm):
-  sweep = place.started('sweep', *LONG, '--workdir=cancelled', '--backend=slurm', **slurm)
+  endless = (*LONG, '--config.schedule.steps=1000000', '--workdir=cancelled', '--backend=slurm')
+  sweep = place.started('sweep', *endless, **slurm)
   with ending(sweep):
     wait_for(lambda: step(place, 'cancelled') >= 50, sweep)
     sweep.send_signal(signal.SIGINT)
   ((job,),) = [scontrol(slurm, 'squeue', '--noheader', '--format=%A').split()]
-  again = place.started('sweep', *LONG, '--workdir=cancelled', '--backend=slurm', **slurm)
+  again = place.started('sweep', *endless, **slurm)
   with ending(again) as said:
     for line in again.stdout:
       if 'jobs of before' in line:
@@ -287,6 +318,72 @@ def workers_of(workdir):
         parent = (path / 'stat').read_text().rsplit(')', 1)[1].split()[1]
         found.append((int(path.name), int(parent)))
   return found
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch):
+  """A Ray with a node of one core, which others may join."""
+  if importlib.util.find_spec('ray') is None:
+    pytest.skip("Ray is not installed: pip install 'stability[ray]'")
+  monkeypatch.setenv('RAY_worker_niceness', '0')  # read by its nodes
+  from ray import cluster_utils
+
+  cluster = cluster_utils.Cluster(True, head_node_args={'num_cpus': 1, 'include_dashboard': False})
+  yield cluster
+  cluster.shutdown()
+
+
+def raylet_of(work):
+  """The process of the node that a task's program was started on."""
+  variables = pathlib.Path(f'/proc/{work}/environ').read_text().split('\0')
+  (raylet,) = [v for v in variables if v.startswith('RAY_RAYLET_PID=')]
+  return int(raylet.removeprefix('RAY_RAYLET_PID='))
+
+
+def test_a_run_begun_here_goes_on_exactly_on_a_ray_that_loses_its_node(
+    place, expected_long, ray_cluster
+):
+  """Found by its address, of nodes of which one at a time has the cores that are asked for."""
+  folder = place.folder / 'moved'
+  local = place.started('sweep', *LONG, f'--workdir={folder}', '--workers=1')
+  with ending(local):
+    wait_for(lambda: step(place, 'moved') >= 300, local)
+    local.send_signal(signal.SIGTERM)
+  assert local.returncode == 75
+
+  on_ray = ('--backend=ray', f'--ray_address={ray_cluster.address}', '--job_cpus=2')
+  sweep = place.started('sweep', *LONG, f'--workdir={folder}', *on_ray)
+  with ending(sweep) as said:
+    for line in sweep.stdout:
+      if 'no node of this Ray has 2 CPUs' in line:
+        break
+    first = ray_cluster.add_node(num_cpus=2)
+    ((work, _),) = wait_for(lambda: workers_of(folder), sweep)
+    assert raylet_of(work) == first.all_processes['raylet'][0].process.pid
+    wait_for(lambda: step(place, 'moved') >= 500, sweep)
+    ray_cluster.remove_node(first, allow_graceful=False)
+    wait_for(lambda: not workers_of(folder), sweep)
+    assert step(place, 'moved') < 1500
+    second = ray_cluster.add_node(num_cpus=2)
+    ((again, _),) = wait_for(lambda: workers_of(folder), sweep)
+    assert raylet_of(again) == second.all_processes['raylet'][0].process.pid
+  assert sweep.returncode == 0, said
+  assert '1/1 runs over' in said[0]
+  assert place.outcomes('moved') == expected_long
+
+
+def test_what_keeps_ray_from_a_job_is_said(place, ray_cluster):
+  """Here, that the job's log cannot be written."""
+  sweep = ('--config=one.py', f'--workdir={place.folder / "no_log"}')
+  place.run('sweep', *sweep, '--backend=manifest')
+  (listed,) = (place.folder / 'no_log').glob('jobs/*.json')
+  (place.folder / 'no_log' / 'ray' / f'{listed.stem}.log').mkdir(parents=True)
+  on_ray = ('--backend=ray', f'--ray_address={ray_cluster.address}')
+  said, code = place.run('sweep', *sweep, *on_ray)
+  assert code == 1
+  assert 'no job is left, and some runs are not over' in said
+  assert 'a task of Ray failed' in said and 'IsADirectoryError' in said
+  assert 'no node of this Ray' not in said
 
 
 def test_a_lost_worker_of_ray_is_replaced_and_its_run_goes_on_exactly(place, expected_long):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -62,11 +63,18 @@ def train(workdir: Path, waiting: Mapping[str, Config], needs: Needs, address: s
     )
   except Exception as error:  # Ray's own have no kind in common
     raise BadInput(f'--ray_address={address}: {error}') from error
+  asked = {'CPU': needs.cpus or 1, 'GPU': needs.gpus, 'memory': int((needs.memory_gb or 0) * 1e9)}
   try:
+    if not any(_has(node, asked) for node in ray.nodes()):
+      print(
+          f'no node of this Ray has {asked["CPU"]} CPUs, {asked["GPU"]} GPUs and'
+          f' {asked["memory"] / 1e9:g} GB of memory for a job; the jobs wait for one',
+          file=sys.stderr,
+      )
     task = ray.remote(work).options(
-        num_cpus=needs.cpus or 1,
-        num_gpus=needs.gpus,
-        memory=int((needs.memory_gb or 0) * 1e9) or None,
+        num_cpus=asked['CPU'],
+        num_gpus=asked['GPU'],
+        memory=asked['memory'] or None,
         max_retries=RETRIES,
         retry_exceptions=[Preempted],
     )
@@ -80,8 +88,18 @@ def train(workdir: Path, waiting: Mapping[str, Config], needs: Needs, address: s
       return bool(ray.wait(tasks, num_returns=len(tasks), timeout=0)[1])
 
     jobs.watch(workdir, waiting, is_anybody_there, logs)
+    for ended in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]:
+      try:
+        ray.get(ended)
+      except Exception as error:  # of Ray's, or of a node that does not see the workdir
+        print(f'a task of Ray failed: {error}', file=sys.stderr)
   finally:
     ray.shutdown()
+
+
+def _has(node: Mapping[str, Any], asked: Mapping[str, int]) -> bool:
+  """Whether a node could take a job if it had nothing else to do."""
+  return node['Alive'] and all(node['Resources'].get(k, 0) >= v for k, v in asked.items())
 
 
 def work(command: Sequence[str], log: Path) -> int:
