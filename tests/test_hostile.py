@@ -138,6 +138,15 @@ def test_text_without_end_is_drawn_short(folder):
   assert drawing.handle('z_loss=1e-4').get_label() == 'z_loss=1e-4'
 
 
+def test_many_methods_are_a_table_and_no_figure(folder, capsys):
+  write_csv(folder / 'many.csv', 'method', [f'm{n}' for n in range(100)])
+  arguments = ['--results=many.csv', '--output=many', '--group_by=method']
+  assert app.execute(report.main, report.FLAGS, ['report', *arguments]) == 0
+  found = Elements(folder / 'many' / 'index.html').text
+  assert 'Not drawn: it would have 100 panels, more than 40.' in found and 'm99' in found
+  assert not list((folder / 'many').glob('*.svg'))
+
+
 @pytest.fixture
 def sweep(folder):
   """A small sweep; its runs' folders."""

@@ -15,12 +15,15 @@ from matplotlib.lines import Line2D
 
 from stability.analysis import sensitivity, tables
 from stability.analysis.tables import Results
+from stability.errors import BadInput
 from stability.report import labels
 
 UNSTABLE_LOGIT = 1e4  # runs whose attention logits passed it diverged (paper section 3.3)
 
 WIDTH = 8  # inches; shown at 800 pixels, a point is then 1.4 pixels
 ACROSS = 4  # panels side by side, at most
+MOST_PANELS = 40  # that anybody would look at; hundreds take minutes to draw
+MOST_LINES = 200  # of different names
 STYLE = {
     'font.family': 'DejaVu Sans',  # comes with matplotlib: the same letters on every machine
     'font.size': 9,
@@ -55,6 +58,11 @@ RING = {'marker': 'o', 'markersize': 9, 'markerfacecolor': 'none', 'linestyle': 
 CROSS = {'marker': 'x', 'markersize': 8, 'markeredgewidth': 2, 'linestyle': ''}
 HOLLOW = {'markersize': 6, 'markerfacecolor': 'white', 'markeredgewidth': 1.3}
 LOGIT_LABEL = 'highest attention logit of block 0\nover training'
+
+
+class TooMany(BadInput):
+  """A figure that would show more than can be seen, or drawn."""
+
 
 styled = matplotlib.rc_context(STYLE)
 
@@ -93,6 +101,7 @@ def colours(
 ) -> dict[str, tuple]:
   """A colour for each entry of column `name`, ordered by column `order`."""
   entries = runs.sort_values(order, kind='stable')[name].unique()
+  _check(len(entries), MOST_LINES, 'lines')
   colormap, first, last = palette
   colours = matplotlib.colormaps[colormap](np.linspace(first, last, len(entries)))
   return dict(zip(entries, map(tuple, colours), strict=True))
@@ -114,6 +123,7 @@ def ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
 
 def grid(titles: list[str], height: float, rows: int = 1) -> tuple[Figure, np.ndarray]:
   """A figure and its axes [panel, row]: `rows` axes of `height` inches beneath each title."""
+  _check(len(titles), MOST_PANELS, 'panels')
   down = math.ceil(len(titles) / ACROSS)
   across = math.ceil(len(titles) / down)
   figure = Figure(figsize=(WIDTH, height * rows * down))
@@ -130,6 +140,11 @@ def grid(titles: list[str], height: float, rows: int = 1) -> tuple[Figure, np.nd
         axis.sharey(first)
         axis.tick_params(labelleft=i % across == 0)
   return figure, axes
+
+
+def _check(count: int, most: int, what: str) -> None:
+  if count > most:
+    raise TooMany(f'Not drawn: it would have {count:,} {what}, more than {most}.')
 
 
 def line(
@@ -215,6 +230,7 @@ def handles(colours: dict[str, tuple]) -> list[Line2D]:
 
 def finish(figure: Figure, x: str, y: str, entries: list[Line2D], title: str) -> None:
   """The names of the axes and the legend beside them, with its title."""
+  _check(len(entries), MOST_LINES, 'lines')
   figure.supxlabel(_short(x))
   figure.supylabel(y)
   if entries:

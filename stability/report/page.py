@@ -1,5 +1,6 @@
 """The report: one self-contained HTML page, its figures as files, and its tables as CSV."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,15 +79,7 @@ def _write(
     facts: dict[str, dict[str, Any]],
     larger: predicted.Section | None = None,
 ) -> Path:
-  drawn = []
-  for plot in shown:
-    svg = None
-    if plot.draw is not None:
-      figure = plot.draw()
-      svg = drawing.save(figure, 'svg')
-      workdir_lib.write_whole(folder / f'{plot.name}.svg', svg)
-      workdir_lib.write_whole(folder / f'{plot.name}.png', drawing.save(figure, 'png'))
-    drawn.append((plot, None if svg is None else _inline(svg, plot.name)))
+  drawn = [_drawn(plot, folder) for plot in shown]
   workdir_lib.write_whole(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
   workdir_lib.write_whole(folder / 'claims.csv', judged.to_csv(index=False))
   if larger is not None:
@@ -114,6 +107,20 @@ def _write(
   )
   workdir_lib.write_whole(folder / 'index.html', page)
   return folder / 'index.html'
+
+
+def _drawn(plot: plots.Plot, folder: Path) -> tuple[plots.Plot, Markup | None]:
+  """A figure, written to its files, for the page; None where there is none, and why."""
+  if plot.draw is None:
+    return plot, None
+  try:
+    figure = plot.draw()
+  except drawing.TooMany as error:
+    return dataclasses.replace(plot, absent=str(error)), None
+  svg = drawing.save(figure, 'svg')
+  workdir_lib.write_whole(folder / f'{plot.name}.svg', svg)
+  workdir_lib.write_whole(folder / f'{plot.name}.png', drawing.save(figure, 'png'))
+  return plot, _inline(svg, plot.name)
 
 
 def render(template: str, **values: Any) -> str:
