@@ -1,6 +1,8 @@
 """The loop over a population, through a sweep's files: results, resumes, failures."""
 
 import json
+import resource
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from configs import base
 from stability import checkpoint, hyper, member, optimizer, parallel, population
 from stability import config as config_lib
+from stability import layout as layout_lib
 from stability import workdir as workdir_lib
 from stability.data import tokens
 
@@ -265,6 +268,54 @@ def test_more_runs_than_slots(sweep):
   alone, _ = sweep(points, **fields)
   train(alone, names[5:6])
   assert outcome(alone, names[5]) == outcome(workdir, names[5])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='reads /proc')
+def test_where_memory_runs_out_for_real_fewer_runs_share_it(sweep, monkeypatch, caplog):
+  """Steps are given two thirds of what four runs take: jax's own error is known for what it is."""
+  fields = {
+      'parallel.layout': 'population',
+      'parallel.members': 4,
+      'data.batch_size': 512,  # 200 MB a run
+      'schedule.steps': 4,
+      'probe.every_steps': 0,
+  }
+  points = hyper.sweep('optimizer.learning_rate', [1e-3, 3e-3, 1e-2, 3e-2])
+  make, made, room = layout_lib.make_layout, {}, [0]
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
+  monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:1])
+
+  def tight(*arguments):
+    most = arguments[4]
+    if most not in made:
+      made[most] = make(*arguments)
+    found, advance = made[most], type(made[most]).advance
+
+    def limited(state, steps):
+      used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+      limit = used + room[0] if room[0] else resource.RLIM_INFINITY
+      resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+      try:
+        state, fetch = advance(found, state, steps)
+        fetch.wait()
+      finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+      return state, fetch
+
+    found.advance = limited
+    return found
+
+  monkeypatch.setattr(population, 'make_layout', tight)
+  undisturbed, names = sweep(points, **fields)
+  train(undisturbed, names)
+  room[0] = int(made[None].memory() * 2 / 3)
+  workdir, _ = sweep(points, **fields)
+  train(workdir, names)
+  assert list(made) == [None, 2]
+  assert 'out of memory with 4 runs on a device: tried again with 2' in caplog.text
+  for name in names:
+    assert outcome(workdir, name) == outcome(undisturbed, name)
 
 
 def test_a_run_out_of_phase_waits_until_it_can_join(sweep):
