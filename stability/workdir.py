@@ -99,8 +99,9 @@ def check_new(workdir: Path, runs: Runs) -> None:
   refuse_links(workdir)
   if not (workdir / 'sweep.json').exists():
     there = list(workdir.iterdir()) if workdir.is_dir() else []
-    # With a lease in it, it is one whose launcher prepares it, or was killed doing so.
-    if there and not any(map(lease.is_lease, there)):
+    # With a lease in it, it is one whose launcher prepares it, or was killed doing so. One that was
+    # told to end then, or had no room, has let go of its lease.
+    if not any(map(lease.is_lease, there)) and not _is_prepared(workdir, there):
       raise BadInput(f'--workdir={workdir}: is not empty and holds no sweep; name a new folder')
     return
   there = read_sweep(workdir)['runs']
@@ -114,6 +115,12 @@ def check_new(workdir: Path, runs: Runs) -> None:
             f'--workdir={workdir}: holds another sweep: its run {name} has'
             f' config.{field}={theirs.get(field)!r}, this one {ours.get(field)!r}'
         )
+
+
+def _is_prepared(workdir: Path, there: Iterable[Path]) -> bool:
+  """Whether nothing is there but what is written before sweep.json: text and configs."""
+  names = {path.name for path in there} | {path.name for path in workdir.glob('runs/*/*')}
+  return names <= {'data', 'runs', 'config.json'}
 
 
 def _check_writable(workdir: Path) -> None:
@@ -152,8 +159,9 @@ def write_sweep(
     versions: of what trains the runs.
     report: what the config file's get_report returned, if it has one: see analysis/windows.py.
   """
+  begun = (workdir / 'sweep.json').exists()  # else what is there is of a start that came to nothing
   for name, config in runs.configs.items():
-    if not (run_dir(workdir, name) / 'config.json').exists():
+    if not begun or not (run_dir(workdir, name) / 'config.json').exists():
       write_json(run_dir(workdir, name) / 'config.json', config)
   write_json(
       workdir / 'sweep.json',

@@ -6,6 +6,7 @@ which anybody may set, stands beside it.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 
 from configs import base
+from launch import app, start, sweep
+from launch.backends import local
 from stability import checkpoint, hyper, parallel, population, versions
 from stability import config as config_lib
 from stability import workdir as workdir_lib
@@ -277,6 +280,31 @@ def test_files_that_may_not_grow_stop_a_run_which_then_goes_on(data, tmp_path, u
   assert {f'runs/{name}/metrics.jsonl', f'runs/{name}/checkpoints/STEP'} <= refused
   train(tmp_path, [name])
   assert outcome(tmp_path, name) == undisturbed
+
+
+def test_files_that_may_not_grow_stop_a_preparation_which_then_goes_on(tmp_path, monkeypatch):
+  monkeypatch.setattr(local, 'train', lambda *_, **__: None)
+  monkeypatch.setattr(start, '_report', lambda _: 0)
+  arguments = ['sweep', f'--config={base.__file__}', '--config.data.source=synthetic']
+  arguments.append(f'--workdir={tmp_path / "workdir"}')
+
+  def begin(*more):
+    return app.execute(sweep.main, sweep.FLAGS, [*arguments, *more])
+
+  def full(path, value):
+    if path.name == 'sweep.json':
+      raise CannotWrite(errno.ENOSPC, 'No space left on device', str(path))
+    write_json(path, value)
+
+  write_json = workdir_lib.write_json
+  with limited_files(1_000):  # no room for the text
+    assert begin() == 1
+  with pytest.MonkeyPatch.context() as patch:  # none after the configs
+    patch.setattr(workdir_lib, 'write_json', full)
+    assert begin() == 1
+  assert not (tmp_path / 'workdir/sweep.json').exists()
+  assert begin('--config.seed=3') == 0  # another command too, since nothing was trained
+  assert workdir_lib.read_config(tmp_path / 'workdir/runs/seed=3')['seed'] == 3
 
 
 def test_a_full_disk_stops_a_run_which_goes_on_once_there_is_room(disk, data, undisturbed):

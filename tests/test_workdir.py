@@ -53,6 +53,25 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
     workdir_lib.check_new(tmp_path, runs())
 
 
+def test_what_is_written_before_a_sweep_is_gone_over_again(tmp_path):
+  write(tmp_path, runs())
+  (tmp_path / 'data' / 'of some text').mkdir(parents=True)
+  (tmp_path / 'sweep.json').unlink()
+  workdir_lib.check_new(tmp_path, runs())
+  write(tmp_path, runs(**{'schedule.steps': 90}))
+  for name, config in runs(**{'schedule.steps': 90}).configs.items():
+    assert workdir_lib.read_config(tmp_path / 'runs' / name) == config
+
+
+@pytest.mark.parametrize('name', ['result.json', 'metrics.jsonl', 'checkpoints'])
+def test_what_was_trained_is_not_taken_for_another_sweep(tmp_path, name):
+  write(tmp_path, runs())
+  (next((tmp_path / 'runs').iterdir()) / name).touch()
+  (tmp_path / 'sweep.json').unlink()
+  with pytest.raises(BadInput, match='not empty and holds no sweep'):
+    workdir_lib.check_new(tmp_path, runs())
+
+
 def test_a_file_as_workdir_is_refused(tmp_path):
   (tmp_path / 'file').touch()
   for path in (tmp_path / 'file', tmp_path / 'file' / 'below'):
