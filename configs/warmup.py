@@ -6,11 +6,12 @@ lengths can only be seen in its figure's legend, so they are our choice.
   Figure 5  LR sensitivity against size. Paper: longer warm-up lowers it and the loss, most for the
             larger models, which are unstable at 0.3 without.
 
-Measured here at cpu scale, one seed: at 147K warm-ups of 4, 20, 60 and 100 steps of 400 have LR
-sensitivities of 0.29, 0.26, 0.24 and 0.21 and best losses of 1.99, 1.95, 1.93 and 1.91; at 9.2K
-sensitivity differs by chance alone.
+Measured here at cpu scale, three seeds: warm-ups of 4, 20, 60 and 100 steps of 400 have LR
+sensitivities of 0.30, 0.27, 0.24 and 0.22 at 147K, 0.25, 0.26, 0.24 and 0.25 at 37K and 0.32, 0.29,
+0.27 and 0.25 at 9.2K, and best losses of 1.98, 1.95, 1.93 and 1.90 at 147K. Whether it helps larger
+models more, the seeds do not agree.
 
-Time at cpu scale: 84 runs, about 3 minutes on two cores (estimate).
+Time at cpu scale: 84 runs, 3 to 6 minutes on two cores a seed.
 
   python -m launch.sweep --config=configs/warmup.py --workdir=runs/warmup
 """
