@@ -1,9 +1,9 @@
 """The SLURM backend: an array of jobs, submitted by sbatch and followed by squeue.
 
 What sbatch is to know goes by its command line, not by #SBATCH lines, so that no quoting but the
-shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists the array of each name is
-given: written before it is submitted, so that no job is unknown to the next launcher, wherever this
-one is killed.
+shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists the array of each name
+is given: written before it is submitted, so that no job is unknown to the next launcher, wherever
+this one is killed.
 """
 
 import hashlib
