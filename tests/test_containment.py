@@ -99,7 +99,8 @@ def test_interrupted_wherever_it_asks_it_ends_as_if_it_never_was(sweep):
   assert train(undisturbed, names)
   expected = outcomes(undisturbed, names)
   assert [result(undisturbed, name)['status'] for name in names].count('diverged') == 1
-  assert checkpoint.good_steps(workdir_lib.run_dir(undisturbed, names[0])) == [10]  # none at its end
+  saved = checkpoint.good_steps(workdir_lib.run_dir(undisturbed, names[0]))
+  assert saved == [10]  # and none at its end
   interruptions, saved_off_schedule = 0, set()
   for call in range(1, 100):
     workdir, _ = sweep(f'call-{call}')
