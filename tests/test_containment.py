@@ -99,6 +99,8 @@ def test_interrupted_wherever_it_asks_it_ends_as_if_it_never_was(sweep):
   assert train(undisturbed, names)
   expected = outcomes(undisturbed, names)
   assert [result(undisturbed, name)['status'] for name in names].count('diverged') == 1
+  saved = checkpoint.good_steps(workdir_lib.run_dir(undisturbed, names[0]))
+  assert saved == [10]  # and none at its end
   interruptions, saved_off_schedule = 0, set()
   for call in range(1, 100):
     workdir, _ = sweep(f'call-{call}')
@@ -257,7 +259,7 @@ def test_out_of_memory_fewer_runs_share_a_device(sweep, small, caplog, where, fi
   assert made == chosen == [4, 2, 1][: 4 - fits]
   assert outcomes(workdir, names) == outcomes(undisturbed, names)
   assert 'out of memory with 4 runs on a device: tried again with 2' in caplog.text
-  assert names[0] in caplog.text
+  assert f'from checkpoints: {names[0]}' in caplog.text  # in the order in which they came
 
 
 def test_out_of_memory_what_was_saved_is_not_made_again(sweep, small):
@@ -280,6 +282,46 @@ def test_a_run_that_does_not_fit_alone_fails_with_what_may_help(sweep, small):
   assert 'RESOURCE_EXHAUSTED' in found['error']
   assert 'config.parallel.microbatches' in found['error'].splitlines()[-1]
   assert result(workdir, names[1])['status'] == 'diverged'  # it never came that far
+
+
+def test_out_of_memory_while_a_paused_run_is_brought_back(sweep, monkeypatch):
+  """It is not forgotten: neither in a slot nor in anybody's list, it would never end."""
+  undisturbed, names = sweep('undisturbed', RATES[::2])
+  assert train(undisturbed, names)
+  workdir, _ = sweep('paused', RATES[::2])
+  run = workdir_lib.run_dir(workdir, names[0])
+  actions.request(run, {'action': 'pause'}, 'ann', '')
+  asked, made = [], []
+
+  class Late(StubLayout):
+    def init(self, hyper):
+      if len(asked) >= 6 and self.members > 2:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.')
+      return super().init(hyper)
+
+  def make(workdir, sweep, static, values, most=None, chosen=lambda members: None):
+    made.append(min(4, most or 4))
+    return Late(made[-1])
+
+  def interrupted():
+    asked.append(True)
+    if len(asked) == 6:
+      actions.request(run, {'action': 'continue'}, 'ann', '')
+    return False
+
+  monkeypatch.setattr(population, 'make_layout', make)
+  assert train(workdir, names, population.Watch(interrupted))
+  assert made == [4, 2]
+  assert outcomes(workdir, names) == outcomes(undisturbed, names)
+
+
+def test_a_paused_run_whose_layout_cannot_be_made_fails_and_is_paused_no_more(sweep, small):
+  workdir, names = sweep('small', RATES[:1])
+  small('init', 0)
+  paused = {names[0]: 0.0}
+  sweep_json = workdir_lib.read_sweep(workdir)
+  assert population.train_population(workdir, sweep_json, names[0], lambda: None, paused)
+  assert result(workdir, names[0])['status'] == 'failed' and paused == {}
 
 
 def test_a_layout_that_cannot_be_made_fails_its_run(sweep, small):
