@@ -14,10 +14,14 @@ from pathlib import Path
 
 from stability import workdir as workdir_lib
 
-# Matrix products by XLA's YNN kernels, faster on a CPU at widths from 32 (jaxlib 0.10.2;
-# BUILD_NOTES.md). Experimental, and an XLA that lacks it ends the process: it is tried once for
-# each jaxlib and CPU in a process of its own.
-CPU_FLAGS = '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
+# Matrix products by XLA's YNN kernels, faster on a CPU at widths from 32, and LLVM at -O2, not -O3,
+# which compiles sooner and leaves steps as fast (jaxlib 0.10.2; BUILD_NOTES.md). YNN is
+# experimental, and an XLA that lacks a flag ends the process: they are tried once for each jaxlib
+# and CPU in a process of their own.
+CPU_FLAGS = (
+    '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
+    ' --xla_backend_optimization_level=2'
+)
 # A step's buffers are freed and allocated anew at each step. By default glibc hands them back to
 # the system in between; keeping them made a step at width 128 1.6 times as fast (BUILD_NOTES.md).
 MALLOC = ':'.join((
@@ -69,7 +73,8 @@ def worker_environment() -> dict[str, str]:
     return environment
   environment.setdefault('GLIBC_TUNABLES', MALLOC)
   if 'ynn_fusion' not in environment.get('XLA_FLAGS', ''):
-    environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} {_cpu_flags(cache)}'.strip()
+    # Of two settings of a flag the last counts, so the user's come after ours.
+    environment['XLA_FLAGS'] = f'{_cpu_flags(cache)} {environment.get("XLA_FLAGS", "")}'.strip()
   return environment
 
 

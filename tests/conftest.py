@@ -10,8 +10,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join([
     '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0',
-    environment.worker_environment()['XLA_FLAGS'],
+    os.environ.get('XLA_FLAGS', ''),
 ])
+os.environ['XLA_FLAGS'] = environment.worker_environment()['XLA_FLAGS']
 
 import dataclasses
 from collections.abc import Callable

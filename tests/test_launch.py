@@ -43,7 +43,7 @@ def test_what_the_user_sets_stays(fresh, monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
   variables = environment.worker_environment()
   assert variables['JAX_COMPILATION_CACHE_DIR'] == '/mine'
-  assert variables['XLA_FLAGS'] == f'--xla_cpu_enable_fast_math=false {environment.CPU_FLAGS}'
+  assert variables['XLA_FLAGS'] == f'{environment.CPU_FLAGS} --xla_cpu_enable_fast_math=false'
   assert variables['GLIBC_TUNABLES'] == environment.MALLOC
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
   assert environment.worker_environment()['GLIBC_TUNABLES'] == 'glibc.malloc.check=1'
