@@ -42,7 +42,12 @@ def test_every_figure_of_the_paper_has_a_claim():
   assert {claim.figure for claim in claims.CLAIMS} == FIGURES | {BEYOND}
 
 
-@pytest.mark.parametrize('scale', ['cpu', 'gpu', 'paper'])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    'scale', ['cpu', pytest.param('gpu', marks=SLOW), pytest.param('paper', marks=SLOW)]
+)
 def test_every_claim_is_about_an_experiment_of_its_figure(scale):
   found = set()
   for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'):
