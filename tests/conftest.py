@@ -47,6 +47,19 @@ class Run:
   hyper: dict[str, np.generic]
 
 
+@pytest.fixture(scope='session', autouse=True)
+def executables(tmp_path_factory):
+  """Compiles what several tests need once: all processes of a session share a new cache."""
+  import jax
+
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # of all workers
+  jax.config.update('jax_compilation_cache_dir', str(folder / 'executables'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
 @pytest.fixture(scope='session')
 def tiny() -> Callable[..., Run]:
   """A function of overrides by dotted field: configs/base.py made tiny, and these."""
