@@ -138,6 +138,20 @@ def test_a_rewind_goes_back_and_keeps_what_it_cuts(sweep, at, replayed):
   assert numbers(replayed(run)) == numbers(run)
 
 
+def test_a_rewind_keeps_what_was_set_and_skipped_before(sweep, at):
+  """With a learning rate of next to nothing, a loss is that of its batch."""
+  still = {'schedule.min_learning_rate': 1e-12, 'optimizer.weight_decay': 0.0}
+  plain, run = sweep([1e-12], **still)[0], sweep([1e-12], **still)[0]
+  train(plain)
+  at(run, 8, asks(run, 'skip', steps=4), asks(run, 'set', changes={RATE: 2e-12}))
+  at(run, 12, asks(run, 'rewind', to=6, skip=2))
+  train(run)
+  ours, theirs = by_step(run), by_step(plain)
+  for step in (8, 12, 18):
+    assert ours[step]['loss'] == pytest.approx(theirs[step + 6]['loss'], abs=1e-5)
+  assert ours[8]['learning_rate'] > 1.5 * theirs[8]['learning_rate']
+
+
 def test_a_rewind_with_the_recipe(sweep, at, replayed):
   (run,) = sweep()
   changes = {RATE: 3e-3}
