@@ -1,6 +1,7 @@
 """Stepping in: each action on a run that trains, its records, its refusals, replays and resumes."""
 
 import json
+import os
 import time
 
 import pytest
@@ -136,6 +137,39 @@ def test_a_rewind_goes_back_and_keeps_what_it_cuts(sweep, at, replayed):
   assert [line['step'] for line in cut] == [8, 10, 12, 14, 16]
   assert cut[0]['loss'] == by_step(plain)[8]['loss']
   assert numbers(replayed(run)) == numbers(run)
+
+
+def test_a_rewind_and_a_fork_are_on_the_disk_with_their_actions_at_once(sweep, at):
+  """Killed before the next checkpoint, a run repeats no rewind and a fork loses no action."""
+  (run,) = sweep()
+  seen = []
+
+  def look():
+    step, _, about = checkpoint.restore(run)
+    seen.append((step, about['actions']))
+
+  at(run, 8, asks(run, 'skip', steps=1), asks(run, 'fork'))
+  at(run, 16, asks(run, 'rewind', to=6), lambda: at(run, 8, look))
+  train(run)
+  assert seen == [(6, 3)]
+  (fork,) = (workdir_lib.run_dir(run.parent.parent, n) for n in os.listdir(run.parent) if '+' in n)
+  step, _, about = checkpoint.restore(fork)
+  assert [record['action'] for record in actions.read(fork)] == ['skip']
+  assert (step, about['actions']) == (8, 1)
+
+
+def test_a_rewind_keeps_what_was_set_and_skipped_before(sweep, at):
+  """With a learning rate of next to nothing, a loss is that of its batch."""
+  still = {'schedule.min_learning_rate': 1e-12, 'optimizer.weight_decay': 0.0}
+  plain, run = sweep([1e-12], **still)[0], sweep([1e-12], **still)[0]
+  train(plain)
+  at(run, 8, asks(run, 'skip', steps=4), asks(run, 'set', changes={RATE: 2e-12}))
+  at(run, 12, asks(run, 'rewind', to=6, skip=2))
+  train(run)
+  ours, theirs = by_step(run), by_step(plain)
+  for step in (8, 12, 18):
+    assert ours[step]['loss'] == pytest.approx(theirs[step + 6]['loss'], abs=1e-5)
+  assert ours[8]['learning_rate'] > 1.5 * theirs[8]['learning_rate']
 
 
 def test_a_rewind_with_the_recipe(sweep, at, replayed):
