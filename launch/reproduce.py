@@ -51,6 +51,7 @@ EXPERIMENTS = (  # the most telling first
     'qk_norm_variants',
     'steps',
     'batch_size',
+    'sequence_length',
     'parameter_scaling',
     'interventions',
     'optimizers',

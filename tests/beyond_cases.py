@@ -1,6 +1,19 @@
 """Sweeps and worlds for the claims that are not of the paper: see claim_cases.py."""
 
-from worlds import BOTH_QK, RATES, WIDTHS, World, best, centred, grid, size, steep, sweep, where
+from worlds import (
+  BOTH_QK,
+  RATES,
+  WIDTHS,
+  World,
+  best,
+  centred,
+  grid,
+  size,
+  steep,
+  sweep,
+  together,
+  where,
+)
 
 from stability import hyper
 
@@ -8,6 +21,7 @@ CAP, POSITION, GATE = (
     'model.attention_soft_cap', 'model.norm_position', 'model.attention_gate'
 )  # fmt: skip
 NORM, QK_NORM, SHAPE = 'model.norm', 'model.qk_norm', 'schedule.shape'
+LENGTH = 'data.sequence_length'
 OPTIMIZER = 'optimizer.name'
 NAME, EXPONENTS = 'parameterization.name', 'parameterization.exponents'
 
@@ -74,5 +88,10 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         PER_LAYER,
         best(where(NAME, 'standard', 2.0, 2.1)),
         best(lambda c: 2.1 if c[NAME] == 'standard' and size(c) == 16 else 2.0),
+    ),
+    'beyondl': (
+        grid(WIDTHS, together(LENGTH, 'data.batch_size', (32, 32), (64, 16)), RATES),
+        alike,
+        steep(where(LENGTH, 32, 0.2, 0.1)),
     ),
 }

@@ -146,16 +146,18 @@ def grown_by_norms(factor: float) -> dict[str, Any]:
   return norms | {LOGIT: logit_at_the_top(1e5)}
 
 
-def update(collapsed: float) -> dict[str, Any]:
-  """Gradients of 1e-5, and updates that are smaller where eps is larger."""
+def update(*collapsed: float) -> dict[str, Any]:
+  """Gradients of 1e-5, and updates smaller where eps is larger, as it says of each block."""
 
   def over_eps(c: Fields) -> FirstAndLast:
     return (1e-5 / c[EPS],) * 2
 
-  def rms(c: Fields) -> FirstAndLast:
-    return 0.3, 0.3 if over_eps(c)[0] > 1 else 0.3 * collapsed
+  def rms(left: float) -> Callable[[Fields], FirstAndLast]:
+    return lambda c: (0.3, 0.3 if over_eps(c)[0] > 1 else 0.3 * left)
 
-  return {f'gradient_over_eps/{UP}': over_eps, f'update_rms/{UP}': rms}
+  layers = [f'block_{block}/mlp/up' for block in range(len(collapsed))]
+  updates = {f'update_rms/{layer}': rms(left) for layer, left in zip(layers, collapsed)}
+  return updates | {f'gradient_over_eps/{layer}': over_eps for layer in layers}
 
 
 def near_eps(shrunk: float) -> dict[str, Any]:
@@ -166,6 +168,15 @@ def near_eps(shrunk: float) -> dict[str, Any]:
     return 0.3, 0.3 * shrunk if highest(c) else 0.3
 
   return {f'gradient_over_eps/{UP}': over_eps, f'update_rms/{UP}': rms}
+
+
+def smallest_update(of_size: float) -> dict[str, Any]:
+  """At the highest learning rate of one size."""
+
+  def rms(c: Fields) -> FirstAndLast:
+    return 0.3, 0.1 if highest(c) and size(c) == of_size else 0.3
+
+  return {f'update_rms/{UP}': rms}
 
 
 def cosine(last: float) -> dict[str, Any]:
@@ -313,7 +324,11 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(flat, {f'gradient_rms/{UP}': where(EPS, 1e-15, (1e-5, 1e-5), (1e-5, 1e-7))}),
         World(flat, {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
     ),
-    '13a': (EPSILONS, World(eps_loss(0.3), update(0.1)), World(eps_loss(0.3), update(0.9))),
+    '13a': (
+        EPSILONS,
+        World(eps_loss(0.3), update(0.1, 0.2, 0.1)),
+        World(eps_loss(0.3), update(0.1, 0.9, 0.1)),
+    ),
     'C.1a': (QK, World(flat, output_rms(0.0, 0.5, 0.0)), World(flat, output_rms(0.5, 0.5, 0.0))),
     'C.1b': (QK, World(flat, output_rms(0.0, 0.5, 0.0)), World(flat, output_rms(0.5, 0.0, 0.0))),
     'C.1c': (
@@ -383,6 +398,7 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(flat, {f'gradient_rms/{KEY}': gradient(-0.5, 0.5)}),
     ),
     'E.13a': (QK, World(flat, near_eps(0.5)), World(flat, near_eps(1.0))),
+    'E.13b': (QK, World(flat, smallest_update(16.0)), World(flat, smallest_update(1.0))),
     'E.14a': (
         grid(WIDTHS, sweep(RATE_SCALE, 'none', 'parameter_rms'), RATES),
         centred(lambda c: 1e-2 * size(c) ** where(RATE_SCALE, 'none', 0.5, 0.0)(c)),

@@ -241,6 +241,14 @@ def test_batch_sizes_see_the_same_text(scale):
 
 
 @pytest.mark.parametrize('scale', SCALES)
+def test_sequence_lengths_have_as_many_tokens_a_step(scale):
+  data = [config['data'] for config in expanded('sequence_length', scale).configs.values()]
+  assert len({d['sequence_length'] for d in data}) == 3
+  assert len({d['sequence_length'] * d['batch_size'] for d in data}) == 1
+  assert len({d['validation_batches'] for d in data}) == 1  # so as many tokens of validation, too
+
+
+@pytest.mark.parametrize('scale', SCALES)
 def test_lengths_keep_the_share_of_the_warmup(scale):
   schedules = [config['schedule'] for config in expanded('steps', scale).configs.values()]
   assert len({schedule['steps'] for schedule in schedules}) == 3

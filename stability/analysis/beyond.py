@@ -1,8 +1,8 @@
 """Claims of experiments that the paper does not have, from the papers of what they try.
 
 Thresholds are by the rules of the paper's claims: 1.1 for a higher LR sensitivity, 1.25 for none
-that differs, a factor of 2 for an optimum that stays. Those on schedules and parameterizations were
-written before these were run; one seed of the others was known.
+that differs, a factor of 2 for an optimum that stays. Those on schedules, parameterizations and
+sequence length were written before these were run; one seed of the others was known.
 """
 
 import numpy as np
@@ -10,11 +10,12 @@ import pandas as pd
 
 from stability.analysis import evidence as ev
 from stability.analysis.claim import BEYOND, AtLeast, AtMost, Claim, above_zero
-from stability.analysis.evidence import Evidence
+from stability.analysis.evidence import Evidence, NotAbout
+from stability.analysis.paper import recipe
 
 SHAPE, OPTIMIZER = 'schedule.shape', 'optimizer.name'
 NAME, EXPONENTS = 'parameterization.name', 'parameterization.exponents'
-QK_NORM = 'model.qk_norm'
+QK_NORM, LENGTH = 'model.qk_norm', 'data.sequence_length'
 FULL, NONE = 'full_alignment', 'no_alignment'
 
 
@@ -41,6 +42,11 @@ def _largest_shift(e: Evidence) -> pd.Series:
 def _mup_minus_standard(e: Evidence) -> pd.Series:
   best = ev.at_highest(e.best_loss(), 'parameters')
   return ev.differences(best, NAME, 'standard').mean()
+
+
+def _has_as_many_tokens_a_step(e: Evidence) -> None:
+  if (e.runs[LENGTH] * e.runs[recipe.BATCH]).nunique() > 1:
+    raise NotAbout('the tokens of a step differ with the sequence length')
 
 
 def _lowers(statement: str, field: str, without: object, value: object, name: str) -> Claim:
@@ -154,5 +160,16 @@ CLAIMS = (
         _mup_minus_standard,
         arms={NAME: ('standard', 'mup'), EXPONENTS: (FULL, NONE)},
         several=_THREE | {'parameters': 2},
+    ),
+    Claim(
+        BEYOND,
+        'With as many tokens a step, the sequence length does not change LR sensitivity to speak'
+        ' of.',
+        'highest ratio of LR sensitivity between two lengths at one size',
+        AtMost(1.25),
+        lambda e: recipe.largest_change(e, LENGTH, (recipe.BATCH,)),
+        several={LENGTH: 2} | _THREE,
+        along=(recipe.BATCH,),
+        suits=_has_as_many_tokens_a_step,
     ),
 )

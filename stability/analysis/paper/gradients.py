@@ -83,16 +83,23 @@ def _harm_of_a_larger_eps(e: Evidence) -> pd.Series:
 
 
 def _update_left(e: Evidence) -> pd.Series:
-  """Update RMS over that with the smallest eps, where the gradient RMS is below eps."""
-  updates = e.mean(np.log(e.at_end(f'update_rms/{UP}')))
-  gradients = e.mean(np.log(e.at_end(f'gradient_over_eps/{UP}')))
-  smallest = e.runs[EPS].min()
-  left = ev.differences(updates, EPS, smallest)
-  over_eps, _ = ev.pairs(gradients, EPS, smallest)
-  below = over_eps[0].to_numpy() < 0
-  if not below.any():
+  """Update RMS over that with the smallest eps, where the gradient RMS is below eps.
+
+  Of the first MLP layer of each block that all runs have, the highest of their geometric means.
+  """
+  smallest, of_blocks = e.runs[EPS].min(), []
+  for block in range(int(e.runs['model.depth'].min())):
+    layer = f'block_{block}/mlp/up'
+    updates = e.mean(np.log(e.at_end(f'update_rms/{layer}')))
+    gradients = e.mean(np.log(e.at_end(f'gradient_over_eps/{layer}')))
+    left = ev.differences(updates, EPS, smallest)
+    over_eps, _ = ev.pairs(gradients, EPS, smallest)
+    below = over_eps[0].to_numpy() < 0
+    if below.any():
+      of_blocks.append(left[below].mean())
+  if not of_blocks:
     raise Undecided('no gradient RMS is below eps')
-  return np.exp(left[below].mean())
+  return np.exp(pd.concat(of_blocks, axis=1).max(axis=1))
 
 
 def _update_near_eps(e: Evidence) -> pd.Series:
@@ -106,6 +113,12 @@ def _update_near_eps(e: Evidence) -> pd.Series:
     )
   updates = np.log(e.at_end(f'update_rms/{UP}'))
   return np.exp(e.average(updates.where(near)) - e.average(updates.where(far)))
+
+
+def _update_where_hardest(e: Evidence) -> pd.Series:
+  updates = np.log(e.at_end(f'update_rms/{UP}'))
+  hardest = _hardest(e)
+  return np.exp(hardest.average(updates[hardest.runs.index]) - e.average(updates))
 
 
 _WITH = {QK_NORM: ('layernorm',)}
@@ -224,12 +237,13 @@ CLAIMS = (
     ),
     Claim(
         '13',
-        'Where the gradient RMS is below eps, the update RMS collapses.',
-        'update RMS over that with the smallest eps, geometric mean over runs',
+        'Where the gradient RMS is below eps, the update RMS collapses, in every block.',
+        'update RMS over that with the smallest eps, geometric mean over runs, highest of all'
+        ' blocks',
         AtMost(0.5),
         _update_left,
         several={EPS: 2},
-        probes=(f'update_rms/{UP}', f'gradient_over_eps/{UP}'),
+        probes=('update_rms/block_*/mlp/up', 'gradient_over_eps/block_*/mlp/up'),
     ),
     Claim(
         'E.13',
@@ -242,5 +256,17 @@ CLAIMS = (
         several=_SIZES,
         alone=_PLAIN,
         probes=(f'update_rms/{UP}', f'gradient_over_eps/{UP}'),
+    ),
+    Claim(
+        'E.13',
+        'The largest size at the highest learning rate has smaller updates than the others.',
+        "update RMS of block 0's first MLP layer at the end over that of all runs, geometric means",
+        AtMost(0.8),
+        _update_where_hardest,
+        where=_WITH,
+        several=_SIZES,
+        alone=_PLAIN,
+        suits=grows_in_one_way,
+        probes=(f'update_rms/{UP}',),
     ),
 )

@@ -41,7 +41,7 @@ def _coupled_over_independent(e: Evidence) -> pd.Series:
   return np.exp(np.log(ev.ratios(e.lr_sensitivity(), DECAY_KIND, 'independent', [DECAY])).mean())
 
 
-def _largest_change(e: Evidence, field: str, along: tuple[str, ...]) -> pd.Series:
+def largest_change(e: Evidence, field: str, along: tuple[str, ...]) -> pd.Series:
   """The highest ratio of LR sensitivity between two values of a field at one size."""
   table = np.log(e.lr_sensitivity())
   table = table.droplevel([level for level in along if level in table.index.names])
@@ -111,7 +111,7 @@ CLAIMS = (
         'The number of training steps does not change LR sensitivity to speak of.',
         'highest ratio of LR sensitivity between two lengths at one size',
         AtMost(1.25),
-        lambda e: _largest_change(e, STEPS, _WITH_STEPS),
+        lambda e: largest_change(e, STEPS, _WITH_STEPS),
         several={STEPS: 2} | _THREE,
         along=_WITH_STEPS,
         still=(BATCH,),
@@ -121,9 +121,10 @@ CLAIMS = (
         'The batch size does not change LR sensitivity to speak of.',
         'highest ratio of LR sensitivity between two batch sizes at one size',
         AtMost(1.25),
-        lambda e: _largest_change(e, BATCH, _WITH_BATCH),
+        lambda e: largest_change(e, BATCH, _WITH_BATCH),
         several={BATCH: 2} | _THREE,
         along=_WITH_BATCH,
+        still=('data.sequence_length',),
     ),
     Claim(
         'E.10',

@@ -1,0 +1,40 @@
+"""Does LR sensitivity depend on the sequence length? Not a figure of arXiv 2309.14322.
+
+Half, all and twice the length, with as many tokens a step: the batch in inverse proportion. The
+paper varies steps (configs/steps.py) and batch (configs/batch_size.py), and finds no change of LR
+sensitivity to speak of; longer sequences let more keys compete for a query's attention. Losses of
+different lengths are no like for like, since a token sees more of its text in a longer one.
+
+Not yet measured.
+
+Time at cpu scale: 42 runs, about 3 minutes on two cores (estimate).
+
+  python -m launch.sweep --config=configs/sequence_length.py --workdir=runs/sequence_length
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import hyper
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x sequence length x learning rate."""
+  data = get_config(scale).data
+  lengths = [
+      {
+          'data.sequence_length': n * data.sequence_length // 2,
+          'data.batch_size': 2 * data.batch_size // n,
+      }
+      for n in (1, 2, 4)
+  ]
+  return hyper.product([
+      grid.sizes(scale, ['9.2K', '83K'] if scale == 'cpu' else None),
+      lengths,
+      grid.learning_rates(scale),
+  ])
