@@ -7,6 +7,7 @@ It asks on its standard output and is told on its standard input, a JSON object 
   {"beat": S, "members": N}   it lives; its work last moved S seconds ago    {"alive": true}
                                            {"stop": true}: save all, and end
   {"cannot_write": [errno, why, path]}   the disk takes no more; it ends without a result
+  {"bad_input": TEXT}   sweep.json was changed since the launcher read it; it ends
 
 Of members, runs on a device, it says how many it tries, and is told how many at the most.
 
@@ -101,6 +102,11 @@ class Launcher:
     self._say({'cannot_write': [error.errno, error.strerror, error.filename]})
     os._exit(1)
 
+  def bad_input(self, error: Exception) -> NoReturn:
+    """Ends the process; the launcher says why, once for all its workers."""
+    self._say({'bad_input': str(error)})
+    os._exit(1)
+
   def _say(self, message: dict) -> None:
     with self._line:
       try:
@@ -181,7 +187,10 @@ def main() -> None:
     if name is None:
       time.sleep(POLL_SECONDS)
       continue
-    sweep = sweep or workdir.read_sweep(folder)  # what is asked for was in it from the start
+    try:
+      sweep = sweep or workdir.read_sweep(folder)  # what is asked for was in it from the start
+    except errors.BadInput as error:
+      launcher.bad_input(error)
     watch = population.Watch(launcher.has_interrupted, most, launcher.members_chosen)
     try:
       population.train_population(

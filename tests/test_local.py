@@ -16,8 +16,12 @@ from launch import preemption
 from launch.backends import local, worker_process
 from stability import hyper, lease
 from stability import workdir as workdir_lib
+from stability.errors import BadInput
 
 STUB = pathlib.Path(__file__).with_name('stub_worker.py')
+
+
+WORKER = worker_process.COMMAND
 
 
 @pytest.fixture
@@ -274,3 +278,13 @@ def test_a_launcher_that_was_late_lets_go_of_what_another_took(place, monkeypatc
   os.utime(folder / 'lease.2.json', (0, 0))
   launcher.join(30)
   assert results(workdir, configs) == ['done'] and len(tries(workdir, name)) == 2
+
+
+def test_a_sweep_that_is_changed_meanwhile_is_told_in_its_own_words(place, monkeypatch):
+  workdir, configs = place(runs=1)
+  monkeypatch.setattr(worker_process, 'COMMAND', WORKER)
+  waiting = workdir_lib.waiting(workdir, configs)
+  (workdir / 'sweep.json').write_text('{}')
+  with pytest.raises(BadInput, match=r'sweep\.json: damaged: config_file is missing'):
+    local.train(workdir, waiting, 1)
+  assert results(workdir, configs) == [None]

@@ -16,7 +16,7 @@ from launch.progress import Progress
 from stability import lease
 from stability import workdir as workdir_lib
 from stability.config import Config
-from stability.errors import CannotWrite
+from stability.errors import BadInput, CannotWrite
 
 POLL_SECONDS = 0.5
 LISTEN_SECONDS = 5  # for a dead worker's last words; a process of its own may keep the pipe open
@@ -65,6 +65,8 @@ class Worker:
         self._has_asked = True
         if 'cannot_write' in request:
           raise CannotWrite(*request['cannot_write'])
+        if 'bad_input' in request:
+          raise BadInput(request['bad_input'])
         self.process.tell(self._assignments.give(self.process, request['like']))
       self._listener.join(LISTEN_SECONDS)
       self._assignments.take_back(self.process)
