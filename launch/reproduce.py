@@ -31,6 +31,7 @@ import configs
 from launch import app, preemption, start
 from stability import plan as plan_lib
 from stability import reuse
+from stability import workdir as workdir_lib
 from stability.data import tokens
 from stability.errors import BadInput
 
@@ -146,7 +147,7 @@ def _run(stage: Stage, workdir: Path) -> str | None:
   command = [
       *(sys.executable, '-m', 'launch.stage', f'--config={stage.config}'),
       f'--workdir={workdir / stage.name}',
-      *(f'--reuse={other}' for other in others if (other / 'sweep.json').is_file()),
+      *(f'--reuse={other}' for other in others if _is_sweep(other)),
       *(f'--{name}={FLAGS[name].value}' for name in ('seeds', 'workers') if FLAGS[name].present),
       *(f'--config.{field}={value}' for field, value in app.overrides(FLAGS).items()),
   ]
@@ -165,6 +166,18 @@ def _run(stage: Stage, workdir: Path) -> str | None:
   if code == preemption.EXIT_CODE:
     raise preemption.Preempted
   return _ENDS.get(code, f'ended with exit code {code}') if code else None
+
+
+def _is_sweep(folder: Path) -> bool:
+  """Whether there is one, and undamaged: no stage suffers from what befell another."""
+  if not (folder / 'sweep.json').is_file():
+    return False
+  try:
+    workdir_lib.read_sweep(folder)
+  except BadInput as error:
+    print(f'nothing is taken over from {folder.name}: {error}', file=sys.stderr)
+    return False
+  return True
 
 
 def _write_report(workdir: Path, stages: list[Stage]) -> Path:

@@ -9,10 +9,13 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from absl import logging
+
 from stability import config as config_lib
 from stability import lease, metrics, versions
 from stability import workdir as workdir_lib
 from stability.config import Config
+from stability.errors import BadInput
 from stability.workdir import Json
 
 _STEERED = ('actions.jsonl', 'requests')
@@ -43,11 +46,12 @@ def take_over(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pat
   for name, config in waiting.items():
     source = trained.get(key(config))
     run = workdir_lib.run_dir(workdir, name)
-    if source is None or not _is_whole(source) or (own := lease.take(run)) is None:
+    files = None if source is None else _read(source)
+    if files is None or (own := lease.take(run)) is None:
       continue
     # A run that has begun here goes on from where it is; then others may be watching it.
     if workdir_lib.read_result(run) is None and not (run / 'metrics.jsonl').exists():
-      _copy(source, run, workdir_lib.swept_values(config, sweep['fields']))
+      _copy(source, files, run, workdir_lib.swept_values(config, sweep['fields']))
       taken.append(name)
       own.remove()
     else:
@@ -55,27 +59,37 @@ def take_over(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pat
   return taken
 
 
-def _is_whole(run: Path) -> bool:
-  """Whether a run came to its own end, under the versions of this process and no action."""
-  result = workdir_lib.read_result(run)
-  lines = workdir_lib.read_lines(run / 'versions.jsonl')
-  return (
-      result is not None
-      and result['status'] in ('done', 'diverged')
-      and bool(lines)
-      and all(line.get('versions') == versions.current() for line in lines)
-      and not any((run / name).exists() for name in _STEERED)
-  )
+def _read(run: Path) -> tuple[Json, list[Json], list[Json]] | None:
+  """Result, metrics and alarms of a run that serves.
+
+  It has come to its own end, under the versions of this process and no action, and is undamaged.
+  """
+  try:
+    result = workdir_lib.read_result(run)
+    lines = workdir_lib.read_lines(run / 'versions.jsonl')
+    serves = (
+        result is not None
+        and result['status'] in ('done', 'diverged')
+        and bool(lines)
+        and all(line.get('versions') == versions.current() for line in lines)
+        and not any((run / name).exists() for name in _STEERED)
+    )
+    if not serves:
+      return None
+    return result, workdir_lib.read_metrics(run), workdir_lib.read_lines(run / 'alarms.jsonl')
+  except BadInput as error:
+    logging.warning('%s is not taken over: %s', run, error)
+    return None
 
 
-def _copy(source: Path, run: Path, swept: Json) -> None:
+def _copy(source: Path, files: tuple[Json, list[Json], list[Json]], run: Path, swept: Json) -> None:
   """Writes the files of a run from those of one that is the same; its result last."""
+  result, lines, alarms = files
   versions.note(run, 0)
   writer = metrics.MetricsWriter(run, 0, swept)  # the event file tells of the sweep it is in
-  for line in workdir_lib.read_metrics(source):
+  for line in lines:
     writer.write({key: math.nan if value is None else value for key, value in line.items()})
-  if alarms := workdir_lib.read_lines(source / 'alarms.jsonl'):
+  if alarms:
     workdir_lib.write_lines(run / 'alarms.jsonl', alarms)
-  result = workdir_lib.read_result(source)
   writer.close(result)
   workdir_lib.write_result(run, result | {'trained_in': os.path.relpath(source, run)})

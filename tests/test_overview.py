@@ -121,6 +121,19 @@ def test_claims_of_all_sweeps_are_one_table(tmp_path):
   ]
 
 
+@pytest.mark.parametrize('file', ['sweep.json', 'report/claims.csv', 'other columns'])
+def test_what_is_damaged_in_one_hides_no_other(folder, tmp_path, file):
+  for name in ('one', 'two'):
+    (tmp_path / name).symlink_to(folder / name)
+  text = 'figure,claim\n' if file == 'other columns' else '{"'
+  path = 'report/claims.csv' if file == 'other columns' else file
+  workdir_lib.write_whole(tmp_path / 'broken' / path, text)
+  names = ('broken', 'one', 'two')
+  found = Page(overview.write_overview(tmp_path, [experiment(name) for name in names]))
+  assert f'broken: {tmp_path}/broken/{path}' in found.text.replace('\xa0', ' ')
+  assert 'What of broken?' in found.text and '42 missing' in found.text
+
+
 def test_problems_are_on_top_and_everything_is_escaped(tmp_path):
   found = Page(overview.write_overview(tmp_path, [experiment(EVIL, problem=f'refused {EVIL}')]))
   assert f'refused {EVIL}' in found.text

@@ -196,6 +196,20 @@ def test_the_report_is_over_what_other_calls_ran_as_well(place, monkeypatch):
   assert 'lacking' not in page
 
 
+def test_a_damaged_folder_of_one_stage_takes_no_other_along(place, monkeypatch, capsys):
+  commands = []
+  process = types.SimpleNamespace(wait=lambda: 0)
+  monkeypatch.setattr(subprocess, 'Popen', lambda command, **_: commands.append(command) or process)
+  made_up.write_sweep(place / 'runs' / 'third', seeds=(0,))
+  workdir_lib.write_whole(place / 'runs' / 'first' / 'sweep.json', '{"')
+  assert run('--workdir=runs', '--only=lacking') == 0
+  assert [flag for flag in commands[0] if flag.startswith('--reuse')] == ['--reuse=runs/third']
+  said = capsys.readouterr().err
+  assert said.startswith('nothing is taken over from first: runs/first/sweep.json: cannot be read')
+  page = (place / 'runs' / 'report' / 'index.html').read_text()
+  assert 'first: runs/first/sweep.json: cannot be read' in page and '41 done' in page
+
+
 @pytest.mark.parametrize(
     ('sent', 'code', 'said'),
     [

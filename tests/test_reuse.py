@@ -122,9 +122,21 @@ def has_failed(sweep, run_folder):
   change(run_folder / 'result.json', lambda result: result.update(status='failed', error='x'))
 
 
+def is_damaged(sweep, run_folder):
+  (run_folder / 'result.json').write_text('{"status"')
+
+
+def has_damaged_metrics(sweep, run_folder):
+  lines = (run_folder / 'metrics.jsonl').read_text()
+  (run_folder / 'metrics.jsonl').write_text('damaged\n' + lines)
+
+
 @pytest.mark.parametrize(
     'spoil',
-    [None, other_text, other_versions, other_config, was_steered, is_not_over, has_failed],
+    [
+        *(None, other_text, other_versions, other_config, was_steered, is_not_over, has_failed),
+        *(is_damaged, has_damaged_metrics),
+    ],
 )
 def test_only_a_whole_run_of_the_same_config_text_and_versions_serves(place, tmp_path, spoil):
   shutil.copytree(place / 'rates', tmp_path / 'rates')

@@ -10,6 +10,7 @@ from stability.analysis.claim import BEYOND, Claim, Verdict, decide, is_about
 from stability.analysis.evidence import Evidence
 from stability.analysis.paper import attention, gradients, output, recipe, scaling, variants
 from stability.analysis.tables import Results
+from stability.errors import BadInput
 
 CLAIMS: tuple[Claim, ...] = (
     *attention.CLAIMS,
@@ -19,6 +20,11 @@ CLAIMS: tuple[Claim, ...] = (
     *scaling.CLAIMS,
     *gradients.CLAIMS,
     *beyond.CLAIMS,
+)
+
+
+COLUMNS = (
+    *('figure', 'claim', 'verdict', 'effect', 'low', 'high', 'threshold', 'measure', 'n', 'reason'),
 )
 
 
@@ -47,8 +53,14 @@ def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.Da
 
 
 def read(path: Path) -> pd.DataFrame:
-  """The table of judge, from the claims.csv of a report."""
-  return pd.read_csv(path, dtype={'figure': str, 'reason': str}).fillna({'reason': ''})
+  """The table of judge, from the claims.csv of a report; BadInput where that is damaged."""
+  try:
+    found = pd.read_csv(path, dtype={'figure': str, 'reason': str}).fillna({'reason': ''})
+  except (OSError, ValueError) as error:  # the parser's are of the latter
+    raise BadInput(f'{path}: cannot be read: {error}') from error
+  if list(found) != list(COLUMNS):
+    raise BadInput(f'{path}: damaged: it has not the columns of a table of claims')
+  return found
 
 
 def probes(results: Results) -> list[str]:
@@ -82,7 +94,7 @@ def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
       }
       for claim, verdict in sorted(verdicts, key=lambda pair: _order(pair[0].figure))
   ]
-  return pd.DataFrame(rows)
+  return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _order(figure: str) -> tuple[bool, str, int]:

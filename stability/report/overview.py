@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -10,10 +11,12 @@ from markupsafe import Markup
 from stability import workdir as workdir_lib
 from stability.analysis import claims, sensitivity, tables
 from stability.analysis.claim import BEYOND, DOES_NOT_HOLD, HOLDS, UNDECIDED
+from stability.errors import BadInput
 from stability.report import page, terminal
 
 LOSS, LOGITS = 'loss_by_learning_rate', 'attention_logits_by_learning_rate'
 SHOWN = 2  # figures of each sweep
+_NOTHING: tuple[list[str], list[str], list[str]] = [], [], []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,19 +35,20 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
   Beside it claims.csv, what all of them say of the paper's claims.
   """
   output = folder / 'report'
+  shown, of_each = zip(*(_read(folder, each) for each in experiments), strict=True)
   readable, tally = None, ''
-  judged = read_claims(folder, experiments)
-  if judged is not None:
+  if any(table is not None for table in of_each):
+    judged = pd.concat(of_each, ignore_index=True)
     workdir_lib.write_whole(output / 'claims.csv', judged.to_csv(index=False))
-    shown = judged[judged['reproduces']]
-    readable = page.claim_cells(terminal.readable_claims(shown))
+    judged = judged[judged['reproduces']]
+    readable = page.claim_cells(terminal.readable_claims(judged))
     link = Markup('<a href="#{0}">{0}</a>')
-    readable.insert(0, 'experiment', shown['experiment'].map(link.format))
-    tally = _tally(shown['verdict'])
+    readable.insert(0, 'experiment', judged['experiment'].map(link.format))
+    tally = _tally(judged['verdict'])
   text = page.render(
       'overview.html.j2',
-      experiments=[(each, *_found(folder / each.name)) for each in experiments],
-      problems=[each for each in experiments if each.problem],
+      experiments=shown,
+      problems=[each for each, *_ in shown if each.problem],
       claims=readable,
       tally=tally,
   )
@@ -52,26 +56,33 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
   return output / 'index.html'
 
 
-def read_claims(folder: Path, experiments: Sequence[Experiment]) -> pd.DataFrame | None:
-  """The claims about the sweeps, from their reports' claims.csv; None before the first report.
+def _read(folder: Path, experiment: Experiment) -> tuple[tuple[Any, ...], pd.DataFrame | None]:
+  """What the page shows of an experiment, and its claims; a damaged one says so, and no more."""
+  try:
+    return (experiment, *_found(folder / experiment.name)), _claims(folder, experiment)
+  except BadInput as error:
+    told = f'{experiment.problem}; {error}' if experiment.problem else str(error)
+    return (dataclasses.replace(experiment, problem=told), *_NOTHING), None
+
+
+def _claims(folder: Path, experiment: Experiment) -> pd.DataFrame | None:
+  """The claims about a sweep, from its report's claims.csv; None before its first report.
 
   Columns: those of claims.judge, experiment, and reproduces, whether it is the experiment of the
   claim's figure.
   """
-  found = []
-  for experiment in experiments:
-    file = folder / experiment.name / 'report' / 'claims.csv'
-    if file.exists():
-      table = claims.read(file)
-      table = table[table['n'] > 0].assign(experiment=experiment.name)
-      found.append(table.assign(reproduces=table['figure'].isin([*experiment.figures, BEYOND])))
-  return pd.concat(found, ignore_index=True) if found else None
+  file = folder / experiment.name / 'report' / 'claims.csv'
+  if not file.exists():
+    return None
+  table = claims.read(file)
+  table = table[table['n'] > 0].assign(experiment=experiment.name)
+  return table.assign(reproduces=table['figure'].isin([*experiment.figures, BEYOND]))
 
 
 def _found(workdir: Path) -> tuple[list[str], list[str], list[str]]:
   """Findings, what was run, and figures of a sweep; nothing where it has not begun."""
   if not (workdir / 'sweep.json').exists():
-    return [], [], []
+    return _NOTHING
   sweep = workdir_lib.read_sweep(workdir)
   results = tables.load_workdir(workdir)
   table = sensitivity.lr_sensitivity(results)
