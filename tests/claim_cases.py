@@ -171,12 +171,12 @@ def near_eps(shrunk: float) -> dict[str, Any]:
 
 
 def smallest_update(of_size: float) -> dict[str, Any]:
-  """At the highest learning rate of one size."""
+  """At the highest learning rate of one size; gradients are near eps at that rate."""
 
   def rms(c: Fields) -> FirstAndLast:
     return 0.3, 0.1 if highest(c) and size(c) == of_size else 0.3
 
-  return {f'update_rms/{UP}': rms}
+  return near_eps(1.0) | {f'update_rms/{UP}': rms}
 
 
 def cosine(last: float) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def steep_logits(largest: float) -> dict[str, Any]:
   """Logits that pass 1e4 at the highest learning rate and the largest of four sizes alone."""
 
   def of(c: Fields) -> FirstAndLast:
-    grown = 1e3 * size(c) * (largest if size(c) > 30 else 1.0)
+    grown = 500 * size(c) * (largest if size(c) > 30 else 1.0)
     return (grown if highest(c) else 10.0,) * 2
 
   return {LOGIT: of}
@@ -245,7 +245,11 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         World(flat, {'log_z': where(Z_LOSS, 0.0, (-5.0, -40.0), (5.0, 4.0))}),
         World(flat, {'log_z': (5.0, 6.0)}),
     ),
-    '4c': (NO_Z, World(cliff, curve=late(0.5)), World(cliff, curve=late(0.0))),
+    '4c': (
+        NO_Z,
+        World(cliff_without(Z_LOSS), curve=late(0.5)),
+        World(cliff_without(Z_LOSS), curve=late(0.0)),
+    ),
     '5a': (
         grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
         steep(lambda c: 0.2 - c[WARMUP] / 1000),
@@ -265,6 +269,11 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
         World(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) == 16 else flat(c)),
         World(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) < 16 else flat(c)),
+    ),
+    '5e': (
+        grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
+        steep(lambda c: 0.2 - c[WARMUP] / 1000),
+        steep(lambda c: 0.2 if c[WARMUP] < 25 else 0.1),
     ),
     '6a': (
         DECAY_KINDS,
@@ -351,7 +360,11 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
         steep(where(QK_NORM, 'none', 0.1, 0.1)),
     ),
     'E.4b': (MUPARAM, shift('standard', 0.5), shift('muparam_simple', 0.5)),
-    'E.5a': (MUPARAM, World(flat), World(lambda c: 6.0 if highest(c) else flat(c))),
+    'E.5a': (
+        MUPARAM,
+        World(lambda c: 6.0 if highest(c) and c[NAME] != 'muparam_full' else flat(c)),
+        World(lambda c: 6.0 if highest(c) else flat(c)),
+    ),
     'E.5b': (MUPARAM, best(lambda c: 2.0), best(where(NAME, 'muparam_full', 1.9, 2.0))),
     'E.6a': (
         grid(WIDTHS, sweep(SCALE, 'inverse_sqrt', 'inverse'), BOTH_QK, RATES),

@@ -49,6 +49,17 @@ def test_the_best_is_over_all_interventions_but_of_one_size():
   assert list(instability.unstable(of_eps)) == [False, True, False, False]
 
 
+@pytest.mark.parametrize('loss, expected', [(2.5, True), (2.1, False), (1.5, False)])
+def test_a_run_alone_at_its_size_is_held_against_the_smaller_ones(loss, expected):
+  smaller = (1, 0.1, 2.0), (1, 0.3, 2.1)
+  assert unstable(*smaller, (2, 0.01, loss)) == [False, False, expected]
+  seeds = results_of(*smaller, (2, 0.01, loss), (2, 0.01, loss))
+  seeds.runs['seed'] = [0, 0, 0, 1]
+  assert list(instability.unstable(seeds)) == [False, False, expected, expected]
+  # Of two learning rates the better one is the best of the size.
+  assert unstable(*smaller, (2, 0.01, 2.5), (2, 0.1, 2.6)) == [False] * 4
+
+
 def test_two_shapes_with_as_many_parameters_are_two_sizes():
   given = results_of((1, 0.1, 2.0), (1, 0.3, 3.0))
   given.runs['model.depth'] = [3, 12]

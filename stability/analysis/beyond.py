@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import evidence as ev
-from stability.analysis.claim import BEYOND, AtLeast, AtMost, Claim, above_zero
+from stability.analysis.claim import BEYOND, AtLeast, AtMost, Claim, MoreThan, above_zero
 from stability.analysis.evidence import Evidence, NotAbout
 from stability.analysis.paper import recipe
 
@@ -156,7 +156,7 @@ CLAIMS = (
         BEYOND,
         'With learning rates per layer, the standard parameterization beats muP.',
         'best loss of the largest size, muP minus standard, mean over exponents (nats)',
-        AtLeast(0.0),
+        MoreThan(0.0),
         _mup_minus_standard,
         arms={NAME: ('standard', 'mup'), EXPONENTS: (FULL, NONE)},
         several=_THREE | {'parameters': 2},

@@ -54,6 +54,19 @@ class AtLeast:
 
 
 @dataclasses.dataclass(frozen=True)
+class MoreThan:
+  """A claim holds if its effect is above this: of two things that are alike, none is better."""
+
+  threshold: float
+
+  def met(self, effect: float) -> bool:
+    return effect > self.threshold
+
+  def __str__(self) -> str:
+    return f'> {self.threshold:g}'
+
+
+@dataclasses.dataclass(frozen=True)
 class AtMost:
   """A claim holds if its effect is this or less."""
 
@@ -83,7 +96,7 @@ class Claim:
   figure: str  # 1 ... 13, C.1, E.1 ..., or BEYOND
   statement: str  # in our words
   measure: str  # what the effect is, with its unit
-  holds: AtLeast | AtMost
+  holds: AtLeast | MoreThan | AtMost
   # Of the evidence narrowed to what the claim is about: the effect in each draw.
   statistic: Callable[[Evidence], pd.Series | np.ndarray]
   # Field -> the values it needs (or functions that tell them); all must be there. Runs with other

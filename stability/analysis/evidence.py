@@ -17,6 +17,7 @@ from stability.analysis import instability, sensitivity, tables
 from stability.analysis import windows as windows_lib
 from stability.analysis.tables import Results
 
+PAPER_STEPS, PAPER_READING = 100_000, 2_000
 FEWEST_RATES = 3  # a row with fewer learning rates has no LR sensitivity that says anything
 
 
@@ -168,12 +169,14 @@ class Evidence:
   def after_warmup(self, probe: str) -> pd.Series:
     """The first value from the end of the warm-up on, when the learning rate is at its height.
 
-    The paper's step 2,000 of 100,000 (section 3.3) lies within its warm-up of 5,000; there it was
-    early enough that nothing had diverged and late enough to tell. Short runs have no such step.
+    Of a run as long as the paper's 100,000 steps, the value at its step 2,000 (section 3.3), within
+    the warm-up of 5,000: early enough that nothing had diverged and late enough to tell. Short runs
+    have no such step.
     """
     curves = self._probed(probe)
-    warmup = self.runs.set_index('run')['schedule.warmup_steps']
-    later = curves[curves['step'] >= curves['run'].astype(object).map(warmup)]
+    runs = self.runs.set_index('run')
+    first = runs['schedule.warmup_steps'].where(runs['schedule.steps'] < PAPER_STEPS, PAPER_READING)
+    later = curves[curves['step'] >= curves['run'].astype(object).map(first)]
     return self._measured(probe, later.groupby('run', observed=True)[probe].first())
 
   def _probed(self, probe: str) -> pd.DataFrame:

@@ -15,11 +15,14 @@ def unstable(results: Results) -> pd.Series:
 
   Unstable: diverged, or at a learning rate above the best one of its size with a loss above the
   best one's by more than MARGIN. The best run of a size is that with the lowest loss, over all
-  interventions and seeds.
+  interventions and seeds. A run without another one of its size, as the paper's of 4.8B is, is held
+  against the best of the smaller sizes as well, whatever its learning rate.
   """
   runs = results.runs
   excess = loss_excess(results)
-  above_best = runs['learning_rate'] > best_runs(results)['learning_rate']
+  best = best_runs(results)
+  of_others = best['parameters'] < runs['parameters']
+  above_best = (runs['learning_rate'] > best['learning_rate']) | of_others
   found = (excess > 0) & above_best | (runs['status'] == 'diverged')
   return found.astype('boolean').where(excess.notna())
 
@@ -63,13 +66,23 @@ def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
 
 
 def best_runs(results: Results) -> pd.DataFrame:
-  """For each run, the run, loss and learning_rate of the best of its size; NaN without one."""
-  runs = results.runs.assign(loss=sensitivity.counted_loss(results.runs))
-  columns = ['run', 'loss', 'learning_rate']
+  """For each run, the run, loss, learning_rate and parameters of the best of its size, or NaN.
+
+  Of a size with one run alone, whatever its seeds, the best of those not larger.
+  """
+  runs = results.runs.assign(
+      loss=sensitivity.counted_loss(results.runs),
+      parameters=results.runs['parameters'].astype(float),
+  )
+  columns = ['run', 'loss', 'learning_rate', 'parameters']
   best = pd.DataFrame(np.nan, runs.index, columns).astype({'run': object})
   for _, of_size in tables.split(runs, ['parameters', *results.sizes]):
-    if of_size['loss'].notna().any():
-      best.loc[of_size.index] = runs.loc[of_size['loss'].idxmin(), columns].to_list()
+    others = of_size
+    if len(of_size[[*results.groups, 'learning_rate']].drop_duplicates()) == 1:
+      smaller = runs['parameters'] < of_size['parameters'].iloc[0]
+      others = runs[smaller | runs.index.isin(of_size.index)]
+    if others['loss'].notna().any():
+      best.loc[of_size.index] = runs.loc[others['loss'].idxmin(), columns].to_list()
   return best
 
 

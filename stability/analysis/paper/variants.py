@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import evidence as ev
-from stability.analysis.claim import AtLeast, Claim
+from stability.analysis.claim import AtLeast, Claim, MoreThan
 from stability.analysis.evidence import Evidence
 from stability.analysis.paper.attention import QK_NORM, need_for_qk_norm
 from stability.analysis.tables import LOGIT
@@ -65,7 +65,7 @@ CLAIMS = (
         'Against its square root, the head dimension as divisor has a lower best loss at the'
         ' smallest size and a higher one at the largest.',
         'how much lower and how much higher, the smaller of both (nats)',
-        AtLeast(0.0),
+        MoreThan(0.0),
         _gain_and_loss_of_the_inverse,
         arms={SCALE: ('inverse', 'inverse_sqrt')},
         where={QK_NORM: ('none', 'layernorm')},
@@ -75,7 +75,7 @@ CLAIMS = (
         'E.8',
         'qk-layernorm of each head by itself is slightly better than over all heads at once.',
         'loss over all heads minus loss of each head, mean over sizes and learning rates (nats)',
-        AtLeast(0.0),
+        MoreThan(0.0),
         _loss_over_the_model_dimension,
         arms={QK_NORM: ('layernorm', 'layernorm_model')},
     ),
