@@ -13,7 +13,9 @@ Not an experiment itself. The scales:
 Our choice at paper scale, since the paper does not say: the sizes of each figure, for which the
 whole ladder is taken; width and depth of each size (12 depth width^2 meets the parameters it
 names); a head dimension of 64; LayerNorm before RoPE; decay of every parameter; 16 batches of
-validation; the number of seeds, one.
+validation; the number of seeds, one; what configs/base.py says beside that: z-loss averaged over
+tokens as the loss is, parameters and optimizer state in float32, RoPE's base of 10,000, GELU by
+tanh, how often is logged and probed.
 
 The files say how long they take at cpu scale. On one H100 at 40 % of its peak, by arithmetic,
 each takes up to 2 hours at gpu scale, and 18 to 11,000 at paper scale, where 4.8B needs several:

@@ -82,7 +82,7 @@ def trained(tiny, text):
   """Slopes of the first steps of real runs, at a constant learning rate."""
   # Optimizing machine code takes most of a compile; what is computed stays the same.
   compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-  exponents = {'standard': 'none', 'mup': 'full_alignment'}
+  exponents = {'standard': 'none', 'mup': 'full_alignment', 'muparam_simple': 'none'}
   results = sweep_of(exponents, WIDTHS)
   rows = []
   for run, name, width in results.runs.itertuples(index=False):
@@ -107,6 +107,14 @@ def trained(tiny, text):
 
 
 OUTPUTS = ['activation_rms/block_0/attention/output', 'activation_rms/block_0/mlp/output']
+
+
+@pytest.mark.parametrize('probe', OUTPUTS)
+def test_activations_keep_their_size_under_the_paper_s_muparam(trained, probe):
+  for step in range(1, STEPS + 1):
+    assert abs(slope(trained, 'muparam_simple', probe, step)) < 0.3
+  others = slope(trained, 'standard', probe, STEPS)
+  assert others > slope(trained, 'muparam_simple', probe, STEPS) + 0.1
 
 
 @pytest.mark.parametrize('probe', [*OUTPUTS, 'block_0/output_rms'])

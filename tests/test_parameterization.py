@@ -91,6 +91,26 @@ def test_powers_of_the_width_are_the_paper_s(tiny, name, exponents):
     assert std[path] == multiplier[path] == rate[path] == 1
 
 
+@pytest.mark.parametrize('exponents', ['full_alignment', 'no_alignment'])
+@pytest.mark.parametrize('name, other', [('standard', 'ntk'), ('mup', 'mean_field')])
+def test_two_classes_are_left_of_the_four_for_adam(tiny, name, other, exponents):
+  """Weights start alike and move alike, but for the embedding of the paper's standard one."""
+  effective = []
+  for one in (name, other):
+    std, multiplier, rate = factors(run_of(tiny, one, exponents))
+    effective.append({p: (std[p] * multiplier[p], rate[p] * multiplier[p]) for p in LAYERS})
+  if name == 'standard':
+    assert [found.pop('embedding')[0] for found in effective] == [1, (WIDTH / BASE) ** 0.5]
+  for path, found in effective[0].items():
+    assert found == pytest.approx(effective[1][path]), path
+
+
+def test_muparam_simple_is_the_standard_one_with_full_alignment(tiny):
+  """The paper's is one row of arXiv 2407.05872's table."""
+  simple = factors(run_of(tiny, 'muparam_simple'))
+  assert simple == factors(run_of(tiny, 'standard', 'full_alignment'))
+
+
 @pytest.mark.parametrize('name', MUPARAM)
 def test_muparam(tiny, name):
   """Learning rates by base_fan_in / fan_in, head's std sqrt(base_fan_in) / fan_in, queries at 0."""
