@@ -56,7 +56,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.model.attention_soft_cap = 0.0  # logits stay within +- this, by tanh (Gemma 2: 50); 0 = off
   c.model.output_soft_cap = 0.0  # the same for the head's logits (Gemma 2: 30); 0 = off
   c.model.output_centering = 'none'  # none | mean: mu-centering of the head, after each update
-  c.model.dtype = 'float32'  # float32 | bfloat16, of the matrix products; parameters are float32
+  c.model.dtype = 'float32'  # float32 | bfloat16, of activations; parameters are float32
 
   c.objective = ConfigDict()
   c.objective.z_loss = 1e-4  # times mean log^2 Z; keeps output logits from drifting; 0 = off

@@ -4,7 +4,8 @@ standard, ntk, mup and mean_field, each with learning rates per layer by full al
 and the standard one with the same rate for all layers, our default. Its paper: all four can
 transfer; rates per layer help, and the standard parameterization with them beats muP; exponents of
 no alignment reach the lower loss, those of full alignment are more sensitive to the rate. It
-has 8 layers, head dimension 128 and 50,000 steps, where this takes the scale's sizes and lengths.
+has 8 layers, head dimension 128 and 50,000 steps, where this takes the scale's sizes and lengths;
+its standard one has embeddings of std 1, where ours, as arXiv 2309.14322's, have 1/sqrt(width).
 
 Measured here at cpu scale, one seed, where widths differ by a factor of 3 alone: at the base width
 all are one and the same but for rounding, with an optimum at 3e-2. At 83K the standard one without

@@ -46,8 +46,8 @@ class Attention(nn.Module):
     q, k = _norm_of_head(c, q, 'query', hyper), _norm_of_head(c, k, 'key', hyper)
     self.sow(PROBES, 'query_norm', _norms(q).mean())
     self.sow(PROBES, 'key_norm', _norms(k).mean())
-    q = rope(q) * jnp.asarray(self._scale(T), q.dtype)
-    k = rope(k)
+    q = (rope(q) * jnp.float32(self._scale(T))).astype(q.dtype)
+    k = rope(k).astype(k.dtype)
     if self.fused and _kernel_serves(c):
       out = fused_attention(q, k, v)
       seen = _seen_in_blocks(c, q, k, H, hyper) if self.is_mutable_collection(PROBES) else {}
@@ -119,7 +119,7 @@ def _seen(
   and the key of its largest logit, after RoPE, as they meet there; mean over all queries.
   """
   masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
-  pairs = logits_NxTxS.shape[0] * causal_TxS.sum()
+  pairs = float(logits_NxTxS.shape[0]) * causal_TxS.sum()  # may be past what an int32 holds
   found = {
       'attention_logit_max': masked_NxTxS.max(),
       'attention_logit_mean': jnp.where(causal_TxS, logits_NxTxS, 0).sum() / pairs,
@@ -145,7 +145,7 @@ def _seen_in_blocks(
     heads: int,
     hyper: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
-  """The same without a whole [T, S] matrix at any time: a block of queries after another."""
+  """The same, of long sequences without a whole [T, S] matrix: one block of queries at a time."""
   N, T, K = q_NxTxK.shape
   rows = T if T < LONG else max(n for n in range(1, BLOCK + 1) if T % n == 0)
   q_NxTxK, k_NxSxK = jax.lax.stop_gradient((q_NxTxK, k_NxSxK))
@@ -208,14 +208,17 @@ def _weights(
 
 
 def rope(x_NxTxK: jax.Array) -> jax.Array:
-  """Rotates the pairs (i, i + K/2) by position / base^(2i/K) (RoFormer, arXiv 2104.09864)."""
+  """Rotates the pairs (i, i + K/2) by position / base^(2i/K) (RoFormer, arXiv 2104.09864).
+
+  Whatever the type of x, in float32, of which bfloat16 would keep two digits.
+  """
   _, T, K = x_NxTxK.shape
   frequency = ROPE_BASE ** (-np.arange(K // 2) / (K // 2))
   angle_TxK = np.arange(T)[:, None] * np.tile(frequency, 2)
-  cos_TxK = jnp.asarray(np.cos(angle_TxK), x_NxTxK.dtype)
+  cos_TxK = jnp.asarray(np.cos(angle_TxK), jnp.float32)
   signed_sin_TxK = np.sin(angle_TxK) * np.repeat([-1.0, 1.0], K // 2)
   rolled_NxTxK = jnp.roll(x_NxTxK, K // 2, axis=-1)
-  return x_NxTxK * cos_TxK + rolled_NxTxK * jnp.asarray(signed_sin_TxK, x_NxTxK.dtype)
+  return x_NxTxK * cos_TxK + rolled_NxTxK * jnp.asarray(signed_sin_TxK, jnp.float32)
 
 
 def _norms(x_NxTxK: jax.Array) -> jax.Array:

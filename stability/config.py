@@ -92,9 +92,9 @@ class Rule:
     return self.convert(value)
 
 
-def _integer(at_least: int, **options) -> Rule:
-  allowed = f'an integer from {at_least} to 2^31 - 1'
-  return Rule(int, allowed, lambda value: at_least <= value < 2**31, **options)
+def _integer(at_least: int, power: int = 31, **options) -> Rule:
+  allowed = f'an integer from {at_least} to 2^{power} - 1'
+  return Rule(int, allowed, lambda value: at_least <= value < 2**power, **options)
 
 
 def _float32(value: float) -> float:
@@ -169,7 +169,7 @@ RULES: dict[str, Rule] = {
     'optimizer.clip_norm': _NOT_NEGATIVE,
     'optimizer.weight_decay': _NOT_NEGATIVE,
     'optimizer.weight_decay_kind': _choice('independent', 'coupled'),
-    'schedule.steps': _integer(1, traced=True),
+    'schedule.steps': _integer(1, power=24, traced=True),  # they leave a step as a float32
     'schedule.warmup_steps': _integer(0, traced=True),
     'schedule.shape': _choice('cosine', 'wsd', 'rsqrt'),
     'schedule.decay_steps': _integer(0, traced=True),

@@ -23,7 +23,7 @@ class Member:
   config: Config
   writer: MetricsWriter | NoWriter
   control: control.Control | control.NoControl
-  step: int  # updates made, as the host counts them
+  step: int  # updates made, as the host counts them; once diverged, the one that was not made
   initial_loss: float | None  # None until it is measured
   seconds: float  # spent before `since`
   since: float = 0.0  # time of its first step here

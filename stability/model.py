@@ -32,7 +32,8 @@ class Transformer(nn.Module):
     embedding_VxD = self.param(
         'embedding', nn.initializers.normal(c.width**-0.5), (self.vocabulary_size, c.width)
     )
-    x_BxTxD = embedding_VxD.astype(c.dtype)[tokens_BxT]
+    # Taken before the cast: going backward, a frequent token's gradients add up in float32.
+    x_BxTxD = embedding_VxD[tokens_BxT].astype(c.dtype)
     self.sow(ACTIVATIONS, 'embedding', rms(x_BxTxD))
     block = nn.remat(Block) if self.remat else Block
     for i in range(c.depth):

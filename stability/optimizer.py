@@ -28,8 +28,8 @@ def direction(
 ) -> optax.GradientTransformation:
   """Clips the gradient's global norm, then optimizer.name: without learning rate and decay.
 
-  Its update needs the parameters, as Adafactor's in Optax does. Elements are of order 1 at most,
-  whatever the size of the gradient.
+  Its update needs the parameters, as Adafactor's in Optax does. Its RMS is of order 1 at most,
+  whatever the size of the gradient; atan2 knows none of it as long as float32 holds its square.
   """
   clip_norm = hyper['optimizer.clip_norm']
   return optax.chain(
@@ -168,10 +168,10 @@ def apply_updates(
   """Update number `step` (from 1) of all parameters, every one of which decays.
 
   With s = rate / learning_rate, the schedule: independent decay takes s * weight_decay of the
-  parameter and does not depend on the learning rate; the coupled one, PyTorch's and Optax's,
-  takes rate * weight_decay. The rate is that of the parameter's layer (parameterization.py).
-  Under learning_rate_scale=parameter_rms a tensor's update, not its decay, is multiplied by
-  max(RMS of the parameter, 1e-3) as well (paper figure E.14).
+  parameter and does not depend on the learning rate, but for where s ends; the coupled one,
+  PyTorch's and Optax's, takes rate * weight_decay. The rate is that of the parameter's layer
+  (parameterization.py). Under learning_rate_scale=parameter_rms a tensor's update, not its decay,
+  is multiplied by max(RMS of the parameter, 1e-3) as well (paper figure E.14).
   """
   rate = learning_rate(hyper, step, static)
   weight_decay = hyper['optimizer.weight_decay']

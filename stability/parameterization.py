@@ -13,6 +13,9 @@ dimension are not reparameterized.
                         root: it alone is not the standard one at base_width
   ntk, mup, mean_field  table 1 of arXiv 2407.05872, for Adam
 
+The standard one of that table has embeddings of std 1 where the paper's have 1/sqrt(width); with
+exponents, what is called standard here is the table's but for that.
+
 Exponents of learning rates: `none` is one learning rate for all layers, the global one, which then
 has to be searched anew at each width; full_alignment and no_alignment are the table's, those of
 muP as it is usually meant the former. They hold for optimizers whose updates are of order 1 per

@@ -1,7 +1,7 @@
 """How curved the loss is around a run, at steps of an interval of their own: it costs passes.
 
   critical_sharpness        2 / eta, eta the learning rate from which on a step along the update
-                            raises the loss of its batch (arXiv 2601.16979); 7 passes forward
+                            raises the loss of its batch (arXiv 2601.16979); 8 passes forward
   preconditioned_sharpness  the largest eigenvalue of P^-1 H, H the Hessian of the batch's loss and
                             P = sqrt(v) + eps Adam's preconditioner (arXiv 2207.14484); 10 products
                             with H, at about two gradients each; of AdamW alone

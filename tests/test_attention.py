@@ -23,6 +23,38 @@ def test_rope_turns_pairs_by_their_frequencies():
   np.testing.assert_allclose(got[..., 4:], expected.imag, atol=1e-6)
 
 
+def test_rope_of_bfloat16_is_exact_far_out():
+  """Angles of 500 in bfloat16 would be off by one."""
+  x = jax.numpy.asarray(np.random.default_rng(0).normal(size=(1, 512, 64)), 'bfloat16')
+  exact = attention.rope(np.asarray(x, np.float32))
+  np.testing.assert_allclose(attention.rope(x), exact, atol=1e-6)
+
+
+def test_nobody_sees_the_future_however_large_logits_are(tiny):
+  """The paper's pass 1e4 (section 3.1.1): the mask is below all of them."""
+  c = tiny().static.model
+  causal = np.tril(np.ones((T, T), bool))
+  logits = np.where(causal, -1e9, 1e9).astype(np.float32)[None]
+  weights = np.asarray(attention._weights(c, jax.numpy.asarray(logits), causal, {}))[0]
+  np.testing.assert_array_equal(weights[~causal], 0)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
+def test_the_mean_logit_counts_more_pairs_than_an_int32(tiny):
+  heads, length = 16_384, 512
+  causal = np.tril(np.ones((length, length), bool))
+
+  def mean(q, logits):
+    return attention._seen(c, q, q, logits, logits, causal, 1)['attention_logit_mean']
+
+  c = tiny().static.model
+  shapes = [(heads, length, 8), (heads, length, length)]
+  jaxpr = jax.make_jaxpr(mean)(*(jax.ShapeDtypeStruct(shape, 'float32') for shape in shapes)).jaxpr
+  [sum_over_pairs] = jaxpr.outvars
+  [division] = [equation for equation in jaxpr.eqns if sum_over_pairs in equation.outvars]
+  assert division.invars[1].val == heads * length * (length + 1) / 2
+
+
 def test_rope_is_relative():
   """A product of query and key depends on their distance alone; norms stay."""
   rng = np.random.default_rng(0)
@@ -190,6 +222,8 @@ def test_the_kernel_is_our_attention(tiny, monkeypatch, long):
         ({}, False),
         ({'model.dtype': 'bfloat16', 'model.attention': 'squared_relu'}, False),
         ({'model.dtype': 'bfloat16', 'model.attention_soft_cap': 50.0}, False),
+        ({'model.dtype': 'bfloat16', 'model.width': 24, 'model.head_dim': 12}, False),
+        ({'model.dtype': 'bfloat16', 'model.width': 256, 'model.head_dim': 256}, False),
     ],
 )
 def test_where_the_kernel_is_used(tiny, monkeypatch, overrides, serves):

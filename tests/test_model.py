@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from stability import attention, layers
 from stability import config as config_lib
 from stability import model as model_lib
 from stability import objective as objective_lib
@@ -173,7 +174,7 @@ def equations(jaxpr):
       yield from equations(inner)
 
 
-def test_bfloat16_is_of_the_products_alone(tiny):
+def test_bfloat16_is_of_activations_alone(tiny):
   """Products take bfloat16; parameters, logits, softmax and norms' statistics are float32."""
   exact, rounded = tiny(), tiny({'model.dtype': 'bfloat16'})
   params = initial(exact)
@@ -194,6 +195,47 @@ def test_bfloat16_is_of_the_products_alone(tiny):
 
   pair = compiled(lambda p: (apply(exact, p, tokens), apply(rounded, p, tokens)))(params)
   assert 1e-4 < float(jnp.abs(pair[0] - pair[1]).max()) < 0.1  # of logits of order 1
+
+
+def test_gradients_in_bfloat16_are_those_of_float32(tiny):
+  """But for rounding, of each tensor: of a token that makes up most of the batch as well.
+
+  Added up in bfloat16, thousands of small gradients on one row come to a fraction of their sum.
+  """
+  tokens = np.random.default_rng(0).integers(0, 64, (512, T), np.int32)
+  tokens[:, ::2] = 7
+
+  def gradients(run):
+    def loss(params):
+      return objective_lib.cross_entropy(apply(run, params, tokens[:, :-1]), tokens[:, 1:])
+
+    return compiled(jax.grad(loss))(params)
+
+  params = initial(tiny())
+  exact, rounded = gradients(tiny()), gradients(tiny({'model.dtype': 'bfloat16'}))
+  apart = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(a), exact, rounded)
+  assert max(jax.tree.leaves(apart)) < 0.05, apart
+
+
+def test_measures_of_bfloat16_are_taken_in_float32():
+  """To float32's rounding of what the bfloat16 are."""
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 30, 64)) * 30, jnp.bfloat16)
+  exact = np.asarray(x, np.float64)
+  squares = np.square(exact).mean(-1, keepdims=True)
+  assert float(layers.rms(x)) == pytest.approx(np.sqrt(squares.mean()), rel=1e-5)
+  np.testing.assert_allclose(layers.unit_rms(x), exact / np.sqrt(squares), rtol=1e-5)
+  norms = np.asarray(attention._norms(x))
+  np.testing.assert_allclose(norms, np.linalg.norm(exact, axis=-1), rtol=1e-5)
+
+
+def test_layernorm_of_a_stream_with_a_large_mean():
+  """E[x^2] - E[x]^2 would be all rounding."""
+  noise = np.random.default_rng(0).normal(size=(4, 64))
+  x = (1e4 + noise).astype(np.float32)
+  centred = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
+  module = layers.norm('layernorm', 'float32', None)
+  found = module.apply({'params': {'scale': np.ones(64, np.float32)}}, x)
+  np.testing.assert_allclose(found, centred / centred.std(-1, keepdims=True), atol=2e-2)
 
 
 # Everything that adds parameters.

@@ -1,9 +1,9 @@
 """batch = f(data seed, step): the same integers from NumPy on the host and from jax on a device.
 
 Text of `tokens` tokens has n = (tokens - 1) // sequence_length windows of sequence_length + 1
-tokens, at multiples of sequence_length, so that each token is predicted once. Example number
-e = step * batch_size + i is window permutation(e % n) of epoch e // n: every window once an epoch,
-in an order of its own, without state to keep or restore.
+tokens, at multiples of sequence_length, so that each token is predicted once, but for the first and
+a rest that fills no window. Example number e = step * batch_size + i is window permutation(e % n)
+of epoch e // n: every window once an epoch, in an order of its own, without state to keep.
 
 Limits, of uint32: 2**32 examples in a run, and 2**31 tokens for windows drawn on a device.
 """
