@@ -140,7 +140,22 @@ def test_sizes_close_together_say_little_of_larger_ones():
 def test_what_the_folds_missed_widens_the_draws():
   kinked = lambda size, rate: max(0.0, size - 4.7) * (2 + rate) ** 3  # noqa: E731
   targets = points(kinked, sizes=BEYOND)
-  assert fits.extrapolate(points(kinked), targets, least_noise=1e-3, draws=200).widening > 1.5
+  plain, widened = (
+      fits.extrapolate(points(kinked), targets, least_noise=1e-3, draws=200, widen=widen)
+      for widen in (False, True)
+  )
+  assert widened.widening > 1.5 > plain.widening == 1
+  np.testing.assert_allclose(
+      np.diff(widened.interval_2xT, axis=0), widened.widening * np.diff(plain.interval_2xT, axis=0)
+  )
+  np.testing.assert_allclose(widened.value_T, plain.value_T)
+
+
+def test_shared_slopes_are_quadratic_in_the_learning_rate():
+  law = lambda size, rate: rate + (0.8 + 0.5 * rate**2) * (size - 4)  # noqa: E731
+  targets = points(law, sizes=BEYOND)
+  said = fits.least_squares(fits.Fit(order=1, shared=True), points(law), targets)
+  np.testing.assert_allclose(said, targets.value_K)
 
 
 def test_two_sizes_are_a_line_and_one_is_nothing():
