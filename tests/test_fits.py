@@ -116,10 +116,46 @@ def test_seeds_are_drawn_whole():
   assert (fits._seed_weights(0 * seeds, 400, np.random.default_rng(0))[0] == 1).all()
 
 
+def test_what_one_seed_alone_holds_is_as_certain_as_its_runs():
+  made = points(steeper_at_high_rates, seeds=3, noise=0.1, rng=np.random.default_rng(0))
+  made = made.only((made.rate_K < RATES[-1]) | (made.seed_K == 0))
+  targets = points(steeper_at_high_rates, sizes=BEYOND)
+  low, high = fits.extrapolate(made, targets, least_noise=0.01, draws=300).interval_2xT
+  assert (high - low)[-1] < 2 * (high - low)[:-1].max()  # sqrt(3) times: a third of the runs
+  # The same where one seed alone holds more than one size.
+  of_a_rate = made.only(made.rate_K == RATES[0])
+  line = of_a_rate.only((of_a_rate.size_K == SIZES[-1]) | (of_a_rate.seed_K == 0))
+  _, low, high = fits.power_law(line, least_noise=0.01)
+  assert high - low < 1
+
+
+def test_sizes_close_together_say_little_of_larger_ones():
+  near = points(bent, sizes=4 + np.arange(4) / 100, noise=0.1, rng=np.random.default_rng(0))
+  targets = points(bent, sizes=BEYOND)
+  low, high = fits.extrapolate(near, targets, least_noise=0.01, draws=200).interval_2xT
+  assert (high - low > 10).all()
+  assert ((low < targets.value_K) & (targets.value_K < high)).all()
+
+
 def test_what_the_folds_missed_widens_the_draws():
   kinked = lambda size, rate: max(0.0, size - 4.7) * (2 + rate) ** 3  # noqa: E731
   targets = points(kinked, sizes=BEYOND)
-  assert fits.extrapolate(points(kinked), targets, least_noise=1e-3, draws=200).widening > 1.5
+  plain, widened = (
+      fits.extrapolate(points(kinked), targets, least_noise=1e-3, draws=200, widen=widen)
+      for widen in (False, True)
+  )
+  assert widened.widening > 1.5 > plain.widening == 1
+  np.testing.assert_allclose(
+      np.diff(widened.interval_2xT, axis=0), widened.widening * np.diff(plain.interval_2xT, axis=0)
+  )
+  np.testing.assert_allclose(widened.value_T, plain.value_T)
+
+
+def test_shared_slopes_are_quadratic_in_the_learning_rate():
+  law = lambda size, rate: rate + (0.8 + 0.5 * rate**2) * (size - 4)  # noqa: E731
+  targets = points(law, sizes=BEYOND)
+  said = fits.least_squares(fits.Fit(order=1, shared=True), points(law), targets)
+  np.testing.assert_allclose(said, targets.value_K)
 
 
 def test_two_sizes_are_a_line_and_one_is_nothing():

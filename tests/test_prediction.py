@@ -62,6 +62,21 @@ def test_critical_rate_is_where_the_loss_passes_the_margin():
   assert observations.critical_rate(runs) == (-1.5, 0)
 
 
+def test_each_seed_has_its_own_critical_rate():
+  laws = (0.4, 0.1)  # of seed 0 and of seed 1
+  made = [
+      known_truth.sweep(np.random.default_rng(0), seeds=(seed,), at_10k=at_10k)
+      for seed, at_10k in enumerate(laws)
+  ]
+  runs = pd.concat([results.runs for results, _ in made], ignore_index=True)
+  curves = pd.concat([curves for _, curves in made])
+  runs = only(observations.of(dataclasses.replace(made[0][0], runs=runs), curves)).runs
+  for seed, at_10k in enumerate(laws):
+    of_seed = runs[runs['seed'] == seed]
+    truth = np.log10(known_truth.critical_rate(of_seed['parameters'], at_10k=at_10k))
+    np.testing.assert_allclose(of_seed['critical'], truth, atol=0.25)
+
+
 def test_readings_are_the_highest_so_far_and_outlive_their_run():
   results, curves = known_truth.sweep(np.random.default_rng(0), sizes=(9216,), rates=(0.1, 0.3))
   first, second = results.runs['run']
@@ -96,6 +111,48 @@ def test_the_laws_are_recovered(made, held_out):
   truth = known_truth.gradient_rms(LARGEST, gradients['learning_rate'])
   np.testing.assert_allclose(gradients['value'], truth, rtol=0.4)
   assert (gradients['probability'] == 0).all()
+
+
+def test_gradients_below_eps_are_foretold_and_told(made):
+  results, curves = made
+  eps = 3.3e-6  # between the gradients of the largest size at 0.03 and at 0.1
+  results = dataclasses.replace(results, runs=results.runs.assign(**{'optimizer.eps': eps}))
+  seen = only(observations.of(results, curves))
+  fitted, largest = (seen.only(kept) for kept in _split(seen))
+  below = list(largest.runs['learning_rate'] > 0.05)
+  by_gradient = predictors.ByGradient()
+  said = by_gradient.forecast(fitted, largest.runs).cells
+  assert list(said['probability'] > 0.5) == list(by_gradient.happened(largest)) == below
+
+
+def test_what_predictions_must_beat_is_of_the_sizes_at_hand(made, held_out):
+  seen = only(observations.of(*made))
+  fitted, largest = (seen.only(kept).runs['unstable'] for kept in _split(seen))
+  targets = observations.targets([2e6], known_truth.RATES)
+  said = predictors.AsBefore().forecast(seen, targets).cells
+  assert list(said['probability']) == list(largest)
+  base_rate = of(held_out, predictors.AsBefore.name)['base_rate']
+  assert (base_rate == fitted.mean()).all() and fitted.mean() < largest.mean()
+
+
+def test_a_mean_is_that_of_its_parts(held_out):
+  logit, critical, mean = (
+      of(held_out, name)['probability']
+      for name in ('attention logit', 'critical learning rate', 'mean of 2 predictors')
+  )
+  np.testing.assert_allclose(mean, (logit + critical) / 2)
+
+
+def test_the_best_has_the_least_errors(made):
+  class Contrary(predictors.AsBefore):
+    def forecast(self, seen, targets, quick=False):
+      said = super().forecast(seen, targets, quick)
+      return dataclasses.replace(
+          said, cells=said.cells.assign(probability=1 - said.cells['probability'])
+      )
+
+  seen = only(observations.of(*made))
+  assert predictors.best([Contrary(), predictors.AsBefore()], seen) == predictors.AsBefore()
 
 
 def test_predictions_are_right_and_beat_the_paper(held_out):
@@ -240,6 +297,10 @@ def test_no_critical_rate_is_made_up_where_all_is_stable():
   logits = of(said, 'attention logit')
   assert logits['note'].str.endswith('no run was unstable: against 10000').all()
   assert (logits['probability'] < 0.5).all()
+  later = dataclasses.replace(predictors.LOGIT, step=100)
+  said = later.forecast(only(seen), observations.targets([2e6], known_truth.RATES)).cells
+  passed = [known_truth.log_logit(2e6, rate) > 4 for rate in known_truth.RATES]
+  assert list(said['probability'] > 0.5) == passed
 
 
 def test_runs_that_do_not_count_are_passed_over():

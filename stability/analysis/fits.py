@@ -23,7 +23,7 @@ _SWEEPS = 30  # in which values beyond the limits of the measurement are drawn a
 _SLOPE_POWERS = 2  # a shared slope is a quadratic in log10(learning rate)
 _MIDDLE_SIZE = 6.0  # log10; columns of powers of what is around it are less alike
 _SAME_RATE = 1e-6  # decades
-_RIDGE = 1e-9  # keeps draws of seeds that miss a cell solvable
+_RIDGE = 1e-9  # keeps sizes that are all but the same solvable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,17 +239,27 @@ def _coefficients(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws of the coefficients [D, P] and of the noise's standard deviation [D].
 
-  Seeds are drawn with replacement; coefficients and noise from their posterior under a flat prior,
-  which gives the t intervals of least squares. Values beyond the limits of the measurement are
-  drawn in turn with the rest (Gibbs sampling), from the tail they are known to be in.
+  Seeds are drawn with replacement, or all once where those drawn do not determine the fit;
+  coefficients and noise from their posterior under a flat prior, which gives the t intervals of
+  least squares. Values beyond the limits of the measurement are drawn in turn with the rest (Gibbs
+  sampling), from the tail they are known to be in.
   """
   X_KxP = fit.design(points, points.rates)
   y_DxK = np.tile(points.value_K, (draws, 1))
   # Few seeds can be drawn in few ways: one matrix [P, P] for each of these.
   weights_WxK, ways_D = _seed_weights(points.seed_K, draws, rng)
-  products_WxPxP = (X_KxP.T * weights_WxK[:, None]) @ X_KxP + _RIDGE * np.eye(X_KxP.shape[1])
-  inverse_WxPxP = np.linalg.inv(products_WxPxP)
-  inverse_DxPxP, root_DxPxP = inverse_WxPxP[ways_D], np.linalg.cholesky(inverse_WxPxP)[ways_D]
+  products_WxPxP = (X_KxP.T * weights_WxK[:, None]) @ X_KxP
+  # Those drawn may have no run at a learning rate, say. That tells nothing of how seeds differ, and
+  # the curve there could be any.
+  lacking_W = np.linalg.matrix_rank(products_WxPxP, hermitian=True) < X_KxP.shape[1]
+  weights_WxK[lacking_W], products_WxPxP[lacking_W] = 1, X_KxP.T @ X_KxP
+  products_WxPxP += _RIDGE * np.eye(X_KxP.shape[1])
+  # The lower root of the inverse, from the upper one of the products (that of the matrix turned
+  # around): where sizes are close, round-off leaves the inverse itself without one.
+  upper_WxPxP = np.linalg.cholesky(products_WxPxP[:, ::-1, ::-1])[:, ::-1, ::-1]
+  root_WxPxP = np.linalg.inv(upper_WxPxP).transpose(0, 2, 1)
+  inverse_WxPxP = root_WxPxP @ root_WxPxP.transpose(0, 2, 1)
+  inverse_DxPxP, root_DxPxP = inverse_WxPxP[ways_D], root_WxPxP[ways_D]
   weights_DxK = weights_WxK[ways_D]
   freedom = len(points) - X_KxP.shape[1] + _FLOOR_WEIGHT
   for _ in range(_SWEEPS if points.beyond_K.any() else 1):

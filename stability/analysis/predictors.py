@@ -156,7 +156,7 @@ class ByCriticalRate(Predictor):
     )
     sizes = targets[['size']].drop_duplicates().assign(rate=0.0)
     # Anywhere between two learning rates of the grid would be a standard deviation of their
-    # distance / sqrt(12); where the loss passes the margin tells half as much again.
+    # distance / sqrt(12); where the loss passes the margin is taken to halve that.
     least_noise = np.diff(np.log10(seen.learning_rates)).max() / np.sqrt(12) / 2
     extrapolation = _extrapolate(points, sizes, least_noise, quick)
     place = pd.Index(sizes['size']).get_indexer(targets['size'])
