@@ -6,12 +6,13 @@ qk-layernorm.
   Figure E.6  Paper: slightly better at the smallest size, worse at the largest; does not remove the
               need for qk-layernorm.
 
-Measured here at cpu scale, 9.2K and 147K, one seed: without qk-layernorm LR sensitivity is 1.4 and
-2.3 times that with it for 1/d as well; 1/d lowers the smallest size's best loss by 0.03 and raises
-the largest one's by 0.09 with qk-layernorm. The head dimension is the same at all sizes, so this is
-a factor of 4 on the logits (8 above).
+Measured here at cpu scale, 9.2K and 147K, three seeds: without qk-layernorm LR sensitivity is 1.4
+and 2.2 times that with it for 1/d as well (0.36 against 0.26, 0.45 against 0.21); 1/d lowers the
+smallest size's best loss by 0.01, and raises the largest one's by 0.10 with qk-layernorm, not
+without it (-0.01). The head dimension is the same at all sizes, so this is a factor of 4 on the
+logits (8 above).
 
-Time at cpu scale: 56 runs, about 3 minutes on two cores (estimate).
+Time at cpu scale: 56 runs, 5 to 8 minutes on two cores.
 
   python -m launch.sweep --config=configs/attention_scale.py --workdir=runs/attention_scale
 """

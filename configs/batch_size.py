@@ -9,7 +9,7 @@ Measured here at cpu scale, 9.2K and 83K, one seed: 0.30, 0.31 and 0.29 at 9.2K,
 at 83K: no change to speak of. Below paper scale the smallest batch is half the usual one, so that
 steps enough are left with the largest.
 
-Time at cpu scale: 42 runs, about 3 minutes on two cores (estimate).
+Time at cpu scale: 42 runs, 3 to 5 minutes on two cores.
 
   python -m launch.sweep --config=configs/batch_size.py --workdir=runs/batch_size
 """

@@ -15,8 +15,7 @@ Measured here at cpu scale, 83K, one seed: LR sensitivity without qk-layernorm i
 qk-layernorm and without. What acts on output logits makes no difference in runs this short (0.22 to
 0.24; see configs/z_loss.py).
 
-Time at cpu scale: 91 runs of one size, about 5 minutes on two cores, a quarter of it for
-compiling (estimate).
+Time at cpu scale: 91 runs, 8 to 13 minutes on two cores.
 
   python -m launch.sweep --config=configs/interventions.py --workdir=runs/interventions
 """

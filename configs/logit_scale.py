@@ -13,7 +13,7 @@ Measured here at cpu scale, one seed: the best scale is 3; 5 % of what was learn
 head dimension 16 a scale of 1e3 means logits of up to 4e3. From 300 on it is worse than the model
 without blocks.
 
-Time at cpu scale: 12 runs, about 1 minute on two cores (estimate).
+Time at cpu scale: 12 runs, 1 to 2 minutes on two cores.
 
   python -m launch.sweep --config=configs/logit_scale.py --workdir=runs/logit_scale
 """

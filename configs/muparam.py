@@ -16,7 +16,7 @@ largest size is 0.045 lower, unlike the paper; full trains at a rate of 1 withou
 agree at the smallest size, base_width, but for full. intermediate is trained with qk-layernorm
 alone.
 
-Time at cpu scale: 147 runs, about 7 minutes on two cores (estimate).
+Time at cpu scale: 147 runs, 10 to 18 minutes on two cores.
 
   python -m launch.sweep --config=configs/muparam.py --workdir=runs/muparam
 """

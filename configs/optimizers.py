@@ -6,12 +6,12 @@ about a fifth with Adam (and Muon, which is scaled so), by nearly all with Adafa
 Lion, so their windows are half a decade and a decade down. LR sensitivities compare only if the
 windows lie alike around each optimum; the report shows whether they do.
 
-Measured here at cpu scale, 9.2K and 83K, one seed: in LR sensitivity Adam-atan2 (0.27, 0.26),
-StableAdamW (0.26, 0.24) and Muon (0.31, 0.26) are as AdamW is (0.31, 0.27); Adafactor (0.47, 0.36)
-and Lion (0.58, 0.32) are more sensitive. Muon ends lowest by far: 1.78 at 83K, AdamW 1.99, Lion
-2.10.
+Measured here at cpu scale, 9.2K and 83K, three seeds: in LR sensitivity Adam-atan2 (0.29, 0.26),
+StableAdamW (0.28, 0.22) and Muon (0.29, 0.25) are about as AdamW is (0.27, 0.24); Adafactor (0.47,
+0.33) and Lion (0.65, 0.34) are more sensitive. Optima lie in the middle of each window or half a
+decade beside it. Muon ends lowest by far: 1.78 at 83K, AdamW 1.99, Adafactor 2.00, Lion 2.10.
 
-Time at cpu scale: 84 runs, about 5 minutes on two cores (estimate).
+Time at cpu scale: 84 runs, 6 to 10 minutes on two cores.
 
   python -m launch.sweep --config=configs/optimizers.py --workdir=runs/optimizers
 """

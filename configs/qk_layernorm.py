@@ -21,7 +21,7 @@ within 12 % in the median, and gradient RMS falls with powers of about -0.8 and 
 rate, to 1e-6, far above eps = 1e-8, so that updates hardly shrink: see configs/epsilon.py. Block
 outputs grow with size, unlike the paper.
 
-Time at cpu scale: 84 runs, about 6 minutes on two cores (estimate).
+Time at cpu scale: 84 runs, 18 to 30 minutes on two cores.
 
   python -m launch.sweep --config=configs/qk_layernorm.py --workdir=runs/qk_layernorm
 """

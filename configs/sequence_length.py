@@ -7,7 +7,7 @@ different lengths are no like for like, since a token sees more of its text in a
 
 Not yet measured.
 
-Time at cpu scale: 42 runs, about 3 minutes on two cores (estimate).
+Time at cpu scale: 42 runs, 3 to 5 minutes on two cores.
 
   python -m launch.sweep --config=configs/sequence_length.py --workdir=runs/sequence_length
 """

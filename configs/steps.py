@@ -7,7 +7,7 @@ Half, all and twice the steps, the warm-up in proportion (our choice; the paper 
 Measured here at cpu scale, 9.2K and 83K, one seed: 0.29, 0.31 and 0.23 at 9.2K, 0.18, 0.27 and 0.22
 at 83K, so a factor of up to 1.5 and no trend. Runs this short are still undertrained at low rates.
 
-Time at cpu scale: 42 runs, about 3 minutes on two cores (estimate).
+Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
   python -m launch.sweep --config=configs/steps.py --workdir=runs/steps
 """

@@ -11,7 +11,7 @@ sensitivities of 0.30, 0.27, 0.24 and 0.22 at 147K, 0.25, 0.26, 0.24 and 0.25 at
 0.27 and 0.25 at 9.2K, and best losses of 1.98, 1.95, 1.93 and 1.90 at 147K. Whether it helps larger
 models more, the seeds do not agree.
 
-Time at cpu scale: 84 runs, 3 to 6 minutes on two cores a seed.
+Time at cpu scale: 84 runs, 4 to 7 minutes on two cores.
 
   python -m launch.sweep --config=configs/warmup.py --workdir=runs/warmup
 """

@@ -14,7 +14,7 @@ Measured here at cpu scale, one seed: the coupled kind has the lower LR sensitiv
 that an independent decay of 1e-4 removes 2 % of a weight and the coupled kind acts at high rates
 alone, where it helps: from 0.1 on, most of a weight.
 
-Time at cpu scale: 60 runs, about 6 minutes on two cores (estimate).
+Time at cpu scale: 60 runs, 9 to 16 minutes on two cores.
 
   python -m launch.sweep --config=configs/weight_decay_kind.py --workdir=runs/weight_decay_kind
 """

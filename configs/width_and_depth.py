@@ -16,7 +16,7 @@ of its logarithm on that of the parameters differ by 0.16). At 147K width alone 
 shapes of gpu and paper scale are our choice but for the paper's two fixed ones: 6 layers where the
 width grows, width 512 where the depth grows.
 
-Time at cpu scale: 98 runs, about 6 minutes on two cores, half of it for the 12 layers (estimate).
+Time at cpu scale: 98 runs, 12 to 20 minutes on two cores, half of it for the 12 layers.
 
   python -m launch.sweep --config=configs/width_and_depth.py --workdir=runs/width_and_depth
 """

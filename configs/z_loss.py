@@ -16,7 +16,7 @@ logit is -5 to -30 for three quarters of training and ends at -156 at a rate of 
 without, 4.46 and 4.60 with. No drift was seen with bytes, nor with 2,048 tokens at width 32 for
 8,000 steps of 256 tokens, in bfloat16 neither, nor with 8,192 tokens.
 
-Time at cpu scale: 9 runs, about 10 minutes on two cores (estimate).
+Time at cpu scale: 9 runs, 3 to 6 minutes on two cores.
 
   python -m launch.sweep --config=configs/z_loss.py --workdir=runs/z_loss
 """
