@@ -8,9 +8,9 @@ eps over decades at the largest size and the highest learning rates, where gradi
                below eps.
   Figure E.15  loss and gradient RMS with eps = 1e-6. Paper: diverges.
 
-What carries over from size to size is eps relative to the gradient RMS, and that RMS is larger here:
-about 2e-5 at width 64 and a rate of 0.3. So the paper's 1e-6 at 4.8B is 1e-3 or 1e-2 here, and its
-1e-8 is 1e-5. Measured here at cpu scale, three seeds, mean losses at rates of 0.1, 0.3 and 1:
+What carries over from size to size is eps relative to the gradient RMS, which is larger here: about
+2e-5 at width 64 and a rate of 0.3. So the paper's 1e-6 at 4.8B is 1e-3 or 1e-2 here, and its 1e-8
+is 1e-5. Measured here at cpu scale, three seeds, mean losses at rates of 0.1, 0.3 and 1:
 2.03, 2.17 and 2.58 at 1e-15, 2.03, 2.17 and 2.65 at 1e-8 (at 1, 0.06 +- 0.05 higher, while the
 gradient RMS differs by 15 % alone), 2.04, 2.19 and 2.66 at 1e-5, 2.08, 2.21 and 2.60 at 1e-3. Where
 eps is above the gradient RMS, updates are 7 % of what they were, in every block, which at these

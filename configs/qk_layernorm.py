@@ -5,7 +5,8 @@ sizes x qk-layernorm on and off x seven learning rates.
 
   Figure 1     loss against learning rate, LR sensitivity against size. Paper: trains stably across
                three decades with it; without it, the rate that diverges falls with size.
-  Figure 2     loss and highest attention logit of block 0 over training, two sizes
+  Figure 2     loss and highest attention logit of block 0 over training, two sizes. Paper: without
+               it, both diverge; block 0 has the largest logits.
   Figure 9     that logit early in training against size, extrapolated: past 1e4 runs diverge, and
                4.8B at 1e-2 was foretold so. The largest size here is there to be foretold.
   Figure 11    gradient RMS of the first MLP layer: falls with size and learning rate

@@ -6,12 +6,12 @@ Paper: without qk-layernorm, loss rises steeply at high learning rates, the soon
 model; with it, training is stable across three decades. Attention logits of the unstable runs
 grow with learning rate and size.
 Expected here, measured over three seeds: LR sensitivity without qk-layernorm is 1.4 to 1.7 times
-that with it at the smallest size and 2.1 to 2.3 times at the largest; attention logits stay under
-1e3 with it and pass 1e4 without it, at 0.1 for the largest size and at 0.3 for all.
+that with it at the smallest size and 2.0 to 2.1 times at the largest; attention logits stay under
+1,200 with it and pass 1e4 without it, at 0.1 for the largest size and at 0.3 for all.
 The window is 1e-3 ... 1 instead of the paper's 3e-4 ... 3e-1: runs this short are still
 undertrained at 3e-4 and their optimum is near 1e-2, so the window moves with it (appendix B).
 
-Time: about 2 minutes on two CPU cores, compilation included.
+Time: 3 to 5 minutes on two CPU cores, compilation included.
 
   python -m launch.sweep --config=configs/quickstart.py --workdir=runs/quickstart
 """
