@@ -296,11 +296,9 @@ def test_no_critical_rate_is_made_up_where_all_is_stable():
   )
   logits = of(said, 'attention logit')
   assert logits['note'].str.endswith('no run was unstable: against 10000').all()
-  assert (logits['probability'] < 0.5).all()
-  later = dataclasses.replace(predictors.LOGIT, step=100)
-  said = later.forecast(only(seen), observations.targets([2e6], known_truth.RATES)).cells
+  assert logits['note'].str.startswith('read at step 100').all()
   passed = [known_truth.log_logit(2e6, rate) > 4 for rate in known_truth.RATES]
-  assert list(said['probability'] > 0.5) == passed
+  assert list(logits['probability'] > 0.5) == passed and any(passed)
 
 
 def test_runs_that_do_not_count_are_passed_over():

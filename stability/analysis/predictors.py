@@ -107,10 +107,15 @@ class ByProbe(Predictor):
   event: str = UNSTABLE
 
   def settle(self, seen: Observations) -> 'ByProbe':
-    """Reads at the step that foretold the larger of the fitted sizes best."""
+    """Reads at the step that foretold the larger of the fitted sizes best.
+
+    Where no run was unstable none did: at the last one then, for the threshold is of all training.
+    """
     steps = seen.steps(self.probe)
     if not steps:
       raise TooLittle(f'no {self.quantity} was logged')
+    if not seen.runs['unstable'].any():
+      return dataclasses.replace(self, step=steps[-1])
     places = np.unique(np.geomspace(1, len(steps), MOST_STEPS).round().astype(int)) - 1
     tried = [dataclasses.replace(self, step=steps[place]) for place in places]
     return min(tried, key=lambda predictor: _miss(predictor, seen))
