@@ -61,15 +61,20 @@ def write_json(path: Path, value: Any) -> None:
   write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False) + '\n')
 
 
-def finite(value: Any) -> Any:
-  """The value with null in the place of each number that is not finite."""
+def finite(value: Any, levels: int = 100) -> Any:
+  """The value with null in the place of each number that is not finite.
+
+  ValueError where it is nested deeper than that, which some Pythons could not write.
+  """
   if isinstance(value, float):
     return value if math.isfinite(value) else None
+  if not isinstance(value, Mapping | list | tuple):
+    return value
+  if not levels:
+    raise ValueError('nested too deeply')
   if isinstance(value, Mapping):
-    return {key: finite(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [finite(item) for item in value]
-  return value
+    return {key: finite(item, levels - 1) for key, item in value.items()}
+  return [finite(item, levels - 1) for item in value]
 
 
 def run_dir(workdir: Path, name: str) -> Path:

@@ -200,8 +200,9 @@ def test_meta_that_is_none_is_refused(prepared, content):
     tokens.open_tokens(prepared)
 
 
-def test_meta_nested_too_deeply_for_sweep_json_is_refused(prepared):
-  nested = '{"more": ' + '{"a":' * 900 + '1' + '}' * 900 + ','
+@pytest.mark.parametrize('levels', [100, 900, 100_000])
+def test_meta_nested_too_deeply_for_sweep_json_is_refused(prepared, levels):
+  nested = '{"more": ' + '{"a":' * levels + '1' + '}' * levels + ','
   file = prepared / 'meta.json'
   file.write_text(file.read_text().replace('{', nested, 1))
   with pytest.raises(BadInput, match=r'meta\.json: cannot be read'):
