@@ -258,7 +258,7 @@ def test_nothing_is_better_where_all_are_alike(name):
 @pytest.mark.parametrize(
     'name, world, reason',
     [
-        ('E.5a', World(worlds.flat), 'no other run diverged'),  # nor any run of full muParam
+        ('E.5a', World(worlds.flat), 'no run at all diverged'),
         ('8a', worlds.steep(lambda c: 0.1), 'does not change either'),
         ('E.4b', worlds.steep(lambda c: 0.1), 'does not change either'),
         ('E.14a', worlds.steep(lambda c: 0.1), 'does not change either'),
@@ -270,6 +270,14 @@ def test_nothing_is_better_where_all_are_alike(name):
 def test_without_a_contrast_a_claim_is_undecided(name, world, reason):
   found = verdict(name, *results_of(CASES[name][0], world))
   assert found.verdict == UNDECIDED and found.n > 0 and reason in found.reason
+
+
+def test_full_muparam_that_diverges_alone_is_not_excused():
+  def loss(c):
+    return 6.0 if worlds.highest(c) and c['parameterization.name'] == 'muparam_full' else 2.0
+
+  found = verdict('E.5a', *results_of(CASES['E.5a'][0], World(loss)))
+  assert (found.verdict, found.effect) == (DOES_NOT_HOLD, 1.0)
 
 
 def test_slopes_of_two_signs_are_no_flat_line():

@@ -25,10 +25,11 @@ def _shortest_over_longest_warmup(e: Evidence) -> pd.DataFrame:
 
 def _default_over_longest_warmup(e: Evidence) -> pd.Series:
   table = np.log(e.lr_sensitivity())
-  steps, lengths = e.runs[STEPS].max(), table.index.get_level_values(WARMUP)
-  if not lengths.max() > DEFAULT_WARMUP * steps:
+  usual = round(DEFAULT_WARMUP * e.runs[STEPS].max())
+  lengths = table.index.get_level_values(WARMUP)
+  if not lengths.max() > usual:
     raise Undecided('no warm-up is longer than 5 % of the steps')
-  default, longest = (ev.at(table, WARMUP, n) for n in (DEFAULT_WARMUP * steps, lengths.max()))
+  default, longest = (ev.at(table, WARMUP, length) for length in (usual, lengths.max()))
   return np.exp(default.mean() - longest.mean())
 
 
