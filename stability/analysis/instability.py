@@ -18,9 +18,8 @@ def unstable(results: Results) -> pd.Series:
   interventions and seeds. A run without another one of its size, as the paper's of 4.8B is, is held
   against the best of the smaller sizes as well, whatever its learning rate.
   """
-  runs = results.runs
-  excess = loss_excess(results)
-  best = best_runs(results)
+  runs, best = results.runs, best_runs(results)
+  excess = _excess(runs, best)
   of_others = best['parameters'] < runs['parameters']
   above_best = (runs['learning_rate'] > best['learning_rate']) | of_others
   found = (excess > 0) & above_best | (runs['status'] == 'diverged')
@@ -32,8 +31,10 @@ def loss_excess(results: Results) -> pd.Series:
 
   Above 0: too high. NaN where the run does not count.
   """
-  runs = results.runs
-  best = best_runs(results)
+  return _excess(results.runs, best_runs(results))
+
+
+def _excess(runs: pd.DataFrame, best: pd.DataFrame) -> pd.Series:
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
   return sensitivity.counted_loss(runs) - best['loss'] - margin
 
@@ -73,17 +74,17 @@ def best_runs(results: Results) -> pd.DataFrame:
   runs = results.runs.assign(
       loss=sensitivity.counted_loss(results.runs),
       parameters=results.runs['parameters'].astype(float),
-  )
-  columns = ['run', 'loss', 'learning_rate', 'parameters']
-  best = pd.DataFrame(np.nan, runs.index, columns).astype({'run': object})
+  ).reset_index(drop=True)
+  best = np.full(len(runs), np.nan)  # rows
   for _, of_size in tables.split(runs, ['parameters', *results.sizes]):
     others = of_size
-    if len(of_size[[*results.groups, 'learning_rate']].drop_duplicates()) == 1:
+    if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():
       smaller = runs['parameters'] < of_size['parameters'].iloc[0]
       others = runs[smaller | runs.index.isin(of_size.index)]
     if others['loss'].notna().any():
-      best.loc[of_size.index] = runs.loc[others['loss'].idxmin(), columns].to_list()
-  return best
+      best[of_size.index] = others['loss'].idxmin()
+  columns = ['run', 'loss', 'learning_rate', 'parameters']
+  return runs[columns].reindex(best).set_axis(results.runs.index)
 
 
 def _smoothed(losses: np.ndarray) -> np.ndarray:
