@@ -9,11 +9,11 @@ Each differs in one thing from a baseline:
 
 Other normalisations of queries and keys are in configs/qk_norm_variants.py.
 
-Measured here at cpu scale, 83K, one seed: LR sensitivity without qk-layernorm is 0.47, with RMSNorm
-0.48, gated attention 0.38, a soft cap 0.34 and peri-LN 0.27, as low as with qk-layernorm; with both
-0.18, the lowest of all. Gated attention has the lowest best loss, 1.92 against 1.99, with
-qk-layernorm and without. What acts on output logits makes no difference in runs this short (0.22 to
-0.24; see configs/z_loss.py).
+Measured here at cpu scale, 83K, one seed: LR sensitivity without qk-layernorm is 0.48, with RMSNorm
+0.49, gated attention 0.38, a soft cap 0.34 and peri-LN 0.28. With qk-layernorm it is 0.23, with
+peri-LN as well 0.18, with RMSNorm 0.19. Gated attention has the lowest best loss, 1.92 against
+1.99, with qk-layernorm and without. What acts on output logits makes no difference in runs this
+short (0.23 to 0.24; see configs/z_loss.py).
 
 Time at cpu scale: 91 runs, 8 to 13 minutes on two cores.
 
