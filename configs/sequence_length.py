@@ -6,8 +6,9 @@ sensitivity to speak of; longer sequences let more keys compete for a query's at
 different lengths are no like for like, since a token sees more of its text in a longer one.
 
 Measured here at cpu scale, three seeds: LR sensitivity with 32, 64 and 128 tokens is 0.25, 0.27 and
-0.27 at 9.2K, 0.21, 0.23 and 0.23 at 83K, no change to speak of; best losses are 2.11, 2.19 and 2.24,
-1.90, 1.99 and 2.06: in so few steps more sequences a batch are worth more than longer ones.
+0.27 at 9.2K, 0.21, 0.23 and 0.23 at 83K, no change to speak of; best losses are 2.11, 2.19 and 2.24
+at 9.2K, 1.90, 1.99 and 2.06 at 83K: in so few steps more sequences a batch are worth more than
+longer ones.
 
 Time at cpu scale: 42 runs, 3 to 5 minutes on two cores.
 
