@@ -4,8 +4,9 @@ Half, all and twice the steps, the warm-up in proportion (our choice; the paper 
 
   Figure E.7  Paper: 5e4, 1e5 and 2e5 steps; no change of LR sensitivity to speak of.
 
-Measured here at cpu scale, 9.2K and 83K, one seed: 0.29, 0.31 and 0.23 at 9.2K, 0.18, 0.27 and 0.22
-at 83K, so a factor of up to 1.5 and no trend. Runs this short are still undertrained at low rates.
+Measured here at cpu scale, three seeds, 200, 400 and 800 steps: 0.32, 0.27 and 0.24 at 9.2K, a fall
+by a factor of 1.35 (1.32 to 1.38), 0.21, 0.23 and 0.23 at 83K, no change to speak of. Runs this
+short are still undertrained at low rates.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
