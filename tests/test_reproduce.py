@@ -224,7 +224,7 @@ def test_it_stops_with_its_stage(place, sent, code, said):
       'reproduce.FOLDER = pathlib.Path(); reproduce.EXPERIMENTS = ("first", "third");'
       'app.run(reproduce.main, reproduce.FLAGS)'
   )
-  arguments = ['--workdir=runs', '--workers=1', '--config.schedule.steps=100000000']
+  arguments = ['--workdir=runs', '--workers=1', '--config.schedule.steps=10000000']
   process = subprocess.Popen(
       [sys.executable, '-c', program, *arguments], stderr=subprocess.PIPE, text=True
   )
