@@ -8,10 +8,10 @@ the paper's 1e3 and 1e4 and around them are our choice.
   Figure 10  loss against kappa, 10M parameters. Paper: suffers from about 1e3; at 1e4 worse than
              the model without blocks.
 
-Measured here at cpu scale, three seeds: the best scale is 3; 5 % of what was learned is lost at about
-20, not 1e3, for at 64 positions and 400 steps there is little to gain from sharp attention, and at
-head dimension 16 a scale of 1e3 means logits of up to 4e3. From 300 on it is worse than the model
-without blocks.
+Measured here at cpu scale, three seeds: the best scale is 3; 5 % of what was learned is lost at
+about 20, not 1e3, for at 64 positions and 400 steps there is little to gain from sharp attention,
+and at head dimension 16 a scale of 1e3 means logits of up to 4e3. From 300 on it is worse than the
+model without blocks.
 
 Time at cpu scale: 12 runs, 1 to 2 minutes on two cores.
 
