@@ -18,8 +18,8 @@ tokens as the loss is, parameters and optimizer state in float32, RoPE's base of
 tanh, how often is logged and probed.
 
 The files say how long they take at cpu scale: one seed on two cores, nothing compiled before and no
-run taken over, on the faster and the slower machine of BUILD_NOTES.md (by what runs of each size
-took). On one H100 at 40 % of its peak, by arithmetic,
+run taken over, on the faster and the slower machine of BUILD_NOTES.md; estimates from what runs of
+each size took on the slower. On one H100 at 40 % of its peak, by arithmetic,
 each takes up to 2 hours at gpu scale, and 18 to 11,000 at paper scale, where 4.8B needs several:
 
   python -m launch.sweep --config=configs/NAME.py:gpu --dry_run --devices=1 --device_memory_gb=80

@@ -24,7 +24,16 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 COLUMNS = (
-    *('figure', 'claim', 'verdict', 'effect', 'low', 'high', 'threshold', 'measure', 'n', 'reason'),
+    'figure',
+    'claim',
+    'verdict',
+    'effect',
+    'low',
+    'high',
+    'threshold',
+    'measure',
+    'n',
+    'reason',
 )
 
 
