@@ -111,7 +111,7 @@ OUTPUTS = ['activation_rms/block_0/attention/output', 'activation_rms/block_0/ml
 
 @pytest.mark.parametrize('probe', OUTPUTS)
 def test_activations_keep_their_size_under_the_paper_s_muparam(trained, probe):
-  """Within the limits of muP, below, though its embedding and head are the standard ones."""
+  """Within the limits of muP, below; but for its learning rates it is the standard one."""
   for step in range(1, STEPS + 1):
     assert abs(slope(trained, 'muparam_simple', probe, step)) < 0.3
   others = slope(trained, 'standard', probe, STEPS)
