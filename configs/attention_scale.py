@@ -12,7 +12,7 @@ smallest size's best loss by 0.01, and raises the largest one's by 0.10 with qk-
 without it (-0.01). The head dimension is the same at all sizes, so this is a factor of 4 on the
 logits (8 above).
 
-Time at cpu scale: 56 runs, 5 to 8 minutes on two cores.
+Time at cpu scale: 56 runs, 4 to 6 minutes on two cores.
 
   python -m launch.sweep --config=configs/attention_scale.py --workdir=runs/attention_scale
 """

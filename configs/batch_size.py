@@ -10,7 +10,7 @@ Measured here at cpu scale, three seeds, batches of 8, 16 and 32: 0.25, 0.27 and
 200 steps. Below paper scale the smallest batch is half the usual one, so that steps enough are left
 with the largest.
 
-Time at cpu scale: 42 runs, 3 to 5 minutes on two cores.
+Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
   python -m launch.sweep --config=configs/batch_size.py --workdir=runs/batch_size
 """

@@ -12,7 +12,7 @@ block put out: 1.84 and 2.24 for the former; 0.17 and 0.04 for it with full alig
 muparam_simple; 0.22 and 0.10 under muparam_full, 0.05 and 0.03 under ntk, -0.01 and 0.04 under mup;
 0.58 and 0.57 under mup with no alignment.
 
-Time at cpu scale: 36 runs, 9 to 15 minutes on two cores, nearly all of it compiling, since every
+Time at cpu scale: 36 runs, 5 to 9 minutes on two cores, nearly all of it compiling, since every
 width and parameterization is a program of its own.
 
   python -m launch.sweep --config=configs/coordinate_check.py --workdir=runs/coordinate_check

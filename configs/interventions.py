@@ -15,7 +15,7 @@ peri-LN as well 0.18, with RMSNorm 0.19. Gated attention has the lowest best los
 1.99, with qk-layernorm and without. What acts on output logits makes no difference in runs this
 short (0.23 to 0.24; see configs/z_loss.py).
 
-Time at cpu scale: 91 runs, 8 to 13 minutes on two cores.
+Time at cpu scale: 91 runs, 6 to 11 minutes on two cores.
 
   python -m launch.sweep --config=configs/interventions.py --workdir=runs/interventions
 """

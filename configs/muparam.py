@@ -17,7 +17,7 @@ standard; without qk-layernorm it is 1.35 times that with it; the best loss of t
 diverge, but nor does any other. All agree at the smallest size, base_width, but for full.
 intermediate is trained with qk-layernorm alone.
 
-Time at cpu scale: 147 runs, 10 to 18 minutes on two cores.
+Time at cpu scale: 147 runs, 8 to 14 minutes on two cores.
 
   python -m launch.sweep --config=configs/muparam.py --workdir=runs/muparam
 """

@@ -11,7 +11,7 @@ StableAdamW (0.28, 0.22) and Muon (0.29, 0.25) are about as AdamW is (0.27, 0.24
 0.33) and Lion (0.65, 0.34) are more sensitive. Optima lie in the middle of each window or half a
 decade beside it. Muon ends lowest by far: 1.78 at 83K, AdamW 1.99, Adafactor 2.00, Lion 2.10.
 
-Time at cpu scale: 84 runs, 6 to 10 minutes on two cores.
+Time at cpu scale: 84 runs, 5 to 8 minutes on two cores.
 
   python -m launch.sweep --config=configs/optimizers.py --workdir=runs/optimizers
 """

@@ -12,7 +12,7 @@ decades between the interpolated optima of the smallest and the largest), absolu
 3e-2 and 1e-2. Best losses from the smallest size on: 2.216, 2.029, 1.959 against 2.210, 2.048,
 1.993. Relative rates of 1 and above break training at every size.
 
-Time at cpu scale: 42 runs, 3 to 5 minutes on two cores.
+Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
   python -m launch.sweep --config=configs/parameter_scaling.py --workdir=runs/parameter_scaling
 """

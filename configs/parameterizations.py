@@ -15,7 +15,7 @@ decades at the most) and end lower, at 1.948 (standard), 1.956 (muP), 1.948 (NTK
 to 0.29 by full alignment, 0.24 to 0.27 by none, and 0.23 without: lower rates per layer cost most
 at the low end of the window.
 
-Time at cpu scale: 126 runs, 9 to 15 minutes on two cores.
+Time at cpu scale: 126 runs, 7 to 12 minutes on two cores.
 
   python -m launch.sweep --config=configs/parameterizations.py --workdir=runs/parameterizations
 """

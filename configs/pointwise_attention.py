@@ -9,7 +9,7 @@ Measured here at cpu scale, 9.2K and 83K, one seed: logits grow 2,000 fold at th
 the paper says, but to less harm: LR sensitivity without qk-layernorm is 0.32 and 0.17, as low as
 with it, where softmax has 0.42 and 0.47. The best loss is 0.05 to 0.1 higher.
 
-Time at cpu scale: 56 runs, 4 to 7 minutes on two cores.
+Time at cpu scale: 56 runs, 3 to 5 minutes on two cores.
 
   python -m launch.sweep --config=configs/pointwise_attention.py --workdir=runs/pointwise_attention
 """

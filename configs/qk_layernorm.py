@@ -25,7 +25,10 @@ Gradient RMS falls with powers of about -0.8 and -0.9 of size and rate, the key 
 -0.4 and -0.6, to 1e-6, far above eps = 1e-8, so that updates hardly shrink: see configs/epsilon.py.
 Block outputs grow with size, unlike the paper.
 
-Time at cpu scale: 84 runs, 18 to 30 minutes on two cores.
+For predictions by sharpness as well (stability/sharpness.py), which takes a third longer, add
+--config.probe.sharpness_every_steps=80.
+
+Time at cpu scale: 84 runs, 11 to 18 minutes on two cores.
 
   python -m launch.sweep --config=configs/qk_layernorm.py --workdir=runs/qk_layernorm
 """
@@ -45,9 +48,7 @@ SIZES = {
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """What every run of the sweep shares."""
-  c = grid.get_config(scale)
-  c.probe.sharpness_every_steps = c.schedule.steps // 5
-  return c
+  return grid.get_config(scale)
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:

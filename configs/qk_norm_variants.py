@@ -10,7 +10,7 @@ itself is better than all at once by 0.003 +- 0.004 over all rates, which decide
 there is one head, and the two are the same). L2 with a learned scale has the lowest LR sensitivity,
 0.22 and 0.17 at 9.2K and 83K against 0.27 and 0.24 for LayerNorm, 0.29 and 0.23 for RMS.
 
-Time at cpu scale: 56 runs, 4 to 7 minutes on two cores.
+Time at cpu scale: 56 runs, 3 to 5 minutes on two cores.
 
   python -m launch.sweep --config=configs/qk_norm_variants.py --workdir=runs/qk_norm_variants
 """

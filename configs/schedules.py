@@ -9,7 +9,7 @@ sensitive by 8 % in the mean; a tenth or more was expected (stability/analysis/b
 the best losses at either size, 2.15 and 1.91, as against 2.21 and 1.99 of the cosine and 2.20 and
 1.97 of rsqrt.
 
-Time at cpu scale: 42 runs, 3 to 5 minutes on two cores.
+Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
   python -m launch.sweep --config=configs/schedules.py --workdir=runs/schedules
 """

@@ -10,7 +10,7 @@ Measured here at cpu scale, three seeds: LR sensitivity with 32, 64 and 128 toke
 at 9.2K, 1.90, 1.99 and 2.06 at 83K: in so few steps more sequences a batch are worth more than
 longer ones.
 
-Time at cpu scale: 42 runs, 3 to 5 minutes on two cores.
+Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
   python -m launch.sweep --config=configs/sequence_length.py --workdir=runs/sequence_length
 """

@@ -9,7 +9,7 @@ Measured here at cpu scale, one seed: 0 to 1e-3 make no difference; 1e-2 has its
 instead of 0.01 and more than twice the LR sensitivity. Over 400 steps a decay of 1e-4 removes 2 %
 of a weight, over the paper's 100,000 nearly all; 1e-2 here is nearest to the latter.
 
-Time at cpu scale: 56 runs, 4 to 6 minutes on two cores.
+Time at cpu scale: 56 runs, 3 to 6 minutes on two cores.
 
   python -m launch.sweep --config=configs/weight_decay.py --workdir=runs/weight_decay
 """

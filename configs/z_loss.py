@@ -18,7 +18,7 @@ other versions of the code, one ended at -59 and one at -550. In float32 the los
 here. No drift was seen with bytes, nor with 2,048 tokens at width 32 for 8,000 steps of 256 tokens,
 in bfloat16 neither, nor with 8,192 tokens.
 
-Time at cpu scale: 9 runs, 5 to 9 minutes on two cores.
+Time at cpu scale: 9 runs, 5 to 8 minutes on two cores.
 
   python -m launch.sweep --config=configs/z_loss.py --workdir=runs/z_loss
 """

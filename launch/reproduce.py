@@ -9,7 +9,7 @@ run or continued alone. Runs that several have in common are trained in the firs
 and started again, the same command continues. The report is over every experiment in DIR, whichever
 call or launch.sweep ran it. --dry_run says what all would cost.
 
-All at cpu scale take 1.6 to 2.7 hours on two cores (estimate); each config file has its own share.
+All at cpu scale take 1.2 to 2 hours on two cores (estimate); each config file has its own share.
 """
 
 import ast
