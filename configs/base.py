@@ -4,6 +4,7 @@ The model, objective and optimizer are those of "Small-scale proxies for large-s
 training instabilities" (arXiv 2309.14322, section 2.1). The scale sets size, length and batch:
 
   cpu    147K parameters, 500 steps of 16 x 64 bytes: 15 s on one CPU core, 25 s the first time
+  night  147K parameters, 10,000 steps of 16 x 64 bytes: 2 to 4 minutes on one CPU core
   gpu    2.4M parameters, 5,000 steps of 64 x 256 tokens
   paper  2.4M parameters, 100,000 steps of 256 x 512 tokens, as published
 
@@ -16,13 +17,15 @@ from stability import config as config_lib
 
 SCALES = {
     'cpu': dict(size='147K', base='9.2K', batch_size=16, sequence_length=64, steps=500),
+    'night': dict(size='147K', base='9.2K', batch_size=16, sequence_length=64, steps=10_000),
     'gpu': dict(size='2.4M', base='2.4M', batch_size=64, sequence_length=256, steps=5_000),
     'paper': dict(size='2.4M', base='2.4M', batch_size=256, sequence_length=512, steps=100_000),
 }
+CHECKPOINT_EVERY = {'cpu': 250, 'night': 2_500, 'gpu': 1_000, 'paper': 1_000}  # steps
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """One run at the given scale: cpu, gpu or paper."""
+  """One run at the given scale: cpu, night, gpu or paper."""
   s = config_lib.for_scale(scale, SCALES)
   size = config_lib.size(s['size'])
   c = ConfigDict()
@@ -97,15 +100,15 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.parallel.remat = 'auto'  # auto | none | block: recompute a block's inside going backward
 
   c.log = ConfigDict()
-  c.log.every_steps = 10
+  c.log.every_steps = 20 if scale == 'night' else 10
 
   c.probe = ConfigDict()
-  c.probe.every_steps = 20  # measurements of the inside; 0 = never
+  c.probe.every_steps = 40 if scale == 'night' else 20  # measurements of the inside; 0 = never
   # How curved the loss is, on top of the probes; takes as long as 30 steps. 0 = never.
   c.probe.sharpness_every_steps = 0
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every_steps = 1_000 if scale != 'cpu' else 250  # 0 = never
+  c.checkpoint.every_steps = CHECKPOINT_EVERY[scale]  # 0 = never
   c.checkpoint.keep = 2  # newest ones: should the last be damaged, the one before serves
 
   c.control = ConfigDict()

@@ -27,10 +27,11 @@ from configs import grid
 from stability import config as config_lib
 from stability import hyper
 
-SIZE = {'cpu': '147K', 'gpu': '42M', 'paper': '4.8B'}
-RATES = {'cpu': [0.1, 0.3, 1.0], 'gpu': [0.1, 0.3], 'paper': [0.3]}
+SIZE = {'cpu': '147K', 'night': '147K', 'gpu': '42M', 'paper': '4.8B'}
+RATES = {'cpu': [0.1, 0.3, 1.0], 'night': [0.1, 0.3], 'gpu': [0.1, 0.3], 'paper': [0.3]}
 EPS = {
     'cpu': [1e-15, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2],
+    'night': [1e-15, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3],
     'gpu': [1e-15, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4],
     'paper': [1e-15, 1e-8, 1e-6],
 }

@@ -5,6 +5,8 @@ Not an experiment itself. The scales:
   cpu    400 steps of 16 x 64 bytes with a warm-up of 60, at 9.2K to 147K parameters. So short a
          run needs a warm-up of more than 5 % to bear the highest rates, and is still undertrained
          at 3e-4: its optimum is near 1e-2, so the three decades are 1e-3 ... 1 (appendix B).
+  night  10,000 steps of the same batches with a warm-up of 500, 5 %, at 9.2K to 147K parameters, in
+         the paper's window, 3e-4 ... 3e-1: long enough to show what 400 steps hide.
   gpu    5,000 steps of 64 x 256 tokens at 2.4M to 42M parameters, 3e-4 ... 3e-1.
   paper  100,000 steps of 256 x 512 tokens at 2.4M to 1.2B parameters, 3e-4 ... 3e-1, bfloat16.
          The text was C4 in T5's vocabulary of 32,101: give a folder of such token files as
@@ -36,11 +38,12 @@ from stability import hyper
 
 SIZES = {
     'cpu': ('9.2K', '37K', '147K'),
+    'night': ('9.2K', '37K', '147K'),
     'gpu': ('2.4M', '9.4M', '42M'),
     'paper': ('2.4M', '9.4M', '19M', '42M', '85M', '151M', '302M', '1.2B'),
 }
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
-LOWEST = {'cpu': 1e-3, 'gpu': 3e-4, 'paper': 3e-4}
+LOWEST = {'cpu': 1e-3, 'night': 3e-4, 'gpu': 3e-4, 'paper': 3e-4}
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:

@@ -24,7 +24,7 @@ from configs import grid
 from stability import config as config_lib
 from stability import hyper
 
-SIZE = {'cpu': '147K', 'gpu': '9.4M', 'paper': '9.4M'}
+SIZE = {'cpu': '147K', 'night': '147K', 'gpu': '9.4M', 'paper': '9.4M'}
 KAPPAS = [1.0, 3.0, 10.0, 30.0, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5]
 
 

@@ -41,6 +41,7 @@ from stability import hyper
 
 SIZES = {
     'cpu': ('9.2K', '37K', '83K', '147K', '332K', '590K'),
+    'night': (*grid.SIZES['night'], '590K'),
     'gpu': ('2.4M', '9.4M', '19M', '42M', '85M'),
     'paper': grid.SIZES['paper'],
 }

@@ -24,6 +24,7 @@ from stability import hyper
 
 SIZES = {
     'cpu': hyper.sweep('model.width', [16, 32, 64]),
+    'night': hyper.sweep('model.width', [16, 32, 64]),
     'gpu': hyper.sweep('model.width', [256, 512, 768]),
     'paper': hyper.sweep('model.width', [256, 512, 768]),
 }

@@ -22,6 +22,7 @@ from stability import hyper
 
 SIZES = {
     'cpu': ('9.2K', '37K', '83K', '147K'),
+    'night': ('9.2K', '37K', '147K'),
     'gpu': ('2.4M', '9.4M', '42M'),
     'paper': ('2.4M', '9.4M', '42M'),
 }
@@ -30,8 +31,8 @@ SIZES = {
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """What every run of the sweep shares."""
   c = grid.get_config(scale)
-  if scale == 'cpu':
-    c.checkpoint.every_steps = 100  # steps to go back to
+  if scale in ('cpu', 'night'):  # steps to go back to
+    c.checkpoint.every_steps = 100 if scale == 'cpu' else 500
   c.data.seed = 1
   c.model.qk_norm = 'none'
   return c

@@ -20,8 +20,8 @@ from stability import hyper
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """A learning rate that is too high without qk-layernorm."""
   c = grid.get_config(scale)
-  if scale == 'cpu':
-    c.checkpoint.every_steps = 100  # steps to go back to
+  if scale in ('cpu', 'night'):  # steps to go back to
+    c.checkpoint.every_steps = 100 if scale == 'cpu' else 500
   c.model.qk_norm = 'none'
   c.optimizer.learning_rate = 0.3
   return c

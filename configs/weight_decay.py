@@ -22,6 +22,7 @@ from stability import hyper
 
 DECAYS = {
     'cpu': [0.0, 1e-4, 1e-3, 1e-2],
+    'night': [0.0, 1e-4, 3e-4, 1e-3],
     'gpu': [0.0, 1e-4, 3e-4, 1e-3],
     'paper': [3e-5, 1e-4, 3e-4],
 }

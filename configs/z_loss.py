@@ -48,6 +48,8 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
     c.log.every_steps = 500
     c.probe.every_steps = 500
     c.checkpoint.every_steps = 10_000
+  if scale == 'night':
+    c.data.vocabulary_size = 1_024
   if scale == 'gpu':
     c.data.vocabulary_size = 8_192
   return c

@@ -63,7 +63,7 @@ _ENDS = {1: 'some runs failed', 2: 'refused'}  # exit codes of launch.sweep
 
 FLAGS = flags.FlagValues()
 app.define_overrides(FLAGS)
-_SCALE = flags.DEFINE_string('scale', 'cpu', 'cpu, gpu or paper', flag_values=FLAGS)
+_SCALE = flags.DEFINE_string('scale', 'cpu', 'cpu, night, gpu or paper', flag_values=FLAGS)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'folder of the report and of each experiment', flag_values=FLAGS
 )

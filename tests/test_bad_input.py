@@ -31,9 +31,9 @@ ARGUMENTS = {
     'scale alone': (['--config=:cpu'], ['--config=: no such file']),
     'null byte': (['--config=a\0.py'], ['a\\x00.py', 'must not hold a NUL']),
     'not UTF-8': ([BASE, '--workdir=\udcff'], ['\\udcff', 'must be UTF-8']),
-    'unknown scale': ([BASE + ':big'], ['base.py', "scale 'big'", 'cpu, gpu, paper']),
-    'unknown scale of a sweep': ([QUICKSTART + ':big'], ["scale 'big'", 'cpu, gpu, paper']),
-    'empty scale': ([BASE + ':'], ["scale ''", 'cpu, gpu, paper']),
+    'unknown scale': ([BASE + ':big'], ['base.py', "scale 'big'", 'cpu, night, gpu, paper']),
+    'unknown scale of a sweep': ([QUICKSTART + ':big'], ["scale 'big'", 'cpu, night, gpu, paper']),
+    'empty scale': ([BASE + ':'], ["scale ''", 'cpu, night, gpu, paper']),
     'unknown flag': ([BASE, '--wrokdir=x'], ['--wrokdir: no such flag', 'nearest is --workdir']),
     'unknown flag, no value': ([BASE, '--wrokdir'], ['--wrokdir', 'nearest is --workdir']),
     'unknown field': (

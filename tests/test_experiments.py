@@ -8,10 +8,10 @@ import pytest
 
 from configs import grid
 from stability import config as config_lib
-from stability import hyper
+from stability import hyper, reuse
 from stability.analysis import windows
 
-SCALES = ('cpu', 'gpu', 'paper')
+SCALES = ('cpu', 'night', 'gpu', 'paper')
 NOT_EXPERIMENTS = {'__init__', 'grid'}  # grid is what experiments share
 EXPERIMENTS = sorted(
     path.stem
@@ -249,10 +249,39 @@ def test_sequence_lengths_have_as_many_tokens_a_step(scale):
 
 
 @pytest.mark.parametrize('scale', SCALES)
-def test_lengths_keep_the_share_of_the_warmup(scale):
-  schedules = [config['schedule'] for config in expanded('steps', scale).configs.values()]
-  assert len({schedule['steps'] for schedule in schedules}) == 3
+@pytest.mark.parametrize('name, lengths', [('steps', {3}), ('length', {3, 4, 5})])
+def test_lengths_keep_the_share_of_the_warmup(name, lengths, scale):
+  schedules = [config['schedule'] for config in expanded(name, scale).configs.values()]
+  assert len({schedule['steps'] for schedule in schedules}) in lengths
   assert len({schedule['warmup_steps'] / schedule['steps'] for schedule in schedules}) == 1
+
+
+def test_night_runs_are_long_and_in_the_paper_s_window():
+  for name in ('qk_layernorm', 'warmup', 'z_loss', 'muparam'):
+    runs = expanded(name, 'night')
+    assert values(runs, 'schedule.steps') == [10_000], name
+    rates = values(runs, 'optimizer.learning_rate')
+    assert rates[:7] == PUBLISHED['optimizer.learning_rate'], name
+    sizes = {config_lib.parameters(config) for config in runs.configs.values()}
+    assert {9216, 36864, 147456} <= sizes <= {9216, 36864, 147456, 589824}, name
+    assert (589824 in sizes) == (name == 'qk_layernorm')
+
+
+def test_lengths_share_runs_with_qk_layernorm_at_night():
+  long = {reuse.key(c) for c in expanded('length', 'night').configs.values()
+          if c['schedule']['steps'] == 10_000}  # fmt: skip
+  assert len(long) == 2 * 2 * 7
+  assert long <= {reuse.key(c) for c in expanded('qk_layernorm', 'night').configs.values()}
+
+
+def test_extrapolation_reaches_64_times_as_far_as_it_fits():
+  runs = expanded('extrapolation')
+  sizes = sorted({config_lib.parameters(config) for config in runs.configs.values()})
+  assert sizes[-4:] == [147_456, 589_824, 2_359_296, 9_437_184]
+  assert len(runs.configs) == len(sizes) * 4 * 7
+  assert values(runs, 'schedule.steps') == [400]
+  for scale in ('cpu', 'night'):
+    assert values(expanded('extrapolation', scale), 'model.head_dim') == [16]
 
 
 @pytest.mark.parametrize('scale', SCALES)

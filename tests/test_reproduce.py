@@ -15,9 +15,11 @@ from launch import app, reproduce, sweep
 from stability import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-# quickstart is part of qk_layernorm, ladder is for planning; the last two are of stepping in.
+# quickstart is part of qk_layernorm, ladder is for planning, extrapolation and length are about
+# proxies rather than the paper; rescue and stepping_in are of stepping in.
 NOT_STAGES = {
-    *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in')
+    *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in'),
+    *('extrapolation', 'length'),
 }
 
 EXPERIMENT = '''"""{question} Figure {figure} and Figure E.5 of a paper."""
@@ -109,7 +111,7 @@ def test_a_dry_run_of_all_the_paper(capsys, monkeypatch):
         (['--only=frist'], '--only=frist: no such experiment; the nearest is first'),
         ([], '--workdir: missing'),
         (['--workdir=text'], '--workdir=text: is not a folder'),
-        (['--scale=huge', '--workdir=runs'], "scale 'huge': must be one of cpu, gpu, paper"),
+        (['--scale=huge', '--workdir=runs'], "scale 'huge': must be one of cpu, night, gpu, paper"),
         (['--workdir=runs', '--seeds=0'], '--seeds'),
         (['--workdir=runs', '--seeds=2', '--config.seed=1'], 'config.seed: cannot be overridden'),
         (['--workdir=runs', '--config.schedule.stops=1'], 'config.schedule.steps'),

@@ -1,0 +1,51 @@
+"""How far do small models predict large ones? Sizes over three orders of magnitude, four arms.
+
+The arms: the default model (qk-layernorm), the same without it, peri-LN without it, and simple
+muParam with it. Sizes up to 147K are there to be fitted; 590K, 2.4M and 9.4M, 4 to 64 times larger,
+to be predicted. Only the width differs: the head dimension is 16 at cpu and night scale, so that
+attention logits of all sizes are sums of as many products.
+
+At cpu scale this is the regime of configs/quickstart.py: 400 steps, 1e-3 ... 1.
+
+Expected at cpu scale, from a pilot with one seed: LR sensitivity rises with size from 147K to 2.4M,
+with qk-layernorm from 0.23 to 0.28 and without from 0.47 to 0.63, which sizes up to 147K hide.
+
+Time at cpu scale: 196 runs, 3 to 5 hours on two cores, most of it for 9.4M (estimate).
+
+  python -m launch.sweep --config=configs/extrapolation.py --workdir=runs/extrapolation
+"""
+
+from ml_collections import ConfigDict
+
+from configs import grid
+from stability import config as config_lib
+from stability import hyper
+
+WIDTHS = {
+    'cpu': (16, 32, 48, 64, 128, 256, 512),
+    'night': (16, 32, 48, 64, 128),
+}
+SIZES = {
+    'gpu': ('2.4M', '9.4M', '19M', '42M', '85M', '302M'),
+    'paper': (*grid.SIZES['paper'], '4.8B'),
+}
+ARMS = [
+    {'model.qk_norm': 'layernorm'},
+    {'model.qk_norm': 'none'},
+    {'model.qk_norm': 'none', 'model.norm_position': 'peri'},
+    {'model.qk_norm': 'layernorm', 'parameterization.name': 'muparam_simple'},
+]
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """What every run of the sweep shares."""
+  return grid.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Arm x size x learning rate, smallest size first."""
+  if scale in WIDTHS:
+    sizes = hyper.sweep('model.width', WIDTHS[scale])
+  else:
+    sizes = grid.sizes(scale, config_lib.for_scale(scale, SIZES))
+  return hyper.product([sizes, ARMS, grid.learning_rates(scale)])
