@@ -78,7 +78,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
   c.optimizer.name = 'adamw'  # adamw | adam_atan2 | stable_adamw | lion | muon | adafactor
   c.optimizer.learning_rate = 1e-2  # the highest of the schedule
   c.optimizer.learning_rate_scale = 'none'  # none | parameter_rms: times max(RMS, 1e-3), per tensor
-  c.optimizer.beta1 = 0.9  # which optimizer reads which of these three: stability/optimizer.py
+  c.optimizer.beta1 = 0.9  # who reads which of these three: stability/optim/optimizers.py
   c.optimizer.beta2 = 0.95  # lower than Adam's 0.999: forgets spikes in the gradient sooner
   c.optimizer.eps = 1e-8  # updates vanish where the gradient RMS is below it (paper section 3.4)
   c.optimizer.clip_norm = 1.0  # of the gradient's global norm; 0 = off

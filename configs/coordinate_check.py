@@ -3,7 +3,7 @@
 Twelve steps at a constant learning rate, without warm-up, at four widths: the standard
 parameterization and those that are to keep activations in place from the first update on. What
 counts is the slope of the log of an activation's RMS against that of the width, at each step
-(stability/analysis/coordinates.py).
+(stability/analysis/coordinate_check.py).
 
 Expected: with one learning rate for all layers (standard, none) what attention and MLP put out
 grows with the width, the more the more updates; with full alignment, and under muParam, slopes stay

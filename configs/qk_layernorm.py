@@ -25,7 +25,7 @@ Gradient RMS falls with powers of about -0.8 and -0.9 of size and rate, the key 
 -0.4 and -0.6, to 1e-6, far above eps = 1e-8, so that updates hardly shrink: see configs/epsilon.py.
 Block outputs grow with size, unlike the paper.
 
-For predictions by sharpness as well (stability/sharpness.py), which takes a third longer, add
+For predictions by sharpness as well (stability/step/sharpness.py), which takes a third longer, add
 --config.probe.sharpness_every_steps=80.
 
 Time at cpu scale: 84 runs, 11 to 18 minutes on two cores.

@@ -5,9 +5,9 @@ linearly, so it spends more steps at high rates than the cosine; rsqrt falls at 
 
 Measured here at cpu scale, one seed, LR sensitivity of cosine, WSD and rsqrt: 0.29, 0.27, 0.27 at
 9.2K and 0.23, 0.28, 0.23 at 83K, where WSD does worst at the highest rate. So it is the most
-sensitive by 8 % in the mean; a tenth or more was expected (stability/analysis/beyond.py). It has
-the best losses at either size, 2.15 and 1.91, as against 2.21 and 1.99 of the cosine and 2.20 and
-1.97 of rsqrt.
+sensitive by 8 % in the mean; a tenth or more was expected
+(stability/analysis/claims/extensions.py). It has the best losses at either size, 2.15 and 1.91, as
+against 2.21 and 1.99 of the cosine and 2.20 and 1.97 of rsqrt.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 

@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import benchmark as setup
-from launch import app, environment
 from launch.benchmarks import accelerator
+from launch.common import app, environment
 from stability import config as config_lib
-from stability import plan
-from stability import workdir as workdir_lib
+from stability.devices import cost
 from stability.errors import BadInput
+from stability.storage import workdir as workdir_lib
 
 FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write', flag_values=FLAGS)
@@ -236,7 +236,7 @@ def _flops_per_token(width: int) -> float:
   c = setup.get_config()
   c.model.width = width
   config = config_lib.unflatten(config_lib.resolve(config_lib.flatten(c.to_dict())))
-  return plan.train_flops(config) / plan.tokens(config)
+  return cost.train_flops(config) / cost.tokens(config)
 
 
 def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:
@@ -270,7 +270,8 @@ def looking(rounds: int) -> tuple[Any, list[Row]]:
   core = ','.join(map(str, environment.cores()[:1]))
   found, rows = {}, []
   for width in WIDTHS[:2]:
-    command = [sys.executable, '-m', 'launch.benchmarks.looking', str(width), str(rounds), core]
+    program = 'launch.benchmarks.probe_overhead'
+    command = [sys.executable, '-m', program, str(width), str(rounds), core]
     output = subprocess.run(
         command, env=environment.worker_environment(), check=True, capture_output=True, text=True
     ).stdout

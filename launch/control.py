@@ -34,12 +34,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch import app
-from stability import actions
-from stability import workdir as workdir_lib
-from stability.actions import Json
+from launch.common import app
+from stability.control import actions
+from stability.control.actions import Json
 from stability.errors import BadInput
-from stability.report import plot
+from stability.report import terminal_plot
+from stability.storage import workdir as workdir_lib
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
@@ -65,7 +65,7 @@ def main(*words: str) -> int | None:
   if replay:
     if not _WORKDIR.value or len(words) > 1:
       raise BadInput('replay: needs --workdir=NEW, a new folder, and nothing else')
-    from launch import replay as replay_lib
+    from launch.common import replay as replay_lib
 
     return replay_lib.replay(run, Path(_WORKDIR.value), console)
   if not words or words == ('ask',):
@@ -132,7 +132,7 @@ def show(run: Path, console: Console) -> None:
   say = lambda line='': console.print(_harmless(line), markup=False, highlight=False)  # noqa: E731
   say(f'{run.name}: {status(run)}, step {rows[-1]["step"] if rows else 0} of {steps}')
   say('\nloss (! alarm, * action)')
-  say(plot.plot([(row['step'], _number(row.get('loss'))) for row in rows], marks, steps))
+  say(terminal_plot.plot([(row['step'], _number(row.get('loss'))) for row in rows], marks, steps))
   logits = [
       (row['step'], math.log10(max(map(_number, found))))
       for row in rows
@@ -140,7 +140,7 @@ def show(run: Path, console: Console) -> None:
   ]
   if logits:
     say('\nhighest attention logit, power of ten')
-    say(plot.plot(logits, marks, steps))
+    say(terminal_plot.plot(logits, marks, steps))
   if raised:
     say('\nalarms')
   for alarm in raised[-SHOWN:]:

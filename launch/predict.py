@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch import app
+from launch.common import app
 from stability import config as config_lib
 from stability.errors import BadInput
 
@@ -38,27 +38,28 @@ def main() -> None:
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder, or several separated by commas')
   target = None if _TARGET.value is None else parameters(_TARGET.value)
-  from stability.analysis import observations, prediction, tables
-  from stability.report import predicted as predicted_lib
+  from stability.analysis import results as results_lib
+  from stability.analysis.prediction import observations, predict
+  from stability.report import predictions as predictions_lib
 
   found = {}
   for workdir in map(Path, _WORKDIR.value):
-    results = tables.load_workdir(workdir)
-    curves = tables.load_curves(workdir, observations.PROBES)
-    found[workdir] = predicted_lib.Predicted.of(results, curves, target)
+    results = results_lib.load_workdir(workdir)
+    curves = results_lib.load_curves(workdir, observations.PROBES)
+    found[workdir] = predictions_lib.Predicted.of(results, curves, target)
     if found[workdir] is None:
       raise BadInput(f'--workdir={workdir}: no run has finished yet')
   console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
   for workdir, predicted in found.items():
-    predicted_lib.write(predicted, workdir / 'report')
-    console.print(_table(str(workdir), predicted_lib.table(predicted)))
-    for sentence in predicted_lib.sentences(predicted):
+    predictions_lib.write(predicted, workdir / 'report')
+    console.print(_table(str(workdir), predictions_lib.table(predicted)))
+    for sentence in predictions_lib.sentences(predicted):
       console.print(sentence, highlight=False, markup=False)
     written = f'Written to {workdir / "report"}\n'
     console.print(written, soft_wrap=True, highlight=False, markup=False)
-  scores = prediction.score([predicted.held_out for predicted in found.values()])
-  if (verdict := predicted_lib.verdict(scores)) is not None:
-    console.print(_table('Size held out', predicted_lib.score_table(scores)))
+  scores = predict.score([predicted.held_out for predicted in found.values()])
+  if (verdict := predictions_lib.verdict(scores)) is not None:
+    console.print(_table('Size held out', predictions_lib.score_table(scores)))
     console.print(verdict, highlight=False)
   else:
     console.print('No size could be held out: that takes three of a quarter of it or less.')

@@ -20,10 +20,10 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from launch import app
-from stability import workdir as workdir_lib
+from launch.common import app
 from stability.analysis import windows
 from stability.errors import BadInput
+from stability.storage import workdir as workdir_lib
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
@@ -57,13 +57,14 @@ def main() -> None:
   """Writes the report and prints its table."""
   if bool(_WORKDIR.value) == bool(_RESULTS.value):
     raise BadInput('--workdir, --results: one of them must be given, and not both')
-  from stability.analysis import claims, tables
+  from stability.analysis import results as results_lib
+  from stability.analysis.claims import registry
   from stability.report import page, terminal
 
   if _RESULTS.value:
     if not _OUTPUT.value:
       raise BadInput('--output: missing, must be a folder for the report of --results')
-    results = tables.load_csv(
+    results = results_lib.load_csv(
         Path(_RESULTS.value),
         group_by=_GROUP_BY.value,
         initial_loss=_INITIAL_LOSS.value,
@@ -78,10 +79,10 @@ def main() -> None:
         raise BadInput(f'--{name}: goes with --results only')
     workdir = Path(_WORKDIR.value)
     workdir_lib.write_results(workdir)
-    results = tables.load_workdir(workdir)
+    results = results_lib.load_workdir(workdir)
     path = page.write_report(workdir)
   console = Console()
-  for table in terminal.summary(results, claims.read(path.parent / 'claims.csv')):
+  for table in terminal.summary(results, registry.read(path.parent / 'claims.csv')):
     console.print(table)
   console.print(f'Report: {path}', soft_wrap=True, highlight=False, markup=False)
 

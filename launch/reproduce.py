@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 import configs
-from launch import app, preemption, start
-from stability import plan as plan_lib
-from stability import reuse
-from stability import workdir as workdir_lib
+from launch.common import app, preemption, start
 from stability.data import tokens
+from stability.devices import cost as cost_lib
 from stability.errors import BadInput
+from stability.storage import reuse
+from stability.storage import workdir as workdir_lib
 
 FOLDER = Path(configs.__file__).parent
 EXPERIMENTS = (  # the most telling first
@@ -145,7 +145,7 @@ def _run(stage: Stage, workdir: Path) -> str | None:
   """Trains a stage to its own report; what went wrong, if anything did."""
   others = [workdir / name for name in EXPERIMENTS if name != stage.name]
   command = [
-      *(sys.executable, '-m', 'launch.stage', f'--config={stage.config}'),
+      *(sys.executable, '-m', 'launch.common.stage', f'--config={stage.config}'),
       f'--workdir={workdir / stage.name}',
       *(f'--reuse={other}' for other in others if _is_sweep(other)),
       *(f'--{name}={FLAGS[name].value}' for name in ('seeds', 'workers') if FLAGS[name].present),
@@ -213,7 +213,7 @@ def print_plan(stages: list[Stage]) -> int:
     source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
     new = {name: c for name, c in configs.items() if reuse.key(c) not in seen}
     seen |= {reuse.key(config) for config in new.values()}
-    plan = plan_lib.plan(new, tokens.vocabulary_size(source))
+    plan = cost_lib.plan(new, tokens.vocabulary_size(source))
     plans.append(plan)
     table.add_row(
         stage.name,

@@ -30,8 +30,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app, dry_run, preemption, start
-from launch.backends import choice
+from launch.backends import registry
+from launch.common import app, dry_run, preemption, start
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
@@ -45,13 +45,13 @@ _REUSE = flags.DEFINE_multi_string(
     flag_values=FLAGS,
 )
 dry_run.define(FLAGS)
-choice.define_flags(FLAGS)
+registry.define_flags(FLAGS)
 
 
 def main() -> int | None:
   """Trains the sweep, or plans it."""
   machine = dry_run.check(FLAGS)
-  backend = choice.find(FLAGS)
+  backend = registry.find(FLAGS)
   sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
   if FLAGS['dry_run'].value:
     dry_run.show(sweep, machine, analyze=FLAGS['analyze'].value)

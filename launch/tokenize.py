@@ -36,8 +36,8 @@ from absl import flags
 from rich.console import Console
 from rich.live import Live
 
-from launch import app, progress
-from stability.data import encoders, hub, packing, readers
+from launch.common import app, progress
+from stability.data.tokenize import encoders, hub, packing, readers
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()

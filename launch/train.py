@@ -14,20 +14,20 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app, preemption, processes, start
 from launch.backends import local
+from launch.common import app, multihost, preemption, start
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS)
-processes.define_flags(FLAGS)
+multihost.define_flags(FLAGS)
 
 
 def main() -> int:
   """Trains the run."""
   sweep = app.load_sweep(FLAGS, single=True)
-  shared = processes.find(FLAGS)
+  shared = multihost.find(FLAGS)
   (config,) = sweep.runs.configs.values()
   on_alarm = config['control']['on_alarm']
   if shared and on_alarm != 'none':  # only one process sees what is asked for
@@ -35,7 +35,7 @@ def main() -> int:
         f'config.control.on_alarm={on_alarm}: must be none where several processes share a run'
     )
   if shared and shared.process_id:
-    return processes.follow(Path(_WORKDIR.value), next(iter(sweep.runs.configs)), shared)
+    return multihost.follow(Path(_WORKDIR.value), next(iter(sweep.runs.configs)), shared)
   worker_flags = shared.worker_flags() if shared else ()
   train = functools.partial(local.train, workers=1, worker_flags=worker_flags)
   return start.start(sweep, Path(_WORKDIR.value), train)

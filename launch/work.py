@@ -16,13 +16,14 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import app, jobs, preemption, start
 from launch.backends import local
+from launch.common import app, jobs, preemption, start
 from stability import config as config_lib
-from stability import contents, plan
-from stability import workdir as workdir_lib
 from stability.config import Config
+from stability.devices import cost
 from stability.errors import BadInput
+from stability.storage import schema
+from stability.storage import workdir as workdir_lib
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
@@ -57,7 +58,7 @@ def main() -> int:
 def _check(workdir: Path, data: workdir_lib.Json, mine: Mapping[str, Config]) -> None:
   """Refuses what no worker could train: nothing has made the folder anew, as launch.sweep does."""
   path = workdir / 'sweep.json'
-  contents.check_data(path, data, ['path'])
+  schema.check_data(path, data, ['path'])
   if not (workdir / data['path'] / 'meta.json').is_file():
     raise BadInput(f'{path}: its data, {data["path"]}, is not there; launch.sweep makes it')
   for name, config in mine.items():
@@ -100,7 +101,7 @@ def _shared(share: str, configs: Mapping[str, Config]) -> list[str]:
   index, count = map(int, parts.groups()) if parts else (0, 0)
   if index >= count:
     raise BadInput(f'--share={share}: must be I/N with I from 0 to N - 1')
-  shares = plan.shares(configs, count)
+  shares = cost.shares(configs, count)
   return shares[index] if index < len(shares) else []
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from launch import app, preemption
+from launch.common import app, preemption
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()

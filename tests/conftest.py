@@ -2,7 +2,7 @@
 
 import os
 
-from launch import environment
+from launch.common import environment
 
 # Read when jax is first imported. Flags that are already there come last, and so win. The tests
 # compile much and compute little: less optimization saves a third of their time.
@@ -44,7 +44,7 @@ class Run:
   config: config_lib.Config
   flat: dict[str, Any]
   static: ml_collections.FrozenConfigDict
-  hyper: dict[str, np.generic]
+  hparams: dict[str, np.generic]
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -68,10 +68,10 @@ def tiny() -> Callable[..., Run]:
     default = config_lib.flatten(base.get_config().to_dict())
     flat = config_lib.resolve(default | TINY | (overrides or {}))
     config = config_lib.unflatten(flat)
-    static, hyper = config_lib.split(config)
+    static, hparams = config_lib.split(config)
     arrays = {
         field: np.float32(value) if isinstance(value, float) else np.int32(value)
-        for field, value in hyper.items()
+        for field, value in hparams.items()
     }
     return Run(config, flat, static, arrays)
 

@@ -9,14 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch import environment, preemption
-from launch.backends import assignments as assignments_lib
-from launch.backends.worker_process import WorkerProcess
-from launch.progress import Progress
-from stability import lease
-from stability import workdir as workdir_lib
+from launch.common import environment, preemption
+from launch.common.progress import Progress
+from launch.workers import assignments as assignments_lib
+from launch.workers.worker_process import WorkerProcess
 from stability.config import Config
 from stability.errors import BadInput, CannotWrite
+from stability.storage import leases as leases_lib
+from stability.storage import workdir as workdir_lib
 
 POLL_SECONDS = 0.5
 LISTEN_SECONDS = 5  # for a dead worker's last words; a process of its own may keep the pipe open
@@ -93,7 +93,7 @@ def train(
     workdir: of the sweep, with its files in place.
     configs: the runs that are not over.
     workers: how many; None: one a core on a CPU, one on an accelerator.
-    worker_flags: of launch.worker, beside those of every worker.
+    worker_flags: of launch.workers.worker, beside those of every worker.
   """
   cores = environment.cores()
   count = workers or (1 if environment.has_accelerator() else len(cores))
@@ -101,7 +101,7 @@ def train(
   shares = [cores[i::count] or cores for i in range(count)]
   with (
       preemption.patient() as is_told,
-      lease.Keeper() as leases,
+      leases_lib.LeaseManager() as leases,
       Progress(workdir, configs) as progress,
   ):
     # Where processes share a run, one alone cannot be started again.

@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from launch import jobs
-from launch.jobs import Needs
-from stability import workdir as workdir_lib
+from launch.common import jobs
+from launch.common.jobs import Needs
 from stability.config import Config
+from stability.storage import workdir as workdir_lib
 
 
 def lines(workdir: Path, configs: Mapping[str, Config], needs: Needs) -> list[workdir_lib.Json]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from absl import flags
 
-from launch import jobs, preemption
-from launch.jobs import Needs
+from launch.common import jobs, preemption
+from launch.common.jobs import Needs
 from stability.config import Config
 from stability.errors import BadInput
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import jinja2
 from absl import flags
 
-from launch import jobs
-from launch.jobs import Needs
-from stability import workdir as workdir_lib
+from launch.common import jobs
+from launch.common.jobs import Needs
 from stability.config import Config
 from stability.errors import BadInput
+from stability.storage import workdir as workdir_lib
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
 LEAST_MINUTES = 3  # of a job, which USR1@60 may reach two minutes before its end

@@ -20,7 +20,7 @@ import numpy as np
 from configs import base
 from configs import benchmark as setup
 from stability import config as config_lib
-from stability import plan
+from stability.devices import cost
 
 MEMBERS = 21
 STEPS = 200
@@ -39,11 +39,11 @@ def main() -> None:
   elif what == 'utilisation':
     found = {name: utilisation(large(name), rounds) for name in BATCHES}
   else:
-    from launch.benchmarks import looking
+    from launch.benchmarks import probe_overhead
 
     c = base.get_config('gpu')
     c.schedule.steps = 2_000
-    found = looking.measure(c, rounds, probe_every=100)
+    found = probe_overhead.measure(c, rounds, probe_every=100)
   import jax
 
   print(json.dumps({'device': jax.local_devices()[0].device_kind, 'readings': found}))
@@ -79,7 +79,7 @@ def utilisation(
 ) -> Readings:
   """Operations per second of one run, and of a square product of bfloat16 numbers."""
   run = _loaded(config, 1, 1, vocabulary_size)
-  flops = plan.train_flops(config, vocabulary_size) / config['schedule']['steps']
+  flops = cost.train_flops(config, vocabulary_size) / config['schedule']['steps']
   product = _matmul(matmul)
   return _in_turn(
       {'training': lambda: steps * flops / run(steps), 'matmul': lambda: product(steps)}, rounds
@@ -92,7 +92,8 @@ def _loaded(
   """A function of steps: seconds that `runs` runs take for them, `members` at a time."""
   import jax
 
-  from stability import parallel, train
+  from stability.devices import layouts
+  from stability.step import train_step
 
   static, hyper = config_lib.split(config)
   d = static.data
@@ -103,12 +104,12 @@ def _loaded(
           0, vocabulary_size, (1, d.batch_size, d.sequence_length + 1), np.uint16
       ),
   }
-  example = train.arrays(hyper)
-  programs = train.programs(static, vocabulary_size)
-  layout = parallel.Population(programs, data, example, jax.local_devices()[:1], members)
+  example = train_step.arrays(hyper)
+  programs = train_step.programs(static, vocabulary_size)
+  layout = layouts.VmappedLayout(programs, data, example, jax.local_devices()[:1], members)
   rates = np.geomspace(1e-3, 1e-1, runs).tolist()
   inits = [
-      layout.init(train.arrays(hyper | {'optimizer.learning_rate': rate})) for rate in rates
+      layout.init(train_step.arrays(hyper | {'optimizer.learning_rate': rate})) for rate in rates
   ]
 
   def seconds(steps: int) -> float:

@@ -16,9 +16,10 @@ from tensorboardX import SummaryWriter
 
 from configs import benchmark
 from stability import config as config_lib
-from stability import layers, objective
-from stability import model as model_lib
 from stability.data import batches, tokens
+from stability.model import layers
+from stability.model import transformer as transformer_lib
+from stability.step import objective
 
 
 def train(learning_rate: float, directory: Path) -> None:
@@ -26,8 +27,8 @@ def train(learning_rate: float, directory: Path) -> None:
   c = benchmark.get_config()
   text = tokens.open_tokens(tokens.prepare(c.data, directory / 'data', c.data.sequence_length))
   flat = config_lib.resolve(config_lib.flatten(c.to_dict()))
-  static, hyper = config_lib.split(config_lib.unflatten(flat))
-  model = model_lib.Transformer(static.model, text.meta['vocabulary_size'])
+  static, hparams = config_lib.split(config_lib.unflatten(flat))
+  model = transformer_lib.Transformer(static.model, text.meta['vocabulary_size'])
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, learning_rate, c.schedule.warmup_steps, c.schedule.steps, c.schedule.min_learning_rate
   )
@@ -38,9 +39,9 @@ def train(learning_rate: float, directory: Path) -> None:
   @jax.jit
   def step(params, state, batch):
     def loss_function(params):
-      logits = model.apply({'params': params}, batch[:, :-1], hyper)
+      logits = model.apply({'params': params}, batch[:, :-1], hparams)
       return objective.objective(
-          static.objective, hyper, logits, batch[:, 1:], params['head']
+          static.objective, hparams, logits, batch[:, 1:], params['head']
       )
 
     (_, terms), gradients = jax.value_and_grad(loss_function, has_aux=True)(params)
@@ -50,7 +51,7 @@ def train(learning_rate: float, directory: Path) -> None:
     return params, state, terms['loss'], jax.tree.map(layers.rms, trees)
 
   inputs = jnp.zeros((1, c.data.sequence_length), jnp.int32)
-  params = model.init(jax.random.key(c.seed), inputs, hyper)['params']
+  params = model.init(jax.random.key(c.seed), inputs, hparams)['params']
   state = optimizer.init(params)
   writer = SummaryWriter(str(directory))
   with (directory / 'metrics.jsonl').open('w') as file:

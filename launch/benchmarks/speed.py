@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import benchmark
-from launch import environment
+from launch.common import environment
 from stability import config as config_lib
 
 BLOCK = 20  # steps between looks at the clock
@@ -45,17 +45,19 @@ def fields(width: int) -> dict:
 
 def ours(width: int, seconds: float) -> float:
   """Training tokens per second of the single layout."""
-  from stability import parallel, train
+  from stability.devices import layouts
+  from stability.step import train_step
 
   flat = fields(width)
-  static, hyper = config_lib.split(config_lib.unflatten(flat))
+  static, hparams = config_lib.split(config_lib.unflatten(flat))
   rng = np.random.default_rng(0)
   data = {
       'train': rng.integers(0, 256, 2**20, np.uint8),
       'validation': rng.integers(0, 256, (1, 16, 65), np.uint8),
   }
-  layout = parallel.Single(train.programs(static, 256), data, train.arrays(hyper))
-  state = layout.insert(layout.empty(), 0, layout.init(train.arrays(hyper)))
+  programs = train_step.programs(static, 256)
+  layout = layouts.SingleDeviceLayout(programs, data, train_step.arrays(hparams))
+  state = layout.insert(layout.empty(), 0, layout.init(train_step.arrays(hparams)))
 
   def block() -> None:
     nonlocal state
@@ -70,7 +72,7 @@ def torch(width: int, seconds: float, threads: int) -> float:
   import torch
 
   torch.set_num_threads(threads)
-  path = Path(__file__).parents[2] / 'tests' / 'reference_torch.py'
+  path = Path(__file__).parents[2] / 'tests' / 'helpers' / 'reference_torch.py'
   spec = importlib.util.spec_from_file_location('reference_torch', path)
   reference = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(reference)

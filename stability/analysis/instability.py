@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from stability.analysis import sensitivity, tables
-from stability.analysis.tables import Results
+from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
+from stability.analysis.results import Results
 
 MARGIN = 0.05  # of what the best run of the size learned: initial loss minus its final loss
 SMOOTHED = 5  # logged steps that a smoothed loss is the mean of: the last one and those before it
@@ -36,7 +37,7 @@ def loss_excess(results: Results) -> pd.Series:
 
 def _excess(runs: pd.DataFrame, best: pd.DataFrame) -> pd.Series:
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
-  return sensitivity.counted_loss(runs) - best['loss'] - margin
+  return lr_sensitivity.counted_loss(runs) - best['loss'] - margin
 
 
 def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
@@ -72,11 +73,11 @@ def best_runs(results: Results) -> pd.DataFrame:
   Of a size with one run alone, whatever its seeds, the best of those not larger.
   """
   runs = results.runs.assign(
-      loss=sensitivity.counted_loss(results.runs),
+      loss=lr_sensitivity.counted_loss(results.runs),
       parameters=results.runs['parameters'].astype(float),
   ).reset_index(drop=True)
   best = np.full(len(runs), np.nan)  # rows
-  for _, of_size in tables.split(runs, ['parameters', *results.sizes]):
+  for _, of_size in results_lib.split(runs, ['parameters', *results.sizes]):
     others = of_size
     if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():
       smaller = runs['parameters'] < of_size['parameters'].iloc[0]

@@ -4,8 +4,8 @@ import dataclasses
 
 import pandas as pd
 
-from stability.analysis import instability, sensitivity
-from stability.analysis.tables import Results
+from stability.analysis import instability, lr_sensitivity
+from stability.analysis.results import Results
 
 FIELD = 'control.on_alarm'
 WITHIN = 0.02  # of the best loss at the size: what counts as rescued
@@ -23,7 +23,7 @@ def pairs(results: Results) -> pd.DataFrame:
   if FIELD not in results.groups:
     return pd.DataFrame()
   groups = [name for name in results.groups if name != FIELD]
-  runs = results.runs.assign(loss=sensitivity.counted_loss(results.runs))
+  runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
   alone = dataclasses.replace(results, runs=runs[runs[FIELD] == 'none'], groups=groups)
   if alone.runs.empty:
     return pd.DataFrame()
@@ -31,7 +31,7 @@ def pairs(results: Results) -> pd.DataFrame:
   key = [*of_size, 'learning_rate', 'seed']
   without = alone.runs[[*key, 'loss']].assign(doomed=instability.unstable(alone))
   steered = runs.loc[runs[FIELD] == 'policy', [*key, 'loss']]
-  best = sensitivity.lr_sensitivity(alone)[[*of_size, 'best_loss']]
+  best = lr_sensitivity.lr_sensitivity(alone)[[*of_size, 'best_loss']]
   table = without.merge(steered, on=key, suffixes=('_without', '_with')).merge(best, on=of_size)
   table = table.dropna(subset=['loss_without', 'loss_with', 'doomed']).astype({'doomed': bool})
   within_best = table['loss_with'] <= (1 + WITHIN) * table['best_loss']

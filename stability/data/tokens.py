@@ -36,9 +36,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stability import workdir
-from stability.data import ngrams, shards, sources, synthetic
+from stability.data import ngrams, sources, synthetic
+from stability.data.tokenize import shards
 from stability.errors import BadInput, writing
+from stability.storage import workdir
 
 SIDES = ('train', 'validation')
 SETTINGS = 'tokenize.json'  # in a folder of launch.tokenize, before meta.json: packing.py
@@ -150,7 +151,7 @@ def _learn(
     documents: Mapping[str, Sequence[sources.Document]], vocabulary_size: int
 ) -> tuple[dict[str, np.ndarray], dict[str, list], bytes]:
   """Learns a BPE from the training side: the tokens of both, [name, tokens] of each, its file."""
-  from stability.data import bpe  # the library is slow to import, and most text is bytes
+  from stability.data.tokenize import bpe  # the library is slow to import, and most text is bytes
 
   tokenizer = bpe.learn(documents['train'], vocabulary_size)
   sides, lengths = {}, {}

@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from stability import workdir as workdir_lib
-from stability.analysis import claims, sensitivity, tables
-from stability.analysis.claim import BEYOND, DOES_NOT_HOLD, HOLDS, UNDECIDED
+from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
+from stability.analysis.claims import registry
+from stability.analysis.claims.claim import BEYOND, DOES_NOT_HOLD, HOLDS, UNDECIDED
 from stability.errors import BadInput
 from stability.report import page, terminal
+from stability.storage import workdir as workdir_lib
 
 LOSS, LOGITS = 'loss_by_learning_rate', 'attention_logits_by_learning_rate'
 SHOWN = 2  # figures of each sweep
@@ -74,7 +76,7 @@ def _claims(folder: Path, experiment: Experiment) -> pd.DataFrame | None:
   file = folder / experiment.name / 'report' / 'claims.csv'
   if not file.exists():
     return None
-  table = claims.read(file)
+  table = registry.read(file)
   table = table[table['n'] > 0].assign(experiment=experiment.name)
   return table.assign(reproduces=table['figure'].isin([*experiment.figures, BEYOND]))
 
@@ -84,8 +86,8 @@ def _found(workdir: Path) -> tuple[list[str], list[str], list[str]]:
   if not (workdir / 'sweep.json').exists():
     return _NOTHING
   sweep = workdir_lib.read_sweep(workdir)
-  results = tables.load_workdir(workdir)
-  table = sensitivity.lr_sensitivity(results)
+  results = results_lib.load_workdir(workdir)
+  table = lr_sensitivity.lr_sensitivity(results)
   findings = list(filter(None, (page.finding(results, table), page.best(results, table))))
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   about = [f'{count} {status}' for status, count in counts.items()]

@@ -10,38 +10,43 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from stability import contents
-from stability import workdir as workdir_lib
-from stability.analysis import claims, coordinates, observations, sensitivity, tables
-from stability.analysis import story as story_lib
-from stability.analysis.tables import Results
-from stability.report import drawing, labels, plots, predicted, terminal
+from stability.analysis import coordinate_check as coordinate_check_lib
+from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
+from stability.analysis import timeline as timeline_lib
+from stability.analysis.claims import registry
+from stability.analysis.prediction import observations
+from stability.analysis.results import Results
+from stability.report import labels, predictions, terminal
+from stability.report.plots import selection, style
+from stability.storage import schema
+from stability.storage import workdir as workdir_lib
 
 
 def write_report(workdir: Path) -> Path:
   """Writes workdir/report/ from a sweep's files, finished or not; returns its index.html."""
   sweep = workdir_lib.read_sweep(workdir)
-  contents.check_data(workdir / 'sweep.json', sweep['data'], contents.SHOWN)
-  results = tables.load_workdir(workdir)
-  table = sensitivity.lr_sensitivity(results)
-  curves = tables.load_curves(workdir, [*plots.probes(results), *observations.PROBES])
-  larger = predicted.section(results, curves)
+  schema.check_data(workdir / 'sweep.json', sweep['data'], schema.SHOWN)
+  results = results_lib.load_workdir(workdir)
+  table = lr_sensitivity.lr_sensitivity(results)
+  curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
+  larger = predictions.section(results, curves)
   config = {'config file': sweep['config_file'], 'scale': sweep['scale']}
   overrides = {f'--config.{field}': value for field, value in sweep['overrides'].items()}
   return _write(
       workdir / 'report',
       results,
       table,
-      claims.judge_results(results, curves),
+      registry.judge_results(results, curves),
       shown=[
-          *plots.loss_plots(results, table, sweep['data']['bigram_loss']),
-          *plots.curve_plots(results, curves),
-          *plots.probe_plots(results, curves),
+          *selection.loss_plots(results, table, sweep['data']['bigram_loss']),
+          *selection.curve_plots(results, curves),
+          *selection.probe_plots(results, curves),
           *(larger.plots if larger else ()),
       ],
       title=f'Training stability: {Path(sweep["config_file"]).stem}',
       coordinate_check=_coordinate_check(workdir, results),
-      story=story_lib.story(workdir),
+      story=timeline_lib.story(workdir),
       facts={
           'Sweep': config | overrides,
           'Data': _data(sweep['data']),
@@ -53,13 +58,13 @@ def write_report(workdir: Path) -> Path:
 
 def write_results_report(results: Results, output: Path) -> Path:
   """Writes the report of any trainer's results into the folder output; returns its index.html."""
-  table = sensitivity.lr_sensitivity(results)
+  table = lr_sensitivity.lr_sensitivity(results)
   return _write(
       output,
       results,
       table,
-      claims.judge_results(results),
-      shown=plots.loss_plots(results, table, bigram_loss=None),
+      registry.judge_results(results),
+      shown=selection.loss_plots(results, table, bigram_loss=None),
       title='Training stability',
       coordinate_check=pd.DataFrame(),
       story=pd.DataFrame(),
@@ -72,18 +77,18 @@ def _write(
     results: Results,
     table: pd.DataFrame,
     judged: pd.DataFrame,
-    shown: Sequence[plots.Plot],
+    shown: Sequence[selection.Plot],
     title: str,
     coordinate_check: pd.DataFrame,
     story: pd.DataFrame,
     facts: dict[str, dict[str, Any]],
-    larger: predicted.Section | None = None,
+    larger: predictions.Section | None = None,
 ) -> Path:
   drawn = [_drawn(plot, folder) for plot in shown]
   workdir_lib.write_whole(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
   workdir_lib.write_whole(folder / 'claims.csv', judged.to_csv(index=False))
   if larger is not None:
-    predicted.write_tables(larger.predicted, folder)
+    predictions.write_tables(larger.predicted, folder)
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   page = render(
       'template.html.j2',
@@ -93,7 +98,7 @@ def _write(
           filter(None, (finding(results, table), best(results, table), terminal.rescued(results)))
       ),
       counts=counts,
-      uncounted={name: n for name, n in counts.items() if name not in sensitivity.COUNTED},
+      uncounted={name: n for name, n in counts.items() if name not in lr_sensitivity.COUNTED},
       plots=drawn,
       claims=claim_cells(terminal.readable_claims(judged)),
       coordinate_check=coordinate_check,
@@ -109,17 +114,17 @@ def _write(
   return folder / 'index.html'
 
 
-def _drawn(plot: plots.Plot, folder: Path) -> tuple[plots.Plot, Markup | None]:
+def _drawn(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup | None]:
   """A figure, written to its files, for the page; None where there is none, and why."""
   if plot.draw is None:
     return plot, None
   try:
     figure = plot.draw()
-  except drawing.TooMany as error:
+  except style.TooMany as error:
     return dataclasses.replace(plot, absent=str(error)), None
-  svg = drawing.save(figure, 'svg')
+  svg = style.save(figure, 'svg')
   workdir_lib.write_whole(folder / f'{plot.name}.svg', svg)
-  workdir_lib.write_whole(folder / f'{plot.name}.png', drawing.save(figure, 'png'))
+  workdir_lib.write_whole(folder / f'{plot.name}.png', style.save(figure, 'png'))
   return plot, _inline(svg, plot.name)
 
 
@@ -201,7 +206,7 @@ def finding(results: Results, table: pd.DataFrame) -> str | None:
   decided = table[(table['missing'] == 0) & (table['lr_sensitivity'] > 0)]
   sizes = {
       size: rows.set_index('name')['lr_sensitivity'].sort_values(kind='stable')
-      for (size,), rows in tables.split(decided, ['size'])
+      for (size,), rows in results_lib.split(decided, ['size'])
       if len(rows) == len(set(names))
   }
   if not sizes:
@@ -237,16 +242,16 @@ def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
   runs = results.runs
   is_check = (
       any(field.startswith('parameterization.') for field in results.groups)
-      and coordinates.WIDTH in results.sizes
+      and coordinate_check_lib.WIDTH in results.sizes
       and runs['learning_rate'].nunique() == 1
   )
   if not is_check:
     return pd.DataFrame()
-  slopes = coordinates.slopes(results, coordinates.load_activations(workdir))
+  slopes = coordinate_check_lib.slopes(results, coordinate_check_lib.load_activations(workdir))
   slopes = slopes[slopes['step'] == slopes['step'].max()]
   short = labels.fields(results.groups)
   rows = []
-  for values, of_row in tables.split(slopes, results.groups):
+  for values, of_row in results_lib.split(slopes, results.groups):
     row = dict(zip(short.values(), map(labels.value, values), strict=True))
     found = of_row.groupby('probe', sort=False)['slope'].mean()
     probes = (probe.removeprefix('activation_rms/') for probe in found.index)

@@ -5,8 +5,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from stability.analysis import rescue, sensitivity
-from stability.analysis.tables import SIZE_FIELDS, Results
+from stability.analysis import lr_sensitivity, rescue
+from stability.analysis.results import SIZE_FIELDS, Results
 from stability.report import labels
 
 
@@ -17,15 +17,15 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
   text = pd.DataFrame({'parameters': labels.sizes(table, shape)})
   for name, short in labels.fields([name for name in swept if name not in shape]).items():
     text[short] = table[name].map(labels.value)
-  compared = table['window'] != sensitivity.NOT_COMPARABLE
+  compared = table['window'] != lr_sensitivity.NOT_COMPARABLE
   decimals = table['lr_sensitivity'].map(labels.decimals)
-  text['LR sensitivity'] = decimals.where(compared, sensitivity.NOT_COMPARABLE)
+  text['LR sensitivity'] = decimals.where(compared, lr_sensitivity.NOT_COMPARABLE)
   if table['low'].notna().any():
     text['90 % interval'] = [
         '' if pd.isna(low) else f'{low:.3f}-{high:.3f}'
         for low, high in zip(table['low'], table['high'], strict=True)
     ]
-  if (limited := compared & (table['window'] != sensitivity.ALL)).any():
+  if (limited := compared & (table['window'] != lr_sensitivity.ALL)).any():
     text['over LRs'] = table['window'].where(limited, '')
   text['best loss'] = table['best_loss'].map(labels.decimals)
   text['best LR'] = table['best_learning_rate'].map(labels.number).replace('nan', '')
@@ -38,7 +38,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 def summary(results: Results, judged: pd.DataFrame) -> list[Table]:
   """What ends a sweep; judged: the table of claims.judge."""
-  found = sensitivity.lr_sensitivity(results)
+  found = lr_sensitivity.lr_sensitivity(results)
   shown = [terminal_table(found), rescues(results), claims_table(judged)]
   return [table for table in shown if table is not None]
 

@@ -1,0 +1,241 @@
+"""launch.sweep --dry_run: what a sweep costs and, on stated devices, where its runs go."""
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from launch.common import app, memory_analysis
+from stability import config as config_lib
+from stability.config import Config
+from stability.data import tokens
+from stability.devices import cost as cost_lib
+from stability.devices import placement as placement_lib
+from stability.errors import BadInput
+
+MOST_ROWS = 100  # of a table; of more runs than this, the groups are shown
+MOST_NAMED = 10  # rows that do not fit
+WIDTH = 150  # of the tables where the output is no terminal
+_MACHINE = ('devices', 'device_memory_gb', 'device_tflops')
+
+
+def define(flag_values: flags.FlagValues) -> None:
+  """Defines --dry_run and the flags that need it."""
+  flags.DEFINE_boolean(
+      'dry_run', False, 'print the runs and what they cost; write nothing', flag_values=flag_values
+  )
+  flags.DEFINE_integer(
+      'devices',
+      None,
+      'for --dry_run: accelerators to plan for; with --device_memory_gb and --device_tflops',
+      flag_values=flag_values,
+  )
+  flags.DEFINE_float(
+      'device_memory_gb', None, '10^9 bytes of memory of each device', flag_values=flag_values
+  )
+  flags.DEFINE_float(
+      'device_tflops',
+      None,
+      '10^12 operations per second of each device at its best, in the type of model.dtype',
+      flag_values=flag_values,
+  )
+  flags.DEFINE_float(
+      'utilisation',
+      0.4,
+      'share of device_tflops that training is taken to reach',
+      flag_values=flag_values,
+  )
+  flags.DEFINE_boolean(
+      'analyze',
+      False,
+      "for --dry_run: compile for the devices here, and hold XLA's account of memory against ours",
+      flag_values=flag_values,
+  )
+
+
+def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
+  """The machine to plan for, if one is given; BadInput where the flags are not of one mind."""
+  given = [name for name in (*_MACHINE, 'utilisation') if flag_values[name].present]
+  asked = [*given, 'analyze'] if flag_values['analyze'].value else given
+  if asked and not flag_values['dry_run'].value:
+    raise BadInput(f'--{asked[0]}: must be given with --dry_run; training takes the devices here')
+  if not given:
+    return None
+  if flag_values['analyze'].value:
+    raise BadInput(f'--{given[0]}: must not be given with --analyze, which takes the devices here')
+  for name in _MACHINE:
+    if name not in given:
+      raise BadInput(f'--{name}: missing, must be given with --{given[0]}')
+  values = {name: flag_values[name].value for name in (*_MACHINE, 'utilisation')}
+  for name, value in values.items():
+    if not 0 < value < math.inf:
+      raise BadInput(f'--{name}={value}: must be a number above 0')
+  if values['utilisation'] > 1:
+    raise BadInput(f'--utilisation={values["utilisation"]}: must not be above 1')
+  return cost_lib.Machine(
+      devices=values['devices'],
+      memory_bytes=values['device_memory_gb'] * 1e9,
+      flops_per_second=values['device_tflops'] * 1e12,
+      utilisation=values['utilisation'],
+  )
+
+
+def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -> None:
+  """Prints the plan of a sweep."""
+  configs = sweep.runs.configs
+  source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
+  vocabulary_size = tokens.vocabulary_size(source)
+  console = Console()
+  if not console.is_terminal:
+    console = Console(width=WIDTH)
+  title = f'{sweep.config_file} at scale {sweep.scale}'
+  plan = cost_lib.plan(configs, vocabulary_size)
+  closing = [
+      f'{plan.runs:,} runs, {plan.tokens:,} tokens, {plan.flops:.2e} FLOPs;'
+      f' {plan.populations} populations, {plan.executables} executables to compile'
+  ]
+  if machine:
+    groups = cost_lib.groups(configs, vocabulary_size)
+    placed = [cost_lib.place(group, machine, vocabulary_size) for group in groups]
+    tables = _placements(title, groups, placed)
+    closing += _on_machine(groups, placed, machine)
+  elif len(configs) > MOST_ROWS:
+    groups = cost_lib.groups(configs, vocabulary_size)
+    tables = (_costs_of_groups(title, groups),)
+  else:
+    groups = []
+    tables = (_costs_of_runs(title, configs, vocabulary_size),)
+  if len(groups) > MOST_ROWS:
+    closing.insert(0, f'... and {len(groups) - MOST_ROWS:,} more groups')
+  if analyze:
+    every = cost_lib.groups(configs, vocabulary_size)
+    tables += (_analyses(every, vocabulary_size, console),)
+  console.print(*tables)
+  for line in closing:
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+  table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+  table.add_column(first, overflow='fold', min_width=20)
+  for column in columns:
+    table.add_column(column, justify='right', no_wrap=True)
+  return table
+
+
+def _costs_of_runs(title: str, configs: Mapping[str, Config], vocabulary_size: int) -> Table:
+  table = _table(title, 'run', 'parameters', 'tokens', 'FLOPs')
+  for name, config in configs.items():
+    table.add_row(
+        name,
+        f'{config_lib.parameters(config):,}',
+        f'{cost_lib.tokens(config):,}',
+        f'{cost_lib.train_flops(config, vocabulary_size):.2e}',
+    )
+  return table
+
+
+def _costs_of_groups(title: str, groups: Sequence[cost_lib.Group]) -> Table:
+  table = _table(title, 'runs that share executables', 'runs', 'parameters', 'tokens', 'FLOPs')
+  for group in groups[:MOST_ROWS]:
+    table.add_row(
+        group.name,
+        f'{group.runs:,}',
+        f'{config_lib.parameters(group.config):,}',
+        f'{group.tokens:,}',
+        f'{group.flops:.2e}',
+    )
+  return table
+
+
+def _placements(
+    title: str, groups: Sequence[cost_lib.Group], placed: Sequence[cost_lib.Placed]
+) -> tuple[Table, Table]:
+  """Where groups go and for how long; and what fills the memory."""
+  where = _table(
+      title,
+      'runs that share executables',
+      *('runs', 'parameters', 'layout', 'members', 'microbatches', 'remat'),
+      *('FLOPs', 'GB', 'hours'),
+  )
+  memory = _table(
+      'GB (10^9 bytes) on each device at the fullest moment of a step, without the text',
+      'runs that share executables',
+      *('params', 'optimizer', 'gradients', 'activations', 'in all'),
+  )
+  for group, there in zip(groups[:MOST_ROWS], placed):
+    placement, parts = there.placement, there.memory
+    where.add_row(
+        group.name,
+        f'{group.runs:,}',
+        f'{config_lib.parameters(group.config):,}',
+        placement.layout,
+        str(placement.members),
+        str(placement.microbatches),
+        placement.remat,
+        f'{group.flops:.2e}',
+        f'{parts.total / 1e9:.2f}',
+        'does not fit' if there.hours is None else f'{there.hours:,.2f}',
+    )
+    numbers = (parts.params, parts.optimizer, parts.gradients, parts.activations, parts.total)
+    memory.add_row(group.name, *(f'{number / 1e9:.2f}' for number in numbers))
+  return where, memory
+
+
+def _analyses(
+    groups: Sequence[cost_lib.Group], vocabulary_size: int, console: Console
+) -> Table:
+  table = _table(
+      "MB (10^6 bytes) on a device: arithmetic / XLA's account of the compiled step",
+      'runs that share executables',
+      *('layout', 'members', 'params, optimizer / arguments'),
+      *('gradients, activations / temporary', 'in all', 'ratio'),
+  )
+  with console.status('compiling'):
+    for found in memory_analysis.analyze(groups, vocabulary_size):
+      ours = found.arithmetic
+      table.add_row(
+          found.group.name,
+          found.placement.layout,
+          str(found.placement.members),
+          _against(ours.params + ours.optimizer, found.arguments),
+          _against(ours.gradients + ours.activations, found.temporary),
+          _against(ours.total, found.total),
+          f'{ours.total / found.total:.2f}',
+      )
+  return table
+
+
+def _against(ours: float, theirs: float) -> str:
+  return f'{ours / 1e6:,.2f} / {theirs / 1e6:,.2f}'
+
+
+def _on_machine(
+    groups: Sequence[cost_lib.Group],
+    placed: Sequence[cost_lib.Placed],
+    machine: cost_lib.Machine,
+) -> list[str]:
+  """What the tables do not say, in sentences."""
+  plural = 's' if machine.devices > 1 else ''
+  lines = [
+      f'{sum(there.hours or 0 for there in placed):,.2f} hours of training on {machine.devices}'
+      f' device{plural}, one row after another, if they reach {machine.utilisation:.0%} of'
+      f' {machine.flops_per_second / 1e12:g} TFLOP/s (assumed; --utilisation); starts, compilation'
+      ' and evaluation come on top'
+  ]
+  outside = [(group, there) for group, there in zip(groups, placed) if there.hours is None]
+  if outside:
+    named = ', '.join(
+        f'{group.name} ({there.memory.total / 1e9:.1f} GB at the least)'
+        for group, there in outside[:MOST_NAMED]
+    )
+    more = f' and {len(outside) - MOST_NAMED:,} more' if len(outside) > MOST_NAMED else ''
+    lines.append(
+        f'{len(outside):,} of {len(groups):,} rows do not fit {machine.memory_bytes / 1e9:g} GB, of'
+        f' which {placement_lib.USABLE:.0%} are usable, and are not in the hours: {named}{more}'
+    )
+  return lines

@@ -1,0 +1,115 @@
+"""What a worker needs set before it imports jax: its cores, XLA's flags, the compilation cache."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stability.storage import workdir as workdir_lib
+
+# Matrix products by XLA's YNN kernels, faster on a CPU at widths from 32, and LLVM at -O2, not -O3,
+# which compiles sooner and leaves steps as fast (jaxlib 0.10.2; BUILD_NOTES.md). YNN is
+# experimental, and an XLA that lacks a flag ends the process: they are tried once for each jaxlib
+# and CPU in a process of their own.
+CPU_FLAGS = (
+    '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
+    ' --xla_backend_optimization_level=2'
+)
+# A step's buffers are freed and allocated anew at each step. By default glibc hands them back to
+# the system in between; keeping them made a step at width 128 1.6 times as fast (BUILD_NOTES.md).
+MALLOC = ':'.join((
+    'glibc.malloc.hugetlb=1',
+    f'glibc.malloc.mmap_threshold={2**30}',
+    f'glibc.malloc.trim_threshold={2**33}',
+    f'glibc.malloc.top_pad={2**26}',
+))
+_TRIAL = """
+import jax, jax.numpy as jnp, numpy as np
+x = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+y = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)(x)
+np.testing.assert_allclose(y, np.tanh(x @ x.T) @ x, rtol=1e-3, atol=1e-3)
+"""
+
+
+def has_accelerator() -> bool:
+  """Whether jax will find a GPU or TPU here: told by its plugins and devices, without jax."""
+  wanted = os.environ.get('JAX_PLATFORMS')
+  if wanted:
+    return wanted.split(',')[0] != 'cpu'
+  plugins = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'libtpu')
+  devices = ('/dev/nvidia0', '/dev/accel0', '/dev/vfio/0')
+  return any(map(importlib.util.find_spec, plugins)) and any(map(os.path.exists, devices))
+
+
+def cores() -> list[int]:
+  """The CPU cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
+def pin(to: Sequence[int]) -> None:
+  """Keeps this process, and XLA's thread pool in it, on some cores, where the system can."""
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, to)
+
+
+def worker_environment() -> dict[str, str]:
+  """The environment variables of a worker; what the user has set stays."""
+  cache = cache_folder()
+  environment = {
+      'JAX_COMPILATION_CACHE_DIR': str(cache / 'executables'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+  } | os.environ
+  if has_accelerator():
+    return environment
+  environment.setdefault('GLIBC_TUNABLES', MALLOC)
+  if 'ynn_fusion' not in environment.get('XLA_FLAGS', ''):
+    # Of two settings of a flag the last counts, so the user's come after ours.
+    environment['XLA_FLAGS'] = f'{_cpu_flags(cache)} {environment.get("XLA_FLAGS", "")}'.strip()
+  return environment
+
+
+def cache_folder() -> Path:
+  """Of compiled executables, which are only good for one jaxlib and one kind of CPU."""
+  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  kind = f'jaxlib-{importlib.metadata.version("jaxlib")}-{_cpu_digest()}'
+  return Path(root) / 'stability' / kind
+
+
+def _cpu_digest() -> str:
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    description = sorted({line for line in lines if line.startswith(('model name', 'flags'))})
+  except OSError:
+    description = [platform.machine(), platform.processor()]
+  return hashlib.sha256('\n'.join(description).encode()).hexdigest()[:12]
+
+
+def _cpu_flags(cache: Path) -> str:
+  """CPU_FLAGS if they work here, else nothing; the answer is kept in the cache."""
+  known = cache / 'cpu_flags.json'
+  answers: Mapping[str, bool] = json.loads(known.read_text()) if known.exists() else {}
+  if CPU_FLAGS not in answers:
+    answers = {**answers, CPU_FLAGS: _works(CPU_FLAGS)}
+    with contextlib.suppress(OSError):  # a home that cannot be written: it is tried again then
+      workdir_lib.write_json(known, answers)
+  return CPU_FLAGS if answers[CPU_FLAGS] else ''
+
+
+def _works(flags: str) -> bool:
+  command = [sys.executable, '-c', _TRIAL]
+  environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+  try:
+    trial = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+  except subprocess.TimeoutExpired:
+    return False
+  return trial.returncode == 0

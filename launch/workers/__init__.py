@@ -1,0 +1,1 @@
+"""Worker processes that train runs, and how their launcher sees them."""

@@ -1,0 +1,1 @@
+"""Statements, most of them from the paper, as statistics with thresholds."""

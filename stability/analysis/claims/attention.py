@@ -1,0 +1,339 @@
+"""Attention logits and qk-layernorm (sections 3.1.1 and 3.3, Figures 1, 2, 9, 10, E.1)."""
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import instability
+from stability.analysis.claims import evidence as ev
+from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan, grows_in_one_way
+from stability.analysis.claims.evidence import Evidence, Undecided
+from stability.analysis.results import LOGIT
+
+QK_NORM = 'model.qk_norm'
+UNSTABLE_LOGIT = 1e4  # what the paper saw no run survive
+QUERY_NORM, KEY_NORM = 'block_0/query_norm', 'block_0/key_norm'
+COSINE = 'block_0/query_key_cosine'
+ENTROPY = 'block_0/attention_entropy'
+
+
+def need_for_qk_norm(e: Evidence) -> pd.Series:
+  """Lowest ratio of LR sensitivity over sizes, without qk-layernorm / with."""
+  return ev.ratios(e.lr_sensitivity(), QK_NORM, 'layernorm').min()
+
+
+def _rise_with_size(e: Evidence) -> pd.Series:
+  return ev.slopes(np.log(e.lr_sensitivity()), 'parameters', e.results.sizes).min()
+
+
+def _fall_of_the_lowest_unstable_rate(e: Evidence) -> pd.Series:
+  e = e.with_learning_rates()
+  if not e.runs['unstable'].any():
+    raise Undecided('no run is unstable')
+  rates = np.log10(e.runs['learning_rate'])
+  row = [e.runs[key] for key in (*e.keys, 'seed')]
+  lowest = rates.where(e.runs['unstable']).groupby(row, dropna=False).transform('min')
+  # Where none is, the lowest would be a step of the paper's grid above the highest.
+  lowest = lowest.fillna(rates.groupby(row, dropna=False).transform('max') + 0.5)
+  lowest = e.mean(lowest).groupby(level=e.keys, dropna=False).first()
+  smallest, largest = ev.at_lowest(lowest, 'parameters'), ev.at_highest(lowest, 'parameters')
+  return smallest.mean() - largest.mean()
+
+
+def _largest_unstable_with_qk_norm(e: Evidence) -> pd.Series:
+  e = e.only(e.runs[QK_NORM] == 'layernorm')
+  return _unstable_at_the_highest_rate(e.only(e.runs['parameters'] == e.runs['parameters'].max()))
+
+
+def _unstable_at_the_highest_rate(e: Evidence) -> pd.Series:
+  return e.share(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
+
+
+def _block_0_first(e: Evidence) -> pd.Series:
+  e = e.only((e.runs['model.depth'] > 1) & e.runs['unstable'])
+  if e.runs.empty:
+    raise Undecided('no run of two blocks or more is unstable')
+  first = e.over_training(LOGIT)
+  highest = first.copy()
+  for depth, rows in e.runs.groupby('model.depth'):
+    of_depth = e.only(e.runs.index.isin(rows.index))
+    for block in range(1, depth):
+      others = of_depth.over_training(f'block_{block}/attention_logit_max')
+      highest = highest.combine(others.reindex(highest.index), np.fmax)
+  return e.share(first >= highest, first.notna())
+
+
+def _past_1e4(e: Evidence) -> Evidence:
+  past = e.only(e.over_training(LOGIT) > UNSTABLE_LOGIT)
+  if past.runs.empty:
+    raise Undecided("no run's attention logits passed 1e4")
+  return past
+
+
+def _entropy_left(e: Evidence) -> pd.Series:
+  return e.average(e.at_end(ENTROPY) / e.at_start(ENTROPY))
+
+
+def _entropy_left_with_qk_norm(e: Evidence) -> pd.Series:
+  e = e.only(e.runs[QK_NORM] == 'layernorm')
+  return _entropy_left(e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max()))
+
+
+def _unstable_past_1e4(e: Evidence) -> pd.Series:
+  past = _past_1e4(e)
+  return past.share(past.runs['unstable'], past.runs['unstable'].notna())
+
+
+def _highest_logit_with_qk_norm(e: Evidence) -> pd.Series:
+  e = e.only(e.runs[QK_NORM] == 'layernorm')
+  return e.highest(e.over_training(LOGIT))
+
+
+def _foretold_logits(e: Evidence) -> pd.DataFrame:
+  """log10 of the largest size's logits, a row for each learning rate, after the warm-up.
+
+  By quadratics in ln(parameters) through ln(logit) of the other sizes.
+  """
+  logits = e.mean(np.log10(e.after_warmup(LOGIT)))
+  largest = np.log(e.runs['parameters'].max())
+  found = {}
+  for rate, line in logits.groupby(level='learning_rate'):
+    x = np.log(line.index.get_level_values('parameters').to_numpy(float)) - largest
+    smaller = x < 0
+    if len(set(x[smaller])) >= 3:
+      fit = np.polynomial.polynomial.polyfit(x[smaller], line.to_numpy()[smaller], 2)
+      found[rate] = fit[0]  # x is 0 at the largest
+  if not found:
+    raise Undecided('no learning rate has three sizes beside the largest')
+  return pd.DataFrame(found).T.rename_axis('learning_rate')
+
+
+def _miss_of_the_extrapolation(e: Evidence) -> pd.Series:
+  foretold = _foretold_logits(e)
+  largest = e.only(e.runs['parameters'] == e.runs['parameters'].max())
+  logits = largest.mean(np.log10(largest.after_warmup(LOGIT)))
+  rates = logits.index.get_level_values('learning_rate')
+  misses = [
+      (logits[rates == rate] - foretold.loc[rate]).abs().max()
+      for rate in foretold.index.intersection(rates)
+  ]
+  if not misses:
+    raise Undecided('the logits of the largest size were not measured after the warm-up')
+  return pd.DataFrame(misses).median()
+
+
+def _unstable_where_foretold(e: Evidence) -> pd.Series:
+  """At learning rates at which the fitted sizes have not passed 1e4 themselves."""
+  is_largest = e.runs['parameters'] == e.runs['parameters'].max()
+  fitted = e.only(~is_largest)
+  measured = fitted.mean(np.log10(fitted.after_warmup(LOGIT))).groupby('learning_rate').max()
+  foretold = _foretold_logits(e)
+  limit = np.log10(UNSTABLE_LOGIT)
+  past = (foretold > limit) & (measured.reindex(foretold.index) <= limit)
+  if not past[0].any():
+    raise Undecided('at no learning rate is the largest size foretold to be the first past 1e4')
+  largest = e.only(is_largest)
+  unstable = largest.mean(largest.runs['unstable'].astype(float)).groupby('learning_rate').mean()
+  return unstable.reindex(past.index).where(past).mean()
+
+
+def _critical_logit_scale(e: Evidence) -> pd.Series:
+  """Decades between 1e3 and where the loss has suffered by MARGIN of what the best run learned."""
+  e = e.only(e.runs['model.depth'] > 0)
+  losses = e.mean(e.runs['loss']).groupby(level='model.logit_scale').mean().sort_index()
+  scales = np.log10(losses.index.to_numpy(float))
+  best_D = losses.min().to_numpy()
+  limit_D = best_D + instability.MARGIN * (e.runs['initial_loss'].mean() - best_D)
+  critical_D = np.full(len(limit_D), scales[-1] + 0.5)  # never: a step beyond the highest
+  for draw, limit in enumerate(limit_D):
+    loss_K = losses[draw].to_numpy()
+    within = np.flatnonzero(loss_K <= limit)[-1]
+    if within + 1 < len(scales):
+      share = (limit - loss_K[within]) / (loss_K[within + 1] - loss_K[within])
+      critical_D[draw] = scales[within] + share * (scales[within + 1] - scales[within])
+  return pd.Series(np.abs(critical_D - 3))
+
+
+def _above_the_bigram_model(e: Evidence) -> pd.Series:
+  blocks = e.only((e.runs['model.depth'] > 0) & np.isclose(e.runs['model.logit_scale'], 1e4))
+  bigram = e.only(e.runs['model.depth'] == 0)
+  if blocks.runs.empty or bigram.runs.empty:
+    raise Undecided('needs a model with a logit scale of 1e4 and one without blocks')
+  return blocks.average(blocks.runs['loss']) - bigram.average(bigram.runs['loss'])
+
+
+def _norms_in_growth(e: Evidence) -> pd.Series:
+  past = _past_1e4(e)
+  norms = sum(np.log(past.at_end(norm) / past.at_start(norm)) for norm in (QUERY_NORM, KEY_NORM))
+  return past.average(norms / np.log(past.at_end(LOGIT) / past.at_start(LOGIT)))
+
+
+def _alignment_in_growth(e: Evidence) -> pd.Series:
+  past = _past_1e4(e)
+  cosines = np.log(past.at_end(COSINE) / past.at_start(COSINE))
+  return past.average(cosines / np.log(past.at_end(LOGIT) / past.at_start(LOGIT)))
+
+
+_BOTH = {QK_NORM: ('none', 'layernorm')}
+_WITHOUT = {QK_NORM: ('none',)}
+
+CLAIMS = (
+    Claim(
+        '1',
+        'Without qk-layernorm, LR sensitivity is higher than with it at every size.',
+        'lowest ratio of LR sensitivity over sizes, without / with',
+        AtLeast(1.1),
+        need_for_qk_norm,
+        arms=_BOTH,
+        several={'learning_rate': 3},
+    ),
+    Claim(
+        '1',
+        'LR sensitivity rises with size, with and without qk-layernorm.',
+        'lower slope of ln(LR sensitivity) on ln(parameters)',
+        AtLeast(0.05),
+        _rise_with_size,
+        arms=_BOTH,
+        several={'learning_rate': 3, 'parameters': 2},
+        suits=grows_in_one_way,
+    ),
+    Claim(
+        '1',
+        'Without qk-layernorm, the lowest unstable learning rate falls with size.',
+        'decades that it is lower at the largest size than at the smallest',
+        AtLeast(0.25),  # half a step of the paper's grid
+        _fall_of_the_lowest_unstable_rate,
+        where=_WITHOUT,
+        several={'learning_rate': 3, 'parameters': 2},
+        suits=grows_in_one_way,
+    ),
+    Claim(
+        '1',
+        'With qk-layernorm, the largest size is stable at the highest learning rate.',
+        'share of these runs that is unstable',
+        AtMost(0.0),
+        _largest_unstable_with_qk_norm,
+        arms=_BOTH,
+        several={'learning_rate': 3, 'parameters': 2},
+        suits=grows_in_one_way,
+    ),
+    Claim(
+        '2',
+        'Without qk-layernorm, runs at the highest learning rate are unstable at every size.',
+        'share of them that is unstable',
+        AtLeast(1.0),
+        _unstable_at_the_highest_rate,
+        where=_WITHOUT,
+        several={'learning_rate': 3, 'parameters': 2},
+    ),
+    Claim(
+        '2',
+        'Of all blocks, the first one has the highest attention logits.',
+        'share of the unstable runs without qk-layernorm where it has',
+        AtLeast(0.5),
+        _block_0_first,
+        where=_WITHOUT,
+        several={'learning_rate': 3},
+        probes=('block_*/attention_logit_max',),
+    ),
+    Claim(
+        '2',
+        'Where attention logits pass 1e4, attention collapses: its entropy falls towards zero.',
+        "share of block 0's first measured entropy that is left at the end, mean over these runs",
+        AtMost(0.25),
+        lambda e: _entropy_left(_past_1e4(e)),
+        where=_WITHOUT,
+        several={'learning_rate': 3},
+        probes=(LOGIT, ENTROPY),
+    ),
+    Claim(
+        '2',
+        'With qk-layernorm, attention does not collapse at the highest learning rate.',
+        "share of block 0's first measured entropy that is left at the end, mean over these runs",
+        AtLeast(0.25),
+        _entropy_left_with_qk_norm,
+        arms=_BOTH,
+        several={'learning_rate': 3},
+        probes=(ENTROPY,),
+    ),
+    Claim(
+        '9',
+        'Every run whose attention logits passed 1e4 is unstable.',
+        'share of them that is unstable',
+        AtLeast(1.0),
+        _unstable_past_1e4,
+        where=_WITHOUT,
+        several={'learning_rate': 3},
+        probes=(LOGIT,),
+    ),
+    Claim(
+        '9',
+        'With qk-layernorm, attention logits stay under 1e4.',
+        'highest attention logit of block 0 in any run',
+        AtMost(UNSTABLE_LOGIT),
+        _highest_logit_with_qk_norm,
+        arms=_BOTH,
+        several={'learning_rate': 3},
+        probes=(LOGIT,),
+    ),
+    Claim(
+        '9',
+        'Quadratics through the logits of smaller sizes foretell those of the largest.',
+        'median miss over learning rates, decades, at the end of the warm-up',
+        AtMost(0.3),  # a factor of 2
+        _miss_of_the_extrapolation,
+        where=_WITHOUT,
+        several={'parameters': 4},
+        suits=grows_in_one_way,
+        probes=(LOGIT,),
+    ),
+    Claim(
+        '9',
+        'Where the quadratics foretell that the largest size is the first one past 1e4, it is'
+        ' unstable.',
+        'share of its runs at such learning rates that is unstable',
+        AtLeast(1.0),
+        _unstable_where_foretold,
+        where=_WITHOUT,
+        several={'parameters': 4},
+        suits=grows_in_one_way,
+        probes=(LOGIT,),
+    ),
+    Claim(
+        '10',
+        'The loss deteriorates where attention logits reach about 1e3.',
+        'decades between 1e3 and the scale where 5 % of what was learned is lost',
+        AtMost(0.5),
+        _critical_logit_scale,
+        where={QK_NORM: ('fixed',)},
+        several={'model.logit_scale': 4},
+    ),
+    Claim(
+        '10',
+        'At a logit scale of 1e4 the model is worse than one without blocks, a bigram model.',
+        'loss above that of the bigram model (nats)',
+        MoreThan(0.0),
+        _above_the_bigram_model,
+        where={QK_NORM: ('fixed',)},
+        several={'model.logit_scale': 2, 'model.depth': 2},
+    ),
+    Claim(
+        'E.1',
+        'Attention logits grow because the norms of queries and keys do.',
+        'share of the growth of ln(logit) that is that of the norms, mean over runs past 1e4',
+        AtLeast(0.5),
+        _norms_in_growth,
+        where=_WITHOUT,
+        several={'learning_rate': 3},
+        probes=(LOGIT, QUERY_NORM, KEY_NORM),
+    ),
+    Claim(
+        'E.1',
+        'Attention logits do not grow because queries and keys align.',
+        'share of the growth of ln(logit) that is that of the cosine, mean over runs past 1e4',
+        AtMost(0.25),
+        _alignment_in_growth,
+        where=_WITHOUT,
+        several={'learning_rate': 3},
+        probes=(LOGIT, COSINE),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Which learning rates a larger size bears, predicted from smaller ones."""

@@ -1,0 +1,290 @@
+"""Results as tables: a row per run, from a sweep's files or from anybody's CSV file."""
+
+import csv
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stability import config as config_lib
+from stability.analysis import windows as windows_lib
+from stability.errors import BadInput
+from stability.hyper import Runs
+from stability.storage import workdir as workdir_lib
+
+SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
+LOGIT = 'block_0/attention_logit_max'  # the probe that figures follow; see probes.py
+
+LATE = 0.05  # what the end of a run is; its last step alone would be noisy
+
+_NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
+_COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss')
+_STATUSES = (*workdir_lib.STATUSES, 'missing')
+
+_MOST = 1e30  # of a loss: sums and axes over those near the largest float overflow
+_LOSS = f'a number from -{_MOST:g} to {_MOST:g}'
+_WHOLE = 'a whole number from 0 to 2^53 - 1'
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """The runs of a sweep and which of their columns make the size and the intervention."""
+
+  # run, status, parameters, learning_rate, seed, initial_loss, final_loss (nats; NaN where there is
+  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds, error and all
+  # other fields of the config.
+  runs: pd.DataFrame
+  groups: list[str]  # the intervention
+  sizes: list[str]  # the shape; two shapes may have the same parameters
+  windows: windows_lib.Windows = ()  # of learning rates, for some interventions
+  not_comparable: str | None = None  # the field that keeps LR sensitivities from being compared
+
+
+def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
+  """(values, rows) of each combination of the columns, in order of appearance."""
+  if not columns:
+    yield (), runs
+  else:
+    yield from runs.groupby(list(columns), sort=False, dropna=False)
+
+
+def load_workdir(workdir: Path) -> Results:
+  """The runs of a sweep, in its order; every field of their configs is a column."""
+  sweep = workdir_lib.read_sweep(workdir)
+  runs = pd.DataFrame(workdir_lib.read_results(workdir))
+  configs = pd.DataFrame([config_lib.flatten(config) for config in sweep['runs'].values()])
+  others = [field for field in configs if field not in (*runs, 'optimizer.learning_rate')]
+  try:
+    windows_lib.check(sweep['report'], Runs(tuple(sweep['fields']), sweep['runs']))
+    runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
+  except (BadInput, OverflowError) as error:
+    raise BadInput(f'{workdir / "sweep.json"}: damaged: {error}') from error
+  return Results(
+      pd.concat([runs, configs[others]], axis='columns'),
+      *_groups_and_sizes(sweep['fields']),
+      sweep['report'].get('windows', ()),
+      sweep['report'].get('not_comparable'),
+  )
+
+
+def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame:
+  """A row per logged step: run, step, loss and the probes, each under its name.
+
+  Values that are not finite, and those of probes between two measurements, are NaN.
+  """
+  columns = ['loss', *dict.fromkeys(probes)]
+  names = list(workdir_lib.read_sweep(workdir)['runs'])
+  steps, values = [], []  # an array per run: lists of numbers would take ten times the memory
+  for name in names:
+    run = workdir_lib.run_dir(workdir, name)
+    lines = workdir_lib.read_metrics(run)
+    try:
+      steps.append(np.array([line['step'] for line in lines], int).reshape(len(lines)))
+      rows = [[line.get(column) for column in columns] for line in lines]
+      values.append(np.array(rows, float).reshape(len(lines), len(columns)))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+      raise BadInput(f'{run}/metrics.jsonl: damaged: {error}') from error
+  codes = np.repeat(np.arange(len(names)), [len(of_run) for of_run in steps])
+  curves = pd.DataFrame(np.concatenate(values), columns=columns)
+  curves.insert(0, 'step', np.concatenate(steps))
+  curves.insert(0, 'run', pd.Categorical.from_codes(codes, names))
+  return curves
+
+
+def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:
+  """For each run that has any, the mean of a probe's values over the last LATE of its steps."""
+  values = curves[['run', 'step', probe]].dropna()
+  last = values.groupby('run', observed=True)['step'].transform('max')
+  return values[values['step'] > (1 - LATE) * last].groupby('run', observed=True)[probe].mean()
+
+
+def load_csv(
+    path: Path,
+    *,
+    group_by: list[str] | None = None,
+    initial_loss: float | None = None,
+    windows: Sequence[windows_lib.Window] = (),
+    window_where: Mapping[str, str] | None = None,
+    not_comparable: str | None = None,
+) -> Results:
+  """The runs of any trainer: a row each, with learning_rate and final_loss.
+
+  Args:
+    path: a CSV file with a header. Optional columns: parameters, seed, run, initial_loss, status
+      (done, diverged, failed, stopped or missing; an empty one follows from the losses).
+    group_by: the columns of the intervention; None: those with a dot in their name.
+    initial_loss: of all runs, in place of the column.
+    windows: of learning rates, see analysis/windows.py.
+    window_where: columns of size or intervention -> the values of the rows they are for.
+    not_comparable: a column of size or intervention.
+  """
+  cells = _read_csv(path)
+  missing = [name for name in ('learning_rate', 'final_loss') if name not in cells]
+  if missing:
+    raise BadInput(
+        f'{path}: has no column {" and ".join(missing)}; its columns are {", ".join(cells)}'
+    )
+  if initial_loss is not None and not abs(initial_loss) <= _MOST:
+    raise BadInput(f'--initial_loss={initial_loss}: must be {_LOSS}')
+  if initial_loss is None and 'initial_loss' not in cells:
+    raise BadInput(f'{path}: has no column initial_loss; add it or give --initial_loss')
+  groups, sizes = _groups_and_sizes([name for name in cells if '.' in name])
+  if group_by is not None:
+    groups = _checked_groups(path, cells, group_by)
+    sizes = [name for name in sizes if name not in groups]
+
+  numbers = functools.partial(_numbers, path, cells)
+  runs = pd.DataFrame(index=cells.index)
+  runs['run'] = cells['run'] if 'run' in cells else [f'line {line}' for line in cells.index]
+  runs['parameters'] = pd.NA
+  if 'parameters' in cells:
+    runs['parameters'] = numbers('parameters', _WHOLE, _whole)
+  runs['learning_rate'] = numbers(
+      'learning_rate', 'a number above 0', lambda rate: np.isfinite(rate) & (rate > 0)
+  )
+  runs['seed'] = 0
+  if 'seed' in cells:
+    runs['seed'] = numbers('seed', _WHOLE, _whole).astype(int)
+  runs['initial_loss'] = initial_loss
+  if initial_loss is None:
+    runs['initial_loss'] = numbers('initial_loss', _LOSS, lambda loss: ~(loss.abs() > _MOST))
+  runs['final_loss'] = numbers(
+      'final_loss', f'a number, -{_MOST:g} or more, or empty', lambda loss: ~(loss < -_MOST)
+  )
+  runs['status'] = _statuses(path, cells, runs)
+  for name in (*sizes, *groups):
+    runs[name] = _values(cells[name])
+  _refuse_repeats(path, runs, ['parameters', *sizes, *groups, 'learning_rate', 'seed'])
+  named = [*sizes, *groups]
+  where = {
+      column: _window_value(path, runs, named, column, value)
+      for column, value in (window_where or {}).items()
+  }
+  if not_comparable is not None and not_comparable not in named:
+    raise BadInput(f'--not_comparable={not_comparable}: must be one of {_names(named)}')
+  return Results(
+      runs.astype({'parameters': 'Int64'}).reset_index(drop=True),
+      groups,
+      sizes,
+      [{'where': where, 'windows': windows}] if windows else (),
+      not_comparable,
+  )
+
+
+def _window_value(
+    path: Path, runs: pd.DataFrame, columns: list[str], column: str, text: str
+) -> object:
+  """The value of --window_where, as the column has it."""
+  name = f'--window_where={column}={text}'
+  if column not in columns:
+    raise BadInput(f'{name}: the column must be one of {_names(columns)}')
+  (value,) = _values(pd.Series([text]))
+  if value not in set(runs[column]):
+    raise BadInput(f'{name}: no row of {path} has this value')
+  return value
+
+
+def _names(columns: list[str]) -> str:
+  return ', '.join(columns) or 'the columns of --group_by, of which there are none'
+
+
+def _groups_and_sizes(fields: Iterable[str]) -> tuple[list[str], list[str]]:
+  """The swept fields that make the intervention, and those that make the size."""
+  fields = [field for field in fields if field not in _NOT_INTERVENTIONS]
+  groups = [field for field in fields if field not in SIZE_FIELDS]
+  return groups, [field for field in fields if field in SIZE_FIELDS]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+  """The cells as text; the index is the line of the file, counted from 1."""
+  try:
+    with path.open(newline='', encoding='utf-8-sig') as file:
+      reader = csv.reader(file, strict=True)
+      rows = [(reader.line_num, row) for row in reader if row]
+  except OSError as error:
+    raise BadInput(f'{path}: cannot be read: {error.strerror}') from error
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise BadInput(f'{path}: is not a CSV file: {error}') from error
+  if len(rows) < 2:
+    raise BadInput(f'{path}: holds no runs; a header and a row for each run are needed')
+  (_, header), *body = rows
+  names = [name.strip() for name in header]
+  for name in names:
+    if names.count(name) > 1:
+      raise BadInput(f'{path}: has more than one column {name!r}')
+  for line, row in body:
+    if len(row) != len(names):
+      raise BadInput(f'{path}, line {line}: has {len(row)} cells, the header {len(names)}')
+  index, lines = zip(*body, strict=True)
+  return pd.DataFrame(lines, index, names, dtype=str).apply(lambda column: column.str.strip())
+
+
+def _checked_groups(path: Path, cells: pd.DataFrame, group_by: list[str]) -> list[str]:
+  for name in group_by:
+    if name in _COLUMNS:
+      raise BadInput(f'--group_by={name}: cannot be an intervention')
+    if name not in cells:
+      nearest = difflib.get_close_matches(name, cells, n=1, cutoff=0.0)[0]
+      raise BadInput(f'--group_by={name}: {path} has no such column; the nearest is {nearest}')
+  return list(dict.fromkeys(group_by))
+
+
+def _whole(values: pd.Series) -> pd.Series:
+  return (values >= 0) & (values % 1 == 0) & (values < 2**53)
+
+
+def _numbers(
+    path: Path,
+    cells: pd.DataFrame,
+    column: str,
+    allowed: str,
+    fits: Callable[[pd.Series], pd.Series],
+) -> pd.Series:
+  """A column as floats, empty cells and `nan` as NaN; refuses text and values that do not fit."""
+  text = cells[column]
+  values = pd.to_numeric(text, errors='coerce').astype(float)
+  not_a_number = values.isna() & ~text.str.lower().isin(['', 'nan'])
+  wrong = text[not_a_number | ~fits(values)]
+  if len(wrong):
+    raise BadInput(
+        f'{path}, line {wrong.index[0]}: {column}={wrong.iloc[0]!r}: must be {allowed}'
+    )
+  return values
+
+
+def _values(cells: pd.Series) -> pd.Series:
+  """Cells as numbers if all of them are, else as text."""
+  numbers = pd.to_numeric(cells, errors='coerce')
+  return cells if numbers.isna().any() else numbers
+
+
+def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+  """The given status, or what the losses say: each run that counts must have an initial loss."""
+  given = cells['status'] if 'status' in cells else pd.Series('', cells.index)
+  wrong = given[~given.isin(['', *_STATUSES])]
+  if len(wrong):
+    raise BadInput(
+        f'{path}, line {wrong.index[0]}: status={wrong.iloc[0]!r}: must be one of'
+        f' {", ".join(_STATUSES)}, or empty'
+    )
+  bare = runs.index[runs['initial_loss'].isna() & given.isin(['', 'done', 'diverged'])]
+  if len(bare):
+    raise BadInput(f'{path}, line {bare[0]}: initial_loss is empty: must be {_LOSS}')
+  derived = [
+      workdir_lib.status(*losses)
+      for losses in zip(runs['initial_loss'], runs['final_loss'], strict=True)
+  ]
+  return given.where(given != '', derived)
+
+
+def _refuse_repeats(path: Path, runs: pd.DataFrame, columns: list[str]) -> None:
+  """Two rows that nothing tells apart would be averaged as if they were one intervention."""
+  for _, alike in split(runs[runs.duplicated(columns, keep=False)], columns):
+    raise BadInput(
+        f'{path}, lines {alike.index[0]} and {alike.index[1]}: are alike in'
+        f' {", ".join(columns)}; add a column seed, or name with --group_by what differs'
+    )

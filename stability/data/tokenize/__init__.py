@@ -1,0 +1,1 @@
+"""Documents of any kind to token files: readers, tokenizers, resumable packing."""

@@ -1,0 +1,1 @@
+"""A training step over devices: layouts, where runs are placed, memory, compilation."""

@@ -1,0 +1,1 @@
+"""The Transformer in Flax linen: modules, and tables of their variants."""

@@ -1,0 +1,220 @@
+"""The figures of what is inside the runs, and of the loss against a number that a sweep varies."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stability.analysis import results as results_lib
+from stability.analysis.results import Results
+from stability.report import labels
+from stability.report.plots import style
+
+LAYER = 'block_0/mlp/up'  # whose gradients the paper follows, section 3.4
+GRADIENT, UPDATE = f'gradient_rms/{LAYER}', f'update_rms/{LAYER}'
+EPS = 'optimizer.eps'
+NORMS = {  # probe -> its axis; what attention logits are the product of
+    'block_0/query_norm': 'query norm',
+    'block_0/key_norm': 'key norm',
+    'block_0/query_key_cosine': 'cosine',
+}
+NUMBERS_NEEDED = 3  # values of a field, for its own abscissa
+
+
+def output_rms(results: Results) -> str | None:
+  """The probe of block 2's output, as in the paper, or of the last block that all sizes have."""
+  if 'model.depth' not in results.runs or results.runs['model.depth'].min() < 1:
+    return None
+  return f'block_{min(2, int(results.runs["model.depth"].min()) - 1)}/output_rms'
+
+
+def probes(results: Results) -> list[str]:
+  """What these figures read of the curves."""
+  return list(filter(None, [GRADIENT, UPDATE, output_rms(results), *NORMS]))
+
+
+def numbers(results: Results) -> list[str]:
+  """The interventions that are numbers of enough different values to have an abscissa.
+
+  Of fields that move together, the first.
+  """
+  found = []
+  for field in results.groups:
+    values = results.runs[field]
+    has_axis = pd.api.types.is_numeric_dtype(values) and values.nunique() >= NUMBERS_NEEDED
+    if has_axis and all(values.groupby(results.runs[other]).nunique().max() > 1 for other in found):
+      found.append(field)
+  return found
+
+
+@style.styled
+def loss_by_number(results: Results, field: str) -> Figure:
+  """Final loss against a swept number, a panel per size and other intervention, a line per LR.
+
+  Fields that have one value for each of the number's (a warm-up in proportion to the steps) make no
+  panels. A model without blocks is a level across all panels.
+  """
+  runs = style.labelled(results)
+  blocks = runs
+  if 'model.depth' in results.sizes:
+    blocks = runs[runs['model.depth'] > 0]
+  rates = style.colours(blocks, 'rate', 'learning_rate', style.RATE_COLOURS)
+  panels = _panels(blocks, results, field)
+  figure, axes = style.grid(list(panels), height=2.8)
+  handles = [*style.handles(rates), *style.diverged_handle(blocks)]
+  if len(blocks) < len(runs):
+    level = runs.drop(blocks.index)['loss'].mean()
+    handles.append(style.handle('no blocks:\na bigram model', linestyle='--', linewidth=1.1))
+    for axis in axes[:, 0]:
+      axis.axhline(level, color=style.GREY, linestyle='--', linewidth=1.1)
+  for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
+    for name, colour in rates.items():
+      of_rate = of_panel[of_panel['rate'] == name]
+      line = style.line(axis, of_rate, field, 'loss', 'mean', colour)
+      diverged = of_rate[field][of_rate['status'] == 'diverged']
+      axis.plot(line[line.index.isin(diverged)], color=colour, **style.CROSS)
+    _number_axis(axis, runs[field])
+  axes[0, 0].set_ylim(*style.padded(runs['loss']))
+  name = labels.fields(results.groups)[field].replace('_', ' ')
+  style.finish(figure, name, 'validation loss (nats)', handles, 'learning rate')
+  return figure
+
+
+@style.styled
+def gradients(results: Results, curves: pd.DataFrame) -> Figure:
+  """Gradient RMS and, beneath it, update RMS of block 0's first MLP layer at the end of training.
+
+  Against epsilon where the sweep varies that, else against parameters; a panel per intervention, a
+  line per learning rate. Where the gradient is below the dashed line, it is below epsilon.
+  """
+  x = EPS if EPS in numbers(results) else 'parameters'
+  runs = style.labelled(results)
+  rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
+  shown = {GRADIENT: 'gradient RMS', UPDATE: 'update RMS'}
+  for probe in shown:
+    runs[probe] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
+  panels = _panels(runs, results, x) if x == EPS else style.panels(results, runs)
+  figure, axes = style.grid(list(panels), height=2.2, rows=len(shown))
+  for column, of_panel in zip(axes, panels.values(), strict=True):
+    for axis, probe in zip(column, shown, strict=True):
+      for name, colour in rates.items():
+        style.line(axis, of_panel[of_panel['rate'] == name], x, probe, 'median', colour)
+      _power_axis(axis, runs[probe])
+      if x == EPS:
+        _number_axis(axis, runs[x])
+      else:
+        style.parameters_axis(axis, runs['parameters'])
+    if EPS in of_panel:
+      eps = of_panel.groupby(x)[EPS].max()
+      # The axis has its limits by now: they are those of the gradients, wherever eps is.
+      column[0].plot(eps, color=style.GREY, linestyle='--', linewidth=1.1)
+  for axis, name in zip(axes[0], shown.values(), strict=True):
+    axis.set_ylabel(name)
+  handles = style.handles(rates)
+  if EPS in runs:
+    handles.append(style.handle(_eps_label(runs, shown), linestyle='--', linewidth=1.1))
+  style.finish(figure, 'eps' if x == EPS else 'parameters', '', handles, 'learning rate')
+  return figure
+
+
+@style.styled
+def outputs(results: Results, curves: pd.DataFrame) -> Figure:
+  """RMS of a block's output at the end against parameters, a line per learning rate."""
+  probe = output_rms(results)
+  runs = style.labelled(results)
+  runs['rms'] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
+  rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
+  panels = style.panels(results, runs)
+  figure, axes = style.grid(list(panels), height=3.1)
+  for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
+    for name, colour in rates.items():
+      style.line(axis, of_panel[of_panel['rate'] == name], 'parameters', 'rms', 'median', colour)
+    _power_axis(axis, runs['rms'])
+    style.parameters_axis(axis, runs['parameters'])
+  block = probe.split('/')[0].replace('_', ' ')
+  name = f'RMS of the output of {block}\nat the end of training'
+  style.finish(figure, 'parameters', name, style.handles(rates), 'learning rate')
+  return figure
+
+
+@style.styled
+def norms(results: Results, curves: pd.DataFrame) -> Figure:
+  """Norms of block 0's queries and keys and the cosine between them, over the largest size's steps.
+
+  A column per intervention, a line per learning rate, of several seeds the first.
+  """
+  runs = style.labelled(results)
+  rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
+  shown = [probe for probe in NORMS if curves[probe].notna().any()]
+  measured = runs['run'].isin(curves['run'][curves[shown].notna().any(axis='columns')])
+  runs = runs[measured].sort_values('parameters', kind='stable')
+  size = runs['size'].iloc[-1]
+  runs = runs[runs['size'] == size]
+  runs = runs[runs['seed'] == runs['seed'].min()]
+  panels = style.panels(results, runs)
+  figure, axes = style.grid(list(panels), height=1.9, rows=len(shown))
+  for column, of_panel in zip(axes, panels.values(), strict=True):
+    for axis, probe in zip(column, shown, strict=True):
+      for run, rate in zip(of_panel['run'], of_panel['rate'], strict=True):
+        curve = curves[curves['run'] == run].set_index('step')[probe].dropna()
+        axis.plot(curve, color=rates[rate], linewidth=1.2)
+      if NORMS[probe] != 'cosine':
+        of_all = curves[probe][curves['run'].isin(runs['run'])]
+        _power_axis(axis, of_all)
+  for axis, probe in zip(axes[0], shown, strict=True):
+    axis.set_ylabel(NORMS[probe])
+  handles = style.handles({name: rates[name] for name in rates if name in set(runs['rate'])})
+  style.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate')
+  return figure
+
+
+def _panels(runs: pd.DataFrame, results: Results, field: str) -> dict[str, pd.DataFrame]:
+  """The runs of each size and of each intervention but the field, under its name."""
+  others = [name for name in results.groups if name != field]
+  others = [name for name in others if runs.groupby(field)[name].nunique().max() > 1]
+  found = {}
+  for values, of_panel in results_lib.split(runs, ['size', *others]):
+    parts = [f'{values[0]} parameters'] if runs['size'].nunique() > 1 else []
+    if others:
+      parts.append(labels.pairs(others, values[1:]))
+    found[', '.join(parts)] = of_panel
+  return found
+
+
+def _eps_label(runs: pd.DataFrame, shown: Sequence[str]) -> str:
+  eps = sorted(set(runs[EPS]))
+  if len(eps) > 1:
+    return 'eps'
+  below = eps[0] < runs[GRADIENT].min() / 2
+  return f'eps {labels.number(eps[0])}' + (' (below)' if below else '')
+
+
+def _power_axis(axis: Axes, values: pd.Series) -> None:
+  """A log axis over these values, and over a factor of at least 4."""
+  axis.set_yscale('log')
+  logs = np.log(values[values > 0])
+  if len(logs):
+    span = logs.max() - logs.min()
+    middle, half = logs.min() + span / 2, max(np.log(2), 0.55 * span)
+    axis.set_ylim(np.exp(middle - half), np.exp(middle + half))
+    style.plain_ticks(axis.yaxis, (1, 2, 5) if span < np.log(30) else (1,))
+
+
+def _number_axis(axis: Axes, values: pd.Series) -> None:
+  """Logarithmic where the values span a factor of ten; a zero then stands left of them."""
+  values = values.astype(float)
+  positive = values[values > 0]
+  if len(positive) and positive.max() >= 10 * positive.min():
+    if (values == 0).any():
+      axis.set_xscale('symlog', linthresh=positive.min(), linscale=0.5)
+      axis.set_xlim(left=-0.2 * positive.min())
+      axis.xaxis.set_major_locator(ticker.FixedLocator(sorted({0.0, *positive})))
+    else:
+      axis.set_xscale('log')
+      decades = np.log10(positive.max() / positive.min())
+      axis.xaxis.set_major_locator(ticker.LogLocator(numticks=6 if decades > 5 else 12))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    axis.xaxis.set_major_formatter(lambda value, position: labels.number(float(f'{value:.6g}')))

@@ -1,0 +1,242 @@
+"""What figures are made of: style, runs with the names of their lines, panels, axes, legends."""
+
+import io
+import math
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
+from stability.analysis.results import Results
+from stability.errors import BadInput
+from stability.report import labels
+
+UNSTABLE_LOGIT = 1e4  # runs whose attention logits passed it diverged (paper section 3.3)
+
+WIDTH = 8  # inches; shown at 800 pixels, a point is then 1.4 pixels
+ACROSS = 4  # panels side by side, at most
+MOST_PANELS = 40  # that anybody would look at; hundreds take minutes to draw
+MOST_LINES = 200  # of different names
+STYLE = {
+    'font.family': 'DejaVu Sans',  # comes with matplotlib: the same letters on every machine
+    'font.size': 9,
+    'axes.titlesize': 9.5,
+    'figure.labelsize': 10,
+    'legend.frameon': False,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.edgecolor': '#888888',
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': '#e6e6e6',
+    'grid.linewidth': 0.6,
+    'xtick.color': '#444444',
+    'ytick.color': '#444444',
+    'xtick.minor.size': 0,
+    'ytick.minor.size': 0,
+    'lines.linewidth': 1.6,
+    'lines.markersize': 4.5,
+    'figure.constrained_layout.use': True,
+    'text.parse_math': False,  # a $ in a field's value is a dollar
+    'svg.fonttype': 'path',  # the same in every browser
+    'svg.hashsalt': 'stability',  # the same ids, hence the same file, every time
+}
+GREY = '#555555'
+SIZE_COLOURS = ('viridis', 0.82, 0.0)  # the larger the darker; the lightest still shows on white
+RATE_COLOURS = ('plasma', 0.0, 0.85)  # the higher the hotter
+# Okabe and Ito's: most colour-blind readers tell them apart too.
+INTERVENTION_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+INTERVENTION_MARKERS = ('o', 's', '^', 'D', 'v', 'P')  # not as many: few pairs repeat
+RING = {'marker': 'o', 'markersize': 9, 'markerfacecolor': 'none', 'linestyle': ''}
+CROSS = {'marker': 'x', 'markersize': 8, 'markeredgewidth': 2, 'linestyle': ''}
+HOLLOW = {'markersize': 6, 'markerfacecolor': 'white', 'markeredgewidth': 1.3}
+LOGIT_LABEL = 'highest attention logit of block 0\nover training'
+
+
+class TooMany(BadInput):
+  """A figure that would show more than can be seen, or drawn."""
+
+
+styled = matplotlib.rc_context(STYLE)
+
+
+@styled
+def save(figure: Figure, kind: str) -> bytes:
+  """The figure as a file's content; kind is svg or png. Equal figures give equal bytes."""
+  content = io.BytesIO()
+  metadata = {'Date': None} if kind == 'svg' else None
+  figure.savefig(content, format=kind, dpi=200, metadata=metadata)
+  return content.getvalue()
+
+
+# Runs as the figures need them.
+
+
+def labelled(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
+  """The runs with loss, the names of their lines and, given the curves, their highest logit."""
+  runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
+  runs['rate'] = runs['learning_rate'].map(labels.number)
+  runs['size'] = labels.sizes(runs, results.sizes)
+  if curves is not None:
+    highest = curves.groupby('run', observed=True)[results_lib.LOGIT].max()
+    runs['logit'] = runs['run'].map(highest)
+  return runs
+
+
+def panels(results: Results, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+  """The runs of each intervention, under its name."""
+  split = results_lib.split(runs, results.groups)
+  return {labels.pairs(results.groups, values): of_panel for values, of_panel in split}
+
+
+def colours(
+    runs: pd.DataFrame, name: str, order: str, palette: tuple[str, float, float]
+) -> dict[str, tuple]:
+  """A colour for each entry of column `name`, ordered by column `order`."""
+  entries = runs.sort_values(order, kind='stable')[name].unique()
+  _check(len(entries), MOST_LINES, 'lines')
+  colormap, first, last = palette
+  colours = matplotlib.colormaps[colormap](np.linspace(first, last, len(entries)))
+  return dict(zip(entries, map(tuple, colours), strict=True))
+
+
+def padded(values: pd.Series) -> tuple[float, float]:
+  """Limits of an axis that shows these values, with a margin."""
+  margin = 0.06 * (values.max() - values.min()) or 0.1
+  return values.min() - margin, values.max() + margin
+
+
+def ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
+  """The highest loss worth showing: runs that explode would flatten all others."""
+  return np.nanmin([losses.max(), 1.3 * runs['initial_loss'].mean()])
+
+
+# What the figures are made of.
+
+
+def grid(titles: list[str], height: float, rows: int = 1) -> tuple[Figure, np.ndarray]:
+  """A figure and its axes [panel, row]: `rows` axes of `height` inches beneath each title."""
+  _check(len(titles), MOST_PANELS, 'panels')
+  down = math.ceil(len(titles) / ACROSS)
+  across = math.ceil(len(titles) / down)
+  figure = Figure(figsize=(WIDTH, height * rows * down))
+  grid = figure.subplots(down * rows, across, squeeze=False, sharex=True)
+  axes = grid.reshape(down, rows, across).transpose(0, 2, 1).reshape(-1, rows)
+  for axis in axes[len(titles) :].flat:
+    axis.remove()
+  axes = axes[: len(titles)]
+  for i, (column, title) in enumerate(zip(axes, titles, strict=True)):
+    column[0].set_title(labels.wrapped(_short(title), 68 // across))
+    column[-1].tick_params(labelbottom=True)
+    if i:
+      for axis, first in zip(column, axes[0], strict=True):
+        axis.sharey(first)
+        axis.tick_params(labelleft=i % across == 0)
+  return figure, axes
+
+
+def _check(count: int, most: int, what: str) -> None:
+  if count > most:
+    raise TooMany(f'Not drawn: it would have {count:,} {what}, more than {most}.')
+
+
+def line(
+    axis: Axes, runs: pd.DataFrame, x: str, y: str, middle: str, colour: tuple
+) -> pd.Series:
+  """Draws the middle of y over seeds at each x, and their range; returns the line."""
+  band = runs.astype({x: float}).groupby(x)[y].agg([middle, 'min', 'max']).dropna()
+  axis.plot(band[middle], color=colour, marker='o')
+  axis.fill_between(band.index, band['min'], band['max'], color=colour, alpha=0.2, linewidth=0)
+  return band[middle]
+
+
+def rate_axis(axis: Axes) -> None:
+  """Learning rates on x."""
+  axis.set_xscale('log')
+  plain_ticks(axis.xaxis, (1,))
+
+
+def parameters_axis(axis: Axes, parameters: pd.Series) -> None:
+  """Ticks at the sizes themselves, as many as have room."""
+  axis.set_xscale('log')
+  plain_ticks(axis.xaxis, (1,), labels.parameters)
+  sizes = sorted(set(parameters[parameters > 0].astype(float)))
+  room = 0.07 * axis.get_gridspec().ncols * math.log(sizes[-1] / sizes[0])
+  shown = sizes[:1]
+  for size in sizes[1:]:
+    if math.log(size / shown[-1]) >= room:
+      shown.append(size)
+  axis.xaxis.set_major_locator(ticker.FixedLocator(shown))
+
+
+def ratio_axis(axis: Axes, values: pd.DataFrame) -> None:
+  """A log axis over a factor of at least 4, so that noise does not look like a trend."""
+  axis.set_yscale('log')
+  logs = np.log(values.where(values > 0))
+  middle = (logs.max(axis=None) + logs.min(axis=None)) / 2
+  half = max(math.log(2), 0.6 * (logs.max(axis=None) - logs.min(axis=None)))
+  axis.set_ylim(math.exp(middle - half), math.exp(middle + half))
+  plain_ticks(axis.yaxis, (1, 2, 3, 5, 7), '{:g}'.format)
+
+
+def logit_axis(axis: Axes) -> None:
+  """Attention logits on y, with the line at which the paper's runs became unstable."""
+  axis.set_yscale('log')
+  plain_ticks(axis.yaxis, (1,))
+  axis.axhline(UNSTABLE_LOGIT, color=GREY, linestyle='--', linewidth=1.1)
+
+
+def plain_ticks(
+    axis: XAxis | YAxis, multiples: tuple[float, ...], text: Callable[[float], str] = labels.number
+) -> None:
+  """Ticks at multiples of powers of ten, written out."""
+  axis.set_major_locator(ticker.LogLocator(subs=multiples))
+  axis.set_minor_locator(ticker.NullLocator())
+  # Rounded, for a tick may be 3.0000000000000004e-1.
+  axis.set_major_formatter(lambda value, position: text(float(f'{value:.6g}')))
+
+
+def _short(text: str) -> str:
+  """The text, or both ends of one that would take minutes to draw and leave no room."""
+  return text if len(text) <= 160 else f'{text[:100]} ... {text[-50:]}'
+
+
+def handle(label: str, **look) -> Line2D:
+  """An entry of the legend."""
+  return Line2D([], [], label=_short(label), **({'color': GREY} | look))
+
+
+def logit_handle() -> Line2D:
+  """That of the line of logit_axis."""
+  return handle('1e4: unstable\nin the paper', linestyle='--', linewidth=1.1)
+
+
+def diverged_handle(runs: pd.DataFrame) -> list[Line2D]:
+  """That of the crosses, if there are any."""
+  return [handle('diverged', **CROSS)] if (runs['status'] == 'diverged').any() else []
+
+
+def handles(colours: dict[str, tuple]) -> list[Line2D]:
+  """Those of lines in these colours."""
+  return [handle(name, color=colour, marker='o') for name, colour in colours.items()]
+
+
+def finish(figure: Figure, x: str, y: str, entries: list[Line2D], title: str) -> None:
+  """The names of the axes and the legend beside them, with its title."""
+  _check(len(entries), MOST_LINES, 'lines')
+  figure.supxlabel(_short(x))
+  figure.supylabel(y)
+  if entries:
+    lines = sum(1 + entry.get_label().count('\n') for entry in entries)
+    figure.set_figheight(max(figure.get_figheight(), 0.6 + 0.22 * lines))
+    figure.legend(
+        handles=entries, title=title, loc='outside right center', alignment='left', labelspacing=0.7
+    )

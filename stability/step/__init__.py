@@ -1,0 +1,1 @@
+"""Pure functions of one run: objective, gradients, training step, evaluation, probes, sharpness."""

@@ -1,0 +1,1 @@
+"""The files of a workdir: sweeps, runs, metrics, checkpoints, leases, versions, reuse."""

@@ -1,0 +1,112 @@
+"""How many doomed runs a policy rescues, on results worked out by hand."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from stability.analysis import rescue
+from stability.analysis.claims import registry
+from stability.analysis.claims.claim import Verdict
+from stability.analysis.results import Results
+from stability.report import terminal
+
+INITIAL = 6.0
+
+
+def results_of(*runs):
+  """Results of (width, learning rate, seed, loss without the policy, loss with it, ...status)."""
+  rows = [
+      {
+          'run': f'run {number} {arm}',
+          'status': (status or ['done'])[0] if arm == 'policy' else 'done',
+          'parameters': 12 * width**2,
+          'model.width': width,
+          'control.on_alarm': arm,
+          'learning_rate': rate,
+          'seed': seed,
+          'initial_loss': INITIAL,
+          'final_loss': loss,
+      }
+      for number, (width, rate, seed, *losses_and_status) in enumerate(runs)
+      for status in [losses_and_status[2:]]
+      for arm, loss in zip(('none', 'policy'), losses_and_status[:2], strict=True)
+  ]
+  return Results(pd.DataFrame(rows), ['control.on_alarm'], ['model.width'])
+
+
+# The best loss of width 16 is 2.0 (at 0.1, the mean of 1.9 and 2.1), so that 2.04 is rescued.
+RUNS = (
+    (16, 0.1, 0, 1.9, 1.9),
+    (16, 0.1, 1, 2.1, 2.2),  # harmed: 4.8 % above itself
+    (16, 0.3, 0, 3.0, 2.03),  # rescued
+    (16, 0.3, 1, 3.0, 2.05),  # by too little
+    (16, 1.0, 0, 5.0, 1.5),
+    (16, 1.0, 1, 2.06, 9.0),  # 2 % above the best learned, not doomed; diverges with the policy
+    (32, 0.1, 0, 1.0, 1.01),
+    (32, 0.3, 0, 3.0, 1.03),  # would be within 2 % of the smaller size's best
+)
+
+
+def test_rescued_is_within_two_percent_of_the_best_mean_at_the_size_without_the_policy():
+  pairs = rescue.pairs(results_of(*RUNS))
+  assert list(pairs['doomed']) == [False, False, True, True, True, False, False, True]
+  assert list(pairs['rescued']) == [False, False, True, False, True, False, False, False]
+  assert list(pairs['harmed']) == [False, True, False, False, False, True, False, False]
+  assert list(pairs['best_loss']) == pytest.approx([2.0] * 6 + [1.0] * 2)
+
+
+def test_counts_by_size():
+  results = results_of(*RUNS)
+  found = rescue.by_size(rescue.pairs(results), results)
+  assert found.to_dict('list') == {
+      'model.width': [16, 32],
+      'parameters': [3072, 12288],
+      'doomed': [3, 1],
+      'rescued': [2, 0],
+      'others': [3, 1],
+      'harmed': [2, 0],
+  }
+
+
+def test_a_run_that_does_not_count_makes_no_pair():
+  assert len(rescue.pairs(results_of(*RUNS[:6], (*RUNS[6], 'failed'), RUNS[7]))) == 7
+
+
+def test_other_interventions_have_a_best_loss_each():
+  results = results_of((16, 0.1, 0, 2.0, 2.0), (16, 0.3, 0, 4.0, 2.01))
+  other = results.runs.assign(final_loss=results.runs['final_loss'] - 0.5)
+  both = pd.concat([results.runs.assign(qk='none'), other.assign(qk='layernorm')])
+  found = rescue.pairs(
+      dataclasses.replace(
+          results, runs=both.reset_index(drop=True), groups=['qk', 'control.on_alarm']
+      )
+  )
+  assert list(found['best_loss']) == [2.0, 2.0, 1.5, 1.5]
+  assert list(found['rescued']) == [False, True, False, True]
+
+
+@pytest.mark.parametrize('arm', ['none', 'policy'])
+def test_a_sweep_without_both_arms_has_no_pairs(arm):
+  results = results_of(*RUNS)
+  one = results.runs[results.runs['control.on_alarm'] == arm]
+  assert rescue.pairs(dataclasses.replace(results, runs=one)).empty
+  assert rescue.pairs(dataclasses.replace(results, groups=[])).empty
+  assert terminal.rescues(dataclasses.replace(results, groups=[])) is None
+  assert terminal.rescued(dataclasses.replace(results, groups=[])) is None
+
+
+def test_the_table_and_the_sentence():
+  results = results_of(*RUNS)
+  judged = registry.table([(registry.CLAIMS[0], Verdict('undecided', reason='about other things'))])
+  console = Console(width=90)
+  with console.capture() as capture:
+    for table in terminal.summary(results, judged):
+      console.print(table)
+  lines = [line.split() for line in capture.get().splitlines()]
+  assert ['3.1K', '3', '2', '3', '2'] in lines
+  assert ['12K', '1', '0', '1', '0'] in lines
+  sentence = '2 of 4 runs (50%) that are unstable without it end within 2% of the best loss'
+  assert sentence in terminal.rescued(results)
+  assert '2 of 4 runs (50%)' in capture.get()

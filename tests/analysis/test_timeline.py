@@ -1,0 +1,75 @@
+"""The story of runs that somebody stepped in to."""
+
+import pytest
+from helpers import made_up
+
+from stability.analysis import timeline
+from stability.report import page
+from stability.storage import workdir as workdir_lib
+
+
+def alarm(step, taken, rule='loss_spike'):
+  return {'step': step, 'rule': rule, 'seen': f'seen at {step}', 'actions': taken}
+
+
+def record(action, step, **other):
+  return {'action': action, 'step': step, 'by': 'ann', 'why': 'so'} | other
+
+
+@pytest.fixture
+def runs(tmp_path):
+  """The folders of a sweep of two runs, and of a fork of the first."""
+  names = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), rates=(1e-2, 1e-1))[:2]
+  found = [workdir_lib.run_dir(tmp_path, name) for name in names]
+  fork = workdir_lib.run_dir(tmp_path, f'{names[0]}+fork1')
+  workdir_lib.write_json(fork / 'config.json', workdir_lib.read_config(found[0]))
+  about = {'run': names[0], 'step': 50, 'changes': {}}
+  workdir_lib.write_json(tmp_path / 'forks' / f'{fork.name}.json', about)
+  return [*found, fork]
+
+
+def told(workdir):
+  """(run, step, what) of each row."""
+  return [tuple(row) for row in timeline.story(workdir)[['run', 'step', 'what']].to_numpy()]
+
+
+def test_alarms_and_actions_in_their_order_and_steps_begin_again_after_a_rewind(tmp_path, runs):
+  run = runs[0]
+  workdir_lib.write_lines(
+      run / 'alarms.jsonl', [alarm(60, 0), alarm(80, 0), alarm(40, 1, 'log_z_drift')]
+  )
+  workdir_lib.write_lines(
+      run / 'actions.jsonl',
+      [
+          record('stop', 70, refused='no'),
+          record('rewind', 90, to=0, skip=90, changes={'optimizer.learning_rate': 0.01}),
+          record('checkpoint', 50),
+      ],
+  )
+  name = run.name
+  assert told(tmp_path) == [
+      (name, 60, 'alarm: loss_spike'),
+      (name, 70, 'stop, refused: no'),
+      (name, 80, 'alarm: loss_spike'),
+      (name, 90, 'rewind 0 skip=90 optimizer.learning_rate=0.01'),
+      (name, 40, 'alarm: log_z_drift'),
+      (name, 50, 'checkpoint'),
+  ]
+  table = timeline.story(tmp_path)
+  assert list(table['by']) == ['', 'ann', '', 'ann', '', 'ann']
+  assert list(table['why'])[:2] == ['seen at 60', 'so']
+
+
+def test_a_run_with_alarms_alone_has_no_story(tmp_path, runs):
+  workdir_lib.write_lines(runs[0] / 'alarms.jsonl', [alarm(60, 0)])
+  assert timeline.story(tmp_path).empty
+  assert list(timeline.story(tmp_path)) == list(timeline.COLUMNS)
+
+
+def test_forks_come_last_and_the_page_tells_all(tmp_path, runs):
+  for run in runs:
+    workdir_lib.write_lines(run / 'actions.jsonl', [record('skip', 30, steps=5, why='<b>bad</b>')])
+  assert [name for name, *_ in told(tmp_path)] == [run.name for run in runs]
+  text = page.write_report(tmp_path).read_text()
+  assert text.count('skip 5') >= 3 and runs[2].name in text
+  assert '<b>bad' not in text and '&lt;b&gt;bad' in text

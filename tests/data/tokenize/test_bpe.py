@@ -1,0 +1,152 @@
+"""stability.data.tokenize.bpe, and the token files made with it."""
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tokenizers
+
+from stability.data import ngrams, sources, tokens
+from stability.data.tokenize import bpe
+from stability.errors import BadInput
+
+ROOT = pathlib.Path(bpe.__file__).parents[2]
+WORDS = ['the', 'of', 'learning', 'rate', 'attention', 'logits', 'grow', 'until', 'it', 'breaks']
+
+
+@pytest.fixture(scope='module')
+def documents() -> list[sources.Document]:
+  """English of a few words, every byte there is but NUL, and UTF-8."""
+  rng = np.random.default_rng(0)
+  written = [
+      (f'{i:02}.txt', '\n  '.join(' '.join(rng.choice(WORDS, 6)) for _ in range(20)).encode())
+      for i in range(40)
+  ]
+  return [*written, ('bytes', bytes(range(1, 256)) * 2), ('utf-8', 'grün ∑ größer '.encode() * 4)]
+
+
+@pytest.fixture(scope='module')
+def corpus(documents, tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp('corpus')
+  for name, text in documents:
+    (folder / name).write_bytes(text)
+  return folder
+
+
+def config(path, vocabulary_size: int = 400) -> types.SimpleNamespace:
+  return types.SimpleNamespace(
+      source='text', path=str(path), tokenizer='bpe', vocabulary_size=vocabulary_size
+  )
+
+
+@pytest.fixture(scope='module')
+def prepared(corpus, tmp_path_factory) -> pathlib.Path:
+  return tokens.prepare(config(corpus), tmp_path_factory.mktemp('data'), 16)
+
+
+def test_bytes_are_their_own_tokens_and_merges_follow(documents):
+  vocabulary = bpe.learn(documents, 300).get_vocab()
+  assert sorted(vocabulary.values()) == list(range(300))
+  assert all(vocabulary[chr(byte)] == byte for byte in range(256))
+  assert all(len(token) > 1 for token, number in vocabulary.items() if number >= 256)
+
+
+def decoded(tokenizer: tokenizers.Tokenizer, array: np.ndarray) -> list[bytes]:
+  """The documents again; each must have its end."""
+  ends = np.flatnonzero(array == bpe.END_OF_DOCUMENT)
+  assert ends[-1] == len(array) - 1
+  starts = [0, *(ends[:-1] + 1)]
+  return [
+      tokenizer.decode(array[start:end].tolist()).encode('latin-1')
+      for start, end in zip(starts, ends, strict=True)
+  ]
+
+
+def test_text_to_tokens_and_back(documents, prepared):
+  """Any bytes, document by document, each on its side, by the file that lies beside them."""
+  tokenizer = tokenizers.Tokenizer.from_file(str(prepared / 'tokenizer.json'))
+  opened = tokens.open_tokens(prepared)
+  for side, texts in zip(tokens.SIDES, sources.split(sorted(documents)), strict=True):
+    array = getattr(opened, side)
+    assert decoded(tokenizer, array) == [text for _, text in texts]
+    assert len(array) < 0.6 * sum(len(text) for _, text in texts)
+    lengths = np.diff(np.flatnonzero(array == 0), prepend=-1) - 1
+    named = [[name, length] for (name, _), length in zip(texts, lengths, strict=True)]
+    assert opened.meta['documents'][side] == named
+
+
+def test_meta_names_tokenizer_and_vocabulary(prepared):
+  opened = tokens.open_tokens(prepared)
+  meta = opened.meta
+  assert (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document']) == ('bpe', 400, 0)
+  assert (meta['dtype'], opened.train.dtype) == ('uint16', np.uint16)
+  assert meta['bigram_loss'] == ngrams.bigram_loss(opened.train, opened.validation, 400)
+  tokens.verify(prepared)
+
+
+def test_validation_text_teaches_nothing(documents, prepared):
+  train, validation = sources.split(sorted(documents))
+  written = (prepared / 'tokenizer.json').read_text()
+  assert written == bpe.learn(train, 400).to_str(pretty=True)
+  assert written != bpe.learn([*train, *validation], 400).to_str(pretty=True)
+
+
+def test_the_same_text_gives_the_same_tokens_in_every_process(corpus, prepared, tmp_path):
+  """The library counts in threads and in hash maps of random order."""
+  code = (
+      'import sys, pathlib, types; from stability.data import tokens;'
+      "c = types.SimpleNamespace(source='text', path=sys.argv[1], tokenizer='bpe',"
+      ' vocabulary_size=400); tokens.prepare(c, pathlib.Path(sys.argv[2]), 16)'
+  )
+  environment = os.environ | {'TOKENIZERS_PARALLELISM': 'true'}
+  command = [sys.executable, '-c', code, str(corpus), str(tmp_path)]
+  subprocess.run(command, check=True, cwd=ROOT, env=environment)
+  for file in ('train.bin', 'validation.bin', 'tokenizer.json', 'meta.json'):
+    mine, other = (prepared / file).read_bytes(), (tmp_path / prepared.name / file).read_bytes()
+    assert hashlib.sha256(mine).digest() == hashlib.sha256(other).digest(), file
+
+
+def test_a_vocabulary_is_learned_once(corpus, prepared, monkeypatch):
+  monkeypatch.setattr(bpe, 'learn', None)  # not to be called
+  assert tokens.prepare(config(corpus), prepared.parent, 16) == prepared
+
+
+def test_the_folder_is_of_text_tokenizer_and_vocabulary(corpus, prepared, tmp_path):
+  other = tokens.prepare(config(corpus, 300), tmp_path, 16)
+  as_bytes = tokens.prepare(
+      types.SimpleNamespace(source='text', path=str(corpus), tokenizer='bytes'), tmp_path, 16
+  )
+  assert len({prepared.name, other.name, as_bytes.name}) == 3
+  assert json.loads((other / 'meta.json').read_text())['vocabulary_size'] == 300
+
+
+def test_text_too_small_for_the_vocabulary_is_refused_and_nothing_written(corpus, tmp_path):
+  with pytest.raises(
+      BadInput, match=r'vocabulary_size=9000: must be at most \d+, as many'
+  ) as error:
+    tokens.prepare(config(corpus, 9_000), tmp_path / 'data', 16)
+  most = int(str(error.value).split('at most ')[1].split(',')[0])
+  assert not (tmp_path / 'data').exists()
+  assert tokens.prepare(config(corpus, most), tmp_path / 'data', 16).exists()
+
+
+def test_tokens_shorter_than_a_sequence_are_refused_and_nothing_written(corpus, prepared, tmp_path):
+  length = len(tokens.open_tokens(prepared).validation)
+  for directory in (tmp_path / 'data', prepared.parent):  # to be made, and there already
+    with pytest.raises(BadInput, match=f'holds {length} tokens of validation text'):
+      tokens.prepare(config(corpus), directory, length)
+  assert not (tmp_path / 'data').exists()
+
+
+def test_learning_from_long_text_is_said(documents, monkeypatch, capsys):
+  bpe.learn(documents, 300)
+  assert capsys.readouterr().err == ''
+  monkeypatch.setattr(bpe, '_LONG_TEXT', 1_000)
+  bpe.learn(documents, 300)
+  assert 'learning a vocabulary of 300 from 0 MB' in capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""Which layout a sweep gets on which devices; nothing is compiled, layouts are recorded."""
+
+import dataclasses
+import types
+from typing import Any
+
+import jax
+import pytest
+
+from configs import base
+from stability import config as config_lib
+from stability import hyper
+from stability.data import batches, tokens
+from stability.devices import layouts
+from stability.devices import make_layout as make_layout_lib
+from stability.errors import BadInput
+from stability.step import train_step
+
+FIELDS = {
+    'data.batch_size': 4,
+    'data.sequence_length': 16,
+    'data.validation_batches': 2,
+    'data.source': 'synthetic',
+    'model.width': 32,
+    'model.depth': 1,
+}
+
+
+@dataclasses.dataclass
+class Made:
+  """A layout that was asked for."""
+
+  kind: str
+  arguments: tuple[Any, ...]  # programs, data, hyper and those of the kind
+  bytes_each: float  # that a member takes
+
+  def memory(self) -> float:
+    return self.bytes_each * self.arguments[4]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  config = base.get_config().data
+  config.source = 'synthetic'
+  return tokens.prepare(config, tmp_path_factory.mktemp('data'), 16)
+
+
+@pytest.fixture
+def make(folder, monkeypatch):
+  """A function of fields, number of runs, platform and memory that makes a layout."""
+  made = []
+
+  def layout(runs=1, platform='cpu', devices=8, memory=None, bytes_each=0.0, **fields):
+    def recorded(kind):
+      def record(*arguments):
+        made.append(Made(kind, arguments, bytes_each))
+        return made[-1]
+
+      return record
+
+    for kind in ('SingleDeviceLayout', 'VmappedLayout'):
+      monkeypatch.setattr(layouts, kind, recorded(kind))
+    for kind in make_layout_lib.LARGE_RUN:
+      monkeypatch.setitem(make_layout_lib.LARGE_RUN, kind, recorded(kind))
+    stats = None if memory is None else {'bytes_limit': memory}
+    device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device] * devices)
+    flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
+    points = hyper.sweep('seed', range(runs))
+    configs = hyper.expand(config_lib.unflatten(flat), points).configs
+    sweep = {'data': {'path': str(folder)}, 'runs': configs}
+    static, values = config_lib.split(next(iter(configs.values())))
+    made.clear()
+    found = make_layout_lib.make_layout(folder, sweep, static, train_step.arrays(values))
+    return found, list(made)
+
+  return layout
+
+
+def test_one_run_after_another_on_a_cpu(make):
+  found, _ = make(runs=20)
+  assert found.kind == 'SingleDeviceLayout'
+
+
+def test_a_row_of_runs_on_an_accelerator(make):
+  found, _ = make(runs=20, platform='gpu', memory=1e9)
+  assert found.kind == 'VmappedLayout' and found.arguments[4] == 3  # 20 on 8
+  found, _ = make(runs=3, platform='gpu', memory=1e9)
+  assert len(found.arguments[3]) == 3 and found.arguments[4] == 1
+
+
+def test_members_are_halved_until_they_fit_by_the_account_of_xla(make):
+  found, made = make(runs=80, platform='gpu', memory=1e9, bytes_each=3e8)
+  assert [layout.arguments[4] for layout in made] == [10, 5, 3]
+  assert found is made[-1]
+  _, made = make(runs=80, platform='gpu', memory=1e9, bytes_each=2e9)
+  assert [layout.arguments[4] for layout in made] == [10, 5, 3, 2, 1]
+
+
+def test_members_that_the_config_states_are_kept(make):
+  fields = {'parallel.layout': 'population', 'parallel.members': 7}
+  found, made = make(runs=80, platform='gpu', memory=1e9, bytes_each=3e8, **fields)
+  assert found.arguments[4] == 7 and len(made) == 1
+
+
+@pytest.mark.parametrize('kind', ['data_parallel', 'sharded'])
+def test_one_run_on_all_devices(make, kind):
+  found, _ = make(**{'parallel.layout': kind, 'data.batch_size': 16, 'parallel.microbatches': 2})
+  assert found.kind == kind and len(found.arguments[3]) == 8
+
+
+@pytest.mark.parametrize('kind', ['data_parallel', 'sharded'])
+@pytest.mark.parametrize(('batch_size', 'microbatches'), [(12, 1), (16, 4), (24, 2)])
+def test_a_batch_that_does_not_divide_is_refused(make, kind, batch_size, microbatches):
+  fields = {'data.batch_size': batch_size, 'parallel.microbatches': microbatches}
+  with pytest.raises(BadInput, match=r'config.data.batch_size'):
+    make(**{'parallel.layout': kind} | fields)
+
+
+def test_several_processes_share_one_run_or_nothing(make, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(make_layout_lib.multihost_utils, 'broadcast_one_to_all', lambda value: value)
+  with pytest.raises(BadInput, match=r'config.parallel.layout=auto: must be one of data_parallel'):
+    make()
+  found, _ = make(**{'parallel.layout': 'sharded', 'data.batch_size': 16})
+  assert found.kind == 'sharded' and found.arguments[3] == jax.devices()
+
+
+def test_text_too_large_for_a_device_stays_on_the_host(make, monkeypatch):
+  assert make()[0].arguments[3] is False
+  assert make(runs=2, platform='gpu', memory=1e9)[0].arguments[5] is False
+  assert make(runs=2, platform='gpu', memory=2e7, bytes_each=1)[0].arguments[5] is True
+  monkeypatch.setattr(batches, 'MAX_DEVICE_TOKENS', 1000)
+  assert make()[0].arguments[3] is True
+
+
+@pytest.mark.parametrize('remat', ['none', 'block'])
+def test_what_the_config_states_reaches_the_programs(make, remat):
+  found, _ = make(**{'parallel.remat': remat, 'parallel.microbatches': 2})
+  step = found.arguments[0].step
+  assert step.args[0].remat is (remat == 'block') and step.args[2] == 2
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_a_gpu_has_its_own_attention(make, platform):
+  found, _ = make(platform=platform)
+  assert found.arguments[0].step.args[0].fused is (platform == 'gpu')

@@ -1,0 +1,215 @@
+"""Batches in parts: microbatches, and one run over all devices, against one run on one device.
+
+Where an order of sums differs, so does rounding: a state after four steps agrees to 2e-6 of each
+tensor's norm, metrics to 2e-5 (seen: 3e-7, 3e-6).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stability.data import batches
+from stability.data.host_batcher import HostBatcher
+from stability.devices import layouts, multi_device
+from stability.step import gradients, train_step
+
+SMALL = {
+    'data.batch_size': 16,
+    'data.sequence_length': 8,
+    'model.width': 16,
+    'model.head_dim': 8,
+    'model.depth': 1,
+    'optimizer.learning_rate': 1e-3,
+    'optimizer.clip_norm': 0.1,  # so that the gradient's norm, and not its direction alone, counts
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_to_compile():
+  """Optimizing machine code takes most of a compile; what is computed stays the same."""
+  compile_lowered = jax.stages.Lowered.compile
+  options = {'xla_backend_optimization_level': 0}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax.stages.Lowered, 'compile', lambda lowered: compile_lowered(lowered, options))
+    yield
+
+
+@pytest.fixture(scope='module')
+def run(tiny):
+  return tiny(SMALL)
+
+
+@pytest.fixture(scope='module')
+def data():
+  rng = np.random.default_rng(0)
+  return {
+      'train': (64 * rng.random(2_001) ** 2).astype(np.uint8),
+      'validation': (64 * rng.random((2, 16, 9)) ** 2).astype(np.uint8),
+  }
+
+
+def four_steps(layout, run):
+  """State, metrics of a quiet and of a probed step, and the validation loss after four steps."""
+  state = layout.insert(layout.empty(), 0, layout.init(run.hparams))
+  state, quiet = layout.advance(state, 2)
+  state, probed = layout.probe(state)
+  state, _ = layout.advance(state, 1)
+  return layout.extract(state)[0], quiet.read()[0], probed.read()[0], layout.evaluate(state)[0]
+
+
+@pytest.fixture(scope='module')
+def whole(run, data):
+  """What one device makes of whole batches."""
+  programs = train_step.programs(run.static, 64)
+  return four_steps(layouts.SingleDeviceLayout(programs, data, run.hparams), run)
+
+
+def made(kind, run, data, **options):
+  programs = train_step.programs(run.static, 64, **options)
+  if kind == 'population':
+    return layouts.VmappedLayout(programs, data, run.hparams, jax.devices()[:1], members=2)
+  one = {
+      'data_parallel': multi_device.DataParallelLayout,
+      'sharded': multi_device.ShardedLayout,
+  }[kind]
+  return one(programs, data, run.hparams, jax.devices())
+
+
+@pytest.fixture(
+    scope='module',
+    params=[
+        ('population', {'microbatches': 2}),
+        ('data_parallel', {'microbatches': 2}),
+        ('sharded', {'microbatches': 2, 'remat': True}),
+    ],
+    ids=lambda param: param[0],
+)
+def layout(request, run, data):
+  kind, options = request.param
+  return made(kind, run, data, **options)
+
+
+def test_a_batch_in_parts_gives_what_the_whole_does(layout, run, whole):
+  state, quiet, probed, loss = four_steps(layout, run)
+  pairs = zip(jax.tree.leaves_with_path(state), jax.tree.leaves_with_path(whole[0]), strict=True)
+  for (path, ours), (_, theirs) in pairs:
+    error = np.linalg.norm(np.float64(ours) - theirs)
+    assert error <= 2e-6 * np.linalg.norm(np.float64(theirs)), path
+  for ours, theirs in ((quiet, whole[1]), (probed, whole[2])):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+      assert ours[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
+  assert loss == pytest.approx(whole[3], rel=2e-6)
+
+
+def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, run):
+  straight = four_steps(layout, run)
+  state, _ = layout.advance(layout.insert(layout.empty(), 0, layout.init(run.hparams)), 2)
+  state = layout.insert(layout.empty(), 0, layout.extract(state)[0])
+  state, _ = layout.probe(state)
+  state, _ = layout.advance(state, 1)
+  pairs = zip(jax.tree.leaves(layout.extract(state)[0]), jax.tree.leaves(straight[0]), strict=True)
+  assert all(np.array_equal(a, b) for a, b in pairs)
+  assert layout.evaluate(state)[0] == straight[3]
+
+
+def test_where_a_large_run_lies(layout, run):
+  """Split over the eight devices wherever they divide it, or on each of them, from the first."""
+  if not isinstance(layout, multi_device.DataParallelLayout | multi_device.ShardedLayout):
+    pytest.skip('not a layout of a large run')
+  state = layout.insert(None, 0, layout.init(run.hparams))
+  for steps in (0, 1):
+    if steps:
+      state, _ = layout.advance(state, steps)
+    for path, array in jax.tree.leaves_with_path(state['params']):
+      parts = [shard.data.size for shard in array.addressable_shards]
+      splits = isinstance(layout, multi_device.ShardedLayout)
+      assert parts == [array.size // (8 if splits else 1)] * 8, path
+
+
+@pytest.mark.parametrize('microbatches', [1, 2, 8])
+@pytest.mark.parametrize('devices', [1, 4])
+def test_parts_of_a_batch(microbatches, devices):
+  """Gradients and means are means over the parts, maxima maxima, and RMS quadratic means."""
+  rng = np.random.default_rng(0)
+  rows = rng.integers(100, size=(32, 3))
+  params = {'w': jnp.ones(3)}
+
+  def part(rows):
+    x = rows.astype(jnp.float32)
+    square = jnp.sqrt(jnp.mean(jnp.square(x)))
+    return {'w': x.mean(0)}, {'loss': x.mean(), 'a_max': x.max(), 'activation_rms/a': square}
+
+  axis = 'data' if devices > 1 else None
+  mapped = jax.vmap(
+      lambda rows: gradients.over_parts(part, rows, params, microbatches, axis), axis_name='data'
+  )
+  found, measured = mapped(rows.reshape(devices, -1, 3))
+  for n in range(devices):
+    np.testing.assert_allclose(found['w'][n], rows.mean(0), rtol=1e-6)
+    assert measured['loss'][n] == pytest.approx(rows.mean(), rel=1e-6)
+    assert measured['a_max'][n] == rows.max()
+    square = np.sqrt(np.mean(np.square(rows)))
+    assert measured['activation_rms/a'][n] == pytest.approx(square, rel=1e-6)
+
+
+def test_the_host_draws_what_a_device_does():
+  text = np.random.default_rng(0).integers(200, size=500).astype(np.uint8)
+  feed = HostBatcher(text, batch_size=4, sequence_length=10, slots=3)
+
+  def state(seed, step, steps, skipped=0):
+    hparams = {'data.seed': seed, 'schedule.steps': steps}
+    return {'hparams': hparams, 'step': np.int32(step), 'skipped': np.int32(skipped)}
+
+  feed.enter(0, state(0, 0, 100))
+  feed.enter(1, state(3, 2, 6, skipped=10))
+  feed.enter(2, state(7, 5, 9))
+  drawn = np.stack([feed.draw() for _ in range(5)], axis=1)
+  assert drawn.shape == (3, 5, 4, 11) and drawn.dtype == np.int32
+  # Of nine steps the last is the eighth, and of six with ten skipped the fifteenth.
+  steps_of_data = (0, range(5)), (3, (12, 13, 14, 15, 15)), (7, (5, 6, 7, 8, 8))
+  for slot, (seed, wanted) in enumerate(steps_of_data):
+    for i, step in enumerate(wanted):
+      starts = batches.window_starts(
+          jnp, seed, np.int32(step), batch_size=4, sequence_length=10, tokens=500
+      )
+      assert np.array_equal(drawn[slot, i], batches.gather(jnp.asarray(text), starts, 10))
+
+
+@pytest.mark.parametrize('kind', ['single', 'population'])
+def test_batches_drawn_on_the_host_change_nothing(kind, tiny, data):
+  """Bit for bit, for runs that join at different steps and see different batches."""
+  runs = [
+      tiny(SMALL | {'model.depth': 0, 'probe.every_steps': 2, 'data.seed': seed, 'seed': seed})
+      for seed in range(2)
+  ]
+  programs = train_step.programs(runs[0].static, 64)
+
+  def outcome(host_drawn):
+    if kind == 'single':
+      layout = layouts.SingleDeviceLayout(programs, data, runs[0].hparams, host_drawn)
+    else:
+      devices = jax.devices()[:2]
+      layout = layouts.VmappedLayout(programs, data, runs[0].hparams, devices, 1, host_drawn)
+    state = layout.insert(layout.empty(), 0, layout.init(runs[0].hparams))
+    state, first = layout.advance(state, 3)
+    if kind == 'population':
+      state = layout.insert(state, 1, layout.init(runs[1].hparams))
+    state, second = layout.advance(state, 2)
+    state, third = layout.probe(state)
+    rows = [fetch.read() for fetch in (first, second, third)]
+    return layout.extract(state), rows, layout.evaluate(state)
+
+  ours, theirs = (jax.tree.leaves(outcome(host_drawn)) for host_drawn in (True, False))
+  assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_each_block_is_computed_again_going_backward(remat, tiny, text):
+  run = tiny(SMALL | {'model.depth': 3, 'data.batch_size': 4, 'data.sequence_length': 16})
+  programs = train_step.programs(run.static, 64, remat=remat)
+  state = jax.eval_shape(programs.init, run.hparams)
+  for step in (programs.step, programs.probed_step):
+    printed = str(jax.make_jaxpr(step)(text, state))
+    assert printed.count('= remat2[') + printed.count('= checkpoint[') == (3 if remat else 0)

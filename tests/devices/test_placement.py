@@ -1,0 +1,246 @@
+"""Where runs are placed, and the arithmetic of their memory."""
+
+import subprocess
+import sys
+
+import pytest
+
+from configs import base
+from stability import config as config_lib
+from stability.devices import placement
+from stability.devices.placement import Placement
+from stability.errors import BadInput
+
+GB = 1e9
+
+
+def resolved(scale='cpu', **changes):
+  """base.py's config with these dotted fields, in which __ stands for the dot."""
+  changed = {field.replace('__', '.'): value for field, value in changes.items()}
+  flat = config_lib.flatten(base.get_config(scale).to_dict()) | changed
+  return config_lib.unflatten(config_lib.resolve(flat))
+
+
+def published(size, **changes):
+  """A named size at the paper's batch, in bfloat16."""
+  sizes = {field.replace('.', '__'): value for field, value in config_lib.size(size).items()}
+  return resolved('paper', model__dtype='bfloat16', **sizes, **changes)
+
+
+def choose(config, devices=1, memory=80 * GB, platform='gpu', runs=7):
+  return placement.choose(config, devices, memory, platform, runs, 32_101)
+
+
+# A row of seven learning rates: layout, members, microbatches; none needs remat.
+ONE_DEVICE = {
+    '9.2K': ('population', 2, 1),
+    '37K': ('population', 1, 1),
+    '83K': ('population', 1, 1),
+    '147K': ('population', 1, 1),
+    '332K': ('population', 1, 1),
+    '590K': ('population', 1, 1),
+    '2.4M': ('population', 1, 1),
+    '9.4M': ('population', 1, 1),
+    '19M': ('population', 1, 2),
+    '42M': ('population', 1, 2),
+    '85M': ('population', 1, 4),
+    '151M': ('population', 1, 4),
+    '302M': ('population', 1, 8),
+    '1.2B': ('population', 1, 32),
+    '4.8B': None,
+}
+EIGHT_DEVICES = dict.fromkeys(config_lib.SIZES, ('data_parallel', 1, 1)) | {
+    '9.2K': ('population', 1, 1),  # two would fit on a device, seven devices hold one each
+    '1.2B': ('data_parallel', 1, 4),
+    '4.8B': ('sharded', 1, 8),
+}
+
+
+@pytest.mark.parametrize('size', config_lib.SIZES)
+@pytest.mark.parametrize('devices, table', [(1, ONE_DEVICE), (8, EIGHT_DEVICES)])
+def test_every_size_of_the_paper(size, devices, table):
+  config = published(size)
+  if table[size] is None:
+    with pytest.raises(BadInput, match=r'does not fit: it needs 12\d\.\d GB.*are 1 x 80\.0 GB'):
+      choose(config, devices)
+    return
+  found = choose(config, devices)
+  assert found == Placement(*table[size], 'none')
+  needed = placement.memory(config, found, devices, 32_101).total
+  assert needed <= 0.9 * 80 * GB
+
+
+def test_fewer_microbatches_would_not_fit():
+  config = published('1.2B')
+  found = choose(config)
+  for microbatches in (1, 2, 4, 8, 16):
+    larger = Placement('population', 1, microbatches, 'none')
+    assert placement.memory(config, larger, 1, 32_101).total > 0.9 * 80 * GB, microbatches
+  assert found.microbatches == 32
+
+
+@pytest.mark.parametrize(
+    'runs, devices, members', [(1, 1, 1), (7, 1, 7), (7, 2, 4), (7, 8, 1), (65, 2, 32), (99, 1, 32)]
+)
+def test_small_runs_share_devices(runs, devices, members):
+  assert choose(resolved(), devices, runs=runs) == Placement('population', members, 1, 'none')
+
+
+def test_members_end_where_memory_does():
+  config = resolved(scale='gpu')
+  members = choose(config, memory=20 * GB, runs=99).members
+  assert 1 < members < 32
+
+  def needed(n):
+    return placement.memory(config, Placement('population', n, 1, 'none'), 1, 32_101).total
+
+  assert needed(members) <= 18 * GB < needed(members + 1)
+
+
+def test_unknown_memory_holds_everything():
+  assert choose(published('4.8B'), memory=None, runs=1) == Placement('population', 1, 1, 'none')
+
+
+def test_a_cpu_trains_one_run_at_a_time():
+  found = choose(resolved(), platform='cpu', memory=None)
+  assert found == Placement('single', 1, 1, 'none')
+
+
+def test_one_large_run_takes_all_devices():
+  assert choose(published('302M'), devices=8, runs=1).layout == 'data_parallel'
+  assert choose(published('302M'), devices=8, runs=8).layout == 'population'
+  indivisible = published('302M', data__batch_size=252)
+  assert choose(indivisible, devices=8, runs=1).layout == 'population'
+
+
+def test_remat_before_microbatches_too_small_to_be_worth_it():
+  # One sequence is 4,096 tokens; two microbatches are as many as there can be.
+  config = published('1.2B', data__sequence_length=4096, data__batch_size=2)
+  assert choose(config, memory=80 * GB) == Placement('population', 1, 1, 'block')
+  # A sequence is half of what is worth a microbatch: eight would fit, but remat comes first.
+  config = published('1.2B', data__batch_size=8)
+  assert choose(config, memory=42 * GB) == Placement('population', 1, 4, 'none')
+  assert choose(config, memory=38 * GB) == Placement('population', 1, 1, 'block')
+  stated = published('1.2B', data__batch_size=8, parallel__remat='none')
+  assert choose(stated, memory=38 * GB) == Placement('population', 1, 8, 'none')
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(layout='population', members=3, microbatches=2, remat='block'),
+        dict(layout='sharded', members=None, microbatches=4, remat='none'),
+        dict(layout='data_parallel', members=1, microbatches=1, remat='block'),
+        dict(layout='single', members=None, microbatches=8, remat='none'),
+    ],
+)
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+@pytest.mark.parametrize('memory', [None, 80 * GB, 1e-3 * GB])
+def test_what_the_config_states_is_kept(changes, platform, memory):
+  """Even where arithmetic has it that it does not fit."""
+  config = resolved(**{f'parallel__{name}': value for name, value in changes.items()})
+  expected = Placement(**(changes | {'members': changes['members'] or 1}))
+  assert choose(config, devices=4, memory=memory, platform=platform) == expected
+
+
+def test_the_rest_is_chosen():
+  config = published('302M', parallel__remat='block')
+  assert choose(config) == Placement('population', 1, 1, 'block')
+  config = published('302M', parallel__microbatches=16)
+  assert choose(config) == Placement('population', 2, 16, 'none')  # 2 x 31 GB
+  config = resolved(parallel__members=3)  # a population is asked for
+  assert choose(config, platform='cpu') == Placement('population', 3, 1, 'none')
+
+
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        (dict(parallel__microbatches=3), 'config.parallel.microbatches=3: must divide'),
+        (
+            dict(parallel__microbatches=32, parallel__layout='data_parallel'),
+            'config.parallel.microbatches=32: must divide',
+        ),
+        (
+            dict(data__batch_size=12, parallel__layout='sharded'),
+            'config.parallel.layout=sharded: 8 devices must divide config.data.batch_size=12',
+        ),
+        (
+            dict(parallel__members=2, parallel__layout='single'),
+            'config.parallel.members=2: must be unset or 1 in the layout single',
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, said):
+  config = resolved(scale='gpu', **changes)
+  with pytest.raises(BadInput, match=said) as error:
+    choose(config, devices=8)
+  assert '\n' not in str(error.value)
+
+
+def test_a_gate_is_a_matrix_more():
+  single = Placement('single', 1, 1, 'none')
+  without = placement.memory(resolved(), single, 1, 256).params
+  gated = placement.memory(resolved(model__attention_gate='sigmoid'), single, 1, 256).params
+  assert gated - without == 4 * 3 * 64**2
+
+
+def test_memory_by_hand():
+  """Width 128, depth 3, 8 heads, 16 sequences of 64, 256 tokens: tensors counted one by one."""
+  config = resolved(model__width=128)
+  tokens, pairs = 16 * 64, 16 * 8 * 64 * 64
+  block = 12 * 128 * 128
+  weights = 3 * block + 2 * 128 * 256
+  # x, norm(x), q k v, q k v by heads, output, x, norm(x), hidden 512 before, tanh and after GELU
+  activations = 3 * 4 * (tokens * (128 * (1 + 1 + 3 + 3 + 1 + 1 + 1) + 3 * 512) + 2 * pairs)
+  # In the last block: the gradient of the hidden layer, and of the stream twice.
+  activations += 4 * tokens * (512 + 2 * 128)
+  found = placement.memory(config, Placement('single', 1, 1, 'none'), 1, 256)
+  assert found.params == 4 * weights
+  assert found.optimizer == 8 * weights
+  assert found.activations == activations
+  assert found.gradients == 4 * (128 * 256 + block) + 4 * weights  # made, and v copied
+  assert found.total == 16 * weights + 4 * (128 * 256 + block) + activations
+
+
+def test_what_the_parts_of_a_placement_do_to_memory():
+  config = published('302M')
+
+  def memory(layout='population', members=1, microbatches=1, remat='none', devices=8):
+    return placement.memory(
+        config, Placement(layout, members, microbatches, remat), devices, 32_101
+    )
+
+  one = memory()
+  assert memory(members=3).total == pytest.approx(3 * one.total)
+  assert memory('data_parallel').params == one.params
+  assert memory('data_parallel').activations < one.activations / 7
+  assert memory('sharded').params == one.params / 8
+  assert memory('sharded').optimizer == one.optimizer / 8
+  halved = memory(microbatches=2)
+  assert 0.5 < halved.activations / one.activations < 0.55  # the bfloat16 weights stay
+  assert halved.gradients > one.gradients + one.params / 2  # and their sum
+  # A block's input instead of 23 of them and its attention; the head's logits stay.
+  assert memory(remat='block').activations < one.activations / 5
+
+
+@pytest.mark.parametrize(
+    'name, numbers', [('adamw', 2), ('lion', 1), ('adafactor', 1 / 64), ('muon', 2)]
+)
+def test_optimizer_state(name, numbers):
+  found = placement.memory(
+      resolved(optimizer__name=name), Placement('single', 1, 1, 'none'), 1, 256
+  )
+  assert found.optimizer == pytest.approx(numbers * found.params)
+
+
+def test_every_optimizer_and_dtype_is_known():
+  for field, table in (
+      ('optimizer.name', placement._OPTIMIZER_STATE),
+      ('model.dtype', placement._BYTES),
+  ):
+    assert config_lib.RULES[field].allowed == 'one of ' + ', '.join(table)
+
+
+def test_it_imports_no_jax():
+  program = "import sys, stability.devices.placement; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, '-c', program], check=False).returncode == 0

@@ -1,0 +1,96 @@
+"""Sweeps and worlds for the claims that are not of the paper: see claim_cases.py."""
+
+from helpers.worlds import (
+  BOTH_QK,
+  RATES,
+  WIDTHS,
+  World,
+  best,
+  centred,
+  grid,
+  size,
+  steep,
+  sweep,
+  together,
+  where,
+)
+from stability import hyper
+
+CAP, POSITION, GATE = (
+    'model.attention_soft_cap', 'model.norm_position', 'model.attention_gate'
+)  # fmt: skip
+NORM, QK_NORM, SHAPE = 'model.norm', 'model.qk_norm', 'schedule.shape'
+LENGTH = 'data.sequence_length'
+OPTIMIZER = 'optimizer.name'
+NAME, EXPONENTS = 'parameterization.name', 'parameterization.exponents'
+
+OPTIMIZERS = grid(
+    WIDTHS,
+    sweep(OPTIMIZER, 'adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor'),
+    RATES,
+)
+SCHEDULES = grid(WIDTHS, sweep(SHAPE, 'cosine', 'wsd', 'rsqrt'), RATES)
+PER_LAYER = grid(
+    WIDTHS,
+    sweep(NAME, 'standard', 'ntk', 'mup', 'mean_field'),
+    sweep(EXPONENTS, 'full_alignment', 'no_alignment'),
+    RATES,
+)
+
+alike = steep(lambda c: 0.1)
+
+
+def lowers(
+    field: str, without: object, with_: object
+) -> tuple[list[hyper.Point], World, World]:
+  """It does, or only with qk-layernorm."""
+  points = grid(WIDTHS, sweep(field, without, with_), BOTH_QK, RATES)
+
+  def only(qk_norm: str) -> World:
+    return steep(lambda c: 0.2 if c[field] == without and c[QK_NORM] == qk_norm else 0.1)
+
+  return points, only('none'), only('layernorm')
+
+
+CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
+    'beyonda': lowers(CAP, 0.0, 50.0),
+    'beyondb': lowers(POSITION, 'pre', 'peri'),
+    'beyondc': lowers(GATE, 'none', 'sigmoid'),
+    'beyondd': (
+        grid(WIDTHS, sweep(NORM, 'layernorm', 'rmsnorm'), RATES),
+        alike,
+        steep(where(NORM, 'rmsnorm', 0.07, 0.1)),
+    ),
+    'beyonde': (
+        grid(WIDTHS, sweep(QK_NORM, 'layernorm', 'rmsnorm', 'l2'), RATES),
+        alike,
+        steep(where(QK_NORM, 'l2', 0.07, 0.1)),
+    ),
+    'beyondf': (OPTIMIZERS, alike, steep(where(OPTIMIZER, 'muon', 0.07, 0.1))),
+    'beyondg': (
+        OPTIMIZERS,
+        steep(lambda c: 0.2 if c[OPTIMIZER] in ('lion', 'adafactor') else 0.1),
+        steep(where(OPTIMIZER, 'lion', 0.2, 0.1)),
+    ),
+    'beyondh': (
+        SCHEDULES,
+        steep(where(SHAPE, 'wsd', 0.2, 0.1)),
+        steep(where(SHAPE, 'cosine', 0.1, 0.2)),
+    ),
+    'beyondi': (
+        PER_LAYER,
+        centred(lambda c: 1e-2),
+        centred(lambda c: 1e-2 * (size(c) ** 0.5 if c[NAME] == 'ntk' else 1.0)),
+    ),
+    'beyondj': (PER_LAYER, steep(where(EXPONENTS, 'full_alignment', 0.2, 0.1)), alike),
+    'beyondk': (
+        PER_LAYER,
+        best(where(NAME, 'standard', 2.0, 2.1)),
+        best(lambda c: 2.1 if c[NAME] == 'standard' and size(c) == 16 else 2.0),
+    ),
+    'beyondl': (
+        grid(WIDTHS, together(LENGTH, 'data.batch_size', (32, 32), (64, 16)), RATES),
+        alike,
+        steep(where(LENGTH, 32, 0.2, 0.1)),
+    ),
+}

@@ -1,0 +1,84 @@
+"""Made-up sweeps whose laws are known: critical learning rates and attention logits are powers."""
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import instability
+from stability.analysis.prediction import observations
+from stability.analysis.results import LOGIT, Results
+
+SIZES = (9_216, 36_864, 82_944, 147_456, 589_824)  # the last four times the one before
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+INITIAL = 5.5
+STEPS = (20, 40, 60, 80, 100)
+EPS = 1e-8
+
+
+def critical_rate(parameters, *, at_10k=0.4, power=-0.35):
+  """The law: the learning rate from which a size is unstable."""
+  return at_10k * (parameters / 1e4) ** power
+
+
+def log_logit(parameters, rate, step=100):
+  """The law: log10 of the highest attention logit by a step; early on there is little to see."""
+  grown = 4.0 + np.log10(rate / critical_rate(parameters))
+  return 0.7 + (max(grown, 0.75) - 0.7) * min(1.0, step / 60)
+
+
+def gradient_rms(parameters, rate):
+  """The law: at the end of training."""
+  return 1e-4 * (parameters / 1e4) ** -0.5 * (rate / 1e-2) ** -0.8
+
+
+def sweep(
+    rng, *, sizes=SIZES, rates=RATES, seeds=(0,), noise=0.05, interventions=('none',), **law
+):
+  """Results and curves of a sweep.
+
+  Args:
+    rng: of the noise.
+    sizes: parameters.
+    rates: learning rates.
+    seeds: of the runs.
+    noise: standard deviation over runs, in decades, of the critical rate and the logits.
+    interventions: values of model.qk_norm; all follow the same law.
+    law: of critical_rate.
+  """
+  rows, curves = [], []
+  for qk_norm in interventions:
+    for parameters in sizes:
+      best = 4.0 - 0.4 * np.log10(parameters)
+      for seed in seeds:
+        critical = critical_rate(parameters, **law) * 10 ** rng.normal(0, noise)
+        for rate in rates:
+          name = f'{qk_norm}, {parameters}, {rate}, {seed}'
+          too_high = np.log10(rate / critical)
+          final = best + 0.02 * abs(np.log10(rate / rates[0]))
+          # The margin is passed at the critical rate itself.
+          final += instability.MARGIN * (INITIAL - best) * (10 ** min(too_high, 0.9) - 0.1)
+          rows.append({
+              'run': name,
+              'status': 'done',
+              'parameters': parameters,
+              'learning_rate': rate,
+              'seed': seed,
+              'initial_loss': INITIAL,
+              'final_loss': final,
+              'model.qk_norm': qk_norm,
+              'optimizer.eps': EPS,
+              'schedule.warmup_steps': 40,
+          })
+          level = rng.normal(0, noise)
+          for step in STEPS:
+            grown = log_logit(parameters, rate, step) + level + rng.normal(0, noise / 2)
+            curves.append({
+                'run': name,
+                'step': step,
+                'loss': final,
+                LOGIT: 10**grown,
+                observations.GRADIENT: gradient_rms(parameters, rate) * 10 ** rng.normal(0, noise),
+                observations.CRITICAL: np.nan,
+                observations.PRECONDITIONED: np.nan,
+            })
+  runs = pd.DataFrame(rows).astype({'parameters': 'Int64'})
+  return Results(runs, ['model.qk_norm'], []), pd.DataFrame(curves)

@@ -1,0 +1,117 @@
+"""A made-up sweep on disk: plausible numbers, written through the code that writes real ones."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from configs import base
+from stability import hyper
+from stability.storage import workdir as workdir_lib
+
+INITIAL_LOSS = 5.55
+BIGRAM_LOSS = 2.48
+STEPS = 300
+WIDTHS = (16, 32, 64)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+
+
+def write_sweep(
+    workdir: Path,
+    *,
+    widths: tuple[int, ...] = WIDTHS,
+    interventions: list[hyper.Point] | None = None,
+    seeds: tuple[int, ...] = (0, 1),
+    rates: tuple[float, ...] = LEARNING_RATES,
+    leave_out: tuple[int, ...] = (),
+    results: dict[int, workdir_lib.Json] | None = None,
+) -> list[str]:
+  """Writes a sweep whose loss is lowest near 1e-2 and, without qk-norm, rises beyond.
+
+  Args:
+    workdir: an empty or absent folder.
+    widths: of the sizes.
+    interventions: points; None: qk_norm layernorm and none.
+    seeds: of the runs.
+    rates: their learning rates.
+    leave_out: positions of runs that get no files of their own.
+    results: position of a run -> entries of its result.json in place of the made-up ones.
+
+  Returns:
+    The names of the runs.
+  """
+  if interventions is None:
+    interventions = hyper.sweep('model.qk_norm', ['layernorm', 'none'])
+  points = hyper.product([
+      hyper.sweep('model.width', widths),
+      interventions,
+      hyper.sweep('optimizer.learning_rate', rates),
+      hyper.sweep('seed', seeds),
+  ])
+  runs = hyper.expand(base.get_config('cpu').to_dict(), points)
+  workdir_lib.write_sweep(
+      workdir,
+      runs,
+      config_file='configs/quickstart.py',
+      scale='cpu',
+      overrides={'schedule.steps': STEPS},
+      data={
+          'path': 'data/0123456789abcdef',
+          'tokenizer': 'bytes',
+          'vocabulary_size': 256,
+          'train_tokens': 11_700_000,
+          'validation_tokens': 620_000,
+          'bigram_loss': BIGRAM_LOSS,
+          'unigram_loss': 3.41,
+          'entropy_rate': None,
+      },
+      versions={'python': '3.11.7', 'jax': '0.10.2', 'flax': '0.12.8'},
+  )
+  for position, (name, config) in enumerate(runs.configs.items()):
+    if position not in leave_out:
+      _write_run(workdir_lib.run_dir(workdir, name), config, (results or {}).get(position, {}))
+  return list(runs.configs)
+
+
+def _write_run(run: Path, config: workdir_lib.Json, replaced: workdir_lib.Json) -> None:
+  width, rate = config['model']['width'], config['optimizer']['learning_rate']
+  rng = np.random.default_rng([width, round(1e6 * rate), config['seed']])
+  trained = config['model']['qk_norm'] == 'layernorm'
+  decades = math.log10(rate / 0.012)
+  best = 3.1 - 0.27 * math.log2(width / 8)
+  slope = 0.09 if trained else 0.14 * math.log2(width / 4)
+  final = best + (slope if decades > 0 else 0.45) * decades**2 + rng.normal(0, 0.02)
+  diverged = not trained and width == 64 and rate == 1.0
+  logit = 6 + 40 * rate if trained else 6 + 12 * (width / 16) ** 2.2 * (rate / 1e-2) ** 1.7
+  steps = np.arange(10, STEPS + 1, 10)
+  loss = final + (INITIAL_LOSS - final) * np.exp(-steps / 35) + rng.normal(0, 0.03, len(steps))
+  if diverged:
+    loss[12:] = np.nan
+  lines = [
+      {
+          'step': int(step),
+          'tokens': int(step) * 1024,
+          'loss': float(loss[i]) if np.isfinite(loss[i]) else None,
+          'learning_rate': rate * (1 - step / STEPS),
+          'gradient_norm': 0.5,
+          'seconds': 0.06 * float(step),
+          'tokens_per_second': 17_000.0,
+      }
+      | ({'block_0/attention_logit_max': logit * (1 - math.exp(-step / 60))} if i % 2 else {})
+      for i, step in enumerate(steps)
+  ]
+  workdir_lib.write_whole(
+      run / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in lines)
+  )
+  result = {
+      'status': 'diverged' if diverged else 'done',
+      'initial_loss': INITIAL_LOSS + rng.normal(0, 0.003),
+      'final_loss': None if diverged else final,
+      'parameters': 12 * config['model']['depth'] * width**2,
+      'steps': STEPS,
+      'tokens': STEPS * 1024,
+      'seconds': 18.0,
+      'error': None,
+  }
+  workdir_lib.write_result(run, result | replaced)

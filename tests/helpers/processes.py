@@ -1,0 +1,76 @@
+"""Programs as processes, and what is left of them."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from stability.storage import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+WALL_CLOCK = {'seconds', 'tokens_per_second'}
+
+
+def command(place, program, *arguments):
+  """The arguments of subprocess for a program of launch/."""
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(place / 'cache')}
+  del environment['XLA_FLAGS']  # as a user has it, not as the tests
+  return dict(
+      args=[sys.executable, '-m', f'launch.{program}', *arguments],
+      cwd=place,
+      env=environment,
+      text=True,
+  )
+
+
+def run(place, program, *arguments):
+  return subprocess.run(**command(place, program, *arguments), capture_output=True, check=False)
+
+
+def outcomes(workdir):
+  """All of a sweep's runs that must not depend on how they were trained."""
+  found = {}
+  for name in workdir_lib.read_sweep(workdir)['runs']:
+    folder = workdir_lib.run_dir(workdir, name)
+    lines = [*workdir_lib.read_metrics(folder), workdir_lib.read_result(folder)]
+    found[name] = [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
+  return found
+
+
+def children(pid):
+  """The processes that a process has started."""
+  text = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text()
+  return [int(child) for child in text.split()]
+
+
+def is_running(pid):
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+def wait_for(launcher, workdir, pattern):
+  """Returns as soon as a file of the sweep matches."""
+  deadline = time.monotonic() + 120
+  while not list(workdir.glob(pattern)):
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+
+
+def assert_workers_end_with(launcher):
+  """Kills the launcher; none of its workers may outlive it by more than two seconds."""
+  workers = children(launcher.pid)
+  assert workers
+  launcher.send_signal(signal.SIGKILL)
+  launcher.wait()
+  deadline = time.monotonic() + 2
+  try:
+    while any(map(is_running, workers)):
+      assert time.monotonic() < deadline, 'a worker outlives its launcher'
+      time.sleep(0.02)
+  finally:
+    for worker in filter(is_running, workers):
+      os.kill(worker, signal.SIGKILL)

@@ -1,0 +1,74 @@
+"""A worker that speaks the protocol and trains nothing: python stub_worker.py PLAN ...
+
+PLAN is a JSON file: run -> what becomes of the worker at its first, second ... try of it (the last
+one stays): ok, freeze, stuck, kill, exit, saved, wait (to be told to end), reach (a checkpoint, and
+be killed), or a number: killed with more members than that. A run without a plan is ok. Each try is
+a line of the run's tries.jsonl.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+
+def main() -> None:
+  plan = json.loads(pathlib.Path(sys.argv[1]).read_text())
+  runs = pathlib.Path(sys.argv[2].removeprefix('--workdir=')) / 'runs'
+  like = None
+  while True:
+    say({'like': like})
+    answer = listen('run')
+    like = answer['run']
+    if like is None:
+      return
+    tries = runs / like / 'tries.jsonl'
+    with tries.open('a') as file:
+      file.write(json.dumps(answer | {'pid': os.getpid(), 'time': time.time()}) + '\n')
+    planned = plan.get(like, ['ok'])
+    number = len(tries.read_text().splitlines())
+    what = planned[min(number, len(planned)) - 1]
+    if what == 'reach':
+      (runs / like / 'checkpoints' / str(number)).mkdir(parents=True)
+    act(what, answer['members'])
+    result = {'status': 'done', 'initial_loss': 5.0, 'final_loss': 2.0, 'steps': 1, 'tokens': 1}
+    whole = runs / like / '.result'
+    whole.write_text(json.dumps(result | {'seconds': 0.0, 'error': None}))
+    whole.rename(runs / like / 'result.json')
+
+
+def act(what: str | int, most_members: int | None) -> None:
+  members = most_members or 8
+  say({'beat': 4000.0 if what == 'stuck' else 0.0, 'members': members if what != 'ok' else 1})
+  if what in ('freeze', 'stuck'):
+    os.kill(os.getpid(), signal.SIGSTOP)
+  elif what == 'exit':
+    print('some last words', file=sys.stderr, flush=True)
+    os._exit(3)
+  elif what == 'saved':
+    os._exit(75)
+  elif what == 'wait':
+    listen('stop')
+    os._exit(75)
+  elif what in ('kill', 'reach'):
+    say({'beat': 0.0, 'members': 1})
+    os.kill(os.getpid(), signal.SIGKILL)
+  elif isinstance(what, int) and members > what:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def say(message: dict) -> None:
+  print(json.dumps(message), flush=True)
+
+
+def listen(key: str) -> dict:
+  for line in sys.stdin:
+    if key in (message := json.loads(line)):
+      return message
+  os._exit(1)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,292 @@
+"""The local backend, with workers that hang, die and are killed, and other launchers beside it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from configs import base
+from launch.backends import local
+from launch.common import preemption
+from launch.workers import worker_process
+from stability import hyper
+from stability.errors import BadInput
+from stability.storage import leases as leases_lib
+from stability.storage import workdir as workdir_lib
+
+STUB = pathlib.Path(__file__).parents[2] / 'helpers' / 'stub_worker.py'
+
+
+WORKER = worker_process.COMMAND
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+  """A function of plans by number of the run that writes a sweep and has stubs as its workers."""
+
+  def write(plans=None, runs=3):
+    expanded = hyper.expand(base.get_config().to_dict(), hyper.sweep('seed', range(runs)))
+    workdir_lib.write_sweep(
+        tmp_path, expanded, config_file='x', scale='cpu', overrides={}, data={}, versions={}
+    )
+    names = list(expanded.configs)
+    plan = {names[number]: planned for number, planned in (plans or {}).items()}
+    (tmp_path / 'plan.json').write_text(json.dumps(plan))
+    command = (sys.executable, '-S', '-E', str(STUB), str(tmp_path / 'plan.json'))
+    monkeypatch.setattr(worker_process, 'COMMAND', command)
+    monkeypatch.setattr(local, 'POLL_SECONDS', 0.05)
+    monkeypatch.setattr(local, 'LOOK_SECONDS', 0.1)
+    return tmp_path, expanded.configs
+
+  return write
+
+
+def train(workdir, configs, workers=1):
+  local.train(workdir, workdir_lib.waiting(workdir, configs), workers)
+
+
+def tries(workdir, name):
+  return workdir_lib.read_lines(workdir_lib.run_dir(workdir, name) / 'tries.jsonl')
+
+
+def results(workdir, configs):
+  found = [workdir_lib.read_result(workdir_lib.run_dir(workdir, name)) for name in configs]
+  return [result and result['status'] for result in found]
+
+
+def leases(workdir):
+  return [path for path in workdir.rglob('*') if leases_lib.is_lease(path)]
+
+
+def test_every_run_is_given_once_and_no_lease_is_left(place):
+  workdir, configs = place(runs=7)
+  train(workdir, configs, workers=3)
+  assert results(workdir, configs) == ['done'] * 7
+  assert [len(tries(workdir, name)) for name in configs] == [1] * 7
+  assert leases(workdir) == []
+  train(workdir, configs)  # nothing
+  assert [len(tries(workdir, name)) for name in configs] == [1] * 7
+
+
+@pytest.mark.parametrize(
+    ('fault', 'said'),
+    [
+        ('freeze', 'its worker gave no sign of life for'),
+        ('stuck', 'its worker got no further for 4000 s and was killed'),
+        ('kill', 'its worker was killed (signal 9), by the system for want of memory or by'),
+        ('exit', 'its worker ended with exit code 3'),
+    ],
+)
+def test_a_run_whose_worker_is_lost_is_tried_again(place, capfd, monkeypatch, fault, said):
+  if fault == 'freeze':
+    monkeypatch.setattr(worker_process, 'SILENT_SECONDS', 1)
+  workdir, configs = place({1: [fault, 'ok']})
+  train(workdir, configs)
+  assert results(workdir, configs) == ['done'] * 3
+  assert [len(tries(workdir, name)) for name in configs] == [1, 2, 1]
+  err = capfd.readouterr().err
+  assert said in err and 'tried again from its start (try 2 of 3)' in err
+  assert list(configs)[1] in err
+  assert len({line['pid'] for line in tries(workdir, list(configs)[1])}) == 2
+
+
+def test_a_run_that_takes_three_workers_has_failed_and_the_others_go_on(place):
+  workdir, configs = place({0: ['exit'], 2: ['kill', 'exit', 'kill', 'ok']})
+  train(workdir, configs, workers=2)
+  assert results(workdir, configs) == ['failed', 'done', 'failed']
+  first = next(iter(configs))
+  assert [len(tries(workdir, name)) for name in configs] == [3, 1, 3]
+  error = workdir_lib.read_result(workdir_lib.run_dir(workdir, first))['error']
+  assert 'some last words' in error
+  assert error.splitlines()[-1] == (
+      f'{first}: its worker ended with exit code 3, and so at each of 3 tries; the others go on'
+  )
+  assert leases(workdir) == []
+  train(workdir, configs)  # as its cause may be mended: of the third it is
+  assert results(workdir, configs) == ['failed', 'done', 'done']
+
+
+def test_a_try_that_reached_a_new_checkpoint_is_none_of_the_three(place):
+  workdir, configs = place({0: ['kill', 'reach', 'kill', 'reach', 'kill', 'ok']}, runs=1)
+  train(workdir, configs)
+  assert results(workdir, configs) == ['done'] and len(tries(workdir, next(iter(configs)))) == 6
+
+
+def test_killed_for_want_of_memory_fewer_runs_share_a_device(place, capfd):
+  workdir, configs = place({0: [3]}, runs=1)
+  train(workdir, configs)
+  (name,) = configs
+  assert results(workdir, configs) == ['done']
+  assert [line['members'] for line in tries(workdir, name)] == [None, 4, 2]
+  err = capfd.readouterr().err
+  assert 'with at most 4 runs on a device, in place of 8' in err
+
+
+def test_killed_with_one_run_on_a_device_it_has_failed(place):
+  workdir, configs = place({0: [0]}, runs=2)
+  train(workdir, configs)
+  name = next(iter(configs))
+  assert results(workdir, configs) == ['failed', 'done']
+  assert [line['members'] for line in tries(workdir, name)] == [None, 4, 2, 1, 1, 1]
+  error = workdir_lib.read_result(workdir_lib.run_dir(workdir, name))['error']
+  assert 'for want of memory' in error.splitlines()[-1]
+
+
+def test_a_worker_told_to_end_alone_is_replaced_and_that_is_no_try(place):
+  workdir, configs = place({0: ['saved'] * 5 + ['ok']}, runs=1)
+  train(workdir, configs)
+  assert results(workdir, configs) == ['done']
+  assert len(tries(workdir, next(iter(configs)))) == 6
+
+
+def test_a_worker_told_to_end_before_it_asks_is_replaced(place, monkeypatch, tmp_path):
+  """Or its launcher, told a moment later, would report a fault and not be started again."""
+  workdir, configs = place()
+  script = f"""
+import os, pathlib, runpy
+told = pathlib.Path({str(tmp_path / 'told')!r})
+if not told.exists():
+  told.touch()
+  os._exit(75)
+runpy.run_path({str(STUB)!r}, run_name='__main__')
+"""
+  command = (sys.executable, '-S', '-E', '-c', script, str(tmp_path / 'plan.json'))
+  monkeypatch.setattr(worker_process, 'COMMAND', command)
+  train(workdir, configs)
+  assert results(workdir, configs) == ['done'] * 3
+
+
+def test_workers_that_cannot_start_end_the_sweep(place, monkeypatch):
+  workdir, configs = place()
+  ends = (sys.executable, '-S', '-c', 'raise SystemExit("no")')
+  monkeypatch.setattr(worker_process, 'COMMAND', ends)
+  with pytest.raises(RuntimeError, match='start: it ended with exit code 1; last words:\nno'):
+    train(workdir, configs)
+  killed = 'import os; os.kill(os.getpid(), 9)'
+  monkeypatch.setattr(worker_process, 'COMMAND', (sys.executable, '-S', '-c', killed))
+  with pytest.raises(RuntimeError, match='cannot start: it was killed'):
+    train(workdir, configs)
+  assert results(workdir, configs) == [None] * 3
+
+
+@contextlib.contextmanager
+def notices():
+  before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+  preemption.install()
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('sent', preemption.SIGNALS)
+def test_a_notice_is_handed_on_and_all_is_let_go(place, sent):
+  workdir, configs = place({0: ['wait'], 1: ['wait']})
+
+  def notify():
+    while sum(len(tries(workdir, name)) for name in configs) < 2:
+      time.sleep(0.01)
+    os.kill(os.getpid(), sent)
+
+  helper = threading.Thread(target=notify)
+  helper.start()
+  with notices(), pytest.raises(preemption.Preempted):
+    train(workdir, configs, workers=2)
+  helper.join()
+  assert results(workdir, configs) == [None] * 3
+  for name in configs:
+    assert leases_lib.holder(workdir_lib.run_dir(workdir, name)) is None
+
+
+def test_a_worker_that_does_not_end_in_time_is_killed(place, monkeypatch):
+  monkeypatch.setattr(preemption, 'GRACE_SECONDS', 1)
+  workdir, configs = place({0: ['freeze']}, runs=1)
+  name = next(iter(configs))
+
+  def notify():
+    while not tries(workdir, name):
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  helper = threading.Thread(target=notify)
+  helper.start()
+  with notices(), pytest.raises(preemption.Preempted):
+    train(workdir, configs)
+  helper.join()
+  assert results(workdir, configs) == [None]
+  with pytest.raises(ProcessLookupError):
+    os.kill(tries(workdir, name)[0]['pid'], 0)
+
+
+def test_launchers_share_a_workdir(place):
+  """Each run is trained by one of them, and each waits until all are over."""
+  workdir, configs = place(runs=24)
+  launchers = [threading.Thread(target=train, args=(workdir, configs, 2)) for _ in range(3)]
+  for launcher in launchers:
+    launcher.start()
+  for launcher in launchers:
+    launcher.join(60)
+  assert results(workdir, configs) == ['done'] * 24
+  assert [len(tries(workdir, name)) for name in configs] == [1] * 24
+  assert leases(workdir) == []
+
+
+def test_what_another_launcher_leaves_is_taken_over_and_what_it_ends_is_counted(place, capfd):
+  workdir, configs = place()
+  folders = [workdir_lib.run_dir(workdir, name) for name in configs]
+  for folder in folders[:2]:
+    theirs = leases_lib._identity(None) | {'machine': 'other'}
+    (folder / 'lease.1.json').write_text(json.dumps(theirs))
+  launcher = threading.Thread(target=train, args=(workdir, configs))
+  launcher.start()
+  deadline = time.monotonic() + 30
+  while results(workdir, configs)[2] is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  time.sleep(0.5)
+  assert launcher.is_alive() and results(workdir, configs) == [None, None, 'done']
+  workdir_lib.write_failure(folders[0], 'it was them')
+  os.utime(folders[1] / 'lease.1.json', (time.time() - 70,) * 2)
+  launcher.join(30)
+  assert results(workdir, configs) == ['failed', 'done', 'done']
+  assert [len(tries(workdir, name)) for name in configs] == [0, 1, 1]
+  assert 'it was them' in capfd.readouterr().err
+
+
+def test_a_launcher_that_was_late_lets_go_of_what_another_took(place, monkeypatch, capfd):
+  monkeypatch.setattr(leases_lib, 'REFRESH_SECONDS', 0.05)
+  workdir, configs = place({0: ['wait', 'ok']}, runs=1)
+  (name,) = configs
+  folder = workdir_lib.run_dir(workdir, name)
+  launcher = threading.Thread(target=train, args=(workdir, configs))
+  launcher.start()
+  deadline = time.monotonic() + 30
+  while not tries(workdir, name):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  theirs = leases_lib._identity(None) | {'machine': 'other'}
+  (folder / 'lease.2.json').write_text(json.dumps(theirs))
+  while 'was late' not in capfd.readouterr().err:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  assert len(tries(workdir, name)) == 1
+  os.utime(folder / 'lease.2.json', (0, 0))
+  launcher.join(30)
+  assert results(workdir, configs) == ['done'] and len(tries(workdir, name)) == 2
+
+
+def test_a_sweep_that_is_changed_meanwhile_is_told_in_its_own_words(place, monkeypatch):
+  workdir, configs = place(runs=1)
+  monkeypatch.setattr(worker_process, 'COMMAND', WORKER)
+  waiting = workdir_lib.waiting(workdir, configs)
+  (workdir / 'sweep.json').write_text('{}')
+  with pytest.raises(BadInput, match=r'sweep\.json: damaged: config_file is missing'):
+    local.train(workdir, waiting, 1)
+  assert results(workdir, configs) == [None]

@@ -1,0 +1,286 @@
+"""launch.common.app: flags, config files and exit codes."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from launch.common import app
+from stability.errors import BadInput
+
+ROOT = pathlib.Path(__file__).parents[3]
+BASE = f'--config={ROOT}/configs/base.py'
+QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
+
+
+def load(*arguments: str, single: bool = False) -> app.Sweep:
+  """What a program with these arguments trains; fails unless its exit code is 0."""
+  flag_values = flags.FlagValues()
+  app.define_config(flag_values)
+  loaded = []
+  code = app.execute(
+      lambda: loaded.append(app.load_sweep(flag_values, single=single)),
+      flag_values,
+      ['program', *arguments],
+  )
+  assert code == 0
+  return loaded[0]
+
+
+def only(sweep: app.Sweep) -> dict:
+  """The config of a sweep's single run."""
+  (config,) = sweep.runs.configs.values()
+  return config
+
+
+def write(tmp_path: pathlib.Path, body: str) -> str:
+  """A config file with this body after the usual imports, as a --config argument."""
+  path = tmp_path / 'experiment.py'
+  path.write_text(f'from configs import base\nfrom stability import hyper\n{body}\n')
+  return f'--config={path}'
+
+
+def execute(main: app.Main, *arguments: str) -> int:
+  return app.execute(main, flags.FlagValues(), ['program', *arguments])
+
+
+def test_sweep_of_quickstart():
+  sweep = load(QUICKSTART)
+  assert sweep.config_file == f'{ROOT}/configs/quickstart.py'
+  assert sweep.scale == 'cpu'
+  assert sweep.overrides == {}
+  assert len(sweep.runs.configs) == 42
+  assert sweep.runs.fields == ('model.width', 'model.qk_norm', 'optimizer.learning_rate')
+
+
+def test_scale_is_handed_to_both_functions():
+  sweep = load(QUICKSTART + ':paper')
+  assert sweep.scale == 'paper'
+  assert sweep.config_file.endswith('quickstart.py')
+  widths = {config['model']['width'] for config in sweep.runs.configs.values()}
+  assert widths == {256, 512, 768}
+  assert {c['schedule']['steps'] for c in sweep.runs.configs.values()} == {100_000}
+
+
+def test_scale_defaults_to_the_config_files_own(tmp_path):
+  config = write(tmp_path, "def get_config(scale='gpu'): return base.get_config(scale)")
+  sweep = load(config)
+  assert sweep.scale == 'gpu'
+  assert only(sweep)['schedule']['steps'] == 5_000
+
+
+def test_colons_elsewhere_in_the_path(tmp_path):
+  (tmp_path / 'a.py:b').mkdir()
+  config = write(tmp_path / 'a.py:b', "def get_config(scale='cpu'): return base.get_config(scale)")
+  assert load(config + ':gpu').scale == 'gpu'
+
+
+def test_overrides_reach_every_run_in_the_fields_type():
+  sweep = load(
+      '--config.seed=3',  # may stand before --config
+      QUICKSTART,
+      '--config.optimizer.eps=1',
+      '--config.data.path=/some/text',
+      '-config.parallel.members',
+      '4',
+  )
+  expected = {'seed': 3, 'data.path': '/some/text', 'optimizer.eps': 1.0, 'parallel.members': 4}
+  assert sweep.overrides == expected
+  assert type(sweep.overrides['optimizer.eps']) is float
+  assert len(sweep.runs.configs) == 42
+  for config in sweep.runs.configs.values():
+    assert config['seed'] == 3
+    assert config['optimizer']['eps'] == 1.0
+    assert config['data']['path'] == '/some/text'
+    assert config['parallel']['members'] == 4
+
+
+def test_the_last_override_of_a_field_wins():
+  assert load(BASE, '--config.seed=1', '--config.seed=2').overrides == {'seed': 2}
+
+
+def test_placeholders_not_given_are_none():
+  config = only(load(BASE))
+  assert config['data']['path'] is None
+  assert config['parallel']['members'] is None
+
+
+def test_single_takes_get_config_alone():
+  sweep = load(QUICKSTART, '--config.model.width=32', single=True)  # swept, but not here
+  assert list(sweep.runs.configs) == ['seed=0']
+  assert only(sweep)['model']['width'] == 32
+  assert sweep.runs.fields == ()
+
+
+def test_single_does_not_look_at_get_sweep(tmp_path):
+  body = "def get_config(scale='cpu'): return base.get_config(scale)\nget_sweep = 'broken'"
+  assert list(load(write(tmp_path, body), single=True).runs.configs) == ['seed=0']
+
+
+def test_without_get_sweep_there_is_one_run():
+  assert list(load(BASE).runs.configs) == ['seed=0']
+
+
+def test_get_sweep_may_be_a_generator(tmp_path):
+  body = """
+def get_config(scale='cpu'): return base.get_config(scale)
+def get_sweep(scale='cpu'):
+  yield {'seed': 1}
+  yield {'seed': 2}
+"""
+  assert list(load(write(tmp_path, body)).runs.configs) == ['seed=1', 'seed=2']
+
+
+def test_an_override_reaches_what_is_computed_from_it(tmp_path):
+  body = """
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.schedule.warmup_steps = c.schedule.get_ref('steps') // 10
+  return c
+"""
+  config = only(load(write(tmp_path, body), '--config.schedule.steps=70'))
+  assert (config['schedule']['steps'], config['schedule']['warmup_steps']) == (70, 7)
+
+
+def test_an_override_follows_the_rule_and_not_the_type_of_the_default(tmp_path):
+  body = """
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  del c.optimizer.learning_rate, c.data.path
+  c.optimizer.learning_rate = 1  # an integer
+  c.data.path = None  # no placeholder
+  return c
+"""
+  config = write(tmp_path, body)
+  assert type(only(load(config))['optimizer']['learning_rate']) is float
+  overridden = only(load(config, '--config.optimizer.learning_rate=0.5', '--config.data.path=x'))
+  assert overridden['optimizer']['learning_rate'] == 0.5
+  assert overridden['data']['path'] == 'x'
+
+
+def test_nothing_is_written_beside_a_config_file(tmp_path):
+  config = write(tmp_path, "def get_config(scale='cpu'): return base.get_config(scale)")
+  load(config)
+  assert [path.name for path in tmp_path.iterdir()] == ['experiment.py']
+
+
+@pytest.mark.parametrize('returned, code', [(None, 0), (0, 0), (1, 1), (75, 75)])
+def test_exit_code_is_mains(returned, code, capsys):
+  assert execute(lambda: returned) == code
+  assert capsys.readouterr() == ('', '')
+
+
+def test_bad_input_in_main_is_one_safe_line(capsys):
+  def main():
+    raise BadInput('first\n  second \x1b[31mred \udc80')
+
+  assert execute(main) == 2
+  assert capsys.readouterr() == ('', 'error: first second \\x1b[31mred \\udc80\n')
+
+
+def test_interrupt_is_one_line(capsys):
+  def main():
+    raise KeyboardInterrupt
+
+  assert execute(main) == 130
+  assert capsys.readouterr() == ('', 'interrupted\n')
+
+
+def test_faults_of_ours_pass_through():
+  with pytest.raises(ZeroDivisionError):
+    execute(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize('flag', ['--help', '-h'])
+def test_help_shows_the_docstring_and_the_flags(flag, capsys):
+  flag_values = flags.FlagValues()
+  app.define_config(flag_values)
+  app.define_workdir(flag_values)
+  flags.DEFINE_integer('workers', 2, 'processes', flag_values=flag_values)
+
+  def main():
+    pytest.fail('main was called')
+
+  # Nothing that is required is given, and a flag is unknown: help is what is wanted then.
+  assert app.execute(main, flag_values, ['program', '--unknown', flag]) == 0
+  out, err = capsys.readouterr()
+  assert err == ''
+  assert out.startswith(__doc__)
+  for shown in ('--config:', '--workdir:', '--workers:', '\nconfigs.base:', '--config.seed:'):
+    assert shown in out
+
+
+def test_each_call_starts_from_the_defaults():
+  before = sorted(flags.FLAGS)
+  flag_values = flags.FlagValues()
+  app.define_config(flag_values)
+  workdir = app.define_workdir(flag_values, required=False)
+  seen = []
+
+  def main():
+    seen.append((workdir.value, app.load_sweep(flag_values).overrides))
+
+  argv = ['program', BASE, '--workdir=here', '--config.seed=1']
+  assert app.execute(main, flag_values, argv) == 0
+  assert app.execute(main, flag_values, ['program', BASE]) == 0
+  assert app.execute(main, flag_values, ['program']) == 2  # --config is not remembered either
+  assert seen == [('here', {'seed': 1}), (None, {})]
+  assert sorted(flags.FLAGS) == before
+
+
+PROGRAM = '''"""A program."""
+import os
+import sys
+import time
+from absl import flags
+from launch import app
+FLAGS = flags.FlagValues()
+app.define_config(FLAGS)
+def main():
+  {body}
+if __name__ == '__main__':
+  app.run(main, FLAGS)
+'''
+
+
+def start(tmp_path: pathlib.Path, body: str, *arguments: str) -> subprocess.Popen:
+  program = tmp_path / 'program.py'
+  program.write_text(PROGRAM.format(body=body))
+  return subprocess.Popen(
+      [sys.executable, program, *arguments],
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+  )
+
+
+def test_a_process_loads_a_sweep_without_jax_and_fast(tmp_path):
+  body = """sweep = app.load_sweep(FLAGS)
+  print(len(sweep.runs.configs), 'jax' in sys.modules, time.process_time())
+  return 75"""
+  process = start(tmp_path, body, QUICKSTART)
+  out, err = process.communicate()
+  assert (process.returncode, err) == (75, '')
+  runs, jax_imported, seconds = out.split()
+  assert (runs, jax_imported) == ('42', 'False')
+  assert float(seconds) < 1
+
+
+def test_a_process_with_a_fault_ends_with_a_traceback_and_1(tmp_path):
+  process = start(tmp_path, "raise RuntimeError('ours')", BASE)
+  _, err = process.communicate()
+  assert process.returncode == 1
+  assert err.startswith('Traceback') and 'RuntimeError: ours' in err
+
+
+def test_an_interrupted_process_ends_with_one_line_and_130(tmp_path):
+  process = start(tmp_path, "print('ready', flush=True)\n  time.sleep(60)", BASE)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=30)
+  assert (process.returncode, err) == (130, 'interrupted\n')

@@ -1,0 +1,364 @@
+"""What backends of a cluster submit, with stand-ins for the cluster's programs."""
+
+import json
+import os
+import pathlib
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+from helpers import made_up
+
+from launch import sweep, work
+from launch.backends import local, manifest, slurm
+from launch.common import app, jobs
+from launch.common.jobs import Needs
+from stability.devices import cost
+from stability.errors import BadInput
+from stability.storage import versions
+from stability.storage import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parents[3]
+QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
+NEEDS = Needs(jobs=3, cpus=2, gpus=0, memory_gb=4.0, minutes=30)
+HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` \\ %j\n#; * &'  # a folder, as far as files go
+
+RECORDER = """#!{python}
+import json, os, sys
+with open({log!r}, 'a') as log:
+  print(json.dumps([sys.argv, dict(os.environ)]), file=log)
+{body}
+"""
+
+
+def stand_in(folder: pathlib.Path, name: str, body: str = '') -> pathlib.Path:
+  """A program that records how it was called and then does `body`; the file of its records."""
+  folder.mkdir(exist_ok=True)
+  program, log = folder / name, folder / f'{name}.log'
+  program.write_text(RECORDER.format(python=sys.executable, log=str(log), body=body))
+  program.chmod(program.stat().st_mode | stat.S_IXUSR)
+  return log
+
+
+def calls(log: pathlib.Path) -> list:
+  """(arguments, environment) of each call."""
+  if not log.exists():
+    return []
+  return [(argv[1:], variables) for argv, variables in map(json.loads, log.open())]
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+  """A folder first in PATH."""
+  folder = tmp_path / 'bin'
+  monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+  return folder
+
+
+def run_script(programs, workdir, code, state):
+  """Runs task 1 of a submission's script; the calls of srun and of scontrol."""
+  srun = stand_in(programs, 'srun', f'sys.exit({code})')
+  stand_in(programs, 'squeue', f'print({state!r})')
+  scontrol = stand_in(programs, 'scontrol')
+  lists = [workdir / 'jobs' / '0.json', workdir / 'jobs' / '1.json']
+  variables = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_JOB_ID': '70', 'SLURM_JOB_ID': '70'}
+  done = subprocess.run(
+      ['bash', '-c', slurm.script(lists, jobs.command(workdir, NEEDS))],
+      env=os.environ | variables,
+      cwd=programs.parent,
+      check=False,
+  )
+  assert done.returncode == code
+  return calls(srun), calls(scontrol)
+
+
+def test_a_script_takes_any_name_for_what_it_is(programs, tmp_path):
+  workdir = tmp_path / HOSTILE
+  ((arguments, variables),), _ = run_script(programs, workdir, 0, 'RUNNING')
+  assert arguments == [
+      *('--ntasks=1', sys.executable, '-m', 'launch.work', f'--workdir={workdir}', '--workers=2'),
+      f'--runs={workdir}/jobs/1.json',
+  ]
+  assert variables['PYTHONPATH'].split(':')[0] == str(ROOT)
+  assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.parametrize(
+    ('code', 'state', 'again'),
+    [
+        (75, 'RUNNING', True),
+        (138, 'RUNNING', True),  # before it could listen
+        (143, 'RUNNING', True),
+        (137, 'RUNNING', False),
+        (75, 'CANCELLED', False),
+        (75, 'COMPLETING', False),
+        (0, 'RUNNING', False),
+        (1, 'RUNNING', False),
+        (2, 'RUNNING', False),
+    ],
+)
+def test_a_task_told_to_leave_is_queued_again_unless_cancelled(
+    programs, tmp_path, code, state, again
+):
+  _, asked = run_script(programs, tmp_path, code, state)
+  assert [arguments for arguments, _ in asked] == ([['requeue', '70_1']] if again else [])
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+  """A sweep of six runs, three sizes, none trained; its folder and the configs."""
+  folder = tmp_path / HOSTILE.replace('\n', '')
+  made_up.write_sweep(
+      folder, interventions=[{}], seeds=(0,), rates=(1e-2, 1e-1), leave_out=tuple(range(6))
+  )
+  sweep = workdir_lib.read_sweep(folder)
+  workdir_lib.write_json(folder / sweep['data']['path'] / 'meta.json', {})
+  return folder, sweep['runs']
+
+
+def submit(workdir, waiting, options=()):
+  slurm.train(workdir, waiting, NEEDS, options)
+
+
+@pytest.fixture
+def queue(programs, monkeypatch):
+  """Stand-ins of SLURM whose queue is a file, and nobody who waits for jobs."""
+  monkeypatch.setattr(jobs, 'watch', lambda *_: None)
+  (queue := programs.parent / 'queue').write_text('')
+  stand_in(programs, 'squeue', f'print(open({str(queue)!r}).read())')
+  return queue
+
+
+def test_what_is_in_no_jobs_hands_is_submitted(programs, queue, unfinished, monkeypatch):
+  workdir, configs = unfinished
+  monkeypatch.setenv('SLURM_JOB_ID', '1')  # in a job itself
+  monkeypatch.setenv('SLURM_CONF', '/here')
+  sbatch = stand_in(programs, 'sbatch', 'print("70;somewhere")')
+  submit(workdir, configs, ['--qos=a b'])
+  ((arguments, variables),) = calls(sbatch)
+  assert '--array=0-2' in arguments and '--cpus-per-task=2' in arguments
+  assert '--mem=3815M' in arguments and '--time=30' in arguments  # MiB of 4 x 10^9 bytes
+  assert '--qos=a b' in arguments and not any(a.startswith('--gpus') for a in arguments)
+  assert (variables.get('SLURM_JOB_ID'), variables['SLURM_CONF']) == (None, '/here')
+  divided = jobs.lists(workdir, configs, NEEDS)
+  assert sorted(name for path in divided for name in jobs.listed(path)) == sorted(configs)
+  text = pathlib.Path(arguments[-1]).read_text()
+  assert re.findall(r'[0-9a-f]{16}(?=\.json)', text) == [path.stem for path in divided]
+
+  (first,) = workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')
+  assert f'--job-name={first["name"]}' in arguments
+  name = first['name']
+  # The task in the middle is over, without its runs.
+  queue.write_text(f'{name}_0 {name}_2 stability-0123456789abcdef_1')
+  stand_in(programs, 'sbatch', 'print("71")')
+  submit(workdir, configs)
+  assert len(calls(sbatch)) == 2
+  middle = list(divided.values())[1]
+  again = workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')[1]
+  assert again['name'] != name
+  assert [run for name in again['lists'] for run in jobs.listed(workdir / 'jobs' / name)] == middle
+
+  queue.write_text(f'{name}_0 {name}_2 {again["name"]}_0 {again["name"]}_1')
+  submit(workdir, configs)
+  assert len(calls(sbatch)) == 2
+
+
+def test_killed_while_it_submits_a_launcher_leaves_no_job_unknown(programs, queue, unfinished):
+  """The array is in the queue, and nobody has heard so."""
+  workdir, configs = unfinished
+  sbatch = stand_in(programs, 'sbatch', 'os.kill(os.getppid(), 9)')
+  program = (
+      'import sys; from pathlib import Path; from launch.backends import slurm; from launch import'
+      ' jobs; from stability import workdir as w; workdir = Path(sys.argv[1]);'
+      f'needs = jobs.{NEEDS}; slurm.train(workdir, w.read_sweep(workdir)["runs"], needs, [])'
+  )
+  killed = subprocess.run(
+      [sys.executable, '-c', program, str(workdir)],
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      check=False,
+  )
+  assert killed.returncode == -9
+  ((arguments, _),) = calls(sbatch)
+  (name,) = (a.removeprefix('--job-name=') for a in arguments if a.startswith('--job-name='))
+  queue.write_text(f'{name}_0 {name}_1 {name}_2')
+  stand_in(programs, 'sbatch', 'print(71)')
+  submit(workdir, configs)
+  assert len(calls(sbatch)) == 1
+  queue.write_text('')  # they are over, without their runs
+  submit(workdir, configs)
+  assert len(calls(sbatch)) == 2
+  assert len(workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')) == 1
+
+
+def test_a_refusal_of_sbatch_is_one_line(programs, queue, unfinished):
+  stand_in(programs, 'sbatch', 'sys.exit("error: invalid partition")')
+  with pytest.raises(BadInput, match='sbatch refuses: error: invalid partition'):
+    submit(*unfinished)
+  workdir_lib.write_lines(unfinished[0] / 'slurm' / 'jobs.jsonl', [{'name': 'x', 'lists': ['a']}])
+  stand_in(programs, 'squeue', 'sys.exit(1)')
+  with pytest.raises(BadInput, match='squeue fails'):
+    submit(*unfinished)
+
+
+def test_watching_ends_with_the_runs_or_with_the_jobs(unfinished, tmp_path, capsys, monkeypatch):
+  workdir, configs = unfinished
+  monkeypatch.setattr(jobs, 'POLL_SECONDS', 0.01)
+  (tmp_path / 'a.log').write_text('ModuleNotFoundError: no jax\n')
+  there = iter([True, True, False])
+  jobs.watch(workdir, configs, lambda: next(there), tmp_path)
+  assert 'ModuleNotFoundError: no jax' in capsys.readouterr().err
+  for name in configs:
+    workdir_lib.write_failure(workdir_lib.run_dir(workdir, name), 'Traceback\nValueError: no')
+  jobs.watch(workdir, configs, lambda: True, tmp_path)
+  said = capsys.readouterr().err
+  assert 'ValueError: no' in said and '6/6 runs over' in said and 'jax' not in said
+
+
+def test_a_manifest_is_the_same_each_time_and_names_what_is_left(unfinished):
+  workdir, configs = unfinished
+
+  def write(waiting):
+    needs = Needs(jobs=2, cpus=None, gpus=0, memory_gb=None, minutes=None)
+    manifest.write(workdir, waiting, needs)
+    return (workdir / 'manifest.jsonl').read_text()
+
+  text = write(configs)
+  assert write(configs) == text
+  first, second = map(json.loads, text.splitlines())
+  assert first['command'][:3] == [sys.executable, '-m', 'launch.work']
+  assert first['resources'] == {'cpus': None, 'gpus': 0, 'memory_gb': None, 'minutes': None}
+  names = [
+      name
+      for line in (first, second)
+      for name in jobs.listed(pathlib.Path(line['command'][-1].removeprefix('--runs=')))
+  ]
+  assert sorted(names) == sorted(configs)
+  left = dict(list(configs.items())[:1])
+  (only,) = map(json.loads, write(left).splitlines())
+  assert jobs.listed(pathlib.Path(only['command'][-1].removeprefix('--runs='))) == list(left)
+
+
+def said(capsys, *arguments):
+  code = app.execute(sweep.main, sweep.FLAGS, ['sweep', QUICKSTART, *arguments])
+  out, err = capsys.readouterr()
+  return code, out, err
+
+
+def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  code, out, _ = said(
+      capsys, '--dry_run', '--backend=slurm', '--jobs=4', '--job_gpus=1', '--slurm_account=me'
+  )
+  assert code == 0
+  assert '--array=0-3' in out and '--gpus-per-node=1' in out and '--account=me' in out
+  assert 'srun --ntasks=1' in out and '--workdir=DIR' in out and '--workers' not in out
+  _, out, _ = said(capsys, '--dry_run', '--backend=slurm', '--workdir=new')
+  assert f'--chdir={tmp_path}/new/slurm' in out and f'--workdir={tmp_path}/new' in out
+  code, out, _ = said(capsys, '--dry_run', '--backend=manifest', '--jobs=4')
+  assert code == 0 and len([line for line in out.splitlines() if line.startswith('{')]) == 4
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'what'),
+    [
+        (['--backend=condor'], '--backend=condor'),
+        (['--slurm_partition=a'], '--slurm_partition: must be given with --backend=slurm'),
+        (['--backend=ray', '--slurm_options=--qos=a'], '--slurm_options: must be given with'),
+        (['--backend=slurm', '--ray_address=a:1'], '--ray_address: must be given with'),
+        (['--backend=slurm', '--workers=2'], '--workers: must be given with --backend=local'),
+        (['--jobs=2'], '--jobs: must be given with --backend=slurm or ray or manifest'),
+        (['--backend=slurm', '--jobs=0'], '--jobs'),
+        (['--backend=slurm', '--job_minutes=2'], '--job_minutes=2: must be 3 or more'),
+        (['--backend=slurm', '--job_memory_gb=nan'], '--job_memory_gb=nan: must be'),
+        (['--backend=slurm', '--slurm_options=qos'], 'must be an option of sbatch'),
+        (['--backend=slurm', '--slurm_options=--qos=a\n#SBATCH --x'], 'must be an option'),
+        (['--backend=slurm', '--slurm_options=--qos=a\x1b'], 'must be an option'),
+        (['--backend=slurm', '--slurm_options=--array=1-9'], '--array is set by the backend'),
+        (['--backend=slurm', '--slurm_partition='], "--slurm_partition='': must be a name"),
+    ],
+)
+def test_flags_of_no_use_are_refused(capsys, tmp_path, arguments, what):
+  code, out, err = said(capsys, f'--workdir={tmp_path / "new"}', *arguments)
+  assert (code, out) == (2, '') and what in err and err.count('\n') == 1
+  assert not (tmp_path / 'new').exists()
+
+
+def test_a_cluster_that_is_not_there_is_refused(capsys, tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  monkeypatch.setitem(sys.modules, 'ray', None)  # as if not installed
+  for backend, what in (('slurm', 'there is no sbatch here'), ('ray', 'pip install')):
+    code, _, err = said(capsys, f'--workdir={tmp_path / "new"}', f'--backend={backend}')
+    assert code == 2 and what in err
+  assert not (tmp_path / 'new').exists()
+
+
+def trained(monkeypatch, capsys, workdir, *arguments):
+  """The runs that launch.work would train; its exit code and error line instead, if it has one."""
+  given = []
+  monkeypatch.setattr(local, 'train', lambda workdir, waiting, workers: given.extend(waiting))
+  code = app.execute(work.main, work.FLAGS, ['work', f'--workdir={workdir}', *arguments])
+  return (code, capsys.readouterr().err) if code == 2 else given
+
+
+def test_shares_together_are_all_runs_and_forks_go_with_their_origin(
+    unfinished, monkeypatch, capsys
+):
+  workdir, configs = unfinished
+  expected = cost.shares(configs, 3)
+  flags = [f'--share={index}/3' for index in range(3)]
+  assert [trained(monkeypatch, capsys, workdir, flag) for flag in flags] == expected
+  parent = expected[2][0]
+  for name, origin in (('b_fork', parent), ('a_fork', 'b_fork')):
+    workdir_lib.write_json(workdir_lib.run_dir(workdir, name) / 'config.json', configs[parent])
+    about = {'run': origin, 'step': 0, 'changes': {}}
+    workdir_lib.write_json(workdir / 'forks' / f'{name}.json', about)
+  *others, last = [trained(monkeypatch, capsys, workdir, flag) for flag in flags]
+  assert others == expected[:2]
+  assert sorted(last) == sorted([*expected[2], 'a_fork', 'b_fork'])
+  assert trained(monkeypatch, capsys, workdir, '--share=99/100') == []
+
+
+def test_work_trains_what_is_listed_and_not_over(unfinished, monkeypatch, capsys, tmp_path):
+  workdir, configs = unfinished
+  first, second, *_ = configs
+  workdir_lib.write_json(tmp_path / 'list.json', [second, first])
+  listed = f'--runs={tmp_path / "list.json"}'
+  assert trained(monkeypatch, capsys, workdir, listed) == [second, first]
+  workdir_lib.write_result(workdir_lib.run_dir(workdir, first), {'status': 'done'})
+  assert trained(monkeypatch, capsys, workdir, listed) == [second]
+  assert set(trained(monkeypatch, capsys, workdir)) == configs.keys() - {first}
+
+
+def test_work_warns_of_other_versions(unfinished, monkeypatch, capsys):
+  monkeypatch.setattr(local, 'train', lambda *_: None)
+  assert app.execute(work.main, work.FLAGS, ['work', f'--workdir={unfinished[0]}']) == 1
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1 and 'begun with other versions' in said
+  assert f'stability code unknown -> {versions.current()["stability code"]}' in said
+
+
+@pytest.mark.parametrize(
+    ('text', 'arguments', 'what'),
+    [
+        ('["no_such"]', ['--runs=list'], "'no_such' is no run of the sweep"),
+        ('{"a": 1}', ['--runs=list'], 'must be a JSON list of runs'),
+        ('[1]', ['--runs=list'], 'must be a JSON list of runs'),
+        ('[', ['--runs=list'], 'cannot be read'),
+        ('\xff', ['--runs=absent'], 'cannot be read'),
+        ('[]', ['--share=2/2'], '--share=2/2: must be I/N'),
+        ('[]', ['--share=0/0'], '--share=0/0: must be I/N'),
+        ('[]', ['--share=-1/2'], '--share=-1/2: must be I/N'),
+        ('[]', ['--share=a'], '--share=a: must be I/N'),
+        ('[]', ['--share=0/2', '--runs=list'], 'must not be given together'),
+    ],
+)
+def test_work_refuses(unfinished, monkeypatch, capsys, tmp_path, text, arguments, what):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'list').write_text(text)
+  code, err = trained(monkeypatch, capsys, unfinished[0], *arguments)
+  assert code == 2 and what in err and err.count('\n') == 1
+  code, err = trained(monkeypatch, capsys, tmp_path / 'no_sweep')
+  assert code == 2 and 'holds no sweep' in err

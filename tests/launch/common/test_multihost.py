@@ -1,0 +1,86 @@
+"""One run on the devices of two processes of four devices each, against one process of eight."""
+
+import os
+
+import pytest
+from absl import flags
+from helpers.multihost import check_against_one_process, outcome, together
+
+from launch.common import multihost
+from stability.errors import BadInput
+from stability.storage import workdir as workdir_lib
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('layout', 'probe_every'), [('data_parallel', 4), ('sharded', 0)])
+def test_two_processes_give_what_one_does(tmp_path, layout, probe_every):
+  shared, alone = tmp_path / 'shared', tmp_path / 'alone'
+  together(tmp_path, shared, layout, probe_every)
+  ours = outcome(shared)
+  run = workdir_lib.run_dir(shared, 'seed=0')
+  assert len(list(run.glob('events.*'))) == 1  # one writes
+
+  check_against_one_process(shared, alone)
+  if layout == 'sharded':
+    (run / 'result.json').unlink()
+    together(tmp_path, shared, layout, probe_every)  # from the checkpoint of step 4
+    assert outcome(shared) == ours
+
+
+def found(*arguments):
+  values = flags.FlagValues()
+  multihost.define_flags(values)
+  values(['program', *arguments])
+  return multihost.find(values)
+
+
+def test_flags_tell_of_other_processes(monkeypatch):
+  monkeypatch.setattr(os, 'environ', {})
+  assert found() is None
+  all_of_them = ['--coordinator_address=a:1', '--num_processes=2', '--process_id=1']
+  one = found(*all_of_them)
+  assert one.process_id == 1
+  assert one.arguments == {'coordinator_address': 'a:1', 'num_processes': 2, 'process_id': 1}
+  for n in range(3):
+    with pytest.raises(BadInput, match='missing'):
+      found(*all_of_them[:n], *all_of_them[n + 1 :])
+  with pytest.raises(BadInput, match='--multihost=auto: must not be given with'):
+    found(*all_of_them, '--multihost=auto')
+  with pytest.raises(BadInput, match='--process_id=2: must be below'):
+    found(*all_of_them[:2], '--process_id=2')
+
+
+SRUN = {
+    'SLURM_JOB_ID': '7',
+    'SLURM_STEP_NODELIST': 'a[1-2]',
+    'SLURM_NTASKS': '2',
+    'SLURM_PROCID': '1',
+    'SLURM_LOCALID': '0',
+}
+POD = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}
+
+
+@pytest.mark.parametrize(
+    ('variables', 'number'),
+    [
+        (SRUN, 1),
+        (SRUN | {'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}, None),
+        ({name: SRUN[name] for name in SRUN if name != 'SLURM_STEP_NODELIST'}, None),  # sbatch
+        (POD, 1),
+        (POD | {'TPU_WORKER_HOSTNAMES': 'a'}, None),
+    ],
+)
+def test_the_environment_tells_of_other_processes_if_asked(monkeypatch, variables, number):
+  """Where nobody has said whether to share, it is not guessed."""
+  monkeypatch.setattr(os, 'environ', variables)
+  assert found('--multihost=none') is None
+  if number is None:
+    assert found() is None
+    with pytest.raises(BadInput, match='--multihost=auto: neither'):
+      found('--multihost=auto')
+  else:
+    with pytest.raises(BadInput, match='--multihost: missing'):
+      found()
+    one = found('--multihost=auto')
+    assert one.process_id == number
+    assert one.arguments == {}

@@ -1,0 +1,208 @@
+"""Whole programs as real processes: a sweep from its command to its report, killed and resumed."""
+
+import csv
+import json
+import subprocess
+import time
+
+import pytest
+from helpers.processes import (
+  ROOT,
+  assert_workers_end_with,
+  command,
+  outcomes,
+  run,
+  wait_for,
+)
+
+from stability.storage import workdir as workdir_lib
+
+EXPERIMENT = """
+from configs import base
+from stability import hyper
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.source = 'synthetic'
+  c.data.batch_size = 8
+  c.data.sequence_length = 16
+  c.model.width = 16
+  c.model.depth = 1
+  c.schedule.steps = 600
+  c.schedule.warmup_steps = 20
+  c.probe.every_steps = 50
+  c.checkpoint.every_steps = 100
+  return c
+
+def get_sweep(scale='cpu'):
+  return hyper.product([
+      hyper.sweep('model.qk_norm', ['layernorm', 'none']),
+      hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25]),
+  ])
+"""
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with experiment.py and a compilation cache of its own."""
+  folder = tmp_path_factory.mktemp('place')
+  (folder / 'experiment.py').write_text(EXPERIMENT)
+  return folder
+
+
+
+
+
+
+@pytest.fixture(scope='module')
+def finished(place):
+  """The sweep, trained without disturbance; its process."""
+  return run(place, 'sweep', '--workdir=finished', '--config=experiment.py')
+
+
+
+
+
+
+
+
+
+
+
+
+def test_a_sweep_ends_with_its_files_its_table_and_its_report(place, finished):
+  assert finished.returncode == 0, finished.stderr
+  workdir = place / 'finished'
+  assert 'LR sensitivity' in finished.stdout
+  assert 'Report: finished/report/index.html' in finished.stdout
+  assert '6/6 runs over' in finished.stderr
+  with (workdir / 'results.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['status'] for row in rows] == ['done', 'done', 'diverged'] * 2
+  assert [row['model.qk_norm'] for row in rows] == ['layernorm'] * 3 + ['none'] * 3
+  sweep = json.loads((workdir / 'sweep.json').read_text())
+  assert list(sweep['runs']) == [row['run'] for row in rows]
+  assert rows[0]['run'] == 'qk_norm=layernorm,learning_rate=0.01,seed=0'
+  data = sweep['data']
+  assert data['entropy_rate'] < float(rows[0]['final_loss']) < data['unigram_loss']
+  assert sweep['versions']['jax']
+  for name, config in sweep['runs'].items():
+    folder = workdir_lib.run_dir(workdir, name)
+    assert json.loads((folder / 'config.json').read_text()) == config
+    assert list(folder.glob('events.out.tfevents.*'))
+  for name in ('index.html', 'lr_sensitivity.csv', 'loss_by_learning_rate.svg'):
+    assert (workdir / 'report' / name).stat().st_size > 0
+
+
+def test_started_again_it_trains_nothing(place, finished):
+  paths = sorted((place / 'finished' / 'runs').rglob('*'))
+  before = {path: path.stat().st_mtime_ns for path in paths}
+  again = run(place, 'sweep', '--workdir=finished', '--config=experiment.py')
+  assert again.returncode == 0 and 'LR sensitivity' in again.stdout
+  assert {path: path.stat().st_mtime_ns for path in paths} == before
+
+
+def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'killed'
+  launcher = subprocess.Popen(
+      **command(place, 'sweep', '--workdir=killed', '--config=experiment.py', '--workers=1'),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+  )
+  wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
+  assert_workers_end_with(launcher)
+  rows = workdir_lib.read_results(workdir)
+  assert any(row['status'] == 'missing' for row in rows)
+  again = run(place, 'sweep', '--workdir=killed', '--config=experiment.py', '--workers=2')
+  assert again.returncode == 0, again.stderr
+  assert outcomes(workdir) == outcomes(place / 'finished')
+
+
+def test_a_full_disk_stops_a_sweep_which_goes_on_once_there_is_room(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'disk' / 'sweep'
+  workdir.parent.mkdir()
+  options = ['-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(workdir.parent)]
+  if subprocess.run(['mount', *options], capture_output=True, check=False).returncode:
+    pytest.skip('may not mount here; storage/test_file_faults.py limits file sizes instead')
+  try:
+    arguments = [f'--workdir={workdir}', '--config=experiment.py']
+    stopped = run(place, 'sweep', *arguments)
+    assert stopped.returncode == 1, stopped.stderr
+    last = stopped.stderr.splitlines()[-1]
+    assert last.startswith(f'error: {workdir}/') and 'No space left on device' in last
+    assert 'Traceback' not in stopped.stdout
+    rows = workdir_lib.read_results(workdir)
+    assert {row['status'] for row in rows} <= {'missing', 'done', 'diverged'}
+    for row in rows:
+      assert row['status'] != 'diverged' or row['learning_rate'] == 1e25
+    subprocess.run(['mount', '-o', 'remount,size=64m', str(workdir.parent)], check=True)
+    again = run(place, 'sweep', *arguments)
+    assert again.returncode == 0, again.stderr
+    assert outcomes(workdir) == outcomes(place / 'finished')
+  finally:
+    subprocess.run(['umount', str(workdir.parent)], check=True)
+
+
+def test_workers_in_the_middle_of_a_long_run_end_with_their_launcher(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'long'
+  arguments = ['--workdir=long', '--config=experiment.py', '--config.schedule.steps=100000']
+  launcher = subprocess.Popen(
+      **command(place, 'sweep', *arguments),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+  )
+  wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
+  assert_workers_end_with(launcher)
+
+
+def test_one_run_with_overrides(place):
+  process = run(
+      place,
+      'train',
+      '--workdir=one',
+      '--config=experiment.py',
+      '--config.optimizer.learning_rate=3e-2',
+      '--config.schedule.steps=30',
+  )
+  assert process.returncode == 0, process.stderr
+  sweep = workdir_lib.read_sweep(place / 'one')
+  assert list(sweep['runs']) == ['seed=0']
+  assert sweep['overrides'] == {'optimizer.learning_rate': 0.03, 'schedule.steps': 30}
+  row = workdir_lib.read_results(place / 'one')[0]
+  assert (row['status'], row['steps'], row['learning_rate']) == ('done', 30, 0.03)
+
+
+def test_the_report_alone(place, finished):
+  report = place / 'finished' / 'report' / 'index.html'
+  report.unlink()
+  process = run(place, 'report', '--workdir=finished')
+  assert process.returncode == 0, process.stderr
+  assert report.is_file() and 'LR sensitivity' in process.stdout
+
+
+def test_the_report_of_anybodys_results(place):
+  rates = ('3e-4', '1e-3', '3e-3', '1e-2', '3e-2', '1e-1', '3e-1')
+  losses = ('3.961', '3.881', '3.850', '3.841', '3.857', '4.269', '5.065')
+  lines = ['learning_rate,final_loss', *map(','.join, zip(rates, losses))]
+  (place / 'theirs.csv').write_text('\n'.join(lines))
+  arguments = ['--results=theirs.csv', '--output=theirs', '--initial_loss=10.83']
+  process = run(place, 'report', *arguments)
+  assert process.returncode == 0, process.stderr
+  with (place / 'theirs' / 'lr_sensitivity.csv').open(newline='') as file:
+    (row,) = csv.DictReader(file)
+  assert round(float(row['lr_sensitivity']), 3) == 0.262
+
+
+def test_a_dry_run_is_arithmetic_and_writes_nothing(place, monkeypatch):
+  monkeypatch.setenv('PYTHONPROFILEIMPORTTIME', '1')  # lists the imports on stderr
+  before = sorted(place.rglob('*'))
+  begun = time.monotonic()
+  process = run(place, 'sweep', f'--config={ROOT}/configs/quickstart.py', '--dry_run')
+  assert time.monotonic() - begun < 10
+  assert process.returncode == 0
+  assert '42 runs' in process.stdout and '24 executables' in process.stdout
+  assert ' numpy\n' in process.stderr and ' jax\n' not in process.stderr
+  assert sorted(place.rglob('*')) == before

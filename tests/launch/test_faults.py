@@ -1,0 +1,452 @@
+"""Faults of processes that happen for real: nothing is lost, nothing made twice, no number changes.
+
+The soak (pytest -m soak tests/launch/test_faults.py) kills a hundred times.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.processes import children, command, is_running, outcomes, run, wait_for
+
+from stability.storage import workdir as workdir_lib
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENT = """
+from configs import base
+from stability import hyper
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.source = 'synthetic'
+  c.data.batch_size = 8
+  c.data.sequence_length = 16
+  c.data.validation_batches = 4
+  c.model.width = 16
+  c.model.depth = 1
+  c.schedule.steps = 800
+  c.schedule.warmup_steps = 20
+  c.probe.every_steps = 50
+  c.checkpoint.every_steps = 100
+  return c
+
+def get_sweep(scale='cpu'):
+  return hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25])
+"""
+PREEMPTED = 75
+PATIENCE = 240  # seconds; for a machine that others use too
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with experiment.py and a compilation cache of its own."""
+  folder = tmp_path_factory.mktemp('place')
+  (folder / 'experiment.py').write_text(EXPERIMENT)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def undisturbed(place):
+  """What the sweep must come to, and how many seconds it takes, compiled before."""
+  for workdir in ('first', 'undisturbed'):
+    begun = time.monotonic()
+    process = run(place, 'sweep', *arguments(workdir))
+    assert process.returncode == 0, process.stderr
+  return outcomes(place / 'undisturbed'), time.monotonic() - begun
+
+
+def arguments(workdir, workers=1):
+  return [f'--workdir={workdir}', '--config=experiment.py', f'--workers={workers}']
+
+
+def launch(place, workdir, workers=1):
+  return subprocess.Popen(
+      **command(place, 'sweep', *arguments(workdir, workers)),
+      stdout=subprocess.DEVNULL,
+      stderr=(place / f'{workdir}.log').open('a'),
+  )
+
+
+def last_checkpoint(folder):
+  """The step of the last one that is whole; 0: none."""
+  marks = folder.glob('checkpoints/*/checksums.json')
+  return max((int(mark.parent.name) for mark in marks), default=0)
+
+
+def kept(workdir):
+  """Run -> bytes of its metrics that nobody may write again: to its last checkpoint, or all."""
+  found = {}
+  for folder in workdir.glob('runs/*'):
+    if (folder / 'metrics.jsonl').exists():
+      until = last_checkpoint(folder)
+      lines = (folder / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+      whole = [line for line in lines if line.endswith(b'\n')]
+      if not (folder / 'result.json').exists():
+        whole = [line for line in whole if json.loads(line)['step'] <= until]
+      found[folder.name] = b''.join(whole)
+  return found
+
+
+def finished(workdir):
+  """Finished run -> when its result was written."""
+  return {path.parent.name: path.stat().st_mtime_ns for path in workdir.glob('runs/*/result.json')}
+
+
+def assert_nothing_lost(workdir, before):
+  """What was kept and finished then is so now, in the same bytes, whose clock readings tell."""
+  lines, results = before
+  now = kept(workdir)
+  for name, content in lines.items():
+    assert now[name].startswith(content), f'{name}: what was saved was trained again'
+  assert finished(workdir).items() >= results.items(), 'a finished run was trained again'
+
+
+def kill(launcher, what, rng):
+  """SIGKILL for a worker, the launcher or both; in the end no worker of a dead launcher lives."""
+  workers = children(launcher.pid)
+  victims = {'launcher': [launcher.pid], 'everything': [launcher.pid, *workers]}.get(what)
+  for victim in victims or [rng.choice(workers or [launcher.pid])]:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+      os.kill(victim, signal.SIGKILL)
+  if victims is None and workers:
+    return
+  launcher.wait()
+  deadline = time.monotonic() + 2
+  while any(map(is_running, workers)):
+    assert time.monotonic() < deadline, 'a worker outlives its launcher'
+    time.sleep(0.02)
+
+
+def disturb(place, undisturbed, name, seed, kills):
+  """Kills at random moments until the sweep is over; how many there were."""
+  expected, span = undisturbed
+  rng = random.Random(seed)
+  workdir = place / name
+  done, before = 0, ({}, {})
+  launcher = launch(place, name, workers=rng.choice((1, 2)))
+  try:
+    while True:
+      pause = rng.uniform(0, 0.9 * span) if done < kills else 4 * PATIENCE
+      try:
+        code = launcher.wait(pause)
+      except subprocess.TimeoutExpired:
+        assert done < kills, 'the sweep does not end'
+        kill(launcher, rng.choice(('worker', 'launcher', 'everything')), rng)
+        done += 1
+        if launcher.returncode is None:
+          continue
+      else:
+        failed = [row for row in workdir_lib.read_results(workdir) if row['status'] == 'failed']
+        assert code == (1 if failed else 0), (place / f'{name}.log').read_text()
+        assert all('signal 9' in row['error'] for row in failed)
+        if not failed:
+          break
+        for row in failed:  # three workers were killed with it; it is tried again
+          before[1].pop(row['run'], None)
+      assert_nothing_lost(workdir, before)
+      before = kept(workdir), {
+          run: at for run, at in finished(workdir).items() if not has_failed(workdir, run)
+      }
+      launcher = launch(place, name, workers=rng.choice((1, 2)))
+  finally:
+    launcher.kill()
+    launcher.wait()
+  assert_nothing_lost(workdir, before)
+  assert outcomes(workdir) == expected
+  assert not list(workdir.rglob('lease.*'))
+  return done
+
+
+def has_failed(workdir, run):
+  return workdir_lib.read_result(workdir_lib.run_dir(workdir, run))['status'] == 'failed'
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(place, undisturbed):
+  assert disturb(place, undisturbed, 'killed', seed=1, kills=4) > 0
+
+
+@pytest.mark.soak
+def test_killed_a_hundred_times_it_ends_as_if_undisturbed(place, undisturbed):
+  kills = 0
+  for seed in range(1000):
+    kills += disturb(place, undisturbed, f'soak-{seed}', seed, 100 - kills)
+    if kills == 100:
+      return
+
+
+def wait_for_lines(launcher, workdir, count):
+  """Until a run that is not over has as many lines of metrics."""
+  deadline = time.monotonic() + PATIENCE
+  while True:
+    for path in workdir.glob('runs/*/metrics.jsonl'):
+      over = (path.parent / 'result.json').exists()
+      if not over and path.read_bytes().count(b'\n') >= count:
+        return path.parent
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+
+
+def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(place, undisturbed):
+  """Every line that was logged before is there after, in the same bytes."""
+  workdir = place / 'told'
+  launcher = launch(place, 'told')
+  folder = wait_for_lines(launcher, workdir, 3)
+  (worker,) = children(launcher.pid)
+  os.kill(worker, signal.SIGUSR1)
+  deadline = time.monotonic() + PATIENCE
+  while is_running(worker):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  lines = (folder / 'metrics.jsonl').read_bytes()
+  assert last_checkpoint(folder) >= workdir_lib.last_metrics(folder)['step']
+  while len((folder / 'metrics.jsonl').read_bytes()) == len(lines):  # until another goes on
+    assert time.monotonic() < deadline and launcher.poll() is None
+    time.sleep(0.005)
+  assert (folder / 'metrics.jsonl').read_bytes().startswith(lines)
+  launcher.send_signal(signal.SIGTERM)
+  told = time.monotonic()
+  assert launcher.wait(PATIENCE) == PREEMPTED
+  assert time.monotonic() - told < 10
+  for folder in workdir.glob('runs/*'):
+    logged = workdir_lib.last_metrics(folder)
+    if logged and not (folder / 'result.json').exists():
+      assert last_checkpoint(folder) >= logged['step'] > 0
+  before = kept(workdir), finished(workdir)
+  assert run(place, 'sweep', *arguments('told')).returncode == 0
+  assert_nothing_lost(workdir, before)
+  assert outcomes(workdir) == undisturbed[0]
+
+
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGUSR1])
+def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place, tmp_path, sent):
+  prepared = command(
+      place, 'train', '--workdir=compiling', '--config=experiment.py', '--config.model.depth=3'
+  )
+  cache = tmp_path / 'cache'
+  prepared['env']['XDG_CACHE_HOME'] = str(cache)
+  launcher = subprocess.Popen(**prepared, stderr=subprocess.PIPE)
+  try:
+    deadline = time.monotonic() + PATIENCE
+    while not list(cache.glob('**/compiling/*')):  # a program is in the compiler's hands
+      assert time.monotonic() < deadline and launcher.poll() is None
+      time.sleep(0.01)
+    workers = children(launcher.pid)
+    launcher.send_signal(sent)
+    told = time.monotonic()
+    _, err = launcher.communicate(timeout=2 * PATIENCE)
+  finally:
+    launcher.kill()
+  assert launcher.returncode == PREEMPTED and time.monotonic() - told < 10
+  assert err.endswith('told to end; the same command goes on from where it was\n')
+  assert not any(map(is_running, workers))
+  for path in (place / 'compiling').rglob('*.json'):
+    json.loads(path.read_text())
+  assert not list((place / 'compiling').rglob('metrics.jsonl'))
+
+
+def test_told_to_end_while_it_evaluates_it_saves_and_goes_on_exactly(place, undisturbed):
+  """In the first evaluation, before any step, and in the last one, after all of them."""
+  workdir, evaluations = place / 'evaluating', place / 'evaluations'
+  (place / 'evaluating.py').write_text(
+      'import time\nfrom launch import worker\nfrom stability import parallel\n'
+      'means = parallel.means\n'
+      'def slow(losses, interrupted):\n'
+      f'  with open({str(evaluations)!r}, "a") as file: file.write("x")\n'
+      '  return means((time.sleep(1) or loss for loss in losses), interrupted)\n'
+      'parallel.means = slow\nworker.main()\n'
+  )
+  launcher = (
+      'import sys; from launch import app, preemption, train;'
+      'from launch.backends import worker_process; preemption.install();'
+      'worker_process.COMMAND = (sys.executable, "evaluating.py");'
+      'app.run(train.main, train.FLAGS)'
+  )
+  prepared = command(place, 'train')
+  prepared['args'] = [
+      *(sys.executable, '-c', launcher, '--workdir=evaluating', '--config=experiment.py')
+  ]
+  begun = 0  # of evaluations, by now
+  for sent, more in ((signal.SIGTERM, 1), (signal.SIGUSR1, 2)):
+    process = subprocess.Popen(**prepared, stderr=subprocess.DEVNULL)
+    try:
+      deadline = time.monotonic() + PATIENCE
+      while not evaluations.exists() or evaluations.stat().st_size < begun + more:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+      begun += more
+      process.send_signal(sent)
+      told = time.monotonic()
+      assert process.wait(PATIENCE) == PREEMPTED and time.monotonic() - told < 10
+    finally:
+      process.kill()
+    (folder,) = workdir.glob('runs/*')
+    assert not (folder / 'result.json').exists()
+    assert last_checkpoint(folder) == (0 if sent == signal.SIGTERM else 800)
+  assert run(place, 'train', *prepared['args'][3:]).returncode == 0
+  assert evaluations.stat().st_size == begun
+  expected, _ = undisturbed
+  assert list(outcomes(workdir).values()) == [expected['learning_rate=0.01,seed=0']]
+
+
+def test_a_damaged_checkpoint_is_named_where_a_person_sees_it(place, undisturbed):
+  workdir = place / 'damaged'
+  launcher = launch(place, 'damaged')
+  wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
+  kill(launcher, 'everything', random)
+  (path,) = (
+      p for p in workdir.glob('runs/*/checkpoints') if not (p.parent / 'result.json').exists()
+  )
+  step = last_checkpoint(path.parent)
+  file = max((path / str(step)).rglob('*'), key=lambda f: f.stat().st_size * f.is_file())
+  content = file.read_bytes()
+  file.write_bytes(content[: len(content) // 2])
+  again = run(place, 'sweep', *arguments('damaged', workers=2))
+  assert again.returncode == 0
+  said = f'{path.parent.name}: its checkpoint of step {step} is damaged and not used: {file}'
+  (line,) = [line for line in again.stderr.splitlines() if said in line]
+  assert line.endswith(f'it goes on from step {step - 100}')
+  assert outcomes(workdir) == undisturbed[0]
+
+
+def test_a_disk_that_goes_read_only_stops_a_sweep_which_then_goes_on(place, undisturbed):
+  disk = place / 'disk'
+  disk.mkdir()
+  workdir = disk / 'sweep'
+  tmpfs = ['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', str(disk)]
+  if subprocess.run(tmpfs, capture_output=True, check=False).returncode:
+    pytest.skip('may not mount here')
+  prepared = command(place, 'sweep', *arguments(workdir))
+  launcher = subprocess.Popen(**prepared, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  try:
+    wait_for(launcher, workdir, 'runs/*/checkpoints/100/checksums.json')
+    # A read-only view over it: files that are open stay open, as after an error of the disk.
+    subprocess.run(['mount', '--bind', disk, disk], check=True)
+    subprocess.run(['mount', '-o', 'remount,bind,ro', disk], check=True)
+    out, err = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 1 and not out and 'Traceback' not in err, err
+    last = err.splitlines()[-1]
+    assert last.startswith(f'error: {workdir}/') and 'Read-only file system' in last
+    before = kept(workdir), finished(workdir)
+    assert workdir_lib.read_sweep(workdir)
+    subprocess.run(['umount', disk], check=True)
+    again = run(place, 'sweep', *arguments(workdir))
+    assert again.returncode == 0, again.stderr
+    assert_nothing_lost(workdir, before)
+    assert outcomes(workdir) == undisturbed[0]
+  finally:
+    launcher.kill()
+    while os.path.ismount(disk):
+      subprocess.run(['umount', '--lazy', disk], check=True)
+
+
+def test_two_launchers_begin_a_workdir_and_one_is_killed(place, undisturbed):
+  workdir = place / 'two'
+  launchers = [launch(place, 'two') for _ in range(2)]
+  try:
+    deadline = time.monotonic() + PATIENCE
+    while not list(workdir.glob('runs/*/lease.*.json')):
+      assert time.monotonic() < deadline
+      time.sleep(0.005)
+    (taken, *_) = workdir.glob('runs/*/lease.*.json')
+    holder = json.loads(taken.read_text())['pid']
+    killed, other = sorted(launchers, key=lambda launcher: launcher.pid != holder)
+    assert killed.pid == holder
+    wait_for(killed, workdir, f'runs/{taken.parent.name}/metrics.jsonl')
+    kill(killed, 'launcher', random)
+    assert other.wait(2 * PATIENCE) == 0, (place / 'two.log').read_text()
+  finally:
+    for launcher in launchers:
+      launcher.kill()
+      launcher.wait()
+  assert outcomes(workdir) == undisturbed[0]
+  assert not list(workdir.rglob('lease.*'))
+  for folder in workdir.glob('runs/*'):  # an event file for each time that it was begun
+    begun = len(list(folder.glob('events.*')))
+    assert begun == 1 or (begun == 2 and folder == taken.parent)
+
+
+def test_a_worker_that_hears_nothing_of_its_launcher_ends(tmp_path):
+  program = 'from launch import worker; worker.SILENCE_SECONDS = 1; worker.main()'
+  worker = subprocess.Popen(
+      [sys.executable, '-c', program, f'--workdir={tmp_path}', '--cores=0'],
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+  )
+  try:
+    assert worker.wait(PATIENCE) == PREEMPTED
+  finally:
+    worker.kill()
+    worker.stdin.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='the kernel is asked')
+@pytest.mark.parametrize('when', ['later', 'before it has begun'])
+def test_a_worker_in_which_no_thread_can_run_ends_with_its_launcher(tmp_path, when):
+  """As while XLA or a library's import holds Python's lock: nobody sees its input close."""
+  hold = 'ctypes.PyDLL(None).sleep(60)'
+  lines = [
+      'import ctypes, os, pathlib, time',
+      'from launch import environment, preemption, worker',
+      f'environment.pin = lambda cores: (pathlib.Path("holds").touch(), {hold})',
+  ]
+  if when != 'later':  # it comes to ask the kernel when its launcher is dead
+    lines.append('pathlib.Path("holds").touch()')
+    lines.append('while not os.path.exists("dead"): time.sleep(0.01)')
+    lines.append(f'worker.FLAGS = lambda argv: {hold}')
+  (tmp_path / 'holding.py').write_text('\n'.join([*lines, 'worker.main()']))
+  launcher = (
+      'import pathlib, sys; from launch.backends import worker_process as w;'
+      'w.COMMAND = (sys.executable, "holding.py");'
+      'w.WorkerProcess(pathlib.Path("."), [0]).wait()'
+  )
+  process = subprocess.Popen(
+      [sys.executable, '-c', launcher],
+      cwd=tmp_path,
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+  )
+  deadline = time.monotonic() + PATIENCE
+  while not (tmp_path / 'holds').exists():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.01)
+  (worker,) = children(process.pid)
+  try:
+    process.kill()
+    process.wait()
+    (tmp_path / 'dead').touch()
+    deadline = time.monotonic() + 2
+    while is_running(worker):
+      assert time.monotonic() < deadline, 'the worker outlives its launcher'
+      time.sleep(0.01)
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.soak
+def test_a_worker_that_is_stopped_is_replaced(place, undisturbed):
+  workdir = place / 'stopped'
+  prepared = command(place, 'sweep', *arguments('stopped'))
+  program = (
+      'from launch import app, sweep; from launch.backends import worker_process;'
+      'worker_process.SILENT_SECONDS = 15; app.run(sweep.main, sweep.FLAGS)'
+  )
+  prepared['args'] = [sys.executable, '-c', program, *arguments('stopped')]
+  launcher = subprocess.Popen(**prepared, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  try:
+    wait_for_lines(launcher, workdir, 3)
+    (worker,) = children(launcher.pid)
+    os.kill(worker, signal.SIGSTOP)
+    _, err = launcher.communicate(timeout=2 * PATIENCE)
+  finally:
+    launcher.kill()
+  assert launcher.returncode == 0 and 'gave no sign of life' in err
+  assert outcomes(workdir) == undisturbed[0]

@@ -1,0 +1,122 @@
+"""A sweep as real processes, one of its runs paused: others go on, it waits, and is forked."""
+
+import csv
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stability.control import actions
+from stability.storage import workdir as workdir_lib
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+SECONDS = 150  # for anything, on a busy machine
+
+EXPERIMENT = """
+from configs import base
+from stability import hyper
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.source = 'synthetic'
+  c.data.batch_size = 4
+  c.data.sequence_length = 16
+  c.data.validation_batches = 2
+  c.model.width = 16
+  c.model.depth = 1
+  c.schedule.steps = 2000
+  c.probe.every_steps = 0
+  c.checkpoint.every_steps = 0
+  return c
+
+def get_sweep(scale='cpu'):
+  return hyper.sweep('optimizer.learning_rate', [1e-2, 1e-3])
+"""
+
+
+def started(place):
+  """The sweep's launcher."""
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(place / 'cache')}
+  del environment['XLA_FLAGS']
+  arguments = ['--config=experiment.py', '--workdir=w', '--workers=1']
+  with (place / 'log').open('a') as log:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'launch.sweep', *arguments],
+        cwd=place,
+        env=environment,
+        stdout=log,
+        stderr=log,
+    )
+
+
+def until(place, holds):
+  deadline = time.monotonic() + SECONDS
+  while not (found := holds()):
+    assert time.monotonic() < deadline, (place / 'log').read_text()
+    time.sleep(0.05)
+  return found
+
+
+def worker_of(launcher):
+  """The process id of the launcher's child."""
+  tasks = pathlib.Path(f'/proc/{launcher.pid}/task').iterdir()
+  (child,) = {int(pid) for task in tasks for pid in (task / 'children').read_text().split()}
+  return child
+
+
+def cpu_seconds(pid):
+  fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='reads /proc')
+def test_a_paused_run_waits_without_work_outlives_its_worker_and_is_forked(tmp_path):
+  (tmp_path / 'experiment.py').write_text(EXPERIMENT)
+  workdir = tmp_path / 'w'
+
+  def result(name):
+    return workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
+
+  launcher = started(tmp_path)
+  try:
+    first = until(tmp_path, lambda: list(workdir.glob('runs/*/metrics.jsonl')))[0].parent
+    actions.request(first, {'action': 'pause'}, 'ann', '')
+    (other,) = set(workdir_lib.read_sweep(workdir)['runs']) - {first.name}
+    until(tmp_path, lambda: result(other))  # it had the worker to itself
+    assert result(other)['status'] == 'done' and result(first.name) is None
+    assert actions.is_paused(actions.read(first))
+    worker = worker_of(launcher)
+    time.sleep(1)  # for what is left of the other one
+    spent = cpu_seconds(worker)
+    time.sleep(3)
+    assert cpu_seconds(worker) - spent < 0.5  # of a core
+    launcher.kill()
+    os.kill(worker, signal.SIGKILL)
+  finally:
+    launcher.kill()
+    launcher.wait()
+
+  launcher = started(tmp_path)
+  try:
+    actions.request(first, {'action': 'fork', 'changes': {'optimizer.eps': 1e-7}}, 'ann', '')
+    fork = until(tmp_path, lambda: list(workdir_lib.read_forks(workdir)))[0]
+    until(tmp_path, lambda: result(fork))  # while the first one waits as before
+    assert result(first.name) is None and actions.is_paused(actions.done(actions.read(first)))
+    actions.request(first, {'action': 'continue'}, 'ann', '')
+    assert launcher.wait(SECONDS) == 0, (tmp_path / 'log').read_text()
+  finally:
+    launcher.kill()
+    launcher.wait()
+  assert [record['action'] for record in actions.read(first)] == ['pause', 'fork', 'continue']
+  with (workdir / 'results.csv').open() as file:
+    rows = {row['run']: row for row in csv.DictReader(file)}
+  assert list(rows) == [*workdir_lib.read_sweep(workdir)['runs'], fork]
+  assert {row['status'] for row in rows.values()} == {'done'}
+  assert rows[fork]['final_loss'] != rows[first.name]['final_loss']
+  assert fork in (workdir / 'report' / 'index.html').read_text()

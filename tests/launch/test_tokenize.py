@@ -1,0 +1,677 @@
+"""launch.tokenize: every input, every tokenizer, faults, and training on what it makes."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import sentencepiece
+import tokenizers
+from pyarrow import parquet
+from tokenizers import models, pre_tokenizers, processors
+
+from launch import tokenize
+from launch.common import app
+from stability.data import tokens
+from stability.data.tokenize import bpe, packing, readers
+from stability.errors import BadInput
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDS = ['the', 'of', 'learning', 'rate', 'größer', 'logits', 'grow', 'until', 'it', '∑', 'breaks']
+CARD = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: en/c4-train.*.json.gz
+  - split: validation
+    path: en/c4-validation.*.json.gz
+---
+"""
+
+
+def passage(rng: random.Random) -> str:
+  return ' '.join(rng.choices(WORDS, k=rng.randrange(5, 60)))
+
+
+def line(text: str) -> str:
+  return json.dumps({'text': text, 'timestamp': '2019-04-25T12:57:54Z', 'url': 'https://a.org/b'})
+
+
+@pytest.fixture(scope='module')
+def texts() -> dict[str, list[list[str]]]:
+  """Documents by side and file; some are hostile, and one of validation is in train as well."""
+  rng = random.Random(0)
+  made = {
+      'train': [[passage(rng) for _ in range(40)] for _ in range(3)],
+      'validation': [[passage(rng) for _ in range(12)] for _ in range(2)],
+  }
+  made['train'][0][3:3] = ['a </s> b <|endoftext|> c', '', 'nul \0 inside']
+  made['train'][2].append(made['validation'][1][5])
+  return made
+
+
+@pytest.fixture(scope='module')
+def expected(texts) -> dict[str, list[str]]:
+  """The documents that a side must have."""
+  sides = {side: [text for file in files for text in file] for side, files in texts.items()}
+  held_out = set(sides['validation'])
+  sides['train'] = [text for text in sides['train'] if text and text not in held_out]
+  return sides
+
+
+@pytest.fixture(scope='module')
+def c4(texts, tmp_path_factory) -> pathlib.Path:
+  """The set in C4's layout: c4/en/c4-train.00000-of-00003.json.gz and so on."""
+  root = tmp_path_factory.mktemp('sets') / 'c4'
+  (root / 'en').mkdir(parents=True)
+  (root / 'README.md').write_text(CARD)
+  for side, files in texts.items():
+    for i, file in enumerate(files):
+      path = root / 'en' / f'c4-{side}.{i:05}-of-{len(files):05}.json.gz'
+      with gzip.open(path, 'wt') as stream:
+        stream.writelines(line(text) + '\n' for text in file)
+  return root
+
+
+def run(*arguments: str) -> int:
+  return app.execute(tokenize.main, tokenize.FLAGS, ['tokenize', *map(str, arguments)])
+
+
+def made(output: pathlib.Path, given: object, *arguments: str) -> pathlib.Path:
+  assert run(f'--input={given}', f'--output={output}', *arguments) == 0
+  return output
+
+
+def documents(folder: pathlib.Path, side: str) -> list[np.ndarray]:
+  """The tokens of each document, whose end mark must be there."""
+  opened = tokens.open_tokens(folder)
+  array, end = np.asarray(getattr(opened, side)), opened.meta['end_of_document']
+  assert array[-1] == end
+  found = np.split(array, np.flatnonzero(array == end) + 1)[:-1]
+  return [document[:-1] for document in found]
+
+
+def as_text(folder: pathlib.Path, side: str) -> list[str]:
+  """Of bytes."""
+  return [document.tobytes().decode() for document in documents(folder, side)]
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope='module')
+def as_bytes(c4, tmp_path_factory) -> pathlib.Path:
+  return made(tmp_path_factory.mktemp('bytes') / 'out', c4)
+
+
+@pytest.mark.parametrize('side', tokens.SIDES)
+def test_documents_of_c4_are_packed_each_ended(as_bytes, expected, side):
+  assert as_text(as_bytes, side) == [text.replace('\0', '') for text in expected[side]]
+  assert tokens.open_tokens(as_bytes).meta['documents'][side] == len(expected[side])
+
+
+def test_the_folder_says_what_it_is(as_bytes, expected):
+  meta = tokens.open_tokens(as_bytes).meta
+  assert (meta['tokenizer'], meta['vocabulary_size'], meta['dtype']) == ('bytes', 256, 'uint8')
+  assert meta['left_out'] == 2  # an empty one, and one of validation
+  assert meta['sha256'] == {
+      side: hashlib.sha256((as_bytes / f'{side}.bin').read_bytes()).hexdigest()
+      for side in tokens.SIDES
+  }
+  assert meta['settings']['validation'] == 'its own split'
+  tokens.verify(as_bytes)
+  files = {path.name for path in as_bytes.iterdir()}
+  assert files == {'meta.json', 'tokenize.json', 'train.bin', 'validation.bin'}
+
+
+def write_parquet(root: pathlib.Path, texts) -> pathlib.Path:
+  for side, files in texts.items():
+    for i, file in enumerate(files):
+      (root / side).mkdir(parents=True, exist_ok=True)
+      table = pa.table({'url': [''] * len(file), 'text': file})
+      parquet.write_table(table, root / side / f'{i:04}.parquet', row_group_size=7)
+  return root
+
+
+def write_lines(root: pathlib.Path, texts) -> pathlib.Path:
+  root.mkdir()
+  for side, files in texts.items():
+    for i, file in enumerate(files):
+      (root / f'{side}-{i}.jsonl').write_text(''.join(line(text) + '\n\n' for text in file))
+  (root / 'test-0.jsonl').write_text(line('not to be trained on'))
+  return root
+
+
+@pytest.mark.parametrize('kind', ['hf', 'hf_config', 'parquet', 'hf_parquet', 'lines', 'glob'])
+def test_every_input_gives_the_same_files(kind, c4, texts, as_bytes, tmp_path):
+  given = {
+      'hf': lambda: f'hf:{c4}',
+      'hf_config': lambda: f'hf:{c4}:en',
+      'parquet': lambda: write_parquet(tmp_path / 'set', texts),
+      'hf_parquet': lambda: f'hf:{write_parquet(tmp_path / "set", texts)}',
+      'lines': lambda: write_lines(tmp_path / 'set', texts),
+      'glob': lambda: f'{c4}/**/c4-*.json.gz',
+  }[kind]()
+  folder = made(tmp_path / 'out', given)
+  assert {path.name for path in folder.iterdir()} == {path.name for path in as_bytes.iterdir()}
+  for file in ('train.bin', 'validation.bin'):
+    assert (folder / file).read_bytes() == (as_bytes / file).read_bytes()
+
+
+def test_what_a_folder_has_beside_its_data_is_left_out_and_named(c4, tmp_path, capsys):
+  made(tmp_path / 'out', c4)
+  assert "left out: 'README.md'" in capsys.readouterr().err
+
+
+def test_without_a_validation_split_the_hash_of_a_document_decides(tmp_path):
+  rng = random.Random(1)
+  given = [passage(rng) for _ in range(400)]
+  given += given[:40]  # equal texts share a side
+  (tmp_path / 'set.jsonl').write_text('\n'.join(map(line, given)))
+  folder = made(tmp_path / 'out', tmp_path / 'set.jsonl', '--validation_fraction=0.1')
+
+  def is_held_out(text):
+    first = hashlib.sha256(text.encode()).digest()[:8]
+    return int.from_bytes(first, 'little') / 2**64 < 0.1
+
+  assert as_text(folder, 'validation') == [text for text in given if is_held_out(text)]
+  assert as_text(folder, 'train') == [text for text in given if not is_held_out(text)]
+  assert 20 < len(as_text(folder, 'validation')) < 80
+  assert tokens.open_tokens(folder).meta['settings']['validation_fraction'] == 0.1
+
+
+def test_text_files_are_documents_and_long_ones_are_cut_at_line_ends(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, 'PIECE', 100)
+  rng = random.Random(2)
+  folder = tmp_path / 'set'
+  folder.mkdir()
+  short = {f'b{i}.txt': passage(rng)[:40] for i in range(20)}
+  long = '\n'.join(passage(rng)[:60] for _ in range(30)) + 'ä∑' * 200  # the end has no lines
+  for name, text in short.items():
+    (folder / name).write_text(text)
+  (folder / 'a.txt.gz').write_bytes(gzip.compress(long.encode()))
+  out = made(tmp_path / 'out', folder, '--validation_fraction=0.3')
+  sides = {side: as_text(out, side) for side in tokens.SIDES}
+  found = [text for side in sides.values() for text in side]
+  assert sides['validation'] and not set(sides['validation']) & set(sides['train'])
+  pieces = [piece for piece in found if piece in long]
+  assert sum(map(len, pieces)) >= len(long)
+  assert all(len(piece.encode()) <= 100 for piece in pieces)
+  assert sum(piece.endswith('\n') for piece in pieces) > 5
+  assert set(found) - set(pieces) == set(short.values())
+
+
+# Tokenizers.
+
+
+@pytest.fixture(scope='module')
+def corpus(expected) -> list[str]:
+  return expected['train'] + expected['validation']
+
+
+@pytest.fixture(scope='module')
+def json_file(corpus, tmp_path_factory) -> pathlib.Path:
+  """A tokenizer.json that would end, cut and pad what it encodes, with a gap in its numbers."""
+  letters = sorted(set(''.join(corpus)))
+  vocabulary = {'<unk>': 0, '</s>': 1} | {letter: 2 + i for i, letter in enumerate(letters)}
+  vocabulary['last'] = 70_000
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split('', 'isolated')
+  tokenizer.post_processor = processors.TemplateProcessing(
+      single='$A </s>', special_tokens=[('</s>', 1)]
+  )
+  tokenizer.add_special_tokens(['</s>'])
+  tokenizer.enable_truncation(20)
+  tokenizer.enable_padding(length=30)
+  path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
+  tokenizer.save(str(path))
+  return path
+
+
+@pytest.fixture(scope='module')
+def piece_file(corpus, tmp_path_factory) -> pathlib.Path:
+  """A SentencePiece model that gives back every letter."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(corpus),
+      model_writer=model,
+      vocab_size=350,
+      model_type='bpe',
+      byte_fallback=True,
+      normalization_rule_name='identity',
+      remove_extra_whitespaces=False,
+      minloglevel=2,
+  )
+  path = tmp_path_factory.mktemp('tokenizer') / 'spiece.model'
+  path.write_bytes(model.getvalue())
+  return path
+
+
+def test_tokenizer_json(c4, json_file, expected, tmp_path):
+  out = made(tmp_path / 'out', c4, f'--tokenizer={json_file}')
+  numbers = tokenizers.Tokenizer.from_file(str(json_file)).get_vocab()
+  letters = {number: token for token, number in numbers.items()}
+  for side in tokens.SIDES:
+    found = [''.join(letters[i] for i in document.tolist()) for document in documents(out, side)]
+    assert found == expected[side]
+  meta = tokens.open_tokens(out).meta
+  about = (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document'], meta['dtype'])
+  assert about == ('tokenizer.json', 70_001, 1, 'uint32')
+  assert (out / 'tokenizer.json').read_bytes() == json_file.read_bytes()
+  assert meta['sha256']['tokenizer'] == hashlib.sha256(json_file.read_bytes()).hexdigest()
+
+
+def test_sentencepiece(c4, piece_file, expected, tmp_path):
+  out = made(tmp_path / 'out', c4, f'--tokenizer={piece_file}')
+  processor = sentencepiece.SentencePieceProcessor(model_file=str(piece_file))
+  for side in tokens.SIDES:
+    found = [processor.decode(document.tolist()) for document in documents(out, side)]
+    assert found == expected[side]
+  meta = tokens.open_tokens(out).meta
+  about = (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document'], meta['dtype'])
+  assert about == ('sentencepiece', 350, processor.eos_id(), 'uint16')
+  assert meta['sha256']['tokenizer'] == hashlib.sha256(piece_file.read_bytes()).hexdigest()
+  tokens.verify(out)
+  (out / 'tokenizer.model').write_bytes(b'another')
+  with pytest.raises(BadInput, match=r'tokenizer\.model: damaged'):
+    tokens.verify(out)
+
+
+@pytest.fixture(scope='module')
+def as_bpe(c4, tmp_path_factory) -> pathlib.Path:
+  out = tmp_path_factory.mktemp('bpe') / 'out'
+  return made(out, c4, '--tokenizer=bpe', '--vocabulary_size=300', '--bpe_documents=50')
+
+
+def test_bpe_is_learned_from_the_first_training_documents(as_bpe, expected):
+  cleaned = [text.replace('\0', '') for text in expected['train'][:50]]
+  learned = bpe.learn([('', text.encode()) for text in cleaned], 300)
+  assert (as_bpe / 'tokenizer.json').read_text() == learned.to_str(pretty=True)
+  for side in tokens.SIDES:
+    found = [learned.decode(document.tolist()) for document in documents(as_bpe, side)]
+    whole = [text.encode('latin-1').decode() for text in found]
+    assert whole == [text.replace('\0', '') for text in expected[side]]
+  meta = tokens.open_tokens(as_bpe).meta
+  assert (meta['tokenizer'], meta['vocabulary_size'], meta['dtype']) == ('bpe', 300, 'uint16')
+
+
+def test_a_bpe_learned_before_is_used_again(c4, as_bpe, tmp_path):
+  out = made(tmp_path / 'out', c4, f'--tokenizer={as_bpe / "tokenizer.json"}')
+  for file in ('train.bin', 'validation.bin', 'tokenizer.json'):
+    assert (out / file).read_bytes() == (as_bpe / file).read_bytes()
+  assert tokens.open_tokens(out).meta['tokenizer'] == 'bpe'
+
+
+# Files.
+
+
+def test_training_text_ends_with_the_document_that_makes_it_long_enough(c4, as_bytes, tmp_path):
+  whole = documents(as_bytes, 'train')
+  enough = sum(len(document) + 1 for document in whole[:30])
+  for limit, wanted in ((enough, 30), (enough + 1, 31)):
+    out = made(tmp_path / f'{limit}', c4, f'--max_train_tokens={limit}')
+    found = documents(out, 'train')
+    assert len(found) == tokens.open_tokens(out).meta['documents']['train'] == wanted
+    assert all(map(np.array_equal, found, whole))
+    assert as_text(out, 'validation') == as_text(as_bytes, 'validation')
+
+
+def test_full_files_are_followed_by_others(c4, as_bytes, tmp_path):
+  whole = {side: (as_bytes / f'{side}.bin').read_bytes() for side in tokens.SIDES}
+  out = made(tmp_path / 'out', c4, f'--shard_tokens={len(whole["validation"]) // 2}')
+  opened = tokens.open_tokens(out)
+  for side in tokens.SIDES:
+    files = sorted(out.glob(f'{side}*.bin'), key=lambda file: file.stem)
+    assert len(files) >= 2 and b''.join(file.read_bytes() for file in files) == whole[side]
+    assert len({file.stat().st_size for file in files[:-1]}) == 1
+    assert np.array_equal(np.asarray(getattr(opened, side)), np.frombuffer(whole[side], np.uint8))
+  assert {f'{name}.bin' for name in opened.meta['sha256']} == {p.name for p in out.glob('*.bin')}
+  before = tokens.open_tokens(as_bytes).meta
+  for name in ('bigram_loss', 'unigram_loss', 'train_tokens', 'validation_tokens'):
+    assert opened.meta[name] == before[name]
+  tokens.verify(out)
+  damaged = out / 'train-00001.bin'
+  content = bytearray(damaged.read_bytes())
+  content[7] ^= 1
+  damaged.write_bytes(content)
+  with pytest.raises(BadInput, match=r'train-00001\.bin: damaged'):
+    tokens.verify(out)
+  damaged.unlink()
+  with pytest.raises(BadInput, match=r'train-00001\.bin: no such file'):
+    tokens.open_tokens(out)
+
+
+# Faults.
+
+
+@pytest.fixture(scope='module')
+def forks(tmp_path_factory):
+  """A function of a request to helpers/forks.py, whose caches are in an empty folder."""
+  home = tmp_path_factory.mktemp('home')
+  path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+  environment = os.environ | {'PYTHONPATH': path, 'HOME': str(home), 'HF_HOME': str(home / 'hf')}
+  environment |= {'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false'}
+  environment.pop('HF_DATASETS_CACHE', None)
+  process = subprocess.Popen(
+      [sys.executable, ROOT / 'tests' / 'helpers' / 'forks.py'],
+      env=environment,
+      cwd=home,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+  )
+
+  def ask(*arguments, **limits):
+    print(json.dumps({'arguments': arguments} | limits), file=process.stdin, flush=True)
+    answer = json.loads(process.stdout.readline())
+    assert 'Traceback' not in answer['error'], answer['error']
+    assert not list(home.iterdir())
+    return answer['code'], answer['error']
+
+  yield ask
+  process.stdin.close()
+  process.wait()
+
+
+@pytest.mark.parametrize('kind', ['files', 'hf', 'bpe'])
+def test_killed_at_any_moment_the_files_are_the_same(kind, c4, forks, tmp_path):
+  given = f'hf:{c4}' if kind == 'hf' else str(c4)
+  options = ['--shard_tokens=2000', '--max_train_tokens=9000']
+  if kind == 'bpe':
+    options += ['--tokenizer=bpe', '--vocabulary_size=300', '--bpe_documents=50']
+
+  def arguments(output):
+    return [f'--input={given}', f'--output={tmp_path / output}', *options]
+
+  assert forks(*arguments('whole'))[0] == 0
+  whole = contents(tmp_path / 'whole')
+  assert 'train-00002.bin' in whole
+  rng = random.Random(kind)
+  killed, output = 0, 0
+  while killed < (5 if kind == 'hf' else 14):  # that library takes its time
+    # At the n-th touch of a file, or after some time; where a run is killed many times, it still
+    # comes to its end, since what was committed is not done again.
+    limits = {'event': rng.randrange(2, 50)} if killed % 4 < 3 else {'seconds': rng.random() / 5}
+    code, error = forks(*arguments(f'{output}'), **limits)
+    assert code in (0, -9), error
+    killed += code == -9
+    if code == 0:
+      assert contents(tmp_path / f'{output}') == whole
+      output += 1
+  assert forks(*arguments(f'{output}'))[0] == 0
+  assert contents(tmp_path / f'{output}') == whole
+
+
+def test_killed_at_every_touch_of_a_file(c4, forks, tmp_path):
+  """From the first to the last, each time in a new folder."""
+  options = [f'--input={c4}', '--shard_tokens=9000', '--max_train_tokens=9000']
+  assert forks(*options, f'--output={tmp_path / "whole"}')[0] == 0
+  whole = contents(tmp_path / 'whole')
+  for event in range(0, 1000, 2):
+    output = tmp_path / f'{event}'
+    if forks(*options, f'--output={output}', event=event)[0] == 0:
+      break
+    if (output / 'tokenize.json').exists() and not (output / 'meta.json').exists():
+      with pytest.raises(BadInput, match='has not finished it'):
+        tokens.vocabulary_size(types.SimpleNamespace(source='text', path=str(output)))
+    assert forks(*options, f'--output={output}')[0] == 0
+    assert contents(output) == whole, event
+    shutil.rmtree(output)
+  assert event > 30
+
+
+def test_out_of_room_says_so_and_goes_on_later(c4, forks, tmp_path):
+  options = [f'--input={c4}', f'--output={tmp_path / "out"}']
+  code, error = forks(*options, bytes=10_000)
+  assert code == 1
+  assert error.splitlines()[-1] == (
+      'error: [Errno 27] File too large; the same command goes on from here'
+  )
+  assert 0 < json.loads((tmp_path / 'out/progress.json').read_text())['train']['tokens'] <= 10_000
+  assert forks(*options)[0] == 0
+  assert forks(f'--input={c4}', f'--output={tmp_path / "whole"}')[0] == 0
+  for name, content in contents(tmp_path / 'whole').items():
+    assert (tmp_path / 'out' / name).read_bytes() == content
+
+
+@pytest.fixture
+def stopped(c4, forks, tmp_path) -> pathlib.Path:
+  """A folder whose maker was killed on its way; of a copy of the set."""
+  shutil.copytree(c4, tmp_path / 'c4')
+  arguments = [f'--input={tmp_path / "c4"}', f'--output={tmp_path / "out"}']
+  for event in range(10, 90, 3):
+    assert forks(*arguments, event=event)[0] == -9
+    if (tmp_path / 'out/progress.json').exists() and (tmp_path / 'out/train.bin').exists():
+      return tmp_path / 'out'
+  raise AssertionError('never committed')
+
+
+@pytest.mark.parametrize(
+    'flag, message',
+    [
+        ('--field=url', "field='text', now 'url'"),
+        ('--tokenizer=bpe', "tokenizer='bytes', now 'bpe'"),
+        ('--max_train_tokens=7', 'max_train_tokens=0, now 7'),
+        ('--shard_tokens=7', 'shard_tokens=536870912, now 7'),
+    ],
+)
+def test_another_command_does_not_go_on(stopped, flag, message, capsys):
+  before = {name: file for name, file in contents(stopped).items() if name[0] != '.'}
+  assert run(f'--input={stopped.parent / "c4"}', f'--output={stopped}', flag) == 2
+  assert f'was begun with {message}; name a new folder' in capsys.readouterr().err
+  assert contents(stopped) == before
+
+
+@pytest.mark.parametrize('change', ['gone', 'new', 'changed'])
+def test_other_input_does_not_go_on(stopped, change, capsys):
+  folder = stopped.parent / 'c4' / 'en'
+  name = folder / 'c4-train.00001-of-00003.json.gz'
+  message = {'gone': 'is gone', 'new': 'is new', 'changed': 'has changed since'}[change]
+  if change == 'gone':
+    name.unlink()
+  elif change == 'new':
+    name = folder / 'c4-train.00004.json.gz'
+    shutil.copy(folder / 'c4-train.00000-of-00003.json.gz', name)
+  else:
+    os.utime(name, ns=(0, 0))
+  assert run(f'--input={folder.parent}', f'--output={stopped}') == 2
+  assert f'other input: {name} {message}' in capsys.readouterr().err
+
+
+def test_changed_output_does_not_go_on(stopped, capsys):
+  content = bytearray((stopped / 'train.bin').read_bytes())
+  content[3] ^= 1
+  (stopped / 'train.bin').write_bytes(content)
+  assert run(f'--input={stopped.parent / "c4"}', f'--output={stopped}') == 2
+  assert 'train.bin: was changed since it was written' in capsys.readouterr().err
+
+
+def test_what_is_finished_is_not_made_again(as_bytes, c4, capsys):
+  before = {path: path.stat().st_mtime_ns for path in as_bytes.iterdir()}
+  assert run(f'--input={c4}', f'--output={as_bytes}') == 0
+  assert 'is finished already' in capsys.readouterr().err
+  assert {path: path.stat().st_mtime_ns for path in as_bytes.iterdir()} == before
+
+
+def test_two_do_not_work_in_one_folder(c4, tmp_path, capsys):
+  with packing.locked(tmp_path / 'out'):
+    assert run(f'--input={c4}', f'--output={tmp_path / "out"}') == 2
+  assert 'another launch.tokenize is at work' in capsys.readouterr().err
+
+
+GOOD = line('good').encode() + b'\n'
+ZIPPED = gzip.compress(b''.join(line(f'{i} {i * i}').encode() + b'\n' for i in range(9_000)))
+
+
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('a.jsonl', GOOD + b'{"text": "torn', ':2: bad JSON: Unterminated string'),
+        ('a.jsonl', GOOD + b'\n["text"]\n', ':3: must be a JSON object, not an array'),
+        ('a.json', b'[\n{"text": "a"}\n]', ':1: bad JSON'),
+        ('a.jsonl', b'{"body": "b", "url": 1}', ":1: has no field 'text' (--field); it has 'body'"),
+        ('a.jsonl', b'{"text": 7}', ":1: field 'text' must be text, not a number"),
+        ('a.jsonl', b'{"text": null}', ":1: field 'text' must be text, not null"),
+        ('a.jsonl', GOOD + b'{"text": "\xff"}', ':2: bad UTF-8 at byte 10'),
+        ('a.jsonl', GOOD + b'{"text": "\\ud800"}', ":2: field 'text' holds half of a surrogate"),
+        ('a.jsonl', b'[' * 100_000, ':1: bad JSON'),
+        ('a.jsonl', b'{"text": ' + b'9' * 10_000 + b'}', ':1: bad JSON'),
+        ('a.jsonl.gz', ZIPPED[: len(ZIPPED) // 2], ': the gzip file is truncated after this line'),
+        ('a.jsonl.gz', b'plain', ':0: bad gzip after this line'),
+        ('a.jsonl.gz', b'', 'empty, and no gzip file'),
+        ('a.jsonl.gz', ZIPPED[:-6] + b'x' * 6, ':9000: bad gzip after this line: CRC check failed'),
+        ('a.jsonl.gz', ZIPPED + b'junk', ':9000: bad gzip after this line'),
+        ('a.txt', b'first\nsecond \xe9\n', ':2: bad UTF-8'),
+        ('a.parquet', b'PAR1 no', 'cannot be read after row 0'),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_file_and_line(
+    name, content, message, tmp_path, capsys
+):
+  (tmp_path / name).write_bytes(content)
+  assert run(f'--input={tmp_path / name}', f'--output={tmp_path / "out"}') == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f'error: {tmp_path / name}:') and message in error
+  assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'column, message',
+    [
+        (pa.array(['a', None]), "row 2: field 'text' must be text, not null"),
+        (pa.array([1, 2]), "column 'text' must be string, not int64"),
+        (pa.array([b'a', b'\xff']).cast(pa.string(), safe=False), 'row 2: bad UTF-8 at byte 0'),
+    ],
+)
+def test_parquet_that_cannot_be_read_is_refused(column, message, tmp_path, capsys):
+  file = tmp_path / 'a.parquet'
+  parquet.write_table(pa.table({'text': column}), file)
+  assert run(f'--input={file}', f'--output={tmp_path / "out"}') == 2
+  assert f'error: {file}: {message}' in capsys.readouterr().err
+  assert run(f'--input={file}', f'--output={tmp_path / "other"}', '--field=body') == 2
+  assert f"error: {file}: has no column 'body' (--field); it has 'text'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'rows, message',
+    [
+        ([{'text': 'a'}, {'text': 'b'}, {'text': None}], 'document 3: field'),
+        ([{'body': 'a'}], "document 1: has no field 'text' (--field); it has 'body'"),
+        ([{'text': 7}], "document 1: field 'text' must be text, not int"),
+    ],
+)
+def test_a_hugging_face_set_that_cannot_be_used_is_refused(rows, message, tmp_path, capsys):
+  (tmp_path / 'set').mkdir()
+  (tmp_path / 'set' / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  assert run(f'--input=hf:{tmp_path / "set"}', f'--output={tmp_path / "out"}') == 2
+  error = capsys.readouterr().err
+  assert f'error: --input=hf:{tmp_path / "set"} train, {message}' in error
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], '--input: missing'),
+        (['--input=hf:{set}'], '--output: missing'),
+        (['--input=nowhere', '--output={out}'], '--input=nowhere: no such file or folder'),
+        (['--input=*.none', '--output={out}'], 'no files to read'),
+        (['--input=hf:/nowhere', '--output={out}'], '--input=hf:/nowhere: '),
+        (['--input=hf:{set}:fr', '--output={out}'], "BuilderConfig 'fr' not found"),
+        (['--input={set}', '--output={set}'], 'holds something else; name a new folder'),
+        (['--input={set}', '--output={set}/README.md'], 'is no folder'),
+        (['--input={set}', '--input={set}', '--output={out}'], 'is in the input twice'),
+        (['--input={set}/en/*validation*', '--output={out}'], 'only validation files'),
+        (['--input={set}', '--output={out}', '--tokenizer=gpt2'], '--tokenizer=gpt2: cannot be'),
+        (['--input={set}', '--output={out}', '--tokenizer={set}/README.md'], 'no tokenizer.json'),
+        (['--input={set}', '--output={out}', '--vocabulary_size=300'], 'only with --tokenizer=bpe'),
+        (['--input={set}', '--output={out}', '--end_of_document=a'], 'only with --tokenizer=PATH'),
+        (['--input={set}', '--output={out}', '--shard_tokens=0'], 'shard_tokens'),
+    ],
+)
+def test_commands_that_make_no_sense_leave_nothing_behind(
+    arguments, message, c4, tmp_path, capsys
+):
+  before = contents(c4 / 'en')
+  given = [a.format(set=c4, out=tmp_path / 'out') for a in arguments]
+  assert run(*given) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ') and message in error and error.count('\n') == 1
+  assert not (tmp_path / 'out').exists()
+  assert contents(c4 / 'en') == before
+
+
+def test_text_too_small_for_a_side_or_a_vocabulary_is_refused(tmp_path, capsys):
+  (tmp_path / 'a.txt').write_text('one document')
+  assert run(f'--input={tmp_path / "a.txt"}', f'--output={tmp_path / "1"}') == 2
+  assert 'holds 0 tokens of validation text, from 0 documents' in capsys.readouterr().err
+  options = [f'--input={tmp_path / "a.txt"}', f'--output={tmp_path / "2"}', '--tokenizer=bpe']
+  assert run(*options) == 2
+  assert '--vocabulary_size=32000: must be at most' in capsys.readouterr().err
+
+
+def test_a_model_that_is_none_and_an_end_that_is_none(json_file, piece_file, c4, tmp_path, capsys):
+  (tmp_path / 'a.model').write_bytes(b'no model')
+  for tokenizer, flags, message in (
+      (tmp_path / 'a.model', [], 'no SentencePiece model'),
+      (json_file, ['--end_of_document=<end>'], f'<end>: is no token of --tokenizer={json_file}'),
+      (piece_file, ['--end_of_document=<end>'], f'<end>: is no token of --tokenizer={piece_file}'),
+  ):
+    options = [f'--input={c4}', f'--output={tmp_path / "out"}', f'--tokenizer={tokenizer}', *flags]
+    assert run(*options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plain_line_tells_how_far_it_is(c4, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(tokenize, 'PLAIN_SECONDS', 0)
+  monkeypatch.setattr(packing, 'BATCH_BYTES', 1_000)
+  made(tmp_path / 'out', c4)
+  *lines, _ = [text for text in capsys.readouterr().err.splitlines() if 'packing' in text]
+  parts = [int(text.split('%')[0]) for text in lines]
+  assert parts == sorted(parts) and parts[0] < 40 and parts[-1] > 80
+  assert all(word in lines[-1] for word in (' documents', ' tokens/s', 'MB of text', ' left'))
+
+
+# Training.
+
+
+def test_training_reads_the_folder_and_names_the_tokenizer(c4, piece_file, tmp_path):
+  options = (f'--tokenizer={piece_file}', '--shard_tokens=2000')
+  out = made(tmp_path / 'out', c4, *options)
+  fields = {
+      'data.path': out,
+      'data.batch_size': 2,
+      'data.sequence_length': 16,
+      'data.validation_batches': 1,
+      'model.width': 16,
+      'model.depth': 1,
+      'schedule.steps': 5,
+      'schedule.warmup_steps': 1,
+      'log.every_steps': 1,
+  }
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+  command = [sys.executable, '-m', 'launch.train', f'--config={ROOT}/configs/base.py']
+  command += [f'--config.{field}={value}' for field, value in fields.items()]
+  command += [f'--workdir={tmp_path / "run"}']
+  done = subprocess.run(
+      command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  data = json.loads((tmp_path / 'run/sweep.json').read_text())['data']
+  assert data == {'path': str(out), **tokens.open_tokens(out).meta}
+  assert (data['tokenizer'], data['vocabulary_size']) == ('sentencepiece', 350)
+  assert data['sha256']['tokenizer'] == hashlib.sha256(piece_file.read_bytes()).hexdigest()
+  result = json.loads((tmp_path / 'run/runs/seed=0/result.json').read_text())
+  assert result['status'] == 'done' and result['steps'] == 5
+  assert np.log(350) - 1 < result['initial_loss'] < np.log(350) + 2

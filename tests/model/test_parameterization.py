@@ -1,0 +1,202 @@
+"""Parameterizations: their table, that they meet at the base width, and how they train."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from stability.model import parameterization
+from stability.optim import optimizers
+from stability.step import train_step
+
+# Optimizing machine code takes most of a compile; what is computed stays the same.
+compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+WIDTH, BASE = 64, 16
+MUPARAM = ('muparam_simple', 'muparam_intermediate', 'muparam_full')
+ABC = ('standard', 'ntk', 'mup', 'mean_field')
+ALL = [*itertools.product(ABC, ('none', 'full_alignment', 'no_alignment'))]
+ALL += [(name, 'none') for name in MUPARAM]
+
+# Table 1 of arXiv 2407.05872, as powers of the width n: initial variance, multiplier, and Adam's
+# learning rate with full and with no alignment; of the embedding, the blocks' matrices, the head.
+# Of the standard one: that of arXiv 2309.14322, whose embedding has the variance 1/n.
+PAPER = {
+    'standard': [(-1, 0, 0, 0), (-1, 0, -1, -0.5), (-1, 0, -1, -0.5)],
+    'ntk': [(0, 0, 0, 0), (0, -0.5, -0.5, 0), (0, -0.5, -0.5, 0)],
+    'mup': [(-1, 0.5, -0.5, -0.5), (-1, 0, -1, -0.5), (-1, -0.5, -0.5, 0)],
+    'mean_field': [(0, 0, 0, 0), (0, -0.5, -0.5, 0), (0, -1, 0, 0.5)],
+}
+LAYERS = {
+    'embedding': 0,
+    'block_0/attention/query': 1,
+    'block_0/attention/gate': 1,
+    'block_0/mlp/up': 1,
+    'block_0/mlp/down': 1,
+    'head': 2,
+}
+OTHERS = ('final_norm/scale', 'block_0/attention/qk_norm_query/scale')
+
+
+def tree_of(values):
+  tree = {}
+  for path, value in values.items():
+    *sections, name = path.split('/')
+    functools.reduce(lambda node, key: node.setdefault(key, {}), sections, tree)[name] = value
+  return tree
+
+
+def flat(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def run_of(tiny, name, exponents='none', width=WIDTH, base=BASE, **others):
+  fields = {'name': name, 'exponents': exponents, 'base_width': base}
+  overrides = {f'parameterization.{field}': value for field, value in fields.items()}
+  return tiny({'model.width': width, 'model.depth': 1} | overrides | others)
+
+
+def factors(run):
+  """What an initial parameter, a weight and a learning rate are multiplied with, by path."""
+  ones = tree_of({path: np.float32(1) for path in (*LAYERS, *OTHERS)})
+  std = parameterization.initial(ones, run.hparams, run.static)
+  multiplier = parameterization.effective(ones, run.hparams, run.static)
+  rate = parameterization.learning_rates(ones, np.float32(1), run.hparams, run.static)
+  return flat(std), flat(multiplier), flat(rate)
+
+
+@pytest.mark.parametrize('name, exponents', ALL)
+def test_all_are_the_standard_one_at_the_base_width(tiny, name, exponents):
+  """Bit for bit; but for the queries that muparam_full starts at 0."""
+  std, multiplier, rate = factors(run_of(tiny, name, exponents, width=BASE))
+  if name == 'muparam_full':
+    assert std.pop('block_0/attention/query') == 0
+  assert all(v == 1 for factor in (std, multiplier, rate) for v in factor.values())
+
+
+@pytest.mark.parametrize('name', ABC)
+@pytest.mark.parametrize('exponents', ['none', 'full_alignment', 'no_alignment'])
+def test_powers_of_the_width_are_the_paper_s(tiny, name, exponents):
+  std, multiplier, rate = factors(run_of(tiny, name, exponents))
+  r = WIDTH / BASE
+  for path, layer in LAYERS.items():
+    variance, a, full, none = PAPER[name][layer]
+    # The standard std, of which the parameter is a multiple, goes as n^-1/2 itself.
+    assert std[path] * r**-0.5 == pytest.approx(r ** (variance / 2)), path
+    assert multiplier[path] == pytest.approx(r**a), path
+    expected = {'none': 0, 'full_alignment': full, 'no_alignment': none}[exponents]
+    assert rate[path] == pytest.approx(r**expected), path
+  for path in OTHERS:
+    assert std[path] == multiplier[path] == rate[path] == 1
+
+
+@pytest.mark.parametrize('exponents', ['full_alignment', 'no_alignment'])
+@pytest.mark.parametrize('name, other', [('standard', 'ntk'), ('mup', 'mean_field')])
+def test_two_classes_are_left_of_the_four_for_adam(tiny, name, other, exponents):
+  """Weights start alike and move alike, but for the embedding of the paper's standard one."""
+  effective = []
+  for one in (name, other):
+    std, multiplier, rate = factors(run_of(tiny, one, exponents))
+    effective.append({p: (std[p] * multiplier[p], rate[p] * multiplier[p]) for p in LAYERS})
+  if name == 'standard':
+    assert [found.pop('embedding')[0] for found in effective] == [1, (WIDTH / BASE) ** 0.5]
+  for path, found in effective[0].items():
+    assert found == pytest.approx(effective[1][path]), path
+
+
+def test_muparam_simple_is_the_standard_one_with_full_alignment(tiny):
+  """The paper's is one row of arXiv 2407.05872's table."""
+  simple = factors(run_of(tiny, 'muparam_simple'))
+  assert simple == factors(run_of(tiny, 'standard', 'full_alignment'))
+
+
+@pytest.mark.parametrize('name', MUPARAM)
+def test_muparam(tiny, name):
+  """Learning rates by base_fan_in / fan_in, head's std sqrt(base_fan_in) / fan_in, queries at 0."""
+  std, multiplier, rate = factors(run_of(tiny, name))
+  for path in (*LAYERS, *OTHERS):
+    matrix = LAYERS.get(path, 0) > 0  # neither the embedding nor a scale has a fan-in of the width
+    assert rate[path] == pytest.approx(BASE / WIDTH if matrix else 1), path
+    assert multiplier[path] == 1
+    head_std = np.sqrt(BASE) / WIDTH / WIDTH**-0.5
+    expected = head_std if path == 'head' and name != 'muparam_simple' else 1
+    if path.endswith('query') and name == 'muparam_full':
+      expected = 0
+    assert std[path] == pytest.approx(expected), path
+
+
+def test_muparam_full_divides_by_head_dim(tiny):
+  for name in MUPARAM:
+    c = parameterization.model_config(run_of(tiny, name).static)
+    assert (c.attention_scale == 'inverse') == (name == 'muparam_full')
+  run = run_of(tiny, 'muparam_simple')
+  assert parameterization.model_config(run.static) == run.static.model
+
+
+def test_a_parameter_of_unknown_kind_is_refused(tiny):
+  run = run_of(tiny, 'mup')
+  with pytest.raises(KeyError, match='router'):
+    parameterization.effective({'router': np.ones(2)}, run.hparams, run.static)
+
+
+def test_decay_of_a_layer_at_its_own_learning_rate(tiny):
+  """Independent decay takes as much of every stored parameter; coupled goes with the rate."""
+  ones = tree_of({path: np.ones(1, np.float32) for path in LAYERS})
+  zeros = jax.tree.map(np.zeros_like, ones)
+  left = {}
+  for kind in ('independent', 'coupled'):
+    decay = {'optimizer.weight_decay_kind': kind, 'optimizer.weight_decay': 0.5}
+    top = {'optimizer.learning_rate': 0.25, 'schedule.warmup_steps': 1}
+    run = run_of(tiny, 'mup', 'full_alignment', **decay, **top)
+    left[kind] = flat(optimizers.apply_updates(ones, zeros, run.hparams, np.int32(1), run.static))
+  rates = factors(run)[2]
+  for path in LAYERS:
+    assert left['independent'][path] == 0.5
+    assert left['coupled'][path] == pytest.approx(1 - 0.5 * 0.25 * rates[path])
+  assert len({float(rate) for rate in rates.values()}) == 3
+
+
+def trained(tiny, text, name):
+  """Effective weights at the start and after three steps, stored ones, and losses."""
+  # Atan2 knows no scale of the gradient; decay is large, for three steps to show it.
+  overrides = {
+      'optimizer.name': 'adam_atan2',
+      'optimizer.clip_norm': 0.0,
+      'optimizer.weight_decay': 0.05,
+      'schedule.warmup_steps': 0,
+  }
+  run = run_of(tiny, name, 'full_alignment', **overrides)
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  state = compiled(programs.init)(run.hparams)
+  step = compiled(programs.step)
+  weights, losses = [], []
+  for _ in range(3):
+    weights.append(flat(parameterization.effective(state['params'], run.hparams, run.static)))
+    state, metrics = step(text, state)
+    losses.append(float(metrics['loss']))
+  weights.append(flat(parameterization.effective(state['params'], run.hparams, run.static)))
+  losses.append(float(compiled(programs.evaluate)(text, state, np.int32(0))))
+  return weights[0], weights[-1], flat(state['params']), losses
+
+
+def apart(left, right):
+  """The distance of two runs' tensors, in units of the tensor's norm, by path."""
+  return {p: np.linalg.norm(left[p] - right[p]) / np.linalg.norm(right[p]) for p in right}
+
+
+def test_mup_and_mean_field_train_alike(tiny, text):
+  """They are one parameterization in two disguises, if eps and clipping play no part.
+
+  Independent decay too takes as large a share of each layer in both. The quiet step, init and
+  evaluate all know of multipliers: they are far apart in what they store.
+  """
+  start, mup, stored, losses = trained(tiny, text, 'mup')
+  other_start, mean_field, other_stored, other_losses = trained(tiny, text, 'mean_field')
+  np.testing.assert_allclose(losses, other_losses, rtol=1e-5)
+  assert max(apart(start, other_start).values()) < 1e-6
+  assert max(apart(mup, mean_field).values()) < 1e-4
+  assert apart(stored, other_stored)['head'] > 0.4
+  assert min(apart(start, mup).values()) > 1e-2

@@ -1,0 +1,268 @@
+"""The figures show the numbers they are given, in full and legibly."""
+
+import itertools
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import made_up
+from matplotlib import colors
+
+from stability import hyper
+from stability.analysis import lr_sensitivity, results
+from stability.report.plots import lr_curves, style
+
+
+class Sweep:
+  """What the figures are drawn from."""
+
+  def __init__(self, workdir, **options):
+    made_up.write_sweep(workdir, **options)
+    self.results = results.load_workdir(workdir)
+    self.table = lr_sensitivity.lr_sensitivity(self.results)
+    self.curves = results.load_curves(workdir)
+
+  def all_figures(self):
+    return {
+        'loss': lr_curves.loss_by_learning_rate(self.results, made_up.BIGRAM_LOSS),
+        'sensitivity': lr_curves.sensitivity_by_parameters(self.results, self.table),
+        'logits_rate': lr_curves.logits_by_learning_rate(self.results, self.curves),
+        'logits_size': lr_curves.logits_by_parameters(self.results, self.curves),
+        'curves': lr_curves.training_curves(self.results, self.curves),
+    }
+
+
+@pytest.fixture(scope='module')
+def sweep(tmp_path_factory):
+  return Sweep(tmp_path_factory.mktemp('sweep'))
+
+
+def lines(axis, marker):
+  """The x and y of the drawn lines with this marker, in order."""
+  return [
+      (np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
+      for line in axis.lines
+      if line.get_marker() == marker and len(line.get_xdata())
+  ]
+
+
+def legend(figure):
+  return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_loss_is_the_mean_over_seeds_in_a_panel_per_intervention(sweep):
+  figure = lr_curves.loss_by_learning_rate(sweep.results, made_up.BIGRAM_LOSS)
+  assert [axis.get_title() for axis in figure.axes] == ['qk_norm=layernorm', 'qk_norm=none']
+  assert {axis.get_xscale() for axis in figure.axes} == {'log'}
+  assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+  runs = sweep.results.runs
+  of_line = runs[(runs['model.width'] == 32) & (runs['model.qk_norm'] == 'none')]
+  x, y = lines(figure.axes[1], 'o')[2]  # each size gives its line and the ring of its best
+  np.testing.assert_array_equal(x, made_up.LEARNING_RATES)
+  np.testing.assert_allclose(y, of_line.groupby('learning_rate')['final_loss'].mean())
+  assert legend(figure) == [
+      '9.2K', '37K', '147K', 'best', 'diverged', 'initial loss\n5.55', 'bigram model\n2.48'
+  ]  # fmt: skip
+
+
+def test_best_and_diverged_are_marked(sweep):
+  figure = lr_curves.loss_by_learning_rate(sweep.results)
+  with_norm, without = figure.axes
+  assert lines(with_norm, 'x') == []
+  ((rate, loss),) = lines(without, 'x')
+  assert rate == [1.0] and loss == pytest.approx(made_up.INITIAL_LOSS, abs=0.01)
+  rings = [
+      line.get_xdata()[0] for line in with_norm.lines if line.get_markerfacecolor() == 'none'
+  ]
+  assert rings == [1e-2, 1e-2, 1e-2]
+  assert not any('bigram' in text for text in legend(figure))
+
+
+def test_levels_outside_the_view_are_said_to_be(tmp_path):
+  small = Sweep(tmp_path, widths=(16,), interventions=[{}])
+  figure = lr_curves.loss_by_learning_rate(small.results, bigram_loss=0.5)
+  assert legend(figure)[-2:] == ['initial loss\n5.55 (above)', 'bigram model\n0.50 (below)']
+  assert 'diverged' not in legend(figure)
+  assert figure.axes[0].get_title() == ''
+  low, high = figure.axes[0].get_ylim()
+  assert low > 2 and high < 5  # the made-up losses fill the view
+
+
+def test_larger_sizes_are_darker_and_the_lightest_shows_on_white(sweep):
+  figure = lr_curves.loss_by_learning_rate(sweep.results)
+  light = [
+      np.dot(colors.to_rgb(handle.get_color()), (0.2126, 0.7152, 0.0722))
+      for handle in figure.legends[0].legend_handles[:3]
+  ]
+  assert light == sorted(light, reverse=True) and light[0] < 0.75
+
+
+def test_sensitivity_has_the_table_s_numbers_and_intervals(sweep):
+  figure = lr_curves.sensitivity_by_parameters(sweep.results, sweep.table)
+  axis = figure.axes[0]
+  assert (axis.get_xscale(), axis.get_yscale()) == ('log', 'log')
+  for i, (name, marker) in enumerate([('layernorm', 'o'), ('none', 's')]):
+    rows = sweep.table[sweep.table['model.qk_norm'] == name]
+    x, y = lines(axis, marker)[0]
+    np.testing.assert_array_equal(x, [9216, 36864, 147456])
+    np.testing.assert_array_equal(y, rows['lr_sensitivity'])
+    bars = np.array(axis.collections[i].get_segments())
+    np.testing.assert_array_equal(bars[:, :, 1], rows[['low', 'high']])
+  assert [tick.get_text() for tick in axis.get_xticklabels()] == ['9.2K', '37K', '147K']
+
+
+def test_sensitivity_that_lacks_runs_is_hollow_and_off_the_line(sweep):
+  table = sweep.table.copy()
+  table.loc[2, 'missing'] = 1  # 37K with layernorm
+  figure = lr_curves.sensitivity_by_parameters(sweep.results, table)
+  whole, hollow = [line for line in figure.axes[0].lines if line.get_marker() == 'o']
+  assert list(whole.get_xdata()) == [9216, 147456]
+  assert list(hollow.get_xdata()) == [36864] and hollow.get_markerfacecolor() == 'white'
+  assert legend(figure)[-1] == 'undecided:\nruns missing'
+
+
+def test_a_narrow_range_is_not_blown_up(sweep):
+  table = sweep.table.assign(lr_sensitivity=np.linspace(0.2, 0.21, 6), low=0.2, high=0.21)
+  low, high = lr_curves.sensitivity_by_parameters(sweep.results, table).axes[0].get_ylim()
+  assert high / low == pytest.approx(4)
+
+
+def test_logits_are_the_highest_of_training(sweep):
+  curves = sweep.curves.copy()
+  runs = sweep.results.runs
+  chosen = runs[(runs['parameters'] == 9216) & (runs['learning_rate'] == 1.0)]
+  of_chosen = curves['run'].isin(chosen['run'][chosen['model.qk_norm'] == 'none'])
+  curves.loc[of_chosen & (curves['step'] == 100), results.LOGIT] = 7e7  # not the last
+  figure = lr_curves.logits_by_learning_rate(sweep.results, curves)
+  x, y = lines(figure.axes[1], 'o')[0]
+  assert (x[-1], y[-1]) == (1.0, 7e7)
+  figure = lr_curves.logits_by_parameters(sweep.results, curves)
+  x, y = lines(figure.axes[1], 'o')[-1]  # the highest learning rate
+  assert (x[0], y[0]) == (9216, 7e7)
+  assert legend(figure)[:7] == ['1e-3', '3e-3', '1e-2', '3e-2', '1e-1', '3e-1', '1']
+
+
+def test_the_line_of_1e4_is_in_view_even_if_far_off(sweep):
+  curves = sweep.curves.assign(**{results.LOGIT: sweep.curves[results.LOGIT].clip(1, 20)})
+  for figure in (
+      lr_curves.logits_by_learning_rate(sweep.results, curves),
+      lr_curves.logits_by_parameters(sweep.results, curves),
+      lr_curves.training_curves(sweep.results, curves),
+  ):
+    low, high = figure.axes[-1].get_ylim()
+    assert low < 1e4 < high
+    assert [1e4, 1e4] in [list(line.get_ydata()) for line in figure.axes[-1].lines]
+
+
+def test_training_curves_are_those_of_the_largest_size_and_first_seed(sweep):
+  figure = lr_curves.training_curves(sweep.results, sweep.curves)
+  loss = figure.axes[1]
+  drawn = lines(loss, 'None')
+  assert len(drawn) == len(made_up.LEARNING_RATES)
+  runs = sweep.results.runs
+  runs = runs[(runs['model.width'] == 64) & (runs['model.qk_norm'] == 'none')]
+  name = runs[(runs['learning_rate'] == 0.1) & (runs['seed'] == 0)]['run'].item()
+  expected = sweep.curves[sweep.curves['run'] == name]
+  np.testing.assert_array_equal(drawn[4][1], expected['loss'])
+  assert loss.get_yscale() == 'log'
+  ((step, _),) = lines(loss, 'x')
+  assert step == [120]  # the last finite loss of the run that diverged
+  assert figure.get_supxlabel() == 'step (147K parameters)'
+
+
+def test_training_curves_without_probes_show_the_loss_alone(sweep):
+  curves = sweep.curves.assign(**{results.LOGIT: np.nan})
+  figure = lr_curves.training_curves(sweep.results, curves)
+  assert len(figure.axes) == 2
+
+
+def test_a_run_that_explodes_does_not_flatten_the_others(sweep):
+  curves = sweep.curves.copy()
+  first_seed = sweep.results.runs['run'].iloc[-2]
+  curves.loc[curves['run'] == first_seed, 'loss'] = 1e6
+  _, high = lr_curves.training_curves(sweep.results, curves).axes[0].get_ylim()
+  assert high < 2 * made_up.INITIAL_LOSS
+
+
+MANY = {
+    'six interventions of two fields': {
+        'interventions': hyper.product([
+            hyper.sweep('model.qk_norm', ['layernorm', 'none']),
+            hyper.sweep('objective.z_loss', [0.0, 1e-4, 1e-3]),
+        ])
+    },
+    'nine sizes': {
+        'widths': (16, 32, 48, 64, 96, 128, 256, 512, 1024),
+        'interventions': hyper.sweep('optimizer.eps', [1e-15, 1e-8, 1e-6, 1e-4]),
+    },
+}
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+  """All figures of the sweeps in MANY, drawn."""
+  drawn = {}
+  for case, options in MANY.items():
+    sweep = Sweep(tmp_path_factory.mktemp('many'), seeds=(0,), **options)
+    drawn[case] = sweep.all_figures()
+    for figure in drawn[case].values():
+      figure.draw_without_rendering()
+  return drawn
+
+
+@pytest.mark.parametrize('case', MANY)
+def test_many_panels_and_lines_stay_apart(many, case):
+  for name, figure in many[case].items():
+    across = {round(axis.get_position().x0, 2) for axis in figure.axes}
+    assert len(across) <= 4, name
+    titles = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
+    for one, other in itertools.combinations(titles, 2):
+      assert not one.overlaps(other), (name, one, other)
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height, name
+    assert all(axis.get_window_extent().x1 < box.x0 for axis in figure.axes), name
+
+
+def test_labels_of_sizes_stay_apart(many):
+  for name in ('sensitivity', 'logits_size'):
+    for axis in many['nine sizes'][name].axes:
+      boxes = [tick.get_window_extent() for tick in axis.get_xticklabels()]
+      assert len(boxes) >= 3, name
+      for one, following in itertools.pairwise(boxes):
+        assert one.x1 < following.x0, name
+
+
+@pytest.mark.parametrize('case', MANY)
+def test_panels_of_all_rows_share_their_scales(many, case):
+  for name, figure in many[case].items():
+    tops = figure.axes if name != 'curves' else [a for a in figure.axes if a.get_title()]
+    assert len({axis.get_ylim() for axis in tops}) == 1, name
+    assert len({axis.get_xlim() for axis in figure.axes}) == 1, name
+
+
+def test_equal_figures_give_equal_files(sweep):
+  first, second = sweep.all_figures(), sweep.all_figures()
+  for name in first:
+    assert style.save(first[name], 'svg') == style.save(second[name], 'svg'), name
+  assert style.save(first['loss'], 'png').startswith(b'\x89PNG')
+
+
+def test_a_user_s_text_is_neither_mathematics_nor_markup(sweep):
+  runs = sweep.results.runs
+  runs = runs[runs['model.qk_norm'] == 'none'].assign(method='$\\frac{$--><script>')
+  figure = lr_curves.loss_by_learning_rate(results.Results(runs, ['method'], []))
+  svg = style.save(figure, 'svg').decode()
+  assert figure.axes[0].get_title() == 'method=$\\frac{$--><script>'
+  ElementTree.fromstring(svg)
+  assert '<script' not in svg
+
+
+def test_results_without_parameters_have_their_loss_figure():
+  runs = pd.DataFrame({
+      'run': ['a', 'b'], 'status': 'done', 'parameters': pd.array([pd.NA, pd.NA], 'Int64'),
+      'learning_rate': [0.1, 0.2], 'seed': 0, 'initial_loss': 4.0, 'final_loss': [3.0, 3.5],
+  })  # fmt: skip
+  figure = lr_curves.loss_by_learning_rate(results.Results(runs, [], []))
+  assert legend(figure)[0] == '?'
+  assert style.save(figure, 'svg')

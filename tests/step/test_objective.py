@@ -1,0 +1,78 @@
+"""Cross-entropy, z-loss and mu-loss, against NumPy in float64; mu-centering."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from scipy import special
+
+from stability.step import objective as objective_lib
+
+RNG = np.random.default_rng(0)
+LOGITS = np.float32(3 * RNG.normal(size=(2, 5, 11)))
+TARGETS = RNG.integers(0, 11, (2, 5))
+LOG_Z = special.logsumexp(LOGITS.astype(np.float64), axis=-1)
+SOFTMAX = special.softmax(LOGITS.astype(np.float64), axis=-1)
+HEAD = np.float32(0.3 + RNG.normal(size=(7, 11)))
+TARGET_LOGITS = np.take_along_axis(LOGITS, TARGETS[..., None], axis=-1)[..., 0]
+
+
+def objective(logits, z_loss=0.0, mu_loss=0.0, head=HEAD):
+  hparams = {'objective.z_loss': np.float32(z_loss), 'objective.mu_loss': np.float32(mu_loss)}
+  c = ml_collections.FrozenConfigDict({'mu_loss': mu_loss > 0})
+  return objective_lib.objective(c, hparams, logits, TARGETS, head)
+
+
+@pytest.mark.parametrize('z_loss', [0.0, 1e-4, 0.5])
+def test_terms(z_loss):
+  """The loss leaves z-loss out, which has a name of its own; the sum is minimised."""
+  value, metrics = objective(LOGITS, z_loss)
+  loss, z_term = np.mean(LOG_Z - TARGET_LOGITS), z_loss * np.mean(LOG_Z**2)
+  assert metrics.keys() == {'loss', 'z_loss'}
+  assert float(metrics['loss']) == pytest.approx(loss, rel=1e-6)
+  assert float(metrics['z_loss']) == pytest.approx(z_term, rel=1e-6)
+  assert float(value) == pytest.approx(loss + z_term, rel=1e-6)
+
+
+def test_cross_entropy_is_the_loss():
+  value = objective_lib.cross_entropy(LOGITS, TARGETS)
+  assert float(value) == pytest.approx(np.mean(LOG_Z - TARGET_LOGITS), rel=1e-6)
+
+
+@pytest.mark.parametrize('z_loss', [0.0, 0.5])
+def test_gradient(z_loss):
+  """(softmax - one-hot) / positions, and 2 z_loss log Z softmax / positions."""
+  gradient = jax.grad(lambda logits: objective(logits, z_loss)[0])(LOGITS)
+  expected = SOFTMAX - np.eye(11)[TARGETS] + 2 * z_loss * LOG_Z[..., None] * SOFTMAX
+  np.testing.assert_allclose(gradient, expected / TARGETS.size, rtol=1e-5, atol=1e-7)
+
+
+def test_large_logits_do_not_overflow():
+  """Shifted logits have the same loss and a larger log Z; 1e4 is where the paper's runs end."""
+  _, metrics = objective(LOGITS + np.float32(1e4), z_loss=1)
+  # float32 has steps of 1e-3 there.
+  assert float(metrics['loss']) == pytest.approx(np.mean(LOG_Z - TARGET_LOGITS), abs=2e-3)
+  assert float(metrics['z_loss']) == pytest.approx(np.mean((LOG_Z + 1e4) ** 2), rel=1e-6)
+
+
+def test_mu_loss():
+  """The squared norm of the mean of the eleven embeddings; its gradient moves all of them alike."""
+  mean = HEAD.astype(np.float64).sum(1) / 11
+  value, metrics = objective(LOGITS, mu_loss=0.5)
+  assert metrics.keys() == {'loss', 'z_loss', 'mu_loss'}
+  assert float(metrics['mu_loss']) == pytest.approx(0.5 * np.linalg.norm(mean) ** 2, rel=1e-6)
+  assert float(value) == pytest.approx(float(metrics['loss'] + metrics['mu_loss']), rel=1e-6)
+  gradient = jax.grad(lambda head: objective(LOGITS, mu_loss=0.5, head=head)[0])(HEAD)
+  np.testing.assert_allclose(gradient, np.tile(mean / 11, (11, 1)).T, rtol=1e-5)
+
+
+def test_a_centered_head_has_no_mean_embedding_and_the_same_softmax():
+  """All logits of a position move by one number, which the cross-entropy does not see."""
+  stream = RNG.normal(size=(2, 5, 7)).astype(np.float32)
+  head = np.asarray(objective_lib.centered(HEAD))
+  np.testing.assert_allclose(head.mean(1), 0, atol=1e-6)
+  moved = stream @ head - stream @ HEAD
+  assert np.abs(moved).max() > 0.1
+  np.testing.assert_allclose(moved, np.repeat(moved[..., :1], 11, axis=-1), atol=1e-5)
+  losses = [float(objective_lib.cross_entropy(stream @ h, TARGETS)) for h in (HEAD, head)]
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)

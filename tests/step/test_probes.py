@@ -1,0 +1,255 @@
+"""Every probe against NumPy, from parameters, gradients and what the modules return."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from scipy import special
+
+from stability.data import batches
+from stability.model import transformer as transformer_lib
+from stability.step import objective as objective_lib
+from stability.step import train_step
+
+# Optimizing machine code takes most of a compile; what is computed stays the same.
+compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+B, T, H, K = 4, 16, 2, 16
+CAUSAL = np.tril(np.ones((T, T), bool))
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(jax.device_get(tree), sep='/')
+
+
+def rms(x):
+  return np.sqrt(np.mean(np.square(x, dtype=np.float64)))
+
+
+def rotated(x):
+  """RoPE by complex numbers."""
+  pairs = x[..., : K // 2] + 1j * x[..., K // 2 :]
+  pairs *= np.exp(1j * np.outer(np.arange(T), 10_000.0 ** (-np.arange(K // 2) / (K // 2))))
+  return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+MODELS = {
+    'default': {},
+    'capped': {
+        'model.qk_norm': 'none',
+        'model.attention_soft_cap': 1.0,
+        'model.output_soft_cap': 2.0,
+    },
+    'squared_relu': {'model.attention': 'squared_relu', 'model.attention_scale': 'inverse'},
+}
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def probed(request, tiny):
+  """A run before its first update, and its probed step, compiled."""
+  overrides = {'optimizer.clip_norm': 0.1, 'optimizer.eps': 1e-3}  # so that clipping shows
+  run = tiny(overrides | MODELS[request.param])
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  state = compiled(programs.init)(run.hparams)
+  # Larger weights than initial ones, for attention far from uniform; and scales other than 1.
+  rng = np.random.default_rng(0)
+  state['params'] = jax.tree.map(
+      lambda p: np.float32(1.5 * p + 0.1 * rng.normal(size=p.shape)), state['params']
+  )
+  return run, state, compiled(programs.probed_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inside:
+  """The metrics of a probed step, and what they are of, by path."""
+
+  c: dict[str, object]  # the config, by dotted field
+  metrics: dict[str, float]
+  inputs: np.ndarray
+  params: dict[str, np.ndarray]
+  gradients: dict[str, np.ndarray]
+  outputs: dict[str, np.ndarray]  # of every module; of the whole under __call__
+
+
+@pytest.fixture(scope='module')
+def inside(probed, text):
+  run, state, step = probed
+  _, metrics = step(text, state)
+  starts = batches.window_starts(np, 0, 0, batch_size=B, sequence_length=T, tokens=2_001)
+  rows = batches.gather(text['train'], starts, T)
+  network = transformer_lib.Transformer(run.static.model, 64)
+
+  def total(params):
+    logits, collections = network.apply(
+        {'params': params},
+        rows[:, :-1],
+        run.hparams,
+        capture_intermediates=True,
+        mutable=['intermediates'],
+    )
+    value, _ = objective_lib.objective(
+        run.static.objective, run.hparams, logits, rows[:, 1:], params['head']
+    )
+    return value, collections['intermediates']
+
+  gradients, outputs = compiled(jax.grad(total, has_aux=True))(state['params'])
+  return Inside(
+      c=run.flat,
+      metrics={name: float(value) for name, value in metrics.items()},
+      inputs=rows[:, :-1],
+      params=flat(state['params']),
+      gradients=flat(gradients),
+      outputs={path.removesuffix('/__call__'): value for path, (value,) in flat(outputs).items()},
+  )
+
+
+def attention(inside, block):
+  """Queries and keys after RoPE, logits of all pairs [B, H, T, T], weights as shares."""
+  x = inside.outputs[f'{block}/attention_norm'].astype(np.float64)
+  projected = []
+  for name in ('query', 'key'):
+    norm = f'{block}/attention/qk_norm_{name}'
+    if norm in inside.outputs:
+      projected.append(inside.outputs[norm].reshape(B, H, T, K).astype(np.float64))
+    else:
+      heads = (x @ inside.params[f'{block}/attention/{name}']).reshape(B, T, H, K)
+      projected.append(heads.transpose(0, 2, 1, 3))
+  q, k = rotated(projected[0]), rotated(projected[1])
+  scale = {'inverse_sqrt': np.sqrt(K), 'inverse': K}[inside.c['model.attention_scale']]
+  logits = q @ k.swapaxes(-1, -2) / scale
+  if inside.c['model.attention'] == 'squared_relu':
+    weights = np.where(CAUSAL, np.maximum(logits, 0), 0) ** 2
+    sums = weights.sum(-1, keepdims=True)
+    assert (sums == 0).any()  # a row without weights has no entropy
+    return q, k, logits, np.divide(weights, sums, out=0 * weights, where=sums > 0)
+  cap = inside.c['model.attention_soft_cap']
+  capped = cap * np.tanh(logits / cap) if cap else logits
+  return q, k, logits, special.softmax(np.where(CAUSAL, capped, -np.inf), axis=-1)
+
+
+@pytest.mark.parametrize('block', ['block_0', 'block_1'])
+def test_attention_and_stream(inside, block):
+  q, k, logits, weights = attention(inside, block)
+  entropy_H = special.entr(weights).sum(-1).mean((0, 2))
+  assert np.ptp(entropy_H) > 1e-3  # the smallest head is not the mean
+  norms = np.linalg.norm(q, axis=-1)[..., None] * np.linalg.norm(k, axis=-1)[..., None, :]
+  cosines = q @ k.swapaxes(-1, -2) / norms
+  best = np.where(CAUSAL, logits, -np.inf).argmax(-1)[..., None]
+  expected = {
+      'query_key_cosine': np.take_along_axis(cosines, best, axis=-1).mean(),
+      'attention_logit_max': logits[..., CAUSAL].max(),
+      'attention_logit_mean': logits[..., CAUSAL].mean(),
+      'attention_entropy': entropy_H.mean(),
+      'attention_entropy_min': entropy_H.min(),
+      'query_norm': np.linalg.norm(q, axis=-1).mean(),
+      'key_norm': np.linalg.norm(k, axis=-1).mean(),
+      'output_rms': rms(inside.outputs[block]),
+  }
+  for name, value in expected.items():
+    assert inside.metrics[f'{block}/{name}'] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize('probed', ['default'], indirect=True)  # which has such logits
+def test_a_masked_logit_is_never_the_largest(inside):
+  """Where the largest of all pairs is between a query and a later key, it is not reported."""
+  hidden = 0
+  for block in ('block_0', 'block_1'):
+    _, _, logits, _ = attention(inside, block)
+    hidden += logits.max() > 1.01 * logits[..., CAUSAL].max()
+    assert inside.metrics[f'{block}/attention_logit_max'] < 1.01 * logits[..., CAUSAL].max()
+  assert hidden
+
+
+def test_entropy_of_uniform_attention(probed, text):
+  """Position t has t + 1 equal weights: ln(t + 1) nats, in every head; or none, by ReLU."""
+  run, state, step = probed
+  params = flat(state['params'])
+  for name in params:
+    if name.endswith(('attention/query', 'qk_norm_query/scale')):
+      params[name] = np.zeros_like(params[name])
+  _, metrics = step(text, state | {'params': traverse_util.unflatten_dict(params, sep='/')})
+  softmax = run.static.model.attention == 'softmax'
+  expected = np.log(np.arange(1, T + 1)).mean() if softmax else 0
+  for block in ('block_0', 'block_1'):
+    assert metrics[f'{block}/attention_logit_max'] == 0
+    assert metrics[f'{block}/query_key_cosine'] == 0
+    for name in ('attention_entropy', 'attention_entropy_min'):
+      assert float(metrics[f'{block}/{name}']) == pytest.approx(expected, rel=1e-5)
+
+
+def test_activations(inside):
+  params, outputs, metrics = inside.params, inside.outputs, inside.metrics
+  expected = {'embedding': params['embedding'][inside.inputs]}
+  expected['logits'] = outputs['final_norm'] @ params['head']
+  for i in range(2):
+    hidden = outputs[f'block_{i}/mlp_norm'] @ params[f'block_{i}/mlp/up']
+    gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
+    expected[f'block_{i}/mlp/hidden'] = gelu
+    expected[f'block_{i}/mlp/output'] = outputs[f'block_{i}/mlp']
+    expected[f'block_{i}/attention/output'] = outputs[f'block_{i}/attention']
+  found = {name for name in metrics if name.startswith('activation_rms/')}
+  assert found == {f'activation_rms/{path}' for path in expected}
+  for path, value in expected.items():
+    assert metrics[f'activation_rms/{path}'] == pytest.approx(rms(value), rel=1e-4), path
+
+
+def test_output_logits(inside):
+  """What the head puts out; Z is of what the softmax takes, which may be capped."""
+  capped = inside.outputs['__call__'].astype(np.float64)
+  log_z = special.logsumexp(capped, axis=-1).mean()
+  logits = inside.outputs['final_norm'].astype(np.float64) @ inside.params['head']
+  assert (np.abs(logits - capped).max() > 0.1) == (inside.c['model.output_soft_cap'] > 0)
+  assert inside.metrics['output_logit_mean'] == pytest.approx(logits.mean(), rel=1e-4, abs=1e-6)
+  assert inside.metrics['output_logit_max'] == pytest.approx(logits.max(), rel=1e-4)
+  assert inside.metrics['log_z'] == pytest.approx(log_z, rel=1e-5)
+
+
+def test_parameters_gradients_and_updates(inside):
+  """Gradients as they are before clipping; updates as Adam gives them: here, its first."""
+  norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in inside.gradients.values()))
+  assert inside.metrics['gradient_norm'] == pytest.approx(norm, rel=1e-4)
+  assert norm > 0.2  # it is clipped to 0.1
+  for path, gradient in inside.gradients.items():
+    clipped = gradient.astype(np.float64) * 0.1 / norm
+    expected = {
+        'parameter_rms': rms(inside.params[path]),
+        'gradient_rms': rms(gradient),
+        'gradient_over_eps': rms(gradient) / 1e-3,
+        'update_rms': rms(clipped / (np.abs(clipped) + 1e-3)),
+    }
+    for kind, value in expected.items():
+      assert inside.metrics[f'{kind}/{path}'] == pytest.approx(value, rel=1e-4), (kind, path)
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        {'optimizer.learning_rate': np.float32(1)},
+        {'optimizer.weight_decay': np.float32(0.1)},
+        {'schedule.warmup_steps': np.int32(10)},
+    ],
+)
+def test_probes_know_no_learning_rate_schedule_or_decay(probed, text, changed):
+  """Of one state, bit for bit: update_rms is of the direction alone."""
+  run, state, step = probed
+  one, one_metrics = jax.device_get(step(text, state))
+  other, other_metrics = jax.device_get(step(text, state | {'hparams': run.hparams | changed}))
+  assert (one['params']['head'] != other['params']['head']).any()
+  assert one_metrics | {'learning_rate': 0} == other_metrics | {'learning_rate': 0}
+
+
+def test_names(inside):
+  """The names of the file contract, no more and no fewer."""
+  of_blocks = ('query_norm', 'key_norm', 'output_rms')
+  of_blocks += ('attention_logit_max', 'attention_logit_mean')
+  of_blocks += ('attention_entropy', 'attention_entropy_min', 'query_key_cosine')
+  names = {'step', 'diverged', 'loss', 'z_loss', 'learning_rate', 'gradient_norm'}
+  names |= {'output_logit_mean', 'output_logit_max', 'log_z'}
+  names |= {f'block_{i}/{name}' for i in range(2) for name in of_blocks}
+  kinds = ('parameter_rms', 'gradient_rms', 'update_rms', 'gradient_over_eps')
+  names |= {f'{kind}/{path}' for kind in kinds for path in inside.params}
+  measured = {name for name in inside.metrics if not name.startswith('activation_rms/')}
+  assert measured == names

@@ -1,0 +1,275 @@
+"""Steps of a run: what they depend on, when they stop, and that nothing is compiled twice."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from stability import config as config_lib
+from stability.data import batches
+from stability.devices import layouts
+from stability.model import transformer as transformer_lib
+from stability.optim import optimizers
+from stability.step import objective as objective_lib
+from stability.step import train_step
+
+
+@pytest.fixture(scope='module')
+def single(tiny, text):
+  """A run of one block on one device, its executables compiled."""
+  return layout_of(tiny({'model.depth': 1}), text)
+
+
+def layout_of(run, text):
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  return layouts.SingleDeviceLayout(programs, text, run.hparams)
+
+
+def started(layout, run):
+  """The state of a run before its first update."""
+  return layout.insert(layout.empty(), 0, layout.init(run.hparams))
+
+
+def trained(layout, run, steps):
+  """The run's state on the host after some steps, and the metrics of the last."""
+  state, fetch = layout.advance(started(layout, run), steps)
+  return layout.extract(state)[0], fetch.read()[0]
+
+
+def leaves(state):
+  """A state's arrays by path."""
+  return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+
+
+def assert_same(left, right):
+  """Bit for bit."""
+  left, right = leaves(left), leaves(right)
+  assert left.keys() == right.keys()
+  for path in left:
+    np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+
+
+# A hyperparameter, and a value that must take a run elsewhere.
+CHANGED = {
+    'seed': 1,
+    'data.seed': 1,
+    'model.logit_scale': 3.0,
+    'model.attention_soft_cap': 0.5,
+    'model.output_soft_cap': 0.5,
+    'objective.z_loss': 1e-3,
+    'objective.mu_loss': 1e-2,
+    'optimizer.learning_rate': 2e-2,
+    'optimizer.beta1': 0.8,
+    'optimizer.beta2': 0.99,
+    'optimizer.eps': 1e-4,
+    'optimizer.clip_norm': 0.0,
+    'optimizer.weight_decay': 1e-3,
+    'parameterization.base_width': 8,
+    'schedule.decay_steps': 5,
+    'schedule.steps': 30,
+    'schedule.warmup_steps': 3,
+    'schedule.min_learning_rate': 5e-3,
+}
+# What must be on for a hyperparameter to count: all at once, so that one compile serves them.
+ON = {
+    'model.qk_norm': 'fixed',
+    'model.attention_soft_cap': 1.0,
+    'model.output_soft_cap': 1.0,
+    'objective.mu_loss': 1.0,
+    'parameterization.name': 'mup',
+    'parameterization.exponents': 'full_alignment',
+    'schedule.shape': 'wsd',
+    'schedule.decay_steps': 17,  # all but warm-up and one more
+}
+READ_IF_ON = (
+    'model.logit_scale',
+    'model.attention_soft_cap',
+    'model.output_soft_cap',
+    'objective.mu_loss',
+    'parameterization.base_width',
+    'schedule.decay_steps',
+)
+
+
+@pytest.fixture(scope='module')
+def switched_on(tiny, text):
+  return layout_of(tiny({'model.depth': 1} | ON), text)
+
+
+def test_every_hyperparameter_is_listed():
+  assert CHANGED.keys() == {field for field, rule in config_lib.RULES.items() if rule.traced}
+
+
+@pytest.mark.parametrize('field', CHANGED)
+def test_every_hyperparameter_counts(single, switched_on, tiny, field):
+  """After four updates by far more than rounding; the seed alone before the first."""
+  layout, base = (switched_on, ON) if field in READ_IF_ON else (single, {})
+  default, changed = tiny(base), tiny(base | {field: CHANGED[field]})
+  a, b = (layout.init(run.hparams)['params']['head'] for run in (default, changed))
+  assert np.array_equal(a, b) == (field != 'seed')
+  a, b = (trained(layout, run, 4)[0]['params']['head'] for run in (default, changed))
+  assert np.linalg.norm(a - b) > 1e-4 * np.linalg.norm(a)
+
+
+def test_a_step_is_a_function_of_the_state(single, tiny):
+  for field in ('step', 'params', 'optimizer'):
+    member = trained(single, tiny(), 3)[0]
+    other = trained(single, tiny(), 2)[0]
+    states = [member, member | {field: other[field]}]
+    results = [single.advance(single.insert(single.empty(), 0, s), 1)[0] for s in states]
+    heads = [single.extract(state)[0]['params']['head'] for state in results]
+    assert not np.array_equal(*heads), field
+
+
+@pytest.fixture(scope='module')
+def loss_on(tiny):
+  """Cross-entropy of parameters on rows of tokens."""
+  run = tiny({'model.depth': 1})
+  network = transformer_lib.Transformer(run.static.model, 64)
+
+  @jax.jit
+  def loss(params, rows):
+    logits = network.apply({'params': params}, rows[:, :-1], run.hparams)
+    return objective_lib.cross_entropy(logits, rows[:, 1:])
+
+  return lambda params, rows: float(loss(params, rows.astype(np.int32)))
+
+
+def test_metrics_of_a_step(single, tiny, text, loss_on):
+  """The loss is on the batch that the host draws for this step, before the update."""
+  run = tiny({'objective.z_loss': 0.5})
+  for steps in (1, 4):
+    before = trained(single, run, steps - 1)[0] if steps > 1 else single.init(run.hparams)
+    _, metrics = trained(single, run, steps)
+    starts = batches.window_starts(
+        np, 0, steps - 1, batch_size=4, sequence_length=16, tokens=len(text['train'])
+    )
+    rows = batches.gather(text['train'], starts, 16)
+    assert metrics['loss'] == pytest.approx(loss_on(before['params'], rows), rel=1e-5)
+    assert metrics['step'] == steps and metrics['diverged'] == 0
+    rate = optimizers.learning_rate(run.hparams, np.int32(steps), run.static)
+    assert metrics['learning_rate'] == pytest.approx(float(rate), rel=1e-6)
+    assert metrics['z_loss'] > 1  # 0.5 ln(64)^2, and not in the loss
+
+
+def test_evaluation_is_cross_entropy_alone(single, tiny, text, loss_on):
+  run = tiny({'objective.z_loss': 0.5})
+  params = single.init(run.hparams)['params']
+  expected = [loss_on(params, rows) for rows in text['validation']]
+  assert single.evaluate(started(single, run)) == [pytest.approx(np.mean(expected), rel=1e-5)]
+
+
+def test_mu_centering(tiny, text):
+  """The mean output embedding is 0 after an update, not before; nothing else is moved by it."""
+  heads, embeddings = {}, {}
+  for centering in ('none', 'mean'):
+    run = tiny({'model.depth': 0, 'model.output_centering': centering})
+    programs = train_step.programs(run.static, vocabulary_size=64)
+    start = jax.jit(programs.init)(run.hparams)
+    state, _ = jax.jit(programs.step)(text, start)
+    heads[centering] = [np.asarray(s['params']['head']) for s in (start, state)]
+    embeddings[centering] = np.asarray(state['params']['embedding'])
+  np.testing.assert_array_equal(heads['none'][0], heads['mean'][0])
+  assert np.abs(heads['none'][1].mean(1)).max() > 1e-3
+  assert np.abs(heads['mean'][1].mean(1)).max() < 1e-7
+  expected = heads['none'][1] - heads['none'][1].mean(1, keepdims=True)
+  np.testing.assert_allclose(heads['mean'][1], expected, atol=1e-6)
+  np.testing.assert_allclose(embeddings['mean'], embeddings['none'], atol=1e-6)
+
+
+def test_learns(single, tiny, text):
+  run = tiny({'schedule.steps': 100})
+  before = single.evaluate(started(single, run))[0]
+  state, _ = single.advance(started(single, run), 100)
+  assert single.evaluate(state)[0] < before - 0.4
+
+
+def test_a_probed_step_makes_the_update_of_a_quiet_one(single, tiny):
+  """The whole state after it, within the rounding of two executables: 1e-6 of a tensor's norm."""
+  [member] = single.extract(single.advance(started(single, tiny()), 3)[0])
+  quiet, fetch = single.advance(single.insert(single.empty(), 0, member), 1)
+  probed, probed_fetch = single.probe(single.insert(single.empty(), 0, member))
+  quiet, probed = leaves(single.extract(quiet)[0]), leaves(single.extract(probed)[0])
+  assert quiet.keys() == probed.keys()
+  for path, value in quiet.items():
+    error = np.linalg.norm(probed[path].astype(np.float64) - value)
+    assert error <= 1e-6 * np.linalg.norm(value), path
+  metrics, probed_metrics = fetch.read()[0], probed_fetch.read()[0]
+  for name, value in metrics.items():
+    assert probed_metrics[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_a_row_of_hyperparameters_compiles_nothing(tiny, text):
+  """A layout has compiled all it needs: hyperparameters are arguments."""
+  run = tiny({'model.depth': 0})
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  layout = layouts.SingleDeviceLayout(programs, text, run.hparams)
+  events = []
+
+  def listen(event, duration, **kwargs):
+    del duration, kwargs
+    events.append(event)
+
+  compiles = '/jax/core/compile/backend_compile_duration'
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    for rate, eps, warmup in itertools.product((1e-3, 1e-2, 1e-1), (1e-15, 1e-8), (0, 5)):
+      overrides = {
+          'model.depth': 0,
+          'optimizer.learning_rate': rate,
+          'optimizer.eps': eps,
+          'schedule.warmup_steps': warmup,
+      }
+      state, fetch = layout.advance(started(layout, tiny(overrides)), 2)
+      fetch.read()
+      state, fetch = layout.probe(state)
+      fetch.read()
+      layout.evaluate(state)
+      layout.extract(state)
+    assert compiles not in events
+    jax.jit(lambda x: x + 1).lower(np.float32(0)).compile()
+    assert compiles in events  # had there been one, it would have been heard
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize('how', ['advance', 'probe'])
+def test_a_run_that_is_over_keeps_its_state(single, tiny, how):
+  short = tiny({'schedule.steps': 5})
+  state, _ = single.advance(started(single, short), 5)
+  [after] = single.extract(state)
+  assert after['step'] == 5
+  state, _ = single.probe(state) if how == 'probe' else single.advance(state, 3)
+  [later] = single.extract(state)
+  assert_same(later, after)
+  assert not later['diverged']
+
+
+@pytest.mark.parametrize('how', ['advance', 'probe'])
+def test_a_loss_that_is_not_finite_ends_a_run(single, tiny, how):
+  """Its state stays as it was before that step, but for `diverged`; later steps change nothing."""
+  healthy, _ = trained(single, tiny(), 3)
+  broken = healthy | {'params': healthy['params'] | {'head': 1e38 * healthy['params']['head']}}
+  state = single.insert(single.empty(), 0, broken)
+  for steps in (1, 3):
+    state, fetch = single.probe(state) if how == 'probe' else single.advance(state, steps)
+    metrics = fetch.read()[0]
+    assert metrics['diverged'] == 1 and not np.isfinite(metrics['loss'])
+    assert_same(single.extract(state)[0], broken | {'diverged': np.bool(True)})
+
+
+def test_a_run_that_diverged_does_not_go_on(single, tiny):
+  """Not even where its loss is finite again."""
+  healthy, _ = trained(single, tiny(), 3)
+  over = healthy | {'diverged': np.bool(True)}
+  state, fetch = single.advance(single.insert(single.empty(), 0, over), 2)
+  assert_same(single.extract(state)[0], over)
+  assert fetch.read()[0]['diverged'] == 1
+
+
+def test_too_high_a_learning_rate_diverges(single, tiny):
+  """And stops at the update that cannot be made, without going through the rest."""
+  state, metrics = trained(single, tiny({'optimizer.learning_rate': 1e30}), 10)
+  assert state['diverged'] and metrics['diverged'] == 1
+  assert 0 < state['step'] < 10 and metrics['step'] == state['step'] + 1

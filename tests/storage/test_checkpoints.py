@@ -1,0 +1,149 @@
+"""Checkpoints: what is restored is what was saved, or an older one, never something damaged."""
+
+import numpy as np
+import pytest
+
+from stability.errors import BadInput
+from stability.storage import checkpoints
+
+
+def arrays(step: int) -> checkpoints.Arrays:
+  rng = np.random.default_rng(step)
+  return {
+      'params/block_0/mlp/up': rng.normal(size=(5, 7)).astype(np.float32),
+      'optimizer/1/count': np.array(step, np.int32),
+      'diverged': np.array(False),
+  }
+
+
+@pytest.fixture
+def run(tmp_path):
+  for step in (10, 20, 100):
+    checkpoints.save(tmp_path, step, arrays(step), {'initial_loss': 5.5 + step}, keep=2)
+  return tmp_path
+
+
+def assert_restores(run, step):
+  found, restored, about = checkpoints.restore(run)
+  assert (found, about) == (step, {'initial_loss': 5.5 + step})
+  assert restored.keys() == arrays(step).keys()
+  for name, value in arrays(step).items():
+    assert restored[name].dtype == value.dtype
+    np.testing.assert_array_equal(restored[name], value)
+
+
+def test_the_newest_is_restored_bit_for_bit(run):
+  assert_restores(run, 100)
+
+
+def test_only_the_newest_are_kept(run):
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['100', '20']
+
+
+def test_nothing_to_restore(tmp_path):
+  assert checkpoints.restore(tmp_path) is None
+
+
+def data_file(run, step):
+  """The largest file of a checkpoint but for the checksums: Orbax keeps the arrays in it."""
+  folder = run / 'checkpoints' / str(step)
+  files = [p for p in folder.rglob('*') if p.is_file() and p.name != checkpoints.CHECKSUMS]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete', 'no checksums', 'add'])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(run, damage, caplog):
+  file = data_file(run, 100)
+  content = file.read_bytes()
+  if damage == 'flip':
+    file.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+  elif damage == 'truncate':
+    file.write_bytes(content[:-1])
+  elif damage == 'delete':
+    file.unlink()
+  elif damage == 'add':
+    file.with_name('another').write_bytes(b'')
+  else:
+    (run / 'checkpoints' / '100' / checkpoints.CHECKSUMS).unlink()
+  assert_restores(run, 20)
+  assert f'{run.name}: its checkpoint of step 100 is damaged and not used' in caplog.text
+  assert 'checkpoints/100' in caplog.text and 'goes on from step 20' in caplog.text
+
+
+def test_damage_to_any_file_is_found(run):
+  """Every file of a checkpoint in turn, that of the checksums too."""
+  folder = run / 'checkpoints' / '100'
+  files = sorted(path for path in folder.rglob('*') if path.is_file())
+  assert folder / checkpoints.CHECKSUMS in files and len(files) > 5
+  for file in files:
+    content = file.read_bytes()
+    damaged = [content[: len(content) // 2], content + b'x', None]
+    for place in (0, len(content) // 2, len(content) - 2):
+      if content:
+        damaged.append(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+    for other in damaged:
+      if other == content:
+        continue  # half of an empty file
+      file.unlink()
+      if other is not None:
+        file.write_bytes(other)
+      assert checkpoints.good_steps(run) == [20], (file, other)
+      file.write_bytes(content)
+  assert checkpoints.good_steps(run) == [20, 100]
+  for file in files[::2]:
+    file.unlink()
+  assert_restores(run, 20)
+
+
+def test_where_all_are_damaged_a_person_decides(run):
+  for step in (20, 100):
+    data_file(run, step).unlink()
+  before = sorted(run.rglob('*'))
+  with pytest.raises(BadInput) as caught:
+    checkpoints.restore(run)
+  for words in ('step 100', 'step 20', 'does not match its checksum', f'delete {run}/checkpoints'):
+    assert words in str(caught.value)
+  assert sorted(run.rglob('*')) == before
+  assert checkpoints.restore(run, only=20) is None
+
+
+@pytest.mark.parametrize('at', ['about.json', 'checksums.json', 'rename'])
+def test_a_crash_while_saving_leaves_the_one_before_and_no_damage(run, at, monkeypatch, caplog):
+  class Crash(BaseException):
+    pass
+
+  write = checkpoints.workdir_lib.write_json
+
+  def crash(*arguments):
+    raise Crash
+
+  def write_until(path, value):
+    if path.name == at:
+      raise Crash
+    write(path, value)
+
+  monkeypatch.setattr(checkpoints.workdir_lib, 'write_json', write_until)
+  # Nothing is put in order afterwards.
+  monkeypatch.setattr(checkpoints, '_clear', lambda folder: None)
+  if at == 'rename':
+    monkeypatch.setattr(type(run), 'rename', crash)
+  with pytest.raises(Crash):
+    checkpoints.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
+  monkeypatch.undo()
+  assert_restores(run, 100)
+  assert not caplog.records
+  checkpoints.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['100', '200']
+
+
+def test_a_damaged_later_one_costs_no_good_one(run):
+  data_file(run, 100).unlink()
+  assert_restores(run, 20)
+  checkpoints.save(run, 30, arrays(30), {'initial_loss': 35.5}, keep=1)
+  assert_restores(run, 30)
+
+
+def test_a_damaged_checkpoint_can_be_written_again(run):
+  data_file(run, 100).unlink()
+  checkpoints.save(run, 100, arrays(100), {'initial_loss': 105.5}, keep=2)
+  assert_restores(run, 100)

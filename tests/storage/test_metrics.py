@@ -1,0 +1,157 @@
+"""The metrics' two files say the same, survive a resume, and TensorBoard shows them."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from stability.storage import metrics
+from stability.storage import workdir as workdir_lib
+
+
+def line(step, **more):
+  return {'step': step, 'loss': 5.0 - step / 100, 'block_0/attention_logit_max': 2.0 * step} | more
+
+
+def write(run, steps, *, resume_from=0, result=None, hyperparameters=None):
+  run.mkdir(parents=True, exist_ok=True)
+  writer = metrics.MetricsWriter(run, resume_from, hyperparameters or {'seed': 0})
+  for step in steps:
+    writer.write(line(step))
+  writer.flush()
+  writer.close(result)
+
+
+def scalars(run, tag):
+  """What TensorBoard's own loader finds: [(step, value)]."""
+  events = event_accumulator.EventAccumulator(str(run), purge_orphaned_data=True).Reload()
+  return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_both_files_say_the_same(tmp_path):
+  write(tmp_path, [10, 20])
+  assert workdir_lib.read_metrics(tmp_path) == [line(10), line(20)]
+  assert scalars(tmp_path, 'block_0/attention_logit_max') == [(10, 20.0), (20, 40.0)]
+  steps, losses = zip(*scalars(tmp_path, 'loss'))
+  assert steps == (10, 20) and losses == pytest.approx((4.9, 4.8))
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+  writer = metrics.MetricsWriter(tmp_path, 0, {})
+  writer.write(line(10, loss=math.nan, log_z=math.inf))
+  writer.close()
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  assert json.loads(text, parse_constant=pytest.fail) == line(10, loss=None, log_z=None)
+  assert math.isnan(scalars(tmp_path, 'loss')[0][1])
+
+
+def test_a_resume_replaces_what_came_after_the_checkpoint(tmp_path):
+  write(tmp_path, [10, 20, 30])
+  write(tmp_path, [30, 40], resume_from=20)
+  assert workdir_lib.read_metrics(tmp_path) == [line(step) for step in (10, 20, 30, 40)]
+  assert [step for step, _ in scalars(tmp_path, 'loss')] == [10, 20, 30, 40]
+
+
+def test_a_start_from_nothing_replaces_everything(tmp_path):
+  write(tmp_path, [10, 20])
+  write(tmp_path, [10])
+  assert workdir_lib.read_metrics(tmp_path) == [line(10)]
+  assert [step for step, _ in scalars(tmp_path, 'loss')] == [10]
+
+
+def test_writers_that_start_in_one_second_keep_their_files_apart(tmp_path, monkeypatch):
+  monkeypatch.setattr(time, 'time', lambda: 1_700_000_000.0)
+  for n in range(3):
+    write(tmp_path, [10 * (n + 1)], resume_from=10 * n)
+  assert len(list(tmp_path.glob('events.out.tfevents.*'))) == 3
+  assert [step for step, _ in scalars(tmp_path, 'loss')] == [10, 20, 30]
+
+
+@pytest.fixture(scope='module')
+def sweep(tmp_path_factory):
+  """Two runs of different fields, and the experiment summary at the root."""
+  workdir = tmp_path_factory.mktemp('sweep')
+  metrics.write_experiment(workdir, {'model.qk_norm': 'none', 'optimizer.learning_rate': 0.1})
+  for norm, rate, final in [('none', 0.1, 3.0), ('layernorm', 0.3, 2.0)]:
+    write(
+        workdir / 'runs' / norm,
+        [10, 20],
+        result={'steps': 20, 'initial_loss': 5.5, 'final_loss': final},
+        hyperparameters={'model.qk_norm': norm, 'optimizer.learning_rate': rate},
+    )
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def server(sweep):
+  """The address of a TensorBoard over the sweep."""
+  program = 'from tensorboard.main import run_main; run_main()'
+  arguments = [f'--logdir={sweep}', '--port=0', '--bind_all=false', '--load_fast=false']
+  process = subprocess.Popen(
+      [sys.executable, '-c', program, *arguments[:2], arguments[3]],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+  )
+  try:
+    for text in process.stdout:
+      found = re.search(r'http://\S+', text)
+      if found:
+        yield found.group().rstrip('/')
+        break
+    else:
+      pytest.fail('TensorBoard did not start')
+  finally:
+    process.kill()
+    process.wait()
+
+
+def ask(url, body=None):
+  """The JSON at a URL, once TensorBoard has loaded the runs."""
+  for _ in range(60):
+    try:
+      data = None if body is None else json.dumps(body).encode()
+      request = urllib.request.Request(url, data, {'Content-Type': 'application/json'})
+      with urllib.request.urlopen(request, timeout=10) as answer:
+        value = json.load(answer)
+      if value:
+        return value
+    except urllib.error.HTTPError as error:
+      if error.code not in (400, 404):  # what it answers while it has not seen the runs
+        raise
+    time.sleep(0.5)
+  return pytest.fail(f'no answer from {url}')
+
+
+def test_tensorboard_serves_the_scalars(server):
+  query = urllib.parse.urlencode({'run': 'runs/none', 'tag': 'loss'})
+  points = ask(f'{server}/data/plugin/scalars/scalars?{query}')
+  assert [(step, round(value, 3)) for _, step, value in points] == [(10, 4.9), (20, 4.8)]
+
+
+def test_the_hparams_dashboard_has_every_column_and_run(server):
+  experiment = ask(f'{server}/data/plugin/hparams/experiment', {'experimentName': ''})
+  columns = {info['name'] for info in experiment['hparamInfos']}
+  assert columns == {'model.qk_norm', 'optimizer.learning_rate'}
+  request = {
+      'experimentName': '',
+      'allowedStatuses': ['STATUS_SUCCESS'],
+      'colParams': [],
+      'startIndex': 0,
+      'sliceSize': 10,
+  }
+  groups = ask(f'{server}/data/plugin/hparams/session_groups', request)['sessionGroups']
+  found = {}
+  for group in groups:
+    values = {value['name']['tag']: value['value'] for value in group['metricValues']}
+    rate = group['hparams']['optimizer.learning_rate']
+    found[group['hparams']['model.qk_norm']] = rate, values['final_loss']
+  assert found == {'none': (0.1, 3.0), 'layernorm': (0.3, 2.0)}

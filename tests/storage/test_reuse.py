@@ -1,0 +1,176 @@
+"""Runs taken over from another sweep: the numbers that training gives, and only where it would."""
+
+import json
+import math
+import shutil
+
+import pytest
+from helpers.processes import run
+from tensorboard.backend.event_processing import event_accumulator
+
+from stability.storage import leases, reuse
+from stability.storage import workdir as workdir_lib
+
+EXPERIMENT = """
+from configs import base
+from stability import hyper
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.source = 'synthetic'
+  c.data.batch_size = 2
+  c.data.sequence_length = 8
+  c.data.validation_batches = 1
+  c.model.width = 16
+  c.model.depth = 0
+  c.schedule.steps = 40
+  c.schedule.warmup_steps = 1
+  c.checkpoint.every_steps = {every}
+  return c
+
+def get_sweep(scale='cpu'):
+  return hyper.product([{fields}])
+"""
+RATE = "hyper.sweep('optimizer.learning_rate', [1e-2, 1e25])"
+EPS = "hyper.sweep('optimizer.eps', [1e-8, 1e-4])"
+SAME = ('eps=1e-08,learning_rate=0.01,seed=0', 'eps=1e-08,learning_rate=1e+25,seed=0')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """rates, a sweep of two runs; grid, of these and two more, after it; alone, grid without it."""
+  folder = tmp_path_factory.mktemp('place')
+  (folder / 'rates.py').write_text(EXPERIMENT.format(every=10, fields=RATE))
+  (folder / 'grid.py').write_text(EXPERIMENT.format(every=20, fields=f'{EPS}, {RATE}'))
+  for arguments in (
+      ['--config=rates.py', '--workdir=rates'],
+      ['--config=grid.py', '--workdir=grid', '--reuse=rates'],
+      ['--config=grid.py', '--workdir=alone'],
+  ):
+    process = run(folder, 'sweep', *arguments, '--workers=1')
+    assert process.returncode == 0, process.stderr
+    (folder / f'{arguments[1].partition("=")[2]}.out').write_text(process.stdout)
+  return folder
+
+
+def numbers(run_folder):
+  """The lines of a run without what clocks say."""
+  clocks = ('seconds', 'tokens_per_second')
+  lines = workdir_lib.read_metrics(run_folder)
+  return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
+
+
+def test_what_is_taken_over_is_what_training_gives(place):
+  assert '2 runs are taken over' in (place / 'grid.out').read_text()
+  rows = workdir_lib.read_results(place / 'grid')
+  assert len(rows) == 4 and {row['status'] for row in rows} == {'done', 'diverged'}
+  for row in rows:
+    ours, trained = (place / name / 'runs' / row['run'] for name in ('grid', 'alone'))
+    assert numbers(ours) == numbers(trained) and numbers(ours)
+    result, expected = map(workdir_lib.read_result, (ours, trained))
+    assert result.get('trained_in') == (
+        f'../../../rates/runs/{row["run"].partition(",")[2]}' if row['run'] in SAME else None
+    )
+    for key in ('status', 'initial_loss', 'final_loss', 'steps', 'tokens', 'error'):
+      assert result[key] == expected[key]
+
+
+def test_its_clocks_are_those_of_the_training(place):
+  source = workdir_lib.read_result(place / 'rates/runs/learning_rate=0.01,seed=0')
+  assert workdir_lib.read_result(place / 'grid/runs' / SAME[0])['seconds'] == source['seconds']
+
+
+def test_tensorboard_shows_it_as_a_run_of_its_sweep(place):
+  folder = place / 'grid/runs' / SAME[0]
+  events = event_accumulator.EventAccumulator(str(folder)).Reload()
+  shown = [(event.step, event.value) for event in events.Scalars('loss')]
+  assert shown == [
+      (line['step'], pytest.approx(line['loss'])) for line in workdir_lib.read_metrics(folder)
+  ]
+  assert b'optimizer.eps' in next(folder.glob('events.*')).read_bytes()
+
+
+def change(path, edit):
+  content = json.loads(path.read_text())
+  edit(content)
+  path.write_text(json.dumps(content))
+
+
+def other_text(sweep, run_folder):
+  change(sweep / 'sweep.json', lambda found: found['data'].update(sha256={'train': 'other'}))
+
+
+def other_versions(sweep, run_folder):
+  change(run_folder / 'versions.jsonl', lambda line: line['versions'].update(jax='0.1'))
+  (run_folder / 'versions.jsonl').write_text((run_folder / 'versions.jsonl').read_text() + '\n')
+
+
+def other_config(sweep, run_folder):
+  name = run_folder.name
+  change(sweep / 'sweep.json', lambda found: found['runs'][name]['optimizer'].update(beta1=0.8))
+
+
+def was_steered(sweep, run_folder):
+  (run_folder / 'actions.jsonl').write_text('{}\n')
+
+
+def is_not_over(sweep, run_folder):
+  (run_folder / 'result.json').unlink()
+
+
+def has_failed(sweep, run_folder):
+  change(run_folder / 'result.json', lambda result: result.update(status='failed', error='x'))
+
+
+def is_damaged(sweep, run_folder):
+  (run_folder / 'result.json').write_text('{"status"')
+
+
+def has_damaged_metrics(sweep, run_folder):
+  lines = (run_folder / 'metrics.jsonl').read_text()
+  (run_folder / 'metrics.jsonl').write_text('damaged\n' + lines)
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        *(None, other_text, other_versions, other_config, was_steered, is_not_over, has_failed),
+        *(is_damaged, has_damaged_metrics),
+    ],
+)
+def test_only_a_whole_run_of_the_same_config_text_and_versions_serves(place, tmp_path, spoil):
+  shutil.copytree(place / 'rates', tmp_path / 'rates')
+  shutil.copytree(place / 'grid', tmp_path / 'grid')
+  shutil.rmtree(tmp_path / 'grid/runs' / SAME[0])
+  run_folder = tmp_path / 'grid/runs' / SAME[0]
+  run_folder.mkdir()
+  if spoil:
+    spoil(tmp_path / 'rates', tmp_path / 'rates/runs/learning_rate=0.01,seed=0')
+  waiting = {SAME[0]: workdir_lib.read_sweep(tmp_path / 'grid')['runs'][SAME[0]]}
+  taken = reuse.take_over(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
+  assert taken == ([] if spoil else [SAME[0]])
+  assert (run_folder / 'result.json').exists() == (not spoil)
+  assert leases.holder(run_folder) is None
+
+
+def test_a_run_that_has_begun_or_is_in_other_hands_is_left_alone(place, tmp_path):
+  shutil.copytree(place / 'grid', tmp_path / 'grid')
+  waiting = {}
+  for name in SAME:
+    folder = tmp_path / 'grid/runs' / name
+    (folder / 'result.json').unlink()
+    waiting[name] = workdir_lib.read_sweep(tmp_path / 'grid')['runs'][name]
+  (folder / 'metrics.jsonl').unlink()
+  held = leases.take(folder)
+  assert reuse.take_over(tmp_path / 'grid', waiting, [place / 'rates']) == []
+  held.release()
+  assert reuse.take_over(tmp_path / 'grid', waiting, [place / 'rates']) == [SAME[1]]
+  last = workdir_lib.read_metrics(folder)[-1]
+  assert last['loss'] is None or math.isfinite(last['loss'])
+
+
+def test_a_folder_without_a_sweep_is_refused(place):
+  process = run(place, 'sweep', '--config=rates.py', '--workdir=new', '--reuse=nothing')
+  assert process.returncode == 2 and process.stderr.count('\n') == 1
+  assert '--reuse=nothing: holds no sweep' in process.stderr
+  assert not (place / 'new').exists()
