@@ -1,0 +1,106 @@
+"""Tables of variants: what an intervention adds its entry to.
+
+Two kinds of table, each beside the code that uses it:
+
+  choices(option, {...})  the variants of a choice option, one of which a run has: the optimizers
+                          of optimizer.name, the norms of model.norm ...
+  terms(place, [...])     terms of which a run has any number: loss terms, gradient
+                          transformations, updates after the optimizer's, probes ...
+
+A config file's own entries (get_extensions, stability/extensions.py) join the same tables. This
+module imports no jax: options are checked without it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from stability.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One value of a choice option."""
+
+  make: Any  # what the table's place calls; the table says with which arguments
+  source: str  # paper section or link
+  reads: tuple[str, ...] = ()  # options that it reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One of the terms of a place."""
+
+  name: str  # under which it is logged, and which no other term of the place has
+  make: Any  # what the place calls
+  source: str  # paper section or link
+  when: str | None = None  # the option that switches it on; None: always on
+  reads: tuple[str, ...] = ()  # options that it reads
+  needs: tuple[str, ...] = ()  # measurements that a quiet step has to take for it
+
+
+_ADDED: dict[str, dict[str, Variant]] = {}  # by option, then by name: from outside the package
+_ADDED_TERMS: dict[str, dict[str, Term]] = {}  # by place, then by name
+
+
+class Choices(Mapping[str, Variant]):
+  """The variants of a choice option, those added from outside included."""
+
+  def __init__(self, option: str, own: Mapping[str, Variant]):
+    self.option = option
+    self._own = dict(own)
+
+  def __getitem__(self, name: str) -> Variant:
+    added = _ADDED.get(self.option, {})
+    return self._own[name] if name in self._own else added[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter((*self._own, *_ADDED.get(self.option, {})))
+
+  def __len__(self) -> int:
+    return len(self._own) + len(_ADDED.get(self.option, {}))
+
+
+class Terms:
+  """The terms of a place, those added from outside last."""
+
+  def __init__(self, place: str, own: Sequence[Term]):
+    self.place = place
+    self._own = tuple(own)
+
+  def __iter__(self) -> Iterator[Term]:
+    return iter((*self._own, *_ADDED_TERMS.get(self.place, {}).values()))
+
+  def active(self, is_on: Callable[[str], bool]) -> list[Term]:
+    """The terms that a run has, in their order; is_on tells of an option whether it is on."""
+    return [term for term in self if term.when is None or is_on(term.when)]
+
+
+PLACES = ('objective', 'gradient', 'after_update', 'probes')  # the places that have terms
+
+
+def added(option: str) -> tuple[str, ...]:
+  """The names that a choice option has from outside."""
+  return tuple(_ADDED.get(option, {}))
+
+
+def add_variant(option: str, name: str, variant: Variant) -> None:
+  """Adds a variant from outside; BadInput where the option has one of that name from outside."""
+  if name in _ADDED.get(option, {}):
+    raise BadInput(f'config.{option}: the variant {name!r} is added twice')
+  _ADDED.setdefault(option, {})[name] = variant
+
+
+def add_term(place: str, term: Term) -> None:
+  """Adds a term from outside; BadInput for a place without terms, or a name that is taken."""
+  if place not in PLACES:
+    raise BadInput(f'term {term.name!r}: place must be one of {", ".join(PLACES)}')
+  if term.name in _ADDED_TERMS.get(place, {}):
+    raise BadInput(f'term {term.name!r} of {place}: added twice')
+  _ADDED_TERMS.setdefault(place, {})[term.name] = term
+
+
+def remove_added() -> None:
+  """Removes everything that was added from outside."""
+  _ADDED.clear()
+  _ADDED_TERMS.clear()
