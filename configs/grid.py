@@ -64,7 +64,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 def sizes(scale: str, names: Sequence[str] | None = None) -> list[hyper.Point]:
   """Named sizes, by default the scale's; only the fields that one of them has unlike base.py."""
   points = [config_lib.size(name) for name in names or config_lib.for_scale(scale, SIZES)]
-  default = config_lib.size(base.SCALES[scale]['size'])
+  default = {field: config_lib.FIELDS[field].default_at(scale) for field in points[0]}
   varied = [field for field in default if any(p[field] != default[field] for p in points)]
   return [{field: point[field] for field in varied} for point in points]
 

@@ -101,7 +101,7 @@ def expand(
     raise BadInput('get_sweep: describes no runs')
   for point in points:
     if not isinstance(point, Mapping) or not all(isinstance(field, str) for field in point):
-      shown = config_lib.shown(point)
+      shown = config_lib.safe_repr(point)
       raise BadInput(f'get_sweep: yields {shown}, must be a dict of dotted field -> value')
   if seeds is not None:
     if any('seed' in point for point in points):
@@ -113,7 +113,7 @@ def expand(
   for field in fields:
     if field in overrides:
       raise BadInput(f'config.{field}: cannot be overridden, the sweep varies it')
-    if field in config_lib.NEVER_SWEPT:
+    if field in config_lib.FIELDS and config_lib.FIELDS[field].shared:
       raise BadInput(f'config.{field}: cannot be swept, the runs of a sweep share their data')
   flat_base = config_lib.flatten(base)
   run_labels = labels([*(field for field in fields if field != 'seed'), 'seed'])

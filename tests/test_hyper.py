@@ -10,6 +10,7 @@ import pytest
 from configs import base
 from stability import config as config_lib
 from stability import hyper
+from stability.config import fields
 from stability.errors import BadInput
 
 WIDTHS = hyper.sweep('model.width', [32, 64])
@@ -149,34 +150,38 @@ def test_none_is_written_as_none():
   assert names(hyper.fixed('parallel.members', None)) == ['members=None,seed=0']
 
 
-def test_characters_outside_the_contract_are_percent_encoded(monkeypatch):
-  rule = config_lib.Rule(str, 'anything')
-  monkeypatch.setitem(config_lib.RULES, 'model.qk_norm', rule)
+@pytest.fixture
+def any_text():
+  """An option that accepts any text."""
+  fields.register(fields.text('test.text', 'none', 'A text.', allowed='a text'))
+  yield 'test.text'
+  fields.unregister_all()
+
+
+def test_characters_outside_the_contract_are_percent_encoded(any_text):
   text = 'aZ9._+=,- /\\%~é\n'
-  assert names(hyper.fixed('model.qk_norm', text)) == [
-      'qk_norm=aZ9._+=,-%20%2F%5C%25%7E%C3%A9%0A,seed=0'
+  assert names(hyper.fixed(any_text, text)) == [
+      'text=aZ9._+=,-%20%2F%5C%25%7E%C3%A9%0A,seed=0'
   ]
 
 
-def test_names_over_120_characters_are_cut_and_given_the_configs_hash(monkeypatch):
-  rule = config_lib.Rule(str, 'anything')
-  monkeypatch.setitem(config_lib.RULES, 'model.qk_norm', rule)
-  fits = 'x' * (120 - len('qk_norm=,seed=0'))
-  runs = expand(hyper.sweep('model.qk_norm', [fits, fits + 'y', fits + 'z']))
+def test_names_over_120_characters_are_cut_and_given_the_configs_hash(any_text):
+  fits = 'x' * (120 - len('text=,seed=0'))
+  runs = expand(hyper.sweep(any_text, [fits, fits + 'y', fits + 'z']))
   whole, *cut = runs.configs
-  assert whole == f'qk_norm={fits},seed=0'
+  assert whole == f'text={fits},seed=0'
   assert len(set(cut)) == 2
   for name in cut:
     assert len(name) == 120
     flat = config_lib.flatten(runs.configs[name])
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
-    assert name == f'qk_norm={fits}'[:111] + '-' + digest[:8]
+    assert name == f'text={fits}'[:111] + '-' + digest[:8]
 
 
 def test_configs_are_resolved():
   (config,) = expand(hyper.fixed('optimizer.learning_rate', 1)).configs.values()
   assert type(config['optimizer']['learning_rate']) is float
-  assert list(config_lib.flatten(config)) == list(config_lib.RULES)
+  assert list(config_lib.flatten(config)) == list(config_lib.FIELDS)
 
 
 def test_runs_do_not_share_what_can_be_changed():

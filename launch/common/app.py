@@ -77,13 +77,16 @@ class _HelpFlag(flags.BooleanFlag):
 
 
 class _FieldParser(flags.ArgumentParser):
-  """The text of --config.FIELD=TEXT, by the field's rule."""
+  """The value of a field in --config.FIELD=VALUE."""
 
-  def __init__(self, field: str):
-    self._rule = config_lib.RULES[field]
+  def __init__(self, field: config_lib.Field):
+    self._field = field
 
   def parse(self, argument: str) -> Any:
-    return self._rule.parse(argument)
+    try:
+      return self._field.parse(argument)
+    except BadInput:  # absl's error names the flag
+      raise ValueError(f'must be {self._field.allowed}') from None
 
 
 def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder[str]:
@@ -100,14 +103,14 @@ def define_overrides(flag_values: flags.FlagValues) -> None:
   """Defines --config.FIELD for every field; overrides reads them."""
   # ml_collections' own overrides fail with tracebacks and need the file loaded while flags are
   # being defined. The fields are known beforehand, so they are flags like any other.
-  for field, rule in config_lib.RULES.items():
-    flag = flags.Flag(_FieldParser(field), None, f'config.{field}', None, rule.allowed)
+  for name, field in config_lib.FIELDS.items():
+    flag = flags.Flag(_FieldParser(field), None, f'config.{name}', None, field.help)
     flags.DEFINE_flag(flag, flag_values, module_name='configs.base')
 
 
 def overrides(flag_values: flags.FlagValues) -> dict[str, Any]:
   """The fields given on the command line: dotted field -> value."""
-  given = {field: flag_values[f'config.{field}'] for field in config_lib.RULES}
+  given = {field: flag_values[f'config.{field}'] for field in config_lib.FIELDS}
   return {field: flag.value for field, flag in given.items() if flag.present}
 
 

@@ -1,16 +1,16 @@
-"""What a config may say: options, named sizes, and the split into static and traced values.
+"""Configs: the options of a run, named sizes, and the split into static and traced values.
 
-Imports no jax. configs/base.py holds the defaults.
+Imports no jax. configs/base.py is the config file with every option's default.
 """
 
+from stability.config.field import Field, safe_repr
+from stability.config.fields import FIELDS
 from stability.config.resolution import (
-    NEVER_SWEPT,
-    RULES,
     Config,
+    complete,
     convert,
     flatten,
     resolve,
-    shown,
     split,
     static_fields,
     unflatten,
@@ -19,16 +19,17 @@ from stability.config.resolution import (
 from stability.config.sizes import SIZES, for_scale, parameters, size
 
 __all__ = [
-    'NEVER_SWEPT',
-    'RULES',
+    'FIELDS',
     'SIZES',
     'Config',
+    'Field',
+    'complete',
     'convert',
     'flatten',
     'for_scale',
     'parameters',
     'resolve',
-    'shown',
+    'safe_repr',
     'size',
     'split',
     'static_fields',

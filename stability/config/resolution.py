@@ -1,171 +1,21 @@
-"""What a config may say: named sizes, each field's rule, the split into static and traced.
+"""Configs as flat dicts of dotted fields: checked, completed, and split into static and traced."""
 
-configs/base.py holds the defaults; this file holds what is allowed. It imports no jax.
-"""
-
-import contextlib
-import ctypes
-import dataclasses
 import difflib
-import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
+from stability.config.fields import FIELDS
 from stability.data.batches import MAX_EXAMPLES
 from stability.errors import BadInput
 
 Config = dict[str, Any]  # a resolved config: nested plain dicts
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-  """What a field may hold."""
-
-  type: type
-  allowed: str
-  check: Callable[[Any], bool] = lambda value: True
-  traced: bool = False  # an argument of the compiled step: changing it never recompiles
-  optional: bool = False  # None is allowed
-  # Traced, but 0 leaves the term out of the program: whether it is there is static.
-  switch: bool = False
-
-  def convert(self, value: Any) -> Any:
-    """The value in the field's own type; BadInput says what is allowed."""
-    if value is None and self.optional:
-      return None
-    # The abstract types admit NumPy's numbers, and an integer where a float is meant.
-    kind = {int: numbers.Integral, float: numbers.Real}.get(self.type, self.type)
-    if isinstance(value, kind) and not isinstance(value, bool):
-      with contextlib.suppress(OverflowError):  # float(10**400)
-        value = self.type(value)
-        if self.check(value):
-          return value
-    raise BadInput(f'must be {self.allowed}')
-
-  def parse(self, text: str) -> Any:
-    """The value that a command line's text stands for."""
-    try:
-      value = self.type(text)
-    except ValueError:
-      raise BadInput(f'must be {self.allowed}') from None
-    return self.convert(value)
-
-
-def _integer(at_least: int, power: int = 31, **options) -> Rule:
-  allowed = f'an integer from {at_least} to 2^{power} - 1'
-  return Rule(int, allowed, lambda value: at_least <= value < 2**power, **options)
-
-
-def _float32(value: float) -> float:
-  return ctypes.c_float(value).value
-
-
-def _number(allowed: str, check: Callable[[float], bool], **options) -> Rule:
-  def fits(value: float) -> bool:
-    # Runs compute in float32: what becomes infinite there, or zero, is not what was asked for.
-    return math.isfinite(_float32(value)) and bool(_float32(value)) == bool(value)
-
-  return Rule(float, f'{allowed}, in float32', lambda v: fits(v) and check(v), **options)
-
-
-def _choice(*names: str) -> Rule:
-  return Rule(str, 'one of ' + ', '.join(names), lambda value: value in names)
-
-
-_BETA = _number('a number, 0 <= beta < 1', lambda value: 0 <= _float32(value) < 1, traced=True)
-_NOT_NEGATIVE = _number('a number, 0 or more', lambda value: value >= 0, traced=True)
-_SWITCH = dataclasses.replace(_NOT_NEGATIVE, switch=True)
-_POSITIVE = _number('a number above 0', lambda value: value > 0, traced=True)
-
-RULES: dict[str, Rule] = {
-    'seed': _integer(0, traced=True),
-    'data.source': _choice('text', 'synthetic'),
-    'data.path': Rule(str, 'a file or folder', bool, optional=True),
-    'data.tokenizer': _choice('bytes', 'bpe'),
-    'data.vocabulary_size': _integer(257),
-    'data.batch_size': _integer(1),
-    'data.sequence_length': _integer(1),
-    'data.seed': _integer(0, traced=True),
-    'data.validation_batches': _integer(1),
-    'model.width': _integer(1),
-    'model.depth': _integer(0),
-    'model.head_dim': _integer(1),
-    'model.norm': _choice('layernorm', 'rmsnorm'),
-    'model.norm_position': _choice('pre', 'peri'),
-    'model.qk_norm': _choice('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'fixed', 'none'),
-    'model.logit_scale': _POSITIVE,
-    'model.attention': _choice('softmax', 'squared_relu'),
-    'model.attention_scale': _choice('inverse_sqrt', 'inverse'),
-    'model.attention_gate': _choice('none', 'sigmoid'),
-    'model.attention_soft_cap': _SWITCH,
-    'model.output_soft_cap': _SWITCH,
-    'model.output_centering': _choice('none', 'mean'),
-    'model.dtype': _choice('float32', 'bfloat16'),
-    'objective.z_loss': _NOT_NEGATIVE,
-    'objective.mu_loss': _SWITCH,
-    'parameterization.name': _choice(
-        'standard',
-        'muparam_simple',
-        'muparam_intermediate',
-        'muparam_full',
-        'ntk',
-        'mup',
-        'mean_field',
-    ),
-    'parameterization.base_width': _integer(1, traced=True),
-    'parameterization.exponents': _choice('none', 'full_alignment', 'no_alignment'),
-    'optimizer.name': _choice('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor'),
-    'optimizer.learning_rate': _POSITIVE,
-    'optimizer.learning_rate_scale': _choice('none', 'parameter_rms'),
-    'optimizer.beta1': _BETA,
-    'optimizer.beta2': _BETA,
-    # v = g^2 underflows in float32 below |g| = 1e-19, and m / (0 + eps) explodes from there.
-    'optimizer.eps': _number(
-        'a number, 1e-19 or more',
-        lambda value: value >= 1e-19,
-        traced=True,
-    ),
-    'optimizer.clip_norm': _NOT_NEGATIVE,
-    'optimizer.weight_decay': _NOT_NEGATIVE,
-    'optimizer.weight_decay_kind': _choice('independent', 'coupled'),
-    'schedule.steps': _integer(1, power=24, traced=True),  # they leave a step as a float32
-    'schedule.warmup_steps': _integer(0, traced=True),
-    'schedule.shape': _choice('cosine', 'wsd', 'rsqrt'),
-    'schedule.decay_steps': _integer(0, traced=True),
-    'schedule.min_learning_rate': _NOT_NEGATIVE,
-    'parallel.layout': _choice('auto', 'single', 'population', 'data_parallel', 'sharded'),
-    'parallel.members': _integer(1, optional=True),
-    'parallel.microbatches': _integer(1, optional=True),
-    'parallel.remat': _choice('auto', 'none', 'block'),
-    'log.every_steps': _integer(1),
-    'probe.every_steps': _integer(0),
-    'probe.sharpness_every_steps': _integer(0),
-    'checkpoint.every_steps': _integer(0),
-    'checkpoint.keep': _integer(1),
-    'control.on_alarm': _choice('none', 'ask', 'policy'),
-    'control.timeout_seconds': _integer(0),
-    'control.default_action': _choice('continue', 'stop', 'policy'),
-    'control.tries': _integer(0),
-}
-
-# One sweep, one text: a run's loss can only be held against another's on the same validation text.
-NEVER_SWEPT = ('data.source', 'data.path', 'data.tokenizer', 'data.vocabulary_size')
-
-
-def shown(value: Any) -> str:
-  """A value that may be anything, for an error."""
-  try:
-    return repr(value)
-  except Exception:
-    return f'(a {type(value).__name__})'
-
-
 def unknown_field(field: str) -> BadInput:
-  """The error for a field that no config has, with the nearest that one does."""
-  nearest = difflib.get_close_matches(field, RULES, n=1, cutoff=0.0)
+  """The error for a field that no config has; it names the nearest one."""
+  nearest = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.0)
   return BadInput(f'config.{field}: no such field; the nearest is config.{nearest[0]}')
 
 
@@ -193,114 +43,150 @@ def unflatten(flat: Mapping[str, Any]) -> Config:
 
 
 def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Checks dotted fields and values; returns them in RULES' order, numbers in each field's type."""
+  """Every field's value in its own type, in the order of FIELDS; BadInput if one is refused."""
   for field in flat:
-    if field not in RULES:
+    if field not in FIELDS:
       raise unknown_field(field)
-  for field, rule in RULES.items():
+  for field, record in FIELDS.items():
     if field not in flat:
-      raise BadInput(f'config.{field}: missing; it must be {rule.allowed}')
-  resolved = convert({field: flat[field] for field in RULES})
-  _check_together(resolved)
+      raise BadInput(f'config.{field}: missing; it must be {record.allowed}')
+  resolved = convert({field: flat[field] for field in FIELDS})
+  for fields, check in _CHECKS:
+    problem = check(*(resolved[field] for field in fields))
+    if problem:
+      raise BadInput(f'config.{fields[0]}={resolved[fields[0]]!r}: {problem}')
   return resolved
 
 
 def convert(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Some fields' values, each in its field's own type; BadInput for one that it may not hold."""
-  converted = {}
-  for field, value in flat.items():
-    try:
-      converted[field] = RULES[field].convert(value)
-    except BadInput as error:
-      raise BadInput(f'config.{field}={shown(value)}: {error}') from None
-  return converted
+  """The values of some fields, each in its field's own type; BadInput if one is refused."""
+  return {field: FIELDS[field].convert(value) for field, value in flat.items()}
 
 
-def _check_together(c: Mapping[str, Any]) -> None:
-  """What no field can say of itself alone."""
-  if c['model.head_dim'] % 2:
-    raise BadInput(
-        f'config.model.head_dim={c["model.head_dim"]}: must be even, RoPE rotates pairs'
+def complete(config: Config) -> Config:
+  """A stored config with the fields it lacks, each at the value that its absence stands for.
+
+  Known fields come in the order of FIELDS; unknown ones, of another version, are kept after them.
+  """
+  flat = flatten(config)
+  known = {field: flat.get(field, record.absent) for field, record in FIELDS.items()}
+  return unflatten(known | flat)
+
+
+# Checks of fields together: the fields, of which an error names the first, and a function of their
+# values that says what the first one must be, or None.
+_CHECKS: list[tuple[tuple[str, ...], Callable[..., str | None]]] = []
+
+
+def _check(*fields: str) -> Callable[[Callable[..., str | None]], None]:
+  return lambda check: _CHECKS.append((fields, check))
+
+
+@_check('model.head_dim')
+def _(head_dim):
+  if head_dim % 2:
+    return 'must be even, RoPE rotates pairs'
+
+
+@_check('model.width', 'model.head_dim')
+def _(width, head_dim):
+  if width % head_dim:
+    return f'must be a multiple of config.model.head_dim={head_dim}'
+
+
+@_check('schedule.min_learning_rate', 'optimizer.learning_rate')
+def _(min_learning_rate, learning_rate):
+  if min_learning_rate > learning_rate:
+    return f'must not be above config.optimizer.learning_rate={learning_rate!r}'
+
+
+@_check('schedule.warmup_steps', 'schedule.steps')
+def _(warmup_steps, steps):
+  if warmup_steps > steps:
+    return f'must not be above config.schedule.steps={steps}'
+
+
+@_check('schedule.decay_steps', 'schedule.shape', 'schedule.warmup_steps', 'schedule.steps')
+def _(decay_steps, shape, warmup_steps, steps):
+  if shape == 'wsd' and warmup_steps + decay_steps > steps:
+    return (
+        f'with config.schedule.warmup_steps={warmup_steps} must not be above'
+        f' config.schedule.steps={steps}'
     )
-  if c['model.width'] % c['model.head_dim']:
-    raise BadInput(
-        f'config.model.width={c["model.width"]}: must be a multiple of'
-        f' config.model.head_dim={c["model.head_dim"]}'
+
+
+@_check('model.logit_scale', 'model.qk_norm')
+def _(logit_scale, qk_norm):
+  if logit_scale != 1 and qk_norm != 'fixed':
+    return 'must be 1 unless config.model.qk_norm=fixed, which alone reads it'
+
+
+@_check('model.attention_scale', 'model.qk_norm')
+def _(attention_scale, qk_norm):
+  if attention_scale != 'inverse_sqrt' and qk_norm == 'l2':
+    return 'must be inverse_sqrt with config.model.qk_norm=l2, which learns a scale instead'
+
+
+@_check('model.qk_norm', 'parameterization.name')
+def _(qk_norm, name):
+  if qk_norm == 'l2' and name == 'muparam_full':
+    return (
+        'must not be l2 with config.parameterization.name=muparam_full, whose attention scale the'
+        ' learned one of l2 would replace'
     )
-  if c['schedule.min_learning_rate'] > c['optimizer.learning_rate']:
-    raise BadInput(
-        f'config.schedule.min_learning_rate={c["schedule.min_learning_rate"]!r}: must not be above'
-        f' config.optimizer.learning_rate={c["optimizer.learning_rate"]!r}'
+
+
+@_check('parameterization.exponents', 'parameterization.name')
+def _(exponents, name):
+  if exponents != 'none' and name.startswith('muparam'):
+    return (
+        f'must be none with config.parameterization.name={name}, which sets learning rates itself'
     )
-  if c['schedule.warmup_steps'] > c['schedule.steps']:
-    raise BadInput(
-        f'config.schedule.warmup_steps={c["schedule.warmup_steps"]}: must not be above'
-        f' config.schedule.steps={c["schedule.steps"]}'
+
+
+@_check('probe.sharpness_every_steps', 'probe.every_steps')
+def _(sharpness_every_steps, every_steps):
+  if sharpness_every_steps and (not every_steps or sharpness_every_steps % every_steps):
+    return (
+        f'must be 0 or a multiple of config.probe.every_steps={every_steps}, since sharpness is'
+        ' measured along with the other probes'
     )
-  if (
-      c['schedule.shape'] == 'wsd'
-      and c['schedule.warmup_steps'] + c['schedule.decay_steps'] > c['schedule.steps']
-  ):
-    raise BadInput(
-        f'config.schedule.decay_steps={c["schedule.decay_steps"]}: with'
-        f' config.schedule.warmup_steps={c["schedule.warmup_steps"]} must not be above'
-        f' config.schedule.steps={c["schedule.steps"]}'
+
+
+@_check('schedule.steps', 'data.batch_size')
+def _(steps, batch_size):
+  if steps * batch_size > MAX_EXAMPLES:
+    return (
+        f'times config.data.batch_size={batch_size} must not be above {MAX_EXAMPLES} sequences'
     )
-  if c['model.logit_scale'] != 1 and c['model.qk_norm'] != 'fixed':
-    raise BadInput(
-        f'config.model.logit_scale={c["model.logit_scale"]!r}: must be 1 unless'
-        f' config.model.qk_norm=fixed, which alone reads it'
-    )
-  if c['model.attention_scale'] != 'inverse_sqrt' and c['model.qk_norm'] == 'l2':
-    raise BadInput(
-        f'config.model.attention_scale={c["model.attention_scale"]!r}: must be inverse_sqrt with'
-        f' config.model.qk_norm=l2, which learns a scale in its place'
-    )
-  name, exponents = c['parameterization.name'], c['parameterization.exponents']
-  if name == 'muparam_full' and c['model.qk_norm'] == 'l2':
-    raise BadInput(
-        'config.model.qk_norm=l2: must not be with config.parameterization.name=muparam_full, whose'
-        ' scale of attention logits the one that l2 learns would replace'
-    )
-  if name.startswith('muparam') and exponents != 'none':
-    raise BadInput(
-        f'config.parameterization.exponents={exponents!r}: must be none with'
-        f' config.parameterization.name={name}, whose learning rates are its own'
-    )
-  sharpness_every, probe_every = c['probe.sharpness_every_steps'], c['probe.every_steps']
-  if sharpness_every and (not probe_every or sharpness_every % probe_every):
-    raise BadInput(
-        f'config.probe.sharpness_every_steps={sharpness_every}: must be 0 or a multiple of'
-        f' config.probe.every_steps={probe_every}, as it is measured on top of the other probes'
-    )
-  if c['schedule.steps'] * c['data.batch_size'] > MAX_EXAMPLES:
-    raise BadInput(
-        f'config.schedule.steps={c["schedule.steps"]}: times config.data.batch_size='
-        f'{c["data.batch_size"]} must not be above {MAX_EXAMPLES} sequences'
-    )
-  if c['data.source'] == 'synthetic' and c['data.path'] is not None:
-    raise BadInput('config.data.path: must be unset when config.data.source=synthetic')
-  if c['data.source'] == 'synthetic' and c['data.tokenizer'] != 'bytes':
-    raise BadInput(
-        f'config.data.tokenizer={c["data.tokenizer"]!r}: must be left alone when'
-        ' config.data.source=synthetic, whose tokens are its own'
-    )
+
+
+@_check('data.path', 'data.source')
+def _(path, source):
+  if path is not None and source == 'synthetic':
+    return 'must be unset when config.data.source=synthetic'
+
+
+@_check('data.tokenizer', 'data.source')
+def _(tokenizer, source):
+  if tokenizer != 'bytes' and source == 'synthetic':
+    return 'must be bytes when config.data.source=synthetic, which has tokens of its own'
 
 
 def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, float | int]]:
   """A resolved config -> (static config, hyperparameters by dotted field).
 
-  The static config shapes the programs; runs that share it form a population and its executables.
-  A switch is there as True or False: whether its number, a hyperparameter, is above 0.
+  The static config shapes the programs: runs that share it form a population and share its
+  executables. It holds a switch as True or False, whether its value, a hyperparameter, is above 0.
   """
-  hyperparameters = {f: value for f, value in flatten(config).items() if RULES[f].traced}
-  return ml_collections.FrozenConfigDict(unflatten(dict(static_fields(config)))), hyperparameters
+  hparams = {f: value for f, value in flatten(config).items() if FIELDS[f].traced}
+  return ml_collections.FrozenConfigDict(unflatten(dict(static_fields(config)))), hparams
 
 
 def static_fields(config: Config) -> tuple[tuple[str, Any], ...]:
   """The static config as (dotted field, value) pairs: equal for runs that share executables."""
   return tuple(
-      (field, value > 0 if rule.switch else value)
+      (field, value > 0 if record.switch else value)
       for field, value in flatten(config).items()
-      if not (rule := RULES[field]).traced or rule.switch
+      if not (record := FIELDS[field]).traced or record.switch
   )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stability import config as config_lib
-from stability.config import Config
+from stability.config import Config, fields
 from stability.data.batches import MAX_EXAMPLES
 from stability.errors import BadInput
 from stability.storage import workdir as workdir_lib
@@ -40,23 +40,6 @@ FIELDS = {
 OPTIONAL = ('skip', 'name')
 ABOUT = ('by', 'why', 'time')  # strings, in any request
 REQUEST_BYTES, REQUEST_DEPTH = 2**16, 4  # at the most; anybody may have written it
-
-# Numbers that the compiled step takes as arguments and that change nothing but the course of the
-# run: not its length, its seeds or what its parameters were drawn from.
-SETTABLE = (
-    'optimizer.learning_rate',
-    'optimizer.eps',
-    'optimizer.beta1',
-    'optimizer.beta2',
-    'optimizer.weight_decay',
-    'optimizer.clip_norm',
-    'schedule.warmup_steps',
-    'schedule.min_learning_rate',
-    'objective.z_loss',
-    'objective.mu_loss',
-    'model.attention_soft_cap',
-    'model.output_soft_cap',
-)
 
 # Rules of an alarm that fired count as new again after these: the run took another course.
 COURSE = ('set', 'skip', 'rewind')
@@ -106,14 +89,15 @@ def check_changes(changes: Any, config: Config) -> Json:
   if not isinstance(changes, Mapping):
     raise BadInput(f'changes {changes!r}: must be fields with their values')
   for field in changes:
-    if field not in SETTABLE:
+    if field not in fields.settable():
       raise BadInput(
-          f'config.{field}: cannot be set in a running run; these can: {", ".join(SETTABLE)}'
+          f'config.{field}: cannot be set in a running run;'
+          f' these can: {", ".join(fields.settable())}'
       )
   before = config_lib.flatten(config)
   flat = config_lib.resolve(before | dict(changes))
   for field in changes:
-    if config_lib.RULES[field].switch and bool(before[field]) != bool(flat[field]):
+    if config_lib.FIELDS[field].switch and bool(before[field]) != bool(flat[field]):
       without = '' if before[field] else 'out'
       raise BadInput(
           f'config.{field}={changes[field]!r}: the run was built with{without} this term;'
@@ -247,7 +231,7 @@ def skipped(taken: Iterable[Json]) -> int:
 def settable(config: Config) -> Json:
   """The hyperparameters that actions may change, by dotted field."""
   flat = config_lib.flatten(config)
-  return {field: flat[field] for field in SETTABLE}
+  return {field: flat[field] for field in fields.settable()}
 
 
 def is_paused(taken: Iterable[Json]) -> bool:

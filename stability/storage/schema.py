@@ -1,7 +1,7 @@
-"""What sweep.json and config.json must hold where they are read: anybody may have changed them.
+"""Checks of sweep.json and config.json, which anybody may have changed, where they are read.
 
-Fields that this version does not know, or that it has come to know since, are let pass, so that
-sweeps of other versions can be shown; whoever trains them asks config.resolve for all.
+A config of another version may lack fields, which it is completed with, or have unknown ones, which
+are kept: so sweeps of other versions can be shown. Training refuses unknown fields.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,13 +32,13 @@ _DATA = {
     'bigram_loss': float,
     'entropy_rate': float | None,
 }
-SHOWN = tuple(_DATA)[2:]  # in a report
-# What the shortest look at a run takes.
-_NEEDED = ('seed', 'model.width', 'model.depth', 'optimizer.learning_rate', 'schedule.steps')
+SHOWN = tuple(_DATA)[2:]  # by a report
+# What every reader of a run takes from its config.
+_REQUIRED = ('seed', 'model.width', 'model.depth', 'optimizer.learning_rate', 'schedule.steps')
 
 
 def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
-  """BadInput where what sweep.json holds is of a wrong kind or contradicts itself."""
+  """Checks sweep.json; BadInput for a value of a wrong type or a contradiction."""
   for key, kind in _SWEEP.items():
     if not isinstance(sweep.get(key), kind):
       raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
@@ -46,38 +46,51 @@ def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
   if not runs:
     raise BadInput(f'{path}: damaged: it has no runs')
   if len(fields) != len(set(map(str, fields))):
-    raise BadInput(f'{path}: damaged: fields names one twice')
+    raise BadInput(f'{path}: damaged: fields lists a field twice')
   for name, config in runs.items():
     flat = check_config(f'{path}: its run {name!r}', config)
     for field in fields:
       if not isinstance(field, str) or field not in flat:
-        raise BadInput(f'{path}: damaged: fields names {field!r}, which its run {name!r} lacks')
+        raise BadInput(f'{path}: damaged: fields lists {field!r}, which its run {name!r} lacks')
   check_data(path, data, [key for key in _DATA if key in data])
 
 
 def check_data(path: Path, data: Mapping[str, Any], keys: Iterable[str]) -> None:
-  """BadInput where sweep.json does not say these things of the data."""
+  """Checks that sweep.json has these entries on its data; BadInput for a missing or wrong one."""
   for key in keys:
     if key not in data or not isinstance(data[key], _DATA[key]):
       raise BadInput(f'{path}: damaged: data: {key} is missing or of a wrong type')
 
 
 def check_config(where: str, config: Any) -> dict[str, Any]:
-  """The config of a run by dotted field; BadInput, which begins with `where`, for a bad one."""
+  """A run's completed config by dotted field; BadInput that begins with `where` for a bad one."""
   flat = config_lib.flatten(config) if isinstance(config, Mapping) else {}
   try:
     if not flat:
       raise BadInput('it has no fields')
     if config_lib.unflatten(flat) != config:
       raise BadInput('sections and fields are mixed up')
-    for field in _NEEDED:
+    for field in _REQUIRED:
       if field not in flat:
         raise BadInput(f'config.{field}: missing')
-    known = {field: flat[field] for field in config_lib.RULES if field in flat}
-    checked = config_lib.resolve if len(known) == len(config_lib.RULES) else config_lib.convert
+    if _is_mixed_up(flat):
+      raise BadInput('sections and fields are mixed up')
+    known = {field: flat[field] for field in config_lib.FIELDS if field in flat}
+    checked = config_lib.resolve if len(known) == len(config_lib.FIELDS) else config_lib.convert
     for field, value in checked(known).items():
       if type(value) is not type(flat[field]):  # 1 in the place of 1.0
-        raise BadInput(f'config.{field}={flat[field]!r}: must be {config_lib.RULES[field].allowed}')
+        allowed = config_lib.FIELDS[field].allowed
+        raise BadInput(f'config.{field}={flat[field]!r}: must be {allowed}')
   except BadInput as error:
     raise BadInput(f'{where} is damaged: {error}') from None
-  return flat
+  return config_lib.flatten(config_lib.complete(config))
+
+
+def _is_mixed_up(flat: Mapping[str, Any]) -> bool:
+  """Whether an unknown field is a section of known ones, or lies within a known field."""
+  return any(
+      f'{known}.'.startswith(f'{field}.') or field.startswith(f'{known}.')
+      for field in flat
+      if field not in config_lib.FIELDS
+      for known in config_lib.FIELDS
+  )

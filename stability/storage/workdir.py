@@ -184,7 +184,7 @@ def write_sweep(
 
 
 def read_sweep(workdir: Path) -> Json:
-  """sweep.json; BadInput where it contradicts itself."""
+  """sweep.json, each run's config completed; BadInput where it is damaged."""
   path = workdir / 'sweep.json'
   if not os.path.isfile(path):
     raise BadInput(f'--workdir={workdir}: holds no sweep (no sweep.json)')
@@ -193,6 +193,7 @@ def read_sweep(workdir: Path) -> Json:
   if version not in _sound:
     schema.check_sweep(path, sweep)
     _sound.add(version)
+  sweep['runs'] = {name: config_lib.complete(config) for name, config in sweep['runs'].items()}
   return sweep
 
 
@@ -230,10 +231,10 @@ def fork_configs(workdir: Path) -> dict[str, Config]:
 
 
 def read_config(run: Path) -> Config:
-  """config.json: the run as it was resolved; BadInput where it is not."""
+  """The config of a run, completed with the fields it lacks; BadInput where it is damaged."""
   config = _read_json(run / 'config.json')
   schema.check_config(f'{run / "config.json"}', config)
-  return config
+  return config_lib.complete(config)
 
 
 def status(initial_loss: float, final_loss: float) -> str:

@@ -238,7 +238,7 @@ def test_every_optimizer_and_dtype_is_known():
       ('optimizer.name', placement._OPTIMIZER_STATE),
       ('model.dtype', placement._BYTES),
   ):
-    assert config_lib.RULES[field].allowed == 'one of ' + ', '.join(table)
+    assert config_lib.FIELDS[field].allowed == 'one of ' + ', '.join(table)
 
 
 def test_it_imports_no_jax():

@@ -104,7 +104,7 @@ HOSTILE = st.sampled_from([
     'True', '[1]', '{}', 'layernorm', 'fixed', '\N{PILE OF POO}', '=1+1', 'x\0y',
 ])  # fmt: skip
 VALUES = st.one_of(NUMBERS, HOSTILE, TEXT)
-FIELDS = st.sampled_from(list(config_lib.RULES))
+FIELDS = st.sampled_from(list(config_lib.FIELDS))
 
 
 def misspelt(name):
@@ -551,4 +551,4 @@ def test_real_processes():
 
 
 def test_base_is_what_the_examples_start_from():
-  assert config_lib.flatten(base.get_config().to_dict()).keys() == config_lib.RULES.keys()
+  assert config_lib.flatten(base.get_config().to_dict()).keys() == config_lib.FIELDS.keys()

@@ -98,7 +98,7 @@ def switched_on(tiny, text):
 
 
 def test_every_hyperparameter_is_listed():
-  assert CHANGED.keys() == {field for field, rule in config_lib.RULES.items() if rule.traced}
+  assert CHANGED.keys() == {field for field, record in config_lib.FIELDS.items() if record.traced}
 
 
 @pytest.mark.parametrize('field', CHANGED)

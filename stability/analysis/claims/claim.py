@@ -10,34 +10,10 @@ import pandas as pd
 
 from stability.analysis import lr_sensitivity
 from stability.analysis.claims.evidence import Evidence, NotAbout, Undecided
+from stability.config import fields
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = 'holds', 'does not hold', 'undecided'
 BEYOND = 'beyond'  # in the place of a figure: not of the paper
-
-# The paper's set-up (section 2.1). A swept intervention that a claim does not name is held there
-# where the sweep has it; one that is not swept may have any value.
-PAPER = {
-    'model.norm': 'layernorm',
-    'model.norm_position': 'pre',
-    'model.qk_norm': 'layernorm',
-    'model.attention': 'softmax',
-    'model.attention_scale': 'inverse_sqrt',
-    'model.attention_gate': 'none',
-    'model.attention_soft_cap': 0.0,
-    'model.output_soft_cap': 0.0,
-    'model.output_centering': 'none',
-    'objective.z_loss': 1e-4,
-    'objective.mu_loss': 0.0,
-    'parameterization.name': 'standard',
-    'parameterization.exponents': 'none',
-    'optimizer.name': 'adamw',
-    'optimizer.learning_rate_scale': 'none',
-    'optimizer.eps': 1e-8,
-    'optimizer.weight_decay': 1e-4,
-    'optimizer.weight_decay_kind': 'independent',
-    'schedule.shape': 'cosine',
-    'control.on_alarm': 'none',  # nobody steps in
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +116,10 @@ def narrow(claim: Claim, evidence: Evidence) -> Evidence:
     evidence = evidence.only(_is_one_of(evidence.runs[field], values))
     if evidence.runs.empty:
       raise NotAbout(f'the sweep has no run with {field} = {" or ".join(map(_text, values))}')
+  paper = fields.paper_values()
   for field in groups:
-    if field in PAPER and field not in named and (evidence.runs[field] == PAPER[field]).any():
-      evidence = evidence.only(evidence.runs[field] == PAPER[field])
+    if field in paper and field not in named and (evidence.runs[field] == paper[field]).any():
+      evidence = evidence.only(evidence.runs[field] == paper[field])
   for field, values in claim.arms.items():
     for value in values:
       if not _is_one_of(evidence.runs[field], (value,)).any():

@@ -237,7 +237,7 @@ import os
 import sys
 import time
 from absl import flags
-from launch import app
+from launch.common import app
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 def main():

@@ -1,0 +1,227 @@
+"""The record of one option: what it means, its default, and which values it accepts.
+
+Constructors: integer, number, switch, choice and text, one for each kind of value.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import enum
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from stability import variants
+from stability.config.sizes import for_scale
+from stability.errors import BadInput
+
+SCALES = ('cpu', 'night', 'gpu', 'paper')
+TYPES = {'integer': int, 'number': float, 'choice': str, 'text': str}  # by kind
+
+
+class _Sentinel(enum.Enum):
+  UNSET = 'unset'
+
+
+UNSET = _Sentinel.UNSET  # no value, where None is one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Field:
+  """One option of a run. `absent` defaults to the default at scale cpu."""
+
+  name: str  # section.name
+  kind: str  # a key of TYPES
+  default: Any  # a value, or a mapping of scale -> value; None: unset
+  doc: str  # what it means, in one sentence
+  range: str  # the allowed values in words; a choice adds the names of variants from outside
+  check: Callable[[Any], bool] = lambda value: True  # of a value of the field's type
+  unit: str = ''
+  source: str = ''  # paper section, arXiv id
+  traced: bool = False  # an argument of the compiled step: changing it never recompiles
+  switch: bool = False  # traced, but 0 leaves the term out of the program: that is static
+  optional: bool = False  # None is allowed
+  settable: bool = False  # an action may change it while the run trains
+  shared: bool = False  # the same for all runs of a sweep
+  paper: Any = UNSET  # value in the paper's set-up, where claims hold a swept intervention
+  absent: Any = UNSET  # value that a stored config without the field stands for
+
+  def __post_init__(self):
+    if isinstance(self.default, Mapping) and set(self.default) != set(SCALES):
+      raise BadInput(f'config.{self.name}: its default must be a value, or one for each scale')
+    if self.absent is UNSET:
+      object.__setattr__(self, 'absent', self.default_at('cpu'))
+
+  @property
+  def type(self) -> type:
+    """The Python type of a value."""
+    return TYPES[self.kind]
+
+  @property
+  def allowed(self) -> str:
+    """The allowed values in words."""
+    return ', '.join((self.range, *(variants.added(self.name) if self.kind == 'choice' else ())))
+
+  @property
+  def help(self) -> str:
+    """Meaning, unit, default and allowed values, as --help shows them."""
+    unit = f' Unit: {self.unit}.' if self.unit else ''
+    return f'{self.doc}{unit} Default: {self.default_text}. Allowed: {self.allowed}.'
+
+  @property
+  def default_text(self) -> str:
+    """The default in words: `0.01`, or `64 (cpu, night), 256 (gpu, paper)`."""
+    scales: dict[str, list[str]] = {}
+    for scale in SCALES:
+      scales.setdefault(value_text(self.default_at(scale)), []).append(scale)
+    if len(scales) == 1:
+      return next(iter(scales))
+    return ', '.join(f'{text} ({", ".join(names)})' for text, names in scales.items())
+
+  def default_at(self, scale: str) -> Any:
+    """The default at a scale."""
+    return for_scale(scale, self.default) if isinstance(self.default, Mapping) else self.default
+
+  def convert(self, value: Any) -> Any:
+    """The value in the field's own type; BadInput names the field and what it allows."""
+    if value is None and self.optional:
+      return None
+    # The abstract types admit NumPy's numbers, and an integer where a float is meant.
+    kind = {int: numbers.Integral, float: numbers.Real}.get(self.type, self.type)
+    if isinstance(value, kind) and not isinstance(value, bool):
+      with contextlib.suppress(OverflowError):  # float(10**400)
+        converted = self.type(value)
+        if self.check(converted):
+          return converted
+    raise self._refusal(value)
+
+  def parse(self, text: str) -> Any:
+    """The value that `text` on a command line stands for."""
+    try:
+      value = self.type(text)
+    except ValueError:
+      raise self._refusal(text) from None
+    return self.convert(value)
+
+  def _refusal(self, value: Any) -> BadInput:
+    return BadInput(f'config.{self.name}={safe_repr(value)}: must be {self.allowed}')
+
+  def to_json(self) -> dict[str, Any]:
+    """The record as sweep.json stores it, for readers that do not run the code it comes from."""
+    stored = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    del stored['check']
+    return {key: value for key, value in stored.items() if value is not UNSET} | {
+        'range': self.allowed
+    }
+
+  @classmethod
+  def from_json(cls, stored: Any) -> Self:
+    """A record from to_json; it accepts every value of its kind, since the check is not stored."""
+    if not isinstance(stored, Mapping):
+      raise BadInput(f'option {safe_repr(stored)}: must be a JSON object')
+    record = {}
+    for field in dataclasses.fields(cls):
+      if field.name in stored:
+        record[field.name] = value = stored[field.name]
+        if field.type in (str, bool) and not isinstance(value, field.type):
+          raise BadInput(f'option {safe_repr(stored.get("name"))}: {field.name} is of a wrong type')
+      elif field.default is dataclasses.MISSING:
+        raise BadInput(f'option {safe_repr(stored.get("name"))}: {field.name} is missing')
+    if record['kind'] not in TYPES:
+      raise BadInput(f'option {record["name"]!r}: kind must be one of {", ".join(TYPES)}')
+    return cls(**record | {'check': lambda value: True})
+
+
+def value_text(value: Any) -> str:
+  """A value of an option as it is typed; None as `unset`."""
+  return 'unset' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def safe_repr(value: Any) -> str:
+  """Repr of a value that may be anything, for an error message."""
+  try:
+    return repr(value)
+  except Exception:
+    return f'(a {type(value).__name__})'
+
+
+def integer(
+    name: str, default: Any, doc: str, *, at_least: int = 0, bits: int = 31, **options: Any
+) -> Field:
+  """An integer from `at_least` to 2^bits - 1."""
+  return Field(
+      name=name,
+      kind='integer',
+      default=default,
+      doc=doc,
+      range=f'an integer from {at_least} to 2^{bits} - 1',
+      check=lambda value: at_least <= value < 2**bits,
+      **options,
+  )
+
+
+def number(
+    name: str,
+    default: Any,
+    doc: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    traced: bool = True,
+    **options: Any,
+) -> Field:
+  """A finite float32 number; traced unless said otherwise."""
+
+  def check(value: float) -> bool:
+    # Runs compute in float32: what becomes infinite or zero there is not what was asked for.
+    float32 = ctypes.c_float(value).value
+    return (
+        math.isfinite(float32)
+        and bool(float32) == bool(value)
+        and (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (below is None or float32 < below)
+    )
+
+  bounds = (
+      '' if above is None else f' above {above:g}',
+      '' if at_least is None else f', {at_least:g} or more',
+      '' if below is None else f', below {below:g}',
+  )
+  return Field(
+      name=name,
+      kind='number',
+      default=default,
+      doc=doc,
+      range=f'a number{"".join(bounds)}, in float32',
+      check=check,
+      traced=traced,
+      **options,
+  )
+
+
+def switch(name: str, default: Any, doc: str, **options: Any) -> Field:
+  """A coefficient, 0 or more, whose term is left out of the program where it is 0."""
+  return number(name, default, doc, at_least=0, switch=True, **options)
+
+
+def choice(name: str, default: Any, names: tuple[str, ...], doc: str, **options: Any) -> Field:
+  """One of some names, or of the variants that were added to this option from outside."""
+  return Field(
+      name=name,
+      kind='choice',
+      default=default,
+      doc=doc,
+      range='one of ' + ', '.join(names),
+      check=lambda value: value in names or value in variants.added(name),
+      **options,
+  )
+
+
+def text(name: str, default: Any, doc: str, *, allowed: str, **options: Any) -> Field:
+  """A text that is not empty."""
+  return Field(
+      name=name, kind='text', default=default, doc=doc, range=allowed, check=bool, **options
+  )

@@ -1,0 +1,254 @@
+"""One record per option of a run; flags, help, checks, actions and claims are derived from them.
+
+To add an option, add its record here. A section or figure that a source gives without a name is
+that of arXiv 2309.14322, "Small-scale proxies for large-scale Transformer training instabilities".
+Options of an extension join FIELDS with `register`.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+from stability.config.field import (
+    SCALES,
+    UNSET,
+    Field,
+    choice,
+    integer,
+    number,
+    safe_repr,
+    switch,
+    text,
+)
+from stability.config.sizes import for_scale
+from stability.errors import BadInput
+
+RECORDS = (
+    integer('seed', 0, 'Seed of the initial parameters; several seeds show the spread of results.',
+            traced=True),
+
+    choice('data.source', 'text', ('text', 'synthetic'),
+           'text reads data.path; synthetic is a language whose entropy rate is known exactly.',
+           shared=True),
+    text('data.path', None,
+         'Text, or a folder of token files; unset: the source code of the Python standard library.',
+         allowed='a file or folder', optional=True, shared=True),
+    choice('data.tokenizer', 'bytes', ('bytes', 'bpe'),
+           'bytes: one token per byte; bpe: byte-pair encoding learned from the training text.',
+           shared=True),
+    integer('data.vocabulary_size', 4_096, 'Vocabulary size of the bpe tokenizer.', at_least=257,
+            unit='tokens', shared=True),
+    integer('data.batch_size', dict(cpu=16, night=16, gpu=64, paper=256), 'Batch size.',
+            at_least=1, unit='sequences', source='section 2.1'),
+    integer('data.sequence_length', dict(cpu=64, night=64, gpu=256, paper=512),
+            'Length of each sequence.', at_least=1, unit='tokens', source='section 2.1'),
+    integer('data.seed', 0, 'Seed of the order of batches; equal seeds see the same batches.',
+            traced=True),
+    integer('data.validation_batches', 16,
+            'Number of fixed batches on which initial_loss and final_loss are measured.',
+            at_least=1, unit='batches'),
+
+    integer('model.width', dict(cpu=64, night=64, gpu=256, paper=256),
+            'Width of the residual stream.', at_least=1, unit='features', source='section 2.1'),
+    integer('model.depth', 3,
+            'Number of Transformer blocks; 0 leaves embedding and head, a bigram model.',
+            unit='blocks', source='section 2.1'),
+    integer('model.head_dim', dict(cpu=16, night=16, gpu=64, paper=64),
+            'Dimension of an attention head; a model has width / head_dim heads.',
+            at_least=1, unit='features', source='section 3.2.3'),
+    choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm'),
+           'Normalisation of the residual stream.', paper='layernorm',
+           source='section 2.1; rmsnorm: arXiv 1910.07467'),
+    choice('model.norm_position', 'pre', ('pre', 'peri'),
+           'pre normalises the input of attention and MLP; peri normalises their output as well.',
+           paper='pre', source='section 2.1; peri: arXiv 2502.02732'),
+    choice('model.qk_norm', 'layernorm',
+           ('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'fixed', 'none'),
+           'Normalisation of queries and keys, which keeps attention logits from growing:'
+           ' layernorm_model spans all heads, the others act on each head; fixed sets the mean'
+           ' square to model.logit_scale.', paper='layernorm',
+           source='section 3.1.1, figure E.8; l2: arXiv 2010.04245; fixed: section 3.3'),
+    number('model.logit_scale', 1.0,
+           'Mean square kappa of queries and keys under model.qk_norm=fixed.', above=0,
+           source='section 3.3, figure 10'),
+    choice('model.attention', 'softmax', ('softmax', 'squared_relu'),
+           'Attention weights; squared_relu is pointwise, without normalisation.',
+           paper='softmax', source='section 2.1; squared_relu: figure E.11'),
+    choice('model.attention_scale', 'inverse_sqrt', ('inverse_sqrt', 'inverse'),
+           'Factor of attention logits: 1 / sqrt(head_dim), or 1 / head_dim as in muP.',
+           paper='inverse_sqrt', source='section 3.1.1; inverse: figure E.6'),
+    choice('model.attention_gate', 'none', ('none', 'sigmoid'),
+           'sigmoid multiplies the output of the heads by a learned function of their input.',
+           paper='none', source='arXiv 2505.06708'),
+    switch('model.attention_soft_cap', 0.0,
+           'Bound of attention logits, cap * tanh(logit / cap); 0 = off; Gemma 2 has 50.',
+           settable=True, paper=0.0, source='arXiv 2408.00118'),
+    switch('model.output_soft_cap', 0.0,
+           'Bound of output logits, cap * tanh(logit / cap); 0 = off; Gemma 2 has 30.',
+           settable=True, paper=0.0, source='arXiv 2408.00118'),
+    choice('model.output_centering', 'none', ('none', 'mean'),
+           'mean subtracts the mean output embedding from the head after each update'
+           ' (mu-centering).', paper='none', source='arXiv 2601.02031'),
+    choice('model.dtype', 'float32', ('float32', 'bfloat16'),
+           'Type of activations; parameters and optimizer state are float32.'),
+
+    number('objective.z_loss', 1e-4,
+           'Coefficient of z-loss, the mean of log^2 Z, which keeps output logits from drifting;'
+           ' 0 = off.', at_least=0, settable=True, paper=1e-4, source='section 3.1.2'),
+    switch('objective.mu_loss', 0.0,
+           'Coefficient of mu-loss, the squared norm of the mean output embedding; 0 = off.',
+           settable=True, paper=0.0, source='arXiv 2601.02031'),
+
+    choice('parameterization.name', 'standard',
+           ('standard', 'muparam_simple', 'muparam_intermediate', 'muparam_full', 'ntk', 'mup',
+            'mean_field'),
+           'How initial weights, multipliers and learning rates depend on the width; muP as'
+           ' usually meant is mup with exponents=full_alignment.', paper='standard',
+           source='section 3.2.4; ntk, mup, mean_field: arXiv 2407.05872'),
+    integer('parameterization.base_width', dict(cpu=16, night=16, gpu=256, paper=256),
+            'Width at which the parameterizations agree.', at_least=1, traced=True,
+            unit='features', source='section 3.2.4'),
+    choice('parameterization.exponents', 'none', ('none', 'full_alignment', 'no_alignment'),
+           'none gives all layers one learning rate; the others scale that of each layer by a power'
+           ' of width / base_width.', paper='none', source='arXiv 2407.05872'),
+
+    choice('optimizer.name', 'adamw',
+           ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor'),
+           'Optimizer; each reads some of beta1, beta2 and eps.', paper='adamw',
+           source='section 2.1; adam_atan2: arXiv 2407.05872; stable_adamw: arXiv 2304.13013;'
+           ' lion: arXiv 2302.06675; muon: arXiv 2502.16982; adafactor: arXiv 1804.04235'),
+    number('optimizer.learning_rate', 1e-2, 'Peak learning rate.', above=0, settable=True,
+           source='section 2.1'),
+    choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),
+           'parameter_rms multiplies the learning rate of each tensor by max(RMS, 1e-3).',
+           paper='none', source='figure E.14'),
+    number('optimizer.beta1', 0.9, 'Decay rate of the first moment.', at_least=0, below=1,
+           settable=True, source='section 2.1'),
+    number('optimizer.beta2', 0.95,
+           'Decay rate of the second moment; at less than 0.999, gradient spikes fade sooner.',
+           at_least=0, below=1, settable=True, source='section 2.1'),
+    # Below |g| = 1e-19, v = g^2 underflows in float32, and m / (0 + eps) explodes.
+    number('optimizer.eps', 1e-8,
+           'Added to the root of the second moment; updates vanish where the gradient RMS is below'
+           ' it.', at_least=1e-19, settable=True, paper=1e-8, source='section 3.4'),
+    number('optimizer.clip_norm', 1.0,
+           'Largest global norm of the gradient, to which larger ones are scaled; 0 = off.',
+           at_least=0, settable=True, source='section 2.1'),
+    number('optimizer.weight_decay', 1e-4,
+           'Share of each parameter that a step at the peak learning rate removes; if coupled, it'
+           ' is multiplied by the learning rate.', at_least=0, settable=True, paper=1e-4,
+           source='section 3.2.2'),
+    choice('optimizer.weight_decay_kind', 'independent', ('independent', 'coupled'),
+           'coupled multiplies weight decay by the learning rate; 0.1 is usual there.',
+           paper='independent', source='section 3.2.2'),
+
+    # Steps leave the compiled step as a float32, which is exact up to 2^24.
+    integer('schedule.steps', dict(cpu=500, night=10_000, gpu=5_000, paper=100_000),
+            'Number of updates.', at_least=1, bits=24, traced=True, unit='steps',
+            source='section 2.1'),
+    integer('schedule.warmup_steps', dict(cpu=25, night=500, gpu=250, paper=5_000),
+            'Length of the linear warm-up; 5 % of the steps in the paper.', traced=True,
+            settable=True, unit='steps', source='section 3.2.1'),
+    choice('schedule.shape', 'cosine', ('cosine', 'wsd', 'rsqrt'),
+           'After the warm-up: cosine; wsd, constant and then linear; rsqrt, 1 / sqrt(step).',
+           paper='cosine', source='section 2.1; wsd: arXiv 2404.06395'),
+    integer('schedule.decay_steps', dict(cpu=100, night=2_000, gpu=1_000, paper=20_000),
+            'Length of the linear decay that ends wsd; 0 = constant to the end.', traced=True,
+            unit='steps', source='arXiv 2404.06395'),
+    number('schedule.min_learning_rate', 1e-5,
+           'Learning rate at the end; a lower bound under rsqrt.', at_least=0, settable=True,
+           source='section 2.1'),
+
+    choice('parallel.layout', 'auto', ('auto', 'single', 'population', 'data_parallel', 'sharded'),
+           'How runs lie on devices: single, one on each; population, many on each;'
+           ' data_parallel or sharded, one on all.'),
+    integer('parallel.members', None,
+            'Runs per device in a population; unset: as many as fit.', at_least=1, optional=True,
+            unit='runs'),
+    integer('parallel.microbatches', None,
+            'Parts that a batch is split into; unset: as few as fit.', at_least=1, optional=True),
+    choice('parallel.remat', 'auto', ('auto', 'none', 'block'),
+           'block recomputes the activations of each block in the backward pass to save memory.'),
+
+    integer('log.every_steps', dict(cpu=10, night=20, gpu=10, paper=10),
+            'Interval between lines of metrics.jsonl.', at_least=1, unit='steps'),
+    integer('probe.every_steps', dict(cpu=20, night=40, gpu=20, paper=20),
+            'Interval between probes, measurements of the inside of a run; 0 = never.',
+            unit='steps'),
+    integer('probe.sharpness_every_steps', 0,
+            'Interval between measurements of sharpness, the curvature of the loss; one takes as'
+            ' long as 30 steps; 0 = never.', unit='steps',
+            source='arXiv 2601.16979, arXiv 2207.14484'),
+    integer('checkpoint.every_steps', dict(cpu=250, night=2_500, gpu=1_000, paper=1_000),
+            'Interval between checkpoints; 0 = never.', unit='steps'),
+    integer('checkpoint.keep', 2,
+            'Number of checkpoints kept; should the newest be damaged, the one before it serves.',
+            at_least=1, unit='checkpoints'),
+
+    choice('control.on_alarm', 'none', ('none', 'ask', 'policy'),
+           'Reaction to an alarm: none records it, ask pauses the run for a person, policy rewinds'
+           ' it to train on at a lower learning rate.', paper='none'),
+    integer('control.timeout_seconds', 3_600, 'How long a run waits for a person; 0 = forever.',
+            unit='seconds'),
+    choice('control.default_action', 'continue', ('continue', 'stop', 'policy'),
+           'What a run does when nobody has answered in time.'),
+    integer('control.tries', 5,
+            'Number of times that the policy rewinds a run, which then goes on as it is.',
+            unit='rewinds'),
+)  # fmt: skip
+
+FIELDS: dict[str, Field] = {record.name: record for record in RECORDS}
+
+_NAME = re.compile(r'[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+')
+
+
+def register(record: Field) -> None:
+  """Adds the option of an extension; BadInput for one that cannot be.
+
+  The paper does not have the option: where the record says nothing else, claims hold it at the
+  value that leaves runs as they were.
+  """
+  name = record.name
+  if not _NAME.fullmatch(name):
+    raise BadInput(f'option {safe_repr(name)}: must be named section.name, in lower case')
+  for other in FIELDS:
+    if f'{other}.'.startswith(f'{name}.') or name.startswith(f'{other}.'):
+      raise BadInput(f'config.{name}: cannot be added, config.{other} is an option already')
+  if (record.switch or record.settable) and not record.traced:
+    raise BadInput(f'config.{name}: must be traced to be a switch or settable')
+  if record.traced and record.type is str:
+    raise BadInput(f'config.{name}: must be a number to be traced')
+  paper = record.absent if record.paper is UNSET else record.paper
+  for value in (*map(record.default_at, SCALES), record.absent, paper):
+    record.convert(value)
+  FIELDS[name] = dataclasses.replace(record, paper=paper)
+
+
+def unregister_all() -> None:
+  """Removes the options that were added with `register`."""
+  own = {record.name for record in RECORDS}
+  for name in [name for name in FIELDS if name not in own]:
+    del FIELDS[name]
+
+
+def defaults(scale: str) -> dict[str, Any]:
+  """The default of every option at a scale, by dotted field."""
+  for_scale(scale, dict.fromkeys(SCALES))
+  return {name: record.default_at(scale) for name, record in FIELDS.items()}
+
+
+def settable() -> tuple[str, ...]:
+  """The options that an action may change while a run trains.
+
+  They are arguments of the compiled step that change nothing but the course of the run: not its
+  length, its seeds or what its parameters were drawn from.
+  """
+  return tuple(name for name, record in FIELDS.items() if record.settable)
+
+
+def paper_values() -> dict[str, Any]:
+  """The paper's value of each intervention (section 2.1), by dotted field.
+
+  Claims that do not name a swept intervention hold it there.
+  """
+  return {name: record.paper for name, record in FIELDS.items() if record.paper is not UNSET}
