@@ -33,7 +33,7 @@ from launch.common import app, environment
 from stability import config as config_lib
 from stability.devices import cost
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write', flag_values=FLAGS)
@@ -69,7 +69,7 @@ def main() -> None:
   for name in _ONLY.value or measurements:
     console.print(f'measuring {name} ...')
     found[name], rows = measurements[name](_ROUNDS.value)
-    workdir_lib.write_json(Path(_OUTPUT.value), found)
+    files.write_json(Path(_OUTPUT.value), found)
     for row in rows:
       table.add_row(*row)
   console.print(table)

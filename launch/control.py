@@ -39,7 +39,7 @@ from stability.control import actions
 from stability.control.actions import Json
 from stability.errors import BadInput
 from stability.report import terminal_plot
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
@@ -94,10 +94,10 @@ def list_runs(workdir: Path, console: Console) -> None:
   table = Table(box=box.SIMPLE_HEAD)
   for name in ('run', 'status', 'step', 'loss', 'alarms', 'last alarm', 'actions'):
     table.add_column(name, overflow='fold', min_width=30 if name == 'run' else 4)
-  for name in [*workdir_lib.read_sweep(workdir)['runs'], *workdir_lib.read_forks(workdir)]:
-    run = workdir_lib.run_dir(workdir, name)
+  for name in [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]:
+    run = run_files.run_dir(workdir, name)
     raised = actions.read_alarms(run)
-    row = workdir_lib.last_metrics(run) or {}
+    row = run_files.last_metrics(run) or {}
     loss = row.get('loss')
     table.add_row(
         Text(name),
@@ -113,9 +113,9 @@ def list_runs(workdir: Path, console: Console) -> None:
 
 def status(run: Path) -> str:
   """A result's status, or paused, started or waiting."""
-  result = workdir_lib.read_result(run)
+  result = run_files.read_result(run)
   if result is not None:
-    return result['status']
+    return result.status
   if actions.is_paused(actions.done(actions.read(run))):
     return 'paused'
   return 'started' if (run / 'metrics.jsonl').exists() else 'waiting'
@@ -123,8 +123,8 @@ def status(run: Path) -> str:
 
 def show(run: Path, console: Console) -> None:
   """Loss and attention logit over training, the alarms, what may help, and what was done."""
-  config = workdir_lib.read_config(run)
-  rows = workdir_lib.read_metrics(run)
+  config = run_files.read_config(run)
+  rows = run_files.read_metrics(run)
   raised = actions.read_alarms(run)
   records = actions.read(run)
   marks = {r['step']: '*' for r in actions.done(records)} | {a['step']: '!' for a in raised}
@@ -217,12 +217,12 @@ def _parsed(field: str, text: str) -> float | int:
 def hand_in(run: Path, words: tuple[str, ...], console: Console) -> None:
   """Writes the request and waits a little for what becomes of it."""
   action = parse(words)
-  result = workdir_lib.read_result(run)
-  if result is not None and result['status'] != 'failed':
-    raise BadInput(f'--run={_RUN.value}: has ended ({result["status"]}); nothing can be done to it')
+  result = run_files.read_result(run)
+  if result is not None and result.status != 'failed':
+    raise BadInput(f'--run={_RUN.value}: has ended ({result.status}); nothing can be done to it')
   done = actions.done(actions.read(run))
-  config = actions.current(workdir_lib.read_config(run), done)
-  step = (workdir_lib.last_metrics(run) or {'step': 0})['step']
+  config = actions.current(run_files.read_config(run), done)
+  step = (run_files.last_metrics(run) or {'step': 0})['step']
   checked = actions.check(action, config, step, actions.skipped(done))
   path = actions.request(run, checked, getpass.getuser(), _WHY.value)
   say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
@@ -234,9 +234,9 @@ def hand_in(run: Path, words: tuple[str, ...], console: Console) -> None:
           raise BadInput(record['refused'])
         say(f'taken at step {record["step"]}: {actions.told(record)}')
         return
-    if (result := workdir_lib.read_result(run)) is not None and result['status'] != 'failed':
+    if (result := run_files.read_result(run)) is not None and result.status != 'failed':
       path.unlink(missing_ok=True)  # it ended while this was written: nobody will look
-      raise BadInput(f'--run={_RUN.value}: has ended ({result["status"]}); nothing was done to it')
+      raise BadInput(f'--run={_RUN.value}: has ended ({result.status}); nothing was done to it')
     time.sleep(0.2)
   say(f'asked for; the run has not come to its next stop, or nobody trains it now: {path}')
 

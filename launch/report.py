@@ -23,7 +23,7 @@ from rich.console import Console
 from launch.common import app
 from stability.analysis import windows
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import results_csv
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
@@ -78,7 +78,7 @@ def main() -> None:
       if FLAGS[name].present:
         raise BadInput(f'--{name}: goes with --results only')
     workdir = Path(_WORKDIR.value)
-    workdir_lib.write_results(workdir)
+    results_csv.write_results(workdir)
     results = results_lib.load_workdir(workdir)
     path = page.write_report(workdir)
   console = Console()

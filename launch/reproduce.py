@@ -32,8 +32,7 @@ from launch.common import app, preemption, start
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.errors import BadInput
-from stability.storage import reuse
-from stability.storage import workdir as workdir_lib
+from stability.storage import reuse, sweeps
 
 FOLDER = Path(configs.__file__).parent
 EXPERIMENTS = (  # the most telling first
@@ -173,7 +172,7 @@ def _is_sweep(folder: Path) -> bool:
   if not (folder / 'sweep.json').is_file():
     return False
   try:
-    workdir_lib.read_sweep(folder)
+    sweeps.read_sweep(folder)
   except BadInput as error:
     print(f'nothing is taken over from {folder.name}: {error}', file=sys.stderr)
     return False

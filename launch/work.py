@@ -22,8 +22,7 @@ from stability import config as config_lib
 from stability.config import Config
 from stability.devices import cost
 from stability.errors import BadInput
-from stability.storage import schema
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files, schema, sweeps
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
@@ -42,27 +41,27 @@ def main() -> int:
   workdir = Path(_WORKDIR.value)
   if _RUNS.value and _SHARE.value:
     raise BadInput('--runs, --share: must not be given together')
-  sweep = workdir_lib.read_sweep(workdir)
-  mine = _mine(workdir, sweep['runs'])
-  _check(workdir, sweep['data'], mine)
+  sweep = sweeps.read_sweep(workdir)
+  mine = _mine(workdir, sweep.runs)
+  _check(workdir, sweep.data, mine)
   if _ATTACHED.value:
     preemption.end_with_input()
-  waiting = workdir_lib.waiting(workdir, mine)
+  waiting = sweeps.runs_to_train(workdir, mine)
   if waiting:
-    start.warn_of_versions(workdir, sweep['versions'])
+    start.warn_of_versions(workdir, sweep.versions)
     local.train(workdir, waiting, _WORKERS.value)
-  results = [workdir_lib.read_result(workdir_lib.run_dir(workdir, name)) for name in mine]
-  return 1 if any(result is None or result['status'] == 'failed' for result in results) else 0
+  results = [run_files.read_result(run_files.run_dir(workdir, name)) for name in mine]
+  return 1 if any(result is None or result.status == 'failed' for result in results) else 0
 
 
-def _check(workdir: Path, data: workdir_lib.Json, mine: Mapping[str, Config]) -> None:
+def _check(workdir: Path, data: files.Json, mine: Mapping[str, Config]) -> None:
   """Refuses what no worker could train: nothing has made the folder anew, as launch.sweep does."""
   path = workdir / 'sweep.json'
   schema.check_data(path, data, ['path'])
   if not (workdir / data['path'] / 'meta.json').is_file():
     raise BadInput(f'{path}: its data, {data["path"]}, is not there; launch.sweep makes it')
   for name, config in mine.items():
-    if not (workdir_lib.run_dir(workdir, name) / 'config.json').is_file():
+    if not (run_files.run_dir(workdir, name) / 'config.json').is_file():
       raise BadInput(f'{path}: its run {name!r} has no folder; launch.sweep makes it')
     try:
       config_lib.resolve(config_lib.flatten(config))
@@ -78,11 +77,11 @@ def _mine(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   if _SHARE.value:
     names = _shared(_SHARE.value, configs)
   mine = {name: configs[name] for name in names}
-  forks = workdir_lib.read_forks(workdir)
-  for name, config in workdir_lib.fork_configs(workdir).items():
+  forks = sweeps.read_forks(workdir)
+  for name, config in sweeps.fork_configs(workdir).items():
     origin = name
     for _ in forks:  # no more often: files that somebody changed may name each other
-      origin = forks[origin]['run'] if origin in forks else origin
+      origin = forks[origin].run if origin in forks else origin
     if origin in mine:
       mine[name] = config
   return mine

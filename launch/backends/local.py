@@ -16,7 +16,7 @@ from launch.workers.worker_process import WorkerProcess
 from stability.config import Config
 from stability.errors import BadInput, CannotWrite
 from stability.storage import leases as leases_lib
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 POLL_SECONDS = 0.5
 LISTEN_SECONDS = 5  # for a dead worker's last words; a process of its own may keep the pipe open
@@ -131,11 +131,11 @@ def train(
       looked = time.monotonic()
       while not progress.is_over() and not is_told():
         time.sleep(POLL_SECONDS)
-        for name in workdir_lib.read_forks(workdir).keys() - known:
+        for name in sweeps.read_forks(workdir).keys() - known:
           known.add(name)
-          run = workdir_lib.run_dir(workdir, name)
-          if workdir_lib.read_result(run) is None:
-            progress.add(name, config := workdir_lib.read_config(run))
+          run = run_files.run_dir(workdir, name)
+          if run_files.read_result(run) is None:
+            progress.add(name, config := run_files.read_config(run))
             assignments.add(name, config)
         for one in crew:
           if one.error is not None:

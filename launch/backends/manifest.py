@@ -14,10 +14,10 @@ from pathlib import Path
 from launch.common import jobs
 from launch.common.jobs import Needs
 from stability.config import Config
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 
-def lines(workdir: Path, configs: Mapping[str, Config], needs: Needs) -> list[workdir_lib.Json]:
+def lines(workdir: Path, configs: Mapping[str, Config], needs: Needs) -> list[files.Json]:
   """The jobs that train the runs."""
   resources = {
       'cpus': needs.cpus,
@@ -47,5 +47,5 @@ def write(workdir: Path, waiting: Mapping[str, Config], needs: Needs) -> None:
   workdir = workdir.absolute()
   jobs.write_lists(jobs.lists(workdir, waiting, needs))
   found = lines(workdir, waiting, needs)
-  workdir_lib.write_lines(workdir / 'manifest.jsonl', found)
+  files.write_lines(workdir / 'manifest.jsonl', found)
   print(f'{len(found)} jobs for {len(waiting)} runs: {workdir / "manifest.jsonl"}')

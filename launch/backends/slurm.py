@@ -24,7 +24,7 @@ from launch.common import jobs
 from launch.common.jobs import Needs
 from stability.config import Config
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
 LEAST_MINUTES = 3  # of a job, which USR1@60 may reach two minutes before its end
@@ -160,10 +160,10 @@ def _submit(
   text = script(list(divided), jobs.command(workdir, needs))
   name = _name(text)
   path = workdir / 'slurm' / f'{name}.sh'
-  workdir_lib.write_whole(path, text)
+  files.write_atomic(path, text)
   entry = {'name': name, 'lists': [path.name for path in divided]}
   others = [other for other in _submitted(workdir) if other['name'] != name]
-  workdir_lib.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*others, entry])
+  files.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*others, entry])
   # Those of a job that launch.sweep itself may be in are not the new jobs'.
   ours = {k: v for k, v in os.environ.items() if not k.startswith('SLURM_') or k == 'SLURM_CONF'}
   done = subprocess.run(
@@ -185,8 +185,8 @@ def _name(text: str) -> str:
   return f'stability-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 
 
-def _submitted(workdir: Path) -> list[workdir_lib.Json]:
-  return workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')
+def _submitted(workdir: Path) -> list[files.Json]:
+  return files.read_lines(workdir / 'slurm' / 'jobs.jsonl')
 
 
 def _queued(workdir: Path) -> list[Path] | None:

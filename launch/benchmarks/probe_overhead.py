@@ -20,7 +20,7 @@ from configs import benchmark
 from launch.common import environment
 from stability import config as config_lib
 from stability import hyper
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 STEPS = 600
 
@@ -63,15 +63,21 @@ def measure(c: ConfigDict, rounds: int, probe_every: int) -> dict[str, list[floa
       runs = hyper.expand(c.to_dict(), [{}])
       workdir = Path(folder) / f'{probe_every}-{number}'
       about = {'path': str(text), **tokens.open_tokens(text).meta}
-      workdir_lib.write_sweep(
-          workdir, runs, config_file='', scale='', overrides={}, data=about, versions={}
+      sweep = sweeps.Sweep(
+          runs.fields,
+          runs.configs,
+          config_file='',
+          scale='',
+          overrides={},
+          data=about,
+          versions={},
       )
+      sweeps.write_sweep(workdir, sweep)
       name = next(iter(runs.configs))
-      sweep = workdir_lib.read_sweep(workdir)
       trainer.train_runs(workdir, sweep, name, lambda: None)
-      result = workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
-      assert result['status'] == 'done', result['error']
-      return result['seconds']
+      result = run_files.read_result(run_files.run_dir(workdir, name))
+      assert result.status == 'done', result.error
+      return result.seconds
 
     def bare() -> float:
       flat = config_lib.resolve(config_lib.flatten(c.to_dict()) | {'probe.every_steps': 0})

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 # Matrix products by XLA's YNN kernels, faster on a CPU at widths from 32, and LLVM at -O2, not -O3,
 # which compiles sooner and leaves steps as fast (jaxlib 0.10.2; BUILD_NOTES.md). YNN is
@@ -101,7 +101,7 @@ def _cpu_flags(cache: Path) -> str:
   if CPU_FLAGS not in answers:
     answers = {**answers, CPU_FLAGS: _works(CPU_FLAGS)}
     with contextlib.suppress(OSError):  # a home that cannot be written: it is tried again then
-      workdir_lib.write_json(known, answers)
+      files.write_json(known, answers)
   return CPU_FLAGS if answers[CPU_FLAGS] else ''
 
 

@@ -22,7 +22,7 @@ from launch.common.progress import Progress
 from stability.config import Config
 from stability.devices import cost
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 POLL_SECONDS = 2.0  # between looks at the files of a sweep that others train
 LAST_LINES = 20  # of a log
@@ -102,7 +102,7 @@ def lists(workdir: Path, configs: Mapping[str, Config], needs: Needs) -> dict[Pa
 def write_lists(divided: Mapping[Path, Sequence[str]]) -> None:
   """Writes the lists, before the jobs that read them are placed."""
   for path, share in divided.items():
-    workdir_lib.write_json(path, share)
+    files.write_json(path, share)
 
 
 def listed(path: Path) -> list[str]:
@@ -148,7 +148,7 @@ def watch(
   with Progress(workdir, configs) as progress:
     while True:
       there = is_anybody_there()  # asked first: what a job wrote before its end is seen below
-      over = [n for n in left if (workdir_lib.run_dir(workdir, n) / 'result.json').exists()]
+      over = [n for n in left if (run_files.run_dir(workdir, n) / 'result.json').exists()]
       for name in over:
         del left[name]
       progress.show(_running(workdir, left), over)
@@ -170,7 +170,7 @@ def _running(workdir: Path, names: Iterable[str]) -> list[str]:
   found = []
   for name in names:
     with contextlib.suppress(FileNotFoundError):
-      logged = (workdir_lib.run_dir(workdir, name) / 'metrics.jsonl').stat().st_mtime
+      logged = (run_files.run_dir(workdir, name) / 'metrics.jsonl').stat().st_mtime
       if time.time() - logged < LOGGED_SECONDS:
         found.append(name)
   return found

@@ -21,7 +21,7 @@ from absl import flags
 from launch.common import environment, preemption
 from launch.workers.worker_process import WorkerProcess
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 NAMES = ('coordinator_address', 'num_processes', 'process_id')
 POLL_SECONDS = 0.2
@@ -110,8 +110,8 @@ def follow(workdir: Path, name: str, processes: Processes) -> int:
 
   A notice that any of the processes is to end is acted upon by all of their workers together.
   """
-  result = workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
-  if result is not None and result['status'] != 'failed':
+  result = run_files.read_result(run_files.run_dir(workdir, name))
+  if result is not None and result.status != 'failed':
     return 0
   with preemption.patient() as is_told:
     worker = WorkerProcess(workdir, environment.cores(), processes.worker_flags())
@@ -127,11 +127,11 @@ def follow(workdir: Path, name: str, processes: Processes) -> int:
           ends = time.monotonic() + preemption.GRACE_SECONDS
       if is_told() or worker.has_saved():
         return preemption.EXIT_CODE
-      result = _awaited_result(workdir_lib.run_dir(workdir, name))
+      result = _awaited_result(run_files.run_dir(workdir, name))
     finally:
       worker.kill()
       worker.wait()
-  return 0 if result is not None and result['status'] != 'failed' else 1
+  return 0 if result is not None and result.status != 'failed' else 1
 
 
 def _lend(worker: WorkerProcess, name: str) -> None:
@@ -150,10 +150,10 @@ def _show(worker: WorkerProcess) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _awaited_result(run: Path) -> workdir_lib.Json | None:
+def _awaited_result(run: Path) -> files.Json | None:
   """What process 0 writes when its part is done."""
   for _ in range(RESULT_SECONDS):
-    if (result := workdir_lib.read_result(run)) is not None:
+    if (result := run_files.read_result(run)) is not None:
       return result
     time.sleep(1)
   return None

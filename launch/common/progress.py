@@ -15,7 +15,7 @@ from stability.config import Config
 from stability.control import actions
 from stability.devices import cost
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files
 
 PLAIN_SECONDS = 10  # between lines where there is no terminal
 LOOKS = 50  # at runs that others may have ended, at a time: a look does not grow with the sweep
@@ -32,7 +32,7 @@ class Progress:
     self._workdir = workdir
     self._configs = configs
     self._flops = {name: cost.train_flops(config) for name, config in configs.items()}
-    self._counts = dict.fromkeys(workdir_lib.STATUSES, 0)
+    self._counts = dict.fromkeys(run_files.STATUSES, 0)
     self._over_flops = 0.0
     self._all_flops = sum(self._flops.values())
     self._unfinished = dict.fromkeys(configs)
@@ -77,10 +77,10 @@ class Progress:
     """
     speed, part, paused = 0.0, 0.0, 0
     for name in running:
-      run = workdir_lib.run_dir(self._workdir, name)
+      run = run_files.run_dir(self._workdir, name)
       try:
         waits = actions.is_paused(actions.done(actions.read(run)))
-        line = workdir_lib.last_metrics(run)
+        line = run_files.last_metrics(run)
       except BadInput:  # whoever trains it says so, and fails it alone
         continue
       paused += waits
@@ -113,13 +113,13 @@ class Progress:
 
   def _count_results(self, names: Iterable[str]) -> None:
     for name in [name for name in names if name in self._unfinished]:
-      result = workdir_lib.read_result(workdir_lib.run_dir(self._workdir, name))
+      result = run_files.read_result(run_files.run_dir(self._workdir, name))
       if result is not None:
         del self._unfinished[name]
-        self._counts[result['status']] += 1
+        self._counts[result.status] += 1
         self._over_flops += self._flops[name]
-        if result['status'] == 'failed':
-          self.say(f'{name} failed: {result["error"].strip().splitlines()[-1]}')
+        if result.status == 'failed':
+          self.say(f'{name} failed: {result.error.strip().splitlines()[-1]}')
 
   def _time_left(self, fraction: float) -> str:
     """From the work done since the first logged step, so that compilation does not count."""

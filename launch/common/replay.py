@@ -1,5 +1,6 @@
 """Trains a run once more, with the actions that were taken on it, and compares the numbers."""
 
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from launch.backends import local
 from stability.control import actions
 from stability.errors import BadInput
 from stability.hyper import Runs
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files, sweeps
 
 WALL_CLOCK = ('seconds', 'tokens_per_second')
 
@@ -18,29 +19,20 @@ def replay(run: Path, workdir: Path, console: Console) -> int:
 
   Its actions.jsonl is all that the trainer needs: it finds there what to take, and where.
   """
-  result = workdir_lib.read_result(run)
-  if result is None or result['status'] == 'failed':
+  result = run_files.read_result(run)
+  if result is None or result.status == 'failed':
     raise BadInput(f'--run={run}: is not over; a run with a result can be replayed')
   source = run.parent.parent
-  sweep = workdir_lib.read_sweep(source)
-  runs = Runs(tuple(sweep['fields']), {run.name: workdir_lib.read_config(run)})
-  workdir_lib.check_new(workdir, runs)
-  data = sweep['data'] | {'path': str((source / sweep['data']['path']).absolute())}
-  workdir_lib.write_sweep(
-      workdir,
-      runs,
-      config_file=sweep['config_file'],
-      scale=sweep['scale'],
-      overrides=sweep['overrides'],
-      data=data,
-      versions=sweep['versions'],
-      report=sweep['report'],
-  )
-  copy = workdir_lib.run_dir(workdir, run.name)
+  sweep = sweeps.read_sweep(source)
+  runs = Runs(sweep.fields, {run.name: run_files.read_config(run)})
+  sweeps.check_workdir(workdir, runs)
+  data = sweep.data | {'path': str((source / sweep.data['path']).absolute())}
+  sweeps.write_sweep(workdir, dataclasses.replace(sweep, runs=runs.configs, data=data))
+  copy = run_files.run_dir(workdir, run.name)
   if not (copy / 'actions.jsonl').exists():
     taken = [r for r in actions.done(actions.read(run)) if r['action'] != 'fork']
-    workdir_lib.write_lines(copy / 'actions.jsonl', taken)
-  waiting = workdir_lib.waiting(workdir, runs.configs)
+    files.write_lines(copy / 'actions.jsonl', taken)
+  waiting = sweeps.runs_to_train(workdir, runs.configs)
   if waiting:
     local.train(workdir, waiting, workers=1)
   ours, theirs = (_numbers(folder) for folder in (copy, run))
@@ -52,7 +44,8 @@ def replay(run: Path, workdir: Path, console: Console) -> int:
   return 0 if ours == theirs else 1
 
 
-def _numbers(run: Path) -> list[workdir_lib.Json]:
+def _numbers(run: Path) -> list[files.Json]:
   """The run's lines and its result, without what the clock says."""
-  lines = [*workdir_lib.read_metrics(run), workdir_lib.read_result(run) or {}]
+  result = run_files.read_result(run)
+  lines = [*run_files.read_metrics(run), {} if result is None else result.to_json()]
   return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]

@@ -13,8 +13,7 @@ from launch.common import app
 from stability.config import Config
 from stability.data import tokens
 from stability.errors import BadInput
-from stability.storage import leases, metrics, reuse, schema, versions
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, leases, metrics, results_csv, reuse, schema, sweeps, versions
 
 Train = Callable[[Path, Mapping[str, Config]], None]  # the runs of a workdir, to their results
 
@@ -70,21 +69,21 @@ def start(
   with leases.acquire(workdir):  # by one launcher at a time
     for result in (workdir / 'runs').glob('*/result.json'):
       leases.remove_stale(result.parent)
-    workdir_lib.write_results(workdir)
+    results_csv.write_results(workdir)
     return _report(workdir)
 
 
 def _prepare(sweep: app.Sweep, workdir: Path, others: Sequence[Path]) -> dict[str, Config]:
   """Makes the folder of a sweep, whose runs may then be trained; those that are not over."""
   runs = sweep.runs
-  workdir_lib.check_new(workdir, runs)
+  sweeps.check_workdir(workdir, runs)
   with leases.acquire(workdir, _say_held):
-    workdir_lib.check_new(workdir, runs)  # another launcher may have begun one here meanwhile
+    sweeps.check_workdir(workdir, runs)  # another launcher may have begun one here meanwhile
     data = _prepare_data(sweep, workdir)
-    waiting = workdir_lib.waiting(workdir, runs.configs | workdir_lib.fork_configs(workdir))
-    workdir_lib.write_sweep(
-        workdir,
-        runs,
+    waiting = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
+    written = sweeps.Sweep(
+        runs.fields,
+        runs.configs,
         config_file=sweep.config_file,
         scale=sweep.scale,
         overrides=sweep.overrides,
@@ -92,8 +91,9 @@ def _prepare(sweep: app.Sweep, workdir: Path, others: Sequence[Path]) -> dict[st
         versions=_versions(workdir, waiting),
         report=sweep.report,
     )
+    sweeps.write_sweep(workdir, written)
     first = next(iter(runs.configs.values()))
-    metrics.write_experiment(workdir, workdir_lib.swept_values(first, runs.fields))
+    metrics.write_experiment(workdir, sweeps.swept_values(first, runs.fields))
     taken = reuse.take_over(workdir, waiting, others)
   if taken:
     print(f'{len(taken)} runs are taken over from sweeps that have trained them', flush=True)
@@ -105,7 +105,7 @@ def _say_held(by: leases.Json) -> None:
   print(f'{who} prepares this workdir; waiting for it', file=sys.stderr)
 
 
-def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
+def _prepare_data(sweep: app.Sweep, workdir: Path) -> files.Json:
   """The sweep's token files, made now or found; on other text than before a sweep is refused."""
   configs = sweep.runs.configs.values()
   longest = max(config['data']['sequence_length'] for config in configs)
@@ -115,7 +115,7 @@ def _prepare_data(sweep: app.Sweep, workdir: Path) -> workdir_lib.Json:
   path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
   if (workdir / 'sweep.json').exists():
-    before = workdir_lib.read_sweep(workdir)['data']
+    before = sweeps.read_sweep(workdir).data
     schema.check_data(workdir / 'sweep.json', before, ['sha256'])
     if before['sha256'] != data['sha256']:
       for made in set((workdir / 'data').glob('*')) - there_before:  # just now, and nobody's
@@ -132,7 +132,7 @@ def _versions(workdir: Path, waiting: Collection[str]) -> dict[str, str]:
   now = versions.current()
   if not (workdir / 'sweep.json').exists():
     return now
-  before = workdir_lib.read_sweep(workdir)['versions']
+  before = sweeps.read_sweep(workdir).versions
   if not waiting:
     return before
   warn_of_versions(workdir, before)
@@ -161,7 +161,7 @@ def _report(workdir: Path) -> int:
   for table in terminal.summary(results, registry.read(path.parent / 'claims.csv')):
     console.print(table)
   console.print(f'Report: {path}', soft_wrap=True, highlight=False, markup=False)
-  rows = [*workdir_lib.read_results(workdir), *workdir_lib.read_fork_results(workdir)]
+  rows = [*results_csv.read_results(workdir), *results_csv.read_fork_results(workdir)]
   failed = [row for row in rows if row['status'] == 'failed']
   shown = set()
   for row in failed:

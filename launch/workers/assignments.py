@@ -16,7 +16,7 @@ from stability import config as config_lib
 from stability.config import Config
 from stability.devices import cost
 from stability.storage import leases as leases_lib
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files
 
 # Of a run with workers that die, without a new checkpoint in between. A machine's fault may take
 # two workers of a run; a run that takes three is at fault itself, and others wait for the device.
@@ -148,7 +148,7 @@ class Assignments:
           each = f', and so at each of {self._tries} tries' if self._tries > 1 else ''
           told = f'{name}: {how}{each}; the others go on'
           words = f'last words of its worker:\n{worker.last_words()}\n{told}'
-          workdir_lib.write_failure(self._run(name), words)
+          run_files.write_failure(self._run(name), words)
           self._end(name)
 
   def settle(self) -> None:
@@ -198,10 +198,10 @@ class Assignments:
       self.settle()
 
   def _run(self, name: str) -> Path:
-    return workdir_lib.run_dir(self._workdir, name)
+    return run_files.run_dir(self._workdir, name)
 
   def _is_over(self, name: str) -> bool:
-    return workdir_lib.read_result(self._run(name)) is not None
+    return run_files.read_result(self._run(name)) is not None
 
   def _end(self, name: str) -> None:
     self._hands.pop(name, None)

@@ -166,7 +166,7 @@ def main() -> None:
   environment.pin([int(core) for core in _CORES.value])
 
   from stability import errors
-  from stability.storage import workdir  # after the cores are set: this imports jax
+  from stability.storage import sweeps  # after the cores are set: this imports jax
   from stability.trainer import trainer
 
   if _DISTRIBUTED.value is not None:
@@ -190,7 +190,7 @@ def main() -> None:
       time.sleep(POLL_SECONDS)
       continue
     try:
-      sweep = sweep or workdir.read_sweep(folder)  # what is asked for was in it from the start
+      sweep = sweep or sweeps.read_sweep(folder)  # what is asked for was in it from the start
     except errors.BadInput as error:
       launcher.bad_input(error)
     watch = trainer.TrainerHooks(launcher.has_interrupted, most, launcher.members_chosen)

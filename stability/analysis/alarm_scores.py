@@ -9,7 +9,7 @@ import pandas as pd
 from stability.analysis import instability
 from stability.analysis import results as results_lib
 from stability.control import alarms
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files
 
 ANY = 'any'  # of the rules
 
@@ -23,7 +23,7 @@ def first_alarms(workdir: Path, runs: list[str]) -> pd.DataFrame:
   steps = pd.DataFrame(np.nan, runs, rules)
   for name in runs:
     monitor = alarms.Monitor()
-    for row in workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name)):
+    for row in run_files.read_metrics(run_files.run_dir(workdir, name)):
       for alarm in monitor.observe(row):
         steps.loc[name, alarm['rule']] = alarm['step']
   return steps.assign(**{ANY: steps.min(axis='columns')})
@@ -42,7 +42,7 @@ def labelled(workdir: Path) -> pd.DataFrame:
       'onset': instability.onset(results, curves),
   })
   steered = [
-      (workdir_lib.run_dir(workdir, name) / 'actions.jsonl').exists() for name in labels['run']
+      (run_files.run_dir(workdir, name) / 'actions.jsonl').exists() for name in labels['run']
   ]
   labels = labels[labels['unstable'].notna() & ~np.array(steered, bool)].set_index('run')
   return labels.join(first_alarms(workdir, list(labels.index)))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import results as results_lib
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 WIDTH = 'model.width'
 
@@ -22,8 +22,8 @@ WIDTH = 'model.width'
 def load_activations(workdir: Path) -> pd.DataFrame:
   """tables.load_curves of every activation_rms/ and output_rms probe that a run has logged."""
   probes: dict[str, None] = {}
-  for name in workdir_lib.read_sweep(workdir)['runs']:
-    for line in workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name)):
+  for name in sweeps.read_sweep(workdir).runs:
+    for line in run_files.read_metrics(run_files.run_dir(workdir, name)):
       probes |= dict.fromkeys(filter(_is_activation, line))
   return results_lib.load_curves(workdir, probes)
 

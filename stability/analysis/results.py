@@ -14,7 +14,7 @@ from stability import config as config_lib
 from stability.analysis import windows as windows_lib
 from stability.errors import BadInput
 from stability.hyper import Runs
-from stability.storage import workdir as workdir_lib
+from stability.storage import results_csv, run_files, sweeps
 
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures follow; see probes.py
@@ -23,7 +23,7 @@ LATE = 0.05  # what the end of a run is; its last step alone would be noisy
 
 _NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
 _COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss')
-_STATUSES = (*workdir_lib.STATUSES, 'missing')
+_STATUSES = (*run_files.STATUSES, 'missing')
 
 _MOST = 1e30  # of a loss: sums and axes over those near the largest float overflow
 _LOSS = f'a number from -{_MOST:g} to {_MOST:g}'
@@ -54,20 +54,20 @@ def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, p
 
 def load_workdir(workdir: Path) -> Results:
   """The runs of a sweep, in its order; every field of their configs is a column."""
-  sweep = workdir_lib.read_sweep(workdir)
-  runs = pd.DataFrame(workdir_lib.read_results(workdir))
-  configs = pd.DataFrame([config_lib.flatten(config) for config in sweep['runs'].values()])
+  sweep = sweeps.read_sweep(workdir)
+  runs = pd.DataFrame(results_csv.read_results(workdir))
+  configs = pd.DataFrame([config_lib.flatten(config) for config in sweep.runs.values()])
   others = [field for field in configs if field not in (*runs, 'optimizer.learning_rate')]
   try:
-    windows_lib.check(sweep['report'], Runs(tuple(sweep['fields']), sweep['runs']))
+    windows_lib.check(sweep.report, Runs(sweep.fields, sweep.runs))
     runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
   except (BadInput, OverflowError) as error:
     raise BadInput(f'{workdir / "sweep.json"}: damaged: {error}') from error
   return Results(
       pd.concat([runs, configs[others]], axis='columns'),
-      *_groups_and_sizes(sweep['fields']),
-      sweep['report'].get('windows', ()),
-      sweep['report'].get('not_comparable'),
+      *_groups_and_sizes(sweep.fields),
+      sweep.report.get('windows', ()),
+      sweep.report.get('not_comparable'),
   )
 
 
@@ -77,11 +77,11 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
   Values that are not finite, and those of probes between two measurements, are NaN.
   """
   columns = ['loss', *dict.fromkeys(probes)]
-  names = list(workdir_lib.read_sweep(workdir)['runs'])
+  names = list(sweeps.read_sweep(workdir).runs)
   steps, values = [], []  # an array per run: lists of numbers would take ten times the memory
   for name in names:
-    run = workdir_lib.run_dir(workdir, name)
-    lines = workdir_lib.read_metrics(run)
+    run = run_files.run_dir(workdir, name)
+    lines = run_files.read_metrics(run)
     try:
       steps.append(np.array([line['step'] for line in lines], int).reshape(len(lines)))
       rows = [[line.get(column) for column in columns] for line in lines]
@@ -275,7 +275,7 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
   if len(bare):
     raise BadInput(f'{path}, line {bare[0]}: initial_loss is empty: must be {_LOSS}')
   derived = [
-      workdir_lib.status(*losses)
+      run_files.final_status(*losses)
       for losses in zip(runs['initial_loss'], runs['final_loss'], strict=True)
   ]
   return given.where(given != '', derived)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from stability.control import actions
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 COLUMNS = ('run', 'step', 'what', 'by', 'why')
 
@@ -16,8 +16,8 @@ def story(workdir: Path) -> pd.DataFrame:
   Columns: run, step, what (the alarm's rule or the action in words), by ('' for an alarm), why
   (what the alarm saw, or the reason that was given). After a rewind the steps begin again.
   """
-  names = [*workdir_lib.read_sweep(workdir)['runs'], *workdir_lib.read_forks(workdir)]
-  rows = [row for name in names for row in _of_run(workdir_lib.run_dir(workdir, name))]
+  names = [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]
+  rows = [row for name in names for row in _of_run(run_files.run_dir(workdir, name))]
   return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -23,7 +23,7 @@ from stability import config as config_lib
 from stability.config import Config, fields
 from stability.data.batches import MAX_EXAMPLES
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 Json = dict[str, Any]
 
@@ -116,10 +116,10 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def request(run: Path, action: Mapping[str, Any], by: str, why: str) -> Path:
   """Asks the run's trainer for an action; returns the file, which is there until it is taken."""
-  workdir_lib.refuse_links(run)
+  files.refuse_links(run)
   path = run / 'requests' / f'{time.time_ns():020}-{uuid.uuid4().hex[:8]}.json'
   about = {'by': by, 'why': why, 'time': now()}
-  workdir_lib.write_json(path, dict(action) | about)
+  files.write_json(path, dict(action) | about)
   return path
 
 
@@ -174,7 +174,7 @@ def _is_deep(value: Any, most: int) -> bool:
 def read(run: Path) -> list[Json]:
   """actions.jsonl, the refused ones included; BadInput where it is not what a trainer writes."""
   path = run / 'actions.jsonl'
-  records = workdir_lib.read_lines(path)
+  records = files.read_lines(path)
   for number, record in enumerate(records, 1):
     try:
       _check_record(record)
@@ -209,7 +209,7 @@ def _check_types(record: Mapping[str, Any], types: Mapping[str, type]) -> None:
 def read_alarms(run: Path) -> list[Json]:
   """alarms.jsonl; BadInput where it is not what a trainer writes."""
   path = run / 'alarms.jsonl'
-  raised = workdir_lib.read_lines(path)
+  raised = files.read_lines(path)
   for number, alarm in enumerate(raised, 1):
     try:
       _check_types(alarm, {'step': int, 'rule': str, 'seen': str, 'actions': int})

@@ -19,7 +19,7 @@ from stability.config import Config
 from stability.control import actions, alarms
 from stability.control.actions import Json
 from stability.errors import BadInput, writing
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # who acts, beside people
 AUTOMATIC = (ALARM, POLICY, TIMEOUT)
@@ -84,8 +84,8 @@ class Control:
       if path.name in self._answered:  # a crash came between its record and its removal
         _remove(path)
     self.config = actions.current(config, self.taken)
-    workdir_lib.cut_lines(run / 'actions.jsonl', lambda line: True)
-    workdir_lib.cut_lines(
+    files.filter_lines(run / 'actions.jsonl', lambda line: True)
+    files.filter_lines(
         run / 'alarms.jsonl', lambda alarm: (alarm['actions'], alarm['step']) <= (taken, step)
     )
     self._watch(step)
@@ -104,7 +104,7 @@ class Control:
   def _watch(self, step: int) -> None:
     """Sets the rules up as they stand after `step`, from the run's files."""
     self._monitor = alarms.Monitor(rescued=any(r['by'] == POLICY for r in self.taken))
-    for row in workdir_lib.read_metrics(self._run):
+    for row in run_files.read_metrics(self._run):
       self._monitor.add(row)
     raised = actions.read_alarms(self._run)
     course = [i + 1 for i, r in enumerate(self.taken) if r['action'] in actions.COURSE]
@@ -307,6 +307,6 @@ def _remove(request: Path) -> None:
 def _append(path: Path, line: Json) -> None:
   """Adds a line to a file and returns once it is on the disk."""
   with writing(path), path.open('a') as file:
-    file.write(json.dumps(workdir_lib.finite(line), allow_nan=False) + '\n')
+    file.write(json.dumps(files.nonfinite_to_null(line), allow_nan=False) + '\n')
     file.flush()
     os.fsync(file.fileno())

@@ -39,7 +39,7 @@ import numpy as np
 from stability.data import ngrams, sources, synthetic
 from stability.data.tokenize import shards
 from stability.errors import BadInput, writing
-from stability.storage import workdir
+from stability.storage import files as files_lib
 
 SIDES = ('train', 'validation')
 SETTINGS = 'tokenize.json'  # in a folder of launch.tokenize, before meta.json: packing.py
@@ -171,7 +171,7 @@ def open_tokens(path: Path) -> Tokens:
   """Memory-maps a token folder; raises BadInput where meta.json and the files disagree in size."""
   try:
     # As sweep.json will hold it, so that what cannot be written there is refused here.
-    meta = workdir.finite(json.loads((path / 'meta.json').read_text()))
+    meta = files_lib.nonfinite_to_null(json.loads((path / 'meta.json').read_text()))
   except (OSError, ValueError, RecursionError) as error:
     raise BadInput(f'{path / "meta.json"}: cannot be read: {error}') from error
   if not isinstance(meta, dict):
@@ -270,7 +270,7 @@ def verify(path: Path, record: Path | None = None) -> None:
       )
     found[file.name] = there
   if record is not None and found != before:
-    workdir.write_json(record, {str(path): found})
+    files_lib.write_json(record, {str(path): found})
 
 
 def _files(path: Path, meta: Mapping[str, Any]) -> dict[str, tuple[Path, np.dtype | None]]:

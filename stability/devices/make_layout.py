@@ -16,7 +16,7 @@ from stability.devices import layouts, multi_device, placement
 from stability.errors import BadInput
 from stability.optim import optimizers
 from stability.step import train_step
-from stability.storage.workdir import Json
+from stability.storage.sweeps import Sweep
 
 MULTI_DEVICE = {
     'data_parallel': multi_device.DataParallelLayout,
@@ -29,7 +29,7 @@ TEXT_SHARE = 0.05
 
 def make_layout(
     workdir: Path,
-    sweep: Json,
+    sweep: Sweep,
     static: ml_collections.FrozenConfigDict,
     hparams: optimizers.Hyperparameters,
     most_members: int | None = None,
@@ -45,7 +45,7 @@ def make_layout(
     most_members: on a device, as more are known to run out of memory; None: any number.
     members_chosen: told how many are tried, before anything can go wrong with them.
   """
-  text = tokens.open_tokens(workdir / sweep['data']['path'])
+  text = tokens.open_tokens(workdir / sweep.data['path'])
   data = {'train': text.train, 'validation': _validation(text, static)}
   vocabulary_size = text.meta['vocabulary_size']
   together = jax.process_count() > 1  # one run on the devices of several processes
@@ -94,10 +94,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
   return isinstance(error, MemoryError)
 
 
-def _runs(sweep: Json, static: ml_collections.FrozenConfigDict, most: int) -> int:
+def _runs(sweep: Sweep, static: ml_collections.FrozenConfigDict, most: int) -> int:
   """How many runs of the sweep share the static config, counted up to `most`."""
   fields = config_lib.flatten(static.to_dict())
-  sharing = (c for c in sweep['runs'].values() if dict(config_lib.static_fields(c)) == fields)
+  sharing = (c for c in sweep.runs.values() if dict(config_lib.static_fields(c)) == fields)
   return sum(1 for _ in itertools.islice(sharing, most))
 
 

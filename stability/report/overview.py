@@ -14,7 +14,7 @@ from stability.analysis.claims import registry
 from stability.analysis.claims.claim import BEYOND, DOES_NOT_HOLD, HOLDS, UNDECIDED
 from stability.errors import BadInput
 from stability.report import page, terminal
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, sweeps
 
 LOSS, LOGITS = 'loss_by_learning_rate', 'attention_logits_by_learning_rate'
 SHOWN = 2  # figures of each sweep
@@ -41,7 +41,7 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
   readable, tally = None, ''
   if any(table is not None for table in of_each):
     judged = pd.concat(of_each, ignore_index=True)
-    workdir_lib.write_whole(output / 'claims.csv', judged.to_csv(index=False))
+    files.write_atomic(output / 'claims.csv', judged.to_csv(index=False))
     judged = judged[judged['reproduces']]
     readable = page.claim_cells(terminal.readable_claims(judged))
     link = Markup('<a href="#{0}">{0}</a>')
@@ -54,7 +54,7 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
       claims=readable,
       tally=tally,
   )
-  workdir_lib.write_whole(output / 'index.html', text)
+  files.write_atomic(output / 'index.html', text)
   return output / 'index.html'
 
 
@@ -85,14 +85,14 @@ def _found(workdir: Path) -> tuple[list[str], list[str], list[str]]:
   """Findings, what was run, and figures of a sweep; nothing where it has not begun."""
   if not (workdir / 'sweep.json').exists():
     return _NOTHING
-  sweep = workdir_lib.read_sweep(workdir)
+  sweep = sweeps.read_sweep(workdir)
   results = results_lib.load_workdir(workdir)
   table = lr_sensitivity.lr_sensitivity(results)
   findings = list(filter(None, (page.finding(results, table), page.best(results, table))))
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   about = [f'{count} {status}' for status, count in counts.items()]
-  about += [page.count(results.runs['seed'].nunique(), 'seed'), f'{sweep["scale"]} scale']
-  about += [f'{field}={value}' for field, value in sweep['overrides'].items()]
+  about += [page.count(results.runs['seed'].nunique(), 'seed'), f'{sweep.scale} scale']
+  about += [f'{field}={value}' for field, value in sweep.overrides.items()]
   return findings, about, _shown(workdir / 'report')
 
 

@@ -19,38 +19,37 @@ from stability.analysis.prediction import observations
 from stability.analysis.results import Results
 from stability.report import labels, predictions, terminal
 from stability.report.plots import selection, style
-from stability.storage import schema
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, schema, sweeps
 
 
 def write_report(workdir: Path) -> Path:
   """Writes workdir/report/ from a sweep's files, finished or not; returns its index.html."""
-  sweep = workdir_lib.read_sweep(workdir)
-  schema.check_data(workdir / 'sweep.json', sweep['data'], schema.SHOWN)
+  sweep = sweeps.read_sweep(workdir)
+  schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
   results = results_lib.load_workdir(workdir)
   table = lr_sensitivity.lr_sensitivity(results)
   curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
   larger = predictions.section(results, curves)
-  config = {'config file': sweep['config_file'], 'scale': sweep['scale']}
-  overrides = {f'--config.{field}': value for field, value in sweep['overrides'].items()}
+  config = {'config file': sweep.config_file, 'scale': sweep.scale}
+  overrides = {f'--config.{field}': value for field, value in sweep.overrides.items()}
   return _write(
       workdir / 'report',
       results,
       table,
       registry.judge_results(results, curves),
       shown=[
-          *selection.loss_plots(results, table, sweep['data']['bigram_loss']),
+          *selection.loss_plots(results, table, sweep.data['bigram_loss']),
           *selection.curve_plots(results, curves),
           *selection.probe_plots(results, curves),
           *(larger.plots if larger else ()),
       ],
-      title=f'Training stability: {Path(sweep["config_file"]).stem}',
+      title=f'Training stability: {Path(sweep.config_file).stem}',
       coordinate_check=_coordinate_check(workdir, results),
       story=timeline_lib.story(workdir),
       facts={
           'Sweep': config | overrides,
-          'Data': _data(sweep['data']),
-          'Versions': sweep['versions'],
+          'Data': _data(sweep.data),
+          'Versions': sweep.versions,
       },
       larger=larger,
   )
@@ -85,8 +84,8 @@ def _write(
     larger: predictions.Section | None = None,
 ) -> Path:
   drawn = [_drawn(plot, folder) for plot in shown]
-  workdir_lib.write_whole(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
-  workdir_lib.write_whole(folder / 'claims.csv', judged.to_csv(index=False))
+  files.write_atomic(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
+  files.write_atomic(folder / 'claims.csv', judged.to_csv(index=False))
   if larger is not None:
     predictions.write_tables(larger.predicted, folder)
   counts = results.runs['status'].value_counts(sort=False).to_dict()
@@ -110,7 +109,7 @@ def _write(
       text_columns=[*labels.fields(results.groups).values(), 'status', 'run', 'error', 'verdict'],
       facts=facts,
   )
-  workdir_lib.write_whole(folder / 'index.html', page)
+  files.write_atomic(folder / 'index.html', page)
   return folder / 'index.html'
 
 
@@ -123,8 +122,8 @@ def _drawn(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup |
   except style.TooMany as error:
     return dataclasses.replace(plot, absent=str(error)), None
   svg = style.save(figure, 'svg')
-  workdir_lib.write_whole(folder / f'{plot.name}.svg', svg)
-  workdir_lib.write_whole(folder / f'{plot.name}.png', style.save(figure, 'png'))
+  files.write_atomic(folder / f'{plot.name}.svg', svg)
+  files.write_atomic(folder / f'{plot.name}.png', style.save(figure, 'png'))
   return plot, _inline(svg, plot.name)
 
 
@@ -259,7 +258,7 @@ def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
   return pd.DataFrame(rows).fillna('')
 
 
-def _data(data: workdir_lib.Json) -> dict[str, str]:
+def _data(data: files.Json) -> dict[str, str]:
   """What the runs were trained on."""
   facts = {
       'tokenizer': f'{data["tokenizer"]}, vocabulary of {data["vocabulary_size"]:,}',

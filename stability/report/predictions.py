@@ -15,7 +15,7 @@ from stability.analysis.results import Results
 from stability.report import labels
 from stability.report.plots import style
 from stability.report.plots.selection import Plot
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 FAR = 30  # times the largest trained size: from here on a prediction is a guess
 NEXT_SIZES = 2  # of the named ones, where no target is given
@@ -283,10 +283,10 @@ def figures(predicted: Predicted) -> list[Plot]:
 
 def write_tables(predicted: Predicted, folder: Path) -> None:
   """Writes predictions.csv and, if a size could be held out, predictions_held_out.csv."""
-  workdir_lib.write_whole(folder / 'predictions.csv', predicted.said.to_csv(index=False))
+  files.write_atomic(folder / 'predictions.csv', predicted.said.to_csv(index=False))
   if not predicted.held_out.empty:
     held_out = predicted.held_out.to_csv(index=False)
-    workdir_lib.write_whole(folder / 'predictions_held_out.csv', held_out)
+    files.write_atomic(folder / 'predictions_held_out.csv', held_out)
 
 
 def write(predicted: Predicted, folder: Path) -> None:
@@ -295,7 +295,7 @@ def write(predicted: Predicted, folder: Path) -> None:
   for plot in figures(predicted):
     figure = plot.draw()
     for kind in ('svg', 'png'):
-      workdir_lib.write_whole(folder / f'{plot.name}.{kind}', style.save(figure, kind))
+      files.write_atomic(folder / f'{plot.name}.{kind}', style.save(figure, kind))
 
 
 @dataclasses.dataclass(frozen=True)

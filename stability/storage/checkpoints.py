@@ -25,14 +25,14 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from stability.errors import BadInput, writing
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 Arrays = dict[str, np.ndarray]  # a run's state: path in the state -> array
 
 ABOUT, CHECKSUMS = 'about.json', 'checksums.json'
 
 
-def save(run: Path, step: int, arrays: Arrays, about: workdir_lib.Json, keep: int) -> None:
+def save(run: Path, step: int, arrays: Arrays, about: files.Json, keep: int) -> None:
   """Saves the state of a run after `step` updates and drops all but the newest `keep`.
 
   Args:
@@ -55,8 +55,8 @@ def save(run: Path, step: int, arrays: Arrays, about: workdir_lib.Json, keep: in
         ocp.save(partial, arrays)
       if not is_first:
         return
-      workdir_lib.write_json(partial / ABOUT, about)
-      workdir_lib.write_json(partial / CHECKSUMS, _checksums(partial))
+      files.write_json(partial / ABOUT, about)
+      files.write_json(partial / CHECKSUMS, _checksums(partial))
       _delete(run, step)  # damaged, or of the run before it was changed at this step
       partial.rename(folder / str(step))
     except BaseException:
@@ -70,7 +70,7 @@ def save(run: Path, step: int, arrays: Arrays, about: workdir_lib.Json, keep: in
     _clear(folder)
 
 
-def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, workdir_lib.Json] | None:
+def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, files.Json] | None:
   """The newest good checkpoint as (step, arrays, about); None if the run has none at all.
 
   Damaged ones are named in warnings, and the one before them serves. Raises BadInput where there

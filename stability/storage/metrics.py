@@ -21,7 +21,7 @@ if _unwanted is None:
   del sys.modules['torch']
 
 from stability.errors import writing  # noqa: E402
-from stability.storage import workdir as workdir_lib  # noqa: E402
+from stability.storage import run_files  # noqa: E402
 
 RESULT_METRICS = ('initial_loss', 'final_loss')  # the columns of the HParams dashboard
 # Between flushes of the event file, each of which waits for the disk: at each line they took 2 to 4
@@ -36,7 +36,7 @@ class MetricsWriter:
     """hyperparameters: the fields that the HParams dashboard shows for this run."""
     self._run = run
     begun_before = (run / 'metrics.jsonl').exists()
-    workdir_lib.cut_metrics(run, step)
+    run_files.truncate_metrics(run, step)
     with writing(run / 'metrics.jsonl'):
       # Without a buffer: it would keep what a full disk refuses, and write it who knows when.
       self._lines = (run / 'metrics.jsonl').open('ab', buffering=0)
@@ -71,12 +71,12 @@ class MetricsWriter:
       os.fsync(self._lines.fileno())
     self._flush_board()
 
-  def close(self, result: Mapping[str, Any] | None = None) -> None:
+  def close(self, result: run_files.Result | None = None) -> None:
     """Ends the files; with the run's result, the HParams dashboard shows it."""
     if result is not None:
-      losses = {key: result[key] for key in RESULT_METRICS if result[key] is not None}
-      self._scalars(losses, result['steps'])
-      self._add(result['steps'], summary=self._end)
+      losses = {key: getattr(result, key) for key in RESULT_METRICS}
+      self._scalars({k: v for k, v in losses.items() if v is not None}, result.steps)
+      self._add(result.steps, summary=self._end)
     with writing(self._run):
       self._board.close()
       self._lines.close()
@@ -107,7 +107,7 @@ class NoWriter:
   def flush(self) -> None:
     pass
 
-  def close(self, result: Mapping[str, Any] | None = None) -> None:
+  def close(self, result: run_files.Result | None = None) -> None:
     pass
 
 

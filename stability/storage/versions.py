@@ -14,7 +14,7 @@ from pathlib import Path
 
 import stability
 from stability.control import actions
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -56,9 +56,9 @@ def note(run: Path, step: int) -> None:
   Lines of later steps, whose updates are about to be made again, are dropped.
   """
   path = run / 'versions.jsonl'
-  lines = workdir_lib.read_lines(path)
+  lines = files.read_lines(path)
   kept = [line for line in lines if line['step'] < step]
   if not kept or kept[-1]['versions'] != current():
     kept.append({'step': step, 'time': actions.now(), 'versions': current()})
   if kept != lines:
-    workdir_lib.write_lines(path, kept)
+    files.write_lines(path, kept)

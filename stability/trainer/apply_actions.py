@@ -18,9 +18,8 @@ from stability.control import actions, run_control
 from stability.devices import layouts
 from stability.errors import BadInput
 from stability.step import train_step
-from stability.storage import checkpoints
-from stability.storage import workdir as workdir_lib
-from stability.storage.workdir import Json
+from stability.storage import checkpoints, files, run_files, sweeps
+from stability.storage.files import Json
 from stability.trainer import run as run_lib
 from stability.trainer.run import Run
 
@@ -99,9 +98,9 @@ class ActionApplier:
       earlier = self._layout.init(train_step.arrays(hparams))
     state = earlier | {'hparams': state['hparams'], 'skipped': state['skipped']}
     state = _with(state, record['changes'], record.get('skip', 0))
-    rows = workdir_lib.read_metrics(run.folder)
+    rows = run_files.read_metrics(run.folder)
     later = [row for row in rows if row['step'] > to]
-    workdir_lib.write_lines(run.folder / record['cut'], later)
+    files.write_lines(run.folder / record['cut'], later)
     run.seconds = run.elapsed()
     run.step, run.diverged = to, False
     run.start_clock()
@@ -124,9 +123,9 @@ class ActionApplier:
     name = record['name']
     if not name.startswith(f'{run.folder.name}+'):  # what is there of that name goes
       raise BadInput(f'{run.folder}/actions.jsonl: damaged: {name!r} is no name of its fork')
-    if (self._workdir / 'forks' / f'{name}.json').exists():
+    if sweeps.is_fork(self._workdir, name):
       return
-    folder = workdir_lib.run_dir(self._workdir, name)
+    folder = run_files.run_dir(self._workdir, name)
     shutil.rmtree(folder, ignore_errors=True)  # left by a crash
     history = [
         taken
@@ -135,15 +134,14 @@ class ActionApplier:
     ]
     if record['changes']:
       history.append(record | {'action': 'set'})
-    workdir_lib.write_json(folder / 'config.json', run.config)
-    workdir_lib.write_lines(folder / 'actions.jsonl', history)
-    workdir_lib.write_lines(folder / 'metrics.jsonl', workdir_lib.read_metrics(run.folder))
+    files.write_json(folder / 'config.json', run.config)
+    files.write_lines(folder / 'actions.jsonl', history)
+    files.write_lines(folder / 'metrics.jsonl', run_files.read_metrics(run.folder))
     about = run.about() | {'actions': len(history)}
     forked = run_lib.named(_with(state, record['changes'], 0))
     checkpoints.save(folder, run.step, forked, about, run.config['checkpoint']['keep'])
-    workdir_lib.write_json(
-        self._workdir / 'forks' / f'{name}.json',
-        {'run': run.folder.name, 'step': run.step, 'changes': record['changes']},
+    sweeps.write_fork(
+        self._workdir, name, sweeps.Fork(run.folder.name, run.step, record['changes'])
     )
 
 

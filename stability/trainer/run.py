@@ -11,8 +11,7 @@ import numpy as np
 
 from stability.config import Config
 from stability.control import run_control
-from stability.storage import checkpoints, versions
-from stability.storage import workdir as workdir_lib
+from stability.storage import checkpoints, files, sweeps, versions
 from stability.storage.metrics import MetricsWriter, NoWriter
 
 
@@ -73,7 +72,7 @@ class Run:
     every = self.config['probe']['sharpness_every_steps']
     return every > 0 and self.step % every == 0
 
-  def about(self) -> workdir_lib.Json:
+  def about(self) -> files.Json:
     """What a checkpoint holds beside the state."""
     return {
         'initial_loss': self.initial_loss,
@@ -95,7 +94,7 @@ def open_writer(
   if not is_primary():
     return NoWriter()
   versions.note(folder, step)
-  return MetricsWriter(folder, step, workdir_lib.swept_values(config, fields))
+  return MetricsWriter(folder, step, sweeps.swept_values(config, fields))
 
 
 def named(state: Any) -> checkpoints.Arrays:

@@ -22,9 +22,8 @@ from stability.devices import layouts
 from stability.devices.make_layout import is_out_of_memory, make_layout
 from stability.errors import BadInput, CannotWrite
 from stability.step import train_step
-from stability.storage import checkpoints
-from stability.storage import workdir as workdir_lib
-from stability.storage.workdir import Json
+from stability.storage import checkpoints, run_files
+from stability.storage.sweeps import Sweep
 from stability.trainer import run as run_lib
 from stability.trainer.apply_actions import NO_ACTIONS, ActionApplier, open_control
 from stability.trainer.chunk_size import ChunkSizer, any_process
@@ -65,7 +64,7 @@ class _Unread:
 
 def train_runs(
     workdir: Path,
-    sweep: Json,
+    sweep: Sweep,
     first: str,
     next_run: NextRun,
     paused: Paused | None = None,
@@ -92,7 +91,7 @@ def train_runs(
       if not isinstance(error, BadInput) and not is_out_of_memory(error):
         raise
       for name in {first, *names}:  # what only the devices could tell
-        _fail(workdir_lib.run_dir(workdir, name))
+        _fail(run_files.run_dir(workdir, name))
         paused.pop(name, None)
       return True
     try:
@@ -130,7 +129,7 @@ def _train(trainer: 'Trainer', names: collections.deque[str], next_run: NextRun)
 
 def is_answered(workdir: Path, name: str, paused: Paused) -> bool:
   """Whether a paused run has a request to look at, or has waited for long enough."""
-  run = workdir_lib.run_dir(workdir, name)
+  run = run_files.run_dir(workdir, name)
   try:
     return bool(actions.unanswered(run)) or time.monotonic() > paused[name]
   except BadInput:  # a damaged record: bringing the run fails it, and no other
@@ -143,7 +142,7 @@ class Trainer:
   def __init__(
       self,
       workdir: Path,
-      sweep: Json,
+      sweep: Sweep,
       first: str,
       paused: Paused,
       watch: TrainerHooks = NO_HOOKS,
@@ -157,7 +156,7 @@ class Trainer:
         workdir, sweep, self._static, train_step.arrays(hparams), most_members, watch.members_chosen
     )
     self._chunk_sizer = ChunkSizer()
-    self._steering = ActionApplier(workdir, sweep['fields'], self._layout)
+    self._steering = ActionApplier(workdir, sweep.fields, self._layout)
     self._state = self._layout.empty()
     self._runs: dict[int, Run] = {}  # slot -> run
     self._unread: _Unread | None = None
@@ -165,9 +164,9 @@ class Trainer:
     self._paused = paused
 
   def _config(self, name: str) -> config_lib.Config:
-    if name in self._sweep['runs']:
-      return self._sweep['runs'][name]
-    return workdir_lib.read_config(workdir_lib.run_dir(self._workdir, name))  # of a fork
+    if name in self._sweep.runs:
+      return self._sweep.runs[name]
+    return run_files.read_config(run_files.run_dir(self._workdir, name))  # of a fork
 
   @property
   def members(self) -> int:
@@ -250,7 +249,7 @@ class Trainer:
 
     A failure is recorded as its result.
     """
-    folder = workdir_lib.run_dir(self._workdir, name)
+    folder = run_files.run_dir(self._workdir, name)
     deadline = self._paused.pop(name, None)
     timed_out = deadline is not None and time.monotonic() > deadline
     try:
@@ -278,13 +277,13 @@ class Trainer:
       step, arrays, about = found
       state = run_lib.unnamed(state, arrays)
       logging.info('%s goes on from step %d', folder.name, step)
-    elif run_lib.is_primary() and (line := workdir_lib.last_metrics(folder)):
+    elif run_lib.is_primary() and (line := run_files.last_metrics(folder)):
       told = '%s was at step %d and has no checkpoint: it begins again from step 0'
       logging.warning(told, folder.name, line['step'])
     run = Run(
         folder=folder,
         config=config,
-        writer=run_lib.open_writer(folder, config, step, self._sweep['fields']),
+        writer=run_lib.open_writer(folder, config, step, self._sweep.fields),
         control=open_control(folder, config, step, about['actions'], timed_out),
         step=step,
         initial_loss=about['initial_loss'],
@@ -439,23 +438,22 @@ class Trainer:
     if losses is None:
       return
     for slot, run in over.items():
-      status = workdir_lib.status(run.initial_loss, losses[slot])
+      status = run_files.final_status(run.initial_loss, losses[slot])
       if run.diverged or run.stopped:
         status = 'diverged' if run.diverged else 'stopped'
       run.control.refuse_all(run.step, f'the run has ended: {status}')
-      result = {
-          'status': status,
-          'initial_loss': run.initial_loss,
-          'final_loss': losses[slot],
-          'parameters': config_lib.parameters(run.config),
-          'steps': run.step,
-          'tokens': run.tokens(run.step),
-          'seconds': seconds[slot],
-          'error': None,
-      }
+      result = run_files.Result(
+          status=status,
+          initial_loss=run.initial_loss,
+          final_loss=losses[slot],
+          parameters=config_lib.parameters(run.config),
+          steps=run.step,
+          tokens=run.tokens(run.step),
+          seconds=seconds[slot],
+      )
       run.writer.close(result)
       if run_lib.is_primary():
-        workdir_lib.write_result(run.folder, result)
+        run_files.write_result(run.folder, result)
       del self._runs[slot]
 
 
@@ -468,4 +466,4 @@ def _fail(folder: Path) -> None:
   if is_out_of_memory(error):
     text += OUT_OF_MEMORY
   if run_lib.is_primary():
-    workdir_lib.write_failure(folder, text)
+    run_files.write_failure(folder, text)

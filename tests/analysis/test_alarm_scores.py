@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import made_up
 
 from configs import base
 from stability import hyper
 from stability.analysis import alarm_scores
 from stability.control import alarms as rules
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 STEPS = 200
 BEST, BROKEN = 2.0, 4.0  # final losses; from an initial one of 6 the margin is 0.2
@@ -22,12 +23,10 @@ def write(workdir, cases):
   runs = hyper.expand(
       base.get_config().to_dict(), hyper.sweep('optimizer.learning_rate', list(cases))
   )
-  workdir_lib.write_sweep(
-      workdir, runs, config_file='x', scale='cpu', overrides={}, data={}, versions={}
-  )
+  made_up.write_runs(workdir, runs)
   folders = []
   for name, (breaks, seen) in zip(runs.configs, cases.values(), strict=True):
-    run = workdir_lib.run_dir(workdir, name)
+    run = run_files.run_dir(workdir, name)
     lines = []
     for step in range(10, STEPS + 1, 10):
       line = {'step': step, 'loss': BROKEN if breaks and step >= breaks else BEST}
@@ -35,10 +34,10 @@ def write(workdir, cases):
         logit = 1000.0 if seen and step >= seen else 10.0
         line |= {'block_0/attention_logit_max': logit, 'log_z': 1.0}
       lines.append(line)
-    workdir_lib.write_lines(run / 'metrics.jsonl', lines)
+    files.write_lines(run / 'metrics.jsonl', lines)
     final = BROKEN if breaks else BEST
-    result = dict.fromkeys(workdir_lib.RESULT_KEYS) | {'initial_loss': 6.0, 'final_loss': final}
-    workdir_lib.write_result(run, result | {'status': 'done', 'steps': STEPS})
+    result = run_files.Result('done', initial_loss=6.0, final_loss=final, steps=STEPS)
+    run_files.write_result(run, result)
     folders.append(run)
   return folders
 

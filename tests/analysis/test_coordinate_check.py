@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import made_up
 
 from stability.analysis import coordinate_check
 from stability.analysis import results as results_lib
 from stability.step import train_step
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 WIDTHS = (32, 256)
 STEPS = 6
@@ -70,8 +71,9 @@ def test_reads_the_activations_of_a_workdir(tmp_path, monkeypatch):
       'x': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 2.0, 'activation_rms/embedding': 0.5}],
       'y': [{'step': 2, 'loss': 2.0, 'block_0/output_rms': None, 'log_z': 1.0}],
   }
-  monkeypatch.setattr(workdir_lib, 'read_sweep', lambda _: {'runs': dict.fromkeys(lines)})
-  monkeypatch.setattr(workdir_lib, 'read_metrics', lambda run: lines[run.name])
+  names = made_up.write_sweep(tmp_path, widths=(16, 32), rates=(1e-2,), seeds=(0,))[::2]
+  for name, rows in zip(names, lines.values()):
+    files.write_lines(run_files.run_dir(tmp_path, name) / 'metrics.jsonl', rows)
   table = coordinate_check.load_activations(tmp_path)
   assert list(table) == ['run', 'step', 'loss', 'activation_rms/embedding', 'block_0/output_rms']
   assert table['activation_rms/embedding'].tolist()[1] == 0.5

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from stability.analysis import instability, results
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files
 
 INITIAL = 6.0
 
@@ -17,7 +17,7 @@ def results_of(*runs):
   rows = [
       {
           'run': f'run {i}',
-          'status': status[0] if status else workdir_lib.status(INITIAL, loss),
+          'status': status[0] if status else run_files.final_status(INITIAL, loss),
           'parameters': parameters,
           'learning_rate': rate,
           'seed': 0,

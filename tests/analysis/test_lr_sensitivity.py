@@ -10,7 +10,7 @@ from helpers import made_up
 
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files
 
 RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 # Final losses published with arXiv 2601.02031 for 16M parameters without z-loss.
@@ -22,7 +22,7 @@ def results(final_by_seed, *, initial=10.83, status=None, rates=RATES):
   rows = [
       {
           'run': f'{rate}, {seed}',
-          'status': (status or {}).get((rate, seed), workdir_lib.status(initial, loss)),
+          'status': (status or {}).get((rate, seed), run_files.final_status(initial, loss)),
           'parameters': 1000,
           'learning_rate': rate,
           'seed': seed,

@@ -10,7 +10,7 @@ from stability import hyper
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import results_csv, run_files, sweeps
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +30,7 @@ def test_workdir_gives_a_row_per_run_in_order(workdir):
   results = results_lib.load_workdir(workdir)
   assert results.groups == ['model.qk_norm']
   assert results.sizes == ['model.width']
-  assert list(results.runs['run']) == list(workdir_lib.read_sweep(workdir)['runs'])
+  assert list(results.runs['run']) == list(sweeps.read_sweep(workdir).runs)
   assert list(results.runs['status'][:2]) == ['missing', 'done']
   assert results.runs['final_loss'].isna().sum() == 1 + 2  # the missing and the diverged ones
   assert results.runs['parameters'].iloc[-1] == 12 * 3 * 64**2
@@ -38,18 +38,18 @@ def test_workdir_gives_a_row_per_run_in_order(workdir):
 
 def test_the_shape_is_an_intervention_if_it_is_named_as_one(workdir):
   results = results_lib.load_csv(
-      workdir_lib.write_results(workdir), group_by=['model.width', 'model.qk_norm']
+      results_csv.write_results(workdir), group_by=['model.width', 'model.qk_norm']
   )
   assert (results.groups, results.sizes) == (['model.width', 'model.qk_norm'], [])
 
 
 def test_curves_have_a_row_per_logged_step(workdir):
   curves = results_lib.load_curves(workdir)
-  names = list(workdir_lib.read_sweep(workdir)['runs'])
+  names = list(sweeps.read_sweep(workdir).runs)
   assert names[0] not in set(curves['run'])
   one = curves[curves['run'] == names[1]]
   assert list(one['step']) == list(range(10, made_up.STEPS + 1, 10))
-  lines = workdir_lib.read_metrics(workdir_lib.run_dir(workdir, names[1]))
+  lines = run_files.read_metrics(run_files.run_dir(workdir, names[1]))
   assert one['loss'].iloc[3] == lines[3]['loss']
   assert one[results_lib.LOGIT].iloc[3] == lines[3]['block_0/attention_logit_max']
   assert one[results_lib.LOGIT].isna().iloc[0]  # no probe at that step
@@ -58,7 +58,7 @@ def test_curves_have_a_row_per_logged_step(workdir):
 
 
 def test_curves_hold_the_probes_asked_for_and_no_others(workdir):
-  names = list(workdir_lib.read_sweep(workdir)['runs'])
+  names = list(sweeps.read_sweep(workdir).runs)
   curves = results_lib.load_curves(workdir, ['gradient_norm', 'log_z', 'gradient_norm'])
   assert list(curves) == ['run', 'step', 'loss', 'gradient_norm', 'log_z']
   assert set(curves['gradient_norm']) == {0.5} and curves['log_z'].isna().all()
@@ -90,7 +90,7 @@ def test_a_sweep_that_has_not_begun_has_no_curves(tmp_path):
 
 def test_our_own_results_csv_reads_like_the_workdir(workdir):
   ours = results_lib.load_workdir(workdir)
-  read = results_lib.load_csv(workdir_lib.write_results(workdir))
+  read = results_lib.load_csv(results_csv.write_results(workdir))
   assert (read.groups, read.sizes) == (ours.groups, ours.sizes)
   pd.testing.assert_frame_equal(
       lr_sensitivity.lr_sensitivity(read), lr_sensitivity.lr_sensitivity(ours), check_dtype=False

@@ -5,7 +5,7 @@ from helpers import made_up
 
 from stability.analysis import timeline
 from stability.report import page
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 
 def alarm(step, taken, rule='loss_spike'):
@@ -20,11 +20,11 @@ def record(action, step, **other):
 def runs(tmp_path):
   """The folders of a sweep of two runs, and of a fork of the first."""
   names = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), rates=(1e-2, 1e-1))[:2]
-  found = [workdir_lib.run_dir(tmp_path, name) for name in names]
-  fork = workdir_lib.run_dir(tmp_path, f'{names[0]}+fork1')
-  workdir_lib.write_json(fork / 'config.json', workdir_lib.read_config(found[0]))
+  found = [run_files.run_dir(tmp_path, name) for name in names]
+  fork = run_files.run_dir(tmp_path, f'{names[0]}+fork1')
+  files.write_json(fork / 'config.json', run_files.read_config(found[0]))
   about = {'run': names[0], 'step': 50, 'changes': {}}
-  workdir_lib.write_json(tmp_path / 'forks' / f'{fork.name}.json', about)
+  files.write_json(tmp_path / 'forks' / f'{fork.name}.json', about)
   return [*found, fork]
 
 
@@ -35,10 +35,10 @@ def told(workdir):
 
 def test_alarms_and_actions_in_their_order_and_steps_begin_again_after_a_rewind(tmp_path, runs):
   run = runs[0]
-  workdir_lib.write_lines(
+  files.write_lines(
       run / 'alarms.jsonl', [alarm(60, 0), alarm(80, 0), alarm(40, 1, 'log_z_drift')]
   )
-  workdir_lib.write_lines(
+  files.write_lines(
       run / 'actions.jsonl',
       [
           record('stop', 70, refused='no'),
@@ -61,14 +61,14 @@ def test_alarms_and_actions_in_their_order_and_steps_begin_again_after_a_rewind(
 
 
 def test_a_run_with_alarms_alone_has_no_story(tmp_path, runs):
-  workdir_lib.write_lines(runs[0] / 'alarms.jsonl', [alarm(60, 0)])
+  files.write_lines(runs[0] / 'alarms.jsonl', [alarm(60, 0)])
   assert timeline.story(tmp_path).empty
   assert list(timeline.story(tmp_path)) == list(timeline.COLUMNS)
 
 
 def test_forks_come_last_and_the_page_tells_all(tmp_path, runs):
   for run in runs:
-    workdir_lib.write_lines(run / 'actions.jsonl', [record('skip', 30, steps=5, why='<b>bad</b>')])
+    files.write_lines(run / 'actions.jsonl', [record('skip', 30, steps=5, why='<b>bad</b>')])
   assert [name for name, *_ in told(tmp_path)] == [run.name for run in runs]
   text = page.write_report(tmp_path).read_text()
   assert text.count('skip 5') >= 3 and runs[2].name in text

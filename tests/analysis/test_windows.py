@@ -1,5 +1,7 @@
 """LR sensitivity over windows of learning rates, and where there is none to compare."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from stability.analysis import lr_sensitivity, windows
 from stability.analysis import results as results_lib
 from stability.errors import BadInput
 from stability.report import page, terminal
-from stability.storage import workdir as workdir_lib
+from stability.storage import sweeps
 
 KIND = 'optimizer.weight_decay_kind'
 LOSSES = {  # learning rate -> loss, by kind
@@ -143,10 +145,9 @@ def load(tmp_path, text, *, single=False):
 def test_a_config_file_says_how_its_sweep_is_compared(tmp_path):
   sweep = load(tmp_path, repr(GOOD))
   assert sweep.report == GOOD
-  workdir_lib.write_sweep(
-      tmp_path / 'run', sweep.runs, config_file='experiment.py', scale='cpu', overrides={},
-      data={}, versions={}, report=sweep.report,
-  )  # fmt: skip
+  made_up.write_runs(tmp_path / 'run', sweep.runs)
+  written = sweeps.read_sweep(tmp_path / 'run')
+  sweeps.write_sweep(tmp_path / 'run', dataclasses.replace(written, report=sweep.report))
   results = results_lib.load_workdir(tmp_path / 'run')
   assert list(results.windows) == GOOD['windows'] and results.not_comparable == KIND
 
@@ -157,7 +158,7 @@ def test_a_single_run_is_compared_with_nothing(tmp_path):
 
 def test_a_sweep_without_a_word_on_it_has_no_limits(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
-  assert workdir_lib.read_sweep(tmp_path)['report'] == {}
+  assert sweeps.read_sweep(tmp_path).report == {}
   results = results_lib.load_workdir(tmp_path)
   assert not results.windows and results.not_comparable is None
 

@@ -9,7 +9,7 @@ from stability import config as config_lib
 from stability.control import actions, run_control
 from stability.data.batches import MAX_EXAMPLES
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 RATE = 'optimizer.learning_rate'
 CONFIG = config_lib.unflatten(config_lib.resolve(config_lib.flatten(base.get_config().to_dict())))
@@ -146,7 +146,7 @@ def test_who_comes_second_is_told_why(run):
 
 def test_a_refused_request_cannot_pass_for_another_record(run):
   asked = {'action': 'boom', 'step': 'x', 'by': 'eve', 'request': 'y', 'before': {}}
-  workdir_lib.write_json(run / 'requests' / '0.json', asked)
+  files.write_json(run / 'requests' / '0.json', asked)
   one = opened(run)
   one.refuse_all(30, 'the run has ended: done')
   first = actions.read(run)[0]

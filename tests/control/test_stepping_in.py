@@ -9,8 +9,7 @@ from helpers import steered
 from helpers.steered import RATE, Killed, asks, by_step, killed, numbers, told, train
 
 from stability.control import actions, alarms, run_control
-from stability.storage import checkpoints
-from stability.storage import workdir as workdir_lib
+from stability.storage import checkpoints, files, results_csv, run_files, sweeps
 from stability.trainer import run as run_lib
 from stability.trainer import trainer
 
@@ -50,7 +49,7 @@ def replayed(sweep):
 
   def again(run, **fields):
     (copy,) = sweep(**fields)
-    workdir_lib.write_lines(copy / 'actions.jsonl', actions.done(actions.read(run)))
+    files.write_lines(copy / 'actions.jsonl', actions.done(actions.read(run)))
     train(copy)
     return copy
 
@@ -60,7 +59,7 @@ def replayed(sweep):
 def test_a_run_left_alone_writes_no_actions(sweep):
   (run,) = sweep()
   assert train(run) == {}
-  assert workdir_lib.read_result(run)['status'] == 'done'
+  assert run_files.read_result(run).status == 'done'
   assert not (run / 'actions.jsonl').exists()
 
 
@@ -100,8 +99,8 @@ def test_pause_frees_the_slot_and_continue_goes_on_bit_for_bit(sweep, at):
   train(plain)
   at(run, 8, asks(run, 'pause'))
   paused = train(run, other)
-  assert list(paused) == [run.name] and workdir_lib.read_result(run) is None
-  assert workdir_lib.read_result(other)['status'] == 'done'
+  assert list(paused) == [run.name] and run_files.read_result(run) is None
+  assert run_files.read_result(other).status == 'done'
   assert train(run) == paused  # a worker started anew leaves it as it is
   asks(run, 'continue')()
   assert train(run, paused=paused) == {}
@@ -113,9 +112,9 @@ def test_stop_ends_with_a_result_that_counts_nowhere(sweep, at):
   (run,) = sweep()
   at(run, 8, asks(run, 'stop'))
   train(run)
-  result = workdir_lib.read_result(run)
-  assert (result['status'], result['steps']) == ('stopped', 8)
-  assert 0 < result['final_loss'] < result['initial_loss']
+  result = run_files.read_result(run)
+  assert (result.status, result.steps) == ('stopped', 8)
+  assert 0 < result.final_loss < result.initial_loss
   assert max(by_step(run)) == 8
 
 
@@ -125,7 +124,7 @@ def test_stop_of_a_paused_run(sweep, at):
   paused = train(run)
   asks(run, 'stop')()
   assert train(run, paused=paused) == {}
-  assert workdir_lib.read_result(run)['steps'] == 8
+  assert run_files.read_result(run).steps == 8
 
 
 def test_a_rewind_goes_back_and_keeps_what_it_cuts(sweep, at, replayed):
@@ -136,7 +135,7 @@ def test_a_rewind_goes_back_and_keeps_what_it_cuts(sweep, at, replayed):
   train(run)
   assert numbers(run) == numbers(plain)
   (record,) = actions.read(run)
-  cut = workdir_lib.read_lines(run / record['cut'])
+  cut = files.read_lines(run / record['cut'])
   assert [line['step'] for line in cut] == [8, 10, 12, 14, 16]
   assert cut[0]['loss'] == by_step(plain)[8]['loss']
   assert numbers(replayed(run)) == numbers(run)
@@ -155,7 +154,7 @@ def test_a_rewind_and_a_fork_are_on_the_disk_with_their_actions_at_once(sweep, a
   at(run, 16, asks(run, 'rewind', to=6), lambda: at(run, 8, look))
   train(run)
   assert seen == [(6, 3)]
-  (fork,) = (workdir_lib.run_dir(run.parent.parent, n) for n in os.listdir(run.parent) if '+' in n)
+  (fork,) = (run_files.run_dir(run.parent.parent, n) for n in os.listdir(run.parent) if '+' in n)
   step, _, about = checkpoints.restore(fork)
   assert [record['action'] for record in actions.read(fork)] == ['skip']
   assert (step, about['actions']) == (8, 1)
@@ -181,7 +180,7 @@ def test_a_rewind_with_the_recipe(sweep, at, replayed):
   at(run, 16, asks(run, 'rewind', to=0, skip=16, changes=changes))
   at(run, 20, asks(run, 'set', changes={'optimizer.clip_norm': 0.5}))
   train(run)
-  rates = [line['learning_rate'] for line in workdir_lib.read_metrics(run)]
+  rates = [line['learning_rate'] for line in run_files.read_metrics(run)]
   assert max(rates) == pytest.approx(3e-3)
   assert [step for step in by_step(run)] == list(range(2, 25, 2))
   assert numbers(replayed(run)) == numbers(run)
@@ -205,18 +204,18 @@ def test_a_fork_is_a_run_of_its_own(sweep, at, replayed):
   train(run)
   assert numbers(run) == numbers(plain)
   workdir = run.parent.parent
-  (name,) = workdir_lib.read_forks(workdir)
+  (name,) = sweeps.read_forks(workdir)
   assert name == f'{run.name}+fork1'
-  fork = workdir_lib.run_dir(workdir, name)
+  fork = run_files.run_dir(workdir, name)
   train(fork)
   same = sweep()[0]
   at(same, 8, asks(same, 'set', changes={RATE: 1e-3}))
   train(same)
   assert numbers(fork) == numbers(same) != numbers(plain)
   assert numbers(replayed(fork)) == numbers(fork)  # without its parent's state
-  workdir_lib.write_results(workdir)
+  results_csv.write_results(workdir)
   assert name in (workdir / 'results.csv').read_text()
-  assert [row['run'] for row in workdir_lib.read_results(workdir)] == [run.name]
+  assert [row['run'] for row in results_csv.read_results(workdir)] == [run.name]
 
 
 def test_checkpoint_now(sweep, at):
@@ -358,7 +357,7 @@ def test_alarms_are_recorded_and_change_nothing_by_themselves(sweep, fires_at, m
   train(plain)
   fires_at(7)
   train(run)
-  (alarm,) = workdir_lib.read_lines(run / 'alarms.jsonl')
+  (alarm,) = files.read_lines(run / 'alarms.jsonl')
   assert (alarm['rule'], alarm['step'], alarm['value']) == ('step', 8, 8)
   assert alarm['suggested'][1] == {'action': 'set', 'changes': {RATE: pytest.approx(1e-2 / 3)}}
   assert numbers(run) == numbers(plain)
@@ -393,8 +392,8 @@ def test_after_the_timeout_the_default(sweep, fires_at, default, taken, status):
   paused[run.name] = time.monotonic() - 1
   train(run, paused=paused)
   assert told(run) == [('pause', 10, 'alarm'), *taken]
-  result = workdir_lib.read_result(run)
-  assert (result and result['status']) == status
+  result = run_files.read_result(run)
+  assert (result and result.status) == status
 
 
 def test_the_policy_tries_a_few_times(sweep, fires_at, replayed):
@@ -407,8 +406,8 @@ def test_the_policy_tries_a_few_times(sweep, fires_at, replayed):
   assert (first['to'], first['skip']) == (0, 10)
   assert first['changes'][RATE] == pytest.approx(1e-2 / 3)
   assert second['changes'][RATE] == pytest.approx(1e-2 / 9)
-  assert workdir_lib.read_result(run)['steps'] == 24
-  assert len(workdir_lib.read_lines(run / 'alarms.jsonl')) == 3
+  assert run_files.read_result(run).steps == 24
+  assert len(files.read_lines(run / 'alarms.jsonl')) == 3
   assert numbers(replayed(run)) == numbers(run)  # by its actions alone
   assert numbers(replayed(run, **policy)) == numbers(run)
 
@@ -422,7 +421,7 @@ def test_a_run_that_the_policy_has_rescued_is_held_to_lower_limits(sweep, monkey
   with pytest.raises(Killed):
     train(run)
   train(run)
-  raised = workdir_lib.read_lines(run / 'alarms.jsonl')
+  raised = files.read_lines(run / 'alarms.jsonl')
   found = [(alarm['step'], alarm['limit'], alarm['sure']) for alarm in raised]
   assert found == [(12, 11, 0.5), (4, 3, 0.25), (4, 3, 0.25)]
   assert told(run) == [('rewind', 14, 'policy'), ('rewind', 6, 'policy')]
@@ -434,7 +433,7 @@ def test_a_rewind_by_a_person_leaves_the_limits_as_they_are(sweep, monkeypatch, 
   (run,) = sweep()
   at(run, 8, asks(run, 'rewind', to=0))
   train(run)
-  assert [alarm['step'] for alarm in workdir_lib.read_lines(run / 'alarms.jsonl')] == [12]
+  assert [alarm['step'] for alarm in files.read_lines(run / 'alarms.jsonl')] == [12]
 
 
 @pytest.mark.parametrize('kill', [10, 12])
@@ -454,10 +453,10 @@ def test_the_policy_rescues_a_run_that_diverges(sweep):
   (run,) = sweep([1e25], **{'control.on_alarm': 'policy', 'control.tries': 60})
   plain = sweep([1e25])[0]
   train(plain)
-  assert workdir_lib.read_result(plain)['status'] == 'diverged'
+  assert run_files.read_result(plain).status == 'diverged'
   train(run)
   assert {r['action'] for r in actions.read(run)} == {'rewind'}
-  assert workdir_lib.read_result(run)['status'] == 'done'
+  assert run_files.read_result(run).status == 'done'
 
 
 def test_actions_do_not_depend_on_neighbours(sweep, at, fires_at):
@@ -513,7 +512,7 @@ def test_a_shared_run_cannot_act_on_alarms(sweep, monkeypatch):
   (run,) = sweep(**{'control.on_alarm': 'policy'})
   monkeypatch.setattr(run_lib, 'is_shared', lambda: True)
   trainer.train_runs(
-      run.parent.parent, workdir_lib.read_sweep(run.parent.parent), run.name, lambda: None
+      run.parent.parent, sweeps.read_sweep(run.parent.parent), run.name, lambda: None
   )
-  result = workdir_lib.read_result(run)
-  assert result['status'] == 'failed' and 'config.control.on_alarm=policy' in result['error']
+  result = run_files.read_result(run)
+  assert result.status == 'failed' and 'config.control.on_alarm=policy' in result.error

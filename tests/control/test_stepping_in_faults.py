@@ -9,7 +9,7 @@ from helpers import steered
 from helpers.steered import RATE, Killed, asks, killed, numbers, told, train
 
 from stability.control import actions, run_control
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 from stability.trainer import run as run_lib
 from stability.trainer import trainer
 
@@ -146,7 +146,7 @@ def test_a_request_that_cannot_be_removed_is_taken_once(sweep, at, monkeypatch):
   monkeypatch.setattr(run_control.Path, 'unlink', lambda *a, **k: (_ for _ in ()).throw(OSError(1)))
   train(run)
   assert told(run) == [('skip', 8, 'ann')]
-  assert workdir_lib.read_result(run)['status'] == 'done'
+  assert run_files.read_result(run).status == 'done'
   assert len(actions.requests(run)) == 1 and actions.unanswered(run) == []
 
 
@@ -216,7 +216,7 @@ def test_an_action_for_a_run_that_has_ended(sweep, at, ended):
     train(run)
   refused = [record['refused'] for record in actions.read(run) if 'refused' in record]
   assert set(refused) == {f'the run has ended: {ended}'}
-  assert workdir_lib.read_result(run)['status'] == ended
+  assert run_files.read_result(run).status == ended
   assert actions.requests(run) == []
 
 
@@ -227,10 +227,10 @@ def test_a_worker_that_dies_while_its_run_is_paused(sweep, at, plain):
   at(other, 12, killed)
   with pytest.raises(Killed):
     train(paused_run, other)
-  assert workdir_lib.read_result(paused_run) is None
+  assert run_files.read_result(paused_run) is None
   paused = train(paused_run, other)  # a new worker
   assert list(paused) == [paused_run.name]
-  assert workdir_lib.read_result(other)['status'] == 'done'
+  assert run_files.read_result(other).status == 'done'
   asks(paused_run, 'continue')()
   train(paused_run, paused=paused)
   assert numbers(paused_run) == plain
@@ -277,11 +277,11 @@ def test_a_damaged_record_fails_its_run_alone_and_nothing_is_lost(sweep, at, pla
   whole = (run / 'actions.jsonl').read_bytes()
   (run / 'actions.jsonl').write_bytes(b'{"junk\n' + whole)
   workdir = run.parent.parent
-  trainer.train_runs(workdir, workdir_lib.read_sweep(workdir), run.name, lambda: None, {})
-  result = workdir_lib.read_result(run)
-  assert result['status'] == 'failed'
+  trainer.train_runs(workdir, sweeps.read_sweep(workdir), run.name, lambda: None, {})
+  result = run_files.read_result(run)
+  assert result.status == 'failed'
   (run / 'actions.jsonl').write_bytes(whole)
-  waiting = workdir_lib.waiting(workdir, {run.name: workdir_lib.read_config(run)})
+  waiting = sweeps.runs_to_train(workdir, {run.name: run_files.read_config(run)})
   assert list(waiting) == [run.name]
   assert list(train(run)) == [run.name]  # paused as it was
 

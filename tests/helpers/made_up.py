@@ -1,5 +1,6 @@
 """A made-up sweep on disk: plausible numbers, written through the code that writes real ones."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from configs import base
 from stability import hyper
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files, sweeps
 
 INITIAL_LOSS = 5.55
 BIGRAM_LOSS = 2.48
@@ -25,7 +26,7 @@ def write_sweep(
     seeds: tuple[int, ...] = (0, 1),
     rates: tuple[float, ...] = LEARNING_RATES,
     leave_out: tuple[int, ...] = (),
-    results: dict[int, workdir_lib.Json] | None = None,
+    results: dict[int, files.Json] | None = None,
 ) -> list[str]:
   """Writes a sweep whose loss is lowest near 1e-2 and, without qk-norm, rises beyond.
 
@@ -50,31 +51,47 @@ def write_sweep(
       hyper.sweep('seed', seeds),
   ])
   runs = hyper.expand(base.get_config('cpu').to_dict(), points)
-  workdir_lib.write_sweep(
-      workdir,
-      runs,
+  data = {
+      'path': 'data/0123456789abcdef',
+      'tokenizer': 'bytes',
+      'vocabulary_size': 256,
+      'train_tokens': 11_700_000,
+      'validation_tokens': 620_000,
+      'bigram_loss': BIGRAM_LOSS,
+      'unigram_loss': 3.41,
+      'entropy_rate': None,
+  }
+  sweep = sweeps.Sweep(
+      runs.fields,
+      runs.configs,
       config_file='configs/quickstart.py',
       scale='cpu',
       overrides={'schedule.steps': STEPS},
-      data={
-          'path': 'data/0123456789abcdef',
-          'tokenizer': 'bytes',
-          'vocabulary_size': 256,
-          'train_tokens': 11_700_000,
-          'validation_tokens': 620_000,
-          'bigram_loss': BIGRAM_LOSS,
-          'unigram_loss': 3.41,
-          'entropy_rate': None,
-      },
+      data=data,
       versions={'python': '3.11.7', 'jax': '0.10.2', 'flax': '0.12.8'},
   )
+  sweeps.write_sweep(workdir, sweep)
   for position, (name, config) in enumerate(runs.configs.items()):
     if position not in leave_out:
-      _write_run(workdir_lib.run_dir(workdir, name), config, (results or {}).get(position, {}))
+      _write_run(run_files.run_dir(workdir, name), config, (results or {}).get(position, {}))
   return list(runs.configs)
 
 
-def _write_run(run: Path, config: workdir_lib.Json, replaced: workdir_lib.Json) -> None:
+def write_runs(workdir: Path, runs: hyper.Runs, data: files.Json | None = None) -> None:
+  """Writes sweep.json and each config.json for runs that a test trains or writes itself."""
+  sweep = sweeps.Sweep(
+      runs.fields,
+      runs.configs,
+      config_file='x',
+      scale='cpu',
+      overrides={},
+      data=data or {},
+      versions={},
+  )
+  sweeps.write_sweep(workdir, sweep)
+
+
+def _write_run(run: Path, config: files.Json, replaced: files.Json) -> None:
   width, rate = config['model']['width'], config['optimizer']['learning_rate']
   rng = np.random.default_rng([width, round(1e6 * rate), config['seed']])
   trained = config['model']['qk_norm'] == 'layernorm'
@@ -101,17 +118,16 @@ def _write_run(run: Path, config: workdir_lib.Json, replaced: workdir_lib.Json) 
       | ({'block_0/attention_logit_max': logit * (1 - math.exp(-step / 60))} if i % 2 else {})
       for i, step in enumerate(steps)
   ]
-  workdir_lib.write_whole(
+  files.write_atomic(
       run / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in lines)
   )
-  result = {
-      'status': 'diverged' if diverged else 'done',
-      'initial_loss': INITIAL_LOSS + rng.normal(0, 0.003),
-      'final_loss': None if diverged else final,
-      'parameters': 12 * config['model']['depth'] * width**2,
-      'steps': STEPS,
-      'tokens': STEPS * 1024,
-      'seconds': 18.0,
-      'error': None,
-  }
-  workdir_lib.write_result(run, result | replaced)
+  result = run_files.Result(
+      status='diverged' if diverged else 'done',
+      initial_loss=INITIAL_LOSS + rng.normal(0, 0.003),
+      final_loss=None if diverged else final,
+      parameters=12 * config['model']['depth'] * width**2,
+      steps=STEPS,
+      tokens=STEPS * 1024,
+      seconds=18.0,
+  )
+  run_files.write_result(run, dataclasses.replace(result, **replaced))

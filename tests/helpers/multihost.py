@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 from stability.trainer import trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,8 +68,8 @@ def together(folder, workdir, layout, probe_every):
 
 def outcome(workdir):
   """What of the run must not depend on who trained it."""
-  run = workdir_lib.run_dir(workdir, 'seed=0')
-  lines = [*workdir_lib.read_metrics(run), workdir_lib.read_result(run)]
+  run = run_files.run_dir(workdir, 'seed=0')
+  lines = [*run_files.read_metrics(run), run_files.read_result(run).to_json()]
   return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in lines]
 
 
@@ -80,8 +80,8 @@ def check_against_one_process(shared, alone):
   """
   shutil.copytree(shared, alone)
   shutil.rmtree(alone / 'runs')
-  workdir_lib.run_dir(alone, 'seed=0').mkdir(parents=True)
-  trainer.train_runs(alone, workdir_lib.read_sweep(alone), 'seed=0', lambda: None)
+  run_files.run_dir(alone, 'seed=0').mkdir(parents=True)
+  trainer.train_runs(alone, sweeps.read_sweep(alone), 'seed=0', lambda: None)
   ours = outcome(shared)
   assert [line.get('step') for line in ours] == [2, 4, 6, 8, None]
   for line, expected in zip(ours, outcome(alone), strict=True):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 ROOT = pathlib.Path(__file__).parents[2]
 WALL_CLOCK = {'seconds', 'tokens_per_second'}
@@ -32,9 +32,9 @@ def run(place, program, *arguments):
 def outcomes(workdir):
   """All of a sweep's runs that must not depend on how they were trained."""
   found = {}
-  for name in workdir_lib.read_sweep(workdir)['runs']:
-    folder = workdir_lib.run_dir(workdir, name)
-    lines = [*workdir_lib.read_metrics(folder), workdir_lib.read_result(folder)]
+  for name in sweeps.read_sweep(workdir).runs:
+    folder = run_files.run_dir(workdir, name)
+    lines = [*run_files.read_metrics(folder), run_files.read_result(folder).to_json()]
     found[name] = [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
   return found
 

@@ -3,11 +3,12 @@
 import jax
 
 from configs import base
+from helpers import made_up
 from stability import config as config_lib
 from stability import hyper
 from stability.control import actions
 from stability.data import tokens
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 from stability.trainer import trainer
 
 FIELDS = {
@@ -57,10 +58,8 @@ def write_sweep(workdir, data, rates=(1e-2,), **fields):
   flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
   runs = hyper.expand(config_lib.unflatten(flat), hyper.sweep(RATE, rates))
   about = {'path': str(data), **tokens.open_tokens(data).meta}
-  workdir_lib.write_sweep(
-      workdir, runs, config_file='x', scale='cpu', overrides={}, data=about, versions={}
-  )
-  return [workdir_lib.run_dir(workdir, name) for name in runs.configs]
+  made_up.write_runs(workdir, runs, about)
+  return [run_files.run_dir(workdir, name) for name in runs.configs]
 
 
 class Killed(BaseException):
@@ -101,17 +100,17 @@ def train(*runs, paused=None):
   waiting = iter(run.name for run in runs)
   paused = {} if paused is None else paused
   trainer.train_runs(
-      workdir, workdir_lib.read_sweep(workdir), next(waiting), lambda: next(waiting, None), paused
+      workdir, sweeps.read_sweep(workdir), next(waiting), lambda: next(waiting, None), paused
   )
   for run in runs:
-    result = workdir_lib.read_result(run)
-    assert result is None or result['error'] is None, result['error']
+    result = run_files.read_result(run)
+    assert result is None or result.error is None, result.error
   return paused
 
 
 def numbers(run):
   """The lines and the result of a run, without what the clock says."""
-  lines = [*workdir_lib.read_metrics(run), workdir_lib.read_result(run)]
+  lines = [*run_files.read_metrics(run), run_files.read_result(run).to_json()]
   return [{key: line[key] for key in line if key not in WALL_CLOCK} for line in lines]
 
 
@@ -122,4 +121,4 @@ def told(run):
 
 def by_step(run):
   """The logged lines by their step."""
-  return {line['step']: line for line in workdir_lib.read_metrics(run)}
+  return {line['step']: line for line in run_files.read_metrics(run)}

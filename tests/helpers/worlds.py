@@ -12,7 +12,7 @@ from configs import base
 from stability import config as config_lib
 from stability import hyper
 from stability.analysis import results
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files
 
 Fields = dict[str, Any]  # a run's config by dotted field
 Number = Callable[[Fields], float]
@@ -47,7 +47,7 @@ def results_of(
   for name, config in runs.configs.items():
     c = config_lib.flatten(config)
     loss = world.loss(c)
-    row = {'run': name, 'status': workdir_lib.status(INITIAL_LOSS, loss)}
+    row = {'run': name, 'status': run_files.final_status(INITIAL_LOSS, loss)}
     row |= {'parameters': config_lib.parameters(config), 'learning_rate': rate(c)}
     rows.append(row | {'initial_loss': INITIAL_LOSS, 'final_loss': loss} | c)
     share = STEPS / STEPS[-1]

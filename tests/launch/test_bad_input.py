@@ -13,7 +13,7 @@ from launch import control, predict, report, sweep, train, work
 from launch.common import app
 from stability import config as config_lib
 from stability import hyper
-from stability.storage import workdir
+from stability.storage import files
 
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = f'--config={ROOT}/configs/base.py'
@@ -295,15 +295,8 @@ def test_workdir_trained_on_other_text(folder, capsys):
   config = config_lib.unflatten(
       config_lib.flatten(base.get_config().to_dict()) | {'data.path': 'text'}
   )
-  workdir.write_sweep(
-      folder / 'runs',
-      hyper.expand(config, [{}]),
-      config_file='x.py',
-      scale='cpu',
-      overrides={},
-      data={'path': 'data/before', 'sha256': {'train': '1', 'validation': '2'}},
-      versions={},
-  )
+  data = {'path': 'data/before', 'sha256': {'train': '1', 'validation': '2'}}
+  made_up.write_runs(folder / 'runs', hyper.expand(config, [{}]), data)
   (folder / 'runs' / 'data').mkdir()
   before = sorted(folder.rglob('*'))
   code = app.execute(
@@ -371,9 +364,9 @@ def put(sweep_json, place, value):
 def refuse_changed(folder, place, value, program, said, capsys):
   """Checks that a program refuses a sweep whose sweep.json is changed so."""
   made_up.write_sweep(folder / 'runs', widths=(16,), rates=(1e-2, 1e-1), seeds=(0,))
-  sweep_json = workdir.read_sweep(folder / 'runs')
+  sweep_json = files.read_json(folder / 'runs' / 'sweep.json')
   put(sweep_json, place, value)
-  workdir.write_json(folder / 'runs' / 'sweep.json', sweep_json)
+  files.write_json(folder / 'runs' / 'sweep.json', sweep_json)
   module, arguments = PROGRAMS[program]
   code = app.execute(module.main, module.FLAGS, [program, '--workdir=runs', *arguments])
   check(code, *capsys.readouterr(), ['runs/sweep.json', *said])

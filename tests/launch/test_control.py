@@ -11,7 +11,7 @@ from launch import control, train
 from launch.common import app, multihost, start
 from stability import hyper
 from stability.control import actions
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 RATE = 'optimizer.learning_rate'
 SEEN = 'the highest attention logit is 412; limit 300'
@@ -51,11 +51,11 @@ def runs(tmp_path, monkeypatch):
       interventions=points,
       leave_out=(3,),
   )
-  found = [workdir_lib.run_dir(tmp_path, name) for name in names]
+  found = [run_files.run_dir(tmp_path, name) for name in names]
   for run in found[:2]:
     (run / 'result.json').unlink()
-  workdir_lib.write_lines(found[0] / 'alarms.jsonl', [alarm(60), alarm(120, rule='loss_spike')])
-  workdir_lib.write_lines(found[1] / 'actions.jsonl', [record('pause', 300)])
+  files.write_lines(found[0] / 'alarms.jsonl', [alarm(60), alarm(120, rule='loss_spike')])
+  files.write_lines(found[1] / 'actions.jsonl', [record('pause', 300)])
   return found
 
 
@@ -79,7 +79,7 @@ def row_of(out, run):
 def test_the_list_tells_how_each_run_is(runs, call):
   code, out, _ = call(f'--workdir={runs[0].parent.parent}')
   assert code == 0
-  losses = [f'{workdir_lib.last_metrics(run)["loss"]:.3f}' for run in runs[:3]]
+  losses = [f'{run_files.last_metrics(run)["loss"]:.3f}' for run in runs[:3]]
   last = ['loss_spike', 'at', 'step', '120']
   assert row_of(out, runs[0]) == ['started', '300', losses[0], '2', *last]
   assert row_of(out, runs[1]) == ['paused', '300', losses[1], '1']
@@ -89,16 +89,16 @@ def test_the_list_tells_how_each_run_is(runs, call):
 
 def test_the_list_has_the_forks(runs, call):
   workdir = runs[0].parent.parent
-  fork = workdir_lib.run_dir(workdir, f'{runs[0].name}+fork1')
-  workdir_lib.write_json(fork / 'config.json', workdir_lib.read_config(runs[0]))
+  fork = run_files.run_dir(workdir, f'{runs[0].name}+fork1')
+  files.write_json(fork / 'config.json', run_files.read_config(runs[0]))
   about = {'run': 'x', 'step': 0, 'changes': {}}
-  workdir_lib.write_json(workdir / 'forks' / f'{fork.name}.json', about)
+  files.write_json(workdir / 'forks' / f'{fork.name}.json', about)
   _, out, _ = call(f'--workdir={workdir}')
   assert row_of(out, fork) == ['waiting']
 
 
 def test_a_run_is_shown_with_curves_alarms_and_what_may_help(runs, call):
-  workdir_lib.write_lines(
+  files.write_lines(
       runs[0] / 'actions.jsonl',
       [
           record('set', 30, changes={RATE: 5e-3}, why='too slow'),
@@ -111,7 +111,7 @@ def test_a_run_is_shown_with_curves_alarms_and_what_may_help(runs, call):
   assert lines[0] == f'{runs[0].name}: started, step 300 of 500'
   assert 'loss (! alarm, * action)' in lines
   logits = lines.index('highest attention logit, power of ten')
-  rows = workdir_lib.read_metrics(runs[0])
+  rows = run_files.read_metrics(runs[0])
   highest = max(row.get('block_0/attention_logit_max', 0) for row in rows)
   assert lines[logits + 1].split()[0] == f'{math.log10(highest):.4g}'
   # 60 columns for 500 steps; the label takes ten.
@@ -148,13 +148,13 @@ def test_a_run_not_begun_is_shown(runs, call):
 
 def test_only_the_last_few_are_shown(runs, call):
   lines = [alarm(10 * n) for n in range(1, 9)]
-  workdir_lib.write_lines(runs[0] / 'alarms.jsonl', lines)
+  files.write_lines(runs[0] / 'alarms.jsonl', lines)
   _, out, _ = call(f'--run={runs[0]}')
   assert re.findall(r'step (\d+): the', out) == ['40', '50', '60', '70', '80']
 
 
 def test_a_reason_cannot_command_the_terminal(runs, call):
-  workdir_lib.write_lines(
+  files.write_lines(
       runs[0] / 'actions.jsonl', [record('pause', 30, why='\x1b[2J[bold]\nx', by='\x07')]
   )
   _, out, _ = call(f'--run={runs[0]}')
@@ -179,7 +179,7 @@ def answers(run, **other):
   def answer():
     (path,) = actions.requests(run)
     asked = actions.read_request(path)
-    workdir_lib.write_lines(
+    files.write_lines(
         run / 'actions.jsonl', [asked | {'step': 310, 'request': path.name} | other]
     )
     path.unlink()
@@ -213,15 +213,15 @@ def test_without_an_answer_the_request_stays(runs, call, trainer):
 
 
 def test_a_run_that_ends_meanwhile_is_said_to_have(runs, call, trainer):
-  result = workdir_lib.read_result(runs[2])
-  trainer(lambda: workdir_lib.write_result(runs[0], result))
+  result = run_files.read_result(runs[2])
+  trainer(lambda: run_files.write_result(runs[0], result))
   code, _, err = call(f'--run={runs[0]}', 'stop')
   assert code == 2 and 'has ended (done); nothing was done to it' in err
   assert actions.requests(runs[0]) == []
 
 
 def test_a_run_that_failed_waits_for_its_next_start(runs, call, trainer):
-  workdir_lib.write_failure(runs[0], 'Traceback')
+  run_files.write_failure(runs[0], 'Traceback')
   trainer(lambda: None)
   code, out, _ = call(f'--run={runs[0]}', 'stop')
   assert code == 0 and 'asked for' in out and len(actions.requests(runs[0])) == 1

@@ -15,7 +15,7 @@ from helpers.processes import (
   wait_for,
 )
 
-from stability.storage import workdir as workdir_lib
+from stability.storage import results_csv, run_files, sweeps
 
 EXPERIMENT = """
 from configs import base
@@ -87,7 +87,7 @@ def test_a_sweep_ends_with_its_files_its_table_and_its_report(place, finished):
   assert data['entropy_rate'] < float(rows[0]['final_loss']) < data['unigram_loss']
   assert sweep['versions']['jax']
   for name, config in sweep['runs'].items():
-    folder = workdir_lib.run_dir(workdir, name)
+    folder = run_files.run_dir(workdir, name)
     assert json.loads((folder / 'config.json').read_text()) == config
     assert list(folder.glob('events.out.tfevents.*'))
   for name in ('index.html', 'lr_sensitivity.csv', 'loss_by_learning_rate.svg'):
@@ -112,7 +112,7 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
   )
   wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
   assert_workers_end_with(launcher)
-  rows = workdir_lib.read_results(workdir)
+  rows = results_csv.read_results(workdir)
   assert any(row['status'] == 'missing' for row in rows)
   again = run(place, 'sweep', '--workdir=killed', '--config=experiment.py', '--workers=2')
   assert again.returncode == 0, again.stderr
@@ -133,7 +133,7 @@ def test_a_full_disk_stops_a_sweep_which_goes_on_once_there_is_room(place, finis
     last = stopped.stderr.splitlines()[-1]
     assert last.startswith(f'error: {workdir}/') and 'No space left on device' in last
     assert 'Traceback' not in stopped.stdout
-    rows = workdir_lib.read_results(workdir)
+    rows = results_csv.read_results(workdir)
     assert {row['status'] for row in rows} <= {'missing', 'done', 'diverged'}
     for row in rows:
       assert row['status'] != 'diverged' or row['learning_rate'] == 1e25
@@ -168,10 +168,10 @@ def test_one_run_with_overrides(place):
       '--config.schedule.steps=30',
   )
   assert process.returncode == 0, process.stderr
-  sweep = workdir_lib.read_sweep(place / 'one')
+  sweep = sweeps.read_sweep(place / 'one')
   assert list(sweep['runs']) == ['seed=0']
   assert sweep['overrides'] == {'optimizer.learning_rate': 0.03, 'schedule.steps': 30}
-  row = workdir_lib.read_results(place / 'one')[0]
+  row = results_csv.read_results(place / 'one')[0]
   assert (row['status'], row['steps'], row['learning_rate']) == ('done', 30, 0.03)
 
 

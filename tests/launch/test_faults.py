@@ -16,7 +16,7 @@ import time
 import pytest
 from helpers.processes import children, command, is_running, outcomes, run, wait_for
 
-from stability.storage import workdir as workdir_lib
+from stability.storage import results_csv, run_files, sweeps
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +144,7 @@ def disturb(place, undisturbed, name, seed, kills):
         if launcher.returncode is None:
           continue
       else:
-        failed = [row for row in workdir_lib.read_results(workdir) if row['status'] == 'failed']
+        failed = [row for row in results_csv.read_results(workdir) if row['status'] == 'failed']
         assert code == (1 if failed else 0), (place / f'{name}.log').read_text()
         assert all('signal 9' in row['error'] for row in failed)
         if not failed:
@@ -166,7 +166,7 @@ def disturb(place, undisturbed, name, seed, kills):
 
 
 def has_failed(workdir, run):
-  return workdir_lib.read_result(workdir_lib.run_dir(workdir, run))['status'] == 'failed'
+  return run_files.read_result(run_files.run_dir(workdir, run)).status == 'failed'
 
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(place, undisturbed):
@@ -206,7 +206,7 @@ def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(plac
     assert time.monotonic() < deadline
     time.sleep(0.01)
   lines = (folder / 'metrics.jsonl').read_bytes()
-  assert last_checkpoint(folder) >= workdir_lib.last_metrics(folder)['step']
+  assert last_checkpoint(folder) >= run_files.last_metrics(folder)['step']
   while len((folder / 'metrics.jsonl').read_bytes()) == len(lines):  # until another goes on
     assert time.monotonic() < deadline and launcher.poll() is None
     time.sleep(0.005)
@@ -216,7 +216,7 @@ def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(plac
   assert launcher.wait(PATIENCE) == PREEMPTED
   assert time.monotonic() - told < 10
   for folder in workdir.glob('runs/*'):
-    logged = workdir_lib.last_metrics(folder)
+    logged = run_files.last_metrics(folder)
     if logged and not (folder / 'result.json').exists():
       assert last_checkpoint(folder) >= logged['step'] > 0
   before = kept(workdir), finished(workdir)
@@ -335,7 +335,7 @@ def test_a_disk_that_goes_read_only_stops_a_sweep_which_then_goes_on(place, undi
     last = err.splitlines()[-1]
     assert last.startswith(f'error: {workdir}/') and 'Read-only file system' in last
     before = kept(workdir), finished(workdir)
-    assert workdir_lib.read_sweep(workdir)
+    assert sweeps.read_sweep(workdir)
     subprocess.run(['umount', disk], check=True)
     again = run(place, 'sweep', *arguments(workdir))
     assert again.returncode == 0, again.stderr

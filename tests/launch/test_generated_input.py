@@ -32,7 +32,7 @@ from stability.analysis import lr_sensitivity
 from stability.analysis.claims import registry
 from stability.data import tokens
 from stability.report import page
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, sweeps
 
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = f'--config={ROOT}/configs/base.py'
@@ -351,7 +351,7 @@ ARGUMENTS = st.lists(
 def report_without_figures(results, output):
   """What a report computes; drawing takes a second."""
   output.mkdir()
-  workdir_lib.write_whole(output / 'claims.csv', registry.judge_results(results).to_csv(index=False))
+  files.write_atomic(output / 'claims.csv', registry.judge_results(results).to_csv(index=False))
   for words in (page._about, page._readable_runs, page._windows):
     words(results)
   page.finding(results, lr_sensitivity.lr_sensitivity(results))
@@ -453,9 +453,9 @@ def test_token_files(faults):
       assert contents(folder) == before
     else:
       assert not any(map(must_be_refused, faults)) or len(faults) > 1
-      sweep_json = workdir_lib.read_sweep(folder / 'runs')
+      written = sweeps.read_sweep(folder / 'runs')
       opened = tokens.open_tokens(folder / 'theirs')
-      assert opened.meta.items() <= sweep_json['data'].items()
+      assert opened.meta.items() <= written.data.items()
     check(*execute(sweep, [*arguments, '--dry_run']))
 
 
@@ -509,7 +509,7 @@ def _report_of_files(folder, workdir):
   results, _ = results_lib.load_workdir(workdir), timeline.story(workdir)
   results_lib.load_curves(workdir)
   (folder / 'report').mkdir(exist_ok=True)
-  workdir_lib.write_whole(
+  files.write_atomic(
       folder / 'report' / 'claims.csv', registry.judge_results(results).to_csv(index=False)
   )
   return folder / 'report' / 'index.html'

@@ -23,8 +23,7 @@ from stability.data import tokens
 from stability.errors import BadInput
 from stability.report import overview, page
 from stability.report.plots import style
-from stability.storage import checkpoints
-from stability.storage import workdir as workdir_lib
+from stability.storage import checkpoints, files, run_files, sweeps
 
 ROOT = pathlib.Path(__file__).parents[2]
 EVIL = (
@@ -154,7 +153,7 @@ def test_many_methods_are_a_table_and_no_figure(folder, capsys):
 def sweep(folder):
   """A small sweep; its runs' folders."""
   names = made_up.write_sweep(folder / 'sweep', widths=(16,), rates=(1e-2, 1e-1), seeds=(0,))
-  return [workdir_lib.run_dir(folder / 'sweep', name) for name in names]
+  return [run_files.run_dir(folder / 'sweep', name) for name in names]
 
 
 def test_alarms_actions_and_errors_are_escaped(folder, sweep, monkeypatch):
@@ -164,13 +163,11 @@ def test_alarms_actions_and_errors_are_escaped(folder, sweep, monkeypatch):
   like = folder / 'like.html'
   record = {'step': 10, 'by': 'ann', 'why': 'x', 'action': 'pause'}
   alarm = {'step': 10, 'rule': 'loss_spike', 'seen': 'x', 'actions': 0}
-  failure = {'status': 'failed', 'error': 'x', 'final_loss': None}
   for evil in (None, '\n'.join(EVIL).replace('\n', ' ') + '\ud800'):
     text = evil or 'x'
-    workdir_lib.write_lines(sweep[0] / 'actions.jsonl', [record | {'why': text, 'by': text}])
-    workdir_lib.write_lines(sweep[0] / 'alarms.jsonl', [alarm | {'rule': text, 'seen': text}])
-    result = workdir_lib.read_result(sweep[1])
-    workdir_lib.write_result(sweep[1], result | failure | {'error': text})
+    files.write_lines(sweep[0] / 'actions.jsonl', [record | {'why': text, 'by': text}])
+    files.write_lines(sweep[0] / 'alarms.jsonl', [alarm | {'rule': text, 'seen': text}])
+    run_files.write_failure(sweep[1], text)
     index = page.write_report(folder / 'sweep')
     if evil is None:
       like.write_bytes(index.read_bytes())
@@ -189,7 +186,7 @@ def test_what_an_experiment_says_of_itself_is_escaped(folder):
 @pytest.mark.parametrize('name', ['../../../outside', '..', '.', '', 'a/b', '/tmp', 'x\0y'])
 def test_no_run_lies_elsewhere(folder, sweep, name, capsys):
   with pytest.raises(BadInput, match='must be the name of a folder'):
-    workdir_lib.run_dir(folder, name)
+    run_files.run_dir(folder, name)
   path = folder / 'sweep' / 'sweep.json'
   found = json.loads(path.read_text())
   path.write_text(json.dumps(found | {'runs': {name: next(iter(found['runs'].values()))}}))
@@ -201,7 +198,7 @@ def test_no_run_lies_elsewhere(folder, sweep, name, capsys):
 @pytest.mark.parametrize('value', ['../../../outside', '/tmp/x', '..', '', 3, None])
 def test_no_action_leads_elsewhere(folder, sweep, key, value):
   record = {'step': 10, 'by': '', 'why': '', 'action': 'rewind', 'to': 0, 'changes': {}, key: value}
-  workdir_lib.write_lines(sweep[0] / 'actions.jsonl', [record])
+  files.write_lines(sweep[0] / 'actions.jsonl', [record])
   with pytest.raises(BadInput, match=rf'actions.jsonl, line 1: damaged: {key} must be the name'):
     actions.read(sweep[0])
 
@@ -231,7 +228,7 @@ def test_no_link_leads_out_of_a_workdir(folder, sweep, name, capsys):
   before = contents(victim)
   runs = types.SimpleNamespace(configs={})
   with pytest.raises(BadInput, match=f'{name}: must not be a link'):
-    workdir_lib.check_new(folder / 'sweep', runs)
+    sweeps.check_workdir(folder / 'sweep', runs)
   assert app.execute(report.main, report.FLAGS, ['report', '--workdir=sweep']) == 2
   assert f'sweep/{name}: must not be a link' in capsys.readouterr().err
   assert contents(victim) == before
@@ -242,7 +239,7 @@ def test_no_link_leads_out_of_a_run(folder, sweep, name, capsys):
   victim = moved_out(sweep[0] / name, folder)
   before = contents(victim)
   with pytest.raises(BadInput, match='must not be a link'):
-    workdir_lib.waiting(folder / 'sweep', {run.name: {} for run in sweep})
+    sweeps.runs_to_train(folder / 'sweep', {run.name: {} for run in sweep})
   if name:
     (sweep[0] / 'result.json').unlink()
     code = app.execute(control.main, control.FLAGS, ['c', f'--run={sweep[0]}', 'stop'], words=True)
@@ -284,7 +281,7 @@ def test_hostile_requests_are_refused_or_passed_over(folder, sweep):
   changes = '{"optimizer.learning_rate": 1e999}'
   (requests / '7.json').write_text(f'{{"action": "set", "changes": {changes}}}')
   (requests / '8.json').write_text('{"step": "x", "action": [], "refused": 1, "request": "../x"}')
-  run = run_control_lib.Control(sweep[0], workdir_lib.read_config(sweep[0]), 20, 0, lambda: [])
+  run = run_control_lib.Control(sweep[0], run_files.read_config(sweep[0]), 20, 0, lambda: [])
   assert run.next(20, False) is None
   assert sorted(os.listdir(requests)) == ['3.json', '4.json', '5.json']
   records = actions.read(sweep[0])  # they can be read again
@@ -359,7 +356,7 @@ def test_a_pickle_is_no_checkpoint_even_with_the_right_checksums(folder):
     if path.name == checkpoints.CHECKSUMS:
       continue
     path.write_bytes(planted)
-    workdir_lib.write_json(good / checkpoints.CHECKSUMS, checkpoints._checksums(good))
+    files.write_json(good / checkpoints.CHECKSUMS, checkpoints._checksums(good))
     try:
       found = checkpoints.restore(folder / 'run')
     except Exception as error:  # whatever its reader makes of it, it is an error and no code

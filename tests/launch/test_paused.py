@@ -11,7 +11,7 @@ import time
 import pytest
 
 from stability.control import actions
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 pytestmark = pytest.mark.slow
 
@@ -81,15 +81,15 @@ def test_a_paused_run_waits_without_work_outlives_its_worker_and_is_forked(tmp_p
   workdir = tmp_path / 'w'
 
   def result(name):
-    return workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
+    return run_files.read_result(run_files.run_dir(workdir, name))
 
   launcher = started(tmp_path)
   try:
     first = until(tmp_path, lambda: list(workdir.glob('runs/*/metrics.jsonl')))[0].parent
     actions.request(first, {'action': 'pause'}, 'ann', '')
-    (other,) = set(workdir_lib.read_sweep(workdir)['runs']) - {first.name}
+    (other,) = set(sweeps.read_sweep(workdir).runs) - {first.name}
     until(tmp_path, lambda: result(other))  # it had the worker to itself
-    assert result(other)['status'] == 'done' and result(first.name) is None
+    assert result(other).status == 'done' and result(first.name) is None
     assert actions.is_paused(actions.read(first))
     worker = worker_of(launcher)
     time.sleep(1)  # for what is left of the other one
@@ -105,7 +105,7 @@ def test_a_paused_run_waits_without_work_outlives_its_worker_and_is_forked(tmp_p
   launcher = started(tmp_path)
   try:
     actions.request(first, {'action': 'fork', 'changes': {'optimizer.eps': 1e-7}}, 'ann', '')
-    fork = until(tmp_path, lambda: list(workdir_lib.read_forks(workdir)))[0]
+    fork = until(tmp_path, lambda: list(sweeps.read_forks(workdir)))[0]
     until(tmp_path, lambda: result(fork))  # while the first one waits as before
     assert result(first.name) is None and actions.is_paused(actions.done(actions.read(first)))
     actions.request(first, {'action': 'continue'}, 'ann', '')
@@ -116,7 +116,7 @@ def test_a_paused_run_waits_without_work_outlives_its_worker_and_is_forked(tmp_p
   assert [record['action'] for record in actions.read(first)] == ['pause', 'fork', 'continue']
   with (workdir / 'results.csv').open() as file:
     rows = {row['run']: row for row in csv.DictReader(file)}
-  assert list(rows) == [*workdir_lib.read_sweep(workdir)['runs'], fork]
+  assert list(rows) == [*sweeps.read_sweep(workdir).runs, fork]
   assert {row['status'] for row in rows.values()} == {'done'}
   assert rows[fork]['final_loss'] != rows[first.name]['final_loss']
   assert fork in (workdir / 'report' / 'index.html').read_text()

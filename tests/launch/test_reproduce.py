@@ -13,7 +13,7 @@ from helpers.processes import assert_workers_end_with, children, is_running
 
 from launch import reproduce, sweep
 from launch.common import app
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, results_csv
 
 ROOT = pathlib.Path(__file__).parents[2]
 # quickstart is part of qk_layernorm, ladder is for planning, extrapolation and length are about
@@ -139,7 +139,7 @@ def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(plac
   assert run(*arguments) == 1
   captured = capsys.readouterr()
   assert 'lacking: refused' in captured.err and '1 of 2 experiments done' in captured.out
-  results = workdir_lib.read_results(place / 'runs' / 'third')
+  results = results_csv.read_results(place / 'runs' / 'third')
   assert [row['status'] for row in results] == ['done', 'done']
   page = (place / 'runs' / 'report' / 'index.html').read_text()
   assert 'lacking: refused' in page and '../third/report/index.html' in page
@@ -149,7 +149,7 @@ def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(plac
   }
   (place / 'gone').write_text((place / 'text').read_text())
   assert run(*arguments) == 0
-  results = workdir_lib.read_results(place / 'runs' / 'lacking')
+  results = results_csv.read_results(place / 'runs' / 'lacking')
   assert [row['status'] for row in results] == ['done', 'done']
   assert all(path.stat().st_mtime_ns == at for path, at in trained.items())
   assert 'refused' not in (place / 'runs' / 'report' / 'index.html').read_text()
@@ -204,7 +204,7 @@ def test_a_damaged_folder_of_one_stage_takes_no_other_along(place, monkeypatch, 
   process = types.SimpleNamespace(wait=lambda: 0)
   monkeypatch.setattr(subprocess, 'Popen', lambda command, **_: commands.append(command) or process)
   made_up.write_sweep(place / 'runs' / 'third', seeds=(0,))
-  workdir_lib.write_whole(place / 'runs' / 'first' / 'sweep.json', '{"')
+  files.write_atomic(place / 'runs' / 'first' / 'sweep.json', '{"')
   assert run('--workdir=runs', '--only=lacking') == 0
   assert [flag for flag in commands[0] if flag.startswith('--reuse')] == ['--reuse=runs/third']
   said = capsys.readouterr().err

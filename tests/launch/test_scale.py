@@ -11,13 +11,14 @@ import threading
 import time
 
 import pytest
+from helpers import made_up
 from helpers.processes import children, command
 
 from configs import base
 from launch.backends import local
 from launch.workers import worker_process
 from stability import hyper
-from stability.storage import workdir as workdir_lib
+from stability.storage import results_csv, sweeps
 
 HELPERS = pathlib.Path(__file__).parents[1] / 'helpers'
 
@@ -60,14 +61,12 @@ def calls_to_schedule(workdir, runs, monkeypatch):
   threading.setprofile(profile)  # of the threads that serve workers
   sys.setprofile(profile)
   try:
-    workdir_lib.write_sweep(
-        workdir, expanded, config_file='x', scale='cpu', overrides={}, data={}, versions={}
-    )
-    local.train(workdir, workdir_lib.waiting(workdir, expanded.configs), workers=1)
+    made_up.write_runs(workdir, expanded)
+    local.train(workdir, sweeps.runs_to_train(workdir, expanded.configs), workers=1)
   finally:
     sys.setprofile(None)
     threading.setprofile(None)
-  results = workdir_lib.read_results(workdir)
+  results = results_csv.read_results(workdir)
   assert [row['status'] for row in results] == ['done'] * runs
   return count[0]
 

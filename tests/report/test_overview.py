@@ -8,7 +8,7 @@ from helpers.html_page import EVIL, Page
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.report import overview, page
-from stability.storage import workdir as workdir_lib
+from stability.storage import files
 
 SVGS = [f'{name}.svg' for name in (overview.LOSS, overview.LOGITS)]
 
@@ -23,9 +23,9 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('all')
   made_up.write_sweep(folder / 'one', seeds=(0,))
   made_up.write_sweep(folder / 'two', seeds=(0,), leave_out=tuple(range(42)))
-  for name, files in (('one', ('index.html', *SVGS)), ('two', ('index.html',))):
-    for file in files:
-      workdir_lib.write_whole(folder / name / 'report' / file, 'made elsewhere')
+  for name, written in (('one', ('index.html', *SVGS)), ('two', ('index.html',))):
+    for file in written:
+      files.write_atomic(folder / name / 'report' / file, 'made elsewhere')
   return folder
 
 
@@ -81,7 +81,7 @@ def test_each_experiment_says_how_it_was_run(tmp_path):
 def test_of_many_figures_the_telling_ones_are_shown(tmp_path, there, shown):
   made_up.write_sweep(tmp_path / 'one', seeds=(0,))
   for name in there:
-    workdir_lib.write_whole(tmp_path / 'one' / 'report' / f'{name}.svg', 'made elsewhere')
+    files.write_atomic(tmp_path / 'one' / 'report' / f'{name}.svg', 'made elsewhere')
   written = Page(overview.write_overview(tmp_path, [experiment('one')]))
   images = [attributes['src'] for tag, attributes in written.elements if tag == 'img']
   assert images == [f'../one/report/{name}.svg' for name in shown]
@@ -107,7 +107,7 @@ def test_claims_of_all_sweeps_are_one_table(tmp_path):
         'n': [n, n, 0],
         'reason': 3 * [''],
     })
-    workdir_lib.write_whole(tmp_path / name / 'report' / 'claims.csv', table.to_csv(index=False))
+    files.write_atomic(tmp_path / name / 'report' / 'claims.csv', table.to_csv(index=False))
   path = overview.write_overview(tmp_path, [experiment(name) for name in ('one', 'two', 'three')])
   written = Page(path)
   assert written.count('table') == 1
@@ -128,7 +128,7 @@ def test_what_is_damaged_in_one_hides_no_other(folder, tmp_path, file):
     (tmp_path / name).symlink_to(folder / name)
   text = 'figure,claim\n' if file == 'other columns' else '{"'
   path = 'report/claims.csv' if file == 'other columns' else file
-  workdir_lib.write_whole(tmp_path / 'broken' / path, text)
+  files.write_atomic(tmp_path / 'broken' / path, text)
   names = ('broken', 'one', 'two')
   found = Page(overview.write_overview(tmp_path, [experiment(name) for name in names]))
   assert f'broken: {tmp_path}/broken/{path}' in found.text.replace('\xa0', ' ')

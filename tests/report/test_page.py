@@ -16,7 +16,7 @@ from stability.analysis import lr_sensitivity, timeline
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.report import page
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files, sweeps
 
 FIGURES = {
     'loss_by_learning_rate',
@@ -148,7 +148,7 @@ def test_a_partial_sweep_says_what_is_missing_and_decides_nothing_on_it(tmp_path
 def test_a_run_in_progress_shows_its_curves(tmp_path):
   names = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
   for name in names:
-    (workdir_lib.run_dir(tmp_path, name) / 'result.json').unlink()
+    (run_files.run_dir(tmp_path, name) / 'result.json').unlink()
   shown = Page(page.write_report(tmp_path))
   assert 'No run has finished yet.' in shown.text
   assert shown.count('svg') == 2  # attention logits against learning rate, training curves
@@ -244,9 +244,9 @@ def test_nothing_measured_is_no_finding():
 
 def test_synthetic_text_has_its_entropy_rate_on_the_page(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), interventions=[{}])
-  sweep = workdir_lib.read_sweep(tmp_path)
-  sweep['data']['entropy_rate'] = 1.25
-  workdir_lib.write_json(tmp_path / 'sweep.json', sweep)
+  sweep = sweeps.read_sweep(tmp_path)
+  sweep.data['entropy_rate'] = 1.25
+  sweeps.write_sweep(tmp_path, sweep)
   assert '1.250 nats: no model can be better' in Page(page.write_report(tmp_path)).text
 
 
@@ -266,7 +266,7 @@ def write_activations(workdir, **change):
   names = hyper.sweep('parameterization.name', ['standard', 'mup'])
   options = {'widths': (16, 64), 'rates': (1e-2,), 'seeds': (0,), 'interventions': names}
   for name in made_up.write_sweep(workdir, **(options | change)):
-    path = workdir_lib.run_dir(workdir, name) / 'metrics.jsonl'
+    path = run_files.run_dir(workdir, name) / 'metrics.jsonl'
     rms = 4.0 if 'width=64,name=standard' in name else 1.0
     lines = [{'step': step, 'loss': 2.0, 'activation_rms/logits': rms * step} for step in (1, 2)]
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -293,8 +293,8 @@ def test_a_sweep_that_is_no_coordinate_check_has_none(change, tmp_path):
 
 def test_page_tells_where_somebody_stepped_in(tmp_path):
   made_up.write_sweep(tmp_path)
-  name = next(iter(workdir_lib.read_sweep(tmp_path)['runs']))
-  run = workdir_lib.run_dir(tmp_path, name)
+  name = next(iter(sweeps.read_sweep(tmp_path).runs))
+  run = run_files.run_dir(tmp_path, name)
 
   def alarm(step, taken):
     return {'step': step, 'rule': 'loss_spike', 'actions': taken, 'seen': f'spike at {step}'}
@@ -302,8 +302,8 @@ def test_page_tells_where_somebody_stepped_in(tmp_path):
   def record(step, action, **more):
     return {'step': step, 'by': 'ann', 'why': EVIL, 'action': action, **more}
 
-  workdir_lib.write_lines(run / 'alarms.jsonl', [alarm(40, 0), alarm(50, 0), alarm(20, 1)])
-  workdir_lib.write_lines(
+  files.write_lines(run / 'alarms.jsonl', [alarm(40, 0), alarm(50, 0), alarm(20, 1)])
+  files.write_lines(
       run / 'actions.jsonl',
       [
           record(45, None, refused='not a request', changes='rm'),

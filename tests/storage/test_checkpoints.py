@@ -112,7 +112,7 @@ def test_a_crash_while_saving_leaves_the_one_before_and_no_damage(run, at, monke
   class Crash(BaseException):
     pass
 
-  write = checkpoints.workdir_lib.write_json
+  write = checkpoints.files.write_json
 
   def crash(*arguments):
     raise Crash
@@ -122,7 +122,7 @@ def test_a_crash_while_saving_leaves_the_one_before_and_no_damage(run, at, monke
       raise Crash
     write(path, value)
 
-  monkeypatch.setattr(checkpoints.workdir_lib, 'write_json', write_until)
+  monkeypatch.setattr(checkpoints.files, 'write_json', write_until)
   # Nothing is put in order afterwards.
   monkeypatch.setattr(checkpoints, '_clear', lambda folder: None)
   if at == 'rename':

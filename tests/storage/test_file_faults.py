@@ -6,6 +6,7 @@ which anybody may set, stands beside it.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from helpers import made_up
 
 from configs import base
 from launch import sweep
@@ -27,8 +29,7 @@ from stability import hyper
 from stability.data import tokens
 from stability.devices import layouts
 from stability.errors import CannotWrite
-from stability.storage import checkpoints, versions
-from stability.storage import workdir as workdir_lib
+from stability.storage import checkpoints, files, run_files, sweeps, versions
 from stability.trainer import trainer
 
 # What tensorstore's threads still tell an event loop of Orbax's, after a save that failed.
@@ -68,9 +69,7 @@ def write_sweep(workdir, data, points):
   flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS
   runs = hyper.expand(config_lib.unflatten(flat), points)
   about = {'path': str(data), **tokens.open_tokens(data).meta}
-  workdir_lib.write_sweep(
-      workdir, runs, config_file='x', scale='cpu', overrides={}, data=about, versions={}
-  )
+  made_up.write_runs(workdir, runs, about)
   return list(runs.configs)
 
 
@@ -87,8 +86,9 @@ def use(monkeypatch, kind, devices=1, members=1):
   def make(workdir, sweep, static, example, most_members=None, members_chosen=None):
     del most_members, members_chosen
     if (kind, devices, members) not in LAYOUTS:
-      sweep = sweep | {'runs': {name: placed(c) for name, c in sweep['runs'].items()}}
-      static, _ = config_lib.split(next(iter(sweep['runs'].values())))
+      runs = {name: placed(config) for name, config in sweep.runs.items()}
+      sweep = dataclasses.replace(sweep, runs=runs)
+      static, _ = config_lib.split(next(iter(sweep.runs.values())))
       LAYOUTS[kind, devices, members] = MAKE(workdir, sweep, static, example)
     return LAYOUTS[kind, devices, members]
 
@@ -104,7 +104,7 @@ def single(monkeypatch):
 
 def train(workdir, names):
   waiting = iter(names)
-  sweep = workdir_lib.read_sweep(workdir)
+  sweep = sweeps.read_sweep(workdir)
   trainer.train_runs(workdir, sweep, next(waiting), lambda: next(waiting, None))
 
 
@@ -126,8 +126,8 @@ def train_until(workdir, names, reads, then=None):
 
 def outcome(workdir, name):
   """All of a run that must not depend on how it was trained."""
-  run = workdir_lib.run_dir(workdir, name)
-  lines = [*workdir_lib.read_metrics(run), workdir_lib.read_result(run)]
+  run = run_files.run_dir(workdir, name)
+  lines = [*run_files.read_metrics(run), run_files.read_result(run).to_json()]
   return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
 
 
@@ -148,7 +148,7 @@ def stopped(tmp_path, data):
   (name,) = write_sweep(tmp_path / 'sweep', data, [{}])
   with pytest.raises(Killed):
     train_until(tmp_path / 'sweep', [name], reads=8)
-  run = workdir_lib.run_dir(tmp_path / 'sweep', name)
+  run = run_files.run_dir(tmp_path / 'sweep', name)
   assert checkpoints.good_steps(run) == [8, 12]
   return run
 
@@ -182,9 +182,9 @@ def test_no_run_begins_again_by_itself_where_all_its_checkpoints_are_damaged(
   damage(stopped, 8)
   damage(stopped, 12)
   train(stopped.parents[1], [stopped.name])
-  result = workdir_lib.read_result(stopped)
-  assert result['status'] == 'failed'
-  last = result['error'].strip().splitlines()[-1]
+  result = run_files.read_result(stopped)
+  assert result.status == 'failed'
+  last = result.error.strip().splitlines()[-1]
   for words in ('step 12', 'step 8', f'delete {stopped}/checkpoints', 'again from step 0'):
     assert words in last
   assert (stopped / 'metrics.jsonl').read_bytes() == before
@@ -216,7 +216,7 @@ def test_what_a_crash_left_of_a_checkpoint_is_no_damage(stopped, undisturbed, ca
 def test_a_torn_last_line_is_cut(stopped, undisturbed):
   with (stopped / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 14, "loss": 3.')
-  assert workdir_lib.read_metrics(stopped)[-1]['step'] < 16
+  assert run_files.read_metrics(stopped)[-1]['step'] < 16
   train(stopped.parents[1], [stopped.name])
   assert outcome(stopped.parents[1], stopped.name) == undisturbed
 
@@ -256,12 +256,12 @@ def disk(tmp_path):
 
 def assert_readable(workdir):
   """Every file of the sweep can be read, no run has a result, and checkpoints are whole."""
-  for name in workdir_lib.read_sweep(workdir)['runs']:
-    run = workdir_lib.run_dir(workdir, name)
-    workdir_lib.read_config(run)
-    steps = [line['step'] for line in workdir_lib.read_metrics(run)]
+  for name in sweeps.read_sweep(workdir).runs:
+    run = run_files.run_dir(workdir, name)
+    run_files.read_config(run)
+    steps = [line['step'] for line in run_files.read_metrics(run)]
     assert steps == list(range(2, 2 * len(steps) + 1, 2))
-    assert workdir_lib.read_result(run) is None
+    assert run_files.read_result(run) is None
     saved = checkpoints._steps(run)
     assert checkpoints.good_steps(run) == saved and all(step in steps for step in saved)
 
@@ -300,15 +300,15 @@ def test_files_that_may_not_grow_stop_a_preparation_which_then_goes_on(tmp_path,
       raise CannotWrite(errno.ENOSPC, 'No space left on device', str(path))
     write_json(path, value)
 
-  write_json = workdir_lib.write_json
+  write_json = files.write_json
   with limited_files(1_000):  # no room for the text
     assert begin() == 1
   with pytest.MonkeyPatch.context() as patch:  # none after the configs
-    patch.setattr(workdir_lib, 'write_json', full)
+    patch.setattr(files, 'write_json', full)
     assert begin() == 1
   assert not (tmp_path / 'workdir/sweep.json').exists()
   assert begin('--config.seed=3') == 0  # another command too, since nothing was trained
-  assert workdir_lib.read_config(tmp_path / 'workdir/runs/seed=3')['seed'] == 3
+  assert run_files.read_config(tmp_path / 'workdir/runs/seed=3')['seed'] == 3
 
 
 def test_a_full_disk_stops_a_run_which_goes_on_once_there_is_room(disk, data, undisturbed):
@@ -360,7 +360,7 @@ def test_a_population_goes_on_in_smaller_ones_and_alone(data, tmp_path, monkeypa
       continue
     with pytest.raises(Killed):
       train_until(workdir, names, reads=6)
-    assert [checkpoints.good_steps(workdir_lib.run_dir(workdir, name)) for name in names] == [
+    assert [checkpoints.good_steps(run_files.run_dir(workdir, name)) for name in names] == [
         [4, 8]
     ] * 4
     use(monkeypatch, *(('population', 2) if kind == 'two' else ('single',)))
@@ -389,7 +389,7 @@ def test_a_large_run_goes_on_on_fewer_devices_and_on_more(
 ):
   """From four to two and to four again, as one that one device has trained."""
   (name,) = write_sweep(tmp_path, data, [{}])
-  run = workdir_lib.run_dir(tmp_path, name)
+  run = run_files.run_dir(tmp_path, name)
   for devices, saved in ((4, [4]), (2, [4, 8])):
     use(monkeypatch, kind, devices=devices)
     with pytest.raises(Killed):

@@ -13,8 +13,7 @@ import urllib.request
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from stability.storage import metrics
-from stability.storage import workdir as workdir_lib
+from stability.storage import metrics, run_files
 
 
 def line(step, **more):
@@ -38,7 +37,7 @@ def scalars(run, tag):
 
 def test_both_files_say_the_same(tmp_path):
   write(tmp_path, [10, 20])
-  assert workdir_lib.read_metrics(tmp_path) == [line(10), line(20)]
+  assert run_files.read_metrics(tmp_path) == [line(10), line(20)]
   assert scalars(tmp_path, 'block_0/attention_logit_max') == [(10, 20.0), (20, 40.0)]
   steps, losses = zip(*scalars(tmp_path, 'loss'))
   assert steps == (10, 20) and losses == pytest.approx((4.9, 4.8))
@@ -56,14 +55,14 @@ def test_what_is_not_finite_becomes_null(tmp_path):
 def test_a_resume_replaces_what_came_after_the_checkpoint(tmp_path):
   write(tmp_path, [10, 20, 30])
   write(tmp_path, [30, 40], resume_from=20)
-  assert workdir_lib.read_metrics(tmp_path) == [line(step) for step in (10, 20, 30, 40)]
+  assert run_files.read_metrics(tmp_path) == [line(step) for step in (10, 20, 30, 40)]
   assert [step for step, _ in scalars(tmp_path, 'loss')] == [10, 20, 30, 40]
 
 
 def test_a_start_from_nothing_replaces_everything(tmp_path):
   write(tmp_path, [10, 20])
   write(tmp_path, [10])
-  assert workdir_lib.read_metrics(tmp_path) == [line(10)]
+  assert run_files.read_metrics(tmp_path) == [line(10)]
   assert [step for step, _ in scalars(tmp_path, 'loss')] == [10]
 
 
@@ -84,7 +83,7 @@ def sweep(tmp_path_factory):
     write(
         workdir / 'runs' / norm,
         [10, 20],
-        result={'steps': 20, 'initial_loss': 5.5, 'final_loss': final},
+        result=run_files.Result('done', initial_loss=5.5, final_loss=final, steps=20),
         hyperparameters={'model.qk_norm': norm, 'optimizer.learning_rate': rate},
     )
   return workdir

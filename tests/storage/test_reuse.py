@@ -8,8 +8,7 @@ import pytest
 from helpers.processes import run
 from tensorboard.backend.event_processing import event_accumulator
 
-from stability.storage import leases, reuse
-from stability.storage import workdir as workdir_lib
+from stability.storage import leases, results_csv, reuse, run_files, sweeps
 
 EXPERIMENT = """
 from configs import base
@@ -56,28 +55,28 @@ def place(tmp_path_factory):
 def numbers(run_folder):
   """The lines of a run without what clocks say."""
   clocks = ('seconds', 'tokens_per_second')
-  lines = workdir_lib.read_metrics(run_folder)
+  lines = run_files.read_metrics(run_folder)
   return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 
 
 def test_what_is_taken_over_is_what_training_gives(place):
   assert '2 runs are taken over' in (place / 'grid.out').read_text()
-  rows = workdir_lib.read_results(place / 'grid')
+  rows = results_csv.read_results(place / 'grid')
   assert len(rows) == 4 and {row['status'] for row in rows} == {'done', 'diverged'}
   for row in rows:
     ours, trained = (place / name / 'runs' / row['run'] for name in ('grid', 'alone'))
     assert numbers(ours) == numbers(trained) and numbers(ours)
-    result, expected = map(workdir_lib.read_result, (ours, trained))
-    assert result.get('trained_in') == (
+    result, expected = map(run_files.read_result, (ours, trained))
+    assert result.trained_in == (
         f'../../../rates/runs/{row["run"].partition(",")[2]}' if row['run'] in SAME else None
     )
     for key in ('status', 'initial_loss', 'final_loss', 'steps', 'tokens', 'error'):
-      assert result[key] == expected[key]
+      assert getattr(result, key) == getattr(expected, key)
 
 
 def test_its_clocks_are_those_of_the_training(place):
-  source = workdir_lib.read_result(place / 'rates/runs/learning_rate=0.01,seed=0')
-  assert workdir_lib.read_result(place / 'grid/runs' / SAME[0])['seconds'] == source['seconds']
+  source = run_files.read_result(place / 'rates/runs/learning_rate=0.01,seed=0')
+  assert run_files.read_result(place / 'grid/runs' / SAME[0]).seconds == source.seconds
 
 
 def test_tensorboard_shows_it_as_a_run_of_its_sweep(place):
@@ -85,7 +84,7 @@ def test_tensorboard_shows_it_as_a_run_of_its_sweep(place):
   events = event_accumulator.EventAccumulator(str(folder)).Reload()
   shown = [(event.step, event.value) for event in events.Scalars('loss')]
   assert shown == [
-      (line['step'], pytest.approx(line['loss'])) for line in workdir_lib.read_metrics(folder)
+      (line['step'], pytest.approx(line['loss'])) for line in run_files.read_metrics(folder)
   ]
   assert b'optimizer.eps' in next(folder.glob('events.*')).read_bytes()
 
@@ -146,7 +145,7 @@ def test_only_a_whole_run_of_the_same_config_text_and_versions_serves(place, tmp
   run_folder.mkdir()
   if spoil:
     spoil(tmp_path / 'rates', tmp_path / 'rates/runs/learning_rate=0.01,seed=0')
-  waiting = {SAME[0]: workdir_lib.read_sweep(tmp_path / 'grid')['runs'][SAME[0]]}
+  waiting = {SAME[0]: sweeps.read_sweep(tmp_path / 'grid').runs[SAME[0]]}
   taken = reuse.take_over(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
   assert taken == ([] if spoil else [SAME[0]])
   assert (run_folder / 'result.json').exists() == (not spoil)
@@ -159,13 +158,13 @@ def test_a_run_that_has_begun_or_is_in_other_hands_is_left_alone(place, tmp_path
   for name in SAME:
     folder = tmp_path / 'grid/runs' / name
     (folder / 'result.json').unlink()
-    waiting[name] = workdir_lib.read_sweep(tmp_path / 'grid')['runs'][name]
+    waiting[name] = sweeps.read_sweep(tmp_path / 'grid').runs[name]
   (folder / 'metrics.jsonl').unlink()
   held = leases.take(folder)
   assert reuse.take_over(tmp_path / 'grid', waiting, [place / 'rates']) == []
   held.release()
   assert reuse.take_over(tmp_path / 'grid', waiting, [place / 'rates']) == [SAME[1]]
-  last = workdir_lib.read_metrics(folder)[-1]
+  last = run_files.read_metrics(folder)[-1]
   assert last['loss'] is None or math.isfinite(last['loss'])
 
 

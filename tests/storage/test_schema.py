@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from helpers import made_up
 
 from configs import base
 from stability import config as config_lib
 from stability import hyper
 from stability.config import fields
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 LACKING = ('model.norm_position', 'control.tries', 'parallel.remat')
 
@@ -35,9 +36,7 @@ def remove(config, names) -> None:
 @pytest.fixture
 def old(tmp_path):
   """The workdir of a version that did not have the fields of LACKING."""
-  workdir_lib.write_sweep(
-      tmp_path, runs(), config_file='x.py', scale='cpu', overrides={}, data={}, versions={}
-  )
+  made_up.write_runs(tmp_path, runs())
   rewrite(
       tmp_path / 'sweep.json',
       lambda sweep: [remove(config, LACKING) for config in sweep['runs'].values()],
@@ -50,21 +49,21 @@ def old(tmp_path):
 def test_old_workdir_is_read(old):
   configs = runs().configs
   for _ in range(2):  # the second time, sweep.json is known to be sound
-    assert workdir_lib.read_sweep(old)['runs'] == configs
+    assert sweeps.read_sweep(old).runs == configs
   for name, config in configs.items():
-    read = workdir_lib.read_config(old / 'runs' / name)
+    read = run_files.read_config(old / 'runs' / name)
     assert config_lib.static_fields(read) == config_lib.static_fields(config)
     assert read == config
 
 
 def test_old_workdir_is_resumed(old):
-  workdir_lib.check_new(old, runs())
+  sweeps.check_workdir(old, runs())
   others = {
       name: config_lib.unflatten(config_lib.flatten(config) | {'model.norm_position': 'peri'})
       for name, config in runs().configs.items()
   }
   with pytest.raises(BadInput, match=r"config.model.norm_position='pre', this one 'peri'"):
-    workdir_lib.check_new(old, hyper.Runs(runs().fields, others))
+    sweeps.check_workdir(old, hyper.Runs(runs().fields, others))
 
 
 def test_new_option_leaves_a_workdir_resumable(old):
@@ -72,11 +71,11 @@ def test_new_option_leaves_a_workdir_resumable(old):
   fields.register(fields.number('model.mu', 0.5, 'A number.', absent=0.0))
   try:
     with pytest.raises(BadInput, match=r'config.model.mu=0.0, this one 0.5'):
-      workdir_lib.check_new(old, runs())
+      sweeps.check_workdir(old, runs())
     config = base.get_config()
     config.model.mu = 0.0
     points = hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2])
-    workdir_lib.check_new(old, hyper.expand(config.to_dict(), points))
+    sweeps.check_workdir(old, hyper.expand(config.to_dict(), points))
   finally:
     fields.unregister_all()
 
@@ -87,7 +86,7 @@ def test_unknown_fields_are_kept(old):
     config['model']['option'] = 2
 
   rewrite(old / 'sweep.json', lambda sweep: [add(c) for c in sweep['runs'].values()])
-  for config in workdir_lib.read_sweep(old)['runs'].values():
+  for config in sweeps.read_sweep(old).runs.values():
     assert (config['later'], config['model']['option']) == ({'option': 1}, 2)
     assert config['model']['norm_position'] == 'pre'
 
@@ -106,5 +105,5 @@ def test_damaged_config(old, change, said):
   path = next(old.glob('runs/*/config.json'))
   rewrite(path, lambda config: config.update(change))
   with pytest.raises(BadInput) as error:
-    workdir_lib.read_config(path.parent)
+    run_files.read_config(path.parent)
   assert str(error.value).startswith(f'{path} is damaged: {said}')

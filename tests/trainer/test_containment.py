@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from helpers import made_up
 from helpers.stub_layout import StubLayout
 
 from configs import base
@@ -14,8 +15,7 @@ from stability import config as config_lib
 from stability import hyper
 from stability.control import actions
 from stability.devices import layouts
-from stability.storage import checkpoints
-from stability.storage import workdir as workdir_lib
+from stability.storage import checkpoints, files, run_files, sweeps
 from stability.trainer import chunk_size as chunk_size_lib
 from stability.trainer import trainer
 
@@ -55,9 +55,7 @@ def sweep(tmp_path, monkeypatch):
   def write(name, points=RATES, **fields):
     flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
     runs = hyper.expand(config_lib.unflatten(flat), points)
-    workdir_lib.write_sweep(
-        tmp_path / name, runs, config_file='x', scale='cpu', overrides={}, data={}, versions={}
-    )
+    made_up.write_runs(tmp_path / name, runs)
     return tmp_path / name, list(runs.configs)
 
   return write
@@ -67,7 +65,7 @@ def train(workdir, names, watch=trainer.NO_HOOKS):
   """What is not over; False if it was interrupted."""
   left = [name for name in names if result(workdir, name) is None]
   waiting = iter(left)
-  sweep = workdir_lib.read_sweep(workdir)
+  sweep = sweeps.read_sweep(workdir)
   first = next(waiting, None)
   return first is None or trainer.train_runs(
       workdir, sweep, first, lambda: next(waiting, None), None, watch
@@ -75,15 +73,15 @@ def train(workdir, names, watch=trainer.NO_HOOKS):
 
 
 def result(workdir, name):
-  return workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
+  return run_files.read_result(run_files.run_dir(workdir, name))
 
 
 def outcomes(workdir, names):
   """All of the runs that must not depend on how they were trained."""
   found = {}
   for name in names:
-    lines = workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
-    lines = [*lines, result(workdir, name)]
+    lines = run_files.read_metrics(run_files.run_dir(workdir, name))
+    lines = [*lines, result(workdir, name).to_json()]
     found[name] = [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
   return found
 
@@ -93,7 +91,7 @@ def times(workdir, names):
   return {
       (name, line['step']): line['seconds']
       for name in names
-      for line in workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
+      for line in run_files.read_metrics(run_files.run_dir(workdir, name))
   }
 
 
@@ -102,8 +100,8 @@ def test_interrupted_wherever_it_asks_it_ends_as_if_it_never_was(sweep):
   undisturbed, names = sweep('undisturbed')
   assert train(undisturbed, names)
   expected = outcomes(undisturbed, names)
-  assert [result(undisturbed, name)['status'] for name in names].count('diverged') == 1
-  saved = checkpoints.good_steps(workdir_lib.run_dir(undisturbed, names[0]))
+  assert [result(undisturbed, name).status for name in names].count('diverged') == 1
+  saved = checkpoints.good_steps(run_files.run_dir(undisturbed, names[0]))
   assert saved == [10]  # and none at its end
   interruptions, saved_off_schedule = 0, set()
   for call in range(1, 100):
@@ -119,7 +117,7 @@ def test_interrupted_wherever_it_asks_it_ends_as_if_it_never_was(sweep):
     interruptions += 1
     before = times(workdir, names)
     saved = {
-        name: max(checkpoints.good_steps(workdir_lib.run_dir(workdir, name)), default=0)
+        name: max(checkpoints.good_steps(run_files.run_dir(workdir, name)), default=0)
         for name in names
     }
     saved_off_schedule |= {step for step in saved.values() if step % 10}
@@ -140,7 +138,7 @@ def test_a_stop_that_is_interrupted_stays_one(sweep):
     def interrupted():
       asked.append(True)
       if len(asked) == 8:
-        actions.request(workdir_lib.run_dir(workdir, names[0]), {'action': 'stop'}, 'ann', '')
+        actions.request(run_files.run_dir(workdir, names[0]), {'action': 'stop'}, 'ann', '')
       return len(asked) >= call
 
     return trainer.TrainerHooks(interrupted)
@@ -154,7 +152,7 @@ def test_a_stop_that_is_interrupted_stays_one(sweep):
     workdir, _ = sweep(f'call-{call}', RATES[:1])
     if train(workdir, names, stopping(workdir, names, call)):
       break
-    taken += bool(actions.done(actions.read(workdir_lib.run_dir(workdir, names[0]))))
+    taken += bool(actions.done(actions.read(run_files.run_dir(workdir, names[0]))))
     assert train(workdir, names)
     if taken:
       assert outcomes(workdir, names) == expected, call
@@ -163,7 +161,7 @@ def test_a_stop_that_is_interrupted_stays_one(sweep):
 
 def test_a_paused_run_with_a_damaged_record_fails_alone(sweep):
   workdir, names = sweep('damaged', RATES[::2])
-  run = workdir_lib.run_dir(workdir, names[0])
+  run = run_files.run_dir(workdir, names[0])
   actions.request(run, {'action': 'pause'}, 'ann', '')
   asked = []
 
@@ -175,19 +173,19 @@ def test_a_paused_run_with_a_damaged_record_fails_alone(sweep):
     return False
 
   assert train(workdir, names, trainer.TrainerHooks(interrupted))
-  assert [result(workdir, name)['status'] for name in names] == ['failed', 'done', 'done']
-  assert 'actions.jsonl, line 1: damaged' in result(workdir, names[0])['error']
+  assert [result(workdir, name).status for name in names] == ['failed', 'done', 'done']
+  assert 'actions.jsonl, line 1: damaged' in result(workdir, names[0]).error
 
 
 def test_no_record_of_a_fork_removes_another_run(sweep):
   workdir, names = sweep('damaged', RATES[::2])
-  run, other = (workdir_lib.run_dir(workdir, name) for name in names[:2])
+  run, other = (run_files.run_dir(workdir, name) for name in names[:2])
   assert train(workdir, names[1:2])
   record = {'action': 'fork', 'step': 4, 'name': other.name, 'changes': {}, 'by': 'x', 'why': ''}
-  workdir_lib.write_lines(run / 'actions.jsonl', [record])
+  files.write_lines(run / 'actions.jsonl', [record])
   assert train(workdir, names)
-  assert [result(workdir, name)['status'] for name in names] == ['failed', 'done', 'done']
-  assert 'is no name of its fork' in result(workdir, names[0])['error']
+  assert [result(workdir, name).status for name in names] == ['failed', 'done', 'done']
+  assert 'is no name of its fork' in result(workdir, names[0]).error
 
 
 def test_requests_in_a_folder_that_may_not_be_read_hurt_nobody(sweep, monkeypatch):
@@ -195,13 +193,13 @@ def test_requests_in_a_folder_that_may_not_be_read_hurt_nobody(sweep, monkeypatc
   listdir = actions.os.listdir
 
   def refused(path):
-    if path == workdir_lib.run_dir(workdir, names[0]) / 'requests':
+    if path == run_files.run_dir(workdir, names[0]) / 'requests':
       raise PermissionError(13, 'Permission denied', str(path))
     return listdir(path)
 
   monkeypatch.setattr(actions.os, 'listdir', refused)
   assert train(workdir, names)
-  assert [result(workdir, name)['status'] for name in names] == ['done'] * 3
+  assert [result(workdir, name).status for name in names] == ['done'] * 3
 
 
 class Small(StubLayout):
@@ -282,10 +280,10 @@ def test_a_run_that_does_not_fit_alone_fails_with_what_may_help(sweep, small):
   made = small('advance', 0)
   assert train(workdir, names)
   found = result(workdir, names[0])
-  assert made == [4, 2, 1] and found['status'] == 'failed'
-  assert 'RESOURCE_EXHAUSTED' in found['error']
-  assert 'config.parallel.microbatches' in found['error'].splitlines()[-1]
-  assert result(workdir, names[1])['status'] == 'diverged'  # it never came that far
+  assert made == [4, 2, 1] and found.status == 'failed'
+  assert 'RESOURCE_EXHAUSTED' in found.error
+  assert 'config.parallel.microbatches' in found.error.splitlines()[-1]
+  assert result(workdir, names[1]).status == 'diverged'  # it never came that far
 
 
 def test_out_of_memory_while_a_paused_run_is_brought_back(sweep, monkeypatch):
@@ -293,7 +291,7 @@ def test_out_of_memory_while_a_paused_run_is_brought_back(sweep, monkeypatch):
   undisturbed, names = sweep('undisturbed', RATES[::2])
   assert train(undisturbed, names)
   workdir, _ = sweep('paused', RATES[::2])
-  run = workdir_lib.run_dir(workdir, names[0])
+  run = run_files.run_dir(workdir, names[0])
   actions.request(run, {'action': 'pause'}, 'ann', '')
   asked, made = [], []
 
@@ -323,9 +321,9 @@ def test_a_paused_run_whose_layout_cannot_be_made_fails_and_is_paused_no_more(sw
   workdir, names = sweep('small', RATES[:1])
   small('init', 0)
   paused = {names[0]: 0.0}
-  sweep_json = workdir_lib.read_sweep(workdir)
+  sweep_json = sweeps.read_sweep(workdir)
   assert trainer.train_runs(workdir, sweep_json, names[0], lambda: None, paused)
-  assert result(workdir, names[0])['status'] == 'failed' and paused == {}
+  assert result(workdir, names[0]).status == 'failed' and paused == {}
 
 
 def test_a_layout_that_cannot_be_made_fails_its_run(sweep, small):
@@ -333,9 +331,9 @@ def test_a_layout_that_cannot_be_made_fails_its_run(sweep, small):
   small('init', 0)
   waiting = iter(names)
   assert trainer.train_runs(
-      workdir, workdir_lib.read_sweep(workdir), next(waiting), lambda: next(waiting, None)
+      workdir, sweeps.read_sweep(workdir), next(waiting), lambda: next(waiting, None)
   )
-  assert result(workdir, names[0])['status'] == 'failed'
+  assert result(workdir, names[0]).status == 'failed'
   assert result(workdir, names[1]) is None  # for whoever asks for it
 
 

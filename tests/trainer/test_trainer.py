@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import made_up
 
 from configs import base
 from stability import config as config_lib
@@ -15,8 +16,7 @@ from stability.data import tokens
 from stability.devices import layouts
 from stability.devices import make_layout as make_layout_lib
 from stability.optim import optimizers
-from stability.storage import checkpoints
-from stability.storage import workdir as workdir_lib
+from stability.storage import checkpoints, results_csv, run_files, sweeps
 from stability.trainer import run as run_lib
 from stability.trainer import trainer
 
@@ -54,9 +54,7 @@ def sweep(tmp_path, data):
     runs = hyper.expand(config_lib.unflatten(flat), points)
     workdir = tmp_path / f'sweep-{len(list(tmp_path.iterdir()))}'
     about = {'path': str(data), **tokens.open_tokens(data).meta}
-    workdir_lib.write_sweep(
-        workdir, runs, config_file='x', scale='cpu', overrides={}, data=about, versions={}
-    )
+    made_up.write_runs(workdir, runs, about)
     return workdir, list(runs.configs)
 
   return write
@@ -81,17 +79,17 @@ def one_layout_for_all(monkeypatch):
 
 def train(workdir, names):
   waiting = iter(names)
-  sweep = workdir_lib.read_sweep(workdir)
+  sweep = sweeps.read_sweep(workdir)
   trainer.train_runs(workdir, sweep, next(waiting), lambda: next(waiting, None))
 
 
 def result(workdir, name):
-  return workdir_lib.read_result(workdir_lib.run_dir(workdir, name))
+  return run_files.read_result(run_files.run_dir(workdir, name))
 
 
 def metrics(workdir, name):
   """The lines of a run without wall-clock values."""
-  lines = workdir_lib.read_metrics(workdir_lib.run_dir(workdir, name))
+  lines = run_files.read_metrics(run_files.run_dir(workdir, name))
   return [{key: line[key] for key in line if key not in WALL_CLOCK} for line in lines]
 
 
@@ -118,10 +116,10 @@ def test_a_row_of_runs(sweep):
     assert probed == [4, 8, 12, 16, 20]
     assert [line['tokens'] for line in lines] == [line['step'] * 64 for line in lines]
     found = result(workdir, name)
-    assert found['status'] == 'done' and found['error'] is None
-    assert (found['steps'], found['tokens']) == (20, 1280)
-    assert found['parameters'] == 12 * 32**2
-  rows = workdir_lib.read_results(workdir)
+    assert found.status == 'done' and found.error is None
+    assert (found.steps, found.tokens) == (20, 1280)
+    assert found.parameters == 12 * 32**2
+  rows = results_csv.read_results(workdir)
   assert len({row['initial_loss'] for row in rows}) == 1
   assert len({row['final_loss'] for row in rows}) == 3
   final_rates = [metrics(workdir, name)[-1]['learning_rate'] for name in names]
@@ -143,10 +141,10 @@ def test_sharpness_falls_on_its_own_steps_and_changes_no_results(sweep):
 def test_runs_keep_in_step_with_each_others_sharpness(sweep):
   workdir, names = sweep(RATES, **{'probe.sharpness_every_steps': 8})
   # The layout is that of the test before; nothing is trained.
-  one = trainer.Trainer(workdir, workdir_lib.read_sweep(workdir), names[0], {})
+  one = trainer.Trainer(workdir, sweeps.read_sweep(workdir), names[0], {})
   one.load_run(names[0])
   assert one.fill_slot()
-  other, _ = one._load(workdir_lib.run_dir(workdir, names[1]), False)
+  other, _ = one._load(run_files.run_dir(workdir, names[1]), False)
   phases = []
   for other.step in (0, 4, 8, 12, 16):
     phases.append(one.is_in_phase(other))
@@ -200,7 +198,7 @@ def test_a_run_resumed_ends_as_one_never_stopped(sweep, layout, monkeypatch):
   with pytest.raises(Stop):
     train(stopped, names)
   monkeypatch.undo()
-  assert (workdir_lib.run_dir(stopped, names[0]) / 'checkpoints' / '8').is_dir()
+  assert (run_files.run_dir(stopped, names[0]) / 'checkpoints' / '8').is_dir()
   assert result(stopped, names[0]) is None
   train(stopped, names)
   for name in names:
@@ -211,21 +209,21 @@ def test_a_run_that_diverges_is_a_result_and_the_others_go_on(sweep):
   workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [1e30, 1e-2]))
   train(workdir, names)
   found = result(workdir, names[0])
-  assert found['status'] == 'diverged' and found['final_loss'] is None
+  assert found.status == 'diverged' and found.final_loss is None
   lines = metrics(workdir, names[0])
   assert lines[-1]['loss'] is None and all(line['loss'] is not None for line in lines[:-1])
-  assert lines[-1]['step'] == found['steps'] < 20
-  assert found['tokens'] == found['steps'] * 64
-  assert result(workdir, names[1])['status'] == 'done'
-  json.loads((workdir_lib.run_dir(workdir, names[0]) / 'result.json').read_text())
+  assert lines[-1]['step'] == found.steps < 20
+  assert found.tokens == found.steps * 64
+  assert result(workdir, names[1]).status == 'done'
+  json.loads((run_files.run_dir(workdir, names[0]) / 'result.json').read_text())
 
 
 def test_a_run_that_ends_above_its_initial_loss_has_diverged(sweep):
   workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [50.0]))
   train(workdir, names)
   found = result(workdir, names[0])
-  assert found['final_loss'] > found['initial_loss'] and found['status'] == 'diverged'
-  assert found['steps'] == 20
+  assert found.final_loss > found.initial_loss and found.status == 'diverged'
+  assert found.steps == 20
 
 
 @pytest.mark.parametrize('layout', ['single', 'population'])
@@ -241,9 +239,9 @@ def test_a_run_whose_set_up_fails_is_recorded_and_the_others_go_on(sweep, layout
   monkeypatch.setattr(run_lib, 'MetricsWriter', broken)
   train(workdir, names)
   found = result(workdir, names[1])
-  assert found['status'] == 'failed'
-  assert 'Traceback' in found['error'] and 'no room here' in found['error']
-  assert [result(workdir, names[n])['status'] for n in (0, 2)] == ['done', 'done']
+  assert found.status == 'failed'
+  assert 'Traceback' in found.error and 'no room here' in found.error
+  assert [result(workdir, names[n]).status for n in (0, 2)] == ['done', 'done']
 
 
 def test_what_fails_while_training_fails_those_runs_alone(sweep, monkeypatch):
@@ -258,9 +256,9 @@ def test_what_fails_while_training_fails_those_runs_alone(sweep, monkeypatch):
 
   monkeypatch.setattr(layouts.PendingMetrics, 'read', read_once_broken)
   train(workdir, names)
-  statuses = [result(workdir, name)['status'] for name in names]
+  statuses = [result(workdir, name).status for name in names]
   assert statuses == ['failed', 'done', 'done']
-  assert 'device lost' in result(workdir, names[0])['error']
+  assert 'device lost' in result(workdir, names[0]).error
 
 
 def test_more_runs_than_slots(sweep):
@@ -269,7 +267,7 @@ def test_more_runs_than_slots(sweep):
   workdir, names = sweep(points, **fields)
   assert len(names) == 7  # on three devices of one member each
   train(workdir, names)
-  assert [result(workdir, name)['status'] for name in names] == ['done'] * 7
+  assert [result(workdir, name).status for name in names] == ['done'] * 7
   alone, _ = sweep(points, **fields)
   train(alone, names[5:6])
   assert outcome(alone, names[5]) == outcome(workdir, names[5])
@@ -331,7 +329,7 @@ def test_a_run_out_of_phase_waits_until_it_can_join(sweep):
   points = hyper.product([hyper.sweep('seed', [0, 1, 2]), steps])
   workdir, names = sweep(points, **fields)
   train(workdir, names)
-  assert [result(workdir, name)['status'] for name in names] == ['done'] * 9
+  assert [result(workdir, name).status for name in names] == ['done'] * 9
   alone, _ = sweep(points, **fields)
   train(alone, names[3:4])
   assert outcome(alone, names[3]) == outcome(workdir, names[3])
@@ -350,7 +348,7 @@ def test_synthetic_text_is_learned_but_never_below_its_entropy_rate(sweep, data)
   }
   workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [1e-2]), **fields)
   train(workdir, names)
-  final_loss = result(workdir, names[0])['final_loss']
+  final_loss = result(workdir, names[0]).final_loss
   tokens_measured = 64 * 16 * 16
   assert final_loss > meta['entropy_rate'] - 3 / tokens_measured**0.5  # about 1 nat a token
   assert final_loss < meta['entropy_rate'] + 0.35 < meta['unigram_loss']

@@ -28,7 +28,7 @@ from stability.data import tokens
 from stability.data.tokenize import encoders, shards
 from stability.data.tokenize.readers import Part
 from stability.errors import BadInput
-from stability.storage import workdir
+from stability.storage import files
 
 Json = dict[str, Any]
 Watch = Callable[['Packer'], None]
@@ -43,7 +43,7 @@ BATCH_DOCUMENTS = 1024
 
 _HELD_OUT = 'held_out.bin'
 _WHOLE = (SETTINGS, PROGRESS, _HELD_OUT, 'meta.json', 'tokenizer.json', 'tokenizer.model')
-_BEGUN = tuple(f'.{name}.' for name in _WHOLE)  # what workdir.write_whole calls its files
+_BEGUN = tuple(f'.{name}.' for name in _WHOLE)  # what files.write_atomic calls its files
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ def begin(folder: Path, settings: Json) -> bool:
   """
   before = settings_before(folder)
   if before is None:
-    workdir.write_json(folder / SETTINGS, settings)
+    files.write_json(folder / SETTINGS, settings)
     return False
   now = json.loads(json.dumps(settings))
   for name in now:
@@ -146,7 +146,7 @@ class Packer:
     encoder = encoder or self._learned(held_out)
     if encoder.file:
       name, content = encoder.file
-      workdir.write_whole(self._folder / name, content)
+      files.write_atomic(self._folder / name, content)
     progress = _read(self._folder / PROGRESS) if (self._folder / PROGRESS).exists() else {}
     dtype = np.dtype(tokens.smallest_dtype(encoder.vocabulary_size)).newbyteorder('<')
     with contextlib.ExitStack() as stack:
@@ -186,7 +186,7 @@ class Packer:
       self._count(writers)
       if time.monotonic() - committed >= COMMIT_SECONDS:
         committed = time.monotonic()
-        workdir.write_json(
+        files.write_json(
             self._folder / PROGRESS,
             {
                 **{side: writer.commit() for side, writer in writers.items()},
@@ -255,7 +255,7 @@ class Packer:
           found.append(hash_(text))
           if len(found) % BATCH_DOCUMENTS == 0:
             self._watch(self)
-      workdir.write_whole(file, np.array(found, '<u8').tobytes())
+      files.write_atomic(file, np.array(found, '<u8').tobytes())
     return set(np.fromfile(file, '<u8').tolist()) if splits else set()
 
   def _learned(self, held_out: set[int]) -> encoders.Encoder:
@@ -271,7 +271,7 @@ class Packer:
       )
       documents = itertools.islice(training, self._settings['bpe_documents'])
       learned = encoders.learn(documents, self._settings['vocabulary_size'])
-      workdir.write_whole(file, learned.file[1])
+      files.write_atomic(file, learned.file[1])
     return encoders.Json(file.read_bytes(), None, str(file))
 
   def _finish(self, encoder: encoders.Encoder, written: Mapping[str, Json]) -> None:
@@ -299,7 +299,7 @@ class Packer:
     asked = {name: value for name, value in self._settings.items() if name != 'parts'}
     meta = about | tokens.measured(tokens.open_sides(self._folder, about), about, None)
     meta |= {'documents': counts, 'left_out': self.documents['left_out'], 'settings': asked}
-    workdir.write_json(self._folder / 'meta.json', meta)
+    files.write_json(self._folder / 'meta.json', meta)
     clean(self._folder)
 
 

@@ -20,7 +20,7 @@ import pytest
 from helpers import multihost as multihost_helper
 from helpers import slurm_cluster
 
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 pytestmark = pytest.mark.slow
 
@@ -98,9 +98,10 @@ class Place:
   def outcomes(self, workdir):
     """All of a sweep's runs that must not depend on how they were trained."""
     found = {}
-    for name in workdir_lib.read_sweep(self.folder / workdir)['runs']:
-      run = workdir_lib.run_dir(self.folder / workdir, name)
-      lines = [*workdir_lib.read_metrics(run), workdir_lib.read_result(run) or {}]
+    for name in sweeps.read_sweep(self.folder / workdir).runs:
+      run = run_files.run_dir(self.folder / workdir, name)
+      result = run_files.read_result(run)
+      lines = [*run_files.read_metrics(run), result.to_json() if result else {}]
       found[name] = [
           {key: value for key, value in line.items() if key not in multihost_helper.WALL_CLOCK}
           for line in lines
@@ -162,7 +163,7 @@ def wait_for(what, process=None):
 
 def step(place, workdir):
   """The last step that the long run has logged."""
-  line = workdir_lib.last_metrics(workdir_lib.run_dir(place.folder / workdir, NAME))
+  line = run_files.last_metrics(run_files.run_dir(place.folder / workdir, NAME))
   return line['step'] if line else 0
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from helpers import made_up
 
 from configs import base
 from launch.backends import local
@@ -17,8 +18,8 @@ from launch.common import preemption
 from launch.workers import worker_process
 from stability import hyper
 from stability.errors import BadInput
+from stability.storage import files, run_files, sweeps
 from stability.storage import leases as leases_lib
-from stability.storage import workdir as workdir_lib
 
 STUB = pathlib.Path(__file__).parents[2] / 'helpers' / 'stub_worker.py'
 
@@ -32,9 +33,7 @@ def place(tmp_path, monkeypatch):
 
   def write(plans=None, runs=3):
     expanded = hyper.expand(base.get_config().to_dict(), hyper.sweep('seed', range(runs)))
-    workdir_lib.write_sweep(
-        tmp_path, expanded, config_file='x', scale='cpu', overrides={}, data={}, versions={}
-    )
+    made_up.write_runs(tmp_path, expanded)
     names = list(expanded.configs)
     plan = {names[number]: planned for number, planned in (plans or {}).items()}
     (tmp_path / 'plan.json').write_text(json.dumps(plan))
@@ -48,16 +47,16 @@ def place(tmp_path, monkeypatch):
 
 
 def train(workdir, configs, workers=1):
-  local.train(workdir, workdir_lib.waiting(workdir, configs), workers)
+  local.train(workdir, sweeps.runs_to_train(workdir, configs), workers)
 
 
 def tries(workdir, name):
-  return workdir_lib.read_lines(workdir_lib.run_dir(workdir, name) / 'tries.jsonl')
+  return files.read_lines(run_files.run_dir(workdir, name) / 'tries.jsonl')
 
 
 def results(workdir, configs):
-  found = [workdir_lib.read_result(workdir_lib.run_dir(workdir, name)) for name in configs]
-  return [result and result['status'] for result in found]
+  found = [run_files.read_result(run_files.run_dir(workdir, name)) for name in configs]
+  return [result and result.status for result in found]
 
 
 def leases(workdir):
@@ -102,7 +101,7 @@ def test_a_run_that_takes_three_workers_has_failed_and_the_others_go_on(place):
   assert results(workdir, configs) == ['failed', 'done', 'failed']
   first = next(iter(configs))
   assert [len(tries(workdir, name)) for name in configs] == [3, 1, 3]
-  error = workdir_lib.read_result(workdir_lib.run_dir(workdir, first))['error']
+  error = run_files.read_result(run_files.run_dir(workdir, first)).error
   assert 'some last words' in error
   assert error.splitlines()[-1] == (
       f'{first}: its worker ended with exit code 3, and so at each of 3 tries; the others go on'
@@ -134,7 +133,7 @@ def test_killed_with_one_run_on_a_device_it_has_failed(place):
   name = next(iter(configs))
   assert results(workdir, configs) == ['failed', 'done']
   assert [line['members'] for line in tries(workdir, name)] == [None, 4, 2, 1, 1, 1]
-  error = workdir_lib.read_result(workdir_lib.run_dir(workdir, name))['error']
+  error = run_files.read_result(run_files.run_dir(workdir, name)).error
   assert 'for want of memory' in error.splitlines()[-1]
 
 
@@ -202,7 +201,7 @@ def test_a_notice_is_handed_on_and_all_is_let_go(place, sent):
   helper.join()
   assert results(workdir, configs) == [None] * 3
   for name in configs:
-    assert leases_lib.holder(workdir_lib.run_dir(workdir, name)) is None
+    assert leases_lib.holder(run_files.run_dir(workdir, name)) is None
 
 
 def test_a_worker_that_does_not_end_in_time_is_killed(place, monkeypatch):
@@ -240,7 +239,7 @@ def test_launchers_share_a_workdir(place):
 
 def test_what_another_launcher_leaves_is_taken_over_and_what_it_ends_is_counted(place, capfd):
   workdir, configs = place()
-  folders = [workdir_lib.run_dir(workdir, name) for name in configs]
+  folders = [run_files.run_dir(workdir, name) for name in configs]
   for folder in folders[:2]:
     theirs = leases_lib._identity(None) | {'machine': 'other'}
     (folder / 'lease.1.json').write_text(json.dumps(theirs))
@@ -252,7 +251,7 @@ def test_what_another_launcher_leaves_is_taken_over_and_what_it_ends_is_counted(
     time.sleep(0.01)
   time.sleep(0.5)
   assert launcher.is_alive() and results(workdir, configs) == [None, None, 'done']
-  workdir_lib.write_failure(folders[0], 'it was them')
+  run_files.write_failure(folders[0], 'it was them')
   os.utime(folders[1] / 'lease.1.json', (time.time() - 70,) * 2)
   launcher.join(30)
   assert results(workdir, configs) == ['failed', 'done', 'done']
@@ -264,7 +263,7 @@ def test_a_launcher_that_was_late_lets_go_of_what_another_took(place, monkeypatc
   monkeypatch.setattr(leases_lib, 'REFRESH_SECONDS', 0.05)
   workdir, configs = place({0: ['wait', 'ok']}, runs=1)
   (name,) = configs
-  folder = workdir_lib.run_dir(workdir, name)
+  folder = run_files.run_dir(workdir, name)
   launcher = threading.Thread(target=train, args=(workdir, configs))
   launcher.start()
   deadline = time.monotonic() + 30
@@ -285,7 +284,7 @@ def test_a_launcher_that_was_late_lets_go_of_what_another_took(place, monkeypatc
 def test_a_sweep_that_is_changed_meanwhile_is_told_in_its_own_words(place, monkeypatch):
   workdir, configs = place(runs=1)
   monkeypatch.setattr(worker_process, 'COMMAND', WORKER)
-  waiting = workdir_lib.waiting(workdir, configs)
+  waiting = sweeps.runs_to_train(workdir, configs)
   (workdir / 'sweep.json').write_text('{}')
   with pytest.raises(BadInput, match=r'sweep\.json: damaged: config_file is missing'):
     local.train(workdir, waiting, 1)

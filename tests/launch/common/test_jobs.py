@@ -17,8 +17,7 @@ from launch.common import app, jobs
 from launch.common.jobs import Needs
 from stability.devices import cost
 from stability.errors import BadInput
-from stability.storage import versions
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files, sweeps, versions
 
 ROOT = pathlib.Path(__file__).parents[3]
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
@@ -113,9 +112,9 @@ def unfinished(tmp_path):
   made_up.write_sweep(
       folder, interventions=[{}], seeds=(0,), rates=(1e-2, 1e-1), leave_out=tuple(range(6))
   )
-  sweep = workdir_lib.read_sweep(folder)
-  workdir_lib.write_json(folder / sweep['data']['path'] / 'meta.json', {})
-  return folder, sweep['runs']
+  sweep = sweeps.read_sweep(folder)
+  files.write_json(folder / sweep.data['path'] / 'meta.json', {})
+  return folder, sweep.runs
 
 
 def submit(workdir, waiting, options=()):
@@ -147,7 +146,7 @@ def test_what_is_in_no_jobs_hands_is_submitted(programs, queue, unfinished, monk
   text = pathlib.Path(arguments[-1]).read_text()
   assert re.findall(r'[0-9a-f]{16}(?=\.json)', text) == [path.stem for path in divided]
 
-  (first,) = workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')
+  (first,) = files.read_lines(workdir / 'slurm' / 'jobs.jsonl')
   assert f'--job-name={first["name"]}' in arguments
   name = first['name']
   # The task in the middle is over, without its runs.
@@ -156,7 +155,7 @@ def test_what_is_in_no_jobs_hands_is_submitted(programs, queue, unfinished, monk
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
   middle = list(divided.values())[1]
-  again = workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')[1]
+  again = files.read_lines(workdir / 'slurm' / 'jobs.jsonl')[1]
   assert again['name'] != name
   assert [run for name in again['lists'] for run in jobs.listed(workdir / 'jobs' / name)] == middle
 
@@ -170,9 +169,9 @@ def test_killed_while_it_submits_a_launcher_leaves_no_job_unknown(programs, queu
   workdir, configs = unfinished
   sbatch = stand_in(programs, 'sbatch', 'os.kill(os.getppid(), 9)')
   program = (
-      'import sys; from pathlib import Path; from launch.backends import slurm; from launch import'
-      ' jobs; from stability import workdir as w; workdir = Path(sys.argv[1]);'
-      f'needs = jobs.{NEEDS}; slurm.train(workdir, w.read_sweep(workdir)["runs"], needs, [])'
+      'import sys; from pathlib import Path; from launch.backends import slurm; from launch.common'
+      ' import jobs; from stability.storage import sweeps as w; workdir = Path(sys.argv[1]);'
+      f'needs = jobs.{NEEDS}; slurm.train(workdir, w.read_sweep(workdir).runs, needs, [])'
   )
   killed = subprocess.run(
       [sys.executable, '-c', program, str(workdir)],
@@ -189,14 +188,14 @@ def test_killed_while_it_submits_a_launcher_leaves_no_job_unknown(programs, queu
   queue.write_text('')  # they are over, without their runs
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
-  assert len(workdir_lib.read_lines(workdir / 'slurm' / 'jobs.jsonl')) == 1
+  assert len(files.read_lines(workdir / 'slurm' / 'jobs.jsonl')) == 1
 
 
 def test_a_refusal_of_sbatch_is_one_line(programs, queue, unfinished):
   stand_in(programs, 'sbatch', 'sys.exit("error: invalid partition")')
   with pytest.raises(BadInput, match='sbatch refuses: error: invalid partition'):
     submit(*unfinished)
-  workdir_lib.write_lines(unfinished[0] / 'slurm' / 'jobs.jsonl', [{'name': 'x', 'lists': ['a']}])
+  files.write_lines(unfinished[0] / 'slurm' / 'jobs.jsonl', [{'name': 'x', 'lists': ['a']}])
   stand_in(programs, 'squeue', 'sys.exit(1)')
   with pytest.raises(BadInput, match='squeue fails'):
     submit(*unfinished)
@@ -210,7 +209,7 @@ def test_watching_ends_with_the_runs_or_with_the_jobs(unfinished, tmp_path, caps
   jobs.watch(workdir, configs, lambda: next(there), tmp_path)
   assert 'ModuleNotFoundError: no jax' in capsys.readouterr().err
   for name in configs:
-    workdir_lib.write_failure(workdir_lib.run_dir(workdir, name), 'Traceback\nValueError: no')
+    run_files.write_failure(run_files.run_dir(workdir, name), 'Traceback\nValueError: no')
   jobs.watch(workdir, configs, lambda: True, tmp_path)
   said = capsys.readouterr().err
   assert 'ValueError: no' in said and '6/6 runs over' in said and 'jax' not in said
@@ -312,9 +311,9 @@ def test_shares_together_are_all_runs_and_forks_go_with_their_origin(
   assert [trained(monkeypatch, capsys, workdir, flag) for flag in flags] == expected
   parent = expected[2][0]
   for name, origin in (('b_fork', parent), ('a_fork', 'b_fork')):
-    workdir_lib.write_json(workdir_lib.run_dir(workdir, name) / 'config.json', configs[parent])
+    files.write_json(run_files.run_dir(workdir, name) / 'config.json', configs[parent])
     about = {'run': origin, 'step': 0, 'changes': {}}
-    workdir_lib.write_json(workdir / 'forks' / f'{name}.json', about)
+    files.write_json(workdir / 'forks' / f'{name}.json', about)
   *others, last = [trained(monkeypatch, capsys, workdir, flag) for flag in flags]
   assert others == expected[:2]
   assert sorted(last) == sorted([*expected[2], 'a_fork', 'b_fork'])
@@ -324,10 +323,10 @@ def test_shares_together_are_all_runs_and_forks_go_with_their_origin(
 def test_work_trains_what_is_listed_and_not_over(unfinished, monkeypatch, capsys, tmp_path):
   workdir, configs = unfinished
   first, second, *_ = configs
-  workdir_lib.write_json(tmp_path / 'list.json', [second, first])
+  files.write_json(tmp_path / 'list.json', [second, first])
   listed = f'--runs={tmp_path / "list.json"}'
   assert trained(monkeypatch, capsys, workdir, listed) == [second, first]
-  workdir_lib.write_result(workdir_lib.run_dir(workdir, first), {'status': 'done'})
+  run_files.write_result(run_files.run_dir(workdir, first), run_files.Result('done'))
   assert trained(monkeypatch, capsys, workdir, listed) == [second]
   assert set(trained(monkeypatch, capsys, workdir)) == configs.keys() - {first}
 

@@ -8,7 +8,7 @@ from helpers.multihost import check_against_one_process, outcome, together
 
 from launch.common import multihost
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files
 
 
 @pytest.mark.slow
@@ -17,7 +17,7 @@ def test_two_processes_give_what_one_does(tmp_path, layout, probe_every):
   shared, alone = tmp_path / 'shared', tmp_path / 'alone'
   together(tmp_path, shared, layout, probe_every)
   ours = outcome(shared)
-  run = workdir_lib.run_dir(shared, 'seed=0')
+  run = run_files.run_dir(shared, 'seed=0')
   assert len(list(run.glob('events.*'))) == 1  # one writes
 
   check_against_one_process(shared, alone)

@@ -11,7 +11,7 @@ from rich.console import Console
 from launch.common import replay
 from stability.control import actions
 from stability.errors import BadInput
-from stability.storage import workdir as workdir_lib
+from stability.storage import files, run_files
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def here(monkeypatch):
   steered.share_layouts(monkeypatch)
 
   def local_train(workdir, configs, workers):
-    train(*(workdir_lib.run_dir(workdir, name) for name in configs))
+    train(*(run_files.run_dir(workdir, name) for name in configs))
 
   monkeypatch.setattr(replay.local, 'train', local_train)
 
@@ -52,7 +52,7 @@ def replayed(run, workdir):
 def test_every_number_is_the_same(steered_run, tmp_path):
   code, out = replayed(steered_run, tmp_path / 'new')
   assert (code, out) == (0, '13 of 13 logged steps are the same, bit for bit\n')
-  copy = workdir_lib.run_dir(tmp_path / 'new', steered_run.name)
+  copy = run_files.run_dir(tmp_path / 'new', steered_run.name)
   assert numbers(copy) == numbers(steered_run)
   names = [record['action'] for record in actions.read(copy)]
   assert names == ['pause', 'continue', 'set', 'rewind']  # no fork: the copy has no second run
@@ -62,14 +62,14 @@ def test_every_number_is_the_same(steered_run, tmp_path):
 def copied(run, folder):
   """The run in a copy of its sweep."""
   shutil.copytree(run.parent.parent, folder)
-  return workdir_lib.run_dir(folder, run.name)
+  return run_files.run_dir(folder, run.name)
 
 
 def test_a_number_that_differs_is_told(steered_run, tmp_path):
   run = copied(steered_run, tmp_path / 'altered')
-  lines = workdir_lib.read_metrics(run)
+  lines = run_files.read_metrics(run)
   lines[3]['loss'] += 1e-6
-  workdir_lib.write_lines(run / 'metrics.jsonl', lines)
+  files.write_lines(run / 'metrics.jsonl', lines)
   code, out = replayed(run, tmp_path / 'new')
   assert (code, out) == (1, '12 of 13 logged steps are the same, bit for bit\n')
 
@@ -79,7 +79,7 @@ def test_a_run_that_is_not_over_is_refused(steered_run, tmp_path, result):
   run = copied(steered_run, tmp_path / 'copy')
   (run / 'result.json').unlink()
   if result:
-    workdir_lib.write_failure(run, 'Traceback')
+    run_files.write_failure(run, 'Traceback')
   with pytest.raises(BadInput, match='is not over; a run with a result can be replayed'):
     replayed(run, tmp_path / 'new')
   assert not (tmp_path / 'new').exists()

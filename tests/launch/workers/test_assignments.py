@@ -11,7 +11,7 @@ from launch.common import environment
 from launch.common.progress import Progress
 from launch.workers import assignments
 from stability import hyper
-from stability.storage import workdir as workdir_lib
+from stability.storage import run_files, sweeps
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_progress_counts_what_the_files_say(tmp_path, capsys):
       leave_out=(0, 1),
       results={3: {'status': 'failed', 'error': 'Traceback\nValueError: [bold]no'}},
   )
-  configs = workdir_lib.read_sweep(tmp_path)['runs']
-  folder = workdir_lib.run_dir(tmp_path, names[0])
+  configs = sweeps.read_sweep(tmp_path).runs
+  folder = run_files.run_dir(tmp_path, names[0])
   folder.mkdir(parents=True, exist_ok=True)
   line = {'step': 150, 'tokens_per_second': 12_345.0}
   (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')

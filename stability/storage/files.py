@@ -1,0 +1,141 @@
+"""Reading and writing of files: JSON and JSON lines, atomic writes, and the refusal of links."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stability.errors import BadInput, writing
+
+Json = dict[str, Any]
+
+_TAIL_BYTES = 2**17  # read from the end of a file to find its last line
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+  """Writes a file, and its folder, so that a reader sees the old content or the new, no mixture."""
+  # Text from outside may hold lone surrogates, which UTF-8 cannot encode.
+  data = content.encode(errors='backslashreplace') if isinstance(content, str) else content
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+      with os.fdopen(handle, 'wb') as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(temporary, 0o644)
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):  # the first error is the one to report
+        os.unlink(temporary)
+      raise
+
+
+def refuse_links(folder: Path) -> None:
+  """Raises BadInput if a folder contains a symbolic link, through which a write would leave it."""
+  if folder.is_dir():
+    for entry in os.scandir(folder):
+      if entry.is_symlink():
+        raise BadInput(
+            f'{entry.path}: must not be a link; everything in a workdir is written inside it'
+        )
+
+
+# JSON.
+
+
+def nonfinite_to_null(value: Any, max_depth: int = 100) -> Any:
+  """A copy of a JSON value with None in place of every NaN and infinity.
+
+  Raises ValueError for a value nested more deeply than max_depth, which json may fail to write.
+  """
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if not isinstance(value, Mapping | list | tuple):
+    return value
+  if not max_depth:
+    raise ValueError('nested too deeply')
+  if isinstance(value, Mapping):
+    return {key: nonfinite_to_null(item, max_depth - 1) for key, item in value.items()}
+  return [nonfinite_to_null(item, max_depth - 1) for item in value]
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a value as indented JSON, atomically; numbers that are not finite become null."""
+  write_atomic(path, json.dumps(nonfinite_to_null(value), indent=2, allow_nan=False) + '\n')
+
+
+def read_json(path: Path) -> Json:
+  """The JSON object in a file; BadInput if the file cannot be read or holds anything else."""
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError) as error:
+    raise BadInput(f'{path}: cannot be read: {error}') from error
+  if not isinstance(found, dict):
+    raise BadInput(f'{path}: cannot be read: is not a JSON object')
+  return found
+
+
+# JSON lines: one object per line. A line without its newline was torn by a crash and is ignored.
+
+
+def _dump_line(line: Json) -> str:
+  return json.dumps(nonfinite_to_null(line), allow_nan=False) + '\n'
+
+
+def write_lines(path: Path, lines: Iterable[Json]) -> None:
+  """Writes a file of JSON lines atomically."""
+  write_atomic(path, ''.join(map(_dump_line, lines)))
+
+
+def append_line(path: Path, line: Json) -> None:
+  """Appends a JSON line; the line is on the disk when this returns."""
+  with writing(path), path.open('a') as file:
+    file.write(_dump_line(line))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[Json]:
+  """The objects of a file of JSON lines; none if there is no such file."""
+  if not path.exists():
+    return []
+  return [_parse(path, n, line) for n, line in enumerate(_split(path.read_bytes()), 1)]
+
+
+def read_last_line(path: Path) -> Json | None:
+  """The last object of a file of JSON lines, at a cost that does not grow with the file."""
+  if not path.exists():
+    return None
+  with path.open('rb') as file:
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - _TAIL_BYTES))
+    lines = _split(file.read())
+  return _parse(path, len(lines), lines[-1]) if lines else None
+
+
+def filter_lines(path: Path, keep: Callable[[Json], bool]) -> None:
+  """Drops the lines of a file for which `keep` is false, and a torn last line."""
+  if path.exists():
+    lines = enumerate(_split(path.read_bytes()), 1)
+    kept = [line + b'\n' for number, line in lines if keep(_parse(path, number, line))]
+    write_atomic(path, b''.join(kept))
+
+
+def _split(content: bytes) -> list[bytes]:
+  return content.split(b'\n')[:-1]
+
+
+def _parse(path: Path, number: int, line: bytes) -> Json:
+  try:
+    found = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise BadInput(f'{path}, line {number}: damaged: {error}') from error
+  if not isinstance(found, dict):
+    raise BadInput(f'{path}, line {number}: damaged: is not a JSON object')
+  return found

@@ -1,0 +1,64 @@
+"""DIR/results.csv: a row per run of a sweep, forks last."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from stability import config as config_lib
+from stability.config import Config
+from stability.errors import BadInput
+from stability.storage import files, run_files, sweeps
+from stability.storage.files import Json
+
+_RESULT_COLUMNS = ('initial_loss', 'final_loss', 'steps', 'tokens', 'seconds', 'error')
+
+
+def read_results(workdir: Path) -> list[Json]:
+  """The rows of the sweep's runs, in their order; status is 'missing' for a run without result."""
+  sweep = sweeps.read_sweep(workdir)
+  return [_row(workdir, name, config, sweep.fields) for name, config in sweep.runs.items()]
+
+
+def read_fork_results(workdir: Path) -> list[Json]:
+  """The rows of the forks, which no comparison of the sweep includes.
+
+  Swept fields have the values that the fork was given.
+  """
+  fields = sweeps.read_sweep(workdir).fields
+  rows = []
+  for name, fork in sweeps.read_forks(workdir).items():
+    config = run_files.read_config(run_files.run_dir(workdir, name))
+    changed = config_lib.unflatten(config_lib.flatten(config) | fork.changes)
+    rows.append(_row(workdir, name, changed, fields))
+  return rows
+
+
+def write_results(workdir: Path) -> Path:
+  """Writes results.csv; returns its path."""
+  files.refuse_links(workdir)
+  rows = [*read_results(workdir), *read_fork_results(workdir)]
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  path = workdir / 'results.csv'
+  files.write_atomic(path, buffer.getvalue())
+  return path
+
+
+def _row(workdir: Path, name: str, config: Config, fields: Iterable[str]) -> Json:
+  result = run_files.read_result(run_files.run_dir(workdir, name))
+  try:
+    flat = config_lib.flatten(config)
+    return {
+        'run': name,
+        'status': 'missing' if result is None else result.status,
+        'parameters': config_lib.parameters(config),
+        'learning_rate': flat['optimizer.learning_rate'],
+        'seed': flat['seed'],
+        **{field: flat[field] for field in fields if field != 'seed'},
+        **{key: getattr(result, key, None) for key in _RESULT_COLUMNS},
+    }
+  except (KeyError, TypeError, AttributeError) as error:
+    raise BadInput(f'{workdir}: the config of run {name!r} is damaged: {error}') from error

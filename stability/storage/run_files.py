@@ -1,0 +1,106 @@
+"""The files of one run, which the README promises to other readers.
+
+  DIR/runs/NAME/config.json     the resolved config
+  DIR/runs/NAME/metrics.jsonl   a row per logged step, appended (metrics.py writes them)
+  DIR/runs/NAME/result.json     the outcome, written last
+  DIR/runs/NAME/alarms.jsonl, actions.jsonl, requests/   see stability/control
+"""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+from stability import config as config_lib
+from stability.config import Config
+from stability.errors import BadInput
+from stability.storage import files, schema
+from stability.storage.files import Json
+
+STATUSES = ('done', 'diverged', 'failed', 'stopped')
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The outcome of a run; what is not known, as of a failed run, is None."""
+
+  status: str  # one of STATUSES
+  initial_loss: float | None = None  # nats; on disk, a loss that is not finite is null
+  final_loss: float | None = None  # nats
+  parameters: int | None = None
+  steps: int | None = None  # updates made
+  tokens: int | None = None  # trained on
+  seconds: float | None = None  # of training
+  error: str | None = None  # the traceback of a failed run
+  trained_in: str | None = None  # the run that this one is a copy of, relative to its own folder
+
+  def to_json(self) -> Json:
+    """The object in result.json."""
+    found = dataclasses.asdict(self)
+    if self.trained_in is None:
+      del found['trained_in']
+    return found
+
+  @classmethod
+  def from_json(cls, found: Json, path: Path) -> 'Result':
+    """The inverse of to_json; BadInput, which names the path, for a damaged object."""
+    if found.get('status') not in list(STATUSES):
+      raise BadInput(f'{path}: damaged: status must be one of {", ".join(STATUSES)}')
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in names[1:]:
+      is_text = name in ('error', 'trained_in')
+      value, kind = found.get(name), str if is_text else int | float
+      if not isinstance(value, kind | None) or isinstance(value, bool):
+        raise BadInput(f'{path}: damaged: {name} must be {"text" if is_text else "a number"}')
+    return cls(**{name: found.get(name) for name in names})
+
+
+def final_status(initial_loss: float, final_loss: float) -> str:
+  """'diverged' if the final loss is not finite or is above the initial loss, otherwise 'done'."""
+  return 'done' if math.isfinite(final_loss) and final_loss <= initial_loss else 'diverged'
+
+
+def run_dir(workdir: Path, name: str) -> Path:
+  """The folder of a run; BadInput for a name that would lead out of runs/."""
+  if name != os.path.basename(name) or name in ('', '.', '..') or '\0' in name:
+    raise BadInput(f'{workdir}: has a run named {name!r}: must be the name of a folder in runs/')
+  return workdir / 'runs' / name
+
+
+def read_config(run: Path) -> Config:
+  """The config of a run, completed with newer fields; BadInput if config.json is damaged."""
+  config = files.read_json(run / 'config.json')
+  schema.check_config(f'{run / "config.json"}', config)
+  return config_lib.complete(config)
+
+
+def write_result(run: Path, result: Result) -> None:
+  """Writes result.json, which ends the run."""
+  assert result.status in STATUSES, result
+  files.write_json(run / 'result.json', result.to_json())
+
+
+def write_failure(run: Path, error: str) -> None:
+  """Writes the result of a run that could not be trained; the next start tries it again."""
+  write_result(run, Result(status='failed', error=error))
+
+
+def read_result(run: Path) -> Result | None:
+  """The outcome of a run, or None until it has ended."""
+  path = run / 'result.json'
+  return Result.from_json(files.read_json(path), path) if path.exists() else None
+
+
+def read_metrics(run: Path) -> list[Json]:
+  """The rows of metrics.jsonl."""
+  return files.read_lines(run / 'metrics.jsonl')
+
+
+def last_metrics(run: Path) -> Json | None:
+  """The last row of metrics.jsonl, at a cost that does not grow with the file."""
+  return files.read_last_line(run / 'metrics.jsonl')
+
+
+def truncate_metrics(run: Path, step: int) -> None:
+  """Drops the rows after `step`, which a resume from that step writes again."""
+  files.filter_lines(run / 'metrics.jsonl', lambda row: row['step'] <= step)
