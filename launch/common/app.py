@@ -1,7 +1,6 @@
-"""The one entry of all programs: flags, config file, errors and exit codes, before jax is imported.
+"""Entry point of all programs: flags, config file, errors and exit codes, without importing jax.
 
-A program's flags live in an object of its own, so that one process (a test, say) can import
-several programs:
+Each program has a FlagValues of its own, so that one process (a test, say) can import several:
 
   FLAGS = flags.FlagValues()
   app.define_config(FLAGS)
@@ -22,9 +21,7 @@ import errno
 import inspect
 import os
 import runpy
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -38,34 +35,33 @@ from stability import hyper
 from stability.analysis import windows
 from stability.errors import BadInput, CannotWrite
 
-flags.disclaim_key_flags()  # --help lists what is defined here under the program that asked for it
-
+flags.disclaim_key_flags()  # --help lists the flags defined here under the program's name
 
 Main = Callable[..., int | None]
 
-CONFIG_SECONDS = 60  # that a config file may take to say what it describes
-# A path that cannot be one, or a folder where a file is meant, or the other way round.
+CONFIG_HELP = 'config file: FILE.py or FILE.py:SCALE, for example configs/base.py:gpu'
+# The path is invalid, or is a folder where a file is needed, or the other way round.
 _WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
-_MOST_SHOWN = 600  # characters of an error; what is left out of a longer one is in its middle
+_MOST_SHOWN = 600  # characters of an error; a longer one is cut in its middle
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """What --config, its scale and the overrides describe."""
+  """The runs that --config, its scale and the overrides describe."""
 
   config_file: str  # as given, without the scale
   scale: str
   overrides: dict[str, Any]  # dotted field -> value
   runs: hyper.Runs
-  report: dict[str, Any]  # how LR sensitivities are to be compared: stability/analysis/windows.py
+  report: dict[str, Any]  # how to compare LR sensitivities: stability/analysis/windows.py
 
 
-class _HelpAsked(Exception):
-  """--help is among the flags."""
+class _HelpRequested(Exception):
+  """The command line has --help."""
 
 
 class _HelpFlag(flags.BooleanFlag):
-  """Ends the parsing where it stands, before a missing flag is complained of."""
+  """Stops the parser at --help, before it complains about a missing flag."""
 
   def __init__(self):
     super().__init__('help', False, 'show this text', short_name='h')
@@ -73,7 +69,7 @@ class _HelpFlag(flags.BooleanFlag):
   def parse(self, argument: str) -> None:
     super().parse(argument)
     if self.value:
-      raise _HelpAsked
+      raise _HelpRequested
 
 
 class _FieldParser(flags.ArgumentParser):
@@ -90,28 +86,28 @@ class _FieldParser(flags.ArgumentParser):
 
 
 def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder[str]:
-  """Defines --config and an override for every field; load_sweep reads them."""
-  holder = flags.DEFINE_string(
-      'config', None, 'FILE.py or FILE.py:SCALE, say configs/base.py:gpu', flag_values=flag_values
-  )
+  """Defines --config and an override of every field; load_sweep reads them."""
+  holder = flags.DEFINE_string('config', None, CONFIG_HELP, flag_values=flag_values)
   _require('config', 'FILE.py or FILE.py:SCALE', flag_values)
   define_overrides(flag_values)
   return holder
 
 
 def define_overrides(flag_values: flags.FlagValues) -> None:
-  """Defines --config.FIELD for every field; overrides reads them."""
-  # ml_collections' own overrides fail with tracebacks and need the file loaded while flags are
-  # being defined. The fields are known beforehand, so they are flags like any other.
+  """Defines --config.FIELD for every field that has no flag yet; `overrides` reads them."""
+  # The overrides of ml_collections fail with tracebacks, and need the config file while flags are
+  # being defined. The fields are known without it, so these are ordinary flags.
   for name, field in config_lib.FIELDS.items():
-    flag = flags.Flag(_FieldParser(field), None, f'config.{name}', None, field.help)
-    flags.DEFINE_flag(flag, flag_values, module_name='configs.base')
+    if f'config.{name}' not in flag_values:
+      flag = flags.Flag(_FieldParser(field), None, f'config.{name}', None, field.help)
+      flags.DEFINE_flag(flag, flag_values, module_name='configs.base')
 
 
 def overrides(flag_values: flags.FlagValues) -> dict[str, Any]:
-  """The fields given on the command line: dotted field -> value."""
-  given = {field: flag_values[f'config.{field}'] for field in config_lib.FIELDS}
-  return {field: flag.value for field, flag in given.items() if flag.present}
+  """The fields on the command line: dotted field -> value."""
+  present = {name: flag_values[name] for name in flag_values if flag_values[name].present}
+  fields = {field: present.get(f'config.{field}') for field in config_lib.FIELDS}
+  return {field: flag.value for field, flag in fields.items() if flag is not None}
 
 
 def define_workdir(
@@ -138,12 +134,12 @@ def _require(name: str, allowed: str, flag_values: flags.FlagValues) -> None:
 def load_sweep(
     flag_values: flags.FlagValues, *, single: bool = False, seeds: int | None = None
 ) -> Sweep:
-  """Loads --config with the overrides; see load.
+  """The runs of --config with the overrides of the command line.
 
   Args:
     flag_values: the program's parsed flags, after define_config.
-    single: take the one run of get_config, even where the file defines a sweep.
-    seeds: train every run with the seeds 0 to seeds - 1; None: as the config says.
+    single: take the run of get_config alone, even if the file defines a sweep.
+    seeds: repeat every run with the seeds 0 to seeds - 1; None: the seeds of the config file.
   """
   return load(flag_values['config'].value, overrides(flag_values), single=single, seeds=seeds)
 
@@ -151,7 +147,7 @@ def load_sweep(
 def load(
     config: str, overrides: dict[str, Any], *, single: bool = False, seeds: int | None = None
 ) -> Sweep:
-  """Loads FILE.py or FILE.py:SCALE and expands it into runs, all checked."""
+  """The runs of FILE.py or FILE.py:SCALE, checked; see load_sweep."""
   stem, suffix, rest = config.rpartition('.py')
   file = stem + suffix
   if rest and not rest.startswith(':'):
@@ -159,7 +155,7 @@ def load(
   if not os.path.isfile(file):
     raise BadInput(f'--config={file}: no such file')
 
-  with _blame(file, BaseException), _limited(file):
+  with _blame(file, BaseException):
     namespace = runpy.run_path(file)
     get_config = namespace.get('get_config')
     if not callable(get_config):
@@ -171,9 +167,9 @@ def load(
     config = get_config(scale=scale)
     if not isinstance(config, ConfigDict):
       raise BadInput(f'get_config returns a {type(config).__name__}, must be a ConfigDict')
-    with config.ignore_type():  # the rules decide on types, not what the default happens to be
+    with config.ignore_type():  # a field's record decides on its type, not the value it has here
       config.update_from_flattened_dict(overrides)
-    base = config.to_dict()  # touches every value: a field that is computed may raise here
+    base = config.to_dict()  # evaluates every field: a computed one may raise here
     points = [{}]
     if 'get_sweep' in namespace and not single:
       points = namespace['get_sweep'](scale=scale)
@@ -191,16 +187,16 @@ def load(
 
 @contextlib.contextmanager
 def _blame(file: str, *kinds: type[BaseException]) -> Iterator[None]:
-  """Turns what a config file raises into one line that names the file and the line in it."""
+  """Turns an exception of a config file into BadInput that names the file and its line."""
   try:
     yield
-  except KeyboardInterrupt:  # a person's
+  except KeyboardInterrupt:
     raise
   except kinds as error:
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if frame.f_code.co_filename == file]
     what = f'{type(error).__name__}: {_text(error)}'
-    if isinstance(error, BadInput | _TookTooLong):
+    if isinstance(error, BadInput):
       what = str(error)
     elif isinstance(error, SyntaxError):
       what = f'{type(error).__name__}: {error.msg}'
@@ -210,40 +206,17 @@ def _blame(file: str, *kinds: type[BaseException]) -> Iterator[None]:
     raise BadInput(f'{where}: {what}') from error
 
 
-class _TookTooLong(BaseException):
-  """What a config file can hardly catch."""
-
-
-@contextlib.contextmanager
-def _limited(file: str) -> Iterator[None]:
-  """Interrupts a config file that does not come to an end, where the system has alarms for it."""
-  if not hasattr(signal, 'setitimer') or threading.current_thread() is not threading.main_thread():
-    yield
-    return
-
-  def end(number: int, frame: Any) -> NoReturn:
-    raise _TookTooLong(f'has not come to an end after {CONFIG_SECONDS} seconds')
-
-  before = signal.signal(signal.SIGALRM, end)
-  signal.setitimer(signal.ITIMER_REAL, CONFIG_SECONDS, 1)  # and again, should it be caught
-  try:
-    yield
-  finally:
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
 def _text(error: BaseException) -> str:
-  """What an exception of other people's says of itself."""
+  """The message of an exception, whose class may be anybody's."""
   try:
     return str(error)
   except Exception:
-    return '(its text cannot be had)'
+    return '(its message cannot be read)'
 
 
 def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> NoReturn:
-  """Runs a program with the command line of this process and ends the process."""
-  for stream in (sys.stdout, sys.stderr):  # no text can fail to be printed
+  """Runs a program with the command line of this process, then exits."""
+  for stream in (sys.stdout, sys.stderr):  # so that any text can be printed
     stream.reconfigure(errors='backslashreplace')
   sys.exit(execute(main, flag_values, sys.argv, words=words))
 
@@ -253,15 +226,15 @@ def execute(
 ) -> int:
   """Parses `argv`, calls `main` and returns the exit code: main's, 2 for bad input, 75 preempted.
 
-  Bad input costs one line on stderr; whatever else is raised is a fault of ours and passes through.
-  With `words`, what is no flag is handed to main; else it is refused.
+  Bad input prints one line on stderr; an unexpected exception is a bug and propagates. With
+  `words`, arguments that are not flags are passed to main; otherwise they are refused.
   """
   try:
-    found = _parse(flag_values, argv)
-    if found and not words:
-      raise BadInput(f'{found[0]!r}: stray argument, every option is given as --flag=value')
-    return main(*found) or 0
-  except _HelpAsked:
+    arguments = _parse(flag_values, argv)
+    if arguments and not words:
+      raise BadInput(f'{arguments[0]!r}: stray argument, every option is given as --flag=value')
+    return main(*arguments) or 0
+  except _HelpRequested:
     print(sys.modules[main.__module__].__doc__)
     print(flag_values.get_help(include_special_flags=False))
     return 0
@@ -274,43 +247,43 @@ def execute(
   except OSError as error:
     if error.errno not in _WRONG_PATH:
       raise
-    path = error.filename2 or error.filename  # a file is written under another name first
+    path = error.filename2 or error.filename  # the destination of os.replace
     print(f'error: {_printable(f"{path}: {error.strerror}")}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
   except preemption.Preempted:
-    print('told to end; the same command goes on from where it was', file=sys.stderr)
+    print('preempted; the same command resumes the runs', file=sys.stderr)
     return preemption.EXIT_CODE
 
 
 def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-  """Sets the flags; returns what is none of them."""
+  """Sets the flags; returns the arguments that are not flags."""
   if 'help' not in flag_values:
     flags.DEFINE_flag(_HelpFlag(), flag_values)
   for name in flag_values:
-    flag_values[name].unparse()  # what an earlier call in this process was given
-  flag_values.set_gnu_getopt()  # flags may follow words
+    flag_values[name].unparse()  # forget the values of an earlier call in this process
+  flag_values.set_gnu_getopt()  # flags may follow other arguments
   for argument in argv[1:]:
     try:
       argument.encode()
     except UnicodeEncodeError:
       raise BadInput(f'{argument!r}: must be UTF-8') from None
     if '\0' in argument:
-      raise BadInput(f'{argument!r}: must not hold a NUL')
+      raise BadInput(f'{argument!r}: must not contain a NUL')
   try:
     _, *words = flag_values(argv)
   except flags.UnrecognizedFlagError as error:
     nearest = difflib.get_close_matches(error.flagname, list(flag_values), n=1, cutoff=0.0)
     raise BadInput(f'--{error.flagname}: no such flag; the nearest is --{nearest[0]}') from error
-  except (flags.Error, ValueError) as error:  # absl's own, and some ValueErrors it lets through
+  except (flags.Error, ValueError) as error:  # absl lets some ValueErrors through
     raise BadInput(str(error).removeprefix('flag ')) from error
   return words
 
 
 def _printable(text: str) -> str:
-  """One line, with nothing in it that a terminal would obey."""
+  """One line without control characters."""
   line = ' '.join(part.strip() for part in text.splitlines())
   if len(line) > _MOST_SHOWN:
     line = f'{line[: _MOST_SHOWN // 2]} ... {line[-_MOST_SHOWN // 2 :]}'

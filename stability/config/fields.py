@@ -28,13 +28,15 @@ RECORDS = (
             traced=True),
 
     choice('data.source', 'text', ('text', 'synthetic'),
-           'text reads data.path; synthetic is a language whose entropy rate is known exactly.',
+           'Where tokens come from: text, the files of data.path; synthetic, a language whose'
+           ' entropy rate is known exactly.',
            shared=True),
     text('data.path', None,
          'Text, or a folder of token files; unset: the source code of the Python standard library.',
          allowed='a file or folder', optional=True, shared=True),
     choice('data.tokenizer', 'bytes', ('bytes', 'bpe'),
-           'bytes: one token per byte; bpe: byte-pair encoding learned from the training text.',
+           'Tokenizer: bytes, one token per byte; bpe, byte-pair encoding learned from the training'
+           ' text.',
            shared=True),
     integer('data.vocabulary_size', 4_096, 'Vocabulary size of the bpe tokenizer.', at_least=257,
             unit='tokens', shared=True),
@@ -42,7 +44,8 @@ RECORDS = (
             at_least=1, unit='sequences', source='section 2.1'),
     integer('data.sequence_length', dict(cpu=64, night=64, gpu=256, paper=512),
             'Length of each sequence.', at_least=1, unit='tokens', source='section 2.1'),
-    integer('data.seed', 0, 'Seed of the order of batches; equal seeds see the same batches.',
+    integer('data.seed', 0,
+            'Seed of the order of batches; runs with equal data.seed see the same batches.',
             traced=True),
     integer('data.validation_batches', 16,
             'Number of fixed batches on which initial_loss and final_loss are measured.',
@@ -60,7 +63,7 @@ RECORDS = (
            'Normalisation of the residual stream.', paper='layernorm',
            source='section 2.1; rmsnorm: arXiv 1910.07467'),
     choice('model.norm_position', 'pre', ('pre', 'peri'),
-           'pre normalises the input of attention and MLP; peri normalises their output as well.',
+           'Position of norms: pre, before attention and MLP; peri, after them as well.',
            paper='pre', source='section 2.1; peri: arXiv 2502.02732'),
     choice('model.qk_norm', 'layernorm',
            ('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'fixed', 'none'),
@@ -72,13 +75,14 @@ RECORDS = (
            'Mean square kappa of queries and keys under model.qk_norm=fixed.', above=0,
            source='section 3.3, figure 10'),
     choice('model.attention', 'softmax', ('softmax', 'squared_relu'),
-           'Attention weights; squared_relu is pointwise, without normalisation.',
+           'Function from logits to attention weights; squared_relu does not normalise them.',
            paper='softmax', source='section 2.1; squared_relu: figure E.11'),
     choice('model.attention_scale', 'inverse_sqrt', ('inverse_sqrt', 'inverse'),
            'Factor of attention logits: 1 / sqrt(head_dim), or 1 / head_dim as in muP.',
            paper='inverse_sqrt', source='section 3.1.1; inverse: figure E.6'),
     choice('model.attention_gate', 'none', ('none', 'sigmoid'),
-           'sigmoid multiplies the output of the heads by a learned function of their input.',
+           'Gate on the output of the heads; sigmoid multiplies each element by a learned function'
+           ' of the input of attention.',
            paper='none', source='arXiv 2505.06708'),
     switch('model.attention_soft_cap', 0.0,
            'Bound of attention logits, cap * tanh(logit / cap); 0 = off; Gemma 2 has 50.',
@@ -87,7 +91,7 @@ RECORDS = (
            'Bound of output logits, cap * tanh(logit / cap); 0 = off; Gemma 2 has 30.',
            settable=True, paper=0.0, source='arXiv 2408.00118'),
     choice('model.output_centering', 'none', ('none', 'mean'),
-           'mean subtracts the mean output embedding from the head after each update'
+           'Centering of the head after each update; mean subtracts the mean output embedding'
            ' (mu-centering).', paper='none', source='arXiv 2601.02031'),
     choice('model.dtype', 'float32', ('float32', 'bfloat16'),
            'Type of activations; parameters and optimizer state are float32.'),
@@ -109,8 +113,8 @@ RECORDS = (
             'Width at which the parameterizations agree.', at_least=1, traced=True,
             unit='features', source='section 3.2.4'),
     choice('parameterization.exponents', 'none', ('none', 'full_alignment', 'no_alignment'),
-           'none gives all layers one learning rate; the others scale that of each layer by a power'
-           ' of width / base_width.', paper='none', source='arXiv 2407.05872'),
+           'Powers of width / base_width that scale the learning rate of each layer; none: one rate'
+           ' for all layers, except under muparam.', paper='none', source='arXiv 2407.05872'),
 
     choice('optimizer.name', 'adamw',
            ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor'),
@@ -120,7 +124,7 @@ RECORDS = (
     number('optimizer.learning_rate', 1e-2, 'Peak learning rate.', above=0, settable=True,
            source='section 2.1'),
     choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),
-           'parameter_rms multiplies the learning rate of each tensor by max(RMS, 1e-3).',
+           'Factor of the learning rate of each tensor; parameter_rms is max(RMS, 1e-3).',
            paper='none', source='figure E.14'),
     number('optimizer.beta1', 0.9, 'Decay rate of the first moment.', at_least=0, below=1,
            settable=True, source='section 2.1'),
@@ -139,8 +143,8 @@ RECORDS = (
            ' is multiplied by the learning rate.', at_least=0, settable=True, paper=1e-4,
            source='section 3.2.2'),
     choice('optimizer.weight_decay_kind', 'independent', ('independent', 'coupled'),
-           'coupled multiplies weight decay by the learning rate; 0.1 is usual there.',
-           paper='independent', source='section 3.2.2'),
+           'Whether weight decay is multiplied by the learning rate: coupled, where 0.1 is usual;'
+           ' independent, not.', paper='independent', source='section 3.2.2'),
 
     # Steps leave the compiled step as a float32, which is exact up to 2^24.
     integer('schedule.steps', dict(cpu=500, night=10_000, gpu=5_000, paper=100_000),
@@ -160,7 +164,7 @@ RECORDS = (
            source='section 2.1'),
 
     choice('parallel.layout', 'auto', ('auto', 'single', 'population', 'data_parallel', 'sharded'),
-           'How runs lie on devices: single, one on each; population, many on each;'
+           'Distribution of runs over devices: single, one on each; population, many on each;'
            ' data_parallel or sharded, one on all.'),
     integer('parallel.members', None,
             'Runs per device in a population; unset: as many as fit.', at_least=1, optional=True,
@@ -168,7 +172,8 @@ RECORDS = (
     integer('parallel.microbatches', None,
             'Parts that a batch is split into; unset: as few as fit.', at_least=1, optional=True),
     choice('parallel.remat', 'auto', ('auto', 'none', 'block'),
-           'block recomputes the activations of each block in the backward pass to save memory.'),
+           'What the backward pass recomputes to save memory: none, or the activations of each'
+           ' block; auto: block where memory needs it.'),
 
     integer('log.every_steps', dict(cpu=10, night=20, gpu=10, paper=10),
             'Interval between lines of metrics.jsonl.', at_least=1, unit='steps'),

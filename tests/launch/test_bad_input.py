@@ -21,7 +21,7 @@ QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
 
 GET_CONFIG = "def get_config(scale='cpu'): return base.get_config(scale)"
 
-# Arguments beside --workdir, and what the line must say.
+# Arguments beside --workdir, and what the error must mention.
 ARGUMENTS = {
     'no config': ([], ['--config: missing', 'FILE.py']),
     'empty config': (['--config='], ['--config: missing']),
@@ -31,7 +31,7 @@ ARGUMENTS = {
     'config without .py': (['--config=base:cpu'], ['--config=base:cpu: must be FILE.py']),
     'junk after .py': (['--config=base.pyx'], ['--config=base.pyx: must be FILE.py']),
     'scale alone': (['--config=:cpu'], ['--config=: no such file']),
-    'null byte': (['--config=a\0.py'], ['a\\x00.py', 'must not hold a NUL']),
+    'null byte': (['--config=a\0.py'], ['a\\x00.py', 'must not contain a NUL']),
     'not UTF-8': ([BASE, '--workdir=\udcff'], ['\\udcff', 'must be UTF-8']),
     'unknown scale': ([BASE + ':big'], ['base.py', "scale 'big'", 'cpu, night, gpu, paper']),
     'unknown scale of a sweep': ([QUICKSTART + ':big'], ["scale 'big'", 'cpu, night, gpu, paper']),
@@ -108,7 +108,7 @@ ARGUMENTS = {
     ),
 }
 
-# The body of experiment.py after its two imports, and what the line must say.
+# The body of experiment.py after its two imports, and what the error must mention.
 FILES = {
     'syntax': ('def get_config(:', ['experiment.py:3: SyntaxError: invalid syntax\n']),
     'not text': ('\0', ['experiment.py']),
@@ -194,7 +194,7 @@ FILES = {
     ),
 }
 
-# As real processes.
+# Cases of ARGUMENTS to run as processes.
 PROCESSES = (
     'no config',
     'unknown scale',
@@ -212,7 +212,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def check(code: int, out: str, err: str, said: list[str]) -> None:
-  """Exit code 2, nothing on stdout, and one line on stderr that says these things."""
+  """Checks for exit code 2, nothing on stdout, and one line on stderr that has these words."""
   assert (code, out) == (2, ''), err
   assert err.startswith('error: ') and err.count('\n') == 1 and err.endswith('\n'), err
   assert 'Traceback' not in err
@@ -242,7 +242,7 @@ def test_config_file(case, folder, capsys):
   refuse(folder, ['--config=experiment.py'], said, capsys)
 
 
-# Text and workdir: files to write first (name -> content), arguments, what the line must say.
+# Text and workdir: files to write first (name -> content), arguments, what the error must mention.
 PLACES = {
     'no such path': ({}, ['--config.data.path=gone'], ['config.data.path', 'gone', 'no such file']),
     'empty text': ({'text': b''}, ['--config.data.path=text'], ['config.data.path', 'no text']),
@@ -290,7 +290,7 @@ def test_workdir_of_another_sweep(folder, capsys):
   refuse(folder, [BASE], ['--workdir=runs: holds another sweep'], capsys)
 
 
-def test_workdir_trained_on_other_text(folder, capsys):
+def test_workdir_with_other_text(folder, capsys):
   (folder / 'text').write_text('one two three four\n' * 500)
   config = config_lib.unflatten(
       config_lib.flatten(base.get_config().to_dict()) | {'data.path': 'text'}
@@ -314,8 +314,8 @@ def test_no_workdir(program, arguments, folder, capsys):
 
 
 RATE = 'optimizer.learning_rate'
-# What sweep.json is changed to hold: a dotted place in it, "*" for any run, and the value; None:
-# the place is emptied. Then what the line must say. All is valid JSON.
+# Changes of sweep.json, which stays valid JSON: a dotted place in it, where * is any run; the new
+# value, or None to remove the place; what the error must mention.
 CONTRADICTIONS = {
     'no runs': ('runs', {}, ['it has no runs']),
     'a run that is no config': ('runs.*', 7, ['its run', 'has no fields']),
@@ -347,7 +347,7 @@ PROGRAMS = {
 
 
 def put(sweep_json, place, value):
-  """Changes sweep.json as a row of CONTRADICTIONS says."""
+  """Changes a place in sweep.json as an entry of CONTRADICTIONS says."""
   *way, last = place.split('.')
   inside = sweep_json
   for key in way:
@@ -362,7 +362,7 @@ def put(sweep_json, place, value):
 
 
 def refuse_changed(folder, place, value, program, said, capsys):
-  """Checks that a program refuses a sweep whose sweep.json is changed so."""
+  """Checks that a program refuses a sweep after this change of its sweep.json."""
   made_up.write_sweep(folder / 'runs', widths=(16,), rates=(1e-2, 1e-1), seeds=(0,))
   sweep_json = files.read_json(folder / 'runs' / 'sweep.json')
   put(sweep_json, place, value)
@@ -374,7 +374,7 @@ def refuse_changed(folder, place, value, program, said, capsys):
 
 @pytest.mark.parametrize('program', PROGRAMS)
 @pytest.mark.parametrize('case', CONTRADICTIONS)
-def test_a_sweep_that_contradicts_itself(case, program, folder, capsys):
+def test_inconsistent_sweep(case, program, folder, capsys):
   place, value, said = CONTRADICTIONS[case]
   refuse_changed(folder, place, value, program, said, capsys)
   assert {path.name for path in folder.glob('runs/*')} == {'runs', 'sweep.json'}
@@ -394,7 +394,7 @@ HUGE = {'width': 2**31 - 16, 'depth': 2**31 - 1, 'head_dim': 16}
         ('runs.*.model', HUGE, 'report', ['too large']),
     ],
 )
-def test_a_sweep_that_lacks_what_a_program_needs(place, value, program, said, folder, capsys):
+def test_sweep_without_what_a_program_needs(place, value, program, said, folder, capsys):
   refuse_changed(folder, place, value, program, said, capsys)
 
 

@@ -245,7 +245,7 @@ def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place,
   finally:
     launcher.kill()
   assert launcher.returncode == PREEMPTED and time.monotonic() - told < 10
-  assert err.endswith('told to end; the same command goes on from where it was\n')
+  assert err.endswith('preempted; the same command resumes the runs\n')
   assert not any(map(is_running, workers))
   for path in (place / 'compiling').rglob('*.json'):
     json.loads(path.read_text())

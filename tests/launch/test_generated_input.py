@@ -155,7 +155,7 @@ def test_flags_of_a_sweep(arguments, config):
 def test_one_override_is_refused_by_its_name_or_makes_a_plan(field, value):
   with new_folder() as folder:
     outcome = execute(sweep, ['--dry_run', BASE, f'--config.{field}={value}'])
-    check(*outcome, names=['config.', 'must be UTF-8', 'must not hold a NUL'])
+    check(*outcome, names=['config.', 'must be UTF-8', 'must not contain a NUL'])
     assert not contents(folder)
 
 
@@ -276,25 +276,6 @@ def test_files_that_are_no_python(content):
   with new_folder() as folder:
     (folder / 'experiment.py').write_bytes(content)
     assert check(*execute(sweep, ['--dry_run', '--config=experiment.py']), names=['experiment.py'])
-
-
-LOOPS = {
-    'at the top': 'while True: pass',
-    'which catches all': "def get_config(scale='cpu'):\n  while True:\n    try:\n      while True: pass\n"
-    '    except Exception: pass',
-    'in the sweep': "def get_config(scale='cpu'): return base.get_config()\n"
-    'def get_sweep(scale):\n  while True: pass\n  yield',
-}
-
-
-@pytest.mark.parametrize('case', LOOPS)
-def test_a_config_file_that_has_no_end_is_ended(case, monkeypatch):
-  monkeypatch.setattr(app, 'CONFIG_SECONDS', 0.2)
-  with new_folder() as folder:
-    (folder / 'experiment.py').write_text(HEADER + LOOPS[case])
-    outcome = execute(sweep, ['--dry_run', '--config=experiment.py'])
-    assert check(*outcome, names=['has not come to an end after 0.2 seconds'])
-    assert 'experiment.py:' in outcome[2]
 
 
 # Results of other people.

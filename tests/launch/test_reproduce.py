@@ -162,7 +162,7 @@ def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(plac
         (1, 1, 'lacking: some runs failed'),
         (-9, 1, 'third: ended with exit code -9'),
         (130, 130, 'stopped; the same command goes on'),
-        (75, 75, 'told to end; the same command goes on'),
+        (75, 75, 'preempted; the same command resumes'),
     ],
 )
 def test_each_stage_is_its_own_sweep(place, monkeypatch, capsys, code, ended, said):
@@ -217,7 +217,7 @@ def test_a_damaged_folder_of_one_stage_takes_no_other_along(place, monkeypatch, 
     ('sent', 'code', 'said'),
     [
         (signal.SIGINT, 130, 'stopped; the same command goes on\n'),
-        (signal.SIGTERM, 75, 'told to end; the same command goes on from where it was\n'),
+        (signal.SIGTERM, 75, 'preempted; the same command resumes the runs\n'),
         (signal.SIGKILL, -9, ''),
     ],
 )

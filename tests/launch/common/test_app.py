@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from launch.common import app
+from stability.config import fields
 from stability.errors import BadInput
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -18,7 +19,7 @@ QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
 
 
 def load(*arguments: str, single: bool = False) -> app.Sweep:
-  """What a program with these arguments trains; fails unless its exit code is 0."""
+  """The sweep that a program loads with these arguments; fails unless its exit code is 0."""
   flag_values = flags.FlagValues()
   app.define_config(flag_values)
   loaded = []
@@ -38,7 +39,7 @@ def only(sweep: app.Sweep) -> dict:
 
 
 def write(tmp_path: pathlib.Path, body: str) -> str:
-  """A config file with this body after the usual imports, as a --config argument."""
+  """Writes a config file, this body after the usual imports; returns its --config argument."""
   path = tmp_path / 'experiment.py'
   path.write_text(f'from configs import base\nfrom stability import hyper\n{body}\n')
   return f'--config={path}'
@@ -57,7 +58,7 @@ def test_sweep_of_quickstart():
   assert sweep.runs.fields == ('model.width', 'model.qk_norm', 'optimizer.learning_rate')
 
 
-def test_scale_is_handed_to_both_functions():
+def test_scale_of_config_and_sweep():
   sweep = load(QUICKSTART + ':paper')
   assert sweep.scale == 'paper'
   assert sweep.config_file.endswith('quickstart.py')
@@ -66,7 +67,7 @@ def test_scale_is_handed_to_both_functions():
   assert {c['schedule']['steps'] for c in sweep.runs.configs.values()} == {100_000}
 
 
-def test_scale_defaults_to_the_config_files_own(tmp_path):
+def test_default_scale(tmp_path):
   config = write(tmp_path, "def get_config(scale='gpu'): return base.get_config(scale)")
   sweep = load(config)
   assert sweep.scale == 'gpu'
@@ -79,7 +80,7 @@ def test_colons_elsewhere_in_the_path(tmp_path):
   assert load(config + ':gpu').scale == 'gpu'
 
 
-def test_overrides_reach_every_run_in_the_fields_type():
+def test_overrides():
   sweep = load(
       '--config.seed=3',  # may stand before --config
       QUICKSTART,
@@ -99,33 +100,33 @@ def test_overrides_reach_every_run_in_the_fields_type():
     assert config['parallel']['members'] == 4
 
 
-def test_the_last_override_of_a_field_wins():
+def test_last_override_wins():
   assert load(BASE, '--config.seed=1', '--config.seed=2').overrides == {'seed': 2}
 
 
-def test_placeholders_not_given_are_none():
+def test_unset_fields_are_none():
   config = only(load(BASE))
   assert config['data']['path'] is None
   assert config['parallel']['members'] is None
 
 
-def test_single_takes_get_config_alone():
+def test_single_run():
   sweep = load(QUICKSTART, '--config.model.width=32', single=True)  # swept, but not here
   assert list(sweep.runs.configs) == ['seed=0']
   assert only(sweep)['model']['width'] == 32
   assert sweep.runs.fields == ()
 
 
-def test_single_does_not_look_at_get_sweep(tmp_path):
+def test_single_run_ignores_get_sweep(tmp_path):
   body = "def get_config(scale='cpu'): return base.get_config(scale)\nget_sweep = 'broken'"
   assert list(load(write(tmp_path, body), single=True).runs.configs) == ['seed=0']
 
 
-def test_without_get_sweep_there_is_one_run():
+def test_config_without_sweep():
   assert list(load(BASE).runs.configs) == ['seed=0']
 
 
-def test_get_sweep_may_be_a_generator(tmp_path):
+def test_sweep_from_a_generator(tmp_path):
   body = """
 def get_config(scale='cpu'): return base.get_config(scale)
 def get_sweep(scale='cpu'):
@@ -135,7 +136,7 @@ def get_sweep(scale='cpu'):
   assert list(load(write(tmp_path, body)).runs.configs) == ['seed=1', 'seed=2']
 
 
-def test_an_override_reaches_what_is_computed_from_it(tmp_path):
+def test_override_of_a_referenced_field(tmp_path):
   body = """
 def get_config(scale='cpu'):
   c = base.get_config(scale)
@@ -146,7 +147,7 @@ def get_config(scale='cpu'):
   assert (config['schedule']['steps'], config['schedule']['warmup_steps']) == (70, 7)
 
 
-def test_an_override_follows_the_rule_and_not_the_type_of_the_default(tmp_path):
+def test_override_takes_the_type_of_the_record(tmp_path):
   body = """
 def get_config(scale='cpu'):
   c = base.get_config(scale)
@@ -162,19 +163,19 @@ def get_config(scale='cpu'):
   assert overridden['data']['path'] == 'x'
 
 
-def test_nothing_is_written_beside_a_config_file(tmp_path):
+def test_config_file_is_not_compiled(tmp_path):
   config = write(tmp_path, "def get_config(scale='cpu'): return base.get_config(scale)")
   load(config)
   assert [path.name for path in tmp_path.iterdir()] == ['experiment.py']
 
 
 @pytest.mark.parametrize('returned, code', [(None, 0), (0, 0), (1, 1), (75, 75)])
-def test_exit_code_is_mains(returned, code, capsys):
+def test_exit_code_of_main(returned, code, capsys):
   assert execute(lambda: returned) == code
   assert capsys.readouterr() == ('', '')
 
 
-def test_bad_input_in_main_is_one_safe_line(capsys):
+def test_bad_input_in_main(capsys):
   def main():
     raise BadInput('first\n  second \x1b[31mred \udc80')
 
@@ -182,7 +183,7 @@ def test_bad_input_in_main_is_one_safe_line(capsys):
   assert capsys.readouterr() == ('', 'error: first second \\x1b[31mred \\udc80\n')
 
 
-def test_interrupt_is_one_line(capsys):
+def test_interrupt(capsys):
   def main():
     raise KeyboardInterrupt
 
@@ -190,13 +191,13 @@ def test_interrupt_is_one_line(capsys):
   assert capsys.readouterr() == ('', 'interrupted\n')
 
 
-def test_faults_of_ours_pass_through():
+def test_bugs_propagate():
   with pytest.raises(ZeroDivisionError):
     execute(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize('flag', ['--help', '-h'])
-def test_help_shows_the_docstring_and_the_flags(flag, capsys):
+def test_help(flag, capsys):
   flag_values = flags.FlagValues()
   app.define_config(flag_values)
   app.define_workdir(flag_values)
@@ -205,16 +206,40 @@ def test_help_shows_the_docstring_and_the_flags(flag, capsys):
   def main():
     pytest.fail('main was called')
 
-  # Nothing that is required is given, and a flag is unknown: help is what is wanted then.
+  # Help comes first, although required flags are missing and one is unknown.
   assert app.execute(main, flag_values, ['program', '--unknown', flag]) == 0
   out, err = capsys.readouterr()
   assert err == ''
   assert out.startswith(__doc__)
   for shown in ('--config:', '--workdir:', '--workers:', '\nconfigs.base:', '--config.seed:'):
     assert shown in out
+  words = ' '.join(out.split())
+  for field in fields.FIELDS.values():
+    assert f'--config.{field.name}: {field.help}' in words
 
 
-def test_each_call_starts_from_the_defaults():
+def test_options_of_extensions():
+  """Overrides defined again are those of the options registered since."""
+  flag_values = flags.FlagValues()
+  app.define_config(flag_values)
+  fields.register(fields.number('model.mine', 0.5, 'A number of an extension.', above=0))
+  try:
+    app.define_overrides(flag_values)
+    seen = []
+
+    def main():
+      seen.append(app.overrides(flag_values))
+
+    assert app.execute(main, flag_values, ['program', BASE, '--config.model.mine=2']) == 0
+    assert app.execute(main, flag_values, ['program', BASE, '--config.model.mine=0']) == 2
+    fields.unregister_all()
+    assert app.execute(main, flag_values, ['program', BASE, '--config.seed=1']) == 0
+  finally:
+    fields.unregister_all()
+  assert seen == [{'model.mine': 2.0}, {'seed': 1}]
+
+
+def test_flags_are_reset():
   before = sorted(flags.FLAGS)
   flag_values = flags.FlagValues()
   app.define_config(flag_values)
@@ -259,7 +284,7 @@ def start(tmp_path: pathlib.Path, body: str, *arguments: str) -> subprocess.Pope
   )
 
 
-def test_a_process_loads_a_sweep_without_jax_and_fast(tmp_path):
+def test_process_loads_a_sweep(tmp_path):
   body = """sweep = app.load_sweep(FLAGS)
   print(len(sweep.runs.configs), 'jax' in sys.modules, time.process_time())
   return 75"""
@@ -271,14 +296,14 @@ def test_a_process_loads_a_sweep_without_jax_and_fast(tmp_path):
   assert float(seconds) < 1
 
 
-def test_a_process_with_a_fault_ends_with_a_traceback_and_1(tmp_path):
+def test_process_with_a_bug(tmp_path):
   process = start(tmp_path, "raise RuntimeError('ours')", BASE)
   _, err = process.communicate()
   assert process.returncode == 1
   assert err.startswith('Traceback') and 'RuntimeError: ours' in err
 
 
-def test_an_interrupted_process_ends_with_one_line_and_130(tmp_path):
+def test_interrupted_process(tmp_path):
   process = start(tmp_path, "print('ready', flush=True)\n  time.sleep(60)", BASE)
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)
