@@ -86,4 +86,4 @@ def text() -> dict[str, np.ndarray]:
   def draw(*shape):
     return (64 * rng.random(shape) ** 2).astype(np.uint8)  # squared: some are frequent
 
-  return {'train': draw(2_001), 'validation': draw(2, 4, 17)}
+  return {'text': draw(2_001), 'validation': draw(2, 4, 17)}

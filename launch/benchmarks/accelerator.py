@@ -92,21 +92,21 @@ def _loaded(
   """A function of steps: seconds that `runs` runs take for them, `members` at a time."""
   import jax
 
-  from stability.devices import layouts
+  from stability.devices.vmapped import VmappedLayout
   from stability.step import train_step
 
   static, hyper = config_lib.split(config)
   d = static.data
   rng = np.random.default_rng(0)
   data = {
-      'train': rng.integers(0, vocabulary_size, 2**22, np.uint16),
+      'text': rng.integers(0, vocabulary_size, 2**22, np.uint16),
       'validation': rng.integers(
           0, vocabulary_size, (1, d.batch_size, d.sequence_length + 1), np.uint16
       ),
   }
   example = train_step.arrays(hyper)
   programs = train_step.programs(static, vocabulary_size)
-  layout = layouts.VmappedLayout(programs, data, example, jax.local_devices()[:1], members)
+  layout = VmappedLayout(programs, data, example, jax.local_devices()[:1], members)
   rates = np.geomspace(1e-3, 1e-1, runs).tolist()
   inits = [
       layout.init(train_step.arrays(hyper | {'optimizer.learning_rate': rate})) for rate in rates
@@ -118,10 +118,10 @@ def _loaded(
       state = layout.empty()
       for slot, member in enumerate(inits[first : first + members]):
         state = layout.insert(state, slot, member)
-      state, fetch = layout.advance(state, 1)  # everything is on the device
+      state, fetch = layout.step(state, 'quiet', 1)  # everything is on the device
       fetch.read()
       begun = time.perf_counter()
-      state, fetch = layout.advance(state, steps)
+      state, fetch = layout.step(state, 'quiet', steps)
       fetch.read()
       total += time.perf_counter() - begun
     return total

@@ -85,7 +85,7 @@ def measure(c: ConfigDict, rounds: int, probe_every: int) -> dict[str, list[floa
       layout = layouts[static]
       state = layout.insert(layout.empty(), 0, layout.init(train_step.arrays(values)))
       begun = time.perf_counter()
-      state, fetch = layout.advance(state, steps)
+      state, fetch = layout.step(state, 'quiet', steps)
       fetch.read()
       return time.perf_counter() - begun
 

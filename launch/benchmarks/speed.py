@@ -45,23 +45,23 @@ def fields(width: int) -> dict:
 
 def ours(width: int, seconds: float) -> float:
   """Training tokens per second of the single layout."""
-  from stability.devices import layouts
+  from stability.devices.single_device import SingleDeviceLayout
   from stability.step import train_step
 
   flat = fields(width)
   static, hparams = config_lib.split(config_lib.unflatten(flat))
   rng = np.random.default_rng(0)
   data = {
-      'train': rng.integers(0, 256, 2**20, np.uint8),
+      'text': rng.integers(0, 256, 2**20, np.uint8),
       'validation': rng.integers(0, 256, (1, 16, 65), np.uint8),
   }
   programs = train_step.programs(static, 256)
-  layout = layouts.SingleDeviceLayout(programs, data, train_step.arrays(hparams))
+  layout = SingleDeviceLayout(programs, data, train_step.arrays(hparams))
   state = layout.insert(layout.empty(), 0, layout.init(train_step.arrays(hparams)))
 
   def block() -> None:
     nonlocal state
-    state, fetch = layout.advance(state, BLOCK)
+    state, fetch = layout.step(state, 'quiet', BLOCK)
     fetch.read()
 
   return timed(block, seconds) * BLOCK * _tokens(flat)

@@ -62,7 +62,7 @@ def _analyzed(group: cost_lib.Group, placement: Placement, vocabulary_size: int)
 
   static, hyper = config_lib.split(group.config)
   programs = train_step.programs(static, vocabulary_size)
-  step, state = programs.step, jax.eval_shape(programs.init, train_step.arrays(hyper))
+  step, state = programs.steps['quiet'], jax.eval_shape(programs.init, train_step.arrays(hyper))
   if placement.layout == 'population':
     step = jax.vmap(step, (None, 0))
     state = jax.tree.map(
@@ -70,7 +70,7 @@ def _analyzed(group: cost_lib.Group, placement: Placement, vocabulary_size: int)
     )
   count = max(TEXT_TOKENS, 2 * (static.data.sequence_length + 1))
   text = jax.ShapeDtypeStruct((count,), tokens.smallest_dtype(vocabulary_size))
-  lowered = jax.jit(step, donate_argnums=1).lower({'train': text}, state)
+  lowered = jax.jit(step, donate_argnums=1).lower({'text': text}, state)
   found = lowered.compile().memory_analysis()
   return Analysis(
       group=group,

@@ -1,8 +1,8 @@
-"""From a static config to its layout: placed by arithmetic, compiled, smaller where that fails."""
+"""Makes the layout of a static config: placed by arithmetic, compiled, smaller where that fails."""
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -12,18 +12,25 @@ from jax.experimental import multihost_utils
 
 from stability import config as config_lib
 from stability.data import batches, tokens
-from stability.devices import layouts, multi_device, placement
+from stability.devices import placement
+from stability.devices.layout import Layout
+from stability.devices.multi_device import DataParallelLayout, ShardedLayout
+from stability.devices.single_device import SingleDeviceLayout
+from stability.devices.vmapped import VmappedLayout
 from stability.errors import BadInput
 from stability.optim import optimizers
 from stability.step import train_step
 from stability.storage.sweeps import Sweep
 
-MULTI_DEVICE = {
-    'data_parallel': multi_device.DataParallelLayout,
-    'sharded': multi_device.ShardedLayout,
+LAYOUTS = {
+    'single': SingleDeviceLayout,
+    'population': VmappedLayout,
+    'data_parallel': DataParallelLayout,
+    'sharded': ShardedLayout,
 }
+MULTI_DEVICE = ('data_parallel', 'sharded')
 
-# Larger text stays on the host: placement.USABLE leaves a tenth of the memory beside a step's own.
+# A larger text stays on the host: placement.USABLE leaves a tenth of the memory beside the step.
 TEXT_SHARE = 0.05
 
 
@@ -34,26 +41,28 @@ def make_layout(
     hparams: optimizers.Hyperparameters,
     most_members: int | None = None,
     members_chosen: Callable[[int], None] = lambda members: None,
-) -> layouts.Layout:
-  """The layout that stability/devices/placement.py chooses, its executables compiled.
+    layouts: Mapping[str, Callable[..., Layout]] = LAYOUTS,
+) -> Layout:
+  """The layout that stability/devices/placement.py chooses, its programs compiled.
 
   Args:
     workdir: of the sweep, which has the text.
     sweep: sweep.json.
     static: what the runs to be trained share.
-    hparams: of any of them, for its types.
-    most_members: on a device, as more are known to run out of memory; None: any number.
-    members_chosen: told how many are tried, before anything can go wrong with them.
+    hparams: those of any of these runs, for their types.
+    most_members: largest number of runs on a device, where more ran out of memory; None: no limit.
+    members_chosen: called with each number of runs on a device before that number is tried.
+    layouts: by their names in config.parallel.layout.
   """
   text = tokens.open_tokens(workdir / sweep.data['path'])
-  data = {'train': text.train, 'validation': _validation(text, static)}
+  data = {'text': text.train, 'validation': _validation(text, static)}
   vocabulary_size = text.meta['vocabulary_size']
-  together = jax.process_count() > 1  # one run on the devices of several processes
-  devices = jax.devices() if together else jax.local_devices()
+  is_multiprocess = jax.process_count() > 1
+  devices = jax.devices() if is_multiprocess else jax.local_devices()
   memory = _device_memory()
-  runs = _runs(sweep, static, most=len(devices) * placement.MOST_MEMBERS)
+  runs = _count_runs(sweep, static, most=len(devices) * placement.MOST_MEMBERS)
   place = placement.choose(static, len(devices), memory, devices[0].platform, runs, vocabulary_size)
-  if together and place.layout not in MULTI_DEVICE:
+  if is_multiprocess and place.layout not in MULTI_DEVICE:
     raise BadInput(
         f'config.parallel.layout={static.parallel.layout}: must be one of {", ".join(MULTI_DEVICE)}'
         f' on {jax.process_count()} processes'
@@ -65,44 +74,45 @@ def make_layout(
       remat=place.remat == 'block',
       fused=devices[0].platform == 'gpu',
   )
+  make = layouts[place.layout]
   if place.layout in MULTI_DEVICE:
-    return MULTI_DEVICE[place.layout](programs, data, hparams, devices)
+    return make(programs, data, hparams, devices)
   host_drawn = len(text.train) > batches.MAX_DEVICE_TOKENS or (
       memory is not None and text.train.nbytes > TEXT_SHARE * memory
   )
   if place.layout == 'single':
-    return layouts.SingleDeviceLayout(programs, data, hparams, host_drawn)
+    return make(programs, data, hparams, host_drawn)
   devices, members = devices[:runs], min(place.members, most_members or place.members)
   while True:
     members_chosen(members)
     layout = None
     try:
-      layout = layouts.VmappedLayout(programs, data, hparams, devices, members, host_drawn)
+      layout = make(programs, data, hparams, devices, members, host_drawn)
     except Exception as error:
       if members == 1 or not is_out_of_memory(error):
         raise
-    fixed = memory is None or members == 1 or static.parallel.members
-    if layout is not None and (fixed or layout.memory() <= memory):
+    is_fixed = memory is None or members == 1 or static.parallel.members
+    if layout is not None and (is_fixed or layout.memory() <= memory):
       return layout
-    members = math.ceil(members / 2)  # the arithmetic was wrong: XLA takes more
+    members = math.ceil(members / 2)  # XLA takes more than the arithmetic says
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-  """Whether a device's memory, or the host's, did not suffice."""
+  """Whether an error says that the memory of a device, or of the host, was exhausted."""
   if isinstance(error, jax.errors.JaxRuntimeError):
     return 'RESOURCE_EXHAUSTED' in str(error)
   return isinstance(error, MemoryError)
 
 
-def _runs(sweep: Sweep, static: ml_collections.FrozenConfigDict, most: int) -> int:
-  """How many runs of the sweep share the static config, counted up to `most`."""
+def _count_runs(sweep: Sweep, static: ml_collections.FrozenConfigDict, most: int) -> int:
+  """The number of runs of the sweep that share the static config, counted up to `most`."""
   fields = config_lib.flatten(static.to_dict())
   sharing = (c for c in sweep.runs.values() if dict(config_lib.static_fields(c)) == fields)
   return sum(1 for _ in itertools.islice(sharing, most))
 
 
 def _device_memory() -> float | None:
-  """Bytes that a process may take of a device, where it says so; the same on all processes."""
+  """Bytes that a process may use on a device, the same on all processes; None if unknown."""
   stats = jax.local_devices()[0].memory_stats() or {}
   memory = float(stats.get('bytes_limit', 0))
   if jax.process_count() > 1:

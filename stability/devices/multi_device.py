@@ -1,14 +1,14 @@
-"""Layouts of one run that takes all devices, of one process or of several.
+"""Layouts that train one run on all devices, of one process or of several.
 
-  DataParallelLayout  pmap: every device holds the run and takes its part of the batch; gradients
-                      meet in a pmean over the axis `data`
+  DataParallelLayout  pmap: each device holds the whole state and takes its part of the batch;
+                      gradients are averaged by a pmean over the axis `data`
   ShardedLayout       jit over a mesh: parameters and optimizer state are split over the devices,
                       each array along one axis, and so is the batch (fully sharded data parallel,
                       ZeRO-3, arXiv 1910.02054)
 
-Batches are drawn on the host, each process those rows that its devices take. A step of a large run
-takes long enough for a Python loop over steps. Under several processes all of them make the same
-calls in the same order, as each is one part of a computation on all devices.
+Batches are drawn on the host; each process draws the rows that its devices take. A step of a large
+run takes long enough for a Python loop over steps. With several processes all of them make the same
+calls in the same order, because each takes part in every computation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,65 +19,73 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stability.data.host_batcher import HostBatcher
-from stability.devices import layouts
-
-Tree = Any  # of arrays
+from stability.devices.layout import (
+    PendingMetrics,
+    Programs,
+    Tree,
+    host_batcher,
+    mean_losses,
+    never,
+    pack,
+)
 
 AXIS = 'data'
 
 
 class _MultiDeviceLayout:
-  """What the layouts share; they differ in where state lies and how a function is mapped."""
+  """What both layouts share. They differ in where the state lies and how a function is mapped."""
 
   width = members = 1
-  _axis: str | None  # the mapped axis in which a function is called
+  _axis: str | None  # name of the mapped axis in which a step is called
 
   def __init__(
       self,
-      programs: layouts.Programs,
+      programs: Programs,
       data: Mapping[str, np.ndarray],
       hparams: Tree,
       devices: Sequence[jax.Device],
   ):
-    """data: 'train' and 'validation' arrays. hparams: of any run, for its types."""
+    """Compiles the programs.
+
+    Args:
+      programs: the functions of one run.
+      data: 'text' [tokens] to train on and 'validation' [batches, B, T + 1].
+      hparams: those of any of the runs, for their types.
+      devices: of all processes; their number divides B.
+    """
     self._devices = devices
     mesh = Mesh(np.asarray(devices), (AXIS,))
-    self._whole = NamedSharding(mesh, PartitionSpec())  # on every device
+    self._replicated = NamedSharding(mesh, PartitionSpec())
     self._split = NamedSharding(mesh, PartitionSpec(AXIS))
     self._validation = data['validation'].astype(np.int32)
-    _, batch_size, length = self._validation.shape
-    self._batcher = HostBatcher(data['train'], batch_size, length - 1, slots=1)
-    member = jax.eval_shape(programs.init, hparams)
-    self._shardings = jax.tree.map(self._sharding, member)
+    self._batcher = host_batcher(data, slots=1)
+    run = jax.eval_shape(programs.init, hparams)
+    self._shardings = jax.tree.map(self._sharding, run)
     self._init = jax.jit(programs.init, out_shardings=self._shardings).lower(hparams).compile()
 
     def in_axis(step):
-      return lambda rows_BxT1, state: step({'train': rows_BxT1}, state, axis=self._axis)
+      return lambda rows_BxT1, state: step({'batch': rows_BxT1}, state, axis=self._axis)
 
     def evaluate(rows_BxT1, state):
       loss = programs.evaluate({'validation': rows_BxT1[None]}, state, 0)
       return jax.lax.pmean(loss, self._axis) if self._axis else loss
 
-    self._quiet = layouts.PackedStep(in_axis(programs.step))
-    self._probed = layouts.PackedStep(in_axis(programs.probed_step))
-    self._sharp = layouts.PackedStep(in_axis(programs.sharp_step))
-    # Arrays, not their shapes: with several processes pmap takes a shape for one process's part.
+    self._packed = pack({kind: in_axis(step) for kind, step in programs.steps.items()})
+    # Arrays rather than shapes: with several processes pmap takes a shape for one process's part.
     arguments = self._rows(self._validation[0]), self._init(hparams)
-    new = self._shardings, self._whole  # state and metrics
-    self._step = self._mapped(self._quiet, new, donate=1).lower(*arguments).compile()
-    if programs.probed_step:
-      self._probed_step = self._mapped(self._probed, new, donate=1).lower(*arguments).compile()
-    if programs.sharp_step:
-      self._sharp_step = self._mapped(self._sharp, new, donate=1).lower(*arguments).compile()
-    self._evaluate = self._mapped(evaluate, self._whole).lower(*arguments).compile()
+    new = self._shardings, self._replicated  # state and metrics
+    self._steps = {
+        kind: self._map(step, new, donate=1).lower(*arguments).compile()
+        for kind, step in self._packed.items()
+    }
+    self._evaluate = self._map(evaluate, self._replicated).lower(*arguments).compile()
 
   def _sharding(self, array: jax.ShapeDtypeStruct) -> NamedSharding:
     """Where an array of the state lies."""
     raise NotImplementedError
 
-  def _mapped(self, function, out_shardings, donate=()):
-    """A function of some rows and the state, over [devices, batch / devices, T + 1] rows."""
+  def _map(self, function, out_shardings, donate=()):
+    """A function of rows [B, T + 1] and the state as one of [devices, B / devices, T + 1] rows."""
     raise NotImplementedError
 
   def init(self, hparams):
@@ -86,44 +94,43 @@ class _MultiDeviceLayout:
   def empty(self):
     return None
 
-  def insert(self, state, slot, member):
+  def insert(self, state, slot, run):
     del state
-    self._batcher.enter(slot, member)
-    return jax.tree.map(_put, member, self._shardings)
+    self._batcher.enter(slot, run)
+    return jax.tree.map(_put, run, self._shardings)
 
   def extract(self, state):
     return [jax.tree.map(_fetch, state)]
 
-  def advance(self, state, steps):
+  def step(self, state, kind, steps=1):
     for _ in range(steps):
-      state, values = self._step(self._rows(self._batcher.draw()[0]), state)
-    return state, layouts.PendingMetrics(self._quiet.names, values)
+      state, values = self._steps[kind](self._rows(self._batcher.draw()[0]), state)
+    return state, PendingMetrics(self._packed[kind].names, values)
 
-  def probe(self, state, sharp=False):
-    rows = self._rows(self._batcher.draw()[0])
-    state, values = (self._sharp_step if sharp else self._probed_step)(rows, state)
-    return state, layouts.PendingMetrics((self._sharp if sharp else self._probed).names, values)
-
-  def evaluate(self, state, interrupted=layouts.never):
+  def evaluate(self, state, interrupted=never):
     losses = (self._evaluate(self._rows(b), state) for b in self._validation)
-    return layouts.means(losses, interrupted)
+    return mean_losses(losses, interrupted)
 
   def _rows(self, batch_BxT1: np.ndarray) -> jax.Array:
-    """A batch on the devices that take its rows: [devices, batch / devices, T + 1]."""
+    """A batch on the devices that take its rows: [devices, B / devices, T + 1]."""
     return _put(batch_BxT1.reshape(len(self._devices), -1, batch_BxT1.shape[1]), self._split)
 
 
 class DataParallelLayout(_MultiDeviceLayout):
-  """The run replicated on every device."""
+  """One run, replicated on every device.
+
+  A step must give equal states on all devices: what it derives from its part of the batch has to
+  pass a pmean or pmax before it enters the state.
+  """
 
   _axis = AXIS
 
   def _sharding(self, array):
     del array
-    return self._whole
+    return self._replicated
 
-  def _mapped(self, function, out_shardings, donate=()):
-    del out_shardings  # all of them whole on every device
+  def _map(self, function, out_shardings, donate=()):
+    del out_shardings  # all outputs are replicated
     return jax.pmap(
         function,
         axis_name=AXIS,
@@ -135,19 +142,19 @@ class DataParallelLayout(_MultiDeviceLayout):
 
 
 class ShardedLayout(_MultiDeviceLayout):
-  """The run split over the devices."""
+  """One run, split over the devices."""
 
   _axis = None
 
   def _sharding(self, array):
-    """Along its largest axis that the devices divide, or whole on each of them."""
+    """Splits the largest axis that the number of devices divides; replicates if there is none."""
     sizes = [size if size % len(self._devices) == 0 else 0 for size in array.shape]
     if not any(sizes):
-      return self._whole
+      return self._replicated
     axis = int(np.argmax(sizes))
-    return NamedSharding(self._whole.mesh, PartitionSpec(*(None,) * axis, AXIS))
+    return NamedSharding(self._replicated.mesh, PartitionSpec(*(None,) * axis, AXIS))
 
-  def _mapped(self, function, out_shardings, donate=()):
+  def _map(self, function, out_shardings, donate=()):
     def whole_batch(rows_NxBxT1, state):
       return function(rows_NxBxT1.reshape(-1, rows_NxBxT1.shape[-1]), state)
 
@@ -160,7 +167,7 @@ class ShardedLayout(_MultiDeviceLayout):
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
-  """An array on its devices, each process serving its own; one there already stays."""
+  """An array on its devices, each process serving its own; a jax.Array is there already."""
   if isinstance(array, jax.Array):
     return array
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

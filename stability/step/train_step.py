@@ -1,6 +1,6 @@
 """Training as pure functions of one run: init, step (quiet or probed), evaluate.
 
-stability/devices/layouts.py maps them over runs and devices; stability/trainer/trainer.py drives
+stability/devices/layout.py maps them over runs and devices; stability/trainer/trainer.py drives
 them. A run's state is a dict of arrays: params, optimizer, step (updates made), skipped (steps of
 data that were left out: actions.py), diverged, and hyper, its hyperparameters under their dotted
 config names. Whatever changes a run's course is in it.
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from stability.data import batches
-from stability.devices import layouts
+from stability.devices.layout import Programs
 from stability.model import layers, parameterization
 from stability.model import transformer as transformer_lib
 from stability.optim import optimizers
@@ -37,7 +37,7 @@ def programs(
     microbatches: int = 1,
     remat: bool = False,
     fused: bool = False,
-) -> layouts.Programs:
+) -> Programs:
   """The functions that a layout compiles.
 
   Args:
@@ -51,18 +51,13 @@ def programs(
       parameterization.model_config(static), vocabulary_size, remat, fused
   )
   bind = functools.partial
-  return layouts.Programs(
-      init=bind(init, model, static),
-      step=bind(step, model, static, microbatches, 'quiet'),
-      probed_step=(
-          bind(step, model, static, microbatches, 'probed') if static.probe.every_steps else None
-      ),
-      sharp_step=(
-          bind(step, model.clone(fused=False), static, microbatches, 'sharp')
-          if static.probe.sharpness_every_steps
-          else None
-      ),
-      evaluate=bind(evaluate, model, static),
+  steps = {'quiet': bind(step, model, static, microbatches, 'quiet')}
+  if static.probe.every_steps:
+    steps['probed'] = bind(step, model, static, microbatches, 'probed')
+  if static.probe.sharpness_every_steps:
+    steps['sharp'] = bind(step, model.clone(fused=False), static, microbatches, 'sharp')
+  return Programs(
+      init=bind(init, model, static), steps=steps, evaluate=bind(evaluate, model, static)
   )
 
 
@@ -104,22 +99,24 @@ def step(
 ) -> tuple[State, Metrics]:
   """One update and its metrics; `kind`: quiet, probed (with the probes) or sharp (sharpness too).
 
-  data['train'] is the whole text, [tokens], or the batch as the host drew it, [B, T + 1]. In a
-  mapped axis over devices, each is given some rows of the batch; all make the whole one's update.
+  `data` holds the whole text, {'text': [tokens]}, or the batch that the host drew from it,
+  {'batch': [B, T + 1]}. In a mapped axis over devices each device takes some rows of the batch, and
+  all make the update of the whole batch.
   A run that is over, or whose loss is not finite, keeps its state.
   """
   hparams, params = state['hparams'], state['params']
-  batch_BxT1 = data['train']
-  if batch_BxT1.ndim == 1:
+  if 'batch' in data:
+    batch_BxT1 = data['batch']
+  else:
     starts_B = batches.window_starts(
         jnp,
         hparams['data.seed'],
         state['step'] + state['skipped'],
         batch_size=static.data.batch_size,
         sequence_length=static.data.sequence_length,
-        tokens=data['train'].shape[0],
+        tokens=data['text'].shape[0],
     )
-    batch_BxT1 = batches.gather(data['train'], starts_B, static.data.sequence_length)
+    batch_BxT1 = batches.gather(data['text'], starts_B, static.data.sequence_length)
 
   def loss_function(params, rows_BxT1, probed=False):
     inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]

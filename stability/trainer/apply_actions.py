@@ -15,7 +15,7 @@ import numpy as np
 
 from stability import config as config_lib
 from stability.control import actions, run_control
-from stability.devices import layouts
+from stability.devices.layout import Layout
 from stability.errors import BadInput
 from stability.step import train_step
 from stability.storage import checkpoints, files, run_files, sweeps
@@ -45,7 +45,7 @@ def open_control(
 class ActionApplier:
   """What actions do to the runs of a layout."""
 
-  def __init__(self, workdir: Path, fields: Iterable[str], layout: layouts.Layout):
+  def __init__(self, workdir: Path, fields: Iterable[str], layout: Layout):
     """fields: those that the runs of the sweep differ in."""
     self._workdir = workdir
     self._fields = fields

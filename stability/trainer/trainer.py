@@ -18,7 +18,7 @@ from absl import logging
 
 from stability import config as config_lib
 from stability.control import actions, run_control
-from stability.devices import layouts
+from stability.devices import layout as layout_lib
 from stability.devices.make_layout import is_out_of_memory, make_layout
 from stability.errors import BadInput, CannotWrite
 from stability.step import train_step
@@ -42,7 +42,7 @@ class TrainerHooks:
   """What the process that trains says to the loop, and hears of it."""
 
   # Whether to save all runs and leave them. Asked every few seconds, which is a sign of life.
-  interrupted: layouts.Interrupted = layouts.never
+  interrupted: layout_lib.Interrupted = layout_lib.never
   most_members: int | None = None  # on a device, as more ran out of memory; None: any number
   members_chosen: Callable[[int], None] = lambda members: None
 
@@ -58,7 +58,7 @@ class TooLarge(Exception):
 class _Unread:
   """A stop whose metrics are still on their way, and the members that log it."""
 
-  fetch: layouts.PendingMetrics
+  fetch: layout_lib.PendingMetrics
   due: list[tuple[int, Run, int]]  # slot, run, its step
 
 
@@ -331,9 +331,9 @@ class Trainer:
     probed = any(run.is_due('probe') for run in self._runs.values())
     sharp = any(run.is_due_for_sharpness() for run in self._runs.values())
     if steps > probed:
-      self._state, fetch = self._layout.advance(self._state, steps - probed)
+      self._state, fetch = self._layout.step(self._state, 'quiet', steps - probed)
     if probed:
-      self._state, fetch = self._layout.probe(self._state, sharp)
+      self._state, fetch = self._layout.step(self._state, 'sharp' if sharp else 'probed')
     self._log()  # the stop before this one, while the steps just sent off run
     due = [
         (slot, run, run.step)

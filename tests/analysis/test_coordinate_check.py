@@ -102,7 +102,7 @@ def trained(tiny, text):
     config = tiny(overrides)
     programs = train_step.programs(config.static, vocabulary_size=64)
     state = compiled(programs.init)(config.hparams)
-    step = compiled(programs.probed_step)
+    step = compiled(programs.steps['probed'])
     for _ in range(STEPS):
       state, metrics = step(text, state)
       rows.append({'run': run} | {name: float(value) for name, value in metrics.items()})

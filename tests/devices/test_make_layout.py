@@ -1,6 +1,7 @@
-"""Which layout a sweep gets on which devices; nothing is compiled, layouts are recorded."""
+"""make_layout: which layout a sweep gets on which devices. The layouts record their arguments."""
 
 import dataclasses
+import functools
 import types
 from typing import Any
 
@@ -11,7 +12,6 @@ from configs import base
 from stability import config as config_lib
 from stability import hyper
 from stability.data import batches, tokens
-from stability.devices import layouts
 from stability.devices import make_layout as make_layout_lib
 from stability.errors import BadInput
 from stability.step import train_step
@@ -28,11 +28,11 @@ FIELDS = {
 
 @dataclasses.dataclass
 class Made:
-  """A layout that was asked for."""
+  """A layout and the arguments it was made with."""
 
   kind: str
-  arguments: tuple[Any, ...]  # programs, data, hyper and those of the kind
-  bytes_each: float  # that a member takes
+  arguments: tuple[Any, ...]  # programs, data, hparams and those of the kind
+  bytes_each: float  # that a run takes
 
   def memory(self) -> float:
     return self.bytes_each * self.arguments[4]
@@ -47,21 +47,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def make(folder, monkeypatch):
-  """A function of fields, number of runs, platform and memory that makes a layout."""
-  made = []
+  """A function that makes the layout of some runs on devices of a platform and memory."""
 
   def layout(runs=1, platform='cpu', devices=8, memory=None, bytes_each=0.0, **fields):
-    def recorded(kind):
-      def record(*arguments):
-        made.append(Made(kind, arguments, bytes_each))
-        return made[-1]
+    made = []
 
-      return record
+    def record(kind, *arguments):
+      made.append(Made(kind, arguments, bytes_each))
+      return made[-1]
 
-    for kind in ('SingleDeviceLayout', 'VmappedLayout'):
-      monkeypatch.setattr(layouts, kind, recorded(kind))
-    for kind in make_layout_lib.LARGE_RUN:
-      monkeypatch.setitem(make_layout_lib.LARGE_RUN, kind, recorded(kind))
     stats = None if memory is None else {'bytes_limit': memory}
     device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
     monkeypatch.setattr(jax, 'local_devices', lambda: [device] * devices)
@@ -70,26 +64,29 @@ def make(folder, monkeypatch):
     configs = hyper.expand(config_lib.unflatten(flat), points).configs
     sweep = {'data': {'path': str(folder)}, 'runs': configs}
     static, values = config_lib.split(next(iter(configs.values())))
-    made.clear()
-    found = make_layout_lib.make_layout(folder, sweep, static, train_step.arrays(values))
-    return found, list(made)
+    layouts = {kind: functools.partial(record, kind) for kind in make_layout_lib.LAYOUTS}
+    found = make_layout_lib.make_layout(
+        folder, sweep, static, train_step.arrays(values), layouts=layouts
+    )
+    return found, made
 
   return layout
 
 
-def test_one_run_after_another_on_a_cpu(make):
+def test_single_on_cpu(make):
   found, _ = make(runs=20)
-  assert found.kind == 'SingleDeviceLayout'
+  assert found.kind == 'single'
 
 
-def test_a_row_of_runs_on_an_accelerator(make):
+def test_population_on_accelerators(make):
   found, _ = make(runs=20, platform='gpu', memory=1e9)
-  assert found.kind == 'VmappedLayout' and found.arguments[4] == 3  # 20 on 8
+  assert found.kind == 'population' and found.arguments[4] == 3  # 20 on 8
   found, _ = make(runs=3, platform='gpu', memory=1e9)
   assert len(found.arguments[3]) == 3 and found.arguments[4] == 1
 
 
-def test_members_are_halved_until_they_fit_by_the_account_of_xla(make):
+def test_members_are_halved_until_they_fit(make):
+  """By XLA's count of bytes."""
   found, made = make(runs=80, platform='gpu', memory=1e9, bytes_each=3e8)
   assert [layout.arguments[4] for layout in made] == [10, 5, 3]
   assert found is made[-1]
@@ -97,27 +94,27 @@ def test_members_are_halved_until_they_fit_by_the_account_of_xla(make):
   assert [layout.arguments[4] for layout in made] == [10, 5, 3, 2, 1]
 
 
-def test_members_that_the_config_states_are_kept(make):
+def test_stated_members_are_kept(make):
   fields = {'parallel.layout': 'population', 'parallel.members': 7}
   found, made = make(runs=80, platform='gpu', memory=1e9, bytes_each=3e8, **fields)
   assert found.arguments[4] == 7 and len(made) == 1
 
 
-@pytest.mark.parametrize('kind', ['data_parallel', 'sharded'])
+@pytest.mark.parametrize('kind', make_layout_lib.MULTI_DEVICE)
 def test_one_run_on_all_devices(make, kind):
   found, _ = make(**{'parallel.layout': kind, 'data.batch_size': 16, 'parallel.microbatches': 2})
   assert found.kind == kind and len(found.arguments[3]) == 8
 
 
-@pytest.mark.parametrize('kind', ['data_parallel', 'sharded'])
+@pytest.mark.parametrize('kind', make_layout_lib.MULTI_DEVICE)
 @pytest.mark.parametrize(('batch_size', 'microbatches'), [(12, 1), (16, 4), (24, 2)])
-def test_a_batch_that_does_not_divide_is_refused(make, kind, batch_size, microbatches):
+def test_indivisible_batch_is_refused(make, kind, batch_size, microbatches):
   fields = {'data.batch_size': batch_size, 'parallel.microbatches': microbatches}
   with pytest.raises(BadInput, match=r'config.data.batch_size'):
     make(**{'parallel.layout': kind} | fields)
 
 
-def test_several_processes_share_one_run_or_nothing(make, monkeypatch):
+def test_processes_share_one_run_only(make, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(make_layout_lib.multihost_utils, 'broadcast_one_to_all', lambda value: value)
   with pytest.raises(BadInput, match=r'config.parallel.layout=auto: must be one of data_parallel'):
@@ -126,7 +123,7 @@ def test_several_processes_share_one_run_or_nothing(make, monkeypatch):
   assert found.kind == 'sharded' and found.arguments[3] == jax.devices()
 
 
-def test_text_too_large_for_a_device_stays_on_the_host(make, monkeypatch):
+def test_large_text_stays_on_the_host(make, monkeypatch):
   assert make()[0].arguments[3] is False
   assert make(runs=2, platform='gpu', memory=1e9)[0].arguments[5] is False
   assert make(runs=2, platform='gpu', memory=2e7, bytes_each=1)[0].arguments[5] is True
@@ -135,13 +132,13 @@ def test_text_too_large_for_a_device_stays_on_the_host(make, monkeypatch):
 
 
 @pytest.mark.parametrize('remat', ['none', 'block'])
-def test_what_the_config_states_reaches_the_programs(make, remat):
+def test_remat_and_microbatches_reach_the_step(make, remat):
   found, _ = make(**{'parallel.remat': remat, 'parallel.microbatches': 2})
-  step = found.arguments[0].step
+  step = found.arguments[0].steps['quiet']
   assert step.args[0].remat is (remat == 'block') and step.args[2] == 2
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
-def test_a_gpu_has_its_own_attention(make, platform):
+def test_fused_attention_on_gpu(make, platform):
   found, _ = make(platform=platform)
-  assert found.arguments[0].step.args[0].fused is (platform == 'gpu')
+  assert found.arguments[0].steps['quiet'].args[0].fused is (platform == 'gpu')

@@ -11,7 +11,9 @@ import pytest
 
 from stability.data import batches
 from stability.data.host_batcher import HostBatcher
-from stability.devices import layouts, multi_device
+from stability.devices.multi_device import DataParallelLayout, ShardedLayout
+from stability.devices.single_device import SingleDeviceLayout
+from stability.devices.vmapped import VmappedLayout
 from stability.step import gradients, train_step
 
 SMALL = {
@@ -44,7 +46,7 @@ def run(tiny):
 def data():
   rng = np.random.default_rng(0)
   return {
-      'train': (64 * rng.random(2_001) ** 2).astype(np.uint8),
+      'text': (64 * rng.random(2_001) ** 2).astype(np.uint8),
       'validation': (64 * rng.random((2, 16, 9)) ** 2).astype(np.uint8),
   }
 
@@ -52,9 +54,9 @@ def data():
 def four_steps(layout, run):
   """State, metrics of a quiet and of a probed step, and the validation loss after four steps."""
   state = layout.insert(layout.empty(), 0, layout.init(run.hparams))
-  state, quiet = layout.advance(state, 2)
-  state, probed = layout.probe(state)
-  state, _ = layout.advance(state, 1)
+  state, quiet = layout.step(state, 'quiet', 2)
+  state, probed = layout.step(state, 'probed')
+  state, _ = layout.step(state, 'quiet')
   return layout.extract(state)[0], quiet.read()[0], probed.read()[0], layout.evaluate(state)[0]
 
 
@@ -62,16 +64,16 @@ def four_steps(layout, run):
 def whole(run, data):
   """What one device makes of whole batches."""
   programs = train_step.programs(run.static, 64)
-  return four_steps(layouts.SingleDeviceLayout(programs, data, run.hparams), run)
+  return four_steps(SingleDeviceLayout(programs, data, run.hparams), run)
 
 
 def made(kind, run, data, **options):
   programs = train_step.programs(run.static, 64, **options)
   if kind == 'population':
-    return layouts.VmappedLayout(programs, data, run.hparams, jax.devices()[:1], members=2)
+    return VmappedLayout(programs, data, run.hparams, jax.devices()[:1], members=2)
   one = {
-      'data_parallel': multi_device.DataParallelLayout,
-      'sharded': multi_device.ShardedLayout,
+      'data_parallel': DataParallelLayout,
+      'sharded': ShardedLayout,
   }[kind]
   return one(programs, data, run.hparams, jax.devices())
 
@@ -105,10 +107,10 @@ def test_a_batch_in_parts_gives_what_the_whole_does(layout, run, whole):
 
 def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, run):
   straight = four_steps(layout, run)
-  state, _ = layout.advance(layout.insert(layout.empty(), 0, layout.init(run.hparams)), 2)
+  state, _ = layout.step(layout.insert(layout.empty(), 0, layout.init(run.hparams)), 'quiet', 2)
   state = layout.insert(layout.empty(), 0, layout.extract(state)[0])
-  state, _ = layout.probe(state)
-  state, _ = layout.advance(state, 1)
+  state, _ = layout.step(state, 'probed')
+  state, _ = layout.step(state, 'quiet')
   pairs = zip(jax.tree.leaves(layout.extract(state)[0]), jax.tree.leaves(straight[0]), strict=True)
   assert all(np.array_equal(a, b) for a, b in pairs)
   assert layout.evaluate(state)[0] == straight[3]
@@ -116,15 +118,15 @@ def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, run):
 
 def test_where_a_large_run_lies(layout, run):
   """Split over the eight devices wherever they divide it, or on each of them, from the first."""
-  if not isinstance(layout, multi_device.DataParallelLayout | multi_device.ShardedLayout):
+  if not isinstance(layout, DataParallelLayout | ShardedLayout):
     pytest.skip('not a layout of a large run')
   state = layout.insert(None, 0, layout.init(run.hparams))
   for steps in (0, 1):
     if steps:
-      state, _ = layout.advance(state, steps)
+      state, _ = layout.step(state, 'quiet', steps)
     for path, array in jax.tree.leaves_with_path(state['params']):
       parts = [shard.data.size for shard in array.addressable_shards]
-      splits = isinstance(layout, multi_device.ShardedLayout)
+      splits = isinstance(layout, ShardedLayout)
       assert parts == [array.size // (8 if splits else 1)] * 8, path
 
 
@@ -188,16 +190,16 @@ def test_batches_drawn_on_the_host_change_nothing(kind, tiny, data):
 
   def outcome(host_drawn):
     if kind == 'single':
-      layout = layouts.SingleDeviceLayout(programs, data, runs[0].hparams, host_drawn)
+      layout = SingleDeviceLayout(programs, data, runs[0].hparams, host_drawn)
     else:
       devices = jax.devices()[:2]
-      layout = layouts.VmappedLayout(programs, data, runs[0].hparams, devices, 1, host_drawn)
+      layout = VmappedLayout(programs, data, runs[0].hparams, devices, 1, host_drawn)
     state = layout.insert(layout.empty(), 0, layout.init(runs[0].hparams))
-    state, first = layout.advance(state, 3)
+    state, first = layout.step(state, 'quiet', 3)
     if kind == 'population':
       state = layout.insert(state, 1, layout.init(runs[1].hparams))
-    state, second = layout.advance(state, 2)
-    state, third = layout.probe(state)
+    state, second = layout.step(state, 'quiet', 2)
+    state, third = layout.step(state, 'probed')
     rows = [fetch.read() for fetch in (first, second, third)]
     return layout.extract(state), rows, layout.evaluate(state)
 
@@ -210,6 +212,6 @@ def test_each_block_is_computed_again_going_backward(remat, tiny, text):
   run = tiny(SMALL | {'model.depth': 3, 'data.batch_size': 4, 'data.sequence_length': 16})
   programs = train_step.programs(run.static, 64, remat=remat)
   state = jax.eval_shape(programs.init, run.hparams)
-  for step in (programs.step, programs.probed_step):
+  for step in programs.steps.values():
     printed = str(jax.make_jaxpr(step)(text, state))
     assert printed.count('= remat2[') + printed.count('= checkpoint[') == (3 if remat else 0)

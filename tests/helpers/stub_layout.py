@@ -1,14 +1,14 @@
-"""A layout that compiles nothing and computes next to nothing, for tests of what surrounds it."""
+"""StubLayout: a layout that compiles nothing and computes next to nothing."""
 
 import math
 
 import numpy as np
 
-from stability.devices import layouts
+from stability.devices.layout import never
 
 
 class _PendingMetrics:
-  """Metrics that are there already."""
+  """Metrics that are available at once."""
 
   def __init__(self, rows):
     self._rows = rows
@@ -21,7 +21,7 @@ class _PendingMetrics:
 
 
 class StubLayout:
-  """Slots whose runs go their way by their learning rate; from 1e20 on they diverge at step 9."""
+  """Runs whose course depends on learning rate and seed; above 1e20 they diverge at step 9."""
 
   def __init__(self, members=1, devices=1):
     self.members, self.width = members, members * devices
@@ -38,23 +38,20 @@ class StubLayout:
   def empty(self):
     return [None] * self.width
 
-  def insert(self, state, slot, member):
-    return [member if n == slot else other for n, other in enumerate(state)]
+  def insert(self, state, slot, run):
+    return [run if n == slot else other for n, other in enumerate(state)]
 
   def extract(self, state):
     return [None if run is None else {**run, 'params': dict(run['params'])} for run in state]
 
-  def advance(self, state, steps):
+  def step(self, state, kind, steps=1):
     for _ in range(steps):
       state, rows = zip(*map(self._step, state))
+    if kind != 'quiet':
+      rows = [row | {'log_z': row.get('loss', 0.0) / 2} for row in rows]
     return list(state), _PendingMetrics(list(rows))
 
-  def probe(self, state, sharp=False):
-    state, fetch = self.advance(state, 1)
-    rows = [row | {'log_z': row.get('loss', 0.0) / 2} for row in fetch.read()]
-    return state, _PendingMetrics(rows)
-
-  def evaluate(self, state, interrupted=layouts.never):
+  def evaluate(self, state, interrupted=never):
     for _ in range(3):
       if interrupted():
         return None

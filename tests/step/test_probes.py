@@ -59,7 +59,7 @@ def probed(request, tiny):
   state['params'] = jax.tree.map(
       lambda p: np.float32(1.5 * p + 0.1 * rng.normal(size=p.shape)), state['params']
   )
-  return run, state, compiled(programs.probed_step)
+  return run, state, compiled(programs.steps['probed'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def inside(probed, text):
   run, state, step = probed
   _, metrics = step(text, state)
   starts = batches.window_starts(np, 0, 0, batch_size=B, sequence_length=T, tokens=2_001)
-  rows = batches.gather(text['train'], starts, T)
+  rows = batches.gather(text['text'], starts, T)
   network = transformer_lib.Transformer(run.static.model, 64)
 
   def total(params):

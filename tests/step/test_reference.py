@@ -80,9 +80,9 @@ def batch(run, text, step):
   c = run.static.data
   sizes = dict(batch_size=c.batch_size, sequence_length=c.sequence_length)
   starts = batches.window_starts(
-      np, run.flat['data.seed'], step, tokens=len(text['train']), **sizes
+      np, run.flat['data.seed'], step, tokens=len(text['text']), **sizes
   )
-  return batches.gather(text['train'], starts, c.sequence_length)
+  return batches.gather(text['text'], starts, c.sequence_length)
 
 
 def assert_close(ours, theirs, tolerance):
@@ -260,7 +260,7 @@ def test_three_steps(tiny, text, case):
       'diverged': np.bool(False),
       'hparams': run.hparams,
   }
-  step = compiled(train_step.programs(run.static, VOCABULARY).step)
+  step = compiled(train_step.programs(run.static, VOCABULARY).steps['quiet'])
   for i in range(3):
     state, metrics = step(text, state)
     rows = torch.tensor(batch(run, text, i), dtype=torch.int64)

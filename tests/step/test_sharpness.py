@@ -106,17 +106,17 @@ class Stepped:
     self.run = run
     programs = train_step.programs(run.static, 64)
     state = compiled(programs.init)(run.hparams)
-    quiet = compiled(programs.step)
+    quiet = compiled(programs.steps['quiet'])
     for _ in range(3):
       state, _ = quiet(text, state)
     self.before = state
     self.after_quiet = quiet(text, state)[0]
-    self.after, metrics = compiled(programs.sharp_step)(text, state)
+    self.after, metrics = compiled(programs.steps['sharp'])(text, state)
     self.metrics = {name: float(value) for name, value in metrics.items()}
     starts = batches.window_starts(
         np, 0, 3, batch_size=4, sequence_length=run.flat['data.sequence_length'], tokens=2_001
     )
-    self._rows = batches.gather(text['train'], starts, run.flat['data.sequence_length'])
+    self._rows = batches.gather(text['text'], starts, run.flat['data.sequence_length'])
     self._network = transformer_lib.Transformer(run.static.model, 64)
 
   def loss(self, params):
@@ -185,12 +185,13 @@ def test_a_batch_in_parts_has_the_sharpness_of_the_whole(stepped, tiny, text, mo
   lowered = jax.stages.Lowered.compile
   monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda self: lowered(self, LEVEL))
   run = tiny(SMALL)
-  data = {'train': text['train'], 'validation': text['validation'][..., :9]}
+  data = {'text': text['text'], 'validation': text['validation'][..., :9]}
   programs = train_step.programs(run.static, 64, microbatches=2, remat=True)
-  programs = dataclasses.replace(programs, probed_step=None)
+  steps = {kind: programs.steps[kind] for kind in ('quiet', 'sharp')}
+  programs = dataclasses.replace(programs, steps=steps)
   layout = multi_device.DataParallelLayout(programs, data, run.hparams, jax.devices()[:2])
-  state, _ = layout.advance(layout.insert(layout.empty(), 0, layout.init(run.hparams)), 3)
-  _, fetch = layout.probe(state, sharp=True)
+  state, _ = layout.step(layout.insert(layout.empty(), 0, layout.init(run.hparams)), 'quiet', 3)
+  _, fetch = layout.step(state, 'sharp')
   (metrics,) = fetch.read()
   for name in NAMES:
     # Bisection takes one of two neighbours where losses differ by rounding.
@@ -234,7 +235,8 @@ def _is_shape(node):
 def test_an_optimizer_without_that_preconditioner_has_critical_sharpness_alone(tiny, text):
   run = tiny(SMALL | {'optimizer.name': 'lion'})
   programs = train_step.programs(run.static, 64)
-  _, metrics = jax.eval_shape(programs.sharp_step, text, jax.eval_shape(programs.init, run.hparams))
+  state = jax.eval_shape(programs.init, run.hparams)
+  _, metrics = jax.eval_shape(programs.steps['sharp'], text, state)
   assert {name for name in metrics if 'sharpness' in name} == {
       'critical_sharpness',
       'critical_sharpness_ratio',
@@ -242,5 +244,5 @@ def test_an_optimizer_without_that_preconditioner_has_critical_sharpness_alone(t
 
 
 def test_no_executable_unless_asked_for(tiny):
-  assert train_step.programs(tiny().static, 64).sharp_step is None
-  assert train_step.programs(tiny(SMALL).static, 64).sharp_step is not None
+  assert 'sharp' not in train_step.programs(tiny().static, 64).steps
+  assert 'sharp' in train_step.programs(tiny(SMALL).static, 64).steps

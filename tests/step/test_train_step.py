@@ -8,7 +8,7 @@ import pytest
 
 from stability import config as config_lib
 from stability.data import batches
-from stability.devices import layouts
+from stability.devices.single_device import SingleDeviceLayout
 from stability.model import transformer as transformer_lib
 from stability.optim import optimizers
 from stability.step import objective as objective_lib
@@ -23,7 +23,7 @@ def single(tiny, text):
 
 def layout_of(run, text):
   programs = train_step.programs(run.static, vocabulary_size=64)
-  return layouts.SingleDeviceLayout(programs, text, run.hparams)
+  return SingleDeviceLayout(programs, text, run.hparams)
 
 
 def started(layout, run):
@@ -33,7 +33,7 @@ def started(layout, run):
 
 def trained(layout, run, steps):
   """The run's state on the host after some steps, and the metrics of the last."""
-  state, fetch = layout.advance(started(layout, run), steps)
+  state, fetch = layout.step(started(layout, run), 'quiet', steps)
   return layout.extract(state)[0], fetch.read()[0]
 
 
@@ -117,7 +117,7 @@ def test_a_step_is_a_function_of_the_state(single, tiny):
     member = trained(single, tiny(), 3)[0]
     other = trained(single, tiny(), 2)[0]
     states = [member, member | {field: other[field]}]
-    results = [single.advance(single.insert(single.empty(), 0, s), 1)[0] for s in states]
+    results = [single.step(single.insert(single.empty(), 0, s), 'quiet')[0] for s in states]
     heads = [single.extract(state)[0]['params']['head'] for state in results]
     assert not np.array_equal(*heads), field
 
@@ -143,9 +143,9 @@ def test_metrics_of_a_step(single, tiny, text, loss_on):
     before = trained(single, run, steps - 1)[0] if steps > 1 else single.init(run.hparams)
     _, metrics = trained(single, run, steps)
     starts = batches.window_starts(
-        np, 0, steps - 1, batch_size=4, sequence_length=16, tokens=len(text['train'])
+        np, 0, steps - 1, batch_size=4, sequence_length=16, tokens=len(text['text'])
     )
-    rows = batches.gather(text['train'], starts, 16)
+    rows = batches.gather(text['text'], starts, 16)
     assert metrics['loss'] == pytest.approx(loss_on(before['params'], rows), rel=1e-5)
     assert metrics['step'] == steps and metrics['diverged'] == 0
     rate = optimizers.learning_rate(run.hparams, np.int32(steps), run.static)
@@ -167,7 +167,7 @@ def test_mu_centering(tiny, text):
     run = tiny({'model.depth': 0, 'model.output_centering': centering})
     programs = train_step.programs(run.static, vocabulary_size=64)
     start = jax.jit(programs.init)(run.hparams)
-    state, _ = jax.jit(programs.step)(text, start)
+    state, _ = jax.jit(programs.steps['quiet'])(text, start)
     heads[centering] = [np.asarray(s['params']['head']) for s in (start, state)]
     embeddings[centering] = np.asarray(state['params']['embedding'])
   np.testing.assert_array_equal(heads['none'][0], heads['mean'][0])
@@ -181,15 +181,15 @@ def test_mu_centering(tiny, text):
 def test_learns(single, tiny, text):
   run = tiny({'schedule.steps': 100})
   before = single.evaluate(started(single, run))[0]
-  state, _ = single.advance(started(single, run), 100)
+  state, _ = single.step(started(single, run), 'quiet', 100)
   assert single.evaluate(state)[0] < before - 0.4
 
 
 def test_a_probed_step_makes_the_update_of_a_quiet_one(single, tiny):
   """The whole state after it, within the rounding of two executables: 1e-6 of a tensor's norm."""
-  [member] = single.extract(single.advance(started(single, tiny()), 3)[0])
-  quiet, fetch = single.advance(single.insert(single.empty(), 0, member), 1)
-  probed, probed_fetch = single.probe(single.insert(single.empty(), 0, member))
+  [member] = single.extract(single.step(started(single, tiny()), 'quiet', 3)[0])
+  quiet, fetch = single.step(single.insert(single.empty(), 0, member), 'quiet')
+  probed, probed_fetch = single.step(single.insert(single.empty(), 0, member), 'probed')
   quiet, probed = leaves(single.extract(quiet)[0]), leaves(single.extract(probed)[0])
   assert quiet.keys() == probed.keys()
   for path, value in quiet.items():
@@ -204,7 +204,7 @@ def test_a_row_of_hyperparameters_compiles_nothing(tiny, text):
   """A layout has compiled all it needs: hyperparameters are arguments."""
   run = tiny({'model.depth': 0})
   programs = train_step.programs(run.static, vocabulary_size=64)
-  layout = layouts.SingleDeviceLayout(programs, text, run.hparams)
+  layout = SingleDeviceLayout(programs, text, run.hparams)
   events = []
 
   def listen(event, duration, **kwargs):
@@ -221,9 +221,9 @@ def test_a_row_of_hyperparameters_compiles_nothing(tiny, text):
           'optimizer.eps': eps,
           'schedule.warmup_steps': warmup,
       }
-      state, fetch = layout.advance(started(layout, tiny(overrides)), 2)
+      state, fetch = layout.step(started(layout, tiny(overrides)), 'quiet', 2)
       fetch.read()
-      state, fetch = layout.probe(state)
+      state, fetch = layout.step(state, 'probed')
       fetch.read()
       layout.evaluate(state)
       layout.extract(state)
@@ -234,26 +234,26 @@ def test_a_row_of_hyperparameters_compiles_nothing(tiny, text):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize('how', ['advance', 'probe'])
-def test_a_run_that_is_over_keeps_its_state(single, tiny, how):
+@pytest.mark.parametrize('kind', ['quiet', 'probed'])
+def test_a_run_that_is_over_keeps_its_state(single, tiny, kind):
   short = tiny({'schedule.steps': 5})
-  state, _ = single.advance(started(single, short), 5)
+  state, _ = single.step(started(single, short), 'quiet', 5)
   [after] = single.extract(state)
   assert after['step'] == 5
-  state, _ = single.probe(state) if how == 'probe' else single.advance(state, 3)
+  state, _ = single.step(state, kind, 3)
   [later] = single.extract(state)
   assert_same(later, after)
   assert not later['diverged']
 
 
-@pytest.mark.parametrize('how', ['advance', 'probe'])
-def test_a_loss_that_is_not_finite_ends_a_run(single, tiny, how):
+@pytest.mark.parametrize('kind', ['quiet', 'probed'])
+def test_a_loss_that_is_not_finite_ends_a_run(single, tiny, kind):
   """Its state stays as it was before that step, but for `diverged`; later steps change nothing."""
   healthy, _ = trained(single, tiny(), 3)
   broken = healthy | {'params': healthy['params'] | {'head': 1e38 * healthy['params']['head']}}
   state = single.insert(single.empty(), 0, broken)
   for steps in (1, 3):
-    state, fetch = single.probe(state) if how == 'probe' else single.advance(state, steps)
+    state, fetch = single.step(state, kind, steps)
     metrics = fetch.read()[0]
     assert metrics['diverged'] == 1 and not np.isfinite(metrics['loss'])
     assert_same(single.extract(state)[0], broken | {'diverged': np.bool(True)})
@@ -263,7 +263,7 @@ def test_a_run_that_diverged_does_not_go_on(single, tiny):
   """Not even where its loss is finite again."""
   healthy, _ = trained(single, tiny(), 3)
   over = healthy | {'diverged': np.bool(True)}
-  state, fetch = single.advance(single.insert(single.empty(), 0, over), 2)
+  state, fetch = single.step(single.insert(single.empty(), 0, over), 'quiet', 2)
   assert_same(single.extract(state)[0], over)
   assert fetch.read()[0]['diverged'] == 1
 

@@ -27,7 +27,7 @@ from launch.common import app, start
 from stability import config as config_lib
 from stability import hyper
 from stability.data import tokens
-from stability.devices import layouts
+from stability.devices import layout as layout_lib
 from stability.errors import CannotWrite
 from stability.storage import checkpoints, files, run_files, sweeps, versions
 from stability.trainer import trainer
@@ -110,7 +110,7 @@ def train(workdir, names):
 
 def train_until(workdir, names, reads, then=None):
   """Trains until metrics are read for the n-th time; `then` is done there, or it is killed."""
-  read, count = layouts.PendingMetrics.read, iter(range(1, 10_000))
+  read, count = layout_lib.PendingMetrics.read, iter(range(1, 10_000))
 
   def counted(fetch):
     if next(count) == reads:
@@ -120,7 +120,7 @@ def train_until(workdir, names, reads, then=None):
     return read(fetch)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(layouts.PendingMetrics, 'read', counted)
+    patch.setattr(layout_lib.PendingMetrics, 'read', counted)
     train(workdir, names)
 
 

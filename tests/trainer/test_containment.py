@@ -14,7 +14,7 @@ from configs import base
 from stability import config as config_lib
 from stability import hyper
 from stability.control import actions
-from stability.devices import layouts
+from stability.devices.layout import never
 from stability.storage import checkpoints, files, run_files, sweeps
 from stability.trainer import chunk_size as chunk_size_lib
 from stability.trainer import trainer
@@ -205,7 +205,7 @@ def test_requests_in_a_folder_that_may_not_be_read_hurt_nobody(sweep, monkeypatc
 class Small(StubLayout):
   """Runs out of memory with more than `fits` members, at the call named `where`."""
 
-  fits, where, made = 1, 'advance', None
+  fits, where, made = 1, 'step', None
 
   def __init__(self, members):
     super().__init__(members)
@@ -220,12 +220,12 @@ class Small(StubLayout):
     self._check('insert')
     return super().insert(state, slot, member)
 
-  def advance(self, state, steps):
+  def step(self, state, kind, steps=1):
     if any(run is not None and run['step'] >= 11 for run in state):
-      self._check('advance')
-    return super().advance(state, steps)
+      self._check('step')
+    return super().step(state, kind, steps)
 
-  def evaluate(self, state, interrupted=layouts.never):
+  def evaluate(self, state, interrupted=never):
     self._check('evaluate')
     return super().evaluate(state, interrupted)
 
@@ -248,7 +248,7 @@ def small(monkeypatch):
   return small
 
 
-@pytest.mark.parametrize('where', ['insert', 'advance', 'evaluate'])
+@pytest.mark.parametrize('where', ['insert', 'step', 'evaluate'])
 @pytest.mark.parametrize('fits', [2, 1])
 def test_out_of_memory_fewer_runs_share_a_device(sweep, small, caplog, where, fits):
   undisturbed, names = sweep('undisturbed')
@@ -266,7 +266,7 @@ def test_out_of_memory_fewer_runs_share_a_device(sweep, small, caplog, where, fi
 
 def test_out_of_memory_what_was_saved_is_not_made_again(sweep, small):
   workdir, names = sweep('small')
-  small('advance', 2)
+  small('step', 2)
   seen = {}
   watch = trainer.TrainerHooks(members_chosen=lambda members: seen.update(times(workdir, names)))
   assert train(workdir, names, watch)
@@ -277,7 +277,7 @@ def test_out_of_memory_what_was_saved_is_not_made_again(sweep, small):
 
 def test_a_run_that_does_not_fit_alone_fails_with_what_may_help(sweep, small):
   workdir, names = sweep('small', RATES[:2])
-  made = small('advance', 0)
+  made = small('step', 0)
   assert train(workdir, names)
   found = result(workdir, names[0])
   assert made == [4, 2, 1] and found.status == 'failed'
@@ -339,7 +339,7 @@ def test_a_layout_that_cannot_be_made_fails_its_run(sweep, small):
 
 def test_no_more_members_than_are_said_to_fit(sweep, small):
   workdir, names = sweep('small')
-  made = small('advance', 2)
+  made = small('step', 2)
   assert train(workdir, names, trainer.TrainerHooks(most_members=2))
   assert made == [2]
 

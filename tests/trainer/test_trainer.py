@@ -13,7 +13,7 @@ from configs import base
 from stability import config as config_lib
 from stability import hyper
 from stability.data import tokens
-from stability.devices import layouts
+from stability.devices import layout as layout_lib
 from stability.devices import make_layout as make_layout_lib
 from stability.optim import optimizers
 from stability.storage import checkpoints, results_csv, run_files, sweeps
@@ -186,7 +186,7 @@ def test_a_run_resumed_ends_as_one_never_stopped(sweep, layout, monkeypatch):
   class Stop(BaseException):
     """As a kill would: nothing in the loop handles it."""
 
-  read, reads = layouts.PendingMetrics.read, []
+  read, reads = layout_lib.PendingMetrics.read, []
 
   def read_until(self):
     reads.append(self)
@@ -194,7 +194,7 @@ def test_a_run_resumed_ends_as_one_never_stopped(sweep, layout, monkeypatch):
       raise Stop
     return read(self)
 
-  monkeypatch.setattr(layouts.PendingMetrics, 'read', read_until)
+  monkeypatch.setattr(layout_lib.PendingMetrics, 'read', read_until)
   with pytest.raises(Stop):
     train(stopped, names)
   monkeypatch.undo()
@@ -246,7 +246,7 @@ def test_a_run_whose_set_up_fails_is_recorded_and_the_others_go_on(sweep, layout
 
 def test_what_fails_while_training_fails_those_runs_alone(sweep, monkeypatch):
   workdir, names = sweep(RATES)
-  read, reads = layouts.PendingMetrics.read, []
+  read, reads = layout_lib.PendingMetrics.read, []
 
   def read_once_broken(self):
     reads.append(self)
@@ -254,7 +254,7 @@ def test_what_fails_while_training_fails_those_runs_alone(sweep, monkeypatch):
       raise RuntimeError('device lost')
     return read(self)
 
-  monkeypatch.setattr(layouts.PendingMetrics, 'read', read_once_broken)
+  monkeypatch.setattr(layout_lib.PendingMetrics, 'read', read_once_broken)
   train(workdir, names)
   statuses = [result(workdir, name).status for name in names]
   assert statuses == ['failed', 'done', 'done']
@@ -293,20 +293,20 @@ def test_where_memory_runs_out_for_real_fewer_runs_share_it(sweep, monkeypatch, 
     most = arguments[4]
     if most not in made:
       made[most] = make(*arguments)
-    found, advance = made[most], type(made[most]).advance
+    found, step = made[most], type(made[most]).step
 
-    def limited(state, steps):
+    def limited(state, kind, steps):
       used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
       limit = used + room[0] if room[0] else resource.RLIM_INFINITY
       resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
       try:
-        state, fetch = advance(found, state, steps)
+        state, fetch = step(found, state, kind, steps)
         fetch.wait()
       finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
       return state, fetch
 
-    found.advance = limited
+    found.step = limited
     return found
 
   monkeypatch.setattr(trainer, 'make_layout', tight)

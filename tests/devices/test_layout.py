@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from stability.devices import layouts
+from stability.devices.single_device import SingleDeviceLayout
+from stability.devices.vmapped import VmappedLayout
 from stability.step import train_step
 
 ROW = [
@@ -26,12 +27,12 @@ def programs(tiny):
 
 @pytest.fixture(scope='module')
 def single(programs, text, tiny):
-  return layouts.SingleDeviceLayout(programs, text, tiny().hparams)
+  return SingleDeviceLayout(programs, text, tiny().hparams)
 
 
 @pytest.fixture(scope='module')
 def population(programs, text, tiny):
-  return layouts.VmappedLayout(programs, text, tiny().hparams, jax.devices()[:2], members=3)
+  return VmappedLayout(programs, text, tiny().hparams, jax.devices()[:2], members=3)
 
 
 def started(layout, runs):
@@ -44,7 +45,7 @@ def started(layout, runs):
 
 def trained(layout, runs, steps=7):
   """The members and their metrics after some steps."""
-  state, fetch = layout.advance(started(layout, runs), steps)
+  state, fetch = layout.step(started(layout, runs), 'quiet', steps)
   rows = fetch.read()
   members = layout.extract(state)
   return {slot: (members[slot], rows[slot]) for slot in runs}
@@ -64,7 +65,7 @@ def test_muon_in_a_population_equals_muon_alone(tiny, text):
   overrides = {'optimizer.name': 'muon', 'model.depth': 1, 'probe.every_steps': 0}
   row = [tiny(overrides | member) for member in ROW[:2]]
   programs = train_step.programs(row[0].static, vocabulary_size=64)
-  layout = layouts.VmappedLayout(programs, text, row[0].hparams, jax.devices()[:1], members=2)
+  layout = VmappedLayout(programs, text, row[0].hparams, jax.devices()[:1], members=2)
   together = trained(layout, dict(enumerate(row)), steps=3)
   for slot, run in enumerate(row):
     assert same(trained(layout, {1 - slot: run}, steps=3)[1 - slot], together[slot])
@@ -78,7 +79,7 @@ def test_members_differ(population, tiny):
 
 
 def test_eight_devices_equal_a_run_alone_on_eight(programs, text, tiny):
-  layout = layouts.VmappedLayout(programs, text, tiny().hparams, jax.devices(), members=1)
+  layout = VmappedLayout(programs, text, tiny().hparams, jax.devices(), members=1)
   assert layout.width == 8
   row = [tiny({'optimizer.learning_rate': 10.0 ** (-n / 2)}) for n in range(8)]
   together = trained(layout, dict(enumerate(row)), steps=3)
@@ -99,11 +100,11 @@ def test_a_population_agrees_with_a_single_run(single, population, tiny):
 @pytest.mark.parametrize('layout', ['single', 'population'])
 def test_chunks_do_not_matter(layout, tiny, request):
   layout = request.getfixturevalue(layout)
-  whole, _ = layout.advance(started(layout, {0: tiny()}), 5)
+  whole, _ = layout.step(started(layout, {0: tiny()}), 'quiet', 5)
   whole = layout.extract(whole)[0]
   parts = started(layout, {0: tiny()})
   for steps in (1, 3, 1):
-    parts, _ = layout.advance(parts, steps)
+    parts, _ = layout.step(parts, 'quiet', steps)
   assert same(layout.extract(parts)[0], whole)
   assert whole['step'] == 5
 
@@ -112,10 +113,10 @@ def test_chunks_do_not_matter(layout, tiny, request):
 def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, tiny, request):
   layout = request.getfixturevalue(layout)
   straight = trained(layout, {0: tiny()}, steps=6)[0]
-  state, _ = layout.advance(started(layout, {0: tiny()}), 4)
+  state, _ = layout.step(started(layout, {0: tiny()}), 'quiet', 4)
   member = layout.extract(state)[0]
   slot = layout.width - 1
-  state, fetch = layout.advance(layout.insert(layout.empty(), slot, member), 2)
+  state, fetch = layout.step(layout.insert(layout.empty(), slot, member), 'quiet', 2)
   assert same((layout.extract(state)[slot], fetch.read()[slot]), straight)
 
 
@@ -154,8 +155,8 @@ def test_validation_loss_is_of_each_slot_and_the_mean_over_batches(
 @pytest.mark.parametrize('layout', ['single', 'population'])
 def test_a_probed_step_makes_the_update_of_a_quiet_one(layout, tiny, request):
   layout = request.getfixturevalue(layout)
-  quiet, fetch = layout.advance(started(layout, {0: tiny()}), 1)
-  probed, probed_fetch = layout.probe(started(layout, {0: tiny()}))
+  quiet, fetch = layout.step(started(layout, {0: tiny()}), 'quiet')
+  probed, probed_fetch = layout.step(started(layout, {0: tiny()}), 'probed')
   row, probed_row = fetch.read()[0], probed_fetch.read()[0]
   assert row.items() <= probed_row.items() or row['loss'] == pytest.approx(probed_row['loss'], 1e-6)
   assert 'block_1/attention_logit_max' in probed_row

@@ -1,0 +1,160 @@
+"""VmappedLayout: a population of runs on one or more devices, pmap over devices of vmap over runs.
+
+Slot s is run s % members of device s // members.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from stability.devices.layout import (
+    Data,
+    PendingMetrics,
+    Programs,
+    Tree,
+    host_batcher,
+    mean_losses,
+    never,
+    pack,
+    zeros,
+)
+
+
+class VmappedLayout:
+  """`members` runs on each device."""
+
+  def __init__(
+      self,
+      programs: Programs,
+      data: Mapping[str, np.ndarray],
+      hparams: Tree,
+      devices: Sequence[jax.Device],
+      members: int,
+      host_drawn: bool = False,
+  ):
+    """Compiles the programs.
+
+    Args:
+      programs: the functions of one run.
+      data: 'text' [tokens] to train on and 'validation' [batches, B, T + 1].
+      hparams: those of any of the runs, for their types.
+      devices: all of one kind.
+      members: runs on each device.
+      host_drawn: leave the text on the host, which draws the batches of each run from it.
+    """
+    self.width = len(devices) * members
+    self.members = members
+    self._devices = devices
+    replicated = NamedSharding(Mesh(np.asarray(devices), ('devices',)), PartitionSpec())
+    self._batcher = host_batcher(data, self.width) if host_drawn else None
+    self._text = (
+        None if host_drawn else jax.device_put({'text': np.asarray(data['text'])}, replicated)
+    )
+    self._validation = jax.device_put({'validation': np.asarray(data['validation'])}, replicated)
+    self._batches = len(data['validation'])
+    self._run = jax.eval_shape(programs.init, hparams)
+    self._packed = pack(programs.steps)
+    state = self.empty()
+    count = np.int32(0)
+    self._init = jax.jit(programs.init).lower(hparams).compile()
+    self._insert = self._compile(_insert, (0, None, 0), (state, self._run, self._slots(0)), 0)
+    each = 0 if host_drawn else None  # a run has batches of its own, or all runs share the text
+    batch = self._batch()
+    self._steps = {}
+    for kind, step in self._packed.items():
+      mapped = jax.vmap(step, (each, 0))
+      if kind == 'quiet':
+        repeated = _repeat(mapped)
+        self._steps[kind] = self._compile(repeated, (each, 0, None), (batch, state, count), 1)
+      else:
+        self._steps[kind] = self._compile(mapped, (each, 0), (batch, state), 1)
+    evaluate = jax.vmap(programs.evaluate, (None, 0, None))
+    arguments = self._validation, state, count
+    self._evaluate = self._compile(evaluate, (None, 0, None), arguments)
+
+  def _compile(self, function, in_axes, arguments, donate_argnums=()):
+    """The executable of a function mapped over the devices, for arguments like these."""
+    mapped = jax.pmap(
+        function,
+        axis_name='devices',
+        in_axes=in_axes,
+        devices=self._devices,
+        donate_argnums=donate_argnums,
+    )
+    return mapped.lower(*arguments).compile()
+
+  def init(self, hparams):
+    return jax.device_get(self._init(hparams))
+
+  def empty(self):
+    return zeros(self._run, (len(self._devices), self.members))
+
+  def insert(self, state, slot, run):
+    if self._batcher:
+      self._batcher.enter(slot, run)
+    return self._insert(state, run, self._slots(slot))
+
+  def _slots(self, slot: int) -> np.ndarray:
+    """[devices, members]: True for the slot."""
+    return (np.arange(self.width) == slot).reshape(len(self._devices), self.members)
+
+  def extract(self, state):
+    runs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.device_get(state))
+    leaves, structure = jax.tree.flatten(runs)
+    return [structure.unflatten(run) for run in zip(*leaves)]
+
+  def step(self, state, kind, steps=1):
+    if kind == 'quiet' and not self._batcher:  # the loop over steps is on the device
+      state, values = self._steps[kind](self._batch(), state, np.int32(steps))
+    else:
+      count = (np.int32(1),) if kind == 'quiet' else ()
+      for _ in range(steps):
+        state, values = self._steps[kind](self._batch(), state, *count)
+    return state, PendingMetrics(self._packed[kind].names, values)
+
+  def evaluate(self, state, interrupted=never):
+    batches = range(self._batches)
+    losses = (self._evaluate(self._validation, state, np.int32(i)) for i in batches)
+    return mean_losses(losses, interrupted)
+
+  def memory(self) -> int:
+    """Bytes that the largest of the executables takes on a device, as XLA counts them."""
+    analyses = [e.memory_analysis() for e in (*self._steps.values(), self._evaluate)]
+    return max(
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        for stats in analyses
+    )
+
+  def _batch(self) -> Data:
+    """The data of the next step."""
+    if not self._batcher:
+      return self._text
+    rows = self._batcher.draw()
+    return {'batch': rows.reshape(len(self._devices), self.members, *rows.shape[1:])}
+
+
+def _repeat(step):
+  """A loop over steps on the device; the number of steps is an argument of the executable."""
+
+  def repeated(data, state, steps):
+    first = jax.eval_shape(step, data, state)[1]
+    metrics = jnp.zeros(first.shape, first.dtype)
+    return jax.lax.fori_loop(0, steps, lambda _, carry: step(data, carry[0]), (state, metrics))
+
+  return repeated
+
+
+def _insert(state, run, here_M):
+  """The state with `run` where `here_M` is True."""
+
+  def choose(all_MxX, one_X):
+    mask = here_M.reshape(-1, *(1,) * one_X.ndim)
+    return jnp.where(mask, one_X, all_MxX)
+
+  return jax.tree.map(choose, state, run)
