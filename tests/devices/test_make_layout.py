@@ -62,7 +62,7 @@ def make(folder, monkeypatch):
     flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
     points = hyper.sweep('seed', range(runs))
     configs = hyper.expand(config_lib.unflatten(flat), points).configs
-    sweep = {'data': {'path': str(folder)}, 'runs': configs}
+    sweep = types.SimpleNamespace(data={'path': str(folder)}, runs=configs)
     static, values = config_lib.split(next(iter(configs.values())))
     layouts = {kind: functools.partial(record, kind) for kind in make_layout_lib.LAYOUTS}
     found = make_layout_lib.make_layout(
