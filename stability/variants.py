@@ -12,7 +12,7 @@ module imports no jax: options are checked without it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stability.errors import BadInput
@@ -34,10 +34,13 @@ class Term:
   name: str  # under which it is logged, and which no other term of the place has
   make: Any  # what the place calls
   source: str  # paper section or link
-  when: str | None = None  # the option that switches it on; None: always on
+  # The switch or choice option that turns it on, or option=value; None: always on.
+  when: str | None = None
   reads: tuple[str, ...] = ()  # options that it reads
   needs: tuple[str, ...] = ()  # measurements that a quiet step has to take for it
 
+
+TABLES: dict[str, 'Choices | Terms'] = {}  # those that are imported, by option or place
 
 _ADDED: dict[str, dict[str, Variant]] = {}  # by option, then by name: from outside the package
 _ADDED_TERMS: dict[str, dict[str, Term]] = {}  # by place, then by name
@@ -49,6 +52,7 @@ class Choices(Mapping[str, Variant]):
   def __init__(self, option: str, own: Mapping[str, Variant]):
     self.option = option
     self._own = dict(own)
+    TABLES[option] = self
 
   def __getitem__(self, name: str) -> Variant:
     added = _ADDED.get(self.option, {})
@@ -67,16 +71,27 @@ class Terms:
   def __init__(self, place: str, own: Sequence[Term]):
     self.place = place
     self._own = tuple(own)
+    TABLES[place] = self
 
   def __iter__(self) -> Iterator[Term]:
     return iter((*self._own, *_ADDED_TERMS.get(self.place, {}).values()))
 
-  def active(self, is_on: Callable[[str], bool]) -> list[Term]:
-    """The terms that a run has, in their order; is_on tells of an option whether it is on."""
-    return [term for term in self if term.when is None or is_on(term.when)]
+  def active(self, static: Mapping[str, Any]) -> list[Term]:
+    """The terms that runs of a static config have, in their order."""
+    return [term for term in self if term.when is None or is_on(static, term.when)]
 
 
-PLACES = ('objective', 'gradient', 'after_update', 'probes')  # the places that have terms
+def is_on(static: Mapping[str, Any], when: str) -> bool:
+  """Whether a switch or choice option is on, neither False nor `none`; of option=value, whether."""
+  option, _, wanted = when.partition('=')
+  value: Any = static
+  for part in option.split('.'):
+    value = value[part]
+  return value == wanted if wanted else value not in (False, 'none')
+
+
+# The places that have terms.
+PLACES = ('initialisation', 'objective', 'gradient', 'after_update', 'probes')
 
 
 def added(option: str) -> tuple[str, ...]:

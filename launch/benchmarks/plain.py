@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from configs import benchmark
 from stability import config as config_lib
 from stability.data import batches, tokens
-from stability.model import layers
+from stability.model import measure
 from stability.model import transformer as transformer_lib
 from stability.step import objective
 
@@ -40,15 +40,13 @@ def train(learning_rate: float, directory: Path) -> None:
   def step(params, state, batch):
     def loss_function(params):
       logits = model.apply({'params': params}, batch[:, :-1], hparams)
-      return objective.objective(
-          static.objective, hparams, logits, batch[:, 1:], params['head']
-      )
+      return objective.objective(static, hparams, logits, batch[:, 1:], params)
 
     (_, terms), gradients = jax.value_and_grad(loss_function, has_aux=True)(params)
     updates, state = optimizer.update(gradients, state, params)
     params = optax.apply_updates(params, updates)
     trees = {'gradient': gradients, 'parameter': params, 'update': updates}
-    return params, state, terms['loss'], jax.tree.map(layers.rms, trees)
+    return params, state, terms['loss'], jax.tree.map(measure.rms, trees)
 
   inputs = jnp.zeros((1, c.data.sequence_length), jnp.int32)
   params = model.init(jax.random.key(c.seed), inputs, hparams)['params']

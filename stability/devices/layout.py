@@ -1,8 +1,8 @@
 """The interface between the training loop and its devices.
 
-A layout compiles the pure functions of one run (`Programs`) for a set of devices and trains the
-runs in its `width` slots in step; a slot holds one run or is empty. What a slot computes depends
-neither on its number nor on the other slots.
+A layout compiles the pure functions of one run (`Programs` of stability/step/train_step.py) for a
+set of devices and trains the runs in its `width` slots in step; a slot holds one run or is empty.
+What a slot computes depends neither on its number nor on the other slots.
 
   SingleDeviceLayout   one run on one device, a Python loop over steps: fastest on a CPU
   VmappedLayout        pmap over devices of vmap over runs, a loop over steps on the device
@@ -32,15 +32,6 @@ Interrupted = Callable[[], bool]  # polled; True: abandon what is under way
 def never() -> bool:
   """Never interrupts."""
   return False
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-  """The pure functions of one run (stability/step/train_step.py), which a layout compiles."""
-
-  init: Callable[[Tree], Tree]  # hyperparameters -> state
-  steps: Mapping[str, Step]  # by kind: quiet, and probed and sharp where the config asks for them
-  evaluate: Callable[[Data, Tree, jax.Array], jax.Array]  # data, state, batch number -> loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ def make_layout(
     workdir: Path,
     sweep: Sweep,
     static: ml_collections.FrozenConfigDict,
-    hparams: optimizers.Hyperparameters,
+    hparams: optimizers.HParams,
     most_members: int | None = None,
     members_chosen: Callable[[int], None] = lambda members: None,
     layouts: Mapping[str, Callable[..., Layout]] = LAYOUTS,

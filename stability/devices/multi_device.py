@@ -21,13 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stability.devices.layout import (
     PendingMetrics,
-    Programs,
     Tree,
     host_batcher,
     mean_losses,
     never,
     pack,
 )
+from stability.step.train_step import Programs
 
 AXIS = 'data'
 

@@ -9,7 +9,6 @@ from stability.devices import compilation
 from stability.devices.layout import (
     Data,
     PendingMetrics,
-    Programs,
     Tree,
     host_batcher,
     mean_losses,
@@ -17,6 +16,7 @@ from stability.devices.layout import (
     pack,
     zeros,
 )
+from stability.step.train_step import Programs
 
 
 class SingleDeviceLayout:

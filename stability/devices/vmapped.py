@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from stability.devices.layout import (
     Data,
     PendingMetrics,
-    Programs,
     Tree,
     host_batcher,
     mean_losses,
@@ -21,6 +20,7 @@ from stability.devices.layout import (
     pack,
     zeros,
 )
+from stability.step.train_step import Programs
 
 
 class VmappedLayout:

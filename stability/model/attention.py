@@ -1,11 +1,12 @@
-"""Causal multi-head attention, and what can be changed in it to keep its logits from growing.
+"""Causal multi-head attention and the variants that keep its logits from growing.
 
 In the order in which they apply: qk-norm, rotary positions, attention scale, soft cap, mask,
 weights, gate. Section and figure numbers are of arXiv 2309.14322. Shapes in names: B batch, T (= S)
 positions, D width, H heads, K head dimension, N = B H.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,79 +14,112 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from stability.model.layers import (
-  ACTIVATIONS,
-  PROBES,
-  dot,
-  fan_in_init,
-  norm,
-  rms,
-  soft_cap,
-  unit_rms,
-)
+from stability.model import attention_stats
+from stability.model.kernels import dot, fan_in_init, kernel
+from stability.model.measure import PROBES, QUIET, Measured, sow, sow_activation
+from stability.model.norms import norm, unit_rms
+from stability.variants import Choices, Variant
 
 ROPE_BASE = 10_000.0
 FUSED = 'cudnn'  # the implementation of jax.nn.dot_product_attention: flash attention on GPUs
-LONG, BLOCK = 1024, 256  # from so many positions on, the fused are probed in blocks of queries
+
+HParams = Mapping[str, jax.Array]
+
+
+class QKNorm(NamedTuple):
+  """A normalisation of queries and keys."""
+
+  # (module, x, 'query' or 'key', hparams) -> x, of x [N, T, K] or, over all heads, [B T, D].
+  apply: Callable[[nn.Module, jax.Array, str, HParams], jax.Array]
+  over_all_heads: bool = False
+  # Initial value of a learned scale that replaces model.attention_scale, from T.
+  learned_scale: Callable[[int], float] | None = None
 
 
 class Attention(nn.Module):
-  """Of the normalised stream [B, T, D]; logits and weights in float32."""
+  """Attention of the normalised stream [B, T, D]; logits and weights in float32."""
 
   c: ml_collections.FrozenConfigDict  # config.model
   fused: bool = False  # on a GPU: by its kernel, where that serves, which keeps no [T, S] matrix
+  needs: tuple[str, ...] = ()  # measurements that a quiet step takes as well
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
+  def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
     c = self.c
     B, T, D = x_BxTxD.shape
     K = c.head_dim
     H = D // K
     # Drawn in this order: the gate's comes last, so that the others start the same without it.
-    kernels = [self.param(name, fan_in_init, (D, D)) for name in ('query', 'key', 'value')]
-    output_DxD = self.param('output', fan_in_init, (D, D))
-    gate_DxD = self.param('gate', fan_in_init, (D, D)) if c.attention_gate == 'sigmoid' else None
+    kernels = [kernel(self, name, (D, D)) for name in ('query', 'key', 'value')]
+    output_DxD = kernel(self, 'output', (D, D))
+    gate = GATES[c.attention_gate].make(self)
 
     x = x_BxTxD.reshape(B * T, D)
     qkv = dot(x, jnp.concatenate(kernels, axis=1).astype(c.dtype))
-    if c.qk_norm == 'layernorm_model':
-      qkv = _norm_of_all_heads(c, qkv)
+    qk_norm = QK_NORMS[c.qk_norm].make
+    if qk_norm.over_all_heads:
+      q, k, v = jnp.split(qkv, 3, axis=1)
+      q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
+      qkv = jnp.concatenate([q, k, v], axis=1)
     # Heads join the batch: [B T, 3 D] -> three of [N, T, K].
     q, k, v = qkv.reshape(B, T, 3, H, K).transpose(2, 0, 3, 1, 4).reshape(3, B * H, T, K)
-    q, k = _norm_of_head(c, q, 'query', hparams), _norm_of_head(c, k, 'key', hparams)
-    self.sow(PROBES, 'query_norm', _norms(q).mean())
-    self.sow(PROBES, 'key_norm', _norms(k).mean())
-    q = (rope(q) * jnp.float32(self._scale(T))).astype(q.dtype)
+    if not qk_norm.over_all_heads:
+      q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
+    sow(self, 'query_norm', attention_stats.norms(q).mean())
+    sow(self, 'key_norm', attention_stats.norms(k).mean())
+    if qk_norm.learned_scale is not None:
+      start = nn.initializers.constant(qk_norm.learned_scale(T))
+      scale = self.param('logit_scale', start, ())
+    else:
+      scale = SCALES[c.attention_scale].make(K)
+    q = (rope(q) * jnp.float32(scale)).astype(q.dtype)
     k = rope(k).astype(k.dtype)
     if self.fused and _kernel_serves(c):
       out = fused_attention(q, k, v)
-      seen = _seen_in_blocks(c, q, k, H, hparams) if self.is_mutable_collection(PROBES) else {}
+      self._measure_in_blocks(q, k, H, hparams)
     else:
       causal_TxS = np.tril(np.ones((T, T), bool))
-      logits_NxTxS, att_NxTxS = _logits_and_weights(c, q, k, causal_TxS, hparams)
+      logits_NxTxS = _logits(q, k)
+      att_NxTxS = self._weights(logits_NxTxS, causal_TxS, H, hparams)
       out = jnp.einsum('nts,nsk->ntk', att_NxTxS.astype(v.dtype), v)
-      seen = {}
-      if self.is_mutable_collection(PROBES):
-        seen = _seen(c, q, k, logits_NxTxS, att_NxTxS, causal_TxS, H)
-    for name, value in seen.items():
-      self.sow(PROBES, name, value)
+      self._sow(lambda: attention_stats.stats(q, k, logits_NxTxS, att_NxTxS, causal_TxS, H))
+      self._sow_needed(lambda: attention_stats.max_by_head(logits_NxTxS, causal_TxS, H))
     out = out.reshape(B, H, T, K).transpose(0, 2, 1, 3).reshape(B * T, D)
-    if gate_DxD is not None:  # each element of what the heads put out (arXiv 2505.06708)
-      out *= nn.sigmoid(dot(x, gate_DxD.astype(c.dtype)))
-    out = dot(out, output_DxD.astype(c.dtype)).reshape(B, T, D)
-    self.sow(ACTIVATIONS, 'output', rms(out))
+    out = dot(gate(x, out), output_DxD.astype(c.dtype)).reshape(B, T, D)
+    sow_activation(self, 'output', out)
     return out
 
-  def _scale(self, T: int) -> jax.Array | float:
-    """1/sqrt(head_dim), or muP's 1/head_dim (E.6); after l2 a learned one, which knows no size.
+  def _weights(
+      self,
+      logits_NxTxS: jax.Array,
+      causal_TxS: jax.Array | np.ndarray,
+      heads: int,
+      hparams: HParams,
+  ) -> jax.Array:
+    """What a position takes of each position up to itself."""
+    if self.c.attention_soft_cap:
+      logits_NxTxS = soft_cap(logits_NxTxS, hparams['model.attention_soft_cap'])
+    return WEIGHTS[self.c.attention].make(self, logits_NxTxS, causal_TxS, heads, hparams)
 
-    That starts at log2(T^2 - T) (arXiv 2010.04245): logits are within +- it.
-    """
-    c = self.c
-    if c.qk_norm == 'l2':
-      start = np.log2(max(T * T - T, 2))  # of one position there is nothing to choose
-      return self.param('logit_scale', nn.initializers.constant(start), ())
-    return {'inverse_sqrt': c.head_dim**-0.5, 'inverse': 1 / c.head_dim}[c.attention_scale]
+  def _measure_in_blocks(self, q_NxTxK, k_NxSxK, heads: int, hparams: HParams) -> None:
+    """Measures fused attention, of which no [T, S] matrix exists, a block of queries at a time."""
+
+    def weights(logits_NxRxS, causal_RxS):
+      return self._weights(logits_NxRxS, causal_RxS, heads, hparams)
+
+    q, k = jax.lax.stop_gradient((q_NxTxK, k_NxSxK))
+    self._sow(lambda: attention_stats.stats_in_blocks(q, k, _logits, weights, heads))
+    self._sow_needed(lambda: attention_stats.max_by_head_in_blocks(q, k, _logits, heads))
+
+  def _sow(self, measure: Callable[[], dict[str, Measured]]) -> None:
+    if self.is_mutable_collection(PROBES):
+      for name, measured in measure().items():
+        self.sow(PROBES, name, measured)
+
+  def _sow_needed(self, max_by_head: Callable[[], jax.Array]) -> None:
+    if attention_stats.MAX_BY_HEAD in self.needs and self.is_mutable_collection(QUIET):
+      measured = Measured(max_by_head(), 'max', by_head=True, logged=False)
+      self.sow(QUIET, attention_stats.MAX_BY_HEAD, measured)
 
 
 def fused_attention(q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array) -> jax.Array:
@@ -96,130 +130,127 @@ def fused_attention(q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array) 
 
 
 def _kernel_serves(c: ml_collections.FrozenConfigDict) -> bool:
-  """What cuDNN's flash attention is made for; elsewhere our own is as good."""
+  """Whether cuDNN's flash attention is made for it; elsewhere our own is as good."""
   fits = c.dtype == 'bfloat16' and c.head_dim % 8 == 0 and c.head_dim <= 128
   return fits and c.attention == 'softmax' and not c.attention_soft_cap
 
 
-def _logits_and_weights(
-    c: ml_collections.FrozenConfigDict,
-    q_NxTxK: jax.Array,
-    k_NxSxK: jax.Array,
-    causal_TxS: jax.Array | np.ndarray,
-    hparams: Mapping[str, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-  logits_NxTxS = jnp.einsum('ntk,nsk->nts', q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
-  return logits_NxTxS, _weights(c, logits_NxTxS, causal_TxS, hparams)
+def _logits(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
+  return jnp.einsum('ntk,nsk->nts', q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
 
 
-def _seen(
-    c: ml_collections.FrozenConfigDict,
-    q_NxTxK: jax.Array,
-    k_NxSxK: jax.Array,
-    logits_NxTxS: jax.Array,
-    att_NxTxS: jax.Array,
-    causal_TxS: jax.Array | np.ndarray,
-    heads: int,
-) -> dict[str, jax.Array]:
-  """Logits as the paper reads them: every unmasked pair, after the scale, before soft cap.
-
-  Entropy, [H], is that of the weights as shares of their sum; 0 where all are 0, as squared ReLU's
-  may be. The cosine tells growth by alignment from growth by norms (Fig E.1): it is that of a query
-  and the key of its largest logit, after RoPE, as they meet there; mean over all queries.
-  """
-  masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
-  pairs = float(logits_NxTxS.shape[0]) * causal_TxS.sum()  # may be past what an int32 holds
-  found = {
-      'attention_logit_max': masked_NxTxS.max(),
-      'attention_logit_mean': jnp.where(causal_TxS, logits_NxTxS, 0).sum() / pairs,
-  }
-  if c.attention == 'squared_relu':  # softmax gives shares
-    sum_NxTx1 = att_NxTxS.sum(-1, keepdims=True)
-    att_NxTxS = att_NxTxS / jnp.where(sum_NxTx1 > 0, sum_NxTx1, 1)
-  entropy_NxT = jax.scipy.special.entr(att_NxTxS).sum(-1)
-  entropy_H = entropy_NxT.reshape(-1, heads, entropy_NxT.shape[-1]).mean((0, 2))
-
-  best_NxTx1 = masked_NxTxS.argmax(-1, keepdims=True)
-  best_NxTxK = jnp.take_along_axis(k_NxSxK, best_NxTx1, axis=1).astype(jnp.float32)
-  products_NxT = (q_NxTxK.astype(jnp.float32) * best_NxTxK).sum(-1)
-  norms_NxT = _norms(q_NxTxK) * _norms(best_NxTxK)
-  cosine_NxT = products_NxT / jnp.where(norms_NxT > 0, norms_NxT, 1)
-  return found | {'attention_entropy': entropy_H, 'query_key_cosine': cosine_NxT.mean()}
+# Normalisation of queries and keys.
 
 
-def _seen_in_blocks(
-    c: ml_collections.FrozenConfigDict,
-    q_NxTxK: jax.Array,
-    k_NxSxK: jax.Array,
-    heads: int,
-    hparams: Mapping[str, jax.Array],
-) -> dict[str, jax.Array]:
-  """The same, of long sequences without a whole [T, S] matrix: one block of queries at a time."""
-  N, T, K = q_NxTxK.shape
-  rows = T if T < LONG else max(n for n in range(1, BLOCK + 1) if T % n == 0)
-  q_NxTxK, k_NxSxK = jax.lax.stop_gradient((q_NxTxK, k_NxSxK))
-  positions_GxR = np.arange(T).reshape(-1, rows)
+def _learned_norm(kind: str) -> Callable[[nn.Module, jax.Array, str, HParams], jax.Array]:
+  """LayerNorm or RMSNorm with a learned scale, in each head one that all heads share (E.8)."""
 
-  def block(position_R_and_q_NxRxK):
-    position_R, q_NxRxK = position_R_and_q_NxRxK
-    causal_RxS = position_R[:, None] >= np.arange(T)
-    logits, att = _logits_and_weights(c, q_NxRxK, k_NxSxK, causal_RxS, hparams)
-    return _seen(c, q_NxRxK, k_NxSxK, logits, att, causal_RxS, heads)
+  def apply(module, x, name, hparams):
+    del hparams
+    return norm(kind, module.c.dtype, f'qk_norm_{name}')(x)
 
-  q_GxNxRxK = q_NxTxK.reshape(N, -1, rows, K).swapaxes(0, 1)
-  blocks = jax.lax.map(block, (positions_GxR, q_GxNxRxK))
-  pairs_G = (positions_GxR + 1).sum(1)  # a position meets those up to itself
-  return {
-      'attention_logit_max': blocks['attention_logit_max'].max(),
-      'attention_logit_mean': blocks['attention_logit_mean'] @ (pairs_G / pairs_G.sum()),
-      'attention_entropy': blocks['attention_entropy'].mean(0),
-      'query_key_cosine': blocks['query_key_cosine'].mean(),
-  }
+  return apply
 
 
-def _norm_of_all_heads(c: ml_collections.FrozenConfigDict, qkv: jax.Array) -> jax.Array:
-  """[B T, 3 D] with LayerNorm over the width D of queries and of keys (E.8): scales of D."""
-  q, k, v = jnp.split(qkv, 3, axis=1)
-  q = norm('layernorm', c.dtype, 'qk_norm_query')(q)
-  k = norm('layernorm', c.dtype, 'qk_norm_key')(k)
-  return jnp.concatenate([q, k, v], axis=1)
+def _l2(module, x, name, hparams):
+  del name, hparams
+  return (unit_rms(x) * module.c.head_dim**-0.5).astype(x.dtype)
 
 
-def _norm_of_head(
-    c: ml_collections.FrozenConfigDict,
-    x_NxTxK: jax.Array,
-    name: str,
-    hparams: Mapping[str, jax.Array],
-) -> jax.Array:
-  """Queries or keys, normalised in each head as model.qk_norm says."""
-  if c.qk_norm in ('layernorm', 'rmsnorm'):  # one scale of head_dim, shared by the heads (E.8)
-    return norm(c.qk_norm, c.dtype, f'qk_norm_{name}')(x_NxTxK)
-  if c.qk_norm == 'l2':
-    return (unit_rms(x_NxTxK) * c.head_dim**-0.5).astype(x_NxTxK.dtype)
-  if c.qk_norm == 'fixed':  # to a mean square of kappa (section 3.3, Fig 10)
-    return (unit_rms(x_NxTxK) * jnp.sqrt(hparams['model.logit_scale'])).astype(x_NxTxK.dtype)
-  return x_NxTxK  # none, or done over all heads
+def _fixed(module, x, name, hparams):
+  """To a mean square of kappa."""
+  del module, name
+  return (unit_rms(x) * jnp.sqrt(hparams['model.logit_scale'])).astype(x.dtype)
 
 
-def _weights(
-    c: ml_collections.FrozenConfigDict,
-    logits_NxTxS: jax.Array,
-    causal_TxS: np.ndarray,
-    hparams: Mapping[str, jax.Array],
-) -> jax.Array:
-  """What a position takes of each up to itself: by softmax, or relu^2 / sqrt(T) (E.11)."""
-  if c.attention_soft_cap:
-    logits_NxTxS = soft_cap(logits_NxTxS, hparams['model.attention_soft_cap'])
-  if c.attention == 'squared_relu':
-    T = causal_TxS.shape[0]
-    return jnp.where(causal_TxS, jnp.square(nn.relu(logits_NxTxS)), 0) * T**-0.5
+def _l2_scale(positions: int) -> float:
+  """log2(T^2 - T): logits start within +- it."""
+  return np.log2(max(positions * positions - positions, 2))  # one position has no choice
+
+
+QK_NORMS = Choices(
+    'model.qk_norm',
+    {
+        'none': Variant(QKNorm(lambda module, x, name, hparams: x), 'no normalisation'),
+        'layernorm': Variant(QKNorm(_learned_norm('layernorm')), 'section 2.1'),
+        'layernorm_model': Variant(
+            QKNorm(_learned_norm('layernorm'), over_all_heads=True), 'figure E.8'
+        ),
+        'rmsnorm': Variant(QKNorm(_learned_norm('rmsnorm')), 'arXiv 2405.09818'),
+        'l2': Variant(QKNorm(_l2, learned_scale=_l2_scale), 'arXiv 2010.04245'),
+        'fixed': Variant(QKNorm(_fixed), 'section 3.3, figure 10', reads=('model.logit_scale',)),
+    },
+)
+
+# Head dimension -> what attention logits are multiplied with.
+SCALES = Choices(
+    'model.attention_scale',
+    {
+        'inverse_sqrt': Variant(lambda K: K**-0.5, 'arXiv 1706.03762'),
+        'inverse': Variant(lambda K: 1 / K, 'figure E.6; arXiv 2203.03466'),
+    },
+)
+
+
+# Attention weights.
+
+
+def _softmax(module, logits_NxTxS, causal_TxS, heads, hparams):
+  del module, heads, hparams
   return jax.nn.softmax(jnp.where(causal_TxS, logits_NxTxS, jnp.finfo(jnp.float32).min))
+
+
+def _squared_relu(module, logits_NxTxS, causal_TxS, heads, hparams):
+  """relu^2 / sqrt(T), without normalisation."""
+  del module, heads, hparams
+  scale = causal_TxS.shape[0] ** -0.5
+  return jnp.where(causal_TxS, jnp.square(nn.relu(logits_NxTxS)), 0) * scale
+
+
+# (module, logits [N, T, S], causal mask [T, S], heads, hparams) -> weights [N, T, S].
+WEIGHTS = Choices(
+    'model.attention',
+    {
+        'softmax': Variant(_softmax, 'arXiv 1706.03762'),
+        'squared_relu': Variant(_squared_relu, 'figure E.11'),
+    },
+)
+
+
+# Gates of what the heads put out.
+
+
+def _no_gate(module):
+  del module
+  return lambda x, out: out
+
+
+def _sigmoid_gate(module):
+  """Each element of the output times a sigmoid of what attention reads."""
+  D = module.c.width
+  gate_DxD = module.param('gate', fan_in_init, (D, D))
+  return lambda x, out: out * nn.sigmoid(dot(x, gate_DxD.astype(module.c.dtype)))
+
+
+# module -> a function of x [B T, D], which attention reads, and of the heads' outputs [B T, D].
+GATES = Choices(
+    'model.attention_gate',
+    {
+        'none': Variant(_no_gate, 'no gate'),
+        'sigmoid': Variant(_sigmoid_gate, 'arXiv 2505.06708'),
+    },
+)
+
+
+def soft_cap(x: jax.Array, cap: jax.Array) -> jax.Array:
+  """Keeps x within +-cap by cap * tanh(x / cap) (Gemma 2, arXiv 2408.00118)."""
+  return cap * jnp.tanh(x / cap)
 
 
 def rope(x_NxTxK: jax.Array) -> jax.Array:
   """Rotates the pairs (i, i + K/2) by position / base^(2i/K) (RoFormer, arXiv 2104.09864).
 
-  Whatever the type of x, in float32, of which bfloat16 would keep two digits.
+  In float32 whatever the type of x: bfloat16 would keep two digits of the angle.
   """
   _, T, K = x_NxTxK.shape
   frequency = ROPE_BASE ** (-np.arange(K // 2) / (K // 2))
@@ -228,7 +259,3 @@ def rope(x_NxTxK: jax.Array) -> jax.Array:
   signed_sin_TxK = np.sin(angle_TxK) * np.repeat([-1.0, 1.0], K // 2)
   rolled_NxTxK = jnp.roll(x_NxTxK, K // 2, axis=-1)
   return x_NxTxK * cos_TxK + rolled_NxTxK * jnp.asarray(signed_sin_TxK, jnp.float32)
-
-
-def _norms(x_NxTxK: jax.Array) -> jax.Array:
-  return jnp.linalg.norm(x_NxTxK.astype(jnp.float32), axis=-1)

@@ -16,27 +16,29 @@ dimension are not reparameterized.
 The standard one of that table has embeddings of std 1 where the paper's have 1/sqrt(width); with
 exponents, what is called standard here is the table's but for that.
 
-Exponents of learning rates: `none` is one learning rate for all layers, the global one, which then
-has to be searched anew at each width; full_alignment and no_alignment are the table's, those of
-muP as it is usually meant the former. They hold for optimizers whose updates are of order 1 per
-element, as Adam's; they are applied as they are with Muon and learning_rate_scale=parameter_rms,
-whose own dependence on width comes on top. Independent decay takes its share of the stored
-parameter whatever the layer's learning rate; coupled decay is multiplied by that.
+Exponents of learning rates: `none` is one learning rate for all layers, which has to be searched
+anew at each width; full_alignment and no_alignment are the table's, and muP as it is usually meant
+has the former. They hold for optimizers whose updates are of order 1 per element, as Adam's; with
+Muon and learning_rate_scale=parameter_rms, whose own dependence on width comes on top, they are
+applied as they are. Independent decay takes its share of the stored parameter whatever the layer's
+learning rate; coupled decay is multiplied by that rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.variants import Choices, Term, Terms, Variant
+
 Params = dict[str, Any]
-Hyperparameters = dict[str, jax.Array]
+HParams = dict[str, jax.Array]
 
 
 class Powers(NamedTuple):
-  """Of r, for a kind of layer: the initial std beside the standard one, multiplier, rates."""
+  """Powers of r for a kind of layer: initial std beside the standard one, multiplier, rates."""
 
   std: float = 0
   multiplier: float = 0
@@ -49,86 +51,119 @@ _STANDARD = Powers(full_alignment=-1, no_alignment=-0.5)
 _NTK = Powers(std=0.5, multiplier=-0.5, full_alignment=-0.5, no_alignment=0)
 _MUPARAM = Powers(none=-1)
 
-# Kinds that are not named, and scales everywhere, are the standard ones with one learning rate.
-TABLE = {
-    'standard': {'hidden': _STANDARD, 'readout': _STANDARD},
-    'muparam_simple': {'hidden': _MUPARAM, 'readout': _MUPARAM},
-    'muparam_intermediate': {'hidden': _MUPARAM, 'readout': Powers(std=-0.5, none=-1)},
-    'muparam_full': {'hidden': _MUPARAM, 'readout': Powers(std=-0.5, none=-1)},
-    'ntk': {'embedding': Powers(std=0.5), 'hidden': _NTK, 'readout': _NTK},
-    'mup': {
-        # Its effective size is n^0: std n^-1/2 times multiplier n^+1/2.
-        'embedding': Powers(multiplier=0.5, full_alignment=-0.5, no_alignment=-0.5),
-        'hidden': _STANDARD,
-        'readout': Powers(multiplier=-0.5, full_alignment=-0.5, no_alignment=0),
-    },
-    'mean_field': {
-        'embedding': Powers(std=0.5),
-        'hidden': _NTK,
-        'readout': Powers(std=0.5, multiplier=-1, full_alignment=0, no_alignment=0.5),
-    },
-}
 
-# By the last part of a parameter's path.
-_KINDS = {
-    'embedding': 'embedding',
-    **dict.fromkeys(('query', 'key', 'value', 'output', 'gate', 'up', 'down'), 'hidden'),
-    'head': 'readout',
-    **dict.fromkeys(('scale', 'logit_scale'), 'scale'),
+class Parameterization(NamedTuple):
+  """The powers of each kind of layer; kinds that are not named are the standard ones."""
+
+  powers: Mapping[str, Powers]
+  zero_queries: bool = False  # queries start from zero
+  attention_scale: str | None = None  # in the place of model.attention_scale
+
+
+_MUP = {
+    # The embedding's effective size is n^0: std n^-1/2 times multiplier n^+1/2.
+    'embedding': Powers(multiplier=0.5, full_alignment=-0.5, no_alignment=-0.5),
+    'hidden': _STANDARD,
+    'readout': Powers(multiplier=-0.5, full_alignment=-0.5, no_alignment=0),
 }
+_MEAN_FIELD = {
+    'embedding': Powers(std=0.5),
+    'hidden': _NTK,
+    'readout': Powers(std=0.5, multiplier=-1, full_alignment=0, no_alignment=0.5),
+}
+_SMALL_HEAD = {'hidden': _MUPARAM, 'readout': Powers(std=-0.5, none=-1)}
+
+PARAMETERIZATIONS = Choices(
+    'parameterization.name',
+    {
+        'standard': Variant(
+            Parameterization({'hidden': _STANDARD, 'readout': _STANDARD}), 'section 2.1'
+        ),
+        'muparam_simple': Variant(
+            Parameterization({'hidden': _MUPARAM, 'readout': _MUPARAM}), 'section 3.2.4'
+        ),
+        'muparam_intermediate': Variant(Parameterization(_SMALL_HEAD), 'section 3.2.4'),
+        'muparam_full': Variant(
+            Parameterization(_SMALL_HEAD, zero_queries=True, attention_scale='inverse'),
+            'section 3.2.4',
+        ),
+        'ntk': Variant(
+            Parameterization({'embedding': Powers(std=0.5), 'hidden': _NTK, 'readout': _NTK}),
+            'arXiv 2407.05872, table 1',
+        ),
+        'mup': Variant(Parameterization(_MUP), 'arXiv 2407.05872, table 1'),
+        'mean_field': Variant(Parameterization(_MEAN_FIELD), 'arXiv 2407.05872, table 1'),
+    },
+)
 
 
 def kinds(params: Params) -> Params:
-  """The kind of every parameter: embedding, hidden (the blocks' matrices), readout or scale."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: _KINDS[path[-1].key], params)
+  """The kind of every parameter: embedding, hidden (the blocks' matrices), readout or scale.
+
+  Of parameters with other names, matrices are hidden and all others scales.
+  """
+
+  def kind(path, p):
+    named = {'embedding': 'embedding', 'head': 'readout'}.get(path[-1].key)
+    return named or ('hidden' if p.ndim >= 2 else 'scale')
+
+  return jax.tree_util.tree_map_with_path(kind, params)
+
+
+def _of(static: ml_collections.FrozenConfigDict) -> Parameterization:
+  return PARAMETERIZATIONS[static.parameterization.name].make
 
 
 def model_config(static: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:
-  """config.model as the parameterization has it: muparam_full divides logits by head_dim."""
-  if static.parameterization.name != 'muparam_full':
+  """config.model with what the parameterization replaces in it."""
+  scale = _of(static).attention_scale
+  if scale is None:
     return static.model
-  return ml_collections.FrozenConfigDict(dict(static.model) | {'attention_scale': 'inverse'})
+  return ml_collections.FrozenConfigDict(dict(static.model) | {'attention_scale': scale})
 
 
-def initial(
-    params: Params, hparams: Hyperparameters, static: ml_collections.FrozenConfigDict
-) -> Params:
-  """The parameters to start from, of those that the standard parameterization starts from."""
-  params = _times(params, hparams, static, lambda powers: powers.std)
-  if static.parameterization.name == 'muparam_full':
+def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  """The initial parameters, from those of the standard parameterization."""
+  params = _times(params, kinds(params), hparams, static, lambda powers: powers.std)
+  if _of(static).zero_queries:
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.zeros_like(p) if path[-1].key == 'query' else p, params
     )
   return params
 
 
-def effective(
-    params: Params, hparams: Hyperparameters, static: ml_collections.FrozenConfigDict
-) -> Params:
+# (parameters, hparams, static config) -> the parameters to start from; in this order.
+INITIALISATION = Terms(
+    'initialisation', [Term('parameterization', initial, 'section 3.2.4; arXiv 2407.05872')]
+)
+
+
+def effective(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
   """The weights that the model computes with: multiplier * parameter."""
-  return _times(params, hparams, static, lambda powers: powers.multiplier)
+  return _times(params, kinds(params), hparams, static, lambda powers: powers.multiplier)
 
 
 def learning_rates(
     params: Params,
     rate: jax.Array,
-    hparams: Hyperparameters,
+    hparams: HParams,
     static: ml_collections.FrozenConfigDict,
 ) -> Params:
   """The learning rate of every parameter, in the structure of `params`."""
   rates = jax.tree.map(lambda _: rate, params)
   exponents = static.parameterization.exponents
-  return _times(rates, hparams, static, lambda powers: getattr(powers, exponents))
+  return _times(rates, kinds(params), hparams, static, lambda powers: getattr(powers, exponents))
 
 
 def _times(
     tree: Params,
-    hparams: Hyperparameters,
+    kinds: Params,
+    hparams: HParams,
     static: ml_collections.FrozenConfigDict,
     exponent: Callable[[Powers], float],
 ) -> Params:
   """Leaves times r to the power that each one's kind has; untouched where that is 0."""
-  table = TABLE[static.parameterization.name]
+  table = _of(static).powers
   if not any(exponent(powers) for powers in table.values()):
     return tree
   r = static.model.width / hparams['parameterization.base_width'].astype(jnp.float32)
@@ -137,4 +172,4 @@ def _times(
     power = exponent(table.get(kind, Powers()))
     return leaf * r**power if power else leaf
 
-  return jax.tree.map(times, tree, kinds(tree))
+  return jax.tree.map(times, tree, kinds)

@@ -1,20 +1,25 @@
 """The paper's decoder-only Transformer (arXiv 2309.14322, section 2.1), in Flax linen.
 
 Pre-LayerNorm, rotary positions, GELU, no biases, untied head; qk-layernorm is on by default.
-stability/model/attention.py holds attention and its variants. Modules are called with the run's
-traced hyperparameters, under their dotted config names, for what is switched on to read its number
-there. Shapes in names: B batch, T positions, D width, F MLP width, V vocabulary.
+Modules are called with the run's traced hyperparameters under their dotted config names, and read
+those of what is switched on. Shapes in names: B batch, T positions, D width, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model.attention import Attention
-from stability.model.layers import ACTIVATIONS, PROBES, dot, fan_in_init, norm, rms, soft_cap
+from stability.model.attention import Attention, soft_cap
+from stability.model.kernels import dot, fan_in_init
+from stability.model.measure import PROBES, rms, sow, sow_activation
+from stability.model.mlp import MLPS
+from stability.model.norms import norm
+from stability.variants import Choices, Variant
+
+HParams = Mapping[str, jax.Array]
 
 
 class Transformer(nn.Module):
@@ -22,75 +27,106 @@ class Transformer(nn.Module):
 
   c: ml_collections.FrozenConfigDict  # config.model
   vocabulary_size: int
-  remat: bool = False  # going backward, compute the inside of a block again: keeps less of it
+  remat: bool = False  # in the backward pass, compute the inside of a block again: stores less
   fused: bool = False  # attention by a GPU's kernel, where that serves
+  needs: tuple[str, ...] = ()  # measurements that a quiet step takes as well
 
   @nn.compact
-  def __call__(self, tokens_BxT: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
+  def __call__(self, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
     c = self.c
-    B, T = tokens_BxT.shape
-    embedding_VxD = self.param(
-        'embedding', nn.initializers.normal(c.width**-0.5), (self.vocabulary_size, c.width)
-    )
-    # Taken before the cast: going backward, a frequent token's gradients add up in float32.
-    x_BxTxD = embedding_VxD[tokens_BxT].astype(c.dtype)
-    self.sow(ACTIVATIONS, 'embedding', rms(x_BxTxD))
+    x_BxTxD = EMBEDDINGS[c.embedding].make(self, tokens_BxT, hparams)
+    sow_activation(self, 'embedding', x_BxTxD)
     block = nn.remat(Block) if self.remat else Block
     for i in range(c.depth):
-      x_BxTxD = block(c, self.fused, name=f'block_{i}')(x_BxTxD, hparams)
+      x_BxTxD = block(c, self.fused, self.needs, name=f'block_{i}')(x_BxTxD, hparams)
     x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
-    head_DxV = self.param('head', fan_in_init, (c.width, self.vocabulary_size))
-    logits = dot(x_BxTxD.reshape(B * T, c.width), head_DxV.astype(c.dtype), jnp.float32)
-    head_logits = capped_logits = logits.reshape(B, T, self.vocabulary_size)
+    head_logits = HEADS[c.head].make(self, x_BxTxD, hparams)
+    logits_BxTxV = head_logits
     if c.output_soft_cap:
-      capped_logits = soft_cap(head_logits, hparams['model.output_soft_cap'])
-    self.sow(ACTIVATIONS, 'logits', rms(head_logits))
+      logits_BxTxV = soft_cap(head_logits, hparams['model.output_soft_cap'])
+    sow_activation(self, 'logits', head_logits)
     if self.is_mutable_collection(PROBES):
-      # The head's own, since a cap would hide their drift; Z is the softmax's, so of the capped.
-      self.sow(PROBES, 'output_logit_mean', jnp.mean(head_logits))
-      self.sow(PROBES, 'output_logit_max', jnp.max(head_logits))
-      self.sow(PROBES, 'log_z', jnp.mean(jax.nn.logsumexp(capped_logits, axis=-1)))
-    return capped_logits
+      # The head's own logits, since a cap would hide their drift; Z is that of the softmax.
+      sow(self, 'output_logit_mean', jnp.mean(head_logits))
+      sow(self, 'output_logit_max', jnp.max(head_logits), 'max')
+      sow(self, 'log_z', jnp.mean(jax.nn.logsumexp(logits_BxTxV, axis=-1)))
+    return logits_BxTxV
 
 
 class Block(nn.Module):
-  """Attention, then MLP, each on the normalised stream and added to it.
-
-  Peri-LN (arXiv 2502.02732) normalises what they put out as well, before it is added.
-  """
+  """Attention, then MLP, each added to the residual stream [B, T, D]."""
 
   c: ml_collections.FrozenConfigDict
   fused: bool = False
+  needs: tuple[str, ...] = ()
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
+  def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
     c = self.c
-    attention = Attention(c, self.fused, name='attention')
-    out = attention(norm(c.norm, c.dtype, 'attention_norm')(x_BxTxD), hparams)
-    if c.norm_position == 'peri':
-      out = norm(c.norm, c.dtype, 'attention_output_norm')(out)
-    x_BxTxD += out
-    out = MLP(c, name='mlp')(norm(c.norm, c.dtype, 'mlp_norm')(x_BxTxD))
-    if c.norm_position == 'peri':
-      out = norm(c.norm, c.dtype, 'mlp_output_norm')(out)
-    x_BxTxD += out
-    self.sow(PROBES, 'output_rms', rms(x_BxTxD))
+    residual = RESIDUALS[c.norm_position].make
+    attention = Attention(c, self.fused, self.needs, name='attention')
+    x_BxTxD = residual(c, 'attention', x_BxTxD, lambda x: attention(x, hparams))
+    mlp = MLPS[c.mlp].make(c, name='mlp')
+    x_BxTxD = residual(c, 'mlp', x_BxTxD, lambda x: mlp(x, hparams))
+    sow(self, 'output_rms', rms(x_BxTxD), 'rms')
     return x_BxTxD
 
 
-class MLP(nn.Module):
-  """Linear to 4 D, GELU (its tanh form), linear back."""
+def _pre_norm(
+    c: ml_collections.FrozenConfigDict,
+    name: str,
+    x_BxTxD: jax.Array,
+    layer: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """The stream plus layer(norm(x))."""
+  return x_BxTxD + layer(norm(c.norm, c.dtype, f'{name}_norm')(x_BxTxD))
 
-  c: ml_collections.FrozenConfigDict
 
-  @nn.compact
-  def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-    c = self.c
-    B, T, D = x_BxTxD.shape
-    up_DxF = self.param('up', fan_in_init, (D, 4 * D))
-    down_FxD = self.param('down', fan_in_init, (4 * D, D))
-    hidden = nn.gelu(dot(x_BxTxD.reshape(B * T, D), up_DxF.astype(c.dtype)))
-    out = dot(hidden, down_FxD.astype(c.dtype)).reshape(B, T, D)
-    self.sow(ACTIVATIONS, 'hidden', rms(hidden))
-    self.sow(ACTIVATIONS, 'output', rms(out))
-    return out
+def _peri_norm(
+    c: ml_collections.FrozenConfigDict,
+    name: str,
+    x_BxTxD: jax.Array,
+    layer: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """The stream plus norm(layer(norm(x))): the output of a layer is normalised as well."""
+  out = layer(norm(c.norm, c.dtype, f'{name}_norm')(x_BxTxD))
+  return x_BxTxD + norm(c.norm, c.dtype, f'{name}_output_norm')(out)
+
+
+# (config.model, name of the layer, x [B, T, D], the layer) -> x with the layer added. Called inside
+# the block's compact method, so modules that it makes are the block's.
+RESIDUALS = Choices(
+    'model.norm_position',
+    {
+        'pre': Variant(_pre_norm, 'arXiv 2002.04745; section 2.1'),
+        'peri': Variant(_peri_norm, 'arXiv 2502.02732'),
+    },
+)
+
+
+def _learned_embedding(module: Transformer, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
+  del hparams
+  c = module.c
+  embedding_VxD = module.param(
+      'embedding', nn.initializers.normal(c.width**-0.5), (module.vocabulary_size, c.width)
+  )
+  # Looked up before the cast: gradients of a frequent token add up in float32.
+  return embedding_VxD[tokens_BxT].astype(c.dtype)
+
+
+# (module, tokens [B, T], hparams) -> the residual stream [B, T, D].
+EMBEDDINGS = Choices(
+    'model.embedding', {'learned': Variant(_learned_embedding, 'std 1 / sqrt(width); section 2.1')}
+)
+
+
+def _linear_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
+  del hparams
+  B, T, D = x_BxTxD.shape
+  head_DxV = module.param('head', fan_in_init, (D, module.vocabulary_size))
+  logits = dot(x_BxTxD.reshape(B * T, D), head_DxV.astype(module.c.dtype), jnp.float32)
+  return logits.reshape(B, T, module.vocabulary_size)
+
+
+# (module, x [B, T, D], hparams) -> logits [B, T, V] in float32, before model.output_soft_cap.
+HEADS = Choices('model.head', {'linear': Variant(_linear_head, 'untied; section 2.1')})

@@ -1,39 +1,63 @@
-"""What training minimises: next-token cross-entropy, z-loss (paper section 3.1.2) and mu-loss."""
+"""What training minimises: next-token cross-entropy plus terms such as z-loss (section 3.1.2)."""
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.variants import Term, Terms
+
 Metrics = dict[str, jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """A batch's forward pass, as terms of the objective read it."""
+
+  logits_BxTxV: jax.Array
+  targets_BxT: jax.Array
+  log_z_BxT: jax.Array  # of the softmax's normaliser
+  weights: Mapping[str, Any]  # that the model computed with
+  hparams: Mapping[str, jax.Array]
+
+
+def _z_loss(forward: Forward) -> jax.Array:
+  """Mean log^2 Z, which keeps output logits from drifting."""
+  return forward.hparams['objective.z_loss'] * jnp.mean(jnp.square(forward.log_z_BxT))
+
+
+def _mu_loss(forward: Forward) -> jax.Array:
+  """Squared norm of the head's mean output embedding."""
+  mean_D = jnp.mean(forward.weights['head'], axis=1)
+  return forward.hparams['objective.mu_loss'] * jnp.sum(jnp.square(mean_D))
+
+
+# Forward -> a term of the objective, its coefficient included. Each is logged under its name.
+OBJECTIVE = Terms(
+    'objective',
+    [
+        Term('z_loss', _z_loss, 'section 3.1.2; arXiv 2204.02311', reads=('objective.z_loss',)),
+        Term('mu_loss', _mu_loss, 'arXiv 2601.02031', when='objective.mu_loss'),
+    ],
+)
+
+
 def objective(
-    c: ml_collections.FrozenConfigDict,
+    static: ml_collections.FrozenConfigDict,
     hparams: Mapping[str, jax.Array],
     logits_BxTxV: jax.Array,
     targets_BxT: jax.Array,
-    head_DxV: jax.Array,
+    weights: Mapping[str, Any],
 ) -> tuple[jax.Array, Metrics]:
-  """The loss plus its terms; the metrics hold each under its own name, times its coefficient.
-
-  loss is the mean cross-entropy in nats, alone; z_loss is of mean log^2 Z, Z the softmax's
-  normaliser; mu_loss, if `c` (config.objective) has it on, is of the squared norm of the mean
-  output embedding (arXiv 2601.02031).
-  """
+  """The loss plus its terms, and each under its own name; loss is the cross-entropy in nats."""
   log_z_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1)
   loss = _mean_cross_entropy(logits_BxTxV, targets_BxT, log_z_BxT)
-  terms = {'z_loss': hparams['objective.z_loss'] * jnp.mean(jnp.square(log_z_BxT))}
-  if c.mu_loss:
-    mean_square_norm = jnp.sum(jnp.square(jnp.mean(head_DxV, axis=1)))
-    terms['mu_loss'] = hparams['objective.mu_loss'] * mean_square_norm
+  forward = Forward(logits_BxTxV, targets_BxT, log_z_BxT, weights, hparams)
+  terms = {term.name: term.make(forward) for term in OBJECTIVE.active(static)}
   return loss + sum(terms.values()), {'loss': loss, **terms}
-
-
-def centered(head_DxV: jax.Array) -> jax.Array:
-  """The head less its mean output embedding: mu-centering (arXiv 2601.02031)."""
-  return head_DxV - jnp.mean(head_DxV, axis=1, keepdims=True)
 
 
 def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:

@@ -1,30 +1,43 @@
-"""What is measured inside a run, by the probed step only; names are part of the file contract.
+"""What a probed step measures inside a run; names are part of the file contract."""
 
-Where a batch is taken in parts (microbatches, devices), `forward` measures each and `joined` makes
-of them what the whole batch would have given.
-"""
-
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from stability.model import layers
-from stability.model.layers import rms
+from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured, rms
+from stability.variants import Term, Terms
 
-Measurements = dict[str, jax.Array]
+Measurements = dict[str, Measured]
+Tree = dict[str, Any]  # of arrays
 
 
-def forward(sown: dict[str, Any]) -> Measurements:
-  """What the model measured in itself, by name: scalars, but attention_entropy is [heads]."""
+@dataclasses.dataclass(frozen=True)
+class Inside:
+  """The inside of a step, as probes read it."""
+
+  params: Tree  # before the update
+  gradients: Tree  # before clipping
+  updates: Tree  # the optimizer's direction, without learning rate, schedule and weight decay
+  hparams: Mapping[str, jax.Array]
+
+
+def forward(sown: Mapping[str, Any]) -> Measurements:
+  """The measurements that a model sowed, by name: block_0/attention_logit_max ..."""
   found = {}
-  for path, (value,) in _paths(sown[layers.PROBES]):
-    found[path.replace('/attention/', '/')] = value  # block_0/attention_logit_max
-  for path, (value,) in _paths(sown[layers.ACTIVATIONS]):
-    found[f'activation_rms/{path}'] = value
+  for collection, prefix in ((QUIET, ''), (PROBES, ''), (ACTIVATIONS, 'activation_rms/')):
+    for path, (measured,) in _paths(sown.get(collection, {}), is_leaf=_is_sown):
+      name = path.replace('/attention/', '/') if collection != ACTIVATIONS else path
+      found[f'{prefix}{name}'] = measured
   return found
+
+
+def _is_sown(path: tuple[str, ...], value: Any) -> bool:
+  del path
+  return isinstance(value, tuple)
 
 
 def joined(
@@ -39,46 +52,54 @@ def joined(
     mean: over the parts.
     highest: over the parts.
   """
+  joins = {
+      'mean': mean,
+      'max': highest,
+      'rms': lambda x: jnp.sqrt(mean(jnp.square(x))),
+  }
+  return {
+      name: part.replace(value=joins[part.join](part.value)) for name, part in parts.items()
+  }
 
-  def join(name: str, value: jax.Array) -> jax.Array:
-    if name.endswith('_max'):
-      return highest(value)
-    if '_rms' in name:
-      return jnp.sqrt(mean(jnp.square(value)))
-    return mean(value)
 
-  return {name: join(name, value) for name, value in parts.items()}
-
-
-def measure(
-    measured: Measurements,
-    params: dict[str, Any],
-    gradients: dict[str, Any],
-    updates: dict[str, Any],
-    eps: jax.Array,
-) -> Measurements:
-  """All probes of a step, scalars in float32.
-
-  Args:
-    measured: of the whole batch, what `forward` found and what else joins it.
-    params: before the update.
-    gradients: before clipping.
-    updates: the optimizer's direction, without learning rate, schedule and weight decay.
-    eps: AdamW's.
-  """
+def scalars(measured: Measurements) -> dict[str, jax.Array]:
+  """The numbers to log; of what is measured by head, mean and minimum over the heads."""
   found = {}
-  for name, value in measured.items():
-    if name.endswith('/attention_entropy'):
-      found |= {name: value.mean(), f'{name}_min': value.min()}  # over heads
-    else:
-      found[name] = value
-  for path, gradient in _paths(gradients):
-    found[f'gradient_rms/{path}'] = rms(gradient)
-    found[f'gradient_over_eps/{path}'] = rms(gradient) / eps
-  found |= {f'parameter_rms/{path}': rms(value) for path, value in _paths(params)}
-  found |= {f'update_rms/{path}': rms(value) for path, value in _paths(updates)}
+  for name, m in measured.items():
+    if m.by_head and m.logged:
+      found |= {name: m.value.mean(), f'{name}_min': m.value.min()}
+    elif m.logged:
+      found[name] = m.value
   return found
 
 
-def _paths(tree: dict[str, Any]) -> list[tuple[str, Any]]:
-  return list(flax.traverse_util.flatten_dict(tree, sep='/').items())
+def _gradients(inside: Inside) -> dict[str, jax.Array]:
+  eps = inside.hparams['optimizer.eps']
+  found = {}
+  for path, gradient in _paths(inside.gradients):
+    found[f'gradient_rms/{path}'] = rms(gradient)
+    found[f'gradient_over_eps/{path}'] = rms(gradient) / eps
+  return found
+
+
+def _parameters(inside: Inside) -> dict[str, jax.Array]:
+  return {f'parameter_rms/{path}': rms(value) for path, value in _paths(inside.params)}
+
+
+def _updates(inside: Inside) -> dict[str, jax.Array]:
+  return {f'update_rms/{path}': rms(value) for path, value in _paths(inside.updates)}
+
+
+# Inside -> scalars in float32 by name. What the model measures in itself, it sows (model/measure).
+INSIDE = Terms(
+    'probes',
+    [
+        Term('gradients', _gradients, 'figures 11 to 13', reads=('optimizer.eps',)),
+        Term('parameters', _parameters, 'figure E.14'),
+        Term('updates', _updates, 'figures 13, E.13'),
+    ],
+)
+
+
+def _paths(tree: Mapping[str, Any], is_leaf: Any = None) -> list[tuple[str, Any]]:
+  return list(flax.traverse_util.flatten_dict(dict(tree), sep='/', is_leaf=is_leaf).items())

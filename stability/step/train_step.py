@@ -1,13 +1,20 @@
-"""Training as pure functions of one run: init, step (quiet or probed), evaluate.
+"""Training as pure functions of one run: init, step (quiet, probed or sharp), evaluate.
 
-stability/devices/layout.py maps them over runs and devices; stability/trainer/trainer.py drives
-them. A run's state is a dict of arrays: params, optimizer, step (updates made), skipped (steps of
-data that were left out: actions.py), diverged, and hyper, its hyperparameters under their dotted
-config names. Whatever changes a run's course is in it.
+stability/devices maps them over runs and devices, stability/trainer drives them. A run's state is a
+dict of arrays, in which is whatever changes the run's course:
+
+  params, optimizer
+  carried    what modules carry from step to step beside parameters (Flax collection `carried`)
+  average    only where evaluation.parameters needs it
+  step       updates made
+  skipped    steps of data that were left out by actions
+  diverged   whether the loss stopped being finite
+  hparams    hyperparameters under their dotted config names
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,10 +24,13 @@ import numpy as np
 import optax
 
 from stability.data import batches
-from stability.devices.layout import Programs
-from stability.model import layers, parameterization
+from stability.model import parameterization
 from stability.model import transformer as transformer_lib
-from stability.optim import optimizers
+from stability.model.kernels import CARRIED
+from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
+from stability.optim import apply, optimizers, schedules
+from stability.optim.after_update import AFTER_UPDATE, Update
+from stability.optim.evaluation import EVALUATED
 from stability.step import gradients as gradients_lib
 from stability.step import objective as objective_lib
 from stability.step import probes, sharpness
@@ -28,10 +38,23 @@ from stability.step import probes, sharpness
 State = dict[str, Any]
 Data = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+HParams = Mapping[str, jax.Array]
+Static = ml_collections.FrozenConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """The pure functions of one run, which a layout compiles and maps over runs and devices."""
+
+  init: Callable[[HParams], State]
+  # By kind, quiet, probed and sharp where a run has them: functions of data, state and, in a mapped
+  # axis over devices, its name.
+  steps: Mapping[str, Callable[..., tuple[State, Metrics]]]
+  evaluate: Callable[[Data, State, jax.Array], jax.Array]  # data, state, batch number -> loss
 
 
 def programs(
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
     vocabulary_size: int,
     *,
     microbatches: int = 1,
@@ -44,11 +67,12 @@ def programs(
     static: what config.split gives.
     vocabulary_size: of the text.
     microbatches: parts of a batch whose gradients are taken one after another.
-    remat: recompute the inside of each block going backward, and so keep less in memory.
+    remat: recompute the inside of each block in the backward pass, which stores less.
     fused: attention by a GPU's kernel, where that serves; it has no second derivative.
   """
+  needs = tuple(name for term in AFTER_UPDATE.active(static) for name in term.needs)
   model = transformer_lib.Transformer(
-      parameterization.model_config(static), vocabulary_size, remat, fused
+      parameterization.model_config(static), vocabulary_size, remat, fused, needs
   )
   bind = functools.partial
   steps = {'quiet': bind(step, model, static, microbatches, 'quiet')}
@@ -69,18 +93,19 @@ def arrays(hparams: Mapping[str, float | int]) -> dict[str, np.generic]:
   }
 
 
-def init(
-    model: transformer_lib.Transformer,
-    static: ml_collections.FrozenConfigDict,
-    hparams: optimizers.Hyperparameters,
-) -> State:
+def init(model: transformer_lib.Transformer, static: Static, hparams: HParams) -> State:
   """The state of a run before its first update."""
   inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
-  params = model.init(jax.random.key(hparams['seed']), inputs, hparams)['params']
-  params = parameterization.initial(params, hparams, static)
+  variables = model.init(jax.random.key(hparams['seed']), inputs, hparams)
+  params = variables['params']
+  for term in parameterization.INITIALISATION.active(static):
+    params = term.make(params, hparams, static)
+  evaluated = EVALUATED[static.evaluation.parameters].make
   return {
       'params': params,
       'optimizer': optimizers.make_optimizer(hparams, static).init(params),
+      'carried': variables.get(CARRIED, {}),
+      **({'average': evaluated.init(params)} if evaluated.init else {}),
       'step': jnp.int32(0),
       'skipped': jnp.int32(0),
       'diverged': jnp.bool(False),
@@ -90,7 +115,7 @@ def init(
 
 def step(
     model: transformer_lib.Transformer,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
     microbatches: int,
     kind: str,
     data: Data,
@@ -99,55 +124,54 @@ def step(
 ) -> tuple[State, Metrics]:
   """One update and its metrics; `kind`: quiet, probed (with the probes) or sharp (sharpness too).
 
-  `data` holds the whole text, {'text': [tokens]}, or the batch that the host drew from it,
-  {'batch': [B, T + 1]}. In a mapped axis over devices each device takes some rows of the batch, and
-  all make the update of the whole batch.
-  A run that is over, or whose loss is not finite, keeps its state.
+  `data` has the whole text, [tokens], under `text`, or the batch as the host drew it, [B, T + 1],
+  under `batch`. In a mapped axis over devices, each is given some rows of the batch; all make the
+  whole one's update. A run that is over, or whose loss is not finite, keeps its state.
   """
   hparams, params = state['hparams'], state['params']
-  if 'batch' in data:
-    batch_BxT1 = data['batch']
-  else:
-    starts_B = batches.window_starts(
-        jnp,
-        hparams['data.seed'],
-        state['step'] + state['skipped'],
-        batch_size=static.data.batch_size,
-        sequence_length=static.data.sequence_length,
-        tokens=data['text'].shape[0],
-    )
-    batch_BxT1 = batches.gather(data['text'], starts_B, static.data.sequence_length)
+  batch_BxT1 = data['batch'] if 'batch' in data else _draw_batch(data['text'], state, static)
+  collections = [QUIET] if kind == 'quiet' else [QUIET, PROBES, ACTIVATIONS]
 
-  def loss_function(params, rows_BxT1, probed=False):
+  def loss_function(params, rows_BxT1, collections=()):
     inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
-    collections = [layers.PROBES, layers.ACTIVATIONS] if probed else []
     weights = parameterization.effective(params, hparams, static)
-    logits_BxTxV, sown = model.apply({'params': weights}, inputs_BxT, hparams, mutable=collections)
-    total, terms = objective_lib.objective(
-        static.objective, hparams, logits_BxTxV, targets_BxT, weights['head']
-    )
-    return total, terms | (probes.forward(sown) if probed else {})
+    variables = {'params': weights, CARRIED: state['carried']}
+    logits_BxTxV, new = model.apply(variables, inputs_BxT, hparams, mutable=list(collections))
+    total, terms = objective_lib.objective(static, hparams, logits_BxTxV, targets_BxT, weights)
+    measured = {name: Measured(value) for name, value in terms.items()}
+    return total, (measured | probes.forward(new), new.get(CARRIED, {}))
 
   def part(rows_BxT1):
-    return jax.grad(loss_function, has_aux=True)(params, rows_BxT1, kind != 'quiet')
+    loss_of = functools.partial(
+        loss_function, rows_BxT1=rows_BxT1, collections=[*collections, CARRIED]
+    )
+    gradients, aux = jax.grad(loss_of, has_aux=True)(params)
+    return gradients, *aux
 
-  gradients, measured = gradients_lib.over_parts(part, batch_BxT1, params, microbatches, axis)
-  updates, optimizer_state = optimizers.make_optimizer(hparams, static).update(
-      gradients, state['optimizer'], params
+  gradients, measured, carried = gradients_lib.over_parts(
+      part, batch_BxT1, params, microbatches, axis
   )
   this_step = state['step'] + 1
-  new_params = optimizers.apply_updates(params, updates, hparams, this_step, static)
-  if static.model.output_centering == 'mean':
-    new_params['head'] = objective_lib.centered(new_params['head'])
-  new_state = {
+  rate = schedules.learning_rate(hparams, this_step, static)
+  updates, optimizer_state = optimizers.make_optimizer(hparams, static).update(
+      gradients, state['optimizer'], params, learning_rate=rate
+  )
+  moves = apply.scale_updates(params, updates, hparams, this_step, static)
+  new_params = apply.apply_updates(params, moves, hparams, this_step, static)
+  values = {name: m.value for name, m in measured.items()}
+  update = Update(params, moves, values, rate, hparams, static)
+  for term in AFTER_UPDATE.active(static):
+    new_params = term.make(new_params, update)
+  new_state = state | {
       'params': new_params,
       'optimizer': optimizer_state,
+      'carried': carried,
       'step': this_step,
-      'skipped': state['skipped'],
-      'diverged': state['diverged'],
-      'hparams': hparams,
   }
-  finite = jnp.isfinite(measured['loss'])
+  evaluated = EVALUATED[static.evaluation.parameters].make
+  if evaluated.update:
+    new_state['average'] = evaluated.update(state['average'], new_params, hparams)
+  finite = jnp.isfinite(values['loss'])
   goes_on = (state['step'] < hparams['schedule.steps']) & finite & ~state['diverged']
   kept_state = state | {'diverged': state['diverged'] | ~finite}
   next_state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new_state, kept_state)
@@ -155,19 +179,35 @@ def step(
   metrics = {
       'step': this_step,
       'diverged': next_state['diverged'],
-      'learning_rate': optimizers.learning_rate(hparams, this_step, static),
+      'learning_rate': rate,
       'gradient_norm': optax.tree.norm(gradients),
   }
+  metrics |= probes.scalars(measured)
   if kind != 'quiet':
-    measured = probes.measure(measured, params, gradients, updates, hparams['optimizer.eps'])
+    inside = probes.Inside(params, gradients, updates, hparams)
+    for term in probes.INSIDE:
+      metrics |= term.make(inside)
   if kind == 'sharp':
     over_parts = functools.partial(
         _over_parts, loss_function, batch_BxT1, microbatches=microbatches, axis=axis
     )
-    measured |= _sharpness(
-        over_parts, static, params, gradients, updates, optimizer_state, hparams, this_step
+    metrics |= _sharpness(
+        over_parts, static, params, gradients, moves, optimizer_state, hparams, this_step
     )
-  return next_state, metrics | measured
+  return next_state, metrics
+
+
+def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:
+  """The batch of a run's next step, [B, T + 1], from the text on the device."""
+  starts_B = batches.window_starts(
+      jnp,
+      state['hparams']['data.seed'],
+      state['step'] + state['skipped'],
+      batch_size=static.data.batch_size,
+      sequence_length=static.data.sequence_length,
+      tokens=text.shape[0],
+  )
+  return batches.gather(text, starts_B, static.data.sequence_length)
 
 
 def _over_parts(loss_function, batch_BxT1, params, *, differentiate, microbatches, axis):
@@ -175,18 +215,17 @@ def _over_parts(loss_function, batch_BxT1, params, *, differentiate, microbatche
 
   def part(rows_BxT1):
     if differentiate:
-      return jax.grad(loss_function, has_aux=True)(params, rows_BxT1)[0], {}
-    return (), {'total': loss_function(params, rows_BxT1)[0]}
+      return jax.grad(loss_function, has_aux=True)(params, rows_BxT1)[0], {}, {}
+    return (), {'total': Measured(loss_function(params, rows_BxT1)[0])}, {}
 
   of = params if differentiate else ()
-  gradients, measured = gradients_lib.over_parts(part, batch_BxT1, of, microbatches, axis)
-  return gradients if differentiate else measured['total']
+  gradients, measured, _ = gradients_lib.over_parts(part, batch_BxT1, of, microbatches, axis)
+  return gradients if differentiate else measured['total'].value
 
 
-def _sharpness(over_parts, static, params, gradients, updates, optimizer_state, hparams, step):
-  """What stability/step/sharpness.py measures of the step that these make."""
-  rate = optimizers.learning_rate(hparams, step, static)
-  moves = optimizers.scaled(params, updates, hparams, step, static)
+def _sharpness(over_parts, static, params, gradients, moves, optimizer_state, hparams, step):
+  """What stability/step/sharpness.py measures of the update that these make."""
+  rate = schedules.learning_rate(hparams, step, static)
   found = sharpness.critical(
       functools.partial(over_parts, differentiate=False), params, gradients, moves, rate
   )
@@ -195,7 +234,7 @@ def _sharpness(over_parts, static, params, gradients, updates, optimizer_state, 
         functools.partial(over_parts, differentiate=True),
         params,
         gradients,
-        optimizers.preconditioner(params, optimizer_state, hparams, step, static),
+        apply.preconditioner(params, optimizer_state, hparams, step, static),
         rate,
         hparams['optimizer.beta1'],
     )
@@ -203,14 +242,12 @@ def _sharpness(over_parts, static, params, gradients, updates, optimizer_state, 
 
 
 def evaluate(
-    model: transformer_lib.Transformer,
-    static: ml_collections.FrozenConfigDict,
-    data: Data,
-    state: State,
-    batch: jax.Array,
+    model: transformer_lib.Transformer, static: Static, data: Data, state: State, batch: jax.Array
 ) -> jax.Array:
   """Mean cross-entropy in nats on one of the fixed validation batches."""
   batch_BxT1 = data['validation'][batch].astype(jnp.int32)
-  weights = parameterization.effective(state['params'], state['hparams'], static)
-  logits_BxTxV = model.apply({'params': weights}, batch_BxT1[:, :-1], state['hparams'])
+  params = EVALUATED[static.evaluation.parameters].make.read(state)
+  weights = parameterization.effective(params, state['hparams'], static)
+  variables = {'params': weights, CARRIED: state['carried']}
+  logits_BxTxV = model.apply(variables, batch_BxT1[:, :-1], state['hparams'])
   return objective_lib.cross_entropy(logits_BxTxV, batch_BxT1[:, 1:])

@@ -145,10 +145,13 @@ SWITCHES = {'model.attention_soft_cap', 'model.output_soft_cap', 'objective.mu_l
 
 def test_split():
   static, hyperparameters = config_lib.split(resolved())
-  assert set(hyperparameters) == TRACED
+  assert set(hyperparameters) == {name for name, record in FIELDS.items() if record.traced}
+  assert set(hyperparameters) >= TRACED
   assert hyperparameters['optimizer.learning_rate'] == 0.01
   static_flat = config_lib.flatten(static.to_dict())
-  assert set(static_flat) == set(FIELDS) - TRACED | SWITCHES
+  switches = {name for name, record in FIELDS.items() if record.switch}
+  assert switches >= SWITCHES
+  assert set(static_flat) == set(FIELDS) - set(hyperparameters) | switches
   assert static.model.width == 64
 
 

@@ -14,6 +14,7 @@ from stability.data.host_batcher import HostBatcher
 from stability.devices.multi_device import DataParallelLayout, ShardedLayout
 from stability.devices.single_device import SingleDeviceLayout
 from stability.devices.vmapped import VmappedLayout
+from stability.model.measure import Measured
 from stability.step import gradients, train_step
 
 SMALL = {
@@ -141,19 +142,25 @@ def test_parts_of_a_batch(microbatches, devices):
   def part(rows):
     x = rows.astype(jnp.float32)
     square = jnp.sqrt(jnp.mean(jnp.square(x)))
-    return {'w': x.mean(0)}, {'loss': x.mean(), 'a_max': x.max(), 'activation_rms/a': square}
+    measured = {
+        'loss': Measured(x.mean()),
+        'highest': Measured(x.max(), 'max'),
+        'square': Measured(square, 'rms'),
+    }
+    return {'w': x.mean(0)}, measured, {'carried': x.mean()}
 
   axis = 'data' if devices > 1 else None
   mapped = jax.vmap(
       lambda rows: gradients.over_parts(part, rows, params, microbatches, axis), axis_name='data'
   )
-  found, measured = mapped(rows.reshape(devices, -1, 3))
+  found, measured, carried = mapped(rows.reshape(devices, -1, 3))
   for n in range(devices):
     np.testing.assert_allclose(found['w'][n], rows.mean(0), rtol=1e-6)
-    assert measured['loss'][n] == pytest.approx(rows.mean(), rel=1e-6)
-    assert measured['a_max'][n] == rows.max()
+    assert measured['loss'].value[n] == pytest.approx(rows.mean(), rel=1e-6)
+    assert carried['carried'][n] == pytest.approx(rows.mean(), rel=1e-6)
+    assert measured['highest'].value[n] == rows.max()
     square = np.sqrt(np.mean(np.square(rows)))
-    assert measured['activation_rms/a'][n] == pytest.approx(square, rel=1e-6)
+    assert measured['square'].value[n] == pytest.approx(square, rel=1e-6)
 
 
 def test_the_host_draws_what_a_device_does():

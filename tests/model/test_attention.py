@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from stability.model import attention, layers
+from stability.model import attention, attention_stats, measure
 from stability.step import train_step
 
 T = 16
@@ -33,22 +33,22 @@ def test_rope_of_bfloat16_is_exact_far_out():
 
 def test_nobody_sees_the_future_however_large_logits_are(tiny):
   """The paper's pass 1e4 (section 3.1.1): the mask is below all of them."""
-  c = tiny().static.model
+  module = attention.Attention(tiny().static.model)
   causal = np.tril(np.ones((T, T), bool))
   logits = np.where(causal, -1e9, 1e9).astype(np.float32)[None]
-  weights = np.asarray(attention._weights(c, jax.numpy.asarray(logits), causal, {}))[0]
+  weights = np.asarray(module._weights(jax.numpy.asarray(logits), causal, 1, {}))[0]
   np.testing.assert_array_equal(weights[~causal], 0)
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
 
 
-def test_the_mean_logit_counts_more_pairs_than_an_int32(tiny):
+def test_the_mean_logit_counts_more_pairs_than_an_int32():
   heads, length = 16_384, 512
   causal = np.tril(np.ones((length, length), bool))
 
   def mean(q, logits):
-    return attention._seen(c, q, q, logits, logits, causal, 1)['attention_logit_mean']
+    stats = attention_stats.stats(q, q, logits, logits, causal, 1)
+    return stats['attention_logit_mean'].value
 
-  c = tiny().static.model
   shapes = [(heads, length, 8), (heads, length, length)]
   jaxpr = jax.make_jaxpr(mean)(*(jax.ShapeDtypeStruct(shape, 'float32') for shape in shapes)).jaxpr
   [sum_over_pairs] = jaxpr.outvars
@@ -88,14 +88,16 @@ def attend(tiny):
     def apply(kernels, hparams):
       start = module.init(jax.random.key(0), x, hparams)['params']  # scales stay as they start
       params = start | {name: value for name, value in kernels.items() if name in start}
-      return module.apply({'params': params}, x, hparams, mutable=[layers.PROBES])
+      return module.apply({'params': params}, x, hparams, mutable=[measure.PROBES])
 
     return apply
 
   def attend(overrides, **kernels):
     run = tiny(overrides)
     out, sown = forward(run.static.model)(random | kernels, run.hparams)
-    probes = {name: float(np.mean(v)) for name, (v,) in sown[layers.PROBES].items()}  # of heads
+    probes = {  # means over heads
+        name: float(np.mean(m.value)) for name, (m,) in sown[measure.PROBES].items()
+    }
     return np.asarray(out), probes
 
   attend.random = random
@@ -195,8 +197,8 @@ def test_the_kernel_is_our_attention(tiny, monkeypatch, long):
   monkeypatch.setattr(attention, 'FUSED', 'xla')
   monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
   if long:
-    monkeypatch.setattr(attention, 'LONG', 8)
-    monkeypatch.setattr(attention, 'BLOCK', 7)  # 4 positions each of 16
+    monkeypatch.setattr(attention_stats, 'LONG', 8)
+    monkeypatch.setattr(attention_stats, 'BLOCK', 7)  # 4 positions each of 16
   run = tiny({'model.qk_norm': 'none'})
   x = np.random.default_rng(0).normal(size=(2, T, 32)).astype(np.float32)
   params = attention.Attention(run.static.model).init(jax.random.key(0), x, run.hparams)['params']
@@ -205,7 +207,7 @@ def test_the_kernel_is_our_attention(tiny, monkeypatch, long):
     module = attention.Attention(run.static.model, fused)
 
     def loss(params, module=module):
-      out, sown = module.apply({'params': params}, x, run.hparams, mutable=[layers.PROBES])
+      out, sown = module.apply({'params': params}, x, run.hparams, mutable=[measure.PROBES])
       return (out**3).sum(), (out, sown)
 
     found.append(compiled(jax.grad(loss, has_aux=True))(params))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stability.model import parameterization
-from stability.optim import optimizers
+from stability.optim import apply
 from stability.step import train_step
 
 # Optimizing machine code takes most of a compile; what is computed stays the same.
@@ -59,13 +59,19 @@ def run_of(tiny, name, exponents='none', width=WIDTH, base=BASE, **others):
   return tiny({'model.width': width, 'model.depth': 1} | overrides | others)
 
 
+def numbers(tree):
+  return {path: np.squeeze(leaf)[()] for path, leaf in flat(tree).items()}
+
+
 def factors(run):
   """What an initial parameter, a weight and a learning rate are multiplied with, by path."""
-  ones = tree_of({path: np.float32(1) for path in (*LAYERS, *OTHERS)})
+  ones = tree_of(
+      {path: np.ones((1, 1), np.float32) for path in LAYERS} | dict.fromkeys(OTHERS, np.float32(1))
+  )
   std = parameterization.initial(ones, run.hparams, run.static)
   multiplier = parameterization.effective(ones, run.hparams, run.static)
   rate = parameterization.learning_rates(ones, np.float32(1), run.hparams, run.static)
-  return flat(std), flat(multiplier), flat(rate)
+  return numbers(std), numbers(multiplier), numbers(rate)
 
 
 @pytest.mark.parametrize('name, exponents', ALL)
@@ -136,22 +142,23 @@ def test_muparam_full_divides_by_head_dim(tiny):
   assert parameterization.model_config(run.static) == run.static.model
 
 
-def test_a_parameter_of_unknown_kind_is_refused(tiny):
-  run = run_of(tiny, 'mup')
-  with pytest.raises(KeyError, match='router'):
-    parameterization.effective({'router': np.ones(2)}, run.hparams, run.static)
+def test_kinds_of_other_parameters():
+  """Those of an extension: matrices are hidden, all others scales."""
+  params = {'block_0': {'router': np.ones((2, 3)), 'sink': np.ones(2), 'gain': np.ones(())}}
+  found = parameterization.kinds(params)['block_0']
+  assert found == {'router': 'hidden', 'sink': 'scale', 'gain': 'scale'}
 
 
 def test_decay_of_a_layer_at_its_own_learning_rate(tiny):
   """Independent decay takes as much of every stored parameter; coupled goes with the rate."""
-  ones = tree_of({path: np.ones(1, np.float32) for path in LAYERS})
+  ones = tree_of({path: np.ones((1, 1), np.float32) for path in LAYERS})
   zeros = jax.tree.map(np.zeros_like, ones)
   left = {}
   for kind in ('independent', 'coupled'):
     decay = {'optimizer.weight_decay_kind': kind, 'optimizer.weight_decay': 0.5}
     top = {'optimizer.learning_rate': 0.25, 'schedule.warmup_steps': 1}
     run = run_of(tiny, 'mup', 'full_alignment', **decay, **top)
-    left[kind] = flat(optimizers.apply_updates(ones, zeros, run.hparams, np.int32(1), run.static))
+    left[kind] = numbers(apply.apply_updates(ones, zeros, run.hparams, np.int32(1), run.static))
   rates = factors(run)[2]
   for path in LAYERS:
     assert left['independent'][path] == 0.5

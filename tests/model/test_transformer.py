@@ -10,7 +10,8 @@ import pytest
 from flax import traverse_util
 
 from stability import config as config_lib
-from stability.model import attention, layers
+from stability.model import attention_stats, measure
+from stability.model import norms as norms_lib
 from stability.model import transformer as transformer_lib
 from stability.step import objective as objective_lib
 
@@ -223,9 +224,9 @@ def test_measures_of_bfloat16_are_taken_in_float32():
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 30, 64)) * 30, jnp.bfloat16)
   exact = np.asarray(x, np.float64)
   squares = np.square(exact).mean(-1, keepdims=True)
-  assert float(layers.rms(x)) == pytest.approx(np.sqrt(squares.mean()), rel=1e-5)
-  np.testing.assert_allclose(layers.unit_rms(x), exact / np.sqrt(squares), rtol=1e-5)
-  norms = np.asarray(attention._norms(x))
+  assert float(measure.rms(x)) == pytest.approx(np.sqrt(squares.mean()), rel=1e-5)
+  np.testing.assert_allclose(norms_lib.unit_rms(x), exact / np.sqrt(squares), rtol=1e-5)
+  norms = np.asarray(attention_stats.norms(x))
   np.testing.assert_allclose(norms, np.linalg.norm(exact, axis=-1), rtol=1e-5)
 
 
@@ -234,7 +235,7 @@ def test_layernorm_of_a_stream_with_a_large_mean():
   noise = np.random.default_rng(0).normal(size=(4, 64))
   x = (1e4 + noise).astype(np.float32)
   centred = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
-  module = layers.norm('layernorm', 'float32', None)
+  module = norms_lib.norm('layernorm', 'float32', None)
   found = module.apply({'params': {'scale': np.ones(64, np.float32)}}, x)
   np.testing.assert_allclose(found, centred / centred.std(-1, keepdims=True), atol=2e-2)
 

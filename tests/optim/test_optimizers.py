@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from stability.optim import optimizers
+from stability.optim import apply, optimizers
+from stability.optim import schedules as schedules_lib
 
 RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
 
@@ -41,7 +42,7 @@ def schedules(tiny):
 
   def of_shape(shape):
     static = tiny({'schedule.shape': shape, 'schedule.decay_steps': 0}).static
-    rate = functools.partial(optimizers.learning_rate, static=static)
+    rate = functools.partial(schedules_lib.learning_rate, static=static)
     compiled = jax.jit(jax.vmap(rate, (None, 0)))
 
     def rates(hparams):
@@ -139,7 +140,12 @@ def apply_updates(tiny):
 
   def with_static(overrides):
     static = tiny({'schedule.decay_steps': 0} | overrides).static
-    return jax.jit(functools.partial(optimizers.apply_updates, static=static))
+
+    def update(params, updates, hparams, step):
+      moves = apply.scale_updates(params, updates, hparams, step, static)
+      return apply.apply_updates(params, moves, hparams, step, static)
+
+    return jax.jit(update)
 
   kinds = {kind: {'optimizer.weight_decay_kind': kind} for kind in ('independent', 'coupled')}
   shapes = {shape: {'schedule.shape': shape} for shape in ('wsd', 'rsqrt')}

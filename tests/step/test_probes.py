@@ -91,7 +91,7 @@ def inside(probed, text):
         mutable=['intermediates'],
     )
     value, _ = objective_lib.objective(
-        run.static.objective, run.hparams, logits, rows[:, 1:], params['head']
+        run.static, run.hparams, logits, rows[:, 1:], params
     )
     return value, collections['intermediates']
 

@@ -11,7 +11,7 @@ from flax import traverse_util
 from stability.data import batches
 from stability.model import parameterization
 from stability.model import transformer as transformer_lib
-from stability.optim import optimizers
+from stability.optim import apply, optimizers
 from stability.step import objective as objective_lib
 from stability.step import train_step
 
@@ -103,7 +103,7 @@ def switched(request, tiny):
   def total(params, inputs, targets, hparams):
     logits = network.apply({'params': params}, inputs, hparams)
     value, terms = objective_lib.objective(
-        run.static.objective, hparams, logits, targets, params['head']
+        run.static, hparams, logits, targets, params
     )
     return value, (logits, terms)
 
@@ -179,7 +179,8 @@ def update(request, tiny):
 
   def update(hparams, gradients, state, params, step):
     directions, state = optimizers.make_optimizer(hparams, static).update(gradients, state, params)
-    return directions, optimizers.apply_updates(params, directions, hparams, step, static), state
+    moves = apply.scale_updates(params, directions, hparams, step, static)
+    return directions, apply.apply_updates(params, moves, hparams, step, static), state
 
   return overrides, compiled(update)
 
@@ -255,6 +256,7 @@ def test_three_steps(tiny, text, case):
   state = {
       'params': params,
       'optimizer': optimizers.make_optimizer(run.hparams, run.static).init(params),
+      'carried': {},
       'step': np.int32(0),
       'skipped': np.int32(0),
       'diverged': np.bool(False),

@@ -12,7 +12,7 @@ from jax import flatten_util
 from stability.data import batches
 from stability.devices import multi_device
 from stability.model import transformer as transformer_lib
-from stability.optim import optimizers
+from stability.optim import apply, optimizers
 from stability.step import objective as objective_lib
 from stability.step import sharpness, train_step
 
@@ -122,7 +122,7 @@ class Stepped:
   def loss(self, params):
     logits = self._network.apply({'params': params}, self._rows[:, :-1], self.run.hparams)
     total, _ = objective_lib.objective(
-        self.run.static.objective, self.run.hparams, logits, self._rows[:, 1:], params['head']
+        self.run.static, self.run.hparams, logits, self._rows[:, 1:], params
     )
     return total
 
@@ -218,9 +218,9 @@ def test_layers_count_with_their_own_learning_rate(tiny):
       ),
   ):
     run = tiny(SMALL | {'optimizer.clip_norm': 0.0} | overrides)
-    adam = optimizers.direction(run.hparams, run.static)
+    adam = optimizers.make_optimizer(run.hparams, run.static)
     _, state = adam.update(gradients, adam.init(params), params)
-    found = optimizers.preconditioner(params, state, run.hparams, jnp.int32(5), run.static)
+    found = apply.preconditioner(params, state, run.hparams, jnp.int32(5), run.static)
     for value, gradient, share in (
         (found['block_0']['mlp']['up'], gradients['block_0']['mlp']['up'], share_up),
         (found['embedding'], gradients['embedding'], share_embedding),

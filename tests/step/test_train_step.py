@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from stability import config as config_lib
+from stability import variants
 from stability.data import batches
 from stability.devices.single_device import SingleDeviceLayout
 from stability.model import transformer as transformer_lib
-from stability.optim import optimizers
+from stability.optim import schedules
 from stability.step import objective as objective_lib
 from stability.step import train_step
 
@@ -98,7 +99,22 @@ def switched_on(tiny, text):
 
 
 def test_every_hyperparameter_is_listed():
-  assert CHANGED.keys() == {field for field, record in config_lib.FIELDS.items() if record.traced}
+  """Or read by an entry of a table, which has a test of its own."""
+  traced = {field for field, record in config_lib.FIELDS.items() if record.traced}
+  entries = [entry for table in variants.TABLES.values() for entry in
+             (table.values() if isinstance(table, variants.Choices) else table)]  # fmt: skip
+  read = {field for entry in entries for field in entry.reads}
+  assert CHANGED.keys() <= traced <= CHANGED.keys() | read
+  assert read <= config_lib.FIELDS.keys()
+
+
+def test_choices_are_the_tables():
+  """A choice option that has a table accepts just its entries."""
+  tables = {name: t for name, t in variants.TABLES.items() if isinstance(t, variants.Choices)}
+  assert tables.keys() >= {'optimizer.name', 'model.norm', 'schedule.shape'}
+  for option, table in tables.items():
+    allowed = config_lib.FIELDS[option].allowed.removeprefix('one of ').split(', ')
+    assert set(allowed) == set(table), option
 
 
 @pytest.mark.parametrize('field', CHANGED)
@@ -148,7 +164,7 @@ def test_metrics_of_a_step(single, tiny, text, loss_on):
     rows = batches.gather(text['text'], starts, 16)
     assert metrics['loss'] == pytest.approx(loss_on(before['params'], rows), rel=1e-5)
     assert metrics['step'] == steps and metrics['diverged'] == 0
-    rate = optimizers.learning_rate(run.hparams, np.int32(steps), run.static)
+    rate = schedules.learning_rate(run.hparams, np.int32(steps), run.static)
     assert metrics['learning_rate'] == pytest.approx(float(rate), rel=1e-6)
     assert metrics['z_loss'] > 1  # 0.5 ln(64)^2, and not in the loss
 

@@ -1,0 +1,119 @@
+"""What is measured of attention: logits, entropy, alignment; whole, or in blocks of queries.
+
+Shapes in names: N batch times heads, T (= S) positions, R positions of a block, K head dimension,
+H heads.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stability.model.measure import Measured
+
+LONG, BLOCK = 1024, 256  # from LONG positions on, fused attention is measured in blocks of queries
+MAX_BY_HEAD = 'attention_logit_max_by_head'
+
+Mask = jax.Array | np.ndarray
+Logits = Callable[[jax.Array, jax.Array], jax.Array]  # of queries and keys
+Weights = Callable[[jax.Array, Mask], jax.Array]  # of logits and the mask
+
+
+def stats(
+    q_NxTxK: jax.Array,
+    k_NxSxK: jax.Array,
+    logits_NxTxS: jax.Array,
+    att_NxTxS: jax.Array,
+    causal_TxS: Mask,
+    heads: int,
+) -> dict[str, Measured]:
+  """The probes of attention.
+
+  Logits are as the paper reads them: of every unmasked pair, after the scale, before soft cap.
+  Entropy, by head, is that of the weights as shares of their sum; 0 where all are 0, as squared
+  ReLU's may be. The cosine tells growth by alignment from growth by norms (figure E.1): it is that
+  of a query and the key of its largest logit, after RoPE; mean over all queries.
+  """
+  masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
+  pairs = float(logits_NxTxS.shape[0]) * causal_TxS.sum()  # may be past what an int32 holds
+  mean = jnp.where(causal_TxS, logits_NxTxS, 0).sum() / pairs
+  entropy_NxT = jax.scipy.special.entr(_shares(att_NxTxS)).sum(-1)
+  entropy_H = entropy_NxT.reshape(-1, heads, entropy_NxT.shape[-1]).mean((0, 2))
+
+  best_NxTx1 = masked_NxTxS.argmax(-1, keepdims=True)
+  best_NxTxK = jnp.take_along_axis(k_NxSxK, best_NxTx1, axis=1).astype(jnp.float32)
+  products_NxT = (q_NxTxK.astype(jnp.float32) * best_NxTxK).sum(-1)
+  norms_NxT = norms(q_NxTxK) * norms(best_NxTxK)
+  cosine_NxT = products_NxT / jnp.where(norms_NxT > 0, norms_NxT, 1)
+  return {
+      'attention_logit_max': Measured(masked_NxTxS.max(), 'max'),
+      'attention_logit_mean': Measured(mean),
+      'attention_entropy': Measured(entropy_H, by_head=True),
+      'query_key_cosine': Measured(cosine_NxT.mean()),
+  }
+
+
+def _shares(att_NxTxS: jax.Array) -> jax.Array:
+  """The weights over their sum, 0 where that is 0."""
+  sum_NxTx1 = att_NxTxS.sum(-1, keepdims=True)
+  return att_NxTxS / jnp.where(sum_NxTx1 > 0, sum_NxTx1, 1)
+
+
+def stats_in_blocks(
+    q_NxTxK: jax.Array, k_NxSxK: jax.Array, logits: Logits, weights: Weights, heads: int
+) -> dict[str, Measured]:
+  """The same without a whole [T, S] matrix where T is large: one block of queries at a time."""
+
+  def block(q_NxRxK, causal_RxS):
+    logits_NxRxS = logits(q_NxRxK, k_NxSxK)
+    att_NxRxS = weights(logits_NxRxS, causal_RxS)
+    return stats(q_NxRxK, k_NxSxK, logits_NxRxS, att_NxRxS, causal_RxS, heads)
+
+  found_G, pairs_G = _over_blocks(block, q_NxTxK)
+
+  def join(name: str, measured: Measured) -> Measured:
+    if name == 'attention_logit_mean':  # a block counts by its pairs
+      return measured.replace(value=measured.value @ (pairs_G / pairs_G.sum()))
+    over = jnp.max if measured.join == 'max' else jnp.mean
+    return measured.replace(value=over(measured.value, axis=0))
+
+  return {name: join(name, measured) for name, measured in found_G.items()}
+
+
+def max_by_head(logits_NxTxS: jax.Array, causal_TxS: Mask, heads: int) -> jax.Array:
+  """The highest unmasked logit of each head, [H], without a gradient."""
+  logits_NxTxS = jax.lax.stop_gradient(logits_NxTxS)
+  masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
+  return masked_NxTxS.max((1, 2)).reshape(-1, heads).max(0)
+
+
+def max_by_head_in_blocks(
+    q_NxTxK: jax.Array, k_NxSxK: jax.Array, logits: Logits, heads: int
+) -> jax.Array:
+  """The same, one block of queries at a time."""
+
+  def block(q_NxRxK, causal_RxS):
+    return max_by_head(logits(q_NxRxK, k_NxSxK), causal_RxS, heads)
+
+  found_GxH, _ = _over_blocks(block, q_NxTxK)
+  return found_GxH.max(0)
+
+
+def _over_blocks(block: Callable, q_NxTxK: jax.Array) -> tuple[object, np.ndarray]:
+  """A function of queries and mask over blocks of queries, [G, ...], and the pairs of each."""
+  N, T, K = q_NxTxK.shape
+  rows = T if T < LONG else max(n for n in range(1, BLOCK + 1) if T % n == 0)
+  positions_GxR = np.arange(T).reshape(-1, rows)
+
+  def of(position_R_and_q_NxRxK):
+    position_R, q_NxRxK = position_R_and_q_NxRxK
+    return block(q_NxRxK, position_R[:, None] >= np.arange(T))
+
+  q_GxNxRxK = q_NxTxK.reshape(N, -1, rows, K).swapaxes(0, 1)
+  return jax.lax.map(of, (positions_GxR, q_GxNxRxK)), (positions_GxR + 1).sum(1)
+
+
+def norms(x_NxTxK: jax.Array) -> jax.Array:
+  """Norms over the last axis, in float32."""
+  return jnp.linalg.norm(x_NxTxK.astype(jnp.float32), axis=-1)

@@ -1,0 +1,39 @@
+"""The MLP of a block and its variants. Shapes in names: B batch, T positions, D width, F hidden."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from stability.model.kernels import dot, kernel
+from stability.model.measure import sow_activation
+from stability.variants import Choices, Variant
+
+
+class GeluMLP(nn.Module):
+  """Linear to 4 D, GELU (its tanh form), linear back."""
+
+  c: ml_collections.FrozenConfigDict  # config.model
+
+  @nn.compact
+  def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
+    del hparams
+    c = self.c
+    B, T, D = x_BxTxD.shape
+    up_DxF = kernel(self, 'up', (D, 4 * D))
+    down_FxD = kernel(self, 'down', (4 * D, D))
+    hidden = nn.gelu(dot(x_BxTxD.reshape(B * T, D), up_DxF.astype(c.dtype)))
+    out = dot(hidden, down_FxD.astype(c.dtype)).reshape(B, T, D)
+    sow_activation(self, 'hidden', hidden)
+    sow_activation(self, 'output', out)
+    return out
+
+
+# (config.model, name) -> a module of x [B, T, D] and hparams.
+MLPS = Choices(
+    'model.mlp',
+    {
+        'gelu': Variant(GeluMLP, 'arXiv 1606.08415; section 2.1'),
+    },
+)

@@ -1,0 +1,40 @@
+"""Normalisations over the last axis, with statistics in float32."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stability.variants import Choices, Variant
+
+NORM_EPS = 1e-6
+
+
+def _layernorm(dtype: str, name: str) -> nn.LayerNorm:
+  return nn.LayerNorm(
+      epsilon=NORM_EPS, use_fast_variance=False, dtype=dtype, name=name, use_bias=False
+  )
+
+
+def _rmsnorm(dtype: str, name: str) -> nn.RMSNorm:
+  return nn.RMSNorm(epsilon=NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
+
+
+# (dtype, name) -> a module of x; both have a scale and no bias.
+NORMS = Choices(
+    'model.norm',
+    {
+        'layernorm': Variant(_layernorm, 'arXiv 1607.06450'),
+        'rmsnorm': Variant(_rmsnorm, 'arXiv 1910.07467'),
+    },
+)
+
+
+def norm(kind: str, dtype: str, name: str) -> nn.Module:
+  """The module of a value of model.norm."""
+  return NORMS[kind].make(dtype, name)
+
+
+def unit_rms(x: jax.Array) -> jax.Array:
+  """Divides by the root of the mean square over the last axis, in float32."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)

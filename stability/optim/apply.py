@@ -1,0 +1,105 @@
+"""From an update's direction to the new parameters: learning rate, weight decay.
+
+Update number `step` counts from 1. The rate is that of a parameter's layer
+(stability/model/parameterization.py).
+"""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from stability.model import parameterization
+from stability.optim import schedules
+from stability.variants import Choices, Variant
+
+HParams = dict[str, jax.Array]
+Params = dict[str, object]
+
+SMALLEST_RMS = 1e-3  # of a parameter, where the learning rate is multiplied by it
+
+# Parameter -> what its learning rate is multiplied with, beside that of its layer; None: 1.
+RATE_SCALES = Choices(
+    'optimizer.learning_rate_scale',
+    {
+        'none': Variant(None, 'one learning rate'),
+        'parameter_rms': Variant(
+            lambda p: jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(p))), SMALLEST_RMS),
+            'figure E.14; arXiv 1804.04235',
+        ),
+    },
+)
+
+# (schedule factor, learning rate) -> what weight_decay is multiplied with.
+DECAY_KINDS = Choices(
+    'optimizer.weight_decay_kind',
+    {
+        # Does not depend on the learning rate but for where the schedule ends.
+        'independent': Variant(lambda factor, rate: factor, 'section 3.2.2; arXiv 1711.05101'),
+        # As in PyTorch and Optax.
+        'coupled': Variant(lambda factor, rate: rate, 'section 3.2.2'),
+    },
+)
+
+
+def scale_updates(
+    params: Params,
+    updates: Params,
+    hparams: HParams,
+    step: jax.Array,
+    static: ml_collections.FrozenConfigDict,
+) -> Params:
+  """The updates times the learning rates: what is subtracted from the parameters beside decay."""
+  scale_of = RATE_SCALES[static.optimizer.learning_rate_scale].make
+
+  def move(p, u, rate):
+    if scale_of is not None:
+      u *= scale_of(p)
+    return rate * u
+
+  rate = schedules.learning_rate(hparams, step, static)
+  rates = parameterization.learning_rates(params, rate, hparams, static)
+  return jax.tree.map(move, params, updates, rates)
+
+
+def apply_updates(
+    params: Params,
+    moves: Params,
+    hparams: HParams,
+    step: jax.Array,
+    static: ml_collections.FrozenConfigDict,
+) -> Params:
+  """The new parameters; every one of them decays."""
+  rate = schedules.learning_rate(hparams, step, static)
+  weight_decay = hparams['optimizer.weight_decay']
+  factor = schedules.schedule_factor(hparams, step, static)
+  decay_of = DECAY_KINDS[static.optimizer.weight_decay_kind].make
+
+  def apply(p, move, rate):
+    decay = decay_of(factor, rate) * weight_decay
+    return p - (move + decay * p)
+
+  rates = parameterization.learning_rates(params, rate, hparams, static)
+  return jax.tree.map(apply, params, moves, rates)
+
+
+def preconditioner(
+    params: Params,
+    state: optax.OptState,
+    hparams: HParams,
+    step: jax.Array,
+    static: ml_collections.FrozenConfigDict,
+) -> Params:
+  """AdamW's preconditioner P after update number `step`: it moves by learning rate * momentum / P.
+
+  sqrt(v) + eps, with v corrected for its start, over the share of the learning rate that a layer
+  gets.
+  """
+  second = optax.tree.bias_correction(
+      optax.tree.get(state, 'nu'), hparams['optimizer.beta2'], optax.tree.get(state, 'count')
+  )
+  ones = jax.tree.map(jnp.ones_like, params)
+  rate = schedules.learning_rate(hparams, step, static)
+  shares = jax.tree.map(lambda s: s / rate, scale_updates(params, ones, hparams, step, static))
+  eps = hparams['optimizer.eps']
+  return jax.tree.map(lambda v, share: (jnp.sqrt(v) + eps) / share, second, shares)
