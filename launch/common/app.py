@@ -23,7 +23,8 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
@@ -31,6 +32,7 @@ from ml_collections import ConfigDict
 
 from launch.common import preemption
 from stability import config as config_lib
+from stability import extensions as extensions_lib
 from stability import hyper
 from stability.analysis import windows
 from stability.errors import BadInput, CannotWrite
@@ -53,6 +55,7 @@ class Sweep:
   scale: str
   overrides: dict[str, Any]  # dotted field -> value
   runs: hyper.Runs
+  extensions: extensions_lib.Extensions | None  # what the config file adds to the package's own
   report: dict[str, Any]  # how to compare LR sensitivities: stability/analysis/windows.py
 
 
@@ -155,8 +158,8 @@ def load(
   if not os.path.isfile(file):
     raise BadInput(f'--config={file}: no such file')
 
+  namespace, extensions = _run_config(file)
   with _blame(file, BaseException):
-    namespace = runpy.run_path(file)
     get_config = namespace.get('get_config')
     if not callable(get_config):
       raise BadInput("must define get_config(scale='cpu')")
@@ -182,7 +185,42 @@ def load(
   with _blame(file, BadInput):
     runs = hyper.expand(base, points, overrides, seeds)
     report = windows.check(report, runs)
-  return Sweep(file, scale, overrides, runs, report)
+  return Sweep(file, scale, overrides, runs, extensions, report)
+
+
+# The config file that the command line names, where it had to be run for its options to be flags.
+_config_run: dict[str, tuple[Mapping[str, Any], extensions_lib.Extensions | None]] = {}
+
+
+def _run_config(file: str) -> tuple[Mapping[str, Any], extensions_lib.Extensions | None]:
+  """The namespace of a config file; its extensions, if it has any, are installed."""
+  if file not in _config_run:
+    extensions_lib.reset()
+    with _blame(file, BaseException):
+      namespace, extensions = runpy.run_path(file), None
+      if 'get_extensions' in namespace:
+        extensions = extensions_lib.of_config(Path(file), namespace['get_extensions']())
+    _config_run[file] = namespace, extensions
+  return _config_run[file]
+
+
+def _define_extensions(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+  """Defines flags for the options that the config file on the command line adds, and no others."""
+  _config_run.clear()
+  extensions_lib.reset()
+  for name in [name for name in flag_values if name.startswith('config.')]:
+    if name.removeprefix('config.') not in config_lib.FIELDS:
+      delattr(flag_values, name)
+  if 'config' not in flag_values or 'config.seed' not in flag_values:
+    return
+  for position, argument in enumerate(argv):
+    name, separator, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name == 'config':
+      value = value if separator else ''.join(argv[position + 1 : position + 2])
+      stem, suffix, _ = value.rpartition('.py')
+      if os.path.isfile(stem + suffix) and b'get_extensions' in Path(stem + suffix).read_bytes():
+        _run_config(stem + suffix)
+  define_overrides(flag_values)
 
 
 @contextlib.contextmanager
@@ -272,6 +310,7 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
       raise BadInput(f'{argument!r}: must be UTF-8') from None
     if '\0' in argument:
       raise BadInput(f'{argument!r}: must not contain a NUL')
+  _define_extensions(flag_values, argv)
   try:
     _, *words = flag_values(argv)
   except flags.UnrecognizedFlagError as error:

@@ -1,11 +1,13 @@
 """Trains a run once more, with the actions that were taken on it, and compares the numbers."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from launch.backends import local
+from stability import extensions
 from stability.control import actions
 from stability.errors import BadInput
 from stability.hyper import Runs
@@ -28,6 +30,9 @@ def replay(run: Path, workdir: Path, console: Console) -> int:
   sweeps.check_workdir(workdir, runs)
   data = sweep.data | {'path': str((source / sweep.data['path']).absolute())}
   sweeps.write_sweep(workdir, dataclasses.replace(sweep, runs=runs.configs, data=data))
+  if sweep.extensions:
+    extensions.check(source, sweep.extensions)
+    shutil.copytree(source / 'extensions', workdir / 'extensions', dirs_exist_ok=True)
   copy = run_files.run_dir(workdir, run.name)
   if not (copy / 'actions.jsonl').exists():
     taken = [r for r in actions.done(actions.read(run)) if r['action'] != 'fork']

@@ -10,6 +10,7 @@ from absl import flags
 from rich.console import Console
 
 from launch.common import app
+from stability import extensions
 from stability.config import Config
 from stability.data import tokens
 from stability.errors import BadInput
@@ -90,6 +91,7 @@ def _prepare(sweep: app.Sweep, workdir: Path, others: Sequence[Path]) -> dict[st
         data=data,
         versions=_versions(workdir, waiting),
         report=sweep.report,
+        extensions=_prepare_extensions(sweep, workdir),
     )
     sweeps.write_sweep(workdir, written)
     first = next(iter(runs.configs.values()))
@@ -98,6 +100,27 @@ def _prepare(sweep: app.Sweep, workdir: Path, others: Sequence[Path]) -> dict[st
   if taken:
     print(f'{len(taken)} runs are taken over from sweeps that have trained them', flush=True)
   return {name: config for name, config in waiting.items() if name not in taken}
+
+
+def _prepare_extensions(sweep: app.Sweep, workdir: Path) -> files.Json:
+  """Copies the sources of the sweep's extensions; a workdir that has some keeps those it has."""
+  before = {}
+  if (workdir / 'sweep.json').exists():
+    before = sweeps.read_sweep(workdir).extensions
+  now = sweep.extensions.to_json() if sweep.extensions else {}
+  if before:
+    if before['sha256'] != now.get('sha256'):
+      print(
+          f'warning: {sweep.config_file}: its extensions have changed since --workdir={workdir} was'
+          f' begun, which goes on with its own copy, {workdir / before["folder"]}',
+          file=sys.stderr,
+      )
+    extensions.check(workdir, before)
+    return before
+  if sweep.extensions:
+    for name, content in sweep.extensions.files.items():
+      files.write_atomic(workdir / sweep.extensions.folder / name, content)
+  return now
 
 
 def _say_held(by: leases.Json) -> None:

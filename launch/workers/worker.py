@@ -165,7 +165,7 @@ def main() -> None:
 
   environment.pin([int(core) for core in _CORES.value])
 
-  from stability import errors
+  from stability import errors, extensions
   from stability.storage import sweeps  # after the cores are set: this imports jax
   from stability.trainer import trainer
 
@@ -190,7 +190,9 @@ def main() -> None:
       time.sleep(POLL_SECONDS)
       continue
     try:
-      sweep = sweep or sweeps.read_sweep(folder)  # what is asked for was in it from the start
+      if sweep is None:  # what is asked for was in it from the start
+        sweep = sweeps.read_sweep(folder)
+        extensions.load(folder, sweep.extensions)
     except errors.BadInput as error:
       launcher.bad_input(error)
     watch = trainer.TrainerHooks(launcher.has_interrupted, most, launcher.members_chosen)

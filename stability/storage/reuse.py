@@ -39,7 +39,8 @@ def take_over(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pat
   trained: dict[object, Path] = {}
   for other in others:
     found = sweeps.read_sweep(other)
-    if found.data.get('sha256') == sweep.data.get('sha256'):
+    same_text = found.data.get('sha256') == sweep.data.get('sha256')
+    if same_text and found.extensions.get('sha256') == sweep.extensions.get('sha256'):
       for name, config in found.runs.items():
         trained.setdefault(key(config), run_files.run_dir(other, name))
   taken = []

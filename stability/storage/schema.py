@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stability import config as config_lib
+from stability import extensions
 from stability.errors import BadInput
 
 _SWEEP = {
@@ -42,6 +43,10 @@ def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
   for key, kind in _SWEEP.items():
     if not isinstance(sweep.get(key), kind):
       raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
+  try:
+    extensions.register_stored(sweep.get('extensions', {}))
+  except BadInput as error:
+    raise BadInput(f'{path}: damaged: extensions: {error}') from None
   fields, runs, data = sweep['fields'], sweep['runs'], sweep['data']
   if not runs:
     raise BadInput(f'{path}: damaged: it has no runs')

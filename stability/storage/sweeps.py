@@ -38,6 +38,7 @@ class Sweep:
   data: Json  # the token files' path, from the workdir or absolute, and their meta.json
   versions: dict[str, str]  # of the code and libraries that train the runs
   report: Json = dataclasses.field(default_factory=dict)  # from get_report: analysis/windows.py
+  extensions: Json = dataclasses.field(default_factory=dict)  # stability/extensions.py
 
   def to_json(self) -> Json:
     """The object in sweep.json."""
@@ -49,6 +50,7 @@ class Sweep:
         'data': self.data,
         'versions': self.versions,
         'report': self.report,
+        'extensions': self.extensions,
         'runs': self.runs,
     }
 
@@ -58,7 +60,9 @@ class Sweep:
 
     Its configs are completed with the fields that were added since they were written.
     """
-    values = {field.name: found[field.name] for field in dataclasses.fields(cls)}
+    values = {'extensions': {}} | {
+        field.name: found[field.name] for field in dataclasses.fields(cls) if field.name in found
+    }
     values['fields'] = tuple(found['fields'])
     values['runs'] = {name: config_lib.complete(c) for name, c in found['runs'].items()}
     return cls(**values)
@@ -127,6 +131,7 @@ def check_workdir(workdir: Path, runs: Runs) -> None:
 def _is_prepared(workdir: Path, entries: Iterable[Path]) -> bool:
   """Whether a folder holds only what is written before sweep.json: token files and configs."""
   names = {path.name for path in entries} | {path.name for path in workdir.glob('runs/*/*')}
+  names -= {path.name for path in workdir.glob('extensions')}
   return names <= {'data', 'runs', 'config.json'}
 
 

@@ -1,0 +1,300 @@
+"""Options, variants and terms that a config file adds to the package's own.
+
+A config file defines get_extensions(), which returns a list of
+
+  integer, number, switch, choice, text(...)   options (stability/config/field.py)
+  variant(option, name, make, ...)             another value of a choice option
+  term(place, name, make, ...)                 another term of a place (stability/variants.py)
+
+What `make` is called with, the table of the option or place says: optimizer.name in
+stability/optim/optimizers.py, model.attention in stability/model/attention.py, objective in
+stability/step/objective.py ...
+
+The file, and modules beside it that it imports, are copied into the workdir. Workers and resumes
+run that copy; whoever only reads a workdir runs none of it, and knows its options from records in
+sweep.json. This module imports no jax.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import runpy
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stability import variants
+from stability.config import fields
+from stability.config.field import Field, choice, integer, number, switch, text
+from stability.errors import BadInput
+
+__all__ = ['choice', 'integer', 'number', 'switch', 'term', 'text', 'variant']
+
+Json = dict[str, Any]
+
+_ROOT = Path(__file__).absolute().parents[1]  # of the package, launch and configs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Variant:
+  option: str
+  name: str
+  variant: variants.Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class _Term:
+  place: str
+  term: variants.Term
+
+
+Entry = Field | _Variant | _Term
+
+_STORED = {
+    'folder': str,
+    'file': str,
+    'files': list,
+    'sha256': str,
+    'options': list,
+    'values': dict,
+}
+
+
+def variant(
+    option: str, name: str, make: Callable[..., Any], source: str = '', reads: Sequence[str] = ()
+) -> Entry:
+  """A value of a choice option, say optimizer.name=NAME.
+
+  Args:
+    option: the choice option.
+    name: the new value.
+    make: what the option's table calls; its comment says with which arguments.
+    source: paper or link.
+    reads: options that it reads.
+  """
+  return _Variant(option, name, variants.Variant(make, source, tuple(reads)))
+
+
+def term(
+    place: str,
+    name: str,
+    make: Callable[..., Any],
+    source: str = '',
+    when: str | None = None,
+    reads: Sequence[str] = (),
+    needs: Sequence[str] = (),
+) -> Entry:
+  """A term of a place: initialisation, objective, gradient, after_update or probes.
+
+  Args:
+    place: where it acts.
+    name: under which it is logged.
+    make: what the place calls.
+    source: paper or link.
+    when: the switch or choice option that turns it on, or option=value; None: always on.
+    reads: options that it reads.
+    needs: measurements that a quiet step has to take for it.
+  """
+  found = variants.Term(name, make, source, when, tuple(reads), tuple(needs))
+  return _Term(place, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extensions:
+  """What a config file adds, with the sources that it takes."""
+
+  file: str  # the config file's name among `files`
+  files: Mapping[str, bytes]  # relative path -> content
+  options: tuple[Field, ...]
+  values: Mapping[str, tuple[str, ...]]  # choice option -> the values added to it
+
+  @property
+  def sha256(self) -> str:
+    """The digest of all files with their names."""
+    return _sha256(self.files)
+
+  @property
+  def folder(self) -> str:
+    """Of the copies, relative to the workdir."""
+    return f'extensions/{self.sha256[:12]}'
+
+  def to_json(self) -> Json:
+    """What sweep.json says of them."""
+    return {
+        'folder': self.folder,
+        'file': self.file,
+        'files': sorted(self.files),
+        'sha256': self.sha256,
+        'options': [option.to_json() for option in self.options],
+        'values': {option: list(names) for option, names in self.values.items()},
+    }
+
+
+def reset() -> None:
+  """Removes the entries that are installed in this process."""
+  fields.unregister_all()
+  variants.remove_added()
+
+
+def of_config(file: Path, entries: Any) -> Extensions:
+  """Installs what get_extensions of a config file has returned, and reads its sources."""
+  options, values = _install(entries)
+  files = {name: path.read_bytes() for name, path in _sources(file).items()}
+  return Extensions(file.name, files, options, values)
+
+
+def _install(entries: Any) -> tuple[tuple[Field, ...], dict[str, tuple[str, ...]]]:
+  """Installs entries in the place of those there are; the options, and values by option."""
+  reset()
+  if not isinstance(entries, Iterable):
+    raise BadInput('get_extensions: must return a list of entries')
+  entries = list(entries)
+  for entry in entries:
+    if not isinstance(entry, Entry):
+      raise BadInput(
+          f'get_extensions: returns a {type(entry).__name__}; entries are made by'
+          ' stability.extensions: number, choice ... variant, term'
+      )
+  options = [entry for entry in entries if isinstance(entry, Field)]
+  for option in options:
+    fields.register(option)
+  values: dict[str, tuple[str, ...]] = {}
+  for entry in entries:
+    if isinstance(entry, _Variant):
+      _check_choice(entry.option, entry.name)
+      variants.add_variant(entry.option, entry.name, entry.variant)
+      values[entry.option] = (*values.get(entry.option, ()), entry.name)
+    elif isinstance(entry, _Term):
+      _check_when(entry.term)
+      variants.add_term(entry.place, entry.term)
+  return tuple(options), values
+
+
+def _check_choice(option: str, name: str) -> None:
+  field = fields.FIELDS.get(option)
+  if field is None or field.kind != 'choice':
+    raise BadInput(f'variant {name!r}: config.{option} is no choice option')
+  if field.check(name):
+    raise BadInput(f'variant {name!r}: config.{option} has this value already')
+
+
+def _check_when(term: variants.Term) -> None:
+  if term.when is None:
+    return
+  option = term.when.partition('=')[0]
+  field = fields.FIELDS.get(option)
+  if field is None or not (field.switch or field.kind == 'choice'):
+    raise BadInput(f'term {term.name!r}: when={term.when!r} must name a switch or choice option')
+
+
+def _sources(file: Path) -> dict[str, Path]:
+  """A config file and the modules of the user's that it imports, by their relative paths."""
+  found = {file.name: file}
+  pending = [file]
+  while pending:
+    tree = ast.parse(pending.pop().read_bytes())
+    for name in _imported(tree):
+      for path in _module_files(name):
+        relative = _relative(path, name)
+        if relative not in found:
+          found[relative] = path
+          pending.append(path)
+  return found
+
+
+def _imported(tree: ast.AST) -> set[str]:
+  """The top-level names of what a module imports."""
+  names = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+      names.add(node.module)
+  return {name.partition('.')[0] for name in names}
+
+
+def _module_files(name: str) -> list[Path]:
+  """The sources of a module of the user's: none of what is installed or comes with Python."""
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):
+    return []
+  if spec is None or not spec.origin or not spec.origin.endswith('.py'):
+    return []
+  path = Path(spec.origin).absolute()
+  installed = [sysconfig.get_path(kind) for kind in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
+  own = [str(_ROOT / folder) for folder in ('stability', 'launch', 'configs')]
+  if any(str(path).startswith(f'{folder}{os.sep}') for folder in (*installed, *own)):
+    return []
+  if spec.submodule_search_locations:
+    return sorted(path.parent.rglob('*.py'))
+  return [path]
+
+
+def _relative(path: Path, name: str) -> str:
+  """Where a source lies below a folder from which module `name` can be imported."""
+  parts = path.parts
+  if path.name == f'{name}.py':
+    return path.name
+  return '/'.join(parts[len(parts) - 1 - parts[::-1].index(name) :])
+
+
+# In a workdir.
+
+
+def register_stored(stored: Any) -> None:
+  """Makes the options and values of a sweep's record known, without any of its code.
+
+  BadInput for a record that is not one of Extensions.to_json.
+  """
+  if not isinstance(stored, dict):
+    raise BadInput('must be an object')
+  for key, kind in _STORED.items():
+    if stored and not isinstance(stored.get(key), kind):
+      raise BadInput(f'{key} is missing or of a wrong type')
+  for record in stored.get('options', ()):
+    field = Field.from_json(record)
+    if field.name not in fields.FIELDS:
+      fields.register(field)
+  for option, names in stored.get('values', {}).items():
+    for name in names if isinstance(names, list) else ():
+      if isinstance(name, str) and name not in variants.added(option):
+        variants.add_variant(option, name, variants.Variant(None, 'known by name alone'))
+
+
+def check(workdir: Path, stored: Json) -> Path:
+  """The copy of the config file in a workdir; BadInput if it or what it imports was changed."""
+  folder = workdir / stored['folder']
+  where = f'{folder / stored["file"]}: the extensions of this sweep'
+  try:
+    files = {name: (folder / name).read_bytes() for name in stored['files']}
+  except OSError as error:
+    raise BadInput(f'{where} cannot be read: {error.filename}: {error.strerror}') from error
+  if _sha256(files) != stored['sha256']:
+    raise BadInput(f'{where} have been changed: their SHA-256 is not that of sweep.json')
+  return folder / stored['file']
+
+
+def load(workdir: Path, stored: Json) -> None:
+  """Runs the copy in a workdir and installs its entries; BadInput where that cannot be."""
+  if not stored:
+    return
+  file = check(workdir, stored)
+  sys.path.insert(0, str(file.parent))  # for good: what they import later is in the copy as well
+  try:
+    _install(runpy.run_path(str(file))['get_extensions']())
+  except Exception as error:
+    what = f'{type(error).__name__}: {error}'
+    raise BadInput(f'{file}: the extensions of this sweep fail: {what}') from error
+
+
+def _sha256(files: Mapping[str, bytes]) -> str:
+  digest = hashlib.sha256()
+  for name, content in sorted(files.items()):
+    digest.update(f'{name} {len(content)}\n'.encode())
+    digest.update(content)
+  return digest.hexdigest()
