@@ -9,6 +9,7 @@ from stability.analysis.results import Results
 
 MARGIN = 0.05  # of what the best run of the size learned: initial loss minus its final loss
 SMOOTHED = 5  # logged steps that a smoothed loss is the mean of: the last one and those before it
+UNSTABLE_LOGIT = 1e4  # runs with attention logits above it diverged (paper section 3.3)
 
 
 def unstable(results: Results) -> pd.Series:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
-from stability.analysis.claims.claim import BEYOND, DOES_NOT_HOLD, HOLDS, UNDECIDED
+from stability.analysis.claims.claim import DOES_NOT_HOLD, EXTENSION, HOLDS, UNDECIDED
 from stability.errors import BadInput
 from stability.report import page, terminal
 from stability.storage import files, sweeps
@@ -78,7 +78,7 @@ def _claims(folder: Path, experiment: Experiment) -> pd.DataFrame | None:
     return None
   table = registry.read(file)
   table = table[table['n'] > 0].assign(experiment=experiment.name)
-  return table.assign(reproduces=table['figure'].isin([*experiment.figures, BEYOND]))
+  return table.assign(reproduces=table['figure'].isin([*experiment.figures, EXTENSION]))
 
 
 def _found(workdir: Path) -> tuple[list[str], list[str], list[str]]:

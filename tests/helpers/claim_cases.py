@@ -1,9 +1,9 @@
-"""Sweeps and worlds in which each claim holds, and others in which it does not."""
+"""For each claim: a sweep with outcomes for which it holds and outcomes for which it does not."""
 
 from collections.abc import Callable
 from typing import Any
 
-from helpers.worlds import (
+from helpers.simulated_sweeps import (
   BOTH_QK,
   QK,
   RATES,
@@ -11,7 +11,7 @@ from helpers.worlds import (
   Fields,
   FirstAndLast,
   Number,
-  World,
+  Outcomes,
   best,
   centred,
   cliff,
@@ -73,12 +73,12 @@ BATCHES = [
 
 
 def cliff_without(field: str) -> Number:
-  """Runs at the highest learning rate are unstable where a field is 0."""
+  """A loss with which runs at the highest learning rate are unstable where a field is 0."""
   return lambda c: cliff(c) if c[field] == 0 else flat(c)
 
 
 def kappa_loss(critical: float) -> Number:
-  """Suffers from the critical logit scale on; a model without blocks ends at 3."""
+  """A loss that rises at the critical logit scale; a model without blocks ends at 3."""
 
   def loss(c: Fields) -> float:
     if c['model.depth'] == 0:
@@ -97,7 +97,7 @@ def gradient(with_size: float, with_rate: float) -> Callable[[Fields], FirstAndL
 
 
 def logit_at_the_top(logit: float) -> Callable[[Fields], FirstAndLast]:
-  """Of the runs without qk-norm at the highest learning rate."""
+  """A logit for runs without qk-norm at the highest learning rate; 20 elsewhere."""
   return lambda c: (10.0, logit if highest(c) and c[QK_NORM] == 'none' else 20.0)
 
 
@@ -108,13 +108,13 @@ def shape_loss(wide: float, deep: float, both: float) -> Number:
 
 
 def law(wide: float, deep: float, both: float) -> Number:
-  """Best losses by a power law of the size, which the largest shapes miss by this."""
-  misses = {(64, 3): wide, (32, 12): deep, (48, 5): both}
-  return lambda c: 3 * size(c) ** -0.05 + misses.get((c['model.width'], c['model.depth']), 0.0)
+  """Best losses by a power law of the size, plus a residual at the largest shapes."""
+  residuals = {(64, 3): wide, (32, 12): deep, (48, 5): both}
+  return lambda c: 3 * size(c) ** -0.05 + residuals.get((c['model.width'], c['model.depth']), 0.0)
 
 
 def depth_or_width(deep: float, wide: float) -> Number:
-  """How fast LR sensitivity rises with depth and with width."""
+  """LR sensitivity as powers of depth and width."""
   return lambda c: 0.1 * (c['model.depth'] / 3) ** deep * (c['model.width'] / 32) ** wide
 
 
@@ -146,7 +146,7 @@ def grown_by_norms(factor: float) -> dict[str, Any]:
 
 
 def update(*collapsed: float) -> dict[str, Any]:
-  """Gradients of 1e-5, and updates smaller where eps is larger, as it says of each block."""
+  """Gradients of 1e-5 and, where eps is larger, updates reduced by a factor for each block."""
 
   def over_eps(c: Fields) -> FirstAndLast:
     return (1e-5 / c[EPS],) * 2
@@ -170,7 +170,7 @@ def near_eps(shrunk: float) -> dict[str, Any]:
 
 
 def smallest_update(of_size: float) -> dict[str, Any]:
-  """At the highest learning rate of one size; gradients are near eps at that rate."""
+  """A smaller update at the highest learning rate of one size, where gradients are near eps."""
 
   def rms(c: Fields) -> FirstAndLast:
     return 0.3, 0.1 if highest(c) and size(c) == of_size else 0.3
@@ -193,12 +193,12 @@ def entropy(with_norm: float, without: float) -> dict[str, Any]:
 
 
 def over_sizes(largest: float) -> dict[str, Any]:
-  """Logits that follow a power of the size, but for the largest of four."""
+  """Logits that follow a power law of the size, except at the largest of four."""
   return {LOGIT: lambda c: (10.0 * size(c) * (largest if size(c) > 30 else 1.0),) * 2}
 
 
 def steep_logits(largest: float) -> dict[str, Any]:
-  """Logits that pass 1e4 at the highest learning rate and the largest of four sizes alone."""
+  """Logits that exceed 1e4 only at the highest learning rate and the largest of four sizes."""
 
   def of(c: Fields) -> FirstAndLast:
     grown = 500 * size(c) * (largest if size(c) > 30 else 1.0)
@@ -207,47 +207,47 @@ def steep_logits(largest: float) -> dict[str, Any]:
   return {LOGIT: of}
 
 
-def shift(of_name: str, with_size: float) -> World:
-  """The optimum of one parameterization moves with size."""
+def shift(of_name: str, with_size: float) -> Outcomes:
+  """An optimum that changes with size in one parameterization."""
   return centred(lambda c: 1e-2 * size(c) ** (with_size if c[NAME] == of_name else 0.0))
 
 
-# Figure and letter of a claim -> a sweep, a world in which it holds, and one in which it does not.
-CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
+# Figure and letter of a claim -> a sweep, outcomes with which it holds and with which it does not.
+CASES: dict[str, tuple[list[hyper.Point], Outcomes, Outcomes]] = {
     '1a': (QK, steep(where(QK_NORM, 'none', 0.2, 0.1)), steep(where(QK_NORM, 'none', 0.1, 0.1))),
     '1b': (QK, steep(lambda c: 0.1 * size(c) ** 0.25), steep(lambda c: 0.1)),
     '1c': (
         QK,
-        World(unstable_from(lambda c: 1.0 if size(c) < 16 else 0.1)),
-        World(unstable_from(lambda c: 1.0)),
+        Outcomes(unstable_from(lambda c: 1.0 if size(c) < 16 else 0.1)),
+        Outcomes(unstable_from(lambda c: 1.0)),
     ),
-    '1d': (QK, World(cliff_without_qk_norm), World(cliff)),
+    '1d': (QK, Outcomes(cliff_without_qk_norm), Outcomes(cliff)),
     '2a': (
         QK,
-        World(cliff_without_qk_norm),
-        World(lambda c: cliff_without_qk_norm(c) if size(c) > 1 else flat(c)),
+        Outcomes(cliff_without_qk_norm),
+        Outcomes(lambda c: cliff_without_qk_norm(c) if size(c) > 1 else flat(c)),
     ),
-    '2b': (QK, World(cliff, blocks(1e3)), World(cliff, blocks(50.0))),
-    '2c': (QK, World(flat, entropy(2.0, 0.1)), World(flat, entropy(2.0, 2.0))),
-    '2d': (QK, World(flat, entropy(2.0, 0.1)), World(flat, entropy(0.1, 0.1))),
+    '2b': (QK, Outcomes(cliff, blocks(1e3)), Outcomes(cliff, blocks(50.0))),
+    '2c': (QK, Outcomes(flat, entropy(2.0, 0.1)), Outcomes(flat, entropy(2.0, 2.0))),
+    '2d': (QK, Outcomes(flat, entropy(2.0, 0.1)), Outcomes(flat, entropy(0.1, 0.1))),
     '3a': (NO_Z, steep(where(Z_LOSS, 0.0, 0.2, 0.1)), steep(where(Z_LOSS, 0.0, 0.1, 0.2))),
-    '3b': (NO_Z, World(cliff), World(flat)),
-    '3c': (NO_Z, World(cliff_without(Z_LOSS)), World(cliff)),
+    '3b': (NO_Z, Outcomes(cliff), Outcomes(flat)),
+    '3c': (NO_Z, Outcomes(cliff_without(Z_LOSS)), Outcomes(cliff)),
     '3d': (NO_Z, steep(where(DECAY, 0.0, 0.2, 0.1)), steep(where(DECAY, 0.0, 0.1, 0.1))),
     '4a': (
         NO_Z,
-        World(flat, {'output_logit_mean': where(Z_LOSS, 0.0, (-1.0, -30.0), (-1.0, -2.0))}),
-        World(flat, {'output_logit_mean': (-1.0, -2.0)}),
+        Outcomes(flat, {'output_logit_mean': where(Z_LOSS, 0.0, (-1.0, -30.0), (-1.0, -2.0))}),
+        Outcomes(flat, {'output_logit_mean': (-1.0, -2.0)}),
     ),
     '4b': (
         NO_Z,
-        World(flat, {'log_z': where(Z_LOSS, 0.0, (-5.0, -40.0), (5.0, 4.0))}),
-        World(flat, {'log_z': (5.0, 6.0)}),
+        Outcomes(flat, {'log_z': where(Z_LOSS, 0.0, (-5.0, -40.0), (5.0, 4.0))}),
+        Outcomes(flat, {'log_z': (5.0, 6.0)}),
     ),
     '4c': (
         NO_Z,
-        World(cliff_without(Z_LOSS), curve=late(0.5)),
-        World(cliff_without(Z_LOSS), curve=late(0.0)),
+        Outcomes(cliff_without(Z_LOSS), curve=late(0.5)),
+        Outcomes(cliff_without(Z_LOSS), curve=late(0.0)),
     ),
     '5a': (
         grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
@@ -266,8 +266,8 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     ),
     '5d': (
         grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
-        World(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) == 16 else flat(c)),
-        World(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) < 16 else flat(c)),
+        Outcomes(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) == 16 else flat(c)),
+        Outcomes(lambda c: cliff(c) if c[WARMUP] < 100 and size(c) < 16 else flat(c)),
     ),
     '5e': (
         grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES),
@@ -290,66 +290,74 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     '8c': (MUPARAM, best(lambda c: 2.0), best(where(NAME, 'muparam_simple', 1.9, 2.0))),
     '9a': (
         QK,
-        World(cliff_without_qk_norm, {LOGIT: logit_at_the_top(1e5)}),
-        World(flat, {LOGIT: logit_at_the_top(1e5)}),
+        Outcomes(cliff_without_qk_norm, {LOGIT: logit_at_the_top(1e5)}),
+        Outcomes(flat, {LOGIT: logit_at_the_top(1e5)}),
     ),
     '9b': (
         QK,
-        World(flat, {LOGIT: logit_at_the_top(1e5)}),
-        World(flat, {LOGIT: (10.0, 1e5)}),
+        Outcomes(flat, {LOGIT: logit_at_the_top(1e5)}),
+        Outcomes(flat, {LOGIT: (10.0, 1e5)}),
     ),
     '9c': (
         grid(sweep('model.width', 16, 32, 64, 96), BOTH_QK, RATES),
-        World(flat, over_sizes(1.0)),
-        World(flat, over_sizes(10.0)),
+        Outcomes(flat, over_sizes(1.0)),
+        Outcomes(flat, over_sizes(10.0)),
     ),
     '9d': (
         grid(sweep('model.width', 16, 32, 64, 96), BOTH_QK, RATES),
-        World(cliff_without_qk_norm, steep_logits(1.0)),
-        World(flat, steep_logits(1.0)),
+        Outcomes(cliff_without_qk_norm, steep_logits(1.0)),
+        Outcomes(flat, steep_logits(1.0)),
     ),
-    '10a': (KAPPAS, World(kappa_loss(1e3)), World(kappa_loss(1e7))),
-    '10b': (KAPPAS, World(kappa_loss(1e3)), World(kappa_loss(1e5))),
+    '10a': (KAPPAS, Outcomes(kappa_loss(1e3)), Outcomes(kappa_loss(1e7))),
+    '10b': (KAPPAS, Outcomes(kappa_loss(1e3)), Outcomes(kappa_loss(1e5))),
     '11a': (
         QK,
-        World(flat, {f'gradient_rms/{UP}': gradient(-0.5, 0.0)}),
-        World(flat, {f'gradient_rms/{UP}': gradient(0.5, -0.5)}),
+        Outcomes(flat, {f'gradient_rms/{UP}': gradient(-0.5, 0.0)}),
+        Outcomes(flat, {f'gradient_rms/{UP}': gradient(0.5, -0.5)}),
     ),
     '11b': (
         QK,
-        World(flat, {f'gradient_rms/{UP}': gradient(0.0, -0.5)}),
-        World(flat, {f'gradient_rms/{UP}': gradient(-0.5, 0.5)}),
+        Outcomes(flat, {f'gradient_rms/{UP}': gradient(0.0, -0.5)}),
+        Outcomes(flat, {f'gradient_rms/{UP}': gradient(-0.5, 0.5)}),
     ),
-    '11c': (QK, World(flat, near_eps(1.0)), World(flat, update(1.0))),
-    '12a': (EPSILONS, World(eps_loss(0.3)), World(where(EPS, 1e-15, 2.2, 2.0))),
+    '11c': (QK, Outcomes(flat, near_eps(1.0)), Outcomes(flat, update(1.0))),
+    '12a': (EPSILONS, Outcomes(eps_loss(0.3)), Outcomes(where(EPS, 1e-15, 2.2, 2.0))),
     '12b': (
         EPSILONS,
-        World(where(EPS, 1e-15, 1.9, 2.0)),
-        World(where(EPS, 1e-15, 2.1, 2.0)),
+        Outcomes(where(EPS, 1e-15, 1.9, 2.0)),
+        Outcomes(where(EPS, 1e-15, 2.1, 2.0)),
     ),
     '12c': (
         EPSILONS,
-        World(flat, {f'gradient_rms/{UP}': where(EPS, 1e-15, (1e-5, 1e-5), (1e-5, 1e-7))}),
-        World(flat, {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
+        Outcomes(flat, {f'gradient_rms/{UP}': where(EPS, 1e-15, (1e-5, 1e-5), (1e-5, 1e-7))}),
+        Outcomes(flat, {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
     ),
     '13a': (
         EPSILONS,
-        World(eps_loss(0.3), update(0.1, 0.2, 0.1)),
-        World(eps_loss(0.3), update(0.1, 0.9, 0.1)),
+        Outcomes(eps_loss(0.3), update(0.1, 0.2, 0.1)),
+        Outcomes(eps_loss(0.3), update(0.1, 0.9, 0.1)),
     ),
-    'C.1a': (QK, World(flat, output_rms(0.0, 0.5, 0.0)), World(flat, output_rms(0.5, 0.5, 0.0))),
-    'C.1b': (QK, World(flat, output_rms(0.0, 0.5, 0.0)), World(flat, output_rms(0.5, 0.0, 0.0))),
+    'C.1a': (
+        QK,
+        Outcomes(flat, output_rms(0.0, 0.5, 0.0)),
+        Outcomes(flat, output_rms(0.5, 0.5, 0.0)),
+    ),
+    'C.1b': (
+        QK,
+        Outcomes(flat, output_rms(0.0, 0.5, 0.0)),
+        Outcomes(flat, output_rms(0.5, 0.0, 0.0)),
+    ),
     'C.1c': (
         SHAPE_GRID,
-        World(flat, output_rms(0.0, 0.0, 0.5)),
-        World(flat, output_rms(0.0, 0.5, 0.0)),
+        Outcomes(flat, output_rms(0.0, 0.0, 0.5)),
+        Outcomes(flat, output_rms(0.0, 0.5, 0.0)),
     ),
-    'E.1a': (QK, World(flat, grown_by_norms(90.0)), World(flat, grown_by_norms(2.0))),
-    'E.1b': (QK, World(flat, cosine(0.2)), World(flat, cosine(1.0))),
+    'E.1a': (QK, Outcomes(flat, grown_by_norms(90.0)), Outcomes(flat, grown_by_norms(2.0))),
+    'E.1b': (QK, Outcomes(flat, cosine(0.2)), Outcomes(flat, cosine(1.0))),
     'E.2a': (
         SHAPE_GRID,
-        World(larger_cliff(True), {LOGIT: logit_at_the_top(1e5)}),
-        World(larger_cliff(False), {LOGIT: logit_at_the_top(1e5)}),
+        Outcomes(larger_cliff(True), {LOGIT: logit_at_the_top(1e5)}),
+        Outcomes(larger_cliff(False), {LOGIT: logit_at_the_top(1e5)}),
     ),
     'E.3a': (SHAPE_GRID, best(shape_loss(2.1, 2.1, 2.0)), best(shape_loss(2.1, 1.9, 2.0))),
     'E.3b': (SHAPE_GRID, best(law(0.1, 0.1, 0.0)), best(law(0.1, 0.0, 0.1))),
@@ -361,8 +369,8 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     'E.4b': (MUPARAM, shift('standard', 0.5), shift('muparam_simple', 0.5)),
     'E.5a': (
         MUPARAM,
-        World(lambda c: 6.0 if highest(c) and c[NAME] != 'muparam_full' else flat(c)),
-        World(lambda c: 6.0 if highest(c) else flat(c)),
+        Outcomes(lambda c: 6.0 if highest(c) and c[NAME] != 'muparam_full' else flat(c)),
+        Outcomes(lambda c: 6.0 if highest(c) else flat(c)),
     ),
     'E.5b': (MUPARAM, best(lambda c: 2.0), best(where(NAME, 'muparam_full', 1.9, 2.0))),
     'E.6a': (
@@ -396,21 +404,21 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     ),
     'E.11a': (
         grid(WIDTHS, sweep('model.attention', 'softmax', 'squared_relu'), BOTH_QK, RATES),
-        World(flat, {LOGIT: (10.0, 1e4)}),
-        World(flat, {LOGIT: where('model.attention', 'softmax', (10.0, 1e4), (10.0, 20.0))}),
+        Outcomes(flat, {LOGIT: (10.0, 1e4)}),
+        Outcomes(flat, {LOGIT: where('model.attention', 'softmax', (10.0, 1e4), (10.0, 20.0))}),
     ),
     'E.12a': (
         QK,
-        World(flat, {f'gradient_rms/{KEY}': gradient(-0.5, 0.0)}),
-        World(flat, {f'gradient_rms/{KEY}': gradient(0.5, -0.5)}),
+        Outcomes(flat, {f'gradient_rms/{KEY}': gradient(-0.5, 0.0)}),
+        Outcomes(flat, {f'gradient_rms/{KEY}': gradient(0.5, -0.5)}),
     ),
     'E.12b': (
         QK,
-        World(flat, {f'gradient_rms/{KEY}': gradient(0.0, -0.5)}),
-        World(flat, {f'gradient_rms/{KEY}': gradient(-0.5, 0.5)}),
+        Outcomes(flat, {f'gradient_rms/{KEY}': gradient(0.0, -0.5)}),
+        Outcomes(flat, {f'gradient_rms/{KEY}': gradient(-0.5, 0.5)}),
     ),
-    'E.13a': (QK, World(flat, near_eps(0.5)), World(flat, near_eps(1.0))),
-    'E.13b': (QK, World(flat, smallest_update(16.0)), World(flat, smallest_update(1.0))),
+    'E.13a': (QK, Outcomes(flat, near_eps(0.5)), Outcomes(flat, near_eps(1.0))),
+    'E.13b': (QK, Outcomes(flat, smallest_update(16.0)), Outcomes(flat, smallest_update(1.0))),
     'E.14a': (
         grid(WIDTHS, sweep(RATE_SCALE, 'none', 'parameter_rms'), RATES),
         centred(lambda c: 1e-2 * size(c) ** where(RATE_SCALE, 'none', 0.5, 0.0)(c)),
@@ -418,7 +426,7 @@ CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
     ),
     'E.15a': (
         EPSILONS,
-        World(eps_loss(1.0), {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
-        World(eps_loss(0.05), {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
+        Outcomes(eps_loss(1.0), {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
+        Outcomes(eps_loss(0.05), {f'gradient_rms/{UP}': (1e-5, 1e-5)}),
     ),
 }  # fmt: skip

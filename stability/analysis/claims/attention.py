@@ -1,38 +1,45 @@
-"""Attention logits and qk-layernorm (sections 3.1.1 and 3.3, Figures 1, 2, 9, 10, E.1)."""
+"""Claims on attention logits and qk-layernorm (sections 3.1.1, 3.3; Figures 1, 2, 9, 10, E.1)."""
 
 import numpy as np
 import pandas as pd
 
 from stability.analysis import instability
 from stability.analysis.claims import evidence as ev
-from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan, grows_in_one_way
+from stability.analysis.claims.claim import (
+  AtLeast,
+  AtMost,
+  Claim,
+  MoreThan,
+  require_one_way_of_scaling,
+)
 from stability.analysis.claims.evidence import Evidence, Undecided
+from stability.analysis.claims.families import QK_NORMS
+from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.results import LOGIT
 
 QK_NORM = 'model.qk_norm'
-UNSTABLE_LOGIT = 1e4  # what the paper saw no run survive
 QUERY_NORM, KEY_NORM = 'block_0/query_norm', 'block_0/key_norm'
 COSINE = 'block_0/query_key_cosine'
 ENTROPY = 'block_0/attention_entropy'
 
 
-def need_for_qk_norm(e: Evidence) -> pd.Series:
-  """Lowest ratio of LR sensitivity over sizes, without qk-layernorm / with."""
-  return ev.ratios(e.lr_sensitivity(), QK_NORM, 'layernorm').min()
+def benefit_of_qk_norm(e: Evidence) -> pd.Series:
+  """The lowest ratio of LR sensitivity, without / with qk-layernorm, over sizes."""
+  return ev.ratios(e.lr_sensitivity(), QK_NORM, e.variants[QK_NORM]).min()
 
 
-def _rise_with_size(e: Evidence) -> pd.Series:
+def _slope_on_size(e: Evidence) -> pd.Series:
   return ev.slopes(np.log(e.lr_sensitivity()), 'parameters', e.results.sizes).min()
 
 
-def _fall_of_the_lowest_unstable_rate(e: Evidence) -> pd.Series:
+def _drop_of_lowest_unstable_rate(e: Evidence) -> pd.Series:
   e = e.with_learning_rates()
   if not e.runs['unstable'].any():
     raise Undecided('no run is unstable')
   rates = np.log10(e.runs['learning_rate'])
   row = [e.runs[key] for key in (*e.keys, 'seed')]
   lowest = rates.where(e.runs['unstable']).groupby(row, dropna=False).transform('min')
-  # Where none is, the lowest would be a step of the paper's grid above the highest.
+  # Where no run is unstable, assume that the next learning rate of the paper's grid would be.
   lowest = lowest.fillna(rates.groupby(row, dropna=False).transform('max') + 0.5)
   lowest = e.mean(lowest).groupby(level=e.keys, dropna=False).first()
   smallest, largest = ev.at_lowest(lowest, 'parameters'), ev.at_highest(lowest, 'parameters')
@@ -40,58 +47,58 @@ def _fall_of_the_lowest_unstable_rate(e: Evidence) -> pd.Series:
 
 
 def _largest_unstable_with_qk_norm(e: Evidence) -> pd.Series:
-  e = e.only(e.runs[QK_NORM] == 'layernorm')
-  return _unstable_at_the_highest_rate(e.only(e.runs['parameters'] == e.runs['parameters'].max()))
+  e = e.only_variant(QK_NORM)
+  return _unstable_at_highest_rate(e.only(e.runs['parameters'] == e.runs['parameters'].max()))
 
 
-def _unstable_at_the_highest_rate(e: Evidence) -> pd.Series:
-  return e.share(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
+def _unstable_at_highest_rate(e: Evidence) -> pd.Series:
+  return e.fraction(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
 
 
-def _block_0_first(e: Evidence) -> pd.Series:
+def _block_0_is_highest(e: Evidence) -> pd.Series:
   e = e.only((e.runs['model.depth'] > 1) & e.runs['unstable'])
   if e.runs.empty:
-    raise Undecided('no run of two blocks or more is unstable')
-  first = e.over_training(LOGIT)
+    raise Undecided('no run with two or more blocks is unstable')
+  first = e.max_over_training(LOGIT)
   highest = first.copy()
   for depth, rows in e.runs.groupby('model.depth'):
     of_depth = e.only(e.runs.index.isin(rows.index))
     for block in range(1, depth):
-      others = of_depth.over_training(f'block_{block}/attention_logit_max')
+      others = of_depth.max_over_training(f'block_{block}/attention_logit_max')
       highest = highest.combine(others.reindex(highest.index), np.fmax)
-  return e.share(first >= highest, first.notna())
+  return e.fraction(first >= highest, first.notna())
 
 
-def _past_1e4(e: Evidence) -> Evidence:
-  past = e.only(e.over_training(LOGIT) > UNSTABLE_LOGIT)
+def _only_past_1e4(e: Evidence) -> Evidence:
+  past = e.only(e.max_over_training(LOGIT) > UNSTABLE_LOGIT)
   if past.runs.empty:
-    raise Undecided("no run's attention logits passed 1e4")
+    raise Undecided("no run's attention logits exceeded 1e4")
   return past
 
 
-def _entropy_left(e: Evidence) -> pd.Series:
+def _remaining_entropy(e: Evidence) -> pd.Series:
   return e.average(e.at_end(ENTROPY) / e.at_start(ENTROPY))
 
 
-def _entropy_left_with_qk_norm(e: Evidence) -> pd.Series:
-  e = e.only(e.runs[QK_NORM] == 'layernorm')
-  return _entropy_left(e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max()))
+def _remaining_entropy_with_qk_norm(e: Evidence) -> pd.Series:
+  e = e.only_variant(QK_NORM)
+  return _remaining_entropy(e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max()))
 
 
 def _unstable_past_1e4(e: Evidence) -> pd.Series:
-  past = _past_1e4(e)
-  return past.share(past.runs['unstable'], past.runs['unstable'].notna())
+  past = _only_past_1e4(e)
+  return past.fraction(past.runs['unstable'], past.runs['unstable'].notna())
 
 
 def _highest_logit_with_qk_norm(e: Evidence) -> pd.Series:
-  e = e.only(e.runs[QK_NORM] == 'layernorm')
-  return e.highest(e.over_training(LOGIT))
+  e = e.only_variant(QK_NORM)
+  return e.maximum(e.max_over_training(LOGIT))
 
 
-def _foretold_logits(e: Evidence) -> pd.DataFrame:
-  """log10 of the largest size's logits, a row for each learning rate, after the warm-up.
+def _predicted_logits(e: Evidence) -> pd.DataFrame:
+  """Predictions of log10(logit) of the largest size after the warm-up, a row per learning rate.
 
-  By quadratics in ln(parameters) through ln(logit) of the other sizes.
+  From quadratics in ln(parameters), fitted to the other sizes.
   """
   logits = e.mean(np.log10(e.after_warmup(LOGIT)))
   largest = np.log(e.runs['parameters'].max())
@@ -107,43 +114,43 @@ def _foretold_logits(e: Evidence) -> pd.DataFrame:
   return pd.DataFrame(found).T.rename_axis('learning_rate')
 
 
-def _miss_of_the_extrapolation(e: Evidence) -> pd.Series:
-  foretold = _foretold_logits(e)
+def _extrapolation_error(e: Evidence) -> pd.Series:
+  predicted = _predicted_logits(e)
   largest = e.only(e.runs['parameters'] == e.runs['parameters'].max())
   logits = largest.mean(np.log10(largest.after_warmup(LOGIT)))
   rates = logits.index.get_level_values('learning_rate')
-  misses = [
-      (logits[rates == rate] - foretold.loc[rate]).abs().max()
-      for rate in foretold.index.intersection(rates)
+  errors = [
+      (logits[rates == rate] - predicted.loc[rate]).abs().max()
+      for rate in predicted.index.intersection(rates)
   ]
-  if not misses:
+  if not errors:
     raise Undecided('the logits of the largest size were not measured after the warm-up')
-  return pd.DataFrame(misses).median()
+  return pd.DataFrame(errors).median()
 
 
-def _unstable_where_foretold(e: Evidence) -> pd.Series:
-  """At learning rates at which the fitted sizes have not passed 1e4 themselves."""
+def _unstable_where_predicted(e: Evidence) -> pd.Series:
+  """The fraction of unstable runs where the largest size is predicted to be the first past 1e4."""
   is_largest = e.runs['parameters'] == e.runs['parameters'].max()
   fitted = e.only(~is_largest)
   measured = fitted.mean(np.log10(fitted.after_warmup(LOGIT))).groupby('learning_rate').max()
-  foretold = _foretold_logits(e)
+  predicted = _predicted_logits(e)
   limit = np.log10(UNSTABLE_LOGIT)
-  past = (foretold > limit) & (measured.reindex(foretold.index) <= limit)
+  past = (predicted > limit) & (measured.reindex(predicted.index) <= limit)
   if not past[0].any():
-    raise Undecided('at no learning rate is the largest size foretold to be the first past 1e4')
+    raise Undecided('at no learning rate is the largest size predicted to be the first past 1e4')
   largest = e.only(is_largest)
   unstable = largest.mean(largest.runs['unstable'].astype(float)).groupby('learning_rate').mean()
   return unstable.reindex(past.index).where(past).mean()
 
 
 def _critical_logit_scale(e: Evidence) -> pd.Series:
-  """Decades between 1e3 and where the loss has suffered by MARGIN of what the best run learned."""
+  """Decades between 1e3 and the logit scale at which the loss exceeds the best by the MARGIN."""
   e = e.only(e.runs['model.depth'] > 0)
   losses = e.mean(e.runs['loss']).groupby(level='model.logit_scale').mean().sort_index()
   scales = np.log10(losses.index.to_numpy(float))
   best_D = losses.min().to_numpy()
   limit_D = best_D + instability.MARGIN * (e.runs['initial_loss'].mean() - best_D)
-  critical_D = np.full(len(limit_D), scales[-1] + 0.5)  # never: a step beyond the highest
+  critical_D = np.full(len(limit_D), scales[-1] + 0.5)  # if never: a step above the highest
   for draw, limit in enumerate(limit_D):
     loss_K = losses[draw].to_numpy()
     within = np.flatnonzero(loss_K <= limit)[-1]
@@ -153,7 +160,7 @@ def _critical_logit_scale(e: Evidence) -> pd.Series:
   return pd.Series(np.abs(critical_D - 3))
 
 
-def _above_the_bigram_model(e: Evidence) -> pd.Series:
+def _excess_over_bigram_model(e: Evidence) -> pd.Series:
   blocks = e.only((e.runs['model.depth'] > 0) & np.isclose(e.runs['model.logit_scale'], 1e4))
   bigram = e.only(e.runs['model.depth'] == 0)
   if blocks.runs.empty or bigram.runs.empty:
@@ -161,179 +168,179 @@ def _above_the_bigram_model(e: Evidence) -> pd.Series:
   return blocks.average(blocks.runs['loss']) - bigram.average(bigram.runs['loss'])
 
 
-def _norms_in_growth(e: Evidence) -> pd.Series:
-  past = _past_1e4(e)
+def _growth_from_norms(e: Evidence) -> pd.Series:
+  past = _only_past_1e4(e)
   norms = sum(np.log(past.at_end(norm) / past.at_start(norm)) for norm in (QUERY_NORM, KEY_NORM))
   return past.average(norms / np.log(past.at_end(LOGIT) / past.at_start(LOGIT)))
 
 
-def _alignment_in_growth(e: Evidence) -> pd.Series:
-  past = _past_1e4(e)
+def _growth_from_alignment(e: Evidence) -> pd.Series:
+  past = _only_past_1e4(e)
   cosines = np.log(past.at_end(COSINE) / past.at_start(COSINE))
   return past.average(cosines / np.log(past.at_end(LOGIT) / past.at_start(LOGIT)))
 
 
-_BOTH = {QK_NORM: ('none', 'layernorm')}
+_BOTH = {QK_NORM: ('none', QK_NORMS)}
 _WITHOUT = {QK_NORM: ('none',)}
 
 CLAIMS = (
     Claim(
         '1',
         'Without qk-layernorm, LR sensitivity is higher than with it at every size.',
-        'lowest ratio of LR sensitivity over sizes, without / with',
+        'lowest ratio of LR sensitivity, without / with qk-layernorm, over sizes',
         AtLeast(1.1),
-        need_for_qk_norm,
-        arms=_BOTH,
-        several={'learning_rate': 3},
+        benefit_of_qk_norm,
+        requires=_BOTH,
+        min_unique={'learning_rate': 3},
     ),
     Claim(
         '1',
-        'LR sensitivity rises with size, with and without qk-layernorm.',
-        'lower slope of ln(LR sensitivity) on ln(parameters)',
+        'LR sensitivity increases with size, with and without qk-layernorm.',
+        'slope of ln(LR sensitivity) on ln(parameters), the lower of the two',
         AtLeast(0.05),
-        _rise_with_size,
-        arms=_BOTH,
-        several={'learning_rate': 3, 'parameters': 2},
-        suits=grows_in_one_way,
+        _slope_on_size,
+        requires=_BOTH,
+        min_unique={'learning_rate': 3, 'parameters': 2},
+        precondition=require_one_way_of_scaling,
     ),
     Claim(
         '1',
-        'Without qk-layernorm, the lowest unstable learning rate falls with size.',
-        'decades that it is lower at the largest size than at the smallest',
+        'Without qk-layernorm, the lowest unstable learning rate decreases with size.',
+        'decades by which it is lower at the largest size than at the smallest',
         AtLeast(0.25),  # half a step of the paper's grid
-        _fall_of_the_lowest_unstable_rate,
+        _drop_of_lowest_unstable_rate,
         where=_WITHOUT,
-        several={'learning_rate': 3, 'parameters': 2},
-        suits=grows_in_one_way,
+        min_unique={'learning_rate': 3, 'parameters': 2},
+        precondition=require_one_way_of_scaling,
     ),
     Claim(
         '1',
         'With qk-layernorm, the largest size is stable at the highest learning rate.',
-        'share of these runs that is unstable',
+        'fraction of these runs that are unstable',
         AtMost(0.0),
         _largest_unstable_with_qk_norm,
-        arms=_BOTH,
-        several={'learning_rate': 3, 'parameters': 2},
-        suits=grows_in_one_way,
+        requires=_BOTH,
+        min_unique={'learning_rate': 3, 'parameters': 2},
+        precondition=require_one_way_of_scaling,
     ),
     Claim(
         '2',
         'Without qk-layernorm, runs at the highest learning rate are unstable at every size.',
-        'share of them that is unstable',
+        'fraction of these runs that are unstable',
         AtLeast(1.0),
-        _unstable_at_the_highest_rate,
+        _unstable_at_highest_rate,
         where=_WITHOUT,
-        several={'learning_rate': 3, 'parameters': 2},
+        min_unique={'learning_rate': 3, 'parameters': 2},
     ),
     Claim(
         '2',
-        'Of all blocks, the first one has the highest attention logits.',
-        'share of the unstable runs without qk-layernorm where it has',
+        'Of all blocks, the first has the highest attention logits.',
+        'fraction of the unstable runs without qk-layernorm in which it has',
         AtLeast(0.5),
-        _block_0_first,
+        _block_0_is_highest,
         where=_WITHOUT,
-        several={'learning_rate': 3},
+        min_unique={'learning_rate': 3},
         probes=('block_*/attention_logit_max',),
     ),
     Claim(
         '2',
-        'Where attention logits pass 1e4, attention collapses: its entropy falls towards zero.',
-        "share of block 0's first measured entropy that is left at the end, mean over these runs",
+        'Where attention logits exceed 1e4, attention collapses: its entropy falls towards zero.',
+        "entropy of block 0 at the end as a fraction of its first value, mean over these runs",
         AtMost(0.25),
-        lambda e: _entropy_left(_past_1e4(e)),
+        lambda e: _remaining_entropy(_only_past_1e4(e)),
         where=_WITHOUT,
-        several={'learning_rate': 3},
+        min_unique={'learning_rate': 3},
         probes=(LOGIT, ENTROPY),
     ),
     Claim(
         '2',
         'With qk-layernorm, attention does not collapse at the highest learning rate.',
-        "share of block 0's first measured entropy that is left at the end, mean over these runs",
+        "entropy of block 0 at the end as a fraction of its first value, mean over these runs",
         AtLeast(0.25),
-        _entropy_left_with_qk_norm,
-        arms=_BOTH,
-        several={'learning_rate': 3},
+        _remaining_entropy_with_qk_norm,
+        requires=_BOTH,
+        min_unique={'learning_rate': 3},
         probes=(ENTROPY,),
     ),
     Claim(
         '9',
-        'Every run whose attention logits passed 1e4 is unstable.',
-        'share of them that is unstable',
+        'Every run whose attention logits exceeded 1e4 is unstable.',
+        'fraction of these runs that are unstable',
         AtLeast(1.0),
         _unstable_past_1e4,
         where=_WITHOUT,
-        several={'learning_rate': 3},
+        min_unique={'learning_rate': 3},
         probes=(LOGIT,),
     ),
     Claim(
         '9',
-        'With qk-layernorm, attention logits stay under 1e4.',
+        'With qk-layernorm, attention logits stay below 1e4.',
         'highest attention logit of block 0 in any run',
         AtMost(UNSTABLE_LOGIT),
         _highest_logit_with_qk_norm,
-        arms=_BOTH,
-        several={'learning_rate': 3},
+        requires=_BOTH,
+        min_unique={'learning_rate': 3},
         probes=(LOGIT,),
     ),
     Claim(
         '9',
-        'Quadratics through the logits of smaller sizes foretell those of the largest.',
-        'median miss over learning rates, decades, at the end of the warm-up',
+        'Quadratics fitted to the logits of smaller sizes predict those of the largest.',
+        'median absolute error over learning rates, at the end of the warm-up (decades)',
         AtMost(0.3),  # a factor of 2
-        _miss_of_the_extrapolation,
+        _extrapolation_error,
         where=_WITHOUT,
-        several={'parameters': 4},
-        suits=grows_in_one_way,
+        min_unique={'parameters': 4},
+        precondition=require_one_way_of_scaling,
         probes=(LOGIT,),
     ),
     Claim(
         '9',
-        'Where the quadratics foretell that the largest size is the first one past 1e4, it is'
+        'Where the quadratics predict that the largest size is the first to exceed 1e4, it is'
         ' unstable.',
-        'share of its runs at such learning rates that is unstable',
+        'fraction of its runs at these learning rates that are unstable',
         AtLeast(1.0),
-        _unstable_where_foretold,
+        _unstable_where_predicted,
         where=_WITHOUT,
-        several={'parameters': 4},
-        suits=grows_in_one_way,
+        min_unique={'parameters': 4},
+        precondition=require_one_way_of_scaling,
         probes=(LOGIT,),
     ),
     Claim(
         '10',
         'The loss deteriorates where attention logits reach about 1e3.',
-        'decades between 1e3 and the scale where 5 % of what was learned is lost',
+        'decades between 1e3 and the logit scale at which 5 % of what was learned is lost',
         AtMost(0.5),
         _critical_logit_scale,
         where={QK_NORM: ('fixed',)},
-        several={'model.logit_scale': 4},
+        min_unique={'model.logit_scale': 4},
     ),
     Claim(
         '10',
-        'At a logit scale of 1e4 the model is worse than one without blocks, a bigram model.',
-        'loss above that of the bigram model (nats)',
+        'At a logit scale of 1e4, the model is worse than one without blocks, a bigram model.',
+        'loss minus that of the bigram model (nats)',
         MoreThan(0.0),
-        _above_the_bigram_model,
+        _excess_over_bigram_model,
         where={QK_NORM: ('fixed',)},
-        several={'model.logit_scale': 2, 'model.depth': 2},
+        min_unique={'model.logit_scale': 2, 'model.depth': 2},
     ),
     Claim(
         'E.1',
-        'Attention logits grow because the norms of queries and keys do.',
-        'share of the growth of ln(logit) that is that of the norms, mean over runs past 1e4',
+        'Attention logits grow because the norms of queries and keys grow.',
+        'fraction of the growth of ln(logit) that comes from the norms, mean over runs past 1e4',
         AtLeast(0.5),
-        _norms_in_growth,
+        _growth_from_norms,
         where=_WITHOUT,
-        several={'learning_rate': 3},
+        min_unique={'learning_rate': 3},
         probes=(LOGIT, QUERY_NORM, KEY_NORM),
     ),
     Claim(
         'E.1',
         'Attention logits do not grow because queries and keys align.',
-        'share of the growth of ln(logit) that is that of the cosine, mean over runs past 1e4',
+        'fraction of the growth of ln(logit) that comes from the cosine, mean over runs past 1e4',
         AtMost(0.25),
-        _alignment_in_growth,
+        _growth_from_alignment,
         where=_WITHOUT,
-        several={'learning_rate': 3},
+        min_unique={'learning_rate': 3},
         probes=(LOGIT, COSINE),
     ),
 )

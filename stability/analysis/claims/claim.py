@@ -9,20 +9,21 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import lr_sensitivity
-from stability.analysis.claims.evidence import Evidence, NotAbout, Undecided
+from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.families import Family, closest_to_paper
 from stability.config import fields
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = 'holds', 'does not hold', 'undecided'
-BEYOND = 'beyond'  # in the place of a figure: not of the paper
+EXTENSION = 'beyond'  # takes the place of a figure number in claims that are not from the paper
 
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast:
-  """A claim holds if its effect is this or more."""
+  """The criterion that an effect is greater than or equal to a threshold."""
 
   threshold: float
 
-  def met(self, effect: float) -> bool:
+  def is_met(self, effect: float) -> bool:
     return effect >= self.threshold
 
   def __str__(self) -> str:
@@ -31,11 +32,11 @@ class AtLeast:
 
 @dataclasses.dataclass(frozen=True)
 class MoreThan:
-  """A claim holds if its effect is above this: of two things that are alike, none is better."""
+  """The criterion that an effect is greater than a threshold: a tie does not meet it."""
 
   threshold: float
 
-  def met(self, effect: float) -> bool:
+  def is_met(self, effect: float) -> bool:
     return effect > self.threshold
 
   def __str__(self) -> str:
@@ -44,131 +45,153 @@ class MoreThan:
 
 @dataclasses.dataclass(frozen=True)
 class AtMost:
-  """A claim holds if its effect is this or less."""
+  """The criterion that an effect is less than or equal to a threshold."""
 
   threshold: float
 
-  def met(self, effect: float) -> bool:
+  def is_met(self, effect: float) -> bool:
     return effect <= self.threshold
 
   def __str__(self) -> str:
     return f'<= {self.threshold:g}'
 
 
-def above_zero(value: Any) -> bool:
-  """Any number above 0, among the values of a field."""
+def positive(value: Any) -> bool:
+  """Whether a field's value is a number above 0."""
   return isinstance(value, numbers.Real) and value > 0
+
+
+# What a field may be: a value, any member of a family, or whatever a function returns true for.
+Allowed = tuple[Any | Family | Callable[[Any], bool], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A sentence, the paper's or another's, as a statistic that can come out against it.
+  """A sentence of the paper, or of another source, as a statistic that may contradict it.
 
-  Thresholds come from the paper's words and the noise to be expected, and are not moved after a
-  sweep: LR sensitivities of equal runs differ by about 10 % between seeds, so a higher one is one
-  that is higher by 10 %.
+  Thresholds come from the wording of the paper and the noise to be expected, and are not moved
+  after a sweep has been run. LR sensitivities of equal runs differ by about 10 % between seeds, so
+  "higher" means higher by at least 10 %.
   """
 
-  figure: str  # 1 ... 13, C.1, E.1 ..., or BEYOND
-  statement: str  # in our words
+  figure: str  # 1 ... 13, C.1, E.1 ..., or EXTENSION
+  statement: str  # the sentence, in our words
   measure: str  # what the effect is, with its unit
-  holds: AtLeast | MoreThan | AtMost
-  # Of the evidence narrowed to what the claim is about: the effect in each draw.
+  criterion: AtLeast | MoreThan | AtMost  # which effects agree with the statement
+  # Computes the effect from the selected runs: one value per draw of the seeds.
   statistic: Callable[[Evidence], pd.Series | np.ndarray]
-  # Field -> the values it needs (or functions that tell them); all must be there. Runs with other
-  # values are left aside.
-  arms: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-  # Field -> the values it may have. Runs with other values are left aside.
-  where: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-  # Column -> how many different values it needs.
-  several: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  along: tuple[str, ...] = ()  # fields that move with the arms and are not held where the paper is
-  still: tuple[str, ...] = ()  # fields that the sweep must not vary
-  alone: tuple[str, ...] | None = None  # the only interventions it may vary; None: any
-  # Raises NotAbout where the values of the narrowed runs do not suit it.
-  suits: Callable[[Evidence], object] = lambda evidence: None
-  probes: tuple[str, ...] = ()  # what it reads of the curves; * stands for every block's number
+  # Field -> values that must all occur in the sweep. Runs with other values are not used.
+  requires: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
+  # Field -> values of which any may occur. Runs with other values are not used.
+  where: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
+  # Column -> the number of different values that it must have at least.
+  min_unique: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  covaries: tuple[str, ...] = ()  # fields that change with those above; need no paper value
+  constant: tuple[str, ...] = ()  # fields that the sweep must not vary
+  only_varies: tuple[str, ...] | None = None  # the only interventions it may vary; None: any
+  # Raises NotApplicable if the statistic makes no sense for the selected runs.
+  precondition: Callable[[Evidence], object] = lambda evidence: None
+  probes: tuple[str, ...] = ()  # columns of the curves that are read; * is any block's number
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """How a claim came out on a sweep."""
+  """The outcome of a claim on a sweep."""
 
   verdict: str  # HOLDS, DOES_NOT_HOLD or UNDECIDED
   effect: float = float('nan')
-  low: float = float('nan')  # 90 % interval by resampling whole seeds; NaN with one seed
+  low: float = float('nan')  # 90 % interval from resampling whole seeds; NaN with one seed
   high: float = float('nan')
-  n: int = 0  # runs that it was decided on, or would have been; 0: it is not about this sweep
+  n: int = 0  # runs selected; 0 if the claim does not apply to the sweep
   reason: str = ''  # why it is undecided
+  variant: str = ''  # `field=value` of a family member used in place of the paper's value
 
 
-def narrow(claim: Claim, evidence: Evidence) -> Evidence:
-  """The runs that a claim is about; NotAbout if there are none in this sweep."""
+def select(claim: Claim, evidence: Evidence) -> Evidence:
+  """The runs that a claim is decided on; raises NotApplicable if the sweep lacks what it needs."""
   groups = evidence.results.groups
   for field in groups:
-    if field in claim.still or (claim.alone is not None and field not in claim.alone):
-      raise NotAbout(f'the sweep varies {field} as well')
-  named = {*claim.arms, *claim.where, *claim.several, *claim.along}
-  for field in (*claim.arms, *claim.where, *claim.several):
+    is_allowed = claim.only_varies is None or field in claim.only_varies
+    if field in claim.constant or not is_allowed:
+      raise NotApplicable(f'the sweep varies {field} as well')
+  named = {*claim.requires, *claim.where, *claim.min_unique, *claim.covaries}
+  for field in (*claim.requires, *claim.where, *claim.min_unique):
     if field not in evidence.runs:
-      raise NotAbout(f'the results do not tell {field}')
-  for field, values in {**claim.arms, **claim.where}.items():
-    evidence = evidence.only(_is_one_of(evidence.runs[field], values))
+      raise NotApplicable(f'the results have no column {field}')
+  for field, allowed in {**claim.requires, **claim.where}.items():
+    evidence = evidence.only(_matches(evidence.runs[field], allowed))
     if evidence.runs.empty:
-      raise NotAbout(f'the sweep has no run with {field} = {" or ".join(map(_text, values))}')
-  paper = fields.paper_values()
+      raise NotApplicable(f'the sweep has no run with {field} = {" or ".join(map(_text, allowed))}')
   for field in groups:
-    if field in paper and field not in named and (evidence.runs[field] == paper[field]).any():
-      evidence = evidence.only(evidence.runs[field] == paper[field])
-  for field, values in claim.arms.items():
+    value = closest_to_paper(field, set(evidence.runs[field]))
+    if value is not None and field not in named:
+      evidence = evidence.only(evidence.runs[field] == value).with_variant(field, value)
+  for field, allowed in {**claim.requires, **claim.where}.items():
+    for family in (one for one in allowed if isinstance(one, Family)):
+      evidence = _with_one_member(evidence, field, family)
+  for field, values in claim.requires.items():
     for value in values:
-      if not _is_one_of(evidence.runs[field], (value,)).any():
-        raise NotAbout(f'the sweep has no run with {field} = {_text(value)}')
-  for column, fewest in claim.several.items():
+      if not _matches(evidence.runs[field], (value,)).any():
+        raise NotApplicable(f'the sweep has no run with {field} = {_text(value)}')
+  for column, needed in claim.min_unique.items():
     count = evidence.runs[column].nunique()
-    if count < fewest:
-      raise NotAbout(f'the sweep has {count} values of {column}, {fewest} are needed')
-  claim.suits(evidence)
+    if count < needed:
+      raise NotApplicable(f'the sweep has {count} values of {column}, {needed} are needed')
+  claim.precondition(evidence)
   return evidence
 
 
-def grows_in_one_way(evidence: Evidence) -> None:
-  """For claims on size alone: with more parameters, shapes are neither narrower nor shallower."""
+def require_one_way_of_scaling(evidence: Evidence) -> None:
+  """A precondition of claims on size alone: no dimension shrinks as the parameters grow."""
   shape = ['parameters', *evidence.results.sizes]
   shapes = evidence.runs[shape].drop_duplicates().sort_values(shape)
   if shapes['parameters'].duplicated().any() or not all(
       shapes[field].is_monotonic_increasing for field in evidence.results.sizes
   ):
-    raise NotAbout('the sweep grows in more than one way')
+    raise NotApplicable('the sweep scales models up in more than one way')
 
 
-def _is_one_of(column: pd.Series, values: tuple[Any, ...]) -> pd.Series:
-  def fits(entry: Any) -> bool:
-    return any(value(entry) if callable(value) else value == entry for value in values)
+def _with_one_member(evidence: Evidence, field: str, family: Family) -> Evidence:
+  """Without the runs of all members of a family but the one that represents it."""
+  column = evidence.runs[field]
+  chosen = family.choose(set(column))
+  if chosen is None:
+    return evidence
+  others = [member for member in family.members if member != chosen]
+  return evidence.only(~column.isin(others)).with_variant(field, chosen)
 
-  return column.map(fits).astype(bool)
+
+def _matches(column: pd.Series, allowed: Allowed) -> pd.Series:
+  def is_match(entry: Any, one: Any) -> bool:
+    if isinstance(one, Family):
+      return entry in one.members
+    return one(entry) if callable(one) else one == entry
+
+  return column.map(lambda entry: any(is_match(entry, one) for one in allowed)).astype(bool)
 
 
-def _text(value: Any) -> str:
-  return value.__name__ if callable(value) else str(value)
+def _text(allowed: Any) -> str:
+  if isinstance(allowed, Family):
+    return allowed.name
+  return f'a {allowed.__name__} number' if callable(allowed) else str(allowed)
 
 
-def is_about(claim: Claim, evidence: Evidence) -> bool:
-  """Whether a sweep varies what the claim needs, whatever has come of its runs."""
+def applies(claim: Claim, evidence: Evidence) -> bool:
+  """Whether a sweep has the runs that a claim needs, whatever their outcome."""
   try:
-    narrow(claim, evidence)
-  except NotAbout:
+    select(claim, evidence)
+  except NotApplicable:
     return False
   return True
 
 
 def decide(claim: Claim, evidence: Evidence) -> Verdict:
-  """Holds or not, if all runs it reads count, and if the seeds agree."""
+  """The verdict on a claim: undecided if a run that it reads does not count or seeds disagree."""
   n = 0
   try:
-    evidence = narrow(claim, evidence)
+    evidence = select(claim, evidence)
     if claim.probes and evidence.curves is None:
-      raise NotAbout('the results tell nothing of what was inside the runs')
+      raise NotApplicable('the results have no probes')
     n = len(evidence.runs)
     absent = evidence.runs['status'][evidence.runs['loss'].isna()].value_counts()
     if len(absent):
@@ -176,14 +199,21 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
     effects = np.asarray(claim.statistic(evidence), float)
     if not np.isfinite(effects[0]):
       raise Undecided('the effect is not a finite number')
-  except Undecided as undecided:
-    n = 0 if isinstance(undecided, NotAbout) else n
-    return Verdict(UNDECIDED, n=n, reason=str(undecided))
+  except NotApplicable as reason:
+    return Verdict(UNDECIDED, reason=str(reason))
+  except Undecided as reason:
+    return Verdict(UNDECIDED, n=n, reason=str(reason), variant=_variant(evidence))
   effect, low, high = float(effects[0]), float('nan'), float('nan')
-  met = claim.holds.met(effect)
+  met, reason = claim.criterion.is_met(effect), ''
+  verdict = HOLDS if met else DOES_NOT_HOLD
   if evidence.seeds > 1:
     low, high = map(float, np.nanpercentile(effects[1:], lr_sensitivity.INTERVAL))
-    if not claim.holds.met(low) == claim.holds.met(high) == met:
-      reason = 'the threshold lies within the interval over seeds'
-      return Verdict(UNDECIDED, effect, low, high, n, reason)
-  return Verdict(HOLDS if met else DOES_NOT_HOLD, effect, low, high, n)
+    if not claim.criterion.is_met(low) == claim.criterion.is_met(high) == met:
+      verdict, reason = UNDECIDED, 'the threshold lies within the interval over seeds'
+  return Verdict(verdict, effect, low, high, n, reason, _variant(evidence))
+
+
+def _variant(evidence: Evidence) -> str:
+  paper = fields.paper_values()
+  used = [(field, value) for field, value in evidence.variants.items() if value != paper[field]]
+  return ', '.join(f'{field}={value}' for field, value in used)

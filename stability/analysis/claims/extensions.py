@@ -1,8 +1,9 @@
-"""Claims of experiments that the paper does not have, from the papers of what they try.
+"""Claims that extend the paper: interventions it does not try, from the papers that propose them.
 
-Thresholds are by the rules of the paper's claims: 1.1 for a higher LR sensitivity, 1.25 for none
-that differs, a factor of 2 for an optimum that stays. Those on schedules, parameterizations and
-sequence length were written before these were run; one seed of the others was known.
+Thresholds follow the rules of the paper's claims: a ratio of 1.1 for a higher LR sensitivity, at
+most 1.25 for an equal one, a factor of 2 for an unchanged optimum. The claims on schedules,
+parameterizations and sequence length were written before their experiments were run; of the others
+one seed was known.
 """
 
 import numpy as np
@@ -10,8 +11,8 @@ import pandas as pd
 
 from stability.analysis.claims import evidence as ev
 from stability.analysis.claims import recipe
-from stability.analysis.claims.claim import BEYOND, AtLeast, AtMost, Claim, MoreThan, above_zero
-from stability.analysis.claims.evidence import Evidence, NotAbout
+from stability.analysis.claims.claim import EXTENSION, AtLeast, AtMost, Claim, MoreThan, positive
+from stability.analysis.claims.evidence import Evidence, NotApplicable
 
 SHAPE, OPTIMIZER = 'schedule.shape', 'optimizer.name'
 NAME, EXPONENTS = 'parameterization.name', 'parameterization.exponents'
@@ -19,19 +20,19 @@ QK_NORM, LENGTH = 'model.qk_norm', 'data.sequence_length'
 FULL, NONE = 'full_alignment', 'no_alignment'
 
 
-def _times(e: Evidence, field: str, base: object) -> pd.DataFrame:
-  """Ln of LR sensitivity over that of the base, a row for each other value: mean over the rest."""
+def _log_ratios(e: Evidence, field: str, base: object) -> pd.DataFrame:
+  """The mean ln ratio of LR sensitivity to that of the base: a row for each other value."""
   ratios = np.log(ev.ratios(e.lr_sensitivity(), field, base))
   return ratios.groupby(level=field).mean()
 
 
-def _largest_change(e: Evidence, field: str, base: object) -> pd.Series:
-  """Either way, at any size."""
+def _largest_ratio(e: Evidence, field: str, base: object) -> pd.Series:
+  """The largest ratio of LR sensitivity to or from that of the base, over values and sizes."""
   return np.exp(np.log(ev.ratios(e.lr_sensitivity(), field, base)).abs().max())
 
 
 def _largest_shift(e: Evidence) -> pd.Series:
-  """Of the optimal learning rate from the smallest to the largest size, in decades."""
+  """The largest shift in decades of the optimal LR between the smallest and the largest size."""
   rates = e.best_learning_rate()
   shape = ['parameters', *e.results.sizes]
   smallest = ev.at_lowest(rates, 'parameters').droplevel(shape)
@@ -44,22 +45,22 @@ def _mup_minus_standard(e: Evidence) -> pd.Series:
   return ev.differences(best, NAME, 'standard').mean()
 
 
-def _has_as_many_tokens_a_step(e: Evidence) -> None:
+def _require_constant_tokens_per_step(e: Evidence) -> None:
   if (e.runs[LENGTH] * e.runs[recipe.BATCH]).nunique() > 1:
-    raise NotAbout('the tokens of a step differ with the sequence length')
+    raise NotApplicable('the tokens per step change with the sequence length')
 
 
 def _lowers(statement: str, field: str, without: object, value: object, name: str) -> Claim:
-  """Without qk-layernorm, an intervention lowers LR sensitivity."""
+  """The claim that an intervention lowers LR sensitivity without qk-layernorm."""
   return Claim(
-      BEYOND,
+      EXTENSION,
       statement,
-      f'ratio of LR sensitivity, without {name} / with, geometric mean over sizes',
+      f'ratio of LR sensitivity, without / with {name}, geometric mean over sizes',
       AtLeast(1.1),
-      lambda e: np.exp(-_times(e, field, without).mean()),
-      arms={field: (without, value)},
+      lambda e: np.exp(-_log_ratios(e, field, without).mean()),
+      requires={field: (without, value)},
       where={QK_NORM: ('none',)},
-      several={'learning_rate': 3},
+      min_unique={'learning_rate': 3},
   )
 
 
@@ -71,7 +72,7 @@ CLAIMS = (
         'Without qk-layernorm, a soft cap on attention logits lowers LR sensitivity.',
         'model.attention_soft_cap',
         0.0,
-        above_zero,
+        positive,
         'the cap',
     ),
     _lowers(
@@ -89,87 +90,89 @@ CLAIMS = (
         'the gate',
     ),
     Claim(
-        BEYOND,
-        'With RMSNorm in the place of LayerNorm, LR sensitivity is about the same.',
-        'highest ratio of LR sensitivity between the two, either way, over sizes',
+        EXTENSION,
+        'With RMSNorm instead of LayerNorm, LR sensitivity is about the same.',
+        'highest ratio of LR sensitivity between the two, in either direction, over sizes',
         AtMost(1.25),
-        lambda e: _largest_change(e, 'model.norm', 'layernorm'),
-        arms={'model.norm': ('layernorm', 'rmsnorm')},
-        several=_THREE,
+        lambda e: _largest_ratio(e, 'model.norm', 'layernorm'),
+        requires={'model.norm': ('layernorm', 'rmsnorm')},
+        min_unique=_THREE,
     ),
     Claim(
-        BEYOND,
-        'With queries and keys by RMS or L2 in the place of LayerNorm, LR sensitivity is about the'
-        ' same.',
-        'highest ratio of LR sensitivity to that with LayerNorm, either way, over sizes',
+        EXTENSION,
+        'With RMS or L2 normalisation of queries and keys instead of LayerNorm, LR sensitivity is'
+        ' about the same.',
+        'highest ratio of LR sensitivity between either and LayerNorm, in either direction, over'
+        ' sizes',
         AtMost(1.25),
-        lambda e: _largest_change(e, QK_NORM, 'layernorm'),
-        arms={QK_NORM: ('layernorm', 'rmsnorm', 'l2')},
-        several=_THREE,
+        lambda e: _largest_ratio(e, QK_NORM, 'layernorm'),
+        requires={QK_NORM: ('layernorm', 'rmsnorm', 'l2')},
+        min_unique=_THREE,
     ),
     Claim(
-        BEYOND,
+        EXTENSION,
         'Adam-atan2, StableAdamW and Muon have about the LR sensitivity of AdamW.',
-        'highest ratio of LR sensitivity to that of AdamW, either way, over sizes',
+        'highest ratio of LR sensitivity between any and AdamW, in either direction, over sizes',
         AtMost(1.25),
-        lambda e: _largest_change(e, OPTIMIZER, 'adamw'),
-        arms={OPTIMIZER: ('adamw', 'adam_atan2', 'stable_adamw', 'muon')},
-        several=_THREE,
+        lambda e: _largest_ratio(e, OPTIMIZER, 'adamw'),
+        requires={OPTIMIZER: ('adamw', 'adam_atan2', 'stable_adamw', 'muon')},
+        min_unique=_THREE,
     ),
     Claim(
-        BEYOND,
+        EXTENSION,
         'Lion and Adafactor have a higher LR sensitivity than AdamW.',
-        'lower ratio of LR sensitivity to that of AdamW, geometric means over sizes',
+        'ratio of LR sensitivity to that of AdamW, geometric mean over sizes, lower of the two',
         AtLeast(1.1),
-        lambda e: np.exp(_times(e, OPTIMIZER, 'adamw').min()),
-        arms={OPTIMIZER: ('adamw', 'lion', 'adafactor')},
-        several=_THREE,
+        lambda e: np.exp(_log_ratios(e, OPTIMIZER, 'adamw').min()),
+        requires={OPTIMIZER: ('adamw', 'lion', 'adafactor')},
+        min_unique=_THREE,
     ),
     Claim(
-        BEYOND,
+        EXTENSION,
         'Of cosine, WSD and rsqrt, WSD has the highest LR sensitivity.',
-        'ratio of LR sensitivity, WSD / other, geometric mean over sizes, lower of both',
+        'ratio of LR sensitivity, WSD / other, geometric mean over sizes, lower of the two',
         AtLeast(1.1),
-        lambda e: np.exp(-_times(e, SHAPE, 'wsd').max()),
-        arms={SHAPE: ('cosine', 'wsd', 'rsqrt')},
-        several=_THREE,
+        lambda e: np.exp(-_log_ratios(e, SHAPE, 'wsd').max()),
+        requires={SHAPE: ('cosine', 'wsd', 'rsqrt')},
+        min_unique=_THREE,
     ),
     Claim(
-        BEYOND,
-        'With learning rates per layer, all four parameterizations keep the optimal learning rate.',
-        'decades between those of the smallest and the largest size, highest of all',
+        EXTENSION,
+        'With per-layer learning rates, all four parameterizations keep the optimal learning rate.',
+        'decades between the optima of the smallest and the largest size, highest of all',
         AtMost(0.3),  # a factor of 2
         _largest_shift,
-        arms=_PER_LAYER,
-        several=_THREE | {'parameters': 2},
+        requires=_PER_LAYER,
+        min_unique=_THREE | {'parameters': 2},
     ),
     Claim(
-        BEYOND,
-        'Exponents of full alignment have a higher LR sensitivity than those of none.',
-        'ratio of LR sensitivity, full / none, geometric mean over parameterizations and sizes',
+        EXTENSION,
+        'Full-alignment exponents have a higher LR sensitivity than no-alignment exponents.',
+        'ratio of LR sensitivity, full / no alignment, geometric mean over parameterizations and'
+        ' sizes',
         AtLeast(1.1),
-        lambda e: np.exp(_times(e, EXPONENTS, NONE).mean()),
-        arms=_PER_LAYER,
-        several=_THREE | {'parameters': 2},
+        lambda e: np.exp(_log_ratios(e, EXPONENTS, NONE).mean()),
+        requires=_PER_LAYER,
+        min_unique=_THREE | {'parameters': 2},
     ),
     Claim(
-        BEYOND,
-        'With learning rates per layer, the standard parameterization beats muP.',
+        EXTENSION,
+        'With per-layer learning rates, the standard parameterization beats muP.',
         'best loss of the largest size, muP minus standard, mean over exponents (nats)',
         MoreThan(0.0),
         _mup_minus_standard,
-        arms={NAME: ('standard', 'mup'), EXPONENTS: (FULL, NONE)},
-        several=_THREE | {'parameters': 2},
+        requires={NAME: ('standard', 'mup'), EXPONENTS: (FULL, NONE)},
+        min_unique=_THREE | {'parameters': 2},
     ),
     Claim(
-        BEYOND,
-        'With as many tokens a step, the sequence length does not change LR sensitivity to speak'
-        ' of.',
-        'highest ratio of LR sensitivity between two lengths at one size',
+        EXTENSION,
+        'At a constant number of tokens per step, the sequence length barely changes LR'
+        ' sensitivity.',
+        'highest ratio of LR sensitivity between two lengths at the same size',
         AtMost(1.25),
-        lambda e: recipe.largest_change(e, LENGTH, (recipe.BATCH,)),
-        several={LENGTH: 2} | _THREE,
-        along=(recipe.BATCH,),
-        suits=_has_as_many_tokens_a_step,
+        lambda e: recipe.largest_ratio(e, LENGTH, (recipe.BATCH,)),
+        min_unique={LENGTH: 2} | _THREE,
+        covaries=(recipe.BATCH,),
+        precondition=_require_constant_tokens_per_step,
     ),
 )

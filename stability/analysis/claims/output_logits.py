@@ -1,10 +1,10 @@
-"""Output logits, z-loss and weight decay (section 3.1.2, Figures 3 and 4)."""
+"""Claims on output logits, z-loss and weight decay (section 3.1.2; Figures 3 and 4)."""
 
 import numpy as np
 import pandas as pd
 
 from stability.analysis.claims import evidence as ev
-from stability.analysis.claims.claim import AtLeast, AtMost, Claim, above_zero
+from stability.analysis.claims.claim import AtLeast, AtMost, Claim, positive
 from stability.analysis.claims.evidence import Evidence, Undecided
 
 Z_LOSS, WEIGHT_DECAY = 'objective.z_loss', 'optimizer.weight_decay'
@@ -15,15 +15,15 @@ def _without_over_with(e: Evidence, field: str) -> pd.DataFrame:
   return 1 / ev.ratios(e.lr_sensitivity(), field, 0.0)
 
 
-def _without(e: Evidence) -> Evidence:
+def _without_z_loss(e: Evidence) -> Evidence:
   return e.only(e.runs[Z_LOSS] == 0)
 
 
-def _unstable_at_the_highest_rate(e: Evidence) -> pd.Series:
-  return e.share(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
+def _unstable_at_highest_rate(e: Evidence) -> pd.Series:
+  return e.fraction(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
 
 
-def _drop_of_the_mean_logit(e: Evidence) -> pd.Series:
+def _drop_in_mean_logit(e: Evidence) -> pd.Series:
   means = ev.at_highest(e.mean(e.at_end(OUTPUT_MEAN)), 'learning_rate')
   return ev.differences(means, Z_LOSS, 0.0).mean()
 
@@ -34,11 +34,11 @@ def _drift_of_log_z(e: Evidence) -> pd.Series:
 
 
 def _onset(e: Evidence) -> pd.Series:
-  """Of the runs without z-loss that are unstable where those that have it, else alike, are not."""
-  like = [name for name in (*e.keys, 'learning_rate', 'seed') if name != Z_LOSS]
-  with_it = e.runs[e.runs[Z_LOSS] > 0].groupby(like, dropna=False)['unstable'].any()
-  e = _without(e)
-  cured = ~e.runs.join(with_it.rename('with_it'), on=like)['with_it'].astype('boolean')
+  """The mean onset in the unstable runs without z-loss whose counterparts with it are stable."""
+  others = [name for name in (*e.keys, 'learning_rate', 'seed') if name != Z_LOSS]
+  with_it = e.runs[e.runs[Z_LOSS] > 0].groupby(others, dropna=False)['unstable'].any()
+  e = _without_z_loss(e)
+  cured = ~e.runs.join(with_it.rename('with_it'), on=others)['with_it'].astype('boolean')
   harmed = (e.runs['unstable'] & cured).fillna(False).astype(bool)
   onsets = e.onsets()[harmed]
   if onsets.isna().all():
@@ -46,7 +46,7 @@ def _onset(e: Evidence) -> pd.Series:
   return e.average(onsets.reindex(e.runs.index))
 
 
-_WITH_AND_WITHOUT = {Z_LOSS: (0.0, above_zero)}
+_WITH_AND_WITHOUT = {Z_LOSS: (0.0, positive)}
 _NO_DECAY = {WEIGHT_DECAY: (0.0,)}
 _THREE = {'learning_rate': 3}
 
@@ -54,44 +54,44 @@ CLAIMS = (
     Claim(
         '3',
         'Without weight decay, z-loss lowers LR sensitivity at every size.',
-        'lowest ratio of LR sensitivity over sizes, without z-loss / with',
+        'lowest ratio of LR sensitivity, without / with z-loss, over sizes',
         AtLeast(1.1),
         lambda e: _without_over_with(e, Z_LOSS).min(),
-        arms=_WITH_AND_WITHOUT,
+        requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
-        several=_THREE,
+        min_unique=_THREE,
     ),
     Claim(
         '3',
         'Without weight decay and z-loss, runs at the highest learning rate are unstable at every'
         ' size.',
-        'share of them that is unstable',
+        'fraction of these runs that are unstable',
         AtLeast(1.0),
-        lambda e: _unstable_at_the_highest_rate(_without(e)),
-        arms=_WITH_AND_WITHOUT,
+        lambda e: _unstable_at_highest_rate(_without_z_loss(e)),
+        requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
-        several=_THREE,
+        min_unique=_THREE,
     ),
     Claim(
         '3',
         'Without weight decay but with z-loss, runs at the highest learning rate are stable at'
         ' every size.',
-        'share of them that is unstable',
+        'fraction of these runs that are unstable',
         AtMost(0.0),
-        lambda e: _unstable_at_the_highest_rate(e.only(e.runs[Z_LOSS] > 0)),
-        arms=_WITH_AND_WITHOUT,
+        lambda e: _unstable_at_highest_rate(e.only(e.runs[Z_LOSS] > 0)),
+        requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
-        several=_THREE,
+        min_unique=_THREE,
     ),
     Claim(
         '3',
         'Without z-loss, weight decay lowers LR sensitivity at the largest size.',
-        'ratio of LR sensitivity, without weight decay / with',
+        'ratio of LR sensitivity, without / with weight decay',
         AtLeast(1.1),
         lambda e: ev.at_highest(_without_over_with(e, WEIGHT_DECAY), 'parameters').mean(),
-        arms={WEIGHT_DECAY: (0.0, above_zero)},
+        requires={WEIGHT_DECAY: (0.0, positive)},
         where={Z_LOSS: (0.0,)},
-        several=_THREE,
+        min_unique=_THREE,
     ),
     Claim(
         '4',
@@ -99,30 +99,30 @@ CLAIMS = (
         ' learning rate.',
         'mean output logit at the end, with z-loss minus without, mean over sizes',
         AtLeast(10.0),
-        _drop_of_the_mean_logit,
-        arms=_WITH_AND_WITHOUT,
+        _drop_in_mean_logit,
+        requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         probes=(OUTPUT_MEAN,),
     ),
     Claim(
         '4',
         'Without z-loss and weight decay, log Z drifts at the highest learning rate.',
-        'ratio of |log Z| at the end, without z-loss / with, geometric mean over sizes',
+        'ratio of |log Z| at the end, without / with z-loss, geometric mean over sizes',
         AtLeast(2.0),
         _drift_of_log_z,
-        arms=_WITH_AND_WITHOUT,
+        requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         probes=(LOG_Z,),
     ),
     Claim(
         '4',
-        'Output logits make the loss diverge late in training, other than attention logits.',
-        'onset of instability without z-loss and weight decay, share of the steps, mean over runs'
-        ' that z-loss cures',
-        AtLeast(0.25),  # attention logits did so within the first few percent (section 3.3)
+        'Output logits make the loss diverge late in training, unlike attention logits.',
+        'onset of instability without z-loss and weight decay, as a fraction of the steps, mean'
+        ' over runs that z-loss cures',
+        AtLeast(0.25),  # attention logits diverge in the first few percent (section 3.3)
         _onset,
-        arms=_WITH_AND_WITHOUT,
+        requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
-        several=_THREE,
+        min_unique=_THREE,
     ),
 )

@@ -1,4 +1,4 @@
-"""Warm-up, weight decay, length and batch (sections 3.2.1, 3.2.2, Figures 5, 6, E.7, E.9, E.10)."""
+"""Claims on warm-up, weight decay, steps and batch (3.2.1, 3.2.2; Figures 5, 6, E.7, E.9, E.10)."""
 
 import math
 from collections.abc import Callable
@@ -7,16 +7,16 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis.claims import evidence as ev
-from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan, above_zero
-from stability.analysis.claims.evidence import Evidence, NotAbout, Undecided
+from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan, positive
+from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
 
 WARMUP, STEPS, BATCH = 'schedule.warmup_steps', 'schedule.steps', 'data.batch_size'
-DEFAULT_WARMUP = 0.05  # of the steps
+DEFAULT_WARMUP = 0.05  # fraction of the steps
 DECAY, DECAY_KIND = 'optimizer.weight_decay', 'optimizer.weight_decay_kind'
 
 
 def _shortest_over_longest_warmup(e: Evidence) -> pd.DataFrame:
-  """The ratio of LR sensitivity, its logarithm."""
+  """The ratio of LR sensitivity, as a natural logarithm."""
   table = np.log(e.lr_sensitivity())
   longest = table.index.get_level_values(WARMUP).max()
   extremes = pd.concat([ev.at_lowest(table, WARMUP), ev.at_highest(table, WARMUP)])
@@ -33,7 +33,7 @@ def _default_over_longest_warmup(e: Evidence) -> pd.Series:
   return np.exp(default.mean() - longest.mean())
 
 
-def _warmup_with_size(e: Evidence) -> pd.Series:
+def _warmup_ratio_with_size(e: Evidence) -> pd.Series:
   ratios = _shortest_over_longest_warmup(e)
   smallest, largest = ev.at_lowest(ratios, 'parameters'), ev.at_highest(ratios, 'parameters')
   return np.exp(largest.mean() - smallest.mean())
@@ -43,7 +43,7 @@ def _shortest_minus_longest_warmup(values: pd.DataFrame) -> pd.Series:
   return ev.at_lowest(values, WARMUP).mean() - ev.at_highest(values, WARMUP).mean()
 
 
-def _stabilised_by_warmup(e: Evidence) -> pd.Series:
+def _stabilized_by_warmup(e: Evidence) -> pd.Series:
   e = e.only(e.runs['parameters'] == e.runs['parameters'].max())
   e = e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
   return _shortest_minus_longest_warmup(e.mean(e.runs['unstable'].astype(float)))
@@ -53,27 +53,27 @@ def _coupled_over_independent(e: Evidence) -> pd.Series:
   return np.exp(np.log(ev.ratios(e.lr_sensitivity(), DECAY_KIND, 'independent', [DECAY])).mean())
 
 
-def moves_alone(field: str, along: tuple[str, ...]) -> Callable[[Evidence], None]:
-  """Refuses a sweep where a field that is to move with `field` takes several values beside one."""
+def require_determined(field: str, others: tuple[str, ...]) -> Callable[[Evidence], None]:
+  """The precondition that the other fields have one value for each value of `field`."""
 
   def check(e: Evidence) -> None:
-    for other in along:
+    for other in others:
       if other in e.runs and e.runs.groupby(field)[other].nunique().max() > 1:
-        raise NotAbout(f'the sweep varies {other} as well')
+        raise NotApplicable(f'the sweep varies {other} as well')
 
   return check
 
 
-def largest_change(e: Evidence, field: str, along: tuple[str, ...]) -> pd.Series:
-  """The highest ratio of LR sensitivity between two values of a field at one size."""
+def largest_ratio(e: Evidence, field: str, covaries: tuple[str, ...]) -> pd.Series:
+  """The highest ratio of LR sensitivity between two values of a field at the same size."""
   table = np.log(e.lr_sensitivity())
-  table = table.droplevel([level for level in along if level in table.index.names])
+  table = table.droplevel([level for level in covaries if level in table.index.names])
   others = [level for level in table.index.names if level != field]
-  alike = table.groupby(level=others, dropna=False)
-  return np.exp((alike.max() - alike.min()).max())
+  groups = table.groupby(level=others, dropna=False)
+  return np.exp((groups.max() - groups.min()).max())
 
 
-def _shift_of_the_optimum(e: Evidence) -> pd.Series:
+def _shift_of_optimum(e: Evidence) -> pd.Series:
   return ev.slopes(e.best_learning_rate(), DECAY).mean() * math.log(10)
 
 
@@ -88,17 +88,18 @@ CLAIMS = (
         'ratio of LR sensitivity, shortest / longest warm-up, geometric mean over sizes',
         AtLeast(1.1),
         lambda e: np.exp(_shortest_over_longest_warmup(e).mean()),
-        several={WARMUP: 2} | _THREE,
-        still=(STEPS, BATCH),
+        min_unique={WARMUP: 2} | _THREE,
+        constant=(STEPS, BATCH),
     ),
     Claim(
         '5',
         'A longer warm-up lowers LR sensitivity more for larger models.',
-        'that ratio at the largest size over that at the smallest',
+        'ratio of LR sensitivity, shortest / longest warm-up, at the largest size over that at the'
+        ' smallest',
         AtLeast(1.05),
-        _warmup_with_size,
-        several={WARMUP: 2, 'parameters': 2} | _THREE,
-        still=(STEPS, BATCH),
+        _warmup_ratio_with_size,
+        min_unique={WARMUP: 2, 'parameters': 2} | _THREE,
+        constant=(STEPS, BATCH),
     ),
     Claim(
         '5',
@@ -106,17 +107,17 @@ CLAIMS = (
         'best loss, shortest minus longest warm-up, mean over sizes (nats)',
         MoreThan(0.0),
         lambda e: _shortest_minus_longest_warmup(e.best_loss()),
-        several={WARMUP: 2} | _THREE,
-        still=(STEPS, BATCH),
+        min_unique={WARMUP: 2} | _THREE,
+        constant=(STEPS, BATCH),
     ),
     Claim(
         '5',
         'The largest size is unstable at the highest learning rate without a long warm-up.',
-        'share of these runs that is unstable, shortest minus longest warm-up',
+        'fraction of these runs that are unstable, shortest minus longest warm-up',
         AtLeast(0.5),  # most of them
-        _stabilised_by_warmup,
-        several={WARMUP: 2} | _THREE,
-        still=(STEPS, BATCH),
+        _stabilized_by_warmup,
+        min_unique={WARMUP: 2} | _THREE,
+        constant=(STEPS, BATCH),
     ),
     Claim(
         '5',
@@ -124,49 +125,49 @@ CLAIMS = (
         'ratio of LR sensitivity, 5 % / longest warm-up, geometric mean over sizes',
         AtLeast(1.1),
         _default_over_longest_warmup,
-        several={WARMUP: 2} | _THREE,
-        still=(STEPS, BATCH),
+        min_unique={WARMUP: 2} | _THREE,
+        constant=(STEPS, BATCH),
     ),
     Claim(
         '6',
-        'Independent weight decay has a lower LR sensitivity than that coupled to the learning'
-        ' rate.',
+        'Independent weight decay has a lower LR sensitivity than weight decay coupled to the'
+        ' learning rate.',
         'ratio of LR sensitivity, coupled / independent, geometric mean over sizes',
         AtLeast(1.1),
         _coupled_over_independent,
-        arms={DECAY_KIND: ('coupled', 'independent')},
-        several=_THREE,
-        along=(DECAY,),
+        requires={DECAY_KIND: ('coupled', 'independent')},
+        min_unique=_THREE,
+        covaries=(DECAY,),
     ),
     Claim(
         'E.7',
-        'The number of training steps does not change LR sensitivity to speak of.',
-        'highest ratio of LR sensitivity between two lengths at one size',
+        'The number of training steps barely changes LR sensitivity.',
+        'highest ratio of LR sensitivity between two numbers of steps at the same size',
         AtMost(1.25),
-        lambda e: largest_change(e, STEPS, _WITH_STEPS),
-        several={STEPS: 2} | _THREE,
-        along=_WITH_STEPS,
-        still=(BATCH,),
-        suits=moves_alone(STEPS, _WITH_STEPS),
+        lambda e: largest_ratio(e, STEPS, _WITH_STEPS),
+        min_unique={STEPS: 2} | _THREE,
+        covaries=_WITH_STEPS,
+        constant=(BATCH,),
+        precondition=require_determined(STEPS, _WITH_STEPS),
     ),
     Claim(
         'E.9',
-        'The batch size does not change LR sensitivity to speak of.',
-        'highest ratio of LR sensitivity between two batch sizes at one size',
+        'The batch size barely changes LR sensitivity.',
+        'highest ratio of LR sensitivity between two batch sizes at the same size',
         AtMost(1.25),
-        lambda e: largest_change(e, BATCH, _WITH_BATCH),
-        several={BATCH: 2} | _THREE,
-        along=_WITH_BATCH,
-        still=('data.sequence_length',),
-        suits=moves_alone(BATCH, _WITH_BATCH),
+        lambda e: largest_ratio(e, BATCH, _WITH_BATCH),
+        min_unique={BATCH: 2} | _THREE,
+        covaries=_WITH_BATCH,
+        constant=('data.sequence_length',),
+        precondition=require_determined(BATCH, _WITH_BATCH),
     ),
     Claim(
         'E.10',
-        'More weight decay shifts the optimal learning rate to higher ones.',
+        'More weight decay shifts the optimal learning rate upwards.',
         'decades of optimal learning rate per decade of weight decay, mean over sizes',
         AtLeast(0.05),
-        _shift_of_the_optimum,
-        where={DECAY: (above_zero,)},
-        several={DECAY: 2} | _THREE,
+        _shift_of_optimum,
+        where={DECAY: (positive,)},
+        min_unique={DECAY: 2} | _THREE,
     ),
 )

@@ -1,4 +1,4 @@
-"""All claims, the paper's and those beyond it, judged on a sweep."""
+"""The list of all claims, and the table of their verdicts on a sweep."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from stability.analysis.claims import (
   recipe,
   scaling,
 )
-from stability.analysis.claims.claim import BEYOND, Claim, Verdict, decide, is_about
+from stability.analysis.claims.claim import EXTENSION, Claim, Verdict, applies, decide
 from stability.analysis.claims.evidence import Evidence
 from stability.analysis.results import Results
 from stability.errors import BadInput
@@ -42,60 +42,62 @@ COLUMNS = (
     'measure',
     'n',
     'reason',
+    'variant',
 )
 
 
 def judge(workdir: Path) -> pd.DataFrame:
-  """Every claim on the sweep in `workdir`, finished or not: see judge_results.
-
-  The tables of several sweeps go one under the other: pd.concat, with a column that says whose.
-  """
+  """The verdict on every claim for the sweep in a workdir, finished or not; see judge_results."""
   results = results_lib.load_workdir(workdir)
   return judge_results(results, results_lib.load_curves(workdir, probes(results)))
 
 
 def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
-  """Every claim, in the order of figures.
+  """The verdict on every claim, in the order of the paper's figures.
 
-  Columns: figure, claim, verdict (holds, does not hold, undecided), effect, low, high (90 % over
-  resampled seeds), threshold (text: `>= 1.1`), measure (what the effect is), n (runs read; 0 where
-  the claim is not about this sweep), reason (of an undecided one).
+  Columns: figure, claim, verdict (holds, does not hold, undecided), effect, low and high (90 %
+  interval over resampled seeds), threshold (text: `>= 1.1`), measure (what the effect is), n (runs
+  used; 0 where the claim does not apply to the sweep), reason (why a claim is undecided), variant
+  (`field=value` where the sweep lacks the paper's value and another of its family stands in).
 
   Args:
-    results: of a sweep, or of anybody's file.
-    curves: with the columns of probes(results), see tables.load_curves; None: there are none.
+    results: the runs of a sweep or of a CSV file.
+    curves: with the columns of probes(results), see results.load_curves; None: there are none.
   """
-  evidence = Evidence.of(results, curves)
+  evidence = Evidence.from_results(results, curves)
   return table([(claim, decide(claim, evidence)) for claim in CLAIMS])
 
 
 def read(path: Path) -> pd.DataFrame:
-  """The table of judge, from the claims.csv of a report; BadInput where that is damaged."""
+  """The table of judge from a report's claims.csv; raises BadInput if the file is damaged."""
+  text = {'figure': str, 'reason': str, 'variant': str}
   try:
-    found = pd.read_csv(path, dtype={'figure': str, 'reason': str}).fillna({'reason': ''})
-  except (OSError, ValueError) as error:  # the parser's are of the latter
+    found = pd.read_csv(path, dtype=text)
+  except (OSError, ValueError) as error:  # ValueError includes the parser's errors
     raise BadInput(f'{path}: cannot be read: {error}') from error
+  if 'variant' not in found:  # written before there was such a column
+    found['variant'] = ''
   if list(found) != list(COLUMNS):
-    raise BadInput(f'{path}: damaged: it has not the columns of a table of claims')
-  return found
+    raise BadInput(f'{path}: damaged: its columns are not those of a table of claims')
+  return found.fillna({'reason': '', 'variant': ''})
 
 
 def probes(results: Results) -> list[str]:
-  """The probes that the claims about these results read."""
-  evidence = Evidence.of(results, None)
-  wanted = [probe for claim in CLAIMS if is_about(claim, evidence) for probe in claim.probes]
+  """The probes read by the claims that apply to these results."""
+  evidence = Evidence.from_results(results, None)
+  patterns = [probe for claim in CLAIMS if applies(claim, evidence) for probe in claim.probes]
   depth = int(results.runs['model.depth'].max()) if 'model.depth' in results.runs else 0
-  return list(dict.fromkeys(_blocks(wanted, depth)))
+  return list(dict.fromkeys(_with_block_numbers(patterns, depth)))
 
 
-def _blocks(wanted: Iterable[str], depth: int) -> Iterable[str]:
-  for probe in wanted:
+def _with_block_numbers(patterns: Iterable[str], depth: int) -> Iterable[str]:
+  for probe in patterns:
     blocks = range(depth) if '*' in probe else range(1)
     yield from (probe.replace('*', str(block)) for block in blocks)
 
 
 def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
-  """A row per claim, by figure: 1 ... 13, C.1, E.1 ..., then those beyond the paper."""
+  """A row per claim in the order of figures: 1 ... 13, C.1, E.1 ..., then the extensions."""
   rows = [
       {
           'figure': claim.figure,
@@ -104,10 +106,11 @@ def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
           'effect': verdict.effect,
           'low': verdict.low,
           'high': verdict.high,
-          'threshold': str(claim.holds),
+          'threshold': str(claim.criterion),
           'measure': claim.measure,
           'n': verdict.n,
           'reason': verdict.reason,
+          'variant': verdict.variant,
       }
       for claim, verdict in sorted(verdicts, key=lambda pair: _order(pair[0].figure))
   ]
@@ -116,4 +119,4 @@ def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
 
 def _order(figure: str) -> tuple[bool, str, int]:
   letter, _, number = figure.rpartition('.')
-  return figure == BEYOND, letter, 0 if figure == BEYOND else int(number)
+  return figure == EXTENSION, letter, 0 if figure == EXTENSION else int(number)

@@ -1,4 +1,4 @@
-"""Width, depth and parameterization (sections 3.2.3, 3.2.4, Figures 7, 8, E.2 ... E.5, E.14)."""
+"""Claims on width, depth and parameterization (3.2.3, 3.2.4; Figures 7, 8, E.2 to E.5, E.14)."""
 
 from collections.abc import Callable
 
@@ -6,33 +6,35 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis.claims import evidence as ev
+from stability.analysis.claims.attention import QK_NORM, benefit_of_qk_norm
 from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan
-from stability.analysis.claims.evidence import Evidence, NotAbout, Undecided
+from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.families import QK_NORMS
+from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.results import LOGIT
 
 WIDTH, DEPTH = 'model.width', 'model.depth'
-QK_NORM = 'model.qk_norm'
 NAME, RATE_SCALE = 'parameterization.name', 'optimizer.learning_rate_scale'
-SHAPES = 3  # that a way of growing needs
-ALIKE = 1.25  # as many parameters, up to this factor
+MIN_SHAPES = 3  # of each way of scaling
+MAX_SIZE_RATIO = 1.25  # between parameters that count as matched
 
 
-def has_ways(*ways: str) -> Callable[[Evidence], None]:
-  """Refuses a sweep without enough shapes that grow in each of these ways."""
+def require_shapes(*ways: str) -> Callable[[Evidence], None]:
+  """The precondition that the sweep has MIN_SHAPES shapes for each of these ways of scaling."""
 
   def check(e: Evidence) -> None:
     for way in ways:
-      if len(grown(e, way).runs[[WIDTH, DEPTH]].drop_duplicates()) < SHAPES:
-        raise NotAbout(f'the sweep has fewer than {SHAPES} shapes that grow in {way}')
+      if len(scaled_in(e, way).runs[[WIDTH, DEPTH]].drop_duplicates()) < MIN_SHAPES:
+        raise NotApplicable(f'the sweep has fewer than {MIN_SHAPES} shapes scaled in {way}')
 
   return check
 
 
-def grown(e: Evidence, way: str) -> Evidence:
-  """The shapes of a sweep that grow in one way: width, depth or both.
+def scaled_in(e: Evidence, way: str) -> Evidence:
+  """The runs whose shapes are scaled in one way: width, depth or both.
 
-  Width alone: of the depth that most widths share; depth alone: of the width that most depths
-  share; both: the shapes of neither, and the one that belongs to all.
+  width: the shapes with the most common depth; depth: those with the most common width; both: the
+  shapes with neither, and the one with both.
   """
   shapes = e.runs[[WIDTH, DEPTH]].drop_duplicates()
   depth = shapes.groupby(DEPTH)[WIDTH].nunique().idxmax()
@@ -41,61 +43,71 @@ def grown(e: Evidence, way: str) -> Evidence:
   return e.only({'width': is_wide, 'depth': is_deep, 'both': is_wide == is_deep}[way])
 
 
-def _rise(e: Evidence, way: str) -> pd.Series:
-  table = np.log(grown(e, way).lr_sensitivity())
+def _sensitivity_slope(e: Evidence, way: str) -> pd.Series:
+  table = np.log(scaled_in(e, way).lr_sensitivity())
   return ev.slopes(table, 'parameters', e.results.sizes).mean()
 
 
-def _best_at_the_largest(e: Evidence, way: str) -> pd.Series:
-  best = grown(e, way).best_loss()
-  of_others = [grown(e, other).runs['parameters'].max() for other in ('width', 'depth')]
+def _best_at_largest(e: Evidence, way: str) -> pd.Series:
+  best = scaled_in(e, way).best_loss()
+  of_others = [scaled_in(e, other).runs['parameters'].max() for other in ('width', 'depth')]
   largest = best.index.get_level_values('parameters').max()
-  if not all(1 / ALIKE <= largest / other <= ALIKE for other in of_others):
-    raise Undecided('the largest shapes differ in their parameters')
+  if not all(1 / MAX_SIZE_RATIO <= largest / other <= MAX_SIZE_RATIO for other in of_others):
+    raise Undecided('the largest shapes are not matched in parameters')
   return ev.at_highest(best, 'parameters').mean()
 
 
 def _width_minus_depth(e: Evidence) -> pd.Series:
-  return _best_at_the_largest(e, 'width') - _best_at_the_largest(e, 'depth')
+  return _best_at_largest(e, 'width') - _best_at_largest(e, 'depth')
 
 
 def _others_minus_both(e: Evidence) -> pd.Series:
-  wide, deep, both = (_best_at_the_largest(e, way) for way in ('width', 'depth', 'both'))
+  wide, deep, both = (_best_at_largest(e, way) for way in ('width', 'depth', 'both'))
   return np.fmin(wide, deep) - both
 
 
-def _miss_of_the_largest(e: Evidence, way: str) -> pd.Series:
-  """Of a power law through the best losses of the smaller shapes, nats."""
-  best = np.log(grown(e, way).best_loss())
+def _extrapolation_error(e: Evidence, way: str) -> pd.Series:
+  """The error (nats) at the largest shape of a power law through the losses of the smaller ones."""
+  best = np.log(scaled_in(e, way).best_loss())
   sizes = best.index.get_level_values('parameters')
   smaller = best[sizes < sizes.max()]
   largest = ev.at_highest(best, 'parameters').mean()
   slope = ev.slopes(smaller, 'parameters', e.results.sizes).mean()
   x = np.log(smaller.index.get_level_values('parameters').to_numpy(float))
-  foretold = smaller.mean() + slope * (np.log(sizes.max()) - x.mean())
-  return (np.exp(foretold) - np.exp(largest)).abs()
+  predicted = smaller.mean() + slope * (np.log(sizes.max()) - x.mean())
+  return (np.exp(predicted) - np.exp(largest)).abs()
 
 
-def _misses_minus_that_of_both(e: Evidence) -> pd.Series:
-  wide, deep, both = (_miss_of_the_largest(e, way) for way in ('width', 'depth', 'both'))
+def _others_minus_both_in_error(e: Evidence) -> pd.Series:
+  wide, deep, both = (_extrapolation_error(e, way) for way in ('width', 'depth', 'both'))
   return np.fmin(wide, deep) - both
 
 
-def _rise_of_logit_growth(e: Evidence, way: str) -> pd.Series:
-  e = grown(e, way)
-  unstable = e.runs['unstable'].astype(bool) & (e.over_training(LOGIT) > 1e4)
+def _increase_in_unstable_logits(e: Evidence, way: str) -> pd.Series:
+  e = scaled_in(e, way)
+  unstable = e.runs['unstable'].astype(bool) & (e.max_over_training(LOGIT) > UNSTABLE_LOGIT)
   shares = e.mean(unstable.astype(float))
   return (
       ev.at_highest(shares, 'parameters').mean() - ev.at_lowest(shares, 'parameters').mean()
   )
 
 
-def _shift_of_the_optimum(e: Evidence, field: str, value: str, base: str) -> pd.Series:
-  """With the value; undecided if it stays with the base too, for then nothing was kept by it."""
-  kept, other = (_shift(e.only(e.runs[field] == of)) for of in (value, base))
-  if _FACTOR_2.met(kept[0]) and _FACTOR_2.met(other[0]):
-    raise Undecided(f'with {field} = {base} it does not change either: by {other[0]:.2f} decades')
-  return kept
+def _lower_increase_in_unstable_logits(e: Evidence) -> pd.Series:
+  wide, deep = (_increase_in_unstable_logits(e, way) for way in ('width', 'depth'))
+  return np.fmin(wide, deep)
+
+
+def _shift_of_optimum(e: Evidence, field: str, value: str, base: str) -> pd.Series:
+  """The shift of the optimal LR with a value of a field.
+
+  Raises Undecided if there is no shift with the base value either: then the field shows no effect.
+  """
+  shift, base_shift = (_shift(e.only(e.runs[field] == of)) for of in (value, base))
+  if _FACTOR_2.is_met(shift[0]) and _FACTOR_2.is_met(base_shift[0]):
+    raise Undecided(
+        f'with {field} = {base} it does not change either: by {base_shift[0]:.2f} decades'
+    )
+  return shift
 
 
 def _shift(e: Evidence) -> pd.Series:
@@ -109,25 +121,25 @@ def _muparam_over_standard(e: Evidence) -> pd.Series:
 
 
 def _gain(e: Evidence, base: str) -> pd.Series:
-  """How far the other parameterization's best loss is below the base's at the largest size."""
+  """The best loss of the base minus that of the other parameterization, at the largest size."""
   best = ev.at_highest(e.best_loss(), 'parameters')
   return -ev.differences(best, NAME, base).mean()
 
 
-def _full_diverged_at_one(e: Evidence) -> pd.Series:
+def _divergence_of_full_at_one(e: Evidence) -> pd.Series:
   diverged, high = e.runs['status'] == 'diverged', e.runs['learning_rate'] >= 1
-  full = (e.runs[NAME] == 'muparam_full') & (e.runs[QK_NORM] == 'layernorm')
+  full = (e.runs[NAME] == 'muparam_full') & e.runs[QK_NORM].isin(QK_NORMS.members)
   if not (diverged & high).any():
-    raise Undecided('no run at all diverged at a learning rate of 1 or more')
-  return e.share(diverged, high & full)
+    raise Undecided('no run diverged at a learning rate of 1 or more')
+  return e.fraction(diverged, high & full)
 
 
-def _has_a_rate_of_one(e: Evidence) -> None:
+def _require_rate_of_one(e: Evidence) -> None:
   if not (e.runs['learning_rate'] >= 1).any():
-    raise NotAbout('the sweep has no learning rate of 1 or more')
+    raise NotApplicable('the sweep has no learning rate of 1 or more')
 
 
-_SHAPES = {WIDTH: SHAPES, DEPTH: SHAPES, 'learning_rate': 3}
+_SHAPES = {WIDTH: MIN_SHAPES, DEPTH: MIN_SHAPES, 'learning_rate': 3}
 _SIZES = {'parameters': 2, 'learning_rate': 3}
 _SHIFT = 'decades between the optimal learning rates of the smallest and the largest size'
 _FACTOR_2 = AtMost(0.3)
@@ -135,62 +147,63 @@ _FACTOR_2 = AtMost(0.3)
 CLAIMS = (
     Claim(
         '7',
-        'Depth raises LR sensitivity faster than width does.',
+        'LR sensitivity increases faster with depth than with width.',
         'slope of ln(LR sensitivity) on ln(parameters), depth minus width',
         AtLeast(0.05),
-        lambda e: _rise(e, 'depth') - _rise(e, 'width'),
-        several=_SHAPES,
-        suits=has_ways('width', 'depth'),
+        lambda e: _sensitivity_slope(e, 'depth') - _sensitivity_slope(e, 'width'),
+        min_unique=_SHAPES,
+        precondition=require_shapes('width', 'depth'),
     ),
     Claim(
         '7',
-        'At the largest size, depth alone has a lower loss than width alone.',
+        'At the largest size, scaling depth alone gives a lower loss than scaling width alone.',
         'best loss, width minus depth (nats)',
         MoreThan(0.0),
         _width_minus_depth,
-        several=_SHAPES,
-        suits=has_ways('width', 'depth'),
+        min_unique=_SHAPES,
+        precondition=require_shapes('width', 'depth'),
     ),
     Claim(
         'E.2',
-        'Without qk-layernorm, attention logits make more runs unstable the larger the size, grown'
-        ' in width or in depth.',
-        'share of runs unstable with logits past 1e4, largest size minus smallest, lower of both',
+        'Without qk-layernorm, attention logits make more runs unstable at larger sizes, scaled in'
+        ' width or in depth.',
+        'fraction of runs that are unstable with logits above 1e4, largest minus smallest size,'
+        ' lower of the two',
         AtLeast(0.1),  # less than one of seven learning rates
-        lambda e: np.fmin(_rise_of_logit_growth(e, 'width'), _rise_of_logit_growth(e, 'depth')),
+        _lower_increase_in_unstable_logits,
         where={QK_NORM: ('none',)},
-        several=_SHAPES,
-        suits=has_ways('width', 'depth'),
+        min_unique=_SHAPES,
+        precondition=require_shapes('width', 'depth'),
         probes=(LOGIT,),
     ),
     Claim(
         'E.3',
-        'At the largest size, growing in width and depth has the lowest loss.',
-        'best loss, lower of width and depth alone minus both (nats)',
+        'At the largest size, scaling width and depth together gives the lowest loss.',
+        'best loss, lower of width and depth alone minus both together (nats)',
         MoreThan(0.0),
         _others_minus_both,
-        several=_SHAPES,
-        suits=has_ways('width', 'depth', 'both'),
+        min_unique=_SHAPES,
+        precondition=require_shapes('width', 'depth', 'both'),
     ),
     Claim(
         'E.3',
-        'Growing in width and depth, the loss of the largest size is foretold best.',
-        'miss of a power law through the smaller shapes, lower of width and depth alone minus both'
-        ' (nats)',
+        'The loss of the largest size is predicted best when width and depth are scaled together.',
+        'error of a power law through the smaller shapes, lower of width and depth alone minus'
+        ' both together (nats)',
         MoreThan(0.0),
-        _misses_minus_that_of_both,
-        where={QK_NORM: ('layernorm',)},
-        several=_SHAPES,
-        suits=has_ways('width', 'depth', 'both'),
+        _others_minus_both_in_error,
+        where={QK_NORM: (QK_NORMS,)},
+        min_unique=_SHAPES,
+        precondition=require_shapes('width', 'depth', 'both'),
     ),
     Claim(
         '8',
         'With muParam, the optimal learning rate does not change with size.',
         _SHIFT,
         _FACTOR_2,
-        lambda e: _shift_of_the_optimum(e, NAME, 'muparam_simple', 'standard'),
-        arms={NAME: ('standard', 'muparam_simple')},
-        several=_SIZES,
+        lambda e: _shift_of_optimum(e, NAME, 'muparam_simple', 'standard'),
+        requires={NAME: ('standard', 'muparam_simple')},
+        min_unique=_SIZES,
     ),
     Claim(
         '8',
@@ -198,8 +211,8 @@ CLAIMS = (
         'ratio of LR sensitivity, muParam / standard, geometric mean over sizes',
         AtLeast(0.9),
         _muparam_over_standard,
-        arms={NAME: ('standard', 'muparam_simple')},
-        several=_SIZES,
+        requires={NAME: ('standard', 'muparam_simple')},
+        min_unique=_SIZES,
     ),
     Claim(
         '8',
@@ -207,18 +220,18 @@ CLAIMS = (
         'best loss, standard minus muParam (nats)',
         AtMost(0.02),
         lambda e: _gain(e, 'standard'),
-        arms={NAME: ('standard', 'muparam_simple')},
-        several=_SIZES,
+        requires={NAME: ('standard', 'muparam_simple')},
+        min_unique=_SIZES,
     ),
     Claim(
         'E.4',
         'With muParam, LR sensitivity is higher without qk-layernorm than with it at every size.',
-        'lowest ratio of LR sensitivity over sizes, without qk-layernorm / with',
+        'lowest ratio of LR sensitivity, without / with qk-layernorm, over sizes',
         AtLeast(1.1),
-        lambda e: ev.ratios(e.lr_sensitivity(), QK_NORM, 'layernorm').min(),
-        arms={QK_NORM: ('none', 'layernorm')},
+        benefit_of_qk_norm,
+        requires={QK_NORM: ('none', QK_NORMS)},
         where={NAME: ('muparam_simple',)},
-        several={'learning_rate': 3},
+        min_unique={'learning_rate': 3},
     ),
     Claim(
         'E.4',
@@ -226,38 +239,39 @@ CLAIMS = (
         ' size.',
         _SHIFT,
         _FACTOR_2,
-        lambda e: _shift_of_the_optimum(e, NAME, 'muparam_simple', 'standard'),
-        arms={NAME: ('standard', 'muparam_simple')},
+        lambda e: _shift_of_optimum(e, NAME, 'muparam_simple', 'standard'),
+        requires={NAME: ('standard', 'muparam_simple')},
         where={QK_NORM: ('none',)},
-        several=_SIZES,
+        min_unique=_SIZES,
     ),
     Claim(
         'E.5',
         'Full muParam with qk-layernorm trains without diverging at a learning rate of 1.',
-        'share of its runs at a learning rate of 1 or more that diverged',
+        'fraction of its runs at a learning rate of 1 or more that diverged',
         AtMost(0.0),
-        _full_diverged_at_one,
-        arms={NAME: ('muparam_full', 'standard')},
-        where={QK_NORM: ('layernorm', 'none')},
-        suits=_has_a_rate_of_one,
+        _divergence_of_full_at_one,
+        requires={NAME: ('muparam_full', 'standard')},
+        where={QK_NORM: (QK_NORMS, 'none')},
+        precondition=_require_rate_of_one,
     ),
     Claim(
         'E.5',
-        'Full muParam does not lower the best loss of the largest size against simple muParam.',
+        'Compared with simple muParam, full muParam does not lower the best loss of the largest'
+        ' size.',
         'best loss, simple minus full (nats)',
         AtMost(0.02),
         lambda e: _gain(e, 'muparam_simple'),
-        arms={NAME: ('muparam_simple', 'muparam_full')},
-        several=_SIZES,
+        requires={NAME: ('muparam_simple', 'muparam_full')},
+        min_unique=_SIZES,
     ),
     Claim(
         'E.14',
-        "With learning rates relative to the parameters' RMS, the optimal learning rate does not"
+        "With learning rates scaled by the parameters' RMS, the optimal learning rate does not"
         ' change with size.',
         _SHIFT,
         _FACTOR_2,
-        lambda e: _shift_of_the_optimum(e, RATE_SCALE, 'parameter_rms', 'none'),
-        arms={RATE_SCALE: ('none', 'parameter_rms')},
-        several=_SIZES,
+        lambda e: _shift_of_optimum(e, RATE_SCALE, 'parameter_rms', 'none'),
+        requires={RATE_SCALE: ('none', 'parameter_rms')},
+        min_unique=_SIZES,
     ),
 )

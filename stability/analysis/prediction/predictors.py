@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import results
+from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.prediction import fits
 from stability.analysis.prediction.observations import CRITICAL, PRECONDITIONED, Observations
 
 UNSTABLE = 'unstable'
 FEWEST_SIZES = 3
-UNSTABLE_LOGIT = 1e4  # runs whose attention logits passed it diverged (paper section 3.3)
 LEAST_NOISE = 0.02  # decades: maxima over a batch differ by as much from batch to batch
 QUICK_DRAWS = 200  # where only a choice hangs on them
 MOST_STEPS = 10  # tried as the step to read at

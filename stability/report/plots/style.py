@@ -15,11 +15,10 @@ from matplotlib.lines import Line2D
 
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
+from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.results import Results
 from stability.errors import BadInput
 from stability.report import labels
-
-UNSTABLE_LOGIT = 1e4  # runs whose attention logits passed it diverged (paper section 3.3)
 
 WIDTH = 8  # inches; shown at 800 pixels, a point is then 1.4 pixels
 ACROSS = 4  # panels side by side, at most

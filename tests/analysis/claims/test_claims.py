@@ -1,5 +1,6 @@
-"""Each claim comes out as holding, as not holding and as undecided, for its reason."""
+"""Each claim holds, does not hold and is undecided where it should be."""
 
+import itertools
 import pathlib
 import re
 import runpy
@@ -8,39 +9,41 @@ import string
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import beyond_cases, claim_cases, worlds
-from helpers.worlds import QK, World, results_of
+from helpers import claim_cases, extension_cases
+from helpers import simulated_sweeps as sim
+from helpers.simulated_sweeps import QK, Outcomes, simulate
 
 from stability import hyper
 from stability.analysis import results as results_lib
-from stability.analysis.claims import registry
+from stability.analysis.claims import families, registry
 from stability.analysis.claims.claim import (
-  BEYOND,
   DOES_NOT_HOLD,
+  EXTENSION,
   HOLDS,
   UNDECIDED,
   MoreThan,
+  applies,
   decide,
-  is_about,
-  narrow,
+  select,
 )
 from stability.analysis.claims.evidence import Evidence
 
-CASES = claim_cases.CASES | beyond_cases.CASES
+CASES = claim_cases.CASES | extension_cases.CASES
 ROOT = pathlib.Path(__file__).parents[3]
 NAMED = {}
 for claim in registry.CLAIMS:
   number = sum(other.figure == claim.figure for other in NAMED.values())
-  NAMED[claim.figure + string.ascii_lowercase[number]] = claim
+  prefix = 'extension_' if claim.figure == EXTENSION else claim.figure
+  NAMED[prefix + string.ascii_lowercase[number]] = claim
 FIGURES = {*map(str, range(1, 14)), 'C.1', *(f'E.{number}' for number in range(1, 16))}
 
 
 def verdict(name, results, curves):
-  return decide(NAMED[name], Evidence.of(results, curves))
+  return decide(NAMED[name], Evidence.from_results(results, curves))
 
 
 def test_every_figure_of_the_paper_has_a_claim():
-  assert {claim.figure for claim in registry.CLAIMS} == FIGURES | {BEYOND}
+  assert {claim.figure for claim in registry.CLAIMS} == FIGURES | {EXTENSION}
 
 
 SLOW = pytest.mark.slow
@@ -49,18 +52,18 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     'scale', ['cpu', pytest.param('gpu', marks=SLOW), pytest.param('paper', marks=SLOW)]
 )
-def test_every_claim_is_about_an_experiment_of_its_figure(scale):
+def test_every_claim_applies_to_an_experiment_of_its_figure(scale):
   found = set()
   for path in (ROOT / 'configs').glob('*.py'):
     experiment = runpy.run_path(str(path))
     if 'get_sweep' in experiment:
       points, config = experiment['get_sweep'](scale), experiment['get_config'](scale).to_dict()
-      results, _ = results_of(points, World(lambda c: 2.0), config)
-      evidence = Evidence.of(results, None)
+      results, _ = simulate(points, Outcomes(lambda c: 2.0), config)
+      evidence = Evidence.from_results(results, None)
       figures = re.findall(r'\bFigure ((?:[A-Z]\.)?\d+)', experiment['__doc__'])
-      figures.append(BEYOND)
+      figures.append(EXTENSION)
       named = {name: claim for name, claim in NAMED.items() if claim.figure in figures}
-      found |= {name for name, claim in named.items() if is_about(claim, evidence)}
+      found |= {name for name, claim in named.items() if applies(claim, evidence)}
   assert found == NAMED.keys()
 
 
@@ -69,39 +72,39 @@ def test_every_claim_has_its_cases():
 
 
 @pytest.mark.parametrize('name', NAMED)
-def test_claim_holds_where_it_should(name):
+def test_claim_holds(name):
   points, holds, _ = CASES[name]
-  found = verdict(name, *results_of(points, holds))
+  found = verdict(name, *simulate(points, holds))
   assert (found.verdict, found.reason) == (HOLDS, '')
-  assert NAMED[name].holds.met(found.effect)
+  assert NAMED[name].criterion.is_met(found.effect)
   assert 0 < found.n <= len(points)
   assert np.isnan([found.low, found.high]).all()  # one seed
 
 
 @pytest.mark.parametrize('name', NAMED)
-def test_claim_does_not_hold_where_it_should_not(name):
+def test_claim_does_not_hold(name):
   points, _, fails = CASES[name]
-  found = verdict(name, *results_of(points, fails))
+  found = verdict(name, *simulate(points, fails))
   assert (found.verdict, found.reason) == (DOES_NOT_HOLD, '')
-  assert not NAMED[name].holds.met(found.effect)
+  assert not NAMED[name].criterion.is_met(found.effect)
 
 
-def test_runs_in_which_somebody_stepped_in_are_not_judged():
+def test_runs_under_a_policy_are_not_used():
   points = hyper.product([QK, hyper.sweep('control.on_alarm', ['none', 'policy'])])
 
   def loss(c):  # unstable at the highest rate but for the policy
     saved = c['control.on_alarm'] == 'policy' or c['model.qk_norm'] != 'none'
     return 4.0 if c['optimizer.learning_rate'] == 1.0 and not saved else 2.0
 
-  found = verdict('2a', *results_of(points, World(loss)))
+  found = verdict('2a', *simulate(points, Outcomes(loss)))
   assert (found.verdict, found.n) == (HOLDS, len(points) // 4)
 
 
 @pytest.mark.parametrize('name', NAMED)
-def test_claim_is_undecided_while_a_run_that_it_reads_is_missing(name):
+def test_undecided_while_a_run_is_missing(name):
   points, holds, _ = CASES[name]
-  results, curves = results_of(points, holds)
-  for run in narrow(NAMED[name], Evidence.of(results, curves)).runs.index[[0, -1]]:
+  results, curves = simulate(points, holds)
+  for run in select(NAMED[name], Evidence.from_results(results, curves)).runs.index[[0, -1]]:
     for status in ('missing', 'failed', 'stopped'):
       runs = results.runs.copy()
       runs.loc[run, ['status', 'final_loss']] = status, np.nan
@@ -111,9 +114,9 @@ def test_claim_is_undecided_while_a_run_that_it_reads_is_missing(name):
 
 
 @pytest.mark.parametrize('name', [name for name, claim in NAMED.items() if claim.probes])
-def test_claim_is_undecided_without_its_probes(name):
+def test_undecided_without_probes(name):
   points, holds, _ = CASES[name]
-  results, curves = results_of(points, holds)
+  results, curves = simulate(points, holds)
   found = verdict(name, results, curves[['run', 'step', 'loss']])
   assert found.verdict == UNDECIDED and 'was not logged' in found.reason and found.n > 0
   found = verdict(name, results, None)
@@ -124,30 +127,30 @@ def test_claim_is_undecided_without_its_probes(name):
   assert found.verdict == UNDECIDED and 'was not logged in ' in found.reason
 
 
-def test_no_claim_is_about_a_single_run():
-  table = registry.judge_results(*results_of([{}], World(worlds.flat)))
+def test_no_claim_applies_to_a_single_run():
+  table = registry.judge_results(*simulate([{}], Outcomes(sim.flat)))
   assert set(table['verdict']) == {UNDECIDED} and set(table['n']) == {0}
   assert (table['reason'] != '').all()
 
 
-def test_no_claim_comes_out_on_a_sweep_that_has_not_begun():
-  results, _ = results_of(QK, World(worlds.flat))
+def test_no_claim_is_decided_before_the_sweep_starts():
+  results, _ = simulate(QK, Outcomes(sim.flat))
   runs = results.runs.assign(status='missing', final_loss=np.nan, initial_loss=np.nan)
   table = registry.judge_results(results_lib.Results(runs, results.groups, results.sizes))
   assert set(table['verdict']) == {UNDECIDED}
 
 
 def two_seeds(other_seed):
-  """LR sensitivity without qk-norm over that with it: 2 in the first seed, else as it says."""
+  """The benefit of qk-norm, a ratio of LR sensitivity, is 2 with seed 0 and given for seed 1."""
   points = hyper.product([QK, hyper.sweep('seed', [0, 1])])
 
   def steep(c):
     return 0.1 * (1 if c['model.qk_norm'] != 'none' else other_seed if c['seed'] else 2.0)
 
-  return results_of(points, World(lambda c: worlds.bowl(c, steep(c))))
+  return simulate(points, Outcomes(lambda c: sim.bowl(c, steep(c))))
 
 
-def test_interval_is_over_whole_seeds():
+def test_interval_resamples_whole_seeds():
   found = verdict('1a', *two_seeds(3.0))
   # The seeds have 2 and 3, their mean 2.5; each alone is drawn in a quarter of the draws.
   assert (found.low, found.effect, found.high) == pytest.approx((2.0, 2.5, 3.0))
@@ -155,16 +158,16 @@ def test_interval_is_over_whole_seeds():
 
 
 @pytest.mark.parametrize('other_seed, expected', [(1.0, UNDECIDED), (1.2, HOLDS)])
-def test_claim_is_undecided_if_the_seeds_disagree(other_seed, expected):
+def test_undecided_if_seeds_disagree(other_seed, expected):
   found = verdict('1a', *two_seeds(other_seed))
   assert found.verdict == expected
   assert found.effect == pytest.approx(1 + other_seed / 2)
   assert ('interval' in found.reason) == (expected == UNDECIDED)
 
 
-def test_effects_are_what_they_are_called():
+def test_effects():
   def effect(name):
-    return verdict(name, *results_of(CASES[name][0], CASES[name][1])).effect
+    return verdict(name, *simulate(CASES[name][0], CASES[name][1])).effect
 
   assert effect('1a') == pytest.approx(2.0)
   assert effect('1b') == pytest.approx(0.25)  # the power of the parameters
@@ -188,202 +191,203 @@ def test_effects_are_what_they_are_called():
   assert effect('E.15a') == pytest.approx(1.0 / 3.5)
 
 
-def test_swept_interventions_that_a_claim_does_not_name_are_held_at_the_paper_s_value():
+def test_other_interventions_are_held_at_the_paper_value():
   points = hyper.product([QK, hyper.sweep('optimizer.eps', [1e-8, 1e-3])])
 
   def steep(c):
     return 0.2 if c['model.qk_norm'] == 'none' and c['optimizer.eps'] == 1e-8 else 0.1
 
-  found = verdict('1a', *results_of(points, World(lambda c: worlds.bowl(c, steep(c)))))
+  found = verdict('1a', *simulate(points, Outcomes(lambda c: sim.bowl(c, steep(c)))))
   assert (found.verdict, found.effect, found.n) == (HOLDS, pytest.approx(2.0), len(QK))
 
 
-def test_a_sequence_length_that_changes_the_batch_says_nothing_of_the_batch():
-  points, holds, _ = CASES['beyondl']
-  found = verdict('E.9a', *results_of(points, holds))
+def test_batch_claim_does_not_apply_to_sequence_lengths():
+  points, holds, _ = CASES['extension_l']
+  found = verdict('E.9a', *simulate(points, holds))
   assert (found.verdict, found.n) == (UNDECIDED, 0)
   assert found.reason == 'the sweep varies data.sequence_length as well'
 
 
-def test_a_sequence_length_is_judged_with_as_many_tokens_a_step():
-  points = [p | {'data.batch_size': 16} for p in CASES['beyondl'][0]]
-  found = verdict('beyondl', *results_of(points, CASES['beyondl'][1]))
+def test_sequence_length_needs_constant_tokens_per_step():
+  points = [p | {'data.batch_size': 16} for p in CASES['extension_l'][0]]
+  found = verdict('extension_l', *simulate(points, CASES['extension_l'][1]))
   assert (found.verdict, found.n) == (UNDECIDED, 0)
-  assert found.reason == 'the tokens of a step differ with the sequence length'
+  assert found.reason == 'the tokens per step change with the sequence length'
 
 
-def test_those_without_a_value_of_the_paper_are_compared_like_with_like():
+def test_fields_without_a_paper_value_are_matched():
   points = hyper.product([QK, hyper.sweep('data.seed', [0, 1])])
 
   def steep(c):
     return (0.15 if c['data.seed'] else 0.2) if c['model.qk_norm'] == 'none' else 0.1
 
-  found = verdict('1a', *results_of(points, World(lambda c: worlds.bowl(c, steep(c)))))
+  found = verdict('1a', *simulate(points, Outcomes(lambda c: sim.bowl(c, steep(c)))))
   assert (found.effect, found.n) == (pytest.approx(1.5), 2 * len(QK))  # the lower of both
 
 
-def test_a_batch_size_that_changes_the_steps_says_nothing_of_the_steps():
+def test_steps_claim_does_not_apply_to_batch_sizes():
   points, holds, _ = CASES['E.9a']
-  found = verdict('E.7a', *results_of(points, holds))
+  found = verdict('E.7a', *simulate(points, holds))
   assert (found.verdict, found.n) == (UNDECIDED, 0)
   assert found.reason == 'the sweep varies data.batch_size as well'
 
 
-def test_claims_of_size_and_rate_alone_are_not_about_sweeps_of_other_things():
+def test_only_varies():
   points, holds, _ = CASES['5a']
-  results, curves = results_of(points, holds)
+  results, curves = simulate(points, holds)
   for name in ('11a', '11b', 'C.1a', 'C.1b', 'E.12a', 'E.12b', 'E.13a', 'E.13b'):
     found = verdict(name, results, curves)
     assert (found.n, found.reason) == (0, 'the sweep varies schedule.warmup_steps as well')
 
 
-def test_a_probe_after_the_warm_up_is_that_of_the_first_step_measured_from_there():
+def test_probe_after_warmup():
   points = hyper.sweep('schedule.warmup_steps', [5, 60, 61, 500])
-  results, curves = results_of(points, World(worlds.flat, {'log_z': (1.0, 2.0)}))
+  results, curves = simulate(points, Outcomes(sim.flat, {'log_z': (1.0, 2.0)}))
   curves['log_z'] = curves['step'].astype(float)
-  found = Evidence.of(results, curves).after_warmup('log_z')
+  found = Evidence.from_results(results, curves).after_warmup('log_z')
   assert list(found) == [20, 60, 100, 500]
 
 
 @pytest.mark.parametrize(
-    'name', [name for name, claim in NAMED.items() if isinstance(claim.holds, MoreThan)]
+    'name', [name for name, claim in NAMED.items() if isinstance(claim.criterion, MoreThan)]
 )
-def test_nothing_is_better_where_all_are_alike(name):
+def test_ties_do_not_hold(name):
   points, _, _ = CASES[name]
-  found = verdict(name, *results_of(points, worlds.best(lambda c: 2.0)))
+  found = verdict(name, *simulate(points, sim.best(lambda c: 2.0)))
   assert (found.verdict, found.effect) == (DOES_NOT_HOLD, pytest.approx(0.0, abs=1e-9))
 
 
 @pytest.mark.parametrize(
-    'name, world, reason',
+    'name, outcomes, reason',
     [
-        ('E.5a', World(worlds.flat), 'no run at all diverged'),
-        ('8a', worlds.steep(lambda c: 0.1), 'does not change either'),
-        ('E.4b', worlds.steep(lambda c: 0.1), 'does not change either'),
-        ('E.14a', worlds.steep(lambda c: 0.1), 'does not change either'),
-        # Unstable with z-loss as well: it is none of the output logits'.
-        ('4c', World(worlds.cliff, curve=worlds.late(0.5)), 'z-loss cures'),
-        ('E.13b', World(worlds.flat, claim_cases.update(1.0)), 'are 1000 times eps there'),
+        ('E.5a', Outcomes(sim.flat), 'no run diverged'),
+        ('8a', sim.steep(lambda c: 0.1), 'does not change either'),
+        ('E.4b', sim.steep(lambda c: 0.1), 'does not change either'),
+        ('E.14a', sim.steep(lambda c: 0.1), 'does not change either'),
+        # Unstable with z-loss as well: not because of output logits.
+        ('4c', Outcomes(sim.cliff, curve=sim.late(0.5)), 'z-loss cures'),
+        ('E.13b', Outcomes(sim.flat, claim_cases.update(1.0)), 'are 1000 times eps there'),
     ],
 )
-def test_without_a_contrast_a_claim_is_undecided(name, world, reason):
-  found = verdict(name, *results_of(CASES[name][0], world))
+def test_undecided_without_a_contrast(name, outcomes, reason):
+  found = verdict(name, *simulate(CASES[name][0], outcomes))
   assert found.verdict == UNDECIDED and found.n > 0 and reason in found.reason
 
 
-def test_full_muparam_that_diverges_alone_is_not_excused():
+def test_full_muparam_diverges_alone():
   def loss(c):
-    return 6.0 if worlds.highest(c) and c['parameterization.name'] == 'muparam_full' else 2.0
+    is_full = c['parameterization.name'] == 'muparam_full'
+    return 6.0 if sim.highest(c) and is_full else 2.0
 
-  found = verdict('E.5a', *results_of(CASES['E.5a'][0], World(loss)))
+  found = verdict('E.5a', *simulate(CASES['E.5a'][0], Outcomes(loss)))
   assert (found.verdict, found.effect) == (DOES_NOT_HOLD, 1.0)
 
 
-def test_slopes_of_two_signs_are_no_flat_line():
+def test_slopes_of_opposite_signs_do_not_cancel():
   points, _, _ = CASES['C.1a']
 
   def rms(c):  # falls with size at low learning rates, rises at high ones
-    return 1.0, worlds.size(c) ** (0.5 if worlds.rate(c) > 0.05 else -0.5)
+    return 1.0, sim.size(c) ** (0.5 if sim.rate(c) > 0.05 else -0.5)
 
   probes = {f'block_{block}/output_rms': rms for block in range(3)}
-  found = verdict('C.1a', *results_of(points, World(worlds.flat, probes)))
+  found = verdict('C.1a', *simulate(points, Outcomes(sim.flat, probes)))
   assert (found.verdict, found.effect) == (DOES_NOT_HOLD, pytest.approx(0.5, rel=0.05))
 
 
-def test_a_warm_up_that_moves_by_itself_is_not_laid_to_the_steps():
+def test_steps_claim_needs_one_warmup_per_length():
   points = hyper.product([
-      worlds.sweep('schedule.steps', 250, 500),
-      worlds.sweep('schedule.warmup_steps', 25, 50),
-      worlds.RATES,
+      sim.sweep('schedule.steps', 250, 500),
+      sim.sweep('schedule.warmup_steps', 25, 50),
+      sim.RATES,
   ])
-  found = verdict('E.7a', *results_of(points, CASES['E.7a'][1]))
+  found = verdict('E.7a', *simulate(points, CASES['E.7a'][1]))
   assert (found.verdict, found.n) == (UNDECIDED, 0)
   assert found.reason == 'the sweep varies schedule.warmup_steps as well'
 
 
-def test_the_paper_s_own_prediction_comes_out():
-  """One run of 4.8B at 1e-2, whose logits are foretold past 1e4, as configs/qk_layernorm.py has."""
+def test_prediction_of_the_paper():
+  """One run of 4.8B at 1e-2 with predicted logits above 1e4, as in configs/qk_layernorm.py."""
   experiment = runpy.run_path(str(ROOT / 'configs/qk_layernorm.py'))
   points, config = experiment['get_sweep']('paper'), experiment['get_config']('paper').to_dict()
   largest = max(width for point in points if (width := point.get('model.width')))
 
-  def foretold(broke):
+  def judged(is_unstable):
     def loss(c):
-      return 5.4 if broke and c['model.width'] == largest else worlds.flat(c)
+      return 5.4 if is_unstable and c['model.width'] == largest else sim.flat(c)
 
     def logit(c):  # 1e4 is first passed at 4.8B
       parameters = 12 * c['model.depth'] * c['model.width'] ** 2
       return (10.0 * (parameters / 1e6) ** 0.85,) * 2
 
-    results, curves = results_of(points, World(loss, {results_lib.LOGIT: logit}), config)
+    results, curves = simulate(points, Outcomes(loss, {results_lib.LOGIT: logit}), config)
     return verdict('9d', results, curves.assign(step=200 * curves['step']))
 
-  assert (foretold(True).verdict, foretold(True).effect) == (HOLDS, 1.0)
-  assert foretold(False).verdict == DOES_NOT_HOLD
+  assert (judged(True).verdict, judged(True).effect) == (HOLDS, 1.0)
+  assert judged(False).verdict == DOES_NOT_HOLD
 
 
-def test_at_a_rate_at_which_smaller_sizes_have_broken_nothing_is_foretold():
+def test_no_prediction_where_smaller_sizes_are_unstable():
   points, holds, _ = CASES['9d']
-  found = verdict('9d', *results_of(points, World(holds.loss, {results_lib.LOGIT: (1e5, 1e5)})))
+  found = verdict('9d', *simulate(points, Outcomes(holds.loss, {results_lib.LOGIT: (1e5, 1e5)})))
   assert found.verdict == UNDECIDED and 'the first past 1e4' in found.reason
 
 
-def test_the_paper_s_reading_of_logits_is_that_of_its_step_2000():
+def test_long_runs_are_read_at_step_2000():
   points = hyper.sweep('schedule.steps', [50_000, 100_000])
   points = hyper.product([points, hyper.sweep('schedule.warmup_steps', [5_000])])
-  results, curves = results_of(points, World(worlds.flat, {'log_z': (1.0, 2.0)}))
+  results, curves = simulate(points, Outcomes(sim.flat, {'log_z': (1.0, 2.0)}))
   curves['step'] *= 100
   curves['log_z'] = curves['step'].astype(float)
-  assert list(Evidence.of(results, curves).after_warmup('log_z')) == [6_000, 2_000]
+  assert list(Evidence.from_results(results, curves).after_warmup('log_z')) == [6_000, 2_000]
 
 
-def test_what_breaks_is_asked_where_it_is_foretold_whatever_was_measured_there():
-  """Foretold past 1e4, but measured far below; and foretold below."""
+def test_prediction_is_independent_of_the_measurement():
+  """Predicted above 1e4 but measured far below it, and predicted below it."""
   points, holds, _ = CASES['9d']
-  below = World(holds.loss, claim_cases.steep_logits(1e-3))
-  found = verdict('9d', *results_of(points, below))
+  below = Outcomes(holds.loss, claim_cases.steep_logits(1e-3))
+  found = verdict('9d', *simulate(points, below))
   assert (found.verdict, found.effect) == (HOLDS, 1.0)
-  results, curves = results_of(points, holds)
+  results, curves = simulate(points, holds)
   curves[results_lib.LOGIT] /= 100
   found = verdict('9d', results, curves)
   assert found.verdict == UNDECIDED and 'the first past 1e4' in found.reason
 
 
-def test_shapes_that_grow_in_several_ways_say_nothing_of_size_alone():
+def test_one_way_of_scaling():
   points, holds, _ = CASES['C.1c']
-  results, curves = results_of(points, holds)
+  results, curves = simulate(points, holds)
   for name in ('1b', '1c', '9c', '11a', 'C.1a'):
     found = verdict(name, results, curves)
-    assert (found.n, found.reason) == (0, 'the sweep grows in more than one way')
+    assert (found.n, found.reason) == (0, 'the sweep scales models up in more than one way')
 
 
-def test_growing_in_width_and_depth_at_once_is_neither_alone():
+def test_joint_scaling_is_neither_width_nor_depth():
   shapes = hyper.zipit(
       [hyper.sweep('model.width', [16, 32, 64, 96]), hyper.sweep('model.depth', [1, 3, 5, 7])]
   )
-  points = hyper.product([shapes, worlds.BOTH_QK, worlds.RATES])
-  results, curves = results_of(points, World(worlds.flat))
+  points = hyper.product([shapes, sim.BOTH_QK, sim.RATES])
+  results, curves = simulate(points, Outcomes(sim.flat))
   for name in ('7a', '7b', 'E.2a', 'E.3a', 'C.1c'):
     found = verdict(name, results, curves)
-    assert found.n == 0 and 'shapes that grow in' in found.reason
+    assert found.n == 0 and 'shapes scaled in' in found.reason
 
 
-def test_an_optimum_at_the_end_of_the_grid_decides_nothing():
+def test_optimum_at_the_edge_of_the_grid():
   points, _, _ = CASES['8a']
-  found = verdict('8a', *results_of(points, worlds.centred(lambda c: 1.0)))
+  found = verdict('8a', *simulate(points, sim.centred(lambda c: 1.0)))
   assert found.verdict == UNDECIDED and 'first or the last' in found.reason
 
 
-def test_windows_of_learning_rates_reach_the_claims():
+def test_windows_of_learning_rates():
   points, _, _ = CASES['6a']
   kind = 'optimizer.weight_decay_kind'
 
   def loss(c):  # the coupled kind suffers at the highest learning rate alone
-    return 4.0 if c[kind] == 'coupled' and worlds.highest(c) else worlds.bowl(c)
+    return 4.0 if c[kind] == 'coupled' and sim.highest(c) else sim.bowl(c)
 
   def judged(windows):
     report = {'windows': [{'where': {kind: 'coupled'}, 'windows': windows}]}
-    return verdict('6a', *results_of(points, World(loss), **report))
+    return verdict('6a', *simulate(points, Outcomes(loss), **report))
 
   assert judged([[1e-3, 1.0]]).verdict == HOLDS
   # Over 1e-3, 1e-2 and 1e-1 it is (0.1 + 0 + 0.1) / 3, that of the other (0.1 + 0 + 0.1 + 0.4) / 4.
@@ -391,39 +395,118 @@ def test_windows_of_learning_rates_reach_the_claims():
   assert (found.verdict, found.effect) == (DOES_NOT_HOLD, pytest.approx((0.2 / 3) / (0.6 / 4)))
 
 
-def test_what_is_not_comparable_decides_no_claim_on_lr_sensitivity():
+def test_not_comparable():
   points, holds, _ = CASES['1a']
-  found = verdict('1a', *results_of(points, holds, not_comparable='model.qk_norm'))
+  found = verdict('1a', *simulate(points, holds, not_comparable='model.qk_norm'))
   assert found.verdict == UNDECIDED and 'not comparable: model.qk_norm' in found.reason
   points, holds, _ = CASES['E.14a']
   scale = 'optimizer.learning_rate_scale'
-  assert verdict('E.14a', *results_of(points, holds, not_comparable=scale)).verdict == HOLDS
+  assert verdict('E.14a', *simulate(points, holds, not_comparable=scale)).verdict == HOLDS
 
 
-def test_a_size_with_a_single_learning_rate_is_no_size_without_lr_sensitivity():
+def test_size_with_a_single_learning_rate_is_ignored():
   points, holds, _ = CASES['1b']
   alone = [{'model.width': 128, 'model.qk_norm': 'none', 'optimizer.learning_rate': 1e-2}]
-  found = verdict('1b', *results_of(points + alone, holds))
+  found = verdict('1b', *simulate(points + alone, holds))
   assert (found.verdict, found.effect) == (HOLDS, pytest.approx(0.25))
 
 
-def test_table_is_in_the_order_of_figures_and_survives_its_file(tmp_path):
-  table = registry.judge_results(*results_of(QK, CASES['1a'][1]))
+def test_table_order_and_round_trip(tmp_path):
+  table = registry.judge_results(*simulate(QK, CASES['1a'][1]))
   assert list(table) == [
-      'figure', 'claim', 'verdict', 'effect', 'low', 'high', 'threshold', 'measure', 'n', 'reason'
+      'figure', 'claim', 'verdict', 'effect', 'low', 'high', 'threshold', 'measure', 'n', 'reason',
+      'variant',
   ]  # fmt: skip
   order = list(dict.fromkeys(table['figure']))
   of_appendix = [f'E.{number}' for number in range(1, 16)]
-  assert order == [*map(str, range(1, 14)), 'C.1', *of_appendix, BEYOND]
+  assert order == [*map(str, range(1, 14)), 'C.1', *of_appendix, EXTENSION]
   assert table.loc[0, ['verdict', 'threshold', 'n']].to_list() == [HOLDS, '>= 1.1', len(QK)]
   table.to_csv(tmp_path / 'claims.csv', index=False)
   pd.testing.assert_frame_equal(registry.read(tmp_path / 'claims.csv'), table)
 
 
-def test_only_the_probes_of_claims_about_the_sweep_are_loaded():
-  results, _ = results_of(QK, World(worlds.flat))
+def test_probes_of_applicable_claims():
+  results, _ = simulate(QK, Outcomes(sim.flat))
   wanted = registry.probes(results)
   assert 'block_2/attention_logit_max' in wanted and 'block_0/query_norm' in wanted
   assert 'block_3/output_rms' not in wanted and 'log_z' not in wanted
   assert len(wanted) == len(set(wanted))
-  assert registry.probes(results_of([{}], World(worlds.flat))[0]) == []
+  assert registry.probes(simulate([{}], Outcomes(sim.flat))[0]) == []
+
+
+def with_qk_norms(points, *names):
+  """The same sweep with these normalisations of queries and keys in place of layernorm."""
+  others = [p for p in points if p.get('model.qk_norm') != 'layernorm']
+  replaced = [p for p in points if p.get('model.qk_norm') == 'layernorm']
+  return others + [p | {'model.qk_norm': name} for name in names for p in replaced]
+
+
+def on_layernorm(outcomes):
+  """The outcomes that a sweep with layernorm has, whatever its normalisation is called."""
+
+  def as_layernorm(function):
+    def of(c, *more):
+      name = 'none' if c['model.qk_norm'] == 'none' else 'layernorm'
+      return function(c | {'model.qk_norm': name}, *more)
+
+    return of if callable(function) else function
+
+  return Outcomes(
+      as_layernorm(outcomes.loss),
+      {name: as_layernorm(probe) for name, probe in outcomes.probes.items()},
+      as_layernorm(outcomes.curve),
+  )
+
+
+OF_THE_FAMILY = [
+    name
+    for name, claim in NAMED.items()
+    if families.QK_NORMS in itertools.chain(*claim.requires.values(), *claim.where.values())
+]
+
+
+@pytest.mark.parametrize('name', OF_THE_FAMILY)
+def test_rmsnorm_decides_the_claims_on_qk_norm(name):
+  points, *both = CASES[name]
+  for outcomes in both:
+    paper = verdict(name, *simulate(points, outcomes))
+    found = verdict(name, *simulate(with_qk_norms(points, 'rmsnorm'), on_layernorm(outcomes)))
+    assert found.variant == 'model.qk_norm=rmsnorm'
+    assert (found.verdict, found.n, found.reason) == (paper.verdict, paper.n, paper.reason)
+    assert found.effect == pytest.approx(paper.effect)
+
+
+@pytest.mark.parametrize(
+    'names, used, effect',
+    [
+        (('rmsnorm', 'layernorm'), '', 2.0),
+        (('l2', 'rmsnorm'), 'model.qk_norm=rmsnorm', 4.0),
+        (('l2',), 'model.qk_norm=l2', 8.0),
+    ],
+)
+def test_one_member_of_a_family_is_used(names, used, effect):
+  steep = {'none': 0.8, 'layernorm': 0.4, 'rmsnorm': 0.2, 'l2': 0.1}
+  points = with_qk_norms(QK, *names)
+  found = verdict('1a', *simulate(points, sim.steep(lambda c: steep[c['model.qk_norm']])))
+  assert (found.variant, found.effect, found.n) == (used, pytest.approx(effect), len(QK))
+
+
+def test_other_claims_hold_a_family_at_one_member():
+  points = hyper.product([CASES['5a'][0], sim.sweep('model.qk_norm', 'none', 'rmsnorm')])
+
+  def steep(c):  # without qk-norm, the warm-up makes no difference
+    return 0.2 - c['schedule.warmup_steps'] / 1000 * (c['model.qk_norm'] == 'rmsnorm')
+
+  found = verdict('5a', *simulate(points, sim.steep(steep)))
+  assert (found.variant, found.n) == ('model.qk_norm=rmsnorm', len(points) // 2)
+  assert found.effect == pytest.approx(0.195 / 0.1)
+
+
+def test_variant_in_the_table(tmp_path):
+  judged = registry.judge_results(*simulate(with_qk_norms(QK, 'l2'), CASES['1a'][1]))
+  assert judged.loc[0, 'variant'] == 'model.qk_norm=l2'
+  judged.to_csv(tmp_path / 'claims.csv', index=False)
+  pd.testing.assert_frame_equal(registry.read(tmp_path / 'claims.csv'), judged)
+  judged.drop(columns='variant').to_csv(tmp_path / 'claims.csv', index=False)
+  old = registry.read(tmp_path / 'claims.csv')
+  pd.testing.assert_frame_equal(old, judged.assign(variant=''))

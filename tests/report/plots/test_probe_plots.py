@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import worlds
+from helpers import simulated_sweeps as sim
 from helpers.claim_cases import KAPPAS, SHAPE_GRID, kappa_loss
-from helpers.worlds import RATES, WIDTHS, World, grid, highest, results_of, sweep
+from helpers.simulated_sweeps import RATES, WIDTHS, Outcomes, grid, highest, simulate, sweep
 
 from stability.report.plots import probe_plots, selection, style
 
@@ -13,16 +13,16 @@ QK_NORM, WARMUP = 'model.qk_norm', 'schedule.warmup_steps'
 
 
 def gradient(c):
-  return 1e-5 / worlds.size(c) / worlds.rate(c)
+  return 1e-5 / sim.size(c) / sim.rate(c)
 
 
-INSIDE = World(
-    worlds.flat,
+INSIDE = Outcomes(
+    sim.flat,
     {
         f'gradient_rms/{UP}': lambda c: (gradient(c),) * 2,
         f'update_rms/{UP}': lambda c: (0.3 / (1 + c[EPS] / gradient(c)),) * 2,
-        'block_2/output_rms': lambda c: (worlds.rate(c),) * 2,
-        'block_0/query_norm': lambda c: (1.0, 1 + worlds.size(c)),
+        'block_2/output_rms': lambda c: (sim.rate(c),) * 2,
+        'block_0/query_norm': lambda c: (1.0, 1 + sim.size(c)),
         'block_0/key_norm': (1.0, 3.0),
         'block_0/query_key_cosine': (0.1, 0.2),
     },
@@ -44,13 +44,13 @@ def legend(figure):
 
 @pytest.fixture(scope='module')
 def sized():
-  return results_of(worlds.QK, INSIDE)
+  return simulate(sim.QK, INSIDE)
 
 
 @pytest.fixture(scope='module')
 def of_eps():
   eps = sweep(EPS, 1e-15, 1e-8, 1e-6, 1e-4)
-  return results_of(grid(eps, RATES[2:]), INSIDE)
+  return simulate(grid(eps, RATES[2:]), INSIDE)
 
 
 def test_gradients_and_updates_at_the_end_against_size(sized):
@@ -93,7 +93,7 @@ def test_norms_are_those_of_the_largest_size(sized):
   assert names == ['query norm', 'key norm', 'cosine']
   line = figure.axes[0].lines[0]
   assert line.get_ydata()[-1] == pytest.approx(17.0)
-  assert list(line.get_xdata()) == list(worlds.STEPS)
+  assert list(line.get_xdata()) == list(sim.STEPS)
   assert figure.get_supxlabel() == 'step (147K parameters)'
 
 
@@ -105,7 +105,7 @@ def test_norms_that_were_not_logged_have_no_row(sized):
 
 def test_loss_against_a_number_in_a_panel_per_size():
   points = grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES)
-  results, _ = results_of(points, World(lambda c: 6.0 if highest(c) else 2 + c[WARMUP] / 100))
+  results, _ = simulate(points, Outcomes(lambda c: 6.0 if highest(c) else 2 + c[WARMUP] / 100))
   figure = probe_plots.loss_by_number(results, WARMUP)
   assert [axis.get_title() for axis in figure.axes] == [
       '9.2K parameters', '37K parameters', '147K parameters'
@@ -119,7 +119,7 @@ def test_loss_against_a_number_in_a_panel_per_size():
 
 
 def test_a_model_without_blocks_is_a_level():
-  results, _ = results_of(KAPPAS, World(kappa_loss(1e3)))
+  results, _ = simulate(KAPPAS, Outcomes(kappa_loss(1e3)))
   figure = probe_plots.loss_by_number(results, 'model.logit_scale')
   (axis,) = figure.axes
   assert [list(line.get_ydata()) for line in axis.lines if line.get_linestyle() == '--'] == [[3, 3]]
@@ -128,7 +128,7 @@ def test_a_model_without_blocks_is_a_level():
 
 
 def test_zero_stands_left_of_a_logarithmic_axis():
-  results, _ = results_of(grid(sweep('optimizer.weight_decay', 0.0, 1e-4, 1e-2), RATES), INSIDE)
+  results, _ = simulate(grid(sweep('optimizer.weight_decay', 0.0, 1e-4, 1e-2), RATES), INSIDE)
   (axis,) = probe_plots.loss_by_number(results, 'optimizer.weight_decay').axes
   assert axis.get_xscale() == 'symlog' and axis.get_xlim()[0] < 0
   assert [label.get_text() for label in axis.get_xticklabels()] == ['0', '1e-4', '1e-2']
@@ -136,9 +136,9 @@ def test_zero_stands_left_of_a_logarithmic_axis():
 
 def test_numbers_with_an_axis_of_their_own():
   def numbers(*points):
-    return probe_plots.numbers(results_of(grid(*points, RATES), World(worlds.flat))[0])
+    return probe_plots.numbers(simulate(grid(*points, RATES), Outcomes(sim.flat))[0])
 
-  assert numbers(WIDTHS, worlds.BOTH_QK) == []  # no number; the size has its own figures
+  assert numbers(WIDTHS, sim.BOTH_QK) == []  # no number; the size has its own figures
   assert numbers(sweep('objective.z_loss', 0.0, 1e-4)) == []  # two values are no axis
   assert numbers(sweep('data.seed', 0, 1, 2), sweep(WARMUP, 1, 2, 3)) == ['data.seed', WARMUP]
   assert numbers([{WARMUP: n, 'schedule.steps': 10 * n} for n in (1, 2, 4)]) == [WARMUP]
@@ -153,13 +153,13 @@ def test_figures_without_data_are_left_out(sized, of_eps):
   results, curves = sized
   probes = probe_plots.probes(results)
   assert named(results, curves.assign(**dict.fromkeys(probes, np.nan))) == []
-  alone = results_of(grid(WIDTHS[:1], RATES), INSIDE)
+  alone = simulate(grid(WIDTHS[:1], RATES), INSIDE)
   assert named(*alone) == ['query_key_norms']  # one size and one eps
 
 
 def test_a_model_without_blocks_has_no_output_of_a_block():
-  assert probe_plots.output_rms(results_of(KAPPAS, World(worlds.flat))[0]) is None
-  shallow, _ = results_of(SHAPE_GRID, INSIDE)
+  assert probe_plots.output_rms(simulate(KAPPAS, Outcomes(sim.flat))[0]) is None
+  shallow, _ = simulate(SHAPE_GRID, INSIDE)
   assert probe_plots.output_rms(shallow) == 'block_0/output_rms'
 
 

@@ -1,10 +1,10 @@
-"""Sweeps and worlds for the claims that are not of the paper: see claim_cases.py."""
+"""Cases of the claims that extend the paper; see claim_cases.py."""
 
-from helpers.worlds import (
+from helpers.simulated_sweeps import (
   BOTH_QK,
   RATES,
   WIDTHS,
-  World,
+  Outcomes,
   best,
   centred,
   grid,
@@ -42,53 +42,53 @@ alike = steep(lambda c: 0.1)
 
 def lowers(
     field: str, without: object, with_: object
-) -> tuple[list[hyper.Point], World, World]:
-  """It does, or only with qk-layernorm."""
+) -> tuple[list[hyper.Point], Outcomes, Outcomes]:
+  """A case of an intervention that lowers LR sensitivity; it fails where only qk-norm runs gain."""
   points = grid(WIDTHS, sweep(field, without, with_), BOTH_QK, RATES)
 
-  def only(qk_norm: str) -> World:
+  def only(qk_norm: str) -> Outcomes:
     return steep(lambda c: 0.2 if c[field] == without and c[QK_NORM] == qk_norm else 0.1)
 
   return points, only('none'), only('layernorm')
 
 
-CASES: dict[str, tuple[list[hyper.Point], World, World]] = {
-    'beyonda': lowers(CAP, 0.0, 50.0),
-    'beyondb': lowers(POSITION, 'pre', 'peri'),
-    'beyondc': lowers(GATE, 'none', 'sigmoid'),
-    'beyondd': (
+CASES: dict[str, tuple[list[hyper.Point], Outcomes, Outcomes]] = {
+    'extension_a': lowers(CAP, 0.0, 50.0),
+    'extension_b': lowers(POSITION, 'pre', 'peri'),
+    'extension_c': lowers(GATE, 'none', 'sigmoid'),
+    'extension_d': (
         grid(WIDTHS, sweep(NORM, 'layernorm', 'rmsnorm'), RATES),
         alike,
         steep(where(NORM, 'rmsnorm', 0.07, 0.1)),
     ),
-    'beyonde': (
+    'extension_e': (
         grid(WIDTHS, sweep(QK_NORM, 'layernorm', 'rmsnorm', 'l2'), RATES),
         alike,
         steep(where(QK_NORM, 'l2', 0.07, 0.1)),
     ),
-    'beyondf': (OPTIMIZERS, alike, steep(where(OPTIMIZER, 'muon', 0.07, 0.1))),
-    'beyondg': (
+    'extension_f': (OPTIMIZERS, alike, steep(where(OPTIMIZER, 'muon', 0.07, 0.1))),
+    'extension_g': (
         OPTIMIZERS,
         steep(lambda c: 0.2 if c[OPTIMIZER] in ('lion', 'adafactor') else 0.1),
         steep(where(OPTIMIZER, 'lion', 0.2, 0.1)),
     ),
-    'beyondh': (
+    'extension_h': (
         SCHEDULES,
         steep(where(SHAPE, 'wsd', 0.2, 0.1)),
         steep(where(SHAPE, 'cosine', 0.1, 0.2)),
     ),
-    'beyondi': (
+    'extension_i': (
         PER_LAYER,
         centred(lambda c: 1e-2),
         centred(lambda c: 1e-2 * (size(c) ** 0.5 if c[NAME] == 'ntk' else 1.0)),
     ),
-    'beyondj': (PER_LAYER, steep(where(EXPONENTS, 'full_alignment', 0.2, 0.1)), alike),
-    'beyondk': (
+    'extension_j': (PER_LAYER, steep(where(EXPONENTS, 'full_alignment', 0.2, 0.1)), alike),
+    'extension_k': (
         PER_LAYER,
         best(where(NAME, 'standard', 2.0, 2.1)),
         best(lambda c: 2.1 if c[NAME] == 'standard' and size(c) == 16 else 2.0),
     ),
-    'beyondl': (
+    'extension_l': (
         grid(WIDTHS, together(LENGTH, 'data.batch_size', (32, 32), (64, 16)), RATES),
         alike,
         steep(where(LENGTH, 32, 0.2, 0.1)),

@@ -1,4 +1,4 @@
-"""Made-up sweeps: what comes of a run is a function of its config."""
+"""Simulated sweeps: the outcome of a run is a function of its config."""
 
 import dataclasses
 import math
@@ -23,38 +23,38 @@ STEPS = np.array([20, 60, 100, 200, 300, 400, 480, 500])
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
-  """What comes of a run, by its fields."""
+class Outcomes:
+  """The outcome of every run as functions of its fields."""
 
-  loss: Number
-  # Probe -> its first value and its last; it grows by equal factors per step.
+  loss: Number  # final
+  # Probe -> its first and last value; it changes by equal factors per step.
   probes: dict[str, FirstAndLast | Callable[[Fields], FirstAndLast]] = dataclasses.field(
       default_factory=dict
   )
-  # The training loss, by shares of the steps; None: falls evenly from the initial to the final one.
+  # Training loss over the fraction of steps; None: a straight line from initial to final loss.
   curve: Callable[[Fields, np.ndarray], np.ndarray] | None = None
 
 
-def results_of(
+def simulate(
     points: list[hyper.Point],
-    world: World,
+    outcomes: Outcomes,
     config: config_lib.Config | None = None,
     **report: Any,
 ) -> tuple[results.Results, pd.DataFrame]:
-  """Results and curves of a sweep in a world, as load_workdir and load_curves give them."""
+  """Results and curves of a sweep with these outcomes, like load_workdir and load_curves."""
   runs = hyper.expand(config or base.get_config('cpu').to_dict(), points)
   rows, curves = [], []
   for name, config in runs.configs.items():
     c = config_lib.flatten(config)
-    loss = world.loss(c)
+    loss = outcomes.loss(c)
     row = {'run': name, 'status': run_files.final_status(INITIAL_LOSS, loss)}
     row |= {'parameters': config_lib.parameters(config), 'learning_rate': rate(c)}
     rows.append(row | {'initial_loss': INITIAL_LOSS, 'final_loss': loss} | c)
-    share = STEPS / STEPS[-1]
-    falling = INITIAL_LOSS + (min(loss, INITIAL_LOSS) - INITIAL_LOSS) * share
-    curve = {'loss': falling if world.curve is None else world.curve(c, share)}
+    fraction = STEPS / STEPS[-1]
+    falling = INITIAL_LOSS + (min(loss, INITIAL_LOSS) - INITIAL_LOSS) * fraction
+    curve = {'loss': falling if outcomes.curve is None else outcomes.curve(c, fraction)}
     exponent = (STEPS - STEPS[0]) / (STEPS[-1] - STEPS[0])
-    for probe, of in world.probes.items():
+    for probe, of in outcomes.probes.items():
       first, last = of(c) if callable(of) else of
       curve[probe] = first * (last / first) ** exponent
     curves.append(pd.DataFrame({'run': name, 'step': STEPS, **curve}))
@@ -84,28 +84,28 @@ def bowl(c: Fields, steep: float = 0.1, best_rate: float = 1e-2, best: float = 2
   return best + steep * math.log10(rate(c) / best_rate) ** 2
 
 
-def steep(of: Number) -> World:
-  """Learning rates matter as much as it says."""
-  return World(lambda c: bowl(c, steep=of(c)))
+def steep(of: Number) -> Outcomes:
+  """Losses whose curvature over ln(learning rate) is a function of the fields."""
+  return Outcomes(lambda c: bowl(c, steep=of(c)))
 
 
-def centred(of: Number) -> World:
-  """The best learning rate is the one it says."""
-  return World(lambda c: bowl(c, best_rate=of(c)))
+def centred(of: Number) -> Outcomes:
+  """Losses whose best learning rate is a function of the fields."""
+  return Outcomes(lambda c: bowl(c, best_rate=of(c)))
 
 
-def best(of: Number) -> World:
-  """The best loss is the one it says."""
-  return World(lambda c: bowl(c, best=of(c)))
+def best(of: Number) -> Outcomes:
+  """Losses whose minimum is a function of the fields."""
+  return Outcomes(lambda c: bowl(c, best=of(c)))
 
 
 def flat(c: Fields) -> float:
-  """No run is unstable."""
+  """A loss with which no run is unstable."""
   return bowl(c, steep=0.01)
 
 
 def cliff(c: Fields) -> float:
-  """Runs at the highest learning rate are unstable."""
+  """A loss with which runs at the highest learning rate are unstable."""
   return 4.0 if highest(c) else flat(c)
 
 
@@ -114,16 +114,16 @@ def cliff_without_qk_norm(c: Fields) -> float:
 
 
 def where(field: str, value: Any, then: Any, otherwise: Any) -> Callable[[Fields], Any]:
-  """What depends on one field."""
+  """A function of one field."""
   return lambda c: then if c[field] == value else otherwise
 
 
-def late(share: float) -> Callable[[Fields, np.ndarray], np.ndarray]:
-  """Training losses of which those at the highest learning rate turn upwards at this share."""
+def late(fraction: float) -> Callable[[Fields, np.ndarray], np.ndarray]:
+  """Training losses that jump at this fraction of the steps at the highest learning rate."""
 
-  def curve(c: Fields, shares: np.ndarray) -> np.ndarray:
-    falling = 5.5 - 3.5 * shares
-    return np.where(highest(c) & (shares >= share), falling + 2.0, falling)
+  def curve(c: Fields, fractions: np.ndarray) -> np.ndarray:
+    falling = 5.5 - 3.5 * fractions
+    return np.where(highest(c) & (fractions >= fraction), falling + 2.0, falling)
 
   return curve
 
