@@ -22,7 +22,7 @@ class Run:
   folder: Path
   config: Config
   writer: MetricsWriter | NoWriter
-  run_control: run_control.Control | run_control.NoControl
+  control: run_control.Control | run_control.NoControl
   step: int  # updates made, as the host counts them; once diverged, the one that was not made
   initial_loss: float | None  # None until it is measured
   seconds: float  # spent before `since`
