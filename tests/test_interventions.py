@@ -1,0 +1,105 @@
+"""What every intervention must stand: layouts, populations, a kill and a resume.
+
+An intervention joins by its options in INTERVENTIONS; what defines it is tested beside its code.
+Where an order of sums differs, so does rounding: after four steps, parameters of one run over
+several devices agree with those of one device to TOLERANCE of each tensor's norm.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from stability.devices.multi_device import DataParallelLayout, ShardedLayout
+from stability.devices.single_device import SingleDeviceLayout
+from stability.devices.vmapped import VmappedLayout
+from stability.step import train_step
+from stability.trainer import run as run_lib
+
+INTERVENTIONS = {
+    'baseline': {},
+    'ema': {'evaluation.parameters': 'ema'},
+}
+SMALL = {
+    'data.batch_size': 16,
+    'data.sequence_length': 8,
+    'model.width': 16,
+    'model.head_dim': 8,
+    'model.depth': 1,
+    'optimizer.learning_rate': 1e-3,
+    'optimizer.eps': 1e-2,  # updates follow gradients smoothly, so that rounding stays small
+    'probe.every_steps': 0,
+}
+TOLERANCE = {'': 1e-5}
+
+
+@pytest.fixture(scope='module')
+def data():
+  rng = np.random.default_rng(0)
+  return {
+      'text': (64 * rng.random(2_001) ** 2).astype(np.uint8),
+      'validation': (64 * rng.random((2, 16, 9)) ** 2).astype(np.uint8),
+  }
+
+
+@pytest.fixture(params=INTERVENTIONS)
+def name(request):
+  return request.param
+
+
+@pytest.fixture
+def options(name):
+  return SMALL | INTERVENTIONS[name]
+
+
+def four_steps(layout, run):
+  """The run's state and validation loss after four steps."""
+  state = layout.insert(layout.empty(), 0, layout.init(run.hparams))
+  state, _ = layout.step(state, 'quiet', 4)
+  return layout.extract(state)[0], layout.evaluate(state)[0]
+
+
+def same(left, right):
+  pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+  return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def test_one_run_over_devices(name, options, tiny, data):
+  """Data parallel and sharded, in two microbatches, against one device and whole batches."""
+  run = tiny(options)
+  programs = train_step.programs(run.static, 64)
+  state, loss = four_steps(SingleDeviceLayout(programs, data, run.hparams), run)
+  assert np.isfinite(loss)
+  tolerance = TOLERANCE.get(name, TOLERANCE[''])
+  split = train_step.programs(run.static, 64, microbatches=2)
+  for layout in (DataParallelLayout, ShardedLayout):
+    found, found_loss = four_steps(layout(split, data, run.hparams, jax.devices()[:2]), run)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(state['params']),
+        jax.tree.leaves(found['params']),
+        strict=True,
+    ):
+      difference = np.linalg.norm(np.float64(a) - np.float64(b))
+      assert difference <= tolerance * max(np.linalg.norm(np.float64(a)), 1e-3), path
+    assert found_loss == pytest.approx(loss, rel=tolerance)
+
+
+def test_population_and_resume(options, tiny, data):
+  """A run does not depend on neighbours, slot, or whether its state went through a checkpoint."""
+  runs = [tiny(options | {'optimizer.learning_rate': rate}) for rate in (1e-3, 0.1)]
+  programs = train_step.programs(runs[0].static, 64)
+  layout = VmappedLayout(programs, data, runs[0].hparams, jax.devices()[:1], members=2)
+  state = layout.empty()
+  for slot, run in enumerate(runs):
+    state = layout.insert(state, slot, layout.init(run.hparams))
+  state, _ = layout.step(state, 'quiet', 4)
+  together = layout.extract(state)
+  assert not same(together[0]['params'], together[1]['params'])
+  for slot, run in enumerate(runs):
+    other = 1 - slot
+    alone = layout.insert(layout.empty(), other, layout.init(run.hparams))
+    alone, _ = layout.step(alone, 'quiet', 2)
+    halfway = layout.extract(alone)[other]
+    saved = run_lib.named(halfway)  # what a checkpoint holds
+    restored = run_lib.unnamed(layout.init(run.hparams), saved)
+    resumed, _ = layout.step(layout.insert(layout.empty(), other, restored), 'quiet', 2)
+    assert same(layout.extract(resumed)[other], together[slot])
