@@ -31,7 +31,11 @@ ANYWHERE = [
     {'model.norm_position': 'peri'},
     {'model.attention_gate': 'sigmoid'},
 ]
-FOR_ATTENTION_LOGITS = [*ANYWHERE, {'model.attention_soft_cap': 50.0}]
+FOR_ATTENTION_LOGITS = [
+    *ANYWHERE,
+    {'model.attention_soft_cap': 50.0},
+    {'model.kernel': 'sigma_reparam'},
+]
 FOR_OUTPUT_LOGITS = [
     {},
     {'model.output_soft_cap': 30.0},

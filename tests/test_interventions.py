@@ -17,6 +17,7 @@ from stability.trainer import run as run_lib
 
 INTERVENTIONS = {
     'baseline': {},
+    'sigma_reparam': {'model.kernel': 'sigma_reparam'},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

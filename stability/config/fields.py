@@ -65,9 +65,10 @@ RECORDS = (
            source='section 2.1'),
     choice('model.mlp', 'gelu', ('gelu',), 'MLP of a block; gelu has a hidden width of 4 width.',
            paper='gelu', source='section 2.1'),
-    choice('model.kernel', 'plain', ('plain',),
-           "Parametrisation of the kernels of a block's linear layers.", paper='plain',
-           source='section 2.1'),
+    choice('model.kernel', 'plain', ('plain', 'sigma_reparam'),
+           "Parametrisation of the kernels of a block's linear layers; sigma_reparam divides each"
+           ' by its spectral norm and learns a gain.', paper='plain',
+           source='section 2.1; sigma_reparam: arXiv 2303.06296'),
     choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm'),
            'Normalisation of the residual stream.', paper='layernorm',
            source='section 2.1; rmsnorm: arXiv 1910.07467'),

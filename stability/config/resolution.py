@@ -136,6 +136,12 @@ def _(qk_norm, name):
     )
 
 
+@_check('model.kernel', 'parameterization.name')
+def _(kernel, name):
+  if kernel == 'sigma_reparam' and name == 'muparam_full':
+    return 'must be plain with config.parameterization.name=muparam_full, whose queries start at 0'
+
+
 @_check('parameterization.exponents', 'parameterization.name')
 def _(exponents, name):
   if exponents != 'none' and name.startswith('muparam'):

@@ -20,11 +20,42 @@ def _plain(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
   return kernel
 
 
+class SigmaReparam(nn.Module):
+  """gain / sigma * W, sigma the spectral norm of W by one step of power iteration a forward pass.
+
+  The gain is learned and starts at 1. The left vector u is carried from step to step; it starts as
+  W's own. Gradients pass through W in sigma, not through the vectors.
+  """
+
+  @nn.compact
+  def __call__(self, kernel_IxO: jax.Array) -> jax.Array:
+    gain = self.param('gain', nn.initializers.ones, ())
+    u_I = self.variable(CARRIED, 'u', lambda: jnp.linalg.svd(kernel_IxO)[0][:, 0])
+    fixed_IxO = jax.lax.stop_gradient(kernel_IxO)
+    v_O = _unit(fixed_IxO.T @ u_I.value)
+    new_u_I = _unit(fixed_IxO @ v_O)
+    if self.is_mutable_collection(CARRIED) and not self.is_initializing():
+      u_I.value = new_u_I
+    sigma = new_u_I @ kernel_IxO @ v_O
+    return gain / sigma * kernel_IxO
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return x / jnp.maximum(jnp.linalg.norm(x), 1e-30)
+
+
+def _sigma_reparam(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
+  """In a module of its own, so that the parameters drawn after it stay the same."""
+  del module
+  return SigmaReparam(name=f'{name}_reparam')(kernel)
+
+
 # (module, name, the parameter) -> the kernel that the layer multiplies with.
 KERNELS = Choices(
     'model.kernel',
     {
         'plain': Variant(_plain, 'the parameter itself'),
+        'sigma_reparam': Variant(_sigma_reparam, 'arXiv 2303.06296, section 3'),
     },
 )
 
