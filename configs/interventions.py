@@ -35,6 +35,7 @@ FOR_ATTENTION_LOGITS = [
     *ANYWHERE,
     {'model.attention_soft_cap': 50.0},
     {'model.kernel': 'sigma_reparam'},
+    {'optimizer.qk_clip': 100.0},
 ]
 FOR_OUTPUT_LOGITS = [
     {},

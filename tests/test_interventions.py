@@ -18,6 +18,7 @@ from stability.trainer import run as run_lib
 INTERVENTIONS = {
     'baseline': {},
     'sigma_reparam': {'model.kernel': 'sigma_reparam'},
+    'qk_clip': {'optimizer.qk_clip': 0.01, 'model.qk_norm': 'none'},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

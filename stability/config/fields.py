@@ -148,6 +148,10 @@ RECORDS = (
     number('optimizer.clip_norm', 1.0,
            'Largest global norm of the gradient, to which larger ones are scaled; 0 = off.',
            at_least=0, settable=True, source='section 2.1'),
+    switch('optimizer.qk_clip', 0.0,
+           'Attention logit above which the kernels of queries and keys of a head are scaled down'
+           ' after the update; 0 = off; Kimi K2 has 100.', settable=True, paper=0.0,
+           source='arXiv 2507.20534'),
     number('optimizer.weight_decay', 1e-4,
            'Share of each parameter that a step at the peak learning rate removes; if coupled, it'
            ' is multiplied by the learning rate.', at_least=0, settable=True, paper=1e-4,
