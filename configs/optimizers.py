@@ -28,6 +28,7 @@ SHIFTS = {  # of the window, in half decades
     'lion': -2,
     'muon': 0,
     'adafactor': -1,
+    'soap': 0,
 }
 
 

@@ -19,6 +19,7 @@ INTERVENTIONS = {
     'baseline': {},
     'sigma_reparam': {'model.kernel': 'sigma_reparam'},
     'qk_clip': {'optimizer.qk_clip': 0.01, 'model.qk_norm': 'none'},
+    'soap': {'optimizer.name': 'soap', 'optimizer.basis_every_steps': 2},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {
@@ -31,7 +32,8 @@ SMALL = {
     'optimizer.eps': 1e-2,  # updates follow gradients smoothly, so that rounding stays small
     'probe.every_steps': 0,
 }
-TOLERANCE = {'': 1e-5}
+# A gradient of low rank leaves most of soap's basis to rounding: seen 1.2e-3.
+TOLERANCE = {'': 1e-5, 'soap': 5e-3}
 
 
 @pytest.fixture(scope='module')

@@ -127,10 +127,11 @@ RECORDS = (
            ' for all layers, except under muparam.', paper='none', source='arXiv 2407.05872'),
 
     choice('optimizer.name', 'adamw',
-           ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor'),
+           ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor', 'soap'),
            'Optimizer; each reads some of beta1, beta2 and eps.', paper='adamw',
            source='section 2.1; adam_atan2: arXiv 2407.05872; stable_adamw: arXiv 2304.13013;'
-           ' lion: arXiv 2302.06675; muon: arXiv 2502.16982; adafactor: arXiv 1804.04235'),
+           ' lion: arXiv 2302.06675; muon: arXiv 2502.16982; adafactor: arXiv 1804.04235;'
+           ' soap: arXiv 2409.11321'),
     number('optimizer.learning_rate', 1e-2, 'Peak learning rate.', above=0, settable=True,
            source='section 2.1'),
     choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),
@@ -145,6 +146,9 @@ RECORDS = (
     number('optimizer.eps', 1e-8,
            'Added to the root of the second moment; updates vanish where the gradient RMS is below'
            ' it.', at_least=1e-19, settable=True, paper=1e-8, source='section 3.4'),
+    integer('optimizer.basis_every_steps', 10,
+            'Interval between refinements of the eigenbasis of soap.', at_least=1, traced=True,
+            unit='steps', source='arXiv 2409.11321'),
     number('optimizer.clip_norm', 1.0,
            'Largest global norm of the gradient, to which larger ones are scaled; 0 = off.',
            at_least=0, settable=True, source='section 2.1'),

@@ -15,6 +15,7 @@ import optax
 
 from stability.model import parameterization
 from stability.optim.gradient import GRADIENT
+from stability.optim.soap import scale_by_soap
 from stability.variants import Choices, Variant
 
 HParams = dict[str, jax.Array]
@@ -108,6 +109,14 @@ def _adafactor(hparams: HParams) -> optax.GradientTransformation:
   return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
 
 
+def _soap(hparams: HParams) -> optax.GradientTransformation:
+  """Adam in the eigenbasis of Shampoo's preconditioner for the blocks' matrices, Adam elsewhere."""
+  soap = scale_by_soap(
+      *(hparams[f'optimizer.{name}'] for name in ('beta1', 'beta2', 'eps', 'basis_every_steps'))
+  )
+  return for_matrices(soap, _adamw(hparams))
+
+
 def for_matrices(
     matrices: optax.GradientTransformation,
     rest: optax.GradientTransformation,
@@ -158,6 +167,11 @@ OPTIMIZERS = Choices(
         ),
         'lion': Variant(_lion, 'arXiv 2302.06675', reads=_BETAS),
         'muon': Variant(_muon, 'arXiv 2502.16982', reads=(*_BETAS, 'optimizer.eps')),
+        'soap': Variant(
+            _soap,
+            'arXiv 2409.11321',
+            reads=(*_BETAS, 'optimizer.eps', 'optimizer.basis_every_steps'),
+        ),
         'adafactor': Variant(_adafactor, 'arXiv 1804.04235'),
     },
 )
