@@ -29,6 +29,7 @@ SHIFTS = {  # of the window, in half decades
     'muon': 0,
     'adafactor': -1,
     'soap': 0,
+    'hyperball': 0,
 }
 
 

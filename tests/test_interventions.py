@@ -20,6 +20,7 @@ INTERVENTIONS = {
     'sigma_reparam': {'model.kernel': 'sigma_reparam'},
     'qk_clip': {'optimizer.qk_clip': 0.01, 'model.qk_norm': 'none'},
     'soap': {'optimizer.name': 'soap', 'optimizer.basis_every_steps': 2},
+    'hyperball': {'optimizer.name': 'hyperball'},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

@@ -127,11 +127,12 @@ RECORDS = (
            ' for all layers, except under muparam.', paper='none', source='arXiv 2407.05872'),
 
     choice('optimizer.name', 'adamw',
-           ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor', 'soap'),
+           ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor', 'soap',
+            'hyperball'),
            'Optimizer; each reads some of beta1, beta2 and eps.', paper='adamw',
            source='section 2.1; adam_atan2: arXiv 2407.05872; stable_adamw: arXiv 2304.13013;'
            ' lion: arXiv 2302.06675; muon: arXiv 2502.16982; adafactor: arXiv 1804.04235;'
-           ' soap: arXiv 2409.11321'),
+           ' soap: arXiv 2409.11321; hyperball: arXiv 2606.16899'),
     number('optimizer.learning_rate', 1e-2, 'Peak learning rate.', above=0, settable=True,
            source='section 2.1'),
     choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),

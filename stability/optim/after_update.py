@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.model import parameterization
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.variants import Term, Terms
 
@@ -50,10 +51,24 @@ def _qk_clip(new: Params, update: Update) -> Params:
   return new
 
 
+def _to_old_norm(new: Params, update: Update) -> Params:
+  """The blocks' matrices moved without decay and projected back to the norm that they had."""
+
+  def project(kind, new, old, move):
+    if kind != 'hidden':
+      return new
+    moved = old - move
+    return moved * (jnp.linalg.norm(old) / jnp.maximum(jnp.linalg.norm(moved), 1e-30))
+
+  kinds = parameterization.kinds(new)
+  return jax.tree.map(project, kinds, new, update.old, update.moves)
+
+
 # (new parameters, Update) -> parameters; in this order.
 AFTER_UPDATE = Terms(
     'after_update',
     [
+        Term('hyperball', _to_old_norm, 'arXiv 2606.16899', when='optimizer.name=hyperball'),
         Term(
             'qk_clip',
             _qk_clip,

@@ -22,6 +22,7 @@ HParams = dict[str, jax.Array]
 
 # Makes the RMS of Muon's updates that of Adam's, so that one learning rate serves both.
 MUON_RMS = 0.2
+TINY = 1e-30  # a norm that nothing is divided by
 
 
 def make_optimizer(
@@ -117,6 +118,23 @@ def _soap(hparams: HParams) -> optax.GradientTransformation:
   return for_matrices(soap, _adamw(hparams))
 
 
+def _hyperball(hparams: HParams) -> optax.GradientTransformation:
+  """Adam's directions of the blocks' matrices W scaled to the norm of W, plain Adam elsewhere.
+
+  The learning rate is then the angle by which W turns. After the update W is projected back to its
+  norm, without decay (stability/optim/after_update.py).
+  """
+
+  def to_norm(updates, params):
+    def scale(u, p):
+      return u * jnp.linalg.norm(p) / jnp.maximum(jnp.linalg.norm(u), TINY)
+
+    return jax.tree.map(scale, updates, params)
+
+  matrices = optax.chain(_adamw(hparams), optax.stateless(to_norm))
+  return for_matrices(matrices, _adamw(hparams))
+
+
 def for_matrices(
     matrices: optax.GradientTransformation,
     rest: optax.GradientTransformation,
@@ -172,6 +190,7 @@ OPTIMIZERS = Choices(
             'arXiv 2409.11321',
             reads=(*_BETAS, 'optimizer.eps', 'optimizer.basis_every_steps'),
         ),
+        'hyperball': Variant(_hyperball, 'arXiv 2606.16899', reads=(*_BETAS, 'optimizer.eps')),
         'adafactor': Variant(_adafactor, 'arXiv 1804.04235'),
     },
 )
