@@ -5,7 +5,7 @@ which actions to take there. What it says without being asked depends on the run
 an alarm raised by the row of one stop is acted upon at the next, whenever that row was read.
 A record is on the disk before its action is taken. So a run that is resumed finds in actions.jsonl
 what it has still to take again, and where; and the same file beside nothing but a config replays
-the run. stability/trainer/apply_actions.py carries the actions out.
+the run. stability/trainer/action_executor.py carries the actions out.
 """
 
 import collections
