@@ -9,12 +9,12 @@ import pytest
 from helpers import made_up
 from helpers.stub_layout import StubLayout
 from orbax.checkpoint import v1 as ocp
-from stability.devices.layout import never
 
 from configs import base
 from stability import config as config_lib
 from stability import hyper
 from stability.control import actions
+from stability.devices.layout import never
 from stability.storage import checkpoints, files, run_files, sweeps
 from stability.trainer.hooks import TrainerHooks
 from stability.trainer.paused import PausedRuns
