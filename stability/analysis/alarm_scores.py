@@ -8,7 +8,8 @@ import pandas as pd
 
 from stability.analysis import instability
 from stability.analysis import results as results_lib
-from stability.control import alarms
+from stability.control.alarms import Monitor
+from stability.control.rules import RULES
 from stability.storage import run_files
 
 ANY = 'any'  # of the rules

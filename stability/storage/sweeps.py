@@ -201,9 +201,10 @@ class Fork:
   @classmethod
   def from_json(cls, found: Json, path: Path) -> 'Fork':
     """The inverse of to_json; BadInput, which names the path, for a damaged object."""
-    for key, kind in (('run', str), ('step', int), ('changes', dict)):
-      if not isinstance(found.get(key), kind):
-        raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
+    try:
+      files.check_types(found, {'run': str, 'step': int, 'changes': dict})
+    except BadInput as error:
+      raise BadInput(f'{path}: damaged: {error}') from None
     return cls(found['run'], found['step'], found['changes'])
 
 
