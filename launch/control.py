@@ -16,7 +16,7 @@
     fork [FIELD=VALUE ...]           starts a second run from here, beside this one
 
   python -m launch.control --run=DIR/runs/NAME --workdir=NEW replay
-                                     trains the run again, with its actions, and compares the numbers
+                                     trains the run again, with its actions, and compares
 
 An action is requested by a file in the run's folder. The run's trainer takes it at the run's next
 stop (a logged step, a probe or a checkpoint) and records in actions.jsonl what it did, or why not.

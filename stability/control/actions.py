@@ -6,7 +6,7 @@ config determine its numbers: a run that is resumed or trained again takes them 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from stability import config as config_lib
 from stability.config import Config, fields
@@ -49,7 +49,7 @@ class Action:
     return {'action': self.kind} | {k: v for k, v in values.items() if k not in unset}
 
   @classmethod
-  def from_json(cls, found: Mapping[str, Any]) -> 'Action':
+  def from_json(cls, found: Mapping[str, Any]) -> Self:
     """The inverse of to_json; other keys are ignored. BadInput for a damaged object."""
     kind = found.get('action')
     if not isinstance(kind, str) or kind not in ARGUMENTS:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from stability.control.actions import Action
 from stability.control.rules import RULES, History, Row, Rule
@@ -40,7 +41,7 @@ class Alarm:
     }
 
   @classmethod
-  def from_json(cls, found: Json) -> 'Alarm':
+  def from_json(cls, found: Json) -> Self:
     """The inverse of to_json; BadInput for a damaged object."""
     files.check_types(found, {'step': int, 'rule': str, 'seen': str, 'actions': int})
     suggested = found.get('suggested', [])

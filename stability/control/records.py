@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 from stability.config import Config
 from stability.control import actions
@@ -48,7 +49,7 @@ class Record:
     }
 
   @classmethod
-  def from_json(cls, found: Json) -> 'Record':
+  def from_json(cls, found: Json) -> Self:
     """The inverse of to_json; BadInput for an object that a trainer does not write.
 
     Above all, no name in a record may lead to a file of another folder.

@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]  # a row of metrics.jsonl: a value that is not finite is NaN or None
@@ -268,6 +268,9 @@ RULES = (
 # seed) whose attention logits passed 100, 70 were unstable, and none ended within 2 % of the best
 # loss of its size.
 AFTER_RESCUE = {'attention_logit': {'limit': 100, 'precision': 0.92}}
+
+
+RulesFor = Callable[[bool], Sequence[Rule]]
 
 
 def rules_for(rescued: bool) -> tuple[Rule, ...]:

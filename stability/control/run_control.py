@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stability.config import Config
-from stability.control import actions, policy, records, requests, rules
+from stability.control import actions, policy, records, requests
 from stability.control.actions import Action
 from stability.control.alarms import Alarm, Monitor, read_alarms
 from stability.control.records import Record
+from stability.control.rules import RulesFor, rules_for
 from stability.control.stops import next_stop
 from stability.errors import BadInput
 from stability.storage import files, run_files
@@ -41,6 +42,7 @@ class RunControl:
       taken: int,
       saved: Callable[[], Sequence[int]],
       timed_out: bool = False,
+      rules: RulesFor = rules_for,
   ):
     """
     Args:
@@ -50,10 +52,12 @@ class RunControl:
       taken: number of actions that the run's state reflects.
       saved: returns the steps of the run's good checkpoints.
       timed_out: the run was paused, and nobody answered within control.timeout_seconds.
+      rules: returns the rules for a run that the policy has or has not rescued.
     """
     self._run = run
     self._saved = saved
     self._timed_out = timed_out
+    self._rules_for = rules
     known = records.read_records(run)
     done = [record for record in known if record.action is not None]
     self.taken = done[:taken]
@@ -144,7 +148,7 @@ class RunControl:
   def _load_alarms(self, step: int) -> None:
     """Restores the monitor, and the alarms still to be acted upon, from the run's files."""
     rescued = any(record.by == POLICY for record in self.taken)
-    self._rules = {rule.name: rule for rule in rules.rules_for(rescued)}
+    self._rules = {rule.name: rule for rule in self._rules_for(rescued)}
     changes = [
         number
         for number, record in enumerate(self.taken, 1)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stability import config as config_lib
 from stability.config import Config
@@ -53,7 +53,7 @@ class Sweep:
     }
 
   @classmethod
-  def from_json(cls, found: Json) -> 'Sweep':
+  def from_json(cls, found: Json) -> Self:
     """The sweep of an object that schema.check_sweep accepts.
 
     Its configs are completed with the fields that were added since they were written.
@@ -199,7 +199,7 @@ class Fork:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_json(cls, found: Json, path: Path) -> 'Fork':
+  def from_json(cls, found: Json, path: Path) -> Self:
     """The inverse of to_json; BadInput, which names the path, for a damaged object."""
     try:
       files.check_types(found, {'run': str, 'step': int, 'changes': dict})

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from stability.control import actions
+from stability.control.actions import Action
+from stability.control.alarms import read_alarms
+from stability.control.records import Record, write_taken
 from stability.devices.layout import Layout
 from stability.errors import BadInput
 from stability.step import train_step
 from stability.storage import checkpoints, files, run_files, sweeps
-from stability.storage.files import Json
 from stability.trainer import run_loader
 from stability.trainer.run import Run
 from stability.trainer.state_arrays import from_arrays, to_arrays
@@ -44,31 +45,30 @@ class ActionExecutor:
       if record is None:
         break
       state = self._apply(run, state, record)
-      text = json.dumps({key: value for key, value in record.items() if key != 'before'})
-      run.writer.mark(record['step'], f'action/{record["action"]}', text)
+      text = json.dumps({k: v for k, v in record.to_json().items() if k != 'before'})
+      run.writer.mark(record.step, f'action/{record.action.kind}', text)
     return state
 
-  def _apply(self, run: Run, state: Any, record: Json) -> Any:
+  def _apply(self, run: Run, state: Any, record: Record) -> Any:
     """Applies one action; returns the run's new state."""
-    if record['action'] == 'set':
-      return _updated(state, record['changes'], 0)
-    if record['action'] == 'skip':
-      return _updated(state, {}, record['steps'])
-    if record['action'] == 'rewind':
+    action = record.action
+    if action.kind in ('set', 'skip'):
+      return _updated(state, action.changes, action.steps)
+    if action.kind == 'rewind':
       return self._rewind(run, state, record)
-    if record['action'] == 'fork':
+    if action.kind == 'fork':
       self._fork(run, state, record)
-    if record['action'] == 'checkpoint':
+    if action.kind == 'checkpoint':
       run.save(state)
-    run.stopped = record['action'] == 'stop'
+    run.stopped = action.kind == 'stop'
     return state
 
-  def _rewind(self, run: Run, state: Any, record: Json) -> Any:
+  def _rewind(self, run: Run, state: Any, record: Record) -> Any:
     """Returns a run to a checkpoint or to step 0; hyperparameters and skipped data stay.
 
     The newest checkpoint never has more steps than metrics.jsonl, at any moment of the rewind.
     """
-    to = record['to']
+    to = record.action.to
     if to:
       found = checkpoints.restore(run.folder, only=to)
       if not found:
@@ -77,10 +77,10 @@ class ActionExecutor:
     else:
       earlier = run_loader.new_state(self._layout, run.config)
     state = earlier | {'hparams': state['hparams'], 'skipped': state['skipped']}
-    state = _updated(state, record['changes'], record.get('skip', 0))
+    state = _updated(state, record.action.changes, record.action.skip)
     rows = run_files.read_metrics(run.folder)
     later = [row for row in rows if row['step'] > to]
-    files.write_lines(run.folder / record['cut'], later)
+    files.write_lines(run.folder / record.cut, later)
     run.seconds = run.elapsed()
     run.step, run.diverged = to, False
     run.start_clock()
@@ -88,19 +88,19 @@ class ActionExecutor:
     run.save(state)
     run.writer.close()
     run.writer = self._loader.open_writer(run.folder, run.config, to)
-    run.control.rewound(to)
-    for alarm in actions.read_alarms(run.folder):
-      if alarm['step'] > to:  # TensorBoard now hides the marks of these steps
-        run.writer.mark(alarm['step'], f'alarm/{alarm["rule"]}', alarm['seen'])
+    run.control.after_rewind(to)
+    for alarm in read_alarms(run.folder):
+      if alarm.step > to:  # TensorBoard now hides the marks of these steps
+        run.writer.mark(alarm.step, f'alarm/{alarm.rule}', alarm.message)
     return state
 
-  def _fork(self, run: Run, state: Any, record: Json) -> None:
+  def _fork(self, run: Run, state: Any, record: Record) -> None:
     """Makes a new run with this one's config, rows, actions and state, and the fork's changes.
 
     Its actions begin with this run's, so it can also be trained from step 0. It belongs to the
     workdir once its file in forks/ exists.
     """
-    name = record['name']
+    name, changes = record.action.name, record.action.changes
     if not name.startswith(f'{run.folder.name}+'):  # a folder of that name would be deleted
       raise BadInput(f'{run.folder}/actions.jsonl: damaged: {name!r} is not a name of its fork')
     if sweeps.is_fork(self._workdir, name):
@@ -110,17 +110,17 @@ class ActionExecutor:
     history = [
         taken
         for taken in run.control.taken
-        if taken['action'] not in ('pause', 'continue', 'stop', 'fork')
+        if taken.action.kind not in ('pause', 'continue', 'stop', 'fork')
     ]
-    if record['changes']:
-      history.append(record | {'action': 'set'})
+    if changes:
+      history.append(dataclasses.replace(record, action=Action('set', changes=changes)))
     files.write_json(folder / 'config.json', run.config)
-    files.write_lines(folder / 'actions.jsonl', history)
+    write_taken(folder, history)
     files.write_lines(folder / 'metrics.jsonl', run_files.read_metrics(run.folder))
     progress = dataclasses.replace(run.progress(), actions=len(history)).to_json()
-    arrays = to_arrays(_updated(state, record['changes'], 0))
+    arrays = to_arrays(_updated(state, changes, 0))
     checkpoints.save(folder, run.step, arrays, progress, run.config['checkpoint']['keep'])
-    fork = sweeps.Fork(run.folder.name, run.step, record['changes'])
+    fork = sweeps.Fork(run.folder.name, run.step, dict(changes))
     sweeps.write_fork(self._workdir, name, fork)
 
 

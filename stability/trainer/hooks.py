@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection
 
+from stability.control.rules import RulesFor, rules_for
 from stability.devices.layout import Interrupted, Layout, never
 from stability.devices.make_layout import make_layout
 from stability.trainer.processes import Processes
@@ -16,10 +17,11 @@ def _ignore(value: object) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TrainerHooks:
-  """The layout factory, the clock and the callbacks of train_runs."""
+  """The layout factory, the clock, the rules of alarms and the callbacks of train_runs."""
 
   make_layout: Callable[..., Layout] = make_layout
   clock: Callable[[], float] = time.perf_counter  # seconds; never goes back
+  rules: RulesFor = rules_for  # of the alarms
   processes: Processes = dataclasses.field(default_factory=Processes)
   # Polled every few seconds while runs train; True: save them and return.
   interrupted: Interrupted = never

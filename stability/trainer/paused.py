@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from stability.control import actions, run_control
+from stability.control import requests
+from stability.control.run_control import ALARM
 from stability.errors import BadInput
 from stability.storage import run_files
 from stability.trainer.run import Run
@@ -28,7 +29,7 @@ class PausedRuns:
     """Adds a run, by default with the deadline that its config sets for an alarm's pause."""
     if deadline is None:
       seconds = run.config['control']['timeout_seconds']
-      by_alarm = run.control.paused_by == run_control.ALARM
+      by_alarm = run.control.paused_by == ALARM
       deadline = self.clock() + seconds if seconds and by_alarm else math.inf
     self.deadlines[run.folder.name] = deadline
 
@@ -42,6 +43,6 @@ class PausedRuns:
 
   def _has_request(self, name: str) -> bool:
     try:
-      return bool(actions.unanswered(run_files.run_dir(self.workdir, name)))
+      return bool(requests.unanswered(run_files.run_dir(self.workdir, name)))
     except BadInput:  # a damaged actions.jsonl: loading the run records the failure as its result
       return True

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from stability import config as config_lib
 from stability.config import Config
-from stability.control import run_control
+from stability.control.run_control import NoControl, RunControl
+from stability.control.stops import is_stop, next_stop
 from stability.storage import checkpoints, run_files
 from stability.storage.files import Json
 from stability.storage.metrics import MetricsWriter, NoWriter
@@ -41,7 +42,7 @@ class Run:
   folder: Path
   config: Config
   writer: MetricsWriter | NoWriter
-  control: run_control.Control | run_control.NoControl
+  control: RunControl | NoControl
   clock: Callable[[], float]  # seconds
   # Updates made, as the host counts them. The host counts ahead of the device until metrics arrive:
   # of a diverged run it is the step whose update was not applied.
@@ -73,7 +74,7 @@ class Run:
 
   def next_stop(self) -> int:
     """The next step after which the host has something to do for this run."""
-    return run_control.next_stop(self.config, self.step)
+    return next_stop(self.config, self.step)
 
   def is_over(self) -> bool:
     """Whether the run makes no more steps."""
@@ -81,7 +82,7 @@ class Run:
 
   def is_at_stop(self) -> bool:
     """Whether actions may be applied at the present step."""
-    return self.is_over() or run_control.is_stop(self.config, self.step)
+    return self.is_over() or is_stop(self.config, self.step)
 
   def has_action_due(self) -> bool:
     """Whether an action may have to be applied at the present step."""
@@ -118,7 +119,7 @@ class Run:
     self.last_logged = row['step'], now
     self.writer.write(row)
     for alarm in self.control.observe(row):
-      self.writer.mark(alarm['step'], f'alarm/{alarm["rule"]}', alarm['seen'])
+      self.writer.mark(alarm.step, f'alarm/{alarm.rule}', alarm.message)
 
   def progress(self) -> RunProgress:
     """What a checkpoint made now holds beside the state."""

@@ -9,7 +9,9 @@ from absl import logging
 
 from stability import config as config_lib
 from stability.config import Config
-from stability.control import actions, run_control
+from stability.control import records
+from stability.control.rules import RulesFor, rules_for
+from stability.control.run_control import NoControl, RunControl
 from stability.devices.layout import Layout
 from stability.errors import BadInput
 from stability.step import train_step
@@ -27,12 +29,18 @@ class RunLoader:
   """Loads the runs of a workdir and opens their files."""
 
   def __init__(
-      self, workdir: Path, sweep: Sweep, clock: Callable[[], float], processes: Processes
+      self,
+      workdir: Path,
+      sweep: Sweep,
+      clock: Callable[[], float],
+      processes: Processes,
+      rules: RulesFor = rules_for,
   ):
     self._workdir = workdir
     self._sweep = sweep
     self._clock = clock
     self._processes = processes
+    self._rules = rules
 
   def config(self, name: str) -> Config:
     """The config of a run of the sweep, or of a fork."""
@@ -72,7 +80,7 @@ class RunLoader:
         diverged=bool(state['diverged']),
     )
     # The process may have been interrupted during the final evaluation of a stopped run.
-    run.stopped = any(record['action'] == 'stop' for record in run.control.taken)
+    run.stopped = any(record.action.kind == 'stop' for record in run.control.taken)
     run.start_clock()
     return run, state
 
@@ -85,20 +93,20 @@ class RunLoader:
 
   def _make_control(
       self, folder: Path, config: Config, step: int, taken: int, timed_out: bool
-  ) -> run_control.Control | run_control.NoControl:
+  ) -> RunControl | NoControl:
     """The control of a run; BadInput if several processes share a run that needs one."""
     if self._processes.is_multiprocess:
       on_alarm = config['control']['on_alarm']
       if on_alarm != 'none':
         raise BadInput(f'config.control.on_alarm={on_alarm}: must be none: {NO_ACTIONS}')
-      if len(actions.done(actions.read(folder))) > taken:
+      if len(records.read_taken(folder)) > taken:
         raise BadInput(
             f'{folder}/actions.jsonl: {NO_ACTIONS}, and it has actions after the last checkpoint'
         )
       if not self._processes.is_primary:
-        return run_control.NoControl()
+        return NoControl()
     saved = functools.partial(checkpoints.good_steps, folder)
-    return run_control.Control(folder, config, step, taken, saved, timed_out)
+    return RunControl(folder, config, step, taken, saved, timed_out, self._rules)
 
 
 def new_state(layout: Layout, config: Config) -> Any:

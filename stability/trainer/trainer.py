@@ -106,7 +106,7 @@ class Trainer:
     self._workdir = workdir
     self._hooks = hooks
     self._paused = paused
-    self._loader = RunLoader(workdir, sweep, hooks.clock, hooks.processes)
+    self._loader = RunLoader(workdir, sweep, hooks.clock, hooks.processes, hooks.rules)
     self._static, hparams = config_lib.split(self._loader.config(first))
     self._layout = hooks.make_layout(
         workdir, sweep, self._static, train_step.arrays(hparams), max_members, hooks.on_members

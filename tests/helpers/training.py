@@ -7,7 +7,9 @@ from configs import base
 from helpers import made_up
 from stability import config as config_lib
 from stability import hyper
-from stability.control import actions
+from stability.control.actions import Action
+from stability.control.records import read_taken
+from stability.control.requests import write_request
 from stability.data import tokens
 from stability.devices.make_layout import make_layout
 from stability.storage import run_files, sweeps
@@ -166,7 +168,7 @@ class Training:
 
 def asks(run, action, **arguments):
   """A function that requests an action."""
-  return lambda: actions.request(run, {'action': action, **arguments}, 'ann', 'to see')
+  return lambda: write_request(run, Action(action, **arguments), 'ann', 'to see')
 
 
 def numbers(run):
@@ -176,8 +178,8 @@ def numbers(run):
 
 
 def taken(run):
-  """(action, step, by) of each record."""
-  return [(r['action'], r['step'], r['by']) for r in actions.read(run)]
+  """(action, step, by) of each action taken."""
+  return [(r.action.kind, r.step, r.by) for r in read_taken(run)]
 
 
 def by_step(run):

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from stability.control import actions
+from stability.control import records, requests
+from stability.control.actions import Action
 from stability.storage import run_files, sweeps
 
 pytestmark = pytest.mark.slow
@@ -87,11 +88,11 @@ def test_paused_run(tmp_path):
   launcher = start(tmp_path)
   try:
     first = wait_for(tmp_path, lambda: list(workdir.glob('runs/*/metrics.jsonl')))[0].parent
-    actions.request(first, {'action': 'pause'}, 'ann', '')
+    requests.write_request(first, Action('pause'), 'ann', '')
     (other,) = set(sweeps.read_sweep(workdir)['runs']) - {first.name}
     wait_for(tmp_path, lambda: result(other))  # with the worker to itself
     assert result(other).status == 'done' and result(first.name) is None
-    assert actions.is_paused(actions.read(first))
+    assert records.is_paused(records.read_taken(first))
     worker = worker_of(launcher)
     time.sleep(1)  # until the worker has finished the other run
     spent = cpu_seconds(worker)
@@ -105,16 +106,17 @@ def test_paused_run(tmp_path):
 
   launcher = start(tmp_path)
   try:
-    actions.request(first, {'action': 'fork', 'changes': {'optimizer.eps': 1e-7}}, 'ann', '')
+    requests.write_request(first, Action('fork', changes={'optimizer.eps': 1e-7}), 'ann', '')
     fork = wait_for(tmp_path, lambda: list(sweeps.read_forks(workdir)))[0]
     wait_for(tmp_path, lambda: result(fork))  # while the first run stays paused
-    assert result(first.name) is None and actions.is_paused(actions.done(actions.read(first)))
-    actions.request(first, {'action': 'continue'}, 'ann', '')
+    assert result(first.name) is None and records.is_paused(records.read_taken(first))
+    requests.write_request(first, Action('continue'), 'ann', '')
     assert launcher.wait(SECONDS) == 0, (tmp_path / 'log').read_text()
   finally:
     launcher.kill()
     launcher.wait()
-  assert [record['action'] for record in actions.read(first)] == ['pause', 'fork', 'continue']
+  kinds = [record.action.kind for record in records.read_records(first)]
+  assert kinds == ['pause', 'fork', 'continue']
   with (workdir / 'results.csv').open() as file:
     rows = {row['run']: row for row in csv.DictReader(file)}
   assert list(rows) == [*sweeps.read_sweep(workdir)['runs'], fork]

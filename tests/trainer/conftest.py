@@ -4,8 +4,7 @@ import pytest
 from helpers import training
 
 from stability import hyper
-from stability.control import actions
-from stability.storage import files
+from stability.control import records
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +36,7 @@ def replayed(sweep, train):
 
   def again(run, **fields):
     (copy,) = sweep(**fields)
-    files.write_lines(copy / 'actions.jsonl', actions.done(actions.read(run)))
+    records.write_taken(copy, records.read_taken(run))
     train(copy)
     return copy
 

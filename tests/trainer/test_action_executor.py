@@ -16,7 +16,8 @@ from helpers.training import (
     taken,
 )
 
-from stability.control import actions
+from stability.control import records, requests
+from stability.control.actions import Action
 from stability.storage import checkpoints, files, results_csv, run_files, sweeps
 
 
@@ -37,10 +38,10 @@ def test_set(sweep, train, replayed):
     assert ours[step]['loss'] == theirs[step]['loss']
   assert ours[10]['learning_rate'] == pytest.approx(theirs[10]['learning_rate'] / 10, rel=0.05)
   assert ours[12]['loss'] != theirs[12]['loss']
-  (record,) = actions.read(run)
-  assert taken(run) == [('set', 8, 'ann')] and record['why'] == 'to see'
-  assert record['before']['hyperparameters'][RATE] == 1e-2 and record['before']['step'] == 8
-  assert actions.requests(run) == []
+  (record,) = records.read_records(run)
+  assert taken(run) == [('set', 8, 'ann')] and record.why == 'to see'
+  assert record.before['hyperparameters'][RATE] == 1e-2 and record.before['step'] == 8
+  assert requests.request_files(run) == []
   assert numbers(replayed(run)) == numbers(run)
 
 
@@ -98,8 +99,8 @@ def test_rewind(sweep, train, replayed):
   train.at(run, 16, asks(run, 'rewind', to=6))
   train(run)
   assert numbers(run) == numbers(plain)
-  (record,) = actions.read(run)
-  cut = files.read_lines(run / record['cut'])
+  (record,) = records.read_records(run)
+  cut = files.read_lines(run / record.cut)
   assert [line['step'] for line in cut] == [8, 10, 12, 14, 16]
   assert cut[0]['loss'] == by_step(plain)[8]['loss']
   assert numbers(replayed(run)) == numbers(run)
@@ -120,7 +121,7 @@ def test_checkpoints_of_rewind_and_fork(sweep, train):
   assert seen == [(6, 3)]
   (fork,) = (run_files.run_dir(run.parents[1], n) for n in os.listdir(run.parent) if '+' in n)
   step, _, about = checkpoints.restore(fork)
-  assert [record['action'] for record in actions.read(fork)] == ['skip']
+  assert [record.action.kind for record in records.read_records(fork)] == ['skip']
   assert (step, about['actions']) == (8, 1)
 
 
@@ -155,7 +156,7 @@ def test_rewind_without_checkpoint(sweep, train):
   train(plain)
   train.at(run, 16, asks(run, 'rewind', to=7), asks(run, 'rewind', to=20))
   train(run)
-  reasons = [record['refused'] for record in actions.read(run)]
+  reasons = [record.refused for record in records.read_records(run)]
   assert reasons[0] == 'rewind: to 7: no such checkpoint; there are 0, 6, 12'
   assert 'must not be above the present step, 16' in reasons[1]
   assert numbers(run) == numbers(plain)
@@ -216,9 +217,9 @@ def test_resume_between_record_and_request(sweep, train, monkeypatch):
     m.setattr(Path, 'unlink', lambda self: kill())
     with pytest.raises(Killed):
       train(run)
-  assert len(actions.requests(run)) == 1
+  assert len(requests.request_files(run)) == 1
   train(run)
-  assert numbers(run) == numbers(twin) and len(actions.read(run)) == 1
+  assert numbers(run) == numbers(twin) and len(records.read_records(run)) == 1
 
 
 def test_invalid_requests(sweep, train):
@@ -246,7 +247,7 @@ def test_invalid_requests(sweep, train):
   )
   train(run)
   assert numbers(run) == numbers(plain)
-  reasons = [record['refused'] for record in actions.read(run)]
+  reasons = [record.refused for record in records.read_records(run)]
   for reason, words in zip(
       reasons,
       [
@@ -265,7 +266,7 @@ def test_invalid_requests(sweep, train):
       strict=True,
   ):
     assert words in reason
-  assert actions.requests(run) == []
+  assert requests.request_files(run) == []
 
 
 def test_two_requests(sweep, train):
@@ -274,20 +275,20 @@ def test_two_requests(sweep, train):
       run,
       8,
       asks(run, 'set', changes={RATE: 5e-3}),
-      lambda: actions.request(run, {'action': 'set', 'changes': {RATE: 1e-3}}, 'bob', ''),
+      lambda: requests.write_request(run, Action('set', changes={RATE: 1e-3}), 'bob', ''),
   )
   train(run)
-  first, second = actions.read(run)
-  assert (first['by'], second['by']) == ('ann', 'bob')
-  assert second['before']['hyperparameters'][RATE] == 5e-3
+  first, second = records.read_records(run)
+  assert (first.by, second.by) == ('ann', 'bob')
+  assert second.before['hyperparameters'][RATE] == 5e-3
 
 
 def test_late_request(sweep, train):
   (run,) = sweep()
   train.when_over(asks(run, 'set', changes={RATE: 1e-3}))
   train(run)
-  (record,) = actions.read(run)
-  assert record['refused'] == 'the run has ended: done'
+  (record,) = records.read_records(run)
+  assert record.refused == 'the run has ended: done'
 
 
 # Several processes that train one run.
@@ -299,8 +300,8 @@ def test_multiprocess_refuses_actions(sweep, train):
   shared = Training(processes=TwoProcesses())
   shared.at(run, 8, asks(run, 'stop'))
   shared(run)
-  (record,) = actions.read(run)
-  assert record['refused'] == 'a run on several processes accepts no actions'
+  (record,) = records.read_records(run)
+  assert record.refused == 'a run on several processes accepts no actions'
   assert numbers(run) == numbers(plain)
 
 

@@ -11,7 +11,8 @@ from helpers.training import RATE, Killed, Training, asks, kill, numbers, taken
 from orbax.checkpoint import v1 as ocp
 from tensorboardX.event_file_writer import EventsWriter
 
-from stability.control import actions
+from stability.control import records, requests
+from stability.control.actions import Action
 from stability.storage import run_files, sweeps
 from stability.trainer.paused import PausedRuns
 
@@ -60,12 +61,12 @@ def test_hostile_requests(sweep, train, plain):
   train.at(run, 8, write)
   train(run)
   assert numbers(run) == plain
-  records = actions.read(run)
-  assert [record['request'] for record in records] == names
-  assert all(record['refused'] and record['step'] == 8 for record in records)
-  assert actions.requests(run) == []
+  answers = records.read_records(run)
+  assert [record.request for record in answers] == names
+  assert all(record.refused and record.step == 8 for record in answers)
+  assert requests.request_files(run) == []
   assert (run / 'actions.jsonl').stat().st_size < 60_000
-  assert all(isinstance(record['by'], str) for record in records)
+  assert all(isinstance(record.by, str) for record in answers)
 
 
 def test_files_that_are_not_requests(sweep, train, plain):
@@ -107,7 +108,7 @@ def test_strange_names(sweep, train, plain):
   train.at(run, 8, write)
   train(run)
   assert numbers(run) == plain
-  assert {record['request'] for record in actions.read(run)} == set(names)
+  assert {record.request for record in records.read_records(run)} == set(names)
 
 
 def test_irremovable_request(sweep, train, monkeypatch):
@@ -122,7 +123,7 @@ def test_irremovable_request(sweep, train, monkeypatch):
   train(run)
   assert taken(run) == [('skip', 8, 'ann')]
   assert run_files.read_result(run).status == 'done'
-  assert len(actions.requests(run)) == 1 and actions.unanswered(run) == []
+  assert len(requests.request_files(run)) == 1 and requests.unanswered(run) == []
 
 
 def test_simultaneous_requests(sweep, train, monkeypatch):
@@ -132,14 +133,14 @@ def test_simultaneous_requests(sweep, train, monkeypatch):
   paths = []
 
   def ask(rate, by):
-    action = {'action': 'set', 'changes': {RATE: rate}}
-    return lambda: paths.append((actions.request(run, action, by, ''), by, rate))
+    action = Action('set', changes={RATE: rate})
+    return lambda: paths.append((requests.write_request(run, action, by, ''), by, rate))
 
   train.at(run, 8, ask(3e-3, 'ann'), ask(5e-3, 'bob'), ask(7e-3, 'cid'))
   train(run)
   order = sorted(paths)
-  assert [record['by'] for record in actions.read(run)] == [by for _, by, _ in order]
-  before = [record['before']['hyperparameters'][RATE] for record in actions.read(run)]
+  assert [record.by for record in records.read_records(run)] == [by for _, by, _ in order]
+  before = [record.before['hyperparameters'][RATE] for record in records.read_records(run)]
   assert before == [1e-2, *(rate for _, _, rate in order[:2])]
 
 
@@ -149,14 +150,14 @@ def test_request_after_stop(sweep, train):
   train.at(
       run,
       8,
-      lambda: actions.request(run, {'action': 'stop'}, 'ann', ''),
-      lambda: actions.request(run, {'action': 'set', 'changes': {RATE: 1.0}}, 'bob', ''),
+      lambda: requests.write_request(run, Action('stop'), 'ann', ''),
+      lambda: requests.write_request(run, Action('set', changes={RATE: 1.0}), 'bob', ''),
   )
   train(run)
-  first, second = actions.read(run)
-  assert (first['action'], first['by']) == ('stop', 'ann')
-  assert (second['by'], second['refused']) == ('bob', 'the run has ended: stopped')
-  assert actions.requests(run) == []
+  first, second = records.read_records(run)
+  assert (first.action.kind, first.by) == ('stop', 'ann')
+  assert (second.by, second.refused) == ('bob', 'the run has ended: stopped')
+  assert requests.request_files(run) == []
 
 
 def test_repeated_pause_and_continue(sweep, train, plain):
@@ -169,8 +170,8 @@ def test_repeated_pause_and_continue(sweep, train, plain):
   asks(run, 'continue')()
   assert train(run, paused=paused).deadlines == {}
   assert numbers(run) == plain
-  assert [record['action'] for record in actions.done(actions.read(run))] == ['pause', 'continue']
-  refused = [record['refused'] for record in actions.read(run) if 'refused' in record]
+  assert [record.action.kind for record in records.read_taken(run)] == ['pause', 'continue']
+  refused = [record.refused for record in records.read_records(run) if record.refused]
   assert refused == ['pause: the run is paused already', 'continue: the run is not paused']
 
 
@@ -181,10 +182,10 @@ def test_request_after_end(sweep, train, ended):
     train.at(run, 8, asks(run, 'stop'))
   train.when_over(asks(run, 'set', changes={RATE: 1e-3}))
   train(run)
-  refused = [record['refused'] for record in actions.read(run) if 'refused' in record]
+  refused = [record.refused for record in records.read_records(run) if record.refused]
   assert set(refused) == {f'the run has ended: {ended}'}
   assert run_files.read_result(run).status == ended
-  assert actions.requests(run) == []
+  assert requests.request_files(run) == []
 
 
 def test_death_while_paused(sweep, train, plain):

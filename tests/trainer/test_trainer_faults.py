@@ -13,7 +13,8 @@ from orbax.checkpoint import v1 as ocp
 from configs import base
 from stability import config as config_lib
 from stability import hyper
-from stability.control import actions
+from stability.control import records, requests
+from stability.control.actions import Action
 from stability.devices.layout import never
 from stability.storage import checkpoints, files, run_files, sweeps
 from stability.trainer.hooks import TrainerHooks
@@ -158,7 +159,7 @@ def test_interrupted_after_stop(sweep):
 
   def poll(workdir, names, interrupt):
     run = run_files.run_dir(workdir, names[0])
-    return Poll(interrupt, at_8=lambda: actions.request(run, {'action': 'stop'}, 'ann', ''))
+    return Poll(interrupt, at_8=lambda: requests.write_request(run, Action('stop'), 'ann', ''))
 
   undisturbed, names = sweep('undisturbed', RATES[:1])
   assert train(undisturbed, names, interrupted=poll(undisturbed, names, None))
@@ -169,7 +170,7 @@ def test_interrupted_after_stop(sweep):
     workdir, _ = sweep(f'call-{call}', RATES[:1])
     if train(workdir, names, interrupted=poll(workdir, names, call)):
       break
-    taken += bool(actions.done(actions.read(run_files.run_dir(workdir, names[0]))))
+    taken += bool(records.read_taken(run_files.run_dir(workdir, names[0])))
     assert train(workdir, names)
     if taken:
       assert outcomes(workdir, names) == expected, call
@@ -182,11 +183,11 @@ def test_interrupted_after_stop(sweep):
 def test_damaged_record_of_paused_run(sweep):
   workdir, names = sweep('damaged', RATES[::2])
   run = run_files.run_dir(workdir, names[0])
-  actions.request(run, {'action': 'pause'}, 'ann', '')
+  requests.write_request(run, Action('pause'), 'ann', '')
 
   def damage():
     (run / 'actions.jsonl').write_bytes(b'junk\n')
-    actions.request(run, {'action': 'continue'}, 'ann', '')
+    requests.write_request(run, Action('continue'), 'ann', '')
 
   assert train(workdir, names, interrupted=Poll(at_6=damage))
   assert statuses(workdir, names) == ['failed', 'done', 'done']
@@ -226,7 +227,7 @@ def test_pause_that_cannot_be_saved(sweep, monkeypatch):
   """The run fails alone."""
   workdir, names = sweep('unsaved', RATES[::2])
   run = run_files.run_dir(workdir, names[0])
-  actions.request(run, {'action': 'pause'}, 'ann', '')
+  requests.write_request(run, Action('pause'), 'ann', '')
 
   def save(folder, arrays):
     if run in folder.parents:
@@ -320,8 +321,8 @@ def test_out_of_memory_while_loading_paused(sweep):
   assert train(undisturbed, names)
   workdir, _ = sweep('paused', RATES[::2])
   run = run_files.run_dir(workdir, names[0])
-  actions.request(run, {'action': 'pause'}, 'ann', '')
-  poll = Poll(at_6=lambda: actions.request(run, {'action': 'continue'}, 'ann', ''))
+  requests.write_request(run, Action('pause'), 'ann', '')
+  poll = Poll(at_6=lambda: requests.write_request(run, Action('continue'), 'ann', ''))
   made = []
 
   class Late(StubLayout):

@@ -9,7 +9,7 @@ from helpers.training import RATE, Training, asks, numbers
 from rich.console import Console
 
 from launch.common import replay
-from stability.control import actions
+from stability.control import records
 from stability.errors import BadInput
 from stability.storage import files, run_files
 
@@ -51,7 +51,7 @@ def test_every_number_is_the_same(steered_run, tmp_path):
   assert (code, out) == (0, '13 of 13 logged steps are the same, bit for bit\n')
   copy = run_files.run_dir(tmp_path / 'new', steered_run.name)
   assert numbers(copy) == numbers(steered_run)
-  names = [record['action'] for record in actions.read(copy)]
+  names = [record.action.kind for record in records.read_records(copy)]
   assert names == ['pause', 'continue', 'set', 'rewind']  # no fork: the copy has no second run
   assert replayed(steered_run, tmp_path / 'new') == (code, out)  # and again, at once
 
