@@ -1,31 +1,32 @@
-"""Shows running runs and their alarms, and steps in.
+"""Shows runs in training and their alarms, and acts on them.
 
   python -m launch.control --workdir=DIR                 lists the runs of a sweep
-  python -m launch.control --run=DIR/runs/NAME           shows one: curves, alarms, what may help
+  python -m launch.control --run=DIR/runs/NAME           shows a run: curves, alarms, what may help
   python -m launch.control --run=DIR/runs/NAME ask       shows it and asks what to do
   python -m launch.control --run=DIR/runs/NAME ACTION [--why=TEXT]
 
-    pause                            it leaves its device, for as long as you like
-    continue                         a paused one goes on
-    stop                             it ends here, with a result
-    checkpoint                       saves it now
-    set FIELD=VALUE ...              hyperparameters, say optimizer.learning_rate=1e-3
-    skip STEPS                       leaves out that much of the data
+    pause                            the run leaves its device until it is continued
+    continue                         resumes a paused run
+    stop                             ends the run here, with a result
+    checkpoint                       saves a checkpoint now
+    set FIELD=VALUE ...              changes hyperparameters, say optimizer.learning_rate=1e-3
+    skip STEPS                       leaves out the data of so many steps
     rewind STEP [skip=STEPS] [FIELD=VALUE ...]
-                                     back to a checkpoint, or to 0; a paused run goes on from there
-    fork [FIELD=VALUE ...]           a second run from here, beside this one
+                                     returns to a checkpoint, or to step 0; also resumes the run
+    fork [FIELD=VALUE ...]           starts a second run from here, beside this one
 
   python -m launch.control --run=DIR/runs/NAME --workdir=NEW replay
-                                     trains it again, with its actions, and compares the numbers
+                                     trains the run again, with its actions, and compares
 
-A request is a file in the run's folder. Its trainer takes it at the run's next stop (a logged step,
-a probe or a checkpoint) and writes into actions.jsonl what was done and when, or why it was not.
+An action is requested by a file in the run's folder. The run's trainer takes it at the run's next
+stop (a logged step, a probe or a checkpoint) and records in actions.jsonl what it did, or why not.
 """
 
 import getpass
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -35,8 +36,9 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.common import app
-from stability.control import actions
-from stability.control.actions import Json
+from stability.control import actions, records, requests, rules
+from stability.control.actions import ARGUMENTS, Action
+from stability.control.alarms import read_alarms
 from stability.errors import BadInput
 from stability.report import terminal_plot
 from stability.storage import run_files, sweeps
@@ -44,59 +46,58 @@ from stability.storage import run_files, sweeps
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _RUN = flags.DEFINE_string('run', None, 'folder of a run, DIR/runs/NAME', flag_values=FLAGS)
-_WHY = flags.DEFINE_string('why', '', 'the reason, for the record', flag_values=FLAGS)
+_WHY = flags.DEFINE_string('why', '', 'reason for the action, to be recorded', flag_values=FLAGS)
 
-ANSWER_SECONDS = 15  # that a request is waited upon; it stays there for the trainer to take
-SHOWN = 5  # of a run's alarms and actions
+ANSWER_SECONDS = 15  # to wait for the trainer's answer to a request
+POLL_SECONDS = 0.2
+MAX_SHOWN = 5  # alarms, and actions, of a run
 
 
 def main(*words: str) -> int | None:
-  """Lists, shows, asks, or hands in an action."""
-  replay = words[:1] == ('replay',)
-  if bool(_WORKDIR.value) == bool(_RUN.value) and not (replay and _RUN.value):
-    raise BadInput('--workdir, --run: one of them must be given, and not both')
+  """Lists runs, shows one, or requests an action."""
+  is_replay = words[:1] == ('replay',)
+  if bool(_WORKDIR.value) == bool(_RUN.value) and not (is_replay and _RUN.value):
+    raise BadInput('--workdir, --run: exactly one of them must be given')
   console = Console()
   if not _RUN.value:
     if words:
       raise BadInput(f'{words[0]!r}: an action needs --run=DIR/runs/NAME')
     list_runs(Path(_WORKDIR.value), console)
     return None
-  run = _checked_run(Path(_RUN.value))
-  if replay:
+  run = _check_run(_RUN.value)
+  if is_replay:
     if not _WORKDIR.value or len(words) > 1:
       raise BadInput('replay: needs --workdir=NEW, a new folder, and nothing else')
-    from launch.common import replay as replay_lib
+    from launch.common import replay
 
-    return replay_lib.replay(run, Path(_WORKDIR.value), console)
+    return replay.replay(run, Path(_WORKDIR.value), console)
   if not words or words == ('ask',):
     show(run, console)
-    if not words:
-      return None
-    words = _ask(console)
-    if not words:
-      return None
-  hand_in(run, words, console)
+    words = _ask(console) if words else ()
+  if words:
+    request(run, parse(words), _WHY.value, console)
   return None
 
 
-def _checked_run(run: Path) -> Path:
-  run = Path(os.path.abspath(run))  # without any ..
+def _check_run(path: str) -> Path:
+  """The folder of a run; BadInput if it is anything else."""
+  run = Path(os.path.abspath(path))  # without any ..
   if run.parent.name != 'runs' or not (run / 'config.json').is_file():
-    raise BadInput(f'--run={_RUN.value}: must be the folder of a run, DIR/runs/NAME')
+    raise BadInput(f'--run={path}: must be the folder of a run, DIR/runs/NAME')
   return run
 
 
-# Looking.
+# Runs and their state.
 
 
 def list_runs(workdir: Path, console: Console) -> None:
-  """A line for each run: how far it is, its loss, its alarms and actions."""
+  """Prints a row per run: its progress and loss, its alarms and actions."""
   table = Table(box=box.SIMPLE_HEAD)
   for name in ('run', 'status', 'step', 'loss', 'alarms', 'last alarm', 'actions'):
     table.add_column(name, overflow='fold', min_width=30 if name == 'run' else 4)
   for name in [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]:
     run = run_files.run_dir(workdir, name)
-    raised = actions.read_alarms(run)
+    alarms = read_alarms(run)
     row = run_files.last_metrics(run) or {}
     loss = row.get('loss')
     table.add_row(
@@ -104,141 +105,152 @@ def list_runs(workdir: Path, console: Console) -> None:
         status(run),
         str(row.get('step', '')),
         '' if loss is None else f'{loss:.3f}',
-        str(len(raised) or ''),
-        Text(f'{raised[-1]["rule"]} at step {raised[-1]["step"]}' if raised else ''),
-        str(len(actions.done(actions.read(run))) or ''),
+        str(len(alarms) or ''),
+        Text(f'{alarms[-1].rule} at step {alarms[-1].step}' if alarms else ''),
+        str(len(records.read_taken(run)) or ''),
     )
   console.print(table)
 
 
 def status(run: Path) -> str:
-  """A result's status, or paused, started or waiting."""
+  """The status of a run's result; of a run without one: paused, started or waiting."""
   result = run_files.read_result(run)
   if result is not None:
     return result.status
-  if actions.is_paused(actions.done(actions.read(run))):
+  if records.is_paused(records.read_taken(run)):
     return 'paused'
   return 'started' if (run / 'metrics.jsonl').exists() else 'waiting'
 
 
 def show(run: Path, console: Console) -> None:
-  """Loss and attention logit over training, the alarms, what may help, and what was done."""
-  config = run_files.read_config(run)
+  """Prints a run's curves of loss and attention logit, its alarms, suggestions and actions."""
+  for text in _description(run):
+    console.print(_printable(text), markup=False, highlight=False)
+
+
+def _description(run: Path) -> Iterator[str]:
   rows = run_files.read_metrics(run)
-  raised = actions.read_alarms(run)
-  records = actions.read(run)
-  marks = {r['step']: '*' for r in actions.done(records)} | {a['step']: '!' for a in raised}
-  steps = config['schedule']['steps']
-  say = lambda line='': console.print(_harmless(line), markup=False, highlight=False)  # noqa: E731
-  say(f'{run.name}: {status(run)}, step {rows[-1]["step"] if rows else 0} of {steps}')
-  say('\nloss (! alarm, * action)')
-  say(terminal_plot.plot([(row['step'], _number(row.get('loss'))) for row in rows], marks, steps))
-  logits = [
-      (row['step'], math.log10(max(map(_number, found))))
-      for row in rows
-      if (found := [v for key, v in row.items() if key.endswith('/attention_logit_max')])
-  ]
-  if logits:
-    say('\nhighest attention logit, power of ten')
-    say(terminal_plot.plot(logits, marks, steps))
-  if raised:
-    say('\nalarms')
-  for alarm in raised[-SHOWN:]:
-    say(f'  step {alarm["step"]}: {alarm["seen"]} ({alarm["sure"]:.0%} of such runs were unstable)')
-  if raised:
-    say('\nwhat may help')
-    for suggested in raised[-1]['suggested']:
-      say(f'  {actions.words_of(suggested)}')
-  if records:
-    say('\nactions')
-  for record in records[-SHOWN:]:
-    why = f': {record["why"]}' if record['why'] else ''
-    by = f'(by {record["by"] or "?"}{why})'
-    say(f'  step {record["step"]}: {actions.told(record)} {by}')
+  alarms, history = read_alarms(run), records.read_records(run)
+  steps = run_files.read_config(run)['schedule']['steps']
+  yield f'{run.name}: {status(run)}, step {rows[-1]["step"] if rows else 0} of {steps}'
+
+  marks = {record.step: '*' for record in history if record.action is not None}
+  marks |= {alarm.step: '!' for alarm in alarms}
+  losses = [(row['step'], rules.finite(row, 'loss')) for row in rows]
+  yield '\nloss (! alarm, * action)'
+  yield terminal_plot.plot(losses, marks, steps)
+  logits = [(row['step'], rules.highest(row, 'attention_logit_max')) for row in rows]
+  powers = [(step, math.log10(logit)) for step, logit in logits if logit > 0]
+  if powers:
+    yield '\nhighest attention logit, power of ten'
+    yield terminal_plot.plot(powers, marks, steps)
+
+  if alarms:
+    yield '\nalarms'
+    for alarm in alarms[-MAX_SHOWN:]:
+      precision = f'{alarm.precision:.0%} of such runs were unstable'
+      yield f'  step {alarm.step}: {alarm.message} ({precision})'
+    yield '\nwhat may help'
+    for action in alarms[-1].suggestions:
+      yield f'  {action}'
+  if history:
+    yield '\nactions'
+    for record in history[-MAX_SHOWN:]:
+      why = f': {record.why}' if record.why else ''
+      yield f'  step {record.step}: {record} (by {record.by or "?"}{why})'
 
 
-def _harmless(text: str) -> str:
-  """Without what a terminal would obey: anybody may have written the reason of a request."""
+def _printable(text: str) -> str:
+  """The text with control characters escaped: anybody may have written the reason of a request."""
   return ''.join(
       c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text
   )
 
 
-def _number(value: float | None) -> float:
-  return float('nan') if value is None else value
-
-
-# Stepping in.
+# Actions.
 
 
 def _ask(console: Console) -> tuple[str, ...]:
-  """What a person types; nothing: leave it as it is."""
-  console.print(f'\n{", ".join(actions.FIELDS)}, or nothing', markup=False, highlight=False)
+  """The words of the action that a person types; none to leave the run as it is."""
+  console.print(f'\n{", ".join(ARGUMENTS)}, or nothing', markup=False, highlight=False)
   try:
     return tuple(input('action: ').split())
   except EOFError:
     return ()
 
 
-def parse(words: tuple[str, ...]) -> Json:
-  """The action that words stand for; actions.check says whether it is a good one."""
-  name, *rest = words
-  if name not in actions.FIELDS:
-    raise BadInput(f'{name!r}: must be one of {", ".join(actions.FIELDS)}, ask, replay')
-  action: Json = {'action': name}
-  if name in ('rewind', 'skip'):
-    key = 'to' if name == 'rewind' else 'steps'
+def parse(words: tuple[str, ...]) -> Action:
+  """The action that words stand for; actions.check decides whether it is allowed."""
+  kind, *rest = words
+  if kind not in ARGUMENTS:
+    raise BadInput(f'{kind!r}: must be one of {", ".join(ARGUMENTS)}, ask, replay')
+  asked, changes = {'action': kind}, {}
+  if kind in ('rewind', 'skip'):
     if not rest or not rest[0].isdecimal():
-      raise BadInput(f'{name}: needs a number of steps, say: {name} 100')
-    action[key] = int(rest.pop(0))
-  changes = {}
+      raise BadInput(f'{kind}: needs a number of steps, for example: {kind} 100')
+    asked['to' if kind == 'rewind' else 'steps'] = int(rest.pop(0))
   for word in rest:
     field, equals, value = word.partition('=')
-    if not equals or 'changes' not in actions.FIELDS[name]:
-      raise BadInput(f'{name}: takes no {word!r}')
-    if field == 'skip' and name == 'rewind' and value.isdecimal():
-      action['skip'] = int(value)
+    if not equals or 'changes' not in ARGUMENTS[kind]:
+      raise BadInput(f'{kind}: takes no {word!r}')
+    if field == 'skip' and kind == 'rewind' and value.isdecimal():
+      asked['skip'] = int(value)
     else:
-      changes[field] = _parsed(field, value)
-  return action | ({'changes': changes} if changes else {})
+      changes[field] = _parse_number(field, value)
+  return Action.from_json(asked | ({'changes': changes} if changes else {}))
 
 
-def _parsed(field: str, text: str) -> float | int:
-  try:
-    return int(text)
-  except ValueError:
-    pass
-  try:
-    return float(text)
-  except ValueError:
-    raise BadInput(f'{field}={text}: must be a number') from None
+def _parse_number(field: str, text: str) -> float | int:
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      pass
+  raise BadInput(f'{field}={text}: must be a number')
 
 
-def hand_in(run: Path, words: tuple[str, ...], console: Console) -> None:
-  """Writes the request and waits a little for what becomes of it."""
-  action = parse(words)
-  result = run_files.read_result(run)
-  if result is not None and result.status != 'failed':
-    raise BadInput(f'--run={_RUN.value}: has ended ({result.status}); nothing can be done to it')
-  done = actions.done(actions.read(run))
-  config = actions.current(run_files.read_config(run), done)
+def request(
+    run: Path, action: Action, why: str, console: Console, seconds: float = ANSWER_SECONDS
+) -> None:
+  """Requests an action and waits some seconds for the trainer's answer.
+
+  Raises BadInput if the action is not allowed on the run or the trainer refuses it.
+  """
+  if has_ended := _ended(run):
+    raise BadInput(f'{has_ended}; it takes no actions')
+  taken = records.read_taken(run)
+  config = records.current_config(run_files.read_config(run), taken)
   step = (run_files.last_metrics(run) or {'step': 0})['step']
-  checked = actions.check(action, config, step, actions.skipped(done))
-  path = actions.request(run, checked, getpass.getuser(), _WHY.value)
-  say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-  deadline = time.monotonic() + ANSWER_SECONDS
+  action = actions.check(action, config, step, records.skipped_steps(taken))
+  path = requests.write_request(run, action, getpass.getuser(), why)
+  deadline = time.monotonic() + seconds
   while time.monotonic() < deadline:
-    for record in reversed(actions.read(run)):
-      if record.get('request') == path.name:
-        if 'refused' in record:
-          raise BadInput(record['refused'])
-        say(f'taken at step {record["step"]}: {actions.told(record)}')
+    for record in reversed(records.read_records(run)):
+      if record.request == path.name:
+        if record.refused:
+          raise BadInput(record.refused)
+        _print_line(console, f'taken at step {record.step}: {record}')
         return
-    if (result := run_files.read_result(run)) is not None and result.status != 'failed':
-      path.unlink(missing_ok=True)  # it ended while this was written: nobody will look
-      raise BadInput(f'--run={_RUN.value}: has ended ({result.status}); nothing was done to it')
-    time.sleep(0.2)
-  say(f'asked for; the run has not come to its next stop, or nobody trains it now: {path}')
+    if has_ended := _ended(run):
+      path.unlink(missing_ok=True)  # no trainer will read it
+      raise BadInput(f'{has_ended} before it took the action')
+    time.sleep(POLL_SECONDS)
+  _print_line(
+      console,
+      f'requested; the run has not reached its next stop, or nobody is training it: {path}',
+  )
+
+
+def _ended(run: Path) -> str | None:
+  """The statement that a run has ended; None for a run that trains or will be trained again."""
+  result = run_files.read_result(run)
+  if result is None or result.status == 'failed':
+    return None
+  return f'--run={run}: the run has ended ({result.status})'
+
+
+def _print_line(console: Console, line: str) -> None:
+  console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == '__main__':

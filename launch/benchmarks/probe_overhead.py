@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from unittest import mock
 
 from ml_collections import ConfigDict
 
@@ -38,23 +37,21 @@ def main() -> None:
 def measure(c: ConfigDict, rounds: int, probe_every: int) -> dict[str, list[float]]:
   """Readings of each contestant, in seconds of a run of `c`."""
   from stability.data import tokens
+  from stability.devices.make_layout import make_layout
   from stability.step import train_step
-  from stability.trainer import trainer
+  from stability.trainer.hooks import TrainerHooks
+  from stability.trainer.trainer import train_runs
 
   steps = c.schedule.steps
   c.checkpoint.every_steps = 0
   layouts = {}
-  compile_layout = trainer.make_layout
 
   def compiled_once(workdir, sweep, static, example, *more):
     if static not in layouts:
-      layouts[static] = compile_layout(workdir, sweep, static, example, *more)
+      layouts[static] = make_layout(workdir, sweep, static, example, *more)
     return layouts[static]
 
-  with (
-      tempfile.TemporaryDirectory() as folder,
-      mock.patch.object(trainer, 'make_layout', compiled_once),
-  ):
+  with tempfile.TemporaryDirectory() as folder:
     text = tokens.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
 
     def run(number: int, probe_every: int) -> float:
@@ -74,7 +71,8 @@ def measure(c: ConfigDict, rounds: int, probe_every: int) -> dict[str, list[floa
       )
       sweeps.write_sweep(workdir, sweep)
       name = next(iter(runs.configs))
-      trainer.train_runs(workdir, sweep, name, lambda: None)
+      hooks = TrainerHooks(make_layout=compiled_once)
+      train_runs(workdir, sweep, name, lambda: None, hooks=hooks)
       result = run_files.read_result(run_files.run_dir(workdir, name))
       assert result.status == 'done', result.error
       return result.seconds

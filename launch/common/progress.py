@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from stability.config import Config
-from stability.control import actions
+from stability.control import records
 from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import run_files
@@ -79,7 +79,7 @@ class Progress:
     for name in running:
       run = run_files.run_dir(self._workdir, name)
       try:
-        waits = actions.is_paused(actions.done(actions.read(run)))
+        waits = records.is_paused(records.read_taken(run))
         line = run_files.last_metrics(run)
       except BadInput:  # whoever trains it says so, and fails it alone
         continue

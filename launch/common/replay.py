@@ -1,29 +1,49 @@
-"""Trains a run once more, with the actions that were taken on it, and compares the numbers."""
+"""Replay of a run: it is trained again with the actions taken on it, and the numbers compared."""
 
 import dataclasses
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from launch.backends import local
 from stability import extensions
-from stability.control import actions
+from stability.config import Config
+from stability.control import records
 from stability.errors import BadInput
 from stability.hyper import Runs
-from stability.storage import files, run_files, sweeps
+from stability.storage import run_files, sweeps
+from stability.storage.files import Json
 
 WALL_CLOCK = ('seconds', 'tokens_per_second')
 
+Train = Callable[[Path, Mapping[str, Config]], None]
 
-def replay(run: Path, workdir: Path, console: Console) -> int:
-  """Trains the run in a new workdir; returns 0 if every number is the same, else 1.
 
-  Its actions.jsonl is all that the trainer needs: it finds there what to take, and where.
+def _train_in_one_worker(workdir: Path, configs: Mapping[str, Config]) -> None:
+  local.train(workdir, configs, workers=1)
+
+
+def replay(
+    run: Path, workdir: Path, console: Console, train: Train = _train_in_one_worker
+) -> int:
+  """Trains a run that has ended again in a new workdir and compares the numbers.
+
+  The trainer finds the actions to take, and where, in actions.jsonl.
+
+  Args:
+    run: the run's folder.
+    workdir: the new folder.
+    console: to print on.
+    train: trains the runs of a workdir to their results.
+
+  Returns:
+    0 if every number is the same, 1 otherwise.
   """
   result = run_files.read_result(run)
   if result is None or result.status == 'failed':
-    raise BadInput(f'--run={run}: is not over; a run with a result can be replayed')
+    raise BadInput(f'--run={run}: has not ended; only a run with a result can be replayed')
   source = run.parent.parent
   sweep = sweeps.read_sweep(source)
   runs = Runs(sweep.fields, {run.name: run_files.read_config(run)})
@@ -34,23 +54,19 @@ def replay(run: Path, workdir: Path, console: Console) -> int:
     extensions.check(source, sweep.extensions)
     shutil.copytree(source / 'extensions', workdir / 'extensions', dirs_exist_ok=True)
   copy = run_files.run_dir(workdir, run.name)
-  if not (copy / 'actions.jsonl').exists():
-    taken = [r for r in actions.done(actions.read(run)) if r['action'] != 'fork']
-    files.write_lines(copy / 'actions.jsonl', taken)
-  waiting = sweeps.runs_to_train(workdir, runs.configs)
-  if waiting:
-    local.train(workdir, waiting, workers=1)
-  ours, theirs = (_numbers(folder) for folder in (copy, run))
-  same = sum(a == b for a, b in zip(ours, theirs, strict=False))
-  console.print(
-      f'{same} of {len(theirs)} logged steps are the same, bit for bit',
-      highlight=False,
-  )
-  return 0 if ours == theirs else 1
+  if not (copy / records.FILE).exists():
+    taken = records.read_taken(run)
+    records.write_taken(copy, [record for record in taken if record.action.kind != 'fork'])
+  if waiting := sweeps.runs_to_train(workdir, runs.configs):
+    train(workdir, waiting)
+  new, old = _numbers(copy), _numbers(run)
+  same = sum(a == b for a, b in zip(new, old, strict=False))
+  console.print(f'{same} of {len(old)} logged steps are the same, bit for bit', highlight=False)
+  return 0 if new == old else 1
 
 
-def _numbers(run: Path) -> list[files.Json]:
-  """The run's lines and its result, without what the clock says."""
+def _numbers(run: Path) -> list[Json]:
+  """The rows and the result of a run, without wall-clock times."""
   result = run_files.read_result(run)
-  lines = [*run_files.read_metrics(run), {} if result is None else result.to_json()]
-  return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
+  rows = [*run_files.read_metrics(run), {} if result is None else result.to_json()]
+  return [{key: row[key] for key in row if key not in WALL_CLOCK} for row in rows]

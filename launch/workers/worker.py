@@ -1,21 +1,27 @@
 """A process that trains runs, one population after another, until its launcher has no more.
 
-It asks on its standard output and is told on its standard input, a JSON object a line:
+It writes requests to its standard output and reads replies from its standard input, one JSON object
+per line:
 
-  {"like": null}   which run next?         {"run": NAME, "members": N} or {"run": null}: none, end
-  {"like": NAME}   which run of the same executables as NAME?    the same
-  {"beat": S, "members": N}   it lives; its work last moved S seconds ago    {"alive": true}
-                                           {"stop": true}: save all, and end
-  {"cannot_write": [errno, why, path]}   the disk takes no more; it ends without a result
-  {"bad_input": TEXT}   sweep.json was changed since the launcher read it; it ends
+  {"like": null}   asks for a run          {"run": NAME, "members": N}, or {"run": null} if none is
+                                           left
+  {"like": NAME}   asks for a run with the static config of NAME; the same reply
+  {"beat": S, "members": N}   heartbeat; S: seconds since training last made progress
+                                           {"alive": true}
+                                           {"stop": true}, at any time: save everything and exit
+  {"cannot_write": [errno, reason, path]}  the disk cannot be written to; the worker exits and
+                                           leaves no result
+  {"bad_input": TEXT}                      sweep.json has changed since the launcher read it; the
+                                           worker exits
 
-Of members, runs on a device, it says how many it tries, and is told how many at the most.
+`members` is the number of runs per device: the worker reports how many it tries, and the launcher
+replies with an upper limit.
 
-It ends when there are no more, unless runs are paused: then it waits for an answer to one of them,
-and asks again. When its launcher dies the kernel kills it, or where it cannot, its standard input
-closes, and the process ends at once; when its launcher hangs, others will have taken its runs, and
-it ends in time for that. Told to stop, or by SIGTERM or SIGUSR1, it saves what it has in hand and
-ends with preemption.EXIT_CODE.
+The worker exits when the launcher has no more runs, unless some of its own are paused: then it
+polls those for an answer, and asks the launcher again. When the launcher dies, the kernel kills the
+worker or, where it cannot, the worker's standard input closes and it exits at once. When the
+launcher hangs, other launchers take over its runs, and the worker exits before they do. On
+{"stop": true}, SIGTERM or SIGUSR1 it saves its runs and exits with preemption.EXIT_CODE.
 """
 
 import json
@@ -25,6 +31,8 @@ import signal
 import sys
 import threading
 import time
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -32,142 +40,158 @@ from absl import flags, logging
 
 from launch.common import preemption
 
+if typing.TYPE_CHECKING:  # importing it imports jax
+  from stability.devices.layout import Layout
+
 FLAGS = flags.FLAGS
 
-PATIENCE_SECONDS = 1800  # for the others, while the first one prepares the data
-POLL_SECONDS = 0.5  # between looks at runs that wait for a person, while there is nothing else
+PATIENCE_SECONDS = 1800  # for the other processes of a run, while the first prepares the data
+POLL_SECONDS = 0.5  # between checks of paused runs while nothing else is to be trained
 BEAT_SECONDS = 2
-# Without a word from its launcher. With lease.FRESH_SECONDS this is less than EXPIRES_SECONDS, when
-# launchers elsewhere take over its runs. No such wait where the launcher died: its pipe closes.
+# The longest silence of a launcher that is still alive. With lease.FRESH_SECONDS it stays below
+# EXPIRES_SECONDS, after which launchers on other machines take over the runs.
 SILENCE_SECONDS = 40
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.', required=True)
 _DISTRIBUTED = flags.DEFINE_string(
-    'distributed', None, 'Arguments of jax.distributed.initialize as JSON: share a run.'
+    'distributed',
+    None,
+    'Arguments of jax.distributed.initialize as JSON; the processes train one run together.',
 )
-_CORES = flags.DEFINE_list('cores', [], 'CPU cores to stay on.')
+_CORES = flags.DEFINE_list('cores', [], 'CPU cores to run on.')
 
 
 class Launcher:
-  """The line to the launcher, kept by threads that live while the main one compiles or trains.
+  """The connection to the launcher.
 
-  Only while the main thread has runs in hand is there something to save: told to stop while it
-  compiles, which nothing can interrupt, or waits, the process ends where it is.
+  Threads serve it while the main thread compiles or trains. There is something to save only while
+  the main thread has runs loaded; told to stop at any other time, even during a compilation, which
+  cannot be interrupted, the process exits at once.
   """
 
-  def __init__(self, told: TextIO, requests: TextIO):
-    self._told, self._requests = told, requests
-    self._answers: queue.Queue = queue.Queue()
-    self._line = threading.Lock()
+  def __init__(self, replies: TextIO, requests: TextIO):
+    self._replies, self._requests = replies, requests
+    self._runs: queue.Queue = queue.Queue()  # replies to `ask`
+    self._write_lock = threading.Lock()
     self._stop = threading.Event()
     self._has_runs = False
     self._members = 1
-    self._heard = self._moved = time.monotonic()
-    # Python runs a handler in the main thread, when that is back from the compiler. What a signal
-    # writes into a pipe is there at once, whichever thread it has come to.
-    self._signalled, signalled = os.pipe()
-    os.set_blocking(signalled, False)
-    signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
-    handle_signals()
-    for work in (self._listen, self._beat, self._await_signal):
-      threading.Thread(target=work, daemon=True).start()
+    self._last_reply = self._last_progress = time.monotonic()
+    # Python runs a signal handler in the main thread, and only once that returns from the compiler.
+    # The wakeup file descriptor is written to at once, whatever thread receives the signal.
+    self._signals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    ignore_signals()
+    for serve in (self._read_replies, self._send_heartbeats, self._await_signal):
+      threading.Thread(target=serve, daemon=True).start()
 
   def ask(self, like: str | None) -> tuple[str | None, int | None]:
-    """The next run, if any, and how many there may be on a device, if that is limited."""
-    self._say({'like': like})
-    answer = self._answers.get()
-    self._moved = time.monotonic()
-    return answer['run'], answer.get('members')
+    """The next run, if any, and the most runs per device, if limited."""
+    self._send({'like': like})
+    reply = self._runs.get()
+    self._last_progress = time.monotonic()
+    return reply['run'], reply.get('members')
 
-  def has_interrupted(self) -> bool:
-    """Whether runs in hand are to be saved and left; asked by those that have them."""
-    self._moved = time.monotonic()
+  def interrupted(self) -> bool:
+    """Whether to save the loaded runs and return. Every call counts as progress."""
+    self._last_progress = time.monotonic()
     self._has_runs = True
     return self._stop.is_set()
 
-  def hands_are_empty(self) -> None:
-    """Nothing is left to be saved."""
+  def released_runs(self) -> None:
+    """Notes that no run is loaded any more; exits if the worker has been told to stop."""
     self._has_runs = False
-    self._moved = time.monotonic()
+    self._last_progress = time.monotonic()
     if self._stop.is_set():
       os._exit(preemption.EXIT_CODE)
 
-  def members_chosen(self, members: int) -> None:
-    """So many runs a device are tried; told before anything can go wrong with them."""
+  def report_members(self, members: int) -> None:
+    """Reports how many runs per device are tried, before that can exhaust the memory."""
     self._members = members
-    self._say_beat()
+    self._send_heartbeat()
 
   def cannot_write(self, error: OSError) -> NoReturn:
-    """Ends the process; the launcher says why, once for all its workers."""
-    self._say({'cannot_write': [error.errno, error.strerror, error.filename]})
+    """Reports a disk that cannot be written to, which the launcher prints once, and exits."""
+    self._send({'cannot_write': [error.errno, error.strerror, error.filename]})
     os._exit(1)
 
   def bad_input(self, error: Exception) -> NoReturn:
-    """Ends the process; the launcher says why, once for all its workers."""
-    self._say({'bad_input': str(error)})
+    """Reports an unusable sweep.json, which the launcher prints once, and exits."""
+    self._send({'bad_input': str(error)})
     os._exit(1)
 
-  def _say(self, message: dict) -> None:
-    with self._line:
+  def _send(self, message: dict) -> None:
+    with self._write_lock:
       try:
         print(json.dumps(message), file=self._requests, flush=True)
       except OSError:
-        os._exit(1)  # nobody is there
+        os._exit(1)  # the launcher is dead
 
-  def _say_beat(self) -> None:
-    still = round(time.monotonic() - self._moved, 1)
-    self._say({'beat': still, 'members': self._members})
+  def _send_heartbeat(self) -> None:
+    idle = round(time.monotonic() - self._last_progress, 1)
+    self._send({'beat': idle, 'members': self._members})
 
-  def _listen(self) -> None:
-    for line in self._told:
-      self._heard = time.monotonic()
+  def _read_replies(self) -> None:
+    for line in self._replies:
+      self._last_reply = time.monotonic()
       message = json.loads(line)
       if 'run' in message:
-        self._answers.put(message)
+        self._runs.put(message)
       elif 'stop' in message:
-        self._end()
-    os._exit(1)
+        self._request_stop()
+    os._exit(1)  # the launcher is dead
 
-  def _beat(self) -> None:
+  def _send_heartbeats(self) -> None:
     while True:
-      self._say_beat()
-      if time.monotonic() - self._heard > SILENCE_SECONDS:
+      self._send_heartbeat()
+      if time.monotonic() - self._last_reply > SILENCE_SECONDS:
         os._exit(preemption.EXIT_CODE)
       time.sleep(BEAT_SECONDS)
 
   def _await_signal(self) -> None:
-    os.read(self._signalled, 1)
-    self._end()
+    os.read(self._signals, 1)
+    self._request_stop()
 
-  def _end(self) -> None:
-    self._stop.set()  # before the look at _has_runs; has_interrupted does both the other way round
+  def _request_stop(self) -> None:
+    # This method sets _stop and then reads _has_runs; `interrupted` sets _has_runs and then reads
+    # _stop. So at least one of the two threads sees both set.
+    self._stop.set()
     if not self._has_runs:
       os._exit(preemption.EXIT_CODE)
 
 
-def handle_signals() -> None:
-  """Lets the signals of a notice write into the pipe, and do nothing else."""
+def ignore_signals() -> None:
+  """Makes preemption signals do nothing but write to the wakeup file descriptor."""
   for number in preemption.SIGNALS:
     signal.signal(number, lambda *_: None)
 
 
-def main() -> None:
-  """Serves the launcher."""
+def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
+  """Serves the launcher.
+
+  Args:
+    make_layout: replaces stability.devices.make_layout.make_layout.
+  """
   preemption.end_with_parent()
   FLAGS(sys.argv)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
   requests = os.fdopen(os.dup(sys.stdout.fileno()), 'w')
-  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no request
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is not a request
   launcher = Launcher(sys.stdin, requests)
 
-  from launch.common import environment  # what takes long to import: the launcher may die meanwhile
+  # The launcher may die during the imports below, which take seconds: they come after Launcher.
+  from launch.common import environment
 
   environment.pin([int(core) for core in _CORES.value])
 
-  from stability import errors, extensions
-  from stability.storage import sweeps  # after the cores are set: this imports jax
-  from stability.trainer import trainer
+  from stability import errors, extensions  # jax, which these import, counts the cores when it starts
+  from stability.devices import make_layout as make_layout_lib
+  from stability.storage import sweeps
+  from stability.trainer.hooks import TrainerHooks
+  from stability.trainer.paused import PausedRuns
+  from stability.trainer.trainer import train_runs
 
   if _DISTRIBUTED.value is not None:
     import jax
@@ -175,16 +199,15 @@ def main() -> None:
     jax.distributed.initialize(
         **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
     )
-    handle_signals()  # jax has put its own in their place
+    ignore_signals()  # jax has replaced the handlers
   folder = Path(_WORKDIR.value)
   sweep = None
-  paused: trainer.Paused = {}
+  paused = PausedRuns(folder)
   while True:
-    answered = (name for name in paused if trainer.is_answered(folder, name, paused))
-    name, most = next(answered, None), None
+    name, max_members = next(iter(paused.ready()), None), None
     if name is None:
-      name, most = launcher.ask(None)
-    if name is None and not paused:
+      name, max_members = launcher.ask(None)
+    if name is None and not paused.deadlines:
       return
     if name is None:
       time.sleep(POLL_SECONDS)
@@ -195,14 +218,17 @@ def main() -> None:
         extensions.load(folder, sweep.extensions)
     except errors.BadInput as error:
       launcher.bad_input(error)
-    watch = trainer.TrainerHooks(launcher.has_interrupted, most, launcher.members_chosen)
+    hooks = TrainerHooks(
+        make_layout=make_layout or make_layout_lib.make_layout,
+        interrupted=launcher.interrupted,
+        max_members=max_members,
+        on_members=launcher.report_members,
+    )
     try:
-      trainer.train_runs(
-          folder, sweep, name, lambda like=name: launcher.ask(like)[0], paused, watch
-      )
+      train_runs(folder, sweep, name, lambda like=name: launcher.ask(like)[0], paused, hooks)
     except errors.CannotWrite as error:
       launcher.cannot_write(error)
-    launcher.hands_are_empty()
+    launcher.released_runs()
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """How good the alarms are, held against which runs of a sweep became unstable, and when."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,28 +8,30 @@ import pandas as pd
 
 from stability.analysis import instability
 from stability.analysis import results as results_lib
-from stability.control import alarms
+from stability.control.alarms import Monitor
+from stability.control.rules import RULES, Rule
 from stability.storage import run_files
 
 ANY = 'any'  # of the rules
 
 
-def first_alarms(workdir: Path, runs: list[str]) -> pd.DataFrame:
+def first_alarms(
+    workdir: Path, runs: list[str], rules: Sequence[Rule] = RULES
+) -> pd.DataFrame:
   """For each run (the index) the step of each rule's first alarm, and of ANY; NaN: it was silent.
 
   The rules are held against the rows of metrics.jsonl as the trainer holds them.
   """
-  rules = [rule.name for rule in alarms.RULES]
-  steps = pd.DataFrame(np.nan, runs, rules)
+  steps = pd.DataFrame(np.nan, runs, [rule.name for rule in rules])
   for name in runs:
-    monitor = alarms.Monitor()
+    monitor = Monitor(rules)
     for row in run_files.read_metrics(run_files.run_dir(workdir, name)):
       for alarm in monitor.observe(row):
-        steps.loc[name, alarm['rule']] = alarm['step']
+        steps.loc[name, alarm.rule] = alarm.step
   return steps.assign(**{ANY: steps.min(axis='columns')})
 
 
-def labelled(workdir: Path) -> pd.DataFrame:
+def labelled(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
   """The runs that count, by name: unstable, onset and the columns of first_alarms.
 
   A run in which somebody stepped in is left out: how it would have ended is not known.
@@ -45,7 +47,7 @@ def labelled(workdir: Path) -> pd.DataFrame:
       (run_files.run_dir(workdir, name) / 'actions.jsonl').exists() for name in labels['run']
   ]
   labels = labels[labels['unstable'].notna() & ~np.array(steered, bool)].set_index('run')
-  return labels.join(first_alarms(workdir, list(labels.index)))
+  return labels.join(first_alarms(workdir, list(labels.index), rules))
 
 
 def score(labels: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +65,7 @@ def score(labels: pd.DataFrame) -> pd.DataFrame:
 def _scores(labels: pd.DataFrame) -> Iterator[dict[str, float | int | str]]:
   unstable = labels['unstable'].astype(bool)
   with_onset = labels[unstable & labels['onset'].notna()]
-  for rule in [*(rule.name for rule in alarms.RULES), ANY]:
+  for rule in labels.columns.drop(['unstable', 'onset']):
     fired = labels[rule].notna()
     lead = (with_onset[rule] / with_onset['onset']).fillna(np.inf)
     yield {

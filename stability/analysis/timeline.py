@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stability.control import actions
+from stability.control.alarms import Alarm, read_alarms
+from stability.control.records import Record, read_records
 from stability.storage import run_files, sweeps
 
 COLUMNS = ('run', 'step', 'what', 'by', 'why')
@@ -22,25 +23,23 @@ def story(workdir: Path) -> pd.DataFrame:
 
 
 def _of_run(run: Path) -> list[tuple[str, int, str, str, str]]:
-  records = actions.read(run)
+  records = read_records(run)
   if not records:
     return []
   rows, taken = [], 0
-  raised = actions.read_alarms(run)
+  raised = read_alarms(run)
   for record in [*records, None]:
     # An alarm knows how many actions had been taken before it.
     while raised and (record is None or _comes_before(raised[0], record, taken)):
       alarm = raised.pop(0)
-      rows.append((run.name, alarm['step'], f'alarm: {alarm["rule"]}', '', alarm['seen']))
+      rows.append((run.name, alarm.step, f'alarm: {alarm.rule}', '', alarm.message))
     if record is not None:
-      rows.append((run.name, record['step'], actions.told(record), record['by'], record['why']))
-      taken += 'refused' not in record
+      rows.append((run.name, record.step, str(record), record.by, record.why))
+      taken += record.action is not None
   return rows
 
 
-def _comes_before(alarm: actions.Json, record: actions.Json, taken: int) -> bool:
-  if 'refused' in record:  # it counts for nothing: by the step
-    return alarm['actions'] < taken or (
-        alarm['actions'] == taken and alarm['step'] <= record['step']
-    )
-  return alarm['actions'] <= taken
+def _comes_before(alarm: Alarm, record: Record, taken: int) -> bool:
+  if record.action is None:  # refused, and so not counted by the alarm: compare the steps
+    return (alarm.actions, alarm.step) <= (taken, record.step)
+  return alarm.actions <= taken

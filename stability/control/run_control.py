@@ -1,58 +1,38 @@
-"""Stepping in: what alarms, people and the policy want of a run while it is trained.
+"""Control of a run in training: which actions are taken on it, and when.
 
-A Control holds a run's rules, its records and its requests, and says at each of the run's stops
-which actions to take there. What it says without being asked depends on the run's own rows alone:
-an alarm raised by the row of one stop is acted upon at the next, whenever that row was read.
-A record is on the disk before its action is taken. So a run that is resumed finds in actions.jsonl
-what it has still to take again, and where; and the same file beside nothing but a config replays
-the run. stability/trainer/apply_actions.py carries the actions out.
+A RunControl raises a run's alarms, reads its requests, and says at each of the run's stops which
+action to take there; stability/trainer carries it out. Actions that nobody requests depend on the
+run's own rows alone: an alarm is acted upon at the first stop after the row that raised it,
+whenever the row was read. An action is recorded on the disk before it is taken. So a resumed run
+finds in actions.jsonl which actions to take again and where, and a copy of that file beside a
+config is enough to train the run again.
 """
 
 import collections
 import contextlib
-import json
-import os
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stability.config import Config
-from stability.control import actions, alarms
-from stability.control.actions import Json
-from stability.errors import BadInput, writing
+from stability.control import actions, policy, records, requests
+from stability.control.actions import Action
+from stability.control.alarms import Alarm, Monitor, read_alarms
+from stability.control.records import Record
+from stability.control.rules import RulesFor, rules_for
+from stability.control.stops import next_stop
+from stability.errors import BadInput
 from stability.storage import files, run_files
+from stability.storage.files import Json
 
-ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # who acts, beside people
+ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # who acts, other than people
 AUTOMATIC = (ALARM, POLICY, TIMEOUT)
 
-# The recipe of PaLM (arXiv 2204.02311, section 5.1), with a lower learning rate: the data alone
-# did not cause its spikes, and here it is the learning rate that is too high.
-REWIND_STEPS = 100  # before the alarm
-LOWER = 1 / 3  # times the learning rate, at each try
+_MAX_QUOTED_BYTES = 2000  # of a request that is not JSON, in its record
 
 
-def next_stop(config: Config, step: int) -> int:
-  """The next step after which a run has something to do: a line, a probe, a checkpoint, its end."""
-  every = (config[section]['every_steps'] for section in ('log', 'probe', 'checkpoint'))
-  return min(config['schedule']['steps'], *(n * (step // n + 1) for n in every if n))
-
-
-def is_stop(config: Config, step: int) -> bool:
-  """Whether a step is one of the run's own stops."""
-  return step == 0 or next_stop(config, step - 1) == step
-
-
-def rescue(config: Config, alarm_step: int, step: int, saved: Sequence[int]) -> Json:
-  """The recipe: back to before the alarm, past the data seen since, at a lower learning rate."""
-  before = [s for s in saved if s <= alarm_step - REWIND_STEPS]
-  to = max(before, default=0)
-  rate = config['optimizer']['learning_rate'] * LOWER
-  rate = max(rate, config['schedule']['min_learning_rate'])
-  changes = {'optimizer.learning_rate': rate}
-  return {'action': 'rewind', 'to': to, 'skip': step - to, 'changes': changes}
-
-
-class Control:
-  """The alarms and actions of one run, from its folder on."""
+class RunControl:
+  """The alarms and actions of one run."""
 
   def __init__(
       self,
@@ -62,237 +42,260 @@ class Control:
       taken: int,
       saved: Callable[[], Sequence[int]],
       timed_out: bool = False,
+      rules: RulesFor = rules_for,
   ):
     """
     Args:
-      run: the run's folder; its metrics.jsonl ends at `step`.
-      config: as it was resolved.
+      run: the run's folder, whose metrics.jsonl ends at `step`.
+      config: the resolved config, without the changes of actions.
       step: updates made.
-      taken: how many of its actions the run's state has in it.
-      saved: gives the steps of its good checkpoints.
-      timed_out: it waited for an answer for longer than control.timeout_seconds.
+      taken: number of actions that the run's state reflects.
+      saved: returns the steps of the run's good checkpoints.
+      timed_out: the run was paused, and nobody answered within control.timeout_seconds.
+      rules: returns the rules for a run that the policy has or has not rescued.
     """
     self._run = run
     self._saved = saved
     self._timed_out = timed_out
-    records = actions.read(run)
-    done = actions.done(records)
+    self._rules_for = rules
+    known = records.read_records(run)
+    done = [record for record in known if record.action is not None]
     self.taken = done[:taken]
-    self._plan = collections.deque(done[taken:])
-    self._answered = {record['request'] for record in records if 'request' in record}
-    for path in actions.requests(run):
+    self._planned = collections.deque(done[taken:])  # to be taken again, at the same steps
+    self._answered = {record.request for record in known}
+    for path in requests.request_files(run):
       if path.name in self._answered:  # a crash came between its record and its removal
         _remove(path)
-    self.config = actions.current(config, self.taken)
-    files.filter_lines(run / 'actions.jsonl', lambda line: True)
+    self.config = records.current_config(config, self.taken)
+    files.filter_lines(run / records.FILE, lambda line: True)  # drops a torn line
     files.filter_lines(
         run / 'alarms.jsonl', lambda alarm: (alarm['actions'], alarm['step']) <= (taken, step)
     )
-    self._watch(step)
+    self._load_alarms(step)
 
   @property
   def is_paused(self) -> bool:
     """Whether the run waits for a person."""
-    return actions.is_paused(self.taken)
+    return records.is_paused(self.taken)
 
   @property
   def paused_by(self) -> str | None:
-    """Who paused it last."""
-    pauses = [record['by'] for record in self.taken if record['action'] == 'pause']
+    """Who paused the run last."""
+    pauses = [record.by for record in self.taken if record.action.kind == 'pause']
     return pauses[-1] if pauses else None
 
-  def _watch(self, step: int) -> None:
-    """Sets the rules up as they stand after `step`, from the run's files."""
-    self._monitor = alarms.Monitor(rescued=any(r['by'] == POLICY for r in self.taken))
-    for row in run_files.read_metrics(self._run):
-      self._monitor.add(row)
-    raised = actions.read_alarms(self._run)
-    course = [i + 1 for i, r in enumerate(self.taken) if r['action'] in actions.COURSE]
-    raised = [alarm for alarm in raised if alarm['actions'] >= max(course, default=0)]
-    self._monitor.fired = {alarm['rule'] for alarm in raised}
-    self._pending = [
-        alarm
-        for alarm in raised
-        if next_stop(self.config, alarm['step']) >= step
-        and not any(r['by'] in AUTOMATIC for r in self.taken[alarm['actions'] :])
-    ]
-
-  def observe(self, row: Json) -> list[Json]:
-    """Holds the rules against the next row; returns the alarms raised, which are on the disk."""
-    raised = []
+  def observe(self, row: Json) -> list[Alarm]:
+    """Applies the rules to the next row; returns the alarms raised, which are on the disk."""
     found = self._monitor.observe(row)
-    saved = self._saved() if found else []
+    if not found:
+      return []
+    rescue = policy.rescue(self.config, row['step'], row['step'], self._saved())
+    raised = []
     for alarm in found:
-      suggested = [
-          rescue(self.config, row['step'], row['step'], saved),
-          *alarms.suggestions(alarm['rule'], self.config),
-      ]
-      raised.append(alarm | {'actions': len(self.taken), 'suggested': suggested})
-      _append(self._run / 'alarms.jsonl', raised[-1])
+      remedies = policy.suggestions(self._rules[alarm.rule], self.config)
+      raised.append(
+          dataclasses.replace(alarm, actions=len(self.taken), suggestions=(rescue, *remedies))
+      )
+      files.append_line(self._run / 'alarms.jsonl', raised[-1].to_json())
     self._pending += raised
     return raised
 
-  def has_work(self, step: int, over: bool) -> bool:
-    """Whether `next` may have something to say at this stop."""
-    if self._plan:
-      return self._plan[0]['step'] <= step
-    return bool(self._due(step, over) or self._requests())
+  def has_work(self, step: int, is_over: bool) -> bool:
+    """Whether `next` may return an action at this stop."""
+    if self._planned:
+      return self._planned[0].step <= step
+    return bool(self._due(step, is_over) or self._requests())
 
-  def next(self, step: int, over: bool) -> Json | None:
-    """The record of the next action to take at this stop, on the disk already; None: no more.
+  def next(self, step: int, is_over: bool) -> Record | None:
+    """Records the next action to take at this stop and returns it; None if there are no more.
 
     Args:
-      step: updates made: one of the run's own stops, or where it diverged.
-      over: the run would end here.
+      step: updates made: a stop of the run, or the step at which it diverged.
+      is_over: the run ends here unless an action prevents it.
     """
-    if self._plan:
-      planned = self._plan[0]['step']
+    if self._planned:
+      planned = self._planned[0].step
       if planned < step:
-        raise RuntimeError(f'{self._run}: its actions.jsonl has an action at step {planned}, past')
-      return self._taken(self._plan.popleft()) if planned == step else None
+        raise RuntimeError(
+            f'{self._run}: {records.FILE} has an action at step {planned}, which is past'
+        )
+      return self._take(self._planned.popleft()) if planned == step else None
     for path in self._requests():
-      record = self._asked(path, step)
-      self._answered.add(path.name)
-      _remove(path)
-      if record is not None:
+      record = self._answer(path, step)
+      if record.action is not None:
         return record
     if self._timed_out:
       self._timed_out = False
       if self.is_paused:
-        return self._time_out(step)
-    alarm = self._due(step, over)
+        return self._act_on_timeout(step)
+    alarm = self._due(step, is_over)
     if alarm is not None:
       self._pending.clear()
       return self._act_on(alarm, step)
     return None
 
   def refuse_all(self, step: int, reason: str) -> None:
-    """Answers the requests that are left when the run has ended."""
+    """Refuses the remaining requests."""
     for path in self._requests():
       self._refuse(path, step, reason)
-      _remove(path)
 
-  def rewound(self, step: int) -> None:
-    """The run is back at `step`, its metrics cut."""
-    self._watch(step)
+  def after_rewind(self, step: int) -> None:
+    """Restarts the alarms once the run is back at `step` and its metrics end there."""
+    self._load_alarms(step)
 
-  def _requests(self) -> list[Path]:
-    return [path for path in actions.requests(self._run) if path.name not in self._answered]
+  # Alarms.
 
-  def _due(self, step: int, over: bool) -> Json | None:
+  def _load_alarms(self, step: int) -> None:
+    """Restores the monitor, and the alarms still to be acted upon, from the run's files."""
+    rescued = any(record.by == POLICY for record in self.taken)
+    self._rules = {rule.name: rule for rule in self._rules_for(rescued)}
+    changes = [
+        number
+        for number, record in enumerate(self.taken, 1)
+        if record.action.kind in actions.CHANGES_COURSE
+    ]
+    raised = read_alarms(self._run)
+    current = [alarm for alarm in raised if alarm.actions >= max(changes, default=0)]
+    self._monitor = Monitor(self._rules.values())
+    self._monitor.restore(
+        run_files.read_metrics(self._run), fired=[alarm.rule for alarm in current]
+    )
+    self._pending = [
+        alarm
+        for alarm in current
+        if next_stop(self.config, alarm.step) >= step
+        and not any(record.by in AUTOMATIC for record in self.taken[alarm.actions :])
+    ]
+
+  def _due(self, step: int, is_over: bool) -> Alarm | None:
     """The alarm to act upon at this stop."""
     if self.config['control']['on_alarm'] == 'none':
       return None
     for alarm in self._pending:
-      if over or next_stop(self.config, alarm['step']) <= step:
+      if is_over or next_stop(self.config, alarm.step) <= step:
         return alarm
     return None
 
-  def _asked(self, path: Path, step: int) -> Json | None:
-    """What a request's file asks for, on record; None if it had to be refused."""
-    try:
-      asked = actions.read_request(path)
-      action = self._checked(asked, step)
-    except BadInput as error:
-      self._refuse(path, step, str(error))
-      return None
-    about = {key: asked.get(key, '') for key in actions.ABOUT} | {'request': path.name}
-    return self._record(action, step, about)
-
-  def _checked(self, asked: Json, step: int) -> Json:
-    action = actions.check(asked, self.config, step, actions.skipped(self.taken))
-    if action['action'] == 'rewind' and action['to']:
-      saved = self._saved()
-      if action['to'] not in saved:
-        there = ', '.join(map(str, [0, *saved]))
-        raise BadInput(f'rewind: to {action["to"]}: no such checkpoint; there are {there}')
-    if action['action'] == 'continue' and not self.is_paused:
-      raise BadInput('continue: the run is not paused')
-    if action['action'] == 'pause' and self.is_paused:
-      raise BadInput('pause: the run is paused already')
-    if action['action'] == 'fork':
-      action['name'] = self._fork_name()
-    return action
-
-  def _fork_name(self) -> str:
-    runs = self._run.parent
-    return next(
-        name
-        for number in range(1, 10_000)
-        if not (runs / (name := f'{self._run.name}+fork{number}')).exists()
-    )
-
-  def _act_on(self, alarm: Json, step: int) -> Json | None:
+  def _act_on(self, alarm: Alarm, step: int) -> Record | None:
     if self.config['control']['on_alarm'] == 'ask':
-      return self._by(ALARM, {'action': 'pause'}, step, alarm['seen'])
+      return self._act(ALARM, Action('pause'), step, alarm.message)
     return self._rescue(alarm, step)
 
-  def _rescue(self, alarm: Json, step: int) -> Json | None:
-    if sum(r['by'] == POLICY for r in self.taken) >= self.config['control']['tries']:
+  def _rescue(self, alarm: Alarm, step: int) -> Record | None:
+    tries = sum(record.by == POLICY for record in self.taken)
+    if tries >= self.config['control']['tries']:
       return None
-    action = rescue(self.config, alarm['step'], step, self._saved())
-    return self._by(POLICY, action, step, alarm['seen'])
+    action = policy.rescue(self.config, alarm.step, step, self._saved())
+    return self._act(POLICY, action, step, alarm.message)
 
-  def _time_out(self, step: int) -> Json | None:
-    raised = actions.read_alarms(self._run)
+  def _act_on_timeout(self, step: int) -> Record | None:
+    raised = read_alarms(self._run)
     default = self.config['control']['default_action']
     record = self._rescue(raised[-1], step) if default == 'policy' and raised else None
     if record is not None:
       return record
-    action = {'action': 'stop' if default == 'stop' else 'continue'}
+    action = Action('stop' if default == 'stop' else 'continue')
     seconds = self.config['control']['timeout_seconds']
-    return self._by(TIMEOUT, action, step, f'no answer within {seconds} s')
+    return self._act(TIMEOUT, action, step, f'no answer within {seconds} s')
 
-  def _by(self, who: str, action: Json, step: int, why: str) -> Json | None:
+  def _act(self, by: str, action: Action, step: int, why: str) -> Record | None:
+    """Records an automatic action; None if it is not allowed, and the run goes on as it is."""
     try:
       action = self._checked(action, step)
-    except BadInput:  # the run goes on as it is
+    except BadInput:
       return None
-    return self._record(action, step, {'by': who, 'why': why, 'time': actions.now()})
+    return self._record(action, step, by=by, why=why, time=files.timestamp())
 
-  def _record(self, action: Json, step: int, about: Json) -> Json:
-    row = self._monitor.history.row
-    before = {
-        'step': step,
-        'loss': row.get('loss'),
-        'paused': self.is_paused,
-        'skipped': actions.skipped(self.taken),
-        'hyperparameters': actions.settable(self.config),
-    }
-    if action['action'] == 'rewind':
-      action = action | {'cut': f'metrics.before_action_{len(self.taken) + 1}.jsonl'}
-    record = {'step': step, **action, **about, 'before': before}
-    _append(self._run / 'actions.jsonl', record)
-    return self._taken(record)
+  # Requests.
 
-  def _taken(self, record: Json) -> Json:
-    self.taken.append(record)
-    self.config = actions.current(self.config, [record])
-    if record['by'] in AUTOMATIC or record['action'] in actions.COURSE:
-      self._pending.clear()
-    if record['action'] in actions.COURSE:
-      self._monitor.fired.clear()
+  def _requests(self) -> list[Path]:
+    return [path for path in requests.request_files(self._run) if path.name not in self._answered]
+
+  def _answer(self, path: Path, step: int) -> Record:
+    """Records and returns the action that a request asks for, or why it is refused."""
+    try:
+      asked = requests.read_request(path)
+      action = self._checked(requests.parse_request(asked), step)
+    except BadInput as error:
+      return self._refuse(path, step, str(error))
+    about = {key: asked.get(key, '') for key in requests.ABOUT}
+    record = self._record(action, step, request=path.name, **about)
+    self._close(path)
     return record
 
-  def _refuse(self, path: Path, step: int, reason: str) -> None:
+  def _refuse(self, path: Path, step: int, reason: str) -> Record:
     asked = {'action': None}
     try:
-      asked = actions.read_request(path)
+      asked = requests.read_request(path)
     except BadInput:
       with contextlib.suppress(OSError), path.open('rb') as file:
-        asked = {'action': None, 'content': file.read(2000).decode(errors='replace')}
-    about = {key: asked.get(key, '') for key in actions.ABOUT}
-    record = {**asked, **about, 'step': step, 'request': path.name, 'refused': reason}
-    _append(self._run / 'actions.jsonl', record)
+        asked['content'] = file.read(_MAX_QUOTED_BYTES).decode(errors='replace')
+    about = {key: asked.get(key, '') for key in requests.ABOUT}
+    record = Record(step, None, request=path.name, refused=reason, asked=asked, **about)
+    records.append_record(self._run, record)
+    self._close(path)
+    return record
+
+  def _close(self, path: Path) -> None:
+    self._answered.add(path.name)
+    _remove(path)
+
+  # Records.
+
+  def _checked(self, action: Action, step: int) -> Action:
+    """The action, complete; BadInput if it is not allowed on the run as it is."""
+    action = actions.check(action, self.config, step, records.skipped_steps(self.taken))
+    if action.kind == 'rewind' and action.to:
+      saved = self._saved()
+      if action.to not in saved:
+        steps = ', '.join(map(str, [0, *saved]))
+        raise BadInput(f'rewind: to {action.to}: no such checkpoint; there are {steps}')
+    if action.kind == 'continue' and not self.is_paused:
+      raise BadInput('continue: the run is not paused')
+    if action.kind == 'pause' and self.is_paused:
+      raise BadInput('pause: the run is paused already')
+    if action.kind == 'fork':
+      action = dataclasses.replace(action, name=self._fork_name())
+    return action
+
+  def _fork_name(self) -> str:
+    names = (f'{self._run.name}+fork{number}' for number in range(1, 10_000))
+    return next(name for name in names if not (self._run.parent / name).exists())
+
+  def _record(self, action: Action, step: int, **about: str) -> Record:
+    """Records an action with the state of the run before it."""
+    before = {
+        'step': step,
+        'loss': self._monitor.last_row.get('loss'),
+        'paused': self.is_paused,
+        'skipped': records.skipped_steps(self.taken),
+        'hyperparameters': actions.settable_values(self.config),
+    }
+    is_rewind = action.kind == 'rewind'
+    cut = f'metrics.before_action_{len(self.taken) + 1}.jsonl' if is_rewind else ''
+    record = Record(step, action, cut=cut, before=before, **about)
+    records.append_record(self._run, record)
+    return self._take(record)
+
+  def _take(self, record: Record) -> Record:
+    """Takes note of an action that is on record."""
+    self.taken.append(record)
+    self.config = records.current_config(self.config, [record])
+    changes_course = record.action.kind in actions.CHANGES_COURSE
+    if changes_course or record.by in AUTOMATIC:
+      self._pending.clear()
+    if changes_course:
+      self._monitor.rearm()
+    return record
 
 
 class NoControl:
-  """Takes a control's place where another process has it."""
+  """Stands in for a RunControl in a process that does not write the run's files."""
 
-  taken: Sequence[Json] = ()
+  taken: Sequence[Record] = ()
   is_paused = False
 
-  def observe(self, row: Json) -> list[Json]:
+  def observe(self, row: Json) -> list[Alarm]:
     return []
 
   def refuse_all(self, step: int, reason: str) -> None:
@@ -300,13 +303,5 @@ class NoControl:
 
 
 def _remove(request: Path) -> None:
-  with contextlib.suppress(OSError):  # the folder may be another person's; its record answers it
+  with contextlib.suppress(OSError):  # another user may own the folder; the record suffices
     request.unlink()
-
-
-def _append(path: Path, line: Json) -> None:
-  """Adds a line to a file and returns once it is on the disk."""
-  with writing(path), path.open('a') as file:
-    file.write(json.dumps(files.nonfinite_to_null(line), allow_nan=False) + '\n')
-    file.flush()
-    os.fsync(file.fileno())

@@ -5,13 +5,15 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stability.errors import BadInput, writing
 
 Json = dict[str, Any]
+Parsed = TypeVar('Parsed')
 
 _TAIL_BYTES = 2**17  # read from the end of a file to find its last line
 
@@ -81,6 +83,21 @@ def read_json(path: Path) -> Json:
   return found
 
 
+_KINDS = {int: 'a whole number', str: 'a string', dict: 'an object'}
+
+
+def check_types(found: Mapping[str, Any], types: Mapping[str, type]) -> None:
+  """Raises BadInput unless an object has these keys, with values of these types."""
+  for key, kind in types.items():
+    if not isinstance(found.get(key), kind) or isinstance(found[key], bool):
+      raise BadInput(f'{key} must be {_KINDS[kind]}')
+
+
+def timestamp() -> str:
+  """The present time, UTC, as files have it."""
+  return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+
+
 # JSON lines: one object per line. A line without its newline was torn by a crash and is ignored.
 
 
@@ -106,6 +123,17 @@ def read_lines(path: Path) -> list[Json]:
   if not path.exists():
     return []
   return [_parse(path, n, line) for n, line in enumerate(_split(path.read_bytes()), 1)]
+
+
+def parse_lines(path: Path, parse: Callable[[Json], Parsed]) -> list[Parsed]:
+  """The parsed objects of a file of JSON lines; BadInput of `parse` is given path and line."""
+  found = []
+  for number, line in enumerate(read_lines(path), 1):
+    try:
+      found.append(parse(line))
+    except BadInput as error:
+      raise BadInput(f'{path}, line {number}: damaged: {error}') from None
+  return found
 
 
 def read_last_line(path: Path) -> Json | None:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
+from typing import Self
 
 from stability import config as config_lib
 from stability.config import Config
@@ -42,7 +43,7 @@ class Result:
     return found
 
   @classmethod
-  def from_json(cls, found: Json, path: Path) -> 'Result':
+  def from_json(cls, found: Json, path: Path) -> Self:
     """The inverse of to_json; BadInput, which names the path, for a damaged object."""
     if found.get('status') not in list(STATUSES):
       raise BadInput(f'{path}: damaged: status must be one of {", ".join(STATUSES)}')

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stability import config as config_lib
 from stability.config import Config
@@ -55,7 +55,7 @@ class Sweep:
     }
 
   @classmethod
-  def from_json(cls, found: Json) -> 'Sweep':
+  def from_json(cls, found: Json) -> Self:
     """The sweep of an object that schema.check_sweep accepts.
 
     Its configs are completed with the fields that were added since they were written.
@@ -204,11 +204,12 @@ class Fork:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_json(cls, found: Json, path: Path) -> 'Fork':
+  def from_json(cls, found: Json, path: Path) -> Self:
     """The inverse of to_json; BadInput, which names the path, for a damaged object."""
-    for key, kind in (('run', str), ('step', int), ('changes', dict)):
-      if not isinstance(found.get(key), kind):
-        raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
+    try:
+      files.check_types(found, {'run': str, 'step': int, 'changes': dict})
+    except BadInput as error:
+      raise BadInput(f'{path}: damaged: {error}') from None
     return cls(found['run'], found['step'], found['changes'])
 
 

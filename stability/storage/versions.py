@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import stability
-from stability.control import actions
 from stability.storage import files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -59,6 +58,6 @@ def note(run: Path, step: int) -> None:
   lines = files.read_lines(path)
   kept = [line for line in lines if line['step'] < step]
   if not kept or kept[-1]['versions'] != current():
-    kept.append({'step': step, 'time': actions.now(), 'versions': current()})
+    kept.append({'step': step, 'time': files.timestamp(), 'versions': current()})
   if kept != lines:
     files.write_lines(path, kept)

@@ -1,1 +1,1 @@
-"""What drives a layout: the training loop, a run and its files, chunk sizes, actions applied."""
+"""The training loop: it drives a layout and keeps each run's files."""

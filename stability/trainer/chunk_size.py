@@ -1,42 +1,37 @@
-"""How far a population goes at once, and what processes that share a run agree on about it."""
+"""How many steps to dispatch to the devices at once."""
 
-import time
+from collections.abc import Callable
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from stability.trainer.processes import Processes
 
-CHUNK_SECONDS = 2  # of steps sent off at once; two such are waited for when a run must be saved
+# Training time of one chunk of steps. An interruption waits for at most two chunks.
+CHUNK_SECONDS = 2
 
 
 class ChunkSizer:
-  """How many steps to send off at once, so that what they take can be waited for."""
+  """Chooses chunks of steps that take about CHUNK_SECONDS.
 
-  def __init__(self):
-    self._most = 1
-    self._sent: tuple[int, float] | None = None  # steps, and when those before them were done
+  The first chunk is one step, and the limit at most doubles from one chunk to the next, so a single
+  measurement that is too short cannot make the next chunk far too long.
+  """
+
+  def __init__(self, clock: Callable[[], float], processes: Processes):
+    self._clock = clock
+    self._processes = processes
+    self._limit = 1
+    self._last: tuple[int, float] | None = None  # steps of the last chunk, and its start time
 
   def limit(self, steps: int) -> int:
-    """The most of `steps`; called once those sent off before the last ones are done."""
-    now = time.perf_counter()
-    if self._sent is not None:
-      sent, then = self._sent
-      fitting = int(CHUNK_SECONDS * sent / max(now - then, 1e-6))
-      self._most = max(1, min(2 * self._most, fitting))
-    steps = fewest_of_processes(min(steps, self._most))
-    self._sent = steps, now
+    """The number of steps to dispatch next, at most `steps`; the same in all processes.
+
+    The caller dispatches a chunk and then waits for the one before it, so the time between two
+    calls is that of one chunk.
+    """
+    now = self._clock()
+    if self._last is not None:
+      last_steps, start = self._last
+      affordable = int(CHUNK_SECONDS * last_steps / max(now - start, 1e-6))
+      self._limit = max(1, min(2 * self._limit, affordable))
+    steps = self._processes.min(min(steps, self._limit))
+    self._last = steps, now
     return steps
-
-
-def any_process(told: bool) -> bool:
-  """Whether it holds in any of the processes that share a run; all ask at the same point."""
-  if jax.process_count() == 1:
-    return told
-  return bool(np.max(multihost_utils.process_allgather(np.bool_(told))))
-
-
-def fewest_of_processes(steps: int) -> int:
-  """The least that any of the processes that share a run says; all ask at the same point."""
-  if jax.process_count() == 1:
-    return steps
-  return int(np.min(multihost_utils.process_allgather(np.int32(steps))))

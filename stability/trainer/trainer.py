@@ -1,15 +1,14 @@
-"""The loop that drives a population: runs enter its slots, train in step, are logged, and leave.
+"""The training loop.
 
-Between two stops (a log line, a probe, a checkpoint, an end) the host does nothing. The metrics of
-a stop are read while the steps after it run.
+train_runs trains the runs of one static config: it loads them into the slots of a layout, steps to
+the next stop of any run, logs, saves checkpoints, applies actions and finishes runs, until no run
+is left. A stop is a step after which the host has something to do for a run: a logged row, a probe,
+a checkpoint, the end. Between stops the host does nothing; the metrics of a stop are fetched while
+the steps after it run.
 """
 
 import collections
 import dataclasses
-import math
-import sys
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,453 +16,352 @@ from typing import Any
 from absl import logging
 
 from stability import config as config_lib
-from stability.control import actions, run_control
-from stability.devices import layout as layout_lib
-from stability.devices.make_layout import is_out_of_memory, make_layout
-from stability.errors import BadInput, CannotWrite
+from stability.devices.layout import PendingMetrics
+from stability.devices.make_layout import is_out_of_memory
+from stability.errors import BadInput
 from stability.step import train_step
-from stability.storage import checkpoints, run_files
+from stability.storage import run_files
 from stability.storage.sweeps import Sweep
-from stability.trainer import run as run_lib
-from stability.trainer.apply_actions import NO_ACTIONS, ActionApplier, open_control
-from stability.trainer.chunk_size import ChunkSizer, any_process
+from stability.trainer.action_executor import ActionExecutor
+from stability.trainer.chunk_size import ChunkSizer
+from stability.trainer.failures import TooManyMembers, raise_if_too_many, record_failure
+from stability.trainer.hooks import TrainerHooks
+from stability.trainer.paused import PausedRuns
 from stability.trainer.run import Run
-
-NextRun = Callable[[], str | None]  # names a waiting run of the same static config, if any
-OUT_OF_MEMORY = (
-    'out of memory with one run on a device: config.parallel.microbatches and'
-    ' config.parallel.remat=block need less\n'
-)
-Paused = dict[str, float]  # runs -> when an answer is no longer waited for: by time.monotonic()
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerHooks:
-  """What the process that trains says to the loop, and hears of it."""
-
-  # Whether to save all runs and leave them. Asked every few seconds, which is a sign of life.
-  interrupted: layout_lib.Interrupted = layout_lib.never
-  most_members: int | None = None  # on a device, as more ran out of memory; None: any number
-  members_chosen: Callable[[int], None] = lambda members: None
-
-
-NO_HOOKS = TrainerHooks()
-
-
-class TooLarge(Exception):
-  """The devices' memory ran out, and fewer members a device would need less."""
-
-
-@dataclasses.dataclass
-class _Unread:
-  """A stop whose metrics are still on their way, and the members that log it."""
-
-  fetch: layout_lib.PendingMetrics
-  due: list[tuple[int, Run, int]]  # slot, run, its step
+from stability.trainer.run_loader import NO_ACTIONS, RunLoader
+from stability.trainer.slots import Slots
 
 
 def train_runs(
     workdir: Path,
     sweep: Sweep,
     first: str,
-    next_run: NextRun,
-    paused: Paused | None = None,
-    watch: TrainerHooks = NO_HOOKS,
+    next_run: Callable[[], str | None],
+    paused: PausedRuns | None = None,
+    hooks: TrainerHooks | None = None,
 ) -> bool:
-  """Trains the run `first`, and beside and after it those that next_run names, to their results.
+  """Trains the run `first`, and beside and after it those that `next_run` names.
 
-  A failure of one run is written to its result.json, with the traceback; the others go on. Where
-  several processes share one run, all of them call this, and the first one writes. Runs that an
-  action pauses leave their slots and are put into `paused`, which also names those of before; once
-  all others are over, and none of these is answered, they are left there. Where memory runs out,
-  the runs in hand go on from their checkpoints with fewer on a device.
+  The failure of a run is written to its result.json, with the traceback, and the others continue.
+  If the devices run out of memory, the runs resume from their checkpoints with fewer per device.
+  Processes that share a run all call this function; the first of them writes the files.
+
+  Args:
+    workdir: of the sweep.
+    sweep: the content of its sweep.json.
+    first: a run; its static config is compiled.
+    next_run: names another run of the same static config, or None if there is none.
+    paused: the paused runs of the workdir. Those that are answered join in; runs that are paused
+      here leave their slots and are added.
+    hooks: the layout factory, the clock and callbacks.
 
   Returns:
-    False if it was interrupted; the runs in hand are saved as they stand.
+    False if it was interrupted, with all runs saved; True if no run is left but paused ones.
   """
-  paused = {} if paused is None else paused
-  names = collections.deque([] if first in paused else [first])
-  most = watch.most_members
+  hooks = hooks or TrainerHooks()
+  paused = PausedRuns(workdir, hooks.clock) if paused is None else paused
+  names = collections.deque([] if first in paused.deadlines else [first])
+  max_members = hooks.max_members
   while True:
     try:
-      trainer = Trainer(workdir, sweep, first, paused, watch, most)
+      trainer = Trainer(workdir, sweep, first, paused, hooks, max_members)
     except Exception as error:
       if not isinstance(error, BadInput) and not is_out_of_memory(error):
         raise
-      for name in {first, *names}:  # what only the devices could tell
-        _fail(run_files.run_dir(workdir, name))
-        paused.pop(name, None)
+      for name in {first, *names}:  # some conditions are known only once the devices are
+        record_failure(run_files.run_dir(workdir, name), hooks.processes)
+        paused.deadlines.pop(name, None)
       return True
     try:
-      return _train(trainer, names, next_run)
-    except TooLarge:
-      most = max(1, trainer.members // 2)
+      return trainer.train(names, next_run)
+    except TooManyMembers:
+      max_members = max(1, trainer.members // 2)
       names.extendleft(reversed(trainer.release_runs()))
-      told = 'out of memory with %d runs on a device: tried again with %d, from checkpoints: %s'
-      logging.warning(told, trainer.members, most, ', '.join(names))
-    del trainer  # and with it the memory it has taken
+      message = 'out of memory with %d runs per device: trying %d, from checkpoints: %s'
+      logging.warning(message, trainer.members, max_members, ', '.join(names))
+    del trainer  # frees its device memory before the next layout is made
 
 
-def _train(trainer: 'Trainer', names: collections.deque[str], next_run: NextRun) -> bool:
-  """Trains `names`, and what next_run names after them; whether it was not interrupted."""
-  while True:
-    if trainer.is_interrupted():
-      trainer.save_all()
-      return False
-    trainer.load_answered()
-    while trainer.has_free_slot():
-      if trainer.fill_slot():
-        continue
-      if trainer.has_waiting():  # for its phase; a new run would only put that off
-        break
-      if not names and (name := next_run()):
-        names.append(name)
-      if not names:
-        break
-      trainer.load_run(names[0])
-      names.popleft()
-    if trainer.is_empty():
-      return True
-    trainer.train_chunk()
+@dataclasses.dataclass
+class PendingRows:
+  """The metrics of a stop, not fetched yet, and the runs that log them."""
 
-
-def is_answered(workdir: Path, name: str, paused: Paused) -> bool:
-  """Whether a paused run has a request to look at, or has waited for long enough."""
-  run = run_files.run_dir(workdir, name)
-  try:
-    return bool(actions.unanswered(run)) or time.monotonic() > paused[name]
-  except BadInput:  # a damaged record: bringing the run fails it, and no other
-    return True
+  metrics: PendingMetrics
+  due: list[tuple[int, Run, int]]  # slot, run, its step
 
 
 class Trainer:
-  """The slots of a layout and the runs in them."""
+  """Trains runs of one static config on one layout."""
 
   def __init__(
       self,
       workdir: Path,
       sweep: Sweep,
       first: str,
-      paused: Paused,
-      watch: TrainerHooks = NO_HOOKS,
-      most_members: int | None = None,
+      paused: PausedRuns,
+      hooks: TrainerHooks,
+      max_members: int | None,
   ):
+    """max_members: runs per device at most; None: no limit."""
     self._workdir = workdir
-    self._sweep = sweep
-    self._static, hparams = config_lib.split(self._config(first))
-    self._watch = watch
-    self._layout = make_layout(
-        workdir, sweep, self._static, train_step.arrays(hparams), most_members, watch.members_chosen
-    )
-    self._chunk_sizer = ChunkSizer()
-    self._steering = ActionApplier(workdir, sweep.fields, self._layout)
-    self._state = self._layout.empty()
-    self._runs: dict[int, Run] = {}  # slot -> run
-    self._unread: _Unread | None = None
-    self._waiting: collections.deque[tuple[Run, Any]] = collections.deque()  # for a slot
+    self._hooks = hooks
     self._paused = paused
-
-  def _config(self, name: str) -> config_lib.Config:
-    if name in self._sweep.runs:
-      return self._sweep.runs[name]
-    return run_files.read_config(run_files.run_dir(self._workdir, name))  # of a fork
+    self._loader = RunLoader(workdir, sweep, hooks.clock, hooks.processes, hooks.rules)
+    self._static, hparams = config_lib.split(self._loader.config(first))
+    self._layout = hooks.make_layout(
+        workdir, sweep, self._static, train_step.arrays(hparams), max_members, hooks.on_members
+    )
+    # Sharpness is measured at some of the probed steps.
+    probe = self._static.probe
+    self._slots = Slots(self._layout, probe.sharpness_every_steps or probe.every_steps)
+    self._actions = ActionExecutor(workdir, self._layout, self._loader)
+    self._chunk_sizer = ChunkSizer(hooks.clock, hooks.processes)
+    self._waiting: collections.deque[tuple[Run, Any]] = collections.deque()  # loaded, no slot yet
+    self._pending: PendingRows | None = None
 
   @property
   def members(self) -> int:
-    """Runs on a device."""
+    """Runs per device."""
     return self._layout.members
 
-  def is_interrupted(self) -> bool:
-    """Whether to save the runs in hand and leave; processes that share a run agree on it."""
-    return any_process(self._watch.interrupted())
+  def train(self, names: collections.deque[str], next_run: Callable[[], str | None]) -> bool:
+    """Trains the runs `names`, then those that `next_run` names; False if interrupted.
 
-  def save_all(self) -> None:
-    """Saves the runs in the slots where they are; those that wait are as they were brought."""
-    self._log()
-    states = self._layout.extract(self._state) if self._runs else []
-    for slot, run in self._runs.items():
-      # Where a run diverges is told by its next line: it comes there again from the one before.
-      if run.step and bool(states[slot]['diverged']) == run.diverged:
-        run.save(states[slot])
-    self.release_runs()
-
-  def release_runs(self) -> list[str]:
-    """Leaves the runs in hand as their files are; their names."""
-    members = [*self._runs.values(), *(run for run, _ in self._waiting)]
-    for run in members:
-      run.writer.close()
-    self._runs.clear()
-    self._waiting.clear()
-    self._unread = self._state = None
-    return [run.folder.name for run in members]
-
-  def _check_memory(self, error: Exception) -> None:
-    """Raises TooLarge if fewer runs on a device may be what helps against an error."""
-    if self.members > 1 and is_out_of_memory(error):
-      raise TooLarge from error
-
-  def has_free_slot(self) -> bool:
-    return len(self._runs) < self._layout.width
-
-  def is_empty(self) -> bool:
-    return not self._runs
-
-  def is_in_phase(self, run: Run) -> bool:
-    """Whether the member's probes fall on the steps on which the population's do.
-
-    The probed executable may round otherwise than the quiet one, so a run that a neighbour's probe
-    takes through it would depend on its neighbours.
+    A run leaves `names` once it is loaded.
     """
-    # Sharpness falls on some of the probes.
-    every = self._static.probe.sharpness_every_steps or self._static.probe.every_steps
-    return not every or all((run.step - m.step) % every == 0 for m in self._runs.values())
-
-  def has_waiting(self) -> bool:
-    return bool(self._waiting)
-
-  def fill_slot(self) -> bool:
-    """Puts a run that waits, if one is in phase, into a free slot."""
-    for position, (run, state) in enumerate(self._waiting):
-      if self.is_in_phase(run):
-        slot = next(s for s in range(self._layout.width) if s not in self._runs)
-        try:
-          self._state = self._layout.insert(self._state, slot, state)
-        except Exception as error:
-          self._check_memory(error)
-          raise
-        del self._waiting[position]
-        self._runs[slot] = run
-        run.start_clock()
+    while not self._interrupted():
+      self._load_answered()
+      self._fill_slots(names, next_run)
+      if not self._slots.runs:
         return True
+      self._train_to_next_stop()
+    self._save_all()
     return False
 
-  def load_answered(self) -> None:
-    """Brings the paused runs of these executables that somebody, or the time, has answered."""
-    for name in list(self._paused):
-      answered = is_answered(self._workdir, name, self._paused)
-      if answered and config_lib.split(self._config(name))[0] == self._static:
-        self.load_run(name)
+  def _interrupted(self) -> bool:
+    return self._hooks.processes.any(self._hooks.interrupted())
 
-  def load_run(self, name: str) -> None:
-    """Loads a run and takes the actions due; then it waits for a slot, or is paused again.
+  # Loading.
 
-    A failure is recorded as its result.
-    """
+  def _load_answered(self) -> None:
+    """Loads the paused runs of this static config that have been answered."""
+    for name in self._paused.ready():
+      if config_lib.split(self._loader.config(name))[0] == self._static:
+        self._load(name)
+
+  def _fill_slots(
+      self, names: collections.deque[str], next_run: Callable[[], str | None]
+  ) -> None:
+    """Fills free slots with waiting runs, then with new ones."""
+    while not self._slots.is_full:
+      if self._place_waiting():
+        continue
+      if self._waiting:  # out of phase: a new run would keep the slots from coming into phase
+        return
+      if not names and (name := next_run()):
+        names.append(name)
+      if not names:
+        return
+      self._load(names[0])
+      names.popleft()
+
+  def _load(self, name: str) -> None:
+    """Loads a run and applies its due actions; it then waits for a slot or is paused again."""
     folder = run_files.run_dir(self._workdir, name)
-    deadline = self._paused.pop(name, None)
-    timed_out = deadline is not None and time.monotonic() > deadline
+    timed_out = self._paused.is_overdue(name)
+    deadline = self._paused.deadlines.pop(name, None)
     try:
-      run, state = self._load(folder, timed_out)
-      if not run_lib.is_multiprocess():
-        state = self._steering.apply_due(run, state)
+      run, state = self._loader.load(folder, self._layout, timed_out)
+      if not self._hooks.processes.is_multiprocess:
+        state = self._actions.apply_due(run, state)
       if run.control.is_paused:
         self._pause(run, state, None if timed_out else deadline)
       else:
         self._waiting.append((run, state))
     except Exception as error:
       if deadline is not None and self.members > 1 and is_out_of_memory(error):
-        self._paused[name] = deadline
-      self._check_memory(error)
-      _fail(folder)
+        self._paused.deadlines[name] = deadline
+      raise_if_too_many(error, self.members)
+      record_failure(folder, self._hooks.processes)
 
-  def _load(self, folder: Path, timed_out: bool) -> tuple[Run, Any]:
-    """A run and its state, new or from its last checkpoint."""
-    config = self._config(folder.name)
-    _, hparams = config_lib.split(config)
-    state = self._layout.init(train_step.arrays(hparams))
-    step, about = 0, {'initial_loss': None, 'seconds': 0.0, 'actions': 0}
-    found = checkpoints.restore(folder)
-    if found:
-      step, arrays, about = found
-      state = run_lib.unnamed(state, arrays)
-      logging.info('%s goes on from step %d', folder.name, step)
-    elif run_lib.is_primary() and (line := run_files.last_metrics(folder)):
-      told = '%s was at step %d and has no checkpoint: it begins again from step 0'
-      logging.warning(told, folder.name, line['step'])
-    run = Run(
-        folder=folder,
-        config=config,
-        writer=run_lib.open_writer(folder, config, step, self._sweep.fields),
-        control=open_control(folder, config, step, about['actions'], timed_out),
-        step=step,
-        initial_loss=about['initial_loss'],
-        seconds=about['seconds'],
-        diverged=bool(state['diverged']),
-    )
-    # Told to end while it evaluated a run that an action has stopped, a process saves it so.
-    run.stopped = any(record['action'] == 'stop' for record in run.control.taken)
-    run.start_clock()
-    return run, state
+  def _place_waiting(self) -> bool:
+    """Puts the first waiting run that is in phase into a free slot; False if there is none."""
+    for position, (run, state) in enumerate(self._waiting):
+      if self._slots.is_in_phase(run):
+        try:
+          self._slots.add(run, state)
+        except Exception as error:
+          raise_if_too_many(error, self.members)
+          raise
+        del self._waiting[position]
+        run.start_clock()
+        return True
+    return False
 
-  def train_chunk(self) -> None:
-    """Trains to the next stop of any run, and does what is due there."""
+  # Training.
+
+  def _train_to_next_stop(self) -> None:
+    """Trains to the next stop of any run and does what is due there.
+
+    A failure here may concern any of the runs in the slots, so all of them fail.
+    """
     try:
       self._measure_initial_losses()
-      self._finish()  # what was over when it came here
-      if self._runs and all(m.initial_loss is not None for m in self._runs.values()):
-        self._train()
-        self._save()
-        self._act()
-        self._finish()
+      self._finish_runs()  # a run may be loaded at its last step
+      runs = self._slots.runs.values()
+      if runs and all(run.initial_loss is not None for run in runs):
+        self._step()
+        self._save_checkpoints()
+        self._hooks.on_stop(runs)
+        self._apply_actions()
+        self._finish_runs()
     except Exception as error:
-      self._check_memory(error)
-      for run in self._runs.values():
-        _fail(run.folder)
+      raise_if_too_many(error, self.members)
+      for run in self._slots.runs.values():
+        record_failure(run.folder, self._hooks.processes)
         run.writer.close()
-      self._runs.clear()
-      self._unread = None
-      self._state = self._layout.empty()
+      self._slots.clear()
+      self._pending = None
 
   def _measure_initial_losses(self) -> None:
-    if any(run.initial_loss is None for run in self._runs.values()):
-      losses = self._layout.evaluate(self._state, self.is_interrupted)
-      for slot, run in self._runs.items() if losses is not None else ():
-        if run.initial_loss is None:
-          run.initial_loss = losses[slot]
-          run.start_clock()
+    """Evaluates new runs, unless interrupted."""
+    if all(run.initial_loss is not None for run in self._slots.runs.values()):
+      return
+    losses = self._slots.evaluate(self._interrupted)
+    for slot, run in self._slots.runs.items() if losses is not None else ():
+      if run.initial_loss is None:
+        run.initial_loss = losses[slot]
+        run.start_clock()
 
-  def _train(self) -> None:
-    steps = min(m.next_stop() - m.step for m in self._runs.values())
-    steps = self._chunk_sizer.limit(steps)
-    for run in self._runs.values():
+  def _step(self) -> None:
+    """Dispatches the steps to the next stop; logs the stop before it while they run."""
+    runs = self._slots.runs
+    steps = self._chunk_sizer.limit(min(run.next_stop() - run.step for run in runs.values()))
+    for run in runs.values():
       run.step += steps
-    # All are in phase: if it is due for one, it is for all.
-    probed = any(run.is_due('probe') for run in self._runs.values())
-    sharp = any(run.is_due_for_sharpness() for run in self._runs.values())
+    # All runs are in phase: what is due for one of them is due for all.
+    probed = any(run.is_due('probe') for run in runs.values())
+    sharp = any(run.is_due_for_sharpness() for run in runs.values())
     if steps > probed:
-      self._state, fetch = self._layout.step(self._state, 'quiet', steps - probed)
+      metrics = self._slots.step('quiet', steps - probed)
     if probed:
-      self._state, fetch = self._layout.step(self._state, 'sharp' if sharp else 'probed')
-    self._log()  # the stop before this one, while the steps just sent off run
+      metrics = self._slots.step('sharp' if sharp else 'probed')
+    self._log()
     due = [
         (slot, run, run.step)
-        for slot, run in self._runs.items()
+        for slot, run in runs.items()
         if probed or run.is_due('log') or run.step == run.steps
     ]
-    self._unread = _Unread(fetch, due)
+    self._pending = PendingRows(metrics, due)
 
   def _log(self) -> None:
-    """Writes the lines of the last stop; a run found to have diverged is marked."""
-    unread, self._unread = self._unread, None
-    if unread is None:
+    """Writes the rows of the last stop, if they are not written yet; marks diverged runs."""
+    pending, self._pending = self._pending, None
+    if pending is None:
       return
-    if not unread.due:
-      unread.fetch.wait()
+    if not pending.due:
+      pending.metrics.wait()
       return
-    rows = unread.fetch.read()
-    now = time.perf_counter()
-    for slot, run, step in unread.due:
-      if run.diverged:
-        continue
-      row = rows[slot]
-      run.diverged = bool(row.pop('diverged'))
-      row['step'] = int(row['step'])
-      assert run.diverged or row['step'] == step, (run.folder, row['step'], step)
-      if run.diverged:
-        row['loss'], run.step = math.nan, row['step']
-      last_step, last_time = run.last_line
-      row['tokens'] = run.tokens(row['step'])
-      row['seconds'] = run.elapsed()
-      row['tokens_per_second'] = run.tokens(row['step'] - last_step) / (now - last_time)
-      run.last_line = row['step'], now
-      run.writer.write(row)
-      for alarm in run.control.observe(row):
-        run.writer.mark(alarm['step'], f'alarm/{alarm["rule"]}', alarm['seen'])
+    rows = pending.metrics.read()
+    now = self._hooks.clock()
+    for slot, run, step in pending.due:
+      if not run.diverged:
+        run.log(rows[slot], step, now)
 
-  def _save(self) -> None:
+  def _save_checkpoints(self) -> None:
     due = {
         slot: run
-        for slot, run in self._runs.items()
+        for slot, run in self._slots.runs.items()
         if run.is_due('checkpoint') and run.step < run.steps
     }
     if not due:
       return
     self._log()
-    states = self._layout.extract(self._state)
+    states = self._slots.states()
     for slot, run in due.items():
-      if not states[slot]['diverged']:  # where it did is told by its next line
+      if not states[slot]['diverged']:  # the next row will tell at which step it diverged
         run.save(states[slot])
 
-  def _act(self) -> None:
-    """Takes the actions due on the runs in the slots; those paused or rewound leave theirs."""
-    if any(run.is_over() for run in self._runs.values()):
-      self._log()  # the last rows may raise alarms
-    if run_lib.is_multiprocess():  # only one process sees what is asked for
-      for run in self._runs.values():
+  # Actions.
+
+  def _apply_actions(self) -> None:
+    """Applies the actions due on the runs in the slots."""
+    runs = self._slots.runs
+    if any(run.is_over() for run in runs.values()):
+      self._log()  # its last rows may raise alarms
+    if self._hooks.processes.is_multiprocess:  # only the first process sees requests
+      for run in runs.values():
         run.control.refuse_all(run.step, NO_ACTIONS)
       return
-    if not any(run.has_work() for run in self._runs.values()):
+    if not any(run.has_action_due() for run in runs.values()):
       return
     self._log()
-    states = self._layout.extract(self._state)
-    for slot, run in list(self._runs.items()):
-      if not run.has_work():
-        continue
-      try:
-        step, taken = run.step, len(run.control.taken)
-        state = self._steering.apply_due(run, states[slot])
-        if run.control.is_paused or run.step != step:
-          del self._runs[slot]
-          if run.control.is_paused:
-            self._pause(run, state)
-          else:
-            self._waiting.append((run, state))
-        elif len(run.control.taken) != taken:
-          self._state = self._layout.insert(self._state, slot, state)
-      except Exception as error:
-        self._check_memory(error)
-        _fail(run.folder)
-        run.writer.close()
-        del self._runs[slot]
+    states = self._slots.states()
+    for slot, run in list(runs.items()):
+      if run.has_action_due():
+        try:
+          self._apply_actions_to(slot, run, states[slot])
+        except Exception as error:
+          raise_if_too_many(error, self.members)
+          record_failure(run.folder, self._hooks.processes)
+          run.writer.close()
+          del runs[slot]
+
+  def _apply_actions_to(self, slot: int, run: Run, state: Any) -> None:
+    """Applies the actions due on one run, which leaves its slot if it is paused or rewound."""
+    step, taken = run.step, len(run.control.taken)
+    state = self._actions.apply_due(run, state)
+    if run.control.is_paused:
+      self._pause(run, state)
+      del self._slots.runs[slot]
+    elif run.step != step:
+      self._waiting.append((run, state))
+      del self._slots.runs[slot]
+    elif len(run.control.taken) != taken:
+      self._slots.replace(slot, state)
 
   def _pause(self, run: Run, state: Any, deadline: float | None = None) -> None:
-    """Saves a run and lets go of it until it is answered."""
+    """Saves a run, closes its files and adds it to the paused ones."""
     run.save(state)
     run.writer.close()
-    if deadline is None:
-      seconds = run.config['control']['timeout_seconds']
-      by_alarm = run.control.paused_by == run_control.ALARM
-      deadline = time.monotonic() + seconds if seconds and by_alarm else math.inf
-    self._paused[run.folder.name] = deadline
+    self._paused.add(run, deadline)
 
-  def _finish(self) -> None:
-    """Runs that have made all their steps, or diverged, get their result and leave."""
-    if any(run.is_over() for run in self._runs.values()):
+  # Ending.
+
+  def _finish_runs(self) -> None:
+    """Evaluates the runs that are over and writes their results, unless interrupted."""
+    if any(run.is_over() for run in self._slots.runs.values()):
       self._log()
-    over = {slot: run for slot, run in self._runs.items() if run.is_over()}
+    over = {slot: run for slot, run in self._slots.runs.items() if run.is_over()}
     if not over:
       return
     seconds = {slot: run.elapsed() for slot, run in over.items()}
-    losses = self._layout.evaluate(self._state, self.is_interrupted)
+    losses = self._slots.evaluate(self._interrupted)
     if losses is None:
       return
     for slot, run in over.items():
-      status = run_files.final_status(run.initial_loss, losses[slot])
-      if run.diverged or run.stopped:
-        status = 'diverged' if run.diverged else 'stopped'
-      run.control.refuse_all(run.step, f'the run has ended: {status}')
-      result = run_files.Result(
-          status=status,
-          initial_loss=run.initial_loss,
-          final_loss=losses[slot],
-          parameters=config_lib.parameters(run.config),
-          steps=run.step,
-          tokens=run.tokens(run.step),
-          seconds=seconds[slot],
-      )
-      run.writer.close(result)
-      if run_lib.is_primary():
+      result = run.finish(losses[slot], seconds[slot])
+      if self._hooks.processes.is_primary:
         run_files.write_result(run.folder, result)
-      del self._runs[slot]
+      del self._slots.runs[slot]
 
+  def _save_all(self) -> None:
+    """Saves the runs in the slots and releases all runs; waiting runs are as they were loaded."""
+    self._log()
+    states = self._slots.states() if self._slots.runs else []
+    for slot, run in self._slots.runs.items():
+      # A run that the host does not yet know to have diverged repeats the steps since its last
+      # checkpoint: only their rows tell at which step it diverged.
+      if run.step and bool(states[slot]['diverged']) == run.diverged:
+        run.save(states[slot])
+    self.release_runs()
 
-def _fail(folder: Path) -> None:
-  """Records the exception being handled as the run's result; raises it if it is no run's fault."""
-  error = sys.exception()
-  if isinstance(error, CannotWrite):
-    raise error
-  text = traceback.format_exc()
-  if is_out_of_memory(error):
-    text += OUT_OF_MEMORY
-  if run_lib.is_primary():
-    run_files.write_failure(folder, text)
+  def release_runs(self) -> list[str]:
+    """Closes the files of all runs, with nothing saved; returns the runs' names."""
+    runs = [*self._slots.runs.values(), *(run for run, _ in self._waiting)]
+    for run in runs:
+      run.writer.close()
+    self._slots.release()
+    self._waiting.clear()
+    self._pending = None
+    return [run.folder.name for run in runs]

@@ -11,7 +11,7 @@ from helpers import made_up
 from configs import base
 from stability import hyper
 from stability.analysis import alarm_scores
-from stability.control import alarms as rules
+from stability.control.rules import RULES, Rule
 from stability.storage import files, run_files
 
 STEPS = 200
@@ -42,11 +42,8 @@ def write(workdir, cases):
   return folders
 
 
-@pytest.fixture(autouse=True)
-def one_rule(monkeypatch):
-  """Attention logits above 300, and no other alarm."""
-  found = tuple(rule for rule in rules.RULES if rule.name == 'attention_logit')
-  monkeypatch.setattr(rules, 'RULES', found)
+# Attention logits above 300.
+(LOGIT_RULE,) = (rule for rule in RULES if rule.name == 'attention_logit')
 
 
 CASES = {
@@ -62,7 +59,7 @@ CASES = {
 
 def test_labels(tmp_path):
   write(tmp_path, CASES)
-  labels = alarm_scores.labelled(tmp_path)
+  labels = alarm_scores.labelled(tmp_path, [LOGIT_RULE])
   assert list(labels['unstable']) == [False] * 4 + [True] * 3
   # Losses are smoothed over five lines: the first with 2 of 5 nats / 5 above is that of the break.
   assert list(labels['onset'][4:]) == [80.0] * 3
@@ -72,7 +69,7 @@ def test_labels(tmp_path):
 
 def test_scores(tmp_path):
   write(tmp_path, CASES)
-  table = alarm_scores.score(alarm_scores.labelled(tmp_path)).set_index('rule')
+  table = alarm_scores.score(alarm_scores.labelled(tmp_path, [LOGIT_RULE])).set_index('rule')
   assert list(table.index) == ['attention_logit', 'any']
   for rule in table.index:
     row = table.loc[rule]
@@ -85,17 +82,15 @@ def test_scores(tmp_path):
 
 def test_most_unstable_runs_missed_have_an_endless_lead(tmp_path):
   write(tmp_path, CASES | {3e-1: (80, 0)})
-  table = alarm_scores.score(alarm_scores.labelled(tmp_path)).set_index('rule')
+  table = alarm_scores.score(alarm_scores.labelled(tmp_path, [LOGIT_RULE])).set_index('rule')
   assert math.isinf(table.loc['any', 'lead'])
   assert table.loc['any', 'recall'] == pytest.approx(1 / 3)
 
 
-def test_any_is_the_first_of_all_rules(tmp_path, monkeypatch):
-  (rule,) = rules.RULES
-  early = rules.Rule(early_bird, 50, 0.5, '', ())
-  monkeypatch.setattr(rules, 'RULES', (rule, early))
+def test_any_is_the_first_of_all_rules(tmp_path):
+  early = Rule(early_bird, 'step', 50, 0.5, '', ())
   write(tmp_path, {1e-3: (0, 0), 1e-1: (80, 40), 1.0: (80, 0)})
-  labels = alarm_scores.labelled(tmp_path)
+  labels = alarm_scores.labelled(tmp_path, [LOGIT_RULE, early])
   assert list(labels['early_bird']) == [60, 60, 60]
   assert list(labels['any']) == [60, 40, 60]
 
@@ -108,7 +103,7 @@ def test_runs_that_somebody_steered_and_those_without_a_result_do_not_count(tmp_
   folders = write(tmp_path, CASES)
   (folders[5] / 'actions.jsonl').write_text('')
   (folders[1] / 'result.json').unlink()
-  labels = alarm_scores.labelled(tmp_path)
+  labels = alarm_scores.labelled(tmp_path, [LOGIT_RULE])
   assert list(labels.index) == [folders[n].name for n in (0, 2, 3, 4, 6)]
   assert alarm_scores.score(labels)['false_alarm_rate'].to_list() == [0, 0]
 
@@ -125,5 +120,5 @@ def test_the_files_alone_give_what_the_trainer_saw(tmp_path):
   (run,) = write(tmp_path, {1e-3: (0, 100)})
   with (run / 'metrics.jsonl').open('a') as file:
     file.write(json.dumps({'step': 210, 'loss': None}))
-  found = alarm_scores.first_alarms(tmp_path, [run.name])
+  found = alarm_scores.first_alarms(tmp_path, [run.name], [LOGIT_RULE])
   assert found.loc[run.name, 'any'] == 100

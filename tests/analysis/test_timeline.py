@@ -42,7 +42,7 @@ def test_alarms_and_actions_in_their_order_and_steps_begin_again_after_a_rewind(
       run / 'actions.jsonl',
       [
           record('stop', 70, refused='no'),
-          record('rewind', 90, to=0, skip=90, changes={'optimizer.learning_rate': 0.01}),
+          record('rewind', 90, to=0, skip=90, changes={'optimizer.learning_rate': 0.01}, cut='x'),
           record('checkpoint', 50),
       ],
   )

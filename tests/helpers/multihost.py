@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from stability.storage import run_files, sweeps
-from stability.trainer import trainer
+from stability.trainer.trainer import train_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 WALL_CLOCK = {'seconds', 'tokens_per_second'}
@@ -81,7 +81,7 @@ def check_against_one_process(shared, alone):
   shutil.copytree(shared, alone)
   shutil.rmtree(alone / 'runs')
   run_files.run_dir(alone, 'seed=0').mkdir(parents=True)
-  trainer.train_runs(alone, sweeps.read_sweep(alone), 'seed=0', lambda: None)
+  train_runs(alone, sweeps.read_sweep(alone), 'seed=0', lambda: None)
   ours = outcome(shared)
   assert [line.get('step') for line in ours] == [2, 4, 6, 8, None]
   for line, expected in zip(ours, outcome(alone), strict=True):

@@ -1,61 +1,74 @@
-"""launch.control: what it lists and shows of runs, how it asks, and what becomes of an answer."""
+"""launch.control: listing and showing runs, and requesting actions."""
 
+import io
 import json
 import math
 import re
+import threading
+import time
 
 import pytest
 from helpers import made_up
+from rich.console import Console
 
 from launch import control, train
 from launch.common import app, multihost, start
 from stability import hyper
-from stability.control import actions
-from stability.storage import files, run_files
+from stability.control import records, requests
+from stability.control.actions import Action
+from stability.control.alarms import Alarm
+from stability.control.records import Record
+from stability.errors import BadInput
+from stability.storage import files, run_files, sweeps
 
 RATE = 'optimizer.learning_rate'
-SEEN = 'the highest attention logit is 412; limit 300'
-SUGGESTED = [
-    {'action': 'rewind', 'to': 100, 'skip': 60, 'changes': {RATE: 1 / 300}},
-    {'action': 'set', 'changes': {'model.attention_soft_cap': 25.0}},
-]
+SUGGESTIONS = (
+    Action('rewind', to=100, skip=60, changes={RATE: 1 / 300}),
+    Action('set', changes={'model.attention_soft_cap': 25.0}),
+)
+ALARM = Alarm(
+    step=60,
+    rule='attention_logit',
+    value=412.0,
+    limit=300,
+    message='the highest attention logit is 412; limit 300',
+    precision=0.98,
+    suggestions=SUGGESTIONS,
+)
 
 
-def alarm(step, **other):
-  return {
-      'step': step,
-      'rule': 'attention_logit',
-      'value': 412.0,
-      'limit': 300,
-      'seen': SEEN,
-      'sure': 0.98,
-      'actions': 0,
-      'suggested': SUGGESTED,
-  } | other
+def write_alarms(run, *steps, rule='attention_logit'):
+  lines = [ALARM.to_json() | {'step': step} for step in steps]
+  lines[-1]['rule'] = rule
+  files.write_lines(run / 'alarms.jsonl', lines)
 
 
-def record(action, step, **other):
-  return {'action': action, 'step': step, 'by': 'ann', 'why': '', 'time': ''} | other
+def write_records(run, *written):
+  for record in written:
+    records.append_record(run, record)
+
+
+def record(step, kind, by='ann', why='', **arguments):
+  return Record(step, Action(kind, **arguments), by, why)
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-  """Folders of four runs: one that trains, one paused, one done, one that nobody has begun."""
+  """Folders of four runs: one in training, one paused, one done, one not started."""
   monkeypatch.setenv('COLUMNS', '150')
-  points = hyper.sweep('model.qk_norm', ['none'])
   names = made_up.write_sweep(
       tmp_path,
       widths=(32,),
       seeds=(0,),
       rates=(1e-3, 1e-2, 1e-1, 1.0),
-      interventions=points,
+      interventions=hyper.sweep('model.qk_norm', ['none']),
       leave_out=(3,),
   )
   found = [run_files.run_dir(tmp_path, name) for name in names]
   for run in found[:2]:
     (run / 'result.json').unlink()
-  files.write_lines(found[0] / 'alarms.jsonl', [alarm(60), alarm(120, rule='loss_spike')])
-  files.write_lines(found[1] / 'actions.jsonl', [record('pause', 300)])
+  write_alarms(found[0], 60, 120, rule='loss_spike')
+  write_records(found[1], record(300, 'pause'))
   return found
 
 
@@ -70,13 +83,16 @@ def call(capsys):
   return program
 
 
+# Listing and showing.
+
+
 def row_of(out, run):
   """The line of a run in the list, without its name."""
   (line,) = (line for line in out.splitlines() if run.name in line)
   return line.replace(run.name, '').split()
 
 
-def test_the_list_tells_how_each_run_is(runs, call):
+def test_list(runs, call):
   code, out, _ = call(f'--workdir={runs[0].parent.parent}')
   assert code == 0
   losses = [f'{run_files.last_metrics(run)["loss"]:.3f}' for run in runs[:3]]
@@ -87,23 +103,19 @@ def test_the_list_tells_how_each_run_is(runs, call):
   assert row_of(out, runs[3]) == ['waiting']
 
 
-def test_the_list_has_the_forks(runs, call):
+def test_list_has_forks(runs, call):
   workdir = runs[0].parent.parent
   fork = run_files.run_dir(workdir, f'{runs[0].name}+fork1')
   files.write_json(fork / 'config.json', run_files.read_config(runs[0]))
-  about = {'run': 'x', 'step': 0, 'changes': {}}
-  files.write_json(workdir / 'forks' / f'{fork.name}.json', about)
+  sweeps.write_fork(workdir, fork.name, sweeps.Fork('x', 0, {}))
   _, out, _ = call(f'--workdir={workdir}')
   assert row_of(out, fork) == ['waiting']
 
 
-def test_a_run_is_shown_with_curves_alarms_and_what_may_help(runs, call):
-  files.write_lines(
-      runs[0] / 'actions.jsonl',
-      [
-          record('set', 30, changes={RATE: 5e-3}, why='too slow'),
-          record('stop', 40, refused='not now', by=''),
-      ],
+def test_show(runs, call):
+  refused = Record(40, None, '', '', refused='not now', asked={'action': 'stop'})
+  write_records(
+      runs[0], record(30, 'set', changes={RATE: 5e-3}, why='too slow'), refused
   )
   code, out, _ = call(f'--run={runs[0]}')
   lines = out.splitlines()
@@ -119,144 +131,165 @@ def test_a_run_is_shown_with_curves_alarms_and_what_may_help(runs, call):
   assert [[(n - 10, c) for n, c in enumerate(m) if c != ' '] for m in marks] == 2 * [
       [(3, '*'), (7, '!'), (14, '!')]
   ]
-  assert f'  step 60: {SEEN} (98% of such runs were unstable)' in lines
-  helps = lines.index('what may help')
-  assert lines[helps + 1 : helps + 3] == [
+  assert f'  step 60: {ALARM.message} (98% of such runs were unstable)' in lines
+  first = lines.index('what may help') + 1
+  assert lines[first : first + 2] == [
       f'  rewind 100 skip=60 {RATE}=0.00333333',
       '  set model.attention_soft_cap=25',
   ]
-  done = lines.index('actions')
-  assert lines[done + 1 :] == [
+  assert lines[lines.index('actions') + 1 :] == [
       f'  step 30: set {RATE}=0.005 (by ann: too slow)',
       '  step 40: stop, refused: not now (by ?)',
   ]
 
 
-def test_what_is_suggested_can_be_typed(runs):
-  for suggested in SUGGESTED:
-    words = tuple(actions.words_of(suggested).split())
-    parsed = control.parse(words)
-    changes = {field: pytest.approx(value, rel=1e-5) for field, value in parsed['changes'].items()}
-    assert parsed | {'changes': changes} == suggested
+def test_suggestions_can_be_typed():
+  for suggested in SUGGESTIONS:
+    parsed = control.parse(tuple(str(suggested).split()))
+    changes = {field: pytest.approx(value, rel=1e-5) for field, value in suggested.changes.items()}
+    assert (parsed.kind, parsed.to, parsed.skip) == (suggested.kind, suggested.to, suggested.skip)
+    assert parsed.changes == changes
 
 
-def test_a_run_not_begun_is_shown(runs, call):
+def test_show_run_not_started(runs, call):
   code, out, _ = call(f'--run={runs[3]}')
   assert code == 0 and 'waiting, step 0 of 500' in out and 'nothing logged yet' in out
   assert not {'alarms', 'what may help', 'actions'} & set(out.splitlines())
 
 
-def test_only_the_last_few_are_shown(runs, call):
-  lines = [alarm(10 * n) for n in range(1, 9)]
-  files.write_lines(runs[0] / 'alarms.jsonl', lines)
+def test_show_attention_logits_of_zero(runs, call):
+  rows = [{'step': step, 'block_0/attention_logit_max': 0.0} for step in (10, 20)]
+  files.write_lines(runs[0] / 'metrics.jsonl', rows)
+  code, out, _ = call(f'--run={runs[0]}')
+  assert code == 0 and 'attention logit, power' not in out
+
+
+def test_show_only_last_alarms(runs, call):
+  write_alarms(runs[0], *range(10, 90, 10))
   _, out, _ = call(f'--run={runs[0]}')
   assert re.findall(r'step (\d+): the', out) == ['40', '50', '60', '70', '80']
 
 
-def test_a_reason_cannot_command_the_terminal(runs, call):
-  files.write_lines(
-      runs[0] / 'actions.jsonl', [record('pause', 30, why='\x1b[2J[bold]\nx', by='\x07')]
-  )
+def test_control_characters_are_escaped(runs, call):
+  write_records(runs[0], record(30, 'pause', why='\x1b[2J[bold]\nx', by='\x07'))
   _, out, _ = call(f'--run={runs[0]}')
   assert '\x1b' not in out and '\x07' not in out and '[bold]' in out
 
 
+# Requests.
+
+
 @pytest.fixture
 def trainer(monkeypatch):
-  """A function that sets what the run's trainer does while the program waits for an answer."""
+  """A function that runs a stand-in for a run's trainer: it calls `act` at the first request."""
+  monkeypatch.setenv('LOGNAME', 'bob')
+  threads = []
 
-  def does(do):
-    monkeypatch.setattr(control.time, 'sleep', lambda seconds: do())
+  def start_trainer(run, act):
+    def wait_and_act():
+      while not requests.request_files(run):
+        time.sleep(0.01)
+      act()
 
-  monkeypatch.setattr(control, 'ANSWER_SECONDS', 0.2)
-  monkeypatch.setattr(control.getpass, 'getuser', lambda: 'bob')
-  return does
+    threads.append(threading.Thread(target=wait_and_act, daemon=True))
+    threads[-1].start()
+
+  yield start_trainer
+  for thread in threads:
+    thread.join(10)
+    assert not thread.is_alive()
 
 
-def answers(run, **other):
-  """What writes the record that answers the first request."""
+def answer(run, refused=''):
+  """A function that records the answer to a run's request and removes it."""
 
-  def answer():
-    (path,) = actions.requests(run)
-    asked = actions.read_request(path)
-    files.write_lines(
-        run / 'actions.jsonl', [asked | {'step': 310, 'request': path.name} | other]
-    )
+  def act():
+    (path,) = requests.request_files(run)
+    asked = requests.read_request(path)
+    about = {key: asked[key] for key in requests.ABOUT} | {'request': path.name}
+    action = None if refused else requests.parse_request(asked)
+    records.append_record(run, Record(310, action, cut='cut.jsonl', refused=refused, **about))
     path.unlink()
 
-  return answer
+  return act
 
 
-def test_an_action_is_asked_for_and_its_record_awaited(runs, call, trainer):
-  trainer(answers(runs[0]))
+def test_request_and_answer(runs, call, trainer):
+  trainer(runs[0], answer(runs[0]))
   words = ('rewind', '100', 'skip=20', f'{RATE}=3e-3')
   code, out, _ = call(f'--run={runs[0]}', *words, '--why=logits at 5e3')
   assert code == 0 and out == f'taken at step 310: rewind 100 skip=20 {RATE}=0.003\n'
-  (found,) = actions.read(runs[0])
-  assert (found['by'], found['why']) == ('bob', 'logits at 5e3')
-  assert (found['to'], found['skip'], found['changes']) == (100, 20, {RATE: 3e-3})
+  (found,) = records.read_records(runs[0])
+  assert (found.by, found.why) == ('bob', 'logits at 5e3')
+  assert found.action == Action('rewind', to=100, skip=20, changes={RATE: 3e-3})
 
 
-def test_a_refusal_is_an_error_of_one_line(runs, call, trainer):
-  trainer(answers(runs[0], refused='rewind: to 7: no such checkpoint; there are 0, 100'))
-  code, out, err = call(f'--run={runs[0]}', 'rewind', '7')
-  assert (code, out) == (2, '')
-  assert err == 'error: rewind: to 7: no such checkpoint; there are 0, 100\n'
+def test_refusal_is_an_error_of_one_line(runs, call, trainer):
+  reason = 'rewind: to 7: no such checkpoint; there are 0, 100'
+  trainer(runs[0], answer(runs[0], refused=reason))
+  assert call(f'--run={runs[0]}', 'rewind', '7') == (2, '', f'error: {reason}\n')
 
 
-def test_without_an_answer_the_request_stays(runs, call, trainer):
-  trainer(lambda: None)
-  code, out, _ = call(f'--run={runs[0]}', 'stop')
-  (path,) = actions.requests(runs[0])
-  assert code == 0 and out.startswith('asked for; ') and str(path) in out
+def request(run, seconds):
+  """Requests a stop; returns what is printed."""
+  out = io.StringIO()
+  console = Console(file=out, width=100)
+  control.request(run, Action('stop'), '', console, seconds)
+  return out.getvalue()
+
+
+def test_request_without_answer_stays(runs):
+  out = request(runs[0], seconds=0.1)
+  (path,) = requests.request_files(runs[0])
+  assert out.startswith('requested; ') and str(path) in out
   assert json.loads(path.read_text())['action'] == 'stop'
 
 
-def test_a_run_that_ends_meanwhile_is_said_to_have(runs, call, trainer):
+def test_run_ends_before_its_answer(runs, trainer):
   result = run_files.read_result(runs[2])
-  trainer(lambda: run_files.write_result(runs[0], result))
-  code, _, err = call(f'--run={runs[0]}', 'stop')
-  assert code == 2 and 'has ended (done); nothing was done to it' in err
-  assert actions.requests(runs[0]) == []
+  trainer(runs[0], lambda: run_files.write_result(runs[0], result))
+  with pytest.raises(BadInput, match=r'has ended \(done\) before it took the action'):
+    request(runs[0], seconds=10)
+  assert requests.request_files(runs[0]) == []
 
 
-def test_a_run_that_failed_waits_for_its_next_start(runs, call, trainer):
+def test_failed_run_keeps_its_request(runs):
+  """The run's next start answers it."""
   run_files.write_failure(runs[0], 'Traceback')
-  trainer(lambda: None)
-  code, out, _ = call(f'--run={runs[0]}', 'stop')
-  assert code == 0 and 'asked for' in out and len(actions.requests(runs[0])) == 1
+  assert 'requested' in request(runs[0], seconds=0.1)
+  assert len(requests.request_files(runs[0])) == 1
+
+
+def test_ended_run_takes_no_actions(runs, call):
+  code, _, err = call(f'--run={runs[2]}', 'stop')
+  assert code == 2 and 'has ended (done); it takes no actions' in err
 
 
 REFUSED = {
     'unknown': (['explode'], "'explode': must be one of pause, continue"),
     'no steps': (['skip'], 'skip: needs a number of steps'),
-    'no number of steps': (['rewind', 'x'], 'rewind: needs a number of steps'),
-    'what takes none': (['pause', '3'], "pause: takes no '3'"),
+    'steps not a number': (['rewind', 'x'], 'rewind: needs a number of steps'),
+    'unknown argument': (['pause', '3'], "pause: takes no '3'"),
     'no value': (['set', RATE], f"set: takes no '{RATE}'"),
-    'no number': (['set', f'{RATE}=high'], f'{RATE}=high: must be a number'),
+    'value not a number': (['set', f'{RATE}=high'], f'{RATE}=high: must be a number'),
     'nothing set': (['set'], 'set: names no field'),
-    'no such field': (['set', 'seed=1'], 'config.seed: cannot be set'),
+    'not settable': (['set', 'seed=1'], 'config.seed: cannot be set'),
     'out of range': (['set', f'{RATE}=-1'], RATE),
-    'a term it lacks': (['set', 'model.attention_soft_cap=5'], 'built without this term'),
+    'absent term': (['set', 'model.attention_soft_cap=5'], 'built without this term'),
     'later step': (['rewind', '400'], 'must not be above the present step, 300'),
-    'skip of another': (['set', 'skip=3'], 'config.skip: cannot be set'),
+    'skip of a rewind': (['set', 'skip=3'], 'config.skip: cannot be set'),
 }
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_cannot_be_done_is_refused_before_it_is_asked_for(runs, call, case):
-  words, told = REFUSED[case]
+def test_bad_action_is_not_requested(runs, call, case):
+  words, message = REFUSED[case]
   code, out, err = call(f'--run={runs[0]}', *words)
-  assert code == 2 and told in err and err.count('\n') == 1 and out == ''
-  assert actions.requests(runs[0]) == []
+  assert code == 2 and message in err and err.count('\n') == 1 and out == ''
+  assert requests.request_files(runs[0]) == []
 
 
-def test_a_run_that_is_over_takes_none(runs, call):
-  code, _, err = call(f'--run={runs[2]}', 'stop')
-  assert code == 2 and 'has ended (done); nothing can be done to it' in err
-
-
-def test_flags_that_do_not_go_together(runs, call):
+def test_flags(runs, call):
   workdir = runs[0].parent.parent
   assert call()[0] == call(f'--workdir={workdir}', f'--run={runs[0]}')[0] == 2
   assert "'stop': an action needs --run" in call(f'--workdir={workdir}', 'stop')[2]
@@ -264,30 +297,26 @@ def test_flags_that_do_not_go_together(runs, call):
   assert 'replay: needs --workdir=NEW' in call(f'--run={runs[0]}', 'replay')[2]
 
 
-@pytest.mark.parametrize('typed', ['stop', '', EOFError])
-def test_asking_shows_the_run_first(runs, call, trainer, monkeypatch, typed):
-  trainer(answers(runs[0]))
-
-  def typing(prompt):
-    if typed is EOFError:
-      raise EOFError
-    return typed
-
-  monkeypatch.setattr('builtins.input', typing)
+@pytest.mark.parametrize('typed', ['stop\n', '\n', ''])
+def test_ask(runs, call, trainer, monkeypatch, typed):
+  """Nothing is requested for an empty line or at the end of the input."""
+  if typed == 'stop\n':
+    trainer(runs[0], answer(runs[0]))
+  monkeypatch.setattr('sys.stdin', io.StringIO(typed))
   code, out, _ = call(f'--run={runs[0]}', 'ask')
-  assert code == 0 and SEEN in out
+  assert code == 0 and ALARM.message in out
   assert 'pause, continue, stop, checkpoint, set, skip, rewind, fork, or nothing' in out
-  assert ('taken at step 310: stop' in out) == (typed == 'stop')
-  assert len(actions.read(runs[0])) == (typed == 'stop')
+  assert ('taken at step 310: stop' in out) == (typed == 'stop\n')
+  assert len(records.read_records(runs[0])) == (typed == 'stop\n')
 
 
-# A run that several processes share.
+# A run on several processes.
 
 
 @pytest.mark.parametrize('on_alarm', ['ask', 'policy'])
 @pytest.mark.parametrize('number', [0, 1])
-def test_a_shared_run_cannot_act_on_alarms(tmp_path, monkeypatch, capsys, on_alarm, number):
-  """Each of the processes says so, before anything is written or compiled."""
+def test_shared_run_cannot_act_on_alarms(tmp_path, monkeypatch, capsys, on_alarm, number):
+  """Each process says so before anything is written or compiled."""
   for module, name in ((multihost, 'follow'), (start, 'start')):
     monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail('started'))
   arguments = ['--config=configs/base.py', f'--workdir={tmp_path / "x"}']
@@ -302,7 +331,7 @@ def test_a_shared_run_cannot_act_on_alarms(tmp_path, monkeypatch, capsys, on_ala
   )
 
 
-def test_a_shared_run_that_only_records_alarms_starts(tmp_path, monkeypatch):
+def test_shared_run_may_record_alarms(tmp_path, monkeypatch):
   monkeypatch.setattr(start, 'start', lambda *a, **k: 0)
   arguments = ['--config=configs/base.py', f'--workdir={tmp_path / "x"}', '--process_id=0']
   shared = ['--coordinator_address=a:1', '--num_processes=2']

@@ -17,8 +17,8 @@ from helpers import made_up
 
 from launch import control, report
 from launch.common import app
-from stability.control import actions
-from stability.control import run_control as run_control_lib
+from stability.control import records
+from stability.control.run_control import RunControl
 from stability.data import tokens
 from stability.errors import BadInput
 from stability.report import overview, page
@@ -197,10 +197,11 @@ def test_no_run_lies_elsewhere(folder, sweep, name, capsys):
 @pytest.mark.parametrize('key', ['cut', 'name'])
 @pytest.mark.parametrize('value', ['../../../outside', '/tmp/x', '..', '', 3, None])
 def test_no_action_leads_elsewhere(folder, sweep, key, value):
-  record = {'step': 10, 'by': '', 'why': '', 'action': 'rewind', 'to': 0, 'changes': {}, key: value}
+  kind = 'rewind' if key == 'cut' else 'fork'
+  record = {'step': 10, 'by': '', 'why': '', 'action': kind, 'to': 0, 'changes': {}, key: value}
   files.write_lines(sweep[0] / 'actions.jsonl', [record])
   with pytest.raises(BadInput, match=rf'actions.jsonl, line 1: damaged: {key} must be the name'):
-    actions.read(sweep[0])
+    records.read_records(sweep[0])
 
 
 def test_a_run_is_not_reached_through_another_folder(folder, sweep, capsys):
@@ -281,12 +282,12 @@ def test_hostile_requests_are_refused_or_passed_over(folder, sweep):
   changes = '{"optimizer.learning_rate": 1e999}'
   (requests / '7.json').write_text(f'{{"action": "set", "changes": {changes}}}')
   (requests / '8.json').write_text('{"step": "x", "action": [], "refused": 1, "request": "../x"}')
-  run = run_control_lib.Control(sweep[0], run_files.read_config(sweep[0]), 20, 0, lambda: [])
+  run = RunControl(sweep[0], run_files.read_config(sweep[0]), 20, 0, lambda: [])
   assert run.next(20, False) is None
   assert sorted(os.listdir(requests)) == ['3.json', '4.json', '5.json']
-  records = actions.read(sweep[0])  # they can be read again
-  assert [record['request'] for record in records] == [f'{n}.json' for n in (1, 2, 6, 7, 8)]
-  assert {record['step'] for record in records} == {20} and all('refused' in r for r in records)
+  answers = records.read_records(sweep[0])  # they can be read again
+  assert [record.request for record in answers] == [f'{n}.json' for n in (1, 2, 6, 7, 8)]
+  assert all(record.step == 20 and record.refused for record in answers)
 
 
 # Pickles.

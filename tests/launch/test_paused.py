@@ -1,4 +1,4 @@
-"""A sweep as real processes, one of its runs paused: others go on, it waits, and is forked."""
+"""A paused run of a sweep of real processes: other runs continue, and it can be forked."""
 
 import csv
 import os
@@ -10,13 +10,14 @@ import time
 
 import pytest
 
-from stability.control import actions
+from stability.control import records, requests
+from stability.control.actions import Action
 from stability.storage import run_files, sweeps
 
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-SECONDS = 150  # for anything, on a busy machine
+SECONDS = 150  # timeout of each step of the test, on a busy machine
 
 EXPERIMENT = """
 from configs import base
@@ -40,8 +41,8 @@ def get_sweep(scale='cpu'):
 """
 
 
-def started(place):
-  """The sweep's launcher."""
+def start(place):
+  """Starts the launcher of the sweep."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(place / 'cache')}
   del environment['XLA_FLAGS']
   arguments = ['--config=experiment.py', '--workdir=w', '--workers=1']
@@ -55,16 +56,17 @@ def started(place):
     )
 
 
-def until(place, holds):
+def wait_for(place, condition):
+  """Waits until `condition` returns something true, and returns that."""
   deadline = time.monotonic() + SECONDS
-  while not (found := holds()):
+  while not (found := condition()):
     assert time.monotonic() < deadline, (place / 'log').read_text()
     time.sleep(0.05)
   return found
 
 
 def worker_of(launcher):
-  """The process id of the launcher's child."""
+  """The process id of the launcher's only worker."""
   tasks = pathlib.Path(f'/proc/{launcher.pid}/task').iterdir()
   (child,) = {int(pid) for task in tasks for pid in (task / 'children').read_text().split()}
   return child
@@ -76,47 +78,48 @@ def cpu_seconds(pid):
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='reads /proc')
-def test_a_paused_run_waits_without_work_outlives_its_worker_and_is_forked(tmp_path):
+def test_paused_run(tmp_path):
   (tmp_path / 'experiment.py').write_text(EXPERIMENT)
   workdir = tmp_path / 'w'
 
   def result(name):
     return run_files.read_result(run_files.run_dir(workdir, name))
 
-  launcher = started(tmp_path)
+  launcher = start(tmp_path)
   try:
-    first = until(tmp_path, lambda: list(workdir.glob('runs/*/metrics.jsonl')))[0].parent
-    actions.request(first, {'action': 'pause'}, 'ann', '')
-    (other,) = set(sweeps.read_sweep(workdir).runs) - {first.name}
-    until(tmp_path, lambda: result(other))  # it had the worker to itself
+    first = wait_for(tmp_path, lambda: list(workdir.glob('runs/*/metrics.jsonl')))[0].parent
+    requests.write_request(first, Action('pause'), 'ann', '')
+    (other,) = set(sweeps.read_sweep(workdir)['runs']) - {first.name}
+    wait_for(tmp_path, lambda: result(other))  # with the worker to itself
     assert result(other).status == 'done' and result(first.name) is None
-    assert actions.is_paused(actions.read(first))
+    assert records.is_paused(records.read_taken(first))
     worker = worker_of(launcher)
-    time.sleep(1)  # for what is left of the other one
+    time.sleep(1)  # until the worker has finished the other run
     spent = cpu_seconds(worker)
     time.sleep(3)
-    assert cpu_seconds(worker) - spent < 0.5  # of a core
+    assert cpu_seconds(worker) - spent < 0.5  # seconds of one core: it only polls
     launcher.kill()
     os.kill(worker, signal.SIGKILL)
   finally:
     launcher.kill()
     launcher.wait()
 
-  launcher = started(tmp_path)
+  launcher = start(tmp_path)
   try:
-    actions.request(first, {'action': 'fork', 'changes': {'optimizer.eps': 1e-7}}, 'ann', '')
-    fork = until(tmp_path, lambda: list(sweeps.read_forks(workdir)))[0]
-    until(tmp_path, lambda: result(fork))  # while the first one waits as before
-    assert result(first.name) is None and actions.is_paused(actions.done(actions.read(first)))
-    actions.request(first, {'action': 'continue'}, 'ann', '')
+    requests.write_request(first, Action('fork', changes={'optimizer.eps': 1e-7}), 'ann', '')
+    fork = wait_for(tmp_path, lambda: list(sweeps.read_forks(workdir)))[0]
+    wait_for(tmp_path, lambda: result(fork))  # while the first run stays paused
+    assert result(first.name) is None and records.is_paused(records.read_taken(first))
+    requests.write_request(first, Action('continue'), 'ann', '')
     assert launcher.wait(SECONDS) == 0, (tmp_path / 'log').read_text()
   finally:
     launcher.kill()
     launcher.wait()
-  assert [record['action'] for record in actions.read(first)] == ['pause', 'fork', 'continue']
+  kinds = [record.action.kind for record in records.read_records(first)]
+  assert kinds == ['pause', 'fork', 'continue']
   with (workdir / 'results.csv').open() as file:
     rows = {row['run']: row for row in csv.DictReader(file)}
-  assert list(rows) == [*sweeps.read_sweep(workdir).runs, fork]
+  assert list(rows) == [*sweeps.read_sweep(workdir)['runs'], fork]
   assert {row['status'] for row in rows.values()} == {'done'}
   assert rows[fork]['final_loss'] != rows[first.name]['final_loss']
   assert fork in (workdir / 'report' / 'index.html').read_text()

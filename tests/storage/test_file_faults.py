@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import made_up
+from helpers.training import WatchedLayout
 
 from configs import base
 from launch import sweep
@@ -27,10 +28,11 @@ from launch.common import app, start
 from stability import config as config_lib
 from stability import hyper
 from stability.data import tokens
-from stability.devices import layout as layout_lib
+from stability.devices.make_layout import make_layout
 from stability.errors import CannotWrite
 from stability.storage import checkpoints, files, run_files, sweeps, versions
-from stability.trainer import trainer
+from stability.trainer.hooks import TrainerHooks
+from stability.trainer.trainer import train_runs
 
 # What tensorstore's threads still tell an event loop of Orbax's, after a save that failed.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -73,7 +75,7 @@ def write_sweep(workdir, data, points):
   return list(runs.configs)
 
 
-MAKE = trainer.make_layout
+FACTORY = {}  # 'make_layout': the layout factory of `train`
 LAYOUTS = {}  # compiled once
 
 
@@ -89,12 +91,12 @@ def use(monkeypatch, kind, devices=1, members=1):
       runs = {name: placed(config) for name, config in sweep.runs.items()}
       sweep = dataclasses.replace(sweep, runs=runs)
       static, _ = config_lib.split(next(iter(sweep.runs.values())))
-      LAYOUTS[kind, devices, members] = MAKE(workdir, sweep, static, example)
+      LAYOUTS[kind, devices, members] = make_layout(workdir, sweep, static, example)
     return LAYOUTS[kind, devices, members]
 
   here = jax.devices()[:devices]
   monkeypatch.setattr(jax, 'local_devices', lambda: here)
-  monkeypatch.setattr(trainer, 'make_layout', make)
+  monkeypatch.setitem(FACTORY, 'make_layout', make)
 
 
 @pytest.fixture(autouse=True)
@@ -105,22 +107,25 @@ def single(monkeypatch):
 def train(workdir, names):
   waiting = iter(names)
   sweep = sweeps.read_sweep(workdir)
-  trainer.train_runs(workdir, sweep, next(waiting), lambda: next(waiting, None))
+  hooks = TrainerHooks(**FACTORY)
+  train_runs(workdir, sweep, next(waiting), lambda: next(waiting, None), hooks=hooks)
 
 
 def train_until(workdir, names, reads, then=None):
   """Trains until metrics are read for the n-th time; `then` is done there, or it is killed."""
-  read, count = layout_lib.PendingMetrics.read, iter(range(1, 10_000))
+  count = iter(range(1, 10_000))
 
-  def counted(fetch):
+  def before_read():
     if next(count) == reads:
       if then is None:
         raise Killed
       then()
-    return read(fetch)
 
+  make = FACTORY['make_layout']
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(layout_lib.PendingMetrics, 'read', counted)
+    patch.setitem(
+        FACTORY, 'make_layout', lambda *arguments: WatchedLayout(make(*arguments), before_read)
+    )
     train(workdir, names)
 
 

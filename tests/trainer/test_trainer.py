@@ -1,343 +1,153 @@
-"""The loop over a population, through a sweep's files: results, resumes, failures."""
+"""The training loop on compiled layouts: results, resumes, failures."""
 
 import json
 import resource
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
-from helpers import made_up
+from helpers.training import (
+    POPULATION,
+    Killed,
+    Training,
+    WatchedLayout,
+    cached_layout,
+    kill,
+    numbers,
+)
 
-from configs import base
-from stability import config as config_lib
 from stability import hyper
 from stability.data import tokens
-from stability.devices import layout as layout_lib
-from stability.devices import make_layout as make_layout_lib
-from stability.optim import optimizers
-from stability.storage import checkpoints, results_csv, run_files, sweeps
-from stability.trainer import run as run_lib
-from stability.trainer import trainer
+from stability.devices.make_layout import make_layout
+from stability.storage import run_files
 
-FIELDS = {
-    'data.batch_size': 4,
-    'data.sequence_length': 16,
-    'data.validation_batches': 2,
-    'data.source': 'synthetic',
-    'model.width': 32,
-    'model.depth': 1,
-    'schedule.steps': 20,
-    'schedule.warmup_steps': 2,
-    'log.every_steps': 2,
-    'probe.every_steps': 4,
-    'checkpoint.every_steps': 8,
-}
-WALL_CLOCK = {'seconds', 'tokens_per_second'}
+LAYOUTS = {'single': {}, 'population': POPULATION}
+RATES = [1e-3, 1e-2, 1e-1]
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  """A folder of token files, shared by the sweeps."""
-  directory = tmp_path_factory.mktemp('data')
-  config = base.get_config().data
-  config.source = 'synthetic'
-  return tokens.prepare(config, directory, 16)
+def probed_steps(run):
+  return [row['step'] for row in numbers(run)[:-1] if 'block_0/attention_logit_max' in row]
 
 
-@pytest.fixture
-def sweep(tmp_path, data):
-  """A function that writes a sweep's files: points, fields -> workdir, run names."""
-
-  def write(points, **fields):
-    flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
-    runs = hyper.expand(config_lib.unflatten(flat), points)
-    workdir = tmp_path / f'sweep-{len(list(tmp_path.iterdir()))}'
-    about = {'path': str(data), **tokens.open_tokens(data).meta}
-    made_up.write_runs(workdir, runs, about)
-    return workdir, list(runs.configs)
-
-  return write
+def statuses(runs):
+  return [run_files.read_result(run).status for run in runs]
 
 
-LAYOUTS = {}
+def test_runs(sweep, train):
+  runs = sweep(RATES)
+  train(*runs)
+  for run in runs:
+    rows, result = numbers(run)[:-1], run_files.read_result(run)
+    assert [row['step'] for row in rows] == list(range(2, 25, 2))
+    assert [row['tokens'] for row in rows] == [row['step'] * 64 for row in rows]
+    assert probed_steps(run) == [4, 8, 12, 16, 20, 24]
+    assert result.status == 'done' and result.error is None
+    assert (result.steps, result.tokens) == (24, 1536)
+    assert result.parameters == 12 * 16**2
+    assert rows[-1]['learning_rate'] == pytest.approx(1e-5)
+  results = [run_files.read_result(run) for run in runs]
+  assert len({result.initial_loss for result in results}) == 1
+  assert len({result.final_loss for result in results}) == 3
 
 
-@pytest.fixture(autouse=True)
-def one_layout_for_all(monkeypatch):
-  """Three devices, and the layout of a static config compiled once for all tests."""
-  make, devices = trainer.make_layout, jax.local_devices()[:3]
-
-  def cached(workdir, sweep, static, example, *more):
-    if static not in LAYOUTS:
-      LAYOUTS[static] = make(workdir, sweep, static, example, *more)
-    return LAYOUTS[static]
-
-  monkeypatch.setattr(trainer, 'make_layout', cached)
-  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
+def test_sharpness(sweep, train):
+  """Measured at its own interval; it changes no results."""
+  (run,) = sweep(**{'probe.sharpness_every_steps': 8})
+  (without,) = sweep()
+  train(run)
+  train(without)
+  rows = numbers(run)[:-1]
+  assert [row['step'] for row in rows if 'critical_sharpness' in row] == [8, 16, 24]
+  assert probed_steps(run) == [4, 8, 12, 16, 20, 24]
+  assert rows[-1]['loss'] == pytest.approx(numbers(without)[-2]['loss'], rel=1e-5)
 
 
-def train(workdir, names):
-  waiting = iter(names)
-  sweep = sweeps.read_sweep(workdir)
-  trainer.train_runs(workdir, sweep, next(waiting), lambda: next(waiting, None))
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_resume_after_kill(sweep, train, layout):
+  undisturbed, runs = sweep(RATES, **LAYOUTS[layout]), sweep(RATES, **LAYOUTS[layout])
+  train(*undisturbed)
+  train.at(runs[0], 10, kill)
+  with pytest.raises(Killed):
+    train(*runs)
+  assert (runs[0] / 'checkpoints' / '6').is_dir() and run_files.read_result(runs[0]) is None
+  train(*runs)
+  assert [numbers(run) for run in runs] == [numbers(run) for run in undisturbed]
 
 
-def result(workdir, name):
-  return run_files.read_result(run_files.run_dir(workdir, name))
+def test_diverged(sweep, train):
+  runs = sweep([1e30, 1e-2])
+  train(*runs)
+  rows, result = numbers(runs[0])[:-1], run_files.read_result(runs[0])
+  assert result.status == 'diverged' and result.final_loss is None
+  assert rows[-1]['loss'] is None and all(row['loss'] is not None for row in rows[:-1])
+  assert rows[-1]['step'] == result.steps < 24
+  assert result.tokens == result.steps * 64
+  assert statuses(runs) == ['diverged', 'done']
+  json.loads((runs[0] / 'result.json').read_text())
 
 
-def metrics(workdir, name):
-  """The lines of a run without wall-clock values."""
-  lines = run_files.read_metrics(run_files.run_dir(workdir, name))
-  return [{key: line[key] for key in line if key not in WALL_CLOCK} for line in lines]
+def test_final_loss_above_initial(sweep, train):
+  (run,) = sweep([50.0])
+  train(run)
+  result = run_files.read_result(run)
+  assert result.final_loss > result.initial_loss and result.status == 'diverged'
+  assert result.steps == 24
 
 
-def outcome(workdir, name):
-  """All of a run that must not depend on how it was trained."""
-  found = result(workdir, name)
-  return metrics(workdir, name), {key: found[key] for key in found if key not in WALL_CLOCK}
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_failure_while_loading(sweep, train, layout):
+  runs = sweep(RATES, **LAYOUTS[layout])
+  (runs[1] / 'metrics.jsonl').mkdir()
+  train(*runs, may_fail=True)
+  assert statuses(runs) == ['done', 'failed', 'done']
+  error = run_files.read_result(runs[1]).error
+  assert 'Traceback' in error and 'Is a directory' in error
 
 
-LAYOUT = {
-    'single': {},
-    'population': {'parallel.layout': 'population', 'parallel.members': 1},
-}
-RATES = hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1])
+def test_failure_while_training(sweep):
+  runs, reads = sweep(RATES), []
 
-
-def test_a_row_of_runs(sweep):
-  workdir, names = sweep(RATES)
-  train(workdir, names)
-  for name in names:
-    lines = metrics(workdir, name)
-    assert [line['step'] for line in lines] == list(range(2, 21, 2))
-    probed = [line['step'] for line in lines if 'block_0/attention_logit_max' in line]
-    assert probed == [4, 8, 12, 16, 20]
-    assert [line['tokens'] for line in lines] == [line['step'] * 64 for line in lines]
-    found = result(workdir, name)
-    assert found.status == 'done' and found.error is None
-    assert (found.steps, found.tokens) == (20, 1280)
-    assert found.parameters == 12 * 32**2
-  rows = results_csv.read_results(workdir)
-  assert len({row['initial_loss'] for row in rows}) == 1
-  assert len({row['final_loss'] for row in rows}) == 3
-  final_rates = [metrics(workdir, name)[-1]['learning_rate'] for name in names]
-  assert final_rates == pytest.approx([1e-5] * 3)
-
-
-def test_sharpness_falls_on_its_own_steps_and_changes_no_results(sweep):
-  workdir, names = sweep(RATES, **{'probe.sharpness_every_steps': 8})
-  train(workdir, names[:1])
-  lines = metrics(workdir, names[0])
-  assert [line['step'] for line in lines if 'critical_sharpness' in line] == [8, 16]
-  probed = [line['step'] for line in lines if 'block_0/attention_logit_max' in line]
-  assert probed == [4, 8, 12, 16, 20]
-  without, _ = sweep(RATES)
-  train(without, names[:1])
-  assert lines[-1]['loss'] == pytest.approx(metrics(without, names[0])[-1]['loss'], rel=1e-5)
-
-
-def test_runs_keep_in_step_with_each_others_sharpness(sweep):
-  workdir, names = sweep(RATES, **{'probe.sharpness_every_steps': 8})
-  # The layout is that of the test before; nothing is trained.
-  one = trainer.Trainer(workdir, sweeps.read_sweep(workdir), names[0], {})
-  one.load_run(names[0])
-  assert one.fill_slot()
-  other, _ = one._load(run_files.run_dir(workdir, names[1]), False)
-  phases = []
-  for other.step in (0, 4, 8, 12, 16):
-    phases.append(one.is_in_phase(other))
-  assert phases == [True, False, True, False, True]
-
-
-@pytest.mark.parametrize('name', ['adamw', 'stable_adamw', 'lion', 'muon', 'adafactor'])
-def test_the_state_of_every_optimizer_survives_a_checkpoint(tmp_path, tiny, name):
-  """Bit for bit, and in its own structure: of Optax's tuples, some of them without leaves."""
-  run = tiny({'optimizer.name': name})
-  rng = np.random.default_rng(0)
-  params = {
-      'embedding': rng.normal(size=(6, 4)),
-      'block_0': {'mlp': {'up': rng.normal(size=(128, 129))}},  # as Adafactor factors
-      'final_norm': {'scale': np.ones(4)},
-  }
-  params = jax.tree.map(np.float32, params)
-  transformation = optimizers.make_optimizer(run.hparams, run.static)
-  _, state = transformation.update(params, transformation.init(params), params)
-  state = jax.device_get({'params': params, 'optimizer': state, 'step': np.int32(3)})
-  arrays = run_lib.named(state)
-  assert len(arrays) == len(jax.tree.leaves(state))
-  checkpoints.save(tmp_path, 3, arrays, {}, keep=1)
-  _, restored, _ = checkpoints.restore(tmp_path)
-  empty = jax.tree.map(np.zeros_like, state)
-  again = run_lib.unnamed(empty, restored)
-  assert jax.tree.structure(again) == jax.tree.structure(state)
-  for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
-    assert a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
-
-
-@pytest.mark.parametrize('layout', ['single', 'population'])
-def test_a_run_resumed_ends_as_one_never_stopped(sweep, layout, monkeypatch):
-  fields = LAYOUT[layout]
-  undisturbed, names = sweep(RATES, **fields)
-  train(undisturbed, names)
-  stopped, _ = sweep(RATES, **fields)
-
-  class Stop(BaseException):
-    """As a kill would: nothing in the loop handles it."""
-
-  read, reads = layout_lib.PendingMetrics.read, []
-
-  def read_until(self):
-    reads.append(self)
-    if len(reads) == 6:  # step 12 is on its way; the last checkpoint is of step 8
-      raise Stop
-    return read(self)
-
-  monkeypatch.setattr(layout_lib.PendingMetrics, 'read', read_until)
-  with pytest.raises(Stop):
-    train(stopped, names)
-  monkeypatch.undo()
-  assert (run_files.run_dir(stopped, names[0]) / 'checkpoints' / '8').is_dir()
-  assert result(stopped, names[0]) is None
-  train(stopped, names)
-  for name in names:
-    assert outcome(stopped, name) == outcome(undisturbed, name)
-
-
-def test_a_run_that_diverges_is_a_result_and_the_others_go_on(sweep):
-  workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [1e30, 1e-2]))
-  train(workdir, names)
-  found = result(workdir, names[0])
-  assert found.status == 'diverged' and found.final_loss is None
-  lines = metrics(workdir, names[0])
-  assert lines[-1]['loss'] is None and all(line['loss'] is not None for line in lines[:-1])
-  assert lines[-1]['step'] == found.steps < 20
-  assert found.tokens == found.steps * 64
-  assert result(workdir, names[1]).status == 'done'
-  json.loads((run_files.run_dir(workdir, names[0]) / 'result.json').read_text())
-
-
-def test_a_run_that_ends_above_its_initial_loss_has_diverged(sweep):
-  workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [50.0]))
-  train(workdir, names)
-  found = result(workdir, names[0])
-  assert found.final_loss > found.initial_loss and found.status == 'diverged'
-  assert found.steps == 20
-
-
-@pytest.mark.parametrize('layout', ['single', 'population'])
-def test_a_run_whose_set_up_fails_is_recorded_and_the_others_go_on(sweep, layout, monkeypatch):
-  workdir, names = sweep(RATES, **LAYOUT[layout])
-  writer = run_lib.MetricsWriter
-
-  def broken(folder, *arguments):
-    if folder.name == names[1]:
-      raise OSError('no room here')
-    return writer(folder, *arguments)
-
-  monkeypatch.setattr(run_lib, 'MetricsWriter', broken)
-  train(workdir, names)
-  found = result(workdir, names[1])
-  assert found.status == 'failed'
-  assert 'Traceback' in found.error and 'no room here' in found.error
-  assert [result(workdir, names[n]).status for n in (0, 2)] == ['done', 'done']
-
-
-def test_what_fails_while_training_fails_those_runs_alone(sweep, monkeypatch):
-  workdir, names = sweep(RATES)
-  read, reads = layout_lib.PendingMetrics.read, []
-
-  def read_once_broken(self):
-    reads.append(self)
+  def lose_device():
+    reads.append(True)
     if len(reads) == 3:
       raise RuntimeError('device lost')
-    return read(self)
 
-  monkeypatch.setattr(layout_lib.PendingMetrics, 'read', read_once_broken)
-  train(workdir, names)
-  statuses = [result(workdir, name).status for name in names]
-  assert statuses == ['failed', 'done', 'done']
-  assert 'device lost' in result(workdir, names[0]).error
+  def watched(*arguments):
+    return WatchedLayout(cached_layout(*arguments), lose_device)
 
-
-def test_more_runs_than_slots(sweep):
-  fields = LAYOUT['population']
-  points = hyper.sweep('optimizer.learning_rate', [10.0 ** (-n / 4) for n in range(4, 11)])
-  workdir, names = sweep(points, **fields)
-  assert len(names) == 7  # on three devices of one member each
-  train(workdir, names)
-  assert [result(workdir, name).status for name in names] == ['done'] * 7
-  alone, _ = sweep(points, **fields)
-  train(alone, names[5:6])
-  assert outcome(alone, names[5]) == outcome(workdir, names[5])
+  Training(make_layout=watched)(*runs, may_fail=True)
+  assert statuses(runs) == ['failed', 'done', 'done']
+  assert 'device lost' in run_files.read_result(runs[0]).error
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='reads /proc')
-def test_where_memory_runs_out_for_real_fewer_runs_share_it(sweep, monkeypatch, caplog):
-  """Steps are given two thirds of what four runs take: jax's own error is known for what it is."""
-  fields = {
-      'parallel.layout': 'population',
-      'parallel.members': 4,
-      'data.batch_size': 512,  # 200 MB a run
-      'schedule.steps': 4,
-      'probe.every_steps': 0,
-  }
-  points = hyper.sweep('optimizer.learning_rate', [1e-3, 3e-3, 1e-2, 3e-2])
-  make, made, room = make_layout_lib.make_layout, {}, [0]
-  _, hard = resource.getrlimit(resource.RLIMIT_AS)
-  monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:1])
-
-  def tight(*arguments):
-    most = arguments[4]
-    if most not in made:
-      made[most] = make(*arguments)
-    found, step = made[most], type(made[most]).step
-
-    def limited(state, kind, steps):
-      used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-      limit = used + room[0] if room[0] else resource.RLIM_INFINITY
-      resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-      try:
-        state, fetch = step(found, state, kind, steps)
-        fetch.wait()
-      finally:
-        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-      return state, fetch
-
-    found.step = limited
-    return found
-
-  monkeypatch.setattr(trainer, 'make_layout', tight)
-  undisturbed, names = sweep(points, **fields)
-  train(undisturbed, names)
-  room[0] = int(made[None].memory() * 2 / 3)
-  workdir, _ = sweep(points, **fields)
-  train(workdir, names)
-  assert list(made) == [None, 2]
-  assert 'out of memory with 4 runs on a device: tried again with 2' in caplog.text
-  for name in names:
-    assert outcome(workdir, name) == outcome(undisturbed, name)
+def test_more_runs_than_slots(sweep, train):
+  rates = [10.0 ** (-n / 4) for n in range(4, 11)]  # seven, on three devices with a slot each
+  runs, alone = sweep(rates, **POPULATION), sweep(rates, **POPULATION)
+  train(*runs)
+  assert statuses(runs) == ['done'] * 7
+  train(alone[5])
+  assert numbers(alone[5]) == numbers(runs[5])
 
 
-def test_a_run_out_of_phase_waits_until_it_can_join(sweep):
-  # The first run leaves after 18 steps, where the others are between two probes; the fourth may
-  # take its slot two steps later, at their next probe.
-  fields = LAYOUT['population']
+def test_out_of_phase(sweep, train):
+  """A run waits for a probe of the runs in the other slots.
+
+  The first run ends after 18 steps, between two probes of the others; the fourth takes its slot two
+  steps later.
+  """
   steps = hyper.sweep('schedule.steps', [18, 20, 22])
   points = hyper.product([hyper.sweep('seed', [0, 1, 2]), steps])
-  workdir, names = sweep(points, **fields)
-  train(workdir, names)
-  assert [result(workdir, name).status for name in names] == ['done'] * 9
-  alone, _ = sweep(points, **fields)
-  train(alone, names[3:4])
-  assert outcome(alone, names[3]) == outcome(workdir, names[3])
+  runs, alone = sweep(points=points, **POPULATION), sweep(points=points, **POPULATION)
+  train(*runs)
+  assert statuses(runs) == ['done'] * 9
+  train(alone[3])
+  assert numbers(alone[3]) == numbers(runs[3])
 
 
-def test_synthetic_text_is_learned_but_never_below_its_entropy_rate(sweep, data):
-  meta = tokens.open_tokens(data).meta
+def test_entropy_rate(sweep, train, data):
+  """Synthetic text is learned, and no loss is below its entropy rate."""
   fields = {
+      'model.width': 32,
       'schedule.steps': 400,
       'schedule.warmup_steps': 20,
       'data.batch_size': 16,
@@ -346,9 +156,63 @@ def test_synthetic_text_is_learned_but_never_below_its_entropy_rate(sweep, data)
       'probe.every_steps': 0,
       'checkpoint.every_steps': 0,
   }
-  workdir, names = sweep(hyper.sweep('optimizer.learning_rate', [1e-2]), **fields)
-  train(workdir, names)
-  final_loss = result(workdir, names[0]).final_loss
-  tokens_measured = 64 * 16 * 16
-  assert final_loss > meta['entropy_rate'] - 3 / tokens_measured**0.5  # about 1 nat a token
+  (run,) = sweep(**fields)
+  train(run)
+  meta = tokens.open_tokens(data).meta
+  final_loss = run_files.read_result(run).final_loss
+  assert final_loss > meta['entropy_rate'] - 3 / (64 * 16 * 16) ** 0.5  # about 1 nat a token
   assert final_loss < meta['entropy_rate'] + 0.35 < meta['unigram_loss']
+
+
+class Limited:
+  """A layout whose steps run with a limit on the memory of the process."""
+
+  def __init__(self, layout, room):
+    self._layout, self._room = layout, room
+
+  def __getattr__(self, name):
+    return getattr(self._layout, name)
+
+  def step(self, state, kind, steps=1):
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    limit = used + self._room[0] if self._room else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+      state, metrics = self._layout.step(state, kind, steps)
+      metrics.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    return state, metrics
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='reads /proc')
+def test_out_of_memory(sweep, monkeypatch, caplog):
+  """JAX runs out of memory with four runs in two thirds of what they need; two fit."""
+  fields = {
+      'parallel.layout': 'population',
+      'parallel.members': 4,
+      'data.batch_size': 512,  # 200 MB per run
+      'model.width': 32,
+      'schedule.steps': 4,
+      'probe.every_steps': 0,
+  }
+  made, room = {}, []
+  device = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'local_devices', lambda: device)
+
+  def limited(workdir, sweep, static, hparams, max_members, on_members):
+    if max_members not in made:
+      made[max_members] = make_layout(workdir, sweep, static, hparams, max_members, on_members)
+    return Limited(made[max_members], room)
+
+  train = Training(make_layout=limited)
+  rates = [1e-3, 3e-3, 1e-2, 3e-2]
+  undisturbed, runs = sweep(rates, **fields), sweep(rates, **fields)
+  train(*undisturbed)
+  room.append(int(made[None].memory() * 2 / 3))
+  train(*runs)
+  assert list(made) == [None, 2]
+  assert 'out of memory with 4 runs per device: trying 2' in caplog.text
+  assert [numbers(run) for run in runs] == [numbers(run) for run in undisturbed]

@@ -4,12 +4,12 @@ import io
 import shutil
 
 import pytest
-from helpers import steered
-from helpers.steered import RATE, asks, numbers, train
+from helpers import training
+from helpers.training import RATE, Training, asks, numbers
 from rich.console import Console
 
 from launch.common import replay
-from stability.control import actions
+from stability.control import records
 from stability.errors import BadInput
 from stability.storage import files, run_files
 
@@ -17,10 +17,9 @@ from stability.storage import files, run_files
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
   """Runs are trained in this process, on a layout compiled once."""
-  steered.share_layouts(monkeypatch)
 
   def local_train(workdir, configs, workers):
-    train(*(run_files.run_dir(workdir, name) for name in configs))
+    Training()(*(run_files.run_dir(workdir, name) for name in configs))
 
   monkeypatch.setattr(replay.local, 'train', local_train)
 
@@ -28,18 +27,16 @@ def here(monkeypatch):
 @pytest.fixture(scope='module')
 def steered_run(tmp_path_factory):
   """A run that was paused, changed, forked, rewound and asked for what it refused."""
-  with pytest.MonkeyPatch.context() as m:
-    steered.share_layouts(m)
-    at = steered.doing_at(m)
-    folder = tmp_path_factory.mktemp('steered')
-    (run,) = steered.write_sweep(folder / 'sweep', steered.prepare(folder / 'data'))
-    at(run, 4, asks(run, 'pause'))
-    at(run, 8, asks(run, 'set', changes={RATE: 3e-3}), asks(run, 'fork', changes={RATE: 1e-3}))
-    at(run, 14, asks(run, 'rewind', to=6, skip=2), asks(run, 'rewind', to=5))
-    paused = train(run)
-    assert list(paused) == [run.name]
-    asks(run, 'continue')()
-    train(run, paused=paused)
+  train = Training()
+  folder = tmp_path_factory.mktemp('steered')
+  (run,) = training.write_sweep(folder / 'sweep', training.prepare(folder / 'data'))
+  train.at(run, 4, asks(run, 'pause'))
+  train.at(run, 8, asks(run, 'set', changes={RATE: 3e-3}), asks(run, 'fork', changes={RATE: 1e-3}))
+  train.at(run, 14, asks(run, 'rewind', to=6, skip=2), asks(run, 'rewind', to=5))
+  paused = train(run)
+  assert list(paused.deadlines) == [run.name]
+  asks(run, 'continue')()
+  train(run, paused=paused)
   return run
 
 
@@ -54,7 +51,7 @@ def test_every_number_is_the_same(steered_run, tmp_path):
   assert (code, out) == (0, '13 of 13 logged steps are the same, bit for bit\n')
   copy = run_files.run_dir(tmp_path / 'new', steered_run.name)
   assert numbers(copy) == numbers(steered_run)
-  names = [record['action'] for record in actions.read(copy)]
+  names = [record.action.kind for record in records.read_records(copy)]
   assert names == ['pause', 'continue', 'set', 'rewind']  # no fork: the copy has no second run
   assert replayed(steered_run, tmp_path / 'new') == (code, out)  # and again, at once
 

@@ -1,0 +1,118 @@
+"""Records of the actions on a run: DIR/runs/NAME/actions.jsonl, appended by the trainer alone."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+from stability.config import Config
+from stability.control import actions
+from stability.control.actions import Action
+from stability.errors import BadInput
+from stability.storage import files
+from stability.storage.files import Json
+
+FILE = 'actions.jsonl'
+
+_REFUSAL_KEYS = ('by', 'why', 'time', 'step', 'request', 'refused')
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """An action that was taken on a run, or a request that was refused."""
+
+  step: int  # updates made at that time
+  action: Action | None  # None: the request was refused
+  by: str  # user name, or one of run_control.AUTOMATIC
+  why: str  # the reason given
+  time: str = ''  # of the request, or of an automatic action
+  request: str = ''  # name of the request's file; '' for an automatic action
+  cut: str = ''  # name of the file that has the rows after the target of a rewind
+  # The run before the action: step, loss, paused, skipped, hyperparameters.
+  before: Json = dataclasses.field(default_factory=dict)
+  refused: str = ''  # why the request was refused
+  asked: Json = dataclasses.field(default_factory=dict)  # the content of a refused request
+
+  def to_json(self) -> Json:
+    """The object in actions.jsonl."""
+    about = {'by': self.by, 'why': self.why, 'time': self.time}
+    if self.action is None:
+      outcome = {'step': self.step, 'request': self.request, 'refused': self.refused}
+      return {**self.asked, **about, **outcome}
+    return {
+        'step': self.step,
+        **self.action.to_json(),
+        **({'cut': self.cut} if self.cut else {}),
+        **about,
+        **({'request': self.request} if self.request else {}),
+        'before': self.before,
+    }
+
+  @classmethod
+  def from_json(cls, found: Json) -> Self:
+    """The inverse of to_json; BadInput for an object that a trainer does not write.
+
+    Above all, no name in a record may lead to a file of another folder.
+    """
+    files.check_types(found, {'step': int, 'by': str, 'why': str})
+    about = dict(step=found['step'], by=found['by'], why=found['why'])
+    about |= dict(time=found.get('time', ''), request=found.get('request', ''))
+    files.check_types(about, {'time': str, 'request': str})
+    if 'refused' in found:
+      asked = {key: value for key, value in found.items() if key not in _REFUSAL_KEYS}
+      return cls(action=None, refused=str(found['refused']), asked=asked, **about)
+    action = Action.from_json(found)
+    cut = found.get('cut', '')
+    for key, kind, value in (('cut', 'rewind', cut), ('name', 'fork', action.name)):
+      if action.kind == kind and not actions.is_file_name(value):
+        raise BadInput(f'{key} must be the name of a file')
+    return cls(action=action, cut=cut, before=found.get('before', {}), **about)
+
+  def __str__(self) -> str:
+    """What was done, or what was refused and why."""
+    if self.action is None:
+      return f'{self.asked.get("action")}, refused: {self.refused}'
+    return str(self.action)
+
+
+def read_records(run: Path) -> list[Record]:
+  """The records of a run, refused requests included; BadInput if actions.jsonl is damaged."""
+  return files.parse_lines(run / FILE, Record.from_json)
+
+
+def read_taken(run: Path) -> list[Record]:
+  """The records of the actions that were taken on a run."""
+  return [record for record in read_records(run) if record.action is not None]
+
+
+def append_record(run: Path, record: Record) -> None:
+  """Adds a record; it is on the disk when this returns."""
+  files.append_line(run / FILE, record.to_json())
+
+
+def write_taken(run: Path, taken: Iterable[Record]) -> None:
+  """Writes the records of a run that is to take these actions when it is trained."""
+  files.write_lines(run / FILE, [record.to_json() for record in taken])
+
+
+# What the actions taken on a run amount to.
+
+
+def skipped_steps(taken: Iterable[Record]) -> int:
+  """Batches that these actions left out."""
+  return sum(record.action.steps + record.action.skip for record in taken)
+
+
+def is_paused(taken: Sequence[Record]) -> bool:
+  """Whether a run is paused after these actions; a rewind continues it, as `continue` does."""
+  kinds = [record.action.kind for record in taken]
+  deciding = [kind for kind in kinds if kind in ('pause', 'continue', 'stop', 'rewind')]
+  return deciding[-1:] == ['pause']
+
+
+def current_config(config: Config, taken: Iterable[Record]) -> Config:
+  """The config of a run with the hyperparameters that these actions left it with."""
+  for record in taken:
+    if record.action.kind in ('set', 'rewind'):
+      config = actions.with_changes(config, record.action.changes)
+  return config

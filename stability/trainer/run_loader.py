@@ -1,0 +1,115 @@
+"""Loading of a run: from its last checkpoint, or new."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from stability import config as config_lib
+from stability.config import Config
+from stability.control import records
+from stability.control.rules import RulesFor, rules_for
+from stability.control.run_control import NoControl, RunControl
+from stability.devices.layout import Layout
+from stability.errors import BadInput
+from stability.step import train_step
+from stability.storage import checkpoints, run_files, sweeps, versions
+from stability.storage.metrics import MetricsWriter, NoWriter
+from stability.storage.sweeps import Sweep
+from stability.trainer.processes import Processes
+from stability.trainer.run import Run, RunProgress
+from stability.trainer.state_arrays import from_arrays
+
+NO_ACTIONS = 'a run on several processes accepts no actions'
+
+
+class RunLoader:
+  """Loads the runs of a workdir and opens their files."""
+
+  def __init__(
+      self,
+      workdir: Path,
+      sweep: Sweep,
+      clock: Callable[[], float],
+      processes: Processes,
+      rules: RulesFor = rules_for,
+  ):
+    self._workdir = workdir
+    self._sweep = sweep
+    self._clock = clock
+    self._processes = processes
+    self._rules = rules
+
+  def config(self, name: str) -> Config:
+    """The config of a run of the sweep, or of a fork."""
+    if name in self._sweep.runs:
+      return self._sweep.runs[name]
+    return run_files.read_config(run_files.run_dir(self._workdir, name))
+
+  def load(self, folder: Path, layout: Layout, timed_out: bool) -> tuple[Run, Any]:
+    """A run and its state.
+
+    Args:
+      folder: of the run.
+      layout: makes the state of a new run.
+      timed_out: the run was paused, and nobody answered before its deadline.
+    """
+    config = self.config(folder.name)
+    state = new_state(layout, config)
+    step, progress = 0, RunProgress()
+    found = checkpoints.restore(folder)
+    if found:
+      step, arrays, values = found
+      progress = RunProgress.from_json(values)
+      state = from_arrays(state, arrays)
+      logging.info('%s resumes from step %d', folder.name, step)
+    elif self._processes.is_primary and (row := run_files.last_metrics(folder)):
+      message = '%s was at step %d and has no checkpoint: it starts again from step 0'
+      logging.warning(message, folder.name, row['step'])
+    run = Run(
+        folder=folder,
+        config=config,
+        writer=self.open_writer(folder, config, step),
+        control=self._make_control(folder, config, step, progress.actions, timed_out),
+        clock=self._clock,
+        step=step,
+        initial_loss=progress.initial_loss,
+        seconds=progress.seconds,
+        diverged=bool(state['diverged']),
+    )
+    # The process may have been interrupted during the final evaluation of a stopped run.
+    run.stopped = any(record.action.kind == 'stop' for record in run.control.taken)
+    run.start_clock()
+    return run, state
+
+  def open_writer(self, folder: Path, config: Config, step: int) -> MetricsWriter | NoWriter:
+    """The writer of a run's metrics from `step` on; later rows are cut from its files."""
+    if not self._processes.is_primary:
+      return NoWriter()
+    versions.note(folder, step)
+    return MetricsWriter(folder, step, sweeps.swept_values(config, self._sweep.fields))
+
+  def _make_control(
+      self, folder: Path, config: Config, step: int, taken: int, timed_out: bool
+  ) -> RunControl | NoControl:
+    """The control of a run; BadInput if several processes share a run that needs one."""
+    if self._processes.is_multiprocess:
+      on_alarm = config['control']['on_alarm']
+      if on_alarm != 'none':
+        raise BadInput(f'config.control.on_alarm={on_alarm}: must be none: {NO_ACTIONS}')
+      if len(records.read_taken(folder)) > taken:
+        raise BadInput(
+            f'{folder}/actions.jsonl: {NO_ACTIONS}, and it has actions after the last checkpoint'
+        )
+      if not self._processes.is_primary:
+        return NoControl()
+    saved = functools.partial(checkpoints.good_steps, folder)
+    return RunControl(folder, config, step, taken, saved, timed_out, self._rules)
+
+
+def new_state(layout: Layout, config: Config) -> Any:
+  """The state of a run at step 0."""
+  _, hparams = config_lib.split(config)
+  return layout.init(train_step.arrays(hparams))

@@ -1,0 +1,25 @@
+"""A run's state as a flat dict of arrays, the form in which checkpoints hold it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from stability.storage.checkpoints import Arrays
+
+
+def to_arrays(state: Any) -> Arrays:
+  """The leaves of a state by their path, such as params/block_0/mlp/up."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+  return {_path(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def from_arrays(like: Any, arrays: Arrays) -> Any:
+  """The inverse of to_arrays, in the structure of `like`; KeyError if a leaf is missing."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_path(path)], like)
+
+
+def _path(path: Any) -> str:
+  name = jax.tree_util.keystr(path, simple=True, separator='/')
+  # In checkpoints the hyperparameters have always been named `hyper`.
+  return 'hyper' + name.removeprefix('hparams') if name.startswith('hparams/') else name

@@ -1,0 +1,175 @@
+"""Alarms in a training run: what they record, and the actions that they lead to."""
+
+import json
+import time
+
+import pytest
+from helpers.training import (
+    POPULATION,
+    RATE,
+    Killed,
+    Training,
+    asks,
+    by_step,
+    kill,
+    numbers,
+    taken,
+)
+
+from stability.control import records
+from stability.control.actions import Action
+from stability.control.alarms import read_alarms
+from stability.control.rules import LEARNING_RATE, Rule
+from stability.storage import run_files
+
+
+def step(history):
+  return history.row['step']
+
+
+def rising(limit, precision=0.5):
+  """A rule that fires at the first row whose step is above a limit."""
+  return Rule(step, 'step', limit, precision, 'step {value}', (LEARNING_RATE,))
+
+
+def fires_at(first):
+  """Training with an alarm that fires at the first row from a step on."""
+  return Training(rules=lambda rescued: [rising(first - 1)])
+
+
+def lower_limit_after_rescue(rescued):
+  return [rising(3, 0.25) if rescued else rising(11)]
+
+
+def test_alarm_without_action(sweep, train):
+  plain, run = sweep()[0], sweep()[0]
+  train(plain)
+  train = fires_at(7)
+  train(run)
+  (alarm,) = read_alarms(run)
+  assert (alarm.rule, alarm.step, alarm.value) == ('step', 8, 8)
+  assert alarm.suggestions[1] == Action('set', changes={RATE: pytest.approx(1e-2 / 3)})
+  assert numbers(run) == numbers(plain)
+  assert not (run / 'actions.jsonl').exists()
+
+
+def test_ask(sweep, train):
+  plain, run = sweep()[0], sweep(**{'control.on_alarm': 'ask'})[0]
+  train(plain)
+  train = fires_at(7)
+  paused = train(run)
+  assert taken(run) == [('pause', 10, 'alarm')] and max(by_step(run)) == 10
+  assert time.perf_counter() < paused.deadlines[run.name] < time.perf_counter() + 3600
+  assert train(run).deadlines == pytest.approx(paused.deadlines, abs=60)
+  asks(run, 'continue')()
+  train(run, paused=paused)
+  assert numbers(run) == numbers(plain)  # the same alarm does not pause it again
+
+
+@pytest.mark.parametrize(
+    ('default', 'expected', 'status'),
+    [
+        ('continue', [('continue', 10, 'timeout')], 'done'),
+        ('stop', [('stop', 10, 'timeout')], 'stopped'),
+        ('policy', [('rewind', 10, 'policy'), ('pause', 10, 'alarm')], None),
+    ],
+)
+def test_timeout(sweep, default, expected, status):
+  (run,) = sweep(**{'control.on_alarm': 'ask', 'control.default_action': default})
+  train = fires_at(7)
+  paused = train(run)
+  paused.deadlines[run.name] = time.perf_counter() - 1
+  train(run, paused=paused)
+  assert taken(run) == [('pause', 10, 'alarm'), *expected]
+  result = run_files.read_result(run)
+  assert (result and result.status) == status
+
+
+def test_policy_tries(sweep, replayed):
+  policy = {'control.on_alarm': 'policy', 'control.tries': 2}
+  (run,) = sweep(**policy)
+  train = fires_at(7)
+  train(run)
+  assert taken(run) == [('rewind', 10, 'policy'), ('rewind', 10, 'policy')]
+  first, second = records.read_records(run)
+  assert (first.action.to, first.action.skip) == (0, 10)
+  assert first.action.changes[RATE] == pytest.approx(1e-2 / 3)
+  assert second.action.changes[RATE] == pytest.approx(1e-2 / 9)
+  assert run_files.read_result(run).steps == 24
+  assert len(read_alarms(run)) == 3
+  assert numbers(replayed(run)) == numbers(run)  # its actions suffice
+  assert numbers(replayed(run, **policy)) == numbers(run)
+
+
+def test_limits_after_policy(sweep):
+  """The first alarm uses the usual limit and later ones the lower limit, also after a resume."""
+  train = Training(rules=lower_limit_after_rescue)
+  (run,) = sweep(**{'control.on_alarm': 'policy', 'control.tries': 2})
+  train.at(run, 12, kill)
+  with pytest.raises(Killed):
+    train(run)
+  train(run)
+  found = [(alarm.step, alarm.limit, alarm.precision) for alarm in read_alarms(run)]
+  assert found == [(12, 11, 0.5), (4, 3, 0.25), (4, 3, 0.25)]
+  assert taken(run) == [('rewind', 14, 'policy'), ('rewind', 6, 'policy')]
+
+
+def test_limits_after_manual_rewind(sweep):
+  train = Training(rules=lower_limit_after_rescue)
+  (run,) = sweep()
+  train.at(run, 8, asks(run, 'rewind', to=0))
+  train(run)
+  assert [alarm.step for alarm in read_alarms(run)] == [12]
+
+
+@pytest.mark.parametrize('step', [10, 12])
+def test_resume_with_policy(sweep, step):
+  policy = {'control.on_alarm': 'policy', 'control.tries': 1}
+  twin, run = sweep(**policy)[0], sweep(**policy)[0]
+  train = fires_at(7)
+  train(twin)
+  train.at(run, step, kill)
+  with pytest.raises(Killed):
+    train(run)
+  train(run)
+  assert numbers(run) == numbers(twin) and taken(run) == taken(twin)
+
+
+def test_policy_rescues_diverged(sweep, train):
+  (run,) = sweep([1e25], **{'control.on_alarm': 'policy', 'control.tries': 60})
+  plain = sweep([1e25])[0]
+  train(plain)
+  assert run_files.read_result(plain).status == 'diverged'
+  train(run)
+  assert {r.action.kind for r in records.read_records(run)} == {'rewind'}
+  assert run_files.read_result(run).status == 'done'
+
+
+def test_independent_of_neighbours(sweep):
+  """Three runs with different actions, on three devices together and each alone."""
+  rates = [1e-3, 1e-2, 1e-1]
+  wide = POPULATION | {'control.on_alarm': 'policy', 'control.tries': 1}
+  together, alone = sweep(rates, **wide), [sweep([rate], **wide)[0] for rate in rates]
+  train = fires_at(15)
+  for runs in (together, alone):
+    train.at(runs[0], 6, asks(runs[0], 'rewind', to=0, skip=2))
+    train.at(runs[1], 10, asks(runs[1], 'set', changes={'optimizer.clip_norm': 0.1}))
+  train(*together)
+  for run in alone:
+    train(run)
+  for ours, theirs in zip(together, alone, strict=True):
+    assert numbers(ours) == numbers(theirs) and taken(ours) == taken(theirs)
+
+
+def test_tensorboard(sweep):
+  (run,) = sweep(**{'control.on_alarm': 'policy', 'control.tries': 1})
+  train = fires_at(7)
+  train(run)
+  from tensorboard.backend.event_processing import event_accumulator
+
+  board = event_accumulator.EventAccumulator(str(run))
+  board.Reload()
+  assert 8 in [event.step for event in board.Scalars('alarm/step')]
+  assert [event.step for event in board.Scalars('action/rewind')] == [10]
+  (shown,) = board.Tensors('action/rewind/text_summary')
+  assert json.loads(shown.tensor_proto.string_val[0])['by'] == 'policy'
