@@ -60,14 +60,14 @@ RECORDS = (
             'Dimension of an attention head; a model has width / head_dim heads.',
             at_least=1, unit='features', source='section 3.2.3'),
     choice('model.embedding', 'learned', ('learned',), 'Embedding of tokens.', paper='learned',
-           source='section 2.1'),
+           absent='learned', source='section 2.1'),
     choice('model.head', 'linear', ('linear',), 'Output head.', paper='linear',
-           source='section 2.1'),
+           absent='linear', source='section 2.1'),
     choice('model.mlp', 'gelu', ('gelu',), 'MLP of a block; gelu has a hidden width of 4 width.',
-           paper='gelu', source='section 2.1'),
+           paper='gelu', absent='gelu', source='section 2.1'),
     choice('model.kernel', 'plain', ('plain',),
            "Parametrisation of the kernels of a block's linear layers.", paper='plain',
-           source='section 2.1'),
+           absent='plain', source='section 2.1'),
     choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm'),
            'Normalisation of the residual stream.', paper='layernorm',
            source='section 2.1; rmsnorm: arXiv 1910.07467'),
@@ -157,10 +157,10 @@ RECORDS = (
 
     choice('evaluation.parameters', 'trained', ('trained', 'ema'),
            'Parameters that the validation losses are measured with: as trained, or their'
-           ' exponential moving average over updates.', paper='trained',
+           ' exponential moving average over updates.', paper='trained', absent='trained',
            source='ema: arXiv 2411.18704'),
     number('evaluation.decay', 0.99, 'Decay of the average of evaluation.parameters=ema.',
-           at_least=0, below=1),
+           at_least=0, below=1, absent=0.99),
 
     # Steps leave the compiled step as a float32, which is exact up to 2^24.
     integer('schedule.steps', dict(cpu=500, night=10_000, gpu=5_000, paper=100_000),
