@@ -34,14 +34,6 @@ EXPERIMENT = experiment.config_file(
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """A folder with experiment.py and its own compilation cache."""
-  folder = tmp_path_factory.mktemp('place')
-  (folder / 'experiment.py').write_text(EXPERIMENT)
-  return folder
-
-
-@pytest.fixture(scope='module')
 def finished(place):
   """The process of the uninterrupted sweep."""
   return run(place, 'sweep', '--workdir=finished', '--config=experiment.py')

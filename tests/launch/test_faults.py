@@ -37,14 +37,6 @@ PATIENCE = 240  # seconds; generous, for a busy machine
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """A folder with experiment.py and its own compilation cache."""
-  folder = tmp_path_factory.mktemp('place')
-  (folder / 'experiment.py').write_text(EXPERIMENT)
-  return folder
-
-
-@pytest.fixture(scope='module')
 def undisturbed(place):
   """The outcomes of the sweep without faults, and the seconds it takes once it is compiled."""
   for workdir in ('first', 'undisturbed'):

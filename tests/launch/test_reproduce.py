@@ -8,7 +8,7 @@ import time
 import types
 
 import pytest
-from helpers import made_up
+from helpers import experiment, made_up
 from helpers.processes import assert_workers_end_with, children, is_running
 
 from launch import reproduce, sweep
@@ -22,46 +22,35 @@ OTHER_CONFIGS = {
     *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in'),
     *('extrapolation', 'length'),
 }
-
-EXPERIMENT = '''"""{question} Figure {figure} and Figure E.5 of a paper."""
-
-from configs import base
-from stability import hyper
-
-def get_config(scale='cpu'):
-  c = base.get_config(scale)
-  c.data.path = '{path}'
-  c.data.batch_size = 2
-  c.data.sequence_length = 8
-  c.data.validation_batches = 1
-  c.model.width = 16
-  c.model.head_dim = 16
-  c.model.depth = 0
-  c.schedule.steps = {steps}
-  c.schedule.warmup_steps = 1
-  return c
-
-def get_sweep(scale='cpu'):
-  return hyper.sweep('optimizer.learning_rate', [1e-2, 1e-1])
-'''
+PAPER_FIGURES = {'first': '3', 'lacking': '4', 'third': 'E.5'}
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
   """A folder with three experiments; the text of the second is missing."""
-  for name, figure, path, steps in (
-      ('first', 3, 'text', 3),
-      ('lacking', 4, 'gone', 3),
-      ('third', 'E.5', 'text', 3),
-  ):
+  for name, figure in PAPER_FIGURES.items():
+    config = experiment.config_file(
+        {
+            'data.source': 'text',
+            'data.path': 'gone' if name == 'lacking' else 'text',
+            'data.batch_size': 2,
+            'data.sequence_length': 8,
+            'data.validation_batches': 1,
+            'model.head_dim': 16,
+            'model.depth': 0,
+            'schedule.steps': 3,
+            'schedule.warmup_steps': 1,
+        },
+        "hyper.sweep('optimizer.learning_rate', [1e-2, 1e-1])",
+    )
     (tmp_path / f'{name}.py').write_text(
-        EXPERIMENT.format(question=f'What of {name}?', figure=figure, path=path, steps=steps)
+        f'"""What of {name}? Figure {figure} and Figure E.5 of a paper."""\n{config}'
     )
   (tmp_path / 'text').write_text('one two three four five six\n' * 50 + 'seven eight\n' * 20)
   monkeypatch.setattr(reproduce, 'FOLDER', tmp_path)
-  monkeypatch.setattr(reproduce, 'EXPERIMENTS', ('first', 'lacking', 'third'))
+  monkeypatch.setattr(reproduce, 'EXPERIMENTS', tuple(PAPER_FIGURES))
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  monkeypatch.delenv('XLA_FLAGS')  # as a user has it, not as the tests
+  monkeypatch.delenv('XLA_FLAGS')  # which the tests set
   monkeypatch.chdir(tmp_path)
   return tmp_path
 
