@@ -1,1 +1,1 @@
-"""Programs: each is run as `python -m launch.NAME`; app.py is the entry they share."""
+"""Programs, run as `python -m launch.NAME`."""

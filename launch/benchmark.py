@@ -1,12 +1,12 @@
-"""Measures the engine against its targets on this machine, contestants in turn (A B A B ...).
+"""Measures the speed of training on this machine against targets.
 
   python -m launch.benchmark --output=FILE.json [--suite=cpu|gpu] [--only=row,throughput]
       [--rounds=3]
 
-Writes a JSON file with every single reading and prints a table of medians. The suite cpu takes
-about 15 minutes on two cores; leave the machine alone meanwhile. Its set-up is
-configs/benchmark.py; its PyTorch rows need torch (extra `torch`) and a checkout with tests/;
-without, they say so. The suite gpu needs an accelerator, of which it uses one device.
+Contestants take turns (A B A B ...). Every reading is written to the JSON file; medians are printed
+as a table. The suite cpu takes about 15 minutes on two otherwise idle cores. It trains
+configs/benchmark.py; the comparison with PyTorch needs torch (extra `torch`) and a checkout with
+tests/, and is skipped without them. The suite gpu uses one device of an accelerator.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import benchmark as setup
-from launch.benchmarks import accelerator
+from launch.benchmarks import accelerator, inputs
+from launch.benchmarks.readings import in_turn, ratio
 from launch.common import app, environment
-from stability import config as config_lib
 from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import files
@@ -38,9 +38,9 @@ from stability.storage import files
 FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write', flag_values=FLAGS)
 _SUITE = flags.DEFINE_enum(
-    'suite', 'cpu', ['cpu', 'gpu'], 'what to measure: on a CPU or an accelerator', flag_values=FLAGS
+    'suite', 'cpu', ['cpu', 'gpu'], 'measure a CPU or an accelerator', flag_values=FLAGS
 )
-_ONLY = flags.DEFINE_list('only', [], 'names of the measurements; default: all', flag_values=FLAGS)
+_ONLY = flags.DEFINE_list('only', [], 'names of measurements; default: all', flag_values=FLAGS)
 _ROUNDS = flags.DEFINE_integer(
     'rounds', 3, 'readings of each contestant', lower_bound=1, flag_values=FLAGS
 )
@@ -50,11 +50,11 @@ WIDTHS = (32, 64, 128)
 SECONDS = 5.0  # of a reading of speed
 MATMUL = 1024
 
-Row = tuple[str, str, str]  # what, measured, target
+Row = tuple[str, str, str]  # quantity, measured value, target
 
 
 def main() -> None:
-  """Runs the measurements and writes what they found."""
+  """Runs the measurements and writes their readings."""
   if not _OUTPUT.value:
     raise BadInput('--output: missing, must be the JSON file to write')
   measurements = SUITES[_SUITE.value]
@@ -62,10 +62,10 @@ def main() -> None:
     if name not in measurements:
       raise BadInput(f'--only={name}: must be one of {", ".join(measurements)}')
   if _SUITE.value == 'gpu' and not environment.has_accelerator():
-    raise BadInput('--suite=gpu: needs a GPU or TPU and the jax for it, there is none here')
+    raise BadInput('--suite=gpu: needs a GPU or TPU and a jax that supports it')
   console = Console()
   found: dict[str, Any] = {'machine': machine()}
-  table = Table('what', 'measured', 'target')
+  table = Table('quantity', 'measured', 'target')
   for name in _ONLY.value or measurements:
     console.print(f'measuring {name} ...')
     found[name], rows = measurements[name](_ROUNDS.value)
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-  """What the numbers hold for."""
+  """The machine and versions that the readings belong to."""
   import jax
 
   lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
@@ -99,26 +99,12 @@ def _torch_version() -> str | None:
   return metadata.version('torch') if importlib.util.find_spec('torch') else None
 
 
-def _in_turn(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-  """`rounds` readings of each contestant, one after another in each round."""
-  readings: dict[str, list[float]] = {name: [] for name in contestants}
-  for _ in range(rounds):
-    for name, measure in contestants.items():
-      readings[name].append(measure())
-  return readings
-
-
-def _ratio(readings: dict[str, list[float]], above: str, below: str) -> float:
-  """The median over rounds of the ratio within a round."""
-  return statistics.median(a / b for a, b in zip(readings[above], readings[below]))
-
-
 # Whole sweeps.
 
 
 def row(rounds: int) -> tuple[Any, list[Row]]:
-  """A row of learning rates, process start to last result, against one process a run."""
-  readings = _in_turn(
+  """Seconds from start to last result of a row of learning rates, against one process per run."""
+  readings = in_turn(
       {
           'plain': _plain_row,
           'ours, first start': _first_row,
@@ -127,7 +113,7 @@ def row(rounds: int) -> tuple[Any, list[Row]]:
       rounds,
   )
   rows = [
-      (f'row of 7: plain over {name}', f'{_ratio(readings, "plain", name):.1f}', '>= 5')
+      (f'row of 7: plain over {name}', f'{ratio(readings, "plain", name):.1f}', '>= 5')
       for name in readings
       if name != 'plain'
   ]
@@ -135,13 +121,13 @@ def row(rounds: int) -> tuple[Any, list[Row]]:
 
 
 def _first_row() -> float:
-  """Seconds of the sweep where nothing was compiled before."""
+  """Seconds of the sweep with an empty compilation cache."""
   with tempfile.TemporaryDirectory() as cache:
     return _our_row(Path(cache))
 
 
 def _our_row(cache: Path) -> float:
-  """Seconds to the sweep's last result, its executables cached below a folder."""
+  """Seconds to the sweep's last result, with this compilation cache."""
   with tempfile.TemporaryDirectory() as folder:
     command = [*(sys.executable, '-m', 'launch.sweep'), f'--config={CONFIG}']
     begun = time.time()
@@ -151,7 +137,7 @@ def _our_row(cache: Path) -> float:
 
 
 def _plain_row() -> float:
-  """Seconds of the same runs, a plain process each, all cores to each."""
+  """Seconds of the same runs, each by the plain script on all cores."""
   with tempfile.TemporaryDirectory() as folder:
     return sum(
         _seconds([sys.executable, '-m', 'launch.benchmarks.plain', str(rate), f'{folder}/{rate}'])
@@ -166,7 +152,7 @@ def _seconds(command: Sequence[str], **variables: str) -> float:
 
 
 def start(rounds: int) -> tuple[Any, list[Row]]:
-  """Process start to the first step of a sweep that was started before."""
+  """Seconds from start to first step of a sweep whose executables are cached."""
   seconds = [_first_step() for _ in range(rounds + 1)][1:]  # the first fills the cache
   measured = f'{statistics.median(seconds):.1f} s'
   return {'seconds': seconds}, [('second start to first step', measured, '<= 4 s')]
@@ -188,7 +174,7 @@ def _first_step() -> float:
   seconds = time.perf_counter() - begun
   process.kill()
   process.wait()
-  time.sleep(2)  # its workers end
+  time.sleep(2)  # until its workers have ended
   shutil.rmtree(folder, ignore_errors=True)
   return seconds
 
@@ -197,7 +183,7 @@ def _first_step() -> float:
 
 
 def throughput(rounds: int) -> tuple[Any, list[Row]]:
-  """Training tokens per second of all cores, against PyTorch's better arrangement."""
+  """Training tokens per second on all cores, against the faster of two PyTorch set-ups."""
   cores = environment.cores()
   alone, together = [[core] for core in cores], [cores]
   found, rows = {}, []
@@ -206,11 +192,11 @@ def throughput(rounds: int) -> tuple[Any, list[Row]]:
     if _torch_version():
       contestants['torch, a process a core'] = lambda w=width: _speed('torch', w, alone)
       contestants['torch, one process'] = lambda w=width: _speed('torch', w, together)
-    readings = _in_turn(contestants, rounds)
+    readings = in_turn(contestants, rounds)
     found[width] = readings
     what = f'tokens/s over PyTorch, width {width}'
     if len(readings) > 1:
-      best = min(_ratio(readings, 'ours', name) for name in readings if name != 'ours')
+      best = min(ratio(readings, 'ours', name) for name in readings if name != 'ours')
       rows.append((what, f'{best:.2f}', target))
     else:
       rows.append((what, 'not measured: no torch', target))
@@ -218,29 +204,27 @@ def throughput(rounds: int) -> tuple[Any, list[Row]]:
 
 
 def matmul(rounds: int) -> tuple[Any, list[Row]]:
-  """The share of a core's own float32 matrix product rate that training reaches."""
+  """FLOP/s of training on one core, as a fraction of its float32 matrix product rate."""
   core = [environment.cores()[:1]]
-  readings = _in_turn(
+  readings = in_turn(
       {
           'ours': lambda: _speed('ours', 128, core) * _flops_per_token(128),
           'matmul': lambda: _speed('matmul', MATMUL, core),
       },
       rounds,
   )
-  share = _ratio(readings, 'ours', 'matmul')
+  share = ratio(readings, 'ours', 'matmul')
   what = 'share of the matmul limit, width 128'
   return {'flops_per_second': readings}, [(what, f'{share:.2f}', '>= 0.65')]
 
 
 def _flops_per_token(width: int) -> float:
-  c = setup.get_config()
-  c.model.width = width
-  config = config_lib.unflatten(config_lib.resolve(config_lib.flatten(c.to_dict())))
+  config = inputs.resolve(setup.get_config(), {'model.width': width})
   return cost.train_flops(config) / cost.tokens(config)
 
 
 def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:
-  """The sum over processes, one for each share of the cores, that measure at the same time."""
+  """Total speed of simultaneous processes, one for each share of the cores."""
   processes = [
       subprocess.Popen(
           [
@@ -262,11 +246,11 @@ def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:
   return sum(json.loads(process.communicate()[0])['speed'] for process in processes)
 
 
-# What looking costs.
+# Probes and logs.
 
 
-def looking(rounds: int) -> tuple[Any, list[Row]]:
-  """Training with probes and all files, against the same without, and against bare steps."""
+def probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
+  """Training with probes and files, against training without probes and against bare steps."""
   core = ','.join(map(str, environment.cores()[:1]))
   found, rows = {}, []
   for width in WIDTHS[:2]:
@@ -277,10 +261,10 @@ def looking(rounds: int) -> tuple[Any, list[Row]]:
     ).stdout
     readings = json.loads(output.splitlines()[-1])
     found[width] = readings
-    probing = _ratio(readings, 'probed every 20', 'logged') - 1
-    outside = 1 - _ratio(readings, 'bare steps', 'logged')
+    probing = ratio(readings, 'probed every 20', 'logged') - 1
+    outside = 1 - ratio(readings, 'bare steps', 'logged')
     rows.append((f'probing every 20 steps, width {width}', f'{probing:.1%}', '<= 5 %'))
-    rows.append((f'time beside the steps, width {width}', f'{outside:.1%}', '<= 5 %'))
+    rows.append((f'time outside of steps, width {width}', f'{outside:.1%}', '<= 5 %'))
   return {'seconds': found}, rows
 
 
@@ -288,25 +272,26 @@ def looking(rounds: int) -> tuple[Any, list[Row]]:
 
 
 def population(rounds: int) -> tuple[Any, list[Row]]:
-  """A row of runs as one population against the same one after another."""
+  """Runs as one population, against the same runs one after another."""
   found = _on_accelerator('population', rounds)
   return found, [_population_row(found)]
 
 
 def _population_row(found: Any) -> Row:
-  ratio = _ratio(found['readings'], 'one by one', 'together')
-  return f'{accelerator.MEMBERS} runs at width 256: in turn over together', f'{ratio:.1f}', '>= 5'
+  speedup = ratio(found['readings'], 'one by one', 'together')
+  what = f'{accelerator.MEMBERS} runs at width 256: one by one over together'
+  return what, f'{speedup:.1f}', '>= 5'
 
 
 def utilisation(rounds: int) -> tuple[Any, list[Row]]:
-  """The share of the device's own bfloat16 matrix product rate that large runs reach."""
+  """FLOP/s of training large runs, as a fraction of the device's bfloat16 matrix product rate."""
   found = _on_accelerator('utilisation', rounds)
   return found, _utilisation_rows(found)
 
 
 def _utilisation_rows(found: Any) -> list[Row]:
   shares = {
-      name: _ratio(readings, 'training', 'matmul') for name, readings in found['readings'].items()
+      name: ratio(readings, 'training', 'matmul') for name, readings in found['readings'].items()
   }
   targets = {'151M': '>= 50 %', '1.2B': '>= 55 %'}
   return [
@@ -315,24 +300,24 @@ def _utilisation_rows(found: Any) -> list[Row]:
   ]
 
 
-def looking_on_accelerator(rounds: int) -> tuple[Any, list[Row]]:
-  """Probes, logs and files beside bare steps."""
-  found = _on_accelerator('looking', rounds)
-  return found, _looking_rows(found)
+def accelerator_probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
+  """Training with probes and files, against training without probes and against bare steps."""
+  found = _on_accelerator('probe_overhead', rounds)
+  return found, _probe_overhead_rows(found)
 
 
-def _looking_rows(found: Any) -> list[Row]:
+def _probe_overhead_rows(found: Any) -> list[Row]:
   readings = found['readings']
-  probing = _ratio(readings, 'probed every 100', 'logged') - 1
-  gap = 1 - _ratio(readings, 'bare steps', 'logged')
+  probing = ratio(readings, 'probed every 100', 'logged') - 1
+  gap = 1 - ratio(readings, 'bare steps', 'logged')
   return [
       ('probing every 100 steps, 2.4M', f'{probing:.1%}', '<= 2 %'),
-      ('time of the device between chunks, 2.4M', f'{gap:.1%}', '<= 1 %'),
+      ('time outside of steps, 2.4M', f'{gap:.1%}', '<= 1 %'),
   ]
 
 
 def _on_accelerator(what: str, rounds: int) -> dict[str, Any]:
-  """The device and the readings, by a process that has its memory to itself."""
+  """The device and its readings, measured by a process of its own, which frees its memory."""
   command = [sys.executable, '-m', 'launch.benchmarks.accelerator', what, str(rounds)]
   process = subprocess.run(
       command, env=environment.worker_environment(), check=True, stdout=subprocess.PIPE, text=True
@@ -346,12 +331,12 @@ SUITES = {
         'start': start,
         'throughput': throughput,
         'matmul': matmul,
-        'looking': looking,
+        'probe_overhead': probe_overhead,
     },
     'gpu': {
         'population': population,
         'utilisation': utilisation,
-        'looking': looking_on_accelerator,
+        'probe_overhead': accelerator_probe_overhead,
     },
 }
 

@@ -1,15 +1,16 @@
-"""Runs every experiment of the paper, and the ones beyond it, and writes one report over all.
+"""Runs the experiments of the paper, and those beyond it, and writes one report over all.
 
   python -m launch.reproduce --scale=cpu --workdir=DIR [--only=warmup,z_loss] [--seeds=N]
       [--config.x.y=VALUE]
 
-Each experiment is a stage, launch.sweep of its config file with DIR/NAME as its folder, in a
-process of its own that ends with this one: one that fails does not stop the others, and each can be
-run or continued alone. Runs that several have in common are trained in the first of them. Stopped
-and started again, the same command continues. The report is over every experiment in DIR, whichever
-call or launch.sweep ran it. --dry_run says what all would cost.
+Each experiment is launch.sweep of its config file with workdir DIR/NAME, in a process of its own
+that ends with this one. An experiment that fails does not stop the others, and each can be run or
+continued alone. Runs that several experiments share are trained only once. The same command
+continues after an interruption. The report covers all experiments in DIR, including those of other
+calls and of launch.sweep. --dry_run prints the cost of each.
 
-All at cpu scale take 1.2 to 2 hours on two cores (estimate); each config file has its own share.
+At scale cpu, all together take 1.2 to 2 hours on two cores (estimate); each config file states its
+share.
 """
 
 import ast
@@ -35,7 +36,7 @@ from stability.errors import BadInput
 from stability.storage import reuse, sweeps
 
 FOLDER = Path(configs.__file__).parent
-EXPERIMENTS = (  # the most telling first
+EXPERIMENTS = (  # the most informative first
     'qk_layernorm',
     'warmup',
     'width_and_depth',
@@ -58,66 +59,70 @@ EXPERIMENTS = (  # the most telling first
     'schedules',
     'parameterizations',
 )
-_ENDS = {1: 'some runs failed', 2: 'refused'}  # exit codes of launch.sweep
+_EXIT_CODES = {1: 'some runs failed', 2: 'refused'}  # of launch.sweep
 
 FLAGS = flags.FlagValues()
 app.define_overrides(FLAGS)
 _SCALE = flags.DEFINE_string('scale', 'cpu', 'cpu, night, gpu or paper', flag_values=FLAGS)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'folder of the report and of each experiment', flag_values=FLAGS
+    'workdir', None, 'folder for the report and the workdirs of the experiments', flag_values=FLAGS
 )
 _ONLY = flags.DEFINE_list('only', None, 'names of experiments; default: all', flag_values=FLAGS)
 _SEEDS = start.define_seeds(FLAGS)
 _WORKERS = start.define_workers(FLAGS)
 _DRY_RUN = flags.DEFINE_boolean(
-    'dry_run', False, 'print the experiments and what they cost; write nothing', flag_values=FLAGS
+    'dry_run', False, 'print the experiments and their cost; write nothing', flag_values=FLAGS
 )
 
 
 @dataclasses.dataclass
-class Stage:
-  """An experiment."""
+class Experiment:
+  """An experiment of this call."""
 
   name: str
-  question: str  # the first sentence of its config file
+  question: str  # the first line of its config file
   figures: list[str]  # of the paper: 1 ... 13, C.1, E.1 ...
   sweep: app.Sweep | None = None
-  problem: str | None = None  # why there is no sweep, or how it ended
+  problem: str | None = None  # why there is no sweep, or what went wrong in it
 
   @property
   def config(self) -> str:
+    """The value of --config."""
     return f'{os.path.relpath(FOLDER / self.name)}.py:{_SCALE.value}'
 
 
 def main() -> int:
-  """Runs the stages, or plans them."""
-  stages = [_planned(name) for name in _names()]
-  if all(stage.sweep is None for stage in stages):
-    raise BadInput(stages[0].problem)
+  """Runs or plans the experiments."""
+  experiments = [_load(name) for name in _names()]
+  if all(experiment.sweep is None for experiment in experiments):
+    raise BadInput(experiments[0].problem)
   if _DRY_RUN.value:
-    return print_plan(stages)
+    return print_plan(experiments)
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
   workdir = Path(_WORKDIR.value)
   if workdir.exists() and not workdir.is_dir():
     raise BadInput(f'--workdir={workdir}: is not a folder')
   try:
-    for number, stage in enumerate(stages, start=1):
-      print(f'[{number}/{len(stages)}] {stage.name}: {stage.question}', flush=True)
-      if stage.sweep is not None:
-        stage.problem = _run(stage, workdir)
-      report = _write_report(workdir, stages)
+    for number, experiment in enumerate(experiments, start=1):
+      progress = f'[{number}/{len(experiments)}]'
+      print(f'{progress} {experiment.name}: {experiment.question}', flush=True)
+      if experiment.sweep is not None:
+        experiment.problem = _run(experiment, workdir)
+      report = _write_report(workdir, experiments)
   except KeyboardInterrupt:
-    print('stopped; the same command goes on', file=sys.stderr)
+    print('interrupted; the same command resumes the runs', file=sys.stderr)
     return 130
-  failed = [stage for stage in stages if stage.problem]
-  for stage in failed:
-    print(f'{stage.name}: {stage.problem}', file=sys.stderr)
-  print(f'{len(stages) - len(failed)} of {len(stages)} experiments done; report: {report}')
+  failed = [experiment for experiment in experiments if experiment.problem]
+  for experiment in failed:
+    print(f'{experiment.name}: {experiment.problem}', file=sys.stderr)
+  done = len(experiments) - len(failed)
+  print(f'{done} of {len(experiments)} experiments done; report: {report}')
   return 1 if failed else 0
 
 
 def _names() -> list[str]:
+  """The names of the selected experiments, in the order of EXPERIMENTS."""
   for name in _ONLY.value or []:
     if name not in EXPERIMENTS:
       nearest = difflib.get_close_matches(name, EXPERIMENTS, n=1, cutoff=0.0)[0]
@@ -125,78 +130,81 @@ def _names() -> list[str]:
   return [name for name in EXPERIMENTS if name in (_ONLY.value or EXPERIMENTS)]
 
 
-def _described(name: str) -> Stage:
+def _describe(name: str) -> Experiment:
+  """An experiment as its config file's docstring describes it, without its sweep."""
   text = ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text())) or ''
   figures = re.findall(r'\bFigure ((?:[A-Z]\.)?\d+)', text)
-  return Stage(name, question=text.split('\n')[0], figures=list(dict.fromkeys(figures)))
+  return Experiment(name, question=text.split('\n')[0], figures=list(dict.fromkeys(figures)))
 
 
-def _planned(name: str) -> Stage:
-  stage = _described(name)
+def _load(name: str) -> Experiment:
+  experiment = _describe(name)
   try:
-    stage.sweep = app.load(stage.config, app.overrides(FLAGS), seeds=_SEEDS.value)
+    experiment.sweep = app.load(experiment.config, app.overrides(FLAGS), seeds=_SEEDS.value)
   except BadInput as error:
-    stage.problem = str(error)
-  return stage
+    experiment.problem = str(error)
+  return experiment
 
 
-def _run(stage: Stage, workdir: Path) -> str | None:
-  """Trains a stage to its own report; what went wrong, if anything did."""
-  others = [workdir / name for name in EXPERIMENTS if name != stage.name]
+def _run(experiment: Experiment, workdir: Path) -> str | None:
+  """Runs an experiment; returns what went wrong, if anything did."""
+  others = [workdir / name for name in EXPERIMENTS if name != experiment.name]
   command = [
-      *(sys.executable, '-m', 'launch.common.stage', f'--config={stage.config}'),
-      f'--workdir={workdir / stage.name}',
-      *(f'--reuse={other}' for other in others if _is_sweep(other)),
+      *(sys.executable, '-m', 'launch.sweep', '--attached', f'--config={experiment.config}'),
+      f'--workdir={workdir / experiment.name}',
+      *(f'--reuse={other}' for other in others if _is_readable_sweep(other)),
       *(f'--{name}={FLAGS[name].value}' for name in ('seeds', 'workers') if FLAGS[name].present),
       *(f'--config.{field}={value}' for field, value in app.overrides(FLAGS).items()),
   ]
-  # In a session of its own, so that a signal comes to it once: from here. When this process is
-  # killed, its input closes.
+  # The session of its own makes sure that a signal reaches the child only once, from here. If this
+  # process is killed, the child's standard input closes and --attached ends it.
   process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
   try:
     code = process.wait()
   except (KeyboardInterrupt, preemption.Preempted) as error:
-    told = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-    process.send_signal(told)
+    is_interrupt = isinstance(error, KeyboardInterrupt)
+    process.send_signal(signal.SIGINT if is_interrupt else signal.SIGTERM)
     process.wait()
     raise
   if code == 130:
     raise KeyboardInterrupt
   if code == preemption.EXIT_CODE:
     raise preemption.Preempted
-  return _ENDS.get(code, f'ended with exit code {code}') if code else None
+  return _EXIT_CODES.get(code, f'ended with exit code {code}') if code else None
 
 
-def _is_sweep(folder: Path) -> bool:
-  """Whether there is one, and undamaged: no stage suffers from what befell another."""
+def _is_readable_sweep(folder: Path) -> bool:
+  """Whether a folder holds a sweep; prints a message if it is damaged."""
   if not (folder / 'sweep.json').is_file():
     return False
   try:
     sweeps.read_sweep(folder)
   except BadInput as error:
-    print(f'nothing is taken over from {folder.name}: {error}', file=sys.stderr)
+    print(f'no runs are reused from {folder.name}: {error}', file=sys.stderr)
     return False
   return True
 
 
-def _write_report(workdir: Path, stages: list[Stage]) -> Path:
-  """Over the stages of this call, and those that are there from others."""
-  from stability.report import overview  # pandas and Matplotlib: a second to import
+def _write_report(workdir: Path, experiments: list[Experiment]) -> Path:
+  """Writes the report over the experiments of this call and of earlier ones."""
+  from stability.report import overview  # takes a second to import pandas and Matplotlib
 
-  of_call = {stage.name: stage for stage in stages}
-  experiments = [
-      overview.Experiment(stage.name, stage.question, stage.figures, stage.problem)
+  current = {experiment.name: experiment for experiment in experiments}
+  reported = [
+      current.get(name) or _describe(name)
       for name in EXPERIMENTS
-      if name in of_call or (workdir / name / 'sweep.json').exists()
-      for stage in [of_call.get(name) or _described(name)]
+      if name in current or (workdir / name / 'sweep.json').exists()
   ]
-  return overview.write_overview(workdir, experiments)
+  return overview.write_overview(
+      workdir,
+      [overview.Experiment(e.name, e.question, e.figures, e.problem) for e in reported],
+  )
 
 
-def print_plan(stages: list[Stage]) -> int:
-  """The table of stages, and what they take together; 1 if some are refused.
+def print_plan(experiments: list[Experiment]) -> int:
+  """Prints the cost of each experiment and of all together; 1 if any is refused.
 
-  What is new in a stage is in none before it; tokens, FLOPs and executables are of that.
+  `new` counts the runs that no experiment above has; tokens, FLOPs and executables are theirs.
   """
   table = Table(title=f'all experiments at scale {_SCALE.value}')
   table.add_column('experiment', no_wrap=True)
@@ -204,19 +212,19 @@ def print_plan(stages: list[Stage]) -> int:
   for column in ('runs', 'new', 'tokens', 'FLOPs', 'executables'):
     table.add_column(column, justify='right')
   plans, seen = [], set()
-  for stage in stages:
-    if stage.sweep is None:
-      table.add_row(stage.name, 'refused, see below')
+  for experiment in experiments:
+    if experiment.sweep is None:
+      table.add_row(experiment.name, 'refused, see below')
       continue
-    configs = stage.sweep.runs.configs
-    source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
-    new = {name: c for name, c in configs.items() if reuse.key(c) not in seen}
+    configs = experiment.sweep.runs.configs
+    data = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # the same for all runs
+    new = {name: config for name, config in configs.items() if reuse.key(config) not in seen}
     seen |= {reuse.key(config) for config in new.values()}
-    plan = cost_lib.plan(new, tokens.vocabulary_size(source))
+    plan = cost_lib.plan(new, tokens.vocabulary_size(data))
     plans.append(plan)
     table.add_row(
-        stage.name,
-        ', '.join(stage.figures),
+        experiment.name,
+        ', '.join(experiment.figures),
         f'{len(configs):,}',
         f'{plan.runs:,}',
         f'{plan.tokens:.2e}',
@@ -231,9 +239,9 @@ def print_plan(stages: list[Stage]) -> int:
       f' {sum(plan.flops for plan in plans):.2e} FLOPs',
       highlight=False,
   )
-  refused = [stage for stage in stages if stage.sweep is None]
-  for stage in refused:
-    print(f'{stage.name}: {stage.problem}', file=sys.stderr)
+  refused = [experiment for experiment in experiments if experiment.sweep is None]
+  for experiment in refused:
+    print(f'{experiment.name}: {experiment.problem}', file=sys.stderr)
   return 1 if refused else 0
 
 

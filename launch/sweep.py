@@ -3,27 +3,29 @@
   python -m launch.sweep --config=configs/quickstart.py[:SCALE] --workdir=DIR [--seeds=N]
       [--config.x.y=VALUE]
 
-Stopped and started again with the same command, it continues where it was; with a higher --seeds,
-it trains what is new. Started a second time meanwhile, here or on another machine that sees DIR, it
-shares the work. SIGTERM and SIGUSR1 end it with everything saved and exit code 75. Runs that the
-sweep of --reuse=OTHER_DIR has trained already are taken over: with the same config, text, versions.
+The same command continues an interrupted sweep; with a higher --seeds, it trains the new runs. If
+it is started a second time meanwhile, here or on another machine that sees DIR, both share the
+work. SIGTERM and SIGUSR1 make it save all runs and end with exit code 75. With --reuse=OTHER_DIR,
+results of another sweep are reused for runs with the same config, text and versions.
 
---dry_run says what the sweep would cost and, of devices, where its runs would go and how long they
-would take:
+--dry_run prints the cost of the sweep and, for given devices, where its runs would be placed and
+how long they would take:
 
   python -m launch.sweep --config=... --dry_run
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
-      [--analyze]  compiles for the devices here: XLA's account of memory beside ours
+      [--analyze]  compile for the devices here and compare XLA's memory analysis with the estimate
 
---backend says who trains the runs; DIR is the same with all of them, and one goes on where another
-has stopped. --dry_run shows what would be submitted:
+--backend selects where runs are trained. DIR is the same for all backends, and a sweep begun with
+one can be continued with another. --dry_run shows what would be submitted:
 
   --backend=local     worker processes on this machine [--workers=N]
   --backend=slurm     an array of SLURM jobs [--slurm_partition=P --slurm_account=A
                       --slurm_options=--OPTION=VALUE ...]
   --backend=ray       tasks of a Ray cluster [--ray_address=HOST:PORT]
-  --backend=manifest  nobody: DIR/manifest.jsonl tells another scheduler what to start
+  --backend=manifest  DIR/manifest.jsonl, jobs for any other scheduler to start
       [--jobs=N --job_cpus=N --job_gpus=N --job_memory_gb=X --job_minutes=N]  all but local
+
+Exit codes: 0 done, 1 some runs failed, 2 bad input, 75 preempted, to be started again.
 """
 
 from pathlib import Path
@@ -41,15 +43,18 @@ _SEEDS = start.define_seeds(FLAGS)
 _REUSE = flags.DEFINE_multi_string(
     'reuse',
     [],
-    'folder of a sweep whose runs are taken over where they are the same; may be repeated',
+    'workdir of a sweep whose results are reused for runs that are the same; may be repeated',
     flag_values=FLAGS,
 )
+_ATTACHED = start.define_attached(FLAGS)
 dry_run.define(FLAGS)
 registry.define_flags(FLAGS)
 
 
 def main() -> int | None:
-  """Trains the sweep, or plans it."""
+  """Trains or plans the sweep."""
+  if _ATTACHED.value:
+    preemption.end_with_stdin()
   machine = dry_run.check(FLAGS)
   backend = registry.find(FLAGS)
   sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
@@ -60,13 +65,14 @@ def main() -> int | None:
     return 0
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
-  others = [Path(other) for other in _REUSE.value]
-  for other in others:
+  reused = [Path(other) for other in _REUSE.value]
+  for other in reused:
     if not (other / 'sweep.json').is_file():
       raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
-  backend.check()
-  workdir = Path(_WORKDIR.value)
-  return start.start(sweep, workdir, backend.train, waits=backend.waits, others=others)
+  backend.check_installed()
+  return start.start(
+      sweep, Path(_WORKDIR.value), backend.train, is_blocking=backend.is_blocking, reused=reused
+  )
 
 
 if __name__ == '__main__':

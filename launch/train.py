@@ -1,12 +1,12 @@
-"""Trains one run: get_config of a config file, whether or not the file also describes a sweep.
+"""Trains one run: that of get_config, even if the config file also describes a sweep.
 
   python -m launch.train --config=configs/base.py[:SCALE] --workdir=DIR [--config.x.y=VALUE]
 
-DIR has a sweep's layout, with one run in it. Started again, it continues from its checkpoint.
+DIR has the layout of a sweep with one run. The same command continues an interrupted run.
 
-A run on the devices of several hosts (parallel.layout=data_parallel or sharded) is this command on
-each of them, with DIR where all see it: under srun or on a TPU pod with --multihost=auto, elsewhere
-with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
+To train a run on the devices of several hosts (parallel.layout=data_parallel or sharded), run the
+command on each of them with a DIR that all see: under srun or on a TPU pod with --multihost=auto,
+elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
 import functools
@@ -15,7 +15,8 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, multihost, preemption, start
+from launch.common import app, preemption, start
+from launch.workers import multihost
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
@@ -27,16 +28,16 @@ multihost.define_flags(FLAGS)
 def main() -> int:
   """Trains the run."""
   sweep = app.load_sweep(FLAGS, single=True)
-  shared = multihost.find(FLAGS)
-  (config,) = sweep.runs.configs.values()
+  group = multihost.find(FLAGS)
+  ((name, config),) = sweep.runs.configs.items()
   on_alarm = config['control']['on_alarm']
-  if shared and on_alarm != 'none':  # only one process sees what is asked for
+  if group and on_alarm != 'none':  # only process 0 sees requests for actions
     raise BadInput(
-        f'config.control.on_alarm={on_alarm}: must be none where several processes share a run'
+        f'config.control.on_alarm={on_alarm}: must be none if several processes share a run'
     )
-  if shared and shared.process_id:
-    return multihost.follow(Path(_WORKDIR.value), next(iter(sweep.runs.configs)), shared)
-  worker_flags = shared.worker_flags() if shared else ()
+  if group and group.process_id:
+    return multihost.contribute_devices(Path(_WORKDIR.value), name, group)
+  worker_flags = group.worker_flags() if group else ()
   train = functools.partial(local.train, workers=1, worker_flags=worker_flags)
   return start.start(sweep, Path(_WORKDIR.value), train)
 

@@ -1,4 +1,4 @@
-"""The sweep vocabulary of config files, and the runs it expands to.
+"""The vocabulary of sweeps in config files, and the expansion of a sweep into runs.
 
 A sweep is a list of points; a point is a dict of dotted field -> value:
 
@@ -26,17 +26,17 @@ from stability.errors import BadInput
 
 Point = dict[str, Any]
 
-
-MAX_POINTS = 100_000  # of a sweep; more are a slip, or have no end
+MAX_POINTS = 100_000  # of a sweep; more are a mistake, or an endless iterator
+MAX_NAME = 120  # characters of the name of a run
 
 
 def sweep(field: str, values: Iterable[Any]) -> list[Point]:
-  """One point for each value of one field."""
-  return [{field: value} for value in at_most(values, f'hyper.sweep of {field!r}')]
+  """One point per value of a field."""
+  return [{field: value} for value in to_list(values, f'hyper.sweep of {field!r}')]
 
 
-def at_most(values: Iterable[Any], name: str) -> list[Any]:
-  """The values as a list; BadInput if there are more than MAX_POINTS."""
+def to_list(values: Iterable[Any], name: str) -> list[Any]:
+  """The values as a list; raises BadInput, naming `name`, if there are more than MAX_POINTS."""
   found = list(itertools.islice(values, MAX_POINTS + 1))
   if len(found) > MAX_POINTS:
     raise BadInput(f'{name}: more than {MAX_POINTS:,} points')
@@ -44,19 +44,19 @@ def at_most(values: Iterable[Any], name: str) -> list[Any]:
 
 
 def fixed(field: str, value: Any) -> list[Point]:
-  """One point: the field has this value."""
+  """One point, in which the field has this value."""
   return [{field: value}]
 
 
 def product(sweeps: Sequence[list[Point]]) -> list[Point]:
-  """Every combination; the first sweep varies slowest."""
+  """Every combination of points, one from each sweep; the first sweep varies slowest."""
   if math.prod(map(len, sweeps)) > MAX_POINTS:
     raise BadInput(f'hyper.product: more than {MAX_POINTS:,} points')
   return [functools.reduce(_join, points, {}) for points in itertools.product(*sweeps)]
 
 
 def zipit(sweeps: Sequence[list[Point]]) -> list[Point]:
-  """The sweeps side by side: the n-th points of all joined. They must be of one length."""
+  """The n-th points of all sweeps joined, for each n. The sweeps must have the same length."""
   lengths = {len(points) for points in sweeps}
   if len(lengths) > 1:
     raise BadInput(f'hyper.zipit: sweeps of different lengths: {sorted(lengths)}')
@@ -64,7 +64,7 @@ def zipit(sweeps: Sequence[list[Point]]) -> list[Point]:
 
 
 def chain(sweeps: Sequence[list[Point]]) -> list[Point]:
-  """The sweeps one after another."""
+  """The points of all sweeps, one sweep after another."""
   return list(itertools.chain.from_iterable(sweeps))
 
 
@@ -76,9 +76,9 @@ def _join(left: Point, right: Point) -> Point:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-  """The runs a config file describes."""
+  """The runs that a config file describes."""
 
-  fields: tuple[str, ...]  # the swept fields, in the order the config file names them
+  fields: tuple[str, ...]  # swept, in the order of their first appearance
   configs: dict[str, Config]  # run name -> resolved config
 
 
@@ -88,13 +88,13 @@ def expand(
     overrides: Iterable[str] = (),
     seeds: int | None = None,
 ) -> Runs:
-  """The named runs of a sweep: `base` with each point's values, all checked.
+  """Resolves and names the runs of a sweep: `base` with the values of each point.
 
   Args:
-    base: nested dicts, get_config's ConfigDict.to_dict().
-    points: what get_sweep returns; [{}] gives the one run of `base`.
-    overrides: dotted fields given on the command line; they may not be swept.
-    seeds: repeat every point with the seeds 0 to seeds - 1; the points may not sweep the seed.
+    base: nested dicts, the result of get_config as ConfigDict.to_dict().
+    points: the result of get_sweep; [{}] stands for the single run of `base`.
+    overrides: dotted fields given on the command line, which must not be swept.
+    seeds: repeats every point with seeds 0 to seeds - 1; the points must not sweep the seed.
   """
   points = list(points)
   if not points:
@@ -105,16 +105,16 @@ def expand(
       raise BadInput(f'get_sweep: yields {shown}, must be a dict of dotted field -> value')
   if seeds is not None:
     if any('seed' in point for point in points):
-      raise BadInput(f'--seeds={seeds}: cannot be given, the sweep varies the seed itself')
+      raise BadInput(f'--seeds={seeds}: must not be given, since the sweep varies the seed')
     if len(points) * seeds > MAX_POINTS:
       raise BadInput(f'--seeds={seeds}: more than {MAX_POINTS:,} runs')
     points = product([points, sweep('seed', range(seeds))])
   fields = tuple(dict.fromkeys(field for point in points for field in point))
   for field in fields:
     if field in overrides:
-      raise BadInput(f'config.{field}: cannot be overridden, the sweep varies it')
+      raise BadInput(f'config.{field}: must not be overridden, since the sweep varies it')
     if field in config_lib.FIELDS and config_lib.FIELDS[field].shared:
-      raise BadInput(f'config.{field}: cannot be swept, the runs of a sweep share their data')
+      raise BadInput(f'config.{field}: must not be swept, since all runs share their data')
   flat_base = config_lib.flatten(base)
   run_labels = labels([*(field for field in fields if field != 'seed'), 'seed'])
   configs: dict[str, Config] = {}
@@ -128,24 +128,36 @@ def expand(
 
 
 def labels(fields: Sequence[str]) -> dict[str, str]:
-  """The shortest suffix of each field that no other of them shares."""
+  """The shortest dotted suffix of each field that is not a suffix of another field."""
   found = {}
   for field in fields:
     parts = field.split('.')
     suffixes = ['.'.join(parts[-n:]) for n in range(1, len(parts) + 1)]
-    taken = [other for other in fields if other != field]
+    others = [other for other in fields if other != field]
     found[field] = next(
-        (s for s in suffixes if not any(f'.{other}'.endswith(f'.{s}') for other in taken)), field
+        (s for s in suffixes if not any(f'.{other}'.endswith(f'.{s}') for other in others)), field
     )
   return found
 
 
 def _name(values: Mapping[str, Any], flat: Mapping[str, Any]) -> str:
-  """`width=64,qk_norm=none,learning_rate=0.01,seed=0`, safe as the name of a folder."""
+  """A run's name, valid for a folder: `width=64,qk_norm=none,learning_rate=0.01,seed=0`.
+
+  Args:
+    values: swept values by label.
+    flat: the resolved config, whose hash distinguishes names that are too long.
+  """
   pairs = (f'{label}={value}' for label, value in values.items())
   name = quote(','.join(pairs), safe='+=,')
-  name = re.sub('~', '%7E', name)  # quote leaves it, the contract does not
-  if len(name) > 120:
-    digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
-    name = f'{name[:111]}-{digest[:8]}'
+  name = re.sub('~', '%7E', name)  # which quote does not encode
+  if len(name) > MAX_NAME:
+    hashed = {field: value for field, value in flat.items() if not _is_implied(field, value)}
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    name = f'{name[:MAX_NAME - 9]}-{digest[:8]}'
   return name
+
+
+def _is_implied(field: str, value: Any) -> bool:
+  """Whether the hash omits a field, so that adding an option leaves the names of runs unchanged."""
+  record = config_lib.FIELDS[field]
+  return record.is_later and value == record.absent

@@ -1,4 +1,4 @@
-"""stability.hyper: the vocabulary, and the runs and names a sweep expands to."""
+"""The sweep vocabulary, and the expansion of a sweep into named runs."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import time
 import pytest
 
 from configs import base
+from launch.common import app
 from stability import config as config_lib
 from stability import hyper
 from stability.config import fields
@@ -30,7 +31,7 @@ def test_sweep_and_fixed():
   assert hyper.fixed('seed', 3) == [{'seed': 3}]
 
 
-def test_product_varies_the_first_slowest():
+def test_product():
   assert hyper.product([WIDTHS, SEEDS, hyper.fixed('model.depth', 3)]) == [
       {'model.width': 32, 'seed': 1, 'model.depth': 3},
       {'model.width': 32, 'seed': 2, 'model.depth': 3},
@@ -39,18 +40,18 @@ def test_product_varies_the_first_slowest():
   ]
 
 
-def test_zipit_goes_side_by_side():
+def test_zipit():
   assert hyper.zipit([WIDTHS, SEEDS]) == [
       {'model.width': 32, 'seed': 1},
       {'model.width': 64, 'seed': 2},
   ]
 
 
-def test_chain_goes_one_after_another():
+def test_chain():
   assert hyper.chain([WIDTHS, SEEDS]) == WIDTHS + SEEDS
 
 
-def test_the_vocabulary_nests():
+def test_nesting():
   points = hyper.product([hyper.zipit([WIDTHS, SEEDS]), hyper.chain([hyper.fixed('a', 1)])])
   assert points == [
       {'model.width': 32, 'seed': 1, 'a': 1},
@@ -58,18 +59,18 @@ def test_the_vocabulary_nests():
   ]
 
 
-def test_zipit_refuses_different_lengths():
+def test_zipit_lengths():
   with pytest.raises(BadInput, match=re.escape('different lengths: [2, 3]')):
     hyper.zipit([WIDTHS, hyper.sweep('seed', [1, 2, 3])])
 
 
 @pytest.mark.parametrize('join', [hyper.product, hyper.zipit])
-def test_a_field_swept_twice_is_refused(join):
+def test_field_swept_twice(join):
   with pytest.raises(BadInput, match=r'config\.seed: swept twice'):
     join([SEEDS, SEEDS])
 
 
-def test_names_follow_the_contract():
+def test_names():
   points = hyper.product([
       hyper.fixed('model.width', 64),
       hyper.fixed('model.qk_norm', 'none'),
@@ -84,14 +85,14 @@ def test_names_follow_the_contract():
   assert config['optimizer'] == base.get_config().optimizer.to_dict()
 
 
-def test_without_a_sweep_the_name_is_the_seed():
+def test_name_without_a_sweep():
   runs = expand([{}])
   assert list(runs.configs) == ['seed=0']
   assert runs.fields == ()
   assert runs.configs['seed=0'] == base.get_config().to_dict()
 
 
-def test_seed_comes_last_wherever_it_is_swept():
+def test_seed_comes_last():
   runs = expand(hyper.product([SEEDS, WIDTHS]))
   assert list(runs.configs) == [
       'width=32,seed=1',
@@ -102,11 +103,11 @@ def test_seed_comes_last_wherever_it_is_swept():
   assert runs.fields == ('seed', 'model.width')
 
 
-def test_fields_keep_the_order_in_which_they_first_appear():
+def test_order_of_fields():
   runs = expand(hyper.chain([WIDTHS, hyper.product([hyper.fixed('model.depth', 1), SEEDS])]))
   assert runs.fields == ('model.width', 'model.depth', 'seed')
   assert list(runs.configs) == [
-      'width=32,depth=3,seed=0',  # what a point does not say has base's value
+      'width=32,depth=3,seed=0',  # fields that a point lacks have base's value
       'width=64,depth=3,seed=0',
       'width=64,depth=1,seed=1',
       'width=64,depth=1,seed=2',
@@ -118,11 +119,11 @@ def test_fields_keep_the_order_in_which_they_first_appear():
     [
         (['log.every_steps'], 'every_steps=1,seed=0'),
         (['log.every_steps', 'probe.every_steps'], 'log.every_steps=1,probe.every_steps=1,seed=0'),
-        (['data.seed'], 'data.seed=1,seed=0'),  # for seed is always in the name
+        (['data.seed'], 'data.seed=1,seed=0'),  # since seed is always in the name
         (['schedule.steps', 'log.every_steps'], 'steps=1,every_steps=1,seed=0'),
     ],
 )
-def test_a_field_is_called_by_its_shortest_unambiguous_suffix(fields, name):
+def test_shortest_unambiguous_suffix(fields, name):
   points = hyper.product([hyper.fixed(field, 1) for field in fields])
   points = hyper.product([points, hyper.fixed('schedule.warmup_steps', 0)])
   assert names(points) == [name.replace(',seed=0', ',warmup_steps=0,seed=0')]
@@ -141,12 +142,12 @@ def test_a_field_is_called_by_its_shortest_unambiguous_suffix(fields, name):
         (0.1 + 0.2, '0.30000000000000004'),
     ],
 )
-def test_floats_are_written_so_that_they_read_back_exactly(value, text):
+def test_floats_round_trip(value, text):
   assert names(hyper.fixed('optimizer.learning_rate', value)) == [f'learning_rate={text},seed=0']
   assert float(text) == value
 
 
-def test_none_is_written_as_none():
+def test_none():
   assert names(hyper.fixed('parallel.members', None)) == ['members=None,seed=0']
 
 
@@ -158,14 +159,14 @@ def any_text():
   fields.unregister_all()
 
 
-def test_characters_outside_the_contract_are_percent_encoded(any_text):
+def test_percent_encoding(any_text):
   text = 'aZ9._+=,- /\\%~é\n'
   assert names(hyper.fixed(any_text, text)) == [
       'text=aZ9._+=,-%20%2F%5C%25%7E%C3%A9%0A,seed=0'
   ]
 
 
-def test_names_over_120_characters_are_cut_and_given_the_configs_hash(any_text):
+def test_long_names_have_a_hash(any_text):
   fits = 'x' * (120 - len('text=,seed=0'))
   runs = expand(hyper.sweep(any_text, [fits, fits + 'y', fits + 'z']))
   whole, *cut = runs.configs
@@ -178,13 +179,30 @@ def test_names_over_120_characters_are_cut_and_given_the_configs_hash(any_text):
     assert name == f'text={fits}'[:111] + '-' + digest[:8]
 
 
+def test_hashes_are_frozen():
+  """Names in existing workdirs must not change when options are added: those state `absent`."""
+  first, *_ = app.load('configs/interventions.py:cpu', {}).runs.configs
+  assert first.endswith('qk_norm=layernorm,attention_s-96695ebb')
+
+
+def test_later_option_in_hash(any_text):
+  """An option that states `absent` changes the hash only where it has another value."""
+  points = hyper.fixed(any_text, 'x' * 120)
+  (before,) = names(points)
+  fields.register(fields.number('test.later', 0.0, 'A number.', absent=0.0))
+  assert names(points) == [before]
+  config = base.get_config().to_dict()
+  config['test']['later'] = 1.0
+  assert list(hyper.expand(config, points).configs) != [before]
+
+
 def test_configs_are_resolved():
   (config,) = expand(hyper.fixed('optimizer.learning_rate', 1)).configs.values()
   assert type(config['optimizer']['learning_rate']) is float
   assert list(config_lib.flatten(config)) == list(config_lib.FIELDS)
 
 
-def test_runs_do_not_share_what_can_be_changed():
+def test_configs_share_no_state():
   first, second = expand(SEEDS).configs.values()
   first['model']['width'] = 1
   assert second['model']['width'] == 64
@@ -202,22 +220,22 @@ def test_runs_do_not_share_what_can_be_changed():
         (hyper.fixed('model.widht', 1), 'config.model.widht: no such field.*config.model.width$'),
         (hyper.fixed('model.width', 65), 'config.model.width=65: must be a multiple'),
         (hyper.fixed('seed', 'one'), "config.seed='one': must be an integer"),
-        (hyper.fixed('data.path', 'x'), 'config.data.path: cannot be swept'),
-        (hyper.fixed('data.source', 'text'), 'config.data.source: cannot be swept'),
+        (hyper.fixed('data.path', 'x'), 'config.data.path: must not be swept'),
+        (hyper.fixed('data.source', 'text'), 'config.data.source: must not be swept'),
     ],
 )
-def test_sweeps_that_are_refused(points, said):
+def test_bad_sweeps(points, said):
   with pytest.raises(BadInput, match=said):
     expand(points)
 
 
-def test_an_override_of_a_swept_field_is_refused():
-  with pytest.raises(BadInput, match=r'config\.model\.width: cannot be overridden'):
+def test_override_of_a_swept_field():
+  with pytest.raises(BadInput, match=r'config\.model\.width: must not be overridden'):
     expand(WIDTHS, overrides=['model.width'])
   assert len(expand(WIDTHS, overrides=['model.depth']).configs) == 2
 
 
-def test_thousands_of_runs_expand_in_seconds():
+def test_expansion_is_fast():
   points = hyper.product([
       hyper.sweep('seed', range(1000)),
       hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1, 1.0, 10.0]),
@@ -227,17 +245,17 @@ def test_thousands_of_runs_expand_in_seconds():
   assert time.process_time() - start < 5
 
 
-def test_seeds_repeat_every_run():
+def test_seeds():
   config = base.get_config().to_dict()
   runs = hyper.expand(config, WIDTHS, seeds=3)
   assert runs.fields == ('model.width', 'seed')
   assert [(c['model']['width'], c['seed']) for c in runs.configs.values()] == [
       (width, seed) for width in (32, 64) for seed in range(3)
   ]
-  assert hyper.expand(config, WIDTHS, seeds=1).configs == expand(WIDTHS).configs  # more may follow
+  assert hyper.expand(config, WIDTHS, seeds=1).configs == expand(WIDTHS).configs
 
 
 @pytest.mark.parametrize('points, overrides', [(SEEDS, ()), (WIDTHS, ('seed',))])
-def test_seeds_that_are_given_otherwise_are_refused(points, overrides):
+def test_seeds_given_twice(points, overrides):
   with pytest.raises(BadInput, match='seed'):
     hyper.expand(base.get_config().to_dict(), points, overrides, seeds=3)

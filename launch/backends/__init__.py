@@ -1,1 +1,1 @@
-"""Where workers run: one module a backend."""
+"""The backends, which place workers: on this machine or as jobs of a cluster."""

@@ -1,7 +1,7 @@
 """The local backend: worker processes on this machine.
 
-On a CPU there is one single-threaded worker a core, which beats threads (BUILD_NOTES.md); an
-accelerator machine gets one worker, whose populations spread over its devices.
+On a CPU there is one single-threaded worker per core, which is faster than threads
+(BUILD_NOTES.md). An accelerator machine has one worker, whose populations use all its devices.
 """
 
 import threading
@@ -19,12 +19,12 @@ from stability.storage import leases as leases_lib
 from stability.storage import run_files, sweeps
 
 POLL_SECONDS = 0.5
-LISTEN_SECONDS = 5  # for a dead worker's last words; a process of its own may keep the pipe open
-LOOK_SECONDS = 2  # between looks at what other launchers have in hand
+OUTPUT_SECONDS = 5  # to wait for a dead worker's output; a child of its own may keep the pipe open
+CHECK_SECONDS = 2  # between checks of the runs of other launchers
 
 
 class Worker:
-  """A worker process, served by threads."""
+  """A worker process with the threads that answer its requests and read its output."""
 
   def __init__(
       self,
@@ -34,28 +34,37 @@ class Worker:
       progress: Progress,
       starts: int = 1,
   ):
-    """starts: of workers in this one's place, one after another, that died before they asked."""
+    """Starts the threads.
+
+    Args:
+      process: to serve.
+      cores: of the process.
+      assignments: the runs to assign.
+      progress: shows the output.
+      starts: number of processes started in a row that ended before their first request, this one
+        included.
+    """
     self.process = process
     self.cores = cores
     self.starts = starts
-    self.error: Exception | None = None  # in a thread that serves it, or told by the process
+    self.error: Exception | None = None  # raised by a thread or reported by the process
     self._assignments = assignments
     self._progress = progress
     self._has_asked = False
-    self._listener = threading.Thread(target=self._listen, daemon=True)
+    self._output = threading.Thread(target=self._show_output, daemon=True)
     self._server = threading.Thread(target=self._serve, daemon=True)
-    for thread in (self._listener, self._server):
+    for thread in (self._output, self._server):
       thread.start()
 
   def is_alive(self) -> bool:
-    return self._server.is_alive() or self._listener.is_alive()
+    return self._server.is_alive() or self._output.is_alive()
 
   def could_not_start(self) -> bool:
-    """Whether it died before it asked for a run."""
+    """Whether the process ended before its first request."""
     return not self.is_alive() and not self._has_asked
 
   def stop(self) -> None:
-    """Ends the process; its runs can be continued from their checkpoints."""
+    """Kills the process; its runs can be continued from their checkpoints."""
     self.process.kill('was ended')
     self.process.wait()
 
@@ -67,15 +76,15 @@ class Worker:
           raise CannotWrite(*request['cannot_write'])
         if 'bad_input' in request:
           raise BadInput(request['bad_input'])
-        self.process.tell(self._assignments.give(self.process, request['like']))
-      self._listener.join(LISTEN_SECONDS)
-      self._assignments.take_back(self.process)
+        self.process.send(self._assignments.assign(self.process, request['like']))
+      self._output.join(OUTPUT_SECONDS)
+      self._assignments.reclaim(self.process)
     except Exception as error:
       self.error = error
 
-  def _listen(self) -> None:
+  def _show_output(self) -> None:
     for line in self.process.output():
-      self._progress.say(line)
+      self._progress.log(line)
 
 
 def train(
@@ -84,52 +93,56 @@ def train(
     workers: int | None,
     worker_flags: Sequence[str] = (),
 ) -> None:
-  """Trains the given runs of a sweep to their results, showing progress.
+  """Trains runs of a sweep until all have results, and shows the progress.
 
-  Other launchers may be at work on them: this one trains what they do not, waits for what they do,
-  and takes over what they leave. Raises preemption.Preempted, everything saved, if told to end.
+  Other launchers may train runs of the same sweep. This one trains the remaining runs, waits for
+  those of the others, and takes over runs that they abandon.
 
   Args:
     workdir: of the sweep, with its files in place.
-    configs: the runs that are not over.
-    workers: how many; None: one a core on a CPU, one on an accelerator.
-    worker_flags: of launch.workers.worker, beside those of every worker.
+    configs: the unfinished runs.
+    workers: number of workers; None: one per core on a CPU, one on an accelerator.
+    worker_flags: further flags of launch.workers.worker.
+
+  Raises:
+    preemption.Preempted: a signal told the process to end; all runs are saved.
   """
   cores = environment.cores()
   count = workers or (1 if environment.has_accelerator() else len(cores))
   count = max(1, min(count, len(configs)))
-  shares = [cores[i::count] or cores for i in range(count)]
+  cores_of_workers = [cores[i::count] or cores for i in range(count)]
   with (
-      preemption.patient() as is_told,
+      preemption.deferred() as is_preempted,
       leases_lib.LeaseManager() as leases,
       Progress(workdir, configs) as progress,
   ):
-    # Where processes share a run, one alone cannot be started again.
+    # If processes share a run, the worker of one of them cannot be started again alone.
     tries = 1 if worker_flags else assignments_lib.TRIES
-    assignments = assignments_lib.Assignments(workdir, configs, leases, progress.say, tries)
+    assignments = assignments_lib.Assignments(workdir, configs, leases, progress.log, tries)
 
-    def worker(share: Sequence[int], starts: int = 1) -> Worker:
-      process = WorkerProcess(workdir, share, worker_flags, leases.is_fresh)
-      return Worker(process, share, assignments, progress, starts)
+    def start(cores: Sequence[int], starts: int = 1) -> Worker:
+      process = WorkerProcess(workdir, cores, worker_flags, leases.is_fresh)
+      return Worker(process, cores, assignments, progress, starts)
 
-    def kept(one: Worker) -> Worker:
-      """It, or a new one in the place of one that died while there is work."""
-      if one.is_alive():
-        return one
-      if not one.could_not_start():
-        return worker(one.cores)
-      # One that was told to end, as SLURM tells all processes of a job, can start.
-      is_faulty = one.process.wait() >= 0 and not one.process.has_saved()
-      if is_faulty or one.starts == assignments_lib.TRIES:
-        words = one.process.last_words()
-        raise RuntimeError(f'a worker cannot start: it {one.process.end()}; last words:\n{words}')
-      return worker(one.cores, one.starts + 1)
+    def replaced_if_dead(worker: Worker) -> Worker:
+      if worker.is_alive():
+        return worker
+      if not worker.could_not_start():
+        return start(worker.cores)
+      # A worker that received a signal, as SLURM sends to all processes of a job, is not at fault.
+      is_faulty = worker.process.wait() >= 0 and not worker.process.has_saved()
+      if is_faulty or worker.starts == assignments_lib.TRIES:
+        raise RuntimeError(
+            f'a worker cannot start: it {worker.process.end_reason()}; last output:\n'
+            f'{worker.process.last_output()}'
+        )
+      return start(worker.cores, worker.starts + 1)
 
-    crew = [worker(share) for share in shares]
+    crew = [start(cores) for cores in cores_of_workers]
     try:
       known = set(configs)
-      looked = time.monotonic()
-      while not progress.is_over() and not is_told():
+      last_check = time.monotonic()
+      while not progress.is_finished() and not is_preempted():
         time.sleep(POLL_SECONDS)
         for name in sweeps.read_forks(workdir).keys() - known:
           known.add(name)
@@ -137,34 +150,35 @@ def train(
           if run_files.read_result(run) is None:
             progress.add(name, config := run_files.read_config(run))
             assignments.add(name, config)
-        for one in crew:
-          if one.error is not None:
-            raise one.error
-          if one.is_alive() and (why := one.process.hangs()):
-            one.process.kill(why)
-        for process in assignments.lost():
-          process.kill('was late, so that another launcher took over what it had in hand')
-        if time.monotonic() - looked > LOOK_SECONDS:
-          assignments.look_elsewhere()
-          looked = time.monotonic()
-        crew = [kept(one) if assignments.has_waiting() else one for one in crew]
-        assignments.settle()
-        progress.show(assignments.running(), assignments.over())
-      if not progress.is_over():
-        _await_saved(crew, progress)
+        for worker in crew:
+          if worker.error is not None:
+            raise worker.error
+          if worker.is_alive() and (reason := worker.process.hang_reason()):
+            worker.process.kill(reason)
+        for process in assignments.workers_without_lease():
+          process.kill('was too slow, and another launcher has taken over its runs')
+        if time.monotonic() - last_check > CHECK_SECONDS:
+          assignments.check_elsewhere()
+          last_check = time.monotonic()
+        if assignments.has_waiting():
+          crew = [replaced_if_dead(worker) for worker in crew]
+        assignments.release_finished()
+        progress.update(assignments.running(), assignments.newly_finished())
+      if not progress.is_finished():
+        _save(crew, progress)
     finally:
       assignments.close()
-      for one in crew:
-        one.stop()
-    if is_told():
+      for worker in crew:
+        worker.stop()
+    if is_preempted():
       raise preemption.Preempted
 
 
-def _await_saved(crew: Sequence[Worker], progress: Progress) -> None:
-  """Has the workers save what they have in hand; they end then."""
-  progress.say(f'told to end: saving, for {preemption.GRACE_SECONDS} s at the most')
-  for one in crew:
-    one.process.tell({'stop': True})
+def _save(crew: Sequence[Worker], progress: Progress) -> None:
+  """Makes the workers save their runs and end."""
+  progress.log(f'told to end: saving, for at most {preemption.GRACE_SECONDS} s')
+  for worker in crew:
+    worker.process.send({'stop': True})
   deadline = time.monotonic() + preemption.GRACE_SECONDS
-  while time.monotonic() < deadline and any(one.is_alive() for one in crew):
+  while time.monotonic() < deadline and any(worker.is_alive() for worker in crew):
     time.sleep(0.05)

@@ -1,10 +1,10 @@
-"""The manifest backend: DIR/manifest.jsonl, a line per job, for a scheduler of the user's.
+"""The manifest backend: DIR/manifest.jsonl with a line per job, for any other scheduler.
 
   {"name": "stability-3f0c...", "command": ["python", "-m", "launch.work", ...],
    "env": {"PYTHONPATH": ...}, "resources": {"cpus": 4, "gpus": 0, "memory_gb": 8, "minutes": 60}}
 
-A resource nobody has named is null. The same runs with the same flags give the same lines. A job
-that ends with exit code 75 is to be started again.
+Resources that no flag specifies are null. The same runs with the same flags give the same lines. A
+job that ends with exit code 75 must be started again.
 """
 
 import json
@@ -12,40 +12,39 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launch.common import jobs
-from launch.common.jobs import Needs
+from launch.common.jobs import Resources
 from stability.config import Config
 from stability.storage import files
 
 
-def lines(workdir: Path, configs: Mapping[str, Config], needs: Needs) -> list[files.Json]:
-  """The jobs that train the runs."""
-  resources = {
-      'cpus': needs.cpus,
-      'gpus': needs.gpus,
-      'memory_gb': needs.memory_gb,
-      'minutes': needs.minutes,
-  }
+def lines(workdir: Path, configs: Mapping[str, Config], resources: Resources) -> list[files.Json]:
+  """The jobs that train the given runs."""
   return [
       {
           'name': f'stability-{path.stem}',
-          'command': [*jobs.command(workdir, needs), f'--runs={path}'],
+          'command': [*jobs.command(workdir, resources), f'--runs={path}'],
           'env': jobs.environment(),
-          'resources': resources,
+          'resources': {
+              'cpus': resources.cpus,
+              'gpus': resources.gpus,
+              'memory_gb': resources.memory_gb,
+              'minutes': resources.minutes,
+          },
       }
-      for path in jobs.lists(workdir, configs, needs)
+      for path in jobs.divide(workdir, configs, resources)
   ]
 
 
-def show(workdir: Path, configs: Mapping[str, Config], needs: Needs) -> None:
-  """Prints the manifest of a sweep that is new."""
-  for line in lines(workdir, configs, needs):
+def show(workdir: Path, configs: Mapping[str, Config], resources: Resources) -> None:
+  """Prints the manifest of a new sweep."""
+  for line in lines(workdir, configs, resources):
     print(json.dumps(line))
 
 
-def write(workdir: Path, waiting: Mapping[str, Config], needs: Needs) -> None:
-  """Writes the manifest of the runs that are not over."""
+def write(workdir: Path, configs: Mapping[str, Config], resources: Resources) -> None:
+  """Writes the manifest of the unfinished runs."""
   workdir = workdir.absolute()
-  jobs.write_lists(jobs.lists(workdir, waiting, needs))
-  found = lines(workdir, waiting, needs)
-  files.write_lines(workdir / 'manifest.jsonl', found)
-  print(f'{len(found)} jobs for {len(waiting)} runs: {workdir / "manifest.jsonl"}')
+  jobs.write_lists(jobs.divide(workdir, configs, resources))
+  written = lines(workdir, configs, resources)
+  files.write_lines(workdir / 'manifest.jsonl', written)
+  print(f'{len(written)} jobs for {len(configs)} runs: {workdir / "manifest.jsonl"}')

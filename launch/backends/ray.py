@@ -1,7 +1,7 @@
-"""The Ray backend: each job is a task of a Ray cluster, this machine's own or one by address.
+"""The Ray backend: each job is a task of a Ray cluster, either a new one here or an existing one.
 
-A task starts launch.work as a process of its own, which ends when the task does. A task whose
-worker or node is lost is started again by Ray, and goes on from the checkpoints.
+A task runs launch.work as a process of its own, which ends with the task. Ray starts a task again
+if it loses its worker or node, and the task continues from the checkpoints.
 """
 
 import importlib.util
@@ -15,16 +15,16 @@ from typing import Any
 from absl import flags
 
 from launch.common import jobs, preemption
-from launch.common.jobs import Needs
+from launch.common.jobs import Resources
 from stability.config import Config
 from stability.errors import BadInput
 
 FLAGS = ('ray_address',)
-RETRIES = 10  # of a task, after as many workers, nodes or preemptions
+RETRIES = 10  # of a task, after lost workers, lost nodes and preemptions
 
 
 class Preempted(Exception):
-  """launch.work was told to leave."""
+  """launch.work was told to end and must be started again."""
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -32,25 +32,27 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_string(
       'ray_address',
       'local',
-      'HOST:PORT of a Ray cluster, or auto; local: a new one on this machine',
+      'HOST:PORT of a Ray cluster, or auto; local: a new cluster on this machine',
       flag_values=flag_values,
   )
 
 
-def check() -> None:
-  """BadInput where there is no Ray."""
+def check_installed() -> None:
+  """Raises BadInput if Ray is not installed."""
   if importlib.util.find_spec('ray') is None:
     raise BadInput("--backend=ray: Ray is not installed: pip install 'stability[ray]'")
 
 
-def train(workdir: Path, waiting: Mapping[str, Config], needs: Needs, address: str) -> None:
-  """Has a Ray cluster train the runs, and shows their progress."""
-  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # a sweep tells nobody of itself
+def train(
+    workdir: Path, configs: Mapping[str, Config], resources: Resources, address: str
+) -> None:
+  """Trains runs on a Ray cluster, and shows the progress."""
+  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # no telemetry
   import ray
 
   workdir = workdir.absolute()
-  divided = jobs.lists(workdir, waiting, needs)
-  jobs.write_lists(divided)
+  lists = jobs.divide(workdir, configs, resources)
+  jobs.write_lists(lists)
   logs = workdir / 'ray'
   logs.mkdir(exist_ok=True)
   try:
@@ -61,53 +63,54 @@ def train(workdir: Path, waiting: Mapping[str, Config], needs: Needs, address: s
         runtime_env={'env_vars': jobs.environment()},
         **({'include_dashboard': False} if address == 'local' else {}),
     )
-  except Exception as error:  # Ray's own have no kind in common
+  except Exception as error:  # Ray's exceptions have no common base class
     raise BadInput(f'--ray_address={address}: {error}') from error
-  asked = {'CPU': needs.cpus or 1, 'GPU': needs.gpus, 'memory': int((needs.memory_gb or 0) * 1e9)}
+  memory = int((resources.memory_gb or 0) * 1e9)
+  requested = {'CPU': resources.cpus or 1, 'GPU': resources.gpus, 'memory': memory}
   try:
-    if not any(_has(node, asked) for node in ray.nodes()):
+    if not any(_has(node, requested) for node in ray.nodes()):
       print(
-          f'no node of this Ray has {asked["CPU"]} CPUs, {asked["GPU"]} GPUs and'
-          f' {asked["memory"] / 1e9:g} GB of memory for a job; the jobs wait for one',
+          f'no node of this Ray cluster has {requested["CPU"]} CPUs, {requested["GPU"]} GPUs and'
+          f' {memory / 1e9:g} GB of memory for a job; the jobs wait for one',
           file=sys.stderr,
       )
-    task = ray.remote(work).options(
-        num_cpus=asked['CPU'],
-        num_gpus=asked['GPU'],
-        memory=asked['memory'] or None,
+    task = ray.remote(run_job).options(
+        num_cpus=requested['CPU'],
+        num_gpus=requested['GPU'],
+        memory=memory or None,
         max_retries=RETRIES,
         retry_exceptions=[Preempted],
     )
-    command = jobs.command(workdir, needs)
+    command = jobs.command(workdir, resources)
     tasks = [
         task.remote([*command, f'--runs={path}', '--attached'], logs / f'{path.stem}.log')
-        for path in divided
+        for path in lists
     ]
 
-    def is_anybody_there() -> bool:
+    def has_jobs() -> bool:
       return bool(ray.wait(tasks, num_returns=len(tasks), timeout=0)[1])
 
-    jobs.watch(workdir, waiting, is_anybody_there, logs)
+    jobs.show_progress(workdir, configs, has_jobs, logs)
     for ended in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]:
       try:
         ray.get(ended)
-      except Exception as error:  # of Ray's, or of a node that does not see the workdir
-        print(f'a task of Ray failed: {error}', file=sys.stderr)
+      except Exception as error:  # Ray's own, or an OSError of a node that cannot see the workdir
+        print(f'a Ray task failed: {error}', file=sys.stderr)
   finally:
     ray.shutdown()
 
 
-def _has(node: Mapping[str, Any], asked: Mapping[str, int]) -> bool:
-  """Whether a node could take a job if it had nothing else to do."""
-  return node['Alive'] and all(node['Resources'].get(k, 0) >= v for k, v in asked.items())
+def _has(node: Mapping[str, Any], requested: Mapping[str, int]) -> bool:
+  """Whether an idle node could run a job."""
+  return node['Alive'] and all(node['Resources'].get(k, 0) >= v for k, v in requested.items())
 
 
-def work(command: Sequence[str], log: Path) -> int:
-  """What a task does: the exit code of a process that does not outlive it."""
+def run_job(command: Sequence[str], log: Path) -> int:
+  """The body of a task: runs a job to its exit code."""
   with log.open('ab') as output:
     process = subprocess.Popen(
-        [sys.executable, *command[1:]],  # this node's
-        stdin=subprocess.PIPE,  # closes with this process, however it ends
+        [sys.executable, *command[1:]],  # the interpreter of this node
+        stdin=subprocess.PIPE,  # closes when this process ends, which ends the job
         stdout=output,
         stderr=subprocess.STDOUT,
     )

@@ -1,4 +1,4 @@
-"""--backend: who trains the runs of a sweep, and the flags of each."""
+"""The backends by name, and their flags."""
 
 import dataclasses
 import functools
@@ -12,14 +12,14 @@ from launch.common import jobs, start
 from stability.config import Config
 from stability.errors import BadInput
 
-NAMES = ('local', 'slurm', 'ray', 'manifest')
-# What the flags of each are; those of a backend that is not chosen are refused.
-_OF = {
+# The flags of each backend; those of a backend that is not chosen are refused.
+_FLAGS = {
     'local': ('workers',),
     'slurm': (*jobs.FLAGS, *slurm.FLAGS),
     'ray': (*jobs.FLAGS, *ray.FLAGS),
     'manifest': jobs.FLAGS,
 }
+NAMES = tuple(_FLAGS)
 
 
 def _nothing(*_) -> None:
@@ -28,17 +28,17 @@ def _nothing(*_) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-  """Where runs are trained, with what its flags say."""
+  """A place to train runs, configured by its flags."""
 
   train: start.Train
-  check: Callable[[], None] = _nothing  # BadInput where it is not to be had
-  show: Callable[[Path, Mapping[str, Config]], None] = _nothing  # what a new sweep would submit
-  waits: bool = True  # whether the runs are over when `train` is
+  check_installed: Callable[[], None] = _nothing  # raises BadInput if it is not
+  show: Callable[[Path, Mapping[str, Config]], None] = _nothing  # prints what would be submitted
+  is_blocking: bool = True  # whether the runs are finished when `train` returns
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-  """Defines --backend and the flags of all of them."""
-  flags.DEFINE_enum('backend', 'local', NAMES, 'who trains the runs', flag_values=flag_values)
+  """Defines --backend and the flags of all backends."""
+  flags.DEFINE_enum('backend', 'local', NAMES, 'where to train', flag_values=flag_values)
   start.define_workers(flag_values)
   jobs.define_flags(flag_values)
   slurm.define_flags(flag_values)
@@ -48,19 +48,20 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def find(flag_values: flags.FlagValues) -> Backend:
   """The backend that the flags describe."""
   name = flag_values['backend'].value
-  for flag in dict.fromkeys(flag for of_one in _OF.values() for flag in of_one):
-    if flag_values[flag].present and flag not in _OF[name]:
-      users = ' or '.join(other for other in NAMES if flag in _OF[other])
-      raise BadInput(f'--{flag}: must be given with --backend={users}; it is {name}')
+  for flag in dict.fromkeys(flag for names in _FLAGS.values() for flag in names):
+    if flag_values[flag].present and flag not in _FLAGS[name]:
+      owners = ' or '.join(other for other in NAMES if flag in _FLAGS[other])
+      raise BadInput(f'--{flag}: must be given with --backend={owners}, not {name}')
   if name == 'local':
     return Backend(functools.partial(local.train, workers=flag_values['workers'].value))
-  needs = jobs.needs(flag_values)
+  resources = jobs.resources(flag_values)
   if name == 'slurm':
-    given = {'needs': needs, 'options': slurm.options(flag_values)}
-    train, show = (functools.partial(f, **given) for f in (slurm.train, slurm.show))
-    return Backend(train, slurm.check, show)
+    options = {'resources': resources, 'options': slurm.options(flag_values)}
+    train, show = (functools.partial(f, **options) for f in (slurm.train, slurm.show))
+    return Backend(train, slurm.check_installed, show)
   if name == 'ray':
     address = flag_values['ray_address'].value
-    return Backend(functools.partial(ray.train, needs=needs, address=address), ray.check)
-  train, show = (functools.partial(f, needs=needs) for f in (manifest.write, manifest.show))
-  return Backend(train, show=show, waits=False)
+    train = functools.partial(ray.train, resources=resources, address=address)
+    return Backend(train, ray.check_installed)
+  train, show = (functools.partial(f, resources=resources) for f in (manifest.write, manifest.show))
+  return Backend(train, show=show, is_blocking=False)

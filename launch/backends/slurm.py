@@ -1,9 +1,9 @@
-"""The SLURM backend: an array of jobs, submitted by sbatch and followed by squeue.
+"""The SLURM backend: an array of jobs, submitted with sbatch and followed with squeue.
 
-What sbatch is to know goes by its command line, not by #SBATCH lines, so that no quoting but the
-shell's matters. DIR/slurm/ holds the scripts, a log a job, and which lists the array of each name
-is given: written before it is submitted, so that no job is unknown to the next launcher, wherever
-this one is killed.
+Options are passed on sbatch's command line, not in #SBATCH lines, so that only the shell's quoting
+matters. DIR/slurm/ holds the scripts, a log per job, and jobs.jsonl, which says which lists of runs
+each array has. It is written before the array is submitted, so that a later launcher knows every
+job even if this one is killed in between.
 """
 
 import hashlib
@@ -21,37 +21,37 @@ import jinja2
 from absl import flags
 
 from launch.common import jobs
-from launch.common.jobs import Needs
+from launch.common.jobs import Resources
 from stability.config import Config
 from stability.errors import BadInput
 from stability.storage import files
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
-LEAST_MINUTES = 3  # of a job, which USR1@60 may reach two minutes before its end
-QUEUE_SECONDS = 15.0  # between questions to the queue, which the cluster's users share
-# Options that this module sets and relies on.
-OURS = ('array', 'chdir', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
+MIN_MINUTES = 3  # of a job; the signal USR1@60 may come two minutes before its end
+QUEUE_SECONDS = 15.0  # between calls of squeue, to spare the controller
+# Options of sbatch that this module sets.
+RESERVED = ('array', 'chdir', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-  """Defines what `options` reads."""
+  """Defines the flags that `options` reads."""
   flags.DEFINE_string('slurm_partition', None, 'partition of the jobs', flag_values=flag_values)
   flags.DEFINE_string('slurm_account', None, 'account of the jobs', flag_values=flag_values)
   flags.DEFINE_multi_string(
       'slurm_options',
       [],
-      'one more option of sbatch, as in --slurm_options=--constraint=a100; may be repeated',
+      'further option of sbatch, such as --slurm_options=--constraint=a100; may be repeated',
       flag_values=flag_values,
   )
 
 
 def options(flag_values: flags.FlagValues) -> list[str]:
-  """The user's options of sbatch."""
+  """The options of sbatch that the flags ask for."""
   found = []
   minutes = flag_values['job_minutes'].value
-  if minutes is not None and minutes < LEAST_MINUTES:
+  if minutes is not None and minutes < MIN_MINUTES:
     raise BadInput(
-        f'--job_minutes={minutes}: must be {LEAST_MINUTES} or more; SLURM tells a job up to two'
+        f'--job_minutes={minutes}: must be at least {MIN_MINUTES}; SLURM signals a job up to two'
         ' minutes before its end'
     )
   for name in ('partition', 'account'):
@@ -64,25 +64,25 @@ def options(flag_values: flags.FlagValues) -> list[str]:
     parts = re.fullmatch(r'--([a-z][a-z-]*)(=.*)?', option)
     if not parts or not option.isprintable():
       raise BadInput(f'--slurm_options={option!r}: must be an option of sbatch, --NAME[=VALUE]')
-    if parts[1] in OURS:
+    if parts[1] in RESERVED:
       raise BadInput(f'--slurm_options={option}: --{parts[1]} is set by the backend')
     found.append(option)
   return found
 
 
-def check() -> None:
-  """BadInput where there is no SLURM."""
+def check_installed() -> None:
+  """Raises BadInput if there is no sbatch."""
   if not shutil.which('sbatch'):
-    raise BadInput('--backend=slurm: there is no sbatch here, start on a machine that submits jobs')
+    raise BadInput('--backend=slurm: there is no sbatch here; run this on a login node')
 
 
 def script(lists: Sequence[Path], command: Sequence[str]) -> str:
-  """The script of an array whose i-th task trains the i-th list."""
+  """The script of an array whose i-th task trains the runs of the i-th list."""
   environment = jinja2.Environment(
       loader=jinja2.FileSystemLoader(Path(__file__).parent),
       undefined=jinja2.StrictUndefined,
       keep_trailing_newline=True,
-      autoescape=False,  # a shell script: every value goes through shlex.quote
+      autoescape=False,  # every value in the shell script goes through shlex.quote
   )
   environment.filters['quoted'] = lambda value: shlex.quote(str(value))
   return environment.get_template('slurm.sh.j2').render(
@@ -91,97 +91,101 @@ def script(lists: Sequence[Path], command: Sequence[str]) -> str:
 
 
 def sbatch(
-    workdir: Path, name: str, count: int, needs: Needs, options: Sequence[str]
+    workdir: Path, name: str, count: int, resources: Resources, options: Sequence[str]
 ) -> list[str]:
-  """The command that submits the script that follows it."""
-  asked = {
-      'cpus-per-task': needs.cpus,
-      'gpus-per-node': needs.gpus or None,
-      'mem': None if needs.memory_mib is None else f'{needs.memory_mib}M',
-      'time': needs.minutes,
+  """The command that submits an array of `count` tasks, without its script."""
+  requested = {
+      'cpus-per-task': resources.cpus,
+      'gpus-per-node': resources.gpus or None,
+      'mem': None if resources.memory_mib is None else f'{resources.memory_mib}M',
+      'time': resources.minutes,
   }
   return [
       *('sbatch', '--parsable', f'--job-name={name}', '--nodes=1', '--ntasks=1'),
       *(f'--array=0-{count - 1}', '--requeue', '--signal=USR1@60'),
       *(f'--chdir={workdir / "slurm"}', '--output=%A_%a.log', '--open-mode=append'),
-      *(f'--{name}={value}' for name, value in asked.items() if value is not None),
+      *(f'--{option}={value}' for option, value in requested.items() if value is not None),
       *options,
   ]
 
 
 def show(
-    workdir: Path, configs: Mapping[str, Config], needs: Needs, options: Sequence[str]
+    workdir: Path, configs: Mapping[str, Config], resources: Resources, options: Sequence[str]
 ) -> None:
-  """Prints what would be submitted for a sweep that is new."""
-  divided = jobs.lists(workdir, configs, needs)
-  text = script(list(divided), jobs.command(workdir, needs))
-  command = sbatch(workdir, _name(text), len(divided), needs, options)
+  """Prints what would be submitted for a new sweep."""
+  lists = jobs.divide(workdir, configs, resources)
+  text = script(list(lists), jobs.command(workdir, resources))
+  command = sbatch(workdir, _name(text), len(lists), resources, options)
   print('\n' + shlex.join([*command, 'SCRIPT']))
   print('\nwith this SCRIPT:\n')
   print(text, end='')
 
 
 def train(
-    workdir: Path, waiting: Mapping[str, Config], needs: Needs, options: Sequence[str]
+    workdir: Path, configs: Mapping[str, Config], resources: Resources, options: Sequence[str]
 ) -> None:
-  """Submits the runs that are in no job's hands, and shows the progress of all."""
+  """Submits the runs that no job has yet, and shows the progress of all."""
   workdir = workdir.absolute()
   queued = _queued(workdir)
   if queued is None:
-    raise BadInput('--backend=slurm: squeue fails here, which runs have jobs cannot be told')
-  in_hands = {name for path in queued for name in jobs.listed(path)}
-  left = {name: config for name, config in waiting.items() if name not in in_hands}
+    raise BadInput('--backend=slurm: squeue failed, so it is unknown which runs already have jobs')
+  have_jobs = {name for path in queued for name in jobs.read_list(path)}
+  left = {name: config for name, config in configs.items() if name not in have_jobs}
   if left:
-    _submit(workdir, left, needs, options)
+    _submit(workdir, left, resources, options)
   else:
-    print(f'{len(queued)} jobs of before train what is left', file=sys.stderr)
-  asked, there = time.monotonic(), True
+    print(f'{len(queued)} earlier jobs train the remaining runs', file=sys.stderr)
+  last_call, is_active = time.monotonic(), True
 
-  def is_anybody_there() -> bool:
-    nonlocal asked, there
-    if time.monotonic() - asked > QUEUE_SECONDS:
-      there = _queued(workdir) != []  # a controller that does not answer says nothing
-      asked = time.monotonic()
-    return there
+  def has_jobs() -> bool:
+    nonlocal last_call, is_active
+    if time.monotonic() - last_call > QUEUE_SECONDS:
+      is_active = _queued(workdir) != []  # if squeue fails, assume that there are jobs
+      last_call = time.monotonic()
+    return is_active
 
   try:
-    jobs.watch(workdir, waiting, is_anybody_there, workdir / 'slurm')
+    jobs.show_progress(workdir, configs, has_jobs, workdir / 'slurm')
   except KeyboardInterrupt:
     names = ','.join(entry['name'] for entry in _submitted(workdir))
-    print(f'the jobs go on; scancel --name={names} ends them', file=sys.stderr)
+    print(f'the jobs continue; to end them: scancel --name={names}', file=sys.stderr)
     raise
 
 
 def _submit(
-    workdir: Path, left: Mapping[str, Config], needs: Needs, options: Sequence[str]
+    workdir: Path, configs: Mapping[str, Config], resources: Resources, options: Sequence[str]
 ) -> None:
-  divided = jobs.lists(workdir, left, needs)
-  jobs.write_lists(divided)
-  text = script(list(divided), jobs.command(workdir, needs))
+  lists = jobs.divide(workdir, configs, resources)
+  jobs.write_lists(lists)
+  text = script(list(lists), jobs.command(workdir, resources))
   name = _name(text)
   path = workdir / 'slurm' / f'{name}.sh'
   files.write_atomic(path, text)
-  entry = {'name': name, 'lists': [path.name for path in divided]}
+  entry = {'name': name, 'lists': [path.name for path in lists]}
   others = [other for other in _submitted(workdir) if other['name'] != name]
   files.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*others, entry])
-  # Those of a job that launch.sweep itself may be in are not the new jobs'.
-  ours = {k: v for k, v in os.environ.items() if not k.startswith('SLURM_') or k == 'SLURM_CONF'}
+  # If launch.sweep itself runs in a job, that job's variables must not reach the new ones.
+  variables = {
+      key: value
+      for key, value in os.environ.items()
+      if not key.startswith('SLURM_') or key == 'SLURM_CONF'
+  }
   done = subprocess.run(
-      [*sbatch(workdir, name, len(divided), needs, options), str(path)],
-      env=ours,
+      [*sbatch(workdir, name, len(lists), resources, options), str(path)],
+      env=variables,
       capture_output=True,
       text=True,
       check=False,
   )
   if done.returncode:
-    raise BadInput(f'--backend=slurm: sbatch refuses: {done.stderr.strip()}')
-  job = done.stdout.strip().split(';')[0]  # a cluster's name may follow
+    raise BadInput(f'--backend=slurm: sbatch failed: {done.stderr.strip()}')
+  job = done.stdout.strip().split(';')[0]  # the name of a cluster may follow
   logs = f'{workdir / "slurm" / job}_*.log'
-  print(f'job {job}: {len(divided)} tasks for {len(left)} runs; logs: {logs}', file=sys.stderr)
+  print(f'job {job}: {len(lists)} tasks for {len(configs)} runs; logs: {logs}', file=sys.stderr)
 
 
 def _name(text: str) -> str:
-  """The name of the array with this script: no other workdir's, as the script has the lists."""
+  """The name of the array with this script, which has the workdir's paths and so is unique."""
   return f'stability-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 
 
@@ -190,7 +194,7 @@ def _submitted(workdir: Path) -> list[files.Json]:
 
 
 def _queued(workdir: Path) -> list[Path] | None:
-  """The lists of the sweep's jobs that wait or run; None where SLURM does not tell."""
+  """The lists of the sweep's jobs that wait or run; None if squeue fails."""
   lists = {
       f'{entry["name"]}_{index}': workdir / 'jobs' / name
       for entry in _submitted(workdir)

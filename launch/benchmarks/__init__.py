@@ -1,1 +1,1 @@
-"""The contestants of launch.benchmark: small programs, each measured as a process of its own."""
+"""The programs that launch.benchmark measures, each in a process of its own."""

@@ -1,5 +1,7 @@
-"""One run as trainers are usually driven: its own process, the learning rate compiled in, every
-tensor's RMS logged at each step. Written plainly, on the same model, to be measured against.
+"""A conventional training script for the same model, as a baseline for the benchmarks.
+
+It trains one run in its own process, with the learning rate compiled in, and logs the RMS of every
+tensor at each step.
 
   python -m launch.benchmarks.plain LEARNING_RATE DIRECTORY
 """
@@ -15,6 +17,7 @@ import optax
 from tensorboardX import SummaryWriter
 
 from configs import benchmark
+from launch.benchmarks import inputs
 from stability import config as config_lib
 from stability.data import batches, tokens
 from stability.model import measure
@@ -23,11 +26,10 @@ from stability.step import objective
 
 
 def train(learning_rate: float, directory: Path) -> None:
-  """Trains and logs as a plain script does."""
+  """Trains and logs one run."""
   c = benchmark.get_config()
   text = tokens.open_tokens(tokens.prepare(c.data, directory / 'data', c.data.sequence_length))
-  flat = config_lib.resolve(config_lib.flatten(c.to_dict()))
-  static, hparams = config_lib.split(config_lib.unflatten(flat))
+  static, hparams = config_lib.split(inputs.resolve(c))
   model = transformer_lib.Transformer(static.model, text.meta['vocabulary_size'])
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, learning_rate, c.schedule.warmup_steps, c.schedule.steps, c.schedule.min_learning_rate
@@ -48,8 +50,8 @@ def train(learning_rate: float, directory: Path) -> None:
     trees = {'gradient': gradients, 'parameter': params, 'update': updates}
     return params, state, terms['loss'], jax.tree.map(measure.rms, trees)
 
-  inputs = jnp.zeros((1, c.data.sequence_length), jnp.int32)
-  params = model.init(jax.random.key(c.seed), inputs, hparams)['params']
+  example = jnp.zeros((1, c.data.sequence_length), jnp.int32)
+  params = model.init(jax.random.key(c.seed), example, hparams)['params']
   state = optimizer.init(params)
   writer = SummaryWriter(str(directory))
   with (directory / 'metrics.jsonl').open('w') as file:

@@ -1,12 +1,13 @@
-"""What probes, logs and files cost: seconds of one run in one process, printed as a JSON object.
+"""Cost of probes, logs and files: seconds of one run in one process, printed as a JSON object.
 
   python -m launch.benchmarks.probe_overhead WIDTH ROUNDS CORES
 
-bare steps       the step executable called in a loop, nothing fetched until the end
-logged           the population's loop, a line every 10 steps, to all files
+bare steps       the quiet step in a loop, without fetching metrics before the end
+logged           the training loop with all files and a row every 10 steps
 probed every 20  the same with probes
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import benchmark
+from launch.benchmarks import inputs
+from launch.benchmarks.readings import Readings, in_turn
 from launch.common import environment
 from stability import config as config_lib
 from stability import hyper
@@ -25,7 +28,7 @@ STEPS = 600
 
 
 def main() -> None:
-  """Measures what the arguments say."""
+  """Measures what the arguments ask for."""
   width, rounds, cores = sys.argv[1:]
   environment.pin([int(core) for core in cores.split(',')])
   c = benchmark.get_config()
@@ -34,67 +37,64 @@ def main() -> None:
   print(json.dumps(measure(c, int(rounds), probe_every=20)))
 
 
-def measure(c: ConfigDict, rounds: int, probe_every: int) -> dict[str, list[float]]:
-  """Readings of each contestant, in seconds of a run of `c`."""
+def measure(c: ConfigDict, rounds: int, probe_every: int) -> Readings:
+  """Seconds of a run of `c` for each contestant."""
   from stability.data import tokens
   from stability.devices.make_layout import make_layout
   from stability.step import train_step
   from stability.trainer.hooks import TrainerHooks
   from stability.trainer.trainer import train_runs
 
-  steps = c.schedule.steps
   c.checkpoint.every_steps = 0
+  numbers = itertools.count()
   layouts = {}
 
-  def compiled_once(workdir, sweep, static, example, *more):
+  def make_layout_once(workdir, sweep, static, *more):
     if static not in layouts:
-      layouts[static] = make_layout(workdir, sweep, static, example, *more)
+      layouts[static] = make_layout(workdir, sweep, static, *more)
     return layouts[static]
 
   with tempfile.TemporaryDirectory() as folder:
-    text = tokens.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
+    token_folder = tokens.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
+    data = {'path': str(token_folder), **tokens.open_tokens(token_folder).meta}
 
-    def run(number: int, probe_every: int) -> float:
-      """Seconds of training that the run's result states: compilation is not in them."""
+    def run(probe_every: int) -> float:
+      """Seconds of training in the run's result, which exclude compilation."""
       c.probe.every_steps = probe_every
       runs = hyper.expand(c.to_dict(), [{}])
-      workdir = Path(folder) / f'{probe_every}-{number}'
-      about = {'path': str(text), **tokens.open_tokens(text).meta}
+      workdir = Path(folder) / str(next(numbers))
       sweep = sweeps.Sweep(
           runs.fields,
           runs.configs,
           config_file='',
           scale='',
           overrides={},
-          data=about,
+          data=data,
           versions={},
       )
       sweeps.write_sweep(workdir, sweep)
-      name = next(iter(runs.configs))
-      hooks = TrainerHooks(make_layout=compiled_once)
+      (name,) = runs.configs
+      hooks = TrainerHooks(make_layout=make_layout_once)
       train_runs(workdir, sweep, name, lambda: None, hooks=hooks)
       result = run_files.read_result(run_files.run_dir(workdir, name))
       assert result.status == 'done', result.error
       return result.seconds
 
-    def bare() -> float:
-      flat = config_lib.resolve(config_lib.flatten(c.to_dict()) | {'probe.every_steps': 0})
-      static, values = config_lib.split(config_lib.unflatten(flat))
+    def bare_steps() -> float:
+      static, hparams = config_lib.split(inputs.resolve(c, {'probe.every_steps': 0}))
       layout = layouts[static]
-      state = layout.insert(layout.empty(), 0, layout.init(train_step.arrays(values)))
+      state = layout.insert(layout.empty(), 0, layout.init(train_step.arrays(hparams)))
       begun = time.perf_counter()
-      state, fetch = layout.step(state, 'quiet', steps)
-      fetch.read()
+      state, metrics = layout.step(state, 'quiet', c.schedule.steps)
+      metrics.read()
       return time.perf_counter() - begun
 
-    run(-1, 0), run(-1, probe_every)  # compile
-    probed = f'probed every {probe_every}'
-    readings = {'logged': [], 'bare steps': [], probed: []}
-    for number in range(rounds):
-      readings['logged'].append(run(number, 0))
-      readings['bare steps'].append(bare())
-      readings[probed].append(run(number, probe_every))
-  return readings
+    contestants = {
+        'logged': lambda: run(0),
+        'bare steps': bare_steps,
+        f'probed every {probe_every}': lambda: run(probe_every),
+    }
+    return in_turn(contestants, rounds, warm_up=1)
 
 
 if __name__ == '__main__':

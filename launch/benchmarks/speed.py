@@ -1,10 +1,10 @@
-"""Speeds of one process on its cores, printed as a JSON object.
+"""Speed of one process on its cores, printed as a JSON object.
 
-  python -m launch.benchmarks.speed ours WIDTH SECONDS CORES
+  python -m launch.benchmarks.speed ours WIDTH SECONDS CORES     tokens per second
   python -m launch.benchmarks.speed torch WIDTH SECONDS CORES    tokens per second
   python -m launch.benchmarks.speed matmul SIZE SECONDS CORES    float32 operations per second
 
-Started with others, it waits for a line on its input before it measures, so that all run at once.
+Before it measures, it waits for a line on standard input, so that several can start at once.
 """
 
 import importlib.util
@@ -13,18 +13,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from configs import benchmark
+from launch.benchmarks import inputs
 from launch.common import environment
 from stability import config as config_lib
+from stability.config import Config
 
 BLOCK = 20  # steps between looks at the clock
+VOCABULARY = 256
+TEXT_TOKENS = 2**20
 
 
-def timed(block: Callable[[], None], seconds: float) -> float:
-  """Blocks per second, after one to warm up, once a line on the input says go."""
+def timed(block: Callable[[], Any], seconds: float) -> float:
+  """Blocks per second, measured after a warm-up block and a line on standard input."""
   block()
   print('ready', flush=True)
   sys.stdin.readline()
@@ -35,40 +40,35 @@ def timed(block: Callable[[], None], seconds: float) -> float:
   return blocks / (time.perf_counter() - begun)
 
 
-def fields(width: int) -> dict:
-  """The benchmark's config at a width, by dotted field."""
-  c = benchmark.get_config()
-  c.model.width = width
-  c.schedule.steps = 10**6
-  return config_lib.resolve(config_lib.flatten(c.to_dict()))
+def benchmark_config(width: int) -> Config:
+  """The benchmark's config at a width."""
+  return inputs.resolve(
+      benchmark.get_config(), {'model.width': width, 'schedule.steps': 10**6}
+  )
 
 
 def ours(width: int, seconds: float) -> float:
-  """Training tokens per second of the single layout."""
+  """Training tokens per second on one CPU device."""
   from stability.devices.single_device import SingleDeviceLayout
   from stability.step import train_step
 
-  flat = fields(width)
-  static, hparams = config_lib.split(config_lib.unflatten(flat))
-  rng = np.random.default_rng(0)
-  data = {
-      'text': rng.integers(0, 256, 2**20, np.uint8),
-      'validation': rng.integers(0, 256, (1, 16, 65), np.uint8),
-  }
-  programs = train_step.programs(static, 256)
+  config = benchmark_config(width)
+  static, hparams = config_lib.split(config)
+  data = inputs.random_data(config, VOCABULARY, TEXT_TOKENS)
+  programs = train_step.programs(static, VOCABULARY)
   layout = SingleDeviceLayout(programs, data, train_step.arrays(hparams))
   state = layout.insert(layout.empty(), 0, layout.init(train_step.arrays(hparams)))
 
   def block() -> None:
     nonlocal state
-    state, fetch = layout.step(state, 'quiet', BLOCK)
-    fetch.read()
+    state, metrics = layout.step(state, 'quiet', BLOCK)
+    metrics.read()
 
-  return timed(block, seconds) * BLOCK * _tokens(flat)
+  return timed(block, seconds) * BLOCK * _batch_tokens(config)
 
 
 def torch(width: int, seconds: float, threads: int) -> float:
-  """Training tokens per second of the tests' PyTorch model under PyTorch's own fused AdamW."""
+  """Training tokens per second of the tests' PyTorch model with PyTorch's fused AdamW."""
   import torch
 
   torch.set_num_threads(threads)
@@ -76,11 +76,12 @@ def torch(width: int, seconds: float, threads: int) -> float:
   spec = importlib.util.spec_from_file_location('reference_torch', path)
   reference = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(reference)
-  flat = fields(width)
-  model = reference.Transformer(flat, 256)
+  config = benchmark_config(width)
+  flat = config_lib.flatten(config)
+  model = reference.Transformer(flat, VOCABULARY)
   optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True)
-  shape = (flat['data.batch_size'], flat['data.sequence_length'] + 1)
-  batch = torch.randint(0, 256, shape)
+  shape = flat['data.batch_size'], flat['data.sequence_length'] + 1
+  batch = torch.randint(0, VOCABULARY, shape)
 
   def block() -> None:
     for _ in range(BLOCK):
@@ -90,11 +91,11 @@ def torch(width: int, seconds: float, threads: int) -> float:
       torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
       optimizer.step()
 
-  return timed(block, seconds) * BLOCK * _tokens(flat)
+  return timed(block, seconds) * BLOCK * _batch_tokens(config)
 
 
 def matmul(size: int, seconds: float) -> float:
-  """Float32 operations per second of a large square product."""
+  """Float32 operations per second of a large square matrix product."""
   import jax
 
   x = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
@@ -103,12 +104,12 @@ def matmul(size: int, seconds: float) -> float:
   return timed(lambda: product(a, a).block_until_ready(), seconds) * 2 * size**3
 
 
-def _tokens(flat: dict) -> int:
-  return flat['data.batch_size'] * flat['data.sequence_length']
+def _batch_tokens(config: Config) -> int:
+  return config['data']['batch_size'] * config['data']['sequence_length']
 
 
 def main() -> None:
-  """Measures what the arguments say."""
+  """Measures what the arguments ask for."""
   what, size, seconds, cores = sys.argv[1:]
   pinned = [int(core) for core in cores.split(',')]
   environment.pin(pinned)

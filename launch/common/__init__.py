@@ -1,1 +1,1 @@
-"""What several programs share: flags and errors, the start of a sweep, jobs, progress."""
+"""Code that programs share: flags and errors, the course of a sweep, jobs, progress."""

@@ -178,7 +178,7 @@ def load(
       points = namespace['get_sweep'](scale=scale)
       if not isinstance(points, Iterable):
         raise BadInput(f'get_sweep returns a {type(points).__name__}, must be a list of points')
-      points = hyper.at_most(points, 'get_sweep')
+      points = hyper.to_list(points, 'get_sweep')
     report = {}
     if 'get_report' in namespace and not single:
       report = namespace['get_report'](scale=scale)

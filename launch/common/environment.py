@@ -1,4 +1,4 @@
-"""What a worker needs set before it imports jax: its cores, XLA's flags, the compilation cache."""
+"""Settings of a worker that must precede the import of jax: cores, XLA flags, compilation cache."""
 
 import contextlib
 import hashlib
@@ -14,23 +14,23 @@ from pathlib import Path
 
 from stability.storage import files
 
-# Matrix products by XLA's YNN kernels, faster on a CPU at widths from 32, and LLVM at -O2, not -O3,
-# which compiles sooner and leaves steps as fast (jaxlib 0.10.2; BUILD_NOTES.md). YNN is
-# experimental, and an XLA that lacks a flag ends the process: they are tried once for each jaxlib
-# and CPU in a process of their own.
+# XLA's YNN kernels speed up matrix products on a CPU at widths from 32. LLVM's -O2 compiles faster
+# than -O3 and gives equally fast steps (jaxlib 0.10.2; BUILD_NOTES.md). YNN is experimental, and an
+# unknown flag makes XLA abort the process, so the flags are first tried in a separate process, once
+# for each jaxlib and CPU.
 CPU_FLAGS = (
     '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
     ' --xla_backend_optimization_level=2'
 )
-# A step's buffers are freed and allocated anew at each step. By default glibc hands them back to
-# the system in between; keeping them made a step at width 128 1.6 times as fast (BUILD_NOTES.md).
-MALLOC = ':'.join((
+# Each step allocates its buffers anew. By default glibc returns them to the system in between;
+# keeping them made a step at width 128 1.6 times as fast (BUILD_NOTES.md).
+GLIBC_TUNABLES = ':'.join((
     'glibc.malloc.hugetlb=1',
     f'glibc.malloc.mmap_threshold={2**30}',
     f'glibc.malloc.trim_threshold={2**33}',
     f'glibc.malloc.top_pad={2**26}',
 ))
-_TRIAL = """
+_TRIAL_PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 x = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
 y = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)(x)
@@ -39,7 +39,7 @@ np.testing.assert_allclose(y, np.tanh(x @ x.T) @ x, rtol=1e-3, atol=1e-3)
 
 
 def has_accelerator() -> bool:
-  """Whether jax will find a GPU or TPU here: told by its plugins and devices, without jax."""
+  """Whether jax will find a GPU or TPU here, judged without jax by its plugins and devices."""
   wanted = os.environ.get('JAX_PLATFORMS')
   if wanted:
     return wanted.split(',')[0] != 'cpu'
@@ -55,14 +55,14 @@ def cores() -> list[int]:
   return list(range(os.cpu_count() or 1))
 
 
-def pin(to: Sequence[int]) -> None:
-  """Keeps this process, and XLA's thread pool in it, on some cores, where the system can."""
+def pin(cores: Sequence[int]) -> None:
+  """Pins this process, and with it XLA's thread pool, to some cores, if the system allows it."""
   if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, to)
+    os.sched_setaffinity(0, cores)
 
 
 def worker_environment() -> dict[str, str]:
-  """The environment variables of a worker; what the user has set stays."""
+  """The environment variables of a worker; those set by the user are kept."""
   cache = cache_folder()
   environment = {
       'JAX_COMPILATION_CACHE_DIR': str(cache / 'executables'),
@@ -71,15 +71,15 @@ def worker_environment() -> dict[str, str]:
   } | os.environ
   if has_accelerator():
     return environment
-  environment.setdefault('GLIBC_TUNABLES', MALLOC)
+  environment.setdefault('GLIBC_TUNABLES', GLIBC_TUNABLES)
   if 'ynn_fusion' not in environment.get('XLA_FLAGS', ''):
-    # Of two settings of a flag the last counts, so the user's come after ours.
+    # The last setting of a flag counts, so the user's flags come last.
     environment['XLA_FLAGS'] = f'{_cpu_flags(cache)} {environment.get("XLA_FLAGS", "")}'.strip()
   return environment
 
 
 def cache_folder() -> Path:
-  """Of compiled executables, which are only good for one jaxlib and one kind of CPU."""
+  """The folder of compiled executables, which are valid for one jaxlib and one CPU model."""
   root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   kind = f'jaxlib-{importlib.metadata.version("jaxlib")}-{_cpu_digest()}'
   return Path(root) / 'stability' / kind
@@ -95,21 +95,22 @@ def _cpu_digest() -> str:
 
 
 def _cpu_flags(cache: Path) -> str:
-  """CPU_FLAGS if they work here, else nothing; the answer is kept in the cache."""
-  known = cache / 'cpu_flags.json'
-  answers: Mapping[str, bool] = json.loads(known.read_text()) if known.exists() else {}
+  """CPU_FLAGS if they work here, otherwise empty; the answer is cached."""
+  file = cache / 'cpu_flags.json'
+  answers: Mapping[str, bool] = json.loads(file.read_text()) if file.exists() else {}
   if CPU_FLAGS not in answers:
     answers = {**answers, CPU_FLAGS: _works(CPU_FLAGS)}
-    with contextlib.suppress(OSError):  # a home that cannot be written: it is tried again then
-      files.write_json(known, answers)
+    with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
+      files.write_json(file, answers)
   return CPU_FLAGS if answers[CPU_FLAGS] else ''
 
 
 def _works(flags: str) -> bool:
-  command = [sys.executable, '-c', _TRIAL]
-  environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+  """Whether a program with these XLA flags runs and computes correctly."""
+  command = [sys.executable, '-c', _TRIAL_PROGRAM]
+  variables = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
   try:
-    trial = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    trial = subprocess.run(command, env=variables, capture_output=True, timeout=60, check=False)
   except subprocess.TimeoutExpired:
     return False
   return trial.returncode == 0

@@ -1,7 +1,7 @@
-"""The jobs that the backends of a cluster place: each is launch.work over some runs of a sweep.
+"""Jobs of a cluster's scheduler, each of which is launch.work on some runs of a sweep.
 
-A job's runs are a list in DIR/jobs/DIGEST.json. A list never changes under its name, so that a job
-which waits in a queue trains what it was submitted for, whatever is submitted after it.
+The runs of a job are listed in DIR/jobs/DIGEST.json. The content under a name never changes, so a
+job that waits in a queue trains the runs it was submitted for, whatever is submitted after it.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import files, run_files
 
-POLL_SECONDS = 2.0  # between looks at the files of a sweep that others train
-LAST_LINES = 20  # of a log
-LOGGED_SECONDS = 120.0  # since its last line, for a run to count as running
+POLL_SECONDS = 2.0  # between looks at the sweep's files
+LOG_LINES = 20  # shown of the log of a job that left its runs unfinished
+RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
-ROOT = Path(launch.__file__).absolute().parents[1]  # where python -m launch.work finds itself
-USERS = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')  # what of the user's a job needs to agree
+ROOT = Path(launch.__file__).absolute().parents[1]  # folder of the package `launch`
+INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')  # of the user's environment variables
 
 
 @dataclasses.dataclass(frozen=True)
-class Needs:
-  """How many jobs, and what each of them asks for; None: what the cluster gives by default."""
+class Resources:
+  """The number of jobs and the resources of each; None: the cluster's default."""
 
   jobs: int
   cpus: int | None
@@ -44,16 +44,17 @@ class Needs:
 
   @property
   def memory_mib(self) -> int | None:
-    """As SLURM counts."""
+    """Memory in SLURM's unit, 2^20 bytes."""
     return None if self.memory_gb is None else math.ceil(self.memory_gb * 1e9 / 2**20)
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-  """Defines what `needs` reads."""
+  """Defines the flags that `resources` reads."""
   flags.DEFINE_integer(
       'jobs',
       8,
-      'jobs that the runs are divided into, at most; like work each, the same executables together',
+      'maximal number of jobs; runs are divided so that jobs have similar work and runs with the'
+      ' same executables share a job',
       lower_bound=1,
       upper_bound=10_000,
       flag_values=flag_values,
@@ -61,27 +62,29 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
       'job_cpus',
       None,
-      'CPU cores of a job, and its workers where it asks for no GPUs',
+      'CPU cores per job; without GPUs, also the number of its workers',
       lower_bound=1,
       flag_values=flag_values,
   )
-  flags.DEFINE_integer('job_gpus', 0, 'GPUs of a job', lower_bound=0, flag_values=flag_values)
-  flags.DEFINE_float('job_memory_gb', None, '10^9 bytes of memory', flag_values=flag_values)
+  flags.DEFINE_integer('job_gpus', 0, 'GPUs per job', lower_bound=0, flag_values=flag_values)
+  flags.DEFINE_float(
+      'job_memory_gb', None, 'memory per job in 10^9 bytes', flag_values=flag_values
+  )
   flags.DEFINE_integer(
       'job_minutes',
       None,
-      'after which the cluster may end a job; it goes on in another',
+      'time limit of a job; another job continues its runs',
       lower_bound=1,
       flag_values=flag_values,
   )
 
 
-def needs(flag_values: flags.FlagValues) -> Needs:
-  """What the flags say; BadInput where they say nothing sensible."""
+def resources(flag_values: flags.FlagValues) -> Resources:
+  """The resources that the flags ask for."""
   memory_gb = flag_values['job_memory_gb'].value
   if memory_gb is not None and not 0 < memory_gb < math.inf:
     raise BadInput(f'--job_memory_gb={memory_gb}: must be a number above 0')
-  return Needs(
+  return Resources(
       jobs=flag_values['jobs'].value,
       cpus=flag_values['job_cpus'].value,
       gpus=flag_values['job_gpus'].value,
@@ -90,87 +93,91 @@ def needs(flag_values: flags.FlagValues) -> Needs:
   )
 
 
-def lists(workdir: Path, configs: Mapping[str, Config], needs: Needs) -> dict[Path, list[str]]:
-  """The runs divided into jobs: file -> the runs that it is to list."""
-  found = {}
-  for share in cost.shares(configs, needs.jobs):
-    digest = hashlib.sha256(json.dumps(share).encode()).hexdigest()[:16]
-    found[workdir / 'jobs' / f'{digest}.json'] = share
-  return found
+def divide(
+    workdir: Path, configs: Mapping[str, Config], resources: Resources
+) -> dict[Path, list[str]]:
+  """Divides runs into jobs: the file of each job's list, and the runs in it."""
+  lists = {}
+  for names in cost.shares(configs, resources.jobs):
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    lists[workdir / 'jobs' / f'{digest}.json'] = names
+  return lists
 
 
-def write_lists(divided: Mapping[Path, Sequence[str]]) -> None:
-  """Writes the lists, before the jobs that read them are placed."""
-  for path, share in divided.items():
-    files.write_json(path, share)
+def write_lists(lists: Mapping[Path, Sequence[str]]) -> None:
+  """Writes the lists, before jobs that read them are submitted."""
+  for path, names in lists.items():
+    files.write_json(path, names)
 
 
-def listed(path: Path) -> list[str]:
-  """The runs of a list."""
+def read_list(path: Path) -> list[str]:
+  """The runs of a job's list."""
   try:
     names = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise BadInput(f'{path}: cannot be read: {error}') from error
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-    raise BadInput(f'{path}: must be a JSON list of runs')
+    raise BadInput(f'{path}: must be a JSON list of run names')
   return names
 
 
-def command(workdir: Path, needs: Needs) -> list[str]:
-  """Of a job, but for its --runs=FILE."""
-  workers = [f'--workers={needs.cpus}'] if needs.cpus and not needs.gpus else []
+def command(workdir: Path, resources: Resources) -> list[str]:
+  """The command of a job, without --runs=FILE."""
+  workers = [f'--workers={resources.cpus}'] if resources.cpus and not resources.gpus else []
   return [sys.executable, '-m', 'launch.work', f'--workdir={workdir}', *workers]
 
 
 def environment() -> dict[str, str]:
-  """The variables that a job needs wherever it runs."""
+  """The environment variables that a job needs wherever it runs."""
   folders = [str(ROOT), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
   path = os.pathsep.join(dict.fromkeys(filter(None, folders)))
-  users = {name: os.environ[name] for name in USERS if name in os.environ}
-  return {'PYTHONPATH': path, **users}
+  inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+  return {'PYTHONPATH': path, **inherited}
 
 
-def watch(
-    workdir: Path,
-    configs: Mapping[str, Config],
-    is_anybody_there: Callable[[], bool],
-    logs: Path,
+def show_progress(
+    workdir: Path, configs: Mapping[str, Config], has_jobs: Callable[[], bool], logs: Path
 ) -> None:
-  """Shows the progress of runs that others train, until all are over or nobody is left.
+  """Shows the progress of runs that jobs train, until all are finished or no job is left.
 
   Args:
-    workdir: of the sweep; all that is shown is read from it.
-    configs: the runs that are not over.
-    is_anybody_there: whether there are jobs, waiting or running.
-    logs: folder of what the jobs print, *.log; the last words are shown of one that left its runs.
+    workdir: of the sweep; everything shown is read from its files.
+    configs: the unfinished runs.
+    has_jobs: whether any jobs wait or run.
+    logs: folder with the output of jobs, *.log. If runs are left unfinished, the end of the newest
+      is shown.
   """
-  left = dict.fromkeys(configs)
+  unfinished = dict.fromkeys(configs)
   with Progress(workdir, configs) as progress:
     while True:
-      there = is_anybody_there()  # asked first: what a job wrote before its end is seen below
-      over = [n for n in left if (run_files.run_dir(workdir, n) / 'result.json').exists()]
-      for name in over:
-        del left[name]
-      progress.show(_running(workdir, left), over)
-      if progress.is_over():
+      is_active = has_jobs()  # before the files are read, so that a last job's results are seen
+      finished = [
+          name
+          for name in unfinished
+          if (run_files.run_dir(workdir, name) / 'result.json').exists()
+      ]
+      for name in finished:
+        del unfinished[name]
+      progress.update(_running(workdir, unfinished), finished)
+      if progress.is_finished():
         return
-      if not there:
+      if not is_active:
         break
       time.sleep(POLL_SECONDS)
-  print('no job is left, and some runs are not over', file=sys.stderr)
+  print('no job is left, but some runs are unfinished', file=sys.stderr)
   written = [path for path in logs.glob('*.log') if path.is_file()]
   newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
   if newest is not None:
-    words = newest.read_text(errors='replace').splitlines()[-LAST_LINES:]
-    print(f'{newest} ends with:', *words, sep='\n', file=sys.stderr)
+    lines = newest.read_text(errors='replace').splitlines()[-LOG_LINES:]
+    print(f'{newest} ends with:', *lines, sep='\n', file=sys.stderr)
 
 
 def _running(workdir: Path, names: Iterable[str]) -> list[str]:
-  """Those of some runs that logged something not long ago."""
+  """The runs that have logged a row recently."""
   found = []
   for name in names:
     with contextlib.suppress(FileNotFoundError):
       logged = (run_files.run_dir(workdir, name) / 'metrics.jsonl').stat().st_mtime
-      if time.time() - logged < LOGGED_SECONDS:
+      if time.time() - logged < RECENT_SECONDS:
         found.append(name)
   return found

@@ -1,8 +1,9 @@
-"""How a program learns that it is to end: by a signal, or by the death of whoever started it.
+"""How a program learns that it must end: by a signal, or by the death of its parent.
 
-SIGTERM and SIGUSR1 are a notice that the machine is about to be taken away: what is under way is
-saved. A program that is told so ends with EXIT_CODE, by which schedulers know to start it again.
-Outside of training there is nothing to save, and it ends at once: what it writes, it writes whole.
+SIGTERM and SIGUSR1 announce that the machine is about to be taken away. While runs are trained they
+are saved first; at other times there is nothing to save, since files are written atomically, and
+the program ends at once. Either way it ends with EXIT_CODE, by which a scheduler knows to start it
+again.
 """
 
 import contextlib
@@ -16,62 +17,62 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-EXIT_CODE = 75  # EX_TEMPFAIL: to be started again
-# That workers may take to come to the end of a step and save. Those that compile or wait end at
-# once, as they have nothing to save; so only a worker that hangs takes it all.
+EXIT_CODE = 75  # EX_TEMPFAIL
+# Workers are given this long to finish a step and save. Those that compile or wait have nothing to
+# save and end at once, so only a worker that hangs takes all of it.
 GRACE_SECONDS = 60
-_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
-_state = {'told': False, 'patient': False}
+_state = {'received': False, 'is_deferred': False}
 
 
 class Preempted(BaseException):
-  """The process was told to end. Like KeyboardInterrupt, nobody's `except Exception` has it."""
+  """A signal told the process to end. Like KeyboardInterrupt, it passes `except Exception`."""
 
 
 def install() -> None:
-  """From now on the signals raise Preempted in the main thread."""
+  """Makes the signals raise Preempted in the main thread."""
   for number in SIGNALS:
-    signal.signal(number, _notice)
+    signal.signal(number, _handle)
 
 
-def _notice(number: int, frame: FrameType | None) -> None:
+def _handle(number: int, frame: FrameType | None) -> None:
   del number, frame
-  _state['told'] = True
-  if not _state['patient']:
+  _state['received'] = True
+  if not _state['is_deferred']:
     raise Preempted
 
 
 @contextlib.contextmanager
-def patient() -> Iterator[Callable[[], bool]]:
-  """Inside, a notice raises nothing: what is yielded says whether there was one."""
-  _state['told'], _state['patient'] = False, True
+def deferred() -> Iterator[Callable[[], bool]]:
+  """A context in which signals raise nothing; yields a function that says whether one came."""
+  _state['received'], _state['is_deferred'] = False, True
   try:
-    yield lambda: _state['told']
+    yield lambda: _state['received']
   finally:
-    _state['patient'] = False
+    _state['is_deferred'] = False
 
 
 def end_with_parent() -> None:
-  """From now on the kernel kills this process when whoever started it dies, where it can: Linux.
+  """On Linux, makes the kernel kill this process when its parent dies.
 
-  Whatever this process is doing then: no thread of Python's runs while a library holds its lock.
-  Only for one whose standard input is a pipe from whoever started it, which does so in a thread
-  that lives as long as itself: the kernel counts the death of that thread.
+  The kernel is needed because no Python thread runs while a library holds the interpreter lock. It
+  watches the thread that started this process, which must live as long as the parent. Standard
+  input must be a pipe from the parent.
   """
   if not sys.platform.startswith('linux'):
     return
   ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-  parent = select.poll()
-  parent.register(sys.stdin.fileno(), 0)  # 0: only whether it is closed at the other end
-  if parent.poll(0):  # it died before the kernel was asked
+  poll = select.poll()
+  poll.register(sys.stdin.fileno(), 0)  # 0: report only that the other end is closed
+  if poll.poll(0):  # the parent died before the call to prctl
     os._exit(1)
 
 
-def end_with_input() -> None:
-  """From now on the process ends when its standard input closes: with whoever started it.
+def end_with_stdin() -> None:
+  """Makes this process, and with it its workers, end when standard input closes.
 
-  Its workers see their own input close then.
+  Standard input must be a pipe from the parent, so that it closes when the parent dies.
   """
   end_with_parent()
 

@@ -1,4 +1,4 @@
-"""What launch.train and launch.sweep share: from a checked sweep to its report."""
+"""The course of launch.train and launch.sweep: from a checked sweep to its report."""
 
 import shutil
 import sys
@@ -16,7 +16,7 @@ from stability.data import tokens
 from stability.errors import BadInput
 from stability.storage import files, leases, metrics, results_csv, reuse, schema, sweeps, versions
 
-Train = Callable[[Path, Mapping[str, Config]], None]  # the runs of a workdir, to their results
+Train = Callable[[Path, Mapping[str, Config]], None]  # trains runs of a workdir
 
 
 def define_workers(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
@@ -24,7 +24,7 @@ def define_workers(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None
   return flags.DEFINE_integer(
       'workers',
       None,
-      'worker processes; default: one a core, or one for all devices of an accelerator machine',
+      'number of worker processes; default: one per core, or one on an accelerator machine',
       lower_bound=1,
       flag_values=flag_values,
   )
@@ -35,8 +35,18 @@ def define_seeds(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
   return flags.DEFINE_integer(
       'seeds',
       None,
-      'train every run with seeds 0 to N-1; default: the seed of the config, 0',
+      'train every run with seeds 0 to N-1; default: the seeds of the config',
       lower_bound=1,
+      flag_values=flag_values,
+  )
+
+
+def define_attached(flag_values: flags.FlagValues) -> flags.FlagHolder[bool]:
+  """Defines --attached; see preemption.end_with_stdin."""
+  return flags.DEFINE_boolean(
+      'attached',
+      False,
+      'end when standard input closes, and so with the process that holds its other end',
       flag_values=flag_values,
   )
 
@@ -46,42 +56,43 @@ def start(
     workdir: Path,
     train: Train,
     *,
-    waits: bool = True,
-    others: Sequence[Path] = (),
+    is_blocking: bool = True,
+    reused: Sequence[Path] = (),
 ) -> int:
-  """Trains what is not yet trained of a sweep, writes its report, and returns the exit code.
+  """Trains the unfinished runs of a sweep, writes its report and returns the exit code.
 
   Args:
     sweep: to train.
-    workdir: its folder, new or from before.
-    train: is given the runs that are not over.
-    waits: whether they are when it returns; else there is nothing to report.
-    others: workdirs of sweeps that may have trained some of these runs already.
+    workdir: of the sweep; created if necessary.
+    train: trains the runs it is given.
+    is_blocking: whether these runs are finished when `train` returns; otherwise no report is
+      written.
+    reused: workdirs of other sweeps whose results are reused for runs that are the same.
   """
-  waiting = _prepare(sweep, workdir, others)
-  if waiting:
+  unfinished = _prepare(sweep, workdir, reused)
+  if unfinished:
     try:
-      train(workdir, waiting)
+      train(workdir, unfinished)
     except KeyboardInterrupt:
-      print('stopped; the same command goes on from the last checkpoints', file=sys.stderr)
+      print('interrupted; the same command resumes from the last checkpoints', file=sys.stderr)
       return 130
-    if not waits:
+    if not is_blocking:
       return 0
-  with leases.acquire(workdir):  # by one launcher at a time
+  with leases.acquire(workdir):  # one launcher at a time
     for result in (workdir / 'runs').glob('*/result.json'):
       leases.remove_stale(result.parent)
     results_csv.write_results(workdir)
     return _report(workdir)
 
 
-def _prepare(sweep: app.Sweep, workdir: Path, others: Sequence[Path]) -> dict[str, Config]:
-  """Makes the folder of a sweep, whose runs may then be trained; those that are not over."""
+def _prepare(sweep: app.Sweep, workdir: Path, reused: Sequence[Path]) -> dict[str, Config]:
+  """Writes the files that a sweep needs before training; returns the unfinished runs."""
   runs = sweep.runs
   sweeps.check_workdir(workdir, runs)
-  with leases.acquire(workdir, _say_held):
-    sweeps.check_workdir(workdir, runs)  # another launcher may have begun one here meanwhile
+  with leases.acquire(workdir, _say_waiting):
+    sweeps.check_workdir(workdir, runs)  # again: another launcher may just have begun a sweep here
     data = _prepare_data(sweep, workdir)
-    waiting = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
+    unfinished = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
     written = sweeps.Sweep(
         runs.fields,
         runs.configs,
@@ -89,85 +100,92 @@ def _prepare(sweep: app.Sweep, workdir: Path, others: Sequence[Path]) -> dict[st
         scale=sweep.scale,
         overrides=sweep.overrides,
         data=data,
-        versions=_versions(workdir, waiting),
+        versions=_versions(workdir, unfinished),
         report=sweep.report,
         extensions=_prepare_extensions(sweep, workdir),
     )
     sweeps.write_sweep(workdir, written)
     first = next(iter(runs.configs.values()))
     metrics.write_experiment(workdir, sweeps.swept_values(first, runs.fields))
-    taken = reuse.take_over(workdir, waiting, others)
+    taken = reuse.take_over(workdir, unfinished, reused)
   if taken:
-    print(f'{len(taken)} runs are taken over from sweeps that have trained them', flush=True)
-  return {name: config for name, config in waiting.items() if name not in taken}
+    print(f'{len(taken)} runs are reused from other sweeps', flush=True)
+  return {name: config for name, config in unfinished.items() if name not in taken}
 
 
 def _prepare_extensions(sweep: app.Sweep, workdir: Path) -> files.Json:
-  """Copies the sources of the sweep's extensions; a workdir that has some keeps those it has."""
-  before = {}
+  """Copies the sources of the sweep's extensions to a new workdir; returns their record.
+
+  An existing workdir keeps its copy, with a warning if the sources have changed.
+  """
+  previous = {}
   if (workdir / 'sweep.json').exists():
-    before = sweeps.read_sweep(workdir).extensions
-  now = sweep.extensions.to_json() if sweep.extensions else {}
-  if before:
-    if before['sha256'] != now.get('sha256'):
+    previous = sweeps.read_sweep(workdir).extensions
+  current = sweep.extensions.to_json() if sweep.extensions else {}
+  if previous:
+    if previous['sha256'] != current.get('sha256'):
       print(
           f'warning: {sweep.config_file}: its extensions have changed since --workdir={workdir} was'
-          f' begun, which goes on with its own copy, {workdir / before["folder"]}',
+          f' begun, which continues with its own copy, {workdir / previous["folder"]}',
           file=sys.stderr,
       )
-    extensions.check(workdir, before)
-    return before
+    extensions.check(workdir, previous)
+    return previous
   if sweep.extensions:
     for name, content in sweep.extensions.files.items():
       files.write_atomic(workdir / sweep.extensions.folder / name, content)
-  return now
+  return current
 
 
-def _say_held(by: leases.Json) -> None:
-  who = f'process {by["pid"]} of {by["host"]}' if by else 'another launcher'
-  print(f'{who} prepares this workdir; waiting for it', file=sys.stderr)
+def _say_waiting(holder: leases.Json) -> None:
+  who = f'process {holder["pid"]} on {holder["host"]}' if holder else 'another launcher'
+  print(f'waiting for {who}, which prepares this workdir', file=sys.stderr)
 
 
 def _prepare_data(sweep: app.Sweep, workdir: Path) -> files.Json:
-  """The sweep's token files, made now or found; on other text than before a sweep is refused."""
+  """Prepares the sweep's token files; returns their path and meta.json.
+
+  Raises BadInput if the workdir's runs were trained on other text.
+  """
   configs = sweep.runs.configs.values()
   longest = max(config['data']['sequence_length'] for config in configs)
-  source = types.SimpleNamespace(**next(iter(configs))['data'])  # shared by the runs of a sweep
-  there_before = set((workdir / 'data').glob('*'))
-  folder = tokens.prepare(source, workdir / 'data', longest)
+  data_config = types.SimpleNamespace(**next(iter(configs))['data'])  # the same for all runs
+  existing = set((workdir / 'data').glob('*'))
+  folder = tokens.prepare(data_config, workdir / 'data', longest)
   path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
   if (workdir / 'sweep.json').exists():
-    before = sweeps.read_sweep(workdir).data
-    schema.check_data(workdir / 'sweep.json', before, ['sha256'])
-    if before['sha256'] != data['sha256']:
-      for made in set((workdir / 'data').glob('*')) - there_before:  # just now, and nobody's
-        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    previous = sweeps.read_sweep(workdir).data
+    schema.check_data(workdir / 'sweep.json', previous, ['sha256'])
+    if previous['sha256'] != data['sha256']:
+      for new in set((workdir / 'data').glob('*')) - existing:
+        shutil.rmtree(new) if new.is_dir() else new.unlink()
       raise BadInput(
-          f'--workdir={workdir}: its runs were trained on other text than config.data.path gives'
-          ' now; name a new folder'
+          f'--workdir={workdir}: its runs were trained on other text than that of'
+          ' config.data.path; choose a new folder'
       )
   return data
 
 
-def _versions(workdir: Path, waiting: Collection[str]) -> dict[str, str]:
-  """Those of now, if they train anything; says where they differ from those that trained before."""
-  now = versions.current()
+def _versions(workdir: Path, unfinished: Collection[str]) -> dict[str, str]:
+  """The versions to record: the current ones if any run is left to train."""
+  current = versions.current()
   if not (workdir / 'sweep.json').exists():
-    return now
-  before = sweeps.read_sweep(workdir).versions
-  if not waiting:
-    return before
-  warn_of_versions(workdir, before)
-  return now
+    return current
+  previous = sweeps.read_sweep(workdir).versions
+  if not unfinished:
+    return previous
+  warn_of_versions(workdir, previous)
+  return current
 
 
-def warn_of_versions(workdir: Path, before: Mapping[str, str]) -> None:
-  """Says, in one line, where the versions that trained a sweep differ from those of now."""
-  if changes := versions.changes(before, versions.current()):
+def warn_of_versions(workdir: Path, previous: Mapping[str, str]) -> None:
+  """Prints a warning if the current versions differ from those that have trained a sweep."""
+  if changes := versions.changes(previous, versions.current()):
     print(
         f'warning: --workdir={workdir} was begun with other versions: {", ".join(changes)}; numbers'
-        ' may differ from those of an undisturbed sweep; versions.jsonl of each run has its own',
+        ' may differ from those of an uninterrupted sweep; versions.jsonl of each run has its'
+        ' versions',
         file=sys.stderr,
     )
 

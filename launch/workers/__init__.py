@@ -1,1 +1,1 @@
-"""Worker processes that train runs, and how their launcher sees them."""
+"""Worker processes, which train runs, and their launcher's side."""

@@ -1,8 +1,8 @@
-"""Which run is in whose hands: a worker's of ours, another launcher's, nobody's; or it is over.
+"""The assignment of a launcher's runs to its workers.
 
-A run is given to a worker together with the lease on it (stability/storage/leases.py). What a
-worker leaves behind when it dies is tried again: with fewer runs on a device where memory may have
-run out, or else TRIES times. Threads of all workers call here.
+A run is assigned together with its lease (stability/storage/leases.py), which may be held by
+another launcher. When a worker dies, its runs are tried again: with fewer runs per device if memory
+may have run out, otherwise up to TRIES times.
 """
 
 import collections
@@ -18,214 +18,217 @@ from stability.devices import cost
 from stability.storage import leases as leases_lib
 from stability.storage import run_files
 
-# Of a run with workers that die, without a new checkpoint in between. A machine's fault may take
-# two workers of a run; a run that takes three is at fault itself, and others wait for the device.
+# Workers that may die with a run without a new checkpoint in between. A fault of the machine may
+# cost two workers; a run that costs three is itself at fault and must not hold up the others.
 TRIES = 3
-LOOKS = 20  # at runs in other hands at a time, so that a look does not grow with the sweep
+CHECKS = 20  # of runs of other launchers at a time, so that the cost does not grow with the sweep
 
 
-class Waiting:
-  """The runs nobody trains yet, by executables."""
+class RunQueue:
+  """The runs that wait for a worker, grouped by the executables that train them."""
 
   def __init__(self, configs: Mapping[str, Config]):
-    self._keys: dict[str, object] = {}
-    self._same: dict[object, object] = {}
+    self._keys: dict[str, object] = {}  # run -> key of its executables
+    self._canonical: dict[object, object] = {}  # equal keys share one object, which saves megabytes
     self._flops: dict[str, float] = {}
-    self._groups = collections.defaultdict(collections.deque)
-    self._work: dict[object, float] = collections.defaultdict(float)  # FLOPs left in a group
-    self._held: dict[object, object] = {}  # worker -> the key of its executables
+    self._groups = collections.defaultdict(collections.deque)  # key -> runs
+    self._group_flops: dict[object, float] = collections.defaultdict(float)
+    self._worker_keys: dict[object, object] = {}  # worker -> key of its executables
     for name, config in configs.items():
       self.add(name, config)
 
   def add(self, name: str, config: Config) -> None:
-    """One more run."""
+    """Adds a new run."""
     key = config_lib.static_fields(config)
-    self._keys[name] = self._same.setdefault(key, key)  # thousands of equal ones take megabytes
+    self._keys[name] = self._canonical.setdefault(key, key)
     self._flops[name] = cost.train_flops(config)
     self.put_back(name)
 
   def put_back(self, name: str) -> None:
-    """A run that was taken and is not over."""
+    """Adds a run again that was taken but is not finished."""
     self._groups[self._keys[name]].append(name)
-    self._work[self._keys[name]] += self._flops[name]
+    self._group_flops[self._keys[name]] += self._flops[name]
 
   def key(self, name: str) -> object:
-    """Of the executables of a run."""
+    """Identifies the executables that train a run."""
     return self._keys[name]
 
   def take(self, worker: object, like: str | None) -> str | None:
-    """A run for a worker: of the executables of `like`, or, without it, of others.
+    """Takes a run for a worker, if there is one.
 
-    Those that no other worker holds come first, for two that compile the same waste a core; among
-    them those with the most work left.
+    Args:
+      worker: asks for a run.
+      like: a run whose executables the taken one must share. If None, groups whose executables no
+        other worker has are preferred, since compiling them twice wastes a core, and among them
+        the one with the most work left.
     """
-    self._held.pop(worker, None)
+    self._worker_keys.pop(worker, None)
     key = self._keys[like] if like is not None else max(self._groups, key=self._rank, default=None)
     if key is None or key not in self._groups:
       return None
-    self._held[worker] = key
+    self._worker_keys[worker] = key
     name = self._groups[key].popleft()
-    self._work[key] -= self._flops[name]
+    self._group_flops[key] -= self._flops[name]
     if not self._groups[key]:
-      del self._groups[key], self._work[key]
+      del self._groups[key], self._group_flops[key]
     return name
 
-  def release(self, worker: object) -> None:
-    """The worker has ended."""
-    self._held.pop(worker, None)
+  def forget(self, worker: object) -> None:
+    """Forgets the executables of a worker that has ended."""
+    self._worker_keys.pop(worker, None)
 
   def _rank(self, key: object) -> tuple[bool, float]:
-    return key not in self._held.values(), self._work[key]
+    return key not in self._worker_keys.values(), self._group_flops[key]
 
   def __len__(self) -> int:
     return sum(map(len, self._groups.values()))
 
 
 class Assignments:
-  """The runs of a launcher until they are over."""
+  """The runs of a launcher until they are finished. Methods may be called from any thread."""
 
   def __init__(
       self,
       workdir: Path,
       configs: Mapping[str, Config],
       leases: leases_lib.LeaseManager,
-      say: Callable[[str], None],
+      log: Callable[[str], None],
       tries: int = TRIES,
   ):
     self._workdir = workdir
-    self._waiting = Waiting(configs)
+    self._queue = RunQueue(configs)
     self._leases = leases
-    self._say = say
+    self._log = log
     self._tries = tries
-    self._hands: dict[str, WorkerProcess] = {}
-    self._elsewhere: collections.deque[str] = collections.deque()
-    self._over: list[str] = []
-    self._most_members: dict[Any, int] = {}  # executables -> runs on a device that may fit
-    self._deaths: dict[str, tuple[int, int]] = {}  # run -> since a checkpoint; the step of that
+    self._assigned: dict[str, WorkerProcess] = {}
+    self._elsewhere: collections.deque[str] = collections.deque()  # runs of other launchers
+    self._finished: list[str] = []  # not yet reported by `newly_finished`
+    self._max_members: dict[Any, int] = {}  # key of executables -> runs per device that may fit
+    self._deaths: dict[str, tuple[int, int]] = {}  # run -> deaths, checkpoint they came after
     self._is_closed = False
     self._lock = threading.RLock()
 
   def add(self, name: str, config: Config) -> None:
-    """One more run."""
+    """Adds a run."""
     with self._lock:
-      self._waiting.add(name, config)
+      self._queue.add(name, config)
 
-  def give(self, worker: WorkerProcess, like: str | None) -> dict[str, Any]:
-    """The answer to a worker that asks for a run, whose lease is then ours."""
+  def assign(self, worker: WorkerProcess, like: str | None) -> dict[str, Any]:
+    """Assigns a run to a worker that asks for one; returns the answer to the worker."""
     with self._lock:
-      while not self._is_closed and (name := self._waiting.take(worker, like)) is not None:
+      while not self._is_closed and (name := self._queue.take(worker, like)) is not None:
         if not self._leases.take(self._run(name), worker.pid):
           self._elsewhere.append(name)
-        elif self._is_over(name):  # another launcher has trained it meanwhile
-          self._end(name)
+        elif self._is_finished(name):  # by another launcher
+          self._finish(name)
         else:
-          self._hands[name] = worker
-          return {'run': name, 'members': self._most_members.get(self._waiting.key(name))}
-      self._waiting.release(worker)
+          self._assigned[name] = worker
+          return {'run': name, 'members': self._max_members.get(self._queue.key(name))}
+      self._queue.forget(worker)
       return {'run': None}
 
-  def take_back(self, worker: WorkerProcess) -> None:
-    """The worker has ended: what it had in hand is tried again, or has failed."""
+  def reclaim(self, worker: WorkerProcess) -> None:
+    """Queues the runs of a worker that has ended again, or fails them."""
     worker.wait()
     with self._lock:
-      self._waiting.release(worker)
-      self.settle()
-      names = [name for name, hands in self._hands.items() if hands is worker]
+      self._queue.forget(worker)
+      self.release_finished()
+      names = [name for name, assigned in self._assigned.items() if assigned is worker]
       if self._is_closed or not names:
         return
-      how = f'its worker {worker.end()}'
-      fewer = worker.ran_out_of_memory() and worker.members > 1
-      if fewer:
-        most = self._most_members[self._waiting.key(names[0])] = worker.members // 2
-        self._say(
-            f'{", ".join(names)}: {how}; tried again from the last checkpoints with at most {most}'
-            f' runs on a device, in place of {worker.members}'
+      reason = f'its worker {worker.end_reason()}'
+      needs_memory = worker.may_have_run_out_of_memory() and worker.members > 1
+      if needs_memory:
+        members = self._max_members[self._queue.key(names[0])] = worker.members // 2
+        self._log(
+            f'{", ".join(names)}: {reason}; tried again from the last checkpoints with at most'
+            f' {members} runs per device instead of {worker.members}'
         )
       for name in names:
-        if fewer or worker.has_saved() or self._may_try_again(name, how):
+        if needs_memory or worker.has_saved() or self._may_try_again(name, reason):
           self._put_back(name)
         else:
-          each = f', and so at each of {self._tries} tries' if self._tries > 1 else ''
-          told = f'{name}: {how}{each}; the others go on'
-          words = f'last words of its worker:\n{worker.last_words()}\n{told}'
-          run_files.write_failure(self._run(name), words)
-          self._end(name)
+          each = f', as in each of {self._tries} tries' if self._tries > 1 else ''
+          error = f'{name}: {reason}{each}; the other runs continue'
+          output = f'last output of its worker:\n{worker.last_output()}\n{error}'
+          run_files.write_failure(self._run(name), output)
+          self._finish(name)
 
-  def settle(self) -> None:
-    """Lets go of the runs in our workers' hands that are over."""
+  def release_finished(self) -> None:
+    """Releases the leases of the runs that our workers have finished."""
     with self._lock:
-      for name in [name for name in self._hands if self._is_over(name)]:
-        self._end(name)
+      for name in [name for name in self._assigned if self._is_finished(name)]:
+        self._finish(name)
 
-  def look_elsewhere(self) -> None:
-    """Takes over what other launchers have left."""
+  def check_elsewhere(self) -> None:
+    """Takes over runs that other launchers have abandoned, and notes those they have finished."""
     with self._lock:
-      for _ in range(min(LOOKS, len(self._elsewhere))):
+      for _ in range(min(CHECKS, len(self._elsewhere))):
         name = self._elsewhere.popleft()
-        if self._is_over(name):
-          self._over.append(name)
+        if self._is_finished(name):
+          self._finished.append(name)
         elif self._leases.take(self._run(name)):
-          self._put_back(name)  # for whichever worker asks first
+          self._put_back(name)
         else:
           self._elsewhere.append(name)
 
-  def lost(self) -> list[WorkerProcess]:
+  def workers_without_lease(self) -> list[WorkerProcess]:
     """The workers with a run that another launcher has taken over from this one."""
     with self._lock:
       lost = self._leases.lost()
-      return [worker for name, worker in self._hands.items() if self._run(name) in lost]
+      return [worker for name, worker in self._assigned.items() if self._run(name) in lost]
 
-  def over(self) -> list[str]:
-    """The runs that are over and were not named before."""
+  def newly_finished(self) -> list[str]:
+    """The runs that have finished since the last call."""
     with self._lock:
-      over, self._over = self._over, []
-      return over
+      finished, self._finished = self._finished, []
+      return finished
 
   def running(self) -> list[str]:
-    """The runs in somebody's hands; of those elsewhere, a few."""
+    """The runs that are being trained; of those of other launchers, at most CHECKS."""
     with self._lock:
-      return [*self._hands, *list(self._elsewhere)[:LOOKS]]
+      return [*self._assigned, *list(self._elsewhere)[:CHECKS]]
 
   def has_waiting(self) -> bool:
-    """Whether a worker could be given something."""
+    """Whether a run waits for a worker."""
     with self._lock:
-      return len(self._waiting) > 0
+      return len(self._queue) > 0
 
   def close(self) -> None:
-    """Nothing is given any more, and nothing that ends is held against its run."""
+    """Stops assigning runs, and counting the deaths of workers against them."""
     with self._lock:
       self._is_closed = True
-      self.settle()
+      self.release_finished()
 
   def _run(self, name: str) -> Path:
     return run_files.run_dir(self._workdir, name)
 
-  def _is_over(self, name: str) -> bool:
+  def _is_finished(self, name: str) -> bool:
     return run_files.read_result(self._run(name)) is not None
 
-  def _end(self, name: str) -> None:
-    self._hands.pop(name, None)
+  def _finish(self, name: str) -> None:
+    self._assigned.pop(name, None)
     self._leases.remove(self._run(name))
-    self._over.append(name)
+    self._finished.append(name)
 
   def _put_back(self, name: str) -> None:
-    self._hands.pop(name, None)
+    self._assigned.pop(name, None)
     self._leases.release(self._run(name))
-    self._waiting.put_back(name)
+    self._queue.put_back(name)
 
-  def _may_try_again(self, name: str, how: str) -> bool:
+  def _may_try_again(self, name: str, reason: str) -> bool:
     step = _newest_checkpoint(self._run(name))
-    deaths, reached = self._deaths.get(name, (0, step))
-    deaths = 1 if step > reached else deaths + 1
+    deaths, checkpoint = self._deaths.get(name, (0, step))
+    deaths = 1 if step > checkpoint else deaths + 1
     self._deaths[name] = deaths, step
     if deaths == self._tries:
       return False
     start = f'the checkpoint of step {step}' if step else 'its start'
-    self._say(f'{name}: {how}; tried again from {start} (try {deaths + 1} of {self._tries})')
+    self._log(f'{name}: {reason}; tried again from {start} (try {deaths + 1} of {self._tries})')
     return True
 
 
 def _newest_checkpoint(run: Path) -> int:
-  """The step of it; 0 without one."""
+  """Step of the newest checkpoint, 0 if there is none."""
   steps = (int(path.name) for path in run.glob('checkpoints/*') if path.name.isdigit())
   return max(steps, default=0)

@@ -186,7 +186,10 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
 
   environment.pin([int(core) for core in _CORES.value])
 
-  from stability import errors, extensions  # jax, which these import, counts the cores when it starts
+  from stability import (  # jax, which these import, counts the cores when it starts
+    errors,
+    extensions,
+  )
   from stability.devices import make_layout as make_layout_lib
   from stability.storage import sweeps
   from stability.trainer.hooks import TrainerHooks

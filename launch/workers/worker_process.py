@@ -1,4 +1,4 @@
-"""A worker process as its launcher sees it: what it asks, its signs of life, how it ended."""
+"""A worker process from its launcher's side: its requests, its heartbeat and how it ended."""
 
 import collections
 import contextlib
@@ -16,13 +16,13 @@ from launch.common import environment, preemption
 Json = dict[str, Any]
 
 COMMAND = (sys.executable, '-m', 'launch.workers.worker')
-# It beats every two seconds by a thread of its own, compiling or not. One that is this late is
-# stopped, or hangs with all its threads.
+# A thread of the worker sends a heartbeat every two seconds, even while the worker compiles. A
+# worker whose heartbeat is this late has been stopped, or hangs with all its threads.
 SILENT_SECONDS = 60
-# The work itself moves every few seconds while it trains, and not at all while it compiles: the
-# longest compilation that is known is far below this. Beyond it the main thread hangs.
+# The main thread makes progress every few seconds while it trains and none while it compiles, which
+# is not known to take nearly this long. A main thread without progress for longer hangs.
 STUCK_SECONDS = 3600
-_LOG_LINES = 50  # of its output, kept for the error of a run that it died with
+_LOG_LINES = 50  # of output, kept for the error of a run whose worker dies
 
 
 class WorkerProcess:
@@ -35,18 +35,19 @@ class WorkerProcess:
       flags: Sequence[str] = (),
       is_fresh: Callable[[], bool] = lambda: True,
   ):
-    """
+    """Starts the process.
+
     Args:
       workdir: of the sweep.
-      cores: for the worker to stay on.
-      flags: of launch.workers.worker, beside these.
-      is_fresh: whether to answer its signs of life: left without, it ends.
+      cores: CPU cores to pin the worker to.
+      flags: further flags of launch.workers.worker.
+      is_fresh: whether to answer a heartbeat; a worker without answers ends.
     """
-    self.members = 1  # runs on a device, as it last said
+    self.members = 1  # runs per device, as last reported
     self._is_fresh = is_fresh
-    self._killed: str | None = None
+    self._killed_because: str | None = None
     self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
-    self._heard, self._still = time.monotonic(), 0.0
+    self._last_heard, self._seconds_stuck = time.monotonic(), 0.0
     self._process = subprocess.Popen(
         [*COMMAND, f'--workdir={workdir}', f'--cores={",".join(map(str, cores))}', *flags],
         stdin=subprocess.PIPE,
@@ -54,7 +55,7 @@ class WorkerProcess:
         stderr=subprocess.PIPE,
         text=True,
         env=environment.worker_environment(),
-        start_new_session=True,  # Ctrl-C is the launcher's; a worker ends when its input closes
+        start_new_session=True,  # so that Ctrl-C reaches only the launcher
     )
 
   @property
@@ -62,65 +63,65 @@ class WorkerProcess:
     return self._process.pid
 
   def requests(self) -> Iterator[Json]:
-    """What it asks, until it ends."""
+    """The worker's requests, until it ends. Heartbeats are handled here."""
     for line in self._process.stdout:
-      self._heard = time.monotonic()
+      self._last_heard = time.monotonic()
       message = json.loads(line)
       if 'beat' in message:
-        self._still, self.members = message['beat'], message['members']
+        self._seconds_stuck, self.members = message['beat'], message['members']
         if self._is_fresh():
-          self.tell({'alive': True})
+          self.send({'alive': True})
       else:
         yield message
 
   def output(self) -> Iterator[str]:
-    """The lines it prints, until it ends."""
+    """The lines that the worker prints, until it ends."""
     for line in self._process.stderr:
       self._log.append(line.rstrip('\n'))
       yield self._log[-1]
 
-  def last_words(self) -> str:
-    """The last lines it printed."""
+  def last_output(self) -> str:
+    """The last lines that the worker printed."""
     return '\n'.join(self._log)
 
-  def tell(self, message: Json) -> None:
-    """Answers, or tells it to stop. Whether it is dead shows elsewhere."""
+  def send(self, message: Json) -> None:
+    """Sends an answer or {'stop': True}; a worker that has died is noticed elsewhere."""
     with contextlib.suppress(OSError, ValueError):
       print(json.dumps(message), file=self._process.stdin, flush=True)
 
-  def hangs(self) -> str | None:
-    """What shows that it hangs, if anything does."""
-    silent = time.monotonic() - self._heard
+  def hang_reason(self) -> str | None:
+    """Why the worker counts as hanging, None if it does not."""
+    silent = time.monotonic() - self._last_heard
     if silent > SILENT_SECONDS:
-      return f'gave no sign of life for {silent:.0f} s and was killed'
-    if self._still > STUCK_SECONDS:
-      return f'got no further for {self._still:.0f} s and was killed'
+      return f'sent no heartbeat for {silent:.0f} s and was killed'
+    if self._seconds_stuck > STUCK_SECONDS:
+      return f'made no progress for {self._seconds_stuck:.0f} s and was killed'
     return None
 
-  def kill(self, why: str | None = None) -> None:
-    """Ends it; its runs can be continued from their checkpoints."""
-    self._killed = self._killed or why
+  def kill(self, because: str | None = None) -> None:
+    """Kills the worker; its runs can be continued from their checkpoints."""
+    self._killed_because = self._killed_because or because
     self._process.kill()
 
   def wait(self) -> int:
-    """Its exit code, once it has ended."""
+    """Waits for the worker to end; returns its exit code."""
     return self._process.wait()
 
-  def end(self) -> str:
-    """How it ended, in words that go on from 'its worker'."""
+  def end_reason(self) -> str:
+    """How the worker ended, as a predicate: 'ended with exit code 3', for example."""
     code = self.wait()
-    if self._killed:
-      return self._killed
+    if self._killed_because:
+      return self._killed_because
     if code == -signal.SIGKILL:
-      return 'was killed (signal 9), by the system for want of memory or by somebody'
+      return 'was killed (signal 9), by the system for lack of memory or by a user'
     if code < 0:
       return f'was ended by signal {-code}'
     return f'ended with exit code {code}'
 
   def has_saved(self) -> bool:
-    """Whether it has ended because it was told to, with all saved."""
+    """Whether the worker was told to end and has saved its runs."""
     return self._process.poll() == preemption.EXIT_CODE
 
-  def ran_out_of_memory(self) -> bool:
-    """Whether it may have been the kernel that killed it."""
-    return self.wait() == -signal.SIGKILL and not self._killed
+  def may_have_run_out_of_memory(self) -> bool:
+    """Whether the kernel may have killed the worker."""
+    return self.wait() == -signal.SIGKILL and not self._killed_because

@@ -29,7 +29,11 @@ UNSET = _Sentinel.UNSET  # no value, where None is one
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
-  """One option of a run. `absent` defaults to the default at scale cpu."""
+  """One option of a run.
+
+  An option that is newer than some stored configs states `absent`; then it is left out of the hash
+  in names of runs. For others, `absent` is the default at scale cpu.
+  """
 
   name: str  # section.name
   kind: str  # a key of TYPES
@@ -50,6 +54,7 @@ class Field:
   def __post_init__(self):
     if isinstance(self.default, Mapping) and set(self.default) != set(SCALES):
       raise BadInput(f'config.{self.name}: its default must be a value, or one for each scale')
+    object.__setattr__(self, 'is_later', self.absent is not UNSET)
     if self.absent is UNSET:
       object.__setattr__(self, 'absent', self.default_at('cpu'))
 

@@ -167,10 +167,10 @@ RECORDS = (
 
     choice('evaluation.parameters', 'trained', ('trained', 'ema'),
            'Parameters that the validation losses are measured with: as trained, or their'
-           ' exponential moving average over updates.', paper='trained',
+           ' exponential moving average over updates.', paper='trained', absent='trained',
            source='ema: arXiv 2411.18704'),
     number('evaluation.decay', 0.99, 'Decay of the average of evaluation.parameters=ema.',
-           at_least=0, below=1),
+           at_least=0, below=1, absent=0.99),
 
     # Steps leave the compiled step as a float32, which is exact up to 2^24.
     integer('schedule.steps', dict(cpu=500, night=10_000, gpu=5_000, paper=100_000),

@@ -1,1 +1,1 @@
-"""Text, token files and the batches made of them; nothing here imports jax at the top."""
+"""Text sources, token files and batches; no module here imports jax at import time."""

@@ -1,11 +1,13 @@
-"""batch = f(data seed, step): the same integers from NumPy on the host and from jax on a device.
+"""Batches as a function of (data seed, step), with the same integers from NumPy and from jax.
 
-Text of `tokens` tokens has n = (tokens - 1) // sequence_length windows of sequence_length + 1
-tokens, at multiples of sequence_length, so that each token is predicted once, but for the first and
-a rest that fills no window. Example number e = step * batch_size + i is window permutation(e % n)
-of epoch e // n: every window once an epoch, in an order of its own, without state to keep.
+A text of `tokens` tokens is cut into n = (tokens - 1) // sequence_length windows that start at
+multiples of sequence_length and hold sequence_length + 1 tokens, inputs and targets. Each token is
+thus predicted once per epoch, except the first one and a remainder that fills no window.
 
-Limits, of uint32: 2**32 examples in a run, and 2**31 tokens for windows drawn on a device.
+Example number e = step * batch_size + i is window permutation(e % n) of epoch e // n. Each epoch
+visits every window once, in its own order, and no sampler state has to be saved.
+
+uint32 arithmetic limits a run to 2**32 examples, and a text on a device to 2**31 tokens.
 """
 
 from types import ModuleType
@@ -20,7 +22,7 @@ Array = Any  # np.ndarray or jax.Array
 MAX_EXAMPLES = 2**32  # steps * batch_size
 MAX_DEVICE_TOKENS = 2**31
 
-_ROUNDS = 6  # of the Feistel network; even
+_ROUNDS = 6  # of the Feistel network; must be even
 
 
 def window_starts(
@@ -32,21 +34,29 @@ def window_starts(
     sequence_length: int,
     tokens: int,
 ) -> Array:
-  """Offsets of the windows of a batch, [batch_size]; int64 for xp = numpy, int32 for jax.numpy.
+  """Start offsets of the windows of one batch: [batch_size], int64 in numpy and int32 in jax.
 
-  seed and step (0-based) may be traced. Raises BadInput past the limits, as far as they can be
-  seen: a traced step cannot, so see to steps * batch_size <= MAX_EXAMPLES.
+  Raises BadInput beyond the limits above. A traced step cannot be checked: its caller must ensure
+  that steps * batch_size <= MAX_EXAMPLES.
+
+  Args:
+    xp: numpy or jax.numpy.
+    seed: data seed; may be traced.
+    step: index of the training step, from 0; may be traced.
+    batch_size: windows in a batch.
+    sequence_length: tokens predicted per window.
+    tokens: length of the text.
   """
-  n = _windows(sequence_length, tokens)
+  n = _count_windows(sequence_length, tokens)
   if isinstance(step, int | np.integer) and (int(step) + 1) * batch_size > MAX_EXAMPLES:
     raise BadInput(
-        f'step {step} of {batch_size} sequences: a run can draw {MAX_EXAMPLES} at most'
+        f'step {step} with {batch_size} sequences per batch: a run can draw at most {MAX_EXAMPLES}'
     )
   if xp is not np and tokens > MAX_DEVICE_TOKENS:
     raise BadInput(
-        f'config.data.path holds {tokens} tokens: only {MAX_DEVICE_TOKENS} can be on a device'
+        f'config.data.path holds {tokens} tokens: a device can index at most {MAX_DEVICE_TOKENS}'
     )
-  # Whole vectors even of scalars: NumPy warns when a uint32 scalar wraps around, not when an array.
+  # Scalars become arrays because NumPy warns when a uint32 scalar wraps around.
   seed = xp.full(batch_size, seed, np.uint32)
   step = xp.full(batch_size, step, np.uint32)
   example = step * np.uint32(batch_size) + xp.arange(batch_size, dtype=np.uint32)
@@ -55,21 +65,21 @@ def window_starts(
 
 
 def validation_starts(count: int, sequence_length: int, tokens: int) -> np.ndarray:
-  """Offsets of `count` fixed windows spread evenly over the text, int64 [count].
+  """Start offsets of `count` windows spread evenly over the text: int64 [count].
 
-  Windows repeat where the text has fewer.
+  Windows repeat if the text has fewer than `count`.
   """
-  n = _windows(sequence_length, tokens)
+  n = _count_windows(sequence_length, tokens)
   return np.arange(count) * n // count * sequence_length
 
 
 def gather(tokens: Array, starts: Array, sequence_length: int) -> Array:
-  """The windows at `starts` [batch]: int32 [batch, sequence_length + 1], inputs and targets."""
+  """Tokens of the windows at `starts` [batch]: int32 [batch, sequence_length + 1]."""
   offsets = starts[:, None] + np.arange(sequence_length + 1, dtype=np.int32)
   return tokens[offsets].astype(np.int32)
 
 
-def _windows(sequence_length: int, tokens: int) -> int:
+def _count_windows(sequence_length: int, tokens: int) -> int:
   n = (tokens - 1) // sequence_length
   if n < 1:
     raise BadInput(
@@ -80,26 +90,27 @@ def _windows(sequence_length: int, tokens: int) -> int:
 
 
 def _permute(xp: ModuleType, position: Array, n: int, seed: Array, epoch: Array) -> Array:
-  """A pseudo-random permutation of [0, n) keyed by (seed, epoch), applied to position.
+  """Image of `position` under a pseudo-random permutation of [0, n) keyed by (seed, epoch).
 
-  A Feistel network permutes the power of two above n; where it leads outside [0, n), it is applied
-  again until it does not (cycle walking), under twice on average. Everything is uint32 [batch].
+  A Feistel network permutes [0, 2**k), the smallest such range that holds [0, n). It is applied
+  again to values that land outside [0, n) until none do (cycle walking), fewer than two
+  applications on average. All arrays are uint32 [batch].
   """
   bits = max(2, (n - 1).bit_length())
-  low = bits // 2
-  low_mask, high_mask = np.uint32(2**low - 1), np.uint32(2 ** (bits - low) - 1)
+  low_bits = bits // 2
+  low_mask, high_mask = np.uint32(2**low_bits - 1), np.uint32(2 ** (bits - low_bits) - 1)
   keys = [
       _mix(_mix(seed + np.uint32(0x9E3779B9 * (i + 1) % 2**32)) ^ epoch) for i in range(_ROUNDS)
   ]
 
   def network(x):
-    high, low_part = x >> low, x & low_mask
+    high, low = x >> low_bits, x & low_mask
     for i in range(0, _ROUNDS, 2):
-      high = high ^ (_mix(low_part ^ keys[i]) & high_mask)
-      low_part = low_part ^ (_mix(high ^ keys[i + 1]) & low_mask)
-    return high << low | low_part
+      high = high ^ (_mix(low ^ keys[i]) & high_mask)
+      low = low ^ (_mix(high ^ keys[i + 1]) & low_mask)
+    return high << low_bits | low
 
-  def outside(x):
+  def any_outside(x):
     return (x >= np.uint32(n)).any()
 
   def walk(x):
@@ -107,16 +118,16 @@ def _permute(xp: ModuleType, position: Array, n: int, seed: Array, epoch: Array)
 
   x = network(position)
   if xp is not np:
-    from jax import lax  # not above: the host needs no jax
+    from jax import lax  # imported here because the host path must not need jax
 
-    return lax.while_loop(outside, walk, x)
-  while outside(x):
+    return lax.while_loop(any_outside, walk, x)
+  while any_outside(x):
     x = walk(x)
   return x
 
 
 def _mix(x: Array) -> Array:
-  """lowbias32 of C. Wellons: a bijection of uint32, every input bit moves every output bit."""
+  """The lowbias32 hash of C. Wellons: a bijection of uint32 with little avalanche bias."""
   x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
   x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
   return x ^ (x >> 16)

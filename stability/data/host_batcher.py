@@ -1,4 +1,4 @@
-"""Batches drawn on the host: the same integers as a device draws, for text that it cannot hold."""
+"""Batches drawn on the host, for text that a device cannot hold."""
 
 from typing import Any
 
@@ -8,34 +8,34 @@ from stability.data import batches
 
 
 class HostBatcher:
-  """Draws the batches of the runs in a layout's slots."""
+  """Draws the batches of the runs in a layout's slots, the same integers as a device would draw."""
 
   def __init__(self, text: np.ndarray, batch_size: int, sequence_length: int, slots: int):
-    """text: [tokens], possibly on the disk."""
+    """text: [tokens], possibly memory-mapped."""
     self._text = text
-    self._rows = dict(batch_size=batch_size, sequence_length=sequence_length)
+    self._sizes = dict(batch_size=batch_size, sequence_length=sequence_length)
     self._seed = [0] * slots
-    self._step = [0] * slots  # of data, the next one, counted from 0; skipped ones count
-    self._last = [0] * slots  # of the slot's run
+    self._data_step = [0] * slots  # next step's index into the data; counts skipped batches
+    self._last_data_step = [0] * slots
 
   def enter(self, slot: int, state: dict[str, Any]) -> None:
-    """A run comes into a slot with this state: draw from its step on."""
+    """Assigns a slot to the run with this state, which draws from its current step on."""
     self._seed[slot] = int(state['hparams']['data.seed'])
     skipped = int(state['skipped'])
-    self._step[slot] = int(state['step']) + skipped
-    self._last[slot] = int(state['hparams']['schedule.steps']) - 1 + skipped
+    self._data_step[slot] = int(state['step']) + skipped
+    self._last_data_step[slot] = int(state['hparams']['schedule.steps']) - 1 + skipped
 
   def draw(self) -> np.ndarray:
-    """The batches of all slots' next steps: int32 [slots, batch_size, T + 1].
+    """The batches of every slot's next step: int32 [slots, batch_size, sequence_length + 1].
 
-    A run that is over keeps its state whatever it is given, and is given its last batch.
+    A finished run gets its last batch again; the step ignores it.
     """
-    steps = map(min, self._step, self._last)
-    wanted = list(zip(self._seed, steps))
-    drawn = {key: self._batch(*key) for key in set(wanted)}  # most runs are at the same batch
-    self._step = [step + 1 for step in self._step]
-    return np.stack([drawn[key] for key in wanted])
+    steps = map(min, self._data_step, self._last_data_step)
+    keys = list(zip(self._seed, steps))
+    drawn = {key: self._batch(*key) for key in set(keys)}  # most runs share a seed and a step
+    self._data_step = [step + 1 for step in self._data_step]
+    return np.stack([drawn[key] for key in keys])
 
   def _batch(self, seed: int, step: int) -> np.ndarray:
-    starts_B = batches.window_starts(np, seed, step, tokens=len(self._text), **self._rows)
-    return batches.gather(self._text, starts_B, self._rows['sequence_length'])
+    starts_B = batches.window_starts(np, seed, step, tokens=len(self._text), **self._sizes)
+    return batches.gather(self._text, starts_B, self._sizes['sequence_length'])

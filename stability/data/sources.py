@@ -1,4 +1,4 @@
-"""Text on disk -> documents, and their division into training and validation text."""
+"""Documents from text files, and their split into training and validation text."""
 
 import collections
 import hashlib
@@ -11,20 +11,28 @@ from stability.errors import BadInput
 
 Document = tuple[str, bytes]  # name, text without NUL bytes
 
-# Of the embedded text: tests, other people's packages, generated tables and build records.
-_LEFT_OUT_FOLDERS = {
+VALIDATION_FRACTION = 0.05
+
+# Parts of the standard library that are not in the embedded text: tests, other people's packages,
+# generated tables and build records.
+_EXCLUDED_FOLDERS = {
     'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', 'encodings', 'pydoc_data'
 }  # fmt: skip
-_LEFT_OUT_PREFIXES = ('config-', '_sysconfigdata', 'html/entities.py', 'stringprep.py')
+_EXCLUDED_PREFIXES = ('config-', '_sysconfigdata', 'html/entities.py', 'stringprep.py')
 
 
-def documents(path: str | None) -> list[Document]:
-  """The documents of a file or a folder, ordered by name; None: the Python library's own sources.
+def read_documents(path: str | None) -> list[Document]:
+  """The documents of a file or folder, sorted by name.
 
-  Text is bytes in any encoding. Of a folder, hidden files, binary ones (a NUL byte in the first
-  8 KiB) and symbolic links are left out: a link's target inside the folder has its own name, and
-  one outside was not asked for. NUL bytes further on are removed, since token 0 ends a document.
-  Raises BadInput where the path is missing, cannot be read or holds no text.
+  Text may have any encoding. In a folder, hidden files, binary files (a NUL byte in the first 8
+  KiB) and symbolic links are skipped: a link inside the folder would duplicate its target, and one
+  that leads outside was not asked for. Later NUL bytes are removed, since token 0 ends a document.
+
+  Args:
+    path: a file or folder; None: the source code of Python's standard library.
+
+  Raises:
+    BadInput: the path is missing, cannot be read or holds no text.
   """
   root = Path(sysconfig.get_path('stdlib') if path is None else path)
   field = f'config.data.path={str(root)!r}' + (' (the embedded text)' if path is None else '')
@@ -35,7 +43,7 @@ def documents(path: str | None) -> list[Document]:
       files = {root.name: root}
     else:
       raise BadInput(f'{field}: no such file or folder')
-    # A name may hold bytes that are not UTF-8; what is written to JSON and shown may not.
+    # File names may hold bytes that are not UTF-8, which JSON cannot represent.
     found = [
         (os.fsencode(name).decode(errors='replace'), _text(file))
         for name, file in sorted(files.items())
@@ -44,40 +52,42 @@ def documents(path: str | None) -> list[Document]:
     raise BadInput(f'{field}: cannot be read: {error}') from error
   found = [(name, text) for name, text in found if text]
   if not found:
-    raise BadInput(f'{field}: holds no text (hidden, binary, empty and linked files do not count)')
+    raise BadInput(f'{field}: holds no text (hidden, binary, empty and linked files are skipped)')
   return found
 
 
-def split(
-    documents: Sequence[Document], validation_fraction: float = 0.05
+def train_validation_split(
+    documents: Sequence[Document],
 ) -> tuple[list[Document], list[Document]]:
-  """Divides documents into (training, validation), each in the order given.
+  """Splits documents into (training, validation), each in the given order.
 
-  Sides follow from the SHA-256 of the texts alone, so the order and names of files play no role
-  and equal texts share a side: no validation document is in the training text. Where a document
-  exceeds the validation share, the long ones are cut at line ends first. Raises BadInput where a
-  side would be empty: text of a few bytes, or one passage repeated.
+  The split depends only on the SHA-256 of the texts, not on the order or names of files, and equal
+  texts go to the same split, so no validation document occurs in the training text. If a document
+  exceeds the validation share, long documents are first cut at line ends.
+
+  Raises:
+    BadInput: one split would be empty, because the text is tiny or one repeated passage.
   """
   total = sum(len(text) for _, text in documents)
-  share = validation_fraction * total
-  if max(len(text) for _, text in documents) > share:  # always so with fewer than 20
-    most = max(1, int(share / 2))
-    documents = [piece for name, text in documents for piece in _pieces(name, text, most)]
+  share = VALIDATION_FRACTION * total
+  if max(len(text) for _, text in documents) > share:  # always true of fewer than 20 documents
+    max_bytes = max(1, int(share / 2))
+    documents = [piece for name, text in documents for piece in _pieces(name, text, max_bytes)]
 
   digests = [hashlib.sha256(text).digest() for _, text in documents]
-  sizes = collections.Counter()  # bytes of all documents with that text
+  sizes = collections.Counter()  # total bytes of all copies of a text
   for digest, (_, text) in zip(digests, documents, strict=True):
     sizes[digest] += len(text)
-  held_out, held = set(), 0
+  held_out, held_out_bytes = set(), 0
   for digest in sorted(sizes):
-    # A text repeated so often that it would take twice the share is left to training.
-    if held < share and held + sizes[digest] <= 2 * share:
+    # A text repeated so often that it would overshoot twice the share stays in training.
+    if held_out_bytes < share and held_out_bytes + sizes[digest] <= 2 * share:
       held_out.add(digest)
-      held += sizes[digest]
-  if not 0 < held < total:
+      held_out_bytes += sizes[digest]
+  if not 0 < held_out_bytes < total:
     raise BadInput(
-        f'config.data.path: {total} bytes of text cannot be divided into training and validation'
-        ' text: too short, or one passage repeated'
+        f'config.data.path: {total} bytes of text cannot be split into training and validation'
+        ' text: too short, or one repeated passage'
     )
   train, validation = [], []
   for digest, document in zip(digests, documents, strict=True):
@@ -85,15 +95,17 @@ def split(
   return train, validation
 
 
-def files_under(root: Path, left_out: Collection[str] = ()) -> dict[str, Path]:
-  """Regular files under root by relative posix path, but not hidden ones and folders left out."""
+def files_under(root: Path, excluded_folders: Collection[str] = ()) -> dict[str, Path]:
+  """Regular files below root by relative POSIX path; hidden files and folders are skipped."""
 
   def fail(error: OSError) -> None:
-    raise error  # os.walk would pass over a folder that cannot be read
+    raise error  # os.walk would skip a folder that cannot be read
 
   files = {}
   for folder, folders, names in os.walk(root, onerror=fail):
-    folders[:] = [name for name in folders if not name.startswith('.') and name not in left_out]
+    folders[:] = [
+        name for name in folders if not name.startswith('.') and name not in excluded_folders
+    ]
     for name in names:
       file = Path(folder, name)
       if not name.startswith('.') and file.is_file() and not file.is_symlink():
@@ -102,32 +114,32 @@ def files_under(root: Path, left_out: Collection[str] = ()) -> dict[str, Path]:
 
 
 def _library_files(root: Path) -> dict[str, Path]:
-  """The embedded text: the sources under root that people wrote to be used."""
+  """The standard library's hand-written modules, without their tests."""
   return {
       name: file
-      for name, file in files_under(root, _LEFT_OUT_FOLDERS).items()
-      if name.endswith('.py') and not name.startswith(_LEFT_OUT_PREFIXES)
+      for name, file in files_under(root, _EXCLUDED_FOLDERS).items()
+      if name.endswith('.py') and not name.startswith(_EXCLUDED_PREFIXES)
   }
 
 
 def _text(file: Path) -> bytes:
-  """A file's bytes without NULs; nothing of a binary file."""
+  """A file's bytes without NULs; empty for a binary file."""
   with file.open('rb') as stream:
     head = stream.read(8192)
     return b'' if b'\0' in head else head + stream.read().replace(b'\0', b'')
 
 
-def _pieces(name: str, text: bytes, most: int) -> Iterator[Document]:
-  """Cuts a text after line ends, or where a line is too long inside it, into `most` bytes or less.
+def _pieces(name: str, text: bytes, max_bytes: int) -> Iterator[Document]:
+  """Cuts a text into pieces of at most `max_bytes`, at line ends where possible.
 
-  A piece is named by its place in the document: name[start:end].
+  A piece is named by its byte range in the document: name[start:end].
   """
-  if len(text) <= most:
+  if len(text) <= max_bytes:
     yield name, text
     return
   start = 0
   while start < len(text):
-    end = start + most
+    end = start + max_bytes
     if end < len(text):
       end = text.rfind(b'\n', start, end) + 1 or end
     end = min(end, len(text))

@@ -15,7 +15,7 @@ def draw(xp=np, seed=0, step=0, **sizes):
 
 
 def epochs(windows: int, count: int, seed: int = 0, batch_size: int = 3) -> np.ndarray:
-  """The first `count` epochs of a text of that many windows, drawn batch by batch."""
+  """Window indices of the first `count` epochs, drawn batch by batch: [count, windows]."""
   sizes = dict(batch_size=batch_size, sequence_length=4, tokens=4 * windows + 2)
   steps = -(-count * windows // batch_size)
   starts = np.concatenate([draw(seed=seed, step=step, **sizes) for step in range(steps)])
@@ -25,17 +25,17 @@ def epochs(windows: int, count: int, seed: int = 0, batch_size: int = 3) -> np.n
 
 @pytest.mark.parametrize('windows', [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 31, 32, 33, 64, 97, 100, 257])
 @pytest.mark.parametrize('seed', [0, 1, 2**31 - 1])
-def test_every_window_once_an_epoch(windows, seed):
+def test_every_window_once_per_epoch(windows, seed):
   for epoch in epochs(windows, 3, seed):
     np.testing.assert_array_equal(np.sort(epoch), np.arange(windows))
 
 
-def test_a_million_windows_are_a_permutation():
+def test_permutation_of_a_million_windows():
   [order] = epochs(1_000_003, 1, batch_size=1_000_003)
   assert np.bincount(order, minlength=1_000_003).tolist() == [1] * 1_000_003
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_orders_differ_by_epoch_and_seed():
   orders = [tuple(epoch) for seed in (0, 1, 2, 3) for epoch in epochs(97, 4, seed)]
   assert len(set(orders)) == 16
   agreements = [np.mean(np.equal(a, b)) for i, a in enumerate(orders) for b in orders[:i]]
@@ -44,7 +44,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 @pytest.mark.parametrize('windows', [16, 37, 1000])
 def test_orders_are_uniform(windows):
-  """Every window is equally likely at every place, and successors are not neighbours."""
+  """Every window is equally likely at every position, and successors are not neighbors."""
   orders = epochs(windows, 600, batch_size=600 * windows)
   counts = np.stack([np.bincount(place, minlength=windows) for place in orders.T])
   mean = len(orders) / windows
@@ -63,7 +63,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize('sizes', SIZES)
-def test_jax_draws_the_integers_of_numpy(sizes):
+def test_jax_equals_numpy(sizes):
   seeds, steps = [0, 1, 12345, 2**31 - 1], [0, 1, 999, 999_999]
   expected = np.array([[draw(seed=a, step=b, **sizes) for b in steps] for a in seeds])
   assert expected.min() >= 0 and expected.max() + sizes['sequence_length'] < sizes['tokens']
@@ -78,29 +78,29 @@ def test_jax_draws_the_integers_of_numpy(sizes):
   np.testing.assert_array_equal(traced(seeds[2], steps[2]), expected[2, 2])
 
 
-def test_these_batches_never_change():
+def test_batches_are_frozen():
   sizes = dict(batch_size=6, sequence_length=64, tokens=64_001)
   assert (draw(seed=7, step=0, **sizes) // 64).tolist() == [946, 483, 816, 928, 643, 249]
   assert (draw(seed=7, step=10**6, **sizes) // 64).tolist() == [43, 374, 501, 178, 773, 886]
 
 
-def test_numpy_does_not_warn_of_wrapping():
+def test_no_overflow_warning():
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     draw(seed=2**31 - 1, step=999_999, batch_size=4096, sequence_length=64, tokens=10**6)
     draw(seed=np.int32(5), step=np.int32(7), batch_size=1, sequence_length=64, tokens=10**6)
 
 
-def test_limit_of_examples():
+def test_example_limit():
   sizes = dict(batch_size=4096, sequence_length=64, tokens=10**6)
   last = batches.MAX_EXAMPLES // 4096 - 1
   draw(step=last, **sizes)
   for xp in (np, jnp):
-    with pytest.raises(BadInput, match=f'step {last + 1} of 4096 sequences'):
+    with pytest.raises(BadInput, match=f'step {last + 1} with 4096 sequences per batch'):
       draw(xp, step=last + 1, **sizes)
 
 
-def test_limit_of_tokens_on_a_device():
+def test_device_token_limit():
   sizes = dict(batch_size=64, sequence_length=512, tokens=13 * 10**9)
   starts = draw(**sizes)
   assert starts.dtype == np.int64 and starts.max() > 2**31
@@ -108,14 +108,14 @@ def test_limit_of_tokens_on_a_device():
     draw(jnp, **sizes)
 
 
-def test_text_without_a_window_is_refused():
+def test_text_too_short():
   with pytest.raises(BadInput, match=r'data\.path holds 64 tokens.*needs at least 65'):
     draw(batch_size=2, sequence_length=64, tokens=64)
   with pytest.raises(BadInput, match=r'data\.path holds 64 tokens.*needs at least 65'):
     batches.validation_starts(2, sequence_length=64, tokens=64)
 
 
-def test_an_epoch_predicts_each_token_once():
+def test_epoch_predicts_each_token_once():
   text = np.arange(101, dtype=np.uint8)
   starts = draw(batch_size=10, sequence_length=10, tokens=101)
   rows = batches.gather(text, starts, 10)
@@ -123,7 +123,7 @@ def test_an_epoch_predicts_each_token_once():
   np.testing.assert_array_equal(rows[:, 1:-1], rows[:, :-2] + 1)
 
 
-def test_gather_is_the_same_on_host_and_device(tmp_path):
+def test_gather_on_host_and_device(tmp_path):
   text = np.memmap(tmp_path / 'text', np.uint16, 'w+', shape=1000)
   text[:] = np.random.default_rng(0).integers(0, 2**16, 1000)
   starts = draw(batch_size=7, sequence_length=33, tokens=1000)
@@ -141,7 +141,7 @@ def test_gather_is_the_same_on_host_and_device(tmp_path):
   np.testing.assert_array_equal(batches.gather(jnp.array(text), starts, 33), rows)
 
 
-def test_validation_windows_are_spread_evenly():
+def test_validation_windows_are_even():
   assert batches.validation_starts(4, 10, 81).tolist() == [0, 20, 40, 60]
   assert batches.validation_starts(3, 10, 81).tolist() == [0, 20, 50]
   assert batches.validation_starts(4, 10, 21).tolist() == [0, 0, 10, 10]  # two windows only

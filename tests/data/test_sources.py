@@ -23,36 +23,36 @@ def lines(count: int, seed: int) -> bytes:
   return b''.join(b'%d\n' % rng.randrange(10**9) for _ in range(count))
 
 
-def test_folder_gives_its_text_files_in_order_of_their_names(tmp_path):
+def test_folder_of_text_files(tmp_path):
   path = write(tmp_path, {'b.txt': b'two', 'a/z.txt': b'one', 'c/.x/y': b'no', '.d': b'no'})
   write(tmp_path, {'binary': b'a\0b', 'empty': b'', 'only_nul_far': b'x' * 8192 + b'\0y'})
-  assert sources.documents(path) == [
+  assert sources.read_documents(path) == [
       ('a/z.txt', b'one'),
       ('b.txt', b'two'),
       ('only_nul_far', b'x' * 8192 + b'y'),
   ]
 
 
-def test_bytes_that_are_not_utf8_stay(tmp_path):
+def test_any_encoding_is_kept(tmp_path):
   file = tmp_path / 'latin.txt'
   file.write_bytes(b'na\xefve\r\n')
-  assert sources.documents(str(file)) == [('latin.txt', b'na\xefve\r\n')]
+  assert sources.read_documents(str(file)) == [('latin.txt', b'na\xefve\r\n')]
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='file names elsewhere are Unicode')
-def test_name_that_is_not_utf8_can_be_written(tmp_path):
+def test_file_name_that_is_not_utf8(tmp_path):
   (tmp_path / os.fsdecode(b'na\xefve')).write_bytes(b'x')
-  [(name, _)] = sources.documents(str(tmp_path))
+  [(name, _)] = sources.read_documents(str(tmp_path))
   assert name.encode() == 'na\ufffdve'.encode()
 
 
-def test_links_are_not_followed(tmp_path):
+def test_links_are_skipped(tmp_path):
   write(tmp_path / 'outside', {'secret': b'secret', 'more/secret': b'secret'})
   path = write(tmp_path / 'inside', {'text': b'text'})
   (tmp_path / 'inside' / 'file').symlink_to(tmp_path / 'outside' / 'secret')
   (tmp_path / 'inside' / 'folder').symlink_to(tmp_path / 'outside')
   (tmp_path / 'inside' / 'twice').symlink_to(tmp_path / 'inside' / 'text')
-  assert sources.documents(path) == [('text', b'text')]
+  assert sources.read_documents(path) == [('text', b'text')]
 
 
 @pytest.mark.parametrize(
@@ -65,30 +65,30 @@ def test_links_are_not_followed(tmp_path):
         ('line\nbreak', None, 'no such file or folder'),
     ],
 )
-def test_path_without_text_is_refused(tmp_path, name, content, message):
+def test_path_without_text(tmp_path, name, content, message):
   if content is not None:
     (tmp_path / name).write_bytes(content)
   with pytest.raises(BadInput, match=f'config.data.path=.*{message}') as error:
-    sources.documents(str(tmp_path / name))
+    sources.read_documents(str(tmp_path / name))
   assert '\n' not in str(error.value)
 
 
-def test_folder_without_text_is_refused(tmp_path):
+def test_folder_without_text(tmp_path):
   with pytest.raises(BadInput, match=r'data\.path.*holds no text'):
-    sources.documents(write(tmp_path, {'.hidden': b'x', 'binary': b'\0'}))
+    sources.read_documents(write(tmp_path, {'.hidden': b'x', 'binary': b'\0'}))
 
 
-def test_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+def test_unreadable_file(tmp_path, monkeypatch):
   def refuse(self, *args):
     raise PermissionError(13, 'Permission denied', str(self))
 
   path = write(tmp_path, {'text': b'text'})
   monkeypatch.setattr(pathlib.Path, 'open', refuse)
   with pytest.raises(BadInput, match=r'data\.path.*cannot be read.*Permission denied.*text'):
-    sources.documents(path)
+    sources.read_documents(path)
 
 
-def test_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+def test_unreadable_folder(tmp_path, monkeypatch):
   scandir = os.scandir
 
   def refuse(folder):
@@ -99,10 +99,10 @@ def test_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
   path = write(tmp_path, {'text': b'text', 'closed/text': b'text'})
   monkeypatch.setattr(os, 'scandir', refuse)
   with pytest.raises(BadInput, match=r'data\.path.*cannot be read.*Permission denied.*closed'):
-    sources.documents(path)
+    sources.read_documents(path)
 
 
-def test_embedded_text_leaves_out_tests_packages_and_tables(tmp_path, monkeypatch):
+def test_embedded_text_exclusions(tmp_path, monkeypatch):
   kept = ['abc.py', 'json/decoder.py', 'testing/x.py', 'lib2to3/main.py']
   left_out = [
       'test/a.py', 'unittest/test/a.py', 'lib2to3/tests/a.py', 'idlelib/idle_test/a.py',
@@ -112,17 +112,17 @@ def test_embedded_text_leaves_out_tests_packages_and_tables(tmp_path, monkeypatc
   ]  # fmt: skip
   write(tmp_path, {name: b'pass' for name in kept + left_out})
   monkeypatch.setattr(sysconfig, 'get_path', {'stdlib': str(tmp_path)}.get)
-  assert [name for name, _ in sources.documents(None)] == sorted(kept)
+  assert [name for name, _ in sources.read_documents(None)] == sorted(kept)
 
 
-def test_embedded_text_missing_says_so(tmp_path, monkeypatch):
+def test_embedded_text_missing(tmp_path, monkeypatch):
   monkeypatch.setattr(sysconfig, 'get_path', {'stdlib': str(tmp_path / 'gone')}.get)
   with pytest.raises(BadInput, match=r'data\.path.*embedded text.*no such'):
-    sources.documents(None)
+    sources.read_documents(None)
 
 
-def test_embedded_text_is_there():
-  documents = sources.documents(None)
+def test_embedded_text():
+  documents = sources.read_documents(None)
   assert sum(len(text) for _, text in documents) > 2**21
   assert len(documents) > 100
 
@@ -131,25 +131,27 @@ def texts(documents):
   return [text for _, text in documents]
 
 
-def test_split_keeps_order_and_share():
+def test_split_order_and_share():
   documents = [(f'{i:03}', lines(20 + i % 7, seed=i)) for i in range(400)]
-  train, validation = sources.split(documents)
+  train, validation = sources.train_validation_split(documents)
   assert sorted(train + validation) == documents
   assert train == sorted(train) and validation == sorted(validation)
   total = sum(map(len, texts(documents)))
   assert 0.05 * total <= sum(map(len, texts(validation))) < 0.06 * total
 
 
-def test_split_follows_from_the_texts_alone():
+def test_split_depends_on_texts_alone():
   documents = [(f'{i}', lines(30, seed=i)) for i in range(100)]
   other = [(f'renamed{name}', text) for name, text in documents]
   random.Random(0).shuffle(other)
-  assert set(texts(sources.split(documents)[1])) == set(texts(sources.split(other)[1]))
+  _, validation = sources.train_validation_split(documents)
+  _, other_validation = sources.train_validation_split(other)
+  assert set(texts(validation)) == set(texts(other_validation))
 
 
-def test_equal_documents_share_a_side():
+def test_equal_documents_share_a_split():
   documents = [(f'{i}-{copy}', lines(30, seed=i)) for i in range(100) for copy in range(3)]
-  train, validation = sources.split(documents)
+  train, validation = sources.train_validation_split(documents)
   assert len(validation) % 3 == 0 and len(train) + len(validation) == 300
   assert not set(texts(train)) & set(texts(validation))
 
@@ -163,8 +165,8 @@ def test_equal_documents_share_a_side():
         [('one line', lines(2000, seed=0).replace(b'\n', b' '))],
     ],
 )
-def test_few_or_large_documents_are_cut(documents):
-  train, validation = sources.split(documents)
+def test_large_documents_are_cut(documents):
+  train, validation = sources.train_validation_split(documents)
   total = sum(map(len, texts(documents)))
   assert 0.05 * total <= sum(map(len, texts(validation))) < 0.08 * total
   assert not set(texts(train)) & set(texts(validation))
@@ -178,20 +180,20 @@ def test_few_or_large_documents_are_cut(documents):
   } == dict(documents)
 
 
-def test_cuts_are_at_line_ends():
-  train, validation = sources.split([('book', lines(2000, seed=0))])
+def test_cuts_at_line_ends():
+  train, validation = sources.train_validation_split([('book', lines(2000, seed=0))])
   assert all(text.endswith(b'\n') for text in texts(train + validation))
 
 
-def test_a_text_repeated_too_often_is_for_training():
+def test_repeated_text_stays_in_training():
   for seed in range(20):
     common = [(f'license{i}', lines(30, seed=1000 + seed)) for i in range(60)]
     documents = common + [(f'{i}', lines(30, seed=i)) for i in range(40)]
-    train, validation = sources.split(documents)
+    train, validation = sources.train_validation_split(documents)
     assert set(common) <= set(train) and validation
 
 
 @pytest.mark.parametrize('text', [b'x', b'short', b'the same line\n' * 1000, b'a' * 1000])
-def test_text_without_two_sides_is_refused(text):
-  with pytest.raises(BadInput, match=r'data\.path.*cannot be divided'):
-    sources.split([('text', text)])
+def test_text_too_small_to_split(text):
+  with pytest.raises(BadInput, match=r'data\.path.*cannot be split'):
+    sources.train_validation_split([('text', text)])

@@ -11,27 +11,26 @@ def binary_entropy(p: float) -> float:
 
 
 @pytest.mark.parametrize('a, b', [(0.5, 0.5), (0.1, 0.3), (0.01, 0.9)])
-def test_two_states_have_a_closed_form(a, b):
+def test_two_state_chain(a, b):
   transition = np.array([[1 - a, a], [b, 1 - b]])
   np.testing.assert_allclose(synthetic.stationary(transition), [b / (a + b), a / (a + b)])
   rate = (b * binary_entropy(a) + a * binary_entropy(b)) / (a + b)
   assert synthetic.entropy_rate(transition) == pytest.approx(rate, rel=1e-12)
 
 
-def test_limits_of_the_entropy_rate():
+def test_entropy_rate_limits():
   assert synthetic.entropy_rate(np.roll(np.eye(5), 1, axis=1)) == pytest.approx(0, abs=1e-12)
   assert synthetic.entropy_rate(np.full((64, 64), 1 / 64)) == pytest.approx(math.log(64))
 
 
-def test_random_language_is_one_chain_that_can_be_learned():
-  transition = synthetic.random_transition()
+def test_language_is_ergodic_and_learnable():
+  transition = synthetic.transition_matrix()
   assert transition.shape == (64, 64) and transition.min() > 0
   np.testing.assert_allclose(transition.sum(axis=1), 1)
   law = synthetic.stationary(transition)
   np.testing.assert_allclose(law @ transition, law, atol=1e-15)
   assert 1 < synthetic.entropy_rate(transition) < 0.7 * -(law @ np.log(law))
-  np.testing.assert_array_equal(transition, synthetic.random_transition())
-  assert not np.array_equal(transition, synthetic.random_transition(seed=1))
+  np.testing.assert_array_equal(transition, synthetic.transition_matrix())
 
 
 def test_sample_follows_the_chain():
@@ -43,18 +42,18 @@ def test_sample_follows_the_chain():
   law = synthetic.stationary(transition)
   np.testing.assert_allclose(firsts[:, 0] / counts.sum(), law, atol=0.01)
   np.testing.assert_allclose(counts / firsts, transition, atol=0.015)
-  seen = counts > 0
-  empirical = -(counts[seen] * np.log((counts / firsts)[seen])).sum() / counts.sum()
+  observed = counts > 0
+  empirical = -(counts[observed] * np.log((counts / firsts)[observed])).sum() / counts.sum()
   assert empirical == pytest.approx(synthetic.entropy_rate(transition), abs=0.005)
 
 
-def test_first_symbol_is_drawn_from_the_stationary_distribution():
+def test_first_symbol_is_stationary():
   transition = np.array([[0.99, 0.01], [0.09, 0.91]])  # stationary: 0.9, 0.1
   firsts = [synthetic.sample(transition, 1, seed)[0] for seed in range(2000)]
   assert np.mean(firsts) == pytest.approx(0.1, abs=0.03)
 
 
-def test_what_cannot_follow_never_does():
+def test_impossible_transitions_never_occur():
   assert synthetic.sample(np.roll(np.eye(3), 1, axis=1), 7, seed=0).tolist() in (
       [0, 1, 2, 0, 1, 2, 0],
       [1, 2, 0, 1, 2, 0, 1],
@@ -62,8 +61,8 @@ def test_what_cannot_follow_never_does():
   )
 
 
-def test_sample_is_a_function_of_its_seed():
-  transition = synthetic.random_transition()
+def test_sample_is_deterministic():
+  transition = synthetic.transition_matrix()
   one = synthetic.sample(transition, 1000, seed=0)
   np.testing.assert_array_equal(one, synthetic.sample(transition, 1000, seed=0))
   assert not np.array_equal(one, synthetic.sample(transition, 1000, seed=1))

@@ -42,20 +42,20 @@ def edit_meta(folder: pathlib.Path, **changes) -> None:
   (folder / 'meta.json').write_text(json.dumps(meta | changes))
 
 
-def test_files_hold_the_documents_each_ended(corpus, prepared):
+def test_documents_are_ended(corpus, prepared):
   opened = tokens.open_tokens(prepared)
-  train, validation = sources.split(sources.documents(str(corpus)))
-  for side, documents in (('train', train), ('validation', validation)):
-    array = getattr(opened, side)
+  train, validation = sources.train_validation_split(sources.read_documents(str(corpus)))
+  for split, documents in (('train', train), ('validation', validation)):
+    array = getattr(opened, split)
     assert array.tobytes().split(b'\0') == [text for _, text in documents] + [b'']
-    assert opened.meta[f'{side}_tokens'] == len(array)
-    assert opened.meta['documents'][side] == [[name, len(text)] for name, text in documents]
+    assert opened.meta[f'{split}_tokens'] == len(array)
+    assert opened.meta['documents'][split] == [[name, len(text)] for name, text in documents]
   assert not set(opened.train.tobytes().split(b'\0')) & set(
       opened.validation.tobytes().split(b'\0')[:-1]
   )
 
 
-def test_meta_describes_the_text(prepared):
+def test_meta(prepared):
   opened = tokens.open_tokens(prepared)
   meta = opened.meta
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document']) == ('bytes', 256, 0)
@@ -66,7 +66,7 @@ def test_meta_describes_the_text(prepared):
   assert meta['bigram_tokens'] == len(opened.train) - 1
 
 
-def test_folder_is_named_by_its_tokens(corpus, prepared, tmp_path):
+def test_folder_is_named_after_its_tokens(corpus, prepared, tmp_path):
   assert len(prepared.name) == 16 and int(prepared.name, 16) >= 0
   renamed = corpus.rename(tmp_path / 'renamed')
   assert tokens.prepare(text(renamed), tmp_path / 'data', 16) == prepared
@@ -75,13 +75,13 @@ def test_folder_is_named_by_its_tokens(corpus, prepared, tmp_path):
   assert tokens.prepare(text(renamed), tmp_path / 'data', 16) != prepared
 
 
-def test_prepared_text_is_reused(corpus, prepared, monkeypatch):
-  monkeypatch.setattr(tokens, '_write', None)  # not to be called
+def test_folder_is_reused(corpus, prepared, monkeypatch):
+  monkeypatch.setattr(tokens, '_write', None)  # must not be called
   assert tokens.prepare(text(corpus), prepared.parent, 16) == prepared
 
 
 @pytest.mark.parametrize('file', ['train.bin', 'validation.bin'])
-def test_damaged_files_are_refused(corpus, prepared, file):
+def test_damaged_files(corpus, prepared, file):
   content = bytearray((prepared / file).read_bytes())
   content[5] ^= 1
   (prepared / file).write_bytes(content)
@@ -91,7 +91,7 @@ def test_damaged_files_are_refused(corpus, prepared, file):
     tokens.prepare(text(prepared), prepared.parent, 16)
 
 
-def test_nothing_is_left_of_a_write_that_failed(corpus, tmp_path, monkeypatch):
+def test_failed_write_leaves_nothing(corpus, tmp_path, monkeypatch):
   synced = []
 
   def fail_on_the_second(descriptor):
@@ -105,29 +105,29 @@ def test_nothing_is_left_of_a_write_that_failed(corpus, tmp_path, monkeypatch):
   assert list((tmp_path / 'data').iterdir()) == []
 
 
-def test_the_second_of_two_writers_keeps_the_first(prepared):
+def test_second_of_two_writers(prepared):
   opened = tokens.open_tokens(prepared)
-  sides = {'train': opened.train, 'validation': opened.validation}
+  splits = {'train': opened.train, 'validation': opened.validation}
   inode = prepared.stat().st_ino
-  tokens._write(prepared, opened.meta, sides, {})
+  tokens._write(prepared, opened.meta, splits, None)
   assert prepared.stat().st_ino == inode
   names = {path.name for path in prepared.parent.iterdir()}
   assert names == {prepared.name, 'verified.json'}
 
 
-def test_token_folder_is_used_where_it_lies(prepared, tmp_path):
+def test_token_folder_is_used_in_place(prepared, tmp_path):
   assert tokens.prepare(text(prepared), tmp_path / 'elsewhere', 16) == prepared
   assert [path.name for path in (tmp_path / 'elsewhere').iterdir()] == ['verified.json']
 
 
-def test_checksums_are_verified_once_while_files_stay_as_they_are(prepared, tmp_path, monkeypatch):
-  read, read_through = [], tokens._read_through
+def test_unchanged_files_are_verified_once(prepared, tmp_path, monkeypatch):
+  read, scan = [], tokens._scan
 
   def noted(file, dtype):
     read.append(file.name)
-    return read_through(file, dtype)
+    return scan(file, dtype)
 
-  monkeypatch.setattr(tokens, '_read_through', noted)
+  monkeypatch.setattr(tokens, '_scan', noted)
   workdir = tmp_path / 'workdir'
   tokens.prepare(text(prepared), workdir, 16)
   assert read == ['train.bin', 'validation.bin']
@@ -135,7 +135,7 @@ def test_checksums_are_verified_once_while_files_stay_as_they_are(prepared, tmp_
   assert read == ['train.bin', 'validation.bin']
   tokens.prepare(text(prepared), tmp_path / 'another', 16)
   assert len(read) == 4
-  os.utime(prepared / 'train.bin', ns=(1, 1))  # touched, and the same
+  os.utime(prepared / 'train.bin', ns=(1, 1))  # touched, content unchanged
   tokens.prepare(text(prepared), workdir, 16)
   assert read[4:] == ['train.bin']
   shorter = json.loads((prepared / 'meta.json').read_text())['sha256'] | {'validation': 'other'}
@@ -147,10 +147,10 @@ def test_checksums_are_verified_once_while_files_stay_as_they_are(prepared, tmp_
     tokens.prepare(text(prepared), workdir, 16)
 
 
-def test_several_files_are_read_as_one_array():
+def test_sharded_array():
   rng = np.random.default_rng(0)
   whole = rng.integers(0, 256, 50, np.uint8)
-  joined = shards.Shards(np.split(whole, [20, 40, 41]))
+  joined = shards.ShardedArray(np.split(whole, [20, 40, 41]))
   assert (len(joined), joined.nbytes, joined.dtype) == (50, 50, np.uint8)
   assert np.array_equal(np.asarray(joined), whole)
   for start in range(0, 52, 3):
@@ -164,7 +164,7 @@ def test_several_files_are_read_as_one_array():
 
 
 @pytest.mark.parametrize('name', ['meta.json', 'train.bin', 'validation.bin'])
-def test_token_folder_that_lacks_a_file_is_not_taken_for_text(prepared, tmp_path, name):
+def test_incomplete_token_folder(prepared, tmp_path, name):
   (prepared / name).unlink()
   with pytest.raises(BadInput, match=f'data.path.*but not {name}'):
     tokens.prepare(text(prepared), tmp_path / 'elsewhere', 16)
@@ -176,33 +176,33 @@ def test_token_folder_that_lacks_a_file_is_not_taken_for_text(prepared, tmp_path
         ({'dtype': 'int8'}, 'dtype must be one of uint8, uint16, uint32'),
         ({'train_tokens': 3}, 'train.bin: holds .* meta.json says 3 tokens'),
         ({'vocabulary_size': 122}, 'train.bin: holds token 122.*vocabulary_size=122'),
-        ({'vocabulary_size': '256'}, 'missing or of a wrong type: vocabulary_size'),
-        ({'sha256': None}, 'missing or of a wrong type: sha256'),
+        ({'vocabulary_size': '256'}, 'missing or of the wrong type: vocabulary_size'),
+        ({'sha256': None}, 'missing or of the wrong type: sha256'),
         ({'sha256': {}}, 'train.bin: damaged'),
-        ({'vocabulary_size': True}, 'missing or of a wrong type: vocabulary_size'),
+        ({'vocabulary_size': True}, 'missing or of the wrong type: vocabulary_size'),
         ({'vocabulary_size': 10**400}, r'vocabulary_size must be from 1 to 2\^31 - 1'),
         ({'vocabulary_size': 0}, r'vocabulary_size must be from 1 to 2\^31 - 1'),
         ({'end_of_document': 256}, 'end_of_document=256: must be below vocabulary_size=256'),
         ({'end_of_document': -1}, 'end_of_document=-1: must be'),
-        ({'bigram_loss': float('nan')}, 'missing or of a wrong type: bigram_loss'),
-        ({'bigram_loss': float('inf')}, 'missing or of a wrong type: bigram_loss'),
+        ({'bigram_loss': float('nan')}, 'missing or of the wrong type: bigram_loss'),
+        ({'bigram_loss': float('inf')}, 'missing or of the wrong type: bigram_loss'),
     ],
 )
-def test_token_folder_that_contradicts_itself_is_refused(prepared, tmp_path, changes, message):
+def test_inconsistent_token_folder(prepared, tmp_path, changes, message):
   edit_meta(prepared, **changes)
   with pytest.raises(BadInput, match=message):
     tokens.prepare(text(prepared), tmp_path, 16)
 
 
 @pytest.mark.parametrize('content', ['{"torn', '[]', '{}', '5', '[' * 5_000 + ']' * 5_000])
-def test_meta_that_is_none_is_refused(prepared, content):
+def test_malformed_meta(prepared, content):
   (prepared / 'meta.json').write_text(content)
   with pytest.raises(BadInput, match=r'meta\.json: '):
     tokens.open_tokens(prepared)
 
 
 @pytest.mark.parametrize('levels', [100, 900, 100_000])
-def test_meta_nested_too_deeply_for_sweep_json_is_refused(prepared, levels):
+def test_meta_nested_too_deeply(prepared, levels):
   nested = '{"more": ' + '{"a":' * levels + '1' + '}' * levels + ','
   file = prepared / 'meta.json'
   file.write_text(file.read_text().replace('{', nested, 1))
@@ -211,7 +211,7 @@ def test_meta_nested_too_deeply_for_sweep_json_is_refused(prepared, levels):
 
 
 @pytest.mark.parametrize('content', ['[', '[]', '{}', '3', '{"%s": 3}', '{"%s": {"train.bin": 3}}'])
-def test_a_damaged_record_of_what_was_verified_is_made_again(prepared, tmp_path, content):
+def test_damaged_record_is_rewritten(prepared, tmp_path, content):
   record = tmp_path / 'verified.json'
   tokens.verify(prepared, record)
   whole = record.read_text()
@@ -220,14 +220,14 @@ def test_a_damaged_record_of_what_was_verified_is_made_again(prepared, tmp_path,
   assert record.read_text() == whole
 
 
-def test_empty_token_file_is_refused(prepared):
+def test_empty_token_file(prepared):
   (prepared / 'validation.bin').write_bytes(b'')
   edit_meta(prepared, validation_tokens=0)
   with pytest.raises(BadInput, match=r'validation\.bin: holds 0 bytes.*at least one'):
     tokens.open_tokens(prepared)
 
 
-def test_a_path_too_long_to_be_a_folder_is_refused(tmp_path):
+def test_path_too_long(tmp_path):
   with pytest.raises(BadInput, match=r'data\.path'):
     tokens.prepare(text(tmp_path / ('n' * 300)), tmp_path, 16)
 
@@ -236,7 +236,7 @@ def test_a_path_too_long_to_be_a_folder_is_refused(tmp_path):
     'vocabulary_size, dtype',
     [(256, 'uint8'), (257, 'uint16'), (65_536, 'uint16'), (65_537, 'uint32')],
 )
-def test_tokens_are_little_endian_of_the_smallest_type(prepared, vocabulary_size, dtype):
+def test_byte_order_and_dtype(prepared, vocabulary_size, dtype):
   assert tokens.smallest_dtype(vocabulary_size) == dtype
   highest = vocabulary_size - 1
   width = np.dtype(dtype).itemsize
@@ -247,7 +247,7 @@ def test_tokens_are_little_endian_of_the_smallest_type(prepared, vocabulary_size
   assert opened.train.tolist() == [1, highest] and opened.validation.tolist() == [2]
 
 
-def test_text_shorter_than_a_sequence_is_refused_and_nothing_written(corpus, prepared, tmp_path):
+def test_text_shorter_than_a_sequence(corpus, prepared, tmp_path):
   opened = tokens.open_tokens(prepared)
   shortest = len(opened.validation)
   tokens.prepare(text(corpus), tmp_path / 'enough', shortest - 1)
@@ -260,7 +260,7 @@ def test_text_shorter_than_a_sequence_is_refused_and_nothing_written(corpus, pre
   assert not (tmp_path / 'short').exists()
 
 
-def test_vocabulary_size_is_known_beforehand(corpus, prepared):
+def test_vocabulary_size_without_preparing(corpus, prepared):
   synthetic_text = types.SimpleNamespace(source='synthetic', path=None)
   for config in (text(corpus), text(prepared), text(None), synthetic_text):
     assert tokens.vocabulary_size(config) == (64 if config is synthetic_text else 256)
@@ -269,14 +269,14 @@ def test_vocabulary_size_is_known_beforehand(corpus, prepared):
   assert tokens.vocabulary_size(text(prepared)) == 32_101
 
 
-def test_synthetic_text_reaches_its_entropy_rate(tmp_path):
+def test_synthetic_text(tmp_path):
   folder = tokens.prepare(types.SimpleNamespace(source='synthetic', path=None), tmp_path, 16)
   opened = tokens.open_tokens(folder)
   meta = opened.meta
   assert (meta['tokenizer'], meta['vocabulary_size']) == ('synthetic', 64)
   assert meta['end_of_document'] is None
-  assert meta['entropy_rate'] == synthetic.entropy_rate(synthetic.random_transition())
-  error = 3 / np.sqrt(len(opened.validation))  # three times a deviation of about 1 nat a token
+  assert meta['entropy_rate'] == synthetic.entropy_rate(synthetic.transition_matrix())
+  error = 3 / np.sqrt(len(opened.validation))  # 3 standard deviations of about 1 nat per token
   assert -error < meta['bigram_loss'] - meta['entropy_rate'] < error + 0.01
   assert meta['unigram_loss'] > meta['bigram_loss'] + 1
   assert not np.array_equal(opened.train[: len(opened.validation)], opened.validation)
@@ -294,10 +294,10 @@ def dense_losses(train, validation, vocabulary_size) -> tuple[float, float]:
 
 @pytest.mark.parametrize('chunk', [1, 7, 2**22])
 @pytest.mark.parametrize('vocabulary_size', [3, 40])
-def test_reference_losses_equal_a_dense_table(chunk, vocabulary_size, monkeypatch):
+def test_ngram_losses_equal_a_dense_table(chunk, vocabulary_size, monkeypatch):
   monkeypatch.setattr(ngrams, '_CHUNK', chunk)
   rng = np.random.default_rng(0)
-  train = rng.integers(0, vocabulary_size - 1, 300).astype(np.uint8)  # the last token is unseen
+  train = rng.integers(0, vocabulary_size - 1, 300).astype(np.uint8)  # the last token is absent
   validation = rng.integers(0, vocabulary_size, 150).astype(np.uint8)
   data = train, validation, vocabulary_size
   bigram, unigram = dense_losses(*data)
@@ -305,7 +305,7 @@ def test_reference_losses_equal_a_dense_table(chunk, vocabulary_size, monkeypatc
   assert ngrams.unigram_loss(*data) == pytest.approx(unigram, rel=1e-12)
 
 
-def test_large_vocabulary_needs_no_table():
+def test_ngram_losses_of_a_large_vocabulary():
   rng = np.random.default_rng(0)
   train, validation = rng.integers(0, 32_101, (2, 20_000)).astype(np.uint16)
   validation[:2] = train[-2:] = 32_100
@@ -313,16 +313,16 @@ def test_large_vocabulary_needs_no_table():
   assert 0.95 * np.log(32_101) < loss < 1.1 * np.log(32_101)
 
 
-def test_long_text_is_counted_in_an_even_part(monkeypatch):
+def test_long_text_is_subsampled_evenly(monkeypatch):
   monkeypatch.setattr(ngrams, '_CHUNK', 10)
-  monkeypatch.setattr(ngrams, '_MOST_COUNTED', 45)
+  monkeypatch.setattr(ngrams, '_MAX_TOKENS', 45)
   chunks = list(ngrams._chunks(np.arange(1001)))
   assert [(len(chunk), chunk[0]) for chunk in chunks] == [(11, 0), (11, 250), (11, 500), (11, 750)]
 
 
-def test_the_data_modules_import_no_jax():
+def test_data_modules_import_no_jax():
   code = (
-      'import sys; from stability.data import batches, sources, synthetic, tokens;'
+      'import sys; from stability.data import batches, host_batcher, sources, synthetic, tokens;'
       ' sys.exit("jax" in sys.modules)'
   )
   root = pathlib.Path(tokens.__file__).parents[2]

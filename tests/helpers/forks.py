@@ -1,10 +1,11 @@
 """launch.tokenize in forks of one process that has imported it, to be killed at chosen moments.
 
-  python tests/helpers/forks.py   reads requests as JSON lines: {arguments, seconds?, event?,
-  bytes?}
+Reads requests from stdin as JSON lines {arguments, seconds?, event?, bytes?} and answers
+{code, error}: the exit code, -9 after a kill, and the output.
 
-seconds: kill -9 after so many; event: at the so-manieth touch of a file in --output; bytes: no file
-may become longer. Answers {code, error}: of the exit, -9 where it was killed, and what was printed.
+  seconds  kill the fork after this time
+  event    kill the fork at its n-th operation on a file in --output
+  bytes    limit the size of files
 """
 
 import json
@@ -16,15 +17,15 @@ import tempfile
 import time
 import traceback
 
-os.environ['USE_TORCH'] = '0'  # as stability/data/tokenize/hub.py
+os.environ['USE_TORCH'] = '0'  # as in stability/data/tokenize/hub.py
 
-import datasets  # noqa: F401  once, instead of in each fork
+import datasets  # noqa: F401  imported once instead of in each fork
 
 from launch import tokenize
 from launch.common import app
 from stability.data.tokenize import packing
 
-TOUCHES = {'open', 'os.mkdir', 'os.remove', 'os.rename', 'os.rmdir', 'os.truncate'}
+FILE_EVENTS = {'open', 'os.mkdir', 'os.remove', 'os.rename', 'os.rmdir', 'os.truncate'}
 
 
 def child(request, output):
@@ -39,7 +40,7 @@ def child(request, output):
     output_folder = next(a[9:] for a in request['arguments'] if a.startswith('--output='))
 
     def audit(event, arguments):
-      if event in TOUCHES and str(arguments[0]).startswith(output_folder):
+      if event in FILE_EVENTS and str(arguments[0]).startswith(output_folder):
         left[0] -= 1
         if left[0] < 0:
           os.kill(os.getpid(), signal.SIGKILL)

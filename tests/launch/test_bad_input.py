@@ -104,7 +104,7 @@ ARGUMENTS = {
     ),
     'override of a swept field': (
         [QUICKSTART, '--config.model.width=64'],
-        ['config.model.width: cannot be overridden, the sweep varies it'],
+        ['config.model.width: must not be overridden, since the sweep varies it'],
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and that its contestants run and learn."""
+"""The arithmetic of the benchmarks, and that their contestants run and learn."""
 
 import json
 
@@ -7,23 +7,25 @@ import pytest
 
 from configs import benchmark as setup
 from launch import benchmark
-from launch.benchmarks import accelerator, plain, probe_overhead
+from launch.benchmarks import accelerator, inputs, plain, probe_overhead
+from launch.benchmarks.readings import in_turn, ratio
 from launch.common import app, environment
-from stability import config as config_lib
 
 
-def test_contestants_take_turns():
+def test_in_turn():
   calls = []
-  readings = benchmark._in_turn(
-      {'a': lambda: calls.append('a') or 2.0, 'b': lambda: calls.append('b') or 1.0}, rounds=2
+  readings = in_turn(
+      {name: lambda name=name: calls.append(name) or len(calls) for name in 'ab'},
+      rounds=2,
+      warm_up=1,
   )
-  assert calls == ['a', 'b', 'a', 'b'] and readings == {'a': [2.0, 2.0], 'b': [1.0, 1.0]}
+  assert calls == ['a', 'b'] * 3 and readings == {'a': [3, 5], 'b': [4, 6]}
 
 
-def test_ratios_are_taken_within_a_round():
-  # The machine slows down to a tenth after the first round; the ratio does not see it.
+def test_ratio():
+  # The machine becomes ten times as slow after the first round, which leaves the ratio unchanged.
   readings = {'a': [200.0, 20.0, 20.0], 'b': [100.0, 10.0, 10.0]}
-  assert benchmark._ratio(readings, 'a', 'b') == 2.0
+  assert ratio(readings, 'a', 'b') == 2.0
 
 
 @pytest.mark.parametrize(
@@ -45,13 +47,13 @@ def test_bad_input(arguments, said, tmp_path, monkeypatch, capsys):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_are_measured_at_the_same_time(monkeypatch):
+def test_simultaneous_processes(monkeypatch):
   monkeypatch.setattr(benchmark, 'SECONDS', 0.2)
   core = environment.cores()[:1]
   assert benchmark._speed('matmul', 64, [core, core]) > 1e6
 
 
-def test_the_plain_trainer_learns_and_logs_every_tensor(tmp_path, monkeypatch):
+def test_plain_script(tmp_path, monkeypatch):
   get_config = setup.get_config
 
   def shorter():
@@ -71,7 +73,7 @@ def test_the_plain_trainer_learns_and_logs_every_tensor(tmp_path, monkeypatch):
 
 def tiny(**fields):
   c = setup.get_config()
-  c.model.width, c.model.depth, c.model.head_dim = 16, 0, 16  # the quickest to compile
+  c.model.width, c.model.depth, c.model.head_dim = 16, 0, 16  # fast to compile
   c.data.batch_size, c.data.sequence_length = 2, 8
   c.data.source = 'synthetic'
   c.data.validation_batches = 1
@@ -82,36 +84,31 @@ def tiny(**fields):
   return c
 
 
-def resolved(**fields):
-  flat = config_lib.flatten(tiny(**fields).to_dict())
-  return config_lib.unflatten(config_lib.resolve(flat))
-
-
-def test_a_population_is_measured_against_the_same_runs_in_turn(monkeypatch):
+def test_population(monkeypatch):
   calls = []
-  loaded = accelerator._loaded
+  timer = accelerator._timer
 
-  def spied(config, members, runs):
+  def spy(config, members, runs):
     calls.append((members, runs))
-    return loaded(config, members, runs)
+    return timer(config, members, runs)
 
-  monkeypatch.setattr(accelerator, '_loaded', spied)
-  readings = accelerator.population(resolved(), rounds=2, members=3, steps=4)
+  monkeypatch.setattr(accelerator, '_timer', spy)
+  readings = accelerator.population(inputs.resolve(tiny()), rounds=2, members=3, steps=4)
   assert calls == [(3, 3), (1, 3)]
   assert {name: len(found) for name, found in readings.items()} == {'together': 2, 'one by one': 2}
   assert all(seconds > 0 for found in readings.values() for seconds in found)
 
 
-def test_utilisation_is_operations_a_second(monkeypatch):
-  monkeypatch.setattr(accelerator, '_loaded', lambda *arguments: lambda steps: 0.5 * steps)
-  config = resolved()
-  readings = accelerator.utilisation(config, 1, steps=5, vocabulary_size=16, matmul=32)
-  flops = 3 * 2 * 8 * 2 * 16 * 16  # of a step of 2 x 8 tokens: the head's
+def test_utilisation(monkeypatch):
+  monkeypatch.setattr(accelerator, '_timer', lambda *arguments: lambda steps: 0.5 * steps)
+  config = inputs.resolve(tiny())
+  readings = accelerator.utilisation(config, 1, steps=5, vocabulary_size=16, matmul_size=32)
+  flops = 3 * 2 * 8 * 2 * 16 * 16  # of the head, in a step of 2 x 8 tokens
   assert readings['training'] == [flops / 0.5]
   assert 1e4 < readings['matmul'][0] < 1e13
 
 
-def test_the_large_runs_are_the_papers():
+def test_large_configs():
   for name, width in (('151M', 1024), ('1.2B', 2048)):
     config = accelerator.large(name)
     assert (config['model']['width'], config['model']['dtype']) == (width, 'bfloat16')
@@ -119,25 +116,25 @@ def test_the_large_runs_are_the_papers():
     assert config['model']['head_dim'] == 64
 
 
-def test_looking_gives_seconds_of_each_contestant():
+def test_probe_overhead():
   c = tiny(**{'log.every_steps': 10})
   readings = probe_overhead.measure(c, 1, probe_every=20)
   assert set(readings) == {'logged', 'bare steps', 'probed every 20'}
   assert all(len(found) == 1 and found[0] > 0 for found in readings.values())
 
 
-def test_rows_of_an_accelerator():
+def test_accelerator_rows():
   found = {'readings': {'one by one': [8.0, 6.0, 9.0], 'together': [1.0, 1.0, 1.0]}}
   assert benchmark._population_row(found)[1:] == ('8.0', '>= 5')
   readings = {'training': [4e14, 5e14], 'matmul': [8e14, 1e15]}
   rows = benchmark._utilisation_rows({'readings': {'151M': readings, '1.2B': readings}})
   assert [row[1:] for row in rows] == [('50%', '>= 50 %'), ('50%', '>= 55 %')]
   readings = {'logged': [1.0], 'bare steps': [0.995], 'probed every 100': [1.015]}
-  rows = benchmark._looking_rows({'readings': readings})
+  rows = benchmark._probe_overhead_rows({'readings': readings})
   assert [row[1:] for row in rows] == [('1.5%', '<= 2 %'), ('0.5%', '<= 1 %')]
 
 
-def test_a_suite_writes_its_readings_and_the_machine(tmp_path, monkeypatch, capsys):
+def test_suite(tmp_path, monkeypatch, capsys):
   found = {'device': 'some GPU', 'readings': {'one by one': [8.0], 'together': [1.0]}}
   monkeypatch.setattr(benchmark, '_on_accelerator', lambda what, rounds: found)
   monkeypatch.setattr(environment, 'has_accelerator', lambda: True)

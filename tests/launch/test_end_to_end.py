@@ -1,4 +1,4 @@
-"""Whole programs as real processes: a sweep from its command to its report, killed and resumed."""
+"""Programs as real processes: a sweep from its command to its report, killed and resumed."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+from helpers import experiment
 from helpers.processes import (
   ROOT,
   assert_workers_end_with,
@@ -17,65 +18,33 @@ from helpers.processes import (
 
 from stability.storage import results_csv, run_files, sweeps
 
-EXPERIMENT = """
-from configs import base
-from stability import hyper
-
-def get_config(scale='cpu'):
-  c = base.get_config(scale)
-  c.data.source = 'synthetic'
-  c.data.batch_size = 8
-  c.data.sequence_length = 16
-  c.model.width = 16
-  c.model.depth = 1
-  c.schedule.steps = 600
-  c.schedule.warmup_steps = 20
-  c.probe.every_steps = 50
-  c.checkpoint.every_steps = 100
-  return c
-
-def get_sweep(scale='cpu'):
-  return hyper.product([
+EXPERIMENT = experiment.config_file(
+    {
+        'data.batch_size': 8,
+        'schedule.steps': 600,
+        'schedule.warmup_steps': 20,
+        'probe.every_steps': 50,
+        'checkpoint.every_steps': 100,
+    },
+    """hyper.product([
       hyper.sweep('model.qk_norm', ['layernorm', 'none']),
       hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25]),
-  ])
-"""
-
-
-@pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """A folder with experiment.py and a compilation cache of its own."""
-  folder = tmp_path_factory.mktemp('place')
-  (folder / 'experiment.py').write_text(EXPERIMENT)
-  return folder
-
-
-
-
+  ])""",
+)
 
 
 @pytest.fixture(scope='module')
 def finished(place):
-  """The sweep, trained without disturbance; its process."""
+  """The process of the uninterrupted sweep."""
   return run(place, 'sweep', '--workdir=finished', '--config=experiment.py')
 
 
-
-
-
-
-
-
-
-
-
-
-def test_a_sweep_ends_with_its_files_its_table_and_its_report(place, finished):
+def test_sweep(place, finished):
   assert finished.returncode == 0, finished.stderr
   workdir = place / 'finished'
   assert 'LR sensitivity' in finished.stdout
   assert 'Report: finished/report/index.html' in finished.stdout
-  assert '6/6 runs over' in finished.stderr
+  assert '6/6 runs finished' in finished.stderr
   with (workdir / 'results.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   assert [row['status'] for row in rows] == ['done', 'done', 'diverged'] * 2
@@ -94,7 +63,7 @@ def test_a_sweep_ends_with_its_files_its_table_and_its_report(place, finished):
     assert (workdir / 'report' / name).stat().st_size > 0
 
 
-def test_started_again_it_trains_nothing(place, finished):
+def test_finished_sweep_is_left_alone(place, finished):
   paths = sorted((place / 'finished' / 'runs').rglob('*'))
   before = {path: path.stat().st_mtime_ns for path in paths}
   again = run(place, 'sweep', '--workdir=finished', '--config=experiment.py')
@@ -102,7 +71,7 @@ def test_started_again_it_trains_nothing(place, finished):
   assert {path: path.stat().st_mtime_ns for path in paths} == before
 
 
-def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
+def test_resume_after_kill(place, finished):
   assert finished.returncode == 0
   workdir = place / 'killed'
   launcher = subprocess.Popen(
@@ -119,7 +88,7 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(place, finished):
   assert outcomes(workdir) == outcomes(place / 'finished')
 
 
-def test_a_full_disk_stops_a_sweep_which_goes_on_once_there_is_room(place, finished):
+def test_full_disk(place, finished):
   assert finished.returncode == 0
   workdir = place / 'disk' / 'sweep'
   workdir.parent.mkdir()
@@ -145,7 +114,7 @@ def test_a_full_disk_stops_a_sweep_which_goes_on_once_there_is_room(place, finis
     subprocess.run(['umount', str(workdir.parent)], check=True)
 
 
-def test_workers_in_the_middle_of_a_long_run_end_with_their_launcher(place, finished):
+def test_workers_end_with_their_launcher(place, finished):
   assert finished.returncode == 0
   workdir = place / 'long'
   arguments = ['--workdir=long', '--config=experiment.py', '--config.schedule.steps=100000']
@@ -158,7 +127,7 @@ def test_workers_in_the_middle_of_a_long_run_end_with_their_launcher(place, fini
   assert_workers_end_with(launcher)
 
 
-def test_one_run_with_overrides(place):
+def test_train_with_overrides(place):
   process = run(
       place,
       'train',
@@ -175,7 +144,7 @@ def test_one_run_with_overrides(place):
   assert (row['status'], row['steps'], row['learning_rate']) == ('done', 30, 0.03)
 
 
-def test_the_report_alone(place, finished):
+def test_report(place, finished):
   report = place / 'finished' / 'report' / 'index.html'
   report.unlink()
   process = run(place, 'report', '--workdir=finished')
@@ -183,7 +152,7 @@ def test_the_report_alone(place, finished):
   assert report.is_file() and 'LR sensitivity' in process.stdout
 
 
-def test_the_report_of_anybodys_results(place):
+def test_report_of_foreign_results(place):
   rates = ('3e-4', '1e-3', '3e-3', '1e-2', '3e-2', '1e-1', '3e-1')
   losses = ('3.961', '3.881', '3.850', '3.841', '3.857', '4.269', '5.065')
   lines = ['learning_rate,final_loss', *map(','.join, zip(rates, losses))]
@@ -196,7 +165,7 @@ def test_the_report_of_anybodys_results(place):
   assert round(float(row['lr_sensitivity']), 3) == 0.262
 
 
-def test_a_dry_run_is_arithmetic_and_writes_nothing(place, monkeypatch):
+def test_dry_run(place, monkeypatch):
   monkeypatch.setenv('PYTHONPROFILEIMPORTTIME', '1')  # lists the imports on stderr
   before = sorted(place.rglob('*'))
   begun = time.monotonic()

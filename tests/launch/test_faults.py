@@ -1,6 +1,6 @@
-"""Faults of processes that happen for real: nothing is lost, nothing made twice, no number changes.
+"""Real faults of processes: no work is lost or repeated, and no number changes.
 
-The soak (pytest -m soak tests/launch/test_faults.py) kills a hundred times.
+The soak test (pytest -m soak tests/launch/test_faults.py) kills a hundred times.
 """
 
 import contextlib
@@ -14,48 +14,31 @@ import sys
 import time
 
 import pytest
+from helpers import experiment
 from helpers.processes import children, command, is_running, outcomes, run, wait_for
 
 from stability.storage import results_csv, run_files, sweeps
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENT = """
-from configs import base
-from stability import hyper
-
-def get_config(scale='cpu'):
-  c = base.get_config(scale)
-  c.data.source = 'synthetic'
-  c.data.batch_size = 8
-  c.data.sequence_length = 16
-  c.data.validation_batches = 4
-  c.model.width = 16
-  c.model.depth = 1
-  c.schedule.steps = 800
-  c.schedule.warmup_steps = 20
-  c.probe.every_steps = 50
-  c.checkpoint.every_steps = 100
-  return c
-
-def get_sweep(scale='cpu'):
-  return hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25])
-"""
+EXPERIMENT = experiment.config_file(
+    {
+        'data.batch_size': 8,
+        'data.validation_batches': 4,
+        'schedule.steps': 800,
+        'schedule.warmup_steps': 20,
+        'probe.every_steps': 50,
+        'checkpoint.every_steps': 100,
+    },
+    "hyper.sweep('optimizer.learning_rate', [1e-2, 1.0, 1e25])",
+)
 PREEMPTED = 75
-PATIENCE = 240  # seconds; for a machine that others use too
-
-
-@pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """A folder with experiment.py and a compilation cache of its own."""
-  folder = tmp_path_factory.mktemp('place')
-  (folder / 'experiment.py').write_text(EXPERIMENT)
-  return folder
+PATIENCE = 240  # seconds; generous, for a busy machine
 
 
 @pytest.fixture(scope='module')
 def undisturbed(place):
-  """What the sweep must come to, and how many seconds it takes, compiled before."""
+  """The outcomes of the sweep without faults, and the seconds it takes once it is compiled."""
   for workdir in ('first', 'undisturbed'):
     begun = time.monotonic()
     process = run(place, 'sweep', *arguments(workdir))
@@ -76,13 +59,13 @@ def launch(place, workdir, workers=1):
 
 
 def last_checkpoint(folder):
-  """The step of the last one that is whole; 0: none."""
+  """The step of the last complete checkpoint, 0 if there is none."""
   marks = folder.glob('checkpoints/*/checksums.json')
   return max((int(mark.parent.name) for mark in marks), default=0)
 
 
 def kept(workdir):
-  """Run -> bytes of its metrics that nobody may write again: to its last checkpoint, or all."""
+  """The bytes of each run's metrics that must never be rewritten: up to its last checkpoint."""
   found = {}
   for folder in workdir.glob('runs/*'):
     if (folder / 'metrics.jsonl').exists():
@@ -96,21 +79,21 @@ def kept(workdir):
 
 
 def finished(workdir):
-  """Finished run -> when its result was written."""
+  """The time at which the result of each finished run was written."""
   return {path.parent.name: path.stat().st_mtime_ns for path in workdir.glob('runs/*/result.json')}
 
 
 def assert_nothing_lost(workdir, before):
-  """What was kept and finished then is so now, in the same bytes, whose clock readings tell."""
+  """Compares bytes, which contain clock readings, so that repeated work would show."""
   lines, results = before
   now = kept(workdir)
   for name, content in lines.items():
-    assert now[name].startswith(content), f'{name}: what was saved was trained again'
+    assert now[name].startswith(content), f'{name}: saved steps were trained again'
   assert finished(workdir).items() >= results.items(), 'a finished run was trained again'
 
 
 def kill(launcher, what, rng):
-  """SIGKILL for a worker, the launcher or both; in the end no worker of a dead launcher lives."""
+  """Kills a worker, the launcher or everything; workers must end with their launcher."""
   workers = children(launcher.pid)
   victims = {'launcher': [launcher.pid], 'everything': [launcher.pid, *workers]}.get(what)
   for victim in victims or [rng.choice(workers or [launcher.pid])]:
@@ -126,7 +109,7 @@ def kill(launcher, what, rng):
 
 
 def disturb(place, undisturbed, name, seed, kills):
-  """Kills at random moments until the sweep is over; how many there were."""
+  """Kills at random moments until the sweep has finished; returns the number of kills."""
   expected, span = undisturbed
   rng = random.Random(seed)
   workdir = place / name
@@ -149,7 +132,7 @@ def disturb(place, undisturbed, name, seed, kills):
         assert all('signal 9' in row['error'] for row in failed)
         if not failed:
           break
-        for row in failed:  # three workers were killed with it; it is tried again
+        for row in failed:  # three workers died with it; the next start retries it
           before[1].pop(row['run'], None)
       assert_nothing_lost(workdir, before)
       before = kept(workdir), {
@@ -169,12 +152,12 @@ def has_failed(workdir, run):
   return run_files.read_result(run_files.run_dir(workdir, run)).status == 'failed'
 
 
-def test_killed_at_random_moments_it_ends_as_if_undisturbed(place, undisturbed):
+def test_random_kills(place, undisturbed):
   assert disturb(place, undisturbed, 'killed', seed=1, kills=4) > 0
 
 
 @pytest.mark.soak
-def test_killed_a_hundred_times_it_ends_as_if_undisturbed(place, undisturbed):
+def test_a_hundred_random_kills(place, undisturbed):
   kills = 0
   for seed in range(1000):
     kills += disturb(place, undisturbed, f'soak-{seed}', seed, 100 - kills)
@@ -183,7 +166,7 @@ def test_killed_a_hundred_times_it_ends_as_if_undisturbed(place, undisturbed):
 
 
 def wait_for_lines(launcher, workdir, count):
-  """Until a run that is not over has as many lines of metrics."""
+  """Waits until an unfinished run has this many lines of metrics; returns its folder."""
   deadline = time.monotonic() + PATIENCE
   while True:
     for path in workdir.glob('runs/*/metrics.jsonl'):
@@ -194,8 +177,8 @@ def wait_for_lines(launcher, workdir, count):
     time.sleep(0.005)
 
 
-def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(place, undisturbed):
-  """Every line that was logged before is there after, in the same bytes."""
+def test_preemption_of_worker_and_launcher(place, undisturbed):
+  """Every line logged before is still there afterwards, byte for byte."""
   workdir = place / 'told'
   launcher = launch(place, 'told')
   folder = wait_for_lines(launcher, workdir, 3)
@@ -207,7 +190,7 @@ def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(plac
     time.sleep(0.01)
   lines = (folder / 'metrics.jsonl').read_bytes()
   assert last_checkpoint(folder) >= run_files.last_metrics(folder)['step']
-  while len((folder / 'metrics.jsonl').read_bytes()) == len(lines):  # until another goes on
+  while len((folder / 'metrics.jsonl').read_bytes()) == len(lines):  # another worker continues
     assert time.monotonic() < deadline and launcher.poll() is None
     time.sleep(0.005)
   assert (folder / 'metrics.jsonl').read_bytes().startswith(lines)
@@ -226,7 +209,7 @@ def test_told_to_end_a_worker_and_then_the_launcher_save_all_and_it_goes_on(plac
 
 
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGUSR1])
-def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place, tmp_path, sent):
+def test_preemption_while_compiling(place, tmp_path, sent):
   prepared = command(
       place, 'train', '--workdir=compiling', '--config=experiment.py', '--config.model.depth=3'
   )
@@ -235,7 +218,7 @@ def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place,
   launcher = subprocess.Popen(**prepared, stderr=subprocess.PIPE)
   try:
     deadline = time.monotonic() + PATIENCE
-    while not list(cache.glob('**/compiling/*')):  # a program is in the compiler's hands
+    while not list(cache.glob('**/compiling/*')):  # a program is being compiled
       assert time.monotonic() < deadline and launcher.poll() is None
       time.sleep(0.01)
     workers = children(launcher.pid)
@@ -252,20 +235,20 @@ def test_told_to_end_while_it_compiles_it_ends_soon_and_leaves_good_files(place,
   assert not list((place / 'compiling').rglob('metrics.jsonl'))
 
 
-def test_told_to_end_while_it_evaluates_it_saves_and_goes_on_exactly(place, undisturbed):
-  """In the first evaluation, before any step, and in the last one, after all of them."""
+def test_preemption_while_evaluating(place, undisturbed):
+  """Preempts the first evaluation, before any step, and the last, after all steps."""
   workdir, evaluations = place / 'evaluating', place / 'evaluations'
   (place / 'evaluating.py').write_text(
-      'import time\nfrom launch import worker\nfrom stability import parallel\n'
-      'means = parallel.means\n'
+      'import time\nfrom launch.workers import worker\nfrom stability.devices import layouts\n'
+      'means = layouts.means\n'
       'def slow(losses, interrupted):\n'
       f'  with open({str(evaluations)!r}, "a") as file: file.write("x")\n'
       '  return means((time.sleep(1) or loss for loss in losses), interrupted)\n'
-      'parallel.means = slow\nworker.main()\n'
+      'layouts.means = slow\nworker.main()\n'
   )
   launcher = (
-      'import sys; from launch import app, preemption, train;'
-      'from launch.backends import worker_process; preemption.install();'
+      'import sys; from launch import train; from launch.common import app, preemption;'
+      'from launch.workers import worker_process; preemption.install();'
       'worker_process.COMMAND = (sys.executable, "evaluating.py");'
       'app.run(train.main, train.FLAGS)'
   )
@@ -273,7 +256,7 @@ def test_told_to_end_while_it_evaluates_it_saves_and_goes_on_exactly(place, undi
   prepared['args'] = [
       *(sys.executable, '-c', launcher, '--workdir=evaluating', '--config=experiment.py')
   ]
-  begun = 0  # of evaluations, by now
+  begun = 0  # evaluations so far
   for sent, more in ((signal.SIGTERM, 1), (signal.SIGUSR1, 2)):
     process = subprocess.Popen(**prepared, stderr=subprocess.DEVNULL)
     try:
@@ -296,7 +279,7 @@ def test_told_to_end_while_it_evaluates_it_saves_and_goes_on_exactly(place, undi
   assert list(outcomes(workdir).values()) == [expected['learning_rate=0.01,seed=0']]
 
 
-def test_a_damaged_checkpoint_is_named_where_a_person_sees_it(place, undisturbed):
+def test_damaged_checkpoint(place, undisturbed):
   workdir = place / 'damaged'
   launcher = launch(place, 'damaged')
   wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
@@ -316,7 +299,7 @@ def test_a_damaged_checkpoint_is_named_where_a_person_sees_it(place, undisturbed
   assert outcomes(workdir) == undisturbed[0]
 
 
-def test_a_disk_that_goes_read_only_stops_a_sweep_which_then_goes_on(place, undisturbed):
+def test_read_only_disk(place, undisturbed):
   disk = place / 'disk'
   disk.mkdir()
   workdir = disk / 'sweep'
@@ -327,7 +310,7 @@ def test_a_disk_that_goes_read_only_stops_a_sweep_which_then_goes_on(place, undi
   launcher = subprocess.Popen(**prepared, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   try:
     wait_for(launcher, workdir, 'runs/*/checkpoints/100/checksums.json')
-    # A read-only view over it: files that are open stay open, as after an error of the disk.
+    # A read-only bind mount over it leaves open files open, as a disk error does.
     subprocess.run(['mount', '--bind', disk, disk], check=True)
     subprocess.run(['mount', '-o', 'remount,bind,ro', disk], check=True)
     out, err = launcher.communicate(timeout=PATIENCE)
@@ -347,7 +330,7 @@ def test_a_disk_that_goes_read_only_stops_a_sweep_which_then_goes_on(place, undi
       subprocess.run(['umount', '--lazy', disk], check=True)
 
 
-def test_two_launchers_begin_a_workdir_and_one_is_killed(place, undisturbed):
+def test_one_of_two_launchers_is_killed(place, undisturbed):
   workdir = place / 'two'
   launchers = [launch(place, 'two') for _ in range(2)]
   try:
@@ -368,13 +351,13 @@ def test_two_launchers_begin_a_workdir_and_one_is_killed(place, undisturbed):
       launcher.wait()
   assert outcomes(workdir) == undisturbed[0]
   assert not list(workdir.rglob('lease.*'))
-  for folder in workdir.glob('runs/*'):  # an event file for each time that it was begun
+  for folder in workdir.glob('runs/*'):  # each start of a run writes an event file
     begun = len(list(folder.glob('events.*')))
     assert begun == 1 or (begun == 2 and folder == taken.parent)
 
 
-def test_a_worker_that_hears_nothing_of_its_launcher_ends(tmp_path):
-  program = 'from launch import worker; worker.SILENCE_SECONDS = 1; worker.main()'
+def test_worker_without_answers_ends(tmp_path):
+  program = 'from launch.workers import worker; worker.SILENCE_SECONDS = 1; worker.main()'
   worker = subprocess.Popen(
       [sys.executable, '-c', program, f'--workdir={tmp_path}', '--cores=0'],
       env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
@@ -390,21 +373,22 @@ def test_a_worker_that_hears_nothing_of_its_launcher_ends(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='the kernel is asked')
 @pytest.mark.parametrize('when', ['later', 'before it has begun'])
-def test_a_worker_in_which_no_thread_can_run_ends_with_its_launcher(tmp_path, when):
-  """As while XLA or a library's import holds Python's lock: nobody sees its input close."""
+def test_blocked_worker_ends_with_its_launcher(tmp_path, when):
+  """While XLA or an import holds the interpreter lock, no thread can see standard input close."""
   hold = 'ctypes.PyDLL(None).sleep(60)'
   lines = [
       'import ctypes, os, pathlib, time',
-      'from launch import environment, preemption, worker',
+      'from launch.common import environment, preemption',
+      'from launch.workers import worker',
       f'environment.pin = lambda cores: (pathlib.Path("holds").touch(), {hold})',
   ]
-  if when != 'later':  # it comes to ask the kernel when its launcher is dead
+  if when != 'later':  # it asks the kernel only after its launcher has died
     lines.append('pathlib.Path("holds").touch()')
     lines.append('while not os.path.exists("dead"): time.sleep(0.01)')
     lines.append(f'worker.FLAGS = lambda argv: {hold}')
   (tmp_path / 'holding.py').write_text('\n'.join([*lines, 'worker.main()']))
   launcher = (
-      'import pathlib, sys; from launch.backends import worker_process as w;'
+      'import pathlib, sys; from launch.workers import worker_process as w;'
       'w.COMMAND = (sys.executable, "holding.py");'
       'w.WorkerProcess(pathlib.Path("."), [0]).wait()'
   )
@@ -432,11 +416,12 @@ def test_a_worker_in_which_no_thread_can_run_ends_with_its_launcher(tmp_path, wh
 
 
 @pytest.mark.soak
-def test_a_worker_that_is_stopped_is_replaced(place, undisturbed):
+def test_stopped_worker_is_replaced(place, undisturbed):
   workdir = place / 'stopped'
   prepared = command(place, 'sweep', *arguments('stopped'))
   program = (
-      'from launch import app, sweep; from launch.backends import worker_process;'
+      'from launch import sweep; from launch.common import app;'
+      'from launch.workers import worker_process;'
       'worker_process.SILENT_SECONDS = 15; app.run(sweep.main, sweep.FLAGS)'
   )
   prepared['args'] = [sys.executable, '-c', program, *arguments('stopped')]
@@ -448,5 +433,5 @@ def test_a_worker_that_is_stopped_is_replaced(place, undisturbed):
     _, err = launcher.communicate(timeout=2 * PATIENCE)
   finally:
     launcher.kill()
-  assert launcher.returncode == 0 and 'gave no sign of life' in err
+  assert launcher.returncode == 0 and 'sent no heartbeat' in err
   assert outcomes(workdir) == undisturbed[0]

@@ -1,8 +1,8 @@
-# ruff: noqa: E501 (lists of what is generated)
-"""Generated bad input: one clear line and exit code 2, or a valid plan; nothing written, no hang.
+# ruff: noqa: E501 (lists of generated values)
+"""Generated bad input gives one clear line and exit code 2, or a valid plan, and writes nothing.
 
-More than 1,000 examples go through the entry that all programs share, some more as real processes.
-They are the same in every run (derandomize); what they found stands in @example, or was mended.
+More than 1,000 examples go through the entry that all programs share, some also as real processes.
+They are the same in every run (derandomize); former findings are kept as @example.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ from stability.storage import files, sweeps
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = f'--config={ROOT}/configs/base.py'
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
-SECONDS = 60  # that one example may take, on a loaded machine
+SECONDS = 60  # per example at most, on a busy machine
 
 
 def generated(count):
-  """Settings of so many examples, always the same ones."""
+  """Settings for this many examples, the same in every run."""
   return settings(
       max_examples=count,
       derandomize=True,
@@ -54,7 +54,7 @@ def generated(count):
 
 @contextlib.contextmanager
 def new_folder():
-  """A folder to work in, as each example needs one of its own."""
+  """A new working directory, since each example needs its own."""
   before = os.getcwd()
   with tempfile.TemporaryDirectory() as folder:
     os.chdir(folder)
@@ -69,7 +69,7 @@ def contents(folder):
 
 
 def execute(program, arguments, *, words=False):
-  """Runs a program in this process: exit code, stdout, stderr."""
+  """Runs a program in this process; returns exit code, stdout and stderr."""
   out, err = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
     warnings.simplefilter('error')
@@ -78,7 +78,7 @@ def execute(program, arguments, *, words=False):
 
 
 def check(code, out, err, names=()):
-  """A plan, or one line that has one of the names in it; True if it was refused."""
+  """Checks for a plan, or for one line of error with one of the names; whether it was refused."""
   assert code in (0, 2), (code, err)
   if code == 0:
     assert out and not err, err
@@ -90,7 +90,7 @@ def check(code, out, err, names=()):
   return True
 
 
-# Values that fields, flags and cells may be given.
+# Values of fields, flags and cells.
 TEXT = st.text(st.characters(codec='utf-8', exclude_characters='\0'), max_size=12)
 NUMBERS = st.one_of(
     st.sampled_from(['nan', 'inf', '-inf', '-1', '0', '-0.0', '1e400', '1e-400', '1e38', '3e-39']),
@@ -108,7 +108,7 @@ FIELDS = st.sampled_from(list(config_lib.FIELDS))
 
 
 def misspelt(name):
-  """A name with a letter dropped, doubled, swapped or changed."""
+  """A name with a letter dropped, doubled, replaced or capitalised."""
   places = st.integers(0, len(name) - 1)
   return places.flatmap(
       lambda i: st.sampled_from([
@@ -142,7 +142,7 @@ BENIGN = {'--help', '-h', '--helpfull', '--helpshort', '--helpxml', '--only_chec
 @example(['--workdir=' + 'a/' * 3000], BASE)
 @example(['--flagfile=/dev/null', '--undefok=x'], BASE)
 @example(['--config.model.depth=2147483647', '--config.model.width=2147483632'], BASE)
-def test_flags_of_a_sweep(arguments, config):
+def test_sweep_flags(arguments, config):
   if BENIGN.intersection(arguments) or any(a.startswith('--analyze') for a in arguments):
     return
   with new_folder() as folder:
@@ -152,7 +152,7 @@ def test_flags_of_a_sweep(arguments, config):
 
 @generated(150)
 @given(FIELDS, VALUES)
-def test_one_override_is_refused_by_its_name_or_makes_a_plan(field, value):
+def test_one_override(field, value):
   with new_folder() as folder:
     outcome = execute(sweep, ['--dry_run', BASE, f'--config.{field}={value}'])
     check(*outcome, names=['config.', 'must be UTF-8', 'must not contain a NUL'])
@@ -175,7 +175,7 @@ def test_flags_of_other_programs(arguments):
 
 # Config files.
 
-# What stands on the right of `c.FIELD = `.
+# Right-hand sides of `c.FIELD = `.
 EXPRESSION = st.one_of(
     st.sampled_from([
         'None', 'True', '[]', '{}', '()', "''", 'object()', 'lambda: 1', "float('nan')", '1e999',
@@ -237,7 +237,7 @@ class EndOfAll(BaseException): pass
 
 
 def written(statements, points, judged):
-  """A config file."""
+  """The text of a config file."""
   lines = ["def get_config(scale='cpu'):", '  c = base.get_config(scale)']
   lines += [f'  {statement}' for statement in statements] + ['  return c']
   if points is not None:
@@ -253,7 +253,7 @@ FILE = st.builds(
 
 
 def each(texts):
-  """Has a test try all of these, beside what is generated."""
+  """Adds each text as an explicit example."""
   return lambda test: functools.reduce(lambda test, text: example(text)(test), texts, test)
 
 
@@ -272,13 +272,13 @@ def test_config_files(text):
 
 @generated(60)
 @given(st.binary(max_size=60))
-def test_files_that_are_no_python(content):
+def test_files_that_are_not_python(content):
   with new_folder() as folder:
     (folder / 'experiment.py').write_bytes(content)
     assert check(*execute(sweep, ['--dry_run', '--config=experiment.py']), names=['experiment.py'])
 
 
-# Results of other people.
+# CSV files of results.
 
 COLUMN = st.one_of(
     st.sampled_from([
@@ -296,7 +296,7 @@ USUAL = st.tuples(st.just('learning_rate'), st.just('final_loss'), st.just('init
 
 @st.composite
 def tables(draw):
-  """The bytes of a CSV file, more or less."""
+  """The bytes of a CSV file, possibly malformed."""
   header = [*draw(USUAL | st.just(())), *draw(st.lists(COLUMN, max_size=3))]
   rows = draw(st.lists(st.lists(CELL, min_size=len(header), max_size=len(header)), max_size=4))
   for row in rows:
@@ -330,7 +330,7 @@ ARGUMENTS = st.lists(
 
 
 def report_without_figures(results, output):
-  """What a report computes; drawing takes a second."""
+  """The computations of a report without its figures, which take a second."""
   output.mkdir()
   files.write_atomic(output / 'claims.csv', registry.judge_results(results).to_csv(index=False))
   for words in (page._about, page._readable_runs, page._windows):
@@ -341,7 +341,7 @@ def report_without_figures(results, output):
 
 @generated(250)
 @given(st.one_of(tables(), tables(), tables(), st.binary(max_size=80)), ARGUMENTS)
-def test_results_of_others(content, arguments):
+def test_results_csv(content, arguments):
   with new_folder() as folder, pytest.MonkeyPatch.context() as patch:
     patch.setattr(page, 'write_results_report', report_without_figures)
     (folder / 'theirs.csv').write_bytes(content)
@@ -376,12 +376,12 @@ FAULT = st.one_of(
 
 
 def write_tokens(folder, faults):
-  """A folder of token files with faults."""
+  """Writes a token folder with faults."""
   rng = np.random.default_rng(0)
   sides = {'train': rng.integers(0, 40, 500), 'validation': rng.integers(0, 40, 200)}
   meta = dict(META)
   for kind, what, value in faults:
-    if what == 'token':  # out of range, its checksum right
+    if what == 'token':  # out of range, with a correct checksum
       sides['train'][7] = value
     elif kind == 'dtype':
       meta['dtype'] = value
@@ -408,7 +408,7 @@ def write_tokens(folder, faults):
 
 
 def must_be_refused(fault):
-  """Whether this fault alone makes token files wrong, whatever else they are."""
+  """Whether this fault alone invalidates the token files."""
   kind, what, value = fault
   size = {'train': 1_000, 'validation': 400}.get(kind)
   return {
@@ -440,12 +440,12 @@ def test_token_files(faults):
     check(*execute(sweep, [*arguments, '--dry_run']))
 
 
-# Files of a sweep that something has damaged.
+# Damaged files of a sweep.
 
 
 @pytest.fixture(scope='module')
 def small_sweep(tmp_path_factory):
-  """The files of a sweep of four runs, as relative path -> content."""
+  """The contents of the files of a sweep of four runs, by relative path."""
   folder = tmp_path_factory.mktemp('small')
   made_up.write_sweep(folder, widths=(16,), rates=(1e-2, 1e-1), seeds=(0,))
   return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*.json*')}
@@ -454,9 +454,9 @@ def small_sweep(tmp_path_factory):
 @generated(100)
 @given(data=st.data())
 def test_damaged_sweeps(request, data):
-  """launch.report says which file, or makes its report."""
+  """launch.report names the file, or writes its report."""
   small_sweep = request.getfixturevalue('small_sweep')
-  names = [*sorted(small_sweep), *[pathlib.Path('sweep.json')] * 6]  # it holds the most
+  names = [*sorted(small_sweep), *[pathlib.Path('sweep.json')] * 6]  # more often, since it holds the most
   name = data.draw(st.sampled_from(names))
   content = small_sweep[name]
   how = data.draw(st.sampled_from(['cut', 'junk', 'line', 'value', 'value inside']))
@@ -502,7 +502,7 @@ PROCESSES = 36
 
 
 def test_real_processes():
-  """A sample of the above, each as a person would start it."""
+  """Starts a sample of the above as a user would."""
   cases = []
 
   @generated(PROCESSES)
@@ -531,5 +531,5 @@ def test_real_processes():
       assert contents(folder) == before
 
 
-def test_base_is_what_the_examples_start_from():
+def test_base_has_all_fields():
   assert config_lib.flatten(base.get_config().to_dict()).keys() == config_lib.FIELDS.keys()

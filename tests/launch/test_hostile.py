@@ -1,4 +1,4 @@
-"""Hostile names, paths and text: escaped or refused; nothing written elsewhere, no pickle read."""
+"""Adversarial names, paths and text are escaped or refused; no pickle is loaded."""
 
 import ast
 import csv
@@ -41,7 +41,7 @@ EVIL = (
 
 
 class Elements(html.parser.HTMLParser):
-  """The elements and attributes of a page."""
+  """The elements, attributes and text of a page."""
 
   def __init__(self, path):
     super().__init__()
@@ -58,7 +58,7 @@ class Elements(html.parser.HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-  """A folder to work in, deep in one whose other contents must stay as they are."""
+  """A working directory inside a folder whose other contents must not change."""
   (tmp_path / 'outside').write_text('as it was')
   inner = tmp_path / 'a' / 'b' / 'c'
   inner.mkdir(parents=True)
@@ -70,7 +70,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def assert_clean(index, like):
-  """Whether a page holds no element and no attribute that a harmless one of its kind has not."""
+  """Checks that a page has only elements and attributes that a harmless page also has."""
   found, known = Elements(index), Elements(like)
   assert found.tags <= known.tags and 'script' not in found.tags
   assert found.attributes <= known.attributes
@@ -86,7 +86,7 @@ def write_csv(path, column, values):
   path.write_text('\n'.join(rows))
 
 
-def test_results_of_others_are_escaped(folder, capsys):
+def test_results_are_escaped(folder, capsys):
   write_csv(folder / 'plain.csv', 'method', ['a', 'b'])
   write_csv(folder / 'evil.csv', EVIL[1] + '.x', EVIL)
   for name in ('plain', 'evil'):
@@ -100,7 +100,7 @@ def test_results_of_others_are_escaped(folder, capsys):
   assert sorted(os.listdir(folder)) == ['evil', 'evil.csv', 'plain', 'plain.csv']
 
 
-# Columns that have a figure of their own. With a column `run`, the whole name is the figure's.
+# Columns that get a figure each. With a column `run`, its whole name is that of the figure.
 COLUMNS = (
     'x/../../../escaped.run',
     'a.b" onload="alert(1)"><script>alert(1)</script>',
@@ -110,13 +110,13 @@ COLUMNS = (
 )
 
 
-def test_columns_name_no_files_and_no_ids(folder, monkeypatch):
-  monkeypatch.setattr(page.drawing, 'save', lambda figure, kind: b'<svg id="a" href="#a"></svg>')
-  monkeypatch.setattr(page.plots.figures, 'loss_by_learning_rate', lambda *_: None)
-  monkeypatch.setattr(page.plots.probe_figures, 'loss_by_number', lambda *_: None)
+def test_columns_name_no_files_or_ids(folder, monkeypatch):
+  monkeypatch.setattr(page.style, 'save', lambda figure, kind: b'<svg id="a" href="#a"></svg>')
+  monkeypatch.setattr(page.selection.lr_curves, 'loss_by_learning_rate', lambda *_: None)
+  monkeypatch.setattr(page.selection.probe_plots_lib, 'loss_by_number', lambda *_: None)
   for name, columns in (('plain', ('a.b', 'a.c', 'a.d', 'a.e', 'a.f')), ('evil', COLUMNS)):
     rows = [['learning_rate', 'final_loss', 'initial_loss', *columns]]
-    for number in range(15):  # each column has three values, while the others have one
+    for number in range(15):  # three values of one column, one of the others
       value, column = divmod(number, 5)
       settings = [value + 1 if i == column else 0 for i in range(5)]
       rows += [[rate, 3, 5.5, *settings] for rate in (1e-3, 1e-2)]
@@ -131,7 +131,7 @@ def test_columns_name_no_files_and_no_ids(folder, monkeypatch):
   assert sorted(os.listdir(folder)) == ['evil', 'evil.csv', 'plain', 'plain.csv']
 
 
-def test_text_without_end_is_drawn_short(folder):
+def test_long_text_is_truncated(folder):
   for text in ('x' * 100_000, 'x ' * 50_000):
     assert len(style.handle(text).get_label()) < 200
     figure, axes = style.grid([text], height=3)
@@ -140,7 +140,7 @@ def test_text_without_end_is_drawn_short(folder):
   assert style.handle('z_loss=1e-4').get_label() == 'z_loss=1e-4'
 
 
-def test_many_methods_are_a_table_and_no_figure(folder, capsys):
+def test_too_many_panels(folder, capsys):
   write_csv(folder / 'many.csv', 'method', [f'm{n}' for n in range(100)])
   arguments = ['--results=many.csv', '--output=many', '--group_by=method']
   assert app.execute(report.main, report.FLAGS, ['report', *arguments]) == 0
@@ -151,15 +151,15 @@ def test_many_methods_are_a_table_and_no_figure(folder, capsys):
 
 @pytest.fixture
 def sweep(folder):
-  """A small sweep; its runs' folders."""
+  """The folders of the runs of a small sweep."""
   names = made_up.write_sweep(folder / 'sweep', widths=(16,), rates=(1e-2, 1e-1), seeds=(0,))
   return [run_files.run_dir(folder / 'sweep', name) for name in names]
 
 
-def test_alarms_actions_and_errors_are_escaped(folder, sweep, monkeypatch):
-  for name in ('loss_plots', 'curve_plots', 'probe_plots'):  # figures take long, and show none
-    monkeypatch.setattr(page.plots, name, lambda *_: [])
-  monkeypatch.setattr(page.predicted, 'section', lambda *_: None)
+def test_records_are_escaped(folder, sweep, monkeypatch):
+  for name in ('loss_plots', 'curve_plots', 'probe_plots'):  # slow, and show no texts
+    monkeypatch.setattr(page.selection, name, lambda *_: [])
+  monkeypatch.setattr(page.predictions, 'section', lambda *_: None)
   like = folder / 'like.html'
   record = {'step': 10, 'by': 'ann', 'why': 'x', 'action': 'pause'}
   alarm = {'step': 10, 'rule': 'loss_spike', 'seen': 'x', 'actions': 0}
@@ -175,7 +175,7 @@ def test_alarms_actions_and_errors_are_escaped(folder, sweep, monkeypatch):
   assert found.text.count(EVIL[0]) >= 3
 
 
-def test_what_an_experiment_says_of_itself_is_escaped(folder):
+def test_experiments_are_escaped(folder):
   for name, question in (('like', 'Does it?'), ('evil', ' '.join(EVIL))):
     experiment = overview.Experiment(name, question, ['1'], question)
     index = overview.write_overview(folder / name, [experiment])
@@ -184,7 +184,7 @@ def test_what_an_experiment_says_of_itself_is_escaped(folder):
 
 
 @pytest.mark.parametrize('name', ['../../../outside', '..', '.', '', 'a/b', '/tmp', 'x\0y'])
-def test_no_run_lies_elsewhere(folder, sweep, name, capsys):
+def test_run_names(folder, sweep, name, capsys):
   with pytest.raises(BadInput, match='must be the name of a folder'):
     run_files.run_dir(folder, name)
   path = folder / 'sweep' / 'sweep.json'
@@ -196,7 +196,7 @@ def test_no_run_lies_elsewhere(folder, sweep, name, capsys):
 
 @pytest.mark.parametrize('key', ['cut', 'name'])
 @pytest.mark.parametrize('value', ['../../../outside', '/tmp/x', '..', '', 3, None])
-def test_no_action_leads_elsewhere(folder, sweep, key, value):
+def test_names_in_actions(folder, sweep, key, value):
   kind = 'rewind' if key == 'cut' else 'fork'
   record = {'step': 10, 'by': '', 'why': '', 'action': kind, 'to': 0, 'changes': {}, key: value}
   files.write_lines(sweep[0] / 'actions.jsonl', [record])
@@ -204,7 +204,7 @@ def test_no_action_leads_elsewhere(folder, sweep, key, value):
     records.read_records(sweep[0])
 
 
-def test_a_run_is_not_reached_through_another_folder(folder, sweep, capsys):
+def test_run_folders(folder, sweep, capsys):
   (folder / 'sweep' / 'config.json').write_text('{}')
   for run in (sweep[0] / '..', folder / 'sweep' / 'runs' / '..', folder / 'sweep' / 'runs'):
     code = app.execute(control.main, control.FLAGS, ['c', f'--run={run}', 'pause'], words=True)
@@ -213,7 +213,7 @@ def test_a_run_is_not_reached_through_another_folder(folder, sweep, capsys):
 
 
 def moved_out(path, folder):
-  """Puts a link in the place of what is there, to a folder elsewhere; returns that."""
+  """Moves a path to a folder elsewhere, leaves a link in its place, and returns the folder."""
   victim = folder / 'victim'
   if path.exists():
     path.rename(victim)
@@ -224,7 +224,7 @@ def moved_out(path, folder):
 
 
 @pytest.mark.parametrize('name', ['report', 'runs', 'results.csv', 'data'])
-def test_no_link_leads_out_of_a_workdir(folder, sweep, name, capsys):
+def test_links_in_a_workdir(folder, sweep, name, capsys):
   victim = moved_out(folder / 'sweep' / name, folder)
   before = contents(victim)
   runs = types.SimpleNamespace(configs={})
@@ -236,7 +236,7 @@ def test_no_link_leads_out_of_a_workdir(folder, sweep, name, capsys):
 
 
 @pytest.mark.parametrize('name', ['', 'requests', 'metrics.jsonl', 'checkpoints'])
-def test_no_link_leads_out_of_a_run(folder, sweep, name, capsys):
+def test_links_in_a_run(folder, sweep, name, capsys):
   victim = moved_out(sweep[0] / name, folder)
   before = contents(victim)
   with pytest.raises(BadInput, match='must not be a link'):
@@ -255,7 +255,7 @@ def contents(path):
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'actions.jsonl', 'result.json'])
-def test_a_folder_in_the_place_of_a_file_is_named(folder, sweep, name, capsys):
+def test_folder_instead_of_a_file(folder, sweep, name, capsys):
   (sweep[0] / name).unlink(missing_ok=True)
   (sweep[0] / name).mkdir()
   assert app.execute(report.main, report.FLAGS, ['report', '--workdir=sweep']) == 2
@@ -263,14 +263,14 @@ def test_a_folder_in_the_place_of_a_file_is_named(folder, sweep, name, capsys):
   assert error.count('\n') == 1 and f'{name}: ' in error
 
 
-def test_what_cannot_be_written_over_is_named(folder, sweep, capsys):
+def test_folder_instead_of_an_output(folder, sweep, capsys):
   (folder / 'sweep' / 'results.csv').unlink(missing_ok=True)
   (folder / 'sweep' / 'results.csv').mkdir()
   assert app.execute(report.main, report.FLAGS, ['report', '--workdir=sweep']) == 2
   assert capsys.readouterr().err == 'error: sweep/results.csv: Is a directory\n'
 
 
-def test_hostile_requests_are_refused_or_passed_over(folder, sweep):
+def test_hostile_requests(folder, sweep):
   requests = sweep[0] / 'requests'
   requests.mkdir()
   (requests / '1.json').write_text('[' * 100_000)
@@ -294,7 +294,7 @@ def test_hostile_requests_are_refused_or_passed_over(folder, sweep):
 
 
 class Bomb:
-  """Touches a file when it is unpickled."""
+  """An object that creates a file when it is unpickled."""
 
   def __init__(self, path):
     self._path = path
@@ -304,7 +304,7 @@ class Bomb:
 
 
 def pickles(path):
-  """Ways in which a pickle reaches a disk, by the name of the file."""
+  """Files that contain a pickle, by name."""
   bomb, written = Bomb(path), {}
   for protocol in (0, 4):
     written[f'{protocol}.pkl'] = pickle.dumps([bomb] * 50, protocol)
@@ -321,7 +321,7 @@ sys.addaudithook(
 )
 
 
-def test_a_pickle_is_text_or_nothing_as_data(folder):
+def test_pickles_as_data(folder):
   sentinel = folder / 'sentinel'
   for name, content in pickles(sentinel).items():
     UNPICKLED.clear()
@@ -343,10 +343,10 @@ def test_a_pickle_is_text_or_nothing_as_data(folder):
       tokens.prepare(types.SimpleNamespace(source='text', path=str(theirs)), folder / 'data', 16)
     assert not UNPICKLED and not sentinel.exists()
   pickle.loads(pickles(sentinel)['4.pkl'])
-  assert UNPICKLED and sentinel.exists()  # the alarm works
+  assert UNPICKLED and sentinel.exists()  # the detector works
 
 
-def test_a_pickle_is_no_checkpoint_even_with_the_right_checksums(folder):
+def test_pickle_in_a_checkpoint(folder):
   sentinel = folder / 'sentinel'
   planted = pickles(sentinel)['4.pkl']
   checkpoints.save(folder / 'run', 10, {'params/a': np.ones(3, np.float32)}, {}, keep=1)
@@ -360,7 +360,7 @@ def test_a_pickle_is_no_checkpoint_even_with_the_right_checksums(folder):
     files.write_json(good / checkpoints.CHECKSUMS, checkpoints._checksums(good))
     try:
       found = checkpoints.restore(folder / 'run')
-    except Exception as error:  # whatever its reader makes of it, it is an error and no code
+    except Exception as error:  # any error will do, as long as no code runs
       assert str(error)
     else:
       assert np.array_equal(found[1]['params/a'], np.ones(3))
@@ -368,8 +368,8 @@ def test_a_pickle_is_no_checkpoint_even_with_the_right_checksums(folder):
   assert not UNPICKLED and not sentinel.exists()
 
 
-def test_nothing_here_can_load_a_pickle():
-  """No import of what unpickles, and no reader of arrays or tables that would."""
+def test_no_code_loads_pickles():
+  """No module imports an unpickler or calls a reader of arrays or tables that unpickles."""
   refused = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve', 'marshal'}
   calls = {'read_pickle', 'load'}
   for folder in ('stability', 'launch', 'configs'):

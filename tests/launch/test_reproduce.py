@@ -1,4 +1,4 @@
-"""launch.reproduce: which experiments, what they cost, stages that fail, stop and go on."""
+"""launch.reproduce: the choice of experiments, their cost, failures and interruptions."""
 
 import pathlib
 import signal
@@ -8,7 +8,7 @@ import time
 import types
 
 import pytest
-from helpers import made_up
+from helpers import experiment, made_up
 from helpers.processes import assert_workers_end_with, children, is_running
 
 from launch import reproduce, sweep
@@ -16,52 +16,41 @@ from launch.common import app
 from stability.storage import files, results_csv
 
 ROOT = pathlib.Path(__file__).parents[2]
-# quickstart is part of qk_layernorm, ladder is for planning, extrapolation and length are about
-# proxies rather than the paper; rescue and stepping_in are of stepping in.
-NOT_STAGES = {
+# quickstart is part of qk_layernorm; ladder is for planning; extrapolation and length are about
+# proxies, rescue and stepping_in about steering a run, not about the paper.
+OTHER_CONFIGS = {
     *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in'),
     *('extrapolation', 'length'),
 }
-
-EXPERIMENT = '''"""{question} Figure {figure} and Figure E.5 of a paper."""
-
-from configs import base
-from stability import hyper
-
-def get_config(scale='cpu'):
-  c = base.get_config(scale)
-  c.data.path = '{path}'
-  c.data.batch_size = 2
-  c.data.sequence_length = 8
-  c.data.validation_batches = 1
-  c.model.width = 16
-  c.model.head_dim = 16
-  c.model.depth = 0
-  c.schedule.steps = {steps}
-  c.schedule.warmup_steps = 1
-  return c
-
-def get_sweep(scale='cpu'):
-  return hyper.sweep('optimizer.learning_rate', [1e-2, 1e-1])
-'''
+PAPER_FIGURES = {'first': '3', 'lacking': '4', 'third': 'E.5'}
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-  """Three experiments, the second of which lacks its text."""
-  for name, figure, path, steps in (
-      ('first', 3, 'text', 3),
-      ('lacking', 4, 'gone', 3),
-      ('third', 'E.5', 'text', 3),
-  ):
+  """A folder with three experiments; the text of the second is missing."""
+  for name, figure in PAPER_FIGURES.items():
+    config = experiment.config_file(
+        {
+            'data.source': 'text',
+            'data.path': 'gone' if name == 'lacking' else 'text',
+            'data.batch_size': 2,
+            'data.sequence_length': 8,
+            'data.validation_batches': 1,
+            'model.head_dim': 16,
+            'model.depth': 0,
+            'schedule.steps': 3,
+            'schedule.warmup_steps': 1,
+        },
+        "hyper.sweep('optimizer.learning_rate', [1e-2, 1e-1])",
+    )
     (tmp_path / f'{name}.py').write_text(
-        EXPERIMENT.format(question=f'What of {name}?', figure=figure, path=path, steps=steps)
+        f'"""What of {name}? Figure {figure} and Figure E.5 of a paper."""\n{config}'
     )
   (tmp_path / 'text').write_text('one two three four five six\n' * 50 + 'seven eight\n' * 20)
   monkeypatch.setattr(reproduce, 'FOLDER', tmp_path)
-  monkeypatch.setattr(reproduce, 'EXPERIMENTS', ('first', 'lacking', 'third'))
+  monkeypatch.setattr(reproduce, 'EXPERIMENTS', tuple(PAPER_FIGURES))
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  monkeypatch.delenv('XLA_FLAGS')  # as a user has it, not as the tests
+  monkeypatch.delenv('XLA_FLAGS')  # which the tests set
   monkeypatch.chdir(tmp_path)
   return tmp_path
 
@@ -74,13 +63,13 @@ def run(*arguments: str) -> int:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_every_experiment_is_a_stage():
+def test_every_experiment_is_run():
   files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
-  assert set(reproduce.EXPERIMENTS) == files - NOT_STAGES
+  assert set(reproduce.EXPERIMENTS) == files - OTHER_CONFIGS
   assert len(set(reproduce.EXPERIMENTS)) == len(reproduce.EXPERIMENTS)
 
 
-def test_a_dry_run_says_what_each_stage_costs(place, capsys):
+def test_dry_run(place, capsys):
   before = sorted(place.rglob('*'))
   assert run('--dry_run', '--seeds=3') == 0
   out = capsys.readouterr().out
@@ -89,14 +78,14 @@ def test_a_dry_run_says_what_each_stage_costs(place, capsys):
   assert [row[:5] for row in rows if row] == [
       ['first', '3, E.5', '6', '6', tokens],
       ['lacking', '4, E.5', '6', '6', tokens],
-      ['third', 'E.5', '6', '0', f'{0:.2e}'],  # it has the runs of the first
+      ['third', 'E.5', '6', '0', f'{0:.2e}'],  # it shares the runs of the first
   ]
   assert '12 runs to train' in out
   assert sorted(place.rglob('*')) == before
 
 
-def test_a_dry_run_of_all_the_paper(capsys, monkeypatch):
-  """Stages that cannot take an override are named; the others are planned."""
+def test_dry_run_at_paper_scale(capsys, monkeypatch):
+  """Experiments that refuse an override are named; the others are planned."""
   monkeypatch.setenv('COLUMNS', '120')
   assert run('--dry_run', '--scale=paper', '--config.schedule.steps=50000') == 1
   captured = capsys.readouterr()
@@ -119,7 +108,7 @@ def test_a_dry_run_of_all_the_paper(capsys, monkeypatch):
         (['--workdir=runs', '--config.schedule.steps=0'], 'config.schedule.steps=0: must be'),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(arguments, said, place, capsys):
+def test_bad_input(arguments, said, place, capsys):
   before = sorted(place.rglob('*'))
   assert run(*arguments) == 2
   captured = capsys.readouterr()
@@ -127,14 +116,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, said, place, ca
   assert sorted(place.rglob('*')) == before
 
 
-def test_seeds_of_a_sweep(place, capsys):
+def test_seeds(place, capsys):
   arguments = ['sweep', '--config=first.py', '--dry_run', '--seeds=2']
   assert app.execute(sweep.main, sweep.FLAGS, arguments) == 0
   assert '4 runs' in capsys.readouterr().out
 
 
-def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(place, capsys):
-  """Continued, the finished stages are not trained again."""
+def test_failed_experiment_is_retried(place, capsys):
+  """The others go on, and are not trained again when the command is repeated."""
   arguments = ['--workdir=runs', '--only=third,lacking', '--workers=1']
   assert run(*arguments) == 1
   captured = capsys.readouterr()
@@ -161,11 +150,11 @@ def test_a_stage_that_fails_is_named_the_others_go_on_and_it_is_tried_again(plac
         (0, 0, '3 of 3 experiments done'),
         (1, 1, 'lacking: some runs failed'),
         (-9, 1, 'third: ended with exit code -9'),
-        (130, 130, 'stopped; the same command goes on'),
+        (130, 130, 'interrupted; the same command resumes'),
         (75, 75, 'preempted; the same command resumes'),
     ],
 )
-def test_each_stage_is_its_own_sweep(place, monkeypatch, capsys, code, ended, said):
+def test_commands(place, monkeypatch, capsys, code, ended, said):
   commands = []
 
   class Process:
@@ -184,12 +173,12 @@ def test_each_stage_is_its_own_sweep(place, monkeypatch, capsys, code, ended, sa
       [f'--config={name}.py:gpu', f'--workdir=runs/{name}']
       for name in ('first', 'lacking', 'third')
   ]
-  assert [command[3:5] for command in commands] == (own if code < 75 else own[:1])
-  assert commands[0][:3] == [sys.executable, '-m', 'launch.common.stage']
-  assert sorted(commands[0][5:]) == sorted(arguments)
+  assert [command[4:6] for command in commands] == (own if code < 75 else own[:1])
+  assert commands[0][:4] == [sys.executable, '-m', 'launch.sweep', '--attached']
+  assert sorted(commands[0][6:]) == sorted(arguments)
 
 
-def test_the_report_is_over_what_other_calls_ran_as_well(place, monkeypatch):
+def test_report_covers_other_calls(place, monkeypatch):
   process = types.SimpleNamespace(wait=lambda: 0)
   monkeypatch.setattr(subprocess, 'Popen', lambda *_, **__: process)
   made_up.write_sweep(place / 'runs' / 'third', seeds=(0,))
@@ -199,7 +188,7 @@ def test_the_report_is_over_what_other_calls_ran_as_well(place, monkeypatch):
   assert 'lacking' not in page
 
 
-def test_a_damaged_folder_of_one_stage_takes_no_other_along(place, monkeypatch, capsys):
+def test_damaged_workdir(place, monkeypatch, capsys):
   commands = []
   process = types.SimpleNamespace(wait=lambda: 0)
   monkeypatch.setattr(subprocess, 'Popen', lambda command, **_: commands.append(command) or process)
@@ -208,7 +197,7 @@ def test_a_damaged_folder_of_one_stage_takes_no_other_along(place, monkeypatch, 
   assert run('--workdir=runs', '--only=lacking') == 0
   assert [flag for flag in commands[0] if flag.startswith('--reuse')] == ['--reuse=runs/third']
   said = capsys.readouterr().err
-  assert said.startswith('nothing is taken over from first: runs/first/sweep.json: cannot be read')
+  assert said.startswith('no runs are reused from first: runs/first/sweep.json: cannot be read')
   page = (place / 'runs' / 'report' / 'index.html').read_text()
   assert 'first: runs/first/sweep.json: cannot be read' in page and '41 done' in page
 
@@ -216,15 +205,16 @@ def test_a_damaged_folder_of_one_stage_takes_no_other_along(place, monkeypatch, 
 @pytest.mark.parametrize(
     ('sent', 'code', 'said'),
     [
-        (signal.SIGINT, 130, 'stopped; the same command goes on\n'),
+        (signal.SIGINT, 130, 'interrupted; the same command resumes the runs\n'),
         (signal.SIGTERM, 75, 'preempted; the same command resumes the runs\n'),
         (signal.SIGKILL, -9, ''),
     ],
 )
-def test_it_stops_with_its_stage(place, sent, code, said):
+def test_child_ends_with_parent(place, sent, code, said):
   program = (
-      'import pathlib; from launch import app, preemption, reproduce; preemption.install(); '
-      'reproduce.FOLDER = pathlib.Path(); reproduce.EXPERIMENTS = ("first", "third");'
+      'import pathlib; from launch import reproduce; from launch.common import app, preemption;'
+      'preemption.install(); reproduce.FOLDER = pathlib.Path();'
+      'reproduce.EXPERIMENTS = ("first", "third");'
       'app.run(reproduce.main, reproduce.FLAGS)'
   )
   arguments = ['--workdir=runs', '--workers=1', '--config.schedule.steps=10000000']
@@ -235,15 +225,15 @@ def test_it_stops_with_its_stage(place, sent, code, said):
   while not (place / 'runs' / 'first' / 'sweep.json').exists():
     assert time.monotonic() < deadline and process.poll() is None
     time.sleep(0.05)
-  (stage,) = children(process.pid)
+  (child,) = children(process.pid)
   if sent == signal.SIGKILL:
-    while not list(place.glob('runs/first/runs/*/lease.*')):  # until a worker has asked for a run
+    while not list(place.glob('runs/first/runs/*/lease.*')):  # a worker has asked for a run
       assert time.monotonic() < deadline and process.poll() is None
       time.sleep(0.05)
-    workers = children(stage)
+    workers = children(child)
     assert_workers_end_with(process)
     deadline = time.monotonic() + 2
-    while any(map(is_running, [stage, *workers])):
+    while any(map(is_running, [child, *workers])):
       assert time.monotonic() < deadline, 'a worker outlives its launcher'
       time.sleep(0.02)
   process.send_signal(sent)
@@ -252,5 +242,5 @@ def test_it_stops_with_its_stage(place, sent, code, said):
   finally:
     process.kill()
   assert process.returncode == code and err.endswith(said)
-  assert not is_running(stage)
+  assert not is_running(child)
   assert not (place / 'runs' / 'third').exists()

@@ -1,4 +1,4 @@
-"""launch.tokenize: every input, every tokenizer, faults, and training on what it makes."""
+"""launch.tokenize: every input and tokenizer, faults, and training on its output."""
 
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ from pyarrow import parquet
 from tokenizers import models, pre_tokenizers, processors
 
 from launch import tokenize
-from launch.common import app
+from launch.common import app, display
 from stability.data import tokens
 from stability.data.tokenize import bpe, packing, readers
 from stability.errors import BadInput
@@ -50,7 +50,7 @@ def line(text: str) -> str:
 
 @pytest.fixture(scope='module')
 def texts() -> dict[str, list[list[str]]]:
-  """Documents by side and file; some are hostile, and one of validation is in train as well."""
+  """Documents by split and file; some are adversarial, one of validation is also in train."""
   rng = random.Random(0)
   made = {
       'train': [[passage(rng) for _ in range(40)] for _ in range(3)],
@@ -63,22 +63,22 @@ def texts() -> dict[str, list[list[str]]]:
 
 @pytest.fixture(scope='module')
 def expected(texts) -> dict[str, list[str]]:
-  """The documents that a side must have."""
-  sides = {side: [text for file in files for text in file] for side, files in texts.items()}
-  held_out = set(sides['validation'])
-  sides['train'] = [text for text in sides['train'] if text and text not in held_out]
-  return sides
+  """The documents that each split must have."""
+  splits = {split: [text for file in files for text in file] for split, files in texts.items()}
+  held_out = set(splits['validation'])
+  splits['train'] = [text for text in splits['train'] if text and text not in held_out]
+  return splits
 
 
 @pytest.fixture(scope='module')
 def c4(texts, tmp_path_factory) -> pathlib.Path:
-  """The set in C4's layout: c4/en/c4-train.00000-of-00003.json.gz and so on."""
+  """A dataset in C4's layout: c4/en/c4-train.00000-of-00003.json.gz and so on."""
   root = tmp_path_factory.mktemp('sets') / 'c4'
   (root / 'en').mkdir(parents=True)
   (root / 'README.md').write_text(CARD)
-  for side, files in texts.items():
+  for split, files in texts.items():
     for i, file in enumerate(files):
-      path = root / 'en' / f'c4-{side}.{i:05}-of-{len(files):05}.json.gz'
+      path = root / 'en' / f'c4-{split}.{i:05}-of-{len(files):05}.json.gz'
       with gzip.open(path, 'wt') as stream:
         stream.writelines(line(text) + '\n' for text in file)
   return root
@@ -93,18 +93,18 @@ def made(output: pathlib.Path, given: object, *arguments: str) -> pathlib.Path:
   return output
 
 
-def documents(folder: pathlib.Path, side: str) -> list[np.ndarray]:
-  """The tokens of each document, whose end mark must be there."""
+def documents(folder: pathlib.Path, split: str) -> list[np.ndarray]:
+  """The tokens of each document without its end token, which must be there."""
   opened = tokens.open_tokens(folder)
-  array, end = np.asarray(getattr(opened, side)), opened.meta['end_of_document']
+  array, end = np.asarray(getattr(opened, split)), opened.meta['end_of_document']
   assert array[-1] == end
   found = np.split(array, np.flatnonzero(array == end) + 1)[:-1]
   return [document[:-1] for document in found]
 
 
-def as_text(folder: pathlib.Path, side: str) -> list[str]:
-  """Of bytes."""
-  return [document.tobytes().decode() for document in documents(folder, side)]
+def as_text(folder: pathlib.Path, split: str) -> list[str]:
+  """The documents of a folder of byte tokens."""
+  return [document.tobytes().decode() for document in documents(folder, split)]
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -116,19 +116,19 @@ def as_bytes(c4, tmp_path_factory) -> pathlib.Path:
   return made(tmp_path_factory.mktemp('bytes') / 'out', c4)
 
 
-@pytest.mark.parametrize('side', tokens.SIDES)
-def test_documents_of_c4_are_packed_each_ended(as_bytes, expected, side):
-  assert as_text(as_bytes, side) == [text.replace('\0', '') for text in expected[side]]
-  assert tokens.open_tokens(as_bytes).meta['documents'][side] == len(expected[side])
+@pytest.mark.parametrize('split', tokens.SPLITS)
+def test_documents_are_packed(as_bytes, expected, split):
+  assert as_text(as_bytes, split) == [text.replace('\0', '') for text in expected[split]]
+  assert tokens.open_tokens(as_bytes).meta['documents'][split] == len(expected[split])
 
 
-def test_the_folder_says_what_it_is(as_bytes, expected):
+def test_meta(as_bytes, expected):
   meta = tokens.open_tokens(as_bytes).meta
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['dtype']) == ('bytes', 256, 'uint8')
-  assert meta['left_out'] == 2  # an empty one, and one of validation
+  assert meta['left_out'] == 2  # an empty one, and one that is also in validation
   assert meta['sha256'] == {
-      side: hashlib.sha256((as_bytes / f'{side}.bin').read_bytes()).hexdigest()
-      for side in tokens.SIDES
+      split: hashlib.sha256((as_bytes / f'{split}.bin').read_bytes()).hexdigest()
+      for split in tokens.SPLITS
   }
   assert meta['settings']['validation'] == 'its own split'
   tokens.verify(as_bytes)
@@ -137,25 +137,25 @@ def test_the_folder_says_what_it_is(as_bytes, expected):
 
 
 def write_parquet(root: pathlib.Path, texts) -> pathlib.Path:
-  for side, files in texts.items():
+  for split, files in texts.items():
     for i, file in enumerate(files):
-      (root / side).mkdir(parents=True, exist_ok=True)
+      (root / split).mkdir(parents=True, exist_ok=True)
       table = pa.table({'url': [''] * len(file), 'text': file})
-      parquet.write_table(table, root / side / f'{i:04}.parquet', row_group_size=7)
+      parquet.write_table(table, root / split / f'{i:04}.parquet', row_group_size=7)
   return root
 
 
 def write_lines(root: pathlib.Path, texts) -> pathlib.Path:
   root.mkdir()
-  for side, files in texts.items():
+  for split, files in texts.items():
     for i, file in enumerate(files):
-      (root / f'{side}-{i}.jsonl').write_text(''.join(line(text) + '\n\n' for text in file))
-  (root / 'test-0.jsonl').write_text(line('not to be trained on'))
+      (root / f'{split}-{i}.jsonl').write_text(''.join(line(text) + '\n\n' for text in file))
+  (root / 'test-0.jsonl').write_text(line('must not be trained on'))
   return root
 
 
 @pytest.mark.parametrize('kind', ['hf', 'hf_config', 'parquet', 'hf_parquet', 'lines', 'glob'])
-def test_every_input_gives_the_same_files(kind, c4, texts, as_bytes, tmp_path):
+def test_input_formats_agree(kind, c4, texts, as_bytes, tmp_path):
   given = {
       'hf': lambda: f'hf:{c4}',
       'hf_config': lambda: f'hf:{c4}:en',
@@ -170,15 +170,15 @@ def test_every_input_gives_the_same_files(kind, c4, texts, as_bytes, tmp_path):
     assert (folder / file).read_bytes() == (as_bytes / file).read_bytes()
 
 
-def test_what_a_folder_has_beside_its_data_is_left_out_and_named(c4, tmp_path, capsys):
+def test_skipped_files_are_named(c4, tmp_path, capsys):
   made(tmp_path / 'out', c4)
-  assert "left out: 'README.md'" in capsys.readouterr().err
+  assert "skipped: 'README.md'" in capsys.readouterr().err
 
 
-def test_without_a_validation_split_the_hash_of_a_document_decides(tmp_path):
+def test_split_by_hash(tmp_path):
   rng = random.Random(1)
   given = [passage(rng) for _ in range(400)]
-  given += given[:40]  # equal texts share a side
+  given += given[:40]  # equal texts share a split
   (tmp_path / 'set.jsonl').write_text('\n'.join(map(line, given)))
   folder = made(tmp_path / 'out', tmp_path / 'set.jsonl', '--validation_fraction=0.1')
 
@@ -192,20 +192,20 @@ def test_without_a_validation_split_the_hash_of_a_document_decides(tmp_path):
   assert tokens.open_tokens(folder).meta['settings']['validation_fraction'] == 0.1
 
 
-def test_text_files_are_documents_and_long_ones_are_cut_at_line_ends(tmp_path, monkeypatch):
-  monkeypatch.setattr(readers, 'PIECE', 100)
+def test_text_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(readers, 'PIECE_BYTES', 100)
   rng = random.Random(2)
   folder = tmp_path / 'set'
   folder.mkdir()
   short = {f'b{i}.txt': passage(rng)[:40] for i in range(20)}
-  long = '\n'.join(passage(rng)[:60] for _ in range(30)) + 'ä∑' * 200  # the end has no lines
+  long = '\n'.join(passage(rng)[:60] for _ in range(30)) + 'ä∑' * 200  # a long last line
   for name, text in short.items():
     (folder / name).write_text(text)
   (folder / 'a.txt.gz').write_bytes(gzip.compress(long.encode()))
   out = made(tmp_path / 'out', folder, '--validation_fraction=0.3')
-  sides = {side: as_text(out, side) for side in tokens.SIDES}
-  found = [text for side in sides.values() for text in side]
-  assert sides['validation'] and not set(sides['validation']) & set(sides['train'])
+  splits = {split: as_text(out, split) for split in tokens.SPLITS}
+  found = [text for split in splits.values() for text in split]
+  assert splits['validation'] and not set(splits['validation']) & set(splits['train'])
   pieces = [piece for piece in found if piece in long]
   assert sum(map(len, pieces)) >= len(long)
   assert all(len(piece.encode()) <= 100 for piece in pieces)
@@ -223,7 +223,7 @@ def corpus(expected) -> list[str]:
 
 @pytest.fixture(scope='module')
 def json_file(corpus, tmp_path_factory) -> pathlib.Path:
-  """A tokenizer.json that would end, cut and pad what it encodes, with a gap in its numbers."""
+  """A tokenizer.json that ends, truncates and pads, with a gap in its token ids."""
   letters = sorted(set(''.join(corpus)))
   vocabulary = {'<unk>': 0, '</s>': 1} | {letter: 2 + i for i, letter in enumerate(letters)}
   vocabulary['last'] = 70_000
@@ -242,7 +242,7 @@ def json_file(corpus, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def piece_file(corpus, tmp_path_factory) -> pathlib.Path:
-  """A SentencePiece model that gives back every letter."""
+  """A lossless SentencePiece model."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(corpus),
@@ -263,9 +263,9 @@ def test_tokenizer_json(c4, json_file, expected, tmp_path):
   out = made(tmp_path / 'out', c4, f'--tokenizer={json_file}')
   numbers = tokenizers.Tokenizer.from_file(str(json_file)).get_vocab()
   letters = {number: token for token, number in numbers.items()}
-  for side in tokens.SIDES:
-    found = [''.join(letters[i] for i in document.tolist()) for document in documents(out, side)]
-    assert found == expected[side]
+  for split in tokens.SPLITS:
+    found = [''.join(letters[i] for i in document.tolist()) for document in documents(out, split)]
+    assert found == expected[split]
   meta = tokens.open_tokens(out).meta
   about = (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document'], meta['dtype'])
   assert about == ('tokenizer.json', 70_001, 1, 'uint32')
@@ -276,9 +276,9 @@ def test_tokenizer_json(c4, json_file, expected, tmp_path):
 def test_sentencepiece(c4, piece_file, expected, tmp_path):
   out = made(tmp_path / 'out', c4, f'--tokenizer={piece_file}')
   processor = sentencepiece.SentencePieceProcessor(model_file=str(piece_file))
-  for side in tokens.SIDES:
-    found = [processor.decode(document.tolist()) for document in documents(out, side)]
-    assert found == expected[side]
+  for split in tokens.SPLITS:
+    found = [processor.decode(document.tolist()) for document in documents(out, split)]
+    assert found == expected[split]
   meta = tokens.open_tokens(out).meta
   about = (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document'], meta['dtype'])
   assert about == ('sentencepiece', 350, processor.eos_id(), 'uint16')
@@ -295,19 +295,19 @@ def as_bpe(c4, tmp_path_factory) -> pathlib.Path:
   return made(out, c4, '--tokenizer=bpe', '--vocabulary_size=300', '--bpe_documents=50')
 
 
-def test_bpe_is_learned_from_the_first_training_documents(as_bpe, expected):
+def test_bpe(as_bpe, expected):
   cleaned = [text.replace('\0', '') for text in expected['train'][:50]]
-  learned = bpe.learn([('', text.encode()) for text in cleaned], 300)
+  learned = bpe.learn([text.encode() for text in cleaned], 300, '--vocabulary_size')
   assert (as_bpe / 'tokenizer.json').read_text() == learned.to_str(pretty=True)
-  for side in tokens.SIDES:
-    found = [learned.decode(document.tolist()) for document in documents(as_bpe, side)]
+  for split in tokens.SPLITS:
+    found = [learned.decode(document.tolist()) for document in documents(as_bpe, split)]
     whole = [text.encode('latin-1').decode() for text in found]
-    assert whole == [text.replace('\0', '') for text in expected[side]]
+    assert whole == [text.replace('\0', '') for text in expected[split]]
   meta = tokens.open_tokens(as_bpe).meta
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['dtype']) == ('bpe', 300, 'uint16')
 
 
-def test_a_bpe_learned_before_is_used_again(c4, as_bpe, tmp_path):
+def test_bpe_is_reused(c4, as_bpe, tmp_path):
   out = made(tmp_path / 'out', c4, f'--tokenizer={as_bpe / "tokenizer.json"}')
   for file in ('train.bin', 'validation.bin', 'tokenizer.json'):
     assert (out / file).read_bytes() == (as_bpe / file).read_bytes()
@@ -317,7 +317,7 @@ def test_a_bpe_learned_before_is_used_again(c4, as_bpe, tmp_path):
 # Files.
 
 
-def test_training_text_ends_with_the_document_that_makes_it_long_enough(c4, as_bytes, tmp_path):
+def test_max_train_tokens(c4, as_bytes, tmp_path):
   whole = documents(as_bytes, 'train')
   enough = sum(len(document) + 1 for document in whole[:30])
   for limit, wanted in ((enough, 30), (enough + 1, 31)):
@@ -328,15 +328,15 @@ def test_training_text_ends_with_the_document_that_makes_it_long_enough(c4, as_b
     assert as_text(out, 'validation') == as_text(as_bytes, 'validation')
 
 
-def test_full_files_are_followed_by_others(c4, as_bytes, tmp_path):
-  whole = {side: (as_bytes / f'{side}.bin').read_bytes() for side in tokens.SIDES}
+def test_shards(c4, as_bytes, tmp_path):
+  whole = {split: (as_bytes / f'{split}.bin').read_bytes() for split in tokens.SPLITS}
   out = made(tmp_path / 'out', c4, f'--shard_tokens={len(whole["validation"]) // 2}')
   opened = tokens.open_tokens(out)
-  for side in tokens.SIDES:
-    files = sorted(out.glob(f'{side}*.bin'), key=lambda file: file.stem)
-    assert len(files) >= 2 and b''.join(file.read_bytes() for file in files) == whole[side]
+  for split in tokens.SPLITS:
+    files = sorted(out.glob(f'{split}*.bin'), key=lambda file: file.stem)
+    assert len(files) >= 2 and b''.join(file.read_bytes() for file in files) == whole[split]
     assert len({file.stat().st_size for file in files[:-1]}) == 1
-    assert np.array_equal(np.asarray(getattr(opened, side)), np.frombuffer(whole[side], np.uint8))
+    assert np.array_equal(np.asarray(getattr(opened, split)), np.frombuffer(whole[split], np.uint8))
   assert {f'{name}.bin' for name in opened.meta['sha256']} == {p.name for p in out.glob('*.bin')}
   before = tokens.open_tokens(as_bytes).meta
   for name in ('bigram_loss', 'unigram_loss', 'train_tokens', 'validation_tokens'):
@@ -358,7 +358,7 @@ def test_full_files_are_followed_by_others(c4, as_bytes, tmp_path):
 
 @pytest.fixture(scope='module')
 def forks(tmp_path_factory):
-  """A function of a request to helpers/forks.py, whose caches are in an empty folder."""
+  """A function that sends a request to helpers/forks.py, whose caches are in an empty folder."""
   home = tmp_path_factory.mktemp('home')
   path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
   environment = os.environ | {'PYTHONPATH': path, 'HOME': str(home), 'HF_HOME': str(home / 'hf')}
@@ -386,7 +386,7 @@ def forks(tmp_path_factory):
 
 
 @pytest.mark.parametrize('kind', ['files', 'hf', 'bpe'])
-def test_killed_at_any_moment_the_files_are_the_same(kind, c4, forks, tmp_path):
+def test_resume_after_random_kills(kind, c4, forks, tmp_path):
   given = f'hf:{c4}' if kind == 'hf' else str(c4)
   options = ['--shard_tokens=2000', '--max_train_tokens=9000']
   if kind == 'bpe':
@@ -400,9 +400,9 @@ def test_killed_at_any_moment_the_files_are_the_same(kind, c4, forks, tmp_path):
   assert 'train-00002.bin' in whole
   rng = random.Random(kind)
   killed, output = 0, 0
-  while killed < (5 if kind == 'hf' else 14):  # that library takes its time
-    # At the n-th touch of a file, or after some time; where a run is killed many times, it still
-    # comes to its end, since what was committed is not done again.
+  while killed < (5 if kind == 'hf' else 14):  # datasets is slow
+    # Killed at the n-th file operation or after some time. Even many kills let the process finish,
+    # since committed work is not repeated.
     limits = {'event': rng.randrange(2, 50)} if killed % 4 < 3 else {'seconds': rng.random() / 5}
     code, error = forks(*arguments(f'{output}'), **limits)
     assert code in (0, -9), error
@@ -414,8 +414,8 @@ def test_killed_at_any_moment_the_files_are_the_same(kind, c4, forks, tmp_path):
   assert contents(tmp_path / f'{output}') == whole
 
 
-def test_killed_at_every_touch_of_a_file(c4, forks, tmp_path):
-  """From the first to the last, each time in a new folder."""
+def test_resume_after_kill_at_every_file_operation(c4, forks, tmp_path):
+  """Each kill happens in a new folder."""
   options = [f'--input={c4}', '--shard_tokens=9000', '--max_train_tokens=9000']
   assert forks(*options, f'--output={tmp_path / "whole"}')[0] == 0
   whole = contents(tmp_path / 'whole')
@@ -432,12 +432,12 @@ def test_killed_at_every_touch_of_a_file(c4, forks, tmp_path):
   assert event > 30
 
 
-def test_out_of_room_says_so_and_goes_on_later(c4, forks, tmp_path):
+def test_resume_after_full_disk(c4, forks, tmp_path):
   options = [f'--input={c4}', f'--output={tmp_path / "out"}']
   code, error = forks(*options, bytes=10_000)
   assert code == 1
   assert error.splitlines()[-1] == (
-      'error: [Errno 27] File too large; the same command goes on from here'
+      'error: [Errno 27] File too large; the same command resumes'
   )
   assert 0 < json.loads((tmp_path / 'out/progress.json').read_text())['train']['tokens'] <= 10_000
   assert forks(*options)[0] == 0
@@ -448,7 +448,7 @@ def test_out_of_room_says_so_and_goes_on_later(c4, forks, tmp_path):
 
 @pytest.fixture
 def stopped(c4, forks, tmp_path) -> pathlib.Path:
-  """A folder whose maker was killed on its way; of a copy of the set."""
+  """A folder that was left incomplete by a kill; its input is a copy of the dataset."""
   shutil.copytree(c4, tmp_path / 'c4')
   arguments = [f'--input={tmp_path / "c4"}', f'--output={tmp_path / "out"}']
   for event in range(10, 90, 3):
@@ -467,18 +467,18 @@ def stopped(c4, forks, tmp_path) -> pathlib.Path:
         ('--shard_tokens=7', 'shard_tokens=536870912, now 7'),
     ],
 )
-def test_another_command_does_not_go_on(stopped, flag, message, capsys):
+def test_resume_with_other_settings(stopped, flag, message, capsys):
   before = {name: file for name, file in contents(stopped).items() if name[0] != '.'}
   assert run(f'--input={stopped.parent / "c4"}', f'--output={stopped}', flag) == 2
-  assert f'was begun with {message}; name a new folder' in capsys.readouterr().err
+  assert f'was begun with {message}; choose a new folder' in capsys.readouterr().err
   assert contents(stopped) == before
 
 
 @pytest.mark.parametrize('change', ['gone', 'new', 'changed'])
-def test_other_input_does_not_go_on(stopped, change, capsys):
+def test_resume_with_other_input(stopped, change, capsys):
   folder = stopped.parent / 'c4' / 'en'
   name = folder / 'c4-train.00001-of-00003.json.gz'
-  message = {'gone': 'is gone', 'new': 'is new', 'changed': 'has changed since'}[change]
+  message = {'gone': 'is gone', 'new': 'is new', 'changed': 'has changed'}[change]
   if change == 'gone':
     name.unlink()
   elif change == 'new':
@@ -490,25 +490,25 @@ def test_other_input_does_not_go_on(stopped, change, capsys):
   assert f'other input: {name} {message}' in capsys.readouterr().err
 
 
-def test_changed_output_does_not_go_on(stopped, capsys):
+def test_resume_with_changed_output(stopped, capsys):
   content = bytearray((stopped / 'train.bin').read_bytes())
   content[3] ^= 1
   (stopped / 'train.bin').write_bytes(content)
   assert run(f'--input={stopped.parent / "c4"}', f'--output={stopped}') == 2
-  assert 'train.bin: was changed since it was written' in capsys.readouterr().err
+  assert 'train.bin: changed since it was written' in capsys.readouterr().err
 
 
-def test_what_is_finished_is_not_made_again(as_bytes, c4, capsys):
+def test_complete_folder_is_left_alone(as_bytes, c4, capsys):
   before = {path: path.stat().st_mtime_ns for path in as_bytes.iterdir()}
   assert run(f'--input={c4}', f'--output={as_bytes}') == 0
-  assert 'is finished already' in capsys.readouterr().err
+  assert 'is already complete' in capsys.readouterr().err
   assert {path: path.stat().st_mtime_ns for path in as_bytes.iterdir()} == before
 
 
-def test_two_do_not_work_in_one_folder(c4, tmp_path, capsys):
+def test_folder_is_locked(c4, tmp_path, capsys):
   with packing.locked(tmp_path / 'out'):
     assert run(f'--input={c4}', f'--output={tmp_path / "out"}') == 2
-  assert 'another launch.tokenize is at work' in capsys.readouterr().err
+  assert 'in use by another launch.tokenize' in capsys.readouterr().err
 
 
 GOOD = line('good').encode() + b'\n'
@@ -525,19 +525,19 @@ ZIPPED = gzip.compress(b''.join(line(f'{i} {i * i}').encode() + b'\n' for i in r
         ('a.jsonl', b'{"text": 7}', ":1: field 'text' must be text, not a number"),
         ('a.jsonl', b'{"text": null}', ":1: field 'text' must be text, not null"),
         ('a.jsonl', GOOD + b'{"text": "\xff"}', ':2: bad UTF-8 at byte 10'),
-        ('a.jsonl', GOOD + b'{"text": "\\ud800"}', ":2: field 'text' holds half of a surrogate"),
+        ('a.jsonl', GOOD + b'{"text": "\\ud800"}', ":2: field 'text' contains half of a surrogate"),
         ('a.jsonl', b'[' * 100_000, ':1: bad JSON'),
         ('a.jsonl', b'{"text": ' + b'9' * 10_000 + b'}', ':1: bad JSON'),
         ('a.jsonl.gz', ZIPPED[: len(ZIPPED) // 2], ': the gzip file is truncated after this line'),
         ('a.jsonl.gz', b'plain', ':0: bad gzip after this line'),
-        ('a.jsonl.gz', b'', 'empty, and no gzip file'),
+        ('a.jsonl.gz', b'', 'empty, not a gzip file'),
         ('a.jsonl.gz', ZIPPED[:-6] + b'x' * 6, ':9000: bad gzip after this line: CRC check failed'),
         ('a.jsonl.gz', ZIPPED + b'junk', ':9000: bad gzip after this line'),
         ('a.txt', b'first\nsecond \xe9\n', ':2: bad UTF-8'),
         ('a.parquet', b'PAR1 no', 'cannot be read after row 0'),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_file_and_line(
+def test_unreadable_input(
     name, content, message, tmp_path, capsys
 ):
   (tmp_path / name).write_bytes(content)
@@ -551,17 +551,20 @@ def test_what_cannot_be_read_is_refused_by_file_and_line(
     'column, message',
     [
         (pa.array(['a', None]), "row 2: field 'text' must be text, not null"),
-        (pa.array([1, 2]), "column 'text' must be string, not int64"),
-        (pa.array([b'a', b'\xff']).cast(pa.string(), safe=False), 'row 2: bad UTF-8 at byte 0'),
+        (pa.array([1, 2]), "field 'text' must be text, not int64"),
+        (
+            pa.array([b'a', b'\xff']).cast(pa.string(), safe=False),
+            "row 2: field 'text': bad UTF-8 at byte 0",
+        ),
     ],
 )
-def test_parquet_that_cannot_be_read_is_refused(column, message, tmp_path, capsys):
+def test_unreadable_parquet(column, message, tmp_path, capsys):
   file = tmp_path / 'a.parquet'
   parquet.write_table(pa.table({'text': column}), file)
   assert run(f'--input={file}', f'--output={tmp_path / "out"}') == 2
   assert f'error: {file}: {message}' in capsys.readouterr().err
   assert run(f'--input={file}', f'--output={tmp_path / "other"}', '--field=body') == 2
-  assert f"error: {file}: has no column 'body' (--field); it has 'text'" in capsys.readouterr().err
+  assert f"error: {file}: has no field 'body' (--field); it has 'text'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -569,10 +572,10 @@ def test_parquet_that_cannot_be_read_is_refused(column, message, tmp_path, capsy
     [
         ([{'text': 'a'}, {'text': 'b'}, {'text': None}], 'document 3: field'),
         ([{'body': 'a'}], "document 1: has no field 'text' (--field); it has 'body'"),
-        ([{'text': 7}], "document 1: field 'text' must be text, not int"),
+        ([{'text': 7}], "document 1: field 'text' must be text, not a number"),
     ],
 )
-def test_a_hugging_face_set_that_cannot_be_used_is_refused(rows, message, tmp_path, capsys):
+def test_unusable_dataset(rows, message, tmp_path, capsys):
   (tmp_path / 'set').mkdir()
   (tmp_path / 'set' / 'train.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   assert run(f'--input=hf:{tmp_path / "set"}', f'--output={tmp_path / "out"}') == 2
@@ -589,18 +592,18 @@ def test_a_hugging_face_set_that_cannot_be_used_is_refused(rows, message, tmp_pa
         (['--input=*.none', '--output={out}'], 'no files to read'),
         (['--input=hf:/nowhere', '--output={out}'], '--input=hf:/nowhere: '),
         (['--input=hf:{set}:fr', '--output={out}'], "BuilderConfig 'fr' not found"),
-        (['--input={set}', '--output={set}'], 'holds something else; name a new folder'),
-        (['--input={set}', '--output={set}/README.md'], 'is no folder'),
+        (['--input={set}', '--output={set}'], 'holds something else; choose a new folder'),
+        (['--input={set}', '--output={set}/README.md'], 'is not a folder'),
         (['--input={set}', '--input={set}', '--output={out}'], 'is in the input twice'),
         (['--input={set}/en/*validation*', '--output={out}'], 'only validation files'),
         (['--input={set}', '--output={out}', '--tokenizer=gpt2'], '--tokenizer=gpt2: cannot be'),
-        (['--input={set}', '--output={out}', '--tokenizer={set}/README.md'], 'no tokenizer.json'),
+        (['--input={set}', '--output={out}', '--tokenizer={set}/README.md'], 'not a tokenizer'),
         (['--input={set}', '--output={out}', '--vocabulary_size=300'], 'only with --tokenizer=bpe'),
         (['--input={set}', '--output={out}', '--end_of_document=a'], 'only with --tokenizer=PATH'),
         (['--input={set}', '--output={out}', '--shard_tokens=0'], 'shard_tokens'),
     ],
 )
-def test_commands_that_make_no_sense_leave_nothing_behind(
+def test_bad_flags(
     arguments, message, c4, tmp_path, capsys
 ):
   before = contents(c4 / 'en')
@@ -612,7 +615,7 @@ def test_commands_that_make_no_sense_leave_nothing_behind(
   assert contents(c4 / 'en') == before
 
 
-def test_text_too_small_for_a_side_or_a_vocabulary_is_refused(tmp_path, capsys):
+def test_too_little_text(tmp_path, capsys):
   (tmp_path / 'a.txt').write_text('one document')
   assert run(f'--input={tmp_path / "a.txt"}', f'--output={tmp_path / "1"}') == 2
   assert 'holds 0 tokens of validation text, from 0 documents' in capsys.readouterr().err
@@ -621,20 +624,20 @@ def test_text_too_small_for_a_side_or_a_vocabulary_is_refused(tmp_path, capsys):
   assert '--vocabulary_size=32000: must be at most' in capsys.readouterr().err
 
 
-def test_a_model_that_is_none_and_an_end_that_is_none(json_file, piece_file, c4, tmp_path, capsys):
-  (tmp_path / 'a.model').write_bytes(b'no model')
+def test_bad_model_and_bad_end_token(json_file, piece_file, c4, tmp_path, capsys):
+  (tmp_path / 'a.model').write_bytes(b'not a model')
   for tokenizer, flags, message in (
-      (tmp_path / 'a.model', [], 'no SentencePiece model'),
-      (json_file, ['--end_of_document=<end>'], f'<end>: is no token of --tokenizer={json_file}'),
-      (piece_file, ['--end_of_document=<end>'], f'<end>: is no token of --tokenizer={piece_file}'),
+      (tmp_path / 'a.model', [], 'not a SentencePiece model'),
+      (json_file, ['--end_of_document=<end>'], f'<end>: not a token of --tokenizer={json_file}'),
+      (piece_file, ['--end_of_document=<end>'], f'<end>: not a token of --tokenizer={piece_file}'),
   ):
     options = [f'--input={c4}', f'--output={tmp_path / "out"}', f'--tokenizer={tokenizer}', *flags]
     assert run(*options) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_plain_line_tells_how_far_it_is(c4, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(tokenize, 'PLAIN_SECONDS', 0)
+def test_progress_lines(c4, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(display, 'PLAIN_SECONDS', 0)
   monkeypatch.setattr(packing, 'BATCH_BYTES', 1_000)
   made(tmp_path / 'out', c4)
   *lines, _ = [text for text in capsys.readouterr().err.splitlines() if 'packing' in text]
@@ -646,7 +649,7 @@ def test_a_plain_line_tells_how_far_it_is(c4, tmp_path, monkeypatch, capsys):
 # Training.
 
 
-def test_training_reads_the_folder_and_names_the_tokenizer(c4, piece_file, tmp_path):
+def test_training_on_a_token_folder(c4, piece_file, tmp_path):
   options = (f'--tokenizer={piece_file}', '--shard_tokens=2000')
   out = made(tmp_path / 'out', c4, *options)
   fields = {

@@ -60,7 +60,7 @@ def numbers(run_folder):
 
 
 def test_what_is_taken_over_is_what_training_gives(place):
-  assert '2 runs are taken over' in (place / 'grid.out').read_text()
+  assert '2 runs are reused' in (place / 'grid.out').read_text()
   rows = results_csv.read_results(place / 'grid')
   assert len(rows) == 4 and {row['status'] for row in rows} == {'done', 'diverged'}
   for row in rows:

@@ -1,1 +1,1 @@
-"""Documents of any kind to token files: readers, tokenizers, resumable packing."""
+"""Conversion of documents to token files: readers, tokenizers and resumable packing."""

@@ -1,11 +1,11 @@
-"""Documents -> tokens: bytes, a BPE learned here, a tokenizer.json or a SentencePiece model.
+"""Encoders of documents: bytes, a learned BPE, a tokenizer.json or a SentencePiece model.
 
-Text is text: a document that spells out an end-of-document mark or another special token is encoded
-letter by letter, so that no document holds the mark that ends it.
+The spelling of a special token inside a document is encoded as ordinary text, so no document
+contains the token that ends it.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +15,11 @@ import tokenizers
 from stability.data.tokenize import bpe
 from stability.errors import BadInput
 
-# What tokenizers call the mark, the first that is there; tokenizer.json does not say.
-_ENDS = ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>')
+END_OF_BYTES = 0  # ends a document of bytes or of a learned BPE
+
+# Usual names of the end-of-document token, which tokenizer.json does not declare; first match wins.
+_END_NAMES = ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>')
+_BATCH = 32  # documents encoded at once by `pack`
 
 
 class Encoder(Protocol):
@@ -25,87 +28,99 @@ class Encoder(Protocol):
   kind: str  # bytes | bpe | tokenizer.json | sentencepiece
   vocabulary_size: int
   end_of_document: int
-  file: tuple[str, bytes] | None  # by which it can be had again
+  file: tuple[str, bytes] | None  # name and content of the file that defines it
 
-  def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
-    """Tokens [tokens] of each, without the mark at its end."""
-
-
-class Bytes:
-  """A token is a byte, and 0 ends a document; bytes 0 of a text are left out."""
-
-  kind, vocabulary_size, end_of_document, file = 'bytes', 256, 0, None
-
-  def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
-    return [np.frombuffer(text.replace(b'\0', b''), np.uint8) for text in documents]
+  def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+    """The tokens of each document, without the end token: [tokens] each."""
 
 
-class Json:
-  """A tokenizer.json, of bpe.py or any other."""
+class ByteEncoder:
+  """Bytes as tokens. NUL bytes are removed, since 0 ends a document."""
+
+  kind, vocabulary_size, end_of_document, file = 'bytes', 256, END_OF_BYTES, None
+
+  def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+    return [np.frombuffer(text.replace(b'\0', b''), np.uint8) for text in texts]
+
+
+class JsonEncoder:
+  """A tokenizer.json, learned by `learn` or made elsewhere."""
 
   def __init__(self, content: bytes, end: str | None, where: str):
-    """end: the token after each document; None: found. Raises BadInput, naming `where`."""
+    """Parses a tokenizer.json; raises BadInput if it cannot.
+
+    Args:
+      content: of the file.
+      end: the end-of-document token; None: its usual name.
+      where: the option that named the file, for messages.
+    """
     try:
       self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises no other
-      raise BadInput(f'{where}: no tokenizer.json: {error}') from error
+    except Exception as error:  # the library raises no other class
+      raise BadInput(f'{where}: not a tokenizer.json: {error}') from error
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
-    self._tokenizer.encode_special_tokens = True  # that is, as text
+    self._tokenizer.encode_special_tokens = True  # as ordinary text
     vocabulary = self._tokenizer.get_vocab()
     self.file = ('tokenizer.json', content)
     self.vocabulary_size = max(vocabulary.values()) + 1
-    self._learned = all(vocabulary.get(chr(byte)) == byte for byte in range(256))
-    self.kind = 'bpe' if self._learned else 'tokenizer.json'
-    if self._learned and end is None:
-      self.end_of_document = bpe.END_OF_DOCUMENT
+    self._is_byte_level = all(vocabulary.get(chr(byte)) == byte for byte in range(256))
+    self.kind = 'bpe' if self._is_byte_level else 'tokenizer.json'
+    if self._is_byte_level and end is None:
+      self.end_of_document = END_OF_BYTES
     else:
-      self.end_of_document = _end(vocabulary, end, where)
+      self.end_of_document = _find_end(vocabulary, end, where)
 
-  def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
-    if self._learned:  # which knows a byte as the character of its number
-      texts = [text.replace(b'\0', b'').decode('latin-1') for text in documents]
+  def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+    if self._is_byte_level:  # see bpe.py on Latin-1
+      strings = [text.replace(b'\0', b'').decode('latin-1') for text in texts]
     else:
-      texts = [text.decode() for text in documents]
-    found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.array(encoding.ids, np.uint32) for encoding in found]
+      strings = [text.decode() for text in texts]
+    encodings = self._tokenizer.encode_batch_fast(strings, add_special_tokens=False)
+    return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
 
-class SentencePiece:
+class SentencePieceEncoder:
   """A SentencePiece model."""
 
   kind = 'sentencepiece'
 
   def __init__(self, content: bytes, end: str | None, where: str):
-    """end: the token after each document; None: the model's. Raises BadInput, naming `where`."""
+    """Parses a model file; raises BadInput if it cannot.
+
+    Args:
+      content: of the model file.
+      end: the end-of-document token; None: the model's own.
+      where: the option that named the file, for messages.
+    """
     try:
       import sentencepiece
     except ImportError:
       raise BadInput(
-          f"{where}: needs the library sentencepiece: pip install 'stability[hf]'"
+          f"{where}: needs the package sentencepiece: pip install 'stability[hf]'"
       ) from None
     self._processor = sentencepiece.SentencePieceProcessor()
     try:
       self._processor.LoadFromSerializedProto(content)
     except RuntimeError as error:
-      raise BadInput(f'{where}: no SentencePiece model: {error}') from error
+      raise BadInput(f'{where}: not a SentencePiece model: {error}') from error
     self.file = ('tokenizer.model', content)
     self.vocabulary_size = self._processor.get_piece_size()
     if self.vocabulary_size == 0:
-      raise BadInput(f'{where}: no SentencePiece model')
+      raise BadInput(f'{where}: not a SentencePiece model')
     pieces = {self._processor.id_to_piece(i): i for i in range(self.vocabulary_size)}
     if end is None and self._processor.eos_id() >= 0:
       self.end_of_document = self._processor.eos_id()
     else:
-      self.end_of_document = _end(pieces, end, where)
+      self.end_of_document = _find_end(pieces, end, where)
 
-  def encode(self, documents: Sequence[bytes]) -> list[np.ndarray]:
-    found = self._processor.encode([text.decode() for text in documents], out_type=int)
-    return [np.array(tokens, np.uint32) for tokens in found]
+  def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+    encoded = self._processor.encode([text.decode() for text in texts], out_type=int)
+    return [np.array(tokens, np.uint32) for tokens in encoded]
 
 
 def load(path: Path, end: str | None) -> Encoder:
-  """The tokenizer of a file: NAME.model of SentencePiece, or else a tokenizer.json."""
+  """The encoder of a file: SentencePiece for NAME.model, otherwise a tokenizer.json."""
   where = f'--tokenizer={path}'
   try:
     content = path.read_bytes()
@@ -114,25 +129,40 @@ def load(path: Path, end: str | None) -> Encoder:
         f'{where}: cannot be read ({error.strerror}); must be bytes, bpe, or the path of a'
         ' tokenizer.json or a SentencePiece .model'
     ) from error
-  return (SentencePiece if path.suffix == '.model' else Json)(content, end, where)
+  return (SentencePieceEncoder if path.suffix == '.model' else JsonEncoder)(content, end, where)
 
 
-def learn(documents: Iterable[bytes], vocabulary_size: int) -> Encoder:
-  """A BPE learned from documents: see bpe.py."""
-  texts = [('', text.replace(b'\0', b'')) for text in documents]
-  learned = bpe.learn(texts, vocabulary_size, field='--vocabulary_size')
-  return Json(learned.to_str(pretty=True).encode(), None, '--tokenizer=bpe')
+def learn(texts: Sequence[bytes], vocabulary_size: int, option: str) -> JsonEncoder:
+  """A BPE learned from texts; `option` is named if the vocabulary is too large for them."""
+  tokenizer = bpe.learn([text.replace(b'\0', b'') for text in texts], vocabulary_size, option)
+  return JsonEncoder(tokenizer.to_str(pretty=True).encode(), None, option)
 
 
 def digest(encoder: Encoder) -> str | None:
-  """SHA-256 of its file; None where it needs none."""
+  """SHA-256 of the encoder's file, if it has one."""
   return hashlib.sha256(encoder.file[1]).hexdigest() if encoder.file else None
 
 
-def _end(vocabulary: dict[str, int], end: str | None, where: str) -> int:
-  known = [token for token in _ENDS if token in vocabulary]
+def pack(encoder: Encoder, texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
+  """Encodes documents and concatenates them, each followed by the end token.
+
+  Returns:
+    The tokens: [tokens], and the length of each document without its end token.
+  """
+  pieces, lengths = [], []
+  for start in range(0, len(texts), _BATCH):
+    for tokens in encoder.encode(texts[start : start + _BATCH]):
+      pieces += [tokens, np.array([encoder.end_of_document], tokens.dtype)]
+      lengths.append(len(tokens))
+  return np.concatenate(pieces), lengths
+
+
+def _find_end(vocabulary: dict[str, int], end: str | None, where: str) -> int:
+  known = [token for token in _END_NAMES if token in vocabulary]
   if end is None and not known:
-    raise BadInput(f'{where}: has none of {", ".join(_ENDS)}; name one with --end_of_document')
+    raise BadInput(
+        f'{where}: has none of {", ".join(_END_NAMES)}; name its end token with --end_of_document'
+    )
   if end is not None and end not in vocabulary:
-    raise BadInput(f'--end_of_document={end}: is no token of {where}')
+    raise BadInput(f'--end_of_document={end}: not a token of {where}')
   return vocabulary[known[0] if end is None else end]

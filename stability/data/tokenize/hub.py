@@ -1,4 +1,4 @@
-"""Hugging Face sets -> documents, streamed by their library `datasets`."""
+"""Documents of Hugging Face datasets, streamed by the `datasets` library."""
 
 import gzip
 import hashlib
@@ -10,37 +10,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stability.data.tokenize import text_field
 from stability.errors import BadInput
 
 PREFIX = 'hf:'
 
-# Formats that hold data alone: `datasets` would unpickle files of others.
+# Formats that contain data only; for others, `datasets` would unpickle files.
 _FORMATS = ('arrow', 'csv', 'json', 'parquet', 'text')
-_SIDES = ('validation', 'train')
+_SPLITS = ('validation', 'train')
 
 
-class Split:
-  """A split of a set: stability.data.tokenize.readers.Part."""
+class DatasetSplit:
+  """A split of a dataset, as a readers.Part."""
 
   size = None
 
-  def __init__(self, given: str, builder: Any, side: str, field: str):
-    """builder: of `datasets`."""
-    self.name = f'{given} {side}'
-    self.side: str | None = side
-    self.revision: str | None = None  # of the set on the hub; None: a folder
-    self._split = side
+  def __init__(self, dataset: str, builder: Any, split: str, field: str):
+    """builder: a DatasetBuilder of `datasets`."""
+    self.dataset = dataset
+    self.name = f'{dataset} {split}'
+    self.split: str | None = split
+    self.revision: str | None = None  # on the hub; None for a local folder
+    self._dataset_split = split
     self._builder = builder
     self._field = field
     self._stream: Any = None
-    files = builder.config.data_files[side]
-    if found := re.match('hf://[^@]+@([^/]+)/', str(files[0])):
-      self.revision = found[1]
-    listed = json.dumps([list(map(str, files)), list(map(list, files.origin_metadata))])
-    self._listed = [len(files), hashlib.sha256(listed.encode()).hexdigest()]
+    files = builder.config.data_files[split]
+    if match := re.match('hf://[^@]+@([^/]+)/', str(files[0])):
+      self.revision = match[1]
+    listing = json.dumps([list(map(str, files)), list(map(list, files.origin_metadata))])
+    self._fingerprint = [len(files), hashlib.sha256(listing.encode()).hexdigest()]
 
   def fingerprint(self) -> list:
-    return self._listed
+    return self._fingerprint
 
   def state(self) -> Any:
     return self._stream.state_dict()
@@ -49,73 +51,68 @@ class Split:
     return 0
 
   def documents(self, skip: int, state: Any) -> Iterator[bytes]:
-    """UTF-8 text of each; raises BadInput by document, and OSError of the network."""
-    done = skip
+    """The documents as UTF-8; raises BadInput for the data's faults, OSError for the network's."""
+    number = skip
     try:
-      self._stream = self._builder.as_streaming_dataset(split=self._split)
+      self._stream = self._builder.as_streaming_dataset(split=self._dataset_split)
       if skip:
         self._stream.load_state_dict(state)
       for row in self._stream:
-        done += 1
-        yield self._text(row, done)
+        number += 1
+        where = f'--input={self.name}, document {number}'
+        text_field.check_present(self._field, row, where)
+        yield text_field.utf8(row[self._field], self._field, where)
     except (BadInput, GeneratorExit):
       raise
     except Exception as error:
-      raise _explained(f'--input={self.name}, after document {done}', error) from error
-
-  def _text(self, row: dict[str, Any], number: int) -> bytes:
-    where = f'--input={self.name}, document {number}'
-    if self._field not in row:
-      there = ', '.join(map(repr, list(row)[:8]))
-      raise BadInput(f'{where}: has no field {self._field!r} (--field); it has {there}')
-    text = row[self._field]
-    if not isinstance(text, str):
-      raise BadInput(
-          f'{where}: field {self._field!r} must be text, not {type(text).__name__}'
-      )
-    try:
-      return text.encode()
-    except UnicodeEncodeError:
-      raise BadInput(f'{where}: field {self._field!r} holds half of a surrogate pair') from None
+      raise _classified(f'--input={self.name}, after document {number}', error) from error
 
 
-def find(given: str, field: str, cache: Path, revision: str | None) -> list[Split]:
-  """The splits to be read of hf:NAME[:CONFIG], where NAME is on the hub or a folder.
+def find(dataset: str, field: str, cache: Path, revision: str | None) -> list[DatasetSplit]:
+  """The validation and training splits of a dataset; test splits are skipped.
 
-  revision: of the set on the hub; None: the newest. What `datasets` keeps on disk is in `cache`.
-  Raises BadInput where there is no such set or it has no split named train, OSError of the network.
+  Args:
+    dataset: hf:NAME[:CONFIG], where NAME is on the hub or a local folder.
+    field: holds the text of a row.
+    cache: folder for the files that `datasets` keeps.
+    revision: of the dataset on the hub; None: the newest.
+
+  Raises:
+    BadInput: there is no such dataset, or it has no split named train.
+    OSError: the network failed.
   """
   os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
-  os.environ.setdefault('USE_TORCH', '0')  # else it imports torch, where that is installed: seconds
+  os.environ.setdefault('USE_TORCH', '0')  # otherwise it spends seconds on importing torch
   try:
     import datasets
   except ImportError:
     raise BadInput(
-        f"--input={given}: needs the library datasets: pip install 'stability[hf]'"
+        f"--input={dataset}: needs the package datasets: pip install 'stability[hf]'"
     ) from None
-  name, _, config = given.removeprefix(PREFIX).partition(':')
+  name, _, config = dataset.removeprefix(PREFIX).partition(':')
   datasets.disable_progress_bars()
   try:
     builder = datasets.load_dataset_builder(
         name, config or None, cache_dir=str(cache), revision=revision
     )
   except Exception as error:
-    raise _explained(f'--input={given}', error) from error
-  format_ = type(builder).__module__.split('.')[-1]
-  if not type(builder).__module__.startswith('datasets.packaged_modules') or (
-      format_ not in _FORMATS
-  ):
-    raise BadInput(f'--input={given}: is of {format_!r}, must be one of {", ".join(_FORMATS)}')
+    raise _classified(f'--input={dataset}', error) from error
+  module = type(builder).__module__
+  format_ = module.split('.')[-1]
+  if not module.startswith('datasets.packaged_modules') or format_ not in _FORMATS:
+    raise BadInput(
+        f'--input={dataset}: has format {format_!r}, must be one of {", ".join(_FORMATS)}'
+    )
   splits = list(builder.config.data_files)
   if 'train' not in splits:
-    raise BadInput(f'--input={given}: has no split named train; it has {", ".join(splits)}')
-  return [Split(given, builder, side, field) for side in _SIDES if side in splits]
+    raise BadInput(f'--input={dataset}: has no split named train; it has {", ".join(splits)}')
+  return [DatasetSplit(dataset, builder, split, field) for split in _SPLITS if split in splits]
 
 
-def _explained(where: str, error: Exception) -> Exception:
-  """BadInput where the set is at fault, OSError where the network or the disk may be."""
-  what = f'{where}: {type(error).__name__}: {error}'
-  data = (ValueError, TypeError, LookupError, EOFError, gzip.BadGzipFile, zlib.error)
-  if isinstance(error, (*data, FileNotFoundError)) or 'datasets' in type(error).__module__:
-    return BadInput(what)
-  return OSError(what)
+def _classified(where: str, error: Exception) -> Exception:
+  """BadInput if the dataset is at fault, OSError if the network or the disk may be."""
+  message = f'{where}: {type(error).__name__}: {error}'
+  data_errors = (ValueError, TypeError, LookupError, EOFError, gzip.BadGzipFile, zlib.error)
+  if isinstance(error, (*data_errors, FileNotFoundError)) or 'datasets' in type(error).__module__:
+    return BadInput(message)
+  return OSError(message)

@@ -1,7 +1,7 @@
-"""Files -> documents, one after another: JSON lines, parquet and text, as they are or gzipped.
+"""Documents of local files: JSON lines, parquet and plain text, all but parquet optionally gzipped.
 
-A document is UTF-8 text as bytes. Whatever cannot be read is refused by file and line (parquet:
-row); nothing is passed over but empty lines.
+A document is UTF-8 text as bytes. Input that cannot be read is refused with its file and line (in
+parquet, row); only empty lines are skipped.
 """
 
 import dataclasses
@@ -15,83 +15,84 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 from stability.data import sources
+from stability.data.tokenize import text_field
 from stability.errors import BadInput
 
-PIECE = 2**16  # bytes; longer text files are cut at line ends into documents of at most so many
-LONGEST_LINE = 2**28  # bytes of JSON; more is no JSON lines, and would fill the memory
+PIECE_BYTES = 2**16  # longer text files are cut at line ends into documents of at most this size
+MAX_LINE_BYTES = 2**28  # a longer line is not JSON lines, and would fill the memory
 
-_ROWS = 256  # of parquet read at once
-# What a split is called in a file's name, as the library `datasets` has it.
-_SIDES = {
+_PARQUET_ROWS = 256  # read at once
+# Words in a file's name that indicate its split, as in the `datasets` library.
+_SPLIT_WORDS = {
     'train': {'train', 'training'},
     'validation': {'validation', 'valid', 'dev', 'val'},
     'test': {'test', 'testing', 'eval', 'evaluation'},
 }
-_LINES = ('.json', '.jsonl', '.ndjson')
+_JSON_LINES = ('.json', '.jsonl', '.ndjson')
 _PARQUET = '.parquet'
 
 
 class Part(Protocol):
-  """A stretch of the input: a file, or a split of a Hugging Face set."""
+  """A unit of the input: a file, or a split of a Hugging Face dataset."""
 
   name: str
-  side: str | None  # train | validation; None: each document's hash decides
+  split: str | None  # train | validation; None: decided by each document's hash
   size: int | None  # bytes
 
   def fingerprint(self) -> Any:
-    """JSON that is another when the documents may be others."""
+    """JSON that changes when the documents may have changed."""
 
   def documents(self, skip: int, state: Any) -> Iterator[bytes]:
-    """The documents but the first `skip`; state: as it was after those."""
+    """The documents after the first `skip`; state: what `state` returned after those."""
 
   def state(self) -> Any:
-    """JSON that makes skipping faster, after the document last given."""
+    """JSON that speeds up skipping the documents yielded so far."""
 
   def bytes_read(self) -> int:
-    """Of `size`."""
+    """Bytes read so far, of `size`."""
 
 
 @dataclasses.dataclass
 class File:
-  """A file of documents."""
+  """A file of documents, as a Part."""
 
   path: Path
-  side: str | None
-  field: str  # of JSON and parquet, that holds the text
+  split: str | None
+  field: str  # in JSON and parquet, holds the text
 
   def __post_init__(self):
     self.name = str(self.path)
     stat = self.path.stat()
-    self.size, self._changed = stat.st_size, stat.st_mtime_ns
-    self._read = 0
-    self._raw: BinaryIO | None = None
+    self.size, self._modified = stat.st_size, stat.st_mtime_ns
+    self._bytes_read = 0
+    self._stream: BinaryIO | None = None
 
   def fingerprint(self) -> list[int]:
-    return [self.size, self._changed]
+    return [self.size, self._modified]
 
   def state(self) -> None:
     return None
 
   def bytes_read(self) -> int:
-    if self._raw is not None and not self._raw.closed:
-      self._read = self._raw.tell()
-    return self._read
+    if self._stream is not None and not self._stream.closed:
+      self._bytes_read = self._stream.tell()
+    return self._bytes_read
 
   def documents(self, skip: int, state: Any = None) -> Iterator[bytes]:
-    """UTF-8 text of each; raises BadInput by file and line."""
-    if _kind(self.path) == 'parquet':
-      yield from self._rows(skip)
+    """The documents as UTF-8; raises BadInput with file and line."""
+    if _format(self.path) == 'parquet':
+      yield from self._parquet_rows(skip)
       return
-    reader = self._lines if _kind(self.path) == 'lines' else self._pieces
-    line = [0]  # the last one read
+    reader = self._json_lines if _format(self.path) == 'lines' else self._text_pieces
+    line = [0]  # number of the last line read
     try:
-      with self.path.open('rb') as self._raw:
+      with self.path.open('rb') as self._stream:
         if self.path.name.lower().endswith('.gz'):
           if not self.size:
-            raise BadInput(f'{self.path}: empty, and no gzip file')
-          yield from reader(gzip.GzipFile(fileobj=self._raw), skip, line)
+            raise BadInput(f'{self.path}: empty, not a gzip file')
+          yield from reader(gzip.GzipFile(fileobj=self._stream), skip, line)
         else:
-          yield from reader(self._raw, skip, line)
+          yield from reader(self._stream, skip, line)
     except EOFError:
       self._refuse(line[0], 'the gzip file is truncated after this line')
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -99,168 +100,163 @@ class File:
     except OSError as error:
       self._refuse(line[0], f'cannot be read: {error.strerror or error}')
 
-  def _lines(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
-    while text := stream.readline(LONGEST_LINE):
+  def _json_lines(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
+    while text := stream.readline(MAX_LINE_BYTES):
       line[0] += 1
-      if len(text) == LONGEST_LINE:
-        self._refuse(line[0], f'longer than {LONGEST_LINE:,} bytes: are these JSON lines?')
+      if len(text) == MAX_LINE_BYTES:
+        self._refuse(line[0], f'longer than {MAX_LINE_BYTES:,} bytes; is this JSON lines?')
       if text.isspace():
         continue
       if skip:
         skip -= 1
         continue
-      yield self._text(text, line[0])
+      row = self._parse(text, line[0])
+      where = f'{self.path}:{line[0]}'
+      text_field.check_present(self.field, row, where)
+      yield text_field.utf8(row[self.field], self.field, where)
 
-  def _text(self, line: bytes, number: int) -> bytes:
-    """The field of a line of JSON."""
+  def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+    """The JSON object of a line."""
     try:
       row = json.loads(line.decode())
-      if not isinstance(row, dict):
-        self._refuse(number, f'must be a JSON object, not {_brief(row)}')
-      if self.field not in row:
-        there = ', '.join(map(repr, list(row)[:8]))
-        self._refuse(number, f'has no field {self.field!r} (--field); it has {there or "none"}')
-      if not isinstance(row[self.field], str):
-        self._refuse(number, f'field {self.field!r} must be text, not {_brief(row[self.field])}')
-      return row[self.field].encode()
-    except BadInput:
-      raise
     except UnicodeDecodeError as error:
       self._refuse(number, f'bad UTF-8 at byte {error.start} of the line')
-    except UnicodeEncodeError:
-      self._refuse(number, f'field {self.field!r} holds half of a surrogate pair')
     except json.JSONDecodeError as error:
       self._refuse(number, f'bad JSON: {error.msg} at character {error.pos}')
-    except (RecursionError, ValueError) as error:  # nested too deeply; an endless number
+    except (RecursionError, ValueError) as error:  # nesting too deep; a number too long
       self._refuse(number, f'bad JSON: {error}')
+    if not isinstance(row, dict):
+      self._refuse(number, f'must be a JSON object, not {text_field.describe(row)}')
+    return row
 
-  def _pieces(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
-    """A text, or where it is long its pieces."""
+  def _text_pieces(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
+    """A text file, in pieces if it is long."""
     rest = b''
-    while block := rest + stream.read(PIECE - len(rest)):
+    while block := rest + stream.read(PIECE_BYTES - len(rest)):
       end = len(block)
-      if end == PIECE:
+      if end == PIECE_BYTES:
         end = block.rfind(b'\n') + 1 or _last_character(block)
       piece, rest = block[:end], block[end:]
       try:
         piece.decode()
       except UnicodeDecodeError as error:
         line[0] += piece.count(b'\n', 0, error.start) + 1
-        self._refuse(line[0], 'bad UTF-8: only text, .json, .jsonl, .parquet and gzip are read')
+        self._refuse(line[0], 'bad UTF-8; supported are text, .json, .jsonl, .parquet and .gz')
       line[0] += piece.count(b'\n')
       if skip:
         skip -= 1
       else:
         yield piece
 
-  def _rows(self, skip: int) -> Iterator[bytes]:
-    """Of parquet, a row group at a time."""
+  def _parquet_rows(self, skip: int) -> Iterator[bytes]:
+    """The rows of a parquet file, read by row group."""
     try:
       import pyarrow as pa
       from pyarrow import parquet
     except ImportError:
       raise BadInput(
-          f"{self.path}: parquet needs the library pyarrow: pip install 'stability[hf]'"
+          f"{self.path}: parquet needs the package pyarrow: pip install 'stability[hf]'"
       ) from None
     row = 0
     try:
       with parquet.ParquetFile(self.path) as file:
         schema = file.schema_arrow
-        if self.field not in schema.names:
-          there = ', '.join(map(repr, schema.names[:8]))
-          raise BadInput(f'{self.path}: has no column {self.field!r} (--field); it has {there}')
+        text_field.check_present(self.field, schema.names, str(self.path))
         type_ = schema.field(self.field).type
         if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-          raise BadInput(f'{self.path}: column {self.field!r} must be string, not {type_}')
+          raise BadInput(f'{self.path}: field {self.field!r} must be text, not {type_}')
         for group in range(file.num_row_groups):
           rows = file.metadata.row_group(group).num_rows
           if row + rows <= skip:
             row += rows
             continue
-          for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[self.field]):
-            for text in batch.column(0).cast(pa.large_binary()).to_pylist():
+          for batch in file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[self.field]):
+            for value in batch.column(0).cast(pa.large_binary()).to_pylist():
               row += 1
-              self._read = self.size * row // file.metadata.num_rows
+              self._bytes_read = self.size * row // file.metadata.num_rows
               if row > skip:
-                yield self._checked_row(text, row)
+                yield text_field.utf8(value, self.field, f'{self.path}: row {row}')
     except (pa.ArrowException, OSError) as error:
       raise BadInput(f'{self.path}: cannot be read after row {row}: {error}') from error
-
-  def _checked_row(self, text: bytes | None, row: int) -> bytes:
-    if text is None:
-      raise BadInput(f'{self.path}: row {row}: field {self.field!r} must be text, not null')
-    try:
-      text.decode()
-    except UnicodeDecodeError as error:
-      raise BadInput(f'{self.path}: row {row}: bad UTF-8 at byte {error.start}') from error
-    return text
 
   def _refuse(self, line: int, why: str) -> NoReturn:
     raise BadInput(f'{self.path}:{line}: {why}') from None
 
 
-def find(given: str, field: str) -> tuple[list[File], list[str]]:
-  """The files of an input, in order of their names, and those that are left out.
+def find(path: str, field: str) -> tuple[list[File], list[str]]:
+  """The files of an input, sorted by name, and the names of those that are skipped.
 
-  A folder's hidden and linked files do not count; where it has files of JSON or parquet, others are
-  left out. Of those, the words of a name say to which split it belongs; test splits are left out.
-  Raises BadInput where there is nothing.
+  Hidden and linked files of a folder do not count. If the input has JSON or parquet files, all
+  others are skipped, and the words of a file's name determine its split; test splits are skipped.
+
+  Args:
+    path: a file, a folder or a glob pattern.
+    field: in JSON and parquet, holds the text.
+
+  Raises:
+    BadInput: there are no files to read.
   """
-  field_ = f'--input={given}'
-  root = Path(given)
+  flag = f'--input={path}'
+  root = Path(path)
   try:
     if root.is_dir():
       paths = sources.files_under(root)
     elif root.is_file():
       paths = {root.name: root}
-    elif glob.has_magic(given):
-      found = [Path(name) for name in glob.glob(given, recursive=True)]
-      above = Path(*_before_magic(root))
-      paths = {path.relative_to(above).as_posix(): path for path in found if path.is_file()}
+    elif glob.has_magic(path):
+      matches = [Path(name) for name in glob.glob(path, recursive=True)]
+      base = Path(*_parts_before_magic(root))
+      paths = {match.relative_to(base).as_posix(): match for match in matches if match.is_file()}
     else:
-      raise BadInput(f'{field_}: no such file or folder')
-    if any(_kind(path) != 'text' for path in paths.values()):
-      chosen = {n: p for n, p in paths.items() if _kind(p) != 'text' and _side(n) != 'test'}
+      raise BadInput(f'{flag}: no such file or folder')
+    if any(_format(file) != 'text' for file in paths.values()):
+      chosen = {
+          name: file
+          for name, file in paths.items()
+          if _format(file) != 'text' and _split_of_name(name) != 'test'
+      }
     else:
       chosen = paths
     files = [
-        File(path, _side(name) if _kind(path) != 'text' else None, field)
-        for name, path in sorted(chosen.items())
+        File(file, _split_of_name(name) if _format(file) != 'text' else None, field)
+        for name, file in sorted(chosen.items())
     ]
   except OSError as error:
-    raise BadInput(f'{field_}: cannot be read: {error}') from error
+    raise BadInput(f'{flag}: cannot be read: {error}') from error
   if not files:
-    raise BadInput(f'{field_}: no files to read (hidden, linked and test files do not count)')
+    raise BadInput(f'{flag}: no files to read (hidden, linked and test files are skipped)')
   return files, sorted(paths.keys() - chosen.keys())
 
 
-def divide(parts: Sequence[Part]) -> list[Part]:
-  """The parts in the order in which they are read: validation splits, if there are any, first.
+def order(parts: Sequence[Part]) -> list[Part]:
+  """The parts in reading order: validation splits first, if there are any.
 
-  Without one, the hash of each document decides. Raises BadInput where nothing is to train on.
+  Without a validation split, the hash of each document decides its split. Raises BadInput if there
+  is nothing to train on.
   """
-  validation = [part for part in parts if part.side == 'validation']
-  train = [part for part in parts if part.side != 'validation']
+  validation = [part for part in parts if part.split == 'validation']
+  train = [part for part in parts if part.split != 'validation']
   if not train:
-    raise BadInput(f'--input: only validation files ({parts[0].name}), and nothing to train on')
+    raise BadInput(f'--input: only validation files ({parts[0].name}), nothing to train on')
   for part in train:
-    part.side = 'train' if validation else None
+    part.split = 'train' if validation else None
   return validation + train
 
 
-def _kind(path: Path) -> str:
+def _format(path: Path) -> str:
+  """The format that a file's name indicates: lines | parquet | text."""
   name = path.name.lower().removesuffix('.gz')
-  if name.endswith(_LINES):
+  if name.endswith(_JSON_LINES):
     return 'lines'
   return 'parquet' if name.endswith(_PARQUET) else 'text'
 
 
-def _side(name: str) -> str | None:
+def _split_of_name(name: str) -> str | None:
   words = set(re.split('[^a-z0-9]+', name.lower()))
-  return next((side for side, called in _SIDES.items() if words & called), None)
+  return next((split for split, known in _SPLIT_WORDS.items() if words & known), None)
 
 
-def _before_magic(path: Path) -> Iterator[str]:
+def _parts_before_magic(path: Path) -> Iterator[str]:
   for part in path.parts[:-1]:
     if glob.has_magic(part):
       return
@@ -268,14 +264,8 @@ def _before_magic(path: Path) -> Iterator[str]:
 
 
 def _last_character(block: bytes) -> int:
-  """Where the last character of UTF-8 begins, so that none is cut; the end where there is none."""
+  """Start of the last UTF-8 character, where a cut splits none; the end if there is no start."""
   for back in range(1, min(4, len(block) - 1) + 1):
     if block[-back] & 0xC0 != 0x80:
       return len(block) - back
   return len(block)
-
-
-def _brief(value: Any) -> str:
-  """What a value of JSON is."""
-  names = {dict: 'an object', list: 'an array', str: 'a string', bool: 'a boolean'}
-  return 'null' if value is None else names.get(type(value), 'a number')

@@ -1,7 +1,7 @@
-"""The token files of a side of the text: appended to without loss, and read as one array.
+"""Sharded token files: written by appending, resumable, and read as one array.
 
-A side is NAME.bin, and where that is full NAME-00001.bin, NAME-00002.bin and so on, each full but
-the last. meta.json and what is below call a file by its stem.
+The shards of NAME (train, say) are NAME.bin, NAME-00001.bin, NAME-00002.bin and so on; all but the
+last are full. meta.json refers to a shard by its file name without .bin.
 """
 
 import bisect
@@ -18,25 +18,25 @@ from stability.errors import BadInput
 
 Json = dict[str, Any]
 
-_READ = 2**24  # bytes at a time
+_READ_BYTES = 2**24  # at a time
 
 
-def stem(side: str, number: int) -> str:
-  """Of the file of that number."""
-  return f'{side}-{number:05}' if number else side
+def shard_name(name: str, number: int) -> str:
+  """The name of a shard, without .bin."""
+  return f'{name}-{number:05}' if number else name
 
 
-def stems(side: str, known: Collection[str]) -> list[str]:
-  """The files of a side, in order, where these are known of both; at least one."""
-  count = sum(name == side or name.startswith(f'{side}-') for name in known)
-  return [stem(side, number) for number in range(max(1, count))]
+def shard_names(name: str, known: Collection[str]) -> list[str]:
+  """The shards of `name` among the known names, in order; at least the first."""
+  count = sum(each == name or each.startswith(f'{name}-') for each in known)
+  return [shard_name(name, number) for number in range(max(1, count))]
 
 
-class Shards:
-  """Several arrays in a row that are read as one; what is not asked for stays on the disk."""
+class ShardedArray:
+  """A read-only concatenation of arrays, which may be memory-mapped."""
 
   def __init__(self, parts: Sequence[np.ndarray]):
-    """parts: [tokens] each, of the same type."""
+    """parts: [tokens] each, of one dtype."""
     self._parts = list(parts)
     self._ends = list(itertools.accumulate(map(len, self._parts)))
     self.dtype = self._parts[0].dtype
@@ -46,100 +46,100 @@ class Shards:
     return self._ends[-1]
 
   def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-    """A stretch, or the tokens at offsets of any shape."""
+    """A slice without a step, or the tokens at an array of offsets."""
     if isinstance(index, slice):
-      return self._stretch(*index.indices(len(self)))
+      return self._slice(*index.indices(len(self)))
     index = np.asarray(index)
-    found = np.empty(index.shape, self.dtype)
-    places = np.searchsorted(self._ends, index, side='right')
-    for place in np.unique(places):
-      here = places == place
-      part = self._parts[place]
-      found[here] = part[index[here] - (self._ends[place] - len(part))]
-    return found
+    result = np.empty(index.shape, self.dtype)
+    part_of_index = np.searchsorted(self._ends, index, side='right')
+    for number in np.unique(part_of_index):
+      mask = part_of_index == number
+      part = self._parts[number]
+      result[mask] = part[index[mask] - (self._ends[number] - len(part))]
+    return result
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    """Everything, in memory."""
+    """The whole array in memory."""
     return np.concatenate(self._parts, dtype=dtype)
 
-  def _stretch(self, start: int, stop: int, step: int) -> np.ndarray:
+  def _slice(self, start: int, stop: int, step: int) -> np.ndarray:
     if step != 1:
-      raise IndexError(f'a stretch of tokens has no step, here {step}')
+      raise IndexError(f'slices of sharded tokens must have step 1, not {step}')
     pieces = [self._parts[0][:0]]
-    place = bisect.bisect_right(self._ends, start)
+    number = bisect.bisect_right(self._ends, start)
     while start < stop:
-      part, end = self._parts[place], min(stop, self._ends[place])
-      begin = self._ends[place] - len(part)
-      pieces.append(part[start - begin : end - begin])
-      start, place = end, place + 1
+      part, end = self._parts[number], min(stop, self._ends[number])
+      offset = self._ends[number] - len(part)
+      pieces.append(part[start - offset : end - offset])
+      start, number = end, number + 1
     return np.concatenate(pieces)
 
 
-class Writer:
-  """Appends tokens to the files of a side.
+class ShardWriter:
+  """Appends tokens to shards.
 
-  commit gives what must be written down for a Writer made with it to go on from there, whatever was
-  appended since.
+  `commit` returns the state from which a new ShardWriter continues, whatever was appended after it.
   """
 
   def __init__(
-      self, folder: Path, side: str, dtype: np.dtype, shard_tokens: int, committed: Json | None
+      self, folder: Path, name: str, dtype: np.dtype, shard_tokens: int, committed: Json | None
   ):
-    """Cuts the files back to what was committed; raises BadInput where that is not there.
+    """Truncates the shards to the committed state; raises BadInput if they do not match it.
 
     Args:
-      folder: of the files.
-      side: their name.
-      dtype: of tokens on the disk.
-      shard_tokens: in a full file.
-      committed: what commit returned; None to begin.
+      folder: of the shards.
+      name: of the shards.
+      dtype: of tokens on disk.
+      shard_tokens: tokens in a full shard.
+      committed: what `commit` returned; None: start from scratch.
     """
     self._folder = folder
-    self._side = side
+    self._name = name
     self._dtype = dtype
     self._shard_tokens = shard_tokens
     committed = committed or {'tokens': 0, 'sha256': {}}
     self.tokens = committed['tokens']
-    self._full = {name: digest for name, digest in committed['sha256'].items()}
+    self._full = dict(committed['sha256'])  # shard -> SHA-256
     self._hash = hashlib.sha256()
     self._stream: BinaryIO | None = None
-    inside = self.tokens % shard_tokens
-    if inside:
-      self._reopen(inside * dtype.itemsize, self._full.pop(stem(side, self._number)))
-    self._remove_later_files()
+    remainder = self.tokens % shard_tokens
+    if remainder:
+      last = self._full.pop(shard_name(name, self._number))
+      self._reopen(remainder * dtype.itemsize, last)
+    self._remove_later_shards()
 
   @property
   def _number(self) -> int:
-    """Of the file that is being written."""
+    """Number of the shard being written."""
     return self.tokens // self._shard_tokens
 
   def append(self, tokens: np.ndarray) -> None:
-    """Adds tokens [tokens]; they may be lost until they are committed."""
+    """Adds tokens [tokens], which may be lost until they are committed."""
     tokens = tokens.astype(self._dtype, copy=False)
     while len(tokens):
       if self._stream is None:
-        self._stream = self._file(self._number).open('wb')
+        self._stream = self._path(self._number).open('wb')
       room = self._shard_tokens - self.tokens % self._shard_tokens
       piece, tokens = tokens[:room], tokens[room:]
       self._stream.write(piece)
       self._hash.update(piece)
       if len(piece) == room:
-        self._full[stem(self._side, self._number)] = self._hash.hexdigest()
+        self._full[shard_name(self._name, self._number)] = self._hash.hexdigest()
         self._sync()
         self.close()
         self._hash = hashlib.sha256()
       self.tokens += len(piece)
 
   def commit(self) -> Json:
-    """Brings everything to the disk; what the next Writer needs, SHA-256 of the files in it."""
+    """Syncs all tokens to disk and returns the state: their number and each shard's SHA-256."""
     digests = dict(self._full)
     if self._stream is not None:
       self._sync()
-      digests[stem(self._side, self._number)] = self._hash.hexdigest()
+      digests[shard_name(self._name, self._number)] = self._hash.hexdigest()
     return {'tokens': self.tokens, 'sha256': digests}
 
   def close(self) -> None:
-    """Lets go of the file; what was not committed may be in it or not."""
+    """Closes the current shard without committing it."""
     if self._stream is not None:
       stream, self._stream = self._stream, None
       stream.close()
@@ -148,27 +148,27 @@ class Writer:
     self._stream.flush()
     os.fsync(self._stream.fileno())
 
-  def _file(self, number: int) -> Path:
-    return self._folder / f'{stem(self._side, number)}.bin'
+  def _path(self, number: int) -> Path:
+    return self._folder / f'{shard_name(self._name, number)}.bin'
 
   def _reopen(self, length: int, digest: str) -> None:
-    """The last file again, cut to `length` bytes, which must be those that were committed."""
-    file = self._file(self._number)
+    """Opens the last shard and truncates it to `length` bytes, whose digest must match."""
+    path = self._path(self._number)
     try:
-      self._stream = file.open('r+b')
+      self._stream = path.open('r+b')
     except FileNotFoundError:
-      raise BadInput(f'{file}: is gone since it was written; name a new folder') from None
+      raise BadInput(f'{path}: removed since it was written; choose a new folder') from None
     left = length
-    while left and (block := self._stream.read(min(left, _READ))):
+    while left and (block := self._stream.read(min(left, _READ_BYTES))):
       self._hash.update(block)
       left -= len(block)
     if left or self._hash.hexdigest() != digest:
-      raise BadInput(f'{file}: was changed since it was written; name a new folder')
+      raise BadInput(f'{path}: changed since it was written; choose a new folder')
     self._stream.truncate(length)
     self._stream.seek(length)
 
-  def _remove_later_files(self) -> None:
+  def _remove_later_shards(self) -> None:
     number = self._number + (self._stream is not None)
-    while (file := self._file(number)).exists():
-      file.unlink()
+    while (path := self._path(number)).exists():
+      path.unlink()
       number += 1

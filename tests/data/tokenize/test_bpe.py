@@ -1,4 +1,4 @@
-"""stability.data.tokenize.bpe, and the token files made with it."""
+"""Learning a BPE, and the token files made with it."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 
 from stability.data import ngrams, sources, tokens
-from stability.data.tokenize import bpe
+from stability.data.tokenize import bpe, encoders
 from stability.errors import BadInput
 
 ROOT = pathlib.Path(bpe.__file__).parents[2]
@@ -22,7 +22,7 @@ WORDS = ['the', 'of', 'learning', 'rate', 'attention', 'logits', 'grow', 'until'
 
 @pytest.fixture(scope='module')
 def documents() -> list[sources.Document]:
-  """English of a few words, every byte there is but NUL, and UTF-8."""
+  """English of a few words, every byte except NUL, and UTF-8."""
   rng = np.random.default_rng(0)
   written = [
       (f'{i:02}.txt', '\n  '.join(' '.join(rng.choice(WORDS, 6)) for _ in range(20)).encode())
@@ -39,6 +39,10 @@ def corpus(documents, tmp_path_factory) -> pathlib.Path:
   return folder
 
 
+def learn(documents: list[sources.Document], vocabulary_size: int) -> tokenizers.Tokenizer:
+  return bpe.learn([text for _, text in documents], vocabulary_size, '--option')
+
+
 def config(path, vocabulary_size: int = 400) -> types.SimpleNamespace:
   return types.SimpleNamespace(
       source='text', path=str(path), tokenizer='bpe', vocabulary_size=vocabulary_size
@@ -50,16 +54,16 @@ def prepared(corpus, tmp_path_factory) -> pathlib.Path:
   return tokens.prepare(config(corpus), tmp_path_factory.mktemp('data'), 16)
 
 
-def test_bytes_are_their_own_tokens_and_merges_follow(documents):
-  vocabulary = bpe.learn(documents, 300).get_vocab()
+def test_bytes_come_before_merges(documents):
+  vocabulary = learn(documents, 300).get_vocab()
   assert sorted(vocabulary.values()) == list(range(300))
   assert all(vocabulary[chr(byte)] == byte for byte in range(256))
   assert all(len(token) > 1 for token, number in vocabulary.items() if number >= 256)
 
 
 def decoded(tokenizer: tokenizers.Tokenizer, array: np.ndarray) -> list[bytes]:
-  """The documents again; each must have its end."""
-  ends = np.flatnonzero(array == bpe.END_OF_DOCUMENT)
+  """The documents of an array, each of which must be ended."""
+  ends = np.flatnonzero(array == encoders.END_OF_BYTES)
   assert ends[-1] == len(array) - 1
   starts = [0, *(ends[:-1] + 1)]
   return [
@@ -68,20 +72,21 @@ def decoded(tokenizer: tokenizers.Tokenizer, array: np.ndarray) -> list[bytes]:
   ]
 
 
-def test_text_to_tokens_and_back(documents, prepared):
-  """Any bytes, document by document, each on its side, by the file that lies beside them."""
+def test_round_trip(documents, prepared):
+  """Documents of any bytes are decoded with the tokenizer.json of their folder."""
   tokenizer = tokenizers.Tokenizer.from_file(str(prepared / 'tokenizer.json'))
   opened = tokens.open_tokens(prepared)
-  for side, texts in zip(tokens.SIDES, sources.split(sorted(documents)), strict=True):
-    array = getattr(opened, side)
+  splits = sources.train_validation_split(sorted(documents))
+  for split, texts in zip(tokens.SPLITS, splits, strict=True):
+    array = getattr(opened, split)
     assert decoded(tokenizer, array) == [text for _, text in texts]
     assert len(array) < 0.6 * sum(len(text) for _, text in texts)
     lengths = np.diff(np.flatnonzero(array == 0), prepend=-1) - 1
     named = [[name, length] for (name, _), length in zip(texts, lengths, strict=True)]
-    assert opened.meta['documents'][side] == named
+    assert opened.meta['documents'][split] == named
 
 
-def test_meta_names_tokenizer_and_vocabulary(prepared):
+def test_meta(prepared):
   opened = tokens.open_tokens(prepared)
   meta = opened.meta
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['end_of_document']) == ('bpe', 400, 0)
@@ -90,15 +95,15 @@ def test_meta_names_tokenizer_and_vocabulary(prepared):
   tokens.verify(prepared)
 
 
-def test_validation_text_teaches_nothing(documents, prepared):
-  train, validation = sources.split(sorted(documents))
+def test_validation_text_is_not_learned_from(documents, prepared):
+  train, validation = sources.train_validation_split(sorted(documents))
   written = (prepared / 'tokenizer.json').read_text()
-  assert written == bpe.learn(train, 400).to_str(pretty=True)
-  assert written != bpe.learn([*train, *validation], 400).to_str(pretty=True)
+  assert written == learn(train, 400).to_str(pretty=True)
+  assert written != learn([*train, *validation], 400).to_str(pretty=True)
 
 
-def test_the_same_text_gives_the_same_tokens_in_every_process(corpus, prepared, tmp_path):
-  """The library counts in threads and in hash maps of random order."""
+def test_learning_is_deterministic(corpus, prepared, tmp_path):
+  """The library uses threads and randomly ordered hash maps."""
   code = (
       'import sys, pathlib, types; from stability.data import tokens;'
       "c = types.SimpleNamespace(source='text', path=sys.argv[1], tokenizer='bpe',"
@@ -112,12 +117,12 @@ def test_the_same_text_gives_the_same_tokens_in_every_process(corpus, prepared, 
     assert hashlib.sha256(mine).digest() == hashlib.sha256(other).digest(), file
 
 
-def test_a_vocabulary_is_learned_once(corpus, prepared, monkeypatch):
-  monkeypatch.setattr(bpe, 'learn', None)  # not to be called
+def test_vocabulary_is_learned_once(corpus, prepared, monkeypatch):
+  monkeypatch.setattr(bpe, 'learn', None)  # must not be called
   assert tokens.prepare(config(corpus), prepared.parent, 16) == prepared
 
 
-def test_the_folder_is_of_text_tokenizer_and_vocabulary(corpus, prepared, tmp_path):
+def test_folder_depends_on_tokenizer_and_vocabulary(corpus, prepared, tmp_path):
   other = tokens.prepare(config(corpus, 300), tmp_path, 16)
   as_bytes = tokens.prepare(
       types.SimpleNamespace(source='text', path=str(corpus), tokenizer='bytes'), tmp_path, 16
@@ -126,9 +131,9 @@ def test_the_folder_is_of_text_tokenizer_and_vocabulary(corpus, prepared, tmp_pa
   assert json.loads((other / 'meta.json').read_text())['vocabulary_size'] == 300
 
 
-def test_text_too_small_for_the_vocabulary_is_refused_and_nothing_written(corpus, tmp_path):
+def test_vocabulary_too_large(corpus, tmp_path):
   with pytest.raises(
-      BadInput, match=r'vocabulary_size=9000: must be at most \d+, as many'
+      BadInput, match=r'vocabulary_size=9000: must be at most \d+, the largest'
   ) as error:
     tokens.prepare(config(corpus, 9_000), tmp_path / 'data', 16)
   most = int(str(error.value).split('at most ')[1].split(',')[0])
@@ -136,17 +141,17 @@ def test_text_too_small_for_the_vocabulary_is_refused_and_nothing_written(corpus
   assert tokens.prepare(config(corpus, most), tmp_path / 'data', 16).exists()
 
 
-def test_tokens_shorter_than_a_sequence_are_refused_and_nothing_written(corpus, prepared, tmp_path):
+def test_text_shorter_than_a_sequence(corpus, prepared, tmp_path):
   length = len(tokens.open_tokens(prepared).validation)
-  for directory in (tmp_path / 'data', prepared.parent):  # to be made, and there already
+  for directory in (tmp_path / 'data', prepared.parent):  # new, existing
     with pytest.raises(BadInput, match=f'holds {length} tokens of validation text'):
       tokens.prepare(config(corpus), directory, length)
   assert not (tmp_path / 'data').exists()
 
 
-def test_learning_from_long_text_is_said(documents, monkeypatch, capsys):
-  bpe.learn(documents, 300)
+def test_message_for_long_text(documents, monkeypatch, capsys):
+  learn(documents, 300)
   assert capsys.readouterr().err == ''
   monkeypatch.setattr(bpe, '_LONG_TEXT', 1_000)
-  bpe.learn(documents, 300)
+  learn(documents, 300)
   assert 'learning a vocabulary of 300 from 0 MB' in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""One sweep on every backend, for real: a manifest, SLURM and Ray on this machine.
+"""Sweeps on real backends: a manifest, SLURM and Ray on this machine.
 
-What a run gives must not depend on who trains it, or on how often it is moved.
+The outcome of a run must not depend on the backend, or on how often it is moved.
 """
 
 import contextlib
@@ -17,43 +17,30 @@ import sys
 import time
 
 import pytest
+from helpers import experiment, slurm_cluster
 from helpers import multihost as multihost_helper
-from helpers import slurm_cluster
 
 from stability.storage import run_files, sweeps
 
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[3]
-SECONDS = 600  # for whatever is waited for, on a busy machine
+SECONDS = 600  # to wait at most, on a busy machine
 
-EXPERIMENT = """
-from configs import base
-from stability import hyper
-
-def get_config(scale='cpu'):
-  c = base.get_config(scale)
-  c.data.source = 'synthetic'
-  c.data.batch_size = 4
-  c.data.sequence_length = 16
-  c.data.validation_batches = 1
-  c.model.width = 16
-  c.model.depth = 1
-  c.schedule.steps = 20
-  c.schedule.warmup_steps = 2
-  c.log.every_steps = 5
-  c.probe.every_steps = 0
-  c.checkpoint.every_steps = 10
-  return c
-"""
-SWEEP = """
-def get_sweep(scale='cpu'):
-  return hyper.product([
+FIELDS = {
+    'data.batch_size': 4,
+    'data.validation_batches': 1,
+    'schedule.steps': 20,
+    'schedule.warmup_steps': 2,
+    'log.every_steps': 5,
+    'probe.every_steps': 0,
+    'checkpoint.every_steps': 10,
+}
+SWEEP = """hyper.product([
       hyper.sweep('model.depth', [1, 2]),
       hyper.sweep('optimizer.learning_rate', [1e-2, 1e-1]),
-  ])
-"""
-# One run, long enough to be met in the middle.
+  ])"""
+# One run that is long enough to be interrupted.
 LONG = (
     '--config=one.py',
     '--config.schedule.steps=1500',
@@ -64,20 +51,20 @@ NAME = 'seed=0'
 
 
 class Place:
-  """A folder with config files and a compilation cache of its own, where programs are run."""
+  """A folder with config files and its own compilation cache, in which programs are run."""
 
   def __init__(self, folder):
     self.folder = folder
-    (folder / 'four.py').write_text(EXPERIMENT + SWEEP)
-    (folder / 'one.py').write_text(EXPERIMENT)
+    (folder / 'four.py').write_text(experiment.config_file(FIELDS, SWEEP))
+    (folder / 'one.py').write_text(experiment.config_file(FIELDS))
     self.variables = os.environ | {
         'PYTHONPATH': str(ROOT),
         'XDG_CACHE_HOME': str(folder / 'cache'),
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',  # compiles sooner
-        'RAY_worker_niceness': '0',  # 15 starves them on a busy machine
+        'XLA_FLAGS': '--xla_backend_optimization_level=0',  # compiles faster
+        'RAY_worker_niceness': '0',  # the default 15 starves them on a busy machine
     }
 
-  def started(self, program, *arguments, **more):
+  def start(self, program, *arguments, **more):
     return subprocess.Popen(
         [sys.executable, '-m', f'launch.{program}', *arguments],
         cwd=self.folder,
@@ -88,15 +75,15 @@ class Place:
     )
 
   def run(self, program, *arguments, **more):
-    """What a program that ends by itself has said, and its exit code."""
-    process = self.started(program, *arguments, **more)
+    """Runs a program to its end; returns its output and exit code."""
+    process = self.start(program, *arguments, **more)
     try:
       return process.communicate(timeout=SECONDS)[0], process.returncode
     finally:
       process.kill()
 
   def outcomes(self, workdir):
-    """All of a sweep's runs that must not depend on how they were trained."""
+    """The rows and results of a sweep's runs, without clock readings."""
     found = {}
     for name in sweeps.read_sweep(self.folder / workdir).runs:
       run = run_files.run_dir(self.folder / workdir, name)
@@ -116,7 +103,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(place):
-  """The outcomes of the four runs, trained by the local backend without disturbance."""
+  """The outcomes of the four runs, trained by the local backend without interruption."""
   said, code = place.run('sweep', '--config=four.py', '--workdir=local', '--workers=1')
   assert code == 0, said
   return place.outcomes('local')
@@ -124,7 +111,7 @@ def expected(place):
 
 @pytest.fixture(scope='module')
 def expected_long(place):
-  """The outcome of the long run, undisturbed."""
+  """The outcome of the long run without interruption."""
   said, code = place.run('sweep', *LONG, '--workdir=local_long', '--workers=1')
   assert code == 0, said
   return place.outcomes('local_long')
@@ -132,7 +119,7 @@ def expected_long(place):
 
 @pytest.fixture(scope='module')
 def slurm(place, tmp_path_factory):
-  """The environment variables by which programs find a SLURM."""
+  """The environment variables of a SLURM cluster on this machine."""
   if why := slurm_cluster.missing():
     pytest.skip(why)
   with slurm_cluster.cluster(tmp_path_factory.mktemp('slurm')) as conf:
@@ -141,7 +128,7 @@ def slurm(place, tmp_path_factory):
 
 @contextlib.contextmanager
 def ending(process):
-  """A process that is no more afterwards; what it has said."""
+  """Waits for a process at the end of the block and appends its output to the yielded list."""
   said = []
   try:
     yield said
@@ -152,7 +139,7 @@ def ending(process):
 
 
 def wait_for(what, process=None):
-  """The first true value of a function; fails if the process ends before."""
+  """Waits for a function to return a true value; fails if the process ends first."""
   deadline = time.monotonic() + SECONDS
   while not (value := what()):
     assert time.monotonic() < deadline
@@ -162,12 +149,12 @@ def wait_for(what, process=None):
 
 
 def step(place, workdir):
-  """The last step that the long run has logged."""
+  """The last step that the long run has logged, 0 if none."""
   line = run_files.last_metrics(run_files.run_dir(place.folder / workdir, NAME))
   return line['step'] if line else 0
 
 
-def test_a_manifest_is_begun_elsewhere_and_finished_here(place, expected):
+def test_manifest_then_local(place, expected):
   sweep = ('--config=four.py', '--workdir=manifest', '--backend=manifest', '--jobs=2')
   said, code = place.run('sweep', *sweep)
   assert code == 0 and '2 jobs for 4 runs' in said
@@ -175,7 +162,7 @@ def test_a_manifest_is_begun_elsewhere_and_finished_here(place, expected):
   subprocess.run(
       first['command'],
       env=place.variables | first['env'],
-      cwd='/',  # anywhere
+      cwd='/',  # it must not matter
       timeout=SECONDS,
       check=True,
   )
@@ -183,15 +170,15 @@ def test_a_manifest_is_begun_elsewhere_and_finished_here(place, expected):
   assert 0 < len(over) < 4
   said, code = place.run('sweep', *sweep[:2], '--workers=1')
   assert code == 0, said
-  assert f'{4 - len(over)}/{4 - len(over)} runs over' in said
+  assert f'{4 - len(over)}/{4 - len(over)} runs finished' in said
   assert place.outcomes('manifest') == expected
 
 
-def test_the_readme_feeds_a_manifest_to_two_schedulers(place, expected, slurm):
-  """Its own lines: a sweep by GNU parallel, another by an array of SLURM's."""
+def test_manifest_commands_of_the_readme(place, expected, slurm):
+  """Runs the lines of launch/README.md: one sweep with GNU parallel, one with SLURM."""
   if absent := [program for program in ('jq', 'parallel') if not shutil.which(program)]:
     pytest.skip(f'{absent[0]} is not installed')
-  readme = (ROOT / 'README.md').read_text()
+  readme = (ROOT / 'launch' / 'README.md').read_text()
   jq, parallel, sbatch = re.findall(r'^(?:jq|parallel|sbatch) -.+', readme, re.MULTILINE)
   for workdir, scheduler in (('by parallel', parallel), ('by_array', f'{sbatch} --wait')):
     said, code = place.run(
@@ -208,8 +195,8 @@ def test_the_readme_feeds_a_manifest_to_two_schedulers(place, expected, slurm):
     assert place.outcomes(workdir) == expected
 
 
-def test_a_sweep_begun_here_goes_on_with_slurm_and_is_finished_here(place, expected, slurm):
-  """A run that fails there says why here."""
+def test_local_then_slurm_then_local(place, expected, slurm):
+  """The traceback of a run that fails in a job is shown by the launcher."""
   sweep = ('--config=four.py', '--workdir=a slurm\'s "$HOME"')
   folder = place.folder / sweep[1].removeprefix('--workdir=')
   place.run('sweep', *sweep, '--backend=manifest')
@@ -225,14 +212,14 @@ def test_a_sweep_begun_here_goes_on_with_slurm_and_is_finished_here(place, expec
   asked = ('--backend=slurm', '--jobs=2', '--job_cpus=1', '--job_memory_gb=1')
   said, code = place.run('sweep', *sweep, *asked, **slurm)
   assert code == 1
-  assert '2 tasks for 3 runs' in said and '3/3 runs over' in said
-  assert 'Traceback' in said and 'in bring' in said, said  # where, not only what
+  assert '2 tasks for 3 runs' in said and '3/3 runs finished' in said
+  assert 'Traceback' in said and 'stability/trainer/' in said, said  # the place of the error
   assert f'failed: {deep}: KeyError' in said
 
   shutil.rmtree(wrong)
   said, code = place.run('sweep', *sweep, '--workers=1')
   assert code == 0, said
-  assert '1/1 runs over' in said
+  assert '1/1 runs finished' in said
   assert done.stat().st_mtime_ns == before
   assert place.outcomes(folder) == expected
 
@@ -244,10 +231,10 @@ def scontrol(slurm, *arguments):
   ).stdout
 
 
-def test_a_preempted_job_is_queued_again_and_goes_on_exactly(place, expected_long, slurm):
-  """By a job of a partition that goes before its own, which it was told by flags."""
+def test_slurm_preemption(place, expected_long, slurm):
+  """A job of a partition with higher priority preempts the one that flags have configured."""
   asked = ('--slurm_partition=all', '--job_cpus=1', '--job_gpus=1', '--job_minutes=90')
-  sweep = place.started('sweep', *LONG, *asked, '--workdir=requeued', '--backend=slurm', **slurm)
+  sweep = place.start('sweep', *LONG, *asked, '--workdir=requeued', '--backend=slurm', **slurm)
   with ending(sweep) as said:
     wait_for(lambda: step(place, 'requeued') >= 300, sweep)
     (job,) = scontrol(slurm, 'squeue', '--noheader', '--partition=all', '--format=%A').split()
@@ -258,35 +245,35 @@ def test_a_preempted_job_is_queued_again_and_goes_on_exactly(place, expected_lon
     scontrol(slurm, 'sbatch', *urgent, '--wrap=sleep 2')
     wait_for(lambda: 'Restarts=1' in scontrol(slurm, 'scontrol', 'show', 'job', job), sweep)
     left_at = step(place, 'requeued')
-    assert left_at < 1500  # or it was over before
+    assert left_at < 1500  # otherwise it had already finished
   assert sweep.returncode == 0, said
   assert 'JobState=COMPLETED' in scontrol(slurm, 'scontrol', 'show', 'job', job)
   assert place.outcomes('requeued') == expected_long
 
 
-def test_a_cancelled_job_stays_so_and_its_runs_can_be_submitted_again(place, slurm):
+def test_slurm_cancellation(place, slurm):
   endless = (*LONG, '--config.schedule.steps=1000000', '--workdir=cancelled', '--backend=slurm')
-  sweep = place.started('sweep', *endless, **slurm)
+  sweep = place.start('sweep', *endless, **slurm)
   with ending(sweep):
     wait_for(lambda: step(place, 'cancelled') >= 50, sweep)
     sweep.send_signal(signal.SIGINT)
   ((job,),) = [scontrol(slurm, 'squeue', '--noheader', '--format=%A').split()]
-  again = place.started('sweep', *endless, **slurm)
+  again = place.start('sweep', *endless, **slurm)
   with ending(again) as said:
     for line in again.stdout:
-      if 'jobs of before' in line:
+      if 'earlier jobs' in line:
         break
     assert scontrol(slurm, 'squeue', '--noheader', '--format=%A').split() == [job]
     scontrol(slurm, 'scancel', job)
     wait_for(lambda: not scontrol(slurm, 'squeue', '--noheader').split())
   assert again.returncode == 1
-  assert 'no job is left, and some runs are not over' in said[0]
+  assert 'no job is left, but some runs are unfinished' in said[0]
   assert '1 runs are not over' in said[0]
   assert not scontrol(slurm, 'squeue', '--noheader').split()
 
 
-def test_two_tasks_of_srun_share_one_run(place, slurm):
-  """As one process with all their devices, within the rounding of another order of sums."""
+def test_srun_multihost(place, slurm):
+  """Two tasks of srun equal one process with all devices, up to the order of summation."""
   fields = multihost_helper.FIELDS | {'parallel.layout': 'data_parallel'}
   shared, alone = place.folder / 'shared', place.folder / 'alone'
   done = subprocess.run(
@@ -310,7 +297,7 @@ def test_two_tasks_of_srun_share_one_run(place, slurm):
 
 
 def workers_of(workdir):
-  """(process, parent) of each launch.work on a folder."""
+  """The ids (process, parent) of each launch.work on a workdir."""
   found = []
   for path in pathlib.Path('/proc').glob('[0-9]*'):
     with contextlib.suppress(OSError):
@@ -323,10 +310,10 @@ def workers_of(workdir):
 
 @pytest.fixture
 def ray_cluster(monkeypatch):
-  """A Ray with a node of one core, which others may join."""
+  """A Ray cluster with one node of one core, to which tests add nodes."""
   if importlib.util.find_spec('ray') is None:
     pytest.skip("Ray is not installed: pip install 'stability[ray]'")
-  monkeypatch.setenv('RAY_worker_niceness', '0')  # read by its nodes
+  monkeypatch.setenv('RAY_worker_niceness', '0')  # for its nodes
   from ray import cluster_utils
 
   cluster = cluster_utils.Cluster(True, head_node_args={'num_cpus': 1, 'include_dashboard': False})
@@ -335,28 +322,28 @@ def ray_cluster(monkeypatch):
 
 
 def raylet_of(work):
-  """The process of the node that a task's program was started on."""
+  """The raylet process of the node on which a task's program runs."""
   variables = pathlib.Path(f'/proc/{work}/environ').read_text().split('\0')
   (raylet,) = [v for v in variables if v.startswith('RAY_RAYLET_PID=')]
   return int(raylet.removeprefix('RAY_RAYLET_PID='))
 
 
-def test_a_run_begun_here_goes_on_exactly_on_a_ray_that_loses_its_node(
+def test_local_then_ray_that_loses_its_node(
     place, expected_long, ray_cluster
 ):
-  """Found by its address, of nodes of which one at a time has the cores that are asked for."""
+  """Only one node at a time has the requested cores; the cluster is found by its address."""
   folder = place.folder / 'moved'
-  local = place.started('sweep', *LONG, f'--workdir={folder}', '--workers=1')
+  local = place.start('sweep', *LONG, f'--workdir={folder}', '--workers=1')
   with ending(local):
     wait_for(lambda: step(place, 'moved') >= 300, local)
     local.send_signal(signal.SIGTERM)
   assert local.returncode == 75
 
   on_ray = ('--backend=ray', f'--ray_address={ray_cluster.address}', '--job_cpus=2')
-  sweep = place.started('sweep', *LONG, f'--workdir={folder}', *on_ray)
+  sweep = place.start('sweep', *LONG, f'--workdir={folder}', *on_ray)
   with ending(sweep) as said:
     for line in sweep.stdout:
-      if 'no node of this Ray has 2 CPUs' in line:
+      if 'no node of this Ray cluster has 2 CPUs' in line:
         break
     first = ray_cluster.add_node(num_cpus=2)
     ((work, _),) = wait_for(lambda: workers_of(folder), sweep)
@@ -369,12 +356,12 @@ def test_a_run_begun_here_goes_on_exactly_on_a_ray_that_loses_its_node(
     ((again, _),) = wait_for(lambda: workers_of(folder), sweep)
     assert raylet_of(again) == second.all_processes['raylet'][0].process.pid
   assert sweep.returncode == 0, said
-  assert '1/1 runs over' in said[0]
+  assert '1/1 runs finished' in said[0]
   assert place.outcomes('moved') == expected_long
 
 
-def test_what_keeps_ray_from_a_job_is_said(place, ray_cluster):
-  """Here, that the job's log cannot be written."""
+def test_ray_task_fails(place, ray_cluster):
+  """The log of the job cannot be written."""
   sweep = ('--config=one.py', f'--workdir={place.folder / "no_log"}')
   place.run('sweep', *sweep, '--backend=manifest')
   (listed,) = (place.folder / 'no_log').glob('jobs/*.json')
@@ -382,16 +369,16 @@ def test_what_keeps_ray_from_a_job_is_said(place, ray_cluster):
   on_ray = ('--backend=ray', f'--ray_address={ray_cluster.address}')
   said, code = place.run('sweep', *sweep, *on_ray)
   assert code == 1
-  assert 'no job is left, and some runs are not over' in said
-  assert 'a task of Ray failed' in said and 'IsADirectoryError' in said
+  assert 'no job is left, but some runs are unfinished' in said
+  assert 'a Ray task failed' in said and 'IsADirectoryError' in said
   assert 'no node of this Ray' not in said
 
 
-def test_a_lost_worker_of_ray_is_replaced_and_its_run_goes_on_exactly(place, expected_long):
+def test_ray_loses_a_worker(place, expected_long):
   if importlib.util.find_spec('ray') is None:
     pytest.skip("Ray is not installed: pip install 'stability[ray]'")
   folder = place.folder / 'ray'
-  sweep = place.started('sweep', *LONG, f'--workdir={folder}', '--backend=ray', '--job_cpus=1')
+  sweep = place.start('sweep', *LONG, f'--workdir={folder}', '--backend=ray', '--job_cpus=1')
   with ending(sweep) as said:
     wait_for(lambda: step(place, 'ray') >= 300, sweep)
     ((work, parent),) = workers_of(folder)

@@ -1,4 +1,4 @@
-"""The local backend, with workers that hang, die and are killed, and other launchers beside it."""
+"""The local backend with workers that hang or die, and with other launchers."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ WORKER = worker_process.COMMAND
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-  """A function of plans by number of the run that writes a sweep and has stubs as its workers."""
+  """A function that writes a sweep whose workers are stubs, with plans by index of the run."""
 
   def write(plans=None, runs=3):
     expanded = hyper.expand(base.get_config().to_dict(), hyper.sweep('seed', range(runs)))
@@ -40,7 +40,7 @@ def place(tmp_path, monkeypatch):
     command = (sys.executable, '-S', '-E', str(STUB), str(tmp_path / 'plan.json'))
     monkeypatch.setattr(worker_process, 'COMMAND', command)
     monkeypatch.setattr(local, 'POLL_SECONDS', 0.05)
-    monkeypatch.setattr(local, 'LOOK_SECONDS', 0.1)
+    monkeypatch.setattr(local, 'CHECK_SECONDS', 0.1)
     return tmp_path, expanded.configs
 
   return write
@@ -63,7 +63,7 @@ def leases(workdir):
   return [path for path in workdir.rglob('*') if leases_lib.is_lease(path)]
 
 
-def test_every_run_is_given_once_and_no_lease_is_left(place):
+def test_every_run_is_trained_once(place):
   workdir, configs = place(runs=7)
   train(workdir, configs, workers=3)
   assert results(workdir, configs) == ['done'] * 7
@@ -76,13 +76,13 @@ def test_every_run_is_given_once_and_no_lease_is_left(place):
 @pytest.mark.parametrize(
     ('fault', 'said'),
     [
-        ('freeze', 'its worker gave no sign of life for'),
-        ('stuck', 'its worker got no further for 4000 s and was killed'),
-        ('kill', 'its worker was killed (signal 9), by the system for want of memory or by'),
+        ('freeze', 'its worker sent no heartbeat for'),
+        ('stuck', 'its worker made no progress for 4000 s and was killed'),
+        ('kill', 'its worker was killed (signal 9), by the system for lack of memory or by'),
         ('exit', 'its worker ended with exit code 3'),
     ],
 )
-def test_a_run_whose_worker_is_lost_is_tried_again(place, capfd, monkeypatch, fault, said):
+def test_lost_worker(place, capfd, monkeypatch, fault, said):
   if fault == 'freeze':
     monkeypatch.setattr(worker_process, 'SILENT_SECONDS', 1)
   workdir, configs = place({1: [fault, 'ok']})
@@ -95,7 +95,7 @@ def test_a_run_whose_worker_is_lost_is_tried_again(place, capfd, monkeypatch, fa
   assert len({line['pid'] for line in tries(workdir, list(configs)[1])}) == 2
 
 
-def test_a_run_that_takes_three_workers_has_failed_and_the_others_go_on(place):
+def test_three_lost_workers_fail_a_run(place):
   workdir, configs = place({0: ['exit'], 2: ['kill', 'exit', 'kill', 'ok']})
   train(workdir, configs, workers=2)
   assert results(workdir, configs) == ['failed', 'done', 'failed']
@@ -104,48 +104,48 @@ def test_a_run_that_takes_three_workers_has_failed_and_the_others_go_on(place):
   error = run_files.read_result(run_files.run_dir(workdir, first)).error
   assert 'some last words' in error
   assert error.splitlines()[-1] == (
-      f'{first}: its worker ended with exit code 3, and so at each of 3 tries; the others go on'
+      f'{first}: its worker ended with exit code 3, as in each of 3 tries; the other runs continue'
   )
   assert leases(workdir) == []
-  train(workdir, configs)  # as its cause may be mended: of the third it is
+  train(workdir, configs)  # failed runs are tried again; now the third succeeds
   assert results(workdir, configs) == ['failed', 'done', 'done']
 
 
-def test_a_try_that_reached_a_new_checkpoint_is_none_of_the_three(place):
+def test_new_checkpoint_resets_tries(place):
   workdir, configs = place({0: ['kill', 'reach', 'kill', 'reach', 'kill', 'ok']}, runs=1)
   train(workdir, configs)
   assert results(workdir, configs) == ['done'] and len(tries(workdir, next(iter(configs)))) == 6
 
 
-def test_killed_for_want_of_memory_fewer_runs_share_a_device(place, capfd):
+def test_out_of_memory_halves_members(place, capfd):
   workdir, configs = place({0: [3]}, runs=1)
   train(workdir, configs)
   (name,) = configs
   assert results(workdir, configs) == ['done']
   assert [line['members'] for line in tries(workdir, name)] == [None, 4, 2]
   err = capfd.readouterr().err
-  assert 'with at most 4 runs on a device, in place of 8' in err
+  assert 'with at most 4 runs per device instead of 8' in err
 
 
-def test_killed_with_one_run_on_a_device_it_has_failed(place):
+def test_out_of_memory_with_one_member_fails(place):
   workdir, configs = place({0: [0]}, runs=2)
   train(workdir, configs)
   name = next(iter(configs))
   assert results(workdir, configs) == ['failed', 'done']
   assert [line['members'] for line in tries(workdir, name)] == [None, 4, 2, 1, 1, 1]
   error = run_files.read_result(run_files.run_dir(workdir, name)).error
-  assert 'for want of memory' in error.splitlines()[-1]
+  assert 'for lack of memory' in error.splitlines()[-1]
 
 
-def test_a_worker_told_to_end_alone_is_replaced_and_that_is_no_try(place):
+def test_preempted_worker_is_replaced(place):
   workdir, configs = place({0: ['saved'] * 5 + ['ok']}, runs=1)
   train(workdir, configs)
   assert results(workdir, configs) == ['done']
   assert len(tries(workdir, next(iter(configs)))) == 6
 
 
-def test_a_worker_told_to_end_before_it_asks_is_replaced(place, monkeypatch, tmp_path):
-  """Or its launcher, told a moment later, would report a fault and not be started again."""
+def test_worker_preempted_before_first_request(place, monkeypatch, tmp_path):
+  """SLURM tells all processes of a job; an error here would keep the job from being requeued."""
   workdir, configs = place()
   script = f"""
 import os, pathlib, runpy
@@ -161,11 +161,11 @@ runpy.run_path({str(STUB)!r}, run_name='__main__')
   assert results(workdir, configs) == ['done'] * 3
 
 
-def test_workers_that_cannot_start_end_the_sweep(place, monkeypatch):
+def test_workers_cannot_start(place, monkeypatch):
   workdir, configs = place()
   ends = (sys.executable, '-S', '-c', 'raise SystemExit("no")')
   monkeypatch.setattr(worker_process, 'COMMAND', ends)
-  with pytest.raises(RuntimeError, match='start: it ended with exit code 1; last words:\nno'):
+  with pytest.raises(RuntimeError, match='start: it ended with exit code 1; last output:\nno'):
     train(workdir, configs)
   killed = 'import os; os.kill(os.getpid(), 9)'
   monkeypatch.setattr(worker_process, 'COMMAND', (sys.executable, '-S', '-c', killed))
@@ -175,7 +175,7 @@ def test_workers_that_cannot_start_end_the_sweep(place, monkeypatch):
 
 
 @contextlib.contextmanager
-def notices():
+def signals_installed():
   before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
   preemption.install()
   try:
@@ -186,7 +186,7 @@ def notices():
 
 
 @pytest.mark.parametrize('sent', preemption.SIGNALS)
-def test_a_notice_is_handed_on_and_all_is_let_go(place, sent):
+def test_preemption(place, sent):
   workdir, configs = place({0: ['wait'], 1: ['wait']})
 
   def notify():
@@ -196,7 +196,7 @@ def test_a_notice_is_handed_on_and_all_is_let_go(place, sent):
 
   helper = threading.Thread(target=notify)
   helper.start()
-  with notices(), pytest.raises(preemption.Preempted):
+  with signals_installed(), pytest.raises(preemption.Preempted):
     train(workdir, configs, workers=2)
   helper.join()
   assert results(workdir, configs) == [None] * 3
@@ -204,7 +204,7 @@ def test_a_notice_is_handed_on_and_all_is_let_go(place, sent):
     assert leases_lib.holder(run_files.run_dir(workdir, name)) is None
 
 
-def test_a_worker_that_does_not_end_in_time_is_killed(place, monkeypatch):
+def test_slow_worker_is_killed(place, monkeypatch):
   monkeypatch.setattr(preemption, 'GRACE_SECONDS', 1)
   workdir, configs = place({0: ['freeze']}, runs=1)
   name = next(iter(configs))
@@ -216,7 +216,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed(place, monkeypatch):
 
   helper = threading.Thread(target=notify)
   helper.start()
-  with notices(), pytest.raises(preemption.Preempted):
+  with signals_installed(), pytest.raises(preemption.Preempted):
     train(workdir, configs)
   helper.join()
   assert results(workdir, configs) == [None]
@@ -225,7 +225,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed(place, monkeypatch):
 
 
 def test_launchers_share_a_workdir(place):
-  """Each run is trained by one of them, and each waits until all are over."""
+  """Each run is trained by one launcher, and every launcher waits until all are finished."""
   workdir, configs = place(runs=24)
   launchers = [threading.Thread(target=train, args=(workdir, configs, 2)) for _ in range(3)]
   for launcher in launchers:
@@ -237,7 +237,7 @@ def test_launchers_share_a_workdir(place):
   assert leases(workdir) == []
 
 
-def test_what_another_launcher_leaves_is_taken_over_and_what_it_ends_is_counted(place, capfd):
+def test_runs_of_another_launcher(place, capfd):
   workdir, configs = place()
   folders = [run_files.run_dir(workdir, name) for name in configs]
   for folder in folders[:2]:
@@ -259,7 +259,7 @@ def test_what_another_launcher_leaves_is_taken_over_and_what_it_ends_is_counted(
   assert 'it was them' in capfd.readouterr().err
 
 
-def test_a_launcher_that_was_late_lets_go_of_what_another_took(place, monkeypatch, capfd):
+def test_lost_lease(place, monkeypatch, capfd):
   monkeypatch.setattr(leases_lib, 'REFRESH_SECONDS', 0.05)
   workdir, configs = place({0: ['wait', 'ok']}, runs=1)
   (name,) = configs
@@ -272,7 +272,7 @@ def test_a_launcher_that_was_late_lets_go_of_what_another_took(place, monkeypatc
     time.sleep(0.01)
   theirs = leases_lib._identity(None) | {'machine': 'other'}
   (folder / 'lease.2.json').write_text(json.dumps(theirs))
-  while 'was late' not in capfd.readouterr().err:
+  while 'was too slow' not in capfd.readouterr().err:
     assert time.monotonic() < deadline
     time.sleep(0.05)
   assert len(tries(workdir, name)) == 1
@@ -281,7 +281,7 @@ def test_a_launcher_that_was_late_lets_go_of_what_another_took(place, monkeypatc
   assert results(workdir, configs) == ['done'] and len(tries(workdir, name)) == 2
 
 
-def test_a_sweep_that_is_changed_meanwhile_is_told_in_its_own_words(place, monkeypatch):
+def test_sweep_is_damaged_meanwhile(place, monkeypatch):
   workdir, configs = place(runs=1)
   monkeypatch.setattr(worker_process, 'COMMAND', WORKER)
   waiting = sweeps.runs_to_train(workdir, configs)

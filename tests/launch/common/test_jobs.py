@@ -1,4 +1,4 @@
-"""What backends of a cluster submit, with stand-ins for the cluster's programs."""
+"""The jobs that cluster backends submit, with fakes of the cluster's programs."""
 
 import json
 import os
@@ -14,15 +14,15 @@ from helpers import made_up
 from launch import sweep, work
 from launch.backends import local, manifest, slurm
 from launch.common import app, jobs
-from launch.common.jobs import Needs
+from launch.common.jobs import Resources
 from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps, versions
 
 ROOT = pathlib.Path(__file__).parents[3]
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
-NEEDS = Needs(jobs=3, cpus=2, gpus=0, memory_gb=4.0, minutes=30)
-HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` \\ %j\n#; * &'  # a folder, as far as files go
+RESOURCES = Resources(jobs=3, cpus=2, gpus=0, memory_gb=4.0, minutes=30)
+HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` \\ %j\n#; * &'  # a valid name of a folder
 
 RECORDER = """#!{python}
 import json, os, sys
@@ -32,8 +32,8 @@ with open({log!r}, 'a') as log:
 """
 
 
-def stand_in(folder: pathlib.Path, name: str, body: str = '') -> pathlib.Path:
-  """A program that records how it was called and then does `body`; the file of its records."""
+def fake(folder: pathlib.Path, name: str, body: str = '') -> pathlib.Path:
+  """Writes a program that records its calls and then runs `body`; returns the file of records."""
   folder.mkdir(exist_ok=True)
   program, log = folder / name, folder / f'{name}.log'
   program.write_text(RECORDER.format(python=sys.executable, log=str(log), body=body))
@@ -42,7 +42,7 @@ def stand_in(folder: pathlib.Path, name: str, body: str = '') -> pathlib.Path:
 
 
 def calls(log: pathlib.Path) -> list:
-  """(arguments, environment) of each call."""
+  """The arguments and environment of each recorded call."""
   if not log.exists():
     return []
   return [(argv[1:], variables) for argv, variables in map(json.loads, log.open())]
@@ -50,21 +50,21 @@ def calls(log: pathlib.Path) -> list:
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-  """A folder first in PATH."""
+  """A folder that comes first in PATH."""
   folder = tmp_path / 'bin'
   monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
   return folder
 
 
 def run_script(programs, workdir, code, state):
-  """Runs task 1 of a submission's script; the calls of srun and of scontrol."""
-  srun = stand_in(programs, 'srun', f'sys.exit({code})')
-  stand_in(programs, 'squeue', f'print({state!r})')
-  scontrol = stand_in(programs, 'scontrol')
+  """Runs task 1 of an array's script; returns the calls of srun and of scontrol."""
+  srun = fake(programs, 'srun', f'sys.exit({code})')
+  fake(programs, 'squeue', f'print({state!r})')
+  scontrol = fake(programs, 'scontrol')
   lists = [workdir / 'jobs' / '0.json', workdir / 'jobs' / '1.json']
   variables = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_JOB_ID': '70', 'SLURM_JOB_ID': '70'}
   done = subprocess.run(
-      ['bash', '-c', slurm.script(lists, jobs.command(workdir, NEEDS))],
+      ['bash', '-c', slurm.script(lists, jobs.command(workdir, RESOURCES))],
       env=os.environ | variables,
       cwd=programs.parent,
       check=False,
@@ -73,7 +73,7 @@ def run_script(programs, workdir, code, state):
   return calls(srun), calls(scontrol)
 
 
-def test_a_script_takes_any_name_for_what_it_is(programs, tmp_path):
+def test_script_quotes_names(programs, tmp_path):
   workdir = tmp_path / HOSTILE
   ((arguments, variables),), _ = run_script(programs, workdir, 0, 'RUNNING')
   assert arguments == [
@@ -88,7 +88,7 @@ def test_a_script_takes_any_name_for_what_it_is(programs, tmp_path):
     ('code', 'state', 'again'),
     [
         (75, 'RUNNING', True),
-        (138, 'RUNNING', True),  # before it could listen
+        (138, 'RUNNING', True),  # before its handlers were installed
         (143, 'RUNNING', True),
         (137, 'RUNNING', False),
         (75, 'CANCELLED', False),
@@ -98,7 +98,7 @@ def test_a_script_takes_any_name_for_what_it_is(programs, tmp_path):
         (2, 'RUNNING', False),
     ],
 )
-def test_a_task_told_to_leave_is_queued_again_unless_cancelled(
+def test_preempted_task_is_requeued(
     programs, tmp_path, code, state, again
 ):
   _, asked = run_script(programs, tmp_path, code, state)
@@ -107,7 +107,7 @@ def test_a_task_told_to_leave_is_queued_again_unless_cancelled(
 
 @pytest.fixture
 def unfinished(tmp_path):
-  """A sweep of six runs, three sizes, none trained; its folder and the configs."""
+  """A sweep of six untrained runs of three sizes: its workdir and the configs."""
   folder = tmp_path / HOSTILE.replace('\n', '')
   made_up.write_sweep(
       folder, interventions=[{}], seeds=(0,), rates=(1e-2, 1e-1), leave_out=tuple(range(6))
@@ -118,60 +118,62 @@ def unfinished(tmp_path):
 
 
 def submit(workdir, waiting, options=()):
-  slurm.train(workdir, waiting, NEEDS, options)
+  slurm.train(workdir, waiting, RESOURCES, options)
 
 
 @pytest.fixture
 def queue(programs, monkeypatch):
-  """Stand-ins of SLURM whose queue is a file, and nobody who waits for jobs."""
-  monkeypatch.setattr(jobs, 'watch', lambda *_: None)
+  """A fake of SLURM whose queue is a file; submitting does not wait for the jobs."""
+  monkeypatch.setattr(jobs, 'show_progress', lambda *_: None)
   (queue := programs.parent / 'queue').write_text('')
-  stand_in(programs, 'squeue', f'print(open({str(queue)!r}).read())')
+  fake(programs, 'squeue', f'print(open({str(queue)!r}).read())')
   return queue
 
 
-def test_what_is_in_no_jobs_hands_is_submitted(programs, queue, unfinished, monkeypatch):
+def test_runs_without_jobs_are_submitted(programs, queue, unfinished, monkeypatch):
   workdir, configs = unfinished
-  monkeypatch.setenv('SLURM_JOB_ID', '1')  # in a job itself
+  monkeypatch.setenv('SLURM_JOB_ID', '1')  # launch.sweep itself runs in a job
   monkeypatch.setenv('SLURM_CONF', '/here')
-  sbatch = stand_in(programs, 'sbatch', 'print("70;somewhere")')
+  sbatch = fake(programs, 'sbatch', 'print("70;somewhere")')
   submit(workdir, configs, ['--qos=a b'])
   ((arguments, variables),) = calls(sbatch)
   assert '--array=0-2' in arguments and '--cpus-per-task=2' in arguments
   assert '--mem=3815M' in arguments and '--time=30' in arguments  # MiB of 4 x 10^9 bytes
   assert '--qos=a b' in arguments and not any(a.startswith('--gpus') for a in arguments)
   assert (variables.get('SLURM_JOB_ID'), variables['SLURM_CONF']) == (None, '/here')
-  divided = jobs.lists(workdir, configs, NEEDS)
-  assert sorted(name for path in divided for name in jobs.listed(path)) == sorted(configs)
+  divided = jobs.divide(workdir, configs, RESOURCES)
+  assert sorted(name for path in divided for name in jobs.read_list(path)) == sorted(configs)
   text = pathlib.Path(arguments[-1]).read_text()
   assert re.findall(r'[0-9a-f]{16}(?=\.json)', text) == [path.stem for path in divided]
 
   (first,) = files.read_lines(workdir / 'slurm' / 'jobs.jsonl')
   assert f'--job-name={first["name"]}' in arguments
   name = first['name']
-  # The task in the middle is over, without its runs.
+  # The middle task has ended without finishing its runs.
   queue.write_text(f'{name}_0 {name}_2 stability-0123456789abcdef_1')
-  stand_in(programs, 'sbatch', 'print("71")')
+  fake(programs, 'sbatch', 'print("71")')
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
   middle = list(divided.values())[1]
   again = files.read_lines(workdir / 'slurm' / 'jobs.jsonl')[1]
   assert again['name'] != name
-  assert [run for name in again['lists'] for run in jobs.listed(workdir / 'jobs' / name)] == middle
+  lists = [jobs.read_list(workdir / 'jobs' / name) for name in again['lists']]
+  assert [run for names in lists for run in names] == middle
 
   queue.write_text(f'{name}_0 {name}_2 {again["name"]}_0 {again["name"]}_1')
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
 
 
-def test_killed_while_it_submits_a_launcher_leaves_no_job_unknown(programs, queue, unfinished):
-  """The array is in the queue, and nobody has heard so."""
+def test_kill_during_submission(programs, queue, unfinished):
+  """The array is in the queue, but its launcher died before sbatch returned."""
   workdir, configs = unfinished
-  sbatch = stand_in(programs, 'sbatch', 'os.kill(os.getppid(), 9)')
+  sbatch = fake(programs, 'sbatch', 'os.kill(os.getppid(), 9)')
   program = (
       'import sys; from pathlib import Path; from launch.backends import slurm; from launch.common'
       ' import jobs; from stability.storage import sweeps as w; workdir = Path(sys.argv[1]);'
-      f'needs = jobs.{NEEDS}; slurm.train(workdir, w.read_sweep(workdir).runs, needs, [])'
+      f'resources = jobs.{RESOURCES};'
+      'slurm.train(workdir, w.read_sweep(workdir).runs, resources, [])'
   )
   killed = subprocess.run(
       [sys.executable, '-c', program, str(workdir)],
@@ -182,45 +184,45 @@ def test_killed_while_it_submits_a_launcher_leaves_no_job_unknown(programs, queu
   ((arguments, _),) = calls(sbatch)
   (name,) = (a.removeprefix('--job-name=') for a in arguments if a.startswith('--job-name='))
   queue.write_text(f'{name}_0 {name}_1 {name}_2')
-  stand_in(programs, 'sbatch', 'print(71)')
+  fake(programs, 'sbatch', 'print(71)')
   submit(workdir, configs)
   assert len(calls(sbatch)) == 1
-  queue.write_text('')  # they are over, without their runs
+  queue.write_text('')  # they have ended without finishing their runs
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
   assert len(files.read_lines(workdir / 'slurm' / 'jobs.jsonl')) == 1
 
 
-def test_a_refusal_of_sbatch_is_one_line(programs, queue, unfinished):
-  stand_in(programs, 'sbatch', 'sys.exit("error: invalid partition")')
-  with pytest.raises(BadInput, match='sbatch refuses: error: invalid partition'):
+def test_sbatch_and_squeue_fail(programs, queue, unfinished):
+  fake(programs, 'sbatch', 'sys.exit("error: invalid partition")')
+  with pytest.raises(BadInput, match='sbatch failed: error: invalid partition'):
     submit(*unfinished)
   files.write_lines(unfinished[0] / 'slurm' / 'jobs.jsonl', [{'name': 'x', 'lists': ['a']}])
-  stand_in(programs, 'squeue', 'sys.exit(1)')
-  with pytest.raises(BadInput, match='squeue fails'):
+  fake(programs, 'squeue', 'sys.exit(1)')
+  with pytest.raises(BadInput, match='squeue failed'):
     submit(*unfinished)
 
 
-def test_watching_ends_with_the_runs_or_with_the_jobs(unfinished, tmp_path, capsys, monkeypatch):
+def test_show_progress(unfinished, tmp_path, capsys, monkeypatch):
   workdir, configs = unfinished
   monkeypatch.setattr(jobs, 'POLL_SECONDS', 0.01)
   (tmp_path / 'a.log').write_text('ModuleNotFoundError: no jax\n')
   there = iter([True, True, False])
-  jobs.watch(workdir, configs, lambda: next(there), tmp_path)
+  jobs.show_progress(workdir, configs, lambda: next(there), tmp_path)
   assert 'ModuleNotFoundError: no jax' in capsys.readouterr().err
   for name in configs:
     run_files.write_failure(run_files.run_dir(workdir, name), 'Traceback\nValueError: no')
-  jobs.watch(workdir, configs, lambda: True, tmp_path)
+  jobs.show_progress(workdir, configs, lambda: True, tmp_path)
   said = capsys.readouterr().err
-  assert 'ValueError: no' in said and '6/6 runs over' in said and 'jax' not in said
+  assert 'ValueError: no' in said and '6/6 runs finished' in said and 'jax' not in said
 
 
-def test_a_manifest_is_the_same_each_time_and_names_what_is_left(unfinished):
+def test_manifest(unfinished):
   workdir, configs = unfinished
 
   def write(waiting):
-    needs = Needs(jobs=2, cpus=None, gpus=0, memory_gb=None, minutes=None)
-    manifest.write(workdir, waiting, needs)
+    resources = Resources(jobs=2, cpus=None, gpus=0, memory_gb=None, minutes=None)
+    manifest.write(workdir, waiting, resources)
     return (workdir / 'manifest.jsonl').read_text()
 
   text = write(configs)
@@ -231,12 +233,12 @@ def test_a_manifest_is_the_same_each_time_and_names_what_is_left(unfinished):
   names = [
       name
       for line in (first, second)
-      for name in jobs.listed(pathlib.Path(line['command'][-1].removeprefix('--runs=')))
+      for name in jobs.read_list(pathlib.Path(line['command'][-1].removeprefix('--runs=')))
   ]
   assert sorted(names) == sorted(configs)
   left = dict(list(configs.items())[:1])
   (only,) = map(json.loads, write(left).splitlines())
-  assert jobs.listed(pathlib.Path(only['command'][-1].removeprefix('--runs='))) == list(left)
+  assert jobs.read_list(pathlib.Path(only['command'][-1].removeprefix('--runs='))) == list(left)
 
 
 def said(capsys, *arguments):
@@ -245,7 +247,7 @@ def said(capsys, *arguments):
   return code, out, err
 
 
-def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_path, monkeypatch):
+def test_dry_run(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   code, out, _ = said(
       capsys, '--dry_run', '--backend=slurm', '--jobs=4', '--job_gpus=1', '--slurm_account=me'
@@ -270,7 +272,7 @@ def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_pa
         (['--backend=slurm', '--workers=2'], '--workers: must be given with --backend=local'),
         (['--jobs=2'], '--jobs: must be given with --backend=slurm or ray or manifest'),
         (['--backend=slurm', '--jobs=0'], '--jobs'),
-        (['--backend=slurm', '--job_minutes=2'], '--job_minutes=2: must be 3 or more'),
+        (['--backend=slurm', '--job_minutes=2'], '--job_minutes=2: must be at least 3'),
         (['--backend=slurm', '--job_memory_gb=nan'], '--job_memory_gb=nan: must be'),
         (['--backend=slurm', '--slurm_options=qos'], 'must be an option of sbatch'),
         (['--backend=slurm', '--slurm_options=--qos=a\n#SBATCH --x'], 'must be an option'),
@@ -279,15 +281,15 @@ def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(capsys, tmp_pa
         (['--backend=slurm', '--slurm_partition='], "--slurm_partition='': must be a name"),
     ],
 )
-def test_flags_of_no_use_are_refused(capsys, tmp_path, arguments, what):
+def test_bad_flags(capsys, tmp_path, arguments, what):
   code, out, err = said(capsys, f'--workdir={tmp_path / "new"}', *arguments)
   assert (code, out) == (2, '') and what in err and err.count('\n') == 1
   assert not (tmp_path / 'new').exists()
 
 
-def test_a_cluster_that_is_not_there_is_refused(capsys, tmp_path, monkeypatch):
+def test_missing_cluster(capsys, tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', str(tmp_path))
-  monkeypatch.setitem(sys.modules, 'ray', None)  # as if not installed
+  monkeypatch.setitem(sys.modules, 'ray', None)  # as if it were not installed
   for backend, what in (('slurm', 'there is no sbatch here'), ('ray', 'pip install')):
     code, _, err = said(capsys, f'--workdir={tmp_path / "new"}', f'--backend={backend}')
     assert code == 2 and what in err
@@ -295,14 +297,14 @@ def test_a_cluster_that_is_not_there_is_refused(capsys, tmp_path, monkeypatch):
 
 
 def trained(monkeypatch, capsys, workdir, *arguments):
-  """The runs that launch.work would train; its exit code and error line instead, if it has one."""
+  """The runs that launch.work would train, or its exit code and error if the code is 2."""
   given = []
   monkeypatch.setattr(local, 'train', lambda workdir, waiting, workers: given.extend(waiting))
   code = app.execute(work.main, work.FLAGS, ['work', f'--workdir={workdir}', *arguments])
   return (code, capsys.readouterr().err) if code == 2 else given
 
 
-def test_shares_together_are_all_runs_and_forks_go_with_their_origin(
+def test_shares(
     unfinished, monkeypatch, capsys
 ):
   workdir, configs = unfinished
@@ -320,7 +322,7 @@ def test_shares_together_are_all_runs_and_forks_go_with_their_origin(
   assert trained(monkeypatch, capsys, workdir, '--share=99/100') == []
 
 
-def test_work_trains_what_is_listed_and_not_over(unfinished, monkeypatch, capsys, tmp_path):
+def test_work_trains_unfinished_runs(unfinished, monkeypatch, capsys, tmp_path):
   workdir, configs = unfinished
   first, second, *_ = configs
   files.write_json(tmp_path / 'list.json', [second, first])
@@ -342,9 +344,9 @@ def test_work_warns_of_other_versions(unfinished, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('text', 'arguments', 'what'),
     [
-        ('["no_such"]', ['--runs=list'], "'no_such' is no run of the sweep"),
-        ('{"a": 1}', ['--runs=list'], 'must be a JSON list of runs'),
-        ('[1]', ['--runs=list'], 'must be a JSON list of runs'),
+        ('["no_such"]', ['--runs=list'], "'no_such' is not a run of the sweep"),
+        ('{"a": 1}', ['--runs=list'], 'must be a JSON list of run names'),
+        ('[1]', ['--runs=list'], 'must be a JSON list of run names'),
         ('[', ['--runs=list'], 'cannot be read'),
         ('\xff', ['--runs=absent'], 'cannot be read'),
         ('[]', ['--share=2/2'], '--share=2/2: must be I/N'),
@@ -354,7 +356,7 @@ def test_work_warns_of_other_versions(unfinished, monkeypatch, capsys):
         ('[]', ['--share=0/2', '--runs=list'], 'must not be given together'),
     ],
 )
-def test_work_refuses(unfinished, monkeypatch, capsys, tmp_path, text, arguments, what):
+def test_work_bad_input(unfinished, monkeypatch, capsys, tmp_path, text, arguments, what):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'list').write_text(text)
   code, err = trained(monkeypatch, capsys, unfinished[0], *arguments)

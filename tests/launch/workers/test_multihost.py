@@ -1,4 +1,4 @@
-"""One run on the devices of two processes of four devices each, against one process of eight."""
+"""Multihost training: two processes of four devices against one of eight, and the flags."""
 
 import os
 
@@ -6,19 +6,19 @@ import pytest
 from absl import flags
 from helpers.multihost import check_against_one_process, outcome, together
 
-from launch.common import multihost
+from launch.workers import multihost
 from stability.errors import BadInput
 from stability.storage import run_files
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('layout', 'probe_every'), [('data_parallel', 4), ('sharded', 0)])
-def test_two_processes_give_what_one_does(tmp_path, layout, probe_every):
+def test_two_processes_equal_one(tmp_path, layout, probe_every):
   shared, alone = tmp_path / 'shared', tmp_path / 'alone'
   together(tmp_path, shared, layout, probe_every)
   ours = outcome(shared)
   run = run_files.run_dir(shared, 'seed=0')
-  assert len(list(run.glob('events.*'))) == 1  # one writes
+  assert len(list(run.glob('events.*'))) == 1  # only one process writes
 
   check_against_one_process(shared, alone)
   if layout == 'sharded':
@@ -34,7 +34,7 @@ def found(*arguments):
   return multihost.find(values)
 
 
-def test_flags_tell_of_other_processes(monkeypatch):
+def test_flags(monkeypatch):
   monkeypatch.setattr(os, 'environ', {})
   assert found() is None
   all_of_them = ['--coordinator_address=a:1', '--num_processes=2', '--process_id=1']
@@ -70,8 +70,8 @@ POD = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}
         (POD | {'TPU_WORKER_HOSTNAMES': 'a'}, None),
     ],
 )
-def test_the_environment_tells_of_other_processes_if_asked(monkeypatch, variables, number):
-  """Where nobody has said whether to share, it is not guessed."""
+def test_environment(monkeypatch, variables, number):
+  """The environment counts only with --multihost=auto, and is never guessed from."""
   monkeypatch.setattr(os, 'environ', variables)
   assert found('--multihost=none') is None
   if number is None:

@@ -1,0 +1,63 @@
+"""A line of progress: redrawn on a terminal, otherwise printed every few seconds."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+PLAIN_SECONDS = 10  # between lines without a terminal
+
+
+class Display:
+  """Shows a fraction and facts on stderr while it is entered."""
+
+  def __init__(self, first_after: float = 0.0):
+    """first_after: seconds until the first line without a terminal."""
+    self._console = Console(stderr=True)
+    self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+    self._next_line = time.monotonic() + first_after
+
+  def __enter__(self) -> 'Display':
+    if self._console.is_terminal:
+      self._live.start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._console.is_terminal:
+      self._live.stop()
+
+  def log(self, line: str) -> None:
+    """Prints a line above the progress."""
+    self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+  def show(self, fraction: float | None, facts: Sequence[str], *, last: bool = False) -> None:
+    """Shows the progress, without a terminal only if a line is due.
+
+    Args:
+      fraction: of the work; None if it is unknown.
+      facts: words to show beside it.
+      last: whether nothing follows, so that a line is always due.
+    """
+    if self._console.is_terminal:
+      self._live.update(_bar(fraction, ' · '.join(facts)))
+    elif last or time.monotonic() >= self._next_line:
+      self._next_line = time.monotonic() + PLAIN_SECONDS
+      percent = '' if fraction is None else f'{fraction:4.0%}  '
+      print(percent + ', '.join(facts), file=sys.stderr, flush=True)
+
+
+def time_left(seconds: float) -> str:
+  """The remaining time in minutes and seconds."""
+  return f'{round(seconds) // 60}:{round(seconds) % 60:02d} left'
+
+
+def _bar(fraction: float | None, facts: str) -> Table:
+  grid = Table.grid(padding=(0, 1))
+  is_known = fraction is not None
+  bar = ProgressBar(1 if is_known else None, fraction or 0, width=24, pulse=not is_known)
+  grid.add_row(bar, facts)
+  return grid

@@ -1,0 +1,161 @@
+"""One run on the devices of several processes, on one or more hosts: launch.train is run on each.
+
+The processes find each other by flags or, with --multihost=auto, by the environment variables that
+SLURM's srun or a TPU pod sets. Process 0 prepares the data, writes the run's files and reports; the
+others only contribute their devices. All must see the same workdir. The workers of all processes
+wait for each other before they read it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch.common import environment, preemption
+from launch.workers.worker_process import WorkerProcess
+from stability.errors import BadInput
+from stability.storage import run_files
+
+FLAGS = ('coordinator_address', 'num_processes', 'process_id')
+POLL_SECONDS = 0.2
+RESULT_SECONDS = 60  # that a result may take to appear on a shared file system
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessGroup:
+  """The processes that share a run, seen from one of them."""
+
+  process_id: int  # of this process
+  arguments: Mapping[str, Any]  # of jax.distributed.initialize; jax detects those that are missing
+
+  def worker_flags(self) -> list[str]:
+    """Flags with which a worker joins the group."""
+    return [f'--distributed={json.dumps(self.arguments)}']
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  """Defines the flags that `find` reads."""
+  address, count, number = FLAGS
+  flags.DEFINE_string(
+      address,
+      None,
+      'HOST:PORT of process 0, if one run uses the devices of several processes',
+      flag_values=flag_values,
+  )
+  flags.DEFINE_integer(
+      count, None, 'number of processes that share the run', lower_bound=1, flag_values=flag_values
+  )
+  flags.DEFINE_integer(
+      number, None, 'index of this process, from 0', lower_bound=0, flag_values=flag_values
+  )
+  flags.DEFINE_enum(
+      'multihost',
+      None,
+      ('auto', 'none'),
+      'auto: share the run with the other tasks of srun or hosts of the TPU pod; none: train alone',
+      flag_values=flag_values,
+  )
+
+
+def find(flag_values: flags.FlagValues) -> ProcessGroup | None:
+  """The process group that flags or environment describe; None if this process is alone.
+
+  The environment is used only on request: its variables are also set in an interactive shell of
+  srun, where a process would wait in vain for others.
+  """
+  given = {name: flag_values[name].value for name in FLAGS}
+  missing = [name for name in FLAGS if given[name] is None]
+  mode = flag_values['multihost'].value
+  if len(missing) == len(FLAGS):
+    group = _from_environment(os.environ) if mode != 'none' else None
+    if group and not mode:
+      raise BadInput(
+          '--multihost: missing; SLURM or a TPU pod has started several processes: must be auto if'
+          ' they share the run, otherwise none'
+      )
+    if mode == 'auto' and not group:
+      raise BadInput('--multihost=auto: neither SLURM nor a TPU pod has started several processes')
+    return group
+  if mode:
+    raise BadInput(f'--multihost={mode}: must not be given with --{FLAGS[0]}')
+  if missing:
+    raise BadInput(f'--{missing[0]}: missing; {", ".join(FLAGS)} must be given together')
+  if given['process_id'] >= given['num_processes']:
+    raise BadInput(
+        f'--process_id={given["process_id"]}: must be below'
+        f' --num_processes={given["num_processes"]}'
+    )
+  return ProcessGroup(given['process_id'], given)
+
+
+def _from_environment(variables: Mapping[str, str]) -> ProcessGroup | None:
+  # As jax does, this recognises a step started by srun, but not the script of a batch job.
+  slurm = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+  if all(name in variables for name in slurm) and int(variables['SLURM_NTASKS']) > 1:
+    return ProcessGroup(int(variables['SLURM_PROCID']), {})
+  if ',' in variables.get('TPU_WORKER_HOSTNAMES', '') and 'TPU_WORKER_ID' in variables:
+    return ProcessGroup(int(variables['TPU_WORKER_ID']), {})
+  return None
+
+
+def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:
+  """Trains a run as one of the processes other than 0; returns the exit code.
+
+  If any process of the group is told to end, the workers of all save the run and end together.
+  """
+  run = run_files.run_dir(workdir, name)
+  result = run_files.read_result(run)
+  if result is not None and result.status != 'failed':
+    return 0
+  with preemption.deferred() as is_preempted:
+    worker = WorkerProcess(workdir, environment.cores(), group.worker_flags())
+    serving = threading.Thread(target=_serve, args=(worker, name), daemon=True)
+    serving.start()
+    threading.Thread(target=_print_output, args=(worker,), daemon=True).start()
+    try:
+      deadline = math.inf
+      while serving.is_alive() and time.monotonic() < deadline:
+        serving.join(POLL_SECONDS)
+        if is_preempted() and deadline == math.inf:
+          worker.send({'stop': True})
+          deadline = time.monotonic() + preemption.GRACE_SECONDS
+      if is_preempted() or worker.has_saved():
+        return preemption.EXIT_CODE
+      result = _await_result(run)
+    finally:
+      worker.kill()
+      worker.wait()
+  return 0 if result is not None and result.status != 'failed' else 1
+
+
+def _serve(worker: WorkerProcess, name: str) -> None:
+  """Answers the worker's first request with the run; returns when the worker is done with it."""
+  is_assigned = False
+  for _ in worker.requests():
+    if is_assigned:
+      return
+    worker.send({'run': name})
+    is_assigned = True
+  worker.wait()
+
+
+def _print_output(worker: WorkerProcess) -> None:
+  for line in worker.output():
+    print(line, file=sys.stderr, flush=True)
+
+
+def _await_result(run: Path) -> run_files.Result | None:
+  """The result that process 0 writes, None if it does not appear."""
+  for _ in range(RESULT_SECONDS):
+    if (result := run_files.read_result(run)) is not None:
+      return result
+    time.sleep(1)
+  return None
