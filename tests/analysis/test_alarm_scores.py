@@ -62,7 +62,7 @@ CASES = {
 
 def test_labels(tmp_path):
   write(tmp_path, CASES)
-  labels = alarm_scores.labelled(tmp_path)
+  labels = alarm_scores.label_runs(tmp_path)
   assert list(labels['unstable']) == [False] * 4 + [True] * 3
   # Losses are smoothed over five lines: the first with 2 of 5 nats / 5 above is that of the break.
   assert list(labels['onset'][4:]) == [80.0] * 3
@@ -72,20 +72,20 @@ def test_labels(tmp_path):
 
 def test_scores(tmp_path):
   write(tmp_path, CASES)
-  table = alarm_scores.score(alarm_scores.labelled(tmp_path)).set_index('rule')
+  table = alarm_scores.score(alarm_scores.label_runs(tmp_path)).set_index('rule')
   assert list(table.index) == ['attention_logit', 'any']
   for rule in table.index:
     row = table.loc[rule]
     assert (row['runs'], row['unstable'], row['fired']) == (7, 3, 3)
     assert row['recall'] == pytest.approx(2 / 3)
     assert row['false_alarm_rate'] == pytest.approx(1 / 4)
-    assert row['sure'] == pytest.approx(2 / 3)
+    assert row['precision'] == pytest.approx(2 / 3)
     assert row['lead'] == pytest.approx(1.0)  # the median of 0.5, 1 and never
 
 
 def test_most_unstable_runs_missed_have_an_endless_lead(tmp_path):
   write(tmp_path, CASES | {3e-1: (80, 0)})
-  table = alarm_scores.score(alarm_scores.labelled(tmp_path)).set_index('rule')
+  table = alarm_scores.score(alarm_scores.label_runs(tmp_path)).set_index('rule')
   assert math.isinf(table.loc['any', 'lead'])
   assert table.loc['any', 'recall'] == pytest.approx(1 / 3)
 
@@ -95,7 +95,7 @@ def test_any_is_the_first_of_all_rules(tmp_path, monkeypatch):
   early = rules.Rule(early_bird, 50, 0.5, '', ())
   monkeypatch.setattr(rules, 'RULES', (rule, early))
   write(tmp_path, {1e-3: (0, 0), 1e-1: (80, 40), 1.0: (80, 0)})
-  labels = alarm_scores.labelled(tmp_path)
+  labels = alarm_scores.label_runs(tmp_path)
   assert list(labels['early_bird']) == [60, 60, 60]
   assert list(labels['any']) == [60, 40, 60]
 
@@ -108,7 +108,7 @@ def test_runs_that_somebody_steered_and_those_without_a_result_do_not_count(tmp_
   folders = write(tmp_path, CASES)
   (folders[5] / 'actions.jsonl').write_text('')
   (folders[1] / 'result.json').unlink()
-  labels = alarm_scores.labelled(tmp_path)
+  labels = alarm_scores.label_runs(tmp_path)
   assert list(labels.index) == [folders[n].name for n in (0, 2, 3, 4, 6)]
   assert alarm_scores.score(labels)['false_alarm_rate'].to_list() == [0, 0]
 
@@ -117,7 +117,7 @@ def test_nothing_to_count_is_not_a_number():
   columns = {'unstable': [False], 'onset': [np.nan], 'attention_logit': [np.nan], 'any': [np.nan]}
   (row, _) = alarm_scores.score(pd.DataFrame(columns)).to_dict('records')
   assert row['false_alarm_rate'] == 0
-  assert all(math.isnan(row[name]) for name in ('recall', 'sure', 'lead'))
+  assert all(math.isnan(row[name]) for name in ('recall', 'precision', 'lead'))
 
 
 def test_the_files_alone_give_what_the_trainer_saw(tmp_path):
