@@ -41,7 +41,9 @@ def _excess(runs: pd.DataFrame, best: pd.DataFrame) -> pd.Series:
   return lr_sensitivity.counted_loss(runs) - best['loss'] - margin
 
 
-def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
+def onset(
+    results: Results, curves: pd.DataFrame, *, smoothing_window: int = SMOOTHING_WINDOW
+) -> pd.Series:
   """The step from which each run's loss stays too high, in the order of results.runs.
 
   It is the first logged step from which the smoothed training loss stays above that of the best run
@@ -51,12 +53,13 @@ def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
   Args:
     results: the runs of a sweep.
     curves: see results.load_curves; needs the columns run, step and loss.
+    smoothing_window: the number of logged steps in a moving average.
   """
   runs = results.runs
   best = best_runs(results)
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
   smoothed = {
-      name: (curve['step'].to_numpy(), _smoothed(curve['loss'].to_numpy()))
+      name: (curve['step'].to_numpy(), _smooth(curve['loss'].to_numpy(), smoothing_window))
       for name, curve in curves.groupby('run', observed=True)
   }
   steps = [
@@ -90,10 +93,10 @@ def best_runs(results: Results) -> pd.DataFrame:
   return runs[columns].reindex(best).set_axis(results.runs.index)
 
 
-def _smoothed(losses: np.ndarray) -> np.ndarray:
-  """Moving averages over SMOOTHING_WINDOW; infinite from the first loss that is not finite."""
+def _smooth(losses: np.ndarray, window: int) -> np.ndarray:
+  """Moving averages of the losses; infinite from the first loss that is not finite."""
   finite = np.logical_and.accumulate(np.isfinite(losses))
-  means = pd.Series(losses).rolling(SMOOTHING_WINDOW, min_periods=1).mean()
+  means = pd.Series(losses).rolling(window, min_periods=1).mean()
   return np.where(finite, means, np.inf)
 
 

@@ -1,4 +1,4 @@
-"""How good alarms are, on made-up runs of which it is known when they break and when it is seen."""
+"""Scores of the alarms on synthetic runs with known steps of instability and of alarms."""
 
 import json
 import math
@@ -19,19 +19,19 @@ BEST, BROKEN = 2.0, 4.0  # final losses; from an initial one of 6 the margin is 
 
 
 def write(workdir, cases):
-  """A sweep of one size with a run per case: {rate: (step it breaks at, step of logits above)}."""
+  """Writes a sweep with a run per case: {rate: (first unstable step, first step with an alarm)}."""
   runs = hyper.expand(
       base.get_config().to_dict(), hyper.sweep('optimizer.learning_rate', list(cases))
   )
   made_up.write_runs(workdir, runs)
   folders = []
-  for name, (breaks, seen) in zip(runs.configs, cases.values(), strict=True):
+  for name, (breaks, alarm) in zip(runs.configs, cases.values(), strict=True):
     run = run_files.run_dir(workdir, name)
     lines = []
     for step in range(10, STEPS + 1, 10):
       line = {'step': step, 'loss': BROKEN if breaks and step >= breaks else BEST}
       if step % 20 == 0:
-        logit = 1000.0 if seen and step >= seen else 10.0
+        logit = 1000.0 if alarm and step >= alarm else 10.0
         line |= {'block_0/attention_logit_max': logit, 'log_z': 1.0}
       lines.append(line)
     files.write_lines(run / 'metrics.jsonl', lines)
@@ -50,12 +50,12 @@ def one_rule(monkeypatch):
 
 
 CASES = {
-    1e-3: (0, 0),  # the best: stable, silent
+    1e-3: (0, 0),  # the best run: stable, no alarm
     3e-3: (0, 100),  # stable, a false alarm
     1e-2: (0, 0),
     3e-2: (0, 0),
-    1e-1: (80, 40),  # seen at half the time to its onset
-    3e-1: (80, 80),  # seen as it comes
+    1e-1: (80, 40),  # alarm after half the steps to the onset
+    3e-1: (80, 80),  # alarm at the onset
     1.0: (80, 0),  # missed
 }
 
@@ -64,7 +64,7 @@ def test_labels(tmp_path):
   write(tmp_path, CASES)
   labels = alarm_scores.label_runs(tmp_path)
   assert list(labels['unstable']) == [False] * 4 + [True] * 3
-  # Losses are smoothed over five lines: the first with 2 of 5 nats / 5 above is that of the break.
+  # The loss jumps by 2 nats, so the moving average over five steps exceeds the margin at once.
   assert list(labels['onset'][4:]) == [80.0] * 3
   assert list(labels['attention_logit'].fillna(0)) == [0, 100, 0, 0, 40, 80, 0]
   assert labels['any'].equals(labels['attention_logit'])
@@ -83,14 +83,14 @@ def test_scores(tmp_path):
     assert row['lead'] == pytest.approx(1.0)  # the median of 0.5, 1 and never
 
 
-def test_most_unstable_runs_missed_have_an_endless_lead(tmp_path):
+def test_lead_is_infinite_if_most_alarms_are_missed(tmp_path):
   write(tmp_path, CASES | {3e-1: (80, 0)})
   table = alarm_scores.score(alarm_scores.label_runs(tmp_path)).set_index('rule')
   assert math.isinf(table.loc['any', 'lead'])
   assert table.loc['any', 'recall'] == pytest.approx(1 / 3)
 
 
-def test_any_is_the_first_of_all_rules(tmp_path, monkeypatch):
+def test_any_is_the_first_alarm_of_all_rules(tmp_path, monkeypatch):
   (rule,) = rules.RULES
   early = rules.Rule(early_bird, 50, 0.5, '', ())
   monkeypatch.setattr(rules, 'RULES', (rule, early))
@@ -104,7 +104,7 @@ def early_bird(history):
   return history.row['step']
 
 
-def test_runs_that_somebody_steered_and_those_without_a_result_do_not_count(tmp_path):
+def test_runs_that_do_not_count(tmp_path):
   folders = write(tmp_path, CASES)
   (folders[5] / 'actions.jsonl').write_text('')
   (folders[1] / 'result.json').unlink()
@@ -113,15 +113,14 @@ def test_runs_that_somebody_steered_and_those_without_a_result_do_not_count(tmp_
   assert alarm_scores.score(labels)['false_alarm_rate'].to_list() == [0, 0]
 
 
-def test_nothing_to_count_is_not_a_number():
+def test_scores_without_runs_are_nan():
   columns = {'unstable': [False], 'onset': [np.nan], 'attention_logit': [np.nan], 'any': [np.nan]}
   (row, _) = alarm_scores.score(pd.DataFrame(columns)).to_dict('records')
   assert row['false_alarm_rate'] == 0
   assert all(math.isnan(row[name]) for name in ('recall', 'precision', 'lead'))
 
 
-def test_the_files_alone_give_what_the_trainer_saw(tmp_path):
-  """A line that is torn, and null for what was not finite."""
+def test_torn_line_and_null_loss(tmp_path):
   (run,) = write(tmp_path, {1e-3: (0, 100)})
   with (run / 'metrics.jsonl').open('a') as file:
     file.write(json.dumps({'step': 210, 'loss': None}))
