@@ -1,14 +1,14 @@
-"""Says at which learning rates larger sizes will be unstable, from a sweep of smaller ones.
+"""Predicts at which learning rates larger sizes are unstable, from a sweep of smaller sizes.
 
-  python -m launch.predict --workdir=DIR[,DIR2...] [--target=SIZE or parameters]
+  python -m launch.predict --workdir=DIR[,DIR2...] [--target=SIZE or PARAMETERS]
 
-SIZE is a named one, say 4.8B; by default, the next two after the sweep's largest. Each sweep
-predicts for itself. Where its largest size has at least four times the parameters of three others,
-it is also predicted from those, and how right that was is said, over all the sweeps together.
-Written to DIR/report/: predictions.csv, predictions_held_out.csv and the figures.
+SIZE is a named size such as 4.8B; the default is the next two named sizes after the sweep's
+largest. Each sweep is used by itself. As a test, the largest size of each sweep is also predicted
+from those with at most a quarter of its parameters, if there are three or more of them; the scores
+are over all sweeps together. The tables predictions.csv and predictions_held_out.csv and the
+figures are written to DIR/report/.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -28,65 +28,61 @@ _WORKDIR = flags.DEFINE_list(
     'workdir', None, 'folders of sweeps, separated by commas', flag_values=FLAGS
 )
 _TARGET = flags.DEFINE_string(
-    'target', None, f'{", ".join(config_lib.SIZES)}, or parameters', flag_values=FLAGS
+    'target',
+    None,
+    f'size to predict: one of {", ".join(config_lib.SIZES)}, or a number of parameters',
+    flag_values=FLAGS,
 )
-PIPED_WIDTH = 110  # columns that the tables want
+PIPED_WIDTH = 110  # characters; the tables fit without breaking words
 
 
 def main() -> None:
-  """Predicts, scores, prints and writes."""
+  """Predicts, scores, prints and writes the files."""
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder, or several separated by commas')
-  target = None if _TARGET.value is None else parameters(_TARGET.value)
   from stability.analysis import results as results_lib
   from stability.analysis.prediction import observations, predict
   from stability.report import predictions as predictions_lib
 
-  found = {}
+  target = None
+  if _TARGET.value is not None:
+    try:
+      target = predictions_lib.target_parameters(_TARGET.value)
+    except BadInput as error:
+      raise BadInput(f'--{error}') from None
+  by_workdir = {}
   for workdir in map(Path, _WORKDIR.value):
     results = results_lib.load_workdir(workdir)
     curves = results_lib.load_curves(workdir, observations.PROBES)
-    found[workdir] = predictions_lib.Predicted.of(results, curves, target)
-    if found[workdir] is None:
+    by_workdir[workdir] = predictions_lib.Predictions.make(results, curves, target)
+    if by_workdir[workdir] is None:
       raise BadInput(f'--workdir={workdir}: no run has finished yet')
   console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-  for workdir, predicted in found.items():
-    predictions_lib.write(predicted, workdir / 'report')
-    console.print(_table(str(workdir), predictions_lib.table(predicted)))
-    for sentence in predictions_lib.sentences(predicted):
+  for workdir, predictions in by_workdir.items():
+    predictions_lib.write(predictions, workdir / 'report')
+    console.print(_table(str(workdir), predictions_lib.table(predictions)))
+    for sentence in predictions_lib.sentences(predictions):
       console.print(sentence, highlight=False, markup=False)
-    written = f'Written to {workdir / "report"}\n'
+    written = f'Tables and figures: {workdir / "report"}\n'
     console.print(written, soft_wrap=True, highlight=False, markup=False)
-  scores = predict.score([predicted.held_out for predicted in found.values()])
-  if (verdict := predictions_lib.verdict(scores)) is not None:
-    console.print(_table('Size held out', predictions_lib.score_table(scores)))
-    console.print(verdict, highlight=False)
+  scores = predict.score([predictions.held_out for predictions in by_workdir.values()])
+  if (accuracy := predictions_lib.accuracy_sentence(scores)) is not None:
+    console.print(_table('Test on the held-out size', predictions_lib.score_table(scores)))
+    console.print(accuracy, highlight=False)
   else:
-    console.print('No size could be held out: that takes three of a quarter of it or less.')
-
-
-def parameters(target: str) -> float:
-  """What --target stands for."""
-  if target in config_lib.SIZES:
-    return float(config_lib.parameters(config_lib.unflatten(config_lib.size(target))))
-  try:
-    count = float(target)
-  except ValueError:
-    count = math.nan
-  if not 1 <= count < math.inf:
-    raise BadInput(
-        f'--target={target}: must be one of {", ".join(config_lib.SIZES)}, or a number'
+    console.print(
+        'No size could be held out as a test: that takes three sizes with at most a quarter of the'
+        " largest one's parameters."
     )
-  return count
 
 
 def _table(title: str, text: pd.DataFrame) -> Table:
-  shown = Table(title=Text(title), box=box.SIMPLE_HEAD, collapse_padding=True)
+  table = Table(title=Text(title), box=box.SIMPLE_HEAD, collapse_padding=True)
   for name in text:
-    shown.add_column(Text(name), justify='right', overflow='fold')
+    table.add_column(Text(name), justify='right', overflow='fold')
   for row in text.itertuples(index=False):
-    shown.add_row(*map(Text, row))  # Text, not str: brackets in a field's value are no markup
-  return shown
+    table.add_row(*map(Text, row))  # not str: brackets in a field's value would be markup
+  return table
 
 
 if __name__ == '__main__':

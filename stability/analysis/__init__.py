@@ -1,6 +1,6 @@
-"""What a sweep's files say: numbers computed from results, without training code or accelerator."""
+"""Statistics of a sweep, computed from its files alone: no training code, no accelerator."""
 
 import pandas as pd
 
-# The same with pyarrow and without; and pyarrow refuses what is no UTF-8, which names may hold.
+# The same behaviour with and without pyarrow, which also refuses names that are not valid UTF-8.
 pd.options.mode.string_storage = 'python'

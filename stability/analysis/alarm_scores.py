@@ -1,4 +1,4 @@
-"""How good the alarms are, held against which runs of a sweep became unstable, and when."""
+"""Scores of the alarm rules: how well they predict which runs become unstable, and when."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,15 +12,13 @@ from stability.control.alarms import Monitor
 from stability.control.rules import RULES, Rule
 from stability.storage import run_files
 
-ANY = 'any'  # of the rules
+ANY = 'any'  # the union of all rules
 
 
-def first_alarms(
-    workdir: Path, runs: list[str], rules: Sequence[Rule] = RULES
-) -> pd.DataFrame:
-  """For each run (the index) the step of each rule's first alarm, and of ANY; NaN: it was silent.
+def first_alarms(workdir: Path, runs: list[str], rules: Sequence[Rule] = RULES) -> pd.DataFrame:
+  """The step of each rule's first alarm, and of ANY's: a row per run; NaN if it did not fire.
 
-  The rules are held against the rows of metrics.jsonl as the trainer holds them.
+  The rules are applied to the rows of metrics.jsonl as the trainer applies them.
   """
   steps = pd.DataFrame(np.nan, runs, [rule.name for rule in rules])
   for name in runs:
@@ -31,10 +29,11 @@ def first_alarms(
   return steps.assign(**{ANY: steps.min(axis='columns')})
 
 
-def labelled(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
-  """The runs that count, by name: unstable, onset and the columns of first_alarms.
+def label_runs(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
+  """The outcome of each run that counts, and its alarms.
 
-  A run in which somebody stepped in is left out: how it would have ended is not known.
+  Runs that were acted on are left out: how they would have ended is unknown. The index is the name
+  of the run. Columns: unstable, onset (see instability) and those of first_alarms.
   """
   results = results_lib.load_workdir(workdir)
   curves = results_lib.load_curves(workdir, probes=())
@@ -43,21 +42,25 @@ def labelled(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
       'unstable': instability.unstable(results),
       'onset': instability.onset(results, curves),
   })
-  steered = [
+  acted_on = [
       (run_files.run_dir(workdir, name) / 'actions.jsonl').exists() for name in labels['run']
   ]
-  labels = labels[labels['unstable'].notna() & ~np.array(steered, bool)].set_index('run')
+  labels = labels[labels['unstable'].notna() & ~np.array(acted_on, bool)].set_index('run')
   return labels.join(first_alarms(workdir, list(labels.index), rules))
 
 
 def score(labels: pd.DataFrame) -> pd.DataFrame:
-  """A row for each rule, ANY last.
+  """Scores each rule: a row per rule, ANY last; NaN where no run qualifies.
 
-  Columns: rule, runs and unstable (how many there are), fired (in how many), recall (share of the
-  unstable runs in which it fired), false_alarm_rate (share of the others), sure (share of those it
-  fired in that are unstable), lead: the median, over all unstable runs that have an onset, of the
-  step of the alarm over the step of the onset, a silent run counting as infinite. NaN where there
-  is nothing to count.
+  Columns:
+    rule
+    runs, unstable: how many runs there are, and how many of them are unstable
+    fired: in how many runs the rule fired
+    recall: the share of unstable runs in which it fired
+    false_alarm_rate: the share of stable runs in which it fired
+    precision: the share of runs in which it fired that are unstable
+    lead: the step of the alarm relative to the step of the onset; the median over unstable runs
+      with an onset, infinite for a run in which the rule did not fire
   """
   return pd.DataFrame(list(_scores(labels)))
 
@@ -75,7 +78,7 @@ def _scores(labels: pd.DataFrame) -> Iterator[dict[str, float | int | str]]:
         'fired': int(fired.sum()),
         'recall': _share(fired[unstable]),
         'false_alarm_rate': _share(fired[~unstable]),
-        'sure': _share(unstable[fired]),
+        'precision': _share(unstable[fired]),
         'lead': lead.median() if len(lead) else np.nan,
     }
 

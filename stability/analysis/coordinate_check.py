@@ -1,11 +1,12 @@
-"""Coordinate check: how activations grow with the width, step by step (arXiv 2203.03466, app. D).
+"""Coordinate check: how activations scale with the width, step by step (arXiv 2203.03466, app. D).
 
-Under muP and its equals activations keep their size as the width grows, at the start and after
-every update; under the standard parameterization with one learning rate they grow from the first
-update on. Measured are activations themselves, not how far they moved from where they started: it
-shows after few updates, where the learning rate is so high that the change exceeds the start, and
-not in the embedding, which keeps its initial size for long. Logits start with a slope of -1/2 where
-the head's std falls as 1/width: under mup, mean_field, muparam_intermediate and _full.
+Under muP and equivalent parameterizations, the size of activations is independent of the width, at
+initialisation and after every update. Under the standard parameterization with one learning rate
+it grows with the width from the first update on. The check uses the activations themselves, not
+their change since initialisation. It therefore needs a learning rate at which a few updates change
+them by more than their initial size, and says little about the embedding, which keeps its initial
+size for long. Logits start with a slope of -1/2 where the standard deviation of the head falls as
+1/width: under mup, mean_field, muparam_intermediate and muparam_full.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ WIDTH = 'model.width'
 
 
 def load_activations(workdir: Path) -> pd.DataFrame:
-  """tables.load_curves of every activation_rms/ and output_rms probe that a run has logged."""
+  """results.load_curves with every activation_rms/ and output_rms probe that any run logged."""
   probes: dict[str, None] = {}
   for name in sweeps.read_sweep(workdir).runs:
     for line in run_files.read_metrics(run_files.run_dir(workdir, name)):
@@ -29,16 +30,18 @@ def load_activations(workdir: Path) -> pd.DataFrame:
 
 
 def slopes(results: results_lib.Results, activations: pd.DataFrame) -> pd.DataFrame:
-  """The power of the width with which the RMS of an activation goes, by least squares of its log.
+  """The exponents of power laws in the width, fitted to the RMS of each activation.
+
+  The fit is by least squares in log RMS, over runs with a finite RMS; seeds are pooled.
 
   Args:
-    results: of a sweep over model.width.
-    activations: what load_activations gives.
+    results: the runs of a sweep over model.width.
+    activations: see load_activations.
 
   Returns:
-    A row per probe, intervention and step. Columns: probe, those of the intervention and of the
-    size but for the width, step, slope, and widths, on how many it rests: runs that are not finite
-    there do not count, nor do steps with less than two widths. Seeds are pooled.
+    A row per probe, intervention and step that has at least two widths. Columns: probe, those of
+    the intervention, those of the size other than the width, step, slope (the exponent), widths
+    (how many).
   """
   columns = [*results.groups, *(size for size in results.sizes if size != WIDTH)]
   probes = [column for column in activations if _is_activation(column)]
@@ -46,12 +49,12 @@ def slopes(results: results_lib.Results, activations: pd.DataFrame) -> pd.DataFr
   rows = rows[np.isfinite(rows['rms']) & (rows['rms'] > 0)]
   rows = rows.merge(results.runs[['run', WIDTH, *columns]], on='run')
   keys = ['probe', *columns, 'step']
-  found = [
+  fitted = [
       (*values, _slope(of_step), widths)
       for values, of_step in results_lib.split(rows, keys)
       if (widths := of_step[WIDTH].nunique()) > 1
   ]
-  return pd.DataFrame(found, columns=[*keys, 'slope', 'widths'])
+  return pd.DataFrame(fitted, columns=[*keys, 'slope', 'widths'])
 
 
 def _slope(rows: pd.DataFrame) -> float:

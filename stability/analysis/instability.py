@@ -1,4 +1,4 @@
-"""Which runs are unstable, and from which step on: the definitions that all others go by."""
+"""The definitions of an unstable run and of the onset of its instability, used everywhere."""
 
 import numpy as np
 import pandas as pd
@@ -7,31 +7,31 @@ from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.results import Results
 
-MARGIN = 0.05  # of what the best run of the size learned: initial loss minus its final loss
-SMOOTHED = 5  # logged steps that a smoothed loss is the mean of: the last one and those before it
+MARGIN = 0.05  # relative to the loss reduction of the size's best run, initial minus final loss
+SMOOTHING_WINDOW = 5  # logged steps in a moving average, which ends at the current one
 UNSTABLE_LOGIT = 1e4  # runs with attention logits above it diverged (paper section 3.3)
 
 
 def unstable(results: Results) -> pd.Series:
-  """For each run, in the order of results.runs, whether it is unstable; NA where it does not count.
+  """Whether each run is unstable, in the order of results.runs; NA for a run that does not count.
 
-  Unstable: diverged, or at a learning rate above the best one of its size with a loss above the
-  best one's by more than MARGIN. The best run of a size is that with the lowest loss, over all
-  interventions and seeds. A run without another one of its size, as the paper's of 4.8B is, is held
-  against the best of the smaller sizes as well, whatever its learning rate.
+  A run is unstable if it diverged, or if its learning rate is above the best one of its size and
+  its loss exceeds the best by more than MARGIN. The best run of a size has the lowest loss over all
+  interventions and seeds. A run that is the only one of its size, like the paper's 4.8B model, is
+  also compared with the best of the smaller sizes, whatever its learning rate.
   """
   runs, best = results.runs, best_runs(results)
   excess = _excess(runs, best)
-  of_others = best['parameters'] < runs['parameters']
-  above_best = (runs['learning_rate'] > best['learning_rate']) | of_others
-  found = (excess > 0) & above_best | (runs['status'] == 'diverged')
-  return found.astype('boolean').where(excess.notna())
+  best_is_smaller = best['parameters'] < runs['parameters']
+  above_best = (runs['learning_rate'] > best['learning_rate']) | best_is_smaller
+  is_unstable = (excess > 0) & above_best | (runs['status'] == 'diverged')
+  return is_unstable.astype('boolean').where(excess.notna())
 
 
 def loss_excess(results: Results) -> pd.Series:
-  """For each run, by how much min(final, initial) misses the margin to the best of its size, nats.
+  """min(final, initial) of each run minus the best loss of its size and the margin, in nats.
 
-  Above 0: too high. NaN where the run does not count.
+  Positive where the loss is too high; NaN for a run that does not count.
   """
   return _excess(results.runs, best_runs(results))
 
@@ -41,22 +41,25 @@ def _excess(runs: pd.DataFrame, best: pd.DataFrame) -> pd.Series:
   return lr_sensitivity.counted_loss(runs) - best['loss'] - margin
 
 
-def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
-  """For each run, in the order of results.runs, the step from which its loss stays too high.
+def onset(
+    results: Results, curves: pd.DataFrame, *, smoothing_window: int = SMOOTHING_WINDOW
+) -> pd.Series:
+  """The step from which each run's loss stays too high, in the order of results.runs.
 
-  The first logged step from which the smoothed training loss stays above that of the best run of
-  its size by MARGIN; NaN where there is none. A loss that is not finite is above any. A learning
-  rate that is too low gives an onset as well: only that of an unstable run is one of instability.
+  It is the first logged step from which the smoothed training loss stays above that of the best run
+  of its size by MARGIN; NaN if there is none. A loss that is not finite counts as infinite. A
+  learning rate that is too low also has an onset; it marks instability only in an unstable run.
 
   Args:
-    results: a sweep's runs.
-    curves: with the columns run, step and loss, see tables.load_curves.
+    results: the runs of a sweep.
+    curves: see results.load_curves; needs the columns run, step and loss.
+    smoothing_window: the number of logged steps in a moving average.
   """
   runs = results.runs
   best = best_runs(results)
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
   smoothed = {
-      name: (curve['step'].to_numpy(), _smoothed(curve['loss'].to_numpy()))
+      name: (curve['step'].to_numpy(), _smooth(curve['loss'].to_numpy(), smoothing_window))
       for name, curve in curves.groupby('run', observed=True)
   }
   steps = [
@@ -69,30 +72,31 @@ def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
 
 
 def best_runs(results: Results) -> pd.DataFrame:
-  """For each run, the run, loss, learning_rate and parameters of the best of its size, or NaN.
+  """The best run of each run's size: run, loss, learning_rate and parameters, or NaN.
 
-  Of a size with one run alone, whatever its seeds, the best of those not larger.
+  The rows are those of results.runs. A size with a single cell, of any number of seeds, is compared
+  with all sizes up to its own.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),
       parameters=results.runs['parameters'].astype(float),
   ).reset_index(drop=True)
-  best = np.full(len(runs), np.nan)  # rows
+  best = np.full(len(runs), np.nan)  # row numbers
   for _, of_size in results_lib.split(runs, ['parameters', *results.sizes]):
-    others = of_size
+    candidates = of_size
     if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():
       smaller = runs['parameters'] < of_size['parameters'].iloc[0]
-      others = runs[smaller | runs.index.isin(of_size.index)]
-    if others['loss'].notna().any():
-      best[of_size.index] = others['loss'].idxmin()
+      candidates = runs[smaller | runs.index.isin(of_size.index)]
+    if candidates['loss'].notna().any():
+      best[of_size.index] = candidates['loss'].idxmin()
   columns = ['run', 'loss', 'learning_rate', 'parameters']
   return runs[columns].reindex(best).set_axis(results.runs.index)
 
 
-def _smoothed(losses: np.ndarray) -> np.ndarray:
-  """Means over the last SMOOTHED lines; infinite from the first loss that is not finite on."""
+def _smooth(losses: np.ndarray, window: int) -> np.ndarray:
+  """Moving averages of the losses; infinite from the first loss that is not finite."""
   finite = np.logical_and.accumulate(np.isfinite(losses))
-  means = pd.Series(losses).rolling(SMOOTHED, min_periods=1).mean()
+  means = pd.Series(losses).rolling(window, min_periods=1).mean()
   return np.where(finite, means, np.inf)
 
 

@@ -1,4 +1,4 @@
-"""LR sensitivity: how much the final loss depends on the learning rate (arXiv 2309.14322, 2.2)."""
+"""LR sensitivity: how much the final loss depends on the learning rate (paper section 2.2)."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ import pandas as pd
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
 
-COUNTED = ('done', 'diverged')  # failed, stopped and missing runs say nothing about stability
-DRAWS = 1000  # resamplings of the seeds for low and high
-INTERVAL = (5, 95)  # their percentiles
+COUNTED = ('done', 'diverged')  # statuses; other runs carry no information about stability
+DRAWS = 1000  # resamples of the seeds, for low and high
+INTERVAL = (5, 95)  # percentiles of the resamples
 ALL = 'all'  # in the column window: no limits
 NOT_COMPARABLE = 'not comparable'
 
@@ -18,23 +18,26 @@ NOT_COMPARABLE = 'not comparable'
 def counted_loss(runs: pd.DataFrame) -> pd.Series:
   """min(final_loss, initial_loss) in nats; NaN for runs that failed, were stopped or are missing.
 
-  A diverged run without a finite final loss counts as its initial loss.
+  A diverged run without a finite final loss counts with its initial loss.
   """
-  loss = np.fmin(runs['final_loss'], runs['initial_loss'])  # fmin passes over NaN
+  loss = np.fmin(runs['final_loss'], runs['initial_loss'])  # fmin ignores NaN
   return loss.where(runs['status'].isin(COUNTED))
 
 
 def lr_sensitivity(results: results_lib.Results) -> pd.DataFrame:
-  """A row per size and intervention, the smallest size first.
+  """LR sensitivity as a table: a row per size and intervention, the smallest size first.
 
-  Columns: those of size and intervention, parameters, lr_sensitivity (mean over learning rates of
-  the loss minus the smallest, each averaged over seeds; nats; NaN with one learning rate), low and
-  high (90 % interval by resampling whole seeds; NaN with one seed), best_loss, best_learning_rate,
-  learning_rates and seeds (how many counted), missing (how many runs did not), window.
-
-  window: `all`, or the one of results.windows in which LR sensitivity is lowest, and which
-  lr_sensitivity and learning_rates are of; the other columns are of all the windows together.
-  `not comparable`: results.not_comparable is set, and there is no lr_sensitivity.
+  Columns:
+    those of size and intervention, and parameters
+    lr_sensitivity: the mean over learning rates of the loss averaged over seeds, minus the lowest
+      of these averages; nats; NaN with one learning rate
+    low, high: 90 % interval from resampling whole seeds; NaN with one seed
+    best_loss (nats), best_learning_rate
+    learning_rates, seeds: how many counted
+    missing: how many runs did not count
+    window: the window of learning rates that lr_sensitivity and learning_rates refer to, the one of
+      results.windows with the lowest LR sensitivity; the other columns refer to all windows. `all`
+      if there are none; `not comparable` if results.not_comparable rules out an LR sensitivity
   """
   columns = [*results.sizes, *results.groups, 'parameters']
   rows = [
@@ -48,7 +51,7 @@ def lr_sensitivity(results: results_lib.Results) -> pd.DataFrame:
 def _row(
     runs: pd.DataFrame, results: results_lib.Results, key: dict
 ) -> dict[str, float | int | str]:
-  limits = windows_lib.of(results.windows, key)
+  limits = windows_lib.find(results.windows, key)
   runs = within(runs.assign(loss=counted_loss(runs)), limits)
   losses = runs.pivot(index='learning_rate', columns='seed', values='loss')
   losses = losses.dropna(how='all').dropna(how='all', axis='columns')
@@ -78,16 +81,16 @@ def _row(
 
 
 def draws(seeds: int) -> np.ndarray:
-  """Weights [DRAWS, seeds] of the seeds, drawn as often as there are, with replacement.
+  """The weights [DRAWS, seeds] of bootstrap resamples of the seeds.
 
-  The generator starts anew here, so that interventions with the same seeds see the same draws.
+  Each call restarts the generator: interventions with the same seeds get the same resamples.
   """
   shares = np.full(seeds, 1 / seeds)
   return np.random.default_rng(0).multinomial(seeds, shares, size=DRAWS)
 
 
 def within(runs: pd.DataFrame, limits: Sequence[windows_lib.Window] | None) -> pd.DataFrame:
-  """The runs whose learning rate lies in one of the windows; all without windows."""
+  """The runs whose learning rate lies in one of the windows; all runs if there are none."""
   if limits is None:
     return runs
   rates = runs['learning_rate']
@@ -99,21 +102,21 @@ def spreads(
 ) -> np.ndarray:
   """LR sensitivity [W, D] in each window, for each weighting of the seeds.
 
-  Fewer than two learning rates have none (NaN): one alone has no spread.
+  NaN with fewer than two learning rates.
 
   Args:
     losses: a row per learning rate, a column per seed.
-    weights_DxS: of the seeds, in the order of the columns.
-    limits: the windows; None: one without limits.
+    weights_DxS: the weights of the seeds, in the order of the columns.
+    limits: the windows; None: a single one without limits.
   """
   mean_LxD = mean_over_seeds(losses.to_numpy(), weights_DxS)
   if limits is None:
     return _spread(mean_LxD)[None]
-  found = []
+  spreads_WxD = []
   for window in limits:
     rows = losses.index.get_indexer(_inside(losses.index, window))
-    found.append(_spread(mean_LxD[rows]))
-  return np.array(found)
+    spreads_WxD.append(_spread(mean_LxD[rows]))
+  return np.array(spreads_WxD)
 
 
 def _inside(rates: pd.Index, window: windows_lib.Window) -> pd.Index:
@@ -121,18 +124,18 @@ def _inside(rates: pd.Index, window: windows_lib.Window) -> pd.Index:
 
 
 def _spread(mean_LxD: np.ndarray) -> np.ndarray:
-  """Mean minus lowest over what is there; NaN where that is fewer than two."""
-  there_LxD = np.isfinite(mean_LxD)
-  total_D = np.where(there_LxD, mean_LxD, 0.0).sum(axis=0)
-  count_D = there_LxD.sum(axis=0)
+  """The mean minus the minimum of the finite values [D]; NaN with fewer than two."""
+  finite_LxD = np.isfinite(mean_LxD)
+  total_D = np.where(finite_LxD, mean_LxD, 0.0).sum(axis=0)
+  count_D = finite_LxD.sum(axis=0)
   mean_D = np.divide(total_D, count_D, out=np.full(total_D.shape, np.nan), where=count_D > 1)
-  return mean_D - np.where(there_LxD, mean_LxD, np.inf).min(axis=0, initial=np.inf)
+  return mean_D - np.where(finite_LxD, mean_LxD, np.inf).min(axis=0, initial=np.inf)
 
 
 def mean_over_seeds(values_LxS: np.ndarray, weights_DxS: np.ndarray) -> np.ndarray:
-  """Weighted means [L, D] over the seeds that are there; NaN where none is."""
-  there_LxS = np.isfinite(values_LxS)
-  total_LxD = np.where(there_LxS, values_LxS, 0.0) @ weights_DxS.T
-  count_LxD = there_LxS @ weights_DxS.T
-  nothing_LxD = np.full(total_LxD.shape, np.nan)
-  return np.divide(total_LxD, count_LxD, out=nothing_LxD, where=count_LxD > 0)
+  """Weighted means [L, D] of the finite values over seeds; NaN where there is none."""
+  finite_LxS = np.isfinite(values_LxS)
+  total_LxD = np.where(finite_LxS, values_LxS, 0.0) @ weights_DxS.T
+  count_LxD = finite_LxS @ weights_DxS.T
+  nan_LxD = np.full(total_LxD.shape, np.nan)
+  return np.divide(total_LxD, count_LxD, out=nan_LxD, where=count_LxD > 0)

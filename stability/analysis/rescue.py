@@ -1,4 +1,7 @@
-"""How many doomed runs the policy rescues: runs with control.on_alarm=policy beside none."""
+"""How many unstable runs the policy rescues: pairs of runs with and without it.
+
+The policy is control.on_alarm=policy; a pair differs in nothing else.
+"""
 
 import dataclasses
 
@@ -8,31 +11,36 @@ from stability.analysis import instability, lr_sensitivity
 from stability.analysis.results import Results
 
 FIELD = 'control.on_alarm'
-WITHIN = 0.02  # of the best loss at the size: what counts as rescued
+WITHIN = 0.02  # relative distance to the best loss of the size that counts as rescued
 
 
 def pairs(results: Results) -> pd.DataFrame:
-  """A row for each two runs that differ in nothing but the policy, both with a loss that counts.
+  """A row per pair of runs that differ in the policy alone, if the losses of both count.
 
-  Columns: those of size and intervention, parameters, learning_rate, seed, doomed (unstable without
-  the policy), loss_without and loss_with (min(final, initial), nats), best_loss (of the size and
-  intervention without the policy: the lowest over learning rates of the mean over seeds), rescued
-  (doomed, and with the policy at most WITHIN above the best) and harmed (not doomed, and with the
-  policy more than WITHIN above the same run without it). Empty if the sweep has no such runs.
+  Columns:
+    those of size and intervention, parameters, learning_rate, seed
+    doomed: unstable without the policy
+    loss_without, loss_with: min(final, initial) without and with the policy, nats
+    best_loss: the lowest loss of the size and intervention without the policy, averaged over seeds
+    rescued: doomed, and with the policy at most WITHIN above best_loss
+    harmed: not doomed, and with the policy more than WITHIN above the run without it
+
+  Empty if the sweep has no such pairs.
   """
   if FIELD not in results.groups:
     return pd.DataFrame()
   groups = [name for name in results.groups if name != FIELD]
   runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
-  alone = dataclasses.replace(results, runs=runs[runs[FIELD] == 'none'], groups=groups)
-  if alone.runs.empty:
+  baseline = dataclasses.replace(results, runs=runs[runs[FIELD] == 'none'], groups=groups)
+  if baseline.runs.empty:
     return pd.DataFrame()
   of_size = [*results.sizes, *groups, 'parameters']
   key = [*of_size, 'learning_rate', 'seed']
-  without = alone.runs[[*key, 'loss']].assign(doomed=instability.unstable(alone))
-  steered = runs.loc[runs[FIELD] == 'policy', [*key, 'loss']]
-  best = lr_sensitivity.lr_sensitivity(alone)[[*of_size, 'best_loss']]
-  table = without.merge(steered, on=key, suffixes=('_without', '_with')).merge(best, on=of_size)
+  without = baseline.runs[[*key, 'loss']].assign(doomed=instability.unstable(baseline))
+  with_policy = runs.loc[runs[FIELD] == 'policy', [*key, 'loss']]
+  best = lr_sensitivity.lr_sensitivity(baseline)[[*of_size, 'best_loss']]
+  table = without.merge(with_policy, on=key, suffixes=('_without', '_with'))
+  table = table.merge(best, on=of_size)
   table = table.dropna(subset=['loss_without', 'loss_with', 'doomed']).astype({'doomed': bool})
   within_best = table['loss_with'] <= (1 + WITHIN) * table['best_loss']
   worse = table['loss_with'] > (1 + WITHIN) * table['loss_without']
@@ -40,10 +48,10 @@ def pairs(results: Results) -> pd.DataFrame:
 
 
 def by_size(table: pd.DataFrame, results: Results) -> pd.DataFrame:
-  """The pairs counted: a row per size, the smallest first.
+  """The number of pairs of each kind: a row per size, the smallest first.
 
   Columns: those of size, parameters, doomed, rescued, others (not doomed) and harmed.
   """
-  counted = table.assign(others=~table['doomed']).groupby([*results.sizes, 'parameters'])
-  found = counted[['doomed', 'rescued', 'others', 'harmed']].sum().reset_index()
-  return found.sort_values('parameters', kind='stable', ignore_index=True)
+  by_size = table.assign(others=~table['doomed']).groupby([*results.sizes, 'parameters'])
+  counts = by_size[['doomed', 'rescued', 'others', 'harmed']].sum().reset_index()
+  return counts.sort_values('parameters', kind='stable', ignore_index=True)

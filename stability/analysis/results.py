@@ -1,4 +1,4 @@
-"""Results as tables: a row per run, from a sweep's files or from anybody's CSV file."""
+"""Results as tables with a row per run, from the files of a sweep or from a CSV file."""
 
 import csv
 import dataclasses
@@ -17,35 +17,37 @@ from stability.hyper import Runs
 from stability.storage import results_csv, run_files, sweeps
 
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
-LOGIT = 'block_0/attention_logit_max'  # the probe that figures follow; see probes.py
+LOGIT = 'block_0/attention_logit_max'  # the probe that figures and predictions use
 
-LATE = 0.05  # what the end of a run is; its last step alone would be noisy
+LATE = 0.05  # the share of steps that make the end of a run; the last step alone is noisy
 
 _NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
 _COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss')
 _STATUSES = (*run_files.STATUSES, 'missing')
 
-_MOST = 1e30  # of a loss: sums and axes over those near the largest float overflow
-_LOSS = f'a number from -{_MOST:g} to {_MOST:g}'
-_WHOLE = 'a whole number from 0 to 2^53 - 1'
+_MAX_LOSS = 1e30  # sums and axes overflow near the largest float
+_LOSS = f'a number from -{_MAX_LOSS:g} to {_MAX_LOSS:g}'
+_WHOLE_NUMBER = 'a whole number from 0 to 2^53 - 1'
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """The runs of a sweep and which of their columns make the size and the intervention."""
+  """The runs of a sweep, and which of their columns define the size and the intervention.
 
-  # run, status, parameters, learning_rate, seed, initial_loss, final_loss (nats; NaN where there is
-  # none), the columns of sizes and groups; of a workdir also steps, tokens, seconds, error and all
-  # other fields of the config.
+  `runs` has a row per run, with the columns run, status, parameters, learning_rate, seed,
+  initial_loss, final_loss (nats; NaN if unknown) and those of sizes and groups. Runs of a workdir
+  also have steps, tokens, seconds, error and every other field of their config.
+  """
+
   runs: pd.DataFrame
-  groups: list[str]  # the intervention
-  sizes: list[str]  # the shape; two shapes may have the same parameters
-  windows: windows_lib.Windows = ()  # of learning rates, for some interventions
-  not_comparable: str | None = None  # the field that keeps LR sensitivities from being compared
+  groups: list[str]  # the columns that define the intervention
+  sizes: list[str]  # the columns that define the shape; shapes can have equal parameter counts
+  windows: windows_lib.Windows = ()  # of learning rates, for LR sensitivity
+  not_comparable: str | None = None  # the field that makes LR sensitivities incomparable
 
 
 def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
-  """(values, rows) of each combination of the columns, in order of appearance."""
+  """Yields (values, rows) for each combination of values, in order of appearance."""
   if not columns:
     yield (), runs
   else:
@@ -53,7 +55,7 @@ def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, p
 
 
 def load_workdir(workdir: Path) -> Results:
-  """The runs of a sweep, in its order; every field of their configs is a column."""
+  """The runs of a sweep in its order; every field of their configs is a column."""
   sweep = sweeps.read_sweep(workdir)
   runs = pd.DataFrame(results_csv.read_results(workdir))
   configs = pd.DataFrame([config_lib.flatten(config) for config in sweep.runs.values()])
@@ -72,13 +74,14 @@ def load_workdir(workdir: Path) -> Results:
 
 
 def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame:
-  """A row per logged step: run, step, loss and the probes, each under its name.
+  """The training curves: a row per run and logged step.
 
-  Values that are not finite, and those of probes between two measurements, are NaN.
+  Columns: run, step, loss (training, nats) and the probes, each under its name. Values that are not
+  finite are NaN, and so are probes at steps at which they were not measured.
   """
   columns = ['loss', *dict.fromkeys(probes)]
   names = list(sweeps.read_sweep(workdir).runs)
-  steps, values = [], []  # an array per run: lists of numbers would take ten times the memory
+  steps, values = [], []  # an array per run; lists of numbers would take ten times the memory
   for name in names:
     run = run_files.run_dir(workdir, name)
     lines = run_files.read_metrics(run)
@@ -96,7 +99,7 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
 
 
 def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:
-  """For each run that has any, the mean of a probe's values over the last LATE of its steps."""
+  """The mean of a probe over the last LATE of its steps, by run; runs without it are left out."""
   values = curves[['run', 'step', probe]].dropna()
   last = values.groupby('run', observed=True)['step'].transform('max')
   return values[values['step'] > (1 - LATE) * last].groupby('run', observed=True)[probe].mean()
@@ -111,16 +114,18 @@ def load_csv(
     window_where: Mapping[str, str] | None = None,
     not_comparable: str | None = None,
 ) -> Results:
-  """The runs of any trainer: a row each, with learning_rate and final_loss.
+  """Runs of any trainer, from a CSV file with a row per run.
 
   Args:
-    path: a CSV file with a header. Optional columns: parameters, seed, run, initial_loss, status
-      (done, diverged, failed, stopped or missing; an empty one follows from the losses).
-    group_by: the columns of the intervention; None: those with a dot in their name.
-    initial_loss: of all runs, in place of the column.
-    windows: of learning rates, see analysis/windows.py.
-    window_where: columns of size or intervention -> the values of the rows they are for.
-    not_comparable: a column of size or intervention.
+    path: a CSV file with a header. Required columns: learning_rate, final_loss. Optional columns:
+      parameters, seed, run, initial_loss, status (done, diverged, failed, stopped or missing; an
+      empty one is derived from the losses).
+    group_by: the columns that define the intervention; None: those with a dot in their name.
+    initial_loss: the initial loss of all runs (nats), instead of the column.
+    windows: windows of learning rates, see windows.py.
+    window_where: column -> value, of size or intervention: the rows that the windows apply to; None
+      or empty: all.
+    not_comparable: a column of size or intervention that makes LR sensitivities incomparable.
   """
   cells = _read_csv(path)
   missing = [name for name in ('learning_rate', 'final_loss') if name not in cells]
@@ -128,7 +133,7 @@ def load_csv(
     raise BadInput(
         f'{path}: has no column {" and ".join(missing)}; its columns are {", ".join(cells)}'
     )
-  if initial_loss is not None and not abs(initial_loss) <= _MOST:
+  if initial_loss is not None and not abs(initial_loss) <= _MAX_LOSS:
     raise BadInput(f'--initial_loss={initial_loss}: must be {_LOSS}')
   if initial_loss is None and 'initial_loss' not in cells:
     raise BadInput(f'{path}: has no column initial_loss; add it or give --initial_loss')
@@ -142,30 +147,32 @@ def load_csv(
   runs['run'] = cells['run'] if 'run' in cells else [f'line {line}' for line in cells.index]
   runs['parameters'] = pd.NA
   if 'parameters' in cells:
-    runs['parameters'] = numbers('parameters', _WHOLE, _whole)
+    runs['parameters'] = numbers('parameters', _WHOLE_NUMBER, _is_whole)
   runs['learning_rate'] = numbers(
       'learning_rate', 'a number above 0', lambda rate: np.isfinite(rate) & (rate > 0)
   )
   runs['seed'] = 0
   if 'seed' in cells:
-    runs['seed'] = numbers('seed', _WHOLE, _whole).astype(int)
+    runs['seed'] = numbers('seed', _WHOLE_NUMBER, _is_whole).astype(int)
   runs['initial_loss'] = initial_loss
   if initial_loss is None:
-    runs['initial_loss'] = numbers('initial_loss', _LOSS, lambda loss: ~(loss.abs() > _MOST))
+    runs['initial_loss'] = numbers('initial_loss', _LOSS, lambda loss: ~(loss.abs() > _MAX_LOSS))
   runs['final_loss'] = numbers(
-      'final_loss', f'a number, -{_MOST:g} or more, or empty', lambda loss: ~(loss < -_MOST)
+      'final_loss',
+      f'a number, -{_MAX_LOSS:g} or more, or empty',
+      lambda loss: ~(loss < -_MAX_LOSS),
   )
   runs['status'] = _statuses(path, cells, runs)
   for name in (*sizes, *groups):
     runs[name] = _values(cells[name])
-  _refuse_repeats(path, runs, ['parameters', *sizes, *groups, 'learning_rate', 'seed'])
-  named = [*sizes, *groups]
+  _refuse_duplicates(path, runs, ['parameters', *sizes, *groups, 'learning_rate', 'seed'])
+  fields = [*sizes, *groups]
   where = {
-      column: _window_value(path, runs, named, column, value)
+      column: _window_value(path, runs, fields, column, value)
       for column, value in (window_where or {}).items()
   }
-  if not_comparable is not None and not_comparable not in named:
-    raise BadInput(f'--not_comparable={not_comparable}: must be one of {_names(named)}')
+  if not_comparable is not None and not_comparable not in fields:
+    raise BadInput(f'--not_comparable={not_comparable}: must be one of {_names(fields)}')
   return Results(
       runs.astype({'parameters': 'Int64'}).reset_index(drop=True),
       groups,
@@ -178,7 +185,7 @@ def load_csv(
 def _window_value(
     path: Path, runs: pd.DataFrame, columns: list[str], column: str, text: str
 ) -> object:
-  """The value of --window_where, as the column has it."""
+  """The value of --window_where, converted to the type of its column."""
   name = f'--window_where={column}={text}'
   if column not in columns:
     raise BadInput(f'{name}: the column must be one of {_names(columns)}')
@@ -189,18 +196,18 @@ def _window_value(
 
 
 def _names(columns: list[str]) -> str:
-  return ', '.join(columns) or 'the columns of --group_by, of which there are none'
+  return ', '.join(columns) or 'the columns of --group_by, but there are none'
 
 
 def _groups_and_sizes(fields: Iterable[str]) -> tuple[list[str], list[str]]:
-  """The swept fields that make the intervention, and those that make the size."""
+  """The swept fields that define the intervention, and those that define the size."""
   fields = [field for field in fields if field not in _NOT_INTERVENTIONS]
   groups = [field for field in fields if field not in SIZE_FIELDS]
   return groups, [field for field in fields if field in SIZE_FIELDS]
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-  """The cells as text; the index is the line of the file, counted from 1."""
+  """The cells as text; the index is the line number, starting at 1."""
   try:
     with path.open(newline='', encoding='utf-8-sig') as file:
       reader = csv.reader(file, strict=True)
@@ -210,7 +217,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
   except (csv.Error, UnicodeDecodeError) as error:
     raise BadInput(f'{path}: is not a CSV file: {error}') from error
   if len(rows) < 2:
-    raise BadInput(f'{path}: holds no runs; a header and a row for each run are needed')
+    raise BadInput(f'{path}: contains no runs; it needs a header and a row per run')
   (_, header), *body = rows
   names = [name.strip() for name in header]
   for name in names:
@@ -233,7 +240,7 @@ def _checked_groups(path: Path, cells: pd.DataFrame, group_by: list[str]) -> lis
   return list(dict.fromkeys(group_by))
 
 
-def _whole(values: pd.Series) -> pd.Series:
+def _is_whole(values: pd.Series) -> pd.Series:
   return (values >= 0) & (values % 1 == 0) & (values < 2**53)
 
 
@@ -242,13 +249,13 @@ def _numbers(
     cells: pd.DataFrame,
     column: str,
     allowed: str,
-    fits: Callable[[pd.Series], pd.Series],
+    is_allowed: Callable[[pd.Series], pd.Series],
 ) -> pd.Series:
-  """A column as floats, empty cells and `nan` as NaN; refuses text and values that do not fit."""
+  """A column as floats, with empty cells and `nan` as NaN; refuses text and values not allowed."""
   text = cells[column]
   values = pd.to_numeric(text, errors='coerce').astype(float)
   not_a_number = values.isna() & ~text.str.lower().isin(['', 'nan'])
-  wrong = text[not_a_number | ~fits(values)]
+  wrong = text[not_a_number | ~is_allowed(values)]
   if len(wrong):
     raise BadInput(
         f'{path}, line {wrong.index[0]}: {column}={wrong.iloc[0]!r}: must be {allowed}'
@@ -257,13 +264,16 @@ def _numbers(
 
 
 def _values(cells: pd.Series) -> pd.Series:
-  """Cells as numbers if all of them are, else as text."""
+  """The cells as numbers if all of them are numbers, otherwise as text."""
   numbers = pd.to_numeric(cells, errors='coerce')
   return cells if numbers.isna().any() else numbers
 
 
 def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
-  """The given status, or what the losses say: each run that counts must have an initial loss."""
+  """The status of each run, derived from the losses where the file gives none.
+
+  Refuses a run that counts but has no initial loss.
+  """
   given = cells['status'] if 'status' in cells else pd.Series('', cells.index)
   wrong = given[~given.isin(['', *_STATUSES])]
   if len(wrong):
@@ -271,9 +281,9 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
         f'{path}, line {wrong.index[0]}: status={wrong.iloc[0]!r}: must be one of'
         f' {", ".join(_STATUSES)}, or empty'
     )
-  bare = runs.index[runs['initial_loss'].isna() & given.isin(['', 'done', 'diverged'])]
-  if len(bare):
-    raise BadInput(f'{path}, line {bare[0]}: initial_loss is empty: must be {_LOSS}')
+  incomplete = runs.index[runs['initial_loss'].isna() & given.isin(['', 'done', 'diverged'])]
+  if len(incomplete):
+    raise BadInput(f'{path}, line {incomplete[0]}: initial_loss is empty: must be {_LOSS}')
   derived = [
       run_files.final_status(*losses)
       for losses in zip(runs['initial_loss'], runs['final_loss'], strict=True)
@@ -281,10 +291,10 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
   return given.where(given != '', derived)
 
 
-def _refuse_repeats(path: Path, runs: pd.DataFrame, columns: list[str]) -> None:
-  """Two rows that nothing tells apart would be averaged as if they were one intervention."""
-  for _, alike in split(runs[runs.duplicated(columns, keep=False)], columns):
+def _refuse_duplicates(path: Path, runs: pd.DataFrame, columns: list[str]) -> None:
+  """Refuses rows that are equal in the columns: they would be averaged as one intervention."""
+  for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
     raise BadInput(
-        f'{path}, lines {alike.index[0]} and {alike.index[1]}: are alike in'
-        f' {", ".join(columns)}; add a column seed, or name with --group_by what differs'
+        f'{path}, lines {equal.index[0]} and {equal.index[1]}: have the same'
+        f' {", ".join(columns)}; add a column seed, or name the column that differs in --group_by'
     )

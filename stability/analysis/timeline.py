@@ -1,4 +1,4 @@
-"""What happened to the runs in which somebody stepped in: alarms and actions, in their order."""
+"""The timeline of runs that were acted on: their alarms and actions in order."""
 
 from pathlib import Path
 
@@ -11,25 +11,27 @@ from stability.storage import run_files, sweeps
 COLUMNS = ('run', 'step', 'what', 'by', 'why')
 
 
-def story(workdir: Path) -> pd.DataFrame:
-  """A row for each alarm and action of the runs that took an action or refused one, forks last.
+def load(workdir: Path) -> pd.DataFrame:
+  """A row per alarm and action of the runs that received an action, even a refused one.
 
-  Columns: run, step, what (the alarm's rule or the action in words), by ('' for an alarm), why
-  (what the alarm saw, or the reason that was given). After a rewind the steps begin again.
+  Forks come last. After a rewind the steps of a run start again.
+
+  Columns: run, step, what (`alarm: RULE`, or the action in words), by (who acted; '' for an alarm),
+  why (the alarm's message or the reason given for the action).
   """
   names = [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]
-  rows = [row for name in names for row in _of_run(run_files.run_dir(workdir, name))]
+  rows = [row for name in names for row in _rows(run_files.run_dir(workdir, name))]
   return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _of_run(run: Path) -> list[tuple[str, int, str, str, str]]:
+def _rows(run: Path) -> list[tuple[str, int, str, str, str]]:
   records = read_records(run)
   if not records:
     return []
   rows, taken = [], 0
   raised = read_alarms(run)
   for record in [*records, None]:
-    # An alarm knows how many actions had been taken before it.
+    # An alarm records how many actions were taken before it.
     while raised and (record is None or _comes_before(raised[0], record, taken)):
       alarm = raised.pop(0)
       rows.append((run.name, alarm.step, f'alarm: {alarm.rule}', '', alarm.message))

@@ -1,13 +1,14 @@
-"""Which learning rates an LR sensitivity is over, and whether it may be compared (appendix B).
+"""Windows of learning rates for LR sensitivity, and sweeps that allow no comparison (appendix B).
 
-A config file says it in get_report(scale), a dict with one or both of:
+A config file sets them in get_report(scale), which returns a dict with one or both of:
 
   'windows': [{'where': {field: value}, 'windows': [[low, high], ...]}, ...]
-      The LR sensitivity of an intervention whose fields have these values is the lowest of those
-      within each window of learning rates, ends included. The first entry that fits counts;
-      `'where': {}` fits all. An intervention that none fits is over all its learning rates.
+      Applies to interventions whose fields have these values; `'where': {}` applies to all, and of
+      several entries that apply the first one counts. LR sensitivity is computed within each window
+      of learning rates, ends included, and the lowest one is reported. Without an entry, it is
+      computed over all learning rates.
   'not_comparable': field
-      The field changes what a learning rate means: no LR sensitivity is computed in this sweep.
+      The field changes the meaning of the learning rate: no LR sensitivity is computed.
 """
 
 import math
@@ -21,17 +22,17 @@ from stability.hyper import Runs
 Window = tuple[float, float]  # the lowest and the highest learning rate
 Windows = Sequence[Mapping[str, Any]]  # entries with `where` and `windows`
 
-_SLACK = 1e-9  # relative: 0.3 and 3 * 0.1 are the same learning rate
+_TOLERANCE = 1e-9  # relative: 0.3 and 3 * 0.1 are the same learning rate
 
 
 def inside(learning_rate: float, window: Window) -> bool:
   """Whether a learning rate lies in a window, ends included."""
   low, high = window
-  return low * (1 - _SLACK) <= learning_rate <= high * (1 + _SLACK)
+  return low * (1 - _TOLERANCE) <= learning_rate <= high * (1 + _TOLERANCE)
 
 
-def of(windows: Windows, values: Mapping[str, Any]) -> list[Window] | None:
-  """The windows of the intervention (or size) with these values of fields; None: no limits."""
+def find(windows: Windows, values: Mapping[str, Any]) -> list[Window] | None:
+  """The windows that apply to an intervention with these values of its fields; None: no limits."""
   for entry in windows:
     if all(values.get(field) == value for field, value in entry['where'].items()):
       return [(low, high) for low, high in entry['windows']]
@@ -39,7 +40,7 @@ def of(windows: Windows, values: Mapping[str, Any]) -> list[Window] | None:
 
 
 def check(report: Any, runs: Runs) -> dict[str, Any]:
-  """What get_report returned, if it makes sense for the runs of the sweep."""
+  """Validates what get_report returned against the runs of the sweep, and returns it."""
   if not isinstance(report, Mapping):
     raise BadInput(f'get_report returns a {type(report).__name__}, must be a dict')
   for key in report:
@@ -64,12 +65,12 @@ def _check_entry(entry: Any, name: str, flat: list[dict[str, Any]], runs: Runs) 
     raise BadInput(f'get_report: {name}: where={where!r}: must be a dict of field -> value')
   for field in where:
     _check_swept(field, f'{name}: where', runs)
-  fitting = [run for run in flat if all(run[field] == value for field, value in where.items())]
-  if not fitting:
+  matching = [run for run in flat if all(run[field] == value for field, value in where.items())]
+  if not matching:
     raise BadInput(f'get_report: {name}: where={where!r}: no run of the sweep has these values')
   if not isinstance(windows, list) or not windows:
     raise BadInput(f'get_report: {name}: windows={windows!r}: must be a list of [low, high]')
-  rates = {run['optimizer.learning_rate'] for run in fitting}
+  rates = {run['optimizer.learning_rate'] for run in matching}
   for window in windows:
     check_window(window, f'get_report: {name}: {window!r}')
     if sum(inside(rate, window) for rate in rates) < 2:
@@ -88,11 +89,11 @@ def _check_swept(field: Any, name: str, runs: Runs) -> None:
 
 
 def check_window(window: Any, name: str) -> None:
-  """Refuses what is not two learning rates, the lower one first."""
-  numbers = (
+  """Refuses a window that is not two learning rates, the lower one first."""
+  is_pair = (
       isinstance(window, list | tuple)
       and len(window) == 2
       and all(isinstance(end, int | float) and not isinstance(end, bool) for end in window)
   )
-  if not numbers or not 0 < window[0] < window[1] < math.inf:
+  if not is_pair or not 0 < window[0] < window[1] < math.inf:
     raise BadInput(f'{name}: must be two learning rates, the lower one first')

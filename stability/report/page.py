@@ -45,7 +45,7 @@ def write_report(workdir: Path) -> Path:
       ],
       title=f'Training stability: {Path(sweep.config_file).stem}',
       coordinate_check=_coordinate_check(workdir, results),
-      story=timeline_lib.story(workdir),
+      story=timeline_lib.load(workdir),
       facts={
           'Sweep': config | overrides,
           'Data': _data(sweep.data),
@@ -87,7 +87,7 @@ def _write(
   files.write_atomic(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
   files.write_atomic(folder / 'claims.csv', judged.to_csv(index=False))
   if larger is not None:
-    predictions.write_tables(larger.predicted, folder)
+    predictions.write_tables(larger.predictions, folder)
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   page = render(
       'template.html.j2',

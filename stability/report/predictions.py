@@ -1,7 +1,8 @@
-"""What is predicted of larger sizes, for people: sentences, tables and figures."""
+"""Predictions for larger sizes as people read them: sentences, tables, figures and files."""
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,240 +11,263 @@ from matplotlib.figure import Figure
 
 from stability import config as config_lib
 from stability.analysis import results as results_lib
-from stability.analysis.prediction import observations, predict, predictors
+from stability.analysis.prediction import observations as observations_lib
+from stability.analysis.prediction import predict, predictors
+from stability.analysis.prediction.observations import Observations
 from stability.analysis.results import Results
+from stability.errors import BadInput
 from stability.report import labels
 from stability.report.plots import style
 from stability.report.plots.selection import Plot
 from stability.storage import files
 
-FAR = 30  # times the largest trained size: from here on a prediction is a guess
-NEXT_SIZES = 2  # of the named ones, where no target is given
-NEXT_FACTOR = 4  # beyond the named ones
+FAR = 30  # times the largest trained size: beyond this a prediction is a guess
+NEXT_SIZES = 2  # of the named sizes are predicted if no target is given
+NEXT_FACTOR = 4  # times the largest trained size, if no named size is larger
 ABOVE, BELOW = ({'marker': arrow, 'markerfacecolor': 'white'} for arrow in '^v')
-_CURVE = 60  # points of a drawn law
-_MANY_TICKS = 100  # times the lowest learning rate shown: from here on a tick per decade or more
+_CURVE_POINTS = 60  # of the extrapolated curve
+_MANY_TICKS = 100  # times the lowest learning rate shown: from here on one tick per decade or less
 
 
 @dataclasses.dataclass(frozen=True)
-class Predicted:
-  """Everything a sweep says of sizes beyond it."""
+class Predictions:
+  """A sweep's predictions for sizes beyond it, and their test on its largest size."""
 
   results: Results
-  seen: dict[tuple, observations.Observations]  # by intervention
-  said: pd.DataFrame  # see prediction.predict
-  held_out: pd.DataFrame  # see prediction.hold_out
+  observations: dict[tuple, Observations]  # by intervention
+  forecasts: pd.DataFrame  # see prediction.predict.predict
+  held_out: pd.DataFrame  # see prediction.predict.hold_out
 
   @classmethod
-  def of(
+  def make(
       cls, results: Results, curves: pd.DataFrame, target: float | None = None
-  ) -> 'Predicted | None':
-    """Of the next sizes, or of the target's parameters; None while no run counts.
+  ) -> 'Predictions | None':
+    """Predicts a target size, or the next sizes after the largest one; None if no run counts.
 
     Args:
-      results: of a sweep.
-      curves: with the columns of observations.PROBES, see tables.load_curves.
-      target: parameters.
+      results: the runs of a sweep.
+      curves: see results.load_curves, with the columns of observations.PROBES.
+      target: the parameters of the size to predict; None: the next sizes.
     """
-    seen = observations.of(results, curves)
-    if not seen:
+    observations = observations_lib.by_intervention(results, curves)
+    if not observations:
       return None
-    largest = max(of_group.sizes[-1] for of_group in seen.values())
+    largest = max(of_group.sizes[-1] for of_group in observations.values())
     parameters = next_sizes(largest) if target is None else [target]
-    said = predict.predict(results, seen, parameters)
-    return cls(results, seen, said, predict.hold_out(results, seen))
+    forecasts = predict.predict(results, observations, parameters)
+    return cls(results, observations, forecasts, predict.hold_out(results, observations))
 
-  def name(self, values: tuple) -> str:
-    """Of an intervention."""
+  def label(self, values: tuple) -> str:
+    """The intervention with these values, as figures and sentences name it."""
     return labels.pairs(self.results.groups, values)
 
 
 def next_sizes(largest: float) -> list[float]:
-  """The named sizes after this many parameters, or one 4 times as large."""
+  """The next named sizes above this parameter count; if there are none, one 4 times as large."""
   named = map(config_lib.parameters, map(config_lib.unflatten, config_lib.SIZES.values()))
-  above = [float(parameters) for parameters in named if parameters > largest]
-  return above[:NEXT_SIZES] or [NEXT_FACTOR * largest]
+  larger = [float(parameters) for parameters in named if parameters > largest]
+  return larger[:NEXT_SIZES] or [NEXT_FACTOR * largest]
 
 
-# The words.
+def target_parameters(target: str | float) -> float:
+  """The parameters of a target: a named size such as '4.8B', or a parameter count."""
+  if target in config_lib.SIZES:
+    return float(config_lib.parameters(config_lib.unflatten(config_lib.size(target))))
+  try:
+    count = float(target)
+  except ValueError:
+    count = math.nan
+  if not 1 <= count < math.inf:
+    raise BadInput(f'target={target}: must be one of {", ".join(config_lib.SIZES)}, or a number')
+  return count
 
 
-def sentences(predicted: Predicted) -> list[str]:
-  """What to expect of each target, with each intervention, and how far away it is."""
-  said = predicted.said
+# Sentences and tables.
+
+
+def sentences(predictions: Predictions) -> list[str]:
+  """The critical learning rate of each target size and intervention, in words."""
+  forecasts = predictions.forecasts
   found = []
-  for values, of_group in results_lib.split(said, predicted.results.groups):
-    critical = of_group[of_group['predictor'] == predictors.ByCriticalRate.name]
-    name = predicted.name(values)
-    where = f' with {name}' if name else ''
+  for values, of_group in results_lib.split(forecasts, predictions.results.groups):
+    critical = of_group[of_group['predictor'] == predictors.CriticalRatePredictor.name]
+    label = predictions.label(values)
+    where = f' with {label}' if label else ''
     for parameters, of_size in critical.groupby('parameters', dropna=False, sort=False):
       row = of_size.iloc[0]
       if pd.isna(parameters):
-        found.append(f'Where instability begins{where} cannot be predicted: {row["note"]}.')
+        found.append(f'The critical learning rate{where} cannot be predicted: {row["note"]}.')
         continue
       found.append(
-          f'{labels.parameters(parameters)} parameters{where}: unstable from a learning rate of'
-          f' {_short(row["value"])} (90 %: {_short(row["low"])} to {_short(row["high"])}),'
-          f' {_times(row["times"])} times the largest trained size.'
+          f'{labels.parameters(parameters)} parameters{where}: unstable above a learning rate of'
+          f' {_two_digits(row["value"])} (90 % interval {_two_digits(row["low"])} to'
+          f' {_two_digits(row["high"])}), at {_factor(row["times"])} times the largest trained'
+          ' size.'
       )
-  if (said['times'] > FAR).any():
+  if (forecasts['times'] > FAR).any():
     found.append(
-        f'That is more than {FAR} times the largest trained size: no such distance has been put to'
-        ' the test here, take it as a guess.'
+        f'That is more than {FAR} times the largest trained size. Predictions have not been tested'
+        ' over such a distance; treat them as guesses.'
     )
   return found
 
 
-def verdict(scores: pd.DataFrame) -> str | None:
-  """How right the chosen predictor was where it could be checked; None where it could not."""
+def accuracy_sentence(scores: pd.DataFrame) -> str | None:
+  """How accurate the chosen predictor was on the held-out sizes; None without held-out sizes."""
   if scores.empty or not (scores['predictor'] == predict.CHOSEN).any():
     return None
   row = scores[scores['predictor'] == predict.CHOSEN].iloc[0]
   text = (
-      'The largest size, predicted from those at most a quarter of it:'
-      f' {row["accuracy"]:.0%} of {row["runs"]} runs rightly called stable or unstable;'
-      f' Brier score {row["brier"]:.3f}, of the base rate {row["base_brier"]:.3f}'
+      'Test on the largest size, predicted from sizes at most a quarter of it:'
+      f' {row["accuracy"]:.0%} of {row["runs"]} runs were correctly predicted as stable or'
+      f' unstable. Brier score {row["brier"]:.3f}; {row["base_brier"]:.3f} for the base rate'
   )
   if not pd.isna(row['paper_brier']):
-    text += f", of the paper's fit {row['paper_brier']:.3f}"
+    text += f", {row['paper_brier']:.3f} for the paper's fit"
   intervals = scores[scores['event'] == predictors.UNSTABLE].dropna(subset='coverage')
   parts = [
-      f'{part["predictor"]} in {part["coverage"]:.0%} of {part["intervals"]}'
+      f'{part["predictor"]} {part["coverage"]:.0%} of {part["intervals"]}'
       for _, part in intervals[intervals['predictor'] != predict.CHOSEN].iterrows()
   ]
-  return f'{text}. Within 90 % intervals: {", ".join(parts)}.' if parts else f'{text}.'
+  return f'{text}. Coverage of the 90 % intervals: {", ".join(parts)}.' if parts else f'{text}.'
 
 
-def table(predicted: Predicted) -> pd.DataFrame:
-  """A row per intervention, size and learning rate: what is expected there, as text."""
-  said = predicted.said.dropna(subset='parameters')
-  keys = [*predicted.results.groups, 'parameters', 'learning_rate']
+def table(predictions: Predictions) -> pd.DataFrame:
+  """The predictions as text: a row per intervention, size and learning rate."""
+  forecasts = predictions.forecasts.dropna(subset='parameters')
+  keys = [*predictions.results.groups, 'parameters', 'learning_rate']
   columns = {}
-  chosen = said[said['chosen']].set_index(keys)
+  chosen = forecasts[forecasts['chosen']].set_index(keys)
   columns['unstable'] = chosen['probability'].map('{:.0%}'.format)
-  for predictor in (predictors.LOGIT, predictors.ByGradient()):
-    of_one = said[said['predictor'] == predictor.name].set_index(keys)
-    numbers = of_one[['value', 'low', 'high']].itertuples(index=False)
-    columns[f'{predictor.quantity} (90 %)'] = pd.Series(
-        [f'{_short(value)} ({_short(low)} to {_short(high)})' for value, low, high in numbers],
-        of_one.index,
-        object,
+  for predictor in (predictors.LOGIT, predictors.GradientPredictor()):
+    of_one = forecasts[forecasts['predictor'] == predictor.name].set_index(keys)
+    numbers = of_one[['value', 'low', 'high']].map(_two_digits).itertuples(index=False)
+    columns[f'{predictor.quantity} (90 % interval)'] = pd.Series(
+        [f'{value} ({low} to {high})' for value, low, high in numbers], of_one.index, object
     )
   text = pd.DataFrame(columns).dropna(axis='columns', how='all')
-  text = text.reindex(said.set_index(keys).index.unique()).fillna('').reset_index()
+  text = text.reindex(forecasts.set_index(keys).index.unique()).fillna('').reset_index()
   text['parameters'] = text['parameters'].map(labels.parameters)
   text['learning_rate'] = text['learning_rate'].map(labels.number)
-  for field in predicted.results.groups:
+  for field in predictions.results.groups:
     text[field] = text[field].map(labels.value)
-  names = labels.fields(predicted.results.groups) | {'learning_rate': 'learning rate'}
+  names = labels.fields(predictions.results.groups) | {'learning_rate': 'learning rate'}
   return text.rename(columns=names)
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
-  """The scores as text."""
+  """The scores of prediction.predict.score as text."""
   text = pd.DataFrame({'predictor': scores['predictor'], 'event': scores['event']})
   text['runs'] = scores['runs'].astype(str)
-  text['right'] = scores['accuracy'].map('{:.0%}'.format)
+  text['accuracy'] = scores['accuracy'].map('{:.0%}'.format)
   for column, title in (
-      ('brier', 'Brier'),
+      ('brier', 'Brier score'),
       ('base_brier', 'base rate'),
       ('paper_brier', "paper's fit"),
   ):
     text[title] = scores[column].map(labels.decimals)
-  text['in 90 % intervals'] = [
+  text['in 90 % interval'] = [
       f'{share:.0%} of {count}' if count else ''
       for share, count in zip(scores['coverage'], scores['intervals'], strict=True)
   ]
-  text['median miss (decades)'] = scores['miss'].map(lambda miss: labels.decimals(miss, 2))
+  text['median error (decades)'] = scores['error'].map(lambda error: labels.decimals(error, 2))
   text = text.replace({'nan%': '', 'nan': ''})
   return text[(scores['runs'] > 0) | (scores['numbers'] > 0)]
 
 
-def _times(factor: float) -> str:
+def _factor(factor: float) -> str:
   """2.25, 16, 8,192."""
   return f'{factor:.3g}' if factor < 100 else f'{factor:,.0f}'
 
 
-def _short(value: float) -> str:
-  """Two digits."""
+def _two_digits(value: float) -> str:
+  """A number rounded to two significant digits; empty if it is not finite."""
   return labels.number(float(f'{value:.1e}')) if np.isfinite(value) else ''
 
 
-# The figures.
+# Figures.
 
 
 @style.styled
-def critical_rates(predicted: Predicted) -> Figure:
-  """Critical learning rate against parameters: measured, the law with its interval, the targets."""
+def critical_rates(predictions: Predictions) -> Figure:
+  """Critical learning rate against parameters: measured, and extrapolated with its interval.
+
+  A line per intervention; arrows mark sizes whose critical rate lies outside the grid.
+  """
   figure, axes = style.grid([''], height=3.3)
   axis = axes[0, 0]
   handles = []
-  targets = predicted.said['parameters'].dropna().unique()
-  for i, (values, seen) in enumerate(predicted.seen.items()):
+  targets = predictions.forecasts['parameters'].dropna().unique()
+  for i, (values, observations) in enumerate(predictions.observations.items()):
     look = {
         'color': (colour := style.INTERVENTION_COLOURS[i % len(style.INTERVENTION_COLOURS)]),
         'marker': style.INTERVENTION_MARKERS[i % len(style.INTERVENTION_MARKERS)],
     }
-    rates = seen.runs.drop_duplicates('row')
-    for beyond, marker in ((0, {}), (1, ABOVE), (-1, BELOW)):
-      of_kind = rates[rates['beyond'] == beyond]
-      axis.plot(of_kind['parameters'], 10 ** of_kind['critical'], linestyle='', **look | marker)
-    handles.append(style.handle(predicted.name(values) or 'measured', **look))
-    if len(seen.sizes) < predictors.FEWEST_SIZES:
+    curves = observations.runs.drop_duplicates('curve')
+    for censored, marker in ((0, {}), (1, ABOVE), (-1, BELOW)):
+      of_kind = curves[curves['censored'] == censored]
+      rates = 10 ** of_kind['log_critical']
+      axis.plot(of_kind['parameters'], rates, linestyle='', **look | marker)
+    handles.append(style.handle(predictions.label(values) or 'measured', **look))
+    if len(observations.sizes) < predictors.MIN_SIZES:
       continue
-    sizes = np.geomspace(seen.sizes[0], max([*targets, seen.sizes[-1]]), _CURVE)
+    smallest, largest = observations.sizes[[0, -1]]
+    sizes = np.geomspace(smallest, max([*targets, largest]), _CURVE_POINTS)
     try:
-      law = predictors.ByCriticalRate().forecast(
-          seen, observations.targets(sizes, seen.learning_rates[:1])
+      forecast = predictors.CriticalRatePredictor().forecast(
+          observations, observations_lib.cells(sizes, observations.learning_rates[:1])
       )
-    except predictors.TooLittle:
+    except predictors.InsufficientData:
       continue
-    band = 10 ** law.cells[['value', 'low', 'high']]
+    band = 10 ** forecast.cells[['value', 'low', 'high']]
     axis.plot(sizes, band['value'], color=colour, linewidth=1.1)
     axis.fill_between(sizes, band['low'], band['high'], color=colour, alpha=0.15, linewidth=0)
   for target in targets:
     axis.axvline(target, color=style.GREY, linestyle=':', linewidth=1.1)
   handles.append(style.handle('predicted size', linestyle=':', linewidth=1.1))
-  for beyond, marker, text in ((1, ABOVE, 'above'), (-1, BELOW, 'below')):
-    if any((seen.runs['beyond'] == beyond).any() for seen in predicted.seen.values()):
+  for censored, marker, text in ((1, ABOVE, 'above'), (-1, BELOW, 'below')):
+    if any((one.runs['censored'] == censored).any() for one in predictions.observations.values()):
       handles.append(style.handle(f'{text} the grid', linestyle='', **marker))
   axis.set_yscale('log')
   low, high = axis.get_ylim()
   style.plain_ticks(axis.yaxis, (1, 2, 5) if high < _MANY_TICKS * low else (1,))
-  sizes = [*np.concatenate([seen.sizes for seen in predicted.seen.values()]), *targets]
-  style.parameters_axis(axis, pd.Series(sizes))
-  style.finish(figure, 'parameters', 'unstable from this learning rate', handles, '')
+  trained = [one.sizes for one in predictions.observations.values()]
+  style.parameters_axis(axis, pd.Series([*np.concatenate(trained), *targets]))
+  style.finish(figure, 'parameters', 'critical learning rate', handles, '')
   return figure
 
 
 @style.styled
-def predicted_against_measured(predicted: Predicted) -> Figure:
-  """The size held out: a panel per intervention of its logits and, beneath, of instability."""
-  held_out = predicted.held_out.dropna(subset='run')
-  said_colour, measured_colour = style.INTERVENTION_COLOURS[:2]
+def predicted_against_measured(predictions: Predictions) -> Figure:
+  """Predictions for the held-out size against what was measured.
+
+  A column per intervention: attention logits and, beneath, the probability of being unstable.
+  """
+  held_out = predictions.held_out.dropna(subset='run')
+  predicted_colour, measured_colour = style.INTERVENTION_COLOURS[:2]
   panels = {
-      predicted.name(values): rows
-      for values, rows in results_lib.split(held_out, predicted.results.groups)
+      predictions.label(values): rows
+      for values, rows in results_lib.split(held_out, predictions.results.groups)
   }
   figure, axes = style.grid(list(panels), height=2.4, rows=2)
   dots = {'color': measured_colour, 'marker': 'o', 'linestyle': ''}
   for (logits, events), rows in zip(axes, panels.values(), strict=True):
     numbers = rows[rows['predictor'] == predictors.LOGIT.name].sort_values('learning_rate')
-    x = numbers['learning_rate']
-    logits.plot(x, numbers['value'], color=said_colour)
-    logits.fill_between(x, numbers['low'], numbers['high'], color=said_colour, alpha=0.2, lw=0)
+    x, low, high = numbers['learning_rate'], numbers['low'], numbers['high']
+    logits.plot(x, numbers['value'], color=predicted_colour)
+    logits.fill_between(x, low, high, color=predicted_colour, alpha=0.2, lw=0)
     logits.plot(x, numbers['measured'], **dots)
     logits.set_yscale('log')
     style.plain_ticks(logits.yaxis, (1,))
     chosen = rows[rows['chosen']].sort_values('learning_rate')
-    events.plot(chosen['learning_rate'], chosen['probability'], color=said_colour)
+    events.plot(chosen['learning_rate'], chosen['probability'], color=predicted_colour)
     events.plot(chosen['learning_rate'], chosen['happened'].astype(float), **dots)
     events.set_ylim(-0.06, 1.06)
     style.rate_axis(events)
   axes[0, 0].set_ylabel('attention logit')
   axes[0, 1].set_ylabel('unstable')
   handles = [
-      style.handle('predicted,\n90 % interval', color=said_colour),
+      style.handle('predicted,\n90 % interval', color=predicted_colour),
       style.handle('measured', **dots),
   ]
   size = labels.parameters(held_out['parameters'].iloc[0])
@@ -251,48 +275,49 @@ def predicted_against_measured(predicted: Predicted) -> Figure:
   return figure
 
 
-# The files, and the section of the page.
+# Files, and the section of the page.
 
 
-def figures(predicted: Predicted) -> list[Plot]:
-  """Those there is something to draw for."""
+def figures(predictions: Predictions) -> list[Plot]:
+  """The figures that there are data for."""
   found = [
       Plot(
           'critical_learning_rate',
           'Critical learning rate against size',
-          'The learning rate from which runs are unstable: where the loss passes the margin,'
-          ' between two of the grid. The law goes on to larger sizes; bands are 90 % intervals.',
-          functools.partial(critical_rates, predicted),
+          'The learning rate above which runs are unstable: where the loss, interpolated between'
+          ' learning rates, exceeds the best one by the margin. Lines extrapolate it to larger'
+          ' sizes; bands are 90 % intervals.',
+          functools.partial(critical_rates, predictions),
           absent='',
       )
   ]
-  if not predicted.held_out.empty:
+  if not predictions.held_out.empty:
     found.append(
         Plot(
             'predicted_against_measured',
             'Predicted against measured',
-            'The largest size, predicted from those with at most a quarter of its parameters and'
-            ' then looked at: the highest attention logit by the step at which it is read, and the'
+            'A test on the largest size, predicted from sizes with at most a quarter of its'
+            ' parameters: the highest attention logit up to the step at which it is read, and the'
             ' probability of being unstable.',
-            functools.partial(predicted_against_measured, predicted),
+            functools.partial(predicted_against_measured, predictions),
             absent='',
         )
     )
   return found
 
 
-def write_tables(predicted: Predicted, folder: Path) -> None:
+def write_tables(predictions: Predictions, folder: Path) -> None:
   """Writes predictions.csv and, if a size could be held out, predictions_held_out.csv."""
-  files.write_atomic(folder / 'predictions.csv', predicted.said.to_csv(index=False))
-  if not predicted.held_out.empty:
-    held_out = predicted.held_out.to_csv(index=False)
+  files.write_atomic(folder / 'predictions.csv', predictions.forecasts.to_csv(index=False))
+  if not predictions.held_out.empty:
+    held_out = predictions.held_out.to_csv(index=False)
     files.write_atomic(folder / 'predictions_held_out.csv', held_out)
 
 
-def write(predicted: Predicted, folder: Path) -> None:
+def write(predictions: Predictions, folder: Path) -> None:
   """Writes the tables and the figures."""
-  write_tables(predicted, folder)
-  for plot in figures(predicted):
+  write_tables(predictions, folder)
+  for plot in figures(predictions):
     figure = plot.draw()
     for kind in ('svg', 'png'):
       files.write_atomic(folder / f'{plot.name}.{kind}', style.save(figure, kind))
@@ -300,9 +325,9 @@ def write(predicted: Predicted, folder: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """What the page says of larger sizes."""
+  """The page's section on larger sizes."""
 
-  predicted: Predicted
+  predictions: Predictions
   sentences: list[str]
   table: pd.DataFrame
   scores: pd.DataFrame | None
@@ -310,23 +335,23 @@ class Section:
 
 
 def section(results: Results, curves: pd.DataFrame) -> Section | None:
-  """The page's section; None where the sweep is not one of sizes, or too few have finished.
+  """The page's section on larger sizes; None if the sweep has too few sizes or finished runs.
 
   Args:
-    results: of a sweep.
-    curves: with the columns of observations.PROBES, see tables.load_curves.
+    results: the runs of a sweep.
+    curves: see results.load_curves, with the columns of observations.PROBES.
   """
-  if results.runs['parameters'].nunique() < predictors.FEWEST_SIZES:
+  if results.runs['parameters'].nunique() < predictors.MIN_SIZES:
     return None
-  predicted = Predicted.of(results, curves)
-  if predicted is None or not predicted.said['chosen'].any():
+  predictions = Predictions.make(results, curves)
+  if predictions is None or not predictions.forecasts['chosen'].any():
     return None
-  scores = predict.score([predicted.held_out])
-  said = [*sentences(predicted), verdict(scores)]
+  scores = predict.score([predictions.held_out])
+  accuracy = accuracy_sentence(scores)
   return Section(
-      predicted,
-      [sentence for sentence in said if sentence is not None],
-      table(predicted),
+      predictions,
+      sentences(predictions) + ([] if accuracy is None else [accuracy]),
+      table(predictions),
       None if scores.empty else score_table(scores),
-      figures(predicted),
+      figures(predictions),
   )

@@ -1,4 +1,4 @@
-"""How good alarms are, on made-up runs of which it is known when they break and when it is seen."""
+"""Scores of the alarms on synthetic runs with known steps of instability and of alarms."""
 
 import json
 import math
@@ -19,19 +19,19 @@ BEST, BROKEN = 2.0, 4.0  # final losses; from an initial one of 6 the margin is 
 
 
 def write(workdir, cases):
-  """A sweep of one size with a run per case: {rate: (step it breaks at, step of logits above)}."""
+  """Writes a sweep with a run per case: {rate: (first unstable step, first step with an alarm)}."""
   runs = hyper.expand(
       base.get_config().to_dict(), hyper.sweep('optimizer.learning_rate', list(cases))
   )
   made_up.write_runs(workdir, runs)
   folders = []
-  for name, (breaks, seen) in zip(runs.configs, cases.values(), strict=True):
+  for name, (breaks, alarm) in zip(runs.configs, cases.values(), strict=True):
     run = run_files.run_dir(workdir, name)
     lines = []
     for step in range(10, STEPS + 1, 10):
       line = {'step': step, 'loss': BROKEN if breaks and step >= breaks else BEST}
       if step % 20 == 0:
-        logit = 1000.0 if seen and step >= seen else 10.0
+        logit = 1000.0 if alarm and step >= alarm else 10.0
         line |= {'block_0/attention_logit_max': logit, 'log_z': 1.0}
       lines.append(line)
     files.write_lines(run / 'metrics.jsonl', lines)
@@ -47,21 +47,21 @@ def write(workdir, cases):
 
 
 CASES = {
-    1e-3: (0, 0),  # the best: stable, silent
+    1e-3: (0, 0),  # the best run: stable, no alarm
     3e-3: (0, 100),  # stable, a false alarm
     1e-2: (0, 0),
     3e-2: (0, 0),
-    1e-1: (80, 40),  # seen at half the time to its onset
-    3e-1: (80, 80),  # seen as it comes
+    1e-1: (80, 40),  # alarm after half the steps to the onset
+    3e-1: (80, 80),  # alarm at the onset
     1.0: (80, 0),  # missed
 }
 
 
 def test_labels(tmp_path):
   write(tmp_path, CASES)
-  labels = alarm_scores.labelled(tmp_path, [LOGIT_RULE])
+  labels = alarm_scores.label_runs(tmp_path, [LOGIT_RULE])
   assert list(labels['unstable']) == [False] * 4 + [True] * 3
-  # Losses are smoothed over five lines: the first with 2 of 5 nats / 5 above is that of the break.
+  # The loss jumps by 2 nats, so the moving average over five steps exceeds the margin at once.
   assert list(labels['onset'][4:]) == [80.0] * 3
   assert list(labels['attention_logit'].fillna(0)) == [0, 100, 0, 0, 40, 80, 0]
   assert labels['any'].equals(labels['attention_logit'])
@@ -69,28 +69,28 @@ def test_labels(tmp_path):
 
 def test_scores(tmp_path):
   write(tmp_path, CASES)
-  table = alarm_scores.score(alarm_scores.labelled(tmp_path, [LOGIT_RULE])).set_index('rule')
+  table = alarm_scores.score(alarm_scores.label_runs(tmp_path, [LOGIT_RULE])).set_index('rule')
   assert list(table.index) == ['attention_logit', 'any']
   for rule in table.index:
     row = table.loc[rule]
     assert (row['runs'], row['unstable'], row['fired']) == (7, 3, 3)
     assert row['recall'] == pytest.approx(2 / 3)
     assert row['false_alarm_rate'] == pytest.approx(1 / 4)
-    assert row['sure'] == pytest.approx(2 / 3)
+    assert row['precision'] == pytest.approx(2 / 3)
     assert row['lead'] == pytest.approx(1.0)  # the median of 0.5, 1 and never
 
 
-def test_most_unstable_runs_missed_have_an_endless_lead(tmp_path):
+def test_lead_is_infinite_if_most_alarms_are_missed(tmp_path):
   write(tmp_path, CASES | {3e-1: (80, 0)})
-  table = alarm_scores.score(alarm_scores.labelled(tmp_path, [LOGIT_RULE])).set_index('rule')
+  table = alarm_scores.score(alarm_scores.label_runs(tmp_path, [LOGIT_RULE])).set_index('rule')
   assert math.isinf(table.loc['any', 'lead'])
   assert table.loc['any', 'recall'] == pytest.approx(1 / 3)
 
 
-def test_any_is_the_first_of_all_rules(tmp_path):
+def test_any_is_the_first_alarm_of_all_rules(tmp_path):
   early = Rule(early_bird, 'step', 50, 0.5, '', ())
   write(tmp_path, {1e-3: (0, 0), 1e-1: (80, 40), 1.0: (80, 0)})
-  labels = alarm_scores.labelled(tmp_path, [LOGIT_RULE, early])
+  labels = alarm_scores.label_runs(tmp_path, [LOGIT_RULE, early])
   assert list(labels['early_bird']) == [60, 60, 60]
   assert list(labels['any']) == [60, 40, 60]
 
@@ -99,24 +99,23 @@ def early_bird(history):
   return history.row['step']
 
 
-def test_runs_that_somebody_steered_and_those_without_a_result_do_not_count(tmp_path):
+def test_runs_that_do_not_count(tmp_path):
   folders = write(tmp_path, CASES)
   (folders[5] / 'actions.jsonl').write_text('')
   (folders[1] / 'result.json').unlink()
-  labels = alarm_scores.labelled(tmp_path, [LOGIT_RULE])
+  labels = alarm_scores.label_runs(tmp_path, [LOGIT_RULE])
   assert list(labels.index) == [folders[n].name for n in (0, 2, 3, 4, 6)]
   assert alarm_scores.score(labels)['false_alarm_rate'].to_list() == [0, 0]
 
 
-def test_nothing_to_count_is_not_a_number():
+def test_scores_without_runs_are_nan():
   columns = {'unstable': [False], 'onset': [np.nan], 'attention_logit': [np.nan], 'any': [np.nan]}
   (row, _) = alarm_scores.score(pd.DataFrame(columns)).to_dict('records')
   assert row['false_alarm_rate'] == 0
-  assert all(math.isnan(row[name]) for name in ('recall', 'sure', 'lead'))
+  assert all(math.isnan(row[name]) for name in ('recall', 'precision', 'lead'))
 
 
-def test_the_files_alone_give_what_the_trainer_saw(tmp_path):
-  """A line that is torn, and null for what was not finite."""
+def test_torn_line_and_null_loss(tmp_path):
   (run,) = write(tmp_path, {1e-3: (0, 100)})
   with (run / 'metrics.jsonl').open('a') as file:
     file.write(json.dumps({'step': 210, 'loss': None}))

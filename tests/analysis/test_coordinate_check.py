@@ -1,4 +1,4 @@
-"""Coordinate check: slopes of made-up activations, and of real ones under muP and the standard."""
+"""Coordinate check: slopes of synthetic activations, and of real ones under muP and standard."""
 
 import functools
 
@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from helpers import made_up
 
+from stability import hyper
 from stability.analysis import coordinate_check
 from stability.analysis import results as results_lib
 from stability.step import train_step
@@ -18,7 +19,7 @@ STEPS = 6
 
 
 def sweep_of(arms, widths):
-  """Results of a sweep over widths and parameterizations, as load_workdir gives them."""
+  """Results of a sweep over widths and parameterizations."""
   rows = [
       {'run': f'{name},{width}', 'parameterization.name': name, 'model.width': width}
       for name in arms
@@ -34,7 +35,7 @@ def slope(table, name, probe, step):
   return chosen['slope'].item()
 
 
-def test_slopes_of_powers_are_the_powers():
+def test_slopes_of_power_laws():
   results = sweep_of(['a', 'b'], (16, 32, 64, 128))
   powers = {'activation_rms/embedding': -0.5, 'block_0/output_rms': 0.25}
   rows = []
@@ -52,8 +53,8 @@ def test_slopes_of_powers_are_the_powers():
         assert slope(table, name, probe, step) == pytest.approx(gain * step * power)
 
 
-def test_what_is_not_finite_does_not_count():
-  """A run that has diverged or has no probe at a step; two widths at least make a slope."""
+def test_non_finite_activations_are_ignored():
+  """A run that diverged or has no probe at a step does not count; a slope needs two widths."""
   results = sweep_of(['a'], (16, 32, 64))
   rms = [[2.0, 4.0, np.nan], [2.0, np.inf, np.nan]]  # by step and width
   rows = [
@@ -66,14 +67,17 @@ def test_what_is_not_finite_does_not_count():
   assert row['slope'] == pytest.approx(1)
 
 
-def test_reads_the_activations_of_a_workdir(tmp_path, monkeypatch):
-  lines = {
-      'x': [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 2.0, 'activation_rms/embedding': 0.5}],
-      'y': [{'step': 2, 'loss': 2.0, 'block_0/output_rms': None, 'log_z': 1.0}],
-  }
-  names = made_up.write_sweep(tmp_path, widths=(16, 32), rates=(1e-2,), seeds=(0,))[::2]
-  for name, rows in zip(names, lines.values()):
-    files.write_lines(run_files.run_dir(tmp_path, name) / 'metrics.jsonl', rows)
+def test_load_activations(tmp_path):
+  rows = [
+      [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 2.0, 'activation_rms/embedding': 0.5}],
+      [{'step': 2, 'loss': 2.0, 'block_0/output_rms': None, 'log_z': 1.0}],
+  ]
+  interventions = hyper.sweep('model.qk_norm', ['none'])
+  names = made_up.write_sweep(
+      tmp_path, widths=(16, 32), interventions=interventions, rates=(1e-2,), seeds=(0,)
+  )
+  for name, of_run in zip(names, rows, strict=True):
+    files.write_lines(run_files.run_dir(tmp_path, name) / 'metrics.jsonl', of_run)
   table = coordinate_check.load_activations(tmp_path)
   assert list(table) == ['run', 'step', 'loss', 'activation_rms/embedding', 'block_0/output_rms']
   assert table['activation_rms/embedding'].tolist()[1] == 0.5
@@ -82,8 +86,8 @@ def test_reads_the_activations_of_a_workdir(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def trained(tiny, text):
-  """Slopes of the first steps of real runs, at a constant learning rate."""
-  # Optimizing machine code takes most of a compile; what is computed stays the same.
+  """Slopes over the first steps of real runs, at a constant learning rate."""
+  # Optimization takes most of the time of a compile and does not change the result.
   compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
   exponents = {'standard': 'none', 'mup': 'full_alignment', 'muparam_simple': 'none'}
   results = sweep_of(exponents, WIDTHS)
@@ -113,8 +117,8 @@ OUTPUTS = ['activation_rms/block_0/attention/output', 'activation_rms/block_0/ml
 
 
 @pytest.mark.parametrize('probe', OUTPUTS)
-def test_activations_keep_their_size_under_the_paper_s_muparam(trained, probe):
-  """Within the limits of muP, below; but for its learning rates it is the standard one."""
+def test_muparam_keeps_activation_size(trained, probe):
+  """The same limits as for muP below; it differs from standard in its learning rates only."""
   for step in range(1, STEPS + 1):
     assert abs(slope(trained, 'muparam_simple', probe, step)) < 0.3
   others = slope(trained, 'standard', probe, STEPS)
@@ -122,11 +126,11 @@ def test_activations_keep_their_size_under_the_paper_s_muparam(trained, probe):
 
 
 @pytest.mark.parametrize('probe', [*OUTPUTS, 'block_0/output_rms'])
-def test_activations_keep_their_size_under_mup_alone(trained, probe):
-  """Over a factor of 8 in width, on the same seed and batches, from the first update on.
+def test_mup_keeps_activation_size(trained, probe):
+  """Slopes over a factor of 8 in width, with the same seed and batches, from the first update on.
 
-  At the base of 32 updates are larger than in the limit of large widths, by which muP's slopes are
-  below 0: |slope| < 0.3. The standard one's grow with every update, past 0.4 after five.
+  At the base width of 32, updates are larger than in the infinite-width limit, so muP's slopes are
+  negative: |slope| < 0.3. The slopes of standard grow with every update, past 0.4 after five.
   """
   for name in ('mup', 'standard'):
     assert abs(slope(trained, name, probe, 1)) < 0.15  # before the first update
@@ -136,8 +140,8 @@ def test_activations_keep_their_size_under_mup_alone(trained, probe):
   assert slope(trained, 'standard', probe, STEPS) > 0.4
 
 
-def test_logits_are_those_of_a_head_of_one_over_the_width(trained):
-  """Under muP they start small and grow to a size of their own; the standard one's only grow."""
+def test_logit_slopes(trained):
+  """Under muP, logits start smaller at larger widths and then lose that slope."""
   probe = 'activation_rms/logits'
   assert slope(trained, 'mup', probe, 1) == pytest.approx(-0.5, abs=0.1)
   assert slope(trained, 'standard', probe, 1) == pytest.approx(0, abs=0.1)
@@ -145,8 +149,8 @@ def test_logits_are_those_of_a_head_of_one_over_the_width(trained):
   assert slope(trained, 'standard', probe, STEPS) > 0.25
 
 
-def test_the_embedding_keeps_its_size_under_mup(trained):
-  """The standard one's std is 1/sqrt(width)."""
+def test_embedding_slopes(trained):
+  """Under standard, the embedding is initialised with a standard deviation of 1/sqrt(width)."""
   probe = 'activation_rms/embedding'
   for step in range(1, STEPS + 1):
     assert abs(slope(trained, 'mup', probe, step)) < 0.05

@@ -1,4 +1,4 @@
-"""LR sensitivity against numbers worked out by hand and a plain re-computation."""
+"""LR sensitivity, against numbers worked out by hand and a direct computation."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ PUBLISHED = [3.961, 3.881, 3.850, 3.841, 3.857, 4.269, 5.065]
 
 
 def results(final_by_seed, *, initial=10.83, status=None, rates=RATES):
-  """Results of one size and intervention; final_by_seed: a list of losses for each seed."""
+  """Results of one size and intervention; final_by_seed has a list of losses per seed."""
   rows = [
       {
           'run': f'{rate}, {seed}',
@@ -49,13 +49,13 @@ def test_published_losses():
   assert row[['low', 'high']].isna().all()
 
 
-def test_one_learning_rate_has_no_spread():
+def test_one_learning_rate_has_no_sensitivity():
   row = only_row(results([[3.0], [3.5]], rates=[1e-2]))
   assert row[['lr_sensitivity', 'low', 'high']].isna().all()
   assert (row['best_loss'], row['learning_rates']) == (3.25, 1)
 
 
-def test_columns_in_the_order_of_the_contract():
+def test_columns():
   assert list(lr_sensitivity.lr_sensitivity(results([PUBLISHED]))) == [
       'parameters',
       'lr_sensitivity',
@@ -70,13 +70,13 @@ def test_columns_in_the_order_of_the_contract():
   ]
 
 
-def test_a_loss_counts_as_the_initial_one_at_most():
+def test_loss_counts_as_at_most_the_initial_one():
   row = only_row(results([[2, 3, 100, math.nan, math.inf]], initial=5, rates=RATES[:5]))
   assert row['lr_sensitivity'] == pytest.approx((2 + 3 + 5 + 5 + 5) / 5 - 2)
   assert row['missing'] == 0
 
 
-def test_losses_are_averaged_over_seeds_before_the_smallest_is_taken():
+def test_seeds_are_averaged_before_the_minimum():
   row = only_row(results([[1, 3], [4, 2]], rates=RATES[:2]))  # averages 2.5 and 2.5
   assert row['lr_sensitivity'] == 0
   assert row['best_loss'] == 2.5
@@ -84,14 +84,14 @@ def test_losses_are_averaged_over_seeds_before_the_smallest_is_taken():
 
 
 @pytest.mark.parametrize('status', ['failed', 'stopped', 'missing'])
-def test_a_run_that_does_not_count_is_absent(status):
+def test_run_that_does_not_count(status):
   given = results([[2, 3, 4]], rates=RATES[:3], status={(RATES[0], 0): status})
   row = only_row(given)
   assert row['lr_sensitivity'] == pytest.approx(0.5)  # of 3 and 4
   assert (row['best_loss'], row['learning_rates'], row['missing']) == (3, 2, 1)
 
 
-def test_a_missing_seed_leaves_the_others_of_its_learning_rate():
+def test_missing_seed():
   given = results([[2, 3], [4, 7]], rates=RATES[:2], status={(RATES[1], 1): 'failed'})
   row = only_row(given)
   assert row['lr_sensitivity'] == 0  # both averages are 3
@@ -105,32 +105,32 @@ def test_nothing_counts():
   assert (row['learning_rates'], row['seeds'], row['missing']) == (0, 0, 7)
 
 
-def test_interval_is_that_of_all_equally_likely_resamplings():
-  rise = np.array(PUBLISHED) - min(PUBLISHED)  # in some seeds more than in others, at all rates
+def test_interval_matches_all_resamples():
+  rise = np.array(PUBLISHED) - min(PUBLISHED)  # scaled by a factor per seed, at all rates
   losses = 3.8 + rise * np.random.default_rng(0).uniform(0.5, 2, (5, 1))
   row = only_row(results(losses))
   draws = []
   for seeds in itertools.product(range(5), repeat=5):  # the same seeds at all learning rates
     mean = losses[list(seeds)].mean(axis=0)
     draws.append(mean.mean() - mean.min())
-  # 1000 draws know a 5 % share to 0.7 % (one standard deviation).
+  # The standard error of a share of 5 % in 1000 draws is 0.7 %.
   assert np.mean(np.less(draws, row['low'])) == pytest.approx(0.05, abs=0.025)
   assert np.mean(np.greater(draws, row['high'])) == pytest.approx(0.05, abs=0.025)
-  pd.testing.assert_series_equal(row, only_row(results(losses)))  # the same draws every time
+  pd.testing.assert_series_equal(row, only_row(results(losses)))  # deterministic
 
 
-def test_interval_passes_over_missing_runs():
+def test_interval_with_missing_runs():
   losses = np.array(PUBLISHED) + np.array([[0.0], [0.1]])
   status = {(RATES[0], 0): 'failed', (RATES[6], 0): 'failed'}
   row = only_row(results(losses, status=status))
   assert row['low'] <= row['lr_sensitivity'] <= row['high']
-  # Drawn alone, the first seed has five learning rates and the second has seven.
+  # A resample of the first seed alone has five learning rates, one of the second has seven.
   alone = [only_row(results([losses[0, 1:6]], rates=RATES[1:6])), only_row(results([losses[1]]))]
   assert row['low'] == pytest.approx(alone[0]['lr_sensitivity'])
   assert row['high'] == pytest.approx(max(r['lr_sensitivity'] for r in [*alone, row]))
 
 
-def test_a_row_per_size_and_intervention_smallest_size_first(tmp_path):
+def test_row_per_size_and_intervention_smallest_first(tmp_path):
   made_up.write_sweep(tmp_path, widths=(64, 16))
   table = lr_sensitivity.lr_sensitivity(results_lib.load_workdir(tmp_path))
   assert list(table.columns[:3]) == ['model.width', 'model.qk_norm', 'parameters']
@@ -144,7 +144,7 @@ def test_a_row_per_size_and_intervention_smallest_size_first(tmp_path):
   assert table['lr_sensitivity'].iloc[3] > 2 * table['lr_sensitivity'].iloc[2]
 
 
-def test_shapes_with_as_many_parameters_are_kept_apart():
+def test_shapes_with_equal_parameters_are_separate_rows():
   given = results([[2, 3]], rates=RATES[:2])
   deeper = given.runs.assign(depth=2, final_loss=2 * given.runs['final_loss'])
   runs = pd.concat([given.runs.assign(depth=1), deeper])

@@ -1,4 +1,4 @@
-"""How many doomed runs a policy rescues, on results worked out by hand."""
+"""How many unstable runs a policy rescues, on results worked out by hand."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ INITIAL = 6.0
 
 
 def results_of(*runs):
-  """Results of (width, learning rate, seed, loss without the policy, loss with it, ...status)."""
+  """Results with two runs for each (width, rate, seed, loss without, loss with, ...status)."""
   rows = [
       {
           'run': f'run {number} {arm}',
@@ -36,20 +36,20 @@ def results_of(*runs):
   return Results(pd.DataFrame(rows), ['control.on_alarm'], ['model.width'])
 
 
-# The best loss of width 16 is 2.0 (at 0.1, the mean of 1.9 and 2.1), so that 2.04 is rescued.
+# The best loss of width 16 is 2.0 (at 0.1, the mean of 1.9 and 2.1): up to 2.04 is rescued.
 RUNS = (
     (16, 0.1, 0, 1.9, 1.9),
-    (16, 0.1, 1, 2.1, 2.2),  # harmed: 4.8 % above itself
+    (16, 0.1, 1, 2.1, 2.2),  # harmed: 4.8 % above the run without the policy
     (16, 0.3, 0, 3.0, 2.03),  # rescued
-    (16, 0.3, 1, 3.0, 2.05),  # by too little
+    (16, 0.3, 1, 3.0, 2.05),  # not rescued: just above 2.04
     (16, 1.0, 0, 5.0, 1.5),
-    (16, 1.0, 1, 2.06, 9.0),  # 2 % above the best learned, not doomed; diverges with the policy
+    (16, 1.0, 1, 2.06, 9.0),  # within the margin, not doomed; diverges with the policy
     (32, 0.1, 0, 1.0, 1.01),
-    (32, 0.3, 0, 3.0, 1.03),  # would be within 2 % of the smaller size's best
+    (32, 0.3, 0, 3.0, 1.03),  # within 2 % of the best of the other size, not of its own
 )
 
 
-def test_rescued_is_within_two_percent_of_the_best_mean_at_the_size_without_the_policy():
+def test_rescued_and_harmed():
   pairs = rescue.pairs(results_of(*RUNS))
   assert list(pairs['doomed']) == [False, False, True, True, True, False, False, True]
   assert list(pairs['rescued']) == [False, False, True, False, True, False, False, False]
@@ -70,11 +70,11 @@ def test_counts_by_size():
   }
 
 
-def test_a_run_that_does_not_count_makes_no_pair():
+def test_pair_needs_two_runs_that_count():
   assert len(rescue.pairs(results_of(*RUNS[:6], (*RUNS[6], 'failed'), RUNS[7]))) == 7
 
 
-def test_other_interventions_have_a_best_loss_each():
+def test_best_loss_is_per_intervention():
   results = results_of((16, 0.1, 0, 2.0, 2.0), (16, 0.3, 0, 4.0, 2.01))
   other = results.runs.assign(final_loss=results.runs['final_loss'] - 0.5)
   both = pd.concat([results.runs.assign(qk='none'), other.assign(qk='layernorm')])
@@ -88,7 +88,7 @@ def test_other_interventions_have_a_best_loss_each():
 
 
 @pytest.mark.parametrize('arm', ['none', 'policy'])
-def test_a_sweep_without_both_arms_has_no_pairs(arm):
+def test_no_pairs_without_both_arms(arm):
   results = results_of(*RUNS)
   one = results.runs[results.runs['control.on_alarm'] == arm]
   assert rescue.pairs(dataclasses.replace(results, runs=one)).empty
@@ -97,7 +97,7 @@ def test_a_sweep_without_both_arms_has_no_pairs(arm):
   assert terminal.rescued(dataclasses.replace(results, groups=[])) is None
 
 
-def test_the_table_and_the_sentence():
+def test_table_and_sentence():
   results = results_of(*RUNS)
   judged = registry.table([(registry.CLAIMS[0], Verdict('undecided', reason='about other things'))])
   console = Console(width=90)

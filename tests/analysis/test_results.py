@@ -1,4 +1,4 @@
-"""Results from a sweep's files and from anybody's CSV file, and what is refused."""
+"""Results from the files of a sweep and from CSV files, and the input that is refused."""
 
 import re
 
@@ -26,17 +26,17 @@ def write(tmp_path, text):
   return path
 
 
-def test_workdir_gives_a_row_per_run_in_order(workdir):
+def test_workdir_has_a_row_per_run(workdir):
   results = results_lib.load_workdir(workdir)
   assert results.groups == ['model.qk_norm']
   assert results.sizes == ['model.width']
   assert list(results.runs['run']) == list(sweeps.read_sweep(workdir).runs)
   assert list(results.runs['status'][:2]) == ['missing', 'done']
-  assert results.runs['final_loss'].isna().sum() == 1 + 2  # the missing and the diverged ones
+  assert results.runs['final_loss'].isna().sum() == 1 + 2  # missing, and diverged
   assert results.runs['parameters'].iloc[-1] == 12 * 3 * 64**2
 
 
-def test_the_shape_is_an_intervention_if_it_is_named_as_one(workdir):
+def test_group_by_takes_the_shape_too(workdir):
   results = results_lib.load_csv(
       results_csv.write_results(workdir), group_by=['model.width', 'model.qk_norm']
   )
@@ -57,7 +57,7 @@ def test_curves_have_a_row_per_logged_step(workdir):
   assert diverged['loss'].isna().any()  # null in the file
 
 
-def test_curves_hold_the_probes_asked_for_and_no_others(workdir):
+def test_curves_have_the_requested_probes_only(workdir):
   names = list(sweeps.read_sweep(workdir).runs)
   curves = results_lib.load_curves(workdir, ['gradient_norm', 'log_z', 'gradient_norm'])
   assert list(curves) == ['run', 'step', 'loss', 'gradient_norm', 'log_z']
@@ -65,7 +65,7 @@ def test_curves_hold_the_probes_asked_for_and_no_others(workdir):
   assert curves['run'].dtype == 'category' and list(curves['run'].cat.categories) == names
 
 
-def test_the_end_is_the_last_steps_of_each_run():
+def test_mean_at_the_end():
   curves = pd.DataFrame({
       'run': ['a'] * 4 + ['b'] * 3 + ['c'],
       'step': [10, 96, 98, 100, 10, 20, 30, 10],
@@ -75,20 +75,20 @@ def test_the_end_is_the_last_steps_of_each_run():
   assert results_lib.at_end(curves, 'log_z').to_dict() == {'a': 1.5, 'b': 5.0}
 
 
-def test_every_field_of_a_run_is_a_column(workdir):
+def test_config_fields_are_columns(workdir):
   runs = results_lib.load_workdir(workdir).runs
   assert set(runs['schedule.warmup_steps']) == {25} and set(runs['optimizer.eps']) == {1e-8}
   assert list(runs['model.width']) == [16] * 28 + [64] * 28
   assert not runs.columns.duplicated().any()
 
 
-def test_a_sweep_that_has_not_begun_has_no_curves(tmp_path):
+def test_sweep_that_has_not_started(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), leave_out=tuple(range(28)))
   assert results_lib.load_curves(tmp_path).empty
   assert set(results_lib.load_workdir(tmp_path).runs['status']) == {'missing'}
 
 
-def test_our_own_results_csv_reads_like_the_workdir(workdir):
+def test_results_csv_equals_the_workdir(workdir):
   ours = results_lib.load_workdir(workdir)
   read = results_lib.load_csv(results_csv.write_results(workdir))
   assert (read.groups, read.sizes) == (ours.groups, ours.sizes)
@@ -97,7 +97,7 @@ def test_our_own_results_csv_reads_like_the_workdir(workdir):
   )
 
 
-def test_seed_of_the_data_is_an_intervention_and_the_shape_is_not(tmp_path):
+def test_data_seed_is_an_intervention_and_shape_is_not(tmp_path):
   made_up.write_sweep(
       tmp_path, widths=(16,), seeds=(0,), interventions=hyper.sweep('data.seed', [0, 1])
   )
@@ -105,7 +105,7 @@ def test_seed_of_the_data_is_an_intervention_and_the_shape_is_not(tmp_path):
   assert (results.groups, results.sizes) == (['data.seed'], ['model.width'])
 
 
-def test_columns_of_a_foreign_file(tmp_path):
+def test_columns_of_a_csv_file(tmp_path):
   path = write(
       tmp_path,
       '\ufefflearning_rate, final_loss ,method,parameters,seed,initial_loss,status,opt.eps\n'
@@ -124,7 +124,7 @@ def test_columns_of_a_foreign_file(tmp_path):
   assert list(results_lib.load_csv(path).runs['opt.eps']) == [1e-8] * 4
 
 
-def test_only_learning_rate_and_final_loss_are_needed(tmp_path):
+def test_required_columns(tmp_path):
   path = write(tmp_path, 'learning_rate,final_loss\n0.001,3\n0.01,4\n')
   results = results_lib.load_csv(path, initial_loss=3.5)
   assert list(results.runs['status']) == ['done', 'diverged']
@@ -132,17 +132,17 @@ def test_only_learning_rate_and_final_loss_are_needed(tmp_path):
   assert results.groups == [] and results.sizes == []
 
 
-def test_initial_loss_given_takes_the_place_of_the_column(tmp_path):
+def test_initial_loss_replaces_the_column(tmp_path):
   path = write(tmp_path, 'learning_rate,final_loss,initial_loss\n0.1,3,2\n')
   assert list(results_lib.load_csv(path, initial_loss=4.0).runs['initial_loss']) == [4.0]
 
 
 HEADER = 'learning_rate,final_loss,initial_loss'
 REFUSED = {
-    'empty': ('', {}, 'holds no runs'),
-    'header alone': (HEADER + '\n', {}, 'holds no runs'),
+    'empty': ('', {}, 'contains no runs'),
+    'header only': (HEADER + '\n', {}, 'contains no runs'),
     'no final_loss': ('learning_rate,loss\n1,2\n', {}, 'no column final_loss.*learning_rate, loss'),
-    'neither needed': ('a,b\n1,2\n', {}, 'no column learning_rate and final_loss'),
+    'neither required': ('a,b\n1,2\n', {}, 'no column learning_rate and final_loss'),
     'no initial_loss': ('learning_rate,final_loss\n1,2\n', {}, 'initial_loss.*--initial_loss'),
     'twice': (HEADER + ',learning_rate\n1,2,3,4\n', {}, "more than one column 'learning_rate'"),
     'ragged': (HEADER + '\n1,2,3\n1,2\n', {}, 'line 3: has 2 cells, the header 3'),
@@ -166,12 +166,12 @@ REFUSED = {
     'status': (HEADER + ',status\n1,2,3,ok\n', {}, "line 2: status='ok'.*done, diverged"),
     'group': (HEADER + ',method\n1,2,3,a\n', {'group_by': ['methd']}, 'nearest is method'),
     'group rate': (HEADER + '\n1,2,3\n', {'group_by': ['learning_rate']}, 'cannot be an interv'),
-    'alike': (HEADER + ',m\n1,2,3,a\n2,2,3,a\n1,4,3,b\n', {}, 'lines 2 and 4: are alike'),
+    'duplicates': (HEADER + ',m\n1,2,3,a\n2,2,3,a\n1,4,3,b\n', {}, 'lines 2 and 4: have the same'),
 }
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_refused_in_one_line_that_names_the_file_or_flag(tmp_path, case):
+def test_refused_in_one_line(tmp_path, case):
   text, options, words = REFUSED[case]
   path = write(tmp_path, text)
   with pytest.raises(BadInput) as error:
@@ -181,7 +181,7 @@ def test_refused_in_one_line_that_names_the_file_or_flag(tmp_path, case):
   assert '\n' not in message and ('results.csv' in message or '--' in message)
 
 
-def test_what_is_no_text_file_is_refused(tmp_path):
+def test_unreadable_file_is_refused(tmp_path):
   (tmp_path / 'image.csv').write_bytes(b'\x89PNG\r\n\x1a\n\xff\xfe')
   for name, words in (('image.csv', 'not a CSV'), ('none.csv', 'No such file'), ('.', 'director')):
     with pytest.raises(BadInput, match=words):

@@ -1,4 +1,4 @@
-"""The story of runs that somebody stepped in to."""
+"""The timeline of runs that were acted on."""
 
 import pytest
 from helpers import made_up
@@ -18,7 +18,7 @@ def record(action, step, **other):
 
 @pytest.fixture
 def runs(tmp_path):
-  """The folders of a sweep of two runs, and of a fork of the first."""
+  """The folders of the two runs of a sweep, and of a fork of the first."""
   names = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), rates=(1e-2, 1e-1))[:2]
   found = [run_files.run_dir(tmp_path, name) for name in names]
   fork = run_files.run_dir(tmp_path, f'{names[0]}+fork1')
@@ -28,12 +28,12 @@ def runs(tmp_path):
   return [*found, fork]
 
 
-def told(workdir):
+def rows(workdir):
   """(run, step, what) of each row."""
-  return [tuple(row) for row in timeline.story(workdir)[['run', 'step', 'what']].to_numpy()]
+  return [tuple(row) for row in timeline.load(workdir)[['run', 'step', 'what']].to_numpy()]
 
 
-def test_alarms_and_actions_in_their_order_and_steps_begin_again_after_a_rewind(tmp_path, runs):
+def test_alarms_and_actions_in_order(tmp_path, runs):
   run = runs[0]
   files.write_lines(
       run / 'alarms.jsonl', [alarm(60, 0), alarm(80, 0), alarm(40, 1, 'log_z_drift')]
@@ -47,7 +47,7 @@ def test_alarms_and_actions_in_their_order_and_steps_begin_again_after_a_rewind(
       ],
   )
   name = run.name
-  assert told(tmp_path) == [
+  assert rows(tmp_path) == [
       (name, 60, 'alarm: loss_spike'),
       (name, 70, 'stop, refused: no'),
       (name, 80, 'alarm: loss_spike'),
@@ -55,21 +55,21 @@ def test_alarms_and_actions_in_their_order_and_steps_begin_again_after_a_rewind(
       (name, 40, 'alarm: log_z_drift'),
       (name, 50, 'checkpoint'),
   ]
-  table = timeline.story(tmp_path)
+  table = timeline.load(tmp_path)
   assert list(table['by']) == ['', 'ann', '', 'ann', '', 'ann']
   assert list(table['why'])[:2] == ['seen at 60', 'so']
 
 
-def test_a_run_with_alarms_alone_has_no_story(tmp_path, runs):
+def test_run_without_actions_is_left_out(tmp_path, runs):
   files.write_lines(runs[0] / 'alarms.jsonl', [alarm(60, 0)])
-  assert timeline.story(tmp_path).empty
-  assert list(timeline.story(tmp_path)) == list(timeline.COLUMNS)
+  assert timeline.load(tmp_path).empty
+  assert list(timeline.load(tmp_path)) == list(timeline.COLUMNS)
 
 
-def test_forks_come_last_and_the_page_tells_all(tmp_path, runs):
+def test_forks_come_last_and_page_shows_all(tmp_path, runs):
   for run in runs:
     files.write_lines(run / 'actions.jsonl', [record('skip', 30, steps=5, why='<b>bad</b>')])
-  assert [name for name, *_ in told(tmp_path)] == [run.name for run in runs]
+  assert [name for name, *_ in rows(tmp_path)] == [run.name for run in runs]
   text = page.write_report(tmp_path).read_text()
   assert text.count('skip 5') >= 3 and runs[2].name in text
   assert '<b>bad' not in text and '&lt;b&gt;bad' in text

@@ -1,4 +1,4 @@
-"""LR sensitivity over windows of learning rates, and where there is none to compare."""
+"""LR sensitivity over windows of learning rates, and sweeps in which it is not comparable."""
 
 import dataclasses
 
@@ -44,29 +44,29 @@ def rows_of(results):
   return lr_sensitivity.lr_sensitivity(results).set_index(KIND)
 
 
-def test_lowest_over_the_windows_of_the_row_they_are_for():
+def test_lowest_over_windows():
   table = rows_of(results_of(entry(LOWER, UPPER, kind='coupled'), entry(UPPER)))
   # (2.5 + 2.2 + 2.0 + 2.1) / 4 - 2 = 0.2 against (2.2 + 2.0 + 2.1 + 2.9) / 4 - 2 = 0.3
   assert table.loc['coupled', 'lr_sensitivity'] == pytest.approx(0.2)
   assert table.loc['coupled', 'window'] == '0.0001 to 0.003'
   assert table.loc['coupled', 'learning_rates'] == 4
-  # 1e-4, where the loss is 9, lies in no window of the other.
+  # 1e-4, where the loss is 9, lies in no window of this kind.
   assert table.loc['independent', 'lr_sensitivity'] == pytest.approx(0.325)
   assert table.loc['independent', 'window'] == '0.0003 to 0.01'
 
 
-def test_a_row_that_no_entry_fits_is_over_all_its_learning_rates():
+def test_no_entry_applies():
   table = rows_of(results_of(entry(LOWER, kind='coupled')))
   assert table.loc['independent', 'lr_sensitivity'] == pytest.approx(18.3 / 5 - 2)
   assert table.loc['independent', 'window'] == 'all'
 
 
-def test_the_first_entry_that_fits_counts():
+def test_first_entry_that_applies_counts():
   table = rows_of(results_of(entry(UPPER), entry(LOWER, kind='coupled')))
   assert table.loc['coupled', 'lr_sensitivity'] == pytest.approx(0.3)
 
 
-def test_only_runs_within_a_window_are_missed():
+def test_missing_counts_runs_within_windows():
   given = results_of(entry(UPPER))
   given.runs.loc[given.runs['learning_rate'] == 1e-4, 'status'] = 'failed'
   assert (rows_of(given)['missing'] == 0).all()
@@ -74,7 +74,7 @@ def test_only_runs_within_a_window_are_missed():
   assert (rows_of(given)['missing'] == 1).all()
 
 
-def test_a_window_left_with_one_learning_rate_is_no_stable_one():
+def test_window_with_one_learning_rate_is_ignored():
   given = results_of(entry((1e-4, 3e-4), UPPER))
   given.runs.loc[given.runs['learning_rate'] == 1e-4, 'status'] = 'missing'
   assert rows_of(given).loc['coupled', 'lr_sensitivity'] == pytest.approx(0.3)
@@ -83,22 +83,22 @@ def test_a_window_left_with_one_learning_rate_is_no_stable_one():
   assert np.isnan(rows_of(given).loc['coupled', 'lr_sensitivity'])
 
 
-def test_every_draw_of_seeds_takes_its_own_lowest_window():
+def test_each_resample_takes_its_lowest_window():
   given = results_of(entry(LOWER, UPPER, kind='coupled'), seeds=(0, 8))
   row = rows_of(given).loc['coupled']
-  # The second seed adds 0.8 at 1e-4: alone it has 0.4 in the lower window, so 0.3 in the upper.
+  # The second seed adds 0.8 at 1e-4. By itself it has 0.4 in the lower window, 0.3 in the upper.
   assert (row['low'], row['high']) == pytest.approx((0.2, 0.3))
   assert row['lr_sensitivity'] == pytest.approx(0.3) and row['window'] in (
       '0.0001 to 0.003', '0.0003 to 0.01'
   )  # fmt: skip
 
 
-def test_a_learning_rate_at_the_edge_is_inside():
+def test_window_includes_its_ends():
   assert windows.inside(3 * 0.1, (1e-3, 0.3)) and windows.inside(1e-3, (1e-3, 0.3))
   assert not windows.inside(0.31, (1e-3, 0.3)) and not windows.inside(9e-4, (1e-3, 0.3))
 
 
-def test_what_is_not_comparable_has_no_lr_sensitivity_but_its_best_loss():
+def test_not_comparable_keeps_the_best_loss():
   table = lr_sensitivity.lr_sensitivity(results_of(not_comparable=KIND))
   assert table[['lr_sensitivity', 'low', 'high']].isna().all(axis=None)
   assert set(table['window']) == {'not comparable'}
@@ -107,7 +107,7 @@ def test_what_is_not_comparable_has_no_lr_sensitivity_but_its_best_loss():
   assert page.finding(results_of(not_comparable=KIND), table) is None
 
 
-def test_tables_name_the_window_where_there_is_one():
+def test_tables_name_the_window():
   table = lr_sensitivity.lr_sensitivity(results_of(entry(LOWER, UPPER, kind='coupled')))
   assert list(terminal.readable(table)['over LRs']) == ['0.0001 to 0.003', '']
   assert 'over LRs' not in terminal.readable(lr_sensitivity.lr_sensitivity(results_of()))
@@ -142,7 +142,7 @@ def load(tmp_path, text, *, single=False):
   return app.load_sweep(flag_values, single=single)
 
 
-def test_a_config_file_says_how_its_sweep_is_compared(tmp_path):
+def test_config_file_sets_windows(tmp_path):
   sweep = load(tmp_path, repr(GOOD))
   assert sweep.report == GOOD
   made_up.write_runs(tmp_path / 'run', sweep.runs)
@@ -152,11 +152,11 @@ def test_a_config_file_says_how_its_sweep_is_compared(tmp_path):
   assert list(results.windows) == GOOD['windows'] and results.not_comparable == KIND
 
 
-def test_a_single_run_is_compared_with_nothing(tmp_path):
+def test_single_run_has_no_windows(tmp_path):
   assert load(tmp_path, repr(GOOD), single=True).report == {}
 
 
-def test_a_sweep_without_a_word_on_it_has_no_limits(tmp_path):
+def test_no_windows_by_default(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
   assert sweeps.read_sweep(tmp_path).report == {}
   results = results_lib.load_workdir(tmp_path)
@@ -188,14 +188,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_refused_in_one_line_that_names_the_file(case, tmp_path):
+def test_refused_in_one_line(case, tmp_path):
   text, words = REFUSED[case]
   with pytest.raises(BadInput, match=words) as error:
     load(tmp_path, text)
   assert '\n' not in str(error.value) and 'experiment.py' in str(error.value)
 
 
-# From flags, for anybody's results.
+# From flags, for a CSV file.
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_not_comparable_by_flag(csv_file):
   assert f'{KIND} changes what a learning rate means' in shown and 'not comparable' in shown
 
 
-def test_a_window_on_a_column_of_numbers(csv_file):
+def test_window_on_a_numeric_column(csv_file):
   runs = results_of().runs.rename(columns={KIND: 'optimizer.eps'})
   runs['optimizer.eps'] = runs['optimizer.eps'].map({'coupled': 1e-8, 'independent': 1e-6})
   runs.to_csv(csv_file, index=False)
@@ -265,13 +265,13 @@ def test_flags_refused(case, csv_file, capsys):
 
 
 @pytest.mark.parametrize('name', ['window=1,2', 'window_where=a=b', 'not_comparable=a'])
-def test_flags_of_results_do_not_go_with_a_workdir(name, capsys):
+def test_flags_need_results(name, capsys):
   assert app.execute(report.main, report.FLAGS, ['report', '--workdir=runs', f'--{name}']) == 2
   assert 'goes with --results only' in capsys.readouterr().err
 
 
-# Published results, through the same door: the final losses of arXiv 2601.02031, whose models have
-# qk-layernorm and no weight decay, with their LR sensitivity (plain mean) as worked out elsewhere.
+# The final losses published with arXiv 2601.02031, whose models have qk-layernorm and no weight
+# decay, and their LR sensitivity, computed independently as the plain mean.
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 PUBLISHED = {
@@ -288,7 +288,7 @@ PUBLISHED = {
 }
 
 
-def test_published_losses_and_what_they_say_of_z_loss(csv_file, capsys):
+def test_published_losses_with_and_without_z_loss(csv_file, capsys):
   rows = [
       f'{millions}000000,{z_loss},0,{rate},{loss}'
       for (millions, z_loss), (losses, _) in PUBLISHED.items()

@@ -1,4 +1,4 @@
-"""Made-up sweeps whose laws are known: critical learning rates and attention logits are powers."""
+"""Synthetic sweeps with known laws: power laws for critical learning rates and attention logits."""
 
 import numpy as np
 import pandas as pd
@@ -15,34 +15,34 @@ EPS = 1e-8
 
 
 def critical_rate(parameters, *, at_10k=0.4, power=-0.35):
-  """The law: the learning rate from which a size is unstable."""
+  """The critical learning rate of a size: a power law."""
   return at_10k * (parameters / 1e4) ** power
 
 
 def log_logit(parameters, rate, step=100):
-  """The law: log10 of the highest attention logit by a step; early on there is little to see."""
-  grown = 4.0 + np.log10(rate / critical_rate(parameters))
-  return 0.7 + (max(grown, 0.75) - 0.7) * min(1.0, step / 60)
+  """log10 of the highest attention logit up to a step; early in training it hardly varies."""
+  final = 4.0 + np.log10(rate / critical_rate(parameters))
+  return 0.7 + (max(final, 0.75) - 0.7) * min(1.0, step / 60)
 
 
 def gradient_rms(parameters, rate):
-  """The law: at the end of training."""
+  """The gradient RMS at the end of training: a power law."""
   return 1e-4 * (parameters / 1e4) ** -0.5 * (rate / 1e-2) ** -0.8
 
 
 def sweep(
     rng, *, sizes=SIZES, rates=RATES, seeds=(0,), noise=0.05, interventions=('none',), **law
 ):
-  """Results and curves of a sweep.
+  """The results and curves of a sweep.
 
   Args:
-    rng: of the noise.
-    sizes: parameters.
+    rng: generator of the noise.
+    sizes: parameter counts.
     rates: learning rates.
-    seeds: of the runs.
-    noise: standard deviation over runs, in decades, of the critical rate and the logits.
-    interventions: values of model.qk_norm; all follow the same law.
-    law: of critical_rate.
+    seeds: seeds of the runs.
+    noise: standard deviation of the critical rate and the logits over runs, in decades.
+    interventions: values of model.qk_norm; all follow the same laws.
+    law: arguments of critical_rate.
   """
   rows, curves = [], []
   for qk_norm in interventions:
@@ -52,10 +52,10 @@ def sweep(
         critical = critical_rate(parameters, **law) * 10 ** rng.normal(0, noise)
         for rate in rates:
           name = f'{qk_norm}, {parameters}, {rate}, {seed}'
-          too_high = np.log10(rate / critical)
+          excess = np.log10(rate / critical)  # decades
           final = best + 0.02 * abs(np.log10(rate / rates[0]))
-          # The margin is passed at the critical rate itself.
-          final += instability.MARGIN * (INITIAL - best) * (10 ** min(too_high, 0.9) - 0.1)
+          # The loss exceeds the best one by the margin at the critical rate itself.
+          final += instability.MARGIN * (INITIAL - best) * (10 ** min(excess, 0.9) - 0.1)
           rows.append({
               'run': name,
               'status': 'done',
@@ -68,17 +68,18 @@ def sweep(
               'optimizer.eps': EPS,
               'schedule.warmup_steps': 40,
           })
+          gradient = gradient_rms(parameters, rate)
           level = rng.normal(0, noise)
           for step in STEPS:
-            grown = log_logit(parameters, rate, step) + level + rng.normal(0, noise / 2)
+            logit = log_logit(parameters, rate, step) + level + rng.normal(0, noise / 2)
             curves.append({
                 'run': name,
                 'step': step,
                 'loss': final,
-                LOGIT: 10**grown,
-                observations.GRADIENT: gradient_rms(parameters, rate) * 10 ** rng.normal(0, noise),
-                observations.CRITICAL: np.nan,
-                observations.PRECONDITIONED: np.nan,
+                LOGIT: 10**logit,
+                observations.GRADIENT_RMS: gradient * 10 ** rng.normal(0, noise),
+                observations.CRITICAL_SHARPNESS: np.nan,
+                observations.PRECONDITIONED_SHARPNESS: np.nan,
             })
   runs = pd.DataFrame(rows).astype({'parameters': 'Int64'})
   return Results(runs, ['model.qk_norm'], []), pd.DataFrame(curves)

@@ -487,7 +487,7 @@ def _report_of_files(folder, workdir):
   from stability.analysis import results as results_lib
   from stability.analysis import timeline
 
-  results, _ = results_lib.load_workdir(workdir), timeline.story(workdir)
+  results, _ = results_lib.load_workdir(workdir), timeline.load(workdir)
   results_lib.load_curves(workdir)
   (folder / 'report').mkdir(exist_ok=True)
   files.write_atomic(

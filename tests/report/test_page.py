@@ -310,7 +310,7 @@ def test_page_tells_where_somebody_stepped_in(tmp_path):
           record(60, 'rewind', to=0, skip=60, changes={'optimizer.learning_rate': 1e-3}),
       ],
   )
-  told = timeline.story(tmp_path)
+  told = timeline.load(tmp_path)
   assert [(row.step, row.what) for row in told.itertuples()] == [
       (40, 'alarm: loss_spike'),
       (45, 'None, refused: not a request'),

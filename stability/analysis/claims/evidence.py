@@ -93,7 +93,7 @@ class Evidence:
     found = {}
     for key, runs in results_lib.split(self.runs, self.keys):
       values = dict(zip(self.keys, key, strict=True))
-      limits = windows_lib.of(self.results.windows, values)
+      limits = windows_lib.find(self.results.windows, values)
       losses = lr_sensitivity_lib.within(runs, limits).pivot(
           index='learning_rate', columns='seed', values='loss'
       )

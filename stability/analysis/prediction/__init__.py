@@ -1,1 +1,1 @@
-"""Which learning rates a larger size bears, predicted from smaller ones."""
+"""Predicts from small sizes at which learning rates a larger size becomes unstable."""

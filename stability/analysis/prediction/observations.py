@@ -1,4 +1,4 @@
-"""What predictions are made from: the runs of one intervention, and what was read in them."""
+"""The observations that predictions are based on: the runs of one intervention and their probes."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,70 +11,83 @@ from stability.analysis import results as results_lib
 from stability.analysis.prediction import fits
 from stability.analysis.results import Results
 
-GRADIENT = 'gradient_rms/block_0/mlp/up'  # the first MLP layer: paper section 3.4
-CRITICAL = 'critical_sharpness_ratio'
-PRECONDITIONED = 'preconditioned_sharpness_ratio'
-PROBES = (results_lib.LOGIT, GRADIENT, CRITICAL, PRECONDITIONED)
+GRADIENT_RMS = 'gradient_rms/block_0/mlp/up'  # the first MLP layer: paper section 3.4
+CRITICAL_SHARPNESS = 'critical_sharpness_ratio'
+PRECONDITIONED_SHARPNESS = 'preconditioned_sharpness_ratio'
+PROBES = (results_lib.LOGIT, GRADIENT_RMS, CRITICAL_SHARPNESS, PRECONDITIONED_SHARPNESS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
-  """The runs of one intervention that count."""
+  """The runs of one intervention; failed, stopped and missing ones are left out.
 
-  # run, parameters, learning_rate, seed; size and rate, their log10; row, a number for each shape
-  # and seed; unstable; critical, log10 of the row's critical learning rate, and beyond: 1 where it
-  # is above what critical says, -1 below; eps; warmup, in steps; gradient, log10 of its RMS at the
-  # end.
+  `runs` has a row per run, with the columns:
+    run, parameters, learning_rate, seed
+    log_size, log_rate: log10 of parameters and learning rate
+    curve: the number of the run's loss curve; one shape and seed over all learning rates
+    unstable
+    log_critical: log10 of the curve's critical learning rate
+    censored: 0 if log_critical is exact, 1 if the true value is above it, -1 if below
+    eps, warmup_steps
+    log_gradient: log10 of the gradient RMS at the end of training
+
+  `running_max` maps a probe to log10 of its highest value so far: a row per run, a column per step.
+  """
+
   runs: pd.DataFrame
-  # Probe -> log10 of the highest value so far, a row for each run, a column for each step.
-  highest: dict[str, pd.DataFrame]
+  running_max: dict[str, pd.DataFrame]
 
-  def only(self, kept: pd.Series) -> 'Observations':
-    """The runs for which it is true."""
-    return dataclasses.replace(self, runs=self.runs[kept])
+  def select(self, mask: pd.Series) -> 'Observations':
+    """The runs at which the mask is true."""
+    return dataclasses.replace(self, runs=self.runs[mask])
 
   @property
   def sizes(self) -> np.ndarray:
-    """Their parameters, ascending."""
+    """The distinct parameter counts, ascending."""
     return np.sort(self.runs['parameters'].unique())
 
   @property
   def learning_rates(self) -> np.ndarray:
-    """All of them, ascending."""
+    """The distinct learning rates, ascending."""
     return np.sort(self.runs['learning_rate'].unique())
 
-  def folds(self) -> Iterator[tuple['Observations', 'Observations']]:
-    """(those below, those of the size) of each size from the third on."""
+  def validation_splits(self) -> Iterator[tuple['Observations', 'Observations']]:
+    """(smaller sizes, held-out size) for each size from the third smallest on."""
     parameters = self.runs['parameters']
     for size in self.sizes[2:]:
-      yield self.only(parameters < size), self.only(parameters == size)
+      yield self.select(parameters < size), self.select(parameters == size)
 
-  def steps(self, probe: str) -> list[int]:
-    """At which all runs, or what is left of them, have a reading of the probe."""
-    if probe not in self.highest:
+  def probe_steps(self, probe: str) -> list[int]:
+    """The steps at which every run has a value of the probe; the last one of a run that ended."""
+    if probe not in self.running_max:
       return []
-    values = self.highest[probe].reindex(self.runs.index)
+    values = self.running_max[probe].reindex(self.runs.index)
     return list(values.columns[values.notna().all()])
 
   def points(self, value: pd.Series | np.ndarray) -> fits.Points:
-    """What is to be fitted, a run each."""
-    return fits.Points.of(self.runs[['size', 'rate', 'seed']].assign(value=value))
+    """The runs as points to fit, with this value each."""
+    return fits.Points.from_table(self.runs[['log_size', 'log_rate', 'seed']].assign(value=value))
 
 
-def targets(parameters: list[float], learning_rates: np.ndarray) -> pd.DataFrame:
-  """All sizes at all learning rates."""
-  cells = pd.DataFrame({'parameters': parameters}).merge(
+def cells(parameters: list[float], learning_rates: np.ndarray) -> pd.DataFrame:
+  """The cells to predict, every size at every learning rate.
+
+  Columns: parameters, learning_rate, log_size, log_rate.
+  """
+  grid = pd.DataFrame({'parameters': parameters}).merge(
       pd.DataFrame({'learning_rate': learning_rates}), how='cross'
   )
-  return cells.assign(size=np.log10(cells['parameters']), rate=np.log10(cells['learning_rate']))
+  return grid.assign(
+      log_size=np.log10(grid['parameters']), log_rate=np.log10(grid['learning_rate'])
+  )
 
 
-def of(results: Results, curves: pd.DataFrame) -> dict[tuple, Observations]:
-  """The observations of each intervention, by its values of results.groups.
+def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Observations]:
+  """The observations of each intervention, keyed by its values of results.groups.
 
   Args:
-    results: of a sweep.
-    curves: with the columns of PROBES, see tables.load_curves.
+    results: the runs of a sweep.
+    curves: see results.load_curves, with the columns of PROBES.
   """
   runs = results.runs
   runs = runs.assign(
@@ -82,63 +95,68 @@ def of(results: Results, curves: pd.DataFrame) -> dict[tuple, Observations]:
       unstable=instability.unstable(results),
       excess=instability.loss_excess(results),
   )
-  runs['size'], runs['rate'] = np.log10(runs['parameters']), np.log10(runs['learning_rate'])
-  runs = _with_critical(runs, [*results.sizes, *results.groups])
-  late = results_lib.at_end(curves, GRADIENT).rename(index=str)
+  runs['log_size'] = np.log10(runs['parameters'])
+  runs['log_rate'] = np.log10(runs['learning_rate'])
+  runs = _add_critical_rates(runs, [*results.sizes, *results.groups])
+  final_gradient = results_lib.at_end(curves, GRADIENT_RMS).rename(index=str)
   with np.errstate(divide='ignore'):
-    runs['gradient'] = np.log10(runs['run'].map(late).astype(float))
-  runs['eps'], runs['warmup'] = runs['optimizer.eps'], runs['schedule.warmup_steps']
+    runs['log_gradient'] = np.log10(runs['run'].map(final_gradient).astype(float))
+  runs['eps'], runs['warmup_steps'] = runs['optimizer.eps'], runs['schedule.warmup_steps']
   runs = runs[runs['unstable'].notna()].astype({'unstable': bool})
-  highest = {
+  running_max = {
       probe: table.reindex(runs['run']).set_axis(runs.index)
       for probe in PROBES
-      if probe != GRADIENT and not (table := _highest(curves, probe)).empty
+      if probe != GRADIENT_RMS and not (table := _running_max(curves, probe)).empty
   }
   return {
-      values: Observations(of_group, highest)
+      values: Observations(of_group, running_max)
       for values, of_group in results_lib.split(runs, results.groups)
   }
 
 
-def _highest(curves: pd.DataFrame, probe: str) -> pd.DataFrame:
-  """log10 of the highest reading so far: a row per run, a column per step at which any was read.
+def _running_max(curves: pd.DataFrame, probe: str) -> pd.DataFrame:
+  """log10 of a probe's highest value so far: a row per run, a column per step of any run.
 
-  A run that ended early keeps its last: what it would have come to is not less.
+  A run that ended early keeps its last value, a lower bound on what it would have reached.
   """
-  read = curves[curves[probe] > 0]
-  table = read.pivot(index='run', columns='step', values=probe)
+  positive = curves[curves[probe] > 0]
+  table = positive.pivot(index='run', columns='step', values=probe)
   return np.log10(table.ffill(axis='columns').cummax(axis='columns'))
 
 
-def _with_critical(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-  runs = runs.assign(critical=np.nan, beyond=0, row=0)
-  for row, (_, of_row) in enumerate(results_lib.split(runs, [*columns, 'parameters', 'seed'])):
-    runs.loc[of_row.index, 'row'] = row
-    counted = of_row[of_row['excess'].notna()].sort_values('rate')
+def _add_critical_rates(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+  """Adds the columns log_critical, censored and curve; the given columns tell curves apart."""
+  runs = runs.assign(log_critical=np.nan, censored=0, curve=0)
+  keys = [*columns, 'parameters', 'seed']
+  for number, (_, of_curve) in enumerate(results_lib.split(runs, keys)):
+    runs.loc[of_curve.index, 'curve'] = number
+    counted = of_curve[of_curve['excess'].notna()].sort_values('log_rate')
     if len(counted):
-      runs.loc[of_row.index, ['critical', 'beyond']] = critical_rate(counted)
+      runs.loc[of_curve.index, ['log_critical', 'censored']] = log_critical_rate(counted)
   return runs
 
 
-def critical_rate(runs: pd.DataFrame) -> tuple[float, int]:
-  """log10 of the learning rate from which runs of a size and seed are unstable.
+def log_critical_rate(runs: pd.DataFrame) -> tuple[float, int]:
+  """log10 of the critical learning rate of one loss curve, and how it is censored.
 
-  Between the first unstable rate and the one before it, where the loss passes the margin, on a
-  straight line over log10(learning rate). With it 1 if there is no unstable one, so that it lies
-  above the highest rate; -1 if the lowest is unstable; else 0.
+  The loss is interpolated linearly in log10(learning rate) between the first unstable rate and the
+  one before it; the critical rate is where it crosses the margin. If no run is unstable, the
+  critical rate is above the highest rate (censored: 1). If the lowest rate is unstable, it is below
+  that (censored: -1). Otherwise it is exact (0).
 
   Args:
-    runs: with rate (ascending), excess and unstable.
+    runs: with the columns log_rate (ascending), excess and unstable.
   """
-  rates, excess = runs['rate'].to_numpy(), runs['excess'].to_numpy()
+  log_rates, excess = runs['log_rate'].to_numpy(), runs['excess'].to_numpy()
   unstable = np.flatnonzero(runs['unstable'].to_numpy(bool))
   if not len(unstable):
-    return rates[-1], 1
+    return log_rates[-1], 1
   first = unstable[0]
   if first == 0:
-    return rates[0], -1
-  # A loss that is too high at the best rate of the size, which is another intervention's, or at
-  # one below, is not unstable by definition: the limit then lies between that rate and this.
+    return log_rates[0], -1
+  # By definition no run is unstable at or below the best learning rate of its size, even with a
+  # loss above the margin: the best rate may be that of another intervention. Such a loss gives
+  # nothing to interpolate, and the midpoint is taken.
   low, high = excess[first - 1], excess[first]
   share = low / (low - high) if low < 0 < high else 0.5
-  return rates[first - 1] + share * (rates[first] - rates[first - 1]), 0
+  return log_rates[first - 1] + share * (log_rates[first] - log_rates[first - 1]), 0

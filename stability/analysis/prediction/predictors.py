@@ -1,8 +1,8 @@
-"""Ways to tell from small sizes which learning rates a larger size will not bear.
+"""The predictors of instability at larger sizes: baselines, and candidates to choose from.
 
-Each reads the observations of one intervention and says, for every cell (a size and a learning
-rate), how likely a run is to be unstable, and a number with its interval. A predictor that has too
-little to go by raises TooLittle, with the reason.
+A predictor takes the observations of one intervention and forecasts cells (a size and a learning
+rate each): the probability that a run is unstable, and a number with its interval. One that lacks
+the data it needs raises InsufficientData with the reason.
 """
 
 import dataclasses
@@ -14,221 +14,252 @@ import pandas as pd
 from stability.analysis import results
 from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.prediction import fits
-from stability.analysis.prediction.observations import CRITICAL, PRECONDITIONED, Observations
+from stability.analysis.prediction.observations import (
+    CRITICAL_SHARPNESS,
+    PRECONDITIONED_SHARPNESS,
+    Observations,
+)
 
 UNSTABLE = 'unstable'
-FEWEST_SIZES = 3
-LEAST_NOISE = 0.02  # decades: maxima over a batch differ by as much from batch to batch
-QUICK_DRAWS = 200  # where only a choice hangs on them
-MOST_STEPS = 10  # tried as the step to read at
+MIN_SIZES = 3
+NOISE_FLOOR = 0.02  # decades: how much maxima over a batch vary from batch to batch
+QUICK_DRAWS = 200  # for forecasts that only serve a choice
+MAX_STEPS_TRIED = 10  # as the step at which to read a probe
 
 
-class TooLittle(Exception):
-  """There is nothing to predict from; says what is missing."""
+class InsufficientData(Exception):
+  """A predictor lacks the data it needs; the message says which."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-  """What a predictor says."""
+  """A predictor's forecast of some cells.
 
-  # A row per target: parameters, learning_rate, probability (NaN: says nothing), value, low and
-  # high (log10 of the number that is predicted; NaN: none), measured later.
+  `cells` has a row per cell: parameters, learning_rate, probability (of the event; NaN: none),
+  value, low and high (log10 of the predicted number and of its 90 % interval; NaN: none).
+  """
+
   cells: pd.DataFrame
-  note: str  # how it was made
+  note: str  # how the forecast was made
 
 
 class Predictor:
-  """See the module."""
+  """A method of predicting an event, and usually a number, at sizes that were not trained."""
 
   name: str
-  quantity: str  # what value, low and high are of; empty: it predicts no number
-  event: str = UNSTABLE  # what probability is of
+  quantity: str  # the number that value, low and high stand for; empty: none is predicted
+  event: str = UNSTABLE  # what the probability is of
 
-  def settle(self, seen: Observations) -> 'Predictor':
-    """With whatever it chooses by validation chosen."""
+  def calibrate(self, observations: Observations) -> 'Predictor':
+    """The predictor with its free choices made by validation on the observations."""
     return self
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
-    """What it says of the targets (see observations.targets); quick: where a choice hangs on it."""
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Forecasts cells from the observations.
+
+    Args:
+      observations: the runs to predict from.
+      cells: see observations.cells.
+      quick: fewer draws, and intervals that are not widened; enough to compare predictors.
+    """
     raise NotImplementedError
 
-  def measured(self, runs: Observations) -> pd.DataFrame:
-    """log10 of the number in each run: value; beyond: 1 or -1 if it is above or below that."""
-    return _measured(runs, np.nan)
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The predicted number as measured in each run: value (log10), and censored as in fits."""
+    return _measured(observations, np.nan)
 
-  def happened(self, runs: Observations) -> pd.Series:
-    """Whether the event did, in each run."""
-    return runs.runs['unstable']
+  def outcome(self, observations: Observations) -> pd.Series:
+    """Whether the event occurred, for each run."""
+    return observations.runs['unstable']
 
 
 @dataclasses.dataclass(frozen=True)
-class Paper(Predictor):
-  """The paper's: quadratics in log size at each learning rate, 1e4, no interval (section 3.3).
+class PaperFit(Predictor):
+  """The paper's method (section 3.3), a baseline.
 
-  The paper reads logits at step 2,000 of a warm-up of 5,000 and calls that a choice by hand; here
-  they are read at the end of the warm-up, which is to its advantage.
+  It extrapolates attention logits by a quadratic in log size at each learning rate and calls a run
+  unstable above 1e4, without an interval. The paper reads the logits at step 2,000 of a warm-up of
+  5,000, which it chose by hand; here they are read at the end of the warm-up, which favours it.
   """
 
   name: str = "paper's fit"
   quantity: str = 'attention logit'
   event: str = UNSTABLE
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
     """Probabilities are 0 or 1."""
-    step = self._step(seen)
-    points = seen.points(seen.highest[results.LOGIT][step])
-    if not fits.PAPER.fits(points):
-      raise TooLittle('a quadratic needs three sizes at every learning rate')
-    value = fits.least_squares(fits.PAPER, points, fits.Points.of(targets))
+    step = self._step(observations)
+    points = observations.points(observations.running_max[results.LOGIT][step])
+    if not fits.PAPER_FIT.is_determined(points):
+      raise InsufficientData('a quadratic needs three sizes at every learning rate')
+    value = fits.least_squares(fits.PAPER_FIT, points, fits.Points.from_table(cells))
     probability = (value > np.log10(UNSTABLE_LOGIT)).astype(float)
     return Forecast(
-        _cells(targets, probability, value, np.nan, np.nan), f'read at step {step}, against 1e4'
+        _cells(cells, probability, value, np.nan, np.nan), f'read at step {step}, against 1e4'
     )
 
-  def measured(self, runs: Observations) -> pd.DataFrame:
-    """The highest logit by that step."""
-    return _measured(runs, runs.highest[results.LOGIT][self._step(runs)])
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The highest attention logit up to that step."""
+    step = self._step(observations)
+    return _measured(observations, observations.running_max[results.LOGIT][step])
 
-  def _step(self, seen: Observations) -> int:
-    steps = np.array(seen.steps(results.LOGIT))
+  def _step(self, observations: Observations) -> int:
+    steps = np.array(observations.probe_steps(results.LOGIT))
     if not len(steps):
-      raise TooLittle('no attention logits were logged')
-    return int(steps[np.abs(steps - seen.runs['warmup'].max()).argmin()])
+      raise InsufficientData('no attention logits were logged')
+    return int(steps[np.abs(steps - observations.runs['warmup_steps'].max()).argmin()])
 
 
 @dataclasses.dataclass(frozen=True)
-class ByProbe(Predictor):
-  """What a probe reaches early in training, extrapolated, and how instability went with it."""
+class ProbePredictor(Predictor):
+  """Extrapolates a probe read early in training; instability is a logistic function of it."""
 
   name: str
   probe: str
   quantity: str
-  threshold: float | None = None  # unstable above it, as long as no run at hand was unstable
-  step: int | None = None  # to read at; None: not settled
+  threshold: float | None = None  # of instability, where no observed run is unstable
+  step: int | None = None  # at which the probe is read; None: not calibrated
   event: str = UNSTABLE
 
-  def settle(self, seen: Observations) -> 'ByProbe':
-    """Reads at the step that foretold the larger of the fitted sizes best.
+  def calibrate(self, observations: Observations) -> 'ProbePredictor':
+    """Chooses the step at which reading the probe best predicts the larger of the fitted sizes.
 
-    Where no run was unstable none did: at the last one then, for the threshold is of all training.
+    Without an unstable run there is nothing to compare. The last step is taken then, because the
+    threshold applies to the whole of training.
     """
-    steps = seen.steps(self.probe)
+    steps = observations.probe_steps(self.probe)
     if not steps:
-      raise TooLittle(f'no {self.quantity} was logged')
-    if not seen.runs['unstable'].any():
+      raise InsufficientData(f'no {self.quantity} was logged')
+    if not observations.runs['unstable'].any():
       return dataclasses.replace(self, step=steps[-1])
-    places = np.unique(np.geomspace(1, len(steps), MOST_STEPS).round().astype(int)) - 1
-    tried = [dataclasses.replace(self, step=steps[place]) for place in places]
-    return min(tried, key=lambda predictor: _miss(predictor, seen))
+    places = np.unique(np.geomspace(1, len(steps), MAX_STEPS_TRIED).round().astype(int)) - 1
+    candidates = [dataclasses.replace(self, step=steps[place]) for place in places]
+    return min(candidates, key=lambda predictor: _validation_error(predictor, observations))
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
-    """Probabilities by a logistic regression on the value, averaged over the draws."""
-    value = seen.highest[self.probe][self.step].reindex(seen.runs.index)
-    extrapolation = _extrapolate(seen.points(value), targets, LEAST_NOISE, quick)
-    link = fits.logistic(value.to_numpy(), seen.runs['unstable'].to_numpy())
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Probabilities are those of a logistic regression on the value, averaged over the draws."""
+    value = observations.running_max[self.probe][self.step].reindex(observations.runs.index)
+    extrapolation = _extrapolate(observations.points(value), cells, NOISE_FLOOR, quick)
+    unstable = observations.runs['unstable'].to_numpy()
+    link = fits.logistic_regression(value.to_numpy(), unstable)
     note = f'read at step {self.step}'
-    if link is None and not seen.runs['unstable'].any() and self.threshold is not None:
+    if link is None and not unstable.any() and self.threshold is not None:
       note += f'; no run was unstable: against {self.threshold:g}'
       limit = np.log10(self.threshold)
       link = lambda values: (values > limit).astype(float)  # noqa: E731
-    probability = np.nan if link is None else link(extrapolation.draws_DxT).mean(axis=0)
-    low, high = extrapolation.interval_2xT
-    return Forecast(_cells(targets, probability, extrapolation.value_T, low, high), note)
+    probability = np.nan if link is None else link(extrapolation.draws_DxC).mean(axis=0)
+    low, high = extrapolation.interval_2xC
+    return Forecast(_cells(cells, probability, extrapolation.median_C, low, high), note)
 
-  def measured(self, runs: Observations) -> pd.DataFrame:
-    """The highest value by that step."""
-    return _measured(runs, runs.highest[self.probe][self.step])
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The probe's highest value up to that step."""
+    return _measured(observations, observations.running_max[self.probe][self.step])
 
 
 @dataclasses.dataclass(frozen=True)
-class ByCriticalRate(Predictor):
-  """The learning rate from which a size is unstable, as a power of the size."""
+class CriticalRatePredictor(Predictor):
+  """Extrapolates the critical learning rate as a power law of the size."""
 
   name: str = 'critical learning rate'
   quantity: str = 'critical learning rate'
   event: str = UNSTABLE
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
-    """Probabilities: the share of draws of the critical rate that are below the cell's."""
-    rates = seen.runs.drop_duplicates('row')
-    known = rates['size'][rates['beyond'] == 0].nunique()
-    if known < 2:
-      raise TooLittle(
-          'the sweep shows where instability begins at '
-          + ('none of its sizes' if known == 0 else 'one of its sizes only')
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Probabilities are the share of draws in which the critical rate is below the cell's."""
+    curves = observations.runs.drop_duplicates('curve')
+    exact_sizes = curves['log_size'][curves['censored'] == 0].nunique()
+    if exact_sizes < 2:
+      raise InsufficientData(
+          'the critical learning rate lies within the grid at '
+          + ('none of the sizes' if exact_sizes == 0 else 'only one of the sizes')
       )
-    points = fits.Points.of(
-        rates[['size', 'seed', 'beyond']].assign(value=rates['critical'], rate=0.0)
+    points = fits.Points.from_table(
+        curves[['log_size', 'seed', 'censored']].assign(value=curves['log_critical'], log_rate=0.0)
     )
-    sizes = targets[['size']].drop_duplicates().assign(rate=0.0)
-    # Anywhere between two learning rates of the grid would be a standard deviation of their
-    # distance / sqrt(12); where the loss passes the margin is taken to halve that.
-    least_noise = np.diff(np.log10(seen.learning_rates)).max() / np.sqrt(12) / 2
-    extrapolation = _extrapolate(points, sizes, least_noise, quick)
-    place = pd.Index(sizes['size']).get_indexer(targets['size'])
-    drawn_DxT = extrapolation.draws_DxT[:, place]
-    probability = (drawn_DxT < targets['rate'].to_numpy()).mean(axis=0)
-    low, high = extrapolation.interval_2xT[:, place]
-    law = fits.power_law(points, least_noise=least_noise)
+    sizes = cells[['log_size']].drop_duplicates().assign(log_rate=0.0)
+    # A value anywhere between two learning rates of the grid would have a standard deviation of
+    # their distance / sqrt(12); interpolating to the margin is assumed to halve it.
+    noise_floor = np.diff(np.log10(observations.learning_rates)).max() / np.sqrt(12) / 2
+    extrapolation = _extrapolate(points, sizes, noise_floor, quick)
+    place = pd.Index(sizes['log_size']).get_indexer(cells['log_size'])
+    draws_DxC = extrapolation.draws_DxC[:, place]
+    probability = (draws_DxC < cells['log_rate'].to_numpy()).mean(axis=0)
+    low, high = extrapolation.interval_2xC[:, place]
+    law = fits.power_law(points, noise_floor=noise_floor)
     note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*law)
-    return Forecast(_cells(targets, probability, extrapolation.value_T[place], low, high), note)
+    return Forecast(_cells(cells, probability, extrapolation.median_C[place], low, high), note)
 
-  def measured(self, runs: Observations) -> pd.DataFrame:
-    """That of the run's size and seed."""
-    return _measured(runs, runs.runs['critical'], runs.runs['beyond'])
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The critical learning rate of the run's size and seed."""
+    runs = observations.runs
+    return _measured(observations, runs['log_critical'], runs['censored'])
 
 
 @dataclasses.dataclass(frozen=True)
-class ByGradient(Predictor):
-  """Gradient RMS at the end of training against eps (paper section 3.4)."""
+class GradientPredictor(Predictor):
+  """Extrapolates the gradient RMS at the end of training, to compare it with eps (section 3.4)."""
 
   name: str = 'gradient RMS'
   quantity: str = 'gradient RMS'
   event: str = 'gradient RMS below eps'
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
-    """Probabilities: the share of draws below eps."""
-    finite = np.isfinite(seen.runs['gradient'])
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Probabilities are the share of draws below eps."""
+    finite = np.isfinite(observations.runs['log_gradient'])
     if not finite.any():
-      raise TooLittle('no gradient RMS was logged')
-    seen = seen.only(finite)
-    if (eps := seen.runs['eps'].unique()).size > 1:
-      raise TooLittle('eps differs between the runs')
-    extrapolation = _extrapolate(seen.points(seen.runs['gradient']), targets, LEAST_NOISE, quick)
-    probability = (extrapolation.draws_DxT < np.log10(eps[0])).mean(axis=0)
-    low, high = extrapolation.interval_2xT
+      raise InsufficientData('no gradient RMS was logged')
+    observations = observations.select(finite)
+    if (eps := observations.runs['eps'].unique()).size > 1:
+      raise InsufficientData('eps differs between the runs')
+    points = observations.points(observations.runs['log_gradient'])
+    extrapolation = _extrapolate(points, cells, NOISE_FLOOR, quick)
+    probability = (extrapolation.draws_DxC < np.log10(eps[0])).mean(axis=0)
+    low, high = extrapolation.interval_2xC
     return Forecast(
-        _cells(targets, probability, extrapolation.value_T, low, high), f'eps is {eps[0]:g}'
+        _cells(cells, probability, extrapolation.median_C, low, high), f'eps is {eps[0]:g}'
     )
 
-  def measured(self, runs: Observations) -> pd.DataFrame:
-    """At the end of training."""
-    return _measured(runs, runs.runs['gradient'])
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The gradient RMS at the end of training."""
+    return _measured(observations, observations.runs['log_gradient'])
 
-  def happened(self, runs: Observations) -> pd.Series:
-    """Whether it fell below eps."""
-    return 10.0 ** runs.runs['gradient'] < runs.runs['eps']
+  def outcome(self, observations: Observations) -> pd.Series:
+    """Whether the gradient RMS was below eps at the end of training."""
+    return 10.0 ** observations.runs['log_gradient'] < observations.runs['eps']
 
 
 @dataclasses.dataclass(frozen=True)
-class AsBefore(Predictor):
-  """What the largest size at hand did at the same learning rate: what any prediction must beat."""
+class LargestSizePredictor(Predictor):
+  """Repeats the outcome of the largest observed size at the same learning rate, a baseline."""
 
   name: str = 'as the largest size did'
   quantity: str = ''
   event: str = UNSTABLE
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
-    """Probabilities: the share of its seeds that were unstable."""
-    largest = seen.runs[seen.runs['parameters'] == seen.sizes[-1]]
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Probabilities are the share of the largest size's seeds that were unstable."""
+    runs = observations.runs
+    largest = runs[runs['parameters'] == observations.sizes[-1]]
     share = largest.groupby('learning_rate')['unstable'].mean()
-    probability = targets['learning_rate'].map(share)
-    return Forecast(_cells(targets, probability, np.nan, np.nan, np.nan), '')
+    probability = cells['learning_rate'].map(share)
+    return Forecast(_cells(cells, probability, np.nan, np.nan, np.nan), '')
 
 
 @dataclasses.dataclass(frozen=True)
-class Mean(Predictor):
-  """The mean of several predictors' probabilities."""
+class MeanPredictor(Predictor):
+  """Averages the probabilities of several predictors."""
 
   parts: tuple[Predictor, ...]
   quantity: str = ''
@@ -236,93 +267,112 @@ class Mean(Predictor):
 
   @property
   def name(self) -> str:
-    """Of its parts."""
+    """States the number of parts."""
     return f'mean of {len(self.parts)} predictors'
 
-  def settle(self, seen: Observations) -> 'Mean':
-    """With its parts settled."""
-    return dataclasses.replace(self, parts=tuple(part.settle(seen) for part in self.parts))
+  def calibrate(self, observations: Observations) -> 'MeanPredictor':
+    """Calibrates the parts."""
+    parts = tuple(part.calibrate(observations) for part in self.parts)
+    return dataclasses.replace(self, parts=parts)
 
-  def forecast(self, seen: Observations, targets: pd.DataFrame, quick: bool = False) -> Forecast:
-    """Probabilities alone."""
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Predicts probabilities only, no number."""
     probabilities = [
-        part.forecast(seen, targets, quick).cells['probability'] for part in self.parts
+        part.forecast(observations, cells, quick).cells['probability'] for part in self.parts
     ]
     probability = np.mean(probabilities, axis=0)
-    return Forecast(_cells(targets, probability, np.nan, np.nan, np.nan), '')
+    return Forecast(_cells(cells, probability, np.nan, np.nan, np.nan), '')
 
 
-BASELINES: tuple[Predictor, ...] = (Paper(), AsBefore())
-LOGIT = ByProbe('attention logit', results.LOGIT, 'attention logit', threshold=UNSTABLE_LOGIT)
-OURS: tuple[Predictor, ...] = (
+BASELINES: tuple[Predictor, ...] = (PaperFit(), LargestSizePredictor())
+LOGIT = ProbePredictor(
+    'attention logit', results.LOGIT, 'attention logit', threshold=UNSTABLE_LOGIT
+)
+CANDIDATES: tuple[Predictor, ...] = (
     LOGIT,
-    ByCriticalRate(),
-    ByProbe('critical sharpness', CRITICAL, 'critical sharpness over 2 / LR'),
-    ByProbe('preconditioned sharpness', PRECONDITIONED, 'preconditioned sharpness over its limit'),
+    CriticalRatePredictor(),
+    ProbePredictor(
+        'critical sharpness', CRITICAL_SHARPNESS, 'critical sharpness over 2 / LR'
+    ),
+    ProbePredictor(
+        'preconditioned sharpness',
+        PRECONDITIONED_SHARPNESS,
+        'preconditioned sharpness over its limit',
+    ),
 )
 
 
-def best(settled: Sequence[Predictor], seen: Observations) -> Predictor | None:
-  """That whose probabilities were best over the folds of the observations; None if none had any."""
-  errors = {one: squares.mean() for one in settled if len(squares := _over_folds(one, seen)[0])}
-  return min(errors, key=errors.get) if errors else None
+def best_predictor(
+    calibrated: Sequence[Predictor], observations: Observations
+) -> Predictor | None:
+  """The predictor with the lowest Brier score in validation; None if none gave probabilities."""
+  scores = {
+      predictor: squares.mean()
+      for predictor in calibrated
+      if len(squares := _validation_errors(predictor, observations)[0])
+  }
+  return min(scores, key=scores.get) if scores else None
 
 
-def _miss(predictor: Predictor, seen: Observations) -> tuple[float, float]:
-  """How badly it foretold the larger sizes at hand: by probability, then by value.
+def _validation_error(predictor: Predictor, observations: Observations) -> tuple[float, float]:
+  """The predictor's Brier score in validation, then the error of its values, for ties.
 
-  Probabilities count in steps of 0.01: what is closer is not told apart by so few runs.
+  Brier scores are rounded to 0.01: so few runs do not resolve smaller differences.
   """
-  squares, misses = _over_folds(predictor, seen)
+  squares, value_errors = _validation_errors(predictor, observations)
   brier = round(float(np.mean(squares)), 2) if len(squares) else 1.0
-  return brier, float(np.mean(misses)) if len(misses) else np.inf
+  return brier, float(np.mean(value_errors)) if len(value_errors) else np.inf
 
 
-def _over_folds(predictor: Predictor, seen: Observations) -> tuple[np.ndarray, np.ndarray]:
-  """Squared errors of probabilities, and of values as shares of their variance over the cells."""
-  squares, misses = [], []
-  for below, of_size in seen.folds():
-    cells = of_size.runs[of_size.runs['learning_rate'].isin(below.learning_rates)]
+def _validation_errors(
+    predictor: Predictor, observations: Observations
+) -> tuple[np.ndarray, np.ndarray]:
+  """Squared errors of the probabilities, and of the values relative to their variance."""
+  squares, value_errors = [], []
+  for smaller, held_out in observations.validation_splits():
+    cells = held_out.runs[held_out.runs['learning_rate'].isin(smaller.learning_rates)]
     try:
-      said = predictor.forecast(below, cells, quick=True).cells
-    except TooLittle:
+      forecast = predictor.forecast(smaller, cells, quick=True).cells
+    except InsufficientData:
       continue
-    measured = predictor.measured(of_size).loc[cells.index]
-    squares.append((said['probability'].to_numpy() - cells['unstable']) ** 2)
-    miss = (said['value'].to_numpy() - measured['value'])[measured['beyond'] == 0]
-    misses.append(miss**2 / max(measured['value'].var(), 1e-9))
+    measured = predictor.measure(held_out).loc[cells.index]
+    squares.append((forecast['probability'].to_numpy() - cells['unstable']) ** 2)
+    error = (forecast['value'].to_numpy() - measured['value'])[measured['censored'] == 0]
+    value_errors.append(error**2 / max(measured['value'].var(), 1e-9))
   join = lambda parts: pd.concat(parts).dropna().to_numpy() if parts else np.empty(0)  # noqa: E731
-  return join(squares), join(misses)
+  return join(squares), join(value_errors)
 
 
 def _extrapolate(
-    points: fits.Points, targets: pd.DataFrame, least_noise: float, quick: bool
+    points: fits.Points, cells: pd.DataFrame, noise_floor: float, quick: bool
 ) -> fits.Extrapolation:
-  found = fits.extrapolate(
+  extrapolation = fits.extrapolate(
       points,
-      fits.Points.of(targets),
-      least_noise=least_noise,
+      fits.Points.from_table(cells),
+      noise_floor=noise_floor,
       draws=QUICK_DRAWS if quick else fits.DRAWS,
       widen=not quick,
   )
-  if found is None:
-    raise TooLittle('too few sizes have the same learning rates')
-  return found
+  if extrapolation is None:
+    raise InsufficientData('too few sizes have the same learning rates')
+  return extrapolation
 
 
 def _cells(
-    targets: pd.DataFrame,
+    cells: pd.DataFrame,
     probability: np.ndarray | float,
     value: np.ndarray | float,
     low: np.ndarray | float,
     high: np.ndarray | float,
 ) -> pd.DataFrame:
-  return targets[['parameters', 'learning_rate']].assign(
+  return cells[['parameters', 'learning_rate']].assign(
       probability=probability, value=value, low=low, high=high
   )
 
 
 def _measured(
-    runs: Observations, value: pd.Series | float, beyond: pd.Series | int = 0
+    observations: Observations, value: pd.Series | float, censored: pd.Series | int = 0
 ) -> pd.DataFrame:
-  return pd.DataFrame({'value': value, 'beyond': beyond}, runs.runs.index)
+  return pd.DataFrame({'value': value, 'censored': censored}, observations.runs.index)
