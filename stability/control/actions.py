@@ -27,8 +27,6 @@ ARGUMENTS = {
 OPTIONAL = ('skip', 'changes', 'name')
 MAX_STEPS = 2**31  # steps are int32 on the device
 
-# Actions that change the course of a run: its alarms are raised anew after them.
-CHANGES_COURSE = ('set', 'skip', 'rewind')
 
 
 @dataclasses.dataclass(frozen=True)

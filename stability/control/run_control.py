@@ -24,6 +24,7 @@ from stability.control.stops import next_stop
 from stability.errors import BadInput
 from stability.storage import files, run_files
 from stability.storage.files import Json
+from stability.storage.run_files import COURSE_ACTIONS
 
 ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # who acts, other than people
 AUTOMATIC = (ALARM, POLICY, TIMEOUT)
@@ -152,7 +153,7 @@ class RunControl:
     changes = [
         number
         for number, record in enumerate(self.taken, 1)
-        if record.action.kind in actions.CHANGES_COURSE
+        if record.action.kind in COURSE_ACTIONS
     ]
     raised = read_alarms(self._run)
     current = [alarm for alarm in raised if alarm.actions >= max(changes, default=0)]
@@ -281,7 +282,7 @@ class RunControl:
     """Takes note of an action that is on record."""
     self.taken.append(record)
     self.config = records.current_config(self.config, [record])
-    changes_course = record.action.kind in actions.CHANGES_COURSE
+    changes_course = record.action.kind in COURSE_ACTIONS
     if changes_course or record.by in AUTOMATIC:
       self._pending.clear()
     if changes_course:

@@ -268,7 +268,7 @@ def test_slurm_cancellation(place, slurm):
     wait_for(lambda: not scontrol(slurm, 'squeue', '--noheader').split())
   assert again.returncode == 1
   assert 'no job is left, but some runs are unfinished' in said[0]
-  assert '1 runs are not over' in said[0]
+  assert '1 runs have not finished' in said[0]
   assert not scontrol(slurm, 'squeue', '--noheader').split()
 
 
