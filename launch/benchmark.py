@@ -236,7 +236,7 @@ def _flops_per_token(width: int) -> float:
   c = setup.get_config()
   c.model.width = width
   config = config_lib.unflatten(config_lib.resolve(config_lib.flatten(c.to_dict())))
-  return cost.train_flops(config) / cost.tokens(config)
+  return cost.estimated_flops(config) / cost.tokens(config)
 
 
 def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:

@@ -212,7 +212,7 @@ def print_plan(stages: list[Stage]) -> int:
     source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
     new = {name: c for name, c in configs.items() if reuse.key(c) not in seen}
     seen |= {reuse.key(config) for config in new.values()}
-    plan = cost_lib.plan(new, tokens.vocabulary_size(source))
+    plan = cost_lib.plan(cost_lib.groups(new, tokens.vocabulary_size(source)))
     plans.append(plan)
     table.add_row(
         stage.name,

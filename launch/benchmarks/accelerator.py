@@ -79,7 +79,7 @@ def utilisation(
 ) -> Readings:
   """Operations per second of one run, and of a square product of bfloat16 numbers."""
   run = _loaded(config, 1, 1, vocabulary_size)
-  flops = cost.train_flops(config, vocabulary_size) / config['schedule']['steps']
+  flops = cost.estimated_flops(config, vocabulary_size) / config['schedule']['steps']
   product = _matmul(matmul)
   return _in_turn(
       {'training': lambda: steps * flops / run(steps), 'matmul': lambda: product(steps)}, rounds

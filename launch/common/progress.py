@@ -31,7 +31,7 @@ class Progress:
     """configs: the runs to be trained."""
     self._workdir = workdir
     self._configs = configs
-    self._flops = {name: cost.train_flops(config) for name, config in configs.items()}
+    self._flops = {name: cost.estimated_flops(config) for name, config in configs.items()}
     self._counts = dict.fromkeys(run_files.STATUSES, 0)
     self._over_flops = 0.0
     self._all_flops = sum(self._flops.values())
@@ -55,7 +55,7 @@ class Progress:
   def add(self, name: str, config: Config) -> None:
     """One more run to be trained: a fork."""
     self._configs = {**self._configs, name: config}
-    self._flops[name] = cost.train_flops(config)
+    self._flops[name] = cost.estimated_flops(config)
     self._all_flops += self._flops[name]
     self._unfinished[name] = None
     self._to_look_at.append(name)

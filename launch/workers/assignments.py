@@ -41,7 +41,7 @@ class Waiting:
     """One more run."""
     key = config_lib.static_fields(config)
     self._keys[name] = self._same.setdefault(key, key)  # thousands of equal ones take megabytes
-    self._flops[name] = cost.train_flops(config)
+    self._flops[name] = cost.estimated_flops(config)
     self.put_back(name)
 
   def put_back(self, name: str) -> None:
