@@ -19,6 +19,7 @@ from absl import logging
 from stability import config as config_lib
 from stability.control import actions, run_control
 from stability.devices import layout as layout_lib
+from stability.devices import shapes
 from stability.devices.make_layout import is_out_of_memory, make_layout
 from stability.errors import BadInput, CannotWrite
 from stability.step import train_step
@@ -446,7 +447,7 @@ class Trainer:
           status=status,
           initial_loss=run.initial_loss,
           final_loss=losses[slot],
-          parameters=config_lib.parameters(run.config),
+          parameters=shapes.parameters(run.config),
           steps=run.step,
           tokens=run.tokens(run.step),
           seconds=seconds[slot],
