@@ -220,7 +220,7 @@ def matmul(rounds: int) -> tuple[Any, list[Row]]:
 
 def _flops_per_token(width: int) -> float:
   config = inputs.resolve(setup.get_config(), {'model.width': width})
-  return cost.train_flops(config) / cost.tokens(config)
+  return cost.estimated_flops(config) / cost.tokens(config)
 
 
 def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:

@@ -79,7 +79,7 @@ def utilisation(
 ) -> Readings:
   """Operations per second of training one run, and of a square bfloat16 matrix product."""
   seconds = _timer(config, 1, 1, vocabulary_size)
-  step_flops = cost.train_flops(config, vocabulary_size) / config['schedule']['steps']
+  step_flops = cost.estimated_flops(config, vocabulary_size) / config['schedule']['steps']
   matmul = _matmul_speed(matmul_size)
   contestants = {
       'training': lambda: steps * step_flops / seconds(steps),

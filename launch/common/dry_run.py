@@ -1,6 +1,11 @@
-"""launch.sweep --dry_run: what a sweep costs and, on stated devices, where its runs go."""
+"""launch.sweep --dry_run: what a sweep costs and, on given devices, where its runs are placed.
+
+Parameters and FLOPs come from traced programs; nothing is compiled and no accelerator is used,
+except with --analyze.
+"""
 
 import math
+import sys
 import types
 from collections.abc import Mapping, Sequence
 
@@ -10,23 +15,24 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.common import app, memory_analysis
-from stability import config as config_lib
 from stability.config import Config
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
+from stability.devices import shapes
 from stability.errors import BadInput
 
-MOST_ROWS = 100  # of a table; of more runs than this, the groups are shown
+MOST_ROWS = 100  # of a table; more runs than this are shown by groups
 MOST_NAMED = 10  # rows that do not fit
-WIDTH = 150  # of the tables where the output is no terminal
+MOST_SILENT = 20  # architectures that are traced without a word
+WIDTH = 150  # of the tables where the output is not a terminal
 _MACHINE = ('devices', 'device_memory_gb', 'device_tflops')
 
 
 def define(flag_values: flags.FlagValues) -> None:
   """Defines --dry_run and the flags that need it."""
   flags.DEFINE_boolean(
-      'dry_run', False, 'print the runs and what they cost; write nothing', flag_values=flag_values
+      'dry_run', False, 'print the runs and their cost; write nothing', flag_values=flag_values
   )
   flags.DEFINE_integer(
       'devices',
@@ -35,38 +41,38 @@ def define(flag_values: flags.FlagValues) -> None:
       flag_values=flag_values,
   )
   flags.DEFINE_float(
-      'device_memory_gb', None, '10^9 bytes of memory of each device', flag_values=flag_values
+      'device_memory_gb', None, 'memory of each device; unit: 10^9 bytes', flag_values=flag_values
   )
   flags.DEFINE_float(
       'device_tflops',
       None,
-      '10^12 operations per second of each device at its best, in the type of model.dtype',
+      'peak rate of each device in the type of model.dtype; unit: 10^12 FLOPs per second',
       flag_values=flag_values,
   )
   flags.DEFINE_float(
       'utilisation',
       0.4,
-      'share of device_tflops that training is taken to reach',
+      'fraction of device_tflops that training reaches',
       flag_values=flag_values,
   )
   flags.DEFINE_boolean(
       'analyze',
       False,
-      "for --dry_run: compile for the devices here, and hold XLA's account of memory against ours",
+      "for --dry_run: compile for the devices here and compare XLA's memory use with the estimate",
       flag_values=flag_values,
   )
 
 
 def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
-  """The machine to plan for, if one is given; BadInput where the flags are not of one mind."""
+  """The machine to plan for, if one is given; BadInput where the flags contradict each other."""
   given = [name for name in (*_MACHINE, 'utilisation') if flag_values[name].present]
   asked = [*given, 'analyze'] if flag_values['analyze'].value else given
   if asked and not flag_values['dry_run'].value:
-    raise BadInput(f'--{asked[0]}: must be given with --dry_run; training takes the devices here')
+    raise BadInput(f'--{asked[0]}: must be given with --dry_run; training uses the devices here')
   if not given:
     return None
   if flag_values['analyze'].value:
-    raise BadInput(f'--{given[0]}: must not be given with --analyze, which takes the devices here')
+    raise BadInput(f'--{given[0]}: must not be given with --analyze, which uses the devices here')
   for name in _MACHINE:
     if name not in given:
       raise BadInput(f'--{name}: missing, must be given with --{given[0]}')
@@ -86,6 +92,8 @@ def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
 
 def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -> None:
   """Prints the plan of a sweep."""
+  if not analyze:
+    shapes.trace_on_cpu()
   configs = sweep.runs.configs
   source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
   vocabulary_size = tokens.vocabulary_size(source)
@@ -93,30 +101,43 @@ def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -
   if not console.is_terminal:
     console = Console(width=WIDTH)
   title = f'{sweep.config_file} at scale {sweep.scale}'
-  plan = cost_lib.plan(configs, vocabulary_size)
+  _trace(configs, vocabulary_size)
+  groups = cost_lib.groups(configs, vocabulary_size)
+  plan = cost_lib.plan(groups)
   closing = [
       f'{plan.runs:,} runs, {plan.tokens:,} tokens, {plan.flops:.2e} FLOPs;'
       f' {plan.populations} populations, {plan.executables} executables to compile'
   ]
+  by_group = machine is not None or len(configs) > MOST_ROWS
   if machine:
-    groups = cost_lib.groups(configs, vocabulary_size)
     placed = [cost_lib.place(group, machine, vocabulary_size) for group in groups]
     tables = _placements(title, groups, placed)
     closing += _on_machine(groups, placed, machine)
-  elif len(configs) > MOST_ROWS:
-    groups = cost_lib.groups(configs, vocabulary_size)
+  elif by_group:
     tables = (_costs_of_groups(title, groups),)
   else:
-    groups = []
     tables = (_costs_of_runs(title, configs, vocabulary_size),)
-  if len(groups) > MOST_ROWS:
+  if by_group and len(groups) > MOST_ROWS:
     closing.insert(0, f'... and {len(groups) - MOST_ROWS:,} more groups')
   if analyze:
-    every = cost_lib.groups(configs, vocabulary_size)
-    tables += (_analyses(every, vocabulary_size, console),)
+    tables += (_analyses(groups, vocabulary_size, console),)
   console.print(*tables)
   for line in closing:
     console.print(line, highlight=False, soft_wrap=True)
+
+
+def _trace(configs: Mapping[str, Config], vocabulary_size: int) -> None:
+  """Traces each architecture once; says so if there are many."""
+  found = {shapes.architecture(config): config for config in configs.values()}
+  console = Console(stderr=True)
+  text = f'tracing {len(found):,} architectures for their FLOPs and memory'
+  if len(found) > MOST_SILENT and not console.is_terminal:
+    print(text, file=sys.stderr)
+  with console.status('tracing') as status:
+    for number, config in enumerate(found.values(), 1):
+      if len(found) > MOST_SILENT:
+        status.update(f'{text}: {number:,}')
+      shapes.step_flops(config, vocabulary_size)
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
@@ -132,7 +153,7 @@ def _costs_of_runs(title: str, configs: Mapping[str, Config], vocabulary_size: i
   for name, config in configs.items():
     table.add_row(
         name,
-        f'{config_lib.parameters(config):,}',
+        f'{shapes.parameters(config):,}',
         f'{cost_lib.tokens(config):,}',
         f'{cost_lib.train_flops(config, vocabulary_size):.2e}',
     )
@@ -145,7 +166,7 @@ def _costs_of_groups(title: str, groups: Sequence[cost_lib.Group]) -> Table:
     table.add_row(
         group.name,
         f'{group.runs:,}',
-        f'{config_lib.parameters(group.config):,}',
+        f'{shapes.parameters(group.config):,}',
         f'{group.tokens:,}',
         f'{group.flops:.2e}',
     )
@@ -172,7 +193,7 @@ def _placements(
     where.add_row(
         group.name,
         f'{group.runs:,}',
-        f'{config_lib.parameters(group.config):,}',
+        f'{shapes.parameters(group.config):,}',
         placement.layout,
         str(placement.members),
         str(placement.microbatches),

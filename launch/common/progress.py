@@ -22,7 +22,7 @@ class Progress:
     """configs: the runs to train."""
     self._workdir = workdir
     self._configs = dict(configs)
-    self._flops = {name: cost.train_flops(config) for name, config in configs.items()}
+    self._flops = {name: cost.estimated_flops(config) for name, config in configs.items()}
     self._total_flops = sum(self._flops.values())
     self._finished_flops = 0.0
     self._counts = dict.fromkeys(run_files.STATUSES, 0)
@@ -43,7 +43,7 @@ class Progress:
   def add(self, name: str, config: Config) -> None:
     """Adds a run to train: a fork."""
     self._configs[name] = config
-    self._flops[name] = cost.train_flops(config)
+    self._flops[name] = cost.estimated_flops(config)
     self._total_flops += self._flops[name]
     self._unfinished[name] = None
     self._to_check.append(name)

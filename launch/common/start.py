@@ -13,6 +13,7 @@ from launch.common import app
 from stability import extensions
 from stability.config import Config
 from stability.data import tokens
+from stability.devices import shapes
 from stability.errors import BadInput
 from stability.storage import files, leases, metrics, results_csv, reuse, schema, sweeps, versions
 
@@ -103,6 +104,7 @@ def _prepare(sweep: app.Sweep, workdir: Path, reused: Sequence[Path]) -> dict[st
         versions=_versions(workdir, unfinished),
         report=sweep.report,
         extensions=_prepare_extensions(sweep, workdir),
+        parameters=_count_parameters(sweep, workdir),
     )
     sweeps.write_sweep(workdir, written)
     first = next(iter(runs.configs.values()))
@@ -135,6 +137,25 @@ def _prepare_extensions(sweep: app.Sweep, workdir: Path) -> files.Json:
     for name, content in sweep.extensions.files.items():
       files.write_atomic(workdir / sweep.extensions.folder / name, content)
   return current
+
+
+def _count_parameters(sweep: app.Sweep, workdir: Path) -> dict[str, int]:
+  """The number of parameters of each run; counts that sweep.json has are kept."""
+  counted = {}
+  if (workdir / 'sweep.json').exists():
+    counted = sweeps.read_sweep(workdir).parameters
+  new = {name: c for name, c in sweep.runs.configs.items() if name not in counted}
+  if new:
+    shapes.trace_on_cpu()
+  try:
+    return counted | {name: shapes.parameters(config) for name, config in new.items()}
+  except Exception as error:
+    if sweep.extensions is None:
+      raise
+    raise BadInput(
+        f'{sweep.config_file}: its extensions fail when the model is traced:'
+        f' {type(error).__name__}: {error}'
+    ) from error
 
 
 def _say_waiting(holder: leases.Json) -> None:

@@ -41,7 +41,7 @@ class RunQueue:
     """Adds a new run."""
     key = config_lib.static_fields(config)
     self._keys[name] = self._canonical.setdefault(key, key)
-    self._flops[name] = cost.train_flops(config)
+    self._flops[name] = cost.estimated_flops(config)
     self.put_back(name)
 
   def put_back(self, name: str) -> None:

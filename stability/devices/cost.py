@@ -1,64 +1,44 @@
-"""What a sweep will cost, by arithmetic alone."""
+"""What a sweep costs: tokens, FLOPs, executables, and hours on given devices."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stability import config as config_lib
 from stability import hyper
 from stability.config import Config
 from stability.devices import placement as placement_lib
+from stability.devices import shapes
 from stability.devices.placement import Memory, Placement
 
 BYTES_VOCABULARY = 256
 
 
 def tokens(config: Config) -> int:
-  """Tokens a run trains on."""
+  """Tokens that a run trains on."""
   data = config['data']
   return config['schedule']['steps'] * data['batch_size'] * data['sequence_length']
 
 
-def train_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
-  """Floating-point operations of a run's matrix products; a backward pass is two forward ones.
+def train_flops(config: Config, vocabulary_size: int) -> float:
+  """FLOPs of the matrix products of a run's steps, from their traces; evaluation is left out."""
+  return config['schedule']['steps'] * shapes.step_flops(config, vocabulary_size)
 
-  A token passes forward through every weight of the blocks, gates included, and the head (2 FLOPs
-  each) and meets every position of its sequence twice a layer, for logits and for values (2 width
-  each).
+
+def estimated_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
+  """FLOPs of a run of the default architecture, by a formula that needs no jax.
+
+  It weighs runs against each other: in progress bars, and where a sweep is divided into jobs. A
+  token passes through every weight of the blocks' matrices and of the head, 2 FLOPs each, and meets
+  every position of its sequence in each layer, 2 width for the logit and 2 for the value; the
+  backward pass costs twice the forward pass.
   """
   model = config['model']
   weights = config_lib.parameters(config) + model['width'] * vocabulary_size
-  if model['attention_gate'] != 'none':
-    weights += model['depth'] * model['width'] ** 2
   attention = 4 * model['depth'] * model['width'] * config['data']['sequence_length']
   return 3.0 * tokens(config) * (2 * weights + attention)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """The sums over a sweep."""
-
-  runs: int
-  tokens: int
-  flops: float
-  populations: int  # sets of runs that share their executables
-  executables: int
-
-
-def plan(configs: Mapping[str, Config], vocabulary_size: int) -> Plan:
-  """What training all the runs takes."""
-  populations = {config_lib.static_fields(config) for config in configs.values()}
-  steps = ('probe.every_steps', 'probe.sharpness_every_steps')  # each asks for one of its own
-  executables = sum(3 + sum(dict(fields)[every] > 0 for every in steps) for fields in populations)
-  return Plan(
-      runs=len(configs),
-      tokens=sum(map(tokens, configs.values())),
-      flops=sum(train_flops(config, vocabulary_size) for config in configs.values()),
-      populations=len(populations),
-      executables=executables,  # init, step, evaluate, and the probed and sharp steps there are
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,30 +52,13 @@ class Group:
   flops: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Machine:
-  """Devices that train one group after another."""
-
-  devices: int
-  memory_bytes: float  # of each
-  flops_per_second: float  # of each, at its best
-  utilisation: float  # the share of its best that training is taken to reach
-
-
-@dataclasses.dataclass(frozen=True)
-class Placed:
-  """A group on a machine."""
-
-  placement: Placement  # the smallest there is, where it does not fit
-  memory: Memory
-  hours: float | None  # of training alone; None: it does not fit
-
-
 def groups(configs: Mapping[str, Config], vocabulary_size: int) -> list[Group]:
   """The groups of a sweep, in the order of their first runs."""
   members: dict[tuple[tuple[str, Any], ...], list[Config]] = {}
   for config in configs.values():
     members.setdefault(config_lib.static_fields(config), []).append(config)
+  if not members:
+    return []
   first, *others = map(dict, members)
   varied = [field for field in first if any(first[field] != other[field] for other in others)]
   labels = hyper.labels(varied)
@@ -108,23 +71,70 @@ def groups(configs: Mapping[str, Config], vocabulary_size: int) -> list[Group]:
             config=runs[0],
             runs=len(runs),
             tokens=sum(map(tokens, runs)),
-            flops=sum(train_flops(config, vocabulary_size) for config in runs),
+            flops=sum(run['schedule']['steps'] for run in runs)
+            * shapes.step_flops(runs[0], vocabulary_size),
         )
     )
   return found
 
 
-def shares(configs: Mapping[str, Config], count: int) -> list[list[str]]:
-  """The runs in at most `count` shares of like FLOPs, runs of the same executables together.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Totals of a sweep."""
 
-  The runs stand in a row, ordered by executables, and the row is cut: a share is off the mean by
-  less than the FLOPs of its largest run, and the cuts add at most count - 1 compilations.
+  runs: int
+  tokens: int
+  flops: float
+  populations: int  # sets of runs that share their executables
+  executables: int
+
+
+def plan(groups: Sequence[Group]) -> Plan:
+  """What training the runs of all groups takes."""
+  # init, a quiet step and evaluate; a probed and a sharp step where they are asked for.
+  every = [group.config['probe'] for group in groups]
+  executables = sum(
+      3 + (c['every_steps'] > 0) + (c['sharpness_every_steps'] > 0) for c in every
+  )
+  return Plan(
+      runs=sum(group.runs for group in groups),
+      tokens=sum(group.tokens for group in groups),
+      flops=sum(group.flops for group in groups),
+      populations=len(groups),
+      executables=executables,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices that train one group after another."""
+
+  devices: int
+  memory_bytes: float  # of each
+  flops_per_second: float  # peak rate of each
+  utilisation: float  # fraction of the peak rate that training reaches
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """A group on a machine."""
+
+  placement: Placement  # the smallest one, where none fits
+  memory: Memory
+  hours: float | None  # of training alone; None: it does not fit
+
+
+def shares(configs: Mapping[str, Config], count: int) -> list[list[str]]:
+  """The runs in at most `count` shares of similar FLOPs, runs of the same executables together.
+
+  The runs are put in a row, ordered by executables, and the row is cut: a share differs from the
+  mean by less than its largest run, and the cuts add at most count - 1 compilations.
   """
   first: dict[tuple[tuple[str, Any], ...], int] = {}
   for position, config in enumerate(configs.values()):
     first.setdefault(config_lib.static_fields(config), position)
   row = sorted(configs, key=lambda name: first[config_lib.static_fields(configs[name])])
-  flops = [train_flops(configs[name]) for name in row]
+  flops = [estimated_flops(configs[name]) for name in row]
   ends = list(itertools.accumulate(flops))
   cut = [[] for _ in range(count)]
   for name, own, end in zip(row, flops, ends):
@@ -134,7 +144,7 @@ def shares(configs: Mapping[str, Config], count: int) -> list[list[str]]:
 
 
 def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
-  """Where a group's runs go on accelerators, what they fill and how long they take."""
+  """Where the runs of a group are placed on accelerators, their memory and time."""
   fits = True
   try:
     placement = placement_lib.choose(
@@ -153,7 +163,7 @@ def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
 
 
 def _hours(group: Group, placement: Placement, machine: Machine) -> float:
-  """Of the device that has most to do, all runs being taken for equal."""
+  """Hours of the device that has most to do, if all runs are equal."""
   shares = machine.devices  # of a run
   if placement.layout in ('single', 'population'):
     shares = group.runs / math.ceil(group.runs / machine.devices)

@@ -14,7 +14,7 @@ dict of arrays, in which is whatever changes the run's course:
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,8 @@ from stability.step import objective as objective_lib
 from stability.step import probes, sharpness
 
 State = dict[str, Any]
+Params = dict[str, Any]
+Carried = dict[str, Any]
 Data = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 HParams = Mapping[str, jax.Array]
@@ -70,10 +72,7 @@ def programs(
     remat: recompute the inside of each block in the backward pass, which stores less.
     fused: attention by a GPU's kernel, where that serves; it has no second derivative.
   """
-  needs = tuple(name for term in AFTER_UPDATE.active(static) for name in term.needs)
-  model = transformer_lib.Transformer(
-      parameterization.model_config(static), vocabulary_size, remat, fused, needs
-  )
+  model = make_model(static, vocabulary_size, remat=remat, fused=fused)
   bind = functools.partial
   steps = {'quiet': bind(step, model, static, microbatches, 'quiet')}
   if static.probe.every_steps:
@@ -82,6 +81,16 @@ def programs(
     steps['sharp'] = bind(step, model.clone(fused=False), static, microbatches, 'sharp')
   return Programs(
       init=bind(init, model, static), steps=steps, evaluate=bind(evaluate, model, static)
+  )
+
+
+def make_model(
+    static: Static, vocabulary_size: int, *, remat: bool = False, fused: bool = False
+) -> transformer_lib.Transformer:
+  """The model of a static config; see programs."""
+  needs = tuple(name for term in AFTER_UPDATE.active(static) for name in term.needs)
+  return transformer_lib.Transformer(
+      parameterization.model_config(static), vocabulary_size, remat, fused, needs
   )
 
 
@@ -130,24 +139,7 @@ def step(
   """
   hparams, params = state['hparams'], state['params']
   batch_BxT1 = data['batch'] if 'batch' in data else _draw_batch(data['text'], state, static)
-  collections = [QUIET] if kind == 'quiet' else [QUIET, PROBES, ACTIVATIONS]
-
-  def loss_function(params, rows_BxT1, collections=()):
-    inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
-    weights = parameterization.effective(params, hparams, static)
-    variables = {'params': weights, CARRIED: state['carried']}
-    logits_BxTxV, new = model.apply(variables, inputs_BxT, hparams, mutable=list(collections))
-    total, terms = objective_lib.objective(static, hparams, logits_BxTxV, targets_BxT, weights)
-    measured = {name: Measured(value) for name, value in terms.items()}
-    return total, (measured | probes.forward(new), new.get(CARRIED, {}))
-
-  def part(rows_BxT1):
-    loss_of = functools.partial(
-        loss_function, rows_BxT1=rows_BxT1, collections=[*collections, CARRIED]
-    )
-    gradients, aux = jax.grad(loss_of, has_aux=True)(params)
-    return gradients, *aux
-
+  part = functools.partial(gradient, model, static, kind, state)
   gradients, measured, carried = gradients_lib.over_parts(
       part, batch_BxT1, params, microbatches, axis
   )
@@ -189,12 +181,51 @@ def step(
       metrics |= term.make(inside)
   if kind == 'sharp':
     over_parts = functools.partial(
-        _over_parts, loss_function, batch_BxT1, microbatches=microbatches, axis=axis
+        _over_parts,
+        functools.partial(_loss, model, static, state),
+        batch_BxT1,
+        microbatches=microbatches,
+        axis=axis,
     )
     metrics |= _sharpness(
         over_parts, static, params, gradients, moves, optimizer_state, hparams, this_step
     )
   return next_state, metrics
+
+
+def gradient(
+    model: transformer_lib.Transformer,
+    static: Static,
+    kind: str,
+    state: State,
+    rows_BxT1: jax.Array,
+) -> tuple[Params, probes.Measurements, Carried]:
+  """The gradient of some rows of a step's batch, what is measured there, and carried state."""
+  collections = [QUIET] if kind == 'quiet' else [QUIET, PROBES, ACTIVATIONS]
+  loss = functools.partial(
+      _loss, model, static, state, rows_BxT1=rows_BxT1, collections=[*collections, CARRIED]
+  )
+  gradients, aux = jax.grad(loss, has_aux=True)(state['params'])
+  return gradients, *aux
+
+
+def _loss(
+    model: transformer_lib.Transformer,
+    static: Static,
+    state: State,
+    params: Params,
+    rows_BxT1: jax.Array,
+    collections: Sequence[str] = (),
+) -> tuple[jax.Array, tuple[probes.Measurements, Carried]]:
+  """The objective at `params`; with it, measurements and carried state."""
+  hparams = state['hparams']
+  inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
+  weights = parameterization.effective(params, hparams, static)
+  variables = {'params': weights, CARRIED: state['carried']}
+  logits_BxTxV, new = model.apply(variables, inputs_BxT, hparams, mutable=list(collections))
+  total, terms = objective_lib.objective(static, hparams, logits_BxTxV, targets_BxT, weights)
+  measured = {name: Measured(value) for name, value in terms.items()}
+  return total, (measured | probes.forward(new), new.get(CARRIED, {}))
 
 
 def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:

@@ -6,7 +6,6 @@ run with any did not train as its config says.
 
 import csv
 import io
-from collections.abc import Iterable
 from pathlib import Path
 
 from stability import config as config_lib
@@ -21,7 +20,7 @@ _RESULT_COLUMNS = ('initial_loss', 'final_loss', 'steps', 'tokens', 'seconds', '
 def read_results(workdir: Path) -> list[Json]:
   """The rows of the sweep's runs, in their order; status is 'missing' for a run without result."""
   sweep = sweeps.read_sweep(workdir)
-  return [_row(workdir, name, config, sweep.fields) for name, config in sweep.runs.items()]
+  return [_row(workdir, sweep, name, name, config) for name, config in sweep.runs.items()]
 
 
 def read_fork_results(workdir: Path) -> list[Json]:
@@ -29,12 +28,15 @@ def read_fork_results(workdir: Path) -> list[Json]:
 
   Swept fields have the values that the fork was given.
   """
-  fields = sweeps.read_sweep(workdir).fields
-  rows = []
-  for name, fork in sweeps.read_forks(workdir).items():
+  sweep = sweeps.read_sweep(workdir)
+  rows, forks = [], sweeps.read_forks(workdir)
+  for name, fork in forks.items():
     config = run_files.read_config(run_files.run_dir(workdir, name))
     changed = config_lib.unflatten(config_lib.flatten(config) | fork.changes)
-    rows.append(_row(workdir, name, changed, fields))
+    origin = fork.run
+    for _ in forks:  # no more often: files that somebody changed may name each other
+      origin = forks[origin].run if origin in forks else origin
+    rows.append(_row(workdir, sweep, name, origin, changed))
   return rows
 
 
@@ -51,7 +53,8 @@ def write_results(workdir: Path) -> Path:
   return path
 
 
-def _row(workdir: Path, name: str, config: Config, fields: Iterable[str]) -> Json:
+def _row(workdir: Path, sweep: sweeps.Sweep, name: str, origin: str, config: Config) -> Json:
+  """The row of a run, which has the architecture of the sweep's run `origin`."""
   run = run_files.run_dir(workdir, name)
   result = run_files.read_result(run)
   try:
@@ -59,10 +62,10 @@ def _row(workdir: Path, name: str, config: Config, fields: Iterable[str]) -> Jso
     return {
         'run': name,
         'status': 'missing' if result is None else result.status,
-        'parameters': config_lib.parameters(config),
+        'parameters': sweep.parameters.get(origin, config_lib.parameters(config)),
         'learning_rate': flat['optimizer.learning_rate'],
         'seed': flat['seed'],
-        **{field: flat[field] for field in fields if field != 'seed'},
+        **{field: flat[field] for field in sweep.fields if field != 'seed'},
         **{key: getattr(result, key, None) for key in _RESULT_COLUMNS},
         'actions': run_files.count_course_actions(run),
     }

@@ -52,6 +52,7 @@ def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
     raise BadInput(f'{path}: damaged: it has no runs')
   if len(fields) != len(set(map(str, fields))):
     raise BadInput(f'{path}: damaged: fields lists a field twice')
+  check_parameters(path, sweep.get('parameters', {}))
   for name, config in runs.items():
     flat = check_config(f'{path}: its run {name!r}', config)
     for field in fields:
@@ -65,6 +66,14 @@ def check_data(path: Path, data: Mapping[str, Any], keys: Iterable[str]) -> None
   for key in keys:
     if key not in data or not isinstance(data[key], _DATA[key]):
       raise BadInput(f'{path}: damaged: data: {key} is missing or of a wrong type')
+
+
+def check_parameters(path: Path, parameters: Any) -> None:
+  """Checks that sweep.json has a count for each run that `parameters` names; else BadInput."""
+  if not isinstance(parameters, Mapping) or not all(
+      type(count) is int and count >= 0 for count in parameters.values()
+  ):
+    raise BadInput(f'{path}: damaged: parameters must have the number of parameters by run')
 
 
 def check_config(where: str, config: Any) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Sweep:
   versions: dict[str, str]  # of the code and libraries that train the runs
   report: Json = dataclasses.field(default_factory=dict)  # from get_report: analysis/windows.py
   extensions: Json = dataclasses.field(default_factory=dict)  # stability/extensions.py
+  parameters: dict[str, int] = dataclasses.field(default_factory=dict)  # by run; not in old sweeps
 
   def to_json(self) -> Json:
     """The object in sweep.json."""
@@ -51,6 +52,7 @@ class Sweep:
         'versions': self.versions,
         'report': self.report,
         'extensions': self.extensions,
+        'parameters': self.parameters,
         'runs': self.runs,
     }
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from stability import config as config_lib
 from stability.config import Config
 from stability.control.run_control import NoControl, RunControl
 from stability.control.stops import is_stop, next_stop
+from stability.devices import shapes
 from stability.storage import checkpoints, run_files
 from stability.storage.files import Json
 from stability.storage.metrics import MetricsWriter, NoWriter
@@ -147,7 +147,7 @@ class Run:
         status=status,
         initial_loss=self.initial_loss,
         final_loss=final_loss,
-        parameters=config_lib.parameters(self.config),
+        parameters=shapes.parameters(self.config),
         steps=self.step,
         tokens=self.tokens(self.step),
         seconds=seconds,
