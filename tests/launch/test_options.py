@@ -69,15 +69,29 @@ def test_word(word, found, capsys):
   assert list(listed(capsys, word)) == found
 
 
-def test_option_of_an_extension(capsys):
-  fields.register(fields.number('model.mine', 0.5, 'A number of an extension.'))
+EXTENSION = """from configs import base
+from stability import extensions
+
+def get_extensions():
+  return [extensions.number('model.mine', 0.5, 'A number of an extension.')]
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.model.mine = 2
+  return c
+"""
+
+
+def test_option_of_an_extension(capsys, tmp_path):
+  """A config file's own option joins its section."""
+  (tmp_path / 'experiment.py').write_text(EXTENSION)
   try:
-    defaults = listed(capsys)
+    defaults = listed(capsys, f'--config={tmp_path}/experiment.py')
   finally:
     fields.unregister_all()
   names = list(defaults)
-  assert defaults['model.mine'] == '0.5'
-  assert names[names.index('model.mine') + 1] == 'objective.z_loss'  # it joins its section
+  assert defaults['model.mine'] == '2'
+  assert names[names.index('model.mine') + 1] == 'objective.z_loss'
 
 
 def test_table(capsys, monkeypatch):
