@@ -188,25 +188,26 @@ def load(
   return Sweep(file, scale, overrides, runs, extensions, report)
 
 
-# The config file that the command line names, where it had to be run for its options to be flags.
-_config_run: dict[str, tuple[Mapping[str, Any], extensions_lib.Extensions | None]] = {}
+# What _run_config gave for the config file on the command line, where that had to be run while flags
+# were being defined: load takes it, once.
+_run_already: dict[str, tuple[Mapping[str, Any], extensions_lib.Extensions | None]] = {}
 
 
 def _run_config(file: str) -> tuple[Mapping[str, Any], extensions_lib.Extensions | None]:
   """The namespace of a config file; its extensions, if it has any, are installed."""
-  if file not in _config_run:
-    extensions_lib.reset()
-    with _blame(file, BaseException):
-      namespace, extensions = runpy.run_path(file), None
-      if 'get_extensions' in namespace:
-        extensions = extensions_lib.of_config(Path(file), namespace['get_extensions']())
-    _config_run[file] = namespace, extensions
-  return _config_run[file]
+  if file in _run_already:
+    return _run_already.pop(file)
+  extensions_lib.reset()
+  with _blame(file, BaseException):
+    namespace, extensions = runpy.run_path(file), None
+    if 'get_extensions' in namespace:
+      extensions = extensions_lib.of_config(Path(file), namespace['get_extensions']())
+  return namespace, extensions
 
 
 def _define_extensions(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
   """Defines flags for the options that the config file on the command line adds, and no others."""
-  _config_run.clear()
+  _run_already.clear()
   extensions_lib.reset()
   for name in [name for name in flag_values if name.startswith('config.')]:
     if name.removeprefix('config.') not in config_lib.FIELDS:
@@ -219,7 +220,8 @@ def _define_extensions(flag_values: flags.FlagValues, argv: Sequence[str]) -> No
       value = value if separator else ''.join(argv[position + 1 : position + 2])
       stem, suffix, _ = value.rpartition('.py')
       if os.path.isfile(stem + suffix) and b'get_extensions' in Path(stem + suffix).read_bytes():
-        _run_config(stem + suffix)
+        file = stem + suffix
+        _run_already[file] = _run_config(file)
   define_overrides(flag_values)
 
 
