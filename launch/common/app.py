@@ -188,8 +188,8 @@ def load(
   return Sweep(file, scale, overrides, runs, extensions, report)
 
 
-# What _run_config gave for the config file on the command line, where that had to be run while flags
-# were being defined: load takes it, once.
+# What _run_config gave for the config file on the command line, if that was run while flags
+# were being defined; load takes it, once.
 _run_already: dict[str, tuple[Mapping[str, Any], extensions_lib.Extensions | None]] = {}
 
 
