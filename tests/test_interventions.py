@@ -13,7 +13,7 @@ from stability.devices.multi_device import DataParallelLayout, ShardedLayout
 from stability.devices.single_device import SingleDeviceLayout
 from stability.devices.vmapped import VmappedLayout
 from stability.step import train_step
-from stability.trainer import run as run_lib
+from stability.trainer.state_arrays import from_arrays, to_arrays
 
 INTERVENTIONS = {
     'baseline': {},
@@ -104,7 +104,7 @@ def test_population_and_resume(options, tiny, data):
     alone = layout.insert(layout.empty(), other, layout.init(run.hparams))
     alone, _ = layout.step(alone, 'quiet', 2)
     halfway = layout.extract(alone)[other]
-    saved = run_lib.named(halfway)  # what a checkpoint holds
-    restored = run_lib.unnamed(layout.init(run.hparams), saved)
+    saved = to_arrays(halfway)  # what a checkpoint holds
+    restored = from_arrays(layout.init(run.hparams), saved)
     resumed, _ = layout.step(layout.insert(layout.empty(), other, restored), 'quiet', 2)
     assert same(layout.extract(resumed)[other], together[slot])

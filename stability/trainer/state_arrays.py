@@ -15,8 +15,16 @@ def to_arrays(state: Any) -> Arrays:
 
 
 def from_arrays(like: Any, arrays: Arrays) -> Any:
-  """The inverse of to_arrays, in the structure of `like`; KeyError if a leaf is missing."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_path(path)], like)
+  """The inverse of to_arrays, in the structure of `like`; KeyError if a leaf is missing.
+
+  A missing hyperparameter keeps its value in `like`: its option is newer than the checkpoint.
+  """
+
+  def restore(path, leaf):
+    name = _path(path)
+    return arrays.get(name, leaf) if name.startswith('hyper/') else arrays[name]
+
+  return jax.tree_util.tree_map_with_path(restore, like)
 
 
 def _path(path: Any) -> str:

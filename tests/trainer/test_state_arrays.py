@@ -39,6 +39,12 @@ def test_names():
   assert sorted(to_arrays(state)) == ['hyper/seed', 'params/w']
 
 
+def test_hyperparameter_newer_than_the_checkpoint():
+  like = {'hparams': {'seed': np.int32(7), 'evaluation.decay': np.float32(0.5)}}
+  found = from_arrays(like, {'hyper/seed': np.int32(8)})
+  assert found == {'hparams': {'seed': 8, 'evaluation.decay': 0.5}}
+
+
 def test_missing_leaf():
   with pytest.raises(KeyError):
     from_arrays({'a': 1, 'b': 2}, {'a': np.int32(1)})
