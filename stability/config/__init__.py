@@ -6,6 +6,7 @@ Imports no jax. configs/base.py is the config file with every option's default.
 from stability.config.field import Field, safe_repr
 from stability.config.fields import FIELDS
 from stability.config.resolution import (
+    MAX_EXAMPLES,
     Config,
     complete,
     convert,
@@ -20,6 +21,7 @@ from stability.config.sizes import SIZES, for_scale, parameters, size
 
 __all__ = [
     'FIELDS',
+    'MAX_EXAMPLES',
     'SIZES',
     'Config',
     'Field',

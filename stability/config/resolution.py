@@ -7,10 +7,12 @@ from typing import Any
 import ml_collections
 
 from stability.config.fields import FIELDS
-from stability.data.batches import MAX_EXAMPLES
 from stability.errors import BadInput
 
 Config = dict[str, Any]  # a resolved config: nested plain dicts
+
+# Sequences that a run can draw, steps * batch_size: their numbers are uint32 on the device.
+MAX_EXAMPLES = 2**32
 
 
 def unknown_field(field: str) -> BadInput:

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from stability import config as config_lib
-from stability.config import Config, fields
-from stability.data.batches import MAX_EXAMPLES
+from stability.config import MAX_EXAMPLES, Config, fields
 from stability.errors import BadInput
 from stability.storage.files import Json
 

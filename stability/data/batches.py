@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from stability.config import MAX_EXAMPLES
 from stability.errors import BadInput
 
 Array = Any  # np.ndarray or jax.Array
 
-MAX_EXAMPLES = 2**32  # steps * batch_size
 MAX_DEVICE_TOKENS = 2**31
 
 _ROUNDS = 6  # of the Feistel network; must be even

@@ -4,9 +4,9 @@ import pytest
 
 from configs import base
 from stability import config as config_lib
+from stability.config import MAX_EXAMPLES
 from stability.control import actions, requests
 from stability.control.actions import Action
-from stability.data.batches import MAX_EXAMPLES
 from stability.errors import BadInput
 
 RATE = 'optimizer.learning_rate'
