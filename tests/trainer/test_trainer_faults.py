@@ -227,7 +227,7 @@ def test_pause_that_cannot_be_saved(sweep, monkeypatch):
   """The run fails alone."""
   workdir, names = sweep('unsaved', RATES[::2])
   run = run_files.run_dir(workdir, names[0])
-  requests.write_request(run, Action('pause'), 'ann', '')
+  pause = Poll(at_6=lambda: requests.write_request(run, Action('pause'), 'ann', ''))
 
   def save(folder, arrays):
     if run in folder.parents:
@@ -235,7 +235,7 @@ def test_pause_that_cannot_be_saved(sweep, monkeypatch):
     _save(folder, arrays)
 
   monkeypatch.setattr(ocp, 'save', save)
-  assert train(workdir, names)
+  assert train(workdir, names, interrupted=pause)
   assert statuses(workdir, names) == ['failed', 'done', 'done']
   assert 'cannot be saved' in result(workdir, names[0]).error
 
