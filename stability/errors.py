@@ -1,4 +1,4 @@
-"""The errors that are a person's to mend."""
+"""Errors that a person can fix."""
 
 import contextlib
 import errno
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 
 
 class BadInput(ValueError):
-  """Something given cannot be used: one line that names it and says what is allowed.
+  """An input that cannot be used; the message is one line that names it and what is allowed.
 
-  Programs print the line and exit with code 2; every other exception is a fault of ours.
+  Programs print the line and exit with code 2. Every other exception is a bug.
   """
 
 
 class CannotWrite(OSError):
-  """A disk that takes no more: full, read-only, out of quota, broken.
+  """A disk that refuses to be written: full, read-only, over quota, broken.
 
-  No run's fault, and no run's result: what trains stops, what stands stays, and the same command
-  goes on once the cause is mended. Programs print the one line and exit with code 1.
+  It is the fault and the result of no run: training stops, what is on the disk stays, and the same
+  command resumes once the cause is fixed. Programs print one line and exit with code 1.
   """
 
   def __str__(self) -> str:
     return (
-        f'{self.filename}: cannot be written: {self.strerror}; what is there stays, and the same'
-        ' command goes on once that is mended'
+        f'{self.filename}: cannot be written: {self.strerror}; everything on disk is kept, and the'
+        ' same command resumes once this is fixed'
     )
 
 
-# Of a whole disk. That a folder is missing, say, is a matter of the one run it belongs to.
+# Errors of a whole disk. A missing folder, for example, concerns the one run it belongs to.
 _DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
     *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
@@ -38,7 +38,7 @@ _TENSORSTORE = re.compile(r"os_error_code='(\d+)'")  # in the text of its ValueE
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Raises CannotWrite, with the path, for what the disk refuses while something is written."""
+  """Raises CannotWrite, naming the path, if the disk refuses a write."""
   try:
     yield
   except CannotWrite:

@@ -109,7 +109,7 @@ def _prepare(sweep: app.Sweep, workdir: Path, reused: Sequence[Path]) -> dict[st
     sweeps.write_sweep(workdir, written)
     first = next(iter(runs.configs.values()))
     metrics.write_experiment(workdir, sweeps.swept_values(first, runs.fields))
-    taken = reuse.take_over(workdir, unfinished, reused)
+    taken = reuse.reuse_runs(workdir, unfinished, reused)
   if taken:
     print(f'{len(taken)} runs are reused from other sweeps', flush=True)
   return {name: config for name, config in unfinished.items() if name not in taken}

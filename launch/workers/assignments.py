@@ -117,7 +117,7 @@ class Assignments:
     """Assigns a run to a worker that asks for one; returns the answer to the worker."""
     with self._lock:
       while not self._is_closed and (name := self._queue.take(worker, like)) is not None:
-        if not self._leases.take(self._run(name), worker.pid):
+        if not self._leases.try_acquire(self._run(name), worker.pid):
           self._elsewhere.append(name)
         elif self._is_finished(name):  # by another launcher
           self._finish(name)
@@ -167,7 +167,7 @@ class Assignments:
         name = self._elsewhere.popleft()
         if self._is_finished(name):
           self._finished.append(name)
-        elif self._leases.take(self._run(name)):
+        elif self._leases.try_acquire(self._run(name)):
           self._put_back(name)
         else:
           self._elsewhere.append(name)

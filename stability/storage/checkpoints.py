@@ -1,10 +1,10 @@
-"""Checkpoints of one run: saved whole by Orbax, trusted only if their checksums match.
+"""Checkpoints of one run, written by Orbax and used only if their checksums match.
 
-A checkpoint is the folder checkpoints/STEP of a run. It is made under another name, which begins
-with a dot, and given its own once checksums.json, the SHA-256 of every other file, is in it; before
-it is deleted it loses its name again. So a folder without its checksums, or with a file that does
-not match them, is none that a crash has left: something has damaged it. Processes that share a run
-all save and restore at once, as Orbax wants it; the first of them writes.
+A checkpoint is the folder checkpoints/STEP of a run. It is written under a name that begins with a
+dot and renamed once it is complete, checksums.json (the SHA-256 of every other file) last; before a
+checkpoint is deleted it is renamed back. So a folder without matching checksums was not left by a
+crash: it is damaged. Processes that share a run all save and restore together, as Orbax requires,
+and the first process writes.
 """
 
 import contextlib
@@ -26,21 +26,22 @@ from orbax.checkpoint import v1 as ocp
 
 from stability.errors import BadInput, writing
 from stability.storage import files
+from stability.storage.files import Json
 
 Arrays = dict[str, np.ndarray]  # a run's state: path in the state -> array
 
 ABOUT, CHECKSUMS = 'about.json', 'checksums.json'
 
 
-def save(run: Path, step: int, arrays: Arrays, about: files.Json, keep: int) -> None:
-  """Saves the state of a run after `step` updates and drops all but the newest `keep`.
+def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
+  """Saves the state of a run and deletes all but the newest checkpoints.
 
   Args:
     run: the run's folder.
-    step: number of updates made.
-    arrays: its state.
-    about: what the run must know beside it (JSON), returned by restore.
-    keep: how many checkpoints stay.
+    step: updates made.
+    arrays: the run's state.
+    about: JSON that belongs to the state; `restore` returns it.
+    keep: number of checkpoints to keep.
   """
   folder = (run / 'checkpoints').absolute()
   partial = folder / f'.{step}.partial'
@@ -48,8 +49,8 @@ def save(run: Path, step: int, arrays: Arrays, about: files.Json, keep: int) -> 
   with writing(folder / str(step)):
     if is_first:
       folder.mkdir(parents=True, exist_ok=True)
-      _clear(folder)
-      _try_disk(folder, sum(array.nbytes for array in arrays.values()))
+      _remove_partial(folder)
+      _check_disk(folder, sum(array.nbytes for array in arrays.values()))
     try:
       with _quiet():
         ocp.save(partial, arrays)
@@ -57,28 +58,31 @@ def save(run: Path, step: int, arrays: Arrays, about: files.Json, keep: int) -> 
         return
       files.write_json(partial / ABOUT, about)
       files.write_json(partial / CHECKSUMS, _checksums(partial))
-      _delete(run, step)  # damaged, or of the run before it was changed at this step
+      _delete(run, step)  # a damaged one, or one of before a rewind or change at this step
       partial.rename(folder / str(step))
     except BaseException:
       if is_first:
-        _clear(folder)  # the room may be wanted
+        _remove_partial(folder)  # others may need the space
       raise
     steps = _steps(run)
-    newest = [other for other in steps if other <= step][-keep:]  # a later one was damaged
+    newest = [other for other in steps if other <= step][-keep:]  # later ones are damaged
     for other in set(steps) - set(newest):
       _delete(run, other)
-    _clear(folder)
+    _remove_partial(folder)
 
 
-def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, files.Json] | None:
-  """The newest good checkpoint as (step, arrays, about); None if the run has none at all.
+def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, Json] | None:
+  """The newest good checkpoint as (step, arrays, about); None if the run has no checkpoint.
 
-  Damaged ones are named in warnings, and the one before them serves. Raises BadInput where there
-  are checkpoints and all are damaged: to begin such a run again from nothing, which may have taken
-  days, is a person's decision. With `only`, a step, the checkpoint is that one or None.
+  Damaged checkpoints are skipped, with warnings. If all are damaged it raises BadInput: to start a
+  run over, which may have taken days, is a person's decision.
+
+  Args:
+    run: the run's folder.
+    only: restores the checkpoint of this step or, if there is no good one, returns None.
   """
   if jax.process_index() == 0:
-    _clear(run / 'checkpoints')
+    _remove_partial(run / 'checkpoints')
   faults = {}
   for step in reversed(_steps(run)):
     if only not in (None, step):
@@ -87,28 +91,29 @@ def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, files.Json
     faults[step] = _fault(folder)
     if faults[step] is None:
       for damaged in list(faults)[:-1]:
-        logging.warning('%s; it goes on from step %d', _told(run, damaged, faults[damaged]), step)
+        message = _damage(run, damaged, faults[damaged])
+        logging.warning('%s; the run resumes from step %d', message, step)
       return step, ocp.load(folder), json.loads((folder / ABOUT).read_text())
   if faults and only is None:
-    told = '; '.join(_told(run, step, fault) for step, fault in faults.items())
+    messages = '; '.join(_damage(run, step, fault) for step, fault in faults.items())
     raise BadInput(
-        f'{told}; no other is left: put back a copy, or delete {run / "checkpoints"} to train the'
-        ' run again from step 0'
+        f'{messages}; there is no other checkpoint: restore one from a copy, or delete'
+        f' {run / "checkpoints"} to train the run again from step 0'
     )
   return None
 
 
 def good_steps(run: Path) -> list[int]:
-  """The steps of the checkpoints that can be used, the lowest first."""
+  """The steps of the undamaged checkpoints, in ascending order."""
   return [step for step in _steps(run) if _fault(run / 'checkpoints' / str(step)) is None]
 
 
-def drop_after(run: Path, step: int) -> None:
+def delete_after(run: Path, step: int) -> None:
   """Deletes the checkpoints of later steps."""
   for later in _steps(run):
     if later > step:
       _delete(run, later)
-  _clear(run / 'checkpoints')
+  _remove_partial(run / 'checkpoints')
 
 
 def _steps(run: Path) -> list[int]:
@@ -119,20 +124,20 @@ def _steps(run: Path) -> list[int]:
 
 
 def _delete(run: Path, step: int) -> None:
-  """Takes a checkpoint's name, so that it is never seen in part; _clear removes it."""
+  """Renames a checkpoint, so that it is never seen in part, for _remove_partial to delete."""
   folder = run / 'checkpoints' / str(step)
   if folder.exists():
     folder.rename(folder.with_name(f'.{step}.{uuid.uuid4().hex}'))
 
 
-def _clear(folder: Path) -> None:
-  """Removes what is being made or was deleted."""
+def _remove_partial(folder: Path) -> None:
+  """Deletes checkpoints that are incomplete or were renamed to be deleted."""
   for path in folder.glob('.*'):
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _try_disk(folder: Path, size: int) -> None:
-  """Raises what the disk would refuse later: Orbax's threads tell it badly, or wait for minutes."""
+def _check_disk(folder: Path, size: int) -> None:
+  """Raises OSError if there is no room, which Orbax's threads report badly or after minutes."""
   with tempfile.TemporaryFile(dir=folder):
     pass
   if shutil.disk_usage(folder).free < size:
@@ -141,7 +146,7 @@ def _try_disk(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps Orbax's threads from logging, each with a traceback, the error that is raised as well."""
+  """Suppresses the log of Orbax's threads, which repeats each error that is raised."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:
@@ -150,12 +155,12 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _told(run: Path, step: int, fault: str) -> str:
-  return f'{run.name}: its checkpoint of step {step} is damaged and not used: {fault}'
+def _damage(run: Path, step: int, fault: str) -> str:
+  return f'{run.name}: the checkpoint of step {step} is damaged and not used: {fault}'
 
 
 def _fault(folder: Path) -> str | None:
-  """What is wrong with a checkpoint."""
+  """The damage of a checkpoint; None if it is good."""
   try:
     expected = dict(json.loads((folder / CHECKSUMS).read_text()))
     found = _checksums(folder)

@@ -1,14 +1,16 @@
-"""Who trains a run: leases, by which several launchers, on one machine or many, share a workdir.
+"""Leases, by which several launchers, on one machine or many, share the runs of a workdir.
 
-  DIR/runs/NAME/lease.N.json   the N-th lease on the run; the highest N counts
+  DIR/runs/NAME/lease.N.json   the N-th lease on a run; the highest N counts
 
-A lease appears whole, by link(2), which fails where the file is there already: of all that want the
-N-th, one gets it. To take over from a holder that is gone is to get the next number. No lease is
-ever replaced, and all go together once the run has its result, so whoever acts on an old view of
-the folder finds the number taken. This holds over NFS too; nothing is locked.
+A lease is created by link(2), whole or not at all, which fails if the file exists: of all that want
+the N-th lease, one gets it. Taking over from a dead holder means getting the next number. Leases
+are never replaced, and all are deleted together once the run has its result; so a launcher that
+acts on an old view of the folder finds that its number is taken. This works over NFS too; no file
+is locked.
 
-A holder refreshes its leases (their modification time, by the file server's clock). One on this
-machine is gone when its process is; one elsewhere when it has not refreshed for EXPIRES_SECONDS.
+A holder refreshes its leases: their modification time, by the file server's clock. A holder on this
+machine is dead when its process is; one elsewhere counts as dead when it has not refreshed for
+EXPIRES_SECONDS.
 """
 
 import contextlib
@@ -23,24 +25,24 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stability.errors import writing
 
 Json = dict[str, Any]
 
 REFRESH_SECONDS = 5
-# Twelve refreshes: a holder that a slow file server or a loaded machine holds up is not robbed.
+# Twelve refreshes: a slow file server or a loaded machine does not cost a holder its lease.
 EXPIRES_SECONDS = 60
-# A holder that could not refresh for so long tells its workers so no more, and they end before
-# EXPIRES_SECONDS are over (launch/workers/worker.py).
+# A holder that has not refreshed for so long stops confirming its leases to its workers, which then
+# end before EXPIRES_SECONDS are over (launch/workers/worker.py).
 FRESH_SECONDS = 10
-POLL_SECONDS = 0.2  # while waiting for a lease of somebody else's
+POLL_SECONDS = 0.2  # while waiting for a lease that another holder has
 
 
 @dataclasses.dataclass(frozen=True)
 class Lease:
-  """A lease that this process has taken."""
+  """A lease that this process holds."""
 
   folder: Path
   number: int
@@ -50,7 +52,7 @@ class Lease:
     return _path(self.folder, self.number)
 
   def refresh(self) -> bool:
-    """Shows that the holder lives; False if the lease is no longer its own."""
+    """Renews the lease; False if another holder has taken over."""
     try:
       os.utime(self.path)
     except FileNotFoundError:
@@ -58,26 +60,26 @@ class Lease:
     return not _path(self.folder, self.number + 1).exists()
 
   def release(self) -> None:
-    """Lets anybody take the next one at once, or, where the disk refuses, once it has expired."""
+    """Ends the lease: the next one can be taken at once, or on expiry if the disk refuses this."""
     with contextlib.suppress(OSError):
       os.utime(self.path, (0, 0))
 
   def remove(self) -> None:
-    """Deletes all leases of the folder: what they were for is done. The one that counts goes last.
+    """Deletes all leases on the folder, whose work is done; the one that counts goes last.
 
-    Whoever still takes one on an old view of the folder sees that it is done.
+    Whoever takes a lease on an old view of the folder then finds the result.
     """
     for number in [n for n in _numbers(self.folder) if n <= self.number]:
       _path(self.folder, number).unlink(missing_ok=True)
 
 
-def take(folder: Path, trainer: int | None = None) -> Lease | None:
-  """The next lease on a folder, if nobody holds one.
+def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
+  """The next lease on a folder, or None if it is held.
 
   Args:
-    folder: of a run, say; it is there.
-    trainer: process of this machine that does the work, beside this one. While it lives the lease
-      counts, though its holder be gone; it is then killed by whoever asks for the lease.
+    folder: an existing folder, of a run for example.
+    trainer: a process of this machine that works under the lease. As long as it lives the lease is
+      valid, even without its holder; whoever asks for the lease then kills it.
   """
   own = _identity(trainer)
   temporary = folder / f'.lease.{own["id"]}'
@@ -94,7 +96,7 @@ def take(folder: Path, trainer: int | None = None) -> Lease | None:
   finally:
     temporary.unlink(missing_ok=True)
   lease = Lease(folder, number + 1)
-  if number:  # it must have been free for all this time
+  if number:  # the lease before must not have been removed, and taken anew, in the meantime
     now = _read(folder, number)
     if now is None or now[0].get('id') != before[0].get('id'):
       lease.path.unlink(missing_ok=True)
@@ -103,7 +105,7 @@ def take(folder: Path, trainer: int | None = None) -> Lease | None:
 
 
 def holder(folder: Path) -> Json | None:
-  """Who holds the lease on a folder, as far as can be seen: host, pid ...; None: nobody."""
+  """The holder of the lease on a folder (host, pid ...), as far as is known; None if it is free."""
   number = max(_numbers(folder), default=0)
   found = _read(folder, number) if number else None
   if found is None or _is_free(*found, time.time()):
@@ -112,51 +114,51 @@ def holder(folder: Path) -> Json | None:
 
 
 def remove_stale(folder: Path) -> None:
-  """Deletes what holders that are gone have left in a folder whose work is done."""
-  left = [path for path in folder.iterdir() if is_lease(path)]
-  if left and holder(folder) is None:
-    for path in left:
+  """Deletes the leases of dead holders in a folder whose work is done."""
+  stale = [path for path in folder.iterdir() if is_lease(path)]
+  if stale and holder(folder) is None:
+    for path in stale:
       path.unlink(missing_ok=True)
 
 
 class LeaseManager:
-  """Takes leases and refreshes those it holds, until they are given back. A context manager."""
+  """Acquires leases and refreshes them until they are released. A context manager."""
 
   def __init__(self):
     self._held: dict[Path, Lease] = {}
     self._lost: set[Path] = set()
     self._lock = threading.Lock()
     self._refreshed = time.monotonic()
-    self._over = threading.Event()
+    self._stop = threading.Event()
     self._thread = threading.Thread(target=self._refresh, daemon=True)
 
-  def __enter__(self) -> 'LeaseManager':
+  def __enter__(self) -> Self:
     self._thread.start()
     return self
 
   def __exit__(self, *_) -> None:
-    """Releases what is still held."""
-    self._over.set()
+    """Releases the leases that are still held."""
+    self._stop.set()
     self._thread.join()
     for folder in list(self._held):
       self.release(folder)
 
-  def take(self, folder: Path, trainer: int | None = None) -> bool:
-    """Whether the lease on the folder is now ours; see `take`."""
-    lease = take(folder, trainer)
+  def try_acquire(self, folder: Path, trainer: int | None = None) -> bool:
+    """Acquires the lease on a folder if it is free; whether it did. See try_acquire above."""
+    lease = try_acquire(folder, trainer)
     if lease is not None:
       with self._lock:
         self._held[folder] = lease
     return lease is not None
 
   def release(self, folder: Path) -> None:
-    """Others may take it."""
+    """Releases the lease on a folder."""
     with self._lock:
       if lease := self._pop(folder):
         lease.release()
 
   def remove(self, folder: Path) -> None:
-    """What the lease was for is done."""
+    """Deletes the leases on a folder, whose work is done."""
     with self._lock:
       if lease := self._pop(folder):
         lease.remove()
@@ -166,58 +168,58 @@ class LeaseManager:
     return self._held.pop(folder, None)
 
   def lost(self) -> set[Path]:
-    """Folders whose lease somebody else has taken over."""
+    """The folders whose lease another holder has taken over."""
     with self._lock:
       return set(self._lost)
 
   def is_fresh(self) -> bool:
-    """Whether others can see that this process lives."""
+    """Whether others can still see that this holder lives."""
     return time.monotonic() - self._refreshed < FRESH_SECONDS
 
   def _refresh(self) -> None:
-    while not self._over.wait(REFRESH_SECONDS):
-      with contextlib.suppress(OSError):  # it may come back; meanwhile nothing is fresh
+    while not self._stop.wait(REFRESH_SECONDS):
+      with contextlib.suppress(OSError):  # the file server may come back; until then not fresh
         for folder in list(self._held):
-          with self._lock:  # a lease that is being let go must not be refreshed after that
+          with self._lock:  # a lease must not be refreshed after its release
             if folder in self._held and not self._held[folder].refresh():
               self._lost.add(folder)
         self._refreshed = time.monotonic()
 
 
 @contextlib.contextmanager
-def acquire(folder: Path, wait: Callable[[Json], None] = lambda holder: None) -> Iterator[None]:
-  """Holds the lease on a folder, which is made for it, once nobody else does.
+def acquire(folder: Path, on_wait: Callable[[Json], None] = lambda holder: None) -> Iterator[None]:
+  """Holds the lease on a folder, waiting for it if necessary.
 
-  Left without anything else in it, a folder that was made is deleted again.
+  A folder that does not exist is created, and deleted again if nothing is put into it.
 
   Args:
-    folder: to hold.
-    wait: told once who holds it, if somebody does.
+    folder: of which to hold the lease.
+    on_wait: called once with the present holder if there is one.
   """
-  made = [path for path in (folder, *folder.parents) if not path.exists()]
-  told = False
-  with LeaseManager() as keeper:
+  created = [path for path in (folder, *folder.parents) if not path.exists()]
+  has_waited = False
+  with LeaseManager() as manager:
     while True:
-      with contextlib.suppress(FileNotFoundError):  # deleted by another that held it
+      with contextlib.suppress(FileNotFoundError):  # deleted by a holder that had created it
         with writing(folder):
           folder.mkdir(parents=True, exist_ok=True)
-        if keeper.take(folder):
+        if manager.try_acquire(folder):
           break
-        if not told and (by := holder(folder)):
-          wait(by)
-          told = True
+        if not has_waited and (other := holder(folder)):
+          on_wait(other)
+          has_waited = True
       time.sleep(POLL_SECONDS)
     try:
       yield
     finally:
-      keeper.remove(folder)
+      manager.remove(folder)
       with contextlib.suppress(OSError):  # not empty
-        for path in made:
+        for path in created:
           path.rmdir()
 
 
 def is_lease(path: Path) -> bool:
-  """Whether a file is a lease, or was to become one."""
+  """Whether a file is a lease, complete or not."""
   return path.name.startswith(('lease.', '.lease.'))
 
 
@@ -226,13 +228,13 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _numbers(folder: Path) -> list[int]:
-  """Of the leases on a folder, the lowest first."""
+  """The numbers of the leases on a folder, in ascending order."""
   parts = (entry.split('.') for entry in os.listdir(folder) if entry.startswith('lease.'))
   return sorted(int(p[1]) for p in parts if len(p) == 3 and p[1].isdecimal() and p[2] == 'json')
 
 
 def _read(folder: Path, number: int) -> tuple[Json, float] | None:
-  """A lease and when it was refreshed; opened, so that a file server is asked anew."""
+  """A lease and the time of its last refresh; the file is opened so that NFS does not cache it."""
   try:
     with _path(folder, number).open() as file:
       seconds = os.fstat(file.fileno()).st_mtime
@@ -241,12 +243,15 @@ def _read(folder: Path, number: int) -> tuple[Json, float] | None:
     return None
   try:
     return dict(json.loads(text)), seconds
-  except (ValueError, TypeError):  # torn by a power cut: its age alone tells
+  except (ValueError, TypeError):  # torn by a power cut: only its age counts
     return {}, seconds
 
 
 def _is_free(lease: Json, refreshed: float, now: float) -> bool:
-  """Whether the holder of a lease has let go of it or is gone. Kills what it has left behind."""
+  """Whether a lease was released or its holder is dead; kills a trainer that outlived its holder.
+
+  While the trainer still lives, the lease is not free.
+  """
   if refreshed == 0:  # released
     return True
   if lease.get('machine') != _machine():
@@ -257,7 +262,7 @@ def _is_free(lease: Json, refreshed: float, now: float) -> bool:
     return True
   with contextlib.suppress(OSError):
     os.kill(lease['trainer'][0], signal.SIGKILL)
-  return False  # until it is gone
+  return False
 
 
 # Processes.
@@ -277,7 +282,7 @@ def _identity(trainer: int | None) -> Json:
 
 @functools.cache
 def _machine() -> str:
-  """Where a process number means something: this boot of this machine, and this container."""
+  """An identifier of this boot and this container, within which process numbers are unique."""
   try:
     boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     return f'{boot} {os.readlink("/proc/self/ns/pid")}'
@@ -286,7 +291,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-  """When a process started, as the system counts; None: it is not there, or it cannot be told."""
+  """The start time of a process, in clock ticks; None if it is dead or /proc is not available."""
   try:
     state, *rest = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
   except OSError:

@@ -1,4 +1,4 @@
-"""The one writer of a run's metrics: metrics.jsonl and TensorBoard, from the same dict."""
+"""The writer of a run's metrics: metrics.jsonl and TensorBoard's event file, from the same rows."""
 
 import json
 import math
@@ -22,115 +22,122 @@ if _unwanted is None:
 
 from stability.errors import writing  # noqa: E402
 from stability.storage import run_files  # noqa: E402
+from stability.storage.run_files import Result  # noqa: E402
 
-RESULT_METRICS = ('initial_loss', 'final_loss')  # the columns of the HParams dashboard
-# Between flushes of the event file, each of which waits for the disk: at each line they took 2 to 4
-# % of the time of the smallest runs. TensorBoard looks every 30 s by default.
-BOARD_SECONDS = 5
+RESULT_METRICS = ('initial_loss', 'final_loss')  # columns of the HParams dashboard
+# Seconds between flushes of the event file, each of which waits for the disk: flushing each row
+# took 2 to 4 % of the time of the smallest runs. TensorBoard polls every 30 s by default.
+FLUSH_SECONDS = 5
 
 
 class MetricsWriter:
-  """Appends to the files of one run, from `step` on: what was logged after it is dropped."""
+  """Appends rows to the files of one run."""
 
-  def __init__(self, run: Path, step: int, hyperparameters: Mapping[str, Any]):
-    """hyperparameters: the fields that the HParams dashboard shows for this run."""
+  def __init__(self, run: Path, step: int, hparams: Mapping[str, Any]):
+    """
+    Args:
+      run: the run's folder.
+      step: updates made; rows of later steps are dropped.
+      hparams: fields of the run that the HParams dashboard shows.
+    """
     self._run = run
-    begun_before = (run / 'metrics.jsonl').exists()
+    is_resumed = (run / 'metrics.jsonl').exists()
     run_files.truncate_metrics(run, step)
     with writing(run / 'metrics.jsonl'):
-      # Without a buffer: it would keep what a full disk refuses, and write it who knows when.
-      self._lines = (run / 'metrics.jsonl').open('ab', buffering=0)
+      # Unbuffered: a buffer would keep what a full disk refuses and write it at an unknown time.
+      self._rows = (run / 'metrics.jsonl').open('ab', buffering=0)
     with writing(run):
-      self._board = _board(run)
+      self._events = _events_writer(run)
     self._flushed = time.monotonic()
-    if begun_before:  # TensorBoard then hides what earlier event files hold from this step on
+    if is_resumed:  # TensorBoard then hides the events of earlier files from this step on
       self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
-    _, start, self._end = _hparams(hyperparameters)
+    _, start, self._end = _hparams_summaries(hparams)
     self._add(step, summary=start)
 
-  def write(self, metrics: Mapping[str, float]) -> None:
-    """Logs one step: metrics holds step and, under their names, scalars; NaN becomes null."""
-    line = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+  def write(self, row: Mapping[str, float]) -> None:
+    """Writes a row: `step`, and scalars under their names; NaN and infinity become null."""
+    line = {key: value if math.isfinite(value) else None for key, value in row.items()}
     with writing(self._run / 'metrics.jsonl'):
       rest = json.dumps(line, allow_nan=False).encode() + b'\n'
       while rest:
-        rest = rest[self._lines.write(rest) :]
-    self._scalars({key: value for key, value in metrics.items() if key != 'step'}, metrics['step'])
-    if time.monotonic() - self._flushed > BOARD_SECONDS:
-      self._flush_board()
+        rest = rest[self._rows.write(rest) :]
+    self._add_scalars({key: row[key] for key in row if key != 'step'}, row['step'])
+    if time.monotonic() - self._flushed > FLUSH_SECONDS:
+      self._flush_events()
 
-  def mark(self, step: int, name: str, told: str) -> None:
-    """Shows in TensorBoard that something happened: a point under `name`, and what is told."""
-    self._scalars({name: 1.0}, step)
-    self._add(step, summary=text(name, told))
-    self._flush_board()
+  def mark(self, step: int, name: str, message: str) -> None:
+    """Shows an event of the run in TensorBoard: a point and a text under `name`."""
+    self._add_scalars({name: 1.0}, step)
+    self._add(step, summary=text(name, message))
+    self._flush_events()
 
   def flush(self) -> None:
-    """Returns once all lines are on the disk, where a checkpoint may rely on them."""
+    """Returns once all rows are on the disk, as a checkpoint requires."""
     with writing(self._run / 'metrics.jsonl'):
-      os.fsync(self._lines.fileno())
-    self._flush_board()
+      os.fsync(self._rows.fileno())
+    self._flush_events()
 
-  def close(self, result: run_files.Result | None = None) -> None:
-    """Ends the files; with the run's result, the HParams dashboard shows it."""
+  def close(self, result: Result | None = None) -> None:
+    """Closes the files; a result is shown in the HParams dashboard."""
     if result is not None:
       losses = {key: getattr(result, key) for key in RESULT_METRICS}
-      self._scalars({k: v for k, v in losses.items() if v is not None}, result.steps)
+      self._add_scalars({k: v for k, v in losses.items() if v is not None}, result.steps)
       self._add(result.steps, summary=self._end)
     with writing(self._run):
-      self._board.close()
-      self._lines.close()
+      self._events.close()
+      self._rows.close()
 
-  def _flush_board(self) -> None:
+  def _flush_events(self) -> None:
     with writing(self._run):
-      self._board.flush()
+      self._events.flush()
     self._flushed = time.monotonic()
 
-  def _scalars(self, values: Mapping[str, float], step: int) -> None:
+  def _add_scalars(self, values: Mapping[str, float], step: int) -> None:
     scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
     self._add(step, summary=Summary(value=scalars))
 
   def _add(self, step: int, **content: Any) -> None:
     with writing(self._run):
-      self._board.write_event(Event(step=step, wall_time=time.time(), **content))
+      self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 class NoWriter:
-  """Takes a writer's place where another process writes."""
+  """Stands in for a MetricsWriter in a process that does not write the run's files."""
 
-  def write(self, metrics: Mapping[str, float]) -> None:
+  def write(self, row: Mapping[str, float]) -> None:
     pass
 
-  def mark(self, step: int, name: str, told: str) -> None:
+  def mark(self, step: int, name: str, message: str) -> None:
     pass
 
   def flush(self) -> None:
     pass
 
-  def close(self, result: run_files.Result | None = None) -> None:
+  def close(self, result: Result | None = None) -> None:
     pass
 
 
-def write_experiment(workdir: Path, fields: Mapping[str, Any]) -> None:
-  """Tells TensorBoard all HParams columns of a sweep, once, at its root.
+def write_experiment(workdir: Path, hparams: Mapping[str, Any]) -> None:
+  """Writes the HParams columns of a sweep, once, to an event file in the workdir.
 
-  Without it the dashboard shows only the columns of the first run found.
+  Without it the dashboard shows only the columns of the first run that it finds.
   """
   if any(workdir.glob('events.out.tfevents.*')):
     return
-  experiment, _, _ = _hparams(fields)
+  experiment, _, _ = _hparams_summaries(hparams)
   with writing(workdir):
-    board = _board(workdir)
-    board.write_event(Event(wall_time=time.time(), summary=experiment))
-    board.close()
+    events = _events_writer(workdir)
+    events.write_event(Event(wall_time=time.time(), summary=experiment))
+    events.close()
 
 
-def _board(folder: Path) -> EventsWriter:
-  # Two writers that start in one second would overwrite each other's file but for the suffix;
-  # TensorBoard reads files in the order of their names, so the suffix is the time, finer.
+def _events_writer(folder: Path) -> EventsWriter:
+  # The suffix keeps writers that start in the same second from overwriting each other's file. It
+  # begins with the time in nanoseconds, as TensorBoard reads files in the order of their names.
   suffix = f'.{time.time_ns():020}.{uuid.uuid4().hex[:8]}'
   return EventsWriter(str(folder / 'events'), suffix)
 
 
-def _hparams(fields: Mapping[str, Any]) -> tuple[Summary, Summary, Summary]:
+def _hparams_summaries(fields: Mapping[str, Any]) -> tuple[Summary, Summary, Summary]:
+  """The HParams summaries of an experiment, and of the start and the end of a run."""
   return hparams(dict(fields), dict.fromkeys(RESULT_METRICS))

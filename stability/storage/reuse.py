@@ -1,13 +1,13 @@
-"""Runs that another sweep has trained already are taken over instead of being trained again.
+"""Reuse of runs that another sweep has trained: their files are copied instead of trained again.
 
-A run depends on its config, its text and what trains it, not on its sweep (BUILD_NOTES.md, What a
-run cannot depend on). Where all three are the same, so are the numbers.
+A run's numbers depend on its config, its text and what trains it, not on its sweep (BUILD_NOTES.md,
+What a run cannot depend on): where all three are equal, so are the numbers.
 """
 
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
 from absl import logging
@@ -17,86 +17,95 @@ from stability.config import Config
 from stability.errors import BadInput
 from stability.storage import files, leases, metrics, run_files, sweeps, versions
 from stability.storage.files import Json
+from stability.storage.run_files import Result
 
-_STEERED = ('actions.jsonl', 'requests')
+_CONTROL_FILES = ('actions.jsonl', 'requests')  # of a run that actions may have changed
 
 
-def key(config: Config) -> object:
-  """All of a config but how often it is saved, which changes no number."""
+def key(config: Config) -> Hashable:
+  """The config without the options of checkpoints, which change no number."""
   flat = config_lib.flatten(config)
   return tuple((f, v) for f, v in sorted(flat.items()) if not f.startswith('checkpoint.'))
 
 
-def take_over(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> list[str]:
-  """Writes the files of the waiting runs that another sweep has trained; the names of these runs.
+def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> list[str]:
+  """Copies runs that another sweep has trained; returns their names.
 
   Args:
-    workdir: of the sweep, whose sweep.json is written.
-    waiting: its runs that are not over.
+    workdir: of a sweep whose sweep.json is written.
+    waiting: the runs of the sweep that have no result.
     others: workdirs of other sweeps.
   """
   sweep = sweeps.read_sweep(workdir)
-  trained: dict[object, Path] = {}
+  trained: dict[Hashable, Path] = {}
   for other in others:
     found = sweeps.read_sweep(other)
     same_text = found.data.get('sha256') == sweep.data.get('sha256')
     if same_text and found.extensions.get('sha256') == sweep.extensions.get('sha256'):
       for name, config in found.runs.items():
         trained.setdefault(key(config), run_files.run_dir(other, name))
-  taken = []
+  reused = []
   for name, config in waiting.items():
     source = trained.get(key(config))
     run = run_files.run_dir(workdir, name)
-    copied = None if source is None else _read(source)
-    if copied is None or (own := leases.take(run)) is None:
+    content = None if source is None else _read(source)
+    if content is None or (lease := leases.try_acquire(run)) is None:
       continue
-    # A run that has begun here goes on from where it is; then others may be watching it.
+    # A run that has started here resumes where it is: others may be watching it.
     if run_files.read_result(run) is None and not (run / 'metrics.jsonl').exists():
-      _copy(source, copied, run, sweeps.swept_values(config, sweep.fields))
-      taken.append(name)
-      own.remove()
+      _write(run, source, content, sweeps.swept_values(config, sweep.fields))
+      reused.append(name)
+      lease.remove()
     else:
-      own.release()
-  return taken
+      lease.release()
+  return reused
 
 
-def _read(run: Path) -> tuple[run_files.Result, list[Json], list[Json]] | None:
-  """Result, metrics and alarms of a run that serves.
+@dataclasses.dataclass(frozen=True)
+class _Content:
+  """The files of a run to be copied."""
 
-  It has come to its own end, under the versions of this process and no action, and is undamaged.
+  result: Result
+  rows: list[Json]
+  alarms: list[Json]
+
+
+def _read(run: Path) -> _Content | None:
+  """The content of a run that can be reused, otherwise None.
+
+  The run must be undamaged and have come to its own end, with the versions of this process from
+  start to end and without actions.
   """
   try:
     result = run_files.read_result(run)
     lines = files.read_lines(run / 'versions.jsonl')
-    serves = (
+    is_reusable = (
         result is not None
         and result.status in ('done', 'diverged')
         and bool(lines)
         and all(line.get('versions') == versions.current() for line in lines)
-        and not any((run / name).exists() for name in _STEERED)
+        and not any((run / name).exists() for name in _CONTROL_FILES)
     )
-    if not serves:
+    if not is_reusable:
       return None
-    return result, run_files.read_metrics(run), files.read_lines(run / 'alarms.jsonl')
+    alarms = files.read_lines(run / 'alarms.jsonl')
+    return _Content(result, run_files.read_metrics(run), alarms)
   except BadInput as error:
-    logging.warning('%s is not taken over: %s', run, error)
+    logging.warning('%s is not reused: %s', run, error)
     return None
 
 
-def _copy(
-    source: Path,
-    copied: tuple[run_files.Result, list[Json], list[Json]],
-    run: Path,
-    swept: Json,
-) -> None:
-  """Writes the files of a run from those of one that is the same; its result last."""
-  result, lines, alarms = copied
-  versions.note(run, 0)
-  writer = metrics.MetricsWriter(run, 0, swept)  # the event file tells of the sweep it is in
-  for line in lines:
-    writer.write({key: math.nan if value is None else value for key, value in line.items()})
-  if alarms:
-    files.write_lines(run / 'alarms.jsonl', alarms)
-  writer.close(result)
+def _write(run: Path, source: Path, content: _Content, swept: Json) -> None:
+  """Writes a run's files from those of an equal one, the result last.
+
+  The event file is written anew, as it contains the swept fields of its sweep.
+  """
+  versions.record(run, 0)
+  writer = metrics.MetricsWriter(run, 0, swept)
+  for row in content.rows:
+    writer.write({key: math.nan if value is None else value for key, value in row.items()})
+  if content.alarms:
+    files.write_lines(run / 'alarms.jsonl', content.alarms)
+  writer.close(content.result)
   trained_in = os.path.relpath(source, run)
-  run_files.write_result(run, dataclasses.replace(result, trained_in=trained_in))
+  run_files.write_result(run, dataclasses.replace(content.result, trained_in=trained_in))

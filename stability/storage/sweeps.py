@@ -175,7 +175,7 @@ def _delete_failure(run: Path) -> run_files.Result | None:
   that must not be deleted.
   """
   deadline = time.monotonic() + FAILED_LEASE_SECONDS
-  while (lease := leases.take(run)) is None and time.monotonic() < deadline:
+  while (lease := leases.try_acquire(run)) is None and time.monotonic() < deadline:
     time.sleep(leases.POLL_SECONDS)
   result = run_files.read_result(run)
   if lease is not None:

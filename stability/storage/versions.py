@@ -1,8 +1,8 @@
-"""What trains runs, as far as their numbers may depend on it: our code, Python, the libraries.
+"""Versions of everything that a run's numbers may depend on: our code, Python, the libraries.
 
-  DIR/sweep.json                  `versions`: of the last start that had anything to train
-  DIR/runs/NAME/versions.jsonl    a line where the run began, and wherever it went on under others:
-                                  step (updates made by then), time, versions
+  DIR/sweep.json                  `versions`: those of the last start that had runs to train
+  DIR/runs/NAME/versions.jsonl    a line where the run started, and wherever it resumed with other
+                                  versions: step (updates made by then), time, versions
 """
 
 import functools
@@ -20,18 +20,18 @@ _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 @functools.cache
 def current() -> dict[str, str]:
-  """The versions of this process, by name; `stability code` is a hash of the package's sources."""
+  """The versions of this process by name; `stability code` is a hash of the package's sources."""
   return {
       'stability': stability.__version__,
-      'stability code': _code(Path(stability.__file__).parent),
+      'stability code': _hash_sources(Path(stability.__file__).parent),
       'python': platform.python_version(),
       'platform': platform.platform(),
       **{name: importlib.metadata.version(name) for name in _LIBRARIES},
   }
 
 
-def _code(folder: Path) -> str:
-  """12 hex digits of the SHA-256 of every .py file under a folder, with its name."""
+def _hash_sources(folder: Path) -> str:
+  """12 hex digits of the SHA-256 over the name and content of every .py file under a folder."""
   digest = hashlib.sha256()
   for path in sorted(folder.rglob('*.py')):
     content = path.read_bytes()
@@ -41,7 +41,7 @@ def _code(folder: Path) -> str:
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-  """What differs, as `jax 0.10.2 -> 0.11.0`."""
+  """The versions that differ, as `jax 0.10.2 -> 0.11.0`."""
   return [
       f'{name} {before.get(name, "unknown")} -> {now.get(name, "none")}'
       for name in {**before, **now}
@@ -49,15 +49,16 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
   ]
 
 
-def note(run: Path, step: int) -> None:
-  """Records in the run that from `step` on it is trained by this process's versions.
+def record(run: Path, step: int, now: Mapping[str, str] | None = None) -> None:
+  """Records the versions that train a run from a step on; those of this process by default.
 
-  Lines of later steps, whose updates are about to be made again, are dropped.
+  Lines from that step on are dropped: the run makes their updates again.
   """
+  now = current() if now is None else now
   path = run / 'versions.jsonl'
   lines = files.read_lines(path)
   kept = [line for line in lines if line['step'] < step]
-  if not kept or kept[-1]['versions'] != current():
-    kept.append({'step': step, 'time': files.timestamp(), 'versions': current()})
+  if not kept or kept[-1]['versions'] != now:
+    kept.append({'step': step, 'time': files.timestamp(), 'versions': dict(now)})
   if kept != lines:
     files.write_lines(path, kept)

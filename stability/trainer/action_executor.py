@@ -84,7 +84,7 @@ class ActionExecutor:
     run.seconds = run.elapsed()
     run.step, run.diverged = to, False
     run.start_clock()
-    checkpoints.drop_after(run.folder, to)
+    checkpoints.delete_after(run.folder, to)
     run.save(state)
     run.writer.close()
     run.writer = self._loader.open_writer(run.folder, run.config, to)

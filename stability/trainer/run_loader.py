@@ -88,7 +88,7 @@ class RunLoader:
     """The writer of a run's metrics from `step` on; later rows are cut from its files."""
     if not self._processes.is_primary:
       return NoWriter()
-    versions.note(folder, step)
+    versions.record(folder, step)
     return MetricsWriter(folder, step, sweeps.swept_values(config, self._sweep.fields))
 
   def _make_control(

@@ -293,9 +293,9 @@ def test_damaged_checkpoint(place, undisturbed):
   file.write_bytes(content[: len(content) // 2])
   again = run(place, 'sweep', *arguments('damaged', workers=2))
   assert again.returncode == 0
-  said = f'{path.parent.name}: its checkpoint of step {step} is damaged and not used: {file}'
+  said = f'{path.parent.name}: the checkpoint of step {step} is damaged and not used: {file}'
   (line,) = [line for line in again.stderr.splitlines() if said in line]
-  assert line.endswith(f'it goes on from step {step - 100}')
+  assert line.endswith(f'the run resumes from step {step - 100}')
   assert outcomes(workdir) == undisturbed[0]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, or an older one, never something damaged."""
+"""Checkpoints: what is restored is what was saved, or an older checkpoint, never a damaged one."""
 
 import numpy as np
 import pytest
@@ -32,27 +32,27 @@ def assert_restores(run, step):
     np.testing.assert_array_equal(restored[name], value)
 
 
-def test_the_newest_is_restored_bit_for_bit(run):
+def test_newest_is_restored_bit_for_bit(run):
   assert_restores(run, 100)
 
 
-def test_only_the_newest_are_kept(run):
+def test_newest_are_kept(run):
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['100', '20']
 
 
-def test_nothing_to_restore(tmp_path):
+def test_no_checkpoint(tmp_path):
   assert checkpoints.restore(tmp_path) is None
 
 
 def data_file(run, step):
-  """The largest file of a checkpoint but for the checksums: Orbax keeps the arrays in it."""
+  """The largest file of a checkpoint, in which Orbax stores the arrays."""
   folder = run / 'checkpoints' / str(step)
   files = [p for p in folder.rglob('*') if p.is_file() and p.name != checkpoints.CHECKSUMS]
   return max(files, key=lambda path: path.stat().st_size)
 
 
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete', 'no checksums', 'add'])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(run, damage, caplog):
+def test_damaged_checkpoint_is_skipped(run, damage, caplog):
   file = data_file(run, 100)
   content = file.read_bytes()
   if damage == 'flip':
@@ -66,12 +66,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(run, damage, capl
   else:
     (run / 'checkpoints' / '100' / checkpoints.CHECKSUMS).unlink()
   assert_restores(run, 20)
-  assert f'{run.name}: its checkpoint of step 100 is damaged and not used' in caplog.text
-  assert 'checkpoints/100' in caplog.text and 'goes on from step 20' in caplog.text
+  assert f'{run.name}: the checkpoint of step 100 is damaged and not used' in caplog.text
+  assert 'checkpoints/100' in caplog.text and 'resumes from step 20' in caplog.text
 
 
 def test_damage_to_any_file_is_found(run):
-  """Every file of a checkpoint in turn, that of the checksums too."""
+  """Damages every file of a checkpoint in turn, also the checksums."""
   folder = run / 'checkpoints' / '100'
   files = sorted(path for path in folder.rglob('*') if path.is_file())
   assert folder / checkpoints.CHECKSUMS in files and len(files) > 5
@@ -95,7 +95,7 @@ def test_damage_to_any_file_is_found(run):
   assert_restores(run, 20)
 
 
-def test_where_all_are_damaged_a_person_decides(run):
+def test_all_damaged(run):
   for step in (20, 100):
     data_file(run, step).unlink()
   before = sorted(run.rglob('*'))
@@ -108,7 +108,7 @@ def test_where_all_are_damaged_a_person_decides(run):
 
 
 @pytest.mark.parametrize('at', ['about.json', 'checksums.json', 'rename'])
-def test_a_crash_while_saving_leaves_the_one_before_and_no_damage(run, at, monkeypatch, caplog):
+def test_crash_while_saving(run, at, monkeypatch, caplog):
   class Crash(BaseException):
     pass
 
@@ -123,8 +123,8 @@ def test_a_crash_while_saving_leaves_the_one_before_and_no_damage(run, at, monke
     write(path, value)
 
   monkeypatch.setattr(checkpoints.files, 'write_json', write_until)
-  # Nothing is put in order afterwards.
-  monkeypatch.setattr(checkpoints, '_clear', lambda folder: None)
+  # The dead process cleans up nothing.
+  monkeypatch.setattr(checkpoints, '_remove_partial', lambda folder: None)
   if at == 'rename':
     monkeypatch.setattr(type(run), 'rename', crash)
   with pytest.raises(Crash):
@@ -136,14 +136,14 @@ def test_a_crash_while_saving_leaves_the_one_before_and_no_damage(run, at, monke
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['100', '200']
 
 
-def test_a_damaged_later_one_costs_no_good_one(run):
+def test_damaged_later_checkpoint_is_not_counted(run):
   data_file(run, 100).unlink()
   assert_restores(run, 20)
   checkpoints.save(run, 30, arrays(30), {'initial_loss': 35.5}, keep=1)
   assert_restores(run, 30)
 
 
-def test_a_damaged_checkpoint_can_be_written_again(run):
+def test_damaged_checkpoint_is_overwritten(run):
   data_file(run, 100).unlink()
   checkpoints.save(run, 100, arrays(100), {'initial_loss': 105.5}, keep=2)
   assert_restores(run, 100)

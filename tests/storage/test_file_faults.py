@@ -1,13 +1,12 @@
-"""Faults of files, made to happen: damaged checkpoints, a full or read-only disk, other devices.
+"""Faults of files: damaged checkpoints, full and read-only disks; resumes on other devices.
 
-Each run must end with the numbers of one never disturbed, bit for bit where the kind of executable
-is the same. A small disk is a tmpfs, which takes the right to mount; a limit on the size of files,
-which anybody may set, stands beside it.
+Each run must end with the numbers of an undisturbed one, bit for bit where the kind of executable
+is the same. A small disk is a tmpfs, which needs the right to mount; limits on file sizes, which
+need no rights, test the same without it.
 """
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import re
@@ -18,220 +17,177 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from helpers import made_up
-from helpers.training import WatchedLayout
+from helpers import training
+from helpers.training import Killed, Training, WatchedLayout, numbers
 
 from configs import base
-from launch import sweep
-from launch.backends import local
 from launch.common import app, start
 from stability import config as config_lib
 from stability import hyper
-from stability.data import tokens
 from stability.devices.make_layout import make_layout
 from stability.errors import CannotWrite
 from stability.storage import checkpoints, files, run_files, sweeps, versions
-from stability.trainer.hooks import TrainerHooks
-from stability.trainer.trainer import train_runs
 
-# What tensorstore's threads still tell an event loop of Orbax's, after a save that failed.
+# Tensorstore's threads report a failed save to an event loop of Orbax that is closed by then.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
 FIELDS = {
-    'data.batch_size': 4,
-    'data.sequence_length': 16,
-    'data.validation_batches': 2,
-    'data.source': 'synthetic',
-    'model.width': 16,
-    'model.depth': 1,
+    'optimizer.learning_rate': 3e-3,
     'schedule.steps': 16,
-    'schedule.warmup_steps': 2,
-    'log.every_steps': 2,
-    'probe.every_steps': 4,
     'checkpoint.every_steps': 4,
+    'checkpoint.keep': 2,
 }
-WALL_CLOCK = {'seconds', 'tokens_per_second'}
 RATES = hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1, 1.0])
-
-
-class Killed(BaseException):
-  """Ends training as a kill would: nothing in the loop handles it."""
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """A folder of token files, shared by the sweeps."""
-  config = base.get_config().data
-  config.source = 'synthetic'
-  return tokens.prepare(config, tmp_path_factory.mktemp('data'), 16)
+  """A folder of token files."""
+  return training.prepare(tmp_path_factory.mktemp('data'))
 
 
-def write_sweep(workdir, data, points):
-  """Writes a sweep's files; returns the names of its runs."""
-  flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS
-  runs = hyper.expand(config_lib.unflatten(flat), points)
-  about = {'path': str(data), **tokens.open_tokens(data).meta}
-  made_up.write_runs(workdir, runs, about)
-  return list(runs.configs)
+def write_sweep(workdir, data, points=({},)):
+  """Writes a sweep; returns the folders of its runs."""
+  return training.write_sweep(workdir, data, points, **FIELDS)
 
 
-FACTORY = {}  # 'make_layout': the layout factory of `train`
-LAYOUTS = {}  # compiled once
+_LAYOUTS = {}
 
 
-def use(monkeypatch, kind, devices=1, members=1):
-  """Trains with this layout from now on, whatever the config says."""
+def layout_of(kind, devices=1):
+  """A make_layout for one kind of layout, whatever the config says; each is compiled once."""
 
   def placed(config):
-    return config | {'parallel': config['parallel'] | {'layout': kind, 'members': members}}
+    return config | {'parallel': config['parallel'] | {'layout': kind, 'members': 1}}
 
-  def make(workdir, sweep, static, example, most_members=None, members_chosen=None):
-    del most_members, members_chosen
-    if (kind, devices, members) not in LAYOUTS:
+  def make(workdir, sweep, static, example, *_):
+    del static
+    if (kind, devices) not in _LAYOUTS:
       runs = {name: placed(config) for name, config in sweep.runs.items()}
-      sweep = dataclasses.replace(sweep, runs=runs)
-      static, _ = config_lib.split(next(iter(sweep.runs.values())))
-      LAYOUTS[kind, devices, members] = make_layout(workdir, sweep, static, example)
-    return LAYOUTS[kind, devices, members]
+      static, _ = config_lib.split(next(iter(runs.values())))
+      here = jax.devices()[:devices]
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'local_devices', lambda: here)
+        sweep = dataclasses.replace(sweep, runs=runs)
+        _LAYOUTS[kind, devices] = make_layout(workdir, sweep, static, example)
+    return _LAYOUTS[kind, devices]
 
-  here = jax.devices()[:devices]
-  monkeypatch.setattr(jax, 'local_devices', lambda: here)
-  monkeypatch.setitem(FACTORY, 'make_layout', make)
-
-
-@pytest.fixture(autouse=True)
-def single(monkeypatch):
-  use(monkeypatch, 'single')
+  return make
 
 
-def train(workdir, names):
-  waiting = iter(names)
-  sweep = sweeps.read_sweep(workdir)
-  hooks = TrainerHooks(**FACTORY)
-  train_runs(workdir, sweep, next(waiting), lambda: next(waiting, None), hooks=hooks)
+SINGLE = layout_of('single')
 
 
-def train_until(workdir, names, reads, then=None):
-  """Trains until metrics are read for the n-th time; `then` is done there, or it is killed."""
+def train(*runs, make=SINGLE):
+  Training(make_layout=make)(*runs, may_fail=True)
+
+
+def train_until(reads, *runs, then=training.kill, make=SINGLE):
+  """Trains and calls `then` when metrics are read for the n-th time."""
   count = iter(range(1, 10_000))
 
   def before_read():
     if next(count) == reads:
-      if then is None:
-        raise Killed
       then()
 
-  make = FACTORY['make_layout']
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(
-        FACTORY, 'make_layout', lambda *arguments: WatchedLayout(make(*arguments), before_read)
-    )
-    train(workdir, names)
-
-
-def outcome(workdir, name):
-  """All of a run that must not depend on how it was trained."""
-  run = run_files.run_dir(workdir, name)
-  lines = [*run_files.read_metrics(run), run_files.read_result(run).to_json()]
-  return [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in lines]
+  train(*runs, make=lambda *arguments: WatchedLayout(make(*arguments), before_read))
 
 
 @pytest.fixture(scope='module')
 def undisturbed(data, tmp_path_factory):
-  """Outcomes of one run, trained without a fault."""
-  workdir = tmp_path_factory.mktemp('undisturbed')
-  (name,) = write_sweep(workdir, data, [{}])
-  with pytest.MonkeyPatch.context() as patch:
-    use(patch, 'single')
-    train(workdir, [name])
-  return outcome(workdir, name)
+  """The numbers of a run without faults."""
+  (run,) = write_sweep(tmp_path_factory.mktemp('undisturbed'), data)
+  train(run)
+  return numbers(run)
 
 
 @pytest.fixture
 def stopped(tmp_path, data):
-  """A run that was killed after its checkpoint of step 12; that of step 8 is there as well."""
-  (name,) = write_sweep(tmp_path / 'sweep', data, [{}])
+  """A run that was killed after step 12, with the checkpoints of steps 8 and 12."""
+  (run,) = write_sweep(tmp_path / 'sweep', data)
   with pytest.raises(Killed):
-    train_until(tmp_path / 'sweep', [name], reads=8)
-  run = run_files.run_dir(tmp_path / 'sweep', name)
+    train_until(8, run)
   assert checkpoints.good_steps(run) == [8, 12]
   return run
 
 
 def damage(run, step):
   """Flips one bit of the largest file of a checkpoint."""
-  files = [p for p in (run / 'checkpoints' / str(step)).rglob('*') if p.is_file()]
-  file = max(files, key=lambda path: path.stat().st_size)
+  found = [p for p in (run / 'checkpoints' / str(step)).rglob('*') if p.is_file()]
+  file = max(found, key=lambda path: path.stat().st_size)
   content = bytearray(file.read_bytes())
   content[len(content) // 2] ^= 4
   file.write_bytes(content)
 
 
+def warnings(caplog):
+  return [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+
+
 # Checkpoints.
 
 
-def test_the_one_before_a_damaged_checkpoint_serves(stopped, undisturbed, caplog):
+def test_damaged_checkpoint(stopped, undisturbed, caplog):
+  """The run resumes from the checkpoint before."""
   damage(stopped, 12)
-  train(stopped.parents[1], [stopped.name])
-  assert outcome(stopped.parents[1], stopped.name) == undisturbed
-  warned = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
-  assert len(warned) == 1
+  train(stopped)
+  assert numbers(stopped) == undisturbed
+  (message,) = warnings(caplog)
   for words in (stopped.name, 'step 12 is damaged', 'not match its checksum', 'from step 8'):
-    assert words in warned[0]
+    assert words in message
 
 
-def test_no_run_begins_again_by_itself_where_all_its_checkpoints_are_damaged(
-    stopped, undisturbed
-):
+def test_all_checkpoints_damaged(stopped, undisturbed):
+  """The run fails rather than start over."""
   before = (stopped / 'metrics.jsonl').read_bytes()
   damage(stopped, 8)
   damage(stopped, 12)
-  train(stopped.parents[1], [stopped.name])
+  train(stopped)
   result = run_files.read_result(stopped)
   assert result.status == 'failed'
   last = result.error.strip().splitlines()[-1]
   for words in ('step 12', 'step 8', f'delete {stopped}/checkpoints', 'again from step 0'):
     assert words in last
   assert (stopped / 'metrics.jsonl').read_bytes() == before
-  shutil.rmtree(stopped / 'checkpoints')  # as it says
+  shutil.rmtree(stopped / 'checkpoints')  # as the message says
   (stopped / 'result.json').unlink()  # as the next start does
-  train(stopped.parents[1], [stopped.name])
-  assert outcome(stopped.parents[1], stopped.name) == undisturbed
+  train(stopped)
+  assert numbers(stopped) == undisturbed
 
 
-def test_a_run_without_any_checkpoint_says_that_it_begins_again(stopped, undisturbed, caplog):
+def test_no_checkpoint(stopped, undisturbed, caplog):
   shutil.rmtree(stopped / 'checkpoints')
-  train(stopped.parents[1], [stopped.name])
-  assert outcome(stopped.parents[1], stopped.name) == undisturbed
-  (warned,) = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
-  assert stopped.name in warned and 'was at step 14' in warned and 'from step 0' in warned
+  train(stopped)
+  assert numbers(stopped) == undisturbed
+  (message,) = warnings(caplog)
+  assert stopped.name in message and 'was at step 14' in message and 'from step 0' in message
 
 
-def test_what_a_crash_left_of_a_checkpoint_is_no_damage(stopped, undisturbed, caplog):
-  """Neither of one that was being made, nor of one that was being deleted."""
+def test_partial_checkpoints_are_no_damage(stopped, undisturbed, caplog):
+  """A crash leaves them while a checkpoint is written or deleted."""
   folder = stopped / 'checkpoints'
   shutil.copytree(folder / '12', folder / '.12.partial')
   (folder / '.12.partial' / checkpoints.CHECKSUMS).unlink()
   shutil.copytree(folder / '8', folder / '.4.0123')
-  train(stopped.parents[1], [stopped.name])
-  assert outcome(stopped.parents[1], stopped.name) == undisturbed
+  train(stopped)
+  assert numbers(stopped) == undisturbed
   assert not caplog.records and sorted(os.listdir(folder)) == ['12', '8']
 
 
-def test_a_torn_last_line_is_cut(stopped, undisturbed):
+def test_torn_row(stopped, undisturbed):
   with (stopped / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 14, "loss": 3.')
   assert run_files.read_metrics(stopped)[-1]['step'] < 16
-  train(stopped.parents[1], [stopped.name])
-  assert outcome(stopped.parents[1], stopped.name) == undisturbed
+  train(stopped)
+  assert numbers(stopped) == undisturbed
 
 
 # Disks.
 
 
 @contextlib.contextmanager
-def limited_files(size):
-  """No file of this process may grow beyond so many bytes: the same errors come from below."""
+def limited_file_size(size):
+  """Limits the size of files that this process writes; more is an OSError, as on a full disk."""
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
   try:
@@ -243,7 +199,7 @@ def limited_files(size):
 def mount(*arguments):
   process = subprocess.run(['mount', *arguments], capture_output=True, text=True, check=False)
   if process.returncode:
-    pytest.skip(f'may not mount here: {process.stderr.strip()}; the tests of file sizes do run')
+    pytest.skip(f'cannot mount: {process.stderr.strip()}; the tests of file sizes do run')
 
 
 @pytest.fixture
@@ -260,11 +216,11 @@ def disk(tmp_path):
 
 
 def assert_readable(workdir):
-  """Every file of the sweep can be read, no run has a result, and checkpoints are whole."""
+  """Every file of the sweep can be read, no run has a result, and checkpoints are complete."""
   for name in sweeps.read_sweep(workdir).runs:
     run = run_files.run_dir(workdir, name)
     run_files.read_config(run)
-    steps = [line['step'] for line in run_files.read_metrics(run)]
+    steps = [row['step'] for row in run_files.read_metrics(run)]
     assert steps == list(range(2, 2 * len(steps) + 1, 2))
     assert run_files.read_result(run) is None
     saved = checkpoints._steps(run)
@@ -272,112 +228,106 @@ def assert_readable(workdir):
 
 
 def assert_refused(error, workdir, why):
-  """One line, with the path and the reason."""
+  """The error is one line with the path and the reason."""
   assert str(workdir) in error.filename and why in str(error)
-  assert 'same command goes on' in str(error) and '\n' not in str(error)
+  assert 'same command resumes' in str(error) and '\n' not in str(error)
 
 
-def test_files_that_may_not_grow_stop_a_run_which_then_goes_on(data, tmp_path, undisturbed):
-  (name,) = write_sweep(tmp_path, data, [{}])
+def test_file_size_limit_in_training(data, tmp_path, undisturbed):
+  (run,) = write_sweep(tmp_path, data)
   refused = set()
   for size in (300, 3_000, 9_000, 20_000):
-    with limited_files(size), pytest.raises(CannotWrite) as caught:
-      train(tmp_path, [name])
+    with limited_file_size(size), pytest.raises(CannotWrite) as caught:
+      train(run)
     assert_refused(caught.value, tmp_path, 'File too large')
-    refused.add(re.sub('[0-9]+$', 'STEP', os.path.relpath(caught.value.filename, tmp_path)))
+    refused.add(re.sub('[0-9]+$', 'STEP', os.path.relpath(caught.value.filename, run)))
     assert_readable(tmp_path)
-  assert {f'runs/{name}/metrics.jsonl', f'runs/{name}/checkpoints/STEP'} <= refused
-  train(tmp_path, [name])
-  assert outcome(tmp_path, name) == undisturbed
+  assert {'metrics.jsonl', 'checkpoints/STEP'} <= refused
+  train(run)
+  assert numbers(run) == undisturbed
 
 
-def test_files_that_may_not_grow_stop_a_preparation_which_then_goes_on(tmp_path, monkeypatch):
-  monkeypatch.setattr(local, 'train', lambda *_, **__: None)
-  monkeypatch.setattr(start, '_report', lambda _: 0)
-  arguments = ['sweep', f'--config={base.__file__}', '--config.data.source=synthetic']
-  arguments.append(f'--workdir={tmp_path / "workdir"}')
+def test_file_size_limit_at_start(tmp_path):
+  """Until sweep.json is written another sweep can be started in the folder."""
+  fields = {'data.source': 'synthetic'}
+  one, other = (app.load(base.__file__, fields | {'seed': seed}) for seed in (0, 3))
+  workdir = tmp_path / 'workdir'
 
-  def begin(*more):
-    return app.execute(sweep.main, sweep.FLAGS, [*arguments, *more])
+  def begin(sweep):
+    return start.start(sweep, workdir, lambda *_: None, waits=False)
 
-  def full(path, value):
-    if path.name == 'sweep.json':
-      raise CannotWrite(errno.ENOSPC, 'No space left on device', str(path))
-    write_json(path, value)
+  with limited_file_size(1_000), pytest.raises(CannotWrite):  # the token files
+    begin(one)
+  begin(one)
+  (config,) = workdir.glob('runs/*/config.json')
+  size = config.stat().st_size
+  for path in (config, *filter(os.path.isfile, workdir.iterdir())):  # all but the token files
+    path.unlink()
+  assert size + 100 < len(json.dumps({'runs': one.runs.configs}, indent=2))
+  with limited_file_size(size + 100), pytest.raises(CannotWrite, match=r'sweep.json'):
+    begin(one)
+  assert config.exists() and not (workdir / 'sweep.json').exists()
+  assert begin(other) == 0
+  assert run_files.read_config(workdir / 'runs/seed=3')['seed'] == 3
 
-  write_json = files.write_json
-  with limited_files(1_000):  # no room for the text
-    assert begin() == 1
-  with pytest.MonkeyPatch.context() as patch:  # none after the configs
-    patch.setattr(files, 'write_json', full)
-    assert begin() == 1
-  assert not (tmp_path / 'workdir/sweep.json').exists()
-  assert begin('--config.seed=3') == 0  # another command too, since nothing was trained
-  assert run_files.read_config(tmp_path / 'workdir/runs/seed=3')['seed'] == 3
 
-
-def test_a_full_disk_stops_a_run_which_goes_on_once_there_is_room(disk, data, undisturbed):
-  (name,) = write_sweep(disk, data, [{}])
+def test_full_disk(disk, data, undisturbed):
+  (run,) = write_sweep(disk, data)
   block = os.statvfs(disk).f_frsize
   for blocks in (0, 2, 5, 12, 40):
     with (disk / 'filler').open('wb') as filler:
       filler.write(bytes((os.statvfs(disk).f_bavail - blocks) * block))
     with pytest.raises(CannotWrite) as caught:
-      train(disk, [name])
+      train(run)
     assert_refused(caught.value, disk, 'No space left on device')
     assert_readable(disk)
     (disk / 'filler').unlink()
-  train(disk, [name])
-  assert outcome(disk, name) == undisturbed
+  train(run)
+  assert numbers(run) == undisturbed
 
 
-def test_a_disk_gone_read_only_stops_a_run_which_then_goes_on(disk, data, undisturbed):
-  (name,) = write_sweep(disk, data, [{}])
+def test_read_only_disk(disk, data, undisturbed):
+  (run,) = write_sweep(disk, data)
 
-  def turn():  # a read-only view over it: files that are open stay open, as after an error
+  def make_read_only():  # by a read-only view: open files stay open, as after a disk error
     mount('--bind', str(disk), str(disk))
     mount('-o', 'remount,bind,ro', str(disk))
 
   with pytest.raises(CannotWrite) as caught:
-    train_until(disk, [name], reads=4, then=turn)
+    train_until(4, run, then=make_read_only)
   assert_refused(caught.value, disk, 'Read-only file system')
   assert_readable(disk)
   with pytest.raises(CannotWrite, match='Read-only'):
-    train(disk, [name])
+    train(run)
   subprocess.run(['umount', str(disk)], check=True)
-  train(disk, [name])
-  assert outcome(disk, name) == undisturbed
+  train(run)
+  assert numbers(run) == undisturbed
 
 
-# Other devices, other versions.
+# Other devices and versions.
 
 
 @pytest.mark.slow
-def test_a_population_goes_on_in_smaller_ones_and_alone(data, tmp_path, monkeypatch):
-  """On four devices, then on two: bit for bit. Then alone: another executable, which rounds."""
+def test_population_resumes_in_smaller_one_and_alone(data, tmp_path):
+  """On two devices, not four, the numbers are equal; alone, another executable rounds otherwise."""
+  four = layout_of('population', devices=4)
   workdirs = {}
   for kind in ('undisturbed', 'two', 'alone'):
-    workdir = workdirs[kind] = tmp_path / kind
-    names = write_sweep(workdir, data, RATES)
-    use(monkeypatch, 'population', devices=4)
+    runs = workdirs[kind] = write_sweep(tmp_path / kind, data, RATES)
     if kind == 'undisturbed':
-      train(workdir, names)
+      train(*runs, make=four)
       continue
     with pytest.raises(Killed):
-      train_until(workdir, names, reads=6)
-    assert [checkpoints.good_steps(run_files.run_dir(workdir, name)) for name in names] == [
-        [4, 8]
-    ] * 4
-    use(monkeypatch, *(('population', 2) if kind == 'two' else ('single',)))
-    train(workdir, names)
-  for name in names:
-    before = outcome(workdirs['undisturbed'], name)
-    assert outcome(workdirs['two'], name) == before
-    assert_the_same_but_for_rounding(before, outcome(workdirs['alone'], name))
+      train_until(6, *runs, make=four)
+    assert [checkpoints.good_steps(run) for run in runs] == [[4, 8]] * 4
+    train(*runs, make=layout_of('population', 2) if kind == 'two' else SINGLE)
+  for before, two, alone in zip(*workdirs.values(), strict=True):
+    assert numbers(two) == numbers(before)
+    assert_close(numbers(before), numbers(alone))
 
 
-def assert_the_same_but_for_rounding(ours, theirs):
-  """Updates are rounded in float32 by other executables, up to 16 of them."""
+def assert_close(ours, theirs):
+  """Equal but for the rounding, in float32, of up to 16 updates."""
   for line, other in zip(ours, theirs, strict=True):
     assert line.keys() == other.keys()
     for key, value in line.items():
@@ -389,28 +339,25 @@ def assert_the_same_but_for_rounding(ours, theirs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['data_parallel', 'sharded'])
-def test_a_large_run_goes_on_on_fewer_devices_and_on_more(
-    kind, data, tmp_path, monkeypatch, undisturbed
-):
-  """From four to two and to four again, as one that one device has trained."""
-  (name,) = write_sweep(tmp_path, data, [{}])
-  run = run_files.run_dir(tmp_path, name)
+def test_large_run_resumes_on_other_devices(kind, data, tmp_path, undisturbed):
+  """From four devices to two and to four again."""
+  (run,) = write_sweep(tmp_path, data)
   for devices, saved in ((4, [4]), (2, [4, 8])):
-    use(monkeypatch, kind, devices=devices)
     with pytest.raises(Killed):
-      train_until(tmp_path, [name], reads=4)
+      train_until(4, run, make=layout_of(kind, devices))
     assert checkpoints.good_steps(run) == saved
-  use(monkeypatch, kind, devices=4)
-  train(tmp_path, [name])
-  assert_the_same_but_for_rounding(undisturbed, outcome(tmp_path, name))
+  train(run, make=layout_of(kind, devices=4))
+  assert_close(undisturbed, numbers(run))
 
 
-def test_a_run_records_what_trained_it(stopped, undisturbed, monkeypatch):
-  newer = versions.current() | {'jax': '99.0', 'stability code': 'abc'}
-  monkeypatch.setattr(versions, 'current', lambda: newer)
-  train(stopped.parents[1], [stopped.name])
-  assert outcome(stopped.parents[1], stopped.name) == undisturbed
-  lines = [json.loads(line) for line in (stopped / 'versions.jsonl').read_text().splitlines()]
+def test_resume_with_other_versions(stopped, undisturbed):
+  path = stopped / 'versions.jsonl'
+  (line,) = files.read_lines(path)
+  older = versions.current() | {'jax': '0.1', 'stability code': 'abc'}
+  files.write_lines(path, [line | {'versions': older}])
+  train(stopped)
+  assert numbers(stopped) == undisturbed
+  lines = files.read_lines(path)
   assert [line['step'] for line in lines] == [0, 12]
-  told = versions.changes(*(line['versions'] for line in lines))
-  assert [change.split(' -> ')[1] for change in told] == ['abc', '99.0']
+  changes = versions.changes(*(line['versions'] for line in lines))
+  assert [change.split(' -> ')[0] for change in changes] == ['stability code abc', 'jax 0.1']

@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whoever races for one, and however the last holder ended."""
+"""Leases: one holder at a time, whatever the race and however the last holder ended."""
 
 import json
 import multiprocessing
@@ -15,14 +15,14 @@ from stability.storage import leases
 
 @pytest.fixture
 def forks():
-  """Processes that start at once and have nothing of this one, jax and its threads least of all."""
+  """Processes that start fast and inherit nothing from this one, such as jax's threads."""
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(['pytest', 'stability.storage.leases'])
   return context
 
 
 def write(folder, number, seconds_ago, **changes):
-  """A lease as somebody else would have left it."""
+  """Writes a lease of another process."""
   own = leases._identity(None) | changes
   path = folder / f'lease.{number}.json'
   path.write_text(json.dumps(own))
@@ -30,22 +30,22 @@ def write(folder, number, seconds_ago, **changes):
 
 
 def gone():
-  """The number of a process that has ended, and when it started."""
+  """A process that has ended: its number and start time."""
   process = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
   started = leases._started(process.pid)
   process.communicate(b'\n')
   return {'pid': process.pid, 'started': started}
 
 
-def test_one_holder_until_it_lets_go(tmp_path):
-  first = leases.take(tmp_path)
-  assert first and leases.take(tmp_path) is None
+def test_one_holder_until_release(tmp_path):
+  first = leases.try_acquire(tmp_path)
+  assert first and leases.try_acquire(tmp_path) is None
   assert leases.holder(tmp_path)['pid'] == os.getpid()
   first.release()
   assert leases.holder(tmp_path) is None
-  second = leases.take(tmp_path)
-  assert second and leases.take(tmp_path) is None
-  assert not first.refresh() and second.refresh()  # the first would learn that it is not its own
+  second = leases.try_acquire(tmp_path)
+  assert second and leases.try_acquire(tmp_path) is None
+  assert not first.refresh() and second.refresh()
   second.remove()
   assert list(tmp_path.iterdir()) == []
 
@@ -53,62 +53,62 @@ def test_one_holder_until_it_lets_go(tmp_path):
 @pytest.mark.parametrize(
     ('seconds_ago', 'changes', 'free'),
     [
-        (10_000, {}, False),  # its process is here and lives: it is only slow
+        (10_000, {}, False),  # its process lives on this machine: it is only slow
         (0, gone(), True),
-        (0, {'started': '1'}, True),  # another process has its number now
+        (0, {'started': '1'}, True),  # another process has the number now
         (0, {'machine': 'other'} | gone(), False),
         (50, {'machine': 'other'}, False),
         (70, {'machine': 'other'}, True),
     ],
 )
-def test_whose_holder_is_gone_is_free(tmp_path, seconds_ago, changes, free):
+def test_lease_of_dead_holder_is_free(tmp_path, seconds_ago, changes, free):
   write(tmp_path, 3, seconds_ago, **changes)
   assert (leases.holder(tmp_path) is None) is free
-  found = leases.take(tmp_path)
+  found = leases.try_acquire(tmp_path)
   assert bool(found) is free
   assert not found or found.number == 4
 
 
-def test_a_torn_lease_is_one_of_an_unknown_holder(tmp_path):
+def test_torn_lease_expires(tmp_path):
   path = tmp_path / 'lease.1.json'
   path.write_text('')
-  assert leases.take(tmp_path) is None
+  assert leases.try_acquire(tmp_path) is None
   os.utime(path, (time.time() - 70,) * 2)
-  assert leases.take(tmp_path).number == 2
+  assert leases.try_acquire(tmp_path).number == 2
 
 
-def test_what_a_dead_holder_left_running_is_killed_before_another_has_the_lease(tmp_path):
+def test_trainer_of_dead_holder_is_killed_first(tmp_path):
   trainer = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
   os.kill(trainer.pid, signal.SIGSTOP)  # it cannot end by itself
   try:
     write(tmp_path, 1, 0, **gone(), trainer=[trainer.pid, leases._started(trainer.pid)])
-    assert leases.take(tmp_path) is None
+    assert leases.try_acquire(tmp_path) is None
     assert trainer.wait(timeout=10) == -signal.SIGKILL
-    assert leases.take(tmp_path).number == 2
+    assert leases.try_acquire(tmp_path).number == 2
   finally:
     trainer.kill()
 
 
 def _race(folder, start, names, holders):
-  """Takes what it can of the leases; notes each, works a moment, and is killed, or lets go."""
+  """Acquires as many of the leases as it can and reports each."""
   start.wait()
   for name in names:
-    if found := leases.take(folder / name):
+    if found := leases.try_acquire(folder / name):
       holders.put((name, os.getpid(), found.number))
   holders.close()
   holders.join_thread()
-  start.wait()  # all hold theirs until everybody has tried
+  start.wait()  # nobody ends before all have tried
 
 
 @pytest.mark.parametrize('before', ['none', 'dead', 'released', 'expired'])
-def test_of_many_that_race_for_a_lease_one_gets_it(tmp_path, forks, before):
+def test_race(tmp_path, forks, before):
   names = [f'run{n}' for n in range(25)]
   for name in names:
     (tmp_path / name).mkdir()
     if before == 'dead':
       write(tmp_path / name, 1, 0, **gone_once)
     elif before == 'released':
-      leases.take(tmp_path / name).release()
+      leases.try_acquire(tmp_path / name).release()
     elif before == 'expired':
       write(tmp_path / name, 1, 70, machine='other')
   count = 8
@@ -126,14 +126,14 @@ def test_of_many_that_race_for_a_lease_one_gets_it(tmp_path, forks, before):
   assert holders.empty()
   assert sorted(name for name, _, _ in taken) == sorted(names)
   assert {number for _, _, number in taken} == {1 if before == 'none' else 2}
-  assert len({pid for _, pid, _ in taken}) > 1  # a race it was
+  assert len({pid for _, pid, _ in taken}) > 1  # there was a race
 
 
 gone_once = gone()
 
 
 def _count(folder, turns):
-  """Adds to a number in a file, without any protection but the lease."""
+  """Increments a number in a file, protected by the lease alone."""
   leases.POLL_SECONDS = 0.001
   for _ in range(turns):
     with leases.acquire(folder):
@@ -142,7 +142,7 @@ def _count(folder, turns):
       (folder / 'number').write_text(str(number + 1))
 
 
-def test_a_folder_is_held_by_one_at_a_time(tmp_path, forks):
+def test_acquire_excludes_others(tmp_path, forks):
   (tmp_path / 'number').write_text('0')
   crew = [forks.Process(target=_count, args=(tmp_path, 15)) for _ in range(4)]
   for process in crew:
@@ -153,37 +153,37 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path, forks):
   assert [path.name for path in tmp_path.iterdir()] == ['number']
 
 
-def test_a_folder_made_to_be_held_goes_if_nothing_is_put_into_it(tmp_path):
+def test_acquire_deletes_the_empty_folder_it_created(tmp_path):
   with leases.acquire(tmp_path / 'a' / 'b'):
-    assert leases.take(tmp_path / 'a' / 'b') is None
+    assert leases.try_acquire(tmp_path / 'a' / 'b') is None
   assert list(tmp_path.iterdir()) == []
   with leases.acquire(tmp_path / 'a'):
     (tmp_path / 'a' / 'kept').touch()
   assert [path.name for path in (tmp_path / 'a').iterdir()] == ['kept']
 
 
-def test_a_keeper_refreshes_what_it_holds_and_notices_what_it_lost(tmp_path, monkeypatch):
+def test_manager_refreshes_and_notices_losses(tmp_path, monkeypatch):
   monkeypatch.setattr(leases, 'REFRESH_SECONDS', 0.02)
   for name in 'ab':
     (tmp_path / name).mkdir()
-  with leases.LeaseManager() as keeper:
-    assert keeper.take(tmp_path / 'a') and keeper.take(tmp_path / 'b')
-    assert not keeper.take(tmp_path / 'a')
+  with leases.LeaseManager() as manager:
+    assert manager.try_acquire(tmp_path / 'a') and manager.try_acquire(tmp_path / 'b')
+    assert not manager.try_acquire(tmp_path / 'a')
     old = time.time() - 30
     os.utime(tmp_path / 'a' / 'lease.1.json', (old, old))
     write(tmp_path / 'b', 2, 0, machine='other')  # as if it had not been refreshed for too long
     deadline = time.monotonic() + 10
-    while not keeper.lost() or os.stat(tmp_path / 'a' / 'lease.1.json').st_mtime == old:
+    while not manager.lost() or os.stat(tmp_path / 'a' / 'lease.1.json').st_mtime == old:
       assert time.monotonic() < deadline
       time.sleep(0.01)
-    assert keeper.lost() == {tmp_path / 'b'} and keeper.is_fresh()
-    keeper.release(tmp_path / 'b')
-    assert keeper.lost() == set()
-  assert leases.take(tmp_path / 'a').number == 2  # at the end all are released
-  assert leases.take(tmp_path / 'b') is None  # the other's is none of its business
+    assert manager.lost() == {tmp_path / 'b'} and manager.is_fresh()
+    manager.release(tmp_path / 'b')
+    assert manager.lost() == set()
+  assert leases.try_acquire(tmp_path / 'a').number == 2  # the manager has released its leases
+  assert leases.try_acquire(tmp_path / 'b') is None  # of another holder
 
 
-def test_what_the_dead_have_left_is_swept_up_and_no_more(tmp_path):
+def test_remove_stale(tmp_path):
   over, held = tmp_path / 'over', tmp_path / 'held'
   for folder in (over, held):
     folder.mkdir()
@@ -191,7 +191,7 @@ def test_what_the_dead_have_left_is_swept_up_and_no_more(tmp_path):
   (over / 'lease.1.json').write_text('{}')
   os.utime(over / 'lease.1.json', (1, 1))
   (over / '.lease.abc').write_text('{}')
-  assert leases.take(held) is not None
+  assert leases.try_acquire(held) is not None
   for folder in (over, held):
     leases.remove_stale(folder)
   assert [path.name for path in over.iterdir()] == ['metrics.jsonl']

@@ -1,4 +1,4 @@
-"""The metrics' two files say the same, survive a resume, and TensorBoard shows them."""
+"""The files of metrics: equal contents, resumes, and what TensorBoard shows."""
 
 import json
 import math
@@ -20,9 +20,9 @@ def line(step, **more):
   return {'step': step, 'loss': 5.0 - step / 100, 'block_0/attention_logit_max': 2.0 * step} | more
 
 
-def write(run, steps, *, resume_from=0, result=None, hyperparameters=None):
+def write(run, steps, *, resume_from=0, result=None, hparams=None):
   run.mkdir(parents=True, exist_ok=True)
-  writer = metrics.MetricsWriter(run, resume_from, hyperparameters or {'seed': 0})
+  writer = metrics.MetricsWriter(run, resume_from, hparams or {'seed': 0})
   for step in steps:
     writer.write(line(step))
   writer.flush()
@@ -30,12 +30,12 @@ def write(run, steps, *, resume_from=0, result=None, hyperparameters=None):
 
 
 def scalars(run, tag):
-  """What TensorBoard's own loader finds: [(step, value)]."""
+  """(step, value) of each point, as TensorBoard's own loader finds them."""
   events = event_accumulator.EventAccumulator(str(run), purge_orphaned_data=True).Reload()
   return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def test_both_files_say_the_same(tmp_path):
+def test_both_files_have_the_rows(tmp_path):
   write(tmp_path, [10, 20])
   assert run_files.read_metrics(tmp_path) == [line(10), line(20)]
   assert scalars(tmp_path, 'block_0/attention_logit_max') == [(10, 20.0), (20, 40.0)]
@@ -43,7 +43,7 @@ def test_both_files_say_the_same(tmp_path):
   assert steps == (10, 20) and losses == pytest.approx((4.9, 4.8))
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
+def test_nonfinite_values(tmp_path):
   writer = metrics.MetricsWriter(tmp_path, 0, {})
   writer.write(line(10, loss=math.nan, log_z=math.inf))
   writer.close()
@@ -52,21 +52,21 @@ def test_what_is_not_finite_becomes_null(tmp_path):
   assert math.isnan(scalars(tmp_path, 'loss')[0][1])
 
 
-def test_a_resume_replaces_what_came_after_the_checkpoint(tmp_path):
+def test_resume_replaces_later_rows(tmp_path):
   write(tmp_path, [10, 20, 30])
   write(tmp_path, [30, 40], resume_from=20)
   assert run_files.read_metrics(tmp_path) == [line(step) for step in (10, 20, 30, 40)]
   assert [step for step, _ in scalars(tmp_path, 'loss')] == [10, 20, 30, 40]
 
 
-def test_a_start_from_nothing_replaces_everything(tmp_path):
+def test_restart_replaces_all_rows(tmp_path):
   write(tmp_path, [10, 20])
   write(tmp_path, [10])
   assert run_files.read_metrics(tmp_path) == [line(10)]
   assert [step for step, _ in scalars(tmp_path, 'loss')] == [10]
 
 
-def test_writers_that_start_in_one_second_keep_their_files_apart(tmp_path, monkeypatch):
+def test_writers_of_one_second_have_files_of_their_own(tmp_path, monkeypatch):
   monkeypatch.setattr(time, 'time', lambda: 1_700_000_000.0)
   for n in range(3):
     write(tmp_path, [10 * (n + 1)], resume_from=10 * n)
@@ -76,7 +76,7 @@ def test_writers_that_start_in_one_second_keep_their_files_apart(tmp_path, monke
 
 @pytest.fixture(scope='module')
 def sweep(tmp_path_factory):
-  """Two runs of different fields, and the experiment summary at the root."""
+  """Two runs with different fields, and the experiment summary in the workdir."""
   workdir = tmp_path_factory.mktemp('sweep')
   metrics.write_experiment(workdir, {'model.qk_norm': 'none', 'optimizer.learning_rate': 0.1})
   for norm, rate, final in [('none', 0.1, 3.0), ('layernorm', 0.3, 2.0)]:
@@ -84,7 +84,7 @@ def sweep(tmp_path_factory):
         workdir / 'runs' / norm,
         [10, 20],
         result=run_files.Result('done', initial_loss=5.5, final_loss=final, steps=20),
-        hyperparameters={'model.qk_norm': norm, 'optimizer.learning_rate': rate},
+        hparams={'model.qk_norm': norm, 'optimizer.learning_rate': rate},
     )
   return workdir
 
@@ -114,7 +114,7 @@ def server(sweep):
 
 
 def ask(url, body=None):
-  """The JSON at a URL, once TensorBoard has loaded the runs."""
+  """The JSON that TensorBoard answers with once it has loaded the runs."""
   for _ in range(60):
     try:
       data = None if body is None else json.dumps(body).encode()
@@ -124,19 +124,19 @@ def ask(url, body=None):
       if value:
         return value
     except urllib.error.HTTPError as error:
-      if error.code not in (400, 404):  # what it answers while it has not seen the runs
+      if error.code not in (400, 404):  # until it has loaded the runs
         raise
     time.sleep(0.5)
   return pytest.fail(f'no answer from {url}')
 
 
-def test_tensorboard_serves_the_scalars(server):
+def test_tensorboard_scalars(server):
   query = urllib.parse.urlencode({'run': 'runs/none', 'tag': 'loss'})
   points = ask(f'{server}/data/plugin/scalars/scalars?{query}')
   assert [(step, round(value, 3)) for _, step, value in points] == [(10, 4.9), (20, 4.8)]
 
 
-def test_the_hparams_dashboard_has_every_column_and_run(server):
+def test_hparams_dashboard(server):
   experiment = ask(f'{server}/data/plugin/hparams/experiment', {'experimentName': ''})
   columns = {info['name'] for info in experiment['hparamInfos']}
   assert columns == {'model.qk_norm', 'optimizer.learning_rate'}

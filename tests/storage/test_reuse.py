@@ -1,4 +1,4 @@
-"""Runs taken over from another sweep: the numbers that training gives, and only where it would."""
+"""Reuse of runs of another sweep: the numbers of training, and only of equal runs."""
 
 import json
 import math
@@ -37,7 +37,7 @@ SAME = ('eps=1e-08,learning_rate=0.01,seed=0', 'eps=1e-08,learning_rate=1e+25,se
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """rates, a sweep of two runs; grid, of these and two more, after it; alone, grid without it."""
+  """Sweeps: rates, of two runs; grid, of these and two more, reusing rates; alone, grid anew."""
   folder = tmp_path_factory.mktemp('place')
   (folder / 'rates.py').write_text(EXPERIMENT.format(every=10, fields=RATE))
   (folder / 'grid.py').write_text(EXPERIMENT.format(every=20, fields=f'{EPS}, {RATE}'))
@@ -53,13 +53,13 @@ def place(tmp_path_factory):
 
 
 def numbers(run_folder):
-  """The lines of a run without what clocks say."""
+  """The rows of a run without wall-clock values."""
   clocks = ('seconds', 'tokens_per_second')
   lines = run_files.read_metrics(run_folder)
   return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 
 
-def test_what_is_taken_over_is_what_training_gives(place):
+def test_reused_runs_equal_trained_ones(place):
   assert '2 runs are reused' in (place / 'grid.out').read_text()
   rows = results_csv.read_results(place / 'grid')
   assert len(rows) == 4 and {row['status'] for row in rows} == {'done', 'diverged'}
@@ -74,12 +74,12 @@ def test_what_is_taken_over_is_what_training_gives(place):
       assert getattr(result, key) == getattr(expected, key)
 
 
-def test_its_clocks_are_those_of_the_training(place):
+def test_seconds_are_those_of_the_training(place):
   source = run_files.read_result(place / 'rates/runs/learning_rate=0.01,seed=0')
   assert run_files.read_result(place / 'grid/runs' / SAME[0]).seconds == source.seconds
 
 
-def test_tensorboard_shows_it_as_a_run_of_its_sweep(place):
+def test_tensorboard_has_the_fields_of_the_new_sweep(place):
   folder = place / 'grid/runs' / SAME[0]
   events = event_accumulator.EventAccumulator(str(folder)).Reload()
   shown = [(event.step, event.value) for event in events.Scalars('loss')]
@@ -109,11 +109,11 @@ def other_config(sweep, run_folder):
   change(sweep / 'sweep.json', lambda found: found['runs'][name]['optimizer'].update(beta1=0.8))
 
 
-def was_steered(sweep, run_folder):
+def had_actions(sweep, run_folder):
   (run_folder / 'actions.jsonl').write_text('{}\n')
 
 
-def is_not_over(sweep, run_folder):
+def has_not_ended(sweep, run_folder):
   (run_folder / 'result.json').unlink()
 
 
@@ -133,11 +133,11 @@ def has_damaged_metrics(sweep, run_folder):
 @pytest.mark.parametrize(
     'spoil',
     [
-        *(None, other_text, other_versions, other_config, was_steered, is_not_over, has_failed),
+        *(None, other_text, other_versions, other_config, had_actions, has_not_ended, has_failed),
         *(is_damaged, has_damaged_metrics),
     ],
 )
-def test_only_a_whole_run_of_the_same_config_text_and_versions_serves(place, tmp_path, spoil):
+def test_which_runs_are_reused(place, tmp_path, spoil):
   shutil.copytree(place / 'rates', tmp_path / 'rates')
   shutil.copytree(place / 'grid', tmp_path / 'grid')
   shutil.rmtree(tmp_path / 'grid/runs' / SAME[0])
@@ -146,13 +146,13 @@ def test_only_a_whole_run_of_the_same_config_text_and_versions_serves(place, tmp
   if spoil:
     spoil(tmp_path / 'rates', tmp_path / 'rates/runs/learning_rate=0.01,seed=0')
   waiting = {SAME[0]: sweeps.read_sweep(tmp_path / 'grid').runs[SAME[0]]}
-  taken = reuse.take_over(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
+  taken = reuse.reuse_runs(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
   assert taken == ([] if spoil else [SAME[0]])
   assert (run_folder / 'result.json').exists() == (not spoil)
   assert leases.holder(run_folder) is None
 
 
-def test_a_run_that_has_begun_or_is_in_other_hands_is_left_alone(place, tmp_path):
+def test_run_in_training_is_not_reused(place, tmp_path):
   shutil.copytree(place / 'grid', tmp_path / 'grid')
   waiting = {}
   for name in SAME:
@@ -160,15 +160,15 @@ def test_a_run_that_has_begun_or_is_in_other_hands_is_left_alone(place, tmp_path
     (folder / 'result.json').unlink()
     waiting[name] = sweeps.read_sweep(tmp_path / 'grid').runs[name]
   (folder / 'metrics.jsonl').unlink()
-  held = leases.take(folder)
-  assert reuse.take_over(tmp_path / 'grid', waiting, [place / 'rates']) == []
+  held = leases.try_acquire(folder)
+  assert reuse.reuse_runs(tmp_path / 'grid', waiting, [place / 'rates']) == []
   held.release()
-  assert reuse.take_over(tmp_path / 'grid', waiting, [place / 'rates']) == [SAME[1]]
+  assert reuse.reuse_runs(tmp_path / 'grid', waiting, [place / 'rates']) == [SAME[1]]
   last = run_files.read_metrics(folder)[-1]
   assert last['loss'] is None or math.isfinite(last['loss'])
 
 
-def test_a_folder_without_a_sweep_is_refused(place):
+def test_folder_without_sweep(place):
   process = run(place, 'sweep', '--config=rates.py', '--workdir=new', '--reuse=nothing')
   assert process.returncode == 2 and process.stderr.count('\n') == 1
   assert '--reuse=nothing: holds no sweep' in process.stderr

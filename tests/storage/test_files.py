@@ -1,0 +1,106 @@
+"""Files: atomic writes, valid JSON, and JSON lines of which the last may be torn."""
+
+import json
+import math
+import re
+
+import pytest
+
+from stability.errors import BadInput
+from stability.storage import files
+
+
+def test_write_is_atomic(tmp_path):
+  path = tmp_path / 'file.json'
+  files.write_json(path, {'a': 1})
+  with pytest.raises(TypeError):
+    files.write_json(path, {'a': object()})
+  with pytest.raises(TypeError):
+    files.write_atomic(path, None)
+  assert json.loads(path.read_text()) == {'a': 1}
+  assert [p.name for p in tmp_path.iterdir()] == ['file.json']
+
+
+def test_lone_surrogates_are_escaped(tmp_path):
+  files.write_atomic(tmp_path / 'x', 'a\ud800')
+  assert (tmp_path / 'x').read_text() == 'a\\ud800'
+
+
+def test_nonfinite_numbers_become_null(tmp_path):
+  files.write_json(tmp_path / 'x', {'a': [math.nan, 1.5], 'b': {'c': -math.inf}})
+  assert files.read_json(tmp_path / 'x') == {'a': [None, 1.5], 'b': {'c': None}}
+
+
+def test_deep_values_are_refused():
+  value = []
+  for _ in range(101):
+    value = [value]
+  with pytest.raises(ValueError, match='nested too deeply'):
+    files.nonfinite_to_null(value)
+
+
+@pytest.mark.parametrize('content', ['{"a"', '[1]', '[' * 100_000, None])
+def test_unreadable_json(tmp_path, content):
+  if content:
+    (tmp_path / 'x').write_text(content)
+  with pytest.raises(BadInput, match='x: cannot be read: '):
+    files.read_json(tmp_path / 'x')
+
+
+def test_check_types():
+  types = {'a': int, 'b': str, 'c': dict}
+  files.check_types({'a': 1, 'b': '', 'c': {}, 'd': None}, types)
+  for change in ({'a': True}, {'a': 1.0}, {'b': None}, {'c': []}):
+    with pytest.raises(BadInput, match=f'{next(iter(change))} must be '):
+      files.check_types({'a': 1, 'b': '', 'c': {}} | change, types)
+
+
+def test_timestamp():
+  assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', files.timestamp())
+
+
+# JSON lines.
+
+
+def test_torn_last_line_is_ignored(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  path.write_text('{"step": 10}\n{"step": 20}\n{"step": 3')
+  assert files.read_lines(path) == [{'step': 10}, {'step': 20}]
+  assert files.read_last_line(path) == {'step': 20}
+
+
+def test_no_lines(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  assert files.read_lines(path) == [] and files.read_last_line(path) is None
+  files.filter_lines(path, lambda line: True)
+  assert not path.exists()
+  path.write_text('{"st')
+  assert files.read_lines(path) == [] and files.read_last_line(path) is None
+
+
+def test_write_and_append(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  files.write_lines(path, [{'a': 1}, {'a': math.nan}])
+  files.append_line(path, {'a': 3})
+  assert path.read_text() == '{"a": 1}\n{"a": null}\n{"a": 3}\n'
+
+
+def test_filter_drops_torn_line(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"st')
+  files.filter_lines(path, lambda line: line['step'] <= 20)
+  assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+def test_damaged_line_is_named(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  path.write_text('{"step": 10}\n[3]\n')
+  with pytest.raises(BadInput, match=r'x.jsonl, line 2: damaged: is not a JSON object'):
+    files.read_lines(path)
+
+  def parse(line):
+    raise BadInput('no such step')
+
+  path.write_text('{"step": 10}\n')
+  with pytest.raises(BadInput, match=r'x.jsonl, line 1: damaged: no such step'):
+    files.parse_lines(path, parse)
