@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_collections
 
 from stability import config as config_lib
+from stability import variants
 from stability.config import FIELDS
 
 if TYPE_CHECKING:
   from stability.devices.jaxprs import Amount
 
 AnyConfig = Mapping[str, Any]  # resolved or static: nested mappings
-Fields = tuple[tuple[str, Any], ...]  # the fields of a static config, depth apart
+# The fields of a static config, depth apart; and under '' the revision of the tables of variants.
+Fields = tuple[tuple[str, Any], ...]
 
 # Sections that do not shape the state of a run, or not the gradient of a batch.
 _NOT_STATE = {'schedule', 'parallel', 'log', 'probe', 'checkpoint', 'control'}
@@ -142,7 +144,7 @@ def _linear(config: AnyConfig, none: float, one: float) -> float:
 def _fields(config: AnyConfig, without: set[str]) -> Fields:
   """The static fields without those that do not matter, which get their defaults."""
   nested = config.to_dict() if hasattr(config, 'to_dict') else config
-  found = []
+  found = [('', variants.revision())]
   for field, value in config_lib.static_fields(nested):
     section, _, name = field.partition('.')
     if section in without or (section == 'data' and name != 'sequence_length'):
@@ -292,9 +294,8 @@ def _fullest(moments: Iterable[_Moment]) -> tuple[_Moment, ...]:
 
 
 def _static(fields: Fields, depth: int) -> ml_collections.FrozenConfigDict:
-  return ml_collections.FrozenConfigDict(
-      config_lib.unflatten(dict(fields) | {'model.depth': depth})
-  )
+  flat = dict(fields[1:]) | {'model.depth': depth}
+  return ml_collections.FrozenConfigDict(config_lib.unflatten(flat))
 
 
 def _hparams() -> dict[str, Any]:
