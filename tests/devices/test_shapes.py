@@ -13,7 +13,7 @@ import pytest
 from configs import base
 from stability import config as config_lib
 from stability import variants
-from stability.devices import cost, jaxprs, shapes
+from stability.devices import cost, jaxprs, shapes, traces
 from stability.model import attention, mlp, norms, transformer
 from stability.model.kernels import dot, kernel
 from stability.optim import optimizers
@@ -147,7 +147,7 @@ def test_blocks_are_alike(changes):
 def test_architectures_share_traces():
   config = resolved(model__width=48, data__sequence_length=40)
   shapes.step_flops(config, 256)
-  before = shapes._gradient.cache_info().misses
+  before = traces.gradient.cache_info().misses
   for changes in (
       dict(optimizer__name='lion'),
       dict(model__depth=7, data__batch_size=3, schedule__shape='wsd', probe__every_steps=0),
@@ -155,7 +155,7 @@ def test_architectures_share_traces():
     same = resolved(model__width=48, data__sequence_length=40, **changes)
     assert shapes.architecture(same) == shapes.architecture(config)
     shapes.step_flops(same, 256)
-  assert shapes._gradient.cache_info().misses == before
+  assert traces.gradient.cache_info().misses == before
   other = resolved(model__width=48, data__sequence_length=40, model__qk_norm='none')
   assert shapes.architecture(other) != shapes.architecture(config)
 
