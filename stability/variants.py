@@ -44,6 +44,7 @@ TABLES: dict[str, 'Choices | Terms'] = {}  # those that are imported, by option 
 
 _ADDED: dict[str, dict[str, Variant]] = {}  # by option, then by name: from outside the package
 _ADDED_TERMS: dict[str, dict[str, Term]] = {}  # by place, then by name
+_history: list[Variant | Term] = []  # all that were added in this process
 
 
 class Choices(Mapping[str, Variant]):
@@ -103,6 +104,7 @@ def add_variant(option: str, name: str, variant: Variant) -> None:
   """Adds a variant from outside; BadInput where the option has one of that name from outside."""
   if name in _ADDED.get(option, {}):
     raise BadInput(f'config.{option}: the variant {name!r} is added twice')
+  _history.append(variant)
   _ADDED.setdefault(option, {})[name] = variant
 
 
@@ -112,7 +114,13 @@ def add_term(place: str, term: Term) -> None:
     raise BadInput(f'term {term.name!r}: place must be one of {", ".join(PLACES)}')
   if term.name in _ADDED_TERMS.get(place, {}):
     raise BadInput(f'term {term.name!r} of {place}: added twice')
+  _history.append(term)
   _ADDED_TERMS.setdefault(place, {})[term.name] = term
+
+
+def revision() -> int:
+  """A number that differs whenever the added entries do; 0: there are none."""
+  return len(_history) if _ADDED or _ADDED_TERMS else 0
 
 
 def remove_added() -> None:

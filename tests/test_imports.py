@@ -19,7 +19,7 @@ ALLOWED = {
     'model': {'variants'},
     'optim': {'model', 'variants'},
     'step': {'data', 'model', 'optim', 'variants'},
-    'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage'},
+    'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage', 'variants'},
     'trainer': {'config', 'control', 'devices', 'errors', 'step', 'storage'},
     'analysis': {'config', 'control', 'errors', 'hyper', 'storage'},
     'report': {'analysis', 'config', 'control', 'errors', 'storage'},

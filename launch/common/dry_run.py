@@ -92,7 +92,9 @@ def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
 
 def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -> None:
   """Prints the plan of a sweep."""
-  if not analyze:
+  if analyze:
+    memory_analysis.use_worker_environment()
+  else:
     shapes.trace_on_cpu()
   configs = sweep.runs.configs
   source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
@@ -127,7 +129,7 @@ def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -
 
 
 def _trace(configs: Mapping[str, Config], vocabulary_size: int) -> None:
-  """Traces each architecture once; says so if there are many."""
+  """Traces each architecture, which takes a fraction of a second; reports progress on many."""
   found = {shapes.architecture(config): config for config in configs.values()}
   console = Console(stderr=True)
   text = f'tracing {len(found):,} architectures for their FLOPs and memory'
@@ -176,7 +178,7 @@ def _costs_of_groups(title: str, groups: Sequence[cost_lib.Group]) -> Table:
 def _placements(
     title: str, groups: Sequence[cost_lib.Group], placed: Sequence[cost_lib.Placed]
 ) -> tuple[Table, Table]:
-  """Where groups go and for how long; and what fills the memory."""
+  """Where groups are placed and their time; and their memory."""
   where = _table(
       title,
       'runs that share executables',
@@ -186,7 +188,7 @@ def _placements(
   memory = _table(
       'GB (10^9 bytes) on each device at the fullest moment of a step, without the text',
       'runs that share executables',
-      *('params', 'optimizer', 'gradients', 'activations', 'in all'),
+      *('params', 'optimizer', 'gradients', 'activations', 'total'),
   )
   for group, there in zip(groups[:MOST_ROWS], placed):
     placement, parts = there.placement, there.memory
@@ -211,28 +213,28 @@ def _analyses(
     groups: Sequence[cost_lib.Group], vocabulary_size: int, console: Console
 ) -> Table:
   table = _table(
-      "MB (10^6 bytes) on a device: arithmetic / XLA's account of the compiled step",
+      "MB (10^6 bytes) on a device: estimate / XLA's count for the compiled step",
       'runs that share executables',
       *('layout', 'members', 'params, optimizer / arguments'),
-      *('gradients, activations / temporary', 'in all', 'ratio'),
+      *('gradients, activations / temporary', 'total', 'ratio'),
   )
   with console.status('compiling'):
     for found in memory_analysis.analyze(groups, vocabulary_size):
-      ours = found.arithmetic
+      estimate = found.estimate
       table.add_row(
           found.group.name,
           found.placement.layout,
           str(found.placement.members),
-          _against(ours.params + ours.optimizer, found.arguments),
-          _against(ours.gradients + ours.activations, found.temporary),
-          _against(ours.total, found.total),
-          f'{ours.total / found.total:.2f}',
+          _both(estimate.params + estimate.optimizer, found.arguments),
+          _both(estimate.gradients + estimate.activations, found.temporary),
+          _both(estimate.total, found.total),
+          f'{estimate.total / found.total:.2f}',
       )
   return table
 
 
-def _against(ours: float, theirs: float) -> str:
-  return f'{ours / 1e6:,.2f} / {theirs / 1e6:,.2f}'
+def _both(estimate: float, counted: float) -> str:
+  return f'{estimate / 1e6:,.2f} / {counted / 1e6:,.2f}'
 
 
 def _on_machine(
@@ -240,18 +242,18 @@ def _on_machine(
     placed: Sequence[cost_lib.Placed],
     machine: cost_lib.Machine,
 ) -> list[str]:
-  """What the tables do not say, in sentences."""
+  """The total time, and the groups that do not fit, in sentences."""
   plural = 's' if machine.devices > 1 else ''
   lines = [
       f'{sum(there.hours or 0 for there in placed):,.2f} hours of training on {machine.devices}'
-      f' device{plural}, one row after another, if they reach {machine.utilisation:.0%} of'
-      f' {machine.flops_per_second / 1e12:g} TFLOP/s (assumed; --utilisation); starts, compilation'
-      ' and evaluation come on top'
+      f' device{plural}, one row after another, at {machine.utilisation:.0%} of'
+      f' {machine.flops_per_second / 1e12:g} TFLOP/s (assumed; --utilisation), without startup,'
+      ' compilation and evaluation'
   ]
   outside = [(group, there) for group, there in zip(groups, placed) if there.hours is None]
   if outside:
     named = ', '.join(
-        f'{group.name} ({there.memory.total / 1e9:.1f} GB at the least)'
+        f'{group.name} ({there.memory.total / 1e9:.1f} GB at least)'
         for group, there in outside[:MOST_NAMED]
     )
     more = f' and {len(outside) - MOST_NAMED:,} more' if len(outside) > MOST_NAMED else ''

@@ -1,4 +1,4 @@
-"""launch.sweep --dry_run --analyze: XLA's own account of a step's memory beside the arithmetic."""
+"""launch.sweep --dry_run --analyze: the memory of a compiled step, and the estimate."""
 
 import dataclasses
 import os
@@ -12,33 +12,37 @@ from stability.devices import placement as placement_lib
 from stability.devices.placement import Memory, Placement
 from stability.errors import BadInput
 
-TEXT_TOKENS = 2**20  # of the text that a step is compiled for; its bytes are not counted
+TEXT_TOKENS = 2**20  # length of the text that a step is compiled for; its bytes are not counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-  """A group's step as it was compiled for one device."""
+  """The memory of a group's step, compiled for one device."""
 
   group: cost_lib.Group
   placement: Placement
-  arithmetic: Memory
-  arguments: int  # bytes, the text apart: params and optimizer state
-  outputs: int  # bytes that do not take the place of arguments
-  temporary: int  # bytes: gradients and activations
+  estimate: Memory
+  arguments: int  # bytes of params and optimizer state; the text is left out
+  outputs: int  # bytes of outputs that do not take the place of arguments
+  temporary: int  # bytes of gradients, updates and activations
 
   @property
   def total(self) -> int:
-    """Bytes by XLA's account."""
+    """Bytes by XLA's count."""
     return self.arguments + self.outputs + self.temporary
 
 
-def analyze(groups: Sequence[cost_lib.Group], vocabulary_size: int) -> Iterator[Analysis]:
-  """Compiles each group's quiet step for the devices that are here, as a worker would.
+def use_worker_environment() -> None:
+  """Gives this process the environment of a worker, which jax reads when it is imported."""
+  os.environ.update(environment.worker_environment())
 
-  Raises BadInput for a group that does not fit, and for the layouts that spread one run over
+
+def analyze(groups: Sequence[cost_lib.Group], vocabulary_size: int) -> Iterator[Analysis]:
+  """Compiles the quiet step of each group for the devices here, as a worker does.
+
+  Raises BadInput for a group that does not fit, and for layouts that spread one run over several
   devices: their step is not a program of one device.
   """
-  os.environ.update(environment.worker_environment())  # read when jax is first imported
   import jax
 
   devices = jax.local_devices()
@@ -52,17 +56,26 @@ def analyze(groups: Sequence[cost_lib.Group], vocabulary_size: int) -> Iterator[
           f'--analyze: {group.name} is placed {placement.layout}, must be single or population;'
           ' choose with --config.parallel.layout'
       )
-    yield _analyzed(group, placement, vocabulary_size)
+    yield _analyze_group(group, placement, vocabulary_size)
 
 
-def _analyzed(group: cost_lib.Group, placement: Placement, vocabulary_size: int) -> Analysis:
+def _analyze_group(
+    group: cost_lib.Group, placement: Placement, vocabulary_size: int
+) -> Analysis:
   import jax
 
   from stability.step import train_step
 
-  static, hyper = config_lib.split(group.config)
-  programs = train_step.programs(static, vocabulary_size)
-  step, state = programs.steps['quiet'], jax.eval_shape(programs.init, train_step.arrays(hyper))
+  static, hparams = config_lib.split(group.config)
+  programs = train_step.programs(
+      static,
+      vocabulary_size,
+      microbatches=placement.microbatches,
+      remat=placement.remat == 'block',
+      fused=jax.local_devices()[0].platform == 'gpu',
+  )
+  step = programs.steps['quiet']
+  state = jax.eval_shape(programs.init, train_step.arrays(hparams))
   if placement.layout == 'population':
     step = jax.vmap(step, (None, 0))
     state = jax.tree.map(
@@ -75,7 +88,7 @@ def _analyzed(group: cost_lib.Group, placement: Placement, vocabulary_size: int)
   return Analysis(
       group=group,
       placement=placement,
-      arithmetic=placement_lib.memory(group.config, placement, 1, vocabulary_size),
+      estimate=placement_lib.memory(group.config, placement, 1, vocabulary_size),
       arguments=found.argument_size_in_bytes - count * text.dtype.itemsize,
       outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
       temporary=found.temp_size_in_bytes,

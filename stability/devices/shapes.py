@@ -1,40 +1,40 @@
-"""Parameters, FLOPs and memory of a run, from the shapes of its traced programs.
+"""Parameters, FLOPs and memory of a run, from the shapes of traced programs.
 
-Nothing is computed or compiled: jax.eval_shape and jax.make_jaxpr trace the functions of
+Nothing is computed or compiled: stability/devices/traces.py traces the functions of
 stability/step/train_step.py, in which every variant takes part. All blocks of a model are alike, so
-models of depth 0 and 1 are traced, and amounts are linear in the depth.
+that models of two depths are traced and amounts are linear in the depth.
 
-This module imports jax when it first traces. A process that must not take an accelerator calls
+This module imports jax when it first traces. A process that must not use an accelerator calls
 `trace_on_cpu` before.
 """
 
 import dataclasses
-import functools
-import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import ml_collections
+from collections.abc import Mapping
+from typing import Any
 
 from stability import config as config_lib
+from stability import variants
 from stability.config import FIELDS
 
-if TYPE_CHECKING:
-  from stability.devices.jaxprs import Amount
-
 AnyConfig = Mapping[str, Any]  # resolved or static: nested mappings
-Fields = tuple[tuple[str, Any], ...]  # the fields of a static config, depth apart
+# The fields of a static config, depth apart; and under '' the revision of the tables of variants.
+Fields = tuple[tuple[str, Any], ...]
 
-# Sections that do not shape the state of a run, or not the gradient of a batch.
-_NOT_STATE = {'schedule', 'parallel', 'log', 'probe', 'checkpoint', 'control'}
-_NOT_GRADIENT = _NOT_STATE | {'optimizer', 'evaluation'}
+# Sections that do not shape the update of a run, and those that do not shape its gradient.
+_NOT_UPDATE = {'schedule', 'parallel', 'log', 'probe', 'checkpoint', 'control'}
+_NOT_GRADIENT = _NOT_UPDATE | {'optimizer', 'evaluation'}
 
 
 def trace_on_cpu() -> None:
-  """Keeps this process, not those that it starts, from using an accelerator."""
+  """Keeps this process, but not those that it starts, from using an accelerator."""
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
+
+
+def architecture(config: AnyConfig) -> Fields:
+  """A key that is equal for configs whose gradients share their traces."""
+  return _fields(config, _NOT_GRADIENT)
 
 
 def parameters(config: AnyConfig) -> int:
@@ -42,46 +42,46 @@ def parameters(config: AnyConfig) -> int:
 
   Norm scales, biases, the gate of attention, embedding and head do not count.
   """
-  block = _state(_fields(config, _NOT_GRADIENT), 1, 256).block
-  return config['model']['depth'] * block
+  from stability.devices import traces
+
+  return config['model']['depth'] * traces.block_parameters(architecture(config))
 
 
 def step_flops(config: AnyConfig, vocabulary_size: int) -> float:
-  """FLOPs of the matrix products in one step: the gradient of a batch and the optimizer."""
-  state, gradient = _fields(config, _NOT_STATE), _fields(config, _NOT_GRADIENT)
-  rows = config['data']['batch_size']
+  """FLOPs of the matrix products in one step: the gradient of a batch, and the optimizer's."""
+  from stability.devices import traces
 
-  def at_depth(depth: int) -> float:
-    flops = _gradient(gradient, depth, vocabulary_size, False).flops.at(rows)
-    return flops + _update(state, depth, vocabulary_size).flops
-
-  return _linear(config, at_depth(0), at_depth(1))
-
-
-def architecture(config: AnyConfig) -> object:
-  """A key that is equal for configs whose gradients share their traces."""
-  return _fields(config, _NOT_GRADIENT)
+  depth, rows = config['model']['depth'], config['data']['batch_size']
+  key = architecture(config), vocabulary_size
+  none, one = (traces.gradient(*key, depth=d, remat=False).flops.at(rows) for d in (0, 1))
+  update = _update(config, vocabulary_size)
+  return none + depth * (one - none) + update.flops
 
 
 @dataclasses.dataclass(frozen=True)
 class StateBytes:
-  """Bytes of a run's state and of what its update stores."""
+  """Bytes of a run's state, and of what its update stores."""
 
   params: float
-  optimizer: float  # and whatever else the state holds
-  update: float  # what the optimizer stores while it computes the updates, and these
+  optimizer: float  # and all else that is in the state
+  update: float  # the updates, and what the optimizer stores to compute them
 
 
 def state_bytes(config: AnyConfig, vocabulary_size: int) -> StateBytes:
   """The state of a run and its update."""
-  fields = _fields(config, _NOT_STATE)
-  none, one = (_state(fields, depth, vocabulary_size) for depth in (0, 1))
-  update = (_update(fields, depth, vocabulary_size).stored for depth in (0, 1))
-  return StateBytes(
-      params=_linear(config, none.params, one.params),
-      optimizer=_linear(config, none.optimizer, one.optimizer),
-      update=_linear(config, *update),
-  )
+  found = _update(config, vocabulary_size)
+  return StateBytes(params=found.params, optimizer=found.optimizer, update=found.stored)
+
+
+def _update(config: AnyConfig, vocabulary_size: int) -> Any:
+  """The update at the depth of the config."""
+  from stability.devices import traces
+
+  key = _fields(config, _NOT_UPDATE), architecture(config), vocabulary_size
+  # Depth 0 is left out: an optimizer may fail if it finds no matrices.
+  one, two = (traces.update(*key, depth=depth) for depth in (1, 2))
+  more = config['model']['depth'] - 1
+  return traces.Update(*(a + more * (b - a) for a, b in zip(one, two)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,22 +102,24 @@ def gradient_bytes(
 ) -> GradientBytes:
   """The fullest moment of the gradient of some rows on a device.
 
-  In the forward pass every block adds what it keeps for the backward pass; there, the gradients of
-  its parameters take the place of this.
+  In the forward pass each block stores what its backward pass reads; in the backward pass the
+  gradients of its parameters take the place of that.
 
   Args:
     config: resolved or static.
     vocabulary_size: of the tokens.
-    rows: sequences on the device, of one microbatch.
+    rows: sequences of a microbatch on the device.
     shards: devices over which the parameters are split.
-    remat: whether blocks are computed again in the backward pass.
+    remat: whether the backward pass computes blocks again.
   """
-  fields, depth = _fields(config, _NOT_GRADIENT), config['model']['depth']
-  none = _gradient(fields, 0, vocabulary_size, remat)
-  one = none if depth == 0 else _gradient(fields, 1, vocabulary_size, remat)
-  blocks = max(depth - 1, 0)
-  kept = blocks * (one.kept.at(rows) - none.kept.at(rows))
-  made = blocks * one.block / shards
+  from stability.devices import traces
+
+  depth, key = config['model']['depth'], (architecture(config), vocabulary_size)
+  none = traces.gradient(*key, depth=0, remat=remat)
+  one = none if depth == 0 else traces.gradient(*key, depth=1, remat=remat)
+  others = max(depth - 1, 0)  # blocks that are not in the trace
+  kept = others * (one.kept.at(rows) - none.kept.at(rows))
+  made = others * one.block / shards
   found = []
   for moment in one.moments:
     gradients, activations = moment.gradients / shards, moment.rest.at(rows)
@@ -127,22 +129,16 @@ def gradient_bytes(
   fullest = max(found, key=lambda stored: stored.total)
   gathered = 0.0
   if shards > 1 and config['model']['dtype'] == 'float32':
-    # Gathered from the other devices, weights are stored once more; with another type, the traced
-    # program stores what it casts them to.
-    blocks = min(depth, 1) if remat else depth
-    gathered = none.params + blocks * one.block
+    # Weights gathered from the other devices are stored once more. With another type, the trace has
+    # what they are cast to.
+    gathered = none.params + (min(depth, 1) if remat else depth) * one.block
   return dataclasses.replace(fullest, activations=fullest.activations + gathered)
 
 
-def _linear(config: AnyConfig, none: float, one: float) -> float:
-  """An amount at the depth of a config, given that at depths 0 and 1."""
-  return none + config['model']['depth'] * (one - none)
-
-
 def _fields(config: AnyConfig, without: set[str]) -> Fields:
-  """The static fields without those that do not matter, which get their defaults."""
+  """The static fields; those that do not matter have their defaults."""
   nested = config.to_dict() if hasattr(config, 'to_dict') else config
-  found = []
+  found: list[tuple[str, Any]] = [('', variants.revision())]
   for field, value in config_lib.static_fields(nested):
     section, _, name = field.partition('.')
     if section in without or (section == 'data' and name != 'sequence_length'):
@@ -151,185 +147,3 @@ def _fields(config: AnyConfig, without: set[str]) -> Fields:
     elif field != 'model.depth':
       found.append((field, value))
   return tuple(found)
-
-
-# Traces.
-
-
-@dataclasses.dataclass(frozen=True)
-class _State:
-  params: int  # bytes
-  optimizer: int  # bytes
-  block: int  # number of weights in matrices of blocks
-
-
-class _Moment(NamedTuple):
-  """Bytes that are stored at a moment of a gradient."""
-
-  is_backward: bool  # some gradients of a block are there
-  gradients: float
-  rest: 'Amount'
-
-
-@dataclasses.dataclass(frozen=True)
-class _Gradient:
-  flops: 'Amount'
-  moments: tuple[_Moment, ...]
-  kept: 'Amount'  # bytes that are stored when the loss is there: what the backward pass reads
-  params: int  # bytes
-  block: int  # bytes of the parameters of blocks
-
-
-@dataclasses.dataclass(frozen=True)
-class _Update:
-  flops: float
-  stored: float  # bytes, updates included; the new state takes the place of the old one
-
-
-@functools.cache
-def _state(fields: Fields, depth: int, vocabulary_size: int) -> _State:
-  state = _abstract_state(fields, depth, vocabulary_size)
-  params = _bytes(state['params'])
-  return _State(
-      params,
-      sum(_bytes(value) for key, value in state.items() if key not in ('params', 'hparams')),
-      sum(math.prod(leaf.shape) for path, leaf in _leaves(state['params']) if _counts(path, leaf)),
-  )
-
-
-@functools.cache
-def _abstract_state(fields: Fields, depth: int, vocabulary_size: int) -> dict[str, Any]:
-  """The shapes of a run's state."""
-  import jax
-
-  from stability.step import train_step
-
-  static = _static(fields, depth)
-  model = train_step.make_model(static, vocabulary_size)
-  return jax.eval_shape(functools.partial(train_step.init, model, static), _hparams())
-
-
-@functools.cache
-def _update(fields: Fields, depth: int, vocabulary_size: int) -> _Update:
-  """What the optimizer makes of a gradient."""
-  import jax
-
-  from stability.devices import jaxprs
-  from stability.optim import optimizers
-
-  static = _static(fields, depth)
-  state = _abstract_state(fields, depth, vocabulary_size)
-
-  def update(params, optimizer_state, hparams):
-    return optimizers.make_optimizer(hparams, static).update(
-        params, optimizer_state, params, learning_rate=hparams['optimizer.learning_rate']
-    )
-
-  arguments = state['params'], state['optimizer'], state['hparams']
-  jaxpr, shapes = jax.make_jaxpr(update, return_shape=True)(*arguments)
-  updates, new_state = (len(jax.tree.leaves(tree)) for tree in shapes)
-  moments = jaxprs.moments(jaxpr, [1] * updates + [0] * new_state, 1)
-  return _Update(
-      flops=jaxprs.flops(jaxpr).fixed,
-      stored=max((moment.rest.fixed for moment in moments), default=0),
-  )
-
-
-@functools.cache
-def _gradient(fields: Fields, depth: int, vocabulary_size: int, remat: bool) -> _Gradient:
-  """The gradient of a microbatch of a quiet step."""
-  import jax
-  import jax.numpy as jnp
-
-  from stability.devices import jaxprs
-  from stability.step import train_step
-
-  static = _static(fields, depth)
-  model = train_step.make_model(static, vocabulary_size, remat=remat)
-  state = _abstract_state(fields, depth, vocabulary_size)
-  rows = jax.ShapeDtypeStruct((jaxprs.ROWS, static.data.sequence_length + 1), jnp.int32)
-  jaxpr, shapes = jax.make_jaxpr(
-      functools.partial(train_step.gradient, model, static, 'quiet'), return_shape=True
-  )(state, rows)
-  gradients, measured, carried = shapes
-  block, other, loss, rest = range(4)
-  labels = [block if _is_of_block(path) else other for path, _ in _leaves(gradients)]
-  labels += [loss if path[0] == 'loss' else rest for path, _ in _leaves(measured)]
-  labels += [rest for _ in _leaves(carried)]
-  moments = jaxprs.moments(jaxpr, labels, rest)
-  return _Gradient(
-      flops=jaxprs.flops(jaxpr),
-      moments=_fullest(
-          _Moment(
-              is_backward=moment.outputs[block].fixed > 0,
-              gradients=moment.outputs[block].fixed + moment.outputs[other].fixed,
-              rest=moment.rest,
-          )
-          for moment in moments
-      ),
-      kept=next(moment.rest for moment in moments if moment.outputs[loss].fixed),
-      params=_bytes(state['params']),
-      block=sum(_bytes(leaf) for path, leaf in _leaves(gradients) if _is_of_block(path)),
-  )
-
-
-def _fullest(moments: Iterable[_Moment]) -> tuple[_Moment, ...]:
-  """The moments that may be the fullest one, for some number of rows and of shards."""
-  found: list[_Moment] = []
-
-  def exceeds(a: _Moment, b: _Moment) -> bool:
-    return (
-        a.is_backward >= b.is_backward
-        and a.gradients >= b.gradients
-        and a.rest.fixed >= b.rest.fixed
-        and a.rest.per_row >= b.rest.per_row
-    )
-
-  for moment in moments:
-    if not any(exceeds(other, moment) for other in found):
-      found = [other for other in found if not exceeds(moment, other)] + [moment]
-  return tuple(found)
-
-
-def _static(fields: Fields, depth: int) -> ml_collections.FrozenConfigDict:
-  return ml_collections.FrozenConfigDict(
-      config_lib.unflatten(dict(fields) | {'model.depth': depth})
-  )
-
-
-def _hparams() -> dict[str, Any]:
-  """The types of the hyperparameters."""
-  import jax
-  import numpy as np
-
-  types = {'integer': np.int32, 'number': np.float32}
-  return {
-      name: jax.ShapeDtypeStruct((), types[field.kind])
-      for name, field in FIELDS.items()
-      if field.traced
-  }
-
-
-def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-  """The leaves of a tree with the names on the way to each."""
-  import jax
-
-  return [
-      (tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
-      for path, leaf in jax.tree.leaves_with_path(tree)
-  ]
-
-
-def _is_of_block(names: tuple[str, ...]) -> bool:
-  return names[0].startswith('block_')
-
-
-def _counts(names: tuple[str, ...], leaf: Any) -> bool:
-  """Whether a parameter is one of the weights that `parameters` counts."""
-  return _is_of_block(names) and leaf.ndim >= 2 and names[-2:] != ('attention', 'gate')
-
-
-def _bytes(tree: Any) -> int:
-  import jax
-
-  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -52,7 +52,7 @@ class SingleDeviceLayout:
     }
     lowered['init'] = jax.jit(programs.init).lower(hparams)
     lowered['evaluate'] = jax.jit(programs.evaluate).lower(self._validation, self._run, np.int32(0))
-    executables = compilation.compiled(lowered)
+    executables = compilation.compile_shared(lowered)
     self._init = executables.pop('init')
     self._evaluate = executables.pop('evaluate')
     self._steps = executables

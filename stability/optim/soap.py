@@ -76,9 +76,10 @@ def scale_by_soap(
     kept = state[1:]
     leaves, structure = jax.tree.flatten(gradients)
     rows = zip(leaves, *(structure.flatten_up_to(tree) for tree in kept), strict=True)
-    directions, new = zip(*(one(*row) for row in rows), strict=True)
-    new_state = SoapState(count + 1, *(structure.unflatten(column) for column in zip(*new)))
-    return structure.unflatten(directions), new_state
+    made = [one(*row) for row in rows]  # none at depth 0
+    directions = structure.unflatten([direction for direction, _ in made])
+    columns = ([new[i] for _, new in made] for i in range(len(kept)))
+    return directions, SoapState(count + 1, *map(structure.unflatten, columns))
 
   return optax.GradientTransformation(init, update)
 

@@ -104,16 +104,28 @@ def arrays(hparams: Mapping[str, float | int]) -> dict[str, np.generic]:
 
 def init(model: transformer_lib.Transformer, static: Static, hparams: HParams) -> State:
   """The state of a run before its first update."""
+  return init_state(static, hparams, *init_model(model, static, hparams))
+
+
+def init_model(
+    model: transformer_lib.Transformer, static: Static, hparams: HParams
+) -> tuple[Params, Carried]:
+  """The initial parameters and carried state of a model."""
   inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
   variables = model.init(jax.random.key(hparams['seed']), inputs, hparams)
   params = variables['params']
   for term in parameterization.INITIALISATION.active(static):
     params = term.make(params, hparams, static)
+  return params, variables.get(CARRIED, {})
+
+
+def init_state(static: Static, hparams: HParams, params: Params, carried: Carried) -> State:
+  """The state of a run that starts from these parameters and this carried state."""
   evaluated = EVALUATED[static.evaluation.parameters].make
   return {
       'params': params,
       'optimizer': optimizers.make_optimizer(hparams, static).init(params),
-      'carried': variables.get(CARRIED, {}),
+      'carried': carried,
       **({'average': evaluated.init(params)} if evaluated.init else {}),
       'step': jnp.int32(0),
       'skipped': jnp.int32(0),

@@ -11,7 +11,7 @@ from stability.devices import compilation
 
 
 class Program:
-  """Takes the place of what jax lowers: its text, and a record of being compiled."""
+  """Stands for a lowered program: it has a text, and records that it is compiled."""
 
   def __init__(self, text, log):
     self._text, self._log = text, log
@@ -46,18 +46,18 @@ def expected(programs):
   return {name: f'executable of text of {name}' for name in programs}
 
 
-def test_alone_it_compiles_in_order(cache, programs, log):
-  assert compilation.compiled(programs) == expected(programs)
+def test_order(cache, programs, log):
+  assert compilation.compile_shared(programs) == expected(programs)
   assert log == ['text of step', 'text of init', 'text of evaluate']
 
 
-def test_what_another_compiles_comes_last_and_only_when_that_is_done(cache, programs, log):
-  """A second open file stands for the other process: flock tells them apart."""
+def test_program_that_another_process_compiles(cache, programs, log):
+  """It is compiled last. A second open file stands for the other process: flock separates them."""
   folder = cache / 'compiling'
   folder.mkdir()
   with (folder / hashlib.sha256(b'text of step').hexdigest()).open('w') as held:
     fcntl.flock(held, fcntl.LOCK_EX)
-    thread = threading.Thread(target=lambda: log.append(compilation.compiled(programs)))
+    thread = threading.Thread(target=lambda: log.append(compilation.compile_shared(programs)))
     thread.start()
     thread.join(0.5)
     assert thread.is_alive()
@@ -67,11 +67,11 @@ def test_what_another_compiles_comes_last_and_only_when_that_is_done(cache, prog
   assert log[2:] == ['text of step', expected(programs)]
 
 
-def test_without_a_cache_each_compiles_for_itself(programs, log):
+def test_no_cache(programs, log):
   before = jax.config.jax_compilation_cache_dir
   jax.config.update('jax_compilation_cache_dir', None)
   try:
-    assert compilation.compiled(programs) == expected(programs)
+    assert compilation.compile_shared(programs) == expected(programs)
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
   assert len(log) == 3

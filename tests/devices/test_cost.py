@@ -1,4 +1,4 @@
-"""The arithmetic of a sweep's cost."""
+"""What a sweep costs."""
 
 import jax
 import jax.numpy as jnp
@@ -23,38 +23,57 @@ def test_tokens():
 
 @pytest.mark.parametrize('gate', ['none', 'sigmoid'])
 @pytest.mark.parametrize('depth', [0, 1, 3])
-def test_flops_are_those_that_xla_counts_in_the_products(depth, gate):
+def test_flops_against_xla(depth, gate):
   # Matrix products dominate at this width; XLA also counts norms, softmax and GELU.
   size = {'model.width': 256, 'model.head_dim': 64, 'model.depth': depth}
   config = resolved(**size, **{'model.attention_gate': gate})
-  static, hyperparameters = config_lib.split(config)
+  static, hparams = config_lib.split(config)
   model = transformer_lib.Transformer(static.model, 256)
-  inputs, numbers = jnp.zeros((16, 64), jnp.int32), train_step.arrays(hyperparameters)
+  inputs, numbers = jnp.zeros((16, 64), jnp.int32), train_step.arrays(hparams)
   params = jax.eval_shape(model.init, jax.random.key(0), inputs, numbers)
   counted = jax.jit(model.apply).lower(params, inputs, numbers).compile().cost_analysis()['flops']
   forward = cost.train_flops(config, 256) / 3 / 500
   assert forward == pytest.approx(counted, rel=0.05)
 
 
-def test_a_plan_counts_runs_and_executables():
-  runs = hyper.expand(quickstart.get_config().to_dict(), quickstart.get_sweep())
-  total = cost.plan(runs.configs, 256)
+def quickstart_runs():
+  return hyper.expand(quickstart.get_config().to_dict(), quickstart.get_sweep()).configs
+
+
+def test_plan():
+  configs = quickstart_runs()
+  total = cost.plan(cost.groups(configs, 256))
   assert (total.runs, total.populations, total.executables) == (42, 6, 24)
-  assert total.tokens == 42 * cost.tokens(next(iter(runs.configs.values())))
-  assert total.flops == sum(cost.train_flops(config, 256) for config in runs.configs.values())
-  unprobed = hyper.expand(resolved(**{'probe.every_steps': 0}), hyper.sweep('seed', [0, 1]))
-  assert cost.plan(unprobed.configs, 256).executables == 3
-  sharp = hyper.expand(resolved(**{'probe.sharpness_every_steps': 40}), hyper.sweep('seed', [0]))
-  assert cost.plan(sharp.configs, 256).executables == 5
+  assert total.tokens == 42 * cost.tokens(next(iter(configs.values())))
+  each = [cost.train_flops(config, 256) for config in configs.values()]
+  assert total.flops == pytest.approx(sum(each))
+
+
+@pytest.mark.parametrize('field, executables', [('every_steps', 3), ('sharpness_every_steps', 5)])
+def test_executables(field, executables):
+  config = resolved(**{f'probe.{field}': 0 if field == 'every_steps' else 40})
+  configs = hyper.expand(config, hyper.sweep('seed', [0, 1])).configs
+  assert cost.plan(cost.groups(configs, 256)).executables == executables
+
+
+def test_runs_of_different_lengths():
+  configs = hyper.expand(resolved(), hyper.sweep('schedule.steps', [100, 300])).configs
+  (group,) = cost.groups(configs, 256)
+  assert group.flops == sum(cost.train_flops(config, 256) for config in configs.values())
+
+
+def test_no_runs():
+  assert cost.plan(cost.groups({}, 256)) == cost.Plan(0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 8, 42, 100])
-def test_shares_are_of_like_work_and_compile_little_twice(count):
-  configs = hyper.expand(quickstart.get_config().to_dict(), quickstart.get_sweep()).configs
+def test_shares(count):
+  """Shares are of similar work, and few runs of the same executables are apart."""
+  configs = quickstart_runs()
   shares = cost.shares(configs, count)
   assert 1 <= len(shares) <= count and all(shares)
   assert sorted(name for share in shares for name in share) == sorted(configs)
-  flops = {name: cost.train_flops(config) for name, config in configs.items()}
+  flops = {name: cost.estimated_flops(config) for name, config in configs.items()}
   mean, largest = sum(flops.values()) / count, max(flops.values())
   assert all(abs(sum(flops[name] for name in share) - mean) <= largest for share in shares)
   kinds = [len({config_lib.static_fields(configs[name]) for name in share}) for share in shares]

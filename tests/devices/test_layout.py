@@ -44,14 +44,14 @@ def started(layout, runs):
 
 
 def trained(layout, runs, steps=7):
-  """The members and their metrics after some steps."""
+  """The states of the runs and their metrics after some steps."""
   state, fetch = layout.step(started(layout, runs), 'quiet', steps)
   rows = fetch.read()
   members = layout.extract(state)
   return {slot: (members[slot], rows[slot]) for slot in runs}
 
 
-def test_a_run_in_a_population_equals_the_run_alone(population, tiny):
+def test_run_alone_and_in_population(population, tiny):
   row = [tiny(overrides) for overrides in ROW]
   together = trained(population, dict(enumerate(row)))
   for slot, run in enumerate(row):
@@ -60,8 +60,8 @@ def test_a_run_in_a_population_equals_the_run_alone(population, tiny):
     assert same(alone[other_slot], together[slot])
 
 
-def test_muon_in_a_population_equals_muon_alone(tiny, text):
-  """Its matrix products are batched over the members."""
+def test_muon_in_population(tiny, text):
+  """Its matrix products are batched over the runs."""
   overrides = {'optimizer.name': 'muon', 'model.depth': 1, 'probe.every_steps': 0}
   row = [tiny(overrides | member) for member in ROW[:2]]
   programs = train_step.programs(row[0].static, vocabulary_size=64)
@@ -72,13 +72,13 @@ def test_muon_in_a_population_equals_muon_alone(tiny, text):
   assert together[0][1]['loss'] != together[1][1]['loss']
 
 
-def test_members_differ(population, tiny):
+def test_runs_differ(population, tiny):
   together = trained(population, {slot: tiny(ROW[slot]) for slot in range(len(ROW))})
   losses = [metrics['loss'] for _, metrics in together.values()]
   assert len(set(losses)) == len(ROW)
 
 
-def test_eight_devices_equal_a_run_alone_on_eight(programs, text, tiny):
+def test_eight_devices(programs, text, tiny):
   layout = VmappedLayout(programs, text, tiny().hparams, jax.devices(), members=1)
   assert layout.width == 8
   row = [tiny({'optimizer.learning_rate': 10.0 ** (-n / 2)}) for n in range(8)]
@@ -87,7 +87,7 @@ def test_eight_devices_equal_a_run_alone_on_eight(programs, text, tiny):
     assert same(trained(layout, {7 - slot: row[slot]}, steps=3)[7 - slot], together[slot])
 
 
-def test_a_population_agrees_with_a_single_run(single, population, tiny):
+def test_single_device_and_population(single, population, tiny):
   # Their executables may round differently; a learning rate low enough keeps that from growing.
   run = tiny({'optimizer.learning_rate': 1e-3})
   alone, metrics = trained(single, {0: run})[0]
@@ -98,7 +98,7 @@ def test_a_population_agrees_with_a_single_run(single, population, tiny):
 
 
 @pytest.mark.parametrize('layout', ['single', 'population'])
-def test_chunks_do_not_matter(layout, tiny, request):
+def test_chunks(layout, tiny, request):
   layout = request.getfixturevalue(layout)
   whole, _ = layout.step(started(layout, {0: tiny()}), 'quiet', 5)
   whole = layout.extract(whole)[0]
@@ -110,7 +110,7 @@ def test_chunks_do_not_matter(layout, tiny, request):
 
 
 @pytest.mark.parametrize('layout', ['single', 'population'])
-def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, tiny, request):
+def test_extract_and_insert(layout, tiny, request):
   layout = request.getfixturevalue(layout)
   straight = trained(layout, {0: tiny()}, steps=6)[0]
   state, _ = layout.step(started(layout, {0: tiny()}), 'quiet', 4)
@@ -120,7 +120,7 @@ def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, tiny, request):
   assert same((layout.extract(state)[slot], fetch.read()[slot]), straight)
 
 
-def test_a_diverging_member_leaves_the_others_alone(population, tiny):
+def test_divergence(population, tiny):
   good, bad = tiny(), tiny({'optimizer.learning_rate': 1e30})
   together = trained(population, {0: bad, 1: good, 2: bad, 5: bad})
   assert together[0][0]['diverged'] and together[0][1]['diverged']
@@ -129,7 +129,7 @@ def test_a_diverging_member_leaves_the_others_alone(population, tiny):
   assert not together[1][0]['diverged']
 
 
-def test_a_run_that_is_over_waits_unchanged(population, tiny):
+def test_finished_run_is_unchanged(population, tiny):
   short = tiny({'schedule.steps': 4, 'schedule.warmup_steps': 0})
   after_4, after_9 = (trained(population, {0: short, 1: tiny()}, steps=n) for n in (4, 9))
   assert after_9[0][0]['step'] == 4 and after_9[1][0]['step'] == 9
@@ -137,14 +137,14 @@ def test_a_run_that_is_over_waits_unchanged(population, tiny):
 
 
 @pytest.mark.parametrize('layout', ['single', 'population'])
-def test_validation_loss_is_of_each_slot_and_the_mean_over_batches(
+def test_evaluate(
     layout, programs, text, tiny, request
 ):
   layout = request.getfixturevalue(layout)
   runs = {slot: tiny({'seed': slot}) for slot in range(min(layout.width, 3))}
   losses = layout.evaluate(started(layout, runs))
-  told = iter([False, True])  # before the second of two batches
-  assert layout.evaluate(started(layout, runs), lambda: next(told)) is None
+  interrupted = iter([False, True])  # before the second of two batches
+  assert layout.evaluate(started(layout, runs), lambda: next(interrupted)) is None
   for slot, run in runs.items():
     state = layout.init(run.hparams)
     batches = [programs.evaluate(text, state, np.int32(i)) for i in range(2)]
@@ -153,7 +153,7 @@ def test_validation_loss_is_of_each_slot_and_the_mean_over_batches(
 
 
 @pytest.mark.parametrize('layout', ['single', 'population'])
-def test_a_probed_step_makes_the_update_of_a_quiet_one(layout, tiny, request):
+def test_probed_step(layout, tiny, request):
   layout = request.getfixturevalue(layout)
   quiet, fetch = layout.step(started(layout, {0: tiny()}), 'quiet')
   probed, probed_fetch = layout.step(started(layout, {0: tiny()}), 'probed')

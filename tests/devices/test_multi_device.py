@@ -1,7 +1,7 @@
 """Batches in parts: microbatches, and one run over all devices, against one run on one device.
 
-Where an order of sums differs, so does rounding: a state after four steps agrees to 2e-6 of each
-tensor's norm, metrics to 2e-5 (seen: 3e-7, 3e-6).
+Sums in another order round differently: states after four steps agree within 2e-6 of each tensor's
+norm, metrics within 2e-5 (seen: 3e-7, 3e-6).
 """
 
 import jax
@@ -30,7 +30,7 @@ SMALL = {
 
 @pytest.fixture(scope='module', autouse=True)
 def quick_to_compile():
-  """Optimizing machine code takes most of a compile; what is computed stays the same."""
+  """Without optimization of machine code, most of the time of a compile; results are the same."""
   compile_lowered = jax.stages.Lowered.compile
   options = {'xla_backend_optimization_level': 0}
   with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def four_steps(layout, run):
 
 @pytest.fixture(scope='module')
 def whole(run, data):
-  """What one device makes of whole batches."""
+  """The same of one device with whole batches."""
   programs = train_step.programs(run.static, 64)
   return four_steps(SingleDeviceLayout(programs, data, run.hparams), run)
 
@@ -93,7 +93,7 @@ def layout(request, run, data):
   return made(kind, run, data, **options)
 
 
-def test_a_batch_in_parts_gives_what_the_whole_does(layout, run, whole):
+def test_whole_batch(layout, run, whole):
   state, quiet, probed, loss = four_steps(layout, run)
   pairs = zip(jax.tree.leaves_with_path(state), jax.tree.leaves_with_path(whole[0]), strict=True)
   for (path, ours), (_, theirs) in pairs:
@@ -106,7 +106,7 @@ def test_a_batch_in_parts_gives_what_the_whole_does(layout, run, whole):
   assert loss == pytest.approx(whole[3], rel=2e-6)
 
 
-def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, run):
+def test_extract_and_insert(layout, run):
   straight = four_steps(layout, run)
   state, _ = layout.step(layout.insert(layout.empty(), 0, layout.init(run.hparams)), 'quiet', 2)
   state = layout.insert(layout.empty(), 0, layout.extract(state)[0])
@@ -117,10 +117,10 @@ def test_a_run_taken_out_and_put_back_goes_on_as_before(layout, run):
   assert layout.evaluate(state)[0] == straight[3]
 
 
-def test_where_a_large_run_lies(layout, run):
-  """Split over the eight devices wherever they divide it, or on each of them, from the first."""
+def test_shardings(layout, run):
+  """A parameter is split over the eight devices or replicated, before and after a step."""
   if not isinstance(layout, DataParallelLayout | ShardedLayout):
-    pytest.skip('not a layout of a large run')
+    pytest.skip('a layout of one device')
   state = layout.insert(None, 0, layout.init(run.hparams))
   for steps in (0, 1):
     if steps:
@@ -163,18 +163,18 @@ def test_parts_of_a_batch(microbatches, devices):
     assert measured['square'].value[n] == pytest.approx(square, rel=1e-6)
 
 
-def test_the_host_draws_what_a_device_does():
+def test_host_batcher():
   text = np.random.default_rng(0).integers(200, size=500).astype(np.uint8)
-  feed = HostBatcher(text, batch_size=4, sequence_length=10, slots=3)
+  batcher = HostBatcher(text, batch_size=4, sequence_length=10, slots=3)
 
   def state(seed, step, steps, skipped=0):
     hparams = {'data.seed': seed, 'schedule.steps': steps}
     return {'hparams': hparams, 'step': np.int32(step), 'skipped': np.int32(skipped)}
 
-  feed.enter(0, state(0, 0, 100))
-  feed.enter(1, state(3, 2, 6, skipped=10))
-  feed.enter(2, state(7, 5, 9))
-  drawn = np.stack([feed.draw() for _ in range(5)], axis=1)
+  batcher.enter(0, state(0, 0, 100))
+  batcher.enter(1, state(3, 2, 6, skipped=10))
+  batcher.enter(2, state(7, 5, 9))
+  drawn = np.stack([batcher.draw() for _ in range(5)], axis=1)
   assert drawn.shape == (3, 5, 4, 11) and drawn.dtype == np.int32
   # Of nine steps the last is the eighth, and of six with ten skipped the fifteenth.
   steps_of_data = (0, range(5)), (3, (12, 13, 14, 15, 15)), (7, (5, 6, 7, 8, 8))
@@ -187,7 +187,7 @@ def test_the_host_draws_what_a_device_does():
 
 
 @pytest.mark.parametrize('kind', ['single', 'population'])
-def test_batches_drawn_on_the_host_change_nothing(kind, tiny, data):
+def test_host_drawn_batches(kind, tiny, data):
   """Bit for bit, for runs that join at different steps and see different batches."""
   runs = [
       tiny(SMALL | {'model.depth': 0, 'probe.every_steps': 2, 'data.seed': seed, 'seed': seed})
@@ -215,7 +215,7 @@ def test_batches_drawn_on_the_host_change_nothing(kind, tiny, data):
 
 
 @pytest.mark.parametrize('remat', [False, True])
-def test_each_block_is_computed_again_going_backward(remat, tiny, text):
+def test_remat(remat, tiny, text):
   run = tiny(SMALL | {'model.depth': 3, 'data.batch_size': 4, 'data.sequence_length': 16})
   programs = train_step.programs(run.static, 64, remat=remat)
   state = jax.eval_shape(programs.init, run.hparams)

@@ -1,4 +1,4 @@
-"""Where runs are placed, and the arithmetic of their memory."""
+"""Where runs are placed, and how much memory they are estimated to take."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from stability import config as config_lib
-from stability.devices import placement
+from stability.devices import placement, shapes
 from stability.devices.placement import Placement
 from stability.errors import BadInput
 
@@ -46,13 +46,13 @@ ONE_DEVICE = {
     '85M': ('population', 1, 4),
     '151M': ('population', 1, 4),
     '302M': ('population', 1, 8),
-    '1.2B': ('population', 1, 32),
+    '1.2B': ('population', 1, 16),
     '4.8B': None,
 }
 EIGHT_DEVICES = dict.fromkeys(config_lib.SIZES, ('data_parallel', 1, 1)) | {
     '9.2K': ('population', 1, 1),  # two would fit on a device, seven devices hold one each
-    '1.2B': ('data_parallel', 1, 4),
-    '4.8B': ('sharded', 1, 8),
+    '1.2B': ('data_parallel', 1, 2),
+    '4.8B': ('sharded', 1, 4),
 }
 
 
@@ -70,13 +70,13 @@ def test_every_size_of_the_paper(size, devices, table):
   assert needed <= 0.9 * 80 * GB
 
 
-def test_fewer_microbatches_would_not_fit():
+def test_fewest_microbatches_that_fit():
   config = published('1.2B')
   found = choose(config)
-  for microbatches in (1, 2, 4, 8, 16):
+  for microbatches in (1, 2, 4, 8):
     larger = Placement('population', 1, microbatches, 'none')
     assert placement.memory(config, larger, 1, 32_101).total > 0.9 * 80 * GB, microbatches
-  assert found.microbatches == 32
+  assert found.microbatches == 16
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_small_runs_share_devices(runs, devices, members):
   assert choose(resolved(), devices, runs=runs) == Placement('population', members, 1, 'none')
 
 
-def test_members_end_where_memory_does():
+def test_members_that_fit():
   config = resolved(scale='gpu')
   members = choose(config, memory=20 * GB, runs=99).members
   assert 1 < members < 32
@@ -97,32 +97,32 @@ def test_members_end_where_memory_does():
   assert needed(members) <= 18 * GB < needed(members + 1)
 
 
-def test_unknown_memory_holds_everything():
+def test_unknown_memory():
   assert choose(published('4.8B'), memory=None, runs=1) == Placement('population', 1, 1, 'none')
 
 
-def test_a_cpu_trains_one_run_at_a_time():
+def test_cpu():
   found = choose(resolved(), platform='cpu', memory=None)
   assert found == Placement('single', 1, 1, 'none')
 
 
-def test_one_large_run_takes_all_devices():
+def test_large_run_on_all_devices():
   assert choose(published('302M'), devices=8, runs=1).layout == 'data_parallel'
   assert choose(published('302M'), devices=8, runs=8).layout == 'population'
   indivisible = published('302M', data__batch_size=252)
   assert choose(indivisible, devices=8, runs=1).layout == 'population'
 
 
-def test_remat_before_microbatches_too_small_to_be_worth_it():
+def test_remat_before_small_microbatches():
   # One sequence is 4,096 tokens; two microbatches are as many as there can be.
   config = published('1.2B', data__sequence_length=4096, data__batch_size=2)
-  assert choose(config, memory=80 * GB) == Placement('population', 1, 1, 'block')
+  assert choose(config, memory=70 * GB) == Placement('population', 1, 1, 'block')
   # A sequence is half of what is worth a microbatch: eight would fit, but remat comes first.
   config = published('1.2B', data__batch_size=8)
-  assert choose(config, memory=42 * GB) == Placement('population', 1, 4, 'none')
-  assert choose(config, memory=38 * GB) == Placement('population', 1, 1, 'block')
+  assert choose(config, memory=40 * GB) == Placement('population', 1, 4, 'none')
+  assert choose(config, memory=36.5 * GB) == Placement('population', 1, 1, 'block')
   stated = published('1.2B', data__batch_size=8, parallel__remat='none')
-  assert choose(stated, memory=38 * GB) == Placement('population', 1, 8, 'none')
+  assert choose(stated, memory=36.5 * GB) == Placement('population', 1, 8, 'none')
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,14 @@ def test_remat_before_microbatches_too_small_to_be_worth_it():
 )
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 @pytest.mark.parametrize('memory', [None, 80 * GB, 1e-3 * GB])
-def test_what_the_config_states_is_kept(changes, platform, memory):
-  """Even where arithmetic has it that it does not fit."""
+def test_stated_placement_is_kept(changes, platform, memory):
+  """Even where it is estimated not to fit."""
   config = resolved(**{f'parallel__{name}': value for name, value in changes.items()})
   expected = Placement(**(changes | {'members': changes['members'] or 1}))
   assert choose(config, devices=4, memory=memory, platform=platform) == expected
 
 
-def test_the_rest_is_chosen():
+def test_partly_stated_placement():
   config = published('302M', parallel__remat='block')
   assert choose(config) == Placement('population', 1, 1, 'block')
   config = published('302M', parallel__microbatches=16)
@@ -170,18 +170,11 @@ def test_the_rest_is_chosen():
         ),
     ],
 )
-def test_what_cannot_be_is_refused(changes, said):
+def test_impossible_placement(changes, said):
   config = resolved(scale='gpu', **changes)
   with pytest.raises(BadInput, match=said) as error:
     choose(config, devices=8)
   assert '\n' not in str(error.value)
-
-
-def test_a_gate_is_a_matrix_more():
-  single = Placement('single', 1, 1, 'none')
-  without = placement.memory(resolved(), single, 1, 256).params
-  gated = placement.memory(resolved(model__attention_gate='sigmoid'), single, 1, 256).params
-  assert gated - without == 4 * 3 * 64**2
 
 
 def test_memory_by_hand():
@@ -194,15 +187,16 @@ def test_memory_by_hand():
   activations = 3 * 4 * (tokens * (128 * (1 + 1 + 3 + 3 + 1 + 1 + 1) + 3 * 512) + 2 * pairs)
   # In the last block: the gradient of the hidden layer, and of the stream twice.
   activations += 4 * tokens * (512 + 2 * 128)
+  scales = 3 * (2 * 128 + 2 * 16) + 128
   found = placement.memory(config, Placement('single', 1, 1, 'none'), 1, 256)
-  assert found.params == 4 * weights
-  assert found.optimizer == 8 * weights
-  assert found.activations == activations
-  assert found.gradients == 4 * (128 * 256 + block) + 4 * weights  # made, and v copied
-  assert found.total == 16 * weights + 4 * (128 * 256 + block) + activations
+  assert found.params == 4 * (weights + scales)
+  assert found.optimizer == pytest.approx(2 * found.params, abs=20)
+  assert found.activations == pytest.approx(activations, rel=0.03)
+  gradients = 4 * (128 * 256 + block) + 4 * weights  # of head and last block; and the updates
+  assert found.total == pytest.approx(12 * weights + gradients + activations, rel=0.03)
 
 
-def test_what_the_parts_of_a_placement_do_to_memory():
+def test_memory_of_placements():
   config = published('302M')
 
   def memory(layout='population', members=1, microbatches=1, remat='none', devices=8):
@@ -223,24 +217,20 @@ def test_what_the_parts_of_a_placement_do_to_memory():
   assert memory(remat='block').activations < one.activations / 5
 
 
-@pytest.mark.parametrize(
-    'name, numbers', [('adamw', 2), ('lion', 1), ('adafactor', 1 / 64), ('muon', 2)]
-)
-def test_optimizer_state(name, numbers):
-  found = placement.memory(
-      resolved(optimizer__name=name), Placement('single', 1, 1, 'none'), 1, 256
+def test_update_needs_most():
+  """Muon on a small batch: its update stores more than the gradient does."""
+  small = dict(model__width=512, data__batch_size=2, data__sequence_length=16)
+  config = resolved(optimizer__name='muon', **small)
+  found = placement.memory(config, Placement('single', 1, 1, 'none'), 1, 256)
+  state = shapes.state_bytes(config, 256)
+  assert found.activations == 0
+  assert found.gradients == state.params + state.update
+
+
+def test_unknown_memory_needs_no_traces():
+  program = (
+      'import sys; from configs import base; from stability.devices import placement\n'
+      'found = placement.choose(base.get_config().to_dict(), 1, None, "cpu", 9, 256)\n'
+      "sys.exit('jax' in sys.modules or found.layout != 'single')"
   )
-  assert found.optimizer == pytest.approx(numbers * found.params)
-
-
-def test_every_optimizer_and_dtype_is_known():
-  for field, table in (
-      ('optimizer.name', placement._OPTIMIZER_STATE),
-      ('model.dtype', placement._BYTES),
-  ):
-    assert config_lib.FIELDS[field].allowed == 'one of ' + ', '.join(table)
-
-
-def test_it_imports_no_jax():
-  program = "import sys, stability.devices.placement; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, '-c', program], check=False).returncode == 0

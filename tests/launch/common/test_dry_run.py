@@ -1,4 +1,4 @@
-"""launch.sweep --dry_run: groups, placements, hours, and XLA's account of memory."""
+"""launch.sweep --dry_run: groups, placements, hours, and XLA's count of memory."""
 
 import os
 import pathlib
@@ -24,15 +24,15 @@ ONE = ('--devices=1', '--device_memory_gb=80', '--device_tflops=990')
 
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
-  """A copy of this process's, which an analysis adds a worker's to."""
+  """A copy of the environment, which an analysis adds that of a worker to."""
   monkeypatch.setattr(os, 'environ', os.environ.copy())
 
 
-def said(capsys, *arguments: str) -> list[str]:
-  """The lines of a dry run that ends well."""
+def run(capsys, *arguments: str, progress: str = '') -> list[str]:
+  """The lines of a dry run that succeeds, with this on standard error."""
   code = app.execute(sweep.main, sweep.FLAGS, ['sweep', '--dry_run', *arguments])
   out, err = capsys.readouterr()
-  assert (code, err) == (0, '')
+  assert (code, err) == (0, progress)
   return [line.strip() for line in out.splitlines()]
 
 
@@ -41,8 +41,8 @@ def rows(lines: list[str]) -> list[list[str]]:
   return [line.split() for line in lines if line.startswith('width=')]
 
 
-def test_the_ladder_on_eight_devices(capsys):
-  lines = said(capsys, LADDER, *H100S)
+def test_ladder_on_eight_devices(capsys):
+  lines = run(capsys, LADDER, *H100S)
   where, memory = rows(lines)[:9], rows(lines)[9:]
   assert [cells[0] for cells in where] == [cells[0] for cells in memory]
   assert len(where) == len(ladder.SIZES['paper'])
@@ -64,28 +64,28 @@ def test_the_ladder_on_eight_devices(capsys):
   assert not any('not fit' in line for line in lines)
 
 
-def test_what_does_not_fit_is_a_row_and_a_sentence(capsys):
-  lines = said(capsys, LADDER, *ONE)
+def test_size_that_does_not_fit(capsys):
+  lines = run(capsys, LADDER, *ONE)
   *others, largest = rows(lines)[:9]
   assert largest[-3:] == ['does', 'not', 'fit']
   assert all(float(cells[-1].replace(',', '')) > 0 for cells in others)
   assert re.fullmatch(
       r'1 of 9 rows do not fit 80 GB, of which 90% are usable, and are not in the hours:'
-      r' width=4096,depth=24 \(\d+\.\d GB at the least\)',
+      r' width=4096,depth=24 \(\d+\.\d GB at least\)',
       lines[-1],
   )
 
 
-def test_a_stated_placement_that_does_not_fit_is_said_to(capsys):
+def test_stated_placement_that_does_not_fit(capsys):
   stated = [f'--config.parallel.{field}' for field in ('layout=sharded', 'microbatches=1')]
-  lines = said(capsys, LADDER, *H100S, *stated, '--config.parallel.remat=none')
+  lines = run(capsys, LADDER, *H100S, *stated, '--config.parallel.remat=none')
   assert rows(lines)[8][3:7] == ['sharded', '1', '1', 'none']
   assert rows(lines)[8][-3:] == ['does', 'not', 'fit']
 
 
-def test_utilisation_is_what_hours_are_divided_by(capsys):
+def test_utilisation(capsys):
   def hours(*arguments):
-    return float(rows(said(capsys, LADDER, *H100S, *arguments))[8][-1].replace(',', ''))
+    return float(rows(run(capsys, LADDER, *H100S, *arguments))[8][-1].replace(',', ''))
 
   assert hours() == hours('--utilisation=0.4')
   assert hours('--utilisation=0.8') == pytest.approx(hours() / 2, rel=0.001)
@@ -94,7 +94,7 @@ def test_utilisation_is_what_hours_are_divided_by(capsys):
 @pytest.mark.parametrize(
     'runs, devices, rounds', [(1, 1, 1), (7, 1, 7), (7, 8, 1), (8, 8, 1), (9, 8, 2), (64, 8, 8)]
 )
-def test_hours_are_those_of_the_busiest_device(runs, devices, rounds):
+def test_hours_of_busiest_device(runs, devices, rounds):
   config = hyper.expand(base.get_config().to_dict(), hyper.sweep('seed', range(runs))).configs
   (group,) = cost_lib.groups(config, 256)
   machine = Machine(devices, 80e9, 1e12, 0.5)
@@ -104,7 +104,7 @@ def test_hours_are_those_of_the_busiest_device(runs, devices, rounds):
   assert found.hours == pytest.approx(rounds * of_one)
 
 
-def test_remat_passes_forward_twice():
+def test_remat_hours():
   def hours(remat):
     point = {'parallel.remat': remat}
     (group,) = cost_lib.groups(hyper.expand(base.get_config().to_dict(), [point]).configs, 256)
@@ -113,7 +113,7 @@ def test_remat_passes_forward_twice():
   assert hours('block') == pytest.approx(4 / 3 * hours('none'))
 
 
-def test_groups_are_named_by_what_they_differ_in():
+def test_group_names():
   points = hyper.product([
       hyper.sweep('model.depth', [1, 2]),
       hyper.sweep('model.qk_norm', ['layernorm', 'none']),
@@ -125,8 +125,9 @@ def test_groups_are_named_by_what_they_differ_in():
       f'depth={depth},qk_norm={norm}' for depth in (1, 2) for norm in ('layernorm', 'none')
   ]
   assert {group.runs for group in groups} == {3}
-  assert sum(group.flops for group in groups) == cost_lib.plan(configs, 256).flops
-  assert sum(group.tokens for group in groups) == cost_lib.plan(configs, 256).tokens
+  plan = cost_lib.plan(groups)
+  assert sum(group.flops for group in groups) == plan.flops
+  assert sum(group.tokens for group in groups) == plan.tokens
   (group,) = cost_lib.groups(dict(list(configs.items())[:3]), 256)
   assert group.name == 'all'
 
@@ -135,10 +136,13 @@ MANY = """
 from configs import base
 from stability import hyper
 def get_config(scale='cpu'):
-  return base.get_config(scale)
+  c = base.get_config(scale)
+  c.model.depth = 1
+  return c
 def get_sweep(scale='cpu'):
   return hyper.product([
-      hyper.sweep('model.width', [16 * n for n in range(1, {groups} + 1)]),
+      hyper.sweep('model.width', [16 * n for n in range(1, {widths} + 1)]),
+      hyper.sweep('probe.every_steps', list(range({intervals}))),
       hyper.sweep('seed', range({seeds})),
   ])
 """
@@ -146,38 +150,46 @@ def get_sweep(scale='cpu'):
 
 @pytest.mark.parametrize('arguments, tables', [((), 1), (H100S, 2)])
 def test_thousands_of_runs_are_shown_by_groups(arguments, tables, tmp_path, capsys):
-  (tmp_path / 'many.py').write_text(MANY.format(groups=125, seeds=40))
-  begun = time.monotonic()
-  lines = said(capsys, f'--config={tmp_path}/many.py', *arguments)
-  assert time.monotonic() - begun < 10
+  """Within 10 s for 20 architectures on an idle machine; under load a process takes longer."""
+  (tmp_path / 'many.py').write_text(MANY.format(widths=20, intervals=6, seeds=40))
+  begun = time.process_time()
+  lines = run(capsys, f'--config={tmp_path}/many.py', *arguments)
+  assert time.process_time() - begun < 30
   assert len(rows(lines)) == 100 * tables
   assert all(cells[1] == '40' for cells in rows(lines)[:100])
-  assert '... and 25 more groups' in lines
-  assert any(line.startswith('5,000 runs') for line in lines)
+  assert '... and 20 more groups' in lines
+  assert any(line.startswith('4,800 runs') for line in lines)
 
 
-def test_hundreds_of_hidden_groups_count(tmp_path, capsys):
+def test_progress(tmp_path, capsys):
+  (tmp_path / 'many.py').write_text(MANY.format(widths=21, intervals=1, seeds=1))
+  progress = 'tracing 21 architectures for their FLOPs and memory\n'
+  assert len(rows(run(capsys, f'--config={tmp_path}/many.py', progress=progress))) == 21
+
+
+def test_hidden_groups_count(tmp_path, capsys):
   """Rows that are not shown are in the hours and among those that do not fit."""
-  (tmp_path / 'many.py').write_text(MANY.format(groups=125, seeds=1))
-  tiny = ('--devices=1', '--device_memory_gb=1e-3', '--device_tflops=1')
-  lines = said(capsys, f'--config={tmp_path}/many.py', *tiny)
-  assert lines[-1].startswith('124 of 125 rows do not fit') and 'and 114 more' in lines[-1]
+  (tmp_path / 'many.py').write_text(MANY.format(widths=2, intervals=60, seeds=1))
+  tiny = ('--devices=1', '--device_memory_gb=1e-4', '--device_tflops=1')
+  lines = run(capsys, f'--config={tmp_path}/many.py', *tiny)
+  assert lines[-1].startswith('120 of 120 rows do not fit') and 'and 110 more' in lines[-1]
 
 
-def test_without_a_machine_runs_are_listed(capsys):
-  lines = said(capsys, f'--config={ROOT}/configs/quickstart.py')
+def test_runs_are_listed(capsys):
+  lines = run(capsys, f'--config={ROOT}/configs/quickstart.py')
   assert len(rows(lines)) == 42 and len(rows(lines)[0]) == 4
   assert not any('hours' in line for line in lines)
 
 
-def test_it_needs_no_jax_and_writes_nothing(tmp_path):
+def test_no_accelerator_and_no_files(tmp_path):
+  """With JAX_PLATFORMS=cuda, on a machine that may have no GPU."""
   program = (
-      "import sys; from launch import app, sweep; sys.argv[0] = 'sweep'\n"
-      'code = app.execute(sweep.main, sweep.FLAGS, sys.argv)\n'
-      "sys.exit(code or 'jax' in sys.modules)"
+      'import sys; from launch import sweep; from launch.common import app\n'
+      "sys.argv[0] = 'sweep'; code = app.execute(sweep.main, sweep.FLAGS, sys.argv)\n"
+      'import jax; sys.exit(code or jax.default_backend() != "cpu")'
   )
   command = [sys.executable, '-c', program, LADDER, '--dry_run', *H100S]
-  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cuda'}
   subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
   assert list(tmp_path.iterdir()) == []
 
@@ -217,32 +229,38 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch, capsys):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_the_arithmetic_is_xlas():
-  """Small sizes as a worker compiles them: 15 % is promised, 3 % was seen at depth 3."""
-  sizes = [{'model.width': 16, 'model.depth': 1}, {'model.width': 128, 'model.depth': 2}]
-  configs = hyper.expand(base.get_config().to_dict(), sizes).configs
+def test_estimate_against_xla():
+  """Compiled as a worker does; 15 % is promised."""
+  points = [
+      {'model.width': 16, 'model.depth': 1},
+      {'model.width': 128, 'model.depth': 2},
+      {'model.qk_norm': 'none', 'model.attention_gate': 'sigmoid', 'optimizer.name': 'adafactor'},
+      {'model.norm_position': 'peri', 'model.attention': 'squared_relu', 'model.depth': 1},
+      {'parallel.microbatches': 4, 'model.attention_soft_cap': 50.0, 'optimizer.name': 'lion'},
+  ]
+  configs = hyper.expand(base.get_config().to_dict(), points).configs
   groups = cost_lib.groups(configs, 256)
   found = list(memory_analysis.analyze(groups, 256))
-  assert [one.group.runs for one in found] == [1, 1]
-  for one in found:
-    ours = one.arithmetic
-    assert ours.params + ours.optimizer == pytest.approx(one.arguments, rel=0.02)
-    assert ours.gradients + ours.activations == pytest.approx(one.temporary, rel=0.05)
-    assert ours.total == pytest.approx(one.total, rel=0.05)
-    assert one.outputs < 10_000  # the state takes the place of the old
+  assert [one.group.runs for one in found] == [1] * len(points)
+  for one, tolerance in zip(found, [0.05, 0.05, 0.05, 0.15, 0.1], strict=True):
+    estimate = one.estimate
+    assert estimate.params + estimate.optimizer == pytest.approx(one.arguments, rel=0.001, abs=200)
+    assert estimate.gradients + estimate.activations == pytest.approx(one.temporary, rel=tolerance)
+    assert estimate.total == pytest.approx(one.total, rel=tolerance)
+    assert one.outputs < 10_000  # the state takes the place of the old one
 
 
-def test_an_analysis_is_a_row(monkeypatch, capsys):
+def test_analysis_row(monkeypatch, capsys):
   found = memory_analysis.Analysis(
       group=cost_lib.Group('width=8', {}, 1, 1, 1.0),
       placement=cost_lib.Placement('single', 1, 1, 'none'),
-      arithmetic=cost_lib.Memory(1e6, 2e6, 3e6, 4e6),
+      estimate=cost_lib.Memory(1e6, 2e6, 3e6, 4e6),
       arguments=3_000_000,
       outputs=0,
       temporary=5_000_000,
   )
   monkeypatch.setattr(memory_analysis, 'analyze', lambda groups, vocabulary_size: [found])
-  lines = said(capsys, f'--config={ROOT}/configs/base.py', '--analyze')
+  lines = run(capsys, f'--config={ROOT}/configs/base.py', '--analyze')
   (line,) = (line for line in lines if line.startswith('width=8'))
   assert ' '.join(line.split()) == (
       'width=8 single 1 3.00 / 3.00 7.00 / 5.00 10.00 / 8.00 1.25'

@@ -1,0 +1,180 @@
+"""Traces of a model and its update at small depths, for stability/devices/shapes.py."""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from stability import config as config_lib
+from stability.config import FIELDS
+from stability.devices import jaxprs
+from stability.devices.jaxprs import Amount
+from stability.optim import optimizers
+from stability.step import train_step
+
+Fields = tuple[tuple[str, Any], ...]  # see stability/devices/shapes.py
+Tree = Any  # of shapes
+
+_TYPES = {'integer': np.int32, 'number': np.float32}  # of hyperparameters, by kind of option
+_ANY_VOCABULARY = 256  # where the size of the vocabulary does not matter
+
+
+class Update(NamedTuple):
+  """The update of a run, given its gradient."""
+
+  params: float  # bytes
+  optimizer: float  # bytes of all else in the state
+  stored: float  # bytes of the updates, and of what is stored to compute them
+  flops: float
+
+
+class Moment(NamedTuple):
+  """Bytes that are stored at a moment of a gradient."""
+
+  is_backward: bool  # whether a gradient of a block's parameters is stored
+  gradients: float
+  rest: Amount
+
+
+class Gradient(NamedTuple):
+  """The gradient of a microbatch in a quiet step."""
+
+  flops: Amount
+  moments: tuple[Moment, ...]
+  kept: Amount  # bytes that are stored when the loss is: what the backward pass reads
+  params: int  # bytes
+  block: int  # bytes of the blocks' parameters
+
+
+@functools.cache
+def block_parameters(fields: Fields) -> int:
+  """Number of weights in the matrices of a block."""
+  params, _ = _model(fields, _ANY_VOCABULARY, depth=1)
+  return sum(math.prod(leaf.shape) for names, leaf in _leaves(params) if _counts(names, leaf))
+
+
+def _counts(names: tuple[str, ...], leaf: Any) -> bool:
+  return _is_of_block(names) and leaf.ndim >= 2 and names[-2:] != ('attention', 'gate')
+
+
+@functools.cache
+def gradient(fields: Fields, vocabulary_size: int, *, depth: int, remat: bool) -> Gradient:
+  """The trace of train_step.gradient."""
+  static = _static(fields, depth)
+  model = train_step.make_model(static, vocabulary_size, remat=remat)
+  params, carried = _model(fields, vocabulary_size, depth=depth)
+  state = {'params': params, 'carried': carried, 'hparams': _hparams()}
+  rows = jax.ShapeDtypeStruct((jaxprs.ROWS, static.data.sequence_length + 1), jnp.int32)
+  function = functools.partial(train_step.gradient, model, static, 'quiet')
+  jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(state, rows)
+  gradients, measured, new_carried = shapes
+  of_block, of_others, loss, rest = range(4)
+  labels = [of_block if _is_of_block(names) else of_others for names, _ in _leaves(gradients)]
+  labels += [loss if names[0] == 'loss' else rest for names, _ in _leaves(measured)]
+  labels += [rest for _ in _leaves(new_carried)]
+  moments = jaxprs.moments(jaxpr, labels, rest)
+  return Gradient(
+      flops=jaxprs.flops(jaxpr),
+      moments=_fullest(
+          Moment(
+              is_backward=moment.outputs[of_block].fixed > 0,
+              gradients=moment.outputs[of_block].fixed + moment.outputs[of_others].fixed,
+              rest=moment.rest,
+          )
+          for moment in moments
+      ),
+      kept=next(moment.rest for moment in moments if moment.outputs[loss].fixed),
+      params=_bytes(params),
+      block=sum(_bytes(leaf) for names, leaf in _leaves(params) if _is_of_block(names)),
+  )
+
+
+@functools.cache
+def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -> Update:
+  """The trace of the optimizer's update; `model` are the fields that shape the model."""
+  static, hparams = _static(fields, depth), _hparams()
+  params, carried = (
+      _at_depth(tree, depth) for tree in _model(model, vocabulary_size, depth=1)
+  )
+  state = jax.eval_shape(functools.partial(train_step.init_state, static), hparams, params, carried)
+
+  def function(gradients, optimizer_state, params, hparams):
+    return optimizers.make_optimizer(hparams, static).update(
+        gradients, optimizer_state, params, learning_rate=hparams['optimizer.learning_rate']
+    )
+
+  arguments = params, state['optimizer'], params, hparams
+  jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+  updates, new_state = (len(jax.tree.leaves(tree)) for tree in shapes)
+  # The new state takes the place of the old one.
+  moments = jaxprs.moments(jaxpr, [1] * updates + [0] * new_state, 1)
+  held = {name: value for name, value in state.items() if name not in ('params', 'hparams')}
+  return Update(
+      params=_bytes(params),
+      optimizer=_bytes(held),
+      stored=max((moment.rest.fixed for moment in moments), default=0),
+      flops=jaxprs.flops(jaxpr).fixed,
+  )
+
+
+@functools.cache
+def _model(fields: Fields, vocabulary_size: int, *, depth: int) -> tuple[Tree, Tree]:
+  """Parameters and carried state."""
+  static = _static(fields, depth)
+  model = train_step.make_model(static, vocabulary_size)
+  return jax.eval_shape(functools.partial(train_step.init_model, model, static), _hparams())
+
+
+def _at_depth(tree: Tree, depth: int) -> Tree:
+  """Parameters or carried state of a model of depth 1, with its block repeated."""
+  blocks = {f'block_{n}': tree['block_0'] for n in range(depth)} if 'block_0' in tree else {}
+  return tree | blocks
+
+
+def _fullest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
+  """The moments that may be the fullest one, for some number of rows and of shards."""
+  found: list[Moment] = []
+
+  def exceeds(a: Moment, b: Moment) -> bool:
+    return (
+        a.is_backward >= b.is_backward
+        and a.gradients >= b.gradients
+        and a.rest.fixed >= b.rest.fixed
+        and a.rest.per_row >= b.rest.per_row
+    )
+
+  for moment in moments:
+    if not any(exceeds(other, moment) for other in found):
+      found = [other for other in found if not exceeds(moment, other)] + [moment]
+  return tuple(found)
+
+
+def _static(fields: Fields, depth: int) -> ml_collections.FrozenConfigDict:
+  flat = {name: value for name, value in fields if name} | {'model.depth': depth}
+  return ml_collections.FrozenConfigDict(config_lib.unflatten(flat))
+
+
+def _hparams() -> dict[str, jax.ShapeDtypeStruct]:
+  traced = {name: field for name, field in FIELDS.items() if field.traced}
+  return {name: jax.ShapeDtypeStruct((), _TYPES[field.kind]) for name, field in traced.items()}
+
+
+def _leaves(tree: Tree) -> list[tuple[tuple[str, ...], Any]]:
+  """The leaves of a tree, each with the names that lead to it."""
+  return [
+      (tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
+      for path, leaf in jax.tree.leaves_with_path(tree)
+  ]
+
+
+def _is_of_block(names: tuple[str, ...]) -> bool:
+  return names[0].startswith('block_')
+
+
+def _bytes(tree: Tree) -> int:
+  return sum(map(jaxprs.nbytes, jax.tree.leaves(tree)))

@@ -1,0 +1,98 @@
+"""launch.common.start: what is prepared before workers start."""
+
+import json
+
+import pytest
+
+from launch.common import app, start
+from stability import extensions
+from stability.errors import BadInput
+from stability.storage import results_csv, sweeps
+
+EXPERIMENT = """
+import flax.linen as nn
+from configs import base
+from stability import hyper
+from stability.extensions import variant
+
+
+class Wide(nn.Module):
+  c: object
+
+  @nn.compact
+  def __call__(self, x, hparams):
+    WIDE = self.param('wide', nn.initializers.ones, (x.shape[-1], 3))
+    return x @ WIDE @ WIDE.T FAULT
+
+
+def get_extensions():
+  return [variant('model.mlp', 'wide', Wide)]
+
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.source = 'synthetic'
+  c.model.depth = 2
+  return c
+
+
+def get_sweep(scale='cpu'):
+  return hyper.sweep('model.mlp', ['gelu', 'wide'])
+"""
+PARAMETERS = {'gelu': 12 * 2 * 64**2, 'wide': 2 * (4 * 64**2 + 64 * 3)}
+
+
+@pytest.fixture
+def prepare(tmp_path):
+  """A function that prepares a sweep with an MLP from outside."""
+
+  def prepared(fault='', seeds=1):
+    (tmp_path / 'my.py').write_text(EXPERIMENT.replace('FAULT', fault))
+    sweep = app.load(str(tmp_path / 'my.py'), {}, seeds=seeds)
+    start._prepare(sweep, tmp_path / 'dir', [])
+    return tmp_path / 'dir'
+
+  yield prepared
+  extensions.reset()
+
+
+def test_parameters(prepare):
+  """sweep.json and results.csv have the count of each run; one that gains runs keeps counts."""
+  workdir = prepare()
+  counts = sweeps.read_sweep(workdir).parameters
+  assert counts == {f'mlp={mlp},seed=0': count for mlp, count in PARAMETERS.items()}
+  stored = json.loads((workdir / 'sweep.json').read_text())
+  stored['parameters']['mlp=gelu,seed=0'] = 5
+  (workdir / 'sweep.json').write_text(json.dumps(stored))
+  workdir = prepare(seeds=2)
+  rows = {row['run']: row['parameters'] for row in results_csv.read_results(workdir)}
+  assert rows == {
+      'mlp=gelu,seed=0': 5,
+      'mlp=gelu,seed=1': PARAMETERS['gelu'],
+      'mlp=wide,seed=0': PARAMETERS['wide'],
+      'mlp=wide,seed=1': PARAMETERS['wide'],
+  }
+
+
+def test_parameters_of_old_workdir(prepare):
+  workdir = prepare()
+  stored = json.loads((workdir / 'sweep.json').read_text())
+  del stored['parameters']
+  (workdir / 'sweep.json').write_text(json.dumps(stored))
+  assert {row['parameters'] for row in results_csv.read_results(workdir)} == {12 * 2 * 64**2}
+
+
+@pytest.mark.parametrize('parameters', [[], {'seed=0': 1.5}, {'seed=0': -1}, {'seed=0': True}])
+def test_damaged_parameters(prepare, parameters):
+  workdir = prepare()
+  stored = json.loads((workdir / 'sweep.json').read_text())
+  (workdir / 'sweep.json').write_text(json.dumps(stored | {'parameters': parameters}))
+  with pytest.raises(BadInput, match=r'sweep\.json: damaged: parameters must have'):
+    sweeps.read_sweep(workdir)
+
+
+def test_extension_that_fails_when_traced(prepare, tmp_path):
+  message = r'my.py: its extensions fail when the model is traced: TypeError: .*incompatible'
+  with pytest.raises(BadInput, match=message):
+    prepare('@ WIDE')
+  assert not (tmp_path / 'dir' / 'sweep.json').exists()
