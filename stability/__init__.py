@@ -1,3 +1,29 @@
-"""Find out on small Transformers what will make a large one unstable (arXiv 2309.14322)."""
+"""Find out on small Transformers what makes a large one unstable (arXiv 2309.14322).
+
+What a notebook needs, imported when first used:
+
+  load      the runs of a sweep or of a CSV file, with their statistics and figures
+  Monitor   alarms that any training loop can raise
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from stability.control.alarms import Monitor
+  from stability.experiment import load
 
 __version__ = '0.1.0'
+__all__ = ['Monitor', '__version__', 'load']
+
+_MODULES = {'Monitor': 'stability.control.alarms', 'load': 'stability.experiment'}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _MODULES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

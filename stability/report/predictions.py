@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stability import config as config_lib
@@ -21,6 +22,7 @@ from stability.report.plots import style
 from stability.report.plots.selection import Plot
 from stability.storage import files
 
+FIGURES = ('critical_learning_rate', 'predicted_against_measured')
 FAR = 30  # times the largest trained size: beyond this a prediction is a guess
 NEXT_SIZES = 2  # of the named sizes are predicted if no target is given
 NEXT_FACTOR = 4  # times the largest trained size, if no named size is larger
@@ -36,7 +38,6 @@ class Predictions:
   results: Results
   observations: dict[tuple, Observations]  # by intervention
   forecasts: pd.DataFrame  # see prediction.predict.predict
-  held_out: pd.DataFrame  # see prediction.predict.hold_out
 
   @classmethod
   def make(
@@ -54,8 +55,12 @@ class Predictions:
       return None
     largest = max(of_group.sizes[-1] for of_group in observations.values())
     parameters = next_sizes(largest) if target is None else [target]
-    forecasts = predict.predict(results, observations, parameters)
-    return cls(results, observations, forecasts, predict.hold_out(results, observations))
+    return cls(results, observations, predict.predict(results, observations, parameters))
+
+  @functools.cached_property
+  def held_out(self) -> pd.DataFrame:
+    """The test on the largest size, see prediction.predict.hold_out."""
+    return predict.hold_out(self.results, self.observations)
 
   def label(self, values: tuple) -> str:
     """The intervention with these values, as figures and sentences name it."""
@@ -189,12 +194,12 @@ def _two_digits(value: float) -> str:
 
 
 @style.styled
-def critical_rates(predictions: Predictions) -> Figure:
+def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
   """Critical learning rate against parameters: measured, and extrapolated with its interval.
 
   A line per intervention; arrows mark sizes whose critical rate lies outside the grid.
   """
-  figure, axes = style.grid([''], height=3.3)
+  figure, axes = style.grid([''], height=3.3, ax=ax)
   axis = axes[0, 0]
   handles = []
   targets = predictions.forecasts['parameters'].dropna().unique()
@@ -233,12 +238,12 @@ def critical_rates(predictions: Predictions) -> Figure:
   style.plain_ticks(axis.yaxis, (1, 2, 5) if high < _MANY_TICKS * low else (1,))
   trained = [one.sizes for one in predictions.observations.values()]
   style.parameters_axis(axis, pd.Series([*np.concatenate(trained), *targets]))
-  style.finish(figure, 'parameters', 'critical learning rate', handles, '')
+  style.finish(figure, 'parameters', 'critical learning rate', handles, '', ax=ax)
   return figure
 
 
 @style.styled
-def predicted_against_measured(predictions: Predictions) -> Figure:
+def predicted_against_measured(predictions: Predictions, ax: Axes | None = None) -> Figure:
   """Predictions for the held-out size against what was measured.
 
   A column per intervention: attention logits and, beneath, the probability of being unstable.
@@ -249,7 +254,7 @@ def predicted_against_measured(predictions: Predictions) -> Figure:
       predictions.label(values): rows
       for values, rows in results_lib.split(held_out, predictions.results.groups)
   }
-  figure, axes = style.grid(list(panels), height=2.4, rows=2)
+  figure, axes = style.grid(list(panels), height=2.4, rows=2, ax=ax)
   dots = {'color': measured_colour, 'marker': 'o', 'linestyle': ''}
   for (logits, events), rows in zip(axes, panels.values(), strict=True):
     numbers = rows[rows['predictor'] == predictors.LOGIT.name].sort_values('learning_rate')
@@ -271,7 +276,7 @@ def predicted_against_measured(predictions: Predictions) -> Figure:
       style.handle('measured', **dots),
   ]
   size = labels.parameters(held_out['parameters'].iloc[0])
-  style.finish(figure, f'learning rate ({size} parameters, held out)', '', handles, '')
+  style.finish(figure, f'learning rate ({size} parameters, held out)', '', handles, '', ax=ax)
   return figure
 
 
@@ -282,7 +287,7 @@ def figures(predictions: Predictions) -> list[Plot]:
   """The figures that there are data for."""
   found = [
       Plot(
-          'critical_learning_rate',
+          FIGURES[0],
           'Critical learning rate against size',
           'The learning rate above which runs are unstable: where the loss, interpolated between'
           ' learning rates, exceeds the best one by the margin. Lines extrapolate it to larger'
@@ -294,7 +299,7 @@ def figures(predictions: Predictions) -> list[Plot]:
   if not predictions.held_out.empty:
     found.append(
         Plot(
-            'predicted_against_measured',
+            FIGURES[1],
             'Predicted against measured',
             'A test on the largest size, predicted from sizes with at most a quarter of its'
             ' parameters: the highest attention logit up to the step at which it is read, and the'

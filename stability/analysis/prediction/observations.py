@@ -86,7 +86,7 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   """The observations of each intervention, keyed by its values of results.groups.
 
   Args:
-    results: the runs of a sweep.
+    results: the runs of a sweep or of a CSV file.
     curves: see results.load_curves, with the columns of PROBES.
   """
   runs = results.runs
@@ -101,7 +101,9 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   final_gradient = results_lib.at_end(curves, GRADIENT_RMS).rename(index=str)
   with np.errstate(divide='ignore'):
     runs['log_gradient'] = np.log10(runs['run'].map(final_gradient).astype(float))
-  runs['eps'], runs['warmup_steps'] = runs['optimizer.eps'], runs['schedule.warmup_steps']
+  # A CSV file need not have these fields; without probes they are not used.
+  runs['eps'] = runs.get('optimizer.eps', np.nan)
+  runs['warmup_steps'] = runs.get('schedule.warmup_steps', np.nan)
   runs = runs[runs['unstable'].notna()].astype({'unstable': bool})
   running_max = {
       probe: table.reindex(runs['run']).set_axis(runs.index)

@@ -1,6 +1,8 @@
 """The figures of losses and attention logits: a function each, from results to a figure."""
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stability.analysis import results as results_lib
@@ -10,7 +12,9 @@ from stability.report.plots import style as style_lib
 
 
 @style_lib.styled
-def loss_by_learning_rate(results: Results, bigram_loss: float | None = None) -> Figure:
+def loss_by_learning_rate(
+    results: Results, bigram_loss: float | None = None, ax: Axes | None = None
+) -> Figure:
   """A panel per intervention, a line per size: mean over seeds of min(final, initial), their range.
 
   A cross marks a learning rate where a run diverged, a ring the best one.
@@ -18,7 +22,7 @@ def loss_by_learning_rate(results: Results, bigram_loss: float | None = None) ->
   runs = style_lib.labelled(results)
   sizes = style_lib.colours(runs, 'size', 'parameters', style_lib.SIZE_COLOURS)
   panels = style_lib.panels(results, runs)
-  figure, axes = style_lib.grid(list(panels), height=3.3)
+  figure, axes = style_lib.grid(list(panels), height=3.3, ax=ax)
   low, high = style_lib.padded(runs['loss'])
   handles = [*style_lib.handles(sizes), style_lib.handle('best', **style_lib.RING)]
   handles += style_lib.diverged_handle(runs)
@@ -39,14 +43,16 @@ def loss_by_learning_rate(results: Results, bigram_loss: float | None = None) ->
       axis.plot(line[line == line.min()], color=colour, **style_lib.RING)
     axis.set_ylim(low, high)
     style_lib.rate_axis(axis)
-  style_lib.finish(figure, 'learning rate', 'validation loss (nats)', handles, 'parameters')
+  style_lib.finish(figure, 'learning rate', 'validation loss (nats)', handles, 'parameters', ax=ax)
   return figure
 
 
 @style_lib.styled
-def sensitivity_by_parameters(results: Results, table: pd.DataFrame) -> Figure:
+def sensitivity_by_parameters(
+    results: Results, table: pd.DataFrame, ax: Axes | None = None
+) -> Figure:
   """LR sensitivity against parameters, a line per intervention, with the table's intervals."""
-  figure, axes = style_lib.grid([''], height=3.3)
+  figure, axes = style_lib.grid([''], height=3.3, ax=ax)
   axis = axes[0, 0]
   handles = []
   for i, (values, rows) in enumerate(results_lib.split(table, results.groups)):
@@ -68,38 +74,40 @@ def sensitivity_by_parameters(results: Results, table: pd.DataFrame) -> Figure:
     handles.append(style_lib.handle('undecided:\nruns missing', **look))
   style_lib.ratio_axis(axis, table[['lr_sensitivity', 'low', 'high']])
   style_lib.parameters_axis(axis, table['parameters'])
-  style_lib.finish(figure, 'parameters', 'LR sensitivity (nats)', handles, '')
+  style_lib.finish(figure, 'parameters', 'LR sensitivity (nats)', handles, '', ax=ax)
   return figure
 
 
 @style_lib.styled
-def logits_by_learning_rate(results: Results, curves: pd.DataFrame) -> Figure:
+def logits_by_learning_rate(
+    results: Results, curves: pd.DataFrame, ax: Axes | None = None
+) -> Figure:
   """Highest attention logit of block 0 over training against learning rate, a line per size."""
   runs = style_lib.labelled(results, curves)
   sizes = style_lib.colours(runs, 'size', 'parameters', style_lib.SIZE_COLOURS)
-  figure = _logits(results, runs, 'learning_rate', 'size', sizes)
-  for axis in figure.axes:
+  figure, axes = _logits(results, runs, 'learning_rate', 'size', sizes, ax)
+  for axis in axes.flat:
     style_lib.rate_axis(axis)
   handles = [*style_lib.handles(sizes), style_lib.logit_handle()]
-  style_lib.finish(figure, 'learning rate', style_lib.LOGIT_LABEL, handles, 'parameters')
+  style_lib.finish(figure, 'learning rate', style_lib.LOGIT_LABEL, handles, 'parameters', ax=ax)
   return figure
 
 
 @style_lib.styled
-def logits_by_parameters(results: Results, curves: pd.DataFrame) -> Figure:
+def logits_by_parameters(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """Highest attention logit of block 0 over training against parameters, a line per LR."""
   runs = style_lib.labelled(results, curves)
   rates = style_lib.colours(runs, 'rate', 'learning_rate', style_lib.RATE_COLOURS)
-  figure = _logits(results, runs, 'parameters', 'rate', rates)
-  for axis in figure.axes:
+  figure, axes = _logits(results, runs, 'parameters', 'rate', rates, ax)
+  for axis in axes.flat:
     style_lib.parameters_axis(axis, runs['parameters'])
   handles = [*style_lib.handles(rates), style_lib.logit_handle()]
-  style_lib.finish(figure, 'parameters', style_lib.LOGIT_LABEL, handles, 'learning rate')
+  style_lib.finish(figure, 'parameters', style_lib.LOGIT_LABEL, handles, 'learning rate', ax=ax)
   return figure
 
 
 @style_lib.styled
-def training_curves(results: Results, curves: pd.DataFrame) -> Figure:
+def training_curves(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """Training loss and, beneath it, block 0's attention logit over the steps of the largest size.
 
   A column per intervention, a line per learning rate, of several seeds the first; a cross where a
@@ -117,7 +125,7 @@ def training_curves(results: Results, curves: pd.DataFrame) -> Figure:
   if curves[results_lib.LOGIT].notna().any():
     shown.append(results_lib.LOGIT)
   panels = style_lib.panels(results, runs)
-  figure, axes = style_lib.grid(list(panels), height=2.5, rows=len(shown))
+  figure, axes = style_lib.grid(list(panels), height=2.5, rows=len(shown), ax=ax)
   for column, of_panel in zip(axes, panels.values(), strict=True):
     for _, run in of_panel.iterrows():
       for axis, name in zip(column, shown, strict=True):
@@ -135,18 +143,23 @@ def training_curves(results: Results, curves: pd.DataFrame) -> Figure:
   if len(shown) > 1:
     axes[0, 1].set_ylabel('highest attention\nlogit of block 0')
     handles.append(style_lib.logit_handle())
-  style_lib.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate')
+  style_lib.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate', ax=ax)
   return figure
 
 
 def _logits(
-    results: Results, runs: pd.DataFrame, x: str, line: str, colours: dict[str, tuple]
-) -> Figure:
+    results: Results,
+    runs: pd.DataFrame,
+    x: str,
+    line: str,
+    colours: dict[str, tuple],
+    ax: Axes | None,
+) -> tuple[Figure, np.ndarray]:
   """A panel per intervention of the highest attention logit against x."""
   panels = style_lib.panels(results, runs)
-  figure, axes = style_lib.grid(list(panels), height=3.1)
+  figure, axes = style_lib.grid(list(panels), height=3.1, ax=ax)
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
     for name, colour in colours.items():
       style_lib.line(axis, of_panel[of_panel[line] == name], x, 'logit', 'median', colour)
     style_lib.logit_axis(axis)
-  return figure
+  return figure, axes

@@ -51,7 +51,7 @@ def numbers(results: Results) -> list[str]:
 
 
 @style.styled
-def loss_by_number(results: Results, field: str) -> Figure:
+def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figure:
   """Final loss against a swept number, a panel per size and other intervention, a line per LR.
 
   Fields that have one value for each of the number's (a warm-up in proportion to the steps) make no
@@ -63,7 +63,7 @@ def loss_by_number(results: Results, field: str) -> Figure:
     blocks = runs[runs['model.depth'] > 0]
   rates = style.colours(blocks, 'rate', 'learning_rate', style.RATE_COLOURS)
   panels = _panels(blocks, results, field)
-  figure, axes = style.grid(list(panels), height=2.8)
+  figure, axes = style.grid(list(panels), height=2.8, ax=ax)
   handles = [*style.handles(rates), *style.diverged_handle(blocks)]
   if len(blocks) < len(runs):
     level = runs.drop(blocks.index)['loss'].mean()
@@ -79,12 +79,12 @@ def loss_by_number(results: Results, field: str) -> Figure:
     _number_axis(axis, runs[field])
   axes[0, 0].set_ylim(*style.padded(runs['loss']))
   name = labels.fields(results.groups)[field].replace('_', ' ')
-  style.finish(figure, name, 'validation loss (nats)', handles, 'learning rate')
+  style.finish(figure, name, 'validation loss (nats)', handles, 'learning rate', ax=ax)
   return figure
 
 
 @style.styled
-def gradients(results: Results, curves: pd.DataFrame) -> Figure:
+def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """Gradient RMS and, beneath it, update RMS of block 0's first MLP layer at the end of training.
 
   Against epsilon where the sweep varies that, else against parameters; a panel per intervention, a
@@ -97,7 +97,7 @@ def gradients(results: Results, curves: pd.DataFrame) -> Figure:
   for probe in shown:
     runs[probe] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
   panels = _panels(runs, results, x) if x == EPS else style.panels(results, runs)
-  figure, axes = style.grid(list(panels), height=2.2, rows=len(shown))
+  figure, axes = style.grid(list(panels), height=2.2, rows=len(shown), ax=ax)
   for column, of_panel in zip(axes, panels.values(), strict=True):
     for axis, probe in zip(column, shown, strict=True):
       for name, colour in rates.items():
@@ -116,19 +116,19 @@ def gradients(results: Results, curves: pd.DataFrame) -> Figure:
   handles = style.handles(rates)
   if EPS in runs:
     handles.append(style.handle(_eps_label(runs, shown), linestyle='--', linewidth=1.1))
-  style.finish(figure, 'eps' if x == EPS else 'parameters', '', handles, 'learning rate')
+  style.finish(figure, 'eps' if x == EPS else 'parameters', '', handles, 'learning rate', ax=ax)
   return figure
 
 
 @style.styled
-def outputs(results: Results, curves: pd.DataFrame) -> Figure:
+def outputs(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """RMS of a block's output at the end against parameters, a line per learning rate."""
   probe = output_rms(results)
   runs = style.labelled(results)
   runs['rms'] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
   rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
   panels = style.panels(results, runs)
-  figure, axes = style.grid(list(panels), height=3.1)
+  figure, axes = style.grid(list(panels), height=3.1, ax=ax)
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
     for name, colour in rates.items():
       style.line(axis, of_panel[of_panel['rate'] == name], 'parameters', 'rms', 'median', colour)
@@ -136,12 +136,12 @@ def outputs(results: Results, curves: pd.DataFrame) -> Figure:
     style.parameters_axis(axis, runs['parameters'])
   block = probe.split('/')[0].replace('_', ' ')
   name = f'RMS of the output of {block}\nat the end of training'
-  style.finish(figure, 'parameters', name, style.handles(rates), 'learning rate')
+  style.finish(figure, 'parameters', name, style.handles(rates), 'learning rate', ax=ax)
   return figure
 
 
 @style.styled
-def norms(results: Results, curves: pd.DataFrame) -> Figure:
+def norms(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """Norms of block 0's queries and keys and the cosine between them, over the largest size's steps.
 
   A column per intervention, a line per learning rate, of several seeds the first.
@@ -155,7 +155,7 @@ def norms(results: Results, curves: pd.DataFrame) -> Figure:
   runs = runs[runs['size'] == size]
   runs = runs[runs['seed'] == runs['seed'].min()]
   panels = style.panels(results, runs)
-  figure, axes = style.grid(list(panels), height=1.9, rows=len(shown))
+  figure, axes = style.grid(list(panels), height=1.9, rows=len(shown), ax=ax)
   for column, of_panel in zip(axes, panels.values(), strict=True):
     for axis, probe in zip(column, shown, strict=True):
       for run, rate in zip(of_panel['run'], of_panel['rate'], strict=True):
@@ -167,7 +167,7 @@ def norms(results: Results, curves: pd.DataFrame) -> Figure:
   for axis, probe in zip(axes[0], shown, strict=True):
     axis.set_ylabel(NORMS[probe])
   handles = style.handles({name: rates[name] for name in rates if name in set(runs['rate'])})
-  style.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate')
+  style.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate', ax=ax)
   return figure
 
 

@@ -24,7 +24,7 @@ class Plot:
   name: str  # of its files
   title: str
   caption: str
-  draw: Callable[[], Figure] | None  # None: there is nothing to draw yet
+  draw: Callable[..., Figure] | None  # in the axes `ax`, if given; None: nothing to draw yet
   absent: str  # why there may be none
 
 
@@ -38,7 +38,7 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
           'Final loss against learning rate',
           'A flat curve is a stable one: the learning rate hardly matters. Points are means over'
           ' seeds, bands their range; no loss counts as worse than the initial one.',
-          (lambda: lr_curves.loss_by_learning_rate(results, bigram_loss))
+          functools.partial(lr_curves.loss_by_learning_rate, results, bigram_loss)
           if finished and several_rates
           else None,
           'This needs two learning rates or more.' if finished else 'No run has finished yet.',
@@ -48,7 +48,7 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
           'LR sensitivity against size',
           'How far the loss is above its best, on average over the learning rates. A line that'
           ' rises says that larger models will need more care; bars are 90 % intervals over seeds.',
-          (lambda: lr_curves.sensitivity_by_parameters(results, table))
+          functools.partial(lr_curves.sensitivity_by_parameters, results, table)
           if table['parameters'][table['lr_sensitivity'] > 0].nunique() > 1
           else None,
           'This needs finished runs of two sizes or more, with their parameters.',
@@ -70,7 +70,7 @@ def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
           'Attention logits against learning rate',
           'The highest attention logit that block 0 reached while training, median over seeds.'
           ' As logits grow, attention collapses onto single tokens, and the loss rises.',
-          (lambda: lr_curves.logits_by_learning_rate(results, curves))
+          functools.partial(lr_curves.logits_by_learning_rate, results, curves)
           if measured and several_rates
           else None,
           'This needs two learning rates or more.' if measured else absent,
@@ -80,7 +80,9 @@ def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
           'Attention logits against size',
           'The same numbers at each learning rate. Lines that climb towards the dashed one tell at'
           ' which size a learning rate that is still fine here stops being so.',
-          (lambda: lr_curves.logits_by_parameters(results, curves)) if sizes > 1 else None,
+          functools.partial(lr_curves.logits_by_parameters, results, curves)
+          if sizes > 1
+          else None,
           'This needs attention logits of two sizes or more.',
       ),
       Plot(
@@ -88,7 +90,7 @@ def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
           'Training curves of the largest size',
           'Loss and attention logits step by step, one line per learning rate. Where the logits'
           ' take off first and the loss follows, they are the likely cause.',
-          (lambda: lr_curves.training_curves(results, curves))
+          functools.partial(lr_curves.training_curves, results, curves)
           if curves['loss'].notna().any()
           else None,
           'No step has been logged yet.',
@@ -144,7 +146,7 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
             'Gradients and updates at the end of training',
             'RMS over the first MLP layer of block 0. Gradients fall with size and learning rate;'
             " where they come near AdamW's eps, the dashed line, updates vanish.",
-            lambda: probe_plots_lib.gradients(results, curves),
+            functools.partial(probe_plots_lib.gradients, results, curves),
             '',
         )
     )
@@ -155,7 +157,7 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
             "Size of a block's output",
             'RMS of the residual stream after it, median over seeds. As it grows with the learning'
             ' rate, the gradients that reach the blocks through their normalisation shrink.',
-            lambda: probe_plots_lib.outputs(results, curves),
+            functools.partial(probe_plots_lib.outputs, results, curves),
             '',
         )
     )
@@ -166,7 +168,7 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
             'Queries and keys of the largest size',
             'What attention logits of block 0 are made of: the norms of queries and keys, and the'
             ' cosine between a query and the key of its highest logit.',
-            lambda: probe_plots_lib.norms(results, curves),
+            functools.partial(probe_plots_lib.norms, results, curves),
             '',
         )
     )

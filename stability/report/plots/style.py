@@ -121,8 +121,18 @@ def ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
 # What the figures are made of.
 
 
-def grid(titles: list[str], height: float, rows: int = 1) -> tuple[Figure, np.ndarray]:
-  """A figure and its axes [panel, row]: `rows` axes of `height` inches beneath each title."""
+def grid(
+    titles: list[str], height: float, rows: int = 1, ax: Axes | None = None
+) -> tuple[Figure, np.ndarray]:
+  """A figure and its axes [panel, row]: `rows` axes of `height` inches beneath each title.
+
+  Given `ax`, these are the only axes, and their figure is used.
+  """
+  if ax is not None:
+    if len(titles) * rows > 1:
+      raise BadInput(f'ax: the figure has {len(titles) * rows} panels; leave ax out to draw it')
+    ax.set_title(labels.wrapped(_short(titles[0]), 68))
+    return ax.figure, np.array([[ax]])
   _check(len(titles), MOST_PANELS, 'panels')
   down = math.ceil(len(titles) / ACROSS)
   across = math.ceil(len(titles) / down)
@@ -168,7 +178,8 @@ def parameters_axis(axis: Axes, parameters: pd.Series) -> None:
   axis.set_xscale('log')
   plain_ticks(axis.xaxis, (1,), labels.parameters)
   sizes = sorted(set(parameters[parameters > 0].astype(float)))
-  room = 0.07 * axis.get_gridspec().ncols * math.log(sizes[-1] / sizes[0])
+  spec = axis.get_gridspec()  # None for axes that were placed by hand
+  room = 0.07 * (spec.ncols if spec else 1) * math.log(sizes[-1] / sizes[0])
   shown = sizes[:1]
   for size in sizes[1:]:
     if math.log(size / shown[-1]) >= room:
@@ -228,9 +239,17 @@ def handles(colours: dict[str, tuple]) -> list[Line2D]:
   return [handle(name, color=colour, marker='o') for name, colour in colours.items()]
 
 
-def finish(figure: Figure, x: str, y: str, entries: list[Line2D], title: str) -> None:
-  """The names of the axes and the legend beside them, with its title."""
+def finish(
+    figure: Figure, x: str, y: str, entries: list[Line2D], title: str, ax: Axes | None = None
+) -> None:
+  """Labels the figure and adds a legend with this title beside the axes; or within `ax`."""
   _check(len(entries), MOST_LINES, 'lines')
+  if ax is not None:
+    ax.set_xlabel(_short(x))
+    ax.set_ylabel(y or ax.get_ylabel())
+    if entries:
+      ax.legend(handles=entries, title=title)
+    return
   figure.supxlabel(_short(x))
   figure.supylabel(y)
   if entries:

@@ -1,0 +1,235 @@
+"""The runs of an experiment with their statistics and figures, for notebooks.
+
+  import stability
+  experiment = stability.load('runs/quickstart')
+  experiment.lr_sensitivity()
+  experiment.plot('loss_by_learning_rate', ax=ax)
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stability.analysis import instability
+from stability.analysis import lr_sensitivity as lr_sensitivity_lib
+from stability.analysis import results as results_lib
+from stability.analysis import windows as windows_lib
+from stability.analysis.claims import registry
+from stability.analysis.prediction import observations
+from stability.analysis.results import Results
+from stability.errors import BadInput
+from stability.report import predictions
+from stability.report.plots import selection
+from stability.storage import sweeps
+
+
+def load(
+    path: str | Path,
+    *,
+    group_by: Sequence[str] | None = None,
+    initial_loss: float | None = None,
+) -> 'Experiment':
+  """Loads the runs of a sweep, finished or not, or of any trainer from a CSV file.
+
+  Args:
+    path: a workdir, or a CSV file with a row per run: learning_rate and final_loss (nats), and
+      optionally parameters, seed, run, initial_loss (nats) and status. An empty final_loss without
+      a status means that the run diverged.
+    group_by: for a CSV file, the columns that define the intervention; by default, those with a dot
+      in their name.
+    initial_loss: for a CSV file, the initial loss of all runs (nats), instead of the column.
+
+  Raises:
+    BadInput: the path is neither, or its files are damaged; the message says what is wrong.
+  """
+  path = Path(path).expanduser()
+  if not path.is_dir():
+    results = results_lib.load_csv(
+        path,
+        group_by=None if group_by is None else list(group_by),
+        initial_loss=initial_loss,
+    )
+    return Experiment(path, results)
+  if group_by is not None or initial_loss is not None:
+    raise BadInput(f'{path}: is a workdir; group_by and initial_loss are for CSV files')
+  return Experiment(path, results_lib.load_workdir(path))
+
+
+class Experiment:
+  """Runs that differ in size, learning rate, seed and intervention; stability.load makes one.
+
+  Nothing is written. Files are read when they are needed, and training curves at every call, so the
+  curves of a running sweep are up to date; `runs` are those that load found.
+  """
+
+  def __init__(self, path: Path, results: Results):
+    self._path = path
+    self._results = results
+
+  def __repr__(self) -> str:
+    runs = self._results.runs
+    statuses = ', '.join(f'{n} {status}' for status, n in runs['status'].value_counts().items())
+    return f'<Experiment {str(self._path)!r}: {len(runs)} runs ({statuses})>'
+
+  @property
+  def runs(self) -> pd.DataFrame:
+    """The runs, a row each.
+
+    Columns:
+      run (str): its name
+      status (str): done, diverged, failed, stopped or missing
+      parameters (Int64): weights of the blocks' matrices; NA if unknown
+      learning_rate (float): the peak learning rate
+      seed (int)
+      initial_loss, final_loss (float): validation loss before and after training, nats; NaN if
+        unknown or not finite
+    and, for a workdir, steps, tokens, seconds (of training), error (str) and every field of the
+    config under its dotted name, such as model.width; for a CSV file, the columns with a dot in
+    their name and those of group_by.
+    """
+    return self._results.runs.copy()
+
+  def curves(self, probes: str | Iterable[str] = ()) -> pd.DataFrame:
+    """The training curves of a workdir, a row per run and logged step.
+
+    Args:
+      probes: names of logged values to add, such as 'gradient_norm' or
+        'block_0/attention_logit_max'.
+
+    Returns:
+      Columns: run (categorical), step (int, from 1), loss (float: training loss of the step's
+      batch, nats) and each probe (float). NaN where a value is not finite or was not logged.
+    """
+    if not self._path.is_dir():
+      raise BadInput(f'{self._path}: a CSV file has no training curves')
+    return results_lib.load_curves(self._path, [probes] if isinstance(probes, str) else probes)
+
+  def lr_sensitivity(
+      self, windows: Sequence[tuple[float, float]] | None = None
+  ) -> pd.DataFrame:
+    """LR sensitivity, a row per size and intervention, the smallest size first.
+
+    Args:
+      windows: windows of learning rates (lowest, highest), ends included, of which the lowest LR
+        sensitivity is reported; by default, those that the config file sets, if any.
+
+    Returns:
+      Columns: the swept fields other than learning rate and seed; parameters; lr_sensitivity (the
+      mean over learning rates of min(final, initial) averaged over seeds, minus the lowest; nats;
+      NaN with one learning rate); low, high (90 % interval from resampling seeds, nats; NaN with one
+      seed); best_loss (nats), best_learning_rate; learning_rates, seeds (how many counted); missing
+      (how many runs did not count); window (the learning rates that lr_sensitivity refers to, `all`,
+      or `not comparable` where a swept field changes the meaning of the learning rate).
+    """
+    results = self._results
+    if windows:
+      for window in windows:
+        windows_lib.check_window(window, f'windows: {window!r}')
+      results = dataclasses.replace(results, windows=[{'where': {}, 'windows': windows}])
+    return lr_sensitivity_lib.lr_sensitivity(results)
+
+  def unstable(self) -> pd.Series:
+    """Whether each run is unstable: a boolean Series with the index of `runs`.
+
+    A run is unstable if it diverged, or if its learning rate is above the best one of its size and
+    min(final, initial) exceeds the best loss by more than 5 % of (initial - best). NA for failed,
+    stopped and missing runs. `experiment.runs[experiment.unstable()]` selects the unstable runs.
+    """
+    return instability.unstable(self._results)
+
+  def claims(self) -> pd.DataFrame:
+    """The paper's claims, judged on these runs, a row each.
+
+    Columns: figure (of the paper), claim (str), verdict (holds, does not hold, undecided), effect,
+    low and high (float: the statistic and its 90 % interval over resampled seeds), threshold (str:
+    the values for which the claim holds), measure (what the effect is, with its unit), n (runs
+    used; 0 where the claim does not apply), reason (why it is undecided), variant (the variant that
+    was judged, where it is not the paper's).
+    """
+    curves = None
+    if self._path.is_dir():
+      curves = self.curves(registry.probes(self._results))
+    return registry.judge_results(self._results, curves)
+
+  def predict(self, target: str | float | None = None) -> pd.DataFrame:
+    """Predicts instability at larger sizes from the trained ones, of which it takes three.
+
+    Args:
+      target: a named size such as '4.8B', or a number of parameters; None: the next two named sizes
+        after the largest trained one.
+
+    Returns:
+      A row for each intervention (the columns of the swept fields), predictor, size and learning
+      rate. Columns: predictor, chosen (bool: the one that predicted the larger of the trained sizes
+      best), event, times (parameters relative to the largest trained size), parameters,
+      learning_rate, probability (of the event), quantity (what value is), value, low and high (90 %
+      interval; NaN if none), note. A predictor without enough data has one row with the reason as
+      its note, and NaN elsewhere.
+    """
+    parameters = None if target is None else predictions.target_parameters(target)
+    return self._predictions(parameters).forecasts
+
+  def plot(self, name: str, ax: Axes | None = None) -> Figure:
+    """Draws a figure of the report.
+
+    Names, as far as the runs have the data:
+      loss_by_learning_rate              final loss against learning rate
+      lr_sensitivity                     LR sensitivity against parameters
+      loss_by_FIELD                      final loss against a swept number, such as loss_by_eps
+      attention_logits_by_learning_rate  highest attention logit against learning rate
+      attention_logits_by_parameters     the same against parameters
+      training_curves                    loss and attention logits of the largest size over steps
+      gradients                          gradient and update RMS at the end of training
+      block_outputs                      RMS of a block's output against parameters
+      query_key_norms                    norms of queries and keys of the largest size over steps
+      critical_learning_rate             critical learning rate, extrapolated to larger sizes
+      predicted_against_measured         the largest size, predicted from smaller ones
+
+    Args:
+      name: one of these.
+      ax: axes to draw in, for figures with a single panel.
+
+    Returns:
+      The figure: that of `ax`, or a new one.
+    """
+    is_prediction = name in predictions.FIGURES
+    found = predictions.figures(self._predictions()) if is_prediction else self._plots()
+    plots = {plot.name: plot for plot in found}
+    if name not in plots and is_prediction:
+      raise BadInput(f'plot {name!r}: there are too few sizes')
+    if name not in plots:
+      names = [plot.name for plot in found if plot.draw is not None]
+      raise BadInput(f'plot {name!r}: must be one of {", ".join([*names, *predictions.FIGURES])}')
+    if plots[name].draw is None:
+      raise BadInput(f'plot {name!r}: {plots[name].absent}')
+    return plots[name].draw(ax=ax)
+
+  def _plots(self) -> list[selection.Plot]:
+    """The figures of the report other than those of predictions."""
+    table = self.lr_sensitivity()
+    if not self._path.is_dir():
+      return selection.loss_plots(self._results, table, bigram_loss=None)
+    bigram_loss = sweeps.read_sweep(self._path).data.get('bigram_loss')
+    curves = self.curves(selection.probes(self._results))
+    return [
+        *selection.loss_plots(self._results, table, bigram_loss),
+        *selection.curve_plots(self._results, curves),
+        *selection.probe_plots(self._results, curves),
+    ]
+
+  def _predictions(self, target: float | None = None) -> predictions.Predictions:
+    counted = self._results.runs[self.unstable().notna()]
+    if counted.empty:
+      raise BadInput(f'{self._path}: no run has finished yet')
+    if counted['parameters'].isna().any():
+      raise BadInput(f'{self._path}: predictions need the parameters of every run')
+    probes = observations.PROBES
+    if self._path.is_dir():
+      curves = self.curves(probes)
+    else:
+      curves = pd.DataFrame(columns=['run', 'step', 'loss', *probes], dtype=float)
+    return predictions.Predictions.make(self._results, curves, target)
