@@ -1,18 +1,19 @@
-"""Writes the report of a sweep, finished or not, or of anybody's results.
+"""Writes the report on a sweep, finished or not, or on the results of any other trainer.
 
   python -m launch.report --workdir=DIR
   python -m launch.report --results=FILE.csv --output=DIR [--group_by=a,b] [--initial_loss=X]
       [--window=LOW,HIGH ...] [--window_where=COLUMN=VALUE ...] [--not_comparable=COLUMN]
 
-FILE.csv has a row per run: learning_rate and final_loss, and initial_loss if the flag is not
-given; parameters, seed and status if there are any. An empty final_loss without a status means
-diverged. Runs are compared per value of the columns that --group_by names; by default, of those
-with a dot in their name.
+FILE.csv has a row per run with learning_rate, final_loss and, unless the flag is given,
+initial_loss; parameters, seed and status are optional. A run without final_loss and status has
+diverged. Each combination of values in the columns of --group_by is an intervention; the default
+is all columns with a dot in their name.
 
-With --window, LR sensitivity is the lowest of those within each of the windows of learning rates,
-ends included; with --window_where, only of the rows in which these columns have these values.
---not_comparable names a column that changes what a learning rate means: there is no LR sensitivity
-then. A config file says the same of its sweep in get_report (stability/analysis/windows.py).
+With --window, LR sensitivity is computed within each window of learning rates, ends included, and
+the lowest counts; --window_where limits this to rows with the given values. --not_comparable names
+a column that changes what a learning rate means, so that LR sensitivity is not computed. For
+sweeps, the function get_report of the config file takes the place of these flags
+(stability/analysis/windows.py).
 """
 
 from pathlib import Path
@@ -27,18 +28,18 @@ from stability.storage import results_csv
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
-_RESULTS = flags.DEFINE_string('results', None, 'CSV file of results', flag_values=FLAGS)
+_RESULTS = flags.DEFINE_string('results', None, 'CSV file with a row per run', flag_values=FLAGS)
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'folder for the report of --results', flag_values=FLAGS
+    'output', None, 'folder for the report on --results', flag_values=FLAGS
 )
 _GROUP_BY = flags.DEFINE_list(
-    'group_by', None, 'columns of --results that tell interventions apart', flag_values=FLAGS
+    'group_by', None, 'columns of --results that identify an intervention', flag_values=FLAGS
 )
 _INITIAL_LOSS = flags.DEFINE_float(
-    'initial_loss', None, 'of every run in --results', flag_values=FLAGS
+    'initial_loss', None, 'initial loss of every run in --results, in nats', flag_values=FLAGS
 )
 _WINDOW = flags.DEFINE_multi_string(
-    'window', None, 'LOW,HIGH: learning rates of LR sensitivity; repeatable', flag_values=FLAGS
+    'window', None, 'LOW,HIGH: range of learning rates; repeatable', flag_values=FLAGS
 )
 _WINDOW_WHERE = flags.DEFINE_multi_string(
     'window_where', None, 'COLUMN=VALUE: rows that --window is for; repeatable', flag_values=FLAGS
@@ -54,16 +55,15 @@ ONLY_WITH_RESULTS = (
 
 
 def main() -> None:
-  """Writes the report and prints its table."""
+  """Writes the report and prints its summary."""
   if bool(_WORKDIR.value) == bool(_RESULTS.value):
-    raise BadInput('--workdir, --results: one of them must be given, and not both')
+    raise BadInput('--workdir, --results: exactly one of them must be given')
   from stability.analysis import results as results_lib
-  from stability.analysis.claims import registry
   from stability.report import page, terminal
 
   if _RESULTS.value:
     if not _OUTPUT.value:
-      raise BadInput('--output: missing, must be a folder for the report of --results')
+      raise BadInput('--output: missing, must be a folder for the report on --results')
     results = results_lib.load_csv(
         Path(_RESULTS.value),
         group_by=_GROUP_BY.value,
@@ -73,21 +73,18 @@ def main() -> None:
         not_comparable=_NOT_COMPARABLE.value,
     )
     path = page.write_results_report(results, Path(_OUTPUT.value))
+    terminal.print_results_summary(Console(), results, path)
   else:
     for name in ONLY_WITH_RESULTS:
       if FLAGS[name].present:
-        raise BadInput(f'--{name}: goes with --results only')
+        raise BadInput(f'--{name}: can only be used with --results')
     workdir = Path(_WORKDIR.value)
     results_csv.write_results(workdir)
-    results = results_lib.load_workdir(workdir)
-    path = page.write_report(workdir)
-  console = Console()
-  for table in terminal.summary(results, registry.read(path.parent / 'claims.csv')):
-    console.print(table)
-  console.print(f'Report: {path}', soft_wrap=True, highlight=False, markup=False)
+    terminal.print_summary(Console(), workdir, page.write_report(workdir))
 
 
 def _windows() -> list[tuple[float, float]]:
+  """The values of --window."""
   found = []
   for text in _WINDOW.value or []:
     try:
@@ -100,8 +97,9 @@ def _windows() -> list[tuple[float, float]]:
 
 
 def _window_where() -> dict[str, str]:
+  """The values of --window_where."""
   if _WINDOW_WHERE.value and not _WINDOW.value:
-    raise BadInput('--window_where: goes with --window only')
+    raise BadInput('--window_where: can only be used with --window')
   found = {}
   for text in _WINDOW_WHERE.value or []:
     column, equals, value = text.partition('=')

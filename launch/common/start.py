@@ -173,27 +173,21 @@ def warn_of_versions(workdir: Path, before: Mapping[str, str]) -> None:
 
 
 def _report(workdir: Path) -> int:
-  """Report, table, and what failed; 1 if anything did."""
-  from stability.analysis import results as results_lib  # pandas, Matplotlib: a second
-  from stability.analysis.claims import registry
-  from stability.report import page, terminal
+  """Writes the report and prints its summary and errors; 1 if any run failed or is missing."""
+  from stability.report import page, terminal  # importing pandas and Matplotlib takes a second
 
-  results = results_lib.load_workdir(workdir)
-  path = page.write_report(workdir)
   console = Console()
-  for table in terminal.summary(results, registry.read(path.parent / 'claims.csv')):
-    console.print(table)
-  console.print(f'Report: {path}', soft_wrap=True, highlight=False, markup=False)
+  terminal.print_summary(console, workdir, page.write_report(workdir))
   rows = [*results_csv.read_results(workdir), *results_csv.read_fork_results(workdir)]
   failed = [row for row in rows if row['status'] == 'failed']
   shown = set()
   for row in failed:
     reason = row['error'].strip().splitlines()[-1]
-    if reason not in shown:  # a mistake tends to fail many runs
+    if reason not in shown:  # one mistake often fails many runs
       shown.add(reason)
       console.print(row['error'].strip(), markup=False, highlight=False, soft_wrap=True)
     console.print(f'failed: {row["run"]}: {reason}', markup=False, highlight=False, soft_wrap=True)
   missing = sum(row['status'] == 'missing' for row in rows)
   if missing:
-    console.print(f'{missing} runs are not over; the same command goes on', highlight=False)
+    console.print(f'{missing} runs have not finished; the same command resumes', highlight=False)
   return 1 if failed or missing else 0

@@ -23,7 +23,7 @@ from stability import config as config_lib
 from stability.config import Config, fields
 from stability.data.batches import MAX_EXAMPLES
 from stability.errors import BadInput
-from stability.storage import files
+from stability.storage import files, run_files
 
 Json = dict[str, Any]
 
@@ -42,7 +42,7 @@ ABOUT = ('by', 'why', 'time')  # strings, in any request
 REQUEST_BYTES, REQUEST_DEPTH = 2**16, 4  # at the most; anybody may have written it
 
 # Rules of an alarm that fired count as new again after these: the run took another course.
-COURSE = ('set', 'skip', 'rewind')
+COURSE = run_files.COURSE_ACTIONS
 
 
 def check(asked: Mapping[str, Any], config: Config, step: int, skipped: int) -> Json:

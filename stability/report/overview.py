@@ -1,4 +1,4 @@
-"""The report over several sweeps: what each found, its figures, and a link to its own report."""
+"""The report over several sweeps: the findings, figures and report of each."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,30 +11,30 @@ from markupsafe import Markup
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
-from stability.analysis.claims.claim import DOES_NOT_HOLD, EXTENSION, HOLDS, UNDECIDED
+from stability.analysis.claims.claim import EXTENSION
 from stability.errors import BadInput
-from stability.report import page, terminal
+from stability.report import findings, page, tables
 from stability.storage import files, sweeps
 
 LOSS, LOGITS = 'loss_by_learning_rate', 'attention_logits_by_learning_rate'
-SHOWN = 2  # figures of each sweep
-_NOTHING: tuple[list[str], list[str], list[str]] = [], [], []
+MAX_FIGURES = 2  # of each sweep
+_EMPTY: tuple[list[str], list[str], list[str]] = [], [], []
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A sweep of the report; its folder has its name."""
+  """A sweep of the report, in the folder of its name."""
 
   name: str
   question: str
   figures: Sequence[str]  # of the paper: 1 ... 13, C.1, E.1 ...
-  problem: str | None  # what went wrong, if anything did
+  problem: str | None  # what went wrong, if anything
 
 
 def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
-  """Writes folder/report/index.html over the sweeps in folder/NAME, finished or not; its path.
+  """Writes the report on the sweeps in folder/NAME, finished or not; returns its index.html.
 
-  Beside it claims.csv, what all of them say of the paper's claims.
+  The claims of all of them are in claims.csv beside it.
   """
   output = folder / 'report'
   shown, of_each = zip(*(_read(folder, each) for each in experiments), strict=True)
@@ -43,10 +43,10 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
     judged = pd.concat(of_each, ignore_index=True)
     files.write_atomic(output / 'claims.csv', judged.to_csv(index=False))
     judged = judged[judged['reproduces']]
-    readable = page.claim_cells(terminal.readable_claims(judged))
+    readable = page.claim_cells(tables.claims(judged))
     link = Markup('<a href="#{0}">{0}</a>')
     readable.insert(0, 'experiment', judged['experiment'].map(link.format))
-    tally = _tally(judged['verdict'])
+    tally = tables.count_verdicts(judged['verdict'])
   text = page.render(
       'overview.html.j2',
       experiments=shown,
@@ -59,19 +59,19 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
 
 
 def _read(folder: Path, experiment: Experiment) -> tuple[tuple[Any, ...], pd.DataFrame | None]:
-  """What the page shows of an experiment, and its claims; a damaged one says so, and no more."""
+  """The page's entries for an experiment, and its claims; of a damaged one, the problem alone."""
   try:
-    return (experiment, *_found(folder / experiment.name)), _claims(folder, experiment)
+    return (experiment, *_entries(folder / experiment.name)), _claims(folder, experiment)
   except BadInput as error:
-    told = f'{experiment.problem}; {error}' if experiment.problem else str(error)
-    return (dataclasses.replace(experiment, problem=told), *_NOTHING), None
+    problem = f'{experiment.problem}; {error}' if experiment.problem else str(error)
+    return (dataclasses.replace(experiment, problem=problem), *_EMPTY), None
 
 
 def _claims(folder: Path, experiment: Experiment) -> pd.DataFrame | None:
-  """The claims about a sweep, from its report's claims.csv; None before its first report.
+  """The claims that apply to a sweep, from its report's claims.csv; None before its first report.
 
-  Columns: those of claims.judge, experiment, and reproduces, whether it is the experiment of the
-  claim's figure.
+  Columns: those of claims.registry.judge, experiment, and reproduces (whether the experiment
+  reproduces the claim's figure).
   """
   file = folder / experiment.name / 'report' / 'claims.csv'
   if not file.exists():
@@ -81,31 +81,27 @@ def _claims(folder: Path, experiment: Experiment) -> pd.DataFrame | None:
   return table.assign(reproduces=table['figure'].isin([*experiment.figures, EXTENSION]))
 
 
-def _found(workdir: Path) -> tuple[list[str], list[str], list[str]]:
-  """Findings, what was run, and figures of a sweep; nothing where it has not begun."""
+def _entries(workdir: Path) -> tuple[list[str], list[str], list[str]]:
+  """Findings, facts and figures of a sweep; all empty if it has not been started."""
   if not (workdir / 'sweep.json').exists():
-    return _NOTHING
+    return _EMPTY
   sweep = sweeps.read_sweep(workdir)
   results = results_lib.load_workdir(workdir)
   table = lr_sensitivity.lr_sensitivity(results)
-  findings = list(filter(None, (page.finding(results, table), page.best(results, table))))
+  sentences = (
+      findings.on_lr_sensitivity(results, table),
+      findings.on_best_loss(results, table),
+  )
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   about = [f'{count} {status}' for status, count in counts.items()]
-  about += [page.count(results.runs['seed'].nunique(), 'seed'), f'{sweep.scale} scale']
+  about += [findings.count(results.runs['seed'].nunique(), 'seed'), f'{sweep.scale} scale']
   about += [f'{field}={value}' for field, value in sweep.overrides.items()]
-  return findings, about, _shown(workdir / 'report')
+  return list(filter(None, sentences)), about, _figures(workdir / 'report')
 
 
-def _tally(verdicts: pd.Series) -> str:
-  """How many claims came out how."""
-  words = {HOLDS: 'hold', DOES_NOT_HOLD: 'do not hold', UNDECIDED: UNDECIDED}  # of several
-  counts = [(sum(verdicts == verdict), verdict) for verdict in words]
-  return ', '.join(f'{n} {verdict if n == 1 else words[verdict]}' for n, verdict in counts if n)
-
-
-def _shown(report: Path) -> list[str]:
-  """Its first figures: loss against learning rate, if that is swept, and what else is, logits."""
+def _figures(report: Path) -> list[str]:
+  """The most important figures of a report: losses, then attention logits."""
   there = {path.stem for path in report.glob('*.svg')}
   numbers = sorted(name for name in there - {LOSS} if name.startswith('loss_by_'))
   wanted = [LOSS, *numbers, LOGITS] if LOSS in there else numbers
-  return [name for name in wanted if name in there][:SHOWN]
+  return [name for name in wanted if name in there][:MAX_FIGURES]

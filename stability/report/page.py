@@ -1,35 +1,39 @@
-"""The report: one self-contained HTML page, its figures as files, and its tables as CSV."""
+"""The report: one self-contained HTML page, its figures as files and its tables as CSV."""
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from stability.analysis import alarm_log, lr_sensitivity
 from stability.analysis import coordinate_check as coordinate_check_lib
-from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
 from stability.analysis.claims import registry
 from stability.analysis.prediction import observations
 from stability.analysis.results import Results
-from stability.report import labels, predictions, terminal
+from stability.report import findings, labels, predictions, tables
 from stability.report.plots import selection, style
 from stability.storage import files, schema, sweeps
 
+_EMPTY = pd.DataFrame()
+
 
 def write_report(workdir: Path) -> Path:
-  """Writes workdir/report/ from a sweep's files, finished or not; returns its index.html."""
+  """Writes workdir/report/ from the files of a sweep, finished or not; returns its index.html."""
   sweep = sweeps.read_sweep(workdir)
   schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
   results = results_lib.load_workdir(workdir)
   table = lr_sensitivity.lr_sensitivity(results)
   curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
   larger = predictions.section(results, curves)
+  alarms = alarm_log.load(workdir)
   config = {'config file': sweep.config_file, 'scale': sweep.scale}
   overrides = {f'--config.{field}': value for field, value in sweep.overrides.items()}
   return _write(
@@ -45,7 +49,8 @@ def write_report(workdir: Path) -> Path:
       ],
       title=f'Training stability: {Path(sweep.config_file).stem}',
       coordinate_check=_coordinate_check(workdir, results),
-      story=timeline_lib.load(workdir),
+      alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
+      timeline=timeline_lib.load(workdir),
       facts={
           'Sweep': config | overrides,
           'Data': _data(sweep.data),
@@ -56,7 +61,7 @@ def write_report(workdir: Path) -> Path:
 
 
 def write_results_report(results: Results, output: Path) -> Path:
-  """Writes the report of any trainer's results into the folder output; returns its index.html."""
+  """Writes the report on the results of any trainer into a folder; returns its index.html."""
   table = lr_sensitivity.lr_sensitivity(results)
   return _write(
       output,
@@ -65,9 +70,6 @@ def write_results_report(results: Results, output: Path) -> Path:
       registry.judge_results(results),
       shown=selection.loss_plots(results, table, bigram_loss=None),
       title='Training stability',
-      coordinate_check=pd.DataFrame(),
-      story=pd.DataFrame(),
-      facts={},
   )
 
 
@@ -78,9 +80,11 @@ def _write(
     judged: pd.DataFrame,
     shown: Sequence[selection.Plot],
     title: str,
-    coordinate_check: pd.DataFrame,
-    story: pd.DataFrame,
-    facts: dict[str, dict[str, Any]],
+    *,
+    coordinate_check: pd.DataFrame = _EMPTY,
+    alarms: pd.DataFrame = _EMPTY,
+    timeline: pd.DataFrame = _EMPTY,
+    facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     larger: predictions.Section | None = None,
 ) -> Path:
   drawn = [_drawn(plot, folder) for plot in shown]
@@ -89,21 +93,26 @@ def _write(
   if larger is not None:
     predictions.write_tables(larger.predictions, folder)
   counts = results.runs['status'].value_counts(sort=False).to_dict()
+  sentences = (
+      findings.on_lr_sensitivity(results, table),
+      findings.on_best_loss(results, table),
+      tables.rescue_sentence(results),
+  )
   page = render(
       'template.html.j2',
       title=title,
-      about=_about(results),
-      findings=list(
-          filter(None, (finding(results, table), best(results, table), terminal.rescued(results)))
-      ),
+      description=findings.description(results),
+      findings=list(filter(None, sentences)),
       counts=counts,
       uncounted={name: n for name, n in counts.items() if name not in lr_sensitivity.COUNTED},
       plots=drawn,
-      claims=claim_cells(terminal.readable_claims(judged)),
+      claims=claim_cells(tables.claims(judged)),
       coordinate_check=coordinate_check,
-      story=story,
-      sensitivity=terminal.readable(table),
-      runs=_readable_runs(results),
+      alarms=alarms,
+      timeline=timeline,
+      sensitivity=tables.sensitivities(results, table),
+      rescues=tables.rescues(results),
+      runs=tables.runs(results),
       windows=_windows(results),
       larger=larger,
       text_columns=[*labels.fields(results.groups).values(), 'status', 'run', 'error', 'verdict'],
@@ -114,7 +123,7 @@ def _write(
 
 
 def _drawn(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup | None]:
-  """A figure, written to its files, for the page; None where there is none, and why."""
+  """Writes the files of a figure; returns the plot and its SVG, or None if it cannot be drawn."""
   if plot.draw is None:
     return plot, None
   try:
@@ -128,7 +137,7 @@ def _drawn(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup |
 
 
 def render(template: str, **values: Any) -> str:
-  """A page from one of the templates beside this file, in which every value is escaped."""
+  """Renders a template of this folder, with every value escaped."""
   templates = jinja2.Environment(
       loader=jinja2.FileSystemLoader(Path(__file__).parent),
       autoescape=True,
@@ -139,104 +148,44 @@ def render(template: str, **values: Any) -> str:
   return templates.get_template(template).render(**values)
 
 
-def claim_cells(readable: pd.DataFrame) -> pd.DataFrame:
-  """The claims for a page: beneath each, what its effect is and why it is undecided."""
+def claim_cells(text: pd.DataFrame) -> pd.DataFrame:
+  """The table of tables.claims with explanations beneath each claim instead of in columns."""
   cell = Markup('{}<br><span class="note">{}</span>')
-  beneath = readable['what the effect is'] + readable['reason'].map(
-      lambda reason: reason and f'; undecided: {reason}'
-  )
-  cells = [cell.format(*pair) for pair in zip(readable['claim'], beneath, strict=True)]
-  return readable.assign(claim=cells).drop(columns=['what the effect is', 'reason'])
+  notes = ['what the effect is', 'variant', 'reason']
+  explanations = (_explanation(*row) for row in text[notes].itertuples(index=False))
+  cells = [cell.format(*pair) for pair in zip(text['claim'], explanations, strict=True)]
+  return text.assign(claim=cells).drop(columns=notes)
+
+
+def _explanation(measure: str, variant: str, reason: str) -> str:
+  parts = [measure]
+  if variant:
+    parts.append(f"with {variant} in place of the paper's value")
+  if reason:
+    parts.append(f'undecided: {reason}')
+  return '; '.join(parts)
 
 
 def _inline(svg: bytes, name: str) -> Markup:
-  """An SVG file as an element of the page; its ids get a prefix, as figures share some."""
+  """An SVG file as an element of the page, with a prefix that makes its ids unique there."""
   text = svg.decode()
   text = text[text.index('<svg') :]
   return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{name}-', text))
 
 
-# The words.
-
-
-def _about(results: Results) -> str:
-  """One sentence: what was run."""
-  runs = results.runs
-  rates = sorted(runs['learning_rate'].unique())
-  parts = [count(len(rates), 'learning rate')]
-  if len(rates) > 1:
-    parts[0] += f' from {labels.number(rates[0])} to {labels.number(rates[-1])}'
-  sizes = runs.dropna(subset='parameters').sort_values('parameters')['parameters'].unique()
-  if len(sizes):
-    parts.insert(0, f'{_and(map(labels.parameters, sizes))} parameters')
-  for name, short in labels.fields(results.groups).items():
-    parts.append(f'{short} {_and(map(labels.value, runs[name].unique()))}')
-  parts.append(count(runs['seed'].nunique(), 'seed'))
-  return f'{count(len(runs), "run")}: {", ".join(parts)}.'
-
-
 def _windows(results: Results) -> str:
-  """Over which learning rates LR sensitivity is, where it is not over all."""
+  """A note on the learning rates over which LR sensitivity is computed, if it is not all."""
   if results.not_comparable is not None:
-    return f'It is not compared here: {results.not_comparable} changes what a learning rate means.'
+    return f'It is not computed here: {results.not_comparable} changes what a learning rate means.'
   if results.windows:
-    return 'Where windows of learning rates are named, it is the lowest of those within each.'
+    return 'For interventions with several windows of learning rates, it is the lowest over them.'
   return ''
 
 
-def count(number: int, noun: str) -> str:
-  """As `1 seed` or `3 seeds`."""
-  return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
-
-
-def _and(words: Iterable[str]) -> str:
-  *first, last = words
-  return f'{", ".join(first)} and {last}' if first else last
-
-
-def finding(results: Results, table: pd.DataFrame) -> str | None:
-  """What LR sensitivity says, in a sentence; None while it says nothing.
-
-  Two interventions are compared at each size, more are ranked at the largest. Only sizes count at
-  which all interventions are decided, that is, lack no run.
-  """
-  names = [labels.pairs(results.groups, row) for row in table[results.groups].to_numpy(object)]
-  table = table.assign(name=names, size=labels.sizes(table, results.sizes))
-  decided = table[(table['missing'] == 0) & (table['lr_sensitivity'] > 0)]
-  sizes = {
-      size: rows.set_index('name')['lr_sensitivity'].sort_values(kind='stable')
-      for (size,), rows in results_lib.split(decided, ['size'])
-      if len(rows) == len(set(names))
-  }
-  if not sizes:
-    return None
-  largest = list(sizes)[-1]
-  if len(set(names)) == 1:
-    return f'LR sensitivity is {_and(f"{at.iloc[0]:.3f} at {size}" for size, at in sizes.items())}.'
-  if len(set(names)) == 2:
-    better, worse = sizes[largest].index
-    times = [f'{at[worse] / at[better]:.1f} times at {size}' for size, at in sizes.items()]
-    return f'LR sensitivity with {worse}, compared with {better}: {_and(times)} parameters.'
-  ranks = [f'{name} ({value:.3f})' for name, value in sizes[largest].items()]
-  return f'LR sensitivity at {largest} parameters, lowest first: {", ".join(ranks)}.'
-
-
-def best(results: Results, table: pd.DataFrame) -> str | None:
-  """Where the lowest loss is, in a sentence; None while no run counts."""
-  if table['best_loss'].isna().all():
-    return None
-  row = table.loc[table['best_loss'].idxmin()]
-  where = [f'{labels.parameters(row["parameters"])} parameters']
-  if results.groups:
-    where.append(labels.pairs(results.groups, row[results.groups]))
-  where.append(f'learning rate {labels.number(row["best_learning_rate"])}')
-  return f'The lowest loss is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
-
-
 def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
-  """Slopes of activations on the width at the last step, a row per intervention, as text.
+  """Exponents with which activations scale with width at the last step, a row per intervention.
 
-  Empty unless the sweep is such a check: parameterizations over widths at one learning rate.
+  Empty unless the sweep is a coordinate check: parameterizations over widths at one learning rate.
   """
   runs = results.runs
   is_check = (
@@ -259,32 +208,14 @@ def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
 
 
 def _data(data: files.Json) -> dict[str, str]:
-  """What the runs were trained on."""
+  """The data of the sweep: a description of each quantity."""
   facts = {
       'tokenizer': f'{data["tokenizer"]}, vocabulary of {data["vocabulary_size"]:,}',
       'training text': f'{data["train_tokens"]:,} tokens',
       'validation text': f'{data["validation_tokens"]:,} tokens',
       'unigram model': f'{data["unigram_loss"]:.3f} nats',
-      'bigram model': f'{data["bigram_loss"]:.3f} nats: nothing but the token before is known',
+      'bigram model': f'{data["bigram_loss"]:.3f} nats, from the previous token alone',
   }
   if data['entropy_rate'] is not None:
-    facts['entropy rate'] = f'{data["entropy_rate"]:.3f} nats: no model can be better'
+    facts['entropy rate'] = f'{data["entropy_rate"]:.3f} nats, the lowest loss possible'
   return facts
-
-
-def _readable_runs(results: Results) -> pd.DataFrame:
-  """The table of runs as text, failed ones first."""
-  runs = results.runs
-  text = pd.DataFrame({'status': runs['status']})
-  text['parameters'] = labels.sizes(runs, results.sizes)
-  for name, short in labels.fields(results.groups).items():
-    text[short] = runs[name].map(labels.value)
-  text['learning rate'] = runs['learning_rate'].map(labels.number)
-  text['seed'] = runs['seed'].astype(str)
-  text['initial loss'] = runs['initial_loss'].map(labels.decimals)
-  text['final loss'] = runs['final_loss'].map(labels.decimals)
-  if 'error' in runs and runs['error'].notna().any():
-    # The last line of a traceback is the one that says what happened.
-    text['error'] = [error.strip().split('\n')[-1] for error in runs['error'].fillna('')]
-  text['run'] = runs['run']
-  return text.sort_values('status', kind='stable', key=lambda status: status != 'failed')

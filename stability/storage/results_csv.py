@@ -1,4 +1,8 @@
-"""DIR/results.csv: a row per run of a sweep, forks last."""
+"""DIR/results.csv: a row per run of a sweep, forks last.
+
+The column `actions` says how many actions changed the course of a run (run_files.COURSE_ACTIONS): a
+run with any did not train as its config says.
+"""
 
 import csv
 import io
@@ -48,7 +52,8 @@ def write_results(workdir: Path) -> Path:
 
 
 def _row(workdir: Path, name: str, config: Config, fields: Iterable[str]) -> Json:
-  result = run_files.read_result(run_files.run_dir(workdir, name))
+  run = run_files.run_dir(workdir, name)
+  result = run_files.read_result(run)
   try:
     flat = config_lib.flatten(config)
     return {
@@ -59,6 +64,7 @@ def _row(workdir: Path, name: str, config: Config, fields: Iterable[str]) -> Jso
         'seed': flat['seed'],
         **{field: flat[field] for field in fields if field != 'seed'},
         **{key: getattr(result, key, None) for key in _RESULT_COLUMNS},
+        'actions': run_files.count_course_actions(run),
     }
   except (KeyError, TypeError, AttributeError) as error:
     raise BadInput(f'{workdir}: the config of run {name!r} is damaged: {error}') from error

@@ -18,6 +18,7 @@ from stability.storage import files, schema
 from stability.storage.files import Json
 
 STATUSES = ('done', 'diverged', 'failed', 'stopped')
+COURSE_ACTIONS = ('set', 'skip', 'rewind')  # those that change what a run computes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,12 @@ def read_result(run: Path) -> Result | None:
   """The outcome of a run, or None until it has ended."""
   path = run / 'result.json'
   return Result.from_json(files.read_json(path), path) if path.exists() else None
+
+
+def count_course_actions(run: Path) -> int:
+  """How many actions in actions.jsonl changed the course of a run; refused ones do not count."""
+  records = files.read_lines(run / 'actions.jsonl')
+  return sum('refused' not in r and r.get('action') in COURSE_ACTIONS for r in records)
 
 
 def read_metrics(run: Path) -> list[Json]:

@@ -247,7 +247,7 @@ FLAGS_REFUSED = {
     'one number': (['--window=1e-3'], '--window=1e-3: must be LOW,HIGH'),
     'words': (['--window=low,high'], '--window=low,high: must be LOW,HIGH'),
     'order': (['--window=1,0.1'], '--window=1,0.1: must be two learning rates, the lower'),
-    'where alone': ([f'--window_where={KIND}=coupled'], '--window_where: goes with --window only'),
+    'where alone': ([f'--window_where={KIND}=coupled'], '--window_where: can only be used with'),
     'where no pair': (['--window=1,2', '--window_where=a'], '--window_where=a: must be COLUMN='),
     'where no column': (['--window=1,2', '--window_where=a=b'], f'must be one of {KIND}'),
     'where no value': (['--window=1,2', f'--window_where={KIND}=b'], 'no row of'),
@@ -267,7 +267,7 @@ def test_flags_refused(case, csv_file, capsys):
 @pytest.mark.parametrize('name', ['window=1,2', 'window_where=a=b', 'not_comparable=a'])
 def test_flags_need_results(name, capsys):
   assert app.execute(report.main, report.FLAGS, ['report', '--workdir=runs', f'--{name}']) == 2
-  assert 'goes with --results only' in capsys.readouterr().err
+  assert 'can only be used with --results' in capsys.readouterr().err
 
 
 # The final losses published with arXiv 2601.02031, whose models have qk-layernorm and no weight

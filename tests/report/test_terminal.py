@@ -1,101 +1,119 @@
-"""The tables that end a sweep."""
+"""The summary of a sweep in a terminal."""
+
+import json
 
 import pytest
 from helpers import made_up
 from rich.console import Console
 
-from stability import hyper
-from stability.analysis import lr_sensitivity, results
+from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.analysis.claims.claim import Verdict
-from stability.report import terminal
+from stability.report import page, terminal
+from stability.storage import run_files, sweeps
 
 RULE = '─'
 
 
-@pytest.fixture
-def table(tmp_path):
-  made_up.write_sweep(tmp_path, leave_out=(83,))
-  return lr_sensitivity.lr_sensitivity(results.load_workdir(tmp_path))
+def raise_alarms(workdir, *rules_of_runs):
+  """Writes the alarms of the first runs of a sweep."""
+  for name, rules in zip(sweeps.read_sweep(workdir).runs, rules_of_runs):
+    alarms = [{'step': 20, 'rule': rule, 'seen': f'saw {rule}', 'actions': 0} for rule in rules]
+    path = run_files.run_dir(workdir, name) / 'alarms.jsonl'
+    path.write_text(''.join(json.dumps(alarm) + '\n' for alarm in alarms))
 
 
-def printed(table, width=80):
+def summary(workdir, report, width=80):
   console = Console(width=width)
   with console.capture() as capture:
-    console.print(terminal.terminal_table(table))
+    terminal.print_summary(console, workdir, report)
   return capture.get()
 
 
-def test_a_line_per_size_and_intervention_within_80_columns(table):
-  head, _, body = printed(table).partition(RULE)
-  for word in ('parameters', 'qk_norm', 'sensitivity', 'interval', 'best loss', 'best LR'):
+@pytest.fixture(scope='module', params=[(0,), (0, 1)], ids=['one seed', 'two seeds'])
+def printed(request, tmp_path_factory):
+  """The summary of a sweep like configs/quickstart.py."""
+  workdir = tmp_path_factory.mktemp('sweep')
+  made_up.write_sweep(workdir, seeds=request.param)
+  raise_alarms(workdir, ['attention_logit', 'loss_spike'], [], ['attention_logit'])
+  return summary(workdir, page.write_report(workdir))
+
+
+def test_summary_fits_a_terminal(printed):
+  lines = printed.splitlines()
+  assert max(map(len, lines[:-1])) <= 80 and len(lines) <= 23  # the prompt has the last line
+
+
+def test_summary_order(printed):
+  claims, alarms, *table, report = printed.splitlines()
+  assert claims.startswith('Claims: ') and 'hold' in claims and claims.endswith('see the report.')
+  assert alarms.startswith('Alarms: raised in 2 of ')
+  assert alarms.endswith(' runs (attention_logit 2, loss_spike 1).')
+  assert 'LR sensitivity (mean loss above the best, nats)' in '\n'.join(table)
+  assert report.startswith('Report: ') and report.endswith('report/index.html')
+
+
+def test_table_of_the_summary(printed):
+  head, _, body = printed.partition(RULE)
+  for word in ('parameters', 'qk_norm', 'sensitivity', 'ratio to', 'best'):
     assert word in head
-  lines = [line.split() for line in body.replace(RULE, '').splitlines() if line.strip()]
-  assert len(lines) == 6
-  row = table.iloc[4]
-  assert lines[4] == [
-      '147K', 'layernorm', f'{row["lr_sensitivity"]:.3f}', f'{row["low"]:.3f}-{row["high"]:.3f}',
-      f'{row["best_loss"]:.3f}', '1e-2', '0',
+  rows = [line.split() for line in body.splitlines() if ' layernorm ' in line or ' none ' in line]
+  assert [row[:2] for row in rows] == [
+      ['9.2K', 'layernorm'], ['9.2K', 'none'], ['37K', 'layernorm'], ['37K', 'none'],
+      ['147K', 'layernorm'], ['147K', 'none'],
   ]  # fmt: skip
-  assert lines[5][-1] == '1'  # missing
+  assert all('baseline' in row for row in rows[::2])
+  assert not any('baseline' in row for row in rows[1::2])
 
 
-def test_columns_that_say_nothing_are_left_out(table):
-  table = table.assign(missing=0, low=float('nan'), high=float('nan'))
-  assert list(terminal.readable(table)) == [
-      'parameters', 'qk_norm', 'LR sensitivity', 'best loss', 'best LR', 'LRs', 'seeds'
-  ]  # fmt: skip
+def test_long_path_is_not_wrapped(tmp_path):
+  workdir = tmp_path / ('long' * 30)
+  made_up.write_sweep(workdir, widths=(16,), seeds=(0,))
+  report = page.write_report(workdir)
+  assert summary(workdir, report).splitlines()[-1] == f'Report: {report}'
 
 
-def test_nothing_measured_is_blank(tmp_path):
-  made_up.write_sweep(tmp_path, widths=(16,), leave_out=tuple(range(28)))
-  text = terminal.readable(lr_sensitivity.lr_sensitivity(results.load_workdir(tmp_path)))
-  assert text.iloc[0].to_list() == ['9.2K', 'layernorm', '', '', '', '0', '0', '14']
-
-
-def test_brackets_in_a_value_are_no_markup(table):
-  table['model.qk_norm'] = '[bold]x[/nothing]'
-  assert '[bold]x[/nothing]' in printed(table, width=200)
-
-
-def test_interventions_of_a_sweep_without_sizes(tmp_path):
-  made_up.write_sweep(
-      tmp_path, widths=(16,), seeds=(0,), interventions=hyper.sweep('optimizer.eps', [1e-15, 1e-8])
+def test_summary_of_other_results(tmp_path):
+  path = tmp_path / 'other.csv'
+  path.write_text(
+      'learning_rate,final_loss,method\n0.1,3,a\n0.3,4,a\n1,5,a\n0.1,3,b\n0.3,3.5,b\n1,4,b\n'
   )
-  text = terminal.readable(lr_sensitivity.lr_sensitivity(results.load_workdir(tmp_path)))
-  assert list(text['eps']) == ['1e-15', '1e-8']
-
-
-def claims_shown(width):
-  console = Console(width=width)
-  verdicts = [
-      (registry.CLAIMS[0], Verdict('holds', 1.86, 1.82, 1.914, 42)),
-      (registry.CLAIMS[1], Verdict('undecided', n=42, reason='3 of 42 runs [missing]')),
-      (registry.CLAIMS[2], Verdict('undecided', reason='the sweep is about other things')),
-  ]
+  results = results_lib.load_csv(path, group_by=['method'], initial_loss=10.0)
+  console = Console(width=80)
   with console.capture() as capture:
-    console.print(terminal.claims_table(registry.table(verdicts)))
-  return capture.get()
+    report = page.write_results_report(results, tmp_path / 'report')
+    terminal.print_results_summary(console, results, report)
+  claims, *rest = capture.get().splitlines()
+  assert claims == 'Claims: none applies to this sweep.'
+  assert 'Alarms' not in capture.get() and rest[-1].startswith('Report: ')
+  rows = [line.split() for line in rest]
+  assert ['?', 'a', '1.000', 'baseline', '3.000', '1e-1'] in rows
+  assert ['?', 'b', '0.500', '0.50', '3.000', '1e-1'] in rows
 
 
-def test_claims_are_readable_at_100_columns():
-  shown = claims_shown(100)
-  assert max(map(len, shown.splitlines())) <= 100
-  for words in (
-      'Without qk-layernorm, LR sensitivity is higher',
-      'lowest ratio of LR sensitivity over sizes',
-      'holds',
-      '1.86',
-      '1.82 to 1.91',
-      '>= 1.1',
-      'undecided',
-      '3 of 42 runs [missing]',
-      'One other is not about this sweep.',
-  ):
-    assert words in shown, words
-  assert 'the sweep is about other things' not in shown
+def test_claims_line():
+  def verdicts(*pairs):
+    return registry.table([(registry.CLAIMS[0], Verdict(name, n=n)) for name, n in pairs])
+
+  several = [('holds', 1), ('holds', 2), ('does not hold', 3), ('undecided', 4), ('undecided', 0)]
+  assert terminal.claims_line(verdicts(*several)) == (
+      'Claims: 2 hold, 1 does not hold, 1 undecided; see the report.'
+  )
+  assert terminal.claims_line(verdicts(('undecided', 0))) == 'Claims: none applies to this sweep.'
 
 
-def test_without_a_claim_about_the_sweep_there_is_no_table():
-  other = (registry.CLAIMS[0], Verdict('undecided', reason='the sweep is about other things'))
-  assert terminal.claims_table(registry.table([other])) is None
+def test_no_alarms(tmp_path):
+  made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
+  printed = summary(tmp_path, page.write_report(tmp_path))
+  assert 'Alarms: none raised in 14 runs.' in printed
+
+
+def test_brackets_are_not_markup(tmp_path):
+  made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
+  results = results_lib.load_workdir(tmp_path)
+  results.runs['model.qk_norm'] = results.runs['model.qk_norm'].replace('none', '[bold]x[/nothing]')
+  console = Console(width=200)
+  with console.capture() as capture:
+    console.print(terminal.sensitivity_table(results, lr_sensitivity.lr_sensitivity(results)))
+  assert '[bold]x[/nothing]' in capture.get()

@@ -281,7 +281,7 @@ def test_a_cancelled_job_stays_so_and_its_runs_can_be_submitted_again(place, slu
     wait_for(lambda: not scontrol(slurm, 'squeue', '--noheader').split())
   assert again.returncode == 1
   assert 'no job is left, and some runs are not over' in said[0]
-  assert '1 runs are not over' in said[0]
+  assert '1 runs have not finished' in said[0]
   assert not scontrol(slurm, 'squeue', '--noheader').split()
 
 

@@ -1,0 +1,24 @@
+"""The alarms that were raised in the runs of a sweep."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from stability.control import actions
+from stability.storage import run_files, sweeps
+
+COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
+
+
+def load(workdir: Path) -> pd.DataFrame:
+  """A row per alarm, in the order of the runs, forks last.
+
+  Columns: run, step, rule, message, acted_on (whether any action was requested on the run).
+  """
+  rows = []
+  for name in [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]:
+    run = run_files.run_dir(workdir, name)
+    acted_on = bool(actions.read(run))
+    for alarm in actions.read_alarms(run):
+      rows.append((name, alarm['step'], alarm['rule'], alarm['seen'], acted_on))
+  return pd.DataFrame(rows, columns=COLUMNS).astype({'acted_on': bool})

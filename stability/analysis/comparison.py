@@ -1,0 +1,61 @@
+"""LR sensitivity of every intervention relative to a baseline, at the same size."""
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis.claims.evidence import Evidence, Undecided
+from stability.analysis.claims.families import closest_to_paper
+from stability.analysis.lr_sensitivity import INTERVAL
+from stability.analysis.results import Results
+
+
+def baseline(results: Results) -> pd.DataFrame:
+  """The intervention with the most fields at the paper's values, as a row of results.groups.
+
+  Of several with equally many, the first one of the sweep.
+  """
+  interventions = results.runs[results.groups].drop_duplicates()
+  at_paper = np.zeros(len(interventions), int)
+  for field in results.groups:
+    at_paper += interventions[field] == closest_to_paper(field, set(interventions[field]))
+  return interventions.iloc[[int(np.argmax(at_paper))]]
+
+
+def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+  """The ratio of LR sensitivity to that of the baseline, for each row of the table.
+
+  Columns: is_baseline; ratio; low and high (its 90 % interval from resampling whole seeds, the same
+  seeds for both; NaN with one seed). A ratio is NaN for the baseline itself, where a run of either
+  is missing, and where there is no LR sensitivity to compare.
+
+  Args:
+    results: the runs of a sweep.
+    table: lr_sensitivity of the results.
+  """
+  size = ['parameters', *results.sizes]
+  keys = [*size, *results.groups]
+  rows = table[keys].astype({'parameters': float})
+  is_baseline = pd.Series(True, rows.index)
+  if results.groups:
+    mark = baseline(results).assign(is_baseline=True)
+    is_baseline = rows.merge(mark, how='left', on=results.groups)['is_baseline'].notna()
+  found = pd.DataFrame(np.nan, rows.index, ['ratio', 'low', 'high'])
+  try:
+    evidence = Evidence.from_results(results, None)
+    spreads = evidence.lr_sensitivity()
+  except Undecided:
+    return found.assign(is_baseline=is_baseline)
+  position = spreads.index.to_frame(index=False).assign(position=range(len(spreads)))
+  rows['position'] = rows.merge(position, how='left', on=keys)['position']
+  usable = (table['missing'] == 0) & rows['position'].notna()
+  of_baseline = rows[usable & is_baseline].drop(columns=results.groups)
+  others = rows[usable & ~is_baseline].reset_index()
+  pairs = others.merge(of_baseline, on=size, suffixes=('', '_base'))
+  draws_RxD = spreads.to_numpy()
+  pairs = pairs[draws_RxD[pairs['position_base'].astype(int), 0] > 0]
+  base_RxD = draws_RxD[pairs['position_base'].astype(int)]
+  ratios_RxD = draws_RxD[pairs['position'].astype(int)] / np.where(base_RxD > 0, base_RxD, np.nan)
+  found.loc[pairs['index'], 'ratio'] = ratios_RxD[:, 0]
+  if evidence.seeds > 1 and len(pairs):
+    found.loc[pairs['index'], ['low', 'high']] = np.nanpercentile(ratios_RxD[:, 1:], INTERVAL, 1).T
+  return found.assign(is_baseline=is_baseline)

@@ -1,0 +1,75 @@
+"""Sentences that sum up a sweep."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from stability.analysis import results as results_lib
+from stability.analysis.results import Results
+from stability.report import labels
+
+
+def description(results: Results) -> str:
+  """What was run: the number of runs, their sizes, learning rates, interventions and seeds."""
+  runs = results.runs
+  rates = sorted(runs['learning_rate'].unique())
+  parts = [count(len(rates), 'learning rate')]
+  if len(rates) > 1:
+    parts[0] += f' from {labels.number(rates[0])} to {labels.number(rates[-1])}'
+  sizes = runs.dropna(subset='parameters').sort_values('parameters')['parameters'].unique()
+  if len(sizes):
+    parts.insert(0, f'{_join(map(labels.parameters, sizes))} parameters')
+  for name, short in labels.fields(results.groups).items():
+    parts.append(f'{short} {_join(map(labels.value, runs[name].unique()))}')
+  parts.append(count(runs['seed'].nunique(), 'seed'))
+  return f'{count(len(runs), "run")}: {", ".join(parts)}.'
+
+
+def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
+  """How the interventions compare in LR sensitivity; None if no size allows a comparison.
+
+  Two interventions are compared at each size; more are ranked at the largest. A size is left out if
+  any intervention lacks runs there.
+  """
+  names = [labels.pairs(results.groups, row) for row in table[results.groups].to_numpy(object)]
+  table = table.assign(name=names, size=labels.sizes(table, results.sizes))
+  complete = table[(table['missing'] == 0) & (table['lr_sensitivity'] > 0)]
+  sizes = {
+      size: rows.set_index('name')['lr_sensitivity'].sort_values(kind='stable')
+      for (size,), rows in results_lib.split(complete, ['size'])
+      if len(rows) == len(set(names))
+  }
+  if not sizes:
+    return None
+  largest = list(sizes)[-1]
+  if len(set(names)) == 1:
+    values = [f'{value.iloc[0]:.3f} at {size}' for size, value in sizes.items()]
+    return f'LR sensitivity is {_join(values)} parameters.'
+  if len(set(names)) == 2:
+    better, worse = sizes[largest].index
+    ratios = [f'{at[worse] / at[better]:.1f} times at {size}' for size, at in sizes.items()]
+    return f'LR sensitivity with {worse}, compared with {better}: {_join(ratios)} parameters.'
+  ranks = [f'{name} ({value:.3f})' for name, value in sizes[largest].items()]
+  return f'LR sensitivity at {largest} parameters, lowest first: {", ".join(ranks)}.'
+
+
+def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
+  """The lowest loss and the run that has it; None if no run counts."""
+  if table['best_loss'].isna().all():
+    return None
+  row = table.loc[table['best_loss'].idxmin()]
+  where = [f'{labels.parameters(row["parameters"])} parameters']
+  if results.groups:
+    where.append(labels.pairs(results.groups, row[results.groups]))
+  where.append(f'learning rate {labels.number(row["best_learning_rate"])}')
+  return f'The lowest loss is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
+
+
+def count(number: int, noun: str) -> str:
+  """`1 seed` or `3 seeds`."""
+  return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
+def _join(words: Iterable[str]) -> str:
+  *first, last = words
+  return f'{", ".join(first)} and {last}' if first else last

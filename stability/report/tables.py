@@ -1,0 +1,145 @@
+"""Results as tables of text, the same on the page and in a terminal."""
+
+import collections
+from collections.abc import Iterable
+
+import pandas as pd
+
+from stability.analysis import comparison, lr_sensitivity, rescue
+from stability.analysis.claims.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED
+from stability.analysis.results import Results
+from stability.report import labels
+
+RATIO = 'ratio to baseline'
+
+
+def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+  """LR sensitivity with its ratio to the baseline; columns without content are left out.
+
+  Args:
+    results: the runs of a sweep.
+    table: lr_sensitivity of the results.
+  """
+  text = pd.DataFrame({'parameters': labels.sizes(table, results.sizes)})
+  for name, short in labels.fields(results.groups).items():
+    text[short] = table[name].map(labels.value)
+  is_comparable = table['window'] != lr_sensitivity.NOT_COMPARABLE
+  decimals = table['lr_sensitivity'].map(labels.decimals)
+  text['LR sensitivity'] = decimals.where(is_comparable, lr_sensitivity.NOT_COMPARABLE)
+  if table['low'].notna().any():
+    text['90 % interval'] = [
+        '' if pd.isna(low) else f'{low:.3f}-{high:.3f}'
+        for low, high in zip(table['low'], table['high'], strict=True)
+    ]
+  compared = comparison.compare(results, table)
+  if compared['ratio'].notna().any():
+    text[RATIO] = list(map(_ratio, compared.itertuples()))
+  if (is_limited := is_comparable & (table['window'] != lr_sensitivity.ALL)).any():
+    text['over LRs'] = table['window'].where(is_limited, '')
+  text['best loss'] = table['best_loss'].map(labels.decimals)
+  text['best LR'] = table['best_learning_rate'].map(labels.number).replace('nan', '')
+  text['LRs'] = table['learning_rates'].astype(str)
+  text['seeds'] = table['seeds'].astype(str)
+  if table['missing'].any():
+    text['missing'] = table['missing'].astype(str)
+  if (acted_on := _acted_on(results, table)).any():
+    text['acted on'] = acted_on.astype(str)
+  return text
+
+
+def _ratio(row: tuple) -> str:
+  if row.is_baseline:
+    return 'baseline'
+  if pd.isna(row.ratio):
+    return ''
+  if pd.isna(row.low):
+    return f'{row.ratio:.2f}'
+  text = f'{row.ratio:.2f} ({row.low:.2f}-{row.high:.2f})'
+  return f'{text}, no difference shown' if row.low <= 1 <= row.high else text
+
+
+def _acted_on(results: Results, table: pd.DataFrame) -> pd.Series:
+  """How many runs of each row of the table took another course because of an action."""
+  if 'actions' not in results.runs:
+    return pd.Series(0, table.index)
+  keys = ['parameters', *results.sizes, *results.groups]
+  counts = (results.runs['actions'] > 0).groupby([results.runs[key] for key in keys], dropna=False)
+  return table[keys].merge(counts.sum().rename('acted_on').reset_index(), 'left', keys)['acted_on']
+
+
+def runs(results: Results) -> pd.DataFrame:
+  """Every run, failed ones first."""
+  found = results.runs
+  text = pd.DataFrame({'status': found['status']})
+  text['parameters'] = labels.sizes(found, results.sizes)
+  for name, short in labels.fields(results.groups).items():
+    text[short] = found[name].map(labels.value)
+  text['learning rate'] = found['learning_rate'].map(labels.number)
+  text['seed'] = found['seed'].astype(str)
+  text['initial loss'] = found['initial_loss'].map(labels.decimals)
+  text['final loss'] = found['final_loss'].map(labels.decimals)
+  if 'actions' in found and found['actions'].any():
+    text['actions'] = found['actions'].astype(str).replace('0', '')
+  if 'error' in found and found['error'].notna().any():
+    # The last line of a traceback is its message.
+    text['error'] = [error.strip().split('\n')[-1] for error in found['error'].fillna('')]
+  text['run'] = found['run']
+  return text.sort_values('status', kind='stable', key=lambda status: status != 'failed')
+
+
+def claims(table: pd.DataFrame) -> pd.DataFrame:
+  """The claims that apply to a sweep; the table is that of claims.registry.judge."""
+  applicable = table[table['n'] > 0]
+  text = applicable[['figure', 'claim', 'verdict']].copy()
+  text['effect'] = applicable['effect'].map(_effect)
+  text['needed'] = applicable['threshold']
+  if applicable['low'].notna().any():
+    text['90 % interval'] = [
+        '' if pd.isna(low) else f'{_effect(low)} to {_effect(high)}'
+        for low, high in zip(applicable['low'], applicable['high'], strict=True)
+    ]
+  text['runs'] = applicable['n'].astype(str)
+  text['what the effect is'] = applicable['measure']
+  text['reason'] = applicable['reason']
+  text['variant'] = applicable['variant']
+  return text
+
+
+def _effect(effect: float) -> str:
+  return '' if pd.isna(effect) else f'{effect:.3g}'
+
+
+def count_verdicts(verdicts: Iterable[str]) -> str:
+  """The number of claims with each verdict: `2 hold, 1 does not hold, 3 undecided`."""
+  plural = {HOLDS: 'hold', DOES_NOT_HOLD: 'do not hold', UNDECIDED: UNDECIDED}
+  counts = collections.Counter(verdicts)
+  return ', '.join(
+      f'{counts[verdict]} {verdict if counts[verdict] == 1 else plural[verdict]}'
+      for verdict in plural
+      if verdict in counts
+  )
+
+
+def rescues(results: Results) -> pd.DataFrame:
+  """How many unstable runs the policy rescues at each size; empty without such runs."""
+  pairs = rescue.pairs(results)
+  if pairs.empty:
+    return pd.DataFrame()
+  counts = rescue.by_size(pairs, results)
+  text = pd.DataFrame({'parameters': labels.sizes(counts, results.sizes)})
+  names = {'doomed': 'unstable without the policy', 'rescued': 'rescued', 'others': 'others'}
+  for column, name in (names | {'harmed': 'harmed'}).items():
+    text[name] = counts[column].astype(str)
+  return text
+
+
+def rescue_sentence(results: Results) -> str | None:
+  """The share of unstable runs that the policy rescues; None without such runs."""
+  pairs = rescue.pairs(results)
+  if pairs.empty or not pairs['doomed'].any():
+    return None
+  doomed, rescued = pairs['doomed'].sum(), pairs['rescued'].sum()
+  return (
+      f'With the policy, {rescued} of {doomed} runs ({rescued / doomed:.0%}) that are unstable'
+      f' without it end within {rescue.WITHIN:.0%} of the best loss at their size.'
+  )
