@@ -120,10 +120,10 @@ class Experiment:
     Returns:
       Columns: the swept fields other than learning rate and seed; parameters; lr_sensitivity (the
       mean over learning rates of min(final, initial) averaged over seeds, minus the lowest; nats;
-      NaN with one learning rate); low, high (90 % interval from resampling seeds, nats; NaN with one
-      seed); best_loss (nats), best_learning_rate; learning_rates, seeds (how many counted); missing
-      (how many runs did not count); window (the learning rates that lr_sensitivity refers to, `all`,
-      or `not comparable` where a swept field changes the meaning of the learning rate).
+      NaN with one learning rate); low, high (90 % interval from resampling seeds, nats; NaN with
+      one seed); best_loss (nats), best_learning_rate; learning_rates, seeds (how many counted);
+      missing (how many runs did not count); window (the learning rates that lr_sensitivity refers
+      to, `all`, or `not comparable` where a swept field changes what a learning rate means).
     """
     results = self._results
     if windows:

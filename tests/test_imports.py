@@ -23,8 +23,8 @@ ALLOWED = {
     'trainer': {'config', 'control', 'devices', 'errors', 'step', 'storage'},
     'analysis': {'config', 'control', 'errors', 'hyper', 'storage'},
     'report': {'analysis', 'config', 'control', 'errors', 'storage'},
-    'notebook': {'analysis', 'config', 'control', 'errors', 'report', 'storage'},
-    '__init__': {'control', 'notebook'},
+    'experiment': {'analysis', 'config', 'control', 'errors', 'report', 'storage'},
+    '__init__': {'control', 'experiment'},
 }
 
 
