@@ -253,4 +253,5 @@ def test_sweep_that_has_not_started(tmp_path):
 def test_monitor():
   monitor = stability.Monitor()
   assert monitor.observe({'step': 1, 'loss': 3.0}) == []
-  assert len(monitor.observe({'step': 2, 'loss': math.nan})) == 1
+  (alarm,) = monitor.observe({'step': 2, 'loss': math.nan})
+  assert (alarm.step, alarm.rule) == (2, 'non_finite') and alarm.message
