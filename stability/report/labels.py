@@ -1,4 +1,4 @@
-"""How numbers, sizes and interventions are written for people; the same in figures and tables."""
+"""Labels of numbers, sizes and interventions in figures and tables."""
 
 import re
 import textwrap
@@ -12,7 +12,7 @@ _COLUMNS = ('parameters', 'seed', 'seeds', 'status', 'run', 'error')  # of the t
 
 
 def parameters(count: float) -> str:
-  """9216 -> 9.2K, 147456 -> 147K, 2359296 -> 2.4M; `?` where it is not known."""
+  """9216 -> 9.2K, 147456 -> 147K, 2359296 -> 2.4M; `?` if unknown."""
   if pd.isna(count):
     return '?'
   for unit, scale in (('', 1), ('K', 1e3), ('M', 1e6), ('B', 1e9), ('T', 1e12)):
@@ -26,7 +26,7 @@ def parameters(count: float) -> str:
 def number(value: float) -> str:
   """0.0003 -> 3e-4, 0.1 -> 1e-1, 1 -> 1, 15 -> 15: learning rates as papers write them.
 
-  All digits are kept: different numbers never look the same.
+  All digits are kept, so that different numbers have different labels.
   """
   if value == 0 or 1 <= abs(value) < 1e3 or not np.isfinite(value):
     return np.format_float_positional(value, trim='-')
@@ -34,26 +34,26 @@ def number(value: float) -> str:
 
 
 def decimals(value: float, places: int = 3) -> str:
-  """A loss or a difference of losses; empty where there is none."""
+  """A loss or a difference of losses; empty for NaN."""
   return '' if pd.isna(value) else f'{value:.{places}f}'
 
 
 def value(entry: Any) -> str:
-  """A field's value."""
+  """The value of a field."""
   if pd.isna(entry):
     return 'unset'
   return number(entry) if isinstance(entry, float) else _printable(str(entry))
 
 
 def _printable(text: str) -> str:
-  """Without characters that no font has and no SVG file may hold."""
+  """The text with control characters escaped, which fonts lack and SVG forbids."""
   return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def fields(names: Sequence[str]) -> dict[str, str]:
-  """Field -> its last part, or the whole where another field or column has that name.
+  """Field -> its last part, or its full name if another field or column has that name.
 
-  optimizer.name is the optimizer.
+  The label of SECTION.name is the section, such as optimizer.
   """
   last = [name.removesuffix('.name').split('.')[-1] for name in names]
   return {
@@ -63,9 +63,9 @@ def fields(names: Sequence[str]) -> dict[str, str]:
 
 
 def sizes(rows: pd.DataFrame, shape: Sequence[str]) -> pd.Series:
-  """The size of each row: its parameters, and its shape where two shapes have as many.
+  """The label of each row's size: its parameters, and its shape if several have as many.
 
-  Different sizes have different names.
+  Different sizes have different labels.
 
   Args:
     rows: with the columns parameters and those of the shape.
@@ -82,7 +82,7 @@ def sizes(rows: pd.DataFrame, shape: Sequence[str]) -> pd.Series:
 
 
 def wrapped(text: str, width: int) -> str:
-  """In lines of this width; words that are longer break after =, then after _."""
+  """The text in lines of this width; longer words break after =, then after _."""
   lines = ['']
   for word in text.split(' '):
     halves = re.findall('[^=]*=|[^=]+', word) if len(word) > width else [word]
@@ -101,6 +101,6 @@ def wrapped(text: str, width: int) -> str:
 
 
 def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
-  """model.qk_norm, none -> `qk_norm=none`; several are joined by commas."""
+  """model.qk_norm, none -> `qk_norm=none`, joined by commas."""
   short = fields(names).values()
   return ', '.join(f'{name}={value(entry)}' for name, entry in zip(short, values, strict=True))

@@ -128,7 +128,7 @@ def _drawn(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup |
     return plot, None
   try:
     figure = plot.draw()
-  except style.TooMany as error:
+  except style.FigureTooLarge as error:
     return dataclasses.replace(plot, absent=str(error)), None
   svg = style.save(figure, 'svg')
   files.write_atomic(folder / f'{plot.name}.svg', svg)

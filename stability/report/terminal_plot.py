@@ -1,4 +1,4 @@
-"""A small plot in the terminal: a column of blocks for each part of a run."""
+"""A small line plot for the terminal, drawn with block characters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ def plot(
     width: int = 60,
     height: int = 6,
 ) -> str:
-  """The points (step, value) over the steps of a run, as lines of text.
+  """The points (step, value) plotted over the steps of a run, as lines of text.
 
   Args:
-    points: a value that is not finite is left out.
-    marks: step -> a character that is set beneath it.
-    steps: of the whole run.
-    width: columns; each shows the mean of its points, or the one before it.
-    height: lines.
+    points: points to plot; non-finite values are left out.
+    marks: step -> a character placed below it.
+    steps: the steps of the whole run.
+    width: columns of the plot; each shows the mean of its points, or else its left neighbour.
+    height: lines of the plot.
   """
   columns: list[list[float]] = [[] for _ in range(width)]
   for step, value in points:
     if math.isfinite(value):
       columns[_column(step, steps, width)].append(value)
   means: list[float] = []
-  for column in columns:  # between two points the last one stands
+  for column in columns:  # a column without points repeats the previous one
     last = means[-1] if means and any(columns[len(means) :]) else math.nan
     means.append(sum(column) / len(column) if column else last)
   there = [mean for mean in means if math.isfinite(mean)]

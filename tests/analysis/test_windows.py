@@ -13,7 +13,7 @@ from launch.common import app
 from stability.analysis import lr_sensitivity, windows
 from stability.analysis import results as results_lib
 from stability.errors import BadInput
-from stability.report import page, terminal
+from stability.report import findings, tables
 from stability.storage import sweeps
 
 KIND = 'optimizer.weight_decay_kind'
@@ -99,18 +99,22 @@ def test_window_includes_its_ends():
 
 
 def test_not_comparable_keeps_the_best_loss():
-  table = lr_sensitivity.lr_sensitivity(results_of(not_comparable=KIND))
+  results = results_of(not_comparable=KIND)
+  table = lr_sensitivity.lr_sensitivity(results)
   assert table[['lr_sensitivity', 'low', 'high']].isna().all(axis=None)
   assert set(table['window']) == {'not comparable'}
   assert list(table['best_loss']) == [2.0, 2.0]
-  assert list(terminal.readable(table)['LR sensitivity']) == ['not comparable'] * 2
-  assert page.finding(results_of(not_comparable=KIND), table) is None
+  assert list(tables.sensitivities(results, table)['LR sensitivity']) == ['not comparable'] * 2
+  assert findings.on_lr_sensitivity(results, table) is None
 
 
 def test_tables_name_the_window():
-  table = lr_sensitivity.lr_sensitivity(results_of(entry(LOWER, UPPER, kind='coupled')))
-  assert list(terminal.readable(table)['over LRs']) == ['0.0001 to 0.003', '']
-  assert 'over LRs' not in terminal.readable(lr_sensitivity.lr_sensitivity(results_of()))
+  def text(results):
+    return tables.sensitivities(results, lr_sensitivity.lr_sensitivity(results))
+
+  limited = results_of(entry(LOWER, UPPER, kind='coupled'))
+  assert list(text(limited)['over LRs']) == ['0.0001 to 0.003', '']
+  assert 'over LRs' not in text(results_of())
 
 
 # From a config file to the report.

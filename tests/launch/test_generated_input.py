@@ -31,7 +31,8 @@ from stability import config as config_lib
 from stability.analysis import lr_sensitivity
 from stability.analysis.claims import registry
 from stability.data import tokens
-from stability.report import page
+from stability.report import findings, page
+from stability.report import tables as tables_lib
 from stability.storage import files, sweeps
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -333,9 +334,11 @@ def report_without_figures(results, output):
   """The computations of a report without its figures, which take a second."""
   output.mkdir()
   files.write_atomic(output / 'claims.csv', registry.judge_results(results).to_csv(index=False))
-  for words in (page._about, page._readable_runs, page._windows):
-    words(results)
-  page.finding(results, lr_sensitivity.lr_sensitivity(results))
+  table = lr_sensitivity.lr_sensitivity(results)
+  for text in (findings.description, tables_lib.runs, page._windows):
+    text(results)
+  for text in (findings.on_lr_sensitivity, tables_lib.sensitivities):
+    text(results, table)
   return output / 'index.html'
 
 

@@ -1,4 +1,4 @@
-"""The report over several sweeps says what their files say, escaped."""
+"""The report over several sweeps."""
 
 import pandas as pd
 import pytest
@@ -7,7 +7,7 @@ from helpers.html_page import EVIL, Page
 
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
-from stability.report import overview, page
+from stability.report import findings, overview
 from stability.storage import files
 
 SVGS = [f'{name}.svg' for name in (overview.LOSS, overview.LOGITS)]
@@ -37,21 +37,24 @@ def written(folder):
   return Page(path)
 
 
-def test_each_experiment_is_there_with_its_question_and_figures(written):
+def test_questions_and_figures(written):
   for name in ('one', 'two', 'three'):
     assert f'What of {name}?' in written.text
   assert written.text.count('Figures 1, E.2 of the paper') == 2
-  assert '42 missing' in written.text and 'three: not begun' in written.text
+  assert '42 missing' in written.text and 'three: not started' in written.text
 
 
-def test_findings_are_those_of_the_sweeps_own_report(folder, written):
+def test_findings(folder, written):
   results = results_lib.load_workdir(folder / 'one')
   table = lr_sensitivity.lr_sensitivity(results)
-  for sentence in (page.finding(results, table), page.best(results, table)):
+  for sentence in (
+      findings.on_lr_sensitivity(results, table),
+      findings.on_best_loss(results, table),
+  ):
     assert written.text.count(sentence) == 1
 
 
-def test_links_and_figures_lead_to_files(folder, written):
+def test_links_lead_to_files(folder, written):
   links = [attributes['href'] for tag, attributes in written.elements if tag == 'a']
   images = [attributes['src'] for tag, attributes in written.elements if tag == 'img']
   assert {'../one/report/index.html', '../two/report/index.html'} <= set(links)
@@ -62,7 +65,7 @@ def test_links_and_figures_lead_to_files(folder, written):
   assert all((folder / 'report' / link).is_file() for link in {*links, *images} - within)
 
 
-def test_each_experiment_says_how_it_was_run(tmp_path):
+def test_facts_of_each_experiment(tmp_path):
   made_up.write_sweep(tmp_path / 'one', seeds=(0,))
   made_up.write_sweep(tmp_path / 'two', seeds=(0, 1, 2))
   shown = Page(overview.write_overview(tmp_path, [experiment('one'), experiment('two')]))
@@ -78,7 +81,7 @@ def test_each_experiment_says_how_it_was_run(tmp_path):
         (['gradients', overview.LOGITS], []),
     ],
 )
-def test_of_many_figures_the_telling_ones_are_shown(tmp_path, there, shown):
+def test_most_important_figures(tmp_path, there, shown):
   made_up.write_sweep(tmp_path / 'one', seeds=(0,))
   for name in there:
     files.write_atomic(tmp_path / 'one' / 'report' / f'{name}.svg', 'made elsewhere')
@@ -87,17 +90,17 @@ def test_of_many_figures_the_telling_ones_are_shown(tmp_path, there, shown):
   assert images == [f'../one/report/{name}.svg' for name in shown]
 
 
-def test_no_claims_no_table(folder, written):
+def test_no_table_without_claims(folder, written):
   assert not (folder / 'report' / 'claims.csv').exists()
   assert written.count('table') == 0
 
 
-def test_claims_of_all_sweeps_are_one_table(tmp_path):
-  """In the file all that are about a sweep; on the page those whose figure it reproduces."""
+def test_claims_of_all_sweeps(tmp_path):
+  """The file has all that apply to a sweep; the page has those whose figure it reproduces."""
   for name, n in (('one', 14), ('two', 0)):
     table = pd.DataFrame({
         'figure': ['1', '10', 'E.2'],
-        'claim': [f'{name} says so', 'is of another figure', 'is about another sweep'],
+        'claim': [f'{name} says so', 'is of another figure', 'applies to another sweep'],
         'verdict': ['does not hold', 'holds', 'undecided'],
         'effect': [1.23456, 2.0, None],
         'low': [1.1, None, None],
@@ -106,14 +109,15 @@ def test_claims_of_all_sweeps_are_one_table(tmp_path):
         'measure': 3 * ['ratio'],
         'n': [n, n, 0],
         'reason': 3 * [''],
+        'variant': ['model.qk_norm=l2', '', ''],
     })
     files.write_atomic(tmp_path / name / 'report' / 'claims.csv', table.to_csv(index=False))
   path = overview.write_overview(tmp_path, [experiment(name) for name in ('one', 'two', 'three')])
   written = Page(path)
   assert written.count('table') == 1
-  for words in ('one says so', '1.23', '1.1 to 1.3', '1 does not hold'):
+  for words in ('one says so', '1.23', '1.1 to 1.3', '1 does not hold', 'with model.qk_norm=l2'):
     assert words in written.text
-  for words in ('two says so', 'is of another figure', 'is about another sweep'):
+  for words in ('two says so', 'is of another figure', 'applies to another sweep'):
     assert words not in written.text
   found = pd.read_csv(path.parent / 'claims.csv', dtype={'figure': str})
   assert found[['experiment', 'figure', 'reproduces', 'n']].to_numpy().tolist() == [
@@ -123,7 +127,7 @@ def test_claims_of_all_sweeps_are_one_table(tmp_path):
 
 
 @pytest.mark.parametrize('file', ['sweep.json', 'report/claims.csv', 'other columns'])
-def test_what_is_damaged_in_one_hides_no_other(folder, tmp_path, file):
+def test_damaged_sweep_hides_no_other(folder, tmp_path, file):
   for name in ('one', 'two'):
     (tmp_path / name).symlink_to(folder / name)
   text = 'figure,claim\n' if file == 'other columns' else '{"'
@@ -135,7 +139,7 @@ def test_what_is_damaged_in_one_hides_no_other(folder, tmp_path, file):
   assert 'What of broken?' in found.text and '42 missing' in found.text
 
 
-def test_problems_are_on_top_and_everything_is_escaped(tmp_path):
+def test_problems_come_first_and_are_escaped(tmp_path):
   found = Page(overview.write_overview(tmp_path, [experiment(EVIL, problem=f'refused {EVIL}')]))
   assert f'refused {EVIL}' in found.text
   assert found.text.index('refused') < found.text.index('What of')

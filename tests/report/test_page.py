@@ -1,11 +1,11 @@
-"""The report says what is in a sweep's files, all of it escaped, and needs nothing else."""
+"""The page of a sweep shows what is in its files, escaped, and needs nothing else."""
 
+import csv
 import json
 import re
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 from helpers import made_up
@@ -16,7 +16,7 @@ from stability.analysis import lr_sensitivity, timeline
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.report import page
-from stability.storage import files, run_files, sweeps
+from stability.storage import files, results_csv, run_files, sweeps
 
 FIGURES = {
     'loss_by_learning_rate',
@@ -58,7 +58,7 @@ def test_files(workdir, report):
   pd.testing.assert_frame_equal(registry.read(report.parent / 'claims.csv'), judged)
 
 
-def test_page_shows_the_sweep(report):
+def test_contents(report):
   shown = Page(report)
   assert shown.count('svg') == 6 and shown.count('table') == 4
   rows = [attributes for tag, attributes in shown.elements if tag == 'tr']
@@ -76,11 +76,11 @@ def test_page_shows_the_sweep(report):
       '0.10.2',
   ):
     assert words in shown.text, words
-  assert 'Not all runs count' not in shown.text
+  assert 'Some runs do not count' not in shown.text
   assert 'entropy rate' not in shown.text
 
 
-def test_page_shows_the_claims_that_are_about_the_sweep(report):
+def test_applicable_claims(report):
   shown = Page(report)
   cells = [attributes.get('class') for tag, attributes in shown.elements if tag == 'td']
   judged = registry.judge(report.parents[1])
@@ -96,7 +96,7 @@ def test_page_shows_the_claims_that_are_about_the_sweep(report):
   assert 'block_0/attention_entropy was not logged' in shown.text
 
 
-def test_page_needs_nothing_from_elsewhere(report):
+def test_page_is_self_contained(report):
   shown = Page(report)
   assert not {'script', 'link', 'iframe', 'img', 'object'} & {tag for tag, _ in shown.elements}
   for _, attributes in shown.elements:
@@ -107,7 +107,7 @@ def test_page_needs_nothing_from_elsewhere(report):
   assert all(link.startswith('#') for link in re.findall(r'url\((.)', shown.source))
 
 
-def test_ids_are_unique_and_all_references_are_met(report):
+def test_ids_and_references(report):
   shown = Page(report)
   ids = [attributes['id'] for _, attributes in shown.elements if 'id' in attributes]
   assert len(ids) == len(set(ids))
@@ -115,29 +115,29 @@ def test_ids_are_unique_and_all_references_are_met(report):
   assert references and set(references) <= set(ids)
 
 
-def test_the_same_files_give_the_same_report(workdir, report):
+def test_reproducible(workdir, report):
   before = {path.name: path.read_bytes() for path in report.parent.iterdir()}
   page.write_report(workdir)
   assert before == {path.name: path.read_bytes() for path in report.parent.iterdir()}
 
 
-def test_a_sweep_not_begun_has_a_page_that_says_so(tmp_path):
+def test_sweep_without_results(tmp_path):
   made_up.write_sweep(tmp_path, seeds=(0,), leave_out=tuple(range(42)))
   shown = Page(page.write_report(tmp_path))
-  assert 'Not all runs count: 42 missing.' in shown.text
+  assert 'Some runs do not count: 42 missing.' in shown.text
   assert 'No run has finished yet.' in shown.text
   assert shown.count('svg') == 0
   assert 'nan' not in shown.text.lower().split()
 
 
-def test_a_partial_sweep_says_what_is_missing_and_decides_nothing_on_it(tmp_path):
+def test_partial_sweep(tmp_path):
   error = f'Traceback (most recent call last):\n  File "train.py"\nRuntimeError: {EVIL}\n'
   failed = {'status': 'failed', 'final_loss': None, 'initial_loss': None, 'error': error}
   names = made_up.write_sweep(
       tmp_path, seeds=(0,), leave_out=tuple(range(30, 42)), results={5: failed}
   )
   shown = Page(page.write_report(tmp_path))
-  assert 'Not all runs count: 1 failed, 12 missing.' in shown.text
+  assert 'Some runs do not count: 1 failed, 12 missing.' in shown.text
   assert 'compared with qk_norm=layernorm: 2.' in shown.text  # at 37K alone: 9.2K lacks a run
   assert 'times at 37K parameters.' in shown.text and 'times at 9.2K' not in shown.text
   assert f'RuntimeError: {EVIL}' in shown.text and 'Traceback' not in shown.text
@@ -145,7 +145,7 @@ def test_a_partial_sweep_says_what_is_missing_and_decides_nothing_on_it(tmp_path
   assert all(shown.text.index(name) > first_run for name in names[:5])
 
 
-def test_a_run_in_progress_shows_its_curves(tmp_path):
+def test_runs_in_progress(tmp_path):
   names = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
   for name in names:
     (run_files.run_dir(tmp_path, name) / 'result.json').unlink()
@@ -174,7 +174,7 @@ def test_results_without_a_workdir(tmp_path):
   assert {path.suffix for path in written.parent.iterdir()} == {'.html', '.csv', '.svg', '.png'}
 
 
-def test_text_of_others_is_escaped(tmp_path):
+def test_escaping(tmp_path):
   path = tmp_path / 'evil.csv'
   quoted = EVIL.replace('"', '""')
   path.write_text(
@@ -188,69 +188,15 @@ def test_text_of_others_is_escaped(tmp_path):
   assert f'{EVIL} {EVIL}' in shown.text
 
 
-def results_of(sensitivities, groups=('method',)):
-  """Results and table with this LR sensitivity for (parameters, method)."""
-  rows = [
-      {
-          'parameters': size,
-          'method': method,
-          'lr_sensitivity': value,
-          'missing': 0,
-          'best_loss': 3.0 - value,
-          'best_learning_rate': 0.1,
-      }
-      for (size, method), value in sensitivities.items()
-  ]
-  table = pd.DataFrame(rows)
-  return results_lib.Results(table, list(groups), []), table
-
-
-def test_two_interventions_are_compared_at_each_size():
-  given = results_of({(10, 'a'): 0.2, (10, 'b'): 0.1, (20, 'a'): 0.3, (20, 'b'): 0.6})
-  assert page.finding(*given) == (
-      'LR sensitivity with method=b, compared with method=a: 0.5 times at 10 and 2.0 times at 20'
-      ' parameters.'
-  )
-  assert page.best(*given) == (
-      'The lowest loss is 2.400 nats: 20 parameters, method=b, learning rate 1e-1.'
-  )
-
-
-def test_more_interventions_are_ranked_at_the_largest_size():
-  given = results_of({(10, 'a'): 1.0, (20, 'a'): 0.3, (20, 'b'): 0.6, (20, 'c'): 0.1})
-  assert page.finding(*given) == (
-      'LR sensitivity at 20 parameters, lowest first: method=c (0.100), method=a (0.300),'
-      ' method=b (0.600).'
-  )
-
-
-def test_one_intervention_is_told_by_size():
-  given = results_of({(10, 'a'): 0.2, (20, 'a'): 0.3}, groups=())
-  assert page.finding(*given) == 'LR sensitivity is 0.200 at 10 and 0.300 at 20.'
-  assert page.best(*given).endswith('20 parameters, learning rate 1e-1.')
-
-
-@pytest.mark.parametrize('change', [{'missing': 1}, {'lr_sensitivity': 0.0}])
-def test_what_is_undecided_is_no_finding(change):
-  results, table = results_of({(10, 'a'): 0.2, (10, 'b'): 0.1})
-  table.loc[1, list(change)] = list(change.values())
-  assert page.finding(results, table) is None
-
-
-def test_nothing_measured_is_no_finding():
-  results, table = results_of({(10, 'a'): np.nan})
-  assert page.finding(results, table) is None and page.best(results, table) is None
-
-
-def test_synthetic_text_has_its_entropy_rate_on_the_page(tmp_path):
+def test_entropy_rate(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), interventions=[{}])
   sweep = sweeps.read_sweep(tmp_path)
   sweep.data['entropy_rate'] = 1.25
   sweeps.write_sweep(tmp_path, sweep)
-  assert '1.250 nats: no model can be better' in Page(page.write_report(tmp_path)).text
+  assert '1.250 nats, the lowest loss possible' in Page(page.write_report(tmp_path)).text
 
 
-def test_analysis_and_report_never_import_training():
+def test_no_training_imports():
   code = (
       'import sys, stability.analysis.claims.registry, stability.report.page,'
       ' stability.report.terminal;'
@@ -272,7 +218,7 @@ def write_activations(workdir, **change):
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-def test_parameterizations_over_widths_have_their_coordinate_check_on_the_page(tmp_path):
+def test_coordinate_check(tmp_path):
   write_activations(tmp_path)
   text = re.sub(r'\s+', ' ', Page(page.write_report(tmp_path)).text)
   assert 'Coordinate check' in text and 'parameterizationlogits standard+1.00 mup+0.00' in text
@@ -286,12 +232,12 @@ def test_parameterizations_over_widths_have_their_coordinate_check_on_the_page(t
         {'widths': (16,)},
     ],
 )
-def test_a_sweep_that_is_no_coordinate_check_has_none(change, tmp_path):
+def test_no_coordinate_check(change, tmp_path):
   write_activations(tmp_path, **change)
   assert page._coordinate_check(tmp_path, results_lib.load_workdir(tmp_path)).empty
 
 
-def test_page_tells_where_somebody_stepped_in(tmp_path):
+def test_actions(tmp_path):
   made_up.write_sweep(tmp_path)
   name = next(iter(sweeps.read_sweep(tmp_path).runs))
   run = run_files.run_dir(tmp_path, name)
@@ -310,16 +256,39 @@ def test_page_tells_where_somebody_stepped_in(tmp_path):
           record(60, 'rewind', to=0, skip=60, changes={'optimizer.learning_rate': 1e-3}),
       ],
   )
-  told = timeline.load(tmp_path)
-  assert [(row.step, row.what) for row in told.itertuples()] == [
+  found = timeline.load(tmp_path)
+  assert [(row.step, row.what) for row in found.itertuples()] == [
       (40, 'alarm: loss_spike'),
       (45, 'None, refused: not a request'),
       (50, 'alarm: loss_spike'),
       (60, 'rewind 0 skip=60 optimizer.learning_rate=0.001'),
       (20, 'alarm: loss_spike'),
   ]
-  assert set(told['run']) == {name}
+  assert set(found['run']) == {name}
   shown = Page(page.write_report(tmp_path))
-  for words in ('Stepping in', 'spike at 50', 'rewind 0 skip=60', EVIL):
+  for words in ('Actions', 'spike at 50', 'rewind 0 skip=60', EVIL):
     assert words in shown.text
+  assert 'Alarms in runs that nobody acted on' not in shown.text
   assert 'script' not in [tag for tag, _ in shown.elements]
+
+
+def test_alarms_without_actions(tmp_path):
+  first, second, *_ = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
+  for name in (first, second):
+    alarm = {'step': 40, 'rule': 'loss_spike', 'actions': 0, 'seen': f'{EVIL} in {name}'}
+    files.write_lines(run_files.run_dir(tmp_path, name) / 'alarms.jsonl', [alarm])
+  record = {'step': 50, 'by': 'ann', 'why': '', 'action': 'skip', 'steps': 5}
+  files.write_lines(run_files.run_dir(tmp_path, second) / 'actions.jsonl', [record])
+  results_csv.write_results(tmp_path)
+  shown = Page(page.write_report(tmp_path))
+  _, alarms = shown.text.split('Alarms in runs that nobody acted on.')
+  alarms, actions = alarms.split('Alarms and actions in runs that a person')
+  assert f'{EVIL} in {first}' in alarms and f'in {second}' not in alarms
+  assert f'{EVIL} in {second}' in actions and f'in {first}' not in actions
+  assert 'Runs acted on are those whose course an action changed.' in shown.text
+  assert 'script' not in [tag for tag, _ in shown.elements]
+  with (tmp_path / 'results.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert list(rows[0])[-1] == 'actions'
+  assert [row['actions'] for row in rows[:3]] == ['0', '1', '0']
+

@@ -43,7 +43,7 @@ def _shortest_minus_longest_warmup(values: pd.DataFrame) -> pd.Series:
   return ev.at_lowest(values, WARMUP).mean() - ev.at_highest(values, WARMUP).mean()
 
 
-def _stabilized_by_warmup(e: Evidence) -> pd.Series:
+def _stabilised_by_warmup(e: Evidence) -> pd.Series:
   e = e.only(e.runs['parameters'] == e.runs['parameters'].max())
   e = e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
   return _shortest_minus_longest_warmup(e.mean(e.runs['unstable'].astype(float)))
@@ -115,7 +115,7 @@ CLAIMS = (
         'The largest size is unstable at the highest learning rate without a long warm-up.',
         'fraction of these runs that are unstable, shortest minus longest warm-up',
         AtLeast(0.5),  # most of them
-        _stabilized_by_warmup,
+        _stabilised_by_warmup,
         min_unique={WARMUP: 2} | _THREE,
         constant=(STEPS, BATCH),
     ),

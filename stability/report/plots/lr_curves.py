@@ -1,4 +1,4 @@
-"""The figures of losses and attention logits: a function each, from results to a figure."""
+"""Figures of losses, LR sensitivity, attention logits and training curves."""
 
 import numpy as np
 import pandas as pd
@@ -8,113 +8,114 @@ from matplotlib.figure import Figure
 from stability.analysis import results as results_lib
 from stability.analysis.results import Results
 from stability.report import labels
-from stability.report.plots import style as style_lib
+from stability.report.plots import style
 
 
-@style_lib.styled
+@style.styled
 def loss_by_learning_rate(
     results: Results, bigram_loss: float | None = None, ax: Axes | None = None
 ) -> Figure:
-  """A panel per intervention, a line per size: mean over seeds of min(final, initial), their range.
+  """Mean and range over seeds of min(final, initial) loss against learning rate.
 
-  A cross marks a learning rate where a run diverged, a ring the best one.
+  A panel per intervention, a line per size. A cross marks a learning rate at which a run diverged,
+  a ring the best one.
   """
-  runs = style_lib.labelled(results)
-  sizes = style_lib.colours(runs, 'size', 'parameters', style_lib.SIZE_COLOURS)
-  panels = style_lib.panels(results, runs)
-  figure, axes = style_lib.grid(list(panels), height=3.3, ax=ax)
-  low, high = style_lib.padded(runs['loss'])
-  handles = [*style_lib.handles(sizes), style_lib.handle('best', **style_lib.RING)]
-  handles += style_lib.diverged_handle(runs)
+  runs = style.labelled(results)
+  sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
+  panels = style.panels(results, runs)
+  figure, axes = style.grid(list(panels), height=3.3, ax=ax)
+  low, high = style.padded(runs['loss'])
+  handles = [*style.handles(sizes), style.handle('best', **style.RING)]
+  handles += style.diverged_handle(runs)
   levels = (('initial loss', runs['initial_loss'].mean(), ':'), ('bigram model', bigram_loss, '--'))
-  for name, level, style in levels:
+  for name, level, linestyle in levels:
     if level is not None:
       where = ' (above)' if level > high else ' (below)' if level < low else ''
       text = f'{name}\n{level:.2f}{where}'
-      handles.append(style_lib.handle(text, linestyle=style, linewidth=1.1))
+      handles.append(style.handle(text, linestyle=linestyle, linewidth=1.1))
       for axis in axes[:, 0]:
-        axis.axhline(level, color=style_lib.GREY, linestyle=style, linewidth=1.1)
+        axis.axhline(level, color=style.GREY, linestyle=linestyle, linewidth=1.1)
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
     for size, colour in sizes.items():
       of_size = of_panel[of_panel['size'] == size]
-      line = style_lib.line(axis, of_size, 'learning_rate', 'loss', 'mean', colour)
+      line = style.line(axis, of_size, 'learning_rate', 'loss', 'mean', colour)
       diverged = of_size['learning_rate'][of_size['status'] == 'diverged']
-      axis.plot(line[line.index.isin(diverged)], color=colour, **style_lib.CROSS)
-      axis.plot(line[line == line.min()], color=colour, **style_lib.RING)
+      axis.plot(line[line.index.isin(diverged)], color=colour, **style.CROSS)
+      axis.plot(line[line == line.min()], color=colour, **style.RING)
     axis.set_ylim(low, high)
-    style_lib.rate_axis(axis)
-  style_lib.finish(figure, 'learning rate', 'validation loss (nats)', handles, 'parameters', ax=ax)
+    style.learning_rate_axis(axis)
+  style.finish(figure, 'learning rate', 'validation loss (nats)', handles, 'parameters', ax=ax)
   return figure
 
 
-@style_lib.styled
+@style.styled
 def sensitivity_by_parameters(
     results: Results, table: pd.DataFrame, ax: Axes | None = None
 ) -> Figure:
-  """LR sensitivity against parameters, a line per intervention, with the table's intervals."""
-  figure, axes = style_lib.grid([''], height=3.3, ax=ax)
+  """LR sensitivity and its intervals against parameters, with a line per intervention."""
+  figure, axes = style.grid([''], height=3.3, ax=ax)
   axis = axes[0, 0]
   handles = []
   for i, (values, rows) in enumerate(results_lib.split(table, results.groups)):
     look = {
-        'marker': style_lib.INTERVENTION_MARKERS[i % len(style_lib.INTERVENTION_MARKERS)],
-        'color': style_lib.INTERVENTION_COLOURS[i % len(style_lib.INTERVENTION_COLOURS)],
+        'marker': style.INTERVENTION_MARKERS[i % len(style.INTERVENTION_MARKERS)],
+        'color': style.INTERVENTION_COLOURS[i % len(style.INTERVENTION_COLOURS)],
     }
     x, whole = rows['parameters'].astype(float), rows['missing'] == 0
     axis.plot(x[whole], rows['lr_sensitivity'][whole], markersize=6, **look)
-    axis.plot(x[~whole], rows['lr_sensitivity'][~whole], linestyle='', **style_lib.HOLLOW, **look)
+    axis.plot(x[~whole], rows['lr_sensitivity'][~whole], linestyle='', **style.HOLLOW, **look)
     # Not errorbar: an interval by resampling need not contain the estimate.
     axis.vlines(x, rows['low'], rows['high'], color=look['color'], linewidth=5, alpha=0.35)
     name = labels.wrapped(labels.pairs(results.groups, values), 30)
-    handles.append(style_lib.handle(name, **look))
+    handles.append(style.handle(name, **look))
   if not results.groups:
     handles = []
   if (table['missing'] > 0).any():
-    look = {'marker': 'o', 'linestyle': '', **style_lib.HOLLOW}
-    handles.append(style_lib.handle('undecided:\nruns missing', **look))
-  style_lib.ratio_axis(axis, table[['lr_sensitivity', 'low', 'high']])
-  style_lib.parameters_axis(axis, table['parameters'])
-  style_lib.finish(figure, 'parameters', 'LR sensitivity (nats)', handles, '', ax=ax)
+    look = {'marker': 'o', 'linestyle': '', **style.HOLLOW}
+    handles.append(style.handle('undecided:\nruns missing', **look))
+  style.ratio_axis(axis, table[['lr_sensitivity', 'low', 'high']])
+  style.parameters_axis(axis, table['parameters'])
+  style.finish(figure, 'parameters', 'LR sensitivity (nats)', handles, '', ax=ax)
   return figure
 
 
-@style_lib.styled
+@style.styled
 def logits_by_learning_rate(
     results: Results, curves: pd.DataFrame, ax: Axes | None = None
 ) -> Figure:
-  """Highest attention logit of block 0 over training against learning rate, a line per size."""
-  runs = style_lib.labelled(results, curves)
-  sizes = style_lib.colours(runs, 'size', 'parameters', style_lib.SIZE_COLOURS)
+  """Highest attention logit of block 0 over training against learning rate; a line per size."""
+  runs = style.labelled(results, curves)
+  sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
   figure, axes = _logits(results, runs, 'learning_rate', 'size', sizes, ax)
   for axis in axes.flat:
-    style_lib.rate_axis(axis)
-  handles = [*style_lib.handles(sizes), style_lib.logit_handle()]
-  style_lib.finish(figure, 'learning rate', style_lib.LOGIT_LABEL, handles, 'parameters', ax=ax)
+    style.learning_rate_axis(axis)
+  handles = [*style.handles(sizes), style.logit_handle()]
+  style.finish(figure, 'learning rate', style.LOGIT_LABEL, handles, 'parameters', ax=ax)
   return figure
 
 
-@style_lib.styled
+@style.styled
 def logits_by_parameters(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Highest attention logit of block 0 over training against parameters, a line per LR."""
-  runs = style_lib.labelled(results, curves)
-  rates = style_lib.colours(runs, 'rate', 'learning_rate', style_lib.RATE_COLOURS)
+  """Highest attention logit of block 0 over training against parameters; a line per LR."""
+  runs = style.labelled(results, curves)
+  rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
   figure, axes = _logits(results, runs, 'parameters', 'rate', rates, ax)
   for axis in axes.flat:
-    style_lib.parameters_axis(axis, runs['parameters'])
-  handles = [*style_lib.handles(rates), style_lib.logit_handle()]
-  style_lib.finish(figure, 'parameters', style_lib.LOGIT_LABEL, handles, 'learning rate', ax=ax)
+    style.parameters_axis(axis, runs['parameters'])
+  handles = [*style.handles(rates), style.logit_handle()]
+  style.finish(figure, 'parameters', style.LOGIT_LABEL, handles, 'learning rate', ax=ax)
   return figure
 
 
-@style_lib.styled
+@style.styled
 def training_curves(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Training loss and, beneath it, block 0's attention logit over the steps of the largest size.
+  """Training loss and attention logit of block 0 over the steps of the largest size.
 
-  A column per intervention, a line per learning rate, of several seeds the first; a cross where a
-  run diverged.
+  A column per intervention, a line per learning rate, with the first seed only. A cross marks where
+  a run diverged.
   """
-  runs = style_lib.labelled(results)
-  rates = style_lib.colours(runs, 'rate', 'learning_rate', style_lib.RATE_COLOURS)
+  runs = style.labelled(results)
+  rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
   logged = runs['run'].isin(curves['run'][curves['loss'].notna()])
   runs = runs[logged].sort_values('parameters', kind='stable')
   size = runs['size'].iloc[-1]
@@ -124,26 +125,26 @@ def training_curves(results: Results, curves: pd.DataFrame, ax: Axes | None = No
   shown = ['loss']
   if curves[results_lib.LOGIT].notna().any():
     shown.append(results_lib.LOGIT)
-  panels = style_lib.panels(results, runs)
-  figure, axes = style_lib.grid(list(panels), height=2.5, rows=len(shown), ax=ax)
+  panels = style.panels(results, runs)
+  figure, axes = style.grid(list(panels), height=2.5, rows=len(shown), ax=ax)
   for column, of_panel in zip(axes, panels.values(), strict=True):
     for _, run in of_panel.iterrows():
       for axis, name in zip(column, shown, strict=True):
         curve = curves[name][curves['run'] == run['run']].dropna()
         axis.plot(curve, color=rates[run['rate']], linewidth=1.2)
         if run['status'] == 'diverged':
-          axis.plot(curve.iloc[-1:], color=rates[run['rate']], **style_lib.CROSS)
+          axis.plot(curve.iloc[-1:], color=rates[run['rate']], **style.CROSS)
     column[0].set_yscale('log')
-    column[0].set_ylim(curves['loss'].min() / 1.05, style_lib.ceiling(runs, curves['loss']) * 1.05)
-    style_lib.plain_ticks(column[0].yaxis, (1, 1.5, 2, 3, 4, 6, 8))
+    column[0].set_ylim(curves['loss'].min() / 1.05, style.ceiling(runs, curves['loss']) * 1.05)
+    style.plain_ticks(column[0].yaxis, (1, 1.5, 2, 3, 4, 6, 8))
     for axis in column[1:]:
-      style_lib.logit_axis(axis)
+      style.logit_axis(axis)
   axes[0, 0].set_ylabel('training loss (nats)')
-  handles = [*style_lib.handles(rates), *style_lib.diverged_handle(runs)]
+  handles = [*style.handles(rates), *style.diverged_handle(runs)]
   if len(shown) > 1:
     axes[0, 1].set_ylabel('highest attention\nlogit of block 0')
-    handles.append(style_lib.logit_handle())
-  style_lib.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate', ax=ax)
+    handles.append(style.logit_handle())
+  style.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate', ax=ax)
   return figure
 
 
@@ -155,11 +156,11 @@ def _logits(
     colours: dict[str, tuple],
     ax: Axes | None,
 ) -> tuple[Figure, np.ndarray]:
-  """A panel per intervention of the highest attention logit against x."""
-  panels = style_lib.panels(results, runs)
-  figure, axes = style_lib.grid(list(panels), height=3.1, ax=ax)
+  """The highest attention logit against x, in a panel per intervention."""
+  panels = style.panels(results, runs)
+  figure, axes = style.grid(list(panels), height=3.1, ax=ax)
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
     for name, colour in colours.items():
-      style_lib.line(axis, of_panel[of_panel[line] == name], x, 'logit', 'median', colour)
-    style_lib.logit_axis(axis)
+      style.line(axis, of_panel[of_panel[line] == name], x, 'logit', 'median', colour)
+    style.logit_axis(axis)
   return figure, axes

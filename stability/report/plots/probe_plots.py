@@ -1,4 +1,4 @@
-"""The figures of what is inside the runs, and of the loss against a number that a sweep varies."""
+"""Figures of probes, and of the loss against numbers that a sweep varies."""
 
 from collections.abc import Sequence
 
@@ -13,38 +13,35 @@ from stability.analysis.results import Results
 from stability.report import labels
 from stability.report.plots import style
 
-LAYER = 'block_0/mlp/up'  # whose gradients the paper follows, section 3.4
+LAYER = 'block_0/mlp/up'  # the layer whose gradients the paper shows (section 3.4)
 GRADIENT, UPDATE = f'gradient_rms/{LAYER}', f'update_rms/{LAYER}'
 EPS = 'optimizer.eps'
-NORMS = {  # probe -> its axis; what attention logits are the product of
+NORMS = {  # probe -> label; attention logits are the product of these
     'block_0/query_norm': 'query norm',
     'block_0/key_norm': 'key norm',
     'block_0/query_key_cosine': 'cosine',
 }
-NUMBERS_NEEDED = 3  # values of a field, for its own abscissa
+MIN_VALUES = 3  # of a field that gets a figure of its own
 
 
 def output_rms(results: Results) -> str | None:
-  """The probe of block 2's output, as in the paper, or of the last block that all sizes have."""
+  """The output probe of block 2, as in the paper, or of the last block that all sizes have."""
   if 'model.depth' not in results.runs or results.runs['model.depth'].min() < 1:
     return None
   return f'block_{min(2, int(results.runs["model.depth"].min()) - 1)}/output_rms'
 
 
 def probes(results: Results) -> list[str]:
-  """What these figures read of the curves."""
+  """The probes that these figures need."""
   return list(filter(None, [GRADIENT, UPDATE, output_rms(results), *NORMS]))
 
 
 def numbers(results: Results) -> list[str]:
-  """The interventions that are numbers of enough different values to have an abscissa.
-
-  Of fields that move together, the first.
-  """
+  """The swept numeric fields with at least MIN_VALUES values; of fields that covary, the first."""
   found = []
   for field in results.groups:
     values = results.runs[field]
-    has_axis = pd.api.types.is_numeric_dtype(values) and values.nunique() >= NUMBERS_NEEDED
+    has_axis = pd.api.types.is_numeric_dtype(values) and values.nunique() >= MIN_VALUES
     if has_axis and all(values.groupby(results.runs[other]).nunique().max() > 1 for other in found):
       found.append(field)
   return found
@@ -52,10 +49,10 @@ def numbers(results: Results) -> list[str]:
 
 @style.styled
 def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figure:
-  """Final loss against a swept number, a panel per size and other intervention, a line per LR.
+  """Final loss against a swept number, with a panel per size and intervention and a line per LR.
 
-  Fields that have one value for each of the number's (a warm-up in proportion to the steps) make no
-  panels. A model without blocks is a level across all panels.
+  Fields that are a function of the number (a warm-up in proportion to the steps) add no panels. A
+  model without blocks is a horizontal line in all panels.
   """
   runs = style.labelled(results)
   blocks = runs
@@ -85,10 +82,10 @@ def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figu
 
 @style.styled
 def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Gradient RMS and, beneath it, update RMS of block 0's first MLP layer at the end of training.
+  """Gradient RMS and update RMS of block 0's first MLP layer at the end of training.
 
-  Against epsilon where the sweep varies that, else against parameters; a panel per intervention, a
-  line per learning rate. Where the gradient is below the dashed line, it is below epsilon.
+  Against eps if the sweep varies it, otherwise against parameters. A panel per intervention, a line
+  per learning rate. Gradients below the dashed line are below eps.
   """
   x = EPS if EPS in numbers(results) else 'parameters'
   runs = style.labelled(results)
@@ -109,7 +106,7 @@ def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) ->
         style.parameters_axis(axis, runs['parameters'])
     if EPS in of_panel:
       eps = of_panel.groupby(x)[EPS].max()
-      # The axis has its limits by now: they are those of the gradients, wherever eps is.
+      # The limits of the axis are already set, by the gradients alone.
       column[0].plot(eps, color=style.GREY, linestyle='--', linewidth=1.1)
   for axis, name in zip(axes[0], shown.values(), strict=True):
     axis.set_ylabel(name)
@@ -122,7 +119,7 @@ def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) ->
 
 @style.styled
 def outputs(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """RMS of a block's output at the end against parameters, a line per learning rate."""
+  """RMS of a block's output at the end of training against parameters; a line per LR."""
   probe = output_rms(results)
   runs = style.labelled(results)
   runs['rms'] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
@@ -142,9 +139,9 @@ def outputs(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> F
 
 @style.styled
 def norms(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Norms of block 0's queries and keys and the cosine between them, over the largest size's steps.
+  """Norms of block 0's queries and keys and their cosine over the steps of the largest size.
 
-  A column per intervention, a line per learning rate, of several seeds the first.
+  A column per intervention, a line per learning rate, with the first seed only.
   """
   runs = style.labelled(results)
   rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
@@ -172,7 +169,7 @@ def norms(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Fig
 
 
 def _panels(runs: pd.DataFrame, results: Results, field: str) -> dict[str, pd.DataFrame]:
-  """The runs of each size and of each intervention but the field, under its name."""
+  """The runs of each size and intervention, ignoring the field, by name."""
   others = [name for name in results.groups if name != field]
   others = [name for name in others if runs.groupby(field)[name].nunique().max() > 1]
   found = {}
@@ -193,7 +190,7 @@ def _eps_label(runs: pd.DataFrame, shown: Sequence[str]) -> str:
 
 
 def _power_axis(axis: Axes, values: pd.Series) -> None:
-  """A log axis over these values, and over a factor of at least 4."""
+  """Formats y as a log axis over these values, and over at least a factor of 4."""
   axis.set_yscale('log')
   logs = np.log(values[values > 0])
   if len(logs):
@@ -204,7 +201,7 @@ def _power_axis(axis: Axes, values: pd.Series) -> None:
 
 
 def _number_axis(axis: Axes, values: pd.Series) -> None:
-  """Logarithmic where the values span a factor of ten; a zero then stands left of them."""
+  """Formats x: logarithmic if the values span a factor of ten, with any zero at the left end."""
   values = values.astype(float)
   positive = values[values > 0]
   if len(positive) and positive.max() >= 10 * positive.min():

@@ -1,4 +1,4 @@
-"""Which figures a page shows, with their titles and captions."""
+"""The figures that a page shows, with their titles and captions."""
 
 import dataclasses
 import functools
@@ -24,72 +24,72 @@ class Plot:
   name: str  # of its files
   title: str
   caption: str
-  draw: Callable[..., Figure] | None  # in the axes `ax`, if given; None: nothing to draw yet
-  absent: str  # why there may be none
+  draw: Callable[..., Figure] | None  # takes `ax`, the axes to draw in; None: nothing to draw
+  absent: str  # the reason shown in place of the figure
 
 
 def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None) -> list[Plot]:
-  """Of final losses and LR sensitivity."""
+  """Figures of final losses and LR sensitivity."""
   finished = lr_sensitivity.counted_loss(results.runs).notna().any()
   several_rates = _has_several_rates(results)
   return [
       Plot(
           'loss_by_learning_rate',
           'Final loss against learning rate',
-          'A flat curve is a stable one: the learning rate hardly matters. Points are means over'
-          ' seeds, bands their range; no loss counts as worse than the initial one.',
+          'Training is stable where the curve is flat: the learning rate hardly matters. Points are'
+          ' means over seeds, bands their range. Losses are capped at the initial loss.',
           functools.partial(lr_curves.loss_by_learning_rate, results, bigram_loss)
           if finished and several_rates
           else None,
-          'This needs two learning rates or more.' if finished else 'No run has finished yet.',
+          'This needs at least two learning rates.' if finished else 'No run has finished yet.',
       ),
       Plot(
           'lr_sensitivity',
           'LR sensitivity against size',
-          'How far the loss is above its best, on average over the learning rates. A line that'
-          ' rises says that larger models will need more care; bars are 90 % intervals over seeds.',
+          'How far the loss is above its best, on average over the learning rates. Where the line'
+          ' rises, larger models are harder to train. Bars are 90 % intervals over seeds.',
           functools.partial(lr_curves.sensitivity_by_parameters, results, table)
           if table['parameters'][table['lr_sensitivity'] > 0].nunique() > 1
           else None,
-          'This needs finished runs of two sizes or more, with their parameters.',
+          'This needs finished runs of at least two sizes, with known parameters.',
       ),
       *number_plots(results),
   ]
 
 
 def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
-  """Of training losses and attention logits."""
+  """Figures of training losses and attention logits."""
   measured = curves[results_lib.LOGIT].notna().any()
   several_rates = _has_several_rates(results)
   probed = results.runs['run'].isin(curves['run'][curves[results_lib.LOGIT].notna()])
   sizes = results.runs['parameters'][probed].nunique()
-  absent = 'No attention logits have been logged; config.probe.every_steps asks for them.'
+  absent = 'No attention logits have been logged; see config.probe.every_steps.'
   return [
       Plot(
           'attention_logits_by_learning_rate',
           'Attention logits against learning rate',
-          'The highest attention logit that block 0 reached while training, median over seeds.'
-          ' As logits grow, attention collapses onto single tokens, and the loss rises.',
+          'The highest attention logit of block 0 during training, median over seeds. As logits'
+          ' grow, attention collapses onto single tokens and the loss rises.',
           functools.partial(lr_curves.logits_by_learning_rate, results, curves)
           if measured and several_rates
           else None,
-          'This needs two learning rates or more.' if measured else absent,
+          'This needs at least two learning rates.' if measured else absent,
       ),
       Plot(
           'attention_logits_by_parameters',
           'Attention logits against size',
-          'The same numbers at each learning rate. Lines that climb towards the dashed one tell at'
-          ' which size a learning rate that is still fine here stops being so.',
+          'The same logits, with a line per learning rate. Where a line approaches the dashed one,'
+          ' larger models are expected to be unstable at that learning rate.',
           functools.partial(lr_curves.logits_by_parameters, results, curves)
           if sizes > 1
           else None,
-          'This needs attention logits of two sizes or more.',
+          'This needs attention logits of at least two sizes.',
       ),
       Plot(
           'training_curves',
           'Training curves of the largest size',
-          'Loss and attention logits step by step, one line per learning rate. Where the logits'
-          ' take off first and the loss follows, they are the likely cause.',
+          'Loss and attention logits over training, with a line per learning rate. Where the logits'
+          ' grow first and the loss follows, they are the likely cause.',
           functools.partial(lr_curves.training_curves, results, curves)
           if curves['loss'].notna().any()
           else None,
@@ -99,12 +99,12 @@ def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
 
 
 def _has_several_rates(results: Results) -> bool:
-  """A point per panel is no curve; a sweep of another number has a figure of its own."""
+  """Whether there are curves over learning rates; other swept numbers have their own figures."""
   return results.runs['learning_rate'].nunique() > 1 or not results.groups
 
 
 def number_plots(results: Results) -> list[Plot]:
-  """Loss against each number that the sweep varies beside size and learning rate."""
+  """Figures of the loss against each number that the sweep varies besides size and LR."""
   if not lr_sensitivity.counted_loss(results.runs).notna().any():
     return []
   shown = labels.fields(results.groups)
@@ -113,7 +113,7 @@ def number_plots(results: Results) -> list[Plot]:
       Plot(
           f'loss_by_{_file_name(name, number)}',
           f'Final loss against {name.replace("_", " ")}',
-          'The same losses, a line per learning rate; a flat line says that the number hardly'
+          'The same losses, with a line per learning rate. A flat line means that the number hardly'
           ' matters.',
           functools.partial(probe_plots_lib.loss_by_number, results, field),
           '',
@@ -123,13 +123,13 @@ def number_plots(results: Results) -> list[Plot]:
 
 
 def _file_name(name: str, number: int) -> str:
-  """A name that files and the page's ids can have; a CSV's columns may be called anything."""
-  plain = re.fullmatch(r'[A-Za-z0-9_.]{1,60}', name) and name != 'learning_rate'  # has its own
+  """A name for files and ids; the columns of a CSV file may have any name."""
+  plain = re.fullmatch(r'[A-Za-z0-9_.]{1,60}', name) and name != 'learning_rate'  # another figure's
   return name if plain else f'column-{number}'
 
 
 def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
-  """What else was measured inside; a figure without data is left out."""
+  """Figures of the other probes; those without data are left out."""
   sizes = results.runs['parameters'].nunique()
   output = probe_plots_lib.output_rms(results)
 
@@ -144,8 +144,8 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
         Plot(
             'gradients',
             'Gradients and updates at the end of training',
-            'RMS over the first MLP layer of block 0. Gradients fall with size and learning rate;'
-            " where they come near AdamW's eps, the dashed line, updates vanish.",
+            'RMS of the first MLP layer of block 0. Gradients decrease with size and learning rate;'
+            " where they approach AdamW's eps, the dashed line, updates vanish.",
             functools.partial(probe_plots_lib.gradients, results, curves),
             '',
         )
@@ -154,9 +154,9 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
     found.append(
         Plot(
             'block_outputs',
-            "Size of a block's output",
-            'RMS of the residual stream after it, median over seeds. As it grows with the learning'
-            ' rate, the gradients that reach the blocks through their normalisation shrink.',
+            "RMS of a block's output",
+            'RMS of the residual stream after the block, median over seeds. As it grows with the'
+            ' learning rate, normalisation shrinks the gradients that reach the blocks.',
             functools.partial(probe_plots_lib.outputs, results, curves),
             '',
         )
@@ -166,8 +166,8 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
         Plot(
             'query_key_norms',
             'Queries and keys of the largest size',
-            'What attention logits of block 0 are made of: the norms of queries and keys, and the'
-            ' cosine between a query and the key of its highest logit.',
+            'The factors of the attention logits of block 0: the norms of queries and keys, and the'
+            ' cosine between a query and the key with which it has its highest logit.',
             functools.partial(probe_plots_lib.norms, results, curves),
             '',
         )
@@ -176,5 +176,5 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
 
 
 def probes(results: Results) -> list[str]:
-  """What the page needs of the curves."""
+  """The probes that the page needs."""
   return [results_lib.LOGIT, *probe_plots_lib.probes(results), *registry.probes(results)]

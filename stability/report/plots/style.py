@@ -1,4 +1,4 @@
-"""What figures are made of: style, runs with the names of their lines, panels, axes, legends."""
+"""Building blocks of the figures: style, colours, panels, axes and legends."""
 
 import io
 import math
@@ -21,11 +21,11 @@ from stability.errors import BadInput
 from stability.report import labels
 
 WIDTH = 8  # inches; shown at 800 pixels, a point is then 1.4 pixels
-ACROSS = 4  # panels side by side, at most
-MOST_PANELS = 40  # that anybody would look at; hundreds take minutes to draw
-MOST_LINES = 200  # of different names
+MAX_COLUMNS = 4  # of panels
+MAX_PANELS = 40  # hundreds take minutes to draw and cannot be read
+MAX_LINES = 200  # with different names
 STYLE = {
-    'font.family': 'DejaVu Sans',  # comes with matplotlib: the same letters on every machine
+    'font.family': 'DejaVu Sans',  # comes with Matplotlib, so that every machine has it
     'font.size': 9,
     'axes.titlesize': 9.5,
     'figure.labelsize': 10,
@@ -44,24 +44,24 @@ STYLE = {
     'lines.linewidth': 1.6,
     'lines.markersize': 4.5,
     'figure.constrained_layout.use': True,
-    'text.parse_math': False,  # a $ in a field's value is a dollar
-    'svg.fonttype': 'path',  # the same in every browser
-    'svg.hashsalt': 'stability',  # the same ids, hence the same file, every time
+    'text.parse_math': False,  # a $ in a field's value is a dollar sign
+    'svg.fonttype': 'path',  # looks the same in every browser
+    'svg.hashsalt': 'stability',  # equal figures have equal ids, and so equal files
 }
 GREY = '#555555'
-SIZE_COLOURS = ('viridis', 0.82, 0.0)  # the larger the darker; the lightest still shows on white
-RATE_COLOURS = ('plasma', 0.0, 0.85)  # the higher the hotter
-# Okabe and Ito's: most colour-blind readers tell them apart too.
+SIZE_COLOURS = ('viridis', 0.82, 0.0)  # larger is darker; the lightest is visible on white
+RATE_COLOURS = ('plasma', 0.0, 0.85)  # higher is brighter
+# The palette of Okabe and Ito, which most colour-blind readers can distinguish.
 INTERVENTION_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-INTERVENTION_MARKERS = ('o', 's', '^', 'D', 'v', 'P')  # not as many: few pairs repeat
+INTERVENTION_MARKERS = ('o', 's', '^', 'D', 'v', 'P')  # a different number: pairs rarely repeat
 RING = {'marker': 'o', 'markersize': 9, 'markerfacecolor': 'none', 'linestyle': ''}
 CROSS = {'marker': 'x', 'markersize': 8, 'markeredgewidth': 2, 'linestyle': ''}
 HOLLOW = {'markersize': 6, 'markerfacecolor': 'white', 'markeredgewidth': 1.3}
 LOGIT_LABEL = 'highest attention logit of block 0\nover training'
 
 
-class TooMany(BadInput):
-  """A figure that would show more than can be seen, or drawn."""
+class FigureTooLarge(BadInput):
+  """Raised for a figure with too many panels or lines."""
 
 
 styled = matplotlib.rc_context(STYLE)
@@ -69,18 +69,18 @@ styled = matplotlib.rc_context(STYLE)
 
 @styled
 def save(figure: Figure, kind: str) -> bytes:
-  """The figure as a file's content; kind is svg or png. Equal figures give equal bytes."""
+  """The content of a figure's file; kind is svg or png. Equal figures give equal bytes."""
   content = io.BytesIO()
   metadata = {'Date': None} if kind == 'svg' else None
   figure.savefig(content, format=kind, dpi=200, metadata=metadata)
   return content.getvalue()
 
 
-# Runs as the figures need them.
+# Runs prepared for figures.
 
 
 def labelled(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
-  """The runs with loss, the names of their lines and, given the curves, their highest logit."""
+  """The runs with their loss, labels of size and learning rate, and, from curves, highest logit."""
   runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
   runs['rate'] = runs['learning_rate'].map(labels.number)
   runs['size'] = labels.sizes(runs, results.sizes)
@@ -91,7 +91,7 @@ def labelled(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFra
 
 
 def panels(results: Results, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-  """The runs of each intervention, under its name."""
+  """The runs of each intervention by its name."""
   split = results_lib.split(runs, results.groups)
   return {labels.pairs(results.groups, values): of_panel for values, of_panel in split}
 
@@ -99,9 +99,9 @@ def panels(results: Results, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def colours(
     runs: pd.DataFrame, name: str, order: str, palette: tuple[str, float, float]
 ) -> dict[str, tuple]:
-  """A colour for each entry of column `name`, ordered by column `order`."""
+  """A colour for each entry of the column `name`, in the order of the column `order`."""
   entries = runs.sort_values(order, kind='stable')[name].unique()
-  _check(len(entries), MOST_LINES, 'lines')
+  _check(len(entries), MAX_LINES, 'lines')
   colormap, first, last = palette
   colours = matplotlib.colormaps[colormap](np.linspace(first, last, len(entries)))
   return dict(zip(entries, map(tuple, colours), strict=True))
@@ -114,27 +114,27 @@ def padded(values: pd.Series) -> tuple[float, float]:
 
 
 def ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
-  """The highest loss worth showing: runs that explode would flatten all others."""
+  """The highest loss to show: exploding runs would flatten all others."""
   return np.nanmin([losses.max(), 1.3 * runs['initial_loss'].mean()])
 
 
-# What the figures are made of.
+# Panels, axes and legends.
 
 
 def grid(
     titles: list[str], height: float, rows: int = 1, ax: Axes | None = None
 ) -> tuple[Figure, np.ndarray]:
-  """A figure and its axes [panel, row]: `rows` axes of `height` inches beneath each title.
+  """A figure and its axes [panel, row], with `rows` axes of `height` inches below each title.
 
-  Given `ax`, these are the only axes, and their figure is used.
+  If `ax` is given, it is the only axis, and its figure is returned.
   """
   if ax is not None:
     if len(titles) * rows > 1:
       raise BadInput(f'ax: the figure has {len(titles) * rows} panels; leave ax out to draw it')
     ax.set_title(labels.wrapped(_short(titles[0]), 68))
     return ax.figure, np.array([[ax]])
-  _check(len(titles), MOST_PANELS, 'panels')
-  down = math.ceil(len(titles) / ACROSS)
+  _check(len(titles), MAX_PANELS, 'panels')
+  down = math.ceil(len(titles) / MAX_COLUMNS)
   across = math.ceil(len(titles) / down)
   figure = Figure(figsize=(WIDTH, height * rows * down))
   grid = figure.subplots(down * rows, across, squeeze=False, sharex=True)
@@ -154,41 +154,41 @@ def grid(
 
 def _check(count: int, most: int, what: str) -> None:
   if count > most:
-    raise TooMany(f'Not drawn: it would have {count:,} {what}, more than {most}.')
+    raise FigureTooLarge(f'Not drawn: it would have {count:,} {what}, more than {most}.')
 
 
 def line(
-    axis: Axes, runs: pd.DataFrame, x: str, y: str, middle: str, colour: tuple
+    axis: Axes, runs: pd.DataFrame, x: str, y: str, average: str, colour: tuple
 ) -> pd.Series:
-  """Draws the middle of y over seeds at each x, and their range; returns the line."""
-  band = runs.astype({x: float}).groupby(x)[y].agg([middle, 'min', 'max']).dropna()
-  axis.plot(band[middle], color=colour, marker='o')
+  """Draws the average of y over seeds (mean or median) and its range; returns the averages."""
+  band = runs.astype({x: float}).groupby(x)[y].agg([average, 'min', 'max']).dropna()
+  axis.plot(band[average], color=colour, marker='o')
   axis.fill_between(band.index, band['min'], band['max'], color=colour, alpha=0.2, linewidth=0)
-  return band[middle]
+  return band[average]
 
 
-def rate_axis(axis: Axes) -> None:
-  """Learning rates on x."""
+def learning_rate_axis(axis: Axes) -> None:
+  """Formats x as an axis of learning rates."""
   axis.set_xscale('log')
   plain_ticks(axis.xaxis, (1,))
 
 
 def parameters_axis(axis: Axes, parameters: pd.Series) -> None:
-  """Ticks at the sizes themselves, as many as have room."""
+  """Formats x as an axis of sizes, with ticks at as many of them as fit."""
   axis.set_xscale('log')
   plain_ticks(axis.xaxis, (1,), labels.parameters)
   sizes = sorted(set(parameters[parameters > 0].astype(float)))
   spec = axis.get_gridspec()  # None for axes that were placed by hand
-  room = 0.07 * (spec.ncols if spec else 1) * math.log(sizes[-1] / sizes[0])
+  min_gap = 0.07 * (spec.ncols if spec else 1) * math.log(sizes[-1] / sizes[0])
   shown = sizes[:1]
   for size in sizes[1:]:
-    if math.log(size / shown[-1]) >= room:
+    if math.log(size / shown[-1]) >= min_gap:
       shown.append(size)
   axis.xaxis.set_major_locator(ticker.FixedLocator(shown))
 
 
 def ratio_axis(axis: Axes, values: pd.DataFrame) -> None:
-  """A log axis over a factor of at least 4, so that noise does not look like a trend."""
+  """Formats y as a log axis over at least a factor of 4: noise must not look like a trend."""
   axis.set_yscale('log')
   logs = np.log(values.where(values > 0))
   middle = (logs.max(axis=None) + logs.min(axis=None)) / 2
@@ -198,7 +198,7 @@ def ratio_axis(axis: Axes, values: pd.DataFrame) -> None:
 
 
 def logit_axis(axis: Axes) -> None:
-  """Attention logits on y, with the line at which the paper's runs became unstable."""
+  """Formats y as an axis of attention logits, with a line at UNSTABLE_LOGIT."""
   axis.set_yscale('log')
   plain_ticks(axis.yaxis, (1,))
   axis.axhline(UNSTABLE_LOGIT, color=GREY, linestyle='--', linewidth=1.1)
@@ -207,43 +207,43 @@ def logit_axis(axis: Axes) -> None:
 def plain_ticks(
     axis: XAxis | YAxis, multiples: tuple[float, ...], text: Callable[[float], str] = labels.number
 ) -> None:
-  """Ticks at multiples of powers of ten, written out."""
+  """Labelled ticks at these multiples of powers of ten."""
   axis.set_major_locator(ticker.LogLocator(subs=multiples))
   axis.set_minor_locator(ticker.NullLocator())
-  # Rounded, for a tick may be 3.0000000000000004e-1.
+  # Rounded: a tick may be 3.0000000000000004e-1.
   axis.set_major_formatter(lambda value, position: text(float(f'{value:.6g}')))
 
 
 def _short(text: str) -> str:
-  """The text, or both ends of one that would take minutes to draw and leave no room."""
+  """The text, shortened to its ends if it would leave no room and take minutes to draw."""
   return text if len(text) <= 160 else f'{text[:100]} ... {text[-50:]}'
 
 
 def handle(label: str, **look) -> Line2D:
-  """An entry of the legend."""
+  """A legend entry."""
   return Line2D([], [], label=_short(label), **({'color': GREY} | look))
 
 
 def logit_handle() -> Line2D:
-  """That of the line of logit_axis."""
+  """The legend entry of the line in logit_axis."""
   return handle('1e4: unstable\nin the paper', linestyle='--', linewidth=1.1)
 
 
 def diverged_handle(runs: pd.DataFrame) -> list[Line2D]:
-  """That of the crosses, if there are any."""
+  """The legend entry of diverged runs, if there are any."""
   return [handle('diverged', **CROSS)] if (runs['status'] == 'diverged').any() else []
 
 
 def handles(colours: dict[str, tuple]) -> list[Line2D]:
-  """Those of lines in these colours."""
+  """The legend entries of lines in these colours."""
   return [handle(name, color=colour, marker='o') for name, colour in colours.items()]
 
 
 def finish(
     figure: Figure, x: str, y: str, entries: list[Line2D], title: str, ax: Axes | None = None
 ) -> None:
-  """Labels the figure and adds a legend with this title beside the axes; or within `ax`."""
-  _check(len(entries), MOST_LINES, 'lines')
+  """Adds labels and a legend with a title, beside the axes or, if given, within `ax`."""
+  _check(len(entries), MAX_LINES, 'lines')
   if ax is not None:
     ax.set_xlabel(_short(x))
     ax.set_ylabel(y or ax.get_ylabel())
