@@ -220,7 +220,9 @@ def print_plan(experiments: list[Experiment]) -> int:
     data = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # the same for all runs
     new = {name: config for name, config in configs.items() if reuse.key(config) not in seen}
     seen |= {reuse.key(config) for config in new.values()}
-    plan = cost_lib.plan(cost_lib.groups(new, tokens.vocabulary_size(data)))
+    # Some hundred architectures would take minutes to trace.
+    groups = cost_lib.groups(new, tokens.vocabulary_size(data), cost_lib.estimated_step_flops)
+    plan = cost_lib.plan(groups)
     plans.append(plan)
     table.add_row(
         experiment.name,

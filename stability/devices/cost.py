@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stability import config as config_lib
@@ -27,18 +27,22 @@ def train_flops(config: Config, vocabulary_size: int) -> float:
   return config['schedule']['steps'] * shapes.step_flops(config, vocabulary_size)
 
 
-def estimated_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
-  """FLOPs of a run of the default architecture, by a formula that needs no jax.
+def estimated_step_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
+  """FLOPs of a step of the default architecture, by a formula that needs no jax.
 
-  It weighs runs against each other: in progress bars, and where a sweep is divided into jobs. A
-  token passes through every weight of the blocks' matrices and of the head, 2 FLOPs each, and meets
-  every position of its sequence in each layer, 2 width for the logit and 2 for the value; the
+  A token passes through every weight of the blocks' matrices and of the head, 2 FLOPs each, and
+  meets every position of its sequence in each layer, 2 width for the logit and 2 for the value. The
   backward pass costs twice the forward pass.
   """
-  model = config['model']
+  model, data = config['model'], config['data']
   weights = config_lib.parameters(config) + model['width'] * vocabulary_size
-  attention = 4 * model['depth'] * model['width'] * config['data']['sequence_length']
-  return 3.0 * tokens(config) * (2 * weights + attention)
+  attention = 4 * model['depth'] * model['width'] * data['sequence_length']
+  return 3.0 * data['batch_size'] * data['sequence_length'] * (2 * weights + attention)
+
+
+def estimated_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
+  """FLOPs of a run by the same formula, to weigh runs against each other."""
+  return config['schedule']['steps'] * estimated_step_flops(config, vocabulary_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,11 @@ class Group:
   flops: float
 
 
-def groups(configs: Mapping[str, Config], vocabulary_size: int) -> list[Group]:
+def groups(
+    configs: Mapping[str, Config],
+    vocabulary_size: int,
+    step_flops: Callable[[Config, int], float] = shapes.step_flops,
+) -> list[Group]:
   """The groups of a sweep, in the order of their first runs."""
   members: dict[tuple[tuple[str, Any], ...], list[Config]] = {}
   for config in configs.values():
@@ -72,7 +80,7 @@ def groups(configs: Mapping[str, Config], vocabulary_size: int) -> list[Group]:
             runs=len(runs),
             tokens=sum(map(tokens, runs)),
             flops=sum(run['schedule']['steps'] for run in runs)
-            * shapes.step_flops(runs[0], vocabulary_size),
+            * step_flops(runs[0], vocabulary_size),
         )
     )
   return found

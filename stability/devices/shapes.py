@@ -54,8 +54,9 @@ def step_flops(config: AnyConfig, vocabulary_size: int) -> float:
   depth, rows = config['model']['depth'], config['data']['batch_size']
   key = architecture(config), vocabulary_size
   none, one = (traces.gradient(*key, depth=d, remat=False).flops.at(rows) for d in (0, 1))
-  update = _update(config, vocabulary_size)
-  return none + depth * (one - none) + update.flops
+  update = _fields(config, _NOT_UPDATE), *key
+  optimizer = traces.update(*update, depth=1).flops and _update(config, vocabulary_size).flops
+  return none + depth * (one - none) + optimizer
 
 
 @dataclasses.dataclass(frozen=True)
