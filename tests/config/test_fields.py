@@ -240,7 +240,10 @@ def test_help():
 
 
 def test_settable():
-  assert set(fields.settable()) == {
+  settable = set(fields.settable())
+  assert all(FIELDS[name].traced for name in settable)
+  assert not settable & {'seed', 'data.seed', 'schedule.steps', 'parameterization.base_width'}
+  assert settable >= {
       'optimizer.learning_rate',
       'optimizer.eps',
       'optimizer.beta1',
