@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stability.control import records
 from stability.control.alarms import read_alarms
+from stability.control.records import read_records
 from stability.storage import run_files, sweeps
 
 COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
@@ -19,7 +19,7 @@ def load(workdir: Path) -> pd.DataFrame:
   rows = []
   for name in [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]:
     run = run_files.run_dir(workdir, name)
-    acted_on = bool(records.read_records(run))
+    acted_on = bool(read_records(run))
     for alarm in read_alarms(run):
       rows.append((name, alarm.step, alarm.rule, alarm.message, acted_on))
   return pd.DataFrame(rows, columns=COLUMNS).astype({'acted_on': bool})

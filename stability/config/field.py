@@ -31,8 +31,9 @@ UNSET = _Sentinel.UNSET  # no value, where None is one
 class Field:
   """One option of a run.
 
-  An option that is newer than some stored configs states `absent`; then it is left out of the hash
-  in names of runs. For others, `absent` is the default at scale cpu.
+  A record added after the first workdirs were written must state `absent`: a value equal to it is
+  left out of the hash in names of runs, which so stay the same. In the others, `absent` is the
+  default at scale cpu.
   """
 
   name: str  # section.name
@@ -50,6 +51,7 @@ class Field:
   shared: bool = False  # the same for all runs of a sweep
   paper: Any = UNSET  # value in the paper's set-up, where claims hold a swept intervention
   absent: Any = UNSET  # value that a stored config without the field stands for
+  is_later: bool = dataclasses.field(init=False)  # absent was stated
 
   def __post_init__(self):
     if isinstance(self.default, Mapping) and set(self.default) != set(SCALES):
@@ -114,7 +116,7 @@ class Field:
 
   def to_json(self) -> dict[str, Any]:
     """The record as sweep.json stores it, for readers that do not run the code it comes from."""
-    stored = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    stored = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
     del stored['check']
     return {key: value for key, value in stored.items() if value is not UNSET} | {
         'range': self.allowed
@@ -126,7 +128,7 @@ class Field:
     if not isinstance(stored, Mapping):
       raise BadInput(f'option {safe_repr(stored)}: must be a JSON object')
     record = {}
-    for field in dataclasses.fields(cls):
+    for field in (field for field in dataclasses.fields(cls) if field.init):
       if field.name in stored:
         record[field.name] = value = stored[field.name]
         if field.type in (str, bool) and not isinstance(value, field.type):

@@ -235,17 +235,31 @@ def test_preemption_while_compiling(place, tmp_path, sent):
   assert not list((place / 'compiling').rglob('metrics.jsonl'))
 
 
+SLOW_EVALUATION = """
+import time
+from launch.workers import worker
+
+def make_slow_layout(*arguments):
+  from stability.devices.make_layout import make_layout
+  layout = make_layout(*arguments)
+  evaluate = layout.evaluate
+
+  def evaluate_slowly(state, interrupted):
+    with open('evaluations', 'a') as file:
+      file.write('x')
+    return evaluate(state, lambda: time.sleep(1) or interrupted())
+
+  layout.evaluate = evaluate_slowly
+  return layout
+
+worker.main(make_slow_layout)
+"""
+
+
 def test_preemption_while_evaluating(place, undisturbed):
   """Preempts the first evaluation, before any step, and the last, after all steps."""
-  workdir, evaluations = place / 'evaluating', place / 'evaluations'
-  (place / 'evaluating.py').write_text(
-      'import time\nfrom launch.workers import worker\nfrom stability.devices import layouts\n'
-      'means = layouts.means\n'
-      'def slow(losses, interrupted):\n'
-      f'  with open({str(evaluations)!r}, "a") as file: file.write("x")\n'
-      '  return means((time.sleep(1) or loss for loss in losses), interrupted)\n'
-      'layouts.means = slow\nworker.main()\n'
-  )
+  workdir, evaluations = place / 'evaluating', place / 'evaluations'  # a byte per evaluation
+  (place / 'evaluating.py').write_text(SLOW_EVALUATION)
   launcher = (
       'import sys; from launch import train; from launch.common import app, preemption;'
       'from launch.workers import worker_process; preemption.install();'

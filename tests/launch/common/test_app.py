@@ -218,27 +218,6 @@ def test_help(flag, capsys):
     assert f'--config.{field.name}: {field.help}' in words
 
 
-def test_options_of_extensions():
-  """Overrides defined again are those of the options registered since."""
-  flag_values = flags.FlagValues()
-  app.define_config(flag_values)
-  fields.register(fields.number('model.mine', 0.5, 'A number of an extension.', above=0))
-  try:
-    app.define_overrides(flag_values)
-    seen = []
-
-    def main():
-      seen.append(app.overrides(flag_values))
-
-    assert app.execute(main, flag_values, ['program', BASE, '--config.model.mine=2']) == 0
-    assert app.execute(main, flag_values, ['program', BASE, '--config.model.mine=0']) == 2
-    fields.unregister_all()
-    assert app.execute(main, flag_values, ['program', BASE, '--config.seed=1']) == 0
-  finally:
-    fields.unregister_all()
-  assert seen == [{'model.mine': 2.0}, {'seed': 1}]
-
-
 def test_flags_are_reset():
   before = sorted(flags.FLAGS)
   flag_values = flags.FlagValues()
