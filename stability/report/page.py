@@ -107,6 +107,7 @@ def _write(
       uncounted={name: n for name, n in counts.items() if name not in lr_sensitivity.COUNTED},
       plots=drawn,
       claims=claim_cells(tables.claims(judged)),
+      tally=tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
       coordinate_check=coordinate_check,
       alarms=alarms,
       timeline=timeline,

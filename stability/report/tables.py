@@ -38,12 +38,12 @@ def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     text['over LRs'] = table['window'].where(is_limited, '')
   text['best loss'] = table['best_loss'].map(labels.decimals)
   text['best LR'] = table['best_learning_rate'].map(labels.number).replace('nan', '')
-  text['LRs'] = table['learning_rates'].astype(str)
-  text['seeds'] = table['seeds'].astype(str)
   if table['missing'].any():
     text['missing'] = table['missing'].astype(str)
   if (acted_on := _acted_on(results, table)).any():
     text['acted on'] = acted_on.astype(str)
+  text['LRs'] = table['learning_rates'].astype(str)
+  text['seeds'] = table['seeds'].astype(str)
   return text
 
 

@@ -15,7 +15,7 @@ from stability import hyper
 from stability.analysis import lr_sensitivity, timeline
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
-from stability.report import page
+from stability.report import page, tables
 from stability.storage import files, results_csv, run_files, sweeps
 
 FIGURES = {
@@ -94,6 +94,7 @@ def test_applicable_claims(report):
   assert verdicts.filter(like='Without qk-layernorm, LR sensitivity').item() == 'holds'
   assert verdicts.filter(like='exceeded 1e4 is unstable').item() == 'holds'
   assert 'block_0/attention_entropy was not logged' in shown.text
+  assert f'{tables.count_verdicts(about["verdict"])}.' in shown.text
 
 
 def test_page_is_self_contained(report):

@@ -54,7 +54,7 @@ def test_blank_without_results(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), leave_out=tuple(range(28)))
   results = results_lib.load_workdir(tmp_path)
   text = tables.sensitivities(results, lr_sensitivity(results))
-  assert text.iloc[0].to_list() == ['9.2K', 'layernorm', '', '', '', '0', '0', '14']
+  assert text.iloc[0].to_list() == ['9.2K', 'layernorm', '', '', '', '14', '0', '0']
 
 
 def test_short_names_of_interventions(tmp_path):
