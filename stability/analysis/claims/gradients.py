@@ -147,7 +147,7 @@ def _decreases(figure: str, layer: str, path: str) -> tuple[Claim, Claim]:
   return tuple(
       Claim(
           figure,
-          f'The gradient RMS of {layer} decreases with {name}.',
+          f'The gradient RMS of {layer} decreases with {words}.',
           f'slope of ln(gradient RMS at the end) on ln({name}), mean over {lines}',
           AtMost(-0.1),
           lambda e, level=level: _slopes(e, f'gradient_rms/{path}', level).mean(),
@@ -157,9 +157,9 @@ def _decreases(figure: str, layer: str, path: str) -> tuple[Claim, Claim]:
           precondition=require_one_way_of_scaling,
           probes=(f'gradient_rms/{path}',),
       )
-      for level, name, lines in (
-          ('parameters', 'parameters', 'learning rates'),
-          ('learning_rate', 'learning rate', 'sizes'),
+      for level, words, name, lines in (
+          ('parameters', 'size', 'parameters', 'learning rates'),
+          ('learning_rate', 'the learning rate', 'learning rate', 'sizes'),
       )
   )
 
