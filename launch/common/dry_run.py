@@ -139,7 +139,13 @@ def _trace(configs: Mapping[str, Config], vocabulary_size: int) -> None:
     for number, config in enumerate(found.values(), 1):
       if len(found) > MOST_SILENT:
         status.update(f'{text}: {number:,}')
-      shapes.step_flops(config, vocabulary_size)
+      try:
+        shapes.step_flops(config, vocabulary_size)
+      except MemoryError as error:
+        raise BadInput(
+            f'config.data.sequence_length={config["data"]["sequence_length"]}: its step cannot be'
+            f' traced on this machine: {error}'
+        ) from error
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

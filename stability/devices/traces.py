@@ -53,8 +53,9 @@ class Gradient(NamedTuple):
 
 @functools.cache
 def block_parameters(fields: Fields) -> int:
-  """Number of weights in the matrices of a block."""
-  params, _ = _model(fields, _ANY_VOCABULARY, depth=1)
+  """Number of weights in the matrices of a block, which does not depend on the sequence length."""
+  short = tuple((name, 2 if name == 'data.sequence_length' else value) for name, value in fields)
+  params, _ = _model(short, _ANY_VOCABULARY, depth=1)
   return sum(math.prod(leaf.shape) for names, leaf in _leaves(params) if _counts(names, leaf))
 
 
