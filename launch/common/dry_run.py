@@ -192,7 +192,7 @@ def _placements(
       *('FLOPs', 'GB', 'hours'),
   )
   memory = _table(
-      'GB (10^9 bytes) on each device at the fullest moment of a step, without the text',
+      'peak memory of a step on each device, without the text: GB (10^9 bytes)',
       'runs that share executables',
       *('params', 'optimizer', 'gradients', 'activations', 'total'),
   )

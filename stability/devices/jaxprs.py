@@ -109,13 +109,10 @@ def _inner(eqn: Any) -> Iterator[Jaxpr]:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-  """The bytes that are stored at a moment of a program."""
+  """The bytes that are stored at one moment of a program."""
 
-  outputs: tuple[Amount, ...]  # by the labels of the outputs, in the order of the labels
+  outputs: tuple[Amount, ...]  # by label
   rest: Amount
-
-  def __sub__(self, other: 'Moment') -> Amount:
-    return self.rest - other.rest
 
 
 class _Operation(NamedTuple):
@@ -126,16 +123,16 @@ class _Operation(NamedTuple):
 
 
 def moments(jaxpr: ClosedJaxpr, labels: Sequence[int], count: int) -> list[Moment]:
-  """The moments of a program at which it has just stored an array, after what XLA fuses is fused.
+  """The moments of a program at which it has just stored an array, by a model of XLA's fusion.
 
   An array is stored if an operation that XLA does not fuse computes or reads it, if it is expensive
-  and read more than once, or if it is an output. Any other is computed where it is read, from
+  and read more than once, or if it is an output. Any other array is computed where it is read, from
   stored arrays, which therefore stay until then. Arguments are not counted.
 
   Args:
     jaxpr: the program.
-    labels: one for each output: 0 to count - 1, or count for those that are part of the rest.
-    count: of the labels.
+    labels: a label for each output, 0 to count - 1; count: the output belongs to the rest.
+    count: number of labels.
   """
   program = _Program(jaxpr)
   stored = program.stored()

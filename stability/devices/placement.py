@@ -43,7 +43,7 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes on each device at the fullest moment of a step."""
+  """Peak memory of a step on each device, in bytes."""
 
   params: float
   optimizer: float
@@ -180,10 +180,10 @@ def _sequences(config: AnyConfig, layout: str, devices: int) -> int:
 
 
 def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_size: int) -> Memory:
-  """What each device stores at the fullest moment of a step, without the text.
+  """The peak memory of a step on each device, without the text.
 
-  That is a moment of the gradient, or it is when the updates are computed. For each parameter XLA
-  was seen to set a number aside from the beginning: its update, or a copy of what it is made from.
+  The peak is reached in the gradient or in the optimizer. XLA was seen to reserve one more number
+  per parameter throughout: for the update, or for a copy of what it is computed from.
   """
   shards = devices if placement.layout == 'sharded' else 1
   rows = _sequences(config, placement.layout, devices) // placement.microbatches

@@ -17,7 +17,7 @@ from stability import variants
 from stability.config import FIELDS
 
 AnyConfig = Mapping[str, Any]  # resolved or static: nested mappings
-# The fields of a static config, depth apart; and under '' the revision of the tables of variants.
+# The fields of a static config without the depth; under '', the revision of the variants' tables.
 Fields = tuple[tuple[str, Any], ...]
 
 # Sections that do not shape the update of a run, and those that do not shape its gradient.
@@ -26,7 +26,7 @@ _NOT_GRADIENT = _NOT_UPDATE | {'optimizer', 'evaluation'}
 
 
 def trace_on_cpu() -> None:
-  """Keeps this process, but not those that it starts, from using an accelerator."""
+  """Keeps this process, but not those it starts, from using an accelerator."""
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
@@ -87,7 +87,7 @@ def _update(config: AnyConfig, vocabulary_size: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class GradientBytes:
-  """Bytes that are stored at the fullest moment of a gradient, the state apart."""
+  """Peak memory of a gradient beside the state, in bytes."""
 
   gradients: float
   activations: float
@@ -101,10 +101,10 @@ class GradientBytes:
 def gradient_bytes(
     config: AnyConfig, vocabulary_size: int, *, rows: int, shards: int, remat: bool
 ) -> GradientBytes:
-  """The fullest moment of the gradient of some rows on a device.
+  """The peak memory of the gradient of some rows on a device.
 
   In the forward pass each block stores what its backward pass reads; in the backward pass the
-  gradients of its parameters take the place of that.
+  gradients of its parameters replace that.
 
   Args:
     config: resolved or static.
@@ -127,13 +127,13 @@ def gradient_bytes(
     found.append(GradientBytes(gradients, activations + kept))
     if moment.is_backward:  # the traced block may be the last one, as above, or the first one
       found.append(GradientBytes(gradients + made, activations))
-  fullest = max(found, key=lambda stored: stored.total)
+  peak = max(found, key=lambda stored: stored.total)
   gathered = 0.0
   if shards > 1 and config['model']['dtype'] == 'float32':
     # Weights gathered from the other devices are stored once more. With another type, the trace has
     # what they are cast to.
     gathered = none.params + (min(depth, 1) if remat else depth) * one.block
-  return dataclasses.replace(fullest, activations=fullest.activations + gathered)
+  return dataclasses.replace(peak, activations=peak.activations + gathered)
 
 
 def _fields(config: AnyConfig, without: set[str]) -> Fields:

@@ -34,7 +34,7 @@ class Update(NamedTuple):
 
 
 class Moment(NamedTuple):
-  """Bytes that are stored at a moment of a gradient."""
+  """Bytes that are stored at one moment of a gradient."""
 
   is_backward: bool  # whether a gradient of a block's parameters is stored
   gradients: float
@@ -81,7 +81,7 @@ def gradient(fields: Fields, vocabulary_size: int, *, depth: int, remat: bool) -
   moments = jaxprs.moments(jaxpr, labels, rest)
   return Gradient(
       flops=jaxprs.flops(jaxpr),
-      moments=_fullest(
+      moments=_candidates(
           Moment(
               is_backward=moment.outputs[of_block].fixed > 0,
               gradients=moment.outputs[of_block].fixed + moment.outputs[of_others].fixed,
@@ -132,13 +132,13 @@ def _model(fields: Fields, vocabulary_size: int, *, depth: int) -> tuple[Tree, T
 
 
 def _at_depth(tree: Tree, depth: int) -> Tree:
-  """Parameters or carried state of a model of depth 1, with its block repeated."""
+  """Parameters or carried state of a deeper model, from those of a model of depth 1."""
   blocks = {f'block_{n}': tree['block_0'] for n in range(depth)} if 'block_0' in tree else {}
   return tree | blocks
 
 
-def _fullest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
-  """The moments that may be the fullest one, for some number of rows and of shards."""
+def _candidates(moments: Iterable[Moment]) -> tuple[Moment, ...]:
+  """The moments that may be the peak, for some number of rows and of shards."""
   found: list[Moment] = []
 
   def exceeds(a: Moment, b: Moment) -> bool:
