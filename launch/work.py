@@ -79,10 +79,7 @@ def _select(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   selected = {name: configs[name] for name in names}
   forks = sweeps.read_forks(workdir)
   for name, config in sweeps.fork_configs(workdir).items():
-    origin = name
-    for _ in forks:  # bounded, since files may have been edited so that forks form a cycle
-      origin = forks[origin].run if origin in forks else origin
-    if origin in selected:
+    if sweeps.origin(name, forks) in selected:
       selected[name] = config
   return selected
 

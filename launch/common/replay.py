@@ -59,14 +59,23 @@ def replay(
     records.write_taken(copy, [record for record in taken if record.action.kind != 'fork'])
   if waiting := sweeps.runs_to_train(workdir, runs.configs):
     train(workdir, waiting)
-  new, old = _numbers(copy), _numbers(run)
+  (new, new_result), (old, old_result) = _numbers(copy), _numbers(run)
   same = sum(a == b for a, b in zip(new, old, strict=False))
-  console.print(f'{same} of {len(old)} logged steps are the same, bit for bit', highlight=False)
-  return 0 if new == old else 1
+  is_same = 'is the same' if new_result == old_result else 'differs'
+  console.print(
+      f'{same} of {len(old)} logged steps are the same, bit for bit; the result {is_same}',
+      highlight=False,
+      soft_wrap=True,
+  )
+  return 0 if (new, new_result) == (old, old_result) else 1
 
 
-def _numbers(run: Path) -> list[Json]:
-  """The rows and the result of a run, without wall-clock times."""
+def _numbers(run: Path) -> tuple[list[Json], Json | None]:
+  """The rows and the result of a run, without wall-clock values."""
+
+  def numbers(found: Json) -> Json:
+    return {key: found[key] for key in found if key not in WALL_CLOCK}
+
   result = run_files.read_result(run)
-  rows = [*run_files.read_metrics(run), {} if result is None else result.to_json()]
-  return [{key: row[key] for key in row if key not in WALL_CLOCK} for row in rows]
+  rows = list(map(numbers, run_files.read_metrics(run)))
+  return rows, None if result is None else numbers(result.to_json())

@@ -27,7 +27,6 @@ OPTIONAL = ('skip', 'changes', 'name')
 MAX_STEPS = 2**31  # steps are int32 on the device
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Action:
   """An action with its arguments; those that its kind does not take have their defaults."""

@@ -117,7 +117,14 @@ class Monitor:
         self._fired.add(rule.name)
         message = rule.message.format(value=value, limit=rule.limit)
         raised.append(
-            Alarm(row['step'], rule.name, value, rule.limit, message, rule.precision)
+            Alarm(
+                step=int(row['step']),
+                rule=rule.name,
+                value=float(value),
+                limit=rule.limit,
+                message=message,
+                precision=rule.precision,
+            )
         )
     return raised
 

@@ -33,10 +33,7 @@ def read_fork_results(workdir: Path) -> list[Json]:
   for name, fork in forks.items():
     config = run_files.read_config(run_files.run_dir(workdir, name))
     changed = config_lib.unflatten(config_lib.flatten(config) | fork.changes)
-    origin = fork.run
-    for _ in forks:  # no more often: files that somebody changed may name each other
-      origin = forks[origin].run if origin in forks else origin
-    rows.append(_row(workdir, sweep, name, origin, changed))
+    rows.append(_row(workdir, sweep, name, sweeps.origin(name, forks), changed))
   return rows
 
 

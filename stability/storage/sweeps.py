@@ -62,9 +62,8 @@ class Sweep:
 
     Its configs are completed with the fields that were added since they were written.
     """
-    values = {'extensions': {}} | {
-        field.name: found[field.name] for field in dataclasses.fields(cls) if field.name in found
-    }
+    names = [field.name for field in dataclasses.fields(cls)]
+    values = {name: found[name] for name in names if name in found}
     values['fields'] = tuple(found['fields'])
     values['runs'] = {name: config_lib.complete(c) for name, c in found['runs'].items()}
     return cls(**values)
@@ -239,6 +238,13 @@ def fork_configs(workdir: Path) -> dict[str, Config]:
   return {
       name: run_files.read_config(run_files.run_dir(workdir, name)) for name in read_forks(workdir)
   }
+
+
+def origin(name: str, forks: Mapping[str, Fork]) -> str:
+  """The run of the sweep that a fork descends from; for any other run, the run itself."""
+  for _ in forks:  # bounded, since edited files may form a cycle
+    name = forks[name].run if name in forks else name
+  return name
 
 
 def _fork_path(workdir: Path, name: str) -> Path:

@@ -166,6 +166,11 @@ def test_forks(tmp_path, two):
   assert (row['run'], row['learning_rate'], row['status']) == ('a+fork1', 0.1, 'missing')
 
 
+def test_origin():
+  forks = {name: sweeps.Fork(run, 1, {}) for name, run in (('b', 'a'), ('c', 'b'), ('x', 'x'))}
+  assert [sweeps.origin(name, forks) for name in 'abcx'] == ['a', 'a', 'a', 'x']
+
+
 @pytest.mark.parametrize('change', [{'step': '3'}, {'run': None}, {'changes': []}])
 def test_damaged_fork(tmp_path, change):
   sweeps.write_fork(tmp_path, 'x', sweeps.Fork('a', 3, {}))
