@@ -181,7 +181,7 @@ FILES = {
     ),
     'sweep of the data': (
         f"{GET_CONFIG}\ndef get_sweep(scale): return hyper.sweep('data.path', ['a', 'b'])",
-        ['config.data.path: cannot be swept'],
+        ['config.data.path: must not be swept'],
     ),
     'duplicate runs': (
         f"{GET_CONFIG}\ndef get_sweep(scale): return hyper.sweep('seed', [1, 2, 1])",
@@ -264,7 +264,7 @@ PLACES = {
     'damaged token files': (
         {'tokens/meta.json': b'{}', 'tokens/train.bin': b'a', 'tokens/validation.bin': b'b'},
         ['--config.data.path=tokens'],
-        ['tokens/meta.json', 'missing or of a wrong type'],
+        ['tokens/meta.json', 'missing or of the wrong type'],
     ),
     'other things in the workdir': (
         {'runs/thesis.tex': b'x'},
@@ -386,7 +386,7 @@ HUGE = {'width': 2**31 - 16, 'depth': 2**31 - 1, 'head_dim': 16}
 @pytest.mark.parametrize(
     ('place', 'value', 'program', 'said'),
     [
-        ('data.path', 'data/gone', 'work', ['its data, data/gone, is not there']),
+        ('data.path', 'data/gone', 'work', ['its data, data/gone, is missing']),
         ('data.path', None, 'work', ['data: path is missing']),
         ('data.bigram_loss', None, 'report', ['data: bigram_loss is missing']),
         ('report', {'windows': 3}, 'report', ['windows=3: must be a list']),
@@ -399,10 +399,10 @@ def test_sweep_without_what_a_program_needs(place, value, program, said, folder,
 
 
 REPORTS = {
-    'nothing': ([], ['--workdir, --results: one of them']),
-    'both': (['--workdir=runs', '--results=a.csv'], ['--workdir, --results: one of them']),
+    'nothing': ([], ['--workdir, --results: exactly one of them']),
+    'both': (['--workdir=runs', '--results=a.csv'], ['--workdir, --results: exactly one of them']),
     'no output': (['--results=a.csv'], ['--output: missing']),
-    'output of a workdir': (['--workdir=runs', '--output=x'], ['--output: goes with --results']),
+    'output of a workdir': (['--workdir=runs', '--output=x'], ['--output: can only be used with --results']),
     'no sweep': (['--workdir=runs'], ['--workdir=runs: holds no sweep']),
     'no such results': (['--results=a.csv', '--output=x'], ['a.csv']),
 }

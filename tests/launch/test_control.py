@@ -12,7 +12,8 @@ from helpers import made_up
 from rich.console import Console
 
 from launch import control, train
-from launch.common import app, multihost, start
+from launch.common import app, start
+from launch.workers import multihost
 from stability import hyper
 from stability.control import records, requests
 from stability.control.actions import Action

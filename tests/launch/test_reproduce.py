@@ -103,7 +103,7 @@ def test_dry_run_at_paper_scale(capsys, monkeypatch):
         (['--workdir=text'], '--workdir=text: is not a folder'),
         (['--scale=huge', '--workdir=runs'], "scale 'huge': must be one of cpu, night, gpu, paper"),
         (['--workdir=runs', '--seeds=0'], '--seeds'),
-        (['--workdir=runs', '--seeds=2', '--config.seed=1'], 'config.seed: cannot be overridden'),
+        (['--workdir=runs', '--seeds=2', '--config.seed=1'], 'config.seed: must not be overridden'),
         (['--workdir=runs', '--config.schedule.stops=1'], 'config.schedule.steps'),
         (['--workdir=runs', '--config.schedule.steps=0'], 'config.schedule.steps=0: must be'),
     ],

@@ -41,7 +41,7 @@ def place(tmp_path):
   (folder / 'about.json').write_text(json.dumps(ABOUT))
   (folder / 'lr_sensitivity.csv').write_text(SENSITIVITY)
   (folder / 'claims.csv').write_text(CLAIMS)
-  (tmp_path / 'README.md').write_text(f'before\n\n{tables.BEGIN}\nold\n{tables.END}\nafter\n')
+  (tmp_path / 'README.md').write_text(f'before\n\n{tables.BEGIN}\nstale\n{tables.END}\nafter\n')
   return tmp_path
 
 
@@ -58,7 +58,7 @@ def test_repository_s_tables_are_current():
 
 def test_tables(place):
   text = written(place)
-  assert text.startswith('before') and text.endswith('after\n') and 'old' not in text
+  assert text.startswith('before') and text.endswith('after\n') and 'stale' not in text
   assert '### A sweep' in text and '1 seed, two cores, 1 January 2026, commit abc.' in text
   assert '| 9.2K | none | 0.419 (0.3 to 0.51) | 2.24 | 0.03 |' in text
   assert '| 147K | layernorm | 0.239 | 1.92 | 0.01 |' in text

@@ -254,7 +254,14 @@ def test_actions(tmp_path):
       run / 'actions.jsonl',
       [
           record(45, None, refused='not a request', changes='rm'),
-          record(60, 'rewind', to=0, skip=60, changes={'optimizer.learning_rate': 1e-3}),
+          record(
+              60,
+              'rewind',
+              to=0,
+              skip=60,
+              changes={'optimizer.learning_rate': 1e-3},
+              cut='metrics.cut-60.jsonl',
+          ),
       ],
   )
   found = timeline.load(tmp_path)
