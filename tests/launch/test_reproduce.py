@@ -184,7 +184,7 @@ def test_report_covers_other_calls(place, monkeypatch):
   made_up.write_sweep(place / 'runs' / 'third', seeds=(0,))
   assert run('--workdir=runs', '--only=first') == 0
   page = (place / 'runs' / 'report' / 'index.html').read_text()
-  assert 'first: not begun' in page and 'What of third?' in page and '41 done' in page
+  assert 'first: not started' in page and 'What of third?' in page and '41 done' in page
   assert 'lacking' not in page
 
 

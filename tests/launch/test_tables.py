@@ -61,7 +61,7 @@ def test_tables(place):
   assert text.startswith('before') and text.endswith('after\n') and 'stale' not in text
   assert '### A sweep' in text and '1 seed, two cores, 1 January 2026, commit abc.' in text
   assert '| 9.2K | none | 0.419 (0.3 to 0.51) | 2.24 | 0.03 |' in text
-  assert '| 147K | layernorm | 0.239 | 1.92 | 0.01 |' in text
+  assert '| 147K | layernorm | 0.239 | 1.93 | 0.01 |' in text
   assert '| 1 | It rises. | 1.52 (1.4 to 1.66) | >= 1.1 | holds |' in text
   assert 'It falls.' not in text  # it does not apply
   assert 'Of 1 claims 1 hold, 0 do not, 0 are undecided.' in text
