@@ -268,7 +268,7 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
     events.plot(chosen['learning_rate'], chosen['probability'], color=predicted_colour)
     events.plot(chosen['learning_rate'], chosen['happened'].astype(float), **dots)
     events.set_ylim(-0.06, 1.06)
-    style.rate_axis(events)
+    style.learning_rate_axis(events)
   axes[0, 0].set_ylabel('attention logit')
   axes[0, 1].set_ylabel('unstable')
   handles = [

@@ -56,7 +56,7 @@ def test_summary_order(printed):
 
 def test_table_of_the_summary(printed):
   head, _, body = printed.partition(RULE)
-  for word in ('parameters', 'qk_norm', 'sensitivity', 'ratio to', 'best'):
+  for word in ('size', 'qk_norm', 'sensitivity', 'ratio to', 'best'):
     assert word in head
   rows = [line.split() for line in body.splitlines() if ' layernorm ' in line or ' none ' in line]
   assert [row[:2] for row in rows] == [

@@ -254,7 +254,7 @@ def test_file_size_limit_at_start(tmp_path):
   workdir = tmp_path / 'workdir'
 
   def begin(sweep):
-    return start.start(sweep, workdir, lambda *_: None, waits=False)
+    return start.start(sweep, workdir, lambda *_: None, is_blocking=False)
 
   with limited_file_size(1_000), pytest.raises(CannotWrite):  # the token files
     begin(one)
