@@ -65,9 +65,18 @@ def load_workdir(workdir: Path) -> Results:
     runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
   except (BadInput, OverflowError) as error:
     raise BadInput(f'{workdir / "sweep.json"}: damaged: {error}') from error
+  runs = pd.concat([runs, configs[others]], axis='columns')
+  groups, sizes = _groups_and_sizes(sweep.fields)
+  columns = [*sizes, *groups, 'learning_rate', 'seed']
+  for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
+    raise BadInput(
+        f'{workdir / "sweep.json"}: damaged: the runs {equal["run"].iloc[0]} and'
+        f' {equal["run"].iloc[1]} have the same {", ".join(columns)}'
+    )
   return Results(
-      pd.concat([runs, configs[others]], axis='columns'),
-      *_groups_and_sizes(sweep.fields),
+      runs,
+      groups,
+      sizes,
       sweep.report.get('windows', ()),
       sweep.report.get('not_comparable'),
   )

@@ -318,7 +318,7 @@ def test_ask(runs, call, trainer, monkeypatch, typed):
 @pytest.mark.parametrize('number', [0, 1])
 def test_shared_run_cannot_act_on_alarms(tmp_path, monkeypatch, capsys, on_alarm, number):
   """Each process says so before anything is written or compiled."""
-  for module, name in ((multihost, 'follow'), (start, 'start')):
+  for module, name in ((multihost, 'contribute_devices'), (start, 'start')):
     monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail('started'))
   arguments = ['--config=configs/base.py', f'--workdir={tmp_path / "x"}']
   shared = ['--coordinator_address=a:1', '--num_processes=2', f'--process_id={number}']
@@ -327,7 +327,7 @@ def test_shared_run_cannot_act_on_alarms(tmp_path, monkeypatch, capsys, on_alarm
   err = capsys.readouterr().err
   assert code == 2 and not (tmp_path / 'x').exists()
   assert err == (
-      f'error: config.control.on_alarm={on_alarm}: must be none where several processes share a'
+      f'error: config.control.on_alarm={on_alarm}: must be none if several processes share a'
       ' run\n'
   )
 
