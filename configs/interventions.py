@@ -15,7 +15,9 @@ peri-LN as well 0.18, with RMSNorm 0.19. Gated attention has the lowest best los
 1.99, with qk-layernorm and without. What acts on output logits makes no difference in runs this
 short (0.23 to 0.24; see configs/z_loss.py).
 
-Time at cpu scale: 91 runs, 6 to 11 minutes on two cores.
+sigmaReparam and QK-clip are in the sweep but not in these numbers.
+
+Time at cpu scale: 105 runs, of which the 91 measured took 6 to 11 minutes on two cores.
 
   python -m launch.sweep --config=configs/interventions.py --workdir=runs/interventions
 """
