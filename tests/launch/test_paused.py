@@ -89,7 +89,7 @@ def test_paused_run(tmp_path):
   try:
     first = wait_for(tmp_path, lambda: list(workdir.glob('runs/*/metrics.jsonl')))[0].parent
     requests.write_request(first, Action('pause'), 'ann', '')
-    (other,) = set(sweeps.read_sweep(workdir)['runs']) - {first.name}
+    (other,) = set(sweeps.read_sweep(workdir).runs) - {first.name}
     wait_for(tmp_path, lambda: result(other))  # with the worker to itself
     assert result(other).status == 'done' and result(first.name) is None
     assert records.is_paused(records.read_taken(first))
@@ -119,7 +119,7 @@ def test_paused_run(tmp_path):
   assert kinds == ['pause', 'fork', 'continue']
   with (workdir / 'results.csv').open() as file:
     rows = {row['run']: row for row in csv.DictReader(file)}
-  assert list(rows) == [*sweeps.read_sweep(workdir)['runs'], fork]
+  assert list(rows) == [*sweeps.read_sweep(workdir).runs, fork]
   assert {row['status'] for row in rows.values()} == {'done'}
   assert rows[fork]['final_loss'] != rows[first.name]['final_loss']
   assert fork in (workdir / 'report' / 'index.html').read_text()
