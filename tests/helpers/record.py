@@ -4,13 +4,13 @@
   python tests/helpers/record.py compare --output=DIR --against=OTHER_DIR [--rtol=0]
 
 `record` writes a config file for each sweep into DIR/configs, runs the programs of the repository
-(default: this one) in DIR/work, and stores the numbers and texts of their files, without wall-clock
-values, as DIR/values/NAME.json. `compare` prints a line for each workdir and kind of file; its exit
-code is 1 if a number differs by more than rtol, a text differs, or either is missing on one side.
+(default: this one) in DIR/work, and stores the values of their files, without wall-clock values, as
+DIR/values/NAME.json; what is there already is kept, so a killed recording can go on. `compare` says
+for each workdir and kind of file how many values differ, and by how much at most, relative to the
+larger; exit code 1 if a number differs by more than rtol, or a text differs, or one is missing.
 
-Nothing of the package is imported, so recordings compare across changes of its modules. They rely
-on what stays: programs, flags, configs.base.get_config, names of fields, files of a workdir. Each
-program runs on one core with one worker, whatever cores there are, and compiles everything anew.
+Nothing of the package is imported: only programs, flags, configs.base.get_config, names of fields
+and files of a workdir must stay. Each program has one core and one worker on any machine.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -146,8 +147,7 @@ def commands(name: str, output: Path) -> list[list[str]]:
     rng = random.Random(0)
     words = [''.join(rng.choices('abcdefgh', k=rng.randint(2, 6))) for _ in range(300)]
     (text := files / 'text.txt').write_text(' '.join(rng.choices(words, k=18_000)))
-    fields = TINY | shared | {'data.path': text}
-    flags = [f'--config.{field}={value}' for field, value in fields.items()]
+    flags = [f'--config.{k}={v}' for k, v in (TINY | shared | {'data.path': text}).items()]
     return [['launch.train', '--config=configs/base.py', to, *flags], ['launch.report', to]]
   config = files / f'{name}.py'
   config.write_text(CONFIG.format(shared=TINY | shared, points=points(SWEEPS[name])))
@@ -214,19 +214,21 @@ def collect(workdir: Path) -> dict[str, Any]:
 
 
 def record(output: Path, repo: Path, names: list[str]) -> int:
-  """Runs the programs, each on one core, and stores the values; 1 if a program failed."""
-  for folder in ('work', 'configs', 'values', 'logs'):
-    (output / folder).mkdir(parents=True)  # a recording that is there already is refused
+  """Runs programs, each on one core, and stores values that are not there; 1 if any failed."""
+  for folder in ('configs', 'values', 'logs'):
+    (output / folder).mkdir(parents=True, exist_ok=True)
+  stored = {name: output / 'values' / f'{name}.json' for name in names}
+  waiting = iter([name for name in names if not stored[name].exists()])
   # Compiles in a third of the time; the programs add what workers always have, and these win.
   xla_flags = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
   environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_', 'XLA_'))}
   environment |= {'PYTHONPATH': str(repo), 'XDG_CACHE_HOME': str(output / 'cache')}
-  waiting = iter(names)
 
   def serve(core: int) -> None:
     os.sched_setaffinity(0, {core})  # of this thread, and of the programs that it starts
     for name in waiting:
       started, ends = time.monotonic(), []
+      shutil.rmtree(output / 'work' / name, ignore_errors=True)
       devices = f'--xla_force_host_platform_device_count={2 if name == "layouts" else 1}'
       variables = environment | {'XLA_FLAGS': f'{xla_flags} {devices}', 'JAX_PLATFORMS': 'cpu'}
       with (output / 'logs' / f'{name}.txt').open('w') as log:
@@ -235,8 +237,7 @@ def record(output: Path, repo: Path, names: list[str]) -> int:
           ends.append(subprocess.call(line, cwd=repo, env=variables, stdout=log, stderr=log))
       print(f'{name}: {time.monotonic() - started:.0f} s, exit codes {ends}', flush=True)
       if not any(ends):
-        found = json.dumps(collect(output / 'work' / name), indent=0)
-        (output / 'values' / f'{name}.json').write_text(found)
+        stored[name].write_text(json.dumps(collect(output / 'work' / name), indent=0))
 
   threads = [threading.Thread(target=serve, args=[c]) for c in sorted(os.sched_getaffinity(0))[:2]]
   for thread in threads:
@@ -244,7 +245,7 @@ def record(output: Path, repo: Path, names: list[str]) -> int:
   for thread in threads:
     thread.join()
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  failed = [name for name in names if not (output / 'values' / f'{name}.json').exists()]
+  failed = [name for name in names if not stored[name].exists()]
   print(f'{used.ru_utime + used.ru_stime:.0f} CPU-seconds; failed: {failed or "none"}')
   return 1 if failed else 0
 
@@ -268,13 +269,12 @@ def compare(output: Path, against: Path, rtol: float) -> int:
     for kind in sorted({kind for side in both for kind in side['values']}):
       a, b = (side['values'].get(kind, {}) for side in both)
       found = {key: difference(a.get(key, 'nothing'), b.get(key, 'nothing')) for key in a | b}
-      differing = {key: found[key] for key in found if found[key]}
       told = f'identical ({len(found):,} values)'
-      if differing:
-        where = max(differing, key=differing.get)
+      if differing := sum(map(bool, found.values())):
+        where = max(found, key=found.get)
         worst = max(worst, found[where])
         run = f' ({runs[int(where.split("/")[0])]})' if kind in ('results.csv', *RUN_FILES) else ''
-        told = f'{len(differing):,} of {len(found):,} differ, by up to {found[where]:.3g}: {where}'
+        told = f'{differing:,} of {len(found):,} differ, by up to {found[where]:.3g}: {where}'
         told += f'{run}: {a.get(where, "nothing")!r:.99}, against {b.get(where, "nothing")!r:.99}'
       print(f'{name:17}{kind:26}{told}')
   return int(worst > rtol)
