@@ -50,7 +50,7 @@ def test_sweep(place, finished):
   assert [row['status'] for row in rows] == ['done', 'done', 'diverged'] * 2
   assert [row['model.qk_norm'] for row in rows] == ['layernorm'] * 3 + ['none'] * 3
   sweep = json.loads((workdir / 'sweep.json').read_text())
-  assert list(sweep.runs) == [row['run'] for row in rows]
+  assert list(sweep['runs']) == [row['run'] for row in rows]
   assert rows[0]['run'] == 'qk_norm=layernorm,learning_rate=0.01,seed=0'
   data = sweep['data']
   assert data['entropy_rate'] < float(rows[0]['final_loss']) < data['unigram_loss']
