@@ -1,9 +1,9 @@
-"""Find out on small Transformers what makes a large one unstable (arXiv 2309.14322).
+"""Studies on small Transformers what makes large ones unstable (arXiv 2309.14322).
 
-What a notebook needs, imported when first used:
+The interface for notebooks; each name is imported when it is first used:
 
-  load      the runs of a sweep or of a CSV file, with their statistics and figures
-  Monitor   alarms that any training loop can raise
+  load      loads the runs of a sweep or of a CSV file, with their statistics and figures
+  Monitor   raises alarms on the metrics of any training loop
 """
 
 import importlib

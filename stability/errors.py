@@ -1,4 +1,4 @@
-"""Errors that a person can fix."""
+"""Errors that the user can fix."""
 
 import contextlib
 import errno
@@ -8,17 +8,18 @@ from collections.abc import Iterator
 
 
 class BadInput(ValueError):
-  """An input that cannot be used; the message is one line that names it and what is allowed.
+  """An invalid input; the message is one line that names the input and says what is allowed.
 
-  Programs print the line and exit with code 2. Every other exception is a bug.
+  Programs print the line and exit with code 2. If a program ends with any other exception than this
+  one or CannotWrite, that is a bug.
   """
 
 
 class CannotWrite(OSError):
-  """A disk that refuses to be written: full, read-only, over quota, broken.
+  """A file that the disk refuses to write: the disk is full, read-only, over quota or broken.
 
-  It is the fault and the result of no run: training stops, what is on the disk stays, and the same
-  command resumes once the cause is fixed. Programs print one line and exit with code 1.
+  This is not a failure of a run. Training stops, the files on disk are kept, and the same command
+  resumes training once the cause is fixed. Programs print one line and exit with code 1.
   """
 
   def __str__(self) -> str:
@@ -28,25 +29,25 @@ class CannotWrite(OSError):
     )
 
 
-# Errors of a whole disk. A missing folder, for example, concerns the one run it belongs to.
-_DISK = (
+# Errors that affect a whole disk; a missing folder, in contrast, affects only one run.
+_DISK_ERRNOS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
     *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
 )
-_TENSORSTORE = re.compile(r"os_error_code='(\d+)'")  # in the text of its ValueErrors
+_TENSORSTORE_ERRNO = re.compile(r"os_error_code='(\d+)'")  # in messages of its ValueErrors
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Raises CannotWrite, naming the path, if the disk refuses a write."""
+  """Raises CannotWrite for `path` if the disk refuses a write in this context."""
   try:
     yield
   except CannotWrite:
     raise
   except (OSError, ValueError) as error:
-    number = getattr(error, 'errno', None)
-    if found := _TENSORSTORE.search(str(error)):
-      number = int(found[1])
-    if number not in _DISK:
+    code = getattr(error, 'errno', None)
+    if match := _TENSORSTORE_ERRNO.search(str(error)):
+      code = int(match[1])
+    if code not in _DISK_ERRNOS:
       raise
-    raise CannotWrite(number, os.strerror(number), os.fspath(path)) from error
+    raise CannotWrite(code, os.strerror(code), os.fspath(path)) from error

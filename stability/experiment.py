@@ -33,18 +33,18 @@ def load(
     group_by: Sequence[str] | None = None,
     initial_loss: float | None = None,
 ) -> 'Experiment':
-  """Loads the runs of a sweep, finished or not, or of any trainer from a CSV file.
+  """Loads the runs of a sweep, finished or not, or the runs of any trainer from a CSV file.
 
   Args:
-    path: a workdir, or a CSV file with a row per run: learning_rate and final_loss (nats), and
-      optionally parameters, seed, run, initial_loss (nats) and status. An empty final_loss without
-      a status means that the run diverged.
+    path: a workdir, or a CSV file with a row per run. Required columns: learning_rate and
+      final_loss (nats). Optional columns: parameters, seed, run, initial_loss (nats) and status. An
+      empty final_loss without a status means that the run diverged.
     group_by: for a CSV file, the columns that define the intervention; by default, those with a dot
       in their name.
     initial_loss: for a CSV file, the initial loss of all runs (nats), instead of the column.
 
   Raises:
-    BadInput: the path is neither, or its files are damaged; the message says what is wrong.
+    BadInput: `path` is neither a workdir nor a valid CSV file, or files of the workdir are damaged.
   """
   path = Path(path).expanduser()
   if not path.is_dir():
@@ -60,10 +60,10 @@ def load(
 
 
 class Experiment:
-  """Runs that differ in size, learning rate, seed and intervention; stability.load makes one.
+  """Runs that differ in size, learning rate, seed and intervention, as returned by stability.load.
 
-  Nothing is written. Files are read when they are needed, and training curves at every call, so the
-  curves of a running sweep are up to date; `runs` are those that load found.
+  Methods write no files. Training curves are read again at every call, so those of a running sweep
+  are up to date; `runs` stays as it was when the experiment was loaded.
   """
 
   def __init__(self, path: Path, results: Results):
@@ -77,18 +77,18 @@ class Experiment:
 
   @property
   def runs(self) -> pd.DataFrame:
-    """The runs, a row each.
+    """A table with a row per run.
 
     Columns:
-      run (str): its name
+      run (str): the name of the run
       status (str): done, diverged, failed, stopped or missing
-      parameters (Int64): weights of the blocks' matrices; NA if unknown
+      parameters (Int64): the number of weights in the blocks' matrices; NA if unknown
       learning_rate (float): the peak learning rate
       seed (int)
       initial_loss, final_loss (float): validation loss before and after training, nats; NaN if
         unknown or not finite
-    and, for a workdir, steps, tokens, seconds (of training), error (str) and every field of the
-    config under its dotted name, such as model.width; for a CSV file, the columns with a dot in
+    For a workdir also steps, tokens, seconds (of training), error (str) and every field of the
+    config under its dotted name, such as model.width. For a CSV file also the columns with a dot in
     their name and those of group_by.
     """
     return self._results.runs.copy()
@@ -103,6 +103,9 @@ class Experiment:
     Returns:
       Columns: run (categorical), step (int, from 1), loss (float: training loss of the step's
       batch, nats) and each probe (float). NaN where a value is not finite or was not logged.
+
+    Raises:
+      BadInput: the runs are from a CSV file, or the files of the workdir are damaged.
     """
     if not self._path.is_dir():
       raise BadInput(f'{self._path}: a CSV file has no training curves')
@@ -111,19 +114,24 @@ class Experiment:
   def lr_sensitivity(
       self, windows: Sequence[tuple[float, float]] | None = None
   ) -> pd.DataFrame:
-    """LR sensitivity, a row per size and intervention, the smallest size first.
+    """The LR sensitivity of each size and intervention, a row each, the smallest size first.
 
     Args:
-      windows: windows of learning rates (lowest, highest), ends included, of which the lowest LR
-        sensitivity is reported; by default, those that the config file sets, if any.
+      windows: windows of learning rates (lowest, highest), ends included. LR sensitivity is
+        computed within each window, and the lowest one is reported. The default is the windows
+        that the config file sets, if any.
 
     Returns:
-      Columns: the swept fields other than learning rate and seed; parameters; lr_sensitivity (the
-      mean over learning rates of min(final, initial) averaged over seeds, minus the lowest; nats;
-      NaN with one learning rate); low, high (90 % interval from resampling seeds, nats; NaN with
-      one seed); best_loss (nats), best_learning_rate; learning_rates, seeds (how many counted);
-      missing (how many runs did not count); window (the learning rates that lr_sensitivity refers
-      to, `all`, or `not comparable` where a swept field changes what a learning rate means).
+      A table with the columns:
+        the swept fields other than learning rate and seed, and parameters
+        lr_sensitivity: the mean over learning rates of min(final, initial) loss, averaged over
+          seeds, minus the lowest; nats; NaN with one learning rate
+        low, high: 90 % interval from resampling seeds, nats; NaN with one seed
+        best_loss (nats), best_learning_rate
+        learning_rates, seeds: how many were used
+        missing: how many runs failed, were stopped or are missing
+        window: the learning rates that lr_sensitivity refers to, `all`, or `not comparable` if a
+          swept field changes what a learning rate means
     """
     results = self._results
     if windows:
@@ -136,19 +144,24 @@ class Experiment:
     """Whether each run is unstable: a boolean Series with the index of `runs`.
 
     A run is unstable if it diverged, or if its learning rate is above the best one of its size and
-    min(final, initial) exceeds the best loss by more than 5 % of (initial - best). NA for failed,
+    min(final, initial) loss exceeds the best by more than 5 % of (initial - best). NA for failed,
     stopped and missing runs. `experiment.runs[experiment.unstable()]` selects the unstable runs.
     """
     return instability.unstable(self._results)
 
   def claims(self) -> pd.DataFrame:
-    """The paper's claims, judged on these runs, a row each.
+    """The verdicts on the paper's claims and on others for these runs, a row per claim.
 
-    Columns: figure (of the paper), claim (str), verdict (holds, does not hold, undecided), effect,
-    low and high (float: the statistic and its 90 % interval over resampled seeds), threshold (str:
-    the values for which the claim holds), measure (what the effect is, with its unit), n (runs
-    used; 0 where the claim does not apply), reason (why it is undecided), variant (the variant that
-    was judged, where it is not the paper's).
+    Columns:
+      figure (str): the paper's figure, or `beyond` for a claim that is not from the paper
+      claim (str)
+      verdict (str): holds, does not hold or undecided
+      effect, low, high (float): the statistic and its 90 % interval over resampled seeds
+      threshold (str): the effects for which the claim holds, such as `>= 1.1`
+      measure (str): what the effect is, with its unit
+      n (int): the number of runs used; 0 if the claim does not apply
+      reason (str): why the claim is undecided
+      variant (str): the variant that was judged, if it is not the paper's
     """
     curves = None
     if self._path.is_dir():
@@ -156,19 +169,22 @@ class Experiment:
     return registry.judge_results(self._results, curves)
 
   def predict(self, target: str | float | None = None) -> pd.DataFrame:
-    """Predicts instability at larger sizes from the trained ones, of which it takes three.
+    """Predicts instability at larger sizes from the trained ones; needs three trained sizes.
 
     Args:
       target: a named size such as '4.8B', or a number of parameters; None: the next two named sizes
         after the largest trained one.
 
     Returns:
-      A row for each intervention (the columns of the swept fields), predictor, size and learning
-      rate. Columns: predictor, chosen (bool: the one that predicted the larger of the trained sizes
-      best), event, times (parameters relative to the largest trained size), parameters,
-      learning_rate, probability (of the event), quantity (what value is), value, low and high (90 %
-      interval; NaN if none), note. A predictor without enough data has one row with the reason as
-      its note, and NaN elsewhere.
+      A table with a row for each intervention (the columns of the swept fields), predictor, size
+      and learning rate. Other columns: predictor, chosen (bool: whether the predictor was the best
+      at predicting the larger of the trained sizes), event, times (parameters relative to the
+      largest trained size), parameters, learning_rate, probability (of the event), quantity (what
+      value measures), value, low and high (90 % interval; NaN if none), note. A predictor without
+      enough data has one row, with the reason in note and NaN elsewhere.
+
+    Raises:
+      BadInput: `target` is invalid, no run has finished, or the parameters of a run are unknown.
     """
     parameters = None if target is None else predictions.target_parameters(target)
     return self._predictions(parameters).forecasts
@@ -176,7 +192,7 @@ class Experiment:
   def plot(self, name: str, ax: Axes | None = None) -> Figure:
     """Draws a figure of the report.
 
-    Names, as far as the runs have the data:
+    Available names, if the runs have the data:
       loss_by_learning_rate              final loss against learning rate
       lr_sensitivity                     LR sensitivity against parameters
       loss_by_FIELD                      final loss against a swept number, such as loss_by_eps
@@ -190,26 +206,29 @@ class Experiment:
       predicted_against_measured         the largest size, predicted from smaller ones
 
     Args:
-      name: one of these.
+      name: one of these names.
       ax: axes to draw in, for figures with a single panel.
 
     Returns:
-      The figure: that of `ax`, or a new one.
+      The figure to which `ax` belongs, or a new one.
+
+    Raises:
+      BadInput: there is no such figure, or the runs lack the data for it.
     """
     is_prediction = name in predictions.FIGURES
-    found = predictions.figures(self._predictions()) if is_prediction else self._plots()
-    plots = {plot.name: plot for plot in found}
+    available = predictions.figures(self._predictions()) if is_prediction else self._plots()
+    plots = {plot.name: plot for plot in available}
     if name not in plots and is_prediction:
       raise BadInput(f'plot {name!r}: there are too few sizes')
     if name not in plots:
-      names = [plot.name for plot in found if plot.draw is not None]
+      names = [plot.name for plot in available if plot.draw is not None]
       raise BadInput(f'plot {name!r}: must be one of {", ".join([*names, *predictions.FIGURES])}')
     if plots[name].draw is None:
       raise BadInput(f'plot {name!r}: {plots[name].absent}')
     return plots[name].draw(ax=ax)
 
   def _plots(self) -> list[selection.Plot]:
-    """The figures of the report other than those of predictions."""
+    """The figures of the report, without those of predictions."""
     table = self.lr_sensitivity()
     if not self._path.is_dir():
       return selection.loss_plots(self._results, table, bigram_loss=None)

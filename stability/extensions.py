@@ -1,18 +1,18 @@
-"""Options, variants and terms that a config file adds to the package's own.
+"""Options, variants and terms that a config file adds to those of the package.
 
-A config file defines get_extensions(), which returns a list of
+The config file defines get_extensions(), which returns a list of
 
   integer, number, switch, choice, text(...)   options (stability/config/field.py)
   variant(option, name, make, ...)             another value of a choice option
   term(place, name, make, ...)                 another term of a place (stability/variants.py)
 
-What `make` is called with, the table of the option or place says: optimizer.name in
+The table of the option or place says with which arguments `make` is called: optimizer.name in
 stability/optim/optimizers.py, model.attention in stability/model/attention.py, objective in
 stability/step/objective.py ...
 
-The file, and modules beside it that it imports, are copied into the workdir. Workers and resumes
-run that copy; whoever only reads a workdir runs none of it, and knows its options from records in
-sweep.json. This module imports no jax.
+The config file and the user's modules that it imports are copied into the workdir. Workers and
+resumed sweeps run that copy. Programs that only read a workdir run none of it: they register the
+options that sweep.json records. This module imports no jax.
 """
 
 import ast
@@ -54,7 +54,8 @@ class _Term:
 
 Entry = Field | _Variant | _Term
 
-_STORED = {
+# The record of a sweep's extensions in sweep.json: key -> type.
+_RECORD_TYPES = {
     'folder': str,
     'file': str,
     'files': list,
@@ -67,14 +68,14 @@ _STORED = {
 def variant(
     option: str, name: str, make: Callable[..., Any], source: str = '', reads: Sequence[str] = ()
 ) -> Entry:
-  """A value of a choice option, say optimizer.name=NAME.
+  """An entry that adds a value to a choice option, such as NAME to optimizer.name.
 
   Args:
     option: the choice option.
     name: the new value.
-    make: what the option's table calls; its comment says with which arguments.
+    make: the function that the option's table holds; a comment there gives its arguments.
     source: paper or link.
-    reads: options that it reads.
+    reads: options that `make` reads.
   """
   return _Variant(option, name, variants.Variant(make, source, tuple(reads)))
 
@@ -88,42 +89,41 @@ def term(
     reads: Sequence[str] = (),
     needs: Sequence[str] = (),
 ) -> Entry:
-  """A term of a place: initialisation, objective, gradient, after_update or probes.
+  """An entry that adds a term to a place.
 
   Args:
-    place: where it acts.
-    name: under which it is logged.
-    make: what the place calls.
+    place: initialisation, objective, gradient, after_update or probes.
+    name: the name under which the term is logged.
+    make: the function that the place calls.
     source: paper or link.
-    when: the switch or choice option that turns it on, or option=value; None: always on.
-    reads: options that it reads.
-    needs: measurements that a quiet step has to take for it.
+    when: the switch or choice option that turns the term on, or option=value; None: always on.
+    reads: options that `make` reads.
+    needs: measurements that the term needs from every step, quiet ones included.
   """
-  found = variants.Term(name, make, source, when, tuple(reads), tuple(needs))
-  return _Term(place, found)
+  return _Term(place, variants.Term(name, make, source, when, tuple(reads), tuple(needs)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Extensions:
-  """What a config file adds, with the sources that it takes."""
+  """The options and values that a config file adds, and the source files that define them."""
 
-  file: str  # the config file's name among `files`
+  file: str  # the config file's name, a key of `files`
   files: Mapping[str, bytes]  # relative path -> content
   options: tuple[Field, ...]
   values: Mapping[str, tuple[str, ...]]  # choice option -> the values added to it
 
   @property
   def sha256(self) -> str:
-    """The digest of all files with their names."""
+    """The SHA-256 digest of the names and contents of all files."""
     return _sha256(self.files)
 
   @property
   def folder(self) -> str:
-    """Of the copies, relative to the workdir."""
+    """The folder of the copied files, relative to the workdir."""
     return f'extensions/{self.sha256[:12]}'
 
   def to_json(self) -> Json:
-    """What sweep.json says of them."""
+    """The record of the extensions in sweep.json."""
     return {
         'folder': self.folder,
         'file': self.file,
@@ -135,20 +135,20 @@ class Extensions:
 
 
 def reset() -> None:
-  """Removes the entries that are installed in this process."""
+  """Removes all entries that are installed in this process."""
   fields.unregister_all()
   variants.remove_added()
 
 
 def of_config(file: Path, entries: Any) -> Extensions:
-  """Installs what get_extensions of a config file has returned, and reads its sources."""
+  """Installs the entries that get_extensions of a config file returned, and reads its sources."""
   options, values = _install(entries)
   files = {name: path.read_bytes() for name, path in _sources(file).items()}
   return Extensions(file.name, files, options, values)
 
 
 def _install(entries: Any) -> tuple[tuple[Field, ...], dict[str, tuple[str, ...]]]:
-  """Installs entries in the place of those there are; the options, and values by option."""
+  """Replaces the installed entries; returns the added options, and added values by option."""
   reset()
   if not isinstance(entries, Iterable):
     raise BadInput('get_extensions: must return a list of entries')
@@ -177,9 +177,9 @@ def _install(entries: Any) -> tuple[tuple[Field, ...], dict[str, tuple[str, ...]
 def _check_choice(option: str, name: str) -> None:
   field = fields.FIELDS.get(option)
   if field is None or field.kind != 'choice':
-    raise BadInput(f'variant {name!r}: config.{option} is no choice option')
+    raise BadInput(f'variant {name!r}: config.{option} is not a choice option')
   if field.check(name):
-    raise BadInput(f'variant {name!r}: config.{option} has this value already')
+    raise BadInput(f'variant {name!r}: config.{option} already has this value')
 
 
 def _check_when(term: variants.Term) -> None:
@@ -192,22 +192,22 @@ def _check_when(term: variants.Term) -> None:
 
 
 def _sources(file: Path) -> dict[str, Path]:
-  """A config file and the modules of the user's that it imports, by their relative paths."""
-  found = {file.name: file}
+  """The config file and the user's modules that it imports: relative path -> file."""
+  sources = {file.name: file}
   pending = [file]
   while pending:
     tree = ast.parse(pending.pop().read_bytes())
     for name in _imported(tree):
       for path in _module_files(name):
         relative = _relative(path, name)
-        if relative not in found:
-          found[relative] = path
+        if relative not in sources:
+          sources[relative] = path
           pending.append(path)
-  return found
+  return sources
 
 
 def _imported(tree: ast.AST) -> set[str]:
-  """The top-level names of what a module imports."""
+  """The top-level names of the modules that a module imports, without relative imports."""
   names = set()
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
@@ -218,7 +218,10 @@ def _imported(tree: ast.AST) -> set[str]:
 
 
 def _module_files(name: str) -> list[Path]:
-  """The sources of a module of the user's: none of what is installed or comes with Python."""
+  """The source files of a module; empty unless it is the user's own.
+
+  Modules of Python, of installed packages and of this project are not.
+  """
   try:
     spec = importlib.util.find_spec(name)
   except (ImportError, ValueError):
@@ -227,8 +230,8 @@ def _module_files(name: str) -> list[Path]:
     return []
   path = Path(spec.origin).absolute()
   installed = [sysconfig.get_path(kind) for kind in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
-  own = [str(_ROOT / folder) for folder in ('stability', 'launch', 'configs')]
-  if any(str(path).startswith(f'{folder}{os.sep}') for folder in (*installed, *own)):
+  project = [str(_ROOT / folder) for folder in ('stability', 'launch', 'configs')]
+  if any(str(path).startswith(f'{folder}{os.sep}') for folder in (*installed, *project)):
     return []
   if spec.submodule_search_locations:
     return sorted(path.parent.rglob('*.py'))
@@ -236,24 +239,25 @@ def _module_files(name: str) -> list[Path]:
 
 
 def _relative(path: Path, name: str) -> str:
-  """Where a source lies below a folder from which module `name` can be imported."""
+  """The path of a source file relative to the folder from which module `name` is imported."""
   parts = path.parts
   if path.name == f'{name}.py':
     return path.name
   return '/'.join(parts[len(parts) - 1 - parts[::-1].index(name) :])
 
 
-# In a workdir.
+# Extensions stored in a workdir.
 
 
 def register_stored(stored: Any) -> None:
-  """Makes the options and values of a sweep's record known, without any of its code.
+  """Registers the options and values that sweep.json records, without running any of their code.
 
-  BadInput for a record that is not one of Extensions.to_json.
+  Raises:
+    BadInput: `stored` is not a record made by Extensions.to_json.
   """
   if not isinstance(stored, dict):
     raise BadInput('must be an object')
-  for key, kind in _STORED.items():
+  for key, kind in _RECORD_TYPES.items():
     if stored and not isinstance(stored.get(key), kind):
       raise BadInput(f'{key} is missing or of a wrong type')
   for record in stored.get('options', ()):
@@ -267,7 +271,7 @@ def register_stored(stored: Any) -> None:
 
 
 def check(workdir: Path, stored: Json) -> Path:
-  """The copy of the config file in a workdir; BadInput if it or what it imports was changed."""
+  """The path of the config file's copy in a workdir; raises BadInput if a copy was changed."""
   folder = workdir / stored['folder']
   where = f'{folder / stored["file"]}: the extensions of this sweep'
   try:
@@ -280,11 +284,11 @@ def check(workdir: Path, stored: Json) -> Path:
 
 
 def load(workdir: Path, stored: Json) -> None:
-  """Runs the copy in a workdir and installs its entries; BadInput where that cannot be."""
+  """Runs the config file's copy in a workdir and installs its entries; BadInput if that fails."""
   if not stored:
     return
   file = check(workdir, stored)
-  sys.path.insert(0, str(file.parent))  # for good: what they import later is in the copy as well
+  sys.path.insert(0, str(file.parent))  # permanently, so that later imports find the copies too
   try:
     _install(runpy.run_path(str(file))['get_extensions']())
   except Exception as error:

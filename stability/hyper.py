@@ -1,4 +1,4 @@
-"""The vocabulary of sweeps in config files, and the expansion of a sweep into runs.
+"""Functions with which config files define sweeps, and the expansion of a sweep into runs.
 
 A sweep is a list of points; a point is a dict of dotted field -> value:
 
@@ -26,12 +26,12 @@ from stability.errors import BadInput
 
 Point = dict[str, Any]
 
-MAX_POINTS = 100_000  # of a sweep; more are a mistake, or an endless iterator
-MAX_NAME = 120  # characters of the name of a run
+MAX_POINTS = 100_000  # in a sweep; more are a mistake, such as an infinite iterator
+MAX_NAME = 120  # characters in the name of a run
 
 
 def sweep(field: str, values: Iterable[Any]) -> list[Point]:
-  """One point per value of a field."""
+  """A sweep with one point for each value of a field."""
   return [{field: value} for value in to_list(values, f'hyper.sweep of {field!r}')]
 
 
@@ -44,19 +44,19 @@ def to_list(values: Iterable[Any], name: str) -> list[Any]:
 
 
 def fixed(field: str, value: Any) -> list[Point]:
-  """One point, in which the field has this value."""
+  """A sweep with a single point, in which the field has this value."""
   return [{field: value}]
 
 
 def product(sweeps: Sequence[list[Point]]) -> list[Point]:
-  """Every combination of points, one from each sweep; the first sweep varies slowest."""
+  """All combinations of one point from each sweep; the first sweep varies slowest."""
   if math.prod(map(len, sweeps)) > MAX_POINTS:
     raise BadInput(f'hyper.product: more than {MAX_POINTS:,} points')
   return [functools.reduce(_join, points, {}) for points in itertools.product(*sweeps)]
 
 
 def zipit(sweeps: Sequence[list[Point]]) -> list[Point]:
-  """The n-th points of all sweeps joined, for each n. The sweeps must have the same length."""
+  """Joins the n-th points of all sweeps, for each n; the sweeps must have the same length."""
   lengths = {len(points) for points in sweeps}
   if len(lengths) > 1:
     raise BadInput(f'hyper.zipit: sweeps of different lengths: {sorted(lengths)}')
@@ -78,7 +78,7 @@ def _join(left: Point, right: Point) -> Point:
 class Runs:
   """The runs that a config file describes."""
 
-  fields: tuple[str, ...]  # swept, in the order of their first appearance
+  fields: tuple[str, ...]  # the swept ones, in order of first appearance
   configs: dict[str, Config]  # run name -> resolved config
 
 
@@ -88,13 +88,17 @@ def expand(
     overrides: Iterable[str] = (),
     seeds: int | None = None,
 ) -> Runs:
-  """Resolves and names the runs of a sweep: `base` with the values of each point.
+  """Expands a sweep into named runs; each has the config `base` with the values of one point.
 
   Args:
-    base: nested dicts, the result of get_config as ConfigDict.to_dict().
-    points: the result of get_sweep; [{}] stands for the single run of `base`.
-    overrides: dotted fields given on the command line, which must not be swept.
-    seeds: repeats every point with seeds 0 to seeds - 1; the points must not sweep the seed.
+    base: the result of get_config as nested dicts (ConfigDict.to_dict()).
+    points: the result of get_sweep; [{}] stands for a single run of `base`.
+    overrides: the dotted fields given on the command line, none of which may be swept.
+    seeds: if given, every point is repeated with seeds 0 to seeds - 1; the points must not sweep
+      the seed.
+
+  Raises:
+    BadInput: the sweep is invalid, or two of its runs are the same.
   """
   points = list(points)
   if not points:
@@ -141,15 +145,15 @@ def labels(fields: Sequence[str]) -> dict[str, str]:
 
 
 def _name(values: Mapping[str, Any], flat: Mapping[str, Any]) -> str:
-  """A run's name, valid for a folder: `width=64,qk_norm=none,learning_rate=0.01,seed=0`.
+  """A run's name, such as `width=64,qk_norm=none,learning_rate=0.01,seed=0`; a valid folder name.
 
   Args:
-    values: swept values by label.
-    flat: the resolved config, whose hash distinguishes names that are too long.
+    values: label of a swept field -> its value.
+    flat: the resolved config. Its hash is appended to a name that is cut to MAX_NAME.
   """
   pairs = (f'{label}={value}' for label, value in values.items())
   name = quote(','.join(pairs), safe='+=,')
-  name = re.sub('~', '%7E', name)  # which quote does not encode
+  name = re.sub('~', '%7E', name)  # quote leaves ~ as it is
   if len(name) > MAX_NAME:
     hashed = {field: value for field, value in flat.items() if not _is_implied(field, value)}
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
@@ -158,6 +162,6 @@ def _name(values: Mapping[str, Any], flat: Mapping[str, Any]) -> str:
 
 
 def _is_implied(field: str, value: Any) -> bool:
-  """Whether the hash omits a field, so that adding an option leaves the names of runs unchanged."""
+  """Whether the hash omits a field, so that adding an option to the package renames no runs."""
   record = config_lib.FIELDS[field]
   return record.is_later and value == record.absent

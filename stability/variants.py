@@ -1,14 +1,14 @@
-"""Tables of variants: what an intervention adds its entry to.
+"""Tables of interventions; each intervention is an entry in one of them.
 
-Two kinds of table, each beside the code that uses it:
+There are two kinds of table, each defined next to the code that uses it:
 
-  choices(option, {...})  the variants of a choice option, one of which a run has: the optimizers
-                          of optimizer.name, the norms of model.norm ...
-  terms(place, [...])     terms of which a run has any number: loss terms, gradient
+  Choices(option, {...})  the variants of a choice option, of which each run uses one: the
+                          optimizers of optimizer.name, the norms of model.norm ...
+  Terms(place, [...])     terms, of which a run uses any number: loss terms, gradient
                           transformations, updates after the optimizer's, probes ...
 
-A config file's own entries (get_extensions, stability/extensions.py) join the same tables. This
-module imports no jax: options are checked without it.
+Entries from outside the package, those of a config file (get_extensions, stability/extensions.py),
+are added to the same tables. This module imports no jax: options are checked without it.
 """
 
 import dataclasses
@@ -22,33 +22,34 @@ from stability.errors import BadInput
 class Variant:
   """One value of a choice option."""
 
-  make: Any  # what the table's place calls; the table says with which arguments
+  make: Any  # called where the table is used; a comment at the table gives the arguments
   source: str  # paper section or link
-  reads: tuple[str, ...] = ()  # options that it reads
+  reads: tuple[str, ...] = ()  # options that `make` reads
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """One of the terms of a place."""
+  """A term of a place."""
 
-  name: str  # under which it is logged, and which no other term of the place has
-  make: Any  # what the place calls
+  name: str  # unique among the terms of the place; used in logs
+  make: Any  # called by the place
   source: str  # paper section or link
-  # The switch or choice option that turns it on, or option=value; None: always on.
+  # The switch or choice option that turns the term on, or option=value; None: always on.
   when: str | None = None
-  reads: tuple[str, ...] = ()  # options that it reads
-  needs: tuple[str, ...] = ()  # measurements that a quiet step has to take for it
+  reads: tuple[str, ...] = ()  # options that `make` reads
+  needs: tuple[str, ...] = ()  # measurements to take in every step, quiet ones included
 
 
-TABLES: dict[str, 'Choices | Terms'] = {}  # those that are imported, by option or place
+TABLES: dict[str, 'Choices | Terms'] = {}  # option or place -> table, if its module is imported
 
-_ADDED: dict[str, dict[str, Variant]] = {}  # by option, then by name: from outside the package
-_ADDED_TERMS: dict[str, dict[str, Term]] = {}  # by place, then by name
-_history: list[Variant | Term] = []  # all that were added in this process
+# Entries from outside the package: option -> name -> variant, and place -> name -> term.
+_ADDED: dict[str, dict[str, Variant]] = {}
+_ADDED_TERMS: dict[str, dict[str, Term]] = {}
+_history: list[Variant | Term] = []  # all entries ever added in this process
 
 
 class Choices(Mapping[str, Variant]):
-  """The variants of a choice option, those added from outside included."""
+  """The variants of a choice option, including those from outside the package."""
 
   def __init__(self, option: str, own: Mapping[str, Variant]):
     self.option = option
@@ -67,7 +68,7 @@ class Choices(Mapping[str, Variant]):
 
 
 class Terms:
-  """The terms of a place, those added from outside last."""
+  """The terms of a place; those from outside the package come last."""
 
   def __init__(self, place: str, own: Sequence[Term]):
     self.place = place
@@ -78,12 +79,18 @@ class Terms:
     return iter((*self._own, *_ADDED_TERMS.get(self.place, {}).values()))
 
   def active(self, static: Mapping[str, Any]) -> list[Term]:
-    """The terms that runs of a static config have, in their order."""
+    """The terms that are on in a static config, in the order of the table."""
     return [term for term in self if term.when is None or is_on(static, term.when)]
 
 
 def is_on(static: Mapping[str, Any], when: str) -> bool:
-  """Whether a switch or choice option is on, neither False nor `none`; of option=value, whether."""
+  """Whether the condition `when` of a term is true in a static config.
+
+  Args:
+    static: nested dicts: section -> option -> value.
+    when: `option=value`, which is true if the option has that value; or an option alone, which is
+      true unless the option is False or `none`.
+  """
   option, _, wanted = when.partition('=')
   value: Any = static
   for part in option.split('.'):
@@ -91,17 +98,17 @@ def is_on(static: Mapping[str, Any], when: str) -> bool:
   return value == wanted if wanted else value not in (False, 'none')
 
 
-# The places that have terms.
+# The places that take terms.
 PLACES = ('initialisation', 'objective', 'gradient', 'after_update', 'probes')
 
 
 def added(option: str) -> tuple[str, ...]:
-  """The names that a choice option has from outside."""
+  """The values of a choice option that come from outside the package."""
   return tuple(_ADDED.get(option, {}))
 
 
 def add_variant(option: str, name: str, variant: Variant) -> None:
-  """Adds a variant from outside; BadInput where the option has one of that name from outside."""
+  """Adds a variant from outside the package; raises BadInput if its name was already added."""
   if name in _ADDED.get(option, {}):
     raise BadInput(f'config.{option}: the variant {name!r} is added twice')
   _history.append(variant)
@@ -109,7 +116,11 @@ def add_variant(option: str, name: str, variant: Variant) -> None:
 
 
 def add_term(place: str, term: Term) -> None:
-  """Adds a term from outside; BadInput for a place without terms, or a name that is taken."""
+  """Adds a term from outside the package.
+
+  Raises:
+    BadInput: the place takes no terms, or a term of this name was already added to it.
+  """
   if place not in PLACES:
     raise BadInput(f'term {term.name!r}: place must be one of {", ".join(PLACES)}')
   if term.name in _ADDED_TERMS.get(place, {}):
@@ -119,11 +130,11 @@ def add_term(place: str, term: Term) -> None:
 
 
 def revision() -> int:
-  """A number that differs whenever the added entries do; 0: there are none."""
+  """A number that changes whenever the added entries change; 0 if there are none."""
   return len(_history) if _ADDED or _ADDED_TERMS else 0
 
 
 def remove_added() -> None:
-  """Removes everything that was added from outside."""
+  """Removes all entries from outside the package."""
   _ADDED.clear()
   _ADDED_TERMS.clear()
