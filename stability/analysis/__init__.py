@@ -1,6 +1,6 @@
-"""Statistics of a sweep, computed from its files alone: no training code, no accelerator."""
+"""Statistics of a sweep, computed from its files alone, without training code or accelerator."""
 
 import pandas as pd
 
-# The same behaviour with and without pyarrow, which also refuses names that are not valid UTF-8.
+# Strings behave the same with and without pyarrow, which rejects those that are not valid UTF-8.
 pd.options.mode.string_storage = 'python'

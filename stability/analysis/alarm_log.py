@@ -12,7 +12,7 @@ COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
 
 
 def load(workdir: Path) -> pd.DataFrame:
-  """A row per alarm, in the order of the runs, forks last.
+  """Loads a table with a row per alarm, in the order of the runs; forks come last.
 
   Columns: run, step, rule, message, acted_on (whether any action was requested on the run).
   """

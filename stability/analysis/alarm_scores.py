@@ -16,9 +16,9 @@ ANY = 'any'  # the union of all rules
 
 
 def first_alarms(workdir: Path, runs: list[str], rules: Sequence[Rule] = RULES) -> pd.DataFrame:
-  """The step of each rule's first alarm, and of ANY's: a row per run; NaN if it did not fire.
+  """The steps of first alarms: a row per run, a column per rule and ANY; NaN if none was raised.
 
-  The rules are applied to the rows of metrics.jsonl as the trainer applies them.
+  The rules are applied to the rows of metrics.jsonl in the same way as in the trainer.
   """
   steps = pd.DataFrame(np.nan, runs, [rule.name for rule in rules])
   for name in runs:
@@ -30,10 +30,11 @@ def first_alarms(workdir: Path, runs: list[str], rules: Sequence[Rule] = RULES) 
 
 
 def label_runs(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
-  """The outcome of each run that counts, and its alarms.
+  """The outcome and the first alarms of each run.
 
-  Runs that were acted on are left out: how they would have ended is unknown. The index is the name
-  of the run. Columns: unstable, onset (see instability) and those of first_alarms.
+  Runs whose stability is unknown are left out: those that failed, were stopped or are missing, and
+  those that were acted on. The index is the name of the run. Columns: unstable, onset (see
+  instability) and those of first_alarms.
   """
   results = results_lib.load_workdir(workdir)
   curves = results_lib.load_curves(workdir, probes=())
@@ -59,8 +60,8 @@ def score(labels: pd.DataFrame) -> pd.DataFrame:
     recall: the share of unstable runs in which it fired
     false_alarm_rate: the share of stable runs in which it fired
     precision: the share of runs in which it fired that are unstable
-    lead: the step of the alarm relative to the step of the onset; the median over unstable runs
-      with an onset, infinite for a run in which the rule did not fire
+    lead: the step of the alarm divided by the step of the onset, infinite if the rule did not fire;
+      the median over unstable runs with an onset
   """
   return pd.DataFrame(list(_scores(labels)))
 

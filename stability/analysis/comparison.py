@@ -1,4 +1,4 @@
-"""LR sensitivity of every intervention relative to a baseline, at the same size."""
+"""LR sensitivity of every intervention relative to a baseline of the same size."""
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,10 @@ from stability.analysis.results import Results
 
 
 def baseline(results: Results) -> pd.DataFrame:
-  """The intervention with the most fields at the paper's values, as a row of results.groups.
+  """The intervention with the most fields at the paper's values, the first one if several tie.
 
-  Of several with equally many, the first one of the sweep.
+  Returns:
+    A table with one row and the columns results.groups.
   """
   interventions = results.runs[results.groups].drop_duplicates()
   at_paper = np.zeros(len(interventions), int)
@@ -24,21 +25,21 @@ def baseline(results: Results) -> pd.DataFrame:
 def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   """The ratio of LR sensitivity to that of the baseline, for each row of the table.
 
-  Columns: is_baseline; ratio; low and high (its 90 % interval from resampling whole seeds, the same
-  seeds for both; NaN with one seed). A ratio is NaN for the baseline itself, where a run of either
-  is missing, and where there is no LR sensitivity to compare.
+  Columns: is_baseline; ratio; low and high (its 90 % interval from resampling whole seeds, with the
+  same resamples for both interventions; NaN with one seed). The ratio is NaN for the baseline
+  itself, if a run of either intervention is missing, and if there is no LR sensitivity to compare.
 
   Args:
     results: the runs of a sweep.
-    table: lr_sensitivity of the results.
+    table: the result of lr_sensitivity for these runs.
   """
   size = ['parameters', *results.sizes]
   keys = [*size, *results.groups]
   rows = table[keys].astype({'parameters': float})
   is_baseline = pd.Series(True, rows.index)
   if results.groups:
-    mark = baseline(results).assign(is_baseline=True)
-    is_baseline = rows.merge(mark, how='left', on=results.groups)['is_baseline'].notna()
+    marked = baseline(results).assign(is_baseline=True)
+    is_baseline = rows.merge(marked, how='left', on=results.groups)['is_baseline'].notna()
   found = pd.DataFrame(np.nan, rows.index, ['ratio', 'low', 'high'])
   try:
     evidence = Evidence.from_results(results, None)

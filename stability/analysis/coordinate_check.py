@@ -4,9 +4,10 @@ Under muP and equivalent parameterizations, the size of activations is independe
 initialisation and after every update. Under the standard parameterization with one learning rate
 it grows with the width from the first update on. The check uses the activations themselves, not
 their change since initialisation. It therefore needs a learning rate at which a few updates change
-them by more than their initial size, and says little about the embedding, which keeps its initial
-size for long. Logits start with a slope of -1/2 where the standard deviation of the head falls as
-1/width: under mup, mean_field, muparam_intermediate and muparam_full.
+them by more than their initial size, and says little about the embedding, whose size stays close to
+its initial value for many steps. The slope of the logits starts at -1/2 if the head is initialised
+with a standard deviation proportional to 1/width: under mup, mean_field, muparam_intermediate and
+muparam_full.
 """
 
 from pathlib import Path
@@ -21,7 +22,7 @@ WIDTH = 'model.width'
 
 
 def load_activations(workdir: Path) -> pd.DataFrame:
-  """results.load_curves with every activation_rms/ and output_rms probe that any run logged."""
+  """Loads every activation_rms/ and output_rms probe that any run logged; see load_curves."""
   probes: dict[str, None] = {}
   for name in sweeps.read_sweep(workdir).runs:
     for line in run_files.read_metrics(run_files.run_dir(workdir, name)):
@@ -39,9 +40,9 @@ def slopes(results: results_lib.Results, activations: pd.DataFrame) -> pd.DataFr
     activations: see load_activations.
 
   Returns:
-    A row per probe, intervention and step that has at least two widths. Columns: probe, those of
-    the intervention, those of the size other than the width, step, slope (the exponent), widths
-    (how many).
+    A row per probe, intervention, size apart from its width, and step, if there are at least two
+    widths. Columns: probe, those of the intervention, those of the size other than the width, step,
+    slope (the exponent), widths (the number of widths).
   """
   columns = [*results.groups, *(size for size in results.sizes if size != WIDTH)]
   probes = [column for column in activations if _is_activation(column)]

@@ -1,4 +1,4 @@
-"""The definitions of an unstable run and of the onset of its instability, used everywhere."""
+"""The definitions of an unstable run and of the onset of instability, shared by all analyses."""
 
 import numpy as np
 import pandas as pd
@@ -7,18 +7,19 @@ from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.results import Results
 
-MARGIN = 0.05  # relative to the loss reduction of the size's best run, initial minus final loss
-SMOOTHING_WINDOW = 5  # logged steps in a moving average, which ends at the current one
-UNSTABLE_LOGIT = 1e4  # runs with attention logits above it diverged (paper section 3.3)
+MARGIN = 0.05  # a fraction of the run's initial loss minus the best loss of its size
+SMOOTHING_WINDOW = 5  # logged steps in a moving average that ends at the current step
+UNSTABLE_LOGIT = 1e4  # the paper's runs with higher attention logits diverged (section 3.3)
 
 
 def unstable(results: Results) -> pd.Series:
-  """Whether each run is unstable, in the order of results.runs; NA for a run that does not count.
+  """Whether each run is unstable, in the order of results.runs.
 
-  A run is unstable if it diverged, or if its learning rate is above the best one of its size and
-  its loss exceeds the best by more than MARGIN. The best run of a size has the lowest loss over all
-  interventions and seeds. A run that is the only one of its size, like the paper's 4.8B model, is
-  also compared with the best of the smaller sizes, whatever its learning rate.
+  NA for a run that does not count: it failed, was stopped or is missing. A run is unstable if it
+  diverged, or if its learning rate is above the best one of its size and its loss exceeds the best
+  by more than MARGIN. The best run of a size has the lowest loss over all interventions and seeds.
+  A run that is the only one of its size, like the paper's 4.8B model, is also compared with the
+  best of the smaller sizes, whatever its learning rate.
   """
   runs, best = results.runs, best_runs(results)
   excess = _excess(runs, best)
@@ -31,7 +32,7 @@ def unstable(results: Results) -> pd.Series:
 def loss_excess(results: Results) -> pd.Series:
   """min(final, initial) of each run minus the best loss of its size and the margin, in nats.
 
-  Positive where the loss is too high; NaN for a run that does not count.
+  Positive if the loss is too high; NaN for a run that does not count.
   """
   return _excess(results.runs, best_runs(results))
 
@@ -47,8 +48,9 @@ def onset(
   """The step from which each run's loss stays too high, in the order of results.runs.
 
   It is the first logged step from which the smoothed training loss stays above that of the best run
-  of its size by MARGIN; NaN if there is none. A loss that is not finite counts as infinite. A
-  learning rate that is too low also has an onset; it marks instability only in an unstable run.
+  of its size by MARGIN; NaN if there is none. A loss that is not finite counts as infinite. A run
+  whose learning rate is too low also has an onset, so an onset means instability only in an
+  unstable run.
 
   Args:
     results: the runs of a sweep.
@@ -72,25 +74,26 @@ def onset(
 
 
 def best_runs(results: Results) -> pd.DataFrame:
-  """The best run of each run's size: run, loss, learning_rate and parameters, or NaN.
+  """The best run with which each run is compared: run, loss, learning_rate and parameters.
 
-  The rows are those of results.runs. A size with a single cell, of any number of seeds, is compared
-  with all sizes up to its own.
+  It is the best run of the same size. If a size has only one learning rate and intervention, with
+  any number of seeds, it is the best run of all sizes up to this one. The rows are those of
+  results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),
       parameters=results.runs['parameters'].astype(float),
   ).reset_index(drop=True)
-  best = np.full(len(runs), np.nan)  # row numbers
+  best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
   for _, of_size in results_lib.split(runs, ['parameters', *results.sizes]):
     candidates = of_size
     if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():
       smaller = runs['parameters'] < of_size['parameters'].iloc[0]
       candidates = runs[smaller | runs.index.isin(of_size.index)]
     if candidates['loss'].notna().any():
-      best[of_size.index] = candidates['loss'].idxmin()
+      best_row[of_size.index] = candidates['loss'].idxmin()
   columns = ['run', 'loss', 'learning_rate', 'parameters']
-  return runs[columns].reindex(best).set_axis(results.runs.index)
+  return runs[columns].reindex(best_row).set_axis(results.runs.index)
 
 
 def _smooth(losses: np.ndarray, window: int) -> np.ndarray:
@@ -107,6 +110,7 @@ def _first_step_above(
     best_losses: np.ndarray,
     margin: float,
 ) -> float:
+  """The first step from which all losses exceed the best losses by the margin; NaN if none."""
   above = losses > np.interp(steps, best_steps, best_losses) + margin
   below = np.flatnonzero(~above)
   first = below[-1] + 1 if len(below) else 0

@@ -1,4 +1,7 @@
-"""LR sensitivity: how much the final loss depends on the learning rate (paper section 2.2)."""
+"""LR sensitivity: how much the final loss depends on the learning rate (paper section 2.2).
+
+Suffixes of arrays: L learning rates, S seeds, D draws (weightings of the seeds), W windows.
+"""
 
 from collections.abc import Sequence
 
@@ -8,10 +11,11 @@ import pandas as pd
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
 
-COUNTED = ('done', 'diverged')  # statuses; other runs carry no information about stability
-DRAWS = 1000  # resamples of the seeds, for low and high
+COUNTED = ('done', 'diverged')  # statuses of runs that count; the others say nothing of stability
+DRAWS = 1000  # bootstrap resamples of the seeds, for low and high
 INTERVAL = (5, 95)  # percentiles of the resamples
-ALL = 'all'  # in the column window: no limits
+# Values of the column `window`.
+ALL = 'all'  # all learning rates
 NOT_COMPARABLE = 'not comparable'
 
 
@@ -25,7 +29,7 @@ def counted_loss(runs: pd.DataFrame) -> pd.Series:
 
 
 def lr_sensitivity(results: results_lib.Results) -> pd.DataFrame:
-  """LR sensitivity as a table: a row per size and intervention, the smallest size first.
+  """A table of LR sensitivity: a row per size and intervention, the smallest size first.
 
   Columns:
     those of size and intervention, and parameters
@@ -33,11 +37,11 @@ def lr_sensitivity(results: results_lib.Results) -> pd.DataFrame:
       of these averages; nats; NaN with one learning rate
     low, high: 90 % interval from resampling whole seeds; NaN with one seed
     best_loss (nats), best_learning_rate
-    learning_rates, seeds: how many counted
-    missing: how many runs did not count
-    window: the window of learning rates that lr_sensitivity and learning_rates refer to, the one of
-      results.windows with the lowest LR sensitivity; the other columns refer to all windows. `all`
-      if there are none; `not comparable` if results.not_comparable rules out an LR sensitivity
+    learning_rates, seeds: how many were used
+    missing: how many runs do not count
+    window: the window of learning rates that lr_sensitivity and learning_rates refer to: that of
+      results.windows with the lowest LR sensitivity. The other columns refer to all windows. `all`
+      if there are no windows; `not comparable` if results.not_comparable is set
   """
   columns = [*results.sizes, *results.groups, 'parameters']
   rows = [
@@ -83,14 +87,14 @@ def _row(
 def draws(seeds: int) -> np.ndarray:
   """The weights [DRAWS, seeds] of bootstrap resamples of the seeds.
 
-  Each call restarts the generator: interventions with the same seeds get the same resamples.
+  Each call restarts the generator, so interventions with equally many seeds get the same resamples.
   """
   shares = np.full(seeds, 1 / seeds)
   return np.random.default_rng(0).multinomial(seeds, shares, size=DRAWS)
 
 
 def within(runs: pd.DataFrame, limits: Sequence[windows_lib.Window] | None) -> pd.DataFrame:
-  """The runs whose learning rate lies in one of the windows; all runs if there are none."""
+  """The runs whose learning rate lies in one of the windows; all runs if `limits` is None."""
   if limits is None:
     return runs
   rates = runs['learning_rate']
@@ -133,7 +137,7 @@ def _spread(mean_LxD: np.ndarray) -> np.ndarray:
 
 
 def mean_over_seeds(values_LxS: np.ndarray, weights_DxS: np.ndarray) -> np.ndarray:
-  """Weighted means [L, D] of the finite values over seeds; NaN where there is none."""
+  """Weighted means [L, D] over seeds of the finite values; NaN if there are none."""
   finite_LxS = np.isfinite(values_LxS)
   total_LxD = np.where(finite_LxS, values_LxS, 0.0) @ weights_DxS.T
   count_LxD = finite_LxS @ weights_DxS.T

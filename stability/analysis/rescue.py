@@ -1,6 +1,6 @@
-"""How many unstable runs the policy rescues: pairs of runs with and without it.
+"""How many unstable runs the policy rescues, counted in pairs of runs with and without it.
 
-The policy is control.on_alarm=policy; a pair differs in nothing else.
+The policy is control.on_alarm=policy. The two runs of a pair differ in nothing else.
 """
 
 import dataclasses
@@ -11,19 +11,19 @@ from stability.analysis import instability, lr_sensitivity
 from stability.analysis.results import Results
 
 FIELD = 'control.on_alarm'
-WITHIN = 0.02  # relative distance to the best loss of the size that counts as rescued
+WITHIN = 0.02  # a rescued run's loss exceeds the best one by at most this fraction
 
 
 def pairs(results: Results) -> pd.DataFrame:
-  """A row per pair of runs that differ in the policy alone, if the losses of both count.
+  """A table with a row per pair of runs that differ in the policy alone, if both runs count.
 
   Columns:
     those of size and intervention, parameters, learning_rate, seed
     doomed: unstable without the policy
     loss_without, loss_with: min(final, initial) without and with the policy, nats
     best_loss: the lowest loss of the size and intervention without the policy, averaged over seeds
-    rescued: doomed, and with the policy at most WITHIN above best_loss
-    harmed: not doomed, and with the policy more than WITHIN above the run without it
+    rescued: doomed, and the loss with the policy is at most WITHIN above best_loss
+    harmed: not doomed, and the loss with the policy is more than WITHIN above that without it
 
   Empty if the sweep has no such pairs.
   """
@@ -52,6 +52,6 @@ def by_size(table: pd.DataFrame, results: Results) -> pd.DataFrame:
 
   Columns: those of size, parameters, doomed, rescued, others (not doomed) and harmed.
   """
-  by_size = table.assign(others=~table['doomed']).groupby([*results.sizes, 'parameters'])
-  counts = by_size[['doomed', 'rescued', 'others', 'harmed']].sum().reset_index()
+  grouped = table.assign(others=~table['doomed']).groupby([*results.sizes, 'parameters'])
+  counts = grouped[['doomed', 'rescued', 'others', 'harmed']].sum().reset_index()
   return counts.sort_values('parameters', kind='stable', ignore_index=True)

@@ -1,4 +1,4 @@
-"""Results as tables with a row per run, from the files of a sweep or from a CSV file."""
+"""Loads results, a table with a row per run, from the files of a sweep or from a CSV file."""
 
 import csv
 import dataclasses
@@ -19,13 +19,13 @@ from stability.storage import results_csv, run_files, sweeps
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures and predictions use
 
-LATE = 0.05  # the share of steps that make the end of a run; the last step alone is noisy
+LATE = 0.05  # the fraction of steps averaged as the end of a run; the last step alone is noisy
 
 _NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
 _COLUMNS = ('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss')
 _STATUSES = (*run_files.STATUSES, 'missing')
 
-_MAX_LOSS = 1e30  # sums and axes overflow near the largest float
+_MAX_LOSS = 1e30  # sums and plot axes overflow near the largest float
 _LOSS = f'a number from -{_MAX_LOSS:g} to {_MAX_LOSS:g}'
 _WHOLE_NUMBER = 'a whole number from 0 to 2^53 - 1'
 
@@ -42,7 +42,7 @@ class Results:
   runs: pd.DataFrame
   groups: list[str]  # the columns that define the intervention
   sizes: list[str]  # the columns that define the shape; shapes can have equal parameter counts
-  windows: windows_lib.Windows = ()  # of learning rates, for LR sensitivity
+  windows: windows_lib.Windows = ()  # windows of learning rates for LR sensitivity
   not_comparable: str | None = None  # the field that makes LR sensitivities incomparable
 
 
@@ -55,17 +55,17 @@ def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, p
 
 
 def load_workdir(workdir: Path) -> Results:
-  """The runs of a sweep in its order; every field of their configs is a column."""
+  """Loads the runs of a sweep in its order; every field of their configs is a column."""
   sweep = sweeps.read_sweep(workdir)
   runs = pd.DataFrame(results_csv.read_results(workdir))
   configs = pd.DataFrame([config_lib.flatten(config) for config in sweep.runs.values()])
-  others = [field for field in configs if field not in (*runs, 'optimizer.learning_rate')]
+  fields = [field for field in configs if field not in (*runs, 'optimizer.learning_rate')]
   try:
     windows_lib.check(sweep.report, Runs(sweep.fields, sweep.runs))
     runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
   except (BadInput, OverflowError) as error:
     raise BadInput(f'{workdir / "sweep.json"}: damaged: {error}') from error
-  runs = pd.concat([runs, configs[others]], axis='columns')
+  runs = pd.concat([runs, configs[fields]], axis='columns')
   groups, sizes = _groups_and_sizes(sweep.fields)
   columns = [*sizes, *groups, 'learning_rate', 'seed']
   for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
@@ -83,14 +83,14 @@ def load_workdir(workdir: Path) -> Results:
 
 
 def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame:
-  """The training curves: a row per run and logged step.
+  """Loads the training curves: a row per run and logged step.
 
   Columns: run, step, loss (training, nats) and the probes, each under its name. Values that are not
   finite are NaN, and so are probes at steps at which they were not measured.
   """
   columns = ['loss', *dict.fromkeys(probes)]
   names = list(sweeps.read_sweep(workdir).runs)
-  steps, values = [], []  # an array per run; lists of numbers would take ten times the memory
+  steps, values = [], []  # an array per run: lists of numbers would take ten times the memory
   for name in names:
     run = run_files.run_dir(workdir, name)
     lines = run_files.read_metrics(run)
@@ -108,7 +108,7 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
 
 
 def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:
-  """The mean of a probe over the last LATE of its steps, by run; runs without it are left out."""
+  """The mean of a probe over the last fraction LATE of the steps; a row per run that logged it."""
   values = curves[['run', 'step', probe]].dropna()
   last = values.groupby('run', observed=True)['step'].transform('max')
   return values[values['step'] > (1 - LATE) * last].groupby('run', observed=True)[probe].mean()
@@ -123,18 +123,21 @@ def load_csv(
     window_where: Mapping[str, str] | None = None,
     not_comparable: str | None = None,
 ) -> Results:
-  """Runs of any trainer, from a CSV file with a row per run.
+  """Loads the runs of any trainer from a CSV file with a row per run.
 
   Args:
     path: a CSV file with a header. Required columns: learning_rate, final_loss. Optional columns:
-      parameters, seed, run, initial_loss, status (done, diverged, failed, stopped or missing; an
-      empty one is derived from the losses).
+      parameters, seed, run, initial_loss, status (done, diverged, failed, stopped or missing; if
+      empty, it is derived from the losses).
     group_by: the columns that define the intervention; None: those with a dot in their name.
     initial_loss: the initial loss of all runs (nats), instead of the column.
     windows: windows of learning rates, see windows.py.
     window_where: column -> value, of size or intervention: the rows that the windows apply to; None
       or empty: all.
     not_comparable: a column of size or intervention that makes LR sensitivities incomparable.
+
+  Raises:
+    BadInput: the file cannot be read, or a cell or an argument is invalid.
   """
   cells = _read_csv(path)
   missing = [name for name in ('learning_rate', 'final_loss') if name not in cells]
@@ -194,7 +197,7 @@ def load_csv(
 def _window_value(
     path: Path, runs: pd.DataFrame, columns: list[str], column: str, text: str
 ) -> object:
-  """The value of --window_where, converted to the type of its column."""
+  """The value given in --window_where, converted to the type of its column."""
   name = f'--window_where={column}={text}'
   if column not in columns:
     raise BadInput(f'{name}: the column must be one of {_names(columns)}')
@@ -260,7 +263,11 @@ def _numbers(
     allowed: str,
     is_allowed: Callable[[pd.Series], pd.Series],
 ) -> pd.Series:
-  """A column as floats, with empty cells and `nan` as NaN; refuses text and values not allowed."""
+  """A column as floats; empty cells and `nan` become NaN.
+
+  Raises:
+    BadInput: a cell is not a number, or `is_allowed` is false for it.
+  """
   text = cells[column]
   values = pd.to_numeric(text, errors='coerce').astype(float)
   not_a_number = values.isna() & ~text.str.lower().isin(['', 'nan'])
@@ -279,9 +286,10 @@ def _values(cells: pd.Series) -> pd.Series:
 
 
 def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
-  """The status of each run, derived from the losses where the file gives none.
+  """The status of each run, derived from the losses if the file gives none.
 
-  Refuses a run that counts but has no initial loss.
+  Raises:
+    BadInput: a status is unknown, or a run that counts has no initial loss.
   """
   given = cells['status'] if 'status' in cells else pd.Series('', cells.index)
   wrong = given[~given.isin(['', *_STATUSES])]
@@ -301,7 +309,7 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
 
 
 def _refuse_duplicates(path: Path, runs: pd.DataFrame, columns: list[str]) -> None:
-  """Refuses rows that are equal in the columns: they would be averaged as one intervention."""
+  """Raises BadInput if rows agree in all columns: they would be averaged as one intervention."""
   for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
     raise BadInput(
         f'{path}, lines {equal.index[0]} and {equal.index[1]}: have the same'

@@ -1,4 +1,4 @@
-"""The timeline of runs that were acted on: their alarms and actions in order."""
+"""The timeline of the runs that were acted on: their alarms and actions in order."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ COLUMNS = ('run', 'step', 'what', 'by', 'why')
 
 
 def load(workdir: Path) -> pd.DataFrame:
-  """A row per alarm and action of the runs that received an action, even a refused one.
+  """Loads a table with a row per alarm and action of each run that was acted on.
 
-  Forks come last. After a rewind the steps of a run start again.
+  A refused action counts too. Forks come last. After a rewind, steps start again at an earlier one.
 
   Columns: run, step, what (`alarm: RULE`, or the action in words), by (who acted; '' for an alarm),
   why (the alarm's message or the reason given for the action).
@@ -29,11 +29,11 @@ def _rows(run: Path) -> list[tuple[str, int, str, str, str]]:
   if not records:
     return []
   rows, taken = [], 0
-  raised = read_alarms(run)
-  for record in [*records, None]:
+  alarms = read_alarms(run)
+  for record in [*records, None]:  # None: the alarms after the last action
     # An alarm records how many actions were taken before it.
-    while raised and (record is None or _comes_before(raised[0], record, taken)):
-      alarm = raised.pop(0)
+    while alarms and (record is None or _comes_before(alarms[0], record, taken)):
+      alarm = alarms.pop(0)
       rows.append((run.name, alarm.step, f'alarm: {alarm.rule}', '', alarm.message))
     if record is not None:
       rows.append((run.name, record.step, str(record), record.by, record.why))
@@ -42,6 +42,7 @@ def _rows(run: Path) -> list[tuple[str, int, str, str, str]]:
 
 
 def _comes_before(alarm: Alarm, record: Record, taken: int) -> bool:
-  if record.action is None:  # refused, and so not counted by the alarm: compare the steps
+  if record.action is None:
+    # Alarms do not count refused actions, so the steps are compared as well.
     return (alarm.actions, alarm.step) <= (taken, record.step)
   return alarm.actions <= taken

@@ -1,14 +1,14 @@
-"""Windows of learning rates for LR sensitivity, and sweeps that allow no comparison (appendix B).
+"""Windows of learning rates for LR sensitivity, and fields that make it incomparable (appendix B).
 
 A config file sets them in get_report(scale), which returns a dict with one or both of:
 
   'windows': [{'where': {field: value}, 'windows': [[low, high], ...]}, ...]
-      Applies to interventions whose fields have these values; `'where': {}` applies to all, and of
-      several entries that apply the first one counts. LR sensitivity is computed within each window
-      of learning rates, ends included, and the lowest one is reported. Without an entry, it is
-      computed over all learning rates.
+      An entry applies to interventions whose fields have these values; `'where': {}` applies to
+      all. If several entries apply, the first one is used. LR sensitivity is computed within each
+      window of learning rates, ends included, and the lowest one is reported. If no entry applies,
+      it is computed over all learning rates.
   'not_comparable': field
-      The field changes the meaning of the learning rate: no LR sensitivity is computed.
+      A field that changes what a learning rate means, so that no LR sensitivity is computed.
 """
 
 import math
@@ -22,7 +22,7 @@ from stability.hyper import Runs
 Window = tuple[float, float]  # the lowest and the highest learning rate
 Windows = Sequence[Mapping[str, Any]]  # entries with `where` and `windows`
 
-_TOLERANCE = 1e-9  # relative: 0.3 and 3 * 0.1 are the same learning rate
+_TOLERANCE = 1e-9  # relative, so that 0.3 and 3 * 0.1 are the same learning rate
 
 
 def inside(learning_rate: float, window: Window) -> bool:
@@ -32,7 +32,7 @@ def inside(learning_rate: float, window: Window) -> bool:
 
 
 def find(windows: Windows, values: Mapping[str, Any]) -> list[Window] | None:
-  """The windows that apply to an intervention with these values of its fields; None: no limits."""
+  """The windows that apply to an intervention with these field values; None if no entry does."""
   for entry in windows:
     if all(values.get(field) == value for field, value in entry['where'].items()):
       return [(low, high) for low, high in entry['windows']]
@@ -89,7 +89,7 @@ def _check_swept(field: Any, name: str, runs: Runs) -> None:
 
 
 def check_window(window: Any, name: str) -> None:
-  """Refuses a window that is not two learning rates, the lower one first."""
+  """Raises BadInput unless the window is a pair of learning rates, the lower one first."""
   is_pair = (
       isinstance(window, list | tuple)
       and len(window) == 2
