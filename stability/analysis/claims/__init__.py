@@ -1,1 +1,1 @@
-"""Statements, most of them from the paper, as statistics with thresholds."""
+"""Claims: statements, most of them from the paper, tested by statistics with thresholds."""

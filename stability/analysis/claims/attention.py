@@ -24,7 +24,7 @@ ENTROPY = 'block_0/attention_entropy'
 
 
 def benefit_of_qk_norm(e: Evidence) -> pd.Series:
-  """The lowest ratio of LR sensitivity, without / with qk-layernorm, over sizes."""
+  """The lowest ratio over sizes of LR sensitivity without qk-layernorm to that with it."""
   return ev.ratios(e.lr_sensitivity(), QK_NORM, e.variants[QK_NORM]).min()
 
 
@@ -37,10 +37,10 @@ def _drop_of_lowest_unstable_rate(e: Evidence) -> pd.Series:
   if not e.runs['unstable'].any():
     raise Undecided('no run is unstable')
   rates = np.log10(e.runs['learning_rate'])
-  row = [e.runs[key] for key in (*e.keys, 'seed')]
-  lowest = rates.where(e.runs['unstable']).groupby(row, dropna=False).transform('min')
+  keys = [e.runs[key] for key in (*e.keys, 'seed')]
+  lowest = rates.where(e.runs['unstable']).groupby(keys, dropna=False).transform('min')
   # Where no run is unstable, assume that the next learning rate of the paper's grid would be.
-  lowest = lowest.fillna(rates.groupby(row, dropna=False).transform('max') + 0.5)
+  lowest = lowest.fillna(rates.groupby(keys, dropna=False).transform('max') + 0.5)
   lowest = e.mean(lowest).groupby(level=e.keys, dropna=False).first()
   smallest, largest = ev.at_lowest(lowest, 'parameters'), ev.at_highest(lowest, 'parameters')
   return smallest.mean() - largest.mean()
@@ -98,7 +98,7 @@ def _highest_logit_with_qk_norm(e: Evidence) -> pd.Series:
 def _predicted_logits(e: Evidence) -> pd.DataFrame:
   """Predictions of log10(logit) of the largest size after the warm-up, a row per learning rate.
 
-  From quadratics in ln(parameters), fitted to the other sizes.
+  They come from quadratics in ln(parameters) that are fitted to the other sizes.
   """
   logits = e.mean(np.log10(e.after_warmup(LOGIT)))
   largest = np.log(e.runs['parameters'].max())
@@ -108,7 +108,7 @@ def _predicted_logits(e: Evidence) -> pd.DataFrame:
     smaller = x < 0
     if len(set(x[smaller])) >= 3:
       fit = np.polynomial.polynomial.polyfit(x[smaller], line.to_numpy()[smaller], 2)
-      found[rate] = fit[0]  # x is 0 at the largest
+      found[rate] = fit[0]  # the prediction, since x is 0 at the largest size
   if not found:
     raise Undecided('no learning rate has three sizes beside the largest')
   return pd.DataFrame(found).T.rename_axis('learning_rate')
@@ -129,7 +129,11 @@ def _extrapolation_error(e: Evidence) -> pd.Series:
 
 
 def _unstable_where_predicted(e: Evidence) -> pd.Series:
-  """The fraction of unstable runs where the largest size is predicted to be the first past 1e4."""
+  """The fraction of the largest size's runs that are unstable where instability is predicted.
+
+  It is predicted at the learning rates at which the quadratics put the attention logits of the
+  largest size above 1e4, and no smaller size was measured above it.
+  """
   is_largest = e.runs['parameters'] == e.runs['parameters'].max()
   fitted = e.only(~is_largest)
   measured = fitted.mean(np.log10(fitted.after_warmup(LOGIT))).groupby('learning_rate').max()
@@ -150,7 +154,7 @@ def _critical_logit_scale(e: Evidence) -> pd.Series:
   scales = np.log10(losses.index.to_numpy(float))
   best_D = losses.min().to_numpy()
   limit_D = best_D + instability.MARGIN * (e.runs['initial_loss'].mean() - best_D)
-  critical_D = np.full(len(limit_D), scales[-1] + 0.5)  # if never: a step above the highest
+  critical_D = np.full(len(limit_D), scales[-1] + 0.5)  # a step above the highest, if not reached
   for draw, limit in enumerate(limit_D):
     loss_K = losses[draw].to_numpy()
     within = np.flatnonzero(loss_K <= limit)[-1]

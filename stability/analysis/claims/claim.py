@@ -1,4 +1,4 @@
-"""What a claim is, and how it is decided."""
+"""Claims, and how they are decided on a sweep."""
 
 import dataclasses
 import numbers
@@ -61,37 +61,41 @@ def positive(value: Any) -> bool:
   return isinstance(value, numbers.Real) and value > 0
 
 
-# What a field may be: a value, any member of a family, or whatever a function returns true for.
+# The values allowed for a field. An entry is a value, a family (any of its members), or a function
+# that returns true for allowed values.
 Allowed = tuple[Any | Family | Callable[[Any], bool], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A sentence of the paper, or of another source, as a statistic that may contradict it.
+  """A statement of the paper or of another source, with a statistic that may contradict it.
 
-  Thresholds come from the wording of the paper and the noise to be expected, and are not moved
-  after a sweep has been run. LR sensitivities of equal runs differ by about 10 % between seeds, so
+  Thresholds come from the wording of the paper and the expected noise, and are not changed after a
+  sweep has been run. LR sensitivities of equal runs differ by about 10 % between seeds, so
   "higher" means higher by at least 10 %.
   """
 
   figure: str  # 1 ... 13, C.1, E.1 ..., or EXTENSION
-  statement: str  # the sentence, in our words
+  statement: str  # paraphrases the source
   measure: str  # what the effect is, with its unit
   criterion: AtLeast | MoreThan | AtMost  # which effects agree with the statement
   # Computes the effect from the selected runs: one value per draw of the seeds.
   statistic: Callable[[Evidence], pd.Series | np.ndarray]
   # Field -> values that must all occur in the sweep. Runs with other values are not used.
   requires: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
-  # Field -> values of which any may occur. Runs with other values are not used.
+  # Field -> values that may occur in the sweep. Runs with other values are not used.
   where: Mapping[str, Allowed] = dataclasses.field(default_factory=dict)
-  # Column -> the number of different values that it must have at least.
+  # Column -> the minimum number of its distinct values in the sweep.
   min_unique: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  covaries: tuple[str, ...] = ()  # fields that change with those above; need no paper value
+  # Fields that may change along with those above; they are not held at the paper's value.
+  covaries: tuple[str, ...] = ()
   constant: tuple[str, ...] = ()  # fields that the sweep must not vary
-  only_varies: tuple[str, ...] | None = None  # the only interventions it may vary; None: any
+  # The only fields that may vary besides size, learning rate and seed; None: all may.
+  only_varies: tuple[str, ...] | None = None
   # Raises NotApplicable if the statistic makes no sense for the selected runs.
   precondition: Callable[[Evidence], object] = lambda evidence: None
-  probes: tuple[str, ...] = ()  # columns of the curves that are read; * is any block's number
+  # Columns of the curves that the statistic reads; * stands for every block's number.
+  probes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +108,11 @@ class Verdict:
   high: float = float('nan')
   n: int = 0  # runs selected; 0 if the claim does not apply to the sweep
   reason: str = ''  # why it is undecided
-  variant: str = ''  # `field=value` of a family member used in place of the paper's value
+  variant: str = ''  # `field=value` of the family member that replaces the paper's value
 
 
 def select(claim: Claim, evidence: Evidence) -> Evidence:
-  """The runs that a claim is decided on; raises NotApplicable if the sweep lacks what it needs."""
+  """The runs on which a claim is decided; raises NotApplicable if the sweep lacks what it needs."""
   groups = evidence.results.groups
   for field in groups:
     is_allowed = claim.only_varies is None or field in claim.only_varies
@@ -127,7 +131,7 @@ def select(claim: Claim, evidence: Evidence) -> Evidence:
     if value is not None and field not in named:
       evidence = evidence.only(evidence.runs[field] == value).with_variant(field, value)
   for field, allowed in {**claim.requires, **claim.where}.items():
-    for family in (one for one in allowed if isinstance(one, Family)):
+    for family in (entry for entry in allowed if isinstance(entry, Family)):
       evidence = _with_one_member(evidence, field, family)
   for field, values in claim.requires.items():
     for value in values:
@@ -142,7 +146,7 @@ def select(claim: Claim, evidence: Evidence) -> Evidence:
 
 
 def require_one_way_of_scaling(evidence: Evidence) -> None:
-  """A precondition of claims on size alone: no dimension shrinks as the parameters grow."""
+  """The precondition of claims on size alone: no dimension shrinks as the parameters grow."""
   shape = ['parameters', *evidence.results.sizes]
   shapes = evidence.runs[shape].drop_duplicates().sort_values(shape)
   if shapes['parameters'].duplicated().any() or not all(
@@ -152,7 +156,7 @@ def require_one_way_of_scaling(evidence: Evidence) -> None:
 
 
 def _with_one_member(evidence: Evidence, field: str, family: Family) -> Evidence:
-  """Without the runs of all members of a family but the one that represents it."""
+  """Keeps the member of a family that represents it: drops the runs of its other members."""
   column = evidence.runs[field]
   chosen = family.choose(set(column))
   if chosen is None:
@@ -162,22 +166,25 @@ def _with_one_member(evidence: Evidence, field: str, family: Family) -> Evidence
 
 
 def _matches(column: pd.Series, allowed: Allowed) -> pd.Series:
-  def is_match(entry: Any, one: Any) -> bool:
-    if isinstance(one, Family):
-      return entry in one.members
-    return one(entry) if callable(one) else one == entry
+  """Whether each value of a field is allowed."""
 
-  return column.map(lambda entry: any(is_match(entry, one) for one in allowed)).astype(bool)
+  def is_match(value: Any, entry: Any) -> bool:
+    if isinstance(entry, Family):
+      return value in entry.members
+    return entry(value) if callable(entry) else entry == value
+
+  return column.map(lambda value: any(is_match(value, entry) for entry in allowed)).astype(bool)
 
 
-def _text(allowed: Any) -> str:
-  if isinstance(allowed, Family):
-    return allowed.name
-  return f'a {allowed.__name__} number' if callable(allowed) else str(allowed)
+def _text(entry: Any) -> str:
+  """An allowed value, family or function in words."""
+  if isinstance(entry, Family):
+    return entry.name
+  return f'a {entry.__name__} number' if callable(entry) else str(entry)
 
 
 def applies(claim: Claim, evidence: Evidence) -> bool:
-  """Whether a sweep has the runs that a claim needs, whatever their outcome."""
+  """Whether a sweep has the runs that a claim needs, regardless of their status."""
   try:
     select(claim, evidence)
   except NotApplicable:
@@ -186,7 +193,11 @@ def applies(claim: Claim, evidence: Evidence) -> bool:
 
 
 def decide(claim: Claim, evidence: Evidence) -> Verdict:
-  """The verdict on a claim: undecided if a run that it reads does not count or seeds disagree."""
+  """The verdict on a claim.
+
+  It is undecided if a selected run does not count, or if the 90 % interval over seeds contains the
+  threshold.
+  """
   n = 0
   try:
     evidence = select(claim, evidence)
@@ -214,6 +225,7 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
 
 
 def _variant(evidence: Evidence) -> str:
+  """`field=value` of each value that replaces the paper's."""
   paper = fields.paper_values()
   used = [(field, value) for field, value in evidence.variants.items() if value != paper[field]]
   return ', '.join(f'{field}={value}' for field, value in used)

@@ -1,9 +1,9 @@
-"""Statistics of the selected runs of a sweep, each computed over resampled seeds.
+"""Statistics of the selected runs of a sweep, each computed for many draws of the seeds.
 
-A statistic has a column, or an entry, for each draw. The first draw holds every seed once; each of
-the others is a sample of the seeds with replacement, the same for all runs. Tables of statistics
-have a row for each size and intervention, or for each of their learning rates; the levels of the
-index hold the values that distinguish the rows.
+The first draw holds every seed once; each of the others is a sample of the seeds with replacement,
+the same for all runs. A statistic is a Series with an entry for each draw, or a table with a column
+for each draw. Tables have a row for each size and intervention, or for each of their learning
+rates; the levels of the index hold the values that distinguish the rows.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from stability.analysis.results import Results
 
 # The paper reads attention logits at step 2,000 of 100,000 (section 3.3).
 PAPER_STEPS, PAPER_PROBE_STEP = 100_000, 2_000
-MIN_LEARNING_RATES = 3  # that a meaningful LR sensitivity needs
+MIN_LEARNING_RATES = 3  # LR sensitivity over fewer has little meaning
 
 
 class Undecided(Exception):
-  """Raised, with the reason, where a claim cannot be decided."""
+  """A claim cannot be decided; the message is the reason."""
 
 
 class NotApplicable(Undecided):
-  """Raised, with the reason, where a claim does not apply to a sweep."""
+  """A claim does not apply to a sweep; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Evidence:
   results: Results  # the whole sweep
   curves: pd.DataFrame | None  # see results.load_curves; None: there are none
   weights: pd.DataFrame  # how often each seed (row) of the sweep occurs in each draw (column)
-  # Field -> the value at which the runs were selected, the paper's or one that stands in for it.
+  # Field -> the value at which the runs were selected: the paper's or one that replaces it.
   variants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
@@ -61,11 +61,11 @@ class Evidence:
     return dataclasses.replace(self, runs=self.runs[condition])
 
   def with_variant(self, field: str, value: Any) -> 'Evidence':
-    """The same runs, with a note that this value stands for the paper's."""
+    """The same runs, with a record that they were selected at this value of a field."""
     return dataclasses.replace(self, variants={**self.variants, field: value})
 
   def only_variant(self, field: str) -> 'Evidence':
-    """The runs with the value that stands for the paper's."""
+    """The runs at the value of a field that with_variant recorded."""
     return self.only(self.runs[field] == self.variants[field])
 
   @property
@@ -86,7 +86,7 @@ class Evidence:
   # Losses.
 
   def lr_sensitivity(self) -> pd.DataFrame:
-    """LR sensitivity (nats) of each size and intervention with MIN_LEARNING_RATES or more."""
+    """LR sensitivity (nats) of each size and intervention with at least MIN_LEARNING_RATES."""
     if self.results.not_comparable is not None:
       field = self.results.not_comparable
       raise Undecided(f'not comparable: {field} changes what a learning rate means')
@@ -110,10 +110,10 @@ class Evidence:
     return self.mean(self.runs['loss']).groupby(level=self.keys, sort=False, dropna=False).min()
 
   def best_learning_rate(self) -> pd.DataFrame:
-    """log10 of the learning rate with the lowest loss, between grid points by a parabola.
+    """log10 of the optimal learning rate of each size and intervention.
 
-    Raises Undecided where it is the lowest or the highest learning rate of its row: the optimum may
-    then lie outside the grid.
+    It is interpolated between grid points by a parabola. Raises Undecided if the loss is lowest at
+    the lowest or highest learning rate of a row: the optimum may then lie outside the grid.
     """
     found = {}
     for key, losses in _groups(self.mean(self.runs['loss']), self.keys):
@@ -128,7 +128,7 @@ class Evidence:
     """Means over seeds: a row for each size, intervention and learning rate.
 
     Args:
-      values: a number for each run; NaN is left out of the means.
+      values: a number for each run; NaNs are left out of the means.
     """
     runs = self.runs[[*self.keys, 'learning_rate', 'seed']].assign(value=values)
     table = runs.set_index([*self.keys, 'learning_rate', 'seed'])['value'].unstack('seed')
@@ -146,7 +146,7 @@ class Evidence:
     """The maximum over all runs whose seed is in a draw."""
     drawn = self._weights().to_numpy() > 0
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore', RuntimeWarning)  # a draw without a value: NaN
+      warnings.simplefilter('ignore', RuntimeWarning)  # a draw without values gives NaN
       return pd.Series(np.nanmax(np.where(drawn, values.to_numpy(float)[:, None], np.nan), axis=0))
 
   def average(self, values: pd.Series) -> pd.Series:
@@ -159,7 +159,7 @@ class Evidence:
     """The onset of instability (see instability.onset) of each run as a fraction of its steps."""
     if self.curves is None:
       raise Undecided('there are no training curves')
-    # Over the whole sweep: the best run of a size need not be among the selected ones.
+    # From the whole sweep, since the best run of a size may not be among the selected ones.
     onset = instability.onset(self.results, self.curves)
     return onset[self.runs.index] / self.runs['schedule.steps']
 
@@ -167,41 +167,45 @@ class Evidence:
     """The weight of each run (row) in each draw (column)."""
     return self.weights.loc[self.runs['seed']].set_axis(self.runs.index)
 
-  # Probes reduced to a number per run.
+  # Probes, reduced to a number per run.
 
   def max_over_training(self, probe: str) -> pd.Series:
-    """The maximum over training."""
-    return self._measured(probe, self._probed(probe).groupby('run', observed=True)[probe].max())
+    """The maximum of a probe over training."""
+    by_run = self._probe_curves(probe).groupby('run', observed=True)
+    return self._per_run(probe, by_run[probe].max())
 
   def at_start(self, probe: str) -> pd.Series:
-    """The first value."""
-    return self._measured(probe, self._probed(probe).groupby('run', observed=True)[probe].first())
+    """The first value of a probe."""
+    by_run = self._probe_curves(probe).groupby('run', observed=True)
+    return self._per_run(probe, by_run[probe].first())
 
   def at_end(self, probe: str) -> pd.Series:
-    """The mean over the last steps, see results.at_end."""
-    return self._measured(probe, results_lib.at_end(self._probed(probe), probe))
+    """The mean of a probe over the last steps, see results.at_end."""
+    return self._per_run(probe, results_lib.at_end(self._probe_curves(probe), probe))
 
   def after_warmup(self, probe: str) -> pd.Series:
-    """The first value after the warm-up, when the learning rate has reached its maximum.
+    """The first value of a probe after the warm-up, when the learning rate is at its maximum.
 
-    Runs of PAPER_STEPS or more are read at PAPER_PROBE_STEP instead, as in the paper: a step within
-    the warm-up, before any run has diverged but late enough to be informative. Shorter runs have no
-    comparable step.
+    Runs of PAPER_STEPS or more are read at PAPER_PROBE_STEP instead, as in the paper: this step of
+    the warm-up is late enough to be informative, and no run has diverged before it. Shorter runs
+    have no comparable step.
     """
-    curves = self._probed(probe)
+    curves = self._probe_curves(probe)
     runs = self.runs.set_index('run')
     is_short = runs['schedule.steps'] < PAPER_STEPS
     first = runs['schedule.warmup_steps'].where(is_short, PAPER_PROBE_STEP)
     later = curves[curves['step'] >= curves['run'].astype(object).map(first)]
-    return self._measured(probe, later.groupby('run', observed=True)[probe].first())
+    return self._per_run(probe, later.groupby('run', observed=True)[probe].first())
 
-  def _probed(self, probe: str) -> pd.DataFrame:
+  def _probe_curves(self, probe: str) -> pd.DataFrame:
+    """The logged values of a probe in the selected runs; raises Undecided if there are none."""
     if self.curves is None or probe not in self.curves or self.curves[probe].isna().all():
       raise Undecided(f'{probe} was not logged')
     curves = self.curves[['run', 'step', probe]]
     return curves[curves['run'].isin(self.runs['run'])].dropna()
 
-  def _measured(self, probe: str, values: pd.Series) -> pd.Series:
+  def _per_run(self, probe: str, values: pd.Series) -> pd.Series:
+    """Values by run name as values by row of `runs`; raises Undecided if a done run has none."""
     found = self.runs['run'].map(values.astype(float).rename(index=str))
     without = self.runs[found.isna() & (self.runs['status'] == 'done')]
     if len(without):
@@ -209,36 +213,44 @@ class Evidence:
     return found
 
 
-# Statistics of tables.
+# Operations on tables of statistics.
 
 
 def pairs(
     table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-  """The rows whose field is not `base`, and for each the row that differs from it in that alone.
+  """Pairs the rows with other values of a field with the rows that have the value `base`.
+
+  The rows of a pair differ in the field alone. Rows without a partner are left out.
 
   Args:
     table: with `field` among its levels.
     field: the field that is compared.
     base: the value with which the others are compared.
-    covaries: levels that change with the field and may differ.
+    covaries: levels that change along with the field and may also differ.
+
+  Returns:
+    The rows with other values, and a table of their partners with the same index.
   """
   dropped = [field, *(level for level in covaries if level in table.index.names)]
   is_base = table.index.get_level_values(field) == base
   partners, others = table[is_base].droplevel(dropped), table[~is_base]
-  found = others.index.droplevel(dropped)
-  together = found.isin(partners.index)
-  if not together.any():
+  keys = others.index.droplevel(dropped)
+  has_partner = keys.isin(partners.index)
+  if not has_partner.any():
     raise Undecided(f'no two rows differ in {field} alone')
   partners = partners.groupby(level=partners.index.names, sort=False, dropna=False).mean()
-  matched = partners.reindex(found[together]).set_axis(others.index[together])
-  return others[together], matched
+  matched = partners.reindex(keys[has_partner]).set_axis(others.index[has_partner])
+  return others[has_partner], matched
 
 
 def ratios(
     table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
 ) -> pd.DataFrame:
-  """Each row divided by the one that differs from it in having `base`; see pairs."""
+  """Each row divided by its partner with the value `base`; see pairs.
+
+  NaN if the partner is not positive.
+  """
   others, matched = pairs(table, field, base, covaries)
   return others / matched.where(matched > 0)
 
@@ -246,7 +258,7 @@ def ratios(
 def differences(
     table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
 ) -> pd.DataFrame:
-  """Each row minus the one that differs from it in having `base`; see pairs."""
+  """Each row minus its partner with the value `base`; see pairs."""
   others, matched = pairs(table, field, base, covaries)
   return others - matched
 
@@ -254,12 +266,14 @@ def differences(
 def slopes(
     table: pd.DataFrame, level: str, drop: Iterable[str] = (), *, min_points: int = 2
 ) -> pd.DataFrame:
-  """Least-squares slopes of the values on ln(level): a row for each value of the other levels.
+  """Least-squares slopes of the values on ln(level): a row for each line.
+
+  The other levels distinguish the lines.
 
   Args:
-    table: logarithms, if the slopes are to be exponents of power laws.
+    table: holds logarithms if the slopes are to be exponents of power laws.
     level: the independent variable, positive.
-    drop: levels that change with it and so do not distinguish lines.
+    drop: levels that change along with `level` and so do not distinguish lines.
     min_points: lines with fewer points are left out.
   """
   table = table.droplevel([name for name in drop if name in table.index.names])
@@ -303,7 +317,7 @@ def _groups(table: pd.DataFrame, levels: list[str]) -> Iterable[tuple[tuple, pd.
 
 
 def _table(rows: dict[tuple, np.ndarray], levels: list[str]) -> pd.DataFrame:
-  # A single row needs no levels to identify it; an unnamed level takes their place.
+  # Without levels there is a single row, and the index is a placeholder.
   index = pd.MultiIndex.from_tuples(list(rows), names=levels) if levels else ['']
   return pd.DataFrame(np.array(list(rows.values())), index)
 
@@ -322,7 +336,7 @@ def _vertices(rates_L: np.ndarray, losses_LxD: np.ndarray) -> np.ndarray:
       (rates_L[inner_D + i], losses_LxD[inner_D + i, draws]) for i in (-1, 0, 1)
   )
   left, right = (y0 - y1) / (x1 - x0), (y2 - y1) / (x2 - x1)
-  # left, right >= 0 at an interior minimum; three equal losses have the vertex in the middle.
+  # left and right are >= 0 at an interior minimum. If both are 0, the vertex is the middle point.
   total = np.where(left + right > 0, left + right, np.nan)
   vertex_D = ((x0 + x1) * right + (x1 + x2) * left) / (2 * total)
   vertex_D = np.where(np.isnan(total), x1, vertex_D)

@@ -1,9 +1,9 @@
-"""Claims that extend the paper: interventions it does not try, from the papers that propose them.
+"""Claims beyond the paper: interventions that it does not study, from the papers that propose them.
 
-Thresholds follow the rules of the paper's claims: a ratio of 1.1 for a higher LR sensitivity, at
-most 1.25 for an equal one, a factor of 2 for an unchanged optimum. The claims on schedules,
-parameterizations and sequence length were written before their experiments were run; of the others
-one seed was known.
+Thresholds follow the same rules as those of the paper's claims: a ratio of at least 1.1 for a
+higher LR sensitivity, at most 1.25 for an equal one, a factor of 2 for an unchanged optimum. The
+claims on schedules, parameterizations and sequence length were written before their experiments
+were run; the others were written when the results of one seed were known.
 """
 
 import numpy as np
@@ -21,18 +21,18 @@ FULL, NONE = 'full_alignment', 'no_alignment'
 
 
 def _log_ratios(e: Evidence, field: str, base: object) -> pd.DataFrame:
-  """The mean ln ratio of LR sensitivity to that of the base: a row for each other value."""
+  """The mean of ln(LR sensitivity / that with `base`): a row for each other value of the field."""
   ratios = np.log(ev.ratios(e.lr_sensitivity(), field, base))
   return ratios.groupby(level=field).mean()
 
 
 def _largest_ratio(e: Evidence, field: str, base: object) -> pd.Series:
-  """The largest ratio of LR sensitivity to or from that of the base, over values and sizes."""
+  """The largest ratio of LR sensitivity to that with `base`, or its inverse, over all rows."""
   return np.exp(np.log(ev.ratios(e.lr_sensitivity(), field, base)).abs().max())
 
 
 def _largest_shift(e: Evidence) -> pd.Series:
-  """The largest shift in decades of the optimal LR between the smallest and the largest size."""
+  """The largest shift (decades) of the optimal LR from the smallest to the largest size."""
   rates = e.best_learning_rate()
   shape = ['parameters', *e.results.sizes]
   smallest = ev.at_lowest(rates, 'parameters').droplevel(shape)

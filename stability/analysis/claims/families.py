@@ -11,7 +11,7 @@ from stability.config import fields
 class Family:
   """Values of one field that count as the same intervention.
 
-  A sweep is judged on one member: the first of `members` that it has.
+  A claim is judged on one member: the first of `members` that occurs in the sweep.
   """
 
   name: str
@@ -29,7 +29,7 @@ _FAMILIES = {'model.qk_norm': QK_NORMS}
 
 
 def closest_to_paper(field: str, values: Collection[Any]) -> Any:
-  """The paper's value of a field if it is among these, else a member of its family; else None."""
+  """The paper's value of a field if it is in `values`, else a member of its family, else None."""
   paper = fields.paper_values()
   if field not in paper:
     return None

@@ -26,13 +26,13 @@ QK_NORM = 'model.qk_norm'
 
 
 def _slopes(e: Evidence, probe: str, level: str) -> pd.DataFrame:
-  """Slopes of ln(probe at the end of training) on ln(level), one per line."""
+  """Slopes of ln(probe at the end of training) on ln(level); see evidence.slopes."""
   drop = e.results.sizes if level == 'parameters' else ()
   return ev.slopes(e.mean(np.log(e.at_end(probe))), level, drop)
 
 
 def _block_output(e: Evidence) -> str:
-  """The probe of block 2's output, as in the paper, or of the last block that all sizes have."""
+  """The output probe of block 2, as in the paper, or of the last block that all sizes have."""
   return f'block_{min(2, int(e.runs["model.depth"].min()) - 1)}/output_rms'
 
 
@@ -80,7 +80,10 @@ def _require_smaller_eps(e: Evidence) -> None:
 
 
 def _excess_with_larger_eps(e: Evidence) -> pd.Series:
-  """Loss minus that with the smallest eps, as a fraction of what is learned with the smallest."""
+  """Loss minus that with the smallest eps, as a fraction of the loss reduction with that eps.
+
+  The mean over runs whose eps is at least ten times the gradient RMS with the smallest eps.
+  """
   losses = e.mean(e.runs['loss'])
   gradients = e.mean(np.log(e.at_end(f'gradient_rms/{UP}')))
   smallest = e.runs[EPS].min()
@@ -96,22 +99,23 @@ def _excess_with_larger_eps(e: Evidence) -> pd.Series:
 def _remaining_update(e: Evidence) -> pd.Series:
   """Update RMS relative to that with the smallest eps, where the gradient RMS is below eps.
 
-  Of the first MLP layer of every block that all sizes have: the geometric mean over runs, and the
-  highest of these over blocks.
+  It is computed for the first MLP layer of every block that all sizes have, as the geometric mean
+  over runs. The highest of these means over blocks is returned.
   """
-  smallest, of_blocks = e.runs[EPS].min(), []
+  smallest = e.runs[EPS].min()
+  by_block = []
   for block in range(int(e.runs['model.depth'].min())):
     layer = f'block_{block}/mlp/up'
     updates = e.mean(np.log(e.at_end(f'update_rms/{layer}')))
     gradients = e.mean(np.log(e.at_end(f'gradient_over_eps/{layer}')))
-    left = ev.differences(updates, EPS, smallest)
+    log_ratios = ev.differences(updates, EPS, smallest)
     over_eps, _ = ev.pairs(gradients, EPS, smallest)
     below = over_eps[0].to_numpy() < 0
     if below.any():
-      of_blocks.append(left[below].mean())
-  if not of_blocks:
+      by_block.append(log_ratios[below].mean())
+  if not by_block:
     raise Undecided('no gradient RMS is below eps')
-  return np.exp(pd.concat(of_blocks, axis=1).max(axis=1))
+  return np.exp(pd.concat(by_block, axis=1).max(axis=1))
 
 
 def _update_near_eps(e: Evidence) -> pd.Series:
@@ -138,7 +142,7 @@ def _update_of_smallest_gradients(e: Evidence) -> pd.Series:
 
 _WITH = {QK_NORM: (QK_NORMS,)}
 _SIZES = {'parameters': 2, 'learning_rate': 3}
-# Claims on size and learning rate alone are decided on sweeps that vary little else.
+# Claims on size and learning rate alone apply to sweeps that vary nothing else but qk-layernorm.
 _PLAIN = (QK_NORM,)
 
 

@@ -29,18 +29,18 @@ def _drop_in_mean_logit(e: Evidence) -> pd.Series:
 
 
 def _drift_of_log_z(e: Evidence) -> pd.Series:
-  sizes = ev.at_highest(e.mean(np.log(e.at_end(LOG_Z).abs())), 'learning_rate')
-  return np.exp(-ev.differences(sizes, Z_LOSS, 0.0).mean())
+  magnitudes = ev.at_highest(e.mean(np.log(e.at_end(LOG_Z).abs())), 'learning_rate')
+  return np.exp(-ev.differences(magnitudes, Z_LOSS, 0.0).mean())
 
 
 def _onset(e: Evidence) -> pd.Series:
-  """The mean onset in the unstable runs without z-loss whose counterparts with it are stable."""
+  """The mean onset of unstable runs without z-loss whose counterparts with z-loss are stable."""
   others = [name for name in (*e.keys, 'learning_rate', 'seed') if name != Z_LOSS]
-  with_it = e.runs[e.runs[Z_LOSS] > 0].groupby(others, dropna=False)['unstable'].any()
+  with_z_loss = e.runs[e.runs[Z_LOSS] > 0].groupby(others, dropna=False)['unstable'].any()
   e = _without_z_loss(e)
-  cured = ~e.runs.join(with_it.rename('with_it'), on=others)['with_it'].astype('boolean')
-  harmed = (e.runs['unstable'] & cured).fillna(False).astype(bool)
-  onsets = e.onsets()[harmed]
+  joined = e.runs.join(with_z_loss.rename('unstable_with_z_loss'), on=others)
+  is_cured = e.runs['unstable'] & ~joined['unstable_with_z_loss'].astype('boolean')
+  onsets = e.onsets()[is_cured.fillna(False).astype(bool)]
   if onsets.isna().all():
     raise Undecided('no run without z-loss and weight decay is unstable where z-loss cures it')
   return e.average(onsets.reindex(e.runs.index))

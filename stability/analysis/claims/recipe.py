@@ -1,4 +1,7 @@
-"""Claims on warm-up, weight decay, steps and batch (3.2.1, 3.2.2; Figures 5, 6, E.7, E.9, E.10)."""
+"""Claims on warm-up, weight decay, steps and batch size.
+
+Sections 3.2.1 and 3.2.2; Figures 5, 6, E.7, E.9 and E.10.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,12 +14,12 @@ from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan, po
 from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
 
 WARMUP, STEPS, BATCH = 'schedule.warmup_steps', 'schedule.steps', 'data.batch_size'
-DEFAULT_WARMUP = 0.05  # fraction of the steps
+DEFAULT_WARMUP = 0.05  # as a fraction of the steps
 DECAY, DECAY_KIND = 'optimizer.weight_decay', 'optimizer.weight_decay_kind'
 
 
 def _shortest_over_longest_warmup(e: Evidence) -> pd.DataFrame:
-  """The ratio of LR sensitivity, as a natural logarithm."""
+  """ln(LR sensitivity with the shortest warm-up / that with the longest), a row per size."""
   table = np.log(e.lr_sensitivity())
   longest = table.index.get_level_values(WARMUP).max()
   extremes = pd.concat([ev.at_lowest(table, WARMUP), ev.at_highest(table, WARMUP)])
@@ -25,11 +28,11 @@ def _shortest_over_longest_warmup(e: Evidence) -> pd.DataFrame:
 
 def _default_over_longest_warmup(e: Evidence) -> pd.Series:
   table = np.log(e.lr_sensitivity())
-  usual = round(DEFAULT_WARMUP * e.runs[STEPS].max())
-  lengths = table.index.get_level_values(WARMUP)
-  if not lengths.max() > usual:
+  default_steps = round(DEFAULT_WARMUP * e.runs[STEPS].max())
+  longest_steps = table.index.get_level_values(WARMUP).max()
+  if not longest_steps > default_steps:
     raise Undecided('no warm-up is longer than 5 % of the steps')
-  default, longest = (ev.at(table, WARMUP, length) for length in (usual, lengths.max()))
+  default, longest = (ev.at(table, WARMUP, steps) for steps in (default_steps, longest_steps))
   return np.exp(default.mean() - longest.mean())
 
 

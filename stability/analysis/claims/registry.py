@@ -47,22 +47,22 @@ COLUMNS = (
 
 
 def judge(workdir: Path) -> pd.DataFrame:
-  """The verdict on every claim for the sweep in a workdir, finished or not; see judge_results."""
+  """The verdicts on all claims for the sweep in a workdir, finished or not; see judge_results."""
   results = results_lib.load_workdir(workdir)
   return judge_results(results, results_lib.load_curves(workdir, probes(results)))
 
 
 def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
-  """The verdict on every claim, in the order of the paper's figures.
+  """The verdicts on all claims, a row each, in the order of the paper's figures.
 
   Columns: figure, claim, verdict (holds, does not hold, undecided), effect, low and high (90 %
   interval over resampled seeds), threshold (text: `>= 1.1`), measure (what the effect is), n (runs
-  used; 0 where the claim does not apply to the sweep), reason (why a claim is undecided), variant
-  (`field=value` where the sweep lacks the paper's value and another of its family stands in).
+  used; 0 if the claim does not apply to the sweep), reason (why a claim is undecided), variant
+  (`field=value` if another member of its family replaces the paper's value).
 
   Args:
     results: the runs of a sweep or of a CSV file.
-    curves: with the columns of probes(results), see results.load_curves; None: there are none.
+    curves: see results.load_curves, with the columns of probes(results); None: there are none.
   """
   evidence = Evidence.from_results(results, curves)
   return table([(claim, decide(claim, evidence)) for claim in CLAIMS])
@@ -75,7 +75,7 @@ def read(path: Path) -> pd.DataFrame:
     found = pd.read_csv(path, dtype=text)
   except (OSError, ValueError) as error:  # ValueError includes the parser's errors
     raise BadInput(f'{path}: cannot be read: {error}') from error
-  if 'variant' not in found:  # written before there was such a column
+  if 'variant' not in found:  # written by an older version
     found['variant'] = ''
   if list(found) != list(COLUMNS):
     raise BadInput(f'{path}: damaged: its columns are not those of a table of claims')
@@ -91,13 +91,14 @@ def probes(results: Results) -> list[str]:
 
 
 def _with_block_numbers(patterns: Iterable[str], depth: int) -> Iterable[str]:
+  """Expands each pattern with a * to the probes of all blocks."""
   for probe in patterns:
     blocks = range(depth) if '*' in probe else range(1)
     yield from (probe.replace('*', str(block)) for block in blocks)
 
 
 def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
-  """A row per claim in the order of figures: 1 ... 13, C.1, E.1 ..., then the extensions."""
+  """A table with a row per claim, by figure: 1 ... 13, C.1, E.1 ..., then the extensions."""
   rows = [
       {
           'figure': claim.figure,
@@ -118,5 +119,6 @@ def table(verdicts: Sequence[tuple[Claim, Verdict]]) -> pd.DataFrame:
 
 
 def _order(figure: str) -> tuple[bool, str, int]:
+  """The key by which table() sorts figures."""
   letter, _, number = figure.rpartition('.')
   return figure == EXTENSION, letter, 0 if figure == EXTENSION else int(number)

@@ -15,8 +15,8 @@ from stability.analysis.results import LOGIT
 
 WIDTH, DEPTH = 'model.width', 'model.depth'
 NAME, RATE_SCALE = 'parameterization.name', 'optimizer.learning_rate_scale'
-MIN_SHAPES = 3  # of each way of scaling
-MAX_SIZE_RATIO = 1.25  # between parameters that count as matched
+MIN_SHAPES = 3  # for each way of scaling
+MAX_SIZE_RATIO = 1.25  # parameter counts up to this ratio apart count as matched
 
 
 def require_shapes(*ways: str) -> Callable[[Evidence], None]:
@@ -34,7 +34,7 @@ def scaled_in(e: Evidence, way: str) -> Evidence:
   """The runs whose shapes are scaled in one way: width, depth or both.
 
   width: the shapes with the most common depth; depth: those with the most common width; both: the
-  shapes with neither, and the one with both.
+  shapes with neither of these, and the shape with both.
   """
   shapes = e.runs[[WIDTH, DEPTH]].drop_duplicates()
   depth = shapes.groupby(DEPTH)[WIDTH].nunique().idxmax()
@@ -67,7 +67,7 @@ def _others_minus_both(e: Evidence) -> pd.Series:
 
 
 def _extrapolation_error(e: Evidence, way: str) -> pd.Series:
-  """The error (nats) at the largest shape of a power law through the losses of the smaller ones."""
+  """The error (nats) of the largest shape's loss, predicted by a power law through smaller ones."""
   best = np.log(scaled_in(e, way).best_loss())
   sizes = best.index.get_level_values('parameters')
   smaller = best[sizes < sizes.max()]
@@ -98,11 +98,11 @@ def _lower_increase_in_unstable_logits(e: Evidence) -> pd.Series:
 
 
 def _shift_of_optimum(e: Evidence, field: str, value: str, base: str) -> pd.Series:
-  """The shift of the optimal LR with a value of a field.
+  """The shift (decades) of the optimal LR from the smallest to the largest size at a field's value.
 
-  Raises Undecided if there is no shift with the base value either: then the field shows no effect.
+  Raises Undecided if there is no shift at the base value either: the field then shows no effect.
   """
-  shift, base_shift = (_shift(e.only(e.runs[field] == of)) for of in (value, base))
+  shift, base_shift = (_shift(e.only(e.runs[field] == each)) for each in (value, base))
   if _FACTOR_2.is_met(shift[0]) and _FACTOR_2.is_met(base_shift[0]):
     raise Undecided(
         f'with {field} = {base} it does not change either: by {base_shift[0]:.2f} decades'
