@@ -1,1 +1,1 @@
-"""Predicts from small sizes at which learning rates a larger size becomes unstable."""
+"""Predicts, from small sizes, the learning rates at which a larger size becomes unstable."""

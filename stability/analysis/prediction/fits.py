@@ -19,16 +19,16 @@ DRAWS = 1000
 INTERVAL = (5, 95)  # percentiles
 _NORMAL_HALF_WIDTH = 1.645  # half the width of a normal 90 % interval, in standard deviations
 _FLOOR_WEIGHT = 1.0  # the noise floor counts as this many degrees of freedom
-_GIBBS_SWEEPS = 30  # in which censored values are drawn again
-_SLOPE_DEGREE = 2  # of a shared slope, a polynomial in log10(learning rate)
-_LOG_SIZE_ORIGIN = 6.0  # powers of the distance to it are less collinear than powers of log size
-_RATE_TOLERANCE = 1e-6  # decades; learning rates that are closer are the same
-_RIDGE = 1e-9  # keeps the normal equations solvable where sizes nearly coincide
+_GIBBS_SWEEPS = 30  # used if there are censored values
+_SLOPE_DEGREE = 2  # of shared slopes, which are polynomials in log10(learning rate)
+_LOG_SIZE_ORIGIN = 6.0  # subtracted from log sizes, so that their powers are less collinear
+_RATE_TOLERANCE = 1e-6  # decades; learning rates closer than this are the same
+_RIDGE = 1e-9  # keeps the normal equations solvable if sizes nearly coincide
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-  """Runs to fit, or cells to predict, as arrays [K]: much faster here than a DataFrame."""
+  """Runs to fit, or cells to predict, as arrays [K], which are much faster than a DataFrame."""
 
   log_size_K: np.ndarray  # log10(parameters)
   log_rate_K: np.ndarray  # log10(learning rate)
@@ -47,7 +47,7 @@ class Points:
     return len(self.log_size_K)
 
   def select(self, mask_K: np.ndarray) -> 'Points':
-    """The points at which the mask is true."""
+    """The points for which the mask is true."""
     return Points(*(getattr(self, field.name)[mask_K] for field in dataclasses.fields(self)))
 
   @functools.cached_property
@@ -70,7 +70,7 @@ class Fit:
     return f'{("linear", "quadratic")[self.degree - 1]}, {slopes}'
 
   def design_matrix(self, points: Points, log_rates_L: np.ndarray) -> np.ndarray:
-    """The regressors [K, P]; each of the learning rates has an intercept."""
+    """The regressors [K, P]: an intercept for each learning rate, then the powers of log size."""
     is_rate_KxL = np.abs(points.log_rate_K[:, None] - log_rates_L) < _RATE_TOLERANCE
     slopes_KxQ = is_rate_KxL
     if self.shared:
@@ -94,11 +94,12 @@ PAPER_FIT = Fit(degree=2, shared=False)  # section 3.3
 
 @dataclasses.dataclass(frozen=True)
 class Extrapolation:
-  """The weighted fits, evaluated at the cells to predict."""
+  """Predictions in cells by the weighted fits."""
 
-  draws_DxC: np.ndarray  # each of a single run's value
-  weights: dict[str, float]  # of the fits, by name
-  widening: float  # factor on the spread of the draws, from errors on the larger fitted sizes
+  draws_DxC: np.ndarray  # draws of the value of a single run in each cell
+  weights: dict[str, float]  # name of a fit -> its weight
+  # The factor by which the draws were spread out, from the errors on the larger fitted sizes.
+  widening: float
 
   @property
   def median_C(self) -> np.ndarray:
@@ -114,7 +115,7 @@ class Extrapolation:
 def validation_splits(points: Points) -> Iterator[tuple[Points, Points]]:
   """(smaller sizes, held-out size) for each size from the third smallest on.
 
-  Held out are the points at learning rates that the smaller sizes have too, without censored ones.
+  The held-out points are uncensored and at learning rates that the smaller sizes also have.
   """
   for log_size in np.unique(points.log_size_K)[2:]:
     smaller = points.select(points.log_size_K < log_size)
@@ -132,19 +133,19 @@ def extrapolate(
     draws: int = DRAWS,
     widen: bool = True,
 ) -> Extrapolation | None:
-  """Predicts the values of single runs in the cells; None where the points determine no fit.
+  """Predicts the values of single runs in the cells; None if the points determine no fit.
 
   Args:
     points: the runs to fit.
     cells: sizes and learning rates to predict; the learning rates are among those of the points.
-    noise_floor: lower bound on the noise, a standard deviation: the error of the measurement.
-    draws: number of draws.
+    noise_floor: lower bound on the noise: the standard deviation of the measurement error.
+    draws: the number of draws.
     widen: whether to widen the intervals by the errors on the larger fitted sizes, each predicted
       from the smaller ones.
   """
   candidates = [fit for fit in FITS if fit.is_determined(points)]
   if len(points.log_rates) == 1:
-    candidates = [fit for fit in candidates if fit.shared]  # separate slopes are the same fit
+    candidates = [fit for fit in candidates if fit.shared]  # separate slopes give the same fit
   if not candidates:
     return None
   weights = _weights(candidates, points)
@@ -166,7 +167,7 @@ def extrapolate(
 
 
 def least_squares(fit: Fit, points: Points, cells: Points) -> np.ndarray:
-  """The least-squares prediction of one fit in the cells."""
+  """The least-squares prediction [C] of one fit in the cells."""
   X_KxP = fit.design_matrix(points, points.log_rates)
   b_P = np.linalg.lstsq(X_KxP, points.value_K, rcond=None)[0]
   return fit.design_matrix(cells, points.log_rates) @ b_P
@@ -183,8 +184,8 @@ def power_law(points: Points, *, noise_floor: float) -> tuple[float, float, floa
 def _weights(candidates: list[Fit], points: Points) -> dict[Fit, float]:
   """Weights of the fits: the inverse of their mean squared error over the validation splits.
 
-  Errors are relative to those of the first fit on the same splits. A fit that no split determines
-  gets no weight, unless that is true of all.
+  Errors are relative to those of the first fit on the same splits. A fit that is determined in none
+  of the splits gets no weight; if none of the fits is, all have the same weight.
   """
   errors: dict[Fit, list[tuple[float, float]]] = {fit: [] for fit in candidates}
   for smaller, held_out in validation_splits(points):
@@ -214,7 +215,7 @@ def _mixture_draws(
     draws: int,
 ) -> np.ndarray:
   """Draws [D, C] from the weighted mixture of the fits."""
-  rng = np.random.default_rng(0)  # the same in every call
+  rng = np.random.default_rng(0)  # the same draws in every call
   shares = np.array([weights[fit] for fit in fits])
   counts = rng.multinomial(draws, shares / shares.sum())
   values = [
@@ -245,23 +246,23 @@ def _posterior_draws(
   """Draws of the coefficients [D, P] and of the noise's standard deviation [D].
 
   Seeds are resampled with replacement; a resample that does not determine the fit is replaced by
-  all seeds. Coefficients and noise come from their posterior under a flat prior, which gives the t
-  intervals of least squares. Gibbs sampling alternates them with the censored values, which are
-  drawn from the tail that they are known to lie in.
+  all seeds. Coefficients and noise are drawn from their posterior under a flat prior, which gives
+  the t intervals of least squares. If there are censored values, Gibbs sampling alternates these
+  draws with draws of the censored values from the tail in which they are known to lie.
   """
   X_KxP = fit.design_matrix(points, points.log_rates)
   y_DxK = np.tile(points.value_K, (draws, 1))
-  # Few seeds have few distinct resamples: one matrix [P, P] serves all draws of a resample.
+  # Few seeds have few distinct resamples, and all draws of a resample share one matrix [P, P].
   weights_WxK, resample_D = _seed_resamples(points.seed_K, draws, rng)
   products_WxPxP = (X_KxP.T * weights_WxK[:, None]) @ X_KxP
-  # A resample may lack all runs at a learning rate, say. It then shows nothing of how seeds differ,
-  # and leaves the curve at that learning rate open.
+  # For example, a resample may lack all runs at a learning rate, and so not determine the curve
+  # there. All seeds are used instead.
   deficient_W = np.linalg.matrix_rank(products_WxPxP, hermitian=True) < X_KxP.shape[1]
   weights_WxK[deficient_W], products_WxPxP[deficient_W] = 1, X_KxP.T @ X_KxP
   products_WxPxP += _RIDGE * np.eye(X_KxP.shape[1])
-  # The lower Cholesky factor of the inverse, from the upper one of the products (that of the matrix
-  # with rows and columns reversed): where sizes are close, round-off makes the inverse itself
-  # indefinite.
+  # The lower Cholesky factor of the inverse is computed from an upper factor of the products, which
+  # is the Cholesky factor of the matrix with rows and columns reversed. Factorising the inverse
+  # itself can fail: if sizes are close, round-off makes it indefinite.
   upper_WxPxP = np.linalg.cholesky(products_WxPxP[:, ::-1, ::-1])[:, ::-1, ::-1]
   root_WxPxP = np.linalg.inv(upper_WxPxP).transpose(0, 2, 1)
   inverse_WxPxP = root_WxPxP @ root_WxPxP.transpose(0, 2, 1)
@@ -283,7 +284,7 @@ def _posterior_draws(
 def _seed_resamples(
     seed_K: np.ndarray, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The weight of each point in each distinct resample of the seeds [W, K]; each draw's one [D]."""
+  """The weights [W, K] of points in the distinct resamples of seeds; each draw's resample [D]."""
   seeds_S, codes_K = np.unique(seed_K, return_inverse=True)
   counts_DxS = rng.multinomial(len(seeds_S), np.full(len(seeds_S), 1 / len(seeds_S)), size=draws)
   counts_WxS, resample_D = np.unique(counts_DxS, axis=0, return_inverse=True)
@@ -308,8 +309,8 @@ def logistic_regression(
 ) -> Callable[[Value], Value] | None:
   """The probability of an event as a function of a value; None if all events have one outcome.
 
-  The weak prior matters where a threshold separates the outcomes perfectly: it leaves the position
-  of the threshold uncertain within the gap.
+  The weak prior matters if a threshold separates the outcomes perfectly: the position of the
+  threshold within the gap then stays uncertain.
   """
   if events_K.all() or not events_K.any():
     return None

@@ -1,4 +1,4 @@
-"""The observations that predictions are based on: the runs of one intervention and their probes."""
+"""The data that predictions are based on: the runs of one intervention and their probes."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ PROBES = (results_lib.LOGIT, GRADIENT_RMS, CRITICAL_SHARPNESS, PRECONDITIONED_SH
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
-  """The runs of one intervention; failed, stopped and missing ones are left out.
+  """The runs of one intervention, without those that failed, were stopped or are missing.
 
   `runs` has a row per run, with the columns:
     run, parameters, learning_rate, seed
     log_size, log_rate: log10 of parameters and learning rate
-    curve: the number of the run's loss curve; one shape and seed over all learning rates
+    curve: the number of the run's loss curve, which has one shape, one seed and all learning rates
     unstable
     log_critical: log10 of the curve's critical learning rate
     censored: 0 if log_critical is exact, 1 if the true value is above it, -1 if below
@@ -38,7 +38,7 @@ class Observations:
   running_max: dict[str, pd.DataFrame]
 
   def select(self, mask: pd.Series) -> 'Observations':
-    """The runs at which the mask is true."""
+    """The runs for which the mask is true."""
     return dataclasses.replace(self, runs=self.runs[mask])
 
   @property
@@ -58,19 +58,19 @@ class Observations:
       yield self.select(parameters < size), self.select(parameters == size)
 
   def probe_steps(self, probe: str) -> list[int]:
-    """The steps at which every run has a value of the probe; the last one of a run that ended."""
+    """The steps at which `running_max` has a value of the probe for every run."""
     if probe not in self.running_max:
       return []
     values = self.running_max[probe].reindex(self.runs.index)
     return list(values.columns[values.notna().all()])
 
   def points(self, value: pd.Series | np.ndarray) -> fits.Points:
-    """The runs as points to fit, with this value each."""
+    """The runs as points to fit, with the given values."""
     return fits.Points.from_table(self.runs[['log_size', 'log_rate', 'seed']].assign(value=value))
 
 
 def cells(parameters: list[float], learning_rates: np.ndarray) -> pd.DataFrame:
-  """The cells to predict, every size at every learning rate.
+  """The cells to predict: every size at every learning rate.
 
   Columns: parameters, learning_rate, log_size, log_rate.
   """
@@ -101,7 +101,7 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   final_gradient = results_lib.at_end(curves, GRADIENT_RMS).rename(index=str)
   with np.errstate(divide='ignore'):
     runs['log_gradient'] = np.log10(runs['run'].map(final_gradient).astype(float))
-  # A CSV file need not have these fields; without probes they are not used.
+  # A CSV file may lack these fields, but they are used only with probes, which it lacks as well.
   runs['eps'] = runs.get('optimizer.eps', np.nan)
   runs['warmup_steps'] = runs.get('schedule.warmup_steps', np.nan)
   runs = runs[runs['unstable'].notna()].astype({'unstable': bool})
@@ -127,7 +127,10 @@ def _running_max(curves: pd.DataFrame, probe: str) -> pd.DataFrame:
 
 
 def _add_critical_rates(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-  """Adds the columns log_critical, censored and curve; the given columns tell curves apart."""
+  """Adds the columns log_critical, censored and curve.
+
+  Runs belong to the same curve if they agree in `columns`, parameters and seed.
+  """
   runs = runs.assign(log_critical=np.nan, censored=0, curve=0)
   keys = [*columns, 'parameters', 'seed']
   for number, (_, of_curve) in enumerate(results_lib.split(runs, keys)):
@@ -156,9 +159,9 @@ def log_critical_rate(runs: pd.DataFrame) -> tuple[float, int]:
   first = unstable[0]
   if first == 0:
     return log_rates[0], -1
-  # By definition no run is unstable at or below the best learning rate of its size, even with a
-  # loss above the margin: the best rate may be that of another intervention. Such a loss gives
-  # nothing to interpolate, and the midpoint is taken.
+  # By definition no run is unstable at or below the best learning rate of its size, even if its
+  # loss is above the margin: the best rate may be that of another intervention. The loss then does
+  # not cross the margin between the two rates, and their midpoint is used.
   low, high = excess[first - 1], excess[first]
   share = low / (low - high) if low < 0 < high else 0.5
   return log_rates[first - 1] + share * (log_rates[first] - log_rates[first - 1]), 0

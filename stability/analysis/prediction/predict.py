@@ -11,8 +11,8 @@ from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.predictors import MIN_SIZES, InsufficientData, Predictor
 from stability.analysis.results import Results
 
-HELD_OUT_FACTOR = 4  # the held-out size has at least this many times the others' parameters
-CHOSEN = 'chosen by validation'  # in the table of scores
+HELD_OUT_FACTOR = 4  # the held-out size has at least this many times the parameters of the others
+CHOSEN = 'chosen by validation'  # stands for the chosen predictor in the table of scores
 
 ByIntervention = Mapping[tuple, Observations]
 
@@ -30,22 +30,21 @@ def predict(
   Args:
     results: the runs of a sweep.
     observations: see observations.by_intervention.
-    parameters: of the sizes to predict.
+    parameters: parameter counts of the sizes to predict.
 
   Returns:
     A row for each intervention (the columns of results.groups), predictor, size and learning rate
-    of the sweep: predictor, chosen (it predicted the larger of the trained sizes best), event,
-    times (parameters relative to the largest trained size), parameters, learning_rate, probability
-    (of the event), quantity, value, low and high (90 % interval; NaN: none), note. A predictor
-    without enough data has one row, with the reason as its note.
+    of the sweep. Other columns: predictor, chosen (whether the predictor was the best at predicting
+    the larger of the trained sizes), event, times (parameters relative to the largest trained
+    size), parameters, learning_rate, probability (of the event), quantity (what value measures),
+    value, low and high (90 % interval; NaN: none), note. A predictor without enough data has one
+    row, with the reason as its note.
   """
   return _by_intervention(
       results,
       {
-          values: _forecasts(
-              of_one, observations_lib.cells(parameters, of_one.learning_rates), None
-          )
-          for values, of_one in observations.items()
+          values: _forecasts(group, observations_lib.cells(parameters, group.learning_rates), None)
+          for values, group in observations.items()
       },
   )
 
@@ -54,17 +53,17 @@ def hold_out(results: Results, observations: ByIntervention) -> pd.DataFrame:
   """Predicts the largest size from those at most a quarter of it, and adds what was measured.
 
   Returns:
-    A row for each run of the largest size. Beside the columns of predict: run, seed, happened
-    (whether the event occurred), base_rate (its share among the fitted runs of the intervention),
-    measured (the quantity), beyond (1: the true value is above `measured`, -1: below it). Empty
-    where the sweep has too few sizes.
+    A row for each predictor and run of the largest size. Columns in addition to those of predict:
+    run, seed, happened (whether the event occurred), base_rate (the share of the intervention's
+    fitted runs in which it occurred), measured (the quantity), beyond (1: the true value is above
+    `measured`, -1: below it, 0: neither). Empty if the sweep has too few sizes.
   """
   tables = {}
-  for values, of_one in observations.items():
-    parameters, largest = of_one.runs['parameters'], of_one.sizes[-1]
-    fitted = of_one.select(parameters <= largest / HELD_OUT_FACTOR)
-    rates = of_one.runs['learning_rate'].isin(fitted.learning_rates)
-    held_out = of_one.select((parameters == largest) & rates)
+  for values, group in observations.items():
+    parameters, largest = group.runs['parameters'], group.sizes[-1]
+    fitted = group.select(parameters <= largest / HELD_OUT_FACTOR)
+    has_fitted_rate = group.runs['learning_rate'].isin(fitted.learning_rates)
+    held_out = group.select((parameters == largest) & has_fitted_rate)
     if len(fitted.sizes) >= MIN_SIZES and len(held_out.runs):
       tables[values] = _forecasts(fitted, held_out.runs, held_out)
   return _by_intervention(results, tables)
@@ -74,14 +73,19 @@ def score(held_out: Sequence[pd.DataFrame]) -> pd.DataFrame:
   """Scores the predictors on the held-out sizes of one sweep or several.
 
   Args:
-    held_out: a table of hold_out for each sweep.
+    held_out: the result of hold_out for each sweep.
 
   Returns:
-    A row per predictor and event: predictor, event, runs (how many), accuracy (of calling the event
-    at a probability above 1/2), brier, base_brier (of the event's share among the fitted runs of
-    the intervention) and paper_brier (of the paper's fit) on the same runs, numbers and intervals
-    (how many), coverage (share of measured numbers within the 90 % intervals) and error (median
-    absolute, decades). The first row is the predictor that validation chose, whichever it was.
+    A table with a row per predictor and event, and the columns:
+      predictor, event
+      runs: the number of runs
+      accuracy: the share of runs for which a probability above 1/2 agrees with the event
+      brier, base_brier, paper_brier: Brier scores of the predictor, of the base rate and of the
+        paper's fit, on the same runs
+      numbers, intervals: how many measured numbers were predicted, and with an interval
+      coverage: the share of these measured numbers that lie within the 90 % intervals
+      error: the median absolute error of the numbers, in decades
+    The first row, CHOSEN, has the forecasts of whichever predictor validation chose.
   """
   tables = pd.concat(held_out, keys=range(len(held_out)), names=['sweep']).reset_index('sweep')
   if tables.empty:
@@ -102,7 +106,7 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
   rows = rows.dropna(subset=['run', 'probability'])
   happened = rows['happened'].astype(float)
   by_paper = paper.reindex(pd.MultiIndex.from_frame(rows[['sweep', 'run']])).to_numpy()
-  # The paper's fit predicts no other event.
+  # The paper's fit predicts this event only.
   by_paper = np.where(rows['event'] == predictors.UNSTABLE, by_paper, np.nan)
   return {
       'runs': len(rows),
@@ -133,7 +137,7 @@ def _number_scores(rows: pd.DataFrame) -> dict[str, float]:
 def _forecasts(
     observations: Observations, cells: pd.DataFrame, held_out: Observations | None
 ) -> pd.DataFrame:
-  """The forecasts of all predictors; `held_out`: the runs of the cells, if they were trained."""
+  """The forecasts of all predictors; `held_out` are the runs of the cells if they were trained."""
   tables: list[tuple[Predictor, pd.DataFrame]] = []
   candidates: list[Predictor] = []
   for uncalibrated in (
@@ -190,7 +194,7 @@ def _forecast_table(
 
 
 def _by_intervention(results: Results, tables: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
-  """The tables as one, with the columns of the intervention first."""
+  """Concatenates the tables, with the columns of the intervention first."""
   parts = [
       part.assign(**dict(zip(results.groups, values, strict=True)))[[*results.groups, *part]]
       for values, part in tables.items()

@@ -1,8 +1,8 @@
 """The predictors of instability at larger sizes: baselines, and candidates to choose from.
 
-A predictor takes the observations of one intervention and forecasts cells (a size and a learning
-rate each): the probability that a run is unstable, and a number with its interval. One that lacks
-the data it needs raises InsufficientData with the reason.
+A predictor takes the observations of one intervention and forecasts cells, each a size and a
+learning rate: the probability that a run is unstable, and a number with its interval. A predictor
+raises InsufficientData if it lacks the data it needs.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from stability.analysis.prediction.observations import (
 
 UNSTABLE = 'unstable'
 MIN_SIZES = 3
-NOISE_FLOOR = 0.02  # decades: how much maxima over a batch vary from batch to batch
-QUICK_DRAWS = 200  # for forecasts that only serve a choice
-MAX_STEPS_TRIED = 10  # as the step at which to read a probe
+NOISE_FLOOR = 0.02  # decades; maxima over a batch vary this much between batches
+QUICK_DRAWS = 200  # for forecasts that are only compared with each other
+MAX_STEPS_TRIED = 10  # when choosing the step at which a probe is read
 
 
 class InsufficientData(Exception):
@@ -47,11 +47,11 @@ class Predictor:
   """A method of predicting an event, and usually a number, at sizes that were not trained."""
 
   name: str
-  quantity: str  # the number that value, low and high stand for; empty: none is predicted
-  event: str = UNSTABLE  # what the probability is of
+  quantity: str  # what value, low and high measure; empty if no number is predicted
+  event: str = UNSTABLE  # the event to which the probability refers
 
   def calibrate(self, observations: Observations) -> 'Predictor':
-    """The predictor with its free choices made by validation on the observations."""
+    """Returns the predictor with its free choices made by validation on the observations."""
     return self
 
   def forecast(
@@ -67,7 +67,7 @@ class Predictor:
     raise NotImplementedError
 
   def measure(self, observations: Observations) -> pd.DataFrame:
-    """The predicted number as measured in each run: value (log10), and censored as in fits."""
+    """The measured number of each run: value (log10), and censored (see fits.Points)."""
     return _measured(observations, np.nan)
 
   def outcome(self, observations: Observations) -> pd.Series:
@@ -79,9 +79,10 @@ class Predictor:
 class PaperFit(Predictor):
   """The paper's method (section 3.3), a baseline.
 
-  It extrapolates attention logits by a quadratic in log size at each learning rate and calls a run
-  unstable above 1e4, without an interval. The paper reads the logits at step 2,000 of a warm-up of
-  5,000, which it chose by hand; here they are read at the end of the warm-up, which favours it.
+  It extrapolates attention logits by a quadratic in log size at each learning rate, and predicts
+  that a run is unstable if they exceed 1e4. It gives no interval. The paper reads the logits at
+  step 2,000 of a warm-up of 5,000, a step that was chosen by hand. Here they are read at the end of
+  the warm-up, which favours the method.
   """
 
   name: str = "paper's fit"
@@ -98,12 +99,11 @@ class PaperFit(Predictor):
       raise InsufficientData('a quadratic needs three sizes at every learning rate')
     value = fits.least_squares(fits.PAPER_FIT, points, fits.Points.from_table(cells))
     probability = (value > np.log10(UNSTABLE_LOGIT)).astype(float)
-    return Forecast(
-        _cells(cells, probability, value, np.nan, np.nan), f'read at step {step}, against 1e4'
-    )
+    forecast_cells = _forecast_cells(cells, probability, value, np.nan, np.nan)
+    return Forecast(forecast_cells, f'read at step {step}, against 1e4')
 
   def measure(self, observations: Observations) -> pd.DataFrame:
-    """The highest attention logit up to that step."""
+    """The highest attention logit up to the step at which it is read."""
     step = self._step(observations)
     return _measured(observations, observations.running_max[results.LOGIT][step])
 
@@ -121,14 +121,14 @@ class ProbePredictor(Predictor):
   name: str
   probe: str
   quantity: str
-  threshold: float | None = None  # of instability, where no observed run is unstable
-  step: int | None = None  # at which the probe is read; None: not calibrated
+  threshold: float | None = None  # runs above it count as unstable if no observed run is unstable
+  step: int | None = None  # the step at which the probe is read; None: not calibrated
   event: str = UNSTABLE
 
   def calibrate(self, observations: Observations) -> 'ProbePredictor':
     """Chooses the step at which reading the probe best predicts the larger of the fitted sizes.
 
-    Without an unstable run there is nothing to compare. The last step is taken then, because the
+    If no run is unstable, the steps cannot be compared. The last one is then chosen, because the
     threshold applies to the whole of training.
     """
     steps = observations.probe_steps(self.probe)
@@ -136,14 +136,14 @@ class ProbePredictor(Predictor):
       raise InsufficientData(f'no {self.quantity} was logged')
     if not observations.runs['unstable'].any():
       return dataclasses.replace(self, step=steps[-1])
-    places = np.unique(np.geomspace(1, len(steps), MAX_STEPS_TRIED).round().astype(int)) - 1
-    candidates = [dataclasses.replace(self, step=steps[place]) for place in places]
+    indices = np.unique(np.geomspace(1, len(steps), MAX_STEPS_TRIED).round().astype(int)) - 1
+    candidates = [dataclasses.replace(self, step=steps[i]) for i in indices]
     return min(candidates, key=lambda predictor: _validation_error(predictor, observations))
 
   def forecast(
       self, observations: Observations, cells: pd.DataFrame, quick: bool = False
   ) -> Forecast:
-    """Probabilities are those of a logistic regression on the value, averaged over the draws."""
+    """Probabilities come from a logistic regression on the value, averaged over the draws."""
     value = observations.running_max[self.probe][self.step].reindex(observations.runs.index)
     extrapolation = _extrapolate(observations.points(value), cells, NOISE_FLOOR, quick)
     unstable = observations.runs['unstable'].to_numpy()
@@ -155,10 +155,11 @@ class ProbePredictor(Predictor):
       link = lambda values: (values > limit).astype(float)  # noqa: E731
     probability = np.nan if link is None else link(extrapolation.draws_DxC).mean(axis=0)
     low, high = extrapolation.interval_2xC
-    return Forecast(_cells(cells, probability, extrapolation.median_C, low, high), note)
+    median = extrapolation.median_C
+    return Forecast(_forecast_cells(cells, probability, median, low, high), note)
 
   def measure(self, observations: Observations) -> pd.DataFrame:
-    """The probe's highest value up to that step."""
+    """The probe's highest value up to the step at which it is read."""
     return _measured(observations, observations.running_max[self.probe][self.step])
 
 
@@ -185,17 +186,18 @@ class CriticalRatePredictor(Predictor):
         curves[['log_size', 'seed', 'censored']].assign(value=curves['log_critical'], log_rate=0.0)
     )
     sizes = cells[['log_size']].drop_duplicates().assign(log_rate=0.0)
-    # A value anywhere between two learning rates of the grid would have a standard deviation of
-    # their distance / sqrt(12); interpolating to the margin is assumed to halve it.
+    # A value that is uniform between two learning rates of the grid has a standard deviation of
+    # their distance / sqrt(12). Interpolation is assumed to halve it.
     noise_floor = np.diff(np.log10(observations.learning_rates)).max() / np.sqrt(12) / 2
     extrapolation = _extrapolate(points, sizes, noise_floor, quick)
-    place = pd.Index(sizes['log_size']).get_indexer(cells['log_size'])
-    draws_DxC = extrapolation.draws_DxC[:, place]
+    size_C = pd.Index(sizes['log_size']).get_indexer(cells['log_size'])
+    draws_DxC = extrapolation.draws_DxC[:, size_C]
     probability = (draws_DxC < cells['log_rate'].to_numpy()).mean(axis=0)
-    low, high = extrapolation.interval_2xC[:, place]
-    law = fits.power_law(points, noise_floor=noise_floor)
-    note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*law)
-    return Forecast(_cells(cells, probability, extrapolation.median_C[place], low, high), note)
+    low, high = extrapolation.interval_2xC[:, size_C]
+    exponent = fits.power_law(points, noise_floor=noise_floor)
+    note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
+    median = extrapolation.median_C[size_C]
+    return Forecast(_forecast_cells(cells, probability, median, low, high), note)
 
   def measure(self, observations: Observations) -> pd.DataFrame:
     """The critical learning rate of the run's size and seed."""
@@ -225,8 +227,9 @@ class GradientPredictor(Predictor):
     extrapolation = _extrapolate(points, cells, NOISE_FLOOR, quick)
     probability = (extrapolation.draws_DxC < np.log10(eps[0])).mean(axis=0)
     low, high = extrapolation.interval_2xC
+    median = extrapolation.median_C
     return Forecast(
-        _cells(cells, probability, extrapolation.median_C, low, high), f'eps is {eps[0]:g}'
+        _forecast_cells(cells, probability, median, low, high), f'eps is {eps[0]:g}'
     )
 
   def measure(self, observations: Observations) -> pd.DataFrame:
@@ -240,7 +243,7 @@ class GradientPredictor(Predictor):
 
 @dataclasses.dataclass(frozen=True)
 class LargestSizePredictor(Predictor):
-  """Repeats the outcome of the largest observed size at the same learning rate, a baseline."""
+  """A baseline that repeats the outcome of the largest observed size at the same learning rate."""
 
   name: str = 'as the largest size did'
   quantity: str = ''
@@ -254,7 +257,7 @@ class LargestSizePredictor(Predictor):
     largest = runs[runs['parameters'] == observations.sizes[-1]]
     share = largest.groupby('learning_rate')['unstable'].mean()
     probability = cells['learning_rate'].map(share)
-    return Forecast(_cells(cells, probability, np.nan, np.nan, np.nan), '')
+    return Forecast(_forecast_cells(cells, probability, np.nan, np.nan, np.nan), '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +270,7 @@ class MeanPredictor(Predictor):
 
   @property
   def name(self) -> str:
-    """States the number of parts."""
+    """The name, with the number of parts."""
     return f'mean of {len(self.parts)} predictors'
 
   def calibrate(self, observations: Observations) -> 'MeanPredictor':
@@ -283,7 +286,7 @@ class MeanPredictor(Predictor):
         part.forecast(observations, cells, quick).cells['probability'] for part in self.parts
     ]
     probability = np.mean(probabilities, axis=0)
-    return Forecast(_cells(cells, probability, np.nan, np.nan, np.nan), '')
+    return Forecast(_forecast_cells(cells, probability, np.nan, np.nan, np.nan), '')
 
 
 BASELINES: tuple[Predictor, ...] = (PaperFit(), LargestSizePredictor())
@@ -309,20 +312,20 @@ def best_predictor(
 ) -> Predictor | None:
   """The predictor with the lowest Brier score in validation; None if none gave probabilities."""
   scores = {
-      predictor: squares.mean()
+      predictor: brier_errors.mean()
       for predictor in calibrated
-      if len(squares := _validation_errors(predictor, observations)[0])
+      if len(brier_errors := _validation_errors(predictor, observations)[0])
   }
   return min(scores, key=scores.get) if scores else None
 
 
 def _validation_error(predictor: Predictor, observations: Observations) -> tuple[float, float]:
-  """The predictor's Brier score in validation, then the error of its values, for ties.
+  """The predictor's Brier score in validation and, to break ties, the error of its values.
 
-  Brier scores are rounded to 0.01: so few runs do not resolve smaller differences.
+  Brier scores are rounded to 0.01, because few runs do not resolve smaller differences.
   """
-  squares, value_errors = _validation_errors(predictor, observations)
-  brier = round(float(np.mean(squares)), 2) if len(squares) else 1.0
+  brier_errors, value_errors = _validation_errors(predictor, observations)
+  brier = round(float(np.mean(brier_errors)), 2) if len(brier_errors) else 1.0
   return brier, float(np.mean(value_errors)) if len(value_errors) else np.inf
 
 
@@ -330,7 +333,7 @@ def _validation_errors(
     predictor: Predictor, observations: Observations
 ) -> tuple[np.ndarray, np.ndarray]:
   """Squared errors of the probabilities, and of the values relative to their variance."""
-  squares, value_errors = [], []
+  brier_errors, value_errors = [], []
   for smaller, held_out in observations.validation_splits():
     cells = held_out.runs[held_out.runs['learning_rate'].isin(smaller.learning_rates)]
     try:
@@ -338,11 +341,11 @@ def _validation_errors(
     except InsufficientData:
       continue
     measured = predictor.measure(held_out).loc[cells.index]
-    squares.append((forecast['probability'].to_numpy() - cells['unstable']) ** 2)
+    brier_errors.append((forecast['probability'].to_numpy() - cells['unstable']) ** 2)
     error = (forecast['value'].to_numpy() - measured['value'])[measured['censored'] == 0]
     value_errors.append(error**2 / max(measured['value'].var(), 1e-9))
   join = lambda parts: pd.concat(parts).dropna().to_numpy() if parts else np.empty(0)  # noqa: E731
-  return join(squares), join(value_errors)
+  return join(brier_errors), join(value_errors)
 
 
 def _extrapolate(
@@ -360,7 +363,7 @@ def _extrapolate(
   return extrapolation
 
 
-def _cells(
+def _forecast_cells(
     cells: pd.DataFrame,
     probability: np.ndarray | float,
     value: np.ndarray | float,
