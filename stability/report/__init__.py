@@ -1,1 +1,1 @@
-"""What people look at: tables, figures and the HTML page, from a sweep's files."""
+"""Reports on a sweep, made from its files: tables, figures and the HTML page."""

@@ -1,4 +1,4 @@
-"""Sentences that sum up a sweep."""
+"""Sentences that summarise a sweep."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from stability.report import labels
 
 
 def description(results: Results) -> str:
-  """What was run: the number of runs, their sizes, learning rates, interventions and seeds."""
+  """States what was run: the number of runs, sizes, learning rates, interventions and seeds."""
   runs = results.runs
   rates = sorted(runs['learning_rate'].unique())
   parts = [count(len(rates), 'learning rate')]
@@ -26,10 +26,10 @@ def description(results: Results) -> str:
 
 
 def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
-  """How the interventions compare in LR sensitivity; None if no size allows a comparison.
+  """States how the interventions compare in LR sensitivity; None if no size allows a comparison.
 
-  Two interventions are compared at each size; more are ranked at the largest. A size is left out if
-  any intervention lacks runs there.
+  Two interventions are compared at each size; more are ranked at the largest size. Sizes at which
+  an intervention lacks runs are left out.
   """
   names = [labels.pairs(results.groups, row) for row in table[results.groups].to_numpy(object)]
   table = table.assign(name=names, size=labels.sizes(table, results.sizes))
@@ -54,7 +54,7 @@ def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
 
 
 def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
-  """The lowest loss and the run that has it; None if no run counts."""
+  """States the lowest loss and where it occurs; None if no run counts."""
   if table['best_loss'].isna().all():
     return None
   row = table.loc[table['best_loss'].idxmin()]
@@ -66,7 +66,7 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
 
 
 def count(number: int, noun: str) -> str:
-  """`1 seed` or `3 seeds`."""
+  """The number with the noun in singular or plural: `1 seed` or `3 seeds`."""
   return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 

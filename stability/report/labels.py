@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-_COLUMNS = ('parameters', 'seed', 'seeds', 'status', 'run', 'error')  # of the tables shown
+# Names of other columns in the tables of the report.
+_COLUMNS = ('parameters', 'seed', 'seeds', 'status', 'run', 'error')
 
 
 def parameters(count: float) -> str:
-  """9216 -> 9.2K, 147456 -> 147K, 2359296 -> 2.4M; `?` if unknown."""
+  """A parameter count, abbreviated: 9216 -> 9.2K, 147456 -> 147K, 2359296 -> 2.4M; NaN -> `?`."""
   if pd.isna(count):
     return '?'
   for unit, scale in (('', 1), ('K', 1e3), ('M', 1e6), ('B', 1e9), ('T', 1e12)):
@@ -24,7 +25,7 @@ def parameters(count: float) -> str:
 
 
 def number(value: float) -> str:
-  """0.0003 -> 3e-4, 0.1 -> 1e-1, 1 -> 1, 15 -> 15: learning rates as papers write them.
+  """A number as papers write learning rates: 0.0003 -> 3e-4, 0.1 -> 1e-1, 1 -> 1, 15 -> 15.
 
   All digits are kept, so that different numbers have different labels.
   """
@@ -39,21 +40,24 @@ def decimals(value: float, places: int = 3) -> str:
 
 
 def value(entry: Any) -> str:
-  """The value of a field."""
+  """The value of a field as text; `unset` if it is missing."""
   if pd.isna(entry):
     return 'unset'
   return number(entry) if isinstance(entry, float) else _printable(str(entry))
 
 
 def _printable(text: str) -> str:
-  """The text with control characters escaped, which fonts lack and SVG forbids."""
+  """Escapes control characters, which fonts lack and SVG forbids."""
   return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def fields(names: Sequence[str]) -> dict[str, str]:
-  """Field -> its last part, or its full name if another field or column has that name.
+  """The label of each field: its last part, or its full name if the last part is already in use.
 
   The label of SECTION.name is the section, such as optimizer.
+
+  Returns:
+    Field -> label.
   """
   last = [name.removesuffix('.name').split('.')[-1] for name in names]
   return {
@@ -63,26 +67,26 @@ def fields(names: Sequence[str]) -> dict[str, str]:
 
 
 def sizes(rows: pd.DataFrame, shape: Sequence[str]) -> pd.Series:
-  """The label of each row's size: its parameters, and its shape if several have as many.
+  """The label of each row's size: its parameters, and its shape if several shapes have as many.
 
   Different sizes have different labels.
 
   Args:
-    rows: with the columns parameters and those of the shape.
+    rows: a table with the columns parameters and those of `shape`.
     shape: fields, such as model.width.
   """
   text = rows['parameters'].map(parameters)
-  alike = rows['parameters'].groupby(text).transform('nunique') > 1
-  text = text.where(~alike, rows['parameters'].map('{:,}'.format))
-  different = rows.drop_duplicates(['parameters', *shape])['parameters']
-  shared = rows['parameters'].isin(different[different.duplicated()])
+  is_ambiguous = rows['parameters'].groupby(text).transform('nunique') > 1
+  text = text.where(~is_ambiguous, rows['parameters'].map('{:,}'.format))
+  distinct = rows.drop_duplicates(['parameters', *shape])['parameters']
+  needs_shape = rows['parameters'].isin(distinct[distinct.duplicated()])
   for name, short in fields(shape).items():
-    text = text.where(~shared, text + f', {short} ' + rows[name].map(value))
+    text = text.where(~needs_shape, text + f', {short} ' + rows[name].map(value))
   return text
 
 
 def wrapped(text: str, width: int) -> str:
-  """The text in lines of this width; longer words break after =, then after _."""
+  """Wraps a text to lines of `width` characters; longer words are broken after =, then after _."""
   lines = ['']
   for word in text.split(' '):
     halves = re.findall('[^=]*=|[^=]+', word) if len(word) > width else [word]
@@ -101,6 +105,6 @@ def wrapped(text: str, width: int) -> str:
 
 
 def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
-  """model.qk_norm, none -> `qk_norm=none`, joined by commas."""
+  """Fields and their values as text, such as `qk_norm=none, norm=rmsnorm`."""
   short = fields(names).values()
   return ', '.join(f'{name}={value(entry)}' for name, entry in zip(short, values, strict=True))

@@ -17,30 +17,34 @@ from stability.report import findings, page, tables
 from stability.storage import files, sweeps
 
 LOSS, LOGITS = 'loss_by_learning_rate', 'attention_logits_by_learning_rate'
-MAX_FIGURES = 2  # of each sweep
+MAX_FIGURES = 2  # per sweep
 _EMPTY: tuple[list[str], list[str], list[str]] = [], [], []
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A sweep of the report, in the folder of its name."""
+  """A sweep in the report."""
 
-  name: str
-  question: str
-  figures: Sequence[str]  # of the paper: 1 ... 13, C.1, E.1 ...
+  name: str  # also the name of its folder
+  question: str  # its heading
+  figures: Sequence[str]  # those of the paper that it reproduces: 1 ... 13, C.1, E.1 ...
   problem: str | None  # what went wrong, if anything
 
 
 def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
-  """Writes the report on the sweeps in folder/NAME, finished or not; returns its index.html.
+  """Writes folder/report/ on the sweeps in folder/NAME, finished or not.
 
-  The claims of all of them are in claims.csv beside it.
+  The verdicts on the claims of all sweeps are written to claims.csv there.
+
+  Returns:
+    The path of the report's index.html.
   """
   output = folder / 'report'
-  shown, of_each = zip(*(_read(folder, each) for each in experiments), strict=True)
+  read = (_read(folder, experiment) for experiment in experiments)
+  shown, claim_tables = zip(*read, strict=True)
   readable, tally = None, ''
-  if any(table is not None for table in of_each):
-    judged = pd.concat(of_each, ignore_index=True)
+  if any(table is not None for table in claim_tables):
+    judged = pd.concat(claim_tables, ignore_index=True)
     files.write_atomic(output / 'claims.csv', judged.to_csv(index=False))
     judged = judged[judged['reproduces']]
     readable = page.claim_cells(tables.claims(judged))
@@ -50,7 +54,7 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
   text = page.render(
       'overview.html.j2',
       experiments=shown,
-      problems=[each for each, *_ in shown if each.problem],
+      problems=[experiment for experiment, *_ in shown if experiment.problem],
       claims=readable,
       tally=tally,
   )
@@ -59,7 +63,7 @@ def write_overview(folder: Path, experiments: Sequence[Experiment]) -> Path:
 
 
 def _read(folder: Path, experiment: Experiment) -> tuple[tuple[Any, ...], pd.DataFrame | None]:
-  """The page's entries for an experiment, and its claims; of a damaged one, the problem alone."""
+  """The page's entries for an experiment, and its claims; only the problem if it is damaged."""
   try:
     return (experiment, *_entries(folder / experiment.name)), _claims(folder, experiment)
   except BadInput as error:
@@ -101,7 +105,7 @@ def _entries(workdir: Path) -> tuple[list[str], list[str], list[str]]:
 
 def _figures(report: Path) -> list[str]:
   """The most important figures of a report: losses, then attention logits."""
-  there = {path.stem for path in report.glob('*.svg')}
-  numbers = sorted(name for name in there - {LOSS} if name.startswith('loss_by_'))
-  wanted = [LOSS, *numbers, LOGITS] if LOSS in there else numbers
-  return [name for name in wanted if name in there][:MAX_FIGURES]
+  available = {path.stem for path in report.glob('*.svg')}
+  numbers = sorted(name for name in available - {LOSS} if name.startswith('loss_by_'))
+  preferred = [LOSS, *numbers, LOGITS] if LOSS in available else numbers
+  return [name for name in preferred if name in available][:MAX_FIGURES]

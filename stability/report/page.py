@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, its figures as files and its tables as CSV."""
+"""The report: one self-contained HTML page, with its figures as files and its tables as CSV."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ _EMPTY = pd.DataFrame()
 
 
 def write_report(workdir: Path) -> Path:
-  """Writes workdir/report/ from the files of a sweep, finished or not; returns its index.html."""
+  """Writes workdir/report/ for a sweep, finished or not; returns the path of its index.html."""
   sweep = sweeps.read_sweep(workdir)
   schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
   results = results_lib.load_workdir(workdir)
@@ -61,7 +61,7 @@ def write_report(workdir: Path) -> Path:
 
 
 def write_results_report(results: Results, output: Path) -> Path:
-  """Writes the report on the results of any trainer into a folder; returns its index.html."""
+  """Writes the report on any trainer's results to a folder; returns the path of its index.html."""
   table = lr_sensitivity.lr_sensitivity(results)
   return _write(
       output,
@@ -87,7 +87,7 @@ def _write(
     facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     larger: predictions.Section | None = None,
 ) -> Path:
-  drawn = [_drawn(plot, folder) for plot in shown]
+  drawn = [_draw(plot, folder) for plot in shown]
   files.write_atomic(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
   files.write_atomic(folder / 'claims.csv', judged.to_csv(index=False))
   if larger is not None:
@@ -123,8 +123,8 @@ def _write(
   return folder / 'index.html'
 
 
-def _drawn(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup | None]:
-  """Writes the files of a figure; returns the plot and its SVG, or None if it cannot be drawn."""
+def _draw(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup | None]:
+  """Draws a figure to files; returns the plot, and its SVG or None if it cannot be drawn."""
   if plot.draw is None:
     return plot, None
   try:
@@ -150,7 +150,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def claim_cells(text: pd.DataFrame) -> pd.DataFrame:
-  """The table of tables.claims with explanations beneath each claim instead of in columns."""
+  """The result of tables.claims, with explanations beneath each claim instead of in columns."""
   cell = Markup('{}<br><span class="note">{}</span>')
   notes = ['what the effect is', 'variant', 'reason']
   explanations = (_explanation(*row) for row in text[notes].itertuples(index=False))
@@ -175,7 +175,7 @@ def _inline(svg: bytes, name: str) -> Markup:
 
 
 def _windows(results: Results) -> str:
-  """A note on the learning rates over which LR sensitivity is computed, if it is not all."""
+  """A note on windows of learning rates; empty if LR sensitivity is over all learning rates."""
   if results.not_comparable is not None:
     return f'It is not computed here: {results.not_comparable} changes what a learning rate means.'
   if results.windows:
@@ -184,9 +184,10 @@ def _windows(results: Results) -> str:
 
 
 def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
-  """Exponents with which activations scale with width at the last step, a row per intervention.
+  """The exponents with which activations scale with width at the last step.
 
-  Empty unless the sweep is a coordinate check: parameterizations over widths at one learning rate.
+  A row per intervention. Empty unless the sweep is a coordinate check: it varies parameterization
+  and width, but not the learning rate.
   """
   runs = results.runs
   is_check = (
@@ -209,7 +210,7 @@ def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
 
 
 def _data(data: files.Json) -> dict[str, str]:
-  """The data of the sweep: a description of each quantity."""
+  """Facts about the sweep's data: label -> text."""
   facts = {
       'tokenizer': f'{data["tokenizer"]}, vocabulary of {data["vocabulary_size"]:,}',
       'training text': f'{data["train_tokens"]:,} tokens',

@@ -1,4 +1,4 @@
-"""Predictions for larger sizes as people read them: sentences, tables, figures and files."""
+"""Reports on predictions for larger sizes: sentences, tables, figures and files."""
 
 import dataclasses
 import functools
@@ -23,12 +23,12 @@ from stability.report.plots.selection import Plot
 from stability.storage import files
 
 FIGURES = ('critical_learning_rate', 'predicted_against_measured')
-FAR = 30  # times the largest trained size: beyond this a prediction is a guess
-NEXT_SIZES = 2  # of the named sizes are predicted if no target is given
-NEXT_FACTOR = 4  # times the largest trained size, if no named size is larger
+FAR = 30  # predictions beyond this many times the largest trained size are guesses
+NEXT_SIZES = 2  # number of named sizes to predict if no target is given
+NEXT_FACTOR = 4  # size to predict if no named size is larger, relative to the largest trained size
 ABOVE, BELOW = ({'marker': arrow, 'markerfacecolor': 'white'} for arrow in '^v')
-_CURVE_POINTS = 60  # of the extrapolated curve
-_MANY_TICKS = 100  # times the lowest learning rate shown: from here on one tick per decade or less
+_CURVE_POINTS = 60  # in an extrapolated curve
+_MANY_TICKS = 100  # an axis that spans this factor or more has at most one tick per decade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def target_parameters(target: str | float) -> float:
 
 
 def sentences(predictions: Predictions) -> list[str]:
-  """The critical learning rate of each target size and intervention, in words."""
+  """Sentences on the critical learning rate of each target size and intervention."""
   forecasts = predictions.forecasts
   found = []
   for values, of_group in results_lib.split(forecasts, predictions.results.groups):
@@ -118,7 +118,7 @@ def sentences(predictions: Predictions) -> list[str]:
 
 
 def accuracy_sentence(scores: pd.DataFrame) -> str | None:
-  """How accurate the chosen predictor was on the held-out sizes; None without held-out sizes."""
+  """States how accurate the chosen predictor was on held-out sizes; None if there are none."""
   if scores.empty or not (scores['predictor'] == predict.CHOSEN).any():
     return None
   row = scores[scores['predictor'] == predict.CHOSEN].iloc[0]
@@ -145,10 +145,10 @@ def table(predictions: Predictions) -> pd.DataFrame:
   chosen = forecasts[forecasts['chosen']].set_index(keys)
   columns['unstable'] = chosen['probability'].map('{:.0%}'.format)
   for predictor in (predictors.LOGIT, predictors.GradientPredictor()):
-    of_one = forecasts[forecasts['predictor'] == predictor.name].set_index(keys)
-    numbers = of_one[['value', 'low', 'high']].map(_two_digits).itertuples(index=False)
+    rows = forecasts[forecasts['predictor'] == predictor.name].set_index(keys)
+    numbers = rows[['value', 'low', 'high']].map(_two_digits).itertuples(index=False)
     columns[f'{predictor.quantity} (90 % interval)'] = pd.Series(
-        [f'{value} ({low} to {high})' for value, low, high in numbers], of_one.index, object
+        [f'{value} ({low} to {high})' for value, low, high in numbers], rows.index, object
     )
   text = pd.DataFrame(columns).dropna(axis='columns', how='all')
   text = text.reindex(forecasts.set_index(keys).index.unique()).fillna('').reset_index()
@@ -161,7 +161,7 @@ def table(predictions: Predictions) -> pd.DataFrame:
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
-  """The scores of prediction.predict.score as text."""
+  """The result of prediction.predict.score as text."""
   text = pd.DataFrame({'predictor': scores['predictor'], 'event': scores['event']})
   text['runs'] = scores['runs'].astype(str)
   text['accuracy'] = scores['accuracy'].map('{:.0%}'.format)
@@ -181,7 +181,7 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _factor(factor: float) -> str:
-  """2.25, 16, 8,192."""
+  """A factor with three significant digits below 100, else whole: 2.25, 16, 8,192."""
   return f'{factor:.3g}' if factor < 100 else f'{factor:,.0f}'
 
 
@@ -230,13 +230,14 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
   for target in targets:
     axis.axvline(target, color=style.GREY, linestyle=':', linewidth=1.1)
   handles.append(style.handle('predicted size', linestyle=':', linewidth=1.1))
+  groups = predictions.observations.values()
   for censored, marker, text in ((1, ABOVE, 'above'), (-1, BELOW, 'below')):
-    if any((one.runs['censored'] == censored).any() for one in predictions.observations.values()):
+    if any((group.runs['censored'] == censored).any() for group in groups):
       handles.append(style.handle(f'{text} the grid', linestyle='', **marker))
   axis.set_yscale('log')
   low, high = axis.get_ylim()
   style.plain_ticks(axis.yaxis, (1, 2, 5) if high < _MANY_TICKS * low else (1,))
-  trained = [one.sizes for one in predictions.observations.values()]
+  trained = [group.sizes for group in groups]
   style.parameters_axis(axis, pd.Series([*np.concatenate(trained), *targets]))
   style.finish(figure, 'parameters', 'critical learning rate', handles, '', ax=ax)
   return figure
@@ -244,7 +245,7 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
 
 @style.styled
 def predicted_against_measured(predictions: Predictions, ax: Axes | None = None) -> Figure:
-  """Predictions for the held-out size against what was measured.
+  """Predictions for the held-out size, and what was measured, against learning rate.
 
   A column per intervention: attention logits and, beneath, the probability of being unstable.
   """
@@ -280,11 +281,11 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
   return figure
 
 
-# Files, and the section of the page.
+# Files and the section of the page.
 
 
 def figures(predictions: Predictions) -> list[Plot]:
-  """The figures that there are data for."""
+  """The figures for which there are data."""
   found = [
       Plot(
           FIGURES[0],
@@ -320,7 +321,7 @@ def write_tables(predictions: Predictions, folder: Path) -> None:
 
 
 def write(predictions: Predictions, folder: Path) -> None:
-  """Writes the tables and the figures."""
+  """Writes the tables as CSV and the figures as SVG and PNG."""
   write_tables(predictions, folder)
   for plot in figures(predictions):
     figure = plot.draw()

@@ -1,4 +1,4 @@
-"""Results as tables of text, the same on the page and in a terminal."""
+"""Results as tables of text, for the page and the terminal."""
 
 import collections
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
   Args:
     results: the runs of a sweep.
-    table: lr_sensitivity of the results.
+    table: the result of lr_sensitivity for these runs.
   """
   text = pd.DataFrame({'parameters': labels.sizes(table, results.sizes)})
   for name, short in labels.fields(results.groups).items():
@@ -59,7 +59,7 @@ def _ratio(row: tuple) -> str:
 
 
 def _acted_on(results: Results, table: pd.DataFrame) -> pd.Series:
-  """How many runs of each row of the table took another course because of an action."""
+  """The number of runs in each row of the table whose course an action changed."""
   if 'actions' not in results.runs:
     return pd.Series(0, table.index)
   keys = ['parameters', *results.sizes, *results.groups]
@@ -88,7 +88,7 @@ def runs(results: Results) -> pd.DataFrame:
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
-  """The claims that apply to a sweep; the table is that of claims.registry.judge."""
+  """The claims that apply to a sweep; `table` is the result of claims.registry.judge."""
   applicable = table[table['n'] > 0]
   text = applicable[['figure', 'claim', 'verdict']].copy()
   text['effect'] = applicable['effect'].map(_effect)
@@ -121,7 +121,7 @@ def count_verdicts(verdicts: Iterable[str]) -> str:
 
 
 def rescues(results: Results) -> pd.DataFrame:
-  """How many unstable runs the policy rescues at each size; empty without such runs."""
+  """How many unstable runs the policy rescues at each size; empty if there are no pairs of runs."""
   pairs = rescue.pairs(results)
   if pairs.empty:
     return pd.DataFrame()
@@ -134,7 +134,7 @@ def rescues(results: Results) -> pd.DataFrame:
 
 
 def rescue_sentence(results: Results) -> str | None:
-  """The share of unstable runs that the policy rescues; None without such runs."""
+  """States the share of unstable runs that the policy rescues; None if there are none."""
   pairs = rescue.pairs(results)
   if pairs.empty or not pairs['doomed'].any():
     return None

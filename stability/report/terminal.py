@@ -31,7 +31,7 @@ def print_summary(console: Console, workdir: Path, report: Path) -> None:
   Args:
     console: where to print.
     workdir: the sweep's folder.
-    report: the page that was written for it.
+    report: the path of the page that was written for the sweep.
   """
   results = results_lib.load_workdir(workdir)
   alarms = alarms_line(alarm_log.load(workdir), list(results.runs['run']))
@@ -39,7 +39,7 @@ def print_summary(console: Console, workdir: Path, report: Path) -> None:
 
 
 def print_results_summary(console: Console, results: Results, report: Path) -> None:
-  """The same for the results of another trainer, which have no alarms."""
+  """Prints the same summary for the results of another trainer, which have no alarms."""
   _print(console, results, report, [])
 
 
@@ -53,7 +53,7 @@ def _print(console: Console, results: Results, report: Path, alarms: list[str]) 
 
 
 def claims_line(judged: pd.DataFrame) -> str:
-  """How many of the claims that apply to the sweep came out how."""
+  """States how many of the claims that apply to the sweep have each verdict."""
   applicable = judged[judged['n'] > 0]
   if applicable.empty:
     return 'Claims: none applies to this sweep.'
@@ -61,7 +61,7 @@ def claims_line(judged: pd.DataFrame) -> str:
 
 
 def alarms_line(alarms: pd.DataFrame, runs: list[str]) -> str:
-  """In how many of these runs an alarm was raised, and by which rules, the most frequent first."""
+  """States in how many runs an alarm was raised, and by which rules, the most frequent first."""
   raised = alarms[alarms['run'].isin(runs)].drop_duplicates(['run', 'rule'])
   count = raised['run'].nunique()
   if not count:
@@ -89,7 +89,7 @@ def sensitivity_table(results: Results, table: pd.DataFrame) -> Table:
     shown.add_column(Text(headers.get(name, name)), justify='right', overflow='fold')
   last_of_size = text['parameters'] != text['parameters'].shift(-1)
   for row, is_last in zip(text.itertuples(index=False), last_of_size, strict=True):
-    # Text rather than str: a field's value may have brackets, which are no markup.
+    # Text rather than str, since a field's value may have brackets, which rich takes for markup.
     cells = [Text(cell.replace(', no difference', '\nno difference')) for cell in row]
     shown.add_row(*cells, end_section=is_last)
   return shown

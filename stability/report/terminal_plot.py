@@ -16,24 +16,25 @@ def plot(
   """The points (step, value) plotted over the steps of a run, as lines of text.
 
   Args:
-    points: points to plot; non-finite values are left out.
-    marks: step -> a character placed below it.
-    steps: the steps of the whole run.
-    width: columns of the plot; each shows the mean of its points, or else its left neighbour.
-    height: lines of the plot.
+    points: the points to plot; non-finite values are left out.
+    marks: step -> the character to print below it.
+    steps: the number of steps of the whole run.
+    width: the number of columns. A column shows the mean of its points; one without points repeats
+      the column on its left, up to the last column with points.
+    height: the number of lines.
   """
   columns: list[list[float]] = [[] for _ in range(width)]
   for step, value in points:
     if math.isfinite(value):
       columns[_column(step, steps, width)].append(value)
   means: list[float] = []
-  for column in columns:  # a column without points repeats the previous one
+  for column in columns:
     last = means[-1] if means and any(columns[len(means) :]) else math.nan
     means.append(sum(column) / len(column) if column else last)
-  there = [mean for mean in means if math.isfinite(mean)]
-  if not there:
+  finite = [mean for mean in means if math.isfinite(mean)]
+  if not finite:
     return 'nothing logged yet'
-  low, high = min(there), max(there)
+  low, high = min(finite), max(finite)
   eighths = [
       1 + round((mean - low) / ((high - low) or 1) * (8 * height - 1)) if mean == mean else 0
       for mean in means

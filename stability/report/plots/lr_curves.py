@@ -18,7 +18,7 @@ def loss_by_learning_rate(
   """Mean and range over seeds of min(final, initial) loss against learning rate.
 
   A panel per intervention, a line per size. A cross marks a learning rate at which a run diverged,
-  a ring the best one.
+  and a ring the best one.
   """
   runs = style.labelled(results)
   sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
@@ -61,10 +61,11 @@ def sensitivity_by_parameters(
         'marker': style.INTERVENTION_MARKERS[i % len(style.INTERVENTION_MARKERS)],
         'color': style.INTERVENTION_COLOURS[i % len(style.INTERVENTION_COLOURS)],
     }
-    x, whole = rows['parameters'].astype(float), rows['missing'] == 0
-    axis.plot(x[whole], rows['lr_sensitivity'][whole], markersize=6, **look)
-    axis.plot(x[~whole], rows['lr_sensitivity'][~whole], linestyle='', **style.HOLLOW, **look)
-    # Not errorbar: an interval by resampling need not contain the estimate.
+    x, is_complete = rows['parameters'].astype(float), rows['missing'] == 0
+    y = rows['lr_sensitivity']
+    axis.plot(x[is_complete], y[is_complete], markersize=6, **look)
+    axis.plot(x[~is_complete], y[~is_complete], linestyle='', **style.HOLLOW, **look)
+    # errorbar does not draw intervals from resampling that do not contain the estimate.
     axis.vlines(x, rows['low'], rows['high'], color=look['color'], linewidth=5, alpha=0.35)
     name = labels.wrapped(labels.pairs(results.groups, values), 30)
     handles.append(style.handle(name, **look))
@@ -109,7 +110,7 @@ def logits_by_parameters(results: Results, curves: pd.DataFrame, ax: Axes | None
 
 @style.styled
 def training_curves(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Training loss and attention logit of block 0 over the steps of the largest size.
+  """Training loss and attention logit of block 0 over training steps, for the largest size.
 
   A column per intervention, a line per learning rate, with the first seed only. A cross marks where
   a run diverged.

@@ -21,7 +21,7 @@ NORMS = {  # probe -> label; attention logits are the product of these
     'block_0/key_norm': 'key norm',
     'block_0/query_key_cosine': 'cosine',
 }
-MIN_VALUES = 3  # of a field that gets a figure of its own
+MIN_VALUES = 3  # a field with fewer values gets no figure of its own
 
 
 def output_rms(results: Results) -> str | None:
@@ -37,7 +37,7 @@ def probes(results: Results) -> list[str]:
 
 
 def numbers(results: Results) -> list[str]:
-  """The swept numeric fields with at least MIN_VALUES values; of fields that covary, the first."""
+  """The swept numeric fields with at least MIN_VALUES values; the first of those that covary."""
   found = []
   for field in results.groups:
     values = results.runs[field]
@@ -51,8 +51,8 @@ def numbers(results: Results) -> list[str]:
 def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figure:
   """Final loss against a swept number, with a panel per size and intervention and a line per LR.
 
-  Fields that are a function of the number (a warm-up in proportion to the steps) add no panels. A
-  model without blocks is a horizontal line in all panels.
+  Fields that are a function of the number, such as a warm-up in proportion to the steps, add no
+  panels. A model without blocks is a horizontal line in all panels.
   """
   runs = style.labelled(results)
   blocks = runs
@@ -84,8 +84,8 @@ def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figu
 def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """Gradient RMS and update RMS of block 0's first MLP layer at the end of training.
 
-  Against eps if the sweep varies it, otherwise against parameters. A panel per intervention, a line
-  per learning rate. Gradients below the dashed line are below eps.
+  The x axis is eps if the sweep varies it, otherwise parameters. A panel per intervention, a line
+  per learning rate. The dashed line is eps.
   """
   x = EPS if EPS in numbers(results) else 'parameters'
   runs = style.labelled(results)
@@ -106,7 +106,7 @@ def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) ->
         style.parameters_axis(axis, runs['parameters'])
     if EPS in of_panel:
       eps = of_panel.groupby(x)[EPS].max()
-      # The limits of the axis are already set, by the gradients alone.
+      # Drawn after the limits of the axis are set, so that they depend on the gradients alone.
       column[0].plot(eps, color=style.GREY, linestyle='--', linewidth=1.1)
   for axis, name in zip(axes[0], shown.values(), strict=True):
     axis.set_ylabel(name)
@@ -139,7 +139,7 @@ def outputs(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> F
 
 @style.styled
 def norms(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Norms of block 0's queries and keys and their cosine over the steps of the largest size.
+  """Norms of block 0's queries and keys, and their cosine, over steps, for the largest size.
 
   A column per intervention, a line per learning rate, with the first seed only.
   """
@@ -169,7 +169,7 @@ def norms(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Fig
 
 
 def _panels(runs: pd.DataFrame, results: Results, field: str) -> dict[str, pd.DataFrame]:
-  """The runs of each size and intervention, ignoring the field, by name."""
+  """Label of a panel -> its runs, for each size and intervention, not counting `field`."""
   others = [name for name in results.groups if name != field]
   others = [name for name in others if runs.groupby(field)[name].nunique().max() > 1]
   found = {}
@@ -201,7 +201,7 @@ def _power_axis(axis: Axes, values: pd.Series) -> None:
 
 
 def _number_axis(axis: Axes, values: pd.Series) -> None:
-  """Formats x: logarithmic if the values span a factor of ten, with any zero at the left end."""
+  """Formats x: log axis if the positive values span a factor of ten, with zero at the left end."""
   values = values.astype(float)
   positive = values[values > 0]
   if len(positive) and positive.max() >= 10 * positive.min():

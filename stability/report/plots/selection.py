@@ -1,4 +1,4 @@
-"""The figures that a page shows, with their titles and captions."""
+"""The figures that the page shows, with their titles and captions."""
 
 import dataclasses
 import functools
@@ -21,11 +21,12 @@ from stability.report.plots import probe_plots as probe_plots_lib
 class Plot:
   """A figure of the page."""
 
-  name: str  # of its files
+  name: str  # also that of its files
   title: str
   caption: str
-  draw: Callable[..., Figure] | None  # takes `ax`, the axes to draw in; None: nothing to draw
-  absent: str  # the reason shown in place of the figure
+  # Draws the figure, in the axes `ax` if this argument is given; None: there is nothing to draw.
+  draw: Callable[..., Figure] | None
+  absent: str  # the reason that is shown in place of a figure that is not drawn
 
 
 def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None) -> list[Plot]:
@@ -99,7 +100,7 @@ def curve_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
 
 
 def _has_several_rates(results: Results) -> bool:
-  """Whether there are curves over learning rates; other swept numbers have their own figures."""
+  """Whether figures against learning rate are shown; other swept numbers have their own figures."""
   return results.runs['learning_rate'].nunique() > 1 or not results.groups
 
 
@@ -123,13 +124,14 @@ def number_plots(results: Results) -> list[Plot]:
 
 
 def _file_name(name: str, number: int) -> str:
-  """A name for files and ids; the columns of a CSV file may have any name."""
-  plain = re.fullmatch(r'[A-Za-z0-9_.]{1,60}', name) and name != 'learning_rate'  # another figure's
-  return name if plain else f'column-{number}'
+  """A name that is valid in files and ids; columns of a CSV file may have any name."""
+  # loss_by_learning_rate is the name of another figure.
+  is_valid = re.fullmatch(r'[A-Za-z0-9_.]{1,60}', name) and name != 'learning_rate'
+  return name if is_valid else f'column-{number}'
 
 
 def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
-  """Figures of the other probes; those without data are left out."""
+  """Figures of probes other than attention logits; those without data are left out."""
   sizes = results.runs['parameters'].nunique()
   output = probe_plots_lib.output_rms(results)
 

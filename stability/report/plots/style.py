@@ -20,10 +20,10 @@ from stability.analysis.results import Results
 from stability.errors import BadInput
 from stability.report import labels
 
-WIDTH = 8  # inches; shown at 800 pixels, a point is then 1.4 pixels
+WIDTH = 8  # inches; at a displayed width of 800 pixels, one point is 1.4 pixels
 MAX_COLUMNS = 4  # of panels
 MAX_PANELS = 40  # hundreds take minutes to draw and cannot be read
-MAX_LINES = 200  # with different names
+MAX_LINES = 200  # with different labels
 STYLE = {
     'font.family': 'DejaVu Sans',  # comes with Matplotlib, so that every machine has it
     'font.size': 9,
@@ -46,14 +46,14 @@ STYLE = {
     'figure.constrained_layout.use': True,
     'text.parse_math': False,  # a $ in a field's value is a dollar sign
     'svg.fonttype': 'path',  # looks the same in every browser
-    'svg.hashsalt': 'stability',  # equal figures have equal ids, and so equal files
+    'svg.hashsalt': 'stability',  # ids are not random, so equal figures give equal files
 }
 GREY = '#555555'
 SIZE_COLOURS = ('viridis', 0.82, 0.0)  # larger is darker; the lightest is visible on white
 RATE_COLOURS = ('plasma', 0.0, 0.85)  # higher is brighter
 # The palette of Okabe and Ito, which most colour-blind readers can distinguish.
 INTERVENTION_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-INTERVENTION_MARKERS = ('o', 's', '^', 'D', 'v', 'P')  # a different number: pairs rarely repeat
+INTERVENTION_MARKERS = ('o', 's', '^', 'D', 'v', 'P')  # not as many as colours: pairs rarely repeat
 RING = {'marker': 'o', 'markersize': 9, 'markerfacecolor': 'none', 'linestyle': ''}
 CROSS = {'marker': 'x', 'markersize': 8, 'markeredgewidth': 2, 'linestyle': ''}
 HOLLOW = {'markersize': 6, 'markerfacecolor': 'white', 'markeredgewidth': 1.3}
@@ -61,7 +61,7 @@ LOGIT_LABEL = 'highest attention logit of block 0\nover training'
 
 
 class FigureTooLarge(BadInput):
-  """Raised for a figure with too many panels or lines."""
+  """A figure would have too many panels or lines."""
 
 
 styled = matplotlib.rc_context(STYLE)
@@ -69,7 +69,7 @@ styled = matplotlib.rc_context(STYLE)
 
 @styled
 def save(figure: Figure, kind: str) -> bytes:
-  """The content of a figure's file; kind is svg or png. Equal figures give equal bytes."""
+  """The content of a figure's file of kind svg or png. Equal figures give equal bytes."""
   content = io.BytesIO()
   metadata = {'Date': None} if kind == 'svg' else None
   figure.savefig(content, format=kind, dpi=200, metadata=metadata)
@@ -80,7 +80,11 @@ def save(figure: Figure, kind: str) -> bytes:
 
 
 def labelled(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
-  """The runs with their loss, labels of size and learning rate, and, from curves, highest logit."""
+  """The runs with added columns for figures.
+
+  Columns: loss (min(final, initial), nats), rate and size (labels) and, if there are curves, logit
+  (the highest attention logit of block 0).
+  """
   runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
   runs['rate'] = runs['learning_rate'].map(labels.number)
   runs['size'] = labels.sizes(runs, results.sizes)
@@ -91,7 +95,7 @@ def labelled(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFra
 
 
 def panels(results: Results, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-  """The runs of each intervention by its name."""
+  """Label of an intervention -> its runs."""
   split = results_lib.split(runs, results.groups)
   return {labels.pairs(results.groups, values): of_panel for values, of_panel in split}
 
@@ -114,7 +118,7 @@ def padded(values: pd.Series) -> tuple[float, float]:
 
 
 def ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
-  """The highest loss to show: exploding runs would flatten all others."""
+  """The highest loss to show; it is limited, since exploding runs would flatten all others."""
   return np.nanmin([losses.max(), 1.3 * runs['initial_loss'].mean()])
 
 
@@ -124,9 +128,16 @@ def ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
 def grid(
     titles: list[str], height: float, rows: int = 1, ax: Axes | None = None
 ) -> tuple[Figure, np.ndarray]:
-  """A figure and its axes [panel, row], with `rows` axes of `height` inches below each title.
+  """Makes a figure with a panel per title, of `rows` axes below each other.
 
-  If `ax` is given, it is the only axis, and its figure is returned.
+  Args:
+    titles: the titles of the panels.
+    height: the height of each of the axes, in inches.
+    rows: the number of axes in a panel.
+    ax: axes to use instead, for a figure with a single panel and row.
+
+  Returns:
+    The figure and its axes [panel, row].
   """
   if ax is not None:
     if len(titles) * rows > 1:
@@ -134,21 +145,21 @@ def grid(
     ax.set_title(labels.wrapped(_short(titles[0]), 68))
     return ax.figure, np.array([[ax]])
   _check(len(titles), MAX_PANELS, 'panels')
-  down = math.ceil(len(titles) / MAX_COLUMNS)
-  across = math.ceil(len(titles) / down)
-  figure = Figure(figsize=(WIDTH, height * rows * down))
-  grid = figure.subplots(down * rows, across, squeeze=False, sharex=True)
-  axes = grid.reshape(down, rows, across).transpose(0, 2, 1).reshape(-1, rows)
+  panel_rows = math.ceil(len(titles) / MAX_COLUMNS)
+  columns = math.ceil(len(titles) / panel_rows)
+  figure = Figure(figsize=(WIDTH, height * rows * panel_rows))
+  grid = figure.subplots(panel_rows * rows, columns, squeeze=False, sharex=True)
+  axes = grid.reshape(panel_rows, rows, columns).transpose(0, 2, 1).reshape(-1, rows)
   for axis in axes[len(titles) :].flat:
     axis.remove()
   axes = axes[: len(titles)]
   for i, (column, title) in enumerate(zip(axes, titles, strict=True)):
-    column[0].set_title(labels.wrapped(_short(title), 68 // across))
+    column[0].set_title(labels.wrapped(_short(title), 68 // columns))
     column[-1].tick_params(labelbottom=True)
     if i:
       for axis, first in zip(column, axes[0], strict=True):
         axis.sharey(first)
-        axis.tick_params(labelleft=i % across == 0)
+        axis.tick_params(labelleft=i % columns == 0)
   return figure, axes
 
 
@@ -188,7 +199,7 @@ def parameters_axis(axis: Axes, parameters: pd.Series) -> None:
 
 
 def ratio_axis(axis: Axes, values: pd.DataFrame) -> None:
-  """Formats y as a log axis over at least a factor of 4: noise must not look like a trend."""
+  """Formats y as a log axis over a factor of 4 or more, since noise must not look like a trend."""
   axis.set_yscale('log')
   logs = np.log(values.where(values > 0))
   middle = (logs.max(axis=None) + logs.min(axis=None)) / 2
@@ -207,7 +218,7 @@ def logit_axis(axis: Axes) -> None:
 def plain_ticks(
     axis: XAxis | YAxis, multiples: tuple[float, ...], text: Callable[[float], str] = labels.number
 ) -> None:
-  """Labelled ticks at these multiples of powers of ten."""
+  """Sets labelled ticks at these multiples of powers of ten."""
   axis.set_major_locator(ticker.LogLocator(subs=multiples))
   axis.set_minor_locator(ticker.NullLocator())
   # Rounded: a tick may be 3.0000000000000004e-1.
@@ -215,7 +226,7 @@ def plain_ticks(
 
 
 def _short(text: str) -> str:
-  """The text, shortened to its ends if it would leave no room and take minutes to draw."""
+  """The text, cut in the middle if it would leave no room and take minutes to draw."""
   return text if len(text) <= 160 else f'{text[:100]} ... {text[-50:]}'
 
 
@@ -242,7 +253,7 @@ def handles(colours: dict[str, tuple]) -> list[Line2D]:
 def finish(
     figure: Figure, x: str, y: str, entries: list[Line2D], title: str, ax: Axes | None = None
 ) -> None:
-  """Adds labels and a legend with a title, beside the axes or, if given, within `ax`."""
+  """Adds axis labels and a legend with a title, beside all axes or, if `ax` is given, within it."""
   _check(len(entries), MAX_LINES, 'lines')
   if ax is not None:
     ax.set_xlabel(_short(x))
