@@ -1,6 +1,7 @@
 """Configs: the options of a run, named sizes, and the split into static and traced values.
 
-Imports no jax. configs/base.py is the config file with every option's default.
+Importing this package does not import jax. configs/base.py is the config file with the default of
+every option.
 """
 
 from stability.config.field import Field, safe_repr

@@ -1,6 +1,6 @@
 """The record of one option: what it means, its default, and which values it accepts.
 
-Constructors: integer, number, switch, choice and text, one for each kind of value.
+There is a constructor for each kind of value: integer, number, switch, choice and text.
 """
 
 import contextlib
@@ -24,34 +24,34 @@ class _Sentinel(enum.Enum):
   UNSET = 'unset'
 
 
-UNSET = _Sentinel.UNSET  # no value, where None is one
+UNSET = _Sentinel.UNSET  # means "no value" where None is a value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
   """One option of a run.
 
-  A record added after the first workdirs were written must state `absent`: a value equal to it is
-  left out of the hash in names of runs, which so stay the same. In the others, `absent` is the
-  default at scale cpu.
+  A record that was added after the first workdirs were written must state `absent`. A value equal
+  to it is left out of the hash in a run's name, so that the names of existing runs stay the same.
+  In all other records, `absent` is the default at scale cpu.
   """
 
   name: str  # section.name
   kind: str  # a key of TYPES
   default: Any  # a value, or a mapping of scale -> value; None: unset
   doc: str  # what it means, in one sentence
-  range: str  # the allowed values in words; a choice adds the names of variants from outside
-  check: Callable[[Any], bool] = lambda value: True  # of a value of the field's type
+  range: str  # the allowed values in words, without the variants that extensions add to a choice
+  check: Callable[[Any], bool] = lambda value: True  # whether a converted value is allowed
   unit: str = ''
   source: str = ''  # paper section, arXiv id
   traced: bool = False  # an argument of the compiled step: changing it never recompiles
-  switch: bool = False  # traced, but 0 leaves the term out of the program: that is static
+  switch: bool = False  # traced, but static in whether it is 0, which removes its term
   optional: bool = False  # None is allowed
   settable: bool = False  # an action may change it while the run trains
   shared: bool = False  # the same for all runs of a sweep
-  paper: Any = UNSET  # value in the paper's set-up, where claims hold a swept intervention
-  absent: Any = UNSET  # value that a stored config without the field stands for
-  is_later: bool = dataclasses.field(init=False)  # absent was stated
+  paper: Any = UNSET  # value in the paper's set-up, at which claims fix a swept intervention
+  absent: Any = UNSET  # value that is assumed if a stored config lacks the field
+  is_later: bool = dataclasses.field(init=False)  # whether `absent` was stated
 
   def __post_init__(self):
     if isinstance(self.default, Mapping) and set(self.default) != set(SCALES):
@@ -67,7 +67,7 @@ class Field:
 
   @property
   def allowed(self) -> str:
-    """The allowed values in words."""
+    """The allowed values in words, including variants that extensions added."""
     return ', '.join((self.range, *(variants.added(self.name) if self.kind == 'choice' else ())))
 
   @property
@@ -91,20 +91,20 @@ class Field:
     return for_scale(scale, self.default) if isinstance(self.default, Mapping) else self.default
 
   def convert(self, value: Any) -> Any:
-    """The value in the field's own type; BadInput names the field and what it allows."""
+    """Converts a value to the field's type; raises BadInput, with what is allowed, if refused."""
     if value is None and self.optional:
       return None
-    # The abstract types admit NumPy's numbers, and an integer where a float is meant.
+    # The abstract types accept NumPy's numbers, and integers where a float is expected.
     kind = {int: numbers.Integral, float: numbers.Real}.get(self.type, self.type)
     if isinstance(value, kind) and not isinstance(value, bool):
-      with contextlib.suppress(OverflowError):  # float(10**400)
+      with contextlib.suppress(OverflowError):  # such as that of float(10**400)
         converted = self.type(value)
         if self.check(converted):
           return converted
     raise self._refusal(value)
 
   def parse(self, text: str) -> Any:
-    """The value that `text` on a command line stands for."""
+    """The value that `text` on a command line means; raises BadInput if it is not allowed."""
     try:
       value = self.type(text)
     except ValueError:
@@ -115,7 +115,7 @@ class Field:
     return BadInput(f'config.{self.name}={safe_repr(value)}: must be {self.allowed}')
 
   def to_json(self) -> dict[str, Any]:
-    """The record as sweep.json stores it, for readers that do not run the code it comes from."""
+    """The record as stored in sweep.json, for readers that do not run the code that defines it."""
     stored = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
     del stored['check']
     return {key: value for key, value in stored.items() if value is not UNSET} | {
@@ -124,7 +124,7 @@ class Field:
 
   @classmethod
   def from_json(cls, stored: Any) -> Self:
-    """A record from to_json; it accepts every value of its kind, since the check is not stored."""
+    """The record that to_json stored, without its check: it accepts every value of its kind."""
     if not isinstance(stored, Mapping):
       raise BadInput(f'option {safe_repr(stored)}: must be a JSON object')
     record = {}
@@ -132,7 +132,7 @@ class Field:
       if field.name in stored:
         record[field.name] = value = stored[field.name]
         if field.type in (str, bool) and not isinstance(value, field.type):
-          raise BadInput(f'option {safe_repr(stored.get("name"))}: {field.name} is of a wrong type')
+          raise BadInput(f'option {safe_repr(stored.get("name"))}: {field.name} has the wrong type')
       elif field.default is dataclasses.MISSING:
         raise BadInput(f'option {safe_repr(stored.get("name"))}: {field.name} is missing')
     if record['kind'] not in TYPES:
@@ -141,12 +141,12 @@ class Field:
 
 
 def value_text(value: Any) -> str:
-  """A value of an option as it is typed; None as `unset`."""
+  """A value of an option as a user would type it; None as `unset`."""
   return 'unset' if value is None else f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def safe_repr(value: Any) -> str:
-  """Repr of a value that may be anything, for an error message."""
+  """The repr of any value, for an error message, even if its own repr fails."""
   try:
     return repr(value)
   except Exception:
@@ -179,10 +179,10 @@ def number(
     traced: bool = True,
     **options: Any,
 ) -> Field:
-  """A finite float32 number; traced unless said otherwise."""
+  """A number that is finite in float32; traced by default."""
 
   def check(value: float) -> bool:
-    # Runs compute in float32: what becomes infinite or zero there is not what was asked for.
+    # Runs compute in float32, where a value that becomes infinite or zero is not the one given.
     float32 = ctypes.c_float(value).value
     return (
         math.isfinite(float32)
@@ -210,12 +210,12 @@ def number(
 
 
 def switch(name: str, default: Any, doc: str, **options: Any) -> Field:
-  """A coefficient, 0 or more, whose term is left out of the program where it is 0."""
+  """A coefficient of 0 or more; 0 leaves its term out of the program."""
   return number(name, default, doc, at_least=0, switch=True, **options)
 
 
 def choice(name: str, default: Any, names: tuple[str, ...], doc: str, **options: Any) -> Field:
-  """One of some names, or of the variants that were added to this option from outside."""
+  """One of `names`, or of the variants that extensions added to the option."""
   return Field(
       name=name,
       kind='choice',
@@ -228,7 +228,7 @@ def choice(name: str, default: Any, names: tuple[str, ...], doc: str, **options:
 
 
 def text(name: str, default: Any, doc: str, *, allowed: str, **options: Any) -> Field:
-  """A text that is not empty."""
+  """A non-empty text; `allowed` says in words what it may be."""
   return Field(
       name=name, kind='text', default=default, doc=doc, range=allowed, check=bool, **options
   )

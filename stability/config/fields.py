@@ -1,8 +1,8 @@
-"""One record per option of a run; flags, help, checks, actions and claims are derived from them.
+"""The options of a run, one record each, from which flags, help, checks and claims are derived.
 
-To add an option, add its record here. A section or figure that a source gives without a name is
-that of arXiv 2309.14322, "Small-scale proxies for large-scale Transformer training instabilities".
-Options of an extension join FIELDS with `register`.
+To add an option, add its record here. In a source, a section or figure without the name of a paper
+is from arXiv 2309.14322, "Small-scale proxies for large-scale Transformer training instabilities".
+`register` adds the options of an extension to FIELDS.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ RECORDS = (
     integer('model.width', dict(cpu=64, night=64, gpu=256, paper=256),
             'Width of the residual stream.', at_least=1, unit='features', source='section 2.1'),
     integer('model.depth', 3,
-            'Number of Transformer blocks; 0 leaves embedding and head, a bigram model.',
+            'Number of Transformer blocks; 0 leaves only embedding and head, a bigram model.',
             unit='blocks', source='section 2.1'),
     integer('model.head_dim', dict(cpu=16, night=16, gpu=64, paper=64),
             'Dimension of an attention head; a model has width / head_dim heads.',
@@ -95,10 +95,10 @@ RECORDS = (
            ' of the input of attention.',
            paper='none', source='arXiv 2505.06708'),
     switch('model.attention_soft_cap', 0.0,
-           'Bound of attention logits, cap * tanh(logit / cap); 0 = off; Gemma 2 has 50.',
+           'Bound of attention logits, cap * tanh(logit / cap); 0 = off; Gemma 2 uses 50.',
            settable=True, paper=0.0, source='arXiv 2408.00118'),
     switch('model.output_soft_cap', 0.0,
-           'Bound of output logits, cap * tanh(logit / cap); 0 = off; Gemma 2 has 30.',
+           'Bound of output logits, cap * tanh(logit / cap); 0 = off; Gemma 2 uses 30.',
            settable=True, paper=0.0, source='arXiv 2408.00118'),
     choice('model.output_centering', 'none', ('none', 'mean'),
            'Centering of the head after each update; mean subtracts the mean output embedding'
@@ -141,7 +141,7 @@ RECORDS = (
     number('optimizer.beta1', 0.9, 'Decay rate of the first moment.', at_least=0, below=1,
            settable=True, source='section 2.1'),
     number('optimizer.beta2', 0.95,
-           'Decay rate of the second moment; at less than 0.999, gradient spikes fade sooner.',
+           'Decay rate of the second moment; below 0.999, gradient spikes fade sooner.',
            at_least=0, below=1, settable=True, source='section 2.1'),
     # Below |g| = 1e-19, v = g^2 underflows in float32, and m / (0 + eps) explodes.
     number('optimizer.eps', 1e-8,
@@ -151,25 +151,26 @@ RECORDS = (
             'Interval between refinements of the eigenbasis of soap.', at_least=1, traced=True,
             absent=10, unit='steps', source='arXiv 2409.11321'),
     number('optimizer.clip_norm', 1.0,
-           'Largest global norm of the gradient, to which larger ones are scaled; 0 = off.',
+           'Global norm to which the gradient is scaled down if its norm is larger; 0 = off.',
            at_least=0, settable=True, source='section 2.1'),
     switch('optimizer.qk_clip', 0.0,
            'Attention logit above which the kernels of queries and keys of a head are scaled down'
-           ' after the update; 0 = off; Kimi K2 has 100.', settable=True, paper=0.0, absent=0.0,
+           ' after the update; 0 = off; Kimi K2 uses 100.', settable=True, paper=0.0, absent=0.0,
            source='arXiv 2507.20534'),
     number('optimizer.weight_decay', 1e-4,
-           'Share of each parameter that a step at the peak learning rate removes; if coupled, it'
-           ' is multiplied by the learning rate.', at_least=0, settable=True, paper=1e-4,
+           'Fraction of each parameter that a step at the peak learning rate removes; if coupled,'
+           ' it is multiplied by the learning rate.', at_least=0, settable=True, paper=1e-4,
            source='section 3.2.2'),
     choice('optimizer.weight_decay_kind', 'independent', ('independent', 'coupled'),
-           'Whether weight decay is multiplied by the learning rate: coupled, where 0.1 is usual;'
-           ' independent, not.', paper='independent', source='section 3.2.2'),
+           'Kind of weight decay: independent of the learning rate; or coupled, which multiplies it'
+           ' by the learning rate, and for which 0.1 is usual.', paper='independent',
+           source='section 3.2.2'),
 
     choice('evaluation.parameters', 'trained', ('trained', 'ema'),
-           'Parameters that the validation losses are measured with: as trained, or their'
+           'Parameters with which validation losses are measured: trained, as they are; ema, their'
            ' exponential moving average over updates.', paper='trained', absent='trained',
            source='ema: arXiv 2411.18704'),
-    number('evaluation.decay', 0.99, 'Decay of the average of evaluation.parameters=ema.',
+    number('evaluation.decay', 0.99, 'Decay rate of the average under evaluation.parameters=ema.',
            at_least=0, below=1, absent=0.99),
 
     # Steps leave the compiled step as a float32, which is exact up to 2^24.
@@ -180,14 +181,14 @@ RECORDS = (
             'Length of the linear warm-up; 5 % of the steps in the paper.', traced=True,
             settable=True, unit='steps', source='section 3.2.1'),
     choice('schedule.shape', 'cosine', ('cosine', 'wsd', 'rsqrt'),
-           'After the warm-up: cosine; wsd, constant and then linear; rsqrt, 1 / sqrt(step).',
+           'Shape after the warm-up: cosine; wsd, constant, then linear; rsqrt, 1 / sqrt(step).',
            paper='cosine', source='section 2.1; wsd: arXiv 2404.06395'),
     integer('schedule.decay_steps', dict(cpu=100, night=2_000, gpu=1_000, paper=20_000),
-            'Length of the linear decay that ends wsd; 0 = constant to the end.', traced=True,
+            'Length of the linear decay at the end of wsd; 0 = constant to the end.', traced=True,
             unit='steps', source='arXiv 2404.06395'),
     number('schedule.min_learning_rate', 1e-5,
-           'Learning rate at the end; a lower bound under rsqrt.', at_least=0, settable=True,
-           source='section 2.1'),
+           'Learning rate at the last update; under rsqrt, a lower bound.', at_least=0,
+           settable=True, source='section 2.1'),
 
     choice('parallel.layout', 'auto', ('auto', 'single', 'population', 'data_parallel', 'sharded'),
            'Distribution of runs over devices: single, one on each; population, many on each;'
@@ -196,7 +197,8 @@ RECORDS = (
             'Runs per device in a population; unset: as many as fit.', at_least=1, optional=True,
             unit='runs'),
     integer('parallel.microbatches', None,
-            'Parts that a batch is split into; unset: as few as fit.', at_least=1, optional=True),
+            'Number of parts that a batch is split into; unset: as few as fit.', at_least=1,
+            optional=True),
     choice('parallel.remat', 'auto', ('auto', 'none', 'block'),
            'What the backward pass recomputes to save memory: none, or the activations of each'
            ' block; auto: block where memory needs it.'),
@@ -204,27 +206,27 @@ RECORDS = (
     integer('log.every_steps', dict(cpu=10, night=20, gpu=10, paper=10),
             'Interval between lines of metrics.jsonl.', at_least=1, unit='steps'),
     integer('probe.every_steps', dict(cpu=20, night=40, gpu=20, paper=20),
-            'Interval between probes, measurements of the inside of a run; 0 = never.',
+            'Interval between probes, which measure the inside of a run; 0 = never.',
             unit='steps'),
     integer('probe.sharpness_every_steps', 0,
-            'Interval between measurements of sharpness, the curvature of the loss; one takes as'
+            'Interval between measurements of sharpness, the curvature of the loss; each takes as'
             ' long as 30 steps; 0 = never.', unit='steps',
             source='arXiv 2601.16979, arXiv 2207.14484'),
     integer('checkpoint.every_steps', dict(cpu=250, night=2_500, gpu=1_000, paper=1_000),
             'Interval between checkpoints; 0 = never.', unit='steps'),
     integer('checkpoint.keep', 2,
-            'Number of checkpoints kept; should the newest be damaged, the one before it serves.',
+            'Number of checkpoints kept; if the newest is damaged, the one before it is used.',
             at_least=1, unit='checkpoints'),
 
     choice('control.on_alarm', 'none', ('none', 'ask', 'policy'),
-           'Reaction to an alarm: none records it, ask pauses the run for a person, policy rewinds'
-           ' it to train on at a lower learning rate.', paper='none'),
-    integer('control.timeout_seconds', 3_600, 'How long a run waits for a person; 0 = forever.',
-            unit='seconds'),
+           'Reaction to an alarm: none records it; ask pauses the run until a person decides;'
+           ' policy rewinds the run and continues at a lower learning rate.', paper='none'),
+    integer('control.timeout_seconds', 3_600,
+            'How long a paused run waits for a person; 0 = forever.', unit='seconds'),
     choice('control.default_action', 'continue', ('continue', 'stop', 'policy'),
-           'What a run does when nobody has answered in time.'),
+           'What a paused run does if nobody answers in time.'),
     integer('control.tries', 5,
-            'Number of times that the policy rewinds a run, which then goes on as it is.',
+            'Number of times that the policy rewinds a run before it lets the run go on unchanged.',
             unit='rewinds'),
 )  # fmt: skip
 
@@ -234,10 +236,10 @@ _NAME = re.compile(r'[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+')
 
 
 def register(record: Field) -> None:
-  """Adds the option of an extension; BadInput for one that cannot be.
+  """Adds the option of an extension; raises BadInput if its record is not valid.
 
-  The paper does not have the option: where the record says nothing else, claims hold it at the
-  value that leaves runs as they were.
+  The paper does not have the option. Unless the record states `paper`, claims fix the option at
+  `absent`, the value that leaves runs as they were without it.
   """
   name = record.name
   if not _NAME.fullmatch(name):
@@ -271,8 +273,8 @@ def defaults(scale: str) -> dict[str, Any]:
 def settable() -> tuple[str, ...]:
   """The options that an action may change while a run trains.
 
-  They are arguments of the compiled step that change nothing but the course of the run: not its
-  length, its seeds or what its parameters were drawn from.
+  They are arguments of the compiled step that affect only the further course of training, unlike
+  the number of steps, the seeds and the options that shape the initial parameters.
   """
   return tuple(name for name, record in FIELDS.items() if record.settable)
 
@@ -280,6 +282,6 @@ def settable() -> tuple[str, ...]:
 def paper_values() -> dict[str, Any]:
   """The paper's value of each intervention (section 2.1), by dotted field.
 
-  Claims that do not name a swept intervention hold it there.
+  Claims that do not name a swept intervention fix it at this value.
   """
   return {name: record.paper for name, record in FIELDS.items() if record.paper is not UNSET}

@@ -11,12 +11,12 @@ from stability.errors import BadInput
 
 Config = dict[str, Any]  # a resolved config: nested plain dicts
 
-# Sequences that a run can draw, steps * batch_size: their numbers are uint32 on the device.
+# Largest number of sequences in a run, steps * batch_size; their indices are uint32 on the device.
 MAX_EXAMPLES = 2**32
 
 
 def unknown_field(field: str) -> BadInput:
-  """The error for a field that no config has; it names the nearest one."""
+  """The error for a field that does not exist; it names the most similar one."""
   nearest = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.0)
   return BadInput(f'config.{field}: no such field; the nearest is config.{nearest[0]}')
 
@@ -25,7 +25,7 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """{'model': {'width': 64}} -> {'model.width': 64}."""
   flat = {}
   for key, value in config.items():
-    if isinstance(value, Mapping) and value:  # an empty section is kept, to be refused by name
+    if isinstance(value, Mapping) and value:  # an empty section is kept, so that an error names it
       flat |= flatten(value, f'{prefix}{key}.')
     else:
       flat[f'{prefix}{key}'] = value
@@ -45,7 +45,10 @@ def unflatten(flat: Mapping[str, Any]) -> Config:
 
 
 def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Every field's value in its own type, in the order of FIELDS; BadInput if one is refused."""
+  """Checks a flat config; raises BadInput if a field is unknown, missing or not allowed.
+
+  Returns the value of every field in its own type, in the order of FIELDS.
+  """
   for field in flat:
     if field not in FIELDS:
       raise unknown_field(field)
@@ -61,22 +64,22 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of some fields, each in its field's own type; BadInput if one is refused."""
+  """The values of some fields, each in its field's type; raises BadInput if one is not allowed."""
   return {field: FIELDS[field].convert(value) for field, value in flat.items()}
 
 
 def complete(config: Config) -> Config:
-  """A stored config with the fields it lacks, each at the value that its absence stands for.
+  """Adds the fields that a stored config lacks, each with the value `absent` of its record.
 
-  Known fields come in the order of FIELDS; unknown ones, of another version, are kept after them.
+  Known fields are in the order of FIELDS. Unknown ones, from another version, follow them.
   """
   flat = flatten(config)
   known = {field: flat.get(field, record.absent) for field, record in FIELDS.items()}
   return unflatten(known | flat)
 
 
-# Checks of fields together: the fields, of which an error names the first, and a function of their
-# values that says what the first one must be, or None.
+# Checks of combinations of fields: the fields, the first of which an error names, and a function of
+# their values that returns what is wrong with the first one, or None.
 _CHECKS: list[tuple[tuple[str, ...], Callable[..., str | None]]] = []
 
 
@@ -87,7 +90,7 @@ def _check(*fields: str) -> Callable[[Callable[..., str | None]], None]:
 @_check('model.head_dim')
 def _(head_dim):
   if head_dim % 2:
-    return 'must be even, RoPE rotates pairs'
+    return 'must be even, since RoPE rotates pairs'
 
 
 @_check('model.width', 'model.head_dim')
@@ -120,7 +123,7 @@ def _(decay_steps, shape, warmup_steps, steps):
 @_check('model.logit_scale', 'model.qk_norm')
 def _(logit_scale, qk_norm):
   if logit_scale != 1 and qk_norm != 'fixed':
-    return 'must be 1 unless config.model.qk_norm=fixed, which alone reads it'
+    return 'must be 1 unless config.model.qk_norm=fixed, the only value that reads it'
 
 
 @_check('model.attention_scale', 'model.qk_norm')
@@ -133,8 +136,8 @@ def _(attention_scale, qk_norm):
 def _(qk_norm, name):
   if qk_norm == 'l2' and name == 'muparam_full':
     return (
-        'must not be l2 with config.parameterization.name=muparam_full, whose attention scale the'
-        ' learned one of l2 would replace'
+        'must not be l2 with config.parameterization.name=muparam_full, since the learned scale of'
+        ' l2 would replace its attention scale'
     )
 
 
@@ -182,10 +185,10 @@ def _(tokenizer, source):
 
 
 def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, float | int]]:
-  """A resolved config -> (static config, hyperparameters by dotted field).
+  """Splits a resolved config into (static config, hyperparameters by dotted field).
 
-  The static config shapes the programs: runs that share it form a population and share its
-  executables. It holds a switch as True or False, whether its value, a hyperparameter, is above 0.
+  The static config determines the programs: runs with the same one form a population and share
+  executables. For a switch, it holds whether the value is above 0; the value is a hyperparameter.
   """
   hparams = {f: value for f, value in flatten(config).items() if FIELDS[f].traced}
   return ml_collections.FrozenConfigDict(unflatten(dict(static_fields(config)))), hparams

@@ -1,12 +1,12 @@
-"""Named model sizes, and values that depend on the scale of an experiment."""
+"""Named model sizes, and the choice of values by the scale of an experiment."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from stability.errors import BadInput
 
-# Named sizes: parameters = 12 depth width^2 (the blocks' matrices, paper section 2.1). Those from
-# 2.4M on are the paper's ladder; it does not state the head dimension: 64 is our choice.
+# A size is named after its parameters, 12 depth width^2 (the blocks' matrices, paper section 2.1).
+# Those from 2.4M on are the paper's. It does not state the head dimension; 64 is our choice.
 SIZES = {
     name: {'model.width': width, 'model.depth': depth, 'model.head_dim': head_dim}
     for name, width, depth, head_dim in (
@@ -30,19 +30,22 @@ SIZES = {
 
 
 def size(name: str) -> dict[str, int]:
-  """The model fields of a named size."""
+  """The model fields of a named size, by dotted name; raises BadInput for an unknown name."""
   if name not in SIZES:
     raise BadInput(f'size {name!r}: must be one of {", ".join(SIZES)}')
   return dict(SIZES[name])
 
 
 def for_scale(scale: str, values: Mapping[str, Any]) -> Any:
-  """The entry of `values` for `scale`; a config file's get_config and get_sweep choose by it."""
+  """The entry of `values` for a scale, for use in the get_config and get_sweep of config files."""
   if scale not in values:
     raise BadInput(f'scale {scale!r}: must be one of {", ".join(values)}')
   return values[scale]
 
 
 def parameters(config: Mapping[str, Any]) -> int:
-  """The weights of the blocks' matrices: queries, keys, values, output and the MLP of width 4d."""
+  """The number of weights in the blocks' matrices.
+
+  These are queries, keys, values, output and the MLP, whose hidden width is 4 times the width.
+  """
   return 12 * config['model']['depth'] * config['model']['width'] ** 2

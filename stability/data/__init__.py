@@ -1,1 +1,1 @@
-"""Text sources, token files and batches; no module here imports jax at import time."""
+"""Text sources, token files and batches. Importing these modules does not import jax."""

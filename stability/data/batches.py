@@ -2,10 +2,10 @@
 
 A text of `tokens` tokens is cut into n = (tokens - 1) // sequence_length windows that start at
 multiples of sequence_length and hold sequence_length + 1 tokens, inputs and targets. Each token is
-thus predicted once per epoch, except the first one and a remainder that fills no window.
+thus predicted once per epoch, except the first token and a remainder too short for a window.
 
 Example number e = step * batch_size + i is window permutation(e % n) of epoch e // n. Each epoch
-visits every window once, in its own order, and no sampler state has to be saved.
+visits every window once, in an order of its own, and no sampler state has to be saved.
 
 uint32 arithmetic limits a run to 2**32 examples, and a text on a device to 2**31 tokens.
 """
@@ -36,9 +36,6 @@ def window_starts(
 ) -> Array:
   """Start offsets of the windows of one batch: [batch_size], int64 in numpy and int32 in jax.
 
-  Raises BadInput beyond the limits above. A traced step cannot be checked: its caller must ensure
-  that steps * batch_size <= MAX_EXAMPLES.
-
   Args:
     xp: numpy or jax.numpy.
     seed: data seed; may be traced.
@@ -46,6 +43,10 @@ def window_starts(
     batch_size: windows in a batch.
     sequence_length: tokens predicted per window.
     tokens: length of the text.
+
+  Raises:
+    BadInput: a limit stated above is exceeded. A traced step cannot be checked: its caller must
+      ensure that steps * batch_size <= MAX_EXAMPLES.
   """
   n = _count_windows(sequence_length, tokens)
   if isinstance(step, int | np.integer) and (int(step) + 1) * batch_size > MAX_EXAMPLES:
@@ -92,9 +93,9 @@ def _count_windows(sequence_length: int, tokens: int) -> int:
 def _permute(xp: ModuleType, position: Array, n: int, seed: Array, epoch: Array) -> Array:
   """Image of `position` under a pseudo-random permutation of [0, n) keyed by (seed, epoch).
 
-  A Feistel network permutes [0, 2**k), the smallest such range that holds [0, n). It is applied
-  again to values that land outside [0, n) until none do (cycle walking), fewer than two
-  applications on average. All arrays are uint32 [batch].
+  A Feistel network permutes [0, 2**k), the smallest such range that contains [0, n). It is applied
+  again to the values that land outside [0, n) until none do (cycle walking). This takes fewer than
+  two applications per value on average. All arrays are uint32 [batch].
   """
   bits = max(2, (n - 1).bit_length())
   low_bits = bits // 2

@@ -8,27 +8,34 @@ from stability.data import batches
 
 
 class HostBatcher:
-  """Draws the batches of the runs in a layout's slots, the same integers as a device would draw."""
+  """Draws the batches of the runs in a layout's slots, the same ones that a device would draw."""
 
   def __init__(self, text: np.ndarray, batch_size: int, sequence_length: int, slots: int):
-    """text: [tokens], possibly memory-mapped."""
+    """Prepares empty slots.
+
+    Args:
+      text: [tokens], possibly memory-mapped.
+      batch_size: windows in a batch.
+      sequence_length: tokens predicted per window.
+      slots: number of slots.
+    """
     self._text = text
     self._sizes = dict(batch_size=batch_size, sequence_length=sequence_length)
     self._seed = [0] * slots
-    self._data_step = [0] * slots  # next step's index into the data; counts skipped batches
+    self._data_step = [0] * slots  # of the next step, with skipped batches counted
     self._last_data_step = [0] * slots
 
   def enter(self, slot: int, state: dict[str, Any]) -> None:
-    """Assigns a slot to the run with this state, which draws from its current step on."""
+    """Assigns a slot to the run with this state; its batches continue from its current step."""
     self._seed[slot] = int(state['hparams']['data.seed'])
     skipped = int(state['skipped'])
     self._data_step[slot] = int(state['step']) + skipped
     self._last_data_step[slot] = int(state['hparams']['schedule.steps']) - 1 + skipped
 
   def draw(self) -> np.ndarray:
-    """The batches of every slot's next step: int32 [slots, batch_size, sequence_length + 1].
+    """The batch of every slot's next step: int32 [slots, batch_size, sequence_length + 1].
 
-    A finished run gets its last batch again; the step ignores it.
+    A finished run gets its last batch again, which its step ignores.
     """
     steps = map(min, self._data_step, self._last_data_step)
     keys = list(zip(self._seed, steps))

@@ -34,12 +34,15 @@ def unigram_loss(train: np.ndarray, validation: np.ndarray, vocabulary_size: int
 
 
 def counted_tokens(train: np.ndarray) -> int:
-  """Number of targets both models are counted on: all but the first token, at most 50 million."""
+  """Number of targets that both models are counted on: all but the first, at most 50 million."""
   return sum(len(chunk) - 1 for chunk in _chunks(train))
 
 
 def _chunks(tokens: np.ndarray) -> Iterator[np.ndarray]:
-  """Chunks that overlap by one token, so that each pair is in one; evenly spaced in long text."""
+  """Chunks that overlap by one token, so that each pair of tokens is in exactly one of them.
+
+  A text of more than 50 million tokens is represented by evenly spaced chunks.
+  """
   count = math.ceil((len(tokens) - 1) / _CHUNK)
   used = min(count, _MAX_TOKENS // _CHUNK)
   for i in range(used):

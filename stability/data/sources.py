@@ -13,7 +13,7 @@ Document = tuple[str, bytes]  # name, text without NUL bytes
 
 VALIDATION_FRACTION = 0.05
 
-# Parts of the standard library that are not in the embedded text: tests, other people's packages,
+# Parts of the standard library that are left out of the embedded text: tests, third-party packages,
 # generated tables and build records.
 _EXCLUDED_FOLDERS = {
     'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', 'encodings', 'pydoc_data'
@@ -80,7 +80,7 @@ def train_validation_split(
     sizes[digest] += len(text)
   held_out, held_out_bytes = set(), 0
   for digest in sorted(sizes):
-    # A text repeated so often that it would overshoot twice the share stays in training.
+    # A text whose copies would take the total above twice the share stays in training.
     if held_out_bytes < share and held_out_bytes + sizes[digest] <= 2 * share:
       held_out.add(digest)
       held_out_bytes += sizes[digest]
@@ -96,10 +96,13 @@ def train_validation_split(
 
 
 def files_under(root: Path, excluded_folders: Collection[str] = ()) -> dict[str, Path]:
-  """Regular files below root by relative POSIX path; hidden files and folders are skipped."""
+  """Regular files below root by relative POSIX path, without hidden and linked ones.
+
+  Hidden folders, linked folders and folders named in `excluded_folders` are skipped.
+  """
 
   def fail(error: OSError) -> None:
-    raise error  # os.walk would skip a folder that cannot be read
+    raise error  # by default, os.walk skips a folder that cannot be read
 
   files = {}
   for folder, folders, names in os.walk(root, onerror=fail):

@@ -19,8 +19,8 @@ def transition_matrix() -> np.ndarray:
   """The language's row-stochastic transition matrix: [VOCABULARY, VOCABULARY].
 
   Rows are drawn from Dirichlet(0.1), so that a few symbols have most of the mass: the entropy rate
-  is near 2.3 nats, against 4.1 for a unigram model. All entries are positive, so the stationary
-  distribution is unique.
+  is near 2.3 nats, compared with 4.1 for a unigram model. All entries are positive, so the
+  stationary distribution is unique.
   """
   rows = np.random.default_rng(0).dirichlet(np.full(VOCABULARY, 0.1), size=VOCABULARY)
   rows = np.maximum(rows, 1e-12)
@@ -43,11 +43,11 @@ def entropy_rate(transition: np.ndarray) -> float:
 def sample(transition: np.ndarray, tokens: int, seed: int) -> np.ndarray:
   """A sample of the chain, started from its stationary distribution: int64 [tokens].
 
-  A plain loop draws one chain by inverse CDFs, at millions of tokens per second. Sampling many
-  chains in parallel would need joins, which would change the entropy.
+  A plain loop draws one chain by inverse CDFs, at millions of tokens per second. Chains sampled in
+  parallel would have to be joined, which would change the entropy.
   """
   cdf = np.cumsum(np.vstack([transition, stationary(transition)]), axis=1)
-  cdf[:, -1] = 1.0  # rounding may leave a sum just below
+  cdf[:, -1] = 1.0  # rounding may leave a sum just below 1
   rows = cdf.tolist()
   symbols = []
   symbol = -1  # before the first symbol: the last row, which is the stationary distribution

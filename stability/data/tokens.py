@@ -1,22 +1,22 @@
 """Token folders: train.bin, validation.bin and meta.json, written once and memory-mapped.
 
 `prepare` makes them from text that fits in memory; launch.tokenize (tokenize/packing.py) from any
-amount. A token is a byte, or an id of the vocabulary of a learned or given tokenizer. Files hold
-raw little-endian unsigned integers, documents packed one after another; a split may continue in
-train-00001.bin and so on (tokenize/shards.py). meta.json holds
+amount. A token is a byte, or an id in the vocabulary of a tokenizer that is learned or given. Token
+files hold raw little-endian unsigned integers, with documents packed one after another; a long
+split continues in train-00001.bin and so on (tokenize/shards.py). meta.json holds
 
   tokenizer         bytes | bpe | synthetic | tokenizer.json | sentencepiece, or any other name in a
                     folder made elsewhere
-  vocabulary_size   exceeds every token
+  vocabulary_size   greater than every token
   end_of_document   the token after each document; null for synthetic text, one endless document
   dtype             uint8 | uint16 | uint32
   train_tokens, validation_tokens
   sha256            {train, train-00001, ..., validation, ...} of the token files, and of the
                     tokenizer's file (tokenizer.json or tokenizer.model), if any, as `tokenizer`
-  documents         {train, validation}: [name, tokens without the end token] in order; from
-                    launch.tokenize, which adds its settings, their number
-  bigram_loss       validation loss, in nats, of the bigram model counted on train: what a model
-                    reaches that has learned nothing beyond the preceding token
+  documents         {train, validation}: [name, tokens without the end token] of each, in order; in
+                    a folder made by launch.tokenize, which also stores its settings, their number
+  bigram_loss       validation loss, in nats, of the bigram model counted on train: the loss of a
+                    model that uses only the preceding token
   unigram_loss      the same for the unigram model
   bigram_tokens     training tokens counted for both, at most 50 million
   entropy_rate      nats, of synthetic text; otherwise null
@@ -94,14 +94,20 @@ def vocabulary_size(data: DataConfig) -> int:
 
 
 def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
-  """The token folder of a config: made as directory/<hash>, reused, or data.path itself.
+  """Prepares the tokens of a config; returns their folder.
 
-  The hash covers text and tokenizer. A new folder appears as a whole or not at all. An existing one
-  is used if its files match their checksums, which directory/verified.json remembers.
+  The folder is data.path itself if that is a token folder, and directory/<hash> otherwise, where
+  the hash covers text and tokenizer. A new folder appears as a whole or not at all. An existing
+  folder is used if its files match their checksums; directory/verified.json remembers the result.
+
+  Args:
+    data: the section `data` of the config.
+    directory: holds the folders that are made.
+    sequence_length: tokens predicted per window.
 
   Raises:
-    BadInput: a split is shorter than a sequence and its last target, a vocabulary cannot be
-      learned, or a token folder is invalid. Nothing has been written then.
+    BadInput: a split is shorter than one window, a vocabulary cannot be learned, or a token folder
+      is invalid. Nothing has been written in that case.
   """
   if data.source != 'synthetic' and _is_token_folder(data.path):
     return _verified(Path(data.path).absolute(), sequence_length, directory)
@@ -124,7 +130,8 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
     meta = _text_tokenizer(data)
 
   dtype = smallest_dtype(meta['vocabulary_size'])
-  # The folder is named after the bytes even of a BPE, so that its vocabulary is learned only once.
+  # The name of the folder is a hash of bytes even for a BPE, so that it can be computed without
+  # learning the vocabulary again.
   meta |= {'dtype': dtype, 'sha256': _digests(arrays)}
   folder = directory / hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:16]
   if not folder.exists():
@@ -149,7 +156,7 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
 
 
 def _text_tokenizer(data: DataConfig) -> Json:
-  """The part of meta.json that describes the tokenizer of a text."""
+  """The part of meta.json that describes the tokenizer of a config with data.source=text."""
   encoder = encoders.ByteEncoder
   size = encoder.vocabulary_size if data.tokenizer == 'bytes' else data.vocabulary_size
   return {
@@ -168,7 +175,7 @@ def _pack(
 
 
 def smallest_dtype(vocabulary_size: int) -> str:
-  """The smallest of uint8, uint16 and uint32 that holds every token."""
+  """The smallest of uint8, uint16 and uint32 that can hold every token."""
   return next(dtype for dtype in _DTYPES if vocabulary_size - 1 <= np.iinfo(dtype).max)
 
 
@@ -236,7 +243,7 @@ def _write_file(file: Path, content: bytes | np.ndarray) -> None:
 
 
 def _is_token_folder(path: str | None) -> bool:
-  """Whether data.path is a token folder; raises BadInput if it is an incomplete one."""
+  """Whether a data.path is a token folder; raises BadInput for an incomplete one."""
   if path is None:
     return False
   folder = Path(path)
@@ -259,7 +266,7 @@ def open_tokens(path: Path) -> Tokens:
   file = path / 'meta.json'
   meta = files.read_json(file)
   try:
-    meta = files.nonfinite_to_null(meta)  # sweep.json, which will contain it, has the same limits
+    meta = files.nonfinite_to_null(meta)  # sweep.json, which will contain it, allows no NaN
   except ValueError as error:
     raise BadInput(f'{file}: cannot be read: {error}') from error
   wrong = [key for key, kind in _META_TYPES.items() if not _has_type(meta.get(key, ...), kind)]
@@ -316,7 +323,7 @@ def _little_endian(dtype: str) -> np.dtype:
 
 
 def _verified(folder: Path, sequence_length: int, directory: Path) -> Path:
-  """The folder, once its lengths and checksums are verified."""
+  """Checks the lengths and checksums of a token folder; returns the folder."""
   tokens = open_tokens(folder)
   _check_lengths({split: getattr(tokens, split) for split in SPLITS}, sequence_length)
   verify(folder, directory / 'verified.json')
@@ -326,8 +333,10 @@ def _verified(folder: Path, sequence_length: int, directory: Path) -> Path:
 def verify(path: Path, record: Path | None = None) -> None:
   """Reads all files of a token folder; raises BadInput if a checksum or a token is wrong.
 
-  record: a file that remembers the result, so that files of the same size and modification time
-    are not read again: {folder: {file: [bytes, modified in ns, SHA-256, highest token]}}.
+  Args:
+    path: the token folder.
+    record: a file that stores the result, so that files of the same size and modification time are
+      not read again: {folder: {file: [bytes, modified in ns, SHA-256, highest token]}}.
   """
   meta = open_tokens(path).meta
   known = _read_record(record, path)
@@ -352,7 +361,7 @@ def verify(path: Path, record: Path | None = None) -> None:
 
 
 def _checksummed_files(path: Path, meta: Json) -> dict[str, tuple[Path, np.dtype | None]]:
-  """The files of a token folder and their dtype, by their key in meta.json's sha256."""
+  """The files of a token folder, each with its tokens' dtype, by key in meta.json's sha256."""
   dtype = _little_endian(meta['dtype'])
   found = {
       shard.stem: (shard, dtype)
@@ -382,7 +391,7 @@ def _scan(file: Path, dtype: np.dtype | None) -> tuple[str, int | None]:
 
 
 def _read_record(record: Path | None, path: Path) -> dict[str, list]:
-  """The remembered results of `verify`; none if the record is damaged."""
+  """The stored results of `verify`; empty if there are none or the record is damaged."""
   try:
     entries = files.read_json(record)[str(path)] if record else {}
     return {name: entry for name, entry in entries.items() if len(entry) == 4}

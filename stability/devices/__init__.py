@@ -1,1 +1,1 @@
-"""A training step over devices: layouts, where runs are placed, memory, compilation."""
+"""The training step on devices: layouts, placement of runs, memory, cost, compilation."""

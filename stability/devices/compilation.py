@@ -1,8 +1,8 @@
-"""Compiles programs, so that processes that need the same ones share the work.
+"""Compilation that is shared by processes that need the same programs.
 
-The workers of a CPU start together and need the same executables. JAX's persistent cache alone does
-not help them, since it is still empty when all of them look. So a process skips a program that
-another one is compiling, goes on with the others, and finds it in the cache when it comes back.
+The workers on a CPU start together and need the same executables. JAX's persistent cache alone does
+not help, since it is still empty when all of them look. A process therefore skips a program that
+another one is compiling, compiles the others first, and finds the skipped one in the cache later.
 """
 
 import contextlib
@@ -19,7 +19,10 @@ except ImportError:  # Windows: each process compiles for itself
 
 
 def compile_shared(programs: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.stages.Compiled]:
-  """The executables of the programs, by name; programs that take longest should come first."""
+  """Compiles programs; returns their executables by name.
+
+  The programs that take longest to compile should come first.
+  """
   cache = jax.config.jax_compilation_cache_dir
   if fcntl is None or not cache:
     return {name: program.compile() for name, program in programs.items()}
@@ -34,9 +37,9 @@ def compile_shared(programs: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.
 
 @contextlib.contextmanager
 def _lock(cache: Path, program: jax.stages.Lowered, waits: bool) -> Iterator[bool]:
-  """Holds the lock of a program, which the system releases if the process dies.
+  """Locks a program; the system releases the lock if the process dies.
 
-  Yields whether the lock is held. With `waits` it waits for a process that holds it.
+  Yields whether the lock is held. With `waits`, waits until no other process holds it.
   """
   digest = hashlib.sha256(program.as_text().encode()).hexdigest()
   folder = cache / 'compiling'

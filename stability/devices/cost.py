@@ -1,4 +1,4 @@
-"""What a sweep costs: tokens, FLOPs, executables, and hours on given devices."""
+"""The cost of a sweep: tokens, FLOPs, executables, and hours on given devices."""
 
 import dataclasses
 import itertools
@@ -23,16 +23,16 @@ def tokens(config: Config) -> int:
 
 
 def train_flops(config: Config, vocabulary_size: int) -> float:
-  """FLOPs of the matrix products of a run's steps, from their traces; evaluation is left out."""
+  """FLOPs of the matrix products in all steps of a run, from traces; evaluation is not counted."""
   return config['schedule']['steps'] * shapes.step_flops(config, vocabulary_size)
 
 
 def estimated_step_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
-  """FLOPs of a step of the default architecture, by a formula that needs no jax.
+  """FLOPs of a step of the default architecture, by a formula that does not need jax.
 
-  A token passes through every weight of the blocks' matrices and of the head, 2 FLOPs each, and
-  meets every position of its sequence in each layer, 2 width for the logit and 2 for the value. The
-  backward pass costs twice the forward pass.
+  Each token passes through every weight of the blocks' matrices and of the head, at 2 FLOPs per
+  weight. In each block it attends to every position of its sequence, at 2 width FLOPs for the logit
+  and 2 width for the value. The backward pass costs twice the forward pass.
   """
   model, data = config['model'], config['data']
   weights = config_lib.parameters(config) + model['width'] * vocabulary_size
@@ -41,16 +41,16 @@ def estimated_step_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY
 
 
 def estimated_flops(config: Config, vocabulary_size: int = BYTES_VOCABULARY) -> float:
-  """FLOPs of a run by the same formula, to weigh runs against each other."""
+  """FLOPs of a run by the formula of `estimated_step_flops`, to compare runs with each other."""
   return config['schedule']['steps'] * estimated_step_flops(config, vocabulary_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The runs of a sweep that share executables."""
+  """Runs of a sweep that share executables."""
 
-  name: str  # the static fields in which the groups differ: width=64,qk_norm=none
-  config: Config  # of one of them
+  name: str  # the static fields in which groups differ, such as width=64,qk_norm=none
+  config: Config  # of one of the runs
   runs: int
   tokens: int
   flops: float
@@ -93,16 +93,16 @@ class Plan:
   runs: int
   tokens: int
   flops: float
-  populations: int  # sets of runs that share their executables
+  populations: int  # groups of runs that share executables
   executables: int
 
 
 def plan(groups: Sequence[Group]) -> Plan:
-  """What training the runs of all groups takes."""
-  # init, a quiet step and evaluate; a probed and a sharp step where they are asked for.
-  every = [group.config['probe'] for group in groups]
+  """The totals of all groups."""
+  # A population needs init, a quiet step and evaluate; a probed and a sharp step if there are any.
+  probes = [group.config['probe'] for group in groups]
   executables = sum(
-      3 + (c['every_steps'] > 0) + (c['sharpness_every_steps'] > 0) for c in every
+      3 + (c['every_steps'] > 0) + (c['sharpness_every_steps'] > 0) for c in probes
   )
   return Plan(
       runs=sum(group.runs for group in groups),
@@ -127,32 +127,32 @@ class Machine:
 class Placed:
   """A group on a machine."""
 
-  placement: Placement  # the smallest one, where none fits
+  placement: Placement  # if none fits, the one that needs least memory
   memory: Memory
-  hours: float | None  # of training alone; None: it does not fit
+  hours: float | None  # of training only; None: the group does not fit
 
 
 def shares(configs: Mapping[str, Config], count: int) -> list[list[str]]:
-  """The runs in at most `count` shares of similar FLOPs, runs of the same executables together.
+  """Splits runs into at most `count` shares of similar FLOPs; returns the names in each share.
 
-  The runs are put in a row, ordered by executables, and the row is cut: a share differs from the
-  mean by less than its largest run, and the cuts add at most count - 1 compilations.
+  The runs are ordered by executables, and this sequence is cut. A share differs from the mean by
+  less than its largest run, and the cuts add at most count - 1 compilations.
   """
   first: dict[tuple[tuple[str, Any], ...], int] = {}
   for position, config in enumerate(configs.values()):
     first.setdefault(config_lib.static_fields(config), position)
-  row = sorted(configs, key=lambda name: first[config_lib.static_fields(configs[name])])
-  flops = [estimated_flops(configs[name]) for name in row]
+  ordered = sorted(configs, key=lambda name: first[config_lib.static_fields(configs[name])])
+  flops = [estimated_flops(configs[name]) for name in ordered]
   ends = list(itertools.accumulate(flops))
   cut = [[] for _ in range(count)]
-  for name, own, end in zip(row, flops, ends):
+  for name, own, end in zip(ordered, flops, ends):
     middle = (end - own / 2) / ends[-1]
     cut[min(int(middle * count), count - 1)].append(name)
   return [share for share in cut if share]
 
 
 def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
-  """Where the runs of a group are placed on accelerators, their memory and time."""
+  """The placement of a group on accelerators, with its memory and training time."""
   fits = True
   try:
     placement = placement_lib.choose(
@@ -171,10 +171,11 @@ def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
 
 
 def _hours(group: Group, placement: Placement, machine: Machine) -> float:
-  """Hours of the device that has most to do, if all runs are equal."""
-  shares = machine.devices  # of a run
+  """Training hours of the busiest device, if all runs are equal."""
+  parallelism = machine.devices  # effective number of devices, judged by the busiest one
   if placement.layout in ('single', 'population'):
-    shares = group.runs / math.ceil(group.runs / machine.devices)
-  remat = 4 / 3 if placement.remat == 'block' else 1  # forward twice, backward is two forward
+    parallelism = group.runs / math.ceil(group.runs / machine.devices)
+  # Remat adds a forward pass to the forward pass and a backward pass that costs two of them.
+  remat = 4 / 3 if placement.remat == 'block' else 1
   rate = machine.flops_per_second * machine.utilisation
-  return group.flops * remat / (shares * rate) / 3600
+  return group.flops * remat / (parallelism * rate) / 3600

@@ -1,7 +1,8 @@
 """FLOPs and memory of a traced program, read from its jaxpr.
 
-Arrays grow with the rows of a batch, or do not. A program is traced with ROWS rows, a prime that
-divides the size of nothing else, so that each amount splits into a fixed part and one per row.
+The size of an array is either fixed or proportional to the number of rows in the batch. A program
+is traced with ROWS rows. ROWS is a prime that divides the size of no fixed array, so that every
+amount can be counted as fixed or as per row.
 """
 
 import collections
@@ -14,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 ROWS = 10_007
 
-# Operations that XLA does not fuse: they read arrays that are stored, and store what they compute.
+# Operations that XLA does not fuse: it stores both the arrays that they read and their results.
 _UNFUSED = frozenset((
     'dot_general',
     'conv_general_dilated',
@@ -23,15 +24,15 @@ _UNFUSED = frozenset((
     *('cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp'),
     *('scan', 'while', 'cond', 'pallas_call', 'custom_call', 'ffi_call'),
 ))
-# Operations that store what they compute, but compute what they read on the way.
+# Operations whose results are stored, while the arrays that they read may be computed on the fly.
 _REDUCTIONS = frozenset((
     *('reduce_sum', 'reduce_max', 'reduce_min', 'reduce_prod', 'reduce_and', 'reduce_or'),
     *('argmax', 'argmin'),
 ))
-# Views of an array, and arrays that are made where they are read.
+# Views of an array, and operations whose results are generated where they are read.
 _VIEWS = frozenset(('reshape', 'squeeze', 'expand_dims', 'stop_gradient', 'bitcast_convert_type'))
-_MADE = frozenset(('broadcast_in_dim', 'iota'))
-# Element by element, but too expensive to be computed again for each of several readers.
+_GENERATED = frozenset(('broadcast_in_dim', 'iota'))
+# Element-wise operations that are too expensive to be recomputed for each of several readers.
 _EXPENSIVE = frozenset((
     *('exp', 'exp2', 'expm1', 'log', 'log1p', 'tanh', 'logistic', 'sqrt', 'rsqrt', 'cbrt', 'pow'),
     *('sin', 'cos', 'tan', 'atan2', 'erf', 'erfc', 'erf_inv'),
@@ -39,14 +40,14 @@ _EXPENSIVE = frozenset((
 
 
 class Amount(NamedTuple):
-  """Bytes or FLOPs: a fixed part, and one for each row of the batch."""
+  """Bytes or FLOPs: a fixed part, and a part per row of the batch."""
 
   fixed: float = 0
   per_row: float = 0
 
   @classmethod
   def of(cls, total: int) -> Self:
-    """The parts of an amount that was traced with ROWS rows."""
+    """The fixed and per-row parts of a total that was traced with ROWS rows."""
     return cls(0, total / ROWS) if total % ROWS == 0 else cls(total, 0)
 
   def __add__(self, other: 'Amount') -> 'Amount':
@@ -61,7 +62,7 @@ class Amount(NamedTuple):
 
 
 def nbytes(aval: Any) -> int:
-  """Bytes of an array, given its shape and type."""
+  """Bytes of an array, given its abstract value (shape and dtype)."""
   return math.prod(aval.shape) * getattr(aval.dtype, 'itemsize', 4)
 
 
@@ -69,9 +70,9 @@ def nbytes(aval: Any) -> int:
 
 
 def flops(jaxpr: ClosedJaxpr) -> Amount:
-  """FLOPs of the matrix products, those of loops counted for every iteration.
+  """FLOPs of the matrix products in a program; those in a `scan` count for every iteration.
 
-  A loop of unknown length counts once, and a condition as its most expensive branch.
+  A loop of unknown length counts as one iteration, a conditional as its most expensive branch.
   """
   return _flops(jaxpr.jaxpr, 1)
 
@@ -95,7 +96,7 @@ def _flops(jaxpr: Jaxpr, times: int) -> Amount:
 
 
 def _inner(eqn: Any) -> Iterator[Jaxpr]:
-  """The jaxprs that an equation calls."""
+  """The jaxprs among the parameters of an equation, which it calls."""
   for value in eqn.params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       if isinstance(item, ClosedJaxpr):
@@ -109,72 +110,76 @@ def _inner(eqn: Any) -> Iterator[Jaxpr]:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-  """The bytes that are stored at one moment of a program."""
+  """The bytes that are stored at one moment of a program, without its arguments."""
 
-  outputs: tuple[Amount, ...]  # by label
-  rest: Amount
+  outputs: tuple[Amount, ...]  # of the program's outputs, by label
+  rest: Amount  # of all other arrays
 
 
 class _Operation(NamedTuple):
   name: str
-  reads: list[int]
+  reads: list[int]  # values
   writes: list[int]
-  inside: Amount  # stored while it runs, by a loop's body
+  inside: Amount  # stored inside it while it runs, if it is a loop or a conditional
 
 
 def moments(jaxpr: ClosedJaxpr, labels: Sequence[int], count: int) -> list[Moment]:
-  """The moments of a program at which it has just stored an array, by a model of XLA's fusion.
+  """The moments at which a program has just stored an array, by a model of XLA's fusion.
 
-  An array is stored if an operation that XLA does not fuse computes or reads it, if it is expensive
-  and read more than once, or if it is an output. Any other array is computed where it is read, from
-  stored arrays, which therefore stay until then. Arguments are not counted.
+  An array is stored if it is an output, if it is the result of a reduction, if an operation that
+  XLA does not fuse computes or reads it, or if it is expensive and read more than once. Any other
+  array is computed where it is read, from stored arrays, which are kept until then. The arguments
+  of the program are not counted.
 
   Args:
     jaxpr: the program.
-    labels: a label for each output, 0 to count - 1; count: the output belongs to the rest.
+    labels: a label for each output, from 0 to count - 1; `count` counts the output with the rest.
     count: number of labels.
   """
   program = _Program(jaxpr)
   stored = program.stored()
   sources: dict[int, frozenset[int]] = {}  # the stored arrays from which a value is computed
-  last: dict[int, int] = {}  # where a stored array is read last
+  last_read: dict[int, int] = {}  # by stored array: index of the last operation that needs it
   for t, operation in enumerate(program.operations):
     read = frozenset().union(*(sources.get(value, ()) for value in operation.reads))
     for value in operation.writes:
       sources[value] = frozenset([value]) if value in stored else read
     if any(value in stored for value in operation.writes):
-      last |= dict.fromkeys(read, t)
+      last_read |= dict.fromkeys(read, t)
   end = len(program.operations)
   for value in program.outputs:
-    last |= dict.fromkeys(sources.get(value, ()), end)
+    last_read |= dict.fromkeys(sources.get(value, ()), end)
 
   label = dict(zip(program.outputs, labels))
   held = [Amount()] * (count + 1)
-  leaving: dict[int, list[int]] = collections.defaultdict(list)
+  freed: dict[int, list[int]] = collections.defaultdict(list)  # stored arrays, by last operation
   found = []
 
   def add(value: int, sign: int) -> None:
-    amount, where = program.amounts[value], label.get(value, count)
-    held[where] = held[where] + amount if sign > 0 else held[where] - amount
+    amount, group = program.amounts[value], label.get(value, count)
+    held[group] = held[group] + amount if sign > 0 else held[group] - amount
 
   for t, operation in enumerate(program.operations):
-    new = [value for value in operation.writes if value in stored and value in last]
-    in_place = new and operation.name not in _UNFUSED | _REDUCTIONS
-    if in_place:  # over an array that is not read again
-      for value in leaving.pop(t, ()):
+    new = [value for value in operation.writes if value in stored and value in last_read]
+    is_in_place = new and operation.name not in _UNFUSED | _REDUCTIONS
+    if is_in_place:  # overwrites the arrays that it is the last to read
+      for value in freed.pop(t, ()):
         add(value, -1)
     for value in new:
       add(value, 1)
-      leaving[last[value]].append(value)
+      freed[last_read[value]].append(value)
     if new:
       found.append(Moment(tuple(held[:count]), held[count] + operation.inside))
-    for value in leaving.pop(t, ()):
+    for value in freed.pop(t, ()):
       add(value, -1)
   return found
 
 
 class _Program:
-  """The operations of a jaxpr, calls inlined, without those that no output needs."""
+  """The operations of a jaxpr that its outputs need, with calls inlined.
+
+  A value is a number that stands for an array.
+  """
 
   def __init__(self, jaxpr: ClosedJaxpr):
     self.amounts: list[Amount] = []  # by value
@@ -194,7 +199,7 @@ class _Program:
     return len(self.amounts) - 1
 
   def _inline(self, jaxpr: Jaxpr, constants: list[int], arguments: list[int]) -> list[int]:
-    """Appends the operations of a jaxpr; returns its outputs."""
+    """Appends the operations of a jaxpr; returns the values of its outputs."""
     names = dict(zip(jaxpr.constvars, constants)) | dict(zip(jaxpr.invars, arguments))
 
     def read(var: Any) -> int:
@@ -205,9 +210,9 @@ class _Program:
     for eqn in jaxpr.eqns:
       reads = [read(v) for v in eqn.invars]
       called = list(_inner(eqn)) if eqn.primitive.name not in _UNFUSED else []
-      if len(called) == 1 and _calls(eqn, called[0]):
-        made = [self._new(v.aval) for v in called[0].constvars]
-        writes = self._inline(called[0], made, reads)
+      if len(called) == 1 and _is_call_of(eqn, called[0]):
+        inner_constants = [self._new(v.aval) for v in called[0].constvars]
+        writes = self._inline(called[0], inner_constants, reads)
       else:
         writes = [self._new(v.aval) for v in eqn.outvars]
         self.operations.append(_Operation(eqn.primitive.name, reads, writes, _inside(eqn)))
@@ -215,15 +220,15 @@ class _Program:
     return [read(v) for v in jaxpr.outvars]
 
   def stored(self) -> set[int]:
-    """The values that are stored: see moments."""
+    """The values that are stored, by the rules that `moments` states."""
     readers: dict[int, list[_Operation]] = collections.defaultdict(list)
     found = set(self.outputs)
     for operation in reversed(self.operations):
       for value in operation.reads:
-        # A view is read by whoever reads it.
-        views = operation.name in _VIEWS
-        readers[value] += readers[operation.writes[0]] if views else [operation]
-      if operation.name in _VIEWS | _MADE:
+        # The readers of a view are readers of the array.
+        is_view = operation.name in _VIEWS
+        readers[value] += readers[operation.writes[0]] if is_view else [operation]
+      if operation.name in _VIEWS | _GENERATED:
         found.difference_update(operation.writes)
         continue
       for value in operation.writes:
@@ -238,14 +243,14 @@ class _Program:
     return found
 
 
-def _calls(eqn: Any, inner: Jaxpr) -> bool:
-  """Whether an equation does what `inner` does, once."""
+def _is_call_of(eqn: Any, inner: Jaxpr) -> bool:
+  """Whether an equation is a plain call of `inner`, with inputs and outputs of the same shapes."""
   outside, within = [*eqn.invars, *eqn.outvars], [*inner.invars, *inner.outvars]
   return [v.aval.shape for v in outside] == [v.aval.shape for v in within]
 
 
 def _inside(eqn: Any) -> Amount:
-  """The most that the body of a loop or a branch stores, its outputs apart."""
+  """The most that the body of a loop or conditional stores at once, not counting its outputs."""
   if eqn.primitive.name not in ('scan', 'while', 'cond'):
     return Amount()
   peaks = [Amount()]

@@ -1,10 +1,10 @@
 """The interface between the training loop and its devices.
 
 A layout compiles the pure functions of one run (`Programs` of stability/step/train_step.py) for a
-set of devices and trains the runs in its `width` slots in step; a slot holds one run or is empty.
-What a slot computes depends neither on its number nor on the other slots.
+set of devices. It has `width` slots, each of which holds one run or is empty, and trains the runs
+in all slots in lockstep. What a slot computes depends neither on its number nor on other slots.
 
-  SingleDeviceLayout   one run on one device, a Python loop over steps: fastest on a CPU
+  SingleDeviceLayout   one run on one device, a Python loop over steps; fastest on a CPU
   VmappedLayout        pmap over devices of vmap over runs, a loop over steps on the device
   DataParallelLayout   one run, replicated on all devices (stability/devices/multi_device.py)
   ShardedLayout        one run, split over all devices
@@ -21,28 +21,29 @@ import numpy as np
 from stability.data.host_batcher import HostBatcher
 
 Tree = Any  # of arrays
-# A step takes {'text': [tokens]} and finds its batch in it, or {'batch': [B, T + 1]}; evaluate
-# takes {'validation': [batches, B, T + 1]}.
+# A step takes {'text': [tokens]}, from which it draws its batch, or {'batch': [B, T + 1]};
+# `evaluate` takes {'validation': [batches, B, T + 1]}.
 Data = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Step = Callable[..., tuple[Tree, Metrics]]  # (data, state, axis=None): the mapped axis, if any
-Interrupted = Callable[[], bool]  # polled; True: abandon what is under way
+# (data, state, axis=None) -> state, metrics, with the name of the mapped axis, if any.
+Step = Callable[..., tuple[Tree, Metrics]]
+Interrupted = Callable[[], bool]  # polled; True: abandon the current computation
 
 
 def never() -> bool:
-  """Never interrupts."""
+  """An `Interrupted` that never interrupts."""
   return False
 
 
 @dataclasses.dataclass(frozen=True)
 class PendingMetrics:
-  """Metrics of a step that may still be running: one array, fetched in one transfer."""
+  """Metrics of a step that may still be running, in one array, fetched in one transfer."""
 
   names: Sequence[str]
   values: jax.Array  # [names], or [devices, members, names]
 
   def wait(self) -> None:
-    """Returns once the step is done."""
+    """Waits until the step is done."""
     self.values.block_until_ready()
 
   def read(self) -> list[dict[str, float]]:
@@ -52,7 +53,7 @@ class PendingMetrics:
 
 
 class Layout(Protocol):
-  """What the training loop asks of its devices."""
+  """What the training loop requires of a layout."""
 
   width: int  # slots
   members: int  # slots on each device
@@ -61,18 +62,19 @@ class Layout(Protocol):
     """The state of a new run, in the form that `insert` takes."""
 
   def empty(self) -> Tree:
-    """The state of all slots with no run in any of them."""
+    """The state of all slots while every slot is empty."""
 
   def insert(self, state: Tree, slot: int, run: Tree) -> Tree:
-    """The state with a run, as `init` or `extract` returns it, in one slot."""
+    """The state after putting a run, as returned by `init` or `extract`, into one slot."""
 
   def extract(self, state: Tree) -> list[Tree]:
     """The state of the run in each slot, on the host."""
 
   def step(self, state: Tree, kind: str, steps: int = 1) -> tuple[Tree, PendingMetrics]:
-    """Makes steps of one kind (`Programs.steps`) in all slots; returns the metrics of the last.
+    """Makes steps of one kind, a key of `Programs.steps`, in all slots.
 
-    `state` is donated: the caller must not use it again.
+    Returns the new state and the metrics of the last step. `state` is donated: the caller must not
+    use it again.
     """
 
   def evaluate(self, state: Tree, interrupted: Interrupted = never) -> list[float] | None:
@@ -80,7 +82,7 @@ class Layout(Protocol):
 
 
 class PackedStep:
-  """A step that returns its metrics as one vector; `names` labels them once it is traced."""
+  """A step that returns its metrics as one vector; tracing it sets their `names`."""
 
   def __init__(self, step: Step):
     self._step = step
@@ -98,24 +100,24 @@ def pack(steps: Mapping[str, Step]) -> dict[str, PackedStep]:
 
 
 def host_batcher(data: Mapping[str, np.ndarray], slots: int) -> HostBatcher:
-  """Draws batches of the shape of the validation batches from data['text']."""
+  """A HostBatcher of data['text'], whose batches have the shape of the validation batches."""
   _, batch_size, length = data['validation'].shape
   return HostBatcher(data['text'], batch_size, length - 1, slots)
 
 
 def zeros(abstract: Tree, lead: tuple[int, ...] = ()) -> Tree:
-  """Arrays of zeros with the types of `abstract` and leading axes in front of its shapes."""
+  """Zeros with the shapes and types of `abstract`, preceded by the axes `lead`."""
   return jax.tree.map(lambda a: np.zeros(lead + a.shape, a.dtype), abstract)
 
 
 def mean_losses(losses: Iterable[jax.Array], interrupted: Interrupted) -> list[float] | None:
   """The mean over batches of each slot's loss, in float64; None if interrupted.
 
-  One batch is computed while the one before it is waited for, so that an interruption waits for
-  two batches at most.
+  While waiting for a batch, it has the next one computed, so an interruption waits for two batches
+  at most.
 
   Args:
-    losses: of each batch, a scalar or an array with one loss per slot.
+    losses: the loss of each batch, a scalar or an array with one loss per slot.
     interrupted: polled once per batch.
   """
   found: list[jax.Array] = []
@@ -126,5 +128,5 @@ def mean_losses(losses: Iterable[jax.Array], interrupted: Interrupted) -> list[f
       return None
     found.append(loss)
   by_slot = np.reshape(jax.device_get(found), (len(found), -1)).T  # [slots, batches]
-  # Slot by slot: the rounding of a sum over one axis may depend on the length of the other.
+  # Slot by slot, since the rounding of a sum over one axis may depend on the length of the other.
   return [float(np.mean(of_slot, dtype=np.float64)) for of_slot in by_slot]

@@ -1,4 +1,4 @@
-"""Makes the layout of a static config: placed by arithmetic, compiled, smaller where that fails."""
+"""Makes the layout of a static config: places runs by arithmetic, compiles, shrinks if needed."""
 
 import itertools
 import math
@@ -30,7 +30,8 @@ LAYOUTS = {
 }
 MULTI_DEVICE = ('data_parallel', 'sharded')
 
-# A larger text stays on the host: placement.USABLE leaves a tenth of the memory beside the step.
+# A text that takes more of a device's memory stays on the host. placement.USABLE leaves a tenth of
+# the memory to the text and other uses beside the step.
 TEXT_SHARE = 0.05
 
 
@@ -46,13 +47,16 @@ def make_layout(
   """The layout that stability/devices/placement.py chooses, its programs compiled.
 
   Args:
-    workdir: of the sweep, which has the text.
-    sweep: sweep.json.
-    static: what the runs to be trained share.
-    hparams: those of any of these runs, for their types.
-    most_members: largest number of runs on a device, where more ran out of memory; None: no limit.
-    members_chosen: called with each number of runs on a device before that number is tried.
-    layouts: by their names in config.parallel.layout.
+    workdir: the folder of the sweep, which holds the text.
+    sweep: the contents of its sweep.json.
+    static: the static config that the runs to train share.
+    hparams: those of any of these runs; only their types matter.
+    most_members: limit on the runs per device, for when more ran out of memory; None: no limit.
+    members_chosen: called with a number of runs per device before that number is tried.
+    layouts: the layouts by their names in config.parallel.layout.
+
+  Raises:
+    BadInput: the placement that the config states is impossible, or nothing fits.
   """
   text = tokens.open_tokens(workdir / sweep.data['path'])
   data = {'text': text.train, 'validation': _validation(text, static)}
@@ -94,25 +98,25 @@ def make_layout(
     is_fixed = memory is None or members == 1 or static.parallel.members
     if layout is not None and (is_fixed or layout.memory() <= memory):
       return layout
-    members = math.ceil(members / 2)  # XLA takes more than the arithmetic says
+    members = math.ceil(members / 2)  # XLA needs more memory than estimated
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-  """Whether an error says that the memory of a device, or of the host, was exhausted."""
+  """Whether an error means that the memory of a device or of the host was exhausted."""
   if isinstance(error, jax.errors.JaxRuntimeError):
     return 'RESOURCE_EXHAUSTED' in str(error)
   return isinstance(error, MemoryError)
 
 
 def _count_runs(sweep: Sweep, static: ml_collections.FrozenConfigDict, most: int) -> int:
-  """The number of runs of the sweep that share the static config, counted up to `most`."""
+  """The number of runs in the sweep with this static config; counting stops at `most`."""
   fields = config_lib.flatten(static.to_dict())
   sharing = (c for c in sweep.runs.values() if dict(config_lib.static_fields(c)) == fields)
   return sum(1 for _ in itertools.islice(sharing, most))
 
 
 def _device_memory() -> float | None:
-  """Bytes that a process may use on a device, the same on all processes; None if unknown."""
+  """Bytes that a process may use on each device, equal in all processes; None if unknown."""
   stats = jax.local_devices()[0].memory_stats() or {}
   memory = float(stats.get('bytes_limit', 0))
   if jax.process_count() > 1:

@@ -6,9 +6,9 @@
                       each array along one axis, and so is the batch (fully sharded data parallel,
                       ZeRO-3, arXiv 1910.02054)
 
-Batches are drawn on the host; each process draws the rows that its devices take. A step of a large
-run takes long enough for a Python loop over steps. With several processes all of them make the same
-calls in the same order, because each takes part in every computation.
+Batches are drawn on the host; each process supplies the rows of its own devices. Steps are called
+in a Python loop, whose overhead is small beside a step of a large run. With several processes, all
+make the same calls in the same order, because each takes part in every computation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ AXIS = 'data'
 
 
 class _MultiDeviceLayout:
-  """What both layouts share. They differ in where the state lies and how a function is mapped."""
+  """The common part of both layouts, which differ in the state's sharding and in `_map`."""
 
   width = members = 1
-  _axis: str | None  # name of the mapped axis in which a step is called
+  _axis: str | None  # name of the mapped axis over devices that a step is called in, if any
 
   def __init__(
       self,
@@ -50,8 +50,8 @@ class _MultiDeviceLayout:
     Args:
       programs: the functions of one run.
       data: 'text' [tokens] to train on and 'validation' [batches, B, T + 1].
-      hparams: those of any of the runs, for their types.
-      devices: of all processes; their number divides B.
+      hparams: those of any of the runs; only their types matter.
+      devices: the devices of all processes; their number divides B.
     """
     self._devices = devices
     mesh = Mesh(np.asarray(devices), (AXIS,))
@@ -71,21 +71,22 @@ class _MultiDeviceLayout:
       return jax.lax.pmean(loss, self._axis) if self._axis else loss
 
     self._packed = pack({kind: in_axis(step) for kind, step in programs.steps.items()})
-    # Arrays rather than shapes: with several processes pmap takes a shape for one process's part.
+    # Arrays rather than shapes: with several processes, pmap would take a shape to be that of one
+    # process's part.
     arguments = self._rows(self._validation[0]), self._init(hparams)
-    new = self._shardings, self._replicated  # state and metrics
+    out_shardings = self._shardings, self._replicated  # of the new state and of the metrics
     self._steps = {
-        kind: self._map(step, new, donate=1).lower(*arguments).compile()
+        kind: self._map(step, out_shardings, donate=1).lower(*arguments).compile()
         for kind, step in self._packed.items()
     }
     self._evaluate = self._map(evaluate, self._replicated).lower(*arguments).compile()
 
   def _sharding(self, array: jax.ShapeDtypeStruct) -> NamedSharding:
-    """Where an array of the state lies."""
+    """The sharding of an array of the state."""
     raise NotImplementedError
 
   def _map(self, function, out_shardings, donate=()):
-    """A function of rows [B, T + 1] and the state as one of [devices, B / devices, T + 1] rows."""
+    """Maps a function of (rows [B, T + 1], state) over rows [devices, B / devices, T + 1]."""
     raise NotImplementedError
 
   def init(self, hparams):
@@ -112,15 +113,15 @@ class _MultiDeviceLayout:
     return mean_losses(losses, interrupted)
 
   def _rows(self, batch_BxT1: np.ndarray) -> jax.Array:
-    """A batch on the devices that take its rows: [devices, B / devices, T + 1]."""
+    """A batch [B, T + 1], split over the devices: [devices, B / devices, T + 1]."""
     return _put(batch_BxT1.reshape(len(self._devices), -1, batch_BxT1.shape[1]), self._split)
 
 
 class DataParallelLayout(_MultiDeviceLayout):
   """One run, replicated on every device.
 
-  A step must give equal states on all devices: what it derives from its part of the batch has to
-  pass a pmean or pmax before it enters the state.
+  A step must return the same state on all devices: whatever depends on a device's part of the batch
+  has to pass through a pmean or pmax before it enters the state.
   """
 
   _axis = AXIS
@@ -147,7 +148,7 @@ class ShardedLayout(_MultiDeviceLayout):
   _axis = None
 
   def _sharding(self, array):
-    """Splits the largest axis that the number of devices divides; replicates if there is none."""
+    """Splits the largest axis that is divisible by the number of devices, or replicates."""
     sizes = [size if size % len(self._devices) == 0 else 0 for size in array.shape]
     if not any(sizes):
       return self._replicated
@@ -167,14 +168,14 @@ class ShardedLayout(_MultiDeviceLayout):
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
-  """An array on its devices, each process serving its own; a jax.Array is there already."""
+  """Puts an array on its devices, each process on its own; a jax.Array is already there."""
   if isinstance(array, jax.Array):
     return array
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _fetch(array: jax.Array) -> np.ndarray:
-  """The whole of an array, on the host of every process."""
+  """The whole array, on the host of every process."""
   if array.is_fully_addressable or array.is_fully_replicated:
     return np.asarray(array)
   return multihost_utils.process_allgather(array, tiled=True)

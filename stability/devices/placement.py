@@ -1,17 +1,21 @@
-"""Where runs are trained: layout, runs on a device, microbatches and remat, chosen by arithmetic.
+"""Placement of runs on devices: chooses layout, runs per device, microbatches and remat.
 
-The layouts are listed in stability/devices/layout.py. They are tried in this order:
+The choice is made by arithmetic. The layouts, which are described in stability/devices/layout.py,
+are tried in this order:
 
   single         on a CPU, where one program per core is fastest (BUILD_NOTES.md)
-  population     on accelerators: the runs are spread over the devices, and a device holds as many
-                 as fit with whole batches; smaller parts of more runs would be no faster
-  data_parallel  instead, where a device holds no second run and there are fewer runs than devices
-  sharded        where parameters, optimizer state and gradients of one run outgrow a device
+  population     on accelerators: the runs are spread over the devices, and each device holds as
+                 many as fit; splitting batches further to fit more runs would be no faster
+  data_parallel  instead, if a second run does not fit a device and there are fewer runs than
+                 devices
+  sharded        if parameters, optimizer state and gradients of one run do not fit a device
 
-Within a layout, as few microbatches as fit while each has MIN_TOKENS on a device; then remat, which
-costs a third more FLOPs; smaller microbatches last, since there moving the weights costs more.
+Within a layout, the first choice is as few microbatches as fit, as long as each has MIN_TOKENS on a
+device; the second is remat, which costs a third more FLOPs; the last is smaller microbatches, where
+moving the weights costs more than remat.
 
-Bytes come from traced programs (stability/devices/shapes.py); importing this module imports no jax.
+Byte counts come from traced programs (stability/devices/shapes.py). Importing this module does not
+import jax.
 """
 
 import dataclasses
@@ -24,10 +28,10 @@ from stability.errors import BadInput
 
 AnyConfig = Mapping[str, Any]  # resolved or static: nested mappings
 
-MOST_MEMBERS = 32  # on a device: small models stop gaining well before
+MOST_MEMBERS = 32  # runs per device; small models stop gaining well below this
 USABLE = 0.9  # of a device's memory; the rest is for the text, workspaces and fragmentation
-# Adding up a gradient moves 12 bytes per weight, remat costs 2 FLOPs per weight and token: on an
-# H100 (3.3 TB/s, half of 990 TFLOP/s) they are equal near 900 tokens per microbatch.
+# Accumulating a gradient moves 12 bytes per weight; remat costs 2 FLOPs per weight and token. On an
+# H100 (3.3 TB/s, half of 990 TFLOP/s) both take equally long near 900 tokens per microbatch.
 MIN_TOKENS = 1_024
 
 
@@ -36,8 +40,8 @@ class Placement:
   """How the runs of one static config are trained."""
 
   layout: str  # single | population | data_parallel | sharded
-  members: int  # runs on a device; 1 except in a population
-  microbatches: int  # equal parts of a device's batch, one after another; gradients are added up
+  members: int  # runs per device; 1 except in a population
+  microbatches: int  # equal parts of a device's batch, for gradient accumulation
   remat: str  # none | block
 
 
@@ -52,7 +56,7 @@ class Memory:
 
   @property
   def total(self) -> float:
-    """All of them."""
+    """The sum of all four."""
     return self.params + self.optimizer + self.gradients + self.activations
 
 
@@ -61,7 +65,7 @@ class DoesNotFit(BadInput):
 
   def __init__(self, message: str, smallest: Placement):
     super().__init__(message)
-    self.smallest = smallest  # the placement that needs least
+    self.smallest = smallest  # the placement that needs the least memory
 
 
 def choose(
@@ -72,17 +76,19 @@ def choose(
     runs: int,
     vocabulary_size: int,
 ) -> Placement:
-  """The placement of the runs of one static config; whatever the config states of it is kept.
+  """Chooses the placement of the runs of one static config; keeps whatever the config states.
 
   Args:
-    config: resolved or static.
+    config: a resolved or static config.
     devices: number of devices of the worker.
-    memory_bytes: of each device; None: unknown, and everything is taken to fit.
+    memory_bytes: memory of each device; None: unknown, in which case everything is assumed to fit.
     platform: of the devices: cpu, gpu or tpu.
-    runs: that share the static config.
-    vocabulary_size: of the tokens.
+    runs: number of runs that share the static config.
+    vocabulary_size: number of different tokens.
 
-  Raises DoesNotFit where nothing fits, BadInput where what the config states is impossible.
+  Raises:
+    DoesNotFit: no placement fits.
+    BadInput: the placement that the config states is impossible.
   """
 
   def fits(placement: Placement) -> bool:
@@ -110,12 +116,12 @@ def choose(
   if not candidates:
     raise BadInput(
         f'config.parallel.microbatches={config["parallel"]["microbatches"]}: must divide'
-        f' config.data.batch_size={config["data"]["batch_size"]}, and the part of each of'
-        f' {devices} devices where they share a batch'
+        f' config.data.batch_size={config["data"]["batch_size"]}, or the part of it on each of'
+        f' {devices} devices in a layout that splits batches'
     )
   stated = config['parallel']['layout'], config['parallel']['remat']
   if len(candidates) == 1 and 'auto' not in stated:
-    return candidates[0]  # the config states all of it, and arithmetic may be wrong
+    return candidates[0]  # the config states everything, and the estimate may be wrong
 
   def needed(placement: Placement) -> float:
     return memory(config, placement, devices, vocabulary_size).total
@@ -124,7 +130,7 @@ def choose(
   raise DoesNotFit(
       f'config.model.width={config["model"]["width"]}, depth={config["model"]["depth"]}:'
       f' a run does not fit: it needs {needed(smallest) / 1e9:.1f} GB on each device'
-      f' ({describe(smallest)}), there are {devices} x {memory_bytes / 1e9:.1f}'
+      f' ({describe(smallest)}), but there are {devices} x {memory_bytes / 1e9:.1f}'
       f' GB, of which {USABLE:.0%} are usable',
       smallest,
   )
@@ -139,7 +145,7 @@ def describe(placement: Placement) -> str:
 
 
 def _layouts(config: AnyConfig, devices: int, platform: str) -> tuple[str, ...]:
-  """The layouts that may be chosen, in the order in which they are tried."""
+  """The layouts to try, in order; raises BadInput if the config states an impossible one."""
   stated, members = config['parallel']['layout'], config['parallel']['members']
   batch_size = f'config.data.batch_size={config["data"]["batch_size"]}'
   divides = config['data']['batch_size'] % devices == 0
@@ -159,7 +165,7 @@ def _layouts(config: AnyConfig, devices: int, platform: str) -> tuple[str, ...]:
 
 
 def _candidates(config: AnyConfig, layout: str, devices: int) -> Iterator[Placement]:
-  """The placements of a layout, from the fastest to the smallest; one member unless stated."""
+  """The placements of a layout from fastest to smallest, with one member unless stated."""
   stated = config['parallel']
   members = stated['members'] or 1
   sequences = _sequences(config, layout, devices)
@@ -175,15 +181,15 @@ def _candidates(config: AnyConfig, layout: str, devices: int) -> Iterator[Placem
 
 
 def _sequences(config: AnyConfig, layout: str, devices: int) -> int:
-  """Sequences of a run's batch on one device."""
+  """Number of sequences of a run's batch on each device."""
   return config['data']['batch_size'] // (devices if layout in ('data_parallel', 'sharded') else 1)
 
 
 def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_size: int) -> Memory:
   """The peak memory of a step on each device, without the text.
 
-  The peak is reached in the gradient or in the optimizer. XLA was seen to reserve one more number
-  per parameter throughout: for the update, or for a copy of what it is computed from.
+  The peak is reached while computing the gradient or the optimizer's update. XLA was observed to
+  reserve one more number per parameter throughout, for the update or for a copy of its inputs.
   """
   shards = devices if placement.layout == 'sharded' else 1
   rows = _sequences(config, placement.layout, devices) // placement.microbatches

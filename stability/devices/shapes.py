@@ -1,11 +1,11 @@
 """Parameters, FLOPs and memory of a run, from the shapes of traced programs.
 
 Nothing is computed or compiled: stability/devices/traces.py traces the functions of
-stability/step/train_step.py, in which every variant takes part. All blocks of a model are alike, so
-that models of two depths are traced and amounts are linear in the depth.
+stability/step/train_step.py, which contain every variant. All blocks of a model are alike, so every
+amount is linear in the depth and follows from traces at two depths.
 
-This module imports jax when it first traces. A process that must not use an accelerator calls
-`trace_on_cpu` before.
+This module imports jax only when it first traces. A process that must not use an accelerator calls
+`trace_on_cpu` first.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from stability import variants
 from stability.config import FIELDS
 
 AnyConfig = Mapping[str, Any]  # resolved or static: nested mappings
-# The fields of a static config without the depth; under '', the revision of the variants' tables.
+# The fields of a static config without the depth, and as '' the revision of the variants' tables.
 Fields = tuple[tuple[str, Any], ...]
 
-# Sections that do not shape the update of a run, and those that do not shape its gradient.
+# Sections on which the update of a run does not depend, and those on which its gradient does not.
 _NOT_UPDATE = {'schedule', 'parallel', 'log', 'probe', 'checkpoint', 'control'}
 _NOT_GRADIENT = _NOT_UPDATE | {'optimizer', 'evaluation'}
 
 
 def trace_on_cpu() -> None:
-  """Keeps this process, but not those it starts, from using an accelerator."""
+  """Keeps this process, but not its child processes, from using an accelerator."""
   import jax
 
   jax.config.update('jax_platforms', 'cpu')
@@ -40,7 +40,7 @@ def architecture(config: AnyConfig) -> Fields:
 def parameters(config: AnyConfig) -> int:
   """Number of weights in the matrices of the blocks.
 
-  Norm scales, biases, the gate of attention, embedding and head do not count.
+  Norm scales, biases, the gate of attention, the embedding and the head are not counted.
   """
   from stability.devices import traces
 
@@ -48,28 +48,28 @@ def parameters(config: AnyConfig) -> int:
 
 
 def step_flops(config: AnyConfig, vocabulary_size: int) -> float:
-  """FLOPs of the matrix products in one step: the gradient of a batch, and the optimizer's."""
+  """FLOPs of the matrix products in one step, those of the gradient and of the optimizer."""
   from stability.devices import traces
 
   depth, rows = config['model']['depth'], config['data']['batch_size']
   key = architecture(config), vocabulary_size
-  none, one = (traces.gradient(*key, depth=d, remat=False).flops.at(rows) for d in (0, 1))
+  at_0, at_1 = (traces.gradient(*key, depth=d, remat=False).flops.at(rows) for d in (0, 1))
   update = _fields(config, _NOT_UPDATE), *key
   optimizer = traces.update(*update, depth=1).flops and _update(config, vocabulary_size).flops
-  return none + depth * (one - none) + optimizer
+  return at_0 + depth * (at_1 - at_0) + optimizer
 
 
 @dataclasses.dataclass(frozen=True)
 class StateBytes:
-  """Bytes of a run's state, and of what its update stores."""
+  """Bytes of a run's state and of its update."""
 
   params: float
-  optimizer: float  # and all else that is in the state
-  update: float  # the updates, and what the optimizer stores to compute them
+  optimizer: float  # and everything else in the state
+  update: float  # the updates and the intermediates that the optimizer stores
 
 
 def state_bytes(config: AnyConfig, vocabulary_size: int) -> StateBytes:
-  """The state of a run and its update."""
+  """Bytes of the state of a run and of its update, on one device."""
   found = _update(config, vocabulary_size)
   return StateBytes(params=found.params, optimizer=found.optimizer, update=found.stored)
 
@@ -79,22 +79,22 @@ def _update(config: AnyConfig, vocabulary_size: int) -> Any:
   from stability.devices import traces
 
   key = _fields(config, _NOT_UPDATE), architecture(config), vocabulary_size
-  # Depth 0 is left out: an optimizer may fail if it finds no matrices.
+  # Depth 0 is avoided, since an optimizer may fail if there are no matrices.
   one, two = (traces.update(*key, depth=depth) for depth in (1, 2))
-  more = config['model']['depth'] - 1
-  return traces.Update(*(a + more * (b - a) for a, b in zip(one, two)))
+  others = config['model']['depth'] - 1
+  return traces.Update(*(a + others * (b - a) for a, b in zip(one, two)))
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientBytes:
-  """Peak memory of a gradient beside the state, in bytes."""
+  """Memory at the peak of a gradient's computation, besides the state, in bytes."""
 
   gradients: float
   activations: float
 
   @property
   def total(self) -> float:
-    """Both."""
+    """The sum of both."""
     return self.gradients + self.activations
 
 
@@ -103,15 +103,15 @@ def gradient_bytes(
 ) -> GradientBytes:
   """The peak memory of the gradient of some rows on a device.
 
-  In the forward pass each block stores what its backward pass reads; in the backward pass the
-  gradients of its parameters replace that.
+  In the forward pass, each block stores what its backward pass reads; in the backward pass, this is
+  replaced by the gradients of its parameters.
 
   Args:
-    config: resolved or static.
-    vocabulary_size: of the tokens.
-    rows: sequences of a microbatch on the device.
-    shards: devices over which the parameters are split.
-    remat: whether the backward pass computes blocks again.
+    config: a resolved or static config.
+    vocabulary_size: number of different tokens.
+    rows: number of sequences of a microbatch on the device.
+    shards: number of devices over which the parameters are split.
+    remat: whether the backward pass recomputes the blocks.
   """
   from stability.devices import traces
 
@@ -120,24 +120,24 @@ def gradient_bytes(
   one = none if depth == 0 else traces.gradient(*key, depth=1, remat=remat)
   others = max(depth - 1, 0)  # blocks that are not in the trace
   kept = others * (one.kept.at(rows) - none.kept.at(rows))
-  made = others * one.block / shards
+  other_gradients = others * one.block / shards
   found = []
   for moment in one.moments:
     gradients, activations = moment.gradients / shards, moment.rest.at(rows)
     found.append(GradientBytes(gradients, activations + kept))
     if moment.is_backward:  # the traced block may be the last one, as above, or the first one
-      found.append(GradientBytes(gradients + made, activations))
+      found.append(GradientBytes(gradients + other_gradients, activations))
   peak = max(found, key=lambda stored: stored.total)
   gathered = 0.0
   if shards > 1 and config['model']['dtype'] == 'float32':
-    # Weights gathered from the other devices are stored once more. With another type, the trace has
-    # what they are cast to.
+    # Weights that are gathered from the other devices are stored in addition. With another dtype,
+    # the trace already contains the cast copies.
     gathered = none.params + (min(depth, 1) if remat else depth) * one.block
   return dataclasses.replace(peak, activations=peak.activations + gathered)
 
 
 def _fields(config: AnyConfig, without: set[str]) -> Fields:
-  """The static fields; those that do not matter have their defaults."""
+  """The static fields as a key for traces; those that do not matter are set to their defaults."""
   nested = config.to_dict() if hasattr(config, 'to_dict') else config
   found: list[tuple[str, Any]] = [('', variants.revision())]
   for field, value in config_lib.static_fields(nested):

@@ -1,4 +1,4 @@
-"""SingleDeviceLayout: one run on one device, a Python loop over steps."""
+"""SingleDeviceLayout: one run on one device, with a Python loop over steps."""
 
 from collections.abc import Mapping
 
@@ -36,8 +36,8 @@ class SingleDeviceLayout:
     Args:
       programs: the functions of one run.
       data: 'text' [tokens] to train on and 'validation' [batches, B, T + 1].
-      hparams: those of any of the runs, for their types.
-      host_drawn: leave the text on the host, which draws each batch from it.
+      hparams: those of any of the runs; only their types matter.
+      host_drawn: keep the text on the host, which draws each batch from it.
     """
     self._batcher = host_batcher(data, self.width) if host_drawn else None
     self._text = None if host_drawn else jax.device_put({'text': np.asarray(data['text'])})

@@ -18,54 +18,56 @@ from stability.optim import optimizers
 from stability.step import train_step
 
 Fields = tuple[tuple[str, Any], ...]  # see stability/devices/shapes.py
-Tree = Any  # of shapes
+Tree = Any  # of arrays' shapes
 
 _TYPES = {'integer': np.int32, 'number': np.float32}  # of hyperparameters, by kind of option
-_ANY_VOCABULARY = 256  # where the size of the vocabulary does not matter
+_ANY_VOCABULARY = 256  # a vocabulary size, where it does not matter
 
 
 class Update(NamedTuple):
-  """The update of a run, given its gradient."""
+  """Memory and FLOPs of an update of a run, given its gradient."""
 
   params: float  # bytes
-  optimizer: float  # bytes of all else in the state
-  stored: float  # bytes of the updates, and of what is stored to compute them
+  optimizer: float  # bytes of the rest of the state
+  stored: float  # bytes of the updates and of the intermediates that are stored to compute them
   flops: float
 
 
 class Moment(NamedTuple):
-  """Bytes that are stored at one moment of a gradient."""
+  """The bytes that are stored at one moment of a gradient's computation."""
 
   is_backward: bool  # whether a gradient of a block's parameters is stored
   gradients: float
-  rest: Amount
+  rest: Amount  # activations and intermediates
 
 
 class Gradient(NamedTuple):
-  """The gradient of a microbatch in a quiet step."""
+  """Memory and FLOPs of the gradient of a microbatch in a quiet step."""
 
   flops: Amount
   moments: tuple[Moment, ...]
-  kept: Amount  # bytes that are stored when the loss is: what the backward pass reads
+  kept: Amount  # bytes stored at the moment the loss is known, which the backward pass reads
   params: int  # bytes
   block: int  # bytes of the blocks' parameters
 
 
 @functools.cache
 def block_parameters(fields: Fields) -> int:
-  """Number of weights in the matrices of a block, which does not depend on the sequence length."""
+  """Number of weights in the matrices of a block."""
+  # It does not depend on the sequence length, and a short one is traced sooner.
   short = tuple((name, 2 if name == 'data.sequence_length' else value) for name, value in fields)
   params, _ = _model(short, _ANY_VOCABULARY, depth=1)
-  return sum(math.prod(leaf.shape) for names, leaf in _leaves(params) if _counts(names, leaf))
+  return sum(math.prod(leaf.shape) for names, leaf in _leaves(params) if _is_counted(names, leaf))
 
 
-def _counts(names: tuple[str, ...], leaf: Any) -> bool:
+def _is_counted(names: tuple[str, ...], leaf: Any) -> bool:
+  """Whether a parameter is a matrix of a block; the gate of attention is not counted."""
   return _is_of_block(names) and leaf.ndim >= 2 and names[-2:] != ('attention', 'gate')
 
 
 @functools.cache
 def gradient(fields: Fields, vocabulary_size: int, *, depth: int, remat: bool) -> Gradient:
-  """The trace of train_step.gradient."""
+  """Traces train_step.gradient at a depth."""
   static = _static(fields, depth)
   model = train_step.make_model(static, vocabulary_size, remat=remat)
   params, carried = _model(fields, vocabulary_size, depth=depth)
@@ -97,7 +99,14 @@ def gradient(fields: Fields, vocabulary_size: int, *, depth: int, remat: bool) -
 
 @functools.cache
 def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -> Update:
-  """The trace of the optimizer's update; `model` are the fields that shape the model."""
+  """Traces the optimizer's update at a depth.
+
+  Args:
+    fields: those that shape the update.
+    model: those that shape the model.
+    vocabulary_size: number of different tokens.
+    depth: number of blocks.
+  """
   static, hparams = _static(fields, depth), _hparams()
   params, carried = (
       _at_depth(tree, depth) for tree in _model(model, vocabulary_size, depth=1)
@@ -125,7 +134,7 @@ def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -
 
 @functools.cache
 def _model(fields: Fields, vocabulary_size: int, *, depth: int) -> tuple[Tree, Tree]:
-  """Parameters and carried state."""
+  """The shapes of the parameters and of the carried state."""
   static = _static(fields, depth)
   model = train_step.make_model(static, vocabulary_size)
   return jax.eval_shape(functools.partial(train_step.init_model, model, static), _hparams())
@@ -138,10 +147,10 @@ def _at_depth(tree: Tree, depth: int) -> Tree:
 
 
 def _candidates(moments: Iterable[Moment]) -> tuple[Moment, ...]:
-  """The moments that may be the peak, for some number of rows and of shards."""
+  """The moments that may be the peak for some numbers of rows and shards."""
   found: list[Moment] = []
 
-  def exceeds(a: Moment, b: Moment) -> bool:
+  def dominates(a: Moment, b: Moment) -> bool:
     return (
         a.is_backward >= b.is_backward
         and a.gradients >= b.gradients
@@ -150,8 +159,8 @@ def _candidates(moments: Iterable[Moment]) -> tuple[Moment, ...]:
     )
 
   for moment in moments:
-    if not any(exceeds(other, moment) for other in found):
-      found = [other for other in found if not exceeds(moment, other)] + [moment]
+    if not any(dominates(other, moment) for other in found):
+      found = [other for other in found if not dominates(moment, other)] + [moment]
   return tuple(found)
 
 
@@ -166,7 +175,7 @@ def _hparams() -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _leaves(tree: Tree) -> list[tuple[tuple[str, ...], Any]]:
-  """The leaves of a tree, each with the names that lead to it."""
+  """The leaves of a tree, each with the names on the path to it."""
   return [
       (tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
       for path, leaf in jax.tree.leaves_with_path(tree)

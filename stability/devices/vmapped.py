@@ -1,6 +1,6 @@
-"""VmappedLayout: a population of runs on one or more devices, pmap over devices of vmap over runs.
+"""VmappedLayout: a population of runs, by pmap over devices of vmap over the runs on each device.
 
-Slot s is run s % members of device s // members.
+Slot s is member s % members of device s // members.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from stability.step.train_step import Programs
 
 
 class VmappedLayout:
-  """`members` runs on each device."""
+  """A population with `members` runs on each device."""
 
   def __init__(
       self,
@@ -40,10 +40,10 @@ class VmappedLayout:
     Args:
       programs: the functions of one run.
       data: 'text' [tokens] to train on and 'validation' [batches, B, T + 1].
-      hparams: those of any of the runs, for their types.
-      devices: all of one kind.
-      members: runs on each device.
-      host_drawn: leave the text on the host, which draws the batches of each run from it.
+      hparams: those of any of the runs; only their types matter.
+      devices: the devices to use, all of one kind.
+      members: number of runs on each device.
+      host_drawn: keep the text on the host, which draws the batches of each run from it.
     """
     self.width = len(devices) * members
     self.members = members
@@ -60,23 +60,24 @@ class VmappedLayout:
     state = self.empty()
     count = np.int32(0)
     self._init = jax.jit(programs.init).lower(hparams).compile()
-    self._insert = self._compile(_insert, (0, None, 0), (state, self._run, self._slots(0)), 0)
-    each = 0 if host_drawn else None  # a run has batches of its own, or all runs share the text
+    self._insert = self._compile(_insert, (0, None, 0), (state, self._run, self._mask(0)), 0)
+    data_axis = 0 if host_drawn else None  # each run has its own batches, or all share the text
     batch = self._batch()
     self._steps = {}
     for kind, step in self._packed.items():
-      mapped = jax.vmap(step, (each, 0))
+      mapped = jax.vmap(step, (data_axis, 0))
       if kind == 'quiet':
         repeated = _repeat(mapped)
-        self._steps[kind] = self._compile(repeated, (each, 0, None), (batch, state, count), 1)
+        arguments = batch, state, count
+        self._steps[kind] = self._compile(repeated, (data_axis, 0, None), arguments, 1)
       else:
-        self._steps[kind] = self._compile(mapped, (each, 0), (batch, state), 1)
+        self._steps[kind] = self._compile(mapped, (data_axis, 0), (batch, state), 1)
     evaluate = jax.vmap(programs.evaluate, (None, 0, None))
     arguments = self._validation, state, count
     self._evaluate = self._compile(evaluate, (None, 0, None), arguments)
 
   def _compile(self, function, in_axes, arguments, donate_argnums=()):
-    """The executable of a function mapped over the devices, for arguments like these."""
+    """Compiles a function, mapped over the devices, for arguments of these shapes and types."""
     mapped = jax.pmap(
         function,
         axis_name='devices',
@@ -95,10 +96,10 @@ class VmappedLayout:
   def insert(self, state, slot, run):
     if self._batcher:
       self._batcher.enter(slot, run)
-    return self._insert(state, run, self._slots(slot))
+    return self._insert(state, run, self._mask(slot))
 
-  def _slots(self, slot: int) -> np.ndarray:
-    """[devices, members]: True for the slot."""
+  def _mask(self, slot: int) -> np.ndarray:
+    """True at the slot, False elsewhere: [devices, members]."""
     return (np.arange(self.width) == slot).reshape(len(self._devices), self.members)
 
   def extract(self, state):
@@ -121,7 +122,7 @@ class VmappedLayout:
     return mean_losses(losses, interrupted)
 
   def memory(self) -> int:
-    """Bytes that the largest of the executables takes on a device, as XLA counts them."""
+    """Bytes on each device that the largest executable needs, according to XLA."""
     analyses = [e.memory_analysis() for e in (*self._steps.values(), self._evaluate)]
     return max(
         stats.argument_size_in_bytes
@@ -140,7 +141,10 @@ class VmappedLayout:
 
 
 def _repeat(step):
-  """A loop over steps on the device; the number of steps is an argument of the executable."""
+  """Repeats a step in a loop on the device, which returns the metrics of the last step.
+
+  The number of steps is an argument of the executable, so all numbers share one.
+  """
 
   def repeated(data, state, steps):
     first = jax.eval_shape(step, data, state)[1]
@@ -150,11 +154,10 @@ def _repeat(step):
   return repeated
 
 
-def _insert(state, run, here_M):
-  """The state with `run` where `here_M` is True."""
+def _insert(state, run, mask_M):
+  """The state of a device with `run` in the slots where `mask_M` is True."""
 
   def choose(all_MxX, one_X):
-    mask = here_M.reshape(-1, *(1,) * one_X.ndim)
-    return jnp.where(mask, one_X, all_MxX)
+    return jnp.where(mask_M.reshape(-1, *(1,) * one_X.ndim), one_X, all_MxX)
 
   return jax.tree.map(choose, state, run)

@@ -1,7 +1,7 @@
 """Causal multi-head attention and the variants that keep its logits from growing.
 
-In the order in which they apply: qk-norm, rotary positions, attention scale, soft cap, mask,
-weights, gate. Section and figure numbers are of arXiv 2309.14322. Shapes in names: B batch, T (= S)
+The steps apply in this order: qk-norm, rotary positions, attention scale, soft cap, mask, weights,
+gate. Section and figure numbers are those of arXiv 2309.14322. Shape suffixes: B batch, T (= S)
 positions, D width, H heads, K head dimension, N = B H.
 """
 
@@ -29,19 +29,20 @@ HParams = Mapping[str, jax.Array]
 class QKNorm(NamedTuple):
   """A normalisation of queries and keys."""
 
-  # (module, x, 'query' or 'key', hparams) -> x, of x [N, T, K] or, over all heads, [B T, D].
+  # (module, x, 'query' or 'key', hparams) -> x, where x is [N, T, K], or [B T, D] over all heads.
   apply: Callable[[nn.Module, jax.Array, str, HParams], jax.Array]
   over_all_heads: bool = False
-  # Initial value of a learned scale that replaces model.attention_scale, from T.
+  # Number of positions -> initial value of a learned scale, which replaces model.attention_scale.
   learned_scale: Callable[[int], float] | None = None
 
 
 class Attention(nn.Module):
-  """Attention of the normalised stream [B, T, D]; logits and weights in float32."""
+  """Attention over the normalised residual stream [B, T, D]; logits and weights are float32."""
 
   c: ml_collections.FrozenConfigDict  # config.model
-  fused: bool = False  # on a GPU: by its kernel, where that serves, which keeps no [T, S] matrix
-  needs: tuple[str, ...] = ()  # measurements that a quiet step takes as well
+  # Use the fused kernel of a GPU, which stores no [T, S] matrix, for the configs that it suits.
+  fused: bool = False
+  needs: tuple[str, ...] = ()  # measurements to take in quiet steps as well
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
@@ -49,7 +50,7 @@ class Attention(nn.Module):
     B, T, D = x_BxTxD.shape
     K = c.head_dim
     H = D // K
-    # Drawn in this order: the gate's comes last, so that the others start the same without it.
+    # The gate is drawn last, so that the other kernels start the same with and without it.
     kernels = [kernel(self, name, (D, D)) for name in ('query', 'key', 'value')]
     output_DxD = kernel(self, 'output', (D, D))
     gate = GATES[c.attention_gate].make(self)
@@ -61,7 +62,7 @@ class Attention(nn.Module):
       q, k, v = jnp.split(qkv, 3, axis=1)
       q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
       qkv = jnp.concatenate([q, k, v], axis=1)
-    # Heads join the batch: [B T, 3 D] -> three of [N, T, K].
+    # Fold heads into the batch: [B T, 3 D] -> three of [N, T, K].
     q, k, v = qkv.reshape(B, T, 3, H, K).transpose(2, 0, 3, 1, 4).reshape(3, B * H, T, K)
     if not qk_norm.over_all_heads:
       q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
@@ -96,13 +97,13 @@ class Attention(nn.Module):
       heads: int,
       hparams: HParams,
   ) -> jax.Array:
-    """What a position takes of each position up to itself."""
+    """Attention weights [N, T, S], from logits before the soft cap."""
     if self.c.attention_soft_cap:
       logits_NxTxS = soft_cap(logits_NxTxS, hparams['model.attention_soft_cap'])
     return WEIGHTS[self.c.attention].make(self, logits_NxTxS, causal_TxS, heads, hparams)
 
   def _measure_in_blocks(self, q_NxTxK, k_NxSxK, heads: int, hparams: HParams) -> None:
-    """Measures fused attention, of which no [T, S] matrix exists, a block of queries at a time."""
+    """Measures fused attention, which stores no [T, S] matrix, one block of queries at a time."""
 
     def weights(logits_NxRxS, causal_RxS):
       return self._weights(logits_NxRxS, causal_RxS, heads, hparams)
@@ -123,14 +124,14 @@ class Attention(nn.Module):
 
 
 def fused_attention(q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array) -> jax.Array:
-  """Softmax attention to positions up to one's own, [N, T, K]; queries are scaled already."""
-  q, k, v = (x[:, :, None] for x in (q_NxTxK, k_NxSxK, v_NxSxK))  # [N, T, 1, K]: a head each
+  """Causal softmax attention by cuDNN, [N, T, K]; the queries must be scaled already."""
+  q, k, v = (x[:, :, None] for x in (q_NxTxK, k_NxSxK, v_NxSxK))  # [N, T, 1, K]: one head
   out = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation=FUSED)
   return out[:, :, 0]
 
 
 def _kernel_serves(c: ml_collections.FrozenConfigDict) -> bool:
-  """Whether cuDNN's flash attention is made for it; elsewhere our own is as good."""
+  """Whether cuDNN's flash attention suits the config; for others, our own is as good."""
   fits = c.dtype == 'bfloat16' and c.head_dim % 8 == 0 and c.head_dim <= 128
   return fits and c.attention == 'softmax' and not c.attention_soft_cap
 
@@ -143,7 +144,7 @@ def _logits(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
 
 
 def _learned_norm(kind: str) -> Callable[[nn.Module, jax.Array, str, HParams], jax.Array]:
-  """LayerNorm or RMSNorm with a learned scale, in each head one that all heads share (E.8)."""
+  """LayerNorm or RMSNorm with a learned scale; if applied per head, all heads share it (E.8)."""
 
   def apply(module, x, name, hparams):
     del hparams
@@ -153,19 +154,20 @@ def _learned_norm(kind: str) -> Callable[[nn.Module, jax.Array, str, HParams], j
 
 
 def _l2(module, x, name, hparams):
+  """Scales to an L2 norm of 1."""
   del name, hparams
   return (unit_rms(x) * module.c.head_dim**-0.5).astype(x.dtype)
 
 
 def _fixed(module, x, name, hparams):
-  """To a mean square of kappa."""
+  """Scales to a mean square of kappa (model.logit_scale)."""
   del module, name
   return (unit_rms(x) * jnp.sqrt(hparams['model.logit_scale'])).astype(x.dtype)
 
 
 def _l2_scale(positions: int) -> float:
-  """log2(T^2 - T): logits start within +- it."""
-  return np.log2(max(positions * positions - positions, 2))  # one position has no choice
+  """log2(T^2 - T), which bounds the initial logits in absolute value."""
+  return np.log2(max(positions * positions - positions, 2))  # T = 1 would give log2(0)
 
 
 QK_NORMS = Choices(
@@ -182,7 +184,7 @@ QK_NORMS = Choices(
     },
 )
 
-# Head dimension -> what attention logits are multiplied with.
+# Head dimension -> the factor of attention logits.
 SCALES = Choices(
     'model.attention_scale',
     {
@@ -201,7 +203,7 @@ def _softmax(module, logits_NxTxS, causal_TxS, heads, hparams):
 
 
 def _squared_relu(module, logits_NxTxS, causal_TxS, heads, hparams):
-  """relu^2 / sqrt(T), without normalisation."""
+  """relu(logit)^2 / sqrt(T), without normalisation."""
   del module, heads, hparams
   scale = causal_TxS.shape[0] ** -0.5
   return jnp.where(causal_TxS, jnp.square(nn.relu(logits_NxTxS)), 0) * scale
@@ -217,7 +219,7 @@ WEIGHTS = Choices(
 )
 
 
-# Gates of what the heads put out.
+# Gates on the output of the heads.
 
 
 def _no_gate(module):
@@ -226,13 +228,13 @@ def _no_gate(module):
 
 
 def _sigmoid_gate(module):
-  """Each element of the output times a sigmoid of what attention reads."""
+  """Multiplies each element of the output by a sigmoid of a projection of attention's input."""
   D = module.c.width
   gate_DxD = module.param('gate', fan_in_init, (D, D))
   return lambda x, out: out * nn.sigmoid(dot(x, gate_DxD.astype(module.c.dtype)))
 
 
-# module -> a function of x [B T, D], which attention reads, and of the heads' outputs [B T, D].
+# module -> a function of attention's input x [B T, D] and of the heads' outputs [B T, D].
 GATES = Choices(
     'model.attention_gate',
     {
@@ -250,7 +252,7 @@ def soft_cap(x: jax.Array, cap: jax.Array) -> jax.Array:
 def rope(x_NxTxK: jax.Array) -> jax.Array:
   """Rotates the pairs (i, i + K/2) by position / base^(2i/K) (RoFormer, arXiv 2104.09864).
 
-  In float32 whatever the type of x: bfloat16 would keep two digits of the angle.
+  Computes in float32 whatever the type of x: bfloat16 would keep only two digits of the angle.
   """
   _, T, K = x_NxTxK.shape
   frequency = ROPE_BASE ** (-np.arange(K // 2) / (K // 2))

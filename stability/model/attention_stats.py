@@ -1,7 +1,7 @@
-"""What is measured of attention: logits, entropy, alignment; whole, or in blocks of queries.
+"""Attention statistics: logits, entropy and alignment, over all queries or in blocks of queries.
 
-Shapes in names: N batch times heads, T (= S) positions, R positions of a block, K head dimension,
-H heads.
+Shape suffixes: N batch times heads, T (= S) positions, G blocks, R positions of a block, K head
+dimension, H heads.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,13 @@ import numpy as np
 
 from stability.model.measure import Measured
 
-LONG, BLOCK = 1024, 256  # from LONG positions on, fused attention is measured in blocks of queries
+# From LONG positions on, fused attention is measured in blocks of at most BLOCK queries.
+LONG, BLOCK = 1024, 256
 MAX_BY_HEAD = 'attention_logit_max_by_head'
 
 Mask = jax.Array | np.ndarray
-Logits = Callable[[jax.Array, jax.Array], jax.Array]  # of queries and keys
-Weights = Callable[[jax.Array, Mask], jax.Array]  # of logits and the mask
+Logits = Callable[[jax.Array, jax.Array], jax.Array]  # (queries, keys) -> logits
+Weights = Callable[[jax.Array, Mask], jax.Array]  # (logits, mask) -> weights
 
 
 def stats(
@@ -28,17 +29,18 @@ def stats(
     causal_TxS: Mask,
     heads: int,
 ) -> dict[str, Measured]:
-  """The probes of attention.
+  """The attention probes, by name.
 
-  Logits are as the paper reads them: of every unmasked pair, after the scale, before soft cap.
-  Entropy, by head, is that of the weights as shares of their sum; 0 where all are 0, as squared
-  ReLU's may be. The cosine tells growth by alignment from growth by norms (figure E.1): it is that
-  of a query and the key of its largest logit, after RoPE; mean over all queries.
+  Logit statistics cover all unmasked pairs, after the scale and before the soft cap, as in the
+  paper. The entropy of a head, in nats, is that of its weights divided by their sum; it is 0 where
+  all weights are 0, as those of squared ReLU may be. query_key_cosine is the cosine of the angle
+  between a query and the key of its largest logit, after RoPE, averaged over all queries; it
+  distinguishes growth by alignment from growth by norms (figure E.1).
   """
   masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
-  pairs = float(logits_NxTxS.shape[0]) * causal_TxS.sum()  # may be past what an int32 holds
+  pairs = float(logits_NxTxS.shape[0]) * causal_TxS.sum()  # a float, since an int32 may overflow
   mean = jnp.where(causal_TxS, logits_NxTxS, 0).sum() / pairs
-  entropy_NxT = jax.scipy.special.entr(_shares(att_NxTxS)).sum(-1)
+  entropy_NxT = jax.scipy.special.entr(_normalised(att_NxTxS)).sum(-1)
   entropy_H = entropy_NxT.reshape(-1, heads, entropy_NxT.shape[-1]).mean((0, 2))
 
   best_NxTx1 = masked_NxTxS.argmax(-1, keepdims=True)
@@ -54,8 +56,8 @@ def stats(
   }
 
 
-def _shares(att_NxTxS: jax.Array) -> jax.Array:
-  """The weights over their sum, 0 where that is 0."""
+def _normalised(att_NxTxS: jax.Array) -> jax.Array:
+  """The weights divided by their sum; 0 where the sum is 0."""
   sum_NxTx1 = att_NxTxS.sum(-1, keepdims=True)
   return att_NxTxS / jnp.where(sum_NxTx1 > 0, sum_NxTx1, 1)
 
@@ -63,7 +65,7 @@ def _shares(att_NxTxS: jax.Array) -> jax.Array:
 def stats_in_blocks(
     q_NxTxK: jax.Array, k_NxSxK: jax.Array, logits: Logits, weights: Weights, heads: int
 ) -> dict[str, Measured]:
-  """The same without a whole [T, S] matrix where T is large: one block of queries at a time."""
+  """The same as `stats`, one block of queries at a time, so that no [T, S] matrix is stored."""
 
   def block(q_NxRxK, causal_RxS):
     logits_NxRxS = logits(q_NxRxK, k_NxSxK)
@@ -73,16 +75,16 @@ def stats_in_blocks(
   found_G, pairs_G = _over_blocks(block, q_NxTxK)
 
   def join(name: str, measured: Measured) -> Measured:
-    if name == 'attention_logit_mean':  # a block counts by its pairs
+    if name == 'attention_logit_mean':  # weight each block by its number of pairs
       return measured.replace(value=measured.value @ (pairs_G / pairs_G.sum()))
-    over = jnp.max if measured.join == 'max' else jnp.mean
-    return measured.replace(value=over(measured.value, axis=0))
+    reduce = jnp.max if measured.join == 'max' else jnp.mean
+    return measured.replace(value=reduce(measured.value, axis=0))
 
   return {name: join(name, measured) for name, measured in found_G.items()}
 
 
 def max_by_head(logits_NxTxS: jax.Array, causal_TxS: Mask, heads: int) -> jax.Array:
-  """The highest unmasked logit of each head, [H], without a gradient."""
+  """The largest unmasked logit of each head over the batch, [H], without a gradient."""
   logits_NxTxS = jax.lax.stop_gradient(logits_NxTxS)
   masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, -jnp.inf)
   return masked_NxTxS.max((1, 2)).reshape(-1, heads).max(0)
@@ -91,7 +93,7 @@ def max_by_head(logits_NxTxS: jax.Array, causal_TxS: Mask, heads: int) -> jax.Ar
 def max_by_head_in_blocks(
     q_NxTxK: jax.Array, k_NxSxK: jax.Array, logits: Logits, heads: int
 ) -> jax.Array:
-  """The same, one block of queries at a time."""
+  """The same as `max_by_head`, one block of queries at a time."""
 
   def block(q_NxRxK, causal_RxS):
     return max_by_head(logits(q_NxRxK, k_NxSxK), causal_RxS, heads)
@@ -101,19 +103,22 @@ def max_by_head_in_blocks(
 
 
 def _over_blocks(block: Callable, q_NxTxK: jax.Array) -> tuple[object, np.ndarray]:
-  """A function of queries and mask over blocks of queries, [G, ...], and the pairs of each."""
+  """Maps a function of queries and mask over blocks of queries.
+
+  Returns its results, [G, ...], and the number of unmasked pairs in each block, [G].
+  """
   N, T, K = q_NxTxK.shape
   rows = T if T < LONG else max(n for n in range(1, BLOCK + 1) if T % n == 0)
   positions_GxR = np.arange(T).reshape(-1, rows)
 
-  def of(position_R_and_q_NxRxK):
+  def apply(position_R_and_q_NxRxK):
     position_R, q_NxRxK = position_R_and_q_NxRxK
     return block(q_NxRxK, position_R[:, None] >= np.arange(T))
 
   q_GxNxRxK = q_NxTxK.reshape(N, -1, rows, K).swapaxes(0, 1)
-  return jax.lax.map(of, (positions_GxR, q_GxNxRxK)), (positions_GxR + 1).sum(1)
+  return jax.lax.map(apply, (positions_GxR, q_GxNxRxK)), (positions_GxR + 1).sum(1)
 
 
 def norms(x_NxTxK: jax.Array) -> jax.Array:
-  """Norms over the last axis, in float32."""
+  """L2 norms over the last axis, [N, T], in float32."""
   return jnp.linalg.norm(x_NxTxK.astype(jnp.float32), axis=-1)

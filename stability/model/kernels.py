@@ -1,4 +1,4 @@
-"""The kernels of a block's linear layers: their initialisation, products and reparametrisations."""
+"""Kernels of a block's linear layers: initialisation, products and reparametrisations."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from stability.variants import Choices, Variant
 
-# The collection of what a module carries from step to step beside its parameters. It is mutable in
-# training steps and read as it stands in evaluation; the run's state and checkpoints hold it.
+# The Flax collection of the variables that modules carry from step to step, besides parameters.
+# Training steps update them, evaluation only reads them. They are part of a run's state and of its
+# checkpoints.
 CARRIED = 'carried'
 
 fan_in_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
@@ -21,10 +22,11 @@ def _plain(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
 
 
 class SigmaReparam(nn.Module):
-  """gain / sigma * W, sigma the spectral norm of W by one step of power iteration a forward pass.
+  """The kernel gain / sigma * W, where sigma estimates the spectral norm of W.
 
-  The gain is learned and starts at 1. The left vector u is carried from step to step; it starts as
-  W's own. Gradients pass through W in sigma, not through the vectors.
+  Each forward pass makes one step of power iteration. The gain is learned and starts at 1. The left
+  vector u is carried from step to step and starts as the left singular vector of W. Gradients pass
+  through the W in sigma, but not through the singular vectors.
   """
 
   @nn.compact
@@ -45,12 +47,12 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _sigma_reparam(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
-  """In a module of its own, so that the parameters drawn after it stay the same."""
+  """Applies SigmaReparam, a submodule so that parameters drawn after it keep their values."""
   del module
   return SigmaReparam(name=f'{name}_reparam')(kernel)
 
 
-# (module, name, the parameter) -> the kernel that the layer multiplies with.
+# (module, name, parameter) -> the kernel that the layer multiplies by.
 KERNELS = Choices(
     'model.kernel',
     {
@@ -61,10 +63,16 @@ KERNELS = Choices(
 
 
 def kernel(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.Array:
-  """A kernel of a linear layer, [fan in, fan out]: its parameter under `name`, as model.kernel."""
+  """The kernel of a linear layer, [fan in, fan out], in the form that model.kernel selects.
+
+  Its parameter is stored in the module under `name`.
+  """
   return KERNELS[module.c.kernel].make(module, name, module.param(name, fan_in_init, shape))
 
 
 def dot(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
-  """Product of two-dimensional arrays, for which XLA's CPU kernels are fastest."""
+  """The product x @ kernel of two-dimensional arrays, for which XLA's CPU kernels are fastest.
+
+  The result has type `dtype`; None: that of the arguments.
+  """
   return jnp.dot(x, kernel, preferred_element_type=dtype)

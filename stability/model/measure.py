@@ -1,12 +1,13 @@
-"""Measurements that a model takes of itself, and how those of parts of a batch are joined.
+"""Measurements that modules take in a forward pass, and how to join those of parts of a batch.
 
-A module sows them in one of three collections:
+A module sows a measurement into one of three Flax collections:
 
-  PROBES       of a probed step, under their own names
-  ACTIVATIONS  of a probed step, the RMS of an activation, under activation_rms/
-  QUIET        of every training step: what an update after the optimizer's needs (Term.needs)
+  PROBES       measured in probed steps and logged under its own name
+  ACTIVATIONS  the RMS of an activation, measured in probed steps and logged under activation_rms/
+  QUIET        measured in every training step, since a transformation after the update needs it
+               (Term.needs)
 
-In a step whose apply does not make a collection mutable, sowing costs nothing.
+Sowing costs nothing in a step whose `apply` does not make the collection mutable.
 """
 
 from typing import Any
@@ -23,10 +24,10 @@ QUIET = 'quiet'
 
 @flax.struct.dataclass
 class Measured:
-  """A number of a batch, or one for each head of a layer, [H]."""
+  """A measurement of a batch: a number, or one number per head of a layer, [H]."""
 
   value: jax.Array
-  # How it follows from those of equal parts of the batch: by mean, max or rms (quadratic mean).
+  # How to join the values of equal parts of the batch: mean, max or rms (quadratic mean).
   join: str = flax.struct.field(pytree_node=False, default='mean')
   by_head: bool = flax.struct.field(pytree_node=False, default=False)
   logged: bool = flax.struct.field(pytree_node=False, default=True)
@@ -43,5 +44,5 @@ def sow_activation(module: nn.Module, name: str, x: jax.Array) -> None:
 
 
 def rms(x: jax.Array) -> jax.Array:
-  """Root of the mean square over all elements, in float32."""
+  """Root mean square over all elements, in float32."""
   return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))

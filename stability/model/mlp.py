@@ -1,4 +1,4 @@
-"""The MLP of a block and its variants. Shapes in names: B batch, T positions, D width, F hidden."""
+"""The MLP of a block and its variants. Shape suffixes: B batch, T positions, D width, F hidden."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from stability.variants import Choices, Variant
 
 
 class GeluMLP(nn.Module):
-  """Linear to 4 D, GELU (its tanh form), linear back."""
+  """A linear layer to width 4 D, GELU in its tanh approximation, a linear layer back to D."""
 
   c: ml_collections.FrozenConfigDict  # config.model
 
@@ -30,7 +30,7 @@ class GeluMLP(nn.Module):
     return out
 
 
-# (config.model, name) -> a module of x [B, T, D] and hparams.
+# (config.model, name) -> a module that is called with x [B, T, D] and hparams.
 MLPS = Choices(
     'model.mlp',
     {

@@ -19,7 +19,7 @@ def _rmsnorm(dtype: str, name: str) -> nn.RMSNorm:
   return nn.RMSNorm(epsilon=NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
 
 
-# (dtype, name) -> a module of x; both have a scale and no bias.
+# (dtype, name) -> a module that is called with x; it has a scale and no bias.
 NORMS = Choices(
     'model.norm',
     {
@@ -30,11 +30,11 @@ NORMS = Choices(
 
 
 def norm(kind: str, dtype: str, name: str) -> nn.Module:
-  """The module of a value of model.norm."""
+  """The normalisation module for a value of model.norm."""
   return NORMS[kind].make(dtype, name)
 
 
 def unit_rms(x: jax.Array) -> jax.Array:
-  """Divides by the root of the mean square over the last axis, in float32."""
+  """Divides x by its root mean square over the last axis; the result is float32."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)

@@ -1,27 +1,29 @@
-"""How initial weights, multipliers and learning rates follow the width, by kind of layer.
+"""Parameterizations: how initial weights, multipliers and learning rates depend on the width.
 
-All are powers of r = width / base_width, so that at base_width every parameterization is the
-standard one: the same function, the same updates. A layer computes with multiplier * parameter;
-only the parameters are stored, initialised, updated, decayed and measured. Depth and head
-dimension are not reparameterized.
+For each kind of layer they scale with powers of r = width / base_width. At base_width, every
+parameterization except muparam_full is therefore the standard one: the same function, the same
+updates. A layer computes with multiplier * parameter; only the parameter is stored, initialised,
+updated, decayed and measured. Depth and head dimension are not reparameterized.
 
-  standard              the paper's: std 1/sqrt(fan_in), 1/sqrt(width) of the embedding
-  muparam_simple        the paper's section 3.2.4: learning rates of matrices with a fan-in of the
-                        width (the blocks' and the head) times base_fan_in / fan_in
-  muparam_intermediate  and the head starts with std sqrt(base_fan_in) / fan_in
-  muparam_full          and queries start at 0, and attention logits are over head_dim, not its
-                        root: it alone is not the standard one at base_width
+  standard              as in the paper: std 1/sqrt(fan_in), and 1/sqrt(width) for the embedding
+  muparam_simple        section 3.2.4 of the paper: the learning rate of each matrix whose fan-in
+                        scales with the width (those of the blocks and the head) is multiplied by
+                        base_fan_in / fan_in
+  muparam_intermediate  in addition, the head starts with std sqrt(base_fan_in) / fan_in
+  muparam_full          in addition, queries start at 0 and attention logits are divided by head_dim
+                        instead of its square root
   ntk, mup, mean_field  table 1 of arXiv 2407.05872, for Adam
 
-The standard one of that table has embeddings of std 1 where the paper's have 1/sqrt(width); with
-exponents, what is called standard here is the table's but for that.
+The standard parameterization of that table gives the embedding std 1, the paper 1/sqrt(width).
+Apart from this, `standard` with exponents is the one of the table.
 
-Exponents of learning rates: `none` is one learning rate for all layers, which has to be searched
-anew at each width; full_alignment and no_alignment are the table's, and muP as it is usually meant
-has the former. They hold for optimizers whose updates are of order 1 per element, as Adam's; with
-Muon and learning_rate_scale=parameter_rms, whose own dependence on width comes on top, they are
-applied as they are. Independent decay takes its share of the stored parameter whatever the layer's
-learning rate; coupled decay is multiplied by that rate.
+The option parameterization.exponents chooses the powers of learning rates. With `none`, all layers
+have one learning rate (except under muparam), which has to be tuned again at each width;
+full_alignment and no_alignment are those of the table; muP in its usual sense is mup with
+full_alignment. They are derived for optimizers whose updates are of order 1 per element, such as
+Adam. With Muon and learning_rate_scale=parameter_rms, which add a width dependence of their own,
+they are applied unchanged. Independent decay removes its share of the stored parameter whatever the
+layer's learning rate is; coupled decay is multiplied by that rate.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,10 +40,11 @@ HParams = dict[str, jax.Array]
 
 
 class Powers(NamedTuple):
-  """Powers of r for a kind of layer: initial std beside the standard one, multiplier, rates."""
+  """Powers of r for one kind of layer."""
 
-  std: float = 0
+  std: float = 0  # of the initial std, relative to the standard one
   multiplier: float = 0
+  # Of the learning rate, for each value of parameterization.exponents.
   full_alignment: float = 0
   no_alignment: float = 0
   none: float = 0
@@ -53,11 +56,11 @@ _MUPARAM = Powers(none=-1)
 
 
 class Parameterization(NamedTuple):
-  """The powers of each kind of layer; kinds that are not named are the standard ones."""
+  """The powers of each kind of layer; a kind that is not listed has only powers of 0."""
 
   powers: Mapping[str, Powers]
   zero_queries: bool = False  # queries start from zero
-  attention_scale: str | None = None  # in the place of model.attention_scale
+  attention_scale: str | None = None  # replaces model.attention_scale
 
 
 _MUP = {
@@ -98,9 +101,9 @@ PARAMETERIZATIONS = Choices(
 
 
 def kinds(params: Params) -> Params:
-  """The kind of every parameter: embedding, hidden (the blocks' matrices), readout or scale.
+  """The kind of every parameter: embedding, readout (the head), hidden or scale.
 
-  Of parameters with other names, matrices are hidden and all others scales.
+  All other matrices, such as those of the blocks, are hidden; all other parameters are scales.
   """
 
   def kind(path, p):
@@ -110,29 +113,29 @@ def kinds(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(kind, params)
 
 
-def _of(static: ml_collections.FrozenConfigDict) -> Parameterization:
+def _parameterization(static: ml_collections.FrozenConfigDict) -> Parameterization:
   return PARAMETERIZATIONS[static.parameterization.name].make
 
 
 def model_config(static: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:
-  """config.model with what the parameterization replaces in it."""
-  scale = _of(static).attention_scale
+  """config.model with the options that the parameterization replaces."""
+  scale = _parameterization(static).attention_scale
   if scale is None:
     return static.model
   return ml_collections.FrozenConfigDict(dict(static.model) | {'attention_scale': scale})
 
 
 def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
-  """The initial parameters, from those of the standard parameterization."""
-  params = _times(params, kinds(params), hparams, static, lambda powers: powers.std)
-  if _of(static).zero_queries:
+  """The initial parameters, given those of the standard parameterization."""
+  params = _scaled(params, kinds(params), hparams, static, lambda powers: powers.std)
+  if _parameterization(static).zero_queries:
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.zeros_like(p) if path[-1].key == 'query' else p, params
     )
   return params
 
 
-# (parameters, hparams, static config) -> the parameters to start from; in this order.
+# (parameters, hparams, static config) -> the initial parameters; applied in this order.
 INITIALISATION = Terms(
     'initialisation', [Term('parameterization', initial, 'section 3.2.4; arXiv 2407.05872')]
 )
@@ -140,7 +143,7 @@ INITIALISATION = Terms(
 
 def effective(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
   """The weights that the model computes with: multiplier * parameter."""
-  return _times(params, kinds(params), hparams, static, lambda powers: powers.multiplier)
+  return _scaled(params, kinds(params), hparams, static, lambda powers: powers.multiplier)
 
 
 def learning_rates(
@@ -149,27 +152,27 @@ def learning_rates(
     hparams: HParams,
     static: ml_collections.FrozenConfigDict,
 ) -> Params:
-  """The learning rate of every parameter, in the structure of `params`."""
+  """The learning rate of every parameter, in a tree with the structure of `params`."""
   rates = jax.tree.map(lambda _: rate, params)
   exponents = static.parameterization.exponents
-  return _times(rates, kinds(params), hparams, static, lambda powers: getattr(powers, exponents))
+  return _scaled(rates, kinds(params), hparams, static, lambda powers: getattr(powers, exponents))
 
 
-def _times(
+def _scaled(
     tree: Params,
     kinds: Params,
     hparams: HParams,
     static: ml_collections.FrozenConfigDict,
     exponent: Callable[[Powers], float],
 ) -> Params:
-  """Leaves times r to the power that each one's kind has; untouched where that is 0."""
-  table = _of(static).powers
+  """The leaves, each multiplied by r to the power of its kind; unchanged where the power is 0."""
+  table = _parameterization(static).powers
   if not any(exponent(powers) for powers in table.values()):
     return tree
   r = static.model.width / hparams['parameterization.base_width'].astype(jnp.float32)
 
-  def times(leaf, kind):
+  def scale(leaf, kind):
     power = exponent(table.get(kind, Powers()))
     return leaf * r**power if power else leaf
 
-  return jax.tree.map(times, tree, kinds)
+  return jax.tree.map(scale, tree, kinds)

@@ -1,8 +1,8 @@
 """The paper's decoder-only Transformer (arXiv 2309.14322, section 2.1), in Flax linen.
 
 Pre-LayerNorm, rotary positions, GELU, no biases, untied head; qk-layernorm is on by default.
-Modules are called with the run's traced hyperparameters under their dotted config names, and read
-those of what is switched on. Shapes in names: B batch, T positions, D width, V vocabulary.
+Modules are called with the run's traced hyperparameters, by dotted config name, and read those of
+the options that are on. Shape suffixes: B batch, T positions, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,9 +27,9 @@ class Transformer(nn.Module):
 
   c: ml_collections.FrozenConfigDict  # config.model
   vocabulary_size: int
-  remat: bool = False  # in the backward pass, compute the inside of a block again: stores less
-  fused: bool = False  # attention by a GPU's kernel, where that serves
-  needs: tuple[str, ...] = ()  # measurements that a quiet step takes as well
+  remat: bool = False  # recompute each block in the backward pass, to save memory
+  fused: bool = False  # use the fused attention of a GPU where it applies
+  needs: tuple[str, ...] = ()  # measurements to take in quiet steps as well
 
   @nn.compact
   def __call__(self, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
       logits_BxTxV = soft_cap(head_logits, hparams['model.output_soft_cap'])
     sow_activation(self, 'logits', head_logits)
     if self.is_mutable_collection(PROBES):
-      # The head's own logits, since a cap would hide their drift; Z is that of the softmax.
+      # Logits are measured before the soft cap, which would hide their drift; Z is the softmax's.
       sow(self, 'output_logit_mean', jnp.mean(head_logits))
       sow(self, 'output_logit_max', jnp.max(head_logits), 'max')
       sow(self, 'log_z', jnp.mean(jax.nn.logsumexp(logits_BxTxV, axis=-1)))
@@ -78,7 +78,7 @@ def _pre_norm(
     x_BxTxD: jax.Array,
     layer: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-  """The stream plus layer(norm(x))."""
+  """Pre-LN: x + layer(norm(x))."""
   return x_BxTxD + layer(norm(c.norm, c.dtype, f'{name}_norm')(x_BxTxD))
 
 
@@ -88,13 +88,13 @@ def _peri_norm(
     x_BxTxD: jax.Array,
     layer: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-  """The stream plus norm(layer(norm(x))): the output of a layer is normalised as well."""
+  """Peri-LN: x + norm(layer(norm(x))), which normalises the output of the layer as well."""
   out = layer(norm(c.norm, c.dtype, f'{name}_norm')(x_BxTxD))
   return x_BxTxD + norm(c.norm, c.dtype, f'{name}_output_norm')(out)
 
 
-# (config.model, name of the layer, x [B, T, D], the layer) -> x with the layer added. Called inside
-# the block's compact method, so modules that it makes are the block's.
+# (config.model, name of the layer, x [B, T, D], layer) -> x plus what the layer contributes. It is
+# called inside the block's compact method, so modules that it creates are submodules of the block.
 RESIDUALS = Choices(
     'model.norm_position',
     {
@@ -110,7 +110,7 @@ def _learned_embedding(module: Transformer, tokens_BxT: jax.Array, hparams: HPar
   embedding_VxD = module.param(
       'embedding', nn.initializers.normal(c.width**-0.5), (module.vocabulary_size, c.width)
   )
-  # Looked up before the cast: gradients of a frequent token add up in float32.
+  # Cast after the lookup, so that the gradients of a frequent token are summed in float32.
   return embedding_VxD[tokens_BxT].astype(c.dtype)
 
 

@@ -1,1 +1,1 @@
-"""Optimizers, schedules, clipping and what follows an update: Optax transformations."""
+"""Optimizers, schedules, gradient clipping, weight decay and transformations after an update."""

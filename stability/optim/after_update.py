@@ -1,4 +1,4 @@
-"""What follows an update: functions of the old and the new parameters, and of what was measured."""
+"""Transformations of the parameters after an update, such as clipping, centering and projection."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,34 +16,34 @@ Params = dict[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """An update that has been made."""
+  """An update, as the transformations after it read it."""
 
-  old: Params  # the parameters before it
-  moves: Params  # subtracted from them, beside their decay
-  measured: Mapping[str, jax.Array]  # of the step's batch: losses, and what Term.needs asked for
+  old: Params  # the parameters before the update
+  moves: Params  # what it subtracts from them, weight decay apart
+  measured: Mapping[str, jax.Array]  # on the step's batch: losses, and what Term.needs names
   learning_rate: jax.Array
   hparams: Mapping[str, jax.Array]
   static: ml_collections.FrozenConfigDict
 
 
 def _center_head(new: Params, update: Update) -> Params:
-  """The head less its mean output embedding: mu-centering."""
+  """Subtracts the mean output embedding from the head (mu-centering)."""
   del update
   head_DxV = new['head']
   return new | {'head': head_DxV - jnp.mean(head_DxV, axis=1, keepdims=True)}
 
 
 def _qk_clip(new: Params, update: Update) -> Params:
-  """Queries and keys of heads whose highest attention logit passed the cap, scaled down to it.
+  """Scales down the query and key kernels of heads whose largest attention logit exceeds the cap.
 
-  A head with the highest logit S of the step's batch gets sqrt(cap / S) times its queries' and its
-  keys' kernel. Under a qk-norm, which takes this back, it changes nothing but the kernels.
+  Where a head's largest logit in the step's batch is S > cap, both of its kernels are multiplied by
+  sqrt(cap / S). A qk-norm undoes this, so that only the kernels change, not the logits.
   """
   cap = update.hparams['optimizer.qk_clip']
   head_dim = update.static.model.head_dim
   for name in [name for name in new if name.startswith('block_')]:
-    highest_H = update.measured[f'{name}/{MAX_BY_HEAD}']
-    factor_H = jnp.sqrt(jnp.where(highest_H > cap, cap / highest_H, 1))
+    largest_H = update.measured[f'{name}/{MAX_BY_HEAD}']
+    factor_H = jnp.sqrt(jnp.where(largest_H > cap, cap / largest_H, 1))
     factor_D = jnp.repeat(factor_H, head_dim)
     attention = new[name]['attention']
     scaled = {kernel: attention[kernel] * factor_D for kernel in ('query', 'key')}
@@ -51,8 +51,8 @@ def _qk_clip(new: Params, update: Update) -> Params:
   return new
 
 
-def _to_old_norm(new: Params, update: Update) -> Params:
-  """The blocks' matrices moved without decay and projected back to the norm that they had."""
+def _keep_norm(new: Params, update: Update) -> Params:
+  """Moves the blocks' matrices without weight decay and projects them back to their old norm."""
 
   def project(kind, new, old, move):
     if kind != 'hidden':
@@ -64,11 +64,11 @@ def _to_old_norm(new: Params, update: Update) -> Params:
   return jax.tree.map(project, kinds, new, update.old, update.moves)
 
 
-# (new parameters, Update) -> parameters; in this order.
+# (new parameters, Update) -> parameters; applied in this order.
 AFTER_UPDATE = Terms(
     'after_update',
     [
-        Term('hyperball', _to_old_norm, 'arXiv 2606.16899', when='optimizer.name=hyperball'),
+        Term('hyperball', _keep_norm, 'arXiv 2606.16899', when='optimizer.name=hyperball'),
         Term(
             'qk_clip',
             _qk_clip,

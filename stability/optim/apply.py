@@ -1,6 +1,6 @@
-"""From an update's direction to the new parameters: learning rate, weight decay.
+"""Applies an update: learning rates and weight decay, from its direction to the new parameters.
 
-Update number `step` counts from 1. The rate is that of a parameter's layer
+Update number `step` counts from 1. A parameter's learning rate is that of its layer
 (stability/model/parameterization.py).
 """
 
@@ -16,9 +16,9 @@ from stability.variants import Choices, Variant
 HParams = dict[str, jax.Array]
 Params = dict[str, object]
 
-SMALLEST_RMS = 1e-3  # of a parameter, where the learning rate is multiplied by it
+SMALLEST_RMS = 1e-3  # lower bound of a parameter's RMS where it multiplies the learning rate
 
-# Parameter -> what its learning rate is multiplied with, beside that of its layer; None: 1.
+# Parameter -> a factor of its learning rate, in addition to that of its layer; None: 1.
 RATE_SCALES = Choices(
     'optimizer.learning_rate_scale',
     {
@@ -30,11 +30,11 @@ RATE_SCALES = Choices(
     },
 )
 
-# (schedule factor, learning rate) -> what weight_decay is multiplied with.
+# (schedule factor, learning rate) -> the factor of weight_decay.
 DECAY_KINDS = Choices(
     'optimizer.weight_decay_kind',
     {
-        # Does not depend on the learning rate but for where the schedule ends.
+        # The learning rate enters only through the final value of the schedule factor.
         'independent': Variant(lambda factor, rate: factor, 'section 3.2.2; arXiv 1711.05101'),
         # As in PyTorch and Optax.
         'coupled': Variant(lambda factor, rate: rate, 'section 3.2.2'),
@@ -49,7 +49,7 @@ def scale_updates(
     step: jax.Array,
     static: ml_collections.FrozenConfigDict,
 ) -> Params:
-  """The updates times the learning rates: what is subtracted from the parameters beside decay."""
+  """The updates times the learning rates: what is subtracted from the parameters, decay apart."""
   scale_of = RATE_SCALES[static.optimizer.learning_rate_scale].make
 
   def move(p, u, rate):
@@ -69,7 +69,7 @@ def apply_updates(
     step: jax.Array,
     static: ml_collections.FrozenConfigDict,
 ) -> Params:
-  """The new parameters; every one of them decays."""
+  """The parameters after the update, with weight decay on all of them."""
   rate = schedules.learning_rate(hparams, step, static)
   weight_decay = hparams['optimizer.weight_decay']
   factor = schedules.schedule_factor(hparams, step, static)
@@ -90,16 +90,16 @@ def preconditioner(
     step: jax.Array,
     static: ml_collections.FrozenConfigDict,
 ) -> Params:
-  """AdamW's preconditioner P after update number `step`: it moves by learning rate * momentum / P.
+  """AdamW's preconditioner P at update number `step`, which moves by learning rate * momentum / P.
 
-  sqrt(v) + eps, with v corrected for its start, over the share of the learning rate that a layer
-  gets.
+  P is sqrt(v) + eps, with v bias-corrected, divided by the ratio of the parameter's learning rate
+  to the scheduled one.
   """
   second = optax.tree.bias_correction(
       optax.tree.get(state, 'nu'), hparams['optimizer.beta2'], optax.tree.get(state, 'count')
   )
   ones = jax.tree.map(jnp.ones_like, params)
   rate = schedules.learning_rate(hparams, step, static)
-  shares = jax.tree.map(lambda s: s / rate, scale_updates(params, ones, hparams, step, static))
+  ratios = jax.tree.map(lambda r: r / rate, scale_updates(params, ones, hparams, step, static))
   eps = hparams['optimizer.eps']
-  return jax.tree.map(lambda v, share: (jnp.sqrt(v) + eps) / share, second, shares)
+  return jax.tree.map(lambda v, ratio: (jnp.sqrt(v) + eps) / ratio, second, ratios)

@@ -1,4 +1,4 @@
-"""The parameters that are evaluated, where they are not those that are trained."""
+"""The parameters that validation losses are measured with: as trained, or averaged."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,12 +14,13 @@ HParams = Mapping[str, jax.Array]
 
 
 class Evaluated(NamedTuple):
-  """How the evaluated parameters follow from a run's state."""
+  """How to compute the evaluated parameters from a run's state."""
 
   read: Callable[[State], Params]
-  # What a run's state holds for it under `average`, and how an update changes that; None: nothing.
+  # The initial value of the state entry `average`, and its value after an update, from (average,
+  # new parameters, hparams). None: there is no such entry.
   init: Callable[[Params], Any] | None = None
-  update: Callable[[Any, Params, HParams], Any] | None = None  # of average, new parameters
+  update: Callable[[Any, Params, HParams], Any] | None = None
 
 
 def _trained(state: State) -> Params:
@@ -36,13 +37,13 @@ def _ema(average: Params, new: Params, hparams: HParams) -> Params:
 
 
 def _corrected(state: State) -> Params:
-  """The average over the weight that all updates so far have in it; before any, the parameters."""
+  """The bias-corrected average; before the first update, the parameters themselves."""
   step = state['step']
   weight = 1 - state['hparams']['evaluation.decay'] ** step.astype(jnp.float32)
-  begun = step > 0
+  has_updates = step > 0
 
   def correct(average, p):
-    return jnp.where(begun, average / jnp.where(begun, weight, 1), p)
+    return jnp.where(has_updates, average / jnp.where(has_updates, weight, 1), p)
 
   return jax.tree.map(correct, state['average'], state['params'])
 
@@ -51,7 +52,7 @@ EVALUATED = Choices(
     'evaluation.parameters',
     {
         'trained': Variant(Evaluated(_trained), 'the parameters as they are trained'),
-        # Exponential moving average over the updates, corrected for its start.
+        # Exponential moving average over the updates, bias-corrected.
         'ema': Variant(
             Evaluated(_corrected, _zeros, _ema), 'arXiv 2411.18704', reads=('evaluation.decay',)
         ),

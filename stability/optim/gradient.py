@@ -1,4 +1,4 @@
-"""Transformations of the gradient before the optimizer's moments see it."""
+"""Transformations of the gradient before it enters the optimizer's moments."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ HParams = dict[str, jax.Array]
 
 
 def _clip_by_norm(hparams: HParams) -> optax.GradientTransformation:
-  """Scales the gradient down to a global norm of clip_norm; 0 leaves it as it is."""
+  """Scales the gradient down to a global norm of at most clip_norm; 0 turns clipping off."""
   clip_norm = hparams['optimizer.clip_norm']
   return optax.clip_by_global_norm(jnp.where(clip_norm > 0, clip_norm, jnp.inf))
 
 
-# hparams -> an Optax transformation; in this order.
+# hparams -> an Optax transformation; applied in this order.
 GRADIENT = Terms(
     'gradient',
     [

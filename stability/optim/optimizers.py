@@ -1,9 +1,10 @@
 """Optimizers, built from traced hyperparameters (paper sections 2.1 and 3.2).
 
-Optax's chains give the direction of an update, without learning rate, schedule and weight decay
-(stability/optim/apply.py), so that a probe can look at the direction alone: the paper's unscaled
-update. A direction that needs the scheduled learning rate is given it, as the argument
-`learning_rate` of its update. Hyperparameters come under their dotted config names.
+An Optax chain gives the direction of an update. The learning rate, its schedule and weight decay
+are applied afterwards (stability/optim/apply.py), so that probes can measure the direction alone,
+which is the paper's unscaled update. A transformation that needs the scheduled learning rate gets
+it as the keyword argument `learning_rate` of its update. Hyperparameters are passed by dotted
+config name.
 """
 
 from collections.abc import Callable
@@ -20,18 +21,18 @@ from stability.variants import Choices, Variant
 
 HParams = dict[str, jax.Array]
 
-# Makes the RMS of Muon's updates that of Adam's, so that one learning rate serves both.
+# Gives Muon's updates about the RMS of Adam's, so that one learning rate suits both.
 MUON_RMS = 0.2
-TINY = 1e-30  # a norm that nothing is divided by
+TINY = 1e-30  # lower bound of a norm that is divided by
 
 
 def make_optimizer(
     hparams: HParams, static: ml_collections.FrozenConfigDict
 ) -> optax.GradientTransformationExtraArgs:
-  """The terms of the place `gradient`, then optimizer.name.
+  """The active transformations of the table GRADIENT, then the optimizer of optimizer.name.
 
-  The RMS of a direction is of order 1 at most, whatever the size of the gradient. Its update takes
-  the parameters, and learning_rate, that of the update, as a keyword.
+  The RMS of a direction is of order 1 at most, whatever the size of the gradient. `update` needs
+  the parameters, and the learning rate of the update as the keyword argument `learning_rate`.
   """
   terms = [term.make(hparams) for term in GRADIENT.active(static)]
   return optax.chain(*terms, OPTIMIZERS[static.optimizer.name].make(hparams))
@@ -45,34 +46,35 @@ def _adamw(hparams: HParams) -> optax.GradientTransformation:
 
 
 def _adam_atan2(hparams: HParams) -> optax.GradientTransformation:
-  """4/pi atan2(m, sqrt(v)), which needs no eps."""
+  """4/pi * atan2(m, sqrt(v)), which needs no eps."""
 
   def rule(g, m, v):
     del g
     return 4 / jnp.pi * jnp.arctan2(m, jnp.sqrt(v))
 
-  return _of_moments(hparams, rule)
+  return _from_moments(hparams, rule)
 
 
 def _stable_adamw(hparams: HParams) -> optax.GradientTransformation:
-  """Adam's update over max(1, RMS of g / max(sqrt(v), eps)), per tensor.
+  """Adam's update divided by max(1, RMS of g / max(sqrt(v), eps)), per tensor.
 
-  v lags behind a gradient that grows at once.
+  This limits updates when the gradient grows suddenly and v lags behind.
   """
   eps = hparams['optimizer.eps']
 
   def rule(g, m, v):
-    # Taken of g over the root: eps^2 may be too small for float32.
-    surprise = jnp.sqrt(jnp.mean(jnp.square(g / jnp.maximum(jnp.sqrt(v), eps))))
-    return m / (jnp.sqrt(v) + eps) / jnp.maximum(surprise, 1)
+    # The ratio g / sqrt(v) rather than g^2 / v, since eps^2 may underflow in float32.
+    ratio = jnp.sqrt(jnp.mean(jnp.square(g / jnp.maximum(jnp.sqrt(v), eps))))
+    return m / (jnp.sqrt(v) + eps) / jnp.maximum(ratio, 1)
 
-  return _of_moments(hparams, rule)
+  return _from_moments(hparams, rule)
 
 
 def _lion(hparams: HParams) -> optax.GradientTransformation:
-  """Sign of the gradient mixed with its average: beta1 mixes, beta2 averages.
+  """The sign of a mix of the gradient and its moving average.
 
-  0.9 and 0.99 are usual, at a third to a tenth of Adam's learning rate.
+  beta1 is the weight of the average in the mix, beta2 the decay of the average. Usual values are
+  0.9 and 0.99, with a third to a tenth of Adam's learning rate.
   """
   return optax.scale_by_lion(hparams['optimizer.beta1'], hparams['optimizer.beta2'])
 
@@ -80,14 +82,14 @@ def _lion(hparams: HParams) -> optax.GradientTransformation:
 def _muon(hparams: HParams) -> optax.GradientTransformation:
   """Orthogonalised Nesterov momentum for the blocks' matrices, Adam for the rest.
 
-  An update's RMS is about 0.2 whatever the matrix's shape (arXiv 2502.16982), as Adam's is.
-  Matrices read beta1 and eps (against a norm of 0), the rest what Adam reads.
+  The RMS of an update is about 0.2 for any shape of matrix (arXiv 2502.16982), as it is for Adam.
+  Matrices read beta1, and eps, which guards against a norm of 0; the rest reads what Adam reads.
   """
 
-  def dimensions(matrices):
-    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), matrices)
+  def dimensions(params):
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)
 
-  def spread(updates, params):
+  def match_adam_rms(updates, params):
     del params
     return jax.tree.map(lambda u: MUON_RMS * max(u.shape) ** 0.5 * u, updates)
 
@@ -96,15 +98,17 @@ def _muon(hparams: HParams) -> optax.GradientTransformation:
       eps=hparams['optimizer.eps'],
       weight_dimension_numbers=dimensions,
   )
-  return for_matrices(optax.chain(muon, optax.stateless(spread)), _adamw(hparams), 'muon', 'adam')
+  matrices = optax.chain(muon, optax.stateless(match_adam_rms))
+  return for_matrices(matrices, _adamw(hparams), 'muon', 'adam')
 
 
 def _adafactor(hparams: HParams) -> optax.GradientTransformation:
-  """Gradient over sqrt(v), the RMS of a tensor clipped to 1.
+  """Gradient / sqrt(v), with the RMS of each tensor's update clipped to 1.
 
-  Reads no hyperparameter: v forgets as 1 - step^-0.8, eps, added to g^2, is 1e-30, and there is no
-  momentum. v is factored where both sides of a matrix are 128 or more. What it multiplies the
-  learning rate with is optimizer.learning_rate_scale, for every optimizer.
+  It reads no hyperparameter: the decay rate of v is 1 - step^-0.8, eps, which is added to g^2, is
+  1e-30, and there is no momentum. v is factored for matrices with both sides of 128 or more. The
+  published factor of the learning rate is the option optimizer.learning_rate_scale, which every
+  optimizer has.
   """
   del hparams
   return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
@@ -119,10 +123,10 @@ def _soap(hparams: HParams) -> optax.GradientTransformation:
 
 
 def _hyperball(hparams: HParams) -> optax.GradientTransformation:
-  """Adam's directions of the blocks' matrices W scaled to the norm of W, plain Adam elsewhere.
+  """Adam's direction scaled to the norm of W for the blocks' matrices W, plain Adam elsewhere.
 
-  The learning rate is then the angle by which W turns. After the update W is projected back to its
-  norm, without decay (stability/optim/after_update.py).
+  The learning rate is then the angle by which W turns. After the update, which has no weight decay,
+  W is projected back to its old norm (stability/optim/after_update.py).
   """
 
   def to_norm(updates, params):
@@ -143,7 +147,7 @@ def for_matrices(
 ) -> optax.GradientTransformation:
   """One transformation for the blocks' matrices, another for all other parameters.
 
-  The labels name the two parts of its state in checkpoints.
+  The labels name the two parts of the optimizer state in checkpoints.
   """
 
   def labels(params):
@@ -155,10 +159,10 @@ def for_matrices(
   return optax.partition({matrices_label: matrices, rest_label: rest}, labels)
 
 
-def _of_moments(
+def _from_moments(
     hparams: HParams, rule: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 ) -> optax.GradientTransformation:
-  """Updates by a rule of a tensor's gradient and Adam's two moments, corrected for their start."""
+  """Updates by a rule of a tensor's gradient and Adam's two moments, bias-corrected."""
   beta1, beta2 = hparams['optimizer.beta1'], hparams['optimizer.beta2']
   adam = optax.scale_by_adam(beta1, beta2)
 

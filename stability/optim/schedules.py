@@ -1,4 +1,4 @@
-"""Learning rate schedules: linear warm-up, then the shape of schedule.shape."""
+"""Learning rate schedules: a linear warm-up, then the shape that schedule.shape selects."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,22 @@ import ml_collections
 from stability.variants import Choices, Variant
 
 HParams = dict[str, jax.Array]
-# (hparams, step, highest, lowest) -> the value of update number `step` after the warm-up.
+# (hparams, step, highest, lowest) -> the value at update number `step`, after the warm-up.
 Shape = Callable[[HParams, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def _cosine(hparams, step, highest, lowest):
-  """Down to `lowest` at the last update."""
+  """Half a cosine from `highest` at the end of the warm-up to `lowest` at the last update."""
   total = hparams['schedule.steps'].astype(jnp.float32)
   warmup = hparams['schedule.warmup_steps'].astype(jnp.float32)
   progress = (step - warmup) / jnp.maximum(total - warmup, 1)
-  # (1 + cos(pi p)) / 2 as a square, which keeps its digits near the end.
+  # (1 + cos(pi p)) / 2 written as a square, which stays precise near the end.
   factor = jnp.square(jnp.cos(0.5 * jnp.pi * progress))
   return jnp.where(step >= total, lowest, lowest + (highest - lowest) * factor)
 
 
 def _wsd(hparams, step, highest, lowest):
-  """Constant, then linear over the last decay_steps to `lowest`; constant if there are none."""
+  """Constant, then linear to `lowest` over the last decay_steps updates, if there are any."""
   total = hparams['schedule.steps'].astype(jnp.float32)
   decay = hparams['schedule.decay_steps'].astype(jnp.float32)
   factor = (total - step) / jnp.maximum(decay, 1)
@@ -33,7 +33,7 @@ def _wsd(hparams, step, highest, lowest):
 
 
 def _rsqrt(hparams, step, highest, lowest):
-  """The peak times sqrt(warmup_steps / step), at least `lowest`."""
+  """The peak times sqrt(warmup_steps / step), but at least `lowest`."""
   warmup = hparams['schedule.warmup_steps'].astype(jnp.float32)
   return jnp.maximum(highest * jnp.sqrt(jnp.maximum(warmup, 1) / step), lowest)
 
@@ -55,8 +55,8 @@ def learning_rate(
 ) -> jax.Array:
   """The learning rate of update number `step`, counted from 1.
 
-  Update warmup_steps has the full rate exactly, and the last one of cosine and wsd has
-  min_learning_rate exactly, unless the warm-up takes all updates, or wsd decays over none.
+  Update number warmup_steps has exactly the peak rate. With cosine and wsd, the last update has
+  exactly min_learning_rate, unless the warm-up takes all updates or the decay_steps of wsd are 0.
   """
   highest, lowest = hparams['optimizer.learning_rate'], hparams['schedule.min_learning_rate']
   return _scheduled(hparams, step, highest, lowest, static)
@@ -65,9 +65,9 @@ def learning_rate(
 def schedule_factor(
     hparams: HParams, step: jax.Array, static: ml_collections.FrozenConfigDict
 ) -> jax.Array:
-  """The schedule of update number `step` in [0, 1]: learning rate over its highest.
+  """The learning rate of update number `step` divided by the peak learning rate, in [0, 1].
 
-  Computed on its own, since a quotient would round differently for each learning rate.
+  It is not computed as a quotient, which would round differently for each learning rate.
   """
   lowest = hparams['schedule.min_learning_rate'] / hparams['optimizer.learning_rate']
   return _scheduled(hparams, step, jnp.float32(1), lowest, static)
@@ -80,7 +80,7 @@ def _scheduled(
     lowest: jax.Array,
     static: ml_collections.FrozenConfigDict,
 ) -> jax.Array:
-  """Linear from 0 up to `highest` at the end of the warm-up, then the shape."""
+  """A linear rise from 0 to `highest` at the end of the warm-up, then schedule.shape."""
   warmup = hparams['schedule.warmup_steps'].astype(jnp.float32)
   step = step.astype(jnp.float32)
   rising = highest * step / jnp.maximum(warmup, 1)

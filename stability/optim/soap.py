@@ -10,28 +10,28 @@ Tree = Any  # of matrices
 
 
 class SoapState(NamedTuple):
-  """What SOAP keeps of every matrix G [m, n] of gradients."""
+  """SOAP's state: trees with an entry for every matrix of gradients, G [m, n]."""
 
   count: jax.Array  # updates so far
-  mu: Tree  # mean of G
-  nu: Tree  # mean square of G in the eigenbasis
-  left: Tree  # mean of G G', [m, m]
-  right: Tree  # mean of G' G, [n, n]
-  left_basis: Tree  # its eigenvectors, in columns
-  right_basis: Tree
+  mu: Tree  # moving average of G, [m, n]
+  nu: Tree  # moving average of G^2 in the eigenbasis, [m, n]
+  left: Tree  # moving average of G G', [m, m]
+  right: Tree  # moving average of G' G, [n, n]
+  left_basis: Tree  # eigenvectors of left, in columns
+  right_basis: Tree  # eigenvectors of right, in columns
 
 
 def scale_by_soap(
     beta1: jax.Array, beta2: jax.Array, eps: jax.Array, every: jax.Array
 ) -> optax.GradientTransformation:
-  """Directions of matrices. The first update only sets the eigenbasis, and moves nothing.
+  """Directions of matrices. The first one is 0, since that update only sets the eigenbasis.
 
   Args:
     beta1: decay of the mean gradient.
     beta2: decay of the mean square and of both preconditioners.
     eps: added to the root of the mean square.
-    every: updates from one refinement of the eigenbasis, a step of power iteration, to the next.
-      Mapped over members (vmap), both branches are computed in every update.
+    every: updates between refinements of the eigenbasis, each of which is one step of power
+      iteration. Under vmap, all branches of the refinement are computed in every update.
   """
 
   def init(params):
@@ -40,13 +40,13 @@ def scale_by_soap(
 
     left, right = side(0), side(1)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    square = lambda n: jnp.zeros((n, n))  # noqa: E731
+    zero_square = lambda n: jnp.zeros((n, n))  # noqa: E731
     return SoapState(
         count=jnp.int32(0),
         mu=zeros,
         nu=zeros,
-        left=left(square),
-        right=right(square),
+        left=left(zero_square),
+        right=right(zero_square),
         left_basis=left(jnp.eye),
         right_basis=right(jnp.eye),
     )
@@ -56,13 +56,13 @@ def scale_by_soap(
     count, is_first = state.count, state.count == 0
     refine = ~is_first & (count % every == 0)
 
-    def one(g, mu, nu, left, right, left_basis, right_basis):
+    def update_matrix(g, mu, nu, left, right, left_basis, right_basis):
       left = beta2 * left + (1 - beta2) * g @ g.T
       right = beta2 * right + (1 - beta2) * g.T @ g
       rotated = left_basis.T @ g @ right_basis
       mu = jnp.where(is_first, mu, beta1 * mu + (1 - beta1) * g)
       nu = jnp.where(is_first, nu, beta2 * nu + (1 - beta2) * jnp.square(rotated))
-      # Corrected for their start; of the first update nothing is used.
+      # Bias-corrected moments; the first update does not use them.
       steps = jnp.maximum(count, 1).astype(jnp.float32)
       first = (left_basis.T @ mu @ right_basis) / (1 - beta1**steps)
       second = nu / (1 - beta2**steps)
@@ -76,9 +76,9 @@ def scale_by_soap(
     kept = state[1:]
     leaves, structure = jax.tree.flatten(gradients)
     rows = zip(leaves, *(structure.flatten_up_to(tree) for tree in kept), strict=True)
-    made = [one(*row) for row in rows]  # none at depth 0
-    directions = structure.unflatten([direction for direction, _ in made])
-    columns = ([new[i] for _, new in made] for i in range(len(kept)))
+    updated = [update_matrix(*row) for row in rows]  # empty at depth 0
+    directions = structure.unflatten([direction for direction, _ in updated])
+    columns = ([new[i] for _, new in updated] for i in range(len(kept)))
     return directions, SoapState(count + 1, *map(structure.unflatten, columns))
 
   return optax.GradientTransformation(init, update)
@@ -87,7 +87,11 @@ def scale_by_soap(
 def _basis(
     matrix: jax.Array, basis: jax.Array, is_first: jax.Array, refine: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The new eigenbasis of a symmetric matrix, and which old eigenvectors its columns follow."""
+  """The new eigenbasis of a symmetric matrix, and where its columns come from.
+
+  Returns the basis, [n, n], and for each column the index of the old eigenvector that it continues,
+  [n]. The first update computes the basis exactly; later ones refine it or keep it.
+  """
   unchanged = jnp.arange(matrix.shape[0])
 
   def exact(basis):

@@ -1,8 +1,8 @@
-"""The gradient of a batch that is taken in parts, and what was measured on the way.
+"""The gradient of a batch that is processed in parts, and the measurements of its passes.
 
-A batch falls into parts of one size twice: over the devices of a data-parallel axis, and on each
-device into microbatches, one after another (gradient accumulation). Every loss is a mean over
-tokens, so the whole batch's gradient is the mean of its parts', within rounding.
+A batch is split into equal parts twice: over the devices of a data-parallel axis, and on each
+device into microbatches, which are processed one after another (gradient accumulation). Every loss
+is a mean over tokens, so the gradient of the batch is the mean over its parts, up to rounding.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from stability.step import probes
 
 Tree = Any  # of arrays
-# Rows -> gradients, measurements, and what the model carries to the next step.
+# Rows -> gradients, measurements and the new carried state.
 Part = Callable[[jax.Array], tuple[Tree, probes.Measurements, Tree]]
 
 
@@ -23,20 +23,20 @@ def over_parts(
 ) -> tuple[Tree, probes.Measurements, Tree]:
   """Gradients, measurements and carried state of the whole batch.
 
-  Carried state is the mean of that of the parts, which each start from the same.
+  The new carried state is the mean over the parts, all of which start from the same state.
 
   Args:
-    part: gives them for some of the rows.
+    part: computes all three for some of the rows.
     batch_BxT1: the rows of this device.
-    params: what the gradients are of.
-    microbatches: parts of the rows, taken one after another; divides B.
-    axis: the mapped axis over the devices that hold the other rows; None: there are none.
+    params: the parameters with respect to which the gradients are taken.
+    microbatches: number of parts to process one after another; divides B.
+    axis: name of the mapped axis over the devices that share the batch; None: this is the only one.
   """
   if microbatches == 1:
     gradients, measured, carried = part(batch_BxT1)
   else:
-    # Every microbatch takes rows from all over the batch, so that those of a batch which is split
-    # over devices are split in the same way.
+    # A microbatch takes rows from all over the batch. If the batch is split over devices, each
+    # microbatch is then split in the same way.
     B, T1 = batch_BxT1.shape
     parts_MxBxT1 = batch_BxT1.reshape(B // microbatches, microbatches, T1).swapaxes(0, 1)
 

@@ -1,4 +1,4 @@
-"""What training minimises: next-token cross-entropy plus terms such as z-loss (section 3.1.2)."""
+"""The training objective: next-token cross-entropy plus terms such as z-loss (section 3.1.2)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,27 +15,27 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-  """A batch's forward pass, as terms of the objective read it."""
+  """The forward pass of a batch, as terms of the objective read it."""
 
   logits_BxTxV: jax.Array
   targets_BxT: jax.Array
-  log_z_BxT: jax.Array  # of the softmax's normaliser
-  weights: Mapping[str, Any]  # that the model computed with
+  log_z_BxT: jax.Array  # log of the softmax normaliser Z
+  weights: Mapping[str, Any]  # the weights that the model computed with
   hparams: Mapping[str, jax.Array]
 
 
 def _z_loss(forward: Forward) -> jax.Array:
-  """Mean log^2 Z, which keeps output logits from drifting."""
+  """Coefficient times the mean of log^2 Z; keeps output logits from drifting."""
   return forward.hparams['objective.z_loss'] * jnp.mean(jnp.square(forward.log_z_BxT))
 
 
 def _mu_loss(forward: Forward) -> jax.Array:
-  """Squared norm of the head's mean output embedding."""
+  """Coefficient times the squared norm of the head's mean output embedding."""
   mean_D = jnp.mean(forward.weights['head'], axis=1)
   return forward.hparams['objective.mu_loss'] * jnp.sum(jnp.square(mean_D))
 
 
-# Forward -> a term of the objective, its coefficient included. Each is logged under its name.
+# Forward -> a term of the objective, including its coefficient. Each is logged under its name.
 OBJECTIVE = Terms(
     'objective',
     [
@@ -52,7 +52,10 @@ def objective(
     targets_BxT: jax.Array,
     weights: Mapping[str, Any],
 ) -> tuple[jax.Array, Metrics]:
-  """The loss plus its terms, and each under its own name; loss is the cross-entropy in nats."""
+  """The training objective, and its summands by name.
+
+  The summands are the active terms of OBJECTIVE and `loss`, the mean cross-entropy in nats.
+  """
   log_z_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1)
   loss = _mean_cross_entropy(logits_BxTxV, targets_BxT, log_z_BxT)
   forward = Forward(logits_BxTxV, targets_BxT, log_z_BxT, weights, hparams)
@@ -61,7 +64,7 @@ def objective(
 
 
 def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
-  """Mean next-token cross-entropy in nats."""
+  """Mean next-token cross-entropy, in nats per token."""
   return _mean_cross_entropy(logits_BxTxV, targets_BxT, jax.nn.logsumexp(logits_BxTxV, axis=-1))
 
 

@@ -1,4 +1,4 @@
-"""What a probed step measures inside a run; names are part of the file contract."""
+"""Probes: what a probed step measures inside a run. Their names are part of the file format."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ Tree = dict[str, Any]  # of arrays
 
 @dataclasses.dataclass(frozen=True)
 class Inside:
-  """The inside of a step, as probes read it."""
+  """What probes can read of a step."""
 
   params: Tree  # before the update
   gradients: Tree  # before clipping
@@ -26,7 +26,7 @@ class Inside:
 
 
 def forward(sown: Mapping[str, Any]) -> Measurements:
-  """The measurements that a model sowed, by name: block_0/attention_logit_max ..."""
+  """The measurements that a model has sown, by name, such as block_0/attention_logit_max."""
   found = {}
   for collection, prefix in ((QUIET, ''), (PROBES, ''), (ACTIVATIONS, 'activation_rms/')):
     for path, (measured,) in _paths(sown.get(collection, {}), is_leaf=_is_sown):
@@ -45,12 +45,12 @@ def joined(
     mean: Callable[[jax.Array], jax.Array],
     highest: Callable[[jax.Array], jax.Array],
 ) -> Measurements:
-  """A batch's measurements from those of its parts, which are of one size.
+  """The measurements of a batch, joined from those of its parts, which have equal sizes.
 
   Args:
-    parts: of all parts, in a form that the two functions reduce.
-    mean: over the parts.
-    highest: over the parts.
+    parts: the measurements of all parts, in a form that the two functions reduce.
+    mean: reduces values to their mean over the parts.
+    highest: reduces values to their maximum over the parts.
   """
   joins = {
       'mean': mean,
@@ -63,7 +63,7 @@ def joined(
 
 
 def scalars(measured: Measurements) -> dict[str, jax.Array]:
-  """The numbers to log; of what is measured by head, mean and minimum over the heads."""
+  """The numbers to log. A measurement by head is logged as its mean and minimum over the heads."""
   found = {}
   for name, m in measured.items():
     if m.by_head and m.logged:
@@ -90,7 +90,7 @@ def _updates(inside: Inside) -> dict[str, jax.Array]:
   return {f'update_rms/{path}': rms(value) for path, value in _paths(inside.updates)}
 
 
-# Inside -> scalars in float32 by name. What the model measures in itself, it sows (model/measure).
+# Inside -> float32 scalars by name. Modules sow their own probes (stability/model/measure.py).
 INSIDE = Terms(
     'probes',
     [

@@ -1,14 +1,17 @@
-"""How curved the loss is around a run, at steps of an interval of their own: it costs passes.
+"""Sharpness: the curvature of the loss around the parameters of a run.
 
-  critical_sharpness        2 / eta, eta the learning rate from which on a step along the update
-                            raises the loss of its batch (arXiv 2601.16979); 8 passes forward
-  preconditioned_sharpness  the largest eigenvalue of P^-1 H, H the Hessian of the batch's loss and
-                            P = sqrt(v) + eps Adam's preconditioner (arXiv 2207.14484); 10 products
-                            with H, at about two gradients each; of AdamW alone
+It is measured at an interval of its own, since it needs additional passes through the model.
 
-Each with its ratio to the value at which training is on the edge of stability: 2 / LR, and
-(2 + 2 beta1) / ((1 - beta1) LR), LR being the present learning rate. A layer with a learning rate
-of its own counts with that. Clipping, which v has seen, is no part of P.
+  critical_sharpness        2 / eta, where eta is the learning rate above which a step along the
+                            update raises the loss of its batch (arXiv 2601.16979); 8 forward passes
+  preconditioned_sharpness  the largest eigenvalue of P^-1 H, where H is the Hessian of the batch's
+                            loss and P = sqrt(v) + eps is Adam's preconditioner (arXiv 2207.14484);
+                            10 products with H, each about as costly as two gradients; AdamW only
+
+Each is also given as a ratio to its value at the edge of stability: 2 / LR, and
+(2 + 2 beta1) / ((1 - beta1) LR), where LR is the current learning rate. A layer with a learning
+rate of its own is measured at that rate. Gradient clipping is not part of P, although v is computed
+from clipped gradients.
 """
 
 from collections.abc import Callable
@@ -21,24 +24,26 @@ import optax
 from stability.step.probes import Measurements
 
 Tree = Any  # of arrays
-Loss = Callable[[Tree], jax.Array]  # of parameters
+Loss = Callable[[Tree], jax.Array]  # parameters -> loss
 
-OCTAVES = 12  # multiples of the present step from 2^-12 to 2^12 are told apart
-PASSES = 7  # to 2^(24 / 2^8), 7 %
-PRODUCTS = 10
+OCTAVES = 12  # the search covers multiples of the current step from 2^-12 to 2^12
+PASSES = 7  # bisections, which find the multiple to a factor of 2^(24 / 2^8), 7 %
+PRODUCTS = 10  # Hessian-vector products
 
 
 def critical(
     loss: Loss, params: Tree, gradients: Tree, step: Tree, rate: jax.Array
 ) -> Measurements:
-  """Critical sharpness, and its ratio to 2 / rate; NaN where the step leads uphill from the start.
+  """Critical sharpness, and its ratio to 2 / rate.
+
+  Both are NaN if the loss rises from the start of the step, as momentum may cause.
 
   Args:
-    loss: of the batch that the step was made for.
-    params: before it.
-    gradients: there; momentum may point against them.
-    step: what is taken from them.
-    rate: the learning rate with which the step was made.
+    loss: the loss of the step's batch as a function of the parameters.
+    params: the parameters before the step.
+    gradients: the gradient of the loss at `params`.
+    step: what the step subtracts from `params`.
+    rate: the learning rate of the step.
   """
   scale = critical_scale(
       lambda scale: loss(jax.tree.map(lambda p, s: p - scale * s, params, step)), loss(params)
@@ -51,15 +56,20 @@ def critical(
 
 
 def critical_scale(loss: Callable[[jax.Array], jax.Array], here: jax.Array) -> jax.Array:
-  """The multiple of a step from which on it raises the loss; the limits where none or all do.
+  """The multiple of a step above which the step raises the loss.
 
-  Between the limits by bisection of their logarithms, for a loss that falls first and then rises.
+  It is found by bisection on a logarithmic scale, which assumes that the loss first falls and then
+  rises. If no multiple or every multiple raises the loss, the result is at a limit of the search.
+
+  Args:
+    loss: the loss as a function of the multiple.
+    here: the loss without the step.
   """
 
   def narrow(_, limits):
     low, high = limits
     middle = (low + high) / 2
-    raised = ~(loss(jnp.exp2(middle)) <= here)  # not finite is raised
+    raised = ~(loss(jnp.exp2(middle)) <= here)  # also if it is not finite
     return jnp.where(raised, low, middle), jnp.where(raised, middle, high)
 
   limits = jnp.float32(-OCTAVES), jnp.float32(OCTAVES)
@@ -75,20 +85,21 @@ def preconditioned(
     rate: jax.Array,
     beta1: jax.Array,
 ) -> Measurements:
-  """Preconditioned sharpness, and its ratio to where Adam is on the edge of stability.
+  """Preconditioned sharpness, and its ratio to the value at Adam's edge of stability.
 
   Args:
-    gradient: of the batch's loss, as a function of the parameters.
-    params: where it is taken.
-    gradients: there.
-    preconditioner: P, a positive number for each parameter, at which the update is momentum / P.
-    rate: the present learning rate.
-    beta1: of the momentum.
+    gradient: the gradient of the batch's loss as a function of the parameters.
+    params: the parameters at which to measure.
+    gradients: the gradient at `params`.
+    preconditioner: P, positive and of the shape of the parameters; the direction of the update is
+      momentum / P.
+    rate: the current learning rate.
+    beta1: decay rate of the momentum.
   """
   root = jax.tree.map(jnp.sqrt, preconditioner)
 
   def product(direction):
-    """With P^-1/2 H P^-1/2, which is symmetric and has the eigenvalues of P^-1 H."""
+    """Multiplies by P^-1/2 H P^-1/2, which is symmetric and has the eigenvalues of P^-1 H."""
     tangent = jax.tree.map(jnp.divide, direction, root)
     return jax.tree.map(jnp.divide, jax.jvp(gradient, (params,), (tangent,))[1], root)
 
@@ -100,35 +111,36 @@ def preconditioned(
 
 
 def largest_eigenvalue(product: Callable[[Tree], Tree], start: Tree) -> jax.Array:
-  """Of a symmetric matrix, from below, by Lanczos' iteration.
+  """The largest eigenvalue of a symmetric matrix, estimated from below by Lanczos iteration.
 
   Args:
-    product: of the matrix with a vector.
-    start: a vector that is not perpendicular to what is sought.
+    product: multiplies the matrix by a vector.
+    start: a vector that is not orthogonal to the eigenvector of the largest eigenvalue.
   """
 
   def iterate(i, carry):
-    before, vector, off_diagonal, diagonals, off_diagonals = carry
+    previous, vector, off_diagonal, diagonals, off_diagonals = carry
     new = product(vector)
     diagonal = optax.tree.vdot(new, vector)
-    new = jax.tree.map(lambda n, v, b: n - diagonal * v - off_diagonal * b, new, vector, before)
+    new = jax.tree.map(lambda n, v, p: n - diagonal * v - off_diagonal * p, new, vector, previous)
     off_diagonal = optax.tree.norm(new)
     return (
         vector,
-        _over(new, off_diagonal),
+        _divide(new, off_diagonal),
         off_diagonal,
         diagonals.at[i].set(diagonal),
         off_diagonals.at[i].set(off_diagonal),
     )
 
-  nothing = jax.tree.map(jnp.zeros_like, start)
+  zero_vector = jax.tree.map(jnp.zeros_like, start)
   zeros = jnp.zeros(PRODUCTS)
-  carry = nothing, _over(start, optax.tree.norm(start)), jnp.float32(0), zeros, zeros
+  first = _divide(start, optax.tree.norm(start))
+  carry = zero_vector, first, jnp.float32(0), zeros, zeros
   *_, diagonals, off_diagonals = jax.lax.fori_loop(0, PRODUCTS, iterate, carry)
   matrix = jnp.diag(diagonals) + jnp.diag(off_diagonals[:-1], 1) + jnp.diag(off_diagonals[:-1], -1)
   return jnp.linalg.eigvalsh(matrix)[-1]
 
 
-def _over(tree: Tree, norm: jax.Array) -> Tree:
-  """The tree divided by its norm; zeros where that is 0, and the matrix is exhausted."""
+def _divide(tree: Tree, norm: jax.Array) -> Tree:
+  """The tree divided by its norm; zeros if it is 0, when the Krylov space is exhausted."""
   return jax.tree.map(lambda x: jnp.where(norm > 0, x / norm, 0), tree)

@@ -1,15 +1,15 @@
-"""Training as pure functions of one run: init, step (quiet, probed or sharp), evaluate.
+"""Training of one run as pure functions: init, step (quiet, probed or sharp), evaluate.
 
-stability/devices maps them over runs and devices, stability/trainer drives them. A run's state is a
-dict of arrays, in which is whatever changes the run's course:
+stability/devices maps them over runs and devices, and stability/trainer calls them. The state of a
+run is a dict of arrays that holds everything on which the rest of the run depends:
 
   params, optimizer
-  carried    what modules carry from step to step beside parameters (Flax collection `carried`)
-  average    only where evaluation.parameters needs it
-  step       updates made
-  skipped    steps of data that were left out by actions
-  diverged   whether the loss stopped being finite
-  hparams    hyperparameters under their dotted config names
+  carried    variables that modules carry from step to step (Flax collection `carried`)
+  average    only if evaluation.parameters needs it
+  step       number of updates made
+  skipped    number of batches that actions skipped
+  diverged   whether the loss has become non-finite
+  hparams    hyperparameters by dotted config name
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ Static = ml_collections.FrozenConfigDict
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """The pure functions of one run, which a layout compiles and maps over runs and devices."""
+  """The pure functions of one run. A layout compiles them and maps them over runs and devices."""
 
   init: Callable[[HParams], State]
-  # By kind, quiet, probed and sharp where a run has them: functions of data, state and, in a mapped
-  # axis over devices, its name.
+  # By kind: quiet, and probed and sharp if the run has such steps. A step is a function of data,
+  # state and the name of the mapped axis over devices, if there is one.
   steps: Mapping[str, Callable[..., tuple[State, Metrics]]]
   evaluate: Callable[[Data, State, jax.Array], jax.Array]  # data, state, batch number -> loss
 
@@ -63,14 +63,15 @@ def programs(
     remat: bool = False,
     fused: bool = False,
 ) -> Programs:
-  """The functions that a layout compiles.
+  """The programs of the runs of a static config.
 
   Args:
-    static: what config.split gives.
-    vocabulary_size: of the text.
-    microbatches: parts of a batch whose gradients are taken one after another.
-    remat: recompute the inside of each block in the backward pass, which stores less.
-    fused: attention by a GPU's kernel, where that serves; it has no second derivative.
+    static: the static config, from config.split.
+    vocabulary_size: number of different tokens.
+    microbatches: parts of a batch that are processed one after another.
+    remat: recompute each block in the backward pass, to save memory.
+    fused: use the fused attention of a GPU where it applies. It has no second derivative, so sharp
+      steps do without it.
   """
   model = make_model(static, vocabulary_size, remat=remat, fused=fused)
   bind = functools.partial
@@ -87,7 +88,7 @@ def programs(
 def make_model(
     static: Static, vocabulary_size: int, *, remat: bool = False, fused: bool = False
 ) -> transformer_lib.Transformer:
-  """The model of a static config; see programs."""
+  """The model of a static config; the arguments are those of `programs`."""
   needs = tuple(name for term in AFTER_UPDATE.active(static) for name in term.needs)
   return transformer_lib.Transformer(
       parameterization.model_config(static), vocabulary_size, remat, fused, needs
@@ -95,7 +96,7 @@ def make_model(
 
 
 def arrays(hparams: Mapping[str, float | int]) -> dict[str, np.generic]:
-  """Hyperparameters as config.split gives them, in the types in which they are traced."""
+  """The hyperparameters from config.split as scalars of the types in which they are traced."""
   return {
       field: np.float32(value) if isinstance(value, float) else np.int32(value)
       for field, value in hparams.items()
@@ -110,7 +111,7 @@ def init(model: transformer_lib.Transformer, static: Static, hparams: HParams) -
 def init_model(
     model: transformer_lib.Transformer, static: Static, hparams: HParams
 ) -> tuple[Params, Carried]:
-  """The initial parameters and carried state of a model."""
+  """The initial parameters and the initial carried state of a model."""
   inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
   variables = model.init(jax.random.key(hparams['seed']), inputs, hparams)
   params = variables['params']
@@ -120,7 +121,7 @@ def init_model(
 
 
 def init_state(static: Static, hparams: HParams, params: Params, carried: Carried) -> State:
-  """The state of a run that starts from these parameters and this carried state."""
+  """The state of a run that starts from the given parameters and carried state."""
   evaluated = EVALUATED[static.evaluation.parameters].make
   return {
       'params': params,
@@ -143,11 +144,20 @@ def step(
     state: State,
     axis: str | None = None,
 ) -> tuple[State, Metrics]:
-  """One update and its metrics; `kind`: quiet, probed (with the probes) or sharp (sharpness too).
+  """Makes one update of a run; returns the new state and the metrics.
 
-  `data` has the whole text, [tokens], under `text`, or the batch as the host drew it, [B, T + 1],
-  under `batch`. In a mapped axis over devices, each is given some rows of the batch; all make the
-  whole one's update. A run that is over, or whose loss is not finite, keeps its state.
+  A run that has finished, or whose loss is not finite, keeps its state.
+
+  Args:
+    model: the model of the static config.
+    static: the static config.
+    microbatches: parts of the batch that are processed one after another.
+    kind: quiet, probed (measures the probes) or sharp (measures the probes and sharpness).
+    data: the whole text, [tokens], as `text`, or the batch drawn by the host, [B, T + 1], as
+      `batch`.
+    state: of the run.
+    axis: name of a mapped axis over devices; each device gets some rows of the batch, and all make
+      the update of the whole batch. None: there is no such axis.
   """
   hparams, params = state['hparams'], state['params']
   batch_BxT1 = data['batch'] if 'batch' in data else _draw_batch(data['text'], state, static)
@@ -176,9 +186,9 @@ def step(
   if evaluated.update:
     new_state['average'] = evaluated.update(state['average'], new_params, hparams)
   finite = jnp.isfinite(values['loss'])
-  goes_on = (state['step'] < hparams['schedule.steps']) & finite & ~state['diverged']
+  continues = (state['step'] < hparams['schedule.steps']) & finite & ~state['diverged']
   kept_state = state | {'diverged': state['diverged'] | ~finite}
-  next_state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new_state, kept_state)
+  next_state = jax.tree.map(lambda new, old: jnp.where(continues, new, old), new_state, kept_state)
 
   metrics = {
       'step': this_step,
@@ -193,7 +203,7 @@ def step(
       metrics |= term.make(inside)
   if kind == 'sharp':
     over_parts = functools.partial(
-        _over_parts,
+        _objective_over_parts,
         functools.partial(_loss, model, static, state),
         batch_BxT1,
         microbatches=microbatches,
@@ -212,7 +222,7 @@ def gradient(
     state: State,
     rows_BxT1: jax.Array,
 ) -> tuple[Params, probes.Measurements, Carried]:
-  """The gradient of some rows of a step's batch, what is measured there, and carried state."""
+  """The gradient of some rows of a step's batch, their measurements and the carried state."""
   collections = [QUIET] if kind == 'quiet' else [QUIET, PROBES, ACTIVATIONS]
   loss = functools.partial(
       _loss, model, static, state, rows_BxT1=rows_BxT1, collections=[*collections, CARRIED]
@@ -229,7 +239,7 @@ def _loss(
     rows_BxT1: jax.Array,
     collections: Sequence[str] = (),
 ) -> tuple[jax.Array, tuple[probes.Measurements, Carried]]:
-  """The objective at `params`; with it, measurements and carried state."""
+  """The objective at `params`, and as auxiliary output the measurements and carried state."""
   hparams = state['hparams']
   inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
   weights = parameterization.effective(params, hparams, static)
@@ -241,7 +251,7 @@ def _loss(
 
 
 def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:
-  """The batch of a run's next step, [B, T + 1], from the text on the device."""
+  """The batch of a run's next step, [B, T + 1], drawn from the text on the device."""
   starts_B = batches.window_starts(
       jnp,
       state['hparams']['data.seed'],
@@ -253,21 +263,25 @@ def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:
   return batches.gather(text, starts_B, static.data.sequence_length)
 
 
-def _over_parts(loss_function, batch_BxT1, params, *, differentiate, microbatches, axis):
-  """The objective of the whole batch, or its gradient, at any parameters."""
+def _objective_over_parts(
+    loss_function, batch_BxT1, params, *, differentiate, microbatches, axis
+):
+  """The objective of the whole batch at `params`, or its gradient."""
 
   def part(rows_BxT1):
     if differentiate:
       return jax.grad(loss_function, has_aux=True)(params, rows_BxT1)[0], {}, {}
     return (), {'total': Measured(loss_function(params, rows_BxT1)[0])}, {}
 
-  of = params if differentiate else ()
-  gradients, measured, _ = gradients_lib.over_parts(part, batch_BxT1, of, microbatches, axis)
+  differentiated = params if differentiate else ()
+  gradients, measured, _ = gradients_lib.over_parts(
+      part, batch_BxT1, differentiated, microbatches, axis
+  )
   return gradients if differentiate else measured['total'].value
 
 
 def _sharpness(over_parts, static, params, gradients, moves, optimizer_state, hparams, step):
-  """What stability/step/sharpness.py measures of the update that these make."""
+  """The sharpness measurements of an update (stability/step/sharpness.py)."""
   rate = schedules.learning_rate(hparams, step, static)
   found = sharpness.critical(
       functools.partial(over_parts, differentiate=False), params, gradients, moves, rate
@@ -287,7 +301,7 @@ def _sharpness(over_parts, static, params, gradients, moves, optimizer_state, hp
 def evaluate(
     model: transformer_lib.Transformer, static: Static, data: Data, state: State, batch: jax.Array
 ) -> jax.Array:
-  """Mean cross-entropy in nats on one of the fixed validation batches."""
+  """Mean cross-entropy, in nats per token, on one of the fixed validation batches."""
   batch_BxT1 = data['validation'][batch].astype(jnp.int32)
   params = EVALUATED[static.evaluation.parameters].make.read(state)
   weights = parameterization.effective(params, state['hparams'], static)

@@ -364,8 +364,8 @@ def test_restored_record_accepts_any_value_of_its_kind(outside):
 @pytest.mark.parametrize(
     'changed, said',
     [
-        ({'doc': 3}, "option 'a.number': doc is of a wrong type"),
-        ({'traced': 1}, 'traced is of a wrong type'),
+        ({'doc': 3}, "option 'a.number': doc has the wrong type"),
+        ({'traced': 1}, 'traced has the wrong type'),
         ({'kind': 'list'}, 'kind must be one of integer, number, choice, text'),
     ],
 )

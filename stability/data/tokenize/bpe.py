@@ -14,14 +14,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from stability.errors import BadInput
 
-# Merges never cross the boundaries of these: words and numbers with the space before them, runs of
-# punctuation, white space. Bytes from 128 on belong to letters in UTF-8. The last space of a run of
-# white space goes to the word after it.
+# Merges never cross the boundaries between these pieces of text: words and numbers, each with the
+# space before it, runs of punctuation, and white space. Bytes from 128 on count as letters, as they
+# are part of letters in UTF-8. The last space of a run of white space goes to the word after it.
 _WORDS = (
     ' ?[A-Za-z\x80-\xff]+| ?[0-9]+| ?[^ \t-\rA-Za-z0-9\x80-\xff]+'
     '|[ \t-\r]+(?![^ \t-\r])|[ \t-\r]+'
 )
-_LONG_TEXT = 2_000_000  # bytes; learning from more takes long enough for a message
+_LONG_TEXT = 2_000_000  # bytes; learning from more takes so long that a message is printed
 
 
 def learn(texts: Sequence[bytes], vocabulary_size: int, option: str) -> tokenizers.Tokenizer:

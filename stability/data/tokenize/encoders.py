@@ -1,7 +1,7 @@
 """Encoders of documents: bytes, a learned BPE, a tokenizer.json or a SentencePiece model.
 
-The spelling of a special token inside a document is encoded as ordinary text, so no document
-contains the token that ends it.
+If a document contains the spelling of a special token, it is encoded as ordinary text. The
+end-of-document token therefore occurs only at the end of a document.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from stability.errors import BadInput
 
 END_OF_BYTES = 0  # ends a document of bytes or of a learned BPE
 
-# Usual names of the end-of-document token, which tokenizer.json does not declare; first match wins.
+# Common names of the end-of-document token, which tokenizer.json does not declare. The first match
+# is used.
 _END_NAMES = ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>')
 _BATCH = 32  # documents encoded at once by `pack`
 
@@ -28,7 +29,7 @@ class Encoder(Protocol):
   kind: str  # bytes | bpe | tokenizer.json | sentencepiece
   vocabulary_size: int
   end_of_document: int
-  file: tuple[str, bytes] | None  # name and content of the file that defines it
+  file: tuple[str, bytes] | None  # name and content of the file that defines the tokenizer
 
   def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
     """The tokens of each document, without the end token: [tokens] each."""
@@ -50,13 +51,13 @@ class JsonEncoder:
     """Parses a tokenizer.json; raises BadInput if it cannot.
 
     Args:
-      content: of the file.
-      end: the end-of-document token; None: its usual name.
-      where: the option that named the file, for messages.
+      content: the content of the file.
+      end: the end-of-document token; None: the first common name in the vocabulary.
+      where: the option that names the file, for error messages.
     """
     try:
       self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises no other class
+    except Exception as error:  # the class that the library raises
       raise BadInput(f'{where}: not a tokenizer.json: {error}') from error
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
@@ -89,9 +90,9 @@ class SentencePieceEncoder:
     """Parses a model file; raises BadInput if it cannot.
 
     Args:
-      content: of the model file.
+      content: the content of the model file.
       end: the end-of-document token; None: the model's own.
-      where: the option that named the file, for messages.
+      where: the option that names the file, for error messages.
     """
     try:
       import sentencepiece
@@ -120,7 +121,10 @@ class SentencePieceEncoder:
 
 
 def load(path: Path, end: str | None) -> Encoder:
-  """The encoder of a file: SentencePiece for NAME.model, otherwise a tokenizer.json."""
+  """The encoder of a file: SentencePiece for NAME.model, otherwise a tokenizer.json.
+
+  Raises BadInput if the file cannot be read. `end` is the end-of-document token; None: its default.
+  """
   where = f'--tokenizer={path}'
   try:
     content = path.read_bytes()
@@ -133,7 +137,7 @@ def load(path: Path, end: str | None) -> Encoder:
 
 
 def learn(texts: Sequence[bytes], vocabulary_size: int, option: str) -> JsonEncoder:
-  """A BPE learned from texts; `option` is named if the vocabulary is too large for them."""
+  """Learns a BPE; raises BadInput, naming `option`, if the texts support only a smaller one."""
   tokenizer = bpe.learn([text.replace(b'\0', b'') for text in texts], vocabulary_size, option)
   return JsonEncoder(tokenizer.to_str(pretty=True).encode(), None, option)
 
@@ -147,7 +151,7 @@ def pack(encoder: Encoder, texts: Sequence[bytes]) -> tuple[np.ndarray, list[int
   """Encodes documents and concatenates them, each followed by the end token.
 
   Returns:
-    The tokens: [tokens], and the length of each document without its end token.
+    The tokens, [tokens], and the length of each document without its end token.
   """
   pieces, lengths = [], []
   for start in range(0, len(texts), _BATCH):
@@ -158,6 +162,7 @@ def pack(encoder: Encoder, texts: Sequence[bytes]) -> tuple[np.ndarray, list[int
 
 
 def _find_end(vocabulary: dict[str, int], end: str | None, where: str) -> int:
+  """The id of the end-of-document token."""
   known = [token for token in _END_NAMES if token in vocabulary]
   if end is None and not known:
     raise BadInput(

@@ -26,7 +26,14 @@ class DatasetSplit:
   size = None
 
   def __init__(self, dataset: str, builder: Any, split: str, field: str):
-    """builder: a DatasetBuilder of `datasets`."""
+    """Describes a split.
+
+    Args:
+      dataset: hf:NAME[:CONFIG], as the user named it.
+      builder: a DatasetBuilder of the `datasets` library.
+      split: name of the split.
+      field: the field that holds the text of a row.
+    """
     self.dataset = dataset
     self.name = f'{dataset} {split}'
     self.split: str | None = split
@@ -51,7 +58,7 @@ class DatasetSplit:
     return 0
 
   def documents(self, skip: int, state: Any) -> Iterator[bytes]:
-    """The documents as UTF-8; raises BadInput for the data's faults, OSError for the network's."""
+    """The documents as UTF-8; BadInput if the data is at fault, OSError if the network may be."""
     number = skip
     try:
       self._stream = self._builder.as_streaming_dataset(split=self._dataset_split)
@@ -73,8 +80,8 @@ def find(dataset: str, field: str, cache: Path, revision: str | None) -> list[Da
 
   Args:
     dataset: hf:NAME[:CONFIG], where NAME is on the hub or a local folder.
-    field: holds the text of a row.
-    cache: folder for the files that `datasets` keeps.
+    field: the field that holds the text of a row.
+    cache: folder for the files that the `datasets` library keeps.
     revision: of the dataset on the hub; None: the newest.
 
   Raises:
@@ -82,7 +89,7 @@ def find(dataset: str, field: str, cache: Path, revision: str | None) -> list[Da
     OSError: the network failed.
   """
   os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
-  os.environ.setdefault('USE_TORCH', '0')  # otherwise it spends seconds on importing torch
+  os.environ.setdefault('USE_TORCH', '0')  # otherwise `datasets` spends seconds importing torch
   try:
     import datasets
   except ImportError:

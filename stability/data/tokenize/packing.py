@@ -1,11 +1,11 @@
-"""Packing of documents of any number into a token folder, in one resumable pass with flat memory.
+"""Packs any number of documents into a token folder, in one resumable pass with bounded memory.
 
 Documents are packed as in the paper: each is followed by an end-of-document token, without padding.
-Until meta.json is written, as the last file, the folder also holds
+meta.json is written last. Until then, the folder also holds
 
-  tokenize.json      the settings and the input; a resume must have the same
+  tokenize.json      the settings and a description of the input; a resume must have the same
   held_out.bin       hashes of the documents of the input's own validation split, if it has one
-  tokenizer.*        the tokenizer's file; a BPE is learned only once
+  tokenizer.*        the tokenizer's file; a resume reads a learned BPE from it
   train.bin, ...     the tokens; a resume cuts off what was written after the last commit
   progress.json      the last commit: the position in the input and the state of the files
 """
@@ -48,9 +48,9 @@ _TEMPORARY_PREFIXES = tuple(f'.{name}.' for name in _WRITTEN_WHOLE)  # of files.
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Creates and locks the folder; removes it again if nothing was written to it.
+  """Creates and locks a folder; removes a new one if no settings were written to it.
 
-  Raises BadInput if it holds something else or is locked by another process.
+  Raises BadInput if the folder holds something else or is locked by another process.
   """
   is_new = not folder.exists()
   try:
@@ -80,19 +80,22 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def previous_settings(folder: Path) -> Json | None:
-  """The settings with which the folder was begun, if it was."""
+  """The settings with which the folder was begun; None if it was not."""
   return _read(folder / SETTINGS) if (folder / SETTINGS).exists() else None
 
 
 def begin(folder: Path, settings: Json) -> bool:
-  """Writes the settings, or checks them against those of before; whether the folder is complete.
+  """Writes the settings, or checks that they are the same as before.
 
   Args:
-    folder: of the token files.
+    folder: the folder of the token files.
     settings: values by flag; 'parts' holds [name, split, fingerprint] of each part, in order.
 
+  Returns:
+    Whether the folder is complete.
+
   Raises:
-    BadInput: the folder was begun with other settings; names the difference.
+    BadInput: the folder was begun with other settings; the message names the difference.
   """
   previous = previous_settings(folder)
   if previous is None:
@@ -122,10 +125,10 @@ class Packer:
     """Prepares a pass.
 
     Args:
-      folder: of the token files; locked and begun.
-      parts: of the input in reading order, validation first.
-      settings: as for `begin`.
-      callback: called every now and then with the packer, to show progress.
+      folder: the folder of the token files, after `locked` and `begin`.
+      parts: the parts of the input in reading order, validation first.
+      settings: those that `begin` was given.
+      callback: called regularly with the packer, to show progress.
     """
     self._folder = folder
     self._parts = parts
@@ -149,14 +152,14 @@ class Packer:
     return max(estimates, default=None)
 
   def pack(self, encoder: encoders.Encoder | None) -> None:
-    """Writes the files, or continues writing them.
+    """Writes the files, or continues to write them.
 
     Args:
-      encoder: of the documents; None: a BPE learned from the first training documents.
+      encoder: encodes the documents; None: a BPE learned from the first training documents.
 
     Raises:
       BadInput: the input is at fault.
-      OSError: the disk or the network is.
+      OSError: the disk or the network is at fault.
     """
     held_out = self._held_out()
     encoder = encoder or self._learned(held_out)
@@ -183,7 +186,10 @@ class Packer:
       held_out: set[int],
       writers: Mapping[str, shards.ShardWriter],
   ) -> None:
-    """Packs from a position on: [index of the part, documents of it already packed, its state]."""
+    """Packs the documents from a position on.
+
+    A position is [index of the part, number of its documents already packed, its state].
+    """
     self.phase = 'packing'
     self._part, done, state = position
     committed = time.monotonic()
@@ -220,7 +226,7 @@ class Packer:
       writers: Mapping[str, shards.ShardWriter],
       limit: float,
   ) -> None:
-    """Encodes and appends documents, up to the one with which the training text reaches `limit`."""
+    """Encodes and appends documents until the training text has `limit` tokens."""
     splits = [self._split(number, text, held_out) for number, text in batch]
     kept = [text for split, (_, text) in zip(splits, batch) if split != 'left_out']
     encoded = iter(encoder.encode(kept))
@@ -297,7 +303,7 @@ class Packer:
         raise BadInput(
             f'--input: holds {written[split]["tokens"]} tokens of {split} text, from'
             f' {self.documents[split]} documents; give more input or, if it has no validation'
-            ' split, another --validation_fraction, with a new --output'
+            ' split, change --validation_fraction, and choose a new --output'
         )
     self.phase = 'counting token pairs'
     self._callback(self)
@@ -323,14 +329,14 @@ class Packer:
 
 
 def clean(folder: Path) -> None:
-  """Removes the files that only an incomplete folder needs."""
+  """Removes the files that only an unfinished folder needs."""
   for name in (PROGRESS, _HELD_OUT):
     (folder / name).unlink(missing_ok=True)
   shutil.rmtree(folder / CACHE, ignore_errors=True)
 
 
 def _batch(documents: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-  """The documents of the next batch; consumes no others."""
+  """The documents of the next batch, without reading ahead."""
   size = 0
   for number, (part, text) in enumerate(documents, 1):
     yield part, text

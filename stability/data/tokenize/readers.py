@@ -1,7 +1,7 @@
 """Documents of local files: JSON lines, parquet and plain text, all but parquet optionally gzipped.
 
-A document is UTF-8 text as bytes. Input that cannot be read is refused with its file and line (in
-parquet, row); only empty lines are skipped.
+A document is UTF-8 text as bytes. Invalid input raises BadInput with its file and line (in parquet,
+its row); only empty lines are skipped.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from stability.data.tokenize import text_field
 from stability.errors import BadInput
 
 PIECE_BYTES = 2**16  # longer text files are cut at line ends into documents of at most this size
-MAX_LINE_BYTES = 2**28  # a longer line is not JSON lines, and would fill the memory
+MAX_LINE_BYTES = 2**28  # a longer line is unlikely to be JSON, and would fill the memory
 
 _PARQUET_ROWS = 256  # read at once
 # Words in a file's name that indicate its split, as in the `datasets` library.
@@ -43,13 +43,13 @@ class Part(Protocol):
     """JSON that changes when the documents may have changed."""
 
   def documents(self, skip: int, state: Any) -> Iterator[bytes]:
-    """The documents after the first `skip`; state: what `state` returned after those."""
+    """The documents after the first `skip`; `state` is what state() returned after those."""
 
   def state(self) -> Any:
-    """JSON that speeds up skipping the documents yielded so far."""
+    """JSON with which `documents` can skip the documents yielded so far more quickly."""
 
   def bytes_read(self) -> int:
-    """Bytes read so far, of `size`."""
+    """The number of bytes, out of `size`, that have been read."""
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class File:
 
   path: Path
   split: str | None
-  field: str  # in JSON and parquet, holds the text
+  field: str  # the field that holds the text, in JSON and parquet
 
   def __post_init__(self):
     self.name = str(self.path)
@@ -79,7 +79,7 @@ class File:
     return self._bytes_read
 
   def documents(self, skip: int, state: Any = None) -> Iterator[bytes]:
-    """The documents as UTF-8; raises BadInput with file and line."""
+    """The documents as UTF-8; BadInput for invalid input has its file and line."""
     if _format(self.path) == 'parquet':
       yield from self._parquet_rows(skip)
       return
@@ -130,7 +130,7 @@ class File:
     return row
 
   def _text_pieces(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
-    """A text file, in pieces if it is long."""
+    """The text of a file, in pieces if it is long."""
     rest = b''
     while block := rest + stream.read(PIECE_BYTES - len(rest)):
       end = len(block)
@@ -149,7 +149,7 @@ class File:
         yield piece
 
   def _parquet_rows(self, skip: int) -> Iterator[bytes]:
-    """The rows of a parquet file, read by row group."""
+    """The text of each row of a parquet file, which is read by row groups."""
     try:
       import pyarrow as pa
       from pyarrow import parquet
@@ -184,14 +184,14 @@ class File:
 
 
 def find(path: str, field: str) -> tuple[list[File], list[str]]:
-  """The files of an input, sorted by name, and the names of those that are skipped.
+  """The files of an input, sorted by name, and the names of the files that are skipped.
 
-  Hidden and linked files of a folder do not count. If the input has JSON or parquet files, all
-  others are skipped, and the words of a file's name determine its split; test splits are skipped.
+  Hidden and linked files in a folder are ignored. If the input has JSON or parquet files, all other
+  files are skipped, words in a file's name determine its split, and test splits are skipped.
 
   Args:
     path: a file, a folder or a glob pattern.
-    field: in JSON and parquet, holds the text.
+    field: the field that holds the text, in JSON and parquet.
 
   Raises:
     BadInput: there are no files to read.
@@ -264,7 +264,7 @@ def _parts_before_magic(path: Path) -> Iterator[str]:
 
 
 def _last_character(block: bytes) -> int:
-  """Start of the last UTF-8 character, where a cut splits none; the end if there is no start."""
+  """Offset of the last UTF-8 character, where a cut splits no character; the end if not found."""
   for back in range(1, min(4, len(block) - 1) + 1):
     if block[-back] & 0xC0 != 0x80:
       return len(block) - back

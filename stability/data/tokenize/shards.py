@@ -1,7 +1,7 @@
-"""Sharded token files: written by appending, resumable, and read as one array.
+"""Sharded token files: written by appending, with resume, and read as one array.
 
-The shards of NAME (train, say) are NAME.bin, NAME-00001.bin, NAME-00002.bin and so on; all but the
-last are full. meta.json refers to a shard by its file name without .bin.
+The shards of NAME (such as train) are NAME.bin, NAME-00001.bin, NAME-00002.bin and so on; all but
+the last are full. meta.json refers to a shard by its file name without .bin.
 """
 
 import bisect
@@ -18,7 +18,7 @@ from stability.errors import BadInput
 
 Json = dict[str, Any]
 
-_READ_BYTES = 2**24  # at a time
+_READ_BYTES = 2**24  # bytes read at a time
 
 
 def shard_name(name: str, number: int) -> str:
@@ -36,7 +36,7 @@ class ShardedArray:
   """A read-only concatenation of arrays, which may be memory-mapped."""
 
   def __init__(self, parts: Sequence[np.ndarray]):
-    """parts: [tokens] each, of one dtype."""
+    """Concatenates `parts`, arrays [tokens] of one dtype."""
     self._parts = list(parts)
     self._ends = list(itertools.accumulate(map(len, self._parts)))
     self.dtype = self._parts[0].dtype
@@ -78,7 +78,8 @@ class ShardedArray:
 class ShardWriter:
   """Appends tokens to shards.
 
-  `commit` returns the state from which a new ShardWriter continues, whatever was appended after it.
+  A new ShardWriter continues from the state that `commit` returned. Tokens appended after that
+  commit are discarded.
   """
 
   def __init__(
@@ -87,11 +88,11 @@ class ShardWriter:
     """Truncates the shards to the committed state; raises BadInput if they do not match it.
 
     Args:
-      folder: of the shards.
-      name: of the shards.
-      dtype: of tokens on disk.
-      shard_tokens: tokens in a full shard.
-      committed: what `commit` returned; None: start from scratch.
+      folder: the folder of the shards.
+      name: the name of the shards.
+      dtype: the type of the tokens on disk.
+      shard_tokens: number of tokens in a full shard.
+      committed: the state that `commit` returned; None: start from scratch.
     """
     self._folder = folder
     self._name = name
@@ -99,7 +100,7 @@ class ShardWriter:
     self._shard_tokens = shard_tokens
     committed = committed or {'tokens': 0, 'sha256': {}}
     self.tokens = committed['tokens']
-    self._full = dict(committed['sha256'])  # shard -> SHA-256
+    self._full = dict(committed['sha256'])  # full shard -> SHA-256
     self._hash = hashlib.sha256()
     self._stream: BinaryIO | None = None
     remainder = self.tokens % shard_tokens
@@ -110,11 +111,11 @@ class ShardWriter:
 
   @property
   def _number(self) -> int:
-    """Number of the shard being written."""
+    """The number of the shard that is being written."""
     return self.tokens // self._shard_tokens
 
   def append(self, tokens: np.ndarray) -> None:
-    """Adds tokens [tokens], which may be lost until they are committed."""
+    """Appends tokens [tokens]; until the next commit they may be lost."""
     tokens = tokens.astype(self._dtype, copy=False)
     while len(tokens):
       if self._stream is None:

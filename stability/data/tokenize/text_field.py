@@ -1,4 +1,4 @@
-"""Checks of the field of a row that holds a document's text, shared by all input formats."""
+"""Checks of the field that holds a document's text, shared by all input formats."""
 
 from collections.abc import Iterable
 from typing import Any
