@@ -47,8 +47,8 @@ _ROUNDS = flags.DEFINE_integer(
 
 CONFIG = 'configs/benchmark.py'
 WIDTHS = (32, 64, 128)
-SECONDS = 5.0  # of a reading of speed
-MATMUL = 1024
+SECONDS = 5.0  # duration of a reading of speed
+MATMUL = 1024  # rows and columns of the matrices
 
 Row = tuple[str, str, str]  # quantity, measured value, target
 
@@ -64,19 +64,19 @@ def main() -> None:
   if _SUITE.value == 'gpu' and not environment.has_accelerator():
     raise BadInput('--suite=gpu: needs a GPU or TPU and a jax that supports it')
   console = Console()
-  found: dict[str, Any] = {'machine': machine()}
+  output: dict[str, Any] = {'machine': machine()}
   table = Table('quantity', 'measured', 'target')
   for name in _ONLY.value or measurements:
     console.print(f'measuring {name} ...')
-    found[name], rows = measurements[name](_ROUNDS.value)
-    files.write_json(Path(_OUTPUT.value), found)
+    output[name], rows = measurements[name](_ROUNDS.value)
+    files.write_json(Path(_OUTPUT.value), output)
     for row in rows:
       table.add_row(*row)
   console.print(table)
 
 
 def machine() -> dict[str, Any]:
-  """The machine and versions that the readings belong to."""
+  """A description of the machine and versions, stored with the readings."""
   import jax
 
   lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
@@ -103,7 +103,7 @@ def _torch_version() -> str | None:
 
 
 def row(rounds: int) -> tuple[Any, list[Row]]:
-  """Seconds from start to last result of a row of learning rates, against one process per run."""
+  """Seconds from start to last result of a row of learning rates: a sweep, a process per run."""
   readings = in_turn(
       {
           'plain': _plain_row,
@@ -127,17 +127,17 @@ def _first_row() -> float:
 
 
 def _our_row(cache: Path) -> float:
-  """Seconds to the sweep's last result, with this compilation cache."""
+  """Seconds until the sweep's last result, with the compilation cache in folder `cache`."""
   with tempfile.TemporaryDirectory() as folder:
     command = [*(sys.executable, '-m', 'launch.sweep'), f'--config={CONFIG}']
-    begun = time.time()
+    started = time.time()
     _seconds([*command, f'--workdir={folder}/row'], XDG_CACHE_HOME=str(cache))
     results = Path(folder).glob('row/runs/*/result.json')
-    return max(path.stat().st_mtime for path in results) - begun
+    return max(path.stat().st_mtime for path in results) - started
 
 
 def _plain_row() -> float:
-  """Seconds of the same runs, each by the plain script on all cores."""
+  """Seconds to train the same runs one by one with the plain script, on all cores."""
   with tempfile.TemporaryDirectory() as folder:
     return sum(
         _seconds([sys.executable, '-m', 'launch.benchmarks.plain', str(rate), f'{folder}/{rate}'])
@@ -146,9 +146,9 @@ def _plain_row() -> float:
 
 
 def _seconds(command: Sequence[str], **variables: str) -> float:
-  begun = time.perf_counter()
+  started = time.perf_counter()
   subprocess.run(command, env=os.environ | variables, check=True, capture_output=True)
-  return time.perf_counter() - begun
+  return time.perf_counter() - started
 
 
 def start(rounds: int) -> tuple[Any, list[Row]]:
@@ -159,8 +159,9 @@ def start(rounds: int) -> tuple[Any, list[Row]]:
 
 
 def _first_step() -> float:
+  """Seconds from the start of a sweep to its first logged step."""
   folder = Path(tempfile.mkdtemp())
-  begun = time.perf_counter()
+  started = time.perf_counter()
   command = [*(sys.executable, '-m', 'launch.sweep'), f'--config={CONFIG}']
   process = subprocess.Popen(
       [*command, f'--workdir={folder}/row', '--config.log.every_steps=1'],
@@ -171,7 +172,7 @@ def _first_step() -> float:
     if process.poll() is not None:
       raise RuntimeError(f'launch.sweep ended with exit code {process.returncode}')
     time.sleep(0.005)
-  seconds = time.perf_counter() - begun
+  seconds = time.perf_counter() - started
   process.kill()
   process.wait()
   time.sleep(2)  # until its workers have ended
@@ -183,7 +184,7 @@ def _first_step() -> float:
 
 
 def throughput(rounds: int) -> tuple[Any, list[Row]]:
-  """Training tokens per second on all cores, against the faster of two PyTorch set-ups."""
+  """Training tokens per second on all cores, compared with the faster of two PyTorch set-ups."""
   cores = environment.cores()
   alone, together = [[core] for core in cores], [cores]
   found, rows = {}, []
@@ -224,7 +225,7 @@ def _flops_per_token(width: int) -> float:
 
 
 def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:
-  """Total speed of simultaneous processes, one for each share of the cores."""
+  """The summed speed of concurrent processes, one for each share of the cores."""
   processes = [
       subprocess.Popen(
           [
@@ -250,7 +251,7 @@ def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:
 
 
 def probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
-  """Training with probes and files, against training without probes and against bare steps."""
+  """Seconds of training with probes, without probes, and of bare steps without files."""
   core = ','.join(map(str, environment.cores()[:1]))
   found, rows = {}, []
   for width in WIDTHS[:2]:
@@ -272,7 +273,7 @@ def probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
 
 
 def population(rounds: int) -> tuple[Any, list[Row]]:
-  """Runs as one population, against the same runs one after another."""
+  """Seconds of runs trained as one population, and of the same runs one after another."""
   found = _on_accelerator('population', rounds)
   return found, [_population_row(found)]
 
@@ -301,7 +302,7 @@ def _utilisation_rows(found: Any) -> list[Row]:
 
 
 def accelerator_probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
-  """Training with probes and files, against training without probes and against bare steps."""
+  """Seconds of training with probes, without probes, and of bare steps without files."""
   found = _on_accelerator('probe_overhead', rounds)
   return found, _probe_overhead_rows(found)
 
@@ -317,7 +318,7 @@ def _probe_overhead_rows(found: Any) -> list[Row]:
 
 
 def _on_accelerator(what: str, rounds: int) -> dict[str, Any]:
-  """The device and its readings, measured by a process of its own, which frees its memory."""
+  """The device and its readings, measured in a separate process, which then frees its memory."""
   command = [sys.executable, '-m', 'launch.benchmarks.accelerator', what, str(rounds)]
   process = subprocess.run(
       command, env=environment.worker_environment(), check=True, stdout=subprocess.PIPE, text=True

@@ -10,16 +10,17 @@
     stop                             ends the run here, with a result
     checkpoint                       saves a checkpoint now
     set FIELD=VALUE ...              changes hyperparameters, say optimizer.learning_rate=1e-3
-    skip STEPS                       leaves out the data of so many steps
+    skip STEPS                       leaves out the data of the next STEPS steps
     rewind STEP [skip=STEPS] [FIELD=VALUE ...]
                                      returns to a checkpoint, or to step 0; also resumes the run
-    fork [FIELD=VALUE ...]           starts a second run from here, beside this one
+    fork [FIELD=VALUE ...]           starts another run from here; this one continues
 
   python -m launch.control --run=DIR/runs/NAME --workdir=NEW replay
                                      trains the run again, with its actions, and compares
 
-An action is requested by a file in the run's folder. The run's trainer takes it at the run's next
-stop (a logged step, a probe or a checkpoint) and records in actions.jsonl what it did, or why not.
+This program requests an action by writing a file to the run's folder. At the run's next stop (a
+logged step, a probe or a checkpoint), the run's trainer takes the action and records it in
+actions.jsonl, or records there why it refuses the request.
 """
 
 import getpass
@@ -46,11 +47,11 @@ from stability.storage import run_files, sweeps
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _RUN = flags.DEFINE_string('run', None, 'folder of a run, DIR/runs/NAME', flag_values=FLAGS)
-_WHY = flags.DEFINE_string('why', '', 'reason for the action, to be recorded', flag_values=FLAGS)
+_WHY = flags.DEFINE_string('why', '', 'reason for the action, which is recorded', flag_values=FLAGS)
 
-ANSWER_SECONDS = 15  # to wait for the trainer's answer to a request
+ANSWER_SECONDS = 15  # how long to wait for the trainer's answer to a request
 POLL_SECONDS = 0.2
-MAX_SHOWN = 5  # alarms, and actions, of a run
+MAX_SHOWN = 5  # maximum number of alarms, and of actions, to show of a run
 
 
 def main(*words: str) -> int | None:
@@ -80,7 +81,7 @@ def main(*words: str) -> int | None:
 
 
 def _check_run(path: str) -> Path:
-  """The folder of a run; BadInput if it is anything else."""
+  """The folder of a run; BadInput if the path is anything else."""
   run = Path(os.path.abspath(path))  # without any ..
   if run.parent.name != 'runs' or not (run / 'config.json').is_file():
     raise BadInput(f'--run={path}: must be the folder of a run, DIR/runs/NAME')
@@ -171,7 +172,7 @@ def _printable(text: str) -> str:
 
 
 def _ask(console: Console) -> tuple[str, ...]:
-  """The words of the action that a person types; none to leave the run as it is."""
+  """The words of the action that a person types; empty if the run is to be left as it is."""
   console.print(f'\n{", ".join(ARGUMENTS)}, or nothing', markup=False, highlight=False)
   try:
     return tuple(input('action: ').split())
@@ -180,7 +181,7 @@ def _ask(console: Console) -> tuple[str, ...]:
 
 
 def parse(words: tuple[str, ...]) -> Action:
-  """The action that words stand for; actions.check decides whether it is allowed."""
+  """Parses the words of an action; actions.check decides whether it is allowed."""
   kind, *rest = words
   if kind not in ARGUMENTS:
     raise BadInput(f'{kind!r}: must be one of {", ".join(ARGUMENTS)}, ask, replay')
@@ -216,8 +217,8 @@ def request(
 
   Raises BadInput if the action is not allowed on the run or the trainer refuses it.
   """
-  if has_ended := _ended(run):
-    raise BadInput(f'{has_ended}; it takes no actions')
+  if ended := _ended(run):
+    raise BadInput(f'{ended}; it takes no actions')
   taken = records.read_taken(run)
   config = records.current_config(run_files.read_config(run), taken)
   step = (run_files.last_metrics(run) or {'step': 0})['step']
@@ -231,9 +232,9 @@ def request(
           raise BadInput(record.refused)
         _print_line(console, f'taken at step {record.step}: {record}')
         return
-    if has_ended := _ended(run):
+    if ended := _ended(run):
       path.unlink(missing_ok=True)  # no trainer will read it
-      raise BadInput(f'{has_ended} before it took the action')
+      raise BadInput(f'{ended} before it took the action')
     time.sleep(POLL_SECONDS)
   _print_line(
       console,
@@ -242,7 +243,7 @@ def request(
 
 
 def _ended(run: Path) -> str | None:
-  """The statement that a run has ended; None for a run that trains or will be trained again."""
+  """A sentence that says that a run has ended; None if it is or will be trained."""
   result = run_files.read_result(run)
   if result is None or result.status == 'failed':
     return None

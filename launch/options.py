@@ -2,8 +2,8 @@
 
   python -m launch.options [--config=FILE.py[:SCALE]] [WORD]
 
-WORD selects the options that mention it. With --config the defaults are those of that file. Any
-option is set with --config.NAME=VALUE where a run or a sweep is started.
+WORD selects the options that mention it. With --config, the defaults are those of that file. The
+programs that start a run or a sweep set an option by --config.NAME=VALUE.
 """
 
 import os
@@ -27,7 +27,7 @@ FLAGS = flags.FlagValues()
 _CONFIG = flags.DEFINE_string('config', None, app.CONFIG_HELP, flag_values=FLAGS)
 
 FOOTNOTE = 'Sections and figures are those of arXiv 2309.14322.'
-PIPED_WIDTH = 80  # columns of the text where there is no terminal
+PIPED_WIDTH = 80  # characters per line if the output is not a terminal
 
 
 def main(*words: str) -> None:
@@ -50,6 +50,7 @@ def main(*words: str) -> None:
 
 
 def _mentions(field: Field, word: str = '') -> bool:
+  """Whether the name or the description of an option contains a word, in any case."""
   described = ' '.join((field.name, field.unit, field.doc, field.allowed, field.source))
   return word.lower() in described.lower()
 
@@ -97,7 +98,7 @@ def _plain(options: Sequence[Field], defaults: Mapping[str, str]) -> str:
 
 
 def _write(text: str) -> None:
-  """Prints to a pipe, whose reader may stop early, as `head` does."""
+  """Prints to a pipe; its reader may stop early, as `head` does."""
   try:
     print(text, flush=True)
   except BrokenPipeError:

@@ -3,9 +3,9 @@
   python -m launch.predict --workdir=DIR[,DIR2...] [--target=SIZE or PARAMETERS]
 
 SIZE is a named size such as 4.8B; the default is the next two named sizes after the sweep's
-largest. Each sweep is used by itself. As a test, the largest size of each sweep is also predicted
-from those with at most a quarter of its parameters, if there are three or more of them; the scores
-are over all sweeps together. The tables predictions.csv and predictions_held_out.csv and the
+largest. Each sweep is used separately. As a test, the largest size of each sweep is also predicted
+from the sizes with at most a quarter of its parameters, if there are at least three of them; the
+scores are over all sweeps together. The tables predictions.csv and predictions_held_out.csv and the
 figures are written to DIR/report/.
 """
 
@@ -33,11 +33,11 @@ _TARGET = flags.DEFINE_string(
     f'size to predict: one of {", ".join(config_lib.SIZES)}, or a number of parameters',
     flag_values=FLAGS,
 )
-PIPED_WIDTH = 110  # characters; the tables fit without breaking words
+PIPED_WIDTH = 110  # characters per line if stdout is not a terminal; the tables fit
 
 
 def main() -> None:
-  """Predicts, scores, prints and writes the files."""
+  """Makes the predictions and scores, prints them and writes the files."""
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder, or several separated by commas')
   from stability.analysis import results as results_lib

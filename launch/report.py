@@ -5,14 +5,14 @@
       [--window=LOW,HIGH ...] [--window_where=COLUMN=VALUE ...] [--not_comparable=COLUMN]
 
 FILE.csv has a row per run with learning_rate, final_loss and, unless the flag is given,
-initial_loss; parameters, seed and status are optional. A run without final_loss and status has
-diverged. Each combination of values in the columns of --group_by is an intervention; the default
-is all columns with a dot in their name.
+initial_loss; parameters, seed and status are optional. A run with neither final_loss nor status
+has diverged. Each combination of values in the columns of --group_by is an intervention; the
+default is all columns with a dot in their name.
 
 With --window, LR sensitivity is computed within each window of learning rates, ends included, and
-the lowest counts; --window_where limits this to rows with the given values. --not_comparable names
-a column that changes what a learning rate means, so that LR sensitivity is not computed. For
-sweeps, the function get_report of the config file takes the place of these flags
+the lowest value counts; --window_where limits this to rows with the given values.
+--not_comparable names a column that changes what a learning rate means, so that LR sensitivity is
+not computed. For sweeps, the function get_report of the config file replaces these flags
 (stability/analysis/windows.py).
 """
 

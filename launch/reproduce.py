@@ -1,11 +1,11 @@
-"""Runs the experiments of the paper, and those beyond it, and writes one report over all.
+"""Runs the experiments of the paper, and further ones, and writes one report on all of them.
 
   python -m launch.reproduce --scale=cpu --workdir=DIR [--only=warmup,z_loss] [--seeds=N]
       [--config.x.y=VALUE]
 
-Each experiment is launch.sweep of its config file with workdir DIR/NAME, in a process of its own
-that ends with this one. An experiment that fails does not stop the others, and each can be run or
-continued alone. Runs that several experiments share are trained only once. The same command
+Each experiment is a launch.sweep of its config file with workdir DIR/NAME, in a process of its own
+that ends with this one. An experiment that fails does not stop the others, and each can also be run
+or continued alone. Runs that several experiments share are trained only once. The same command
 continues after an interruption. The report covers all experiments in DIR, including those of other
 calls and of launch.sweep. --dry_run prints the cost of each.
 
@@ -81,8 +81,8 @@ class Experiment:
 
   name: str
   question: str  # the first line of its config file
-  figures: list[str]  # of the paper: 1 ... 13, C.1, E.1 ...
-  sweep: app.Sweep | None = None
+  figures: list[str]  # figures of the paper: 1 ... 13, C.1, E.1 ...
+  sweep: app.SweepRequest | None = None
   problem: str | None = None  # why there is no sweep, or what went wrong in it
 
   @property
@@ -131,13 +131,14 @@ def _names() -> list[str]:
 
 
 def _describe(name: str) -> Experiment:
-  """An experiment as its config file's docstring describes it, without its sweep."""
+  """The experiment that the docstring of a config file describes, without its sweep."""
   text = ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text())) or ''
   figures = re.findall(r'\bFigure ((?:[A-Z]\.)?\d+)', text)
   return Experiment(name, question=text.split('\n')[0], figures=list(dict.fromkeys(figures)))
 
 
 def _load(name: str) -> Experiment:
+  """The experiment with its sweep, or with the reason why there is none."""
   experiment = _describe(name)
   try:
     experiment.sweep = app.load(experiment.config, app.overrides(FLAGS), seeds=_SEEDS.value)
@@ -156,8 +157,8 @@ def _run(experiment: Experiment, workdir: Path) -> str | None:
       *(f'--{name}={FLAGS[name].value}' for name in ('seeds', 'workers') if FLAGS[name].present),
       *(f'--config.{field}={value}' for field, value in app.overrides(FLAGS).items()),
   ]
-  # The session of its own makes sure that a signal reaches the child only once, from here. If this
-  # process is killed, the child's standard input closes and --attached ends it.
+  # The child has its own session, so that a signal reaches it only once, from here. If this process
+  # is killed, the child's standard input closes and, with --attached, the child ends.
   process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
   try:
     code = process.wait()
@@ -186,7 +187,7 @@ def _is_readable_sweep(folder: Path) -> bool:
 
 
 def _write_report(workdir: Path, experiments: list[Experiment]) -> Path:
-  """Writes the report over the experiments of this call and of earlier ones."""
+  """Writes the report on the experiments of this call and of earlier calls."""
   from stability.report import overview  # takes a second to import pandas and Matplotlib
 
   current = {experiment.name: experiment for experiment in experiments}
@@ -204,7 +205,8 @@ def _write_report(workdir: Path, experiments: list[Experiment]) -> Path:
 def print_plan(experiments: list[Experiment]) -> int:
   """Prints the cost of each experiment and of all together; 1 if any is refused.
 
-  `new` counts the runs that no experiment above has; tokens, FLOPs and executables are theirs.
+  The column `new` counts the runs that no experiment above has; tokens, FLOPs and executables are
+  those of the new runs.
   """
   table = Table(title=f'all experiments at scale {_SCALE.value}')
   table.add_column('experiment', no_wrap=True)
@@ -220,7 +222,7 @@ def print_plan(experiments: list[Experiment]) -> int:
     data = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # the same for all runs
     new = {name: config for name, config in configs.items() if reuse.key(config) not in seen}
     seen |= {reuse.key(config) for config in new.values()}
-    # Some hundred architectures would take minutes to trace.
+    # Estimated FLOPs: tracing some hundred architectures would take minutes.
     groups = cost_lib.groups(new, tokens.vocabulary_size(data), cost_lib.estimated_step_flops)
     plan = cost_lib.plan(groups)
     plans.append(plan)

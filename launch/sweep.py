@@ -4,9 +4,10 @@
       [--config.x.y=VALUE]
 
 The same command continues an interrupted sweep; with a higher --seeds, it trains the new runs. If
-it is started a second time meanwhile, here or on another machine that sees DIR, both share the
-work. SIGTERM and SIGUSR1 make it save all runs and end with exit code 75. With --reuse=OTHER_DIR,
-results of another sweep are reused for runs with the same config, text and versions.
+it is started again while the first one runs, here or on another machine that sees DIR, both share
+the work. SIGTERM and SIGUSR1 make it save all runs and end with exit code 75. With
+--reuse=OTHER_DIR, results of another sweep are reused for runs with the same config, text and
+versions.
 
 --dry_run prints the cost of the sweep and, for given devices, where its runs would be placed and
 how long they would take:
@@ -23,7 +24,7 @@ one can be continued with another. --dry_run shows what would be submitted:
                       --slurm_options=--OPTION=VALUE ...]
   --backend=ray       tasks of a Ray cluster [--ray_address=HOST:PORT]
   --backend=manifest  DIR/manifest.jsonl, jobs for any other scheduler to start
-      [--jobs=N --job_cpus=N --job_gpus=N --job_memory_gb=X --job_minutes=N]  all but local
+      [--jobs=N --job_cpus=N --job_gpus=N --job_memory_gb=X --job_minutes=N]  for all but local
 
 Exit codes: 0 done, 1 some runs failed, 2 bad input, 75 preempted, to be started again.
 """
@@ -43,7 +44,7 @@ _SEEDS = start.define_seeds(FLAGS)
 _REUSE = flags.DEFINE_multi_string(
     'reuse',
     [],
-    'workdir of a sweep whose results are reused for runs that are the same; may be repeated',
+    'workdir of a sweep whose results are reused for identical runs; may be repeated',
     flag_values=FLAGS,
 )
 _ATTACHED = start.define_attached(FLAGS)

@@ -2,10 +2,10 @@
 
   python -m launch.tables [--results=configs/results] [--output=configs/README.md]
 
-Each folder of --results holds what a finished sweep left: about.json (title, command, machine,
-commit, date, seeds) and, as its report wrote them, claims.csv and lr_sensitivity.csv; one of the
-two may be missing. The tables go between the lines `<!-- tables -->` and `<!-- end of tables -->`
-of --output; the rest of that file stays as it is.
+Each folder of --results has files of a finished sweep: about.json (title, command, machine, commit,
+date, seeds), and claims.csv and lr_sensitivity.csv from its report; one of the two may be missing.
+The tables are written between the lines `<!-- tables -->` and `<!-- end of tables -->` of --output;
+the rest of that file stays as it is.
 """
 
 from pathlib import Path
@@ -23,12 +23,12 @@ _RESULTS = flags.DEFINE_string(
     'results', 'configs/results', 'folder of the CSV files', flag_values=FLAGS
 )
 _OUTPUT = flags.DEFINE_string(
-    'output', 'configs/README.md', 'file whose tables are written', flag_values=FLAGS
+    'output', 'configs/README.md', 'Markdown file to write the tables to', flag_values=FLAGS
 )
 
 BEGIN, END = '<!-- tables -->', '<!-- end of tables -->'
 ABOUT = ('title', 'command', 'machine', 'commit', 'date', 'seeds')
-# Columns of lr_sensitivity.csv that are no interventions.
+# Columns of lr_sensitivity.csv that are not interventions.
 NUMBERS = ('lr_sensitivity', 'low', 'high', 'best_loss', 'best_learning_rate')
 NOT_SHOWN = ('learning_rates', 'seeds', 'missing', 'window_low', 'window_high')
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def render(folder: Path) -> str:
-  """The tables of all folders of results, by their names."""
+  """The Markdown tables of all folders of results, in order of their names."""
   return '\n'.join(map(_section, sorted(path.parent for path in folder.glob('*/about.json'))))
 
 
@@ -79,24 +79,24 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _sensitivity(table: pd.DataFrame) -> str:
-  arms = [c for c in table if c not in ('parameters', *NUMBERS, *NOT_SHOWN)]
+  interventions = [c for c in table if c not in ('parameters', *NUMBERS, *NOT_SHOWN)]
   rows = [
       [
           labels.parameters(float(row['parameters'])),
-          *(row[arm] for arm in arms),
+          *(row[column] for column in interventions),
           _with_interval(row['lr_sensitivity'], row['low'], row['high']),
           _short(row['best_loss']),
           _short(row['best_learning_rate']),
       ]
       for _, row in table.iterrows()
   ]
-  names = [arm.rpartition('.')[2] for arm in arms]
+  names = [column.rpartition('.')[2] for column in interventions]
   header = ['parameters', *names, 'LR sensitivity', 'best loss', 'best LR']
   return _markdown(header, rows, right=('parameters', 'LR sensitivity', 'best loss', 'best LR'))
 
 
 def _claims(table: pd.DataFrame) -> str:
-  """The claims that apply, with what they measured."""
+  """The table of the claims that apply, with their effects and verdicts."""
   if 'n' in table:
     table = table[table['n'] != '0']
   extra = [c for c in ('seeds', 'machine') if c in table]
@@ -129,7 +129,7 @@ def _with_interval(value: str, low: str, high: str) -> str:
 
 
 def _short(value: str) -> str:
-  """Three digits of a number; nothing for none."""
+  """A number with three significant digits; empty if there is none."""
   return f'{float(value):.3g}' if value else ''
 
 

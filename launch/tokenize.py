@@ -57,12 +57,12 @@ _FIELD = flags.DEFINE_string(
     'field', 'text', 'field of a JSON object or parquet row that holds its text', flag_values=FLAGS
 )
 _VOCABULARY_SIZE = flags.DEFINE_integer(
-    'vocabulary_size', 32_000, 'tokens of the bpe', lower_bound=257, flag_values=FLAGS
+    'vocabulary_size', 32_000, 'vocabulary size of the bpe', lower_bound=257, flag_values=FLAGS
 )
 _BPE_DOCUMENTS = flags.DEFINE_integer(
     'bpe_documents',
     10_000,
-    'number of first training documents to learn the bpe from; they are held in memory',
+    'number of training documents to learn the bpe from, in order; they are held in memory',
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -84,8 +84,8 @@ _VALIDATION_FRACTION = flags.DEFINE_float(
 _MAX_TRAIN_TOKENS = flags.DEFINE_integer(
     'max_train_tokens',
     0,
-    'stop after the document with which the training text reaches this length; 0: never (the paper:'
-    ' 1.3e10)',
+    'stop after the document with which the training text reaches this length; 0: no limit (the'
+    ' paper: 1.3e10)',
     lower_bound=0,
     flag_values=FLAGS,
 )
@@ -118,7 +118,7 @@ def main() -> int:
 
 
 def _load_encoder() -> encoders.Encoder | None:
-  """The encoder that the flags name; None: a BPE, not learned yet."""
+  """The encoder that the flags name; None for a BPE, which is not learned yet."""
   name = _TOKENIZER.value
   for flag in (*_BPE_FLAGS, 'end_of_document'):
     if FLAGS[flag].present and (name == 'bytes' or (name == 'bpe') != (flag in _BPE_FLAGS)):
@@ -170,7 +170,7 @@ def _find_parts(
 
 
 def _settings(encoder: encoders.Encoder | None, parts: list[readers.Part]) -> packing.Json:
-  """Everything that determines the token files."""
+  """The settings and versions that determine the token files."""
   kind = encoder.kind if encoder else 'bpe'
   libraries = list(_LIBRARIES.get(kind, []))
   revisions = {part.dataset: part.revision for part in parts if isinstance(part, hub.DatasetSplit)}
@@ -201,24 +201,24 @@ class _Progress:
   def __init__(self, shown: display.Display):
     self._display = shown
     # When packing began, and the fraction and tokens done by then, perhaps by an earlier process.
-    self._begun: tuple[float, float, int] | None = None
+    self._start: tuple[float, float, int] | None = None
 
   def show(self, packer: packing.Packer) -> None:
     """Shows the progress of a packer."""
     now, fraction, tokens = time.monotonic(), packer.fraction(), sum(packer.tokens.values())
-    if packer.phase == 'packing' and self._begun is None:
-      self._begun = now, fraction or 0.0, tokens
+    if packer.phase == 'packing' and self._start is None:
+      self._start = now, fraction or 0.0, tokens
     facts = [packer.phase]
-    if self._begun:
-      begun, begun_fraction, begun_tokens = self._begun
-      seconds = max(now - begun, 1e-9)
+    if self._start:
+      start, start_fraction, start_tokens = self._start
+      seconds = max(now - start, 1e-9)
       facts += [
           f'{packer.documents["train"] + packer.documents["validation"]:,} documents',
           f'{tokens:,} tokens',
           f'{packer.text_bytes / 1e6:,.0f} MB of text',
-          f'{(tokens - begun_tokens) / seconds:,.0f} tokens/s',
+          f'{(tokens - start_tokens) / seconds:,.0f} tokens/s',
       ]
-      gained = (fraction or 0.0) - begun_fraction
+      gained = (fraction or 0.0) - start_fraction
       if gained > 0:
         facts.append(display.time_left((1 - fraction) / gained * seconds))
     self._display.show(fraction, facts)

@@ -1,4 +1,4 @@
-"""Trains one run: that of get_config, even if the config file also describes a sweep.
+"""Trains one run, the one of get_config, even if the config file also describes a sweep.
 
   python -m launch.train --config=configs/base.py[:SCALE] --workdir=DIR [--config.x.y=VALUE]
 
@@ -31,7 +31,7 @@ def main() -> int:
   group = multihost.find(FLAGS)
   ((name, config),) = sweep.runs.configs.items()
   on_alarm = config['control']['on_alarm']
-  if group and on_alarm != 'none':  # only process 0 sees requests for actions
+  if group and on_alarm != 'none':  # only process 0 reads requests for actions
     raise BadInput(
         f'config.control.on_alarm={on_alarm}: must be none if several processes share a run'
     )

@@ -2,9 +2,9 @@
 
   python -m launch.work --workdir=DIR [--runs=FILE.json | --share=I/N] [--workers=N]
 
-DIR was made by launch.sweep with any backend. FILE.json lists the runs to train. --share=0/4 to
---share=3/4, on four machines that see DIR, together train all runs. No report is written:
-launch.report does that, and so does launch.sweep when all runs are finished.
+DIR was created by launch.sweep, with any backend. FILE.json lists the runs to train. --share=0/4 to
+--share=3/4, on four machines that see DIR, together train all runs. No report is written; to write
+one, use launch.report, or launch.sweep once all runs are finished.
 
 Exit codes are those of launch.sweep: 0 done, 1 some runs failed, 2 bad input, 75 preempted by
 SIGTERM or SIGUSR1, in which case the same command continues from the checkpoints.

@@ -1,1 +1,1 @@
-"""The backends, which place workers: on this machine or as jobs of a cluster."""
+"""Backends, which run workers on this machine or as jobs of a cluster."""

@@ -1,7 +1,8 @@
 """The local backend: worker processes on this machine.
 
-On a CPU there is one single-threaded worker per core, which is faster than threads
-(BUILD_NOTES.md). An accelerator machine has one worker, whose populations use all its devices.
+On a CPU there is one single-threaded worker per core, which is faster than a worker with several
+threads (BUILD_NOTES.md). An accelerator machine has one worker, whose populations use all its
+devices.
 """
 
 import threading
@@ -19,8 +20,9 @@ from stability.storage import leases as leases_lib
 from stability.storage import run_files, sweeps
 
 POLL_SECONDS = 0.5
-OUTPUT_SECONDS = 5  # to wait for a dead worker's output; a child of its own may keep the pipe open
-CHECK_SECONDS = 2  # between checks of the runs of other launchers
+# How long to wait for a dead worker's output: its children may keep the pipe open.
+OUTPUT_SECONDS = 5
+CHECK_SECONDS = 2  # between checks of the runs that other launchers train
 
 
 class Worker:
@@ -37,12 +39,12 @@ class Worker:
     """Starts the threads.
 
     Args:
-      process: to serve.
-      cores: of the process.
+      process: the process to serve.
+      cores: CPU cores of the process.
       assignments: the runs to assign.
       progress: shows the output.
-      starts: number of processes started in a row that ended before their first request, this one
-        included.
+      starts: number of this attempt to start a worker, from 1; an attempt fails if the process ends
+        before its first request.
     """
     self.process = process
     self.cores = cores
@@ -99,13 +101,14 @@ def train(
   those of the others, and takes over runs that they abandon.
 
   Args:
-    workdir: of the sweep, with its files in place.
-    configs: the unfinished runs.
+    workdir: folder of the sweep, with sweep.json and its other files already written.
+    configs: the unfinished runs, by name.
     workers: number of workers; None: one per core on a CPU, one on an accelerator.
-    worker_flags: further flags of launch.workers.worker.
+    worker_flags: additional flags for launch.workers.worker.
 
   Raises:
-    preemption.Preempted: a signal told the process to end; all runs are saved.
+    preemption.Preempted: a signal told the process to end; the runs have been saved.
+    RuntimeError: a worker cannot start.
   """
   cores = environment.cores()
   count = workers or (1 if environment.has_accelerator() else len(cores))
@@ -116,7 +119,7 @@ def train(
       leases_lib.LeaseManager() as leases,
       Progress(workdir, configs) as progress,
   ):
-    # If processes share a run, the worker of one of them cannot be started again alone.
+    # If several processes share a run, a worker cannot be restarted without the others.
     tries = 1 if worker_flags else assignments_lib.TRIES
     assignments = assignments_lib.Assignments(workdir, configs, leases, progress.log, tries)
 
@@ -129,7 +132,7 @@ def train(
         return worker
       if not worker.could_not_start():
         return start(worker.cores)
-      # A worker that received a signal, as SLURM sends to all processes of a job, is not at fault.
+      # A worker that received a signal, as SLURM sends to all processes of a job, is not to blame.
       is_faulty = worker.process.wait() >= 0 and not worker.process.has_saved()
       if is_faulty or worker.starts == assignments_lib.TRIES:
         raise RuntimeError(
@@ -138,7 +141,7 @@ def train(
         )
       return start(worker.cores, worker.starts + 1)
 
-    crew = [start(cores) for cores in cores_of_workers]
+    pool = [start(cores) for cores in cores_of_workers]
     try:
       known = set(configs)
       last_check = time.monotonic()
@@ -150,7 +153,7 @@ def train(
           if run_files.read_result(run) is None:
             progress.add(name, config := run_files.read_config(run))
             assignments.add(name, config)
-        for worker in crew:
+        for worker in pool:
           if worker.error is not None:
             raise worker.error
           if worker.is_alive() and (reason := worker.process.hang_reason()):
@@ -161,24 +164,24 @@ def train(
           assignments.check_elsewhere()
           last_check = time.monotonic()
         if assignments.has_waiting():
-          crew = [replaced_if_dead(worker) for worker in crew]
+          pool = [replaced_if_dead(worker) for worker in pool]
         assignments.release_finished()
         progress.update(assignments.running(), assignments.newly_finished())
       if not progress.is_finished():
-        _save(crew, progress)
+        _save(pool, progress)
     finally:
       assignments.close()
-      for worker in crew:
+      for worker in pool:
         worker.stop()
     if is_preempted():
       raise preemption.Preempted
 
 
-def _save(crew: Sequence[Worker], progress: Progress) -> None:
-  """Makes the workers save their runs and end."""
+def _save(pool: Sequence[Worker], progress: Progress) -> None:
+  """Tells the workers to save their runs and exit; waits for GRACE_SECONDS at most."""
   progress.log(f'told to end: saving, for at most {preemption.GRACE_SECONDS} s')
-  for worker in crew:
+  for worker in pool:
     worker.process.send({'stop': True})
   deadline = time.monotonic() + preemption.GRACE_SECONDS
-  while time.monotonic() < deadline and any(worker.is_alive() for worker in crew):
+  while time.monotonic() < deadline and any(worker.is_alive() for worker in pool):
     time.sleep(0.05)

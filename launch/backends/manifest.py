@@ -18,7 +18,7 @@ from stability.storage import files
 
 
 def lines(workdir: Path, configs: Mapping[str, Config], resources: Resources) -> list[files.Json]:
-  """The jobs that train the given runs."""
+  """The lines of the manifest, one for each job that trains some of the runs."""
   return [
       {
           'name': f'stability-{path.stem}',

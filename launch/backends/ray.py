@@ -1,7 +1,7 @@
-"""The Ray backend: each job is a task of a Ray cluster, either a new one here or an existing one.
+"""The Ray backend: each job is a task of a Ray cluster, existing or started on this machine.
 
-A task runs launch.work as a process of its own, which ends with the task. Ray starts a task again
-if it loses its worker or node, and the task continues from the checkpoints.
+A task runs launch.work in a separate process, which ends with the task. Ray restarts a task that
+has lost its worker or node, and the task continues from the checkpoints.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ from stability.config import Config
 from stability.errors import BadInput
 
 FLAGS = ('ray_address',)
-RETRIES = 10  # of a task, after lost workers, lost nodes and preemptions
+RETRIES = 10  # maximum restarts of a task, after lost workers, lost nodes and preemptions
 
 
 class Preempted(Exception):
-  """launch.work was told to end and must be started again."""
+  """launch.work was preempted and must be started again."""
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -94,19 +94,19 @@ def train(
     for ended in ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]:
       try:
         ray.get(ended)
-      except Exception as error:  # Ray's own, or an OSError of a node that cannot see the workdir
+      except Exception as error:  # of Ray, or an OSError of a node that cannot see the workdir
         print(f'a Ray task failed: {error}', file=sys.stderr)
   finally:
     ray.shutdown()
 
 
 def _has(node: Mapping[str, Any], requested: Mapping[str, int]) -> bool:
-  """Whether an idle node could run a job."""
+  """Whether a node, when idle, has the resources for a job."""
   return node['Alive'] and all(node['Resources'].get(k, 0) >= v for k, v in requested.items())
 
 
 def run_job(command: Sequence[str], log: Path) -> int:
-  """The body of a task: runs a job to its exit code."""
+  """The body of a task: runs a job and returns its exit code; raises Preempted for code 75."""
   with log.open('ab') as output:
     process = subprocess.Popen(
         [sys.executable, *command[1:]],  # the interpreter of this node

@@ -12,7 +12,7 @@ from launch.common import jobs, start
 from stability.config import Config
 from stability.errors import BadInput
 
-# The flags of each backend; those of a backend that is not chosen are refused.
+# The flags of each backend. Flags of a backend other than the selected one are refused.
 _FLAGS = {
     'local': ('workers',),
     'slurm': (*jobs.FLAGS, *slurm.FLAGS),
@@ -22,17 +22,17 @@ _FLAGS = {
 NAMES = tuple(_FLAGS)
 
 
-def _nothing(*_) -> None:
+def _do_nothing(*_) -> None:
   pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-  """A place to train runs, configured by its flags."""
+  """A backend, configured by its flags."""
 
   train: start.Train
-  check_installed: Callable[[], None] = _nothing  # raises BadInput if it is not
-  show: Callable[[Path, Mapping[str, Config]], None] = _nothing  # prints what would be submitted
+  check_installed: Callable[[], None] = _do_nothing  # raises BadInput if not
+  show: Callable[[Path, Mapping[str, Config]], None] = _do_nothing  # prints what would be submitted
   is_blocking: bool = True  # whether the runs are finished when `train` returns
 
 
@@ -46,7 +46,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def find(flag_values: flags.FlagValues) -> Backend:
-  """The backend that the flags describe."""
+  """The backend that the flags select; BadInput if the flags contradict each other."""
   name = flag_values['backend'].value
   for flag in dict.fromkeys(flag for names in _FLAGS.values() for flag in names):
     if flag_values[flag].present and flag not in _FLAGS[name]:

@@ -1,9 +1,9 @@
 """The SLURM backend: an array of jobs, submitted with sbatch and followed with squeue.
 
 Options are passed on sbatch's command line, not in #SBATCH lines, so that only the shell's quoting
-matters. DIR/slurm/ holds the scripts, a log per job, and jobs.jsonl, which says which lists of runs
-each array has. It is written before the array is submitted, so that a later launcher knows every
-job even if this one is killed in between.
+matters. DIR/slurm/ holds the scripts, a log per job, and jobs.jsonl, which names the lists of runs
+of each array. An array's entry is written before the array is submitted, so that a later launcher
+knows every job even if this launcher is killed in between.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from stability.errors import BadInput
 from stability.storage import files
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
-MIN_MINUTES = 3  # of a job; the signal USR1@60 may come two minutes before its end
+MIN_MINUTES = 3  # minimum time limit: the signal USR1@60 may come two minutes before a job's end
 QUEUE_SECONDS = 15.0  # between calls of squeue, to spare the controller
 # Options of sbatch that this module sets.
 RESERVED = ('array', 'chdir', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
@@ -40,13 +40,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_multi_string(
       'slurm_options',
       [],
-      'further option of sbatch, such as --slurm_options=--constraint=a100; may be repeated',
+      'additional option of sbatch, such as --slurm_options=--constraint=a100; may be repeated',
       flag_values=flag_values,
   )
 
 
 def options(flag_values: flags.FlagValues) -> list[str]:
-  """The options of sbatch that the flags ask for."""
+  """The options of sbatch that the flags specify; BadInput if one is not allowed."""
   found = []
   minutes = flag_values['job_minutes'].value
   if minutes is not None and minutes < MIN_MINUTES:
@@ -93,7 +93,7 @@ def script(lists: Sequence[Path], command: Sequence[str]) -> str:
 def sbatch(
     workdir: Path, name: str, count: int, resources: Resources, options: Sequence[str]
 ) -> list[str]:
-  """The command that submits an array of `count` tasks, without its script."""
+  """The command that submits an array of `count` tasks, without the path of its script."""
   requested = {
       'cpus-per-task': resources.cpus,
       'gpus-per-node': resources.gpus or None,
@@ -124,7 +124,7 @@ def show(
 def train(
     workdir: Path, configs: Mapping[str, Config], resources: Resources, options: Sequence[str]
 ) -> None:
-  """Submits the runs that no job has yet, and shows the progress of all."""
+  """Submits jobs for the runs that have none yet, and shows the progress of all runs."""
   workdir = workdir.absolute()
   queued = _queued(workdir)
   if queued is None:
@@ -164,7 +164,7 @@ def _submit(
   entry = {'name': name, 'lists': [path.name for path in lists]}
   others = [other for other in _submitted(workdir) if other['name'] != name]
   files.write_lines(workdir / 'slurm' / 'jobs.jsonl', [*others, entry])
-  # If launch.sweep itself runs in a job, that job's variables must not reach the new ones.
+  # If launch.sweep itself runs in a job, that job's variables must not reach the new jobs.
   variables = {
       key: value
       for key, value in os.environ.items()
@@ -179,13 +179,13 @@ def _submit(
   )
   if done.returncode:
     raise BadInput(f'--backend=slurm: sbatch failed: {done.stderr.strip()}')
-  job = done.stdout.strip().split(';')[0]  # the name of a cluster may follow
+  job = done.stdout.strip().split(';')[0]  # `;CLUSTER` may follow the job ID
   logs = f'{workdir / "slurm" / job}_*.log'
   print(f'job {job}: {len(lists)} tasks for {len(configs)} runs; logs: {logs}', file=sys.stderr)
 
 
 def _name(text: str) -> str:
-  """The name of the array with this script, which has the workdir's paths and so is unique."""
+  """The name of the array with this script; unique, as the script contains paths of the workdir."""
   return f'stability-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 
 
@@ -194,7 +194,7 @@ def _submitted(workdir: Path) -> list[files.Json]:
 
 
 def _queued(workdir: Path) -> list[Path] | None:
-  """The lists of the sweep's jobs that wait or run; None if squeue fails."""
+  """The lists of runs of the sweep's pending and running jobs; None if squeue fails."""
   lists = {
       f'{entry["name"]}_{index}': workdir / 'jobs' / name
       for entry in _submitted(workdir)

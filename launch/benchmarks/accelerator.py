@@ -6,7 +6,7 @@ population      seconds of runs at width 256, as one population and one after an
 utilisation     operations per second of bfloat16 training and of a large bfloat16 matrix product
 probe_overhead  seconds of a run: bare steps, with all files, and with probes every 100 steps
 
-The functions run on any device, at any size.
+The functions of this module run on any device and at any size.
 """
 
 import json
@@ -23,16 +23,16 @@ from stability import config as config_lib
 from stability.config import Config
 from stability.devices import cost
 
-MEMBERS = 21
-STEPS = 200
-MATMUL_SIZE = 8192
+MEMBERS = 21  # runs of the population
+STEPS = 200  # of each run
+MATMUL_SIZE = 8192  # rows and columns of the matrices
 VOCABULARY = 32_101  # the paper's
 BATCH_SIZES = {'151M': 32, '1.2B': 8}  # of 512 tokens; they fit 80 GB without microbatches
-TEXT_TOKENS = 2**22
+TEXT_TOKENS = 2**22  # length of the random text
 
 
 def main() -> None:
-  """Measures what the arguments ask for."""
+  """Runs the measurement that the arguments name."""
   what, rounds = sys.argv[1], int(sys.argv[2])
   if what == 'population':
     fields = {'model.width': 256, 'model.head_dim': 64}
@@ -63,7 +63,7 @@ def large(name: str) -> Config:
 def population(
     config: Config, rounds: int, members: int = MEMBERS, steps: int = STEPS
 ) -> Readings:
-  """Seconds of `steps` steps of `members` runs, as one population and one run after another."""
+  """Seconds of `steps` steps of `members` runs, as one population and one after another."""
   together = _timer(config, members, members)
   alone = _timer(config, 1, members)
   contestants = {'together': lambda: together(steps), 'one by one': lambda: alone(steps)}
@@ -91,7 +91,7 @@ def utilisation(
 def _timer(
     config: Config, members: int, runs: int, vocabulary_size: int = 256
 ) -> Callable[[int], float]:
-  """A function of a number of steps: the seconds that `runs` runs take, `members` at a time."""
+  """Returns a function: number of steps -> seconds that `runs` runs take, `members` at a time."""
   import jax
 
   from stability.devices.vmapped import VmappedLayout
@@ -115,17 +115,17 @@ def _timer(
         state = layout.insert(state, slot, member)
       state, metrics = layout.step(state, 'quiet', 1)  # moves everything to the device
       metrics.read()
-      begun = time.perf_counter()
+      started = time.perf_counter()
       state, metrics = layout.step(state, 'quiet', steps)
       metrics.read()
-      total += time.perf_counter() - begun
+      total += time.perf_counter() - started
     return total
 
   return seconds
 
 
 def _matmul_speed(size: int) -> Callable[[int], float]:
-  """A function of a number of square bfloat16 products: operations per second."""
+  """Returns a function: number of square bfloat16 products -> operations per second."""
   import jax
   import jax.numpy as jnp
 
@@ -135,9 +135,9 @@ def _matmul_speed(size: int) -> Callable[[int], float]:
   products(a, 1).block_until_ready()
 
   def speed(count: int) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     products(a, count).block_until_ready()
-    return 2 * size**3 * count / (time.perf_counter() - begun)
+    return 2 * size**3 * count / (time.perf_counter() - started)
 
   return speed
 

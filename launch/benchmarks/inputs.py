@@ -18,7 +18,7 @@ def resolve(c: ConfigDict, fields: Mapping[str, Any] | None = None) -> Config:
 
 
 def random_data(config: Config, vocabulary_size: int, length: int) -> dict[str, np.ndarray]:
-  """The data of a layout: a random text of this length, and a validation batch."""
+  """Random data for a layout: a text of `length` tokens, and one validation batch."""
   rng = np.random.default_rng(0)
   dtype = tokens.smallest_dtype(vocabulary_size)
   batch = config['data']['batch_size'], config['data']['sequence_length'] + 1

@@ -24,11 +24,11 @@ from stability import config as config_lib
 from stability import hyper
 from stability.storage import run_files, sweeps
 
-STEPS = 600
+STEPS = 600  # of the run
 
 
 def main() -> None:
-  """Measures what the arguments ask for."""
+  """Measures the model and prints the readings."""
   width, rounds, cores = sys.argv[1:]
   environment.pin([int(core) for core in cores.split(',')])
   c = benchmark.get_config()
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def measure(c: ConfigDict, rounds: int, probe_every: int) -> Readings:
-  """Seconds of a run of `c` for each contestant."""
+  """Seconds that a run of `c` takes for each contestant; changes `c`."""
   from stability.data import tokens
   from stability.devices.make_layout import make_layout
   from stability.step import train_step
@@ -84,10 +84,10 @@ def measure(c: ConfigDict, rounds: int, probe_every: int) -> Readings:
       static, hparams = config_lib.split(inputs.resolve(c, {'probe.every_steps': 0}))
       layout = layouts[static]
       state = layout.insert(layout.empty(), 0, layout.init(train_step.arrays(hparams)))
-      begun = time.perf_counter()
+      started = time.perf_counter()
       state, metrics = layout.step(state, 'quiet', c.schedule.steps)
       metrics.read()
-      return time.perf_counter() - begun
+      return time.perf_counter() - started
 
     contestants = {
         'logged': lambda: run(0),

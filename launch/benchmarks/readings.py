@@ -20,5 +20,5 @@ def in_turn(
 
 
 def ratio(readings: Readings, numerator: str, denominator: str) -> float:
-  """The median over rounds of the ratio within a round."""
+  """The median over rounds of numerator / denominator, both of the same round."""
   return statistics.median(a / b for a, b in zip(readings[numerator], readings[denominator]))

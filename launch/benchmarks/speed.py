@@ -4,7 +4,8 @@
   python -m launch.benchmarks.speed torch WIDTH SECONDS CORES    tokens per second
   python -m launch.benchmarks.speed matmul SIZE SECONDS CORES    float32 operations per second
 
-Before it measures, it waits for a line on standard input, so that several can start at once.
+Before measuring, it waits for a line on standard input, so that several processes can start at
+once.
 """
 
 import importlib.util
@@ -23,9 +24,9 @@ from launch.common import environment
 from stability import config as config_lib
 from stability.config import Config
 
-BLOCK = 20  # steps between looks at the clock
+BLOCK = 20  # number of steps between readings of the clock
 VOCABULARY = 256
-TEXT_TOKENS = 2**20
+TEXT_TOKENS = 2**20  # length of the random text
 
 
 def timed(block: Callable[[], Any], seconds: float) -> float:
@@ -33,15 +34,15 @@ def timed(block: Callable[[], Any], seconds: float) -> float:
   block()
   print('ready', flush=True)
   sys.stdin.readline()
-  begun, blocks = time.perf_counter(), 0
-  while time.perf_counter() - begun < seconds:
+  started, blocks = time.perf_counter(), 0
+  while time.perf_counter() - started < seconds:
     block()
     blocks += 1
-  return blocks / (time.perf_counter() - begun)
+  return blocks / (time.perf_counter() - started)
 
 
 def benchmark_config(width: int) -> Config:
-  """The benchmark's config at a width."""
+  """The benchmark's config at a model width."""
   return inputs.resolve(
       benchmark.get_config(), {'model.width': width, 'schedule.steps': 10**6}
   )
@@ -109,7 +110,7 @@ def _batch_tokens(config: Config) -> int:
 
 
 def main() -> None:
-  """Measures what the arguments ask for."""
+  """Runs the measurement that the arguments name."""
   what, size, seconds, cores = sys.argv[1:]
   pinned = [int(core) for core in cores.split(',')]
   environment.pin(pinned)

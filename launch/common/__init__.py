@@ -1,1 +1,1 @@
-"""Code that programs share: flags and errors, the course of a sweep, jobs, progress."""
+"""Code that programs share: flags and errors, the steps of a sweep, jobs, progress."""

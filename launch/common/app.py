@@ -1,6 +1,6 @@
 """Entry point of all programs: flags, config file, errors and exit codes, without importing jax.
 
-Each program has a FlagValues of its own, so that one process (a test, say) can import several:
+Each program has its own FlagValues, so that one process, such as a test, can import several:
 
   FLAGS = flags.FlagValues()
   app.define_config(FLAGS)
@@ -44,18 +44,18 @@ Main = Callable[..., int | None]
 CONFIG_HELP = 'config file: FILE.py or FILE.py:SCALE, for example configs/base.py:gpu'
 # The path is invalid, or is a folder where a file is needed, or the other way round.
 _WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
-_MOST_SHOWN = 600  # characters of an error; a longer one is cut in its middle
+_MAX_CHARACTERS = 600  # of an error message; the middle of a longer one is cut
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-  """The runs that --config, its scale and the overrides describe."""
+class SweepRequest:
+  """A requested sweep: the runs that --config, its scale and the overrides describe."""
 
   config_file: str  # as given, without the scale
   scale: str
   overrides: dict[str, Any]  # dotted field -> value
   runs: hyper.Runs
-  extensions: extensions_lib.Extensions | None  # what the config file adds to the package's own
+  extensions: extensions_lib.Extensions | None  # that the config file adds to those of the package
   report: dict[str, Any]  # how to compare LR sensitivities: stability/analysis/windows.py
 
 
@@ -76,7 +76,7 @@ class _HelpFlag(flags.BooleanFlag):
 
 
 class _FieldParser(flags.ArgumentParser):
-  """The value of a field in --config.FIELD=VALUE."""
+  """Parses the value of --config.FIELD=VALUE."""
 
   def __init__(self, field: config_lib.Field):
     self._field = field
@@ -98,8 +98,8 @@ def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder[str]:
 
 def define_overrides(flag_values: flags.FlagValues) -> None:
   """Defines --config.FIELD for every field that has no flag yet; `overrides` reads them."""
-  # The overrides of ml_collections fail with tracebacks, and need the config file while flags are
-  # being defined. The fields are known without it, so these are ordinary flags.
+  # These are ordinary flags, since the fields are known without the config file. The overrides of
+  # ml_collections need the file while flags are being defined, and fail with tracebacks.
   for name, field in config_lib.FIELDS.items():
     if f'config.{name}' not in flag_values:
       flag = flags.Flag(_FieldParser(field), None, f'config.{name}', None, field.help)
@@ -107,7 +107,7 @@ def define_overrides(flag_values: flags.FlagValues) -> None:
 
 
 def overrides(flag_values: flags.FlagValues) -> dict[str, Any]:
-  """The fields on the command line: dotted field -> value."""
+  """The fields set on the command line: dotted field -> value."""
   present = {name: flag_values[name] for name in flag_values if flag_values[name].present}
   fields = {field: present.get(f'config.{field}') for field in config_lib.FIELDS}
   return {field: flag.value for field, flag in fields.items() if flag is not None}
@@ -136,21 +136,24 @@ def _require(name: str, allowed: str, flag_values: flags.FlagValues) -> None:
 
 def load_sweep(
     flag_values: flags.FlagValues, *, single: bool = False, seeds: int | None = None
-) -> Sweep:
+) -> SweepRequest:
   """The runs of --config with the overrides of the command line.
 
   Args:
-    flag_values: the program's parsed flags, after define_config.
-    single: take the run of get_config alone, even if the file defines a sweep.
-    seeds: repeat every run with the seeds 0 to seeds - 1; None: the seeds of the config file.
+    flag_values: the program's parsed flags, for which define_config was called.
+    single: load only the run of get_config, even if the file defines a sweep.
+    seeds: repeat every run with the seeds 0 to seeds - 1; None: use the seeds of the config file.
+
+  Raises:
+    BadInput: there is no such file, or something in it or in an override is wrong.
   """
   return load(flag_values['config'].value, overrides(flag_values), single=single, seeds=seeds)
 
 
 def load(
     config: str, overrides: dict[str, Any], *, single: bool = False, seeds: int | None = None
-) -> Sweep:
-  """The runs of FILE.py or FILE.py:SCALE, checked; see load_sweep."""
+) -> SweepRequest:
+  """Loads and checks the runs of FILE.py or FILE.py:SCALE; see load_sweep."""
   stem, suffix, rest = config.rpartition('.py')
   file = stem + suffix
   if rest and not rest.startswith(':'):
@@ -159,7 +162,7 @@ def load(
     raise BadInput(f'--config={file}: no such file')
 
   namespace, extensions = _run_config(file)
-  with _blame(file, BaseException):
+  with _as_bad_input(file, BaseException):
     get_config = namespace.get('get_config')
     if not callable(get_config):
       raise BadInput("must define get_config(scale='cpu')")
@@ -170,7 +173,7 @@ def load(
     config = get_config(scale=scale)
     if not isinstance(config, ConfigDict):
       raise BadInput(f'get_config returns a {type(config).__name__}, must be a ConfigDict')
-    with config.ignore_type():  # a field's record decides on its type, not the value it has here
+    with config.ignore_type():  # a field's record sets its type, not its value here
       config.update_from_flattened_dict(overrides)
     base = config.to_dict()  # evaluates every field: a computed one may raise here
     points = [{}]
@@ -182,23 +185,23 @@ def load(
     report = {}
     if 'get_report' in namespace and not single:
       report = namespace['get_report'](scale=scale)
-  with _blame(file, BadInput):
+  with _as_bad_input(file, BadInput):
     runs = hyper.expand(base, points, overrides, seeds)
     report = windows.check(report, runs)
-  return Sweep(file, scale, overrides, runs, extensions, report)
+  return SweepRequest(file, scale, overrides, runs, extensions, report)
 
 
-# What _run_config gave for the config file on the command line, if that was run while flags
-# were being defined; load takes it, once.
-_run_already: dict[str, tuple[Mapping[str, Any], extensions_lib.Extensions | None]] = {}
+# The result of _run_config for the config file on the command line, if the file was run while flags
+# were being defined. `load` takes it from here, once.
+_run_config_results: dict[str, tuple[Mapping[str, Any], extensions_lib.Extensions | None]] = {}
 
 
 def _run_config(file: str) -> tuple[Mapping[str, Any], extensions_lib.Extensions | None]:
-  """The namespace of a config file; its extensions, if it has any, are installed."""
-  if file in _run_already:
-    return _run_already.pop(file)
+  """Runs a config file; returns its namespace and its extensions, which are installed."""
+  if file in _run_config_results:
+    return _run_config_results.pop(file)
   extensions_lib.reset()
-  with _blame(file, BaseException):
+  with _as_bad_input(file, BaseException):
     namespace, extensions = runpy.run_path(file), None
     if 'get_extensions' in namespace:
       extensions = extensions_lib.of_config(Path(file), namespace['get_extensions']())
@@ -206,8 +209,11 @@ def _run_config(file: str) -> tuple[Mapping[str, Any], extensions_lib.Extensions
 
 
 def _define_extensions(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
-  """Defines flags for the options that the config file on the command line adds, and no others."""
-  _run_already.clear()
+  """Defines flags for the options that the config file on the command line adds.
+
+  Flags for options of another config file, from an earlier call, are removed.
+  """
+  _run_config_results.clear()
   extensions_lib.reset()
   for name in [name for name in flag_values if name.startswith('config.')]:
     if name.removeprefix('config.') not in config_lib.FIELDS:
@@ -221,13 +227,13 @@ def _define_extensions(flag_values: flags.FlagValues, argv: Sequence[str]) -> No
       stem, suffix, _ = value.rpartition('.py')
       if os.path.isfile(stem + suffix) and b'get_extensions' in Path(stem + suffix).read_bytes():
         file = stem + suffix
-        _run_already[file] = _run_config(file)
+        _run_config_results[file] = _run_config(file)
   define_overrides(flag_values)
 
 
 @contextlib.contextmanager
-def _blame(file: str, *kinds: type[BaseException]) -> Iterator[None]:
-  """Turns an exception of a config file into BadInput that names the file and its line."""
+def _as_bad_input(file: str, *kinds: type[BaseException]) -> Iterator[None]:
+  """Converts an exception of a config file to BadInput that names the file and its line."""
   try:
     yield
   except KeyboardInterrupt:
@@ -247,7 +253,7 @@ def _blame(file: str, *kinds: type[BaseException]) -> Iterator[None]:
 
 
 def _text(error: BaseException) -> str:
-  """The message of an exception, whose class may be anybody's."""
+  """The message of an exception, whose class may be the user's and have a faulty __str__."""
   try:
     return str(error)
   except Exception:
@@ -256,7 +262,7 @@ def _text(error: BaseException) -> str:
 
 def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> NoReturn:
   """Runs a program with the command line of this process, then exits."""
-  for stream in (sys.stdout, sys.stderr):  # so that any text can be printed
+  for stream in (sys.stdout, sys.stderr):  # text that cannot be encoded is escaped
     stream.reconfigure(errors='backslashreplace')
   sys.exit(execute(main, flag_values, sys.argv, words=words))
 
@@ -264,10 +270,12 @@ def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> No
 def execute(
     main: Main, flag_values: flags.FlagValues, argv: Sequence[str], *, words: bool = False
 ) -> int:
-  """Parses `argv`, calls `main` and returns the exit code: main's, 2 for bad input, 75 preempted.
+  """Parses `argv`, calls `main` and returns the exit code.
 
-  Bad input prints one line on stderr; an unexpected exception is a bug and propagates. With
-  `words`, arguments that are not flags are passed to main; otherwise they are refused.
+  The code is that of main, or 1 if the disk cannot be written, 2 for bad input, 75 if preempted,
+  130 if interrupted. Errors in the input are printed as one line on stderr; an unexpected exception
+  is a bug and propagates. With `words`, arguments that are not flags are passed to main; otherwise
+  they are refused.
   """
   try:
     arguments = _parse(flag_values, argv)
@@ -324,8 +332,8 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def _printable(text: str) -> str:
-  """One line without control characters."""
+  """The text as one line of limited length without control characters."""
   line = ' '.join(part.strip() for part in text.splitlines())
-  if len(line) > _MOST_SHOWN:
-    line = f'{line[: _MOST_SHOWN // 2]} ... {line[-_MOST_SHOWN // 2 :]}'
+  if len(line) > _MAX_CHARACTERS:
+    line = f'{line[: _MAX_CHARACTERS // 2]} ... {line[-_MAX_CHARACTERS // 2 :]}'
   return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in line)

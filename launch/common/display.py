@@ -1,4 +1,4 @@
-"""A line of progress: redrawn on a terminal, otherwise printed every few seconds."""
+"""A progress line: redrawn on a terminal, otherwise printed every few seconds."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-PLAIN_SECONDS = 10  # between lines without a terminal
+PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 
 
 class Display:
-  """Shows a fraction and facts on stderr while it is entered."""
+  """A context that shows progress on stderr: a fraction and some facts."""
 
   def __init__(self, first_after: float = 0.0):
-    """first_after: seconds until the first line without a terminal."""
+    """first_after: seconds until the first line, if stderr is not a terminal."""
     self._console = Console(stderr=True)
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._next_line = time.monotonic() + first_after
@@ -31,16 +31,16 @@ class Display:
       self._live.stop()
 
   def log(self, line: str) -> None:
-    """Prints a line above the progress."""
+    """Prints a line above the progress line."""
     self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
   def show(self, fraction: float | None, facts: Sequence[str], *, last: bool = False) -> None:
-    """Shows the progress, without a terminal only if a line is due.
+    """Shows the progress; if stderr is not a terminal, only when a line is due.
 
     Args:
-      fraction: of the work; None if it is unknown.
-      facts: words to show beside it.
-      last: whether nothing follows, so that a line is always due.
+      fraction: finished fraction of the work, 0 to 1; None if it is unknown.
+      facts: texts to show beside the fraction.
+      last: whether this is the last call, for which a line is always due.
     """
     if self._console.is_terminal:
       self._live.update(_bar(fraction, ' · '.join(facts)))
@@ -51,7 +51,7 @@ class Display:
 
 
 def time_left(seconds: float) -> str:
-  """The remaining time in minutes and seconds."""
+  """A remaining time as MINUTES:SECONDS, such as `2:05 left`."""
   return f'{round(seconds) // 60}:{round(seconds) % 60:02d} left'
 
 

@@ -22,10 +22,10 @@ from stability.devices import placement as placement_lib
 from stability.devices import shapes
 from stability.errors import BadInput
 
-MOST_ROWS = 100  # of a table; more runs than this are shown by groups
-MOST_NAMED = 10  # rows that do not fit
-MOST_SILENT = 20  # architectures that are traced without a word
-WIDTH = 150  # of the tables where the output is not a terminal
+MOST_ROWS = 100  # in a table; more runs than this are shown by groups
+MOST_NAMED = 10  # maximum number of names in the list of rows that do not fit
+MOST_SILENT = 20  # maximum number of architectures to trace without a message
+WIDTH = 150  # characters of the tables if the output is not a terminal
 _MACHINE = ('devices', 'device_memory_gb', 'device_tflops')
 
 
@@ -37,7 +37,7 @@ def define(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
       'devices',
       None,
-      'for --dry_run: accelerators to plan for; with --device_memory_gb and --device_tflops',
+      'for --dry_run: number of accelerators; needs --device_memory_gb and --device_tflops',
       flag_values=flag_values,
   )
   flags.DEFINE_float(
@@ -64,7 +64,7 @@ def define(flag_values: flags.FlagValues) -> None:
 
 
 def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
-  """The machine to plan for, if one is given; BadInput where the flags contradict each other."""
+  """The machine to plan for, if one is given; BadInput if the flags contradict each other."""
   given = [name for name in (*_MACHINE, 'utilisation') if flag_values[name].present]
   asked = [*given, 'analyze'] if flag_values['analyze'].value else given
   if asked and not flag_values['dry_run'].value:
@@ -90,8 +90,8 @@ def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
   )
 
 
-def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -> None:
-  """Prints the plan of a sweep."""
+def show(sweep: app.SweepRequest, machine: cost_lib.Machine | None, *, analyze: bool) -> None:
+  """Prints the plan of a sweep, for `machine` if one is given."""
   if analyze:
     memory_analysis.use_worker_environment()
   else:
@@ -114,7 +114,7 @@ def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -
   if machine:
     placed = [cost_lib.place(group, machine, vocabulary_size) for group in groups]
     tables = _placements(title, groups, placed)
-    closing += _on_machine(groups, placed, machine)
+    closing += _summary(groups, placed, machine)
   elif by_group:
     tables = (_costs_of_groups(title, groups),)
   else:
@@ -129,7 +129,7 @@ def show(sweep: app.Sweep, machine: cost_lib.Machine | None, *, analyze: bool) -
 
 
 def _trace(configs: Mapping[str, Config], vocabulary_size: int) -> None:
-  """Traces each architecture, which takes a fraction of a second; reports progress on many."""
+  """Traces each architecture, each in a fraction of a second; shows progress if there are many."""
   found = {shapes.architecture(config): config for config in configs.values()}
   console = Console(stderr=True)
   text = f'tracing {len(found):,} architectures for their FLOPs and memory'
@@ -184,7 +184,7 @@ def _costs_of_groups(title: str, groups: Sequence[cost_lib.Group]) -> Table:
 def _placements(
     title: str, groups: Sequence[cost_lib.Group], placed: Sequence[cost_lib.Placed]
 ) -> tuple[Table, Table]:
-  """Where groups are placed and their time; and their memory."""
+  """Two tables: the placement and time of each group, and its memory."""
   where = _table(
       title,
       'runs that share executables',
@@ -196,8 +196,8 @@ def _placements(
       'runs that share executables',
       *('params', 'optimizer', 'gradients', 'activations', 'total'),
   )
-  for group, there in zip(groups[:MOST_ROWS], placed):
-    placement, parts = there.placement, there.memory
+  for group, placed_group in zip(groups[:MOST_ROWS], placed):
+    placement, parts = placed_group.placement, placed_group.memory
     where.add_row(
         group.name,
         f'{group.runs:,}',
@@ -208,7 +208,7 @@ def _placements(
         placement.remat,
         f'{group.flops:.2e}',
         f'{parts.total / 1e9:.2f}',
-        'does not fit' if there.hours is None else f'{there.hours:,.2f}',
+        'does not fit' if placed_group.hours is None else f'{placed_group.hours:,.2f}',
     )
     numbers = (parts.params, parts.optimizer, parts.gradients, parts.activations, parts.total)
     memory.add_row(group.name, *(f'{number / 1e9:.2f}' for number in numbers))
@@ -231,19 +231,19 @@ def _analyses(
           found.group.name,
           found.placement.layout,
           str(found.placement.members),
-          _both(estimate.params + estimate.optimizer, found.arguments),
-          _both(estimate.gradients + estimate.activations, found.temporary),
-          _both(estimate.total, found.total),
+          _pair(estimate.params + estimate.optimizer, found.arguments),
+          _pair(estimate.gradients + estimate.activations, found.temporary),
+          _pair(estimate.total, found.total),
           f'{estimate.total / found.total:.2f}',
       )
   return table
 
 
-def _both(estimate: float, counted: float) -> str:
+def _pair(estimate: float, counted: float) -> str:
   return f'{estimate / 1e6:,.2f} / {counted / 1e6:,.2f}'
 
 
-def _on_machine(
+def _summary(
     groups: Sequence[cost_lib.Group],
     placed: Sequence[cost_lib.Placed],
     machine: cost_lib.Machine,
@@ -251,20 +251,21 @@ def _on_machine(
   """The total time, and the groups that do not fit, in sentences."""
   plural = 's' if machine.devices > 1 else ''
   lines = [
-      f'{sum(there.hours or 0 for there in placed):,.2f} hours of training on {machine.devices}'
+      f'{sum(group.hours or 0 for group in placed):,.2f} hours of training on {machine.devices}'
       f' device{plural}, one row after another, at {machine.utilisation:.0%} of'
       f' {machine.flops_per_second / 1e12:g} TFLOP/s (assumed; --utilisation), without startup,'
       ' compilation and evaluation'
   ]
-  outside = [(group, there) for group, there in zip(groups, placed) if there.hours is None]
-  if outside:
+  too_large = [(group, p) for group, p in zip(groups, placed) if p.hours is None]
+  if too_large:
     named = ', '.join(
-        f'{group.name} ({there.memory.total / 1e9:.1f} GB at least)'
-        for group, there in outside[:MOST_NAMED]
+        f'{group.name} ({p.memory.total / 1e9:.1f} GB at least)'
+        for group, p in too_large[:MOST_NAMED]
     )
-    more = f' and {len(outside) - MOST_NAMED:,} more' if len(outside) > MOST_NAMED else ''
+    more = f' and {len(too_large) - MOST_NAMED:,} more' if len(too_large) > MOST_NAMED else ''
     lines.append(
-        f'{len(outside):,} of {len(groups):,} rows do not fit {machine.memory_bytes / 1e9:g} GB, of'
-        f' which {placement_lib.USABLE:.0%} are usable, and are not in the hours: {named}{more}'
+        f'{len(too_large):,} of {len(groups):,} rows do not fit {machine.memory_bytes / 1e9:g} GB,'
+        f' of which {placement_lib.USABLE:.0%} are usable, and are not counted in the hours:'
+        f' {named}{more}'
     )
   return lines

@@ -1,4 +1,4 @@
-"""Settings of a worker that must precede the import of jax: cores, XLA flags, compilation cache."""
+"""Settings of a worker to make before it imports jax: cores, XLA flags, compilation cache."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ np.testing.assert_allclose(y, np.tanh(x @ x.T) @ x, rtol=1e-3, atol=1e-3)
 
 
 def has_accelerator() -> bool:
-  """Whether jax will find a GPU or TPU here, judged without jax by its plugins and devices."""
+  """Whether jax will find a GPU or TPU here; checks plugins and devices, without importing jax."""
   wanted = os.environ.get('JAX_PLATFORMS')
   if wanted:
     return wanted.split(',')[0] != 'cpu'
@@ -56,7 +56,7 @@ def cores() -> list[int]:
 
 
 def pin(cores: Sequence[int]) -> None:
-  """Pins this process, and with it XLA's thread pool, to some cores, if the system allows it."""
+  """Pins this process, and with it XLA's thread pool, to `cores`, if the system allows it."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, cores)
 

@@ -1,7 +1,7 @@
-"""Jobs of a cluster's scheduler, each of which is launch.work on some runs of a sweep.
+"""Jobs of a cluster's scheduler, each of which runs launch.work on some runs of a sweep.
 
-The runs of a job are listed in DIR/jobs/DIGEST.json. The content under a name never changes, so a
-job that waits in a queue trains the runs it was submitted for, whatever is submitted after it.
+The runs of a job are listed in DIR/jobs/DIGEST.json. The content of such a file never changes, so a
+queued job trains the runs that it was submitted for, whatever is submitted later.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import files, run_files
 
-POLL_SECONDS = 2.0  # between looks at the sweep's files
-LOG_LINES = 20  # shown of the log of a job that left its runs unfinished
+POLL_SECONDS = 2.0  # between reads of the sweep's files
+LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
 ROOT = Path(launch.__file__).absolute().parents[1]  # folder of the package `launch`
-INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')  # of the user's environment variables
+INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')  # environment variables of the user
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
       'jobs',
       8,
-      'maximal number of jobs; runs are divided so that jobs have similar work and runs with the'
+      'maximum number of jobs; runs are divided so that jobs have similar work and runs with the'
       ' same executables share a job',
       lower_bound=1,
       upper_bound=10_000,
@@ -80,7 +80,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def resources(flag_values: flags.FlagValues) -> Resources:
-  """The resources that the flags ask for."""
+  """The resources that the flags specify."""
   memory_gb = flag_values['job_memory_gb'].value
   if memory_gb is not None and not 0 < memory_gb < math.inf:
     raise BadInput(f'--job_memory_gb={memory_gb}: must be a number above 0')
@@ -96,7 +96,7 @@ def resources(flag_values: flags.FlagValues) -> Resources:
 def divide(
     workdir: Path, configs: Mapping[str, Config], resources: Resources
 ) -> dict[Path, list[str]]:
-  """Divides runs into jobs: the file of each job's list, and the runs in it."""
+  """Divides runs into jobs; returns, for each job, the file of its list and the runs in it."""
   lists = {}
   for names in cost.shares(configs, resources.jobs):
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
@@ -105,13 +105,13 @@ def divide(
 
 
 def write_lists(lists: Mapping[Path, Sequence[str]]) -> None:
-  """Writes the lists, before jobs that read them are submitted."""
+  """Writes the lists of jobs; must be called before the jobs are submitted."""
   for path, names in lists.items():
     files.write_json(path, names)
 
 
 def read_list(path: Path) -> list[str]:
-  """The runs of a job's list."""
+  """The names of the runs in a job's list; BadInput if the file is not such a list."""
   try:
     names = json.loads(path.read_text())
   except (OSError, ValueError) as error:
@@ -141,16 +141,16 @@ def show_progress(
   """Shows the progress of runs that jobs train, until all are finished or no job is left.
 
   Args:
-    workdir: of the sweep; everything shown is read from its files.
-    configs: the unfinished runs.
-    has_jobs: whether any jobs wait or run.
+    workdir: folder of the sweep; everything shown is read from its files.
+    configs: the unfinished runs, by name.
+    has_jobs: returns whether any jobs are pending or running.
     logs: folder with the output of jobs, *.log. If runs are left unfinished, the end of the newest
-      is shown.
+      log is shown.
   """
   unfinished = dict.fromkeys(configs)
   with Progress(workdir, configs) as progress:
     while True:
-      is_active = has_jobs()  # before the files are read, so that a last job's results are seen
+      is_active = has_jobs()  # called before the files are read, so that no result is missed
       finished = [
           name
           for name in unfinished

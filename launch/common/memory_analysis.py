@@ -1,4 +1,4 @@
-"""launch.sweep --dry_run --analyze: the memory of a compiled step, and the estimate."""
+"""launch.sweep --dry_run --analyze: compares the memory of a compiled step with the estimate."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from stability.devices import placement as placement_lib
 from stability.devices.placement import Memory, Placement
 from stability.errors import BadInput
 
-TEXT_TOKENS = 2**20  # length of the text that a step is compiled for; its bytes are not counted
+TEXT_TOKENS = 2**20  # length of the text that a step is compiled for; not counted as memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Analysis:
   placement: Placement
   estimate: Memory
   arguments: int  # bytes of params and optimizer state; the text is left out
-  outputs: int  # bytes of outputs that do not take the place of arguments
+  outputs: int  # bytes of outputs that do not reuse the memory of arguments
   temporary: int  # bytes of gradients, updates and activations
 
   @property
   def total(self) -> int:
-    """Bytes by XLA's count."""
+    """Total bytes, as counted by XLA."""
     return self.arguments + self.outputs + self.temporary
 
 

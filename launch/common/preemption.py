@@ -1,9 +1,9 @@
-"""How a program learns that it must end: by a signal, or by the death of its parent.
+"""Preemption: how a program ends on a signal or when its parent dies.
 
-SIGTERM and SIGUSR1 announce that the machine is about to be taken away. While runs are trained they
-are saved first; at other times there is nothing to save, since files are written atomically, and
-the program ends at once. Either way it ends with EXIT_CODE, by which a scheduler knows to start it
-again.
+SIGTERM and SIGUSR1 announce that the machine is about to be taken away. If runs are being trained,
+they are saved first. Otherwise there is nothing to save, since files are written atomically, and
+the program exits at once. In both cases it exits with EXIT_CODE, which tells a scheduler to start
+it again.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _state = {'received': False, 'is_deferred': False}
 
 
 class Preempted(BaseException):
-  """A signal told the process to end. Like KeyboardInterrupt, it passes `except Exception`."""
+  """Raised when a signal tells the process to end. `except Exception` does not catch it."""
 
 
 def install() -> None:
@@ -45,7 +45,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-  """A context in which signals raise nothing; yields a function that says whether one came."""
+  """A context in which signals raise nothing; yields a function that returns whether one came."""
   _state['received'], _state['is_deferred'] = False, True
   try:
     yield lambda: _state['received']
@@ -56,9 +56,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
 def end_with_parent() -> None:
   """On Linux, makes the kernel kill this process when its parent dies.
 
-  The kernel is needed because no Python thread runs while a library holds the interpreter lock. It
-  watches the thread that started this process, which must live as long as the parent. Standard
-  input must be a pipe from the parent.
+  A Python thread could not do this, since none runs while a library holds the interpreter lock. The
+  kernel watches the parent's thread that started this process, which must live as long as the
+  parent. Standard input must be a pipe from the parent.
   """
   if not sys.platform.startswith('linux'):
     return

@@ -19,7 +19,7 @@ class Progress:
   """Shows how many runs are finished, running and diverged, the speed and the time left."""
 
   def __init__(self, workdir: Path, configs: Mapping[str, Config]):
-    """configs: the runs to train."""
+    """configs: the runs to train, by name."""
     self._workdir = workdir
     self._configs = dict(configs)
     self._flops = {name: cost.estimated_flops(config) for name, config in configs.items()}
@@ -28,8 +28,8 @@ class Progress:
     self._counts = dict.fromkeys(run_files.STATUSES, 0)
     self._unfinished = dict.fromkeys(configs)
     self._to_check = collections.deque(configs)
-    self._begun: float | None = None  # time of the first logged step
-    self._begun_fraction = 0.0
+    self._start_time: float | None = None  # time of the first logged step
+    self._start_fraction = 0.0
     self._display = display.Display()
     self.log = self._display.log
 
@@ -41,7 +41,7 @@ class Progress:
     self._display.__exit__(*error)
 
   def add(self, name: str, config: Config) -> None:
-    """Adds a run to train: a fork."""
+    """Adds a run to train, which is a fork."""
     self._configs[name] = config
     self._flops[name] = cost.estimated_flops(config)
     self._total_flops += self._flops[name]
@@ -103,13 +103,13 @@ class Progress:
           self.log(f'{name} failed: {result.error.strip().splitlines()[-1]}')
 
   def _time_left(self, fraction: float) -> str:
-    """An estimate from the work since the first logged step, which leaves out compilation."""
+    """The time left, estimated from the speed since the first logged step (without compilation)."""
     now = time.monotonic()
-    if self._begun is None:
+    if self._start_time is None:
       if fraction > 0:
-        self._begun, self._begun_fraction = now, fraction
+        self._start_time, self._start_fraction = now, fraction
       return 'starting'
-    gained = fraction - self._begun_fraction
+    gained = fraction - self._start_fraction
     if gained <= 0:
       return 'starting'
-    return display.time_left((1 - fraction) / gained * (now - self._begun))
+    return display.time_left((1 - fraction) / gained * (now - self._start_time))

@@ -1,4 +1,4 @@
-"""Replay of a run: it is trained again with the actions taken on it, and the numbers compared."""
+"""Replay of a run: trains it again with the actions taken on it and compares the numbers."""
 
 import dataclasses
 import shutil
@@ -16,7 +16,7 @@ from stability.hyper import Runs
 from stability.storage import run_files, sweeps
 from stability.storage.files import Json
 
-WALL_CLOCK = ('seconds', 'tokens_per_second')
+WALL_CLOCK = ('seconds', 'tokens_per_second')  # values that differ from training to training
 
 Train = Callable[[Path, Mapping[str, Config]], None]
 
@@ -28,18 +28,21 @@ def _train_in_one_worker(workdir: Path, configs: Mapping[str, Config]) -> None:
 def replay(
     run: Path, workdir: Path, console: Console, train: Train = _train_in_one_worker
 ) -> int:
-  """Trains a run that has ended again in a new workdir and compares the numbers.
+  """Trains a finished run again, in a new workdir, and compares the numbers.
 
-  The trainer finds the actions to take, and where, in actions.jsonl.
+  The trainer reads the actions to take, and their steps, from actions.jsonl.
 
   Args:
     run: the run's folder.
-    workdir: the new folder.
-    console: to print on.
-    train: trains the runs of a workdir to their results.
+    workdir: the new folder, or that of an interrupted replay of the run.
+    console: receives the comparison.
+    train: trains runs of a workdir until they have results.
 
   Returns:
     0 if every number is the same, 1 otherwise.
+
+  Raises:
+    BadInput: the run has no result, or the workdir holds something else.
   """
   result = run_files.read_result(run)
   if result is None or result.status == 'failed':
@@ -61,9 +64,9 @@ def replay(
     train(workdir, waiting)
   (new, new_result), (old, old_result) = _numbers(copy), _numbers(run)
   same = sum(a == b for a, b in zip(new, old, strict=False))
-  is_same = 'is the same' if new_result == old_result else 'differs'
+  comparison = 'is the same' if new_result == old_result else 'differs'
   console.print(
-      f'{same} of {len(old)} logged steps are the same, bit for bit; the result {is_same}',
+      f'{same} of {len(old)} logged steps are the same, bit for bit; the result {comparison}',
       highlight=False,
       soft_wrap=True,
   )

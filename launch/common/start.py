@@ -1,4 +1,4 @@
-"""The course of launch.train and launch.sweep: from a checked sweep to its report."""
+"""The steps of launch.train and launch.sweep, from a checked sweep to its report."""
 
 import shutil
 import sys
@@ -47,13 +47,13 @@ def define_attached(flag_values: flags.FlagValues) -> flags.FlagHolder[bool]:
   return flags.DEFINE_boolean(
       'attached',
       False,
-      'end when standard input closes, and so with the process that holds its other end',
+      'end when standard input closes, and so with the process at its other end',
       flag_values=flag_values,
   )
 
 
 def start(
-    sweep: app.Sweep,
+    sweep: app.SweepRequest,
     workdir: Path,
     train: Train,
     *,
@@ -63,12 +63,11 @@ def start(
   """Trains the unfinished runs of a sweep, writes its report and returns the exit code.
 
   Args:
-    sweep: to train.
-    workdir: of the sweep; created if necessary.
-    train: trains the runs it is given.
-    is_blocking: whether these runs are finished when `train` returns; otherwise no report is
-      written.
-    reused: workdirs of other sweeps whose results are reused for runs that are the same.
+    sweep: the sweep to train.
+    workdir: folder of the sweep; created if necessary.
+    train: trains the given runs of the workdir.
+    is_blocking: whether the runs are finished when `train` returns; otherwise no report is written.
+    reused: workdirs of other sweeps whose results are reused for identical runs.
   """
   unfinished = _prepare(sweep, workdir, reused)
   if unfinished:
@@ -86,12 +85,12 @@ def start(
     return _report(workdir)
 
 
-def _prepare(sweep: app.Sweep, workdir: Path, reused: Sequence[Path]) -> dict[str, Config]:
-  """Writes the files that a sweep needs before training; returns the unfinished runs."""
+def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> dict[str, Config]:
+  """Writes the files that training needs; returns the configs of the unfinished runs, by name."""
   runs = sweep.runs
   sweeps.check_workdir(workdir, runs)
-  with leases.acquire(workdir, _say_waiting):
-    sweeps.check_workdir(workdir, runs)  # again: another launcher may just have begun a sweep here
+  with leases.acquire(workdir, _print_waiting):
+    sweeps.check_workdir(workdir, runs)  # again: another launcher may have written a sweep
     data = _prepare_data(sweep, workdir)
     unfinished = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
     written = sweeps.Sweep(
@@ -109,13 +108,13 @@ def _prepare(sweep: app.Sweep, workdir: Path, reused: Sequence[Path]) -> dict[st
     sweeps.write_sweep(workdir, written)
     first = next(iter(runs.configs.values()))
     metrics.write_experiment(workdir, sweeps.swept_values(first, runs.fields))
-    taken = reuse.reuse_runs(workdir, unfinished, reused)
-  if taken:
-    print(f'{len(taken)} runs are reused from other sweeps', flush=True)
-  return {name: config for name, config in unfinished.items() if name not in taken}
+    reused_runs = reuse.reuse_runs(workdir, unfinished, reused)
+  if reused_runs:
+    print(f'{len(reused_runs)} runs are reused from other sweeps', flush=True)
+  return {name: config for name, config in unfinished.items() if name not in reused_runs}
 
 
-def _prepare_extensions(sweep: app.Sweep, workdir: Path) -> files.Json:
+def _prepare_extensions(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   """Copies the sources of the sweep's extensions to a new workdir; returns their record.
 
   An existing workdir keeps its copy, with a warning if the sources have changed.
@@ -139,8 +138,8 @@ def _prepare_extensions(sweep: app.Sweep, workdir: Path) -> files.Json:
   return current
 
 
-def _count_parameters(sweep: app.Sweep, workdir: Path) -> dict[str, int]:
-  """The number of parameters of each run; counts that sweep.json has are kept."""
+def _count_parameters(sweep: app.SweepRequest, workdir: Path) -> dict[str, int]:
+  """The number of parameters of each run; counts in sweep.json are kept."""
   counted = {}
   if (workdir / 'sweep.json').exists():
     counted = sweeps.read_sweep(workdir).parameters
@@ -158,12 +157,12 @@ def _count_parameters(sweep: app.Sweep, workdir: Path) -> dict[str, int]:
     ) from error
 
 
-def _say_waiting(holder: leases.Json) -> None:
+def _print_waiting(holder: leases.Json) -> None:
   who = f'process {holder["pid"]} on {holder["host"]}' if holder else 'another launcher'
   print(f'waiting for {who}, which prepares this workdir', file=sys.stderr)
 
 
-def _prepare_data(sweep: app.Sweep, workdir: Path) -> files.Json:
+def _prepare_data(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   """Prepares the sweep's token files; returns their path and meta.json.
 
   Raises BadInput if the workdir's runs were trained on other text.
@@ -189,7 +188,7 @@ def _prepare_data(sweep: app.Sweep, workdir: Path) -> files.Json:
 
 
 def _versions(workdir: Path, unfinished: Collection[str]) -> dict[str, str]:
-  """The versions to record: the current ones if any run is left to train."""
+  """The versions to record: the current ones if runs are left to train, else the previous ones."""
   current = versions.current()
   if not (workdir / 'sweep.json').exists():
     return current
@@ -201,7 +200,7 @@ def _versions(workdir: Path, unfinished: Collection[str]) -> dict[str, str]:
 
 
 def warn_of_versions(workdir: Path, previous: Mapping[str, str]) -> None:
-  """Prints a warning if the current versions differ from those that have trained a sweep."""
+  """Prints a warning if the current versions differ from those that trained a sweep before."""
   if changes := versions.changes(previous, versions.current()):
     print(
         f'warning: --workdir={workdir} was begun with other versions: {", ".join(changes)}; numbers'

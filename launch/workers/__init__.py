@@ -1,1 +1,1 @@
-"""Worker processes, which train runs, and their launcher's side."""
+"""Worker processes, which train runs, and the launcher's side of them."""

@@ -1,8 +1,8 @@
 """The assignment of a launcher's runs to its workers.
 
-A run is assigned together with its lease (stability/storage/leases.py), which may be held by
-another launcher. When a worker dies, its runs are tried again: with fewer runs per device if memory
-may have run out, otherwise up to TRIES times.
+A run is assigned once this launcher has acquired its lease (stability/storage/leases.py), which
+another launcher may hold. When a worker dies, its runs are retried: with fewer runs per device if
+memory may have run out, otherwise up to TRIES times.
 """
 
 import collections
@@ -18,10 +18,11 @@ from stability.devices import cost
 from stability.storage import leases as leases_lib
 from stability.storage import run_files
 
-# Workers that may die with a run without a new checkpoint in between. A fault of the machine may
-# cost two workers; a run that costs three is itself at fault and must not hold up the others.
+# A run fails after this many deaths of its workers without a new checkpoint in between. The machine
+# may be to blame for two deaths; after three, the run itself is, and must not hold up the others.
 TRIES = 3
-CHECKS = 20  # of runs of other launchers at a time, so that the cost does not grow with the sweep
+# Runs of other launchers to check at a time, so that the cost does not grow with the sweep.
+CHECKS = 20
 
 
 class RunQueue:
@@ -45,19 +46,19 @@ class RunQueue:
     self.put_back(name)
 
   def put_back(self, name: str) -> None:
-    """Adds a run again that was taken but is not finished."""
+    """Adds a run that was taken but not finished back to the queue."""
     self._groups[self._keys[name]].append(name)
     self._group_flops[self._keys[name]] += self._flops[name]
 
   def key(self, name: str) -> object:
-    """Identifies the executables that train a run."""
+    """The key of the executables that train a run."""
     return self._keys[name]
 
   def take(self, worker: object, like: str | None) -> str | None:
-    """Takes a run for a worker, if there is one.
+    """Takes a run for a worker; returns its name, or None if there is none.
 
     Args:
-      worker: asks for a run.
+      worker: the worker that asks for a run.
       like: a run whose executables the taken one must share. If None, groups whose executables no
         other worker has are preferred, since compiling them twice wastes a core, and among them
         the one with the most work left.
@@ -74,7 +75,7 @@ class RunQueue:
     return name
 
   def forget(self, worker: object) -> None:
-    """Forgets the executables of a worker that has ended."""
+    """Forgets which executables a worker has, as it has ended or has nothing to train."""
     self._worker_keys.pop(worker, None)
 
   def _rank(self, key: object) -> tuple[bool, float]:
@@ -128,7 +129,7 @@ class Assignments:
       return {'run': None}
 
   def reclaim(self, worker: WorkerProcess) -> None:
-    """Queues the runs of a worker that has ended again, or fails them."""
+    """Waits for a worker to end and retries its runs, or writes their failures."""
     worker.wait()
     with self._lock:
       self._queue.forget(worker)
@@ -161,7 +162,7 @@ class Assignments:
         self._finish(name)
 
   def check_elsewhere(self) -> None:
-    """Takes over runs that other launchers have abandoned, and notes those they have finished."""
+    """Takes over runs that other launchers have abandoned; notes runs that they have finished."""
     with self._lock:
       for _ in range(min(CHECKS, len(self._elsewhere))):
         name = self._elsewhere.popleft()
@@ -185,7 +186,7 @@ class Assignments:
       return finished
 
   def running(self) -> list[str]:
-    """The runs that are being trained; of those of other launchers, at most CHECKS."""
+    """The runs that are being trained, including at most CHECKS runs of other launchers."""
     with self._lock:
       return [*self._assigned, *list(self._elsewhere)[:CHECKS]]
 
@@ -195,7 +196,7 @@ class Assignments:
       return len(self._queue) > 0
 
   def close(self) -> None:
-    """Stops assigning runs, and counting the deaths of workers against them."""
+    """Stops assigning runs; deaths of workers no longer count against their runs."""
     with self._lock:
       self._is_closed = True
       self.release_finished()
@@ -217,6 +218,7 @@ class Assignments:
     self._queue.put_back(name)
 
   def _may_try_again(self, name: str, reason: str) -> bool:
+    """Counts a death of a run's worker; returns whether to retry the run."""
     step = _newest_checkpoint(self._run(name))
     deaths, checkpoint = self._deaths.get(name, (0, step))
     deaths = 1 if step > checkpoint else deaths + 1
@@ -229,6 +231,6 @@ class Assignments:
 
 
 def _newest_checkpoint(run: Path) -> int:
-  """Step of the newest checkpoint, 0 if there is none."""
+  """The step of the newest checkpoint; 0 if there is none."""
   steps = (int(path.name) for path in run.glob('checkpoints/*') if path.name.isdigit())
   return max(steps, default=0)

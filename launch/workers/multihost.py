@@ -1,9 +1,9 @@
-"""One run on the devices of several processes, on one or more hosts: launch.train is run on each.
+"""Training of one run on the devices of several processes, each of which runs launch.train.
 
-The processes find each other by flags or, with --multihost=auto, by the environment variables that
-SLURM's srun or a TPU pod sets. Process 0 prepares the data, writes the run's files and reports; the
-others only contribute their devices. All must see the same workdir. The workers of all processes
-wait for each other before they read it.
+The processes, on one or more hosts, find each other by flags or, with --multihost=auto, by the
+environment variables that SLURM's srun or a TPU pod sets. Process 0 prepares the data, writes the
+run's files and the report; the others only contribute their devices. All must see the same
+workdir. The workers of all processes wait for each other before they read the workdir.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from stability.storage import run_files
 
 FLAGS = ('coordinator_address', 'num_processes', 'process_id')
 POLL_SECONDS = 0.2
-RESULT_SECONDS = 60  # that a result may take to appear on a shared file system
+RESULT_SECONDS = 60  # how long to wait for a result on a shared file system
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
   """The processes that share a run, seen from one of them."""
 
-  process_id: int  # of this process
-  arguments: Mapping[str, Any]  # of jax.distributed.initialize; jax detects those that are missing
+  process_id: int  # index of this process
+  arguments: Mapping[str, Any]  # of jax.distributed.initialize; jax finds missing ones
 
   def worker_flags(self) -> list[str]:
-    """Flags with which a worker joins the group."""
+    """The flags with which a worker joins the group."""
     return [f'--distributed={json.dumps(self.arguments)}']
 
 
@@ -66,10 +66,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def find(flag_values: flags.FlagValues) -> ProcessGroup | None:
-  """The process group that flags or environment describe; None if this process is alone.
+  """The process group given by flags or environment; None if this process trains alone.
 
   The environment is used only on request: its variables are also set in an interactive shell of
-  srun, where a process would wait in vain for others.
+  srun, where a process would wait forever for others.
   """
   given = {name: flag_values[name].value for name in FLAGS}
   missing = [name for name in FLAGS if given[name] is None]
@@ -107,9 +107,9 @@ def _from_environment(variables: Mapping[str, str]) -> ProcessGroup | None:
 
 
 def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:
-  """Trains a run as one of the processes other than 0; returns the exit code.
+  """Trains a run in a process other than process 0; returns the exit code.
 
-  If any process of the group is told to end, the workers of all save the run and end together.
+  If any process of the group is told to end, all workers save the run and end together.
   """
   run = run_files.run_dir(workdir, name)
   result = run_files.read_result(run)
@@ -153,7 +153,7 @@ def _print_output(worker: WorkerProcess) -> None:
 
 
 def _await_result(run: Path) -> run_files.Result | None:
-  """The result that process 0 writes, None if it does not appear."""
+  """The result that process 0 writes; None if it does not appear in RESULT_SECONDS."""
   for _ in range(RESULT_SECONDS):
     if (result := run_files.read_result(run)) is not None:
       return result

@@ -1,4 +1,4 @@
-"""A process that trains runs, one population after another, until its launcher has no more.
+"""A worker process, which trains one population of runs after another for its launcher.
 
 It writes requests to its standard output and reads replies from its standard input, one JSON object
 per line:
@@ -17,9 +17,9 @@ per line:
 `members` is the number of runs per device: the worker reports how many it tries, and the launcher
 replies with an upper limit.
 
-The worker exits when the launcher has no more runs, unless some of its own are paused: then it
-polls those for an answer, and asks the launcher again. When the launcher dies, the kernel kills the
-worker or, where it cannot, the worker's standard input closes and it exits at once. When the
+The worker exits when the launcher has no more runs, unless some runs of the worker are paused: then
+it checks those for an answer and asks the launcher again. If the launcher dies, the kernel kills
+the worker; where the kernel cannot, the worker's standard input closes and the worker exits. If the
 launcher hangs, other launchers take over its runs, and the worker exits before they do. On
 {"stop": true}, SIGTERM or SIGUSR1 it saves its runs and exits with preemption.EXIT_CODE.
 """
@@ -45,11 +45,11 @@ if typing.TYPE_CHECKING:  # importing it imports jax
 
 FLAGS = flags.FLAGS
 
-PATIENCE_SECONDS = 1800  # for the other processes of a run, while the first prepares the data
-POLL_SECONDS = 0.5  # between checks of paused runs while nothing else is to be trained
-BEAT_SECONDS = 2
-# The longest silence of a launcher that is still alive. With lease.FRESH_SECONDS it stays below
-# EXPIRES_SECONDS, after which launchers on other machines take over the runs.
+PATIENCE_SECONDS = 1800  # how long to wait for the first process of a run to prepare the data
+POLL_SECONDS = 0.5  # between checks of paused runs while there is nothing to train
+BEAT_SECONDS = 2  # between heartbeats
+# A launcher that has sent nothing for this long counts as dead. Together with leases.FRESH_SECONDS,
+# this is less than EXPIRES_SECONDS, after which launchers on other machines take over the runs.
 SILENCE_SECONDS = 40
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.', required=True)
@@ -64,9 +64,9 @@ _CORES = flags.DEFINE_list('cores', [], 'CPU cores to run on.')
 class Launcher:
   """The connection to the launcher.
 
-  Threads serve it while the main thread compiles or trains. There is something to save only while
-  the main thread has runs loaded; told to stop at any other time, even during a compilation, which
-  cannot be interrupted, the process exits at once.
+  Threads serve it while the main thread compiles or trains. Only while the main thread has runs
+  loaded is there something to save. If the worker is told to stop at any other time, even during a
+  compilation, which cannot be interrupted, the process exits at once.
   """
 
   def __init__(self, replies: TextIO, requests: TextIO):
@@ -77,7 +77,7 @@ class Launcher:
     self._has_runs = False
     self._members = 1
     self._last_reply = self._last_progress = time.monotonic()
-    # Python runs a signal handler in the main thread, and only once that returns from the compiler.
+    # Python runs a signal handler in the main thread, and only once the compiler returns.
     # The wakeup file descriptor is written to at once, whatever thread receives the signal.
     self._signals, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
@@ -87,14 +87,19 @@ class Launcher:
       threading.Thread(target=serve, daemon=True).start()
 
   def ask(self, like: str | None) -> tuple[str | None, int | None]:
-    """The next run, if any, and the most runs per device, if limited."""
+    """Asks for a run, with the static config of the run `like` if that is given.
+
+    Returns:
+      The name of the run, None if there is none; the maximum number of runs per device, None if it
+      is not limited.
+    """
     self._send({'like': like})
     reply = self._runs.get()
     self._last_progress = time.monotonic()
     return reply['run'], reply.get('members')
 
   def interrupted(self) -> bool:
-    """Whether to save the loaded runs and return. Every call counts as progress."""
+    """Whether the main thread must save the loaded runs. Every call counts as progress."""
     self._last_progress = time.monotonic()
     self._has_runs = True
     return self._stop.is_set()
@@ -107,7 +112,7 @@ class Launcher:
       os._exit(preemption.EXIT_CODE)
 
   def report_members(self, members: int) -> None:
-    """Reports how many runs per device are tried, before that can exhaust the memory."""
+    """Reports the number of runs per device, before an attempt that may exhaust the memory."""
     self._members = members
     self._send_heartbeat()
 
@@ -216,7 +221,7 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
       time.sleep(POLL_SECONDS)
       continue
     try:
-      if sweep is None:  # what is asked for was in it from the start
+      if sweep is None:  # read once: later runs are forks, which it does not list
         sweep = sweeps.read_sweep(folder)
         extensions.load(folder, sweep.extensions)
     except errors.BadInput as error:

@@ -1,4 +1,4 @@
-"""A worker process from its launcher's side: its requests, its heartbeat and how it ended."""
+"""The launcher's side of a worker process: its requests, its heartbeat and how it ended."""
 
 import collections
 import contextlib
@@ -19,10 +19,10 @@ COMMAND = (sys.executable, '-m', 'launch.workers.worker')
 # A thread of the worker sends a heartbeat every two seconds, even while the worker compiles. A
 # worker whose heartbeat is this late has been stopped, or hangs with all its threads.
 SILENT_SECONDS = 60
-# The main thread makes progress every few seconds while it trains and none while it compiles, which
-# is not known to take nearly this long. A main thread without progress for longer hangs.
+# The main thread makes progress every few seconds while it trains, and none while it compiles. No
+# compilation is known to take nearly this long, so a main thread without progress for longer hangs.
 STUCK_SECONDS = 3600
-_LOG_LINES = 50  # of output, kept for the error of a run whose worker dies
+_LOG_LINES = 50  # number of last lines kept for the error of a run whose worker dies
 
 
 class WorkerProcess:
@@ -38,10 +38,10 @@ class WorkerProcess:
     """Starts the process.
 
     Args:
-      workdir: of the sweep.
+      workdir: folder of the sweep.
       cores: CPU cores to pin the worker to.
-      flags: further flags of launch.workers.worker.
-      is_fresh: whether to answer a heartbeat; a worker without answers ends.
+      flags: additional flags for launch.workers.worker.
+      is_fresh: returns whether to answer a heartbeat; a worker that gets no answers exits.
     """
     self.members = 1  # runs per device, as last reported
     self._is_fresh = is_fresh
@@ -85,12 +85,12 @@ class WorkerProcess:
     return '\n'.join(self._log)
 
   def send(self, message: Json) -> None:
-    """Sends an answer or {'stop': True}; a worker that has died is noticed elsewhere."""
+    """Sends an answer or {'stop': True}; does nothing if the worker has died."""
     with contextlib.suppress(OSError, ValueError):
       print(json.dumps(message), file=self._process.stdin, flush=True)
 
   def hang_reason(self) -> str | None:
-    """Why the worker counts as hanging, None if it does not."""
+    """Why the worker counts as hanging; None if it does not."""
     silent = time.monotonic() - self._last_heard
     if silent > SILENT_SECONDS:
       return f'sent no heartbeat for {silent:.0f} s and was killed'
@@ -123,5 +123,5 @@ class WorkerProcess:
     return self._process.poll() == preemption.EXIT_CODE
 
   def may_have_run_out_of_memory(self) -> bool:
-    """Whether the kernel may have killed the worker."""
+    """Whether the kernel may have killed the worker for lack of memory."""
     return self.wait() == -signal.SIGKILL and not self._killed_because

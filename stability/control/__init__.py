@@ -1,1 +1,1 @@
-"""Alarms on what a run has logged, and actions that people and the policy take on it."""
+"""Alarms raised by what a run has logged, and actions on the run by people or the policy."""

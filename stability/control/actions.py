@@ -1,7 +1,7 @@
-"""Actions on a run in training: what there is, and what is allowed.
+"""Actions on a run in training: their kinds, their arguments and checks of both.
 
-The actions taken on a run, with the steps at which they were taken (records.py), and the run's
-config determine its numbers: a run that is resumed or trained again takes them from its records.
+A run's numbers are determined by its config, the actions taken on it and the steps at which they
+were taken. A run that is resumed or replayed reads these from its records (records.py).
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from stability.config import MAX_EXAMPLES, Config, fields
 from stability.errors import BadInput
 from stability.storage.files import Json
 
+# Kinds of actions, with the names of their arguments.
 ARGUMENTS = {
     'pause': (),
     'continue': (),
@@ -23,30 +24,31 @@ ARGUMENTS = {
     'rewind': ('to', 'skip', 'changes'),
     'fork': ('changes', 'name'),
 }
-OPTIONAL = ('skip', 'changes', 'name')
+OPTIONAL = ('skip', 'changes', 'name')  # arguments that may be missing
 MAX_STEPS = 2**31  # steps are int32 on the device
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-  """An action with its arguments; those that its kind does not take have their defaults."""
+  """An action and its arguments; arguments that its kind does not take have their defaults."""
 
   kind: str  # a key of ARGUMENTS
-  changes: Mapping[str, float | int] = dataclasses.field(default_factory=dict)  # by dotted field
-  steps: int = 0  # number of batches that are left out: skip
-  to: int = 0  # step of a checkpoint, or 0: rewind
-  skip: int = 0  # number of batches after `to` that are left out: rewind
-  name: str = ''  # of the new run, chosen by the trainer: fork
+  # Dotted field -> new value.
+  changes: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+  steps: int = 0  # skip: number of batches to leave out
+  to: int = 0  # rewind: step of a checkpoint, or 0
+  skip: int = 0  # rewind: number of batches after `to` to leave out
+  name: str = ''  # fork: name of the new run, chosen by the trainer
 
   def to_json(self) -> Json:
-    """The object as it stands in requests, records and alarms."""
+    """The JSON object used in requests, records and alarms."""
     values = {key: getattr(self, key) for key in ARGUMENTS[self.kind]}
     unset = [key for key in ('skip', 'name') if not values.get(key)]
     return {'action': self.kind} | {k: v for k, v in values.items() if k not in unset}
 
   @classmethod
   def from_json(cls, found: Mapping[str, Any]) -> Self:
-    """The inverse of to_json; other keys are ignored. BadInput for a damaged object."""
+    """The inverse of to_json; ignores other keys. Raises BadInput for a damaged object."""
     kind = found.get('action')
     if not isinstance(kind, str) or kind not in ARGUMENTS:
       raise BadInput(
@@ -63,7 +65,7 @@ class Action:
     return cls(kind, **values)
 
   def __str__(self) -> str:
-    """The action as it is typed for launch.control."""
+    """The action in the syntax of launch.control."""
     words = [self.kind]
     words += [str(getattr(self, key)) for key in ('to', 'steps') if key in ARGUMENTS[self.kind]]
     words += [f'skip={self.skip}'] if self.skip else []
@@ -94,24 +96,27 @@ def _check_name(kind: str, key: str, value: Any) -> None:
 
 
 def is_file_name(value: Any) -> bool:
-  """Whether a value is the name of a file or folder and cannot lead to another folder."""
+  """Whether a value is a plain name of a file or folder, which cannot refer to another folder."""
   return isinstance(value, str) and value not in ('', '.', '..') and not {'/', '\0'} & set(value)
 
 
 def check(action: Action, config: Config, step: int, skipped: int) -> Action:
-  """The action with its changes in their fields' types; BadInput if it is not allowed.
+  """Checks an action; returns it with its changes converted to their fields' types.
 
   Args:
-    action: as it was asked for.
-    config: of the run, with its present hyperparameters.
-    step: updates made.
-    skipped: batches left out so far.
+    action: the requested action.
+    config: the run's config, with its current hyperparameters.
+    step: the run's current step (updates made).
+    skipped: number of batches that the run has left out so far.
+
+  Raises:
+    BadInput: the action is not allowed.
   """
   if action.kind == 'set' and not action.changes:
     raise BadInput('set: names no field; give FIELD=VALUE')
   action = dataclasses.replace(action, changes=_resolved(action.changes, config))
   if action.to > step:
-    raise BadInput(f'rewind: to {action.to}: must not be above the present step, {step}')
+    raise BadInput(f'rewind: to {action.to}: must not be above the current step, {step}')
   steps = config['schedule']['steps'] + skipped + action.steps + action.skip
   if steps * config['data']['batch_size'] > MAX_EXAMPLES:
     raise BadInput(
@@ -121,7 +126,7 @@ def check(action: Action, config: Config, step: int, skipped: int) -> Action:
 
 
 def _resolved(changes: Mapping[str, float | int], config: Config) -> dict[str, float | int]:
-  """New values of hyperparameters in their fields' types; BadInput if one is not allowed."""
+  """The changes converted to their fields' types; BadInput if one is not allowed."""
   for field in changes:
     if field not in fields.settable():
       raise BadInput(
@@ -141,11 +146,11 @@ def _resolved(changes: Mapping[str, float | int], config: Config) -> dict[str, f
 
 
 def with_changes(config: Config, changes: Mapping[str, float | int]) -> Config:
-  """A config with other hyperparameters."""
+  """The config with changed hyperparameters."""
   return config_lib.unflatten(config_lib.flatten(config) | dict(changes))
 
 
 def settable_values(config: Config) -> Json:
-  """The present values of the hyperparameters that actions may change, by dotted field."""
+  """The current values of the hyperparameters that actions may change, by dotted field."""
   flat = config_lib.flatten(config)
   return {field: flat[field] for field in fields.settable()}

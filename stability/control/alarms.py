@@ -15,17 +15,17 @@ from stability.storage.files import Json
 
 @dataclasses.dataclass(frozen=True)
 class Alarm:
-  """A row of a run that broke a rule; a line of alarms.jsonl."""
+  """An alarm: a row of a run that broke a rule. A line of alarms.jsonl."""
 
   step: int
   rule: str  # name of the rule
-  value: float  # of the rule's measure
-  limit: float  # which the value is above
-  message: str  # for a person
-  precision: float  # share of the runs with such an alarm that became unstable
-  # Of a run that this package trains.
-  actions: int = 0  # taken on the run before the alarm
-  suggestions: tuple[Action, ...] = ()  # what may help, the best first
+  value: float  # value of the rule's measure
+  limit: float  # limit of the rule, which `value` exceeds
+  message: str  # shown to a person
+  precision: float  # fraction of the runs with this alarm that became unstable
+  # Set only for runs that this package trains.
+  actions: int = 0  # number of actions taken on the run before the alarm
+  suggestions: tuple[Action, ...] = ()  # actions that may help, best first
 
   def to_json(self) -> Json:
     """The object in alarms.jsonl."""
@@ -60,7 +60,7 @@ class Alarm:
 
 
 def _number(found: Json, key: str) -> float:
-  """A number that may be absent, or null if it was not finite."""
+  """The number under a key; NaN if the key is absent or the value is null (not finite)."""
   value = found.get(key)
   if value is None:
     return math.nan
@@ -81,7 +81,7 @@ class Monitor:
   again. After a return to an earlier checkpoint, start a new monitor.
 
   A row is a mapping from names to numbers, of which only `step` (updates made) is required. Rows
-  may come at any interval, and a rule takes no notice of a row without the values that it reads:
+  may come at any interval, and a rule ignores a row without the values that it reads:
 
     loss                          mean loss of the batch: loss_spike, loss_above_past
     block_*/attention_logit_max   largest query-key product of a block after the scaling by
@@ -104,7 +104,7 @@ class Monitor:
 
   @property
   def last_row(self) -> Row:
-    """The row added last; empty before the first one."""
+    """The last row; empty before the first one."""
     return self._history.row
 
   def observe(self, row: Row) -> list[Alarm]:
@@ -129,7 +129,10 @@ class Monitor:
     return raised
 
   def restore(self, rows: Iterable[Row], fired: Iterable[str]) -> None:
-    """Adds rows whose alarms were raised before; `fired` names the rules that raise none now."""
+    """Adds rows whose alarms were already raised.
+
+    `fired` has the names of the rules that raise no alarms until `rearm` is called.
+    """
     for row in rows:
       self._history.add(row)
     self._fired = set(fired)

@@ -1,4 +1,4 @@
-"""The policy: what is done about an alarm without asking, and what is suggested to a person."""
+"""The policy: the action on an alarm without asking, and the actions suggested to a person."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,20 @@ from stability.config import Config
 from stability.control.actions import Action
 from stability.control.rules import Rule
 
-# The recipe of PaLM (arXiv 2204.02311, section 5.1), with a lower learning rate: PaLM's spikes were
+# The recipe of PaLM (arXiv 2204.02311, section 5.1), plus a lower learning rate: PaLM's spikes were
 # not caused by the data alone, and here the cause is a learning rate that is too high.
-REWIND_STEPS = 100  # least distance of the checkpoint from the alarm
-LEARNING_RATE_FACTOR = 1 / 3  # at each rescue
+REWIND_STEPS = 100  # minimum number of steps from the checkpoint to the alarm
+LEARNING_RATE_FACTOR = 1 / 3  # applied by each rescue
 
 
 def rescue(config: Config, alarm_step: int, step: int, saved: Sequence[int]) -> Action:
-  """The policy's action: a rewind, past the data seen since, with a lower learning rate.
+  """The policy's action: a rewind that skips the data seen since and lowers the learning rate.
 
   Args:
-    config: of the run, with its present hyperparameters.
+    config: the run's config, with its current hyperparameters.
     alarm_step: step of the row that raised the alarm.
-    step: updates made.
-    saved: steps of the run's good checkpoints.
+    step: the run's current step (updates made).
+    saved: steps of the run's undamaged checkpoints.
   """
   to = max((s for s in saved if s <= alarm_step - REWIND_STEPS), default=0)
   rate = config['optimizer']['learning_rate'] * LEARNING_RATE_FACTOR
@@ -29,7 +29,7 @@ def rescue(config: Config, alarm_step: int, step: int, saved: Sequence[int]) -> 
 
 
 def suggestions(rule: Rule, config: Config) -> list[Action]:
-  """What may help against an alarm of a rule: actions that set a hyperparameter, the best first."""
+  """Actions that may help against an alarm of a rule; each sets a hyperparameter. Best first."""
   flat = config_lib.flatten(config)
   return [
       Action('set', changes={field: flat[field] * factor})

@@ -1,4 +1,4 @@
-"""Records of the actions on a run: DIR/runs/NAME/actions.jsonl, appended by the trainer alone."""
+"""Records of the actions on a run: DIR/runs/NAME/actions.jsonl. Only the trainer appends to it."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -21,14 +21,14 @@ _REFUSAL_KEYS = ('by', 'why', 'time', 'step', 'request', 'refused')
 class Record:
   """An action that was taken on a run, or a request that was refused."""
 
-  step: int  # updates made at that time
+  step: int  # updates made when it was taken or refused
   action: Action | None  # None: the request was refused
   by: str  # user name, or one of run_control.AUTOMATIC
   why: str  # the reason given
-  time: str = ''  # of the request, or of an automatic action
+  time: str = ''  # UTC, of the request or of the automatic action
   request: str = ''  # name of the request's file; '' for an automatic action
-  cut: str = ''  # name of the file that has the rows after the target of a rewind
-  # The run before the action: step, loss, paused, skipped, hyperparameters.
+  cut: str = ''  # rewind: name of the file with the rows that it removed
+  # State of the run before the action: step, loss, paused, skipped, hyperparameters.
   before: Json = dataclasses.field(default_factory=dict)
   refused: str = ''  # why the request was refused
   asked: Json = dataclasses.field(default_factory=dict)  # the content of a refused request
@@ -52,7 +52,7 @@ class Record:
   def from_json(cls, found: Json) -> Self:
     """The inverse of to_json; BadInput for an object that a trainer does not write.
 
-    Above all, no name in a record may lead to a file of another folder.
+    In particular, no name in a record may refer to a file in another folder.
     """
     files.check_types(found, {'step': int, 'by': str, 'why': str})
     about = dict(step=found['step'], by=found['by'], why=found['why'])
@@ -69,7 +69,7 @@ class Record:
     return cls(action=action, cut=cut, before=found.get('before', {}), **about)
 
   def __str__(self) -> str:
-    """What was done, or what was refused and why."""
+    """The action taken, or the action refused and why."""
     if self.action is None:
       return f'{self.asked.get("action")}, refused: {self.refused}'
     return str(self.action)
@@ -86,32 +86,32 @@ def read_taken(run: Path) -> list[Record]:
 
 
 def append_record(run: Path, record: Record) -> None:
-  """Adds a record; it is on the disk when this returns."""
+  """Appends a record; it is on disk when the function returns."""
   files.append_line(run / FILE, record.to_json())
 
 
 def write_taken(run: Path, taken: Iterable[Record]) -> None:
-  """Writes the records of a run that is to take these actions when it is trained."""
+  """Writes the records of a run that will take these actions when it is trained."""
   files.write_lines(run / FILE, [record.to_json() for record in taken])
 
 
-# What the actions taken on a run amount to.
+# Combined effects of the actions taken on a run.
 
 
 def skipped_steps(taken: Iterable[Record]) -> int:
-  """Batches that these actions left out."""
+  """The number of batches that these actions leave out."""
   return sum(record.action.steps + record.action.skip for record in taken)
 
 
 def is_paused(taken: Sequence[Record]) -> bool:
-  """Whether a run is paused after these actions; a rewind continues it, as `continue` does."""
+  """Whether a run is paused after these actions; a rewind resumes it, as `continue` does."""
   kinds = [record.action.kind for record in taken]
   deciding = [kind for kind in kinds if kind in ('pause', 'continue', 'stop', 'rewind')]
   return deciding[-1:] == ['pause']
 
 
 def current_config(config: Config, taken: Iterable[Record]) -> Config:
-  """The config of a run with the hyperparameters that these actions left it with."""
+  """The config of a run after the changes that these actions make."""
   for record in taken:
     if record.action.kind in ('set', 'rewind'):
       config = actions.with_changes(config, record.action.changes)

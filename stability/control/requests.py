@@ -1,7 +1,7 @@
 """Requests for actions on a run: DIR/runs/NAME/requests/<time>-<id>.json.
 
-launch.control, or anybody else, writes a request. The trainer takes it at the run's next stop,
-records the action or why it was refused, and removes the file.
+launch.control, or any other program, writes a request. At the run's next stop, the trainer reads
+the request, takes and records the action or records why it is refused, and deletes the file.
 """
 
 import json
@@ -17,15 +17,15 @@ from stability.errors import BadInput
 from stability.storage import files
 from stability.storage.files import Json
 
-ABOUT = ('by', 'why', 'time')  # strings that any request may have
+ABOUT = ('by', 'why', 'time')  # optional keys of every request; their values are strings
 
-# Limits on what is accepted, as anybody may write a request.
+# Limits of a request: anybody may write one.
 _MAX_BYTES = 2**16
 _MAX_DEPTH = 4
 
 
 def write_request(run: Path, action: Action, by: str, why: str) -> Path:
-  """Asks a run's trainer for an action; returns the file, which the trainer will remove."""
+  """Writes a request for an action; returns its file, which the run's trainer will delete."""
   files.refuse_links(run)
   path = run / 'requests' / f'{time.time_ns():020}-{uuid.uuid4().hex[:8]}.json'
   about = {'by': by, 'why': why, 'time': files.timestamp()}
@@ -34,24 +34,27 @@ def write_request(run: Path, action: Action, by: str, why: str) -> Path:
 
 
 def request_files(run: Path) -> list[Path]:
-  """The files of a run's requests, in their order."""
+  """The files of a run's requests, oldest first."""
   try:
     names = os.listdir(run / 'requests')
-  except (FileNotFoundError, NotADirectoryError, PermissionError):  # or another user's folder
-    return []
+  except (FileNotFoundError, NotADirectoryError, PermissionError):
+    return []  # PermissionError: the folder belongs to another user
   paths = sorted(run / 'requests' / n for n in names if n.endswith('.json') and n[0] != '.')
-  return [path for path in paths if path.is_file()]  # reading a pipe, for one, would never end
+  return [path for path in paths if path.is_file()]  # reading a pipe might never end
 
 
 def unanswered(run: Path) -> list[Path]:
-  """The requests without a record. The trainer may be unable to remove those it has answered."""
+  """The requests that have no record yet.
+
+  The trainer may have been unable to delete the files of requests that it has answered.
+  """
   paths = request_files(run)
   answered = {record.request for record in records.read_records(run)} if paths else ()
   return [path for path in paths if path.name not in answered]
 
 
 def read_request(path: Path) -> Json:
-  """The object in a request's file; BadInput if it is not one."""
+  """The JSON object in a request's file; BadInput if the file is not a request."""
   try:
     if path.stat().st_size > _MAX_BYTES:
       raise BadInput(f'not a request: larger than {_MAX_BYTES:,} bytes')
@@ -69,7 +72,7 @@ def read_request(path: Path) -> Json:
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-  """Whether a JSON value has at least so many levels."""
+  """Whether a JSON value has something inside `depth` or more nested objects and lists."""
   inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
   return depth == 0 or any(_is_deeper(item, depth - 1) for item in inside)
 

@@ -1,9 +1,9 @@
 """The rules behind alarms: measures of a run's instability, their limits and their remedies.
 
-A measure is a function of a run's History: its last logged row and a few numbers kept of earlier
-rows. Its cost does not grow with the run, it needs no other run, and rows may come at any interval.
-The larger a measure, the worse; it is NaN where it does not apply, as between two probes. A rule is
-broken by a row whose measure is above the rule's limit.
+A measure is a function of a run's History, which holds the last logged row and a few numbers from
+earlier rows. Its cost does not grow with the run, it needs no other runs, and rows may come at any
+interval. Larger values are worse. A measure is NaN where it does not apply, for example between two
+probes. A row breaks a rule if its measure is above the rule's limit.
 
 The limits were chosen on some sweeps and are scored on others by analysis/alarm_scores.py.
 """
@@ -15,26 +15,26 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-Row = Mapping[str, Any]  # a row of metrics.jsonl: a value that is not finite is NaN or None
+Row = Mapping[str, Any]  # a row of metrics.jsonl; values that are not finite are NaN or None
 
-SMOOTHED_LOSSES = 3  # averaged in a smoothed loss
-SPIKE_LOSSES = 20  # logged losses that a spike is compared with
-SPIKE_MIN_LOSSES = 8  # that a spike needs to be recognised
-LOSS_NOISE = 0.02  # lowest scatter of losses that is assumed, relative: batches differ by chance
-TREND_PROBES = 3  # that the trend of attention logits is fitted to
-TREND_FACTOR = 2.0  # the trend is extrapolated to this many times the present step
+SMOOTHED_LOSSES = 3  # number of losses averaged in a smoothed loss
+SPIKE_LOSSES = 20  # maximum number of earlier losses that a loss is compared with
+SPIKE_MIN_LOSSES = 8  # minimum number of earlier losses
+LOSS_NOISE = 0.02  # minimum relative scatter of losses, as batches differ by chance
+TREND_PROBES = 3  # number of probes that the trend of attention logits is fitted to
+TREND_FACTOR = 2.0  # the trend is extrapolated to this many times the current step
 
 
 class History:
-  """What the measures need to know of a run, updated row by row.
+  """The values of a run that measures read, updated row by row.
 
-  The number of values is fixed (per parameter, for updates), however long the run is.
+  Their number does not grow with the length of the run. (Updates have one value per parameter.)
   """
 
   def __init__(self):
     self.row: Row = {}  # the last row
     self.first_loss = math.nan
-    self.lowest_loss = math.inf  # smoothed, before the last row
+    self.lowest_loss = math.inf  # lowest smoothed loss before the last row
     # Finite losses before the last row.
     self.losses: collections.deque[float] = collections.deque(maxlen=SPIKE_LOSSES)
     # (step, highest attention logit) of the last probes.
@@ -72,7 +72,7 @@ def highest(row: Row, probe: str) -> float:
 
 
 def _with_prefix(row: Row, prefix: str) -> Iterator[tuple[str, float]]:
-  """The finite values whose key starts with a prefix, with the key."""
+  """The keys that start with a prefix and their values, if these are finite."""
   for key, value in row.items():
     if key.startswith(prefix) and value is not None and math.isfinite(value):
       yield key, value
@@ -95,7 +95,7 @@ def non_finite(history: History) -> float:
 
 
 def loss_spike(history: History) -> float:
-  """The loss above the median of recent losses, in robust standard deviations of these."""
+  """The distance of the loss above the median of recent losses, in robust standard deviations."""
   if len(history.losses) < SPIKE_MIN_LOSSES:
     return math.nan
   median = statistics.median(history.losses)
@@ -104,7 +104,7 @@ def loss_spike(history: History) -> float:
 
 
 def loss_above_past(history: History) -> float:
-  """The share of the past decrease of the smoothed loss that is lost again."""
+  """The fraction of the smoothed loss's earlier decrease that has been lost again."""
   loss = finite(history.row, 'loss')
   decrease = history.first_loss - history.lowest_loss
   if len(history.losses) < SMOOTHED_LOSSES or math.isnan(loss) or decrease <= 0:
@@ -119,10 +119,10 @@ def attention_logit(history: History) -> float:
 
 
 def attention_logit_course(history: History) -> float:
-  """The highest attention logit expected at TREND_FACTOR times the present step.
+  """The highest attention logit expected at TREND_FACTOR times the current step.
 
-  Attention logits grow like a power of the step: the trend is a line through the last probes on
-  logarithmic scales.
+  Attention logits grow like a power of the step, so the trend is a straight line fitted to the last
+  probes on logarithmic scales.
   """
   if not _has_probe(history.row, 'attention_logit_max'):
     return math.nan
@@ -136,13 +136,13 @@ def attention_logit_course(history: History) -> float:
 
 
 def residual_growth(history: History) -> float:
-  """The largest RMS of a block's output per update made: the growth of the residual stream."""
+  """The largest RMS of a block's output, divided by the updates made: residual stream growth."""
   step = history.row['step']
   return highest(history.row, 'output_rms') / step if step > 0 else math.nan
 
 
 def log_z_drift(history: History) -> float:
-  """The distance of mean log Z from its first value."""
+  """The absolute difference between mean log Z and its first value."""
   return abs(finite(history.row, 'log_z') - history.first_log_z)
 
 
@@ -153,13 +153,13 @@ def gradient_under_eps(history: History) -> float:
 
 
 def update_collapse(history: History) -> float:
-  """The largest factor by which the updates of a parameter have shrunk."""
+  """The largest factor by which the update RMS of a parameter has shrunk from its maximum."""
   updates = _with_prefix(history.row, 'update_rms/')
   factors = [history.largest_updates[key] / max(rms, 1e-30) for key, rms in updates]
   return max(factors, default=math.nan)
 
 
-# Remedies: a hyperparameter and the factor to change it by.
+# Remedies: a hyperparameter and the factor to multiply it by.
 LEARNING_RATE = ('optimizer.learning_rate', 1 / 3)
 SOFT_CAP = ('model.attention_soft_cap', 1 / 2)
 Z_LOSS = ('objective.z_loss', 10.0)
@@ -172,11 +172,11 @@ class Rule:
   """A measure with the limit above which it raises an alarm."""
 
   measure: Callable[[History], float]
-  reads: str  # the keys of a row that the measure needs, beside step
+  reads: str  # the keys of a row that the measure needs besides step
   limit: float
-  precision: float  # share of the runs with this alarm that became unstable: see RULES
-  message: str  # for a person; a format string of {value} and {limit}
-  remedies: tuple[tuple[str, float], ...]  # the best first
+  precision: float  # fraction of the runs with this alarm that became unstable; see RULES
+  message: str  # shown to a person; a format string with {value} and {limit}
+  remedies: tuple[tuple[str, float], ...]  # best first
 
   @property
   def name(self) -> str:
@@ -185,7 +185,7 @@ class Rule:
 
 # Limits and precisions were chosen together, from a coarse grid, on configs/width_and_depth.py,
 # epsilon.py and weight_decay.py (181 runs, 55 of them unstable, probes every 20 steps), for a
-# recall of 0.97 of all rules together and few false alarms. The limits of non_finite and
+# joint recall of 0.97 of all rules and few false alarms. The limits of non_finite and
 # gradient_under_eps follow from their definitions.
 RULES = (
     Rule(
@@ -263,14 +263,14 @@ RULES = (
     ),
 )
 
-# Replacements in the rules of a run that the policy has rescued. A learning rate just below the one
-# that breaks is not yet a good one: of 77 runs of these sweeps and configs/qk_layernorm.py (one
+# Changes to the rules for a run that the policy has rescued. A learning rate just below an unstable
+# one is still not a good one: of 77 runs of these sweeps and configs/qk_layernorm.py (one
 # seed) whose attention logits passed 100, 70 were unstable, and none ended within 2 % of the best
 # loss of its size.
 AFTER_RESCUE = {'attention_logit': {'limit': 100, 'precision': 0.92}}
 
 
-RulesFor = Callable[[bool], Sequence[Rule]]
+RulesFor = Callable[[bool], Sequence[Rule]]  # whether the policy has rescued a run -> its rules
 
 
 def rules_for(rescued: bool) -> tuple[Rule, ...]:

@@ -1,11 +1,11 @@
 """Control of a run in training: which actions are taken on it, and when.
 
-A RunControl raises a run's alarms, reads its requests, and says at each of the run's stops which
-action to take there; stability/trainer carries it out. Actions that nobody requests depend on the
-run's own rows alone: an alarm is acted upon at the first stop after the row that raised it,
-whenever the row was read. An action is recorded on the disk before it is taken. So a resumed run
-finds in actions.jsonl which actions to take again and where, and a copy of that file beside a
-config is enough to train the run again.
+A RunControl raises a run's alarms, reads its requests and decides, at each of the run's stops,
+which actions to take there; stability/trainer executes them. Automatic actions depend only on the
+run's own rows: an alarm is acted on at the first stop after the row that raised it, no matter when
+the row was read. An action is recorded on disk before it is taken. A resumed run therefore reads
+from actions.jsonl which actions to take again and at which steps, and a config with a copy of that
+file is enough to train the run again.
 """
 
 import collections
@@ -26,10 +26,10 @@ from stability.storage import files, run_files
 from stability.storage.files import Json
 from stability.storage.run_files import COURSE_ACTIONS
 
-ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # who acts, other than people
+ALARM, POLICY, TIMEOUT = 'alarm', 'policy', 'timeout'  # `by` of automatic actions
 AUTOMATIC = (ALARM, POLICY, TIMEOUT)
 
-_MAX_QUOTED_BYTES = 2000  # of a request that is not JSON, in its record
+_MAX_QUOTED_BYTES = 2000  # maximum quoted in the record of a request that is not JSON
 
 
 class RunControl:
@@ -48,11 +48,11 @@ class RunControl:
     """
     Args:
       run: the run's folder, whose metrics.jsonl ends at `step`.
-      config: the resolved config, without the changes of actions.
-      step: updates made.
-      taken: number of actions that the run's state reflects.
-      saved: returns the steps of the run's good checkpoints.
-      timed_out: the run was paused, and nobody answered within control.timeout_seconds.
+      config: the resolved config, without the changes that actions made.
+      step: the run's current step (updates made).
+      taken: number of recorded actions that are already applied to the run's state.
+      saved: returns the steps of the run's undamaged checkpoints.
+      timed_out: whether the run was paused and nobody answered within control.timeout_seconds.
       rules: returns the rules for a run that the policy has or has not rescued.
     """
     self._run = run
@@ -65,7 +65,7 @@ class RunControl:
     self._planned = collections.deque(done[taken:])  # to be taken again, at the same steps
     self._answered = {record.request for record in known}
     for path in requests.request_files(run):
-      if path.name in self._answered:  # a crash came between its record and its removal
+      if path.name in self._answered:  # a crash came after its record and before its deletion
         _remove(path)
     self.config = records.current_config(config, self.taken)
     files.filter_lines(run / records.FILE, lambda line: True)  # drops a torn line
@@ -86,7 +86,7 @@ class RunControl:
     return pauses[-1] if pauses else None
 
   def observe(self, row: Json) -> list[Alarm]:
-    """Applies the rules to the next row; returns the alarms raised, which are on the disk."""
+    """Applies the rules to the next row; writes the alarms raised to disk and returns them."""
     found = self._monitor.observe(row)
     if not found:
       return []
@@ -111,14 +111,14 @@ class RunControl:
     """Records the next action to take at this stop and returns it; None if there are no more.
 
     Args:
-      step: updates made: a stop of the run, or the step at which it diverged.
-      is_over: the run ends here unless an action prevents it.
+      step: the run's current step, which is a stop or the step at which it diverged.
+      is_over: whether the run ends here unless an action prevents it.
     """
     if self._planned:
       planned = self._planned[0].step
       if planned < step:
         raise RuntimeError(
-            f'{self._run}: {records.FILE} has an action at step {planned}, which is past'
+            f'{self._run}: {records.FILE} has an action at step {planned}, which has already passed'
         )
       return self._take(self._planned.popleft()) if planned == step else None
     for path in self._requests():
@@ -141,22 +141,22 @@ class RunControl:
       self._refuse(path, step, reason)
 
   def after_rewind(self, step: int) -> None:
-    """Restarts the alarms once the run is back at `step` and its metrics end there."""
+    """Reloads the alarms after a rewind to `step`; metrics.jsonl must end there."""
     self._load_alarms(step)
 
   # Alarms.
 
   def _load_alarms(self, step: int) -> None:
-    """Restores the monitor, and the alarms still to be acted upon, from the run's files."""
+    """Restores the monitor and the alarms to act on from the run's files."""
     rescued = any(record.by == POLICY for record in self.taken)
     self._rules = {rule.name: rule for rule in self._rules_for(rescued)}
-    changes = [
+    course_changes = [  # numbers of the actions after which earlier alarms no longer count
         number
         for number, record in enumerate(self.taken, 1)
         if record.action.kind in COURSE_ACTIONS
     ]
     raised = read_alarms(self._run)
-    current = [alarm for alarm in raised if alarm.actions >= max(changes, default=0)]
+    current = [alarm for alarm in raised if alarm.actions >= max(course_changes, default=0)]
     self._monitor = Monitor(self._rules.values())
     self._monitor.restore(
         run_files.read_metrics(self._run), fired=[alarm.rule for alarm in current]
@@ -169,7 +169,7 @@ class RunControl:
     ]
 
   def _due(self, step: int, is_over: bool) -> Alarm | None:
-    """The alarm to act upon at this stop."""
+    """The alarm to act on at this stop; None if there is none."""
     if self.config['control']['on_alarm'] == 'none':
       return None
     for alarm in self._pending:
@@ -200,7 +200,7 @@ class RunControl:
     return self._act(TIMEOUT, action, step, f'no answer within {seconds} s')
 
   def _act(self, by: str, action: Action, step: int, why: str) -> Record | None:
-    """Records an automatic action; None if it is not allowed, and the run goes on as it is."""
+    """Records an automatic action. If it is not allowed, returns None: the run just continues."""
     try:
       action = self._checked(action, step)
     except BadInput:
@@ -221,7 +221,7 @@ class RunControl:
       return self._refuse(path, step, str(error))
     about = {key: asked.get(key, '') for key in requests.ABOUT}
     record = self._record(action, step, request=path.name, **about)
-    self._close(path)
+    self._mark_answered(path)
     return record
 
   def _refuse(self, path: Path, step: int, reason: str) -> Record:
@@ -234,17 +234,17 @@ class RunControl:
     about = {key: asked.get(key, '') for key in requests.ABOUT}
     record = Record(step, None, request=path.name, refused=reason, asked=asked, **about)
     records.append_record(self._run, record)
-    self._close(path)
+    self._mark_answered(path)
     return record
 
-  def _close(self, path: Path) -> None:
+  def _mark_answered(self, path: Path) -> None:
     self._answered.add(path.name)
     _remove(path)
 
   # Records.
 
   def _checked(self, action: Action, step: int) -> Action:
-    """The action, complete; BadInput if it is not allowed on the run as it is."""
+    """The action with all its arguments; BadInput if the run does not allow it now."""
     action = actions.check(action, self.config, step, records.skipped_steps(self.taken))
     if action.kind == 'rewind' and action.to:
       saved = self._saved()
@@ -264,7 +264,7 @@ class RunControl:
     return next(name for name in names if not (self._run.parent / name).exists())
 
   def _record(self, action: Action, step: int, **about: str) -> Record:
-    """Records an action with the state of the run before it."""
+    """Records an action, with the state of the run before it, and notes it as taken."""
     before = {
         'step': step,
         'loss': self._monitor.last_row.get('loss'),
@@ -279,7 +279,7 @@ class RunControl:
     return self._take(record)
 
   def _take(self, record: Record) -> Record:
-    """Takes note of an action that is on record."""
+    """Notes a recorded action as taken."""
     self.taken.append(record)
     self.config = records.current_config(self.config, [record])
     changes_course = record.action.kind in COURSE_ACTIONS
@@ -291,7 +291,7 @@ class RunControl:
 
 
 class NoControl:
-  """Stands in for a RunControl in a process that does not write the run's files."""
+  """Replaces RunControl in a process that does not write the run's files."""
 
   taken: Sequence[Record] = ()
   is_paused = False

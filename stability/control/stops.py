@@ -1,4 +1,4 @@
-"""Stops of a run: the steps after which it has something to do, and at which actions are taken."""
+"""Stops of a run: the steps after which the host has work to do and may take actions."""
 
 from stability.config import Config
 
@@ -10,5 +10,5 @@ def next_stop(config: Config, step: int) -> int:
 
 
 def is_stop(config: Config, step: int) -> bool:
-  """Whether a step is a stop of the run; step 0 is."""
+  """Whether a step is a stop of the run. Step 0 is one."""
   return step == 0 or next_stop(config, step - 1) == step

@@ -1,10 +1,11 @@
 """Checkpoints of one run, written by Orbax and used only if their checksums match.
 
 A checkpoint is the folder checkpoints/STEP of a run. It is written under a name that begins with a
-dot and renamed once it is complete, checksums.json (the SHA-256 of every other file) last; before a
-checkpoint is deleted it is renamed back. So a folder without matching checksums was not left by a
-crash: it is damaged. Processes that share a run all save and restore together, as Orbax requires,
-and the first process writes.
+dot and renamed once it is complete; checksums.json, the SHA-256 of every other file, is written
+last. Before a checkpoint is deleted, it is renamed to a name with a dot again. A crash therefore
+never leaves a folder checkpoints/STEP without matching checksums: such a folder is damaged. If
+several processes share a run, all of them save and restore together, as Orbax requires, and the
+first one writes.
 """
 
 import contextlib
@@ -38,9 +39,9 @@ def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
 
   Args:
     run: the run's folder.
-    step: updates made.
+    step: the run's current step (updates made).
     arrays: the run's state.
-    about: JSON that belongs to the state; `restore` returns it.
+    about: JSON object to store with the state; `restore` returns it.
     keep: number of checkpoints to keep.
   """
   folder = (run / 'checkpoints').absolute()
@@ -58,11 +59,11 @@ def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
         return
       files.write_json(partial / ABOUT, about)
       files.write_json(partial / CHECKSUMS, _checksums(partial))
-      _delete(run, step)  # a damaged one, or one of before a rewind or change at this step
+      _delete(run, step)  # a damaged one, or one from before an action at this step
       partial.rename(folder / str(step))
     except BaseException:
       if is_first:
-        _remove_partial(folder)  # others may need the space
+        _remove_partial(folder)  # other runs may need the space
       raise
     steps = _steps(run)
     newest = [other for other in steps if other <= step][-keep:]  # later ones are damaged
@@ -74,12 +75,15 @@ def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
 def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, Json] | None:
   """The newest good checkpoint as (step, arrays, about); None if the run has no checkpoint.
 
-  Damaged checkpoints are skipped, with warnings. If all are damaged it raises BadInput: to start a
-  run over, which may have taken days, is a person's decision.
+  Damaged checkpoints are skipped, with warnings.
 
   Args:
     run: the run's folder.
-    only: restores the checkpoint of this step or, if there is no good one, returns None.
+    only: consider only the checkpoint of this step; return None if there is no good one.
+
+  Raises:
+    BadInput: all checkpoints are damaged. The run may have taken days, so it is left to a person to
+      train it again from step 0.
   """
   if jax.process_index() == 0:
     _remove_partial(run / 'checkpoints')
@@ -124,20 +128,20 @@ def _steps(run: Path) -> list[int]:
 
 
 def _delete(run: Path, step: int) -> None:
-  """Renames a checkpoint, so that it is never seen in part, for _remove_partial to delete."""
+  """Renames a checkpoint for _remove_partial to delete, so that it is never seen in part."""
   folder = run / 'checkpoints' / str(step)
   if folder.exists():
     folder.rename(folder.with_name(f'.{step}.{uuid.uuid4().hex}'))
 
 
 def _remove_partial(folder: Path) -> None:
-  """Deletes checkpoints that are incomplete or were renamed to be deleted."""
+  """Deletes checkpoints that are incomplete or that _delete has renamed."""
   for path in folder.glob('.*'):
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_disk(folder: Path, size: int) -> None:
-  """Raises OSError if there is no room, which Orbax's threads report badly or after minutes."""
+  """Raises OSError if a checkpoint cannot be written; Orbax reports that badly or after minutes."""
   with tempfile.TemporaryFile(dir=folder):
     pass
   if shutil.disk_usage(folder).free < size:
@@ -146,7 +150,7 @@ def _check_disk(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Suppresses the log of Orbax's threads, which repeats each error that is raised."""
+  """Suppresses the log of Orbax's threads, which repeats every exception that is raised."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:
@@ -160,7 +164,7 @@ def _damage(run: Path, step: int, fault: str) -> str:
 
 
 def _fault(folder: Path) -> str | None:
-  """The damage of a checkpoint; None if it is good."""
+  """What is damaged in a checkpoint; None if it is good."""
   try:
     expected = dict(json.loads((folder / CHECKSUMS).read_text()))
     found = _checksums(folder)

@@ -1,4 +1,4 @@
-"""Reading and writing of files: JSON and JSON lines, atomic writes, and the refusal of links."""
+"""Reading and writing of files: JSON, JSON lines, atomic writes, refusal of symbolic links."""
 
 import contextlib
 import json
@@ -19,8 +19,8 @@ _TAIL_BYTES = 2**17  # read from the end of a file to find its last line
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-  """Writes a file, and its folder, so that a reader sees the old content or the new, no mixture."""
-  # Text from outside may hold lone surrogates, which UTF-8 cannot encode.
+  """Writes a file and creates its folder; a reader sees either the old or the new content."""
+  # Text from outside may contain lone surrogates, which UTF-8 cannot encode.
   data = content.encode(errors='backslashreplace') if isinstance(content, str) else content
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-  """Raises BadInput if a folder contains a symbolic link, through which a write would leave it."""
+  """Raises BadInput if a folder contains a symbolic link, as writes through it leave the folder."""
   if folder.is_dir():
     for entry in os.scandir(folder):
       if entry.is_symlink():
@@ -73,7 +73,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Json:
-  """The JSON object in a file; BadInput if the file cannot be read or holds anything else."""
+  """The JSON object in a file; BadInput if the file cannot be read or contains anything else."""
   try:
     found = json.loads(path.read_text())
   except (OSError, ValueError, RecursionError) as error:
@@ -94,11 +94,12 @@ def check_types(found: Mapping[str, Any], types: Mapping[str, type]) -> None:
 
 
 def timestamp() -> str:
-  """The present time, UTC, as files have it."""
+  """The current UTC time in the format used in files: 2026-11-24T12:00:00Z, for example."""
   return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
 
 
-# JSON lines: one object per line. A line without its newline was torn by a crash and is ignored.
+# JSON lines: one object per line. A last line without a newline was cut off by a crash; it is
+# ignored.
 
 
 def _dump_line(line: Json) -> str:
@@ -111,7 +112,7 @@ def write_lines(path: Path, lines: Iterable[Json]) -> None:
 
 
 def append_line(path: Path, line: Json) -> None:
-  """Appends a JSON line; the line is on the disk when this returns."""
+  """Appends a JSON line; the line is on disk when the function returns."""
   with writing(path), path.open('a') as file:
     file.write(_dump_line(line))
     file.flush()
@@ -119,14 +120,14 @@ def append_line(path: Path, line: Json) -> None:
 
 
 def read_lines(path: Path) -> list[Json]:
-  """The objects of a file of JSON lines; none if there is no such file."""
+  """The objects in a file of JSON lines; none if there is no such file."""
   if not path.exists():
     return []
   return [_parse(path, n, line) for n, line in enumerate(_split(path.read_bytes()), 1)]
 
 
 def parse_lines(path: Path, parse: Callable[[Json], Parsed]) -> list[Parsed]:
-  """The parsed objects of a file of JSON lines; BadInput of `parse` is given path and line."""
+  """The parsed objects in a file of JSON lines; adds path and line to a BadInput of `parse`."""
   found = []
   for number, line in enumerate(read_lines(path), 1):
     try:
@@ -137,7 +138,7 @@ def parse_lines(path: Path, parse: Callable[[Json], Parsed]) -> list[Parsed]:
 
 
 def read_last_line(path: Path) -> Json | None:
-  """The last object of a file of JSON lines, at a cost that does not grow with the file."""
+  """The last object in a file of JSON lines, at constant cost; None if there is none."""
   if not path.exists():
     return None
   with path.open('rb') as file:
@@ -148,7 +149,7 @@ def read_last_line(path: Path) -> Json | None:
 
 
 def filter_lines(path: Path, keep: Callable[[Json], bool]) -> None:
-  """Drops the lines of a file for which `keep` is false, and a torn last line."""
+  """Drops the lines of a file for which `keep` is false, and an incomplete last line."""
   if path.exists():
     lines = enumerate(_split(path.read_bytes()), 1)
     kept = [line + b'\n' for number, line in lines if keep(_parse(path, number, line))]

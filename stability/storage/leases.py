@@ -1,16 +1,16 @@
-"""Leases, by which several launchers, on one machine or many, share the runs of a workdir.
+"""Leases, which let several launchers, on one or more machines, share the runs of a workdir.
 
   DIR/runs/NAME/lease.N.json   the N-th lease on a run; the highest N counts
 
-A lease is created by link(2), whole or not at all, which fails if the file exists: of all that want
-the N-th lease, one gets it. Taking over from a dead holder means getting the next number. Leases
-are never replaced, and all are deleted together once the run has its result; so a launcher that
-acts on an old view of the folder finds that its number is taken. This works over NFS too; no file
-is locked.
+A lease is created by link(2), which is atomic and fails if the file exists, so only one launcher
+gets the N-th lease. To take over from a dead holder, a launcher creates the next lease. A lease is
+never replaced, and all leases on a run are deleted together once it has a result, so a launcher
+that has an outdated view of the folder finds that its number is taken. No file is locked, so leases
+also work over NFS.
 
-A holder refreshes its leases: their modification time, by the file server's clock. A holder on this
-machine is dead when its process is; one elsewhere counts as dead when it has not refreshed for
-EXPIRES_SECONDS.
+A holder refreshes its leases by setting their modification time, by the file server's clock. A
+holder on this machine counts as dead when its process has ended; a holder on another machine counts
+as dead when it has not refreshed its lease for EXPIRES_SECONDS.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from stability.errors import writing
 
 Json = dict[str, Any]
 
-REFRESH_SECONDS = 5
-# Twelve refreshes: a slow file server or a loaded machine does not cost a holder its lease.
+REFRESH_SECONDS = 5  # between refreshes of a lease
+# Twelve refreshes, so that a slow file server or machine costs no holder its lease.
 EXPIRES_SECONDS = 60
-# A holder that has not refreshed for so long stops confirming its leases to its workers, which then
-# end before EXPIRES_SECONDS are over (launch/workers/worker.py).
+# A holder that has not refreshed for this long stops confirming its leases to its workers, which
+# then end before EXPIRES_SECONDS are over (launch/workers/worker.py).
 FRESH_SECONDS = 10
 POLL_SECONDS = 0.2  # while waiting for a lease that another holder has
 
@@ -60,26 +60,27 @@ class Lease:
     return not _path(self.folder, self.number + 1).exists()
 
   def release(self) -> None:
-    """Ends the lease: the next one can be taken at once, or on expiry if the disk refuses this."""
+    """Ends the lease: the next is available at once, or on expiry if the disk cannot be written."""
     with contextlib.suppress(OSError):
       os.utime(self.path, (0, 0))
 
   def remove(self) -> None:
-    """Deletes all leases on the folder, whose work is done; the one that counts goes last.
+    """Deletes all leases on the folder, whose work is done; the one that counts is deleted last.
 
-    Whoever takes a lease on an old view of the folder then finds the result.
+    A launcher that still acquires a lease, from an outdated view of the folder, finds the result.
     """
     for number in [n for n in _numbers(self.folder) if n <= self.number]:
       _path(self.folder, number).unlink(missing_ok=True)
 
 
 def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
-  """The next lease on a folder, or None if it is held.
+  """Acquires the next lease on a folder; returns None if another holder has the current one.
 
   Args:
-    folder: an existing folder, of a run for example.
-    trainer: a process of this machine that works under the lease. As long as it lives the lease is
-      valid, even without its holder; whoever asks for the lease then kills it.
+    folder: an existing folder, such as that of a run.
+    trainer: ID of a process on this machine that works under the lease. The lease is valid while
+      this process lives, even if its holder is dead; a request for the lease then kills the
+      process.
   """
   own = _identity(trainer)
   temporary = folder / f'.lease.{own["id"]}'
@@ -96,7 +97,7 @@ def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
   finally:
     temporary.unlink(missing_ok=True)
   lease = Lease(folder, number + 1)
-  if number:  # the lease before must not have been removed, and taken anew, in the meantime
+  if number:  # the previous lease must not have been removed and created again meanwhile
     now = _read(folder, number)
     if now is None or now[0].get('id') != before[0].get('id'):
       lease.path.unlink(missing_ok=True)
@@ -105,7 +106,7 @@ def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
 
 
 def holder(folder: Path) -> Json | None:
-  """The holder of the lease on a folder (host, pid ...), as far as is known; None if it is free."""
+  """The known facts (host, pid, ...) on the holder of the lease on a folder; None if it is free."""
   number = max(_numbers(folder), default=0)
   found = _read(folder, number) if number else None
   if found is None or _is_free(*found, time.time()):
@@ -144,7 +145,7 @@ class LeaseManager:
       self.release(folder)
 
   def try_acquire(self, folder: Path, trainer: int | None = None) -> bool:
-    """Acquires the lease on a folder if it is free; whether it did. See try_acquire above."""
+    """Acquires the lease on a folder if it is free; returns whether it did. See try_acquire."""
     lease = try_acquire(folder, trainer)
     if lease is not None:
       with self._lock:
@@ -173,12 +174,12 @@ class LeaseManager:
       return set(self._lost)
 
   def is_fresh(self) -> bool:
-    """Whether others can still see that this holder lives."""
+    """Whether the leases were refreshed recently, so that others see that this holder is alive."""
     return time.monotonic() - self._refreshed < FRESH_SECONDS
 
   def _refresh(self) -> None:
     while not self._stop.wait(REFRESH_SECONDS):
-      with contextlib.suppress(OSError):  # the file server may come back; until then not fresh
+      with contextlib.suppress(OSError):  # the file server may come back; is_fresh is soon false
         for folder in list(self._held):
           with self._lock:  # a lease must not be refreshed after its release
             if folder in self._held and not self._held[folder].refresh():
@@ -188,19 +189,19 @@ class LeaseManager:
 
 @contextlib.contextmanager
 def acquire(folder: Path, on_wait: Callable[[Json], None] = lambda holder: None) -> Iterator[None]:
-  """Holds the lease on a folder, waiting for it if necessary.
+  """A context that holds the lease on a folder; waits for the lease if necessary.
 
-  A folder that does not exist is created, and deleted again if nothing is put into it.
+  A folder that does not exist is created, and deleted again if it stays empty.
 
   Args:
-    folder: of which to hold the lease.
-    on_wait: called once with the present holder if there is one.
+    folder: the folder to lease.
+    on_wait: called once with the current holder if another one has the lease.
   """
   created = [path for path in (folder, *folder.parents) if not path.exists()]
   has_waited = False
   with LeaseManager() as manager:
     while True:
-      with contextlib.suppress(FileNotFoundError):  # deleted by a holder that had created it
+      with contextlib.suppress(FileNotFoundError):  # deleted by the holder that had created it
         with writing(folder):
           folder.mkdir(parents=True, exist_ok=True)
         if manager.try_acquire(folder):
@@ -234,7 +235,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _read(folder: Path, number: int) -> tuple[Json, float] | None:
-  """A lease and the time of its last refresh; the file is opened so that NFS does not cache it."""
+  """A lease and the time of its last refresh, or None; opening the file avoids the cache of NFS."""
   try:
     with _path(folder, number).open() as file:
       seconds = os.fstat(file.fileno()).st_mtime
@@ -243,12 +244,12 @@ def _read(folder: Path, number: int) -> tuple[Json, float] | None:
     return None
   try:
     return dict(json.loads(text)), seconds
-  except (ValueError, TypeError):  # torn by a power cut: only its age counts
+  except (ValueError, TypeError):  # cut off by a power loss: only its age counts
     return {}, seconds
 
 
 def _is_free(lease: Json, refreshed: float, now: float) -> bool:
-  """Whether a lease was released or its holder is dead; kills a trainer that outlived its holder.
+  """Whether a lease was released or its holder is dead; kills a trainer that outlives its holder.
 
   While the trainer still lives, the lease is not free.
   """
@@ -282,7 +283,7 @@ def _identity(trainer: int | None) -> Json:
 
 @functools.cache
 def _machine() -> str:
-  """An identifier of this boot and this container, within which process numbers are unique."""
+  """An identifier of this boot and this container, within which process IDs are unique."""
   try:
     boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     return f'{boot} {os.readlink("/proc/self/ns/pid")}'

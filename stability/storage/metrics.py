@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# tensorboardX imports torch where it is installed, which takes a second; nothing here needs it.
+# tensorboardX imports torch if it is installed, which takes a second and is not needed here.
 _unwanted = sys.modules.setdefault('torch', None)
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
@@ -25,7 +25,7 @@ from stability.storage import run_files  # noqa: E402
 from stability.storage.run_files import Result  # noqa: E402
 
 RESULT_METRICS = ('initial_loss', 'final_loss')  # columns of the HParams dashboard
-# Seconds between flushes of the event file, each of which waits for the disk: flushing each row
+# Seconds between flushes of the event file. A flush waits for the disk: flushing after every row
 # took 2 to 4 % of the time of the smallest runs. TensorBoard polls every 30 s by default.
 FLUSH_SECONDS = 5
 
@@ -37,25 +37,25 @@ class MetricsWriter:
     """
     Args:
       run: the run's folder.
-      step: updates made; rows of later steps are dropped.
-      hparams: fields of the run that the HParams dashboard shows.
+      step: the run's current step; rows of later steps are dropped.
+      hparams: fields of the run to show in the HParams dashboard.
     """
     self._run = run
     is_resumed = (run / 'metrics.jsonl').exists()
     run_files.truncate_metrics(run, step)
     with writing(run / 'metrics.jsonl'):
-      # Unbuffered: a buffer would keep what a full disk refuses and write it at an unknown time.
+      # Unbuffered: if the disk is full, a buffer would keep rows and write them at an unknown time.
       self._rows = (run / 'metrics.jsonl').open('ab', buffering=0)
     with writing(run):
       self._events = _events_writer(run)
     self._flushed = time.monotonic()
-    if is_resumed:  # TensorBoard then hides the events of earlier files from this step on
+    if is_resumed:  # makes TensorBoard hide the events of earlier files after `step`
       self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
     _, start, self._end = _hparams_summaries(hparams)
     self._add(step, summary=start)
 
   def write(self, row: Mapping[str, float]) -> None:
-    """Writes a row: `step`, and scalars under their names; NaN and infinity become null."""
+    """Writes a row, which has `step` and scalars by name; NaN and infinity become null."""
     line = {key: value if math.isfinite(value) else None for key, value in row.items()}
     with writing(self._run / 'metrics.jsonl'):
       rest = json.dumps(line, allow_nan=False).encode() + b'\n'
@@ -66,19 +66,19 @@ class MetricsWriter:
       self._flush_events()
 
   def mark(self, step: int, name: str, message: str) -> None:
-    """Shows an event of the run in TensorBoard: a point and a text under `name`."""
+    """Shows an event of the run in TensorBoard, as a point and a text under `name`."""
     self._add_scalars({name: 1.0}, step)
     self._add(step, summary=text(name, message))
     self._flush_events()
 
   def flush(self) -> None:
-    """Returns once all rows are on the disk, as a checkpoint requires."""
+    """Writes all rows to disk before it returns, as a checkpoint requires."""
     with writing(self._run / 'metrics.jsonl'):
       os.fsync(self._rows.fileno())
     self._flush_events()
 
   def close(self, result: Result | None = None) -> None:
-    """Closes the files; a result is shown in the HParams dashboard."""
+    """Closes the files; a result, if given, is shown in the HParams dashboard."""
     if result is not None:
       losses = {key: getattr(result, key) for key in RESULT_METRICS}
       self._add_scalars({k: v for k, v in losses.items() if v is not None}, result.steps)
@@ -102,7 +102,7 @@ class MetricsWriter:
 
 
 class NoWriter:
-  """Stands in for a MetricsWriter in a process that does not write the run's files."""
+  """Replaces MetricsWriter in a process that does not write the run's files."""
 
   def write(self, row: Mapping[str, float]) -> None:
     pass

@@ -1,7 +1,7 @@
-"""DIR/results.csv: a row per run of a sweep, forks last.
+"""DIR/results.csv: a row per run of a sweep, with forks last.
 
-The column `actions` says how many actions changed the course of a run (run_files.COURSE_ACTIONS): a
-run with any did not train as its config says.
+The column `actions` counts the actions that changed the course of a run (run_files.COURSE_ACTIONS).
+A run with such actions was not trained as its config says.
 """
 
 import csv
@@ -18,15 +18,15 @@ _RESULT_COLUMNS = ('initial_loss', 'final_loss', 'steps', 'tokens', 'seconds', '
 
 
 def read_results(workdir: Path) -> list[Json]:
-  """The rows of the sweep's runs, in their order; status is 'missing' for a run without result."""
+  """The rows of the sweep's runs, in order; the status of a run without a result is 'missing'."""
   sweep = sweeps.read_sweep(workdir)
   return [_row(workdir, sweep, name, name, config) for name, config in sweep.runs.items()]
 
 
 def read_fork_results(workdir: Path) -> list[Json]:
-  """The rows of the forks, which no comparison of the sweep includes.
+  """The rows of the forks, which are excluded from the comparisons of the sweep.
 
-  Swept fields have the values that the fork was given.
+  Swept fields have their values after the changes of the fork.
   """
   sweep = sweeps.read_sweep(workdir)
   rows, forks = [], sweeps.read_forks(workdir)
@@ -51,7 +51,7 @@ def write_results(workdir: Path) -> Path:
 
 
 def _row(workdir: Path, sweep: sweeps.Sweep, name: str, origin: str, config: Config) -> Json:
-  """The row of a run, which has the architecture of the sweep's run `origin`."""
+  """The row of a run; the sweep's run `origin` has the same architecture."""
   run = run_files.run_dir(workdir, name)
   result = run_files.read_result(run)
   try:

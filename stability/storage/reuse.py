@@ -1,7 +1,7 @@
-"""Reuse of runs that another sweep has trained: their files are copied instead of trained again.
+"""Reuse of runs that another sweep has trained: copies their files instead of training again.
 
-A run's numbers depend on its config, its text and what trains it, not on its sweep (BUILD_NOTES.md,
-What a run cannot depend on): where all three are equal, so are the numbers.
+A run's numbers depend on its config, its text and the versions that train it, not on its sweep
+(BUILD_NOTES.md, What a run cannot depend on). If all three are equal, so are the numbers.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from stability.storage import files, leases, metrics, run_files, sweeps, version
 from stability.storage.files import Json
 from stability.storage.run_files import Result
 
-_CONTROL_FILES = ('actions.jsonl', 'requests')  # of a run that actions may have changed
+_CONTROL_FILES = ('actions.jsonl', 'requests')  # only runs that may have been steered have them
 
 
 def key(config: Config) -> Hashable:
-  """The config without the options of checkpoints, which change no number."""
+  """A key of the config without the options of checkpoints, which do not affect the numbers."""
   flat = config_lib.flatten(config)
   return tuple((f, v) for f, v in sorted(flat.items()) if not f.startswith('checkpoint.'))
 
@@ -32,8 +32,8 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
   """Copies runs that another sweep has trained; returns their names.
 
   Args:
-    workdir: of a sweep whose sweep.json is written.
-    waiting: the runs of the sweep that have no result.
+    workdir: folder of a sweep whose sweep.json is already written.
+    waiting: configs, by name, of the sweep's runs that have no result.
     others: workdirs of other sweeps.
   """
   sweep = sweeps.read_sweep(workdir)
@@ -51,7 +51,7 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
     content = None if source is None else _read(source)
     if content is None or (lease := leases.try_acquire(run)) is None:
       continue
-    # A run that has started here resumes where it is: others may be watching it.
+    # A run that has already started here is not replaced: somebody may be watching it.
     if run_files.read_result(run) is None and not (run / 'metrics.jsonl').exists():
       _write(run, source, content, sweeps.swept_values(config, sweep.fields))
       reused.append(name)
@@ -63,7 +63,7 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-  """The files of a run to be copied."""
+  """The content of the files of a run to copy."""
 
   result: Result
   rows: list[Json]
@@ -71,10 +71,10 @@ class _Content:
 
 
 def _read(run: Path) -> _Content | None:
-  """The content of a run that can be reused, otherwise None.
+  """The content of a run if the run can be reused, otherwise None.
 
-  The run must be undamaged and have come to its own end, with the versions of this process from
-  start to end and without actions.
+  The run must be undamaged, done or diverged, and trained without actions and entirely with the
+  versions of this process.
   """
   try:
     result = run_files.read_result(run)
@@ -96,9 +96,9 @@ def _read(run: Path) -> _Content | None:
 
 
 def _write(run: Path, source: Path, content: _Content, swept: Json) -> None:
-  """Writes a run's files from those of an equal one, the result last.
+  """Writes a run's files from the content of an equal run, the result last.
 
-  The event file is written anew, as it contains the swept fields of its sweep.
+  The event file is written anew because it contains the swept fields of the sweep.
   """
   versions.record(run, 0)
   writer = metrics.MetricsWriter(run, 0, swept)

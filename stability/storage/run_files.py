@@ -1,4 +1,4 @@
-"""The files of one run, which the README promises to other readers.
+"""The files of one run. Other programs may read them: their format is public (launch/README.md).
 
   DIR/runs/NAME/config.json     the resolved config
   DIR/runs/NAME/metrics.jsonl   a row per logged step, appended (metrics.py writes them)
@@ -24,17 +24,17 @@ COURSE_ACTIONS = ('set', 'skip', 'rewind')  # those that change what a run compu
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The outcome of a run; what is not known, as of a failed run, is None."""
+  """The outcome of a run. Unknown values, such as those of a failed run, are None."""
 
   status: str  # one of STATUSES
   initial_loss: float | None = None  # nats; on disk, a loss that is not finite is null
   final_loss: float | None = None  # nats
   parameters: int | None = None
   steps: int | None = None  # updates made
-  tokens: int | None = None  # trained on
-  seconds: float | None = None  # of training
+  tokens: int | None = None  # number of tokens trained on
+  seconds: float | None = None  # training time
   error: str | None = None  # the traceback of a failed run
-  trained_in: str | None = None  # the run that this one is a copy of, relative to its own folder
+  trained_in: str | None = None  # folder of the run that was copied, relative to this run's
 
   def to_json(self) -> Json:
     """The object in result.json."""
@@ -45,7 +45,7 @@ class Result:
 
   @classmethod
   def from_json(cls, found: Json, path: Path) -> Self:
-    """The inverse of to_json; BadInput, which names the path, for a damaged object."""
+    """The inverse of to_json; for a damaged object, raises BadInput that names the path."""
     if found.get('status') not in list(STATUSES):
       raise BadInput(f'{path}: damaged: status must be one of {", ".join(STATUSES)}')
     names = [field.name for field in dataclasses.fields(cls)]
@@ -70,7 +70,7 @@ def run_dir(workdir: Path, name: str) -> Path:
 
 
 def read_config(run: Path) -> Config:
-  """The config of a run, completed with newer fields; BadInput if config.json is damaged."""
+  """The config of a run, with newer fields added; BadInput if config.json is damaged."""
   config = files.read_json(run / 'config.json')
   schema.check_config(f'{run / "config.json"}', config)
   return config_lib.complete(config)
@@ -83,7 +83,7 @@ def write_result(run: Path, result: Result) -> None:
 
 
 def write_failure(run: Path, error: str) -> None:
-  """Writes the result of a run that could not be trained; the next start tries it again."""
+  """Writes the result of a run that could not be trained; the next start retries the run."""
   write_result(run, Result(status='failed', error=error))
 
 
@@ -105,10 +105,10 @@ def read_metrics(run: Path) -> list[Json]:
 
 
 def last_metrics(run: Path) -> Json | None:
-  """The last row of metrics.jsonl, at a cost that does not grow with the file."""
+  """The last row of metrics.jsonl, at constant cost; None if there is none."""
   return files.read_last_line(run / 'metrics.jsonl')
 
 
 def truncate_metrics(run: Path, step: int) -> None:
-  """Drops the rows after `step`, which a resume from that step writes again."""
+  """Drops the rows after `step`; a resume from that step writes them again."""
   files.filter_lines(run / 'metrics.jsonl', lambda row: row['step'] <= step)

@@ -1,7 +1,7 @@
-"""Checks of sweep.json and config.json, which anybody may have changed, where they are read.
+"""Checks of sweep.json and config.json when they are read, since anybody may have edited them.
 
-A config of another version may lack fields, which it is completed with, or have unknown ones, which
-are kept: so sweeps of other versions can be shown. Training refuses unknown fields.
+A config written by another version may lack fields, which are added, or have unknown fields, which
+are kept, so that sweeps of other versions can be shown. Training refuses unknown fields.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,13 +33,13 @@ _DATA = {
     'bigram_loss': float,
     'entropy_rate': float | None,
 }
-SHOWN = tuple(_DATA)[2:]  # by a report
-# What every reader of a run takes from its config.
+SHOWN = tuple(_DATA)[2:]  # the entries that a report shows
+# Fields that every reader of a run needs.
 _REQUIRED = ('seed', 'model.width', 'model.depth', 'optimizer.learning_rate', 'schedule.steps')
 
 
 def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
-  """Checks sweep.json; BadInput for a value of a wrong type or a contradiction."""
+  """Checks the content of sweep.json; BadInput for a value of a wrong type or a contradiction."""
   for key, kind in _SWEEP.items():
     if not isinstance(sweep.get(key), kind):
       raise BadInput(f'{path}: damaged: {key} is missing or of a wrong type')
@@ -62,14 +62,14 @@ def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
 
 
 def check_data(path: Path, data: Mapping[str, Any], keys: Iterable[str]) -> None:
-  """Checks that sweep.json has these entries on its data; BadInput for a missing or wrong one."""
+  """Checks that `data` of sweep.json has some entries; BadInput if one is missing or wrong."""
   for key in keys:
     if key not in data or not isinstance(data[key], _DATA[key]):
       raise BadInput(f'{path}: damaged: data: {key} is missing or of a wrong type')
 
 
 def check_parameters(path: Path, parameters: Any) -> None:
-  """Checks that sweep.json has a count for each run that `parameters` names; else BadInput."""
+  """Checks that `parameters` of sweep.json maps names to counts; otherwise raises BadInput."""
   if not isinstance(parameters, Mapping) or not all(
       type(count) is int and count >= 0 for count in parameters.values()
   ):
@@ -77,7 +77,10 @@ def check_parameters(path: Path, parameters: Any) -> None:
 
 
 def check_config(where: str, config: Any) -> dict[str, Any]:
-  """A run's completed config by dotted field; BadInput that begins with `where` for a bad one."""
+  """Checks a run's config; returns it by dotted field, completed with newer fields.
+
+  If the config is damaged, raises BadInput with a message that begins with `where`.
+  """
   flat = config_lib.flatten(config) if isinstance(config, Mapping) else {}
   try:
     if not flat:
@@ -90,9 +93,9 @@ def check_config(where: str, config: Any) -> dict[str, Any]:
     if _is_mixed_up(flat):
       raise BadInput('sections and fields are mixed up')
     known = {field: flat[field] for field in config_lib.FIELDS if field in flat}
-    checked = config_lib.resolve if len(known) == len(config_lib.FIELDS) else config_lib.convert
-    for field, value in checked(known).items():
-      if type(value) is not type(flat[field]):  # 1 in the place of 1.0
+    convert = config_lib.resolve if len(known) == len(config_lib.FIELDS) else config_lib.convert
+    for field, value in convert(known).items():
+      if type(value) is not type(flat[field]):  # such as 1 instead of 1.0
         allowed = config_lib.FIELDS[field].allowed
         raise BadInput(f'config.{field}={flat[field]!r}: must be {allowed}')
   except BadInput as error:
@@ -101,7 +104,7 @@ def check_config(where: str, config: Any) -> dict[str, Any]:
 
 
 def _is_mixed_up(flat: Mapping[str, Any]) -> bool:
-  """Whether an unknown field is a section of known ones, or lies within a known field."""
+  """Whether an unknown field is a section of known fields, or lies within a known field."""
   return any(
       f'{known}.'.startswith(f'{field}.') or field.startswith(f'{known}.')
       for field in flat

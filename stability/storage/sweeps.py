@@ -1,4 +1,4 @@
-"""A sweep on disk: its runs, those forked from them, and which of them are to be trained.
+"""A sweep on disk: its runs, their forks, and the runs that are still to be trained.
 
   DIR/sweep.json         the sweep: every run's resolved config, data, versions
   DIR/forks/NAME.json    the run that NAME was forked from, the step and the changes
@@ -20,10 +20,10 @@ from stability.hyper import Runs
 from stability.storage import files, leases, run_files, schema
 from stability.storage.files import Json
 
-# How long another launcher may hold the lease of a run that it has just seen fail.
+# How long to wait for the lease of a failed run, which another launcher may still hold.
 FAILED_LEASE_SECONDS = 2
 
-_checked: set[object] = set()  # versions of sweep.json found valid: a report reads one ten times
+_checked: set[object] = set()  # sweep.json files found valid: a report reads one ten times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Sweep:
 
   fields: tuple[str, ...]  # the swept fields, dotted
   runs: dict[str, Config]  # name -> resolved config
-  config_file: str  # where the runs come from, with its scale and the overrides of its fields
+  config_file: str  # of the runs, with its scale and the overrides of its fields
   scale: str
   overrides: dict[str, Any]
-  data: Json  # the token files' path, from the workdir or absolute, and their meta.json
-  versions: dict[str, str]  # of the code and libraries that train the runs
-  report: Json = dataclasses.field(default_factory=dict)  # from get_report: analysis/windows.py
-  extensions: Json = dataclasses.field(default_factory=dict)  # stability/extensions.py
-  parameters: dict[str, int] = dataclasses.field(default_factory=dict)  # by run; not in old sweeps
+  data: Json  # path of the token files (from the workdir or absolute), meta.json
+  versions: dict[str, str]  # versions of the code and libraries that train the runs
+  report: Json = dataclasses.field(default_factory=dict)  # see analysis/windows.py
+  extensions: Json = dataclasses.field(default_factory=dict)  # see stability/extensions.py
+  parameters: dict[str, int] = dataclasses.field(default_factory=dict)  # by run; none in old sweeps
 
   def to_json(self) -> Json:
     """The object in sweep.json."""
@@ -58,9 +58,9 @@ class Sweep:
 
   @classmethod
   def from_json(cls, found: Json) -> Self:
-    """The sweep of an object that schema.check_sweep accepts.
+    """The inverse of to_json, for an object that schema.check_sweep accepts.
 
-    Its configs are completed with the fields that were added since they were written.
+    Configs are completed with the fields that were added since they were written.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     values = {name: found[name] for name in names if name in found}
@@ -70,8 +70,8 @@ class Sweep:
 
 
 def write_sweep(workdir: Path, sweep: Sweep) -> None:
-  """Writes sweep.json and each run's config.json, which is never changed afterwards."""
-  # Without a sweep.json, a config.json is what an interrupted start has left.
+  """Writes sweep.json and the config.json of each run; a config.json is never changed later."""
+  # Without a sweep.json, any config.json was left by an interrupted start and is replaced.
   has_started = (workdir / 'sweep.json').exists()
   for name, config in sweep.runs.items():
     path = run_files.run_dir(workdir, name) / 'config.json'
@@ -86,15 +86,15 @@ def read_sweep(workdir: Path) -> Sweep:
   if not os.path.isfile(path):
     raise BadInput(f'--workdir={workdir}: holds no sweep (no sweep.json)')
   found, stat = files.read_json(path), path.stat()
-  version = str(path.absolute()), stat.st_ino, stat.st_mtime_ns, stat.st_size
-  if version not in _checked:
+  file_version = str(path.absolute()), stat.st_ino, stat.st_mtime_ns, stat.st_size
+  if file_version not in _checked:
     schema.check_sweep(path, found)
-    _checked.add(version)
+    _checked.add(file_version)
   return Sweep.from_json(found)
 
 
 def swept_values(config: Config, fields: Iterable[str]) -> Json:
-  """A run's values of the swept fields, seed last: what distinguishes it from the other runs."""
+  """A run's values of the swept fields, seed last: they distinguish it from the other runs."""
   flat = config_lib.flatten(config)
   return {field: flat[field] for field in fields if field != 'seed'} | {'seed': flat['seed']}
 
@@ -105,15 +105,15 @@ def swept_values(config: Config, fields: Iterable[str]) -> Json:
 def check_workdir(workdir: Path, runs: Runs) -> None:
   """Raises BadInput unless a sweep of these runs can be started or continued in a folder.
 
-  The folder must be writable, and empty or of the same sweep. A sweep may gain runs; it may not
-  lose or change any.
+  The folder must be writable, and must be empty or hold the same sweep. Runs may be added to a
+  sweep, but none may be removed or changed.
   """
   _check_writable(workdir)
   files.refuse_links(workdir)
   if not (workdir / 'sweep.json').exists():
     entries = list(workdir.iterdir()) if workdir.is_dir() else []
-    # A lease means that another launcher prepares this folder, or was killed doing so. A launcher
-    # that was interrupted or ran out of disk releases its lease but leaves its files.
+    # A lease means that another launcher is preparing this folder, or was killed while doing so. A
+    # launcher that was interrupted or found the disk full releases its lease but leaves its files.
     if not any(map(leases.is_lease, entries)) and not _is_prepared(workdir, entries):
       raise BadInput(f'--workdir={workdir}: is not empty and holds no sweep; name a new folder')
     return
@@ -130,7 +130,7 @@ def check_workdir(workdir: Path, runs: Runs) -> None:
 
 
 def _is_prepared(workdir: Path, entries: Iterable[Path]) -> bool:
-  """Whether a folder holds only what is written before sweep.json: token files and configs."""
+  """Whether a folder holds only files that are written before sweep.json."""
   names = {path.name for path in entries} | {path.name for path in workdir.glob('runs/*/*')}
   names -= {path.name for path in workdir.glob('extensions')}
   return names <= {'data', 'runs', 'config.json'}
@@ -150,9 +150,9 @@ def _check_writable(workdir: Path) -> None:
 
 
 def runs_to_train(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
-  """Those of the runs that have no result.
+  """The runs that have no result.
 
-  The result of a failed run is deleted, so that it is trained again: the cause may be fixed by now.
+  The results of failed runs are deleted first, so that these are retried: the cause may be fixed.
   """
   files.refuse_links(workdir / 'runs')
   found = {}
@@ -170,8 +170,8 @@ def runs_to_train(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Con
 def _delete_failure(run: Path) -> run_files.Result | None:
   """Deletes the result of a failed run; returns the result that is there afterwards, if any.
 
-  It holds the run's lease meanwhile: another launcher may be training the run, and a result of
-  that must not be deleted.
+  It holds the run's lease meanwhile: another launcher may be training the run, and the result of
+  that training must not be deleted.
   """
   deadline = time.monotonic() + FAILED_LEASE_SECONDS
   while (lease := leases.try_acquire(run)) is None and time.monotonic() < deadline:
@@ -190,14 +190,14 @@ def _delete_failure(run: Path) -> run_files.Result | None:
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-  """The origin of a run that was forked from another one while that was trained.
+  """The origin of a fork, a run that was started from another run while that was being trained.
 
-  The sweep does not list forks. Each has a file of its own, forks/NAME.json, so that no two
+  sweep.json does not list forks. Each fork has its own file, forks/NAME.json, so that no two
   processes write the same file.
   """
 
-  run: str
-  step: int
+  run: str  # name of the run that was forked
+  step: int  # updates made at the fork
   changes: dict[str, Any]  # hyperparameters by dotted field
 
   def to_json(self) -> Json:
@@ -206,7 +206,7 @@ class Fork:
 
   @classmethod
   def from_json(cls, found: Json, path: Path) -> Self:
-    """The inverse of to_json; BadInput, which names the path, for a damaged object."""
+    """The inverse of to_json; for a damaged object, raises BadInput that names the path."""
     try:
       files.check_types(found, {'run': str, 'step': int, 'changes': dict})
     except BadInput as error:
@@ -215,7 +215,7 @@ class Fork:
 
 
 def write_fork(workdir: Path, name: str, fork: Fork) -> None:
-  """Makes the run `name` a fork of the workdir; its own files must be there."""
+  """Adds the run `name` to the workdir as a fork; its own files must already be there."""
   files.write_json(_fork_path(workdir, name), fork.to_json())
 
 
@@ -234,7 +234,7 @@ def read_forks(workdir: Path) -> dict[str, Fork]:
 
 
 def fork_configs(workdir: Path) -> dict[str, Config]:
-  """The resolved configs of the forks: those of the runs they come from, without the changes."""
+  """The resolved configs of the forks, by name. They do not have the changes of the forks."""
   return {
       name: run_files.read_config(run_files.run_dir(workdir, name)) for name in read_forks(workdir)
   }

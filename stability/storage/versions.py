@@ -1,8 +1,8 @@
-"""Versions of everything that a run's numbers may depend on: our code, Python, the libraries.
+"""Versions of everything that a run's numbers may depend on: our code, Python and libraries.
 
   DIR/sweep.json                  `versions`: those of the last start that had runs to train
-  DIR/runs/NAME/versions.jsonl    a line where the run started, and wherever it resumed with other
-                                  versions: step (updates made by then), time, versions
+  DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
+                                  other versions: step (updates made by then), time, versions
 """
 
 import functools
@@ -50,9 +50,9 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def record(run: Path, step: int, now: Mapping[str, str] | None = None) -> None:
-  """Records the versions that train a run from a step on; those of this process by default.
+  """Records the versions that train a run from `step` on, by default those of this process.
 
-  Lines from that step on are dropped: the run makes their updates again.
+  Lines of this and later steps are dropped, since the run makes these updates again.
   """
   now = current() if now is None else now
   path = run / 'versions.jsonl'

@@ -1,1 +1,1 @@
-"""The training loop: it drives a layout and keeps each run's files."""
+"""The training loop: it trains runs on a layout and writes their files."""

@@ -1,7 +1,7 @@
-"""Execution of actions: what an action does to a run's state and files.
+"""Execution of actions: changes a run's state and files as an action says.
 
-A run's Control decides which actions are due; the trainer hands a run and its state to the
-executor at the run's stops. The result depends on nothing but the run.
+A run's RunControl decides which actions are due. At each stop of a run, the trainer passes the run
+and its state to the executor. The result depends only on the run.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ class ActionExecutor:
     self._loader = loader
 
   def apply_due(self, run: Run, state: Any) -> Any:
-    """Applies the actions that are due at the run's present step; returns its new state.
+    """Applies the actions that are due at the run's current step; returns its new state.
 
-    An action may move the run to an earlier step, pause it (as its control then says) or stop it.
+    An action may move the run to an earlier step, pause it (see run.control.is_paused) or stop it.
     """
     if not run.is_at_stop():
       return state
@@ -64,9 +64,10 @@ class ActionExecutor:
     return state
 
   def _rewind(self, run: Run, state: Any, record: Record) -> Any:
-    """Returns a run to a checkpoint or to step 0; hyperparameters and skipped data stay.
+    """Moves a run back to a checkpoint or to step 0; keeps its hyperparameters and skipped data.
 
-    The newest checkpoint never has more steps than metrics.jsonl, at any moment of the rewind.
+    Checkpoints are deleted before rows are: at no moment of the rewind is the newest checkpoint
+    ahead of metrics.jsonl.
     """
     to = record.action.to
     if to:
@@ -90,18 +91,18 @@ class ActionExecutor:
     run.writer = self._loader.open_writer(run.folder, run.config, to)
     run.control.after_rewind(to)
     for alarm in read_alarms(run.folder):
-      if alarm.step > to:  # TensorBoard now hides the marks of these steps
+      if alarm.step > to:  # TensorBoard now hides this mark, so it is set again
         run.writer.mark(alarm.step, f'alarm/{alarm.rule}', alarm.message)
     return state
 
   def _fork(self, run: Run, state: Any, record: Record) -> None:
-    """Makes a new run with this one's config, rows, actions and state, and the fork's changes.
+    """Creates a new run with this run's config, rows, actions and state, plus the fork's changes.
 
-    Its actions begin with this run's, so it can also be trained from step 0. It belongs to the
-    workdir once its file in forks/ exists.
+    The new run's actions begin with those of this run, so it can also be trained from step 0. It
+    belongs to the workdir once its file in forks/ exists.
     """
     name, changes = record.action.name, record.action.changes
-    if not name.startswith(f'{run.folder.name}+'):  # a folder of that name would be deleted
+    if not name.startswith(f'{run.folder.name}+'):  # the folder of this name is deleted below
       raise BadInput(f'{run.folder}/actions.jsonl: damaged: {name!r} is not a name of its fork')
     if sweeps.is_fork(self._workdir, name):
       return
@@ -125,7 +126,7 @@ class ActionExecutor:
 
 
 def _updated(state: Any, changes: Mapping[str, float | int], skipped: int) -> Any:
-  """The state with other hyperparameters, and with more batches skipped."""
+  """The state with changed hyperparameters and more skipped batches."""
   return state | {
       'hparams': state['hparams'] | train_step.arrays(changes),
       'skipped': np.int32(state['skipped'] + skipped),

@@ -1,17 +1,17 @@
-"""How many steps to dispatch to the devices at once."""
+"""The number of steps to dispatch to the devices at once."""
 
 from collections.abc import Callable
 
 from stability.trainer.processes import Processes
 
-# Training time of one chunk of steps. An interruption waits for at most two chunks.
+# Target duration of a chunk of steps. An interruption waits for at most two chunks.
 CHUNK_SECONDS = 2
 
 
 class ChunkSizer:
   """Chooses chunks of steps that take about CHUNK_SECONDS.
 
-  The first chunk is one step, and the limit at most doubles from one chunk to the next, so a single
+  The first chunk is one step, and the limit at most doubles from one chunk to the next, so one
   measurement that is too short cannot make the next chunk far too long.
   """
 
@@ -25,7 +25,7 @@ class ChunkSizer:
     """The number of steps to dispatch next, at most `steps`; the same in all processes.
 
     The caller dispatches a chunk and then waits for the one before it, so the time between two
-    calls is that of one chunk.
+    calls is the duration of one chunk.
     """
     now = self._clock()
     if self._last is not None:

@@ -1,4 +1,4 @@
-"""Failures of runs: recorded as their results, so that the other runs continue."""
+"""Failures of runs, which are recorded as results so that the other runs continue."""
 
 import sys
 import traceback
@@ -16,19 +16,19 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 class TooManyMembers(Exception):
-  """The devices ran out of memory, and fewer runs per device would need less."""
+  """The devices ran out of memory with several runs per device; fewer would need less."""
 
 
 def raise_if_too_many(error: Exception, members: int) -> None:
-  """Raises TooManyMembers if `error` is a lack of memory with more than one run per device."""
+  """Raises TooManyMembers if `error` means out of memory and a device has more than one run."""
   if members > 1 and is_out_of_memory(error):
     raise TooManyMembers from error
 
 
 def record_failure(folder: Path, processes: Processes) -> None:
-  """Writes the exception being handled to the run's result.json.
+  """Writes the traceback of the exception being handled to the run's result.json.
 
-  Raises the exception again if no run is at fault: a disk that cannot be written to.
+  Re-raises a CannotWrite, which is the fault of the disk and not of the run.
   """
   error = sys.exception()
   if isinstance(error, CannotWrite):

@@ -1,4 +1,4 @@
-"""What the caller of the training loop supplies."""
+"""Functions and limits that the caller of the training loop supplies."""
 
 import dataclasses
 import time
@@ -17,16 +17,16 @@ def _ignore(value: object) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TrainerHooks:
-  """The layout factory, the clock, the rules of alarms and the callbacks of train_runs."""
+  """The layout factory, the clock, the alarm rules, the limits and the callbacks of train_runs."""
 
   make_layout: Callable[..., Layout] = make_layout
-  clock: Callable[[], float] = time.perf_counter  # seconds; never goes back
-  rules: RulesFor = rules_for  # of the alarms
+  clock: Callable[[], float] = time.perf_counter  # in seconds, monotonic
+  rules: RulesFor = rules_for  # returns the alarm rules of a run
   processes: Processes = dataclasses.field(default_factory=Processes)
-  # Polled every few seconds while runs train; True: save them and return.
+  # Polled every few seconds while runs train. If true, the runs are saved and train_runs returns.
   interrupted: Interrupted = never
-  # Called with the runs in training at each stop, before actions are applied there.
+  # Called at each stop with the runs in training, before actions are applied.
   on_stop: Callable[[Collection[Run]], None] = _ignore
-  max_members: int | None = None  # runs per device at most; None: no limit
-  # Called with the number of runs per device before each attempt to compile for it.
+  max_members: int | None = None  # maximum number of runs per device; None: no limit
+  # Called with the number of runs per device before each attempt to compile.
   on_members: Callable[[int], None] = _ignore

@@ -17,16 +17,23 @@ from stability.trainer.run import Run
 class PausedRuns:
   """The paused runs of a workdir.
 
-  A paused run holds no slot of a layout. It is loaded again once it has a request to answer, or
-  once its deadline has passed.
+  A paused run occupies no slot of a layout. It is loaded again when an action has been requested
+  or its deadline has passed.
   """
 
   workdir: Path
-  clock: Callable[[], float] = time.perf_counter  # seconds; never goes back
-  deadlines: dict[str, float] = dataclasses.field(default_factory=dict)  # run -> clock time
+  clock: Callable[[], float] = time.perf_counter  # in seconds, monotonic
+  deadlines: dict[str, float] = dataclasses.field(default_factory=dict)  # run name -> clock time
 
   def add(self, run: Run, deadline: float | None = None) -> None:
-    """Adds a run, by default with the deadline that its config sets for an alarm's pause."""
+    """Adds a paused run.
+
+    Args:
+      run: the run.
+      deadline: clock time at which the run is loaded even if nobody has requested an action. By
+        default, control.timeout_seconds from now if an alarm has paused the run and that option is
+        not 0; otherwise never.
+    """
     if deadline is None:
       seconds = run.config['control']['timeout_seconds']
       by_alarm = run.control.paused_by == ALARM
@@ -38,11 +45,11 @@ class PausedRuns:
     return name in self.deadlines and self.clock() > self.deadlines[name]
 
   def ready(self) -> list[str]:
-    """The runs that are to be loaded again."""
+    """The names of the runs to load again."""
     return [name for name in self.deadlines if self.is_overdue(name) or self._has_request(name)]
 
   def _has_request(self, name: str) -> bool:
     try:
       return bool(requests.unanswered(run_files.run_dir(self.workdir, name)))
-    except BadInput:  # a damaged actions.jsonl: loading the run records the failure as its result
+    except BadInput:  # actions.jsonl is damaged: loading the run records this as its failure
       return True

@@ -1,4 +1,4 @@
-"""The processes that train one run together, and what they agree on."""
+"""The processes that train one run together, and their collective operations."""
 
 import jax
 import numpy as np
@@ -6,9 +6,9 @@ from jax.experimental import multihost_utils
 
 
 class Processes:
-  """The processes that JAX has connected; all of them train the same run.
+  """The processes that jax.distributed has connected, all of which train the same run.
 
-  Without jax.distributed it is this process alone.
+  Without jax.distributed, this process is the only one.
   """
 
   @property
@@ -22,13 +22,13 @@ class Processes:
     return jax.process_index() == 0
 
   def any(self, value: bool) -> bool:
-    """Whether `value` is true in any process; a collective call."""
+    """Whether `value` is true in any process. Collective: all processes must call it."""
     if not self.is_multiprocess:
       return value
     return bool(np.max(multihost_utils.process_allgather(np.bool_(value))))
 
   def min(self, value: int) -> int:
-    """The smallest `value` of all processes; a collective call."""
+    """The smallest `value` of all processes. Collective: all processes must call it."""
     if not self.is_multiprocess:
       return value
     return int(np.min(multihost_utils.process_allgather(np.int32(value))))

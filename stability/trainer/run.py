@@ -1,4 +1,4 @@
-"""A run in training: its position, its schedule of stops, its log and its checkpoints."""
+"""A run in training: its current step, its stops, its metrics and its checkpoints."""
 
 import dataclasses
 import math
@@ -19,14 +19,14 @@ from stability.trainer.state_arrays import to_arrays
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-  """The contents of a checkpoint beside the arrays of the state."""
+  """The values that a checkpoint stores besides the arrays of the state."""
 
   initial_loss: float | None = None  # nats; None until it is measured
-  seconds: float = 0.0  # of training so far
-  actions: int = 0  # actions that the state reflects
+  seconds: float = 0.0  # training time so far
+  actions: int = 0  # number of actions already applied to the state
 
   def to_json(self) -> Json:
-    """The fields as JSON."""
+    """The JSON object stored in a checkpoint."""
     return dataclasses.asdict(self)
 
   @classmethod
@@ -43,25 +43,25 @@ class Run:
   config: Config
   writer: MetricsWriter | NoWriter
   control: RunControl | NoControl
-  clock: Callable[[], float]  # seconds
-  # Updates made, as the host counts them. The host counts ahead of the device until metrics arrive:
-  # of a diverged run it is the step whose update was not applied.
+  clock: Callable[[], float]  # in seconds, monotonic
+  # Updates made, as counted by the host, which is ahead of the device until metrics arrive. For a
+  # diverged run, this is the step whose update was not applied.
   step: int = 0
   initial_loss: float | None = None  # nats; None until it is measured
-  seconds: float = 0.0  # of training before `started`
-  started: float = 0.0  # clock time at which training started or resumed here
+  seconds: float = 0.0  # training time before `started`
+  started: float = 0.0  # clock time at which start_clock was last called
   last_logged: tuple[int, float] = (0, 0.0)  # step and clock time of the last logged row
   diverged: bool = False
-  stopped: bool = False  # by an action
+  stopped: bool = False  # whether an action has stopped the run
 
   def start_clock(self) -> None:
-    """Counts time as training time from now on."""
+    """Starts counting training time from now."""
     self.started = self.clock()
     self.last_logged = self.step, self.started
 
   @property
   def steps(self) -> int:
-    """Updates in the whole run."""
+    """Total number of updates of the run."""
     return self.config['schedule']['steps']
 
   def tokens(self, step: int) -> int:
@@ -69,7 +69,7 @@ class Run:
     return step * self.config['data']['batch_size'] * self.config['data']['sequence_length']
 
   def elapsed(self) -> float:
-    """Seconds of training, including those before a resume."""
+    """Training time in seconds, including the time before a resume."""
     return self.seconds + self.clock() - self.started
 
   def next_stop(self) -> int:
@@ -77,33 +77,36 @@ class Run:
     return next_stop(self.config, self.step)
 
   def is_over(self) -> bool:
-    """Whether the run makes no more steps."""
+    """Whether the run has ended: it has diverged, was stopped or is at its last step."""
     return self.diverged or self.stopped or self.step == self.steps
 
   def is_at_stop(self) -> bool:
-    """Whether actions may be applied at the present step."""
+    """Whether actions may be applied at the current step."""
     return self.is_over() or is_stop(self.config, self.step)
 
   def has_action_due(self) -> bool:
-    """Whether an action may have to be applied at the present step."""
+    """Whether there may be an action to apply at the current step."""
     return self.is_at_stop() and self.control.has_work(self.step, self.is_over())
 
   def is_due(self, section: str) -> bool:
-    """Whether the interval of a config section (log, probe, checkpoint) ends at this step."""
+    """Whether the current step is a multiple of a config section's every_steps.
+
+    The sections are log, probe and checkpoint.
+    """
     every = self.config[section]['every_steps']
     return every > 0 and self.step % every == 0
 
   def is_due_for_sharpness(self) -> bool:
-    """Whether sharpness is measured at this step; such a step is always a probed one."""
+    """Whether sharpness is measured at the current step, which is then also a probed step."""
     every = self.config['probe']['sharpness_every_steps']
     return every > 0 and self.step % every == 0
 
   def log(self, metrics: dict[str, float], step: int, now: float) -> None:
-    """Writes the row of a step and marks the run as diverged if the device says so.
+    """Writes the row of a step, raises alarms, and marks the run as diverged if it has.
 
     Args:
-      metrics: of the step, from the device.
-      step: at which the host expects the run to be.
+      metrics: metrics of the step from the device, with its `step` and `diverged`.
+      step: the step that the host expects the metrics to have.
       now: clock time at which the metrics arrived.
     """
     row = dict(metrics)
@@ -122,11 +125,11 @@ class Run:
       self.writer.mark(alarm.step, f'alarm/{alarm.rule}', alarm.message)
 
   def progress(self) -> RunProgress:
-    """What a checkpoint made now holds beside the state."""
+    """The values that a checkpoint written now stores besides the state."""
     return RunProgress(self.initial_loss, self.elapsed(), len(self.control.taken))
 
   def save(self, state: Any) -> None:
-    """Writes a checkpoint, after flushing the rows up to it."""
+    """Flushes the metrics, then writes a checkpoint."""
     self.writer.flush()
     keep = self.config['checkpoint']['keep']
     progress = self.progress().to_json()
@@ -136,8 +139,8 @@ class Run:
     """Closes the files of a run that is over and returns its result.
 
     Args:
-      final_loss: on the validation batches.
-      seconds: of training, without the evaluation.
+      final_loss: mean loss on the validation batches, in nats.
+      seconds: training time, without the final evaluation.
     """
     status = run_files.final_status(self.initial_loss, final_loss)
     if self.diverged or self.stopped:

@@ -1,4 +1,4 @@
-"""Loading of a run: from its last checkpoint, or new."""
+"""Loading of runs, from their newest checkpoints or at step 0."""
 
 import functools
 from collections.abc import Callable
@@ -49,12 +49,15 @@ class RunLoader:
     return run_files.read_config(run_files.run_dir(self._workdir, name))
 
   def load(self, folder: Path, layout: Layout, timed_out: bool) -> tuple[Run, Any]:
-    """A run and its state.
+    """Loads a run; returns the run and its state.
 
     Args:
-      folder: of the run.
-      layout: makes the state of a new run.
-      timed_out: the run was paused, and nobody answered before its deadline.
+      folder: the run's folder.
+      layout: creates the state of a new run.
+      timed_out: whether the run was paused and nobody answered before its deadline.
+
+    Raises:
+      BadInput: files of the run are damaged, or it needs actions but several processes share it.
     """
     config = self.config(folder.name)
     state = new_state(layout, config)
@@ -85,7 +88,7 @@ class RunLoader:
     return run, state
 
   def open_writer(self, folder: Path, config: Config, step: int) -> MetricsWriter | NoWriter:
-    """The writer of a run's metrics from `step` on; later rows are cut from its files."""
+    """Opens the metrics of a run for writing after `step`; drops the rows of later steps."""
     if not self._processes.is_primary:
       return NoWriter()
     versions.record(folder, step)
@@ -94,7 +97,7 @@ class RunLoader:
   def _make_control(
       self, folder: Path, config: Config, step: int, taken: int, timed_out: bool
   ) -> RunControl | NoControl:
-    """The control of a run; BadInput if several processes share a run that needs one."""
+    """The control of a run; BadInput if several processes share a run that needs actions."""
     if self._processes.is_multiprocess:
       on_alarm = config['control']['on_alarm']
       if on_alarm != 'none':

@@ -1,4 +1,4 @@
-"""The slots of a layout: the runs in them, and the state of all of them on the devices."""
+"""The slots of a layout: the runs in them and their joint state on the devices."""
 
 from typing import Any
 
@@ -7,10 +7,16 @@ from stability.trainer.run import Run
 
 
 class Slots:
-  """The runs that a layout trains in step."""
+  """The runs that a layout trains in lockstep."""
 
   def __init__(self, layout: Layout, phase_steps: int):
-    """phase_steps: the interval of the probes that runs must share; 0: no probes."""
+    """Creates empty slots.
+
+    Args:
+      layout: holds the states and makes the steps.
+      phase_steps: the interval in steps of the probes, which all runs in the slots must take at the
+        same time; 0: no probes.
+    """
     self._layout = layout
     self._phase_steps = phase_steps
     self._state = layout.empty()
@@ -25,7 +31,8 @@ class Slots:
     """Whether the probes of a run fall on the same steps as those of the runs in the slots.
 
     A step is probed in all slots at once. The probed executable may round differently from the
-    quiet one, so a run probed when only its neighbour is due would depend on that neighbour.
+    quiet one, so if a run were probed because its neighbour is due, its numbers would depend on
+    that neighbour.
     """
     every = self._phase_steps
     return not every or all((run.step - other.step) % every == 0 for other in self.runs.values())
@@ -45,7 +52,10 @@ class Slots:
     return self._layout.extract(self._state)
 
   def step(self, kind: str, steps: int = 1) -> PendingMetrics:
-    """Makes steps of one kind in all slots; returns the metrics of the last."""
+    """Makes steps in all slots; returns the metrics of the last step.
+
+    `kind` is quiet, probed or sharp: see step/train_step.py.
+    """
     self._state, metrics = self._layout.step(self._state, kind, steps)
     return metrics
 
@@ -54,7 +64,7 @@ class Slots:
     return self._layout.evaluate(self._state, interrupted)
 
   def clear(self) -> None:
-    """Empties all slots, whatever the state on the devices."""
+    """Empties all slots and creates a new state, as a failure may have destroyed the old one."""
     self.runs.clear()
     self._state = self._layout.empty()
 

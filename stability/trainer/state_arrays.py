@@ -1,4 +1,4 @@
-"""A run's state as a flat dict of arrays, the form in which checkpoints hold it."""
+"""Conversion of a run's state to and from the flat dict of arrays that checkpoints store."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from stability.storage.checkpoints import Arrays
 
 
 def to_arrays(state: Any) -> Arrays:
-  """The leaves of a state by their path, such as params/block_0/mlp/up."""
+  """The leaves of a state by their paths, such as params/block_0/mlp/up."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {_path(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -17,7 +17,7 @@ def to_arrays(state: Any) -> Arrays:
 def from_arrays(like: Any, arrays: Arrays) -> Any:
   """The inverse of to_arrays, in the structure of `like`; KeyError if a leaf is missing.
 
-  A missing hyperparameter keeps its value in `like`: its option is newer than the checkpoint.
+  A missing hyperparameter keeps its value in `like`: its option was added after the checkpoint.
   """
 
   def restore(path, leaf):
@@ -29,5 +29,5 @@ def from_arrays(like: Any, arrays: Arrays) -> Any:
 
 def _path(path: Any) -> str:
   name = jax.tree_util.keystr(path, simple=True, separator='/')
-  # In checkpoints the hyperparameters have always been named `hyper`.
+  # The file format of checkpoints names the hyperparameters `hyper`.
   return 'hyper' + name.removeprefix('hparams') if name.startswith('hparams/') else name

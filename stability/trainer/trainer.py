@@ -3,8 +3,8 @@
 train_runs trains the runs of one static config: it loads them into the slots of a layout, steps to
 the next stop of any run, logs, saves checkpoints, applies actions and finishes runs, until no run
 is left. A stop is a step after which the host has something to do for a run: a logged row, a probe,
-a checkpoint, the end. Between stops the host does nothing; the metrics of a stop are fetched while
-the steps after it run.
+a checkpoint or the end of the run. Between stops the host does nothing; the metrics of a stop are
+fetched while the steps after it run.
 """
 
 import collections
@@ -40,23 +40,23 @@ def train_runs(
     paused: PausedRuns | None = None,
     hooks: TrainerHooks | None = None,
 ) -> bool:
-  """Trains the run `first`, and beside and after it those that `next_run` names.
+  """Trains the run `first` and, beside it and after it, the runs that `next_run` returns.
 
-  The failure of a run is written to its result.json, with the traceback, and the others continue.
-  If the devices run out of memory, the runs resume from their checkpoints with fewer per device.
-  Processes that share a run all call this function; the first of them writes the files.
+  If a run fails, the traceback is written to its result.json and the others continue. If the
+  devices run out of memory, the runs resume from their checkpoints with fewer runs per device. If
+  several processes share a run, all of them call this function; the first one writes the files.
 
   Args:
-    workdir: of the sweep.
-    sweep: the content of its sweep.json.
-    first: a run; its static config is compiled.
-    next_run: names another run of the same static config, or None if there is none.
-    paused: the paused runs of the workdir. Those that are answered join in; runs that are paused
-      here leave their slots and are added.
-    hooks: the layout factory, the clock and callbacks.
+    workdir: folder of the sweep.
+    sweep: the content of the workdir's sweep.json.
+    first: name of a run. Steps are compiled for its static config.
+    next_run: returns the name of another run with the same static config, or None if there is none.
+    paused: the paused runs of the workdir. A run that is answered is trained further; a run that is
+      paused meanwhile leaves its slot and is added.
+    hooks: the layout factory, the clock, limits and callbacks.
 
   Returns:
-    False if it was interrupted, with all runs saved; True if no run is left but paused ones.
+    False if it was interrupted; all runs are then saved. True if only paused runs are left.
   """
   hooks = hooks or TrainerHooks()
   paused = PausedRuns(workdir, hooks.clock) if paused is None else paused
@@ -68,7 +68,7 @@ def train_runs(
     except Exception as error:
       if not isinstance(error, BadInput) and not is_out_of_memory(error):
         raise
-      for name in {first, *names}:  # some conditions are known only once the devices are
+      for name in {first, *names}:  # some input can be checked only when the devices are known
         record_failure(run_files.run_dir(workdir, name), hooks.processes)
         paused.deadlines.pop(name, None)
       return True
@@ -84,10 +84,10 @@ def train_runs(
 
 @dataclasses.dataclass
 class PendingRows:
-  """The metrics of a stop, not fetched yet, and the runs that log them."""
+  """The metrics of a stop that are not fetched yet, and the runs that will log them."""
 
   metrics: PendingMetrics
-  due: list[tuple[int, Run, int]]  # slot, run, its step
+  due: list[tuple[int, Run, int]]  # slot, run, step of the run
 
 
 class Trainer:
@@ -102,7 +102,7 @@ class Trainer:
       hooks: TrainerHooks,
       max_members: int | None,
   ):
-    """max_members: runs per device at most; None: no limit."""
+    """See train_runs. max_members: maximum number of runs per device; None: no limit."""
     self._workdir = workdir
     self._hooks = hooks
     self._paused = paused
@@ -125,9 +125,9 @@ class Trainer:
     return self._layout.members
 
   def train(self, names: collections.deque[str], next_run: Callable[[], str | None]) -> bool:
-    """Trains the runs `names`, then those that `next_run` names; False if interrupted.
+    """Trains the runs `names`, then those that `next_run` returns; False if interrupted.
 
-    A run leaves `names` once it is loaded.
+    A run is removed from `names` once it is loaded.
     """
     while not self._interrupted():
       self._load_answered()
@@ -144,7 +144,7 @@ class Trainer:
   # Loading.
 
   def _load_answered(self) -> None:
-    """Loads the paused runs of this static config that have been answered."""
+    """Loads the paused runs of this static config that are answered or overdue."""
     for name in self._paused.ready():
       if config_lib.split(self._loader.config(name))[0] == self._static:
         self._load(name)
@@ -156,7 +156,9 @@ class Trainer:
     while not self._slots.is_full:
       if self._place_waiting():
         continue
-      if self._waiting:  # out of phase: a new run would keep the slots from coming into phase
+      if self._waiting:
+        # These runs are out of phase with the runs in the slots. No new run is started until those
+        # have left, since it would make these runs wait even longer.
         return
       if not names and (name := next_run()):
         names.append(name)
@@ -166,7 +168,7 @@ class Trainer:
       names.popleft()
 
   def _load(self, name: str) -> None:
-    """Loads a run and applies its due actions; it then waits for a slot or is paused again."""
+    """Loads a run and applies its due actions; the run then waits for a slot or is paused again."""
     folder = run_files.run_dir(self._workdir, name)
     timed_out = self._paused.is_overdue(name)
     deadline = self._paused.deadlines.pop(name, None)
@@ -203,7 +205,7 @@ class Trainer:
   def _train_to_next_stop(self) -> None:
     """Trains to the next stop of any run and does what is due there.
 
-    A failure here may concern any of the runs in the slots, so all of them fail.
+    Any of the runs in the slots may have caused a failure here, so all of them fail.
     """
     try:
       self._measure_initial_losses()
@@ -224,7 +226,7 @@ class Trainer:
       self._pending = None
 
   def _measure_initial_losses(self) -> None:
-    """Evaluates new runs, unless interrupted."""
+    """Measures the initial losses of new runs, unless interrupted."""
     if all(run.initial_loss is not None for run in self._slots.runs.values()):
       return
     losses = self._slots.evaluate(self._interrupted)
@@ -239,7 +241,7 @@ class Trainer:
     steps = self._chunk_sizer.limit(min(run.next_stop() - run.step for run in runs.values()))
     for run in runs.values():
       run.step += steps
-    # All runs are in phase: what is due for one of them is due for all.
+    # All runs are in phase: a probe that is due for one of them is due for all.
     probed = any(run.is_due('probe') for run in runs.values())
     sharp = any(run.is_due_for_sharpness() for run in runs.values())
     if steps > probed:
@@ -279,7 +281,7 @@ class Trainer:
     self._log()
     states = self._slots.states()
     for slot, run in due.items():
-      if not states[slot]['diverged']:  # the next row will tell at which step it diverged
+      if not states[slot]['diverged']:  # else only its next row says at which step
         run.save(states[slot])
 
   # Actions.
@@ -288,8 +290,8 @@ class Trainer:
     """Applies the actions due on the runs in the slots."""
     runs = self._slots.runs
     if any(run.is_over() for run in runs.values()):
-      self._log()  # its last rows may raise alarms
-    if self._hooks.processes.is_multiprocess:  # only the first process sees requests
+      self._log()  # the last rows of a run may raise alarms
+    if self._hooks.processes.is_multiprocess:  # only the first process reads requests
       for run in runs.values():
         run.control.refuse_all(run.step, NO_ACTIONS)
       return
@@ -346,18 +348,19 @@ class Trainer:
       del self._slots.runs[slot]
 
   def _save_all(self) -> None:
-    """Saves the runs in the slots and releases all runs; waiting runs are as they were loaded."""
+    """Saves the runs in the slots and releases all runs; waiting runs have nothing to save."""
     self._log()
     states = self._slots.states() if self._slots.runs else []
     for slot, run in self._slots.runs.items():
-      # A run that the host does not yet know to have diverged repeats the steps since its last
-      # checkpoint: only their rows tell at which step it diverged.
+      # If a run has diverged on the device but not in the logged rows, it is not saved: when it
+      # resumes, it repeats the steps since its last checkpoint, and their rows say at which step it
+      # diverged.
       if run.step and bool(states[slot]['diverged']) == run.diverged:
         run.save(states[slot])
     self.release_runs()
 
   def release_runs(self) -> list[str]:
-    """Closes the files of all runs, with nothing saved; returns the runs' names."""
+    """Closes the files of all runs without saving them; returns the names of the runs."""
     runs = [*self._slots.runs.values(), *(run for run, _ in self._waiting)]
     for run in runs:
       run.writer.close()

@@ -24,7 +24,7 @@ REFUSED = {
     'negative': ({'action': 'skip', 'steps': -1}, 'steps -1: must be a whole number'),
     'not 32 bits': ({'action': 'rewind', 'to': 0, 'skip': 2**31}, 'skip 2147483648: must be'),
     'missing': ({'action': 'skip'}, 'steps None: must be a whole number'),
-    'rewind ahead': ({'action': 'rewind', 'to': STEP + 1}, 'must not be above the present step'),
+    'rewind ahead': ({'action': 'rewind', 'to': STEP + 1}, 'must not be above the current step'),
     'all data': ({'action': 'skip', 'steps': MAX_EXAMPLES // 16}, 'no data would be left'),
     'no changes': ({'action': 'set', 'changes': {}}, 'names no field'),
     'changes is a list': ({'action': 'fork', 'changes': [1]}, 'must be fields with their values'),

@@ -73,7 +73,7 @@ def test_actions_after_the_checkpoint_are_taken_again(run):
   control = opened(run, step=6)
   assert not control.has_work(8, False) and control.next(8, False) is None
   assert [control.next(10, False) for _ in range(2)] == taken
-  with pytest.raises(RuntimeError, match='an action at step 10, which is past'):
+  with pytest.raises(RuntimeError, match='an action at step 10, which has already passed'):
     opened(run, step=6).next(12, False)
 
 

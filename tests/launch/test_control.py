@@ -277,7 +277,7 @@ REFUSED = {
     'not settable': (['set', 'seed=1'], 'config.seed: cannot be set'),
     'out of range': (['set', f'{RATE}=-1'], RATE),
     'absent term': (['set', 'model.attention_soft_cap=5'], 'built without this term'),
-    'later step': (['rewind', '400'], 'must not be above the present step, 300'),
+    'later step': (['rewind', '400'], 'must not be above the current step, 300'),
     'skip of a rewind': (['set', 'skip=3'], 'config.skip: cannot be set'),
 }
 

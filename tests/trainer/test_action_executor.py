@@ -158,7 +158,7 @@ def test_rewind_without_checkpoint(sweep, train):
   train(run)
   reasons = [record.refused for record in records.read_records(run)]
   assert reasons[0] == 'rewind: to 7: no such checkpoint; there are 0, 6, 12'
-  assert 'must not be above the present step, 16' in reasons[1]
+  assert 'must not be above the current step, 16' in reasons[1]
   assert numbers(run) == numbers(plain)
 
 

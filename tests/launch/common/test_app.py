@@ -18,7 +18,7 @@ BASE = f'--config={ROOT}/configs/base.py'
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
 
 
-def load(*arguments: str, single: bool = False) -> app.Sweep:
+def load(*arguments: str, single: bool = False) -> app.SweepRequest:
   """The sweep that a program loads with these arguments; fails unless its exit code is 0."""
   flag_values = flags.FlagValues()
   app.define_config(flag_values)
@@ -32,7 +32,7 @@ def load(*arguments: str, single: bool = False) -> app.Sweep:
   return loaded[0]
 
 
-def only(sweep: app.Sweep) -> dict:
+def only(sweep: app.SweepRequest) -> dict:
   """The config of a sweep's single run."""
   (config,) = sweep.runs.configs.values()
   return config

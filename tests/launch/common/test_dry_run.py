@@ -70,7 +70,7 @@ def test_size_that_does_not_fit(capsys):
   assert largest[-3:] == ['does', 'not', 'fit']
   assert all(float(cells[-1].replace(',', '')) > 0 for cells in others)
   assert re.fullmatch(
-      r'1 of 9 rows do not fit 80 GB, of which 90% are usable, and are not in the hours:'
+      r'1 of 9 rows do not fit 80 GB, of which 90% are usable, and are not counted in the hours:'
       r' width=4096,depth=24 \(\d+\.\d GB at least\)',
       lines[-1],
   )
