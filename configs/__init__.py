@@ -1,1 +1,1 @@
-"""Experiments: one config file each, holding what differs from configs/base.py and why."""
+"""Experiments: each config file holds what differs from configs/base.py, and why."""

@@ -1,19 +1,26 @@
 """Do activations keep their size as the width grows? The coordinate check of arXiv 2203.03466.
 
-Twelve steps at a constant learning rate, without warm-up, at four widths: the standard
-parameterization and those that are to keep activations in place from the first update on. What
-counts is the slope of the log of an activation's RMS against that of the width, at each step
+Twelve steps at a constant learning rate, without warm-up, at four widths. The standard
+parameterization is compared with those that should keep the size of activations independent of the
+width. The measure is the slope of log RMS of an activation against log width, at each step
 (stability/analysis/coordinate_check.py).
 
-Expected: with one learning rate for all layers (standard, none) what attention and MLP put out
-grows with the width, the more the more updates; with full alignment, and under muParam, slopes stay
-near 0. Measured here at cpu scale, one seed, at step 12, for what attention and MLP of the first
-block put out: 1.84 and 2.24 for the former; 0.17 and 0.04 for it with full alignment, which is
-muparam_simple; 0.22 and 0.10 under muparam_full, 0.05 and 0.03 under ntk, -0.01 and 0.04 under mup;
-0.58 and 0.57 under mup with no alignment.
+Expected: with one learning rate for all layers (standard, none), the outputs of attention and MLP
+grow with the width, and faster after every update. With full alignment, and under muParam, slopes
+stay near 0.
 
-Time at cpu scale: 36 runs, 5 to 9 minutes on two cores, nearly all of it compiling, since every
-width and parameterization is a program of its own.
+Measured here at cpu scale, one seed: slopes at step 12 of the attention and MLP outputs of the
+first block:
+
+  standard, none              1.84  2.24
+  standard, full alignment    0.17  0.04  (the same as muparam_simple)
+  muparam_full                0.22  0.10
+  ntk, full alignment         0.05  0.03
+  mup, full alignment        -0.01  0.04
+  mup, no alignment           0.58  0.57
+
+Time at cpu scale: 36 runs, 5 to 9 minutes on two cores. Nearly all of it is compilation, since
+every width and parameterization is a separate program.
 
   python -m launch.sweep --config=configs/coordinate_check.py --workdir=runs/coordinate_check
 """
@@ -44,7 +51,7 @@ ARMS = [
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   c = base.get_config(scale)
   c.model.depth = 2
   c.parameterization.base_width = min(config_lib.for_scale(scale, WIDTHS))

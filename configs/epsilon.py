@@ -1,20 +1,30 @@
 """When is AdamW's eps too large? Figures of section 3.4.
 
-eps over decades at the largest size and the highest learning rates, where gradients are smallest.
+eps over several decades, at the largest size and the highest learning rates, where gradients are
+smallest.
 
-  Figure 12    loss and gradient RMS, 4.8B at a rate of 0.3. Paper: eps = 1e-15 improves the loss
-               over 1e-8 and keeps the gradient from collapsing; 1e-6 diverges.
-  Figure 13    gradient and update RMS of each block. Paper: updates collapse where gradients are
+  Figure 12    Loss and gradient RMS, 4.8B at a learning rate of 0.3. Paper: eps = 1e-15 improves
+               the loss over 1e-8 and keeps the gradient from collapsing; 1e-6 diverges.
+  Figure 13    Gradient and update RMS of each block. Paper: updates collapse where gradients are
                below eps.
-  Figure E.15  loss and gradient RMS with eps = 1e-6. Paper: diverges.
+  Figure E.15  Loss and gradient RMS with eps = 1e-6. Paper: diverges.
 
-What carries over from size to size is eps relative to the gradient RMS, which is larger here: about
-2e-5 at width 64 and a rate of 0.3. So the paper's 1e-6 at 4.8B is 1e-3 or 1e-2 here, and its 1e-8
-is 1e-5. Measured here at cpu scale, three seeds, mean losses at rates of 0.1, 0.3 and 1:
-2.03, 2.17 and 2.58 at 1e-15, 2.03, 2.17 and 2.65 at 1e-8 (at 1, 0.06 +- 0.05 higher, while the
-gradient RMS differs by 15 % alone), 2.04, 2.19 and 2.66 at 1e-5, 2.08, 2.21 and 2.60 at 1e-3. Where
-eps is above the gradient RMS, updates are 7 % of what they were, in every block, which at these
-rates is no harm to stability: LR sensitivity falls, from 0.26 to 0.06 at 1e-2.
+What transfers between sizes is the ratio of eps to the gradient RMS, which is larger here: about
+2e-5 at width 64 and a learning rate of 0.3. So the paper's 1e-6 at 4.8B corresponds to 1e-3 or 1e-2
+here, and its 1e-8 to 1e-5.
+
+Measured here at cpu scale, three seeds: mean losses at learning rates of 0.1, 0.3 and 1:
+
+  eps    0.1   0.3   1
+  1e-15  2.03  2.17  2.58
+  1e-8   2.03  2.17  2.65
+  1e-5   2.04  2.19  2.66
+  1e-3   2.08  2.21  2.60
+
+At a learning rate of 1, the loss of 1e-8 is 0.06 +- 0.05 above that of 1e-15, although the gradient
+RMS differs by only 15 %. Where eps exceeds the gradient RMS, updates shrink to 7 % in every block.
+At these learning rates this does not harm stability: LR sensitivity falls from 0.26 to 0.06 at an
+eps of 1e-2.
 
 Time at cpu scale: 27 runs, 2 to 4 minutes on two cores.
 
@@ -38,7 +48,7 @@ EPS = {
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

@@ -1,14 +1,16 @@
 """How far do small models predict large ones? Sizes over three orders of magnitude, four arms.
 
-The arms: the default model (qk-layernorm), the same without it, peri-LN without it, and simple
-muParam with it. Sizes up to 147K are there to be fitted; 590K, 2.4M and 9.4M, 4 to 64 times larger,
-to be predicted. Only the width differs: the head dimension is 16 at cpu and night scale, so that
-attention logits of all sizes are sums of as many products.
+The arms are the default model (with qk-layernorm), the default without qk-layernorm, peri-LN
+without qk-layernorm, and simple muParam with qk-layernorm. Sizes up to 147K are for fitting; 590K,
+2.4M and 9.4M, 4 to 64 times as large, are to be predicted. Only the width differs: the head
+dimension is 16 at cpu and night scale, so attention logits sum the same number of products at all
+sizes.
 
-At cpu scale this is the regime of configs/quickstart.py: 400 steps, 1e-3 ... 1.
+The cpu scale uses the schedule and window of configs/quickstart.py: 400 steps, 1e-3 ... 1.
 
 Expected at cpu scale, from a pilot with one seed: LR sensitivity rises with size from 147K to 2.4M,
-with qk-layernorm from 0.23 to 0.28 and without from 0.47 to 0.63, which sizes up to 147K hide.
+from 0.23 to 0.28 with qk-layernorm and from 0.47 to 0.63 without. Sizes up to 147K do not show
+this.
 
 Time at cpu scale: 196 runs, 3 to 5 hours on two cores, most of it for 9.4M (estimate).
 
@@ -38,7 +40,7 @@ ARMS = [
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

@@ -1,28 +1,30 @@
-"""What the experiments share: sizes, learning rates and the length of a run at each scale.
+"""Sizes, learning rates and run lengths that the experiments share, at each scale.
 
-Not an experiment itself. The scales:
+This file is not an experiment. The scales:
 
-  cpu    400 steps of 16 x 64 bytes with a warm-up of 60, at 9.2K to 147K parameters. So short a
-         run needs a warm-up of more than 5 % to bear the highest rates, and is still undertrained
-         at 3e-4: its optimum is near 1e-2, so the three decades are 1e-3 ... 1 (appendix B).
-  night  10,000 steps of the same batches with a warm-up of 500, 5 %, at 9.2K to 147K parameters, in
-         the paper's window, 3e-4 ... 3e-1: long enough to show what 400 steps hide.
+  cpu    400 steps of 16 x 64 bytes with a warm-up of 60, at 9.2K to 147K parameters. Such short
+         runs need a warm-up of more than 5 % to tolerate the highest learning rates, and are
+         undertrained at 3e-4. Their optimum is near 1e-2, so the three decades are 1e-3 ... 1
+         (appendix B).
+  night  10,000 steps of the same batches with a warm-up of 500 (5 %), at 9.2K to 147K parameters,
+         in the paper's window, 3e-4 ... 3e-1: long enough to show effects that 400 steps hide.
   gpu    5,000 steps of 64 x 256 tokens at 2.4M to 42M parameters, 3e-4 ... 3e-1.
   paper  100,000 steps of 256 x 512 tokens at 2.4M to 1.2B parameters, 3e-4 ... 3e-1, bfloat16.
-         The text was C4 in T5's vocabulary of 32,101: give a folder of such token files as
-         --config.data.path, or else a BPE as large is learned from the text there is.
+         The paper trains on C4 with T5's vocabulary of 32,101: give a folder of such token files as
+         --config.data.path. Otherwise a BPE of the same size is learned from the text at hand.
 
-Our choice at paper scale, since the paper does not say: the sizes of each figure, for which the
-whole ladder is taken; width and depth of each size (12 depth width^2 meets the parameters it
-names); a head dimension of 64; LayerNorm before RoPE; decay of every parameter; 16 batches of
-validation; the number of seeds, one; what configs/base.py says beside that: z-loss averaged over
-tokens as the loss is, parameters and optimizer state in float32, RoPE's base of 10,000, GELU by
-tanh, how often is logged and probed.
+The paper leaves some choices open, which we made at paper scale: the sizes of each figure (we use
+the whole ladder); the width and depth of each size (12 depth width^2 matches the parameter counts
+it names); a head dimension of 64; LayerNorm before RoPE; decay of every parameter; 16 validation
+batches; one seed. The same holds for these choices of configs/base.py: z-loss averaged over tokens
+like the loss, parameters and optimizer state in float32, a RoPE base of 10,000, the tanh form of
+GELU, and the logging and probing intervals.
 
-The files say how long they take at cpu scale: one seed on two cores, nothing compiled before and no
-run taken over, on the faster and the slower machine of BUILD_NOTES.md; estimates from what runs of
-each size took on the slower. On one H100 at 40 % of its peak, by arithmetic,
-each takes up to 2 hours at gpu scale, and 18 to 11,000 at paper scale, where 4.8B needs several:
+Each experiment states its time at cpu scale: one seed on two cores, with nothing compiled before
+and no run reused, on the faster and on the slower machine of BUILD_NOTES.md, estimated from the
+time of runs of each size on the slower one. On one H100 at 40 % of its peak, by arithmetic, each
+takes up to 2 hours at gpu scale and 18 to 11,000 hours at paper scale, where 4.8B needs several
+GPUs:
 
   python -m launch.sweep --config=configs/NAME.py:gpu --dry_run --devices=1 --device_memory_gb=80
       --device_tflops=990
@@ -47,7 +49,7 @@ LOWEST = {'cpu': 1e-3, 'night': 3e-4, 'gpu': 3e-4, 'paper': 3e-4}
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """configs/base.py at the length of the scale."""
+  """configs/base.py with the run length of the scale."""
   c = base.get_config(scale)
   if scale == 'cpu':
     c.schedule.steps = 400
@@ -62,7 +64,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 
 
 def sizes(scale: str, names: Sequence[str] | None = None) -> list[hyper.Point]:
-  """Named sizes, by default the scale's; only the fields that one of them has unlike base.py."""
+  """Named sizes (default: those of the scale), as the fields in which any differs from base.py."""
   points = [config_lib.size(name) for name in names or config_lib.for_scale(scale, SIZES)]
   default = {field: config_lib.FIELDS[field].default_at(scale) for field in points[0]}
   varied = [field for field in default if any(p[field] != default[field] for p in points)]
@@ -70,6 +72,6 @@ def sizes(scale: str, names: Sequence[str] | None = None) -> list[hyper.Point]:
 
 
 def learning_rates(scale: str, shift: int = 0, count: int = 7) -> list[hyper.Point]:
-  """Three decades in half ones: `count` rates from the scale's lowest, `shift` half decades up."""
+  """`count` rates, half a decade apart, from `shift` half decades above the scale's lowest rate."""
   lowest = RATES.index(config_lib.for_scale(scale, LOWEST)) + shift
   return hyper.sweep('optimizer.learning_rate', RATES[lowest : lowest + count])

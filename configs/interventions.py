@@ -1,23 +1,22 @@
 """Which intervention keeps training stable? Alternatives to the paper's two, side by side.
 
-Each differs in one thing from a baseline:
+Each run differs in at most one intervention from one of three baselines:
 
-  the default           and RMSNorm, peri-LN, gated attention, no z-loss
-  without qk-layernorm  and the same three, and soft-capped attention logits (50, as Gemma 2 has it)
-  without z-loss        and soft-capped output logits (30, Gemma 2), mu-centering and mu-loss
-                        (arXiv 2601.02031; its 1e-4)
+  the default           RMSNorm, peri-LN, gated attention
+  without qk-layernorm  the same three; soft-capped attention logits (50, as in Gemma 2);
+                        sigmaReparam; QK-clip
+  without z-loss        soft-capped output logits (30, as in Gemma 2); mu-centering and mu-loss
+                        (arXiv 2601.02031, with its coefficient of 1e-4)
 
-Other normalisations of queries and keys are in configs/qk_norm_variants.py.
+configs/qk_norm_variants.py compares other normalisations of queries and keys.
 
-Measured here at cpu scale, 83K, one seed: LR sensitivity without qk-layernorm is 0.48, with RMSNorm
-0.49, gated attention 0.38, a soft cap 0.34 and peri-LN 0.28. With qk-layernorm it is 0.23, with
-peri-LN as well 0.18, with RMSNorm 0.19. Gated attention has the lowest best loss, 1.92 against
-1.99, with qk-layernorm and without. What acts on output logits makes no difference in runs this
-short (0.23 to 0.24; see configs/z_loss.py).
+Measured here at cpu scale, 83K, one seed: LR sensitivity without qk-layernorm is 0.48; RMSNorm has
+0.49, gated attention 0.38, a soft cap 0.34 and peri-LN 0.28. With qk-layernorm it is 0.23; peri-LN
+has 0.18 and RMSNorm 0.19. Gated attention has the lowest best loss, 1.92 against 1.99, with and
+without qk-layernorm. Interventions on output logits make no difference in runs this short (0.23 to
+0.24; see configs/z_loss.py). sigmaReparam and QK-clip were not measured.
 
-sigmaReparam and QK-clip are in the sweep but not in these numbers.
-
-Time at cpu scale: 105 runs, of which the 91 measured took 6 to 11 minutes on two cores.
+Time at cpu scale: 105 runs; the 91 that were measured took 6 to 11 minutes on two cores.
 
   python -m launch.sweep --config=configs/interventions.py --workdir=runs/interventions
 """
@@ -48,7 +47,7 @@ FOR_OUTPUT_LOGITS = [
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

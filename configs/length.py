@@ -1,11 +1,12 @@
 """How long must a run be to show what long training shows? One grid at several lengths.
 
 Sizes x qk-layernorm on and off x learning rates of the window 3e-4 ... 3e-1, with a warm-up of
-5 % at every length (arXiv 2309.14322 trains for 100,000 steps). At night scale the runs of 10,000
-steps are those of configs/qk_layernorm.py:night, and --reuse takes them from there.
+5 % at every length (arXiv 2309.14322 trains for 100,000 steps). At night scale, the runs of 10,000
+steps are those of configs/qk_layernorm.py:night, and --reuse copies them from its folder.
 
-Expected: at 400 steps both arms look alike at high learning rates. At 10,000 (pilot, one seed),
-qk-layernorm keeps 37K between 1.51 and 1.60 nats from 1e-2 to 3e-1; without it, 37K ends at 2.74.
+Expected: at 400 steps, the loss at high learning rates is similar with and without qk-layernorm. At
+10,000 steps (pilot, one seed), 37K ends between 1.51 and 1.60 nats from 1e-2 to 3e-1 with
+qk-layernorm, and at 2.74 without it.
 
 Time at night scale: 140 runs, 1 to 2 hours on two cores; at cpu scale 84 runs, 6 to 10 minutes.
 
@@ -30,11 +31,11 @@ SIZES = {
     'gpu': ('2.4M', '9.4M'),
     'paper': ('2.4M', '9.4M'),
 }
-SHIFT = {'cpu': -1, 'night': 0, 'gpu': 0, 'paper': 0}  # to the paper's window
+SHIFT = {'cpu': -1, 'night': 0, 'gpu': 0, 'paper': 0}  # half decades to the paper's window
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

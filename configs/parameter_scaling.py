@@ -1,16 +1,18 @@
 """Do learning rates relative to the parameters keep the optimum in place? Figure E.14.
 
-Each tensor's learning rate times max(RMS of the tensor, 1e-3), as AdaFactor has it, against none.
-A learning rate means something else there, so LR sensitivity is not compared (arXiv 2309.14322,
-appendix B), and its window is our choice: a decade up, as parameters are about 0.1 in size.
+The learning rate of each tensor is multiplied by max(RMS of the tensor, 1e-3), as in Adafactor, or
+not scaled. A relative learning rate has another meaning, so LR sensitivity is not compared (arXiv
+2309.14322, appendix B). Its window is our choice: a decade higher, since parameters have an RMS of
+about 0.1.
 
-  Figure E.14  loss against learning rate. Paper: keeps the optimal learning rate in place, as
-               muParam does.
+  Figure E.14  Loss against learning rate. Paper: the optimal learning rate does not change with
+               size, as with muParam.
 
-Measured here at cpu scale, one seed: relative rates are best at 0.1 at all three sizes (0.16
-decades between the interpolated optima of the smallest and the largest), absolute ones at 3e-2,
-3e-2 and 1e-2. Best losses from the smallest size on: 2.216, 2.029, 1.959 against 2.210, 2.048,
-1.993. Relative rates of 1 and above break training at every size.
+Measured here at cpu scale, one seed: the best relative learning rate is 0.1 at all three sizes (the
+interpolated optima of the smallest and the largest differ by 0.16 decades); the best absolute ones
+are 3e-2, 3e-2 and 1e-2. Best losses, from the smallest size to the largest, are 2.216, 2.029 and
+1.959 with relative learning rates, and 2.210, 2.048 and 1.993 with absolute ones. Relative learning
+rates of 1 and above break training at every size.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
@@ -28,12 +30,12 @@ FIELD = 'optimizer.learning_rate_scale'
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
-  """Size x scale of the learning rate, with its own window."""
+  """Size x scale of the learning rate x learning rate, each scale in its own window."""
   arms = hyper.chain([
       hyper.product([hyper.fixed(FIELD, 'none'), grid.learning_rates(scale)]),
       hyper.product([hyper.fixed(FIELD, 'parameter_rms'), grid.learning_rates(scale, shift=2)]),
@@ -43,6 +45,6 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:
-  """No LR sensitivity."""
+  """Excludes LR sensitivity from the report, since it is not comparable."""
   del scale
   return {'not_comparable': FIELD}

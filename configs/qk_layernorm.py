@@ -1,32 +1,40 @@
 """When do attention logits blow up, and does qk-layernorm prevent it? Most figures of the paper.
 
-The grid that most of the paper's figures are read from (arXiv 2309.14322, sections 3.1.1 and 3.3):
-sizes x qk-layernorm on and off x seven learning rates.
+The grid behind most figures of the paper (arXiv 2309.14322, sections 3.1.1 and 3.3): sizes x
+qk-layernorm on and off x seven learning rates.
 
-  Figure 1     loss against learning rate, LR sensitivity against size. Paper: trains stably across
-               three decades with it; without it, the rate that diverges falls with size.
-  Figure 2     loss and highest attention logit of block 0 over training, two sizes. Paper: without
-               it, both diverge; block 0 has the largest logits.
-  Figure 9     that logit early in training against size, extrapolated: past 1e4 runs diverge, and
-               4.8B at 1e-2 was foretold so. The largest size here is there to be foretold.
-  Figure 11    gradient RMS of the first MLP layer: falls with size and learning rate
-  Figure C.1   RMS of the blocks' outputs: the same at all sizes, grows with learning rate
-  Figure E.1   query and key norms. Paper: logits grow by them, not by alignment.
-  Figure E.12  Figure 11 for the key projection: the same trend
-  Figure E.13  gradient and update RMS over training: updates shrink as gradients near eps
+  Figure 1     Loss against learning rate, and LR sensitivity against size. Paper: with
+               qk-layernorm, training is stable across three decades; without it, the learning rate
+               at which runs diverge falls with size.
+  Figure 2     Loss and highest attention logit of block 0 over training, at two sizes. Paper:
+               without qk-layernorm, both diverge; block 0 has the largest logits.
+  Figure 9     Highest attention logit of block 0 early in training against size, extrapolated.
+               Paper: runs diverge above 1e4, and 4.8B at 1e-2 was predicted to diverge. Here, the
+               largest size is for prediction.
+  Figure 11    Gradient RMS of the first MLP layer. Paper: falls with size and learning rate.
+  Figure C.1   RMS of the blocks' outputs. Paper: the same at all sizes; grows with the learning
+               rate.
+  Figure E.1   Norms of queries and keys. Paper: logits grow through the norms, not by alignment.
+  Figure E.12  Figure 11 for the key projection. Paper: the same trend.
+  Figure E.13  Gradient and update RMS over training. Paper: updates shrink as gradients approach
+               eps.
 
-Measured here at cpu scale, three seeds: LR sensitivity 0.23 to 0.27 with qk-layernorm and 0.41 to
-0.55 without, 1.5 times at the smallest size and 2.0 times at the largest; it rises with size
-without it alone. At a rate of 1 no size is stable, and attention collapses with qk-layernorm too.
-Every run whose logits passed 1e4 is unstable; block 0 has the highest ones in half of the unstable
-runs. The quadratics foretell the logits of 590K within a quarter in the median (5,400 at a rate of
-0.1 as 4,100, one seed); they grow by the norms of queries and keys, 94 %, not by alignment, 0.4 %.
-Gradient RMS falls with powers of about -0.8 and -0.9 of size and rate, the key projection's with
--0.4 and -0.6, to 1e-6, far above eps = 1e-8, so that updates hardly shrink: see configs/epsilon.py.
-Block outputs grow with size, unlike the paper.
+Measured here at cpu scale, three seeds: LR sensitivity is 0.23 to 0.27 with qk-layernorm and 0.41
+to 0.55 without, a ratio of 1.5 at the smallest size and 2.0 at the largest. It rises with size only
+without qk-layernorm. At a learning rate of 1 no size is stable, and attention collapses with
+qk-layernorm too.
 
-For predictions by sharpness as well (stability/step/sharpness.py), which takes a third longer, add
---config.probe.sharpness_every_steps=80.
+Every run whose logits passed 1e4 is unstable. Block 0 has the highest logits in half of the
+unstable runs. Quadratics fitted to smaller sizes predict the logits of 590K with a median error of
+a quarter (one seed at a learning rate of 0.1: 4,100 predicted, 5,400 measured). Of the growth of
+logits, 94 % is due to the norms of queries and keys, and 0.4 % to alignment.
+
+Gradient RMS goes as about size^-0.8 and learning rate^-0.9, that of the key projection as size^-0.4
+and learning rate^-0.6. It falls to 1e-6, far above eps = 1e-8, so updates hardly shrink: see
+configs/epsilon.py. Block outputs grow with size, unlike in the paper.
+
+To predict from sharpness as well (stability/step/sharpness.py), add
+--config.probe.sharpness_every_steps=80, which takes a third longer.
 
 Time at cpu scale: 84 runs, 11 to 18 minutes on two cores.
 
@@ -48,7 +56,7 @@ SIZES = {
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 
@@ -59,7 +67,7 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
       hyper.sweep('model.qk_norm', ['layernorm', 'none']),
       grid.learning_rates(scale),
   ])
-  if scale == 'paper':  # the run that Figure 9 foretells
-    foretold = {'model.qk_norm': 'none', 'optimizer.learning_rate': 1e-2}
-    points += hyper.product([grid.sizes(scale, ['4.8B']), [foretold]])
+  if scale == 'paper':  # the run that Figure 9 predicts
+    predicted = {'model.qk_norm': 'none', 'optimizer.learning_rate': 1e-2}
+    points += hyper.product([grid.sizes(scale, ['4.8B']), [predicted]])
   return points

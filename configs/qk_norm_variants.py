@@ -1,14 +1,15 @@
-"""Which normalisation of queries and keys? Figure E.8 of arXiv 2309.14322, and two more.
+"""Which normalisation of queries and keys is best? Figure E.8 of arXiv 2309.14322, and two more.
 
-layernorm (each head by itself, one scale for all: the default), layernorm_model (all heads at
-once), rmsnorm and l2 (each head by itself; l2 with one learned temperature).
+layernorm (the default) normalises each head separately, with one scale for all heads;
+layernorm_model normalises all heads together; rmsnorm and l2 normalise each head separately, l2
+with one learned temperature.
 
-  Figure E.8  layernorm against layernorm_model. Paper: each head by itself is slightly better.
+  Figure E.8  layernorm against layernorm_model. Paper: layernorm is slightly better.
 
-Measured here at cpu scale, three seeds: at 83K best losses agree within 0.02, and each head by
-itself is better than all at once by 0.003 +- 0.004 over all rates, which decides nothing (at 9.2K
-there is one head, and the two are the same). L2 with a learned scale has the lowest LR sensitivity,
-0.22 and 0.17 at 9.2K and 83K against 0.27 and 0.24 for LayerNorm, 0.29 and 0.23 for RMS.
+Measured here at cpu scale, three seeds: at 83K best losses agree within 0.02. Over all learning
+rates, layernorm is better than layernorm_model by 0.003 +- 0.004, which is undecided. (At 9.2K
+there is one head, and the two are the same.) l2 has the lowest LR sensitivity, 0.22 and 0.17 at
+9.2K and 83K, against 0.27 and 0.24 for layernorm and 0.29 and 0.23 for rmsnorm.
 
 Time at cpu scale: 56 runs, 3 to 5 minutes on two cores.
 
@@ -22,7 +23,7 @@ from stability import hyper
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

@@ -1,13 +1,14 @@
 """Does the shape of the schedule matter to stability? Cosine, WSD and 1 / sqrt(step).
 
-All with the same warm-up. WSD stays at the full rate until the last fifth of the steps and falls
-linearly, so it spends more steps at high rates than the cosine; rsqrt falls at once and slowly.
+All schedules have the same warm-up. WSD stays at the full learning rate until the last fifth of the
+steps and then falls linearly, so it spends more steps at high rates than the cosine. rsqrt starts
+to fall right after the warm-up, slowly.
 
-Measured here at cpu scale, one seed, LR sensitivity of cosine, WSD and rsqrt: 0.29, 0.27, 0.27 at
-9.2K and 0.23, 0.28, 0.23 at 83K, where WSD does worst at the highest rate. So it is the most
-sensitive by 8 % in the mean; a tenth or more was expected
-(stability/analysis/claims/extensions.py). It has the best losses at either size, 2.15 and 1.91, as
-against 2.21 and 1.99 of the cosine and 2.20 and 1.97 of rsqrt.
+Measured here at cpu scale, one seed: LR sensitivity of cosine, WSD and rsqrt is 0.29, 0.27 and 0.27
+at 9.2K, and 0.23, 0.28 and 0.23 at 83K, where WSD is worst at the highest learning rate. On
+average WSD is the most sensitive, by 8 %; at least 10 % was expected
+(stability/analysis/claims/extensions.py). WSD has the best losses at both sizes, 2.15 and 1.91,
+against 2.21 and 1.99 for cosine and 2.20 and 1.97 for rsqrt.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
@@ -21,7 +22,7 @@ from stability import hyper
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

@@ -1,13 +1,14 @@
 """Does LR sensitivity depend on the sequence length? Not a figure of arXiv 2309.14322.
 
-Half, all and twice the length, with as many tokens a step: the batch in inverse proportion. The
-paper varies steps (configs/steps.py) and batch (configs/batch_size.py), and finds no change of LR
-sensitivity to speak of; longer sequences let more keys compete for a query's attention. Losses of
-different lengths are no like for like, since a token sees more of its text in a longer one.
+Half, once and twice the usual length. The batch size is inversely proportional, so that the number
+of tokens per step is constant. The paper varies the number of steps (configs/steps.py) and the
+batch size (configs/batch_size.py), which barely change LR sensitivity. In longer sequences, more
+keys compete for the attention of a query. Losses at different lengths are not comparable, since in
+a longer sequence a token has more context.
 
 Measured here at cpu scale, three seeds: LR sensitivity with 32, 64 and 128 tokens is 0.25, 0.27 and
-0.27 at 9.2K, 0.21, 0.23 and 0.23 at 83K, no change to speak of; best losses are 2.11, 2.19 and 2.24
-at 9.2K, 1.90, 1.99 and 2.06 at 83K: in so few steps more sequences a batch are worth more than
+0.27 at 9.2K, and 0.21, 0.23 and 0.23 at 83K: it barely changes. Best losses are 2.11, 2.19 and 2.24
+at 9.2K, and 1.90, 1.99 and 2.06 at 83K: in so few steps, more sequences per batch help more than
 longer ones.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
@@ -22,7 +23,7 @@ from stability import hyper
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

@@ -1,12 +1,13 @@
 """Does LR sensitivity depend on the length of training? Figure E.7 of arXiv 2309.14322.
 
-Half, all and twice the steps, the warm-up in proportion (our choice; the paper does not say).
+Half, once and twice the usual number of steps. The warm-up is scaled in proportion (our choice; the
+paper does not say).
 
-  Figure E.7  Paper: 5e4, 1e5 and 2e5 steps; no change of LR sensitivity to speak of.
+  Figure E.7  Paper: 5e4, 1e5 and 2e5 steps barely change LR sensitivity.
 
-Measured here at cpu scale, three seeds, 200, 400 and 800 steps: 0.32, 0.27 and 0.24 at 9.2K, a fall
-by a factor of 1.35 (1.32 to 1.38), 0.21, 0.23 and 0.23 at 83K, no change to speak of. Runs this
-short are still undertrained at low rates.
+Measured here at cpu scale, three seeds: LR sensitivity after 200, 400 and 800 steps is 0.32, 0.27
+and 0.24 at 9.2K, which is a fall by a factor of 1.35 (1.32 to 1.38). At 83K it is 0.21, 0.23 and
+0.23, which is barely a change. Runs this short are still undertrained at low learning rates.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.
 
@@ -20,7 +21,7 @@ from stability import hyper
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   return grid.get_config(scale)
 
 

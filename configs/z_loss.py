@@ -1,22 +1,28 @@
-"""Do output logits drift, and does z-loss or weight decay hold them? Figures of section 3.1.2.
+"""Do output logits drift, and does z-loss or weight decay prevent it? Figures of section 3.1.2.
 
-z-loss and weight decay, each alone, both and neither, on a learned vocabulary, with qk-layernorm.
+z-loss alone, weight decay alone, both and neither, with a learned vocabulary and qk-layernorm.
 
-  Figure 3  loss against learning rate. Paper: without weight decay output logits diverge at every
-            size; z-loss cures it, and weight decay does for the larger models.
-  Figure 4  output logits over training at 2.4M and a rate of 0.1: they become very negative, late.
+  Figure 3  Loss against learning rate. Paper: without weight decay, output logits diverge at every
+            size; z-loss prevents it, and for the larger models so does weight decay.
+  Figure 4  Output logits over training, 2.4M at a learning rate of 0.1. Paper: they become very
+            negative, late in training.
 
-The drift comes late here too: it wants many steps more than a large model. So cpu scale trains the
-smallest one there can be, a single block of width 16, on 128 tokens a step of a BPE of 1,024 tokens
-for 100,000 steps, as many as the paper's.
+The drift comes late here too: it needs many steps rather than a large model. So the cpu scale
+trains the smallest possible model, one block of width 16, on 128 tokens per step of a BPE of 1,024
+tokens, for 100,000 steps, the paper's number.
 
-Measured here at cpu scale, one seed: without either, the mean output logit ends at -37, -111 and
--150 at rates of 0.03, 0.1 and 0.3, and log Z with it; with z-loss at -9, -6 and -6; with weight
-decay at -17, -31 and -106. How far it drifts is chance: of two other runs of 0.3, one seed each on
-other versions of the code, one ended at -59 and one at -550. In float32 the loss does not suffer:
-4.37, 4.45 and 4.51 without, 4.37, 4.45 and 4.66 with z-loss. So Figure 3's cure has nothing to cure
-here. No drift was seen with bytes, nor with 2,048 tokens at width 32 for 8,000 steps of 256 tokens,
-in bfloat16 neither, nor with 8,192 tokens.
+Measured here at cpu scale, one seed, at learning rates of 0.03, 0.1 and 0.3:
+
+                mean output logit at the end  loss
+  neither       -37, -111, -150               4.37, 4.45, 4.51
+  z-loss        -9, -6, -6                    4.37, 4.45, 4.66
+  weight decay  -17, -31, -106
+
+log Z drifts with the logits. The extent of the drift is random: of two other runs at 0.3, one seed
+each on other versions of the code, one ended at -59 and one at -550. In float32 the loss does not
+suffer, so z-loss has nothing to cure here. There was no drift with bytes, with a vocabulary of
+8,192, or with a vocabulary of 2,048 at width 32 for 8,000 steps of 256 tokens, in float32 or
+bfloat16.
 
 Time at cpu scale: 9 runs, 5 to 8 minutes on two cores.
 
@@ -35,7 +41,7 @@ BOTH = {'objective.z_loss': 1e-4, 'optimizer.weight_decay': 1e-4}
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
-  """What every run of the sweep shares."""
+  """The config that all runs of the sweep share."""
   c = grid.get_config(scale)
   c.data.tokenizer = 'bpe'
   if scale == 'cpu':
@@ -56,7 +62,7 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
-  """Size x z-loss x weight decay x learning rate; at cpu scale without `both`, the upper rates."""
+  """Size x z-loss x weight decay x learning rate; at cpu scale without BOTH, at the upper rates."""
   if scale == 'cpu':
     size = [{'model.width': 16, 'model.depth': 1}]
     arms, rates = [NEITHER, Z_LOSS, WEIGHT_DECAY], grid.learning_rates(scale, shift=3, count=3)

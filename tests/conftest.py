@@ -1,11 +1,12 @@
-"""Puts the tests on eight devices of the CPU, with the kernels that workers use; a tiny run."""
+"""Runs tests on eight CPU devices, with the kernels that workers use; shared fixtures."""
 
 import os
 
 from launch.common import environment
 
-# Read when jax is first imported. Flags that are already there come last, and so win. The tests
-# compile much and compute little: less optimization saves a third of their time.
+# jax reads these variables when it is imported. Flags that are already set come last and take
+# precedence. The tests compile much and compute little, so less optimization saves a third of
+# their time.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join([
     '--xla_force_host_platform_device_count=8',
@@ -49,12 +50,12 @@ class Run:
 
 @pytest.fixture(scope='session', autouse=True)
 def executables(tmp_path_factory):
-  """Compiles what several tests need once: all processes of a session share a new cache."""
+  """A new compilation cache that all processes of a session share."""
   import jax
 
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
-    folder = folder.parent  # of all workers
+    folder = folder.parent  # shared by all workers
   jax.config.update('jax_compilation_cache_dir', str(folder / 'executables'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
@@ -62,7 +63,7 @@ def executables(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tiny() -> Callable[..., Run]:
-  """A function of overrides by dotted field: configs/base.py made tiny, and these."""
+  """A function of overrides by dotted field that resolves configs/base.py with TINY and these."""
 
   def run(overrides: dict[str, Any] | None = None) -> Run:
     default = config_lib.flatten(base.get_config().to_dict())
@@ -84,6 +85,6 @@ def text() -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
 
   def draw(*shape):
-    return (64 * rng.random(shape) ** 2).astype(np.uint8)  # squared: some are frequent
+    return (64 * rng.random(shape) ** 2).astype(np.uint8)  # squared, so that some are frequent
 
   return {'text': draw(2_001), 'validation': draw(2, 4, 17)}

@@ -1,4 +1,4 @@
-"""Entries of a config file's own: what is refused, and a sweep that uses all of them."""
+"""Entries that a config file adds: which are refused, and a sweep that uses all of them."""
 
 import json
 import re
@@ -156,7 +156,7 @@ def test_entries_are_those_of_the_last_config_file(tmp_path):
 
 
 def test_local_modules_are_part_of_the_sources(tmp_path, monkeypatch):
-  """Also those that they import; nothing that is installed."""
+  """Modules that a local module imports count too, but installed ones do not."""
   monkeypatch.syspath_prepend(tmp_path)
   (tmp_path / 'own_rules.py').write_text('import own_maths, numpy\n')
   (tmp_path / 'own_maths.py').write_text('')

@@ -1,4 +1,4 @@
-"""Imports go one way: between the packages of the library, and from it to nothing of launch."""
+"""Imports between the packages of the library go one way, and none is of launch."""
 
 import ast
 import pathlib
@@ -52,7 +52,7 @@ def test_one_way():
         assert other in ALLOWED[part(path)] | {part(path)}, f'{path} imports {name}'
 
 
-def test_no_circles():
+def test_no_import_cycles():
   order = []
   while len(order) < len(ALLOWED):
     ready = [name for name, needs in ALLOWED.items() if name not in order and needs <= set(order)]
@@ -61,7 +61,7 @@ def test_no_circles():
 
 
 def test_analysis_needs_no_jax():
-  """Nor do the checks of configs; tests of the report run it without."""
+  """Nor do reports, configs, control and storage, except for checkpoints."""
   for folder in ('analysis', 'report', 'config', 'control', 'storage'):
     for path in (ROOT / 'stability' / folder).rglob('*.py'):
       heads = {name.partition('.')[0] for name in imported(path)}

@@ -1,8 +1,8 @@
-"""What every intervention must stand: layouts, populations, a kill and a resume.
+"""Every intervention works in all layouts, in populations, and after a kill and a resume.
 
-An intervention joins by its options in INTERVENTIONS; what defines it is tested beside its code.
-Where an order of sums differs, so does rounding: after four steps, parameters of one run over
-several devices agree with those of one device to TOLERANCE of each tensor's norm.
+INTERVENTIONS has the options of each; its definition is tested beside its code. Sums in another
+order round differently: after four steps, parameters of one run over several devices agree with
+those of one device to TOLERANCE of each tensor's norm.
 """
 
 import jax

@@ -261,7 +261,7 @@ def test_settable():
 
 
 def test_papers_values():
-  """The paper's set-up (section 2.1), which is also the default."""
+  """The paper's setup (section 2.1), which is also the default."""
   paper = fields.paper_values()
   assert paper.items() <= fields.defaults('paper').items()
   assert len(paper) >= 20

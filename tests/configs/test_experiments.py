@@ -1,4 +1,4 @@
-"""configs/: each file expands to the runs it promises, and the paper's figures are all there."""
+"""configs/: experiments expand at every scale and cover every figure of the paper."""
 
 import importlib
 import pathlib
@@ -13,14 +13,14 @@ from stability.analysis import windows
 from stability.storage import reuse
 
 SCALES = ('cpu', 'night', 'gpu', 'paper')
-NOT_EXPERIMENTS = {'__init__', 'grid'}  # grid is what experiments share
+NOT_EXPERIMENTS = {'__init__', 'grid'}  # grid has the code that experiments share
 EXPERIMENTS = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
     if path.stem not in NOT_EXPERIMENTS
 )
 
-# Every figure of arXiv 2309.14322, in the experiments that reproduce it.
+# Every figure of arXiv 2309.14322 and the experiments that reproduce it.
 FIGURES = {
     '1': {'quickstart', 'qk_layernorm'},
     '2': {'qk_layernorm'},
@@ -79,16 +79,16 @@ def test_every_experiment_expands_at_every_scale(name, scale):
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
-def test_every_experiment_says_how_to_run_it(name):
+def test_docstrings_have_a_command(name):
   command = rf'  python -m launch\.\w+ --config=configs/{name}\.py --workdir=\S+$'
   assert re.search(command, experiment(name).__doc__, re.MULTILINE)
 
 
-def test_the_experiments_are_found():
+def test_experiments_are_found():
   assert {'base', 'quickstart', 'qk_layernorm'} <= set(EXPERIMENTS)
 
 
-def test_the_table_has_every_figure_of_the_paper():
+def test_table_has_every_figure_of_the_paper():
   figures = [*range(1, 14), 'C.1', *(f'E.{n}' for n in range(1, 16))]
   assert list(FIGURES) == [str(figure) for figure in figures]
 
@@ -101,7 +101,7 @@ def test_experiments_name_their_figures():
   assert named == FIGURES
 
 
-# What arXiv 2309.14322 states of its set-up (section 2, appendix A) ...
+# The setup that arXiv 2309.14322 states (section 2, appendix A).
 PUBLISHED = {
     'data.batch_size': [256],
     'data.sequence_length': [512],
@@ -128,7 +128,7 @@ PUBLISHED = {
     'schedule.min_learning_rate': [1e-5],
 }
 ON_AND_OFF = {'model.qk_norm': ['layernorm', 'none']}
-# ... and of what each experiment varies; None: it does not state the values.
+# The values that each experiment varies; None where the paper does not state them.
 VARIED = {
     'qk_layernorm': ON_AND_OFF,
     'z_loss': {'objective.z_loss': [0.0, 1e-4], 'optimizer.weight_decay': [0.0, 1e-4]},
@@ -165,14 +165,14 @@ VARIED = {
 
 
 @pytest.mark.parametrize('name', VARIED)
-def test_the_paper_s_scale_is_as_published(name):
+def test_paper_scale_is_as_published(name):
   runs = expanded(name, 'paper')
   for field, published in (PUBLISHED | VARIED[name]).items():
     if published is not None:
       assert values(runs, field) == published, field
 
 
-def test_every_figure_s_set_up_is_held_against_the_paper():
+def test_every_figure_is_compared_with_the_paper():
   assert set.union(*FIGURES.values()) - {'quickstart'} == VARIED.keys()
 
 
@@ -185,8 +185,8 @@ def test_every_figure_s_set_up_is_held_against_the_paper():
         ('muparam', 2.4e6, 1.2e9),
     ],
 )
-def test_the_paper_s_sizes(name, fewest, most):
-  """Of parameters but for embedding and head, to the digits that it gives."""
+def test_paper_sizes(name, fewest, most):
+  """Parameters without embedding and head agree to the digits that the paper gives."""
   configs = expanded(name, 'paper').configs.values()
   sizes = {config_lib.parameters(c) for c in configs if c['model']['depth']}
   assert (min(sizes), max(sizes)) == pytest.approx((fewest, most), rel=0.06)
@@ -194,7 +194,7 @@ def test_the_paper_s_sizes(name, fewest, most):
 
 @pytest.mark.parametrize('scale', SCALES)
 def test_no_experiment_sweeps_the_seed(scale):
-  """launch.reproduce repeats them over seeds."""
+  """launch.reproduce repeats experiments over seeds."""
   for name in EXPERIMENTS:
     assert 'seed' not in expanded(name, scale).fields, name
 
@@ -207,23 +207,23 @@ def test_learning_rates_span_three_decades(scale):
   assert grid.learning_rates(scale, shift=-1, count=8)[1:] == grid.learning_rates(scale)
 
 
-def test_sizes_hold_only_what_varies():
+def test_sizes_have_only_fields_that_vary():
   assert grid.sizes('cpu') == [{'model.width': 16}, {'model.width': 32}, {'model.width': 64}]
   assert grid.sizes('gpu', ['2.4M', '42M']) == [
       {'model.width': 256, 'model.depth': 3},
       {'model.width': 768, 'model.depth': 6},
   ]
-  assert grid.sizes('cpu', ['147K']) == [{}]  # base.py's own
+  assert grid.sizes('cpu', ['147K']) == [{}]  # the size of base.py
 
 
-def test_quickstart_is_the_grid_it_promises():
+def test_quickstart_grid():
   runs = expanded('quickstart')
   assert len(runs.configs) == 3 * 2 * 7
   assert values(runs, 'schedule.warmup_steps') == [60]
 
 
 @pytest.mark.parametrize('scale', SCALES)
-def test_the_ways_to_grow_start_alike_and_end_at_about_the_same_parameters(scale):
+def test_ways_of_scaling_share_a_shape_and_end_at_similar_sizes(scale):
   module = experiment('width_and_depth')
   ways = [module.WIDTH[scale], module.DEPTH[scale], module.BOTH[scale]]
   assert len({way[1] for way in ways}) == 1
@@ -242,22 +242,22 @@ def test_batch_sizes_see_the_same_text(scale):
 
 
 @pytest.mark.parametrize('scale', SCALES)
-def test_sequence_lengths_have_as_many_tokens_a_step(scale):
+def test_sequence_lengths_have_equal_tokens_per_step(scale):
   data = [config['data'] for config in expanded('sequence_length', scale).configs.values()]
   assert len({d['sequence_length'] for d in data}) == 3
   assert len({d['sequence_length'] * d['batch_size'] for d in data}) == 1
-  assert len({d['validation_batches'] for d in data}) == 1  # so as many tokens of validation, too
+  assert len({d['validation_batches'] for d in data}) == 1  # so validation tokens are equal too
 
 
 @pytest.mark.parametrize('scale', SCALES)
 @pytest.mark.parametrize('name, lengths', [('steps', {3}), ('length', {3, 4, 5})])
-def test_lengths_keep_the_share_of_the_warmup(name, lengths, scale):
+def test_warmup_is_proportional_to_length(name, lengths, scale):
   schedules = [config['schedule'] for config in expanded(name, scale).configs.values()]
   assert len({schedule['steps'] for schedule in schedules}) in lengths
   assert len({schedule['warmup_steps'] / schedule['steps'] for schedule in schedules}) == 1
 
 
-def test_night_runs_are_long_and_in_the_paper_s_window():
+def test_night_scale_uses_the_paper_window():
   for name in ('qk_layernorm', 'warmup', 'z_loss', 'muparam'):
     runs = expanded(name, 'night')
     assert values(runs, 'schedule.steps') == [10_000], name
@@ -275,7 +275,7 @@ def test_lengths_share_runs_with_qk_layernorm_at_night():
   assert long <= {reuse.key(c) for c in expanded('qk_layernorm', 'night').configs.values()}
 
 
-def test_extrapolation_reaches_64_times_as_far_as_it_fits():
+def test_extrapolation_sizes():
   runs = expanded('extrapolation')
   sizes = sorted({config_lib.parameters(config) for config in runs.configs.values()})
   assert sizes[-4:] == [147_456, 589_824, 2_359_296, 9_437_184]
@@ -296,7 +296,7 @@ def test_coupled_decay_has_two_windows_of_three_decades(scale):
 
 
 @pytest.mark.parametrize('name', ['weight_decay_kind', 'parameter_scaling', 'optimizers'])
-def test_arms_with_windows_of_their_own_have_three_decades_or_more(name):
+def test_arms_with_own_windows_span_three_decades(name):
   runs = expanded(name)
   field = next(
       f for f in runs.fields if f.startswith('optimizer.') and f != 'optimizer.learning_rate'

@@ -11,7 +11,7 @@ from stability.devices import compilation
 
 
 class Program:
-  """Stands for a lowered program: it has a text, and records that it is compiled."""
+  """A fake lowered program: it has a text and records its compilation."""
 
   def __init__(self, text, log):
     self._text, self._log = text, log
@@ -52,7 +52,7 @@ def test_order(cache, programs, log):
 
 
 def test_program_that_another_process_compiles(cache, programs, log):
-  """It is compiled last. A second open file stands for the other process: flock separates them."""
+  """The program is compiled last. A second open file, with its own flock, acts as the process."""
   folder = cache / 'compiling'
   folder.mkdir()
   with (folder / hashlib.sha256(b'text of step').hexdigest()).open('w') as held:

@@ -1,4 +1,4 @@
-"""What a sweep costs."""
+"""The cost of a sweep."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_no_runs():
 
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 8, 42, 100])
 def test_shares(count):
-  """Shares are of similar work, and few runs of the same executables are apart."""
+  """Shares have similar work, and runs with the same executables are mostly together."""
   configs = quickstart_runs()
   shares = cost.shares(configs, count)
   assert 1 <= len(shares) <= count and all(shares)

@@ -1,4 +1,4 @@
-"""FLOPs and stored bytes of small programs, against counts by hand."""
+"""FLOPs and stored bytes of small programs, compared with counts by hand."""
 
 import jax
 import jax.numpy as jnp

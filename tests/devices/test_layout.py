@@ -61,7 +61,7 @@ def test_run_alone_and_in_population(population, tiny):
 
 
 def test_muon_in_population(tiny, text):
-  """Its matrix products are batched over the runs."""
+  """Muon's matrix products are batched over the runs."""
   overrides = {'optimizer.name': 'muon', 'model.depth': 1, 'probe.every_steps': 0}
   row = [tiny(overrides | member) for member in ROW[:2]]
   programs = train_step.programs(row[0].static, vocabulary_size=64)
@@ -88,7 +88,7 @@ def test_eight_devices(programs, text, tiny):
 
 
 def test_single_device_and_population(single, population, tiny):
-  # Their executables may round differently; a learning rate low enough keeps that from growing.
+  # Executables may round differently; a low learning rate keeps that from growing.
   run = tiny({'optimizer.learning_rate': 1e-3})
   alone, metrics = trained(single, {0: run})[0]
   member, member_metrics = trained(population, {4: run})[4]

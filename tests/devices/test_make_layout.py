@@ -86,7 +86,7 @@ def test_population_on_accelerators(make):
 
 
 def test_members_are_halved_until_they_fit(make):
-  """By XLA's count of bytes."""
+  """Memory is XLA's count of bytes."""
   found, made = make(runs=80, platform='gpu', memory=1e9, bytes_each=3e8)
   assert [layout.arguments[4] for layout in made] == [10, 5, 3]
   assert found is made[-1]

@@ -31,7 +31,7 @@ def choose(config, devices=1, memory=80 * GB, platform='gpu', runs=7):
   return placement.choose(config, devices, memory, platform, runs, 32_101)
 
 
-# A row of seven learning rates: layout, members, microbatches; none needs remat.
+# For seven learning rates: layout, members, microbatches; no size needs remat.
 ONE_DEVICE = {
     '9.2K': ('population', 2, 1),
     '37K': ('population', 1, 1),
@@ -117,7 +117,7 @@ def test_remat_before_small_microbatches():
   # One sequence is 4,096 tokens; two microbatches are as many as there can be.
   config = published('1.2B', data__sequence_length=4096, data__batch_size=2)
   assert choose(config, memory=70 * GB) == Placement('population', 1, 1, 'block')
-  # A sequence is half of what is worth a microbatch: eight would fit, but remat comes first.
+  # A sequence has half the tokens of the least microbatch. Eight would fit, but remat comes first.
   config = published('1.2B', data__batch_size=8)
   assert choose(config, memory=40 * GB) == Placement('population', 1, 4, 'none')
   assert choose(config, memory=36.5 * GB) == Placement('population', 1, 1, 'block')

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory that are traced, against counts by hand and full traces."""
+"""Traced parameters, FLOPs and memory, compared with counts by hand and full traces."""
 
 import functools
 import os
@@ -126,7 +126,7 @@ OTHERS = [{'model.attention_soft_cap': 50.0}, {'model.dtype': 'bfloat16'}]
 
 @pytest.mark.parametrize('changes', [*choices(), *OTHERS], ids=str)
 def test_blocks_are_alike(changes):
-  """What depths 0 and 1 say of depth 3 is what a trace of depth 3 says."""
+  """Depths 0 and 1 give the same result for depth 3 as a trace of depth 3."""
   fields = {field.replace('.', '__'): value for field, value in changes.items()}
   config = resolved(**fields, data__batch_size=8, data__sequence_length=32, model__width=32)
   static, hparams = config_lib.split(config)

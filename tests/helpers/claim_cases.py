@@ -1,4 +1,4 @@
-"""For each claim: a sweep with outcomes for which it holds and outcomes for which it does not."""
+"""Cases of claims: a sweep, outcomes with which a claim holds, and outcomes with which it fails."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ EPS, RATE_SCALE = 'optimizer.eps', 'optimizer.learning_rate_scale'
 UP, KEY = 'block_0/mlp/up', 'block_0/attention/key'
 MEAN_NORMS = ('block_0/query_norm', 'block_0/key_norm')
 
-# Width alone at depth 3, depth alone at width 32, both: the first, (32, 3) and the last.
+# Width alone at depth 3; depth alone at width 32; both: (16, 1), (32, 3) and (48, 5).
 SHAPES = together(
     'model.width', 'model.depth',
     (16, 1), (16, 3), (64, 3), (32, 1), (32, 3), (32, 12), (48, 5),
@@ -119,7 +119,7 @@ def depth_or_width(deep: float, wide: float) -> Number:
 
 
 def larger_cliff(rises: bool) -> Number:
-  """Without qk-norm, all but the smallest shapes are unstable at the highest learning rate."""
+  """Runs without qk-norm are unstable at the highest rate; with `rises`, only larger shapes are."""
 
   def loss(c: Fields) -> float:
     small = (c['model.width'], c['model.depth']) in ((16, 3), (32, 1))
@@ -146,7 +146,7 @@ def grown_by_norms(factor: float) -> dict[str, Any]:
 
 
 def update(*collapsed: float) -> dict[str, Any]:
-  """Gradients of 1e-5 and, where eps is larger, updates reduced by a factor for each block."""
+  """Gradients of 1e-5; where eps is larger, the updates of each block are reduced by its factor."""
 
   def over_eps(c: Fields) -> FirstAndLast:
     return (1e-5 / c[EPS],) * 2

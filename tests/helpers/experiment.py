@@ -9,7 +9,7 @@ TINY = {
 
 
 def config_file(fields: dict[str, object], sweep: str = '') -> str:
-  """A config file with the fields of TINY and these; sweep: the expression of get_sweep."""
+  """A config file with the fields of TINY and these; `sweep` is the expression of get_sweep."""
   lines = [
       'from configs import base',
       'from stability import hyper',

@@ -1,4 +1,4 @@
-"""Cases of the claims that extend the paper; see claim_cases.py."""
+"""Cases of the claims that go beyond the paper; see claim_cases.py."""
 
 from helpers.simulated_sweeps import (
   BOTH_QK,
@@ -43,7 +43,7 @@ alike = steep(lambda c: 0.1)
 def lowers(
     field: str, without: object, with_: object
 ) -> tuple[list[hyper.Point], Outcomes, Outcomes]:
-  """A case of an intervention that lowers LR sensitivity; it fails where only qk-norm runs gain."""
+  """A claim that an intervention helps without qk-norm; it fails if only qk-norm runs benefit."""
   points = grid(WIDTHS, sweep(field, without, with_), BOTH_QK, RATES)
 
   def only(qk_norm: str) -> Outcomes:

@@ -1,7 +1,7 @@
-"""launch.tokenize in forks of one process that has imported it, to be killed at chosen moments.
+"""Runs launch.tokenize in forks of one process, and kills them at chosen moments.
 
-Reads requests from stdin as JSON lines {arguments, seconds?, event?, bytes?} and answers
-{code, error}: the exit code, -9 after a kill, and the output.
+Reads requests from stdin as JSON lines {arguments, seconds?, event?, bytes?} and answers with
+{code, error}: the exit code (-9 after a kill) and the output.
 
   seconds  kill the fork after this time
   event    kill the fork at its n-th operation on a file in --output

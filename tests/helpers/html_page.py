@@ -1,4 +1,4 @@
-"""A report taken apart."""
+"""A parser of reports."""
 
 import html.parser
 
@@ -6,7 +6,7 @@ EVIL = '<script>alert("1")</script>&{{ 7 * 7 }}'
 
 
 class Page(html.parser.HTMLParser):
-  """A page taken apart: its elements, their attributes and its text."""
+  """A parsed page: its elements, their attributes and its text."""
 
   def __init__(self, path):
     super().__init__()

@@ -7,7 +7,7 @@ from stability.analysis import instability
 from stability.analysis.prediction import observations
 from stability.analysis.results import LOGIT, Results
 
-SIZES = (9_216, 36_864, 82_944, 147_456, 589_824)  # the last four times the one before
+SIZES = (9_216, 36_864, 82_944, 147_456, 589_824)  # the largest has four times the second largest
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 INITIAL = 5.5
 STEPS = (20, 40, 60, 80, 100)
@@ -20,7 +20,7 @@ def critical_rate(parameters, *, at_10k=0.4, power=-0.35):
 
 
 def log_logit(parameters, rate, step=100):
-  """log10 of the highest attention logit up to a step; early in training it hardly varies."""
+  """log10 of the highest attention logit up to a step; early in training runs hardly differ."""
   final = 4.0 + np.log10(rate / critical_rate(parameters))
   return 0.7 + (max(final, 0.75) - 0.7) * min(1.0, step / 60)
 

@@ -28,16 +28,16 @@ def write_sweep(
     leave_out: tuple[int, ...] = (),
     results: dict[int, files.Json] | None = None,
 ) -> list[str]:
-  """Writes a sweep whose loss is lowest near 1e-2 and, without qk-norm, rises beyond.
+  """Writes a sweep whose loss is lowest near 1e-2 and rises above it, more without qk-norm.
 
   Args:
     workdir: an empty or absent folder.
-    widths: of the sizes.
-    interventions: points; None: qk_norm layernorm and none.
-    seeds: of the runs.
-    rates: their learning rates.
-    leave_out: positions of runs that get no files of their own.
-    results: position of a run -> entries of its result.json in place of the made-up ones.
+    widths: widths of the model.
+    interventions: points of the sweep; None stands for qk_norm layernorm and none.
+    seeds: seeds of the runs.
+    rates: learning rates.
+    leave_out: positions of runs for which no files are written.
+    results: position of a run -> entries that replace those of its made-up result.json.
 
   Returns:
     The names of the runs.

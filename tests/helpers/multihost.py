@@ -1,4 +1,4 @@
-"""One run on the devices of two processes."""
+"""Trains one run on the devices of two processes."""
 
 import os
 import pathlib
@@ -27,11 +27,11 @@ FIELDS = {
     'log.every_steps': 2,
     'checkpoint.every_steps': 4,
 }
-SECONDS = 150  # for a process, on a busy machine
+SECONDS = 150  # timeout of a process, on a busy machine
 
 
 def together(folder, workdir, layout, probe_every):
-  """launch.train as two processes that share eight devices; what they print."""
+  """Runs launch.train as two processes that share eight devices; returns what they print."""
   fields = FIELDS | {'parallel.layout': layout, 'probe.every_steps': probe_every}
   environment = os.environ | {
       'PYTHONPATH': str(ROOT),
@@ -67,7 +67,7 @@ def together(folder, workdir, layout, probe_every):
 
 
 def outcome(workdir):
-  """What of the run must not depend on who trained it."""
+  """The rows and the result of the run, without wall-clock values."""
   run = run_files.run_dir(workdir, 'seed=0')
   lines = [*run_files.read_metrics(run), run_files.read_result(run).to_json()]
   return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in lines]
@@ -76,7 +76,7 @@ def outcome(workdir):
 def check_against_one_process(shared, alone):
   """Trains the run of `shared` in this process, in the folder `alone`, and compares.
 
-  Within rounding: the devices of one process are not summed over in the order of two's.
+  Results agree within rounding, since one process sums over devices in another order than two.
   """
   shutil.copytree(shared, alone)
   shutil.rmtree(alone / 'runs')

@@ -1,4 +1,4 @@
-"""launch.workers.worker on stub layouts: all of its files and none of its arithmetic."""
+"""launch.workers.worker on stub layouts: it writes all files and computes nothing."""
 
 from helpers.stub_layout import StubLayout
 from launch.workers import worker

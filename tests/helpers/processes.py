@@ -1,4 +1,4 @@
-"""Programs as processes, and what is left of them."""
+"""Runs programs as processes, and reads the files they leave."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ WALL_CLOCK = {'seconds', 'tokens_per_second'}
 def command(place, program, *arguments):
   """The arguments of subprocess for a program of launch/."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(place / 'cache')}
-  del environment['XLA_FLAGS']  # as a user has it, not as the tests
+  del environment['XLA_FLAGS']  # which only the tests set
   return dict(
       args=[sys.executable, '-m', f'launch.{program}', *arguments],
       cwd=place,
@@ -30,7 +30,7 @@ def run(place, program, *arguments):
 
 
 def outcomes(workdir):
-  """All of a sweep's runs that must not depend on how they were trained."""
+  """The rows and results of a sweep's runs, without wall-clock values."""
   found = {}
   for name in sweeps.read_sweep(workdir).runs:
     folder = run_files.run_dir(workdir, name)
@@ -40,7 +40,7 @@ def outcomes(workdir):
 
 
 def children(pid):
-  """The processes that a process has started."""
+  """The ids of a process's children."""
   text = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text()
   return [int(child) for child in text.split()]
 
@@ -53,7 +53,7 @@ def is_running(pid):
 
 
 def wait_for(launcher, workdir, pattern):
-  """Returns as soon as a file of the sweep matches."""
+  """Waits until a file of the workdir matches the pattern; fails if the launcher ends first."""
   deadline = time.monotonic() + 120
   while not list(workdir.glob(pattern)):
     assert time.monotonic() < deadline and launcher.poll() is None

@@ -5,12 +5,14 @@
 
 `record` writes a config file for each sweep into DIR/configs, runs the programs of the repository
 (default: this one) in DIR/work, and stores the values of their files, without wall-clock values, as
-DIR/values/NAME.json; what is there already is kept, so a killed recording can go on. `compare` says
-for each workdir and kind of file how many values differ, and by how much at most, relative to the
-larger; exit code 1 if a number differs by more than rtol, or a text differs, or one is missing.
+DIR/values/NAME.json. Existing values are kept, so a stopped recording can be resumed. `compare`
+prints, for each workdir and kind of file, how many values differ and the largest difference,
+relative to the larger value. Its exit code is 1 if a number differs by more than rtol, or if a text
+differs or a value is missing.
 
-Nothing of the package is imported: only programs, flags, configs.base.get_config, names of fields
-and files of a workdir must stay. Each program has one core and one worker on any machine.
+This file imports nothing of the package. It works on any version with the same programs, flags,
+configs.base.get_config, field names and workdir files. Each program has one core and one worker on
+any machine.
 """
 
 import argparse
@@ -58,14 +60,14 @@ data.source=synthetic data.batch_size=4 data.sequence_length=16 data.validation_
 model.width=32 model.depth=1 model.head_dim=16 parameterization.base_width=16
 schedule.steps=20 schedule.warmup_steps=4 schedule.decay_steps=6
 log.every_steps=5 probe.every_steps=10 checkpoint.every_steps=0""")
-SHARED = {  # what the runs of a sweep share beside TINY
+SHARED = {  # options that the runs of a sweep share, in addition to TINY
     'grid': """
 data.source=text data.sequence_length=32 data.batch_size=8 model.head_dim=8 schedule.steps=40""",
     'control': """model.width=16 model.depth=2 model.qk_norm=none optimizer.learning_rate=1.0
 schedule.steps=40 checkpoint.every_steps=10""",
     'train': 'data.source=text data.tokenizer=bpe data.vocabulary_size=300',
 }
-SWEEPS = {  # what begins with `;` has a run without any change
+SWEEPS = {  # a leading `;` adds a run without changes
     # The largest size has at least four times the parameters of three others: it is held out.
     'grid': """
 model.depth=1 model.width=8,16 model.qk_norm=layernorm,none optimizer.learning_rate=.001,.01,.1,1;
@@ -107,7 +109,7 @@ control.on_alarm=none,policy; control.on_alarm=policy control.tries=2 optimizer.
 control.on_alarm=ask control.timeout_seconds=1 control.default_action=continue,stop,policy;
 optimizer.learning_rate=1e9""",
 }
-OTHERS = ('train', 'made_up')  # one run on a file's text by BPE; a report of a made-up CSV file
+OTHERS = ('train', 'made_up')  # one run on a text file with BPE; a report of a made-up CSV file
 (MADE_UP,) = points("""
 model.qk_norm=layernorm model.norm=layernorm model.attention_gate=none model.attention=softmax
 model.attention_soft_cap=0.0 model.attention_scale=inverse_sqrt objective.z_loss=1e-4
@@ -135,7 +137,7 @@ def get_sweep(scale='cpu'):
 
 
 def commands(name: str, output: Path) -> list[list[str]]:
-  """What is run for a workdir, as arguments of `python -m`; writes the files that it reads."""
+  """The commands for a workdir, as arguments of `python -m`; writes their input files."""
   files, workdir = output / 'configs', output / 'work' / name
   to = f'--workdir={workdir}'
   (shared,) = points(SHARED.get(name, ''))
@@ -158,7 +160,7 @@ def commands(name: str, output: Path) -> list[list[str]]:
 
 
 def write_made_up(path: Path) -> None:
-  """Made-up results of ARMS, which many claims are about."""
+  """Writes made-up results of ARMS, to which many claims apply."""
   rng = random.Random(0)
   rows = []
   for arm in points(ARMS):
@@ -176,7 +178,7 @@ def write_made_up(path: Path) -> None:
 
 
 def leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-  """What nested dicts and lists hold, and where, without wall-clock values."""
+  """The paths and values in nested dicts and lists, without wall-clock values."""
   if isinstance(value, dict | list):
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
       if key not in CLOCK:
@@ -186,8 +188,8 @@ def leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-  """Cells of a CSV file; a row goes by its first cell and which of its occurrences it is."""
-  found: dict[str, Any] = {}  # where -> number or text
+  """The cells of a CSV file; a row is named by its first cell and the number of its occurrence."""
+  found: dict[str, Any] = {}  # path -> number or text
   seen: dict[str, int] = {}
   with path.open(newline='') as file:
     for number, row in enumerate(csv.DictReader(file)):
@@ -199,13 +201,13 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def collect(workdir: Path) -> dict[str, Any]:
-  """The values of a workdir by kind of file; a run goes by its row: names may hold a hash."""
+  """The values of a workdir by kind of file. Runs are named by row: their names may have a hash."""
   tables = [workdir / 'results.csv', *(workdir / 'report' / name for name in TABLES)]
   values = {path.name: read_table(path) for path in tables if path.exists()}
   names = [cell for where, cell in values.get('results.csv', {}).items() if where.endswith('/run')]
   for (number, name), kind in itertools.product(enumerate(names), RUN_FILES):
     stem, suffix = kind.split('.')
-    # metrics.before_action_1.jsonl holds what a rewind cut.
+    # metrics.before_action_1.jsonl holds the rows that a rewind removed.
     for path in sorted((workdir / 'runs' / name).glob(f'{stem}*.{suffix}')):
       text = path.read_text()
       content = json.loads(text if suffix == 'json' else f'[{",".join(text.splitlines())}]')
@@ -214,12 +216,12 @@ def collect(workdir: Path) -> dict[str, Any]:
 
 
 def record(output: Path, repo: Path, names: list[str]) -> int:
-  """Runs programs, each on one core, and stores values that are not there; 1 if any failed."""
+  """Runs programs, each on one core, and stores missing values; returns 1 if any failed."""
   for folder in ('configs', 'values', 'logs'):
     (output / folder).mkdir(parents=True, exist_ok=True)
   stored = {name: output / 'values' / f'{name}.json' for name in names}
   waiting = iter([name for name in names if not stored[name].exists()])
-  # Compiles in a third of the time; the programs add what workers always have, and these win.
+  # Compiles in a third of the time. Programs add the flags of workers; these flags override them.
   xla_flags = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
   environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_', 'XLA_'))}
   environment |= {'PYTHONPATH': str(repo), 'XDG_CACHE_HOME': str(output / 'cache')}
@@ -251,7 +253,7 @@ def record(output: Path, repo: Path, names: list[str]) -> int:
 
 
 def difference(a: Any, b: Any) -> float:
-  """Of two values, relative to the larger; infinite where they are not equal and not numbers."""
+  """The relative difference of two values; infinite if they differ and are not both numbers."""
   if a == b or (a != a and b != b):
     return 0.0
   numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (a, b))
@@ -259,7 +261,7 @@ def difference(a: Any, b: Any) -> float:
 
 
 def compare(output: Path, against: Path, rtol: float) -> int:
-  """Prints how the values of two recordings differ; 1 if any does by more than rtol."""
+  """Prints how two recordings differ; returns 1 if any value differs by more than rtol."""
   names = sorted({path.stem for side in (output, against) for path in side.glob('values/*.json')})
   worst = 0.0 if names else math.inf
   for name in names:
@@ -269,19 +271,19 @@ def compare(output: Path, against: Path, rtol: float) -> int:
     for kind in sorted({kind for side in both for kind in side['values']}):
       a, b = (side['values'].get(kind, {}) for side in both)
       found = {key: difference(a.get(key, 'nothing'), b.get(key, 'nothing')) for key in a | b}
-      told = f'identical ({len(found):,} values)'
+      text = f'identical ({len(found):,} values)'
       if differing := sum(map(bool, found.values())):
         where = max(found, key=found.get)
         worst = max(worst, found[where])
         run = f' ({runs[int(where.split("/")[0])]})' if kind in ('results.csv', *RUN_FILES) else ''
-        told = f'{differing:,} of {len(found):,} differ, by up to {found[where]:.3g}: {where}'
-        told += f'{run}: {a.get(where, "nothing")!r:.99}, against {b.get(where, "nothing")!r:.99}'
-      print(f'{name:17}{kind:26}{told}')
+        text = f'{differing:,} of {len(found):,} differ, by up to {found[where]:.3g}: {where}'
+        text += f'{run}: {a.get(where, "nothing")!r:.99}, against {b.get(where, "nothing")!r:.99}'
+      print(f'{name:17}{kind:26}{text}')
   return int(worst > rtol)
 
 
 def main() -> int:
-  """Parses the command line."""
+  """Runs the command and returns its exit code."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('command', choices=['record', 'compare'])
   parser.add_argument('--output', type=Path, required=True)

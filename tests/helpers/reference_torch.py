@@ -1,9 +1,9 @@
-"""The paper's model, objective, optimizer and schedule in plain PyTorch: a second opinion.
+"""A reference of the paper's model, objective, optimizers and schedule in plain PyTorch.
 
-Written from the descriptions in arXiv 2309.14322 and in the papers that interventions come from; it
-shares no code with stability/. Settings come as a flat dict under the dotted names of
-configs/base.py, parameters have the names of the Flax tree with dots (block_0.attention.query) and
-its shapes: [in, out].
+It is written from the descriptions in arXiv 2309.14322 and in the papers of the interventions, and
+shares no code with stability/. Settings are a flat dict with the dotted names of configs/base.py.
+Parameters have the names of the Flax tree, with dots (block_0.attention.query), and its shapes:
+[in, out].
 """
 
 import functools
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-  """Causal; queries and keys are normalised before RoPE, their products scaled and capped after."""
+  """Causal attention; queries and keys are normalised before RoPE, logits capped after scaling."""
 
   def __init__(self, c: Settings):
     super().__init__()
@@ -103,7 +103,7 @@ class Attention(nn.Module):
     return out @ self.output
 
   def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Values weighted by softmax, or squared ReLU over the root of the sequence length."""
+    """Values weighted by softmax, or by squared ReLU over the root of the sequence length."""
     if self.attention == 'softmax' and not self.cap:
       return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     logits = scale * q @ k.transpose(-1, -2)
@@ -117,7 +117,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-  """Four times as wide inside, GELU in its tanh form."""
+  """One hidden layer of four times the width, with GELU in its tanh form."""
 
   def __init__(self, width: int):
     super().__init__()
@@ -128,7 +128,7 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Over the last axis, with a scale and no bias."""
+  """LayerNorm over the last axis, with a scale and no bias."""
 
   def __init__(self, size: int):
     super().__init__()
@@ -139,7 +139,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """Over the last axis, with a scale; the mean stays."""
+  """RMSNorm over the last axis, with a scale."""
 
   def __init__(self, size: int):
     super().__init__()
@@ -153,9 +153,9 @@ NORMS = {'layernorm': LayerNorm, 'rmsnorm': RMSNorm}
 
 
 def matrix(fan_in: int, fan_out: int) -> nn.Parameter:
-  """Normal, cut at two standard deviations, 1/sqrt(fan_in) of them left."""
+  """Weights from a normal truncated at two standard deviations, with a std of 1/sqrt(fan_in)."""
   weights = torch.empty(fan_in, fan_out)
-  std = 1 / math.sqrt(fan_in) / 0.87962566  # of the standard normal on [-2, 2]
+  std = 1 / math.sqrt(fan_in) / 0.87962566  # std of the standard normal on [-2, 2]
   return nn.Parameter(nn.init.trunc_normal_(weights, std=std, a=-2 * std, b=2 * std))
 
 
@@ -169,7 +169,7 @@ def turns(time: int, size: int, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def rope(x: Tensor) -> Tensor:
-  """Turns (x_i, x_{i + K/2}) by the angle time * 10000^(-2i/K); x is [..., time, K]."""
+  """Rotates (x_i, x_{i + K/2}) by the angle time * 10000^(-2i/K); x is [..., time, K]."""
   cos, sin = turns(*x.shape[-2:], x.dtype, x.device)
   a, b = x.chunk(2, dim=-1)
   return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -178,7 +178,7 @@ def rope(x: Tensor) -> Tensor:
 def objective(
     c: Settings, logits: Tensor, targets: Tensor, head: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-  """What is minimised, and its terms; head is [width, vocabulary], an embedding a column."""
+  """The objective and its terms; the columns of head [width, vocabulary] are output embeddings."""
   terms = {
       'loss': F.cross_entropy(logits.flatten(0, -2), targets.flatten()),
       'z_loss': c['objective.z_loss'] * logits.logsumexp(-1).square().mean(),
@@ -190,9 +190,10 @@ def objective(
 
 
 def schedule(c: Settings, update: int) -> float:
-  """Learning rate of an update, counted from 1: linear warm-up, then half a cosine.
+  """Learning rate of an update, counted from 1: linear warm-up, then the shape of the schedule.
 
-  Or constant and a linear end (wsd), or as one over the root of the update (rsqrt).
+  The shape is half a cosine, constant with a linear decay at the end (wsd), or 1 / sqrt(update)
+  (rsqrt).
   """
   highest, lowest = c['optimizer.learning_rate'], c['schedule.min_learning_rate']
   warmup, steps = c['schedule.warmup_steps'], c['schedule.steps']
@@ -226,7 +227,7 @@ class Optimizer:
     raise NotImplementedError
 
   def moments(self, name: str, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Adam's, both corrected for their start at 0."""
+    """Adam's two moments, with bias correction."""
     m, v = self.first[name], self.second[name]
     m.lerp_(g, 1 - self.beta1)
     v.lerp_(g.square(), 1 - self.beta2)
@@ -234,7 +235,7 @@ class Optimizer:
 
   @torch.no_grad()
   def direction(self, gradients: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Counts an update and returns what is taken, times the learning rate, of each parameter."""
+    """Counts an update and returns the direction of each parameter, without the learning rate."""
     gradients = list(gradients)
     limit = self.c['optimizer.clip_norm']
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
@@ -246,7 +247,7 @@ class Optimizer:
 
   @torch.no_grad()
   def step(self, gradients: Iterable[Tensor]) -> None:
-    """Parameters less s (LR u + decay p), or s LR (u + decay p) if coupled; s = schedule / LR."""
+    """Subtracts s (LR u + decay p), or s LR (u + decay p) if coupled, where s = schedule / LR."""
     directions = self.direction(gradients)
     scheduled = schedule(self.c, self.updates)
     for name, p in self.parameters.items():
@@ -265,7 +266,7 @@ class Optimizer:
 
 
 def is_linear(name: str, p: Tensor) -> bool:
-  """Whether a parameter is a matrix whose fan-in is of the width: all but the embedding."""
+  """Whether a parameter is a matrix whose fan-in grows with the width: all but the embedding."""
   return p.dim() == 2 and name != 'embedding'
 
 
@@ -278,7 +279,7 @@ class AdamW(Optimizer):
 class AdamAtan2(Optimizer):
   def rule(self, name, g):
     m, v = self.moments(name, g)
-    return torch.atan2(m, v.sqrt()) / math.atan(1)  # 1 where m is the root of v
+    return torch.atan2(m, v.sqrt()) / math.atan(1)  # 1 where m = sqrt(v)
 
 
 class StableAdamW(Optimizer):
@@ -302,14 +303,14 @@ class Muon(AdamW):
       return super().rule(name, g)
     m, t = self.first[name], self.updates
     m.lerp_(g, 1 - self.beta1)
-    # Nesterov's look ahead, in which the momentum is corrected for the update to come.
+    # Nesterov momentum: the bias correction of the momentum is that of the next update.
     ahead = self.beta1 * m / (1 - self.beta1 ** (t + 1))
     ahead += (1 - self.beta1) * g / (1 - self.beta1**t)
     return 0.2 * math.sqrt(max(g.shape)) * newton_schulz(ahead, self.eps)
 
 
 def newton_schulz(matrix: Tensor, eps: float) -> Tensor:
-  """Singular values of about 1 in place of the matrix's own: an odd quintic, five times."""
+  """Replaces all singular values by about 1: five iterations of an odd quintic."""
   x = matrix / (matrix.norm() + eps)
   a, b, c = 3.4445, -4.7750, 2.0315
   for _ in range(5):

@@ -26,7 +26,7 @@ STEPS = np.array([20, 60, 100, 200, 300, 400, 480, 500])
 class Outcomes:
   """The outcome of every run as functions of its fields."""
 
-  loss: Number  # final
+  loss: Number  # final loss
   # Probe -> its first and last value; it changes by equal factors per step.
   probes: dict[str, FirstAndLast | Callable[[Fields], FirstAndLast]] = dataclasses.field(
       default_factory=dict

@@ -1,4 +1,4 @@
-"""A SLURM of one node on this machine: slurmctld and slurmd on loopback, in a temporary folder."""
+"""A SLURM cluster of one node: slurmctld and slurmd on loopback, in a temporary folder."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SECONDS = 60  # for the node to be there
+SECONDS = 60  # timeout until the node is ready
 PROGRAMS = ('slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scontrol', 'scancel', 'sinfo')
 
 # No munge, no accounting, no systemd. A requeued job waits for its old credential to expire, by
@@ -52,7 +52,7 @@ PartitionName=urgent Nodes={host} PriorityTier=2 MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-  """Why there can be no SLURM here."""
+  """Why SLURM cannot run here; None if it can."""
   path = f'{os.environ.get("PATH", "")}:/usr/sbin'
   absent = [program for program in PROGRAMS if not shutil.which(program, path=path)]
   return f'SLURM is not installed: no {absent[0]} (apt-get install slurm-wlm)' if absent else None
@@ -60,11 +60,11 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def cluster(folder: Path, cpus: int = 2) -> Iterator[Path]:
-  """Starts one, and ends it with all its jobs; its slurm.conf, which SLURM_CONF is to name."""
+  """Runs a cluster and ends it with all its jobs; yields slurm.conf, for SLURM_CONF."""
   for name in ('state', 'spool'):
     (folder / name).mkdir()
   conf = folder / 'slurm.conf'
-  # GPUs in name alone.
+  # Fake GPUs.
   (folder / 'gres.conf').write_text('Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n')
   user = subprocess.run(['id', '-un'], capture_output=True, text=True, check=True).stdout.strip()
   host = socket.gethostname()

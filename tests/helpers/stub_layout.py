@@ -1,4 +1,4 @@
-"""StubLayout: a layout that compiles nothing and computes next to nothing."""
+"""A layout that compiles nothing and computes almost nothing."""
 
 import math
 
@@ -21,7 +21,7 @@ class _PendingMetrics:
 
 
 class StubLayout:
-  """Runs whose course depends on learning rate and seed; above 1e20 they diverge at step 9."""
+  """Losses depend on learning rate and seed; above a rate of 1e20, runs diverge at step 9."""
 
   def __init__(self, members=1, devices=1):
     self.members, self.width = members, members * devices

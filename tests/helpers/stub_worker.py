@@ -1,9 +1,17 @@
 """A worker that speaks the protocol and trains nothing: python stub_worker.py PLAN ...
 
-PLAN is a JSON file: run -> what becomes of the worker at its first, second ... try of it (the last
-one stays): ok, freeze, stuck, kill, exit, saved, wait (to be told to end), reach (a checkpoint, and
-be killed), or a number: killed with more members than that. A run without a plan is ok. Each try is
-a line of the run's tries.jsonl.
+PLAN is a JSON file: run -> what happens at the worker's first, second ... try of the run; the last
+entry is repeated. A run without a plan is ok. Each try adds a line to the run's tries.jsonl.
+
+  ok      the run is finished
+  freeze  the worker is stopped
+  stuck   the worker reports no progress and is stopped
+  kill    the worker is killed
+  exit    the worker exits with an error
+  saved   the worker exits after saving
+  wait    the worker waits to be told to end, and exits after saving
+  reach   the worker reaches a checkpoint and is killed
+  N       the worker is killed if it has more than N members
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Tiny runs, trained in this process, and functions that are called when they reach a step."""
+"""Trains tiny runs in this process, and calls functions when they reach a step."""
 
 import jax
 import pytest
@@ -42,7 +42,7 @@ _LAYOUTS = {}
 
 
 def prepare(directory):
-  """A folder of token files."""
+  """Writes a folder of token files."""
   config = base.get_config().data
   config.source = 'synthetic'
   return tokens.prepare(config, directory, 16)
@@ -127,7 +127,7 @@ class Training:
     self._kill = False
 
   def at(self, run, step, *calls):
-    """Calls functions when a run reaches a step, before actions; `kill` comes after actions."""
+    """Calls functions when a run reaches a step, before its actions; calls `kill` after them."""
     self._at_stops.setdefault((run, step), []).extend(calls)
 
   def when_over(self, call):

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks, and that their contestants run and learn."""
+"""The arithmetic of the benchmarks; the programs that they compare run and learn."""
 
 import json
 

@@ -79,7 +79,7 @@ def execute(program, arguments, *, words=False):
 
 
 def check(code, out, err, names=()):
-  """Checks for a plan, or for one line of error with one of the names; whether it was refused."""
+  """Checks for a plan or one line of error with one of the names; returns whether it is an error."""
   assert code in (0, 2), (code, err)
   if code == 0:
     assert out and not err, err
@@ -459,7 +459,7 @@ def small_sweep(tmp_path_factory):
 def test_damaged_sweeps(request, data):
   """launch.report names the file, or writes its report."""
   small_sweep = request.getfixturevalue('small_sweep')
-  names = [*sorted(small_sweep), *[pathlib.Path('sweep.json')] * 6]  # more often, since it holds the most
+  names = [*sorted(small_sweep), *[pathlib.Path('sweep.json')] * 6]  # it has most of the content
   name = data.draw(st.sampled_from(names))
   content = small_sweep[name]
   how = data.draw(st.sampled_from(['cut', 'junk', 'line', 'value', 'value inside']))

@@ -1,4 +1,4 @@
-"""Tables of results: those in configs/README.md are what the command makes."""
+"""Tables of results, and that those in configs/README.md are up to date."""
 
 import json
 
@@ -50,7 +50,7 @@ def written(place):
   return (place / 'README.md').read_text()
 
 
-def test_repository_s_tables_are_current():
+def test_repository_tables_are_current():
   text = (ROOT / 'configs' / 'README.md').read_text()
   between = text.split(tables.BEGIN)[1].split(tables.END)[0]
   assert between == f'\n\n{tables.render(ROOT / "configs" / "results")}\n'

@@ -10,12 +10,12 @@ from stability.model import attention, attention_stats, measure
 from stability.step import train_step
 
 T = 16
-# Optimizing machine code takes most of a compile; what is computed stays the same.
+# Optimization takes most of the compile time and does not change the results.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
-def test_rope_turns_pairs_by_their_frequencies():
-  """(x_i, x_{i + K/2}) as a complex number, times exp(i t base^(-2i/K))."""
+def test_rope_rotates_pairs():
+  """(x_i, x_{i + K/2}) is a complex number that is multiplied by exp(i t base^(-2i/K))."""
   x = np.random.default_rng(0).normal(size=(3, 50, 8)).astype(np.float32)
   angle = np.outer(np.arange(50), 10_000.0 ** (-np.arange(4) / 4))
   expected = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)
@@ -24,15 +24,15 @@ def test_rope_turns_pairs_by_their_frequencies():
   np.testing.assert_allclose(got[..., 4:], expected.imag, atol=1e-6)
 
 
-def test_rope_of_bfloat16_is_exact_far_out():
+def test_rope_of_bfloat16_at_large_positions():
   """Angles of 500 in bfloat16 would be off by one."""
   x = jax.numpy.asarray(np.random.default_rng(0).normal(size=(1, 512, 64)), 'bfloat16')
   exact = attention.rope(np.asarray(x, np.float32))
   np.testing.assert_allclose(attention.rope(x), exact, atol=1e-6)
 
 
-def test_nobody_sees_the_future_however_large_logits_are(tiny):
-  """The paper's pass 1e4 (section 3.1.1): the mask is below all of them."""
+def test_causal_mask_with_large_logits(tiny):
+  """The paper's logits pass 1e4 (section 3.1.1); the mask must be below them."""
   module = attention.Attention(tiny().static.model)
   causal = np.tril(np.ones((T, T), bool))
   logits = np.where(causal, -1e9, 1e9).astype(np.float32)[None]
@@ -41,7 +41,7 @@ def test_nobody_sees_the_future_however_large_logits_are(tiny):
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
 
 
-def test_the_mean_logit_counts_more_pairs_than_an_int32():
+def test_mean_logit_over_more_pairs_than_int32():
   heads, length = 16_384, 512
   causal = np.tril(np.ones((length, length), bool))
 
@@ -57,7 +57,7 @@ def test_the_mean_logit_counts_more_pairs_than_an_int32():
 
 
 def test_rope_is_relative():
-  """A product of query and key depends on their distance alone; norms stay."""
+  """The product of query and key depends only on their distance; norms do not change."""
   rng = np.random.default_rng(0)
   q, k = (np.tile(rng.normal(size=16).astype(np.float32), (1, 64, 1)) for _ in range(2))
   rotated_q, rotated_k = np.asarray(attention.rope(q))[0], np.asarray(attention.rope(k))[0]
@@ -74,7 +74,7 @@ def test_rope_is_relative():
 
 @pytest.fixture(scope='module')
 def attend(tiny):
-  """One attention alone, on random weights: its output and probes under a config."""
+  """A function of overrides: output and probes of one attention layer with random weights."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, T, 32)).astype(np.float32)
   names = ('query', 'key', 'value', 'output', 'gate')
@@ -86,7 +86,7 @@ def attend(tiny):
 
     @compiled
     def apply(kernels, hparams):
-      start = module.init(jax.random.key(0), x, hparams)['params']  # scales stay as they start
+      start = module.init(jax.random.key(0), x, hparams)['params']  # initial scales are kept
       params = start | {name: value for name, value in kernels.items() if name in start}
       return module.apply({'params': params}, x, hparams, mutable=[measure.PROBES])
 
@@ -105,7 +105,7 @@ def attend(tiny):
 
 
 def test_qk_norms_bound_attention_logits(attend):
-  """At scale 1 by sqrt(head_dim), met where key and query agree; without one nothing does."""
+  """With scale 1, the bound is sqrt(head_dim), reached by parallel vectors; "none" has no bound."""
   query = attend.random['query']
   for qk_norm in ('layernorm', 'rmsnorm'):
     _, probes = attend({'model.qk_norm': qk_norm}, key=query)
@@ -114,8 +114,8 @@ def test_qk_norms_bound_attention_logits(attend):
   assert probes['attention_logit_max'] > 100
 
 
-def test_a_gate_of_zeros_halves(attend):
-  """The sigmoid of 0 is 1/2, in each element."""
+def test_gate_of_zeros_halves_the_output(attend):
+  """The sigmoid of 0 is 1/2."""
   open_, _ = attend({})
   gate = {'model.attention_gate': 'sigmoid'}
   halved, _ = attend(gate, gate=np.zeros((32, 32), np.float32))
@@ -124,9 +124,9 @@ def test_a_gate_of_zeros_halves(attend):
   assert np.abs(gated - halved).max() > 1
 
 
-def test_fixed_queries_and_keys_have_the_mean_square_kappa(attend):
-  """Whatever their weights: norms are sqrt(kappa head_dim), logits at most kappa sqrt(head_dim)."""
-  key = attend.random['query']  # so that some agree
+def test_fixed_qk_norm_has_mean_square_kappa(attend):
+  """For any weights, norms are sqrt(kappa head_dim) and logits at most kappa sqrt(head_dim)."""
+  key = attend.random['query']  # so that some are parallel
   for kappa in (1.0, 100.0):
     for size in (1, 10):
       fixed = {'model.qk_norm': 'fixed', 'model.logit_scale': kappa}
@@ -137,7 +137,7 @@ def test_fixed_queries_and_keys_have_the_mean_square_kappa(attend):
 
 
 def test_l2_logits_are_cosines_times_a_learned_scale(attend):
-  """Which starts at log2(T^2 - T), and which a query that equals a key attains."""
+  """The scale starts at log2(T^2 - T), which is the logit of a query that equals its key."""
   for size in (1, 10):
     query = size * attend.random['query']
     _, probes = attend({'model.qk_norm': 'l2'}, query=query, key=attend.random['query'])
@@ -148,24 +148,24 @@ def test_l2_logits_are_cosines_times_a_learned_scale(attend):
 
 
 def test_attention_scales(attend):
-  """Under muP's, logits are 1/sqrt(head_dim) of the usual ones."""
+  """With muP's scale, logits are 1/sqrt(head_dim) times the usual ones."""
   _, usual = attend({'model.qk_norm': 'none'})
   _, inverse = attend({'model.qk_norm': 'none', 'model.attention_scale': 'inverse'})
   assert inverse['attention_logit_max'] == pytest.approx(usual['attention_logit_max'] / 4, rel=1e-5)
 
 
-def test_squared_relu_attention_is_of_second_degree(attend):
-  """Twice the queries give four times the output: nothing normalises."""
+def test_squared_relu_attention_is_quadratic(attend):
+  """Twice the queries give four times the output, since weights are not normalised."""
   relu = {'model.qk_norm': 'none', 'model.attention': 'squared_relu'}
   out, probes = attend(relu)
   four, four_probes = attend(relu, query=2 * attend.random['query'])
   np.testing.assert_allclose(four, 4 * out, rtol=1e-4, atol=1e-3 * np.abs(out).max())
-  entropy = probes['attention_entropy']  # of shares, so it stays
+  entropy = probes['attention_entropy']  # of normalised weights, so it does not change
   assert four_probes['attention_entropy'] == pytest.approx(entropy, rel=1e-4) and entropy > 0.1
 
 
 def test_soft_cap(attend):
-  """One far above the logits leaves outputs as they are, under a low one all are equal."""
+  """A cap far above the logits does not change outputs; a low cap makes attention uniform."""
   plain, probes = attend({'model.qk_norm': 'none'})
   far, _ = attend({'model.qk_norm': 'none', 'model.attention_soft_cap': 1e6})
   assert probes['attention_logit_max'] > 50
@@ -176,8 +176,8 @@ def test_soft_cap(attend):
   assert low_probes['attention_logit_max'] == probes['attention_logit_max']  # before the cap
 
 
-def test_the_cosine_tells_alignment_from_size(attend):
-  """It knows no norms, and is 1 where every query points to its own key."""
+def test_query_key_cosine(attend):
+  """The cosine does not depend on norms, and is 1 where every query is parallel to its key."""
   none = {'model.qk_norm': 'none'}
   _, probes = attend(none)
   _, larger = attend(none, query=8 * attend.random['query'])
@@ -189,16 +189,16 @@ def test_the_cosine_tells_alignment_from_size(attend):
 
 
 @pytest.mark.parametrize('long', [False, True])
-def test_the_kernel_is_our_attention(tiny, monkeypatch, long):
-  """Output, gradients and probes, those of a long text taken in blocks of queries.
+def test_fused_kernel_equals_our_attention(tiny, monkeypatch, long):
+  """Output, gradients and probes agree; those of a long text are computed in blocks of queries.
 
-  By XLA's implementation in float32, since cuDNN's runs on a GPU alone.
+  The kernel is XLA's implementation in float32, since cuDNN's runs only on a GPU.
   """
   monkeypatch.setattr(attention, 'FUSED', 'xla')
   monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
   if long:
     monkeypatch.setattr(attention_stats, 'LONG', 8)
-    monkeypatch.setattr(attention_stats, 'BLOCK', 7)  # 4 positions each of 16
+    monkeypatch.setattr(attention_stats, 'BLOCK', 7)  # of 16 positions, blocks of 4
   run = tiny({'model.qk_norm': 'none'})
   x = np.random.default_rng(0).normal(size=(2, T, 32)).astype(np.float32)
   params = attention.Attention(run.static.model).init(jax.random.key(0), x, run.hparams)['params']
@@ -229,7 +229,7 @@ def test_the_kernel_is_our_attention(tiny, monkeypatch, long):
         ({'model.dtype': 'bfloat16', 'model.width': 256, 'model.head_dim': 256}, False),
     ],
 )
-def test_where_the_kernel_is_used(tiny, monkeypatch, overrides, serves):
+def test_where_the_fused_kernel_is_used(tiny, monkeypatch, overrides, serves):
   calls = []
   kernel = attention.fused_attention
   monkeypatch.setattr(attention, 'FUSED', 'xla')

@@ -1,4 +1,4 @@
-"""sigmaReparam against its definition: spectral norms, gradients, what is carried."""
+"""sigmaReparam, compared with its definition: spectral norms, gradients, carried vectors."""
 
 import functools
 
@@ -22,7 +22,7 @@ def variables(kernel):
 
 
 def test_spectral_norm_is_the_gain(kernel, variables):
-  """The vector starts as the kernel's own, from an exact decomposition."""
+  """The vector starts as a singular vector of the kernel, from an exact decomposition."""
   for gain in (1.0, 0.3):
     params = {'gain': jnp.float32(gain)}
     found = SigmaReparam().apply(variables | {'params': params}, kernel)
@@ -30,8 +30,8 @@ def test_spectral_norm_is_the_gain(kernel, variables):
     np.testing.assert_allclose(found, gain * kernel / np.linalg.norm(kernel, 2), rtol=1e-5)
 
 
-def test_vector_follows_a_kernel_that_moves(variables):
-  """One step of power iteration a forward pass finds the spectral norm of another kernel."""
+def test_vector_follows_a_changing_kernel(variables):
+  """Power iteration, one step per forward pass, finds the spectral norm of another kernel."""
   rng = np.random.default_rng(1)
   other = (rng.normal(size=(12, 1)) @ rng.normal(size=(1, 7)) + 0.3 * rng.normal(size=(12, 7)))
   other = other.astype(np.float32)
@@ -44,8 +44,8 @@ def test_vector_follows_a_kernel_that_moves(variables):
   assert np.linalg.norm(variables[CARRIED]['u']) == pytest.approx(1, rel=1e-6)
 
 
-def test_gradient_passes_through_sigma_alone(kernel, variables):
-  """Against finite differences of u' W v with the vectors held: float64 NumPy."""
+def test_gradient_passes_through_sigma(kernel, variables):
+  """Compared with finite differences of u' W v with fixed vectors, in float64 NumPy."""
   weights = np.random.default_rng(2).normal(size=kernel.shape)
   u = np.float64(variables[CARRIED]['u'])
   v = kernel.T @ u
@@ -64,7 +64,7 @@ def test_gradient_passes_through_sigma_alone(kernel, variables):
     assert found[i, j] == pytest.approx(slope, rel=1e-3, abs=1e-4)
 
 
-def test_step_carries_the_vectors_and_evaluation_leaves_them(tiny, text):
+def test_only_training_updates_the_vectors(tiny, text):
   run = tiny({'model.kernel': 'sigma_reparam', 'optimizer.learning_rate': 0.1})
   programs = train_step.programs(run.static, 64)
   state = jax.jit(programs.init)(run.hparams)
@@ -78,4 +78,4 @@ def test_step_carries_the_vectors_and_evaluation_leaves_them(tiny, text):
   plain = jax.jit(train_step.programs(tiny().static, 64).init)(run.hparams)
   for path in (('head',), ('block_1', 'attention', 'output')):  # the same draws as without
     ours, theirs = (functools.reduce(dict.get, path, s['params']) for s in (state, plain))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)  # another program rounds otherwise
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)  # another program rounds differently

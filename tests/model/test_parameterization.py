@@ -1,4 +1,4 @@
-"""Parameterizations: their table, that they meet at the base width, and how they train."""
+"""Parameterizations: their table, their equality at the base width, and their training."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ from stability.model import parameterization
 from stability.optim import apply
 from stability.step import train_step
 
-# Optimizing machine code takes most of a compile; what is computed stays the same.
+# Optimization takes most of the compile time and does not change the results.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 WIDTH, BASE = 64, 16
@@ -22,7 +22,7 @@ ALL += [(name, 'none') for name in MUPARAM]
 
 # Table 1 of arXiv 2407.05872, as powers of the width n: initial variance, multiplier, and Adam's
 # learning rate with full and with no alignment; of the embedding, the blocks' matrices, the head.
-# Of the standard one: that of arXiv 2309.14322, whose embedding has the variance 1/n.
+# The standard one is that of arXiv 2309.14322, whose embedding has the variance 1/n.
 PAPER = {
     'standard': [(-1, 0, 0, 0), (-1, 0, -1, -0.5), (-1, 0, -1, -0.5)],
     'ntk': [(0, 0, 0, 0), (0, -0.5, -0.5, 0), (0, -0.5, -0.5, 0)],
@@ -64,7 +64,7 @@ def numbers(tree):
 
 
 def factors(run):
-  """What an initial parameter, a weight and a learning rate are multiplied with, by path."""
+  """The factors of initial parameters, weights and learning rates, by path."""
   ones = tree_of(
       {path: np.ones((1, 1), np.float32) for path in LAYERS} | dict.fromkeys(OTHERS, np.float32(1))
   )
@@ -75,8 +75,8 @@ def factors(run):
 
 
 @pytest.mark.parametrize('name, exponents', ALL)
-def test_all_are_the_standard_one_at_the_base_width(tiny, name, exponents):
-  """Bit for bit; but for the queries that muparam_full starts at 0."""
+def test_all_are_standard_at_the_base_width(tiny, name, exponents):
+  """Bit for bit, except for the queries, which muparam_full initialises to 0."""
   std, multiplier, rate = factors(run_of(tiny, name, exponents, width=BASE))
   if name == 'muparam_full':
     assert std.pop('block_0/attention/query') == 0
@@ -85,12 +85,12 @@ def test_all_are_the_standard_one_at_the_base_width(tiny, name, exponents):
 
 @pytest.mark.parametrize('name', ABC)
 @pytest.mark.parametrize('exponents', ['none', 'full_alignment', 'no_alignment'])
-def test_powers_of_the_width_are_the_paper_s(tiny, name, exponents):
+def test_powers_of_the_width_match_the_paper(tiny, name, exponents):
   std, multiplier, rate = factors(run_of(tiny, name, exponents))
   r = WIDTH / BASE
   for path, layer in LAYERS.items():
     variance, a, full, none = PAPER[name][layer]
-    # The standard std, of which the parameter is a multiple, goes as n^-1/2 itself.
+    # The factor multiplies the standard std, which itself scales as n^-1/2.
     assert std[path] * r**-0.5 == pytest.approx(r ** (variance / 2)), path
     assert multiplier[path] == pytest.approx(r**a), path
     expected = {'none': 0, 'full_alignment': full, 'no_alignment': none}[exponents]
@@ -101,8 +101,8 @@ def test_powers_of_the_width_are_the_paper_s(tiny, name, exponents):
 
 @pytest.mark.parametrize('exponents', ['full_alignment', 'no_alignment'])
 @pytest.mark.parametrize('name, other', [('standard', 'ntk'), ('mup', 'mean_field')])
-def test_two_classes_are_left_of_the_four_for_adam(tiny, name, other, exponents):
-  """Weights start alike and move alike, but for the embedding of the paper's standard one."""
+def test_adam_has_two_classes_of_parameterizations(tiny, name, other, exponents):
+  """In a class, weights start and move alike, except for the embedding of standard."""
   effective = []
   for one in (name, other):
     std, multiplier, rate = factors(run_of(tiny, one, exponents))
@@ -113,8 +113,8 @@ def test_two_classes_are_left_of_the_four_for_adam(tiny, name, other, exponents)
     assert found == pytest.approx(effective[1][path]), path
 
 
-def test_muparam_simple_is_the_standard_one_with_full_alignment(tiny):
-  """The paper's is one row of arXiv 2407.05872's table."""
+def test_muparam_simple_is_standard_with_full_alignment(tiny):
+  """The paper's simple muParam is a row of the table of arXiv 2407.05872."""
   simple = factors(run_of(tiny, 'muparam_simple'))
   assert simple == factors(run_of(tiny, 'standard', 'full_alignment'))
 
@@ -143,14 +143,14 @@ def test_muparam_full_divides_by_head_dim(tiny):
 
 
 def test_kinds_of_other_parameters():
-  """Those of an extension: matrices are hidden, all others scales."""
+  """Of the parameters of an extension, matrices are hidden and all others scales."""
   params = {'block_0': {'router': np.ones((2, 3)), 'sink': np.ones(2), 'gain': np.ones(())}}
   found = parameterization.kinds(params)['block_0']
   assert found == {'router': 'hidden', 'sink': 'scale', 'gain': 'scale'}
 
 
-def test_decay_of_a_layer_at_its_own_learning_rate(tiny):
-  """Independent decay takes as much of every stored parameter; coupled goes with the rate."""
+def test_decay_with_layer_learning_rates(tiny):
+  """Independent decay takes the same share of all parameters, coupled decay follows the rate."""
   ones = tree_of({path: np.ones((1, 1), np.float32) for path in LAYERS})
   zeros = jax.tree.map(np.zeros_like, ones)
   left = {}
@@ -168,7 +168,7 @@ def test_decay_of_a_layer_at_its_own_learning_rate(tiny):
 
 def trained(tiny, text, name):
   """Effective weights at the start and after three steps, stored ones, and losses."""
-  # Atan2 knows no scale of the gradient; decay is large, for three steps to show it.
+  # atan2 is independent of the gradient's scale; decay is large, so that three steps show it.
   overrides = {
       'optimizer.name': 'adam_atan2',
       'optimizer.clip_norm': 0.0,
@@ -195,10 +195,10 @@ def apart(left, right):
 
 
 def test_mup_and_mean_field_train_alike(tiny, text):
-  """They are one parameterization in two disguises, if eps and clipping play no part.
+  """The two are equivalent if eps and clipping have no effect.
 
-  Independent decay too takes as large a share of each layer in both. The quiet step, init and
-  evaluate all know of multipliers: they are far apart in what they store.
+  Independent decay takes the same share of each layer in both. Their stored parameters differ much,
+  so the quiet step, init and evaluate must all apply the multipliers.
   """
   start, mup, stored, losses = trained(tiny, text, 'mup')
   other_start, mean_field, other_stored, other_losses = trained(tiny, text, 'mean_field')

@@ -16,7 +16,7 @@ from stability.model import transformer as transformer_lib
 from stability.step import objective as objective_lib
 
 T = 16
-# Optimizing machine code takes most of a compile; what is computed stays the same.
+# Optimization takes most of the compile time and does not change the results.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
@@ -54,7 +54,7 @@ def started(request, tiny):
 
 
 def test_causal_by_gradients(started):
-  """No logit depends on the embedding of a later token; each on those of all earlier ones."""
+  """No logit depends on the embedding of a later token; each depends on all earlier ones."""
   logits_of, params = started
   rng = np.random.default_rng(0)
   tokens = rng.permutation(64)[:T].astype(np.int32)  # distinct: an embedding is of one position
@@ -75,7 +75,7 @@ def test_causal_by_gradients(started):
   assert (influence[~later] > 0).all()
 
 
-def test_later_tokens_leave_earlier_logits_as_they_are(started):
+def test_later_tokens_do_not_change_earlier_logits(started):
   logits_of, params = started
   forward = compiled(functools.partial(logits_of, params))
   rng = np.random.default_rng(0)
@@ -89,8 +89,8 @@ def test_later_tokens_leave_earlier_logits_as_they_are(started):
     assert (changed_logits[:, t:] != logits[:, t:]).any(-1).all()
 
 
-def test_an_untrained_model_knows_nothing(tiny):
-  """Its loss is that of logits drawn from the unit normal, ln(vocabulary) + 1/2."""
+def test_initial_loss(tiny):
+  """The loss is that of logits from the unit normal, ln(vocabulary) + 1/2."""
   run = tiny({'model.width': 64, 'model.depth': 1})
   rng = np.random.default_rng(0)
   rows = rng.integers(0, 256, (32, T + 1), np.int32)
@@ -109,7 +109,7 @@ def test_parameters_of_the_default_model(tiny):
       'attention/key': (32, 32),
       'attention/value': (32, 32),
       'attention/output': (32, 32),
-      'attention/qk_norm_query/scale': (16,),  # of a head: shared by both
+      'attention/qk_norm_query/scale': (16,),  # over a head; shared by both heads
       'attention/qk_norm_key/scale': (16,),
       'mlp_norm/scale': (32,),
       'mlp/up': (32, 128),
@@ -139,7 +139,7 @@ def test_parameters_count_the_matrices_of_the_blocks(tiny, overrides):
 
 
 def test_initial_parameters(tiny):
-  """Embedding: normal, std 1/sqrt(width); matrices: cut normal, std 1/sqrt(fan_in); scales: 1."""
+  """Embedding: normal, std 1/sqrt(width); matrices: truncated, std 1/sqrt(fan_in); scales: 1."""
   params = initial(tiny({'model.width': 128, 'model.depth': 1}), 256)
   leaves = traverse_util.flatten_dict(jax.device_get(params), sep='/')
   for path, value in leaves.items():
@@ -150,14 +150,14 @@ def test_initial_parameters(tiny):
     unit = value * np.sqrt(width)
     assert np.std(unit) == pytest.approx(1, rel=0.02), path
     assert np.mean(unit) == pytest.approx(0, abs=0.04), path
-    cut = 2 / 0.87962566  # two standard deviations, before cutting made it smaller
+    cut = 2 / 0.87962566  # two standard deviations of the normal before truncation
     if path == 'embedding':
       assert np.abs(unit).max() > 3
     else:
       assert 0.98 * cut < np.abs(unit).max() <= cut * (1 + 1e-5), path
 
 
-def test_seeds_and_places_start_apart(tiny):
+def test_initial_parameters_differ(tiny):
   params, other = initial(tiny()), initial(tiny(), seed=1)
   squares = {}
   for name, tree in {'seed 0': params, 'seed 1': other}.items():
@@ -168,21 +168,21 @@ def test_seeds_and_places_start_apart(tiny):
 
 
 def equations(jaxpr):
-  """All of a jaxpr, those of its inner ones included."""
+  """All equations of a jaxpr, including those of inner jaxprs."""
   for equation in jaxpr.eqns:
     yield equation
     for inner in jax.extend.core.jaxprs_in_params(equation.params):
       yield from equations(inner)
 
 
-def test_bfloat16_is_of_activations_alone(tiny):
+def test_bfloat16_is_for_activations_only(tiny):
   """Products take bfloat16; parameters, logits, softmax and norms' statistics are float32."""
   exact, rounded = tiny(), tiny({'model.dtype': 'bfloat16'})
   params = initial(exact)
   tokens = np.random.default_rng(0).integers(0, 64, (4, T), np.int32)
 
   jaxpr = jax.make_jaxpr(functools.partial(apply, rounded))(params, tokens).jaxpr
-  dtypes = {}  # primitive -> those that go in, those that come out
+  dtypes = {}  # primitive -> dtypes of inputs, dtypes of outputs
   for equation in equations(jaxpr):
     into, out = dtypes.setdefault(equation.primitive.name, ([], []))
     into += [variable.aval.dtype.name for variable in equation.invars]
@@ -198,11 +198,11 @@ def test_bfloat16_is_of_activations_alone(tiny):
   assert 1e-4 < float(jnp.abs(pair[0] - pair[1]).max()) < 0.1  # of logits of order 1
 
 
-def test_gradients_in_bfloat16_are_those_of_float32(tiny):
-  """But for rounding, of each tensor: of a token that makes up most of the batch as well.
+def test_gradients_in_bfloat16(tiny):
+  """Gradients are those of float32 up to rounding, even of a very frequent token.
 
-  Added up in bfloat16, thousands of small gradients on one row come to a fraction of their sum.
-  Rounding at 0.4 % in each of the layers comes to 1.6 % at the most; three times that is allowed.
+  Accumulated in bfloat16, thousands of small gradients of one row would give a fraction of their
+  sum. Rounding of 0.4 % in each layer gives at most 1.6 %; three times that is allowed.
   """
   tokens = np.random.default_rng(0).integers(0, 64, (512, T), np.int32)
   tokens[:, ::2] = 7
@@ -219,8 +219,8 @@ def test_gradients_in_bfloat16_are_those_of_float32(tiny):
   assert max(jax.tree.leaves(apart)) < 0.05, apart
 
 
-def test_measures_of_bfloat16_are_taken_in_float32():
-  """To float32's rounding of what the bfloat16 are."""
+def test_measurements_of_bfloat16_are_in_float32():
+  """Measurements are exact within the rounding of float32."""
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 30, 64)) * 30, jnp.bfloat16)
   exact = np.asarray(x, np.float64)
   squares = np.square(exact).mean(-1, keepdims=True)
@@ -231,7 +231,7 @@ def test_measures_of_bfloat16_are_taken_in_float32():
 
 
 def test_layernorm_of_a_stream_with_a_large_mean():
-  """E[x^2] - E[x]^2 would be all rounding; a float32 near 1e4 is within 1e-3, and so its mean."""
+  """E[x^2] - E[x]^2 would lose all digits; a float32 near 1e4, and its mean, is exact to 1e-3."""
   noise = np.random.default_rng(0).normal(size=(4, 64))
   x = (1e4 + noise).astype(np.float32)
   centred = x.astype(np.float64) - x.astype(np.float64).mean(-1, keepdims=True)
@@ -250,8 +250,8 @@ ALL_ON = {
 }
 
 
-def test_a_seed_starts_all_variants_from_the_same_kernels(tiny):
-  """So that a comparison of interventions is one of the same initial weights."""
+def test_variants_have_the_same_initial_kernels(tiny):
+  """Interventions are compared from the same initial weights."""
 
   def kernels(overrides):
     leaves = traverse_util.flatten_dict(jax.device_get(initial(tiny(overrides))), sep='/')
@@ -263,7 +263,7 @@ def test_a_seed_starts_all_variants_from_the_same_kernels(tiny):
     np.testing.assert_array_equal(changed[path], value, err_msg=path)
 
 
-QK_SCALES = {  # shapes beside 'block_i/attention/'
+QK_SCALES = {  # name under 'block_i/attention/' -> shape
     'layernorm': {'qk_norm_query/scale': (16,), 'qk_norm_key/scale': (16,)},
     'layernorm_model': {'qk_norm_query/scale': (32,), 'qk_norm_key/scale': (32,)},
     'rmsnorm': {'qk_norm_query/scale': (16,), 'qk_norm_key/scale': (16,)},
@@ -281,12 +281,12 @@ def test_parameters_of_qk_norms(tiny, qk_norm):
   assert added == {p + name: shape for p in prefixes for name, shape in QK_SCALES[qk_norm].items()}
 
 
-def test_peri_norms_and_gates_are_all_that_is_added(tiny):
+def test_parameters_of_peri_ln_and_gates(tiny):
   changed = tiny({'model.norm_position': 'peri', 'model.attention_gate': 'sigmoid'})
   added = ('attention/gate', 'attention_output_norm/scale', 'mlp_output_norm/scale')
   expected = {f'block_{i}/{name}' for i in range(2) for name in added}
   assert abstract(changed).keys() - abstract(tiny()).keys() == expected
-  # Gates are matrices, but never count.
+  # Gates are matrices, but are not counted.
   assert config_lib.parameters(changed.config) == config_lib.parameters(tiny().config)
 
 
@@ -319,8 +319,8 @@ def test_peri_adds_unit_outputs(tiny, norm):
     np.testing.assert_allclose(found[f'block_{i}/__call__'][0], stream, atol=1e-5)
 
 
-def test_an_output_soft_cap_bounds_logits(tiny):
-  """By its value, whatever the head; where they are small it leaves them."""
+def test_output_soft_cap(tiny):
+  """The cap bounds logits for any head, and does not change small ones."""
   run = tiny({'model.output_soft_cap': 0.5, 'model.depth': 0})
   params, tokens = initial(run), np.arange(T, dtype=np.int32)[None]
   forward = compiled(functools.partial(apply, run))

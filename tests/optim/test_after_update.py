@@ -1,4 +1,4 @@
-"""What follows an update: mu-centering of the head."""
+"""Changes after an update: mu-centering of the head."""
 
 import jax
 import numpy as np
@@ -12,8 +12,8 @@ TARGETS = RNG.integers(0, 11, (2, 5))
 HEAD = np.float32(0.3 + RNG.normal(size=(7, 11)))
 
 
-def test_a_centered_head_has_no_mean_embedding_and_the_same_softmax():
-  """All logits of a position move by one number, which the cross-entropy does not see."""
+def test_mu_centering_keeps_the_softmax():
+  """All logits of a position change by the same number, so the cross-entropy does not change."""
   (term,) = (term for term in AFTER_UPDATE if term.name == 'mu_centering')
   stream = RNG.normal(size=(2, 5, 7)).astype(np.float32)
   head = np.asarray(jax.jit(lambda head: term.make({'head': head}, None)['head'])(HEAD))

@@ -1,4 +1,4 @@
-"""Hyperball: matrices keep their norm and turn by the learning rate; against NumPy in float64."""
+"""Hyperball, compared with NumPy in float64: matrices rotate and keep their norm."""
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def matrices(params):
   }
 
 
-def test_norms_stay(trained):
+def test_norms_are_constant(trained):
   states, _ = trained
   first, last = matrices(states[0]['params']), matrices(states[-1]['params'])
   assert len(first) == 12
@@ -48,8 +48,8 @@ def test_norms_stay(trained):
     assert np.linalg.norm(last[name]) == pytest.approx(np.linalg.norm(W), rel=1e-5)
 
 
-def test_first_step_is_the_definition_s(tiny, text, trained):
-  """W' = R (W - lr R u / |u|) / |...|, with Adam's u: on the first step the gradient's sign."""
+def test_first_step_matches_the_definition(tiny, text, trained):
+  """W' = R (W - lr R u / |u|) / |...|, where u is Adam's: at first, the sign of the gradient."""
   states, _ = trained
   before, after = (matrices(state['params']) for state in states[:2])
   without_decay = {'optimizer.name': 'adamw', 'optimizer.weight_decay': 0.0}
@@ -63,7 +63,7 @@ def test_first_step_is_the_definition_s(tiny, text, trained):
     np.testing.assert_allclose(after[name], R * moved / np.linalg.norm(moved), rtol=1e-3, atol=1e-5)
 
 
-def test_other_parameters_are_adam_s(tiny, text, trained):
+def test_other_parameters_are_updated_by_adam(tiny, text, trained):
   states, _ = trained
   adam, _ = steps(tiny(OPTIONS | {'optimizer.name': 'adamw'}), text, 1)
   for name in ('embedding', 'head'):

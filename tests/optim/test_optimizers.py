@@ -1,6 +1,6 @@
-"""Schedules, weight decay, clipping, and each optimizer's own property.
+"""Schedules, weight decay, clipping, and properties of each optimizer.
 
-Whole updates are held against PyTorch in test_reference.py.
+test_reference.py compares whole updates with PyTorch.
 """
 
 import functools
@@ -38,7 +38,7 @@ def hyper_of(rate, lowest, warmup, steps, decay_steps=0, **others):
 
 @pytest.fixture(scope='module')
 def schedules(tiny):
-  """By shape: the learning rates of updates 1, 2 ... steps."""
+  """Functions that return the learning rates of updates 1, 2 ... steps, by schedule shape."""
 
   def of_shape(shape):
     static = tiny({'schedule.shape': shape, 'schedule.decay_steps': 0}).static
@@ -56,12 +56,12 @@ def schedules(tiny):
 
 @pytest.fixture(scope='module')
 def schedule(schedules):
-  """The default shape's."""
+  """The function of the default shape."""
   return schedules['cosine']
 
 
 @pytest.mark.parametrize('case', SCHEDULES)
-def test_schedule_follows_its_formula(schedule, case):
+def test_schedule_formula(schedule, case):
   rate, lowest, warmup, steps = SCHEDULES[case]
   step = np.arange(1, steps + 1)
   progress = (step - warmup) / max(steps - warmup, 1)
@@ -79,8 +79,8 @@ def test_schedule_rises_then_falls(schedule, case):
   assert (np.diff(got[max(warmup - 1, 0) :]) <= 1e-7 * rate).all()  # the rounding of a cosine
 
 
-def test_schedule_meets_its_ends_exactly(schedule):
-  """The highest at the end of the warm-up, the lowest at the last update, for any values."""
+def test_schedule_ends_are_exact(schedule):
+  """The highest rate at the end of the warm-up, the lowest at the last update, for any values."""
   rng = np.random.default_rng(0)
   for rate in 10 ** rng.uniform(-4, 0, 300):
     hparams = hyper_of(rate, rate * rng.uniform(0, 1), 7, 50)
@@ -91,13 +91,13 @@ def test_schedule_meets_its_ends_exactly(schedule):
   assert schedule(hyper_of(0.1, 0.0, 7, 50))[-1] == 0
 
 
-def test_schedule_of_warm_up_alone_ends_at_the_top(schedule):
+def test_schedule_with_only_a_warmup(schedule):
   assert schedule(hyper_of(0.1, 1e-5, 40, 40))[-1] == np.float32(0.1)
 
 
 @pytest.mark.parametrize('decay_steps', [0, 1, 13, 45])
 def test_wsd_is_constant_then_linear(schedules, decay_steps):
-  """Warm-up, the highest exactly, then a straight line that meets the lowest exactly."""
+  """After the warm-up exactly the highest rate, then a straight line to exactly the lowest."""
   rate, lowest, warmup, steps = 0.1, 1e-3, 5, 50
   got = schedules['wsd'](hyper_of(rate, lowest, warmup, steps, decay_steps))
   start = steps - decay_steps  # the last update at the highest
@@ -109,8 +109,8 @@ def test_wsd_is_constant_then_linear(schedules, decay_steps):
 
 
 @pytest.mark.parametrize('warmup', [0, 1, 5])
-def test_rsqrt_falls_by_the_root_of_the_step(schedules, warmup):
-  """Four times as many updates, half the rate; min_learning_rate is a floor."""
+def test_rsqrt_formula(schedules, warmup):
+  """Four times as many updates halve the rate; min_learning_rate is a floor."""
   got = schedules['rsqrt'](hyper_of(0.1, 0.02, warmup, 200))
   top = max(warmup, 1)
   assert got[top - 1] == got.max() == np.float32(0.1)
@@ -121,8 +121,8 @@ def test_rsqrt_falls_by_the_root_of_the_step(schedules, warmup):
 
 
 @pytest.mark.parametrize('shape', ['wsd', 'rsqrt'])
-def test_other_schedules_meet_their_ends_exactly(schedules, shape):
-  """For any values; no update between is above the highest or below the lowest."""
+def test_ends_of_other_schedules_are_exact(schedules, shape):
+  """No update in between is above the highest rate or below the lowest, for any values."""
   rng = np.random.default_rng(0)
   for rate in 10 ** rng.uniform(-4, 0, 100):
     hparams = hyper_of(rate, rate * rng.uniform(0, 0.3), 7, 50, 20)
@@ -161,8 +161,8 @@ ZERO_UPDATES = jax.tree.map(np.zeros_like, PARAMS)
 
 
 @pytest.mark.parametrize('shape', ['independent', 'wsd', 'rsqrt'])
-def test_independent_weight_decay_does_not_depend_on_the_learning_rate(apply_updates, shape):
-  """Bit for bit, at every step of the schedule, when it ends at zero."""
+def test_independent_decay_ignores_the_learning_rate(apply_updates, shape):
+  """Bit for bit, at every step of a schedule that ends at zero."""
 
   def decayed(rate, step):
     hparams = hyper_of(rate, 0.0, 5, 50, 17, weight_decay=0.1)
@@ -177,7 +177,7 @@ def test_independent_weight_decay_does_not_depend_on_the_learning_rate(apply_upd
 
 @pytest.mark.parametrize('kind', ['independent', 'coupled'])
 def test_weight_decay_follows_the_schedule(apply_updates, schedule, kind):
-  """Every parameter loses s decay of itself, coupled s LR decay; s is the schedule in [0, 1]."""
+  """Every p loses s decay p, coupled s LR decay p, where s is the schedule in [0, 1]."""
   for rate in RATES:
     hparams = hyper_of(rate, 1e-5, 5, 20, weight_decay=0.1)
     for step, s in enumerate(schedule(hparams).astype(np.float64) / rate, start=1):
@@ -187,7 +187,7 @@ def test_weight_decay_follows_the_schedule(apply_updates, schedule, kind):
       np.testing.assert_allclose(new['norm']['scale'], factor, rtol=5e-7)
 
 
-def test_coupled_weight_decay_is_proportional_to_the_learning_rate(apply_updates):
+def test_coupled_decay_is_proportional_to_the_learning_rate(apply_updates):
   def shrinks_by(rate):
     hparams = hyper_of(rate, 0.0, 0, 50, weight_decay=0.5)
     new = apply_updates['coupled'](PARAMS, ZERO_UPDATES, hparams, np.int32(25))
@@ -198,14 +198,14 @@ def test_coupled_weight_decay_is_proportional_to_the_learning_rate(apply_updates
 
 
 @pytest.mark.parametrize('kind', ['independent', 'coupled'])
-def test_an_update_is_taken_at_the_learning_rate(apply_updates, kind):
+def test_update_is_multiplied_by_the_learning_rate(apply_updates, kind):
   hparams = hyper_of(0.1, 0.0, 4, 50, weight_decay=0)
   new = apply_updates[kind](PARAMS, jax.tree.map(np.ones_like, PARAMS), hparams, np.int32(1))
   np.testing.assert_allclose(new['matrix'], PARAMS['matrix'] - 0.1 / 4, rtol=1e-6, atol=1e-7)
 
 
-def test_parameter_rms_multiplies_the_update_and_not_the_decay(apply_updates):
-  """By each tensor's own RMS, or 1e-3 where that is smaller: of zeros, say, which must move."""
+def test_parameter_rms_scales_the_update_but_not_the_decay(apply_updates):
+  """The factor is the RMS of each tensor, but at least 1e-3, so that zeros can change."""
   tiny_matrix = np.float32([[1e-5, -1e-5]])
   params = PARAMS | {'tiny': tiny_matrix, 'zero': np.zeros(3, np.float32)}
   ones = jax.tree.map(np.ones_like, params)
@@ -220,7 +220,7 @@ def test_parameter_rms_multiplies_the_update_and_not_the_decay(apply_updates):
 
 @pytest.fixture(scope='module')
 def directions(tiny):
-  """By optimizer: the directions of successive updates."""
+  """Functions that yield the directions of successive updates, by optimizer."""
 
   def of(name):
     static = tiny({'optimizer.name': name}).static
@@ -243,7 +243,7 @@ def directions(tiny):
 
 @pytest.fixture(scope='module')
 def first_direction(directions):
-  """The direction of AdamW's first update."""
+  """A function that returns the direction of AdamW's first update."""
   return lambda hparams, gradients: next(directions['adamw'](hparams, gradients))
 
 
@@ -257,7 +257,7 @@ def adam(eps, clip_norm):
 
 
 @pytest.mark.parametrize('eps', [1e-15, 1e-8, 1e-3])
-def test_first_direction_is_the_sign_unless_below_eps(first_direction, eps):
+def test_first_direction_is_the_sign_above_eps(first_direction, eps):
   gradients = np.float32([0, 1e-14, -1e-12, 1e-9, -1e-8, 1e-7, 1e-4, -1e-3, 1e-1])
   expected = gradients.astype(np.float64) / (np.abs(gradients.astype(np.float64)) + eps)
   got = first_direction(adam(eps, 0), gradients)
@@ -266,7 +266,7 @@ def test_first_direction_is_the_sign_unless_below_eps(first_direction, eps):
 
 @pytest.mark.parametrize('clip_norm', [0.0, 0.5, 3.0, 4.9, 5.1, 100.0])
 def test_clips_the_global_norm(first_direction, clip_norm):
-  """Over all tensors together; 0 is off. Far below eps, directions are gradients / eps."""
+  """The norm is over all tensors; 0 is off. Far below eps, directions are gradients / eps."""
   gradients = {'a': np.float32([3, 0]), 'b': {'c': np.float32([[0], [-4]])}}
   got = first_direction(adam(1e6, clip_norm), gradients)
   scale = min(1, clip_norm / 5) if clip_norm else 1
@@ -288,7 +288,7 @@ def noise(rng, size=1.0):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_optimizer_clips_first(directions, name):
-  """Gradients of which the larger is cut to the size of the smaller move the state alike."""
+  """Gradients that are equal after clipping change the state equally."""
   small = noise(np.random.default_rng(0), 1e-2)
   norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(small)))
   large = jax.tree.map(lambda g: 100 * g, small)
@@ -300,13 +300,13 @@ def test_every_optimizer_clips_first(directions, name):
   for a, b, c in zip(*map(jax.tree.leaves, (expected, got, unclipped)), strict=True):
     if name != 'lion':
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    assert np.mean(np.abs(a - b) > 0.05) < 0.02  # a sign may turn where the mix is near 0
+    assert np.mean(np.abs(a - b) > 0.05) < 0.02  # a sign may flip where the average is near 0
     assert np.mean(np.abs(a - c) > 0.05) > 0.2
 
 
 @pytest.mark.parametrize('name', ['adamw', *NAMES])
 def test_directions_are_of_order_one(directions, name):
-  """Whatever the size of the gradient: one learning rate serves all optimizers."""
+  """For gradients of any size, so that one learning rate suits all optimizers."""
   rng = np.random.default_rng(0)
   for size in (1e-6, 1e-2, 1e2):
     gradients = [noise(rng, size) for _ in range(4)]
@@ -315,8 +315,8 @@ def test_directions_are_of_order_one(directions, name):
         assert 0.1 < np.sqrt(np.mean(np.square(leaf))) < 1.5
 
 
-def test_atan2_knows_no_scale_and_no_eps(directions):
-  """Of gradients times 1e-12 the same, where Adam's eps takes over; never above 2."""
+def test_adam_atan2_is_scale_invariant(directions):
+  """Gradients times 1e-12, where Adam's eps dominates, give the same directions; none exceeds 2."""
   rng = np.random.default_rng(0)
   gradients = [np.float32(rng.normal(size=100)) for _ in range(5)]
   scaled = [np.float32(1e-12) * g for g in gradients]
@@ -329,8 +329,8 @@ def test_atan2_knows_no_scale_and_no_eps(directions):
   np.testing.assert_array_equal(zero, 0)
 
 
-def test_stable_adamw_shrinks_what_takes_it_by_surprise(directions):
-  """A tensor whose gradient grows a hundredfold; not the one beside it."""
+def test_stable_adamw_shrinks_unexpected_updates(directions):
+  """Only the update of a tensor whose gradient grows a hundredfold shrinks."""
   rng = np.random.default_rng(0)
   gradients = [{k: np.float32(rng.normal(size=50)) for k in 'ab'} for _ in range(6)]
   gradients[-1]['a'] *= 100
@@ -346,7 +346,7 @@ def test_stable_adamw_shrinks_what_takes_it_by_surprise(directions):
   assert rms_b[0] > 0.8 * rms_b[1]
 
 
-def test_lion_takes_signs(directions):
+def test_lion_updates_are_signs(directions):
   rng = np.random.default_rng(0)
   gradients = [np.float32(rng.normal(size=50)) for _ in range(3)]
   momentum = np.zeros(50)
@@ -355,8 +355,8 @@ def test_lion_takes_signs(directions):
     momentum = 0.95 * momentum + 0.05 * g
 
 
-def test_muon_takes_the_matrices_of_blocks_alone(directions):
-  """Their singular values become alike; embedding, head and scales move as by Adam."""
+def test_muon_orthogonalises_only_block_matrices(directions):
+  """Singular values of blocks become similar; Adam updates embedding, head and scales."""
   rng = np.random.default_rng(0)
   shapes = {
       'query': (16, 16), 'key': (16, 16), 'value': (16, 16), 'output': (16, 16), 'gate': (16, 2)
@@ -387,11 +387,11 @@ def test_muon_takes_the_matrices_of_blocks_alone(directions):
     assert np.array_equal(direction, expected) != orthogonal, name
     if orthogonal:
       values = np.linalg.svd(direction, compute_uv=False) / (0.2 * max(direction.shape) ** 0.5)
-      assert np.median(values) > 0.6 and values.max() < 1.3, name  # the smallest take longer
+      assert np.median(values) > 0.6 and values.max() < 1.3, name  # small ones converge slowly
 
 
-def test_adafactor_bounds_the_rms_and_forgets_by_its_own_schedule(directions):
-  """The second moment after updates 1, 2: (1 - 2^-0.8) g1^2 + 2^-0.8 g2^2."""
+def test_adafactor_rms_and_second_moment(directions):
+  """After updates 1 and 2, the second moment is (1 - 2^-0.8) g1^2 + 2^-0.8 g2^2."""
   first, second = np.float32([1, 2, -3]), np.float32([30, -40, 2])
   one, two = directions['adafactor'](adam(1e-8, 0), first, second)
   np.testing.assert_allclose(one, np.sign(first), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""QK-clip: heads over the cap come down to it, and no other changes."""
+"""QK-clip: heads above the cap are scaled down to it; other heads do not change."""
 
 import jax
 import numpy as np
@@ -46,12 +46,12 @@ def max_by_head(params, run, text, width=32, head_dim=16):
   return np.array(found)
 
 
-def test_heads_over_the_cap_are_scaled_by_its_root(tiny, text):
+def test_heads_above_the_cap_are_scaled(tiny, text):
   plain, clipped = (tiny(OPTIONS | {'optimizer.qk_clip': cap}) for cap in (0.0, 1.0))
   start = jax.jit(train_step.programs(plain.static, 64).init)(plain.hparams)['params']
   highest = max_by_head(start, plain, text)
   low, high = sorted(highest)
-  cap = float(np.float32((low + high) / 2))  # one head is over it
+  cap = float(np.float32((low + high) / 2))  # one head is above it
   clipped = tiny(OPTIONS | {'optimizer.qk_clip': cap})
   without, with_clip = stepped(plain, text)[0]['params'], stepped(clipped, text)[0]['params']
   factor = np.sqrt(np.where(highest > cap, cap / highest, 1)).repeat(16)
@@ -71,12 +71,12 @@ def test_logits_stay_near_the_cap(tiny, text):
   assert max_by_head(params, run, text).max() < 1.5 * CAP
 
 
-def test_a_cap_that_is_never_reached_changes_nothing(tiny, text):
+def test_cap_never_reached_changes_nothing(tiny, text):
   plain, idle = (tiny(OPTIONS | {'optimizer.qk_clip': cap}) for cap in (0.0, 1e6))
   left, right = stepped(plain, text, 3), stepped(idle, text, 3)
   for a, b in zip(jax.tree.leaves(left[0]['params']), jax.tree.leaves(right[0]['params'])):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # another program rounds otherwise
-  assert left[1].keys() == right[1].keys()  # what it measures is not logged
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # another program rounds differently
+  assert left[1].keys() == right[1].keys()  # its measurements are not logged
 
 
 @pytest.mark.parametrize('dtype', ['float32'])

@@ -1,4 +1,4 @@
-"""SOAP against a plain NumPy implementation in float64, written from the paper's algorithm."""
+"""SOAP, compared with a NumPy implementation of the paper's algorithm in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ BETA1, BETA2, EPS, EVERY = 0.9, 0.95, 1e-8, 3
 
 
 def reference(gradients):
-  """Directions of one matrix; the first gradient sets the eigenbasis alone."""
+  """Directions of one matrix; the first gradient only initialises the eigenbasis."""
   m, n = gradients[0].shape
   left, right = np.zeros((m, m)), np.zeros((n, n))
   mean, square = np.zeros((m, n)), np.zeros((m, n))
@@ -40,7 +40,7 @@ def reference(gradients):
 
 @pytest.fixture(scope='module')
 def gradients():
-  """Of two matrices with a dominant direction, wide and tall; full rank from the first on."""
+  """Gradients of a wide and a tall matrix, of full rank and with a dominant direction."""
   rng = np.random.default_rng(0)
 
   def draw(m, n):
@@ -65,8 +65,8 @@ def directions_of(gradients, every=EVERY):
   return found
 
 
-def test_directions_are_the_algorithm_s(gradients):
-  """Signs of eigenvectors cancel; float32 against float64."""
+def test_directions_match_the_algorithm(gradients):
+  """Signs of eigenvectors cancel; float32 is compared with float64."""
   found = directions_of(gradients)
   for name, own in gradients.items():
     for direction, expected in zip(found, reference(own), strict=True):
@@ -84,8 +84,8 @@ def test_period_is_traced(gradients):
   assert not np.allclose(a[-1]['wide'], b[-1]['wide'], atol=1e-2)
 
 
-def test_basis_of_a_diagonal_gradient_is_adam():
-  """Where gradients are diagonal with distinct entries, the eigenbasis is the axes'."""
+def test_diagonal_gradients_give_adam():
+  """If gradients are diagonal with distinct entries, the eigenbasis is that of the axes."""
   rng = np.random.default_rng(1)
   diagonal = [np.diag([3.0, 2.0, 1.0] * (1 + 0.1 * rng.random(3))) for _ in range(5)]
   found = directions_of({'wide': diagonal})

@@ -1,4 +1,4 @@
-"""Sentences that sum up a sweep."""
+"""Sentences that summarise a sweep."""
 
 import numpy as np
 import pandas as pd

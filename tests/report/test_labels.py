@@ -8,7 +8,7 @@ from stability.report import labels
 
 
 @pytest.mark.parametrize('name', config.SIZES)
-def test_parameters_of_the_named_sizes_are_their_names(name):
+def test_named_sizes(name):
   size = config.SIZES[name]
   assert labels.parameters(12 * size['model.depth'] * size['model.width'] ** 2) == name
 
@@ -51,7 +51,7 @@ def test_number(value, text):
   assert labels.number(value) == text
 
 
-def test_decimals_of_nothing_are_nothing():
+def test_decimals_without_values():
   assert [labels.decimals(value) for value in (2.28551, float('nan'), None)] == ['2.286', '', '']
 
 
@@ -65,11 +65,11 @@ def test_decimals_of_nothing_are_nothing():
         ('x' * 20, ['x' * 17, 'xxx']),
     ],
 )
-def test_long_names_break_at_their_joints(text, lines):
+def test_line_breaks_in_long_names(text, lines):
   assert labels.wrapped(text, 17) == '\n'.join(lines)
 
 
-def test_the_name_of_a_section_is_the_section():
+def test_name_fields_are_labelled_by_their_section():
   names = ['optimizer.name', 'parameterization.name', 'parameterization.exponents']
   assert list(labels.fields(names).values()) == ['optimizer', 'parameterization', 'exponents']
   assert list(labels.fields(['a.name', 'b.a']).values()) == ['a.name', 'b.a']
@@ -81,7 +81,7 @@ def test_value():
   ]  # fmt: skip
 
 
-def test_fields_are_short_where_that_is_unambiguous():
+def test_fields_are_shortened_where_unambiguous():
   names = ['model.qk_norm', 'a.eps', 'b.eps', 'data.seed', 'method']
   assert list(labels.fields(names).values()) == ['qk_norm', 'a.eps', 'b.eps', 'data.seed', 'method']
 
@@ -92,7 +92,7 @@ def test_pairs():
   assert labels.pairs([], []) == ''
 
 
-def test_sizes_name_the_shape_only_where_parameters_do_not_tell():
+def test_shape_is_named_only_for_equal_parameters():
   rows = pd.DataFrame(
       [(9216, 16, 3), (18_874_368, 512, 6), (18_874_368, 256, 24)],
       columns=['parameters', 'model.width', 'model.depth'],
@@ -104,6 +104,6 @@ def test_sizes_name_the_shape_only_where_parameters_do_not_tell():
   ]
 
 
-def test_sizes_that_differ_never_look_the_same():
+def test_labels_of_sizes_are_distinct():
   rows = pd.DataFrame({'parameters': pd.array([9216, 9248, 9216, 70_000, pd.NA], 'Int64')})
   assert list(labels.sizes(rows, [])) == ['9,216', '9,248', '9,216', '70K', '?']

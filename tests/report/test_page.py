@@ -89,7 +89,7 @@ def test_applicable_claims(report):
     assert cells.count(f'text {name}') == (about['verdict'] == verdict).sum() > 0
   for row in judged.itertuples():
     assert (row.claim in shown.text) == (row.n > 0), row.claim
-  # Made up so: qk-norm helps at every size; logits without it pass 1e4 and those runs are worse.
+  # In the made-up sweep, qk-norm helps at every size; without it, logits pass 1e4 and losses rise.
   verdicts = about.set_index('claim')['verdict']
   assert verdicts.filter(like='Without qk-layernorm, LR sensitivity').item() == 'holds'
   assert verdicts.filter(like='exceeded 1e4 is unstable').item() == 'holds'

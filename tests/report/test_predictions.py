@@ -1,4 +1,4 @@
-"""The output of launch.predict and the section of the report, against the tables behind them."""
+"""The output of launch.predict and its section of the report, compared with their tables."""
 
 import dataclasses
 import re

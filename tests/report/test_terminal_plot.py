@@ -1,4 +1,4 @@
-"""The plot in the terminal, against what it must look like."""
+"""The terminal plot, compared with the expected text."""
 
 import math
 
@@ -9,14 +9,14 @@ def drawn(*arguments, **options):
   return terminal_plot.plot(*arguments, **options).split('\n')
 
 
-def test_a_straight_line_rises_by_eighths():
+def test_straight_line():
   lines = drawn([(step, step) for step in range(16)], {}, 16, width=16, height=2)
   assert lines[0] == f'{"15":>9}         ▁▂▃▄▅▆▇█'.rstrip()
   assert lines[1] == f'{"0":>9} ▁▂▃▄▅▆▇█████████'
   assert lines[2] == ''
 
 
-def test_a_column_is_the_mean_of_its_points_and_stands_until_the_next():
+def test_column_is_the_mean_of_its_points():
   lines = drawn([(0, 0.0), (1, 4.0), (6, 0.0)], {}, 8, width=4, height=1)
   assert lines[0] == f'{"2":>9} ███▁'
 
@@ -26,12 +26,12 @@ def test_nothing_is_drawn_after_the_last_point():
   assert line == f'{"2":>9} ▁▁█'
 
 
-def test_marks_stand_beneath_their_steps():
+def test_marks_are_below_their_steps():
   *_, below = drawn([(0, 1.0)], {0: '!', 5: '*', 10: '!'}, 10, width=10)
   assert below == ' ' * 10 + '!    *   !'
 
 
-def test_a_flat_line_and_what_is_not_finite():
+def test_flat_line_and_nonfinite_values():
   lines = drawn([(0, math.nan), (1, 3.0), (2, math.inf), (3, 3.0)], {}, 4, width=4, height=2)
   assert lines == [f'{"3":>9}', f'{"3":>9}  ▁▁▁', '']
   assert terminal_plot.plot([(1, math.nan)], {1: '!'}, 4) == 'nothing logged yet'

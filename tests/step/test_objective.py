@@ -1,4 +1,4 @@
-"""Cross-entropy, z-loss and mu-loss, against NumPy in float64."""
+"""Cross-entropy, z-loss and mu-loss, compared with NumPy in float64."""
 
 import jax
 import ml_collections
@@ -25,7 +25,7 @@ def objective(logits, z_loss=0.0, mu_loss=0.0, head=HEAD):
 
 @pytest.mark.parametrize('z_loss', [0.0, 1e-4, 0.5])
 def test_terms(z_loss):
-  """The loss leaves z-loss out, which has a name of its own; the sum is minimised."""
+  """The loss excludes z-loss, which is a separate term; the objective is their sum."""
   value, metrics = objective(LOGITS, z_loss)
   loss, z_term = np.mean(LOG_Z - TARGET_LOGITS), z_loss * np.mean(LOG_Z**2)
   assert metrics.keys() == {'loss', 'z_loss'}
@@ -48,7 +48,7 @@ def test_gradient(z_loss):
 
 
 def test_large_logits_do_not_overflow():
-  """Shifted logits have the same loss and a larger log Z; 1e4 is where the paper's runs end."""
+  """Shifted logits have the same loss and a larger log Z; the paper's runs diverge at 1e4."""
   _, metrics = objective(LOGITS + np.float32(1e4), z_loss=1)
   # float32 has steps of 1e-3 there.
   assert float(metrics['loss']) == pytest.approx(np.mean(LOG_Z - TARGET_LOGITS), abs=2e-3)
@@ -56,7 +56,7 @@ def test_large_logits_do_not_overflow():
 
 
 def test_mu_loss():
-  """The squared norm of the mean of the eleven embeddings; its gradient moves all of them alike."""
+  """The squared norm of the mean of the eleven embeddings; the gradient is equal for all."""
   mean = HEAD.astype(np.float64).sum(1) / 11
   value, metrics = objective(LOGITS, mu_loss=0.5)
   assert metrics.keys() == {'loss', 'z_loss', 'mu_loss'}

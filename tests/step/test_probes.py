@@ -1,4 +1,4 @@
-"""Every probe against NumPy, from parameters, gradients and what the modules return."""
+"""Every probe, compared with NumPy on parameters, gradients and the outputs of modules."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from stability.model import transformer as transformer_lib
 from stability.step import objective as objective_lib
 from stability.step import train_step
 
-# Optimizing machine code takes most of a compile; what is computed stays the same.
+# Optimization takes most of the compile time and does not change the results.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 B, T, H, K = 4, 16, 2, 16
@@ -54,7 +54,7 @@ def probed(request, tiny):
   run = tiny(overrides | MODELS[request.param])
   programs = train_step.programs(run.static, vocabulary_size=64)
   state = compiled(programs.init)(run.hparams)
-  # Larger weights than initial ones, for attention far from uniform; and scales other than 1.
+  # Weights are larger than initial ones, so that attention is far from uniform; scales are not 1.
   rng = np.random.default_rng(0)
   state['params'] = jax.tree.map(
       lambda p: np.float32(1.5 * p + 0.1 * rng.normal(size=p.shape)), state['params']
@@ -64,14 +64,14 @@ def probed(request, tiny):
 
 @dataclasses.dataclass(frozen=True)
 class Inside:
-  """The metrics of a probed step, and what they are of, by path."""
+  """The metrics of a probed step and the arrays that they measure, by path."""
 
   c: dict[str, object]  # the config, by dotted field
   metrics: dict[str, float]
   inputs: np.ndarray
   params: dict[str, np.ndarray]
   gradients: dict[str, np.ndarray]
-  outputs: dict[str, np.ndarray]  # of every module; of the whole under __call__
+  outputs: dict[str, np.ndarray]  # of every module; of the model under __call__
 
 
 @pytest.fixture(scope='module')
@@ -107,7 +107,7 @@ def inside(probed, text):
 
 
 def attention(inside, block):
-  """Queries and keys after RoPE, logits of all pairs [B, H, T, T], weights as shares."""
+  """Queries and keys after RoPE, logits of all pairs [B, H, T, T], and normalised weights."""
   x = inside.outputs[f'{block}/attention_norm'].astype(np.float64)
   projected = []
   for name in ('query', 'key'):
@@ -152,9 +152,9 @@ def test_attention_and_stream(inside, block):
     assert inside.metrics[f'{block}/{name}'] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize('probed', ['default'], indirect=True)  # which has such logits
-def test_a_masked_logit_is_never_the_largest(inside):
-  """Where the largest of all pairs is between a query and a later key, it is not reported."""
+@pytest.mark.parametrize('probed', ['default'], indirect=True)  # whose largest logit is masked
+def test_masked_logits_are_ignored(inside):
+  """The largest logit is of a query and a later key; it is not reported."""
   hidden = 0
   for block in ('block_0', 'block_1'):
     _, _, logits, _ = attention(inside, block)
@@ -164,7 +164,7 @@ def test_a_masked_logit_is_never_the_largest(inside):
 
 
 def test_entropy_of_uniform_attention(probed, text):
-  """Position t has t + 1 equal weights: ln(t + 1) nats, in every head; or none, by ReLU."""
+  """Position t has t + 1 equal weights, ln(t + 1) nats, in every head; with ReLU, no weights."""
   run, state, step = probed
   params = flat(state['params'])
   for name in params:
@@ -197,7 +197,7 @@ def test_activations(inside):
 
 
 def test_output_logits(inside):
-  """What the head puts out; Z is of what the softmax takes, which may be capped."""
+  """output_logit is of the head's output, log_z of the softmax's input, which may be capped."""
   capped = inside.outputs['__call__'].astype(np.float64)
   log_z = special.logsumexp(capped, axis=-1).mean()
   logits = inside.outputs['final_norm'].astype(np.float64) @ inside.params['head']
@@ -208,7 +208,7 @@ def test_output_logits(inside):
 
 
 def test_parameters_gradients_and_updates(inside):
-  """Gradients as they are before clipping; updates as Adam gives them: here, its first."""
+  """Gradients are those before clipping, updates those that Adam returns (here, its first)."""
   norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in inside.gradients.values()))
   assert inside.metrics['gradient_norm'] == pytest.approx(norm, rel=1e-4)
   assert norm > 0.2  # it is clipped to 0.1
@@ -232,8 +232,8 @@ def test_parameters_gradients_and_updates(inside):
         {'schedule.warmup_steps': np.int32(10)},
     ],
 )
-def test_probes_know_no_learning_rate_schedule_or_decay(probed, text, changed):
-  """Of one state, bit for bit: update_rms is of the direction alone."""
+def test_probes_ignore_learning_rate_schedule_and_decay(probed, text, changed):
+  """Bit for bit on one state: update_rms is that of the direction only."""
   run, state, step = probed
   one, one_metrics = jax.device_get(step(text, state))
   other, other_metrics = jax.device_get(step(text, state | {'hparams': run.hparams | changed}))
@@ -242,7 +242,7 @@ def test_probes_know_no_learning_rate_schedule_or_decay(probed, text, changed):
 
 
 def test_names(inside):
-  """The names of the file contract, no more and no fewer."""
+  """Probes have exactly the names of the file contract."""
   of_blocks = ('query_norm', 'key_norm', 'output_rms')
   of_blocks += ('attention_logit_max', 'attention_logit_mean')
   of_blocks += ('attention_entropy', 'attention_entropy_min', 'query_key_cosine')

@@ -1,4 +1,4 @@
-"""The JAX implementation against the PyTorch reference, from equal numbers, in float32."""
+"""The JAX implementation, compared with the PyTorch reference on equal inputs in float32."""
 
 import functools
 
@@ -19,12 +19,12 @@ torch = pytest.importorskip('torch', reason="needs PyTorch: pip install -e '.[to
 
 from helpers import reference_torch  # noqa: E402
 
-torch.set_num_threads(1)  # more of them get in the way of XLA's
+torch.set_num_threads(1)  # more would compete with XLA's threads
 
 VOCABULARY = 64
 CAPS = {'model.attention_soft_cap': 1.5, 'model.output_soft_cap': 2.0}
 INVERSE = {'model.attention_scale': 'inverse'}
-# Each switch of the model and the objective at least once, beside others with which it is not lost.
+# Each switch of the model and the objective at least once, with others that do not hide it.
 SWITCHES = {
     'default': {},
     'qk_norm=none': {'model.qk_norm': 'none'},
@@ -37,17 +37,17 @@ SWITCHES = {
     'squared_relu': {'model.attention': 'squared_relu'},
     'squared_relu, capped': {'model.attention': 'squared_relu', **CAPS, **INVERSE},
 }
-# Optimizing machine code takes most of a compile; what is computed stays the same.
+# Optimization takes most of the compile time and does not change the results.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def settings(run):
-  """What the reference reads: numbers as the traced float32 ones are."""
+  """The settings of the reference, with numbers rounded like the traced float32 ones."""
   return run.flat | {field: value.item() for field, value in run.hparams.items()}
 
 
 def random_params(run):
-  """Weights as large as initial ones; scales are spread around 1, that of all logits is 5."""
+  """Weights as large as initial ones; scales are spread around 1, a scalar logit scale is 5."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   network = transformer_lib.Transformer(run.static.model, VOCABULARY)
   shapes = jax.eval_shape(network.init, jax.random.key(0), tokens, run.hparams)['params']
@@ -68,7 +68,7 @@ def named(tree):
 
 
 def in_torch(run, params):
-  """The reference with these weights; refuses other names or shapes than its own."""
+  """The reference with these weights; fails on names or shapes other than its own."""
   network = reference_torch.Transformer(settings(run), VOCABULARY)
   weights = {name: torch.tensor(value) for name, value in named(params).items()}
   network.load_state_dict(weights, strict=True)
@@ -166,14 +166,14 @@ STATIC = {
 CASES = [(name, case) for name in ('independent', 'coupled') for case in OPTIMIZERS]
 CASES += [(name, case) for name in list(STATIC)[2:] for case in ('default', 'other betas')]
 CASES += [(name, 'large eps') for name in ('stable_adamw', 'muon')]
-# Its polynomial is as steep as 3.4 and taken five times: it magnifies rounding, most where a
-# singular value is small; the largest error seen is 1.9e-6.
+# Muon's polynomial has a slope of up to 3.4 and is iterated five times. It amplifies rounding, most
+# where a singular value is small; the largest error seen is 1.9e-6.
 TOLERANCES = {'muon': 1e-5}
 
 
 @pytest.fixture(scope='module')
 def update(request, tiny):
-  """Overrides of what is static, and one update, compiled: directions, parameters, state."""
+  """Static overrides, and a compiled update that returns directions, parameters and state."""
   overrides = {'optimizer.weight_decay': 0.03} | STATIC[request.param]
   static = tiny(overrides).static
 
@@ -188,7 +188,7 @@ def update(request, tiny):
 @pytest.mark.parametrize('update, case', CASES, indirect=['update'])
 @pytest.mark.parametrize('size', [1.0, 1e-12])
 def test_optimizer(tiny, update, case, size):
-  """On equal gradients: directions, and parameters after them, to 1e-6 of their norms."""
+  """For equal gradients, directions and new parameters agree to 1e-6 of their norms."""
   overrides, update = update
   run = tiny(overrides | OPTIMIZERS[case])
   tolerance = TOLERANCES.get(run.flat['optimizer.name'], 1e-6)
@@ -201,7 +201,7 @@ def test_optimizer(tiny, update, case, size):
       ('block_1', 'mlp_norm', 'scale'): (8,),
   }
   params = {path: rng.normal(size=shape) for path, shape in shapes.items()}
-  params['block_1', 'mlp_norm', 'scale'] *= 1e-4  # below the RMS that scales a learning rate
+  params['block_1', 'mlp_norm', 'scale'] *= 1e-4  # below the least RMS that scales a learning rate
   params = {path: np.float32(value) for path, value in params.items()}
   theirs = {'.'.join(path): torch.tensor(value) for path, value in params.items()}
   reference, directions_only = (
@@ -241,7 +241,7 @@ STEPS = {
 
 @pytest.mark.parametrize('case', STEPS)
 def test_three_steps(tiny, text, case):
-  """train.step against the reference's loop, on the batches that the host draws."""
+  """train.step, compared with the loop of the reference on the batches that the host draws."""
   overrides = {
       'optimizer.learning_rate': 1e-3,
       'optimizer.weight_decay': 0.03,  # large, for three steps to show it

@@ -1,4 +1,4 @@
-"""Sharpness against dense Hessians, NumPy's eigenvalues and losses along the update."""
+"""Sharpness, compared with dense Hessians, NumPy's eigenvalues and losses along the update."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from stability.optim import apply, optimizers
 from stability.step import objective as objective_lib
 from stability.step import sharpness, train_step
 
-# Optimizing machine code takes most of a compile; what is computed stays the same.
+# Optimization takes most of the compile time and does not change the results.
 LEVEL = {'xla_backend_optimization_level': 0}
 compiled = functools.partial(jax.jit, compiler_options=LEVEL)
 
@@ -27,11 +27,11 @@ SMALL = {
     'model.head_dim': 4,
     'model.depth': 1,
     'optimizer.eps': 1e-4,
-    'optimizer.weight_decay': 0.1,  # no part of the update along which the loss is followed
+    'optimizer.weight_decay': 0.1,  # not part of the update along which the loss is measured
     'schedule.warmup_steps': 0,
     'probe.sharpness_every_steps': 20,
 }
-RESOLUTION = 2 ** (24 / 2**8)  # what seven bisections of 24 octaves leave, to either side
+RESOLUTION = 2 ** (24 / 2**8)  # of seven bisections of 24 octaves, to either side
 NAMES = {
     'critical_sharpness',
     'critical_sharpness_ratio',
@@ -44,7 +44,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize('edge', [1e-3, 0.3, 1.0, 700.0])
-def test_critical_scale_is_where_a_parabola_comes_back_to_its_height(edge):
+def test_critical_scale_of_a_parabola(edge):
   found = sharpness.critical_scale(lambda s: s * (s - edge), jnp.float32(0))
   assert edge / RESOLUTION <= found <= edge * RESOLUTION
 
@@ -62,7 +62,7 @@ def test_critical_scale_at_its_limits():
 
 
 @pytest.mark.parametrize(('step', 'edge'), [(0.5, 2.0), (-0.5, np.nan)])
-def test_a_step_uphill_has_no_critical_sharpness(step, edge):
+def test_step_uphill_has_no_critical_sharpness(step, edge):
   params = jnp.float32(1.0)  # loss p^2 / 2: a step of 0.5 down comes back up at 4 times its length
 
   def loss(p):
@@ -76,12 +76,12 @@ def test_a_step_uphill_has_no_critical_sharpness(step, edge):
     ('spectrum', 'tolerance'),
     [
         (np.concatenate([np.linspace(-1, 1, 60), [3.0, 9.0]]), 1e-4),
-        (np.concatenate([np.linspace(-1, 1, 60), [-20.0, 2.0]]), 1e-2),  # the largest, not in size
-        (np.linspace(0, 1, 62), 0.05),  # no gap: from below
+        (np.concatenate([np.linspace(-1, 1, 60), [-20.0, 2.0]]), 1e-2),  # not the largest in size
+        (np.linspace(0, 1, 62), 0.05),  # no gap: approached from below
         (np.concatenate([np.zeros(61), [4.0]]), 1e-4),  # exhausted after two products
     ],
 )
-def test_largest_eigenvalue_is_numpys(spectrum, tolerance):
+def test_largest_eigenvalue_equals_numpy(spectrum, tolerance):
   rng = np.random.default_rng(0)
   turn, _ = np.linalg.qr(rng.normal(size=(62, 62)))
   matrix = np.float32(turn @ np.diag(spectrum) @ turn.T)
@@ -100,7 +100,7 @@ def test_largest_eigenvalue_is_numpys(spectrum, tolerance):
 
 
 class Stepped:
-  """A run of three quiet steps, the sharp step after them, and the loss that it is about."""
+  """A run of three quiet steps, the sharp step after them, and its loss."""
 
   def __init__(self, run, text):
     self.run = run
@@ -127,7 +127,7 @@ class Stepped:
     return total
 
   def direction(self):
-    """Adam's, from the moments after the step, in float64 and by path."""
+    """Adam's direction from the moments after the step, in float64 and by path."""
     adam = self.after['optimizer'][1]
     count = int(adam.count)
     m = jax.tree.map(lambda m: np.float64(m) / (1 - 0.9**count), adam.mu)
@@ -141,7 +141,7 @@ def stepped(tiny, text):
   return Stepped(tiny(SMALL), text)
 
 
-def test_critical_sharpness_is_that_of_losses_along_the_update(stepped):
+def test_critical_sharpness_matches_losses_along_the_update(stepped):
   direction, _ = stepped.direction()
   loss = compiled(stepped.loss)
   params = stepped.before['params']
@@ -159,20 +159,20 @@ def test_critical_sharpness_is_that_of_losses_along_the_update(stepped):
   assert stepped.metrics['critical_sharpness_ratio'] == pytest.approx(ratio, rel=1e-4)
 
 
-def test_preconditioned_sharpness_is_that_of_the_dense_hessian(stepped):
+def test_preconditioned_sharpness_matches_the_dense_hessian(stepped):
   flat, unravel = flatten_util.ravel_pytree(stepped.before['params'])
   hessian = np.float64(compiled(jax.hessian(lambda x: stepped.loss(unravel(x))))(flat))
   p, _ = flatten_util.ravel_pytree(stepped.direction()[1])
   root = np.sqrt(np.float64(p))  # P^-1/2 H P^-1/2 has the eigenvalues of P^-1 H
   eigenvalue = np.linalg.eigvalsh(hessian / root / root[:, None])[-1]
   measured = stepped.metrics['preconditioned_sharpness']
-  assert 0.9 * eigenvalue <= measured <= 1.001 * eigenvalue  # ten products: from below
+  assert 0.9 * eigenvalue <= measured <= 1.001 * eigenvalue  # ten products: approached from below
   limit = (2 + 2 * 0.9) / (1 - 0.9) / stepped.metrics['learning_rate']  # 38 / LR
   expected = pytest.approx(measured / limit, rel=1e-4)
   assert stepped.metrics['preconditioned_sharpness_ratio'] == expected
 
 
-def test_a_sharp_step_makes_the_update_of_a_quiet_one(stepped):
+def test_sharp_and_quiet_steps_make_the_same_update(stepped):
   for a, b in zip(
       jax.tree.leaves(stepped.after), jax.tree.leaves(stepped.after_quiet), strict=True
   ):
@@ -180,8 +180,8 @@ def test_a_sharp_step_makes_the_update_of_a_quiet_one(stepped):
   assert set(stepped.metrics) >= {'loss', 'block_0/attention_logit_max', *NAMES}
 
 
-def test_a_batch_in_parts_has_the_sharpness_of_the_whole(stepped, tiny, text, monkeypatch):
-  """Over two devices, and on each of them in two microbatches, blocks recomputed."""
+def test_sharpness_of_a_batch_in_parts(stepped, tiny, text, monkeypatch):
+  """On two devices, with two microbatches on each and remat of blocks."""
   lowered = jax.stages.Lowered.compile
   monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda self: lowered(self, LEVEL))
   run = tiny(SMALL)
@@ -199,8 +199,8 @@ def test_a_batch_in_parts_has_the_sharpness_of_the_whole(stepped, tiny, text, mo
     assert metrics[name] == pytest.approx(stepped.metrics[name], rel=tolerance), name
 
 
-def test_layers_count_with_their_own_learning_rate(tiny):
-  """Adam's sqrt(v) + eps, over the share of the learning rate that a layer gets."""
+def test_layers_use_their_own_learning_rate(tiny):
+  """The preconditioner is Adam's sqrt(v) + eps over the layer's share of the learning rate."""
   fields = {'parameterization.base_width': 2, 'parameterization.name': 'muparam_simple'}
   rng = np.random.default_rng(0)
   shapes = {'embedding': (64, 8), 'block_0': {'mlp': {'up': (8, 32)}}, 'head': (8, 64)}
@@ -232,7 +232,7 @@ def _is_shape(node):
   return isinstance(node, tuple)
 
 
-def test_an_optimizer_without_that_preconditioner_has_critical_sharpness_alone(tiny, text):
+def test_other_optimizers_have_only_critical_sharpness(tiny, text):
   run = tiny(SMALL | {'optimizer.name': 'lion'})
   programs = train_step.programs(run.static, 64)
   state = jax.eval_shape(programs.init, run.hparams)
@@ -243,6 +243,6 @@ def test_an_optimizer_without_that_preconditioner_has_critical_sharpness_alone(t
   }
 
 
-def test_no_executable_unless_asked_for(tiny):
+def test_no_executable_without_sharpness(tiny):
   assert 'sharp' not in train_step.programs(tiny().static, 64).steps
   assert 'sharp' in train_step.programs(tiny(SMALL).static, 64).steps

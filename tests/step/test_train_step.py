@@ -18,7 +18,7 @@ from stability.step import train_step
 
 @pytest.fixture(scope='module')
 def single(tiny, text):
-  """A run of one block on one device, its executables compiled."""
+  """A run of one block on one device, with compiled executables."""
   return layout_of(tiny({'model.depth': 1}), text)
 
 
@@ -51,7 +51,7 @@ def assert_same(left, right):
     np.testing.assert_array_equal(left[path], right[path], err_msg=path)
 
 
-# A hyperparameter, and a value that must take a run elsewhere.
+# Hyperparameters, each with a value that must change a run.
 CHANGED = {
     'seed': 1,
     'data.seed': 1,
@@ -72,7 +72,7 @@ CHANGED = {
     'schedule.warmup_steps': 3,
     'schedule.min_learning_rate': 5e-3,
 }
-# What must be on for a hyperparameter to count: all at once, so that one compile serves them.
+# The options that give hyperparameters an effect, all at once so that one compilation suffices.
 ON = {
     'model.qk_norm': 'fixed',
     'model.attention_soft_cap': 1.0,
@@ -81,7 +81,7 @@ ON = {
     'parameterization.name': 'mup',
     'parameterization.exponents': 'full_alignment',
     'schedule.shape': 'wsd',
-    'schedule.decay_steps': 17,  # all but warm-up and one more
+    'schedule.decay_steps': 17,  # all steps but the warm-up and one
 }
 READ_IF_ON = (
     'model.logit_scale',
@@ -99,7 +99,7 @@ def switched_on(tiny, text):
 
 
 def test_every_hyperparameter_is_listed():
-  """Or read by an entry of a table, which has a test of its own."""
+  """The others are read by entries of tables, which have their own tests."""
   traced = {field for field, record in config_lib.FIELDS.items() if record.traced}
   entries = [entry for table in variants.TABLES.values() for entry in
              (table.values() if isinstance(table, variants.Choices) else table)]  # fmt: skip
@@ -108,8 +108,8 @@ def test_every_hyperparameter_is_listed():
   assert read <= config_lib.FIELDS.keys()
 
 
-def test_choices_are_the_tables():
-  """A choice option that has a table accepts just its entries."""
+def test_choices_match_the_tables():
+  """A choice option that has a table accepts exactly its entries."""
   tables = {name: t for name, t in variants.TABLES.items() if isinstance(t, variants.Choices)}
   assert tables.keys() >= {'optimizer.name', 'model.norm', 'schedule.shape'}
   for option, table in tables.items():
@@ -118,8 +118,8 @@ def test_choices_are_the_tables():
 
 
 @pytest.mark.parametrize('field', CHANGED)
-def test_every_hyperparameter_counts(single, switched_on, tiny, field):
-  """After four updates by far more than rounding; the seed alone before the first."""
+def test_every_hyperparameter_has_an_effect(single, switched_on, tiny, field):
+  """After four updates, states differ by far more than rounding; before, only the seed matters."""
   layout, base = (switched_on, ON) if field in READ_IF_ON else (single, {})
   default, changed = tiny(base), tiny(base | {field: CHANGED[field]})
   a, b = (layout.init(run.hparams)['params']['head'] for run in (default, changed))
@@ -128,7 +128,7 @@ def test_every_hyperparameter_counts(single, switched_on, tiny, field):
   assert np.linalg.norm(a - b) > 1e-4 * np.linalg.norm(a)
 
 
-def test_a_step_is_a_function_of_the_state(single, tiny):
+def test_step_is_a_function_of_the_state(single, tiny):
   for field in ('step', 'params', 'optimizer'):
     member = trained(single, tiny(), 3)[0]
     other = trained(single, tiny(), 2)[0]
@@ -169,7 +169,7 @@ def test_metrics_of_a_step(single, tiny, text, loss_on):
     assert metrics['z_loss'] > 1  # 0.5 ln(64)^2, and not in the loss
 
 
-def test_evaluation_is_cross_entropy_alone(single, tiny, text, loss_on):
+def test_evaluation_is_only_cross_entropy(single, tiny, text, loss_on):
   run = tiny({'objective.z_loss': 0.5})
   params = single.init(run.hparams)['params']
   expected = [loss_on(params, rows) for rows in text['validation']]
@@ -177,7 +177,7 @@ def test_evaluation_is_cross_entropy_alone(single, tiny, text, loss_on):
 
 
 def test_mu_centering(tiny, text):
-  """The mean output embedding is 0 after an update, not before; nothing else is moved by it."""
+  """The mean output embedding is 0 after an update, not before; nothing else changes."""
   heads, embeddings = {}, {}
   for centering in ('none', 'mean'):
     run = tiny({'model.depth': 0, 'model.output_centering': centering})
@@ -201,8 +201,8 @@ def test_learns(single, tiny, text):
   assert single.evaluate(state)[0] < before - 0.4
 
 
-def test_a_probed_step_makes_the_update_of_a_quiet_one(single, tiny):
-  """The whole state after it, within the rounding of two executables: 1e-6 of a tensor's norm."""
+def test_probed_and_quiet_steps_make_the_same_update(single, tiny):
+  """The states agree within the rounding of two executables, 1e-6 of a tensor's norm."""
   [member] = single.extract(single.step(started(single, tiny()), 'quiet', 3)[0])
   quiet, fetch = single.step(single.insert(single.empty(), 0, member), 'quiet')
   probed, probed_fetch = single.step(single.insert(single.empty(), 0, member), 'probed')
@@ -216,8 +216,8 @@ def test_a_probed_step_makes_the_update_of_a_quiet_one(single, tiny):
     assert probed_metrics[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_a_row_of_hyperparameters_compiles_nothing(tiny, text):
-  """A layout has compiled all it needs: hyperparameters are arguments."""
+def test_new_hyperparameters_compile_nothing(tiny, text):
+  """Hyperparameters are arguments of the executables that the layout has compiled."""
   run = tiny({'model.depth': 0})
   programs = train_step.programs(run.static, vocabulary_size=64)
   layout = SingleDeviceLayout(programs, text, run.hparams)
@@ -245,13 +245,13 @@ def test_a_row_of_hyperparameters_compiles_nothing(tiny, text):
       layout.extract(state)
     assert compiles not in events
     jax.jit(lambda x: x + 1).lower(np.float32(0)).compile()
-    assert compiles in events  # had there been one, it would have been heard
+    assert compiles in events  # the listener notices compilations
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize('kind', ['quiet', 'probed'])
-def test_a_run_that_is_over_keeps_its_state(single, tiny, kind):
+def test_finished_run_keeps_its_state(single, tiny, kind):
   short = tiny({'schedule.steps': 5})
   state, _ = single.step(started(single, short), 'quiet', 5)
   [after] = single.extract(state)
@@ -263,8 +263,8 @@ def test_a_run_that_is_over_keeps_its_state(single, tiny, kind):
 
 
 @pytest.mark.parametrize('kind', ['quiet', 'probed'])
-def test_a_loss_that_is_not_finite_ends_a_run(single, tiny, kind):
-  """Its state stays as it was before that step, but for `diverged`; later steps change nothing."""
+def test_nonfinite_loss_ends_a_run(single, tiny, kind):
+  """Except for `diverged`, the state stays that before the step; later steps change nothing."""
   healthy, _ = trained(single, tiny(), 3)
   broken = healthy | {'params': healthy['params'] | {'head': 1e38 * healthy['params']['head']}}
   state = single.insert(single.empty(), 0, broken)
@@ -275,8 +275,8 @@ def test_a_loss_that_is_not_finite_ends_a_run(single, tiny, kind):
     assert_same(single.extract(state)[0], broken | {'diverged': np.bool(True)})
 
 
-def test_a_run_that_diverged_does_not_go_on(single, tiny):
-  """Not even where its loss is finite again."""
+def test_diverged_run_does_not_continue(single, tiny):
+  """The run stays diverged even if its loss is finite again."""
   healthy, _ = trained(single, tiny(), 3)
   over = healthy | {'diverged': np.bool(True)}
   state, fetch = single.step(single.insert(single.empty(), 0, over), 'quiet', 2)
@@ -284,8 +284,8 @@ def test_a_run_that_diverged_does_not_go_on(single, tiny):
   assert fetch.read()[0]['diverged'] == 1
 
 
-def test_too_high_a_learning_rate_diverges(single, tiny):
-  """And stops at the update that cannot be made, without going through the rest."""
+def test_excessive_learning_rate_diverges(single, tiny):
+  """The run stops at the update that fails."""
   state, metrics = trained(single, tiny({'optimizer.learning_rate': 1e30}), 10)
   assert state['diverged'] and metrics['diverged'] == 1
   assert 0 < state['step'] < 10 and metrics['step'] == state['step'] + 1

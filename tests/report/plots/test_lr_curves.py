@@ -1,4 +1,4 @@
-"""The figures show the numbers they are given, in full and legibly."""
+"""Figures of losses and logits show all the numbers they are given, legibly."""
 
 import itertools
 from xml.etree import ElementTree
@@ -15,7 +15,7 @@ from stability.report.plots import lr_curves, style
 
 
 class Sweep:
-  """What the figures are drawn from."""
+  """The input of the figures."""
 
   def __init__(self, workdir, **options):
     made_up.write_sweep(workdir, **options)
@@ -51,14 +51,14 @@ def legend(figure):
   return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_loss_is_the_mean_over_seeds_in_a_panel_per_intervention(sweep):
+def test_loss_figure(sweep):
   figure = lr_curves.loss_by_learning_rate(sweep.results, made_up.BIGRAM_LOSS)
   assert [axis.get_title() for axis in figure.axes] == ['qk_norm=layernorm', 'qk_norm=none']
   assert {axis.get_xscale() for axis in figure.axes} == {'log'}
   assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
   runs = sweep.results.runs
   of_line = runs[(runs['model.width'] == 32) & (runs['model.qk_norm'] == 'none')]
-  x, y = lines(figure.axes[1], 'o')[2]  # each size gives its line and the ring of its best
+  x, y = lines(figure.axes[1], 'o')[2]  # each size has a line and a ring at its best
   np.testing.assert_array_equal(x, made_up.LEARNING_RATES)
   np.testing.assert_allclose(y, of_line.groupby('learning_rate')['final_loss'].mean())
   assert legend(figure) == [
@@ -79,7 +79,7 @@ def test_best_and_diverged_are_marked(sweep):
   assert not any('bigram' in text for text in legend(figure))
 
 
-def test_levels_outside_the_view_are_said_to_be(tmp_path):
+def test_levels_outside_the_view_are_labelled(tmp_path):
   small = Sweep(tmp_path, widths=(16,), interventions=[{}])
   figure = lr_curves.loss_by_learning_rate(small.results, bigram_loss=0.5)
   assert legend(figure)[-2:] == ['initial loss\n5.55 (above)', 'bigram model\n0.50 (below)']
@@ -89,7 +89,7 @@ def test_levels_outside_the_view_are_said_to_be(tmp_path):
   assert low > 2 and high < 5  # the made-up losses fill the view
 
 
-def test_larger_sizes_are_darker_and_the_lightest_shows_on_white(sweep):
+def test_colours_of_sizes(sweep):
   figure = lr_curves.loss_by_learning_rate(sweep.results)
   light = [
       np.dot(colors.to_rgb(handle.get_color()), (0.2126, 0.7152, 0.0722))
@@ -98,7 +98,7 @@ def test_larger_sizes_are_darker_and_the_lightest_shows_on_white(sweep):
   assert light == sorted(light, reverse=True) and light[0] < 0.75
 
 
-def test_sensitivity_has_the_table_s_numbers_and_intervals(sweep):
+def test_sensitivity_figure_equals_the_table(sweep):
   figure = lr_curves.sensitivity_by_parameters(sweep.results, sweep.table)
   axis = figure.axes[0]
   assert (axis.get_xscale(), axis.get_yscale()) == ('log', 'log')
@@ -112,7 +112,7 @@ def test_sensitivity_has_the_table_s_numbers_and_intervals(sweep):
   assert [tick.get_text() for tick in axis.get_xticklabels()] == ['9.2K', '37K', '147K']
 
 
-def test_sensitivity_that_lacks_runs_is_hollow_and_off_the_line(sweep):
+def test_sensitivity_with_missing_runs_is_hollow(sweep):
   table = sweep.table.copy()
   table.loc[2, 'missing'] = 1  # 37K with layernorm
   figure = lr_curves.sensitivity_by_parameters(sweep.results, table)
@@ -122,13 +122,13 @@ def test_sensitivity_that_lacks_runs_is_hollow_and_off_the_line(sweep):
   assert legend(figure)[-1] == 'undecided:\nruns missing'
 
 
-def test_a_narrow_range_is_not_blown_up(sweep):
+def test_narrow_range_is_not_magnified(sweep):
   table = sweep.table.assign(lr_sensitivity=np.linspace(0.2, 0.21, 6), low=0.2, high=0.21)
   low, high = lr_curves.sensitivity_by_parameters(sweep.results, table).axes[0].get_ylim()
   assert high / low == pytest.approx(4)
 
 
-def test_logits_are_the_highest_of_training(sweep):
+def test_logits_are_the_maximum_over_training(sweep):
   curves = sweep.curves.copy()
   runs = sweep.results.runs
   chosen = runs[(runs['parameters'] == 9216) & (runs['learning_rate'] == 1.0)]
@@ -143,7 +143,7 @@ def test_logits_are_the_highest_of_training(sweep):
   assert legend(figure)[:7] == ['1e-3', '3e-3', '1e-2', '3e-2', '1e-1', '3e-1', '1']
 
 
-def test_the_line_of_1e4_is_in_view_even_if_far_off(sweep):
+def test_line_at_1e4_is_in_view(sweep):
   curves = sweep.curves.assign(**{results.LOGIT: sweep.curves[results.LOGIT].clip(1, 20)})
   for figure in (
       lr_curves.logits_by_learning_rate(sweep.results, curves),
@@ -155,7 +155,7 @@ def test_the_line_of_1e4_is_in_view_even_if_far_off(sweep):
     assert [1e4, 1e4] in [list(line.get_ydata()) for line in figure.axes[-1].lines]
 
 
-def test_training_curves_are_those_of_the_largest_size_and_first_seed(sweep):
+def test_training_curves_of_the_largest_size(sweep):
   figure = lr_curves.training_curves(sweep.results, sweep.curves)
   loss = figure.axes[1]
   drawn = lines(loss, 'None')
@@ -171,13 +171,13 @@ def test_training_curves_are_those_of_the_largest_size_and_first_seed(sweep):
   assert figure.get_supxlabel() == 'step (147K parameters)'
 
 
-def test_training_curves_without_probes_show_the_loss_alone(sweep):
+def test_training_curves_without_probes(sweep):
   curves = sweep.curves.assign(**{results.LOGIT: np.nan})
   figure = lr_curves.training_curves(sweep.results, curves)
   assert len(figure.axes) == 2
 
 
-def test_a_run_that_explodes_does_not_flatten_the_others(sweep):
+def test_exploding_run_does_not_flatten_others(sweep):
   curves = sweep.curves.copy()
   first_seed = sweep.results.runs['run'].iloc[-2]
   curves.loc[curves['run'] == first_seed, 'loss'] = 1e6
@@ -201,7 +201,7 @@ MANY = {
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
-  """All figures of the sweeps in MANY, drawn."""
+  """All figures of the sweeps in MANY."""
   drawn = {}
   for case, options in MANY.items():
     sweep = Sweep(tmp_path_factory.mktemp('many'), seeds=(0,), **options)
@@ -212,7 +212,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize('case', MANY)
-def test_many_panels_and_lines_stay_apart(many, case):
+def test_many_panels_and_lines_do_not_overlap(many, case):
   for name, figure in many[case].items():
     across = {round(axis.get_position().x0, 2) for axis in figure.axes}
     assert len(across) <= 4, name
@@ -224,7 +224,7 @@ def test_many_panels_and_lines_stay_apart(many, case):
     assert all(axis.get_window_extent().x1 < box.x0 for axis in figure.axes), name
 
 
-def test_labels_of_sizes_stay_apart(many):
+def test_size_labels_do_not_overlap(many):
   for name in ('sensitivity', 'logits_size'):
     for axis in many['nine sizes'][name].axes:
       boxes = [tick.get_window_extent() for tick in axis.get_xticklabels()]
@@ -234,21 +234,21 @@ def test_labels_of_sizes_stay_apart(many):
 
 
 @pytest.mark.parametrize('case', MANY)
-def test_panels_of_all_rows_share_their_scales(many, case):
+def test_panels_share_their_scales(many, case):
   for name, figure in many[case].items():
     tops = figure.axes if name != 'curves' else [a for a in figure.axes if a.get_title()]
     assert len({axis.get_ylim() for axis in tops}) == 1, name
     assert len({axis.get_xlim() for axis in figure.axes}) == 1, name
 
 
-def test_equal_figures_give_equal_files(sweep):
+def test_figure_files_are_deterministic(sweep):
   first, second = sweep.all_figures(), sweep.all_figures()
   for name in first:
     assert style.save(first[name], 'svg') == style.save(second[name], 'svg'), name
   assert style.save(first['loss'], 'png').startswith(b'\x89PNG')
 
 
-def test_a_user_s_text_is_neither_mathematics_nor_markup(sweep):
+def test_user_text_is_escaped(sweep):
   runs = sweep.results.runs
   runs = runs[runs['model.qk_norm'] == 'none'].assign(method='$\\frac{$--><script>')
   figure = lr_curves.loss_by_learning_rate(results.Results(runs, ['method'], []))
@@ -258,7 +258,7 @@ def test_a_user_s_text_is_neither_mathematics_nor_markup(sweep):
   assert '<script' not in svg
 
 
-def test_results_without_parameters_have_their_loss_figure():
+def test_loss_figure_without_parameters():
   runs = pd.DataFrame({
       'run': ['a', 'b'], 'status': 'done', 'parameters': pd.array([pd.NA, pd.NA], 'Int64'),
       'learning_rate': [0.1, 0.2], 'seed': 0, 'initial_loss': 4.0, 'final_loss': [3.0, 3.5],

@@ -1,4 +1,4 @@
-"""The figures of probes and swept numbers show what they are given, where anything is."""
+"""Figures of probes and swept numbers show their data, and are left out where there is none."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def of_eps():
   return simulate(grid(eps, RATES[2:]), INSIDE)
 
 
-def test_gradients_and_updates_at_the_end_against_size(sized):
+def test_gradients_and_updates_against_size(sized):
   figure = probe_plots.gradients(*sized)
   gradients, updates = figure.axes[0], figure.axes[2]
   x, y = lines(gradients)[-1]  # the highest learning rate, 1
@@ -97,13 +97,13 @@ def test_norms_are_those_of_the_largest_size(sized):
   assert figure.get_supxlabel() == 'step (147K parameters)'
 
 
-def test_norms_that_were_not_logged_have_no_row(sized):
+def test_unlogged_norms_have_no_row(sized):
   results, curves = sized
   figure = probe_plots.norms(results, curves.assign(**{'block_0/query_key_cosine': np.nan}))
   assert len(figure.axes) == 4
 
 
-def test_loss_against_a_number_in_a_panel_per_size():
+def test_loss_against_a_number():
   points = grid(WIDTHS, sweep(WARMUP, 5, 25, 100), RATES)
   results, _ = simulate(points, Outcomes(lambda c: 6.0 if highest(c) else 2 + c[WARMUP] / 100))
   figure = probe_plots.loss_by_number(results, WARMUP)
@@ -118,7 +118,7 @@ def test_loss_against_a_number_in_a_panel_per_size():
   assert figure.axes[0].get_xscale() == 'log'
 
 
-def test_a_model_without_blocks_is_a_level():
+def test_model_without_blocks_is_a_horizontal_line():
   results, _ = simulate(KAPPAS, Outcomes(kappa_loss(1e3)))
   figure = probe_plots.loss_by_number(results, 'model.logit_scale')
   (axis,) = figure.axes
@@ -127,19 +127,19 @@ def test_a_model_without_blocks_is_a_level():
   assert legend(figure)[-1] == 'no blocks:\na bigram model'
 
 
-def test_zero_stands_left_of_a_logarithmic_axis():
+def test_zero_is_left_of_a_logarithmic_axis():
   results, _ = simulate(grid(sweep('optimizer.weight_decay', 0.0, 1e-4, 1e-2), RATES), INSIDE)
   (axis,) = probe_plots.loss_by_number(results, 'optimizer.weight_decay').axes
   assert axis.get_xscale() == 'symlog' and axis.get_xlim()[0] < 0
   assert [label.get_text() for label in axis.get_xticklabels()] == ['0', '1e-4', '1e-2']
 
 
-def test_numbers_with_an_axis_of_their_own():
+def test_numbers_with_an_axis():
   def numbers(*points):
     return probe_plots.numbers(simulate(grid(*points, RATES), Outcomes(sim.flat))[0])
 
   assert numbers(WIDTHS, sim.BOTH_QK) == []  # no number; the size has its own figures
-  assert numbers(sweep('objective.z_loss', 0.0, 1e-4)) == []  # two values are no axis
+  assert numbers(sweep('objective.z_loss', 0.0, 1e-4)) == []  # two values make no axis
   assert numbers(sweep('data.seed', 0, 1, 2), sweep(WARMUP, 1, 2, 3)) == ['data.seed', WARMUP]
   assert numbers([{WARMUP: n, 'schedule.steps': 10 * n} for n in (1, 2, 4)]) == [WARMUP]
 
@@ -157,12 +157,12 @@ def test_figures_without_data_are_left_out(sized, of_eps):
   assert named(*alone) == ['query_key_norms']  # one size and one eps
 
 
-def test_a_model_without_blocks_has_no_output_of_a_block():
+def test_model_without_blocks_has_no_block_outputs():
   assert probe_plots.output_rms(simulate(KAPPAS, Outcomes(sim.flat))[0]) is None
   shallow, _ = simulate(SHAPE_GRID, INSIDE)
   assert probe_plots.output_rms(shallow) == 'block_0/output_rms'
 
 
-def test_equal_figures_give_equal_files(sized):
+def test_figure_files_are_deterministic(sized):
   for draw in (probe_plots.gradients, probe_plots.outputs, probe_plots.norms):
     assert style.save(draw(*sized), 'svg') == style.save(draw(*sized), 'svg')
