@@ -78,6 +78,7 @@ def test_option_in_help_and_override(place):
   assert 'Decay of the velocity' in listed.stdout
 
 
+@pytest.mark.slow
 def test_resume_uses_the_copy(place, tmp_path):
   """A changed source is named in a warning; the numbers are those of the copy."""
   shutil.copytree(place, tmp_path / 'place')
@@ -94,6 +95,7 @@ def test_resume_uses_the_copy(place, tmp_path):
   assert rows(place / 'sweep') == before
 
 
+@pytest.mark.slow
 def test_copy_that_is_missing_or_changed(place, tmp_path):
   """One line that names it, exit code 2, and no run is tried; readers run none of it."""
   shutil.copytree(place, tmp_path / 'place')

@@ -21,7 +21,7 @@ Fields = tuple[tuple[str, Any], ...]  # see stability/devices/shapes.py
 Tree = Any  # of arrays' shapes
 
 _TYPES = {'integer': np.int32, 'number': np.float32}  # of hyperparameters, by kind of option
-_ANY_VOCABULARY = 256  # a vocabulary size, where it does not matter
+_BYTES_VOCABULARY = 256  # the usual one, whose trace is shared
 
 
 class Update(NamedTuple):
@@ -54,9 +54,7 @@ class Gradient(NamedTuple):
 @functools.cache
 def block_parameters(fields: Fields) -> int:
   """Number of weights in the matrices of a block."""
-  # It does not depend on the sequence length, and a short one is traced sooner.
-  short = tuple((name, 2 if name == 'data.sequence_length' else value) for name, value in fields)
-  params, _ = _model(short, _ANY_VOCABULARY, depth=1)
+  params, _ = _model(fields, _BYTES_VOCABULARY, depth=1)
   return sum(math.prod(leaf.shape) for names, leaf in _leaves(params) if _is_counted(names, leaf))
 
 
@@ -108,9 +106,7 @@ def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -
     depth: number of blocks.
   """
   static, hparams = _static(fields, depth), _hparams()
-  params, carried = (
-      _at_depth(tree, depth) for tree in _model(model, vocabulary_size, depth=1)
-  )
+  params, carried = _model(model, vocabulary_size, depth=depth)
   state = jax.eval_shape(functools.partial(train_step.init_state, static), hparams, params, carried)
 
   def function(gradients, optimizer_state, params, hparams):
@@ -132,18 +128,24 @@ def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -
   )
 
 
-@functools.cache
 def _model(fields: Fields, vocabulary_size: int, *, depth: int) -> tuple[Tree, Tree]:
-  """The shapes of the parameters and of the carried state."""
-  static = _static(fields, depth)
+  """The shapes of the parameters and of the carried state at a depth."""
+  return tuple(_at_depth(tree, depth) for tree in _one_block(fields, vocabulary_size))
+
+
+@functools.cache
+def _one_block(fields: Fields, vocabulary_size: int) -> tuple[Tree, Tree]:
+  """The shapes of the parameters and of the carried state of a model of depth 1."""
+  static = _static(fields, depth=1)
   model = train_step.make_model(static, vocabulary_size)
   return jax.eval_shape(functools.partial(train_step.init_model, model, static), _hparams())
 
 
 def _at_depth(tree: Tree, depth: int) -> Tree:
-  """Parameters or carried state of a deeper model, from those of a model of depth 1."""
+  """Parameters or carried state at any depth, from those at depth 1."""
+  others = {name: value for name, value in tree.items() if name != 'block_0'}
   blocks = {f'block_{n}': tree['block_0'] for n in range(depth)} if 'block_0' in tree else {}
-  return tree | blocks
+  return others | blocks
 
 
 def _candidates(moments: Iterable[Moment]) -> tuple[Moment, ...]:

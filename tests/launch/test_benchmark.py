@@ -53,6 +53,7 @@ def test_simultaneous_processes(monkeypatch):
   assert benchmark._speed('matmul', 64, [core, core]) > 1e6
 
 
+@pytest.mark.slow
 def test_plain_script(tmp_path, monkeypatch):
   get_config = setup.get_config
 

@@ -454,7 +454,7 @@ def small_sweep(tmp_path_factory):
   return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*.json*')}
 
 
-@generated(100)
+@generated(50)
 @given(data=st.data())
 def test_damaged_sweeps(request, data):
   """launch.report names the file, or writes its report."""
@@ -504,6 +504,7 @@ def _report_of_files(folder, workdir):
 PROCESSES = 36
 
 
+@pytest.mark.slow
 def test_real_processes():
   """Starts a sample of the above as a user would."""
   cases = []

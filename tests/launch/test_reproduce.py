@@ -122,6 +122,7 @@ def test_seeds(place, capsys):
   assert '4 runs' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_failed_experiment_is_retried(place, capsys):
   """The others go on, and are not trained again when the command is repeated."""
   arguments = ['--workdir=runs', '--only=third,lacking', '--workers=1']

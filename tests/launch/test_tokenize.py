@@ -649,6 +649,7 @@ def test_progress_lines(c4, tmp_path, monkeypatch, capsys):
 # Training.
 
 
+@pytest.mark.slow
 def test_training_on_a_token_folder(c4, piece_file, tmp_path):
   options = (f'--tokenizer={piece_file}', '--shard_tokens=2000')
   out = made(tmp_path / 'out', c4, *options)

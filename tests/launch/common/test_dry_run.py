@@ -150,15 +150,21 @@ def get_sweep(scale='cpu'):
 
 @pytest.mark.parametrize('arguments, tables', [((), 1), (H100S, 2)])
 def test_thousands_of_runs_are_shown_by_groups(arguments, tables, tmp_path, capsys):
-  """Within 10 s for 20 architectures on an idle machine; under load a process takes longer."""
-  (tmp_path / 'many.py').write_text(MANY.format(widths=20, intervals=6, seeds=40))
-  begun = time.process_time()
+  (tmp_path / 'many.py').write_text(MANY.format(widths=8, intervals=15, seeds=40))
   lines = run(capsys, f'--config={tmp_path}/many.py', *arguments)
-  assert time.process_time() - begun < 30
   assert len(rows(lines)) == 100 * tables
   assert all(cells[1] == '40' for cells in rows(lines)[:100])
   assert '... and 20 more groups' in lines
   assert any(line.startswith('4,800 runs') for line in lines)
+
+
+@pytest.mark.slow
+def test_twenty_architectures(tmp_path, capsys):
+  """10 s are promised on an idle machine; a busy one counts up to half as many CPU seconds more."""
+  (tmp_path / 'many.py').write_text(MANY.format(widths=20, intervals=1, seeds=1))
+  started = time.process_time()
+  assert len(rows(run(capsys, f'--config={tmp_path}/many.py'))) == 20
+  assert time.process_time() - started < 15
 
 
 def test_progress(tmp_path, capsys):
@@ -229,6 +235,7 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch, capsys):
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_estimate_against_xla():
   """Compiled as a worker does; 15 % is promised."""
   points = [
