@@ -11,9 +11,8 @@ import pytest
 from helpers import made_up
 from rich.console import Console
 
-from launch import control, train
-from launch.common import app, start
-from launch.workers import multihost
+from launch import control
+from launch.common import app
 from stability import hyper
 from stability.control import records, requests
 from stability.control.actions import Action
@@ -309,31 +308,3 @@ def test_ask(runs, call, trainer, monkeypatch, typed):
   assert 'pause, continue, stop, checkpoint, set, skip, rewind, fork, or nothing' in out
   assert ('taken at step 310: stop' in out) == (typed == 'stop\n')
   assert len(records.read_records(runs[0])) == (typed == 'stop\n')
-
-
-# A run on several processes.
-
-
-@pytest.mark.parametrize('on_alarm', ['ask', 'policy'])
-@pytest.mark.parametrize('number', [0, 1])
-def test_shared_run_cannot_act_on_alarms(tmp_path, monkeypatch, capsys, on_alarm, number):
-  """Each process says so before anything is written or compiled."""
-  for module, name in ((multihost, 'contribute_devices'), (start, 'start')):
-    monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail('started'))
-  arguments = ['--config=configs/base.py', f'--workdir={tmp_path / "x"}']
-  shared = ['--coordinator_address=a:1', '--num_processes=2', f'--process_id={number}']
-  override = f'--config.control.on_alarm={on_alarm}'
-  code = app.execute(train.main, train.FLAGS, ['train', *arguments, *shared, override])
-  err = capsys.readouterr().err
-  assert code == 2 and not (tmp_path / 'x').exists()
-  assert err == (
-      f'error: config.control.on_alarm={on_alarm}: must be none if several processes share a'
-      ' run\n'
-  )
-
-
-def test_shared_run_may_record_alarms(tmp_path, monkeypatch):
-  monkeypatch.setattr(start, 'start', lambda *a, **k: 0)
-  arguments = ['--config=configs/base.py', f'--workdir={tmp_path / "x"}', '--process_id=0']
-  shared = ['--coordinator_address=a:1', '--num_processes=2']
-  assert app.execute(train.main, train.FLAGS, ['train', *arguments, *shared]) == 0
