@@ -40,8 +40,8 @@ def make_layout(
     sweep: Sweep,
     static: ml_collections.FrozenConfigDict,
     hparams: optimizers.HParams,
-    most_members: int | None = None,
-    members_chosen: Callable[[int], None] = lambda members: None,
+    max_members: int | None = None,
+    on_members: Callable[[int], None] = lambda members: None,
     layouts: Mapping[str, Callable[..., Layout]] = LAYOUTS,
 ) -> Layout:
   """The layout that stability/devices/placement.py chooses, its programs compiled.
@@ -51,8 +51,8 @@ def make_layout(
     sweep: the contents of its sweep.json.
     static: the static config that the runs to train share.
     hparams: those of any of these runs; only their types matter.
-    most_members: limit on the runs per device, for when more ran out of memory; None: no limit.
-    members_chosen: called with a number of runs per device before that number is tried.
+    max_members: limit on the runs per device, for when more ran out of memory; None: no limit.
+    on_members: called with a number of runs per device before that number is tried.
     layouts: the layouts by their names in config.parallel.layout.
 
   Raises:
@@ -86,9 +86,9 @@ def make_layout(
   )
   if place.layout == 'single':
     return make(programs, data, hparams, host_drawn)
-  devices, members = devices[:runs], min(place.members, most_members or place.members)
+  devices, members = devices[:runs], min(place.members, max_members or place.members)
   while True:
-    members_chosen(members)
+    on_members(members)
     layout = None
     try:
       layout = make(programs, data, hparams, devices, members, host_drawn)

@@ -47,8 +47,8 @@ def main() -> None:
     whole.rename(runs / like / 'result.json')
 
 
-def act(what: str | int, most_members: int | None) -> None:
-  members = most_members or 8
+def act(what: str | int, max_members: int | None) -> None:
+  members = max_members or 8
   say({'beat': 4000.0 if what == 'stuck' else 0.0, 'members': members if what != 'ok' else 1})
   if what in ('freeze', 'stuck'):
     os.kill(os.getpid(), signal.SIGSTOP)
