@@ -74,7 +74,7 @@ def programs(
       steps do without it.
   """
   model = make_model(static, vocabulary_size, remat=remat, fused=fused)
-  bind = functools.partial
+  bind = functools.partial(_bind, static.model.matmul_precision)
   steps = {'quiet': bind(step, model, static, microbatches, 'quiet')}
   if static.probe.every_steps:
     steps['probed'] = bind(step, model, static, microbatches, 'probed')
@@ -83,6 +83,18 @@ def programs(
   return Programs(
       init=bind(init, model, static), steps=steps, evaluate=bind(evaluate, model, static)
   )
+
+
+def _bind(precision: str, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+  """`function` with its first arguments given, traced with the precision of matrix products."""
+
+  @functools.wraps(function)
+  def bound(*others, **named):
+    # Stated in either case, so that a setting of the process has no effect.
+    with jax.default_matmul_precision('highest' if precision == 'highest' else 'default'):
+      return function(*arguments, *others, **named)
+
+  return bound
 
 
 def make_model(

@@ -1,6 +1,7 @@
 """Steps of a run: what they depend on, when they stop, and that nothing is compiled twice."""
 
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -214,6 +215,25 @@ def test_probed_and_quiet_steps_make_the_same_update(single, tiny):
   metrics, probed_metrics = fetch.read()[0], probed_fetch.read()[0]
   for name, value in metrics.items():
     assert probed_metrics[name] == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize('of_process', [None, 'bfloat16'])
+@pytest.mark.parametrize('name, precision', [('highest', 'HIGHEST'), ('hardware', 'DEFAULT')])
+def test_matmul_precision(tiny, text, name, precision, of_process):
+  """Every matrix product states its precision, which a setting of the process does not change."""
+  overrides = {'model.matmul_precision': name, 'model.depth': 1}
+  run = tiny(overrides | {'probe.sharpness_every_steps': 20, 'probe.every_steps': 20})
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  with jax.default_matmul_precision(of_process):
+    state = jax.eval_shape(programs.init, run.hparams)
+    traced = [jax.jit(program).lower(text, state) for program in programs.steps.values()]
+    traced.append(jax.jit(programs.evaluate).lower(text, state, 0))
+  assert len(traced) == 4
+  for program in traced:
+    lines = program.as_text().splitlines()  # products of vectors are optax's
+    products = [line for line in lines if re.search(r'dot_general.*\(tensor<\d+x\d', line)]
+    assert len(products) > 4
+    assert all(f'precision = [{precision}, {precision}]' in line for line in products)
 
 
 def test_new_hyperparameters_compile_nothing(tiny, text):
