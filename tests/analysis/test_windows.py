@@ -181,7 +181,7 @@ REFUSED = {
     'where no dict': (one(where=[KIND]), 'where=.*must be a dict'),
     'where unknown': (one(where={'optimizer.eps': 1}), "'optimizer.eps': must be a field that the"),
     'where seed': (one(where={'seed': 0}), "'seed': must be a field"),
-    'where no run': (one(where={KIND: 'coupeld'}), 'no run of the sweep has these values'),
+    'where no value': (one(where={KIND: 'coupeld'}), f'where: config.{KIND}=.*must be one of'),
     'no windows': (one(windows=[]), 'must be a list of'),
     'one number': (one(windows=[[1e-3]]), 'must be two learning rates'),
     'wrong order': (one(windows=[[1e-1, 1e-3]]), 'the lower one first'),
@@ -197,6 +197,26 @@ def test_refused_in_one_line(case, tmp_path):
   with pytest.raises(BadInput, match=words) as error:
     load(tmp_path, text)
   assert '\n' not in str(error.value) and 'experiment.py' in str(error.value)
+
+
+def test_where_is_the_number_of_a_run(tmp_path):
+  """A value given as float32 is the same number, and is stored as in the configs."""
+  text = """
+{'windows': [{'where': {'objective.z_loss': np.float32(1e-4)}, 'windows': [[1e-3, 1e-1]]}]}
+"""
+  swept = ("'{KIND}', ['independent', 'coupled']", "'objective.z_loss', [1e-4, 1e-3]")
+  experiment = 'import numpy as np\n' + SWEEP.replace(*(part.format(KIND=KIND) for part in swept))
+  path = tmp_path / 'experiment.py'
+  path.write_text(experiment + text.strip())
+  flag_values = flags.FlagValues()
+  app.define_config(flag_values)
+  flag_values(['program', f'--config={path}'])
+  report_ = app.load_sweep(flag_values).report
+  assert report_['windows'][0]['where'] == {'objective.z_loss': 1e-4}
+  assert windows.find(report_['windows'], {'objective.z_loss': 1e-4}) == [(1e-3, 1e-1)]
+  path.write_text(path.read_text().replace('np.float32(1e-4)', '2e-4'))
+  with pytest.raises(BadInput, match='no run of the sweep has these values'):
+    app.load_sweep(flag_values)
 
 
 # From flags, for a CSV file.
