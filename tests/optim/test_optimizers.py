@@ -287,14 +287,18 @@ def test_gradient_whose_norm_overflows(first_direction, size):
 
 @pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
 @pytest.mark.parametrize('clip_norm', [0.0, 1.0])
-@pytest.mark.parametrize('size', [0, 1e-38, 1e-31, 1e-25, 1e-19, 1e-10])
-def test_tiny_gradients_do_not_explode(directions, name, clip_norm, size):
-  rng = np.random.default_rng(0)
-  gradients = [noise(rng, size) for _ in range(3)]
+def test_tiny_gradients_do_not_explode(tiny, name, clip_norm):
+  """A norm of such gradients may be computed as 0."""
   hparams = adam(1e-8, clip_norm) | {'optimizer.basis_every_steps': np.int32(1)}
-  for direction in directions[name](hparams, *gradients):
-    for leaf in jax.tree.leaves(direction):
-      assert np.isfinite(leaf).all() and np.abs(leaf).max() < 5
+  optimizer = optimizers.make_optimizer(hparams, tiny({'optimizer.name': name}).static)
+  params = noise(np.random.default_rng(0))
+  update = jax.jit(lambda gradients, state: optimizer.update(gradients, state, params))
+  for size in (0, 1e-38, 1e-31, 1e-25, 1e-19, 1e-10):
+    rng, state = np.random.default_rng(0), optimizer.init(params)
+    for _ in range(3):
+      direction, state = update(noise(rng, size), state)
+      for leaf in jax.tree.leaves(direction):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() < 5
 
 
 @pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
