@@ -13,6 +13,11 @@ At scale cpu, all together take 1.2 to 2 hours on two cores (estimate); each con
 share.
 """
 
+from launch.common import preemption
+
+if __name__ == '__main__':
+  preemption.install()  # before the other imports, which take a second
+
 import ast
 import dataclasses
 import difflib
@@ -29,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import configs
-from launch.common import app, preemption, start
+from launch.common import app, start
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.errors import BadInput
@@ -250,5 +255,4 @@ def print_plan(experiments: list[Experiment]) -> int:
 
 
 if __name__ == '__main__':
-  preemption.install()
   app.run(main, FLAGS)

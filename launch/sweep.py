@@ -29,12 +29,17 @@ one can be continued with another. --dry_run shows what would be submitted:
 Exit codes: 0 done, 1 some runs failed, 2 bad input, 75 preempted, to be started again.
 """
 
+from launch.common import preemption
+
+if __name__ == '__main__':
+  preemption.install()  # before the other imports, which take a second
+
 from pathlib import Path
 
 from absl import flags
 
 from launch.backends import registry
-from launch.common import app, dry_run, preemption, start
+from launch.common import app, dry_run, start
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
@@ -77,5 +82,4 @@ def main() -> int | None:
 
 
 if __name__ == '__main__':
-  preemption.install()
   app.run(main, FLAGS)

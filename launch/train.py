@@ -9,13 +9,18 @@ command on each of them with a DIR that all see: under srun or on a TPU pod with
 elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
+from launch.common import preemption
+
+if __name__ == '__main__':
+  preemption.install()  # before the other imports, which take a second
+
 import functools
 from pathlib import Path
 
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, preemption, start
+from launch.common import app, start
 from launch.workers import multihost
 from stability.errors import BadInput
 
@@ -43,5 +48,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  preemption.install()
   app.run(main, FLAGS)

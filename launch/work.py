@@ -10,6 +10,11 @@ Exit codes are those of launch.sweep: 0 done, 1 some runs failed, 2 bad input, 7
 SIGTERM or SIGUSR1, in which case the same command continues from the checkpoints.
 """
 
+from launch.common import preemption
+
+if __name__ == '__main__':
+  preemption.install()  # before the other imports, which take a second
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +22,11 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, jobs, preemption, start
-from stability import config as config_lib
+from launch.common import app, jobs, start
 from stability.config import Config
 from stability.devices import cost
 from stability.errors import BadInput
-from stability.storage import files, run_files, schema, sweeps
+from stability.storage import run_files, sweeps
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
@@ -45,28 +49,15 @@ def main() -> int:
     raise BadInput('--runs, --share: must not be given together')
   sweep = sweeps.read_sweep(workdir)
   selected = _select(workdir, sweep.runs)
-  _check(workdir, sweep.data, selected)
+  sweeps.check_data(workdir, sweep)
+  for name, config in selected.items():
+    sweeps.check_run(workdir, name, config)
   unfinished = sweeps.runs_to_train(workdir, selected)
   if unfinished:
     start.warn_of_versions(workdir, sweep.versions)
     local.train(workdir, unfinished, _WORKERS.value)
   results = [run_files.read_result(run_files.run_dir(workdir, name)) for name in selected]
   return 1 if any(result is None or result.status == 'failed' for result in results) else 0
-
-
-def _check(workdir: Path, data: files.Json, configs: Mapping[str, Config]) -> None:
-  """Raises BadInput if anything that launch.sweep prepares for workers is missing or damaged."""
-  path = workdir / 'sweep.json'
-  schema.check_data(path, data, ['path'])
-  if not (workdir / data['path'] / 'meta.json').is_file():
-    raise BadInput(f'{path}: its data, {data["path"]}, is missing; launch.sweep makes it')
-  for name, config in configs.items():
-    if not (run_files.run_dir(workdir, name) / 'config.json').is_file():
-      raise BadInput(f'{path}: its run {name!r} has no folder; launch.sweep makes it')
-    try:
-      config_lib.resolve(config_lib.flatten(config))
-    except BadInput as error:
-      raise BadInput(f'{path}: its run {name!r}: {error}') from None
 
 
 def _select(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
@@ -102,5 +93,4 @@ def _share(share: str, configs: Mapping[str, Config]) -> list[str]:
 
 
 if __name__ == '__main__':
-  preemption.install()
   app.run(main, FLAGS)

@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def load(
       in their name.
     initial_loss: for a CSV file, the initial loss of all runs (nats), instead of the column.
 
+  Numbers of a CSV file that differ in the last digits only, such as 0.001 and its float32,
+  0.0010000000474974513, count as the same number; a UserWarning says which.
+
   Raises:
     BadInput: `path` is neither a workdir nor a valid CSV file, or files of the workdir are damaged.
   """
@@ -53,6 +57,8 @@ def load(
         group_by=None if group_by is None else list(group_by),
         initial_loss=initial_loss,
     )
+    for note in results.notes:
+      warnings.warn(note, stacklevel=2)
     return Experiment(path, results)
   if group_by is not None or initial_loss is not None:
     raise BadInput(f'{path}: is a workdir; group_by and initial_loss are for CSV files')

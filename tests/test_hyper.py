@@ -5,6 +5,7 @@ import json
 import re
 import time
 
+import numpy as np
 import pytest
 
 from configs import base
@@ -139,12 +140,31 @@ def test_shortest_unambiguous_suffix(fields, name):
         (3e-4, '0.0003'),
         (1e-5, '1e-05'),
         (1e16, '1e+16'),
-        (0.1 + 0.2, '0.30000000000000004'),
+        (0.1 + 0.2, '0.3'),
+        (float(np.float32(1e-3)), '0.001'),
+        (np.float32(3e-4), '0.0003'),
+        (10**-2.5, '0.0031622776'),  # all digits that float32 tells apart
     ],
 )
-def test_floats_round_trip(value, text):
+def test_floats_in_names(value, text):
   assert names(hyper.fixed('optimizer.learning_rate', value)) == [f'learning_rate={text},seed=0']
-  assert float(text) == value
+  assert np.float32(text) == np.float32(value)
+
+
+@pytest.mark.parametrize(
+    'field', ['optimizer.learning_rate', 'objective.z_loss', 'optimizer.eps', 'optimizer.clip_norm']
+)
+def test_numbers_that_float32_takes_for_one_are_one_run(field):
+  points = hyper.sweep(field, [1e-3, float(np.float32(1e-3))])
+  with pytest.raises(BadInput, match=r'two runs are the same: .*=0\.001,seed=0'):
+    names(points)
+  one_ulp_apart = [1e-3, float(np.nextafter(np.float32(1e-3), np.float32(1)))]
+  assert len(names(hyper.sweep(field, one_ulp_apart))) == 2
+
+
+def test_zero_with_a_sign_is_zero():
+  with pytest.raises(BadInput, match=r'two runs are the same: z_loss=0\.0,seed=0'):
+    names(hyper.sweep('objective.z_loss', [0.0, -0.0]))
 
 
 def test_none():

@@ -9,8 +9,9 @@ ROOT = pathlib.Path(stability.__file__).parents[1]
 # What each part of the library may import, beside itself.
 ALLOWED = {
     'errors': set(),
+    'same_number': set(),
     'variants': {'errors'},
-    'config': {'errors', 'variants'},
+    'config': {'errors', 'same_number', 'variants'},
     'hyper': {'config', 'errors'},
     'extensions': {'config', 'errors', 'variants'},
     'storage': {'config', 'errors', 'extensions', 'hyper'},
@@ -21,7 +22,7 @@ ALLOWED = {
     'step': {'data', 'model', 'optim', 'variants'},
     'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage', 'variants'},
     'trainer': {'config', 'control', 'devices', 'errors', 'step', 'storage'},
-    'analysis': {'config', 'control', 'errors', 'hyper', 'storage'},
+    'analysis': {'config', 'control', 'errors', 'hyper', 'same_number', 'storage'},
     'report': {'analysis', 'config', 'control', 'errors', 'storage'},
     'experiment': {'analysis', 'config', 'control', 'errors', 'report', 'storage'},
     '__init__': {'control', 'experiment'},

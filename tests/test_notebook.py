@@ -218,6 +218,14 @@ def test_csv_file(from_csv, experiment):
   assert len(from_csv.plot('loss_by_learning_rate').axes) == 2
 
 
+def test_merged_numbers_of_a_csv_file_are_a_warning(tmp_path):
+  path = tmp_path / 'results.csv'
+  path.write_text('learning_rate,final_loss,seed\n0.1,3,0\n0.10000000149011612,3,1\n')
+  with pytest.warns(UserWarning, match='learning_rate: .* 0.1 = 0.10000000149011612') as caught:
+    experiment = stability.load(path, initial_loss=10.0)
+  assert caught[0].filename == __file__ and set(experiment.runs['learning_rate']) == {0.1}
+
+
 def test_csv_file_of_another_trainer(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'mine.csv').write_text(

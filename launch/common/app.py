@@ -236,7 +236,7 @@ def _as_bad_input(file: str, *kinds: type[BaseException]) -> Iterator[None]:
   """Converts an exception of a config file to BadInput that names the file and its line."""
   try:
     yield
-  except KeyboardInterrupt:
+  except (KeyboardInterrupt, preemption.Preempted):
     raise
   except kinds as error:
     frames = traceback.walk_tb(error.__traceback__)
@@ -278,10 +278,11 @@ def execute(
   they are refused.
   """
   try:
-    arguments = _parse(flag_values, argv)
-    if arguments and not words:
-      raise BadInput(f'{arguments[0]!r}: stray argument, every option is given as --flag=value')
-    return main(*arguments) or 0
+    with preemption.raised():
+      arguments = _parse(flag_values, argv)
+      if arguments and not words:
+        raise BadInput(f'{arguments[0]!r}: stray argument, every option is given as --flag=value')
+      return main(*arguments) or 0
   except _HelpRequested:
     print(sys.modules[main.__module__].__doc__)
     print(flag_values.get_help(include_special_flags=False))
@@ -302,7 +303,7 @@ def execute(
     print('interrupted', file=sys.stderr)
     return 130
   except preemption.Preempted:
-    print('preempted; the same command resumes the runs', file=sys.stderr)
+    print(preemption.MESSAGE, file=sys.stderr)
     return preemption.EXIT_CODE
 
 

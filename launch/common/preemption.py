@@ -4,6 +4,9 @@ SIGTERM and SIGUSR1 announce that the machine is about to be taken away. If runs
 they are saved first. Otherwise there is nothing to save, since files are written atomically, and
 the program exits at once. In both cases it exits with EXIT_CODE, which tells a scheduler to start
 it again.
+
+Programs call `install` before their other imports, which take a second. A signal that comes before
+that, while Python itself starts (a few hundredths of a second), ends the process with code 143.
 """
 
 import contextlib
@@ -18,12 +21,13 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75  # EX_TEMPFAIL
+MESSAGE = 'preempted; the same command resumes the runs'
 # Workers are given this long to finish a step and save. Those that compile or wait have nothing to
 # save and end at once, so only a worker that hangs takes all of it.
 GRACE_SECONDS = 60
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
-_state = {'received': False, 'is_deferred': False}
+_state = {'received': False, 'is_deferred': False, 'is_raised': False}
 
 
 class Preempted(BaseException):
@@ -31,7 +35,11 @@ class Preempted(BaseException):
 
 
 def install() -> None:
-  """Makes the signals raise Preempted in the main thread."""
+  """Makes the signals end the process with EXIT_CODE.
+
+  Within `raised` they raise Preempted in the main thread, within `deferred` they wait. Elsewhere,
+  as during imports, where an exception may be caught, the process exits at once.
+  """
   for number in SIGNALS:
     signal.signal(number, _handle)
 
@@ -39,8 +47,23 @@ def install() -> None:
 def _handle(number: int, frame: FrameType | None) -> None:
   del number, frame
   _state['received'] = True
-  if not _state['is_deferred']:
+  if _state['is_deferred']:
+    return
+  if _state['is_raised']:
     raise Preempted
+  with contextlib.suppress(OSError):  # standard error may be closed
+    os.write(2, f'{MESSAGE}\n'.encode())
+  os._exit(EXIT_CODE)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+  """A context in which signals raise Preempted, which the caller catches."""
+  before, _state['is_raised'] = _state['is_raised'], True
+  try:
+    yield
+  finally:
+    _state['is_raised'] = before
 
 
 @contextlib.contextmanager

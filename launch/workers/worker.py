@@ -211,6 +211,16 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
   folder = Path(_WORKDIR.value)
   sweep = None
   paused = PausedRuns(folder)
+
+  def checked(name: str | None) -> str | None:
+    """The run, unless sweep.json has changed so that the run cannot be trained: then exits."""
+    try:
+      if name is not None:
+        sweeps.check_run(folder, name, sweep.runs.get(name))
+    except errors.BadInput as error:
+      launcher.bad_input(error)
+    return name
+
   while True:
     name, max_members = next(iter(paused.ready()), None), None
     if name is None:
@@ -223,6 +233,7 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
     try:
       if sweep is None:  # read once: later runs are forks, which it does not list
         sweep = sweeps.read_sweep(folder)
+        sweeps.check_data(folder, sweep)
         extensions.load(folder, sweep.extensions)
     except errors.BadInput as error:
       launcher.bad_input(error)
@@ -233,7 +244,8 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
         on_members=launcher.report_members,
     )
     try:
-      train_runs(folder, sweep, name, lambda like=name: launcher.ask(like)[0], paused, hooks)
+      next_run = lambda like=name: checked(launcher.ask(like)[0])  # noqa: E731
+      train_runs(folder, sweep, checked(name), next_run, paused, hooks)
     except errors.CannotWrite as error:
       launcher.cannot_write(error)
     launcher.released_runs()

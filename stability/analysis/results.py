@@ -4,14 +4,17 @@ import csv
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from stability import config as config_lib
+from stability import same_number
 from stability.analysis import windows as windows_lib
+from stability.config import fields as fields_lib
 from stability.errors import BadInput
 from stability.hyper import Runs
 from stability.storage import results_csv, run_files, sweeps
@@ -28,6 +31,7 @@ _STATUSES = (*run_files.STATUSES, 'missing')
 _MAX_LOSS = 1e30  # sums and plot axes overflow near the largest float
 _LOSS = f'a number from -{_MAX_LOSS:g} to {_MAX_LOSS:g}'
 _WHOLE_NUMBER = 'a whole number from 0 to 2^53 - 1'
+_EXAMPLES = 3  # of merged values in a note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Results:
   sizes: list[str]  # the columns that define the shape; shapes can have equal parameter counts
   windows: windows_lib.Windows = ()  # windows of learning rates for LR sensitivity
   not_comparable: str | None = None  # the field that makes LR sensitivities incomparable
+  notes: tuple[str, ...] = ()  # sentences on values of a CSV file that count as the same number
 
 
 def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
@@ -61,7 +66,7 @@ def load_workdir(workdir: Path) -> Results:
   configs = pd.DataFrame([config_lib.flatten(config) for config in sweep.runs.values()])
   fields = [field for field in configs if field not in (*runs, 'optimizer.learning_rate')]
   try:
-    windows_lib.check(sweep.report, Runs(sweep.fields, sweep.runs))
+    report = windows_lib.check(sweep.report, Runs(sweep.fields, sweep.runs))
     runs = runs.astype({'parameters': 'Int64', 'initial_loss': float, 'final_loss': float})
   except (BadInput, OverflowError) as error:
     raise BadInput(f'{workdir / "sweep.json"}: damaged: {error}') from error
@@ -77,8 +82,8 @@ def load_workdir(workdir: Path) -> Results:
       runs,
       groups,
       sizes,
-      sweep.report.get('windows', ()),
-      sweep.report.get('not_comparable'),
+      report.get('windows', ()),
+      report.get('not_comparable'),
   )
 
 
@@ -160,9 +165,8 @@ def load_csv(
   runs['parameters'] = pd.NA
   if 'parameters' in cells:
     runs['parameters'] = numbers('parameters', _WHOLE_NUMBER, _is_whole)
-  runs['learning_rate'] = numbers(
-      'learning_rate', 'a number above 0', lambda rate: np.isfinite(rate) & (rate > 0)
-  )
+  numbers('learning_rate', 'a number above 0', lambda rate: np.isfinite(rate) & (rate > 0))
+  runs['learning_rate'] = _values(cells['learning_rate']).astype(float)
   runs['seed'] = 0
   if 'seed' in cells:
     runs['seed'] = numbers('seed', _WHOLE_NUMBER, _is_whole).astype(int)
@@ -177,10 +181,12 @@ def load_csv(
   runs['status'] = _statuses(path, cells, runs)
   for name in (*sizes, *groups):
     runs[name] = _values(cells[name])
-  _refuse_duplicates(path, runs, ['parameters', *sizes, *groups, 'learning_rate', 'seed'])
   fields = [*sizes, *groups]
+  notes = [_note(cells[name], runs[name]) for name in ('learning_rate', *fields)]
+  notes = tuple(filter(None, notes))
+  _refuse_duplicates(path, runs, ['parameters', *fields, 'learning_rate', 'seed'], notes)
   where = {
-      column: _window_value(path, runs, fields, column, value)
+      column: _window_value(path, cells, runs, fields, column, value)
       for column, value in (window_where or {}).items()
   }
   if not_comparable is not None and not_comparable not in fields:
@@ -191,20 +197,27 @@ def load_csv(
       sizes,
       [{'where': where, 'windows': windows}] if windows else (),
       not_comparable,
+      notes,
   )
 
 
 def _window_value(
-    path: Path, runs: pd.DataFrame, columns: list[str], column: str, text: str
+    path: Path,
+    cells: pd.DataFrame,
+    runs: pd.DataFrame,
+    columns: list[str],
+    column: str,
+    text: str,
 ) -> object:
-  """The value given in --window_where, converted to the type of its column."""
+  """The value in `runs` of the rows that have the value given in --window_where."""
   name = f'--window_where={column}={text}'
   if column not in columns:
     raise BadInput(f'{name}: the column must be one of {_names(columns)}')
-  (value,) = _values(pd.Series([text]))
-  if value not in set(runs[column]):
+  values = _values(pd.concat([cells[column], pd.Series([text], name=column)]))
+  matching = runs[column][(values.iloc[:-1] == values.iloc[-1]).to_numpy()]
+  if matching.empty:
     raise BadInput(f'{name}: no row of {path} has this value')
-  return value
+  return matching.iloc[0]
 
 
 def _names(columns: list[str]) -> str:
@@ -280,9 +293,52 @@ def _numbers(
 
 
 def _values(cells: pd.Series) -> pd.Series:
-  """The cells as numbers if all of them are numbers, otherwise as text."""
+  """The cells as numbers if all of them are numbers, otherwise as text.
+
+  Cells with the same number (stability/same_number.py) have the same value, as text too. A number
+  that a claim compares with has exactly that value.
+  """
+  floats = pd.to_numeric(cells, errors='coerce').astype(float)
+  numbers = {
+      text: int(text) if re.fullmatch('[+-]?[0-9]+', text) else float(number)
+      for text, number in zip(cells, floats, strict=True)
+      if not np.isnan(number)
+  }
+  paper = fields_lib.paper_values().get(cells.name)
+  known = [paper] if isinstance(paper, int | float) else []
+  represents = same_number.representatives(numbers.values(), known)
+  values = {text: represents[number] for text, number in numbers.items()}
+  if len(values) == cells.nunique() and _fit_in_a_column(values.values()):
+    return cells.map(values)
+  texts: dict[float, str] = {}  # the first text of each number
+  for text, value in values.items():
+    texts.setdefault(value, text)
+  return cells.map(lambda text: texts[values[text]] if text in values else text)
+
+
+def _fit_in_a_column(values: Collection[float]) -> bool:
+  """Whether a column of these numbers, which pandas stores as one type, keeps them apart."""
+  is_integers = all(isinstance(value, int) for value in values)
+  limit = 2**63 if is_integers else 2**53
+  return all(abs(value) < limit for value in values if isinstance(value, int))
+
+
+def _note(cells: pd.Series, values: pd.Series) -> str | None:
+  """A sentence on the numbers of a column that are written in several ways; None if none is."""
   numbers = pd.to_numeric(cells, errors='coerce')
-  return cells if numbers.isna().any() else numbers
+  table = pd.DataFrame({'text': cells, 'number': numbers, 'value': values}).dropna()
+  table = table.drop_duplicates('number')
+  merged = [of_value['text'] for _, of_value in table.groupby('value') if len(of_value) > 1]
+  if not merged:
+    return None
+  examples = [' = '.join(texts) for texts in merged[:_EXAMPLES]]
+  if len(merged) > _EXAMPLES:
+    examples.append(f'and {len(merged) - _EXAMPLES} more')
+  name = cells.name if cells.name.isprintable() else repr(cells.name)
+  return (
+      f'{name}: numbers that differ in the last digits only are taken as one:'
+      f' {", ".join(examples)}'
+  )
 
 
 def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
@@ -308,10 +364,13 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
   return given.where(given != '', derived)
 
 
-def _refuse_duplicates(path: Path, runs: pd.DataFrame, columns: list[str]) -> None:
+def _refuse_duplicates(
+    path: Path, runs: pd.DataFrame, columns: list[str], notes: Sequence[str]
+) -> None:
   """Raises BadInput if rows agree in all columns: they would be averaged as one intervention."""
   for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
     raise BadInput(
         f'{path}, lines {equal.index[0]} and {equal.index[1]}: have the same'
         f' {", ".join(columns)}; add a column seed, or name the column that differs in --group_by'
+        + ''.join(f'; {note}' for note in notes)
     )

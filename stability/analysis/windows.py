@@ -18,17 +18,16 @@ from typing import Any
 from stability import config as config_lib
 from stability.errors import BadInput
 from stability.hyper import Runs
+from stability.same_number import TOLERANCE
 
 Window = tuple[float, float]  # the lowest and the highest learning rate
 Windows = Sequence[Mapping[str, Any]]  # entries with `where` and `windows`
-
-_TOLERANCE = 1e-9  # relative, so that 0.3 and 3 * 0.1 are the same learning rate
 
 
 def inside(learning_rate: float, window: Window) -> bool:
   """Whether a learning rate lies in a window, ends included."""
   low, high = window
-  return low * (1 - _TOLERANCE) <= learning_rate <= high * (1 + _TOLERANCE)
+  return low * (1 - TOLERANCE) <= learning_rate <= high * (1 + TOLERANCE)
 
 
 def find(windows: Windows, values: Mapping[str, Any]) -> list[Window] | None:
@@ -40,7 +39,11 @@ def find(windows: Windows, values: Mapping[str, Any]) -> list[Window] | None:
 
 
 def check(report: Any, runs: Runs) -> dict[str, Any]:
-  """Validates what get_report returned against the runs of the sweep, and returns it."""
+  """Validates what get_report returned against the runs of the sweep.
+
+  Returns:
+    The report, in which the values of `where` are converted as those of configs are.
+  """
   if not isinstance(report, Mapping):
     raise BadInput(f'get_report returns a {type(report).__name__}, must be a dict')
   for key in report:
@@ -52,12 +55,15 @@ def check(report: Any, runs: Runs) -> dict[str, Any]:
   if not isinstance(entries, list):
     raise BadInput(f'get_report: windows={entries!r}: must be a list')
   flat = [config_lib.flatten(config) for config in runs.configs.values()]
-  for i, entry in enumerate(entries):
-    _check_entry(entry, f'windows[{i}]', flat, runs)
-  return dict(report)
+  checked = [
+      _check_entry(entry, f'windows[{i}]', flat, runs) for i, entry in enumerate(entries)
+  ]
+  return dict(report) | ({'windows': checked} if checked else {})
 
 
-def _check_entry(entry: Any, name: str, flat: list[dict[str, Any]], runs: Runs) -> None:
+def _check_entry(
+    entry: Any, name: str, flat: list[dict[str, Any]], runs: Runs
+) -> dict[str, Any]:
   if not isinstance(entry, Mapping) or set(entry) != {'where', 'windows'}:
     raise BadInput(f'get_report: {name}={entry!r}: must be a dict of where and windows')
   where, windows = entry['where'], entry['windows']
@@ -65,6 +71,11 @@ def _check_entry(entry: Any, name: str, flat: list[dict[str, Any]], runs: Runs) 
     raise BadInput(f'get_report: {name}: where={where!r}: must be a dict of field -> value')
   for field in where:
     _check_swept(field, f'{name}: where', runs)
+  try:
+    known = config_lib.convert({f: value for f, value in where.items() if f in config_lib.FIELDS})
+  except BadInput as error:
+    raise BadInput(f'get_report: {name}: where: {error}') from None
+  where = {**where, **known}
   matching = [run for run in flat if all(run[field] == value for field, value in where.items())]
   if not matching:
     raise BadInput(f'get_report: {name}: where={where!r}: no run of the sweep has these values')
@@ -77,6 +88,7 @@ def _check_entry(entry: Any, name: str, flat: list[dict[str, Any]], runs: Runs) 
       raise BadInput(
           f'get_report: {name}: {window!r}: holds fewer than two learning rates of these runs'
       )
+  return {'where': where, 'windows': windows}
 
 
 def _check_swept(field: Any, name: str, runs: Runs) -> None:

@@ -4,7 +4,6 @@ There is a constructor for each kind of value: integer, number, switch, choice a
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import enum
 import math
@@ -12,7 +11,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from stability import variants
+from stability import same_number, variants
 from stability.config.sizes import for_scale
 from stability.errors import BadInput
 
@@ -100,8 +99,17 @@ class Field:
       with contextlib.suppress(OverflowError):  # such as that of float(10**400)
         converted = self.type(value)
         if self.check(converted):
-          return converted
+          return self.normalize(converted)
     raise self._refusal(value)
+
+  def normalize(self, value: Any) -> Any:
+    """The value that represents all numbers that are the same in float32.
+
+    A run with 1e-3 and one with its float32, 0.0010000000474974513, thus have the same config.
+    Values that are not floats are returned as they are.
+    """
+    is_number = self.kind == 'number' and isinstance(value, float)
+    return same_number.shortest(value) if is_number else value
 
   def parse(self, text: str) -> Any:
     """The value that `text` on a command line means; raises BadInput if it is not allowed."""
@@ -183,13 +191,13 @@ def number(
 
   def check(value: float) -> bool:
     # Runs compute in float32, where a value that becomes infinite or zero is not the one given.
-    float32 = ctypes.c_float(value).value
+    number = same_number.shortest(value)
     return (
-        math.isfinite(float32)
-        and bool(float32) == bool(value)
-        and (at_least is None or value >= at_least)
-        and (above is None or value > above)
-        and (below is None or float32 < below)
+        math.isfinite(number)
+        and bool(number) == bool(value)
+        and (at_least is None or number >= at_least)
+        and (above is None or number > above)
+        and (below is None or number < below)
     )
 
   bounds = (

@@ -71,11 +71,14 @@ def convert(flat: Mapping[str, Any]) -> dict[str, Any]:
 def complete(config: Config) -> Config:
   """Adds the fields that a stored config lacks, each with the value `absent` of its record.
 
-  Known fields are in the order of FIELDS. Unknown ones, from another version, follow them.
+  Known fields are in the order of FIELDS, and their numbers are normalized. Unknown ones, from
+  another version, follow them.
   """
   flat = flatten(config)
-  known = {field: flat.get(field, record.absent) for field, record in FIELDS.items()}
-  return unflatten(known | flat)
+  known = {
+      field: record.normalize(flat.get(field, record.absent)) for field, record in FIELDS.items()
+  }
+  return unflatten(known | {field: value for field, value in flat.items() if field not in known})
 
 
 # Checks of combinations of fields: the fields, the first of which an error names, and a function of

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from stability.control import rows as rows_lib
 from stability.control.actions import Action
-from stability.control.rules import RULES, History, Row, Rule
+from stability.control.rows import Row
+from stability.control.rules import RULES, History, Rule
 from stability.errors import BadInput
 from stability.storage import files
 from stability.storage.files import Json
@@ -81,7 +83,8 @@ class Monitor:
   again. After a return to an earlier checkpoint, start a new monitor.
 
   A row is a mapping from names to numbers, of which only `step` (updates made) is required. Rows
-  may come at any interval, and a rule ignores a row without the values that it reads:
+  may come at any interval, several of them at one step, and a rule ignores a row without the values
+  that it reads:
 
     loss                          mean loss of the batch: loss_spike, loss_above_past
     block_*/attention_logit_max   largest query-key product of a block after the scaling by
@@ -108,8 +111,13 @@ class Monitor:
     return self._history.row
 
   def observe(self, row: Row) -> list[Alarm]:
-    """Adds the next row; returns the alarms that it raises."""
-    self._history.add(row)
+    """Adds the next row; returns the alarms that it raises.
+
+    Raises:
+      BadInput: the row has no step or one below that of the last row, or a value that is neither a
+        number nor None. The row is not added.
+    """
+    row = self._add(row)
     raised = []
     for rule in self._rules:
       value = math.nan if rule.name in self._fired else rule.measure(self._history)
@@ -118,7 +126,7 @@ class Monitor:
         message = rule.message.format(value=value, limit=rule.limit)
         raised.append(
             Alarm(
-                step=int(row['step']),
+                step=row['step'],
                 rule=rule.name,
                 value=float(value),
                 limit=rule.limit,
@@ -134,8 +142,13 @@ class Monitor:
     `fired` has the names of the rules that raise no alarms until `rearm` is called.
     """
     for row in rows:
-      self._history.add(row)
+      self._add(row)
     self._fired = set(fired)
+
+  def _add(self, row: Row) -> Row:
+    row = rows_lib.checked(row, self.last_row.get('step', 0))
+    self._history.add(row)
+    return row
 
   def rearm(self) -> None:
     """Lets every rule raise an alarm again."""

@@ -12,10 +12,9 @@ import collections
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-Row = Mapping[str, Any]  # a row of metrics.jsonl; values that are not finite are NaN or None
+from stability.control.rows import Row
 
 SMOOTHED_LOSSES = 3  # number of losses averaged in a smoothed loss
 SPIKE_LOSSES = 20  # maximum number of earlier losses that a loss is compared with
@@ -83,7 +82,12 @@ def _has_probe(row: Row, probe: str) -> bool:
 
 
 def _smoothed(losses: collections.deque[float]) -> float:
-  return statistics.fmean(list(losses)[-SMOOTHED_LOSSES:])
+  return _mean(list(losses)[-SMOOTHED_LOSSES:])
+
+
+def _mean(values: Sequence[float]) -> float:
+  """The mean, which is infinite if the sum overflows; statistics.fmean raises OverflowError."""
+  return sum(values) / len(values)
 
 
 # Measures.
@@ -95,12 +99,16 @@ def non_finite(history: History) -> float:
 
 
 def loss_spike(history: History) -> float:
-  """The distance of the loss above the median of recent losses, in robust standard deviations."""
+  """The distance of the loss above the median of recent losses, in robust standard deviations.
+
+  NaN where most of these losses are exactly 0, so that there is no scale to measure it on.
+  """
   if len(history.losses) < SPIKE_MIN_LOSSES:
     return math.nan
   median = statistics.median(history.losses)
   scatter = 1.4826 * statistics.median(abs(loss - median) for loss in history.losses)
-  return (finite(history.row, 'loss') - median) / max(scatter, LOSS_NOISE * abs(median))
+  scale = max(scatter, LOSS_NOISE * abs(median))
+  return (finite(history.row, 'loss') - median) / scale if scale > 0 else math.nan
 
 
 def loss_above_past(history: History) -> float:
@@ -109,7 +117,7 @@ def loss_above_past(history: History) -> float:
   decrease = history.first_loss - history.lowest_loss
   if len(history.losses) < SMOOTHED_LOSSES or math.isnan(loss) or decrease <= 0:
     return math.nan
-  now = statistics.fmean([*list(history.losses)[1 - SMOOTHED_LOSSES :], loss])
+  now = _mean([*list(history.losses)[1 - SMOOTHED_LOSSES :], loss])
   return (now - history.lowest_loss) / decrease
 
 

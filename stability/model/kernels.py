@@ -13,6 +13,10 @@ from stability.variants import Choices, Variant
 # checkpoints.
 CARRIED = 'carried'
 
+# Lower bound of a norm that is divided by. Squares below 1e-38 underflow in float32, so that a
+# smaller norm may be computed as 0, and a smaller bound would turn a short vector into a huge one.
+SMALLEST_NORM = 1e-18
+
 fan_in_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
 
@@ -43,7 +47,7 @@ class SigmaReparam(nn.Module):
 
 
 def _unit(x: jax.Array) -> jax.Array:
-  return x / jnp.maximum(jnp.linalg.norm(x), 1e-30)
+  return x / jnp.maximum(jnp.linalg.norm(x), SMALLEST_NORM)
 
 
 def _sigma_reparam(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import ml_collections
 
 from stability.model import parameterization
 from stability.model.attention_stats import MAX_BY_HEAD
+from stability.model.kernels import SMALLEST_NORM
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -58,7 +59,7 @@ def _keep_norm(new: Params, update: Update) -> Params:
     if kind != 'hidden':
       return new
     moved = old - move
-    return moved * (jnp.linalg.norm(old) / jnp.maximum(jnp.linalg.norm(moved), 1e-30))
+    return moved * (jnp.linalg.norm(old) / jnp.maximum(jnp.linalg.norm(moved), SMALLEST_NORM))
 
   kinds = parameterization.kinds(new)
   return jax.tree.map(project, kinds, new, update.old, update.moves)

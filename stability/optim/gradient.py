@@ -10,9 +10,20 @@ HParams = dict[str, jax.Array]
 
 
 def _clip_by_norm(hparams: HParams) -> optax.GradientTransformation:
-  """Scales the gradient down to a global norm of at most clip_norm; 0 turns clipping off."""
+  """Scales the gradient down to a global norm of at most clip_norm; 0 turns clipping off.
+
+  A gradient whose norm overflows float32 (elements near 2e19) is scaled down to 0, as the scale is
+  clip_norm / infinity. If clipping is off, every gradient passes unchanged.
+  """
   clip_norm = hparams['optimizer.clip_norm']
-  return optax.clip_by_global_norm(jnp.where(clip_norm > 0, clip_norm, jnp.inf))
+
+  def clip(gradients, params):
+    del params
+    norm = optax.tree.norm(gradients)
+    passes = (clip_norm == 0) | (norm < clip_norm)
+    return jax.tree.map(lambda g: jnp.where(passes, g, g / norm * clip_norm), gradients)
+
+  return optax.stateless(clip)
 
 
 # hparams -> an Optax transformation; applied in this order.

@@ -15,6 +15,7 @@ import ml_collections
 import optax
 
 from stability.model import parameterization
+from stability.model.kernels import SMALLEST_NORM
 from stability.optim.gradient import GRADIENT
 from stability.optim.soap import scale_by_soap
 from stability.variants import Choices, Variant
@@ -23,7 +24,6 @@ HParams = dict[str, jax.Array]
 
 # Gives Muon's updates about the RMS of Adam's, so that one learning rate suits both.
 MUON_RMS = 0.2
-TINY = 1e-30  # lower bound of a norm that is divided by
 
 
 def make_optimizer(
@@ -131,7 +131,7 @@ def _hyperball(hparams: HParams) -> optax.GradientTransformation:
 
   def to_norm(updates, params):
     def scale(u, p):
-      return u * jnp.linalg.norm(p) / jnp.maximum(jnp.linalg.norm(u), TINY)
+      return u * jnp.linalg.norm(p) / jnp.maximum(jnp.linalg.norm(u), SMALLEST_NORM)
 
     return jax.tree.map(scale, updates, params)
 

@@ -102,6 +102,7 @@ def _write(
       'template.html.j2',
       title=title,
       description=findings.description(results),
+      notes=results.notes,
       findings=list(filter(None, sentences)),
       counts=counts,
       uncounted={name: n for name, n in counts.items() if name not in lr_sensitivity.COUNTED},

@@ -46,6 +46,8 @@ def print_results_summary(console: Console, results: Results, report: Path) -> N
 def _print(console: Console, results: Results, report: Path, alarms: list[str]) -> None:
   judged = registry.read(report.parent / 'claims.csv')
   rescued = tables.rescue_sentence(results)
+  for note in results.notes:
+    console.print(note, markup=False, highlight=False, soft_wrap=True)
   for line in (claims_line(judged), *alarms, *([rescued] if rescued else [])):
     console.print(line, markup=False, highlight=False)
   console.print(sensitivity_table(results, lr_sensitivity.lr_sensitivity(results)))

@@ -149,6 +149,36 @@ def _check_writable(workdir: Path) -> None:
     raise BadInput(f'--workdir={workdir}: cannot be written: {error.strerror}') from error
 
 
+def check_data(workdir: Path, sweep: Sweep) -> None:
+  """Raises BadInput unless the data of a sweep is where its sweep.json says."""
+  path = workdir / 'sweep.json'
+  schema.check_data(path, sweep.data, ['path'])
+  if not (workdir / sweep.data['path'] / 'meta.json').is_file():
+    raise BadInput(f'{path}: its data, {sweep.data["path"]}, is missing; launch.sweep makes it')
+
+
+def check_run(workdir: Path, name: str, config: Config | None) -> None:
+  """Raises BadInput unless a run can be trained as launch.sweep has prepared it.
+
+  Args:
+    workdir: folder of the sweep.
+    name: the run.
+    config: its config in sweep.json, which somebody may have edited; None: it is not there.
+  """
+  path, run = workdir / 'sweep.json', run_files.run_dir(workdir, name)
+  if config is None and not is_fork(workdir, name):
+    raise BadInput(f'{path}: its run {name!r} is missing')
+  if not (run / 'config.json').is_file():
+    raise BadInput(f'{path}: its run {name!r} has no folder; launch.sweep makes it')
+  prepared = run_files.read_config(run)
+  try:
+    config_lib.resolve(config_lib.flatten(prepared if config is None else config))
+  except BadInput as error:
+    raise BadInput(f'{path}: its run {name!r}: {error}') from None
+  if config not in (None, prepared):
+    raise BadInput(f'{path}: its run {name!r} has another config than {run / "config.json"}')
+
+
 def runs_to_train(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   """The runs that have no result.
 

@@ -44,20 +44,21 @@ class Run:
   writer: MetricsWriter | NoWriter
   control: RunControl | NoControl
   clock: Callable[[], float]  # in seconds, monotonic
-  # Updates made, as counted by the host, which is ahead of the device until metrics arrive. For a
-  # diverged run, this is the step whose update was not applied.
+  # The current step, as counted by the host, which is ahead of the device until metrics arrive. It
+  # is the number of updates made, except in a diverged run: there it is the step whose update was
+  # not made because the loss was not finite.
   step: int = 0
   initial_loss: float | None = None  # nats; None until it is measured
   seconds: float = 0.0  # training time before `started`
   started: float = 0.0  # clock time at which start_clock was last called
-  last_logged: tuple[int, float] = (0, 0.0)  # step and clock time of the last logged row
+  last_logged: tuple[int, float] = (0, 0.0)  # updates and clock time of the last logged row
   diverged: bool = False
   stopped: bool = False  # whether an action has stopped the run
 
   def start_clock(self) -> None:
     """Starts counting training time from now."""
     self.started = self.clock()
-    self.last_logged = self.step, self.started
+    self.last_logged = self._updates(self.step), self.started
 
   @property
   def steps(self) -> int:
@@ -67,6 +68,10 @@ class Run:
   def tokens(self, step: int) -> int:
     """Tokens trained on in `step` updates."""
     return step * self.config['data']['batch_size'] * self.config['data']['sequence_length']
+
+  def _updates(self, step: int) -> int:
+    """The number of updates made by a step, the current one or that of the last row."""
+    return step - 1 if self.diverged else step
 
   def elapsed(self) -> float:
     """Training time in seconds, including the time before a resume."""
@@ -104,6 +109,8 @@ class Run:
   def log(self, metrics: dict[str, float], step: int, now: float) -> None:
     """Writes the row of a step, raises alarms, and marks the run as diverged if it has.
 
+    The row of a diverged run has the step whose update was not made, and the tokens trained on.
+
     Args:
       metrics: metrics of the step from the device, with its `step` and `diverged`.
       step: the step that the host expects the metrics to have.
@@ -115,11 +122,12 @@ class Run:
     assert self.diverged or row['step'] == step, (self.folder, row['step'], step)
     if self.diverged:
       row['loss'], self.step = math.nan, row['step']
-    last_step, last_time = self.last_logged
-    row['tokens'] = self.tokens(row['step'])
+    last_updates, last_time = self.last_logged
+    updates = self._updates(row['step'])
+    row['tokens'] = self.tokens(updates)
     row['seconds'] = self.elapsed()
-    row['tokens_per_second'] = self.tokens(row['step'] - last_step) / (now - last_time)
-    self.last_logged = row['step'], now
+    row['tokens_per_second'] = self.tokens(updates - last_updates) / (now - last_time)
+    self.last_logged = updates, now
     self.writer.write(row)
     for alarm in self.control.observe(row):
       self.writer.mark(alarm.step, f'alarm/{alarm.rule}', alarm.message)
@@ -151,8 +159,8 @@ class Run:
         initial_loss=self.initial_loss,
         final_loss=final_loss,
         parameters=shapes.parameters(self.config),
-        steps=self.step,
-        tokens=self.tokens(self.step),
+        steps=self._updates(self.step),
+        tokens=self.tokens(self._updates(self.step)),
         seconds=seconds,
     )
     self.writer.close(result)

@@ -10,7 +10,7 @@ from stability import hyper
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.errors import BadInput
-from stability.storage import results_csv, run_files, sweeps
+from stability.storage import files, results_csv, run_files, sweeps
 
 
 @pytest.fixture(scope='module')
@@ -186,3 +186,142 @@ def test_unreadable_file_is_refused(tmp_path):
   for name, words in (('image.csv', 'not a CSV'), ('none.csv', 'No such file'), ('.', 'director')):
     with pytest.raises(BadInput, match=words):
       results_lib.load_csv(tmp_path / name)
+
+
+# Numbers that differ in the last digits only.
+
+F32 = {1e-3: '0.0010000000474974513', 1e-2: '0.009999999776482582', 1e-1: '0.10000000149011612'}
+
+
+def rows(*lines, columns='learning_rate,final_loss,initial_loss,seed'):
+  return '\n'.join([columns, *lines]) + '\n'
+
+
+def test_seeds_logged_through_float32_share_their_learning_rates(tmp_path):
+  losses = {1e-3: 3.2, 1e-2: 3.0, 1e-1: 4.0}
+  lines = [f'{rate},{loss},5.5,0' for rate, loss in losses.items()]
+  lines += [f'{F32[rate]},{loss + 0.1},5.5,1' for rate, loss in losses.items()]
+  path = write(tmp_path, rows(*lines))
+  for windows in ((), [(1e-3, 1e-1)]):
+    results = results_lib.load_csv(path, windows=windows)
+    (row,) = lr_sensitivity.lr_sensitivity(results).to_dict('records')
+    assert (row['learning_rates'], row['seeds']) == (3, 2)
+    assert row['lr_sensitivity'] == pytest.approx(0.4)
+  assert results.notes == (
+      'learning_rate: numbers that differ in the last digits only are taken as one:'
+      ' 0.001 = 0.0010000000474974513, 0.01 = 0.009999999776482582, 0.1 = 0.10000000149011612',
+  )
+
+
+def test_note_is_short(tmp_path):
+  lines = [f'{rate},3,5.5,{seed}' for rate in (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+           for seed, rate in enumerate([rate, rate * (1 + 1e-7)])]  # fmt: skip
+  (note,) = results_lib.load_csv(write(tmp_path, rows(*lines))).notes
+  assert note.count(' = ') == 3 and note.endswith(', and 2 more')
+
+
+def test_no_note_on_other_ways_to_write_a_number(tmp_path):
+  results = results_lib.load_csv(write(tmp_path, rows('1e-3,3,5.5,0', '0.0010,3,5.5,1')))
+  assert results.notes == () and set(results.runs['learning_rate']) == {1e-3}
+
+
+def test_window_holds_its_ends_in_float32_alone(tmp_path):
+  path = write(tmp_path, rows(*(f'{rate},3,5.5,0' for rate in F32.values())))
+  results = results_lib.load_csv(path, windows=[(1e-3, 1e-1)])
+  assert list(results.runs['learning_rate']) == [1e-3, 1e-2, 1e-1]
+  assert lr_sensitivity.lr_sensitivity(results)['learning_rates'].tolist() == [3]
+
+
+def test_a_run_given_twice_is_refused(tmp_path):
+  path = write(tmp_path, rows('0.001,3.2,5.5,0', f'{F32[1e-3]},3.2,5.5,0', '0.01,3,5.5,0'))
+  with pytest.raises(BadInput, match=r'lines 2 and 3: have the same.*: 0\.001 = 0\.0010000'):
+    results_lib.load_csv(path)
+
+
+@pytest.mark.parametrize('name', ['objective.z_loss', 'optimizer.eps', 'optimizer.weight_decay'])
+def test_swept_numbers_do_not_split(name, tmp_path):
+  cells = ['0', '1e-4', '9.999999747378752e-05', '0.000100000', '0.0', '9.99999974738e-05']
+  columns = f'learning_rate,final_loss,initial_loss,seed,{name}'
+  lines = [f'{rate},3,5.5,{i},{cell}' for rate in (1e-3, 1e-2) for i, cell in enumerate(cells)]
+  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)))
+  assert set(results.runs[name]) == {0.0, 1e-4}  # 1e-4 exactly, as claims compare with it
+  assert len(lr_sensitivity.lr_sensitivity(results)) == 2
+  (note,) = results.notes
+  assert note.startswith(f'{name}: ')
+
+
+def test_paper_value_is_matched_exactly(tmp_path):
+  columns = 'learning_rate,final_loss,initial_loss,seed,optimizer.eps'
+  lines = ['1e-3,3,5.5,0,1.000003e-08', '1e-3,3,5.5,0,1e-06']
+  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)))
+  assert list(results.runs['optimizer.eps']) == [1e-8, 1e-6]
+
+
+def test_equal_cells_of_a_column_with_words(tmp_path):
+  """A column of numbers and words is text, in which equal numbers are the same text."""
+  columns = 'learning_rate,final_loss,initial_loss,seed,cap'
+  cells = ['none', '50', '50.0', '0.1', '0.10000000149011612']
+  lines = [f'1e-3,3,5.5,{i},{cell}' for i, cell in enumerate(cells)]
+  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)), group_by=['cap'])
+  assert list(results.runs['cap']) == ['none', '50', '50', '0.1', '0.1']
+  assert results.notes == (
+      'cap: numbers that differ in the last digits only are taken as one:'
+      ' 0.1 = 0.10000000149011612',
+  )
+
+
+@pytest.mark.parametrize(
+    'cells',
+    [
+        ['9007199254740992', '9007199254740993'],
+        ['9007199254740992', '9007199254740993', '0.5'],
+        ['18446744073709551616', '18446744073709551617'],
+        ['1000000', '1000001'],
+    ],
+)
+def test_large_integers_stay_apart(cells, tmp_path):
+  columns = 'learning_rate,final_loss,initial_loss,seed,steps'
+  lines = [f'1e-3,3,5.5,0,{cell}' for cell in cells]
+  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)), group_by=['steps'])
+  assert results.runs['steps'].nunique() == len(cells) and results.notes == ()
+
+
+def test_parameters_and_seeds_with_a_point(tmp_path):
+  columns = 'learning_rate,final_loss,initial_loss,parameters,seed'
+  lines = ['1e-3,3,5.5,9216,0', '1e-2,3,5.5,9216.0,0.0']
+  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)))
+  assert set(results.runs['parameters']) == {9216} and set(results.runs['seed']) == {0}
+  path = write(tmp_path, rows(lines[0], '0.001,3,5.5,9216.0,0.0', columns=columns))
+  with pytest.raises(BadInput, match='lines 2 and 3: have the same parameters, learning_rate, see'):
+    results_lib.load_csv(path)
+
+
+@pytest.mark.parametrize('value', ['50', '50.0', '5e1', '50.0000001'])
+@pytest.mark.parametrize('other', ['none', '25'])
+def test_window_where_takes_the_same_number(value, other, tmp_path):
+  columns = 'learning_rate,final_loss,initial_loss,cap'
+  lines = [f'{rate},3,5.5,{cap}' for rate in (1e-3, 1e-2) for cap in (other, '50')]
+  results = results_lib.load_csv(
+      write(tmp_path, rows(*lines, columns=columns)),
+      group_by=['cap'],
+      windows=[(1e-3, 1e-2)],
+      window_where={'cap': value},
+  )
+  table = lr_sensitivity.lr_sensitivity(results).set_index('cap')
+  assert list(table['window']) == ['all', '0.001 to 0.01']
+
+
+def test_workdir_with_float32_in_sweep_json(tmp_path):
+  """A sweep.json of other code may have both; the configs are read as the same numbers."""
+  made_up.write_sweep(tmp_path, widths=(16,), seeds=(0, 1), rates=(1e-3, 1e-2))
+  path = tmp_path / 'sweep.json'
+  edited = files.read_json(path)
+  for config in edited['runs'].values():
+    if config['seed'] == 1:
+      rate = config['optimizer']['learning_rate']
+      config['optimizer']['learning_rate'] = float(F32[rate])
+  files.write_json(path, edited)
+  results = results_lib.load_workdir(tmp_path)
+  assert set(results.runs['learning_rate']) == {1e-3, 1e-2}
+  assert set(results.runs['optimizer.eps']) == {1e-8}
+  assert set(lr_sensitivity.lr_sensitivity(results)['learning_rates']) == {2}

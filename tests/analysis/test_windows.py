@@ -181,7 +181,7 @@ REFUSED = {
     'where no dict': (one(where=[KIND]), 'where=.*must be a dict'),
     'where unknown': (one(where={'optimizer.eps': 1}), "'optimizer.eps': must be a field that the"),
     'where seed': (one(where={'seed': 0}), "'seed': must be a field"),
-    'where no run': (one(where={KIND: 'coupeld'}), 'no run of the sweep has these values'),
+    'where no value': (one(where={KIND: 'coupeld'}), f'where: config.{KIND}=.*must be one of'),
     'no windows': (one(windows=[]), 'must be a list of'),
     'one number': (one(windows=[[1e-3]]), 'must be two learning rates'),
     'wrong order': (one(windows=[[1e-1, 1e-3]]), 'the lower one first'),
@@ -197,6 +197,33 @@ def test_refused_in_one_line(case, tmp_path):
   with pytest.raises(BadInput, match=words) as error:
     load(tmp_path, text)
   assert '\n' not in str(error.value) and 'experiment.py' in str(error.value)
+
+
+def test_ends_are_inside_whatever_their_last_digits():
+  ends = 0.0010000000474974513, 0.09999999403953552
+  for rate in (1e-3, 0.00100000, 1e-1, 0.1000001, 3e-2):
+    assert windows.inside(rate, ends)
+  assert not windows.inside(0.99999e-3, ends) and not windows.inside(0.10001, ends)
+
+
+def test_where_is_the_number_of_a_run(tmp_path):
+  """A value given as float32 is the same number, and is stored as in the configs."""
+  text = """
+{'windows': [{'where': {'objective.z_loss': FLOAT32}, 'windows': [[1e-3, 1e-1]]}]}
+"""
+  swept = ("'{KIND}', ['independent', 'coupled']", "'objective.z_loss', [1e-4, 1e-3]")
+  experiment = SWEEP.replace(*(part.format(KIND=KIND) for part in swept)) + text.strip()
+  path = tmp_path / 'experiment.py'
+  path.write_text(f'FLOAT32 = 9.999999747378752e-05\n{experiment}')
+  flag_values = flags.FlagValues()
+  app.define_config(flag_values)
+  flag_values(['program', f'--config={path}'])
+  report_ = app.load_sweep(flag_values).report
+  assert report_['windows'][0]['where'] == {'objective.z_loss': 1e-4}
+  assert windows.find(report_['windows'], {'objective.z_loss': 1e-4}) == [(1e-3, 1e-1)]
+  path.write_text(path.read_text().replace('9.999999747378752e-05', '2e-4'))
+  with pytest.raises(BadInput, match='no run of the sweep has these values'):
+    app.load_sweep(flag_values)
 
 
 # From flags, for a CSV file.

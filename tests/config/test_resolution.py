@@ -140,6 +140,16 @@ TRACED = {
     'schedule.decay_steps',
     'schedule.min_learning_rate',
 }
+def test_stored_numbers_are_completed_as_the_same_numbers():
+  stored = resolved()
+  stored['optimizer']['learning_rate'] = 0.009999999776482582  # float32 of 0.01
+  stored['optimizer']['unknown'] = 0.009999999776482582  # of another version: kept as it is
+  completed = config_lib.complete(stored)
+  assert completed['optimizer']['learning_rate'] == 0.01
+  assert completed['optimizer'].pop('unknown') == 0.009999999776482582
+  assert completed == resolved()
+
+
 SWITCHES = {'model.attention_soft_cap', 'model.output_soft_cap', 'objective.mu_loss'}
 
 
@@ -168,7 +178,7 @@ def test_switch(field):
 def test_equal_static_configs(field):
   """Static configs are equal, and so are their hashes: they are the keys of executables."""
   flat = flat_base() | {'model.qk_norm': 'fixed'} | dict.fromkeys(SWITCHES, 1.0)
-  value = FIELDS[field].type(flat[field] * 0.9 or 1)
+  value = FIELDS[field].convert(FIELDS[field].type(flat[field] * 0.9 or 1))
   base_static, base_hyperparameters = config_lib.split(
       config_lib.unflatten(config_lib.resolve(flat))
   )

@@ -1,8 +1,10 @@
 """The monitor that raises alarms, in this package's runs and in any training loop."""
 
+import decimal
 import inspect
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -99,6 +101,90 @@ def test_numpy_values():
   row = {'step': np.int32(3), 'block_0/attention_logit_max': np.float32(400)}
   (alarm,) = monitor.observe(row)
   assert alarm.value == 400
+
+
+class Tensor:
+  """A number with `item`, as in other libraries."""
+
+  def __init__(self, *values):
+    self.values = values
+
+  def item(self):
+    if len(self.values) > 1:
+      raise RuntimeError('a Tensor with 2 elements cannot be converted to Scalar')
+    return self.values[0]
+
+
+@pytest.mark.parametrize(
+    'make', [int, float, np.int64, np.float64, np.array, Tensor, decimal.Decimal]
+)
+def test_kinds_of_numbers(make):
+  monitor = Monitor([LOGIT_RULE])
+  row = {'step': make(3), 'loss': make(2), 'block_0/attention_logit_max': make(400)}
+  (alarm,) = monitor.observe(row)
+  assert (type(alarm.step), alarm.step, type(alarm.value), alarm.value) == (int, 3, float, 400)
+
+
+GOOD_ROW = {'step': 10, 'loss': 2.0}
+
+
+@pytest.mark.parametrize(
+    ('row', 'words'),
+    [
+        ({'loss': 2.0}, 'step is missing'),
+        ({'step': None}, 'step=None: must be a whole number, 0 or more'),
+        ({'step': 10.5}, 'step=10.5: must be a whole number'),
+        ({'step': math.nan}, 'step=nan: must be a whole number'),
+        ({'step': math.inf}, 'step=inf: must be a whole number'),
+        ({'step': -1}, 'step=-1: must be a whole number'),
+        ({'step': '11'}, "step='11': must be a number"),
+        ({'step': 9}, 'step=9: must not be below the step of the last row, 10; after a return'),
+        ({'step': 11, 'loss': '2.0'}, "loss='2.0': must be a number or None"),
+        ({'step': 11, 'phase': 'train'}, "phase='train': must be a number or None"),
+        ({'step': 11, 'loss': 1 + 2j}, 'must be a number or None'),
+        ({'step': 11, 'loss': np.ones(2)}, 'must be a number or None'),
+        ({'step': 11, 'loss': Tensor(1, 2)}, 'must be a number or None'),
+        ({'step': 11, 3: 2.0}, 'the name 3: must be a string'),
+        ({'step': [11]}, 'step=[11]: must be a number'),
+        (5, 'row: must map names to numbers, is of type int'),
+    ],
+)
+def test_rows_refused_in_one_line(row, words):
+  """The monitor stays as it was, and can be used further."""
+  monitor = Monitor()
+  monitor.observe(GOOD_ROW)
+  with pytest.raises(BadInput, match=re.escape(words)) as error:
+    monitor.observe(row)
+  assert '\n' not in str(error.value) and monitor.last_row == GOOD_ROW
+  assert monitor.observe({'step': 11, 'loss': 2.0}) == []
+
+
+def test_rows_of_one_step():
+  """A loop may log training and evaluation separately."""
+  monitor = Monitor()
+  for step in (0, 0, 10, 10, 10):
+    assert monitor.observe({'step': step, 'block_0/attention_logit_max': 1.0}) == []
+
+
+@pytest.mark.parametrize('loss', [0.0, -3.0, 1e308, 10**400, False])
+def test_unusual_losses_do_not_raise(loss):
+  """Losses of 0 have no scatter, huge ones overflow a sum."""
+  monitor = Monitor()
+  for step in range(40):
+    found = monitor.observe({'step': step, 'loss': loss})
+    assert [a.rule for a in found] == (['non_finite'] if loss == 10**400 and not step else [])
+  monitor.observe({'step': 40, 'loss': 1.0})
+
+
+@pytest.mark.parametrize('value', [0.0, -1.0, 1e-300, 1e300])
+def test_unusual_probes_do_not_raise(value):
+  names = ('block_0/attention_logit_max', 'block_0/output_rms', 'update_rms/a', 'log_z')
+  for other in (0.0, -1.0, 1e-300, 1e300):
+    monitor = Monitor()
+    for step in range(6):
+      row = dict.fromkeys([*names, 'gradient_over_eps/a'], value if step % 2 else other)
+      for alarm in monitor.observe({'step': step, **row}):
+        assert alarm.value > alarm.limit and alarm.message
 
 
 def test_diverged_loss():

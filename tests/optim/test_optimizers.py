@@ -237,7 +237,7 @@ def directions(tiny):
 
     return directions
 
-  names = ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor')
+  names = tuple(optimizers.OPTIMIZERS)
   return {name: of(name) for name in names}
 
 
@@ -272,6 +272,44 @@ def test_clips_the_global_norm(first_direction, clip_norm):
   scale = min(1, clip_norm / 5) if clip_norm else 1
   np.testing.assert_allclose(1e6 * got['a'], [3 * scale, 0], rtol=1e-5)
   np.testing.assert_allclose(1e6 * got['b']['c'], [[0], [-4 * scale]], rtol=1e-5)
+
+
+@pytest.mark.parametrize('size', [1e20, 1e30])
+def test_gradient_whose_norm_overflows(first_direction, size):
+  """Without clipping, it passes, and Adam's second moment is infinite; with clipping, it is 0."""
+  gradients = {'large': np.float32([size, -size]), 'small': np.float32([1e-3, -1e-3])}
+  passed = first_direction(adam(1e-8, 0), gradients)
+  np.testing.assert_array_equal(passed['large'], 0)
+  np.testing.assert_allclose(passed['small'], [1, -1], rtol=1e-4)
+  clipped = first_direction(adam(1e-8, 1), gradients)
+  np.testing.assert_array_equal([*clipped['large'], *clipped['small']], 0)
+
+
+@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('clip_norm', [0.0, 1.0])
+def test_tiny_gradients_do_not_explode(tiny, name, clip_norm):
+  """A norm of such gradients may be computed as 0."""
+  hparams = adam(1e-8, clip_norm) | {'optimizer.basis_every_steps': np.int32(1)}
+  optimizer = optimizers.make_optimizer(hparams, tiny({'optimizer.name': name}).static)
+  params = noise(np.random.default_rng(0))
+  update = jax.jit(lambda gradients, state: optimizer.update(gradients, state, params))
+  for size in (0, 1e-38, 1e-31, 1e-25, 1e-19, 1e-10):
+    rng, state = np.random.default_rng(0), optimizer.init(params)
+    for _ in range(3):
+      direction, state = update(noise(rng, size), state)
+      for leaf in jax.tree.leaves(direction):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() < 5
+
+
+@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+def test_optimizers_recover_from_a_gradient_that_overflows(directions, name):
+  """With clipping it counts as 0, so that later updates are of order one."""
+  rng = np.random.default_rng(0)
+  gradients = [noise(rng, size) for size in (1.0, 1e20, 1.0, 1.0)]
+  hparams = adam(1e-8, 1.0) | {'optimizer.basis_every_steps': np.int32(1)}
+  *_, last = directions[name](hparams, *gradients)
+  for leaf in jax.tree.leaves(last):
+    assert 0.05 < np.sqrt(np.mean(np.square(leaf))) < 2
 
 
 NAMES = ['adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor']

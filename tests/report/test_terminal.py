@@ -92,6 +92,27 @@ def test_summary_of_other_results(tmp_path):
   assert ['?', 'b', '0.500', '0.50', '3.000', '1e-1'] in rows
 
 
+def test_merged_numbers_are_named(tmp_path):
+  """In the terminal in one line, and on the page; the name of a column may be hostile."""
+  path = tmp_path / 'results.csv'
+  path.write_text(
+      'learning_rate,final_loss,initial_loss,seed,"\x1b[31m<b>"\n'
+      '0.1,3,10,0,0.5\n0.10000000149011612,3,10,1,0.50000001\n0.2,3,10,0,0.5\n'
+  )
+  results = results_lib.load_csv(path, group_by=['\x1b[31m<b>'])
+  console = Console(width=80)
+  with console.capture() as capture:
+    report = page.write_results_report(results, tmp_path / 'report')
+    terminal.print_results_summary(console, results, report)
+  rate, hostile, *_ = capture.get().splitlines()
+  assert rate == (
+      'learning_rate: numbers that differ in the last digits only are taken as one:'
+      ' 0.1 = 0.10000000149011612'
+  )
+  assert hostile.startswith(r"'\x1b[31m<b>': numbers") and hostile.endswith('0.5 = 0.50000001')
+  assert rate in report.read_text() and '31m&lt;b&gt;&#39;: numbers' in report.read_text()
+
+
 def test_claims_line():
   def verdicts(*pairs):
     return registry.table([(registry.CLAIMS[0], Verdict(name, n=n)) for name, n in pairs])

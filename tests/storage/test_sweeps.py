@@ -1,5 +1,6 @@
 """Sweeps on disk: which folders accept a sweep, and which of its runs are to be trained."""
 
+import dataclasses
 import json
 import os
 
@@ -178,3 +179,44 @@ def test_damaged_fork(tmp_path, change):
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   with pytest.raises(BadInput, match=r'forks/x.json: damaged: '):
     sweeps.read_forks(tmp_path)
+
+
+# What training needs.
+
+
+def test_runs_that_can_be_trained(tmp_path):
+  first, second = made_up.write_sweep(tmp_path, widths=(16,), rates=(1e-3, 1e-2), seeds=(0,),
+                                      interventions=[{}])  # fmt: skip
+  sweep = sweeps.read_sweep(tmp_path)
+  sweeps.check_run(tmp_path, first, sweep.runs[first])
+  with pytest.raises(BadInput, match=r'another config than .*/config\.json'):
+    sweeps.check_run(tmp_path, first, sweep.runs[second])
+  with pytest.raises(BadInput, match='is missing'):
+    sweeps.check_run(tmp_path, first, None)
+  sweeps.write_fork(tmp_path, first, sweeps.Fork(second, 1, {}))
+  sweeps.check_run(tmp_path, first, None)
+  (tmp_path / 'runs' / second / 'config.json').unlink()
+  with pytest.raises(BadInput, match='has no folder'):
+    sweeps.check_run(tmp_path, second, sweep.runs[second])
+
+
+def test_float32_of_an_older_sweep_json_is_the_same_config(tmp_path):
+  """config.json has 0.001; an edited or older sweep.json has its float32."""
+  (name,) = made_up.write_sweep(tmp_path, widths=(16,), rates=(1e-3,), seeds=(0,),
+                                interventions=[{}])  # fmt: skip
+  stored = files.read_json(tmp_path / 'sweep.json')
+  stored['runs'][name]['optimizer']['learning_rate'] = 0.0010000000474974513
+  files.write_json(tmp_path / 'sweep.json', stored)
+  sweeps.check_run(tmp_path, name, sweeps.read_sweep(tmp_path).runs[name])
+  sweeps.check_workdir(tmp_path, hyper.Runs((), sweeps.read_sweep(tmp_path).runs))
+
+
+def test_data_that_is_there(tmp_path):
+  made_up.write_sweep(tmp_path, widths=(16,))
+  sweep = sweeps.read_sweep(tmp_path)
+  with pytest.raises(BadInput, match=r'its data, .* is missing'):
+    sweeps.check_data(tmp_path, sweep)
+  files.write_json(tmp_path / sweep.data['path'] / 'meta.json', {})
+  sweeps.check_data(tmp_path, sweep)
+  with pytest.raises(BadInput, match='data: path is missing'):
+    sweeps.check_data(tmp_path, dataclasses.replace(sweep, data={}))

@@ -63,7 +63,12 @@ def test_log_diverged(run, now):
   run.step, now[0] = 30, 102.0
   run.log({'step': 23.0, 'loss': 3.0, 'diverged': 1.0}, 30, now[0])
   assert run.diverged and run.step == 23 and run.is_over()
-  assert math.isnan(run.writer.rows[0]['loss']) and run.writer.rows[0]['step'] == 23
+  (row,) = run.writer.rows
+  assert math.isnan(row['loss']) and row['step'] == 23
+  per_step = run.config['data']['batch_size'] * run.config['data']['sequence_length']
+  assert row['tokens'] == 22 * per_step  # update 23 was not made
+  result = run.finish(math.nan, 1.0)
+  assert (result.status, result.steps, result.tokens) == ('diverged', 22, 22 * per_step)
 
 
 def test_log_unexpected_step(run):
@@ -84,5 +89,6 @@ def test_log_unexpected_step(run):
 def test_finish(run, loss, diverged, stopped, status):
   run.initial_loss, run.diverged, run.stopped = 5.0, diverged, stopped
   result = run.finish(loss, 9.0)
-  assert (result.status, result.steps, result.seconds) == (status, 20, 9.0)
+  steps = 19 if diverged else 20  # update 20 was not made
+  assert (result.status, result.steps, result.seconds) == (status, steps, 9.0)
   assert run.writer.result == result

@@ -165,7 +165,7 @@ def _critical_logit_scale(e: Evidence) -> pd.Series:
 
 
 def _excess_over_bigram_model(e: Evidence) -> pd.Series:
-  blocks = e.only((e.runs['model.depth'] > 0) & np.isclose(e.runs['model.logit_scale'], 1e4))
+  blocks = e.only((e.runs['model.depth'] > 0) & (e.runs['model.logit_scale'] == 1e4))
   bigram = e.only(e.runs['model.depth'] == 0)
   if blocks.runs.empty or bigram.runs.empty:
     raise Undecided('needs a model with a logit scale of 1e4 and one without blocks')

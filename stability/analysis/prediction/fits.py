@@ -22,7 +22,7 @@ _FLOOR_WEIGHT = 1.0  # the noise floor counts as this many degrees of freedom
 _GIBBS_SWEEPS = 30  # used if there are censored values
 _SLOPE_DEGREE = 2  # of shared slopes, which are polynomials in log10(learning rate)
 _LOG_SIZE_ORIGIN = 6.0  # subtracted from log sizes, so that their powers are less collinear
-_RATE_TOLERANCE = 1e-6  # decades; learning rates closer than this are the same
+_RATE_TOLERANCE = 1e-6  # decades; for the rounding of log10, since equal rates are equal floats
 _RIDGE = 1e-9  # keeps the normal equations solvable if sizes nearly coincide
 
 

@@ -281,11 +281,44 @@ def test_lost_lease(place, monkeypatch, capfd):
   assert results(workdir, configs) == ['done'] and len(tries(workdir, name)) == 2
 
 
-def test_sweep_is_damaged_meanwhile(place, monkeypatch):
+def change_sweep(sweep_json, place, value):
+  """Changes a value in sweep.json, or that of all its runs; None removes it."""
+  *_, section, key = place.split('.')
+  configs = sweep_json['runs'].values() if place.startswith('runs') else [sweep_json]
+  for part in (config[section] for config in configs):
+    if value is None:
+      del part[key]
+    else:
+      part[key] = value
+
+
+CHANGES = {
+    'no longer a sweep': (None, r'sweep\.json: damaged: config_file is missing'),
+    'no path': (('data.path', None), r'sweep\.json: damaged: data: path is missing'),
+    'another path': (('data.path', 'elsewhere'), r'sweep\.json: its data, elsewhere, is missing'),
+    'an unknown field': (('runs.model.new', 3), r"its run 'seed=0': config\.model\.new: no such"),
+    'another config': (('runs.model.depth', 2), r"its run 'seed=0' has another config than .*json"),
+}
+
+
+@pytest.mark.parametrize(
+    'case',
+    ['no longer a sweep', *(pytest.param(case, marks=pytest.mark.slow) for case in [*CHANGES][1:])],
+)
+def test_sweep_changes_meanwhile(case, place, monkeypatch):
+  """The worker, which reads sweep.json after the launcher, reports it in one line."""
+  change, said = CHANGES[case]
   workdir, configs = place(runs=1)
+  path = workdir / 'sweep.json'
+  found = files.read_json(path) | {'data': {'path': 'data/text'}}
+  files.write_json(workdir / 'data' / 'text' / 'meta.json', {})
   monkeypatch.setattr(worker_process, 'COMMAND', WORKER)
   waiting = sweeps.runs_to_train(workdir, configs)
-  (workdir / 'sweep.json').write_text('{}')
-  with pytest.raises(BadInput, match=r'sweep\.json: damaged: config_file is missing'):
+  if change is None:
+    found = {}
+  else:
+    change_sweep(found, *change)
+  files.write_json(path, found)
+  with pytest.raises(BadInput, match=said) as error:
     local.train(workdir, waiting, 1)
-  assert results(workdir, configs) == [None]
+  assert '\n' not in str(error.value) and results(workdir, configs) == [None]
