@@ -70,7 +70,7 @@ def main() -> int | None:
   for other in reused:
     if not (other / 'sweep.json').is_file():
       raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
-  backend.check_installed()
+  backend.check()
   return start.start(
       sweep, Path(_WORKDIR.value), backend.train, is_blocking=backend.is_blocking, reused=reused
   )

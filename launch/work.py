@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, jobs, preemption, start
+from launch.common import app, environment, jobs, preemption, start
 from stability import config as config_lib
 from stability.config import Config
 from stability.devices import cost
@@ -43,6 +43,8 @@ def main() -> int:
   workdir = Path(_WORKDIR.value)
   if _RUNS.value and _SHARE.value:
     raise BadInput('--runs, --share: must not be given together')
+  environment.check()
+  environment.check_platform()
   sweep = sweeps.read_sweep(workdir)
   selected = _select(workdir, sweep.runs)
   _check(workdir, sweep.data, selected)
