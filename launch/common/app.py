@@ -263,6 +263,7 @@ def _text(error: BaseException) -> str:
 def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> NoReturn:
   """Runs a program with the command line of this process, then exits."""
   streams.protect()
+  os.environ['MPLBACKEND'] = 'agg'  # figures are files; another backend may not be installed
   code = execute(main, flag_values, sys.argv, words=words)
   if error := streams.lost_output():
     print(f'error: standard output: cannot be written: {error.strerror}', file=sys.stderr)

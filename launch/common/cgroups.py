@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUPS = Path('/sys/fs/cgroup')
+_MEMBERSHIP = Path('/proc/self/cgroup')  # HIERARCHY:CONTROLLERS:PATH for each hierarchy
 
 
 def cpu_quotas() -> Iterator[float]:
@@ -31,7 +32,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
   In a container the path of the group may be the host's. Its own group is then the root.
   """
   try:
-    lines = Path('/proc/self/cgroup').read_text().splitlines()
+    lines = _MEMBERSHIP.read_text().splitlines()
   except OSError:
     lines = []
   paths = [

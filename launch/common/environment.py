@@ -103,6 +103,8 @@ def check() -> None:
   for name in _REFUSED:
     if os.environ.get(name, '').lower() not in _OFF:
       raise BadInput(f'{name}={os.environ[name]}: must not be set for training')
+  if (guard := os.environ.get('JAX_TRANSFER_GUARD', '')).startswith('disallow'):
+    raise BadInput(f'JAX_TRANSFER_GUARD={guard}: must be allow or log, since batches are transferred')
   if (flags := settings.xla_flags_text(os.environ)) and (error := _refusal(flags)):
     raise BadInput(f'XLA_FLAGS={os.environ["XLA_FLAGS"]}: {error}')
   for name, value in settings.REQUIRED.items():
@@ -172,7 +174,10 @@ def worker_environment() -> dict[str, str]:
 
 
 def cache_folder() -> Path:
-  """The folder of compiled executables, which are valid for one jaxlib and one CPU model."""
+  """The folder of compiled executables, which are valid for one jaxlib and one CPU model.
+
+  It starts with ~ if this user has no home folder.
+  """
   root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   kind = f'jaxlib-{importlib.metadata.version("jaxlib")}-{_cpu_digest()}'
   return Path(root) / 'stability' / kind
@@ -244,8 +249,9 @@ def _answer(flags: str, program: str) -> str:
     answers = {}
   if not isinstance(answers.get(flags), str):
     answers[flags] = _error(flags, program)
-    with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
-      files.write_json(file, answers)
+    if file.parts[0] != '~':
+      with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
+        files.write_json(file, answers)
   return answers[flags]
 
 

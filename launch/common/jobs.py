@@ -168,11 +168,14 @@ def show_progress(
         break
       time.sleep(POLL_SECONDS)
   print('no job is left, but some runs are unfinished', file=sys.stderr)
-  written = [path for path in logs.glob('*.log') if path.is_file()]
-  newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
-  if newest is not None:
-    lines = newest.read_text(errors='replace').splitlines()[-LOG_LINES:]
-    print(f'{newest} ends with:', *lines, sep='\n', file=sys.stderr)
+  try:
+    written = [path for path in logs.glob('*.log') if path.is_file()]
+    newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None:
+      lines = newest.read_text(errors='replace').splitlines()[-LOG_LINES:]
+      print(f'{newest} ends with:', *lines, sep='\n', file=sys.stderr)
+  except OSError as error:  # of another user, or on a node that is gone
+    print(f'warning: the logs of jobs cannot be read: {error}', file=sys.stderr)
 
 
 def _running(workdir: Path, names: Iterable[str]) -> list[str]:
