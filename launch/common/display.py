@@ -13,12 +13,19 @@ from rich.table import Table
 PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 
 
+class _Console(Console):
+  """A console that goes on without output when its reader is gone; rich's exits the program."""
+
+  def on_broken_pipe(self) -> None:
+    self.quiet = True
+
+
 class Display:
   """A context that shows progress on stderr: a fraction and some facts."""
 
   def __init__(self, first_after: float = 0.0):
     """first_after: seconds until the first line, if stderr is not a terminal."""
-    self._console = Console(stderr=True)
+    self._console = _Console(stderr=True)
     self._is_terminal = self._console.is_terminal
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._next_line = time.monotonic() + first_after

@@ -104,7 +104,7 @@ def check() -> None:
     if os.environ.get(name, '').lower() not in _OFF:
       raise BadInput(f'{name}={os.environ[name]}: must not be set for training')
   if (guard := os.environ.get('JAX_TRANSFER_GUARD', '')).startswith('disallow'):
-    raise BadInput(f'JAX_TRANSFER_GUARD={guard}: must be allow or log, since batches are transferred')
+    raise BadInput(f'JAX_TRANSFER_GUARD={guard}: must be allow or log; training transfers batches')
   if (flags := settings.xla_flags_text(os.environ)) and (error := _refusal(flags)):
     raise BadInput(f'XLA_FLAGS={os.environ["XLA_FLAGS"]}: {error}')
   for name, value in settings.REQUIRED.items():

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import select
+import shutil
 import sys
 
 _GONE = (errno.EPIPE, errno.EIO)  # nobody reads any more: a pipe or a terminal that is closed
@@ -55,6 +56,8 @@ def protect() -> None:
     value = os.environ.get(name, '')
     if not (value.isascii() and value.isdigit() and int(value[:9]) in _SIZES):
       os.environ.pop(name, None)
+  if shutil.get_terminal_size().columns < min(_SIZES):  # absl cannot wrap text to so few
+    os.environ['COLUMNS'] = str(min(_SIZES))
 
 
 def _protected(number: int, stream: io.TextIOWrapper | None) -> io.TextIOWrapper:

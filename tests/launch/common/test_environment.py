@@ -309,7 +309,7 @@ def test_error_of_the_cache(fresh, tried, name, monkeypatch, capsys):
 
 
 def test_cache_of_a_store(fresh, tried, monkeypatch, capsys):
-  """jax writes to it, and warns if it cannot."""
+  """The library writes to it, and warns if it cannot."""
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'gs://bucket/cache')
   monkeypatch.setenv('JAX_RAISE_PERSISTENT_CACHE_ERRORS', '1')
   variables = environment.worker_environment()
