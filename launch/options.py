@@ -6,8 +6,6 @@ WORD selects the options that mention it. With --config, the defaults are those 
 programs that start a run or a sweep set an option by --config.NAME=VALUE.
 """
 
-import os
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -46,7 +44,7 @@ def main(*words: str) -> None:
     console.print(_table(options, defaults))
     console.print(FOOTNOTE, highlight=False)
   else:
-    _write(_plain(options, defaults))
+    print(_plain(options, defaults))
 
 
 def _mentions(field: Field, word: str = '') -> bool:
@@ -95,14 +93,6 @@ def _plain(options: Sequence[Field], defaults: Mapping[str, str]) -> str:
       )
     sections.append('\n'.join(lines))
   return '\n\n'.join((*sections, FOOTNOTE))
-
-
-def _write(text: str) -> None:
-  """Prints to a pipe; its reader may stop early, as `head` does."""
-  try:
-    print(text, flush=True)
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@
 The same command continues an interrupted sweep; with a higher --seeds, it trains the new runs. If
 it is started again while the first one runs, here or on another machine that sees DIR, both share
 the work. SIGTERM and SIGUSR1 make it save all runs and end with exit code 75. With
---reuse=OTHER_DIR, results of another sweep are reused for runs with the same config, text and
-versions.
+--reuse=OTHER_DIR, results of another sweep are reused for runs with the same config, text,
+versions and settings (stability/settings.py).
 
 --dry_run prints the cost of the sweep and, for given devices, where its runs would be placed and
 how long they would take:
@@ -75,7 +75,7 @@ def main() -> int | None:
   for other in reused:
     if not (other / 'sweep.json').is_file():
       raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
-  backend.check_installed()
+  backend.check()
   return start.start(
       sweep, Path(_WORKDIR.value), backend.train, is_blocking=backend.is_blocking, reused=reused
   )

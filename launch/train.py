@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, start
+from launch.common import app, environment, start
 from launch.workers import multihost
 from stability.errors import BadInput
 
@@ -42,6 +42,8 @@ def main() -> int:
     )
   if group and group.process_id:
     return multihost.contribute_devices(Path(_WORKDIR.value), name, group)
+  if not group:  # the devices of a pod start only in all its processes together
+    environment.check_platform()
   worker_flags = group.worker_flags() if group else ()
   train = functools.partial(local.train, workers=1, worker_flags=worker_flags)
   return start.start(sweep, Path(_WORKDIR.value), train)

@@ -22,7 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, jobs, start
+from launch.common import app, environment, jobs, start
 from stability.config import Config
 from stability.devices import cost
 from stability.errors import BadInput
@@ -47,6 +47,8 @@ def main() -> int:
   workdir = Path(_WORKDIR.value)
   if _RUNS.value and _SHARE.value:
     raise BadInput('--runs, --share: must not be given together')
+  environment.check()
+  environment.check_platform()
   sweep = sweeps.read_sweep(workdir)
   selected = _select(workdir, sweep.runs)
   sweeps.check_data(workdir, sweep)

@@ -111,7 +111,7 @@ def train(
     RuntimeError: a worker cannot start.
   """
   cores = environment.cores()
-  count = workers or (1 if environment.has_accelerator() else len(cores))
+  count = workers or (1 if environment.has_accelerator() else environment.core_count())
   count = max(1, min(count, len(configs)))
   cores_of_workers = [cores[i::count] or cores for i in range(count)]
   with (

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local, manifest, ray, slurm
-from launch.common import jobs, start
+from launch.common import environment, jobs, start
 from stability.config import Config
 from stability.errors import BadInput
 
@@ -31,7 +31,7 @@ class Backend:
   """A backend, configured by its flags."""
 
   train: start.Train
-  check_installed: Callable[[], None] = _do_nothing  # raises BadInput if not
+  check: Callable[[], None] = _do_nothing  # raises BadInput if what it needs is not here
   show: Callable[[Path, Mapping[str, Config]], None] = _do_nothing  # prints what would be submitted
   is_blocking: bool = True  # whether the runs are finished when `train` returns
 
@@ -53,7 +53,8 @@ def find(flag_values: flags.FlagValues) -> Backend:
       owners = ' or '.join(other for other in NAMES if flag in _FLAGS[other])
       raise BadInput(f'--{flag}: must be given with --backend={owners}, not {name}')
   if name == 'local':
-    return Backend(functools.partial(local.train, workers=flag_values['workers'].value))
+    train = functools.partial(local.train, workers=flag_values['workers'].value)
+    return Backend(train, environment.check_platform)
   resources = jobs.resources(flag_values)
   if name == 'slurm':
     options = {'resources': resources, 'options': slurm.options(flag_values)}

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from launch.common import preemption
+from launch.common import preemption, streams
 from stability import config as config_lib
 from stability import extensions as extensions_lib
 from stability import hyper
@@ -262,9 +262,12 @@ def _text(error: BaseException) -> str:
 
 def run(main: Main, flag_values: flags.FlagValues, *, words: bool = False) -> NoReturn:
   """Runs a program with the command line of this process, then exits."""
-  for stream in (sys.stdout, sys.stderr):  # text that cannot be encoded is escaped
-    stream.reconfigure(errors='backslashreplace')
-  sys.exit(execute(main, flag_values, sys.argv, words=words))
+  streams.protect()
+  os.environ['MPLBACKEND'] = 'agg'  # figures are files; another backend may not be installed
+  code = execute(main, flag_values, sys.argv, words=words)
+  if error := streams.lost_output():
+    print(f'error: standard output: cannot be written: {error.strerror}', file=sys.stderr)
+  sys.exit(code or (1 if error else 0))
 
 
 def execute(

@@ -1,5 +1,6 @@
 """A progress line: redrawn on a terminal, otherwise printed every few seconds."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -12,27 +13,38 @@ from rich.table import Table
 PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 
 
+class _Console(Console):
+  """A console that goes on without output when its reader is gone; rich's exits the program."""
+
+  def on_broken_pipe(self) -> None:
+    self.quiet = True
+
+
 class Display:
   """A context that shows progress on stderr: a fraction and some facts."""
 
   def __init__(self, first_after: float = 0.0):
     """first_after: seconds until the first line, if stderr is not a terminal."""
-    self._console = Console(stderr=True)
+    self._console = _Console(stderr=True)
+    self._is_terminal = self._console.is_terminal
     self._live = Live(console=self._console, refresh_per_second=4, transient=True)
     self._next_line = time.monotonic() + first_after
 
   def __enter__(self) -> 'Display':
-    if self._console.is_terminal:
-      self._live.start()
+    if self._is_terminal:
+      with _dropped():
+        self._live.start()
     return self
 
   def __exit__(self, *_) -> None:
-    if self._console.is_terminal:
-      self._live.stop()
+    if self._is_terminal:
+      with _dropped():
+        self._live.stop()
 
   def log(self, line: str) -> None:
     """Prints a line above the progress line."""
-    self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with _dropped():
+      self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
   def show(self, fraction: float | None, facts: Sequence[str], *, last: bool = False) -> None:
     """Shows the progress; if stderr is not a terminal, only when a line is due.
@@ -42,12 +54,19 @@ class Display:
       facts: texts to show beside the fraction.
       last: whether this is the last call, for which a line is always due.
     """
-    if self._console.is_terminal:
-      self._live.update(_bar(fraction, ' · '.join(facts)))
+    if self._is_terminal:
+      with _dropped():
+        self._live.update(_bar(fraction, ' · '.join(facts)))
     elif last or time.monotonic() >= self._next_line:
       self._next_line = time.monotonic() + PLAIN_SECONDS
       percent = '' if fraction is None else f'{fraction:4.0%}  '
-      print(percent + ', '.join(facts), file=sys.stderr, flush=True)
+      with _dropped():
+        print(percent + ', '.join(facts), file=sys.stderr, flush=True)
+
+
+def _dropped() -> contextlib.AbstractContextManager:
+  """Drops what cannot be shown: a notebook's stream may be closed, or lack an encoding."""
+  return contextlib.suppress(OSError, ValueError)
 
 
 def time_left(seconds: float) -> str:

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.common import app, memory_analysis
+from launch.common import app, environment, memory_analysis
 from stability.config import Config
 from stability.data import tokens
 from stability.devices import cost as cost_lib
@@ -94,6 +94,9 @@ def show(sweep: app.SweepRequest, machine: cost_lib.Machine | None, *, analyze: 
   """Prints the plan of a sweep, for `machine` if one is given."""
   if analyze:
     memory_analysis.use_worker_environment()
+  environment.check()
+  if analyze:
+    environment.check_devices()
   else:
     shapes.trace_on_cpu()
   configs = sweep.runs.configs

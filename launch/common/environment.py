@@ -1,27 +1,27 @@
-"""Settings of a worker to make before it imports jax: cores, XLA flags, compilation cache."""
+"""The devices and cores here, and the settings of a worker to make before it imports jax."""
 
 import contextlib
+import functools
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch.common import cgroups
+from stability import settings
+from stability.errors import BadInput
+from stability.settings import CPU_FLAGS
 from stability.storage import files
 
-# XLA's YNN kernels speed up matrix products on a CPU at widths from 32. LLVM's -O2 compiles faster
-# than -O3 and gives equally fast steps (jaxlib 0.10.2; BUILD_NOTES.md). YNN is experimental, and an
-# unknown flag makes XLA abort the process, so the flags are first tried in a separate process, once
-# for each jaxlib and CPU.
-CPU_FLAGS = (
-    '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'
-    ' --xla_backend_optimization_level=2'
-)
 # Each step allocates its buffers anew. By default glibc returns them to the system in between;
 # keeping them made a step at width 128 1.6 times as fast (BUILD_NOTES.md).
 GLIBC_TUNABLES = ':'.join((
@@ -30,87 +30,254 @@ GLIBC_TUNABLES = ':'.join((
     f'glibc.malloc.trim_threshold={2**33}',
     f'glibc.malloc.top_pad={2**26}',
 ))
+# YNN is experimental, so the flags are first tried in a separate process, once for each jaxlib and
+# CPU. An unknown flag makes XLA abort the process, so the user's flags are tried, too.
 _TRIAL_PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 x = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
 y = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)(x)
 np.testing.assert_allclose(y, np.tanh(x @ x.T) @ x, rtol=1e-3, atol=1e-3)
 """
+_START_PROGRAM = 'import jax; jax.local_devices()'  # XLA parses its flags when it starts
+_TRIAL_SECONDS = 60
+# Debugging switches of jax that leave nothing to train: the step is compiled ahead of time.
+_REFUSED = ('JAX_DISABLE_JIT', 'JAX_NO_EXECUTION', 'JAX_NO_TRACING')
+_OFF = ('', '0', 'n', 'no', 'f', 'false', 'off')  # values of a boolean setting of jax
+_ON = ('1', 'y', 'yes', 't', 'true', 'on')
+# Accelerators by their plugins of jax, their device files and the variables that may hide them.
+_ACCELERATORS = (
+    (
+        ('jax_cuda12_plugin', 'jax_cuda13_plugin'),
+        ('/dev/nvidia[0-9]*',),
+        ('CUDA_VISIBLE_DEVICES', 'NVIDIA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'),
+    ),
+    (
+        ('libtpu',),
+        ('/dev/accel[0-9]*', '/dev/vfio/[0-9]*'),
+        ('TPU_VISIBLE_CHIPS', 'TPU_VISIBLE_DEVICES'),
+    ),
+)
+_HIDDEN = re.compile(r'\s*(-.*|none|void|NoDevFiles)?\s*')  # values that leave no device visible
 
 
 def has_accelerator() -> bool:
   """Whether jax will find a GPU or TPU here; checks plugins and devices, without importing jax."""
-  wanted = os.environ.get('JAX_PLATFORMS')
-  if wanted:
+  if wanted := _wanted_platforms():
     return wanted.split(',')[0] != 'cpu'
-  plugins = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'libtpu')
-  devices = ('/dev/nvidia0', '/dev/accel0', '/dev/vfio/0')
-  return any(map(importlib.util.find_spec, plugins)) and any(map(os.path.exists, devices))
+  return any(
+      any(map(importlib.util.find_spec, plugins))
+      and any(map(glob.glob, devices))
+      and not any(_HIDDEN.fullmatch(os.environ.get(name, 'all')) for name in hiding)
+      for plugins, devices, hiding in _ACCELERATORS
+  )
 
 
 def cores() -> list[int]:
-  """The CPU cores that this process may use."""
+  """The CPU cores that this process may run on."""
   if hasattr(os, 'sched_getaffinity'):
     return sorted(os.sched_getaffinity(0))
   return list(range(os.cpu_count() or 1))
 
 
+def core_count() -> int:
+  """The number of cores whose time this process may use, which a container may limit."""
+  quotas = (math.ceil(quota) for quota in cgroups.cpu_quotas())
+  return max(1, min([len(cores()), *quotas]))
+
+
 def pin(cores: Sequence[int]) -> None:
   """Pins this process, and with it XLA's thread pool, to `cores`, if the system allows it."""
   if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, cores)
+    try:
+      os.sched_setaffinity(0, cores)
+    except OSError as error:
+      print(f'warning: cannot run on cores {list(cores)} alone: {error}', file=sys.stderr)
+
+
+def check() -> None:
+  """Checks the user's settings of jax and XLA, before anything is compiled or written.
+
+  Also sets the variables that have one right value, so it must be called before jax is imported.
+  Raises BadInput for a setting with which nothing can be trained; warns of those that are ignored.
+  """
+  for name in _REFUSED:
+    if os.environ.get(name, '').lower() not in _OFF:
+      raise BadInput(f'{name}={os.environ[name]}: must not be set for training')
+  if (guard := os.environ.get('JAX_TRANSFER_GUARD', '')).startswith('disallow'):
+    raise BadInput(f'JAX_TRANSFER_GUARD={guard}: must be allow or log; training transfers batches')
+  if (flags := settings.xla_flags_text(os.environ)) and (error := _refusal(flags)):
+    raise BadInput(f'XLA_FLAGS={os.environ["XLA_FLAGS"]}: {error}')
+  for name, value in settings.REQUIRED.items():
+    given = os.environ.get(name, value)
+    if given.lower() not in (_OFF if value in _OFF else _ON if value in _ON else (value,)):
+      print(f'warning: {name}={given} is ignored: training uses {value}', file=sys.stderr)
+  has_others = any(n.startswith(('JAX_', 'FLAX_')) for n in os.environ.keys() - settings.REQUIRED)
+  os.environ.update(settings.REQUIRED)
+  if has_others:
+    try:
+      import flax  # noqa: F401  imports jax; both read their variables
+    except (ValueError, RuntimeError) as error:
+      raise BadInput(f'a JAX_ or FLAX_ variable of the environment: {error}') from error
+
+
+def check_devices() -> None:
+  """Raises BadInput if jax finds no device of the platform that the environment asks for."""
+  import jax
+
+  try:
+    jax.local_devices()
+  except (AssertionError, RuntimeError) as error:  # jax asserts that a plugin of cuda is there
+    raise _no_device(str(error)) from error
+
+
+def check_platform() -> None:
+  """Like check_devices, in a separate process, so that this one uses no accelerator."""
+  if _wanted_platforms() not in ('', 'cpu'):
+    try:
+      done = _run(_START_PROGRAM, {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
+    except subprocess.TimeoutExpired:  # a worker may be more patient
+      return
+    if done.returncode:
+      raise _no_device((done.stderr.strip().splitlines() or [''])[-1].partition(': ')[2])
+
+
+def _no_device(reason: str) -> BadInput:
+  reason = reason.partition(' (set JAX_PLATFORMS=')[0]
+  name = 'JAX_PLATFORMS' if os.environ.get('JAX_PLATFORMS') else 'JAX_PLATFORM_NAME'
+  message = f'{name}={_wanted_platforms()}: no such device can be used here'
+  return BadInput(f'{message}: {reason}' if reason else message)
+
+
+def _wanted_platforms() -> str:
+  return os.environ.get('JAX_PLATFORMS') or os.environ.get('JAX_PLATFORM_NAME', '')
 
 
 def worker_environment() -> dict[str, str]:
-  """The environment variables of a worker; those set by the user are kept."""
-  cache = cache_folder()
+  """The environment variables of a worker; those set by the user are kept, except REQUIRED ones."""
   environment = {
-      'JAX_COMPILATION_CACHE_DIR': str(cache / 'executables'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-  } | os.environ
+      **os.environ,
+      **settings.REQUIRED,
+      **_cache_variables(),
+      'PYTHONIOENCODING': 'utf-8:backslashreplace',  # of the pipes to the launcher
+  }
   if has_accelerator():
     return environment
   environment.setdefault('GLIBC_TUNABLES', GLIBC_TUNABLES)
-  if 'ynn_fusion' not in environment.get('XLA_FLAGS', ''):
-    # The last setting of a flag counts, so the user's flags come last.
-    environment['XLA_FLAGS'] = f'{_cpu_flags(cache)} {environment.get("XLA_FLAGS", "")}'.strip()
+  given = settings.xla_flags(environment)
+  added = [flag for flag in CPU_FLAGS.split() if flag.partition('=')[0] not in given]
+  if added and _cpu_flags_work():
+    added.append(settings.xla_flags_text(environment))
+    environment['XLA_FLAGS'] = ' '.join(filter(None, added))
   return environment
 
 
 def cache_folder() -> Path:
-  """The folder of compiled executables, which are valid for one jaxlib and one CPU model."""
+  """The folder of compiled executables, which are valid for one jaxlib and one CPU model.
+
+  It starts with ~ if this user has no home folder.
+  """
   root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   kind = f'jaxlib-{importlib.metadata.version("jaxlib")}-{_cpu_digest()}'
   return Path(root) / 'stability' / kind
+
+
+def _cache_variables() -> dict[str, str]:
+  """The variables of jax's compilation cache: its folder, or none if it cannot be used."""
+  folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(cache_folder() / 'executables')
+  # A cache is an optimisation: its errors must not fail a run.
+  variables = {'JAX_COMPILATION_CACHE_DIR': folder, 'JAX_RAISE_PERSISTENT_CACHE_ERRORS': '0'}
+  is_on = os.environ.get('JAX_ENABLE_COMPILATION_CACHE', '1').lower() not in _OFF
+  if is_on and not _is_usable(folder):
+    variables['JAX_ENABLE_COMPILATION_CACHE'] = '0'
+  return variables
+
+
+@functools.cache  # one warning
+def _is_usable(folder: str) -> bool:
+  """Whether a folder can be written to; otherwise prints a warning."""
+  if '://' in folder:  # jax writes to it
+    return True
+  try:
+    if folder.startswith('~'):  # neither HOME nor the user's entry in /etc/passwd is there
+      raise FileNotFoundError('this user has no home folder')
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(bytes(4096))
+  except (OSError, ValueError) as error:
+    print(
+        f'warning: compiled executables are not kept, since {folder} cannot be written to:'
+        f' {getattr(error, "strerror", None) or error}',
+        file=sys.stderr,
+    )
+    return False
+  return True
 
 
 def _cpu_digest() -> str:
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     description = sorted({line for line in lines if line.startswith(('model name', 'flags'))})
-  except OSError:
+  except (OSError, ValueError):
     description = [platform.machine(), platform.processor()]
   return hashlib.sha256('\n'.join(description).encode()).hexdigest()[:12]
 
 
-def _cpu_flags(cache: Path) -> str:
-  """CPU_FLAGS if they work here, otherwise empty; the answer is cached."""
-  file = cache / 'cpu_flags.json'
-  answers: Mapping[str, bool] = json.loads(file.read_text()) if file.exists() else {}
-  if CPU_FLAGS not in answers:
-    answers = {**answers, CPU_FLAGS: _works(CPU_FLAGS)}
-    with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
-      files.write_json(file, answers)
-  return CPU_FLAGS if answers[CPU_FLAGS] else ''
-
-
-def _works(flags: str) -> bool:
-  """Whether a program with these XLA flags runs and computes correctly."""
-  command = [sys.executable, '-c', _TRIAL_PROGRAM]
-  variables = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+def _cpu_flags_work() -> bool:
+  """Whether CPU_FLAGS run and compute correctly here."""
   try:
-    trial = subprocess.run(command, env=variables, capture_output=True, timeout=60, check=False)
+    return _answer(CPU_FLAGS, _TRIAL_PROGRAM) == ''
   except subprocess.TimeoutExpired:
     return False
-  return trial.returncode == 0
+
+
+def _refusal(flags: str) -> str:
+  """Why XLA refuses these flags; empty if it does not."""
+  try:
+    return _answer(flags, _START_PROGRAM)
+  except subprocess.TimeoutExpired:
+    return ''
+
+
+def _answer(flags: str, program: str) -> str:
+  """The error of a program with these XLA flags, empty if there is none; it is kept on disk."""
+  file = cache_folder() / 'xla_flags.json'
+  try:
+    answers = files.read_json(file) if file.is_file() else {}
+  except (BadInput, OSError):  # it is written anew
+    answers = {}
+  if not isinstance(answers.get(flags), str):
+    answers[flags] = _error(flags, program)
+    if file.parts[0] != '~':
+      with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
+        files.write_json(file, answers)
+  return answers[flags]
+
+
+@functools.cache  # for a folder that cannot be written
+def _error(flags: str, program: str) -> str:
+  done = _run(program, {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}, without=('JAX_', 'FLAX_'))
+  if not done.returncode:
+    return ''
+  # Lines of XLA's log: F1128 06:31:17.308876   27392 parse_flags_from_env.cc:220] MESSAGE
+  messages = re.findall(r'^[EF]\d{4} .*?\] (.*)', done.stderr, re.MULTILINE)
+  lines = messages or done.stderr.strip().splitlines()[-1:]
+  return lines[0] if lines else f'the process ends with exit code {done.returncode}'
+
+
+def _run(
+    program: str, variables: Mapping[str, str], without: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+  """Runs a Python program with variables added to the environment, and some names left out."""
+  kept = {name: value for name, value in os.environ.items() if not name.startswith(without)}
+  return subprocess.run(
+      [sys.executable, '-c', program],
+      env=kept | variables,
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      encoding='utf-8',
+      errors='replace',
+      timeout=_TRIAL_SECONDS,
+      check=False,
+  )

@@ -19,6 +19,7 @@ from absl import flags
 
 import launch
 from launch.common.progress import Progress
+from stability import settings
 from stability.config import Config
 from stability.devices import cost
 from stability.errors import BadInput
@@ -29,7 +30,8 @@ LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinis
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
 ROOT = Path(launch.__file__).absolute().parents[1]  # folder of the package `launch`
-INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')  # environment variables of the user
+# Environment variables of the user that jobs inherit, beside the settings that change numbers.
+INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,8 @@ def environment() -> dict[str, str]:
   """The environment variables that a job needs wherever it runs."""
   folders = [str(ROOT), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
   path = os.pathsep.join(dict.fromkeys(filter(None, folders)))
-  inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+  names = dict.fromkeys((*INHERITED, *settings.recorded()))
+  inherited = {name: os.environ[name] for name in names if name in os.environ}
   return {'PYTHONPATH': path, **inherited}
 
 
@@ -165,11 +168,14 @@ def show_progress(
         break
       time.sleep(POLL_SECONDS)
   print('no job is left, but some runs are unfinished', file=sys.stderr)
-  written = [path for path in logs.glob('*.log') if path.is_file()]
-  newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
-  if newest is not None:
-    lines = newest.read_text(errors='replace').splitlines()[-LOG_LINES:]
-    print(f'{newest} ends with:', *lines, sep='\n', file=sys.stderr)
+  try:
+    written = [path for path in logs.glob('*.log') if path.is_file()]
+    newest = max(written, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None:
+      lines = newest.read_text(errors='replace').splitlines()[-LOG_LINES:]
+      print(f'{newest} ends with:', *lines, sep='\n', file=sys.stderr)
+  except OSError as error:  # of another user, or on a node that is gone
+    print(f'warning: the logs of jobs cannot be read: {error}', file=sys.stderr)
 
 
 def _running(workdir: Path, names: Iterable[str]) -> list[str]:

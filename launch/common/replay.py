@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.backends import local
+from launch.common import environment
 from stability import extensions
 from stability.config import Config
 from stability.control import records
@@ -44,6 +45,7 @@ def replay(
   Raises:
     BadInput: the run has no result, or the workdir holds something else.
   """
+  environment.check()
   result = run_files.read_result(run)
   if result is None or result.status == 'failed':
     raise BadInput(f'--run={run}: has not ended; only a run with a result can be replayed')

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from launch.common import app
+from launch.common import app, environment
 from stability import extensions
 from stability.config import Config
 from stability.data import tokens
@@ -69,6 +69,7 @@ def start(
     is_blocking: whether the runs are finished when `train` returns; otherwise no report is written.
     reused: workdirs of other sweeps whose results are reused for identical runs.
   """
+  environment.check()
   unfinished = _prepare(sweep, workdir, reused)
   if unfinished:
     try:
@@ -203,9 +204,9 @@ def warn_of_versions(workdir: Path, previous: Mapping[str, str]) -> None:
   """Prints a warning if the current versions differ from those that trained a sweep before."""
   if changes := versions.changes(previous, versions.current()):
     print(
-        f'warning: --workdir={workdir} was begun with other versions: {", ".join(changes)}; numbers'
-        ' may differ from those of an uninterrupted sweep; versions.jsonl of each run has its'
-        ' versions',
+        f'warning: --workdir={workdir} was begun with other versions or settings:'
+        f' {", ".join(changes)}; numbers may differ from those of an uninterrupted sweep;'
+        ' versions.jsonl of each run has its own',
         file=sys.stderr,
     )
 

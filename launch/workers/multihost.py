@@ -111,13 +111,15 @@ def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:
 
   If any process of the group is told to end, all workers save the run and end together.
   """
+  environment.check()
   run = run_files.run_dir(workdir, name)
   result = run_files.read_result(run)
   if result is not None and result.status != 'failed':
     return 0
   with preemption.deferred() as is_preempted:
     worker = WorkerProcess(workdir, environment.cores(), group.worker_flags())
-    serving = threading.Thread(target=_serve, args=(worker, name), daemon=True)
+    refusals: list[str] = []
+    serving = threading.Thread(target=_serve, args=(worker, name, refusals), daemon=True)
     serving.start()
     threading.Thread(target=_print_output, args=(worker,), daemon=True).start()
     try:
@@ -129,6 +131,8 @@ def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:
           deadline = time.monotonic() + preemption.GRACE_SECONDS
       if is_preempted() or worker.has_saved():
         return preemption.EXIT_CODE
+      if refusals:
+        raise BadInput(refusals[0])
       result = _await_result(run)
     finally:
       worker.kill()
@@ -136,11 +140,16 @@ def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:
   return 0 if result is not None and result.status != 'failed' else 1
 
 
-def _serve(worker: WorkerProcess, name: str) -> None:
-  """Answers the worker's first request with the run; returns when the worker is done with it."""
+def _serve(worker: WorkerProcess, name: str, refusals: list[str]) -> None:
+  """Answers the worker's first request with the run; returns when the worker is done with it.
+
+  Input that the worker cannot use is added to `refusals`.
+  """
   is_assigned = False
-  for _ in worker.requests():
-    if is_assigned:
+  for request in worker.requests():
+    if 'bad_input' in request:
+      refusals.append(request['bad_input'])
+    if is_assigned or refusals:
       return
     worker.send({'run': name})
     is_assigned = True

@@ -11,7 +11,8 @@ per line:
                                            {"stop": true}, at any time: save everything and exit
   {"cannot_write": [errno, reason, path]}  the disk cannot be written to; the worker exits and
                                            leaves no result
-  {"bad_input": TEXT}                      sweep.json has changed since the launcher read it; the
+  {"bad_input": TEXT}                      there is no device as JAX_PLATFORMS asks for, or
+                                           sweep.json has changed since the launcher read it; the
                                            worker exits
 
 `members` is the number of runs per device: the worker reports how many it tries, and the launcher
@@ -122,7 +123,7 @@ class Launcher:
     os._exit(1)
 
   def bad_input(self, error: Exception) -> NoReturn:
-    """Reports an unusable sweep.json, which the launcher prints once, and exits."""
+    """Reports input that no worker can use, which the launcher prints once, and exits."""
     self._send({'bad_input': str(error)})
     os._exit(1)
 
@@ -208,6 +209,10 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
         **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
     )
     ignore_signals()  # jax has replaced the handlers
+  try:
+    environment.check_devices()
+  except errors.BadInput as error:
+    launcher.bad_input(error)
   folder = Path(_WORKDIR.value)
   sweep = None
   paused = PausedRuns(folder)
@@ -248,6 +253,8 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
       train_runs(folder, sweep, checked(name), next_run, paused, hooks)
     except errors.CannotWrite as error:
       launcher.cannot_write(error)
+    except errors.BadInput as error:
+      launcher.bad_input(error)
     launcher.released_runs()
 
 

@@ -53,7 +53,8 @@ class WorkerProcess:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding='utf-8',
+        errors='replace',  # libraries may print anything
         env=environment.worker_environment(),
         start_new_session=True,  # so that Ctrl-C reaches only the launcher
     )

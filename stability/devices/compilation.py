@@ -7,10 +7,14 @@ another one is compiling, compiles the others first, and finds the skipped one i
 
 import contextlib
 import hashlib
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import jax
+from absl import logging
 
 try:
   import fcntl
@@ -18,36 +22,79 @@ except ImportError:  # Windows: each process compiles for itself
   fcntl = None
 
 
+# How long to wait for other processes; few programs take longer to compile. A lock that a hanging
+# process holds, or that a file server has forgotten, must not stop training.
+WAIT_SECONDS = 120
+_POLL_SECONDS = 0.1
+_warned: list[str] = []  # errors of the cache that this process has printed: one is enough
+
+
 def compile_shared(programs: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.stages.Compiled]:
   """Compiles programs; returns their executables by name.
 
-  The programs that take longest to compile should come first.
+  The programs that take longest to compile should come first. An error of the cache costs time, but
+  fails nothing.
   """
   cache = jax.config.jax_compilation_cache_dir
-  if fcntl is None or not cache:
-    return {name: program.compile() for name, program in programs.items()}
+  is_shared = fcntl and cache and '://' not in cache and jax.config.jax_enable_compilation_cache
+  if not is_shared:
+    with _one_warning():
+      return {name: program.compile() for name, program in programs.items()}
   compiled = {}
-  for waits in (False, True):
+  for deadline in (0.0, time.monotonic() + WAIT_SECONDS):
     for name in [name for name in programs if name not in compiled]:
-      with _lock(Path(cache), programs[name], waits) as is_held:
-        if is_held:
+      with _lock(Path(cache), programs[name], deadline) as is_held, _one_warning():
+        if is_held or deadline:
           compiled[name] = programs[name].compile()
   return compiled
 
 
 @contextlib.contextmanager
-def _lock(cache: Path, program: jax.stages.Lowered, waits: bool) -> Iterator[bool]:
+def _lock(cache: Path, program: jax.stages.Lowered, deadline: float) -> Iterator[bool]:
   """Locks a program; the system releases the lock if the process dies.
 
-  Yields whether the lock is held. With `waits`, waits until no other process holds it.
+  Waits until no other process holds the lock, until the deadline at most. Yields False if another
+  one still holds it, and True if there can be no lock.
   """
   digest = hashlib.sha256(program.as_text().encode()).hexdigest()
   folder = cache / 'compiling'
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / digest).open('w') as file:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-    except BlockingIOError:
-      yield False
+      folder.mkdir(parents=True, exist_ok=True)
+      file = stack.enter_context((folder / digest).open('w'))
+      is_held = _try_lock(file)
+      while not is_held and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        is_held = _try_lock(file)
+    except OSError as error:
+      _warn(f'processes do not share compilations: {error}')
+      is_held = True
+    yield is_held
+
+
+def _try_lock(file: IO[str]) -> bool:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
+
+
+@contextlib.contextmanager
+def _one_warning() -> Iterator[None]:
+  """Logs the first of jax's warnings about its cache, of which there may be two per program."""
+  with warnings.catch_warnings(record=True) as caught:
+    yield
+  for warning in caught:
+    if 'persistent compilation cache' in str(warning.message):
+      _warn(str(warning.message))
     else:
-      yield True
+      warnings.warn_explicit(
+          warning.message, warning.category, warning.filename, warning.lineno
+      )
+
+
+def _warn(message: str) -> None:
+  if not _warned:
+    logging.warning('%s', message)
+  _warned.append(message)

@@ -273,7 +273,7 @@ def _identity(trainer: int | None) -> Json:
   pid = os.getpid()
   return {
       'id': uuid.uuid4().hex,
-      'host': socket.gethostname(),
+      'host': _host(),
       'machine': _machine(),
       'pid': pid,
       'started': _started(pid),
@@ -288,7 +288,15 @@ def _machine() -> str:
     boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     return f'{boot} {os.readlink("/proc/self/ns/pid")}'
   except OSError:
-    return socket.gethostname()
+    return _host()
+
+
+def _host() -> str:
+  """The name of this machine, or the number of its network card if it has no name."""
+  try:
+    return socket.gethostname() or str(uuid.getnode())
+  except OSError:
+    return str(uuid.getnode())
 
 
 def _started(pid: int) -> str | None:

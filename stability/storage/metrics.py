@@ -1,14 +1,17 @@
 """The writer of a run's metrics: metrics.jsonl and TensorBoard's event file, from the same rows."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 # tensorboardX imports torch if it is installed, which takes a second and is not needed here.
 _unwanted = sys.modules.setdefault('torch', None)
@@ -46,8 +49,7 @@ class MetricsWriter:
     with writing(run / 'metrics.jsonl'):
       # Unbuffered: if the disk is full, a buffer would keep rows and write them at an unknown time.
       self._rows = (run / 'metrics.jsonl').open('ab', buffering=0)
-    with writing(run):
-      self._events = _events_writer(run)
+    self._events = _EventFile(run)
     self._flushed = time.monotonic()
     if is_resumed:  # makes TensorBoard hide the events of earlier files after `step`
       self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -83,13 +85,12 @@ class MetricsWriter:
       losses = {key: getattr(result, key) for key in RESULT_METRICS}
       self._add_scalars({k: v for k, v in losses.items() if v is not None}, result.steps)
       self._add(result.steps, summary=self._end)
+    self._events.close()
     with writing(self._run):
-      self._events.close()
       self._rows.close()
 
   def _flush_events(self) -> None:
-    with writing(self._run):
-      self._events.flush()
+    self._events.flush()
     self._flushed = time.monotonic()
 
   def _add_scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -97,8 +98,7 @@ class MetricsWriter:
     self._add(step, summary=Summary(value=scalars))
 
   def _add(self, step: int, **content: Any) -> None:
-    with writing(self._run):
-      self._events.write_event(Event(step=step, wall_time=time.time(), **content))
+    self._events.write(Event(step=step, wall_time=time.time(), **content))
 
 
 class NoWriter:
@@ -125,17 +125,48 @@ def write_experiment(workdir: Path, hparams: Mapping[str, Any]) -> None:
   if any(workdir.glob('events.out.tfevents.*')):
     return
   experiment, _, _ = _hparams_summaries(hparams)
-  with writing(workdir):
-    events = _events_writer(workdir)
-    events.write_event(Event(wall_time=time.time(), summary=experiment))
-    events.close()
+  events = _EventFile(workdir)
+  events.write(Event(wall_time=time.time(), summary=experiment))
+  events.close()
 
 
-def _events_writer(folder: Path) -> EventsWriter:
-  # The suffix keeps writers that start in the same second from overwriting each other's file. It
-  # begins with the time in nanoseconds, as TensorBoard reads files in the order of their names.
-  suffix = f'.{time.time_ns():020}.{uuid.uuid4().hex[:8]}'
-  return EventsWriter(str(folder / 'events'), suffix)
+class _EventFile:
+  """TensorBoard's event file of a folder, a convenience: if it fails, the rest of it is dropped.
+
+  On a full disk metrics.jsonl, which is written first, stops the training.
+  """
+
+  def __init__(self, folder: Path):
+    self._folder = folder
+    self._writer: EventsWriter | None = None
+    # The suffix keeps writers that start in the same second from overwriting each other's file. It
+    # begins with the time in nanoseconds, as TensorBoard reads files in the order of their names.
+    suffix = f'.{time.time_ns():020}.{uuid.uuid4().hex[:8]}'
+    with self._dropped():
+      self._writer = EventsWriter(str(folder / 'events'), suffix)
+
+  def write(self, event: Event) -> None:
+    with self._dropped():
+      if self._writer is not None:
+        self._writer.write_event(event)
+
+  def flush(self) -> None:
+    with self._dropped():
+      if self._writer is not None:
+        self._writer.flush()
+
+  def close(self) -> None:
+    with self._dropped():
+      if self._writer is not None:
+        self._writer.close()
+
+  @contextlib.contextmanager
+  def _dropped(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # of tensorboardX
+      logging.warning('%s: TensorBoard will lack later events: %s', self._folder, error)
+      self._writer = None
 
 
 def _hparams_summaries(fields: Mapping[str, Any]) -> tuple[Summary, Summary, Summary]:

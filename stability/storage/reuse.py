@@ -1,7 +1,7 @@
 """Reuse of runs that another sweep has trained: copies their files instead of training again.
 
-A run's numbers depend on its config, its text and the versions that train it, not on its sweep
-(BUILD_NOTES.md, What a run cannot depend on). If all three are equal, so are the numbers.
+A run's numbers depend on its config, its text and the versions and settings that train it, not on
+its sweep (BUILD_NOTES.md, What a run must not depend on). If all are equal, so are the numbers.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def _read(run: Path) -> _Content | None:
   """The content of a run if the run can be reused, otherwise None.
 
   The run must be undamaged, done or diverged, and trained without actions and entirely with the
-  versions of this process.
+  versions and settings of this process.
   """
   try:
     result = run_files.read_result(run)

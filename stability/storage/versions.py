@@ -1,8 +1,10 @@
-"""Versions of everything that a run's numbers may depend on: our code, Python and libraries.
+"""Versions of everything that a run's numbers may depend on: code, libraries and settings.
 
   DIR/sweep.json                  `versions`: those of the last start that had runs to train
   DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
                                   other versions: step (updates made by then), time, versions
+
+The versions include the settings of the environment (stability/settings.py) that are set.
 """
 
 import functools
@@ -13,14 +15,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import stability
+from stability import settings
 from stability.storage import files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-@functools.cache
 def current() -> dict[str, str]:
-  """The versions of this process by name; `stability code` is a hash of the package's sources."""
+  """The versions and settings of this process by name."""
+  return _versions() | settings.recorded()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+  """The versions by name; `stability code` is a hash of the package's sources."""
   return {
       'stability': stability.__version__,
       'stability code': _hash_sources(Path(stability.__file__).parent),
@@ -41,11 +49,13 @@ def _hash_sources(folder: Path) -> str:
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-  """The versions that differ, as `jax 0.10.2 -> 0.11.0`."""
+  """The versions that differ, as `jax 0.10.2 -> 0.11.0`; a setting may be unset."""
+  changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+  absent = {name: 'unset' for name in changed if settings.is_setting(name)}
   return [
-      f'{name} {before.get(name, "unknown")} -> {now.get(name, "none")}'
-      for name in {**before, **now}
-      if before.get(name) != now.get(name)
+      f'{name} {before.get(name, absent.get(name, "unknown"))} ->'
+      f' {now.get(name, absent.get(name, "none"))}'
+      for name in changed
   ]
 
 

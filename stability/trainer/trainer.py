@@ -22,6 +22,7 @@ from stability.errors import BadInput
 from stability.step import train_step
 from stability.storage import run_files
 from stability.storage.sweeps import Sweep
+from stability.trainer import jax_settings
 from stability.trainer.action_executor import ActionExecutor
 from stability.trainer.chunk_size import ChunkSizer
 from stability.trainer.failures import TooManyMembers, raise_if_too_many, record_failure
@@ -57,7 +58,11 @@ def train_runs(
 
   Returns:
     False if it was interrupted; all runs are then saved. True if only paused runs are left.
+
+  Raises:
+    BadInput: a setting of jax that has one right value (stability/settings.py) has another.
   """
+  jax_settings.check()
   hooks = hooks or TrainerHooks()
   paused = PausedRuns(workdir, hooks.clock) if paused is None else paused
   names = collections.deque([] if first in paused.deadlines else [first])

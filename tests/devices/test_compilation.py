@@ -1,8 +1,15 @@
 """Processes that need the same programs share the work of compiling them."""
 
+import contextlib
+import errno
 import fcntl
 import hashlib
+import os
+import pathlib
+import subprocess
+import sys
 import threading
+import warnings
 
 import jax
 import pytest
@@ -75,3 +82,106 @@ def test_no_cache(programs, log):
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
   assert len(log) == 3
+
+
+# A cache that fails.
+
+
+@pytest.fixture
+def warned(monkeypatch, caplog):
+  """A function that returns the warnings so far."""
+  monkeypatch.setattr(compilation, '_warned', [])
+  return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    'name', ['EACCES', 'EROFS', 'ENOSPC', 'EIO', 'ELOOP', 'ENAMETOOLONG', 'ESTALE', 'ENOLCK']
+)
+@pytest.mark.parametrize('call', ['mkdir', 'open', 'flock'])
+def test_error_of_the_folder_of_locks(call, name, cache, programs, log, warned, monkeypatch):
+  code = getattr(errno, name)
+
+  def fail(*_, **__):
+    raise OSError(code, os.strerror(code))
+
+  monkeypatch.setattr(*((fcntl, 'flock') if call == 'flock' else (pathlib.Path, call)), fail)
+  assert compilation.compile_shared(programs) == expected(programs)
+  assert len(log) == 3
+  (message,) = warned()
+  assert message.startswith('processes do not share compilations: ')
+  assert os.strerror(code) in message
+
+
+def test_lock_that_is_never_released(cache, programs, log, monkeypatch):
+  """Its process hangs: after a while the program is compiled here, too."""
+  monkeypatch.setattr(compilation, 'WAIT_SECONDS', 0.3)
+  folder = cache / 'compiling'
+  folder.mkdir()
+  with contextlib.ExitStack() as stack:
+    for text in ('text of step', 'text of init'):
+      held = stack.enter_context((folder / hashlib.sha256(text.encode()).hexdigest()).open('w'))
+      fcntl.flock(held, fcntl.LOCK_EX)
+    assert compilation.compile_shared(programs) == expected(programs)
+  assert log == ['text of evaluate', 'text of step', 'text of init']
+
+
+@pytest.mark.parametrize('folder', ['gs://bucket/cache', 's3://bucket'])
+def test_cache_in_a_store_has_no_locks(folder, programs, log, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', folder)
+  try:
+    assert compilation.compile_shared(programs) == expected(programs)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+  assert not list(tmp_path.iterdir())
+
+
+def test_disabled_cache_has_no_locks(cache, programs, log):
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    assert compilation.compile_shared(programs) == expected(programs)
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
+  assert not list(cache.iterdir())
+
+
+class WarnedProgram(Program):
+  """A program at whose compilation jax and others warn."""
+
+  def compile(self):
+    for message in ('Error writing persistent compilation cache entry for {}', '{} is odd'):
+      warnings.warn(message.format(self._text), stacklevel=1)
+    return super().compile()
+
+
+def test_jax_warns_of_the_cache_once(cache, log, warned):
+  programs = {name: WarnedProgram(name, log) for name in ('a', 'b', 'c')}
+  with pytest.warns(UserWarning, match='is odd') as others:
+    compilation.compile_shared(programs)
+  assert len(others) == 3
+  assert warned() == ['Error writing persistent compilation cache entry for a']
+
+
+@pytest.mark.parametrize('content', [b'', b'damaged', bytes(10_000)])
+def test_damaged_entry(content, tmp_path):
+  """In a process of its own, since jax opens its cache once."""
+  program = f"""
+import pathlib, jax, jax.numpy as jnp
+from stability.devices import compilation
+jax.config.update('jax_compilation_cache_dir', {str(tmp_path)!r})
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+lowered = jax.jit(lambda x: jnp.sin(x) @ x).lower(jnp.ones((3, 3)))
+compilation.compile_shared({{'a': lowered}})
+(entry,) = [path for path in pathlib.Path({str(tmp_path)!r}).glob('jit__lambda*-cache')]
+entry.write_bytes({content!r})
+jax.clear_caches()
+found = compilation.compile_shared({{'a': lowered}})['a'](jnp.ones((3, 3)))
+print(float(found[0, 0]))
+"""
+  done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('2.52') and done.stderr.count('\n') <= 1

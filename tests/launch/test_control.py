@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import re
 import threading
 import time
@@ -228,6 +229,21 @@ def test_refusal_is_an_error_of_one_line(runs, call, trainer):
   reason = 'rewind: to 7: no such checkpoint; there are 0, 100'
   trainer(runs[0], answer(runs[0], refused=reason))
   assert call(f'--run={runs[0]}', 'rewind', '7') == (2, '', f'error: {reason}\n')
+
+
+@pytest.mark.parametrize('error', [KeyError('getpwuid(): uid not found: 12345'), OSError('none')])
+def test_user_without_a_name(runs, call, trainer, error, monkeypatch):
+  """Containers run with numbers that /etc/passwd does not have."""
+
+  def getuser():
+    raise error
+
+  monkeypatch.setattr(control.getpass, 'getuser', getuser)
+  trainer(runs[0], answer(runs[0]))
+  code, _, err = call(f'--run={runs[0]}', 'pause')
+  assert (code, err) == (0, '')
+  (found,) = records.read_records(runs[0])
+  assert found.by == f'uid {os.getuid()}'
 
 
 def request(run, seconds):

@@ -196,3 +196,28 @@ def test_remove_stale(tmp_path):
     leases.remove_stale(folder)
   assert [path.name for path in over.iterdir()] == ['metrics.jsonl']
   assert sorted(path.name for path in held.iterdir()) == ['lease.1.json', 'metrics.jsonl']
+
+
+@pytest.mark.parametrize('name', [OSError(36, 'File name too long'), '', 'a-host'])
+def test_host_without_a_name(name, tmp_path, monkeypatch):
+  """It has a lease all the same, under a name that stays."""
+
+  def gethostname():
+    if isinstance(name, OSError):
+      raise name
+    return name
+
+  monkeypatch.setattr(leases.socket, 'gethostname', gethostname)
+  assert leases.try_acquire(tmp_path) is not None
+  host = leases.holder(tmp_path)['host']
+  assert host == leases._host() and host
+  assert (host == 'a-host') == (name == 'a-host')
+
+
+def test_no_proc(monkeypatch):
+  def fail(*_, **__):
+    raise FileNotFoundError(2, 'No such file or directory', '/proc')
+
+  monkeypatch.setattr(leases.Path, 'read_text', fail)
+  assert leases._machine.__wrapped__() == leases._host()
+  assert leases._started(os.getpid()) is None

@@ -1,7 +1,9 @@
 """The files of metrics: equal contents, resumes, and what TensorBoard shows."""
 
+import errno
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -154,3 +156,47 @@ def test_hparams_dashboard(server):
     rate = group['hparams']['optimizer.learning_rate']
     found[group['hparams']['model.qk_norm']] = rate, values['final_loss']
   assert found == {'none': (0.1, 3.0), 'layernorm': (0.3, 2.0)}
+
+
+# TensorBoard's file is a convenience.
+
+
+@pytest.fixture
+def warned(caplog):
+  return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize('call', ['__init__', 'write_event', 'flush', 'close'])
+@pytest.mark.parametrize(
+    'error',
+    [
+        *(
+            OSError(code, os.strerror(code))
+            for code in (
+                *(errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO),
+                *(errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE),
+            )
+        ),
+        ValueError('of tensorboardX'),
+        AttributeError('of protobuf'),
+    ],
+    ids=str,
+)
+def test_event_file_that_fails(call, error, tmp_path, warned, monkeypatch):
+  """One warning; the rows are complete."""
+
+  def fail(*_, **__):
+    raise error
+
+  monkeypatch.setattr(metrics.EventsWriter, call, fail)
+  write(tmp_path, [10, 20])
+  assert run_files.read_metrics(tmp_path) == [line(10), line(20)]
+  (message,) = warned()
+  assert message == f'{tmp_path}: TensorBoard will lack later events: {error}'
+
+
+def test_event_file_of_a_sweep_that_fails(tmp_path, warned, monkeypatch):
+  monkeypatch.setattr('socket.gethostname', lambda: 1 / 0)  # a part of the file's name
+  metrics.write_experiment(tmp_path, {'seed': 0})
+  (message,) = warned()
+  assert message.startswith(f'{tmp_path}: TensorBoard will lack')

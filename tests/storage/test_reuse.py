@@ -52,6 +52,12 @@ def place(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(autouse=True)
+def settings_of_workers(monkeypatch):
+  """The settings here are those of the programs above, not those of the tests."""
+  monkeypatch.setenv('XLA_FLAGS', '')
+
+
 def numbers(run_folder):
   """The rows of a run without wall-clock values."""
   clocks = ('seconds', 'tokens_per_second')
@@ -104,6 +110,14 @@ def other_versions(sweep, run_folder):
   (run_folder / 'versions.jsonl').write_text((run_folder / 'versions.jsonl').read_text() + '\n')
 
 
+def other_settings(sweep, run_folder):
+  change(
+      run_folder / 'versions.jsonl',
+      lambda line: line['versions'].update(JAX_DEFAULT_MATMUL_PRECISION='bfloat16'),
+  )
+  (run_folder / 'versions.jsonl').write_text((run_folder / 'versions.jsonl').read_text() + '\n')
+
+
 def other_config(sweep, run_folder):
   name = run_folder.name
   change(sweep / 'sweep.json', lambda found: found['runs'][name]['optimizer'].update(beta1=0.8))
@@ -133,8 +147,8 @@ def has_damaged_metrics(sweep, run_folder):
 @pytest.mark.parametrize(
     'spoil',
     [
-        *(None, other_text, other_versions, other_config, had_actions, has_not_ended, has_failed),
-        *(is_damaged, has_damaged_metrics),
+        *(None, other_text, other_versions, other_settings, other_config, had_actions),
+        *(has_not_ended, has_failed, is_damaged, has_damaged_metrics),
     ],
 )
 def test_which_runs_are_reused(place, tmp_path, spoil):

@@ -73,3 +73,16 @@ def test_start_with_other_versions(tmp_path, capsys):
   assert f'stability code abc -> {now["stability code"]}, jax 0.0.1 -> {now["jax"]}' in said
   path.write_text(json.dumps(sweep | {'versions': now}))
   assert start._versions(tmp_path, ['a run']) == now and not capsys.readouterr().err
+
+
+def test_start_with_other_settings(tmp_path, capsys, monkeypatch):
+  made_up.write_sweep(tmp_path)
+  path = tmp_path / 'sweep.json'
+  sweep = json.loads(path.read_text())
+  path.write_text(json.dumps(sweep | {'versions': versions.current()}))
+  assert start._versions(tmp_path, ['a run']) and not capsys.readouterr().err
+  monkeypatch.setenv('NVIDIA_TF32_OVERRIDE', '0')
+  assert start._versions(tmp_path, ['a run'])['NVIDIA_TF32_OVERRIDE'] == '0'
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1
+  assert 'with other versions or settings: NVIDIA_TF32_OVERRIDE unset -> 0;' in said

@@ -1,81 +1,15 @@
-"""The environment of workers, the assignment of runs, and the progress of a sweep."""
+"""The assignment of runs and the progress of a sweep."""
 
 import json
-import os
 
 import pytest
 from helpers import made_up
 
 from configs import quickstart
-from launch.common import environment
 from launch.common.progress import Progress
 from launch.workers import assignments
 from stability import hyper
 from stability.storage import run_files, sweeps
-
-
-@pytest.fixture
-def fresh(tmp_path, monkeypatch):
-  """No accelerator, no user settings, an empty cache."""
-  for name in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR', 'GLIBC_TUNABLES'):
-    monkeypatch.delenv(name, raising=False)
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  monkeypatch.setattr(environment, 'has_accelerator', lambda: False)
-
-
-@pytest.mark.parametrize('works', [True, False])
-def test_cpu_flags_are_tried_once(fresh, works, monkeypatch):
-  tried = []
-  monkeypatch.setattr(environment, '_works', lambda flags: tried.append(flags) or works)
-  for _ in range(2):
-    variables = environment.worker_environment()
-    assert variables['XLA_FLAGS'] == (environment.CPU_FLAGS if works else '')
-  assert tried == [environment.CPU_FLAGS]
-
-
-def test_unknown_xla_flag_does_not_work():
-  assert not environment._works('--xla_no_such_flag=1')
-
-
-def test_user_settings_are_kept(fresh, monkeypatch):
-  monkeypatch.setattr(environment, '_works', lambda flags: True)
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/mine')
-  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
-  variables = environment.worker_environment()
-  assert variables['JAX_COMPILATION_CACHE_DIR'] == '/mine'
-  assert variables['XLA_FLAGS'] == f'{environment.CPU_FLAGS} --xla_cpu_enable_fast_math=false'
-  assert variables['GLIBC_TUNABLES'] == environment.GLIBC_TUNABLES
-  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.check=1')
-  assert environment.worker_environment()['GLIBC_TUNABLES'] == 'glibc.malloc.check=1'
-
-
-def test_accelerator_has_no_cpu_flags(fresh, monkeypatch):
-  monkeypatch.setattr(environment, 'has_accelerator', lambda: True)
-  assert not {'XLA_FLAGS', 'GLIBC_TUNABLES'} & environment.worker_environment().keys()
-
-
-@pytest.mark.parametrize(('wanted', 'has'), [('cpu', False), ('cuda,cpu', True), ('tpu', True)])
-def test_jax_platforms_decides(wanted, has, monkeypatch):
-  monkeypatch.setenv('JAX_PLATFORMS', wanted)
-  assert environment.has_accelerator() is has
-
-
-def test_cache_depends_on_jaxlib_and_cpu(fresh, monkeypatch):
-  here = environment.cache_folder()
-  monkeypatch.setattr(environment.importlib.metadata, 'version', lambda name: '99.0')
-  elsewhere = environment.cache_folder()
-  monkeypatch.setattr(environment, '_cpu_digest', lambda: 'another')
-  assert len({here, elsewhere, environment.cache_folder()}) == 3
-
-
-@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='this system cannot pin')
-def test_pin():
-  before = environment.cores()
-  try:
-    environment.pin(before[:1])
-    assert environment.cores() == before[:1]
-  finally:
-    environment.pin(before)
 
 
 @pytest.fixture
