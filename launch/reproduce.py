@@ -13,6 +13,10 @@ At scale cpu, all together take 1.2 to 2 hours on two cores (estimate); each con
 share.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags, preemption, start
+
+# isort: split
 import ast
 import dataclasses
 import difflib
@@ -28,14 +32,12 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-import configs
-from launch.common import app, preemption, start
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.errors import BadInput
 from stability.storage import reuse, sweeps
 
-FOLDER = Path(configs.__file__).parent
+FOLDER = Path(__file__).parents[1] / 'configs'
 EXPERIMENTS = (  # the most informative first
     'qk_layernorm',
     'warmup',
@@ -64,8 +66,8 @@ _EXIT_CODES = {1: 'some runs failed', 2: 'refused'}  # of launch.sweep
 FLAGS = flags.FlagValues()
 app.define_overrides(FLAGS)
 _SCALE = flags.DEFINE_string('scale', 'cpu', 'cpu, night, gpu or paper', flag_values=FLAGS)
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'folder for the report and the workdirs of the experiments', flag_values=FLAGS
+_WORKDIR = path_flags.define(
+    'workdir', None, 'folder for the report and the workdirs of the experiments', FLAGS
 )
 _ONLY = flags.DEFINE_list('only', None, 'names of experiments; default: all', flag_values=FLAGS)
 _SEEDS = start.define_seeds(FLAGS)

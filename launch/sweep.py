@@ -29,23 +29,25 @@ one can be continued with another. --dry_run shows what would be submitted:
 Exit codes: 0 done, 1 some runs failed, 2 bad input, 75 preempted, to be started again.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, dry_run, path_flags, preemption, start
+
+# isort: split
 from pathlib import Path
 
 from absl import flags
 
 from launch.backends import registry
-from launch.common import app, dry_run, preemption, start
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _SEEDS = start.define_seeds(FLAGS)
-_REUSE = flags.DEFINE_multi_string(
+_REUSE = path_flags.define_multi(
     'reuse',
-    [],
     'workdir of a sweep whose results are reused for identical runs; may be repeated',
-    flag_values=FLAGS,
+    FLAGS,
 )
 _ATTACHED = start.define_attached(FLAGS)
 dry_run.define(FLAGS)

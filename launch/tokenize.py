@@ -28,6 +28,10 @@ DIR holds train.bin (then train-00001.bin, ...), validation.bin, the tokenizer's
 (the settings) and, written last, meta.json with the SHA-256 of each.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, display, path_flags
+
+# isort: split
 import importlib.metadata
 import sys
 import time
@@ -35,23 +39,22 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.common import app, display
 from stability.data.tokenize import encoders, hub, packing, readers
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
-_INPUT = flags.DEFINE_multi_string(
+_INPUT = path_flags.define_multi(
     'input',
-    [],
     'hf:NAME[:CONFIG], a file, a folder or a glob pattern; may be repeated',
-    flag_values=FLAGS,
+    FLAGS,
+    prefix=hub.PREFIX,
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'folder for the token files', flag_values=FLAGS)
-_TOKENIZER = flags.DEFINE_string(
+_OUTPUT = path_flags.define('output', None, 'folder for the token files', FLAGS)
+_TOKENIZER = path_flags.define(
     'tokenizer',
     'bytes',
     'bytes, bpe, or the path of a tokenizer.json or a SentencePiece .model',
-    flag_values=FLAGS,
+    FLAGS,
 )
 _FIELD = flags.DEFINE_string(
     'field', 'text', 'field of a JSON object or parquet row that holds its text', flag_values=FLAGS

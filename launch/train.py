@@ -9,13 +9,16 @@ command on each of them with a DIR that all see: under srun or on a TPU pod with
 elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, preemption, start
+
+# isort: split
 import functools
 from pathlib import Path
 
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, preemption, start
 from launch.workers import multihost
 from stability.errors import BadInput
 

@@ -10,6 +10,10 @@ Exit codes are those of launch.sweep: 0 done, 1 some runs failed, 2 bad input, 7
 SIGTERM or SIGUSR1, in which case the same command continues from the checkpoints.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, jobs, path_flags, preemption, start
+
+# isort: split
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +21,6 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, jobs, preemption, start
 from stability import config as config_lib
 from stability.config import Config
 from stability.devices import cost
@@ -28,9 +31,7 @@ FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
 _WORKERS = start.define_workers(FLAGS)
 _ATTACHED = start.define_attached(FLAGS)
-_RUNS = flags.DEFINE_string(
-    'runs', None, 'JSON file with the list of runs to train', flag_values=FLAGS
-)
+_RUNS = path_flags.define('runs', None, 'JSON file with the list of runs to train', FLAGS)
 _SHARE = flags.DEFINE_string(
     'share', None, 'I/N: train the I-th (from 0) of N shares of all runs', flag_values=FLAGS
 )

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from absl import flags
 
-import launch
 from launch.common.progress import Progress
 from stability.config import Config
 from stability.devices import cost
@@ -28,7 +27,7 @@ POLL_SECONDS = 2.0  # between reads of the sweep's files
 LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
-ROOT = Path(launch.__file__).absolute().parents[1]  # folder of the package `launch`
+ROOT = Path(__file__).absolute().parents[2]  # folder of the package `launch`
 INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')  # environment variables of the user
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from stability.config import paths
+
 try:
   import fcntl
 except ImportError:  # Windows: each process compiles for itself
@@ -24,7 +26,7 @@ def compile_shared(programs: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.
   The programs that take longest to compile should come first.
   """
   cache = jax.config.jax_compilation_cache_dir
-  if fcntl is None or not cache:
+  if fcntl is None or not cache or paths.is_url(cache):  # a bucket has no locks
     return {name: program.compile() for name, program in programs.items()}
   compiled = {}
   for waits in (False, True):
