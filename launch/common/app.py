@@ -82,6 +82,8 @@ class _FieldParser(flags.ArgumentParser):
     self._field = field
 
   def parse(self, argument: str) -> Any:
+    if self._field.kind == 'path':
+      argument = path_flags.PathParser().parse(argument)
     try:
       return self._field.parse(argument)
     except BadInput:  # absl's error names the flag
@@ -102,8 +104,7 @@ def define_overrides(flag_values: flags.FlagValues) -> None:
   # ml_collections need the file while flags are being defined, and fail with tracebacks.
   for name, field in config_lib.FIELDS.items():
     if f'config.{name}' not in flag_values:
-      parser = path_flags.PathParser() if field.kind == 'path' else _FieldParser(field)
-      flag = flags.Flag(parser, None, f'config.{name}', None, field.help)
+      flag = flags.Flag(_FieldParser(field), None, f'config.{name}', None, field.help)
       flags.DEFINE_flag(flag, flag_values, module_name='configs.base')
 
 

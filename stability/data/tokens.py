@@ -30,7 +30,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +95,12 @@ def vocabulary_size(data: DataConfig) -> int:
   return _text_tokenizer(data)['vocabulary_size']
 
 
-def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
+def prepare(
+    data: DataConfig,
+    directory: Path,
+    sequence_length: int,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
   """Prepares the tokens of a config; returns their folder.
 
   The folder is data.path itself if that is a token folder, and directory/<hash> otherwise, where
@@ -106,6 +111,7 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
     data: the section `data` of the config.
     directory: holds the folders that are made.
     sequence_length: tokens predicted per window.
+    tell: called with a line on the files that the text was read from and those left out.
 
   Raises:
     BadInput: a split is shorter than one window, a vocabulary cannot be learned, or a token folder
@@ -127,7 +133,6 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
   else:
     documents, found = sources.read_documents(data.path)
     what = "Python's standard library" if data.path is None else data.path
-    print(f'text: {found} in {what}', flush=True)
     splits = sources.train_validation_split(documents)
     texts = {split: [text for _, text in docs] for split, docs in zip(SPLITS, splits, strict=True)}
     names = {split: [name for name, _ in docs] for split, docs in zip(SPLITS, splits, strict=True)}
@@ -159,6 +164,8 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
     }
     meta |= statistics(arrays, meta['vocabulary_size'], entropy_rate)
     write(folder, meta, arrays, encoder_file)
+  if found is not None:
+    tell(f'text: {found} in {what}')
   return _verified(folder, sequence_length, directory)
 
 

@@ -66,12 +66,11 @@ def test_meta(prepared):
   assert meta['bigram_tokens'] == len(opened.train) - 1
 
 
-def test_what_is_read_is_printed_and_recorded(corpus, tmp_path, capsys):
+def test_what_is_read_is_told_and_recorded(corpus, tmp_path):
   (corpus / '.hidden').touch()
-  folder = tokens.prepare(text(corpus), tmp_path / 'data', 16)
-  assert capsys.readouterr().out == (
-      f'text: 60 files; left out: 1 hidden (.hidden) in {corpus}\n'
-  )
+  told = []
+  folder = tokens.prepare(text(corpus), tmp_path / 'data', 16, told.append)
+  assert told == [f'text: 60 files; left out: 1 hidden (.hidden) in {corpus}']
   files = {'read': 60, 'left_out': {'hidden': 1}}
   assert tokens.open_tokens(folder).meta['files'] == {str(corpus): files}
 

@@ -38,9 +38,7 @@ def rows(path: Path, kind: str, field: str, skip: int) -> Iterator[tuple[Row, fl
         row += count
         continue
       for column in columns:
-        is_encoded = pa.types.is_dictionary(column.type)
-        texts = column.dictionary_decode() if is_encoded else column
-        for value in texts.cast(pa.large_binary()).to_pylist():
+        for value in column.cast(pa.large_binary()).to_pylist():
           row += 1
           if row > skip:
             yield text_field.text({field: value}, field, f'{path}: row {row}'), share
