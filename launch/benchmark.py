@@ -9,6 +9,10 @@ configs/benchmark.py; the comparison with PyTorch needs torch (extra `torch`) an
 tests/, and is skipped without them. The suite gpu uses one device of an accelerator.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, environment, path_flags
+
+# isort: split
 import importlib.util
 import json
 import os
@@ -30,13 +34,12 @@ from rich.table import Table
 from configs import benchmark as setup
 from launch.benchmarks import accelerator, inputs
 from launch.benchmarks.readings import in_turn, ratio
-from launch.common import app, environment
 from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import files
 
 FLAGS = flags.FlagValues()
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write', flag_values=FLAGS)
+_OUTPUT = path_flags.define('output', None, 'JSON file to write', FLAGS)
 _SUITE = flags.DEFINE_enum(
     'suite', 'cpu', ['cpu', 'gpu'], 'measure a CPU or an accelerator', flag_values=FLAGS
 )

@@ -23,6 +23,10 @@ logged step, a probe or a checkpoint), the run's trainer takes the action and re
 actions.jsonl, or records there why it refuses the request.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
 import getpass
 import math
 import os
@@ -36,7 +40,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.common import app
 from stability.control import actions, records, requests, rules
 from stability.control.actions import ARGUMENTS, Action
 from stability.control.alarms import read_alarms
@@ -46,7 +49,7 @@ from stability.storage import run_files, sweeps
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
-_RUN = flags.DEFINE_string('run', None, 'folder of a run, DIR/runs/NAME', flag_values=FLAGS)
+_RUN = path_flags.define('run', None, 'folder of a run, DIR/runs/NAME', FLAGS)
 _WHY = flags.DEFINE_string('why', '', 'reason for the action, which is recorded', flag_values=FLAGS)
 
 ANSWER_SECONDS = 15  # how long to wait for the trainer's answer to a request

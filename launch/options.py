@@ -6,6 +6,10 @@ WORD selects the options that mention it. With --config, the defaults are those 
 programs that start a run or a sweep set an option by --config.NAME=VALUE.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -15,14 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.common import app
 from stability import config as config_lib
 from stability.config import Field
 from stability.config.field import value_text
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
-_CONFIG = flags.DEFINE_string('config', None, app.CONFIG_HELP, flag_values=FLAGS)
+_CONFIG = path_flags.define('config', None, app.CONFIG_HELP, FLAGS)
 
 FOOTNOTE = 'Sections and figures are those of arXiv 2309.14322.'
 PIPED_WIDTH = 80  # characters per line if the output is not a terminal

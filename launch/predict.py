@@ -9,6 +9,10 @@ scores are over all sweeps together. The tables predictions.csv and predictions_
 figures are written to DIR/report/.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
 import sys
 from pathlib import Path
 
@@ -19,14 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.common import app
 from stability import config as config_lib
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
-_WORKDIR = flags.DEFINE_list(
-    'workdir', None, 'folders of sweeps, separated by commas', flag_values=FLAGS
-)
+_WORKDIR = path_flags.define_list('workdir', 'folders of sweeps, separated by commas', FLAGS)
 _TARGET = flags.DEFINE_string(
     'target',
     None,

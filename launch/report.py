@@ -16,22 +16,23 @@ not computed. For sweeps, the function get_report of the config file replaces th
 (stability/analysis/windows.py).
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
 
-from launch.common import app
 from stability.analysis import windows
 from stability.errors import BadInput
 from stability.storage import results_csv
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
-_RESULTS = flags.DEFINE_string('results', None, 'CSV file with a row per run', flag_values=FLAGS)
-_OUTPUT = flags.DEFINE_string(
-    'output', None, 'folder for the report on --results', flag_values=FLAGS
-)
+_RESULTS = path_flags.define('results', None, 'CSV file with a row per run', FLAGS)
+_OUTPUT = path_flags.define('output', None, 'folder for the report on --results', FLAGS)
 _GROUP_BY = flags.DEFINE_list(
     'group_by', None, 'columns of --results that identify an intervention', flag_values=FLAGS
 )

@@ -13,10 +13,11 @@ At scale cpu, all together take 1.2 to 2 hours on two cores (estimate); each con
 share.
 """
 
+# First, since launch.common may have to mend sys.path, and the other imports take a second.
 from launch.common import preemption
 
 if __name__ == '__main__':
-  preemption.install()  # before the other imports, which take a second
+  preemption.install()
 
 import ast
 import dataclasses
@@ -33,14 +34,13 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-import configs
-from launch.common import app, start
+from launch.common import app, path_flags, start
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.errors import BadInput
 from stability.storage import reuse, sweeps
 
-FOLDER = Path(configs.__file__).parent
+FOLDER = Path(__file__).parents[1] / 'configs'
 EXPERIMENTS = (  # the most informative first
     'qk_layernorm',
     'warmup',
@@ -69,8 +69,8 @@ _EXIT_CODES = {1: 'some runs failed', 2: 'refused'}  # of launch.sweep
 FLAGS = flags.FlagValues()
 app.define_overrides(FLAGS)
 _SCALE = flags.DEFINE_string('scale', 'cpu', 'cpu, night, gpu or paper', flag_values=FLAGS)
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'folder for the report and the workdirs of the experiments', flag_values=FLAGS
+_WORKDIR = path_flags.define(
+    'workdir', None, 'folder for the report and the workdirs of the experiments', FLAGS
 )
 _ONLY = flags.DEFINE_list('only', None, 'names of experiments; default: all', flag_values=FLAGS)
 _SEEDS = start.define_seeds(FLAGS)

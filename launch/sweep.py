@@ -29,28 +29,28 @@ one can be continued with another. --dry_run shows what would be submitted:
 Exit codes: 0 done, 1 some runs failed, 2 bad input, 75 preempted, to be started again.
 """
 
+# First, since launch.common may have to mend sys.path, and the other imports take a second.
 from launch.common import preemption
 
 if __name__ == '__main__':
-  preemption.install()  # before the other imports, which take a second
+  preemption.install()
 
 from pathlib import Path
 
 from absl import flags
 
 from launch.backends import registry
-from launch.common import app, dry_run, start
+from launch.common import app, dry_run, path_flags, start
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _SEEDS = start.define_seeds(FLAGS)
-_REUSE = flags.DEFINE_multi_string(
+_REUSE = path_flags.define_multi(
     'reuse',
-    [],
     'workdir of a sweep whose results are reused for identical runs; may be repeated',
-    flag_values=FLAGS,
+    FLAGS,
 )
 _ATTACHED = start.define_attached(FLAGS)
 dry_run.define(FLAGS)

@@ -8,22 +8,23 @@ The tables are written between the lines `<!-- tables -->` and `<!-- end of tabl
 the rest of that file stays as it is.
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
 from pathlib import Path
 
 import pandas as pd
 from absl import flags
 
-from launch.common import app
 from stability.errors import BadInput
 from stability.report import labels
 from stability.storage import files
 
 FLAGS = flags.FlagValues()
-_RESULTS = flags.DEFINE_string(
-    'results', 'configs/results', 'folder of the CSV files', flag_values=FLAGS
-)
-_OUTPUT = flags.DEFINE_string(
-    'output', 'configs/README.md', 'Markdown file to write the tables to', flag_values=FLAGS
+_RESULTS = path_flags.define('results', 'configs/results', 'folder of the CSV files', FLAGS)
+_OUTPUT = path_flags.define(
+    'output', 'configs/README.md', 'Markdown file to write the tables to', FLAGS
 )
 
 BEGIN, END = '<!-- tables -->', '<!-- end of tables -->'

@@ -8,11 +8,16 @@
   hf:NAME[:CONFIG]    a Hugging Face dataset, or a local folder with the layout of one, streamed by
                       the datasets library (pip install 'stability[hf]')
   PATH or 'PATTERN'   a file, a folder or a glob pattern; files are read in order of their names:
-                      .json and .jsonl with an object per line, .parquet (stability[hf]), and
-                      anything else as text, one document per file (a file over 64 KiB is cut at
-                      line ends into several). All but parquet may be gzipped (.gz). If there are
-                      JSON or parquet files, other files are skipped; hidden and linked files always
-                      are
+                      .jsonl with an object per line; .json with that, an array of objects or a
+                      layout of pandas; .parquet and .arrow (stability[hf]); and anything else as
+                      text, one document per file (a file over 64 KiB is cut at line ends into
+                      several). JSON and text may be compressed (.gz, .bz2, .xz, .zst). Links are
+                      followed
+
+A file that is named itself is read or refused. Of a folder or pattern, hidden, empty and binary
+files and archives are left out; if it has JSON, parquet or Arrow files, so are other files, names
+that begin with an underscore and the descriptions that the datasets library writes. What is read
+and left out is printed and recorded in meta.json.
 
 If the input has a validation split (for files: the word is in their names), that split is the
 validation text, and its documents are removed from the training text. Otherwise documents are split
@@ -22,42 +27,69 @@ by their hash. Test splits are skipped.
 path of a tokenizer.json or of a SentencePiece model (.model; stability[hf]).
 
 Documents are packed as in the paper: each is followed by an end-of-document token, without padding.
-Text must be UTF-8; input that cannot be read is refused with its file and line. After a kill or a
+Text must be UTF-8; input that cannot be read is refused with its file and line.
+--max_bad_rows_share allows a share of the rows to have no text; they are counted. After a kill or a
 full disk, the same command continues where it stopped, and the files are the same byte for byte.
 DIR holds train.bin (then train-00001.bin, ...), validation.bin, the tokenizer's file, tokenize.json
 (the settings) and, written last, meta.json with the SHA-256 of each.
+
+  python -m launch.tokenize --from=nanogpt --input=FOLDER --output=DIR --vocabulary_size=50257
+
+makes a token folder from nanoGPT's train.bin and val.bin. The files do not tell the size of their
+vocabulary, nor the token that ends a document (--end_of_document=50256 for the one of GPT-2).
 """
 
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, display, path_flags
+
+# isort: split
 import importlib.metadata
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
 
-from launch.common import app, display
-from stability.data.tokenize import encoders, hub, packing, readers
+from stability.data.listing import Listing
+from stability.data.tokenize import encoders, hub, nanogpt, packing, readers
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
-_INPUT = flags.DEFINE_multi_string(
+_INPUT = path_flags.define_multi(
     'input',
-    [],
     'hf:NAME[:CONFIG], a file, a folder or a glob pattern; may be repeated',
-    flag_values=FLAGS,
+    FLAGS,
+    prefix=hub.PREFIX,
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'folder for the token files', flag_values=FLAGS)
-_TOKENIZER = flags.DEFINE_string(
+_FROM = flags.DEFINE_enum(
+    'from', 'text', ['text', 'nanogpt'], 'what the input holds', flag_values=FLAGS
+)
+_OUTPUT = path_flags.define('output', None, 'folder for the token files', FLAGS)
+_TOKENIZER = path_flags.define(
     'tokenizer',
     'bytes',
     'bytes, bpe, or the path of a tokenizer.json or a SentencePiece .model',
-    flag_values=FLAGS,
+    FLAGS,
 )
 _FIELD = flags.DEFINE_string(
-    'field', 'text', 'field of a JSON object or parquet row that holds its text', flag_values=FLAGS
+    'field', 'text', 'field of a row that holds its text', flag_values=FLAGS
+)
+_MAX_BAD_ROWS_SHARE = flags.DEFINE_float(
+    packing.MAX_BAD_ROWS_SHARE,
+    0,
+    'greatest share of rows without a text, which are skipped; 0: such a row is refused',
+    lower_bound=0,
+    upper_bound=1,
+    flag_values=FLAGS,
 )
 _VOCABULARY_SIZE = flags.DEFINE_integer(
-    'vocabulary_size', 32_000, 'vocabulary size of the bpe', lower_bound=257, flag_values=FLAGS
+    'vocabulary_size',
+    32_000,
+    'vocabulary size of the bpe, or of the tokens of nanoGPT',
+    lower_bound=1,
+    upper_bound=65_536,
+    flag_values=FLAGS,
 )
 _BPE_DOCUMENTS = flags.DEFINE_integer(
     'bpe_documents',
@@ -93,6 +125,7 @@ _SHARD_TOKENS = flags.DEFINE_integer(
     'shard_tokens', 2**29, 'tokens per file', lower_bound=1, flag_values=FLAGS
 )
 
+_NANOGPT_FLAGS = ('from', 'input', 'output', 'vocabulary_size', 'end_of_document')
 _BPE_FLAGS = ('vocabulary_size', 'bpe_documents')
 _LIBRARIES = {  # by tokenizer; their versions may affect the tokens
     'bpe': ['tokenizers'],
@@ -108,6 +141,8 @@ def main() -> int:
   if not _OUTPUT.value:
     raise BadInput('--output: missing, must be a folder')
   output = Path(_OUTPUT.value)
+  if _FROM.value == 'nanogpt':
+    return _take_over(output)
   encoder = _load_encoder()
   try:
     with packing.locked(output):
@@ -115,6 +150,30 @@ def main() -> int:
   except OSError as error:
     print(f'error: {error}; the same command resumes', file=sys.stderr)
     return 1
+
+
+def _take_over(output: Path) -> int:
+  """Makes a token folder from the token files of nanoGPT."""
+  for name in FLAGS:
+    if FLAGS[name].present and name not in _NANOGPT_FLAGS:
+      raise BadInput(f'--{name}: not with --from=nanogpt')
+  if len(_INPUT.value) > 1:
+    raise BadInput('--input: must be one folder with --from=nanogpt')
+  if not FLAGS['vocabulary_size'].present:
+    raise BadInput('--vocabulary_size: missing, must be that of the tokens, 50257 for GPT-2')
+  end = _END_OF_DOCUMENT.value
+  if end is not None and not end.isdecimal():
+    raise BadInput(f'--end_of_document={end}: must be the number of a token')
+  counts = nanogpt.take_over(
+      Path(_INPUT.value[0]), output, _VOCABULARY_SIZE.value, None if end is None else int(end)
+  )
+  _print_done(output, counts, '')
+  return 0
+
+
+def _print_done(output: Path, counts: Mapping[str, int], more: str) -> None:
+  text = ', '.join(f'{count:,} {split} tokens' for split, count in counts.items())
+  print(f'{text}{more}; train on them with --config.data.path={output}', file=sys.stderr)
 
 
 def _load_encoder() -> encoders.Encoder | None:
@@ -125,6 +184,8 @@ def _load_encoder() -> encoders.Encoder | None:
       only = 'bpe' if flag in _BPE_FLAGS else 'PATH'
       raise BadInput(f'--{flag}: only with --tokenizer={only}')
   if name == 'bpe':
+    if _VOCABULARY_SIZE.value <= encoders.ByteEncoder.vocabulary_size:
+      raise BadInput(f'--vocabulary_size={_VOCABULARY_SIZE.value}: must be above 256 for a bpe')
     return None
   if name == 'bytes':
     return encoders.ByteEncoder()
@@ -132,41 +193,43 @@ def _load_encoder() -> encoders.Encoder | None:
 
 
 def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
-  parts, skipped = _find_parts(output, packing.previous_settings(output))
+  parts, listings = _find_parts(output, packing.previous_settings(output))
   settings = _settings(encoder, parts)
   if packing.begin(output, settings):
     packing.clean(output)
     print(f'{output} is already complete', file=sys.stderr)
     return 0
-  if skipped:
-    more = f' and {len(skipped) - 3} more' if len(skipped) > 3 else ''
-    print(f'skipped: {", ".join(map(repr, skipped[:3]))}{more}', file=sys.stderr)
+  for given, listing in listings.items():
+    print(f'input: {listing} in {given}', flush=True)
+  input_files = {given: listing.to_json() for given, listing in listings.items()}
   with display.Display(first_after=display.PLAIN_SECONDS) as shown:
-    packer = packing.Packer(output, parts, settings, _Progress(shown).show)
+    packer = packing.Packer(output, parts, settings, input_files, _Progress(shown).show)
     packer.pack(encoder)
-  counts = ', '.join(f'{count:,} {split} tokens' for split, count in packer.tokens.items())
-  print(f'{counts}; train on them with --config.data.path={output}', file=sys.stderr)
+  bad = packer.documents['bad']
+  _print_done(output, packer.tokens, f'; {bad:,} rows without text were skipped' if bad else '')
   return 0
 
 
 def _find_parts(
     output: Path, previous: packing.Json | None
-) -> tuple[list[readers.Part], list[str]]:
-  """The parts of the input in reading order, and the names of the files that are skipped."""
+) -> tuple[list[readers.Part], dict[str, Listing]]:
+  """The parts of the input in reading order, and the files of each --input."""
   parts: list[readers.Part] = []
-  skipped: list[str] = []
+  listings: dict[str, Listing] = {}
   revisions = previous['revisions'] if previous else {}
   for given in _INPUT.value:
     if given.startswith(hub.PREFIX):
-      parts += hub.find(given, _FIELD.value, output / packing.CACHE, revisions.get(given))
+      revision = revisions.get(given)
+      found, listings[given] = hub.find(
+          given, _FIELD.value, output / packing.CACHE, revision
+      )
     else:
-      files, others = readers.find(given, _FIELD.value)
-      parts += files
-      skipped += others
+      found, listings[given] = readers.find(given, _FIELD.value)
+    parts += found
   repeated = {part.name for part in parts if sum(part.name == other.name for other in parts) > 1}
   if repeated:
     raise BadInput(f'--input: {min(repeated)!r} is in the input twice')
-  return readers.order(parts), skipped
+  return readers.order(parts), listings
 
 
 def _settings(encoder: encoders.Encoder | None, parts: list[readers.Part]) -> packing.Json:
@@ -192,7 +255,7 @@ def _settings(encoder: encoders.Encoder | None, parts: list[readers.Part]) -> pa
       'revisions': revisions,
       'libraries': {name: importlib.metadata.version(name) for name in libraries},
       'parts': [[part.name, part.split, part.fingerprint()] for part in parts],
-  }
+  } | ({packing.MAX_BAD_ROWS_SHARE: _MAX_BAD_ROWS_SHARE.value} if _MAX_BAD_ROWS_SHARE.value else {})
 
 
 class _Progress:

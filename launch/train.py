@@ -9,10 +9,11 @@ command on each of them with a DIR that all see: under srun or on a TPU pod with
 elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
+# First, since launch.common may have to mend sys.path, and the other imports take a second.
 from launch.common import preemption
 
 if __name__ == '__main__':
-  preemption.install()  # before the other imports, which take a second
+  preemption.install()
 
 import functools
 from pathlib import Path

@@ -10,10 +10,11 @@ Exit codes are those of launch.sweep: 0 done, 1 some runs failed, 2 bad input, 7
 SIGTERM or SIGUSR1, in which case the same command continues from the checkpoints.
 """
 
+# First, since launch.common may have to mend sys.path, and the other imports take a second.
 from launch.common import preemption
 
 if __name__ == '__main__':
-  preemption.install()  # before the other imports, which take a second
+  preemption.install()
 
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local
-from launch.common import app, environment, jobs, start
+from launch.common import app, environment, jobs, path_flags, start
 from stability.config import Config
 from stability.devices import cost
 from stability.errors import BadInput
@@ -32,9 +33,7 @@ FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
 _WORKERS = start.define_workers(FLAGS)
 _ATTACHED = start.define_attached(FLAGS)
-_RUNS = flags.DEFINE_string(
-    'runs', None, 'JSON file with the list of runs to train', flag_values=FLAGS
-)
+_RUNS = path_flags.define('runs', None, 'JSON file with the list of runs to train', FLAGS)
 _SHARE = flags.DEFINE_string(
     'share', None, 'I/N: train the I-th (from 0) of N shares of all runs', flag_values=FLAGS
 )

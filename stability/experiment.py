@@ -22,6 +22,7 @@ from stability.analysis import windows as windows_lib
 from stability.analysis.claims import registry
 from stability.analysis.prediction import observations
 from stability.analysis.results import Results
+from stability.config import paths
 from stability.errors import BadInput
 from stability.report import predictions
 from stability.report.plots import selection
@@ -50,7 +51,10 @@ def load(
   Raises:
     BadInput: `path` is neither a workdir nor a valid CSV file, or files of the workdir are damaged.
   """
-  path = Path(path).expanduser()
+  try:
+    path = Path(paths.local(str(path)))
+  except BadInput as error:
+    raise BadInput(f'{path}: {error}') from None
   if not path.is_dir():
     results = results_lib.load_csv(
         path,

@@ -246,6 +246,18 @@ def _relative(path: Path, name: str) -> str:
   return '/'.join(parts[len(parts) - 1 - parts[::-1].index(name) :])
 
 
+def find_configs() -> None:
+  """Lets a config file import this project's configs where another `configs` hides them.
+
+  The other one, a folder, package or module of the user's project, remains importable.
+  """
+  import configs
+
+  ours, found = str(_ROOT / 'configs'), list(getattr(configs, '__path__', ()))
+  if ours not in found:
+    configs.__path__ = [ours, *found]
+
+
 # Extensions stored in a workdir.
 
 
@@ -290,6 +302,7 @@ def load(workdir: Path, stored: Json) -> None:
   file = check(workdir, stored)
   sys.path.insert(0, str(file.parent))  # permanently, so that later imports find the copies too
   try:
+    find_configs()
     _install(runpy.run_path(str(file))['get_extensions']())
   except Exception as error:
     what = f'{type(error).__name__}: {error}'

@@ -1,8 +1,11 @@
 """Entries that a config file adds: which are refused, and a sweep that uses all of them."""
 
+import importlib
 import json
 import re
 import shutil
+import sys
+import types
 
 import pytest
 from helpers.processes import ROOT, run
@@ -167,3 +170,21 @@ def test_local_modules_are_part_of_the_sources(tmp_path, monkeypatch):
   digest = found.extensions.sha256
   (tmp_path / 'own_maths.py').write_text('x = 1\n')
   assert load(tmp_path, '  import own_rules\n  return []').extensions.sha256 != digest
+
+
+def test_configs_are_found_behind_others_of_that_name(tmp_path, monkeypatch):
+  (tmp_path / 'base.py').write_text('')
+  (tmp_path / 'mine.py').write_text('')
+  theirs = types.ModuleType('configs')
+  for path in ([str(tmp_path)], None):
+    for name in [name for name in sys.modules if name.startswith('configs.')]:
+      monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'configs', theirs)
+    if path:
+      theirs.__path__ = path
+    else:
+      del theirs.__path__
+    extensions.find_configs()
+    assert importlib.import_module('configs.base').__file__ == f'{ROOT}/configs/base.py'
+    if path:
+      assert importlib.import_module('configs.mine').__file__ == f'{tmp_path}/mine.py'

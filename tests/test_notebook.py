@@ -2,6 +2,7 @@
 
 import io
 import math
+import pathlib
 import subprocess
 import sys
 
@@ -64,6 +65,12 @@ def test_names_of_the_package():
   assert {'load', 'Monitor', '__version__'} <= set(dir(stability))
   with pytest.raises(AttributeError, match="'stability' has no attribute 'laod'"):
     _ = stability.laod
+
+
+def test_urls_are_refused():
+  for url in ('gs://bucket/run', pathlib.Path('gs://bucket/run')):
+    with pytest.raises(BadInput, match=r'gs:/.*bucket/run: must be a path'):
+      stability.load(url)
 
 
 def test_runs(experiment, workdir):

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from launch.common import preemption, streams
+from launch.common import path_flags, preemption, streams
 from stability import config as config_lib
 from stability import extensions as extensions_lib
 from stability import hyper
@@ -82,6 +82,8 @@ class _FieldParser(flags.ArgumentParser):
     self._field = field
 
   def parse(self, argument: str) -> Any:
+    if self._field.kind == 'path':
+      argument = path_flags.PathParser().parse(argument)
     try:
       return self._field.parse(argument)
     except BadInput:  # absl's error names the flag
@@ -90,7 +92,7 @@ class _FieldParser(flags.ArgumentParser):
 
 def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder[str]:
   """Defines --config and an override of every field; load_sweep reads them."""
-  holder = flags.DEFINE_string('config', None, CONFIG_HELP, flag_values=flag_values)
+  holder = path_flags.define('config', None, CONFIG_HELP, flag_values)
   _require('config', 'FILE.py or FILE.py:SCALE', flag_values)
   define_overrides(flag_values)
   return holder
@@ -117,9 +119,7 @@ def define_workdir(
     flag_values: flags.FlagValues, *, required: bool = True
 ) -> flags.FlagHolder[str | None]:
   """Defines --workdir, the folder of a sweep."""
-  holder = flags.DEFINE_string(
-      'workdir', None, 'folder of the sweep and its runs', flag_values=flag_values
-  )
+  holder = path_flags.define('workdir', None, 'folder of the sweep and its runs', flag_values)
   if required:
     _require('workdir', 'a folder', flag_values)
   return holder
@@ -202,6 +202,7 @@ def _run_config(file: str) -> tuple[Mapping[str, Any], extensions_lib.Extensions
     return _run_config_results.pop(file)
   extensions_lib.reset()
   with _as_bad_input(file, BaseException):
+    extensions_lib.find_configs()
     namespace, extensions = runpy.run_path(file), None
     if 'get_extensions' in namespace:
       extensions = extensions_lib.of_config(Path(file), namespace['get_extensions']())
@@ -224,9 +225,9 @@ def _define_extensions(flag_values: flags.FlagValues, argv: Sequence[str]) -> No
     name, separator, value = argument.lstrip('-').partition('=')
     if argument.startswith('-') and name == 'config':
       value = value if separator else ''.join(argv[position + 1 : position + 2])
-      stem, suffix, _ = value.rpartition('.py')
-      if os.path.isfile(stem + suffix) and b'get_extensions' in Path(stem + suffix).read_bytes():
-        file = stem + suffix
+      stem, suffix, _ = path_flags.parse('config', value).rpartition('.py')
+      file = stem + suffix
+      if os.path.isfile(file) and b'get_extensions' in Path(file).read_bytes():
         _run_config_results[file] = _run_config(file)
   define_overrides(flag_values)
 
@@ -282,6 +283,7 @@ def execute(
   """
   try:
     with preemption.raised():
+      path_flags.check_environment()
       arguments = _parse(flag_values, argv)
       if arguments and not words:
         raise BadInput(f'{arguments[0]!r}: stray argument, every option is given as --flag=value')

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from absl import flags
 
-import launch
 from launch.common.progress import Progress
 from stability import settings
 from stability.config import Config
@@ -29,7 +28,7 @@ POLL_SECONDS = 2.0  # between reads of the sweep's files
 LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
-ROOT = Path(launch.__file__).absolute().parents[1]  # folder of the package `launch`
+ROOT = Path(__file__).absolute().parents[2]  # folder of the package `launch`
 # Environment variables of the user that jobs inherit, beside the settings that change numbers.
 INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')
 

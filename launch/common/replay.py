@@ -1,7 +1,6 @@
 """Replay of a run: trains it again with the actions taken on it and compares the numbers."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from stability.config import Config
 from stability.control import records
 from stability.errors import BadInput
 from stability.hyper import Runs
-from stability.storage import run_files, sweeps
+from stability.storage import files, run_files, sweeps
 from stability.storage.files import Json
 
 WALL_CLOCK = ('seconds', 'tokens_per_second')  # values that differ from training to training
@@ -57,7 +56,9 @@ def replay(
   sweeps.write_sweep(workdir, dataclasses.replace(sweep, runs=runs.configs, data=data))
   if sweep.extensions:
     extensions.check(source, sweep.extensions)
-    shutil.copytree(source / 'extensions', workdir / 'extensions', dirs_exist_ok=True)
+    folder = sweep.extensions['folder']
+    for name in sweep.extensions['files']:
+      files.write_atomic(workdir / folder / name, (source / folder / name).read_bytes())
   copy = run_files.run_dir(workdir, run.name)
   if not (copy / records.FILE).exists():
     taken = records.read_taken(run)

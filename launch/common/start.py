@@ -172,7 +172,8 @@ def _prepare_data(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   longest = max(config['data']['sequence_length'] for config in configs)
   data_config = types.SimpleNamespace(**next(iter(configs))['data'])  # the same for all runs
   existing = set((workdir / 'data').glob('*'))
-  folder = tokens.prepare(data_config, workdir / 'data', longest)
+  told: list[str] = []
+  folder = tokens.prepare(data_config, workdir / 'data', longest, told.append)
   path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
   if (workdir / 'sweep.json').exists():
@@ -185,6 +186,8 @@ def _prepare_data(sweep: app.SweepRequest, workdir: Path) -> files.Json:
           f'--workdir={workdir}: its runs were trained on other text than that of'
           ' config.data.path; choose a new folder'
       )
+  for line in told:
+    print(line, flush=True)
   return data
 
 

@@ -1,6 +1,6 @@
 """The record of one option: what it means, its default, and which values it accepts.
 
-There is a constructor for each kind of value: integer, number, switch, choice and text.
+There is a constructor for each kind of value: integer, number, switch, choice, text and path.
 """
 
 import contextlib
@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from stability import same_number, variants
+from stability.config import paths
 from stability.config.sizes import for_scale
 from stability.errors import BadInput
 
 SCALES = ('cpu', 'night', 'gpu', 'paper')
-TYPES = {'integer': int, 'number': float, 'choice': str, 'text': str}  # by kind
+TYPES = {'integer': int, 'number': float, 'choice': str, 'text': str, 'path': str}  # by kind
 
 
 class _Sentinel(enum.Enum):
@@ -99,7 +100,8 @@ class Field:
       with contextlib.suppress(OverflowError):  # such as that of float(10**400)
         converted = self.type(value)
         if self.check(converted):
-          return self.normalize(converted)
+          value = self.normalize(converted)
+          return self._local(value) if self.kind == 'path' else value
     raise self._refusal(value)
 
   def normalize(self, value: Any) -> Any:
@@ -118,6 +120,12 @@ class Field:
     except ValueError:
       raise self._refusal(text) from None
     return self.convert(value)
+
+  def _local(self, path: str) -> str:
+    try:
+      return paths.local(path)
+    except BadInput as error:
+      raise BadInput(f'config.{self.name}={path!r}: {error}') from None
 
   def _refusal(self, value: Any) -> BadInput:
     return BadInput(f'config.{self.name}={safe_repr(value)}: must be {self.allowed}')
@@ -239,4 +247,11 @@ def text(name: str, default: Any, doc: str, *, allowed: str, **options: Any) -> 
   """A non-empty text; `allowed` says in words what it may be."""
   return Field(
       name=name, kind='text', default=default, doc=doc, range=allowed, check=bool, **options
+  )
+
+
+def path(name: str, default: Any, doc: str, *, allowed: str, **options: Any) -> Field:
+  """A path in the file system; `allowed` says in words of what."""
+  return Field(
+      name=name, kind='path', default=default, doc=doc, range=allowed, check=bool, **options
   )

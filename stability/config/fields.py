@@ -16,9 +16,9 @@ from stability.config.field import (
     choice,
     integer,
     number,
+    path,
     safe_repr,
     switch,
-    text,
 )
 from stability.config.sizes import for_scale
 from stability.errors import BadInput
@@ -31,7 +31,7 @@ RECORDS = (
            'Where tokens come from: text, the files of data.path; synthetic, a language whose'
            ' entropy rate is known exactly.',
            shared=True),
-    text('data.path', None,
+    path('data.path', None,
          'Text, or a folder of token files; unset: the source code of the Python standard library.',
          allowed='a file or folder', optional=True, shared=True),
     choice('data.tokenizer', 'bytes', ('bytes', 'bpe'),

@@ -4,9 +4,10 @@ import collections
 import hashlib
 import os
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stability.data import formats, listing
 from stability.errors import BadInput
 
 Document = tuple[str, bytes]  # name, text without NUL bytes
@@ -21,39 +22,62 @@ _EXCLUDED_FOLDERS = {
 _EXCLUDED_PREFIXES = ('config-', '_sysconfigdata', 'html/entities.py', 'stringprep.py')
 
 
-def read_documents(path: str | None) -> list[Document]:
-  """The documents of a file or folder, sorted by name.
+def read_documents(path: str | None) -> tuple[list[Document], listing.Listing]:
+  """The documents of a file or folder, sorted by name, and what was read and left out.
 
-  Text may have any encoding. In a folder, hidden files, binary files (a NUL byte in the first 8
-  KiB) and symbolic links are skipped: a link inside the folder would duplicate its target, and one
-  that leads outside was not asked for. Later NUL bytes are removed, since token 0 ends a document.
+  Text may have any encoding in which ASCII is one byte per character. In a folder, hidden and empty
+  files, archives and binary files (a NUL byte in the first 8 KiB) are left out. Later NUL bytes are
+  removed, since token 0 ends a document, and so is a byte order mark.
 
   Args:
     path: a file or folder; None: the source code of Python's standard library.
 
   Raises:
-    BadInput: the path is missing, cannot be read or holds no text.
+    BadInput: the path is missing, cannot be read or holds no text, or it has files of the formats
+      that launch.tokenize reads, or UTF-16.
   """
   root = Path(sysconfig.get_path('stdlib') if path is None else path)
   field = f'config.data.path={str(root)!r}' + (' (the embedded text)' if path is None else '')
   try:
     if root.is_dir():
-      files = _library_files(root) if path is None else files_under(root)
+      found = listing.Listing(_library_files(root)) if path is None else listing.of_folder(root)
     elif root.is_file():
-      files = {root.name: root}
+      found = listing.Listing({root.name: root})
+    elif root.exists():
+      raise BadInput(f'{field}: is neither a file nor a folder')
     else:
       raise BadInput(f'{field}: no such file or folder')
-    # File names may hold bytes that are not UTF-8, which JSON cannot represent.
-    found = [
-        (os.fsencode(name).decode(errors='replace'), _text(file))
-        for name, file in sorted(files.items())
-    ]
+    documents = list(_documents(found, field))
   except OSError as error:
     raise BadInput(f'{field}: cannot be read: {error}') from error
-  found = [(name, text) for name, text in found if text]
-  if not found:
-    raise BadInput(f'{field}: holds no text (hidden, binary, empty and linked files are skipped)')
-  return found
+  if not documents:
+    raise BadInput(f'{field}: holds no text{found.left_out_text("; left out: ")}')
+  return documents, found
+
+
+def _documents(found: listing.Listing, field: str) -> Iterator[Document]:
+  """The documents of the files; those without text are moved to the files that are left out."""
+  archives = [name for name in found.files if formats.format_of(name) == 'archive']
+  found.leave_out('archives', archives)
+  if rows := [name for name in found.files if not formats.is_text(name)]:
+    more = f' and {len(rows) - 1} more' if len(rows) > 1 else ''
+    raise BadInput(
+        f'{field}: {rows[0]}{more}: must be plain text; python -m launch.tokenize reads JSON,'
+        ' parquet, Arrow and compressed files and makes a token folder for data.path'
+    )
+  for name, file in list(found.files.items()):
+    with file.open('rb') as stream:
+      head = stream.read(formats.HEAD_BYTES)
+      problem = formats.problem(head)
+      text = b'' if problem else (head + stream.read()).replace(b'\0', b'')
+    text = text.removeprefix(formats.BYTE_ORDER_MARK)
+    if problem == 'utf-16':
+      raise BadInput(f'{field}: {name}: is UTF-16; must be converted to UTF-8')
+    if text:
+      # File names may hold bytes that are not UTF-8, which JSON cannot represent.
+      yield os.fsencode(name).decode(errors='replace'), text
+    else:
+      found.leave_out(problem or 'empty', [name])
 
 
 def train_validation_split(
@@ -95,41 +119,20 @@ def train_validation_split(
   return train, validation
 
 
-def files_under(root: Path, excluded_folders: Collection[str] = ()) -> dict[str, Path]:
-  """Regular files below root by relative POSIX path, without hidden and linked ones.
-
-  Hidden folders, linked folders and folders named in `excluded_folders` are skipped.
-  """
+def _library_files(root: Path) -> dict[str, Path]:
+  """The standard library's hand-written modules, sorted by name, without their tests."""
 
   def fail(error: OSError) -> None:
     raise error  # by default, os.walk skips a folder that cannot be read
 
   files = {}
   for folder, folders, names in os.walk(root, onerror=fail):
-    folders[:] = [
-        name for name in folders if not name.startswith('.') and name not in excluded_folders
-    ]
-    for name in names:
-      file = Path(folder, name)
-      if not name.startswith('.') and file.is_file() and not file.is_symlink():
-        files[file.relative_to(root).as_posix()] = file
-  return files
-
-
-def _library_files(root: Path) -> dict[str, Path]:
-  """The standard library's hand-written modules, without their tests."""
-  return {
-      name: file
-      for name, file in files_under(root, _EXCLUDED_FOLDERS).items()
-      if name.endswith('.py') and not name.startswith(_EXCLUDED_PREFIXES)
-  }
-
-
-def _text(file: Path) -> bytes:
-  """A file's bytes without NULs; empty for a binary file."""
-  with file.open('rb') as stream:
-    head = stream.read(8192)
-    return b'' if b'\0' in head else head + stream.read().replace(b'\0', b'')
+    folders[:] = [n for n in folders if not n.startswith('.') and n not in _EXCLUDED_FOLDERS]
+    for file in (Path(folder, n) for n in names if n.endswith('.py') and not n.startswith('.')):
+      name = file.relative_to(root).as_posix()
+      if not name.startswith(_EXCLUDED_PREFIXES) and file.is_file() and not file.is_symlink():
+        files[name] = file
+  return dict(sorted(files.items()))
 
 
 def _pieces(name: str, text: bytes, max_bytes: int) -> Iterator[Document]:

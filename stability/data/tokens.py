@@ -15,6 +15,8 @@ split continues in train-00001.bin and so on (tokenize/shards.py). meta.json hol
                     tokenizer's file (tokenizer.json or tokenizer.model), if any, as `tokenizer`
   documents         {train, validation}: [name, tokens without the end token] of each, in order; in
                     a folder made by launch.tokenize, which also stores its settings, their number
+  files             {path: {read, left_out}}: the number of files that text was read from, and of
+                    those left out by reason; only in folders made here from files
   bigram_loss       validation loss, in nats, of the bigram model counted on train: the loss of a
                     model that uses only the preceding token
   unigram_loss      the same for the unigram model
@@ -28,7 +30,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,7 +95,12 @@ def vocabulary_size(data: DataConfig) -> int:
   return _text_tokenizer(data)['vocabulary_size']
 
 
-def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
+def prepare(
+    data: DataConfig,
+    directory: Path,
+    sequence_length: int,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
   """Prepares the tokens of a config; returns their folder.
 
   The folder is data.path itself if that is a token folder, and directory/<hash> otherwise, where
@@ -104,6 +111,7 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
     data: the section `data` of the config.
     directory: holds the folders that are made.
     sequence_length: tokens predicted per window.
+    tell: called with a line on the files that the text was read from and those left out.
 
   Raises:
     BadInput: a split is shorter than one window, a vocabulary cannot be learned, or a token folder
@@ -111,7 +119,7 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
   """
   if data.source != 'synthetic' and _is_token_folder(data.path):
     return _verified(Path(data.path).absolute(), sequence_length, directory)
-  entropy_rate = None
+  entropy_rate = found = None
   if data.source == 'synthetic':
     transition = synthetic.transition_matrix()
     arrays = {
@@ -123,7 +131,9 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
     names = {split: ['synthetic'] for split in SPLITS}
     lengths = {split: [len(arrays[split])] for split in SPLITS}
   else:
-    splits = sources.train_validation_split(sources.read_documents(data.path))
+    documents, found = sources.read_documents(data.path)
+    what = "Python's standard library" if data.path is None else data.path
+    splits = sources.train_validation_split(documents)
     texts = {split: [text for _, text in docs] for split, docs in zip(SPLITS, splits, strict=True)}
     names = {split: [name for name, _ in docs] for split, docs in zip(SPLITS, splits, strict=True)}
     arrays, lengths = _pack(encoders.ByteEncoder(), texts)
@@ -132,7 +142,7 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
   dtype = smallest_dtype(meta['vocabulary_size'])
   # The name of the folder is a hash of bytes even for a BPE, so that it can be computed without
   # learning the vocabulary again.
-  meta |= {'dtype': dtype, 'sha256': _digests(arrays)}
+  meta |= {'dtype': dtype, 'sha256': digests(arrays)}
   folder = directory / hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:16]
   if not folder.exists():
     encoder_file = None
@@ -143,15 +153,19 @@ def prepare(data: DataConfig, directory: Path, sequence_length: int) -> Path:
       encoder_file = encoder.file
     _check_lengths(arrays, sequence_length)
     arrays = {s: array.astype(_little_endian(dtype), copy=False) for s, array in arrays.items()}
-    meta['sha256'] = _digests(arrays)
+    meta['sha256'] = digests(arrays)
     if encoder_file:
       meta['sha256']['tokenizer'] = encoders.digest(encoder)
+    if found is not None:
+      meta['files'] = {what: found.to_json()}
     meta['documents'] = {
         split: [list(pair) for pair in zip(names[split], lengths[split], strict=True)]
         for split in SPLITS
     }
     meta |= statistics(arrays, meta['vocabulary_size'], entropy_rate)
-    _write(folder, meta, arrays, encoder_file)
+    write(folder, meta, arrays, encoder_file)
+  if found is not None:
+    tell(f'text: {found} in {what}')
   return _verified(folder, sequence_length, directory)
 
 
@@ -194,7 +208,8 @@ def statistics(
   }
 
 
-def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+def digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """SHA-256 of each split: the part `sha256` of meta.json."""
   return {split: hashlib.sha256(arrays[split]).hexdigest() for split in SPLITS}
 
 
@@ -207,11 +222,11 @@ def _check_lengths(arrays: Mapping[str, np.ndarray], sequence_length: int) -> No
       )
 
 
-def _write(
+def write(
     folder: Path,
     meta: Json,
     arrays: Mapping[str, np.ndarray],
-    encoder_file: tuple[str, bytes] | None,
+    encoder_file: tuple[str, bytes] | None = None,
 ) -> None:
   """Writes a token folder under a temporary name, then renames it."""
   temporary = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex}')
@@ -257,7 +272,10 @@ def _is_token_folder(path: str | None) -> bool:
     return False
   if len(present) < len(_TOKEN_FILES):
     missing = ', '.join(name for name in _TOKEN_FILES if name not in present)
-    raise BadInput(f'config.data.path={path!r}: holds {present[-1]}, but not {missing}')
+    nanogpt = ''
+    if os.path.isfile(folder / 'val.bin'):
+      nanogpt = '; launch.tokenize --from=nanogpt makes a token folder from those of nanoGPT'
+    raise BadInput(f'config.data.path={path!r}: holds {present[-1]}, but not {missing}{nanogpt}')
   return True
 
 

@@ -16,6 +16,8 @@ from typing import IO
 import jax
 from absl import logging
 
+from stability.config import paths
+
 try:
   import fcntl
 except ImportError:  # Windows: each process compiles for itself
@@ -36,8 +38,8 @@ def compile_shared(programs: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.
   fails nothing.
   """
   cache = jax.config.jax_compilation_cache_dir
-  is_shared = fcntl and cache and '://' not in cache and jax.config.jax_enable_compilation_cache
-  if not is_shared:
+  has_locks = fcntl and cache and not paths.is_url(cache)  # a bucket has none
+  if not (has_locks and jax.config.jax_enable_compilation_cache):
     with _one_warning():
       return {name: program.compile() for name, program in programs.items()}
   compiled = {}

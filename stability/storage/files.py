@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,13 +24,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
   data = content.encode(errors='backslashreplace') if isinstance(content, str) else content
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    # Not of the module tempfile, whose files are private: the umask decides about this one.
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
+    file = temporary.open('xb')
     try:
-      with os.fdopen(handle, 'wb') as file:
+      with file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-      os.chmod(temporary, 0o644)
       os.replace(temporary, path)
     except BaseException:
       with contextlib.suppress(OSError):  # the first error is the one to report

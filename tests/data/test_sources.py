@@ -18,6 +18,11 @@ def write(root: pathlib.Path, files: dict[str, bytes]) -> str:
   return str(root)
 
 
+def read(path: str) -> list[sources.Document]:
+  documents, _ = sources.read_documents(path)
+  return documents
+
+
 def lines(count: int, seed: int) -> bytes:
   rng = random.Random(seed)
   return b''.join(b'%d\n' % rng.randrange(10**9) for _ in range(count))
@@ -26,7 +31,7 @@ def lines(count: int, seed: int) -> bytes:
 def test_folder_of_text_files(tmp_path):
   path = write(tmp_path, {'b.txt': b'two', 'a/z.txt': b'one', 'c/.x/y': b'no', '.d': b'no'})
   write(tmp_path, {'binary': b'a\0b', 'empty': b'', 'only_nul_far': b'x' * 8192 + b'\0y'})
-  assert sources.read_documents(path) == [
+  assert read(path) == [
       ('a/z.txt', b'one'),
       ('b.txt', b'two'),
       ('only_nul_far', b'x' * 8192 + b'y'),
@@ -36,23 +41,55 @@ def test_folder_of_text_files(tmp_path):
 def test_any_encoding_is_kept(tmp_path):
   file = tmp_path / 'latin.txt'
   file.write_bytes(b'na\xefve\r\n')
-  assert sources.read_documents(str(file)) == [('latin.txt', b'na\xefve\r\n')]
+  assert read(str(file)) == [('latin.txt', b'na\xefve\r\n')]
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='file names elsewhere are Unicode')
 def test_file_name_that_is_not_utf8(tmp_path):
   (tmp_path / os.fsdecode(b'na\xefve')).write_bytes(b'x')
-  [(name, _)] = sources.read_documents(str(tmp_path))
+  [(name, _)] = read(str(tmp_path))
   assert name.encode() == 'na\ufffdve'.encode()
 
 
-def test_links_are_skipped(tmp_path):
-  write(tmp_path / 'outside', {'secret': b'secret', 'more/secret': b'secret'})
-  path = write(tmp_path / 'inside', {'text': b'text'})
-  (tmp_path / 'inside' / 'file').symlink_to(tmp_path / 'outside' / 'secret')
-  (tmp_path / 'inside' / 'folder').symlink_to(tmp_path / 'outside')
-  (tmp_path / 'inside' / 'twice').symlink_to(tmp_path / 'inside' / 'text')
-  assert sources.read_documents(path) == [('text', b'text')]
+def test_what_is_left_out(tmp_path):
+  path = write(tmp_path / 'set', {'a/text': b'text', '.git/x': b'x', 'x.zip': b'PK', 'b': b'a\0'})
+  write(tmp_path / 'set', {'empty': b'', 'marked': b'\xef\xbb\xbf', '__init__.py': b'pass'})
+  documents, found = sources.read_documents(path)
+  assert [name for name, _ in documents] == ['__init__.py', 'a/text']
+  assert found.to_json() == {
+      'read': 2, 'left_out': {'hidden': 1, 'archives': 1, 'binary': 1, 'empty': 2}
+  }  # fmt: skip
+  left_out = '1 hidden (.git), 1 archives (x.zip), 1 binary (b), 2 empty (empty, marked)'
+  assert str(found) == f'2 files; left out: {left_out}'
+
+
+def test_byte_order_mark_is_passed_over(tmp_path):
+  (tmp_path / 'text').write_bytes(b'\xef\xbb\xbftext')
+  assert read(str(tmp_path / 'text')) == [('text', b'text')]
+
+
+@pytest.mark.parametrize(
+    'name', ['a.jsonl', 'a.json', 'a.parquet', 'a.arrow', 'a.txt.gz', 'a.jsonl.zst', 'A.JSON']
+)
+def test_formats_of_tokenize_are_refused(name, tmp_path):
+  path = write(tmp_path / 'set', {'README.md': b'text', f'data/{name}': b'{}', 'z.json': b'{}'})
+  with pytest.raises(BadInput, match=rf'{name} and 1 more: must be plain text; .*launch\.tokenize'):
+    sources.read_documents(path)
+  with pytest.raises(BadInput, match=rf'{name}: must be plain text; .*launch\.tokenize'):
+    sources.read_documents(f'{path}/data/{name}')
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be', 'utf-16-le'])
+def test_utf_16_is_refused(encoding, tmp_path):
+  mark = '' if encoding == 'utf-16' else '\ufeff'
+  path = write(tmp_path, {'a': b'text', 'b': f'{mark}text'.encode(encoding)})
+  with pytest.raises(BadInput, match='b: is UTF-16; must be converted to UTF-8'):
+    sources.read_documents(path)
+
+
+def test_device_is_refused():
+  with pytest.raises(BadInput, match='neither a file nor a folder'):
+    sources.read_documents('/dev/zero')
 
 
 @pytest.mark.parametrize(
@@ -69,13 +106,13 @@ def test_path_without_text(tmp_path, name, content, message):
   if content is not None:
     (tmp_path / name).write_bytes(content)
   with pytest.raises(BadInput, match=f'config.data.path=.*{message}') as error:
-    sources.read_documents(str(tmp_path / name))
+    read(str(tmp_path / name))
   assert '\n' not in str(error.value)
 
 
 def test_folder_without_text(tmp_path):
   with pytest.raises(BadInput, match=r'data\.path.*holds no text'):
-    sources.read_documents(write(tmp_path, {'.hidden': b'x', 'binary': b'\0'}))
+    read(write(tmp_path, {'.hidden': b'x', 'binary': b'\0'}))
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
@@ -85,7 +122,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
   path = write(tmp_path, {'text': b'text'})
   monkeypatch.setattr(pathlib.Path, 'open', refuse)
   with pytest.raises(BadInput, match=r'data\.path.*cannot be read.*Permission denied.*text'):
-    sources.read_documents(path)
+    read(path)
 
 
 def test_unreadable_folder(tmp_path, monkeypatch):
@@ -99,7 +136,7 @@ def test_unreadable_folder(tmp_path, monkeypatch):
   path = write(tmp_path, {'text': b'text', 'closed/text': b'text'})
   monkeypatch.setattr(os, 'scandir', refuse)
   with pytest.raises(BadInput, match=r'data\.path.*cannot be read.*Permission denied.*closed'):
-    sources.read_documents(path)
+    read(path)
 
 
 def test_embedded_text_exclusions(tmp_path, monkeypatch):
@@ -112,17 +149,17 @@ def test_embedded_text_exclusions(tmp_path, monkeypatch):
   ]  # fmt: skip
   write(tmp_path, {name: b'pass' for name in kept + left_out})
   monkeypatch.setattr(sysconfig, 'get_path', {'stdlib': str(tmp_path)}.get)
-  assert [name for name, _ in sources.read_documents(None)] == sorted(kept)
+  assert [name for name, _ in read(None)] == sorted(kept)
 
 
 def test_embedded_text_missing(tmp_path, monkeypatch):
   monkeypatch.setattr(sysconfig, 'get_path', {'stdlib': str(tmp_path / 'gone')}.get)
   with pytest.raises(BadInput, match=r'data\.path.*embedded text.*no such'):
-    sources.read_documents(None)
+    read(None)
 
 
 def test_embedded_text():
-  documents = sources.read_documents(None)
+  documents = read(None)
   assert sum(len(text) for _, text in documents) > 2**21
   assert len(documents) > 100
 

@@ -44,7 +44,7 @@ def edit_meta(folder: pathlib.Path, **changes) -> None:
 
 def test_documents_are_ended(corpus, prepared):
   opened = tokens.open_tokens(prepared)
-  train, validation = sources.train_validation_split(sources.read_documents(str(corpus)))
+  train, validation = sources.train_validation_split(sources.read_documents(str(corpus))[0])
   for split, documents in (('train', train), ('validation', validation)):
     array = getattr(opened, split)
     assert array.tobytes().split(b'\0') == [text for _, text in documents] + [b'']
@@ -66,6 +66,22 @@ def test_meta(prepared):
   assert meta['bigram_tokens'] == len(opened.train) - 1
 
 
+def test_what_is_read_is_told_and_recorded(corpus, tmp_path):
+  (corpus / '.hidden').touch()
+  told = []
+  folder = tokens.prepare(text(corpus), tmp_path / 'data', 16, told.append)
+  assert told == [f'text: 60 files; left out: 1 hidden (.hidden) in {corpus}']
+  files = {'read': 60, 'left_out': {'hidden': 1}}
+  assert tokens.open_tokens(folder).meta['files'] == {str(corpus): files}
+
+
+def test_token_files_of_nanogpt(tmp_path):
+  for name in ('train.bin', 'val.bin'):
+    (tmp_path / name).write_bytes(b'abcd')
+  with pytest.raises(BadInput, match=r'but not meta\.json, validation\.bin; .*--from=nanogpt'):
+    tokens.prepare(text(tmp_path), tmp_path / 'data', 16)
+
+
 def test_folder_is_named_after_its_tokens(corpus, prepared, tmp_path):
   assert len(prepared.name) == 16 and int(prepared.name, 16) >= 0
   renamed = corpus.rename(tmp_path / 'renamed')
@@ -76,7 +92,7 @@ def test_folder_is_named_after_its_tokens(corpus, prepared, tmp_path):
 
 
 def test_folder_is_reused(corpus, prepared, monkeypatch):
-  monkeypatch.setattr(tokens, '_write', None)  # must not be called
+  monkeypatch.setattr(tokens, 'write', None)  # must not be called
   assert tokens.prepare(text(corpus), prepared.parent, 16) == prepared
 
 
@@ -109,7 +125,7 @@ def test_second_of_two_writers(prepared):
   opened = tokens.open_tokens(prepared)
   splits = {'train': opened.train, 'validation': opened.validation}
   inode = prepared.stat().st_ino
-  tokens._write(prepared, opened.meta, splits, None)
+  tokens.write(prepared, opened.meta, splits, None)
   assert prepared.stat().st_ino == inode
   names = {path.name for path in prepared.parent.iterdir()}
   assert names == {prepared.name, 'verified.json'}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 
 import pytest
@@ -19,6 +20,17 @@ def test_write_is_atomic(tmp_path):
     files.write_atomic(path, None)
   assert json.loads(path.read_text()) == {'a': 1}
   assert [p.name for p in tmp_path.iterdir()] == ['file.json']
+
+
+@pytest.mark.parametrize('mask, mode', [(0o077, 0o600), (0o002, 0o664)])
+def test_mode_follows_the_umask(tmp_path, mask, mode):
+  before = os.umask(mask)
+  try:
+    files.write_atomic(tmp_path / 'folder' / 'file', 'text')
+  finally:
+    os.umask(before)
+  assert (tmp_path / 'folder' / 'file').stat().st_mode & 0o777 == mode
+  assert (tmp_path / 'folder').stat().st_mode & 0o777 == mode | (mode & 0o444) >> 2
 
 
 def test_lone_surrogates_are_escaped(tmp_path):

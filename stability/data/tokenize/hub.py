@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stability.data.listing import Listing
 from stability.data.tokenize import text_field
+from stability.data.tokenize.text_field import Row
 from stability.errors import BadInput
 
 PREFIX = 'hf:'
@@ -57,8 +59,8 @@ class DatasetSplit:
   def bytes_read(self) -> int:
     return 0
 
-  def documents(self, skip: int, state: Any) -> Iterator[bytes]:
-    """The documents as UTF-8; BadInput if the data is at fault, OSError if the network may be."""
+  def documents(self, skip: int, state: Any) -> Iterator[Row]:
+    """Raises BadInput if the data is at fault, OSError if the network may be."""
     number = skip
     try:
       self._stream = self._builder.as_streaming_dataset(split=self._dataset_split)
@@ -67,16 +69,17 @@ class DatasetSplit:
       for row in self._stream:
         number += 1
         where = f'--input={self.name}, document {number}'
-        text_field.check_present(self._field, row, where)
-        yield text_field.utf8(row[self._field], self._field, where)
+        yield text_field.text(row, self._field, where)
     except (BadInput, GeneratorExit):
       raise
     except Exception as error:
       raise _classified(f'--input={self.name}, after document {number}', error) from error
 
 
-def find(dataset: str, field: str, cache: Path, revision: str | None) -> list[DatasetSplit]:
-  """The validation and training splits of a dataset; test splits are skipped.
+def find(
+    dataset: str, field: str, cache: Path, revision: str | None
+) -> tuple[list[DatasetSplit], Listing]:
+  """The validation and training splits of a dataset, and its files; other splits are left out.
 
   Args:
     dataset: hf:NAME[:CONFIG], where NAME is on the hub or a local folder.
@@ -113,7 +116,12 @@ def find(dataset: str, field: str, cache: Path, revision: str | None) -> list[Da
   splits = list(builder.config.data_files)
   if 'train' not in splits:
     raise BadInput(f'--input={dataset}: has no split named train; it has {", ".join(splits)}')
-  return [DatasetSplit(dataset, builder, split, field) for split in _SPLITS if split in splits]
+  parts = [DatasetSplit(dataset, builder, split, field) for split in _SPLITS if split in splits]
+  listing = Listing({str(f): Path(f) for split in splits for f in builder.config.data_files[split]})
+  for split in splits:
+    if split not in _SPLITS:
+      listing.leave_out(f'of split {split}', map(str, builder.config.data_files[split]))
+  return parts, listing
 
 
 def _classified(where: str, error: Exception) -> Exception:

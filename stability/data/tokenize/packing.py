@@ -27,6 +27,7 @@ import numpy as np
 from stability.data import tokens
 from stability.data.tokenize import encoders, shards
 from stability.data.tokenize.readers import Part
+from stability.data.tokenize.text_field import Row
 from stability.errors import BadInput
 from stability.storage import files
 
@@ -35,6 +36,7 @@ Callback = Callable[['Packer'], None]
 
 SETTINGS = tokens.SETTINGS
 PROGRESS = 'progress.json'
+MAX_BAD_ROWS_SHARE = 'max_bad_rows_share'  # a setting that is absent if it is 0
 CACHE = '.datasets'  # files that the `datasets` library keeps
 
 COMMIT_SECONDS = 5.0
@@ -102,8 +104,8 @@ def begin(folder: Path, settings: Json) -> bool:
     files.write_json(folder / SETTINGS, settings)
     return False
   current = json.loads(json.dumps(settings))
-  for name in current:
-    old, new = previous.get(name), current[name]
+  for name in previous | current:
+    old, new = previous.get(name), current.get(name)
     if old == new:
       continue
     difference = f'{name}={old!r}, now {new!r}'
@@ -121,21 +123,30 @@ def document_hash(document: bytes) -> int:
 class Packer:
   """One pass over the input."""
 
-  def __init__(self, folder: Path, parts: Sequence[Part], settings: Json, callback: Callback):
+  def __init__(
+      self,
+      folder: Path,
+      parts: Sequence[Part],
+      settings: Json,
+      input_files: Json,
+      callback: Callback,
+  ):
     """Prepares a pass.
 
     Args:
       folder: the folder of the token files, after `locked` and `begin`.
       parts: the parts of the input in reading order, validation first.
       settings: those that `begin` was given.
+      input_files: the number of files that are read and left out, for meta.json.
       callback: called regularly with the packer, to show progress.
     """
     self._folder = folder
     self._parts = parts
     self._settings = settings
+    self._input_files = input_files
     self._callback = callback
     self.phase = 'starting'
-    self.documents = {'train': 0, 'validation': 0, 'left_out': 0}
+    self.documents = {'train': 0, 'validation': 0, 'left_out': 0, 'bad': 0}
     self.tokens = {'train': 0, 'validation': 0}
     self.text_bytes = 0  # read by this process
     self._part = 0  # index of the part being read
@@ -175,7 +186,7 @@ class Packer:
             self._folder, split, dtype, self._settings['shard_tokens'], progress.get(split)
         )
         stack.callback(writers[split].close)
-      self.documents = progress.get('documents', self.documents)
+      self.documents |= progress.get('documents', {})
       self._pack_from(progress.get('place', [0, 0, None]), encoder, held_out, writers)
       self._finish(encoder, {split: writers[split].commit() for split in tokens.SPLITS})
 
@@ -220,7 +231,7 @@ class Packer:
 
   def _append(
       self,
-      batch: Sequence[tuple[int, bytes]],
+      batch: Sequence[tuple[int, Row]],
       encoder: encoders.Encoder,
       held_out: set[int],
       writers: Mapping[str, shards.ShardWriter],
@@ -228,7 +239,7 @@ class Packer:
   ) -> None:
     """Encodes and appends documents until the training text has `limit` tokens."""
     splits = [self._split(number, text, held_out) for number, text in batch]
-    kept = [text for split, (_, text) in zip(splits, batch) if split != 'left_out']
+    kept = [text for split, (_, text) in zip(splits, batch) if split in tokens.SPLITS]
     encoded = iter(encoder.encode(kept))
     end = np.array([encoder.end_of_document], np.uint32)
     pieces: dict[str, list[np.ndarray]] = {split: [] for split in tokens.SPLITS}
@@ -237,8 +248,8 @@ class Packer:
       if train_tokens >= limit:
         break
       self.documents[split] += 1
-      self.text_bytes += len(text)
-      if split != 'left_out':
+      if split in tokens.SPLITS:
+        self.text_bytes += len(text)
         document = next(encoded)
         pieces[split] += [document, end]
         train_tokens += len(document) + 1 if split == 'train' else 0
@@ -249,15 +260,23 @@ class Packer:
   def _count(self, writers: Mapping[str, shards.ShardWriter]) -> None:
     self.tokens = {split: writer.tokens for split, writer in writers.items()}
 
-  def _documents_from(self, first: int, done: int, state: Any) -> Iterator[tuple[int, bytes]]:
+  def _documents_from(self, first: int, done: int, state: Any) -> Iterator[tuple[int, Row]]:
     """The documents from a position on, each with the index of its part."""
     for number in range(first, len(self._parts)):
       skip = (done, state) if number == first else (0, None)
       yield from zip(itertools.repeat(number), self._parts[number].documents(*skip))
 
-  def _split(self, number: int, text: bytes, held_out: set[int]) -> str:
-    """train, validation or left_out: an empty text, or a training text that is also held out."""
+  def _is_bad(self, row: Row) -> bool:
+    """Whether a row has no text; raises its BadInput unless some rows may be bad."""
+    if isinstance(row, BadInput) and not self._settings.get(MAX_BAD_ROWS_SHARE):
+      raise row
+    return isinstance(row, BadInput)
+
+  def _split(self, number: int, text: Row, held_out: set[int]) -> str:
+    """train, validation, bad, or left_out: empty, or a training text that is also held out."""
     split = self._parts[number].split
+    if self._is_bad(text):
+      return 'bad'
     if not text:
       return 'left_out'
     if split is None:
@@ -274,7 +293,8 @@ class Packer:
       hashes = []
       for part in parts:
         for text in part.documents(0, None):
-          hashes.append(document_hash(text))
+          if not self._is_bad(text):
+            hashes.append(document_hash(text))
           if len(hashes) % BATCH_DOCUMENTS == 0:
             self._callback(self)
       files.write_atomic(file, np.array(hashes, '<u8').tobytes())
@@ -298,6 +318,12 @@ class Packer:
 
   def _finish(self, encoder: encoders.Encoder, written: Mapping[str, Json]) -> None:
     """Writes meta.json and removes the files that are no longer needed."""
+    share, rows = self._settings.get(MAX_BAD_ROWS_SHARE, 0), sum(self.documents.values())
+    if self.documents['bad'] > share * rows:
+      raise BadInput(
+          f'--{MAX_BAD_ROWS_SHARE}={share}: {self.documents["bad"]:,} of {rows:,} rows have no'
+          ' text; choose a new --output'
+      )
     for split in tokens.SPLITS:
       if written[split]['tokens'] < 2:
         raise BadInput(
@@ -322,6 +348,8 @@ class Packer:
     meta |= {
         'documents': {split: self.documents[split] for split in tokens.SPLITS},
         'left_out': self.documents['left_out'],
+        'bad_rows': self.documents['bad'],
+        'files': self._input_files,
         'settings': {name: value for name, value in self._settings.items() if name != 'parts'},
     }
     files.write_json(self._folder / 'meta.json', meta)
@@ -335,12 +363,12 @@ def clean(folder: Path) -> None:
   shutil.rmtree(folder / CACHE, ignore_errors=True)
 
 
-def _batch(documents: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+def _batch(documents: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
   """The documents of the next batch, without reading ahead."""
   size = 0
   for number, (part, text) in enumerate(documents, 1):
     yield part, text
-    size += len(text)
+    size += len(text) if isinstance(text, bytes) else 0
     if size >= BATCH_BYTES or number >= BATCH_DOCUMENTS:
       return
 

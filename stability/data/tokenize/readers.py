@@ -1,35 +1,40 @@
-"""Documents of local files: JSON lines, parquet and plain text, all but parquet optionally gzipped.
+"""Documents of local files: JSON, parquet, Arrow and plain text, the JSON and text also compressed.
 
-A document is UTF-8 text as bytes. Invalid input raises BadInput with its file and line (in parquet,
-its row); only empty lines are skipped.
+A document is UTF-8 text as bytes; a byte order mark is passed over. Invalid input raises BadInput
+with its file and line (in parquet and Arrow files, its row); only empty lines are skipped.
 """
 
+import bz2
 import dataclasses
 import glob
 import gzip
-import json
+import io
+import lzma
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
 
-from stability.data import sources
-from stability.data.tokenize import text_field
+from stability.data import formats
+from stability.data import listing as listings
+from stability.data.listing import Listing
+from stability.data.tokenize import columns
+from stability.data.tokenize.json_rows import JsonReader
+from stability.data.tokenize.text_field import Row
 from stability.errors import BadInput
 
 PIECE_BYTES = 2**16  # longer text files are cut at line ends into documents of at most this size
-MAX_LINE_BYTES = 2**28  # a longer line is unlikely to be JSON, and would fill the memory
 
-_PARQUET_ROWS = 256  # read at once
+_SUPPORTED = 'supported are UTF-8 text, .json, .jsonl, .parquet and .arrow; .gz, .zst, .bz2 and .xz'
+# Beside the rows that the `datasets` library writes.
+_DESCRIPTIONS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json')
 # Words in a file's name that indicate its split, as in the `datasets` library.
 _SPLIT_WORDS = {
     'train': {'train', 'training'},
     'validation': {'validation', 'valid', 'dev', 'val'},
     'test': {'test', 'testing', 'eval', 'evaluation'},
 }
-_JSON_LINES = ('.json', '.jsonl', '.ndjson')
-_PARQUET = '.parquet'
 
 
 class Part(Protocol):
@@ -42,8 +47,12 @@ class Part(Protocol):
   def fingerprint(self) -> Any:
     """JSON that changes when the documents may have changed."""
 
-  def documents(self, skip: int, state: Any) -> Iterator[bytes]:
-    """The documents after the first `skip`; `state` is what state() returned after those."""
+  def documents(self, skip: int, state: Any) -> Iterator[Row]:
+    """The documents after the first `skip`; `state` is what state() returned after those.
+
+    A row that is not a text is yielded as the BadInput that says why. Anything else that is wrong
+    with the input is raised.
+    """
 
   def state(self) -> Any:
     """JSON with which `documents` can skip the documents yielded so far more quickly."""
@@ -58,7 +67,7 @@ class File:
 
   path: Path
   split: str | None
-  field: str  # the field that holds the text, in JSON and parquet
+  field: str  # the field that holds the text, in all but text files
 
   def __post_init__(self):
     self.name = str(self.path)
@@ -78,56 +87,38 @@ class File:
       self._bytes_read = self._stream.tell()
     return self._bytes_read
 
-  def documents(self, skip: int, state: Any = None) -> Iterator[bytes]:
-    """The documents as UTF-8; BadInput for invalid input has its file and line."""
-    if _format(self.path) == 'parquet':
-      yield from self._parquet_rows(skip)
+  def documents(self, skip: int, state: Any = None) -> Iterator[Row]:
+    kind, compressed = formats.format_of(self.path.name), formats.compression(self.path.name)
+    if kind in ('parquet', 'arrow'):
+      for row, share in columns.rows(self.path, kind, self.field, skip):
+        self._bytes_read = int(share * self.size)
+        yield row
       return
-    reader = self._json_lines if _format(self.path) == 'lines' else self._text_pieces
     line = [0]  # number of the last line read
+    json_reader = JsonReader(self.path, self.field, line)
     try:
       with self.path.open('rb') as self._stream:
-        if self.path.name.lower().endswith('.gz'):
-          if not self.size:
-            raise BadInput(f'{self.path}: empty, not a gzip file')
-          yield from reader(gzip.GzipFile(fileobj=self._stream), skip, line)
+        if compressed and not self.size:
+          raise BadInput(f'{self.path}: empty, not a {compressed} file')
+        stream = _decompressed(self._stream, compressed, self.path)
+        head = stream.peek(formats.HEAD_BYTES)
+        problem = formats.problem(head)
+        if problem == 'utf-16':
+          raise BadInput(f'{self.path}: is UTF-16; must be converted to UTF-8')
+        if problem and kind == 'text':
+          raise BadInput(f'{self.path}: is binary; {_SUPPORTED}')
+        if head.startswith(formats.BYTE_ORDER_MARK):
+          stream.read(len(formats.BYTE_ORDER_MARK))
+        if kind == 'text':
+          yield from self._text_pieces(stream, skip, line)
         else:
-          yield from reader(self._stream, skip, line)
+          yield from (json_reader.lines if kind == 'lines' else json_reader.any_json)(stream, skip)
     except EOFError:
-      self._refuse(line[0], 'the gzip file is truncated after this line')
-    except (gzip.BadGzipFile, zlib.error) as error:
-      self._refuse(line[0], f'bad gzip after this line: {error}')
-    except OSError as error:
-      self._refuse(line[0], f'cannot be read: {error.strerror or error}')
-
-  def _json_lines(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
-    while text := stream.readline(MAX_LINE_BYTES):
-      line[0] += 1
-      if len(text) == MAX_LINE_BYTES:
-        self._refuse(line[0], f'longer than {MAX_LINE_BYTES:,} bytes; is this JSON lines?')
-      if text.isspace():
-        continue
-      if skip:
-        skip -= 1
-        continue
-      row = self._parse(text, line[0])
-      where = f'{self.path}:{line[0]}'
-      text_field.check_present(self.field, row, where)
-      yield text_field.utf8(row[self.field], self.field, where)
-
-  def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-    """The JSON object of a line."""
-    try:
-      row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-      self._refuse(number, f'bad UTF-8 at byte {error.start} of the line')
-    except json.JSONDecodeError as error:
-      self._refuse(number, f'bad JSON: {error.msg} at character {error.pos}')
-    except (RecursionError, ValueError) as error:  # nesting too deep; a number too long
-      self._refuse(number, f'bad JSON: {error}')
-    if not isinstance(row, dict):
-      self._refuse(number, f'must be a JSON object, not {text_field.describe(row)}')
-    return row
+      self._refuse(line[0], f'the {compressed} file is truncated after this line')
+    except (OSError, zlib.error, lzma.LZMAError) as error:
+      if compressed and getattr(error, 'errno', None) is None:
+        self._refuse(line[0], f'bad {compressed} after this line: {error}')
+      self._refuse(line[0], f'cannot be read: {getattr(error, "strerror", None) or error}')
 
   def _text_pieces(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
     """The text of a file, in pieces if it is long."""
@@ -141,57 +132,40 @@ class File:
         piece.decode()
       except UnicodeDecodeError as error:
         line[0] += piece.count(b'\n', 0, error.start) + 1
-        self._refuse(line[0], 'bad UTF-8; supported are text, .json, .jsonl, .parquet and .gz')
+        self._refuse(line[0], f'bad UTF-8; {_SUPPORTED}')
       line[0] += piece.count(b'\n')
       if skip:
         skip -= 1
       else:
         yield piece
 
-  def _parquet_rows(self, skip: int) -> Iterator[bytes]:
-    """The text of each row of a parquet file, which is read by row groups."""
-    try:
-      import pyarrow as pa
-      from pyarrow import parquet
-    except ImportError:
-      raise BadInput(
-          f"{self.path}: parquet needs the package pyarrow: pip install 'stability[hf]'"
-      ) from None
-    row = 0
-    try:
-      with parquet.ParquetFile(self.path) as file:
-        schema = file.schema_arrow
-        text_field.check_present(self.field, schema.names, str(self.path))
-        type_ = schema.field(self.field).type
-        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-          raise BadInput(f'{self.path}: field {self.field!r} must be text, not {type_}')
-        for group in range(file.num_row_groups):
-          rows = file.metadata.row_group(group).num_rows
-          if row + rows <= skip:
-            row += rows
-            continue
-          for batch in file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[self.field]):
-            for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-              row += 1
-              self._bytes_read = self.size * row // file.metadata.num_rows
-              if row > skip:
-                yield text_field.utf8(value, self.field, f'{self.path}: row {row}')
-    except (pa.ArrowException, OSError) as error:
-      raise BadInput(f'{self.path}: cannot be read after row {row}: {error}') from error
-
   def _refuse(self, line: int, why: str) -> NoReturn:
     raise BadInput(f'{self.path}:{line}: {why}') from None
 
 
-def find(path: str, field: str) -> tuple[list[File], list[str]]:
-  """The files of an input, sorted by name, and the names of the files that are skipped.
+def _decompressed(stream: BinaryIO, kind: str | None, path: Path) -> Any:
+  """A buffered stream of the decompressed bytes."""
+  if kind == 'zstd':
+    try:
+      import pyarrow as pa
+    except ImportError:
+      raise BadInput(f"{path}: zstd needs pyarrow: pip install 'stability[hf]'") from None
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), kind))
+  openers = {'gzip': gzip.open, 'bzip2': bz2.open, 'xz': lzma.open}
+  return openers[kind](stream) if kind else stream
 
-  Hidden and linked files in a folder are ignored. If the input has JSON or parquet files, all other
-  files are skipped, words in a file's name determine its split, and test splits are skipped.
+
+def find(path: str, field: str) -> tuple[list[File], Listing]:
+  """The files of an input, sorted by name, and what is left out.
+
+  A file that is named itself is read or refused. Of a folder or pattern, hidden and empty files,
+  archives and binary files are left out. If there are JSON, parquet or Arrow files, so are all
+  others, names that begin with an underscore (the records of Spark and others), the descriptions
+  that the datasets library writes, and test splits; words in a file's name determine its split.
 
   Args:
     path: a file, a folder or a glob pattern.
-    field: the field that holds the text, in JSON and parquet.
+    field: the field that holds the text, in all but text files.
 
   Raises:
     BadInput: there are no files to read.
@@ -199,33 +173,55 @@ def find(path: str, field: str) -> tuple[list[File], list[str]]:
   flag = f'--input={path}'
   root = Path(path)
   try:
+    if root.is_file():
+      if formats.format_of(root.name) == 'archive':
+        raise BadInput(f'{flag}: is an archive; {_SUPPORTED}')
+      split = None if formats.format_of(root.name) == 'text' else _split_of_name(root.name)
+      return [File(root, split if split != 'test' else None, field)], Listing({root.name: root})
     if root.is_dir():
-      paths = sources.files_under(root)
-    elif root.is_file():
-      paths = {root.name: root}
+      listing = listings.of_folder(root)
     elif glob.has_magic(path):
-      matches = [Path(name) for name in glob.glob(path, recursive=True)]
-      base = Path(*_parts_before_magic(root))
-      paths = {match.relative_to(base).as_posix(): match for match in matches if match.is_file()}
+      listing = listings.matching(path)
+    elif root.exists():
+      raise BadInput(f'{flag}: is neither a file nor a folder')
     else:
       raise BadInput(f'{flag}: no such file or folder')
-    if any(_format(file) != 'text' for file in paths.values()):
-      chosen = {
-          name: file
-          for name, file in paths.items()
-          if _format(file) != 'text' and _split_of_name(name) != 'test'
-      }
-    else:
-      chosen = paths
+    has_rows = _leave_out(listing)
     files = [
-        File(file, _split_of_name(name) if _format(file) != 'text' else None, field)
-        for name, file in sorted(chosen.items())
+        File(file, _split_of_name(name) if has_rows else None, field)
+        for name, file in listing.files.items()
     ]
   except OSError as error:
     raise BadInput(f'{flag}: cannot be read: {error}') from error
   if not files:
-    raise BadInput(f'{flag}: no files to read (hidden, linked and test files are skipped)')
-  return files, sorted(paths.keys() - chosen.keys())
+    raise BadInput(f'{flag}: no files to read{listing.left_out_text("; left out: ")}')
+  return files, listing
+
+
+def _leave_out(listing: Listing) -> bool:
+  """Leaves out the files that are not to be read; returns whether the others hold rows."""
+  found = {name: formats.format_of(name) for name in listing.files}
+  listing.leave_out('archives', [name for name, kind in found.items() if kind == 'archive'])
+  data = [name for name, kind in found.items() if kind not in ('archive', 'text')]
+  for name in data:
+    if Path(name).name in _DESCRIPTIONS:
+      listing.leave_out('descriptions', [name])
+    elif any(part.startswith('_') for part in name.split('/')):
+      listing.leave_out('with an underscore', [name])
+    elif _split_of_name(name) == 'test':
+      listing.leave_out('test files', [name])
+  if data:
+    others = [name for name in listing.files if found[name] == 'text']
+    listing.leave_out('without rows', others)
+    return True
+  for name, file in list(listing.files.items()):
+    if not file.stat().st_size:
+      listing.leave_out('empty', [name])
+    elif not formats.compression(name):
+      with file.open('rb') as stream:
+        if formats.problem(stream.read(formats.HEAD_BYTES)) == 'binary':
+          listing.leave_out('binary', [name])
+  return False
 
 
 def order(parts: Sequence[Part]) -> list[Part]:
@@ -243,24 +239,9 @@ def order(parts: Sequence[Part]) -> list[Part]:
   return validation + train
 
 
-def _format(path: Path) -> str:
-  """The format that a file's name indicates: lines | parquet | text."""
-  name = path.name.lower().removesuffix('.gz')
-  if name.endswith(_JSON_LINES):
-    return 'lines'
-  return 'parquet' if name.endswith(_PARQUET) else 'text'
-
-
 def _split_of_name(name: str) -> str | None:
   words = set(re.split('[^a-z0-9]+', name.lower()))
   return next((split for split, known in _SPLIT_WORDS.items() if words & known), None)
-
-
-def _parts_before_magic(path: Path) -> Iterator[str]:
-  for part in path.parts[:-1]:
-    if glob.has_magic(part):
-      return
-    yield part
 
 
 def _last_character(block: bytes) -> int:

@@ -1,9 +1,11 @@
 """Checks of the field that holds a document's text, shared by all input formats."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stability.errors import BadInput
+
+Row = bytes | BadInput  # a document as UTF-8, or why a row has none
 
 _SHOWN_FIELDS = 8
 
@@ -14,6 +16,15 @@ def check_present(field: str, fields: Iterable[str], where: str) -> None:
   if field not in fields:
     shown = ', '.join(map(repr, fields[:_SHOWN_FIELDS])) or 'none'
     raise BadInput(f'{where}: has no field {field!r} (--field); it has {shown}')
+
+
+def text(row: Mapping[str, Any], field: str, where: str) -> Row:
+  """The text of a row, or the BadInput, located by `where`, that says why it has none."""
+  try:
+    check_present(field, row, where)
+    return utf8(row[field], field, where)
+  except BadInput as error:
+    return error
 
 
 def utf8(value: Any, field: str, where: str) -> bytes:

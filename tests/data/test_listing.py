@@ -1,0 +1,75 @@
+"""The files of folders and patterns, with links of all kinds."""
+
+import os
+import pathlib
+
+import pytest
+
+from stability.data import listing
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+  """A folder with two files, and a file outside of it."""
+  root = tmp_path / 'root'
+  (root / 'a').mkdir(parents=True)
+  (root / 'a' / 'x.txt').write_text('x')
+  (root / 'y.txt').write_text('y')
+  (tmp_path / 'outside').mkdir()
+  (tmp_path / 'outside' / 'z.txt').write_text('z')
+  return root
+
+
+def test_links_out_of_the_folder_are_followed(folder):
+  (folder / 'file').symlink_to('../outside/z.txt')
+  (folder / 'more').symlink_to('../outside')
+  found = listing.of_folder(folder)
+  assert list(found.files) == ['a/x.txt', 'more/z.txt', 'y.txt']
+  assert found.left_out == {'linked twice or in a circle': ['file']}
+
+
+@pytest.mark.parametrize('target', ['.', '..', '/', 'a', 'b'])
+def test_links_in_circles(folder, target):
+  (folder / 'b').symlink_to(target)
+  (folder / 'a' / 'c').symlink_to('..')
+  (folder / 'a' / 'd').symlink_to('../a')
+  found = listing.of_folder(folder)
+  assert list(found.files) == ['a/x.txt', 'y.txt']
+  reason = 'neither a file nor a folder' if target == 'b' else 'linked twice or in a circle'
+  assert 'b' in found.left_out[reason]
+
+
+def test_links_between_folders_in_circles(folder):
+  (folder / 'out').symlink_to('../outside')
+  (folder.parent / 'outside' / 'back').symlink_to('../root')
+  found = listing.of_folder(folder)
+  assert list(found.files) == ['a/x.txt', 'out/z.txt', 'y.txt']
+  assert found.left_out == {'linked twice or in a circle': ['out/back']}
+
+
+@pytest.mark.parametrize('pattern', ['{}/**/*.txt', '{}/**', '{}/*/../**/*.txt'])
+def test_pattern_of_any_depth(folder, pattern):
+  for name in ('l', 'm'):  # glob would follow them to a depth of 40, in all orders
+    (folder / name).symlink_to('.')
+  found = listing.matching(pattern.format(folder))
+  assert {os.path.basename(name) for name in found.files} == (
+      set() if '..' in pattern else {'x.txt', 'y.txt'}
+  )
+
+
+def test_pattern_of_fixed_depth(folder):
+  (folder / 'twice.txt').symlink_to('y.txt')
+  found = listing.matching(f'{folder}/*')
+  assert list(found.files) == ['y.txt']
+  assert found.left_out == {
+      'folders': ['a'], 'linked twice or in a circle': ['twice.txt']
+  }  # fmt: skip
+  assert list(listing.matching(f'{folder}/?/*.txt').files) == ['a/x.txt']
+  assert listing.matching(f'{folder}/none/**/*').files == {}
+
+
+def test_text_is_short(folder):
+  for number in range(9):
+    (folder / f'.{number}').touch()
+  text = '2 files; left out: 9 hidden (.0, .1, .2, ...)'
+  assert str(listing.of_folder(folder)) == text
