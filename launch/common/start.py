@@ -106,8 +106,8 @@ def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> 
         parameters=_count_parameters(sweep, workdir),
     )
     sweeps.write_sweep(workdir, written)
-    first = next(iter(runs.configs.values()))
-    metrics.write_experiment(workdir, sweeps.swept_values(first, runs.fields))
+    swept = [sweeps.swept_values(config, runs.fields) for config in runs.configs.values()]
+    metrics.write_experiment(workdir, swept)
     reused_runs = reuse.reuse_runs(workdir, unfinished, reused)
   if reused_runs:
     print(f'{len(reused_runs)} runs are reused from other sweeps', flush=True)
