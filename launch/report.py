@@ -1,8 +1,12 @@
 """Writes the report on a sweep, finished or not, or on the results of any other trainer.
 
-  python -m launch.report --workdir=DIR
+  python -m launch.report --workdir=DIR[,DIR2...] [--output=FOLDER]
   python -m launch.report --results=FILE.csv --output=DIR [--group_by=a,b] [--initial_loss=X]
       [--window=LOW,HIGH ...] [--window_where=COLUMN=VALUE ...] [--not_comparable=COLUMN]
+
+The report on a sweep is written to its DIR, or, with --output, to FOLDER, and then nothing is
+written to DIR, which may be read-only. The reports on several sweeps go to folders of FOLDER that
+have the names of the sweeps' folders.
 
 FILE.csv has a row per run with learning_rate, final_loss and, unless the flag is given,
 initial_loss; parameters, seed and status are optional. A run with neither final_loss nor status
@@ -20,19 +24,20 @@ not computed. For sweeps, the function get_report of the config file replaces th
 from launch.common import app, path_flags
 
 # isort: split
+import errno
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
 
 from stability.analysis import windows
-from stability.errors import BadInput
-from stability.storage import results_csv
+from stability.errors import BadInput, CannotWrite
+from stability.storage import results_csv, sweeps
 
 FLAGS = flags.FlagValues()
-_WORKDIR = app.define_workdir(FLAGS, required=False)
+_WORKDIR = path_flags.define_list('workdir', 'folders of sweeps, separated by commas', FLAGS)
 _RESULTS = path_flags.define('results', None, 'CSV file with a row per run', FLAGS)
-_OUTPUT = path_flags.define('output', None, 'folder for the report on --results', FLAGS)
+_OUTPUT = path_flags.define('output', None, 'folder for the report; default: the workdir', FLAGS)
 _GROUP_BY = flags.DEFINE_list(
     'group_by', None, 'columns of --results that identify an intervention', flag_values=FLAGS
 )
@@ -50,9 +55,8 @@ _NOT_COMPARABLE = flags.DEFINE_string(
 )
 
 
-ONLY_WITH_RESULTS = (
-    'output', 'group_by', 'initial_loss', 'window', 'window_where', 'not_comparable'
-)  # fmt: skip
+ONLY_WITH_RESULTS = ('group_by', 'initial_loss', 'window', 'window_where', 'not_comparable')
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> None:
@@ -79,9 +83,41 @@ def main() -> None:
     for name in ONLY_WITH_RESULTS:
       if FLAGS[name].present:
         raise BadInput(f'--{name}: can only be used with --results')
-    workdir = Path(_WORKDIR.value)
-    results_csv.write_results(workdir)
-    terminal.print_summary(Console(), workdir, page.write_report(workdir))
+    for workdir, output in _outputs().items():
+      path = _write(workdir, output)
+      terminal.print_summary(Console(), workdir, path)
+
+
+def _outputs() -> dict[Path, Path | None]:
+  """The folder for the report on each workdir; None stands for the workdir."""
+  workdirs = list(dict.fromkeys(map(Path, _WORKDIR.value)))
+  for workdir in workdirs:
+    sweeps.read_sweep(workdir)  # raises BadInput before anything is written
+  if not _OUTPUT.value or len(workdirs) == 1:
+    return dict.fromkeys(workdirs, Path(_OUTPUT.value) if _OUTPUT.value else None)
+  found: dict[Path, Path] = {}
+  for workdir in workdirs:
+    output = Path(_OUTPUT.value) / workdir.resolve().name
+    if output in found.values():
+      raise BadInput(f'--workdir: several folders are named {output.name}; report on one at a time')
+    found[workdir] = output
+  return found
+
+
+def _write(workdir: Path, output: Path | None) -> Path:
+  """Writes the report on a sweep; BadInput if that needs --output. Returns the path of the page."""
+  from stability.report import page
+
+  try:
+    results_csv.write_results(workdir, output)
+    return page.write_report(workdir, output)
+  except CannotWrite as error:
+    if output or error.errno not in _READ_ONLY:
+      raise
+    raise BadInput(
+        f'--workdir={workdir}: cannot be written: {error.strerror}; name a folder for the report'
+        ' with --output'
+    ) from error
 
 
 def _windows() -> list[tuple[float, float]]:

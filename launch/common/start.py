@@ -15,7 +15,23 @@ from stability.config import Config
 from stability.data import tokens
 from stability.devices import shapes
 from stability.errors import BadInput
-from stability.storage import files, leases, metrics, results_csv, reuse, schema, sweeps, versions
+from stability.storage import (
+  files,
+  leases,
+  metrics,
+  results_csv,
+  resume,
+  reuse,
+  schema,
+  sweeps,
+  versions,
+)
+
+_CONTINUES = '--workdir={workdir}: continues with {options}, as versions.jsonl of each run records'
+_ROUNDS = (
+    'warning: --workdir={workdir}: continues with {options}; numbers may differ in rounding from'
+    ' those of an uninterrupted sweep; versions.jsonl of each run has its options'
+)
 
 Train = Callable[[Path, Mapping[str, Config]], None]  # trains runs of a workdir
 
@@ -88,15 +104,16 @@ def start(
 
 def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> dict[str, Config]:
   """Writes the files that training needs; returns the configs of the unfinished runs, by name."""
-  runs = sweep.runs
-  sweeps.check_workdir(workdir, runs)
+  sweeps.check_workdir(workdir, sweep.runs)
   with leases.acquire(workdir, _print_waiting):
-    sweeps.check_workdir(workdir, runs)  # again: another launcher may have written a sweep
+    # Again: another launcher may have written a sweep.
+    runs = sweeps.check_workdir(workdir, sweep.runs)
     data = _prepare_data(sweep, workdir)
     unfinished = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
+    configs = _continued_configs(workdir, runs.configs, unfinished)
     written = sweeps.Sweep(
         runs.fields,
-        runs.configs,
+        configs,
         config_file=sweep.config_file,
         scale=sweep.scale,
         overrides=sweep.overrides,
@@ -104,15 +121,34 @@ def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> 
         versions=_versions(workdir, unfinished),
         report=sweep.report,
         extensions=_prepare_extensions(sweep, workdir),
-        parameters=_count_parameters(sweep, workdir),
+        parameters=_count_parameters(sweep, workdir, configs),
     )
     sweeps.write_sweep(workdir, written)
-    first = next(iter(runs.configs.values()))
-    metrics.write_experiment(workdir, sweeps.swept_values(first, runs.fields))
+    swept = [sweeps.swept_values(config, runs.fields) for config in configs.values()]
+    metrics.write_experiment(workdir, swept)
     reused_runs = reuse.reuse_runs(workdir, unfinished, reused)
   if reused_runs:
     print(f'{len(reused_runs)} runs are reused from other sweeps', flush=True)
   return {name: config for name, config in unfinished.items() if name not in reused_runs}
+
+
+def _continued_configs(
+    workdir: Path, requested: Mapping[str, Config], unfinished: Collection[str]
+) -> dict[str, Config]:
+  """The configs for sweep.json: finished runs keep theirs. Reports options that have changed."""
+  if not (workdir / 'sweep.json').exists():
+    return dict(requested)
+  stored = sweeps.read_sweep(workdir).runs
+  changed = {}
+  for name in stored.keys() & unfinished:
+    changed |= resume.changes(stored[name], requested[name])
+  for fields, note in ((resume.FREE, _CONTINUES), (resume.ROUNDING, _ROUNDS)):
+    if shown := [f'config.{f} {a} -> {b}' for f, (a, b) in changed.items() if f in fields]:
+      print(note.format(workdir=workdir, options=', '.join(shown)), file=sys.stderr)
+  return {
+      name: config if name in unfinished else stored.get(name, config)
+      for name, config in requested.items()
+  }
 
 
 def _prepare_extensions(sweep: app.SweepRequest, workdir: Path) -> files.Json:
@@ -139,12 +175,14 @@ def _prepare_extensions(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   return current
 
 
-def _count_parameters(sweep: app.SweepRequest, workdir: Path) -> dict[str, int]:
+def _count_parameters(
+    sweep: app.SweepRequest, workdir: Path, configs: Mapping[str, Config]
+) -> dict[str, int]:
   """The number of parameters of each run; counts in sweep.json are kept."""
   counted = {}
   if (workdir / 'sweep.json').exists():
     counted = sweeps.read_sweep(workdir).parameters
-  new = {name: c for name, c in sweep.runs.configs.items() if name not in counted}
+  new = {name: config for name, config in configs.items() if name not in counted}
   if new:
     shapes.trace_on_cpu()
   try:

@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from stability.control.rows import Row
+from stability.storage.run_files import highest
 
 SMOOTHED_LOSSES = 3  # number of losses averaged in a smoothed loss
 SPIKE_LOSSES = 20  # maximum number of earlier losses that a loss is compared with
@@ -62,12 +63,6 @@ def finite(row: Row, key: str) -> float:
   """A value of a row; NaN if it is absent or not finite."""
   value = row.get(key)
   return float(value) if value is not None and math.isfinite(value) else math.nan
-
-
-def highest(row: Row, probe: str) -> float:
-  """The largest finite value of a probe over all blocks; NaN if there is none."""
-  values = [value for key, value in _with_prefix(row, 'block_') if key.endswith(f'/{probe}')]
-  return max(values, default=math.nan)
 
 
 def _with_prefix(row: Row, prefix: str) -> Iterator[tuple[str, float]]:

@@ -85,6 +85,11 @@ class RunControl:
     pauses = [record.by for record in self.taken if record.action.kind == 'pause']
     return pauses[-1] if pauses else None
 
+  @property
+  def planned_step(self) -> int | None:
+    """The step of the next recorded action to take again; it may be no stop of the config now."""
+    return self._planned[0].step if self._planned else None
+
   def observe(self, row: Json) -> list[Alarm]:
     """Applies the rules to the next row; writes the alarms raised to disk and returns them."""
     found = self._monitor.observe(row)
@@ -295,6 +300,7 @@ class NoControl:
 
   taken: Sequence[Record] = ()
   is_paused = False
+  planned_step = None
 
   def observe(self, row: Json) -> list[Alarm]:
     return []

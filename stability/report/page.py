@@ -25,8 +25,12 @@ from stability.storage import files, schema, sweeps
 _EMPTY = pd.DataFrame()
 
 
-def write_report(workdir: Path) -> Path:
-  """Writes workdir/report/ for a sweep, finished or not; returns the path of its index.html."""
+def write_report(workdir: Path, output: Path | None = None) -> Path:
+  """Writes the report on a sweep, finished or not, to a folder, by default workdir/report/.
+
+  Returns:
+    The path of its index.html.
+  """
   sweep = sweeps.read_sweep(workdir)
   schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
   results = results_lib.load_workdir(workdir)
@@ -37,7 +41,7 @@ def write_report(workdir: Path) -> Path:
   config = {'config file': sweep.config_file, 'scale': sweep.scale}
   overrides = {f'--config.{field}': value for field, value in sweep.overrides.items()}
   return _write(
-      workdir / 'report',
+      output or workdir / 'report',
       results,
       table,
       registry.judge_results(results, curves),

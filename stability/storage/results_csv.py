@@ -37,15 +37,16 @@ def read_fork_results(workdir: Path) -> list[Json]:
   return rows
 
 
-def write_results(workdir: Path) -> Path:
-  """Writes results.csv; returns its path."""
-  files.refuse_links(workdir)
+def write_results(workdir: Path, output: Path | None = None) -> Path:
+  """Writes results.csv to the folder `output`, by default the workdir; returns its path."""
+  folder = output or workdir
+  files.refuse_links(folder)
   rows = [*read_results(workdir), *read_fork_results(workdir)]
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
-  path = workdir / 'results.csv'
+  path = folder / 'results.csv'
   files.write_atomic(path, buffer.getvalue())
   return path
 

@@ -15,17 +15,18 @@ from absl import logging
 from stability import config as config_lib
 from stability.config import Config
 from stability.errors import BadInput
-from stability.storage import files, leases, metrics, run_files, sweeps, versions
+from stability.storage import files, leases, metrics, resume, run_files, sweeps, versions
 from stability.storage.files import Json
 from stability.storage.run_files import Result
 
+_IGNORED = tuple(field for field in resume.FREE if field != 'log.every_steps')
 _CONTROL_FILES = ('actions.jsonl', 'requests')  # only runs that may have been steered have them
 
 
 def key(config: Config) -> Hashable:
-  """A key of the config without the options of checkpoints, which do not affect the numbers."""
+  """A key of the config without the options that affect neither numbers nor rows."""
   flat = config_lib.flatten(config)
-  return tuple((f, v) for f, v in sorted(flat.items()) if not f.startswith('checkpoint.'))
+  return tuple((f, v) for f, v in sorted(flat.items()) if f not in _IGNORED)
 
 
 def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> list[str]:
@@ -48,7 +49,7 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
   for name, config in waiting.items():
     source = trained.get(key(config))
     run = run_files.run_dir(workdir, name)
-    content = None if source is None else _read(source)
+    content = None if source is None else _read(source, key(config))
     if content is None or (lease := leases.try_acquire(run)) is None:
       continue
     # A run that has already started here is not replaced: somebody may be watching it.
@@ -70,11 +71,11 @@ class _Content:
   alarms: list[Json]
 
 
-def _read(run: Path) -> _Content | None:
+def _read(run: Path, wanted: Hashable) -> _Content | None:
   """The content of a run if the run can be reused, otherwise None.
 
   The run must be undamaged, done or diverged, and trained without actions and entirely with the
-  versions and settings of this process.
+  versions and settings of this process and with a config whose key is `wanted`.
   """
   try:
     result = run_files.read_result(run)
@@ -84,6 +85,7 @@ def _read(run: Path) -> _Content | None:
         and result.status in ('done', 'diverged')
         and bool(lines)
         and all(line.get('versions') == versions.current() for line in lines)
+        and all(_key_of_line(run, line) == wanted for line in lines)
         and not any((run / name).exists() for name in _CONTROL_FILES)
     )
     if not is_reusable:
@@ -93,6 +95,12 @@ def _read(run: Path) -> _Content | None:
   except BadInput as error:
     logging.warning('%s is not reused: %s', run, error)
     return None
+
+
+def _key_of_line(run: Path, line: Json) -> Hashable:
+  """The key of the config with which a run was trained from a line of its versions.jsonl on."""
+  flat = config_lib.flatten(run_files.read_config(run))
+  return key(config_lib.unflatten(flat | line.get('options', {})))
 
 
 def _write(run: Path, source: Path, content: _Content, swept: Json) -> None:

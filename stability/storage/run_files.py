@@ -9,8 +9,9 @@
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from stability import config as config_lib
 from stability.config import Config
@@ -107,6 +108,13 @@ def read_metrics(run: Path) -> list[Json]:
 def last_metrics(run: Path) -> Json | None:
   """The last row of metrics.jsonl, at constant cost; None if there is none."""
   return files.read_last_line(run / 'metrics.jsonl')
+
+
+def highest(row: Mapping[str, Any], probe: str) -> float:
+  """The largest finite value of a probe over all blocks; NaN if there is none."""
+  values = [row[key] for key in row if key.startswith('block_') and key.endswith(f'/{probe}')]
+  finite = [value for value in values if value is not None and math.isfinite(value)]
+  return max(finite, default=math.nan)
 
 
 def truncate_metrics(run: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from stability import config as config_lib
 from stability.config import Config
 from stability.errors import BadInput
 from stability.hyper import Runs
-from stability.storage import files, leases, run_files, schema
+from stability.storage import files, leases, resume, run_files, schema
 from stability.storage.files import Json
 
 # How long to wait for the lease of a failed run, which another launcher may still hold.
@@ -102,11 +102,13 @@ def swept_values(config: Config, fields: Iterable[str]) -> Json:
 # Before training.
 
 
-def check_workdir(workdir: Path, runs: Runs) -> None:
+def check_workdir(workdir: Path, runs: Runs) -> Runs:
   """Raises BadInput unless a sweep of these runs can be started or continued in a folder.
 
-  The folder must be writable, and must be empty or hold the same sweep. Runs may be added to a
-  sweep, but none may be removed or changed.
+  The folder must be writable, and must be empty or hold the same sweep: see resume.check.
+
+  Returns:
+    The runs with their names in the folder.
   """
   _check_writable(workdir)
   files.refuse_links(workdir)
@@ -116,17 +118,11 @@ def check_workdir(workdir: Path, runs: Runs) -> None:
     # launcher that was interrupted or found the disk full releases its lease but leaves its files.
     if not any(map(leases.is_lease, entries)) and not _is_prepared(workdir, entries):
       raise BadInput(f'--workdir={workdir}: is not empty and holds no sweep; name a new folder')
-    return
-  for name, config in read_sweep(workdir).runs.items():
-    if name not in runs.configs:
-      raise BadInput(f'--workdir={workdir}: holds another sweep: its run {name} is not in this one')
-    new, old = config_lib.flatten(runs.configs[name]), config_lib.flatten(config)
-    for field in sorted(new.keys() | old.keys()):
-      if new.get(field) != old.get(field):
-        raise BadInput(
-            f'--workdir={workdir}: holds another sweep: its run {name} has'
-            f' config.{field}={old.get(field)!r}, this one {new.get(field)!r}'
-        )
+    return runs
+  stored = read_sweep(workdir).runs
+  runs = resume.with_stored_names(runs, stored)
+  resume.check(workdir, runs, stored)
+  return runs
 
 
 def _is_prepared(workdir: Path, entries: Iterable[Path]) -> bool:

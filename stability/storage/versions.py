@@ -2,7 +2,8 @@
 
   DIR/sweep.json                  `versions`: those of the last start that had runs to train
   DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
-                                  other versions: step (updates made by then), time, versions
+                                  other versions or options: step (updates made by then), time,
+                                  versions and, where they differ from config.json, options
 
 The versions include the settings of the environment (stability/settings.py) that are set.
 """
@@ -13,12 +14,14 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import stability
 from stability import settings
 from stability.storage import files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_RECORDED = ('versions', 'options')  # the keys of a line that a change of adds a line
 
 
 def current() -> dict[str, str]:
@@ -59,16 +62,29 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
   ]
 
 
-def record(run: Path, step: int, now: Mapping[str, str] | None = None) -> None:
+def record(
+    run: Path,
+    step: int,
+    now: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
   """Records the versions that train a run from `step` on, by default those of this process.
 
   Lines of this and later steps are dropped, since the run makes these updates again.
+
+  Args:
+    run: the run's folder.
+    step: updates made so far.
+    now: versions by name.
+    options: the options, dotted, whose values differ from those in the run's config.json.
   """
-  now = current() if now is None else now
+  found = {'versions': dict(current() if now is None else now)}
+  if options:
+    found['options'] = dict(options)
   path = run / 'versions.jsonl'
   lines = files.read_lines(path)
   kept = [line for line in lines if line['step'] < step]
-  if not kept or kept[-1]['versions'] != now:
-    kept.append({'step': step, 'time': files.timestamp(), 'versions': dict(now)})
+  if not kept or {key: kept[-1][key] for key in _RECORDED if key in kept[-1]} != found:
+    kept.append({'step': step, 'time': files.timestamp(), **found})
   if kept != lines:
     files.write_lines(path, kept)

@@ -79,7 +79,8 @@ class Run:
 
   def next_stop(self) -> int:
     """The next step after which the host has something to do for this run."""
-    return next_stop(self.config, self.step)
+    stop, planned = next_stop(self.config, self.step), self.control.planned_step
+    return stop if planned is None or planned <= self.step else min(stop, planned)
 
   def is_over(self) -> bool:
     """Whether the run has ended: it has diverged, was stopped or is at its last step."""
@@ -87,7 +88,8 @@ class Run:
 
   def is_at_stop(self) -> bool:
     """Whether actions may be applied at the current step."""
-    return self.is_over() or is_stop(self.config, self.step)
+    is_planned = self.control.planned_step == self.step
+    return self.is_over() or is_planned or is_stop(self.config, self.step)
 
   def has_action_due(self) -> bool:
     """Whether there may be an action to apply at the current step."""

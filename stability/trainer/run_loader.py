@@ -15,7 +15,7 @@ from stability.control.run_control import NoControl, RunControl
 from stability.devices.layout import Layout
 from stability.errors import BadInput
 from stability.step import train_step
-from stability.storage import checkpoints, run_files, sweeps, versions
+from stability.storage import checkpoints, resume, run_files, sweeps, versions
 from stability.storage.metrics import MetricsWriter, NoWriter
 from stability.storage.sweeps import Sweep
 from stability.trainer.processes import Processes
@@ -91,7 +91,9 @@ class RunLoader:
     """Opens the metrics of a run for writing after `step`; drops the rows of later steps."""
     if not self._processes.is_primary:
       return NoWriter()
-    versions.record(folder, step)
+    began = run_files.read_config(folder)
+    options = {field: new for field, (_, new) in resume.changes(began, config).items()}
+    versions.record(folder, step, options=options)
     return MetricsWriter(folder, step, sweeps.swept_values(config, self._sweep.fields))
 
   def _make_control(

@@ -402,11 +402,11 @@ REPORTS = {
     'nothing': ([], ['--workdir, --results: exactly one of them']),
     'both': (['--workdir=runs', '--results=a.csv'], ['--workdir, --results: exactly one of them']),
     'no output': (['--results=a.csv'], ['--output: missing']),
-    'output of a workdir': (
-        ['--workdir=runs', '--output=x'],
-        ['--output: can only be used with --results'],
-    ),
     'no sweep': (['--workdir=runs'], ['--workdir=runs: holds no sweep']),
+    'no sweep in one of two': (
+        ['--workdir=empty,runs', '--output=x'],
+        ['--workdir=empty: holds no sweep'],
+    ),
     'no such results': (['--results=a.csv', '--output=x'], ['a.csv']),
 }
 

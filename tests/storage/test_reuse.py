@@ -123,6 +123,12 @@ def other_config(sweep, run_folder):
   change(sweep / 'sweep.json', lambda found: found['runs'][name]['optimizer'].update(beta1=0.8))
 
 
+def resumed_with_other_options(sweep, run_folder):
+  line = json.loads((run_folder / 'versions.jsonl').read_text())
+  later = line | {'step': 20, 'options': {'parallel.microbatches': 2}}
+  (run_folder / 'versions.jsonl').write_text(f'{json.dumps(line)}\n{json.dumps(later)}\n')
+
+
 def had_actions(sweep, run_folder):
   (run_folder / 'actions.jsonl').write_text('{}\n')
 
@@ -147,8 +153,9 @@ def has_damaged_metrics(sweep, run_folder):
 @pytest.mark.parametrize(
     'spoil',
     [
-        *(None, other_text, other_versions, other_settings, other_config, had_actions),
-        *(has_not_ended, has_failed, is_damaged, has_damaged_metrics),
+        *(None, other_text, other_versions, other_settings, other_config),
+        *(resumed_with_other_options, had_actions, has_not_ended, has_failed, is_damaged),
+        has_damaged_metrics,
     ],
 )
 def test_which_runs_are_reused(place, tmp_path, spoil):

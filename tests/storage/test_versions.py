@@ -56,6 +56,18 @@ def test_record(tmp_path):
   assert resume(0, 'b') == [(0, 'b')]
 
 
+def test_record_of_options(tmp_path):
+  def resume(step, **options):
+    versions.record(tmp_path, step, {'jax': 'a'}, options)
+    lines = (tmp_path / 'versions.jsonl').read_text().splitlines()
+    return [(line['step'], line.get('options')) for line in map(json.loads, lines)]
+
+  assert resume(0) == [(0, None)]
+  assert resume(10, log=5) == [(0, None), (10, {'log': 5})]
+  assert resume(20, log=5) == [(0, None), (10, {'log': 5})]
+  assert resume(30) == [(0, None), (10, {'log': 5}), (30, None)]
+
+
 def test_start_with_other_versions(tmp_path, capsys):
   now = versions.current()
   assert start._versions(tmp_path / 'new', ['a run']) == now

@@ -7,7 +7,7 @@ import pytest
 from launch.common import app, start
 from stability import extensions
 from stability.errors import BadInput
-from stability.storage import results_csv, sweeps
+from stability.storage import results_csv, run_files, sweeps
 
 EXPERIMENT = """
 import flax.linen as nn
@@ -96,3 +96,68 @@ def test_extension_that_fails_when_traced(prepare, tmp_path):
   with pytest.raises(BadInput, match=message):
     prepare('@ WIDE')
   assert not (tmp_path / 'dir' / 'sweep.json').exists()
+
+
+# Starts with other options.
+
+
+@pytest.fixture
+def begin(tmp_path, capsys):
+  """A function that starts a sweep of two runs and returns what it prints to stderr."""
+  (tmp_path / 'text').write_text('one two three four\n' * 500)
+  (tmp_path / 'my.py').write_text("""
+from configs import base
+from stability import hyper
+
+get_config = base.get_config
+
+
+def get_sweep(scale='cpu'):
+  return hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2])
+""")
+
+  def begun(**overrides):
+    overrides = {field.replace('__', '.'): value for field, value in overrides.items()}
+    overrides = {'data.path': str(tmp_path / 'text')} | overrides
+    start._prepare(app.load(str(tmp_path / 'my.py'), overrides), tmp_path / 'dir', [])
+    return capsys.readouterr().err
+
+  return begun
+
+
+def logged(workdir):
+  """log.every_steps of each run, in sweep.json and in its config.json."""
+  return {
+      name: (config['log']['every_steps'], run_files.read_config(folder)['log']['every_steps'])
+      for name, config in sweeps.read_sweep(workdir).runs.items()
+      for folder in [workdir / 'runs' / name]
+  }
+
+
+def test_options_that_change_no_number(begin, tmp_path):
+  """Runs that are left to train take them; config.json and runs that have ended keep theirs."""
+  assert not begin()
+  first, second = sweeps.read_sweep(tmp_path / 'dir').runs
+  run_files.write_result(tmp_path / 'dir' / 'runs' / first, run_files.Result('done'))
+  (tmp_path / 'text').rename(tmp_path / 'moved')
+  said = begin(log__every_steps=3, data__path=str(tmp_path / 'moved'))
+  assert said.count('\n') == 1 and 'warning' not in said
+  assert 'config.log.every_steps 10 -> 3' in said and f'-> {tmp_path / "moved"},' in said
+  assert logged(tmp_path / 'dir') == {first: (10, 10), second: (3, 10)}
+  assert not begin(log__every_steps=3, data__path=str(tmp_path / 'moved'))
+
+
+def test_options_that_change_rounding(begin, tmp_path):
+  begin()
+  said = begin(parallel__microbatches=2, probe__every_steps=5)
+  assert said.count('\n') == 1 and said.startswith(f'warning: --workdir={tmp_path / "dir"}: ')
+  assert 'config.parallel.microbatches None -> 2, config.probe.every_steps 20 -> 5;' in said
+  runs = sweeps.read_sweep(tmp_path / 'dir').runs.values()
+  assert {config['parallel']['microbatches'] for config in runs} == {2}
+
+
+def test_moved_path_to_other_text(begin, tmp_path):
+  begin()
+  (tmp_path / 'other').write_text('five six seven eight\n' * 500)
+  with pytest.raises(BadInput, match='trained on other text'):
+    begin(data__path=str(tmp_path / 'other'))
