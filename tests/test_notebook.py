@@ -69,7 +69,7 @@ def test_names_of_the_package():
 
 def test_urls_are_refused():
   for url in ('gs://bucket/run', pathlib.Path('gs://bucket/run')):
-    with pytest.raises(BadInput, match='gs:/.*bucket/run: must be a path'):
+    with pytest.raises(BadInput, match=r'gs:/.*bucket/run: must be a path'):
       stability.load(url)
 
 
