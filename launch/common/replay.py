@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.backends import local
+from stability import config as config_lib
 from stability import extensions
 from stability.config import Config
 from stability.control import records
 from stability.errors import BadInput
 from stability.hyper import Runs
-from stability.storage import run_files, sweeps
+from stability.storage import files, run_files, sweeps
 from stability.storage.files import Json
 
 WALL_CLOCK = ('seconds', 'tokens_per_second')  # values that differ from training to training
@@ -42,14 +43,15 @@ def replay(
     0 if every number is the same, 1 otherwise.
 
   Raises:
-    BadInput: the run has no result, or the workdir holds something else.
+    BadInput: the run has no result or was resumed with other options, or the workdir holds
+      something else.
   """
   result = run_files.read_result(run)
   if result is None or result.status == 'failed':
     raise BadInput(f'--run={run}: has not ended; only a run with a result can be replayed')
   source = run.parent.parent
   sweep = sweeps.read_sweep(source)
-  runs = Runs(sweep.fields, {run.name: run_files.read_config(run)})
+  runs = Runs(sweep.fields, {run.name: _config(run)})
   sweeps.check_workdir(workdir, runs)
   data = sweep.data | {'path': str((source / sweep.data['path']).absolute())}
   sweeps.write_sweep(workdir, dataclasses.replace(sweep, runs=runs.configs, data=data))
@@ -71,6 +73,20 @@ def replay(
       soft_wrap=True,
   )
   return 0 if (new, new_result) == (old, old_result) else 1
+
+
+def _config(run: Path) -> Config:
+  """The config that a run was trained with; BadInput if there was more than one."""
+  lines = files.read_lines(run / 'versions.jsonl')
+  first, *later = [line.get('options', {}) for line in lines] or [{}]
+  for options in later:
+    if options != first:
+      fields = sorted({**first, **options})
+      raise BadInput(
+          f'--run={run}: was resumed with other values of config.{", config.".join(fields)}; only a'
+          ' run that was trained with one config can be replayed'
+      )
+  return config_lib.unflatten(config_lib.flatten(run_files.read_config(run)) | first)
 
 
 def _numbers(run: Path) -> tuple[list[Json], Json | None]:
