@@ -12,7 +12,7 @@ from configs import base
 from launch.common import app
 from stability import config as config_lib
 from stability import hyper
-from stability.config import fields
+from stability.config import field, fields
 from stability.errors import BadInput
 
 WIDTHS = hyper.sweep('model.width', [32, 64])
@@ -174,7 +174,7 @@ def test_none():
 @pytest.fixture
 def any_text():
   """An option that accepts any text."""
-  fields.register(fields.text('test.text', 'none', 'A text.', allowed='a text'))
+  fields.register(field.text('test.text', 'none', 'A text.', allowed='a text'))
   yield 'test.text'
   fields.unregister_all()
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from launch.backends import local
 from launch.common import environment
+from stability import config as config_lib
 from stability import extensions
 from stability.config import Config
 from stability.control import records
@@ -42,7 +43,8 @@ def replay(
     0 if every number is the same, 1 otherwise.
 
   Raises:
-    BadInput: the run has no result, or the workdir holds something else.
+    BadInput: the run has no result or was resumed with other options, or the workdir holds
+      something else.
   """
   environment.check()
   result = run_files.read_result(run)
@@ -50,7 +52,7 @@ def replay(
     raise BadInput(f'--run={run}: has not ended; only a run with a result can be replayed')
   source = run.parent.parent
   sweep = sweeps.read_sweep(source)
-  runs = Runs(sweep.fields, {run.name: run_files.read_config(run)})
+  runs = Runs(sweep.fields, {run.name: _config(run)})
   sweeps.check_workdir(workdir, runs)
   data = sweep.data | {'path': str((source / sweep.data['path']).absolute())}
   sweeps.write_sweep(workdir, dataclasses.replace(sweep, runs=runs.configs, data=data))
@@ -74,6 +76,20 @@ def replay(
       soft_wrap=True,
   )
   return 0 if (new, new_result) == (old, old_result) else 1
+
+
+def _config(run: Path) -> Config:
+  """The config that a run was trained with; BadInput if there was more than one."""
+  lines = files.read_lines(run / 'versions.jsonl')
+  first, *later = [line.get('options', {}) for line in lines] or [{}]
+  for options in later:
+    if options != first:
+      fields = sorted({**first, **options})
+      raise BadInput(
+          f'--run={run}: was resumed with other values of config.{", config.".join(fields)}; only a'
+          ' run that was trained with one config can be replayed'
+      )
+  return config_lib.unflatten(config_lib.flatten(run_files.read_config(run)) | first)
 
 
 def _numbers(run: Path) -> tuple[list[Json], Json | None]:

@@ -108,7 +108,7 @@ RECORDS = (
     choice('model.matmul_precision', 'highest', ('highest', 'hardware'),
            'Precision of matrix products of float32 numbers on an accelerator: highest = float32,'
            ' hardware = its default, which is TF32 on NVIDIA GPUs and one bfloat16 pass on TPUs.'
-           ' Products of bfloat16 numbers are the same in both.'),
+           ' Products of bfloat16 numbers are the same in both.', absent='highest'),
 
     number('objective.z_loss', 1e-4,
            'Coefficient of z-loss, the mean of log^2 Z, which keeps output logits from drifting;'

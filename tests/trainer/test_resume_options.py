@@ -54,7 +54,7 @@ def test_recorded_action_between_new_stops(sweep, train):
   for each in (undisturbed, run):
     train.at(each, 10, asks(each, 'set', changes={RATE: 1e-3}))
   train(undisturbed)
-  interrupt(train, run, 12)
+  interrupt(train, run, 10)
   change(run, **{'log.every_steps': 9, 'checkpoint.every_steps': 0})
   train(run)
   assert taken(run) == [('set', 10, 'ann')]

@@ -88,6 +88,31 @@ def test_run_without_result_is_refused(run, tmp_path, result):
   assert not (tmp_path / 'new').exists()
 
 
+def set_options(run, *options):
+  """Writes versions.jsonl as starts with these options do, six steps apart."""
+  (line,) = files.read_lines(run / 'versions.jsonl')[:1]
+  lines = [line | {'step': 6 * n, 'options': found} for n, found in enumerate(options)]
+  files.write_lines(run / 'versions.jsonl', lines)
+
+
+def test_options_that_differ_from_config(run, tmp_path):
+  """A run that first trained after a start with other options is replayed with these."""
+  changed = copied(run, tmp_path / 'changed')
+  set_options(changed, {'log.every_steps': 1})
+  code, out = replayed(changed, tmp_path / 'new')
+  rows = run_files.read_metrics(tmp_path / 'new' / 'runs' / run.name)
+  assert [row['step'] for row in rows] == list(range(1, 25)) and 'the result is the same' in out
+  assert code == 1  # the rows of this run were logged every other step
+
+
+def test_run_with_two_configs_is_refused(run, tmp_path):
+  changed = copied(run, tmp_path / 'changed')
+  set_options(changed, {}, {'log.every_steps': 4})
+  with pytest.raises(BadInput, match=r'resumed with other values of config.log.every_steps; only'):
+    replayed(changed, tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
+
+
 def test_folder_with_other_files_is_refused(run, tmp_path):
   (tmp_path / 'mine').write_text('x')
   with pytest.raises(BadInput, match='is not empty and holds no sweep'):
