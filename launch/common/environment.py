@@ -167,7 +167,7 @@ def worker_environment() -> dict[str, str]:
   environment.setdefault('GLIBC_TUNABLES', GLIBC_TUNABLES)
   given = settings.xla_flags(environment)
   added = [flag for flag in CPU_FLAGS.split() if flag.partition('=')[0] not in given]
-  if added and _cpu_flags_work():
+  if added and flags_work(CPU_FLAGS):
     added.append(settings.xla_flags_text(environment))
     environment['XLA_FLAGS'] = ' '.join(filter(None, added))
   return environment
@@ -224,10 +224,10 @@ def _cpu_digest() -> str:
   return hashlib.sha256('\n'.join(description).encode()).hexdigest()[:12]
 
 
-def _cpu_flags_work() -> bool:
-  """Whether CPU_FLAGS run and compute correctly here."""
+def flags_work(flags: str) -> bool:
+  """Whether a program that is compiled with these XLA flags runs and computes correctly here."""
   try:
-    return _answer(CPU_FLAGS, _TRIAL_PROGRAM) == ''
+    return _answer(flags, _TRIAL_PROGRAM) == ''
   except subprocess.TimeoutExpired:
     return False
 

@@ -116,6 +116,7 @@ def trained(tiny, text):
 OUTPUTS = ['activation_rms/block_0/attention/output', 'activation_rms/block_0/mlp/output']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('probe', OUTPUTS)
 def test_muparam_keeps_activation_size(trained, probe):
   """The same limits as for muP below; it differs from standard in its learning rates only."""
@@ -125,6 +126,7 @@ def test_muparam_keeps_activation_size(trained, probe):
   assert others > slope(trained, 'muparam_simple', probe, STEPS) + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('probe', [*OUTPUTS, 'block_0/output_rms'])
 def test_mup_keeps_activation_size(trained, probe):
   """Slopes over a factor of 8 in width, with the same seed and batches, from the first update on.
@@ -140,6 +142,7 @@ def test_mup_keeps_activation_size(trained, probe):
   assert slope(trained, 'standard', probe, STEPS) > 0.4
 
 
+@pytest.mark.slow
 def test_logit_slopes(trained):
   """Under muP, logits start smaller at larger widths and then lose that slope."""
   probe = 'activation_rms/logits'
@@ -149,6 +152,7 @@ def test_logit_slopes(trained):
   assert slope(trained, 'standard', probe, STEPS) > 0.25
 
 
+@pytest.mark.slow
 def test_embedding_slopes(trained):
   """Under standard, the embedding is initialised with a standard deviation of 1/sqrt(width)."""
   probe = 'activation_rms/embedding'

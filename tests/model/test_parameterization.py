@@ -194,6 +194,7 @@ def apart(left, right):
   return {p: np.linalg.norm(left[p] - right[p]) / np.linalg.norm(right[p]) for p in right}
 
 
+@pytest.mark.slow
 def test_mup_and_mean_field_train_alike(tiny, text):
   """The two are equivalent if eps and clipping have no effect.
 

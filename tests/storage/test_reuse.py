@@ -10,6 +10,8 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from stability.storage import leases, results_csv, reuse, run_files, sweeps
 
+pytestmark = pytest.mark.slow  # trains three sweeps
+
 EXPERIMENT = """
 from configs import base
 from stability import hyper
