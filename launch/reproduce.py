@@ -225,8 +225,9 @@ def print_plan(experiments: list[Experiment]) -> int:
       continue
     configs = experiment.sweep.runs.configs
     data = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # the same for all runs
-    new = {name: config for name, config in configs.items() if reuse.key(config) not in seen}
-    seen |= {reuse.key(config) for config in new.values()}
+    keys = {name: (reuse.key(c), c['data']['path']) for name, c in configs.items()}
+    new = {name: configs[name] for name, key in keys.items() if key not in seen}
+    seen |= set(keys.values())
     # Estimated FLOPs: tracing some hundred architectures would take minutes.
     groups = cost_lib.groups(new, tokens.vocabulary_size(data), cost_lib.estimated_step_flops)
     plan = cost_lib.plan(groups)

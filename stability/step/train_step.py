@@ -87,12 +87,13 @@ def programs(
 
 def _bind(precision: str, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
   """`function` with its first arguments given, traced with the precision of matrix products."""
+  partial = functools.partial(function, *arguments)
 
-  @functools.wraps(function)
+  @functools.wraps(partial)
   def bound(*others, **named):
     # Stated in either case, so that a setting of the process has no effect.
     with jax.default_matmul_precision('highest' if precision == 'highest' else 'default'):
-      return function(*arguments, *others, **named)
+      return partial(*others, **named)
 
   return bound
 

@@ -134,11 +134,11 @@ def test_large_text_stays_on_the_host(make, monkeypatch):
 @pytest.mark.parametrize('remat', ['none', 'block'])
 def test_remat_and_microbatches_reach_the_step(make, remat):
   found, _ = make(**{'parallel.remat': remat, 'parallel.microbatches': 2})
-  step = found.arguments[0].steps['quiet']
+  step = found.arguments[0].steps['quiet'].__wrapped__
   assert step.args[0].remat is (remat == 'block') and step.args[2] == 2
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 def test_fused_attention_on_gpu(make, platform):
   found, _ = make(platform=platform)
-  assert found.arguments[0].steps['quiet'].args[0].fused is (platform == 'gpu')
+  assert found.arguments[0].steps['quiet'].__wrapped__.args[0].fused is (platform == 'gpu')

@@ -486,7 +486,7 @@ def test_damaged_sweeps(request, data):
     check(*execute(report, [f'--workdir={folder}']), names=[str(name), 'sweep.json', 'the config'])
 
 
-def _report_of_files(folder, workdir):
+def _report_of_files(folder, workdir, output):
   from stability.analysis import results as results_lib
   from stability.analysis import timeline
 

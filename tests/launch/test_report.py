@@ -2,7 +2,7 @@
 
 import errno
 import os
-import tempfile
+import pathlib
 
 import pytest
 from helpers import made_up
@@ -27,14 +27,14 @@ def workdir(tmp_path):
   """A read-only workdir: writes to it fail as on a read-only mount, which holds for root too."""
   made_up.write_sweep(tmp_path / 'sweep', widths=(16,), seeds=(0,), rates=(1e-2, 1e-1))
   with pytest.MonkeyPatch.context() as patch:
-    make = tempfile.mkstemp
+    allowed = pathlib.Path.open
 
-    def refuse(*, dir, prefix):
-      if dir.is_relative_to(tmp_path / 'sweep'):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
-      return make(dir=dir, prefix=prefix)
+    def refuse(path, mode='r', *arguments, **options):
+      if path.is_relative_to(tmp_path / 'sweep') and set(mode) & set('wax+'):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+      return allowed(path, mode, *arguments, **options)
 
-    patch.setattr(tempfile, 'mkstemp', refuse)
+    patch.setattr(pathlib.Path, 'open', refuse)
     yield tmp_path / 'sweep'
 
 
