@@ -36,7 +36,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stability.data import ngrams, sources, synthetic
+from stability.data import checksums, ngrams, sources, synthetic
 from stability.data.tokenize import encoders, shards
 from stability.errors import BadInput, writing
 from stability.storage import files
@@ -62,7 +62,6 @@ _META_TYPES = {  # required keys of meta.json
     'bigram_tokens': int,
     'entropy_rate': float | None,
 }
-_CHUNK = 2**22  # tokens processed at a time
 
 
 class DataConfig(Protocol):
@@ -357,14 +356,14 @@ def verify(path: Path, record: Path | None = None) -> None:
       not read again: {folder: {file: [bytes, modified in ns, SHA-256, highest token]}}.
   """
   meta = open_tokens(path).meta
-  known = _read_record(record, path)
+  known = checksums.read_record(record, path)
   result = {}
   for name, (file, dtype) in _checksummed_files(path, meta).items():
     stat = file.stat()
     signature = [stat.st_size, stat.st_mtime_ns]
     entry = known.get(file.name)
     if entry is None or entry[:2] != signature:
-      entry = [*signature, *_scan(file, dtype)]
+      entry = [*signature, *checksums.scan(file, dtype)]
     _, _, digest, highest = entry
     if digest != meta['sha256'].get(name):
       raise BadInput(f'{file}: damaged: its SHA-256 is not the one in meta.json')
@@ -393,25 +392,3 @@ def _checksummed_files(path: Path, meta: Json) -> dict[str, tuple[Path, np.dtype
       raise BadInput(f'{file}: no such file')
     found['tokenizer'] = (file, None)
   return found
-
-
-def _scan(file: Path, dtype: np.dtype | None) -> tuple[str, int | None]:
-  """SHA-256 of a file and, if it holds tokens, the highest of them."""
-  if dtype is None:
-    return hashlib.sha256(file.read_bytes()).hexdigest(), None
-  values = np.memmap(file, dtype, mode='r')
-  digest, highest = hashlib.sha256(), 0
-  for start in range(0, len(values), _CHUNK):
-    chunk = values[start : start + _CHUNK]
-    digest.update(chunk)
-    highest = max(highest, int(chunk.max()))
-  return digest.hexdigest(), highest
-
-
-def _read_record(record: Path | None, path: Path) -> dict[str, list]:
-  """The stored results of `verify`; empty if there are none or the record is damaged."""
-  try:
-    entries = files.read_json(record)[str(path)] if record else {}
-    return {name: entry for name, entry in entries.items() if len(entry) == 4}
-  except (BadInput, LookupError, TypeError, AttributeError):
-    return {}

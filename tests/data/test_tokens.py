@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from stability.data import batches, ngrams, sources, synthetic, tokens
+from stability.data import batches, checksums, ngrams, sources, synthetic, tokens
 from stability.data.tokenize import shards
 from stability.errors import BadInput
 
@@ -137,13 +137,13 @@ def test_token_folder_is_used_in_place(prepared, tmp_path):
 
 
 def test_unchanged_files_are_verified_once(prepared, tmp_path, monkeypatch):
-  read, scan = [], tokens._scan
+  read, scan = [], checksums.scan
 
   def noted(file, dtype):
     read.append(file.name)
     return scan(file, dtype)
 
-  monkeypatch.setattr(tokens, '_scan', noted)
+  monkeypatch.setattr(checksums, 'scan', noted)
   workdir = tmp_path / 'workdir'
   tokens.prepare(text(prepared), workdir, 16)
   assert read == ['train.bin', 'validation.bin']
