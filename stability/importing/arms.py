@@ -80,9 +80,7 @@ def _candidates(table: Table, found: Mapping[str, str]) -> dict[str, str]:
       name = column
       for prefix in columns_lib.SETTINGS:
         name = name.removeprefix(prefix)
-    elif name in columns_lib.CURVE_COLUMNS or name.startswith('block_'):
-      continue
-    elif name in columns_lib.RUN_COLUMNS and name not in SCHEDULE_FIELDS:
+    elif _is_no_arm(name):
       continue
     if name in _TAKEN or name in candidates or not all(name.split('.')):
       name = f'column.{len(candidates)}' if column in candidates else column
@@ -90,6 +88,12 @@ def _candidates(table: Table, found: Mapping[str, str]) -> dict[str, str]:
       name = f'config.{name}'
     candidates[name] = column
   return candidates
+
+
+def _is_no_arm(name: str) -> bool:
+  """Whether a recognised column cannot be an arm."""
+  is_known = name in columns_lib.RUN_COLUMNS and name not in SCHEDULE_FIELDS
+  return is_known or name in columns_lib.CURVE_COLUMNS or name.startswith('block_')
 
 
 def _refuse(
