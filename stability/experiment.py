@@ -7,8 +7,10 @@
 """
 
 import dataclasses
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -111,10 +113,14 @@ def from_frames(
   if workdir is not None:
     importing.import_frames(runs, curves, Path(workdir), options)
     return load(workdir)
-  temporary = tempfile.TemporaryDirectory(prefix='stability-')
-  importing.import_frames(runs, curves, Path(temporary.name), options)
-  found = load(temporary.name)
-  found._temporary = temporary  # which is removed when nothing refers to it
+  folder = Path(tempfile.mkdtemp(prefix='stability-'))
+  try:
+    importing.import_frames(runs, curves, folder, options)
+    found = load(folder)
+  except BaseException:
+    shutil.rmtree(folder)
+    raise
+  weakref.finalize(found, shutil.rmtree, folder)
   return found
 
 
@@ -128,7 +134,6 @@ class Experiment:
   def __init__(self, path: Path, results: Results):
     self._path = path
     self._results = results
-    self._temporary: tempfile.TemporaryDirectory | None = None  # of from_frames
 
   def __repr__(self) -> str:
     runs = self._results.runs

@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +21,6 @@ from stability.importing.curves import Curve, Curves
 from stability.importing.options import Options
 from stability.importing.runs import Run
 from stability.importing.tables import Table
-from stability.storage.files import Json
 from stability.storage.run_files import Result, final_status
 
 LATE = 0.05  # the fraction of steps whose training losses are averaged as the final loss
@@ -54,25 +54,38 @@ class Rows:
   curve: Curve
   step_unit: str  # steps or tokens
 
-  def __iter__(self) -> Iterator[Json]:
-    loss, order = self.curve.values.get('loss'), ('loss', 'learning_rate', 'gradient_norm')
+  def to_text(self) -> str:
+    """The content of metrics.jsonl, column by column, since curves have millions of rows."""
+    order = ('loss', 'learning_rate', 'gradient_norm')
     names = sorted(self.curve.values, key=lambda n: order.index(n) if n in order else len(order))
-    last = _last_finite(loss)
-    others = [n for n in names if columns_lib.key(n) in columns_lib.VALIDATION]
-    columns = [(name, self.curve.values[name].tolist()) for name in names]
-    for i, step in enumerate(self.curve.steps.tolist()):
-      row = {'step': step}
-      if self.step_unit == 'tokens':
-        row['tokens'] = step
-      for name, column in columns:
-        if column[i] == column[i]:  # not NaN
-          row[name] = column[i] if math.isfinite(column[i]) else None
-      # After the last number, a loss that is not one means that the run diverged, unless the row
-      # is an evaluation's. Before, the loss was not logged at this step.
-      is_evaluated = any(math.isfinite(self.curve.values[n][i]) for n in others)
-      if loss is not None and 'loss' not in row and i > last and not is_evaluated:
-        row['loss'] = None
-      yield row
+    steps = self.curve.steps.tolist()
+    unit = ', "tokens": {0}' if self.step_unit == 'tokens' else ''
+    columns = [list(map(('{{"step": {0}' + unit).format, steps))]
+    for name in names:
+      values, start = self.curve.values[name], f', {json.dumps(name)}: '
+      is_null = np.isinf(values) | (self.is_diverged if name == 'loss' else False)
+      cells = [start + repr(value) for value in values.tolist()]
+      for row in np.flatnonzero(~np.isfinite(values)):
+        cells[row] = f'{start}null' if is_null[row] else ''
+      columns.append(cells)
+    return ''.join(f'{"".join(cells)}}}\n' for cells in zip(*columns, strict=True))
+
+  @property
+  def is_diverged(self) -> np.ndarray:
+    """The steps at which the loss is not a number because the run diverged.
+
+    After the last number, a loss that is not one means that the run diverged, unless the row is an
+    evaluation's. Before, the loss was not logged at this step.
+    """
+    loss = self.curve.values.get('loss')
+    if loss is None:
+      return np.zeros(len(self.curve.steps), bool)
+    found = ~np.isfinite(loss)
+    found[: _last_finite(loss) + 1] = False
+    for name, values in self.curve.values.items():
+      if columns_lib.key(name) in columns_lib.VALIDATION:
+        found &= ~np.isfinite(values)
+    return found
 
 
 def _last_finite(values: np.ndarray | None) -> int:
@@ -253,8 +266,7 @@ def _first_loss(curve: Curve) -> float | None:
 
 def _last_loss(curve: Curve) -> float | None:
   """The last validation loss, or the mean training loss of the last steps; NaN if it diverged."""
-  rows = list(Rows(curve, 'steps'))[-1:]
-  if rows and rows[0].get('loss', 0) is None:
+  if Rows(curve, 'steps').is_diverged[-1]:
     return math.nan
   if (name := _validation(curve)) is not None:
     return float(curve.values[name][_last_finite(curve.values[name])])

@@ -139,7 +139,7 @@ def _read_csv(path: Path, file: Iterable[str], start: str) -> Iterator[Table]:
   present = [separator for separator in ',\t;' if separator in header_line]
   separator = max(present, key=header_line.count) if present else ','
   reader = csv.reader(file, strict=True, delimiter=separator)
-  rows = ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
+  rows = ((reader.line_num, row) for row in reader if row and (row[0] or any(row)))
   _, header = next(rows, (1, []))
   names = [name.strip() for name in header]
   for name in names:
@@ -148,13 +148,13 @@ def _read_csv(path: Path, file: Iterable[str], start: str) -> Iterator[Table]:
     if name and names.count(name) > 1:
       raise BadInput(f'{path}: has more than one column {name!r}')
   while chunk := list(itertools.islice(rows, CHUNK)):
-    for line, row in chunk:
-      if len(row) != len(names):
-        raise BadInput(
-            f'{path}, line {line}: has {len(row)} cells, the header {len(names)} (separated by'
-            f' {separator!r})'
-        )
     lines, cells = zip(*chunk, strict=True)
+    if set(map(len, cells)) != {len(names)}:
+      line, row = next((line, row) for line, row in chunk if len(row) != len(names))
+      raise BadInput(
+          f'{path}, line {line}: has {len(row)} cells, the header {len(names)} (separated by'
+          f' {separator!r})'
+      )
     columns = dict(zip(names, map(list, zip(*cells, strict=True)), strict=True))
     columns.pop('', None)  # the index of a data frame
     yield Table(str(path), columns, lines)

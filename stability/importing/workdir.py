@@ -105,7 +105,7 @@ def _write_run(run: Path, imported: ImportedRun) -> None:
   files.refuse_links(run)
   files.write_json(run / 'config.json', config_lib.unflatten(imported.config))
   if imported.rows is not None:
-    files.write_lines(run / 'metrics.jsonl', imported.rows)
+    files.write_atomic(run / 'metrics.jsonl', imported.rows.to_text())
   if imported.result is not None:
     run_files.write_result(run, imported.result)
   elif (run / 'result.json').exists():  # it is running again
