@@ -74,6 +74,8 @@ def load_workdir(workdir: Path) -> Results:
   runs = pd.concat([runs, configs[fields]], axis='columns')
   groups, sizes = _groups_and_sizes(sweep.fields)
   columns = [*sizes, *groups, 'learning_rate', 'seed']
+  if sweep.is_imported:  # the size is then known by its parameters
+    columns.insert(0, 'parameters')
   for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
     raise BadInput(
         f'{workdir / "sweep.json"}: damaged: the runs {equal["run"].iloc[0]} and'

@@ -57,7 +57,7 @@ def choose(
   arms = Arms({}, {}, {})
   keys = _keys(runs)
   for name, column in candidates.items():
-    if columns_lib.is_result(column) or columns_lib.is_about(column):
+    if columns_lib.is_about(column):
       continue
     values = _values(table, runs, name, column)
     if len(set(values)) == 1:
@@ -76,6 +76,8 @@ def _candidates(table: Table, found: Mapping[str, str]) -> dict[str, str]:
   candidates = {}
   for column in table.columns:
     name = names.get(column)
+    if columns_lib.is_result(column):
+      continue
     if name is None:
       name = column
       for prefix in columns_lib.SETTINGS:
@@ -99,7 +101,7 @@ def _is_no_arm(name: str) -> bool:
 def _refuse(
     table: Table, asked: str, found: Mapping[str, str], candidates: Mapping[str, str]
 ) -> None:
-  if asked in found or asked in found.values():
+  if asked in found or asked in table.columns:
     raise BadInput(f'--group_by={asked}: cannot be an intervention')
   raise BadInput(
       f'--group_by={asked}: {table.source} has no such column;'

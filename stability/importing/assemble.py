@@ -17,7 +17,7 @@ from stability.importing import arms as arms_lib
 from stability.importing import columns as columns_lib
 from stability.importing import runs as runs_lib
 from stability.importing.arms import Arms
-from stability.importing.curves import Curve, Curves
+from stability.importing.curves import Curve, Curves, joined
 from stability.importing.options import Options
 from stability.importing.runs import Run
 from stability.importing.tables import Table
@@ -133,7 +133,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
       for run in runs
   }
   sizes = [name for name in arms_lib.SIZE_FIELDS if name in runs[0].fields]
-  runs = _without_attempts(table, runs, configs, results, [*arms.values], notes)
+  runs = _without_attempts(table, found, runs, configs, results, [*arms.values], notes)
   _refuse_single_points(runs, configs, list(arms.values))
   names = _names(runs, configs)
   unit = options.step_unit or 'steps'
@@ -192,13 +192,12 @@ def _match(runs: Sequence[Run], curves: Curves, notes: list[str]) -> dict[int, C
       unknown.append(names[0])
     elif len(owners[known]) > 1:
       raise BadInput(
-          f'{owners[known][0].where} and {owners[known][1].where[-12:].lstrip()}: are both named'
-          f' {known!r}, as is a curve; give their ids, or other names'
+          f'{owners[known][0].where} and {owners[known][1].where}: are both named {known!r}, as is'
+          ' a curve; give their ids, or other names'
       )
-    elif owners[known][0].row in found:
-      raise BadInput(f'--curves: two curves belong to the run {known!r}')
     else:
-      found[owners[known][0].row] = curve
+      row = owners[known][0].row
+      found[row] = joined([found[row], curve]) if row in found else curve
   if not found:
     raise BadInput(
         f'--curves: no curve belongs to a run: {_listed(unknown)} are not among'
@@ -302,6 +301,7 @@ def _key(run: Run, config: Mapping[str, Any], names: Iterable[str]) -> tuple:
 
 def _without_attempts(
     table: Table,
+    found: Mapping[str, str],
     runs: list[Run],
     configs: Mapping[int, dict[str, Any]],
     results: Mapping[int, Result | None],
@@ -323,12 +323,13 @@ def _without_attempts(
       differing = [
           column
           for column in table.columns
-          if not columns_lib.is_result(column)
+          if column not in found.values()
+          and not columns_lib.is_result(column)
           and not columns_lib.is_about(column)
           and table.text(column, first.row) != table.text(column, second.row)
       ]
       raise BadInput(
-          f'{first.where} and {second.where.removeprefix(table.source).lstrip(", ")}: have the same'
+          f'{first.where} and {second.where}: have the same'
           f' {", ".join(["parameters", *arms, "learning_rate", "seed"])}; name what tells them'
           ' apart with --group_by or --map=seed=COLUMN'
           + (f' (they differ in {_listed(differing, 6)})' if differing else '')
@@ -394,6 +395,10 @@ def _listed(items: Sequence[str], shown: int = 3) -> str:
   return ', '.join(items[:shown]) + more
 
 
+def _count(number: int) -> str:
+  return f'{number} run' if number == 1 else f'{number} runs'
+
+
 def _arm_notes(arms: Arms, options: Options) -> list[str]:
   chosen = ', '.join(arms.columns.values()) or 'nothing'
   notes = [f'arms: {chosen}' + ('' if options.group_by is not None else ' (or give --group_by)')]
@@ -406,7 +411,7 @@ def _arm_notes(arms: Arms, options: Options) -> list[str]:
 
 
 def _curve_notes(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
-  notes = [f'curves: {len(matched)} runs, {sum(len(c.steps) for c in matched.values()):,} rows']
+  notes = [f'curves: {_count(len(matched))}, {sum(len(c.steps) for c in matched.values()):,} rows']
   mapped = [f'{name} is {column}' for column, name in curves.columns.items() if name != column]
   if mapped:
     notes.append(f'of the curves, {_listed(mapped, 20)}')
@@ -417,7 +422,7 @@ def _curve_notes(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
     notes.append(f'columns of text, left out: {_listed(curves.left_out, 8)}')
   if restarted := [curve for curve in matched.values() if curve.repeated]:
     rows = sum(curve.repeated for curve in restarted)
-    notes.append(f'{len(restarted)} runs were restarted; {rows:,} rows are replaced by later ones')
+    notes.append(f'{_count(len(restarted))} restarted; {rows:,} rows are replaced by later ones')
   return notes
 
 
@@ -432,7 +437,7 @@ def _result_notes(
       for run in runs
       for result in [results[run.row]]
   )
-  notes = [f'status: {n} runs {state} -> {status}' for (state, status), n in statuses.items()]
+  notes = [f'status: {_count(n)} {state} -> {status}' for (state, status), n in statuses.items()]
   if 'final_loss' not in found and matched:
     name = next(filter(None, map(_validation, matched.values())), None)
     late = f'the mean training loss of the last {LATE:.0%} of steps'
@@ -444,5 +449,5 @@ def _result_notes(
       and results[r.row].status == 'diverged'
   )
   if empty:
-    notes.append(f'{empty} runs ended without a final loss: they count as diverged')
+    notes.append(f'{_count(empty)} ended without a final loss: diverged')
   return notes

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ class _Reader:
 
   def __init__(self, options: Options):
     self._options = options
-    self._codes: dict[tuple[str, ...], int] = {}
+    # Rows of a run with the same metrics go back in step only at a restart.
+    self._codes: dict[tuple[tuple[str, ...], Hashable], int] = {}
     self._parts: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
     self.columns: dict[str, str] = {}
     self.left_out: dict[str, None] = {}
@@ -69,13 +71,9 @@ class _Reader:
           values = self._values(table, column, metric)
           if values is not None:
             logged = ~np.isnan(values[1])
-            code = np.full(logged.sum(), self._code((match['run'],)))
+            code = np.full(logged.sum(), self._code((match['run'],), values[0]))
             self._parts.append((code, steps[logged], {values[0]: values[1][logged]}))
       return
-    if run_column is None:
-      codes = np.full(len(steps), self._code(run))
-    else:
-      codes = np.array([self._code((name,)) for name in table.texts(run_column)])
     found: dict[str, np.ndarray] = {}
     for column in table.columns:
       if column not in used and not columns_lib.is_about(column):
@@ -85,17 +83,22 @@ class _Reader:
           found[named[0]] = named[1]
     if not found:
       raise BadInput(f'{table.source}: has no column of numbers beside {step_column}')
+    series = frozenset(found)
+    if run_column is None:
+      codes = np.full(len(steps), self._code(run, series))
+    else:
+      codes = np.array([self._code((name,), series) for name in table.texts(run_column)])
     self._parts.append((codes, steps, found))
 
   def add_scalars(self, run: tuple[str, ...], tag: str, steps: np.ndarray, values: np.ndarray):
     """Adds what an event file has under a tag."""
     if (name := self._name(tag)) not in ('run', 'step'):
       self.columns.setdefault(tag, name)
-      code = np.full(len(steps), self._code(run))
+      code = np.full(len(steps), self._code(run, name))
       self._parts.append((code, steps, {name: values * self._scale(name, tag)}))
 
-  def _code(self, run: tuple[str, ...]) -> int:
-    return self._codes.setdefault(run, len(self._codes))
+  def _code(self, run: tuple[str, ...], series: Hashable) -> int:
+    return self._codes.setdefault((run, series), len(self._codes))
 
   def _name(self, column: str) -> str:
     inverse = {c: name for name, c in self._options.mapping.items()}
@@ -159,12 +162,13 @@ class _Reader:
     self._parts.clear()
     order = np.argsort(codes, kind='stable')
     bounds = np.searchsorted(codes[order], np.arange(len(self._codes) + 1))
-    found = {}
-    for run, code in self._codes.items():
+    found: dict[tuple[str, ...], list[Curve]] = {}
+    for (run, _), code in self._codes.items():
       rows = order[bounds[code] : bounds[code + 1]]
       if len(rows):
-        found[run] = tidy(steps[rows], {name: column[rows] for name, column in values.items()})
-    return found
+        curve = tidy(steps[rows], {name: column[rows] for name, column in values.items()})
+        found.setdefault(run, []).append(curve)
+    return {run: joined(parts) for run, parts in found.items()}
 
 
 def read(path: Path, options: Options) -> Curves:
@@ -222,12 +226,27 @@ def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
   rows = np.flatnonzero(keep)
   rows = rows[np.argsort(steps[rows], kind='stable')]
   steps, values = steps[rows], {name: column[rows] for name, column in values.items()}
-  if len(steps) and (np.diff(steps) == 0).any():
+  return _merged(steps, values, int((~keep).sum()))
+
+
+def _merged(steps: np.ndarray, values: dict[str, np.ndarray], repeated: int) -> Curve:
+  """The curve with one row per step; `steps` ascend."""
+  if (np.diff(steps) == 0).any():
     # W&B logs the metrics of a step in several rows. `last` skips NaN.
     merged = pd.DataFrame(values).groupby(steps).last()
     steps = merged.index.to_numpy()
     values = {name: merged[name].to_numpy() for name in merged}
-  return Curve(steps, values, int((~keep).sum()))
+  return Curve(steps, values, repeated)
+
+
+def joined(parts: list[Curve]) -> Curve:
+  """The curve of a run whose metrics were logged separately."""
+  if len(parts) == 1:
+    return parts[0]
+  tables = [pd.DataFrame(part.values, part.steps) for part in parts]
+  table = pd.concat(tables).sort_index(kind='stable')
+  values = {name: table[name].to_numpy() for name in table}
+  return _merged(table.index.to_numpy(), values, max(part.repeated for part in parts))
 
 
 def _first(table: Table, name: str) -> str | None:
