@@ -6,7 +6,9 @@
   arms.py      which columns tell interventions apart
   curves.py    per-step logs, cleaned: a curve per run
   events.py    per-step logs in TensorBoard's event files
-  assemble.py  runs and curves together: names, statuses, losses
+  outcomes.py  statuses and losses
+  assemble.py  runs and curves together, with their names
+  notes.py     sentences on what was recognised
   workdir.py   writes the workdir
 
 The package imports no jax.

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stability import same_number
@@ -138,11 +138,12 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
     )
   if not found_runs:
     raise BadInput(f'{table.source}: {found["learning_rate"]} is empty in every row')
-  notes = [f'left out, without a learning rate: {_listed(empty)}'] if empty else []
+  notes = [f'left out, without a learning rate: {listed(empty)}'] if empty else []
   return found_runs, notes
 
 
-def _listed(items: list[str], shown: int = 3) -> str:
+def listed(items: Sequence[str], shown: int = 3) -> str:
+  """The first items, and how many more there are."""
   more = f' and {len(items) - shown} more' if len(items) > shown else ''
   return ', '.join(items[:shown]) + more
 

@@ -61,7 +61,10 @@ def check(workdir: Path, imported: Imported) -> sweeps.Sweep | None:
   """Raises BadInput unless the runs can be written; returns the sweep that is there, if any."""
   for name, run in imported.runs.items():
     if config_lib.flatten(config_lib.unflatten(_without_conflicts(run.config))) != run.config:
-      raise BadInput(f'{name}: one of its arms has the name of a section of another; use --map')
+      raise BadInput(
+          f'{name}: one of its arms has the name of a section of another; give it another with'
+          ' --map=NAME=COLUMN'
+      )
   sweeps.check_writable(workdir)
   files.refuse_links(workdir)
   files.refuse_links(workdir / 'runs')

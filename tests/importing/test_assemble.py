@@ -203,3 +203,21 @@ def test_losses_that_are_missing(loss, val_loss, rows):
 def test_names_are_folders(name):
   (found,) = assembled({'name': [name], 'lr': [1e-3], 'loss': [3.0]}, initial_loss=5.0).runs
   assert '/' not in found and not found.startswith('.') and len(found) <= 120 and found.isascii()
+
+
+def test_names_without_names():
+  assert [*assembled(grid()).runs][0] == 'parameters=124000000,method=a,learning_rate=0.001,seed=0'
+
+
+def test_files_of_one_run_are_joined(tmp_path):
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a' / 'train.csv').write_text('step,loss\n0,5\n10,4\n20,3\n')
+  (tmp_path / 'a' / 'val.csv').write_text('step,val_loss\n0,6\n20,4\n')
+  table = tables.of_frame(pd.DataFrame({'name': ['a', 'b'], 'lr': [1e-3, 1e-2]}), 'runs')
+  options = Options(initial_loss=6.0)
+  imported = assemble.assemble(table, curves.read(tmp_path, options), options)
+  assert imported.runs['a'].rows.to_text().splitlines() == [
+      '{"step": 0, "loss": 5.0, "val_loss": 6.0}',
+      '{"step": 10, "loss": 4.0}',
+      '{"step": 20, "loss": 3.0, "val_loss": 4.0}',
+  ]
