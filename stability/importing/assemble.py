@@ -67,7 +67,10 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
   if curves:
     notes += notes_lib.on_curves(curves, matched)
   results = {
-      run.row: outcomes.result(run, matched.get(run.row), options) for run in runs
+      run.row: outcomes.result(
+          run, matched.get(run.row), options, has_final_losses='final_loss' in found
+      )
+      for run in runs
   }
   notes += notes_lib.on_results(runs, results, found, matched)
   configs = {

@@ -52,7 +52,7 @@ def on_results(
 ) -> list[str]:
   """How states became statuses, and where losses come from; results and curves are by row."""
   statuses = Counter(
-      (run.state or 'no state', result.status if result else 'missing, it goes on')
+      (run.state or 'no state', result.status if result else 'no result yet')
       for run in runs
       for result in [results[run.row]]
   )

@@ -74,8 +74,17 @@ def _last_finite(values: np.ndarray | None) -> int:
   return int(finite[-1]) if len(finite) else -1
 
 
-def result(run: Run, curve: Curve | None, options: Options) -> Result | None:
-  """The outcome of a run; None if it goes on."""
+def result(
+    run: Run, curve: Curve | None, options: Options, *, has_final_losses: bool
+) -> Result | None:
+  """The outcome of a run; None if it goes on, or if nothing says how it ended.
+
+  Args:
+    run: the run in its table.
+    curve: its curve, if there is one.
+    options: the user's.
+    has_final_losses: whether the table has final losses: an empty one then means divergence.
+  """
   state = re.sub('^status_', '', run.state.lower())
   if state and state not in STATES:
     allowed = ', '.join(STATES)
@@ -88,6 +97,8 @@ def result(run: Run, curve: Curve | None, options: Options) -> Result | None:
     initial = _first_loss(curve)
   if final is None and curve is not None:
     final = _last_loss(curve)
+  if status == 'done' and final is None and not has_final_losses:
+    return None
   is_not_finite = final is not None and not math.isfinite(final)
   if status in ('failed', 'stopped') and is_not_finite:
     status = 'diverged'  # trainers often raise an error once the loss is not finite

@@ -105,7 +105,7 @@ def test_states(state, loss, status):
   imported = assembled({'lr': [1e-3], 'State': [state], 'loss': [loss], 'initial_loss': [5.0]})
   assert statuses(imported) == [status]
   if state:
-    assert any(state in note and (status or 'missing') in note for note in imported.notes)
+    assert any(state in note and (status or 'no result') in note for note in imported.notes)
 
 
 def test_unknown_state():
@@ -206,7 +206,8 @@ def test_names_are_folders(name):
 
 
 def test_names_without_names():
-  assert [*assembled(grid()).runs][0] == 'parameters=124000000,method=a,learning_rate=0.001,seed=0'
+  name = next(iter(assembled(grid()).runs))
+  assert name == 'parameters=124000000,method=a,learning_rate=0.001,seed=0'
 
 
 def test_files_of_one_run_are_joined(tmp_path):
@@ -216,6 +217,7 @@ def test_files_of_one_run_are_joined(tmp_path):
   table = tables.of_frame(pd.DataFrame({'name': ['a', 'b'], 'lr': [1e-3, 1e-2]}), 'runs')
   options = Options(initial_loss=6.0)
   imported = assemble.assemble(table, curves.read(tmp_path, options), options)
+  assert statuses(imported) == ['done', None]  # nothing says how b ended
   assert imported.runs['a'].rows.to_text().splitlines() == [
       '{"step": 0, "loss": 5.0, "val_loss": 6.0}',
       '{"step": 10, "loss": 4.0}',
