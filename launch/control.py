@@ -135,7 +135,7 @@ def show(run: Path, console: Console) -> None:
 def _description(run: Path) -> Iterator[str]:
   rows = run_files.read_metrics(run)
   alarms, history = read_alarms(run), records.read_records(run)
-  steps = run_files.read_config(run)['schedule']['steps']
+  steps = _planned_steps(run, rows)
   yield f'{run.name}: {status(run)}, step {rows[-1]["step"] if rows else 0} of {steps}'
 
   marks = {record.step: '*' for record in history if record.action is not None}
@@ -162,6 +162,13 @@ def _description(run: Path) -> Iterator[str]:
     for record in history[-MAX_SHOWN:]:
       why = f': {record.why}' if record.why else ''
       yield f'  step {record.step}: {record} (by {record.by or "?"}{why})'
+
+
+def _planned_steps(run: Path, rows: list[dict]) -> int:
+  """The steps of a run; of an imported one, whose config may lack them, those logged so far."""
+  if sweeps.is_imported(run.parents[1]):
+    return rows[-1]['step'] if rows else 0
+  return run_files.read_config(run)['schedule']['steps']
 
 
 def _printable(text: str) -> str:
@@ -228,6 +235,7 @@ def request(
 
   Raises BadInput if the action is not allowed on the run or the trainer refuses it.
   """
+  sweeps.refuse_imported(run.parents[1])
   if ended := _ended(run):
     raise BadInput(f'{ended}; it takes no actions')
   taken = records.read_taken(run)

@@ -54,6 +54,8 @@ def main() -> None:
   by_workdir = {}
   for workdir in map(Path, _WORKDIR.value):
     results = results_lib.load_workdir(workdir)
+    if results.runs['parameters'].isna().any():
+      raise BadInput(f'--workdir={workdir}: predictions need the parameters of every run')
     curves = results_lib.load_curves(workdir, observations.PROBES)
     by_workdir[workdir] = predictions_lib.Predictions.make(results, curves, target)
     if by_workdir[workdir] is None:

@@ -48,6 +48,7 @@ def main() -> int:
     raise BadInput('--runs, --share: must not be given together')
   environment.check()
   environment.check_platform()
+  sweeps.refuse_imported(workdir)
   sweep = sweeps.read_sweep(workdir)
   selected = _select(workdir, sweep.runs)
   sweeps.check_data(workdir, sweep)

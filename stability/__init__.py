@@ -2,8 +2,9 @@
 
 The interface for notebooks; each name is imported when it is first used:
 
-  load      loads the runs of a sweep or of a CSV file, with their statistics and figures
-  Monitor   raises alarms on the metrics of any training loop
+  load         loads the runs of a sweep or of a CSV file, with their statistics and figures
+  from_frames  does the same with data frames
+  Monitor      raises alarms on the metrics of any training loop
 """
 
 import importlib
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from stability.control.alarms import Monitor
-  from stability.experiment import load
+  from stability.experiment import from_frames, load
 
 __version__ = '0.1.0'
-__all__ = ['Monitor', '__version__', 'load']
+__all__ = ['Monitor', '__version__', 'from_frames', 'load']
 
-_MODULES = {'Monitor': 'stability.control.alarms', 'load': 'stability.experiment'}
+_MODULES = {
+    'Monitor': 'stability.control.alarms',
+    'from_frames': 'stability.experiment',
+    'load': 'stability.experiment',
+}
 
 
 def __getattr__(name: str) -> Any:

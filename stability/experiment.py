@@ -7,14 +7,18 @@
 """
 
 import dataclasses
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stability import importing
 from stability.analysis import instability
 from stability.analysis import lr_sensitivity as lr_sensitivity_lib
 from stability.analysis import results as results_lib
@@ -24,6 +28,7 @@ from stability.analysis.prediction import observations
 from stability.analysis.results import Results
 from stability.config import paths
 from stability.errors import BadInput
+from stability.importing.options import Options
 from stability.report import predictions
 from stability.report.plots import selection
 from stability.storage import sweeps
@@ -67,6 +72,56 @@ def load(
   if group_by is not None or initial_loss is not None:
     raise BadInput(f'{path}: is a workdir; group_by and initial_loss are for CSV files')
   return Experiment(path, results_lib.load_workdir(path))
+
+
+def from_frames(
+    runs: pd.DataFrame,
+    curves: pd.DataFrame | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    group_by: Sequence[str] | None = None,
+    initial_loss: float | None = None,
+    loss_unit: str | None = None,
+    step_unit: str | None = None,
+    workdir: str | Path | None = None,
+) -> 'Experiment':
+  """The runs of any trainer in data frames, as launch.import_runs reads them from files.
+
+  Args:
+    runs: a row per run. Columns are recognised by their names: learning_rate, final_loss and, where
+      there are any, initial_loss, parameters, seed, run, status and settings that vary.
+    curves: a row per run and logged step, with the columns run, step, loss and probes; a column per
+      metric. NaN: not logged at this step.
+    columns: which column has what, name -> column, for names that are not recognised.
+    group_by: the columns that define the intervention; None: the settings that vary on their own.
+    initial_loss: the initial loss of all runs, in the unit of the losses.
+    loss_unit: nats (the default) or bits.
+    step_unit: what `step` counts: steps (the default) or tokens.
+    workdir: a folder to keep the runs in, for the programs; None: a temporary one, which is removed
+      with the result.
+
+  Raises:
+    BadInput: a column is missing, a cell is not allowed, or the folder holds other runs.
+  """
+  options = Options(
+      mapping=dict(columns or {}),
+      initial_loss=initial_loss,
+      group_by=None if group_by is None else tuple(group_by),
+      loss_unit=loss_unit,
+      step_unit=step_unit,
+  )
+  if workdir is not None:
+    importing.import_frames(runs, curves, Path(workdir), options)
+    return load(workdir)
+  folder = Path(tempfile.mkdtemp(prefix='stability-'))
+  try:
+    importing.import_frames(runs, curves, folder, options)
+    found = load(folder)
+  except BaseException:
+    shutil.rmtree(folder)
+    raise
+  weakref.finalize(found, shutil.rmtree, folder)
+  return found
 
 
 class Experiment:

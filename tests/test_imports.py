@@ -18,6 +18,7 @@ ALLOWED = {
     'storage': {'config', 'errors', 'extensions', 'hyper', 'settings'},
     'data': {'config', 'errors', 'storage'},
     'control': {'config', 'errors', 'storage'},
+    'importing': {'config', 'errors', 'same_number', 'storage'},
     'model': {'variants'},
     'optim': {'model', 'variants'},
     'step': {'data', 'model', 'optim', 'variants'},
@@ -25,7 +26,9 @@ ALLOWED = {
     'trainer': {'config', 'control', 'devices', 'errors', 'settings', 'step', 'storage'},
     'analysis': {'config', 'control', 'errors', 'hyper', 'same_number', 'storage'},
     'report': {'analysis', 'config', 'control', 'errors', 'storage'},
-    'experiment': {'analysis', 'config', 'control', 'errors', 'report', 'storage'},
+    'experiment': {
+        *('analysis', 'config', 'control', 'errors', 'importing', 'report', 'storage'),
+    },
     '__init__': {'control', 'experiment'},
 }
 

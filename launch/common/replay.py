@@ -47,6 +47,7 @@ def replay(
       something else.
   """
   environment.check()
+  sweeps.refuse_imported(run.parent.parent)
   result = run_files.read_result(run)
   if result is None or result.status == 'failed':
     raise BadInput(f'--run={run}: has not ended; only a run with a result can be replayed')

@@ -18,6 +18,7 @@ from stability.config import fields as fields_lib
 from stability.errors import BadInput
 from stability.hyper import Runs
 from stability.storage import results_csv, run_files, sweeps
+from stability.storage.files import Json
 
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures and predictions use
@@ -73,6 +74,8 @@ def load_workdir(workdir: Path) -> Results:
   runs = pd.concat([runs, configs[fields]], axis='columns')
   groups, sizes = _groups_and_sizes(sweep.fields)
   columns = [*sizes, *groups, 'learning_rate', 'seed']
+  if sweep.is_imported:  # the size is then known by its parameters
+    columns.insert(0, 'parameters')
   for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
     raise BadInput(
         f'{workdir / "sweep.json"}: damaged: the runs {equal["run"].iloc[0]} and'
@@ -91,7 +94,8 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
   """Loads the training curves: a row per run and logged step.
 
   Columns: run, step, loss (training, nats) and the probes, each under its name. Values that are not
-  finite are NaN, and so are probes at steps at which they were not measured.
+  finite are NaN, and so are probes at steps at which they were not measured. Where an imported run
+  logged other metrics only, the loss is the one logged before.
   """
   columns = ['loss', *dict.fromkeys(probes)]
   names = list(sweeps.read_sweep(workdir).runs)
@@ -101,7 +105,7 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
     lines = run_files.read_metrics(run)
     try:
       steps.append(np.array([line['step'] for line in lines], int).reshape(len(lines)))
-      rows = [[line.get(column) for column in columns] for line in lines]
+      rows = [[line.get(column) for column in columns] for line in _with_losses(lines)]
       values.append(np.array(rows, float).reshape(len(lines), len(columns)))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
       raise BadInput(f'{run}/metrics.jsonl: damaged: {error}') from error
@@ -110,6 +114,14 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
   curves.insert(0, 'step', np.concatenate(steps))
   curves.insert(0, 'run', pd.Categorical.from_codes(codes, names))
   return curves
+
+
+def _with_losses(lines: list[Json]) -> Iterator[Json]:
+  """The rows of a run, each with a loss if any of them has one."""
+  loss = next((line['loss'] for line in lines if 'loss' in line), None)
+  for line in lines:
+    loss = line.get('loss', loss)
+    yield {**line, 'loss': loss} if 'loss' not in line else line
 
 
 def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:

@@ -32,21 +32,20 @@ def write_report(workdir: Path, output: Path | None = None) -> Path:
     The path of its index.html.
   """
   sweep = sweeps.read_sweep(workdir)
-  schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
+  if not sweep.is_imported:
+    schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
   results = results_lib.load_workdir(workdir)
   table = lr_sensitivity.lr_sensitivity(results)
   curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
   larger = predictions.section(results, curves)
   alarms = alarm_log.load(workdir)
-  config = {'config file': sweep.config_file, 'scale': sweep.scale}
-  overrides = {f'--config.{field}': value for field, value in sweep.overrides.items()}
   return _write(
       output or workdir / 'report',
       results,
       table,
       registry.judge_results(results, curves),
       shown=[
-          *selection.loss_plots(results, table, sweep.data['bigram_loss']),
+          *selection.loss_plots(results, table, sweep.data.get('bigram_loss')),
           *selection.curve_plots(results, curves),
           *selection.probe_plots(results, curves),
           *(larger.plots if larger else ()),
@@ -55,11 +54,7 @@ def write_report(workdir: Path, output: Path | None = None) -> Path:
       coordinate_check=_coordinate_check(workdir, results),
       alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
       timeline=timeline_lib.load(workdir),
-      facts={
-          'Sweep': config | overrides,
-          'Data': _data(sweep.data),
-          'Versions': sweep.versions,
-      },
+      facts=_facts(sweep),
       larger=larger,
   )
 
@@ -212,6 +207,21 @@ def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
     probes = (probe.removeprefix('activation_rms/') for probe in found.index)
     rows.append(row | dict(zip(probes, map('{:+.2f}'.format, found), strict=True)))
   return pd.DataFrame(rows).fillna('')
+
+
+def _facts(sweep: sweeps.Sweep) -> dict[str, dict[str, Any]]:
+  """Where the runs come from: heading -> label -> text."""
+  if sweep.is_imported:
+    given = {f'--{name}': value for name, value in sweep.sources.items() if name != 'files'}
+    hashes = sweep.sources.get('files', {})
+    return {'Imported from': {path: f'SHA-256 {sha256}' for path, sha256 in hashes.items()} | given}
+  config = {'config file': sweep.config_file, 'scale': sweep.scale}
+  overrides = {f'--config.{field}': value for field, value in sweep.overrides.items()}
+  return {
+      'Sweep': config | overrides,
+      'Data': _data(sweep.data),
+      'Versions': sweep.versions,
+  }
 
 
 def _data(data: files.Json) -> dict[str, str]:

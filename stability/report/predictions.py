@@ -347,7 +347,8 @@ def section(results: Results, curves: pd.DataFrame) -> Section | None:
     results: the runs of a sweep.
     curves: see results.load_curves, with the columns of observations.PROBES.
   """
-  if results.runs['parameters'].nunique() < predictors.MIN_SIZES:
+  parameters = results.runs['parameters']
+  if parameters.nunique() < predictors.MIN_SIZES or parameters.isna().any():
     return None
   predictions = Predictions.make(results, curves)
   if predictions is None or not predictions.forecasts['chosen'].any():

@@ -60,7 +60,7 @@ def _row(workdir: Path, sweep: sweeps.Sweep, name: str, origin: str, config: Con
     return {
         'run': name,
         'status': 'missing' if result is None else result.status,
-        'parameters': sweep.parameters.get(origin, config_lib.parameters(config)),
+        'parameters': _parameters(sweep, origin, config),
         'learning_rate': flat['optimizer.learning_rate'],
         'seed': flat['seed'],
         **{field: flat[field] for field in sweep.fields if field != 'seed'},
@@ -69,3 +69,10 @@ def _row(workdir: Path, sweep: sweeps.Sweep, name: str, origin: str, config: Con
     }
   except (KeyError, TypeError, AttributeError) as error:
     raise BadInput(f'{workdir}: the config of run {name!r} is damaged: {error}') from error
+
+
+def _parameters(sweep: sweeps.Sweep, origin: str, config: Config) -> int | None:
+  """The number of parameters of a run; None if those of an imported run are unknown."""
+  if origin in sweep.parameters or sweep.is_imported:
+    return sweep.parameters.get(origin)
+  return config_lib.parameters(config)

@@ -40,6 +40,7 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
   sweep = sweeps.read_sweep(workdir)
   trained: dict[Hashable, Path] = {}
   for other in others:
+    sweeps.refuse_imported(other)
     found = sweeps.read_sweep(other)
     same_text = found.data.get('sha256') == sweep.data.get('sha256')
     if same_text and found.extensions.get('sha256') == sweep.extensions.get('sha256'):

@@ -4,6 +4,7 @@ A config written by another version may lack fields, which are added, or have un
 are kept, so that sweeps of other versions can be shown. Training refuses unknown fields.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ SHOWN = tuple(_DATA)[2:]  # the entries that a report shows
 # Fields that every reader of a run needs.
 _REQUIRED = ('seed', 'model.width', 'model.depth', 'optimizer.learning_rate', 'schedule.steps')
 
+# Fields of imported runs with which analyses compute.
+_NUMBERS = ('model.width', 'model.depth', 'model.head_dim')
+_NUMBERS += ('schedule.steps', 'schedule.warmup_steps')
+
 
 def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
   """Checks the content of sweep.json; BadInput for a value of a wrong type or a contradiction."""
@@ -54,7 +59,8 @@ def check_sweep(path: Path, sweep: Mapping[str, Any]) -> None:
     raise BadInput(f'{path}: damaged: fields lists a field twice')
   check_parameters(path, sweep.get('parameters', {}))
   for name, config in runs.items():
-    flat = check_config(f'{path}: its run {name!r}', config)
+    check = check_imported if sweep.get('origin') == 'imported' else check_config
+    flat = check(f'{path}: its run {name!r}', config)
     for field in fields:
       if not isinstance(field, str) or field not in flat:
         raise BadInput(f'{path}: damaged: fields lists {field!r}, which its run {name!r} lacks')
@@ -101,6 +107,23 @@ def check_config(where: str, config: Any) -> dict[str, Any]:
   except BadInput as error:
     raise BadInput(f'{where} is damaged: {error}') from None
   return config_lib.flatten(config_lib.complete(config))
+
+
+def check_imported(where: str, config: Any) -> dict[str, Any]:
+  """Checks the config of an imported run, which may lack fields; returns it by dotted field.
+
+  If the config is damaged, raises BadInput with a message that begins with `where`.
+  """
+  flat = config_lib.flatten(config) if isinstance(config, Mapping) else {}
+  rate, seed = flat.get('optimizer.learning_rate'), flat.get('seed')
+  if type(rate) is not float or not 0 < rate < math.inf or type(seed) is not int:
+    raise BadInput(f'{where} is damaged: it has no learning rate and seed')
+  for field, value in flat.items():
+    if type(value) not in (str, int, float, bool):
+      raise BadInput(f'{where} is damaged: {field} must be a number or text')
+    if field in _NUMBERS and type(value) is not int:
+      raise BadInput(f'{where} is damaged: {field} must be a whole number')
+  return flat
 
 
 def _is_mixed_up(flat: Mapping[str, Any]) -> bool:

@@ -23,6 +23,8 @@ from stability.storage.files import Json
 # How long to wait for the lease of a failed run, which another launcher may still hold.
 FAILED_LEASE_SECONDS = 2
 
+IMPORTED = 'imported'  # the origin of the runs of other trainers, see stability/importing
+
 _checked: set[object] = set()  # sweep.json files found valid: a report reads one ten times
 
 
@@ -40,6 +42,9 @@ class Sweep:
   report: Json = dataclasses.field(default_factory=dict)  # see analysis/windows.py
   extensions: Json = dataclasses.field(default_factory=dict)  # see stability/extensions.py
   parameters: dict[str, int] = dataclasses.field(default_factory=dict)  # by run; none in old sweeps
+  # IMPORTED: nothing can be trained, and configs hold only what is known, with no default of ours.
+  origin: str = 'trained'
+  sources: Json = dataclasses.field(default_factory=dict)  # of an import: files, SHA-256, options
 
   def to_json(self) -> Json:
     """The object in sweep.json."""
@@ -53,19 +58,27 @@ class Sweep:
         'report': self.report,
         'extensions': self.extensions,
         'parameters': self.parameters,
+        **({'origin': self.origin, 'sources': self.sources} if self.is_imported else {}),
         'runs': self.runs,
     }
+
+  @property
+  def is_imported(self) -> bool:
+    """Whether the runs are of another trainer."""
+    return self.origin == IMPORTED
 
   @classmethod
   def from_json(cls, found: Json) -> Self:
     """The inverse of to_json, for an object that schema.check_sweep accepts.
 
-    Configs are completed with the fields that were added since they were written.
+    Configs are completed with the fields that were added since they were written, unless they were
+    imported.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     values = {name: found[name] for name in names if name in found}
     values['fields'] = tuple(found['fields'])
-    values['runs'] = {name: config_lib.complete(c) for name, c in found['runs'].items()}
+    if found.get('origin') != IMPORTED:
+      values['runs'] = {name: config_lib.complete(c) for name, c in found['runs'].items()}
     return cls(**values)
 
 
@@ -93,6 +106,20 @@ def read_sweep(workdir: Path) -> Sweep:
   return Sweep.from_json(found)
 
 
+def is_imported(workdir: Path) -> bool:
+  """Whether a folder is a workdir of imported runs."""
+  return (workdir / 'sweep.json').exists() and read_sweep(workdir).is_imported
+
+
+def refuse_imported(workdir: Path) -> None:
+  """Raises BadInput for a workdir of imported runs, which cannot be trained."""
+  if is_imported(workdir):
+    raise BadInput(
+        f'{workdir}: its runs were imported and cannot be trained here; launch.import_runs updates'
+        ' them'
+    )
+
+
 def swept_values(config: Config, fields: Iterable[str]) -> Json:
   """A run's values of the swept fields, seed last: they distinguish it from the other runs."""
   flat = config_lib.flatten(config)
@@ -110,8 +137,9 @@ def check_workdir(workdir: Path, runs: Runs) -> Runs:
   Returns:
     The runs with their names in the folder.
   """
-  _check_writable(workdir)
+  check_writable(workdir)
   files.refuse_links(workdir)
+  refuse_imported(workdir)
   if not (workdir / 'sweep.json').exists():
     entries = list(workdir.iterdir()) if workdir.is_dir() else []
     # A lease means that another launcher is preparing this folder, or was killed while doing so. A
@@ -132,7 +160,8 @@ def _is_prepared(workdir: Path, entries: Iterable[Path]) -> bool:
   return names <= {'data', 'runs', 'config.json'}
 
 
-def _check_writable(workdir: Path) -> None:
+def check_writable(workdir: Path) -> None:
+  """Raises BadInput unless a folder can be written or created."""
   existing = workdir
   while not existing.exists() and not existing.is_symlink():
     existing = existing.parent

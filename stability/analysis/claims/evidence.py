@@ -159,6 +159,7 @@ class Evidence:
     """The onset of instability (see instability.onset) of each run as a fraction of its steps."""
     if self.curves is None:
       raise Undecided('there are no training curves')
+    self._require('schedule.steps')
     # From the whole sweep, since the best run of a size may not be among the selected ones.
     onset = instability.onset(self.results, self.curves)
     return onset[self.runs.index] / self.runs['schedule.steps']
@@ -190,12 +191,19 @@ class Evidence:
     the warm-up is late enough to be informative, and no run has diverged before it. Shorter runs
     have no comparable step.
     """
+    self._require('schedule.steps')
+    self._require('schedule.warmup_steps')
     curves = self._probe_curves(probe)
     runs = self.runs.set_index('run')
     is_short = runs['schedule.steps'] < PAPER_STEPS
     first = runs['schedule.warmup_steps'].where(is_short, PAPER_PROBE_STEP)
     later = curves[curves['step'] >= curves['run'].astype(object).map(first)]
     return self._per_run(probe, later.groupby('run', observed=True)[probe].first())
+
+  def _require(self, field: str) -> None:
+    """Raises NotApplicable if the configs of imported runs do not have a field."""
+    if field not in self.runs:
+      raise NotApplicable(f'{field} of the runs is unknown')
 
   def _probe_curves(self, probe: str) -> pd.DataFrame:
     """The logged values of a probe in the selected runs; raises Undecided if there are none."""

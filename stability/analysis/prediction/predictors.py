@@ -111,6 +111,8 @@ class PaperFit(Predictor):
     steps = np.array(observations.probe_steps(results.LOGIT))
     if not len(steps):
       raise InsufficientData('no attention logits were logged')
+    if observations.runs['warmup_steps'].isna().any():
+      raise InsufficientData('the warm-up, at the end of which logits are read, is unknown')
     return int(steps[np.abs(steps - observations.runs['warmup_steps'].max()).argmin()])
 
 
@@ -223,6 +225,8 @@ class GradientPredictor(Predictor):
     observations = observations.select(finite)
     if (eps := observations.runs['eps'].unique()).size > 1:
       raise InsufficientData('eps differs between the runs')
+    if np.isnan(eps[0]):
+      raise InsufficientData('eps is unknown')
     points = observations.points(observations.runs['log_gradient'])
     extrapolation = _extrapolate(points, cells, NOISE_FLOOR, quick)
     probability = (extrapolation.draws_DxC < np.log10(eps[0])).mean(axis=0)

@@ -1,0 +1,76 @@
+"""Imports the runs of other trainers into a workdir that every other program reads.
+
+  python -m launch.import_runs --runs=FILE [--curves=FILE or FOLDER] --workdir=DIR
+      [--map=NAME=COLUMN,...] [--group_by=COLUMN,...] [--initial_loss=X]
+      [--loss_unit=nats|bits] [--step_unit=steps|tokens]
+
+--runs is a CSV file or JSON lines with a row per run: an export of Weights & Biases, MLflow or
+TensorBoard's HParams, or any table. --curves has the logged steps of the runs: CSV (a row per step,
+or a column per run as in chart exports) or JSON lines with a column `run`, or a folder with a file
+per run, TensorBoard's event files included (pip install tensorboard). One of the two is enough if
+it has the learning rates and the losses.
+
+Columns are recognised by the names that these tools and common trainers use, and what was
+recognised is printed. --map names others: learning_rate, final_loss, initial_loss, parameters,
+seed, run, id, status, steps, tokens, model.width, model.depth in --runs, and step, loss,
+gradient_norm, log_z, block_0/attention_logit_max or any other probe in --curves. Interventions are
+told apart by the settings that vary on their own, or by the columns of --group_by.
+
+The same command again updates the workdir: runs that went on, and new ones.
+"""
+
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
+from pathlib import Path
+
+from absl import flags
+
+from stability.errors import BadInput
+
+FLAGS = flags.FlagValues()
+_RUNS = path_flags.define('runs', None, 'CSV file or JSON lines with a row per run', FLAGS)
+_CURVES = path_flags.define('curves', None, 'file or folder of per-step logs', FLAGS)
+_WORKDIR = app.define_workdir(FLAGS)
+_MAP = flags.DEFINE_list('map', [], 'NAME=COLUMN: which column has what', flag_values=FLAGS)
+_GROUP_BY = flags.DEFINE_list(
+    'group_by', None, 'columns that identify an intervention', flag_values=FLAGS
+)
+_INITIAL_LOSS = flags.DEFINE_float(
+    'initial_loss', None, 'initial loss of every run, in the unit of the losses', flag_values=FLAGS
+)
+_LOSS_UNIT = flags.DEFINE_string(
+    'loss_unit', None, 'unit of the losses: nats or bits; default: nats', flag_values=FLAGS
+)
+_STEP_UNIT = flags.DEFINE_string(
+    'step_unit', None, 'what steps count: steps or tokens; default: steps', flag_values=FLAGS
+)
+
+
+def main() -> None:
+  """Imports the runs and prints what was recognised."""
+  if not _RUNS.value and not _CURVES.value:
+    raise BadInput('--runs, --curves: one of them must be given')
+  from stability import importing
+  from stability.importing import columns, options
+
+  chosen = options.Options(
+      mapping=columns.parse_map(_MAP.value),
+      initial_loss=_INITIAL_LOSS.value,
+      group_by=None if _GROUP_BY.value is None else tuple(_GROUP_BY.value),
+      loss_unit=_LOSS_UNIT.value,
+      step_unit=_STEP_UNIT.value,
+  )
+  workdir = Path(_WORKDIR.value)
+  runs = Path(_RUNS.value) if _RUNS.value else None
+  curves = Path(_CURVES.value) if _CURVES.value else None
+  imported = importing.import_files(runs, curves, workdir, chosen)
+  for note in imported.notes:
+    print(note)
+  print(f'{len(imported.runs)} runs are in {workdir}; next:')
+  print(f'  python -m launch.report --workdir={workdir}')
+
+
+if __name__ == '__main__':
+  app.run(main, FLAGS)

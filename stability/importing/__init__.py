@@ -1,0 +1,46 @@
+"""Imports the runs of other trainers, so that a workdir holds them like a sweep trained here.
+
+  tables.py    CSV files, JSON lines and data frames as columns of cells
+  columns.py   which column has what: names used by W&B, MLflow, TensorBoard and others
+  runs.py      a row per run: learning rate, size, seed, status and losses
+  arms.py      which columns tell interventions apart
+  curves.py    per-step logs, cleaned: a curve per run
+  events.py    per-step logs in TensorBoard's event files
+  outcomes.py  statuses and losses
+  assemble.py  runs and curves together, with their names
+  notes.py     sentences on what was recognised
+  workdir.py   writes the workdir
+
+The package imports no jax.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from stability.importing import assemble, curves, tables, workdir
+from stability.importing.assemble import Imported
+from stability.importing.options import Options
+
+
+def import_files(
+    runs: Path | None, logs: Path | None, folder: Path, options: Options
+) -> Imported:
+  """Imports a table of runs, per-step logs or both into a workdir; see launch/import_runs.py."""
+  table = None if runs is None else tables.read(runs)
+  found = None if logs is None else curves.read(logs, options)
+  imported = assemble.assemble(table, found, options)
+  paths = [*([] if runs is None else [runs]), *(found.files if found else ())]
+  workdir.write(folder, imported, (runs or logs).name, paths, options)
+  return imported
+
+
+def import_frames(
+    runs: pd.DataFrame, logs: pd.DataFrame | None, folder: Path, options: Options
+) -> Imported:
+  """Imports data frames into a workdir."""
+  table = tables.of_frame(runs, 'runs')
+  found = None if logs is None else curves.of_table(tables.of_frame(logs, 'curves'), options)
+  imported = assemble.assemble(table, found, options)
+  workdir.write(folder, imported, 'runs', [], options)
+  return imported

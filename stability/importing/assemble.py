@@ -1,0 +1,252 @@
+"""Puts runs and curves together, as the runs of a workdir."""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from stability.errors import BadInput
+from stability.importing import arms as arms_lib
+from stability.importing import columns as columns_lib
+from stability.importing import notes as notes_lib
+from stability.importing import outcomes
+from stability.importing import runs as runs_lib
+from stability.importing.curves import Curve, Curves, joined
+from stability.importing.options import Options
+from stability.importing.outcomes import Rows
+from stability.importing.runs import Run
+from stability.importing.tables import Table
+from stability.storage.run_files import Result
+
+MAX_NAME = 120  # characters of a run's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedRun:
+  """What is written of a run."""
+
+  config: dict[str, Any]  # dotted field -> value
+  parameters: int | None
+  result: Result | None  # None: the run goes on
+  rows: Rows | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+  """The runs of a workdir, and what is said about them."""
+
+  fields: tuple[str, ...]  # arms and sizes that vary
+  runs: dict[str, ImportedRun]  # by name
+  notes: list[str]  # sentences on what was recognised
+
+
+def assemble(table: Table | None, curves: Curves | None, options: Options) -> Imported:
+  """The runs of a table with their curves, or of curves alone; BadInput if they do not fit."""
+  if table is None:
+    table = _table_of_curves(curves, options)
+  columns = {*table.columns, *(curves.seen if curves else ())}
+  columns_lib.check_map(options.mapping, columns)
+  found, notes = runs_lib.recognise(table, options)
+  if 'final_loss' not in found and curves is None:
+    raise BadInput(
+        f'{table.source}: has no column final_loss;'
+        f' {columns_lib.nearest("final_loss", table.columns)}; name it with'
+        ' --map=final_loss=COLUMN, or give per-step logs in --curves'
+    )
+  runs, more = runs_lib.rows(table, found, options)
+  notes = [f'{name} is the column {column}' for name, column in found.items()] + notes + more
+  runs_lib.check_fields(runs, notes)
+  arms = arms_lib.choose(table, runs, found, options)
+  notes += notes_lib.on_arms(arms, options)
+  by_row = {run.row: i for i, run in enumerate(runs)}
+  matched = _match(runs, curves, notes) if curves else {}
+  if curves:
+    notes += notes_lib.on_curves(curves, matched)
+  results = {
+      run.row: outcomes.result(
+          run, matched.get(run.row), options, has_final_losses='final_loss' in found
+      )
+      for run in runs
+  }
+  notes += notes_lib.on_results(runs, results, found, matched)
+  configs = {
+      run.row: _config(run, {name: v[by_row[run.row]] for name, v in arms.values.items()})
+      for run in runs
+  }
+  sizes = [name for name in arms_lib.SIZE_FIELDS if name in runs[0].fields]
+  runs = _without_attempts(table, found, runs, configs, results, [*arms.values], notes)
+  _refuse_single_points(runs, configs, list(arms.values))
+  names = _names(runs, configs)
+  unit = options.step_unit or 'steps'
+  return Imported(
+      (*sizes, *arms.values, 'optimizer.learning_rate', 'seed'),
+      {
+          names[run.row]: ImportedRun(
+              configs[run.row],
+              run.parameters,
+              results[run.row],
+              Rows(matched[run.row], unit) if run.row in matched else None,
+          )
+          for run in runs
+      },
+      notes,
+  )
+
+
+def _table_of_curves(curves: Curves, options: Options) -> Table:
+  """A table of the runs in curves: what stays the same in each, and the peak learning rate."""
+  if not any('learning_rate' in curve.values for curve in curves.by_run.values()):
+    raise BadInput(
+        '--curves: has no learning rate of each run; give a table of the runs in --runs, or name'
+        ' the column with --map=learning_rate=COLUMN'
+    )
+  cells: dict[str, list[Any]] = {'run': [names[0] for names in curves.by_run]}
+  cells['learning_rate'] = [
+      float(np.nanmax(curve.values['learning_rate'])) if 'learning_rate' in curve.values else ''
+      for curve in curves.by_run.values()
+  ]
+  for name, column in ((n, n) for n in ('seed', 'parameters')):
+    if all(column in curve.values for curve in curves.by_run.values()):
+      cells[name] = [float(curve.values[column][0]) for curve in curves.by_run.values()]
+  return Table('--curves', cells, range(1, len(curves.by_run) + 1), 'run')
+
+
+# Which curve belongs to which run.
+
+
+def _match(runs: Sequence[Run], curves: Curves, notes: list[str]) -> dict[int, Curve]:
+  """The curve of each run that has one, by the run's row."""
+  owners: dict[str, list[Run]] = {}
+  for run in runs:
+    for name in {run.name, run.id} - {''}:
+      owners.setdefault(name, []).append(run)
+  found: dict[int, Curve] = {}
+  unknown = []
+  if len(curves.by_run) == len(runs) == 1:
+    return {runs[0].row: next(iter(curves.by_run.values()))}
+  if not owners:
+    raise BadInput(f'{runs[0].where}: has no run or id, which curves need; name the column with'
+                   ' --map=run=COLUMN')
+  for names, curve in curves.by_run.items():
+    known = next((name for name in names if name in owners), None)
+    if known is None:
+      unknown.append(names[0])
+    elif len(owners[known]) > 1:
+      raise BadInput(
+          f'{owners[known][0].where} and {owners[known][1].where}: are both named {known!r}, as is'
+          ' a curve; give their ids, or other names'
+      )
+    else:
+      row = owners[known][0].row
+      found[row] = joined([found[row], curve]) if row in found else curve
+  if not found:
+    raise BadInput(
+        f'--curves: no curve belongs to a run: {runs_lib.listed(unknown)} are not among'
+        f' {runs_lib.listed(list(owners))}'
+    )
+  if unknown:
+    notes.append(f'curves of no run, left out: {runs_lib.listed(unknown)}')
+  return found
+
+
+# Runs that are the same.
+
+
+def _config(run: Run, arms: Mapping[str, Any]) -> dict[str, Any]:
+  return {**run.fields, **arms, 'optimizer.learning_rate': run.learning_rate, 'seed': run.seed}
+
+
+def _key(run: Run, config: Mapping[str, Any], names: Iterable[str]) -> tuple:
+  return (run.parameters, *(config.get(name) for name in names))
+
+
+def _without_attempts(
+    table: Table,
+    found: Mapping[str, str],
+    runs: list[Run],
+    configs: Mapping[int, dict[str, Any]],
+    results: Mapping[int, Result | None],
+    arms: list[str],
+    notes: list[str],
+) -> list[Run]:
+  """The runs without failed attempts at a run that was trained again; BadInput for other equals."""
+  names = [*arms_lib.SIZE_FIELDS, *arms, 'optimizer.learning_rate', 'seed']
+  groups: dict[tuple, list[Run]] = {}
+  for run in runs:
+    groups.setdefault(_key(run, configs[run.row], names), []).append(run)
+  dropped: list[Run] = []
+  for equal in groups.values():
+    if len(equal) < 2:
+      continue
+    counted = [r for r in equal if (s := results[r.row]) and s.status in ('done', 'diverged')]
+    if len(counted) != 1:
+      first, second = (counted or equal)[:2]
+      differing = [
+          column
+          for column in table.columns
+          if column not in found.values()
+          and not columns_lib.is_result(column)
+          and not columns_lib.is_about(column)
+          and table.text(column, first.row) != table.text(column, second.row)
+      ]
+      raise BadInput(
+          f'{first.where} and {second.where}: have the same'
+          f' {", ".join(["parameters", *arms, "learning_rate", "seed"])}; name what tells them'
+          ' apart with --group_by or --map=seed=COLUMN'
+          + (f' (they differ in {runs_lib.listed(differing, 6)})' if differing else '')
+      )
+    dropped += [run for run in equal if run is not counted[0]]
+  if dropped:
+    notes.append(f'left out, trained again: {runs_lib.listed([run.where for run in dropped])}')
+  return [run for run in runs if run not in dropped]
+
+
+def _refuse_single_points(
+    runs: Sequence[Run], configs: Mapping[int, dict[str, Any]], arms: list[str]
+) -> None:
+  """Raises BadInput if the arms leave one learning rate to every size and arm."""
+  rates: dict[tuple, set[float]] = {}
+  for run in runs:
+    key = _key(run, configs[run.row], [*arms_lib.SIZE_FIELDS, *arms])
+    rates.setdefault(key, set()).add(run.learning_rate)
+  if arms and len({run.learning_rate for run in runs}) > 1 and all(
+      len(of_arm) == 1 for of_arm in rates.values()
+  ):
+    raise BadInput(
+        f'--group_by: with {", ".join(arms)} as arms, every arm has a single learning rate at each'
+        ' size, so there is no curve; name fewer columns'
+    )
+
+
+# Names of folders.
+
+
+def _names(runs: Sequence[Run], configs: Mapping[int, dict[str, Any]]) -> dict[int, str]:
+  """The name of each run's folder, by row: its name, its id, or its values."""
+  given = Counter(run.name for run in runs)
+  found: dict[int, str] = {}
+  for run in runs:
+    name = run.name if given[run.name] == 1 else ','.join(filter(None, (run.name, run.id)))
+    if not name or (given[run.name] > 1 and not run.id):
+      values = {'parameters': run.parameters, **configs[run.row]}
+      known = {key.split('.')[-1]: value for key, value in values.items() if value is not None}
+      name = ','.join(f'{key}={value}' for key, value in known.items())
+    found[run.row] = _quoted(name)
+  repeated = [name for name, count in Counter(found.values()).items() if count > 1]
+  if repeated:
+    raise BadInput(f'{runs[0].where}: two runs would be named {repeated[0]!r}; give them ids')
+  return found
+
+
+def _quoted(name: str) -> str:
+  quoted = quote(name, safe='+=,').replace('~', '%7E')
+  if quoted.startswith('.'):
+    quoted = '%2E' + quoted[1:]
+  if len(quoted) > MAX_NAME:
+    digest = hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()
+    quoted = f'{quoted[: MAX_NAME - 9]}-{digest[:8]}'
+  return quoted

@@ -1,0 +1,193 @@
+"""Which column has what: the names that W&B, MLflow, TensorBoard and common trainers use."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from stability.errors import BadInput
+
+# Prefixes of the exports of W&B (config., summary.) and MLflow (params., metrics., tags.).
+SETTINGS = ('config.', 'params.', 'hparams.')
+RESULTS = ('summary.', 'metrics.')
+_ABOUT = ('tags.', '_wandb', 'config._wandb', 'summary._wandb')
+# Columns of the tools about the run itself, which say nothing of how it was trained.
+_TOOL = {
+    *('notes', 'user', 'tags', 'created', 'createdat', 'created_at', 'updated', 'sweep', 'group'),
+    *('hostname', 'host', 'end_time', 'start_time', 'artifact_uri', 'experiment_id', 'commit'),
+    *('job_type', 'project', 'entity', 'url', 'path', 'description', 'source', 'lifecycle_stage'),
+    *('timestamp', 'wall_time', 'show_metrics', 'user_id', 'agent', 'job'),
+}
+
+# What a table of runs may have -> names, the most specific first.
+RUN_COLUMNS: dict[str, tuple[str, ...]] = {
+    'run': ('run', 'run_name', 'name', 'display_name', 'experiment', 'trial'),
+    'id': ('run_id', 'id', 'trial_id', 'session_group_name'),
+    'status': ('status', 'state', 'run_status'),
+    'learning_rate': (
+        *('optimizer_learning_rate', 'learning_rate', 'lr', 'peak_learning_rate', 'peak_lr'),
+        *('max_learning_rate', 'max_lr', 'base_lr', 'optimizer_lr', 'optim_lr', 'train_lr'),
+    ),
+    'final_loss': (
+        *('final_loss', 'final_val_loss', 'final_validation_loss', 'final_eval_loss', 'val_loss'),
+        *('valid_loss', 'validation_loss', 'eval_loss', 'loss_val', 'val_ce_loss', 'eval_ce_loss'),
+        *('test_loss', 'final_train_loss', 'train_loss', 'training_loss', 'loss'),
+    ),
+    'initial_loss': ('initial_loss', 'init_loss', 'initial_val_loss', 'loss_at_init'),
+    'parameters': (
+        *('parameters', 'non_embedding_parameters', 'non_embedding_params', 'num_parameters'),
+        *('num_params', 'n_params', 'n_parameters', 'nparams', 'param_count', 'parameter_count'),
+        *('params', 'model_parameters', 'model_params', 'model_size'),
+    ),
+    'seed': ('seed', 'random_seed', 'rng_seed', 'train_seed'),
+    'steps': ('steps', 'step', 'global_step', 'iterations', 'train_global_step'),
+    'tokens': ('tokens', 'tokens_seen', 'total_tokens', 'num_tokens', 'train_tokens'),
+    'seconds': ('seconds', 'runtime', '_runtime', 'duration', 'train_runtime'),
+    'model.width': ('model_width', 'width', 'd_model', 'n_embd', 'hidden_size', 'model_dim'),
+    'model.depth': (
+        *('model_depth', 'depth', 'n_layer', 'n_layers', 'num_layers', 'num_hidden_layers'),
+    ),
+    'schedule.steps': (
+        *('schedule_steps', 'total_steps', 'max_steps', 'train_steps', 'num_train_steps'),
+        *('num_steps', 'max_iters', 'total_iterations'),
+    ),
+    'schedule.warmup_steps': (
+        *('schedule_warmup_steps', 'warmup_steps', 'num_warmup_steps', 'warmup_iters'),
+        'lr_warmup_steps',
+    ),
+}
+_MEASURED = ('final_loss', 'initial_loss', 'steps', 'tokens', 'seconds')  # not settings
+# What has no single meaning: if several columns could be it and differ, the user must choose.
+ONE_MEANING = ('learning_rate', 'parameters', 'seed')
+
+# What per-step logs may have.
+CURVE_COLUMNS: dict[str, tuple[str, ...]] = {
+    'run': ('run', 'run_id', 'id', 'run_name', 'name', 'experiment', 'trial'),
+    'step': (
+        *('step', 'global_step', '_step', 'train_step', 'trainer_global_step', 'iteration'),
+        *('iter', 'steps', 'num_updates', 'update'),
+    ),
+    'loss': (
+        *('loss', 'train_loss', 'training_loss', 'train_ce_loss', 'train_cross_entropy', 'ce_loss'),
+        *('train_cross_entropy_loss', 'lm_loss', 'train_lm_loss', 'loss_train', 'learning_loss'),
+        'train_loss_step',
+    ),
+    'learning_rate': (
+        *('learning_rate', 'lr', 'train_learning_rate', 'train_lr', 'optimizer_lr', 'optim_lr'),
+        'current_learning_rate',
+    ),
+    'tokens': (
+        *('tokens', 'tokens_seen', 'total_tokens', 'num_tokens', 'train_tokens', 'consumed_tokens'),
+        *('throughput_total_tokens', 'train_total_tokens'),
+    ),
+    'seconds': ('seconds', '_runtime', 'runtime', 'relative_time_process'),
+    'tokens_per_second': ('tokens_per_second', 'tokens_per_sec', 'train_tokens_per_second'),
+    'gradient_norm': (
+        *('gradient_norm', 'grad_norm', 'train_grad_norm', 'train_gradient_norm'),
+        *('optim_total_grad_norm', 'total_grad_norm', 'global_grad_norm', 'grad_norm_total'),
+        *('gradients_norm', 'learning_grad_norm', 'grad_total_norm'),
+    ),
+    'log_z': ('log_z', 'logz', 'train_log_z', 'log_z_mean', 'mean_log_z', 'logsumexp'),
+    'output_logit_max': ('output_logit_max', 'max_output_logit', 'output_logits_max'),
+    'output_logit_mean': ('output_logit_mean', 'mean_output_logit', 'output_logits_mean'),
+}
+VALIDATION = (
+    *('val_loss', 'valid_loss', 'validation_loss', 'eval_loss', 'val_ce_loss', 'loss_val'),
+    *('eval_ce_loss', 'val_loss_step', 'final_loss', 'final_val_loss', 'test_loss'),
+)
+
+# Probes of a block: what is left of a name without the block's number -> our name.
+_BLOCK = re.compile(r'(?:^|_)(?:block|layer|blocks|layers|h|decoder_layer)_?([0-9]{1,4})(?:_|$)')
+_BLOCK_PROBES = {
+    'attention_logit_max': re.compile(
+        r'(max_?(attn|attention)_?(logits?|scores?)|(attn|attention)_?(logits?|scores?)_?max'
+        r'|(attn|attention)_max_?logits?|max_qk_logits?|qk_logits?_max)'
+    ),
+    'attention_logit_mean': re.compile(
+        r'(mean_?(attn|attention)_?logits?|(attn|attention)_?logits?_?mean)'
+    ),
+    'attention_entropy': re.compile(
+        r'((attn|attention)_?entropy(_mean)?|mean_?(attn|attention)_?entropy)'
+    ),
+    'attention_entropy_min': re.compile(r'((attn|attention)_?entropy_min)'),
+}
+_BITS = re.compile(r'(^|_)(bits?|bpb|bpc|bpt|bits_per_byte|ppl|perplexity)(_|$)')
+
+
+def key(column: str) -> str:
+  """A column's name for comparison: `config.Peak LR` -> `peak_lr`."""
+  for prefix in (*SETTINGS, *RESULTS):
+    column = column.removeprefix(prefix)
+  column = re.sub(r'([a-z0-9])([A-Z])', r'\1_\2', column)  # GradNorm
+  return re.sub(r'[^a-z0-9]+', '_', column.lower()).rstrip('_')
+
+
+def is_about(column: str) -> bool:
+  """Whether a column is a tool's own, about the run and not about its training."""
+  return column.startswith(_ABOUT) or key(column).lstrip('_') in _TOOL
+
+
+def is_result(column: str) -> bool:
+  """Whether a column was measured, by its prefix."""
+  return column.startswith(RESULTS)
+
+
+def mentions_bits(column: str) -> bool:
+  """Whether a loss seems not to be in nats, by its name."""
+  return _BITS.search(key(column)) is not None
+
+
+def candidates(name: str, columns: Iterable[str]) -> list[str]:
+  """The columns of a table of runs that could be `name`, the most likely first."""
+  found = []
+  for alias in RUN_COLUMNS[name]:
+    for column in columns:
+      wrong_kind = column.startswith(SETTINGS if name in _MEASURED else RESULTS)
+      is_step = key(column).lstrip('_') == alias and name in _MEASURED
+      if not wrong_kind and (key(column) == alias or is_step):
+        found.append(column)
+  return found
+
+
+def curve_name(column: str) -> str:
+  """The name under which a curve's metric is stored: a probe of ours, or the metric's own."""
+  plain = key(column)
+  for name, aliases in CURVE_COLUMNS.items():
+    if plain in aliases:
+      return name
+  block = _BLOCK.search(plain)
+  rest = plain[: block.start()] + '_' + plain[block.end() :] if block else plain
+  rest = re.sub('^(train|debug|stats|monitor|probe|model|transformer|self)_', '', rest.strip('_'))
+  for probe, pattern in _BLOCK_PROBES.items():
+    if pattern.fullmatch(rest):
+      return f'block_{int(block[1]) if block else 0}/{probe}'
+  return column
+
+
+def parse_map(entries: Iterable[str]) -> dict[str, str]:
+  """The mapping of --map: name -> column."""
+  found: dict[str, str] = {}
+  for entry in entries:
+    name, equals, column = entry.partition('=')
+    if not equals or not name or not column:
+      raise BadInput(f'--map={entry}: must be NAME=COLUMN')
+    if name in found:
+      raise BadInput(f'--map={entry}: {name} is given twice')
+    found[name] = column
+  return found
+
+
+def check_map(mapping: Mapping[str, str], columns: Collection[str]) -> None:
+  """Raises BadInput for a mapping of a column that no file has."""
+  for name, column in mapping.items():
+    if column not in columns:
+      raise BadInput(f'--map={name}={column}: no such column; {nearest(column, columns)}')
+
+
+def nearest(name: str, columns: Collection[str], shown: int = 12) -> str:
+  """The columns that there are, those with the most similar names first."""
+  def similarity(column: str) -> float:
+    return difflib.SequenceMatcher(None, key(name), key(column)).ratio()
+
+  ordered = sorted(columns, key=similarity, reverse=True)
+  more = f' and {len(ordered) - shown} more' if len(ordered) > shown else ''
+  return f'its columns, nearest first, are {", ".join(ordered[:shown])}{more}'

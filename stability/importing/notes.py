@@ -1,0 +1,72 @@
+"""Sentences on what was recognised in the files of other trainers."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from stability.importing import outcomes
+from stability.importing.arms import Arms
+from stability.importing.curves import Curve, Curves
+from stability.importing.options import Options
+from stability.importing.runs import Run, listed
+from stability.storage.run_files import Result
+
+
+def _count(number: int) -> str:
+  return f'{number} run' if number == 1 else f'{number} runs'
+
+
+def on_arms(arms: Arms, options: Options) -> list[str]:
+  """Which columns tell interventions apart, and why others do not."""
+  chosen = ', '.join(arms.columns.values()) or 'nothing'
+  notes = [f'arms: {chosen}' + ('' if options.group_by is not None else ' (or give --group_by)')]
+  by_reason: dict[str, list[str]] = {}
+  for column, reason in arms.rejected.items():
+    by_reason.setdefault(reason, []).append(column)
+  for reason, columns in by_reason.items():
+    notes.append(f'no arm: {listed(columns, 8)} ({reason})')
+  return notes
+
+
+def on_curves(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
+  """Which metrics the curves have, and what was left out; `matched` are the curves by row."""
+  notes = [f'curves: {_count(len(matched))}, {sum(len(c.steps) for c in matched.values()):,} rows']
+  mapped = [f'{name} is {column}' for column, name in curves.columns.items() if name != column]
+  if mapped:
+    notes.append(f'of the curves, {listed(mapped, 20)}')
+  kept = [name for column, name in curves.columns.items() if name == column]
+  if kept:
+    notes.append(f'kept under their own names: {listed(kept, 20)}')
+  if curves.left_out:
+    notes.append(f'columns of text, left out: {listed(curves.left_out, 8)}')
+  if restarted := [curve for curve in matched.values() if curve.repeated]:
+    rows = sum(curve.repeated for curve in restarted)
+    notes.append(f'{_count(len(restarted))} restarted; {rows:,} rows are replaced by later ones')
+  return notes
+
+
+def on_results(
+    runs: Sequence[Run],
+    results: Mapping[int, Result | None],
+    found: Mapping[str, str],
+    matched: Mapping[int, Curve],
+) -> list[str]:
+  """How states became statuses, and where losses come from; results and curves are by row."""
+  statuses = Counter(
+      (run.state or 'no state', result.status if result else 'no result yet')
+      for run in runs
+      for result in [results[run.row]]
+  )
+  notes = [f'status: {_count(n)} {state} -> {status}' for (state, status), n in statuses.items()]
+  if 'final_loss' not in found and matched:
+    name = next(filter(None, map(outcomes.validation, matched.values())), None)
+    late = f'the mean training loss of the last {outcomes.LATE:.0%} of steps'
+    notes.append(f'final_loss is {f"the last {name}" if name else late} of each curve')
+  if 'initial_loss' not in found and any(run.initial_loss is None for run in runs) and matched:
+    notes.append('initial_loss is the loss at step 0 or 1 of each curve')
+  empty = sum(
+      1 for r in runs if r.final_loss is None and results[r.row] and r.row not in matched
+      and results[r.row].status == 'diverged'
+  )
+  if empty:
+    notes.append(f'{_count(empty)} ended without a final loss: diverged')
+  return notes

@@ -1,0 +1,163 @@
+"""The outcomes of imported runs: statuses and losses, from a table or from a curve."""
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+
+from stability.errors import BadInput
+from stability.importing import columns as columns_lib
+from stability.importing.curves import Curve
+from stability.importing.options import Options
+from stability.importing.runs import Run
+from stability.storage.run_files import Result, final_status
+
+LATE = 0.05  # the fraction of steps whose training losses are averaged as the final loss
+# States of W&B, MLflow, TensorBoard, SLURM and others -> statuses; None: the run has no result.
+STATES: dict[str, str | None] = {
+    **dict.fromkeys(('finished', 'done', 'completed', 'complete', 'success', 'succeeded'), 'done'),
+    **dict.fromkeys(('diverged', 'nan'), 'diverged'),
+    **dict.fromkeys(('crashed', 'failed', 'error', 'errored', 'failure'), 'failed'),
+    **dict.fromkeys(('killed', 'stopped', 'cancelled', 'canceled', 'aborted'), 'stopped'),
+    **dict.fromkeys(('interrupted', 'terminated', 'timeout'), 'stopped'),
+    **dict.fromkeys(('running', 'preempted', 'preempting', 'pending', 'queued'), None),
+    **dict.fromkeys(('scheduled', 'waiting', 'starting', 'missing', 'started'), None),
+}
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The rows of metrics.jsonl."""
+
+  curve: Curve
+  step_unit: str  # steps or tokens
+
+  def to_text(self) -> str:
+    """The content of metrics.jsonl, column by column, since curves have millions of rows."""
+    order = ('loss', 'learning_rate', 'gradient_norm')
+    names = sorted(self.curve.values, key=lambda n: order.index(n) if n in order else len(order))
+    steps = self.curve.steps.tolist()
+    unit = ', "tokens": {0}' if self.step_unit == 'tokens' else ''
+    columns = [list(map(('{{"step": {0}' + unit).format, steps))]
+    for name in names:
+      values, start = self.curve.values[name], f', {json.dumps(name)}: '
+      is_null = np.isinf(values) | (self.is_diverged if name == 'loss' else False)
+      cells = [start + repr(value) for value in values.tolist()]
+      for row in np.flatnonzero(~np.isfinite(values)):
+        cells[row] = f'{start}null' if is_null[row] else ''
+      columns.append(cells)
+    return ''.join(f'{"".join(cells)}}}\n' for cells in zip(*columns, strict=True))
+
+  @property
+  def is_diverged(self) -> np.ndarray:
+    """The steps at which the loss is not a number because the run diverged.
+
+    After the last number, a loss that is not one means that the run diverged, unless the row is an
+    evaluation's. Before, the loss was not logged at this step.
+    """
+    loss = self.curve.values.get('loss')
+    if loss is None:
+      return np.zeros(len(self.curve.steps), bool)
+    found = ~np.isfinite(loss)
+    found[: _last_finite(loss) + 1] = False
+    for name, values in self.curve.values.items():
+      if columns_lib.key(name) in columns_lib.VALIDATION:
+        found &= ~np.isfinite(values)
+    return found
+
+
+def _last_finite(values: np.ndarray | None) -> int:
+  finite = np.flatnonzero(np.isfinite(values)) if values is not None else ()
+  return int(finite[-1]) if len(finite) else -1
+
+
+def result(
+    run: Run, curve: Curve | None, options: Options, *, has_final_losses: bool
+) -> Result | None:
+  """The outcome of a run; None if it goes on, or if nothing says how it ended.
+
+  Args:
+    run: the run in its table.
+    curve: its curve, if there is one.
+    options: the user's.
+    has_final_losses: whether the table has final losses: an empty one then means divergence.
+  """
+  state = re.sub('^status_', '', run.state.lower())
+  if state and state not in STATES:
+    allowed = ', '.join(STATES)
+    raise BadInput(f'{run.where}: status={run.state!r}: must be one of {allowed}, or empty')
+  status = STATES[state] if state else 'done'
+  if status is None:
+    return None
+  initial, final = run.initial_loss, run.final_loss
+  if initial is None and curve is not None:
+    initial = _first_loss(curve)
+  if final is None and curve is not None:
+    final = _last_loss(curve)
+  if status == 'done' and final is None and not has_final_losses:
+    return None
+  is_not_finite = final is not None and not math.isfinite(final)
+  if status in ('failed', 'stopped') and is_not_finite:
+    status = 'diverged'  # trainers often raise an error once the loss is not finite
+  if status in ('done', 'diverged') and initial is None:
+    raise BadInput(
+        f'{run.where}: has no initial loss, which LR sensitivity needs; give a column, a curve from'
+        ' step 0 or 1, or --initial_loss'
+    )
+  if status == 'done':
+    status = final_status(initial, math.nan if final is None else final)
+  return Result(
+      status,
+      initial_loss=initial,
+      final_loss=final if final is not None and math.isfinite(final) else None,
+      parameters=run.parameters,
+      steps=run.steps if run.steps is not None or curve is None else _last_step(curve, options),
+      tokens=run.tokens if run.tokens is not None or curve is None else _tokens(curve, options),
+      seconds=run.seconds,
+      error=f'{run.state} in {run.where}' if status == 'failed' else None,
+  )
+
+
+def validation(curve: Curve) -> str | None:
+  """The metric of a curve that is its validation loss; None if there is none."""
+  by_key = {columns_lib.key(name): name for name in curve.values}
+  return next((by_key[alias] for alias in columns_lib.VALIDATION if alias in by_key), None)
+
+
+def _first_loss(curve: Curve) -> float | None:
+  """The loss before training: at step 0 or 1."""
+  for name in filter(None, (validation(curve), 'loss')):
+    values = curve.values.get(name)
+    if values is not None:
+      for step, value in zip(curve.steps[:2], values[:2], strict=True):
+        if step <= 1 and math.isfinite(value):
+          return float(value)
+  return None
+
+
+def _last_loss(curve: Curve) -> float | None:
+  """The last validation loss, or the mean training loss of the last steps; NaN if it diverged."""
+  if Rows(curve, 'steps').is_diverged[-1]:
+    return math.nan
+  if (name := validation(curve)) is not None:
+    return float(curve.values[name][_last_finite(curve.values[name])])
+  loss = curve.values.get('loss')
+  if loss is None or not np.isfinite(loss).any():
+    return None
+  late = curve.steps > (1 - LATE) * curve.steps[-1]
+  late[_last_finite(loss)] = True
+  return float(loss[late & np.isfinite(loss)].mean())
+
+
+def _last_step(curve: Curve, options: Options) -> int | None:
+  return None if options.step_unit == 'tokens' else int(curve.steps[-1])
+
+
+def _tokens(curve: Curve, options: Options) -> int | None:
+  if options.step_unit == 'tokens':
+    return int(curve.steps[-1])
+  tokens = curve.values.get('tokens')
+  return None if tokens is None or not np.isfinite(tokens).any() else int(np.nanmax(tokens))

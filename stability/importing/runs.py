@@ -1,0 +1,218 @@
+"""The rows of a table of runs: learning rate, size, seed, state and losses."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stability import same_number
+from stability.errors import BadInput
+from stability.importing import columns as columns_lib
+from stability.importing.options import MAX_LOSS, Options
+from stability.importing.tables import Table, parse_number
+
+# Settings of our configs that are read if a table has them; their values are whole numbers.
+FIELDS = (
+    *('model.width', 'model.depth', 'model.head_dim'),
+    *('schedule.steps', 'schedule.warmup_steps'),
+)
+_SUFFIXES = {'': 1, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
+_COUNT = re.compile(r'([0-9]+\.?[0-9]*(?:[eE]\+?[0-9]+)?)\s*([kKmMbBgGtT]?)')
+
+
+@dataclasses.dataclass
+class Run:
+  """A run as its table describes it. Losses are in nats; None: unknown."""
+
+  where: str  # file and line
+  row: int
+  name: str  # '' if the table has none
+  id: str
+  state: str  # as the table has it; '' if it has none
+  learning_rate: float
+  seed: int
+  parameters: int | None
+  initial_loss: float | None
+  final_loss: float | None  # None: empty; not finite if the table says so
+  steps: int | None
+  tokens: int | None
+  seconds: float | None
+  fields: dict[str, Any]  # FIELDS that the table has, and the arms
+
+
+def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]]:
+  """Which column of a table of runs has what: name -> column; and sentences on the choices."""
+  found = {name: c for name, c in options.mapping.items() if c in table.columns}
+  notes = []
+  free = [c for c in table.columns if c not in found.values()]
+  for name in columns_lib.RUN_COLUMNS:
+    if name in found:
+      continue
+    columns = columns_lib.candidates(name, free)
+    if not columns:
+      continue
+    if name in columns_lib.ONE_MEANING and len(columns) > 1 and _differ(table, columns):
+      raise BadInput(
+          f'{table.source}: {", ".join(columns)} could each be {name}; choose with'
+          f' --map={name}=COLUMN'
+      )
+    found[name] = columns[0]
+    free.remove(columns[0])
+    others = [c for c in columns[1:] if c in free]
+    if others and name == 'final_loss':
+      notes.append(f'final_loss is {columns[0]}, not {", ".join(others)}')
+  if 'learning_rate' not in found:
+    raise BadInput(
+        f'{table.source}: has no column learning_rate;'
+        f' {columns_lib.nearest("learning_rate", table.columns)}; name it with'
+        ' --map=learning_rate=COLUMN'
+    )
+  for name in ('final_loss', 'initial_loss'):
+    column = found.get(name, '')
+    if options.loss_unit is None and columns_lib.mentions_bits(column):
+      raise BadInput(f'--loss_unit: missing; {column} may be in nats or in bits')
+  return found, notes
+
+
+def _differ(table: Table, columns: Iterable[str]) -> bool:
+  rows = zip(*(table.texts(column) for column in columns), strict=True)
+  return any(len({_comparable(cell) for cell in row}) > 1 for row in rows)
+
+
+def _comparable(text: str) -> Any:
+  number = parse_number(text)
+  return text if number is None or math.isnan(number) else number
+
+
+def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list[Run], list[str]]:
+  """The runs of a table, and sentences on those left out.
+
+  Args:
+    table: a row per run.
+    found: see recognise.
+    options: the user's.
+  """
+  count = len(table.lines)
+  numbers = {
+      name: table.numbers(column) if (column := found.get(name)) else [math.nan] * count
+      for name in ('learning_rate', 'seed', 'initial_loss', 'final_loss', 'tokens', 'seconds')
+  }
+  steps = table.numbers(found['steps']) if 'steps' in found else [math.nan] * count
+  texts = {
+      name: table.texts(column) if (column := found.get(name)) else [''] * count
+      for name in ('run', 'id', 'status')
+  }
+  represents = same_number.representatives(
+      float(rate) for rate in numbers['learning_rate'] if not math.isnan(rate)
+  )
+  found_runs, empty = [], []
+  for row in range(count):
+    rate = float(numbers['learning_rate'][row])
+    if math.isnan(rate):
+      empty.append(table.where(row))
+      continue
+    if not 0 < rate < math.inf:
+      raise table.error(row, found['learning_rate'], 'a number above 0')
+    initial = options.initial_loss
+    if initial is None:
+      initial = _loss(table, row, found, 'initial_loss', numbers)
+    final = _loss(table, row, found, 'final_loss', numbers)
+    found_runs.append(
+        Run(
+            where=table.where(row),
+            row=row,
+            name=texts['run'][row],
+            id=texts['id'][row],
+            state=texts['status'][row],
+            learning_rate=represents[rate],
+            seed=_whole(table, row, found, 'seed', numbers['seed'][row]) or 0,
+            parameters=_parameters(table, row, found),
+            initial_loss=None if initial is None else initial * options.nats,
+            final_loss=None if final is None else final * options.nats,
+            steps=_counter(steps[row]),
+            tokens=_counter(numbers['tokens'][row]),
+            seconds=None if not math.isfinite(numbers['seconds'][row]) else numbers['seconds'][row],
+            fields=_fields(table, row, found),
+        )
+    )
+  if not found_runs:
+    raise BadInput(f'{table.source}: {found["learning_rate"]} is empty in every row')
+  notes = [f'left out, without a learning rate: {listed(empty)}'] if empty else []
+  return found_runs, notes
+
+
+def listed(items: Sequence[str], shown: int = 3) -> str:
+  """The first items, and how many more there are."""
+  more = f' and {len(items) - shown} more' if len(items) > shown else ''
+  return ', '.join(items[:shown]) + more
+
+
+def _loss(
+    table: Table, row: int, found: Mapping[str, str], name: str, numbers: Mapping[str, Any]
+) -> float | None:
+  """A loss; None if the cell is empty."""
+  if name not in found or not table.text(found[name], row):
+    return None
+  loss = float(numbers[name][row])
+  if abs(loss) > MAX_LOSS and (name == 'initial_loss' or loss < 0 or loss != math.inf):
+    raise table.error(row, found[name], f'a number from -{MAX_LOSS:g} to {MAX_LOSS:g}')
+  if name == 'initial_loss' and math.isnan(loss):
+    return None
+  return loss
+
+
+def _whole(
+    table: Table, row: int, found: Mapping[str, str], name: str, number: float
+) -> int | None:
+  if math.isnan(number):
+    return None
+  if not (0 <= number < 2**53 and number % 1 == 0):
+    raise table.error(row, found[name], 'a whole number from 0 to 2^53')
+  return int(number)
+
+
+def _counter(number: float) -> int | None:
+  return int(number) if math.isfinite(number) and number >= 0 else None
+
+
+def _parameters(table: Table, row: int, found: Mapping[str, str]) -> int | None:
+  """A parameter count such as 124439808, 1.2e8 or 124M; None if the cell is empty."""
+  if 'parameters' not in found:
+    return None
+  text = table.text(found['parameters'], row)
+  if math.isnan(math.nan if (number := parse_number(text)) is None else number):
+    match = _COUNT.fullmatch(text)
+    if match is None and number is not None:
+      return None
+    if match is None:
+      raise table.error(row, found['parameters'], 'a number of parameters, such as 124M')
+    number = float(match[1]) * _SUFFIXES[match[2].upper().replace('G', 'B')]
+  if not 1 <= number < 2**53:
+    raise table.error(row, found['parameters'], 'a number of parameters from 1 to 2^53')
+  return round(number)
+
+
+def _fields(table: Table, row: int, found: Mapping[str, str]) -> dict[str, int]:
+  values = {}
+  for name in FIELDS:
+    if name in found and (text := table.text(found[name], row)):
+      number = parse_number(text)
+      if number is None:
+        raise table.error(row, found[name], 'a whole number from 0 to 2^53')
+      whole = _whole(table, row, found, name, number)
+      if whole is not None:
+        values[name] = whole
+  return values
+
+
+def check_fields(runs: Iterable[Run], notes: list[str]) -> None:
+  """Removes the fields that only some of the runs have."""
+  runs = list(runs)
+  for name in FIELDS:
+    having = [run for run in runs if name in run.fields]
+    if having and len(having) < len(runs):
+      notes.append(f'{name} is left out: {len(runs) - len(having)} runs lack it')
+      for run in having:
+        del run.fields[name]
+

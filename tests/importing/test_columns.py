@@ -1,0 +1,56 @@
+import pytest
+
+from stability.errors import BadInput
+from stability.importing import columns
+
+
+@pytest.mark.parametrize(
+    ('column', 'name'),
+    [
+        ('train/loss', 'loss'),
+        ('train_loss', 'loss'),
+        ('grad_norm', 'gradient_norm'),
+        ('optim/total_grad_norm', 'gradient_norm'),
+        ('max_attn_logit', 'block_0/attention_logit_max'),
+        ('attn_logits_max', 'block_0/attention_logit_max'),
+        ('debug/layers.3.attention_logit_max', 'block_3/attention_logit_max'),
+        ('layer_11/max_attention_logits', 'block_11/attention_logit_max'),
+        ('block_2/attention_logit_max', 'block_2/attention_logit_max'),
+        ('blocks/1/attn_entropy', 'block_1/attention_entropy'),
+        ('logZ', 'log_z'),
+        ('log_z', 'log_z'),
+        ('trainer/global_step', 'step'),
+        ('z_loss', 'z_loss'),
+        ('max_logit', 'max_logit'),  # of attention or of the output
+        ('val/loss', 'val/loss'),
+    ],
+)
+def test_names_of_metrics(column, name):
+  assert columns.curve_name(column) == name
+
+
+def test_learning_rate_of_a_run_is_no_measurement():
+  # The last value of the schedule is not the peak.
+  assert columns.candidates('learning_rate', ['summary.lr', 'metrics.lr']) == []
+  assert columns.candidates('learning_rate', ['summary.lr', 'config.lr']) == ['config.lr']
+  assert columns.candidates('final_loss', ['config.loss', 'summary.val/loss', 'metrics.loss']) == [
+      'summary.val/loss',
+      'metrics.loss',
+  ]
+
+
+@pytest.mark.parametrize(
+    ('column', 'is_unclear'),
+    [('val_bpb', True), ('eval/bits_per_byte', True), ('ppl', True), ('val_loss', False)],
+)
+def test_bits(column, is_unclear):
+  assert columns.mentions_bits(column) == is_unclear
+
+
+def test_map():
+  assert columns.parse_map(['a=b=c']) == {'a': 'b=c'}
+  for wrong in (['a'], ['=b'], ['a='], ['a=b', 'a=c']):
+    with pytest.raises(BadInput, match='--map='):
+      columns.parse_map(wrong)
+  with pytest.raises(BadInput, match='nearest first, are peak_lr, loss'):
+    columns.check_map({'learning_rate': 'peak_l'}, ['loss', 'peak_lr'])

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+
+from stability.errors import BadInput
+from stability.importing import curves
+from stability.importing.options import Options
+
+NAN = np.nan
+
+
+def read(path, **options):
+  return curves.read(path, Options(**options))
+
+
+def write(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  return path
+
+
+def losses(curve):
+  return dict(zip(curve.steps.tolist(), curve.values['loss'].tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ('steps', 'kept'),
+    [
+        ([0, 1, 2, 3], [0, 1, 2, 3]),
+        ([3, 2, 1, 0], [3, 2, 1, 0]),  # newest first
+        ([2, 3, 0, 1], [2, 3, 0, 1]),  # two parts, swapped
+        ([0, 5, 10, 15, 4, 9, 14], [0, 4, 5, 6]),  # a restart at step 4 at other steps
+        ([0, 1, 2, 3, 2, 3], [0, 1, 4, 5]),  # a restart that repeats steps
+        ([0, 1, 1, 2], [0, 2, 3]),  # the later row of a step
+    ],
+)
+def test_tidy(steps, kept):
+  curve = curves.tidy(np.array(steps), {'loss': np.arange(len(steps), dtype=float)})
+  assert losses(curve) == {steps[row]: float(row) for row in sorted(kept, key=lambda r: steps[r])}
+  assert list(curve.steps) == sorted(curve.steps)
+
+
+def test_rows_of_one_step_are_merged():
+  # W&B logs training and validation in two rows.
+  values = {'loss': np.array([1, NAN, 2]), 'val_loss': np.array([NAN, 3, NAN])}
+  curve = curves.tidy(np.array([0, 0, 1]), values)
+  np.testing.assert_array_equal(curve.values['val_loss'], [3, NAN])
+  assert losses(curve) == {0: 1.0, 1: 2.0}
+
+
+def test_wide(tmp_path):
+  path = write(
+      tmp_path / 'chart.csv',
+      'Step,a - x - train/loss,a - x - train/loss__MIN,b - train/loss\n0,5,4,\n10,3,2,6\n20,,,4\n',
+  )
+  found = read(path).by_run
+  assert losses(found[('a - x',)]) == {0: 5.0, 10: 3.0}
+  assert losses(found[('b',)]) == {10: 6.0, 20: 4.0}
+
+
+def test_folder(tmp_path):
+  write(tmp_path / 'logs' / 'a.jsonl', '{"step": 0, "loss": 5}\n{"step": 1, "loss": 4}\n')
+  write(tmp_path / 'logs' / 'b' / 'metrics.csv', 'step,loss\n0,3\n1,2\n')
+  found = read(tmp_path / 'logs')
+  by_name = {name: curve for names, curve in found.by_run.items() for name in names}
+  assert losses(by_name['a']) == {0: 5.0, 1: 4.0} and losses(by_name['b']) == {0: 3.0, 1: 2.0}
+  assert len(found.files) == 2
+
+
+def test_event_files(tmp_path):
+  pytest.importorskip('tensorboard')
+  from tensorboardX import SummaryWriter
+
+  with SummaryWriter(str(tmp_path / 'a')) as writer:
+    for step in range(3):
+      writer.add_scalar('train/loss', 5 - step, step)
+      writer.add_scalar('layers.1.max_attn_logit', step, step)
+    writer.add_text('note', 'text', 0)
+  ((names, curve),) = read(tmp_path).by_run.items()
+  assert 'a' in names and losses(curve) == {0: 5.0, 1: 4.0, 2: 3.0}
+  assert list(curve.values['block_1/attention_logit_max']) == [0, 1, 2]
+
+
+def test_metrics_in_separate_files(tmp_path):
+  write(tmp_path / 'a' / 'train.csv', 'step,loss\n0,5\n10,4\n20,3\n')
+  write(tmp_path / 'a' / 'val.csv', 'step,val_loss\n0,6\n20,4\n')
+  # The names of one file are not those of the other: the folder's name is in both.
+  found = read(tmp_path).by_run
+  assert [set(curve.values) for curve in found.values()] == [{'loss'}, {'val_loss'}]
+
+
+def test_a_restart_in_a_chart_export(tmp_path):
+  text = 'Step,a - loss,a - grad_norm\n0,5,1\n1,4,1\n2,9,9\n1,3,2\n2,2,2\n'
+  ((_, curve),) = read(write(tmp_path / 'a.csv', text)).by_run.items()
+  assert losses(curve) == {0: 5.0, 1: 3.0, 2: 2.0} and curve.repeated == 2
+  assert list(curve.values['gradient_norm']) == [1, 2, 2]
+
+
+def test_bits_become_nats(tmp_path):
+  path = write(tmp_path / 'a.csv', 'step,loss,val_loss,grad_norm\n0,1,2,3\n1,1,2,3\n')
+  (curve,) = read(path, loss_unit='bits').by_run.values()
+  found = {name: values[0] for name, values in curve.values.items()}
+  assert found == {'loss': np.log(2), 'val_loss': 2 * np.log(2), 'gradient_norm': 3.0}
+
+
+def test_mapping(tmp_path):
+  path = write(tmp_path / 'a.csv', 'when,ce,q\n0,1,2\n1,1,2\n')
+  mapping = {'step': 'when', 'loss': 'ce', 'block_0/attention_logit_max': 'q'}
+  (curve,) = read(path, mapping=mapping).by_run.values()
+  assert list(curve.values) == ['loss', 'block_0/attention_logit_max']
+
+
+def test_text_is_left_out(tmp_path):
+  path = write(tmp_path / 'a.csv', 'step,loss,phase\n0,1,train\n1,1,train\n')
+  assert read(path).left_out == ['phase']
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('step,loss\n0.5,1\n1,2\n', "line 2: step='0.5': must be a whole number"),
+        ('step,loss\n,1\n1,2\n', "line 2: step='': must be a whole number"),
+        ('step,loss\n0,1\n1,x\n', "line 3: loss='x': must be a number"),
+        ('step,loss,other\n0,1,2\n1,1,"1,000"\n', "line 3: other='1,000': must be a number"),
+        ('time,loss\n0,1\n1,2\n', 'has no column step; its columns, nearest first, are time, loss'),
+        ('tokens,loss\n0,1\n1,2\n', '--step_unit: missing'),
+        ('step,loss_bits\n0,1\n1,2\n', None),
+        ('step,val_loss\n5,1\n', 'has a single step of each run'),
+        ('step\n5\n', 'has no column of numbers'),
+    ],
+)
+def test_refused(tmp_path, text, message):
+  path = write(tmp_path / 'a.csv', text)
+  if message is None:
+    assert read(path).by_run
+  else:
+    with pytest.raises(BadInput, match=message):
+      read(path)
+
+
+def test_tokens(tmp_path):
+  path = write(tmp_path / 'a.csv', 'step,tokens,loss\n0,0,1\n1,512,2\n')
+  (curve,) = read(path, step_unit='tokens').by_run.values()
+  assert list(curve.steps) == [0, 512]

@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stability.errors import BadInput
+from stability.importing import tables
+
+
+def read(tmp_path, content, name='runs.csv'):
+  path = tmp_path / name
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  return tables.read(path)
+
+
+def test_byte_order_mark_and_mixed_line_ends(tmp_path):
+  table = read(tmp_path, b'\xef\xbb\xbflr,loss\r\n1,2\n\n3,4\r\n')
+  assert table.columns == {'lr': ['1', '3'], 'loss': ['2', '4']}
+  assert table.where(1).endswith('runs.csv, line 4')
+
+
+@pytest.mark.parametrize('separator', ['\t', ';'])
+def test_other_separators(tmp_path, separator):
+  assert read(tmp_path, f'a{separator}b\n1{separator}2\n').columns == {'a': ['1'], 'b': ['2']}
+
+
+def test_index_of_a_data_frame_is_dropped(tmp_path):
+  assert read(tmp_path, ',a\n0,1\n').columns == {'a': ['1']}
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('', 'contains no rows'),
+        ('a,b\n', 'contains no rows'),
+        ('0.1,2\n0.2,3\n', "has no header: '0.1'"),
+        ('a,a\n1,2\n', "more than one column 'a'"),
+        ('a,b\n1,2\n1\n', 'line 3: has 1 cells, the header 2'),
+        ('a,b\n"1,2\n', 'neither CSV nor JSON lines'),
+        ('[{"a": 1}]', 'is a JSON array'),
+        ('{"a": 1}\n{"a"\n{"a": 2}\n', 'line 2: is not JSON'),
+        (b'a\n\xff\n', 'neither CSV nor JSON lines'),
+    ],
+)
+def test_unreadable(tmp_path, content, message):
+  with pytest.raises(BadInput, match=message):
+    read(tmp_path, content)
+
+
+def test_json_lines(tmp_path):
+  table = read(tmp_path, '{"a": 1, "b": {"c": "x"}}\n{"a": NaN, "d": null}\n{"a": 3, "b"')
+  assert list(table.columns) == ['a', 'b.c', 'd']
+  assert table.columns['b.c'] == ['x', '']
+  np.testing.assert_array_equal(table.numbers('a'), [1, math.nan])
+
+
+@pytest.mark.parametrize(
+    'text', ['', 'nan', 'NaN', 'NAN', 'null', 'None', 'N/A', '#N/A', '-nan(ind)', '<NA>', ' nan ']
+)
+def test_spellings_of_nan(tmp_path, text):
+  table = read(tmp_path, f'a,b\n1,x\n{text},x\n')
+  np.testing.assert_array_equal(table.numbers('a'), [1, math.nan])
+
+
+@pytest.mark.parametrize('text', ['"1,000"', '"2,31"', '1.000.000', '1 000', '5%', 'x'])
+def test_no_number(tmp_path, text):
+  table = read(tmp_path, f'a\n1\n{text}\n')
+  with pytest.raises(BadInput, match=r'runs.csv, line 3: a=.*must be a number'):
+    table.numbers('a')
+
+
+def test_text_is_not_meant_as_a_number(tmp_path):
+  table = read(tmp_path, 'a,b,c\n,"1,000",x\ntrain,,2\n')
+  assert table.is_text('a') and not table.is_text('b') and table.is_text('c')
+
+
+def test_chunks_give_the_same_rows(tmp_path, monkeypatch):
+  monkeypatch.setattr(tables, 'CHUNK', 2)
+  table = read(tmp_path, '{"a": 1}\n{"a": 2}\n{"b": 3}\n')
+  assert table.columns == {'a': [1, 2, ''], 'b': ['', '', 3]}
+
+
+def test_frame():
+  table = tables.of_frame(pd.DataFrame({'seed': [1, None], 'on': [True, False]}), 'runs')
+  assert table.texts('seed') == ['1', ''] and table.texts('on') == ['True', 'False']
+  assert table.where(1) == 'runs, row 1'

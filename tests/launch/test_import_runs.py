@@ -1,0 +1,161 @@
+"""launch.import_runs, and the other programs on what it writes."""
+
+import json
+
+import pandas as pd
+import pytest
+
+import stability
+from launch import control, import_runs, predict, report, work
+from launch.common import app
+from stability.analysis import results as results_lib
+from stability.storage import run_files, sweeps
+
+SIZES, RATES = (9216, 36864, 147456), (1e-3, 1e-2, 1e-1)
+
+
+def run(program, *arguments):
+  command = ['program', *map(str, arguments)]
+  return app.execute(program.main, program.FLAGS, command, words=program is control)
+
+
+def export(**change):
+  """A table as W&B exports it."""
+  rows = [
+      {
+          'Name': f'{size}-{norm}-{rate}',
+          'State': 'finished',
+          'config.lr': rate,
+          'config.num_params': size,
+          'config.qk_norm': norm,
+          'summary.val/loss': 2 + rate * (30 if norm else 1),
+      }
+      for size in SIZES
+      for norm in (False, True)
+      for rate in RATES
+  ]
+  return pd.DataFrame(rows).assign(**change)
+
+
+def logs(runs, steps=(0, 10, 20)):
+  rows = [
+      {'run': name, '_step': step, 'train/loss': 5 - step / 10, 'max_attn_logit': step + 1.0}
+      for name in runs['Name']
+      for step in steps
+  ]
+  return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def files(tmp_path):
+  runs = export()
+  runs.to_csv(tmp_path / 'runs.csv', index=False)
+  logs(runs).to_csv(tmp_path / 'logs.csv', index=False)
+  return tmp_path
+
+
+def import_(folder, *flags):
+  return run(import_runs, f'--runs={folder / "runs.csv"}', f'--curves={folder / "logs.csv"}',
+             f'--workdir={folder / "w"}', *flags)  # fmt: skip
+
+
+def test_programs_read_an_imported_workdir(files, capsys):
+  workdir = files / 'w'
+  assert import_(files) == 0
+  assert 'learning_rate is the column config.lr' in capsys.readouterr().out
+  stored = json.loads((workdir / 'sweep.json').read_text())
+  assert stored['origin'] == 'imported' and len(stored['sources']['files']) == 2
+  assert run(report, f'--workdir={workdir}') == 0
+  table = pd.read_csv(workdir / 'report' / 'lr_sensitivity.csv')
+  assert list(table['parameters'].unique()) == list(SIZES)
+  assert set(table['qk_norm']) == {True, False}
+  claims = pd.read_csv(workdir / 'report' / 'claims.csv')
+  assert (claims['n'] == 0).all()  # nothing is judged on what is not known
+  assert run(predict, f'--workdir={workdir}', '--target=4.8B') == 0
+  assert run(control, f'--workdir={workdir}') == 0
+  name = '9216-False-0.001'
+  capsys.readouterr()
+  assert run(control, f'--run={workdir / "runs" / name}') == 0
+  assert 'step 20 of 20' in capsys.readouterr().out
+  curves = results_lib.load_curves(workdir)
+  assert curves[results_lib.LOGIT].max() == 21.0
+
+
+def test_configs_are_not_completed(files):
+  import_(files)
+  config = sweeps.read_sweep(files / 'w').runs['9216-False-0.001']
+  assert config == {'qk_norm': 'False', 'optimizer': {'learning_rate': 0.001}, 'seed': 0}
+
+
+def test_training_is_refused(files, capsys):
+  import_(files)
+  workdir = files / 'w'
+  for program, *flags in (
+      (work, f'--workdir={workdir}'),
+      (control, f'--run={workdir}/runs/9216-False-0.001', 'stop'),
+  ):
+    capsys.readouterr()
+    assert run(program, *flags) == 2
+    assert 'were imported and cannot be trained here' in capsys.readouterr().err
+
+
+def test_update(files, capsys):
+  runs = export()
+  runs.loc[0, 'State'] = 'running'
+  runs.iloc[:-1].to_csv(files / 'runs.csv', index=False)
+  logs(runs.iloc[:-1], (0, 10)).to_csv(files / 'logs.csv', index=False)
+  assert import_(files) == 0
+  first = files / 'w' / 'runs' / runs.loc[0, 'Name']
+  assert run_files.read_result(first) is None and len(run_files.read_metrics(first)) == 2
+  export().to_csv(files / 'runs.csv', index=False)
+  logs(runs).to_csv(files / 'logs.csv', index=False)
+  assert import_(files) == 0
+  assert run_files.read_result(first).status == 'done'
+  assert len(run_files.read_metrics(first)) == 3
+  assert len(sweeps.read_sweep(files / 'w').runs) == len(runs)
+  for changed, message in (
+      (export().iloc[1:], 'is no longer among them'),
+      (export(**{'config.num_params': 7}), 'have the same parameters'),
+      (export(**{'config.lr': [*RATES[::-1]] * 6}), 'had optimizer.learning_rate=0.001, now 0.1'),
+  ):
+    changed.to_csv(files / 'runs.csv', index=False)
+    before = (files / 'w' / 'sweep.json').read_bytes()
+    capsys.readouterr()
+    assert import_(files) == 2
+    assert message in capsys.readouterr().err
+    assert (files / 'w' / 'sweep.json').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--loss_unit=hartleys'], 'must be nats or bits'),
+        (['--step_unit=epochs'], 'must be steps or tokens'),
+        (['--map=x'], 'must be NAME=COLUMN'),
+        (['--map=seed=sed'], '--map=seed=sed: no such column'),
+        (['--group_by=nothing'], 'has no such column'),
+        (['--initial_loss=nan'], 'must be a number from'),
+    ],
+)
+def test_bad_flags(files, capsys, flags, message):
+  assert import_(files, *flags) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count('\n') == 1
+  assert not (files / 'w').exists()
+
+
+def test_other_folders_are_refused(files, capsys):
+  (files / 'w').mkdir()
+  (files / 'w' / 'notes.txt').write_text('')
+  assert import_(files) == 2
+  assert 'is not empty and holds no runs' in capsys.readouterr().err
+  assert run(import_runs, f'--workdir={files / "v"}') == 2
+  assert '--runs, --curves: one of them must be given' in capsys.readouterr().err
+
+
+def test_from_frames():
+  runs = export()
+  experiment = stability.from_frames(runs, logs(runs))
+  assert len(experiment.lr_sensitivity()) == 2 * len(SIZES)
+  assert len(experiment.curves()) == 3 * len(runs)
+  assert experiment.runs['status'].eq('done').all()
