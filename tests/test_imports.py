@@ -20,6 +20,7 @@ ALLOWED = {
     'control': {'config', 'errors', 'storage'},
     'model': {'variants'},
     'optim': {'model', 'variants'},
+    'probes': set(),
     'step': {'data', 'model', 'optim', 'variants'},
     'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage', 'variants'},
     'trainer': {'config', 'control', 'devices', 'errors', 'settings', 'step', 'storage'},

@@ -124,8 +124,10 @@ def loss_above_past(history: History) -> float:
   """
   loss = finite(history.row, 'loss')
   decrease = history.first_loss - history.lowest_loss
-  if len(history.losses) < SMOOTHED_LOSSES or math.isnan(loss) or decrease <= 0:
+  if len(history.losses) < SMOOTHED_LOSSES or math.isnan(loss):
     return math.nan
+  if decrease <= 0:
+    return 0.0  # there is nothing to lose
   now = _mean([*list(history.losses)[1 - SMOOTHED_LOSSES :], loss])
   least = NOISE_DECREASE * LOSS_NOISE * abs(history.first_loss)
   return (now - history.lowest_loss) / max(decrease, least)

@@ -53,7 +53,7 @@ def test_loss_above_past():
 
 
 def test_loss_above_past_without_decrease():
-  assert math.isnan(rules.loss_above_past(history(1.0, 1.0, 2.0, 3.0)))
+  assert rules.loss_above_past(history(1.0, 1.0, 2.0, 3.0)) == 0
 
 
 def test_loss_above_past_is_not_noise():
