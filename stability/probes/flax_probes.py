@@ -230,8 +230,18 @@ def _row(sown: Mapping[str, Any]) -> Row:
   logits, outputs = [], []
   for (*path, name), values in sorted(flat.items(), key=lambda item: _natural(item[0])):
     kind, found = (structure.Logits, logits) if name == _LOGITS else (structure.Output, outputs)
-    found += [kind(tuple(path), *value) for value in values]
+    for value in values:
+      found += [kind(*layer) for layer in _layers(tuple(path), value)]
   return structure.row(logits, outputs, jnp.maximum)
+
+
+def _layers(path: Path, value: tuple) -> Iterator[tuple]:
+  """Yields (path, *value); under nn.scan, those of each layer, with its number in the path."""
+  if jnp.ndim(value[0]) == 0:
+    yield path, *value
+  else:
+    for layer in range(len(value[0])):
+      yield (path[0], str(layer), *path[1:]), *(x[layer] for x in value)
 
 
 def _natural(path: Path) -> list[list[str | int]]:

@@ -186,6 +186,40 @@ def test_under_jit_and_grad(block):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), grads, plain[1])
 
 
+def test_scanned_layers():
+  """They have the numbers that they would have as modules of their own."""
+
+  class Layer(Block):
+    @nn.compact
+    def __call__(self, x, _):
+      return super().__call__(x), None
+
+  class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      axes = {'params': 0, flax_probes.COLLECTION: 0}
+      scan = nn.scan(Layer, variable_axes=axes, split_rngs={'params': True}, length=3)
+      return scan(fused(), name='layers')(x, None)[0]
+
+  class Looped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      for number in range(3):
+        x = Block(fused(), name=f'layers_{number}')(x)
+      return x
+
+  x = jax.random.normal(jax.random.key(1), (B, T, D))
+  params = Scanned().init(jax.random.key(0), x)['params']
+  _, row = flax_probes.apply(Scanned(), {'params': params}, x)
+  each = {
+      f'layers_{n}': jax.tree.map(lambda p, n=n: p[n], params['layers']) for n in range(3)
+  }
+  _, expected = flax_probes.apply(Looped(), {'params': each}, x)
+  assert {name: float(v) for name, v in row.items()} == pytest.approx(
+      {name: float(v) for name, v in expected.items()}, rel=1e-4
+  )
+
+
 def test_activations_and_log_z():
   model = Model()
   params = variables(model)
