@@ -354,3 +354,21 @@ def test_monitor_lacks_nothing():
       optimizer.step()
     monitor.observe({'step': step, 'loss': loss, **row})
   assert monitor.lacking == {}
+
+
+@pytest.mark.parametrize('name', ['AdamW', 'Muon', 'NAdam'])
+def test_decoupled_weight_decay_is_no_update(name):
+  if not hasattr(torch.optim, name):
+    pytest.skip(f'this PyTorch has no {name}')
+  found = []
+  for decay in (0.0, 0.5):
+    options = {'decoupled_weight_decay': True} if name == 'NAdam' else {}
+    model = Model()
+    optimizer = getattr(torch.optim, name)(
+        [block.mlp.weight for block in model.h], 1e-2, weight_decay=decay, **options
+    )
+    with torch_probes.measure(model, optimizer) as row:
+      model(tokens())[1].backward()
+      optimizer.step()
+    found.append(row['update_rms/h/0/mlp/weight'])
+  assert found[0] > 0 and found[1] == pytest.approx(found[0], rel=1e-3)
