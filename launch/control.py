@@ -154,6 +154,7 @@ def _description(run: Path) -> Iterator[str]:
     for alarm in alarms[-MAX_SHOWN:]:
       precision = f'{alarm.precision:.0%} of such runs were unstable'
       yield f'  step {alarm.step}: {alarm.message} ({precision})'
+  if alarms and alarms[-1].suggestions:  # imported runs have none
     yield '\nwhat may help'
     for action in alarms[-1].suggestions:
       yield f'  {action}'

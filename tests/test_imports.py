@@ -21,6 +21,7 @@ ALLOWED = {
     'importing': {'config', 'errors', 'same_number', 'storage'},
     'model': {'variants'},
     'optim': {'model', 'variants'},
+    'probes': set(),
     'step': {'data', 'model', 'optim', 'variants'},
     'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage', 'variants'},
     'trainer': {'config', 'control', 'devices', 'errors', 'settings', 'step', 'storage'},

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stability.analysis import instability
+from stability.analysis import alarm_replay, instability
 from stability.analysis import results as results_lib
-from stability.control.alarms import Monitor
 from stability.control.rules import RULES, Rule
 from stability.storage import run_files
 
@@ -22,10 +21,8 @@ def first_alarms(workdir: Path, runs: list[str], rules: Sequence[Rule] = RULES) 
   """
   steps = pd.DataFrame(np.nan, runs, [rule.name for rule in rules])
   for name in runs:
-    monitor = Monitor(rules)
-    for row in run_files.read_metrics(run_files.run_dir(workdir, name)):
-      for alarm in monitor.observe(row):
-        steps.loc[name, alarm.rule] = alarm.step
+    for alarm in alarm_replay.replay(run_files.run_dir(workdir, name), rules).alarms:
+      steps.loc[name, alarm.rule] = alarm.step
   return steps.assign(**{ANY: steps.min(axis='columns')})
 
 

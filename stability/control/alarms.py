@@ -80,23 +80,26 @@ class Monitor:
         print(alarm.step, alarm.rule, alarm.message)
 
   Each rule raises one alarm, at the first row that breaks it; `rearm` lets all rules raise alarms
-  again. After a return to an earlier checkpoint, start a new monitor.
+  again. After a return to an earlier checkpoint, start a new monitor. Memory does not grow with the
+  number of rows.
 
   A row is a mapping from names to numbers, of which only `step` (updates made) is required. Rows
   may come at any interval, several of them at one step, and a rule ignores a row without the values
-  that it reads:
+  that it reads (`lacking` lists the rules that could not be applied so far):
 
     loss                          mean loss of the batch: loss_spike, loss_above_past
     block_*/attention_logit_max   largest query-key product of a block after the scaling by
                                   1/sqrt(head dim), before soft cap and mask: attention_logit,
                                   attention_logit_course
-    block_*/output_rms            RMS of the residual stream after a block: residual_growth
+    block_*/output_rms            RMS of the residual stream after a block: residual_growth, from a
+                                  row at step 0 or 1 if there is one
     log_z                         mean log of the softmax normaliser of the output: log_z_drift
     gradient_over_eps/*           RMS of a parameter's gradient over AdamW's eps: gradient_under_eps
     update_rms/*                  RMS of a parameter's update, before learning rate and weight
                                   decay: update_collapse
 
-  The rule non_finite reads every value; None counts as not finite. The limits were chosen for runs
+  The rule non_finite reads every value; None counts as not finite. stability/probes measures all of
+  these in PyTorch and Flax models. The limits were chosen for runs
   of this package: other models may need other rules (stability/control/rules.py).
   """
 
@@ -104,11 +107,17 @@ class Monitor:
     self._rules = tuple(rules)
     self._history = History()
     self._fired: set[str] = set()
+    self._applied: set[str] = set()  # names of the rules whose measure has had a value
 
   @property
   def last_row(self) -> Row:
     """The last row; empty before the first one."""
     return self._history.row
+
+  @property
+  def lacking(self) -> dict[str, str]:
+    """The rules that no row so far could break, by name, and what each needs."""
+    return {rule.name: rule.needs for rule in self._rules if rule.name not in self._applied}
 
   def observe(self, row: Row) -> list[Alarm]:
     """Adds the next row; returns the alarms that it raises.
@@ -121,6 +130,8 @@ class Monitor:
     raised = []
     for rule in self._rules:
       value = math.nan if rule.name in self._fired else rule.measure(self._history)
+      if not math.isnan(value):
+        self._applied.add(rule.name)
       if value > rule.limit:
         self._fired.add(rule.name)
         message = rule.message.format(value=value, limit=rule.limit)

@@ -21,8 +21,11 @@ SMOOTHED_LOSSES = 3  # number of losses averaged in a smoothed loss
 SPIKE_LOSSES = 20  # maximum number of earlier losses that a loss is compared with
 SPIKE_MIN_LOSSES = 8  # minimum number of earlier losses
 LOSS_NOISE = 0.02  # minimum relative scatter of losses, as batches differ by chance
+NOISE_DECREASE = 10  # minimum decrease of the loss, in units of this scatter, to take a fraction of
 TREND_PROBES = 3  # number of probes that the trend of attention logits is fitted to
+TREND_SPACING = 1.02  # minimum ratio of the steps of these probes: closer ones differ by chance
 TREND_FACTOR = 2.0  # the trend is extrapolated to this many times the current step
+INITIAL_STEP = 1  # a row up to this step shows the model before training
 
 
 class History:
@@ -37,8 +40,9 @@ class History:
     self.lowest_loss = math.inf  # lowest smoothed loss before the last row
     # Finite losses before the last row.
     self.losses: collections.deque[float] = collections.deque(maxlen=SPIKE_LOSSES)
-    # (step, highest attention logit) of the last probes.
+    # (step, highest attention logit) of the last probes that are TREND_SPACING apart.
     self.logits: collections.deque[tuple[int, float]] = collections.deque(maxlen=TREND_PROBES)
+    self.initial_output_rms = 0.0  # largest RMS of a block's output before training, if logged
     self.first_log_z = math.nan
     self.largest_updates: dict[str, float] = {}  # key of a parameter's update RMS -> largest so far
 
@@ -51,12 +55,23 @@ class History:
     self.row = row
     if math.isnan(self.first_loss):
       self.first_loss = finite(row, 'loss')
-    if _has_probe(row, 'attention_logit_max'):
-      self.logits.append((row['step'], highest(row, 'attention_logit_max')))
+    logit = highest(row, 'attention_logit_max')
+    if not math.isnan(logit):
+      self._add_logit(row['step'], logit)
+    output_rms = highest(row, 'output_rms')
+    if row['step'] <= INITIAL_STEP and not math.isnan(output_rms):
+      self.initial_output_rms = max(self.initial_output_rms, output_rms)
     if math.isnan(self.first_log_z):
       self.first_log_z = finite(row, 'log_z')
     for key, rms in _with_prefix(row, 'update_rms/'):
       self.largest_updates[key] = max(self.largest_updates.get(key, 0.0), rms)
+
+  def _add_logit(self, step: int, logit: float) -> None:
+    last, highest_then = self.logits[-1] if self.logits else (-1, math.nan)
+    if step == last:  # a row for each block
+      self.logits[-1] = step, max(highest_then, logit)
+    elif step >= last * TREND_SPACING:
+      self.logits.append((step, logit))
 
 
 def finite(row: Row, key: str) -> float:
@@ -70,10 +85,6 @@ def _with_prefix(row: Row, prefix: str) -> Iterator[tuple[str, float]]:
   for key, value in row.items():
     if key.startswith(prefix) and value is not None and math.isfinite(value):
       yield key, value
-
-
-def _has_probe(row: Row, probe: str) -> bool:
-  return any(key.startswith('block_') and key.endswith(f'/{probe}') for key in row)
 
 
 def _smoothed(losses: collections.deque[float]) -> float:
@@ -107,13 +118,19 @@ def loss_spike(history: History) -> float:
 
 
 def loss_above_past(history: History) -> float:
-  """The fraction of the smoothed loss's earlier decrease that has been lost again."""
+  """The fraction of the smoothed loss's earlier decrease that has been lost again.
+
+  A decrease as small as the scatter of losses counts as NOISE_DECREASE times that scatter.
+  """
   loss = finite(history.row, 'loss')
   decrease = history.first_loss - history.lowest_loss
-  if len(history.losses) < SMOOTHED_LOSSES or math.isnan(loss) or decrease <= 0:
+  if len(history.losses) < SMOOTHED_LOSSES or math.isnan(loss):
     return math.nan
+  if decrease <= 0:
+    return 0.0  # there is nothing to lose
   now = _mean([*list(history.losses)[1 - SMOOTHED_LOSSES :], loss])
-  return (now - history.lowest_loss) / decrease
+  least = NOISE_DECREASE * LOSS_NOISE * abs(history.first_loss)
+  return (now - history.lowest_loss) / max(decrease, least)
 
 
 def attention_logit(history: History) -> float:
@@ -127,7 +144,7 @@ def attention_logit_course(history: History) -> float:
   Attention logits grow like a power of the step, so the trend is a straight line fitted to the last
   probes on logarithmic scales.
   """
-  if not _has_probe(history.row, 'attention_logit_max'):
+  if not history.logits or history.logits[-1][0] != history.row['step']:  # no probe of the trend
     return math.nan
   points = [
       (math.log(step), math.log(logit)) for step, logit in history.logits if step > 0 and logit > 0
@@ -139,9 +156,13 @@ def attention_logit_course(history: History) -> float:
 
 
 def residual_growth(history: History) -> float:
-  """The largest RMS of a block's output, divided by the updates made: residual stream growth."""
+  """The increase of the largest RMS of a block's output per update: residual stream growth.
+
+  The RMS before training counts as 0 if no row shows it.
+  """
   step = history.row['step']
-  return highest(history.row, 'output_rms') / step if step > 0 else math.nan
+  growth = highest(history.row, 'output_rms') - history.initial_output_rms
+  return growth / step if step > 0 else math.nan
 
 
 def log_z_drift(history: History) -> float:
@@ -176,6 +197,7 @@ class Rule:
 
   measure: Callable[[History], float]
   reads: str  # the keys of a row that the measure needs besides step
+  rows: int = dataclasses.field(kw_only=True, default=1)  # minimum number of rows with such keys
   limit: float
   precision: float  # fraction of the runs with this alarm that became unstable; see RULES
   message: str  # shown to a person; a format string with {value} and {limit}
@@ -184,6 +206,11 @@ class Rule:
   @property
   def name(self) -> str:
     return self.measure.__name__
+
+  @property
+  def needs(self) -> str:
+    """What a run must log for the measure to apply, such as `loss in 9 rows`."""
+    return self.reads if self.rows == 1 else f'{self.reads} in {self.rows} rows'
 
 
 # Limits and precisions were chosen together, from a coarse grid, on configs/width_and_depth.py,
@@ -202,6 +229,7 @@ RULES = (
     Rule(
         loss_spike,
         'loss',
+        rows=SPIKE_MIN_LOSSES + 1,
         limit=5.0,
         precision=1.0,
         message='the loss is {value:.1f} robust standard deviations above its median;'
@@ -211,6 +239,7 @@ RULES = (
     Rule(
         loss_above_past,
         'loss',
+        rows=SMOOTHED_LOSSES + 1,
         limit=0.3,
         precision=0.93,
         message='{value:.0%} of the decrease of the loss is lost again; limit {limit:.0%}',
@@ -227,6 +256,7 @@ RULES = (
     Rule(
         attention_logit_course,
         'block_*/attention_logit_max',
+        rows=TREND_PROBES,
         limit=3_000,
         precision=1.0,
         message='the highest attention logit is on course for {value:,.0f}; limit {limit:,.0f}',

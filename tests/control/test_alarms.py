@@ -4,7 +4,10 @@ import decimal
 import inspect
 import json
 import math
+import pickle
 import re
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,6 +97,64 @@ def test_changing_intervals():
     assert monitor.observe(row) == []
   (alarm,) = monitor.observe({'step': 2_500, 'loss': 8.0})
   assert (alarm.rule, alarm.step) == ('loss_spike', 2_500)
+
+
+@pytest.mark.parametrize('first', [0, 1, 7])
+@pytest.mark.parametrize('interval', [1, 3, 50])
+def test_quiet_run_raises_nothing_at_any_interval(first, interval):
+  """A pretrained model: its residual stream is large, and its loss and logits only scatter."""
+  random, monitor = np.random.default_rng(0), Monitor()
+  for step in range(first, first + 400 * interval, interval):
+    row = {
+        'step': step,
+        'loss': 10.8 * (1 + 0.01 * random.standard_normal()),
+        'block_0/attention_logit_max': 3 + random.random(),
+        'block_0/output_rms': 50 + random.random(),
+        'log_z': 11 + random.random(),
+    }
+    assert monitor.observe(row) == []
+  assert set(monitor.lacking) == {'gradient_under_eps', 'update_collapse'}
+
+
+def test_lacking():
+  """Each rule says what it needs until a row has it."""
+  monitor = Monitor()
+  assert monitor.lacking == {rule.name: rule.needs for rule in rules.RULES}
+  assert monitor.lacking['loss_spike'] == 'loss in 9 rows'
+  for step in range(9):
+    monitor.observe({'step': step, 'loss': 3.0 - step / 10})
+  monitor.observe({'step': 20, 'block_1/attention_logit_max': 1e3, 'block_1/output_rms': 2.0})
+  assert set(monitor.lacking) == {
+      *('attention_logit_course', 'log_z_drift', 'gradient_under_eps', 'update_collapse')
+  }
+
+
+def _bytes_kept(rows):
+  """The memory that a monitor holds after so many rows."""
+  tracemalloc.start()
+  monitor = Monitor()
+  for step in range(rows):
+    row = {'step': step, 'loss': 3 + math.sin(step), 'block_0/attention_logit_max': 2.0 + step % 7}
+    monitor.observe(row | ({'update_rms/a': 1.0, 'log_z': 1.0} if step % 10 == 0 else {}))
+  kept, _ = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  return kept
+
+
+def test_memory_does_not_grow():
+  _bytes_kept(100)  # fills the interpreter's own caches
+  assert _bytes_kept(10_000) < _bytes_kept(1_000) + 500
+
+
+@pytest.mark.slow
+def test_a_million_rows():
+  """In bounded memory, and in less time than any training step takes."""
+  start = time.process_time()
+  monitor = Monitor()
+  for step in range(1_000_000):
+    monitor.observe({'step': step, 'loss': 3 + math.sin(step), 'block_0/attention_logit_max': 2.0})
+  assert time.process_time() - start < 400  # 0.4 ms a row; 0.07 ms on an idle core
+  assert len(pickle.dumps(monitor._history)) < 1_000
 
 
 def test_numpy_values():

@@ -53,7 +53,13 @@ def test_loss_above_past():
 
 
 def test_loss_above_past_without_decrease():
-  assert math.isnan(rules.loss_above_past(history(1.0, 1.0, 2.0, 3.0)))
+  assert rules.loss_above_past(history(1.0, 1.0, 2.0, 3.0)) == 0
+
+
+def test_loss_above_past_is_not_noise():
+  """A decrease of 0.1 of 10 nats is scatter, and counts as 2 nats."""
+  rows = [10.0, 9.9, 9.9, 9.9, 10.0, 10.0, 10.0]
+  assert rules.loss_above_past(history(*rows)) == pytest.approx(0.1 / 2)
 
 
 def test_lowest_loss_is_kept():
@@ -92,6 +98,33 @@ def test_attention_logit_course_needs_distinct_steps(steps):
 def test_residual_growth_is_per_step():
   row = {'block_0/output_rms': 3.0, 'block_1/output_rms': 40.0}
   assert rules.residual_growth(history(2.0, row)) == 2.0
+
+
+def test_attention_logits_of_adjacent_steps_are_no_trend():
+  found = rules.History()
+  for step in (100, 101, 102, 103, 104, 105):
+    found.add({'step': step} | logit(float(step)))
+  assert list(found.logits) == [(100, 100.0), (102, 102.0), (105, 105.0)]
+  assert rules.attention_logit_course(found) == pytest.approx(210)
+  found.add({'step': 106} | logit(1e4))
+  assert math.isnan(rules.attention_logit_course(found))
+
+
+def test_attention_logits_in_a_row_for_each_block():
+  found = rules.History()
+  for step in (10, 20, 30):
+    for block in (1, 0, 2):
+      found.add({'step': step, f'block_{block}/attention_logit_max': step * (1.0 + block)})
+  assert list(found.logits) == [(10, 30.0), (20, 60.0), (30, 90.0)]
+  assert rules.attention_logit_course(found) == pytest.approx(180)
+
+
+@pytest.mark.parametrize(('first', 'growth'), [(0, 2.0), (1, 2.0), (2, 7.0)])
+def test_residual_growth_from_the_model_before_training(first, growth):
+  found = rules.History()
+  found.add({'step': first, 'block_0/output_rms': 50.0, 'block_1/output_rms': 10.0})
+  found.add({'step': 10, 'block_0/output_rms': 70.0})
+  assert rules.residual_growth(found) == growth
 
 
 def test_residual_growth_at_step_0():
@@ -142,6 +175,13 @@ def test_rule_reads_what_it_says(rule):
   for row, applies in ((READ[rule.reads], True), (others, False)):
     falling = [{key: value * (2 - n / 10) for key, value in row.items()} for n in range(9)]
     assert math.isnan(rule.measure(history(*falling))) != applies
+
+
+@pytest.mark.parametrize('rule', rules.RULES[1:], ids=lambda rule: rule.name)
+def test_rule_needs_as_many_rows_as_it_says(rule):
+  for rows, applies in ((rule.rows, True), (rule.rows - 1, False)):
+    falling = [{key: v * (2 - n / 10) for key, v in READ[rule.reads].items()} for n in range(rows)]
+    assert math.isnan(rule.measure(history({}, *falling))) != applies
 
 
 def test_history_is_of_fixed_size():

@@ -1,0 +1,113 @@
+"""launch.alarms: the rules over the rows of runs trained here and of imported ones."""
+
+import json
+import shutil
+
+import pytest
+from helpers import made_up
+
+from launch import alarms
+from launch.common import app
+from stability.control.alarms import read_alarms
+from stability.storage import files
+
+CALM = [{'step': step, 'loss': 3.0} for step in range(0, 100, 10)]
+LOGITS = [
+    {'step': step, 'loss': 3.0, 'block_0/attention_logit_max': 8.0 * step} for step in range(60)
+]
+
+
+def run(workdir, capsys):
+  code = app.execute(alarms.main, alarms.FLAGS, ['alarms', f'--workdir={workdir}'])
+  return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """Three runs: calm, with high attention logits, and without rows."""
+  rates = (1e-3, 1e-2, 1e-1)
+  names = made_up.write_sweep(
+      tmp_path, widths=(16,), rates=rates, seeds=(0,), interventions=[{}]
+  )
+  for name, rows in zip(names, (CALM, LOGITS, None), strict=True):
+    folder = tmp_path / 'runs' / name
+    (folder / 'metrics.jsonl').unlink()
+    if rows is not None:
+      files.write_lines(folder / 'metrics.jsonl', rows)
+  return tmp_path
+
+
+def runs(workdir):
+  return sorted((workdir / 'runs').iterdir())
+
+
+def mark_as_imported(workdir):
+  found = files.read_json(workdir / 'sweep.json')
+  files.write_json(workdir / 'sweep.json', found | {'origin': 'imported'})
+
+
+def contents(workdir):
+  return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+
+
+def row_of(output, first):
+  """The words of the line of a table that starts with a word."""
+  (line,) = (line for line in output.splitlines() if line.split()[:1] == [first])
+  return line.split()
+
+
+def test_report_of_runs_trained_here(workdir, capsys):
+  before = contents(workdir)
+  code, output, error = run(workdir, capsys)
+  assert (code, error) == (0, '')
+  # rule, what it needs, runs, fired, first step, median step, lacking in
+  assert row_of(output, 'attention_logit') == [
+      *('attention_logit', 'block_*/attention_logit_max', '1', '1', '38', '38', '1')
+  ]
+  assert row_of(output, 'loss_spike') == ['loss_spike', 'loss', 'in', '9', 'rows', '2', '0', '0']
+  assert row_of(output, 'log_z_drift') == ['log_z_drift', 'log_z', '0', '0', '2']
+  assert 'the highest attention logit is 304; limit 300' in output
+  assert '2 of 3 runs have logged rows' in output
+  assert contents(workdir) == before
+
+
+def test_alarms_of_imported_runs_are_written(workdir, capsys):
+  mark_as_imported(workdir)
+  code, output, _ = run(workdir, capsys)
+  assert code == 0 and 'Written: ' in output
+  calm, high, without = runs(workdir)
+  assert read_alarms(calm) == [] and not (without / 'alarms.jsonl').exists()
+  (alarm,) = read_alarms(high)
+  assert (alarm.step, alarm.rule, alarm.actions) == (38, 'attention_logit', 0)
+  files.write_lines(high / 'metrics.jsonl', CALM)  # the run is imported again
+  assert run(workdir, capsys)[0] == 0
+  assert read_alarms(high) == []
+
+
+@pytest.mark.parametrize(
+    ('line', 'words'),
+    [('{"loss": 3}', 'step is missing'), ('[', 'damaged'), ('{"step": 0, "x": "y"}', "x='y'")],
+)
+def test_a_damaged_run_does_not_take_others_along(workdir, capsys, line, words):
+  mark_as_imported(workdir)
+  path = runs(workdir)[0] / 'metrics.jsonl'
+  path.write_text(json.dumps(CALM[0]) + f'\n{line}\n')
+  code, output, error = run(workdir, capsys)
+  assert code == 1 and error.count('\n') == 1
+  assert error.startswith(f'error: {path}, line 2: damaged') and words in error
+  assert '1 of 3 runs' in output and len(read_alarms(runs(workdir)[1])) == 1
+
+
+def test_nothing_is_written_through_a_link(workdir, tmp_path_factory, capsys):
+  mark_as_imported(workdir)
+  other = tmp_path_factory.mktemp('other')
+  folder = runs(workdir)[0]
+  shutil.rmtree(folder)
+  folder.symlink_to(other)
+  code, _, error = run(workdir, capsys)
+  assert code == 2 and 'must not be a link' in error and not list(other.iterdir())
+
+
+def test_bad_workdir(tmp_path, capsys):
+  code, _, error = run(tmp_path, capsys)
+  assert code == 2 and 'holds no sweep' in error
