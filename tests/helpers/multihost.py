@@ -80,7 +80,9 @@ def check_against_one_process(shared, alone):
   """
   shutil.copytree(shared, alone)
   shutil.rmtree(alone / 'runs')
-  run_files.run_dir(alone, 'seed=0').mkdir(parents=True)
+  run = run_files.run_dir(alone, 'seed=0')
+  run.mkdir(parents=True)
+  shutil.copy(run_files.run_dir(shared, 'seed=0') / 'config.json', run)
   train_runs(alone, sweeps.read_sweep(alone), 'seed=0', lambda: None)
   ours = outcome(shared)
   assert [line.get('step') for line in ours] == [2, 4, 6, 8, None]

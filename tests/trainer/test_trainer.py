@@ -215,4 +215,6 @@ def test_out_of_memory(sweep, monkeypatch, caplog):
   train(*runs)
   assert list(made) == [None, 2]
   assert 'out of memory with 4 runs per device: trying 2' in caplog.text
-  assert [numbers(run) for run in runs] == [numbers(run) for run in undisturbed]
+  for run, other in zip(runs, undisturbed, strict=True):  # another program rounds differently
+    for line, expected in zip(numbers(run), numbers(other), strict=True):
+      assert line == pytest.approx(expected, rel=1e-4), run
