@@ -42,8 +42,14 @@ def runs(workdir):
 
 
 def mark_as_imported(workdir):
+  """Leaves the configs only what an imported run has."""
   found = files.read_json(workdir / 'sweep.json')
-  files.write_json(workdir / 'sweep.json', found | {'origin': 'imported'})
+  known = {
+      name: {'seed': c['seed'], 'optimizer': {'learning_rate': c['optimizer']['learning_rate']}}
+      for name, c in found['runs'].items()
+  }
+  changed = {'origin': 'imported', 'runs': known, 'fields': ['optimizer.learning_rate']}
+  files.write_json(workdir / 'sweep.json', found | changed)
 
 
 def contents(workdir):
