@@ -35,6 +35,11 @@ def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
   return {f: (old.get(f), new.get(f)) for f in fields if old.get(f) != new.get(f)}
 
 
+def allows(old: Config, new: Config) -> bool:
+  """Whether a run that began with `old` may go on with `new`."""
+  return changes(old, new).keys() <= {*FREE, *ROUNDING}
+
+
 def check(workdir: Path, runs: Runs, stored: Mapping[str, Config]) -> None:
   """Raises BadInput unless a workdir with the runs `stored` can be continued with `runs`.
 

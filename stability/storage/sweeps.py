@@ -200,7 +200,7 @@ def check_run(workdir: Path, name: str, config: Config | None) -> None:
     config_lib.resolve(config_lib.flatten(prepared if config is None else config))
   except BadInput as error:
     raise BadInput(f'{path}: its run {name!r}: {error}') from None
-  if config not in (None, prepared):
+  if config is not None and not resume.allows(prepared, config):
     raise BadInput(f'{path}: its run {name!r} has another config than {run / "config.json"}')
 
 

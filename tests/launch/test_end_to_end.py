@@ -16,7 +16,7 @@ from helpers.processes import (
   wait_for,
 )
 
-from stability.storage import results_csv, run_files, sweeps
+from stability.storage import files, results_csv, run_files, sweeps
 
 EXPERIMENT = experiment.config_file(
     {
@@ -87,6 +87,33 @@ def test_resume_after_kill(place, finished):
   again = run(place, 'sweep', '--workdir=killed', '--config=experiment.py', '--workers=2')
   assert again.returncode == 0, again.stderr
   assert outcomes(workdir) == outcomes(place / 'finished')
+
+
+@pytest.mark.slow
+def test_resume_with_other_options(place, finished):
+  assert finished.returncode == 0
+  workdir = place / 'other'
+  arguments = ['--workdir=other', '--config=experiment.py', '--workers=1']
+  launcher = subprocess.Popen(
+      **command(place, 'sweep', *arguments),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+  )
+  wait_for(launcher, workdir, 'runs/*/checkpoints/200/checksums.json')
+  launcher.terminate()
+  assert launcher.wait(timeout=100) == 75
+  options = ['--config.log.every_steps=25', '--config.parallel.microbatches=2']
+  again = run(place, 'sweep', *arguments, *options)
+  assert again.returncode == 0, again.stderr
+  rows = results_csv.read_results(workdir)
+  expected = results_csv.read_results(place / 'finished')
+  assert [row['status'] for row in rows] == [row['status'] for row in expected]
+  last = run_files.run_dir(workdir, rows[-2]['run'])  # begun after the resume
+  assert [row['step'] for row in run_files.read_metrics(last)][:3] == [25, 50, 75]
+  assert files.read_lines(last / 'versions.jsonl')[-1]['options'] == {
+      'log.every_steps': 25,
+      'parallel.microbatches': 2,
+  }
 
 
 @pytest.mark.slow

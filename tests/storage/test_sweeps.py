@@ -1,5 +1,6 @@
 """Sweeps on disk: which folders accept a sweep, and which of its runs are to be trained."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -191,6 +192,9 @@ def test_runs_that_can_be_trained(tmp_path):
   sweeps.check_run(tmp_path, first, sweep.runs[first])
   with pytest.raises(BadInput, match=r'another config than .*/config\.json'):
     sweeps.check_run(tmp_path, first, sweep.runs[second])
+  resumed = copy.deepcopy(sweep.runs[first])  # config.json keeps the first values
+  resumed['log']['every_steps'], resumed['parallel']['microbatches'] = 7, 2
+  sweeps.check_run(tmp_path, first, resumed)
   with pytest.raises(BadInput, match='is missing'):
     sweeps.check_run(tmp_path, first, None)
   sweeps.write_fork(tmp_path, first, sweeps.Fork(second, 1, {}))
