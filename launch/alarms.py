@@ -40,9 +40,9 @@ def main() -> int:
   from stability.analysis import alarm_replay  # pandas: a wrong flag is refused without it
 
   workdir = Path(_WORKDIR.value)
-  names = [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]
-  is_imported = files.read_json(workdir / 'sweep.json').get('origin') == 'imported'
-  if is_imported:
+  sweep = sweeps.read_sweep(workdir)
+  names = [*sweep.runs, *sweeps.read_forks(workdir)]
+  if sweep.is_imported:
     files.refuse_links(workdir / 'runs')
   replays, damaged = {}, []
   for name in names:
@@ -54,13 +54,13 @@ def main() -> int:
       continue
     if (run / 'metrics.jsonl').exists():
       replays[name] = found
-      if is_imported:
+      if sweep.is_imported:
         files.write_lines(run / 'alarms.jsonl', [alarm.to_json() for alarm in found.alarms])
   console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
   _print_rules(alarm_replay.by_rule(replays).itertuples(index=False), console)
   _print_runs(replays, console)
   _print_line(f'{len(replays)} of {len(names)} runs have logged rows.', console)
-  if is_imported and replays:
+  if sweep.is_imported and replays:
     _print_line(f'Written: {workdir / "runs" / "NAME" / "alarms.jsonl"}', console)
   for error in damaged:
     print(f'error: {error}', file=sys.stderr)

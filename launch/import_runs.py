@@ -13,10 +13,10 @@ it has the learning rates and the losses.
 Columns are recognised by the names that these tools and common trainers use, and what was
 recognised is printed. --map names others: learning_rate, final_loss, initial_loss, parameters,
 seed, run, id, status, steps, tokens, model.width, model.depth in --runs, and step, loss,
-gradient_norm, log_z, block_0/attention_logit_max or any other probe in --curves. Interventions are
-told apart by the settings that vary on their own, or by the columns of --group_by.
+gradient_norm, log_z, block_0/attention_logit_max or any other probe in --curves. By default,
+every setting that varies on its own defines interventions; --group_by names the columns instead.
 
-The same command again updates the workdir: runs that went on, and new ones.
+The same command updates the workdir later, with new runs and new rows.
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -33,7 +33,7 @@ FLAGS = flags.FlagValues()
 _RUNS = path_flags.define('runs', None, 'CSV file or JSON lines with a row per run', FLAGS)
 _CURVES = path_flags.define('curves', None, 'file or folder of per-step logs', FLAGS)
 _WORKDIR = app.define_workdir(FLAGS)
-_MAP = flags.DEFINE_list('map', [], 'NAME=COLUMN: which column has what', flag_values=FLAGS)
+_MAP = flags.DEFINE_list('map', [], 'NAME=COLUMN: the column of a quantity', flag_values=FLAGS)
 _GROUP_BY = flags.DEFINE_list(
     'group_by', None, 'columns that identify an intervention', flag_values=FLAGS
 )

@@ -92,7 +92,7 @@ def from_frames(
       there are any, initial_loss, parameters, seed, run, status and settings that vary.
     curves: a row per run and logged step, with the columns run, step, loss and probes; a column per
       metric. NaN: not logged at this step.
-    columns: which column has what, name -> column, for names that are not recognised.
+    columns: the column of each quantity, name -> column, where it is not recognised.
     group_by: the columns that define the intervention; None: the settings that vary on their own.
     initial_loss: the initial loss of all runs, in the unit of the losses.
     loss_unit: nats (the default) or bits.

@@ -12,10 +12,10 @@ chooses one value for each such number when a file is read, so that all later co
 import ctypes
 import decimal
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 # Relative. Rounding to six significant digits changes a number by at most 5e-6 of it, rounding to
-# float32 by 6e-8. Numbers that a person tells apart, such as 0.99999 and 0.999999, differ by more.
+# float32 by 6e-8. Different numbers, such as the decays 0.99999 and 0.999999, differ by more.
 TOLERANCE = 6e-6
 
 
@@ -55,6 +55,26 @@ def representatives(
     else:
       groups.append([value])
   return {value: _represent(group, known) for group in groups for value in group}
+
+
+def merged(
+    numbers: Mapping[str, float], known: Collection[float] = ()
+) -> tuple[dict[str, float], dict[str, str]]:
+  """What texts stand for, as numbers and as texts, so that the same numbers are equal.
+
+  Args:
+    numbers: text -> its number, an integer as an int.
+    known: see representatives.
+
+  Returns:
+    Two dicts by text: the representative of its number, and the first text with the same number.
+  """
+  represents = representatives(numbers.values(), known)
+  values = {text: represents[number] for text, number in numbers.items()}
+  first: dict[float, str] = {}
+  for text, value in values.items():
+    first.setdefault(value, text)
+  return values, {text: first[value] for text, value in values.items()}
 
 
 def _is_same(a: float, b: float) -> bool:

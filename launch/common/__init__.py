@@ -1,4 +1,4 @@
-"""What several programs share.
+"""Code that several programs share.
 
 Programs import from here before anything else. `python launch/NAME.py`, as an editor's run button
 starts it, puts the folder of the programs first on sys.path, where launch/tokenize.py hides a

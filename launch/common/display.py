@@ -14,7 +14,7 @@ PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 
 
 class _Console(Console):
-  """A console that goes on without output when its reader is gone; rich's exits the program."""
+  """A console that drops its output once its reader is gone; rich's exits the program."""
 
   def on_broken_pipe(self) -> None:
     self.quiet = True

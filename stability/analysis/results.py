@@ -318,14 +318,10 @@ def _values(cells: pd.Series) -> pd.Series:
   }
   paper = fields_lib.paper_values().get(cells.name)
   known = [paper] if isinstance(paper, int | float) else []
-  represents = same_number.representatives(numbers.values(), known)
-  values = {text: represents[number] for text, number in numbers.items()}
+  values, texts = same_number.merged(numbers, known)
   if len(values) == cells.nunique() and _fit_in_a_column(values.values()):
     return cells.map(values)
-  texts: dict[float, str] = {}  # the first text of each number
-  for text, value in values.items():
-    texts.setdefault(value, text)
-  return cells.map(lambda text: texts[values[text]] if text in values else text)
+  return cells.map(lambda text: texts.get(text, text))
 
 
 def _fit_in_a_column(values: Collection[float]) -> bool:

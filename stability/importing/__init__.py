@@ -1,9 +1,9 @@
 """Imports the runs of other trainers, so that a workdir holds them like a sweep trained here.
 
   tables.py    CSV files, JSON lines and data frames as columns of cells
-  columns.py   which column has what: names used by W&B, MLflow, TensorBoard and others
+  columns.py   recognises columns by the names that W&B, MLflow, TensorBoard and others use
   runs.py      a row per run: learning rate, size, seed, status and losses
-  arms.py      which columns tell interventions apart
+  arms.py      chooses the columns that define interventions
   curves.py    per-step logs, cleaned: a curve per run
   events.py    per-step logs in TensorBoard's event files
   outcomes.py  statuses and losses

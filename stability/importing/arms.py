@@ -1,4 +1,4 @@
-"""Which columns of a table of runs tell interventions apart."""
+"""Chooses the columns of a table of runs that define interventions."""
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
@@ -25,7 +25,7 @@ _TAKEN = {
 
 @dataclasses.dataclass(frozen=True)
 class Arms:
-  """The columns that tell interventions apart."""
+  """The columns that define interventions."""
 
   values: dict[str, list[Any]]  # name -> value of each run
   columns: dict[str, str]  # name -> column
@@ -120,13 +120,9 @@ def _values(table: Table, runs: Sequence[Run], name: str, column: str) -> list[A
   }
   paper = fields_lib.paper_values().get(name)
   known = [paper] if isinstance(paper, int | float) and not isinstance(paper, bool) else []
-  represents = same_number.representatives(numbers.values(), known)
-  values: dict[str, Any] = {text: represents[number] for text, number in numbers.items()}
+  values, first = same_number.merged(numbers, known)
   if len(values) < len(found):
-    first: dict[float, str] = {}
-    for text, value in values.items():
-      first.setdefault(value, text)
-    values = {text: first[values[text]] if text in values else text for text in found}
+    values = {text: first.get(text, text) for text in found}
   return [values[text] if text else UNSET for text in texts]
 
 
@@ -140,7 +136,7 @@ def _exact(text: str, number: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Keys:
-  """What tells runs apart before there are arms: values of each run."""
+  """The values of each run that distinguish runs of the same arm."""
 
   sizes: list[Hashable]
   rates: list[float]
@@ -155,7 +151,7 @@ def _keys(runs: Sequence[Run]) -> _Keys:
 def _reason(
     column: str, values: list[Any], keys: _Keys, chosen: Mapping[str, list[Any]]
 ) -> str | None:
-  """Why a column that varies does not tell interventions apart; None if it does."""
+  """Why a column that varies does not define interventions; None if it does."""
   if len(set(values)) == len(values):
     return 'has one value a run'
   both = list(zip(keys.sizes, keys.rates, strict=True))

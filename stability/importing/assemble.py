@@ -31,7 +31,7 @@ class ImportedRun:
 
   config: dict[str, Any]  # dotted field -> value
   parameters: int | None
-  result: Result | None  # None: the run goes on
+  result: Result | None  # None: the run has not ended
   rows: Rows | None
 
 
@@ -109,9 +109,9 @@ def _table_of_curves(curves: Curves, options: Options) -> Table:
       float(np.nanmax(curve.values['learning_rate'])) if 'learning_rate' in curve.values else ''
       for curve in curves.by_run.values()
   ]
-  for name, column in ((n, n) for n in ('seed', 'parameters')):
-    if all(column in curve.values for curve in curves.by_run.values()):
-      cells[name] = [float(curve.values[column][0]) for curve in curves.by_run.values()]
+  for name in ('seed', 'parameters'):
+    if all(name in curve.values for curve in curves.by_run.values()):
+      cells[name] = [float(curve.values[name][0]) for curve in curves.by_run.values()]
   return Table('--curves', cells, range(1, len(curves.by_run) + 1), 'run')
 
 

@@ -1,4 +1,4 @@
-"""Which column has what: the names that W&B, MLflow, TensorBoard and common trainers use."""
+"""Recognises columns by the names that W&B, MLflow, TensorBoard and common trainers use."""
 
 import difflib
 import re

@@ -16,7 +16,7 @@ def _count(number: int) -> str:
 
 
 def on_arms(arms: Arms, options: Options) -> list[str]:
-  """Which columns tell interventions apart, and why others do not."""
+  """Sentences on the columns that define interventions, and on why others do not."""
   chosen = ', '.join(arms.columns.values()) or 'nothing'
   notes = [f'arms: {chosen}' + ('' if options.group_by is not None else ' (or give --group_by)')]
   by_reason: dict[str, list[str]] = {}

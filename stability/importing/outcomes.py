@@ -27,7 +27,6 @@ STATES: dict[str, str | None] = {
 }
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Rows:
   """The rows of metrics.jsonl."""
@@ -77,7 +76,7 @@ def _last_finite(values: np.ndarray | None) -> int:
 def result(
     run: Run, curve: Curve | None, options: Options, *, has_final_losses: bool
 ) -> Result | None:
-  """The outcome of a run; None if it goes on, or if nothing says how it ended.
+  """The outcome of a run; None if it has not ended, or if nothing says how.
 
   Args:
     run: the run in its table.

@@ -42,7 +42,7 @@ class Run:
 
 
 def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]]:
-  """Which column of a table of runs has what: name -> column; and sentences on the choices."""
+  """Recognises the columns of a table of runs: name -> column; and sentences on the choices."""
   found = {name: c for name, c in options.mapping.items() if c in table.columns}
   notes = []
   free = [c for c in table.columns if c not in found.values()]

@@ -80,12 +80,12 @@ def _read(run: Path, wanted: Hashable) -> _Content | None:
   """
   try:
     result = run_files.read_result(run)
-    lines = files.read_lines(run / 'versions.jsonl')
+    lines, now = files.read_lines(run / 'versions.jsonl'), versions.current()
     is_reusable = (
         result is not None
         and result.status in ('done', 'diverged')
         and bool(lines)
-        and all(line.get('versions') == versions.current() for line in lines)
+        and all(line.get('versions') == now for line in lines)
         and all(_key_of_line(run, line) == wanted for line in lines)
         and not any((run / name).exists() for name in _CONTROL_FILES)
     )
