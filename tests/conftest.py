@@ -4,9 +4,9 @@ import os
 
 from launch.common import environment
 
-# jax reads these variables when it is imported. The tests compile much and compute little: without
-# LLVM's optimizations and XLA's newer emitters they take half the time. Flags that are already set
-# come last and take precedence: .ci/run tests the layouts with the newer emitters as well.
+# jax reads these variables when it is imported. The tests compile much and compute little, and
+# compilation takes half the time without LLVM's optimizations and XLA's newer emitters. Flags that
+# are already set come last and take precedence: .ci/run tests the layouts with the newer emitters.
 QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join([

@@ -12,7 +12,7 @@
 | logs of jobs | jobs.show_progress | here |
 | name of the user | control._user_name | launch/test_control.py |
 | name and boot of the machine, /proc | storage/leases.py | storage/test_leases.py |
-| TensorBoard's event files | storage/metrics.py | storage/test_metrics.py |
+| TensorBoard's event files | storage/events.py | storage/test_metrics.py |
 | Matplotlib's backend and folders | app.run | here |
 
 Each errs with one warning, or silently where there is nobody to warn. A workdir that cannot be
@@ -25,27 +25,20 @@ import subprocess
 import sys
 
 import pytest
-from helpers import made_up
+from helpers import experiment, made_up
 from helpers.processes import command
 
 from launch.common import jobs
 from stability.storage import run_files, sweeps
 
-EXPERIMENT = """
-from configs import base
-
-def get_config(scale='cpu'):
-  c = base.get_config(scale)
-  c.data.source = 'synthetic'
-  c.data.batch_size = 2
-  c.data.sequence_length = 8
-  c.data.validation_batches = 1
-  c.model.width = 16
-  c.model.depth = 0
-  c.schedule.steps = 4
-  c.schedule.warmup_steps = 1
-  return c
-"""
+EXPERIMENT = experiment.config_file({
+    'data.batch_size': 2,
+    'data.sequence_length': 8,
+    'data.validation_batches': 1,
+    'model.depth': 0,
+    'schedule.steps': 4,
+    'schedule.warmup_steps': 1,
+})
 
 
 @pytest.mark.slow
