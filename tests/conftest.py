@@ -32,7 +32,7 @@ TINY = {
     'data.sequence_length': 16,
     'data.validation_batches': 2,
     'model.width': 32,
-    'model.depth': 2,
+    'model.depth': 1,
     'model.head_dim': 16,
     'schedule.steps': 20,
     'schedule.warmup_steps': 2,

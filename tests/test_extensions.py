@@ -36,10 +36,16 @@ def nothing_installed():
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  """A folder with the README's example, its grid cut to one learning rate, and a sweep of it."""
+def folder(tmp_path_factory):
+  """A folder with the README's example, its grid cut to one learning rate."""
   folder = tmp_path_factory.mktemp('place')
   (folder / 'mine.py').write_text(EXAMPLE.replace('[1e-3, 1e-2, 1e-1]', '[1e-2]'))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def place(folder):
+  """The folder with a sweep of the example."""
   done = run(folder, 'sweep', '--config=mine.py', '--workdir=sweep', *TINY)
   assert done.returncode == 0, done.stderr
   return folder
@@ -54,6 +60,7 @@ def rows(workdir):
   return found
 
 
+@pytest.mark.slow
 def test_sweep(place):
   """All entries act: two kinds of attention, a parameter, a term, a probe, an option."""
   sweep = json.loads((place / 'sweep/sweep.json').read_text())
@@ -71,13 +78,13 @@ def test_sweep(place):
   )
 
 
-def test_option_in_help_and_override(place):
-  shown = run(place, 'sweep', '--config=mine.py', '--help')
+def test_option_in_help_and_override(folder):
+  shown = run(folder, 'sweep', '--config=mine.py', '--help')
   assert '--config.optimizer.momentum' in shown.stdout and 'Decay of the velocity' in shown.stdout
-  refused = run(place, 'sweep', '--config=mine.py', '--config.optimizer.momentum=1', '--dry_run')
+  refused = run(folder, 'sweep', '--config=mine.py', '--config.optimizer.momentum=1', '--dry_run')
   assert refused.returncode == 2
   assert 'config.optimizer.momentum' in refused.stderr and refused.stderr.count('\n') == 1
-  listed = run(place, 'options', '--config=mine.py', 'momentum')
+  listed = run(folder, 'options', '--config=mine.py', 'momentum')
   assert 'Decay of the velocity' in listed.stdout
 
 

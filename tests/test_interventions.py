@@ -63,14 +63,14 @@ def same(left, right):
   return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
-# Each compiles three layouts. The default tests cover carried state and what follows the update.
-@pytest.mark.parametrize(
-    'name',
-    [
-        name if name in ('sigma_reparam', 'qk_clip') else pytest.param(name, marks=pytest.mark.slow)
-        for name in INTERVENTIONS
-    ],
-)
+def among(quick):
+  """A parameter `name`; those that are not among the quick ones are slow."""
+  slow = {name: pytest.param(name, marks=pytest.mark.slow) for name in INTERVENTIONS}
+  return pytest.mark.parametrize('name', [name if name in quick else slow[name] for name in slow])
+
+
+# Each compiles three layouts. The default tests cover what is carried in the state.
+@among(['sigma_reparam'])
 def test_one_run_over_devices(name, options, tiny, data):
   """Data parallel and sharded, in two microbatches, against one device and whole batches."""
   run = tiny(options)
@@ -91,7 +91,7 @@ def test_one_run_over_devices(name, options, tiny, data):
     assert found_loss == pytest.approx(loss, rel=tolerance)
 
 
-@pytest.mark.parametrize('name', INTERVENTIONS)
+@among(['sigma_reparam', 'qk_clip'])
 def test_population_and_resume(options, tiny, data):
   """A run does not depend on neighbours, slot, or whether its state went through a checkpoint."""
   runs = [tiny(options | {'optimizer.learning_rate': rate}) for rate in (1e-3, 0.1)]

@@ -78,6 +78,7 @@ def test_runs_differ(population, tiny):
   assert len(set(losses)) == len(ROW)
 
 
+@pytest.mark.slow
 def test_eight_devices(programs, text, tiny):
   layout = VmappedLayout(programs, text, tiny().hparams, jax.devices(), members=1)
   assert layout.width == 8
@@ -137,9 +138,7 @@ def test_finished_run_is_unchanged(population, tiny):
 
 
 @pytest.mark.parametrize('layout', ['single', 'population'])
-def test_evaluate(
-    layout, programs, text, tiny, request
-):
+def test_evaluate(layout, programs, text, tiny, request):
   layout = request.getfixturevalue(layout)
   runs = {slot: tiny({'seed': slot}) for slot in range(min(layout.width, 3))}
   losses = layout.evaluate(started(layout, runs))
@@ -155,10 +154,11 @@ def test_evaluate(
 @pytest.mark.parametrize('layout', ['single', 'population'])
 def test_probed_step(layout, tiny, request):
   layout = request.getfixturevalue(layout)
-  quiet, fetch = layout.step(started(layout, {0: tiny()}), 'quiet')
-  probed, probed_fetch = layout.step(started(layout, {0: tiny()}), 'probed')
+  run = tiny({'optimizer.eps': 1e-3})  # rounding of tiny gradients does not turn updates around
+  quiet, fetch = layout.step(started(layout, {0: run}), 'quiet')
+  probed, probed_fetch = layout.step(started(layout, {0: run}), 'probed')
   row, probed_row = fetch.read()[0], probed_fetch.read()[0]
   assert row.items() <= probed_row.items() or row['loss'] == pytest.approx(probed_row['loss'], 1e-6)
-  assert 'block_1/attention_logit_max' in probed_row
+  assert 'block_0/attention_logit_max' in probed_row
   for a, b in zip(*(jax.tree.leaves(layout.extract(s)[0]['params']) for s in (quiet, probed))):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # two executables, two roundings

@@ -28,16 +28,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_to_compile():
-  """Turns off optimization, which takes most of the compile time and does not change results."""
-  compile_lowered = jax.stages.Lowered.compile
-  options = {'xla_backend_optimization_level': 0}
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax.stages.Lowered, 'compile', lambda lowered: compile_lowered(lowered, options))
-    yield
-
-
 @pytest.fixture(scope='module')
 def run(tiny):
   return tiny(SMALL)
@@ -82,7 +72,7 @@ def made(kind, run, data, **options):
 @pytest.fixture(
     scope='module',
     params=[
-        ('population', {'microbatches': 2}),
+        pytest.param(('population', {'microbatches': 2}), marks=pytest.mark.slow),
         ('data_parallel', {'microbatches': 2}),
         ('sharded', {'microbatches': 2, 'remat': True}),
     ],

@@ -20,6 +20,12 @@ T = 16
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
+@pytest.fixture(scope='module')
+def tiny(tiny):
+  """Tiny runs of two blocks."""
+  return lambda overrides=None: tiny({'model.depth': 2} | (overrides or {}))
+
+
 def network(run, vocabulary_size=64):
   return transformer_lib.Transformer(run.static.model, vocabulary_size)
 

@@ -42,7 +42,7 @@ def matrices(params):
 def test_norms_are_constant(trained):
   states, _ = trained
   first, last = matrices(states[0]['params']), matrices(states[-1]['params'])
-  assert len(first) == 12
+  assert len(first) == 6
   for name, W in first.items():
     assert not np.allclose(W, last[name])
     assert np.linalg.norm(last[name]) == pytest.approx(np.linalg.norm(W), rel=1e-5)

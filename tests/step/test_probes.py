@@ -47,6 +47,12 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope='module')
+def tiny(tiny):
+  """Tiny runs of two blocks."""
+  return lambda overrides=None: tiny({'model.depth': 2} | (overrides or {}))
+
+
 @pytest.fixture(scope='module', params=MODELS)
 def probed(request, tiny):
   """A run before its first update, and its probed step, compiled."""

@@ -217,8 +217,9 @@ def test_probed_and_quiet_steps_make_the_same_update(single, tiny):
     assert probed_metrics[name] == pytest.approx(value, rel=1e-6), name
 
 
-@pytest.mark.parametrize('of_process', [None, 'bfloat16'])
-@pytest.mark.parametrize('name, precision', [('highest', 'HIGHEST'), ('hardware', 'DEFAULT')])
+@pytest.mark.parametrize(
+    'name, precision, of_process', [('highest', 'HIGHEST', 'bfloat16'), ('hardware', 'DEFAULT', None)]
+)
 def test_matmul_precision(tiny, text, name, precision, of_process):
   """Every matrix product states its precision, which a setting of the process does not change."""
   overrides = {'model.matmul_precision': name, 'model.depth': 1}
