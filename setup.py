@@ -32,6 +32,10 @@ setuptools.setup(
         *REPORT,
     ],
     extras_require={
+        # For launch.sweep --analyze --target: compilers of devices that need not be here. jax's own
+        # extras pin the version of a plugin to that of jaxlib. cuDNN is for fused attention.
+        'aot-gpu': ['jax[cuda13-local]', 'nvidia-cudnn-cu13>=9.12'],
+        'aot-tpu': ['jax[tpu]'],
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],

@@ -15,6 +15,8 @@ how long they would take:
   python -m launch.sweep --config=... --dry_run
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
       [--analyze]  compile for the devices here and compare XLA's memory analysis with the estimate
+      [--analyze --target=h100:8 [--only=N] [--output=FILE.json]]  compile for devices that need not
+                   be here: memory, kernels, collectives, and an estimate of the time
 
 --backend selects where runs are trained. DIR is the same for all backends, and a sweep begun with
 one can be continued with another. --dry_run shows what would be submitted:
@@ -61,11 +63,11 @@ def main() -> int | None:
   """Trains or plans the sweep."""
   if _ATTACHED.value:
     preemption.end_with_stdin()
-  machine = dry_run.check(FLAGS)
+  options = dry_run.check(FLAGS)
   backend = registry.find(FLAGS)
   sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
   if FLAGS['dry_run'].value:
-    dry_run.show(sweep, machine, analyze=FLAGS['analyze'].value)
+    dry_run.show(sweep, options)
     workdir = Path(_WORKDIR.value).absolute() if _WORKDIR.value else Path('DIR')
     backend.show(workdir, sweep.runs.configs)
     return 0

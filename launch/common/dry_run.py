@@ -1,25 +1,27 @@
 """launch.sweep --dry_run: what a sweep costs and, on given devices, where its runs are placed.
 
 Parameters and FLOPs come from traced programs; nothing is compiled and no accelerator is used,
-except with --analyze.
+except with --analyze. With --target it compiles for devices that need not be here.
 """
 
+import dataclasses
 import math
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from absl import flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.common import app, environment, memory_analysis
+from launch.common import app, environment, memory_analysis, path_flags, target_report
 from stability.config import Config
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
-from stability.devices import shapes
+from stability.devices import shapes, targets
 from stability.errors import BadInput
 
 MOST_ROWS = 100  # in a table; more runs than this are shown by groups
@@ -61,17 +63,62 @@ def define(flag_values: flags.FlagValues) -> None:
       "for --dry_run: compile for the devices here and compare XLA's memory use with the estimate",
       flag_values=flag_values,
   )
+  flags.DEFINE_string(
+      'target',
+      None,
+      'for --analyze: devices to compile for, which need not be here: NAME or NAME:TOPOLOGY, such'
+      f' as h100:8 or v5e:4x4; one of {", ".join(targets.TARGETS)}',
+      flag_values=flag_values,
+  )
+  flags.DEFINE_integer(
+      'only',
+      None,
+      'for --analyze: number of rows of the table to compile, the first ones',
+      flag_values=flag_values,
+      lower_bound=1,
+  )
+  path_flags.define(
+      'output', None, 'for --target: JSON file to write the analysis to', flag_values
+  )
 
 
-def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
-  """The machine to plan for, if one is given; BadInput if the flags contradict each other."""
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to show beside the runs and their cost."""
+
+  machine: cost_lib.Machine | None = None  # to plan for, by arithmetic
+  analyze: bool = False
+  target: targets.Slice | None = None  # to compile for; None: the devices here
+  only: int | None = None  # number of groups to compile
+  output: Path | None = None  # of the analysis of a target
+
+
+def check(flag_values: flags.FlagValues) -> Options:
+  """The options that the flags state; BadInput if they contradict each other."""
+  analyze, target = flag_values['analyze'].value, flag_values['target'].value
   given = [name for name in (*_MACHINE, 'utilisation') if flag_values[name].present]
-  asked = [*given, 'analyze'] if flag_values['analyze'].value else given
+  asked = [*given, 'analyze'] if analyze else given
   if asked and not flag_values['dry_run'].value:
     raise BadInput(f'--{asked[0]}: must be given with --dry_run; training uses the devices here')
+  for name, needs in (('target', 'analyze'), ('only', 'analyze'), ('output', 'target')):
+    if flag_values[name].value is not None and not flag_values[needs].value:
+      raise BadInput(f'--{name}: must be given with --{needs}')
+  if analyze and target is not None and given:
+    raise BadInput(f'--{given[0]}: must not be given with --target, whose devices are known')
   if not given:
-    return None
-  if flag_values['analyze'].value:
+    found = None if target is None else targets.parse(target)
+    if found is not None:
+      targets.check(found.target.platform)
+    output = flag_values['output'].value
+    if output is not None and not Path(output).absolute().parent.is_dir():
+      raise BadInput(f'--output={output}: its folder does not exist')
+    return Options(
+        analyze=analyze,
+        target=found,
+        only=flag_values['only'].value,
+        output=None if output is None else Path(output),
+    )
+  if analyze:
     raise BadInput(f'--{given[0]}: must not be given with --analyze, which uses the devices here')
   for name in _MACHINE:
     if name not in given:
@@ -82,20 +129,23 @@ def check(flag_values: flags.FlagValues) -> cost_lib.Machine | None:
       raise BadInput(f'--{name}={value}: must be a number above 0')
   if values['utilisation'] > 1:
     raise BadInput(f'--utilisation={values["utilisation"]}: must not be above 1')
-  return cost_lib.Machine(
-      devices=values['devices'],
-      memory_bytes=values['device_memory_gb'] * 1e9,
-      flops_per_second=values['device_tflops'] * 1e12,
-      utilisation=values['utilisation'],
+  return Options(
+      machine=cost_lib.Machine(
+          devices=values['devices'],
+          memory_bytes=values['device_memory_gb'] * 1e9,
+          flops_per_second=values['device_tflops'] * 1e12,
+          utilisation=values['utilisation'],
+      )
   )
 
 
-def show(sweep: app.SweepRequest, machine: cost_lib.Machine | None, *, analyze: bool) -> None:
-  """Prints the plan of a sweep, for `machine` if one is given."""
-  if analyze:
+def show(sweep: app.SweepRequest, options: Options) -> None:
+  """Prints the plan of a sweep."""
+  machine, uses_devices = options.machine, options.analyze and options.target is None
+  if uses_devices:
     memory_analysis.use_worker_environment()
   environment.check()
-  if analyze:
+  if uses_devices:
     environment.check_devices()
   else:
     shapes.trace_on_cpu()
@@ -124,8 +174,14 @@ def show(sweep: app.SweepRequest, machine: cost_lib.Machine | None, *, analyze: 
     tables = (_costs_of_runs(title, configs, vocabulary_size),)
   if by_group and len(groups) > MOST_ROWS:
     closing.insert(0, f'... and {len(groups) - MOST_ROWS:,} more groups')
-  if analyze:
-    tables += (_analyses(groups, vocabulary_size, console),)
+  if uses_devices:
+    tables += (_analyses(groups[: options.only], vocabulary_size, console),)
+  elif options.target is not None:
+    found = target_report.analyze(groups[: options.only], vocabulary_size, options.target)
+    tables = (target_report.table(found, options.target),)
+    closing += target_report.summary(found, options.target)
+    if options.output is not None:
+      target_report.write(options.output, found, options.target)
   console.print(*tables)
   for line in closing:
     console.print(line, highlight=False, soft_wrap=True)

@@ -12,8 +12,6 @@ from stability.devices import placement as placement_lib
 from stability.devices.placement import Memory, Placement
 from stability.errors import BadInput
 
-TEXT_TOKENS = 2**20  # length of the text that a step is compiled for; not counted as memory
-
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
@@ -64,6 +62,7 @@ def _analyze_group(
 ) -> Analysis:
   import jax
 
+  from stability.devices import ahead_of_time
   from stability.step import train_step
 
   static, hparams = config_lib.split(group.config)
@@ -81,7 +80,7 @@ def _analyze_group(
     state = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((placement.members, *a.shape), a.dtype), state
     )
-  count = max(TEXT_TOKENS, 2 * (static.data.sequence_length + 1))
+  count = ahead_of_time.text_tokens(static)
   text = jax.ShapeDtypeStruct((count,), tokens.smallest_dtype(vocabulary_size))
   lowered = jax.jit(step, donate_argnums=1).lower({'text': text}, state)
   found = lowered.compile().memory_analysis()

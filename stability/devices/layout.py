@@ -105,6 +105,11 @@ def host_batcher(data: Mapping[str, np.ndarray], slots: int) -> HostBatcher:
   return HostBatcher(data['text'], batch_size, length - 1, slots)
 
 
+def with_axes(abstract: Tree, lead: tuple[int, ...]) -> Tree:
+  """The shapes of `abstract`, preceded by the axes `lead`."""
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), abstract)
+
+
 def zeros(abstract: Tree, lead: tuple[int, ...] = ()) -> Tree:
   """Zeros with the shapes and types of `abstract`, preceded by the axes `lead`."""
   return jax.tree.map(lambda a: np.zeros(lead + a.shape, a.dtype), abstract)

@@ -11,7 +11,7 @@ in a Python loop, whose overhead is small beside a step of a large run. With sev
 make the same calls in the same order, because each takes part in every computation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stability.devices.layout import (
+    PackedStep,
     PendingMetrics,
+    Step,
     Tree,
     host_batcher,
     mean_losses,
@@ -32,11 +34,125 @@ from stability.step.train_step import Programs
 AXIS = 'data'
 
 
+class Spread:
+  """How one run is spread over devices: the shardings of its arrays, and functions of these."""
+
+  axis: str | None  # name of the mapped axis over devices that a step is called in, if any
+
+  def __init__(self, devices: Sequence[jax.Device]):
+    self.devices = devices
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+    self.replicated = NamedSharding(mesh, PartitionSpec())
+    self.split = NamedSharding(mesh, PartitionSpec(AXIS))  # of rows [devices, B / devices, T + 1]
+
+  def sharding(self, array: jax.ShapeDtypeStruct) -> NamedSharding:
+    """The sharding of an array of the state."""
+    raise NotImplementedError
+
+  def map(self, function, state, outputs, donate=()):
+    """Maps a function of (rows [B, T + 1], state) over rows [devices, B / devices, T + 1].
+
+    Args:
+      function: of (rows, state).
+      state: the shardings of the state.
+      outputs: the shardings of the outputs.
+      donate: numbers of the arguments whose memory the outputs may take.
+    """
+    raise NotImplementedError
+
+  def lower(
+      self,
+      steps: Mapping[str, PackedStep],
+      evaluate: Callable[..., jax.Array],
+      rows: jax.Array | jax.ShapeDtypeStruct,
+      state: Tree,
+  ) -> dict[str, jax.stages.Lowered]:
+    """The programs of a run, lowered for the devices: its steps by kind, and `evaluate`.
+
+    Args:
+      steps: by kind; traced here, which sets the names of their metrics.
+      evaluate: of a run (stability/step/train_step.py).
+      rows: a batch [devices, B / devices, T + 1], or its shape.
+      state: of the run, arrays or shapes with shardings.
+    """
+
+    def mean_loss(rows_BxT1, state):
+      loss = evaluate({'validation': rows_BxT1[None]}, state, 0)
+      return jax.lax.pmean(loss, self.axis) if self.axis else loss
+
+    shardings = jax.tree.map(lambda array: array.sharding, state)
+    outputs = shardings, self.replicated  # the new state and the metrics
+    lowered = {
+        kind: self.map(step, shardings, outputs, donate=1).lower(rows, state)
+        for kind, step in steps.items()
+    }
+    lowered['evaluate'] = self.map(mean_loss, shardings, self.replicated).lower(rows, state)
+    return lowered
+
+  def pack(self, steps: Mapping[str, Step]) -> dict[str, PackedStep]:
+    """The steps as functions of (rows [B, T + 1], state), called in the mapped axis."""
+
+    def in_axis(step):
+      return lambda rows_BxT1, state: step({'batch': rows_BxT1}, state, axis=self.axis)
+
+    return pack({kind: in_axis(step) for kind, step in steps.items()})
+
+
+class Replicated(Spread):
+  """The whole state on every device.
+
+  A step must return the same state on all devices: whatever depends on a device's part of the batch
+  has to pass through a pmean or pmax before it enters the state.
+  """
+
+  axis = AXIS
+
+  def sharding(self, array):
+    del array
+    return self.replicated
+
+  def map(self, function, state, outputs, donate=()):
+    del state, outputs  # all of them are replicated
+    return jax.pmap(
+        function,
+        axis_name=AXIS,
+        in_axes=(0, None),
+        out_axes=None,
+        devices=self.devices,
+        donate_argnums=donate,
+    )
+
+
+class Split(Spread):
+  """Each array of the state is split over the devices along one axis."""
+
+  axis = None
+
+  def sharding(self, array):
+    """Splits the largest axis that is divisible by the number of devices, or replicates."""
+    sizes = [size if size % len(self.devices) == 0 else 0 for size in array.shape]
+    if not any(sizes):
+      return self.replicated
+    axis = int(np.argmax(sizes))
+    return NamedSharding(self.replicated.mesh, PartitionSpec(*(None,) * axis, AXIS))
+
+  def map(self, function, state, outputs, donate=()):
+    def whole_batch(rows_NxBxT1, state):
+      return function(rows_NxBxT1.reshape(-1, rows_NxBxT1.shape[-1]), state)
+
+    return jax.jit(
+        whole_batch,
+        in_shardings=(self.split, state),
+        out_shardings=outputs,
+        donate_argnums=donate,
+    )
+
+
 class _MultiDeviceLayout:
-  """The common part of both layouts, which differ in the state's sharding and in `_map`."""
+  """The common part of both layouts."""
 
   width = members = 1
-  _axis: str | None  # name of the mapped axis over devices that a step is called in, if any
+  _spread_type: type[Spread]
 
   def __init__(
       self,
@@ -53,41 +169,21 @@ class _MultiDeviceLayout:
       hparams: those of any of the runs; only their types matter.
       devices: the devices of all processes; their number divides B.
     """
-    self._devices = devices
-    mesh = Mesh(np.asarray(devices), (AXIS,))
-    self._replicated = NamedSharding(mesh, PartitionSpec())
-    self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+    self._spread = self._spread_type(devices)
     self._validation = data['validation'].astype(np.int32)
     self._batcher = host_batcher(data, slots=1)
     run = jax.eval_shape(programs.init, hparams)
-    self._shardings = jax.tree.map(self._sharding, run)
+    self._shardings = jax.tree.map(self._spread.sharding, run)
     self._init = jax.jit(programs.init, out_shardings=self._shardings).lower(hparams).compile()
-
-    def in_axis(step):
-      return lambda rows_BxT1, state: step({'batch': rows_BxT1}, state, axis=self._axis)
-
-    def evaluate(rows_BxT1, state):
-      loss = programs.evaluate({'validation': rows_BxT1[None]}, state, 0)
-      return jax.lax.pmean(loss, self._axis) if self._axis else loss
-
-    self._packed = pack({kind: in_axis(step) for kind, step in programs.steps.items()})
+    self._packed = self._spread.pack(programs.steps)
     # Arrays rather than shapes: with several processes, pmap would take a shape to be that of one
     # process's part.
-    arguments = self._rows(self._validation[0]), self._init(hparams)
-    out_shardings = self._shardings, self._replicated  # of the new state and of the metrics
-    self._steps = {
-        kind: self._map(step, out_shardings, donate=1).lower(*arguments).compile()
-        for kind, step in self._packed.items()
-    }
-    self._evaluate = self._map(evaluate, self._replicated).lower(*arguments).compile()
-
-  def _sharding(self, array: jax.ShapeDtypeStruct) -> NamedSharding:
-    """The sharding of an array of the state."""
-    raise NotImplementedError
-
-  def _map(self, function, out_shardings, donate=()):
-    """Maps a function of (rows [B, T + 1], state) over rows [devices, B / devices, T + 1]."""
-    raise NotImplementedError
+    lowered = self._spread.lower(
+        self._packed, programs.evaluate, self._rows(self._validation[0]), self._init(hparams)
+    )
+    compiled = {name: program.compile() for name, program in lowered.items()}
+    self._evaluate = compiled.pop('evaluate')
+    self._steps = compiled
 
   def init(self, hparams):
     return self._init(hparams)
@@ -114,57 +210,20 @@ class _MultiDeviceLayout:
 
   def _rows(self, batch_BxT1: np.ndarray) -> jax.Array:
     """A batch [B, T + 1], split over the devices: [devices, B / devices, T + 1]."""
-    return _put(batch_BxT1.reshape(len(self._devices), -1, batch_BxT1.shape[1]), self._split)
+    rows = batch_BxT1.reshape(len(self._spread.devices), -1, batch_BxT1.shape[1])
+    return _put(rows, self._spread.split)
 
 
 class DataParallelLayout(_MultiDeviceLayout):
-  """One run, replicated on every device.
+  """One run, replicated on every device."""
 
-  A step must return the same state on all devices: whatever depends on a device's part of the batch
-  has to pass through a pmean or pmax before it enters the state.
-  """
-
-  _axis = AXIS
-
-  def _sharding(self, array):
-    del array
-    return self._replicated
-
-  def _map(self, function, out_shardings, donate=()):
-    del out_shardings  # all outputs are replicated
-    return jax.pmap(
-        function,
-        axis_name=AXIS,
-        in_axes=(0, None),
-        out_axes=None,
-        devices=self._devices,
-        donate_argnums=donate,
-    )
+  _spread_type = Replicated
 
 
 class ShardedLayout(_MultiDeviceLayout):
   """One run, split over the devices."""
 
-  _axis = None
-
-  def _sharding(self, array):
-    """Splits the largest axis that is divisible by the number of devices, or replicates."""
-    sizes = [size if size % len(self._devices) == 0 else 0 for size in array.shape]
-    if not any(sizes):
-      return self._replicated
-    axis = int(np.argmax(sizes))
-    return NamedSharding(self._replicated.mesh, PartitionSpec(*(None,) * axis, AXIS))
-
-  def _map(self, function, out_shardings, donate=()):
-    def whole_batch(rows_NxBxT1, state):
-      return function(rows_NxBxT1.reshape(-1, rows_NxBxT1.shape[-1]), state)
-
-    return jax.jit(
-        whole_batch,
-        in_shardings=(self._split, self._shardings),
-        out_shardings=out_shardings,
-        donate_argnums=donate,
-    )
+  _spread_type = Split
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:

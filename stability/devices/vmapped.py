@@ -3,7 +3,7 @@
 Slot s is member s % members of device s // members.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stability.devices.layout import (
     Data,
+    PackedStep,
     PendingMetrics,
     Tree,
     host_batcher,
     mean_losses,
     never,
     pack,
+    with_axes,
     zeros,
 )
 from stability.step.train_step import Programs
@@ -57,35 +59,20 @@ class VmappedLayout:
     self._batches = len(data['validation'])
     self._run = jax.eval_shape(programs.init, hparams)
     self._packed = pack(programs.steps)
-    state = self.empty()
-    count = np.int32(0)
     self._init = jax.jit(programs.init).lower(hparams).compile()
-    self._insert = self._compile(_insert, (0, None, 0), (state, self._run, self._mask(0)), 0)
-    data_axis = 0 if host_drawn else None  # each run has its own batches, or all share the text
-    batch = self._batch()
-    self._steps = {}
-    for kind, step in self._packed.items():
-      mapped = jax.vmap(step, (data_axis, 0))
-      if kind == 'quiet':
-        repeated = _repeat(mapped)
-        arguments = batch, state, count
-        self._steps[kind] = self._compile(repeated, (data_axis, 0, None), arguments, 1)
-      else:
-        self._steps[kind] = self._compile(mapped, (data_axis, 0), (batch, state), 1)
-    evaluate = jax.vmap(programs.evaluate, (None, 0, None))
-    arguments = self._validation, state, count
-    self._evaluate = self._compile(evaluate, (None, 0, None), arguments)
-
-  def _compile(self, function, in_axes, arguments, donate_argnums=()):
-    """Compiles a function, mapped over the devices, for arguments of these shapes and types."""
-    mapped = jax.pmap(
-        function,
-        axis_name='devices',
-        in_axes=in_axes,
-        devices=self._devices,
-        donate_argnums=donate_argnums,
+    lowered = lower(
+        self._packed,
+        programs.evaluate,
+        self._run,
+        self._batch(),
+        self._validation,
+        devices,
+        members,
     )
-    return mapped.lower(*arguments).compile()
+    compiled = {name: program.compile() for name, program in lowered.items()}
+    self._insert = compiled.pop('insert')
+    self._evaluate = compiled.pop('evaluate')
+    self._steps = compiled
 
   def init(self, hparams):
     return jax.device_get(self._init(hparams))
@@ -138,6 +125,51 @@ class VmappedLayout:
       return self._text
     rows = self._batcher.draw()
     return {'batch': rows.reshape(len(self._devices), self.members, *rows.shape[1:])}
+
+
+def lower(
+    steps: Mapping[str, PackedStep],
+    evaluate: Callable[..., jax.Array],
+    run: Tree,
+    data: Data,
+    validation: Data,
+    devices: Sequence[jax.Device],
+    members: int,
+) -> dict[str, jax.stages.Lowered]:
+  """The programs of a population, lowered for its devices: the steps, `insert` and `evaluate`.
+
+  Args:
+    steps: those of one run, by kind.
+    evaluate: that of one run.
+    run: the shapes of the state of one run.
+    data: the shapes of 'text' [tokens] or, drawn by the host, 'batch' [devices, members, B, T + 1].
+    validation: the shapes of 'validation' [batches, B, T + 1].
+    devices: those to lower for; they need not be of this machine.
+    members: number of runs on each device.
+  """
+  state = with_axes(run, (len(devices), members))
+  mask = jax.ShapeDtypeStruct((len(devices), members), bool)
+  count = np.int32(0)
+  data_axis = 0 if 'batch' in data else None  # each run has its own batches, or all share the text
+
+  def mapped(function, in_axes, arguments, donate=()):
+    over_devices = jax.pmap(
+        function, axis_name='devices', in_axes=in_axes, devices=devices, donate_argnums=donate
+    )
+    return over_devices.lower(*arguments)
+
+  lowered = {}
+  for kind, step in steps.items():
+    of_members = jax.vmap(step, (data_axis, 0))
+    if kind == 'quiet':
+      axes = (data_axis, 0, None)
+      lowered[kind] = mapped(_repeat(of_members), axes, (data, state, count), 1)
+    else:
+      lowered[kind] = mapped(of_members, (data_axis, 0), (data, state), 1)
+  lowered['insert'] = mapped(_insert, (0, None, 0), (state, run, mask), 0)
+  axes = (None, 0, None)
+  lowered['evaluate'] = mapped(jax.vmap(evaluate, axes), axes, (validation, state, count))
+  return lowered
 
 
 def _repeat(step):

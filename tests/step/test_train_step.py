@@ -218,7 +218,8 @@ def test_probed_and_quiet_steps_make_the_same_update(single, tiny):
 
 
 @pytest.mark.parametrize(
-    'name, precision, of_process', [('highest', 'HIGHEST', 'bfloat16'), ('hardware', 'DEFAULT', None)]
+    'name, precision, of_process',
+    [('highest', 'HIGHEST', 'bfloat16'), ('hardware', 'DEFAULT', None)],
 )
 def test_matmul_precision(tiny, text, name, precision, of_process):
   """Every matrix product states its precision, which a setting of the process does not change."""

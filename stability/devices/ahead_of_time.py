@@ -1,0 +1,80 @@
+"""Lowers the programs of a layout for devices that need not be here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from stability.data import tokens
+from stability.devices import vmapped
+from stability.devices.layout import pack
+from stability.devices.multi_device import Replicated, Split
+from stability.devices.placement import Placement
+from stability.step import train_step
+
+TEXT_TOKENS = 2**20  # length of the text that a step is lowered for
+
+
+def lower(
+    static: ml_collections.FrozenConfigDict,
+    hparams: dict[str, np.generic],
+    vocabulary_size: int,
+    placement: Placement,
+    devices: Sequence[Any],
+    platform: str,
+) -> dict[str, jax.stages.Lowered]:
+  """The programs of a placement that run at every step: the steps by kind, and `evaluate`.
+
+  Args:
+    static: the static config.
+    hparams: those of any run; only their types matter.
+    vocabulary_size: number of different tokens.
+    placement: of the runs on the devices.
+    devices: all of them, or of a population's, as many as it uses.
+    platform: of the devices: gpu or tpu.
+  """
+  programs = train_step.programs(
+      static,
+      vocabulary_size,
+      microbatches=placement.microbatches,
+      remat=placement.remat == 'block',
+      fused=platform == 'gpu',
+  )
+  run = jax.eval_shape(programs.init, hparams)
+  data = static.data
+  if placement.layout in ('data_parallel', 'sharded'):
+    spread = (Split if placement.layout == 'sharded' else Replicated)(devices)
+    rows = jax.ShapeDtypeStruct(
+        (len(devices), data.batch_size // len(devices), data.sequence_length + 1),
+        np.int32,
+        sharding=spread.split,
+    )
+    state = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=spread.sharding(a)), run
+    )
+    return spread.lower(spread.pack(programs.steps), programs.evaluate, rows, state)
+  token = tokens.smallest_dtype(vocabulary_size)
+  text = {'text': jax.ShapeDtypeStruct((text_tokens(static),), token)}
+  shape = data.validation_batches, data.batch_size, data.sequence_length + 1
+  validation = {'validation': jax.ShapeDtypeStruct(shape, token)}
+  steps = pack(programs.steps)
+  if placement.layout == 'population':
+    lowered = vmapped.lower(
+        steps, programs.evaluate, run, text, validation, devices, placement.members
+    )
+    return {name: program for name, program in lowered.items() if name != 'insert'}
+  here = SingleDeviceSharding(devices[0])
+  text, validation, run = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), (text, validation, run)
+  )
+  lowered = {kind: jax.jit(step, donate_argnums=1).lower(text, run) for kind, step in steps.items()}
+  lowered['evaluate'] = jax.jit(programs.evaluate).lower(validation, run, np.int32(0))
+  return lowered
+
+
+def text_tokens(static: ml_collections.FrozenConfigDict) -> int:
+  """Length of the text that is lowered for."""
+  return max(TEXT_TOKENS, 2 * (static.data.sequence_length + 1))

@@ -1,0 +1,267 @@
+"""Accelerators to compile for on a machine that has none of them.
+
+The compilers of NVIDIA GPUs and of TPUs run without a device: they take a description of one. What
+they cannot do is run a program, or tune it by trying variants. The descriptions of GPUs have the
+fields that XLA reads from a device. Rates and memories are those of the data sheets (`source`).
+
+Needs one of the extras aot-gpu and aot-tpu.
+"""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stability.errors import BadInput
+
+GB = 1e9
+TFLOPS = 1e12
+_H100_SHEET = 'https://www.nvidia.com/en-us/data-center/h100/ (SXM)'
+_H200_SHEET = 'https://www.nvidia.com/en-us/data-center/h200/ (SXM)'
+_A100_SHEET = 'https://www.nvidia.com/en-us/data-center/a100/ (80 GB SXM)'
+_TPU_DOCS = 'https://cloud.google.com/tpu/docs/{}'
+# Time from one kernel's start to the next one's, if both are short: the usual 3 to 5 microseconds
+# of a CUDA launch. A TPU runs a whole program at once.
+LAUNCH_SECONDS = {'gpu': 4e-6, 'tpu': 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """One kind of accelerator. Rates are peaks, dense, per device."""
+
+  platform: str  # gpu | tpu
+  memory_bytes: float
+  bytes_per_second: float  # of its memory
+  link_bytes_per_second: float  # to other devices, in one direction
+  bfloat16_flops: float  # per second
+  float32_flops: float  # at model.matmul_precision=highest
+  hardware_float32_flops: float  # at model.matmul_precision=hardware
+  source: str
+  topology: str  # default: number of GPUs, or shape of the TPU slice
+  description: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of a GPU, for XLA
+
+  def flops_per_second(self, dtype: str, matmul_precision: str) -> float:
+    """Peak rate of matrix products in FLOPs per second."""
+    if dtype == 'bfloat16':
+      return self.bfloat16_flops
+    if matmul_precision == 'hardware':
+      return self.hardware_float32_flops
+    return self.float32_flops
+
+
+def _gpu(
+    name: str,
+    *,
+    cores: int,
+    fpus_per_core: int,
+    shared_kib: int,
+    l2_mib: int,
+    clock_ghz: float,
+    capability: int,
+    bytes_per_second: float,
+    memory: int,
+) -> dict[str, Any]:
+  """The fields of XLA's GpuDeviceInfoProto; those given here differ between the cards."""
+  shared = 1024 * shared_kib
+  return {
+      'gpu_device_info': {
+          'threads_per_block_limit': 1024,
+          'threads_per_warp': 32,
+          'shared_memory_per_block': 49152,
+          'shared_memory_per_core': shared,
+          'threads_per_core_limit': 2048,
+          'core_count': cores,
+          'fpus_per_core': fpus_per_core,
+          'block_dim_limit_x': 2147483647,
+          'block_dim_limit_y': 65535,
+          'block_dim_limit_z': 65535,
+          'memory_bandwidth': int(bytes_per_second),
+          'l2_cache_size': 2**20 * l2_mib,
+          'clock_rate_ghz': clock_ghz,
+          'device_memory_size': memory,
+          'shared_memory_per_block_optin': shared - 1024,
+          'cuda_compute_capability': {'major': capability, 'minor': 0},
+          'registers_per_core_limit': 65536,
+          'registers_per_block_limit': 65536,
+      },
+      'platform_name': 'CUDA',
+      'dnn_version_info': {'major': 9, 'minor': 8},
+      'runtime_version': {'major': 13},
+      'device_description_str': name,
+  }
+
+
+_HOPPER = {'cores': 132, 'fpus_per_core': 128, 'shared_kib': 228, 'l2_mib': 50, 'capability': 9}
+TARGETS = {
+    'h100': Target(
+        platform='gpu',
+        memory_bytes=85.0 * GB,
+        bytes_per_second=3.35e12,
+        link_bytes_per_second=450e9,
+        bfloat16_flops=989 * TFLOPS,
+        float32_flops=67 * TFLOPS,
+        hardware_float32_flops=495 * TFLOPS,
+        source=_H100_SHEET,
+        topology='1',
+        description=_gpu(
+            'NVIDIA H100 80GB HBM3',
+            **_HOPPER,
+            clock_ghz=1.98,
+            bytes_per_second=3.35e12,
+            memory=84978761728,
+        ),
+    ),
+    'h200': Target(
+        platform='gpu',
+        memory_bytes=150.0 * GB,
+        bytes_per_second=4.8e12,
+        link_bytes_per_second=450e9,
+        bfloat16_flops=989 * TFLOPS,
+        float32_flops=67 * TFLOPS,
+        hardware_float32_flops=495 * TFLOPS,
+        source=_H200_SHEET,
+        topology='1',
+        description=_gpu(
+            'NVIDIA H200', **_HOPPER, clock_ghz=1.98, bytes_per_second=4.8e12, memory=150 * 10**9
+        ),
+    ),
+    'a100': Target(
+        platform='gpu',
+        memory_bytes=85.0 * GB,
+        bytes_per_second=2.039e12,
+        link_bytes_per_second=300e9,
+        bfloat16_flops=312 * TFLOPS,
+        float32_flops=19.5 * TFLOPS,
+        hardware_float32_flops=156 * TFLOPS,
+        source=_A100_SHEET,
+        topology='1',
+        description=_gpu(
+            'NVIDIA A100-SXM4-80GB',
+            cores=108,
+            fpus_per_core=64,
+            shared_kib=164,
+            l2_mib=40,
+            clock_ghz=1.41,
+            capability=8,
+            bytes_per_second=2.039e12,
+            memory=85 * 10**9,
+        ),
+    ),
+    # A float32 product of full precision takes six passes of bfloat16 products on a TPU.
+    'v5e': Target(
+        platform='tpu',
+        memory_bytes=17.2 * GB,
+        bytes_per_second=819e9,
+        link_bytes_per_second=200e9,
+        bfloat16_flops=197 * TFLOPS,
+        float32_flops=197 / 6 * TFLOPS,
+        hardware_float32_flops=197 * TFLOPS,
+        source=_TPU_DOCS.format('v5e'),
+        topology='2x2',
+    ),
+    'v5p': Target(
+        platform='tpu',
+        memory_bytes=102 * GB,
+        bytes_per_second=2.765e12,
+        link_bytes_per_second=600e9,
+        bfloat16_flops=459 * TFLOPS,
+        float32_flops=459 / 6 * TFLOPS,
+        hardware_float32_flops=459 * TFLOPS,
+        source=_TPU_DOCS.format('v5p'),
+        topology='2x2x1',
+    ),
+    'v6e': Target(
+        platform='tpu',
+        memory_bytes=34.4 * GB,
+        bytes_per_second=1.64e12,
+        link_bytes_per_second=448e9,
+        bfloat16_flops=918 * TFLOPS,
+        float32_flops=918 / 6 * TFLOPS,
+        hardware_float32_flops=918 * TFLOPS,
+        source=_TPU_DOCS.format('v6e'),
+        topology='2x2',
+    ),
+}
+# By platform: the module that must be there, and the extra that installs it.
+_PLUGINS = {'gpu': ('jax_plugins.xla_cuda13', 'aot-gpu'), 'tpu': ('libtpu', 'aot-tpu')}
+# libtpu asks the servers of a TPU machine what it is, unless it is told.
+_TPU_VARIABLES = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_MIN_LOG_LEVEL': '3',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """Devices to compile for: some of one kind, connected."""
+
+  name: str  # such as h100:8
+  target: Target
+  topology: str
+
+
+def parse(name: str) -> Slice:
+  """The slice that NAME or NAME:TOPOLOGY names; raises BadInput."""
+  kind, _, topology = name.partition(':')
+  if kind not in TARGETS:
+    raise BadInput(f'--target={name}: must be one of {", ".join(TARGETS)}')
+  target = TARGETS[kind]
+  topology = topology or target.topology
+  sizes = topology.split('x')
+  if not all(size.isdecimal() and int(size) for size in sizes):
+    example = '8, a number of devices' if target.platform == 'gpu' else '4x4'
+    raise BadInput(f'--target={name}: after the colon must be a topology such as {example}')
+  if target.platform == 'gpu' and len(sizes) > 1:
+    raise BadInput(f'--target={name}: after the colon must be a number of devices such as 8')
+  return Slice(f'{kind}:{topology}', target, topology)
+
+
+def check(platform: str) -> None:
+  """Raises BadInput if the compiler of a platform is not installed."""
+  module, extra = _PLUGINS[platform]
+  try:
+    is_there = importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # of the package that should contain it
+    is_there = False
+  if not is_there:
+    raise BadInput(
+        f"--target: the compiler for this {platform.upper()} is not installed: pip install"
+        f" 'stability[{extra}]'"
+    )
+
+
+def devices(found: Slice) -> Sequence[Any]:
+  """The devices of a slice, for a Mesh or a pmap; raises BadInput if its compiler refuses it."""
+  check(found.target.platform)
+  if found.target.platform == 'tpu':
+    os.environ.update({k: v for k, v in _TPU_VARIABLES.items() if k not in os.environ})
+  from jax.experimental import topologies
+
+  try:
+    if found.target.platform == 'gpu':
+      topology = f'1x{found.topology}x1'  # hosts, devices of each
+      description = topologies.get_topology_desc(
+          platform='cuda',
+          topology_name=topology,
+          topology=topology,
+          target_config=_text(found.target.description),
+      )
+    else:
+      description = topologies.get_topology_desc(platform='tpu', topology_name=found.name)
+  except Exception as error:  # of jaxlib, of several types
+    reason = str(error).strip().splitlines()[0]
+    raise BadInput(f'--target={found.name}: refused by its compiler: {reason}') from error
+  return description.devices
+
+
+def _text(message: Mapping[str, Any]) -> str:
+  """A message in protobuf's text format."""
+  parts = []
+  for name, value in message.items():
+    if isinstance(value, Mapping):
+      parts.append(f'{name} {{ {_text(value)} }}')
+    else:
+      parts.append(f'{name}: "{value}"' if isinstance(value, str) else f'{name}: {value}')
+  return ' '.join(parts)
