@@ -80,7 +80,9 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _sensitivity(table: pd.DataFrame) -> str:
-  interventions = [c for c in table if c not in ('parameters', *NUMBERS, *NOT_SHOWN)]
+  one_window = 'window' in table and table['window'].nunique() == 1  # which says nothing
+  hidden = ('parameters', *NUMBERS, *NOT_SHOWN, *(['window'] if one_window else []))
+  interventions = [c for c in table if c not in hidden]
   rows = [
       [
           labels.parameters(float(row['parameters'])),

@@ -104,7 +104,8 @@ def profile(text: str) -> Profile:
         size = nbytes(each.shape)
         moved['bytes'] += times * (size + _read(each, by_name, computations))
         for array in _ARRAY.finditer(each.shape):
-          written[f'{array[1]}[{array[2]}]'] = _size(array)
+          name = f'{array[1]}[{array[2]}]'
+          written[name] = max(written.get(name, 0), _size(array))
         if operation in COLLECTIVES:
           counts[operation] += times
           moved[operation] += times * size

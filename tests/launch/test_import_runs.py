@@ -81,6 +81,48 @@ def test_programs_read_an_imported_workdir(files, capsys):
   assert curves[results_lib.LOGIT].max() == 21.0
 
 
+# Final losses published with arXiv 2601.02031 at two sizes, without z-loss and with it, and their LR
+# sensitivity, computed as the plain mean.
+PUBLISHED = {
+    (16, 0.0): ((3.961, 3.881, 3.850, 3.841, 3.857, 4.269, 5.065), 0.262),
+    (16, 1e-4): ((3.961, 3.878, 3.848, 3.836, 3.841, 3.854, 3.955), 0.046),
+    (221, 0.0): ((3.090, 3.050, 3.050, 3.076, 3.153, 3.305, 5.099), 0.353),
+    (221, 1e-4): ((3.089, 3.050, 3.049, 3.069, 3.091, 3.173, 3.478), 0.094),
+}
+PUBLISHED_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+NAMES_OF = {  # of run, state, parameters, learning rate, z-loss, final loss
+    'wandb': ('Name', 'State', 'config.params', 'config.lr', 'config.z_loss', 'summary.eval/loss'),
+    'mlflow': ('run_id', 'status', 'params.size', 'params.lr', 'params.z_loss', 'metrics.eval_loss'),
+    'jsonl': ('name', 'state', 'num_params', 'learning_rate', 'z_loss', 'final_loss'),
+}
+
+
+@pytest.mark.parametrize('tool', NAMES_OF)
+def test_published_losses(tool, tmp_path):
+  rows = [
+      (f'{size}-{z_loss}-{rate}', 'FINISHED' if tool == 'mlflow' else 'finished', size * 10**6,
+       rate, z_loss, loss)
+      for (size, z_loss), (losses, _) in PUBLISHED.items()
+      for rate, loss in zip(PUBLISHED_RATES, losses)
+  ]  # fmt: skip
+  table = pd.DataFrame(rows, columns=NAMES_OF[tool])
+  file = tmp_path / f'runs.{"jsonl" if tool == "jsonl" else "csv"}'
+  if tool == 'jsonl':
+    table.to_json(file, orient='records', lines=True)
+  else:
+    table.to_csv(file, index=False)
+  workdir = tmp_path / 'w'
+  mapping = [f'--map=parameters={NAMES_OF[tool][2]}']
+  flags = [f'--runs={file}', f'--workdir={workdir}', '--initial_loss=10.83', '--loss_unit=nats']
+  assert run(import_runs, *flags, *mapping) == 0
+  assert run(report, f'--workdir={workdir}') == 0
+  found = pd.read_csv(workdir / 'report' / 'lr_sensitivity.csv')
+  assert len(found) == len(PUBLISHED)
+  for row in found.itertuples(index=False):
+    _, expected = PUBLISHED[row.parameters // 10**6, float(row[0])]
+    assert row.lr_sensitivity == pytest.approx(expected, abs=1e-3)
+
+
 def test_configs_are_not_completed(files):
   import_(files)
   config = sweeps.read_sweep(files / 'w').runs['9216-False-0.001']

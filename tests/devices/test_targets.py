@@ -1,0 +1,49 @@
+"""Names of targets, what their compilers are told, and what is refused."""
+
+import pytest
+
+from stability.devices import targets
+from stability.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    'name, full, topology',
+    [('h100', 'h100:1', '1'), ('a100:8', 'a100:8', '8'), ('v5e', 'v5e:2x2', '2x2'),
+     ('v5p:2x2x4', 'v5p:2x2x4', '2x2x4')],
+)  # fmt: skip
+def test_names(name, full, topology):
+  found = targets.parse(name)
+  assert (found.name, found.topology) == (full, topology)
+
+
+@pytest.mark.parametrize(
+    'name, said',
+    [
+        ('b300', 'must be one of h100, '),
+        ('', 'must be one of'),
+        ('h100:0', 'must be a topology'),
+        ('h100:2x4', 'must be a number of devices'),
+        ('v5e:2xx', 'must be a topology such as 4x4'),
+        ('v5e:-1', 'must be a topology'),
+    ],
+)
+def test_refused(name, said):
+  with pytest.raises(BadInput, match=said) as error:
+    targets.parse(name)
+  assert f'--target={name}:' in str(error.value)
+
+
+def test_missing_compiler(monkeypatch):
+  monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(BadInput, match=r'GPU is not installed: .*stability\[aot-gpu\]'):
+    targets.check('gpu')
+  with pytest.raises(BadInput, match=r'TPU is not installed: .*stability\[aot-tpu\]'):
+    targets.check('tpu')
+
+
+def test_rates():
+  h100, v5e = (targets.TARGETS[name] for name in ('h100', 'v5e'))
+  assert h100.flops_per_second('bfloat16', 'highest') == 989e12
+  assert h100.flops_per_second('float32', 'highest') == 67e12
+  assert h100.flops_per_second('float32', 'hardware') == 495e12
+  assert v5e.flops_per_second('float32', 'highest') == pytest.approx(197e12 / 6)
