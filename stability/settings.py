@@ -33,6 +33,11 @@ CPU_FLAGS = (
     ' --xla_backend_optimization_level=2'
 )
 
+# Flags that it adds on an NVIDIA GPU. Otherwise XLA adds up a scatter, such as the gradient of the
+# embedding, in the order in which threads arrive, and chooses the kernels of matrix products by
+# timing them, so that another process may round differently.
+GPU_FLAGS = '--xla_gpu_deterministic_ops=true'
+
 # Settings that may change numbers. Of JAX and Flax these are all but the ones known not to, so that
 # a new setting is recorded.
 _RECORDED = re.compile(
@@ -65,7 +70,7 @@ def recorded(environment: Mapping[str, str] | None = None) -> dict[str, str]:
       for name, value in sorted(environment.items())
       if is_setting(name) and not _HARMLESS.match(name) and name not in REQUIRED
   }
-  ours = xla_flags({'XLA_FLAGS': CPU_FLAGS})
+  ours = xla_flags({'XLA_FLAGS': f'{CPU_FLAGS} {GPU_FLAGS}'})
   flags = [
       f'{flag}{separator}{value}'
       for flag, (separator, value) in sorted(xla_flags(environment).items())

@@ -6,6 +6,7 @@ except with --analyze. With --target it compiles for devices that need not be he
 
 import dataclasses
 import math
+import os
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
 from stability.devices import shapes, targets
 from stability.errors import BadInput
+from stability.settings import GPU_FLAGS
 
 MOST_ROWS = 100  # in a table; more runs than this are shown by groups
 MOST_NAMED = 10  # maximum number of names in the list of rows that do not fit
@@ -145,6 +147,8 @@ def show(sweep: app.SweepRequest, options: Options) -> None:
   if uses_devices:
     memory_analysis.use_worker_environment()
   environment.check()
+  if options.target is not None and options.target.target.platform == 'gpu':
+    os.environ.update(environment.xla_flags(GPU_FLAGS, os.environ))  # as a worker has them
   if uses_devices:
     environment.check_devices()
   else:

@@ -19,7 +19,7 @@ from pathlib import Path
 from launch.common import cgroups
 from stability import settings
 from stability.errors import BadInput
-from stability.settings import CPU_FLAGS
+from stability.settings import CPU_FLAGS, GPU_FLAGS
 from stability.storage import files
 
 # Each step allocates its buffers anew. By default glibc returns them to the system in between;
@@ -44,14 +44,16 @@ _TRIAL_SECONDS = 60
 _REFUSED = ('JAX_DISABLE_JIT', 'JAX_NO_EXECUTION', 'JAX_NO_TRACING')
 _OFF = ('', '0', 'n', 'no', 'f', 'false', 'off')  # values of a boolean setting of jax
 _ON = ('1', 'y', 'yes', 't', 'true', 'on')
-# Accelerators by their plugins of jax, their device files and the variables that may hide them.
+# Accelerators: platform, plugins of jax, device files and the variables that may hide them.
 _ACCELERATORS = (
     (
+        'cuda',
         ('jax_cuda12_plugin', 'jax_cuda13_plugin'),
         ('/dev/nvidia[0-9]*',),
         ('CUDA_VISIBLE_DEVICES', 'NVIDIA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'),
     ),
     (
+        'tpu',
         ('libtpu',),
         ('/dev/accel[0-9]*', '/dev/vfio/[0-9]*'),
         ('TPU_VISIBLE_CHIPS', 'TPU_VISIBLE_DEVICES'),
@@ -60,16 +62,27 @@ _ACCELERATORS = (
 _HIDDEN = re.compile(r'\s*(-.*|none|void|NoDevFiles)?\s*')  # values that leave no device visible
 
 
-def has_accelerator() -> bool:
-  """Whether jax will find a GPU or TPU here; checks plugins and devices, without importing jax."""
+def accelerator() -> str | None:
+  """The platform (cuda, tpu ...) of the accelerator that jax will find here, or None.
+
+  Checks plugins and devices, without importing jax.
+  """
   if wanted := _wanted_platforms():
-    return wanted.split(',')[0] != 'cpu'
-  return any(
-      any(map(importlib.util.find_spec, plugins))
-      and any(map(glob.glob, devices))
-      and not any(_HIDDEN.fullmatch(os.environ.get(name, 'all')) for name in hiding)
-      for plugins, devices, hiding in _ACCELERATORS
-  )
+    first = wanted.split(',')[0]
+    return None if first == 'cpu' else first
+  for name, plugins, devices, hiding in _ACCELERATORS:
+    if (
+        any(map(importlib.util.find_spec, plugins))
+        and any(map(glob.glob, devices))
+        and not any(_HIDDEN.fullmatch(os.environ.get(variable, 'all')) for variable in hiding)
+    ):
+      return name
+  return None
+
+
+def has_accelerator() -> bool:
+  """Whether jax will find a GPU or TPU here."""
+  return accelerator() is not None
 
 
 def cores() -> list[int]:
@@ -162,15 +175,22 @@ def worker_environment() -> dict[str, str]:
       **_cache_variables(),
       'PYTHONIOENCODING': 'utf-8:backslashreplace',  # of the pipes to the launcher
   }
-  if has_accelerator():
-    return environment
-  environment.setdefault('GLIBC_TUNABLES', GLIBC_TUNABLES)
-  given = settings.xla_flags(environment)
-  added = [flag for flag in CPU_FLAGS.split() if flag.partition('=')[0] not in given]
-  if added and flags_work(CPU_FLAGS):
-    added.append(settings.xla_flags_text(environment))
-    environment['XLA_FLAGS'] = ' '.join(filter(None, added))
+  platform = accelerator()
+  if platform is None:
+    environment.setdefault('GLIBC_TUNABLES', GLIBC_TUNABLES)
+    return environment | xla_flags(CPU_FLAGS, environment)
+  if platform in ('cuda', 'gpu'):
+    return environment | xla_flags(GPU_FLAGS, environment)
   return environment
+
+
+def xla_flags(ours: str, environment: Mapping[str, str]) -> dict[str, str]:
+  """XLA_FLAGS with those of our flags that the user has not set, if XLA knows them."""
+  given = settings.xla_flags(environment)
+  added = [flag for flag in ours.split() if flag.partition('=')[0] not in given]
+  if not (added and flags_work(ours)):
+    return {}
+  return {'XLA_FLAGS': ' '.join(filter(None, [*added, settings.xla_flags_text(environment)]))}
 
 
 def cache_folder() -> Path:

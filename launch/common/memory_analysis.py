@@ -62,7 +62,7 @@ def _analyze_group(
 ) -> Analysis:
   import jax
 
-  from stability.devices import ahead_of_time
+  from stability.devices import ahead_of_time, make_layout
   from stability.step import train_step
 
   static, hparams = config_lib.split(group.config)
@@ -71,7 +71,7 @@ def _analyze_group(
       vocabulary_size,
       microbatches=placement.microbatches,
       remat=placement.remat == 'block',
-      fused=jax.local_devices()[0].platform == 'gpu',
+      fused=make_layout.has_cudnn(jax.local_devices()[0]),
   )
   step = programs.steps['quiet']
   state = jax.eval_shape(programs.init, train_step.arrays(hparams))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from launch.common import environment
 from stability import config as config_lib
+from stability import settings
 from stability.config import Config
 from stability.data import tokens
 from stability.devices import cost as cost_lib
@@ -180,7 +182,8 @@ def _digest(text: str, found: Slice) -> str:
       versions.append(f'{name}={importlib.metadata.version(name)}')
     except importlib.metadata.PackageNotFoundError:
       continue
-  parts = [text, found.name, repr(found.target), *versions]
+  flags = settings.xla_flags_text(os.environ)
+  parts = [text, found.name, repr(found.target), flags, *versions]
   return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:32]
 
 

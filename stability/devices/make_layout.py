@@ -76,7 +76,7 @@ def make_layout(
       vocabulary_size,
       microbatches=place.microbatches,
       remat=place.remat == 'block',
-      fused=devices[0].platform == 'gpu',
+      fused=has_cudnn(devices[0]),
   )
   make = layouts[place.layout]
   if place.layout in MULTI_DEVICE:
@@ -99,6 +99,11 @@ def make_layout(
     if layout is not None and (is_fixed or layout.memory() <= memory):
       return layout
     members = math.ceil(members / 2)  # XLA needs more memory than estimated
+
+
+def has_cudnn(device: jax.Device) -> bool:
+  """Whether this is an NVIDIA GPU; ROCm's platform is called gpu, too."""
+  return device.platform == 'gpu' and 'rocm' not in device.client.platform_version.lower()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -49,7 +49,9 @@ def folder(tmp_path_factory):
 def make(folder, monkeypatch):
   """A function that makes the layout of some runs on devices of a platform and memory."""
 
-  def layout(runs=1, platform='cpu', devices=8, memory=None, bytes_each=0.0, **fields):
+  def layout(
+      runs=1, platform='cpu', devices=8, memory=None, bytes_each=0.0, version='', **fields
+  ):
     made = []
 
     def record(kind, *arguments):
@@ -57,7 +59,8 @@ def make(folder, monkeypatch):
       return made[-1]
 
     stats = None if memory is None else {'bytes_limit': memory}
-    device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+    client = types.SimpleNamespace(platform_version=f'PJRT C API\n{version}')
+    device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats, client=client)
     monkeypatch.setattr(jax, 'local_devices', lambda: [device] * devices)
     flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
     points = hyper.sweep('seed', range(runs))
@@ -138,7 +141,15 @@ def test_remat_and_microbatches_reach_the_step(make, remat):
   assert step.args[0].remat is (remat == 'block') and step.args[2] == 2
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
-def test_fused_attention_on_gpu(make, platform):
-  found, _ = make(platform=platform)
-  assert found.arguments[0].steps['quiet'].__wrapped__.args[0].fused is (platform == 'gpu')
+@pytest.mark.parametrize(
+    'platform, version, fused',
+    [
+        ('cpu', '', False),
+        ('gpu', 'cuda 13000', True),
+        ('gpu', 'ROCM 70000', False),  # it has no cuDNN
+        ('tpu', '', False),
+    ],
+)
+def test_fused_attention_on_nvidia_gpus(make, platform, version, fused):
+  found, _ = make(platform=platform, version=version)
+  assert found.arguments[0].steps['quiet'].__wrapped__.args[0].fused is fused

@@ -23,7 +23,7 @@ def fresh(tmp_path, monkeypatch):
     if name.startswith(('JAX_', 'FLAX_', 'XLA_', 'GLIBC_', 'CUDA_', 'NVIDIA_', 'TPU_')):
       monkeypatch.delenv(name)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  monkeypatch.setattr(environment, 'has_accelerator', lambda: False)
+  monkeypatch.setattr(environment, 'accelerator', lambda: None)
   cached = (environment._error, environment._is_usable)
   for function in cached:
     function.cache_clear()
@@ -125,9 +125,24 @@ def test_flags_in_a_file(fresh, tried, monkeypatch, tmp_path):
   assert flags == f'{settings.CPU_FLAGS} --xla_a=1 --xla_b=2'
 
 
-def test_accelerator_has_no_cpu_flags(fresh, monkeypatch):
-  monkeypatch.setattr(environment, 'has_accelerator', lambda: True)
+def test_tpu_has_no_flags(fresh, monkeypatch):
+  monkeypatch.setattr(environment, 'accelerator', lambda: 'tpu')
   assert not {'XLA_FLAGS', 'GLIBC_TUNABLES'} & environment.worker_environment().keys()
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'gpu'])
+def test_gpu_is_deterministic(fresh, tried, monkeypatch, platform):
+  """Unless the user wants otherwise."""
+  monkeypatch.setattr(environment, 'accelerator', lambda: platform)
+  variables = environment.worker_environment()
+  assert variables['XLA_FLAGS'] == settings.GPU_FLAGS and 'GLIBC_TUNABLES' not in variables
+  monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_deterministic_ops=false')
+  found = environment.worker_environment()['XLA_FLAGS']
+  assert found == '--xla_gpu_deterministic_ops=false'
+
+
+def test_gpu_flags_are_known_to_xla(fresh):
+  assert environment.flags_work(settings.GPU_FLAGS)
 
 
 # Settings of jax.
@@ -168,6 +183,7 @@ def test_switches_that_leave_nothing_to_train(fresh, name, refused, allowed, mon
 def test_jax_platforms_decides(wanted, has, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', wanted)
   assert environment.has_accelerator() is has
+  assert environment.accelerator() == (wanted.split(',')[0] if has else None)
 
 
 @pytest.fixture
