@@ -23,6 +23,9 @@ from stability.storage.files import Json
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures and predictions use
 
+INTERVAL = 0.9  # confidence level
+SWEEP = 'sweep'  # the column with the names of the sweeps that a comparison has
+
 LATE = 0.05  # the fraction of steps averaged as the end of a run; the last step alone is noisy
 
 _NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
@@ -50,6 +53,8 @@ class Results:
   windows: windows_lib.Windows = ()  # windows of learning rates for LR sensitivity
   not_comparable: str | None = None  # the field that makes LR sensitivities incomparable
   notes: tuple[str, ...] = ()  # sentences on values of a CSV file that count as the same number
+  interval: float = INTERVAL  # confidence level of the intervals of LR sensitivity
+  sweeps: tuple[str, ...] = ()  # the values of the column SWEEP, of a comparison of several sweeps
 
 
 def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
