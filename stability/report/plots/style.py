@@ -194,7 +194,7 @@ def grid(
   if ax is not None:
     if len(titles) * rows > 1:
       raise BadInput(f'ax: the figure has {len(titles) * rows} panels; leave ax out to draw it')
-    ax.set_title(labels.wrapped(_short(titles[0]), _characters(ax.figure.get_figwidth())))
+    ax.set_title(labels.wrapped(_short(titles[0]), _characters(_width(ax) / 72)))
     return ax.figure, np.array([[ax]])
   _check(len(titles), MAX_PANELS, 'panels')
   width = matplotlib.rcParams['figure.figsize'][0]
@@ -263,15 +263,17 @@ def parameters_axis(axis: Axes, parameters: pd.Series) -> None:
 
 def _that_fit(axis: Axes, values: list[float]) -> list[float]:
   """Those of the values, in ascending order, whose labels fit beside each other on a log x axis."""
-  figure = axis.get_figure()
-  spec = axis.get_gridspec()  # None for axes that were placed by hand
-  width = 72 * figure.get_figwidth() * 0.9 / (spec.ncols if spec else 1)  # points, about
-  min_gap = 4 * _points('xtick.labelsize') / width * math.log(values[-1] / values[0])
+  min_gap = 3.5 * _points('xtick.labelsize') / _width(axis) * math.log(values[-1] / values[0])
   shown = values[:1]
   for value in values[1:]:
     if math.log(value / shown[-1]) >= min_gap:
       shown.append(value)
   return shown
+
+
+def _width(axis: Axes) -> float:
+  """The width of axes in points, before legends and labels take their share."""
+  return axis.get_window_extent().width / axis.get_figure().dpi * 72
 
 
 def ratio_axis(axis: Axes, values: pd.DataFrame) -> None:
