@@ -40,14 +40,17 @@ from launch.common import app, path_flags
 import errno
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from rich.console import Console
 
 from stability.analysis import windows
 from stability.errors import BadInput, CannotWrite
-from stability.report.options import Options
 from stability.storage import files, results_csv, sweeps
+
+if TYPE_CHECKING:  # importing pandas takes a second, which --help and bad flags need not wait for
+  from stability.report.options import Options
 
 FLAGS = flags.FlagValues()
 _WORKDIR = path_flags.define_list('workdir', 'folders of sweeps, separated by commas', FLAGS)
@@ -113,7 +116,7 @@ def main() -> None:
       _report_on_sweeps(workdirs, output, options)
 
 
-def _report_on_results(output: Path, options: Options) -> None:
+def _report_on_results(output: Path, options: 'Options') -> None:
   from stability.analysis import results as results_lib
   from stability.report import page, terminal
 
@@ -129,7 +132,7 @@ def _report_on_results(output: Path, options: Options) -> None:
   terminal.print_results_summary(Console(), results, path, options)
 
 
-def _report_on_sweep(workdir: Path, output: Path | None, options: Options) -> None:
+def _report_on_sweep(workdir: Path, output: Path | None, options: 'Options') -> None:
   """Writes the report on a sweep; BadInput if that needs --output."""
   from stability.report import page, terminal
 
@@ -146,7 +149,7 @@ def _report_on_sweep(workdir: Path, output: Path | None, options: Options) -> No
   terminal.print_summary(Console(), workdir, path, options)
 
 
-def _report_on_sweeps(workdirs: list[Path], output: Path, options: Options) -> None:
+def _report_on_sweeps(workdirs: list[Path], output: Path, options: 'Options') -> None:
   from stability.report import comparison_page, terminal
 
   named = _names(workdirs)
@@ -191,9 +194,10 @@ def _names(workdirs: list[Path]) -> dict[str, Path]:
   return dict(zip(names, workdirs, strict=True))
 
 
-def _options() -> Options:
+def _options() -> 'Options':
   """The values of the flags that choose what is drawn and written."""
   from stability.report import figure_files
+  from stability.report.options import Options
 
   kind, width = _FIGURE_FORMAT.value, _FIGURE_WIDTH.value
   if kind is not None and kind not in figure_files.FORMATS:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
 from stability.analysis.claims.evidence import Evidence, Undecided
 from stability.analysis.claims.families import closest_to_paper
 from stability.analysis.results import SWEEP, Results
@@ -41,18 +42,18 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   size = ['parameters', *results.sizes]
   keys = [*size, *results.groups]
   rows = table[keys].astype({'parameters': float})
-  is_baseline = pd.Series(True, rows.index)
-  if results.groups:
-    marked = baseline(results).assign(is_baseline=True)
-    is_baseline = rows.merge(marked, how='left', on=results.groups)['is_baseline'].notna()
+  of_baseline = results_lib.key(baseline(results).iloc[0])
+  arms = map(results_lib.key, rows[results.groups].to_numpy(object))
+  is_baseline = pd.Series([arm == of_baseline for arm in arms], rows.index)
   found = pd.DataFrame(np.nan, rows.index, ['ratio', 'low', 'high'])
   try:
     evidence = Evidence.from_results(results, None)
     spreads = evidence.lr_sensitivity()
   except Undecided:
     return found.assign(is_baseline=is_baseline)
-  position = spreads.index.to_frame(index=False).assign(position=range(len(spreads)))
-  rows['position'] = rows.merge(position, how='left', on=keys)['position']
+  indices = spreads.index.to_frame()[keys].to_numpy(object)
+  positions = {results_lib.key(index): position for position, index in enumerate(indices)}
+  rows['position'] = [positions.get(results_lib.key(row)) for row in rows.to_numpy(object)]
   usable = (table['missing'] == 0) & rows['position'].notna()
   of_baseline = rows[usable & is_baseline].drop(columns=results.groups)
   others = rows[usable & ~is_baseline].reset_index()

@@ -6,7 +6,9 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,6 +65,19 @@ def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, p
     yield (), runs
   else:
     yield from runs.groupby(list(columns), sort=False, dropna=False)
+
+
+def key(values: Iterable[Any]) -> tuple:
+  """A tuple that is equal for equal values: integers and floats are, and so are missing values."""
+  return tuple(map(_part_of_key, values))
+
+
+def _part_of_key(value: Any) -> float | str | None:
+  if value is None or value is pd.NA:
+    return None
+  if isinstance(value, Real) and not isinstance(value, bool):
+    return None if np.isnan(value) else float(value)
+  return str(value)
 
 
 def load_workdir(workdir: Path) -> Results:

@@ -4,7 +4,6 @@ Suffixes of arrays: L learning rates, D draws (weightings of the seeds).
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def differing(results: Results, sweeps: Mapping[str, Sweep]) -> dict[str, list[l
   found = {}
   for field in flat[0]:
     if field not in swept and all(field in of_sweep for of_sweep in flat):
-      values = [{_key(value): value for value in of_sweep[field]} for of_sweep in flat]
+      values = [{results_lib.key([v]): v for v in of_sweep[field]} for of_sweep in flat]
       if any(set(of_sweep) != set(values[0]) for of_sweep in values):
         found[field] = [list(of_sweep.values()) for of_sweep in values]
   hashes = [sweep.data.get('sha256') for sweep in sweeps.values()]
@@ -111,13 +110,6 @@ def differing(results: Results, sweeps: Mapping[str, Sweep]) -> dict[str, list[l
       if len(set(starts)) > 1:
         found[f'{part} tokens, SHA-256'] = [[start] for start in starts]
   return found
-
-
-def _key(value: Any) -> Any:
-  """A value that is equal for equal values, also for missing ones and for integers and floats."""
-  if isinstance(value, int | float) and not isinstance(value, bool):
-    return None if math.isnan(value) else float(value)
-  return None if value is pd.NA else str(value)
 
 
 # Differences over pairs of runs.
@@ -158,10 +150,10 @@ def differences(results: Results) -> Differences:
   cells = {}
   for values, of_cell in results_lib.split(runs, [SWEEP, *size, *others]):
     sweep, *rest = values
-    keys = tuple(map(_key, rest))
+    keys = results_lib.key(rest)
     cells[sweep, keys[: len(size)], keys[len(size) :]] = of_cell
   of_first = {arm for sweep, _, arm in cells if sweep == first}
-  baseline = tuple(map(_key, comparison.baseline(results)[others].iloc[0]))
+  baseline = results_lib.key(comparison.baseline(results)[others].iloc[0])
   rows = []
   for (sweep, of_size, arm), cell in cells.items():
     partner = cells.get((first, of_size, arm if arm in of_first else baseline))
@@ -219,7 +211,7 @@ def _differences(
 def _reason(runs: pd.DataFrame, first: str, sweep: str, size: list[str]) -> str:
   """What a sweep without pairs does not share with the first one."""
   def values(of: str, columns: list[str]) -> set[tuple]:
-    return {tuple(map(_key, row)) for row in runs[runs[SWEEP] == of][columns].to_numpy(object)}
+    return set(map(results_lib.key, runs[runs[SWEEP] == of][columns].to_numpy(object)))
 
   for columns, what in ((size, 'size'), (['learning_rate'], 'learning rate'), (['seed'], 'seed')):
     if not values(first, columns) & values(sweep, columns):

@@ -43,7 +43,7 @@ def replaced(given: Mapping[str, str]) -> Iterator[None]:
 
 def text(name: str) -> str:
   """The label given for a text; without one, the text."""
-  return _given.get().get(name, name)
+  return _printable(_given.get().get(name, name))
 
 
 def refuse_equal(shown: Sequence[str], what: str) -> None:
@@ -103,7 +103,8 @@ def fields(names: Sequence[str]) -> dict[str, str]:
     Field -> label.
   """
   given = _given.get()
-  shown = {name: given.get(name, text(short)) for name, short in short_names(names).items()}
+  short = short_names(names)
+  shown = {name: text(name if name in given else short[name]) for name in names}
   refuse_equal([*shown.values(), *_COLUMNS], 'columns')
   return shown
 
@@ -118,7 +119,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
   """
   last = [name.removesuffix('.name').split('.')[-1] for name in names]
   return {
-      name: name if last.count(short) > 1 or short in _COLUMNS else short
+      name: _printable(name if last.count(short) > 1 or short in _COLUMNS else short)
       for name, short in zip(names, last, strict=True)
   }
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from stability.analysis import comparison, lr_sensitivity, rescue
+from stability.analysis import results as results_lib
 from stability.analysis.claims.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED
 from stability.analysis.results import Results
 from stability.report import labels
@@ -75,8 +76,9 @@ def _acted_on(results: Results, table: pd.DataFrame) -> pd.Series:
   if 'actions' not in results.runs:
     return pd.Series(0, table.index)
   keys = ['parameters', *results.sizes, *results.groups]
-  counts = (results.runs['actions'] > 0).groupby([results.runs[key] for key in keys], dropna=False)
-  return table[keys].merge(counts.sum().rename('acted_on').reset_index(), 'left', keys)['acted_on']
+  runs = results.runs[keys][results.runs['actions'] > 0].to_numpy(object)
+  counts = collections.Counter(map(results_lib.key, runs))
+  return pd.Series([counts[results_lib.key(row)] for row in table[keys].to_numpy(object)])
 
 
 def differences(results: Results, table: pd.DataFrame) -> pd.DataFrame:

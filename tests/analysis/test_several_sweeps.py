@@ -51,6 +51,17 @@ def test_differences_are_paired():
   assert row['lr_sensitivity'] == pytest.approx(0)
 
 
+def test_intervals_are_over_seeds():
+  """At the level of the results, and for seeds that disagree."""
+  points = grid(WIDTHS[:1], RATES, sweep('seed', 0, 1))
+  disagree = sim.Outcomes(lambda c: sim.bowl(c) + {0: -0.1, 1: 0.3}[c['seed']])
+  results = joined(a=(points, bowl()), b=(points, disagree))
+  for interval, ends in ((0.9, (-0.1, 0.3)), (0.2, (0.1, 0.1))):
+    row = several_sweeps.differences(dataclasses.replace(results, interval=interval)).table.iloc[0]
+    found = row[['best_loss', 'best_loss_low', 'best_loss_high']].tolist()
+    assert found == pytest.approx([0.1, *ends])
+
+
 def test_differences_of_the_curve():
   found = several_sweeps.differences(
       joined(a=(grid(WIDTHS[:1], RATES), bowl(0.1)), b=(grid(WIDTHS[:1], RATES), bowl(0.2, 0.5)))
@@ -118,6 +129,17 @@ def test_windows_and_rates_that_are_not_comparable():
   results = dataclasses.replace(results, not_comparable='optimizer.name')
   row = several_sweeps.differences(results).table.iloc[0]
   assert np.isnan(row['lr_sensitivity']) and row['best_loss'] == pytest.approx(0)
+
+
+def test_field_that_the_first_sweep_does_not_set():
+  field = 'parallel.microbatches'
+  of_b = grid(WIDTHS[:1], sweep(field, 1, 2), RATES)
+  results = joined(a=(grid(WIDTHS[:1], RATES), bowl(0.1)), b=(of_b, bowl(0.2)))
+  table = lr_sensitivity.lr_sensitivity(results)
+  compared = comparison.compare(results, table)
+  assert compared['is_baseline'].tolist() == [True, False, False]
+  assert compared['ratio'].tolist()[1:] == pytest.approx([2, 2])
+  assert several_sweeps.differences(results).table[field].tolist() == [1, 2]
 
 
 # Sweeps on disk.

@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from stability import hyper
 from stability.analysis import lr_sensitivity, results
+from stability.report import labels
 from stability.report.plots import lr_curves, style
 
 
@@ -334,6 +335,16 @@ def test_figure_files_are_deterministic(sweep):
   for name in first:
     assert style.save(first[name], 'svg') == style.save(second[name], 'svg'), name
   assert style.save(first['loss'], 'png').startswith(b'\x89PNG')
+
+
+def test_control_characters_in_text(sweep):
+  """Of fields, values and labels: SVG forbids them, and fonts lack them."""
+  runs = sweep.results.runs
+  runs = runs[runs['model.qk_norm'] == 'none'].assign(**{'a\x1b': 'b\x1b', 'c': 'd'})
+  with style.for_paper(COLUMN), labels.replaced({'d': 'e\x1b'}):
+    figure = lr_curves.loss_by_learning_rate(results.Results(runs, ['a\x1b', 'c'], []))
+    ElementTree.fromstring(style.save(figure, 'svg'))
+  assert figure.axes[0].get_title() == 'a\\x1b=b\\x1b, c=e\\x1b'
 
 
 def test_user_text_is_escaped(sweep):
