@@ -106,6 +106,8 @@ def main() -> None:
   output = Path(_OUTPUT.value) if _OUTPUT.value else None
   if output is not None:
     _check_output(output, workdirs)
+  for folder in [output] if output is not None else workdirs:
+    files.refuse_links(folder)
   options = _options()
   with labels.replaced(_labels()):
     if _RESULTS.value:

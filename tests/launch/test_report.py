@@ -139,6 +139,7 @@ def test_workdirs_of_one_name(workdir, tmp_path):
         (['--workdir={0}', '--output={0}'], '--output={0}: is the folder of a sweep'),
         (['--workdir={0}', '--output={1}'], '--output={1}: is the folder of a sweep'),
         (['--workdir={0}', '--output={0}/runs'], 'runs: is inside of the sweep {0}'),
+        (['--workdir={0},{1}', '--output={2}/linked'], 'linked/index.html: must not be a link'),
         (['--workdir={0}', '--figures=losses'], '--figures=losses: must be one of loss_by_learn'),
         (['--workdir={0}', '--figures=lr_sensitivity'], '--figures=lr_sensitivity: This needs'),
         (['--workdir={0}', '--figures='], '--figures: must be names of figures'),
@@ -159,6 +160,8 @@ def test_bad_input(workdir, tmp_path, capsys, flags, said):
     options = {'widths': (16,), 'seeds': (0,), 'rates': (1e-2,)}
     made_up.write_sweep(other, leave_out=left_out, **options)
   (tmp_path / 'link').symlink_to(workdir)
+  (tmp_path / 'linked').mkdir()
+  (tmp_path / 'linked' / 'index.html').symlink_to(tmp_path / 'victim')
   for name, text in (
       ('list', '["none"]'),
       ('3', '{"none": 3}'),

@@ -362,7 +362,10 @@ def finish(
 
 
 def _legend_on_top(figure: Figure, entries: list[Line2D], title: str) -> None:
-  """A legend in as many columns as fit above the panels of a narrow figure, which grows."""
+  """A legend in as many columns as fit above the panels of a narrow figure, which grows.
+
+  Beneath the panels, Matplotlib would draw it over the x label.
+  """
   size = matplotlib.rcParams['font.size']
   longest = max(len(line) for entry in entries for line in entry.get_label().split('\n'))
   columns = int(72 * figure.get_figwidth() / (size * (0.62 * longest + 3.5)))
