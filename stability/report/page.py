@@ -156,6 +156,7 @@ def write_files(
       timeline=timeline,
       sensitivity=sensitivity,
       interval=tables.interval(results),
+      sweeps=results.sweeps,
       rescues=tables.rescues(results),
       runs=tables.runs(results),
       windows=_windows(results),
