@@ -29,6 +29,7 @@ from stability.analysis.results import Results
 from stability.config import paths
 from stability.errors import BadInput
 from stability.importing.options import Options
+from stability.report import labels as labels_lib
 from stability.report import predictions
 from stability.report.plots import selection
 from stability.storage import sweeps
@@ -177,7 +178,9 @@ class Experiment:
     return results_lib.load_curves(self._path, [probes] if isinstance(probes, str) else probes)
 
   def lr_sensitivity(
-      self, windows: Sequence[tuple[float, float]] | None = None
+      self,
+      windows: Sequence[tuple[float, float]] | None = None,
+      interval: float = results_lib.INTERVAL,
   ) -> pd.DataFrame:
     """The LR sensitivity of each size and intervention, a row each, the smallest size first.
 
@@ -185,20 +188,23 @@ class Experiment:
       windows: windows of learning rates (lowest, highest), ends included. LR sensitivity is
         computed within each window, and the lowest one is reported. The default is the windows
         that the config file sets, if any.
+      interval: the confidence level of the intervals.
 
     Returns:
       A table with the columns:
         the swept fields other than learning rate and seed, and parameters
         lr_sensitivity: the mean over learning rates of min(final, initial) loss, averaged over
           seeds, minus the lowest; nats; NaN with one learning rate
-        low, high: 90 % interval from resampling seeds, nats; NaN with one seed
+        low, high: interval from resampling seeds, nats; NaN with one seed
         best_loss (nats), best_learning_rate
         learning_rates, seeds: how many were used
         missing: how many runs failed, were stopped or are missing
         window: the learning rates that lr_sensitivity refers to, `all`, or `not comparable` if a
           swept field changes what a learning rate means
     """
-    results = self._results
+    if not 0 < interval < 1:
+      raise BadInput(f'interval: {interval!r}: must be between 0 and 1, such as 0.95')
+    results = dataclasses.replace(self._results, interval=interval)
     if windows:
       for window in windows:
         windows_lib.check_window(window, f'windows: {window!r}')
@@ -254,8 +260,12 @@ class Experiment:
     parameters = None if target is None else predictions.target_parameters(target)
     return self._predictions(parameters).forecasts
 
-  def plot(self, name: str, ax: Axes | None = None) -> Figure:
+  def plot(
+      self, name: str, ax: Axes | None = None, labels: Mapping[str, str] | None = None
+  ) -> Figure:
     """Draws a figure of the report.
+
+    With `ax`, it follows your own settings of Matplotlib, such as the size of text.
 
     Available names, if the runs have the data:
       loss_by_learning_rate              final loss against learning rate
@@ -273,12 +283,15 @@ class Experiment:
     Args:
       name: one of these names.
       ax: axes to draw in, for figures with a single panel.
+      labels: labels to use instead: of fields ('model.qk_norm' or 'qk_norm'), values ('none'),
+        fields with their value ('qk_norm=none'), arms ('qk_norm=none, eps=1e-8') or texts of axes
+        and legends ('learning rate').
 
     Returns:
       The figure to which `ax` belongs, or a new one.
 
     Raises:
-      BadInput: there is no such figure, or the runs lack the data for it.
+      BadInput: there is no such figure, the runs lack the data for it, or labels are equal.
     """
     is_prediction = name in predictions.FIGURES
     available = predictions.figures(self._predictions()) if is_prediction else self._plots()
@@ -290,7 +303,8 @@ class Experiment:
       raise BadInput(f'plot {name!r}: must be one of {", ".join([*names, *predictions.FIGURES])}')
     if plots[name].draw is None:
       raise BadInput(f'plot {name!r}: {plots[name].absent}')
-    return plots[name].draw(ax=ax)
+    with labels_lib.replaced(labels or {}):
+      return plots[name].draw(ax=ax)
 
   def _plots(self) -> list[selection.Plot]:
     """The figures of the report, without those of predictions."""

@@ -183,6 +183,30 @@ def test_plot_in_axes_without_a_grid(experiment):
   plt.close(figure)
 
 
+def test_plot_in_a_part_of_a_figure(experiment):
+  figure = plt.figure()
+  experiment.plot('lr_sensitivity', ax=figure.subfigures(1, 2)[0].subplots())
+  plt.close(figure)
+
+
+def test_plot_with_ones_own_labels(experiment, ax):
+  experiment.plot(
+      'lr_sensitivity', ax=ax, labels={'qk_norm': 'QK norm', 'qk_norm=none': 'without', 'x': 'y'}
+  )
+  names = [text.get_text() for text in ax.get_legend().get_texts()]
+  assert names == ['QK norm=layernorm', 'without']
+  with pytest.raises(BadInput, match="labels: 'same' stands for several arms"):
+    both = {'qk_norm=none': 'same', 'qk_norm=layernorm': 'same'}
+    experiment.plot('loss_by_learning_rate', labels=both)
+
+
+def test_level_of_intervals(experiment):
+  usual, narrow = experiment.lr_sensitivity(), experiment.lr_sensitivity(interval=0.5)
+  assert (usual['low'] <= narrow['low']).all() and (narrow['high'] < usual['high']).any()
+  with pytest.raises(BadInput, match='interval: 95: must be between 0 and 1'):
+    experiment.lr_sensitivity(interval=95)
+
+
 def test_plot_against_a_swept_number(tmp_path, ax):
   eps = hyper.sweep('optimizer.eps', [1e-8, 1e-7, 1e-6])
   made_up.write_sweep(tmp_path, widths=(16,), interventions=eps)

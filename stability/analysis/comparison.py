@@ -3,19 +3,24 @@
 import numpy as np
 import pandas as pd
 
+from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
 from stability.analysis.claims.evidence import Evidence, Undecided
 from stability.analysis.claims.families import closest_to_paper
-from stability.analysis.lr_sensitivity import INTERVAL
-from stability.analysis.results import Results
+from stability.analysis.results import SWEEP, Results
 
 
 def baseline(results: Results) -> pd.DataFrame:
   """The intervention with the most fields at the paper's values, the first one if several tie.
 
+  Of several sweeps, it is one of the first.
+
   Returns:
     A table with one row and the columns results.groups.
   """
   interventions = results.runs[results.groups].drop_duplicates()
+  if results.sweeps:
+    interventions = interventions[interventions[SWEEP] == results.sweeps[0]]
   at_paper = np.zeros(len(interventions), int)
   for field in results.groups:
     at_paper += interventions[field] == closest_to_paper(field, set(interventions[field]))
@@ -25,9 +30,10 @@ def baseline(results: Results) -> pd.DataFrame:
 def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   """The ratio of LR sensitivity to that of the baseline, for each row of the table.
 
-  Columns: is_baseline; ratio; low and high (its 90 % interval from resampling whole seeds, with the
-  same resamples for both interventions; NaN with one seed). The ratio is NaN for the baseline
-  itself, if a run of either intervention is missing, and if there is no LR sensitivity to compare.
+  Columns: is_baseline; ratio; low and high (its interval of level results.interval from resampling
+  whole seeds, with the same resamples for both interventions; NaN with one seed). The ratio is NaN
+  for the baseline itself, if a run of either intervention is missing, and if there is no LR
+  sensitivity to compare.
 
   Args:
     results: the runs of a sweep.
@@ -36,18 +42,18 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   size = ['parameters', *results.sizes]
   keys = [*size, *results.groups]
   rows = table[keys].astype({'parameters': float})
-  is_baseline = pd.Series(True, rows.index)
-  if results.groups:
-    marked = baseline(results).assign(is_baseline=True)
-    is_baseline = rows.merge(marked, how='left', on=results.groups)['is_baseline'].notna()
+  of_baseline = results_lib.key(baseline(results).iloc[0])
+  arms = map(results_lib.key, rows[results.groups].to_numpy(object))
+  is_baseline = pd.Series([arm == of_baseline for arm in arms], rows.index)
   found = pd.DataFrame(np.nan, rows.index, ['ratio', 'low', 'high'])
   try:
     evidence = Evidence.from_results(results, None)
     spreads = evidence.lr_sensitivity()
   except Undecided:
     return found.assign(is_baseline=is_baseline)
-  position = spreads.index.to_frame(index=False).assign(position=range(len(spreads)))
-  rows['position'] = rows.merge(position, how='left', on=keys)['position']
+  indices = spreads.index.to_frame()[keys].to_numpy(object)
+  positions = {results_lib.key(index): position for position, index in enumerate(indices)}
+  rows['position'] = [positions.get(results_lib.key(row)) for row in rows.to_numpy(object)]
   usable = (table['missing'] == 0) & rows['position'].notna()
   of_baseline = rows[usable & is_baseline].drop(columns=results.groups)
   others = rows[usable & ~is_baseline].reset_index()
@@ -58,5 +64,6 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   ratios_RxD = draws_RxD[pairs['position'].astype(int)] / np.where(base_RxD > 0, base_RxD, np.nan)
   found.loc[pairs['index'], 'ratio'] = ratios_RxD[:, 0]
   if evidence.seeds > 1 and len(pairs):
-    found.loc[pairs['index'], ['low', 'high']] = np.nanpercentile(ratios_RxD[:, 1:], INTERVAL, 1).T
+    ends = np.nanpercentile(ratios_RxD[:, 1:], lr_sensitivity.percentiles(results.interval), 1)
+    found.loc[pairs['index'], ['low', 'high']] = ends.T
   return found.assign(is_baseline=is_baseline)

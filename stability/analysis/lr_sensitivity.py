@@ -13,7 +13,6 @@ from stability.analysis import windows as windows_lib
 
 COUNTED = ('done', 'diverged')  # statuses of runs that count; the others say nothing of stability
 DRAWS = 1000  # bootstrap resamples of the seeds, for low and high
-INTERVAL = (5, 95)  # percentiles of the resamples
 # Values of the column `window`.
 ALL = 'all'  # all learning rates
 NOT_COMPARABLE = 'not comparable'
@@ -35,7 +34,7 @@ def lr_sensitivity(results: results_lib.Results) -> pd.DataFrame:
     those of size and intervention, and parameters
     lr_sensitivity: the mean over learning rates of the loss averaged over seeds, minus the lowest
       of these averages; nats; NaN with one learning rate
-    low, high: 90 % interval from resampling whole seeds; NaN with one seed
+    low, high: interval of level results.interval from resampling whole seeds; NaN with one seed
     best_loss (nats), best_learning_rate
     learning_rates, seeds: how many were used
     missing: how many runs do not count
@@ -74,7 +73,7 @@ def _row(
       row['lr_sensitivity'] = np.fmin.reduce(spreads_W)
       if seeds > 1 and np.isfinite(spreads_W).any():
         spread_D = np.fmin.reduce(spreads(losses, draws(seeds), limits))
-        row['low'], row['high'] = np.nanpercentile(spread_D, INTERVAL)
+        row['low'], row['high'] = np.nanpercentile(spread_D, percentiles(results.interval))
       if limits is not None and np.isfinite(spreads_W).any():
         low, high = limits[np.nanargmin(spreads_W)]
         row['window'] = f'{low:g} to {high:g}'
@@ -82,6 +81,12 @@ def _row(
   if results.not_comparable is not None:
     row['window'] = NOT_COMPARABLE
   return row
+
+
+def percentiles(interval: float) -> tuple[float, float]:
+  """The percentiles at the ends of an interval of this confidence level: 0.9 -> 5, 95."""
+  tail = round(50 * (1 - interval), 9)
+  return tail, 100 - tail
 
 
 def draws(seeds: int) -> np.ndarray:

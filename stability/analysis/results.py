@@ -6,7 +6,9 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,9 @@ from stability.storage.files import Json
 
 SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures and predictions use
+
+INTERVAL = 0.9  # confidence level
+SWEEP = 'sweep'  # the column with the names of the sweeps that a comparison has
 
 LATE = 0.05  # the fraction of steps averaged as the end of a run; the last step alone is noisy
 
@@ -50,6 +55,8 @@ class Results:
   windows: windows_lib.Windows = ()  # windows of learning rates for LR sensitivity
   not_comparable: str | None = None  # the field that makes LR sensitivities incomparable
   notes: tuple[str, ...] = ()  # sentences on values of a CSV file that count as the same number
+  interval: float = INTERVAL  # confidence level of the intervals of LR sensitivity
+  sweeps: tuple[str, ...] = ()  # the values of the column SWEEP, of a comparison of several sweeps
 
 
 def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
@@ -58,6 +65,19 @@ def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, p
     yield (), runs
   else:
     yield from runs.groupby(list(columns), sort=False, dropna=False)
+
+
+def key(values: Iterable[Any]) -> tuple:
+  """A tuple that is equal for equal values: integers and floats are, and so are missing values."""
+  return tuple(map(_part_of_key, values))
+
+
+def _part_of_key(value: Any) -> float | str | None:
+  if value is None or value is pd.NA:
+    return None
+  if isinstance(value, Real) and not isinstance(value, bool):
+    return None if np.isnan(value) else float(value)
+  return str(value)
 
 
 def load_workdir(workdir: Path) -> Results:

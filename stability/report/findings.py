@@ -1,12 +1,13 @@
 """Sentences that summarise a sweep."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
-from stability.analysis import results as results_lib
-from stability.analysis.results import Results
-from stability.report import labels
+from stability.analysis import comparison, several_sweeps
+from stability.analysis.results import SWEEP, Results
+from stability.report import labels, tables
 
 
 def description(results: Results) -> str:
@@ -20,37 +21,73 @@ def description(results: Results) -> str:
   if len(sizes):
     parts.insert(0, f'{_join(map(labels.parameters, sizes))} parameters')
   for name, short in labels.fields(results.groups).items():
-    parts.append(f'{short} {_join(map(labels.value, runs[name].unique()))}')
+    parts.append(f'{short} {_join(labels.cell(name, value) for value in runs[name].unique())}')
   parts.append(count(runs['seed'].nunique(), 'seed'))
   return f'{count(len(runs), "run")}: {", ".join(parts)}.'
 
 
 def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
-  """States how the interventions compare in LR sensitivity; None if no size allows a comparison.
+  """Compares the LR sensitivity of each intervention with the baseline; None if that is impossible.
 
-  Two interventions are compared at each size; more are ranked at the largest size. Sizes at which
-  an intervention lacks runs are left out.
+  A single other intervention is compared at each size, several at the largest size. Sizes at which
+  runs of one of the two are missing are left out.
   """
   names = [labels.pairs(results.groups, row) for row in table[results.groups].to_numpy(object)]
   table = table.assign(name=names, size=labels.sizes(table, results.sizes))
-  complete = table[(table['missing'] == 0) & (table['lr_sensitivity'] > 0)]
-  sizes = {
-      size: rows.set_index('name')['lr_sensitivity'].sort_values(kind='stable')
-      for (size,), rows in results_lib.split(complete, ['size'])
-      if len(rows) == len(set(names))
-  }
-  if not sizes:
-    return None
-  largest = list(sizes)[-1]
   if len(set(names)) == 1:
-    values = [f'{value.iloc[0]:.3f} at {size}' for size, value in sizes.items()]
-    return f'LR sensitivity is {_join(values)} parameters.'
+    complete = table[(table['missing'] == 0) & (table['lr_sensitivity'] > 0)]
+    values = [f'{row.lr_sensitivity:.3f} at {row.size}' for row in complete.itertuples()]
+    return f'LR sensitivity is {_join(values)} parameters.' if values else None
+  compared = comparison.compare(results, table)
+  table = table.assign(**compared.rename(columns={'low': 'ratio_low', 'high': 'ratio_high'}))
+  baseline = table['name'][table['is_baseline']].iloc[0]
+  others = table[table['ratio'].notna()]
+  if others.empty:
+    return None
+  note = f' ({tables.interval(results)}s)' if others['ratio_low'].notna().any() else ''
   if len(set(names)) == 2:
-    better, worse = sizes[largest].index
-    ratios = [f'{at[worse] / at[better]:.1f} times at {size}' for size, at in sizes.items()]
-    return f'LR sensitivity with {worse}, compared with {better}: {_join(ratios)} parameters.'
-  ranks = [f'{name} ({value:.3f})' for name, value in sizes[largest].items()]
-  return f'LR sensitivity at {largest} parameters, lowest first: {", ".join(ranks)}.'
+    ratios = [f'{_times(row)} at {row.size}' for row in others.itertuples()]
+    return (
+        f'LR sensitivity with {others["name"].iloc[0]}, compared with the baseline'
+        f' {baseline}{note}: {_join(ratios)} parameters.'
+    )
+  largest = others['size'].iloc[-1]
+  ranked = others[others['size'] == largest].sort_values('ratio', kind='stable')
+  ratios = [f'{row.name} {_times(row)}' for row in ranked.itertuples()]
+  return (
+      f'LR sensitivity at {largest} parameters, compared with the baseline {baseline}{note}:'
+      f' {"; ".join(ratios)}.'
+  )
+
+
+def _times(row: Any) -> str:
+  """A ratio with its interval."""
+  if pd.isna(row.ratio_low):
+    return f'{row.ratio:.2f} times'
+  unclear = ', no difference shown' if row.ratio_low <= 1 <= row.ratio_high else ''
+  return f'{row.ratio:.2f} times ({row.ratio_low:.2f} to {row.ratio_high:.2f}{unclear})'
+
+
+def on_differences(results: Results, found: several_sweeps.Differences) -> list[str]:
+  """States how the later sweeps differ from the first at the largest size, and what is unpaired."""
+  sentences = [
+      f'Nothing of {labels.cell(SWEEP, sweep)} can be paired with'
+      f' {labels.cell(SWEEP, results.sweeps[0])}: they have no {what} in common.'
+      for sweep, what in found.unpaired.items()
+  ]
+  if found.table.empty:
+    return sentences
+  largest = found.table['parameters'] == found.table['parameters'].iloc[-1]
+  arms = found.table[results.groups].to_numpy(object)
+  rows = tables.differences(results, found.table)[largest].to_dict('index')
+  for number, row in rows.items():
+    numbers = [f'{name} {row[name]}' for name in tables.DIFFERENCES.values() if row[name]]
+    sentences.append(
+        f'At {row["parameters"]} parameters, {labels.pairs(results.groups, arms[number])}, minus'
+        f' {row["compared with"]}, over {count(int(row["pairs"]), "pair")} of runs:'
+        f' {", ".join(numbers)} nats.'
+    )
+  return sentences
 
 
 def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:

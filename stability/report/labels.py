@@ -1,15 +1,56 @@
-"""Labels of numbers, sizes and interventions in figures and tables."""
+"""Labels of numbers, sizes and interventions in figures and tables.
 
+A person can replace them: within the context of `replaced`, fields, values, arms and the texts of
+axes and legends have the labels given there.
+"""
+
+import contextlib
+import contextvars
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stability.errors import BadInput
+
 # Names of other columns in the tables of the report.
 _COLUMNS = ('parameters', 'seed', 'seeds', 'status', 'run', 'error')
+
+_given: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
+    'labels', default=MappingProxyType({})
+)
+
+
+@contextlib.contextmanager
+def replaced(given: Mapping[str, str]) -> Iterator[None]:
+  """A context in which figures and tables use the labels that a person gives.
+
+  Args:
+    given: name -> label. A name is a field (`model.qk_norm` or `qk_norm`), a value as it is
+      otherwise shown (`none`), a field with its value (`qk_norm=none`), which replaces both, a
+      whole arm (`qk_norm=none, eps=1e-8`) or a text of axes and legends (`learning rate`).
+  """
+  token = _given.set(given)
+  try:
+    yield
+  finally:
+    _given.reset(token)
+
+
+def text(name: str) -> str:
+  """The label given for a text; without one, the text."""
+  return _printable(_given.get().get(name, name))
+
+
+def refuse_equal(shown: Sequence[str], what: str) -> None:
+  """Raises BadInput if labels that a person gave make different things look the same."""
+  for label in shown:
+    if _given.get() and shown.count(label) > 1:
+      raise BadInput(f'labels: {label!r} stands for several {what}; labels must differ')
 
 
 def parameters(count: float) -> str:
@@ -41,6 +82,10 @@ def decimals(value: float, places: int = 3) -> str:
 
 def value(entry: Any) -> str:
   """The value of a field as text; `unset` if it is missing."""
+  return text(_plain_value(entry))
+
+
+def _plain_value(entry: Any) -> str:
   if pd.isna(entry):
     return 'unset'
   return number(entry) if isinstance(entry, float) else _printable(str(entry))
@@ -52,16 +97,29 @@ def _printable(text: str) -> str:
 
 
 def fields(names: Sequence[str]) -> dict[str, str]:
-  """The label of each field: its last part, or its full name if the last part is already in use.
-
-  The label of SECTION.name is the section, such as optimizer.
+  """The label of each field: the one given for it or, without one, its short name.
 
   Returns:
     Field -> label.
   """
+  given = _given.get()
+  short = short_names(names)
+  shown = {name: text(name if name in given else short[name]) for name in names}
+  refuse_equal([*shown.values(), *_COLUMNS], 'columns')
+  return shown
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+  """The short name of each field: its last part, or its full name if the last part is in use.
+
+  The short name of SECTION.name is the section, such as optimizer.
+
+  Returns:
+    Field -> short name.
+  """
   last = [name.removesuffix('.name').split('.')[-1] for name in names]
   return {
-      name: name if last.count(short) > 1 or short in _COLUMNS else short
+      name: _printable(name if last.count(short) > 1 or short in _COLUMNS else short)
       for name, short in zip(names, last, strict=True)
   }
 
@@ -106,5 +164,28 @@ def wrapped(text: str, width: int) -> str:
 
 def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
   """Fields and their values as text, such as `qk_norm=none, norm=rmsnorm`."""
-  short = fields(names).values()
-  return ', '.join(f'{name}={value(entry)}' for name, entry in zip(short, values, strict=True))
+  values = list(values)
+  short = short_names(names).values()
+  plain = [f'{name}={_plain_value(entry)}' for name, entry in zip(short, values, strict=True)]
+  arm = ', '.join(plain)
+  if arm in _given.get():
+    return text(arm)
+  shown = fields(names).values()
+  pairs = [f'{name}={value(entry)}' for name, entry in zip(shown, values, strict=True)]
+  return ', '.join(
+      _of_pair(name, entry) or pair for name, entry, pair in zip(names, values, pairs, strict=True)
+  )
+
+
+def cell(name: str, entry: Any) -> str:
+  """The value of a field in a table with a column for the field."""
+  return _of_pair(name, entry) or value(entry)
+
+
+def _of_pair(name: str, entry: Any) -> str | None:
+  """The label given for a field with its value; None without one."""
+  (short,) = short_names([name]).values()
+  for field in (name, short):
+    if (pair := f'{field}={_plain_value(entry)}') in _given.get():
+      return text(pair)
+  return None

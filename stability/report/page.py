@@ -1,7 +1,6 @@
 """The report: one self-contained HTML page, with its figures as files and its tables as CSV."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,21 +10,25 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from stability.analysis import alarm_log, lr_sensitivity
+from stability.analysis import alarm_log, lr_sensitivity, several_sweeps
 from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
 from stability.analysis.claims import registry
 from stability.analysis.prediction import observations
 from stability.analysis.results import Results
-from stability.report import findings, labels, predictions, tables
-from stability.report.plots import selection, style
+from stability.report import figure_files, findings, labels, latex, predictions, tables
+from stability.report.options import Options
+from stability.report.plots import selection
 from stability.storage import files, schema, sweeps
 
+DEFAULTS = Options()
 _EMPTY = pd.DataFrame()
 
 
-def write_report(workdir: Path, output: Path | None = None) -> Path:
+def write_report(
+    workdir: Path, output: Path | None = None, options: Options = DEFAULTS
+) -> Path:
   """Writes the report on a sweep, finished or not, to a folder, by default workdir/report/.
 
   Returns:
@@ -34,16 +37,16 @@ def write_report(workdir: Path, output: Path | None = None) -> Path:
   sweep = sweeps.read_sweep(workdir)
   if not sweep.is_imported:
     schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
-  results = results_lib.load_workdir(workdir)
+  results = dataclasses.replace(results_lib.load_workdir(workdir), interval=options.interval)
   table = lr_sensitivity.lr_sensitivity(results)
   curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
   larger = predictions.section(results, curves)
   alarms = alarm_log.load(workdir)
-  return _write(
+  return write_files(
       output or workdir / 'report',
+      options,
       results,
       table,
-      registry.judge_results(results, curves),
       shown=[
           *selection.loss_plots(results, table, sweep.data.get('bigram_loss')),
           *selection.curve_plots(results, curves),
@@ -51,48 +54,86 @@ def write_report(workdir: Path, output: Path | None = None) -> Path:
           *(larger.plots if larger else ()),
       ],
       title=f'Training stability: {Path(sweep.config_file).stem}',
+      judged=registry.judge_results(results, curves),
       coordinate_check=_coordinate_check(workdir, results),
       alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
       timeline=timeline_lib.load(workdir),
-      facts=_facts(sweep),
+      facts=facts(sweep),
       larger=larger,
   )
 
 
-def write_results_report(results: Results, output: Path) -> Path:
+def write_results_report(results: Results, output: Path, options: Options = DEFAULTS) -> Path:
   """Writes the report on any trainer's results to a folder; returns the path of its index.html."""
+  results = dataclasses.replace(results, interval=options.interval)
   table = lr_sensitivity.lr_sensitivity(results)
-  return _write(
+  return write_files(
       output,
+      options,
       results,
       table,
-      registry.judge_results(results),
       shown=selection.loss_plots(results, table, bigram_loss=None),
       title='Training stability',
+      judged=registry.judge_results(results),
   )
 
 
-def _write(
+def write_files(
     folder: Path,
+    options: Options,
     results: Results,
     table: pd.DataFrame,
-    judged: pd.DataFrame,
     shown: Sequence[selection.Plot],
     title: str,
     *,
+    judged: pd.DataFrame | None = None,
+    differing: str = '',
+    differences: several_sweeps.Differences | None = None,
     coordinate_check: pd.DataFrame = _EMPTY,
     alarms: pd.DataFrame = _EMPTY,
     timeline: pd.DataFrame = _EMPTY,
     facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     larger: predictions.Section | None = None,
 ) -> Path:
-  drawn = [_draw(plot, folder) for plot in shown]
+  """Writes the files of a report; returns the path of its index.html.
+
+  Args:
+    folder: where to write.
+    options: see Options; its interval is that of `results`.
+    results: the runs.
+    table: their LR sensitivity.
+    shown: the figures that the page can have.
+    title: its heading.
+    judged: the verdicts on the claims; None: they are not judged.
+    differing: what several sweeps differ in, a sentence.
+    differences: those between several sweeps.
+    coordinate_check: see _coordinate_check.
+    alarms: see alarm_log.load.
+    timeline: see timeline.load.
+    facts: see `facts`.
+    larger: see predictions.section.
+  """
+  chosen = figure_files.choose(shown, options.figures)
+  arms = results.runs[results.groups].drop_duplicates().to_numpy(object)
+  labels.refuse_equal([labels.pairs(results.groups, values) for values in arms], 'arms')
+  sensitivity = tables.sensitivities(results, table)
+  text_columns = [*labels.fields(results.groups).values(), 'status', 'run', 'error', 'verdict']
+  drawn = [figure_files.write(plot, folder, options) for plot in chosen]
   files.write_atomic(folder / 'lr_sensitivity.csv', table.to_csv(index=False))
-  files.write_atomic(folder / 'claims.csv', judged.to_csv(index=False))
+  if options.latex:
+    text = latex.tabular(sensitivity, ['parameters', *text_columns])
+    files.write_atomic(folder / 'lr_sensitivity.tex', text)
+  if judged is not None:
+    files.write_atomic(folder / 'claims.csv', judged.to_csv(index=False))
+  paired = pd.DataFrame()
+  if differences is not None and not differences.table.empty:
+    paired = tables.differences(results, differences.table)
+    files.write_atomic(folder / 'differences.csv', differences.table.to_csv(index=False))
   if larger is not None:
     predictions.write_tables(larger.predictions, folder)
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   sentences = (
+      *(findings.on_differences(results, differences) if differences else ()),
       findings.on_lr_sensitivity(results, table),
       findings.on_best_loss(results, table),
       tables.rescue_sentence(results),
@@ -106,35 +147,25 @@ def _write(
       counts=counts,
       uncounted={name: n for name, n in counts.items() if name not in lr_sensitivity.COUNTED},
       plots=drawn,
-      claims=claim_cells(tables.claims(judged)),
-      tally=tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
+      differing=differing,
+      paired=paired,
+      claims=_EMPTY if judged is None else claim_cells(tables.claims(judged)),
+      tally='' if judged is None else tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
       coordinate_check=coordinate_check,
       alarms=alarms,
       timeline=timeline,
-      sensitivity=tables.sensitivities(results, table),
+      sensitivity=sensitivity,
+      interval=tables.interval(results),
+      sweeps=results.sweeps,
       rescues=tables.rescues(results),
       runs=tables.runs(results),
       windows=_windows(results),
       larger=larger,
-      text_columns=[*labels.fields(results.groups).values(), 'status', 'run', 'error', 'verdict'],
+      text_columns=text_columns,
       facts=facts,
   )
   files.write_atomic(folder / 'index.html', page)
   return folder / 'index.html'
-
-
-def _draw(plot: selection.Plot, folder: Path) -> tuple[selection.Plot, Markup | None]:
-  """Draws a figure to files; returns the plot, and its SVG or None if it cannot be drawn."""
-  if plot.draw is None:
-    return plot, None
-  try:
-    figure = plot.draw()
-  except style.FigureTooLarge as error:
-    return dataclasses.replace(plot, absent=str(error)), None
-  svg = style.save(figure, 'svg')
-  files.write_atomic(folder / f'{plot.name}.svg', svg)
-  files.write_atomic(folder / f'{plot.name}.png', style.save(figure, 'png'))
-  return plot, _inline(svg, plot.name)
 
 
 def render(template: str, **values: Any) -> str:
@@ -165,13 +196,6 @@ def _explanation(measure: str, variant: str, reason: str) -> str:
   if reason:
     parts.append(f'undecided: {reason}')
   return '; '.join(parts)
-
-
-def _inline(svg: bytes, name: str) -> Markup:
-  """An SVG file as an element of the page, with a prefix that makes its ids unique there."""
-  text = svg.decode()
-  text = text[text.index('<svg') :]
-  return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{name}-', text))
 
 
 def _windows(results: Results) -> str:
@@ -209,7 +233,7 @@ def _coordinate_check(workdir: Path, results: Results) -> pd.DataFrame:
   return pd.DataFrame(rows).fillna('')
 
 
-def _facts(sweep: sweeps.Sweep) -> dict[str, dict[str, Any]]:
+def facts(sweep: sweeps.Sweep) -> dict[str, dict[str, Any]]:
   """Where the runs come from: heading -> label -> text."""
   if sweep.is_imported:
     given = {f'--{name}': value for name, value in sweep.sources.items() if name != 'files'}

@@ -1,16 +1,29 @@
 """Results as tables of text, for the page and the terminal."""
 
 import collections
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 
 from stability.analysis import comparison, lr_sensitivity, rescue
+from stability.analysis import results as results_lib
 from stability.analysis.claims.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED
 from stability.analysis.results import Results
 from stability.report import labels
 
 RATIO = 'ratio to baseline'
+DIFFERENCES = {  # column of several_sweeps.Differences -> heading
+    'best_loss': 'best loss',
+    'mean_loss': 'mean loss',
+    'lr_sensitivity': 'LR sensitivity',
+}
+
+
+def interval(results: Results) -> str:
+  """The name of the intervals of LR sensitivity: `90 % interval`."""
+  return f'{100 * results.interval:g} % interval'
 
 
 def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -22,12 +35,12 @@ def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   """
   text = pd.DataFrame({'parameters': labels.sizes(table, results.sizes)})
   for name, short in labels.fields(results.groups).items():
-    text[short] = table[name].map(labels.value)
+    text[short] = table[name].map(functools.partial(labels.cell, name))
   is_comparable = table['window'] != lr_sensitivity.NOT_COMPARABLE
   decimals = table['lr_sensitivity'].map(labels.decimals)
   text['LR sensitivity'] = decimals.where(is_comparable, lr_sensitivity.NOT_COMPARABLE)
   if table['low'].notna().any():
-    text['90 % interval'] = [
+    text[interval(results)] = [
         '' if pd.isna(low) else f'{low:.3f}-{high:.3f}'
         for low, high in zip(table['low'], table['high'], strict=True)
     ]
@@ -63,8 +76,45 @@ def _acted_on(results: Results, table: pd.DataFrame) -> pd.Series:
   if 'actions' not in results.runs:
     return pd.Series(0, table.index)
   keys = ['parameters', *results.sizes, *results.groups]
-  counts = (results.runs['actions'] > 0).groupby([results.runs[key] for key in keys], dropna=False)
-  return table[keys].merge(counts.sum().rename('acted_on').reset_index(), 'left', keys)['acted_on']
+  runs = results.runs[keys][results.runs['actions'] > 0].to_numpy(object)
+  counts = collections.Counter(map(results_lib.key, runs))
+  return pd.Series([counts[results_lib.key(row)] for row in table[keys].to_numpy(object)])
+
+
+def differences(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+  """Differences over pairs of runs; `table` is that of several_sweeps.Differences."""
+  text = pd.DataFrame({'parameters': labels.sizes(table, results.sizes)})
+  for name, short in labels.fields(results.groups).items():
+    text[short] = table[name].map(functools.partial(labels.cell, name))
+  arms = table[results.groups].to_numpy(object)
+  text['compared with'] = [
+      reference(results, *pair) for pair in zip(arms, table['reference'], strict=True)
+  ]
+  for name, heading in DIFFERENCES.items():
+    columns = table[[name, f'{name}_low', f'{name}_high']]
+    text[heading] = [difference(*row) for row in columns.to_numpy()]
+  return text.assign(**{name: table[name].astype(str) for name in ('pairs', 'seeds')})
+
+
+def reference(results: Results, arm: Sequence[Any], of_first: Sequence[Any]) -> str:
+  """The arm of the first sweep that an arm is compared with; only the sweep if they differ in it.
+
+  Args:
+    results: the runs of several sweeps.
+    arm: its values of results.groups, the first of which is the sweep.
+    of_first: those of the arm that it is compared with.
+  """
+  sweep = labels.cell(results.groups[0], of_first[0])
+  if labels.pairs(results.groups[1:], arm[1:]) == labels.pairs(results.groups[1:], of_first[1:]):
+    return sweep
+  return f'{sweep}, {labels.pairs(results.groups[1:], of_first[1:])}'
+
+
+def difference(number: float, low: float, high: float) -> str:
+  """A difference with its sign and, if there is one, its interval; empty for NaN."""
+  if pd.isna(number):
+    return ''
+  return f'{number:+.3f}' + ('' if pd.isna(low) else f' ({low:+.3f} to {high:+.3f})')
 
 
 def runs(results: Results) -> pd.DataFrame:
@@ -73,7 +123,7 @@ def runs(results: Results) -> pd.DataFrame:
   text = pd.DataFrame({'status': found['status']})
   text['parameters'] = labels.sizes(found, results.sizes)
   for name, short in labels.fields(results.groups).items():
-    text[short] = found[name].map(labels.value)
+    text[short] = found[name].map(functools.partial(labels.cell, name))
   text['learning rate'] = found['learning_rate'].map(labels.number)
   text['seed'] = found['seed'].astype(str)
   text['initial loss'] = found['initial_loss'].map(labels.decimals)

@@ -1,6 +1,8 @@
 """The summary of a sweep in a terminal."""
 
 import collections
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -9,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stability.analysis import alarm_log, lr_sensitivity
+from stability.analysis import alarm_log, lr_sensitivity, several_sweeps
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.analysis.results import Results
-from stability.report import tables
+from stability.report import comparison_page, findings, page, tables
+from stability.report.options import Options
+from stability.storage import sweeps
 
 # Short headers, some in two lines, so that the table fits into 80 columns.
 _HEADERS = {
@@ -22,34 +26,58 @@ _HEADERS = {
     'best LR': 'best\nLR',
     'acted on': 'acted\non',
 }
-_INTERVAL = '\n(90 % interval)'
 
 
-def print_summary(console: Console, workdir: Path, report: Path) -> None:
+def print_summary(
+    console: Console, workdir: Path, report: Path, options: Options = page.DEFAULTS
+) -> None:
   """Prints claims, alarms, LR sensitivity and the report's path at the end of a sweep.
 
   Args:
     console: where to print.
     workdir: the sweep's folder.
     report: the path of the page that was written for the sweep.
+    options: those with which it was written.
   """
   results = results_lib.load_workdir(workdir)
   alarms = alarms_line(alarm_log.load(workdir), list(results.runs['run']))
-  _print(console, results, report, [alarms])
+  _print(console, results, report, [alarms], options)
 
 
-def print_results_summary(console: Console, results: Results, report: Path) -> None:
+def print_results_summary(
+    console: Console, results: Results, report: Path, options: Options = page.DEFAULTS
+) -> None:
   """Prints the same summary for the results of another trainer, which have no alarms."""
-  _print(console, results, report, [])
+  _print(console, results, report, [], options)
 
 
-def _print(console: Console, results: Results, report: Path, alarms: list[str]) -> None:
+def print_comparison(
+    console: Console, workdirs: Mapping[str, Path], report: Path, options: Options
+) -> None:
+  """Prints what several sweeps differ in and how their results differ, by name of the sweep."""
+  results = dataclasses.replace(several_sweeps.load(workdirs), interval=options.interval)
+  contents = {name: sweeps.read_sweep(workdir) for name, workdir in workdirs.items()}
+  differing = comparison_page.differing(several_sweeps.differing(results, contents))
+  found = findings.on_differences(results, several_sweeps.differences(results))
+  for line in filter(None, [differing, *found]):
+    console.print(line, markup=False, highlight=False)
+  _print_table(console, results, report)
+
+
+def _print(
+    console: Console, results: Results, report: Path, alarms: list[str], options: Options
+) -> None:
+  results = dataclasses.replace(results, interval=options.interval)
   judged = registry.read(report.parent / 'claims.csv')
   rescued = tables.rescue_sentence(results)
   for note in results.notes:
     console.print(note, markup=False, highlight=False, soft_wrap=True)
   for line in (claims_line(judged), *alarms, *([rescued] if rescued else [])):
     console.print(line, markup=False, highlight=False)
+  _print_table(console, results, report)
+
+
+def _print_table(console: Console, results: Results, report: Path) -> None:
   console.print(sensitivity_table(results, lr_sensitivity.lr_sensitivity(results)))
   console.print(f'Report: {report}', soft_wrap=True, highlight=False, markup=False)
 
@@ -83,10 +111,9 @@ def sensitivity_table(results: Results, table: pd.DataFrame) -> Table:
   )
   text = tables.sensitivities(results, table).drop(columns=['LRs', 'seeds'])
   headers = dict(_HEADERS)
-  if '90 % interval' in text:
-    intervals = text.pop('90 % interval').map(lambda interval: interval and f' ({interval})')
-    text['LR sensitivity'] += intervals
-    headers |= {name: name + _INTERVAL for name in ('LR sensitivity', tables.RATIO)}
+  if (name := tables.interval(results)) in text:
+    text['LR sensitivity'] += text.pop(name).map(lambda interval: interval and f' ({interval})')
+    headers |= {column: f'{column}\n({name})' for column in ('LR sensitivity', tables.RATIO)}
   for name in text:
     shown.add_column(Text(headers.get(name, name)), justify='right', overflow='fold')
   last_of_size = text['parameters'] != text['parameters'].shift(-1)

@@ -330,7 +330,7 @@ ARGUMENTS = st.lists(
 )
 
 
-def report_without_figures(results, output):
+def report_without_figures(results, output, options):
   """The computations of a report without its figures, which take a second."""
   output.mkdir()
   files.write_atomic(output / 'claims.csv', registry.judge_results(results).to_csv(index=False))
@@ -486,7 +486,7 @@ def test_damaged_sweeps(request, data):
     check(*execute(report, [f'--workdir={folder}']), names=[str(name), 'sweep.json', 'the config'])
 
 
-def _report_of_files(folder, workdir, output):
+def _report_of_files(folder, workdir, output, options):
   from stability.analysis import results as results_lib
   from stability.analysis import timeline
 

@@ -111,7 +111,7 @@ COLUMNS = (
 
 
 def test_columns_name_no_files_or_ids(folder, monkeypatch):
-  monkeypatch.setattr(page.style, 'save', lambda figure, kind: b'<svg id="a" href="#a"></svg>')
+  monkeypatch.setattr(style, 'save', lambda figure, kind: b'<svg id="a" href="#a"></svg>')
   monkeypatch.setattr(page.selection.lr_curves, 'loss_by_learning_rate', lambda *_: None)
   monkeypatch.setattr(page.selection.probe_plots_lib, 'loss_by_number', lambda *_: None)
   for name, columns in (('plain', ('a.b', 'a.c', 'a.d', 'a.e', 'a.f')), ('evil', COLUMNS)):

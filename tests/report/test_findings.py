@@ -1,65 +1,84 @@
 """Sentences that summarise a sweep."""
 
-import numpy as np
-import pandas as pd
-import pytest
+import dataclasses
 
-from stability.analysis.results import Results
+import numpy as np
+import pytest
+from helpers import simulated_sweeps as sim
+from helpers.simulated_sweeps import QK, RATES, WIDTHS, grid, simulate, sweep
+
+from stability.analysis.lr_sensitivity import lr_sensitivity
 from stability.report import findings
 
+QK_NORM = 'model.qk_norm'
+THREE = grid(WIDTHS[:2], sweep(QK_NORM, 'layernorm', 'none', 'l2'), RATES)
 
-def results_of(sensitivities, groups=('method',)):
-  """Results and table with this LR sensitivity for (parameters, method)."""
-  rows = [
-      {
-          'parameters': size,
-          'method': method,
-          'lr_sensitivity': value,
-          'missing': 0,
-          'best_loss': 3.0 - value,
-          'best_learning_rate': 0.1,
-      }
-      for (size, method), value in sensitivities.items()
-  ]
-  table = pd.DataFrame(rows)
-  return Results(table, list(groups), []), table
+
+def with_qk_norm(of_none, of_l2=1.0):
+  """Losses whose LR sensitivity is this many times that of layernorm."""
+  times = {'layernorm': lambda c: 1.0, 'none': of_none, 'l2': lambda c: of_l2}
+  return sim.steep(lambda c: 0.1 * times[c[QK_NORM]](c))
+
+
+def said(points, outcomes, **change):
+  results = dataclasses.replace(simulate(points, outcomes)[0], **change)
+  return findings.on_lr_sensitivity(results, lr_sensitivity(results))
 
 
 def test_two_interventions():
-  given = results_of({(10, 'a'): 0.2, (10, 'b'): 0.1, (20, 'a'): 0.3, (20, 'b'): 0.6})
-  assert findings.on_lr_sensitivity(*given) == (
-      'LR sensitivity with method=b, compared with method=a: 0.5 times at 10 and 2.0 times at 20'
-      ' parameters.'
-  )
-  assert findings.on_best_loss(*given) == (
-      'The lowest loss is 2.400 nats: 20 parameters, method=b, learning rate 1e-1.'
+  half_to_twice = with_qk_norm(lambda c: {1: 0.5, 4: 1.5, 16: 2.0}[sim.size(c)])
+  assert said(QK, half_to_twice) == (
+      'LR sensitivity with qk_norm=none, compared with the baseline qk_norm=layernorm: 0.50 times'
+      ' at 9.2K, 1.50 times at 37K and 2.00 times at 147K parameters.'
   )
 
 
-def test_several_interventions_are_ranked():
-  given = results_of({(10, 'a'): 1.0, (20, 'a'): 0.3, (20, 'b'): 0.6, (20, 'c'): 0.1})
-  assert findings.on_lr_sensitivity(*given) == (
-      'LR sensitivity at 20 parameters, lowest first: method=c (0.100), method=a (0.300),'
-      ' method=b (0.600).'
+def test_intervals():
+  """Over seeds, at the chosen level; one that includes 1 shows no difference."""
+  points = grid(QK[:8], sweep('seed', 0, 1))
+  seeds = {0: 2.0, 1: 3.0}
+  assert said(points, with_qk_norm(lambda c: seeds[c['seed']])) == (
+      'LR sensitivity with qk_norm=none, compared with the baseline qk_norm=layernorm'
+      ' (90 % intervals): 2.50 times (2.00 to 3.00) at 9.2K parameters.'
+  )
+  seeds = {0: 0.5, 1: 3.0}
+  sentence = said(points, with_qk_norm(lambda c: seeds[c['seed']]), interval=0.2)
+  assert '(20 % intervals): 1.75 times (1.75 to 1.75) at 9.2K' in sentence
+  sentence = said(points, with_qk_norm(lambda c: seeds[c['seed']]))
+  assert '1.75 times (0.50 to 3.00, no difference shown) at 9.2K' in sentence
+
+
+def test_several_interventions_at_the_largest_size():
+  assert said(THREE, with_qk_norm(sim.size, of_l2=0.5)) == (
+      'LR sensitivity at 37K parameters, compared with the baseline qk_norm=layernorm: qk_norm=l2'
+      ' 0.50 times; qk_norm=none 4.00 times.'
   )
 
 
 def test_one_intervention():
-  given = results_of({(10, 'a'): 0.2, (20, 'a'): 0.3}, groups=())
-  assert findings.on_lr_sensitivity(*given) == (
-      'LR sensitivity is 0.200 at 10 and 0.300 at 20 parameters.'
+  results = simulate(grid(WIDTHS[:2], RATES), sim.steep(lambda c: 0.3))[0]
+  table = lr_sensitivity(results)
+  first, second = table['lr_sensitivity']
+  assert findings.on_lr_sensitivity(results, table) == (
+      f'LR sensitivity is {first:.3f} at 9.2K and {second:.3f} at 37K parameters.'
   )
-  assert findings.on_best_loss(*given).endswith('20 parameters, learning rate 1e-1.')
+  assert findings.on_best_loss(results, table) == (
+      'The lowest loss is 2.000 nats: 9.2K parameters, learning rate 1e-2.'
+  )
 
 
-@pytest.mark.parametrize('change', [{'missing': 1}, {'lr_sensitivity': 0.0}])
-def test_no_finding_on_an_incomplete_size(change):
-  results, table = results_of({(10, 'a'): 0.2, (10, 'b'): 0.1})
-  table.loc[1, list(change)] = list(change.values())
-  assert findings.on_lr_sensitivity(results, table) is None
+@pytest.mark.parametrize('status', ['missing', 'failed'])
+def test_no_finding_on_an_incomplete_size(status):
+  results = simulate(QK[:8], with_qk_norm(lambda c: 2.0))[0]
+  runs = results.runs.copy()
+  runs.loc[0, ['status', 'final_loss']] = status, np.nan
+  results = dataclasses.replace(results, runs=runs)
+  assert findings.on_lr_sensitivity(results, lr_sensitivity(results)) is None
 
 
 def test_no_finding_without_results():
-  given = results_of({(10, 'a'): np.nan})
-  assert findings.on_lr_sensitivity(*given) is None
-  assert findings.on_best_loss(*given) is None
+  results = simulate(QK, sim.Outcomes(sim.flat))[0]
+  results = dataclasses.replace(results, runs=results.runs.assign(status='missing'))
+  table = lr_sensitivity(results)
+  assert findings.on_lr_sensitivity(results, table) is None
+  assert findings.on_best_loss(results, table) is None

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from stability import config
+from stability.errors import BadInput
 from stability.report import labels
 
 
@@ -107,3 +108,33 @@ def test_shape_is_named_only_for_equal_parameters():
 def test_labels_of_sizes_are_distinct():
   rows = pd.DataFrame({'parameters': pd.array([9216, 9248, 9216, 70_000, pd.NA], 'Int64')})
   assert list(labels.sizes(rows, [])) == ['9,216', '9,248', '9,216', '70K', '?']
+
+
+GIVEN = {
+    'model.qk_norm': 'QK norm',
+    'eps': 'epsilon',
+    'none': 'off',
+    'qk_norm=l2': 'unit queries',
+    'qk_norm=layernorm, eps=1e-8': 'The baseline',
+}
+
+
+def test_labels_of_a_person():
+  """Of fields, values, fields with their value, and arms; the rest stays as it is."""
+  names = ['model.qk_norm', 'optimizer.eps']
+  with labels.replaced(GIVEN):
+    assert list(labels.fields(names).values()) == ['QK norm', 'epsilon']
+    assert labels.pairs(names, ['none', 1e-6]) == 'QK norm=off, epsilon=1e-6'
+    assert labels.pairs(names, ['l2', 1e-6]) == 'unit queries, epsilon=1e-6'
+    assert labels.pairs(names, ['layernorm', 1e-8]) == 'The baseline'
+    cells = [labels.cell('model.qk_norm', entry) for entry in ('l2', 'none', 'layernorm')]
+    assert cells == ['unit queries', 'off', 'layernorm']
+    assert labels.text('parameters') == 'parameters'
+    assert list(labels.short_names(names).values()) == ['qk_norm', 'eps']
+  assert labels.pairs(names, ['none', 1e-8]) == 'qk_norm=none, eps=1e-8'
+
+
+@pytest.mark.parametrize('given', [{'a': 'b'}, {'a': 'seeds'}, {'x': 'y', 'a': 'z', 'b': 'z'}])
+def test_equal_labels_of_columns(given):
+  with labels.replaced(given), pytest.raises(BadInput, match='stands for several columns'):
+    labels.fields(['a', 'b'])

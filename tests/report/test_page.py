@@ -139,7 +139,8 @@ def test_partial_sweep(tmp_path):
   )
   shown = Page(page.write_report(tmp_path))
   assert 'Some runs do not count: 1 failed, 12 missing.' in shown.text
-  assert 'compared with qk_norm=layernorm: 2.' in shown.text  # at 37K alone: 9.2K lacks a run
+  # At 37K alone: 9.2K lacks a run.
+  assert 'compared with the baseline qk_norm=layernorm: 2.' in shown.text
   assert 'times at 37K parameters.' in shown.text and 'times at 9.2K' not in shown.text
   assert f'RuntimeError: {EVIL}' in shown.text and 'Traceback' not in shown.text
   first_run = shown.text.index(names[5])

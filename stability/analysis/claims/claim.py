@@ -14,6 +14,7 @@ from stability.analysis.claims.families import Family, closest_to_paper
 from stability.config import fields
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = 'holds', 'does not hold', 'undecided'
+_PERCENTILES = lr_sensitivity.percentiles(0.9)  # fixed, as the thresholds are
 EXTENSION = 'beyond'  # takes the place of a figure number in claims that are not from the paper
 
 
@@ -218,7 +219,7 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
   met, reason = claim.criterion.is_met(effect), ''
   verdict = HOLDS if met else DOES_NOT_HOLD
   if evidence.seeds > 1:
-    low, high = map(float, np.nanpercentile(effects[1:], lr_sensitivity.INTERVAL))
+    low, high = map(float, np.nanpercentile(effects[1:], _PERCENTILES))
     if not claim.criterion.is_met(low) == claim.criterion.is_met(high) == met:
       verdict, reason = UNDECIDED, 'the threshold lies within the interval over seeds'
   return Verdict(verdict, effect, low, high, n, reason, _variant(evidence))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from stability.analysis import results as results_lib
 from stability.analysis.results import Results
 from stability.report import labels
-from stability.report.plots import style
+from stability.report.plots import loss_axis, style
 
 
 @style.styled
@@ -18,32 +18,32 @@ def loss_by_learning_rate(
   """Mean and range over seeds of min(final, initial) loss against learning rate.
 
   A panel per intervention, a line per size. A cross marks a learning rate at which a run diverged,
-  and a ring the best one.
+  a ring the best one, and a triangle a loss above the axis (see loss_axis).
   """
   runs = style.labelled(results)
   sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
   panels = style.panels(results, runs)
   figure, axes = style.grid(list(panels), height=3.3, ax=ax)
-  low, high = style.padded(runs['loss'])
+  losses = loss_axis.LossAxis.of(results, runs)
   handles = [*style.handles(sizes), style.handle('best', **style.RING)]
-  handles += style.diverged_handle(runs)
+  handles += [*style.diverged_handle(runs), *losses.handles()]
   levels = (('initial loss', runs['initial_loss'].mean(), ':'), ('bigram model', bigram_loss, '--'))
   for name, level, linestyle in levels:
     if level is not None:
-      where = ' (above)' if level > high else ' (below)' if level < low else ''
-      text = f'{name}\n{level:.2f}{where}'
+      text = f'{name}\n{level:.2f}{losses.where(level)}'
       handles.append(style.handle(text, linestyle=linestyle, linewidth=1.1))
       for axis in axes[:, 0]:
         axis.axhline(level, color=style.GREY, linestyle=linestyle, linewidth=1.1)
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
+    lines = []
     for size, colour in sizes.items():
       of_size = of_panel[of_panel['size'] == size]
       line = style.line(axis, of_size, 'learning_rate', 'loss', 'mean', colour)
       diverged = of_size['learning_rate'][of_size['status'] == 'diverged']
-      axis.plot(line[line.index.isin(diverged)], color=colour, **style.CROSS)
+      lines.append(loss_axis.Line(line, set(diverged), colour))
       axis.plot(line[line == line.min()], color=colour, **style.RING)
-    axis.set_ylim(low, high)
     style.learning_rate_axis(axis)
+    losses.draw_marks(axis, lines)
   style.finish(figure, 'learning rate', 'validation loss (nats)', handles, 'parameters', ax=ax)
   return figure
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stability.analysis import results as results_lib
 from stability.analysis.results import Results
 from stability.report import labels
-from stability.report.plots import style
+from stability.report.plots import loss_axis, style
 
 LAYER = 'block_0/mlp/up'  # the layer whose gradients the paper shows (section 3.4)
 GRADIENT, UPDATE = f'gradient_rms/{LAYER}', f'update_rms/{LAYER}'
@@ -47,6 +47,12 @@ def numbers(results: Results) -> list[str]:
   return found
 
 
+def axis_label(results: Results, field: str) -> str:
+  """The label of a swept number on its axis."""
+  shown, short = (names(results.groups)[field] for names in (labels.fields, labels.short_names))
+  return short.replace('_', ' ') if shown == short else shown
+
+
 @style.styled
 def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figure:
   """Final loss against a swept number, with a panel per size and intervention and a line per LR.
@@ -61,21 +67,23 @@ def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figu
   rates = style.colours(blocks, 'rate', 'learning_rate', style.RATE_COLOURS)
   panels = _panels(blocks, results, field)
   figure, axes = style.grid(list(panels), height=2.8, ax=ax)
-  handles = [*style.handles(rates), *style.diverged_handle(blocks)]
+  losses = loss_axis.LossAxis.of(results, runs)
+  handles = [*style.handles(rates), *style.diverged_handle(blocks), *losses.handles()]
   if len(blocks) < len(runs):
     level = runs.drop(blocks.index)['loss'].mean()
     handles.append(style.handle('no blocks:\na bigram model', linestyle='--', linewidth=1.1))
     for axis in axes[:, 0]:
       axis.axhline(level, color=style.GREY, linestyle='--', linewidth=1.1)
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
+    lines = []
     for name, colour in rates.items():
       of_rate = of_panel[of_panel['rate'] == name]
       line = style.line(axis, of_rate, field, 'loss', 'mean', colour)
-      diverged = of_rate[field][of_rate['status'] == 'diverged']
-      axis.plot(line[line.index.isin(diverged)], color=colour, **style.CROSS)
+      diverged = of_rate[field][of_rate['status'] == 'diverged'].astype(float)
+      lines.append(loss_axis.Line(line, set(diverged), colour))
     _number_axis(axis, runs[field])
-  axes[0, 0].set_ylim(*style.padded(runs['loss']))
-  name = labels.fields(results.groups)[field].replace('_', ' ')
+    losses.draw_marks(axis, lines)
+  name = axis_label(results, field)
   style.finish(figure, name, 'validation loss (nats)', handles, 'learning rate', ax=ax)
   return figure
 
@@ -172,13 +180,13 @@ def _panels(runs: pd.DataFrame, results: Results, field: str) -> dict[str, pd.Da
   """Label of a panel -> its runs, for each size and intervention, not counting `field`."""
   others = [name for name in results.groups if name != field]
   others = [name for name in others if runs.groupby(field)[name].nunique().max() > 1]
-  found = {}
+  found = []
   for values, of_panel in results_lib.split(runs, ['size', *others]):
     parts = [f'{values[0]} parameters'] if runs['size'].nunique() > 1 else []
     if others:
       parts.append(labels.pairs(others, values[1:]))
-    found[', '.join(parts)] = of_panel
-  return found
+    found.append((', '.join(parts), of_panel))
+  return style.by_label(found)
 
 
 def _eps_label(runs: pd.DataFrame, shown: Sequence[str]) -> str:

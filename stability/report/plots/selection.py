@@ -38,7 +38,8 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
           'loss_by_learning_rate',
           'Final loss against learning rate',
           'Training is stable where the curve is flat: the learning rate hardly matters. Points are'
-          ' means over seeds, bands their range. Losses are capped at the initial loss.',
+          ' means over seeds, bands their range. The axis ends above the losses that count as'
+          ' unstable; what is higher is marked at its top edge.',
           functools.partial(lr_curves.loss_by_learning_rate, results, bigram_loss)
           if finished and several_rates
           else None,
@@ -48,7 +49,8 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
           'lr_sensitivity',
           'LR sensitivity against size',
           'How far the loss is above its best, on average over the learning rates. Where the line'
-          ' rises, larger models are harder to train. Bars are 90 % intervals over seeds.',
+          f' rises, larger models are harder to train. Bars are {100 * results.interval:g} %'
+          ' intervals over seeds.',
           functools.partial(lr_curves.sensitivity_by_parameters, results, table)
           if table['parameters'][table['lr_sensitivity'] > 0].nunique() > 1
           else None,
@@ -108,12 +110,12 @@ def number_plots(results: Results) -> list[Plot]:
   """Figures of the loss against each number that the sweep varies besides size and LR."""
   if not lr_sensitivity.counted_loss(results.runs).notna().any():
     return []
-  shown = labels.fields(results.groups)
-  names = {field: shown[field] for field in probe_plots_lib.numbers(results)}
+  short = labels.short_names(results.groups)
+  names = {field: short[field] for field in probe_plots_lib.numbers(results)}
   return [
       Plot(
           f'loss_by_{_file_name(name, number)}',
-          f'Final loss against {name.replace("_", " ")}',
+          f'Final loss against {probe_plots_lib.axis_label(results, field)}',
           'The same losses, with a line per learning rate. A flat line means that the number hardly'
           ' matters.',
           functools.partial(probe_plots_lib.loss_by_number, results, field),

@@ -1,8 +1,13 @@
 """Building blocks of the figures: style, colours, panels, axes and legends."""
 
+import contextlib
+import contextvars
+import functools
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +16,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
 from stability.analysis import lr_sensitivity
@@ -21,10 +27,14 @@ from stability.errors import BadInput
 from stability.report import labels
 
 WIDTH = 8  # inches; at a displayed width of 800 pixels, one point is 1.4 pixels
+NARROW = 5.5  # inches; narrower figures, such as a column of a paper, have their legend on top
+NARROW_CHARACTERS = 28  # in a line of the y label of a narrow figure
+PANEL_WIDTH = 1.6  # inches, the least that a panel needs
 MAX_COLUMNS = 4  # of panels
 MAX_PANELS = 40  # hundreds take minutes to draw and cannot be read
 MAX_LINES = 200  # with different labels
 STYLE = {
+    'figure.figsize': (WIDTH, WIDTH),  # the height is that of the panels
     'font.family': 'DejaVu Sans',  # comes with Matplotlib, so that every machine has it
     'font.size': 9,
     'axes.titlesize': 9.5,
@@ -48,6 +58,21 @@ STYLE = {
     'svg.fonttype': 'path',  # looks the same in every browser
     'svg.hashsalt': 'stability',  # ids are not random, so equal figures give equal files
 }
+# What differs in the files for a paper: their text can be searched and edited.
+PAPER = {'svg.fonttype': 'none', 'pdf.fonttype': 42}
+PAPER_NARROW = {
+    'font.size': 7,
+    'axes.titlesize': 7.5,
+    'figure.labelsize': 8,
+    'legend.borderpad': 0,
+    'legend.handlelength': 1.5,
+    'lines.linewidth': 1.1,
+    'lines.markersize': 3,
+    'xtick.major.pad': 2.5,
+    'ytick.major.pad': 2.5,
+}
+# In axes of the user's own, everything else follows the user's settings.
+_WITHIN = {'text.parse_math': False}
 GREY = '#555555'
 SIZE_COLOURS = ('viridis', 0.82, 0.0)  # larger is darker; the lightest is visible on white
 RATE_COLOURS = ('plasma', 0.0, 0.85)  # higher is brighter
@@ -64,15 +89,39 @@ class FigureTooLarge(BadInput):
   """A figure would have too many panels or lines."""
 
 
-styled = matplotlib.rc_context(STYLE)
+_style: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+    'style', default=MappingProxyType(STYLE)
+)
 
 
-@styled
+@contextlib.contextmanager
+def for_paper(width: float) -> Iterator[None]:
+  """A context in which figures are drawn and saved for a paper, `width` inches wide."""
+  narrow = PAPER_NARROW if width < NARROW else {}
+  token = _style.set({**STYLE, **PAPER, **narrow, 'figure.figsize': (width, width)})
+  try:
+    yield
+  finally:
+    _style.reset(token)
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+  """Draws a figure in the style of the report; in axes `ax` of the user, in the user's style."""
+
+  @functools.wraps(draw)
+  def draw_in_style(*arguments, ax: Axes | None = None, **options) -> Figure:
+    with matplotlib.rc_context(dict(_style.get()) if ax is None else _WITHIN):
+      return draw(*arguments, ax=ax, **options)
+
+  return draw_in_style
+
+
 def save(figure: Figure, kind: str) -> bytes:
-  """The content of a figure's file of kind svg or png. Equal figures give equal bytes."""
+  """The content of a figure's file of kind svg, png or pdf. Equal figures give equal bytes."""
   content = io.BytesIO()
-  metadata = {'Date': None} if kind == 'svg' else None
-  figure.savefig(content, format=kind, dpi=200, metadata=metadata)
+  metadata = {'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)
+  with matplotlib.rc_context(dict(_style.get())):
+    figure.savefig(content, format=kind, dpi=200, metadata=metadata)
   return content.getvalue()
 
 
@@ -96,8 +145,17 @@ def labelled(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFra
 
 def panels(results: Results, runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
   """Label of an intervention -> its runs."""
-  split = results_lib.split(runs, results.groups)
-  return {labels.pairs(results.groups, values): of_panel for values, of_panel in split}
+  return by_label(
+      (labels.pairs(results.groups, values), of_panel)
+      for values, of_panel in results_lib.split(runs, results.groups)
+  )
+
+
+def by_label(panels: Iterable[tuple[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+  """A dict of panels; BadInput if labels that a person gave are equal."""
+  found = list(panels)
+  labels.refuse_equal([label for label, _ in found], 'arms')
+  return dict(found)
 
 
 def colours(
@@ -109,12 +167,6 @@ def colours(
   colormap, first, last = palette
   colours = matplotlib.colormaps[colormap](np.linspace(first, last, len(entries)))
   return dict(zip(entries, map(tuple, colours), strict=True))
-
-
-def padded(values: pd.Series) -> tuple[float, float]:
-  """Limits of an axis that shows these values, with a margin."""
-  margin = 0.06 * (values.max() - values.min()) or 0.1
-  return values.min() - margin, values.max() + margin
 
 
 def ceiling(runs: pd.DataFrame, losses: pd.Series) -> float:
@@ -142,25 +194,42 @@ def grid(
   if ax is not None:
     if len(titles) * rows > 1:
       raise BadInput(f'ax: the figure has {len(titles) * rows} panels; leave ax out to draw it')
-    ax.set_title(labels.wrapped(_short(titles[0]), 68))
+    ax.set_title(labels.wrapped(_short(titles[0]), _characters(_width(ax) / 72)))
     return ax.figure, np.array([[ax]])
   _check(len(titles), MAX_PANELS, 'panels')
-  panel_rows = math.ceil(len(titles) / MAX_COLUMNS)
+  width = matplotlib.rcParams['figure.figsize'][0]
+  most_columns = max(1, min(MAX_COLUMNS, int(width / PANEL_WIDTH)))
+  panel_rows = math.ceil(len(titles) / most_columns)
   columns = math.ceil(len(titles) / panel_rows)
-  figure = Figure(figsize=(WIDTH, height * rows * panel_rows))
+  height *= min(1, (1 + 2 * width / WIDTH) / 3)  # panels of narrow figures are less high
+  titles = [labels.wrapped(_short(title), _characters(width) // columns) for title in titles]
+  lines = max(title.count('\n') for title in titles)  # beside the first
+  title_height = lines * 1.3 * _points('axes.titlesize') / 72
+  figure = Figure(figsize=(width, (height * rows + title_height) * panel_rows))
   grid = figure.subplots(panel_rows * rows, columns, squeeze=False, sharex=True)
   axes = grid.reshape(panel_rows, rows, columns).transpose(0, 2, 1).reshape(-1, rows)
   for axis in axes[len(titles) :].flat:
     axis.remove()
   axes = axes[: len(titles)]
   for i, (column, title) in enumerate(zip(axes, titles, strict=True)):
-    column[0].set_title(labels.wrapped(_short(title), 68 // columns))
+    column[0].set_title(title)
     column[-1].tick_params(labelbottom=True)
     if i:
       for axis, first in zip(column, axes[0], strict=True):
         axis.sharey(first)
         axis.tick_params(labelleft=i % columns == 0)
   return figure, axes
+
+
+def _characters(width: float) -> int:
+  """How many characters of a title fit beside each other on a figure of `width` inches."""
+  of_panels = 0.83 if width < NARROW else 0.68  # the rest are tick labels and a legend beside them
+  return int(72 * width * of_panels / (0.6 * _points('axes.titlesize')))
+
+
+def _points(setting: str) -> float:
+  """The size of a font in points, which Matplotlib's setting may give as a word."""
+  return FontProperties(size=matplotlib.rcParams[setting]).get_size_in_points()
 
 
 def _check(count: int, most: int, what: str) -> None:
@@ -189,13 +258,22 @@ def parameters_axis(axis: Axes, parameters: pd.Series) -> None:
   axis.set_xscale('log')
   plain_ticks(axis.xaxis, (1,), labels.parameters)
   sizes = sorted(set(parameters[parameters > 0].astype(float)))
-  spec = axis.get_gridspec()  # None for axes that were placed by hand
-  min_gap = 0.07 * (spec.ncols if spec else 1) * math.log(sizes[-1] / sizes[0])
-  shown = sizes[:1]
-  for size in sizes[1:]:
-    if math.log(size / shown[-1]) >= min_gap:
-      shown.append(size)
-  axis.xaxis.set_major_locator(ticker.FixedLocator(shown))
+  axis.xaxis.set_major_locator(ticker.FixedLocator(_that_fit(axis, sizes)))
+
+
+def _that_fit(axis: Axes, values: list[float]) -> list[float]:
+  """Those of the values, in ascending order, whose labels fit beside each other on a log x axis."""
+  min_gap = 3.5 * _points('xtick.labelsize') / _width(axis) * math.log(values[-1] / values[0])
+  shown = values[:1]
+  for value in values[1:]:
+    if math.log(value / shown[-1]) >= min_gap:
+      shown.append(value)
+  return shown
+
+
+def _width(axis: Axes) -> float:
+  """The width of axes in points, before legends and labels take their share."""
+  return axis.get_window_extent().width / axis.get_figure().dpi * 72
 
 
 def ratio_axis(axis: Axes, values: pd.DataFrame) -> None:
@@ -253,8 +331,12 @@ def handles(colours: dict[str, tuple]) -> list[Line2D]:
 def finish(
     figure: Figure, x: str, y: str, entries: list[Line2D], title: str, ax: Axes | None = None
 ) -> None:
-  """Adds axis labels and a legend with a title, beside all axes or, if `ax` is given, within it."""
+  """Adds axis labels and a legend with a title.
+
+  The legend is beside all axes, above them in a narrow figure, or within `ax` if it is given.
+  """
   _check(len(entries), MAX_LINES, 'lines')
+  x, y, title = labels.text(x), labels.text(y), labels.text(title)
   if ax is not None:
     ax.set_xlabel(_short(x))
     ax.set_ylabel(y or ax.get_ylabel())
@@ -262,10 +344,41 @@ def finish(
       ax.legend(handles=entries, title=title)
     return
   figure.supxlabel(_short(x))
+  if figure.get_figwidth() < NARROW:
+    of_panels = figure.get_figheight()
+    if entries:
+      _legend_on_top(figure, entries, title)
+    middle = 0.5 * of_panels / figure.get_figheight()
+    figure.supylabel(labels.wrapped(y.replace('\n', ' '), NARROW_CHARACTERS), y=middle)
+    return
   figure.supylabel(y)
-  if entries:
-    lines = sum(1 + entry.get_label().count('\n') for entry in entries)
-    figure.set_figheight(max(figure.get_figheight(), 0.6 + 0.22 * lines))
-    figure.legend(
-        handles=entries, title=title, loc='outside right center', alignment='left', labelspacing=0.7
-    )
+  if not entries:
+    return
+  lines = sum(1 + entry.get_label().count('\n') for entry in entries)
+  figure.set_figheight(max(figure.get_figheight(), 0.6 + 0.22 * lines))
+  figure.legend(
+      handles=entries, title=title, loc='outside right center', alignment='left', labelspacing=0.7
+  )
+
+
+def _legend_on_top(figure: Figure, entries: list[Line2D], title: str) -> None:
+  """A legend in as many columns as fit above the panels of a narrow figure, which grows.
+
+  Beneath the panels, Matplotlib would draw it over the x label.
+  """
+  size = matplotlib.rcParams['font.size']
+  longest = max(len(line) for entry in entries for line in entry.get_label().split('\n'))
+  columns = int(72 * figure.get_figwidth() / (size * (0.62 * longest + 3.5)))
+  columns = max(1, min(columns, len(entries)))
+  rows = math.ceil(len(entries) / columns)
+  lines = rows * max(1 + entry.get_label().count('\n') for entry in entries) + bool(title)
+  figure.set_figheight(figure.get_figheight() + lines * 1.3 * size / 72)
+  figure.legend(
+      handles=entries,
+      title=title,
+      loc='outside upper center',
+      alignment='left',
+      ncols=columns,
+      columnspacing=1.0,
+      labelspacing=0.3,
+  )

@@ -1,16 +1,21 @@
 """Figures of losses and logits show all the numbers they are given, legibly."""
 
+import dataclasses
 import itertools
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import made_up
-from matplotlib import colors
+from helpers.figures import collisions
+from matplotlib import colors, pyplot
+from matplotlib.text import Text
 
 from stability import hyper
 from stability.analysis import lr_sensitivity, results
+from stability.report import labels
 from stability.report.plots import lr_curves, style
 
 
@@ -62,21 +67,59 @@ def test_loss_figure(sweep):
   np.testing.assert_array_equal(x, made_up.LEARNING_RATES)
   np.testing.assert_allclose(y, of_line.groupby('learning_rate')['final_loss'].mean())
   assert legend(figure) == [
-      '9.2K', '37K', '147K', 'best', 'diverged', 'initial loss\n5.55', 'bigram model\n2.48'
-  ]  # fmt: skip
+      *('9.2K', '37K', '147K', 'best', 'diverged', 'above 3.35: drawn\nat the top edge'),
+      *('initial loss\n5.55 (above)', 'bigram model\n2.48'),
+  ]
+
+
+def test_axis_shows_the_basin(sweep):
+  """It ends at four times the margin of an unstable run; what is above has a mark at its edge."""
+  runs = sweep.results.runs
+  best = runs.groupby('parameters')['final_loss'].min()
+  initial = runs.groupby('parameters')['initial_loss'].max()
+  figure = lr_curves.loss_by_learning_rate(sweep.results)
+  low, high = figure.axes[0].get_ylim()
+  assert high == pytest.approx((best + 0.2 * (initial - best)).max(), abs=0.02)
+  assert low == pytest.approx(best.min(), abs=0.08)
+  above = runs[runs['model.qk_norm'] == 'none'].groupby(['learning_rate', 'parameters'])
+  above = above['final_loss'].mean().fillna(np.inf) > high
+  for axis, mark in ((figure.axes[1], '^'), (figure.axes[1], 'x')):
+    assert all(y == [1.0] for _, y in lines(axis, mark))  # the edge
+  marked = sorted(x[0] for mark in '^x' for x, _ in lines(figure.axes[1], mark))
+  assert marked == sorted(rate for (rate, _), is_above in above.items() if is_above)
 
 
 def test_best_and_diverged_are_marked(sweep):
   figure = lr_curves.loss_by_learning_rate(sweep.results)
   with_norm, without = figure.axes
   assert lines(with_norm, 'x') == []
-  ((rate, loss),) = lines(without, 'x')
-  assert rate == [1.0] and loss == pytest.approx(made_up.INITIAL_LOSS, abs=0.01)
+  ((rate, height),) = lines(without, 'x')
+  assert rate == [1.0] and height == [1.0]  # at the top edge, in place of a triangle
   rings = [
       line.get_xdata()[0] for line in with_norm.lines if line.get_markerfacecolor() == 'none'
   ]
   assert rings == [1e-2, 1e-2, 1e-2]
   assert not any('bigram' in text for text in legend(figure))
+
+
+def test_diverged_run_within_the_axis(tmp_path):
+  """Such as one of two seeds, while the other trains well."""
+  sweep = Sweep(tmp_path, widths=(16,), interventions=[{}], rates=(1e-2, 3e-2))
+  sweep.results.runs.loc[2, 'status'] = 'diverged'
+  figure = lr_curves.loss_by_learning_rate(sweep.results)
+  ((rate, loss),) = lines(figure.axes[0], 'x')
+  expected = sweep.results.runs['final_loss'][2:].mean()
+  assert rate == [3e-2] and loss == pytest.approx(expected)
+  assert not any('edge' in text for text in legend(figure))
+
+
+def test_arm_that_learns_nothing_does_not_stretch_the_axis(sweep):
+  runs = sweep.results.runs.copy()
+  fails = runs['model.qk_norm'] == 'none'
+  runs.loc[fails, 'final_loss'] = runs.loc[fails, 'initial_loss'] - 0.01
+  figure = lr_curves.loss_by_learning_rate(dataclasses.replace(sweep.results, runs=runs))
+  assert figure.axes[0].get_ylim()[1] < 3.5
+  assert [len(lines(figure.axes[1], mark)) for mark in '^x'] == [20, 1]  # one diverged
 
 
 def test_levels_outside_the_view_are_labelled(tmp_path):
@@ -233,6 +276,52 @@ def test_size_labels_do_not_overlap(many):
         assert one.x1 < following.x0, name
 
 
+COLUMN = 3.25  # inches, a column of a paper
+
+
+@pytest.mark.parametrize(
+    'interventions', [None, MANY['six interventions of two fields']['interventions']]
+)
+def test_nothing_collides_in_a_column_of_a_paper(tmp_path, interventions):
+  sweep = Sweep(tmp_path, seeds=(0,), interventions=interventions)
+  with style.for_paper(COLUMN):
+    for name, figure in sweep.all_figures().items():
+      assert collisions(figure) == [], name
+      assert figure.get_figwidth() == COLUMN
+      sizes = {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()}
+      assert sizes <= {7, 7.5, 8}, name
+
+
+def test_collisions_are_found(sweep):
+  """The test above can fail: eight inches of labels do not fit into a column."""
+  figure = lr_curves.loss_by_learning_rate(sweep.results)
+  assert collisions(figure) == []
+  figure.set_figwidth(COLUMN)
+  assert collisions(figure)
+
+
+def test_text_of_a_paper_stays_text(sweep):
+  with style.for_paper(COLUMN):
+    figure, again = (
+        lr_curves.sensitivity_by_parameters(sweep.results, sweep.table) for _ in range(2)
+    )
+    svg, pdf = style.save(figure, 'svg'), style.save(again, 'pdf')
+  assert f'width="{72 * COLUMN:g}pt"' in svg.decode() and '>LR sensitivity (nats)<' in svg.decode()
+  assert b'/MediaBox [ 0 0 234 ' in pdf and b'/Subtype /Type0' in pdf  # Type 3 has outlines
+  assert '>LR sensitivity (nats)<' not in style.save(figure, 'svg').decode()  # of the page
+
+
+def test_axes_of_ones_own(sweep):
+  """Text has the size of the user's settings, and the width is that of the axes."""
+  with matplotlib.rc_context({'font.size': 6, 'axes.titlesize': 5}):
+    figure, ax = pyplot.subplots(figsize=(COLUMN, 2))
+    lr_curves.sensitivity_by_parameters(sweep.results, sweep.table, ax=ax)
+  assert ax.get_legend().get_texts()[0].get_fontsize() == pytest.approx(6 * 1.0)
+  assert ax.xaxis.label.get_fontsize() == 6
+  assert figure.get_figwidth() == COLUMN and ax.get_xlabel() == 'parameters'
+  pyplot.close(figure)
+
+
 @pytest.mark.parametrize('case', MANY)
 def test_panels_share_their_scales(many, case):
   for name, figure in many[case].items():
@@ -246,6 +335,16 @@ def test_figure_files_are_deterministic(sweep):
   for name in first:
     assert style.save(first[name], 'svg') == style.save(second[name], 'svg'), name
   assert style.save(first['loss'], 'png').startswith(b'\x89PNG')
+
+
+def test_control_characters_in_text(sweep):
+  """Of fields, values and labels: SVG forbids them, and fonts lack them."""
+  runs = sweep.results.runs
+  runs = runs[runs['model.qk_norm'] == 'none'].assign(**{'a\x1b': 'b\x1b', 'c': 'd'})
+  with style.for_paper(COLUMN), labels.replaced({'d': 'e\x1b'}):
+    figure = lr_curves.loss_by_learning_rate(results.Results(runs, ['a\x1b', 'c'], []))
+    ElementTree.fromstring(style.save(figure, 'svg'))
+  assert figure.axes[0].get_title() == 'a\\x1b=b\\x1b, c=e\\x1b'
 
 
 def test_user_text_is_escaped(sweep):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from helpers import simulated_sweeps as sim
 from helpers.claim_cases import KAPPAS, SHAPE_GRID, kappa_loss
+from helpers.figures import collisions
 from helpers.simulated_sweeps import RATES, WIDTHS, Outcomes, grid, highest, simulate, sweep
 
 from stability.report.plots import probe_plots, selection, style
 
+PROBE_FIGURES = (probe_plots.gradients, probe_plots.outputs, probe_plots.norms)
 UP, EPS = probe_plots.LAYER, probe_plots.EPS
 QK_NORM, WARMUP = 'model.qk_norm', 'schedule.warmup_steps'
 
@@ -113,7 +115,8 @@ def test_loss_against_a_number():
   x, y = lines(figure.axes[2])[0]
   assert (list(x), list(y)) == ([5, 25, 100], [2.05, 2.25, 3.0])
   crosses = [line for line in figure.axes[0].lines if line.get_marker() == 'x']
-  assert [len(line.get_xdata()) for line in crosses] == [0, 0, 0, 3]
+  drawn = [(*line.get_xdata(), *line.get_ydata()) for line in crosses if len(line.get_xdata())]
+  assert drawn == [(5, 1), (25, 1), (100, 1)]  # at the top edge
   assert figure.get_supxlabel() == 'warmup steps' and 'diverged' in legend(figure)
   assert figure.axes[0].get_xscale() == 'log'
 
@@ -163,6 +166,17 @@ def test_model_without_blocks_has_no_block_outputs():
   assert probe_plots.output_rms(shallow) == 'block_0/output_rms'
 
 
+def test_nothing_collides_in_a_column_of_a_paper(sized):
+  """With two interventions; a field with zero has its ticks where they fit."""
+  decays = sweep('optimizer.weight_decay', 0.0, 1e-5, 1e-4, 1e-3, 1e-2)
+  results, _ = simulate(grid(WIDTHS[:2], decays, RATES), INSIDE)
+  with style.for_paper(3.25):
+    drawn = {draw.__name__: draw(*sized) for draw in PROBE_FIGURES}
+    drawn['number'] = probe_plots.loss_by_number(results, 'optimizer.weight_decay')
+    for name, figure in drawn.items():
+      assert collisions(figure) == [], name
+
+
 def test_figure_files_are_deterministic(sized):
-  for draw in (probe_plots.gradients, probe_plots.outputs, probe_plots.norms):
+  for draw in PROBE_FIGURES:
     assert style.save(draw(*sized), 'svg') == style.save(draw(*sized), 'svg')

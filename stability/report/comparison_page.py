@@ -1,0 +1,70 @@
+"""The report that compares several sweeps on one page."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from stability.analysis import lr_sensitivity, several_sweeps
+from stability.report import labels, page
+from stability.report.options import Options
+from stability.report.plots import selection
+from stability.storage import files, schema, sweeps
+
+
+def write_comparison(
+    workdirs: Mapping[str, Path], output: Path, options: Options = page.DEFAULTS
+) -> Path:
+  """Writes the report that compares sweeps, the others with the first; nothing in their folders.
+
+  Claims and predictions are left to the reports on the single sweeps.
+
+  Args:
+    workdirs: name -> folder of a sweep.
+    output: a folder.
+    options: see Options.
+
+  Returns:
+    The path of its index.html.
+  """
+  contents = {name: sweeps.read_sweep(workdir) for name, workdir in workdirs.items()}
+  for name, sweep in contents.items():
+    if not sweep.is_imported:
+      schema.check_data(workdirs[name] / 'sweep.json', sweep.data, schema.SHOWN)
+  results = several_sweeps.load(workdirs)
+  results = dataclasses.replace(results, interval=options.interval)
+  table = lr_sensitivity.lr_sensitivity(results)
+  curves = several_sweeps.load_curves(workdirs, selection.probes(results))
+  bigram = {sweep.data.get('bigram_loss') for sweep in contents.values()}
+  path = page.write_files(
+      output,
+      options,
+      results,
+      table,
+      shown=[
+          *selection.loss_plots(results, table, bigram.pop() if len(bigram) == 1 else None),
+          *selection.curve_plots(results, curves),
+          *selection.probe_plots(results, curves),
+      ],
+      title=f'Training stability: {", ".join(workdirs)}',
+      differing=differing(several_sweeps.differing(results, contents)),
+      differences=several_sweeps.differences(results),
+      facts={
+          f'{heading} of {name}': entries
+          for name, sweep in contents.items()
+          for heading, entries in page.facts(sweep).items()
+      },
+  )
+  columns = ['run', 'sweep', 'status', 'parameters', 'learning_rate', 'seed']
+  columns += [name for name in (*results.sizes, *results.groups) if name not in columns]
+  columns += ['initial_loss', 'final_loss']
+  files.write_atomic(output / 'results.csv', results.runs[columns].to_csv(index=False))
+  return path
+
+
+def differing(found: Mapping[str, list[list]]) -> str:
+  """States what sweeps differ in: `... differ in: schedule.steps 400 / 1000`; empty: in nothing."""
+  parts = [
+      f'{field} {" / ".join(", ".join(map(labels.value, of_sweep)) for of_sweep in values)}'
+      for field, values in found.items()
+  ]
+  return f'These sweeps differ in: {"; ".join(parts)}.' if parts else ''
