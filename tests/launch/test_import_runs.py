@@ -81,8 +81,8 @@ def test_programs_read_an_imported_workdir(files, capsys):
   assert curves[results_lib.LOGIT].max() == 21.0
 
 
-# Final losses published with arXiv 2601.02031 at two sizes, without z-loss and with it, and their LR
-# sensitivity, computed as the plain mean.
+# Final losses published with arXiv 2601.02031 at two sizes, without z-loss and with it, and their
+# LR sensitivity, computed as the plain mean.
 PUBLISHED = {
     (16, 0.0): ((3.961, 3.881, 3.850, 3.841, 3.857, 4.269, 5.065), 0.262),
     (16, 1e-4): ((3.961, 3.878, 3.848, 3.836, 3.841, 3.854, 3.955), 0.046),
@@ -92,7 +92,7 @@ PUBLISHED = {
 PUBLISHED_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 NAMES_OF = {  # of run, state, parameters, learning rate, z-loss, final loss
     'wandb': ('Name', 'State', 'config.params', 'config.lr', 'config.z_loss', 'summary.eval/loss'),
-    'mlflow': ('run_id', 'status', 'params.size', 'params.lr', 'params.z_loss', 'metrics.eval_loss'),
+    'mlflow': ('run_id', 'status', 'params.size', 'params.lr', 'params.z_loss', 'metrics.eval'),
     'jsonl': ('name', 'state', 'num_params', 'learning_rate', 'z_loss', 'final_loss'),
 }
 
