@@ -40,6 +40,7 @@ class Program:
   bytes: int  # that the kernels read and write
   collectives: Mapping[str, Mapping[str, int]]  # by kind: count, bytes
   largest: str  # shape of the largest array that a kernel writes
+  unordered_scatters: int  # sums whose rounding may differ from one time to the next
   compile_seconds: float
 
 
@@ -163,6 +164,7 @@ def _compile(kind: str, lowered: Any, found: Slice, text_bytes: int) -> Program:
       bytes=profile.bytes,
       collectives={name: dataclasses.asdict(c) for name, c in profile.collectives.items()},
       largest=profile.largest,
+      unordered_scatters=profile.unordered_scatters,
       compile_seconds=seconds,
   )
   if file.parts[0] != '~':

@@ -98,6 +98,11 @@ def summary(analyses: Sequence[Analysis], found: Slice) -> list[str]:
       f'{launches}, plus collectives at {target.link_bytes_per_second / 1e9:g} GB/s; real steps are'
       f' slower. Rates: {target.source}'
   ]
+  unordered = sum(p.unordered_scatters for a in analyses for p in a.programs.values())
+  if unordered and target.platform == 'gpu':
+    lines.append(
+        f'{unordered:,} scatters add up in no fixed order: two equal runs may round differently'
+    )
   lines += [f'{a.group.name}: does not fit: {a.refusal}' for a in analyses if a.refusal]
   return lines
 

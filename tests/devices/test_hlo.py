@@ -83,6 +83,14 @@ def test_largest_array():
   assert (found.largest, found.largest_bytes) == ('f32[4,8]', ROWS)
 
 
+def test_scatters_of_no_fixed_order():
+  scatter = '  %s = f32[4,8]{1,0} scatter(%taken, %ids, %taken), unique_indices=true, to_apply=%add'
+  at = '  %zero = s32[] constant(0)'
+  assert hlo.profile(TEXT.replace(at, f'{scatter}\n{at}')).unordered_scatters == 0
+  unordered = scatter.replace('unique_indices=true, ', '')
+  assert hlo.profile(TEXT.replace(at, f'{unordered}\n{at}')).unordered_scatters == 1
+
+
 @pytest.mark.parametrize(
     'shape, expected',
     [

@@ -29,6 +29,7 @@ PROGRAM = target_analysis.Program(
     bytes=6_700_000_000,
     collectives={'all-reduce': {'count': 3, 'bytes': 450_000_000}},
     largest='f32[64,256,256]',
+    unordered_scatters=2,
     compile_seconds=12.0,
 )
 
@@ -118,6 +119,13 @@ def test_table_and_file(monkeypatch, tmp_path, capsys):
   assert written['groups'][0]['programs']['quiet']['kernels'] == 250
 
 
+def test_unordered_sums_are_named():
+  said = 'add up in no fixed order'
+  lines = target_report.summary([analysis()], H100)
+  assert any(line.startswith(f'2 scatters {said}') for line in lines)
+  assert not any(said in line for line in target_report.summary([analysis()], targets.parse('v5e')))
+
+
 def test_what_does_not_fit_is_named():
   lines = target_report.summary([analysis(refusal='needs 20.0 of 17.2 GB')], targets.parse('v5e'))
   assert lines[-1] == 'all: does not fit: needs 20.0 of 17.2 GB'
@@ -190,6 +198,7 @@ def test_real_compilers(target, layout, kind, tmp_path):
   program = found['programs']['quiet']
   assert program['kernels'] > 20 and program['bytes'] > program['arguments_bytes'] > 0
   assert (kind is None) == (not program['collectives'])
+  assert target.startswith('v5e') or program['unordered_scatters'] == 0
   assert kind is None or program['collectives'][kind]['count'] > 0
   by_arithmetic = sum(found['memory_by_arithmetic'].values())
   assert math.isfinite(by_arithmetic) and program['memory_bytes'] < 2 * by_arithmetic
