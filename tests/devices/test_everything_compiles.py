@@ -1,0 +1,133 @@
+"""Every variant and every layout compiles for a GPU and a TPU: by hand, since it takes hours.
+
+  pytest -m soak tests/devices/test_everything_compiles.py
+
+Needs the extras aot-gpu and aot-tpu. Each test prints its line of the table in BUILD_NOTES.md.
+"""
+
+import functools
+import itertools
+import time
+
+import pytest
+
+from configs import base
+from stability import config as config_lib
+from stability import variants
+from stability.devices import ahead_of_time, hlo, placement, shapes, targets
+from stability.errors import BadInput
+from stability.optim import evaluation, gradient, optimizers, schedules  # noqa: F401  their tables
+from stability.step import train_step
+
+pytestmark = pytest.mark.soak
+SMALL = {
+    'data.batch_size': 8,
+    'data.sequence_length': 32,
+    'model.width': 64,
+    'model.depth': 1,
+    'probe.every_steps': 10,
+}
+SWITCHES = {
+    'optimizer.qk_clip': 100.0,
+    'model.output_centering': True,
+    'objective.mu_loss': 1e-4,
+    'model.attention_soft_cap': 50.0,
+    'model.output_soft_cap': 30.0,
+}
+PAPER = {'data.batch_size': 256, 'data.sequence_length': 512, 'probe.every_steps': 10}
+LARGE = {  # target -> layout and size; 1.2B and 4.8B of the paper
+    '1.2B': PAPER | {'model.width': 2048, 'model.depth': 24, 'model.head_dim': 64},
+    '4.8B': PAPER | {'model.width': 4096, 'model.depth': 24, 'model.head_dim': 64},
+}
+
+
+@functools.cache
+def mixtures():
+  """Configs that together have every variant of every option, each at least once."""
+  tables = {
+      name: list(table)
+      for name, table in variants.TABLES.items()
+      if isinstance(table, variants.Choices)
+  }
+  found = []
+  for n in range(max(map(len, tables.values()))):
+    found.append({option: values[n % len(values)] for option, values in tables.items()})
+  missing = {(option, value) for option, values in tables.items() for value in values}
+  allowed = []
+  for point in found:
+    if resolved(point) is not None:
+      allowed.append(point)
+      missing -= set(point.items())
+  allowed += [{option: value} for option, value in sorted(missing)]
+  return [*allowed, *({switch: value} for switch, value in SWITCHES.items())]
+
+
+def resolved(point):
+  """The config of a point, or None if its options contradict each other."""
+  flat = config_lib.flatten(base.get_config().to_dict()) | SMALL | point
+  try:
+    return config_lib.unflatten(config_lib.resolve(flat))
+  except BadInput:
+    return None
+
+
+def compile_all(target, config, layout, **stated):
+  """Compiles the programs of a config; returns a line for each."""
+  found = targets.parse(target)
+  try:
+    devices = targets.devices(found)
+  except BadInput as error:
+    pytest.skip(str(error))
+  shapes.trace_on_cpu()
+  static, hparams = config_lib.split(config)
+  whole = {'members': 1, 'microbatches': 1, 'remat': 'none'}
+  place = placement.Placement(layout, **(whole | stated))
+  used = devices if layout in ('data_parallel', 'sharded') else devices[:1]
+  lowered = ahead_of_time.lower(
+      static, train_step.arrays(hparams), 32_101, place, used, found.target.platform
+  )
+  estimate = placement.memory(config, place, len(used), 32_101)
+  for kind, program in lowered.items():
+    started = time.monotonic()
+    compiled = program.compile()
+    memory, profile = compiled.memory_analysis(), hlo.profile(compiled.as_text())
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    print(
+        f'{target} {layout} {kind}: {time.monotonic() - started:.0f} s, {profile.kernels} kernels,'
+        f' {total / 1e9:.2f} GB ({estimate.total / 1e9:.2f} by arithmetic),'
+        f' { {k: v.count for k, v in profile.collectives.items()} }'
+    )
+    assert profile.kernels > 0
+    if found.target.platform == 'gpu':
+      assert profile.unordered_scatters == 0
+
+
+@pytest.mark.parametrize('target', ['h100', 'v5e'])
+@pytest.mark.parametrize('number', range(len(mixtures())))
+def test_variants(target, number):
+  point = mixtures()[number]
+  config = resolved(point)
+  assert config is not None, point
+  compile_all(target, config, 'population', members=2)
+
+
+@pytest.mark.parametrize('target', ['h100', 'v5e'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('stated', [{}, {'microbatches': 2}, {'remat': 'block'}], ids=str)
+def test_parts(target, dtype, stated):
+  compile_all(target, resolved({'model.dtype': dtype}), 'population', **stated)
+
+
+@pytest.mark.parametrize(
+    'target, layout', itertools.product(['h100:8', 'v5e:4x4'], ['data_parallel', 'sharded'])
+)
+def test_layouts(target, layout):
+  config = resolved({'data.batch_size': 16, 'model.dtype': 'bfloat16'})
+  compile_all(target, config, layout)
+
+
+@pytest.mark.parametrize('size', LARGE)
+@pytest.mark.parametrize('target', ['h100:8', 'v5e:4x4'])
+def test_large_sizes(target, size):
+  config = resolved(LARGE[size] | {'model.dtype': 'bfloat16'})
+  compile_all(target, config, 'sharded', remat='block', microbatches=2)
