@@ -6,6 +6,7 @@ import glob
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import os
 import platform
@@ -80,6 +81,17 @@ def accelerator() -> str | None:
   return None
 
 
+def platform_variables() -> dict[str, str]:
+  """JAX_PLATFORMS=cpu where a plugin of jax is installed for its compiler alone, without a device.
+
+  jax would try the device first, and print why it fails.
+  """
+  if _wanted_platforms() or accelerator() is not None:
+    return {}
+  plugins = itertools.chain.from_iterable(plugins for _, plugins, _, _ in _ACCELERATORS)
+  return {'JAX_PLATFORMS': 'cpu'} if any(map(importlib.util.find_spec, plugins)) else {}
+
+
 def has_accelerator() -> bool:
   """Whether jax will find a GPU or TPU here."""
   return accelerator() is not None
@@ -125,7 +137,7 @@ def check() -> None:
     if given.lower() not in (_OFF if value in _OFF else _ON if value in _ON else (value,)):
       print(f'warning: {name}={given} is ignored: training uses {value}', file=sys.stderr)
   has_others = any(n.startswith(('JAX_', 'FLAX_')) for n in os.environ.keys() - settings.REQUIRED)
-  os.environ.update(settings.REQUIRED)
+  os.environ.update(settings.REQUIRED | platform_variables())
   if has_others:
     try:
       import flax  # noqa: F401  imports jax; both read their variables
@@ -172,6 +184,7 @@ def worker_environment() -> dict[str, str]:
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
       **os.environ,
       **settings.REQUIRED,
+      **platform_variables(),
       **_cache_variables(),
       'PYTHONIOENCODING': 'utf-8:backslashreplace',  # of the pipes to the launcher
   }

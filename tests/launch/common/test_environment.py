@@ -197,6 +197,18 @@ def gpu(monkeypatch):
   monkeypatch.setattr(environment.glob, 'glob', lambda path: ['x'] if 'nvidia' in path else [])
 
 
+def test_compiler_without_its_device(gpu, tried, monkeypatch):
+  """A plugin that is there to compile for other machines is not asked for a device."""
+  assert environment.platform_variables() == {}
+  monkeypatch.setattr(environment.glob, 'glob', lambda path: [])
+  assert environment.worker_environment()['JAX_PLATFORMS'] == 'cpu'
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')  # the user knows better
+  assert environment.platform_variables() == {}
+  monkeypatch.delenv('JAX_PLATFORMS')
+  monkeypatch.setattr(environment.importlib.util, 'find_spec', lambda name: None)
+  assert environment.platform_variables() == {}  # of ROCm we know nothing
+
+
 @pytest.mark.parametrize(
     ('name', 'value', 'has'),
     [
