@@ -69,5 +69,8 @@ def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
 
 
 def _mean_cross_entropy(logits_BxTxV, targets_BxT, log_z_BxT):
-  target_logits = jnp.take_along_axis(logits_BxTxV, targets_BxT[..., None], axis=-1)[..., 0]
+  # A sum of zeros and one logit rather than a gather: its gradient is fused with that of log Z,
+  # where a gather's is a scatter into another array of the size of the logits.
+  is_target = jnp.arange(logits_BxTxV.shape[-1]) == targets_BxT[..., None]
+  target_logits = jnp.sum(jnp.where(is_target, logits_BxTxV, 0), axis=-1)
   return jnp.mean(log_z_BxT - target_logits)
