@@ -16,7 +16,7 @@ from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
 from stability.analysis.claims import registry
-from stability.analysis.prediction import observations
+from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
 from stability.report import findings, labels, predictions, tables
 from stability.report.plots import selection, style
@@ -25,8 +25,17 @@ from stability.storage import files, schema, sweeps
 _EMPTY = pd.DataFrame()
 
 
-def write_report(workdir: Path, output: Path | None = None) -> Path:
+def write_report(
+    workdir: Path,
+    output: Path | None = None,
+    predicted: predictions.Predictions | None = None,
+) -> Path:
   """Writes the report on a sweep, finished or not, to a folder, by default workdir/report/.
+
+  Args:
+    workdir: the folder of the sweep.
+    output: the folder for the report.
+    predicted: predictions to show; None: those for the targets that are kept with the workdir.
 
   Returns:
     The path of its index.html.
@@ -37,7 +46,9 @@ def write_report(workdir: Path, output: Path | None = None) -> Path:
   results = results_lib.load_workdir(workdir)
   table = lr_sensitivity.lr_sensitivity(results)
   curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
-  larger = predictions.section(results, curves)
+  if predicted is None:
+    predicted = predictions.wanted(results, curves, targets.load(workdir))
+  larger = None if predicted is None else predictions.section(predicted)
   alarms = alarm_log.load(workdir)
   return _write(
       output or workdir / 'report',

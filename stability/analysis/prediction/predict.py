@@ -119,8 +119,8 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
 
 def _number_scores(rows: pd.DataFrame) -> dict[str, float]:
   rows = rows.dropna(subset=['value', 'measured'])
-  # The critical learning rate is one number per size and seed, repeated at all learning rates.
-  rows = rows.drop_duplicates(['sweep', 'parameters', 'seed', 'quantity', 'value', 'measured'])
+  # The critical learning rate is one number per size, repeated at all learning rates and seeds.
+  rows = rows.drop_duplicates(['sweep', 'parameters', 'quantity', 'value', 'measured'])
   exact = rows[rows['beyond'] == 0]
   with_interval = rows.dropna(subset='low')
   measured, censored = with_interval['measured'], with_interval['beyond']
@@ -144,10 +144,7 @@ def _forecasts(
       *predictors.BASELINES, *predictors.CANDIDATES, predictors.GradientPredictor()
   ):  # fmt: skip
     try:
-      if len(observations.sizes) < MIN_SIZES:
-        raise InsufficientData(
-            f'{MIN_SIZES} sizes are needed, there are {len(observations.sizes)}'
-        )
+      predictors.require_sizes(observations)
       predictor = uncalibrated.calibrate(observations)
       tables.append((predictor, _forecast_table(predictor, observations, cells, held_out)))
       if uncalibrated in predictors.CANDIDATES:
