@@ -79,7 +79,6 @@ def main() -> None:
   for workdir, (wanted, predictions) in found.items():
     if wanted:
       targets_lib.keep(workdir, predictions.targets)
-    path = page.write_report(workdir, predicted=predictions)
     shown = [each for each in predictions.answers if not wanted or each.target in wanted]
     if len(found) > 1:
       console.print(Text(f'{workdir}:'), soft_wrap=True)
@@ -89,6 +88,7 @@ def main() -> None:
     if console.width < WIDE:
       text = text.drop(columns=answers.GRADIENT, errors='ignore')
     console.print(_table(text))
+    path = page.write_report(workdir, predicted=predictions)
     console.print(f'Report: {path}\n', soft_wrap=True, highlight=False, markup=False)
   scores = predict.score([predictions.held_out for _, predictions in found.values()])
   if (accuracy := predictions_lib.accuracy_sentence(scores)) is not None:
