@@ -33,7 +33,7 @@ def unstable(results: Results) -> pd.Series:
 def critical_rate(
     learning_rates: np.ndarray, losses: np.ndarray, initial_loss: float
 ) -> tuple[float, int]:
-  """The critical learning rate of one loss curve of an arm, and whether it is censored.
+  """The critical learning rate of one loss curve of an arm, and how it is censored.
 
   It is the lowest learning rate above the best one at which the loss, interpolated linearly in
   log(learning rate), exceeds the curve's own best by MARGIN.
@@ -44,11 +44,14 @@ def critical_rate(
     initial_loss: nats.
 
   Returns:
-    The critical learning rate and 0 or, if the grid ends below it, the highest rate and 1.
+    The critical learning rate and 0; if the grid ends below it, the highest rate and 1; if no rate
+    of the grid reduces the loss, the lowest rate and -1: the critical one is below it.
   """
   counted = ~np.isnan(losses)
   log_rates, losses = np.log10(learning_rates[counted]), losses[counted]
   best = int(losses.argmin())
+  if losses[best] >= initial_loss:
+    return 10 ** log_rates[0], -1
   excess = losses - losses[best] - MARGIN * (initial_loss - losses[best])
   above = np.flatnonzero(excess[best:] > 0) + best
   if not len(above):

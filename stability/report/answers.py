@@ -109,9 +109,9 @@ def _reason(answer: Answer) -> str:
   """Why the prediction is not usable."""
   parts = list(answer.insufficient)
   if wide := answer.too_wide:
-    spans = [f'{name} ({found.decades:.1f} decades)' for name, found in wide.items()]
-    noun = 'interval' if len(wide) == 1 else 'intervals'
-    parts.append(f'too wide 90 % {noun} of the learning rate: {", ".join(spans)}')
+    noun, verb = ('interval', 'spans') if len(wide) == 1 else ('intervals', 'span')
+    spans = labels.joined([f'{found.decades:.1f}' for found in wide.values()])
+    parts.append(f'the 90 % {noun} of the {labels.joined(wide)} learning rate {verb} {spans} decades')
   if (missed := answer.missed) is not None:
     bound = {1: 'above ', -1: 'below ', 0: ''}[missed.censored]
     parts.append(

@@ -1,7 +1,5 @@
 """Sentences that summarise a sweep."""
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from stability.analysis import results as results_lib
@@ -18,9 +16,9 @@ def description(results: Results) -> str:
     parts[0] += f' from {labels.number(rates[0])} to {labels.number(rates[-1])}'
   sizes = runs.dropna(subset='parameters').sort_values('parameters')['parameters'].unique()
   if len(sizes):
-    parts.insert(0, f'{_join(map(labels.parameters, sizes))} parameters')
+    parts.insert(0, f'{labels.joined(map(labels.parameters, sizes))} parameters')
   for name, short in labels.fields(results.groups).items():
-    parts.append(f'{short} {_join(map(labels.value, runs[name].unique()))}')
+    parts.append(f'{short} {labels.joined(map(labels.value, runs[name].unique()))}')
   parts.append(count(runs['seed'].nunique(), 'seed'))
   return f'{count(len(runs), "run")}: {", ".join(parts)}.'
 
@@ -44,11 +42,11 @@ def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
   largest = list(sizes)[-1]
   if len(set(names)) == 1:
     values = [f'{value.iloc[0]:.3f} at {size}' for size, value in sizes.items()]
-    return f'LR sensitivity is {_join(values)} parameters.'
+    return f'LR sensitivity is {labels.joined(values)} parameters.'
   if len(set(names)) == 2:
     better, worse = sizes[largest].index
     ratios = [f'{at[worse] / at[better]:.1f} times at {size}' for size, at in sizes.items()]
-    return f'LR sensitivity with {worse}, compared with {better}: {_join(ratios)} parameters.'
+    return f'LR sensitivity with {worse}, compared with {better}: {labels.joined(ratios)} parameters.'
   ranks = [f'{name} ({value:.3f})' for name, value in sizes[largest].items()]
   return f'LR sensitivity at {largest} parameters, lowest first: {", ".join(ranks)}.'
 
@@ -68,8 +66,3 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
 def count(number: int, noun: str) -> str:
   """The number with the noun in singular or plural: `1 seed` or `3 seeds`."""
   return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
-
-
-def _join(words: Iterable[str]) -> str:
-  *first, last = words
-  return f'{", ".join(first)} and {last}' if first else last

@@ -108,3 +108,9 @@ def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
   """Fields and their values as text, such as `qk_norm=none, norm=rmsnorm`."""
   short = fields(names).values()
   return ', '.join(f'{name}={value(entry)}' for name, entry in zip(short, values, strict=True))
+
+
+def joined(words: Iterable[str]) -> str:
+  """Words as a list in a sentence: `a, b and c`."""
+  *first, last = words
+  return f'{", ".join(first)} and {last}' if first else last

@@ -25,7 +25,7 @@ from stability.report.plots.selection import Plot
 from stability.storage import files
 
 FIGURES = ('critical_learning_rate', 'predicted_against_measured')
-ABOVE = {'marker': '^', 'markerfacecolor': 'white'}
+ABOVE, BELOW = ({'marker': arrow, 'markerfacecolor': 'white'} for arrow in '^v')
 _CURVE_POINTS = 60  # in an extrapolated curve
 _MANY_TICKS = 100  # an axis that spans this factor or more has at most one tick per decade
 
@@ -141,7 +141,7 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
         'marker': style.INTERVENTION_MARKERS[i % len(style.INTERVENTION_MARKERS)],
     }
     curves = observations.curves
-    for censored, marker in ((0, {}), (1, ABOVE)):
+    for censored, marker in ((0, {}), (1, ABOVE), (-1, BELOW)):
       of_kind = curves[curves['critical_censored'] == censored]
       rates = 10 ** of_kind['log_critical']
       axis.plot(of_kind['parameters'], rates, linestyle='', **look | marker)
@@ -161,8 +161,9 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
     axis.axvline(target, color=style.GREY, linestyle=':', linewidth=1.1)
   handles.append(style.handle('predicted size', linestyle=':', linewidth=1.1))
   groups = predictions.observations.values()
-  if any((group.runs['critical_censored'] == 1).any() for group in groups):
-    handles.append(style.handle('above the grid', linestyle='', **ABOVE))
+  for censored, marker, text in ((1, ABOVE, 'above'), (-1, BELOW, 'below')):
+    if any((group.runs['critical_censored'] == censored).any() for group in groups):
+      handles.append(style.handle(f'{text} the grid', linestyle='', **marker))
   axis.set_yscale('log')
   low, high = axis.get_ylim()
   style.plain_ticks(axis.yaxis, (1, 2, 5) if high < _MANY_TICKS * low else (1,))

@@ -139,7 +139,7 @@ def test_runs_without_curves_have_no_onset():
         ([2.0, 2.35, 2.0, 2.35], (10**-2.5, 0)),  # the lowest one counts
         ([2.0, np.nan, 2.0, 2.35], (10**-0.5, 0)),
         ([5.0, 2.0, 2.0, 2.0], (1.0, 1)),  # high losses below the best rate do not count
-        ([5.5, 5.5, 5.5, 5.5], (1.0, 1)),  # nothing was learned
+        ([5.5, 5.5, 5.5, 5.5], (1e-3, -1)),  # nothing was learned
         ([2.4, 2.1, 2.1, 2.0], (1.0, 1)),
     ],
 )

@@ -139,7 +139,7 @@ def test_critical_rates_are_drawn(made):
   dots = axis.lines[0]
   np.testing.assert_allclose(dots.get_xdata(), measured['parameters'])
   np.testing.assert_allclose(dots.get_ydata(), 10 ** measured['log_critical'])
-  law = axis.lines[2]
+  law = axis.lines[3]
   assert law.get_xdata()[-1] == pytest.approx(2e6)
   forecasts = made.forecasts[made.forecasts['predictor'] == 'critical learning rate']
   assert law.get_ydata()[-1] == pytest.approx(forecasts['value'].iloc[0])

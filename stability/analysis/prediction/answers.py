@@ -299,7 +299,7 @@ def _train_next(of_arm: Observations, target: Target) -> TrainNext:
   above, below = (rates[-1] * step, rates[-1] * step**2), (rates[0] / step**2, rates[0] / step)
   curves = of_arm.curves
   if (curves['critical_censored'] == 0).sum() < 2:
-    return TrainNext(None, above)
+    return TrainNext(None, below if (curves['critical_censored'] == -1).any() else above)
   if (curves['best_censored'] == 0).sum() < 2:
     return TrainNext(None, below if (curves['best_censored'] == -1).any() else above)
   if size > target.parameters:
@@ -323,6 +323,7 @@ def helps(results: Results, by_arm: Mapping[tuple, Observations]) -> list[Help]:
   curves = {}
   for arm, of_arm in by_arm.items():
     curve = of_arm.curves
+    curve = curve[curve['critical_censored'] != -1]  # a size at which the arm does not train
     log_factor, is_bound = curve['log_critical'], curve['critical_censored'] != 0
     if of_headroom:
       log_factor = log_factor - curve['log_best']

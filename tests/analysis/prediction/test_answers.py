@@ -142,6 +142,24 @@ def test_nothing_is_unstable():
   assert found.best is not None and found.safe is found.critical is None
 
 
+def test_nothing_trains():
+  results, curves = bowls(sizes=SIZES[:3])
+  results.runs['final_loss'] = np.nan
+  results.runs['status'] = 'diverged'
+  (found,) = answer(results, curves)
+  assert found.critical is None and found.train_next.learning_rates[1] < 1e-3
+
+
+def test_largest_size_that_does_not_train_lowers_the_critical_rate():
+  results, curves = bowls(noise=0.002)
+  runs = results.runs.copy()
+  runs.loc[runs['parameters'] == SIZES[-1], ['status', 'final_loss']] = ['diverged', np.nan]
+  (found,) = answer(dataclasses.replace(results, runs=runs), curves)
+  (before,) = answer(results, curves)
+  assert found.critical.value < before.critical.value
+  assert found.missed.censored == -1
+
+
 def test_best_rate_is_below_the_grid():
   (found,) = answer(*bowls(critical=law(5e-3), headroom=1.5))
   assert found.insufficient == (
