@@ -110,8 +110,9 @@ def _reason(answer: Answer) -> str:
   parts = list(answer.insufficient)
   if wide := answer.too_wide:
     noun, verb = ('interval', 'spans') if len(wide) == 1 else ('intervals', 'span')
+    names = labels.joined(wide)
     spans = labels.joined([f'{found.decades:.1f}' for found in wide.values()])
-    parts.append(f'the 90 % {noun} of the {labels.joined(wide)} learning rate {verb} {spans} decades')
+    parts.append(f'the 90 % {noun} of the {names} learning rate {verb} {spans} decades')
   if (missed := answer.missed) is not None:
     bound = {1: 'above ', -1: 'below ', 0: ''}[missed.censored]
     parts.append(

@@ -46,7 +46,8 @@ def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
   if len(set(names)) == 2:
     better, worse = sizes[largest].index
     ratios = [f'{at[worse] / at[better]:.1f} times at {size}' for size, at in sizes.items()]
-    return f'LR sensitivity with {worse}, compared with {better}: {labels.joined(ratios)} parameters.'
+    at_sizes = labels.joined(ratios)
+    return f'LR sensitivity with {worse}, compared with {better}: {at_sizes} parameters.'
   ranks = [f'{name} ({value:.3f})' for name, value in sizes[largest].items()]
   return f'LR sensitivity at {largest} parameters, lowest first: {", ".join(ranks)}.'
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from stability.analysis import results as results_lib
 from stability.analysis.prediction import answers as answers_lib
 from stability.analysis.prediction import observations as observations_lib
-from stability.analysis.prediction import predict, predictors
+from stability.analysis.prediction import predict, predictor, predictors, rates
 from stability.analysis.prediction import targets as targets_lib
 from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.targets import Target
@@ -83,7 +83,7 @@ def accuracy_sentence(scores: pd.DataFrame) -> str | None:
   """States how accurate the answers' predictor was on held-out sizes; None if there are none."""
   if scores.empty:
     return None
-  of_answers = scores[scores['predictor'] == predictors.CRITICAL_RATE.name]
+  of_answers = scores[scores['predictor'] == rates.CRITICAL_RATE.name]
   if of_answers.empty or not of_answers['runs'].iloc[0]:
     return None
   row = of_answers.iloc[0]
@@ -94,7 +94,7 @@ def accuracy_sentence(scores: pd.DataFrame) -> str | None:
   )
   if not pd.isna(row['paper_brier']):
     text += f", {row['paper_brier']:.3f} for the paper's fit"
-  intervals = scores[scores['event'] == predictors.UNSTABLE].dropna(subset='coverage')
+  intervals = scores[scores['event'] == predictor.UNSTABLE].dropna(subset='coverage')
   parts = [
       f'{part["predictor"]} {part["coverage"]:.0%} of {part["intervals"]}'
       for _, part in intervals[intervals['predictor'] != predict.CHOSEN].iterrows()
@@ -143,16 +143,16 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
     curves = observations.curves
     for censored, marker in ((0, {}), (1, ABOVE), (-1, BELOW)):
       of_kind = curves[curves['critical_censored'] == censored]
-      rates = 10 ** of_kind['log_critical']
-      axis.plot(of_kind['parameters'], rates, linestyle='', **look | marker)
+      measured = 10 ** of_kind['log_critical']
+      axis.plot(of_kind['parameters'], measured, linestyle='', **look | marker)
     handles.append(style.handle(predictions.label(values) or 'measured', **look))
-    if len(observations.sizes) < predictors.MIN_SIZES:
+    if len(observations.sizes) < predictor.MIN_SIZES:
       continue
     smallest, largest = observations.sizes[[0, -1]]
     sizes = np.geomspace(smallest, max([*targets, largest]), _CURVE_POINTS)
     try:
-      draws = predictors.CRITICAL_RATE.extrapolate(observations, np.log10(sizes))
-    except predictors.InsufficientData:
+      draws = rates.CRITICAL_RATE.extrapolate(observations, np.log10(sizes))
+    except predictor.InsufficientData:
       continue
     axis.plot(sizes, 10**draws.median_C, color=colour, linewidth=1.1)
     low_C, high_C = 10**draws.interval_2xC
@@ -200,10 +200,10 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
       logits.set_yscale('log')
       style.plain_ticks(logits.yaxis, (1,))
     events = axes_R[-1]
-    predicted = rows[rows['predictor'] == predictors.CRITICAL_RATE.name]
+    predicted = rows[rows['predictor'] == rates.CRITICAL_RATE.name]
     predicted = predicted.sort_values('learning_rate')
     events.plot(predicted['learning_rate'], predicted['probability'], color=predicted_colour)
-    measured = rows[rows['event'] == predictors.UNSTABLE].drop_duplicates('run')
+    measured = rows[rows['event'] == predictor.UNSTABLE].drop_duplicates('run')
     events.plot(measured['learning_rate'], measured['happened'].astype(float), **dots)
     events.set_ylim(-0.06, 1.06)
     style.learning_rate_axis(events)
@@ -282,7 +282,7 @@ def wanted(
     targets: the sizes to predict; empty: the next sizes, if enough sizes were trained.
   """
   parameters = results.runs['parameters']
-  if parameters.isna().any() or not (targets or parameters.nunique() >= predictors.MIN_SIZES):
+  if parameters.isna().any() or not (targets or parameters.nunique() >= predictor.MIN_SIZES):
     return None
   found = Predictions.make(results, curves, targets)
   return found if found and (targets or found.forecasts['chosen'].any()) else None

@@ -13,11 +13,12 @@ import pandas as pd
 from scipy import special
 
 from stability.analysis import results as results_lib
-from stability.analysis.prediction import fits, power_law, predictors
+from stability.analysis.prediction import fits, power_law, predictors, rates
 from stability.analysis.prediction import observations as observations_lib
+from stability.analysis.prediction import predictor as predictor_lib
 from stability.analysis.prediction import targets as targets_lib
 from stability.analysis.prediction.observations import Observations
-from stability.analysis.prediction.predictors import InsufficientData
+from stability.analysis.prediction.predictor import InsufficientData
 from stability.analysis.prediction.targets import Target
 from stability.analysis.results import Results
 
@@ -117,8 +118,8 @@ class Answer:
   @property
   def recommended(self) -> float | None:
     """The best learning rate or, if that is not safe, the highest safe one."""
-    rates = [found.value for found in (self.best, self.safe) if found is not None]
-    return min(rates) if rates else None
+    known = [found.value for found in (self.best, self.safe) if found is not None]
+    return min(known) if known else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +159,9 @@ def _answer(arm: tuple, of_arm: Observations, target: Target, missed: Missed | N
   log_size_C = np.array([np.log10(target.parameters)])
   insufficient = []
   draws = []
-  for predictor in (predictors.CRITICAL_RATE, predictors.BEST_RATE):
+  for predictor in (rates.CRITICAL_RATE, rates.BEST_RATE):
     try:
-      predictors.require_sizes(of_arm)
+      predictor_lib.require_sizes(of_arm)
       draws.append(predictor.extrapolate(of_arm, log_size_C))
     except InsufficientData as reason:
       insufficient.append(str(reason))
@@ -206,7 +207,7 @@ def _estimate(log_D: np.ndarray) -> Estimate:
 
 
 def _highest_rate(draws: power_law.Draws, probability: float) -> float:
-  """log10 of the highest learning rate at which predictors.unstable_share is at most this."""
+  """log10 of the highest learning rate at which rates.unstable_share is at most this."""
   log_critical_D = np.sort(draws.run_DxC[:, 0])
   return float(log_critical_D[int(probability * len(log_critical_D))])
 
@@ -236,7 +237,7 @@ def _cells(
   cells = observations_lib.cells([target.parameters], of_arm.learning_rates)
   found = cells[['learning_rate']].assign(probability=np.nan, read_at_step=np.nan)
   if of_critical is not None:
-    found['probability'] = predictors.unstable_share(
+    found['probability'] = rates.unstable_share(
         of_critical.run_DxC, cells['log_rate'].to_numpy()
     )
   probes = {'gradient_rms': predictors.GradientPredictor()}
@@ -246,7 +247,7 @@ def _cells(
     columns = [name, f'{name}_low', f'{name}_high']
     found[columns] = np.nan
     try:
-      predictors.require_sizes(of_arm)
+      predictor_lib.require_sizes(of_arm)
       if name not in probes:
         continue
       numbers = probes[name].forecast(of_arm, cells).cells[['value', 'low', 'high']]
@@ -263,10 +264,10 @@ def _measurement(found: Answer, name: str, limit: float) -> Measurement | None:
   cells = found.cells.dropna(subset=name)
   if cells.empty:
     return None
-  rates = cells['learning_rate'].to_numpy()
-  rate = float(np.clip(found.recommended, rates[0], rates[-1]))
+  learning_rates = cells['learning_rate'].to_numpy()
+  rate = float(np.clip(found.recommended, learning_rates[0], learning_rates[-1]))
   numbers = [
-      10 ** np.interp(np.log10(rate), np.log10(rates), np.log10(cells[column]))
+      10 ** np.interp(np.log10(rate), np.log10(learning_rates), np.log10(cells[column]))
       for column in (name, f'{name}_low', f'{name}_high')
   ]
   return Measurement(Estimate(*numbers), rate, limit)
@@ -276,7 +277,7 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
   """The test of an arm, if its critical rate is outside the interval that was predicted for it."""
   if held_out.empty:
     return None
-  rows = held_out[held_out['predictor'] == predictors.CRITICAL_RATE.name].dropna(subset='value')
+  rows = held_out[held_out['predictor'] == rates.CRITICAL_RATE.name].dropna(subset='value')
   for field, value in zip(results.groups, arm, strict=True):
     is_unset = rows[field].isna() & pd.isna(value)
     rows = rows[(rows[field] == value) | is_unset]
@@ -290,24 +291,26 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
 
 
 def _train_next(of_arm: Observations, target: Target) -> TrainNext:
-  rates, largest = of_arm.learning_rates, of_arm.sizes[-1]
-  step = 10 ** np.diff(np.log10(rates)).max() if len(rates) > 1 else 10**0.5
+  lowest, highest = of_arm.learning_rates[[0, -1]]
+  steps = np.diff(np.log10(of_arm.learning_rates))
+  step = 10 ** (steps.max() if len(steps) else 0.5)
+  largest = of_arm.sizes[-1]
   larger = [size for size in targets_lib.named_sizes() if size >= MIN_NEXT_FACTOR * largest]
   size = larger[0] if larger else MIN_NEXT_FACTOR * largest
-  if len(of_arm.sizes) < predictors.MIN_SIZES:
-    return TrainNext(size, (rates[0], rates[-1]))
-  above, below = (rates[-1] * step, rates[-1] * step**2), (rates[0] / step**2, rates[0] / step)
-  curves = of_arm.curves
-  if (curves['critical_censored'] == 0).sum() < 2:
-    return TrainNext(None, below if (curves['critical_censored'] == -1).any() else above)
-  if (curves['best_censored'] == 0).sum() < 2:
-    return TrainNext(None, below if (curves['best_censored'] == -1).any() else above)
+  if len(of_arm.sizes) < predictor_lib.MIN_SIZES:
+    return TrainNext(size, (lowest, highest))
+  for rate in (rates.CRITICAL_RATE, rates.BEST_RATE):
+    points = rate.points(of_arm)
+    if power_law.exact_sizes(points) < 2:
+      is_below = (points.censored_K == -1).any()
+      below, above = (lowest / step**2, lowest / step), (highest * step, highest * step**2)
+      return TrainNext(None, below if is_below else above)
   if size > target.parameters:
     return TrainNext(None, None)
   log_size_C = np.array([np.log10(size)])
   low, high = (
-      10 ** predictor.extrapolate(of_arm, log_size_C).median_C[0]
-      for predictor in (predictors.BEST_RATE, predictors.CRITICAL_RATE)
+      10 ** rate.extrapolate(of_arm, log_size_C).median_C[0]
+      for rate in (rates.BEST_RATE, rates.CRITICAL_RATE)
   )
   return TrainNext(size, (min(low, high) / step, high * step))
 

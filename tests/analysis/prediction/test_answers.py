@@ -8,7 +8,7 @@ import pytest
 from helpers import known_truth
 
 from stability.analysis import results as results_lib
-from stability.analysis.prediction import answers, observations, predict, predictors
+from stability.analysis.prediction import answers, observations, predict, rates
 from stability.analysis.prediction.targets import Target
 
 SIZES = tuple(9216 * 4**i for i in range(5))  # 9.2K to 2.4M
@@ -18,9 +18,9 @@ def law(at_10k=0.4, power=-0.25):
   return lambda parameters: at_10k * (parameters / 1e4) ** power
 
 
-def answer(results, curves, *targets):
+def answer(results, curves, *targets, test=False):
   by_arm = observations.by_intervention(results, curves)
-  held_out = predict.hold_out(results, by_arm)
+  held_out = predict.hold_out(results, by_arm) if test else pd.DataFrame()
   return answers.answer(results, by_arm, held_out, targets or [Target(4e7)])
 
 
@@ -89,7 +89,7 @@ def test_safe_rate_of_noisy_runs():
   results, curves = bowls(noise=0.03, seeds=tuple(range(8)), sizes=[9216 * 2**i for i in range(9)])
   (found,) = answer(results, curves, Target(4e6))
   (of_arm,) = observations.by_intervention(results, curves).values()
-  noise = predictors.CRITICAL_RATE.seed_noise(of_arm)
+  noise = rates.CRITICAL_RATE.seed_noise(of_arm)
   assert noise > 0.03
   assert np.log10(found.critical.value / found.safe.value) > 1.5 * noise
 
@@ -154,7 +154,7 @@ def test_largest_size_that_does_not_train_lowers_the_critical_rate():
   results, curves = bowls(noise=0.002)
   runs = results.runs.copy()
   runs.loc[runs['parameters'] == SIZES[-1], ['status', 'final_loss']] = ['diverged', np.nan]
-  (found,) = answer(dataclasses.replace(results, runs=runs), curves)
+  (found,) = answer(dataclasses.replace(results, runs=runs), curves, test=True)
   (before,) = answer(results, curves)
   assert found.critical.value < before.critical.value
   assert found.missed.censored == -1
@@ -167,6 +167,18 @@ def test_best_rate_is_below_the_grid():
   )
   assert found.train_next.learning_rates[1] < 1e-3
   assert found.safe is not None and found.recommended == found.safe.value
+
+
+def test_two_shapes_of_one_size_are_one_size():
+  """The critical rate is within the grid at two shapes, but these are equally large."""
+  results, curves = bowls(critical=lambda n: 0.1 if n == SIZES[0] else 100.0, sizes=SIZES[:3])
+  runs = results.runs.assign(**{'model.width': 32})
+  wide = runs[runs['parameters'] == SIZES[0]].assign(**{'model.width': 64})
+  runs = pd.concat([runs, wide], ignore_index=True)
+  results = dataclasses.replace(results, runs=runs, sizes=['model.width'])
+  (found,) = answer(results, curves)
+  assert found.insufficient[0].endswith('lies within the grid at only one of the sizes')
+  assert found.train_next.learning_rates == pytest.approx((10 / 3, 100 / 9))
 
 
 def test_far_target_is_too_wide():
@@ -185,12 +197,12 @@ def test_near_target_needs_seeds():
 def test_missed_size():
   """The largest size has a 30 times lower critical rate than the smaller ones suggest."""
   broken = lambda parameters: law()(parameters) / (30 if parameters == SIZES[-1] else 1)  # noqa: E731
-  (found,) = answer(*bowls(critical=broken, noise=0.002))
+  (found,) = answer(*bowls(critical=broken, noise=0.002), test=True)
   assert not found.usable and found.missed.parameters == SIZES[-1]
   assert found.missed.measured == pytest.approx(broken(SIZES[-1]), rel=0.3)
   assert found.missed.measured < found.missed.predicted.low
   assert not any(found.is_reliable(name) for name in found.estimates)
-  (kept,) = answer(*bowls(noise=0.002))
+  (kept,) = answer(*bowls(noise=0.002), test=True)
   assert kept.missed is None
 
 

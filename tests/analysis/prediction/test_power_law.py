@@ -5,7 +5,7 @@ import pytest
 from helpers import known_truth
 from scipy import stats
 
-from stability.analysis.prediction import fits, observations, power_law, predictors
+from stability.analysis.prediction import fits, observations, power_law, rates
 
 RATES = 10 ** np.arange(-3.5, 0.51, 0.5)
 SIZES = np.array([4.0, 4.6, 5.2, 5.8])
@@ -28,8 +28,8 @@ def predict(seed, sizes):
   target = trained[-1] * 10 ** rng.uniform(np.log10(16), 2)
   covered = []
   for predictor, truth in (
-      (predictors.BEST_RATE, np.log10(critical(target)) - headroom),
-      (predictors.CRITICAL_RATE, np.log10(critical(target))),
+      (rates.BEST_RATE, np.log10(critical(target)) - headroom),
+      (rates.CRITICAL_RATE, np.log10(critical(target))),
   ):
     low, high = predictor.extrapolate(of_arm, np.array([np.log10(target)])).interval_2xC[:, 0]
     covered.append(low <= truth <= high)

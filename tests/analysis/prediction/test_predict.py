@@ -8,7 +8,7 @@ import pytest
 from helpers import known_truth
 
 from stability.analysis.prediction import observations as observations_lib
-from stability.analysis.prediction import predict, predictors
+from stability.analysis.prediction import predict, predictors, rates
 from stability.analysis.results import LOGIT
 
 LARGEST = known_truth.SIZES[-1]
@@ -93,10 +93,10 @@ def test_curve_of_a_size_averages_its_seeds():
     assert np.log10(low) < row.log_critical < np.log10(high)
     assert row.critical_spread == pytest.approx(np.log10(high / low) / np.sqrt(2), abs=0.15)
   # Of the variance of a run, averaging two seeds has removed a half.
-  assert predictors.CRITICAL_RATE.seed_noise(observations) == pytest.approx(
+  assert rates.CRITICAL_RATE.seed_noise(observations) == pytest.approx(
       np.sqrt((of_curves['critical_spread'] ** 2).mean() / 2)
   )
-  assert predictors.CRITICAL_RATE.seed_noise(observe(*made[0])) == 0
+  assert rates.CRITICAL_RATE.seed_noise(observe(*made[0])) == 0
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_interval_coverage_over_many_sweeps():
   for seed in range(12):
     made = known_truth.sweep(np.random.default_rng(seed), noise=0.1)
     fitted, largest = split(observe(*made))
-    for predictor in (logit, predictors.CriticalRatePredictor()):
+    for predictor in (logit, rates.CRITICAL_RATE):
       forecast = predictor.forecast(fitted, largest.runs).cells
       measured = predictor.measure(largest)['value']
       covered = (forecast['low'] <= measured) & (measured <= forecast['high'])
