@@ -99,12 +99,18 @@ def test_targets_are_kept(tmp_path, capsys, without_figures):
 
 
 @pytest.mark.parametrize('columns', [80, 110])
-def test_lines_fit_the_terminal(columns, workdir, capsys, monkeypatch, without_figures):
+def test_lines_fit_the_terminal(columns, made, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(predict, 'PIPED_WIDTH', columns)
-  assert app.execute(predict.main, predict.FLAGS, ['predict', f'--workdir={workdir}']) == 0
+  monkeypatch.setattr(predict, '_predictions', lambda *_: made)
+  monkeypatch.setattr(page, 'write_report', lambda *_, **__: tmp_path / 'index.html')
+  assert app.execute(predict.main, predict.FLAGS, ['predict', f'--workdir={tmp_path}']) == 0
   lines = capsys.readouterr().out.splitlines()
   assert max(len(line) for line in lines if not line.startswith('Report: ')) <= columns
-  assert any('as the largest size' in line for line in lines) == (columns > 100)
+  is_wide = columns > 100
+  assert max(line.count('(90 % interval)') for line in lines) == 1 + is_wide  # logits, gradients
+  assert any('validation' in line for line in lines) == is_wide  # the table of scores
+  row = next(line.split() for line in lines if line.split()[1:3] == ['2M', '1e-3'])
+  assert row[3] == '0%' and '100' in row  # the last step, at which the logit is read
 
 
 def test_several_sweeps_with_too_few_sizes(tmp_path, capsys, without_figures):
