@@ -87,7 +87,8 @@ def main() -> None:
     text = answers.table(predictions.results, shown)
     if console.width < WIDE:
       text = text.drop(columns=answers.GRADIENT, errors='ignore')
-    console.print(_table(text))
+    if len(text):
+      console.print(_table(text))
     path = page.write_report(workdir, predicted=predictions)
     console.print(f'Report: {path}\n', soft_wrap=True, highlight=False, markup=False)
   scores = predict.score([predictions.held_out for _, predictions in found.values()])

@@ -20,7 +20,8 @@ def sentences(
   """A paragraph per answer, then what helps, then a warning if the target is far away."""
   found = [_answer(results, answer) for answer in answers]
   found.extend(_help(results, help_, answers) for help_ in helps)
-  if any(answer.times > FAR for answer in answers):
+  predicted = [answer for answer in answers if any(map(answer.is_reliable, answer.estimates))]
+  if any(answer.times > FAR for answer in predicted):
     found.append(
         f'More than {FAR} times the largest trained size is farther than the method was tested.'
     )
@@ -51,7 +52,10 @@ def answers_csv(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
 
 
 def table(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
-  """The predictions at the trained learning rates as text: a row per answer and learning rate."""
+  """The predictions at the trained learning rates as text: a row per answer and learning rate.
+
+  Rows and columns without a prediction are left out.
+  """
   parts = []
   for answer in answers:
     cells = answer.cells
@@ -66,7 +70,8 @@ def table(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
     text[GRADIENT] = _estimates(cells, 'gradient_rms')
     parts.append(text)
   text = pd.concat(parts, ignore_index=True).rename(columns=labels.fields(results.groups))
-  return text.loc[:, (text != '').any()]
+  is_predicted = (text[['unstable', LOGIT, GRADIENT]] != '').any(axis='columns')
+  return text[is_predicted].loc[:, (text[is_predicted] != '').any()]
 
 
 def _estimates(cells: pd.DataFrame, name: str) -> list[str]:

@@ -203,6 +203,7 @@ def test_what_a_report_wants():
   assert predictions.wanted(results, curves, []) is None
   # Whoever asked for a target is told what is missing.
   asked = predictions.section(predictions.wanted(results, curves, [Target(7e9)]))
+  assert len(asked.sentences) == 1 and asked.table.empty
   assert '7B parameters with qk_norm=none: no usable prediction. 3 sizes' in asked.sentences[0]
   results, curves = known_truth.sweep(np.random.default_rng(0))
   nothing = dataclasses.replace(results, runs=results.runs.assign(status='missing'))
