@@ -38,6 +38,7 @@ class Predictions:
   observations: dict[tuple, Observations]  # by intervention
   forecasts: pd.DataFrame  # see prediction.predict.predict
   targets: Sequence[Target]
+  asked: bool  # whether a person asked for the targets
 
   @classmethod
   def make(
@@ -54,10 +55,10 @@ class Predictions:
     if not observations:
       return None
     largest = max(of_group.sizes[-1] for of_group in observations.values())
-    targets = targets or list(map(Target, targets_lib.next_sizes(largest)))
-    parameters = [target.parameters for target in targets]
+    shown = targets or list(map(Target, targets_lib.next_sizes(largest)))
+    parameters = [target.parameters for target in shown]
     forecasts = predict.predict(results, observations, parameters)
-    return cls(results, observations, forecasts, targets)
+    return cls(results, observations, forecasts, shown, bool(targets))
 
   @functools.cached_property
   def held_out(self) -> pd.DataFrame:

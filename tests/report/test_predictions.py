@@ -92,7 +92,9 @@ def test_targets_are_kept(tmp_path, capsys, without_figures):
   shutil.rmtree(tmp_path / 'report')
   text = page.write_report(tmp_path).read_text()
   assert answered() == kept
-  assert all(f'{size} parameters with qk_norm=none' in text for size in ('1.5M', '3M', '9.4M'))
+  for size in ('1.5M', '3M', '9.4M'):  # once, at the top
+    answer = f'{size} parameters with qk_norm=none'
+    assert text.count(answer) == 1 and text.index(answer) < text.index('</header>')
   printed = run(capsys, f'--workdir={tmp_path}', '--risk=0.2')
   assert all(f'{size} parameters with' in printed for size in ('1.5M', '3M', '9.4M'))
   assert {risk for _, risk in answered()} == {0.2}
@@ -192,10 +194,12 @@ def test_accuracy_sentence(made):
 
 
 def test_section_of_the_report(workdir):
+  (workdir / 'targets.json').unlink(missing_ok=True)
   path = page.write_report(workdir)
   text = path.read_text()
   for words in ('Larger sizes', 'Predicted against measured', 'Critical learning rate against'):
     assert text.count(words) >= 1, words
+  assert '</header>' in text.split('parameters with qk_norm=none: ')[0]  # nobody asked for it
 
 
 def test_what_a_report_wants():
