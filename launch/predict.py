@@ -1,20 +1,30 @@
-"""Predicts at which learning rates larger sizes are unstable, from a sweep of smaller sizes.
+"""Predicts from a sweep of smaller sizes at which learning rates a larger one trains.
 
-  python -m launch.predict --workdir=DIR[,DIR2...] [--target=SIZE or PARAMETERS]
+  python -m launch.predict --workdir=DIR[,DIR2...] [--target=7B[,SIZE...]] [--risk=0.05]
 
-SIZE is a named size such as 4.8B; the default is the next two named sizes after the sweep's
-largest. Each sweep is used separately. As a test, the largest size of each sweep is also predicted
-from the sizes with at most a quarter of its parameters, if there are at least three of them; the
-scores are over all sweeps together. The tables predictions.csv and predictions_held_out.csv and the
-figures are written to DIR/report/.
+It answers for each arm: the best learning rate, the highest one at which the probability of being
+unstable is at most --risk, and the critical one, each with a 90 % interval; what attention logits
+and gradients to expect; and which arm of the sweep helps. A target is a named size such as 4.8B, or
+a number of parameters. Targets are kept in DIR/targets.json: they are the default of the next time,
+and the report answers for them from then on. The default before is the next two named sizes.
+
+Each sweep is used separately, as learning rates are comparable only at equal length and batch. As
+a test, the largest size of each sweep is also predicted from the sizes with at most a quarter of
+its parameters, if there are at least three of them; the scores are over all sweeps together. The
+tables answers.csv, predictions.csv and predictions_held_out.csv and the page are written to
+DIR/report/.
 """
 
 # First, since launch.common may have to mend sys.path.
 from launch.common import app, path_flags
 
 # isort: split
+import dataclasses
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from absl import flags
@@ -24,53 +34,67 @@ from rich.table import Table
 from rich.text import Text
 
 from stability import config as config_lib
+from stability.analysis.prediction import targets as targets_lib
+from stability.analysis.prediction.targets import Target
 from stability.errors import BadInput
+
+if TYPE_CHECKING:
+  from stability.report import predictions as predictions_lib
 
 FLAGS = flags.FlagValues()
 _WORKDIR = path_flags.define_list('workdir', 'folders of sweeps, separated by commas', FLAGS)
-_TARGET = flags.DEFINE_string(
+_TARGET = flags.DEFINE_list(
     'target',
     None,
-    f'size to predict: one of {", ".join(config_lib.SIZES)}, or a number of parameters',
+    f'sizes to predict, separated by commas: each one of {", ".join(config_lib.SIZES)}, or a number'
+    ' of parameters such as 7B',
+    flag_values=FLAGS,
+)
+_RISK = flags.DEFINE_float(
+    'risk',
+    None,
+    'accepted probability of being unstable, 0.01 to 0.5; default: 0.05, or that of a kept target',
     flag_values=FLAGS,
 )
 PIPED_WIDTH = 110  # characters per line if stdout is not a terminal; the tables fit
+WIDE = 100  # characters per line that the column of gradients and the table of scores need
+HEADER_WIDTH = 11
 
 
 def main() -> None:
   """Makes the predictions and scores, prints them and writes the files."""
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder, or several separated by commas')
-  from stability.analysis import results as results_lib
-  from stability.analysis.prediction import observations, predict
+  from stability.analysis.prediction import predict
+  from stability.report import answers, page
   from stability.report import predictions as predictions_lib
 
-  target = None
-  if _TARGET.value is not None:
-    try:
-      target = predictions_lib.target_parameters(_TARGET.value)
-    except BadInput as error:
-      raise BadInput(f'--{error}') from None
-  by_workdir = {}
-  for workdir in map(Path, _WORKDIR.value):
-    results = results_lib.load_workdir(workdir)
-    if results.runs['parameters'].isna().any():
-      raise BadInput(f'--workdir={workdir}: predictions need the parameters of every run')
-    curves = results_lib.load_curves(workdir, observations.PROBES)
-    by_workdir[workdir] = predictions_lib.Predictions.make(results, curves, target)
-    if by_workdir[workdir] is None:
-      raise BadInput(f'--workdir={workdir}: no run has finished yet')
+  asked = _asked()
+  found = {}
+  for workdir in dict.fromkeys(map(Path, _WORKDIR.value)):
+    kept = targets_lib.load(workdir)
+    wanted = asked or _with_risk(kept)
+    found[workdir] = wanted, _predictions(workdir, targets_lib.merged(kept, wanted))
   console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-  for workdir, predictions in by_workdir.items():
-    predictions_lib.write(predictions, workdir / 'report')
-    console.print(_table(str(workdir), predictions_lib.table(predictions)))
-    for sentence in predictions_lib.sentences(predictions):
-      console.print(sentence, highlight=False, markup=False)
-    written = f'Tables and figures: {workdir / "report"}\n'
-    console.print(written, soft_wrap=True, highlight=False, markup=False)
-  scores = predict.score([predictions.held_out for predictions in by_workdir.values()])
+  for workdir, (wanted, predictions) in found.items():
+    if wanted:
+      targets_lib.keep(workdir, predictions.targets)
+    shown = [each for each in predictions.answers if not wanted or each.target in wanted]
+    if len(found) > 1:
+      console.print(Text(f'{workdir}:'), soft_wrap=True)
+    for sentence in predictions.sentences(shown):
+      console.print(f'{sentence}\n', highlight=False, markup=False)
+    text = answers.table(predictions.results, shown)
+    if console.width < WIDE:
+      text = text.drop(columns=answers.GRADIENT, errors='ignore')
+    if len(text):
+      console.print(_table(text))
+    path = page.write_report(workdir, predicted=predictions)
+    console.print(f'Report: {path}\n', soft_wrap=True, highlight=False, markup=False)
+  scores = predict.score([predictions.held_out for _, predictions in found.values()])
   if (accuracy := predictions_lib.accuracy_sentence(scores)) is not None:
-    console.print(_table('Test on the held-out size', predictions_lib.score_table(scores)))
+    if console.width >= WIDE:
+      console.print(_table(predictions_lib.score_table(scores), 'Test on the held-out size'))
     console.print(accuracy, highlight=False)
   else:
     console.print(
@@ -79,10 +103,49 @@ def main() -> None:
     )
 
 
-def _table(title: str, text: pd.DataFrame) -> Table:
-  table = Table(title=Text(title), box=box.SIMPLE_HEAD, collapse_padding=True)
+def _asked() -> list[Target]:
+  """The targets of the flags; empty without --target."""
+  try:
+    if _RISK.value is not None:
+      targets_lib.check_risk(_RISK.value)
+    texts = [] if _TARGET.value is None else _TARGET.value or ['']
+    return _with_risk([Target(targets_lib.parse(text)) for text in texts])
+  except BadInput as error:
+    raise BadInput(f'--{error}') from None
+
+
+def _with_risk(targets: Sequence[Target]) -> list[Target]:
+  """The targets with the risk of the flag, if it is given."""
+  if _RISK.value is None:
+    return list(targets)
+  return [dataclasses.replace(target, risk=_RISK.value) for target in targets]
+
+
+def _predictions(workdir: Path, targets: Sequence[Target]) -> 'predictions_lib.Predictions':
+  """The predictions for the targets or, if there are none, for the next sizes."""
+  from stability.analysis import results as results_lib
+  from stability.analysis.prediction import observations
+  from stability.report import predictions as predictions_lib
+
+  results = results_lib.load_workdir(workdir)
+  if results.runs['parameters'].isna().any():
+    raise BadInput(f'--workdir={workdir}: predictions need the parameters of every run')
+  curves = results_lib.load_curves(workdir, observations.PROBES)
+  if not targets:
+    largest = float(results.runs['parameters'].max())
+    targets = _with_risk(list(map(Target, targets_lib.next_sizes(largest))))
+  found = predictions_lib.Predictions.make(results, curves, targets)
+  if found is None:
+    raise BadInput(f'--workdir={workdir}: no run has finished yet')
+  return found
+
+
+def _table(text: pd.DataFrame, title: str | None = None) -> Table:
+  table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
   for name in text:
-    table.add_column(Text(name), justify='right', overflow='fold')
+    words, bracket, rest = name.partition(' (')
+    lines = [*textwrap.wrap(words, HEADER_WIDTH), *([f'({rest}'] if bracket else [])]
+    table.add_column(Text('\n'.join(lines)), justify='right', overflow='fold')
   for row in text.itertuples(index=False):
     table.add_row(*map(Text, row))  # not str: brackets in a field's value would be markup
   return table

@@ -25,10 +25,12 @@ from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
 from stability.analysis.claims import registry
 from stability.analysis.prediction import observations
+from stability.analysis.prediction import targets as targets_lib
 from stability.analysis.results import Results
 from stability.config import paths
 from stability.errors import BadInput
 from stability.importing.options import Options
+from stability.report import answers as answer_text
 from stability.report import labels as labels_lib
 from stability.report import predictions
 from stability.report.plots import selection
@@ -239,12 +241,35 @@ class Experiment:
       curves = self.curves(registry.probes(self._results))
     return registry.judge_results(self._results, curves)
 
-  def predict(self, target: str | float | None = None) -> pd.DataFrame:
-    """Predicts instability at larger sizes from the trained ones; needs three trained sizes.
+  def predict(
+      self, target: str | float | None = None, risk: float = targets_lib.RISK
+  ) -> pd.DataFrame:
+    """Predicts which learning rates a larger size trains at; needs three trained sizes.
 
     Args:
-      target: a named size such as '4.8B', or a number of parameters; None: the next two named sizes
-        after the largest trained one.
+      target: a named size such as '4.8B', or a number of parameters, such as '7B' or 7e9; None: the
+        next two named sizes after the largest trained one.
+      risk: the accepted probability of being unstable, 0.01 to 0.5.
+
+    Returns:
+      A table with a row for each target and intervention (the columns of the swept fields). Other
+      columns: parameters (of the target), times (relative to the largest trained size), risk,
+      best_learning_rate, safe_learning_rate (the highest one at that risk) and
+      critical_learning_rate, each with _low and _high (90 % interval), usable (bool), and reason:
+      why the prediction is not usable, and what to train next. NaN: cannot be predicted.
+
+    Raises:
+      BadInput: `target` or `risk` is invalid, no run has finished, or the parameters of a run are
+        unknown.
+    """
+    found = self._predictions(target, risk)
+    return answer_text.answers_csv(self._results, found.answers)
+
+  def forecasts(self, target: str | float | None = None) -> pd.DataFrame:
+    """What every predictor says of every learning rate at larger sizes.
+
+    Args:
+      target: see predict.
 
     Returns:
       A table with a row for each intervention (the columns of the swept fields), predictor, size
@@ -255,10 +280,9 @@ class Experiment:
       enough data has one row, with the reason in note and NaN elsewhere.
 
     Raises:
-      BadInput: `target` is invalid, no run has finished, or the parameters of a run are unknown.
+      BadInput: see predict.
     """
-    parameters = None if target is None else predictions.target_parameters(target)
-    return self._predictions(parameters).forecasts
+    return self._predictions(target).forecasts
 
   def plot(
       self, name: str, ax: Axes | None = None, labels: Mapping[str, str] | None = None
@@ -319,7 +343,11 @@ class Experiment:
         *selection.probe_plots(self._results, curves),
     ]
 
-  def _predictions(self, target: float | None = None) -> predictions.Predictions:
+  def _predictions(
+      self, target: str | float | None = None, risk: float = targets_lib.RISK
+  ) -> predictions.Predictions:
+    targets_lib.check_risk(risk)
+    parsed = None if target is None else targets_lib.parse(target)
     counted = self._results.runs[self.unstable().notna()]
     if counted.empty:
       raise BadInput(f'{self._path}: no run has finished yet')
@@ -330,4 +358,7 @@ class Experiment:
       curves = self.curves(probes)
     else:
       curves = pd.DataFrame(columns=['run', 'step', 'loss', *probes], dtype=float)
-    return predictions.Predictions.make(self._results, curves, target)
+    largest = float(counted['parameters'].max())
+    parameters = targets_lib.next_sizes(largest) if parsed is None else [parsed]
+    found = [targets_lib.Target(count, risk) for count in parameters]
+    return predictions.Predictions.make(self._results, curves, found)

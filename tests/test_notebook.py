@@ -124,13 +124,26 @@ def test_claims(experiment, workdir):
 
 
 def test_predict(experiment):
-  forecasts = experiment.predict('4.8B')
-  assert set(forecasts['parameters'].dropna()) == {12 * 24 * 4096**2}
-  critical = forecasts[forecasts['predictor'] == 'critical learning rate']
-  assert (critical['low'] < critical['value']).all()
-  assert (critical['value'] < critical['high']).all()
+  answers = experiment.predict('4.8B', risk=0.1)
+  assert set(answers['parameters']) == {12 * 24 * 4096**2} and set(answers['risk']) == {0.1}
+  assert list(answers['model.qk_norm']) == ['layernorm', 'none']
+  critical = answers[[f'critical_learning_rate{end}' for end in ('_low', '', '_high')]].dropna()
+  assert len(critical) and critical.apply(list, axis=1).map(lambda row: row == sorted(row)).all()
+  assert not answers['usable'].any() and answers['reason'].str.contains('train next').all()
+  next_sizes = experiment.forecasts()['parameters'].dropna()
+  assert set(experiment.predict()['parameters']) == set(next_sizes)
   with pytest.raises(BadInput, match=r'target=4\.8X: must be one of 9\.2K.* or a number'):
     experiment.predict('4.8X')
+  with pytest.raises(BadInput, match=r'risk=0: must be from 0\.01 to 0\.5'):
+    experiment.predict('7B', risk=0)
+
+
+def test_forecasts(experiment):
+  forecasts = experiment.forecasts('4.8B')
+  assert set(forecasts['parameters'].dropna()) == {12 * 24 * 4096**2}
+  critical = forecasts[forecasts['predictor'] == 'critical learning rate'].dropna(subset='value')
+  assert (critical['low'] < critical['value']).all()
+  assert (critical['value'] < critical['high']).all()
 
 
 # Figures.
@@ -239,12 +252,7 @@ def test_csv_file(from_csv, experiment):
       from_csv.lr_sensitivity(), experiment.lr_sensitivity(), check_dtype=False
   )
   assert list(from_csv.unstable()) == list(experiment.unstable())
-  columns = ['parameters', 'learning_rate', 'value', 'low', 'high']
-  with_probes, without = (
-      table[columns][table['predictor'] == 'critical learning rate'].reset_index(drop=True)
-      for table in (experiment.predict(2e6), from_csv.predict(2e6))
-  )
-  pd.testing.assert_frame_equal(without, with_probes)
+  pd.testing.assert_frame_equal(from_csv.predict(2e6), experiment.predict(2e6))
   assert 'holds' in set(from_csv.claims()['verdict'])
   assert len(from_csv.plot('loss_by_learning_rate').axes) == 2
 

@@ -1,4 +1,4 @@
-"""The definitions of an unstable run and of the onset of instability, shared by all analyses."""
+"""The definitions of unstable runs, critical learning rates and onsets, shared by all analyses."""
 
 import numpy as np
 import pandas as pd
@@ -22,24 +22,43 @@ def unstable(results: Results) -> pd.Series:
   best of the smaller sizes, whatever its learning rate.
   """
   runs, best = results.runs, best_runs(results)
-  excess = _excess(runs, best)
+  margin = MARGIN * (runs['initial_loss'] - best['loss'])
+  excess = lr_sensitivity.counted_loss(runs) - best['loss'] - margin
   best_is_smaller = best['parameters'] < runs['parameters']
   above_best = (runs['learning_rate'] > best['learning_rate']) | best_is_smaller
   is_unstable = (excess > 0) & above_best | (runs['status'] == 'diverged')
   return is_unstable.astype('boolean').where(excess.notna())
 
 
-def loss_excess(results: Results) -> pd.Series:
-  """min(final, initial) of each run minus the best loss of its size and the margin, in nats.
+def critical_rate(
+    learning_rates: np.ndarray, losses: np.ndarray, initial_loss: float
+) -> tuple[float, int]:
+  """The critical learning rate of one loss curve of an arm, and how it is censored.
 
-  Positive if the loss is too high; NaN for a run that does not count.
+  It is the lowest learning rate above the best one at which the loss, interpolated linearly in
+  log(learning rate), exceeds the curve's own best by MARGIN.
+
+  Args:
+    learning_rates: ascending.
+    losses: min(final, initial) at each, in nats; NaN does not count, but one must be a number.
+    initial_loss: nats.
+
+  Returns:
+    The critical learning rate and 0; if the grid ends below it, the highest rate and 1; if no rate
+    of the grid reduces the loss, the lowest rate and -1: the critical one is below it.
   """
-  return _excess(results.runs, best_runs(results))
-
-
-def _excess(runs: pd.DataFrame, best: pd.DataFrame) -> pd.Series:
-  margin = MARGIN * (runs['initial_loss'] - best['loss'])
-  return lr_sensitivity.counted_loss(runs) - best['loss'] - margin
+  counted = ~np.isnan(losses)
+  log_rates, losses = np.log10(learning_rates[counted]), losses[counted]
+  best = int(losses.argmin())
+  if losses[best] >= initial_loss:
+    return 10 ** log_rates[0], -1
+  excess = losses - losses[best] - MARGIN * (initial_loss - losses[best])
+  above = np.flatnonzero(excess[best:] > 0) + best
+  if not len(above):
+    return 10 ** log_rates[-1], 1
+  low, high = excess[above[0] - 1], excess[above[0]]
+  share = low / (low - high)
+  return 10 ** (log_rates[above[0] - 1] * (1 - share) + log_rates[above[0]] * share), 0
 
 
 def onset(

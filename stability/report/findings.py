@@ -1,6 +1,5 @@
 """Sentences that summarise a sweep."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -19,9 +18,10 @@ def description(results: Results) -> str:
     parts[0] += f' from {labels.number(rates[0])} to {labels.number(rates[-1])}'
   sizes = runs.dropna(subset='parameters').sort_values('parameters')['parameters'].unique()
   if len(sizes):
-    parts.insert(0, f'{_join(map(labels.parameters, sizes))} parameters')
+    parts.insert(0, f'{labels.joined(map(labels.parameters, sizes))} parameters')
   for name, short in labels.fields(results.groups).items():
-    parts.append(f'{short} {_join(labels.cell(name, value) for value in runs[name].unique())}')
+    cells = [labels.cell(name, value) for value in runs[name].unique()]
+    parts.append(f'{short} {labels.joined(cells)}')
   parts.append(count(runs['seed'].nunique(), 'seed'))
   return f'{count(len(runs), "run")}: {", ".join(parts)}.'
 
@@ -37,7 +37,7 @@ def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
   if len(set(names)) == 1:
     complete = table[(table['missing'] == 0) & (table['lr_sensitivity'] > 0)]
     values = [f'{row.lr_sensitivity:.3f} at {row.size}' for row in complete.itertuples()]
-    return f'LR sensitivity is {_join(values)} parameters.' if values else None
+    return f'LR sensitivity is {labels.joined(values)} parameters.' if values else None
   compared = comparison.compare(results, table)
   table = table.assign(**compared.rename(columns={'low': 'ratio_low', 'high': 'ratio_high'}))
   baseline = table['name'][table['is_baseline']].iloc[0]
@@ -49,7 +49,7 @@ def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:
     ratios = [f'{_times(row)} at {row.size}' for row in others.itertuples()]
     return (
         f'LR sensitivity with {others["name"].iloc[0]}, compared with the baseline'
-        f' {baseline}{note}: {_join(ratios)} parameters.'
+        f' {baseline}{note}: {labels.joined(ratios)} parameters.'
     )
   largest = others['size'].iloc[-1]
   ranked = others[others['size'] == largest].sort_values('ratio', kind='stable')
@@ -105,8 +105,3 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
 def count(number: int, noun: str) -> str:
   """The number with the noun in singular or plural: `1 seed` or `3 seeds`."""
   return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
-
-
-def _join(words: Iterable[str]) -> str:
-  *first, last = words
-  return f'{", ".join(first)} and {last}' if first else last

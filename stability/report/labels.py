@@ -189,3 +189,9 @@ def _of_pair(name: str, entry: Any) -> str | None:
     if (pair := f'{field}={_plain_value(entry)}') in _given.get():
       return text(pair)
   return None
+
+
+def joined(words: Iterable[str]) -> str:
+  """Words as a list in a sentence: `a, b and c`."""
+  *first, last = words
+  return f'{", ".join(first)} and {last}' if first else last

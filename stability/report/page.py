@@ -15,7 +15,7 @@ from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
 from stability.analysis.claims import registry
-from stability.analysis.prediction import observations
+from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
 from stability.report import figure_files, findings, labels, latex, predictions, tables
 from stability.report.options import Options
@@ -27,9 +27,18 @@ _EMPTY = pd.DataFrame()
 
 
 def write_report(
-    workdir: Path, output: Path | None = None, options: Options = DEFAULTS
+    workdir: Path,
+    output: Path | None = None,
+    options: Options = DEFAULTS,
+    predicted: predictions.Predictions | None = None,
 ) -> Path:
   """Writes the report on a sweep, finished or not, to a folder, by default workdir/report/.
+
+  Args:
+    workdir: the folder of the sweep.
+    output: the folder for the report.
+    options: see Options.
+    predicted: predictions to show; None: those for the targets that are kept with the workdir.
 
   Returns:
     The path of its index.html.
@@ -40,7 +49,9 @@ def write_report(
   results = dataclasses.replace(results_lib.load_workdir(workdir), interval=options.interval)
   table = lr_sensitivity.lr_sensitivity(results)
   curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
-  larger = predictions.section(results, curves)
+  if predicted is None:
+    predicted = predictions.wanted(results, curves, targets.load(workdir))
+  larger = None if predicted is None else predictions.section(predicted)
   alarms = alarm_log.load(workdir)
   return write_files(
       output or workdir / 'report',

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +10,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stability import config as config_lib
 from stability.analysis import results as results_lib
+from stability.analysis.prediction import answers as answers_lib
 from stability.analysis.prediction import observations as observations_lib
-from stability.analysis.prediction import predict, predictors
+from stability.analysis.prediction import predict, predictor, predictors, rates
+from stability.analysis.prediction import targets as targets_lib
 from stability.analysis.prediction.observations import Observations
+from stability.analysis.prediction.targets import Target
 from stability.analysis.results import Results
-from stability.errors import BadInput
+from stability.report import answers as answer_text
 from stability.report import labels
 from stability.report.plots import style
 from stability.report.plots.selection import Plot
 from stability.storage import files
 
 FIGURES = ('critical_learning_rate', 'predicted_against_measured')
-FAR = 30  # predictions beyond this many times the largest trained size are guesses
-NEXT_SIZES = 2  # number of named sizes to predict if no target is given
-NEXT_FACTOR = 4  # size to predict if no named size is larger, relative to the largest trained size
 ABOVE, BELOW = ({'marker': arrow, 'markerfacecolor': 'white'} for arrow in '^v')
 _CURVE_POINTS = 60  # in an extrapolated curve
 _MANY_TICKS = 100  # an axis that spans this factor or more has at most one tick per decade
@@ -38,90 +37,57 @@ class Predictions:
   results: Results
   observations: dict[tuple, Observations]  # by intervention
   forecasts: pd.DataFrame  # see prediction.predict.predict
+  targets: Sequence[Target]
+  asked: bool  # whether a person asked for the targets
 
   @classmethod
   def make(
-      cls, results: Results, curves: pd.DataFrame, target: float | None = None
+      cls, results: Results, curves: pd.DataFrame, targets: Sequence[Target] = ()
   ) -> 'Predictions | None':
-    """Predicts a target size, or the next sizes after the largest one; None if no run counts.
+    """Predicts target sizes, or the next sizes after the largest one; None if no run counts.
 
     Args:
       results: the runs of a sweep.
       curves: see results.load_curves, with the columns of observations.PROBES.
-      target: the parameters of the size to predict; None: the next sizes.
+      targets: the sizes to predict; empty: the next sizes.
     """
     observations = observations_lib.by_intervention(results, curves)
     if not observations:
       return None
     largest = max(of_group.sizes[-1] for of_group in observations.values())
-    parameters = next_sizes(largest) if target is None else [target]
-    return cls(results, observations, predict.predict(results, observations, parameters))
+    shown = targets or list(map(Target, targets_lib.next_sizes(largest)))
+    parameters = [target.parameters for target in shown]
+    forecasts = predict.predict(results, observations, parameters)
+    return cls(results, observations, forecasts, shown, bool(targets))
 
   @functools.cached_property
   def held_out(self) -> pd.DataFrame:
     """The test on the largest size, see prediction.predict.hold_out."""
     return predict.hold_out(self.results, self.observations)
 
+  @functools.cached_property
+  def answers(self) -> list[answers_lib.Answer]:
+    """An answer per target and arm."""
+    return answers_lib.answer(self.results, self.observations, self.held_out, self.targets)
+
+  def sentences(self, answers: Sequence[answers_lib.Answer]) -> list[str]:
+    """The answers in words, and which arms help."""
+    helps = answers_lib.helps(self.results, self.observations)
+    return answer_text.sentences(self.results, answers, helps)
+
   def label(self, values: tuple) -> str:
     """The intervention with these values, as figures and sentences name it."""
     return labels.pairs(self.results.groups, values)
 
 
-def next_sizes(largest: float) -> list[float]:
-  """The next named sizes above this parameter count; if there are none, one 4 times as large."""
-  named = map(config_lib.parameters, map(config_lib.unflatten, config_lib.SIZES.values()))
-  larger = [float(parameters) for parameters in named if parameters > largest]
-  return larger[:NEXT_SIZES] or [NEXT_FACTOR * largest]
-
-
-def target_parameters(target: str | float) -> float:
-  """The parameters of a target: a named size such as '4.8B', or a parameter count."""
-  if target in config_lib.SIZES:
-    return float(config_lib.parameters(config_lib.unflatten(config_lib.size(target))))
-  try:
-    count = float(target)
-  except ValueError:
-    count = math.nan
-  if not 1 <= count < math.inf:
-    raise BadInput(f'target={target}: must be one of {", ".join(config_lib.SIZES)}, or a number')
-  return count
-
-
-# Sentences and tables.
-
-
-def sentences(predictions: Predictions) -> list[str]:
-  """Sentences on the critical learning rate of each target size and intervention."""
-  forecasts = predictions.forecasts
-  found = []
-  for values, of_group in results_lib.split(forecasts, predictions.results.groups):
-    critical = of_group[of_group['predictor'] == predictors.CriticalRatePredictor.name]
-    label = predictions.label(values)
-    where = f' with {label}' if label else ''
-    for parameters, of_size in critical.groupby('parameters', dropna=False, sort=False):
-      row = of_size.iloc[0]
-      if pd.isna(parameters):
-        found.append(f'The critical learning rate{where} cannot be predicted: {row["note"]}.')
-        continue
-      found.append(
-          f'{labels.parameters(parameters)} parameters{where}: unstable above a learning rate of'
-          f' {_two_digits(row["value"])} (90 % interval {_two_digits(row["low"])} to'
-          f' {_two_digits(row["high"])}), at {_factor(row["times"])} times the largest trained'
-          ' size.'
-      )
-  if (forecasts['times'] > FAR).any():
-    found.append(
-        f'That is more than {FAR} times the largest trained size. Predictions have not been tested'
-        ' over such a distance; treat them as guesses.'
-    )
-  return found
-
-
 def accuracy_sentence(scores: pd.DataFrame) -> str | None:
-  """States how accurate the chosen predictor was on held-out sizes; None if there are none."""
-  if scores.empty or not (scores['predictor'] == predict.CHOSEN).any():
+  """States how accurate the answers' predictor was on held-out sizes; None if there are none."""
+  if scores.empty:
     return None
-  row = scores[scores['predictor'] == predict.CHOSEN].iloc[0]
+  of_answers = scores[scores['predictor'] == rates.CRITICAL_RATE.name]
+  if of_answers.empty or not of_answers['runs'].iloc[0]:
+    return None
+  row = of_answers.iloc[0]
   text = (
       'Test on the largest size, predicted from sizes at most a quarter of it:'
       f' {row["accuracy"]:.0%} of {row["runs"]} runs were correctly predicted as stable or'
@@ -129,35 +95,12 @@ def accuracy_sentence(scores: pd.DataFrame) -> str | None:
   )
   if not pd.isna(row['paper_brier']):
     text += f", {row['paper_brier']:.3f} for the paper's fit"
-  intervals = scores[scores['event'] == predictors.UNSTABLE].dropna(subset='coverage')
+  intervals = scores[scores['event'] == predictor.UNSTABLE].dropna(subset='coverage')
   parts = [
       f'{part["predictor"]} {part["coverage"]:.0%} of {part["intervals"]}'
       for _, part in intervals[intervals['predictor'] != predict.CHOSEN].iterrows()
   ]
   return f'{text}. Coverage of the 90 % intervals: {", ".join(parts)}.' if parts else f'{text}.'
-
-
-def table(predictions: Predictions) -> pd.DataFrame:
-  """The predictions as text: a row per intervention, size and learning rate."""
-  forecasts = predictions.forecasts.dropna(subset='parameters')
-  keys = [*predictions.results.groups, 'parameters', 'learning_rate']
-  columns = {}
-  chosen = forecasts[forecasts['chosen']].set_index(keys)
-  columns['unstable'] = chosen['probability'].map('{:.0%}'.format)
-  for predictor in (predictors.LOGIT, predictors.GradientPredictor()):
-    rows = forecasts[forecasts['predictor'] == predictor.name].set_index(keys)
-    numbers = rows[['value', 'low', 'high']].map(_two_digits).itertuples(index=False)
-    columns[f'{predictor.quantity} (90 % interval)'] = pd.Series(
-        [f'{value} ({low} to {high})' for value, low, high in numbers], rows.index, object
-    )
-  text = pd.DataFrame(columns).dropna(axis='columns', how='all')
-  text = text.reindex(forecasts.set_index(keys).index.unique()).fillna('').reset_index()
-  text['parameters'] = text['parameters'].map(labels.parameters)
-  text['learning_rate'] = text['learning_rate'].map(labels.number)
-  for field in predictions.results.groups:
-    text[field] = text[field].map(labels.value)
-  names = labels.fields(predictions.results.groups) | {'learning_rate': 'learning rate'}
-  return text.rename(columns=names)
 
 
 def score_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -180,16 +123,6 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
   return text[(scores['runs'] > 0) | (scores['numbers'] > 0)]
 
 
-def _factor(factor: float) -> str:
-  """A factor with three significant digits below 100, else whole: 2.25, 16, 8,192."""
-  return f'{factor:.3g}' if factor < 100 else f'{factor:,.0f}'
-
-
-def _two_digits(value: float) -> str:
-  """A number rounded to two significant digits; empty if it is not finite."""
-  return labels.number(float(f'{value:.1e}')) if np.isfinite(value) else ''
-
-
 # Figures.
 
 
@@ -202,37 +135,35 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
   figure, axes = style.grid([''], height=3.3, ax=ax)
   axis = axes[0, 0]
   handles = []
-  targets = predictions.forecasts['parameters'].dropna().unique()
+  targets = [target.parameters for target in predictions.targets]
   for i, (values, observations) in enumerate(predictions.observations.items()):
     look = {
         'color': (colour := style.INTERVENTION_COLOURS[i % len(style.INTERVENTION_COLOURS)]),
         'marker': style.INTERVENTION_MARKERS[i % len(style.INTERVENTION_MARKERS)],
     }
-    curves = observations.runs.drop_duplicates('curve')
+    curves = observations.curves
     for censored, marker in ((0, {}), (1, ABOVE), (-1, BELOW)):
-      of_kind = curves[curves['censored'] == censored]
-      rates = 10 ** of_kind['log_critical']
-      axis.plot(of_kind['parameters'], rates, linestyle='', **look | marker)
+      of_kind = curves[curves['critical_censored'] == censored]
+      measured = 10 ** of_kind['log_critical']
+      axis.plot(of_kind['parameters'], measured, linestyle='', **look | marker)
     handles.append(style.handle(predictions.label(values) or 'measured', **look))
-    if len(observations.sizes) < predictors.MIN_SIZES:
+    if len(observations.sizes) < predictor.MIN_SIZES:
       continue
     smallest, largest = observations.sizes[[0, -1]]
     sizes = np.geomspace(smallest, max([*targets, largest]), _CURVE_POINTS)
     try:
-      forecast = predictors.CriticalRatePredictor().forecast(
-          observations, observations_lib.cells(sizes, observations.learning_rates[:1])
-      )
-    except predictors.InsufficientData:
+      draws = rates.CRITICAL_RATE.extrapolate(observations, np.log10(sizes))
+    except predictor.InsufficientData:
       continue
-    band = 10 ** forecast.cells[['value', 'low', 'high']]
-    axis.plot(sizes, band['value'], color=colour, linewidth=1.1)
-    axis.fill_between(sizes, band['low'], band['high'], color=colour, alpha=0.15, linewidth=0)
+    axis.plot(sizes, 10**draws.median_C, color=colour, linewidth=1.1)
+    low_C, high_C = 10**draws.interval_2xC
+    axis.fill_between(sizes, low_C, high_C, color=colour, alpha=0.15, linewidth=0)
   for target in targets:
     axis.axvline(target, color=style.GREY, linestyle=':', linewidth=1.1)
   handles.append(style.handle('predicted size', linestyle=':', linewidth=1.1))
   groups = predictions.observations.values()
   for censored, marker, text in ((1, ABOVE, 'above'), (-1, BELOW, 'below')):
-    if any((group.runs['censored'] == censored).any() for group in groups):
+    if any((group.runs['critical_censored'] == censored).any() for group in groups):
       handles.append(style.handle(f'{text} the grid', linestyle='', **marker))
   axis.set_yscale('log')
   low, high = axis.get_ylim()
@@ -247,7 +178,8 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
 def predicted_against_measured(predictions: Predictions, ax: Axes | None = None) -> Figure:
   """Predictions for the held-out size, and what was measured, against learning rate.
 
-  A column per intervention: attention logits and, beneath, the probability of being unstable.
+  A column per intervention: attention logits, if there are any, and, beneath, the probability of
+  being unstable.
   """
   held_out = predictions.held_out.dropna(subset='run')
   predicted_colour, measured_colour = style.INTERVENTION_COLOURS[:2]
@@ -255,23 +187,30 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
       predictions.label(values): rows
       for values, rows in results_lib.split(held_out, predictions.results.groups)
   }
-  figure, axes = style.grid(list(panels), height=2.4, rows=2, ax=ax)
+  has_logits = (held_out['predictor'] == predictors.LOGIT.name).any()
+  figure, axes = style.grid(list(panels), height=2.4, rows=1 + has_logits, ax=ax)
   dots = {'color': measured_colour, 'marker': 'o', 'linestyle': ''}
-  for (logits, events), rows in zip(axes, panels.values(), strict=True):
+  for axes_R, rows in zip(axes, panels.values(), strict=True):
     numbers = rows[rows['predictor'] == predictors.LOGIT.name].sort_values('learning_rate')
-    x, low, high = numbers['learning_rate'], numbers['low'], numbers['high']
-    logits.plot(x, numbers['value'], color=predicted_colour)
-    logits.fill_between(x, low, high, color=predicted_colour, alpha=0.2, lw=0)
-    logits.plot(x, numbers['measured'], **dots)
-    logits.set_yscale('log')
-    style.plain_ticks(logits.yaxis, (1,))
-    chosen = rows[rows['chosen']].sort_values('learning_rate')
-    events.plot(chosen['learning_rate'], chosen['probability'], color=predicted_colour)
-    events.plot(chosen['learning_rate'], chosen['happened'].astype(float), **dots)
+    if len(numbers):
+      logits, x = axes_R[0], numbers['learning_rate']
+      logits.plot(x, numbers['value'], color=predicted_colour)
+      low, high = numbers['low'], numbers['high']
+      logits.fill_between(x, low, high, color=predicted_colour, alpha=0.2, lw=0)
+      logits.plot(x, numbers['measured'], **dots)
+      logits.set_yscale('log')
+      style.plain_ticks(logits.yaxis, (1,))
+    events = axes_R[-1]
+    predicted = rows[rows['predictor'] == rates.CRITICAL_RATE.name]
+    predicted = predicted.sort_values('learning_rate')
+    events.plot(predicted['learning_rate'], predicted['probability'], color=predicted_colour)
+    measured = rows[rows['event'] == predictor.UNSTABLE].drop_duplicates('run')
+    events.plot(measured['learning_rate'], measured['happened'].astype(float), **dots)
     events.set_ylim(-0.06, 1.06)
     style.learning_rate_axis(events)
-  axes[0, 0].set_ylabel('attention logit')
-  axes[0, 1].set_ylabel('unstable')
+  if has_logits:
+    axes[0, 0].set_ylabel('attention logit')
+  axes[0, -1].set_ylabel('unstable')
   handles = [
       style.handle('predicted,\n90 % interval', color=predicted_colour),
       style.handle('measured', **dots),
@@ -303,8 +242,8 @@ def figures(predictions: Predictions) -> list[Plot]:
             FIGURES[1],
             'Predicted against measured',
             'A test on the largest size, predicted from sizes with at most a quarter of its'
-            ' parameters: the highest attention logit up to the step at which it is read, and the'
-            ' probability of being unstable.',
+            ' parameters: the highest attention logit up to the step at which it is read, if it was'
+            ' logged, and the probability of being unstable.',
             functools.partial(predicted_against_measured, predictions),
             absent='',
         )
@@ -313,20 +252,13 @@ def figures(predictions: Predictions) -> list[Plot]:
 
 
 def write_tables(predictions: Predictions, folder: Path) -> None:
-  """Writes predictions.csv and, if a size could be held out, predictions_held_out.csv."""
+  """Writes answers.csv, predictions.csv and, if a size was held out, predictions_held_out.csv."""
+  answers = answer_text.answers_csv(predictions.results, predictions.answers)
+  files.write_atomic(folder / 'answers.csv', answers.to_csv(index=False))
   files.write_atomic(folder / 'predictions.csv', predictions.forecasts.to_csv(index=False))
   if not predictions.held_out.empty:
     held_out = predictions.held_out.to_csv(index=False)
     files.write_atomic(folder / 'predictions_held_out.csv', held_out)
-
-
-def write(predictions: Predictions, folder: Path) -> None:
-  """Writes the tables as CSV and the figures as SVG and PNG."""
-  write_tables(predictions, folder)
-  for plot in figures(predictions):
-    figure = plot.draw()
-    for kind in ('svg', 'png'):
-      files.write_atomic(folder / f'{plot.name}.{kind}', style.save(figure, kind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,25 +272,31 @@ class Section:
   plots: list[Plot]
 
 
-def section(results: Results, curves: pd.DataFrame) -> Section | None:
-  """The page's section on larger sizes; None if the sweep has too few sizes or finished runs.
+def wanted(
+    results: Results, curves: pd.DataFrame, targets: Sequence[Target]
+) -> Predictions | None:
+  """The predictions that a report shows; None if there is nothing to say.
 
   Args:
     results: the runs of a sweep.
     curves: see results.load_curves, with the columns of observations.PROBES.
+    targets: the sizes to predict; empty: the next sizes, if enough sizes were trained.
   """
   parameters = results.runs['parameters']
-  if parameters.nunique() < predictors.MIN_SIZES or parameters.isna().any():
+  if parameters.isna().any() or not (targets or parameters.nunique() >= predictor.MIN_SIZES):
     return None
-  predictions = Predictions.make(results, curves)
-  if predictions is None or not predictions.forecasts['chosen'].any():
-    return None
+  found = Predictions.make(results, curves, targets)
+  return found if found and (targets or found.forecasts['chosen'].any()) else None
+
+
+def section(predictions: Predictions) -> Section:
+  """The page's section on larger sizes."""
   scores = predict.score([predictions.held_out])
   accuracy = accuracy_sentence(scores)
   return Section(
       predictions,
-      sentences(predictions) + ([] if accuracy is None else [accuracy]),
-      table(predictions),
+      predictions.sentences(predictions.answers) + ([] if accuracy is None else [accuracy]),
+      answer_text.table(predictions.results, predictions.answers),
       None if scores.empty else score_table(scores),
       figures(predictions),
   )

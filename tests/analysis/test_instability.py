@@ -129,3 +129,22 @@ def test_nan_loss_is_final():
 def test_runs_without_curves_have_no_onset():
   empty = pd.DataFrame({'run': [], 'step': [], 'loss': []})
   assert instability.onset(results_of((1, 0.1, 2.0), (1, 1.0, 3.0)), empty).isna().all()
+
+
+@pytest.mark.parametrize(
+    ('losses', 'expected'),
+    [
+        ([2.4, 2.0, 2.1, 2.4], (10**-0.75, 0)),  # from 2.1 to 2.4, the margin is crossed at 2.175
+        ([2.4, 2.0, 2.1, 2.17], (1.0, 1)),  # the grid ends first
+        ([2.0, 2.35, 2.0, 2.35], (10**-2.5, 0)),  # the lowest one counts
+        ([2.0, np.nan, 2.0, 2.35], (10**-0.5, 0)),
+        ([5.0, 2.0, 2.0, 2.0], (1.0, 1)),  # high losses below the best rate do not count
+        ([5.5, 5.5, 5.5, 5.5], (1e-3, -1)),  # nothing was learned
+        ([2.4, 2.1, 2.1, 2.0], (1.0, 1)),
+    ],
+)
+def test_critical_rate(losses, expected):
+  """With an initial loss of 5.5 and a best one of 2, the margin is 0.175."""
+  rates = np.array([1e-3, 1e-2, 1e-1, 1.0])
+  rate, censored = instability.critical_rate(rates, np.array(losses), 5.5)
+  assert (rate, censored) == (pytest.approx(expected[0]), expected[1])

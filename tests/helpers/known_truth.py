@@ -83,3 +83,51 @@ def sweep(
             })
   runs = pd.DataFrame(rows).astype({'parameters': 'Int64'})
   return Results(runs, ['model.qk_norm'], []), pd.DataFrame(curves)
+
+
+def bowls(
+    rng,
+    critical,
+    *,
+    sizes=SIZES,
+    rates=RATES,
+    seeds=(0,),
+    headroom=0.8,
+    noise=0.01,
+    fields=None,
+):
+  """The results of a sweep whose loss is a bowl over log learning rate, and curves without probes.
+
+  Args:
+    rng: generator of the noise.
+    critical: parameters -> critical learning rate, where the loss exceeds the best by the margin.
+    sizes: parameter counts.
+    rates: learning rates.
+    seeds: seeds of the runs.
+    headroom: decades from the best learning rate to the critical one.
+    noise: standard deviation of the final loss, in nats.
+    fields: field -> value: the arm.
+  """
+  rows = []
+  for parameters in sizes:
+    best = 4.0 - 0.4 * np.log10(parameters)
+    margin = instability.MARGIN * (INITIAL - best)
+    for rate in rates:
+      above_best = np.log10(rate / critical(parameters)) + headroom
+      steepness = margin / headroom**2 * (1.0 if above_best > 0 else 0.3)
+      rows.extend(
+          {
+              'run': f'{fields}, {parameters}, {rate}, {seed}',
+              'status': 'done',
+              'parameters': parameters,
+              'learning_rate': rate,
+              'seed': seed,
+              'initial_loss': INITIAL,
+              'final_loss': best + steepness * above_best**2 + rng.normal(0, noise),
+              **(fields or {}),
+          }
+          for seed in seeds
+      )
+  runs = pd.DataFrame(rows).astype({'parameters': 'Int64'})
+  curves = pd.DataFrame(columns=['run', 'step', 'loss', *observations.PROBES], dtype=float)
+  return Results(runs, list(fields or {}), []), curves

@@ -426,6 +426,8 @@ PREDICTIONS = {
     'no target': (['--workdir=runs', '--target='], ['--target=: must be']),
     'none of it': (['--workdir=runs', '--target=0'], ['--target=0: must be']),
     'endless': (['--workdir=runs', '--target=inf'], ['--target=inf: must be']),
+    'one of two': (['--workdir=runs', '--target=7B,big'], ['--target=big: must be', 'such as 7B']),
+    'risk': (['--workdir=runs', '--target=7B', '--risk=0'], ['--risk=0: must be from 0.01 to 0.5']),
 }
 
 

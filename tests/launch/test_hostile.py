@@ -159,7 +159,7 @@ def sweep(folder):
 def test_records_are_escaped(folder, sweep, monkeypatch):
   for name in ('loss_plots', 'curve_plots', 'probe_plots'):  # slow, and show no texts
     monkeypatch.setattr(page.selection, name, lambda *_: [])
-  monkeypatch.setattr(page.predictions, 'section', lambda *_: None)
+  monkeypatch.setattr(page.predictions, 'wanted', lambda *_: None)
   like = folder / 'like.html'
   record = {'step': 10, 'by': 'ann', 'why': 'x', 'action': 'pause'}
   alarm = {'step': 10, 'rule': 'loss_spike', 'seen': 'x', 'actions': 0}

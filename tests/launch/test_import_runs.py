@@ -72,6 +72,8 @@ def test_programs_read_an_imported_workdir(files, capsys):
   claims = pd.read_csv(workdir / 'report' / 'claims.csv')
   assert (claims['n'] == 0).all()  # nothing is judged on what is not known
   assert run(predict, f'--workdir={workdir}', '--target=4.8B') == 0
+  answers = pd.read_csv(workdir / 'report' / 'answers.csv')
+  assert list(answers['qk_norm']) == [False, True] and list(answers['usable']) == [False, False]
   assert run(control, f'--workdir={workdir}') == 0
   name = '9216-False-0.001'
   capsys.readouterr()

@@ -49,6 +49,7 @@ def test_files(workdir, report):
       'index.html',
       'lr_sensitivity.csv',
       'claims.csv',
+      'answers.csv',
       'predictions.csv',
   }
   table = lr_sensitivity.lr_sensitivity(results_lib.load_workdir(workdir))

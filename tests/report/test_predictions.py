@@ -1,7 +1,7 @@
 """The output of launch.predict and its section of the report, compared with their tables."""
 
 import dataclasses
-import re
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +13,9 @@ from helpers import known_truth, made_up
 from launch import predict
 from launch.common import app
 from stability.analysis.prediction import predict as predict_lib
+from stability.analysis.prediction.targets import Target
 from stability.report import page, predictions
+from stability.report.plots import style
 
 WIDTHS = (16, 32, 48, 64, 128)  # the last has four times the parameters of the one before
 
@@ -27,7 +29,8 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made():
-  return predictions.Predictions.make(*known_truth.sweep(np.random.default_rng(0)), target=2e6)
+  results, curves = known_truth.sweep(np.random.default_rng(0))
+  return predictions.Predictions.make(results, curves, [Target(2e6)])
 
 
 def run(capsys, *arguments):
@@ -35,12 +38,25 @@ def run(capsys, *arguments):
   return ' '.join(capsys.readouterr().out.split())
 
 
-def test_program(workdir, capsys, monkeypatch):
-  monkeypatch.setenv('COLUMNS', '200')
+@pytest.fixture(autouse=True)
+def without_other_figures(monkeypatch):
+  """Pages without the figures of other parts, which are slow."""
+  for name in ('loss_plots', 'curve_plots', 'probe_plots'):
+    monkeypatch.setattr(page.selection, name, lambda *_: [])
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+  monkeypatch.setattr(predictions, 'figures', lambda _: [])
+
+
+def test_program(workdir, capsys):
   printed = run(capsys, f'--workdir={workdir}', '--target=4.8B')
-  assert '4.8B parameters with qk_norm=none: unstable above a learning rate of' in printed
-  assert 'at 8,192 times the largest trained size.' in printed
-  assert 'more than 30 times the largest trained size' in printed
+  assert printed.startswith('4.8B parameters with qk_norm=layernorm: ')
+  assert '4.8B parameters with qk_norm=none: train at a learning rate of ' in printed
+  assert 'This is 8,192 times the largest trained size, 590K.' in printed
+  assert 'qk_norm=layernorm helps: at 590K, its critical learning rate is' in printed
+  assert 'More than 100 times the largest trained size' in printed
   assert 'runs were correctly predicted as stable or unstable. Brier score' in printed
   written = pd.read_csv(workdir / 'report' / 'predictions.csv')
   assert set(written['parameters'].dropna()) == {12 * 24 * 4096**2}
@@ -49,14 +65,63 @@ def test_program(workdir, capsys, monkeypatch):
   for name in ('critical_learning_rate', 'predicted_against_measured'):
     for kind in ('svg', 'png'):
       assert (workdir / 'report' / f'{name}.{kind}').stat().st_size > 0
+  answers = pd.read_csv(workdir / 'report' / 'answers.csv')
+  rates = [f'{name}_learning_rate{end}' for name in ('best', 'safe', 'critical')
+           for end in ('', '_low', '_high')]  # fmt: skip
+  keys = ['model.qk_norm', 'parameters', 'times', 'risk']
+  assert list(answers) == [*keys, *rates, 'usable', 'reason']
+  assert set(answers['model.qk_norm']) == {'layernorm', 'none'}
+  assert answers['usable'].all() and answers['reason'].isna().all()
 
 
-def test_several_sweeps_with_too_few_sizes(tmp_path, capsys):
+def test_targets_are_kept(tmp_path, capsys, without_figures):
+  made_up.write_sweep(tmp_path, widths=WIDTHS[:3], rates=(1e-3, 1e-2, 1e-1, 1.0), seeds=(0,))
+  assert '147K parameters with' in run(capsys, f'--workdir={tmp_path}')  # the next named sizes
+  assert not (tmp_path / 'targets.json').exists()
+  run(capsys, f'--workdir={tmp_path}', '--target=1.5M,3M', '--risk=0.1')
+  printed = run(capsys, f'--workdir={tmp_path}', '--target=9.4M')
+  assert '9.4M parameters with' in printed and '3M parameters with' not in printed
+  kept = [(1.5e6, 0.1), (3e6, 0.1), (12 * 3 * 512**2, 0.05)]
+
+  def answered():
+    answers = pd.read_csv(tmp_path / 'report' / 'answers.csv')
+    targets = answers[['parameters', 'risk']].drop_duplicates()
+    return list(targets.itertuples(index=False, name=None))
+
+  assert answered() == kept
+  shutil.rmtree(tmp_path / 'report')
+  text = page.write_report(tmp_path).read_text()
+  assert answered() == kept
+  for size in ('1.5M', '3M', '9.4M'):  # once, at the top
+    answer = f'{size} parameters with qk_norm=none'
+    assert text.count(answer) == 1 and text.index(answer) < text.index('</header>')
+  printed = run(capsys, f'--workdir={tmp_path}', '--risk=0.2')
+  assert all(f'{size} parameters with' in printed for size in ('1.5M', '3M', '9.4M'))
+  assert {risk for _, risk in answered()} == {0.2}
+
+
+@pytest.mark.parametrize('columns', [80, 110])
+def test_lines_fit_the_terminal(columns, made, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(predict, 'PIPED_WIDTH', columns)
+  monkeypatch.setattr(predict, '_predictions', lambda *_: made)
+  monkeypatch.setattr(page, 'write_report', lambda *_, **__: tmp_path / 'index.html')
+  assert app.execute(predict.main, predict.FLAGS, ['predict', f'--workdir={tmp_path}']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert max(len(line) for line in lines if not line.startswith('Report: ')) <= columns
+  is_wide = columns > 100
+  assert max(line.count('(90 % interval)') for line in lines) == 1 + is_wide  # logits, gradients
+  assert any('validation' in line for line in lines) == is_wide  # the table of scores
+  row = next(line.split() for line in lines if line.split()[1:3] == ['2M', '1e-3'])
+  assert row[3] == '0%' and '100' in row  # the last step, at which the logit is read
+
+
+def test_several_sweeps_with_too_few_sizes(tmp_path, capsys, without_figures):
   folders = [tmp_path / name for name in 'ab']
   for folder in folders:
     made_up.write_sweep(folder, widths=(16, 64), seeds=(0,))
   printed = run(capsys, f'--workdir={folders[0]},{folders[1]}')
-  assert printed.count('cannot be predicted: 3 sizes are needed, there are 2.') == 4
+  assert printed.startswith(f'{folders[0]}: 332K parameters with')
+  assert printed.count('no usable prediction. 3 sizes are needed, there are 2. Train next: ') == 8
   assert 'No size could be held out' in printed
 
 
@@ -75,30 +140,6 @@ def test_predictions_import_no_jax():
   assert process.stdout == 'False\n'
 
 
-@pytest.mark.parametrize(
-    ('target', 'parameters'),
-    [('9.2K', 9216), ('4.8B', 12 * 24 * 4096**2), ('1e9', 1e9), ('250000', 250_000), (3e6, 3e6)],
-)
-def test_target_parameters(target, parameters):
-  assert predictions.target_parameters(target) == parameters
-
-
-def test_next_sizes():
-  assert predictions.next_sizes(147_456) == [331_776, 589_824]
-  assert predictions.next_sizes(1.3e9) == [12 * 24 * 4096**2]
-  assert predictions.next_sizes(5e9) == [2e10]
-
-
-def test_table_shows_the_forecasts(made):
-  text = predictions.table(made)
-  chosen = made.forecasts[made.forecasts['chosen']]
-  assert list(text['unstable']) == [f'{100 * p:.0f}%' for p in chosen['probability']]
-  logits = made.forecasts[made.forecasts['predictor'] == 'attention logit'].iloc[-1]
-  shown = text['attention logit (90 % interval)'].iloc[-1]
-  numbers = [float(number) for number in re.findall(r'[-.e\d]*\d', shown)]
-  np.testing.assert_allclose(numbers, logits[['value', 'low', 'high']].astype(float), rtol=0.06)
-
-
 def test_critical_rates_are_drawn(made):
   axis = predictions.critical_rates(made).axes[0]
   (observations,) = made.observations.values()
@@ -114,7 +155,7 @@ def test_critical_rates_are_drawn(made):
 
 def test_axes_have_ticks_over_any_range(made):
   results, curves = known_truth.sweep(np.random.default_rng(0))
-  far = predictions.Predictions.make(results, curves, target=1e18)
+  far = predictions.Predictions.make(results, curves, [Target(1e18)])
   for drawn in (made, far):
     axis = predictions.critical_rates(drawn).axes[0]
     low, high = axis.get_ylim()
@@ -128,15 +169,23 @@ def test_predicted_and_measured_are_drawn(made):
   line, dots = logits.lines
   np.testing.assert_allclose(line.get_ydata(), rows['value'])
   np.testing.assert_allclose(dots.get_ydata(), rows['measured'])
-  chosen = held_out[held_out['chosen']]
+  critical = held_out[held_out['predictor'] == 'critical learning rate']
   line, dots = events.lines
-  np.testing.assert_allclose(line.get_ydata(), chosen['probability'])
-  np.testing.assert_array_equal(dots.get_ydata(), chosen['happened'].astype(float))
+  np.testing.assert_allclose(line.get_ydata(), critical['probability'])
+  np.testing.assert_array_equal(dots.get_ydata(), critical['happened'].astype(float))
+
+
+def test_held_out_size_without_logits():
+  results, curves = known_truth.bowls(np.random.default_rng(0), known_truth.critical_rate)
+  made = predictions.Predictions.make(results, curves)
+  (events,) = predictions.predicted_against_measured(made).axes
+  assert style.save(events.figure, 'svg')
+  assert len(events.lines[0].get_ydata()) == len(events.lines[1].get_ydata()) == 7
 
 
 def test_accuracy_sentence(made):
   scores = predict_lib.score([made.held_out])
-  row = scores.iloc[0]
+  row = scores.set_index('predictor').loc['critical learning rate']
   text = predictions.accuracy_sentence(scores)
   assert f'{row["accuracy"]:.0%} of {row["runs"]} runs' in text
   assert f'Brier score {row["brier"]:.3f}; {row["base_brier"]:.3f} for the base rate' in text
@@ -145,13 +194,22 @@ def test_accuracy_sentence(made):
 
 
 def test_section_of_the_report(workdir):
+  (workdir / 'targets.json').unlink(missing_ok=True)
   path = page.write_report(workdir)
   text = path.read_text()
   for words in ('Larger sizes', 'Predicted against measured', 'Critical learning rate against'):
     assert text.count(words) >= 1, words
+  assert '</header>' in text.split('parameters with qk_norm=none: ')[0]  # nobody asked for it
+
+
+def test_what_a_report_wants():
   results, curves = known_truth.sweep(np.random.default_rng(0), sizes=known_truth.SIZES[:2])
-  assert predictions.section(results, curves) is None
+  assert predictions.wanted(results, curves, []) is None
+  # Whoever asked for a target is told what is missing.
+  asked = predictions.section(predictions.wanted(results, curves, [Target(7e9)]))
+  assert len(asked.sentences) == 1 and asked.table.empty
+  assert '7B parameters with qk_norm=none: no usable prediction. 3 sizes' in asked.sentences[0]
   results, curves = known_truth.sweep(np.random.default_rng(0))
   nothing = dataclasses.replace(results, runs=results.runs.assign(status='missing'))
-  assert predictions.section(nothing, curves) is None
-  assert predictions.section(results, curves) is not None
+  assert predictions.wanted(nothing, curves, [Target(7e9)]) is None
+  assert predictions.wanted(results, curves, []) is not None

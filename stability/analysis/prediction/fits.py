@@ -17,7 +17,7 @@ from scipy import special
 
 DRAWS = 1000
 INTERVAL = (5, 95)  # percentiles
-_NORMAL_HALF_WIDTH = 1.645  # half the width of a normal 90 % interval, in standard deviations
+NORMAL_HALF_WIDTH = 1.645  # half the width of a normal 90 % interval, in standard deviations
 _FLOOR_WEIGHT = 1.0  # the noise floor counts as this many degrees of freedom
 _GIBBS_SWEEPS = 30  # used if there are censored values
 _SLOPE_DEGREE = 2  # of shared slopes, which are polynomials in log10(learning rate)
@@ -156,7 +156,7 @@ def extrapolate(
     if determined := [fit for fit in candidates if fit.is_determined(smaller)]:
       predicted = _mixture_draws(determined, weights, smaller, held_out, noise_floor, draws)
       low, high = np.percentile(predicted, INTERVAL, axis=0)
-      spread = (high - low) / 2 / _NORMAL_HALF_WIDTH
+      spread = (high - low) / 2 / NORMAL_HALF_WIDTH
       standard_errors.extend((held_out.value_K - np.median(predicted, axis=0)) / spread)
   widening = 1.0
   if standard_errors:
@@ -176,7 +176,7 @@ def least_squares(fit: Fit, points: Points, cells: Points) -> np.ndarray:
 def power_law(points: Points, *, noise_floor: float) -> tuple[float, float, float]:
   """The exponent of the size and its 90 % interval, from points at one learning rate."""
   rng = np.random.default_rng(0)
-  b_DxP, _ = _posterior_draws(Fit(degree=1, shared=True), points, noise_floor, DRAWS, rng)
+  b_DxP, _ = posterior_draws(Fit(degree=1, shared=True), points, noise_floor, DRAWS, rng)
   low, median, high = np.percentile(b_DxP[:, -1], (INTERVAL[0], 50, INTERVAL[1]))
   return median, low, high
 
@@ -235,12 +235,12 @@ def _predictive_draws(
     rng: np.random.Generator,
 ) -> np.ndarray:
   """Draws [D, C] of single runs' values in the cells."""
-  b_DxP, noise_D = _posterior_draws(fit, points, noise_floor, draws, rng)
+  b_DxP, noise_D = posterior_draws(fit, points, noise_floor, draws, rng)
   noise_Dx1 = (noise_D * rng.standard_normal(draws))[:, None]  # one per draw, shared by all cells
   return b_DxP @ fit.design_matrix(cells, points.log_rates).T + noise_Dx1
 
 
-def _posterior_draws(
+def posterior_draws(
     fit: Fit, points: Points, noise_floor: float, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws of the coefficients [D, P] and of the noise's standard deviation [D].

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from stability.analysis import instability
+from stability.analysis import instability, lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.prediction import fits
 from stability.analysis.results import Results
@@ -16,6 +16,10 @@ CRITICAL_SHARPNESS = 'critical_sharpness_ratio'
 PRECONDITIONED_SHARPNESS = 'preconditioned_sharpness_ratio'
 PROBES = (results_lib.LOGIT, GRADIENT_RMS, CRITICAL_SHARPNESS, PRECONDITIONED_SHARPNESS)
 
+_CURVE_COLUMNS = (
+    'log_critical', 'critical_censored', 'log_best', 'best_censored', 'critical_spread'
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
@@ -24,10 +28,12 @@ class Observations:
   `runs` has a row per run, with the columns:
     run, parameters, learning_rate, seed
     log_size, log_rate: log10 of parameters and learning rate
-    curve: the number of the run's loss curve, which has one shape, one seed and all learning rates
+    curve: the number of the run's loss curve, which has one shape and all learning rates, and whose
+      losses are averaged over seeds
     unstable
-    log_critical: log10 of the curve's critical learning rate
-    censored: 0 if log_critical is exact, 1 if the true value is above it, -1 if below
+    log_critical, log_best: log10 of the curve's critical and best learning rates
+    critical_censored, best_censored: 0 if it is exact, 1 if the true value is above it, -1 if below
+    critical_spread: standard deviation over seeds of log10(critical rate); NaN if it is unknown
     eps, warmup_steps
     log_gradient: log10 of the gradient RMS at the end of training
 
@@ -40,6 +46,11 @@ class Observations:
   def select(self, mask: pd.Series) -> 'Observations':
     """The runs for which the mask is true."""
     return dataclasses.replace(self, runs=self.runs[mask])
+
+  @property
+  def curves(self) -> pd.DataFrame:
+    """A row per curve: its first run."""
+    return self.runs.drop_duplicates('curve')
 
   @property
   def sizes(self) -> np.ndarray:
@@ -93,11 +104,11 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   runs = runs.assign(
       parameters=runs['parameters'].astype(float),
       unstable=instability.unstable(results),
-      excess=instability.loss_excess(results),
+      loss=lr_sensitivity.counted_loss(results.runs),
   )
   runs['log_size'] = np.log10(runs['parameters'])
   runs['log_rate'] = np.log10(runs['learning_rate'])
-  runs = _add_critical_rates(runs, [*results.sizes, *results.groups])
+  runs = _add_curves(runs, [*results.sizes, *results.groups])
   final_gradient = results_lib.at_end(curves, GRADIENT_RMS).rename(index=str)
   with np.errstate(divide='ignore'):
     runs['log_gradient'] = np.log10(runs['run'].map(final_gradient).astype(float))
@@ -126,42 +137,59 @@ def _running_max(curves: pd.DataFrame, probe: str) -> pd.DataFrame:
   return np.log10(table.ffill(axis='columns').cummax(axis='columns'))
 
 
-def _add_critical_rates(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-  """Adds the columns log_critical, censored and curve.
+def _add_curves(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+  """Adds the columns of Observations.runs that belong to a curve.
 
-  Runs belong to the same curve if they agree in `columns`, parameters and seed.
+  Runs belong to the same curve if they agree in `columns` and parameters.
   """
-  runs = runs.assign(log_critical=np.nan, censored=0, curve=0)
-  keys = [*columns, 'parameters', 'seed']
-  for number, (_, of_curve) in enumerate(results_lib.split(runs, keys)):
-    runs.loc[of_curve.index, 'curve'] = number
-    counted = of_curve[of_curve['excess'].notna()].sort_values('log_rate')
-    if len(counted):
-      runs.loc[of_curve.index, ['log_critical', 'censored']] = log_critical_rate(counted)
-  return runs
+  parts = [
+      of_curve.assign(curve=number, **_rates(of_curve[of_curve['loss'].notna()]))
+      for number, (_, of_curve) in enumerate(results_lib.split(runs, [*columns, 'parameters']))
+  ]
+  return pd.concat(parts).loc[runs.index]
 
 
-def log_critical_rate(runs: pd.DataFrame) -> tuple[float, int]:
-  """log10 of the critical learning rate of one loss curve, and how it is censored.
+def _rates(runs: pd.DataFrame) -> dict[str, float]:
+  """The best and the critical learning rate of the counted runs of one curve, by column."""
+  if runs.empty:
+    return dict.fromkeys(_CURVE_COLUMNS, np.nan)
+  log_critical, critical_censored = _log_critical(runs)
+  log_best, best_censored = log_best_rate(runs.groupby('log_rate')['loss'].mean())
+  of_seeds = [_log_critical(of_seed) for _, of_seed in runs.groupby('seed')]
+  exact = [value for value, censored in of_seeds if not censored]
+  values = (
+      *(log_critical, critical_censored, log_best, best_censored),
+      np.std(exact, ddof=1) if len(exact) > 1 else np.nan,
+  )
+  return dict(zip(_CURVE_COLUMNS, values, strict=True))
 
-  The loss is interpolated linearly in log10(learning rate) between the first unstable rate and the
-  one before it; the critical rate is where it crosses the margin. If no run is unstable, the
-  critical rate is above the highest rate (censored: 1). If the lowest rate is unstable, it is below
-  that (censored: -1). Otherwise it is exact (0).
+
+def _log_critical(runs: pd.DataFrame) -> tuple[float, int]:
+  """log10 of the critical learning rate of runs of one curve, averaged over seeds; censored."""
+  losses = runs.groupby('learning_rate')['loss'].mean()
+  rate, censored = instability.critical_rate(
+      losses.index.to_numpy(), losses.to_numpy(), runs['initial_loss'].mean()
+  )
+  return np.log10(rate), censored
+
+
+def log_best_rate(losses: pd.Series) -> tuple[float, int]:
+  """log10 of the best learning rate of one curve, and how it is censored.
+
+  It is the vertex of the parabola through the lowest loss of the grid and its two neighbours, which
+  lies between their midpoints. If the lowest loss is at an end of the grid, the best rate is
+  censored: it is on that side (-1: below, 1: above) of the midpoint to the only neighbour.
 
   Args:
-    runs: with the columns log_rate (ascending), excess and unstable.
+    losses: indexed by log10 of the learning rate, ascending.
   """
-  log_rates, excess = runs['log_rate'].to_numpy(), runs['excess'].to_numpy()
-  unstable = np.flatnonzero(runs['unstable'].to_numpy(bool))
-  if not len(unstable):
-    return log_rates[-1], 1
-  first = unstable[0]
-  if first == 0:
-    return log_rates[0], -1
-  # By definition no run is unstable at or below the best learning rate of its size, even if its
-  # loss is above the margin: the best rate may be that of another intervention. The loss then does
-  # not cross the margin between the two rates, and their midpoint is used.
-  low, high = excess[first - 1], excess[first]
-  share = low / (low - high) if low < 0 < high else 0.5
-  return log_rates[first - 1] + share * (log_rates[first] - log_rates[first - 1]), 0
+  log_rates, i = losses.index.to_numpy(), int(losses.to_numpy().argmin())
+  if i == 0:
+    return log_rates[:2].mean(), -1
+  if i == len(losses) - 1:
+    return log_rates[-2:].mean(), 1
+  x, y = log_rates[i - 1 : i + 2] - log_rates[i], losses.to_numpy()[i - 1 : i + 2]
+  bend, slope, _ = np.polyfit(x, y, 2)
+  # Of equal losses the first one is the best: then the parabola may be flat.
+  vertex = -slope / (2 * bend) if bend > 0 else 0.0
+  return log_rates[i] + np.clip(vertex, x[0], x[2]), 0

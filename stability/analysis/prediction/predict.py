@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis.prediction import observations as observations_lib
+from stability.analysis.prediction import predictor as predictor_lib
 from stability.analysis.prediction import predictors
 from stability.analysis.prediction.observations import Observations
-from stability.analysis.prediction.predictors import MIN_SIZES, InsufficientData, Predictor
+from stability.analysis.prediction.predictor import MIN_SIZES, InsufficientData, Predictor
 from stability.analysis.results import Results
 
 HELD_OUT_FACTOR = 4  # the held-out size has at least this many times the parameters of the others
@@ -107,7 +108,7 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
   happened = rows['happened'].astype(float)
   by_paper = paper.reindex(pd.MultiIndex.from_frame(rows[['sweep', 'run']])).to_numpy()
   # The paper's fit predicts this event only.
-  by_paper = np.where(rows['event'] == predictors.UNSTABLE, by_paper, np.nan)
+  by_paper = np.where(rows['event'] == predictor_lib.UNSTABLE, by_paper, np.nan)
   return {
       'runs': len(rows),
       'accuracy': ((rows['probability'] > 0.5) == (happened > 0.5)).mean(),
@@ -119,8 +120,8 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
 
 def _number_scores(rows: pd.DataFrame) -> dict[str, float]:
   rows = rows.dropna(subset=['value', 'measured'])
-  # The critical learning rate is one number per size and seed, repeated at all learning rates.
-  rows = rows.drop_duplicates(['sweep', 'parameters', 'seed', 'quantity', 'value', 'measured'])
+  # The critical learning rate is one number per size, repeated at all learning rates and seeds.
+  rows = rows.drop_duplicates(['sweep', 'parameters', 'quantity', 'value', 'measured'])
   exact = rows[rows['beyond'] == 0]
   with_interval = rows.dropna(subset='low')
   measured, censored = with_interval['measured'], with_interval['beyond']
@@ -144,10 +145,7 @@ def _forecasts(
       *predictors.BASELINES, *predictors.CANDIDATES, predictors.GradientPredictor()
   ):  # fmt: skip
     try:
-      if len(observations.sizes) < MIN_SIZES:
-        raise InsufficientData(
-            f'{MIN_SIZES} sizes are needed, there are {len(observations.sizes)}'
-        )
+      predictor_lib.require_sizes(observations)
       predictor = uncalibrated.calibrate(observations)
       tables.append((predictor, _forecast_table(predictor, observations, cells, held_out)))
       if uncalibrated in predictors.CANDIDATES:

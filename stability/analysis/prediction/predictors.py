@@ -1,9 +1,4 @@
-"""The predictors of instability at larger sizes: baselines, and candidates to choose from.
-
-A predictor takes the observations of one intervention and forecasts cells, each a size and a
-learning rate: the probability that a run is unstable, and a number with its interval. A predictor
-raises InsufficientData if it lacks the data it needs.
-"""
+"""The predictors of instability at larger sizes: baselines, and candidates to choose from."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,66 +8,24 @@ import pandas as pd
 
 from stability.analysis import results
 from stability.analysis.instability import UNSTABLE_LOGIT
-from stability.analysis.prediction import fits
+from stability.analysis.prediction import fits, rates
 from stability.analysis.prediction.observations import (
     CRITICAL_SHARPNESS,
     PRECONDITIONED_SHARPNESS,
     Observations,
 )
+from stability.analysis.prediction.predictor import (
+    QUICK_DRAWS,
+    UNSTABLE,
+    Forecast,
+    InsufficientData,
+    Predictor,
+    forecast_table,
+    measurements,
+)
 
-UNSTABLE = 'unstable'
-MIN_SIZES = 3
 NOISE_FLOOR = 0.02  # decades; maxima over a batch vary this much between batches
-QUICK_DRAWS = 200  # for forecasts that are only compared with each other
 MAX_STEPS_TRIED = 10  # when choosing the step at which a probe is read
-
-
-class InsufficientData(Exception):
-  """A predictor lacks the data it needs; the message says which."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-  """A predictor's forecast of some cells.
-
-  `cells` has a row per cell: parameters, learning_rate, probability (of the event; NaN: none),
-  value, low and high (log10 of the predicted number and of its 90 % interval; NaN: none).
-  """
-
-  cells: pd.DataFrame
-  note: str  # how the forecast was made
-
-
-class Predictor:
-  """A method of predicting an event, and usually a number, at sizes that were not trained."""
-
-  name: str
-  quantity: str  # what value, low and high measure; empty if no number is predicted
-  event: str = UNSTABLE  # the event to which the probability refers
-
-  def calibrate(self, observations: Observations) -> 'Predictor':
-    """Returns the predictor with its free choices made by validation on the observations."""
-    return self
-
-  def forecast(
-      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
-  ) -> Forecast:
-    """Forecasts cells from the observations.
-
-    Args:
-      observations: the runs to predict from.
-      cells: see observations.cells.
-      quick: fewer draws, and intervals that are not widened; enough to compare predictors.
-    """
-    raise NotImplementedError
-
-  def measure(self, observations: Observations) -> pd.DataFrame:
-    """The measured number of each run: value (log10), and censored (see fits.Points)."""
-    return _measured(observations, np.nan)
-
-  def outcome(self, observations: Observations) -> pd.Series:
-    """Whether the event occurred, for each run."""
-    return observations.runs['unstable']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +52,13 @@ class PaperFit(Predictor):
       raise InsufficientData('a quadratic needs three sizes at every learning rate')
     value = fits.least_squares(fits.PAPER_FIT, points, fits.Points.from_table(cells))
     probability = (value > np.log10(UNSTABLE_LOGIT)).astype(float)
-    forecast_cells = _forecast_cells(cells, probability, value, np.nan, np.nan)
-    return Forecast(forecast_cells, f'read at step {step}, against 1e4')
+    table = forecast_table(cells, probability, value, np.nan, np.nan)
+    return Forecast(table, f'read at step {step}, against 1e4')
 
   def measure(self, observations: Observations) -> pd.DataFrame:
     """The highest attention logit up to the step at which it is read."""
     step = self._step(observations)
-    return _measured(observations, observations.running_max[results.LOGIT][step])
+    return measurements(observations, observations.running_max[results.LOGIT][step])
 
   def _step(self, observations: Observations) -> int:
     steps = np.array(observations.probe_steps(results.LOGIT))
@@ -158,53 +111,11 @@ class ProbePredictor(Predictor):
     probability = np.nan if link is None else link(extrapolation.draws_DxC).mean(axis=0)
     low, high = extrapolation.interval_2xC
     median = extrapolation.median_C
-    return Forecast(_forecast_cells(cells, probability, median, low, high), note)
+    return Forecast(forecast_table(cells, probability, median, low, high), note)
 
   def measure(self, observations: Observations) -> pd.DataFrame:
     """The probe's highest value up to the step at which it is read."""
-    return _measured(observations, observations.running_max[self.probe][self.step])
-
-
-@dataclasses.dataclass(frozen=True)
-class CriticalRatePredictor(Predictor):
-  """Extrapolates the critical learning rate as a power law of the size."""
-
-  name: str = 'critical learning rate'
-  quantity: str = 'critical learning rate'
-  event: str = UNSTABLE
-
-  def forecast(
-      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
-  ) -> Forecast:
-    """Probabilities are the share of draws in which the critical rate is below the cell's."""
-    curves = observations.runs.drop_duplicates('curve')
-    exact_sizes = curves['log_size'][curves['censored'] == 0].nunique()
-    if exact_sizes < 2:
-      raise InsufficientData(
-          'the critical learning rate lies within the grid at '
-          + ('none of the sizes' if exact_sizes == 0 else 'only one of the sizes')
-      )
-    points = fits.Points.from_table(
-        curves[['log_size', 'seed', 'censored']].assign(value=curves['log_critical'], log_rate=0.0)
-    )
-    sizes = cells[['log_size']].drop_duplicates().assign(log_rate=0.0)
-    # A value that is uniform between two learning rates of the grid has a standard deviation of
-    # their distance / sqrt(12). Interpolation is assumed to halve it.
-    noise_floor = np.diff(np.log10(observations.learning_rates)).max() / np.sqrt(12) / 2
-    extrapolation = _extrapolate(points, sizes, noise_floor, quick)
-    size_C = pd.Index(sizes['log_size']).get_indexer(cells['log_size'])
-    draws_DxC = extrapolation.draws_DxC[:, size_C]
-    probability = (draws_DxC < cells['log_rate'].to_numpy()).mean(axis=0)
-    low, high = extrapolation.interval_2xC[:, size_C]
-    exponent = fits.power_law(points, noise_floor=noise_floor)
-    note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
-    median = extrapolation.median_C[size_C]
-    return Forecast(_forecast_cells(cells, probability, median, low, high), note)
-
-  def measure(self, observations: Observations) -> pd.DataFrame:
-    """The critical learning rate of the run's size and seed."""
-    runs = observations.runs
-    return _measured(observations, runs['log_critical'], runs['censored'])
+    return measurements(observations, observations.running_max[self.probe][self.step])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,12 +144,12 @@ class GradientPredictor(Predictor):
     low, high = extrapolation.interval_2xC
     median = extrapolation.median_C
     return Forecast(
-        _forecast_cells(cells, probability, median, low, high), f'eps is {eps[0]:g}'
+        forecast_table(cells, probability, median, low, high), f'eps is {eps[0]:g}'
     )
 
   def measure(self, observations: Observations) -> pd.DataFrame:
     """The gradient RMS at the end of training."""
-    return _measured(observations, observations.runs['log_gradient'])
+    return measurements(observations, observations.runs['log_gradient'])
 
   def outcome(self, observations: Observations) -> pd.Series:
     """Whether the gradient RMS was below eps at the end of training."""
@@ -261,7 +172,7 @@ class LargestSizePredictor(Predictor):
     largest = runs[runs['parameters'] == observations.sizes[-1]]
     share = largest.groupby('learning_rate')['unstable'].mean()
     probability = cells['learning_rate'].map(share)
-    return Forecast(_forecast_cells(cells, probability, np.nan, np.nan, np.nan), '')
+    return Forecast(forecast_table(cells, probability, np.nan, np.nan, np.nan), '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +201,7 @@ class MeanPredictor(Predictor):
         part.forecast(observations, cells, quick).cells['probability'] for part in self.parts
     ]
     probability = np.mean(probabilities, axis=0)
-    return Forecast(_forecast_cells(cells, probability, np.nan, np.nan, np.nan), '')
+    return Forecast(forecast_table(cells, probability, np.nan, np.nan, np.nan), '')
 
 
 BASELINES: tuple[Predictor, ...] = (PaperFit(), LargestSizePredictor())
@@ -299,7 +210,7 @@ LOGIT = ProbePredictor(
 )
 CANDIDATES: tuple[Predictor, ...] = (
     LOGIT,
-    CriticalRatePredictor(),
+    rates.CRITICAL_RATE,
     ProbePredictor(
         'critical sharpness', CRITICAL_SHARPNESS, 'critical sharpness over 2 / LR'
     ),
@@ -365,21 +276,3 @@ def _extrapolate(
   if extrapolation is None:
     raise InsufficientData('too few sizes have the same learning rates')
   return extrapolation
-
-
-def _forecast_cells(
-    cells: pd.DataFrame,
-    probability: np.ndarray | float,
-    value: np.ndarray | float,
-    low: np.ndarray | float,
-    high: np.ndarray | float,
-) -> pd.DataFrame:
-  return cells[['parameters', 'learning_rate']].assign(
-      probability=probability, value=value, low=low, high=high
-  )
-
-
-def _measured(
-    observations: Observations, value: pd.Series | float, censored: pd.Series | int = 0
-) -> pd.DataFrame:
-  return pd.DataFrame({'value': value, 'censored': censored}, observations.runs.index)

@@ -8,7 +8,7 @@ import pytest
 from helpers import known_truth
 
 from stability.analysis.prediction import observations as observations_lib
-from stability.analysis.prediction import predict, predictors
+from stability.analysis.prediction import predict, predictors, rates
 from stability.analysis.results import LOGIT
 
 LARGEST = known_truth.SIZES[-1]
@@ -62,31 +62,57 @@ def held_out(made):
 # Observations.
 
 
-def test_critical_rate_is_interpolated_to_the_margin():
-  runs = pd.DataFrame({'log_rate': [-3.0, -2.0, -1.0, 0.0], 'excess': [-0.4, -0.1, 0.3, 0.9]})
-  runs['unstable'] = runs['excess'] > 0
-  value, censored = observations_lib.log_critical_rate(runs)
-  assert (value, censored) == (pytest.approx(-2 + 0.25), 0)
-  assert observations_lib.log_critical_rate(runs.iloc[:2]) == (-2.0, 1)  # above the grid
-  assert observations_lib.log_critical_rate(runs.iloc[2:]) == (-1.0, -1)  # below the grid
-  # Too high a loss at the best rate of another intervention is not unstable: the midpoint.
-  runs.loc[1, 'excess'] = 0.2
-  assert observations_lib.log_critical_rate(runs) == (-1.5, 0)
+def test_critical_rate_is_that_of_the_arm():
+  """An arm with a worse best loss is compared with itself."""
+  results, curves = known_truth.sweep(np.random.default_rng(0), interventions=('none', 'l2'))
+  is_l2 = results.runs['model.qk_norm'] == 'l2'
+  alone = dataclasses.replace(results, runs=results.runs[is_l2])
+  runs = results.runs.copy()
+  runs.loc[~is_l2, 'final_loss'] -= 0.5
+  runs.loc[~is_l2, 'initial_loss'] -= 0.5
+  both = observations_lib.by_intervention(dataclasses.replace(results, runs=runs), curves)
+  columns = ['run', 'log_critical', 'critical_censored', 'log_best', 'best_censored']
+  pd.testing.assert_frame_equal(
+      both[('l2',)].runs[columns], observe(alone, curves).runs[columns]
+  )
 
 
-def test_each_seed_has_its_own_critical_rate():
-  levels = (0.4, 0.1)  # of seed 0 and of seed 1
+def test_curve_of_a_size_averages_its_seeds():
+  levels = (0.4, 0.1)  # critical rates of seed 0 and of seed 1 at 10K
   made = [
-      known_truth.sweep(np.random.default_rng(0), seeds=(seed,), at_10k=at_10k)
+      known_truth.sweep(np.random.default_rng(0), seeds=(seed,), at_10k=at_10k, noise=0.0)
       for seed, at_10k in enumerate(levels)
   ]
   runs = pd.concat([results.runs for results, _ in made], ignore_index=True)
   curves = pd.concat([curves for _, curves in made])
-  runs = observe(dataclasses.replace(made[0][0], runs=runs), curves).runs
-  for seed, at_10k in enumerate(levels):
-    of_seed = runs[runs['seed'] == seed]
-    truth = np.log10(known_truth.critical_rate(of_seed['parameters'], at_10k=at_10k))
-    np.testing.assert_allclose(of_seed['log_critical'], truth, atol=0.25)
+  observations = observe(dataclasses.replace(made[0][0], runs=runs), curves)
+  of_curves = observations.curves
+  assert len(of_curves) == len(known_truth.SIZES)
+  for row in of_curves.itertuples():
+    low, high = (known_truth.critical_rate(row.parameters, at_10k=level) for level in levels[::-1])
+    assert np.log10(low) < row.log_critical < np.log10(high)
+    assert row.critical_spread == pytest.approx(np.log10(high / low) / np.sqrt(2), abs=0.15)
+  # Of the variance of a run, averaging two seeds has removed a half.
+  assert rates.CRITICAL_RATE.seed_noise(observations) == pytest.approx(
+      np.sqrt((of_curves['critical_spread'] ** 2).mean() / 2)
+  )
+  assert rates.CRITICAL_RATE.seed_noise(observe(*made[0])) == 0
+
+
+@pytest.mark.parametrize(
+    ('losses', 'expected'),
+    [
+        ([3.0, 2.0, 3.0], (-2.0, 0)),
+        ([2.25, 2.0, 2.75], (-2.25, 0)),  # the parabola 2 + (x + 2)^2 / 2 + (x + 2) / 4
+        ([2.0, 2.0, 2.0], (-2.5, -1)),
+        ([3.0, 2.0, 2.0], (-1.5, 0)),
+        ([2.0, 2.5, 3.0], (-2.5, -1)),  # the vertex may be up to the midpoint
+        ([4.0, 3.0, 2.0], (-1.5, 1)),
+    ],
+)
+def test_best_rate_is_the_vertex_of_a_parabola(losses, expected):
+  found = observations_lib.log_best_rate(pd.Series(losses, [-3.0, -2.0, -1.0]))
+  assert found == (pytest.approx(expected[0]), expected[1])
 
 
 def test_running_max_continues_after_a_run_ends():
@@ -178,7 +204,7 @@ def test_interval_coverage_over_many_sweeps():
   for seed in range(12):
     made = known_truth.sweep(np.random.default_rng(seed), noise=0.1)
     fitted, largest = split(observe(*made))
-    for predictor in (logit, predictors.CriticalRatePredictor()):
+    for predictor in (logit, rates.CRITICAL_RATE):
       forecast = predictor.forecast(fitted, largest.runs).cells
       measured = predictor.measure(largest)['value']
       covered = (forecast['low'] <= measured) & (measured <= forecast['high'])
@@ -351,7 +377,8 @@ def test_scores_by_hand():
   pd.testing.assert_series_equal(mine, scores.loc[predict.CHOSEN], check_names=False)
 
 
-def test_critical_rate_is_scored_once_per_sweep(held_out):
+def test_critical_rate_is_scored_once_per_size():
+  held_out = hold_out(*known_truth.sweep(np.random.default_rng(0), seeds=(0, 1)))
   scores = predict.score([held_out, held_out]).set_index('predictor')
   assert scores.loc['critical learning rate', 'intervals'] == 2
-  assert scores.loc['critical learning rate', 'runs'] == 14
+  assert scores.loc['critical learning rate', 'runs'] == 28

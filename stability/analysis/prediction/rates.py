@@ -1,0 +1,123 @@
+"""The predictors of the critical and the best learning rate, of which each size has one."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis.prediction import fits, power_law
+from stability.analysis.prediction.observations import Observations
+from stability.analysis.prediction.predictor import (
+    QUICK_DRAWS,
+    UNSTABLE,
+    Forecast,
+    InsufficientData,
+    Predictor,
+    forecast_table,
+    measurements,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatePredictor(Predictor):
+  """Extrapolates a learning rate that each size has one of as a power law of the size."""
+
+  name: str
+  column: str  # of Observations.runs: log10 of the learning rate
+  censored: str  # of Observations.runs: how it is censored
+  event: str = UNSTABLE
+
+  @property
+  def quantity(self) -> str:
+    """What is predicted."""
+    return self.name
+
+  def extrapolate(
+      self, observations: Observations, log_sizes_C: np.ndarray, quick: bool = False
+  ) -> power_law.Draws:
+    """Draws of log10 of the learning rate at some sizes.
+
+    Raises:
+      InsufficientData: the grid contains it at fewer than two sizes.
+    """
+    points = self.points(observations)
+    if (exact := power_law.exact_sizes(points)) < 2:
+      raise InsufficientData(
+          f'the {self.name} lies within the grid at '
+          + ('none of the sizes' if exact == 0 else 'only one of the sizes')
+      )
+    return power_law.extrapolate(
+        points,
+        log_sizes_C,
+        interpolation=_interpolation_error(observations),
+        seed_noise=self.seed_noise(observations),
+        draws=QUICK_DRAWS if quick else fits.DRAWS,
+        widen=not quick,
+    )
+
+  def points(self, observations: Observations) -> fits.Points:
+    """The learning rate of each shape; runs of all seeds are one curve."""
+    curves = observations.curves
+    return fits.Points.from_table(
+        curves[['log_size']].assign(
+            value=curves[self.column], censored=curves[self.censored], log_rate=0.0
+        )
+    )
+
+  def seed_noise(self, observations: Observations) -> float:
+    """The noise of single runs that averaging over seeds has removed, in decades."""
+    return 0.0
+
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The learning rate of the run's shape."""
+    runs = observations.runs
+    return measurements(observations, runs[self.column], runs[self.censored])
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticalRatePredictor(RatePredictor):
+  """Extrapolates the critical learning rate, above which runs are unstable."""
+
+  name: str = 'critical learning rate'
+  column: str = 'log_critical'
+  censored: str = 'critical_censored'
+
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Probabilities are the share of draws in which the critical rate is below the cell's."""
+    sizes = cells['log_size'].drop_duplicates()
+    draws = self.extrapolate(observations, sizes.to_numpy(), quick)
+    size_C = pd.Index(sizes).get_indexer(cells['log_size'])
+    probability = unstable_share(draws.run_DxC[:, size_C], cells['log_rate'].to_numpy())
+    low, high = draws.interval_2xC[:, size_C]
+    exponent = fits.power_law(
+        self.points(observations), noise_floor=_interpolation_error(observations)
+    )
+    note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
+    return Forecast(forecast_table(cells, probability, draws.median_C[size_C], low, high), note)
+
+  def seed_noise(self, observations: Observations) -> float:
+    """From the critical rates of single seeds."""
+    curves = observations.curves
+    variance = (curves['critical_spread'] ** 2).mean()
+    seeds = observations.runs['seed'].nunique()
+    return 0.0 if np.isnan(variance) else float(np.sqrt(variance * (1 - 1 / seeds)))
+
+
+def unstable_share(log_critical_DxC: np.ndarray, log_rate_C: np.ndarray) -> np.ndarray:
+  """The probability that a run at a learning rate is unstable: its critical rate is below it."""
+  return (log_critical_DxC < log_rate_C).mean(axis=0)
+
+
+CRITICAL_RATE = CriticalRatePredictor()
+BEST_RATE = RatePredictor('best learning rate', 'log_best', 'best_censored')
+
+
+def _interpolation_error(observations: Observations) -> float:
+  """The standard deviation of the error of a learning rate read from the grid, in decades.
+
+  That of a value that is uniform between two learning rates of the grid is their distance /
+  sqrt(12). Interpolation is assumed to halve it.
+  """
+  return np.diff(np.log10(observations.learning_rates)).max() / np.sqrt(12) / 2

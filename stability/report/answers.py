@@ -1,0 +1,212 @@
+"""Sentences and tables of the answers for target sizes: analysis/prediction/answers.py as text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis.prediction.answers import Answer, Estimate, Help, Measurement
+from stability.analysis.results import Results
+from stability.report import labels
+
+LOGIT = 'attention logit (90 % interval)'  # columns of the table
+GRADIENT = 'gradient RMS (90 % interval)'
+FAR = 100  # predictions were tested up to this many times the largest trained size
+
+
+def sentences(
+    results: Results, answers: Sequence[Answer], helps: Sequence[Help]
+) -> list[str]:
+  """A paragraph per answer, then what helps, then a warning if the target is far away."""
+  found = [_answer(results, answer) for answer in answers]
+  found.extend(_help(results, help_, answers) for help_ in helps)
+  predicted = [answer for answer in answers if any(map(answer.is_reliable, answer.estimates))]
+  if any(answer.times > FAR for answer in predicted):
+    found.append(
+        f'More than {FAR} times the largest trained size is farther than the method was tested.'
+    )
+  return found
+
+
+def answers_csv(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
+  """A row per answer, the table of answers.csv.
+
+  Columns: those of results.groups; parameters (of the target); times (parameters over those of the
+  arm's largest trained size); risk; best_learning_rate, safe_learning_rate and
+  critical_learning_rate, each with _low and _high (its 90 % interval); usable; reason (why it is
+  not, and what to train next). NaN for what cannot be predicted.
+  """
+  rows = []
+  for answer in answers:
+    row = dict(zip(results.groups, answer.arm, strict=True))
+    row |= {'parameters': answer.target.parameters, 'times': answer.times}
+    row['risk'] = answer.target.risk
+    for name, known in answer.estimates.items():
+      estimate = known or Estimate(np.nan, np.nan, np.nan)
+      row[f'{name}_learning_rate'] = estimate.value
+      row[f'{name}_learning_rate_low'] = estimate.low
+      row[f'{name}_learning_rate_high'] = estimate.high
+    reason = '' if answer.usable else f'{_reason(answer)}; {_train_next(answer)}'
+    rows.append(row | {'usable': answer.usable, 'reason': reason})
+  return pd.DataFrame(rows)
+
+
+def table(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
+  """The predictions at the trained learning rates as text: a row per answer and learning rate.
+
+  Rows and columns without a prediction are left out.
+  """
+  parts = []
+  for answer in answers:
+    cells = answer.cells
+    arm = dict(zip(results.groups, map(labels.value, answer.arm), strict=True))
+    text = pd.DataFrame(arm, cells.index)
+    text['parameters'] = labels.parameters(answer.target.parameters)
+    rates = cells['learning_rate'].map('{:.2e}'.format).astype(float)
+    text['learning rate'] = rates.map(labels.number)
+    text['unstable'] = cells['probability'].map('{:.0%}'.format).replace('nan%', '')
+    text[LOGIT] = _estimates(cells, 'attention_logit')
+    text['read at step'] = cells['read_at_step'].map('{:.0f}'.format).replace('nan', '')
+    text[GRADIENT] = _estimates(cells, 'gradient_rms')
+    parts.append(text)
+  text = pd.concat(parts, ignore_index=True).rename(columns=labels.fields(results.groups))
+  is_predicted = (text[['unstable', LOGIT, GRADIENT]] != '').any(axis='columns')
+  return text[is_predicted].loc[:, (text[is_predicted] != '').any()]
+
+
+def _estimates(cells: pd.DataFrame, name: str) -> list[str]:
+  numbers = cells[[name, f'{name}_low', f'{name}_high']].itertuples(index=False)
+  return [estimate_text(Estimate(*of_cell)) for of_cell in numbers]
+
+
+def _answer(results: Results, answer: Answer) -> str:
+  what = f'{labels.parameters(answer.target.parameters)} parameters'
+  if arm := labels.pairs(results.groups, answer.arm):
+    what += f' with {arm}'
+  if answer.usable:
+    parts = [f'{what}: train at a learning rate of {two_digits(answer.recommended)}.']
+  else:
+    reason, next_ = _reason(answer), _train_next(answer)
+    parts = [f'{what}: no usable prediction. {_capital(reason)}. {_capital(next_)}.']
+  risk = f'{answer.target.risk:.0%}'.replace('%', ' %')
+  names = {
+      'best': 'best',
+      'safe': f'at most {risk} risk of instability up to',
+      'critical': 'critical',
+  }
+  known = [
+      f'{name} {estimate_text(answer.estimates[key])}'
+      for key, name in names.items()
+      if answer.is_reliable(key)
+  ]
+  if known:
+    parts.append(f'Learning rates, with 90 % intervals: {"; ".join(known)}.')
+  if answer.is_reliable('safe'):
+    parts.extend(_probes(answer))
+  parts.append(
+      f'This is {factor(answer.times)} times the largest trained size,'
+      f' {labels.parameters(answer.largest)}.'
+  )
+  return ' '.join(parts)
+
+
+def _reason(answer: Answer) -> str:
+  """Why the prediction is not usable."""
+  parts = list(answer.insufficient)
+  if wide := answer.too_wide:
+    noun, verb = ('interval', 'spans') if len(wide) == 1 else ('intervals', 'span')
+    names = labels.joined(wide)
+    spans = labels.joined([f'{found.decades:.1f}' for found in wide.values()])
+    parts.append(f'the 90 % {noun} of the {names} learning rate {verb} {spans} decades')
+  if (missed := answer.missed) is not None:
+    bound = {1: 'above ', -1: 'below ', 0: ''}[missed.censored]
+    parts.append(
+        f'as a test, the critical learning rate of {labels.parameters(missed.parameters)} was'
+        f' predicted from smaller sizes as {estimate_text(missed.predicted)}, but it is'
+        f' {bound}{two_digits(missed.measured)}'
+    )
+  return '; '.join(parts)
+
+
+def _train_next(answer: Answer) -> str:
+  found = answer.train_next
+  size = 'every size'
+  if found.parameters is not None:
+    size = f'{labels.parameters(found.parameters)} parameters'
+  if found.learning_rates is None:
+    return f'train next: {size} with another seed'
+  low, high = map(two_digits, found.learning_rates)
+  return f'train next: {size} at learning rates from {low} to {high}'
+
+
+def _probes(answer: Answer) -> list[str]:
+  """The probes at the recommended learning rate, in a sentence."""
+  texts = []
+  rate = None
+  for name, measurement, limit in (
+      ('the highest attention logit', answer.attention_logit, '{}'),
+      ('the gradient RMS at the end', answer.gradient_rms, 'eps ({})'),
+  ):
+    if measurement is not None:
+      rate = measurement.learning_rate
+      against = limit.format(labels.number(measurement.limit))
+      texts.append(
+          f'{name} is {estimate_text(measurement.estimate)}, {_compared(measurement)} {against}'
+      )
+  if not texts:
+    return []
+  at = f'At {two_digits(rate)}'
+  if not np.isclose(rate, answer.recommended):
+    at += ', the nearest trained learning rate'
+  return [f'{at}, {", and ".join(texts)}.']
+
+
+def _compared(measurement: Measurement) -> str:
+  found, limit = measurement.estimate, measurement.limit
+  side = 'below' if found.value < limit else 'above'
+  return f'probably {side}' if found.low < limit < found.high else side
+
+
+def _help(results: Results, found: Help, answers: Sequence[Answer]) -> str:
+  arm, helper = (labels.pairs(results.groups, values) for values in (found.arm, found.helper))
+  what = 'headroom (critical over best learning rate)' if found.of_headroom else (
+      'critical learning rate'
+  )  # fmt: skip
+  at_least = 'more than ' if found.at_least else ''
+  text = (
+      f'{helper} helps: at {labels.parameters(found.parameters)}, its {what} is'
+      f' {at_least}{factor(found.factor)} times that of {arm} (measured)'
+  )
+  if not found.of_headroom:
+    critical = {
+        (answer.arm, answer.target.parameters): answer.critical.value
+        for answer in answers
+        if answer.usable
+    }
+    for target in dict.fromkeys(answer.target.parameters for answer in answers):
+      rates = [critical.get((values, target)) for values in (found.helper, found.arm)]
+      if None not in rates:
+        ratio = factor(rates[0] / rates[1])
+        text += f'; at {labels.parameters(target)}, {ratio} times (predicted)'
+  return f'{text}.'
+
+
+def estimate_text(found: Estimate) -> str:
+  """A number with its interval, such as `1.2e-3 (4e-4 to 3e-3)`; empty if it is unknown."""
+  if np.isnan(found.value):
+    return ''
+  return f'{two_digits(found.value)} ({two_digits(found.low)} to {two_digits(found.high)})'
+
+
+def factor(value: float) -> str:
+  """A factor with two significant digits below 100, else whole: 2.3, 64, 8,192."""
+  return f'{value:.2g}' if value < 99.5 else f'{value:,.0f}'
+
+
+def two_digits(value: float) -> str:
+  """A number rounded to two significant digits."""
+  return labels.number(float(f'{value:.1e}'))
+
+
+def _capital(text: str) -> str:
+  return text[:1].upper() + text[1:]
