@@ -94,7 +94,7 @@ PUBLISHED = {
 PUBLISHED_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 NAMES_OF = {  # of run, state, parameters, learning rate, z-loss, final loss
     'wandb': ('Name', 'State', 'config.params', 'config.lr', 'config.z_loss', 'summary.eval/loss'),
-    'mlflow': ('run_id', 'status', 'params.size', 'params.lr', 'params.z_loss', 'metrics.eval'),
+    'mlflow': ('run_id', 'status', 'params.size', 'params.lr', 'params.z', 'metrics.eval_loss'),
     'jsonl': ('name', 'state', 'num_params', 'learning_rate', 'z_loss', 'final_loss'),
 }
 
