@@ -17,6 +17,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['stability*', 'launch*', 'configs*']),
+    entry_points={'console_scripts': ['stability = launch.__main__:main']},
     package_data={'stability.report': ['*.j2'], 'launch.backends': ['*.j2']},
     install_requires=[
         'absl-py>=2.1',
