@@ -38,6 +38,9 @@ setuptools.setup(
         'tpu': ['jax[tpu]'],
         'hf': HF,
         'ray': ['ray>=2.50'],
+        # For launch.export.
+        'mlflow': ['mlflow-skinny>=3.17'],
+        'wandb': ['wandb>=0.31'],
         'test': [
             *HF,
             'hypothesis>=6.100',
