@@ -30,18 +30,21 @@ def write(runs: Iterable[FinishedRun], folder: Path, final: Path) -> None:
       x_disable_stats=True,
       x_save_requirements=False,
   )
-  for run in runs:
-    written = wandb.init(
-        project=PROJECT,
-        group=run.sweep,
-        name=run.name,
-        id=run.id,
-        config=run.config,
-        dir=str(folder),
-        settings=settings,
-        reinit='create_new',
-    )
-    for step, row in run.metrics():
-      written.log(row, step=step)
-    written.summary.update(run.summary() | run.text())
-    written.finish(exit_code=1 if run.result.status == 'failed' else 0)
+  try:
+    for run in runs:
+      written = wandb.init(
+          project=PROJECT,
+          group=run.sweep,
+          name=run.name,
+          id=run.id,
+          config=run.config,
+          dir=str(folder),
+          settings=settings,
+          reinit='create_new',
+      )
+      for step, row in run.metrics():
+        written.log(row, step=step)
+      written.summary.update(run.summary() | run.text())
+      written.finish(exit_code=1 if run.result.status == 'failed' else 0)
+  finally:
+    wandb.teardown()  # waits for the process that writes the files
