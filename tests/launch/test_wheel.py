@@ -107,3 +107,11 @@ def test_jobs(installed, place):
   for line in map(json.loads, (place / 'jobs/manifest.jsonl').read_text().splitlines()):
     check_output(*line['command'], cwd=place, env=environment(place) | line['env'])
   assert len(list(place.glob('jobs/runs/*/result.json'))) == 2
+
+
+def test_ray(installed, place):
+  """A task does not import the launch.py of the user's folder, which Ray puts first on sys.path."""
+  pytest.importorskip('ray')
+  options = ('--config=my_sweep.py', f'--workdir={place / "ray"}', '--backend=ray', '--jobs=1')
+  check_output(installed / 'stability', 'sweep', *options, cwd=place, env=environment(place))
+  assert len(list(place.glob('ray/runs/*/result.json'))) == 2
