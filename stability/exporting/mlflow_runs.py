@@ -23,7 +23,7 @@ def write(runs: Iterable[FinishedRun], folder: Path, final: Path) -> None:
 
   Raises BadInput for what MLflow refuses.
   """
-  # Since 3.12, MLflow refuses file stores unless it is told otherwise.
+  # MLflow refuses file stores unless it is told otherwise.
   os.environ['MLFLOW_ALLOW_FILE_STORE'] = 'true'
   os.environ['MLFLOW_DISABLE_TELEMETRY'] = 'true'
   import mlflow
