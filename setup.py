@@ -17,6 +17,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['stability*', 'launch*', 'configs*']),
+    entry_points={'console_scripts': ['stability = launch.__main__:main']},
     package_data={'stability.report': ['*.j2'], 'launch.backends': ['*.j2']},
     install_requires=[
         'absl-py>=2.1',
@@ -41,6 +42,9 @@ setuptools.setup(
         'tpu': ['jax[tpu]'],
         'hf': HF,
         'ray': ['ray>=2.50'],
+        # For launch.export.
+        'mlflow': ['mlflow-skinny>=3.17'],
+        'wandb': ['wandb>=0.31'],
         'test': [
             *HF,
             'hypothesis>=6.100',

@@ -1,1 +1,1 @@
-"""Programs, run as `python -m launch.NAME`."""
+"""Programs, run as `stability NAME` or `python -m launch.NAME`."""

@@ -10,7 +10,7 @@ tests/, and is skipped without them. The suite gpu uses one device of an acceler
 """
 
 # First, since launch.common may have to mend sys.path.
-from launch.common import app, environment, path_flags
+from launch.common import app, environment, path_flags, programs
 
 # isort: split
 import importlib.util
@@ -20,7 +20,6 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -48,7 +47,7 @@ _ROUNDS = flags.DEFINE_integer(
     'rounds', 3, 'readings of each contestant', lower_bound=1, flag_values=FLAGS
 )
 
-CONFIG = 'configs/benchmark.py'
+CONFIG = 'benchmark'
 WIDTHS = (32, 64, 128)
 SECONDS = 5.0  # duration of a reading of speed
 MATMUL = 1024  # rows and columns of the matrices
@@ -132,7 +131,7 @@ def _first_row() -> float:
 def _our_row(cache: Path) -> float:
   """Seconds until the sweep's last result, with the compilation cache in folder `cache`."""
   with tempfile.TemporaryDirectory() as folder:
-    command = [*(sys.executable, '-m', 'launch.sweep'), f'--config={CONFIG}']
+    command = [*programs.command('launch.sweep'), f'--config={CONFIG}']
     started = time.time()
     _seconds([*command, f'--workdir={folder}/row'], XDG_CACHE_HOME=str(cache))
     results = Path(folder).glob('row/runs/*/result.json')
@@ -143,7 +142,7 @@ def _plain_row() -> float:
   """Seconds to train the same runs one by one with the plain script, on all cores."""
   with tempfile.TemporaryDirectory() as folder:
     return sum(
-        _seconds([sys.executable, '-m', 'launch.benchmarks.plain', str(rate), f'{folder}/{rate}'])
+        _seconds([*programs.command('launch.benchmarks.plain'), str(rate), f'{folder}/{rate}'])
         for rate in setup.LEARNING_RATES
     )
 
@@ -165,7 +164,7 @@ def _first_step() -> float:
   """Seconds from the start of a sweep to its first logged step."""
   folder = Path(tempfile.mkdtemp())
   started = time.perf_counter()
-  command = [*(sys.executable, '-m', 'launch.sweep'), f'--config={CONFIG}']
+  command = [*programs.command('launch.sweep'), f'--config={CONFIG}']
   process = subprocess.Popen(
       [*command, f'--workdir={folder}/row', '--config.log.every_steps=1'],
       stdout=subprocess.DEVNULL,
@@ -232,7 +231,8 @@ def _speed(what: str, size: int, shares: Sequence[Sequence[int]]) -> float:
   processes = [
       subprocess.Popen(
           [
-              *(sys.executable, '-m', 'launch.benchmarks.speed', what, str(size), str(SECONDS)),
+              *programs.command('launch.benchmarks.speed'),
+              *(what, str(size), str(SECONDS)),
               ','.join(map(str, share)),
           ],
           stdin=subprocess.PIPE,
@@ -258,10 +258,13 @@ def probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
   core = ','.join(map(str, environment.cores()[:1]))
   found, rows = {}, []
   for width in WIDTHS[:2]:
-    program = 'launch.benchmarks.probe_overhead'
-    command = [sys.executable, '-m', program, str(width), str(rounds), core]
+    command = programs.command('launch.benchmarks.probe_overhead')
     output = subprocess.run(
-        command, env=environment.worker_environment(), check=True, capture_output=True, text=True
+        [*command, str(width), str(rounds), core],
+        env=environment.worker_environment(),
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     readings = json.loads(output.splitlines()[-1])
     found[width] = readings
@@ -322,7 +325,7 @@ def _probe_overhead_rows(found: Any) -> list[Row]:
 
 def _on_accelerator(what: str, rounds: int) -> dict[str, Any]:
   """The device and its readings, measured in a separate process, which then frees its memory."""
-  command = [sys.executable, '-m', 'launch.benchmarks.accelerator', what, str(rounds)]
+  command = [*programs.command('launch.benchmarks.accelerator'), what, str(rounds)]
   process = subprocess.run(
       command, env=environment.worker_environment(), check=True, stdout=subprocess.PIPE, text=True
   )

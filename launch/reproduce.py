@@ -34,7 +34,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from launch.common import app, path_flags, start
+from launch.common import app, path_flags, programs, start
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.errors import BadInput
@@ -156,7 +156,9 @@ def _run(experiment: Experiment, workdir: Path) -> str | None:
   """Runs an experiment; returns what went wrong, if anything did."""
   others = [workdir / name for name in EXPERIMENTS if name != experiment.name]
   command = [
-      *(sys.executable, '-m', 'launch.sweep', '--attached', f'--config={experiment.config}'),
+      *programs.command('launch.sweep'),
+      '--attached',
+      f'--config={experiment.config}',
       f'--workdir={workdir / experiment.name}',
       *(f'--reuse={other}' for other in others if _is_readable_sweep(other)),
       *(f'--{name}={FLAGS[name].value}' for name in ('seeds', 'workers') if FLAGS[name].present),

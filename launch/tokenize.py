@@ -10,8 +10,8 @@
   PATH or 'PATTERN'   a file, a folder or a glob pattern; files are read in order of their names:
                       .jsonl with an object per line; .json with that, an array of objects or a
                       layout of pandas; .parquet and .arrow (stability[hf]); and anything else as
-                      text, one document per file (a file over 64 KiB is cut at line ends into
-                      several). JSON and text may be compressed (.gz, .bz2, .xz, .zst). Links are
+                      text, one document per file (a file over 64 KiB is packed in pieces, cut at
+                      line ends). JSON and text may be compressed (.gz, .bz2, .xz, .zst). Links are
                       followed
 
 A file that is named itself is read or refused. Of a folder or pattern, hidden, empty and binary
@@ -20,8 +20,9 @@ that begin with an underscore and the descriptions that the datasets library wri
 and left out is printed and recorded in meta.json.
 
 If the input has a validation split (for files: the word is in their names), that split is the
-validation text, and its documents are removed from the training text. Otherwise documents are split
-by their hash. Test splits are skipped.
+validation text, and its documents are removed from the training text. Otherwise rows are split by
+their hash, and whole text files are held out; a file that holds nearly all the text is cut, and a
+line says so. Test splits are skipped.
 
 --tokenizer is bytes; bpe, a byte-pair encoding learned from the first training documents; or the
 path of a tokenizer.json or of a SentencePiece model (.model; stability[hf]).
@@ -44,6 +45,7 @@ from launch.common import app, display, path_flags
 
 # isort: split
 import importlib.metadata
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -51,8 +53,9 @@ from pathlib import Path
 
 from absl import flags
 
+from stability.data import splits
 from stability.data.listing import Listing
-from stability.data.tokenize import encoders, hub, nanogpt, packing, readers
+from stability.data.tokenize import encoders, hub, nanogpt, packing, readers, text_files
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
@@ -108,7 +111,8 @@ _END_OF_DOCUMENT = flags.DEFINE_string(
 _VALIDATION_FRACTION = flags.DEFINE_float(
     'validation_fraction',
     0.01,
-    'fraction of documents to hold out if the input has no validation split',
+    'fraction of the rows or of the bytes of text files to hold out if the input has no validation'
+    ' split',
     lower_bound=0,
     upper_bound=0.5,
     flag_values=FLAGS,
@@ -127,6 +131,7 @@ _SHARD_TOKENS = flags.DEFINE_integer(
 
 _NANOGPT_FLAGS = ('from', 'input', 'output', 'vocabulary_size', 'end_of_document')
 _BPE_FLAGS = ('vocabulary_size', 'bpe_documents')
+_BYTES_PER_TOKEN = 4  # about, of all tokenizers but bytes
 _LIBRARIES = {  # by tokenizer; their versions may affect the tokens
     'bpe': ['tokenizers'],
     'tokenizer.json': ['tokenizers'],
@@ -194,16 +199,29 @@ def _load_encoder() -> encoders.Encoder | None:
 
 def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
   parts, listings = _find_parts(output, packing.previous_settings(output))
-  settings = _settings(encoder, parts)
+  validation, cut = 'its own split', []
+  if parts[0].split is None:
+    max_bytes = (_MAX_TRAIN_TOKENS.value or math.inf) * (
+        1 if isinstance(encoder, encoders.ByteEncoder) else _BYTES_PER_TOKEN
+    )
+    cut = text_files.hold_out(parts, _VALIDATION_FRACTION.value, max_bytes)
+    parts.sort(key=lambda part: part.split != 'validation')
+    validation = 'by hash' if parts[0].split is None else 'whole files'
+  settings = _settings(encoder, parts, validation)
   if packing.begin(output, settings):
     packing.clean(output)
     print(f'{output} is already complete', file=sys.stderr)
     return 0
   for given, listing in listings.items():
     print(f'input: {listing} in {given}', flush=True)
-  input_files = {given: listing.to_json() for given, listing in listings.items()}
+  if cut:
+    print(splits.cut_line(cut), flush=True)
+  record = {
+      'files': {given: listing.to_json() for given, listing in listings.items()},
+      'cut_documents': cut,
+  }
   with display.Display(first_after=display.PLAIN_SECONDS) as shown:
-    packer = packing.Packer(output, parts, settings, input_files, _Progress(shown).show)
+    packer = packing.Packer(output, parts, settings, record, _Progress(shown).show)
     packer.pack(encoder)
   bad = packer.documents['bad']
   _print_done(output, packer.tokens, f'; {bad:,} rows without text were skipped' if bad else '')
@@ -232,14 +250,15 @@ def _find_parts(
   return readers.order(parts), listings
 
 
-def _settings(encoder: encoders.Encoder | None, parts: list[readers.Part]) -> packing.Json:
-  """The settings and versions that determine the token files."""
+def _settings(
+    encoder: encoders.Encoder | None, parts: list[readers.Part], validation: str
+) -> packing.Json:
+  """The settings and versions that determine the token files; validation: how it is held out."""
   kind = encoder.kind if encoder else 'bpe'
   libraries = list(_LIBRARIES.get(kind, []))
   revisions = {part.dataset: part.revision for part in parts if isinstance(part, hub.DatasetSplit)}
   if revisions:
     libraries.append('datasets')
-  has_splits = parts[0].split is not None
   return {
       'input': _INPUT.value,
       'field': _FIELD.value,
@@ -248,8 +267,10 @@ def _settings(encoder: encoders.Encoder | None, parts: list[readers.Part]) -> pa
       'vocabulary_size': encoder.vocabulary_size if encoder else _VOCABULARY_SIZE.value,
       'bpe_documents': None if encoder else _BPE_DOCUMENTS.value,
       'end_of_document': encoder.end_of_document if encoder else 0,
-      'validation': 'its own split' if has_splits else 'by hash',
-      'validation_fraction': None if has_splits else _VALIDATION_FRACTION.value,
+      'validation': validation,
+      'validation_fraction': (
+          None if validation == 'its own split' else _VALIDATION_FRACTION.value
+      ),
       'max_train_tokens': _MAX_TRAIN_TOKENS.value,
       'shard_tokens': _SHARD_TOKENS.value,
       'revisions': revisions,

@@ -24,6 +24,7 @@ import runpy
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import machinery
 from pathlib import Path
 from typing import Any
 
@@ -249,13 +250,20 @@ def _relative(path: Path, name: str) -> str:
 def find_configs() -> None:
   """Lets a config file import this project's configs where another `configs` hides them.
 
-  The other one, a folder, package or module of the user's project, remains importable.
+  The other one, a folder, package or module of the user's project, remains importable, also where
+  this project is installed and its configs are found first.
   """
-  import configs
-
-  ours, found = str(_ROOT / 'configs'), list(getattr(configs, '__path__', ()))
-  if ours not in found:
-    configs.__path__ = [ours, *found]
+  package = sys.modules.get('configs')
+  if is_new := package is None:
+    spec = machinery.PathFinder.find_spec('configs', ['', *sys.path, str(_ROOT)])
+    package = importlib.util.module_from_spec(spec)
+  folders = [str(_ROOT / 'configs'), *getattr(package, '__path__', ())]
+  if os.path.isdir('configs'):
+    folders.append(os.path.abspath('configs'))
+  package.__path__ = list(dict.fromkeys(folders))
+  if is_new:
+    sys.modules['configs'] = package
+    spec.loader.exec_module(package)
 
 
 # Extensions stored in a workdir.

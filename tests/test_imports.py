@@ -18,6 +18,7 @@ ALLOWED = {
     'storage': {'config', 'errors', 'extensions', 'hyper', 'settings'},
     'data': {'config', 'errors', 'storage'},
     'control': {'config', 'errors', 'storage'},
+    'exporting': {'config', 'errors', 'storage'},
     'importing': {'config', 'errors', 'same_number', 'storage'},
     'model': {'variants'},
     'optim': {'model', 'variants'},

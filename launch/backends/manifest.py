@@ -1,6 +1,6 @@
 """The manifest backend: DIR/manifest.jsonl with a line per job, for any other scheduler.
 
-  {"name": "stability-3f0c...", "command": ["python", "-m", "launch.work", ...],
+  {"name": "stability-3f0c...", "command": ["python", ..., "launch.work", ...],
    "env": {"PYTHONPATH": ...}, "resources": {"cpus": 4, "gpus": 0, "memory_gb": 8, "minutes": 60}}
 
 Resources that no flag specifies are null. The same runs with the same flags give the same lines. A

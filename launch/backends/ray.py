@@ -20,6 +20,7 @@ from stability.config import Config
 from stability.errors import BadInput
 
 FLAGS = ('ray_address',)
+_PREEMPTED = preemption.EXIT_CODE  # a number, since a task must not need this package
 RETRIES = 10  # maximum restarts of a task, after lost workers, lost nodes and preemptions
 
 
@@ -74,6 +75,8 @@ def train(
           f' {memory / 1e9:g} GB of memory for a job; the jobs wait for one',
           file=sys.stderr,
       )
+    # By value: a worker that imports this module may find another `launch` in the current folder.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     task = ray.remote(run_job).options(
         num_cpus=requested['CPU'],
         num_gpus=requested['GPU'],
@@ -115,6 +118,6 @@ def run_job(command: Sequence[str], log: Path) -> int:
         stderr=subprocess.STDOUT,
     )
     code = process.wait()
-  if code == preemption.EXIT_CODE:
+  if code == _PREEMPTED:
     raise Preempted
   return code

@@ -14,6 +14,5 @@ _PROGRAMS = os.path.realpath(os.path.join(__file__, '../..'))
 if sys.path[0] and os.path.realpath(sys.path[0]) == _PROGRAMS:
   if os.path.realpath(os.getcwd()) == _PROGRAMS:
     del sys.path[0]
-    os.environ['PYTHONSAFEPATH'] = '1'  # workers start in this folder too
   else:
     sys.path[0] = os.getcwd()  # as python -m does

@@ -41,7 +41,11 @@ flags.disclaim_key_flags()  # --help lists the flags defined here under the prog
 
 Main = Callable[..., int | None]
 
-CONFIG_HELP = 'config file: FILE.py or FILE.py:SCALE, for example configs/base.py:gpu'
+CONFIG_HELP = (
+    'config file: FILE.py or FILE.py:SCALE, for example configs/base.py:gpu; or NAME or NAME:SCALE,'
+    ' an experiment of this package'
+)
+_CONFIGS = Path(__file__).absolute().parents[2] / 'configs'
 # The path is invalid, or is a folder where a file is needed, or the other way round.
 _WRONG_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _MAX_CHARACTERS = 600  # of an error message; the middle of a longer one is cut
@@ -51,7 +55,7 @@ _MAX_CHARACTERS = 600  # of an error message; the middle of a longer one is cut
 class SweepRequest:
   """A requested sweep: the runs that --config, its scale and the overrides describe."""
 
-  config_file: str  # as given, without the scale
+  config_file: str  # FILE.py or NAME as given, without the scale
   scale: str
   overrides: dict[str, Any]  # dotted field -> value
   runs: hyper.Runs
@@ -153,14 +157,8 @@ def load_sweep(
 def load(
     config: str, overrides: dict[str, Any], *, single: bool = False, seeds: int | None = None
 ) -> SweepRequest:
-  """Loads and checks the runs of FILE.py or FILE.py:SCALE; see load_sweep."""
-  stem, suffix, rest = config.rpartition('.py')
-  file = stem + suffix
-  if rest and not rest.startswith(':'):
-    raise BadInput(f'--config={file}{rest}: must be FILE.py or FILE.py:SCALE')
-  if not os.path.isfile(file):
-    raise BadInput(f'--config={file}: no such file')
-
+  """Loads and checks the runs of FILE.py[:SCALE] or NAME[:SCALE]; see load_sweep."""
+  given, file, scale = _find_config(config)
   namespace, extensions = _run_config(file)
   with _as_bad_input(file, BaseException):
     get_config = namespace.get('get_config')
@@ -169,7 +167,7 @@ def load(
     parameter = inspect.signature(get_config).parameters.get('scale')
     if parameter is None or not isinstance(parameter.default, str):
       raise BadInput("get_config must take a scale, as in get_config(scale='cpu')")
-    scale = rest[1:] if rest else parameter.default
+    scale = parameter.default if scale is None else scale
     config = get_config(scale=scale)
     if not isinstance(config, ConfigDict):
       raise BadInput(f'get_config returns a {type(config).__name__}, must be a ConfigDict')
@@ -188,7 +186,37 @@ def load(
   with _as_bad_input(file, BadInput):
     runs = hyper.expand(base, points, overrides, seeds)
     report = windows.check(report, runs)
-  return SweepRequest(file, scale, overrides, runs, extensions, report)
+  return SweepRequest(given, scale, overrides, runs, extensions, report)
+
+
+def _find_config(config: str) -> tuple[str, str, str | None]:
+  """What --config names: the name as given, the file, and the scale if there is one.
+
+  Args:
+    config: FILE.py[:SCALE], or NAME[:SCALE] for the experiment configs/NAME.py of this package.
+
+  Raises:
+    BadInput: there is no such file.
+  """
+  name, separator, scale = config.partition(':')
+  shipped = _CONFIGS / f'{name}.py'
+  if name.isidentifier() and shipped.is_file():
+    return name, str(shipped), scale if separator else None
+  stem, suffix, rest = config.rpartition('.py')
+  file = stem + suffix
+  names = [path.stem for path in _CONFIGS.glob('[!_]*.py')]
+  if not file:
+    (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    raise BadInput(
+        f'--config={config}: must be FILE.py or FILE.py:SCALE, or an experiment of this package;'
+        f' the nearest is {nearest}'
+    )
+  if rest and not rest.startswith(':'):
+    raise BadInput(f'--config={file}{rest}: must be FILE.py or FILE.py:SCALE')
+  if not os.path.isfile(file):
+    found = f'; --config={Path(file).stem} is this package\'s' if Path(file).stem in names else ''
+    raise BadInput(f'--config={file}: no such file{found}')
+  return file, file, rest[1:] if rest else None
 
 
 # The result of _run_config for the config file on the command line, if the file was run while flags
@@ -225,9 +253,12 @@ def _define_extensions(flag_values: flags.FlagValues, argv: Sequence[str]) -> No
     name, separator, value = argument.lstrip('-').partition('=')
     if argument.startswith('-') and name == 'config':
       value = value if separator else ''.join(argv[position + 1 : position + 2])
-      stem, suffix, _ = path_flags.parse('config', value).rpartition('.py')
-      file = stem + suffix
-      if os.path.isfile(file) and b'get_extensions' in Path(file).read_bytes():
+      value = path_flags.parse('config', value)
+      try:
+        _, file, _ = _find_config(value)
+      except BadInput:  # `load` raises it
+        continue
+      if b'get_extensions' in Path(file).read_bytes():
         _run_config_results[file] = _run_config(file)
   define_overrides(flag_values)
 

@@ -305,7 +305,7 @@ def _run(
   """Runs a Python program with variables added to the environment, and some names left out."""
   kept = {name: value for name, value in os.environ.items() if not name.startswith(without)}
   return subprocess.run(
-      [sys.executable, '-c', program],
+      [sys.executable, '-P', '-c', program],
       env=kept | variables,
       stdin=subprocess.DEVNULL,
       capture_output=True,

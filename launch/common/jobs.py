@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.common import programs
 from launch.common.progress import Progress
 from stability import settings
 from stability.config import Config
@@ -28,7 +29,6 @@ POLL_SECONDS = 2.0  # between reads of the sweep's files
 LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
-ROOT = Path(__file__).absolute().parents[2]  # folder of the package `launch`
 # Environment variables of the user that jobs inherit, beside the settings that change numbers.
 INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')
 
@@ -125,12 +125,12 @@ def read_list(path: Path) -> list[str]:
 def command(workdir: Path, resources: Resources) -> list[str]:
   """The command of a job, without --runs=FILE."""
   workers = [f'--workers={resources.cpus}'] if resources.cpus and not resources.gpus else []
-  return [sys.executable, '-m', 'launch.work', f'--workdir={workdir}', *workers]
+  return [*programs.command('launch.work'), f'--workdir={workdir}', *workers]
 
 
 def environment() -> dict[str, str]:
   """The environment variables that a job needs wherever it runs."""
-  folders = [str(ROOT), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+  folders = [programs.ROOT, *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
   path = os.pathsep.join(dict.fromkeys(filter(None, folders)))
   names = dict.fromkeys((*INHERITED, *settings.recorded()))
   inherited = {name: os.environ[name] for name in names if name in os.environ}

@@ -5,17 +5,16 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.common import environment, preemption
+from launch.common import environment, preemption, programs
 
 Json = dict[str, Any]
 
-COMMAND = (sys.executable, '-m', 'launch.workers.worker')
+COMMAND = tuple(programs.command('launch.workers.worker'))
 # A thread of the worker sends a heartbeat every two seconds, even while the worker compiles. A
 # worker whose heartbeat is this late has been stopped, or hangs with all its threads.
 SILENT_SECONDS = 60

@@ -1,18 +1,14 @@
-"""Documents from text files, and their split into training and validation text."""
+"""Documents from text files."""
 
-import collections
-import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from stability.data import formats, listing
 from stability.errors import BadInput
 
 Document = tuple[str, bytes]  # name, text without NUL bytes
-
-VALIDATION_FRACTION = 0.05
 
 # Parts of the standard library that are left out of the embedded text: tests, third-party packages,
 # generated tables and build records.
@@ -80,45 +76,6 @@ def _documents(found: listing.Listing, field: str) -> Iterator[Document]:
       found.leave_out(problem or 'empty', [name])
 
 
-def train_validation_split(
-    documents: Sequence[Document],
-) -> tuple[list[Document], list[Document]]:
-  """Splits documents into (training, validation), each in the given order.
-
-  The split depends only on the SHA-256 of the texts, not on the order or names of files, and equal
-  texts go to the same split, so no validation document occurs in the training text. If a document
-  exceeds the validation share, long documents are first cut at line ends.
-
-  Raises:
-    BadInput: one split would be empty, because the text is tiny or one repeated passage.
-  """
-  total = sum(len(text) for _, text in documents)
-  share = VALIDATION_FRACTION * total
-  if max(len(text) for _, text in documents) > share:  # always true of fewer than 20 documents
-    max_bytes = max(1, int(share / 2))
-    documents = [piece for name, text in documents for piece in _pieces(name, text, max_bytes)]
-
-  digests = [hashlib.sha256(text).digest() for _, text in documents]
-  sizes = collections.Counter()  # total bytes of all copies of a text
-  for digest, (_, text) in zip(digests, documents, strict=True):
-    sizes[digest] += len(text)
-  held_out, held_out_bytes = set(), 0
-  for digest in sorted(sizes):
-    # A text whose copies would take the total above twice the share stays in training.
-    if held_out_bytes < share and held_out_bytes + sizes[digest] <= 2 * share:
-      held_out.add(digest)
-      held_out_bytes += sizes[digest]
-  if not 0 < held_out_bytes < total:
-    raise BadInput(
-        f'config.data.path: {total} bytes of text cannot be split into training and validation'
-        ' text: too short, or one repeated passage'
-    )
-  train, validation = [], []
-  for digest, document in zip(digests, documents, strict=True):
-    (validation if digest in held_out else train).append(document)
-  return train, validation
-
-
 def _library_files(root: Path) -> dict[str, Path]:
   """The standard library's hand-written modules, sorted by name, without their tests."""
 
@@ -133,21 +90,3 @@ def _library_files(root: Path) -> dict[str, Path]:
       if not name.startswith(_EXCLUDED_PREFIXES) and file.is_file() and not file.is_symlink():
         files[name] = file
   return dict(sorted(files.items()))
-
-
-def _pieces(name: str, text: bytes, max_bytes: int) -> Iterator[Document]:
-  """Cuts a text into pieces of at most `max_bytes`, at line ends where possible.
-
-  A piece is named by its byte range in the document: name[start:end].
-  """
-  if len(text) <= max_bytes:
-    yield name, text
-    return
-  start = 0
-  while start < len(text):
-    end = start + max_bytes
-    if end < len(text):
-      end = text.rfind(b'\n', start, end) + 1 or end
-    end = min(end, len(text))
-    yield f'{name}[{start}:{end}]', text[start:end]
-    start = end

@@ -16,7 +16,9 @@ split continues in train-00001.bin and so on (tokenize/shards.py). meta.json hol
   documents         {train, validation}: [name, tokens without the end token] of each, in order; in
                     a folder made by launch.tokenize, which also stores its settings, their number
   files             {path: {read, left_out}}: the number of files that text was read from, and of
-                    those left out by reason; only in folders made here from files
+                    those left out by reason; only in folders made from files
+  cut_documents     names of the documents that have text in both splits (splits.py); only in
+                    folders made from files
   bigram_loss       validation loss, in nats, of the bigram model counted on train: the loss of a
                     model that uses only the preceding token
   unigram_loss      the same for the unigram model
@@ -36,7 +38,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stability.data import checksums, ngrams, sources, synthetic
+from stability.data import checksums, ngrams, sources, splits, synthetic
 from stability.data.tokenize import encoders, shards
 from stability.errors import BadInput, writing
 from stability.storage import files
@@ -110,7 +112,7 @@ def prepare(
     data: the section `data` of the config.
     directory: holds the folders that are made.
     sequence_length: tokens predicted per window.
-    tell: called with a line on the files that the text was read from and those left out.
+    tell: called with lines on the files that the text was read from, and on its split.
 
   Raises:
     BadInput: a split is shorter than one window, a vocabulary cannot be learned, or a token folder
@@ -132,23 +134,26 @@ def prepare(
   else:
     documents, found = sources.read_documents(data.path)
     what = "Python's standard library" if data.path is None else data.path
-    splits = sources.train_validation_split(documents)
-    texts = {split: [text for _, text in docs] for split, docs in zip(SPLITS, splits, strict=True)}
-    names = {split: [name for name, _ in docs] for split, docs in zip(SPLITS, splits, strict=True)}
-    arrays, lengths = _pack(encoders.ByteEncoder(), texts)
     meta = _text_tokenizer(data)
+    split = splits.train_validation_split(documents)
+    if any(directory.glob('*/meta.json')):
+      # A workdir from before whole documents were held out continues with its own split.
+      pieces = splits.split_of_pieces(documents)
+      if pieces and _folder(directory, meta, _pack(encoders.ByteEncoder(), pieces)[0]).exists():
+        split = pieces
+    names = {name: [document for document, _ in getattr(split, name)] for name in SPLITS}
+    arrays, lengths = _pack(encoders.ByteEncoder(), split)
 
   dtype = smallest_dtype(meta['vocabulary_size'])
-  # The name of the folder is a hash of bytes even for a BPE, so that it can be computed without
-  # learning the vocabulary again.
-  meta |= {'dtype': dtype, 'sha256': digests(arrays)}
-  folder = directory / hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:16]
+  folder = _folder(directory, meta, arrays)
+  meta['dtype'] = dtype
   if not folder.exists():
     encoder_file = None
     if meta['tokenizer'] == 'bpe':
       option = 'config.data.vocabulary_size'
-      encoder = encoders.learn(texts['train'], meta['vocabulary_size'], option)
-      arrays, lengths = _pack(encoder, texts)
+      texts = [text for _, text in split.train]
+      encoder = encoders.learn(texts, meta['vocabulary_size'], option)
+      arrays, lengths = _pack(encoder, split)
       encoder_file = encoder.file
     _check_lengths(arrays, sequence_length)
     arrays = {s: array.astype(_little_endian(dtype), copy=False) for s, array in arrays.items()}
@@ -157,15 +162,28 @@ def prepare(
       meta['sha256']['tokenizer'] = encoders.digest(encoder)
     if found is not None:
       meta['files'] = {what: found.to_json()}
+      meta['cut_documents'] = split.cut
     meta['documents'] = {
-        split: [list(pair) for pair in zip(names[split], lengths[split], strict=True)]
-        for split in SPLITS
+        name: [list(pair) for pair in zip(names[name], lengths[name], strict=True)]
+        for name in SPLITS
     }
     meta |= statistics(arrays, meta['vocabulary_size'], entropy_rate)
     write(folder, meta, arrays, encoder_file)
   if found is not None:
     tell(f'text: {found} in {what}')
+    for line in split.lines():
+      tell(line)
   return _verified(folder, sequence_length, directory)
+
+
+def _folder(directory: Path, meta: Json, arrays: Mapping[str, np.ndarray]) -> Path:
+  """The folder of a text; meta: what `_text_tokenizer` returns, arrays: the text as bytes.
+
+  The name is a hash of bytes even for a BPE, so that it can be computed without learning the
+  vocabulary again.
+  """
+  hashed = meta | {'dtype': smallest_dtype(meta['vocabulary_size']), 'sha256': digests(arrays)}
+  return directory / hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:16]
 
 
 def _text_tokenizer(data: DataConfig) -> Json:
@@ -180,11 +198,13 @@ def _text_tokenizer(data: DataConfig) -> Json:
 
 
 def _pack(
-    encoder: encoders.Encoder, texts: Mapping[str, list[bytes]]
+    encoder: encoders.Encoder, split: splits.Split
 ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-  packed = {split: encoders.pack(encoder, texts[split]) for split in SPLITS}
-  arrays = {split: array for split, (array, _) in packed.items()}
-  return arrays, {split: lengths for split, (_, lengths) in packed.items()}
+  packed = {
+      name: encoders.pack(encoder, [text for _, text in getattr(split, name)]) for name in SPLITS
+  }
+  arrays = {name: array for name, (array, _) in packed.items()}
+  return arrays, {name: lengths for name, (_, lengths) in packed.items()}
 
 
 def smallest_dtype(vocabulary_size: int) -> str:

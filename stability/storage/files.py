@@ -6,9 +6,9 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from stability.errors import BadInput, writing
 
@@ -22,6 +22,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
   """Writes a file and creates its folder; a reader sees either the old or the new content."""
   # Text from outside may contain lone surrogates, which UTF-8 cannot encode.
   data = content.encode(errors='backslashreplace') if isinstance(content, str) else content
+  with open_atomic(path) as file:
+    file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+  """A file to write that takes the name `path` at the end of the context, unless that raises."""
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not of the module tempfile, whose files are private: the umask decides about this one.
@@ -29,7 +36,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     file = temporary.open('xb')
     try:
       with file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, path)

@@ -1,6 +1,5 @@
 import os
 import pathlib
-import random
 import sys
 import sysconfig
 
@@ -21,11 +20,6 @@ def write(root: pathlib.Path, files: dict[str, bytes]) -> str:
 def read(path: str) -> list[sources.Document]:
   documents, _ = sources.read_documents(path)
   return documents
-
-
-def lines(count: int, seed: int) -> bytes:
-  rng = random.Random(seed)
-  return b''.join(b'%d\n' % rng.randrange(10**9) for _ in range(count))
 
 
 def test_folder_of_text_files(tmp_path):
@@ -162,75 +156,3 @@ def test_embedded_text():
   documents = read(None)
   assert sum(len(text) for _, text in documents) > 2**21
   assert len(documents) > 100
-
-
-def texts(documents):
-  return [text for _, text in documents]
-
-
-def test_split_order_and_share():
-  documents = [(f'{i:03}', lines(20 + i % 7, seed=i)) for i in range(400)]
-  train, validation = sources.train_validation_split(documents)
-  assert sorted(train + validation) == documents
-  assert train == sorted(train) and validation == sorted(validation)
-  total = sum(map(len, texts(documents)))
-  assert 0.05 * total <= sum(map(len, texts(validation))) < 0.06 * total
-
-
-def test_split_depends_on_texts_alone():
-  documents = [(f'{i}', lines(30, seed=i)) for i in range(100)]
-  other = [(f'renamed{name}', text) for name, text in documents]
-  random.Random(0).shuffle(other)
-  _, validation = sources.train_validation_split(documents)
-  _, other_validation = sources.train_validation_split(other)
-  assert set(texts(validation)) == set(texts(other_validation))
-
-
-def test_equal_documents_share_a_split():
-  documents = [(f'{i}-{copy}', lines(30, seed=i)) for i in range(100) for copy in range(3)]
-  train, validation = sources.train_validation_split(documents)
-  assert len(validation) % 3 == 0 and len(train) + len(validation) == 300
-  assert not set(texts(train)) & set(texts(validation))
-
-
-@pytest.mark.parametrize(
-    'documents',
-    [
-        [('book', lines(2000, seed=0))],
-        [('a', lines(500, seed=1)), ('b', b'x\n'), ('c', lines(300, seed=2))],
-        [('book', lines(2000, seed=0)), *((f'{i}', lines(9, seed=i)) for i in range(50))],
-        [('one line', lines(2000, seed=0).replace(b'\n', b' '))],
-    ],
-)
-def test_large_documents_are_cut(documents):
-  train, validation = sources.train_validation_split(documents)
-  total = sum(map(len, texts(documents)))
-  assert 0.05 * total <= sum(map(len, texts(validation))) < 0.08 * total
-  assert not set(texts(train)) & set(texts(validation))
-  assert max(map(len, texts(train + validation))) <= total / 40
-  place = {}
-  for name, text in train + validation:
-    document, _, part = name.partition('[')
-    place.setdefault(document, {})[int(part.partition(':')[0] or 0)] = text
-  assert {
-      name: b''.join(text for _, text in sorted(parts.items())) for name, parts in place.items()
-  } == dict(documents)
-
-
-def test_cuts_at_line_ends():
-  train, validation = sources.train_validation_split([('book', lines(2000, seed=0))])
-  assert all(text.endswith(b'\n') for text in texts(train + validation))
-
-
-def test_repeated_text_stays_in_training():
-  for seed in range(20):
-    common = [(f'license{i}', lines(30, seed=1000 + seed)) for i in range(60)]
-    documents = common + [(f'{i}', lines(30, seed=i)) for i in range(40)]
-    train, validation = sources.train_validation_split(documents)
-    assert set(common) <= set(train) and validation
-
-
-@pytest.mark.parametrize('text', [b'x', b'short', b'the same line\n' * 1000, b'a' * 1000])
-def test_text_too_small_to_split(text):
-  with pytest.raises(BadInput, match=r'data\.path.*cannot be split'):
-    sources.train_validation_split([('text', text)])

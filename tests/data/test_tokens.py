@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from stability.data import batches, checksums, ngrams, sources, synthetic, tokens
+from stability.data import batches, checksums, ngrams, sources, splits, synthetic, tokens
 from stability.data.tokenize import shards
 from stability.errors import BadInput
 
@@ -44,8 +44,8 @@ def edit_meta(folder: pathlib.Path, **changes) -> None:
 
 def test_documents_are_ended(corpus, prepared):
   opened = tokens.open_tokens(prepared)
-  train, validation = sources.train_validation_split(sources.read_documents(str(corpus))[0])
-  for split, documents in (('train', train), ('validation', validation)):
+  expected = splits.train_validation_split(sources.read_documents(str(corpus))[0])
+  for split, documents in (('train', expected.train), ('validation', expected.validation)):
     array = getattr(opened, split)
     assert array.tobytes().split(b'\0') == [text for _, text in documents] + [b'']
     assert opened.meta[f'{split}_tokens'] == len(array)
@@ -72,7 +72,55 @@ def test_what_is_read_is_told_and_recorded(corpus, tmp_path):
   folder = tokens.prepare(text(corpus), tmp_path / 'data', 16, told.append)
   assert told == [f'text: 60 files; left out: 1 hidden (.hidden) in {corpus}']
   files = {'read': 60, 'left_out': {'hidden': 1}}
-  assert tokens.open_tokens(folder).meta['files'] == {str(corpus): files}
+  meta = tokens.open_tokens(folder).meta
+  assert meta['files'] == {str(corpus): files} and meta['cut_documents'] == []
+
+
+def few_documents(folder: pathlib.Path) -> pathlib.Path:
+  folder.mkdir()
+  for i in range(9):
+    lines = (f'line {i * line % 997} of document {i}\n' for line in range(40))
+    (folder / f'{i}.txt').write_text(''.join(lines))
+  return folder
+
+
+def test_few_documents_are_not_cut(tmp_path):
+  told = []
+  config = text(few_documents(tmp_path / 'nine'))
+  folder = tokens.prepare(config, tmp_path / 'data', 16, told.append)
+  meta = tokens.open_tokens(folder).meta
+  named = [name for split in tokens.SPLITS for name, _ in meta['documents'][split]]
+  assert sorted(named) == [f'{i}.txt' for i in range(9)] and meta['cut_documents'] == []
+  assert len(meta['documents']['validation']) == 1
+  assert told[1:] == ['validation text: 1 of 9 documents, 11 % of the text']
+
+
+def test_cut_of_a_document_is_told_and_recorded(tmp_path):
+  (tmp_path / 'book.txt').write_text(''.join(f'{i * i % 997} lines\n' for i in range(500)))
+  told = []
+  folder = tokens.prepare(text(tmp_path / 'book.txt'), tmp_path / 'data', 16, told.append)
+  line = 'text: book.txt is cut: part of it is training text, part is validation text'
+  assert told[1:] == [line]
+  assert tokens.open_tokens(folder).meta['cut_documents'] == ['book.txt']
+
+
+@pytest.mark.parametrize('tokenizer', ['bytes', 'bpe'])
+def test_data_from_before_documents_were_held_out_whole(tokenizer, tmp_path, monkeypatch):
+  """A sweep continues on the split with which it was begun."""
+  config = text(few_documents(tmp_path / 'nine'), tokenizer, vocabulary_size=270)
+  with monkeypatch.context() as patch:
+    patch.setattr(splits, 'train_validation_split', splits.split_of_pieces)
+    earlier = tokens.prepare(config, tmp_path / 'data', 16)
+  assert tokens.prepare(config, tmp_path / 'data', 16) == earlier
+  assert tokens.prepare(config, tmp_path / 'other', 16).name != earlier.name
+
+
+def test_resume_of_text_that_pieces_cannot_split(tmp_path):
+  (tmp_path / 'two').mkdir()
+  for name in 'ab':
+    (tmp_path / 'two' / name).write_text(f'the same line of {name}\n' * 100)
+  folder = tokens.prepare(text(tmp_path / 'two'), tmp_path / 'data', 16)
+  assert tokens.prepare(text(tmp_path / 'two'), tmp_path / 'data', 16) == folder
 
 
 def test_token_files_of_nanogpt(tmp_path):

@@ -12,7 +12,7 @@ from helpers import experiment, made_up
 from helpers.processes import assert_workers_end_with, children, is_running
 
 from launch import reproduce, sweep
-from launch.common import app
+from launch.common import app, programs
 from stability.storage import files, results_csv
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -174,9 +174,9 @@ def test_commands(place, monkeypatch, capsys, code, ended, said):
       [f'--config={name}.py:gpu', f'--workdir=runs/{name}']
       for name in ('first', 'lacking', 'third')
   ]
-  assert [command[4:6] for command in commands] == (own if code < 75 else own[:1])
-  assert commands[0][:4] == [sys.executable, '-m', 'launch.sweep', '--attached']
-  assert sorted(commands[0][6:]) == sorted(arguments)
+  assert [command[5:7] for command in commands] == (own if code < 75 else own[:1])
+  assert commands[0][:5] == [*programs.command('launch.sweep'), '--attached']
+  assert sorted(commands[0][7:]) == sorted(arguments)
 
 
 def test_report_covers_other_calls(place, monkeypatch):

@@ -208,6 +208,57 @@ def test_text_files(tmp_path, monkeypatch):
   assert all(len(piece.encode()) <= 100 for piece in pieces)
   assert sum(piece.endswith('\n') for piece in pieces) > 5
   assert set(found) - set(pieces) == set(short.values())
+  holders = {split for split, texts in splits.items() if set(texts) & set(pieces)}
+  assert len(holders) == 1  # the long file is whole
+  meta = tokens.open_tokens(out).meta
+  assert meta['settings']['validation'] == 'whole files' and meta['cut_documents'] == []
+
+
+def test_few_text_files_are_held_out_whole(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(readers, 'PIECE_BYTES', 100)
+  (tmp_path / 'nine').mkdir()
+  for i in range(9):
+    text = ''.join(f'line {line} of document {i}\n' for line in range(20 + i))
+    (tmp_path / f'nine/{i}.txt').write_text(text)
+  out = made(tmp_path / 'out', tmp_path / 'nine')
+  whole = ''.join(as_text(out, 'validation'))
+  assert whole == (tmp_path / 'nine/0.txt').read_text()
+  assert 'document 0' not in ''.join(as_text(out, 'train'))
+  assert 'cut' not in capsys.readouterr().out
+
+
+def test_a_large_text_file_is_cut(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(readers, 'PIECE_BYTES', 100)
+  rng = random.Random(3)
+  (tmp_path / 'set').mkdir()
+  book, note = tmp_path / 'set/book', tmp_path / 'set/note'
+  book.write_text('\n'.join(passage(rng) for _ in range(100)))
+  note.write_text('a note')
+  out = made(tmp_path / 'out', tmp_path / 'set', '--validation_fraction=0.2')
+  said = f'text: {book} is cut: part of it is training text, part is validation text\n'
+  assert capsys.readouterr().out.endswith(said)
+  assert tokens.open_tokens(out).meta['cut_documents'] == [str(book)]
+
+
+def test_rows_beside_text_files(tmp_path):
+  """A row that equals a held-out text file is not trained on."""
+  for i in range(5):
+    (tmp_path / f'{i}.txt').write_text(f'text {i}' * (i + 1))
+  rows = ['text 0', *(f'row {i}' for i in range(200))]
+  (tmp_path / 'rows.jsonl').write_text('\n'.join(map(line, rows)))
+  given = [f'--input={tmp_path / name}' for name in ('*.txt', 'rows.jsonl')]
+  assert run(*given, f'--output={tmp_path / "out"}', '--validation_fraction=0.05') == 0
+  validation, train = (as_text(tmp_path / 'out', split) for split in ('validation', 'train'))
+  assert validation[0] == 'text 0' and 2 < len(validation) < 30
+  assert 'text 0' not in train and len(train) + len(validation) == 5 + 200
+
+
+def test_max_train_tokens_limits_the_validation_files(tmp_path):
+  for i in range(100):
+    (tmp_path / f'{i:02}.txt').write_text(f'text number {i:02} ' * 10)
+  options = ['--validation_fraction=0.1', '--max_train_tokens=1500']
+  out = made(tmp_path / 'out', tmp_path / '*.txt', *options)
+  assert len(as_text(out, 'validation')) == 1 and len(as_text(out, 'train')) == 10
 
 
 # Tokenizers.

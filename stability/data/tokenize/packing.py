@@ -4,7 +4,7 @@ Documents are packed as in the paper: each is followed by an end-of-document tok
 meta.json is written last. Until then, the folder also holds
 
   tokenize.json      the settings and a description of the input; a resume must have the same
-  held_out.bin       hashes of the documents of the input's own validation split, if it has one
+  held_out.bin       hashes of the documents of the validation files or split, if there are any
   tokenizer.*        the tokenizer's file; a resume reads a learned BPE from it
   train.bin, ...     the tokens; a resume cuts off what was written after the last commit
   progress.json      the last commit: the position in the input and the state of the files
@@ -128,7 +128,7 @@ class Packer:
       folder: Path,
       parts: Sequence[Part],
       settings: Json,
-      input_files: Json,
+      record: Json,
       callback: Callback,
   ):
     """Prepares a pass.
@@ -137,13 +137,13 @@ class Packer:
       folder: the folder of the token files, after `locked` and `begin`.
       parts: the parts of the input in reading order, validation first.
       settings: those that `begin` was given.
-      input_files: the number of files that are read and left out, for meta.json.
+      record: what meta.json says of the input: `files` and `cut_documents`.
       callback: called regularly with the packer, to show progress.
     """
     self._folder = folder
     self._parts = parts
     self._settings = settings
-    self._input_files = input_files
+    self._record = record
     self._callback = callback
     self.phase = 'starting'
     self.documents = {'train': 0, 'validation': 0, 'left_out': 0, 'bad': 0}
@@ -279,17 +279,19 @@ class Packer:
       return 'bad'
     if not text:
       return 'left_out'
+    if split != 'validation' and document_hash(text) in held_out:
+      return 'left_out'
     if split is None:
       is_validation = document_hash(text) < self._settings['validation_fraction'] * 2**64
       return 'validation' if is_validation else 'train'
-    return 'left_out' if split == 'train' and document_hash(text) in held_out else split
+    return split
 
   def _held_out(self) -> set[int]:
-    """Hashes of the documents of the input's validation split; empty if it has none."""
+    """Hashes of the documents of validation parts; empty if the input has none."""
     parts = [part for part in self._parts if part.split == 'validation']
     file = self._folder / _HELD_OUT
     if parts and not file.exists():
-      self.phase = 'hashing the validation split'
+      self.phase = 'hashing the validation text'
       hashes = []
       for part in parts:
         for text in part.documents(0, None):
@@ -349,7 +351,7 @@ class Packer:
         'documents': {split: self.documents[split] for split in tokens.SPLITS},
         'left_out': self.documents['left_out'],
         'bad_rows': self.documents['bad'],
-        'files': self._input_files,
+        **self._record,
         'settings': {name: value for name, value in self._settings.items() if name != 'parts'},
     }
     files.write_json(self._folder / 'meta.json', meta)

@@ -24,7 +24,7 @@ from stability.data.tokenize.json_rows import JsonReader
 from stability.data.tokenize.text_field import Row
 from stability.errors import BadInput
 
-PIECE_BYTES = 2**16  # longer text files are cut at line ends into documents of at most this size
+PIECE_BYTES = 2**16  # longer text files are packed in pieces of at most this size
 
 _SUPPORTED = 'supported are UTF-8 text, .json, .jsonl, .parquet and .arrow; .gz, .zst, .bz2 and .xz'
 # Beside the rows that the `datasets` library writes.
@@ -41,7 +41,7 @@ class Part(Protocol):
   """A unit of the input: a file, or a split of a Hugging Face dataset."""
 
   name: str
-  split: str | None  # train | validation; None: decided by each document's hash
+  split: str | None  # train | validation; None: by text_files.py or each document's hash
   size: int | None  # bytes
 
   def fingerprint(self) -> Any:
@@ -227,8 +227,8 @@ def _leave_out(listing: Listing) -> bool:
 def order(parts: Sequence[Part]) -> list[Part]:
   """The parts in reading order: validation splits first, if there are any.
 
-  Without a validation split, the hash of each document decides its split. Raises BadInput if there
-  is nothing to train on.
+  Without a validation split, the split of all parts is None. Raises BadInput if there is nothing
+  to train on.
   """
   validation = [part for part in parts if part.split == 'validation']
   train = [part for part in parts if part.split != 'validation']

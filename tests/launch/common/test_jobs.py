@@ -20,6 +20,7 @@ from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps, versions
 
 ROOT = pathlib.Path(__file__).parents[3]
+WORK = (sys.executable, '-P', f'{ROOT}/launch/common/programs.py', 'launch.work')
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
 RESOURCES = Resources(jobs=3, cpus=2, gpus=0, memory_gb=4.0, minutes=30)
 HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` \\ %j\n#; * &'  # a valid name of a folder
@@ -77,7 +78,7 @@ def test_script_quotes_names(programs, tmp_path):
   workdir = tmp_path / HOSTILE
   ((arguments, variables),), _ = run_script(programs, workdir, 0, 'RUNNING')
   assert arguments == [
-      *('--ntasks=1', sys.executable, '-m', 'launch.work', f'--workdir={workdir}', '--workers=2'),
+      *('--ntasks=1', *WORK, f'--workdir={workdir}', '--workers=2'),
       f'--runs={workdir}/jobs/1.json',
   ]
   assert variables['PYTHONPATH'].split(':')[0] == str(ROOT)
@@ -228,7 +229,7 @@ def test_manifest(unfinished):
   text = write(configs)
   assert write(configs) == text
   first, second = map(json.loads, text.splitlines())
-  assert first['command'][:3] == [sys.executable, '-m', 'launch.work']
+  assert first['command'][:4] == list(WORK)
   assert first['resources'] == {'cpus': None, 'gpus': 0, 'memory_gb': None, 'minutes': None}
   names = [
       name

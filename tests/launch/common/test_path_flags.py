@@ -93,8 +93,8 @@ for name in ('launch', 'configs'):
   sys.modules[name] = types.ModuleType(name)
   sys.modules[name].__path__ = ['{ROOT}/' + name]
 from launch import reproduce
-from launch.common import jobs
-assert str(jobs.ROOT) == '{ROOT}' and str(reproduce.FOLDER) == '{ROOT}/configs'
+from launch.common import programs
+assert programs.ROOT == '{ROOT}' and str(reproduce.FOLDER) == '{ROOT}/configs'
 '''
   subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
 

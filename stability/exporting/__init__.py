@@ -1,0 +1,1 @@
+"""Runs of a workdir -> the offline formats of other tools, written by their own packages."""
