@@ -63,14 +63,9 @@ def same(left, right):
   return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
-def among(quick):
-  """A parameter `name`; those that are not among the quick ones are slow."""
-  slow = {name: pytest.param(name, marks=pytest.mark.slow) for name in INTERVENTIONS}
-  return pytest.mark.parametrize('name', [name if name in quick else slow[name] for name in slow])
-
-
-# Each compiles three layouts. The default tests cover what is carried in the state.
-@among(['sigma_reparam'])
+# Each compiles three layouts.
+@pytest.mark.slow
+@pytest.mark.parametrize('name', INTERVENTIONS)
 def test_one_run_over_devices(name, options, tiny, data):
   """Data parallel and sharded, in two microbatches, against one device and whole batches."""
   run = tiny(options)
@@ -91,7 +86,13 @@ def test_one_run_over_devices(name, options, tiny, data):
     assert found_loss == pytest.approx(loss, rel=tolerance)
 
 
-@among(['sigma_reparam', 'qk_clip'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name in ('sigma_reparam', 'qk_clip') else pytest.param(name, marks=pytest.mark.slow)
+        for name in INTERVENTIONS
+    ],
+)
 def test_population_and_resume(options, tiny, data):
   """A run does not depend on neighbours, slot, or whether its state went through a checkpoint."""
   runs = [tiny(options | {'optimizer.learning_rate': rate}) for rate in (1e-3, 0.1)]

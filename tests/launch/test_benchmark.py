@@ -47,6 +47,7 @@ def test_bad_input(arguments, said, tmp_path, monkeypatch, capsys):
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_simultaneous_processes(monkeypatch):
   monkeypatch.setattr(benchmark, 'SECONDS', 0.2)
   core = environment.cores()[:1]
@@ -117,6 +118,7 @@ def test_large_configs():
     assert config['model']['head_dim'] == 64
 
 
+@pytest.mark.slow
 def test_probe_overhead():
   c = tiny(**{'log.every_steps': 10})
   readings = probe_overhead.measure(c, 1, probe_every=20)

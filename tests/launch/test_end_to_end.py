@@ -39,6 +39,7 @@ def finished(place):
   return run(place, 'sweep', '--workdir=finished', '--config=experiment.py')
 
 
+@pytest.mark.slow
 def test_sweep(place, finished):
   assert finished.returncode == 0, finished.stderr
   workdir = place / 'finished'
@@ -63,6 +64,7 @@ def test_sweep(place, finished):
     assert (workdir / 'report' / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_finished_sweep_is_left_alone(place, finished):
   paths = sorted((place / 'finished' / 'runs').rglob('*'))
   before = {path: path.stat().st_mtime_ns for path in paths}
@@ -157,6 +159,7 @@ def test_workers_end_with_their_launcher(place, finished):
   assert_workers_end_with(launcher)
 
 
+@pytest.mark.slow
 def test_train_with_overrides(place):
   process = run(
       place,
@@ -174,6 +177,7 @@ def test_train_with_overrides(place):
   assert (row['status'], row['steps'], row['learning_rate']) == ('done', 30, 0.03)
 
 
+@pytest.mark.slow
 def test_report(place, finished):
   report = place / 'finished' / 'report' / 'index.html'
   report.unlink()

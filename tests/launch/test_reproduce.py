@@ -207,8 +207,13 @@ def test_damaged_workdir(place, monkeypatch, capsys):
     ('sent', 'code', 'said'),
     [
         (signal.SIGINT, 130, 'interrupted; the same command resumes the runs\n'),
-        (signal.SIGTERM, 75, 'preempted; the same command resumes the runs\n'),
-        (signal.SIGKILL, -9, ''),
+        pytest.param(
+            signal.SIGTERM,
+            75,
+            'preempted; the same command resumes the runs\n',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(signal.SIGKILL, -9, '', marks=pytest.mark.slow),
     ],
 )
 def test_child_ends_with_parent(place, sent, code, said):

@@ -180,6 +180,7 @@ def test_sharp_and_quiet_steps_make_the_same_update(stepped):
   assert set(stepped.metrics) >= {'loss', 'block_0/attention_logit_max', *NAMES}
 
 
+@pytest.mark.slow
 def test_sharpness_of_a_batch_in_parts(stepped, tiny, text, monkeypatch):
   """On two devices, with two microbatches on each and remat of blocks."""
   lowered = jax.stages.Lowered.compile

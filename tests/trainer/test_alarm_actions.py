@@ -145,6 +145,7 @@ def test_policy_rescues_diverged(sweep, train):
   assert run_files.read_result(run).status == 'done'
 
 
+@pytest.mark.slow
 def test_independent_of_neighbours(sweep):
   """Three runs with different actions, on three devices together and each alone."""
   rates = [1e-3, 1e-2, 1e-1]

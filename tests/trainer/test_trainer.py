@@ -50,6 +50,7 @@ def test_runs(sweep, train):
   assert len({result.final_loss for result in results}) == 3
 
 
+@pytest.mark.slow
 def test_sharpness(sweep, train):
   """Measured at its own interval; it changes no results."""
   (run,) = sweep(**{'probe.sharpness_every_steps': 8})
@@ -62,7 +63,9 @@ def test_sharpness(sweep, train):
   assert rows[-1]['loss'] == pytest.approx(numbers(without)[-2]['loss'], rel=1e-5)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize(
+    'layout', ['single', pytest.param('population', marks=pytest.mark.slow)]
+)
 def test_resume_after_kill(sweep, train, layout):
   undisturbed, runs = sweep(RATES, **LAYOUTS[layout]), sweep(RATES, **LAYOUTS[layout])
   train(*undisturbed)
