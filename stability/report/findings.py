@@ -98,7 +98,7 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
   where = [f'{labels.parameters(row["parameters"])} parameters']
   if results.groups:
     where.append(labels.pairs(results.groups, row[results.groups]))
-  where.append(f'learning rate {labels.number(row["best_learning_rate"])}')
+  where.append(f'learning rate {labels.rounded(row["best_learning_rate"])}')
   return f'The lowest loss is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
 
 

@@ -75,6 +75,11 @@ def number(value: float) -> str:
   return np.format_float_scientific(value, trim='-', exp_digits=1).replace('e+', 'e')
 
 
+def rounded(value: float) -> str:
+  """A number with three significant digits; empty for NaN."""
+  return '' if pd.isna(value) else number(float(f'{value:.3g}'))
+
+
 def decimals(value: float, places: int = 3) -> str:
   """A loss or a difference of losses; empty for NaN."""
   return '' if pd.isna(value) else f'{value:.{places}f}'

@@ -50,7 +50,7 @@ def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   if (is_limited := is_comparable & (table['window'] != lr_sensitivity.ALL)).any():
     text['over LRs'] = table['window'].where(is_limited, '')
   text['best loss'] = table['best_loss'].map(labels.decimals)
-  text['best LR'] = table['best_learning_rate'].map(labels.number).replace('nan', '')
+  text['best LR'] = table['best_learning_rate'].map(labels.rounded)
   if table['missing'].any():
     text['missing'] = table['missing'].astype(str)
   if (acted_on := _acted_on(results, table)).any():

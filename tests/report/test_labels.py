@@ -138,3 +138,9 @@ def test_labels_of_a_person():
 def test_equal_labels_of_columns(given):
   with labels.replaced(given), pytest.raises(BadInput, match='stands for several columns'):
     labels.fields(['a', 'b'])
+
+
+def test_rounded():
+  """A best learning rate of a geometric grid has no use for 15 digits."""
+  found = [labels.rounded(value) for value in (2.15443469003188e-3, 0.01, float('nan'))]
+  assert found == ['2.15e-3', '1e-2', '']
