@@ -11,6 +11,13 @@ from stability.storage import run_files, sweeps
 COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
 
 
+def are_pending(workdir: Path) -> bool:
+  """Whether alarms have not been looked for: in imported runs launch.alarms does that."""
+  sweep = sweeps.read_sweep(workdir)
+  runs = [run_files.run_dir(workdir, name) for name in sweep.runs]
+  return sweep.is_imported and not any((run / 'alarms.jsonl').exists() for run in runs)
+
+
 def load(workdir: Path) -> pd.DataFrame:
   """Loads a table with a row per alarm, in the order of the runs; forks come last.
 

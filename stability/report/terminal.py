@@ -40,7 +40,10 @@ def print_summary(
     options: those with which it was written.
   """
   results = results_lib.load_workdir(workdir)
-  alarms = alarms_line(alarm_log.load(workdir), list(results.runs['run']))
+  if alarm_log.are_pending(workdir):
+    alarms = f'Alarms: not looked for yet; python -m launch.alarms --workdir={workdir} does.'
+  else:
+    alarms = alarms_line(alarm_log.load(workdir), list(results.runs['run']))
   _print(console, results, report, [alarms], options)
 
 
