@@ -56,6 +56,7 @@ RUN_COLUMNS: dict[str, tuple[str, ...]] = {
     ),
 }
 _MEASURED = ('final_loss', 'initial_loss', 'steps', 'tokens', 'seconds')  # not settings
+_EITHER = ('parameters',)  # set, or counted once the model is there
 # What has no single meaning: if several columns could be it and differ, the user must choose.
 ONE_MEANING = ('learning_rate', 'parameters', 'seed')
 
@@ -143,7 +144,7 @@ def candidates(name: str, columns: Iterable[str]) -> list[str]:
     for column in columns:
       wrong_kind = column.startswith(SETTINGS if name in _MEASURED else RESULTS)
       is_step = key(column).lstrip('_') == alias and name in _MEASURED
-      if not wrong_kind and (key(column) == alias or is_step):
+      if (name in _EITHER or not wrong_kind) and (key(column) == alias or is_step):
         found.append(column)
   return found
 

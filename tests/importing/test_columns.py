@@ -54,3 +54,10 @@ def test_map():
       columns.parse_map(wrong)
   with pytest.raises(BadInput, match='nearest first, are peak_lr, loss'):
     columns.check_map({'learning_rate': 'peak_l'}, ['loss', 'peak_lr'])
+
+
+def test_parameters_may_be_counted():
+  """Many trainers count them once the model is there; a learning rate is a setting."""
+  found = ['config.lr', 'summary.num_params', 'summary.lr', 'metrics.parameters']
+  assert columns.candidates('parameters', found) == ['metrics.parameters', 'summary.num_params']
+  assert columns.candidates('learning_rate', found) == ['config.lr']
