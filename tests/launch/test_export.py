@@ -10,7 +10,7 @@ import struct
 import pytest
 from helpers import made_up
 
-from launch import export
+from launch import export, import_runs
 from launch.common import app
 from stability import config as config_lib
 from stability.storage import files, run_files
@@ -189,3 +189,14 @@ def test_mlflow(workdir, tmp_path):
     assert read.data.metrics['parameters'] == result.parameters
     assert read.data.tags['status'] == result.status and read.data.tags['sweep'] == 'sweep'
     assert read.data.tags.get('error') == result.error
+  # What MLflow exports is imported again.
+  mlflow.set_tracking_uri((tmp_path / 'out/mlruns').as_uri())
+  mlflow.search_runs([experiment.experiment_id]).to_csv(tmp_path / 'runs.csv', index=False)
+  arguments = [f'--runs={tmp_path / "runs.csv"}', f'--workdir={tmp_path / "again"}']
+  assert app.execute(import_runs.main, import_runs.FLAGS, ['import_runs', *arguments]) == 0
+  for again in runs_of(tmp_path / 'again').values():
+    original = next(r for r in expected.values() if r.initial_loss == again.initial_loss)
+    assert again.parameters == original.parameters and again.steps == original.steps
+  assert {r.final_loss for r in expected.values()} >= {
+      r.final_loss for r in runs_of(tmp_path / 'again').values() if r.status == 'done'
+  }
