@@ -114,6 +114,8 @@ def check(flag_values: flags.FlagValues) -> Options:
     output = flag_values['output'].value
     if output is not None and not Path(output).absolute().parent.is_dir():
       raise BadInput(f'--output={output}: its folder does not exist')
+    if output is not None and Path(output).is_dir():
+      raise BadInput(f'--output={output}: is a folder, must be a file')
     return Options(
         analyze=analyze,
         target=found,
