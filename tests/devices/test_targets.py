@@ -52,6 +52,7 @@ def test_usable_memory():
       h100.usable_bytes({'XLA_CLIENT_MEM_FRACTION': bad})
 
 
+@pytest.mark.slow
 def test_gpus_are_on_one_host():
   try:
     devices = targets.devices(targets.parse('h100:8'))

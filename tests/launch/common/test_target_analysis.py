@@ -1,7 +1,6 @@
 """launch.sweep --analyze --target, with a stand-in for the compilers and with the real ones."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from stability import hyper
 from stability.devices import ahead_of_time, hlo, shapes, targets
 from stability.devices import cost as cost_lib
 from stability.devices.placement import Memory, Placement
+from stability.errors import BadInput
 
 ROOT = pathlib.Path(__file__).parents[3]
 H100 = targets.parse('h100:8')
@@ -257,12 +257,9 @@ def test_bad_input(arguments, message, monkeypatch, capsys):
 
 def compile_for(target, tmp_path, *arguments):
   """The JSON file of a small sweep, compiled for a target in a process of its own."""
-  module, _ = targets._PLUGINS[targets.parse(target).target.platform]
   try:
-    missing = importlib.util.find_spec(module) is None
-  except ModuleNotFoundError:
-    missing = True
-  if missing:
+    targets.check(targets.parse(target).target.platform)
+  except BadInput:
     pytest.skip(f'no compiler for {target}')
   file = tmp_path / 'out.json'
   command = [
