@@ -1,5 +1,6 @@
 """launch.export on a made-up sweep, read back with the packages of the tools."""
 
+import errno
 import importlib.util
 import json
 import math
@@ -99,6 +100,13 @@ def test_damaged_run(workdir, tmp_path, monkeypatch, capsys):
   metrics.write_text('{\n')
   assert run(workdir, 'wandb', tmp_path / 'out') == 2
   assert str(metrics) in capsys.readouterr().err
+
+  def refuse(path):
+    raise PermissionError(errno.EACCES, 'Permission denied', str(metrics))
+
+  monkeypatch.setattr(files, 'read_lines', refuse)
+  assert run(workdir, 'wandb', tmp_path / 'out') == 2
+  assert capsys.readouterr().err == f'error: {metrics}: cannot be read: Permission denied\n'
   assert [path.name for path in tmp_path.iterdir()] == ['sweep']
 
 
