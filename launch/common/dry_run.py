@@ -45,7 +45,10 @@ def define(flag_values: flags.FlagValues) -> None:
       flag_values=flag_values,
   )
   flags.DEFINE_float(
-      'device_memory_gb', None, 'memory of each device; unit: 10^9 bytes', flag_values=flag_values
+      'device_memory_gb',
+      None,
+      'memory of each device that runs may use; unit: 10^9 bytes',
+      flag_values=flag_values,
   )
   flags.DEFINE_float(
       'device_tflops',
