@@ -3,8 +3,8 @@
   python -m launch.archive --workdir=DIR --output=FILE.tar.gz
 
 FILE has the configs, the logged rows, results, alarms and actions of all runs, the copied sources
-of extensions, results.csv and the report, but not the text, the checkpoints and TensorBoard's
-files. The sweep may still be running. To open it, where this package is installed:
+of extensions, results.csv, targets.json and the report, but not the text, the checkpoints and
+TensorBoard's files. The sweep may still be running. To open it, where this package is installed:
 
   tar -xzf FILE.tar.gz && python -m launch.report --workdir=NAME
 

@@ -216,6 +216,13 @@ def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
     print(f'input: {listing} in {given}', flush=True)
   if cut:
     print(splits.cut_line(cut), flush=True)
+  if validation == 'whole files':
+    sizes = {
+        split: [part.size for part in parts if part.split == split]
+        for split in ('train', 'validation')
+    }
+    for line in splits.share_lines(**sizes, fraction=_VALIDATION_FRACTION.value):
+      print(line, flush=True)
   record = {
       'files': {given: listing.to_json() for given, listing in listings.items()},
       'cut_documents': cut,

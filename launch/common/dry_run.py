@@ -45,7 +45,10 @@ def define(flag_values: flags.FlagValues) -> None:
       flag_values=flag_values,
   )
   flags.DEFINE_float(
-      'device_memory_gb', None, 'memory of each device; unit: 10^9 bytes', flag_values=flag_values
+      'device_memory_gb',
+      None,
+      'memory of each device that runs may use; unit: 10^9 bytes',
+      flag_values=flag_values,
   )
   flags.DEFINE_float(
       'device_tflops',
@@ -114,6 +117,8 @@ def check(flag_values: flags.FlagValues) -> Options:
     output = flag_values['output'].value
     if output is not None and not Path(output).absolute().parent.is_dir():
       raise BadInput(f'--output={output}: its folder does not exist')
+    if output is not None and Path(output).is_dir():
+      raise BadInput(f'--output={output}: is a folder, must be a file')
     return Options(
         analyze=analyze,
         target=found,

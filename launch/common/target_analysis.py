@@ -1,8 +1,10 @@
 """launch.sweep --dry_run --analyze --target: a sweep's programs, compiled for other devices."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import math
 import os
 import time
@@ -25,7 +27,9 @@ from stability.storage import files
 
 HELPS = 'more --config.parallel.microbatches, or remat=block, or layout=sharded, need less'
 # Packages whose versions decide what is compiled.
-_COMPILERS = ('jax', 'jaxlib', 'jax-cuda13-pjrt', 'jax-cuda13-plugin', 'libtpu')
+_COMPILERS = (
+    *('jax', 'jaxlib', 'jax-cuda13-pjrt', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13', 'libtpu'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Analysis:
   programs: Mapping[str, Program]
   seconds: Mapping[str, float]  # estimated, of each program
   device_hours: float  # estimated, of all runs of the group
-  refusal: str = ''  # why the group cannot be trained there
+  refusal: str = ''  # why the group cannot be trained there: 'does not fit: ...', for example
 
 
 def analyze(
@@ -81,33 +85,37 @@ def _analyze_group(
   from stability.step import train_step
 
   target = found.target
+  usable = target.usable_bytes(os.environ)
   refusal = ''
   try:
     placement = placement_lib.choose(
         group.config,
         len(devices),
-        target.memory_bytes,
+        usable,
         target.platform,
         group.runs,
         vocabulary_size,
     )
   except placement_lib.DoesNotFit as error:
-    placement, refusal = error.smallest, str(error)
+    placement, refusal = error.smallest, f'does not fit: {error}'
   used = len(devices)
   if placement.layout in ('single', 'population'):
     used = 1 if placement.layout == 'single' else min(used, group.runs)
   static, hparams = config_lib.split(group.config)
   estimate = placement_lib.memory(group.config, placement, len(devices), vocabulary_size)
-  programs = {}
+  programs, lowered = {}, {}
   if not refusal:
-    lowered = ahead_of_time.lower(
-        static,
-        train_step.arrays(hparams),
-        vocabulary_size,
-        placement,
-        devices[:used],
-        target.platform,
-    )
+    try:
+      lowered = ahead_of_time.lower(
+          static,
+          train_step.arrays(hparams),
+          vocabulary_size,
+          placement,
+          devices[:used],
+          target.platform,
+      )
+    except RuntimeError as error:  # without cuDNN, for example
+      refusal = f'cannot be lowered: {targets.reason(error)}'
     text_bytes = 0
     if placement.layout in ('single', 'population'):
       token = tokens.smallest_dtype(vocabulary_size)
@@ -116,10 +124,10 @@ def _analyze_group(
       on_program(group.name, kind)
       try:
         programs[kind] = _compile(kind, program, found, text_bytes)
-      except _TooLarge as error:
+      except _Refused as error:
         refusal = str(error)
         break
-    refusal = refusal or _too_large(programs.values(), target)
+    refusal = refusal or _too_large(programs.values(), usable)
   seconds = {
       kind: _seconds(program, group.config, placement, used, vocabulary_size, found)
       for kind, program in programs.items()
@@ -128,8 +136,8 @@ def _analyze_group(
   return Analysis(group, placement, used, estimate, programs, seconds, hours, refusal)
 
 
-class _TooLarge(Exception):
-  """The compiler says that a program needs more memory than a device has."""
+class _Refused(Exception):
+  """The compiler refuses a program, for lack of memory or for another reason."""
 
 
 def _compile(kind: str, lowered: Any, found: Slice, text_bytes: int) -> Program:
@@ -143,14 +151,12 @@ def _compile(kind: str, lowered: Any, found: Slice, text_bytes: int) -> Program:
   started = time.monotonic()
   try:
     compiled = lowered.compile()
-  except Exception as error:
-    message = str(error).strip().splitlines()
-    if 'RESOURCE_EXHAUSTED' in message[0]:
-      reason = message[0].partition('RESOURCE_EXHAUSTED: ')[2]
-      raise _TooLarge(f'the program {kind}: {reason}; {HELPS}') from error
-    raise BadInput(
-        f'--target={found.name}: its compiler refuses the program {kind}: {message[0]}'
-    ) from error
+  except Exception as error:  # of jaxlib, of several types
+    reason = targets.reason(error)
+    if 'RESOURCE_EXHAUSTED' in reason:
+      reason = reason.partition('RESOURCE_EXHAUSTED: ')[2]
+      raise _Refused(f'does not fit: the program {kind}: {reason}; {HELPS}') from error
+    raise _Refused(f'refused by the compiler: the program {kind}: {reason}') from error
   seconds = time.monotonic() - started
   memory, profile = compiled.memory_analysis(), hlo.profile(compiled.as_text())
   arguments = memory.argument_size_in_bytes - (0 if kind == 'evaluate' else text_bytes)
@@ -168,7 +174,8 @@ def _compile(kind: str, lowered: Any, found: Slice, text_bytes: int) -> Program:
       compile_seconds=seconds,
   )
   if file.parts[0] != '~':
-    files.write_json(file, dataclasses.asdict(program))
+    with contextlib.suppress(OSError):  # if the folder cannot be written, compile again next time
+      files.write_json(file, dataclasses.asdict(program))
   return program
 
 
@@ -177,7 +184,10 @@ def _cache_folder() -> Path:
 
 
 def _digest(text: str, found: Slice) -> str:
-  """Of everything that decides the result of a compilation."""
+  """Of everything that decides the result of a compilation and what is read from it."""
+  from stability.devices import hlo
+
+  code = [Path(module).read_text() for module in (__file__, hlo.__file__, targets.__file__)]
   versions = []
   for name in _COMPILERS:
     try:
@@ -185,7 +195,7 @@ def _digest(text: str, found: Slice) -> str:
     except importlib.metadata.PackageNotFoundError:
       continue
   flags = settings.xla_flags_text(os.environ)
-  parts = [text, found.name, repr(found.target), flags, *versions]
+  parts = [text, found.name, flags, json.dumps(settings.recorded()), *versions, *code]
   return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:32]
 
 
@@ -198,14 +208,14 @@ def _read(file: Path) -> dict[str, Any] | None:
   return found if found is not None and found.keys() == names else None
 
 
-def _too_large(programs: Sequence[Program], target: targets.Target) -> str:
+def _too_large(programs: Sequence[Program], usable_bytes: float) -> str:
   """Why programs do not fit a device; empty if they do."""
   largest = max(programs, key=lambda program: program.memory_bytes)
-  if largest.memory_bytes <= target.memory_bytes:
+  if largest.memory_bytes <= usable_bytes:
     return ''
   return (
-      f'the program {largest.kind} needs {largest.memory_bytes / 1e9:.1f} of'
-      f' {target.memory_bytes / 1e9:.1f} GB; its largest array is {largest.largest}; {HELPS}'
+      f'does not fit: the program {largest.kind} needs {largest.memory_bytes / 1e9:.1f} of'
+      f' {usable_bytes / 1e9:.1f} GB; its largest array is {largest.largest}; {HELPS}'
   )
 
 
@@ -223,18 +233,24 @@ def _seconds(
   kernel, and the collectives' bytes over the links. No kernel reaches its peak, so that real steps
   are slower; where kernels overlap, they are faster.
   """
+  from stability.step import sharpness
+
   target = found.target
-  flops = shapes.step_flops(config, vocabulary_size)
+  gradient = shapes.gradient_flops(config, vocabulary_size)
   if program.kind == 'evaluate':
-    flops /= 3  # no backward pass
-  elif placement.remat == 'block':
-    flops *= 4 / 3
+    flops = gradient / 3  # no backward pass
+  else:
+    flops = shapes.step_flops(config, vocabulary_size)
+    if placement.remat == 'block':
+      flops += gradient / 3
+    if program.kind == 'sharp':
+      flops += sharpness.cost_in_gradients(config['optimizer']['name']) * gradient
   flops *= placement.members
   if placement.layout in ('data_parallel', 'sharded'):
     flops /= devices
   model = config['model']
   rate = target.flops_per_second(model['dtype'], model['matmul_precision'])
-  moved = sum(each['bytes'] for each in program.collectives.values())
+  moved = sum(_sent(kind, each['bytes'], devices) for kind, each in program.collectives.items())
   return (
       max(flops / rate, program.bytes / target.bytes_per_second)
       + program.kernels * targets.LAUNCH_SECONDS[target.platform]
@@ -242,18 +258,32 @@ def _seconds(
   )
 
 
+def _sent(kind: str, result_bytes: int, devices: int) -> float:
+  """Bytes that each device sends for collectives whose results have these bytes, by rings."""
+  others = (devices - 1) / devices
+  if kind == 'all-reduce':
+    return 2 * others * result_bytes  # a reduce-scatter and an all-gather
+  if kind == 'reduce-scatter':
+    return (devices - 1) * result_bytes  # a device keeps a part of what it sends
+  return result_bytes if kind.startswith('collective-') else others * result_bytes
+
+
 def _device_hours(
     group: cost_lib.Group, placement: Placement, devices: int, seconds: Mapping[str, float]
 ) -> float:
-  """Hours of devices for all runs of a group, packed as they would be, with probes."""
+  """Hours of devices for all runs of a group, packed as they would be, with probes.
+
+  Runs of different length count with their mean.
+  """
   together = devices * placement.members if placement.layout == 'population' else 1
   rounds = math.ceil(group.runs / together)
   config = group.config
-  steps = config['schedule']['steps']
-  probe = config['probe']
-  total = steps * seconds['quiet']
-  for kind, every in (('probed', probe['every_steps']), ('sharp', probe['sharpness_every_steps'])):
-    if every:
-      total += steps / every * (seconds[kind] - seconds['quiet'])
-  total += 2 * config['data']['validation_batches'] * seconds['evaluate']
+  data, probe = config['data'], config['probe']
+  steps = group.tokens / (group.runs * data['batch_size'] * data['sequence_length'])
+  sharp, probed = (
+      1 / probe[name] if probe[name] else 0.0 for name in ('sharpness_every_steps', 'every_steps')
+  )  # shares of all steps; a sharp step takes the place of a probed one
+  shares = {'quiet': 1 - probed, 'probed': probed - sharp, 'sharp': sharp}
+  total = steps * sum(share * seconds[kind] for kind, share in shares.items() if share)
+  total += 2 * data['validation_batches'] * seconds['evaluate']
   return rounds * devices * total / 3600

@@ -62,7 +62,7 @@ def table(analyses: Sequence[Analysis], found: Slice) -> Table:
     )
     if not analysis.programs:
       total = f'{analysis.estimate.total / 1e9:.2f}'
-      shown.add_row(*about, 'does not fit', '', total, '', '', '', '')
+      shown.add_row(*about, analysis.refusal.partition(':')[0], '', total, '', '', '', '')
     for kind, program in analysis.programs.items():
       shown.add_row(
           *about,
@@ -89,11 +89,12 @@ def summary(analyses: Sequence[Analysis], found: Slice) -> list[str]:
   """Sentences on the device-hours, how they are estimated, and what does not fit."""
   target = found.target
   hours = sum(analysis.device_hours for analysis in analyses)
+  runs = sum(analysis.group.runs for analysis in analyses if not analysis.refusal)
   launch = LAUNCH_SECONDS[target.platform]
   launches = f', plus {launch * 1e6:g} us a kernel' if launch else ''
   lines = [
-      f'{hours:,.2f} device-hours of {found.name.partition(":")[0]} (estimate): the larger of FLOPs'
-      f' at {target.bfloat16_flops / 1e12:g} TFLOP/s (bfloat16; float32'
+      f'{hours:,.2f} device-hours of {found.name.partition(":")[0]} for {runs:,} runs (estimate):'
+      f' the larger of FLOPs at {target.bfloat16_flops / 1e12:g} TFLOP/s (bfloat16; float32'
       f' {target.float32_flops / 1e12:g}) and bytes at {target.bytes_per_second / 1e12:g} TB/s'
       f'{launches}, plus collectives at {target.link_bytes_per_second / 1e9:g} GB/s; real steps are'
       f' slower. Rates: {target.source}'
@@ -103,7 +104,7 @@ def summary(analyses: Sequence[Analysis], found: Slice) -> list[str]:
     lines.append(
         f'{unordered:,} scatters add up in no fixed order: two equal runs may round differently'
     )
-  lines += [f'{a.group.name}: does not fit: {a.refusal}' for a in analyses if a.refusal]
+  lines += [f'{a.group.name}: {a.refusal}' for a in analyses if a.refusal]
   return lines
 
 

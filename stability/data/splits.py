@@ -31,12 +31,18 @@ class Split:
     """What a user should know: documents that are cut, or a long validation text."""
     if self.cut:
       return [cut_line(self.cut)]
-    held_out, total = _bytes(self.validation), _bytes(self.train) + _bytes(self.validation)
-    if held_out > 2 * VALIDATION_FRACTION * total:
-      count, documents = len(self.validation), len(self.train) + len(self.validation)
-      share = f'{100 * held_out / total:.2g} % of the text'
-      return [f'validation text: {count:,} of {documents:,} documents, {share}']
+    train, validation = ([len(text) for _, text in part] for part in (self.train, self.validation))
+    return share_lines(train, validation, VALIDATION_FRACTION)
+
+
+def share_lines(train: Sequence[int], validation: Sequence[int], fraction: float) -> list[str]:
+  """A line on documents that have over twice the fraction to hold out; their sizes by split."""
+  held_out, total = sum(validation), sum(train) + sum(validation)
+  if held_out <= 2 * fraction * total:
     return []
+  share = f'{100 * held_out / total:.2g} % of the text'
+  documents = len(train) + len(validation)
+  return [f'validation text: {len(validation):,} of {documents:,} documents, {share}']
 
 
 def cut_line(names: Sequence[str]) -> str:

@@ -100,14 +100,16 @@ def profile(text: str) -> Profile:
         for branch in _branches(each.rest):
           visit(branch, times)
       elif operation in ('call', 'async'):
-        visit(dict((k, v) for k, v in _CALLED.findall(each.rest))[_caller(each.rest)], times)
+        called = dict(_CALLED.findall(each.rest))
+        visit(called.get('to_apply') or called['calls'], times)
       elif operation not in _FREE and not operation.endswith(('-done', '-update')):
         kernels += times
-        size = nbytes(each.shape)
+        arrays = _written(each, by_name)
+        size = sum(map(_size, arrays))
         moved['bytes'] += times * (size + _read(each, by_name, computations))
-        for array in _ARRAY.finditer(each.shape):
-          name = f'{array[1]}[{array[2]}]'
-          written[name] = max(written.get(name, 0), _size(array))
+        for array in arrays:
+          shape = f'{array[1]}[{array[2]}]'
+          written[shape] = max(written.get(shape, 0), _size(array))
         if operation in COLLECTIVES:
           counts[operation] += times
           moved[operation] += times * size
@@ -156,15 +158,23 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
   return computations, entry
 
 
-def _caller(rest: str) -> str:
-  return 'to_apply' if 'to_apply=' in rest else 'calls'
-
-
 def _branches(rest: str) -> list[str]:
   found = []
   for names, name in _BRANCHES.findall(rest):
     found += [each.strip().lstrip('%') for each in names.split(',')] if names else [name]
   return found
+
+
+def _written(
+    each: _Instruction, by_name: Mapping[str, _Instruction]
+) -> list[re.Match[str]]:
+  """The arrays that a kernel writes; the start of an asynchronous one has its operands, too."""
+  arrays = list(_ARRAY.finditer(each.shape))
+  if not each.operation.endswith('-start') or each.operation == 'all-reduce-start':
+    return arrays
+  shapes = [by_name[name].shape for name in each.operands if name in by_name]
+  operands = sum(len(_ARRAY.findall(shape)) for shape in shapes)
+  return arrays[:operands] if each.operation == 'copy-start' else arrays[operands:]
 
 
 def _read(

@@ -51,12 +51,19 @@ def step_flops(config: AnyConfig, vocabulary_size: int) -> float:
   """FLOPs of the matrix products in one step, those of the gradient and of the optimizer."""
   from stability.devices import traces
 
+  update = _fields(config, _NOT_UPDATE), architecture(config), vocabulary_size
+  optimizer = traces.update(*update, depth=1).flops and _update(config, vocabulary_size).flops
+  return gradient_flops(config, vocabulary_size) + optimizer
+
+
+def gradient_flops(config: AnyConfig, vocabulary_size: int) -> float:
+  """FLOPs of the matrix products in the gradient of one step; a third is the forward pass."""
+  from stability.devices import traces
+
   depth, rows = config['model']['depth'], config['data']['batch_size']
   key = architecture(config), vocabulary_size
   at_0, at_1 = (traces.gradient(*key, depth=d, remat=False).flops.at(rows) for d in (0, 1))
-  update = _fields(config, _NOT_UPDATE), *key
-  optimizer = traces.update(*update, depth=1).flops and _update(config, vocabulary_size).flops
-  return at_0 + depth * (at_1 - at_0) + optimizer
+  return at_0 + depth * (at_1 - at_0)
 
 
 @dataclasses.dataclass(frozen=True)

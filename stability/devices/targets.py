@@ -2,13 +2,15 @@
 
 The compilers of NVIDIA GPUs and of TPUs run without a device: they take a description of one. What
 they cannot do is run a program, or tune it by trying variants. The descriptions of GPUs have the
-fields that XLA reads from a device. Rates and memories are those of the data sheets (`source`).
+fields that XLA reads from a device. Rates are those of the data sheets (`source`), which round the
+memory; `memory_bytes` is what drivers report.
 
 Needs one of the extras aot-gpu and aot-tpu.
 """
 
 import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +23,9 @@ _H100_SHEET = 'https://www.nvidia.com/en-us/data-center/h100/ (SXM)'
 _H200_SHEET = 'https://www.nvidia.com/en-us/data-center/h200/ (SXM)'
 _A100_SHEET = 'https://www.nvidia.com/en-us/data-center/a100/ (80 GB SXM)'
 _TPU_DOCS = 'https://cloud.google.com/tpu/docs/{}'
+# Share of a GPU's memory that jax takes, and the variables that set another.
+_SHARE = 0.75
+_SHARE_VARIABLES = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 # Time from one kernel's start to the next one's, if both are short: the usual 3 to 5 microseconds
 # of a CUDA launch. A TPU runs a whole program at once.
 LAUNCH_SECONDS = {'gpu': 4e-6, 'tpu': 0.0}
@@ -48,6 +53,21 @@ class Target:
     if matmul_precision == 'hardware':
       return self.hardware_float32_flops
     return self.float32_flops
+
+  def usable_bytes(self, environment: Mapping[str, str]) -> float:
+    """Bytes of a device's memory that runs get; BadInput if the environment has a bad share."""
+    if self.platform != 'gpu':
+      return self.memory_bytes
+    for name in _SHARE_VARIABLES:
+      if given := environment.get(name):
+        try:
+          share = float(given)
+        except ValueError:
+          share = math.nan
+        if not 0 < share < math.inf:
+          raise BadInput(f'{name}={given}: must be a number above 0')
+        return share * self.memory_bytes
+    return _SHARE * self.memory_bytes
 
 
 def _gpu(
@@ -174,8 +194,8 @@ TARGETS = {
     'v6e': Target(
         platform='tpu',
         memory_bytes=34.4 * GB,
-        bytes_per_second=1.64e12,
-        link_bytes_per_second=448e9,
+        bytes_per_second=1.638e12,
+        link_bytes_per_second=400e9,
         bfloat16_flops=918 * TFLOPS,
         float32_flops=918 / 6 * TFLOPS,
         hardware_float32_flops=918 * TFLOPS,
@@ -241,7 +261,7 @@ def devices(found: Slice) -> Sequence[Any]:
 
   try:
     if found.target.platform == 'gpu':
-      topology = f'1x{found.topology}x1'  # hosts, devices of each
+      topology = f'1x1x{found.topology}'  # slices, hosts of each, devices of each host
       description = topologies.get_topology_desc(
           platform='cuda',
           topology_name=topology,
@@ -251,9 +271,13 @@ def devices(found: Slice) -> Sequence[Any]:
     else:
       description = topologies.get_topology_desc(platform='tpu', topology_name=found.name)
   except Exception as error:  # of jaxlib, of several types
-    reason = str(error).strip().splitlines()[0]
-    raise BadInput(f'--target={found.name}: refused by its compiler: {reason}') from error
+    raise BadInput(f'--target={found.name}: refused by its compiler: {reason(error)}') from error
   return description.devices
+
+
+def reason(error: Exception) -> str:
+  """The first line of a compiler's error, or its type if it says nothing."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.config import Config
+from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps
 
 
@@ -58,19 +59,20 @@ def count(workdir: Path) -> tuple[int, int]:
 
 
 def runs(workdir: Path) -> Iterator[FinishedRun]:
-  """The runs that have ended, forks included, in the order of sweep.json."""
+  """The runs that have ended, forks included, in the order of sweep.json.
+
+  Raises BadInput for a file that cannot be read.
+  """
   for name in _names(workdir):
     run = run_files.run_dir(workdir, name)
     result = run_files.read_result(run)
     if result is not None:
-      yield FinishedRun(
-          name,
-          workdir.resolve().name,
-          files.read_json(run / 'config.json'),
-          result,
-          run_files.read_metrics(run),
-          (run / 'config.json').stat().st_mtime,
-      )
+      try:
+        rows, started = run_files.read_metrics(run), (run / 'config.json').stat().st_mtime
+      except OSError as error:
+        raise BadInput(f'{error.filename}: cannot be read: {error.strerror}') from error
+      config = files.read_json(run / 'config.json')
+      yield FinishedRun(name, workdir.resolve().name, config, result, rows, started)
 
 
 def _names(workdir: Path) -> list[str]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from stability.errors import BadInput
 from stability.exporting.finished import FinishedRun
 
 PACKAGE = 'wandb'
@@ -11,7 +12,7 @@ PROJECT = 'stability'
 
 
 def write(runs: Iterable[FinishedRun], folder: Path, final: Path) -> None:
-  """Writes the runs; nothing is sent.
+  """Writes the runs; nothing is sent. Raises BadInput for what W&B refuses.
 
   W&B knows two outcomes of a run that has ended, finished and failed. The summary has the status.
   """
@@ -46,5 +47,7 @@ def write(runs: Iterable[FinishedRun], folder: Path, final: Path) -> None:
         written.log(row, step=step)
       written.summary.update(run.summary() | run.text())
       written.finish(exit_code=1 if run.result.status == 'failed' else 0)
+  except wandb.errors.Error as error:
+    raise BadInput(f'--to=wandb: {error}') from error
   finally:
     wandb.teardown()  # waits for the process that writes the files

@@ -31,6 +31,11 @@ PASSES = 7  # bisections, which find the multiple to a factor of 2^(24 / 2^8), 7
 PRODUCTS = 10  # Hessian-vector products
 
 
+def cost_in_gradients(optimizer: str) -> float:
+  """The cost of a measurement, in gradients of a step: a forward pass is a third of one."""
+  return (1 + PASSES) / 3 + (2 * PRODUCTS if optimizer == 'adamw' else 0)
+
+
 def critical(
     loss: Loss, params: Tree, gradients: Tree, step: Tree, rate: jax.Array
 ) -> Measurements:

@@ -1,8 +1,9 @@
 """One file with what reports and predictions read of a workdir, to keep or to send.
 
 The archive holds sweep.json, the forks, the config, rows, result, alarms and actions of each run,
-the copied sources of extensions, results.csv and the report. It leaves out the text, checkpoints,
-TensorBoard's files, and what belongs to processes at work (leases, requests, jobs, logs).
+the copied sources of extensions, results.csv, the targets of predictions and the report. It leaves
+out the text, checkpoints, TensorBoard's files, and what belongs to processes at work (leases,
+requests, jobs, logs).
 """
 
 import gzip
@@ -23,6 +24,7 @@ _PATTERNS = (
     'forks/*.json',
     'extensions/**/*',
     'results.csv',
+    'targets.json',
     'report/**/*',
 )
 

@@ -35,7 +35,7 @@ SWITCHES = {
     'model.output_soft_cap': 30.0,
 }
 PAPER = {'data.batch_size': 256, 'data.sequence_length': 512, 'probe.every_steps': 10}
-LARGE = {  # target -> layout and size; 1.2B and 4.8B of the paper
+LARGE = {  # sizes of the paper
     '1.2B': PAPER | {'model.width': 2048, 'model.depth': 24, 'model.head_dim': 64},
     '4.8B': PAPER | {'model.width': 4096, 'model.depth': 24, 'model.head_dim': 64},
 }

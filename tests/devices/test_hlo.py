@@ -83,6 +83,31 @@ def test_largest_array():
   assert (found.largest, found.largest_bytes) == ('f32[4,8]', ROWS)
 
 
+def test_starts_of_asynchronous_operations():
+  """Their shapes name operands, too; of each, the kernel writes the result alone."""
+  text = '''HloModule m
+
+ENTRY %main (a: f32[2], b: f32[3]) -> f32[8] {
+  %a = f32[2]{0} parameter(0)
+  %b = f32[3]{0} parameter(1)
+  %g = ((f32[2]{0}, f32[3]{0}), (f32[8]{0}, f32[12]{0})) all-gather-start(%a, %b), channel_id=1
+  %r = (f32[8]{0}, f32[12]{0}) all-gather-done(%g)
+  %c = (f32[3]{0:S(1)}, f32[3]{0}, u32[]{:S(2)}) copy-start(%b)
+  %d = f32[3]{0:S(1)} copy-done(%c)
+  %p = (f32[2]{0}, f32[2]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%a), channel_id=2
+  ROOT %q = f32[2]{0} collective-permute-done(%p)
+}
+'''
+  found = hlo.profile(text)
+  assert found.collectives == {
+      'all-gather': hlo.Collective(1, 4 * (8 + 12)),
+      'collective-permute': hlo.Collective(1, 4 * 2),
+  }
+  assert found.kernels == 3
+  assert found.bytes == 4 * (2 + 3 + 8 + 12) + 4 * 3 + 4 * (2 + 2)
+  assert found.largest == 'f32[12]'
+
+
 def test_scatters_of_no_fixed_order():
   scatter = '  %s = f32[4,8]{1,0} scatter(%taken, %ids, %taken), unique_indices=true, to_apply=%add'
   at = '  %zero = s32[] constant(0)'

@@ -41,6 +41,31 @@ def test_missing_compiler(monkeypatch):
     targets.check('tpu')
 
 
+def test_usable_memory():
+  """Of a GPU, jax takes three quarters, or the share that the environment states."""
+  h100, v5e = (targets.TARGETS[name] for name in ('h100', 'v5e'))
+  assert h100.usable_bytes({}) == 0.75 * h100.memory_bytes
+  assert h100.usable_bytes({'XLA_PYTHON_CLIENT_MEM_FRACTION': '.9'}) == 0.9 * h100.memory_bytes
+  assert v5e.usable_bytes({'XLA_PYTHON_CLIENT_MEM_FRACTION': '.9'}) == v5e.memory_bytes
+  for bad in ('half', '0', 'nan'):
+    with pytest.raises(BadInput, match=f'XLA_CLIENT_MEM_FRACTION={bad}: must be a number above 0'):
+      h100.usable_bytes({'XLA_CLIENT_MEM_FRACTION': bad})
+
+
+@pytest.mark.slow
+def test_gpus_are_on_one_host():
+  try:
+    devices = targets.devices(targets.parse('h100:8'))
+  except BadInput as error:
+    pytest.skip(f'no compiler for h100: {error}')
+  assert len(devices) == 8 and {device.process_index for device in devices} == {0}
+
+
+def test_reason():
+  assert targets.reason(RuntimeError('\nINTERNAL: no\nmore')) == 'INTERNAL: no'
+  assert targets.reason(RuntimeError()) == 'RuntimeError'
+
+
 def test_rates():
   h100, v5e = (targets.TARGETS[name] for name in ('h100', 'v5e'))
   assert h100.flops_per_second('bfloat16', 'highest') == 989e12

@@ -10,6 +10,7 @@ from helpers import made_up
 from launch import archive
 from launch.common import app
 from stability.analysis import results
+from stability.analysis.prediction import targets
 from stability.report import page
 from stability.storage import run_files
 
@@ -41,6 +42,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_report_of_the_extracted_archive(workdir, tmp_path):
+  targets.keep(workdir, [targets.Target(7e9)])
   file = tmp_path / 'made/sweep.tar.gz'
   assert run(workdir, file) == 0
   with tarfile.open(file) as opened:
@@ -52,7 +54,7 @@ def test_report_of_the_extracted_archive(workdir, tmp_path):
       for name, content in contents(workdir).items()
       if not any(part in name for part in left_out)
   }
-  assert contents(extracted) == expected and 'sweep.json' in expected
+  assert contents(extracted) == expected and {'sweep.json', 'targets.json'} < expected.keys()
   assert any(name.endswith('/metrics.jsonl') for name in expected)
   page.write_report(workdir, tmp_path / 'a')
   page.write_report(extracted, tmp_path / 'b')

@@ -1,11 +1,14 @@
 """launch.export on a made-up sweep, read back with the packages of the tools."""
 
+import errno
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import struct
+import sys
+import types
 
 import pytest
 from helpers import made_up
@@ -97,6 +100,38 @@ def test_damaged_run(workdir, tmp_path, monkeypatch, capsys):
   metrics.write_text('{\n')
   assert run(workdir, 'wandb', tmp_path / 'out') == 2
   assert str(metrics) in capsys.readouterr().err
+
+  def refuse(path):
+    raise PermissionError(errno.EACCES, 'Permission denied', str(metrics))
+
+  monkeypatch.setattr(files, 'read_lines', refuse)
+  assert run(workdir, 'wandb', tmp_path / 'out') == 2
+  assert capsys.readouterr().err == f'error: {metrics}: cannot be read: Permission denied\n'
+  assert [path.name for path in tmp_path.iterdir()] == ['sweep']
+
+
+@pytest.mark.parametrize('to, error', [('wandb', 'errors.Error'), ('mlflow', 'MlflowException')])
+def test_refusal_of_the_package(to, error, workdir, tmp_path, monkeypatch, capsys):
+  """One line, and nothing is left."""
+  refused = type(error, (Exception,), {})
+
+  def refuse(*_, **__):
+    raise refused('the name is too long')
+
+  stand_in = types.SimpleNamespace(
+      errors=types.SimpleNamespace(Error=refused),
+      Settings=dict,
+      init=refuse,
+      teardown=lambda: None,
+      exceptions=types.SimpleNamespace(MlflowException=refused),
+      MlflowClient=refuse,
+      entities=types.SimpleNamespace(Metric=None, Param=None),
+  )
+  monkeypatch.setitem(sys.modules, to, stand_in)
+  monkeypatch.setitem(sys.modules, f'{to}.entities', stand_in.entities)
+  monkeypatch.setattr(export, '_check_installed', lambda package: None)
+  assert run(workdir, to, tmp_path / 'out') == 2
+  assert capsys.readouterr().err == f'error: --to={to}: the name is too long\n'
   assert [path.name for path in tmp_path.iterdir()] == ['sweep']
 
 

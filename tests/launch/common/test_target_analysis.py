@@ -1,6 +1,6 @@
 """launch.sweep --analyze --target, with a stand-in for the compilers and with the real ones."""
 
-import importlib.util
+import dataclasses
 import json
 import math
 import os
@@ -14,9 +14,10 @@ from configs import base
 from launch import sweep
 from launch.common import app, target_analysis, target_report
 from stability import hyper
+from stability.devices import ahead_of_time, hlo, shapes, targets
 from stability.devices import cost as cost_lib
-from stability.devices import shapes, targets
 from stability.devices.placement import Memory, Placement
+from stability.errors import BadInput
 
 ROOT = pathlib.Path(__file__).parents[3]
 H100 = targets.parse('h100:8')
@@ -43,17 +44,46 @@ def group(runs=7, **overrides):
 def test_seconds(monkeypatch):
   """The slower of products and memory, then launches and links."""
   monkeypatch.setattr(shapes, 'step_flops', lambda config, vocabulary: 67e12)
+  monkeypatch.setattr(shapes, 'gradient_flops', lambda config, vocabulary: 60e12)
   config = group().config
   found = target_analysis._seconds(
       PROGRAM, config, Placement('population', 2, 1, 'none'), 8, 256, H100
   )
-  assert found == pytest.approx(2 * 1.0 + 250 * 4e-6 + 1e-3)
+  links = 2 * 7 / 8 * 1e-3  # 450 MB at 450 GB/s, twice, without a device's own eighth
+  assert found == pytest.approx(2 * 1.0 + 250 * 4e-6 + links)
   sharded = Placement('sharded', 1, 1, 'block')
   found = target_analysis._seconds(PROGRAM, config, sharded, 8, 256, H100)
-  assert found == pytest.approx(4 / 3 / 8 + 2e-3)
+  assert found == pytest.approx((67 + 20) / 67 / 8 + 1e-3 + links)
   monkeypatch.setattr(shapes, 'step_flops', lambda config, vocabulary: 0.0)
+  monkeypatch.setattr(shapes, 'gradient_flops', lambda config, vocabulary: 0.0)
   found = target_analysis._seconds(PROGRAM, config, sharded, 8, 256, H100)
-  assert found == pytest.approx(2e-3 + 2e-3)  # 6.7 GB at 3.35 TB/s
+  assert found == pytest.approx(2e-3 + 1e-3 + links)  # 6.7 GB at 3.35 TB/s
+
+
+@pytest.mark.parametrize(
+    'kind, optimizer, gradients',
+    [
+        ('quiet', 'adamw', 1),
+        ('sharp', 'adamw', 1 + 8 / 3 + 20),  # 8 forward passes and 10 products with the Hessian
+        ('sharp', 'muon', 1 + 8 / 3),
+        ('evaluate', 'adamw', 1 / 3),
+    ],
+)
+def test_gradients_of_a_program(kind, optimizer, gradients, monkeypatch):
+  for name in ('step_flops', 'gradient_flops'):
+    monkeypatch.setattr(shapes, name, lambda config, vocabulary: 67e12)
+  program = dataclasses.replace(PROGRAM, kind=kind, kernels=0, collectives={})
+  place = Placement('single', 1, 1, 'none')
+  config = group(**{'optimizer.name': optimizer}).config
+  found = target_analysis._seconds(program, config, place, 1, 256, H100)
+  assert found == pytest.approx(gradients)
+
+
+def test_bytes_that_a_device_sends():
+  """By rings over four devices; the result is the whole array, or of a reduce-scatter a part."""
+  whole = {'all-reduce': 150, 'all-gather': 75, 'all-to-all': 75, 'collective-permute': 100}
+  assert {kind: target_analysis._sent(kind, 100, 4) for kind in whole} == whole
+  assert target_analysis._sent('reduce-scatter', 25, 4) == 75
 
 
 @pytest.mark.parametrize(
@@ -71,12 +101,24 @@ def test_device_hours(layout, members, devices, rounds):
   assert found == pytest.approx(rounds * devices * (1000 + 10 * 2 + 10 * 0.5) / 3600)
 
 
+def test_device_hours_of_runs_of_different_length():
+  """A sharp step takes the place of a probed one."""
+  overrides = {'probe.every_steps': 10, 'probe.sharpness_every_steps': 100}
+  points = [{'schedule.steps': steps} | overrides for steps in (1000, 3000)]
+  configs = hyper.expand(base.get_config().to_dict(), points).configs
+  (two,) = cost_lib.groups(configs, 256, lambda config, vocabulary: 1e9)
+  seconds = {'quiet': 1.0, 'probed': 3.0, 'sharp': 20.0, 'evaluate': 0.0}
+  found = target_analysis._device_hours(two, Placement('single', 1, 1, 'none'), 1, seconds)
+  assert found == pytest.approx((4000 * 0.9 * 1 + 4000 * 0.09 * 3 + 40 * 20) / 3600)
+
+
 def test_too_large():
-  target = targets.parse('v5e').target
-  assert target_analysis._too_large([PROGRAM], target) == ''
-  large = target_analysis.dataclasses.replace(PROGRAM, memory_bytes=20 * 10**9)
-  said = target_analysis._too_large([PROGRAM, large], target)
-  assert said.startswith('the program quiet needs 20.0 of 17.2 GB; its largest array is f32[64,')
+  assert target_analysis._too_large([PROGRAM], 2e9) == ''
+  large = dataclasses.replace(PROGRAM, memory_bytes=20 * 10**9)
+  said = target_analysis._too_large([PROGRAM, large], 17.2e9)
+  assert said.startswith(
+      'does not fit: the program quiet needs 20.0 of 17.2 GB; its largest array is f32[64,'
+  )
   assert 'microbatches' in said
 
 
@@ -113,7 +155,7 @@ def test_table_and_file(monkeypatch, tmp_path, capsys):
   assert 'group 2 of 2' in err
   (row, *_) = (line.split() for line in out.splitlines() if 'quiet' in line)
   assert row[:10] == ['all', '7', 'population', '7', '1', 'quiet', '2.00', '2.00', '250', '3']
-  assert '3.00 device-hours of h100' in out and targets.TARGETS['h100'].source in out
+  assert '3.00 device-hours of h100 for 14 runs' in out and targets.TARGETS['h100'].source in out
   written = json.loads(file.read_text())
   assert written['device_hours'] == 3.0 and len(written['groups']) == 2
   assert written['groups'][0]['programs']['quiet']['kernels'] == 250
@@ -127,8 +169,60 @@ def test_unordered_sums_are_named():
 
 
 def test_what_does_not_fit_is_named():
-  lines = target_report.summary([analysis(refusal='needs 20.0 of 17.2 GB')], targets.parse('v5e'))
+  refused = analysis(refusal='does not fit: needs 20.0 of 17.2 GB')
+  lines = target_report.summary([refused, analysis()], targets.parse('v5e'))
   assert lines[-1] == 'all: does not fit: needs 20.0 of 17.2 GB'
+  assert 'for 7 runs (estimate)' in lines[0]
+
+
+class Lowered:
+  """A stand-in for a lowered program whose compilation fails."""
+
+  def __init__(self, error):
+    self.error = error
+
+  def as_text(self):
+    return str(self.error)
+
+  def compile(self):
+    raise self.error
+
+
+@pytest.mark.parametrize(
+    'error, refusal',
+    [
+        ('RESOURCE_EXHAUSTED: used 20G of 15G\nlong', 'does not fit: the program quiet: used 20G'),
+        ('INTERNAL: no tiling', 'refused by the compiler: the program quiet: INTERNAL: no tiling'),
+        ('', 'refused by the compiler: the program quiet: RuntimeError'),
+        (None, 'cannot be lowered: cuDNN is not detected.'),
+    ],
+)
+def test_refusal_of_a_group_leaves_the_others(error, refusal, monkeypatch, tmp_path):
+  """A compiler's error is told in the group's place."""
+
+  def lower(static, *_):
+    if error is None:
+      raise RuntimeError('cuDNN is not detected.')
+    return {'quiet': Lowered(RuntimeError(error))}
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(targets, 'devices', lambda found: [None])
+  monkeypatch.setattr(ahead_of_time, 'lower', lower)
+  found = list(target_analysis.analyze([group(), group()], 256, H100, lambda name, kind: None))
+  assert len(found) == 2
+  for each in found:
+    assert each.refusal.startswith(refusal) and not each.programs and not each.device_hours
+
+
+def test_cache_is_of_the_same_environment_and_code(monkeypatch, tmp_path):
+  digests = [target_analysis._digest('text', H100)]
+  monkeypatch.setenv('LIBTPU_INIT_ARGS', '--xla_tpu_enable_x=true')
+  digests.append(target_analysis._digest('text', H100))
+  monkeypatch.setattr(hlo, '__file__', str(tmp_path / 'hlo.py'))
+  (tmp_path / 'hlo.py').touch()
+  digests += [target_analysis._digest('text', H100), target_analysis._digest('other', H100)]
+  digests.append(target_analysis._digest('text', targets.parse('h100:4')))
+  assert len(set(digests)) == 5
 
 
 @pytest.mark.parametrize(
@@ -147,6 +241,10 @@ def test_what_does_not_fit_is_named():
             ('--dry_run', '--analyze', '--target=h100', '--output=/none/x.json'),
             '--output=/none/x.json: its folder does not exist',
         ),
+        (
+            ('--dry_run', '--analyze', '--target=h100', f'--output={ROOT}'),
+            f'--output={ROOT}: is a folder, must be a file',
+        ),
     ],
 )
 def test_bad_input(arguments, message, monkeypatch, capsys):
@@ -159,12 +257,9 @@ def test_bad_input(arguments, message, monkeypatch, capsys):
 
 def compile_for(target, tmp_path, *arguments):
   """The JSON file of a small sweep, compiled for a target in a process of its own."""
-  module, _ = targets._PLUGINS[targets.parse(target).target.platform]
   try:
-    missing = importlib.util.find_spec(module) is None
-  except ModuleNotFoundError:
-    missing = True
-  if missing:
+    targets.check(targets.parse(target).target.platform)
+  except BadInput:
     pytest.skip(f'no compiler for {target}')
   file = tmp_path / 'out.json'
   command = [
