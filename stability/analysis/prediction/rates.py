@@ -118,6 +118,8 @@ def _interpolation_error(observations: Observations) -> float:
   """The standard deviation of the error of a learning rate read from the grid, in decades.
 
   That of a value that is uniform between two learning rates of the grid is their distance /
-  sqrt(12). Interpolation is assumed to halve it.
+  sqrt(12). Interpolation is assumed to halve it. Each size has a grid of its own, which may be
+  coarser than the learning rates of all sizes together: their mean square counts.
   """
-  return np.diff(np.log10(observations.learning_rates)).max() / np.sqrt(12) / 2
+  step = np.sqrt((observations.curves['grid_step'] ** 2).mean())
+  return float(step) / np.sqrt(12) / 2
