@@ -156,6 +156,7 @@ class Experiment:
       seed (int)
       initial_loss, final_loss (float): validation loss before and after training, nats; NaN if
         unknown or not finite
+    Settings of imported runs whose names other tables use, such as eps, are under config.eps.
     For a workdir also steps, tokens, seconds (of training), error (str) and every field of the
     config under its dotted name, such as model.width. For a CSV file also the columns with a dot in
     their name and those of group_by.

@@ -37,8 +37,6 @@ def load(workdirs: Mapping[str, Path]) -> Results:
   for name, part in parts.items():
     if lr_sensitivity.counted_loss(part.runs).isna().all():
       raise BadInput(f'--workdir={workdirs[name]}: none of its runs has finished; leave it out')
-    if SWEEP in part.runs:
-      raise BadInput(f'--workdir={workdirs[name]}: its column {SWEEP!r} has the name of another')
   frames = [
       part.runs.assign(**{SWEEP: name, 'run': [f'{name}/{run}' for run in part.runs['run']]})
       for name, part in parts.items()
@@ -92,6 +90,7 @@ def differing(results: Results, sweeps: Mapping[str, Sweep]) -> dict[str, list[l
     Field -> the values of each sweep. The data are given by the start of their SHA-256.
   """
   swept = {*results.groups, *results.sizes, *SIZE_FIELDS, 'optimizer.learning_rate', 'seed'}
+  swept = swept.union(*(sweep.fields for sweep in sweeps.values()))
   flat = [
       pd.DataFrame([config_lib.flatten(config) for config in sweep.runs.values()], dtype=object)
       for sweep in sweeps.values()
