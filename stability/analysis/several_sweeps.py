@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stability import config as config_lib
+from stability import same_number
 from stability.analysis import comparison, lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
@@ -26,6 +27,8 @@ def load(workdirs: Mapping[str, Path]) -> Results:
   """The runs of several sweeps, whose names are an intervention in the column SWEEP.
 
   The runs are named SWEEP/RUN. The first sweep is the one that the others are compared with.
+  Learning rates and swept numbers that different trainers round differently become equal, as
+  within one table (see same_number.representatives).
 
   Args:
     workdirs: name -> folder of a sweep.
@@ -45,6 +48,8 @@ def load(workdirs: Mapping[str, Path]) -> Results:
   groups = _union(part.groups for part in parts.values())
   sizes = _union(part.sizes for part in parts.values())
   sizes += [f for f in SIZE_FIELDS if f not in sizes and f in runs and runs[f].nunique() > 1]
+  for name in ('learning_rate', *groups):
+    runs[name] = _same_numbers(runs[name], runs[SWEEP])
   # Imported runs may lack the shape; their size is then known by its parameters.
   known = [field for field in sizes if runs[field].notna().all()]
   if not runs.duplicated(['parameters', *known, SWEEP, *groups, 'learning_rate', 'seed']).any():
@@ -68,6 +73,15 @@ def load_curves(workdirs: Mapping[str, Path], probes: Iterable[str]) -> pd.DataF
     parts.append(curves.assign(run=curves['run'].cat.rename_categories(f'{name}/{{}}'.format)))
   runs = pd.api.types.union_categoricals([part['run'] for part in parts])
   return pd.concat([part.drop(columns='run') for part in parts], ignore_index=True).assign(run=runs)
+
+
+def _same_numbers(values: pd.Series, sweep: pd.Series) -> pd.Series:
+  """The values, with the same one for the same number, unless that joins numbers of one sweep."""
+  if not pd.api.types.is_float_dtype(values):
+    return values
+  merged = values.map(same_number.representatives(values.dropna()))
+  counts = [column.groupby(sweep).nunique() for column in (values, merged)]
+  return merged if counts[0].equals(counts[1]) else values
 
 
 def _union(lists: Iterable[Iterable[str]]) -> list[str]:
