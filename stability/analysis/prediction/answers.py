@@ -299,6 +299,8 @@ def _train_next(of_arm: Observations, target: Target) -> TrainNext:
   larger = [size for size in targets_lib.named_sizes() if size >= MIN_NEXT_FACTOR * largest]
   size = larger[0] if larger else MIN_NEXT_FACTOR * largest
   if len(of_arm.sizes) < predictor_lib.MIN_SIZES:
+    if largest < target.parameters < size:  # to train the target itself is cheaper
+      size = target.parameters
     return TrainNext(size, (lowest, highest))
   for rate in (rates.CRITICAL_RATE, rates.BEST_RATE):
     points = rate.points(of_arm)

@@ -91,10 +91,12 @@ class CriticalRatePredictor(RatePredictor):
     size_C = pd.Index(sizes).get_indexer(cells['log_size'])
     probability = unstable_share(draws.run_DxC[:, size_C], cells['log_rate'].to_numpy())
     low, high = draws.interval_2xC[:, size_C]
-    exponent = fits.power_law(
-        self.points(observations), noise_floor=_interpolation_error(observations)
-    )
-    note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
+    note = ''
+    if not quick:  # the exponent takes as long as the forecast
+      exponent = fits.power_law(
+          self.points(observations), noise_floor=_interpolation_error(observations)
+      )
+      note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
     return Forecast(forecast_table(cells, probability, draws.median_C[size_C], low, high), note)
 
   def seed_noise(self, observations: Observations) -> float:

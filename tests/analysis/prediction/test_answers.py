@@ -138,6 +138,8 @@ def test_two_sizes_are_too_few():
   assert found.recommended is None
   assert found.train_next == answers.TrainNext(147_456, (1e-3, 1.0))
   assert found.cells['probability'].isna().all()
+  (near,) = answer(*bowls(sizes=SIZES[:2]), Target(1e5))
+  assert near.train_next.parameters == 1e5  # not a larger size than the target
 
 
 def test_nothing_is_unstable():
