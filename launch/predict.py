@@ -37,6 +37,7 @@ from stability import config as config_lib
 from stability.analysis.prediction import targets as targets_lib
 from stability.analysis.prediction.targets import Target
 from stability.errors import BadInput
+from stability.storage import files
 
 if TYPE_CHECKING:
   from stability.report import predictions as predictions_lib
@@ -92,15 +93,9 @@ def main() -> None:
     path = page.write_report(workdir, predicted=predictions)
     console.print(f'Report: {path}\n', soft_wrap=True, highlight=False, markup=False)
   scores = predict.score([predictions.held_out for _, predictions in found.values()])
-  if (accuracy := predictions_lib.accuracy_sentence(scores)) is not None:
-    if console.width >= WIDE:
-      console.print(_table(predictions_lib.score_table(scores), 'Test on the held-out size'))
-    console.print(accuracy, highlight=False)
-  else:
-    console.print(
-        'No size could be held out as a test: that takes three sizes with at most a quarter of the'
-        " largest one's parameters."
-    )
+  if not scores.empty and console.width >= WIDE:
+    console.print(_table(predictions_lib.score_table(scores), 'Test on the held-out size'))
+  console.print(predictions_lib.accuracy_sentence(scores), highlight=False)
 
 
 def _asked() -> list[Target]:
@@ -125,19 +120,17 @@ def _predictions(workdir: Path, targets: Sequence[Target]) -> 'predictions_lib.P
   """The predictions for the targets or, if there are none, for the next sizes."""
   from stability.analysis import results as results_lib
   from stability.analysis.prediction import observations
+  from stability.analysis.prediction.predictor import InsufficientData
   from stability.report import predictions as predictions_lib
 
+  files.refuse_links(workdir)
   results = results_lib.load_workdir(workdir)
-  if results.runs['parameters'].isna().any():
-    raise BadInput(f'--workdir={workdir}: predictions need the parameters of every run')
   curves = results_lib.load_curves(workdir, observations.PROBES)
-  if not targets:
-    largest = float(results.runs['parameters'].max())
-    targets = _with_risk(list(map(Target, targets_lib.next_sizes(largest))))
-  found = predictions_lib.Predictions.make(results, curves, targets)
-  if found is None:
-    raise BadInput(f'--workdir={workdir}: no run has finished yet')
-  return found
+  risk = targets_lib.RISK if _RISK.value is None else _RISK.value
+  try:
+    return predictions_lib.Predictions.make(results, curves, targets, risk)
+  except InsufficientData as error:
+    raise BadInput(f'--workdir={workdir}: {error}') from None
 
 
 def _table(text: pd.DataFrame, title: str | None = None) -> Table:

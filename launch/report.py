@@ -38,7 +38,6 @@ from launch.common import app, path_flags
 
 # isort: split
 import errno
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,7 +207,7 @@ def _options() -> 'Options':
   low, high = _WIDTHS
   if width is not None and not low <= width <= high:
     raise BadInput(f'--figure_width_in={width:g}: must be from {low} to {high} inches')
-  if not 0 < _INTERVAL.value < 1 or not math.isfinite(_INTERVAL.value):
+  if not 0 < _INTERVAL.value < 1:
     raise BadInput(f'--interval={_INTERVAL.value:g}: must be between 0 and 1, such as 0.95')
   if _FIGURES.value == [] or '' in (_FIGURES.value or []):
     raise BadInput('--figures: must be names of figures, separated by commas')

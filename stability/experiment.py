@@ -26,6 +26,7 @@ from stability.analysis import windows as windows_lib
 from stability.analysis.claims import registry
 from stability.analysis.prediction import observations
 from stability.analysis.prediction import targets as targets_lib
+from stability.analysis.prediction.predictor import InsufficientData
 from stability.analysis.results import Results
 from stability.config import paths
 from stability.errors import BadInput
@@ -155,6 +156,7 @@ class Experiment:
       seed (int)
       initial_loss, final_loss (float): validation loss before and after training, nats; NaN if
         unknown or not finite
+    Settings of imported runs whose names other tables use, such as eps, are under config.eps.
     For a workdir also steps, tokens, seconds (of training), error (str) and every field of the
     config under its dotted name, such as model.width. For a CSV file also the columns with a dot in
     their name and those of group_by.
@@ -248,7 +250,7 @@ class Experiment:
 
     Args:
       target: a named size such as '4.8B', or a number of parameters, such as '7B' or 7e9; None: the
-        next two named sizes after the largest trained one.
+        next two named sizes after the largest trained one (if none is larger, 4 times that one).
       risk: the accepted probability of being unstable, 0.01 to 0.5.
 
     Returns:
@@ -259,8 +261,8 @@ class Experiment:
       why the prediction is not usable, and what to train next. NaN: cannot be predicted.
 
     Raises:
-      BadInput: `target` or `risk` is invalid, no run has finished, or the parameters of a run are
-        unknown.
+      BadInput: `target` or `risk` is invalid, no run has finished, or the parameters of a finished
+        run are unknown.
     """
     found = self._predictions(target, risk)
     return answer_text.answers_csv(self._results, found.answers)
@@ -347,18 +349,13 @@ class Experiment:
       self, target: str | float | None = None, risk: float = targets_lib.RISK
   ) -> predictions.Predictions:
     targets_lib.check_risk(risk)
-    parsed = None if target is None else targets_lib.parse(target)
-    counted = self._results.runs[self.unstable().notna()]
-    if counted.empty:
-      raise BadInput(f'{self._path}: no run has finished yet')
-    if counted['parameters'].isna().any():
-      raise BadInput(f'{self._path}: predictions need the parameters of every run')
+    found = [] if target is None else [targets_lib.Target(targets_lib.parse(target), risk)]
     probes = observations.PROBES
     if self._path.is_dir():
       curves = self.curves(probes)
     else:
       curves = pd.DataFrame(columns=['run', 'step', 'loss', *probes], dtype=float)
-    largest = float(counted['parameters'].max())
-    parameters = targets_lib.next_sizes(largest) if parsed is None else [parsed]
-    found = [targets_lib.Target(count, risk) for count in parameters]
-    return predictions.Predictions.make(self._results, curves, found)
+    try:
+      return predictions.Predictions.make(self._results, curves, found, risk)
+    except InsufficientData as error:
+      raise BadInput(f'{self._path}: {error}') from None

@@ -275,7 +275,7 @@ def test_csv_file_of_another_trainer(tmp_path, monkeypatch):
   assert list(experiment.unstable()) == [False, True, False, True]
   with pytest.raises(BadInput, match='a CSV file has no training curves'):
     experiment.curves()
-  with pytest.raises(BadInput, match='predictions need the parameters of every run'):
+  with pytest.raises(BadInput, match='predictions need the parameters of every finished run'):
     experiment.predict()
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from stability import config as config_lib
 from stability import same_number
+from stability.analysis import reserved
 from stability.analysis import windows as windows_lib
 from stability.config import fields as fields_lib
 from stability.errors import BadInput
@@ -92,7 +93,9 @@ def load_workdir(workdir: Path) -> Results:
   except (BadInput, OverflowError) as error:
     raise BadInput(f'{workdir / "sweep.json"}: damaged: {error}') from error
   runs = pd.concat([runs, configs[fields]], axis='columns')
-  groups, sizes = _groups_and_sizes(sweep.fields)
+  names = reserved.free_names(sweep.fields, runs.columns)
+  runs = runs.rename(columns=names)
+  groups, sizes = _groups_and_sizes([names.get(field, field) for field in sweep.fields])
   columns = [*sizes, *groups, 'learning_rate', 'seed']
   if sweep.is_imported:  # the size is then known by its parameters
     columns.insert(0, 'parameters')
@@ -166,7 +169,8 @@ def load_csv(
     path: a CSV file with a header. Required columns: learning_rate, final_loss. Optional columns:
       parameters, seed, run, initial_loss, status (done, diverged, failed, stopped or missing; if
       empty, it is derived from the losses).
-    group_by: the columns that define the intervention; None: those with a dot in their name.
+    group_by: the columns that define the intervention; None: those with a dot in their name. One
+      with a reserved name, such as window, becomes config.window.
     initial_loss: the initial loss of all runs (nats), instead of the column.
     windows: windows of learning rates, see windows.py.
     window_where: column -> value, of size or intervention: the rows that the windows apply to; None
@@ -189,6 +193,11 @@ def load_csv(
   groups, sizes = _groups_and_sizes([name for name in cells if '.' in name])
   if group_by is not None:
     groups = _checked_groups(path, cells, group_by)
+    names = reserved.free_names(groups, cells.columns)
+    cells = cells.rename(columns=names)
+    groups = [names.get(name, name) for name in groups]
+    window_where = {names.get(name, name): value for name, value in (window_where or {}).items()}
+    not_comparable = names.get(not_comparable, not_comparable)
     sizes = [name for name in sizes if name not in groups]
 
   numbers = functools.partial(_numbers, path, cells)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stability import config as config_lib
+from stability import same_number
 from stability.analysis import comparison, lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
@@ -26,6 +27,8 @@ def load(workdirs: Mapping[str, Path]) -> Results:
   """The runs of several sweeps, whose names are an intervention in the column SWEEP.
 
   The runs are named SWEEP/RUN. The first sweep is the one that the others are compared with.
+  Learning rates and swept numbers that different trainers round differently become equal, as
+  within one table (see same_number.representatives).
 
   Args:
     workdirs: name -> folder of a sweep.
@@ -37,8 +40,6 @@ def load(workdirs: Mapping[str, Path]) -> Results:
   for name, part in parts.items():
     if lr_sensitivity.counted_loss(part.runs).isna().all():
       raise BadInput(f'--workdir={workdirs[name]}: none of its runs has finished; leave it out')
-    if SWEEP in part.runs:
-      raise BadInput(f'--workdir={workdirs[name]}: its column {SWEEP!r} has the name of another')
   frames = [
       part.runs.assign(**{SWEEP: name, 'run': [f'{name}/{run}' for run in part.runs['run']]})
       for name, part in parts.items()
@@ -47,6 +48,8 @@ def load(workdirs: Mapping[str, Path]) -> Results:
   groups = _union(part.groups for part in parts.values())
   sizes = _union(part.sizes for part in parts.values())
   sizes += [f for f in SIZE_FIELDS if f not in sizes and f in runs and runs[f].nunique() > 1]
+  for name in ('learning_rate', *groups):
+    runs[name] = _same_numbers(runs[name], runs[SWEEP])
   # Imported runs may lack the shape; their size is then known by its parameters.
   known = [field for field in sizes if runs[field].notna().all()]
   if not runs.duplicated(['parameters', *known, SWEEP, *groups, 'learning_rate', 'seed']).any():
@@ -72,6 +75,15 @@ def load_curves(workdirs: Mapping[str, Path], probes: Iterable[str]) -> pd.DataF
   return pd.concat([part.drop(columns='run') for part in parts], ignore_index=True).assign(run=runs)
 
 
+def _same_numbers(values: pd.Series, sweep: pd.Series) -> pd.Series:
+  """The values, with the same one for the same number, unless that joins numbers of one sweep."""
+  if not pd.api.types.is_float_dtype(values):
+    return values
+  merged = values.map(same_number.representatives(values.dropna()))
+  counts = [column.groupby(sweep).nunique() for column in (values, merged)]
+  return merged if counts[0].equals(counts[1]) else values
+
+
 def _union(lists: Iterable[Iterable[str]]) -> list[str]:
   return list(dict.fromkeys(field for entries in lists for field in entries))
 
@@ -92,6 +104,7 @@ def differing(results: Results, sweeps: Mapping[str, Sweep]) -> dict[str, list[l
     Field -> the values of each sweep. The data are given by the start of their SHA-256.
   """
   swept = {*results.groups, *results.sizes, *SIZE_FIELDS, 'optimizer.learning_rate', 'seed'}
+  swept = swept.union(*(sweep.fields for sweep in sweeps.values()))
   flat = [
       pd.DataFrame([config_lib.flatten(config) for config in sweep.runs.values()], dtype=object)
       for sweep in sweeps.values()

@@ -88,7 +88,7 @@ def _answer(results: Results, answer: Answer) -> str:
   else:
     reason, next_ = _reason(answer), _train_next(answer)
     parts = [f'{what}: no usable prediction. {_capital(reason)}. {_capital(next_)}.']
-  risk = f'{answer.target.risk:.0%}'.replace('%', ' %')
+  risk = f'{100 * answer.target.risk:g} %'
   names = {
       'best': 'best',
       'safe': f'at most {risk} risk of instability up to',
@@ -103,11 +103,16 @@ def _answer(results: Results, answer: Answer) -> str:
     parts.append(f'Learning rates, with 90 % intervals: {"; ".join(known)}.')
   if answer.is_reliable('safe'):
     parts.extend(_probes(answer))
-  parts.append(
-      f'This is {factor(answer.times)} times the largest trained size,'
-      f' {labels.parameters(answer.largest)}.'
-  )
+  parts.append(_distance(answer))
   return ' '.join(parts)
+
+
+def _distance(answer: Answer) -> str:
+  """How far the target is from the trained sizes, in a sentence."""
+  if answer.times == 1:
+    return 'This is the largest trained size.'
+  largest = labels.parameters(answer.largest)
+  return f'This is {factor(answer.times)} times the largest trained size, {largest}.'
 
 
 def _reason(answer: Answer) -> str:

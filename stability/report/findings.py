@@ -77,13 +77,16 @@ def on_differences(results: Results, found: several_sweeps.Differences) -> list[
   ]
   if found.table.empty:
     return sentences
-  largest = found.table['parameters'] == found.table['parameters'].iloc[-1]
+  parameters = found.table['parameters'].astype('Float64')
+  is_known = parameters.notna().any()
+  largest = parameters.eq(parameters.max()).fillna(False) if is_known else parameters.isna()
   arms = found.table[results.groups].to_numpy(object)
   rows = tables.differences(results, found.table)[largest].to_dict('index')
   for number, row in rows.items():
     numbers = [f'{name} {row[name]}' for name in tables.DIFFERENCES.values() if row[name]]
+    where = f'At {row["parameters"]} parameters, ' if is_known else ''
     sentences.append(
-        f'At {row["parameters"]} parameters, {labels.pairs(results.groups, arms[number])}, minus'
+        f'{where}{labels.pairs(results.groups, arms[number])}, minus'
         f' {row["compared with"]}, over {count(int(row["pairs"]), "pair")} of runs:'
         f' {", ".join(numbers)} nats.'
     )
@@ -95,7 +98,9 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
   if table['best_loss'].isna().all():
     return None
   row = table.loc[table['best_loss'].idxmin()]
-  where = [f'{labels.parameters(row["parameters"])} parameters']
+  where = []
+  if pd.notna(row['parameters']):
+    where.append(f'{labels.parameters(row["parameters"])} parameters')
   if results.groups:
     where.append(labels.pairs(results.groups, row[results.groups]))
   where.append(f'learning rate {labels.rounded(row["best_learning_rate"])}')

@@ -18,7 +18,10 @@ import pandas as pd
 from stability.errors import BadInput
 
 # Names of other columns in the tables of the report.
-_COLUMNS = ('parameters', 'seed', 'seeds', 'status', 'run', 'error')
+_COLUMNS = (
+    *('parameters', 'seed', 'seeds', 'status', 'run', 'error', 'actions', 'missing', 'pairs'),
+    *('unstable'),
+)
 
 _given: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
     'labels', default=MappingProxyType({})

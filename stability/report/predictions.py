@@ -42,20 +42,30 @@ class Predictions:
 
   @classmethod
   def make(
-      cls, results: Results, curves: pd.DataFrame, targets: Sequence[Target] = ()
-  ) -> 'Predictions | None':
-    """Predicts target sizes, or the next sizes after the largest one; None if no run counts.
+      cls,
+      results: Results,
+      curves: pd.DataFrame,
+      targets: Sequence[Target] = (),
+      risk: float = targets_lib.RISK,
+  ) -> 'Predictions':
+    """Predicts target sizes or, without targets, the next sizes after the largest trained one.
 
     Args:
       results: the runs of a sweep.
       curves: see results.load_curves, with the columns of observations.PROBES.
       targets: the sizes to predict; empty: the next sizes.
+      risk: the accepted probability of being unstable at the next sizes.
+
+    Raises:
+      InsufficientData: no run has finished, or the parameters of a finished run are unknown.
     """
     observations = observations_lib.by_intervention(results, curves)
     if not observations:
-      return None
+      raise predictor.InsufficientData('no run has finished yet')
+    if any(of_group.runs['parameters'].isna().any() for of_group in observations.values()):
+      raise predictor.InsufficientData('predictions need the parameters of every finished run')
     largest = max(of_group.sizes[-1] for of_group in observations.values())
-    shown = targets or list(map(Target, targets_lib.next_sizes(largest)))
+    shown = targets or [Target(size, risk) for size in targets_lib.next_sizes(largest)]
     parameters = [target.parameters for target in shown]
     forecasts = predict.predict(results, observations, parameters)
     return cls(results, observations, forecasts, shown, bool(targets))
@@ -80,14 +90,19 @@ class Predictions:
     return labels.pairs(self.results.groups, values)
 
 
-def accuracy_sentence(scores: pd.DataFrame) -> str | None:
-  """States how accurate the answers' predictor was on held-out sizes; None if there are none."""
+def accuracy_sentence(scores: pd.DataFrame) -> str:
+  """States how accurate the answers' predictor was on held-out sizes, or why that is unknown."""
   if scores.empty:
-    return None
-  of_answers = scores[scores['predictor'] == rates.CRITICAL_RATE.name]
-  if of_answers.empty or not of_answers['runs'].iloc[0]:
-    return None
-  row = of_answers.iloc[0]
+    return (
+        'No size could be held out as a test: that takes three sizes with at most a quarter of the'
+        " largest one's parameters."
+    )
+  row = scores[scores['predictor'] == rates.CRITICAL_RATE.name].iloc[0]
+  if not row['runs']:
+    return (
+        'The critical learning rate of the largest size could not be predicted as a test: it lies'
+        ' within the grid at fewer than two of the sizes with at most a quarter of its parameters.'
+    )
   text = (
       'Test on the largest size, predicted from sizes at most a quarter of it:'
       f' {row["accuracy"]:.0%} of {row["runs"]} runs were correctly predicted as stable or'
@@ -282,20 +297,21 @@ def wanted(
     curves: see results.load_curves, with the columns of observations.PROBES.
     targets: the sizes to predict; empty: the next sizes, if enough sizes were trained.
   """
-  parameters = results.runs['parameters']
-  if parameters.isna().any() or not (targets or parameters.nunique() >= predictor.MIN_SIZES):
+  if not targets and results.runs['parameters'].nunique() < predictor.MIN_SIZES:
     return None
-  found = Predictions.make(results, curves, targets)
-  return found if found and (targets or found.forecasts['chosen'].any()) else None
+  try:
+    found = Predictions.make(results, curves, targets)
+  except predictor.InsufficientData:
+    return None
+  return found if targets or found.forecasts['chosen'].any() else None
 
 
 def section(predictions: Predictions) -> Section:
   """The page's section on larger sizes."""
   scores = predict.score([predictions.held_out])
-  accuracy = accuracy_sentence(scores)
   return Section(
       predictions,
-      predictions.sentences(predictions.answers) + ([] if accuracy is None else [accuracy]),
+      [*predictions.sentences(predictions.answers), accuracy_sentence(scores)],
       answer_text.table(predictions.results, predictions.answers),
       None if scores.empty else score_table(scores),
       figures(predictions),

@@ -9,6 +9,7 @@ from helpers import made_up
 from helpers import simulated_sweeps as sim
 from helpers.simulated_sweeps import QK, RATES, WIDTHS, grid, simulate, sweep
 
+import stability
 from stability import hyper
 from stability.analysis import comparison, lr_sensitivity, several_sweeps
 from stability.analysis.results import Results
@@ -203,6 +204,30 @@ def test_data_are_compared_by_their_tokens(workdirs):
   assert differing(workdirs) == {}
   change(workdirs['b'], 'data.path', 'y.txt', sha256={'train': 'b' * 64, 'validation': 'v' * 64})
   assert differing(workdirs) == {'train tokens, SHA-256': [['aaaaaaaa'], ['bbbbbbbb']]}
+
+
+def test_numbers_of_another_trainer_that_were_rounded(tmp_path):
+  """Learning rates and settings that were logged through float32 are paired with exact ones."""
+  rates = [1e-3, 10**-2.5, 1e-2]
+  runs = pd.DataFrame({
+      'learning_rate': rates + rates, 'optimizer.eps': [1e-8] * 3 + [1e-6] * 3,
+      'final_loss': [3.0, 2.9, 3.1, 3.2, 3.1, 3.3], 'parameters': 10_000_000,
+  })  # fmt: skip
+  rounded = runs.copy()
+  for name in ('learning_rate', 'optimizer.eps'):
+    rounded[name] = rounded[name].astype(np.float32).astype(float)
+  workdirs = {}
+  for name, of_name in {'a': runs, 'b': rounded}.items():
+    workdirs[name] = tmp_path / name
+    stability.from_frames(of_name, initial_loss=10.0, workdir=workdirs[name])
+  found = several_sweeps.differences(several_sweeps.load(workdirs))
+  assert found.table['learning_rates'].tolist() == [3, 3]
+  assert [reference[1] for reference in found.table['reference']] == [1e-8, 1e-6]
+
+
+def test_close_numbers_of_one_sweep_stay_apart():
+  values, sweep = pd.Series([1e-3, 1.000001e-3, 1e-3]), pd.Series(['a', 'a', 'b'])
+  assert several_sweeps._same_numbers(values, sweep).equals(values)
 
 
 def test_sweep_without_results(workdirs, tmp_path):

@@ -64,6 +64,16 @@ def test_usable_answer():
   ]
 
 
+def test_risk_is_not_rounded():
+  (text, _) = sentences(dataclasses.replace(ANSWER, target=Target(7e9, 0.025)))
+  assert 'at most 2.5 % risk of instability' in text
+
+
+def test_target_that_was_trained():
+  (text,) = sentences(dataclasses.replace(ANSWER, target=Target(ANSWER.largest)))
+  assert text.startswith('2.4M parameters') and text.endswith('This is the largest trained size.')
+
+
 def test_safe_rate_is_recommended_where_the_best_is_not_safe():
   safe = Estimate(5e-4, 3e-4, 2e-3)
   text = sentences(dataclasses.replace(ANSWER, safe=safe))[0]

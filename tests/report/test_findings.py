@@ -3,11 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import simulated_sweeps as sim
 from helpers.simulated_sweeps import QK, RATES, WIDTHS, grid, simulate, sweep
 
+from stability.analysis import several_sweeps
 from stability.analysis.lr_sensitivity import lr_sensitivity
+from stability.analysis.results import Results
 from stability.report import findings
 
 QK_NORM = 'model.qk_norm'
@@ -82,3 +85,14 @@ def test_no_finding_without_results():
   table = lr_sensitivity(results)
   assert findings.on_lr_sensitivity(results, table) is None
   assert findings.on_best_loss(results, table) is None
+
+
+def test_sizes_that_are_unknown():
+  """Differences and the best loss are stated without the size."""
+  part = simulate(grid(WIDTHS[:1], RATES), sim.steep(lambda c: 0.1))[0].runs
+  runs = pd.concat([part.assign(sweep=name) for name in 'ab'], ignore_index=True)
+  runs = runs.assign(parameters=pd.Series(pd.NA, runs.index, 'Int64'))
+  results = Results(runs, ['sweep'], [], sweeps=('a', 'b'))
+  (sentence,) = findings.on_differences(results, several_sweeps.differences(results))
+  assert sentence.startswith('sweep=b, minus a, over 4 pairs of runs: best loss +0.000,')
+  assert 'nats: sweep=a, learning rate' in findings.on_best_loss(results, lr_sensitivity(results))

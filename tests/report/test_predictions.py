@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from helpers import known_truth, made_up
 
+import stability
 from launch import predict
 from launch.common import app
 from stability.analysis.prediction import predict as predict_lib
+from stability.analysis.prediction.predictor import InsufficientData
 from stability.analysis.prediction.targets import Target
 from stability.report import page, predictions
 from stability.report.plots import style
@@ -125,6 +127,42 @@ def test_several_sweeps_with_too_few_sizes(tmp_path, capsys, without_figures):
   assert 'No size could be held out' in printed
 
 
+def test_next_sizes_are_those_after_the_largest_finished_one(tmp_path, capsys, without_figures):
+  """The program, the page and the notebook answer for the same sizes."""
+  # The largest size has not been trained yet.
+  names = made_up.write_sweep(tmp_path / 'all', seeds=(0,))
+  third = len(names) // 3
+  made_up.write_sweep(tmp_path / 'some', seeds=(0,), leave_out=tuple(range(2 * third, 3 * third)))
+  printed = run(capsys, f'--workdir={tmp_path / "some"}', '--risk=0.1')
+  assert printed.startswith('83K parameters with') and '147K parameters with' in printed
+  found = stability.load(tmp_path / 'some').predict(risk=0.1)
+  assert set(found['parameters']) == {82_944, 147_456} and set(found['risk']) == {0.1}
+  # As nobody asked for a target, the answers are beneath the figures, as on launch.report's page.
+  text = (tmp_path / 'some' / 'report' / 'index.html').read_text()
+  assert '</header>' in text.split('83K parameters with')[0]
+  assert pd.read_csv(tmp_path / 'some' / 'report' / 'answers.csv')['risk'].eq(0.1).all()
+
+
+def test_runs_that_did_not_finish_need_no_parameters():
+  results, curves = known_truth.sweep(np.random.default_rng(0))
+  runs = results.runs.copy()
+  runs.loc[0, ['parameters', 'status']] = [pd.NA, 'failed']
+  assert predictions.wanted(dataclasses.replace(results, runs=runs), curves, []) is not None
+  runs.loc[0, 'status'] = 'done'
+  results = dataclasses.replace(results, runs=runs)
+  assert predictions.wanted(results, curves, [Target(7e9)]) is None
+  with pytest.raises(InsufficientData, match='need the parameters of every finished run'):
+    predictions.Predictions.make(results, curves)
+
+
+def test_links_are_refused(workdir, tmp_path, capsys):
+  shutil.copytree(workdir, tmp_path / 'sweep', ignore=shutil.ignore_patterns('report'))
+  (tmp_path / 'sweep' / 'report').symlink_to(tmp_path)
+  arguments = ['predict', f'--workdir={tmp_path}/sweep']
+  assert app.execute(predict.main, predict.FLAGS, arguments) == 2
+  assert 'report: must not be a link' in capsys.readouterr().err
+
+
 def test_unusable_sweep_writes_nothing(workdir, tmp_path, capsys):
   made_up.write_sweep(tmp_path / 'begun', seeds=(0,), leave_out=tuple(range(42)))
   made_up.write_sweep(tmp_path / 'done', widths=(16,), seeds=(0,))
@@ -190,7 +228,18 @@ def test_accuracy_sentence(made):
   assert f'{row["accuracy"]:.0%} of {row["runs"]} runs' in text
   assert f'Brier score {row["brier"]:.3f}; {row["base_brier"]:.3f} for the base rate' in text
   assert 'attention logit 100% of 7, critical learning rate 100% of 1.' in text
-  assert predictions.accuracy_sentence(predict_lib.score([made.held_out.iloc[:0]])) is None
+  nothing = predictions.accuracy_sentence(predict_lib.score([made.held_out.iloc[:0]]))
+  assert nothing.startswith('No size could be held out as a test')
+
+
+def test_held_out_size_whose_critical_rate_is_not_predicted():
+  """A size was held out, but the smaller ones are stable at all learning rates."""
+  made = predictions.Predictions.make(
+      *known_truth.bowls(np.random.default_rng(0), lambda parameters: 100.0, headroom=3.0)
+  )
+  scores = predict_lib.score([made.held_out])
+  text = predictions.accuracy_sentence(scores)
+  assert text.startswith('The critical learning rate of the largest size could not be predicted')
 
 
 def test_section_of_the_report(workdir):
@@ -207,8 +256,9 @@ def test_what_a_report_wants():
   assert predictions.wanted(results, curves, []) is None
   # Whoever asked for a target is told what is missing.
   asked = predictions.section(predictions.wanted(results, curves, [Target(7e9)]))
-  assert len(asked.sentences) == 1 and asked.table.empty
+  assert len(asked.sentences) == 2 and asked.table.empty
   assert '7B parameters with qk_norm=none: no usable prediction. 3 sizes' in asked.sentences[0]
+  assert asked.sentences[1].startswith('No size could be held out as a test')
   results, curves = known_truth.sweep(np.random.default_rng(0))
   nothing = dataclasses.replace(results, runs=results.runs.assign(status='missing'))
   assert predictions.wanted(nothing, curves, [Target(7e9)]) is None

@@ -24,6 +24,7 @@ from stability.analysis.results import Results
 
 MAX_DECADES = 2.0  # a wider 90 % interval is of no use
 MIN_HELP = 1.25  # a smaller factor between critical rates is within the error of interpolation
+_STEP = 0.5  # decades between learning rates to train next, if a size has only one
 MIN_NEXT_FACTOR = 4  # the size to train next has at least this many times the largest's parameters
 
 
@@ -281,7 +282,8 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
   for field, value in zip(results.groups, arm, strict=True):
     is_unset = rows[field].isna() & pd.isna(value)
     rows = rows[(rows[field] == value) | is_unset]
-  for row in rows.head(1).itertuples():  # all have the same numbers
+  # All runs of a shape have the same numbers.
+  for row in rows.drop_duplicates(['value', 'measured', 'beyond']).itertuples():
     is_below = row.measured < row.low and row.beyond != 1
     is_above = row.measured > row.high and row.beyond != -1
     if is_below or is_above:
@@ -292,12 +294,13 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
 
 def _train_next(of_arm: Observations, target: Target) -> TrainNext:
   lowest, highest = of_arm.learning_rates[[0, -1]]
-  steps = np.diff(np.log10(of_arm.learning_rates))
-  step = 10 ** (steps.max() if len(steps) else 0.5)
+  step = 10 ** np.nan_to_num(of_arm.curves['grid_step'].max(), nan=_STEP)
   largest = of_arm.sizes[-1]
   larger = [size for size in targets_lib.named_sizes() if size >= MIN_NEXT_FACTOR * largest]
   size = larger[0] if larger else MIN_NEXT_FACTOR * largest
   if len(of_arm.sizes) < predictor_lib.MIN_SIZES:
+    if largest < target.parameters < size:  # to train the target itself is cheaper
+      size = target.parameters
     return TrainNext(size, (lowest, highest))
   for rate in (rates.CRITICAL_RATE, rates.BEST_RATE):
     points = rate.points(of_arm)
@@ -327,6 +330,8 @@ def helps(results: Results, by_arm: Mapping[tuple, Observations]) -> list[Help]:
   for arm, of_arm in by_arm.items():
     curve = of_arm.curves
     curve = curve[curve['critical_censored'] != -1]  # a size at which the arm does not train
+    if of_headroom:  # a best rate above the grid says nothing of it
+      curve = curve[curve['best_censored'] != 1]
     log_factor, is_bound = curve['log_critical'], curve['critical_censored'] != 0
     if of_headroom:
       log_factor = log_factor - curve['log_best']

@@ -17,7 +17,7 @@ PRECONDITIONED_SHARPNESS = 'preconditioned_sharpness_ratio'
 PROBES = (results_lib.LOGIT, GRADIENT_RMS, CRITICAL_SHARPNESS, PRECONDITIONED_SHARPNESS)
 
 _CURVE_COLUMNS = (
-    'log_critical', 'critical_censored', 'log_best', 'best_censored', 'critical_spread'
+    'log_critical', 'critical_censored', 'log_best', 'best_censored', 'critical_spread', 'grid_step'
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ class Observations:
     log_critical, log_best: log10 of the curve's critical and best learning rates
     critical_censored, best_censored: 0 if it is exact, 1 if the true value is above it, -1 if below
     critical_spread: standard deviation over seeds of log10(critical rate); NaN if it is unknown
+    grid_step: the largest distance of neighbouring learning rates of the curve, in decades; NaN if
+      there is only one
     eps, warmup_steps
     log_gradient: log10 of the gradient RMS at the end of training
 
@@ -157,9 +159,11 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
   log_best, best_censored = log_best_rate(runs.groupby('log_rate')['loss'].mean())
   of_seeds = [_log_critical(of_seed) for _, of_seed in runs.groupby('seed')]
   exact = [value for value, censored in of_seeds if not censored]
+  steps = np.diff(np.sort(runs['log_rate'].unique()))
   values = (
       *(log_critical, critical_censored, log_best, best_censored),
       np.std(exact, ddof=1) if len(exact) > 1 else np.nan,
+      steps.max() if len(steps) else np.nan,
   )
   return dict(zip(_CURVE_COLUMNS, values, strict=True))
 

@@ -4,7 +4,7 @@ The critical and the best learning rate are taken to be powers of the size. Four
 prediction uncertain, and all of them are in its draws: the line through few points in log-log (its
 posterior under a flat prior, which is the t interval of least squares), the noise of a single run,
 the error of interpolation, which sizes with similar loss curves share and no fit shows, and the
-bend of the law beyond the sizes it was fitted to, which no fit to those sizes can exclude.
+bend of the law outside of the sizes it was fitted to, which no fit to those sizes can exclude.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from stability.analysis.prediction import fits
 from stability.analysis.prediction.fits import Points
 
-# Standard deviation of the change of the exponent per decade of size beyond the largest fitted one.
+# Standard deviation of the change of the exponent per decade of size outside of the fitted ones.
 # Between the regimes of theory (constant width; width^-1 = parameters^-1/2) exponents of learning
 # rates differ by 0.5; measured ones stay within a fraction of that over several decades.
 BEND = 0.05
@@ -92,11 +92,12 @@ def _draw(
   b_DxP, noise_D = fits.posterior_draws(_LINE, points, interpolation, draws, rng)
   rates_C = np.full(len(log_sizes_C), points.log_rates[0])
   cells = Points(log_sizes_C, rates_C, rates_C, 0 * rates_C, 0 * rates_C)
-  beyond_C = np.maximum(0.0, log_sizes_C - points.log_size_K.max())
+  smallest, largest = points.log_size_K.min(), points.log_size_K.max()
+  outside_C = np.abs(log_sizes_C - np.clip(log_sizes_C, smallest, largest))
   bend_Dx1 = BEND * rng.standard_normal((draws, 1))
   shared_Dx1 = interpolation * rng.standard_normal((draws, 1))
   law_DxC = b_DxP @ _LINE.design_matrix(cells, points.log_rates).T
-  law_DxC += bend_Dx1 * beyond_C**2 / 2 + shared_Dx1
+  law_DxC += bend_Dx1 * outside_C**2 / 2 + shared_Dx1
   noise_D = np.hypot(noise_D, seed_noise)
   # One deviation per draw, shared by all sizes.
   return Draws(law_DxC, noise_D, law_DxC + (noise_D * rng.standard_normal(draws))[:, None])

@@ -82,7 +82,7 @@ def score(held_out: Sequence[pd.DataFrame]) -> pd.DataFrame:
       runs: the number of runs
       accuracy: the share of runs for which a probability above 1/2 agrees with the event
       brier, base_brier, paper_brier: Brier scores of the predictor, of the base rate and of the
-        paper's fit, on the same runs
+        paper's fit, on the same runs; that of the paper's fit is NaN if it lacks one of them
       numbers, intervals: how many measured numbers were predicted, and with an interval
       coverage: the share of these measured numbers that lie within the 90 % intervals
       error: the median absolute error of the numbers, in decades
@@ -114,7 +114,7 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
       'accuracy': ((rows['probability'] > 0.5) == (happened > 0.5)).mean(),
       'brier': ((rows['probability'] - happened) ** 2).mean(),
       'base_brier': ((rows['base_rate'] - happened) ** 2).mean(),
-      'paper_brier': ((by_paper - happened) ** 2).mean(),
+      'paper_brier': ((by_paper - happened) ** 2).mean(skipna=False),
   }
 
 

@@ -91,10 +91,12 @@ class CriticalRatePredictor(RatePredictor):
     size_C = pd.Index(sizes).get_indexer(cells['log_size'])
     probability = unstable_share(draws.run_DxC[:, size_C], cells['log_rate'].to_numpy())
     low, high = draws.interval_2xC[:, size_C]
-    exponent = fits.power_law(
-        self.points(observations), noise_floor=_interpolation_error(observations)
-    )
-    note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
+    note = ''
+    if not quick:  # the exponent takes as long as the forecast
+      exponent = fits.power_law(
+          self.points(observations), noise_floor=_interpolation_error(observations)
+      )
+      note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
     return Forecast(forecast_table(cells, probability, draws.median_C[size_C], low, high), note)
 
   def seed_noise(self, observations: Observations) -> float:
@@ -118,6 +120,8 @@ def _interpolation_error(observations: Observations) -> float:
   """The standard deviation of the error of a learning rate read from the grid, in decades.
 
   That of a value that is uniform between two learning rates of the grid is their distance /
-  sqrt(12). Interpolation is assumed to halve it.
+  sqrt(12). Interpolation is assumed to halve it. Each size has a grid of its own, which may be
+  coarser than the learning rates of all sizes together: their mean square counts.
   """
-  return np.diff(np.log10(observations.learning_rates)).max() / np.sqrt(12) / 2
+  step = np.sqrt((observations.curves['grid_step'] ** 2).mean())
+  return float(step) / np.sqrt(12) / 2

@@ -15,7 +15,7 @@ RISKS = (0.01, 0.5)  # lower ones are not resolved by the draws
 LARGEST = 1e18  # beyond it, predictions are only noise
 NEXT_SIZES = 2  # number of named sizes to predict if no target is given
 NEXT_FACTOR = 4  # size to predict if no named size is larger, relative to the largest trained size
-_UNITS = {'K': 1e3, 'M': 1e6, 'B': 1e9}
+_UNITS = {'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
 _ALLOWED = f'one of {", ".join(config_lib.SIZES)}, or a number up to 1e18 such as 7B or 1.3B'
 
 
@@ -28,14 +28,14 @@ class Target:
 
 
 def parse(text: str | float) -> float:
-  """The parameters of a size: a named one such as '4.8B', or a number, with K, M or B or without.
+  """The parameters of a size: a named one such as '4.8B', or a number, also in K, M, B or T.
 
   Raises:
     BadInput: it is neither.
   """
   if text in config_lib.SIZES:
     return float(config_lib.parameters(config_lib.unflatten(config_lib.size(text))))
-  number, unit = re.fullmatch('(.*?)([KMB]?)', str(text), re.IGNORECASE | re.DOTALL).groups()
+  number, unit = re.fullmatch('(.*?)([KMBT]?)', str(text), re.IGNORECASE | re.DOTALL).groups()
   try:
     count = float(number) * _UNITS.get(unit.upper(), 1.0)
   except ValueError:

@@ -138,6 +138,8 @@ def test_two_sizes_are_too_few():
   assert found.recommended is None
   assert found.train_next == answers.TrainNext(147_456, (1e-3, 1.0))
   assert found.cells['probability'].isna().all()
+  (near,) = answer(*bowls(sizes=SIZES[:2]), Target(1e5))
+  assert near.train_next.parameters == 1e5  # not a larger size than the target
 
 
 def test_nothing_is_unstable():
@@ -214,6 +216,20 @@ def test_missed_size():
   assert kept.missed is None
 
 
+def test_every_shape_of_the_largest_size_is_tested():
+  """Only the second of two equally large shapes has a critical rate that was not predicted."""
+  broken = bowls(critical=lambda n: law()(n) / (30 if n == SIZES[-1] else 1), noise=0.002)[0].runs
+  results, curves = bowls(noise=0.002)
+  shapes = [(results.runs, 32), (broken[broken['parameters'] == SIZES[-1]], 64)]
+  runs = [part.assign(**{'model.width': width, 'run': part['run'] + f', {width}'})
+          for part, width in shapes]  # fmt: skip
+  results = dataclasses.replace(
+      results, runs=pd.concat(runs, ignore_index=True), sizes=['model.width']
+  )
+  (found,) = answer(results, curves, test=True)
+  assert found.missed.measured == pytest.approx(law()(SIZES[-1]) / 30, rel=0.3)
+
+
 # Which arm helps.
 
 
@@ -245,3 +261,13 @@ def test_headroom_is_compared_where_learning_rates_are_not_comparable():
   (found,) = answers.helps(results, observations.by_intervention(results, curves))
   assert found.of_headroom and found.helper == ('l2',)
   assert found.factor == pytest.approx(10**0.8, rel=0.3)
+
+
+def test_headroom_below_a_best_rate_above_the_grid_is_unknown():
+  own = bowls(0, law(0.05), headroom=0.1, fields={'model.qk_norm': 'none'}, noise=0.002)
+  above = bowls(1, law(30.0), headroom=0.3, fields={'model.qk_norm': 'l2'}, noise=0.002)
+  results, curves = together(own, above)
+  by_arm = observations.by_intervention(results, curves)
+  assert answers.helps(results, by_arm)
+  results = dataclasses.replace(results, not_comparable='model.qk_norm')
+  assert answers.helps(results, by_arm) == []

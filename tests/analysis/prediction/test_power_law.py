@@ -1,6 +1,9 @@
 """Extrapolated learning rates against a known truth, and what widens their intervals."""
 
+import dataclasses
+
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import known_truth
 from scipy import stats
@@ -82,7 +85,8 @@ def test_interval_is_that_of_least_squares(monkeypatch):
 def test_bend_widens_with_the_square_of_the_distance():
   half = 1.645 * power_law.BEND / 2
   for beyond in (1.0, 2.0, 4.0):
-    assert width(draws(line(), SIZES[-1] + beyond)) / 2 == pytest.approx(half * beyond**2, rel=0.1)
+    for log_size in (SIZES[-1] + beyond, SIZES[0] - beyond):
+      assert width(draws(line(), log_size)) / 2 == pytest.approx(half * beyond**2, rel=0.1)
   assert width(draws(line(), 5.0)) < 1e-3
 
 
@@ -103,3 +107,24 @@ def test_errors_on_the_larger_sizes_widen():
   assert factor > 1.5
   np.testing.assert_allclose(widened.noise_D, factor * plain.noise_D)
   np.testing.assert_allclose(widened.median_C, plain.median_C)
+
+
+def test_error_of_interpolation_is_that_of_the_grid_of_each_size():
+  """Grids that are shifted between sizes are not finer together than each of them."""
+
+  def error(shift):
+    parts = [
+        known_truth.bowls(
+            np.random.default_rng(0),
+            lambda parameters: 0.1,
+            sizes=[size],
+            rates=10.0 ** np.arange(-3, 1) * 10 ** (shift * number),
+        )[0].runs
+        for number, size in enumerate((9216, 36_864, 147_456))
+    ]
+    results, curves = known_truth.bowls(np.random.default_rng(0), lambda parameters: 0.1)
+    results = dataclasses.replace(results, runs=pd.concat(parts, ignore_index=True))
+    (of_arm,) = observations.by_intervention(results, curves).values()
+    return rates._interpolation_error(of_arm)
+
+  assert [error(0.0), error(0.3)] == pytest.approx([1 / np.sqrt(12) / 2] * 2)

@@ -198,6 +198,15 @@ def test_predictions_beat_the_paper(held_out):
     assert scores.loc[name, 'brier'] < scores.loc[name, 'base_brier']
 
 
+def test_brier_scores_are_of_the_same_runs(held_out):
+  """Without the paper's fit of some runs, its score is not comparable."""
+  lacking = held_out.copy()
+  is_paper = lacking['predictor'] == predictors.PaperFit.name
+  lacking.loc[lacking.index[is_paper][:1], 'probability'] = np.nan
+  scores = predict.score([lacking]).set_index('predictor')
+  assert np.isnan(scores.loc['critical learning rate', 'paper_brier'])
+
+
 def test_interval_coverage_over_many_sweeps():
   coverage = {'attention logit': [], 'critical learning rate': []}
   logit = dataclasses.replace(predictors.LOGIT, step=80)

@@ -16,6 +16,7 @@ from stability.errors import BadInput
         ('4.8B', 12 * 24 * 4096**2),  # a named size is meant exactly
         ('7B', 7e9),
         ('1.3b', 1.3e9),
+        ('2T', 2e12),  # as labels.parameters writes it
         ('85.5M', 85.5e6),
         ('1e9', 1e9),
         ('250000', 250_000),
