@@ -118,10 +118,10 @@ def main() -> None:
 
 
 def _report_on_results(output: Path, options: 'Options') -> None:
-  from stability.analysis import results as results_lib
+  from stability.analysis import results_table
   from stability.report import page, terminal
 
-  results = results_lib.load_csv(
+  results = results_table.load_csv(
       Path(_RESULTS.value),
       group_by=_GROUP_BY.value,
       initial_loss=_INITIAL_LOSS.value,

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stability import importing
-from stability.analysis import instability
+from stability.analysis import instability, results_table
 from stability.analysis import lr_sensitivity as lr_sensitivity_lib
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
@@ -65,7 +65,7 @@ def load(
   except BadInput as error:
     raise BadInput(f'{path}: {error}') from None
   if not path.is_dir():
-    results = results_lib.load_csv(
+    results = results_table.load_csv(
         path,
         group_by=None if group_by is None else list(group_by),
         initial_loss=initial_loss,

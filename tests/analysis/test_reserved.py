@@ -6,8 +6,7 @@ import pytest
 from helpers import known_truth, made_up
 
 import stability
-from stability.analysis import comparison, lr_sensitivity, reserved, several_sweeps
-from stability.analysis import results as results_lib
+from stability.analysis import comparison, lr_sensitivity, reserved, results_table, several_sweeps
 from stability.analysis.prediction.targets import Target
 from stability.report import answers, predictions
 from stability.report.plots import style
@@ -54,13 +53,13 @@ def test_windows_of_a_reserved_name(tmp_path):
   path = tmp_path / 'runs.csv'
   path.write_text('window,learning_rate,final_loss\n64,0.01,3\n64,0.1,4\n8,0.01,3\n8,0.1,4\n')
   options = {'group_by': ['window'], 'initial_loss': 5.0}
-  results = results_lib.load_csv(
+  results = results_table.load_csv(
       path, windows=[(1e-3, 1.0)], window_where={'window': '64'}, **options
   )
   assert results.groups == ['config.window']
   windows = lr_sensitivity.lr_sensitivity(results)['window']
   assert list(windows) == ['0.001 to 1', 'all']
-  results = results_lib.load_csv(path, not_comparable='window', **options)
+  results = results_table.load_csv(path, not_comparable='window', **options)
   assert set(lr_sensitivity.lr_sensitivity(results)['window']) == {'not comparable'}
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import made_up
 
 from stability import hyper
-from stability.analysis import lr_sensitivity
+from stability.analysis import lr_sensitivity, results_table
 from stability.analysis import results as results_lib
 from stability.errors import BadInput
 from stability.storage import files, results_csv, run_files, sweeps
@@ -37,7 +37,7 @@ def test_workdir_has_a_row_per_run(workdir):
 
 
 def test_group_by_takes_the_shape_too(workdir):
-  results = results_lib.load_csv(
+  results = results_table.load_csv(
       results_csv.write_results(workdir), group_by=['model.width', 'model.qk_norm']
   )
   assert (results.groups, results.sizes) == (['model.width', 'model.qk_norm'], [])
@@ -90,7 +90,7 @@ def test_sweep_that_has_not_started(tmp_path):
 
 def test_results_csv_equals_the_workdir(workdir):
   ours = results_lib.load_workdir(workdir)
-  read = results_lib.load_csv(results_csv.write_results(workdir))
+  read = results_table.load_csv(results_csv.write_results(workdir))
   assert (read.groups, read.sizes) == (ours.groups, ours.sizes)
   pd.testing.assert_frame_equal(
       lr_sensitivity.lr_sensitivity(read), lr_sensitivity.lr_sensitivity(ours), check_dtype=False
@@ -115,18 +115,18 @@ def test_columns_of_a_csv_file(tmp_path):
       '1e-2,12,z-loss,16e6,0,10.8,,1e-8\n'
       '3e-2,,z-loss,16e6,0,,failed,1e-8\n',
   )
-  results = results_lib.load_csv(path, group_by=['method'])
+  results = results_table.load_csv(path, group_by=['method'])
   assert results.groups == ['method']
   assert list(results.runs['status']) == ['done', 'diverged', 'diverged', 'failed']
   assert list(results.runs['run']) == ['line 2', 'line 4', 'line 5', 'line 6']
   assert list(results.runs['parameters']) == [16_000_000] * 4
-  assert results_lib.load_csv(path).groups == ['opt.eps']
-  assert list(results_lib.load_csv(path).runs['opt.eps']) == [1e-8] * 4
+  assert results_table.load_csv(path).groups == ['opt.eps']
+  assert list(results_table.load_csv(path).runs['opt.eps']) == [1e-8] * 4
 
 
 def test_required_columns(tmp_path):
   path = write(tmp_path, 'learning_rate,final_loss\n0.001,3\n0.01,4\n')
-  results = results_lib.load_csv(path, initial_loss=3.5)
+  results = results_table.load_csv(path, initial_loss=3.5)
   assert list(results.runs['status']) == ['done', 'diverged']
   assert results.runs['parameters'].isna().all()
   assert results.groups == [] and results.sizes == []
@@ -134,7 +134,7 @@ def test_required_columns(tmp_path):
 
 def test_initial_loss_replaces_the_column(tmp_path):
   path = write(tmp_path, 'learning_rate,final_loss,initial_loss\n0.1,3,2\n')
-  assert list(results_lib.load_csv(path, initial_loss=4.0).runs['initial_loss']) == [4.0]
+  assert list(results_table.load_csv(path, initial_loss=4.0).runs['initial_loss']) == [4.0]
 
 
 HEADER = 'learning_rate,final_loss,initial_loss'
@@ -175,7 +175,7 @@ def test_refused_in_one_line(tmp_path, case):
   text, options, words = REFUSED[case]
   path = write(tmp_path, text)
   with pytest.raises(BadInput) as error:
-    results_lib.load_csv(path, **options)
+    results_table.load_csv(path, **options)
   message = str(error.value)
   assert re.search(words, message), message
   assert '\n' not in message and ('results.csv' in message or '--' in message)
@@ -185,7 +185,7 @@ def test_unreadable_file_is_refused(tmp_path):
   (tmp_path / 'image.csv').write_bytes(b'\x89PNG\r\n\x1a\n\xff\xfe')
   for name, words in (('image.csv', 'not a CSV'), ('none.csv', 'No such file'), ('.', 'director')):
     with pytest.raises(BadInput, match=words):
-      results_lib.load_csv(tmp_path / name)
+      results_table.load_csv(tmp_path / name)
 
 
 # Numbers that differ in the last digits only.
@@ -203,7 +203,7 @@ def test_seeds_logged_through_float32_share_their_learning_rates(tmp_path):
   lines += [f'{F32[rate]},{loss + 0.1},5.5,1' for rate, loss in losses.items()]
   path = write(tmp_path, rows(*lines))
   for windows in ((), [(1e-3, 1e-1)]):
-    results = results_lib.load_csv(path, windows=windows)
+    results = results_table.load_csv(path, windows=windows)
     (row,) = lr_sensitivity.lr_sensitivity(results).to_dict('records')
     assert (row['learning_rates'], row['seeds']) == (3, 2)
     assert row['lr_sensitivity'] == pytest.approx(0.4)
@@ -216,18 +216,18 @@ def test_seeds_logged_through_float32_share_their_learning_rates(tmp_path):
 def test_note_is_short(tmp_path):
   lines = [f'{rate},3,5.5,{seed}' for rate in (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
            for seed, rate in enumerate([rate, rate * (1 + 1e-7)])]  # fmt: skip
-  (note,) = results_lib.load_csv(write(tmp_path, rows(*lines))).notes
+  (note,) = results_table.load_csv(write(tmp_path, rows(*lines))).notes
   assert note.count(' = ') == 3 and note.endswith(', and 2 more')
 
 
 def test_no_note_on_other_ways_to_write_a_number(tmp_path):
-  results = results_lib.load_csv(write(tmp_path, rows('1e-3,3,5.5,0', '0.0010,3,5.5,1')))
+  results = results_table.load_csv(write(tmp_path, rows('1e-3,3,5.5,0', '0.0010,3,5.5,1')))
   assert results.notes == () and set(results.runs['learning_rate']) == {1e-3}
 
 
 def test_window_holds_its_ends_in_float32_alone(tmp_path):
   path = write(tmp_path, rows(*(f'{rate},3,5.5,0' for rate in F32.values())))
-  results = results_lib.load_csv(path, windows=[(1e-3, 1e-1)])
+  results = results_table.load_csv(path, windows=[(1e-3, 1e-1)])
   assert list(results.runs['learning_rate']) == [1e-3, 1e-2, 1e-1]
   assert lr_sensitivity.lr_sensitivity(results)['learning_rates'].tolist() == [3]
 
@@ -235,7 +235,7 @@ def test_window_holds_its_ends_in_float32_alone(tmp_path):
 def test_a_run_given_twice_is_refused(tmp_path):
   path = write(tmp_path, rows('0.001,3.2,5.5,0', f'{F32[1e-3]},3.2,5.5,0', '0.01,3,5.5,0'))
   with pytest.raises(BadInput, match=r'lines 2 and 3: have the same.*: 0\.001 = 0\.0010000'):
-    results_lib.load_csv(path)
+    results_table.load_csv(path)
 
 
 @pytest.mark.parametrize('name', ['objective.z_loss', 'optimizer.eps', 'optimizer.weight_decay'])
@@ -243,7 +243,7 @@ def test_swept_numbers_do_not_split(name, tmp_path):
   cells = ['0', '1e-4', '9.999999747378752e-05', '0.000100000', '0.0', '9.99999974738e-05']
   columns = f'learning_rate,final_loss,initial_loss,seed,{name}'
   lines = [f'{rate},3,5.5,{i},{cell}' for rate in (1e-3, 1e-2) for i, cell in enumerate(cells)]
-  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)))
+  results = results_table.load_csv(write(tmp_path, rows(*lines, columns=columns)))
   assert set(results.runs[name]) == {0.0, 1e-4}  # 1e-4 exactly, as claims compare with it
   assert len(lr_sensitivity.lr_sensitivity(results)) == 2
   (note,) = results.notes
@@ -253,7 +253,7 @@ def test_swept_numbers_do_not_split(name, tmp_path):
 def test_paper_value_is_matched_exactly(tmp_path):
   columns = 'learning_rate,final_loss,initial_loss,seed,optimizer.eps'
   lines = ['1e-3,3,5.5,0,1.000003e-08', '1e-3,3,5.5,0,1e-06']
-  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)))
+  results = results_table.load_csv(write(tmp_path, rows(*lines, columns=columns)))
   assert list(results.runs['optimizer.eps']) == [1e-8, 1e-6]
 
 
@@ -262,7 +262,7 @@ def test_equal_cells_of_a_column_with_words(tmp_path):
   columns = 'learning_rate,final_loss,initial_loss,seed,cap'
   cells = ['none', '50', '50.0', '0.1', '0.10000000149011612']
   lines = [f'1e-3,3,5.5,{i},{cell}' for i, cell in enumerate(cells)]
-  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)), group_by=['cap'])
+  results = results_table.load_csv(write(tmp_path, rows(*lines, columns=columns)), group_by=['cap'])
   assert list(results.runs['cap']) == ['none', '50', '50', '0.1', '0.1']
   assert results.notes == (
       'cap: numbers that differ in the last digits only are taken as one:'
@@ -282,18 +282,19 @@ def test_equal_cells_of_a_column_with_words(tmp_path):
 def test_large_integers_stay_apart(cells, tmp_path):
   columns = 'learning_rate,final_loss,initial_loss,seed,steps'
   lines = [f'1e-3,3,5.5,0,{cell}' for cell in cells]
-  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)), group_by=['steps'])
+  path = write(tmp_path, rows(*lines, columns=columns))
+  results = results_table.load_csv(path, group_by=['steps'])
   assert results.runs['steps'].nunique() == len(cells) and results.notes == ()
 
 
 def test_parameters_and_seeds_with_a_point(tmp_path):
   columns = 'learning_rate,final_loss,initial_loss,parameters,seed'
   lines = ['1e-3,3,5.5,9216,0', '1e-2,3,5.5,9216.0,0.0']
-  results = results_lib.load_csv(write(tmp_path, rows(*lines, columns=columns)))
+  results = results_table.load_csv(write(tmp_path, rows(*lines, columns=columns)))
   assert set(results.runs['parameters']) == {9216} and set(results.runs['seed']) == {0}
   path = write(tmp_path, rows(lines[0], '0.001,3,5.5,9216.0,0.0', columns=columns))
   with pytest.raises(BadInput, match='lines 2 and 3: have the same parameters, learning_rate, see'):
-    results_lib.load_csv(path)
+    results_table.load_csv(path)
 
 
 @pytest.mark.parametrize('value', ['50', '50.0', '5e1', '50.0000001'])
@@ -301,7 +302,7 @@ def test_parameters_and_seeds_with_a_point(tmp_path):
 def test_window_where_takes_the_same_number(value, other, tmp_path):
   columns = 'learning_rate,final_loss,initial_loss,cap'
   lines = [f'{rate},3,5.5,{cap}' for rate in (1e-3, 1e-2) for cap in (other, '50')]
-  results = results_lib.load_csv(
+  results = results_table.load_csv(
       write(tmp_path, rows(*lines, columns=columns)),
       group_by=['cap'],
       windows=[(1e-3, 1e-2)],

@@ -59,7 +59,7 @@ def simulate(
       curve[probe] = first * (last / first) ** exponent
     curves.append(pd.DataFrame({'run': name, 'step': STEPS, **curve}))
   frame = pd.DataFrame(rows).astype({'parameters': 'Int64'})
-  groups, sizes = results._groups_and_sizes(runs.fields)
+  groups, sizes = results.groups_and_sizes(runs.fields)
   return results.Results(frame, groups, sizes, **report), pd.concat(curves, ignore_index=True)
 
 

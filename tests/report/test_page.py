@@ -12,7 +12,7 @@ from helpers import made_up
 from helpers.html_page import EVIL, Page
 
 from stability import hyper
-from stability.analysis import lr_sensitivity, timeline
+from stability.analysis import lr_sensitivity, results_table, timeline
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.report import page, tables
@@ -168,7 +168,7 @@ def test_results_without_a_workdir(tmp_path):
           for method in ('a', 'b')
       )
   )
-  results = results_lib.load_csv(path, group_by=['method'], initial_loss=10.0)
+  results = results_table.load_csv(path, group_by=['method'], initial_loss=10.0)
   written = page.write_results_report(results, tmp_path / 'report')
   assert written == tmp_path / 'report' / 'index.html'
   shown = Page(written)
@@ -184,7 +184,7 @@ def test_escaping(tmp_path):
       f'run,learning_rate,final_loss,parameters,"{quoted}"\n'
       + ''.join(f'"{quoted}",0.1,3,{size},"{quoted}"\n' for size in (10, 20))
   )
-  results = results_lib.load_csv(path, group_by=[EVIL], initial_loss=10.0)
+  results = results_table.load_csv(path, group_by=[EVIL], initial_loss=10.0)
   shown = Page(page.write_results_report(results, tmp_path / 'report'))
   assert shown.count('script') == 0
   assert shown.text.count(EVIL) >= 2 * 3  # runs, their column, its header and cells

@@ -6,7 +6,7 @@ import pytest
 from helpers import made_up
 from rich.console import Console
 
-from stability.analysis import lr_sensitivity
+from stability.analysis import lr_sensitivity, results_table
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.analysis.claims.claim import Verdict
@@ -79,7 +79,7 @@ def test_summary_of_other_results(tmp_path):
   path.write_text(
       'learning_rate,final_loss,method\n0.1,3,a\n0.3,4,a\n1,5,a\n0.1,3,b\n0.3,3.5,b\n1,4,b\n'
   )
-  results = results_lib.load_csv(path, group_by=['method'], initial_loss=10.0)
+  results = results_table.load_csv(path, group_by=['method'], initial_loss=10.0)
   console = Console(width=80)
   with console.capture() as capture:
     report = page.write_results_report(results, tmp_path / 'report')
@@ -99,7 +99,7 @@ def test_merged_numbers_are_named(tmp_path):
       'learning_rate,final_loss,initial_loss,seed,"\x1b[31m<b>"\n'
       '0.1,3,10,0,0.5\n0.10000000149011612,3,10,1,0.50000001\n0.2,3,10,0,0.5\n'
   )
-  results = results_lib.load_csv(path, group_by=['\x1b[31m<b>'])
+  results = results_table.load_csv(path, group_by=['\x1b[31m<b>'])
   console = Console(width=80)
   with console.capture() as capture:
     report = page.write_results_report(results, tmp_path / 'report')
