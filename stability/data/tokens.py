@@ -24,6 +24,8 @@ split continues in train-00001.bin and so on (tokenize/shards.py). meta.json hol
   unigram_loss      the same for the unigram model
   bigram_tokens     training tokens counted for both, at most 50 million
   entropy_rate      nats, of synthetic text; otherwise null
+
+The module is over 400 lines since the files' description and their checks belong together.
 """
 
 import dataclasses
