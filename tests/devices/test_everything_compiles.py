@@ -119,7 +119,7 @@ def test_parts(target, dtype, stated):
 
 
 @pytest.mark.parametrize(
-    'target, layout', itertools.product(['h100:8', 'v5e:4x4'], ['data_parallel', 'sharded'])
+    'target, layout', list(itertools.product(['h100:8', 'v5e:4x4'], ['data_parallel', 'sharded']))
 )
 def test_layouts(target, layout):
   config = resolved({'data.batch_size': 16, 'model.dtype': 'bfloat16'})
