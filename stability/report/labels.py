@@ -20,7 +20,7 @@ from stability.errors import BadInput
 # Names of other columns in the tables of the report.
 _COLUMNS = (
     *('parameters', 'seed', 'seeds', 'status', 'run', 'error', 'actions', 'missing', 'pairs'),
-    *('unstable'),
+    'unstable',
 )
 
 _given: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
