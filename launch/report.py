@@ -153,9 +153,9 @@ def _report_on_sweep(workdir: Path, output: Path | None, options: 'Options') -> 
 def _report_on_sweeps(workdirs: list[Path], output: Path, options: 'Options') -> None:
   from stability.report import comparison_page, terminal
 
-  named = _names(workdirs)
-  path = comparison_page.write_comparison(named, output, options)
-  terminal.print_comparison(Console(), named, path, options)
+  compared = comparison_page.compare(_names(workdirs), options)
+  path = comparison_page.write_comparison(compared, output, options)
+  terminal.print_comparison(Console(), compared, path)
 
 
 def _workdirs() -> list[Path]:

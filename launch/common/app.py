@@ -190,7 +190,7 @@ def load(
 
 
 def _find_config(config: str) -> tuple[str, str, str | None]:
-  """What --config names: the name as given, the file, and the scale if there is one.
+  """Finds the config file; returns the name as given, the file, and the scale if there is one.
 
   Args:
     config: FILE.py[:SCALE], or NAME[:SCALE] for the experiment configs/NAME.py of this package.

@@ -89,7 +89,7 @@ def define(flag_values: flags.FlagValues) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to show beside the runs and their cost."""
+  """What a dry run shows in addition to the runs and their cost."""
 
   machine: cost_lib.Machine | None = None  # to plan for, by arithmetic
   analyze: bool = False

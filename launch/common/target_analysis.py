@@ -184,7 +184,7 @@ def _cache_folder() -> Path:
 
 
 def _digest(text: str, found: Slice) -> str:
-  """Of everything that decides the result of a compilation and what is read from it."""
+  """A hash of everything that decides what a compilation gives and what is read from it."""
   from stability.devices import hlo
 
   code = [Path(module).read_text() for module in (__file__, hlo.__file__, targets.__file__)]

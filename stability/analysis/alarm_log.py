@@ -12,7 +12,7 @@ COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
 
 
 def are_pending(workdir: Path) -> bool:
-  """Whether alarms have not been looked for: in imported runs launch.alarms does that."""
+  """Whether the runs are imported and launch.alarms has not yet looked for alarms in them."""
   sweep = sweeps.read_sweep(workdir)
   runs = [run_files.run_dir(workdir, name) for name in sweep.runs]
   return sweep.is_imported and not any((run / 'alarms.jsonl').exists() for run in runs)

@@ -19,10 +19,6 @@ from stability.errors import BadInput
 
 GB = 1e9
 TFLOPS = 1e12
-_H100_SHEET = 'https://www.nvidia.com/en-us/data-center/h100/ (SXM)'
-_H200_SHEET = 'https://www.nvidia.com/en-us/data-center/h200/ (SXM)'
-_A100_SHEET = 'https://www.nvidia.com/en-us/data-center/a100/ (80 GB SXM)'
-_TPU_DOCS = 'https://cloud.google.com/tpu/docs/{}'
 # Share of a GPU's memory that jax takes, and the variables that set another.
 _SHARE = 0.75
 _SHARE_VARIABLES = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
@@ -79,128 +75,136 @@ def _gpu(
     l2_mib: int,
     clock_ghz: float,
     capability: int,
+    memory_bytes: int,
     bytes_per_second: float,
-    memory: int,
-) -> dict[str, Any]:
-  """The fields of XLA's GpuDeviceInfoProto; those given here differ between the cards."""
+    **rates: Any,
+) -> Target:
+  """An NVIDIA GPU; what XLA is told has the fields of its GpuDeviceInfoProto."""
   shared = 1024 * shared_kib
-  return {
-      'gpu_device_info': {
-          'threads_per_block_limit': 1024,
-          'threads_per_warp': 32,
-          'shared_memory_per_block': 49152,
-          'shared_memory_per_core': shared,
-          'threads_per_core_limit': 2048,
-          'core_count': cores,
-          'fpus_per_core': fpus_per_core,
-          'block_dim_limit_x': 2147483647,
-          'block_dim_limit_y': 65535,
-          'block_dim_limit_z': 65535,
-          'memory_bandwidth': int(bytes_per_second),
-          'l2_cache_size': 2**20 * l2_mib,
-          'clock_rate_ghz': clock_ghz,
-          'device_memory_size': memory,
-          'shared_memory_per_block_optin': shared - 1024,
-          'cuda_compute_capability': {'major': capability, 'minor': 0},
-          'registers_per_core_limit': 65536,
-          'registers_per_block_limit': 65536,
-      },
+  info = {
+      'threads_per_block_limit': 1024,
+      'threads_per_warp': 32,
+      'shared_memory_per_block': 49152,
+      'shared_memory_per_core': shared,
+      'threads_per_core_limit': 2048,
+      'core_count': cores,
+      'fpus_per_core': fpus_per_core,
+      'block_dim_limit_x': 2147483647,
+      'block_dim_limit_y': 65535,
+      'block_dim_limit_z': 65535,
+      'memory_bandwidth': int(bytes_per_second),
+      'l2_cache_size': 2**20 * l2_mib,
+      'clock_rate_ghz': clock_ghz,
+      'device_memory_size': memory_bytes,
+      'shared_memory_per_block_optin': shared - 1024,
+      'cuda_compute_capability': {'major': capability, 'minor': 0},
+      'registers_per_core_limit': 65536,
+      'registers_per_block_limit': 65536,
+  }
+  description = {
+      'gpu_device_info': info,
       'platform_name': 'CUDA',
       'dnn_version_info': {'major': 9, 'minor': 8},
       'runtime_version': {'major': 13},
       'device_description_str': name,
   }
+  return Target(
+      platform='gpu',
+      memory_bytes=memory_bytes,
+      bytes_per_second=bytes_per_second,
+      topology='1',
+      description=description,
+      **rates,
+  )
 
 
-_HOPPER = {'cores': 132, 'fpus_per_core': 128, 'shared_kib': 228, 'l2_mib': 50, 'capability': 9}
+def _tpu(
+    name: str,
+    *,
+    memory_bytes: float,
+    bytes_per_second: float,
+    link_bytes_per_second: float,
+    bfloat16_flops: float,
+    topology: str = '2x2',
+) -> Target:
+  """A TPU, on which a float32 product of full precision takes six passes of bfloat16 products."""
+  return Target(
+      platform='tpu',
+      memory_bytes=memory_bytes,
+      bytes_per_second=bytes_per_second,
+      link_bytes_per_second=link_bytes_per_second,
+      bfloat16_flops=bfloat16_flops,
+      float32_flops=bfloat16_flops / 6,
+      hardware_float32_flops=bfloat16_flops,
+      source=f'https://cloud.google.com/tpu/docs/{name}',
+      topology=topology,
+  )
+
+
+_HOPPER = {
+    'cores': 132,
+    'fpus_per_core': 128,
+    'shared_kib': 228,
+    'l2_mib': 50,
+    'clock_ghz': 1.98,
+    'capability': 9,
+    'link_bytes_per_second': 450e9,
+    'bfloat16_flops': 989 * TFLOPS,
+    'float32_flops': 67 * TFLOPS,
+    'hardware_float32_flops': 495 * TFLOPS,
+}
 TARGETS = {
-    'h100': Target(
-        platform='gpu',
-        memory_bytes=85.0 * GB,
+    'h100': _gpu(
+        'NVIDIA H100 80GB HBM3',
+        memory_bytes=84_978_761_728,
         bytes_per_second=3.35e12,
-        link_bytes_per_second=450e9,
-        bfloat16_flops=989 * TFLOPS,
-        float32_flops=67 * TFLOPS,
-        hardware_float32_flops=495 * TFLOPS,
-        source=_H100_SHEET,
-        topology='1',
-        description=_gpu(
-            'NVIDIA H100 80GB HBM3',
-            **_HOPPER,
-            clock_ghz=1.98,
-            bytes_per_second=3.35e12,
-            memory=84978761728,
-        ),
+        source='https://www.nvidia.com/en-us/data-center/h100/ (SXM)',
+        **_HOPPER,
     ),
-    'h200': Target(
-        platform='gpu',
-        memory_bytes=150.0 * GB,
+    'h200': _gpu(
+        'NVIDIA H200',
+        memory_bytes=150_000_000_000,
         bytes_per_second=4.8e12,
-        link_bytes_per_second=450e9,
-        bfloat16_flops=989 * TFLOPS,
-        float32_flops=67 * TFLOPS,
-        hardware_float32_flops=495 * TFLOPS,
-        source=_H200_SHEET,
-        topology='1',
-        description=_gpu(
-            'NVIDIA H200', **_HOPPER, clock_ghz=1.98, bytes_per_second=4.8e12, memory=150 * 10**9
-        ),
+        source='https://www.nvidia.com/en-us/data-center/h200/ (SXM)',
+        **_HOPPER,
     ),
-    'a100': Target(
-        platform='gpu',
-        memory_bytes=85.0 * GB,
+    'a100': _gpu(
+        'NVIDIA A100-SXM4-80GB',
+        cores=108,
+        fpus_per_core=64,
+        shared_kib=164,
+        l2_mib=40,
+        clock_ghz=1.41,
+        capability=8,
+        memory_bytes=85_000_000_000,
         bytes_per_second=2.039e12,
         link_bytes_per_second=300e9,
         bfloat16_flops=312 * TFLOPS,
         float32_flops=19.5 * TFLOPS,
         hardware_float32_flops=156 * TFLOPS,
-        source=_A100_SHEET,
-        topology='1',
-        description=_gpu(
-            'NVIDIA A100-SXM4-80GB',
-            cores=108,
-            fpus_per_core=64,
-            shared_kib=164,
-            l2_mib=40,
-            clock_ghz=1.41,
-            capability=8,
-            bytes_per_second=2.039e12,
-            memory=85 * 10**9,
-        ),
+        source='https://www.nvidia.com/en-us/data-center/a100/ (80 GB SXM)',
     ),
-    # A float32 product of full precision takes six passes of bfloat16 products on a TPU.
-    'v5e': Target(
-        platform='tpu',
+    'v5e': _tpu(
+        'v5e',
         memory_bytes=17.2 * GB,
         bytes_per_second=819e9,
         link_bytes_per_second=200e9,
         bfloat16_flops=197 * TFLOPS,
-        float32_flops=197 / 6 * TFLOPS,
-        hardware_float32_flops=197 * TFLOPS,
-        source=_TPU_DOCS.format('v5e'),
-        topology='2x2',
     ),
-    'v5p': Target(
-        platform='tpu',
+    'v5p': _tpu(
+        'v5p',
         memory_bytes=102 * GB,
         bytes_per_second=2.765e12,
         link_bytes_per_second=600e9,
         bfloat16_flops=459 * TFLOPS,
-        float32_flops=459 / 6 * TFLOPS,
-        hardware_float32_flops=459 * TFLOPS,
-        source=_TPU_DOCS.format('v5p'),
         topology='2x2x1',
     ),
-    'v6e': Target(
-        platform='tpu',
+    'v6e': _tpu(
+        'v6e',
         memory_bytes=34.4 * GB,
         bytes_per_second=1.638e12,
         link_bytes_per_second=400e9,
         bfloat16_flops=918 * TFLOPS,
-        float32_flops=918 / 6 * TFLOPS,
-        hardware_float32_flops=918 * TFLOPS,
-        source=_TPU_DOCS.format('v6e'),
-        topology='2x2',
     ),
 }
 # By platform: the module that must be there, and the extra that installs it.

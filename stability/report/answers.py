@@ -62,8 +62,7 @@ def table(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
     arm = dict(zip(results.groups, map(labels.value, answer.arm), strict=True))
     text = pd.DataFrame(arm, cells.index)
     text['parameters'] = labels.parameters(answer.target.parameters)
-    rates = cells['learning_rate'].map('{:.2e}'.format).astype(float)
-    text['learning rate'] = rates.map(labels.number)
+    text['learning rate'] = cells['learning_rate'].map(labels.rounded)
     text['unstable'] = cells['probability'].map('{:.0%}'.format).replace('nan%', '')
     text[LOGIT] = _estimates(cells, 'attention_logit')
     text['read at step'] = cells['read_at_step'].map('{:.0f}'.format).replace('nan', '')
@@ -84,7 +83,7 @@ def _answer(results: Results, answer: Answer) -> str:
   if arm := labels.pairs(results.groups, answer.arm):
     what += f' with {arm}'
   if answer.usable:
-    parts = [f'{what}: train at a learning rate of {two_digits(answer.recommended)}.']
+    parts = [f'{what}: train at a learning rate of {labels.rounded(answer.recommended, 2)}.']
   else:
     reason, next_ = _reason(answer), _train_next(answer)
     parts = [f'{what}: no usable prediction. {_capital(reason)}. {_capital(next_)}.']
@@ -128,7 +127,7 @@ def _reason(answer: Answer) -> str:
     parts.append(
         f'as a test, the critical learning rate of {labels.parameters(missed.parameters)} was'
         f' predicted from smaller sizes as {estimate_text(missed.predicted)}, but it is'
-        f' {bound}{two_digits(missed.measured)}'
+        f' {bound}{labels.rounded(missed.measured, 2)}'
     )
   return '; '.join(parts)
 
@@ -140,7 +139,7 @@ def _train_next(answer: Answer) -> str:
     size = f'{labels.parameters(found.parameters)} parameters'
   if found.learning_rates is None:
     return f'train next: {size} with another seed'
-  low, high = map(two_digits, found.learning_rates)
+  low, high = (labels.rounded(rate, 2) for rate in found.learning_rates)
   return f'train next: {size} at learning rates from {low} to {high}'
 
 
@@ -160,7 +159,7 @@ def _probes(answer: Answer) -> list[str]:
       )
   if not texts:
     return []
-  at = f'At {two_digits(rate)}'
+  at = f'At {labels.rounded(rate, 2)}'
   if not np.isclose(rate, answer.recommended):
     at += ', the nearest trained learning rate'
   return [f'{at}, {", and ".join(texts)}.']
@@ -200,17 +199,13 @@ def estimate_text(found: Estimate) -> str:
   """A number with its interval, such as `1.2e-3 (4e-4 to 3e-3)`; empty if it is unknown."""
   if np.isnan(found.value):
     return ''
-  return f'{two_digits(found.value)} ({two_digits(found.low)} to {two_digits(found.high)})'
+  value, low, high = (labels.rounded(each, 2) for each in (found.value, found.low, found.high))
+  return f'{value} ({low} to {high})'
 
 
 def factor(value: float) -> str:
   """A factor with two significant digits below 100, else whole: 2.3, 64, 8,192."""
   return f'{value:.2g}' if value < 99.5 else f'{value:,.0f}'
-
-
-def two_digits(value: float) -> str:
-  """A number rounded to two significant digits."""
-  return labels.number(float(f'{value:.1e}'))
 
 
 def _capital(text: str) -> str:

@@ -5,36 +5,51 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stability.analysis import lr_sensitivity, several_sweeps
+from stability.analysis.results import Results
 from stability.report import labels, page
 from stability.report.options import Options
 from stability.report.plots import selection
 from stability.storage import files, schema, sweeps
+from stability.storage.sweeps import Sweep
 
 
-def write_comparison(
-    workdirs: Mapping[str, Path], output: Path, options: Options = page.DEFAULTS
-) -> Path:
-  """Writes the report that compares sweeps, the others with the first; nothing in their folders.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Several sweeps, and how they differ."""
 
-  Claims and predictions are left to the reports on the single sweeps.
+  workdirs: Mapping[str, Path]  # name -> folder of a sweep; the others are compared with the first
+  sweeps: Mapping[str, Sweep]
+  results: Results
+  differing: str  # what their configs differ in, a sentence
+  differences: several_sweeps.Differences
 
-  Args:
-    workdirs: name -> folder of a sweep.
-    output: a folder.
-    options: see Options.
 
-  Returns:
-    The path of its index.html.
-  """
+def compare(workdirs: Mapping[str, Path], options: Options) -> Comparison:
+  """Loads sweeps, named as in Comparison; raises BadInput for damaged files."""
   contents = {name: sweeps.read_sweep(workdir) for name, workdir in workdirs.items()}
   for name, sweep in contents.items():
     if not sweep.is_imported:
       schema.check_data(workdirs[name] / 'sweep.json', sweep.data, schema.SHOWN)
   results = several_sweeps.load(workdirs)
   results = dataclasses.replace(results, interval=options.interval)
+  return Comparison(
+      workdirs,
+      contents,
+      results,
+      differing(several_sweeps.differing(results, contents)),
+      several_sweeps.differences(results),
+  )
+
+
+def write_comparison(compared: Comparison, output: Path, options: Options) -> Path:
+  """Writes the report on several sweeps to a folder; returns the path of its index.html.
+
+  Claims and predictions are left to the reports on the single sweeps.
+  """
+  results = compared.results
   table = lr_sensitivity.lr_sensitivity(results)
-  curves = several_sweeps.load_curves(workdirs, selection.probes(results))
-  bigram = {sweep.data.get('bigram_loss') for sweep in contents.values()}
+  curves = several_sweeps.load_curves(compared.workdirs, selection.probes(results))
+  bigram = {sweep.data.get('bigram_loss') for sweep in compared.sweeps.values()}
   path = page.write_files(
       output,
       options,
@@ -45,12 +60,12 @@ def write_comparison(
           *selection.curve_plots(results, curves),
           *selection.probe_plots(results, curves),
       ],
-      title=f'Training stability: {", ".join(workdirs)}',
-      differing=differing(several_sweeps.differing(results, contents)),
-      differences=several_sweeps.differences(results),
+      title=f'Training stability: {", ".join(compared.workdirs)}',
+      differing=compared.differing,
+      differences=compared.differences,
       facts={
           f'{heading} of {name}': entries
-          for name, sweep in contents.items()
+          for name, sweep in compared.sweeps.items()
           for heading, entries in page.facts(sweep).items()
       },
   )

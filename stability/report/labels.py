@@ -78,9 +78,9 @@ def number(value: float) -> str:
   return np.format_float_scientific(value, trim='-', exp_digits=1).replace('e+', 'e')
 
 
-def rounded(value: float) -> str:
-  """A number with three significant digits; empty for NaN."""
-  return '' if pd.isna(value) else number(float(f'{value:.3g}'))
+def rounded(value: float, digits: int = 3) -> str:
+  """A number rounded to some significant digits; empty for NaN."""
+  return '' if pd.isna(value) else number(float(f'{value:.{digits}g}'))
 
 
 def decimals(value: float, places: int = 3) -> str:

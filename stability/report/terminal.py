@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -11,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stability.analysis import alarm_log, lr_sensitivity, several_sweeps
+from stability.analysis import alarm_log, lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.analysis.results import Results
 from stability.report import comparison_page, findings, page, tables
 from stability.report.options import Options
-from stability.storage import sweeps
 
 # Short headers, some in two lines, so that the table fits into 80 columns.
 _HEADERS = {
@@ -55,16 +53,13 @@ def print_results_summary(
 
 
 def print_comparison(
-    console: Console, workdirs: Mapping[str, Path], report: Path, options: Options
+    console: Console, compared: comparison_page.Comparison, report: Path
 ) -> None:
-  """Prints what several sweeps differ in and how their results differ, by name of the sweep."""
-  results = dataclasses.replace(several_sweeps.load(workdirs), interval=options.interval)
-  contents = {name: sweeps.read_sweep(workdir) for name, workdir in workdirs.items()}
-  differing = comparison_page.differing(several_sweeps.differing(results, contents))
-  found = findings.on_differences(results, several_sweeps.differences(results))
-  for line in filter(None, [differing, *found]):
+  """Prints what several sweeps differ in, how their results differ, and LR sensitivity."""
+  found = findings.on_differences(compared.results, compared.differences)
+  for line in filter(None, [compared.differing, *found]):
     console.print(line, markup=False, highlight=False)
-  _print_table(console, results, report)
+  _print_table(console, compared.results, report)
 
 
 def _print(

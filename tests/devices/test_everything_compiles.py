@@ -2,7 +2,7 @@
 
   pytest -m soak tests/devices/test_everything_compiles.py
 
-Needs the extras aot-gpu and aot-tpu. Each test prints its line of the table in BUILD_NOTES.md.
+Needs the extras aot-gpu and aot-tpu. Each test prints what the compiler says of its programs.
 """
 
 import functools

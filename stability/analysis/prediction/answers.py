@@ -63,7 +63,7 @@ class Missed:
 
 @dataclasses.dataclass(frozen=True)
 class TrainNext:
-  """What to train to get a usable prediction."""
+  """The runs to train next, so that a prediction becomes usable."""
 
   parameters: float | None  # None: every size of the sweep
   learning_rates: tuple[float, float] | None  # the lowest and highest; None: another seed of all
@@ -71,7 +71,7 @@ class TrainNext:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What is predicted for one arm at one target; None stands for what cannot be predicted."""
+  """The prediction for one arm at one target; a field that cannot be predicted is None."""
 
   arm: tuple  # its values of results.groups
   target: Target
@@ -100,7 +100,7 @@ class Answer:
 
   @property
   def too_wide(self) -> dict[str, Estimate]:
-    """Those whose interval exceeds MAX_DECADES."""
+    """The estimates whose interval spans more than MAX_DECADES, by name."""
     return {
         name: found
         for name, found in self.estimates.items()
@@ -108,12 +108,12 @@ class Answer:
     }
 
   def is_reliable(self, name: str) -> bool:
-    """Whether one of the estimates can be used by itself."""
+    """Whether the estimate of this name can be trusted, even if others cannot."""
     return not (self.estimates[name] is None or name in self.too_wide or self.missed)
 
   @property
   def usable(self) -> bool:
-    """Whether all three learning rates are predicted, and the test was not missed."""
+    """Whether all three estimates can be trusted."""
     return not (self.insufficient or self.too_wide or self.missed)
 
   @property
@@ -319,7 +319,9 @@ def _train_next(of_arm: Observations, target: Target) -> TrainNext:
 
 
 def helps(results: Results, by_arm: Mapping[tuple, Observations]) -> list[Help]:
-  """For each arm, the arm with the most higher critical rate at the largest size of both, if any.
+  """Pairs each arm with the one whose critical rate exceeds its own the most, if any does.
+
+  Two arms are compared at the largest size that both have.
 
   If the sweep varies what a learning rate means (results.not_comparable), the ratios of critical to
   best learning rate are compared. An arm whose own rates lie outside the grid is not compared.
