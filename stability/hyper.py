@@ -1,7 +1,10 @@
 """Functions with which config files define sweeps, and the expansion of a sweep into runs.
 
-A sweep is a list of points; a point is a dict of dotted field -> value:
+A sweep is a list of points; a point is a dict of dotted field -> value, as in the example. A point
+may also carry the label `arm`, a name that stands for the fields of an intervention, whichever they
+are: {'arm': 'muon, no decay', 'optimizer.name': 'muon', 'optimizer.weight_decay': 0.0}.
 
+Example:
   hyper.product([
       hyper.zipit([hyper.sweep('model.width', [256, 512]), hyper.sweep('model.depth', [3, 6])]),
       hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1]),
@@ -9,6 +12,7 @@ A sweep is a list of points; a point is a dict of dotted field -> value:
   ])
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -78,7 +82,8 @@ def _join(left: Point, right: Point) -> Point:
 class Runs:
   """The runs that a config file describes."""
 
-  fields: tuple[str, ...]  # the swept ones, in order of first appearance
+  # The swept ones, in order of first appearance, without those that the label `arm` stands for.
+  fields: tuple[str, ...]
   configs: dict[str, Config]  # run name -> resolved config
 
 
@@ -120,15 +125,36 @@ def expand(
     if field in config_lib.FIELDS and config_lib.FIELDS[field].shared:
       raise BadInput(f'config.{field}: must not be swept, since all runs share their data')
   flat_base = config_lib.flatten(base)
+  flats = [config_lib.resolve(flat_base | point) for point in points]
+  fields = _without_those_of_arms(fields, flats)
   run_labels = labels([*(field for field in fields if field != 'seed'), 'seed'])
   configs: dict[str, Config] = {}
-  for point in points:
-    flat = config_lib.resolve(flat_base | point)
+  for flat in flats:
     name = _name({label: flat[field] for field, label in run_labels.items()}, flat)
     if name in configs:
       raise BadInput(f'get_sweep: two runs are the same: {name}')
     configs[name] = config_lib.unflatten(flat)
   return Runs(fields, configs)
+
+
+def _without_those_of_arms(
+    fields: tuple[str, ...], flats: Sequence[Mapping[str, Any]]
+) -> tuple[str, ...]:
+  """The swept fields that `arm`, if it is swept, does not determine.
+
+  Those of the size, the learning rate and the seed are kept in any case.
+  """
+  if 'arm' not in fields:
+    return fields
+  values = collections.defaultdict(set)
+  for flat in flats:
+    if flat['arm'] is None:
+      raise BadInput('get_sweep: config.arm is missing in some points, but not in all')
+    for field in fields:
+      values[flat['arm'], field].add(flat[field])
+  kept = {'arm', *config_lib.SIZE_FIELDS, 'optimizer.learning_rate', 'seed'}
+  kept |= {field for (_, field), found in values.items() if len(found) > 1}
+  return tuple(field for field in fields if field in kept)
 
 
 def labels(fields: Sequence[str]) -> dict[str, str]:

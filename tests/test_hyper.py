@@ -233,10 +233,29 @@ def test_configs_share_no_state():
   assert second['model']['width'] == 64
 
 
+def test_arms():
+  """A label stands for the fields of its points, save those that vary among them."""
+  arms = [
+      {'arm': 'adamw'},
+      {'arm': 'adamw again'},
+      {'arm': 'lion, no decay', 'optimizer.name': 'lion', 'optimizer.weight_decay': 0.0},
+  ]
+  clips = hyper.sweep('optimizer.clip_norm', [0.0, 1.0])
+  runs = expand(hyper.product([WIDTHS, arms, clips]))
+  assert runs.fields == ('model.width', 'arm', 'optimizer.clip_norm')
+  assert len(runs.configs) == 12
+  assert list(runs.configs)[5] == 'width=32,arm=lion,%20no%20decay,clip_norm=1.0,seed=0'
+  first, again, lion = (list(runs.configs.values())[n] for n in (0, 2, 4))
+  assert lion['optimizer']['name'] == 'lion' and lion['arm'] == 'lion, no decay'
+  assert config_lib.split(first) == config_lib.split(again) and first != again
+
+
 @pytest.mark.parametrize(
     'points, said',
     [
         ([], 'describes no runs'),
+        ([{'arm': 'a'}, {'seed': 1}], 'config.arm is missing in some points'),
+        ([{'arm': ''}], "config.arm='': must be a name"),
         (['seed'], "yields 'seed', must be a dict"),
         ([{1: 2}], 'yields {1: 2}, must be a dict'),
         (hyper.sweep('seed', [1, 1]), 'two runs are the same: seed=1'),

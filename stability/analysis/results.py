@@ -12,12 +12,12 @@ import pandas as pd
 from stability import config as config_lib
 from stability.analysis import reserved
 from stability.analysis import windows as windows_lib
+from stability.config import SIZE_FIELDS
 from stability.errors import BadInput
 from stability.hyper import Runs
 from stability.storage import results_csv, run_files, sweeps
 from stability.storage.files import Json
 
-SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 LOGIT = 'block_0/attention_logit_max'  # the probe that figures and predictions use
 
 INTERVAL = 0.9  # confidence level

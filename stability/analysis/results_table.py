@@ -42,8 +42,8 @@ def load_csv(
     path: a CSV file with a header. Required columns: learning_rate, final_loss. Optional columns:
       parameters, seed, run, initial_loss, status (done, diverged, failed, stopped or missing; if
       empty, it is derived from the losses).
-    group_by: the columns that define the intervention; None: those with a dot in their name. One
-      with a reserved name, such as window, becomes config.window.
+    group_by: the columns that define the intervention; None: arm and those with a dot in their
+      name. One with a reserved name, such as window, becomes config.window.
     initial_loss: the initial loss of all runs (nats), instead of the column.
     windows: windows of learning rates, see windows.py.
     window_where: column -> value, of size or intervention: the rows that the windows apply to; None
@@ -63,7 +63,7 @@ def load_csv(
     raise BadInput(f'--initial_loss={initial_loss}: must be {_LOSS}')
   if initial_loss is None and 'initial_loss' not in cells:
     raise BadInput(f'{path}: has no column initial_loss; add it or give --initial_loss')
-  groups, sizes = groups_and_sizes([name for name in cells if '.' in name])
+  groups, sizes = groups_and_sizes([name for name in cells if '.' in name or name == 'arm'])
   if group_by is not None:
     groups = _checked_groups(path, cells, group_by)
     names = reserved.free_names(groups, cells.columns)

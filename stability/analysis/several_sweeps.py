@@ -16,7 +16,8 @@ from stability import same_number
 from stability.analysis import comparison, lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
-from stability.analysis.results import SIZE_FIELDS, SWEEP, Results
+from stability.analysis.results import SWEEP, Results
+from stability.config import SIZE_FIELDS
 from stability.errors import BadInput
 from stability.storage.sweeps import Sweep
 

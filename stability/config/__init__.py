@@ -18,12 +18,13 @@ from stability.config.resolution import (
     unflatten,
     unknown_field,
 )
-from stability.config.sizes import SIZES, for_scale, parameters, size
+from stability.config.sizes import SIZE_FIELDS, SIZES, for_scale, parameters, size
 
 __all__ = [
     'FIELDS',
     'MAX_EXAMPLES',
     'SIZES',
+    'SIZE_FIELDS',
     'Config',
     'Field',
     'complete',

@@ -19,6 +19,7 @@ from stability.config.field import (
     path,
     safe_repr,
     switch,
+    text,
 )
 from stability.config.sizes import for_scale
 from stability.errors import BadInput
@@ -26,6 +27,9 @@ from stability.errors import BadInput
 RECORDS = (
     integer('seed', 0, 'Seed of the initial parameters; several seeds show the spread of results.',
             traced=True),
+    text('arm', None,
+         'Name of an intervention; the points of a sweep carry it if several options make it up.',
+         allowed='a name', optional=True, label=True, absent=None),
 
     choice('data.source', 'text', ('text', 'synthetic'),
            'Where tokens come from: text, the files of data.path; synthetic, a language whose'

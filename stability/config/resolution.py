@@ -192,6 +192,7 @@ def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, fl
 
   The static config determines the programs: runs with the same one form a population and share
   executables. For a switch, it holds whether the value is above 0; the value is a hyperparameter.
+  Labels are in neither.
   """
   hparams = {f: value for f, value in flatten(config).items() if FIELDS[f].traced}
   return ml_collections.FrozenConfigDict(unflatten(dict(static_fields(config)))), hparams
@@ -202,5 +203,5 @@ def static_fields(config: Config) -> tuple[tuple[str, Any], ...]:
   return tuple(
       (field, value > 0 if record.switch else value)
       for field, value in flatten(config).items()
-      if not (record := FIELDS[field]).traced or record.switch
+      if (not (record := FIELDS[field]).traced or record.switch) and not record.label
   )

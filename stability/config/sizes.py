@@ -5,6 +5,8 @@ from typing import Any
 
 from stability.errors import BadInput
 
+SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
+
 # A size is named after its parameters, 12 depth width^2 (the blocks' matrices, paper section 2.1).
 # Those from 2.4M on are the paper's. It does not state the head dimension; 64 is our choice.
 SIZES = {

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from stability import same_number
+from stability.config import SIZE_FIELDS
 from stability.config import fields as fields_lib
 from stability.errors import BadInput
 from stability.importing import columns as columns_lib
@@ -12,7 +13,6 @@ from stability.importing.options import Options
 from stability.importing.runs import Run
 from stability.importing.tables import Table, parse_number
 
-SIZE_FIELDS = ('model.width', 'model.depth', 'model.head_dim')
 SCHEDULE_FIELDS = ('schedule.steps', 'schedule.warmup_steps')  # which may be arms as well
 UNSET = 'unset'  # the value of a run that lacks the setting
 # Columns of results.csv, whose names an arm cannot have.

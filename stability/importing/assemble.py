@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from stability.config import SIZE_FIELDS
 from stability.errors import BadInput
 from stability.importing import arms as arms_lib
 from stability.importing import columns as columns_lib
@@ -77,7 +78,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
       run.row: _config(run, {name: v[by_row[run.row]] for name, v in arms.values.items()})
       for run in runs
   }
-  sizes = [name for name in arms_lib.SIZE_FIELDS if name in runs[0].fields]
+  sizes = [name for name in SIZE_FIELDS if name in runs[0].fields]
   runs = _without_attempts(table, found, runs, configs, results, [*arms.values], notes)
   _refuse_single_points(runs, configs, list(arms.values))
   names = _names(runs, configs)
@@ -174,7 +175,7 @@ def _without_attempts(
     notes: list[str],
 ) -> list[Run]:
   """The runs without failed attempts at a run that was trained again; BadInput for other equals."""
-  names = [*arms_lib.SIZE_FIELDS, *arms, 'optimizer.learning_rate', 'seed']
+  names = [*SIZE_FIELDS, *arms, 'optimizer.learning_rate', 'seed']
   groups: dict[tuple, list[Run]] = {}
   for run in runs:
     groups.setdefault(_key(run, configs[run.row], names), []).append(run)
@@ -211,7 +212,7 @@ def _refuse_single_points(
   """Raises BadInput if the arms leave one learning rate to every size and arm."""
   rates: dict[tuple, set[float]] = {}
   for run in runs:
-    key = _key(run, configs[run.row], [*arms_lib.SIZE_FIELDS, *arms])
+    key = _key(run, configs[run.row], [*SIZE_FIELDS, *arms])
     rates.setdefault(key, set()).add(run.learning_rate)
   if arms and len({run.learning_rate for run in runs}) > 1 and all(
       len(of_arm) == 1 for of_arm in rates.values()

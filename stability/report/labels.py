@@ -171,7 +171,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
-  """Fields and their values as text, such as `qk_norm=none, norm=rmsnorm`."""
+  """Fields and their values as text, such as `qk_norm=none, norm=rmsnorm`; an `arm` by its name."""
   values = list(values)
   short = short_names(names).values()
   plain = [f'{name}={_plain_value(entry)}' for name, entry in zip(short, values, strict=True)]
@@ -181,7 +181,8 @@ def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
   shown = fields(names).values()
   pairs = [f'{name}={value(entry)}' for name, entry in zip(shown, values, strict=True)]
   return ', '.join(
-      _of_pair(name, entry) or pair for name, entry, pair in zip(names, values, pairs, strict=True)
+      _of_pair(name, entry) or (value(entry) if name == 'arm' else pair)
+      for name, entry, pair in zip(names, values, pairs, strict=True)
   )
 
 

@@ -19,7 +19,7 @@ from stability.storage import files, leases, metrics, resume, run_files, sweeps,
 from stability.storage.files import Json
 from stability.storage.run_files import Result
 
-_IGNORED = tuple(field for field in resume.FREE if field != 'log.every_steps')
+_IGNORED = ('arm', *(field for field in resume.FREE if field != 'log.every_steps'))
 _CONTROL_FILES = ('actions.jsonl', 'requests')  # only runs that may have been steered have them
 
 

@@ -91,6 +91,7 @@ def test_pairs():
   names = ['model.qk_norm', 'optimizer.eps']
   assert labels.pairs(names, ['none', 1e-8]) == 'qk_norm=none, eps=1e-8'
   assert labels.pairs([], []) == ''
+  assert labels.pairs(['arm', 'optimizer.eps'], ['muon', 1e-8]) == 'muon, eps=1e-8'
 
 
 def test_shape_is_named_only_for_equal_parameters():
