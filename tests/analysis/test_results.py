@@ -122,6 +122,8 @@ def test_columns_of_a_csv_file(tmp_path):
   assert list(results.runs['parameters']) == [16_000_000] * 4
   assert results_table.load_csv(path).groups == ['opt.eps']
   assert list(results_table.load_csv(path).runs['opt.eps']) == [1e-8] * 4
+  path = write(tmp_path, path.read_text().replace('method', 'arm'))
+  assert results_table.load_csv(path).groups == ['arm', 'opt.eps']
 
 
 def test_required_columns(tmp_path):

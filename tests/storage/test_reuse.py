@@ -152,6 +152,12 @@ def has_damaged_metrics(sweep, run_folder):
   (run_folder / 'metrics.jsonl').write_text('damaged\n' + lines)
 
 
+def test_labels_do_not_matter(place):
+  config = next(iter(sweeps.read_sweep(place / 'rates').runs.values()))
+  assert reuse.key(config | {'arm': 'baseline'}) == reuse.key(config)
+  assert reuse.key(config | {'seed': 7}) != reuse.key(config)
+
+
 @pytest.mark.parametrize(
     'spoil',
     [
