@@ -2,7 +2,8 @@
 
 A sweep is a list of points; a point is a dict of dotted field -> value, as in the example. A point
 may also carry the label `arm`, a name that stands for the fields of an intervention, whichever they
-are: {'arm': 'muon, no decay', 'optimizer.name': 'muon', 'optimizer.weight_decay': 0.0}.
+are: {'arm': 'muon, no decay', 'optimizer.name': 'muon', 'optimizer.weight_decay': 0.0}. The first
+arm is the baseline.
 
 Example:
   hyper.product([

@@ -1,7 +1,7 @@
 """Loads results, a table with a row per run, from the files of a sweep."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,41 @@ def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:
   values = curves[['run', 'step', probe]].dropna()
   last = values.groupby('run', observed=True)['step'].transform('max')
   return values[values['step'] > (1 - LATE) * last].groupby('run', observed=True)[probe].mean()
+
+
+def by_fields(results: Results) -> Results:
+  """The runs with the fields that distinguish their arms as groups, instead of the label `arm`.
+
+  Of runs that differ in the label alone, the first is kept. Runs of a CSV file without fields, and
+  those without labels, stay as they are.
+  """
+  runs, sizes = results.runs, results.sizes
+  others = {*sizes, *SIZE_FIELDS, *_NOT_INTERVENTIONS, 'arm'}
+  varied = [
+      name
+      for name in runs
+      if name in config_lib.FIELDS and name not in others and runs[name].nunique(dropna=False) > 1
+  ]
+  if 'arm' not in results.groups or not varied:
+    return results
+  of_arm = runs.drop_duplicates('arm').set_index('arm')[varied]
+  windows = [
+      entry | {'where': _fields_of_arm(entry['where'], of_arm)} for entry in results.windows
+  ]
+  not_comparable = results.not_comparable
+  distinct = ['parameters', *sizes, *varied, 'learning_rate', 'seed']
+  return dataclasses.replace(
+      results,
+      runs=runs.drop_duplicates(distinct),
+      groups=varied,
+      windows=windows,
+      not_comparable=', '.join(varied) if not_comparable == 'arm' else not_comparable,
+  )
+
+
+def _fields_of_arm(where: Mapping[str, Any], of_arm: pd.DataFrame) -> dict[str, Any]:
+  fields = dict(where)
+  return (of_arm.loc[fields.pop('arm')].to_dict() if 'arm' in fields else {}) | fields
 
 
 def groups_and_sizes(fields: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -220,6 +220,9 @@ RECORDS = (
             'Interval between measurements of sharpness, the curvature of the loss; each takes as'
             ' long as 30 steps; 0 = never.', unit='steps',
             source='arXiv 2601.16979, arXiv 2207.14484'),
+    choice('probe.stable_rank', 'none', ('none', 'power_iteration'),
+           'Estimate of the stable rank ||W||_F^2 / ||W||_2^2 of every matrix, in probes.',
+           absent='none', source='arXiv 2602.01734'),
     integer('checkpoint.every_steps', dict(cpu=250, night=2_500, gpu=1_000, paper=1_000),
             'Interval between checkpoints; 0 = never.', unit='steps'),
     integer('checkpoint.keep', 2,

@@ -107,6 +107,20 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
   return f'The lowest loss is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
 
 
+def on_inert(results: Results, shares: pd.DataFrame) -> str | None:
+  """Names the interventions that changed nothing; `shares` is the result of inert.by_arm."""
+  arms = [labels.pairs(results.groups, row) for row in shares[results.groups].to_numpy(object)]
+  found = []
+  for name in shares.columns.drop(results.groups):
+    inert = [arm for arm, share in zip(arms, shares[name], strict=True) if share == 0]
+    if inert:
+      everywhere = len(inert) == shares[name].notna().sum()
+      found.append(name if everywhere else f'{name} with {labels.joined(inert)}')
+  if not found:
+    return None
+  return f'Inert (changed nothing in any measured step): {"; ".join(found)}.'
+
+
 def count(number: int, noun: str) -> str:
   """The number with the noun in singular or plural: `1 seed` or `3 seeds`."""
   return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

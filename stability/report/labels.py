@@ -46,7 +46,8 @@ def replaced(given: Mapping[str, str]) -> Iterator[None]:
 
 def text(name: str) -> str:
   """The label given for a text; without one, the text."""
-  return _printable(_given.get().get(name, name))
+  given = _given.get()
+  return _printable(given[name]) if name in given else name
 
 
 def refuse_equal(shown: Sequence[str], what: str) -> None:

@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from stability.analysis import alarm_log, lr_sensitivity, several_sweeps
+from stability.analysis import alarm_log, inert, lr_sensitivity, several_sweeps
 from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
@@ -67,6 +67,7 @@ def write_report(
       title=f'Training stability: {Path(sweep.config_file).stem}',
       judged=registry.judge_results(results, curves),
       coordinate_check=_coordinate_check(workdir, results),
+      acted=inert.by_arm(results, inert.load(workdir)),
       alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
       timeline=timeline_lib.load(workdir),
       facts=facts(sweep),
@@ -101,6 +102,7 @@ def write_files(
     differing: str = '',
     differences: several_sweeps.Differences | None = None,
     coordinate_check: pd.DataFrame = _EMPTY,
+    acted: pd.DataFrame = _EMPTY,
     alarms: pd.DataFrame = _EMPTY,
     timeline: pd.DataFrame = _EMPTY,
     facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
@@ -119,6 +121,7 @@ def write_files(
     differing: what several sweeps differ in, a sentence.
     differences: those between several sweeps.
     coordinate_check: see _coordinate_check.
+    acted: see inert.by_arm.
     alarms: see alarm_log.load.
     timeline: see timeline.load.
     facts: see `facts`.
@@ -148,6 +151,7 @@ def write_files(
       findings.on_lr_sensitivity(results, table),
       findings.on_best_loss(results, table),
       tables.rescue_sentence(results),
+      None if acted.empty else findings.on_inert(results, acted),
   )
   page = render(
       'template.html.j2',
@@ -163,6 +167,7 @@ def write_files(
       claims=_EMPTY if judged is None else claim_cells(tables.claims(judged)),
       tally='' if judged is None else tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
       coordinate_check=coordinate_check,
+      acted=acted if acted.empty else tables.acted(results, acted),
       alarms=alarms,
       timeline=timeline,
       sensitivity=sensitivity,

@@ -81,6 +81,17 @@ def _acted_on(results: Results, table: pd.DataFrame) -> pd.Series:
   return pd.Series([counts[results_lib.key(row)] for row in table[keys].to_numpy(object)])
 
 
+def acted(results: Results, shares: pd.DataFrame) -> pd.DataFrame:
+  """How often interventions acted in each arm; `shares` is the result of inert.by_arm."""
+  shown = labels.fields(results.groups)
+  text = pd.DataFrame({
+      short: shares[name].map(functools.partial(labels.cell, name)) for name, short in shown.items()
+  })
+  for name in shares.columns.drop(results.groups):
+    text[name] = shares[name].map('{:.0%}'.format).replace('nan%', '')
+  return text
+
+
 def differences(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   """Differences over pairs of runs; `table` is that of several_sweeps.Differences."""
   text = pd.DataFrame({'parameters': labels.sizes(table, results.sizes)})

@@ -8,7 +8,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from stability.model.kernels import SMALLEST_NORM
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured, rms
+from stability.step import spectra
 from stability.variants import Term, Terms
 
 Measurements = dict[str, Measured]
@@ -22,6 +24,7 @@ class Inside:
   params: Tree  # before the update
   gradients: Tree  # before clipping
   updates: Tree  # the optimizer's direction, without learning rate, schedule and weight decay
+  moves: Tree  # what the update subtracts from the parameters, weight decay apart
   hparams: Mapping[str, jax.Array]
 
 
@@ -90,6 +93,27 @@ def _updates(inside: Inside) -> dict[str, jax.Array]:
   return {f'update_rms/{path}': rms(value) for path, value in _paths(inside.updates)}
 
 
+def _effective_rates(inside: Inside) -> dict[str, jax.Array]:
+  """||update|| / ||W|| of each matrix, where the update includes the learning rate."""
+  moves = dict(_paths(inside.moves))
+  return {
+      f'effective_learning_rate/{path}': rms(moves[path]) / jnp.maximum(rms(value), SMALLEST_NORM)
+      for path, value in _paths(inside.params)
+      if value.ndim == 2
+  }
+
+
+def _stable_ranks(inside: Inside) -> dict[str, jax.Array]:
+  matrices = {path: value for path, value in _paths(inside.params) if value.ndim == 2}
+  return {f'stable_rank/{path}': rank for path, rank in spectra.stable_ranks(matrices).items()}
+
+
+def acted(name: str, before: Tree, after: Tree) -> dict[str, jax.Array]:
+  """acted/NAME: 1 if a transformation changed any element, else 0; one that never does is inert."""
+  changed = jax.tree.map(lambda a, b: jnp.any(a != b), before, after)
+  return {f'acted/{name}': jnp.any(jnp.stack(jax.tree.leaves(changed))).astype(jnp.float32)}
+
+
 # Inside -> float32 scalars by name. Modules sow their own probes (stability/model/measure.py).
 INSIDE = Terms(
     'probes',
@@ -97,6 +121,8 @@ INSIDE = Terms(
         Term('gradients', _gradients, 'figures 11 to 13', reads=('optimizer.eps',)),
         Term('parameters', _parameters, 'figure E.14'),
         Term('updates', _updates, 'figures 13, E.13'),
+        Term('effective_learning_rates', _effective_rates, 'arXiv 2606.29158'),
+        Term('stable_ranks', _stable_ranks, 'arXiv 2602.01734', when='probe.stable_rank'),
     ],
 )
 

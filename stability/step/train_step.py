@@ -31,6 +31,7 @@ from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
 from stability.optim import apply, optimizers, schedules
 from stability.optim.after_update import AFTER_UPDATE, Update
 from stability.optim.evaluation import EVALUATED
+from stability.optim.gradient import GRADIENT
 from stability.step import gradients as gradients_lib
 from stability.step import objective as objective_lib
 from stability.step import probes, sharpness
@@ -187,8 +188,12 @@ def step(
   new_params = apply.apply_updates(params, moves, hparams, this_step, static)
   values = {name: m.value for name, m in measured.items()}
   update = Update(params, moves, values, rate, hparams, static)
+  acted = {}
   for term in AFTER_UPDATE.active(static):
-    new_params = term.make(new_params, update)
+    transformed = term.make(new_params, update)
+    if kind != 'quiet':
+      acted |= probes.acted(term.name, new_params, transformed)
+    new_params = transformed
   new_state = state | {
       'params': new_params,
       'optimizer': optimizer_state,
@@ -211,9 +216,10 @@ def step(
   }
   metrics |= probes.scalars(measured)
   if kind != 'quiet':
-    inside = probes.Inside(params, gradients, updates, hparams)
-    for term in probes.INSIDE:
+    inside = probes.Inside(params, gradients, updates, moves, hparams)
+    for term in probes.INSIDE.active(static):
       metrics |= term.make(inside)
+    metrics |= acted | acted_on_gradients(static, gradients, state)
   if kind == 'sharp':
     over_parts = functools.partial(
         _objective_over_parts,
@@ -261,6 +267,17 @@ def _loss(
   total, terms = objective_lib.objective(static, hparams, logits_BxTxV, targets_BxT, weights)
   measured = {name: Measured(value) for name, value in terms.items()}
   return total, (measured | probes.forward(new), new.get(CARRIED, {}))
+
+
+def acted_on_gradients(static: Static, gradients: Params, state: State) -> Metrics:
+  """Whether each transformation of the table GRADIENT changed the step's gradient."""
+  found = {}
+  for term, term_state in zip(GRADIENT.active(static), state['optimizer'], strict=False):
+    transformation = optax.with_extra_args_support(term.make(state['hparams']))
+    transformed, _ = transformation.update(gradients, term_state, state['params'])
+    found |= probes.acted(term.name, gradients, transformed)
+    gradients = transformed
+  return found
 
 
 def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:

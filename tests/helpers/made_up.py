@@ -105,6 +105,11 @@ def _write_run(run: Path, config: files.Json, replaced: files.Json) -> None:
   loss = final + (INITIAL_LOSS - final) * np.exp(-steps / 35) + rng.normal(0, 0.03, len(steps))
   if diverged:
     loss[12:] = np.nan
+
+  def probes(step):
+    logit_now = logit * (1 - math.exp(-step / 60))
+    return {'block_0/attention_logit_max': logit_now, 'acted/clip_norm': float(not trained)}
+
   lines = [
       {
           'step': int(step),
@@ -115,7 +120,7 @@ def _write_run(run: Path, config: files.Json, replaced: files.Json) -> None:
           'seconds': 0.06 * float(step),
           'tokens_per_second': 17_000.0,
       }
-      | ({'block_0/attention_logit_max': logit * (1 - math.exp(-step / 60))} if i % 2 else {})
+      | (probes(step) if i % 2 else {})
       for i, step in enumerate(steps)
   ]
   files.write_atomic(

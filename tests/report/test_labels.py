@@ -131,6 +131,7 @@ def test_labels_of_a_person():
     cells = [labels.cell('model.qk_norm', entry) for entry in ('l2', 'none', 'layernorm')]
     assert cells == ['unit queries', 'off', 'layernorm']
     assert labels.text('parameters') == 'parameters'
+    assert labels.text('of two\nlines') == 'of two\nlines'
     assert list(labels.short_names(names).values()) == ['qk_norm', 'eps']
   assert labels.pairs(names, ['none', 1e-8]) == 'qk_norm=none, eps=1e-8'
 

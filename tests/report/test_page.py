@@ -61,15 +61,16 @@ def test_files(workdir, report):
 
 def test_contents(report):
   shown = Page(report)
-  assert shown.count('svg') == 6 and shown.count('table') == 4
+  assert shown.count('svg') == 6 and shown.count('table') == 5
   rows = [attributes for tag, attributes in shown.elements if tag == 'tr']
   about = (registry.judge(report.parents[1])['n'] > 0).sum()
-  assert len(rows) == 1 + 28 + 1 + about + 1 + 6 + 1 + 84
+  assert len(rows) == 1 + 28 + 1 + about + 1 + 6 + 1 + 2 + 1 + 84
   for words in (
       'Training stability: quickstart',
       '84 runs: 9.2K, 37K and 147K parameters, 7 learning rates from 1e-3 to 1,'
       ' qk_norm layernorm and none, 2 seeds.',
       '82 done, 2 diverged.',
+      'in any measured step): clip_norm with qk_norm=layernorm.',
       'width=64,qk_norm=none,learning_rate=1.0,seed=1',
       'configs/quickstart.py',
       '--config.schedule.steps',

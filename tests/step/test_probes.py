@@ -12,7 +12,7 @@ from scipy import special
 from stability.data import batches
 from stability.model import transformer as transformer_lib
 from stability.step import objective as objective_lib
-from stability.step import train_step
+from stability.step import probes, train_step
 
 # Optimization takes most of the compile time and does not change the results.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -42,6 +42,8 @@ MODELS = {
         'model.qk_norm': 'none',
         'model.attention_soft_cap': 1.0,
         'model.output_soft_cap': 2.0,
+        'model.output_centering': 'mean',
+        'probe.stable_rank': 'power_iteration',
     },
     'squared_relu': {'model.attention': 'squared_relu', 'model.attention_scale': 'inverse'},
 }
@@ -228,6 +230,10 @@ def test_parameters_gradients_and_updates(inside):
     }
     for kind, value in expected.items():
       assert inside.metrics[f'{kind}/{path}'] == pytest.approx(value, rel=1e-4), (kind, path)
+    if gradient.ndim == 2:
+      rate = inside.metrics['learning_rate'] * expected['update_rms'] / expected['parameter_rms']
+      found = inside.metrics[f'effective_learning_rate/{path}']
+      assert found == pytest.approx(rate, rel=1e-4), path
 
 
 @pytest.mark.parametrize(
@@ -244,7 +250,25 @@ def test_probes_ignore_learning_rate_schedule_and_decay(probed, text, changed):
   one, one_metrics = jax.device_get(step(text, state))
   other, other_metrics = jax.device_get(step(text, state | {'hparams': run.hparams | changed}))
   assert (one['params']['head'] != other['params']['head']).any()
-  assert one_metrics | {'learning_rate': 0} == other_metrics | {'learning_rate': 0}
+
+  def same(metrics):
+    return {name: value for name, value in metrics.items() if 'learning_rate' not in name}
+
+  assert same(one_metrics) == same(other_metrics)
+
+
+def test_acted(tiny):
+  """A transformation that changes nothing is inert, such as a clipping above the norm."""
+  run = tiny({})
+  gradients = {'a': np.ones((2, 3), np.float32), 'b': np.zeros(3, np.float32)}
+  state = train_step.init_state(run.static, run.hparams, gradients, {})
+  for clip_norm, acted in ((2.4, 1), (2.5, 0), (0, 0)):  # the norm is sqrt(6)
+    hparams = run.hparams | {'optimizer.clip_norm': np.float32(clip_norm)}
+    found = train_step.acted_on_gradients(run.static, gradients, state | {'hparams': hparams})
+    assert found == {'acted/clip_norm': acted}
+  one_element = gradients | {'b': np.float32([0, 0, 1e-9])}
+  assert probes.acted('x', gradients, one_element) == {'acted/x': 1}
+  assert probes.acted('x', gradients, dict(gradients)) == {'acted/x': 0}
 
 
 def test_names(inside):
@@ -253,9 +277,16 @@ def test_names(inside):
   of_blocks += ('attention_logit_max', 'attention_logit_mean')
   of_blocks += ('attention_entropy', 'attention_entropy_min', 'query_key_cosine')
   names = {'step', 'diverged', 'loss', 'z_loss', 'learning_rate', 'gradient_norm'}
+  names |= {'acted/clip_norm'}
+  if inside.c['model.output_centering'] == 'mean':
+    names |= {'acted/mu_centering'}
   names |= {'output_logit_mean', 'output_logit_max', 'log_z'}
   names |= {f'block_{i}/{name}' for i in range(2) for name in of_blocks}
   kinds = ('parameter_rms', 'gradient_rms', 'update_rms', 'gradient_over_eps')
   names |= {f'{kind}/{path}' for kind in kinds for path in inside.params}
+  matrices = [path for path, value in inside.params.items() if value.ndim == 2]
+  names |= {f'effective_learning_rate/{path}' for path in matrices}
+  if inside.c['probe.stable_rank'] != 'none':
+    names |= {f'stable_rank/{path}' for path in matrices}
   measured = {name for name in inside.metrics if not name.startswith('activation_rms/')}
   assert measured == names

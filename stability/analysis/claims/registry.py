@@ -64,7 +64,7 @@ def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.Da
     results: the runs of a sweep or of a CSV file.
     curves: see results.load_curves, with the columns of probes(results); None: there are none.
   """
-  evidence = Evidence.from_results(results, curves)
+  evidence = Evidence.from_results(results_lib.by_fields(results), curves)
   return table([(claim, decide(claim, evidence)) for claim in CLAIMS])
 
 
@@ -84,7 +84,7 @@ def read(path: Path) -> pd.DataFrame:
 
 def probes(results: Results) -> list[str]:
   """The probes read by the claims that apply to these results."""
-  evidence = Evidence.from_results(results, None)
+  evidence = Evidence.from_results(results_lib.by_fields(results), None)
   patterns = [probe for claim in CLAIMS if applies(claim, evidence) for probe in claim.probes]
   depth = int(results.runs['model.depth'].max()) if 'model.depth' in results.runs else 0
   return list(dict.fromkeys(_with_block_numbers(patterns, depth)))

@@ -1,5 +1,6 @@
 """Each claim holds, does not hold and is undecided where it should be."""
 
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -423,6 +424,27 @@ def test_table_order_and_round_trip(tmp_path):
   assert table.loc[0, ['verdict', 'threshold', 'n']].to_list() == [HOLDS, '>= 1.1', len(QK)]
   table.to_csv(tmp_path / 'claims.csv', index=False)
   pd.testing.assert_frame_equal(registry.read(tmp_path / 'claims.csv'), table)
+
+
+def test_arms_are_judged_by_their_fields():
+  points, outcomes, _ = CASES['1a']
+  results, curves = simulate(points, outcomes)
+  of_arms = dataclasses.replace(
+      results,
+      runs=results.runs.assign(arm='with ' + results.runs['model.qk_norm']),
+      groups=['arm'],
+      windows=[{'where': {'arm': 'with none'}, 'windows': [[1e-3, 1e-1]]}],
+  )
+  by_fields = results_lib.by_fields(of_arms)
+  assert by_fields.groups == ['model.qk_norm']
+  assert by_fields.windows[0]['where'] == {'model.qk_norm': 'none'}
+  again = of_arms.runs.assign(arm='once more', run='again ' + of_arms.runs['run'])
+  runs = pd.concat([of_arms.runs, again], ignore_index=True)
+  of_arms = dataclasses.replace(of_arms, runs=runs, windows=())
+  assert registry.probes(of_arms) == registry.probes(results)
+  pd.testing.assert_frame_equal(
+      registry.judge_results(of_arms, curves), registry.judge_results(results, curves)
+  )
 
 
 def test_probes_of_applicable_claims():
