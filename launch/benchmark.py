@@ -1,12 +1,13 @@
 """Measures the speed of training on this machine against targets.
 
   python -m launch.benchmark --output=FILE.json [--suite=cpu|gpu] [--only=row,throughput]
-      [--rounds=3]
+      [--rounds=3] [--time_limit=480]
 
 Contestants take turns (A B A B ...). Every reading is written to the JSON file; medians are printed
 as a table. The suite cpu takes about 15 minutes on two otherwise idle cores. It trains
 configs/benchmark.py; the comparison with PyTorch needs torch (extra `torch`) and a checkout with
-tests/, and is skipped without them. The suite gpu uses one device of an accelerator.
+tests/, and is skipped without them. The suite gpu uses one device of an accelerator and prints what
+it has measured after each step (launch/benchmarks/gpu_suite.py).
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -31,7 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import benchmark as setup
-from launch.benchmarks import accelerator, inputs
+from launch.benchmarks import gpu_suite, inputs
+from launch.benchmarks.gpu_suite import Row
 from launch.benchmarks.readings import in_turn, ratio
 from stability.devices import cost
 from stability.errors import BadInput
@@ -43,6 +45,13 @@ _SUITE = flags.DEFINE_enum(
     'suite', 'cpu', ['cpu', 'gpu'], 'measure a CPU or an accelerator', flag_values=FLAGS
 )
 _ONLY = flags.DEFINE_list('only', [], 'names of measurements; default: all', flag_values=FLAGS)
+_TIME_LIMIT = flags.DEFINE_integer(
+    'time_limit',
+    480,
+    'seconds after which the suite gpu ends; what was measured until then is kept',
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 _ROUNDS = flags.DEFINE_integer(
     'rounds', 3, 'readings of each contestant', lower_bound=1, flag_values=FLAGS
 )
@@ -52,26 +61,30 @@ WIDTHS = (32, 64, 128)
 SECONDS = 5.0  # duration of a reading of speed
 MATMUL = 1024  # rows and columns of the matrices
 
-Row = tuple[str, str, str]  # quantity, measured value, target
-
 
 def main() -> None:
   """Runs the measurements and writes their readings."""
   if not _OUTPUT.value:
     raise BadInput('--output: missing, must be the JSON file to write')
-  measurements = SUITES[_SUITE.value]
+  is_gpu = _SUITE.value == 'gpu'
+  measurements = list(gpu_suite.MEASUREMENTS if is_gpu else CPU_SUITE)
   for name in _ONLY.value:
     if name not in measurements:
       raise BadInput(f'--only={name}: must be one of {", ".join(measurements)}')
-  if _SUITE.value == 'gpu' and not environment.has_accelerator():
+  if is_gpu and not environment.has_accelerator():
     raise BadInput('--suite=gpu: needs a GPU or TPU and a jax that supports it')
+  file, deadline = Path(_OUTPUT.value), time.monotonic() + _TIME_LIMIT.value
   console = Console()
   output: dict[str, Any] = {'machine': machine()}
   table = Table('quantity', 'measured', 'target')
   for name in _ONLY.value or measurements:
     console.print(f'measuring {name} ...')
-    output[name], rows = measurements[name](_ROUNDS.value)
-    files.write_json(Path(_OUTPUT.value), output)
+    if is_gpu:
+      output[name], rows = gpu_suite.measure(name, _ROUNDS.value, deadline, file)
+      console.print(json.dumps({name: output[name]}), highlight=False, soft_wrap=True)
+    else:
+      output[name], rows = CPU_SUITE[name](_ROUNDS.value)
+    files.write_json(file, output)
     for row in rows:
       table.add_row(*row)
   console.print(table)
@@ -275,76 +288,12 @@ def probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
   return {'seconds': found}, rows
 
 
-# One accelerator.
-
-
-def population(rounds: int) -> tuple[Any, list[Row]]:
-  """Seconds of runs trained as one population, and of the same runs one after another."""
-  found = _on_accelerator('population', rounds)
-  return found, [_population_row(found)]
-
-
-def _population_row(found: Any) -> Row:
-  speedup = ratio(found['readings'], 'one by one', 'together')
-  what = f'{accelerator.MEMBERS} runs at width 256: one by one over together'
-  return what, f'{speedup:.1f}', '>= 5'
-
-
-def utilisation(rounds: int) -> tuple[Any, list[Row]]:
-  """FLOP/s of training large runs, as a fraction of the device's bfloat16 matrix product rate."""
-  found = _on_accelerator('utilisation', rounds)
-  return found, _utilisation_rows(found)
-
-
-def _utilisation_rows(found: Any) -> list[Row]:
-  shares = {
-      name: ratio(readings, 'training', 'matmul') for name, readings in found['readings'].items()
-  }
-  targets = {'151M': '>= 50 %', '1.2B': '>= 55 %'}
-  return [
-      (f'share of the bfloat16 matmul rate, {name}', f'{share:.0%}', targets[name])
-      for name, share in shares.items()
-  ]
-
-
-def accelerator_probe_overhead(rounds: int) -> tuple[Any, list[Row]]:
-  """Seconds of training with probes, without probes, and of bare steps without files."""
-  found = _on_accelerator('probe_overhead', rounds)
-  return found, _probe_overhead_rows(found)
-
-
-def _probe_overhead_rows(found: Any) -> list[Row]:
-  readings = found['readings']
-  probing = ratio(readings, 'probed every 100', 'logged') - 1
-  gap = 1 - ratio(readings, 'bare steps', 'logged')
-  return [
-      ('probing every 100 steps, 2.4M', f'{probing:.1%}', '<= 2 %'),
-      ('time outside of steps, 2.4M', f'{gap:.1%}', '<= 1 %'),
-  ]
-
-
-def _on_accelerator(what: str, rounds: int) -> dict[str, Any]:
-  """The device and its readings, measured in a separate process, which then frees its memory."""
-  command = [*programs.command('launch.benchmarks.accelerator'), what, str(rounds)]
-  process = subprocess.run(
-      command, env=environment.worker_environment(), check=True, stdout=subprocess.PIPE, text=True
-  )
-  return json.loads(process.stdout.splitlines()[-1])
-
-
-SUITES = {
-    'cpu': {
-        'row': row,
-        'start': start,
-        'throughput': throughput,
-        'matmul': matmul,
-        'probe_overhead': probe_overhead,
-    },
-    'gpu': {
-        'population': population,
-        'utilisation': utilisation,
-        'probe_overhead': accelerator_probe_overhead,
-    },
+CPU_SUITE = {
+    'row': row,
+    'start': start,
+    'throughput': throughput,
+    'matmul': matmul,
+    'probe_overhead': probe_overhead,
 }
 
 

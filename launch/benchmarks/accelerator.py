@@ -1,18 +1,23 @@
 """Speed of training on one accelerator, printed as a JSON object with the device's name.
 
-  python -m launch.benchmarks.accelerator population|utilisation|probe_overhead ROUNDS
+  python -m launch.benchmarks.accelerator MEASUREMENT ROUNDS
 
+numerics        errors against the CPU, and differences between equal runs
 population      seconds of runs at width 256, as one population and one after another
 utilisation     operations per second of bfloat16 training and of a large bfloat16 matrix product
+torch           tokens per second of PyTorch's model with torch.compile, in bfloat16
 probe_overhead  seconds of a run: bare steps, with all files, and with probes every 100 steps
+estimates       seconds of a step, measured and as `launch.sweep --analyze --target` estimates them
 
 The functions of this module run on any device and at any size.
 """
 
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +32,7 @@ MEMBERS = 21  # runs of the population
 STEPS = 200  # of each run
 MATMUL_SIZE = 8192  # rows and columns of the matrices
 VOCABULARY = 32_101  # the paper's
+TORCH_SIZE = '151M'
 BATCH_SIZES = {'151M': 32, '1.2B': 8}  # of 512 tokens; they fit 80 GB without microbatches
 TEXT_TOKENS = 2**22  # length of the random text
 
@@ -34,11 +40,18 @@ TEXT_TOKENS = 2**22  # length of the random text
 def main() -> None:
   """Runs the measurement that the arguments name."""
   what, rounds = sys.argv[1], int(sys.argv[2])
+  if what == 'numerics':
+    print(json.dumps(_numerics()))
+    return
+  if what == 'torch':
+    print(json.dumps(torch_throughput(large(TORCH_SIZE), rounds)))
+    return
   if what == 'population':
-    fields = {'model.width': 256, 'model.head_dim': 64}
-    readings = population(inputs.resolve(benchmark.get_config(), fields), rounds)
+    readings = population(_small(), rounds)
   elif what == 'utilisation':
     readings = {name: utilisation(large(name), rounds) for name in BATCH_SIZES}
+  elif what == 'estimates':
+    readings = estimates({'21 runs of 2.4M': _small(), '151M': large('151M')}, rounds)
   else:
     from launch.benchmarks import probe_overhead
 
@@ -48,6 +61,25 @@ def main() -> None:
   import jax
 
   print(json.dumps({'device': jax.local_devices()[0].device_kind, 'readings': readings}))
+
+
+def _numerics() -> dict[str, Any]:
+  import jax
+
+  from launch.benchmarks import numerics
+
+  device, errors = jax.local_devices()[0], {}
+  for dtype in ('float32', 'bfloat16'):
+    fields = {'model.dtype': dtype, 'data.batch_size': 8, 'probe.every_steps': 0}
+    errors[dtype] = numerics.errors(inputs.resolve(base.get_config('gpu'), fields), device)
+  repeats = numerics.repeats(_small(), members=7, steps=20)
+  return {'device': device.device_kind, 'errors': errors, 'repeats': repeats}
+
+
+def _small() -> Config:
+  """The config of the runs of the population."""
+  fields = {'model.width': 256, 'model.head_dim': 64, 'probe.every_steps': 0}
+  return inputs.resolve(benchmark.get_config(), fields)
 
 
 def large(name: str) -> Config:
@@ -88,18 +120,80 @@ def utilisation(
   return in_turn(contestants, rounds, warm_up=1)
 
 
+def estimates(configs: Mapping[str, Config], rounds: int) -> dict[str, dict[str, float]]:
+  """Seconds of a quiet step of each config, measured and estimated; empty for unknown devices."""
+  import jax
+
+  from launch.common import target_analysis
+  from stability.devices import targets
+
+  found = targets.of_gpu(jax.local_devices()[0].device_kind)
+  readings = {}
+  for name, config in configs.items() if found else ():
+    members = MEMBERS if config['model']['dtype'] == 'float32' else 1
+    runs = {
+        str(seed): config | {'seed': seed, 'parallel': config['parallel'] | {'members': members}}
+        for seed in range(members)
+    }
+    groups = cost.groups(runs, VOCABULARY)
+    (analysis,) = target_analysis.analyze(groups, VOCABULARY, found, lambda *_: None)
+    members = analysis.placement.members
+    seconds = _timer(config, members, members, VOCABULARY)
+    seconds(20)
+    readings[name] = {
+        'measured': statistics.median(seconds(20) for _ in range(rounds)) / 20,
+        'estimated': analysis.seconds['quiet'],
+    }
+  return readings
+
+
+def torch_throughput(config: Config, rounds: int, steps: int = 20) -> dict[str, Any]:
+  """Training tokens per second of the tests' PyTorch model on a GPU, compiled, in bfloat16."""
+  import torch
+
+  from launch.benchmarks import speed
+
+  device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+  reference = speed.reference_model()
+  flat, data = config_lib.flatten(config), config['data']
+  model = reference.Transformer(flat, VOCABULARY).to(device)
+  compiled = torch.compile(model) if device.type == 'cuda' else model
+  optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True)
+  shape = data['batch_size'], data['sequence_length'] + 1
+  batch = torch.randint(0, VOCABULARY, shape, device=device)
+
+  def seconds() -> float:
+    started = time.perf_counter()
+    for _ in range(steps):
+      with torch.autocast(device.type, torch.bfloat16):
+        logits = compiled(batch[:, :-1])
+      loss, _ = reference.objective(flat, logits.float(), batch[:, 1:], model.head)
+      optimizer.zero_grad()
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+      optimizer.step()
+    loss.item()  # waits for the device
+    return time.perf_counter() - started
+
+  seconds()
+  tokens = steps * data['batch_size'] * data['sequence_length']
+  return {'readings': {'torch': [tokens / seconds() for _ in range(rounds)]}}
+
+
 def _timer(
     config: Config, members: int, runs: int, vocabulary_size: int = 256
 ) -> Callable[[int], float]:
   """Returns a function: number of steps -> seconds that `runs` runs take, `members` at a time."""
   import jax
 
+  from stability.devices import make_layout
   from stability.devices.vmapped import VmappedLayout
   from stability.step import train_step
 
   static, hparams = config_lib.split(config)
   data = inputs.random_data(config, vocabulary_size, TEXT_TOKENS)
-  programs = train_step.programs(static, vocabulary_size)
+  fused = make_layout.has_cudnn(jax.local_devices()[0])
+  programs = train_step.programs(static, vocabulary_size, fused=fused)
   example = train_step.arrays(hparams)
   layout = VmappedLayout(programs, data, example, jax.local_devices()[:1], members)
   rates = np.geomspace(1e-3, 1e-1, runs).tolist()

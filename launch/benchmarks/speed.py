@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,7 @@ def torch(width: int, seconds: float, threads: int) -> float:
   import torch
 
   torch.set_num_threads(threads)
-  path = Path(__file__).parents[2] / 'tests' / 'helpers' / 'reference_torch.py'
-  spec = importlib.util.spec_from_file_location('reference_torch', path)
-  reference = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(reference)
+  reference = reference_model()
   config = benchmark_config(width)
   flat = config_lib.flatten(config)
   model = reference.Transformer(flat, VOCABULARY)
@@ -93,6 +91,15 @@ def torch(width: int, seconds: float, threads: int) -> float:
       optimizer.step()
 
   return timed(block, seconds) * BLOCK * _batch_tokens(config)
+
+
+def reference_model() -> ModuleType:
+  """The tests' model and objective in PyTorch, a module."""
+  path = Path(__file__).parents[2] / 'tests' / 'helpers' / 'reference_torch.py'
+  spec = importlib.util.spec_from_file_location('reference_torch', path)
+  reference = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(reference)
+  return reference
 
 
 def matmul(size: int, seconds: float) -> float:

@@ -242,6 +242,12 @@ def parse(name: str) -> Slice:
   return Slice(f'{kind}:{topology}', target, topology)
 
 
+def of_gpu(kind: str) -> Slice | None:
+  """The slice of one GPU of this kind, as jax names it; None if there is no target for it."""
+  names = [name for name, target in TARGETS.items() if target.platform == 'gpu']
+  return next((parse(f'{name}:1') for name in names if name.upper() in kind), None)
+
+
 def check(platform: str) -> None:
   """Raises BadInput if the compiler of a platform is not installed."""
   module, extra = _PLUGINS[platform]

@@ -72,3 +72,17 @@ def test_rates():
   assert h100.flops_per_second('float32', 'highest') == 67e12
   assert h100.flops_per_second('float32', 'hardware') == 495e12
   assert v5e.flops_per_second('float32', 'highest') == pytest.approx(197e12 / 6)
+
+
+@pytest.mark.parametrize(
+    'kind, name',
+    [
+        ('NVIDIA H100 80GB HBM3', 'h100:1'),
+        ('NVIDIA A100-SXM4-80GB', 'a100:1'),
+        ('Tesla T4', None),
+        ('TPU v5 lite', None),
+    ],
+)
+def test_of_gpu(kind, name):
+  found = targets.of_gpu(kind)
+  assert (found and found.name) == name

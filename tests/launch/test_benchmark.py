@@ -1,13 +1,16 @@
 """The arithmetic of the benchmarks; the programs that they compare run and learn."""
 
 import json
+import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 
 from configs import benchmark as setup
 from launch import benchmark
-from launch.benchmarks import accelerator, inputs, plain, probe_overhead
+from launch.benchmarks import accelerator, gpu_suite, inputs, numerics, plain, probe_overhead
 from launch.benchmarks.readings import in_turn, ratio
 from launch.common import app, environment
 
@@ -33,7 +36,7 @@ def test_ratio():
     [
         ([], '--output: missing'),
         (['--output=x', '--only=speed'], '--only=speed: must be one of'),
-        (['--output=x', '--suite=gpu', '--only=row'], '--only=row: must be one of population'),
+        (['--output=x', '--suite=gpu', '--only=row'], '--only=row: must be one of numerics'),
         (['--output=x', '--suite=gpu'], '--suite=gpu: needs a GPU or TPU'),
         (['--output=x', '--suite=tpu'], '--suite=tpu'),
     ],
@@ -127,19 +130,86 @@ def test_probe_overhead():
 
 
 def test_accelerator_rows():
-  found = {'readings': {'one by one': [8.0, 6.0, 9.0], 'together': [1.0, 1.0, 1.0]}}
-  assert benchmark._population_row(found)[1:] == ('8.0', '>= 5')
+  def rows(name, **found):
+    return [row[1:] for row in gpu_suite.MEASUREMENTS[name](found)]
+
+  readings = {'one by one': [8.0, 6.0, 9.0], 'together': [1.0, 1.0, 1.0]}
+  assert rows('population', readings=readings) == [('8.0', '>= 5')]
   readings = {'training': [4e14, 5e14], 'matmul': [8e14, 1e15]}
-  rows = benchmark._utilisation_rows({'readings': {'151M': readings, '1.2B': readings}})
-  assert [row[1:] for row in rows] == [('50%', '>= 50 %'), ('50%', '>= 55 %')]
+  found = rows('utilisation', readings={'151M': readings, '1.2B': readings})
+  assert found == [('50%', '>= 50 %'), ('50%', '>= 55 %')]
   readings = {'logged': [1.0], 'bare steps': [0.995], 'probed every 100': [1.015]}
-  rows = benchmark._probe_overhead_rows({'readings': readings})
-  assert [row[1:] for row in rows] == [('1.5%', '<= 2 %'), ('0.5%', '<= 1 %')]
+  found = rows('probe_overhead', readings=readings)
+  assert found == [('1.5%', '<= 2 %'), ('0.5%', '<= 1 %')]
+  found = rows(
+      'numerics',
+      errors={'float32': {'loss': 2e-6}, 'bfloat16': {'loss': 0.004}},
+      repeats={'twice': 0.0, 'alone': 1e-7},
+  )
+  equal = 'equal bit for bit'
+  assert found[:2] == [('2.0e-06', '<= 1e-4'), ('4.0e-03', '<= 3e-2')]
+  assert found[2:] == [(equal, equal), ('differ by 1.0e-07', equal)]
+  assert rows('torch', readings={'torch': [1e5, 2e5, 3e5]}) == [('200,000', '')]
+  readings = {'151M': {'measured': 0.3, 'estimated': 0.2}}
+  assert rows('estimates', readings=readings) == [('1.50', '')]
+  assert rows('quickstart', statuses={'done': 3}, runs=42, seconds=61.2) == [
+      ('3 of 42 runs in 61 s', '')
+  ]
+
+
+def test_errors_and_repeats():
+  """The CPU against itself; a run is the same twice, and about the same alone."""
+  config = inputs.resolve(tiny())
+  cpu = jax.local_devices(backend='cpu')[0]
+  assert numerics.errors(config, cpu) == {'logits': 0, 'loss': 0, 'gradient': 0}
+  found = numerics.repeats(config, members=3, steps=4)
+  assert found['twice'] == 0 and found['alone'] < 1e-4
+  assert numerics._largest_difference({'a': np.ones(4), 'b': np.full(4, 1.1)},
+                                      {'a': np.ones(4), 'b': np.ones(4)}) == pytest.approx(0.1)
+
+
+def test_torch_throughput(monkeypatch):
+  pytest.importorskip('torch')
+  monkeypatch.setattr(accelerator, 'VOCABULARY', 16)
+  config = inputs.resolve(tiny())
+  (readings,) = accelerator.torch_throughput(config, 2, steps=1)['readings'].values()
+  assert len(readings) == 2 and min(readings) > 0
+
+
+@pytest.mark.parametrize(
+    'command, said',
+    [
+        ('import time; time.sleep(60)', 'not done within 1 s'),
+        ('print("x"); raise ValueError("no such kernel")', 'failed: ValueError: no such kernel'),
+        ('print("x"); print(\'{"readings": {"torch": [5.0]}}\')', '5'),
+    ],
+)
+def test_a_measurement_that_ends_early(command, said, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+      gpu_suite.programs, 'command', lambda name: [sys.executable, '-c', command]
+  )
+  monkeypatch.setattr(environment, 'worker_environment', dict)
+  deadline = time.monotonic() + (1 if 'sleep' in command else 60)
+  _, [row] = gpu_suite.measure('torch', 1, deadline, tmp_path / 'x.json')
+  assert row[1] == said
+  _, [row] = gpu_suite.measure('torch', 1, time.monotonic(), tmp_path / 'x.json')
+  assert row == ('torch', 'no time left', '')
+
+
+@pytest.mark.slow
+def test_quickstart_is_cut_off(tmp_path):
+  """It is stopped in time, and what it has is kept; with the time over, it does not start."""
+  file = tmp_path / 'x.json'
+  deadline = time.monotonic() + gpu_suite._GRACE_SECONDS + 25
+  found, [row] = gpu_suite.measure('quickstart', 1, deadline, file)
+  assert found['exit code'] == 75 and 'runs in' in row[1]
+  assert (tmp_path / 'x.quickstart/sweep.json').exists()
+  assert gpu_suite.measure('quickstart', 1, time.monotonic(), file)[0] == {'cut': 'no time left'}
 
 
 def test_suite(tmp_path, monkeypatch, capsys):
   found = {'device': 'some GPU', 'readings': {'one by one': [8.0], 'together': [1.0]}}
-  monkeypatch.setattr(benchmark, '_on_accelerator', lambda what, rounds: found)
+  monkeypatch.setattr(gpu_suite, '_in_process', lambda name, rounds, deadline: found)
   monkeypatch.setattr(environment, 'has_accelerator', lambda: True)
   file = tmp_path / 'found.json'
   arguments = [f'--output={file}', '--suite=gpu', '--only=population']
