@@ -21,6 +21,7 @@ INTERVENTIONS = {
     'qk_clip': {'optimizer.qk_clip': 0.01, 'model.qk_norm': 'none'},
     'soap': {'optimizer.name': 'soap', 'optimizer.basis_every_steps': 2},
     'hyperball': {'optimizer.name': 'hyperball'},
+    'adaptive_clip': {'optimizer.adaptive_clip': 0.01},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

@@ -157,6 +157,10 @@ RECORDS = (
     number('optimizer.clip_norm', 1.0,
            'Global norm to which the gradient is scaled down if its norm is larger; 0 = off.',
            at_least=0, settable=True, source='section 2.1'),
+    switch('optimizer.adaptive_clip', 0.0,
+           'Largest ratio of the gradient norm of a unit to the norm of its weights, to which the'
+           ' gradient is scaled down (AGC); 0 = off; 0.01 is usual.', settable=True, paper=0.0,
+           absent=0.0, source='arXiv 2102.06171'),
     switch('optimizer.qk_clip', 0.0,
            'Attention logit above which the kernels of queries and keys of a head are scaled down'
            ' after the update; 0 = off; Kimi K2 uses 100.', settable=True, paper=0.0, absent=0.0,

@@ -26,10 +26,26 @@ def _clip_by_norm(hparams: HParams) -> optax.GradientTransformation:
   return optax.stateless(clip)
 
 
+def _adaptive_clip(hparams: HParams) -> optax.GradientTransformation:
+  """AGC: clips the gradient of each unit to a fraction of the norm of the unit's weights.
+
+  The unit of a matrix is a column, the weights of one output; that of a vector is the vector. The
+  norm of the weights counts as 1e-3 at least, so that weights that start at zero can change.
+  """
+  return optax.adaptive_grad_clip(hparams['optimizer.adaptive_clip'])
+
+
 # hparams -> an Optax transformation; applied in this order.
 GRADIENT = Terms(
     'gradient',
     [
+        Term(
+            'adaptive_clip',
+            _adaptive_clip,
+            'arXiv 2102.06171, equation 3',
+            when='optimizer.adaptive_clip',
+            reads=('optimizer.adaptive_clip',),
+        ),
         Term('clip_norm', _clip_by_norm, 'arXiv 1211.5063', reads=('optimizer.clip_norm',)),
     ],
 )
