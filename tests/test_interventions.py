@@ -22,6 +22,11 @@ INTERVENTIONS = {
     'soap': {'optimizer.name': 'soap', 'optimizer.basis_every_steps': 2},
     'hyperball': {'optimizer.name': 'hyperball'},
     'adaptive_clip': {'optimizer.adaptive_clip': 0.01},
+    'zclip': {'optimizer.zclip': 2.5},
+    'adagc': {'optimizer.adagc': 1.05, 'optimizer.clip_norm': 0.0},
+    'cautious': {'optimizer.update_mask': 'cautious'},
+    'update_clip': {'optimizer.update_clip': 3.0},
+    'skip_step': {'optimizer.skip_step': 6.0},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

@@ -161,6 +161,25 @@ RECORDS = (
            'Largest ratio of the gradient norm of a unit to the norm of its weights, to which the'
            ' gradient is scaled down (AGC); 0 = off; 0.01 is usual.', settable=True, paper=0.0,
            absent=0.0, source='arXiv 2102.06171'),
+    switch('optimizer.zclip', 0.0,
+           'Distance of the gradient norm from the mean of past ones, in standard deviations, above'
+           ' which the gradient is scaled down (ZClip); 0 = off; 2.5 is usual.', settable=True,
+           paper=0.0, absent=0.0, source='arXiv 2504.02507'),
+    switch('optimizer.adagc', 0.0,
+           "Largest ratio of a tensor's gradient norm to the average of its past ones, to which the"
+           ' gradient is scaled down (AdaGC); 0 = off; 1.05 is usual, with clip_norm=0.',
+           settable=True, paper=0.0, absent=0.0, source='arXiv 2502.11034'),
+    choice('optimizer.update_mask', 'none', ('none', 'cautious'),
+           'Mask of the elements of the update; cautious keeps those with the sign of the gradient.',
+           paper='none', absent='none', source='arXiv 2411.16085'),
+    switch('optimizer.update_clip', 0.0,
+           'Distance of the norm of the update from the mean of the last 128, in standard'
+           ' deviations, to which the update is scaled down; 0 = off; 3 is usual.', settable=True,
+           paper=0.0, absent=0.0, source='github.com/marin-community/marin'),
+    switch('optimizer.skip_step', 0.0,
+           'Distance of the loss or the gradient norm from the mean of the last 128, in standard'
+           ' deviations, above which a step makes no update; 0 = off; 6 is usual.', settable=True,
+           paper=0.0, absent=0.0, source='arXiv 2501.00656'),
     switch('optimizer.qk_clip', 0.0,
            'Attention logit above which the kernels of queries and keys of a head are scaled down'
            ' after the update; 0 = off; Kimi K2 uses 100.', settable=True, paper=0.0, absent=0.0,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from stability.model import parameterization
 from stability.model.attention_stats import MAX_BY_HEAD
@@ -21,6 +22,7 @@ class Update:
 
   old: Params  # the parameters before the update
   moves: Params  # what it subtracts from them, weight decay apart
+  optimizer: optax.OptState  # the new one
   measured: Mapping[str, jax.Array]  # on the step's batch: losses, and what Term.needs names
   learning_rate: jax.Array
   hparams: Mapping[str, jax.Array]
@@ -65,6 +67,12 @@ def _keep_norm(new: Params, update: Update) -> Params:
   return jax.tree.map(project, kinds, new, update.old, update.moves)
 
 
+def _skip_step(new: Params, update: Update) -> Params:
+  """The old parameters, if the wrapper skip_step (stability/optim/wrappers.py) made no update."""
+  skips = optax.tree.get(update.optimizer, 'skips')
+  return jax.tree.map(lambda a, b: jnp.where(skips, a, b), update.old, new)
+
+
 # (new parameters, Update) -> parameters; applied in this order.
 AFTER_UPDATE = Terms(
     'after_update',
@@ -79,5 +87,6 @@ AFTER_UPDATE = Terms(
             needs=(MAX_BY_HEAD,),
         ),
         Term('mu_centering', _center_head, 'arXiv 2601.02031', when='model.output_centering'),
+        Term('skip_step', _skip_step, 'arXiv 2501.00656', when='optimizer.skip_step'),
     ],
 )

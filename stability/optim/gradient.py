@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stability.optim import clipping
 from stability.variants import Term, Terms
 
 HParams = dict[str, jax.Array]
@@ -45,6 +46,20 @@ GRADIENT = Terms(
             'arXiv 2102.06171, equation 3',
             when='optimizer.adaptive_clip',
             reads=('optimizer.adaptive_clip',),
+        ),
+        Term(
+            'zclip',
+            lambda hparams: clipping.zclip(hparams['optimizer.zclip']),
+            'arXiv 2504.02507',
+            when='optimizer.zclip',
+            reads=('optimizer.zclip',),
+        ),
+        Term(
+            'adagc',
+            lambda hparams: clipping.adagc(hparams['optimizer.adagc']),
+            'arXiv 2502.11034, algorithm 1',
+            when='optimizer.adagc',
+            reads=('optimizer.adagc',),
         ),
         Term('clip_norm', _clip_by_norm, 'arXiv 1211.5063', reads=('optimizer.clip_norm',)),
     ],

@@ -18,6 +18,7 @@ from stability.model import parameterization
 from stability.model.kernels import SMALLEST_NORM
 from stability.optim.gradient import GRADIENT
 from stability.optim.soap import scale_by_soap
+from stability.optim.wrappers import WRAPPERS
 from stability.variants import Choices, Variant
 
 HParams = dict[str, jax.Array]
@@ -29,13 +30,17 @@ MUON_RMS = 0.2
 def make_optimizer(
     hparams: HParams, static: ml_collections.FrozenConfigDict
 ) -> optax.GradientTransformationExtraArgs:
-  """The active transformations of the table GRADIENT, then the optimizer of optimizer.name.
+  """The active terms of GRADIENT, then the optimizer of optimizer.name, in the active WRAPPERS.
 
   The RMS of a direction is of order 1 at most, whatever the size of the gradient. `update` needs
-  the parameters, and the learning rate of the update as the keyword argument `learning_rate`.
+  the parameters, and as keyword arguments `learning_rate`, that of the update, and `loss`, the mean
+  cross-entropy of the step's batch.
   """
   terms = [term.make(hparams) for term in GRADIENT.active(static)]
-  return optax.chain(*terms, OPTIMIZERS[static.optimizer.name].make(hparams))
+  optimizer = optax.chain(*terms, OPTIMIZERS[static.optimizer.name].make(hparams))
+  for term in WRAPPERS.active(static):
+    optimizer = term.make(hparams, optimizer)
+  return optimizer
 
 
 def _adamw(hparams: HParams) -> optax.GradientTransformation:

@@ -180,13 +180,13 @@ def step(
   )
   this_step = state['step'] + 1
   rate = schedules.learning_rate(hparams, this_step, static)
+  values = {name: m.value for name, m in measured.items()}
   updates, optimizer_state = optimizers.make_optimizer(hparams, static).update(
-      gradients, state['optimizer'], params, learning_rate=rate
+      gradients, state['optimizer'], params, learning_rate=rate, loss=values['loss']
   )
   moves = apply.scale_updates(params, updates, hparams, this_step, static)
   new_params = apply.apply_updates(params, moves, hparams, this_step, static)
-  values = {name: m.value for name, m in measured.items()}
-  update = Update(params, moves, values, rate, hparams, static)
+  update = Update(params, moves, optimizer_state, values, rate, hparams, static)
   for term in AFTER_UPDATE.active(static):
     new_params = term.make(new_params, update)
   new_state = state | {
