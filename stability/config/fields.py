@@ -132,11 +132,14 @@ RECORDS = (
 
     choice('optimizer.name', 'adamw',
            ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor', 'soap',
-            'hyperball'),
-           'Optimizer; each reads some of beta1, beta2 and eps.', paper='adamw',
+            'hyperball', 'ademamix', 'adopt', 'spam', 'muon_sphere', 'prodigy', 'dowg'),
+           'Optimizer; each reads some of beta1, beta2 and eps; prodigy and dowg estimate a'
+           ' learning rate, which learning_rate multiplies: 1 is usual.', paper='adamw',
            source='section 2.1; adam_atan2: arXiv 2407.05872; stable_adamw: arXiv 2304.13013;'
            ' lion: arXiv 2302.06675; muon: arXiv 2502.16982; adafactor: arXiv 1804.04235;'
-           ' soap: arXiv 2409.11321; hyperball: arXiv 2606.16899'),
+           ' soap: arXiv 2409.11321; hyperball: arXiv 2606.16899; ademamix: arXiv 2409.03137;'
+           ' adopt: arXiv 2411.02853; spam: arXiv 2501.06842; muon_sphere: arXiv 2601.08393;'
+           ' prodigy: arXiv 2306.06101; dowg: arXiv 2305.16284'),
     number('optimizer.learning_rate', 1e-2, 'Peak learning rate.', above=0, settable=True,
            source='section 2.1'),
     choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),
@@ -154,6 +157,17 @@ RECORDS = (
     integer('optimizer.basis_every_steps', 10,
             'Interval between refinements of the eigenbasis of soap.', at_least=1, traced=True,
             absent=10, unit='steps', source='arXiv 2409.11321'),
+    number('optimizer.beta3', 0.999,
+           'Decay rate of the slow average of ademamix at the last update; its memory of'
+           ' 1 / (1 - beta3) updates should be a small part of the run.', above=0, below=1,
+           absent=0.999, source='arXiv 2409.03137'),
+    number('optimizer.alpha', 8.0, 'Weight of the slow average of ademamix at the last update.',
+           at_least=0, absent=8.0, source='arXiv 2409.03137'),
+    integer('optimizer.restart_every_steps', 500, 'Interval between restarts of spam.', at_least=1,
+            traced=True, absent=500, unit='steps', source='arXiv 2501.06842'),
+    integer('optimizer.restart_warmup_steps', 150,
+            'Length of the rise of updates after a restart of spam.', traced=True, absent=150,
+            unit='steps', source='arXiv 2501.06842'),
     number('optimizer.clip_norm', 1.0,
            'Global norm to which the gradient is scaled down if its norm is larger; 0 = off.',
            at_least=0, settable=True, source='section 2.1'),
@@ -170,7 +184,7 @@ RECORDS = (
            ' gradient is scaled down (AdaGC); 0 = off; 1.05 is usual, with clip_norm=0.',
            settable=True, paper=0.0, absent=0.0, source='arXiv 2502.11034'),
     choice('optimizer.update_mask', 'none', ('none', 'cautious'),
-           'Mask of the elements of the update; cautious keeps those with the sign of the gradient.',
+           'Mask of elements of the update; cautious keeps those with the sign of the gradient.',
            paper='none', absent='none', source='arXiv 2411.16085'),
     switch('optimizer.update_clip', 0.0,
            'Distance of the norm of the update from the mean of the last 128, in standard'

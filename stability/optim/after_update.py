@@ -11,6 +11,7 @@ import optax
 from stability.model import parameterization
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
+from stability.optim.spectral_sphere import to_sphere
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -67,6 +68,15 @@ def _keep_norm(new: Params, update: Update) -> Params:
   return jax.tree.map(project, kinds, new, update.old, update.moves)
 
 
+def _on_spectral_sphere(new: Params, update: Update) -> Params:
+  """Scales the blocks' matrices to their spectral norm, then moves them without weight decay."""
+
+  def move(kind, new, old, move):
+    return to_sphere(old) - move if kind == 'hidden' else new
+
+  return jax.tree.map(move, parameterization.kinds(new), new, update.old, update.moves)
+
+
 def _skip_step(new: Params, update: Update) -> Params:
   """The old parameters, if the wrapper skip_step (stability/optim/wrappers.py) made no update."""
   skips = optax.tree.get(update.optimizer, 'skips')
@@ -78,6 +88,12 @@ AFTER_UPDATE = Terms(
     'after_update',
     [
         Term('hyperball', _keep_norm, 'arXiv 2606.16899', when='optimizer.name=hyperball'),
+        Term(
+            'muon_sphere',
+            _on_spectral_sphere,
+            'arXiv 2601.08393',
+            when='optimizer.name=muon_sphere',
+        ),
         Term(
             'qk_clip',
             _qk_clip,

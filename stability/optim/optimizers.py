@@ -3,8 +3,9 @@
 An Optax chain gives the direction of an update. The learning rate, its schedule and weight decay
 are applied afterwards (stability/optim/apply.py), so that probes can measure the direction alone,
 which is the paper's unscaled update. A transformation that needs the scheduled learning rate gets
-it as the keyword argument `learning_rate` of its update. Hyperparameters are passed by dotted
-config name.
+it as the keyword argument `learning_rate` of its update; optimizer.learning_rate multiplies the
+estimate of optimizers that have one (stability/optim/learning_rate_free.py). Hyperparameters are
+passed by dotted config name.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,11 @@ import optax
 
 from stability.model import parameterization
 from stability.model.kernels import SMALLEST_NORM
+from stability.optim import learning_rate_free
 from stability.optim.gradient import GRADIENT
 from stability.optim.soap import scale_by_soap
+from stability.optim.spam import scale_by_spam
+from stability.optim.spectral_sphere import scale_by_muon_sphere
 from stability.optim.wrappers import WRAPPERS
 from stability.variants import Choices, Variant
 
@@ -144,6 +148,64 @@ def _hyperball(hparams: HParams) -> optax.GradientTransformation:
   return for_matrices(matrices, _adamw(hparams))
 
 
+def _ademamix(hparams: HParams) -> optax.GradientTransformation:
+  """Adam with a second, slower average of the gradient: (m + alpha m_slow) / (sqrt(v) + eps).
+
+  Over the whole run, alpha rises from 0, and the slow average's half-life, in updates, from that
+  of m; both linearly. The RMS of a direction is up to 1 + alpha.
+  """
+  beta1, beta3 = hparams['optimizer.beta1'], hparams['optimizer.beta3']
+  steps = hparams['schedule.steps'].astype(jnp.float32)
+
+  def progress(count):
+    return jnp.minimum((count + 1) / steps, 1)
+
+  def slow_decay(count):
+    fast, slow = (jnp.log(0.5) / jnp.log(beta) - 1 for beta in (beta1, beta3))
+    return 0.5 ** (1 / (fast + progress(count) * (slow - fast) + 1))
+
+  return optax.contrib.scale_by_ademamix(
+      beta1,
+      hparams['optimizer.beta2'],
+      slow_decay,
+      lambda count: hparams['optimizer.alpha'] * progress(count),
+      hparams['optimizer.eps'],
+  )
+
+
+def _adopt(hparams: HParams) -> optax.GradientTransformation:
+  """Momentum of g / max(sqrt(v), eps), where v is the second moment before this gradient.
+
+  The ratio is clipped to t^(1/4) after t updates. The first update only sets v and moves nothing.
+  """
+  return optax.contrib.scale_by_adopt(
+      hparams['optimizer.beta1'], hparams['optimizer.beta2'], hparams['optimizer.eps']
+  )
+
+
+def _spam(hparams: HParams) -> optax.GradientTransformation:
+  """Adam with momentum restarts and clipping of spikes."""
+  names = ('beta1', 'beta2', 'eps', 'restart_every_steps', 'restart_warmup_steps')
+  return scale_by_spam(*(hparams[f'optimizer.{name}'] for name in names))
+
+
+def _muon_sphere(hparams: HParams) -> optax.GradientTransformation:
+  """Muon for the blocks' matrices, which keep their spectral norm, plain Adam elsewhere.
+
+  Before each update, which has no weight decay, a matrix is scaled to its spectral norm
+  (stability/optim/after_update.py).
+  """
+  sphere = scale_by_muon_sphere(hparams['optimizer.beta1'], hparams['optimizer.eps'])
+  return for_matrices(sphere, _adamw(hparams))
+
+
+def _prodigy(hparams: HParams) -> optax.GradientTransformation:
+  """Adam times an estimate of the learning rate."""
+  return learning_rate_free.prodigy(
+      *(hparams[f'optimizer.{name}'] for name in ('beta1', 'beta2', 'eps'))
+  )
+
+
 def for_matrices(
     matrices: optax.GradientTransformation,
     rest: optax.GradientTransformation,
@@ -201,5 +263,26 @@ OPTIMIZERS = Choices(
         ),
         'hyperball': Variant(_hyperball, 'arXiv 2606.16899', reads=(*_BETAS, 'optimizer.eps')),
         'adafactor': Variant(_adafactor, 'arXiv 1804.04235'),
+        'ademamix': Variant(
+            _ademamix,
+            'arXiv 2409.03137',
+            reads=(
+                *_BETAS,
+                *('optimizer.eps', 'optimizer.beta3', 'optimizer.alpha', 'schedule.steps'),
+            ),
+        ),
+        'adopt': Variant(_adopt, 'arXiv 2411.02853', reads=(*_BETAS, 'optimizer.eps')),
+        'spam': Variant(
+            _spam,
+            'arXiv 2501.06842',
+            reads=(
+                *_BETAS,
+                *('optimizer.eps', 'optimizer.restart_every_steps'),
+                'optimizer.restart_warmup_steps',
+            ),
+        ),
+        'muon_sphere': Variant(_muon_sphere, 'arXiv 2601.08393', reads=(*_BETAS, 'optimizer.eps')),
+        'prodigy': Variant(_prodigy, 'arXiv 2306.06101', reads=(*_BETAS, 'optimizer.eps')),
+        'dowg': Variant(lambda hparams: learning_rate_free.dowg(), 'arXiv 2305.16284'),
     },
 )

@@ -227,7 +227,8 @@ def directions(tiny):
 
     @jax.jit
     def update(hparams, gradients, state):
-      return optimizers.make_optimizer(hparams, static).update(gradients, state, gradients)
+      optimizer = optimizers.make_optimizer(hparams, static)
+      return optimizer.update(gradients, state, gradients, learning_rate=np.float32(1))
 
     def directions(hparams, *gradients):
       state = optimizers.make_optimizer(hparams, static).init(gradients[0])
@@ -254,6 +255,18 @@ def adam(eps, clip_norm):
       'optimizer.eps': np.float32(eps),
       'optimizer.clip_norm': np.float32(clip_norm),
   }
+
+
+# Options that one optimizer alone reads.
+OTHERS = {
+    'optimizer.basis_every_steps': np.int32(1),
+    'optimizer.beta3': np.float32(0.99),
+    'optimizer.alpha': np.float32(2),
+    'optimizer.restart_every_steps': np.int32(10),
+    'optimizer.restart_warmup_steps': np.int32(3),
+    'schedule.steps': np.int32(20),
+}
+LEARNING_RATE_FREE = {'prodigy', 'dowg'}
 
 
 @pytest.mark.parametrize('eps', [1e-15, 1e-8, 1e-3])
@@ -289,10 +302,11 @@ def test_gradient_whose_norm_overflows(first_direction, size):
 @pytest.mark.parametrize('clip_norm', [0.0, 1.0])
 def test_tiny_gradients_do_not_explode(tiny, name, clip_norm):
   """A norm of such gradients may be computed as 0."""
-  hparams = adam(1e-8, clip_norm) | {'optimizer.basis_every_steps': np.int32(1)}
+  hparams = adam(1e-8, clip_norm) | OTHERS
   optimizer = optimizers.make_optimizer(hparams, tiny({'optimizer.name': name}).static)
   params = noise(np.random.default_rng(0))
-  update = jax.jit(lambda gradients, state: optimizer.update(gradients, state, params))
+  rate = np.float32(1)
+  update = jax.jit(lambda g, state: optimizer.update(g, state, params, learning_rate=rate))
   for size in (0, 1e-38, 1e-31, 1e-25, 1e-19, 1e-10):
     rng, state = np.random.default_rng(0), optimizer.init(params)
     for _ in range(3):
@@ -301,12 +315,12 @@ def test_tiny_gradients_do_not_explode(tiny, name, clip_norm):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() < 5
 
 
-@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('name', sorted({*optimizers.OPTIMIZERS} - LEARNING_RATE_FREE))
 def test_optimizers_recover_from_a_gradient_that_overflows(directions, name):
   """With clipping it counts as 0, so that later updates are of order one."""
   rng = np.random.default_rng(0)
   gradients = [noise(rng, size) for size in (1.0, 1e20, 1.0, 1.0)]
-  hparams = adam(1e-8, 1.0) | {'optimizer.basis_every_steps': np.int32(1)}
+  hparams = adam(1e-8, 1.0) | OTHERS
   *_, last = directions[name](hparams, *gradients)
   for leaf in jax.tree.leaves(last):
     assert 0.05 < np.sqrt(np.mean(np.square(leaf))) < 2
