@@ -202,10 +202,13 @@ RECORDS = (
            'Fraction of each parameter that a step at the peak learning rate removes; if coupled,'
            ' it is multiplied by the learning rate.', at_least=0, settable=True, paper=1e-4,
            source='section 3.2.2'),
-    choice('optimizer.weight_decay_kind', 'independent', ('independent', 'coupled'),
-           'Kind of weight decay: independent of the learning rate; or coupled, which multiplies it'
-           ' by the learning rate, and for which 0.1 is usual.', paper='independent',
-           source='section 3.2.2'),
+    choice('optimizer.weight_decay_kind', 'independent',
+           ('independent', 'coupled', 'cautious', 'adamc'),
+           'Kind of weight decay: independent of the learning rate; coupled, which multiplies it by'
+           ' the learning rate, and for which 0.1 is usual; cautious, independent and only of'
+           " elements that the update moves towards 0; adamc, independent, times the schedule's"
+           " factor once more for the blocks' matrices.", paper='independent',
+           source='section 3.2.2; cautious: arXiv 2510.12402; adamc: arXiv 2506.02285'),
 
     choice('evaluation.parameters', 'trained', ('trained', 'ema'),
            'Parameters with which validation losses are measured: trained, as they are; ema, their'
@@ -221,9 +224,10 @@ RECORDS = (
     integer('schedule.warmup_steps', dict(cpu=25, night=500, gpu=250, paper=5_000),
             'Length of the linear warm-up; 5 % of the steps in the paper.', traced=True,
             settable=True, unit='steps', source='section 3.2.1'),
-    choice('schedule.shape', 'cosine', ('cosine', 'wsd', 'rsqrt'),
-           'Shape after the warm-up: cosine; wsd, constant, then linear; rsqrt, 1 / sqrt(step).',
-           paper='cosine', source='section 2.1; wsd: arXiv 2404.06395'),
+    choice('schedule.shape', 'cosine', ('cosine', 'linear', 'wsd', 'rsqrt'),
+           'Shape after the warm-up: cosine; linear; wsd, constant, then linear; rsqrt,'
+           ' 1 / sqrt(step).', paper='cosine',
+           source='section 2.1; linear: arXiv 2310.07831; wsd: arXiv 2404.06395'),
     integer('schedule.decay_steps', dict(cpu=100, night=2_000, gpu=1_000, paper=20_000),
             'Length of the linear decay at the end of wsd; 0 = constant to the end.', traced=True,
             unit='steps', source='arXiv 2404.06395'),
