@@ -37,6 +37,14 @@ INTERVENTIONS = {
     'update_clip': {'optimizer.update_clip': 3.0},
     'skip_step': {'optimizer.skip_step': 6.0},
     'ema': {'evaluation.parameters': 'ema'},
+    'uniform': {'evaluation.parameters': 'uniform', 'evaluation.average_steps': 18},
+    'schedule_free': {
+        'evaluation.parameters': 'schedule_free',
+        'evaluation.decay': 0.9,
+        'optimizer.beta1': 0.0,
+        'schedule.shape': 'wsd',
+        'schedule.decay_steps': 0,
+    },
 }
 SMALL = {
     'data.batch_size': 16,

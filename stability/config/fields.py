@@ -210,12 +210,21 @@ RECORDS = (
            " factor once more for the blocks' matrices.", paper='independent',
            source='section 3.2.2; cautious: arXiv 2510.12402; adamc: arXiv 2506.02285'),
 
-    choice('evaluation.parameters', 'trained', ('trained', 'ema'),
+    choice('evaluation.parameters', 'trained', ('trained', 'ema', 'uniform', 'schedule_free'),
            'Parameters with which validation losses are measured: trained, as they are; ema, their'
-           ' exponential moving average over updates.', paper='trained', absent='trained',
-           source='ema: arXiv 2411.18704'),
-    number('evaluation.decay', 0.99, 'Decay rate of the average under evaluation.parameters=ema.',
-           at_least=0, below=1, absent=0.99),
+           ' exponential moving average over updates; uniform, their mean over the last updates;'
+           ' schedule_free, the average of schedule-free training, whose gradients are taken near'
+           ' it: with optimizer.beta1=0, evaluation.decay=0.9 and a constant learning rate, it is'
+           ' schedule-free AdamW.', paper='trained', absent='trained',
+           source='ema: arXiv 2411.18704; uniform: arXiv 1803.05407; schedule_free: arXiv'
+           ' 2405.15682'),
+    number('evaluation.decay', 0.99,
+           'Decay rate of the average under evaluation.parameters=ema; under schedule_free, weight'
+           ' of the average in the parameters at which gradients are taken.', at_least=0, below=1,
+           absent=0.99),
+    integer('evaluation.average_steps', 100,
+            'Number of last updates over which evaluation.parameters=uniform averages.',
+            at_least=1, traced=True, absent=100, unit='steps', source='arXiv 1803.05407'),
 
     # Steps leave the compiled step as a float32, which is exact up to 2^24.
     integer('schedule.steps', dict(cpu=500, night=10_000, gpu=5_000, paper=100_000),

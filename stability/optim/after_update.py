@@ -19,12 +19,13 @@ Params = dict[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """An update, as the transformations after it read it."""
+  """An update, as the transformations after it and averages of parameters read it."""
 
   old: Params  # the parameters before the update
   moves: Params  # what it subtracts from them, weight decay apart
   optimizer: optax.OptState  # the new one
   measured: Mapping[str, jax.Array]  # on the step's batch: losses, and what Term.needs names
+  step: jax.Array  # its number, from 1
   learning_rate: jax.Array
   hparams: Mapping[str, jax.Array]
   static: ml_collections.FrozenConfigDict

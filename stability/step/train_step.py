@@ -186,7 +186,7 @@ def step(
   )
   moves = apply.scale_updates(params, updates, hparams, this_step, static)
   new_params = apply.apply_updates(params, moves, hparams, this_step, static)
-  update = Update(params, moves, optimizer_state, values, rate, hparams, static)
+  update = Update(params, moves, optimizer_state, values, this_step, rate, hparams, static)
   for term in AFTER_UPDATE.active(static):
     new_params = term.make(new_params, update)
   new_state = state | {
@@ -197,7 +197,8 @@ def step(
   }
   evaluated = EVALUATED[static.evaluation.parameters].make
   if evaluated.update:
-    new_state['average'] = evaluated.update(state['average'], new_params, hparams)
+    averages = evaluated.update(state['average'], new_params, update)
+    new_state['average'], new_state['params'] = averages
   finite = jnp.isfinite(values['loss'])
   continues = (state['step'] < hparams['schedule.steps']) & finite & ~state['diverged']
   kept_state = state | {'diverged': state['diverged'] | ~finite}
