@@ -93,7 +93,7 @@ def term(
   """An entry that adds a term to a place.
 
   Args:
-    place: initialisation, objective, gradient, after_update or probes.
+    place: initialisation, objective, gradient, wrapper, after_update or probes.
     name: the name under which the term is logged.
     make: the function that the place calls.
     source: paper or link.

@@ -99,7 +99,7 @@ def is_on(static: Mapping[str, Any], when: str) -> bool:
 
 
 # The places that take terms.
-PLACES = ('initialisation', 'objective', 'gradient', 'after_update', 'probes')
+PLACES = ('initialisation', 'objective', 'gradient', 'wrapper', 'after_update', 'probes')
 
 
 def added(option: str) -> tuple[str, ...]:

@@ -136,11 +136,14 @@ RECORDS = (
 
     choice('optimizer.name', 'adamw',
            ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor', 'soap',
-            'hyperball'),
-           'Optimizer; each reads some of beta1, beta2 and eps.', paper='adamw',
+            'hyperball', 'ademamix', 'adopt', 'spam', 'muon_sphere', 'prodigy', 'dowg'),
+           'Optimizer; each reads some of beta1, beta2 and eps; prodigy and dowg estimate a'
+           ' learning rate, which learning_rate multiplies: 1 is usual.', paper='adamw',
            source='section 2.1; adam_atan2: arXiv 2407.05872; stable_adamw: arXiv 2304.13013;'
            ' lion: arXiv 2302.06675; muon: arXiv 2502.16982; adafactor: arXiv 1804.04235;'
-           ' soap: arXiv 2409.11321; hyperball: arXiv 2606.16899'),
+           ' soap: arXiv 2409.11321; hyperball: arXiv 2606.16899; ademamix: arXiv 2409.03137;'
+           ' adopt: arXiv 2411.02853; spam: arXiv 2501.06842; muon_sphere: arXiv 2601.08393;'
+           ' prodigy: arXiv 2306.06101; dowg: arXiv 2305.16284'),
     number('optimizer.learning_rate', 1e-2, 'Peak learning rate.', above=0, settable=True,
            source='section 2.1'),
     choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),
@@ -158,9 +161,43 @@ RECORDS = (
     integer('optimizer.basis_every_steps', 10,
             'Interval between refinements of the eigenbasis of soap.', at_least=1, traced=True,
             absent=10, unit='steps', source='arXiv 2409.11321'),
+    number('optimizer.beta3', 0.999,
+           'Decay rate of the slow average of ademamix at the last update; its memory of'
+           ' 1 / (1 - beta3) updates should be a small part of the run.', above=0, below=1,
+           absent=0.999, source='arXiv 2409.03137'),
+    number('optimizer.alpha', 8.0, 'Weight of the slow average of ademamix at the last update.',
+           at_least=0, absent=8.0, source='arXiv 2409.03137'),
+    integer('optimizer.restart_every_steps', 500, 'Interval between restarts of spam.', at_least=1,
+            traced=True, absent=500, unit='steps', source='arXiv 2501.06842'),
+    integer('optimizer.restart_warmup_steps', 150,
+            'Length of the rise of updates after a restart of spam.', traced=True, absent=150,
+            unit='steps', source='arXiv 2501.06842'),
     number('optimizer.clip_norm', 1.0,
            'Global norm to which the gradient is scaled down if its norm is larger; 0 = off.',
            at_least=0, settable=True, source='section 2.1'),
+    switch('optimizer.adaptive_clip', 0.0,
+           'Largest ratio of the gradient norm of a unit to the norm of its weights, to which the'
+           ' gradient is scaled down (AGC); 0 = off; 0.01 is usual.', settable=True, paper=0.0,
+           absent=0.0, source='arXiv 2102.06171'),
+    switch('optimizer.zclip', 0.0,
+           'Distance of the gradient norm from the mean of past ones, in standard deviations, above'
+           ' which the gradient is scaled down (ZClip); 0 = off; 2.5 is usual.', settable=True,
+           paper=0.0, absent=0.0, source='arXiv 2504.02507'),
+    switch('optimizer.adagc', 0.0,
+           "Largest ratio of a tensor's gradient norm to the average of its past ones, to which the"
+           ' gradient is scaled down (AdaGC); 0 = off; 1.05 is usual, with clip_norm=0.',
+           settable=True, paper=0.0, absent=0.0, source='arXiv 2502.11034'),
+    choice('optimizer.update_mask', 'none', ('none', 'cautious'),
+           'Mask of elements of the update; cautious keeps those with the sign of the gradient.',
+           paper='none', absent='none', source='arXiv 2411.16085'),
+    switch('optimizer.update_clip', 0.0,
+           'Distance of the norm of the update from the mean of the last 128, in standard'
+           ' deviations, to which the update is scaled down; 0 = off; 3 is usual.', settable=True,
+           paper=0.0, absent=0.0, source='github.com/marin-community/marin'),
+    switch('optimizer.skip_step', 0.0,
+           'Distance of the loss or the gradient norm from the mean of the last 128, in standard'
+           ' deviations, above which a step makes no update; 0 = off; 6 is usual.', settable=True,
+           paper=0.0, absent=0.0, source='arXiv 2501.00656'),
     switch('optimizer.qk_clip', 0.0,
            'Attention logit above which the kernels of queries and keys of a head are scaled down'
            ' after the update; 0 = off; Kimi K2 uses 100.', settable=True, paper=0.0, absent=0.0,
@@ -169,17 +206,29 @@ RECORDS = (
            'Fraction of each parameter that a step at the peak learning rate removes; if coupled,'
            ' it is multiplied by the learning rate.', at_least=0, settable=True, paper=1e-4,
            source='section 3.2.2'),
-    choice('optimizer.weight_decay_kind', 'independent', ('independent', 'coupled'),
-           'Kind of weight decay: independent of the learning rate; or coupled, which multiplies it'
-           ' by the learning rate, and for which 0.1 is usual.', paper='independent',
-           source='section 3.2.2'),
+    choice('optimizer.weight_decay_kind', 'independent',
+           ('independent', 'coupled', 'cautious', 'adamc'),
+           'Kind of weight decay: independent of the learning rate; coupled, which multiplies it by'
+           ' the learning rate, and for which 0.1 is usual; cautious, independent and only of'
+           " elements that the update moves towards 0; adamc, independent, times the schedule's"
+           " factor once more for the blocks' matrices.", paper='independent',
+           source='section 3.2.2; cautious: arXiv 2510.12402; adamc: arXiv 2506.02285'),
 
-    choice('evaluation.parameters', 'trained', ('trained', 'ema'),
+    choice('evaluation.parameters', 'trained', ('trained', 'ema', 'uniform', 'schedule_free'),
            'Parameters with which validation losses are measured: trained, as they are; ema, their'
-           ' exponential moving average over updates.', paper='trained', absent='trained',
-           source='ema: arXiv 2411.18704'),
-    number('evaluation.decay', 0.99, 'Decay rate of the average under evaluation.parameters=ema.',
-           at_least=0, below=1, absent=0.99),
+           ' exponential moving average over updates; uniform, their mean over the last updates;'
+           ' schedule_free, the average of schedule-free training, whose gradients are taken near'
+           ' it: with optimizer.beta1=0, evaluation.decay=0.9 and a constant learning rate, it is'
+           ' schedule-free AdamW.', paper='trained', absent='trained',
+           source='ema: arXiv 2411.18704; uniform: arXiv 1803.05407; schedule_free: arXiv'
+           ' 2405.15682'),
+    number('evaluation.decay', 0.99,
+           'Decay rate of the average under evaluation.parameters=ema; under schedule_free, weight'
+           ' of the average in the parameters at which gradients are taken.', at_least=0, below=1,
+           absent=0.99),
+    integer('evaluation.average_steps', 100,
+            'Number of last updates over which evaluation.parameters=uniform averages.',
+            at_least=1, traced=True, absent=100, unit='steps', source='arXiv 1803.05407'),
 
     # Steps leave the compiled step as a float32, which is exact up to 2^24.
     integer('schedule.steps', dict(cpu=500, night=10_000, gpu=5_000, paper=100_000),
@@ -188,9 +237,10 @@ RECORDS = (
     integer('schedule.warmup_steps', dict(cpu=25, night=500, gpu=250, paper=5_000),
             'Length of the linear warm-up; 5 % of the steps in the paper.', traced=True,
             settable=True, unit='steps', source='section 3.2.1'),
-    choice('schedule.shape', 'cosine', ('cosine', 'wsd', 'rsqrt'),
-           'Shape after the warm-up: cosine; wsd, constant, then linear; rsqrt, 1 / sqrt(step).',
-           paper='cosine', source='section 2.1; wsd: arXiv 2404.06395'),
+    choice('schedule.shape', 'cosine', ('cosine', 'linear', 'wsd', 'rsqrt'),
+           'Shape after the warm-up: cosine; linear; wsd, constant, then linear; rsqrt,'
+           ' 1 / sqrt(step).', paper='cosine',
+           source='section 2.1; linear: arXiv 2310.07831; wsd: arXiv 2404.06395'),
     integer('schedule.decay_steps', dict(cpu=100, night=2_000, gpu=1_000, paper=20_000),
             'Length of the linear decay at the end of wsd; 0 = constant to the end.', traced=True,
             unit='steps', source='arXiv 2404.06395'),

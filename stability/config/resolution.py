@@ -123,6 +123,12 @@ def _(decay_steps, shape, warmup_steps, steps):
     )
 
 
+@_check('evaluation.decay', 'evaluation.parameters')
+def _(decay, parameters):
+  if parameters == 'schedule_free' and decay == 0:
+    return 'must be above 0 with config.evaluation.parameters=schedule_free'
+
+
 @_check('model.logit_scale', 'model.qk_norm')
 def _(logit_scale, qk_norm):
   if logit_scale != 1 and qk_norm != 'fixed':

@@ -110,8 +110,9 @@ def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -
   state = jax.eval_shape(functools.partial(train_step.init_state, static), hparams, params, carried)
 
   def function(gradients, optimizer_state, params, hparams):
+    rate, loss = hparams['optimizer.learning_rate'], jnp.float32(0)
     return optimizers.make_optimizer(hparams, static).update(
-        gradients, optimizer_state, params, learning_rate=hparams['optimizer.learning_rate']
+        gradients, optimizer_state, params, learning_rate=rate, loss=loss
     )
 
   arguments = params, state['optimizer'], params, hparams

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from stability.model import parameterization
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
+from stability.optim.spectral_sphere import to_sphere
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -17,11 +19,13 @@ Params = dict[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """An update, as the transformations after it read it."""
+  """An update, as the transformations after it and averages of parameters read it."""
 
   old: Params  # the parameters before the update
   moves: Params  # what it subtracts from them, weight decay apart
+  optimizer: optax.OptState  # the new one
   measured: Mapping[str, jax.Array]  # on the step's batch: losses, and what Term.needs names
+  step: jax.Array  # its number, from 1
   learning_rate: jax.Array
   hparams: Mapping[str, jax.Array]
   static: ml_collections.FrozenConfigDict
@@ -65,11 +69,32 @@ def _keep_norm(new: Params, update: Update) -> Params:
   return jax.tree.map(project, kinds, new, update.old, update.moves)
 
 
+def _on_spectral_sphere(new: Params, update: Update) -> Params:
+  """Scales the blocks' matrices to their spectral norm, then moves them without weight decay."""
+
+  def move(kind, new, old, move):
+    return to_sphere(old) - move if kind == 'hidden' else new
+
+  return jax.tree.map(move, parameterization.kinds(new), new, update.old, update.moves)
+
+
+def _skip_step(new: Params, update: Update) -> Params:
+  """The old parameters, if the wrapper skip_step (stability/optim/wrappers.py) made no update."""
+  skips = optax.tree.get(update.optimizer, 'skips')
+  return jax.tree.map(lambda a, b: jnp.where(skips, a, b), update.old, new)
+
+
 # (new parameters, Update) -> parameters; applied in this order.
 AFTER_UPDATE = Terms(
     'after_update',
     [
         Term('hyperball', _keep_norm, 'arXiv 2606.16899', when='optimizer.name=hyperball'),
+        Term(
+            'muon_sphere',
+            _on_spectral_sphere,
+            'arXiv 2601.08393',
+            when='optimizer.name=muon_sphere',
+        ),
         Term(
             'qk_clip',
             _qk_clip,
@@ -79,5 +104,6 @@ AFTER_UPDATE = Terms(
             needs=(MAX_BY_HEAD,),
         ),
         Term('mu_centering', _center_head, 'arXiv 2601.02031', when='model.output_centering'),
+        Term('skip_step', _skip_step, 'arXiv 2501.00656', when='optimizer.skip_step'),
     ],
 )

@@ -4,6 +4,8 @@ Update number `step` counts from 1. A parameter's learning rate is that of its l
 (stability/model/parameterization.py).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -30,14 +32,40 @@ RATE_SCALES = Choices(
     },
 )
 
-# (schedule factor, learning rate) -> the factor of weight_decay.
+class Decayed(NamedTuple):
+  """A parameter that decays, and what the factor of its weight decay may depend on."""
+
+  kind: str  # embedding, readout, hidden or scale (stability/model/parameterization.py)
+  old: jax.Array
+  move: jax.Array  # what the update subtracts from it, weight decay apart
+  factor: jax.Array  # of the schedule, in [0, 1]
+  rate: jax.Array  # the parameter's learning rate
+
+
+def _cautious(p: Decayed) -> jax.Array:
+  """The factor of the schedule for elements that the update moves towards 0; 0 for the others."""
+  return jnp.where(jnp.sign(p.move) * jnp.sign(p.old) >= 0, p.factor, 0)
+
+
+def _corrected(p: Decayed) -> jax.Array:
+  """AdamC: the square of the schedule's factor for the blocks' matrices, else the factor itself.
+
+  The paper corrects the decay of layers that norms follow. Here these are all matrices of blocks.
+  """
+  return p.factor**2 if p.kind == 'hidden' else p.factor
+
+
+# Decayed -> the factor of weight_decay.
 DECAY_KINDS = Choices(
     'optimizer.weight_decay_kind',
     {
         # The learning rate enters only through the final value of the schedule factor.
-        'independent': Variant(lambda factor, rate: factor, 'section 3.2.2; arXiv 1711.05101'),
+        'independent': Variant(lambda p: p.factor, 'section 3.2.2; arXiv 1711.05101'),
         # As in PyTorch and Optax.
-        'coupled': Variant(lambda factor, rate: rate, 'section 3.2.2'),
+        'coupled': Variant(lambda p: p.rate, 'section 3.2.2'),
+        # Both are published for coupled decay, and here multiply the independent one.
+        'cautious': Variant(_cautious, 'arXiv 2510.12402, algorithm 1'),
+        'adamc': Variant(_corrected, 'arXiv 2506.02285'),
     },
 )
 
@@ -75,12 +103,13 @@ def apply_updates(
   factor = schedules.schedule_factor(hparams, step, static)
   decay_of = DECAY_KINDS[static.optimizer.weight_decay_kind].make
 
-  def apply(p, move, rate):
-    decay = decay_of(factor, rate) * weight_decay
+  def apply(kind, p, move, rate):
+    decay = decay_of(Decayed(kind, p, move, factor, rate)) * weight_decay
     return p - (move + decay * p)
 
+  kinds = parameterization.kinds(params)
   rates = parameterization.learning_rates(params, rate, hparams, static)
-  return jax.tree.map(apply, params, moves, rates)
+  return jax.tree.map(apply, kinds, params, moves, rates)
 
 
 def preconditioner(

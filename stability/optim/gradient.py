@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stability.optim import clipping
 from stability.variants import Term, Terms
 
 HParams = dict[str, jax.Array]
@@ -26,10 +27,40 @@ def _clip_by_norm(hparams: HParams) -> optax.GradientTransformation:
   return optax.stateless(clip)
 
 
+def _adaptive_clip(hparams: HParams) -> optax.GradientTransformation:
+  """AGC: clips the gradient of each unit to a fraction of the norm of the unit's weights.
+
+  The unit of a matrix is a column, the weights of one output; that of a vector is the vector. The
+  norm of the weights counts as 1e-3 at least, so that weights that start at zero can change.
+  """
+  return optax.adaptive_grad_clip(hparams['optimizer.adaptive_clip'])
+
+
 # hparams -> an Optax transformation; applied in this order.
 GRADIENT = Terms(
     'gradient',
     [
+        Term(
+            'adaptive_clip',
+            _adaptive_clip,
+            'arXiv 2102.06171, equation 3',
+            when='optimizer.adaptive_clip',
+            reads=('optimizer.adaptive_clip',),
+        ),
+        Term(
+            'zclip',
+            lambda hparams: clipping.zclip(hparams['optimizer.zclip']),
+            'arXiv 2504.02507',
+            when='optimizer.zclip',
+            reads=('optimizer.zclip',),
+        ),
+        Term(
+            'adagc',
+            lambda hparams: clipping.adagc(hparams['optimizer.adagc']),
+            'arXiv 2502.11034, algorithm 1',
+            when='optimizer.adagc',
+            reads=('optimizer.adagc',),
+        ),
         Term('clip_norm', _clip_by_norm, 'arXiv 1211.5063', reads=('optimizer.clip_norm',)),
     ],
 )

@@ -3,8 +3,9 @@
 An Optax chain gives the direction of an update. The learning rate, its schedule and weight decay
 are applied afterwards (stability/optim/apply.py), so that probes can measure the direction alone,
 which is the paper's unscaled update. A transformation that needs the scheduled learning rate gets
-it as the keyword argument `learning_rate` of its update. Hyperparameters are passed by dotted
-config name.
+it as the keyword argument `learning_rate` of its update; optimizer.learning_rate multiplies the
+estimate of optimizers that have one (stability/optim/learning_rate_free.py). Hyperparameters are
+passed by dotted config name.
 """
 
 from collections.abc import Callable
@@ -16,26 +17,72 @@ import optax
 
 from stability.model import parameterization
 from stability.model.kernels import SMALLEST_NORM
+from stability.optim import learning_rate_free
 from stability.optim.gradient import GRADIENT
 from stability.optim.soap import scale_by_soap
+from stability.optim.spam import scale_by_spam
+from stability.optim.spectral_sphere import scale_by_muon_sphere
+from stability.optim.wrappers import WRAPPERS
 from stability.variants import Choices, Variant
 
 HParams = dict[str, jax.Array]
+# Name of an intervention, what it was applied to, and its result.
+Watch = Callable[[str, optax.Updates, optax.Updates], None]
 
 # Gives Muon's updates about the RMS of Adam's, so that one learning rate suits both.
 MUON_RMS = 0.2
 
 
 def make_optimizer(
-    hparams: HParams, static: ml_collections.FrozenConfigDict
+    hparams: HParams, static: ml_collections.FrozenConfigDict, watch: Watch | None = None
 ) -> optax.GradientTransformationExtraArgs:
-  """The active transformations of the table GRADIENT, then the optimizer of optimizer.name.
+  """The active terms of GRADIENT, then the optimizer of optimizer.name, in the active WRAPPERS.
 
   The RMS of a direction is of order 1 at most, whatever the size of the gradient. `update` needs
-  the parameters, and the learning rate of the update as the keyword argument `learning_rate`.
+  the parameters, and as keyword arguments `learning_rate`, that of the update, and `loss`, the mean
+  cross-entropy of the step's batch. It tells `watch` what each term changed.
   """
-  terms = [term.make(hparams) for term in GRADIENT.active(static)]
-  return optax.chain(*terms, OPTIMIZERS[static.optimizer.name].make(hparams))
+  terms = [
+      _watched(term.name, term.make(hparams), watch) for term in GRADIENT.active(static)
+  ]
+  optimizer = optax.chain(*terms, OPTIMIZERS[static.optimizer.name].make(hparams))
+  for term in WRAPPERS.active(static):
+    directions: list[optax.Updates] = []  # of the optimizer inside, as its update is called
+    inside = _noted(optimizer, directions) if watch else optimizer
+    optimizer = _watched(term.name, term.make(hparams, inside), watch, directions)
+  return optimizer
+
+
+def _watched(
+    name: str,
+    transformation: optax.GradientTransformation,
+    watch: Watch | None,
+    inputs: list[optax.Updates] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Tells `watch` what goes in, or the first of `inputs`, and what comes out of an update."""
+  transformation = optax.with_extra_args_support(transformation)
+  if watch is None:
+    return transformation
+
+  def update(updates, state, params=None, **others):
+    new, state = transformation.update(updates, state, params, **others)
+    watch(name, updates if inputs is None else inputs.pop(), new)
+    return new, state
+
+  return optax.GradientTransformationExtraArgs(transformation.init, update)
+
+
+def _noted(
+    optimizer: optax.GradientTransformationExtraArgs, directions: list[optax.Updates]
+) -> optax.GradientTransformationExtraArgs:
+  """Adds each direction of an optimizer to a list."""
+
+  def update(updates, state, params=None, **others):
+    new, state = optimizer.update(updates, state, params, **others)
+    directions.append(new)
+    return new, state
+
+  return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _adamw(hparams: HParams) -> optax.GradientTransformation:
@@ -139,6 +186,64 @@ def _hyperball(hparams: HParams) -> optax.GradientTransformation:
   return for_matrices(matrices, _adamw(hparams))
 
 
+def _ademamix(hparams: HParams) -> optax.GradientTransformation:
+  """Adam with a second, slower average of the gradient: (m + alpha m_slow) / (sqrt(v) + eps).
+
+  Over the whole run, alpha rises from 0, and the slow average's half-life, in updates, from that
+  of m; both linearly. The RMS of a direction is up to 1 + alpha.
+  """
+  beta1, beta3 = hparams['optimizer.beta1'], hparams['optimizer.beta3']
+  steps = hparams['schedule.steps'].astype(jnp.float32)
+
+  def progress(count):
+    return jnp.minimum((count + 1) / steps, 1)
+
+  def slow_decay(count):
+    fast, slow = (jnp.log(0.5) / jnp.log(beta) - 1 for beta in (beta1, beta3))
+    return 0.5 ** (1 / (fast + progress(count) * (slow - fast) + 1))
+
+  return optax.contrib.scale_by_ademamix(
+      beta1,
+      hparams['optimizer.beta2'],
+      slow_decay,
+      lambda count: hparams['optimizer.alpha'] * progress(count),
+      hparams['optimizer.eps'],
+  )
+
+
+def _adopt(hparams: HParams) -> optax.GradientTransformation:
+  """Momentum of g / max(sqrt(v), eps), where v is the second moment before this gradient.
+
+  The ratio is clipped to t^(1/4) after t updates. The first update only sets v and moves nothing.
+  """
+  return optax.contrib.scale_by_adopt(
+      hparams['optimizer.beta1'], hparams['optimizer.beta2'], hparams['optimizer.eps']
+  )
+
+
+def _spam(hparams: HParams) -> optax.GradientTransformation:
+  """Adam with momentum restarts and clipping of spikes."""
+  names = ('beta1', 'beta2', 'eps', 'restart_every_steps', 'restart_warmup_steps')
+  return scale_by_spam(*(hparams[f'optimizer.{name}'] for name in names))
+
+
+def _muon_sphere(hparams: HParams) -> optax.GradientTransformation:
+  """Muon for the blocks' matrices, which keep their spectral norm, plain Adam elsewhere.
+
+  Before each update, which has no weight decay, a matrix is scaled to its spectral norm
+  (stability/optim/after_update.py).
+  """
+  sphere = scale_by_muon_sphere(hparams['optimizer.beta1'], hparams['optimizer.eps'])
+  return for_matrices(sphere, _adamw(hparams))
+
+
+def _prodigy(hparams: HParams) -> optax.GradientTransformation:
+  """Adam times an estimate of the learning rate."""
+  return learning_rate_free.prodigy(
+      *(hparams[f'optimizer.{name}'] for name in ('beta1', 'beta2', 'eps'))
+  )
+
+
 def for_matrices(
     matrices: optax.GradientTransformation,
     rest: optax.GradientTransformation,
@@ -196,5 +301,26 @@ OPTIMIZERS = Choices(
         ),
         'hyperball': Variant(_hyperball, 'arXiv 2606.16899', reads=(*_BETAS, 'optimizer.eps')),
         'adafactor': Variant(_adafactor, 'arXiv 1804.04235'),
+        'ademamix': Variant(
+            _ademamix,
+            'arXiv 2409.03137',
+            reads=(
+                *_BETAS,
+                *('optimizer.eps', 'optimizer.beta3', 'optimizer.alpha', 'schedule.steps'),
+            ),
+        ),
+        'adopt': Variant(_adopt, 'arXiv 2411.02853', reads=(*_BETAS, 'optimizer.eps')),
+        'spam': Variant(
+            _spam,
+            'arXiv 2501.06842',
+            reads=(
+                *_BETAS,
+                *('optimizer.eps', 'optimizer.restart_every_steps'),
+                'optimizer.restart_warmup_steps',
+            ),
+        ),
+        'muon_sphere': Variant(_muon_sphere, 'arXiv 2601.08393', reads=(*_BETAS, 'optimizer.eps')),
+        'prodigy': Variant(_prodigy, 'arXiv 2306.06101', reads=(*_BETAS, 'optimizer.eps')),
+        'dowg': Variant(lambda hparams: learning_rate_free.dowg(), 'arXiv 2305.16284'),
     },
 )

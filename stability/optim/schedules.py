@@ -23,13 +23,25 @@ def _cosine(hparams, step, highest, lowest):
   return jnp.where(step >= total, lowest, lowest + (highest - lowest) * factor)
 
 
+def _linear(hparams, step, highest, lowest):
+  """A line from `highest` at the end of the warm-up to `lowest` at the last update."""
+  total = hparams['schedule.steps'].astype(jnp.float32)
+  warmup = hparams['schedule.warmup_steps'].astype(jnp.float32)
+  return _falling(step, total, total - warmup, highest, lowest)
+
+
 def _wsd(hparams, step, highest, lowest):
   """Constant, then linear to `lowest` over the last decay_steps updates, if there are any."""
   total = hparams['schedule.steps'].astype(jnp.float32)
   decay = hparams['schedule.decay_steps'].astype(jnp.float32)
-  factor = (total - step) / jnp.maximum(decay, 1)
-  falling = jnp.where(step >= total, lowest, lowest + (highest - lowest) * factor)
+  falling = _falling(step, total, decay, highest, lowest)
   return jnp.where(step <= total - decay, highest, falling)
+
+
+def _falling(step, total, length, highest, lowest):
+  """A line from `highest` down to `lowest`, over the `length` updates before update `total`."""
+  factor = (total - step) / jnp.maximum(length, 1)
+  return jnp.where(step >= total, lowest, lowest + (highest - lowest) * factor)
 
 
 def _rsqrt(hparams, step, highest, lowest):
@@ -44,6 +56,7 @@ SCHEDULES = Choices(
     'schedule.shape',
     {
         'cosine': Variant(_cosine, 'arXiv 1608.03983; section 2.1', reads=_STEPS),
+        'linear': Variant(_linear, 'arXiv 2310.07831', reads=_STEPS),
         'wsd': Variant(_wsd, 'arXiv 2404.06395', reads=('schedule.steps', 'schedule.decay_steps')),
         'rsqrt': Variant(_rsqrt, 'arXiv 1706.03762', reads=('schedule.warmup_steps',)),
     },
@@ -55,8 +68,9 @@ def learning_rate(
 ) -> jax.Array:
   """The learning rate of update number `step`, counted from 1.
 
-  Update number warmup_steps has exactly the peak rate. With cosine and wsd, the last update has
-  exactly min_learning_rate, unless the warm-up takes all updates or the decay_steps of wsd are 0.
+  Update number warmup_steps has exactly the peak rate. With cosine, linear and wsd, the last update
+  has exactly min_learning_rate, unless the warm-up takes all updates or the decay_steps of wsd are
+  0.
   """
   highest, lowest = hparams['optimizer.learning_rate'], hparams['schedule.min_learning_rate']
   return _scheduled(hparams, step, highest, lowest, static)

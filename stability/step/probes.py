@@ -108,10 +108,21 @@ def _stable_ranks(inside: Inside) -> dict[str, jax.Array]:
   return {f'stable_rank/{path}': rank for path, rank in spectra.stable_ranks(matrices).items()}
 
 
-def acted(name: str, before: Tree, after: Tree) -> dict[str, jax.Array]:
-  """acted/NAME: 1 if a transformation changed any element, else 0; one that never does is inert."""
-  changed = jax.tree.map(lambda a, b: jnp.any(a != b), before, after)
-  return {f'acted/{name}': jnp.any(jnp.stack(jax.tree.leaves(changed))).astype(jnp.float32)}
+class Acted:
+  """Collects acted/NAME: 1 if the intervention NAME changed any element, else 0.
+
+  An intervention that never does is inert. One that is applied in several places acts if it does in
+  any of them.
+  """
+
+  def __init__(self):
+    self.found: dict[str, jax.Array] = {}
+
+  def __call__(self, name: str, before: Tree, after: Tree) -> None:
+    """Adds an intervention: what it was applied to, and its result."""
+    changed = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.any(a != b), before, after))
+    acted = jnp.any(jnp.stack(changed)).astype(jnp.float32)
+    self.found[f'acted/{name}'] = jnp.maximum(self.found.get(f'acted/{name}', 0.0), acted)
 
 
 # Inside -> float32 scalars by name. Modules sow their own probes (stability/model/measure.py).

@@ -31,7 +31,6 @@ from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
 from stability.optim import apply, optimizers, schedules
 from stability.optim.after_update import AFTER_UPDATE, Update
 from stability.optim.evaluation import EVALUATED
-from stability.optim.gradient import GRADIENT
 from stability.step import gradients as gradients_lib
 from stability.step import objective as objective_lib
 from stability.step import probes, sharpness
@@ -181,19 +180,18 @@ def step(
   )
   this_step = state['step'] + 1
   rate = schedules.learning_rate(hparams, this_step, static)
-  updates, optimizer_state = optimizers.make_optimizer(hparams, static).update(
-      gradients, state['optimizer'], params, learning_rate=rate
+  values = {name: m.value for name, m in measured.items()}
+  watch = None if kind == 'quiet' else probes.Acted()
+  updates, optimizer_state = optimizers.make_optimizer(hparams, static, watch).update(
+      gradients, state['optimizer'], params, learning_rate=rate, loss=values['loss']
   )
   moves = apply.scale_updates(params, updates, hparams, this_step, static)
   new_params = apply.apply_updates(params, moves, hparams, this_step, static)
-  values = {name: m.value for name, m in measured.items()}
-  update = Update(params, moves, values, rate, hparams, static)
-  acted = {}
+  update = Update(params, moves, optimizer_state, values, this_step, rate, hparams, static)
   for term in AFTER_UPDATE.active(static):
-    transformed = term.make(new_params, update)
-    if kind != 'quiet':
-      acted |= probes.acted(term.name, new_params, transformed)
-    new_params = transformed
+    before, new_params = new_params, term.make(new_params, update)
+    if watch:
+      watch(term.name, before, new_params)
   new_state = state | {
       'params': new_params,
       'optimizer': optimizer_state,
@@ -202,7 +200,8 @@ def step(
   }
   evaluated = EVALUATED[static.evaluation.parameters].make
   if evaluated.update:
-    new_state['average'] = evaluated.update(state['average'], new_params, hparams)
+    averages = evaluated.update(state['average'], new_params, update)
+    new_state['average'], new_state['params'] = averages
   finite = jnp.isfinite(values['loss'])
   continues = (state['step'] < hparams['schedule.steps']) & finite & ~state['diverged']
   kept_state = state | {'diverged': state['diverged'] | ~finite}
@@ -219,7 +218,7 @@ def step(
     inside = probes.Inside(params, gradients, updates, moves, hparams)
     for term in probes.INSIDE.active(static):
       metrics |= term.make(inside)
-    metrics |= acted | acted_on_gradients(static, gradients, state)
+    metrics |= watch.found
   if kind == 'sharp':
     over_parts = functools.partial(
         _objective_over_parts,
@@ -267,17 +266,6 @@ def _loss(
   total, terms = objective_lib.objective(static, hparams, logits_BxTxV, targets_BxT, weights)
   measured = {name: Measured(value) for name, value in terms.items()}
   return total, (measured | probes.forward(new), new.get(CARRIED, {}))
-
-
-def acted_on_gradients(static: Static, gradients: Params, state: State) -> Metrics:
-  """Whether each transformation of the table GRADIENT changed the step's gradient."""
-  found = {}
-  for term, term_state in zip(GRADIENT.active(static), state['optimizer'], strict=False):
-    transformation = optax.with_extra_args_support(term.make(state['hparams']))
-    transformed, _ = transformation.update(gradients, term_state, state['params'])
-    found |= probes.acted(term.name, gradients, transformed)
-    gradients = transformed
-  return found
 
 
 def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:

@@ -80,6 +80,10 @@ def test_complete_with_an_absent_value():
             dict(schedule__shape='wsd', schedule__decay_steps=476),
             'config.schedule.decay_steps=476: with config.schedule.warmup_steps=25 must not',
         ),
+        (
+            dict(evaluation__parameters='schedule_free', evaluation__decay=0.0),
+            'config.evaluation.decay=0.0: must be above 0 with',
+        ),
         (dict(model__logit_scale=2.0), 'config.model.logit_scale=2.0: must be 1 unless'),
         (
             dict(model__qk_norm='l2', model__attention_scale='inverse'),

@@ -51,7 +51,7 @@ def schedules(tiny):
 
     return rates
 
-  return {shape: of_shape(shape) for shape in ('cosine', 'wsd', 'rsqrt')}
+  return {shape: of_shape(shape) for shape in ('cosine', 'linear', 'wsd', 'rsqrt')}
 
 
 @pytest.fixture(scope='module')
@@ -108,6 +108,17 @@ def test_wsd_is_constant_then_linear(schedules, decay_steps):
   assert got[-1] == np.float32(lowest if decay_steps else rate)
 
 
+@pytest.mark.parametrize('case', SCHEDULES)
+def test_linear_formula(schedules, case):
+  """A line from the highest rate, at the end of the warm-up, to exactly the lowest."""
+  rate, lowest, warmup, steps = SCHEDULES[case]
+  got = schedules['linear'](hyper_of(*SCHEDULES[case]))
+  np.testing.assert_allclose(got[:warmup], rate * np.arange(1, warmup + 1) / warmup, rtol=1e-6)
+  line = np.linspace(rate, lowest, steps - warmup + 1)[1:]
+  np.testing.assert_allclose(got[warmup:], line, rtol=1e-5, atol=1e-7 * rate)
+  assert got[-1] == np.float32(lowest if steps > warmup else rate)
+
+
 @pytest.mark.parametrize('warmup', [0, 1, 5])
 def test_rsqrt_formula(schedules, warmup):
   """Four times as many updates halve the rate; min_learning_rate is a floor."""
@@ -120,7 +131,7 @@ def test_rsqrt_formula(schedules, warmup):
   assert schedules['rsqrt'](hyper_of(0.1, 0, warmup, 200))[-1] > 0
 
 
-@pytest.mark.parametrize('shape', ['wsd', 'rsqrt'])
+@pytest.mark.parametrize('shape', ['linear', 'wsd', 'rsqrt'])
 def test_ends_of_other_schedules_are_exact(schedules, shape):
   """No update in between is above the highest rate or below the lowest, for any values."""
   rng = np.random.default_rng(0)
@@ -130,7 +141,7 @@ def test_ends_of_other_schedules_are_exact(schedules, shape):
     assert got[6] == hparams['optimizer.learning_rate'] == got.max()
     assert got[7:].min() >= hparams['schedule.min_learning_rate']
     assert (np.diff(got[6:]) <= 0).all()
-    if shape == 'wsd':
+    if shape != 'rsqrt':
       assert got[-1] == hparams['schedule.min_learning_rate']
 
 
@@ -147,7 +158,7 @@ def apply_updates(tiny):
 
     return jax.jit(update)
 
-  kinds = {kind: {'optimizer.weight_decay_kind': kind} for kind in ('independent', 'coupled')}
+  kinds = {kind: {'optimizer.weight_decay_kind': kind} for kind in apply.DECAY_KINDS}
   shapes = {shape: {'schedule.shape': shape} for shape in ('wsd', 'rsqrt')}
   by_rms = {'parameter_rms': {'optimizer.learning_rate_scale': 'parameter_rms'}}
   return {name: with_static(overrides) for name, overrides in (kinds | shapes | by_rms).items()}
@@ -185,6 +196,34 @@ def test_weight_decay_follows_the_schedule(apply_updates, schedule, kind):
       factor = 1 - 0.1 * s * (1 if kind == 'independent' else rate)
       np.testing.assert_allclose(new['matrix'], PARAMS['matrix'] * factor, rtol=5e-7)
       np.testing.assert_allclose(new['norm']['scale'], factor, rtol=5e-7)
+
+
+def test_cautious_decay(apply_updates):
+  """Only elements decay that the update moves towards 0, or not at all."""
+  p = np.float32([1, -1, 1, -1, 1e-30, 0])
+  u = np.float32([1, -1, -1, 1, -1e-30, 1])
+  hparams = hyper_of(0.1, 0.0, 0, 50, weight_decay=0.2)
+  new = apply_updates['cautious']({'p': p}, {'p': u}, hparams, np.int32(0))  # before any decrease
+  decayed = np.array([0.8, -0.8, 1, -1, 1e-30, 0])
+  np.testing.assert_allclose(new['p'], decayed - 0.1 * u, rtol=1e-6)
+  still = apply_updates['cautious'](PARAMS, ZERO_UPDATES, hparams, np.int32(0))
+  np.testing.assert_allclose(still['matrix'], 0.8 * PARAMS['matrix'], rtol=1e-6)
+
+
+def test_adamc_decay(apply_updates, schedule):
+  """s^2 decay p for matrices of blocks, s decay p for head, embedding and scales."""
+  params = {'block_0': {'up': PARAMS['matrix'], 'scale': np.ones(3, np.float32)}}
+  params |= {'embedding': PARAMS['matrix'], 'head': PARAMS['matrix']}
+  hparams = hyper_of(0.1, 0.01, 5, 20, weight_decay=0.3)
+  zeros = jax.tree.map(np.zeros_like, params)
+  for step, s in enumerate(schedule(hparams).astype(np.float64) / 0.1, start=1):
+    new = apply_updates['adamc'](params, zeros, hparams, np.int32(step))
+    for path, p in jax.tree_util.tree_leaves_with_path(params):
+      found = new
+      for key in path:
+        found = found[key.key]
+      factor = s**2 if path[-1].key == 'up' else s
+      np.testing.assert_allclose(found, p * (1 - 0.3 * factor), rtol=1e-6)
 
 
 def test_coupled_decay_is_proportional_to_the_learning_rate(apply_updates):
@@ -227,7 +266,8 @@ def directions(tiny):
 
     @jax.jit
     def update(hparams, gradients, state):
-      return optimizers.make_optimizer(hparams, static).update(gradients, state, gradients)
+      optimizer = optimizers.make_optimizer(hparams, static)
+      return optimizer.update(gradients, state, gradients, learning_rate=np.float32(1))
 
     def directions(hparams, *gradients):
       state = optimizers.make_optimizer(hparams, static).init(gradients[0])
@@ -254,6 +294,18 @@ def adam(eps, clip_norm):
       'optimizer.eps': np.float32(eps),
       'optimizer.clip_norm': np.float32(clip_norm),
   }
+
+
+# Options that one optimizer alone reads.
+OTHERS = {
+    'optimizer.basis_every_steps': np.int32(1),
+    'optimizer.beta3': np.float32(0.99),
+    'optimizer.alpha': np.float32(2),
+    'optimizer.restart_every_steps': np.int32(10),
+    'optimizer.restart_warmup_steps': np.int32(3),
+    'schedule.steps': np.int32(20),
+}
+LEARNING_RATE_FREE = {'prodigy', 'dowg'}
 
 
 @pytest.mark.parametrize('eps', [1e-15, 1e-8, 1e-3])
@@ -289,10 +341,11 @@ def test_gradient_whose_norm_overflows(first_direction, size):
 @pytest.mark.parametrize('clip_norm', [0.0, 1.0])
 def test_tiny_gradients_do_not_explode(tiny, name, clip_norm):
   """A norm of such gradients may be computed as 0."""
-  hparams = adam(1e-8, clip_norm) | {'optimizer.basis_every_steps': np.int32(1)}
+  hparams = adam(1e-8, clip_norm) | OTHERS
   optimizer = optimizers.make_optimizer(hparams, tiny({'optimizer.name': name}).static)
   params = noise(np.random.default_rng(0))
-  update = jax.jit(lambda gradients, state: optimizer.update(gradients, state, params))
+  rate = np.float32(1)
+  update = jax.jit(lambda g, state: optimizer.update(g, state, params, learning_rate=rate))
   for size in (0, 1e-38, 1e-31, 1e-25, 1e-19, 1e-10):
     rng, state = np.random.default_rng(0), optimizer.init(params)
     for _ in range(3):
@@ -301,12 +354,12 @@ def test_tiny_gradients_do_not_explode(tiny, name, clip_norm):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() < 5
 
 
-@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('name', sorted({*optimizers.OPTIMIZERS} - LEARNING_RATE_FREE))
 def test_optimizers_recover_from_a_gradient_that_overflows(directions, name):
   """With clipping it counts as 0, so that later updates are of order one."""
   rng = np.random.default_rng(0)
   gradients = [noise(rng, size) for size in (1.0, 1e20, 1.0, 1.0)]
-  hparams = adam(1e-8, 1.0) | {'optimizer.basis_every_steps': np.int32(1)}
+  hparams = adam(1e-8, 1.0) | OTHERS
   *_, last = directions[name](hparams, *gradients)
   for leaf in jax.tree.leaves(last):
     assert 0.05 < np.sqrt(np.mean(np.square(leaf))) < 2

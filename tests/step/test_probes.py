@@ -11,6 +11,7 @@ from scipy import special
 
 from stability.data import batches
 from stability.model import transformer as transformer_lib
+from stability.optim import optimizers
 from stability.step import objective as objective_lib
 from stability.step import probes, train_step
 
@@ -259,16 +260,29 @@ def test_probes_ignore_learning_rate_schedule_and_decay(probed, text, changed):
 
 def test_acted(tiny):
   """A transformation that changes nothing is inert, such as a clipping above the norm."""
-  run = tiny({})
-  gradients = {'a': np.ones((2, 3), np.float32), 'b': np.zeros(3, np.float32)}
-  state = train_step.init_state(run.static, run.hparams, gradients, {})
-  for clip_norm, acted in ((2.4, 1), (2.5, 0), (0, 0)):  # the norm is sqrt(6)
+  run = tiny({'optimizer.update_mask': 'cautious'})
+  params = {'a': np.ones((2, 3), np.float32), 'b': np.ones(3, np.float32)}
+  state = optimizers.make_optimizer(run.hparams, run.static).init(params)
+  _, state = optimizers.make_optimizer(run.hparams, run.static).update(
+      params, state, params, learning_rate=1e-3, loss=1.0
+  )
+  same, opposite = params, {'a': params['a'], 'b': -0.1 * params['b']}
+  for clip_norm, gradients, acted in ((2.9, same, (1, 0)), (3.1, opposite, (0, 1))):
+    watch = probes.Acted()  # the norm is 3
     hparams = run.hparams | {'optimizer.clip_norm': np.float32(clip_norm)}
-    found = train_step.acted_on_gradients(run.static, gradients, state | {'hparams': hparams})
-    assert found == {'acted/clip_norm': acted}
-  one_element = gradients | {'b': np.float32([0, 0, 1e-9])}
-  assert probes.acted('x', gradients, one_element) == {'acted/x': 1}
-  assert probes.acted('x', gradients, dict(gradients)) == {'acted/x': 0}
+    optimizers.make_optimizer(hparams, run.static, watch).update(
+        gradients, state, params, learning_rate=1e-3, loss=1.0
+    )
+    assert watch.found == dict(zip(('acted/clip_norm', 'acted/cautious'), acted, strict=True))
+
+
+def test_acted_in_any_place():
+  watch = probes.Acted()
+  tree = {'a': np.zeros(3), 'b': np.zeros(2)}
+  watch('x', tree, tree | {'b': np.float32([0, 1e-9])})
+  watch('x', tree, dict(tree))
+  watch('y', tree, dict(tree))
+  assert watch.found == {'acted/x': 1, 'acted/y': 0}
 
 
 def test_names(inside):

@@ -1,0 +1,59 @@
+"""MuonSphere: the matrices of the blocks keep their spectral norm (arXiv 2601.08393)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stability.model.kernels import SMALLEST_NORM
+
+POWER_STEPS = 20  # as in github.com/marin-community/marin, levanter/optim/sso.py
+
+# Coefficients of Newton-Schulz steps x <- a x + (b A + c A^2) x with A = x x', of arXiv 2505.16932.
+POLAR_EXPRESS = (
+    (8.2051, -22.9019, 16.4607),
+    (4.0664, -2.8612, 0.5184),
+    (3.9096, -2.8234, 0.5250),
+    (3.2856, -2.4153, 0.4853),
+    (2.2779, -1.6198, 0.3985),
+    (1.8726, -1.2307, 0.3585),
+    (1.8564, -1.2132, 0.3568),
+    (1.8750, -1.2500, 0.3750),
+)
+
+
+def radius(shape: tuple[int, int]) -> float:
+  """The spectral norm of a kernel, [fan in, fan out], on the sphere."""
+  fan_in, fan_out = shape
+  return (fan_out / fan_in) ** 0.5
+
+
+def scale_by_muon_sphere(beta: jax.Array, eps: jax.Array) -> optax.GradientTransformation:
+  """Orthogonalised Nesterov momentum, times the radius.
+
+  The learning rate is thus the spectral norm of an update in units of that of the matrix.
+  """
+
+  def dimensions(params):
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)
+
+  muon = optax.contrib.scale_by_muon(
+      POLAR_EXPRESS, len(POLAR_EXPRESS), beta, eps, weight_dimension_numbers=dimensions
+  )
+  to_radius = lambda u, params: jax.tree.map(lambda x: radius(x.shape) * x, u)  # noqa: E731
+  return optax.chain(muon, optax.stateless(to_radius))
+
+
+def to_sphere(kernel: jax.Array) -> jax.Array:
+  """A kernel, [fan in, fan out], scaled to the spectral norm of the sphere.
+
+  Its own spectral norm is estimated by power iteration from the vector of ones.
+  """
+
+  def power_step(_, right):
+    left = kernel @ right
+    right = kernel.T @ (left / jnp.maximum(jnp.linalg.norm(left), SMALLEST_NORM))
+    return right / jnp.maximum(jnp.linalg.norm(right), SMALLEST_NORM)
+
+  start = jnp.full(kernel.shape[1], kernel.shape[1] ** -0.5)
+  norm = jnp.linalg.norm(kernel @ jax.lax.fori_loop(0, POWER_STEPS, power_step, start))
+  return radius(kernel.shape) / jnp.maximum(norm, SMALLEST_NORM) * kernel

@@ -1,0 +1,61 @@
+"""MuonSphere, compared with NumPy in float64: exact spectral norms and singular vectors."""
+
+import jax
+import numpy as np
+import pytest
+
+from stability.optim import after_update
+from stability.optim.optimizers import OPTIMIZERS
+from stability.optim.spectral_sphere import to_sphere
+
+RNG = np.random.default_rng(0)
+SHAPES = {'up': (4, 10), 'down': (10, 4), 'query': (6, 6)}  # [fan in, fan out]
+
+
+def draw():
+  """Matrices whose singular values differ, as those of gradients do."""
+  return {
+      name: np.float32(RNG.normal(size=(m, 1)) @ RNG.normal(size=(1, n)) + RNG.normal(size=(m, n)))
+      for name, (m, n) in SHAPES.items()
+  }
+
+
+def test_directions():
+  """The orthogonal factor of Nesterov momentum, times sqrt(fan out / fan in); Adam elsewhere."""
+  hparams = {'optimizer.beta1': 0.9, 'optimizer.beta2': 0.95, 'optimizer.eps': 1e-8}
+  optimizer = OPTIMIZERS['muon_sphere'].make(hparams)
+  gradients = [{'block_0': draw(), 'head': np.ones((3, 2), np.float32)} for _ in range(3)]
+  state = optimizer.init(gradients[0])
+  update = jax.jit(optimizer.update)
+  for g in gradients:
+    direction, state = update(g, state, g)
+  np.testing.assert_allclose(direction['head'], 1, rtol=1e-5)
+  for name, (m, n) in SHAPES.items():
+    mean = [np.float64(g['block_0'][name]) for g in gradients]
+    momentum = sum(0.9 ** (2 - t) * 0.1 * g for t, g in enumerate(mean))
+    # With the bias corrections of Nesterov momentum in optax.
+    nesterov = 0.9 * momentum / (1 - 0.9**4) + 0.1 * mean[-1] / (1 - 0.9**3)
+    U, _, V = np.linalg.svd(nesterov, full_matrices=False)
+    np.testing.assert_allclose(direction['block_0'][name], (n / m) ** 0.5 * U @ V, atol=0.02)
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_sphere(name):
+  m, n = SHAPES[name]
+  matrix = draw()[name]
+  found = np.asarray(jax.jit(to_sphere)(matrix))
+  expected = matrix * np.sqrt(n / m) / np.linalg.norm(np.float64(matrix), 2)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_update_from_the_sphere():
+  """W' = W R / |W| - lr u, without weight decay; other parameters are left alone."""
+  old = {'block_0': {'up': draw()['up']}, 'head': np.ones((3, 2), np.float32)}
+  moves = jax.tree.map(lambda w: np.float32(0.01) * RNG.normal(size=w.shape), old)
+  new = jax.tree.map(lambda w: 0.5 * w, old)  # decayed
+  (term,) = (term for term in after_update.AFTER_UPDATE if term.name == 'muon_sphere')
+  update = after_update.Update(old, moves, None, {}, 1, 0.1, {}, None)
+  found = term.make(new, update)
+  np.testing.assert_array_equal(found['head'], new['head'])
+  expected = np.asarray(to_sphere(old['block_0']['up'])) - moves['block_0']['up']
+  np.testing.assert_allclose(found['block_0']['up'], expected, rtol=1e-5, atol=1e-6)
