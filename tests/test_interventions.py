@@ -21,6 +21,8 @@ INTERVENTIONS = {
     'qk_clip': {'optimizer.qk_clip': 0.01, 'model.qk_norm': 'none'},
     'soap': {'optimizer.name': 'soap', 'optimizer.basis_every_steps': 2},
     'hyperball': {'optimizer.name': 'hyperball'},
+    'small_head': {'init.head': 'small'},
+    'zero_head': {'init.head': 'zero'},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

@@ -117,6 +117,15 @@ RECORDS = (
            'Coefficient of mu-loss, the squared norm of the mean output embedding; 0 = off.',
            settable=True, paper=0.0, source='arXiv 2601.02031'),
 
+    choice('init.head', 'fan_in', ('fan_in', 'small', 'zero'),
+           'Initial head: fan_in, std 1 / sqrt(width); small, std init.head_std; zero, all 0. With'
+           ' the last two, initial_loss is ln(vocabulary size), 0.5 nats lower, so that a diverged'
+           ' run counts with a lower loss.', paper='fan_in', absent='fan_in',
+           source='small: github.com/karpathy/nanochat; zero: arXiv 2203.03466'),
+    number('init.head_std', 1e-3,
+           'Standard deviation of the head under init.head=small, before the factor of the'
+           ' parameterization.', above=0, absent=1e-3, source='github.com/karpathy/nanochat'),
+
     choice('parameterization.name', 'standard',
            ('standard', 'muparam_simple', 'muparam_intermediate', 'muparam_full', 'ntk', 'mup',
             'mean_field'),

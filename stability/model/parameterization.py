@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.variants import Choices, Term, Terms, Variant
+from stability.variants import Choices, Variant
 
 Params = dict[str, Any]
 HParams = dict[str, jax.Array]
@@ -133,12 +133,6 @@ def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfi
         lambda path, p: jnp.zeros_like(p) if path[-1].key == 'query' else p, params
     )
   return params
-
-
-# (parameters, hparams, static config) -> the initial parameters; applied in this order.
-INITIALISATION = Terms(
-    'initialisation', [Term('parameterization', initial, 'section 3.2.4; arXiv 2407.05872')]
-)
 
 
 def effective(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
