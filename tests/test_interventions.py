@@ -23,6 +23,8 @@ INTERVENTIONS = {
     'hyperball': {'optimizer.name': 'hyperball'},
     'small_head': {'init.head': 'small'},
     'zero_head': {'init.head': 'zero'},
+    'depth_scale': {'init.depth_scale': 'depth'},
+    'block_scale': {'init.depth_scale': 'block'},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

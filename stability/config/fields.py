@@ -125,6 +125,11 @@ RECORDS = (
     number('init.head_std', 1e-3,
            'Standard deviation of the head under init.head=small, before the factor of the'
            ' parameterization.', above=0, absent=1e-3, source='github.com/karpathy/nanochat'),
+    choice('init.depth_scale', 'none', ('none', 'depth', 'block'),
+           "Factor of the initial kernels that write to the residual stream, attention's output and"
+           " the MLP's down: depth, 1 / sqrt(2 depth) as in GPT-2; block, 1 / sqrt(2 (i + 1)) in"
+           ' block i as in OLMo.', paper='none', absent='none',
+           source='depth: GPT-2 (Radford et al. 2019); block: github.com/allenai/OLMo-core'),
 
     choice('parameterization.name', 'standard',
            ('standard', 'muparam_simple', 'muparam_intermediate', 'muparam_full', 'ntk', 'mup',

@@ -4,6 +4,9 @@ The modules draw the initial parameters of the paper's model. The terms of INITI
 some of them, so that all other parameters are the same with and without an intervention.
 """
 
+from collections.abc import Callable
+
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -28,6 +31,38 @@ def _zero_head(params: Params, hparams: HParams, static: ml_collections.FrozenCo
   return params | {'head': jnp.zeros_like(params['head'])}
 
 
+def _by_depth(
+    params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict
+) -> Params:
+  """Divides the kernels that write to the residual stream by sqrt(2 depth)."""
+  del hparams
+  return _scale_kernels(params, ('output', 'down'), lambda i: (2 * static.model.depth) ** -0.5)
+
+
+def _by_block(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  """Divides the kernels that write to the residual stream by sqrt(2 (i + 1)) in block i."""
+  del hparams, static
+  return _scale_kernels(params, ('output', 'down'), lambda i: (2 * (i + 1)) ** -0.5)
+
+
+def _scale_kernels(
+    params: Params, names: tuple[str, ...], factor: Callable[[int], float]
+) -> Params:
+  """Multiplies the kernels of these names in block i by factor(i).
+
+  If a kernel has a learned gain (stability/model/kernels.py), the gain is multiplied instead, as
+  the size of the parameter has no effect then or has to be the same in all kernels.
+  """
+  flat, changed = flax.traverse_util.flatten_dict(params), {}
+  for path in flat:
+    block, name = path[0], path[-1]
+    if block.startswith('block_') and name in names:
+      gain = (*path[:-1], f'{name}_reparam', 'gain')
+      scaled = gain if gain in flat else path
+      changed[scaled] = flat[scaled] * factor(int(block.removeprefix('block_')))
+  return flax.traverse_util.unflatten_dict(flat | changed)
+
+
 # (parameters, hparams, static config) -> the initial parameters; applied in this order.
 INITIALISATION = Terms(
     'initialisation',
@@ -40,6 +75,15 @@ INITIALISATION = Terms(
             reads=('init.head_std',),
         ),
         Term('zero_head', _zero_head, 'arXiv 2203.03466, appendix D.2', when='init.head=zero'),
+        Term(
+            'depth_scale', _by_depth, 'GPT-2 (Radford et al. 2019)', when='init.depth_scale=depth'
+        ),
+        Term(
+            'block_scale',
+            _by_block,
+            'github.com/allenai/OLMo-core, InitMethod.llama_depth',
+            when='init.depth_scale=block',
+        ),
         Term('parameterization', parameterization.initial, 'section 3.2.4; arXiv 2407.05872'),
     ],
 )

@@ -43,3 +43,32 @@ def test_small_and_zero_head(tiny, params):
 def test_std_without_small_head(tiny):
   with pytest.raises(BadInput, match=r'must be 0.001 unless config\.init\.head=small'):
     tiny({'init.head': 'zero', 'init.head_std': 1e-2})
+
+
+@pytest.mark.parametrize(
+    'value, factors', [('depth', (4**-0.5, 4**-0.5)), ('block', (2**-0.5, 4**-0.5))]
+)
+def test_depth_scale(tiny, params, value, factors):
+  """1 / sqrt(2 L) for L = 2, or 1 / sqrt(2 (i + 1)), of output and down alone."""
+  found = initial(tiny({'init.depth_scale': value, 'model.depth': 2}), params)
+  for i, factor in enumerate(factors):
+    block, before = found[f'block_{i}'], params[f'block_{i}']
+    for module, name in (('attention', 'output'), ('mlp', 'down')):
+      np.testing.assert_allclose(block[module][name], before[module][name] * factor, rtol=1e-6)
+    for name in ('query', 'key', 'value'):
+      assert block['attention'][name] is before['attention'][name]
+    assert block['mlp']['up'] is before['mlp']['up']
+  assert all(found[name] is params[name] for name in ('embedding', 'head'))
+
+
+def test_depth_scale_of_a_reparametrised_kernel(tiny, params):
+  """The gain takes the factor, since the parameter's size has no effect (sigmaReparam)."""
+  run = tiny({'init.depth_scale': 'depth', 'model.depth': 2, 'model.kernel': 'sigma_reparam'})
+  mlp = params['block_1']['mlp'] | {'down_reparam': {'gain': np.float32(3)}}
+  params['block_1'] = params['block_1'] | {'mlp': mlp}
+  found = initial(run, params)['block_1']
+  assert found['mlp']['down'] is mlp['down']
+  assert found['mlp']['down_reparam']['gain'] == 1.5
+  np.testing.assert_allclose(
+      found['attention']['output'], params['block_1']['attention']['output'] / 2, rtol=1e-6
+  )
