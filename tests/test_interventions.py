@@ -25,6 +25,7 @@ INTERVENTIONS = {
     'zero_head': {'init.head': 'zero'},
     'depth_scale': {'init.depth_scale': 'depth'},
     'block_scale': {'init.depth_scale': 'block'},
+    'embedding_rate': {'optimizer.embedding_rate': 'width', 'parameterization.base_width': 4},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

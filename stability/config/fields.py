@@ -156,6 +156,9 @@ RECORDS = (
     choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),
            'Factor of the learning rate of each tensor; parameter_rms is max(RMS, 1e-3).',
            paper='none', source='figure E.14'),
+    choice('optimizer.embedding_rate', 'none', ('none', 'width'),
+           "Factor of the embedding's learning rate, in addition to that of the parameterization;"
+           ' width: width / base_width.', paper='none', absent='none', source='arXiv 2605.21486'),
     number('optimizer.beta1', 0.9, 'Decay rate of the first moment.', at_least=0, below=1,
            settable=True, source='section 2.1'),
     number('optimizer.beta2', 0.95,
