@@ -26,6 +26,11 @@ INTERVENTIONS = {
     'depth_scale': {'init.depth_scale': 'depth'},
     'block_scale': {'init.depth_scale': 'block'},
     'embedding_rate': {'optimizer.embedding_rate': 'width', 'parameterization.base_width': 4},
+    'layernorm_scaling': {'model.norm_position': 'pre_scaled', 'model.depth': 2},
+    'embedding_skip': {'model.embedding_skip': 'learned', 'model.depth': 2},
+    'rezero': {'model.norm_position': 'rezero'},
+    'post_norm': {'model.norm_position': 'post'},
+    'deepnorm': {'model.norm_position': 'deepnorm'},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

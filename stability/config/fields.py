@@ -72,9 +72,18 @@ RECORDS = (
     choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm'),
            'Normalisation of the residual stream.', paper='layernorm',
            source='section 2.1; rmsnorm: arXiv 1910.07467'),
-    choice('model.norm_position', 'pre', ('pre', 'peri'),
-           'Position of norms: pre, before attention and MLP; peri, after them as well.',
-           paper='pre', source='section 2.1; peri: arXiv 2502.02732'),
+    choice('model.norm_position', 'pre',
+           ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero'),
+           'Position of norms: pre, before attention and MLP; pre_scaled, the same, divided by'
+           ' sqrt(i) in block i; peri, after them as well; post, on the sum with the residual'
+           ' stream; deepnorm, the same with the stream times (2 depth)^(1/4); rezero, none in the'
+           ' blocks, whose layers are multiplied by a learned gain that starts at 0.',
+           paper='pre', source='section 2.1; pre_scaled: arXiv 2502.05795; peri: arXiv 2502.02732;'
+           ' post: arXiv 1706.03762; deepnorm: arXiv 2203.00555; rezero: arXiv 2003.04887'),
+    choice('model.embedding_skip', 'none', ('none', 'learned'),
+           'What a block reads besides the residual stream x; learned: a x + b x_0 with the output'
+           ' x_0 of the embedding and learned scalars that start at a = 1 and b = 0.',
+           paper='none', absent='none', source='github.com/karpathy/nanochat'),
     choice('model.qk_norm', 'layernorm',
            ('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'fixed', 'none'),
            'Normalisation of queries and keys, which keeps attention logits from growing:'

@@ -45,6 +45,13 @@ def _by_block(params: Params, hparams: HParams, static: ml_collections.FrozenCon
   return _scale_kernels(params, ('output', 'down'), lambda i: (2 * (i + 1)) ** -0.5)
 
 
+def _deep_norm(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  """Divides all kernels of the blocks but those of queries and keys by (8 depth)^(1/4)."""
+  del hparams
+  names = ('value', 'output', 'up', 'down')
+  return _scale_kernels(params, names, lambda i: (8 * static.model.depth) ** -0.25)
+
+
 def _scale_kernels(
     params: Params, names: tuple[str, ...], factor: Callable[[int], float]
 ) -> Params:
@@ -84,6 +91,7 @@ INITIALISATION = Terms(
             'github.com/allenai/OLMo-core, InitMethod.llama_depth',
             when='init.depth_scale=block',
         ),
+        Term('deepnorm', _deep_norm, 'arXiv 2203.00555', when='model.norm_position=deepnorm'),
         Term('parameterization', parameterization.initial, 'section 3.2.4; arXiv 2407.05872'),
     ],
 )

@@ -72,3 +72,14 @@ def test_depth_scale_of_a_reparametrised_kernel(tiny, params):
   np.testing.assert_allclose(
       found['attention']['output'], params['block_1']['attention']['output'] / 2, rtol=1e-6
   )
+
+
+def test_deepnorm(tiny, params):
+  """(8 L)^(-1/4) of all kernels but those of queries and keys, for L = 2."""
+  found = initial(tiny({'model.norm_position': 'deepnorm', 'model.depth': 2}), params)
+  scaled = {'value': 0.5, 'output': 0.5, 'up': 0.5, 'down': 0.5, 'query': 1, 'key': 1}
+  for block in ('block_0', 'block_1'):
+    for module, kernels in params[block].items():
+      for name, kernel in kernels.items():
+        np.testing.assert_allclose(found[block][module][name], kernel * scaled[name], rtol=1e-6)
+  assert all(found[name] is params[name] for name in ('embedding', 'head'))

@@ -246,7 +246,7 @@ def test_layernorm_of_a_stream_with_a_large_mean():
   np.testing.assert_allclose(found, centred / centred.std(-1, keepdims=True), atol=2e-2)
 
 
-# Everything that adds parameters.
+# Everything that adds parameters; options of the same place are in another dict.
 ALL_ON = {
     'model.norm': 'rmsnorm',
     'model.norm_position': 'peri',
@@ -254,17 +254,20 @@ ALL_ON = {
     'model.attention': 'squared_relu',
     'model.attention_gate': 'sigmoid',
 }
+OTHERS_ON = {'model.norm_position': 'rezero', 'model.embedding_skip': 'learned'}
 
 
-def test_variants_have_the_same_initial_kernels(tiny):
+@pytest.mark.parametrize('overrides', [ALL_ON, OTHERS_ON], ids=['all', 'others'])
+def test_variants_have_the_same_initial_kernels(tiny, overrides):
   """Interventions are compared from the same initial weights."""
 
   def kernels(overrides):
     leaves = traverse_util.flatten_dict(jax.device_get(initial(tiny(overrides))), sep='/')
     return {path: value for path, value in leaves.items() if value.ndim == 2}
 
-  plain, changed = kernels({}), kernels(ALL_ON)
-  assert changed.keys() - plain.keys() == {f'block_{i}/attention/gate' for i in range(2)}
+  plain, changed = kernels({}), kernels(overrides)
+  gates = {f'block_{i}/attention/gate' for i in range(2)}
+  assert changed.keys() - plain.keys() == (gates if 'model.attention_gate' in overrides else set())
   for path, value in plain.items():
     np.testing.assert_array_equal(changed[path], value, err_msg=path)
 
