@@ -31,6 +31,9 @@ INTERVENTIONS = {
     'rezero': {'model.norm_position': 'rezero'},
     'post_norm': {'model.norm_position': 'post'},
     'deepnorm': {'model.norm_position': 'deepnorm'},
+    'dyt': {'model.norm': 'dyt'},
+    'multipliers': {'model.kernel': 'multipliers'},
+    'wesar': {'model.kernel': 'wesar', 'init.depth_scale': 'depth'},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

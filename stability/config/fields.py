@@ -65,13 +65,17 @@ RECORDS = (
            absent='linear', source='section 2.1'),
     choice('model.mlp', 'gelu', ('gelu',), 'MLP of a block; gelu has a hidden width of 4 width.',
            paper='gelu', absent='gelu', source='section 2.1'),
-    choice('model.kernel', 'plain', ('plain', 'sigma_reparam'),
-           "Parametrisation of the kernels of a block's linear layers; sigma_reparam divides each"
-           ' by its spectral norm and learns a gain.', paper='plain', absent='plain',
-           source='section 2.1; sigma_reparam: arXiv 2303.06296'),
-    choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm'),
-           'Normalisation of the residual stream.', paper='layernorm',
-           source='section 2.1; rmsnorm: arXiv 1910.07467'),
+    choice('model.kernel', 'plain', ('plain', 'sigma_reparam', 'multipliers', 'wesar'),
+           "Parametrisation of the kernels of a block's linear layers: sigma_reparam divides each"
+           ' by its spectral norm and learns a gain; multipliers learns a factor of each row and'
+           ' column; wesar starts all parameters with std 0.0063 and learns a gain of each; it'
+           ' needs a learning rate lower in proportion.', paper='plain', absent='plain',
+           source='section 2.1; sigma_reparam: arXiv 2303.06296; multipliers: arXiv 2601.04890;'
+           ' wesar: arXiv 2410.05052'),
+    choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm', 'dyt'),
+           'Normalisation of the residual stream; dyt, an element-wise tanh with a learned factor,'
+           ' normalises nothing.', paper='layernorm',
+           source='section 2.1; rmsnorm: arXiv 1910.07467; dyt: arXiv 2503.10622'),
     choice('model.norm_position', 'pre',
            ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero'),
            'Position of norms: pre, before attention and MLP; pre_scaled, the same, divided by'
