@@ -122,6 +122,10 @@ RECORDS = (
            'Precision of matrix products of float32 numbers on an accelerator: highest = float32,'
            ' hardware = its default, which is TF32 on NVIDIA GPUs and one bfloat16 pass on TPUs.'
            ' Products of bfloat16 numbers are the same in both.', absent='highest'),
+    choice('model.linear_precision', 'dtype', ('dtype', 'fp8'),
+           "Precision of products in the blocks' linear layers: dtype, that of activations; fp8,"
+           ' simulated: factors are rounded to e4m3, gradients to e5m2, with one scale per tensor.',
+           paper='dtype', absent='dtype', source='arXiv 2209.05433'),
 
     number('objective.z_loss', 1e-4,
            'Coefficient of z-loss, the mean of log^2 Z, which keeps output logits from drifting;'
