@@ -35,6 +35,12 @@ INTERVENTIONS = {
     'multipliers': {'model.kernel': 'multipliers'},
     'wesar': {'model.kernel': 'wesar', 'init.depth_scale': 'depth'},
     'fp8': {'model.linear_precision': 'fp8'},
+    'bfloat16_moments': {'optimizer.state_dtype': 'bfloat16'},
+    'bfloat16_parameters': {'optimizer.parameter_rounding': 'nearest'},
+    'stochastic_rounding': {
+        'optimizer.parameter_rounding': 'stochastic',
+        'optimizer.state_dtype': 'bfloat16',
+    },
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {
@@ -48,8 +54,9 @@ SMALL = {
     'probe.every_steps': 0,
 }
 # A gradient of low rank leaves most of soap's basis to rounding: seen 1.2e-3. The scales of fp8 are
-# those of the rows on a device.
-TOLERANCE = {'': 1e-5, 'soap': 5e-3, 'fp8': 5e-3}
+# those of the rows on a device. A number in the middle of two bfloat16 may be rounded to either.
+TOLERANCE = {'': 1e-5, 'soap': 5e-3, 'fp8': 5e-3, 'bfloat16_moments': 1e-4}
+TOLERANCE |= dict.fromkeys(('bfloat16_parameters', 'stochastic_rounding'), 5e-3)
 
 
 @pytest.fixture(scope='module')

@@ -185,6 +185,14 @@ RECORDS = (
     number('optimizer.eps', 1e-8,
            'Added to the root of the second moment; updates vanish where the gradient RMS is below'
            ' it.', at_least=1e-19, settable=True, paper=1e-8, source='section 3.4'),
+    choice('optimizer.state_dtype', 'float32', ('float32', 'bfloat16'),
+           "Type in which the moments of adamw are stored; updates compute in float32.",
+           paper='float32', absent='float32', source='arXiv 2412.19437, section 3.3'),
+    choice('optimizer.parameter_rounding', 'none', ('none', 'nearest', 'stochastic'),
+           'Rounding of parameters to bfloat16 after each update and at the start: to the nearest'
+           ' number, which loses small updates; or stochastic, after which they add up on average.'
+           ' The arrays stay float32 and take its memory.', paper='none', absent='none',
+           source='arXiv 2010.06192'),
     integer('optimizer.basis_every_steps', 10,
             'Interval between refinements of the eigenbasis of soap.', at_least=1, traced=True,
             absent=10, unit='steps', source='arXiv 2409.11321'),

@@ -170,6 +170,12 @@ def _(exponents, name):
     )
 
 
+@_check('optimizer.state_dtype', 'optimizer.name')
+def _(state_dtype, name):
+  if state_dtype != 'float32' and name != 'adamw':
+    return 'must be float32 unless config.optimizer.name=adamw, whose state is moments alone'
+
+
 @_check('probe.sharpness_every_steps', 'probe.every_steps')
 def _(sharpness_every_steps, every_steps):
   if sharpness_every_steps and (not every_steps or sharpness_every_steps % every_steps):

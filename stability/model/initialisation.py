@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import parameterization
+from stability.model import parameterization, rounding
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -70,6 +70,12 @@ def _scale_kernels(
   return flax.traverse_util.unflatten_dict(flat | changed)
 
 
+def _rounded(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  """The nearest bfloat16, as after each update (stability/optim/after_update.py)."""
+  del hparams, static
+  return rounding.to_bfloat16(params)
+
+
 # (parameters, hparams, static config) -> the initial parameters; applied in this order.
 INITIALISATION = Terms(
     'initialisation',
@@ -93,5 +99,6 @@ INITIALISATION = Terms(
         ),
         Term('deepnorm', _deep_norm, 'arXiv 2203.00555', when='model.norm_position=deepnorm'),
         Term('parameterization', parameterization.initial, 'section 3.2.4; arXiv 2407.05872'),
+        Term('rounding', _rounded, 'arXiv 2010.06192', when='optimizer.parameter_rounding'),
     ],
 )

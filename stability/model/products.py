@@ -4,48 +4,23 @@ Shape suffixes: N rows, I fan in, O fan out.
 """
 
 import functools
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from stability.model.kernels import dot
+from stability.model.rounding import E4M3, E5M2, Format, to_fp8
 from stability.variants import Choices, Variant
 
 # Lower bound of the largest element of a tensor that is scaled to the range of FP8.
 SMALLEST_LARGEST = 1e-12
 
 
-class Format(NamedTuple):
-  """An FP8 format."""
-
-  mantissa_bits: int
-  smallest_normal: float
-  largest: float
-
-
-E4M3 = Format(3, 2.0**-6, 448.0)
-E5M2 = Format(2, 2.0**-14, 57_344.0)
-
-
 def linear(module: nn.Module, x_NxI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
   """The product of a linear layer of a block, in the form that model.linear_precision selects."""
   c = module.c
   return PRODUCTS[c.linear_precision].make(x_NxI, kernel_IxO.astype(c.dtype))
-
-
-def to_fp8(x: jax.Array, form: Format) -> jax.Array:
-  """The number of a format that is nearest to each element of x; float32.
-
-  Numbers out of its range become the largest one, as with saturating casts of hardware, where jnp's
-  casts give NaN or infinity. Rounding is explicit, since XLA may remove a pair of casts.
-  """
-  x = jnp.clip(x.astype(jnp.float32), -form.largest, form.largest)
-  spacing = form.smallest_normal * 2.0**-form.mantissa_bits  # of subnormal numbers
-  normal = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=form.mantissa_bits)
-  is_normal = jnp.abs(x) >= form.smallest_normal
-  return jnp.where(is_normal, normal, jnp.round(x / spacing) * spacing)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

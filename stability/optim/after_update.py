@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import parameterization
+from stability.model import parameterization, rounding
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
 from stability.variants import Term, Terms
@@ -23,6 +23,7 @@ class Update:
   moves: Params  # what it subtracts from them, weight decay apart
   measured: Mapping[str, jax.Array]  # on the step's batch: losses, and what Term.needs names
   learning_rate: jax.Array
+  step: jax.Array  # number of the update, from 1
   hparams: Mapping[str, jax.Array]
   static: ml_collections.FrozenConfigDict
 
@@ -65,6 +66,15 @@ def _keep_norm(new: Params, update: Update) -> Params:
   return jax.tree.map(project, kinds, new, update.old, update.moves)
 
 
+def _round_to_nearest(new: Params, update: Update) -> Params:
+  del update
+  return rounding.to_bfloat16(new)
+
+
+def _round_stochastically(new: Params, update: Update) -> Params:
+  return rounding.to_bfloat16_stochastically(new, update.hparams['seed'], update.step)
+
+
 # (new parameters, Update) -> parameters; applied in this order.
 AFTER_UPDATE = Terms(
     'after_update',
@@ -79,5 +89,19 @@ AFTER_UPDATE = Terms(
             needs=(MAX_BY_HEAD,),
         ),
         Term('mu_centering', _center_head, 'arXiv 2601.02031', when='model.output_centering'),
+        # Rounding comes after all other changes.
+        Term(
+            'round_to_nearest',
+            _round_to_nearest,
+            'arXiv 2010.06192',
+            when='optimizer.parameter_rounding=nearest',
+        ),
+        Term(
+            'round_stochastically',
+            _round_stochastically,
+            'arXiv 2010.06192',
+            when='optimizer.parameter_rounding=stochastic',
+            reads=('seed',),
+        ),
     ],
 )

@@ -16,6 +16,7 @@ import optax
 
 from stability.model import parameterization
 from stability.model.kernels import SMALLEST_NORM
+from stability.optim import precision
 from stability.optim.gradient import GRADIENT
 from stability.optim.soap import scale_by_soap
 from stability.variants import Choices, Variant
@@ -35,7 +36,10 @@ def make_optimizer(
   the parameters, and the learning rate of the update as the keyword argument `learning_rate`.
   """
   terms = [term.make(hparams) for term in GRADIENT.active(static)]
-  return optax.chain(*terms, OPTIMIZERS[static.optimizer.name].make(hparams))
+  optimizer = OPTIMIZERS[static.optimizer.name].make(hparams)
+  if static.optimizer.state_dtype == 'bfloat16':
+    optimizer = precision.with_bfloat16_state(optimizer)
+  return optax.chain(*terms, optimizer)
 
 
 def _adamw(hparams: HParams) -> optax.GradientTransformation:

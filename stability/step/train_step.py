@@ -186,7 +186,7 @@ def step(
   moves = apply.scale_updates(params, updates, hparams, this_step, static)
   new_params = apply.apply_updates(params, moves, hparams, this_step, static)
   values = {name: m.value for name, m in measured.items()}
-  update = Update(params, moves, values, rate, hparams, static)
+  update = Update(params, moves, values, rate, this_step, hparams, static)
   for term in AFTER_UPDATE.active(static):
     new_params = term.make(new_params, update)
   new_state = state | {
