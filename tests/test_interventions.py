@@ -36,6 +36,26 @@ INTERVENTIONS = {
     'cautious': {'optimizer.update_mask': 'cautious'},
     'update_clip': {'optimizer.update_clip': 3.0},
     'skip_step': {'optimizer.skip_step': 6.0},
+    'small_head': {'init.head': 'small'},
+    'zero_head': {'init.head': 'zero'},
+    'depth_scale': {'init.depth_scale': 'depth'},
+    'block_scale': {'init.depth_scale': 'block'},
+    'embedding_rate': {'optimizer.embedding_rate': 'width', 'parameterization.base_width': 4},
+    'layernorm_scaling': {'model.norm_position': 'pre_scaled', 'model.depth': 2},
+    'embedding_skip': {'model.embedding_skip': 'learned', 'model.depth': 2},
+    'rezero': {'model.norm_position': 'rezero'},
+    'post_norm': {'model.norm_position': 'post'},
+    'deepnorm': {'model.norm_position': 'deepnorm'},
+    'dyt': {'model.norm': 'dyt'},
+    'multipliers': {'model.kernel': 'multipliers'},
+    'wesar': {'model.kernel': 'wesar', 'init.depth_scale': 'depth'},
+    'fp8': {'model.linear_precision': 'fp8'},
+    'bfloat16_moments': {'optimizer.state_dtype': 'bfloat16'},
+    'bfloat16_parameters': {'optimizer.parameter_rounding': 'nearest'},
+    'stochastic_rounding': {
+        'optimizer.parameter_rounding': 'stochastic',
+        'optimizer.state_dtype': 'bfloat16',
+    },
     'ema': {'evaluation.parameters': 'ema'},
     'uniform': {'evaluation.parameters': 'uniform', 'evaluation.average_steps': 18},
     'schedule_free': {
@@ -56,8 +76,10 @@ SMALL = {
     'optimizer.eps': 1e-2,  # updates follow gradients smoothly, so that rounding stays small
     'probe.every_steps': 0,
 }
-# A gradient of low rank leaves most of soap's basis to rounding: seen 1.2e-3.
-TOLERANCE = {'': 1e-5, 'soap': 5e-3}
+# A gradient of low rank leaves most of soap's basis to rounding: seen 1.2e-3. The scales of fp8 are
+# those of the rows on a device. A number in the middle of two bfloat16 may be rounded to either.
+TOLERANCE = {'': 1e-5, 'soap': 5e-3, 'fp8': 5e-3, 'bfloat16_moments': 1e-4}
+TOLERANCE |= dict.fromkeys(('bfloat16_parameters', 'stochastic_rounding'), 5e-3)
 
 
 @pytest.fixture(scope='module')

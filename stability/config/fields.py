@@ -69,16 +69,29 @@ RECORDS = (
            absent='linear', source='section 2.1'),
     choice('model.mlp', 'gelu', ('gelu',), 'MLP of a block; gelu has a hidden width of 4 width.',
            paper='gelu', absent='gelu', source='section 2.1'),
-    choice('model.kernel', 'plain', ('plain', 'sigma_reparam'),
-           "Parametrisation of the kernels of a block's linear layers; sigma_reparam divides each"
-           ' by its spectral norm and learns a gain.', paper='plain', absent='plain',
-           source='section 2.1; sigma_reparam: arXiv 2303.06296'),
-    choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm'),
-           'Normalisation of the residual stream.', paper='layernorm',
-           source='section 2.1; rmsnorm: arXiv 1910.07467'),
-    choice('model.norm_position', 'pre', ('pre', 'peri'),
-           'Position of norms: pre, before attention and MLP; peri, after them as well.',
-           paper='pre', source='section 2.1; peri: arXiv 2502.02732'),
+    choice('model.kernel', 'plain', ('plain', 'sigma_reparam', 'multipliers', 'wesar'),
+           "Parametrisation of the kernels of a block's linear layers: sigma_reparam divides each"
+           ' by its spectral norm and learns a gain; multipliers learns a factor of each row and'
+           ' column; wesar starts all parameters with std 0.0063 and learns a gain of each; it'
+           ' needs a learning rate lower in proportion.', paper='plain', absent='plain',
+           source='section 2.1; sigma_reparam: arXiv 2303.06296; multipliers: arXiv 2601.04890;'
+           ' wesar: arXiv 2410.05052'),
+    choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm', 'dyt'),
+           'Normalisation of the residual stream; dyt, an element-wise tanh with a learned factor,'
+           ' normalises nothing.', paper='layernorm',
+           source='section 2.1; rmsnorm: arXiv 1910.07467; dyt: arXiv 2503.10622'),
+    choice('model.norm_position', 'pre',
+           ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero'),
+           'Position of norms: pre, before attention and MLP; pre_scaled, the same, divided by'
+           ' sqrt(i) in block i; peri, after them as well; post, on the sum with the residual'
+           ' stream; deepnorm, the same with the stream times (2 depth)^(1/4); rezero, none in the'
+           ' blocks, whose layers are multiplied by a learned gain that starts at 0.',
+           paper='pre', source='section 2.1; pre_scaled: arXiv 2502.05795; peri: arXiv 2502.02732;'
+           ' post: arXiv 1706.03762; deepnorm: arXiv 2203.00555; rezero: arXiv 2003.04887'),
+    choice('model.embedding_skip', 'none', ('none', 'learned'),
+           'What a block reads besides the residual stream x; learned: a x + b x_0 with the output'
+           ' x_0 of the embedding and learned scalars that start at a = 1 and b = 0.',
+           paper='none', absent='none', source='github.com/karpathy/nanochat'),
     choice('model.qk_norm', 'layernorm',
            ('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'fixed', 'none'),
            'Normalisation of queries and keys, which keeps attention logits from growing:'
@@ -113,6 +126,10 @@ RECORDS = (
            'Precision of matrix products of float32 numbers on an accelerator: highest = float32,'
            ' hardware = its default, which is TF32 on NVIDIA GPUs and one bfloat16 pass on TPUs.'
            ' Products of bfloat16 numbers are the same in both.', absent='highest'),
+    choice('model.linear_precision', 'dtype', ('dtype', 'fp8'),
+           "Precision of products in the blocks' linear layers: dtype, that of activations; fp8,"
+           ' simulated: factors are rounded to e4m3, gradients to e5m2, with one scale per tensor.',
+           paper='dtype', absent='dtype', source='arXiv 2209.05433'),
 
     number('objective.z_loss', 1e-4,
            'Coefficient of z-loss, the mean of log^2 Z, which keeps output logits from drifting;'
@@ -120,6 +137,20 @@ RECORDS = (
     switch('objective.mu_loss', 0.0,
            'Coefficient of mu-loss, the squared norm of the mean output embedding; 0 = off.',
            settable=True, paper=0.0, source='arXiv 2601.02031'),
+
+    choice('init.head', 'fan_in', ('fan_in', 'small', 'zero'),
+           'Initial head: fan_in, std 1 / sqrt(width); small, std init.head_std; zero, all 0. With'
+           ' the last two, initial_loss is ln(vocabulary size), 0.5 nats lower, so that a diverged'
+           ' run counts with a lower loss.', paper='fan_in', absent='fan_in',
+           source='small: github.com/karpathy/nanochat; zero: arXiv 2203.03466'),
+    number('init.head_std', 1e-3,
+           'Standard deviation of the head under init.head=small, before the factor of the'
+           ' parameterization.', above=0, absent=1e-3, source='github.com/karpathy/nanochat'),
+    choice('init.depth_scale', 'none', ('none', 'depth', 'block'),
+           "Factor of the initial kernels that write to the residual stream, attention's output and"
+           " the MLP's down: depth, 1 / sqrt(2 depth) as in GPT-2; block, 1 / sqrt(2 (i + 1)) in"
+           ' block i as in OLMo.', paper='none', absent='none',
+           source='depth: GPT-2 (Radford et al. 2019); block: github.com/allenai/OLMo-core'),
 
     choice('parameterization.name', 'standard',
            ('standard', 'muparam_simple', 'muparam_intermediate', 'muparam_full', 'ntk', 'mup',
@@ -149,6 +180,9 @@ RECORDS = (
     choice('optimizer.learning_rate_scale', 'none', ('none', 'parameter_rms'),
            'Factor of the learning rate of each tensor; parameter_rms is max(RMS, 1e-3).',
            paper='none', source='figure E.14'),
+    choice('optimizer.embedding_rate', 'none', ('none', 'width'),
+           "Factor of the embedding's learning rate, in addition to that of the parameterization;"
+           ' width: width / base_width.', paper='none', absent='none', source='arXiv 2605.21486'),
     number('optimizer.beta1', 0.9, 'Decay rate of the first moment.', at_least=0, below=1,
            settable=True, source='section 2.1'),
     number('optimizer.beta2', 0.95,
@@ -158,6 +192,14 @@ RECORDS = (
     number('optimizer.eps', 1e-8,
            'Added to the root of the second moment; updates vanish where the gradient RMS is below'
            ' it.', at_least=1e-19, settable=True, paper=1e-8, source='section 3.4'),
+    choice('optimizer.state_dtype', 'float32', ('float32', 'bfloat16'),
+           "Type in which the moments of adamw are stored; updates compute in float32.",
+           paper='float32', absent='float32', source='arXiv 2412.19437, section 3.3'),
+    choice('optimizer.parameter_rounding', 'none', ('none', 'nearest', 'stochastic'),
+           'Rounding of parameters to bfloat16 after each update and at the start: to the nearest'
+           ' number, which loses small updates; or stochastic, after which they add up on average.'
+           ' The arrays stay float32 and take its memory.', paper='none', absent='none',
+           source='arXiv 2010.06192'),
     integer('optimizer.basis_every_steps', 10,
             'Interval between refinements of the eigenbasis of soap.', at_least=1, traced=True,
             absent=10, unit='steps', source='arXiv 2409.11321'),

@@ -156,12 +156,30 @@ def _(kernel, name):
     return 'must be plain with config.parameterization.name=muparam_full, whose queries start at 0'
 
 
+@_check('init.head', 'model.head')
+def _(init, head):
+  if init != 'fan_in' and head != 'linear':
+    return 'must be fan_in unless config.model.head=linear, whose matrix it initialises'
+
+
+@_check('init.head_std', 'init.head')
+def _(head_std, head):
+  if head_std != 1e-3 and head != 'small':
+    return 'must be 0.001 unless config.init.head=small, the only value that reads it'
+
+
 @_check('parameterization.exponents', 'parameterization.name')
 def _(exponents, name):
   if exponents != 'none' and name.startswith('muparam'):
     return (
         f'must be none with config.parameterization.name={name}, which sets learning rates itself'
     )
+
+
+@_check('optimizer.state_dtype', 'optimizer.name')
+def _(state_dtype, name):
+  if state_dtype != 'float32' and name != 'adamw':
+    return 'must be float32 unless config.optimizer.name=adamw, whose state is moments alone'
 
 
 @_check('probe.sharpness_every_steps', 'probe.every_steps')

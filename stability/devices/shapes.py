@@ -21,7 +21,7 @@ AnyConfig = Mapping[str, Any]  # resolved or static: nested mappings
 Fields = tuple[tuple[str, Any], ...]
 
 # Sections on which the update of a run does not depend, and those on which its gradient does not.
-_NOT_UPDATE = {'schedule', 'parallel', 'log', 'probe', 'checkpoint', 'control'}
+_NOT_UPDATE = {'init', 'schedule', 'parallel', 'log', 'probe', 'checkpoint', 'control'}
 _NOT_GRADIENT = _NOT_UPDATE | {'optimizer', 'evaluation'}
 
 

@@ -15,9 +15,10 @@ import ml_collections
 import numpy as np
 
 from stability.model import attention_stats
-from stability.model.kernels import dot, fan_in_init, kernel
+from stability.model.kernels import fan_in_init, kernel
 from stability.model.measure import PROBES, QUIET, Measured, sow, sow_activation
 from stability.model.norms import norm, unit_rms
+from stability.model.products import linear
 from stability.variants import Choices, Variant
 
 ROPE_BASE = 10_000.0
@@ -56,7 +57,7 @@ class Attention(nn.Module):
     gate = GATES[c.attention_gate].make(self)
 
     x = x_BxTxD.reshape(B * T, D)
-    qkv = dot(x, jnp.concatenate(kernels, axis=1).astype(c.dtype))
+    qkv = linear(self, x, jnp.concatenate(kernels, axis=1))
     qk_norm = QK_NORMS[c.qk_norm].make
     if qk_norm.over_all_heads:
       q, k, v = jnp.split(qkv, 3, axis=1)
@@ -86,7 +87,7 @@ class Attention(nn.Module):
       self._sow(lambda: attention_stats.stats(q, k, logits_NxTxS, att_NxTxS, causal_TxS, H))
       self._sow_needed(lambda: attention_stats.max_by_head(logits_NxTxS, causal_TxS, H))
     out = out.reshape(B, H, T, K).transpose(0, 2, 1, 3).reshape(B * T, D)
-    out = dot(gate(x, out), output_DxD.astype(c.dtype)).reshape(B, T, D)
+    out = linear(self, gate(x, out), output_DxD).reshape(B, T, D)
     sow_activation(self, 'output', out)
     return out
 
@@ -231,7 +232,7 @@ def _sigmoid_gate(module):
   """Multiplies each element of the output by a sigmoid of a projection of attention's input."""
   D = module.c.width
   gate_DxD = module.param('gate', fan_in_init, (D, D))
-  return lambda x, out: out * nn.sigmoid(dot(x, gate_DxD.astype(module.c.dtype)))
+  return lambda x, out: out * nn.sigmoid(linear(module, x, gate_DxD))
 
 
 # module -> a function of attention's input x [B T, D] and of the heads' outputs [B T, D].

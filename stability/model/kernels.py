@@ -1,6 +1,7 @@
-"""Kernels of a block's linear layers: initialisation, products and reparametrisations."""
+"""Kernels of a block's linear layers: initialisation, reparametrisations and products."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,17 @@ CARRIED = 'carried'
 SMALLEST_NORM = 1e-18
 
 fan_in_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
+
+# The initial std of all parameters under WeSaR (arXiv 2410.05052).
+WESAR_STD = 4e-5**0.5
+
+
+class Kernel(NamedTuple):
+  """A parametrisation of kernels."""
+
+  # (module, name, parameter) -> the kernel that the layer multiplies by.
+  make: Callable[[nn.Module, str, jax.Array], jax.Array]
+  init: nn.initializers.Initializer = fan_in_init  # of the parameter
 
 
 def _plain(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
@@ -56,12 +68,51 @@ def _sigma_reparam(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array
   return SigmaReparam(name=f'{name}_reparam')(kernel)
 
 
-# (module, name, parameter) -> the kernel that the layer multiplies by.
+class Multipliers(nn.Module):
+  """The kernel r_i W_ij c_j, with a learned multiplier for each row and each column, at first 1."""
+
+  @nn.compact
+  def __call__(self, kernel_IxO: jax.Array) -> jax.Array:
+    row_I = self.param('row', nn.initializers.ones, kernel_IxO.shape[:1])
+    column_O = self.param('column', nn.initializers.ones, kernel_IxO.shape[1:])
+    return row_I[:, None] * kernel_IxO * column_O
+
+
+def _multipliers(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
+  del module
+  return Multipliers(name=f'{name}_reparam')(kernel)
+
+
+class WeSaR(nn.Module):
+  """The kernel gain * W, where W starts with WESAR_STD and the kernel with 1 / sqrt(fan in).
+
+  An update of a given size thus changes all parameters by the same fraction. Gradients with respect
+  to W are multiplied by the gain, which Adam undoes.
+  """
+
+  @nn.compact
+  def __call__(self, kernel_IxO: jax.Array) -> jax.Array:
+    start = kernel_IxO.shape[0] ** -0.5 / WESAR_STD
+    return self.param('gain', nn.initializers.constant(start), ()) * kernel_IxO
+
+
+def _wesar(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
+  del module
+  return WeSaR(name=f'{name}_reparam')(kernel)
+
+
+def _wesar_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+  """Draws the same kernel as fan_in_init, with the std WESAR_STD."""
+  return fan_in_init(key, shape, dtype) * (WESAR_STD * shape[0] ** 0.5)
+
+
 KERNELS = Choices(
     'model.kernel',
     {
-        'plain': Variant(_plain, 'the parameter itself'),
-        'sigma_reparam': Variant(_sigma_reparam, 'arXiv 2303.06296, section 3'),
+        'plain': Variant(Kernel(_plain), 'the parameter itself'),
+        'sigma_reparam': Variant(Kernel(_sigma_reparam), 'arXiv 2303.06296, section 3'),
+        'multipliers': Variant(Kernel(_multipliers), 'arXiv 2601.04890'),
+        'wesar': Variant(Kernel(_wesar, _wesar_init), 'arXiv 2410.05052'),
     },
 )
 
@@ -71,7 +122,8 @@ def kernel(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.Array:
 
   Its parameter is stored in the module under `name`.
   """
-  return KERNELS[module.c.kernel].make(module, name, module.param(name, fan_in_init, shape))
+  form = KERNELS[module.c.kernel].make
+  return form.make(module, name, module.param(name, form.init, shape))
 
 
 def dot(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from stability.model.kernels import dot, kernel
+from stability.model.kernels import kernel
 from stability.model.measure import sow_activation
+from stability.model.products import linear
 from stability.variants import Choices, Variant
 
 
@@ -19,12 +20,11 @@ class GeluMLP(nn.Module):
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
     del hparams
-    c = self.c
     B, T, D = x_BxTxD.shape
     up_DxF = kernel(self, 'up', (D, 4 * D))
     down_FxD = kernel(self, 'down', (4 * D, D))
-    hidden = nn.gelu(dot(x_BxTxD.reshape(B * T, D), up_DxF.astype(c.dtype)))
-    out = dot(hidden, down_FxD.astype(c.dtype)).reshape(B, T, D)
+    hidden = nn.gelu(linear(self, x_BxTxD.reshape(B * T, D), up_DxF))
+    out = linear(self, hidden, down_FxD).reshape(B, T, D)
     sow_activation(self, 'hidden', hidden)
     sow_activation(self, 'output', out)
     return out

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.variants import Choices, Term, Terms, Variant
+from stability.variants import Choices, Variant
 
 Params = dict[str, Any]
 HParams = dict[str, jax.Array]
@@ -100,6 +100,17 @@ PARAMETERIZATIONS = Choices(
 )
 
 
+# r = width / base_width -> a factor of the embedding's learning rate, in addition to that of the
+# parameterization; None: 1.
+EMBEDDING_RATES = Choices(
+    'optimizer.embedding_rate',
+    {
+        'none': Variant(None, 'the rate of the parameterization'),
+        'width': Variant(lambda r: r, 'arXiv 2605.21486'),
+    },
+)
+
+
 def kinds(params: Params) -> Params:
   """The kind of every parameter: embedding, readout (the head), hidden or scale.
 
@@ -135,12 +146,6 @@ def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfi
   return params
 
 
-# (parameters, hparams, static config) -> the initial parameters; applied in this order.
-INITIALISATION = Terms(
-    'initialisation', [Term('parameterization', initial, 'section 3.2.4; arXiv 2407.05872')]
-)
-
-
 def effective(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
   """The weights that the model computes with: multiplier * parameter."""
   return _scaled(params, kinds(params), hparams, static, lambda powers: powers.multiplier)
@@ -154,8 +159,15 @@ def learning_rates(
 ) -> Params:
   """The learning rate of every parameter, in a tree with the structure of `params`."""
   rates = jax.tree.map(lambda _: rate, params)
-  exponents = static.parameterization.exponents
-  return _scaled(rates, kinds(params), hparams, static, lambda powers: getattr(powers, exponents))
+  exponents, of_kind = static.parameterization.exponents, kinds(params)
+  rates = _scaled(rates, of_kind, hparams, static, lambda powers: getattr(powers, exponents))
+  factor_of = EMBEDDING_RATES[static.optimizer.embedding_rate].make
+  if factor_of is None:
+    return rates
+  factor = factor_of(_relative_width(hparams, static))
+  return jax.tree.map(
+      lambda rate, kind: rate * factor if kind == 'embedding' else rate, rates, of_kind
+  )
 
 
 def _scaled(
@@ -169,10 +181,15 @@ def _scaled(
   table = _parameterization(static).powers
   if not any(exponent(powers) for powers in table.values()):
     return tree
-  r = static.model.width / hparams['parameterization.base_width'].astype(jnp.float32)
+  r = _relative_width(hparams, static)
 
   def scale(leaf, kind):
     power = exponent(table.get(kind, Powers()))
     return leaf * r**power if power else leaf
 
   return jax.tree.map(scale, tree, kinds)
+
+
+def _relative_width(hparams: HParams, static: ml_collections.FrozenConfigDict) -> jax.Array:
+  """The ratio r = width / base_width."""
+  return static.model.width / hparams['parameterization.base_width'].astype(jnp.float32)

@@ -5,7 +5,7 @@ Modules are called with the run's traced hyperparameters, by dotted config name,
 the options that are on. Shape suffixes: B batch, T positions, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from stability.model.kernels import dot, fan_in_init
 from stability.model.measure import PROBES, rms, sow, sow_activation
 from stability.model.mlp import MLPS
 from stability.model.norms import norm
+from stability.model.residuals import RESIDUALS, SKIPS
 from stability.variants import Choices, Variant
 
 HParams = Mapping[str, jax.Array]
@@ -37,9 +38,12 @@ class Transformer(nn.Module):
     x_BxTxD = EMBEDDINGS[c.embedding].make(self, tokens_BxT, hparams)
     sow_activation(self, 'embedding', x_BxTxD)
     block = nn.remat(Block) if self.remat else Block
+    start_BxTxD = x_BxTxD
     for i in range(c.depth):
-      x_BxTxD = block(c, self.fused, self.needs, name=f'block_{i}')(x_BxTxD, hparams)
-    x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
+      apply = block(c, i, self.fused, self.needs, name=f'block_{i}')
+      x_BxTxD = apply(x_BxTxD, start_BxTxD, hparams)
+    if RESIDUALS[c.norm_position].make.final_norm:
+      x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
     head_logits = HEADS[c.head].make(self, x_BxTxD, hparams)
     logits_BxTxV = head_logits
     if c.output_soft_cap:
@@ -57,51 +61,25 @@ class Block(nn.Module):
   """Attention, then MLP, each added to the residual stream [B, T, D]."""
 
   c: ml_collections.FrozenConfigDict
+  index: int  # position among the blocks, from 0
   fused: bool = False
   needs: tuple[str, ...] = ()
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
+  def __call__(
+      self, x_BxTxD: jax.Array, start_BxTxD: jax.Array, hparams: HParams
+  ) -> jax.Array:
     c = self.c
-    residual = RESIDUALS[c.norm_position].make
+    skip = SKIPS[c.embedding_skip].make
+    if skip is not None:
+      x_BxTxD = skip(self, x_BxTxD, start_BxTxD)
+    residual = RESIDUALS[c.norm_position].make.make(self)
     attention = Attention(c, self.fused, self.needs, name='attention')
-    x_BxTxD = residual(c, 'attention', x_BxTxD, lambda x: attention(x, hparams))
+    x_BxTxD = residual('attention', x_BxTxD, lambda x: attention(x, hparams))
     mlp = MLPS[c.mlp].make(c, name='mlp')
-    x_BxTxD = residual(c, 'mlp', x_BxTxD, lambda x: mlp(x, hparams))
+    x_BxTxD = residual('mlp', x_BxTxD, lambda x: mlp(x, hparams))
     sow(self, 'output_rms', rms(x_BxTxD), 'rms')
     return x_BxTxD
-
-
-def _pre_norm(
-    c: ml_collections.FrozenConfigDict,
-    name: str,
-    x_BxTxD: jax.Array,
-    layer: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-  """Pre-LN: x + layer(norm(x))."""
-  return x_BxTxD + layer(norm(c.norm, c.dtype, f'{name}_norm')(x_BxTxD))
-
-
-def _peri_norm(
-    c: ml_collections.FrozenConfigDict,
-    name: str,
-    x_BxTxD: jax.Array,
-    layer: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-  """Peri-LN: x + norm(layer(norm(x))), which normalises the output of the layer as well."""
-  out = layer(norm(c.norm, c.dtype, f'{name}_norm')(x_BxTxD))
-  return x_BxTxD + norm(c.norm, c.dtype, f'{name}_output_norm')(out)
-
-
-# (config.model, name of the layer, x [B, T, D], layer) -> x plus what the layer contributes. It is
-# called inside the block's compact method, so modules that it creates are submodules of the block.
-RESIDUALS = Choices(
-    'model.norm_position',
-    {
-        'pre': Variant(_pre_norm, 'arXiv 2002.04745; section 2.1'),
-        'peri': Variant(_peri_norm, 'arXiv 2502.02732'),
-    },
-)
 
 
 def _learned_embedding(module: Transformer, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from stability.model import parameterization
+from stability.model import parameterization, rounding
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
 from stability.optim.spectral_sphere import to_sphere
@@ -84,6 +84,15 @@ def _skip_step(new: Params, update: Update) -> Params:
   return jax.tree.map(lambda a, b: jnp.where(skips, a, b), update.old, new)
 
 
+def _round_to_nearest(new: Params, update: Update) -> Params:
+  del update
+  return rounding.to_bfloat16(new)
+
+
+def _round_stochastically(new: Params, update: Update) -> Params:
+  return rounding.to_bfloat16_stochastically(new, update.hparams['seed'], update.step)
+
+
 # (new parameters, Update) -> parameters; applied in this order.
 AFTER_UPDATE = Terms(
     'after_update',
@@ -105,5 +114,19 @@ AFTER_UPDATE = Terms(
         ),
         Term('mu_centering', _center_head, 'arXiv 2601.02031', when='model.output_centering'),
         Term('skip_step', _skip_step, 'arXiv 2501.00656', when='optimizer.skip_step'),
+        # Rounding comes after all other changes.
+        Term(
+            'round_to_nearest',
+            _round_to_nearest,
+            'arXiv 2010.06192',
+            when='optimizer.parameter_rounding=nearest',
+        ),
+        Term(
+            'round_stochastically',
+            _round_stochastically,
+            'arXiv 2010.06192',
+            when='optimizer.parameter_rounding=stochastic',
+            reads=('seed',),
+        ),
     ],
 )

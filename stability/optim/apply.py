@@ -125,7 +125,9 @@ def preconditioner(
   to the scheduled one.
   """
   second = optax.tree.bias_correction(
-      optax.tree.get(state, 'nu'), hparams['optimizer.beta2'], optax.tree.get(state, 'count')
+      optax.tree.cast(optax.tree.get(state, 'nu'), jnp.float32),
+      hparams['optimizer.beta2'],
+      optax.tree.get(state, 'count'),
   )
   ones = jax.tree.map(jnp.ones_like, params)
   rate = schedules.learning_rate(hparams, step, static)

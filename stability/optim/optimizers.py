@@ -17,7 +17,7 @@ import optax
 
 from stability.model import parameterization
 from stability.model.kernels import SMALLEST_NORM
-from stability.optim import learning_rate_free
+from stability.optim import learning_rate_free, precision
 from stability.optim.gradient import GRADIENT
 from stability.optim.soap import scale_by_soap
 from stability.optim.spam import scale_by_spam
@@ -45,7 +45,10 @@ def make_optimizer(
   terms = [
       _watched(term.name, term.make(hparams), watch) for term in GRADIENT.active(static)
   ]
-  optimizer = optax.chain(*terms, OPTIMIZERS[static.optimizer.name].make(hparams))
+  optimizer = OPTIMIZERS[static.optimizer.name].make(hparams)
+  if static.optimizer.state_dtype == 'bfloat16':
+    optimizer = precision.with_bfloat16_state(optimizer)
+  optimizer = optax.chain(*terms, optimizer)
   for term in WRAPPERS.active(static):
     directions: list[optax.Updates] = []  # of the optimizer inside, as its update is called
     inside = _noted(optimizer, directions) if watch else optimizer

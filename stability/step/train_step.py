@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from stability.data import batches
-from stability.model import parameterization
+from stability.model import initialisation, parameterization
 from stability.model import transformer as transformer_lib
 from stability.model.kernels import CARRIED
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
@@ -128,7 +128,7 @@ def init_model(
   inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
   variables = model.init(jax.random.key(hparams['seed']), inputs, hparams)
   params = variables['params']
-  for term in parameterization.INITIALISATION.active(static):
+  for term in initialisation.INITIALISATION.active(static):
     params = term.make(params, hparams, static)
   return params, variables.get(CARRIED, {})
 

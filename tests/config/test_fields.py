@@ -29,7 +29,7 @@ REFUSED = {
     'model.depth': -1,
     'model.head_dim': 0,
     'model.norm': 'none',
-    'model.norm_position': 'post',
+    'model.norm_position': 'before',
     'model.qk_norm': 'rmsnorm!',
     'model.logit_scale': 0.0,
     'model.attention': 'relu',

@@ -14,7 +14,7 @@ from configs import base
 from stability import config as config_lib
 from stability import variants
 from stability.devices import cost, jaxprs, shapes, traces
-from stability.model import attention, mlp, norms, transformer
+from stability.model import attention, kernels, mlp, norms, residuals, transformer
 from stability.model.kernels import dot, kernel
 from stability.optim import optimizers
 from stability.step import train_step
@@ -116,7 +116,8 @@ def choices():
   """A change for each value of each choice of the model, with what it needs."""
   tables = [
       *(attention.QK_NORMS, attention.SCALES, attention.WEIGHTS, attention.GATES),
-      *(norms.NORMS, mlp.MLPS, transformer.RESIDUALS, transformer.EMBEDDINGS, transformer.HEADS),
+      *(norms.NORMS, mlp.MLPS, transformer.EMBEDDINGS, transformer.HEADS),
+      *(residuals.RESIDUALS, residuals.SKIPS, kernels.KERNELS),
   ]
   return [{table.option: name} for table in tables for name in table]
 

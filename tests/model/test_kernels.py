@@ -1,12 +1,15 @@
-"""sigmaReparam, compared with its definition: spectral norms, gradients, carried vectors."""
+"""Reparametrised kernels, compared with their definitions."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
+from stability.model import kernels
 from stability.model.kernels import CARRIED, SigmaReparam
 from stability.step import train_step
 
@@ -79,3 +82,41 @@ def test_only_training_updates_the_vectors(tiny, text):
   for path in (('head',), ('block_0', 'attention', 'output')):  # the same draws as without
     ours, theirs = (functools.reduce(dict.get, path, s['params']) for s in (state, plain))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)  # another program rounds differently
+
+
+def test_multipliers(kernel):
+  """Row i and column j are multiplied by numbers of their own, at first by 1."""
+  module = kernels.Multipliers()
+  start = module.init(jax.random.key(0), kernel)
+  np.testing.assert_array_equal(module.apply(start, kernel), kernel)
+  rows, columns = np.arange(1.0, 13), np.arange(1.0, 8)
+  params = {'row': np.float32(rows), 'column': np.float32(columns)}
+  expected = np.diag(rows) @ np.float64(kernel) @ np.diag(columns)
+  np.testing.assert_allclose(module.apply({'params': params}, kernel), expected, rtol=1e-6)
+
+
+class Layers(nn.Module):
+  """Two kernels of different fan-in."""
+
+  c: ml_collections.ConfigDict
+
+  @nn.compact
+  def __call__(self):
+    return [kernels.kernel(self, name, shape) for name, shape in SHAPES.items()]
+
+
+SHAPES = {'up': (8, 32), 'down': (32, 8)}
+
+
+def test_wesar():
+  """All parameters start with a variance of 4e-5, the kernels as without WeSaR."""
+  found = {}
+  for name in ('plain', 'wesar'):
+    layers = Layers(ml_collections.FrozenConfigDict({'kernel': name}))
+    params = layers.init(jax.random.key(0))
+    found[name] = params['params'], layers.apply(params)
+  (plain, _), (params, computed) = found['plain'], found['wesar']
+  for (name, shape), kernel in zip(SHAPES.items(), computed, strict=True):
+    np.testing.assert_allclose(kernel, plain[name], rtol=1e-6)
+    assert np.square(params[name]).mean() == pytest.approx(4e-5, rel=0.2)
+    assert params[f'{name}_reparam']['gain'] == pytest.approx(shape[0] ** -0.5 / 4e-5**0.5)

@@ -142,6 +142,15 @@ def test_muparam_full_divides_by_head_dim(tiny):
   assert parameterization.model_config(run.static) == run.static.model
 
 
+@pytest.mark.parametrize('name, exponents', [('standard', 'none'), ('mup', 'full_alignment')])
+def test_embedding_rate(tiny, name, exponents):
+  """The embedding's rate is multiplied by width / base_width, whatever it was; no other is."""
+  plain = factors(run_of(tiny, name, exponents))[2]
+  found = factors(run_of(tiny, name, exponents, **{'optimizer.embedding_rate': 'width'}))[2]
+  assert found.pop('embedding') == pytest.approx(plain.pop('embedding') * WIDTH / BASE)
+  assert found == plain
+
+
 def test_kinds_of_other_parameters():
   """Of the parameters of an extension, matrices are hidden and all others scales."""
   params = {'block_0': {'router': np.ones((2, 3)), 'sink': np.ones(2), 'gain': np.ones(())}}

@@ -246,7 +246,7 @@ def test_layernorm_of_a_stream_with_a_large_mean():
   np.testing.assert_allclose(found, centred / centred.std(-1, keepdims=True), atol=2e-2)
 
 
-# Everything that adds parameters.
+# Everything that adds parameters; options of the same place are in another dict.
 ALL_ON = {
     'model.norm': 'rmsnorm',
     'model.norm_position': 'peri',
@@ -254,17 +254,25 @@ ALL_ON = {
     'model.attention': 'squared_relu',
     'model.attention_gate': 'sigmoid',
 }
+OTHERS_ON = {
+    'model.norm': 'dyt',
+    'model.norm_position': 'rezero',
+    'model.embedding_skip': 'learned',
+    'model.kernel': 'multipliers',
+}
 
 
-def test_variants_have_the_same_initial_kernels(tiny):
+@pytest.mark.parametrize('overrides', [ALL_ON, OTHERS_ON], ids=['all', 'others'])
+def test_variants_have_the_same_initial_kernels(tiny, overrides):
   """Interventions are compared from the same initial weights."""
 
   def kernels(overrides):
     leaves = traverse_util.flatten_dict(jax.device_get(initial(tiny(overrides))), sep='/')
     return {path: value for path, value in leaves.items() if value.ndim == 2}
 
-  plain, changed = kernels({}), kernels(ALL_ON)
-  assert changed.keys() - plain.keys() == {f'block_{i}/attention/gate' for i in range(2)}
+  plain, changed = kernels({}), kernels(overrides)
+  gates = {f'block_{i}/attention/gate' for i in range(2)}
+  assert changed.keys() - plain.keys() == (gates if 'model.attention_gate' in overrides else set())
   for path, value in plain.items():
     np.testing.assert_array_equal(changed[path], value, err_msg=path)
 
@@ -334,3 +342,15 @@ def test_output_soft_cap(tiny):
   assert float(np.abs(forward(params | {'head': 1e6 * head}, tokens)).max()) == 0.5
   small, smaller = (np.asarray(forward(params | {'head': s * head}, tokens)) for s in (2e-3, 1e-3))
   np.testing.assert_allclose(small, 2 * smaller, rtol=1e-4)
+
+
+def test_dyt():
+  """Gives scale * tanh(alpha x) + bias, with alpha = 0.5 at first; there are no statistics."""
+  x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+  module = norms_lib.norm('dyt', 'float32', None)
+  start = jax.device_get(module.init(jax.random.key(0), x)['params'])
+  assert start['alpha'] == 0.5 and (start['scale'] == 1).all() and (start['bias'] == 0).all()
+  scale, bias = np.linspace(0.5, 1.5, 8), np.linspace(-1, 1, 8)
+  params = {'alpha': np.float32(0.7), 'scale': np.float32(scale), 'bias': np.float32(bias)}
+  found = module.apply({'params': params}, x)
+  np.testing.assert_allclose(found, scale * np.tanh(0.7 * np.float64(x)) + bias, atol=1e-6)

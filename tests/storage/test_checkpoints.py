@@ -1,5 +1,6 @@
 """Checkpoints: what is restored is what was saved, or an older checkpoint, never a damaged one."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ def arrays(step: int) -> checkpoints.Arrays:
   rng = np.random.default_rng(step)
   return {
       'params/block_0/mlp/up': rng.normal(size=(5, 7)).astype(np.float32),
+      'optimizer/1/mu/head': rng.normal(size=3).astype(ml_dtypes.bfloat16),
       'optimizer/1/count': np.array(step, np.int32),
       'diverged': np.array(False),
   }

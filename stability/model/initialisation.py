@@ -1,0 +1,104 @@
+"""Initial parameters: what is changed in those that the modules draw.
+
+The modules draw the initial parameters of the paper's model. The terms of INITIALISATION multiply
+some of them, so that all other parameters are the same with and without an intervention.
+"""
+
+from collections.abc import Callable
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from stability.model import parameterization, rounding
+from stability.variants import Term, Terms
+
+Params = dict[str, object]
+HParams = dict[str, jax.Array]
+
+
+def _small_head(
+    params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict
+) -> Params:
+  """Gives the head the std init.head_std instead of 1 / sqrt(width)."""
+  factor = hparams['init.head_std'] * static.model.width**0.5
+  return params | {'head': params['head'] * factor}
+
+
+def _zero_head(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  del hparams, static
+  return params | {'head': jnp.zeros_like(params['head'])}
+
+
+def _by_depth(
+    params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict
+) -> Params:
+  """Divides the kernels that write to the residual stream by sqrt(2 depth)."""
+  del hparams
+  return _scale_kernels(params, ('output', 'down'), lambda i: (2 * static.model.depth) ** -0.5)
+
+
+def _by_block(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  """Divides the kernels that write to the residual stream by sqrt(2 (i + 1)) in block i."""
+  del hparams, static
+  return _scale_kernels(params, ('output', 'down'), lambda i: (2 * (i + 1)) ** -0.5)
+
+
+def _deep_norm(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  """Divides all kernels of the blocks but those of queries and keys by (8 depth)^(1/4)."""
+  del hparams
+  names = ('value', 'output', 'up', 'down')
+  return _scale_kernels(params, names, lambda i: (8 * static.model.depth) ** -0.25)
+
+
+def _scale_kernels(
+    params: Params, names: tuple[str, ...], factor: Callable[[int], float]
+) -> Params:
+  """Multiplies the kernels of these names in block i by factor(i).
+
+  If a kernel has a learned gain (stability/model/kernels.py), the gain is multiplied instead, as
+  the size of the parameter has no effect then or has to be the same in all kernels.
+  """
+  flat, changed = flax.traverse_util.flatten_dict(params), {}
+  for path in flat:
+    block, name = path[0], path[-1]
+    if block.startswith('block_') and name in names:
+      gain = (*path[:-1], f'{name}_reparam', 'gain')
+      scaled = gain if gain in flat else path
+      changed[scaled] = flat[scaled] * factor(int(block.removeprefix('block_')))
+  return flax.traverse_util.unflatten_dict(flat | changed)
+
+
+def _rounded(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+  """The nearest bfloat16, as after each update (stability/optim/after_update.py)."""
+  del hparams, static
+  return rounding.to_bfloat16(params)
+
+
+# (parameters, hparams, static config) -> the initial parameters; applied in this order.
+INITIALISATION = Terms(
+    'initialisation',
+    [
+        Term(
+            'small_head',
+            _small_head,
+            'github.com/karpathy/nanochat',
+            when='init.head=small',
+            reads=('init.head_std',),
+        ),
+        Term('zero_head', _zero_head, 'arXiv 2203.03466, appendix D.2', when='init.head=zero'),
+        Term(
+            'depth_scale', _by_depth, 'GPT-2 (Radford et al. 2019)', when='init.depth_scale=depth'
+        ),
+        Term(
+            'block_scale',
+            _by_block,
+            'github.com/allenai/OLMo-core, InitMethod.llama_depth',
+            when='init.depth_scale=block',
+        ),
+        Term('deepnorm', _deep_norm, 'arXiv 2203.00555', when='model.norm_position=deepnorm'),
+        Term('parameterization', parameterization.initial, 'section 3.2.4; arXiv 2407.05872'),
+        Term('rounding', _rounded, 'arXiv 2010.06192', when='optimizer.parameter_rounding'),
+    ],
+)
