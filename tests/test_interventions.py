@@ -22,6 +22,8 @@ INTERVENTIONS = {
     'soap': {'optimizer.name': 'soap', 'optimizer.basis_every_steps': 2},
     'hyperball': {'optimizer.name': 'hyperball'},
     'ema': {'evaluation.parameters': 'ema'},
+    'swiglu': {'model.mlp': 'swiglu'},
+    'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
 }
 SMALL = {
     'data.batch_size': 16,

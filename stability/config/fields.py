@@ -63,8 +63,14 @@ RECORDS = (
            absent='learned', source='section 2.1'),
     choice('model.head', 'linear', ('linear',), 'Output head.', paper='linear',
            absent='linear', source='section 2.1'),
-    choice('model.mlp', 'gelu', ('gelu',), 'MLP of a block; gelu has a hidden width of 4 width.',
-           paper='gelu', absent='gelu', source='section 2.1'),
+    choice('model.mlp', 'gelu', ('gelu', 'relu2', 'swiglu'),
+           'MLP of a block; relu2 squares a ReLU; swiglu multiplies a linear layer by the SiLU of'
+           ' another one.', paper='gelu', absent='gelu',
+           source='section 2.1; relu2: arXiv 2109.08668; swiglu: arXiv 2002.05202'),
+    integer('model.mlp_width', 0,
+            'Hidden width of an MLP; 0 = the usual one, which is 4 width, or for swiglu 8/3 width'
+            ' rounded to a multiple of 8.', paper=0, absent=0, unit='features',
+            source='section 2.1; arXiv 2002.05202'),
     choice('model.kernel', 'plain', ('plain', 'sigma_reparam'),
            "Parametrisation of the kernels of a block's linear layers; sigma_reparam divides each"
            ' by its spectral norm and learns a gain.', paper='plain', absent='plain',
