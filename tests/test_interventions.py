@@ -22,6 +22,7 @@ INTERVENTIONS = {
     'soap': {'optimizer.name': 'soap', 'optimizer.basis_every_steps': 2},
     'hyperball': {'optimizer.name': 'hyperball'},
     'ema': {'evaluation.parameters': 'ema'},
+    'query_group': {'model.query_group': 2, 'model.qk_norm': 'none', 'optimizer.qk_clip': 0.01},
     'swiglu': {'model.mlp': 'swiglu'},
     'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
 }

@@ -59,6 +59,10 @@ RECORDS = (
     integer('model.head_dim', dict(cpu=16, night=16, gpu=64, paper=64),
             'Dimension of an attention head; a model has width / head_dim heads.',
             at_least=1, unit='features', source='section 3.2.3'),
+    integer('model.query_group', 1,
+            'Number of query heads that share one head of keys and values (grouped-query'
+            ' attention); 1 = multi-head attention; as many as there are heads = multi-query'
+            ' attention.', at_least=1, paper=1, absent=1, unit='heads', source='arXiv 2305.13245'),
     choice('model.embedding', 'learned', ('learned',), 'Embedding of tokens.', paper='learned',
            absent='learned', source='section 2.1'),
     choice('model.head', 'linear', ('linear',), 'Output head.', paper='linear',

@@ -102,6 +102,15 @@ def _(width, head_dim):
     return f'must be a multiple of config.model.head_dim={head_dim}'
 
 
+@_check('model.query_group', 'model.width', 'model.head_dim')
+def _(query_group, width, head_dim):
+  if (width // head_dim) % query_group:
+    return (
+        f'must divide the number of heads, config.model.width={width} divided by'
+        f' config.model.head_dim={head_dim}'
+    )
+
+
 @_check('schedule.min_learning_rate', 'optimizer.learning_rate')
 def _(min_learning_rate, learning_rate):
   if min_learning_rate > learning_rate:

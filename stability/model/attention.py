@@ -51,7 +51,9 @@ class Attention(nn.Module):
     K = c.head_dim
     H = D // K
     # The gate is drawn last, so that the other kernels start the same with and without it.
-    kernels = [kernel(self, name, (D, D)) for name in ('query', 'key', 'value')]
+    shared = D // c.query_group  # width of all keys, and that of all values
+    widths = {'query': D, 'key': shared, 'value': shared}
+    kernels = [kernel(self, name, (D, width)) for name, width in widths.items()]
     output_DxD = kernel(self, 'output', (D, D))
     gate = GATES[c.attention_gate].make(self)
 
@@ -59,9 +61,11 @@ class Attention(nn.Module):
     qkv = dot(x, jnp.concatenate(kernels, axis=1).astype(c.dtype))
     qk_norm = QK_NORMS[c.qk_norm].make
     if qk_norm.over_all_heads:
-      q, k, v = jnp.split(qkv, 3, axis=1)
+      q, k, v = jnp.split(qkv, (D, D + shared), axis=1)
       q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
       qkv = jnp.concatenate([q, k, v], axis=1)
+    if c.query_group > 1:
+      qkv = _copy_shared_heads(qkv, D, K, c.query_group)
     # Fold heads into the batch: [B T, 3 D] -> three of [N, T, K].
     q, k, v = qkv.reshape(B, T, 3, H, K).transpose(2, 0, 3, 1, 4).reshape(3, B * H, T, K)
     if not qk_norm.over_all_heads:
@@ -121,6 +125,16 @@ class Attention(nn.Module):
     if attention_stats.MAX_BY_HEAD in self.needs and self.is_mutable_collection(QUIET):
       measured = Measured(max_by_head(), 'max', by_head=True, logged=False)
       self.sow(QUIET, attention_stats.MAX_BY_HEAD, measured)
+
+
+def _copy_shared_heads(qkv: jax.Array, width: int, head_dim: int, group: int) -> jax.Array:
+  """Queries, keys and values with a key and value head for every query head (arXiv 2305.13245).
+
+  Query head h uses key and value head h // group. [B T, D + 2 D / group] -> [B T, 3 D].
+  """
+  q, k_and_v = jnp.split(qkv, (width,), axis=1)
+  heads = k_and_v.reshape(len(qkv), -1, head_dim)
+  return jnp.concatenate([q, jnp.repeat(heads, group, axis=1).reshape(len(qkv), -1)], axis=1)
 
 
 def fused_attention(q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array) -> jax.Array:

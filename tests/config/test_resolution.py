@@ -69,6 +69,10 @@ def test_complete_with_an_absent_value():
     [
         (dict(model__width=40), 'config.model.width=40: must be a multiple of'),
         (dict(model__width=15, model__head_dim=5), 'config.model.head_dim=5: must be even'),
+        (
+            dict(model__query_group=3),
+            'config.model.query_group=3: must divide the number of heads',
+        ),
         (dict(probe__sharpness_every_steps=30), 'must be 0 or a multiple of config.probe.every'),
         (
             dict(probe__sharpness_every_steps=40, probe__every_steps=0),
