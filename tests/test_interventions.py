@@ -23,6 +23,10 @@ INTERVENTIONS = {
     'hyperball': {'optimizer.name': 'hyperball'},
     'ema': {'evaluation.parameters': 'ema'},
     'query_group': {'model.query_group': 2, 'model.qk_norm': 'none', 'optimizer.qk_clip': 0.01},
+    'softmax1': {'model.attention': 'softmax1'},
+    'learned_sink': {'model.attention': 'learned_sink'},
+    'v_norm': {'model.v_norm': 'rmsnorm'},
+    'qk_gain': {'model.qk_gain': 1.2},
     'swiglu': {'model.mlp': 'swiglu'},
     'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
 }

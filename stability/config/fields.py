@@ -94,9 +94,19 @@ RECORDS = (
     number('model.logit_scale', 1.0,
            'Mean square kappa of queries and keys under model.qk_norm=fixed.', above=0,
            source='section 3.3, figure 10'),
-    choice('model.attention', 'softmax', ('softmax', 'squared_relu'),
-           'Function from logits to attention weights; squared_relu does not normalise them.',
-           paper='softmax', source='section 2.1; squared_relu: figure E.11'),
+    switch('model.qk_gain', 0.0,
+           'Fixed factor of queries and of keys after model.qk_norm, which multiplies attention'
+           ' logits by its square; 0 = off; nanochat uses 1.2.', settable=True, paper=0.0,
+           absent=0.0, source='github.com/karpathy/nanochat'),
+    choice('model.v_norm', 'none', ('none', 'layernorm', 'rmsnorm'),
+           'Normalisation of the values of each head.', paper='none', absent='none',
+           source='arXiv 2410.16682'),
+    choice('model.attention', 'softmax', ('softmax', 'softmax1', 'learned_sink', 'squared_relu'),
+           'Function from logits to attention weights: softmax1 adds 1 to the denominator of the'
+           ' softmax, learned_sink the exponential of a learned number of each head; squared_relu'
+           ' does not normalise weights.', paper='softmax',
+           source='section 2.1; softmax1: evanmiller.org/attention-is-off-by-one.html;'
+           ' learned_sink: arXiv 2508.10925; squared_relu: figure E.11'),
     choice('model.attention_scale', 'inverse_sqrt', ('inverse_sqrt', 'inverse'),
            'Factor of attention logits: 1 / sqrt(head_dim), or 1 / head_dim as in muP.',
            paper='inverse_sqrt', source='section 3.1.1; inverse: figure E.6'),

@@ -1,8 +1,8 @@
 """Causal multi-head attention and the variants that keep its logits from growing.
 
-The steps apply in this order: qk-norm, rotary positions, attention scale, soft cap, mask, weights,
-gate. Section and figure numbers are those of arXiv 2309.14322. Shape suffixes: B batch, T (= S)
-positions, D width, H heads, K head dimension, N = B H.
+The steps apply in this order: qk-norm and its gain, norm of values, rotary positions, attention
+scale, soft cap, mask, weights, gate. Section and figure numbers are those of arXiv 2309.14322.
+Shape suffixes: B batch, T (= S) positions, D width, H heads, K head dimension, N = B H.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,6 +70,9 @@ class Attention(nn.Module):
     q, k, v = qkv.reshape(B, T, 3, H, K).transpose(2, 0, 3, 1, 4).reshape(3, B * H, T, K)
     if not qk_norm.over_all_heads:
       q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
+    if c.qk_gain:
+      q, k = ((x * hparams['model.qk_gain']).astype(x.dtype) for x in (q, k))
+    v = VALUE_NORMS[c.v_norm].make(self, v)
     sow(self, 'query_norm', attention_stats.norms(q).mean())
     sow(self, 'key_norm', attention_stats.norms(k).mean())
     if qk_norm.learned_scale is not None:
@@ -208,12 +211,55 @@ SCALES = Choices(
 )
 
 
+# Normalisation of values.
+
+
+def _value_norm(kind: str) -> Callable[[nn.Module, jax.Array], jax.Array]:
+  """LayerNorm or RMSNorm on each head; all heads share its learned scale."""
+  return lambda module, v: norm(kind, module.c.dtype, 'v_norm')(v)
+
+
+# (module, values [N, T, K]) -> values.
+VALUE_NORMS = Choices(
+    'model.v_norm',
+    {
+        'none': Variant(lambda module, v: v, 'no normalisation'),
+        'layernorm': Variant(_value_norm('layernorm'), 'arXiv 2410.16682'),
+        'rmsnorm': Variant(_value_norm('rmsnorm'), 'arXiv 2410.16682'),
+    },
+)
+
+
 # Attention weights.
 
 
 def _softmax(module, logits_NxTxS, causal_TxS, heads, hparams):
   del module, heads, hparams
   return jax.nn.softmax(jnp.where(causal_TxS, logits_NxTxS, jnp.finfo(jnp.float32).min))
+
+
+def _softmax_with_sink(logits_NxTxS, causal_TxS, sink_N):
+  """Softmax over the positions and a sink, whose weight is left out: rows sum to less than 1."""
+  masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, jnp.finfo(jnp.float32).min)
+  log_z_NxTx1 = jax.nn.logsumexp(masked_NxTxS, axis=-1, keepdims=True)
+  return jax.nn.softmax(masked_NxTxS) * nn.sigmoid(log_z_NxTx1 - sink_N[:, None, None])
+
+
+def _softmax1(module, logits_NxTxS, causal_TxS, heads, hparams):
+  """exp(logit) / (1 + sum of exp(logits))."""
+  del module, heads, hparams
+  return _softmax_with_sink(logits_NxTxS, causal_TxS, jnp.zeros(len(logits_NxTxS)))
+
+
+def _learned_sink(module, logits_NxTxS, causal_TxS, heads, hparams):
+  """exp(logit) / (exp(sink) + sum of exp(logits)), with a learned sink for each head.
+
+  The sinks start at 0, as in softmax1.
+  """
+  del hparams
+  sink_H = module.param('sink', nn.initializers.zeros, (heads,))
+  sink_N = jnp.tile(sink_H, len(logits_NxTxS) // heads)
+  return _softmax_with_sink(logits_NxTxS, causal_TxS, sink_N)
 
 
 def _squared_relu(module, logits_NxTxS, causal_TxS, heads, hparams):
@@ -228,6 +274,8 @@ WEIGHTS = Choices(
     'model.attention',
     {
         'softmax': Variant(_softmax, 'arXiv 1706.03762'),
+        'softmax1': Variant(_softmax1, 'evanmiller.org/attention-is-off-by-one.html'),
+        'learned_sink': Variant(_learned_sink, 'arXiv 2508.10925'),
         'squared_relu': Variant(_squared_relu, 'figure E.11'),
     },
 )

@@ -116,12 +116,16 @@ def choices():
   """A change for each value of each choice of the model, with what it needs."""
   tables = [
       *(attention.QK_NORMS, attention.SCALES, attention.WEIGHTS, attention.GATES),
-      *(norms.NORMS, mlp.MLPS, transformer.RESIDUALS, transformer.EMBEDDINGS, transformer.HEADS),
+      *(attention.VALUE_NORMS, norms.NORMS, mlp.MLPS),
+      *(transformer.RESIDUALS, transformer.EMBEDDINGS, transformer.HEADS),
   ]
   return [{table.option: name} for table in tables for name in table]
 
 
-OTHERS = [{'model.attention_soft_cap': 50.0}, {'model.dtype': 'bfloat16'}]
+OTHERS = [
+    *({'model.attention_soft_cap': 50.0}, {'model.dtype': 'bfloat16'}),
+    *({'model.query_group': 2}, {'model.qk_gain': 1.2}),
+]
 
 
 @pytest.mark.parametrize('changes', [*choices(), *OTHERS], ids=str)

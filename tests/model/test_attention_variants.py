@@ -101,3 +101,56 @@ def test_norm_of_shared_keys(tiny, qk_norm):
   shapes = jax.eval_shape(module.init, jax.random.key(0), X, run.hparams)['params']
   query, key = (shapes[f'qk_norm_{name}']['scale'].shape for name in ('query', 'key'))
   assert (query, key) == (((K,), (K,)) if qk_norm == 'layernorm' else ((D,), (K,)))
+
+
+def softmax_with_sink(sink_H):
+  def weigh(logits, h):
+    weights = np.exp(logits)
+    return weights / (np.exp(sink_H[h]) + weights.sum(-1, keepdims=True))
+
+  return weigh
+
+
+def test_softmax1(tiny):
+  """The entropy is that of the weights divided by their sum."""
+  params, *found = attend(tiny(PLAIN | {'model.attention': 'softmax1'}))
+  check(found, reference(params, weigh=softmax_with_sink(np.zeros(H))))
+
+
+def test_learned_sink(tiny):
+  run = tiny(PLAIN | {'model.attention': 'learned_sink'})
+  params, *found = attend(run)
+  assert len(set(params['sink'])) == H
+  check(found, reference(params, weigh=softmax_with_sink(np.float64(params['sink']))))
+
+
+@pytest.mark.parametrize('logit', [-300.0, 300.0])
+def test_sink_and_extreme_logits(logit):
+  """Far below the sink all weight is lost; far above it none is, and nothing overflows."""
+  causal = np.tril(np.ones((4, 4), bool))
+  logits = np.full((1, 4, 4), logit, np.float32)
+  weights = attention.WEIGHTS['softmax1'].make(None, logits, causal, 1, {})
+  expected = causal / causal.sum(-1, keepdims=True) if logit > 0 else np.zeros((4, 4))
+  np.testing.assert_allclose(weights[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['layernorm', 'rmsnorm'])
+def test_v_norm(tiny, name):
+  params, *found = attend(tiny(PLAIN | {'model.v_norm': name}))
+  scale = np.float64(params['v_norm']['scale'])
+  assert scale.shape == (K,)
+
+  def norm_v(v):
+    v = v - v.mean(-1, keepdims=True) if name == 'layernorm' else v
+    return v / np.sqrt(np.mean(v**2, -1, keepdims=True) + 1e-6) * scale
+
+  check(found, reference(params, norm_v=norm_v))
+
+
+def test_qk_gain(tiny):
+  params, *found = attend(tiny(PLAIN | {'model.qk_gain': 1.5}))
+  check(found, reference(params, gain=1.5))
+  bounded = PLAIN | {'model.qk_norm': 'fixed', 'model.qk_gain': 1.5}
+  _, _, probes = attend(tiny(bounded))  # after the norm, so that norms have this length
+  for name in ('query_norm', 'key_norm'):
+    np.testing.assert_allclose(probes[name], 1.5 * np.sqrt(K), rtol=1e-5)
