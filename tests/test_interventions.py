@@ -27,6 +27,11 @@ INTERVENTIONS = {
     'learned_sink': {'model.attention': 'learned_sink'},
     'v_norm': {'model.v_norm': 'rmsnorm'},
     'qk_gain': {'model.qk_gain': 1.2},
+    'value_residual': {'model.value_residual': 'learned', 'model.depth': 2},
+    'parallel': {'model.block': 'parallel', 'model.norm_position': 'peri'},
+    'tied': {'model.head': 'tied'},
+    'scaled_embedding': {'model.embedding': 'scaled'},
+    'embedding_norm': {'model.embedding': 'rmsnorm'},
     'swiglu': {'model.mlp': 'swiglu'},
     'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
 }

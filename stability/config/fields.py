@@ -63,10 +63,17 @@ RECORDS = (
             'Number of query heads that share one head of keys and values (grouped-query'
             ' attention); 1 = multi-head attention; as many as there are heads = multi-query'
             ' attention.', at_least=1, paper=1, absent=1, unit='heads', source='arXiv 2305.13245'),
-    choice('model.embedding', 'learned', ('learned',), 'Embedding of tokens.', paper='learned',
-           absent='learned', source='section 2.1'),
-    choice('model.head', 'linear', ('linear',), 'Output head.', paper='linear',
-           absent='linear', source='section 2.1'),
+    choice('model.embedding', 'learned', ('learned', 'scaled', 'rmsnorm'),
+           'Embedding of tokens: learned vectors; scaled, times sqrt(width); rmsnorm, divided by'
+           ' their RMS.', paper='learned', absent='learned',
+           source='section 2.1; scaled: arXiv 2312.16903; rmsnorm: github.com/karpathy/nanochat'),
+    choice('model.head', 'linear', ('linear', 'tied'),
+           'Output head: linear, a matrix of its own; tied, the embedding.', paper='linear',
+           absent='linear', source='section 2.1; tied: arXiv 1608.05859'),
+    choice('model.block', 'sequential', ('sequential', 'parallel'),
+           'Order of attention and MLP in a block; in parallel, both read the same norm.',
+           paper='sequential', absent='sequential',
+           source='section 2.1; parallel: arXiv 2204.02311'),
     choice('model.mlp', 'gelu', ('gelu', 'relu2', 'swiglu'),
            'MLP of a block; relu2 squares a ReLU; swiglu multiplies a linear layer by the SiLU of'
            ' another one.', paper='gelu', absent='gelu',
@@ -101,6 +108,10 @@ RECORDS = (
     choice('model.v_norm', 'none', ('none', 'layernorm', 'rmsnorm'),
            'Normalisation of the values of each head.', paper='none', absent='none',
            source='arXiv 2410.16682'),
+    choice('model.value_residual', 'none', ('none', 'learned'),
+           'Residual of values: learned adds the values of the first block to those of each block,'
+           ' with two learned factors that start at 1/2.', paper='none', absent='none',
+           source='arXiv 2410.17897'),
     choice('model.attention', 'softmax', ('softmax', 'softmax1', 'learned_sink', 'squared_relu'),
            'Function from logits to attention weights: softmax1 adds 1 to the denominator of the'
            ' softmax, learned_sink the exponential of a learned number of each head; squared_relu'

@@ -159,6 +159,24 @@ def _(kernel, name):
     return 'must be plain with config.parameterization.name=muparam_full, whose queries start at 0'
 
 
+@_check('model.head', 'parameterization.name', 'parameterization.exponents')
+def _(head, name, exponents):
+  if head == 'tied' and (name != 'standard' or exponents != 'none'):
+    return (
+        'must be linear unless config.parameterization.name=standard and'
+        ' config.parameterization.exponents=none, since others scale embedding and head differently'
+    )
+
+
+@_check('model.head', 'model.output_centering', 'objective.mu_loss')
+def _(head, output_centering, mu_loss):
+  if head == 'tied' and (output_centering != 'none' or mu_loss):
+    return (
+        'must be linear with config.model.output_centering or config.objective.mu_loss, which'
+        ' would center the embedding of the input as well'
+    )
+
+
 @_check('parameterization.exponents', 'parameterization.name')
 def _(exponents, name):
   if exponents != 'none' and name.startswith('muparam'):

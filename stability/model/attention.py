@@ -1,8 +1,8 @@
 """Causal multi-head attention and the variants that keep its logits from growing.
 
-The steps apply in this order: qk-norm and its gain, norm of values, rotary positions, attention
-scale, soft cap, mask, weights, gate. Section and figure numbers are those of arXiv 2309.14322.
-Shape suffixes: B batch, T (= S) positions, D width, H heads, K head dimension, N = B H.
+The steps apply in this order: qk-norm and its gain, norm and residual of values, rotary positions,
+attention scale, soft cap, mask, weights, gate. Section and figure numbers are those of arXiv
+2309.14322. Shape suffixes: B batch, T (= S) positions, D width, H heads, K head dimension, N = B H.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,16 @@ class Attention(nn.Module):
   needs: tuple[str, ...] = ()  # measurements to take in quiet steps as well
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
+  def __call__(
+      self, x_BxTxD: jax.Array, hparams: HParams, first_NxTxK: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the output [B, T, D] and the values of the first block, if later ones read them.
+
+    Args:
+      x_BxTxD: the normalised residual stream.
+      hparams: the run's hyperparameters.
+      first_NxTxK: the values of the first block; None in the first block.
+    """
     c = self.c
     B, T, D = x_BxTxD.shape
     K = c.head_dim
@@ -73,6 +82,7 @@ class Attention(nn.Module):
     if c.qk_gain:
       q, k = ((x * hparams['model.qk_gain']).astype(x.dtype) for x in (q, k))
     v = VALUE_NORMS[c.v_norm].make(self, v)
+    v, first_NxTxK = VALUE_RESIDUALS[c.value_residual].make(self, v, first_NxTxK)
     sow(self, 'query_norm', attention_stats.norms(q).mean())
     sow(self, 'key_norm', attention_stats.norms(k).mean())
     if qk_norm.learned_scale is not None:
@@ -95,7 +105,7 @@ class Attention(nn.Module):
     out = out.reshape(B, H, T, K).transpose(0, 2, 1, 3).reshape(B * T, D)
     out = dot(gate(x, out), output_DxD.astype(c.dtype)).reshape(B, T, D)
     sow_activation(self, 'output', out)
-    return out
+    return out, first_NxTxK
 
   def _weights(
       self,
@@ -226,6 +236,28 @@ VALUE_NORMS = Choices(
         'none': Variant(lambda module, v: v, 'no normalisation'),
         'layernorm': Variant(_value_norm('layernorm'), 'arXiv 2410.16682'),
         'rmsnorm': Variant(_value_norm('rmsnorm'), 'arXiv 2410.16682'),
+    },
+)
+
+
+def _learned_residual(module, v_NxTxK, first_NxTxK):
+  """A learned sum of the values of the first block and of this one; both factors start at 1/2.
+
+  The first block adds its own values to themselves, so that it has the same form as the others.
+  """
+  first_NxTxK = v_NxTxK if first_NxTxK is None else first_NxTxK
+  factors = module.param('value_residual', nn.initializers.constant(0.5), (2,))
+  mixed_NxTxK = factors[0] * first_NxTxK + factors[1] * v_NxTxK
+  return mixed_NxTxK.astype(v_NxTxK.dtype), first_NxTxK
+
+
+# (module, values [N, T, K], those of the first block, None in it) -> the values to attend to, and
+# those of the first block, or None if no later block reads them.
+VALUE_RESIDUALS = Choices(
+    'model.value_residual',
+    {
+        'none': Variant(lambda module, v, first: (v, None), 'no residual'),
+        'learned': Variant(_learned_residual, 'arXiv 2410.17897'),
     },
 )
 

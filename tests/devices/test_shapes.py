@@ -116,8 +116,8 @@ def choices():
   """A change for each value of each choice of the model, with what it needs."""
   tables = [
       *(attention.QK_NORMS, attention.SCALES, attention.WEIGHTS, attention.GATES),
-      *(attention.VALUE_NORMS, norms.NORMS, mlp.MLPS),
-      *(transformer.RESIDUALS, transformer.EMBEDDINGS, transformer.HEADS),
+      *(attention.VALUE_NORMS, attention.VALUE_RESIDUALS, norms.NORMS, mlp.MLPS),
+      *(transformer.BLOCKS, transformer.RESIDUALS, transformer.EMBEDDINGS, transformer.HEADS),
   ]
   return [{table.option: name} for table in tables for name in table]
 

@@ -29,7 +29,7 @@ def attend(run, fused=False):
   module = attention.Attention(run.static.model, fused)
   params = random(jax.eval_shape(module.init, jax.random.key(0), X, run.hparams)['params'])
   apply = functools.partial(module.apply, mutable=[measure.PROBES])
-  out, sown = compiled(apply)({'params': params}, X, run.hparams)
+  (out, _), sown = compiled(apply)({'params': params}, X, run.hparams)
   probes = {name: np.asarray(m.value) for name, (m,) in sown[measure.PROBES].items()}
   return params, np.asarray(out), probes
 
@@ -145,6 +145,27 @@ def test_v_norm(tiny, name):
     return v / np.sqrt(np.mean(v**2, -1, keepdims=True) + 1e-6) * scale
 
   check(found, reference(params, norm_v=norm_v))
+
+
+def test_value_residual(tiny):
+  """V' = a V_0 + b V, where the first block's own values are V_0 (arXiv 2410.17897)."""
+  run = tiny(PLAIN | {'model.value_residual': 'learned'})
+  module = attention.Attention(run.static.model)
+  start = module.init(jax.random.key(0), X, run.hparams)['params']
+  np.testing.assert_array_equal(start['value_residual'], 0.5)
+  params, out, probes = attend(run)
+  a, b = np.float64(params['value_residual'])
+  check((out, probes), reference(params, norm_v=lambda v: (a + b) * v))
+
+  # Those of another block, which are the same for all heads.
+  first = np.random.default_rng(2).normal(size=(B, T, K)).astype(np.float32)
+  apply = functools.partial(module.apply, mutable=[measure.PROBES])
+  (out, passed_on), sown = compiled(apply)(
+      {'params': params}, X, run.hparams, np.repeat(first, H, axis=0)
+  )
+  np.testing.assert_array_equal(passed_on, np.repeat(first, H, axis=0))
+  probes = {'attention_entropy': sown[measure.PROBES]['attention_entropy'][0].value}
+  check((out, probes), reference(params, norm_v=lambda v: a * first + b * v))
 
 
 def test_qk_gain(tiny):
