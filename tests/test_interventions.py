@@ -65,6 +65,18 @@ INTERVENTIONS = {
         'schedule.shape': 'wsd',
         'schedule.decay_steps': 0,
     },
+    'query_group': {'model.query_group': 2, 'model.qk_norm': 'none', 'optimizer.qk_clip': 0.01},
+    'softmax1': {'model.attention': 'softmax1'},
+    'learned_sink': {'model.attention': 'learned_sink'},
+    'v_norm': {'model.v_norm': 'rmsnorm'},
+    'qk_gain': {'model.qk_gain': 1.2},
+    'value_residual': {'model.value_residual': 'learned', 'model.depth': 2},
+    'parallel': {'model.block': 'parallel', 'model.norm_position': 'peri'},
+    'tied': {'model.head': 'tied'},
+    'scaled_embedding': {'model.embedding': 'scaled'},
+    'embedding_norm': {'model.embedding': 'rmsnorm'},
+    'swiglu': {'model.mlp': 'swiglu'},
+    'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
 }
 SMALL = {
     'data.batch_size': 16,

@@ -63,12 +63,29 @@ RECORDS = (
     integer('model.head_dim', dict(cpu=16, night=16, gpu=64, paper=64),
             'Dimension of an attention head; a model has width / head_dim heads.',
             at_least=1, unit='features', source='section 3.2.3'),
-    choice('model.embedding', 'learned', ('learned',), 'Embedding of tokens.', paper='learned',
-           absent='learned', source='section 2.1'),
-    choice('model.head', 'linear', ('linear',), 'Output head.', paper='linear',
-           absent='linear', source='section 2.1'),
-    choice('model.mlp', 'gelu', ('gelu',), 'MLP of a block; gelu has a hidden width of 4 width.',
-           paper='gelu', absent='gelu', source='section 2.1'),
+    integer('model.query_group', 1,
+            'Number of query heads that share one head of keys and values (grouped-query'
+            ' attention); 1 = multi-head attention; as many as there are heads = multi-query'
+            ' attention.', at_least=1, paper=1, absent=1, unit='heads', source='arXiv 2305.13245'),
+    choice('model.embedding', 'learned', ('learned', 'scaled', 'rmsnorm'),
+           'Embedding of tokens: learned vectors; scaled, times sqrt(width); rmsnorm, divided by'
+           ' their RMS.', paper='learned', absent='learned',
+           source='section 2.1; scaled: arXiv 2312.16903; rmsnorm: github.com/karpathy/nanochat'),
+    choice('model.head', 'linear', ('linear', 'tied'),
+           'Output head: linear, a matrix of its own; tied, the embedding.', paper='linear',
+           absent='linear', source='section 2.1; tied: arXiv 1608.05859'),
+    choice('model.block', 'sequential', ('sequential', 'parallel'),
+           'Order of attention and MLP in a block; in parallel, both read the same norm.',
+           paper='sequential', absent='sequential',
+           source='section 2.1; parallel: arXiv 2204.02311'),
+    choice('model.mlp', 'gelu', ('gelu', 'relu2', 'swiglu'),
+           'MLP of a block; relu2 squares a ReLU; swiglu multiplies a linear layer by the SiLU of'
+           ' another one.', paper='gelu', absent='gelu',
+           source='section 2.1; relu2: arXiv 2109.08668; swiglu: arXiv 2002.05202'),
+    integer('model.mlp_width', 0,
+            'Hidden width of an MLP; 0 = the usual one, which is 4 width, or for swiglu 8/3 width'
+            ' rounded to a multiple of 8.', paper=0, absent=0, unit='features',
+            source='section 2.1; arXiv 2002.05202'),
     choice('model.kernel', 'plain', ('plain', 'sigma_reparam', 'multipliers', 'wesar'),
            "Parametrisation of the kernels of a block's linear layers: sigma_reparam divides each"
            ' by its spectral norm and learns a gain; multipliers learns a factor of each row and'
@@ -101,9 +118,23 @@ RECORDS = (
     number('model.logit_scale', 1.0,
            'Mean square kappa of queries and keys under model.qk_norm=fixed.', above=0,
            source='section 3.3, figure 10'),
-    choice('model.attention', 'softmax', ('softmax', 'squared_relu'),
-           'Function from logits to attention weights; squared_relu does not normalise them.',
-           paper='softmax', source='section 2.1; squared_relu: figure E.11'),
+    switch('model.qk_gain', 0.0,
+           'Fixed factor of queries and of keys after model.qk_norm, which multiplies attention'
+           ' logits by its square; 0 = off; nanochat uses 1.2.', settable=True, paper=0.0,
+           absent=0.0, source='github.com/karpathy/nanochat'),
+    choice('model.v_norm', 'none', ('none', 'layernorm', 'rmsnorm'),
+           'Normalisation of the values of each head.', paper='none', absent='none',
+           source='arXiv 2410.16682'),
+    choice('model.value_residual', 'none', ('none', 'learned'),
+           'Residual of values: learned adds the values of the first block to those of each block,'
+           ' with two learned factors that start at 1/2.', paper='none', absent='none',
+           source='arXiv 2410.17897'),
+    choice('model.attention', 'softmax', ('softmax', 'softmax1', 'learned_sink', 'squared_relu'),
+           'Function from logits to attention weights: softmax1 adds 1 to the denominator of the'
+           ' softmax, learned_sink the exponential of a learned number of each head; squared_relu'
+           ' does not normalise weights.', paper='softmax',
+           source='section 2.1; softmax1: evanmiller.org/attention-is-off-by-one.html;'
+           ' learned_sink: arXiv 2508.10925; squared_relu: figure E.11'),
     choice('model.attention_scale', 'inverse_sqrt', ('inverse_sqrt', 'inverse'),
            'Factor of attention logits: 1 / sqrt(head_dim), or 1 / head_dim as in muP.',
            paper='inverse_sqrt', source='section 3.1.1; inverse: figure E.6'),

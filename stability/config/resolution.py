@@ -102,6 +102,15 @@ def _(width, head_dim):
     return f'must be a multiple of config.model.head_dim={head_dim}'
 
 
+@_check('model.query_group', 'model.width', 'model.head_dim')
+def _(query_group, width, head_dim):
+  if (width // head_dim) % query_group:
+    return (
+        f'must divide the number of heads, config.model.width={width} divided by'
+        f' config.model.head_dim={head_dim}'
+    )
+
+
 @_check('schedule.min_learning_rate', 'optimizer.learning_rate')
 def _(min_learning_rate, learning_rate):
   if min_learning_rate > learning_rate:
@@ -166,6 +175,24 @@ def _(init, head):
 def _(head_std, head):
   if head_std != 1e-3 and head != 'small':
     return 'must be 0.001 unless config.init.head=small, the only value that reads it'
+
+
+@_check('model.head', 'parameterization.name', 'parameterization.exponents')
+def _(head, name, exponents):
+  if head == 'tied' and (name != 'standard' or exponents != 'none'):
+    return (
+        'must be linear unless config.parameterization.name=standard and'
+        ' config.parameterization.exponents=none, since others scale embedding and head differently'
+    )
+
+
+@_check('model.head', 'model.output_centering', 'objective.mu_loss')
+def _(head, output_centering, mu_loss):
+  if head == 'tied' and (output_centering != 'none' or mu_loss):
+    return (
+        'must be linear with config.model.output_centering or config.objective.mu_loss, which'
+        ' would center the embedding of the input as well'
+    )
 
 
 @_check('parameterization.exponents', 'parameterization.name')

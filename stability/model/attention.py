@@ -1,8 +1,8 @@
 """Causal multi-head attention and the variants that keep its logits from growing.
 
-The steps apply in this order: qk-norm, rotary positions, attention scale, soft cap, mask, weights,
-gate. Section and figure numbers are those of arXiv 2309.14322. Shape suffixes: B batch, T (= S)
-positions, D width, H heads, K head dimension, N = B H.
+The steps apply in this order: qk-norm and its gain, norm and residual of values, rotary positions,
+attention scale, soft cap, mask, weights, gate. Section and figure numbers are those of arXiv
+2309.14322. Shape suffixes: B batch, T (= S) positions, D width, H heads, K head dimension, N = B H.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,13 +46,24 @@ class Attention(nn.Module):
   needs: tuple[str, ...] = ()  # measurements to take in quiet steps as well
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
+  def __call__(
+      self, x_BxTxD: jax.Array, hparams: HParams, first_NxTxK: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the output [B, T, D] and the values of the first block, if later ones read them.
+
+    Args:
+      x_BxTxD: the normalised residual stream.
+      hparams: the run's hyperparameters.
+      first_NxTxK: the values of the first block; None in the first block.
+    """
     c = self.c
     B, T, D = x_BxTxD.shape
     K = c.head_dim
     H = D // K
     # The gate is drawn last, so that the other kernels start the same with and without it.
-    kernels = [kernel(self, name, (D, D)) for name in ('query', 'key', 'value')]
+    shared = D // c.query_group  # width of all keys, and that of all values
+    widths = {'query': D, 'key': shared, 'value': shared}
+    kernels = [kernel(self, name, (D, width)) for name, width in widths.items()]
     output_DxD = kernel(self, 'output', (D, D))
     gate = GATES[c.attention_gate].make(self)
 
@@ -60,13 +71,19 @@ class Attention(nn.Module):
     qkv = linear(self, x, jnp.concatenate(kernels, axis=1))
     qk_norm = QK_NORMS[c.qk_norm].make
     if qk_norm.over_all_heads:
-      q, k, v = jnp.split(qkv, 3, axis=1)
+      q, k, v = jnp.split(qkv, (D, D + shared), axis=1)
       q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
       qkv = jnp.concatenate([q, k, v], axis=1)
+    if c.query_group > 1:
+      qkv = _copy_shared_heads(qkv, D, K, c.query_group)
     # Fold heads into the batch: [B T, 3 D] -> three of [N, T, K].
     q, k, v = qkv.reshape(B, T, 3, H, K).transpose(2, 0, 3, 1, 4).reshape(3, B * H, T, K)
     if not qk_norm.over_all_heads:
       q, k = (qk_norm.apply(self, q, 'query', hparams), qk_norm.apply(self, k, 'key', hparams))
+    if c.qk_gain:
+      q, k = ((x * hparams['model.qk_gain']).astype(x.dtype) for x in (q, k))
+    v = VALUE_NORMS[c.v_norm].make(self, v)
+    v, first_NxTxK = VALUE_RESIDUALS[c.value_residual].make(self, v, first_NxTxK)
     sow(self, 'query_norm', attention_stats.norms(q).mean())
     sow(self, 'key_norm', attention_stats.norms(k).mean())
     if qk_norm.learned_scale is not None:
@@ -89,7 +106,7 @@ class Attention(nn.Module):
     out = out.reshape(B, H, T, K).transpose(0, 2, 1, 3).reshape(B * T, D)
     out = linear(self, gate(x, out), output_DxD).reshape(B, T, D)
     sow_activation(self, 'output', out)
-    return out
+    return out, first_NxTxK
 
   def _weights(
       self,
@@ -122,6 +139,16 @@ class Attention(nn.Module):
     if attention_stats.MAX_BY_HEAD in self.needs and self.is_mutable_collection(QUIET):
       measured = Measured(max_by_head(), 'max', by_head=True, logged=False)
       self.sow(QUIET, attention_stats.MAX_BY_HEAD, measured)
+
+
+def _copy_shared_heads(qkv: jax.Array, width: int, head_dim: int, group: int) -> jax.Array:
+  """Queries, keys and values with a key and value head for every query head (arXiv 2305.13245).
+
+  Query head h uses key and value head h // group. [B T, D + 2 D / group] -> [B T, 3 D].
+  """
+  q, k_and_v = jnp.split(qkv, (width,), axis=1)
+  heads = k_and_v.reshape(len(qkv), -1, head_dim)
+  return jnp.concatenate([q, jnp.repeat(heads, group, axis=1).reshape(len(qkv), -1)], axis=1)
 
 
 def fused_attention(q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array) -> jax.Array:
@@ -195,12 +222,77 @@ SCALES = Choices(
 )
 
 
+# Normalisation of values.
+
+
+def _value_norm(kind: str) -> Callable[[nn.Module, jax.Array], jax.Array]:
+  """LayerNorm or RMSNorm on each head; all heads share its learned scale."""
+  return lambda module, v: norm(kind, module.c.dtype, 'v_norm')(v)
+
+
+# (module, values [N, T, K]) -> values.
+VALUE_NORMS = Choices(
+    'model.v_norm',
+    {
+        'none': Variant(lambda module, v: v, 'no normalisation'),
+        'layernorm': Variant(_value_norm('layernorm'), 'arXiv 2410.16682'),
+        'rmsnorm': Variant(_value_norm('rmsnorm'), 'arXiv 2410.16682'),
+    },
+)
+
+
+def _learned_residual(module, v_NxTxK, first_NxTxK):
+  """A learned sum of the values of the first block and of this one; both factors start at 1/2.
+
+  The first block adds its own values to themselves, so that it has the same form as the others.
+  """
+  first_NxTxK = v_NxTxK if first_NxTxK is None else first_NxTxK
+  factors = module.param('value_residual', nn.initializers.constant(0.5), (2,))
+  mixed_NxTxK = factors[0] * first_NxTxK + factors[1] * v_NxTxK
+  return mixed_NxTxK.astype(v_NxTxK.dtype), first_NxTxK
+
+
+# (module, values [N, T, K], those of the first block, None in it) -> the values to attend to, and
+# those of the first block, or None if no later block reads them.
+VALUE_RESIDUALS = Choices(
+    'model.value_residual',
+    {
+        'none': Variant(lambda module, v, first: (v, None), 'no residual'),
+        'learned': Variant(_learned_residual, 'arXiv 2410.17897'),
+    },
+)
+
+
 # Attention weights.
 
 
 def _softmax(module, logits_NxTxS, causal_TxS, heads, hparams):
   del module, heads, hparams
   return jax.nn.softmax(jnp.where(causal_TxS, logits_NxTxS, jnp.finfo(jnp.float32).min))
+
+
+def _softmax_with_sink(logits_NxTxS, causal_TxS, sink_N):
+  """Softmax over the positions and a sink, whose weight is left out: rows sum to less than 1."""
+  masked_NxTxS = jnp.where(causal_TxS, logits_NxTxS, jnp.finfo(jnp.float32).min)
+  log_z_NxTx1 = jax.nn.logsumexp(masked_NxTxS, axis=-1, keepdims=True)
+  return jax.nn.softmax(masked_NxTxS) * nn.sigmoid(log_z_NxTx1 - sink_N[:, None, None])
+
+
+def _softmax1(module, logits_NxTxS, causal_TxS, heads, hparams):
+  """exp(logit) / (1 + sum of exp(logits))."""
+  del module, heads, hparams
+  return _softmax_with_sink(logits_NxTxS, causal_TxS, jnp.zeros(len(logits_NxTxS)))
+
+
+def _learned_sink(module, logits_NxTxS, causal_TxS, heads, hparams):
+  """exp(logit) / (exp(sink) + sum of exp(logits)), with a learned sink for each head.
+
+  The sinks start at 0, as in softmax1.
+  """
+  del hparams
+  sink_H = module.param('sink', nn.initializers.zeros, (heads,))
+  sink_N = jnp.tile(sink_H, len(logits_NxTxS) // heads)
+  return _softmax_with_sink(logits_NxTxS, causal_TxS, sink_N)
 
 
 def _squared_relu(module, logits_NxTxS, causal_TxS, heads, hparams):
@@ -215,6 +307,8 @@ WEIGHTS = Choices(
     'model.attention',
     {
         'softmax': Variant(_softmax, 'arXiv 1706.03762'),
+        'softmax1': Variant(_softmax1, 'evanmiller.org/attention-is-off-by-one.html'),
+        'learned_sink': Variant(_learned_sink, 'arXiv 2508.10925'),
         'squared_relu': Variant(_squared_relu, 'figure E.11'),
     },
 )

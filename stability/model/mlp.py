@@ -1,9 +1,11 @@
 """The MLP of a block and its variants. Shape suffixes: B batch, T positions, D width, F hidden."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from stability.model.kernels import kernel
@@ -12,28 +14,60 @@ from stability.model.products import linear
 from stability.variants import Choices, Variant
 
 
-class GeluMLP(nn.Module):
-  """A linear layer to width 4 D, GELU in its tanh approximation, a linear layer back to D."""
+class MLP(nn.Module):
+  """A linear layer to the hidden width F, an activation, a linear layer back to D.
+
+  F is model.mlp_width. If that is 0, it is 4 D, or 8/3 D rounded to a multiple of 8 for a gated
+  MLP, whose three matrices then have about as many weights as the two of the others.
+  """
 
   c: ml_collections.FrozenConfigDict  # config.model
+  activation: Callable[[jax.Array], jax.Array]
+  gated: bool = False  # the activation is that of another linear layer, which multiplies the first
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
     del hparams
+    c = self.c
     B, T, D = x_BxTxD.shape
-    up_DxF = kernel(self, 'up', (D, 4 * D))
-    down_FxD = kernel(self, 'down', (4 * D, D))
-    hidden = nn.gelu(linear(self, x_BxTxD.reshape(B * T, D), up_DxF))
+    F = c.mlp_width or (8 * round(D / 3) if self.gated else 4 * D)
+    up_DxF = kernel(self, 'up', (D, F))
+    down_FxD = kernel(self, 'down', (F, D))
+    x = x_BxTxD.reshape(B * T, D)
+    hidden = linear(self, x, up_DxF)
+    if self.gated:
+      hidden = self.activation(linear(self, x, kernel(self, 'gate', (D, F)))) * hidden
+    else:
+      hidden = self.activation(hidden)
     out = linear(self, hidden, down_FxD).reshape(B, T, D)
     sow_activation(self, 'hidden', hidden)
     sow_activation(self, 'output', out)
     return out
 
 
+def _squared_relu(x: jax.Array) -> jax.Array:
+  return jnp.square(nn.relu(x))
+
+
 # (config.model, name) -> a module that is called with x [B, T, D] and hparams.
 MLPS = Choices(
     'model.mlp',
     {
-        'gelu': Variant(GeluMLP, 'arXiv 1606.08415; section 2.1'),
+        # GELU in its tanh approximation.
+        'gelu': Variant(
+            functools.partial(MLP, activation=nn.gelu),
+            'arXiv 1606.08415; section 2.1',
+            reads=('model.mlp_width',),
+        ),
+        'relu2': Variant(
+            functools.partial(MLP, activation=_squared_relu),
+            'arXiv 2109.08668',
+            reads=('model.mlp_width',),
+        ),
+        'swiglu': Variant(
+            functools.partial(MLP, activation=nn.silu, gated=True),
+            'arXiv 2002.05202',
+            reads=('model.mlp_width',),
+        ),
     },
 )

@@ -16,8 +16,8 @@ from stability.model.attention import Attention, soft_cap
 from stability.model.kernels import dot, fan_in_init
 from stability.model.measure import PROBES, rms, sow, sow_activation
 from stability.model.mlp import MLPS
-from stability.model.norms import norm
-from stability.model.residuals import RESIDUALS, SKIPS
+from stability.model.norms import norm, unit_rms
+from stability.model.residuals import RESIDUALS, SKIPS, Apply, Layer
 from stability.variants import Choices, Variant
 
 HParams = Mapping[str, jax.Array]
@@ -38,10 +38,10 @@ class Transformer(nn.Module):
     x_BxTxD = EMBEDDINGS[c.embedding].make(self, tokens_BxT, hparams)
     sow_activation(self, 'embedding', x_BxTxD)
     block = nn.remat(Block) if self.remat else Block
-    start_BxTxD = x_BxTxD
+    start_BxTxD, values = x_BxTxD, None  # values: of the first block
     for i in range(c.depth):
       apply = block(c, i, self.fused, self.needs, name=f'block_{i}')
-      x_BxTxD = apply(x_BxTxD, start_BxTxD, hparams)
+      x_BxTxD, values = apply(x_BxTxD, start_BxTxD, hparams, values)
     if RESIDUALS[c.norm_position].make.final_norm:
       x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
     head_logits = HEADS[c.head].make(self, x_BxTxD, hparams)
@@ -58,7 +58,10 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention, then MLP, each added to the residual stream [B, T, D]."""
+  """Attention and MLP, added to the residual stream [B, T, D].
+
+  Returns the stream, and the values of the first block's attention if later blocks read them.
+  """
 
   c: ml_collections.FrozenConfigDict
   index: int  # position among the blocks, from 0
@@ -67,44 +70,111 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_BxTxD: jax.Array, start_BxTxD: jax.Array, hparams: HParams
-  ) -> jax.Array:
+      self,
+      x_BxTxD: jax.Array,
+      start_BxTxD: jax.Array,
+      hparams: HParams,
+      first_values: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array | None]:
     c = self.c
     skip = SKIPS[c.embedding_skip].make
     if skip is not None:
       x_BxTxD = skip(self, x_BxTxD, start_BxTxD)
-    residual = RESIDUALS[c.norm_position].make.make(self)
     attention = Attention(c, self.fused, self.needs, name='attention')
-    x_BxTxD = residual('attention', x_BxTxD, lambda x: attention(x, hparams))
     mlp = MLPS[c.mlp].make(c, name='mlp')
-    x_BxTxD = residual('mlp', x_BxTxD, lambda x: mlp(x, hparams))
+
+    def attend(x):
+      nonlocal first_values
+      out, first_values = attention(x, hparams, first_values)
+      return out
+
+    residual = RESIDUALS[c.norm_position].make.make(self)
+    x_BxTxD = BLOCKS[c.block].make(residual, x_BxTxD, attend, lambda x: mlp(x, hparams))
     sow(self, 'output_rms', rms(x_BxTxD), 'rms')
-    return x_BxTxD
+    return x_BxTxD, first_values
+
+
+def _sequential(residual: Apply, x_BxTxD: jax.Array, attention: Layer, mlp: Layer) -> jax.Array:
+  """Attention, then the MLP, each with a residual connection and norms of its own."""
+  return residual('mlp', residual('attention', x_BxTxD, attention), mlp)
+
+
+def _parallel(residual: Apply, x_BxTxD: jax.Array, attention: Layer, mlp: Layer) -> jax.Array:
+  """The sum of attention and MLP, which read the same norm, as one layer."""
+  return residual('block', x_BxTxD, lambda x: attention(x) + mlp(x))
+
+
+# (residual connection, x [B, T, D], attention, mlp) -> x plus what both layers contribute.
+BLOCKS = Choices(
+    'model.block',
+    {
+        'sequential': Variant(_sequential, 'arXiv 1706.03762; section 2.1'),
+        'parallel': Variant(_parallel, 'arXiv 2204.02311'),
+    },
+)
+
+
+def _look_up(module: Transformer, tokens_BxT: jax.Array) -> jax.Array:
+  """The embeddings of tokens in float32, [B, T, D]."""
+  width = module.c.width
+  embedding_VxD = module.param(
+      'embedding', nn.initializers.normal(width**-0.5), (module.vocabulary_size, width)
+  )
+  # Cast after the lookup, so that the gradients of a frequent token are summed in float32.
+  return embedding_VxD[tokens_BxT]
 
 
 def _learned_embedding(module: Transformer, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
   del hparams
-  c = module.c
-  embedding_VxD = module.param(
-      'embedding', nn.initializers.normal(c.width**-0.5), (module.vocabulary_size, c.width)
-  )
-  # Cast after the lookup, so that the gradients of a frequent token are summed in float32.
-  return embedding_VxD[tokens_BxT].astype(c.dtype)
+  return _look_up(module, tokens_BxT).astype(module.c.dtype)
+
+
+def _scaled_embedding(module: Transformer, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
+  """Embeddings times sqrt(width), which have an RMS of 1 at the start."""
+  del hparams
+  return (_look_up(module, tokens_BxT) * module.c.width**0.5).astype(module.c.dtype)
+
+
+def _normed_embedding(module: Transformer, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
+  """RMSNorm without a learned scale."""
+  del hparams
+  return unit_rms(_look_up(module, tokens_BxT)).astype(module.c.dtype)
 
 
 # (module, tokens [B, T], hparams) -> the residual stream [B, T, D].
 EMBEDDINGS = Choices(
-    'model.embedding', {'learned': Variant(_learned_embedding, 'std 1 / sqrt(width); section 2.1')}
+    'model.embedding',
+    {
+        'learned': Variant(_learned_embedding, 'std 1 / sqrt(width); section 2.1'),
+        'scaled': Variant(_scaled_embedding, 'arXiv 2312.16903'),
+        'rmsnorm': Variant(_normed_embedding, 'github.com/karpathy/nanochat'),
+    },
 )
 
 
 def _linear_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
   del hparams
+  shape = (module.c.width, module.vocabulary_size)
+  return _head_logits(module, x_BxTxD, module.param('head', fan_in_init, shape))
+
+
+def _tied_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
+  """The products with the embeddings."""
+  del hparams
+  return _head_logits(module, x_BxTxD, module.get_variable('params', 'embedding').T)
+
+
+def _head_logits(module: Transformer, x_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
   B, T, D = x_BxTxD.shape
-  head_DxV = module.param('head', fan_in_init, (D, module.vocabulary_size))
   logits = dot(x_BxTxD.reshape(B * T, D), head_DxV.astype(module.c.dtype), jnp.float32)
   return logits.reshape(B, T, module.vocabulary_size)
 
 
 # (module, x [B, T, D], hparams) -> logits [B, T, V] in float32, before model.output_soft_cap.
-HEADS = Choices('model.head', {'linear': Variant(_linear_head, 'untied; section 2.1')})
+HEADS = Choices(
+    'model.head',
+    {
+        'linear': Variant(_linear_head, 'untied; section 2.1'),
+        'tied': Variant(_tied_head, 'arXiv 1608.05859'),
+    },
+)

@@ -42,16 +42,22 @@ def _qk_clip(new: Params, update: Update) -> Params:
   """Scales down the query and key kernels of heads whose largest attention logit exceeds the cap.
 
   Where a head's largest logit in the step's batch is S > cap, both of its kernels are multiplied by
-  sqrt(cap / S). A qk-norm undoes this, so that only the kernels change, not the logits.
+  sqrt(cap / S). If query heads share a key head (model.query_group), the key kernel stays as it is
+  and that of the query is multiplied by cap / S. A qk-norm undoes this, so that only the kernels
+  change, not the logits.
   """
   cap = update.hparams['optimizer.qk_clip']
-  head_dim = update.static.model.head_dim
+  model = update.static.model
+  shares_keys = model.query_group > 1
+  kernels = ('query',) if shares_keys else ('query', 'key')
   for name in [name for name in new if name.startswith('block_')]:
     largest_H = update.measured[f'{name}/{MAX_BY_HEAD}']
-    factor_H = jnp.sqrt(jnp.where(largest_H > cap, cap / largest_H, 1))
-    factor_D = jnp.repeat(factor_H, head_dim)
+    factor_H = jnp.where(largest_H > cap, cap / largest_H, 1)
+    if not shares_keys:
+      factor_H = jnp.sqrt(factor_H)
+    factor_D = jnp.repeat(factor_H, model.head_dim)
     attention = new[name]['attention']
-    scaled = {kernel: attention[kernel] * factor_D for kernel in ('query', 'key')}
+    scaled = {kernel: attention[kernel] * factor_D for kernel in kernels}
     new = new | {name: new[name] | {'attention': attention | scaled}}
   return new
 

@@ -69,6 +69,10 @@ def test_complete_with_an_absent_value():
     [
         (dict(model__width=40), 'config.model.width=40: must be a multiple of'),
         (dict(model__width=15, model__head_dim=5), 'config.model.head_dim=5: must be even'),
+        (
+            dict(model__query_group=3),
+            'config.model.query_group=3: must divide the number of heads',
+        ),
         (dict(probe__sharpness_every_steps=30), 'must be 0 or a multiple of config.probe.every'),
         (
             dict(probe__sharpness_every_steps=40, probe__every_steps=0),
@@ -100,6 +104,22 @@ def test_complete_with_an_absent_value():
             ),
             "config.parameterization.exponents='no_alignment': must be none with",
         ),
+        (
+            dict(model__head='tied', parameterization__name='mup'),
+            "config.model.head='tied': must be linear unless config.parameterization.name=stand",
+        ),
+        (
+            dict(model__head='tied', parameterization__exponents='no_alignment'),
+            "config.model.head='tied': must be linear unless config.parameterization.name=stand",
+        ),
+        (
+            dict(model__head='tied', model__output_centering='mean'),
+            "config.model.head='tied': must be linear with config.model.output_centering",
+        ),
+        (
+            dict(model__head='tied', objective__mu_loss=1e-4),
+            "config.model.head='tied': must be linear with config.model.output_centering",
+        ),
         (dict(data__source='synthetic', data__path='x'), "config.data.path='x': must be unset"),
         (
             dict(data__source='synthetic', data__tokenizer='bpe'),
@@ -113,6 +133,8 @@ def test_refused_together(changes, said):
 
 
 def test_accepted_together():
+  resolved(model__query_group=4)
+  resolved(model__head='tied', objective__z_loss=1e-4)
   resolved(model__width=16, model__head_dim=16)
   resolved(schedule__min_learning_rate=0.01, optimizer__learning_rate=0.01)
   resolved(schedule__warmup_steps=500, schedule__steps=500)

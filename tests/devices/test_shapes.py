@@ -116,13 +116,17 @@ def choices():
   """A change for each value of each choice of the model, with what it needs."""
   tables = [
       *(attention.QK_NORMS, attention.SCALES, attention.WEIGHTS, attention.GATES),
-      *(norms.NORMS, mlp.MLPS, transformer.EMBEDDINGS, transformer.HEADS),
+      *(attention.VALUE_NORMS, attention.VALUE_RESIDUALS, norms.NORMS, mlp.MLPS),
+      *(transformer.BLOCKS, transformer.EMBEDDINGS, transformer.HEADS),
       *(residuals.RESIDUALS, residuals.SKIPS, kernels.KERNELS),
   ]
   return [{table.option: name} for table in tables for name in table]
 
 
-OTHERS = [{'model.attention_soft_cap': 50.0}, {'model.dtype': 'bfloat16'}]
+OTHERS = [
+    *({'model.attention_soft_cap': 50.0}, {'model.dtype': 'bfloat16'}),
+    *({'model.query_group': 2}, {'model.qk_gain': 1.2}),
+]
 
 
 @pytest.mark.parametrize('changes', [*choices(), *OTHERS], ids=str)
@@ -171,38 +175,38 @@ class _Gated(nn.Module):
     B, T, D = x.shape
     x = x.reshape(B * T, D)
     up, gate = (dot(x, kernel(self, name, (D, 4 * D))) for name in ('up', 'gate'))
-    return dot(nn.silu(gate) * up, kernel(self, 'down', (4 * D, D))).reshape(B, T, D)
+    return dot(nn.gelu(gate) * up, kernel(self, 'down', (4 * D, D))).reshape(B, T, D)
 
 
 @pytest.fixture
-def swiglu():
-  variants.add_variant('model.mlp', 'swiglu', Variant(_Gated, 'arXiv 2002.05202'))
-  yield resolved(model__mlp='swiglu')
+def gated():
+  variants.add_variant('model.mlp', 'geglu', Variant(_Gated, 'arXiv 2002.05202'))
+  yield resolved(model__mlp='geglu')
   variants.remove_added()
 
 
-def test_variant_from_outside(swiglu):
+def test_variant_from_outside(gated):
   ours = resolved()
   added = 3 * 4 * 64 * 64
-  assert shapes.parameters(swiglu) - shapes.parameters(ours) == added
+  assert shapes.parameters(gated) - shapes.parameters(ours) == added
   tokens = ours['data']['batch_size'] * ours['data']['sequence_length']
-  assert shapes.step_flops(swiglu, 256) - shapes.step_flops(ours, 256) == 6 * tokens * added
-  found, other = (shapes.state_bytes(config, 256) for config in (swiglu, ours))
+  assert shapes.step_flops(gated, 256) - shapes.step_flops(ours, 256) == 6 * tokens * added
+  found, other = (shapes.state_bytes(config, 256) for config in (gated, ours))
   assert found.params - other.params == FLOAT32 * added
   found, other = (
       shapes.gradient_bytes(config, 256, rows=16, shards=1, remat=False)
-      for config in (swiglu, ours)
+      for config in (gated, ours)
   )
   hidden = FLOAT32 * tokens * 4 * 64  # one more in each block
   assert found.activations - other.activations == 3 * hidden
 
 
-def test_variant_is_replaced(swiglu):
+def test_variant_is_replaced(gated):
   """Another variant of the same name is traced anew."""
-  before = shapes.parameters(swiglu)
+  before = shapes.parameters(gated)
   variants.remove_added()
-  variants.add_variant('model.mlp', 'swiglu', mlp.MLPS['gelu'])
-  assert shapes.parameters(swiglu) < before
+  variants.add_variant('model.mlp', 'geglu', mlp.MLPS['gelu'])
+  assert shapes.parameters(gated) < before
 
 
 def test_no_accelerator_and_no_change_of_environment():

@@ -88,7 +88,8 @@ def attend(tiny):
     def apply(kernels, hparams):
       start = module.init(jax.random.key(0), x, hparams)['params']  # initial scales are kept
       params = start | {name: value for name, value in kernels.items() if name in start}
-      return module.apply({'params': params}, x, hparams, mutable=[measure.PROBES])
+      (out, _), sown = module.apply({'params': params}, x, hparams, mutable=[measure.PROBES])
+      return out, sown
 
     return apply
 
@@ -207,7 +208,7 @@ def test_fused_kernel_equals_our_attention(tiny, monkeypatch, long):
     module = attention.Attention(run.static.model, fused)
 
     def loss(params, module=module):
-      out, sown = module.apply({'params': params}, x, run.hparams, mutable=[measure.PROBES])
+      (out, _), sown = module.apply({'params': params}, x, run.hparams, mutable=[measure.PROBES])
       return (out**3).sum(), (out, sown)
 
     found.append(compiled(jax.grad(loss, has_aux=True))(params))

@@ -330,7 +330,7 @@ def test_peri_adds_unit_outputs(tiny, norm):
       np.testing.assert_allclose(rms_BxT, 1, atol=1e-3)
       assert (np.abs(out.mean(-1)) < 1e-5).all() == (norm == 'layernorm')
     stream = stream + added[0] + added[1]
-    np.testing.assert_allclose(found[f'block_{i}/__call__'][0], stream, atol=1e-5)
+    np.testing.assert_allclose(found[f'block_{i}/__call__'][0][0], stream, atol=1e-5)
 
 
 def test_output_soft_cap(tiny):

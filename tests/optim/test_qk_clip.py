@@ -20,7 +20,7 @@ def stepped(run, text, steps=1):
   return state, metrics
 
 
-def max_by_head(params, run, text, width=32, head_dim=16):
+def max_by_head(params, run, text, width=32, head_dim=16, group=1):
   """The highest logit of each head on the first batch, by NumPy in float64."""
   from stability.data import batches
 
@@ -35,9 +35,9 @@ def max_by_head(params, run, text, width=32, head_dim=16):
   frequency = 10_000.0 ** (-np.arange(head_dim // 2) / (head_dim // 2))
   turn = np.exp(1j * np.arange(16)[:, None] * frequency)
   for head in range(width // head_dim):
-    columns = slice(head * head_dim, (head + 1) * head_dim)
     q, k = (
-        x @ np.float64(params['block_0']['attention'][name])[:, columns] for name in (QUERY, KEY)
+        x @ np.float64(params['block_0']['attention'][name])[:, i * head_dim : (i + 1) * head_dim]
+        for name, i in ((QUERY, head), (KEY, head // group))
     )
     half = head_dim // 2
     q, k = ((y[..., :half] + 1j * y[..., half:]) * turn for y in (q, k))
@@ -64,6 +64,23 @@ def test_heads_above_the_cap_are_scaled(tiny, text):
     close(attention[name][:, untouched], expected[name][:, untouched], rtol=1e-6, atol=1e-8)
   for name in ('value', 'output'):
     close(attention[name], expected[name], rtol=1e-6, atol=1e-8)
+
+
+def test_shared_keys_are_not_scaled(tiny, text):
+  """The query kernel of a head above the cap is scaled by cap / S; the shared key stays."""
+  shared = OPTIONS | {'model.query_group': 2}
+  plain = tiny(shared)
+  start = jax.jit(train_step.programs(plain.static, 64).init)(plain.hparams)['params']
+  highest = max_by_head(start, plain, text, group=2)
+  cap = float(np.float32(highest.mean()))  # one of the two heads is above it
+  clipped = tiny(shared | {'optimizer.qk_clip': cap})
+  without, with_clip = stepped(plain, text)[0]['params'], stepped(clipped, text)[0]['params']
+  factor = np.where(highest > cap, cap / highest, 1).repeat(16)
+  assert (factor < 1).sum() == 16
+  attention, expected = (p['block_0']['attention'] for p in (with_clip, without))
+  np.testing.assert_allclose(attention[QUERY], expected[QUERY] * factor, rtol=1e-5)
+  np.testing.assert_allclose(attention[KEY], expected[KEY], rtol=1e-6, atol=1e-8)
+  assert attention[KEY].shape == (32, 16)
 
 
 def test_logits_stay_near_the_cap(tiny, text):

@@ -111,7 +111,11 @@ def inside(probed, text):
       inputs=rows[:, :-1],
       params=flat(state['params']),
       gradients=flat(gradients),
-      outputs={path.removesuffix('/__call__'): value for path, (value,) in flat(outputs).items()},
+      # Blocks and attention return the values of the first block as well.
+      outputs={
+          path.removesuffix('/__call__'): value[0] if isinstance(value, tuple) else value
+          for path, (value,) in flat(outputs).items()
+      },
   )
 
 
