@@ -25,7 +25,7 @@ TINY = [
     *('--config.schedule.steps=12', '--config.schedule.warmup_steps=2'),
     *('--config.log.every_steps=4', '--config.probe.every_steps=4'),
     '--config.checkpoint.every_steps=4',
-    *('--config.optimizer.name=sgd', '--config.schedule.shape=linear'),
+    *('--config.optimizer.name=sgd', '--config.schedule.shape=line'),
 ]
 
 

@@ -85,7 +85,7 @@ def _on_spectral_sphere(new: Params, update: Update) -> Params:
 
 
 def _skip_step(new: Params, update: Update) -> Params:
-  """The old parameters, if the wrapper skip_step (stability/optim/wrappers.py) made no update."""
+  """Keeps the old parameters if the wrapper of this name (stability/optim/wrappers.py) skips."""
   skips = optax.tree.get(update.optimizer, 'skips')
   return jax.tree.map(lambda a, b: jnp.where(skips, a, b), update.old, new)
 

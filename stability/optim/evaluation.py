@@ -1,6 +1,8 @@
 """The parameters that validation losses are measured with: as trained, or averaged.
 
-Schedule-free training averages, too. It also chooses the parameters at which gradients are taken.
+Schedule-free training averages, too. It also chooses the parameters at which gradients are taken,
+from those after the whole update, so that it goes with any optimizer, weight decay and rates by
+layer.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,9 @@
 """Optimizers that estimate the learning rate, which optimizer.learning_rate then multiplies.
 
 Their directions contain the estimate, so that their RMS is far below 1 at first, and a learning
-rate of 1 is the published method.
+rate of 1 is the published method. Prodigy's estimate starts at 1e-6: after 150 updates of a model
+of width 16 it was 5e-2 at a rate of 1, but 3e-3, far too low, at 0.1. DoWG rather than Mechanic,
+whose Optax version computes a sum of updates from differences of 1e-6 between float32 parameters.
 """
 
 import jax

@@ -98,7 +98,8 @@ class SkipStepState(NamedTuple):
 def _skip_step(hparams: HParams, optimizer: Optimizer) -> Optimizer:
   """Makes no update in a step whose loss or gradient norm is far above those of the last steps.
 
-  The optimizer's state stays as it was. An after-update term of the same name undoes weight decay.
+  The optimizer's state stays as it was, and the after-update term of the same name keeps the
+  parameters, whatever the direction.
   """
   deviations = hparams['optimizer.skip_step']
 
@@ -109,7 +110,6 @@ def _skip_step(hparams: HParams, optimizer: Optimizer) -> Optimizer:
     norm = optax.tree.norm(gradients)
     usual = (loss <= limit(state.losses, deviations)) & (norm <= limit(state.norms, deviations))
     updates, new = optimizer.update(gradients, state.optimizer, params, loss=loss, **others)
-    updates = jax.tree.map(lambda u: jnp.where(usual, u, 0), updates)
     new = jax.tree.map(lambda a, b: jnp.where(usual, a, b), new, state.optimizer)
     losses, norms = appended(state.losses, loss), appended(state.norms, norm)
     return updates, SkipStepState(new, losses, norms, ~usual)

@@ -55,7 +55,7 @@ REFUSED = {
     'optimizer.weight_decay_kind': 'l2',
     'schedule.steps': 0,
     'schedule.warmup_steps': -1,
-    'schedule.shape': 'linear',
+    'schedule.shape': 'triangle',
     'schedule.decay_steps': -1,
     'schedule.min_learning_rate': -1e-5,
     'parallel.layout': 'many',

@@ -29,6 +29,11 @@ SMALL = {
 }
 SWITCHES = {
     'optimizer.qk_clip': 100.0,
+    'optimizer.adaptive_clip': 0.01,
+    'optimizer.zclip': 2.5,
+    'optimizer.adagc': 1.05,
+    'optimizer.update_clip': 3.0,
+    'optimizer.skip_step': 6.0,
     'model.output_centering': True,
     'objective.mu_loss': 1e-4,
     'model.attention_soft_cap': 50.0,
