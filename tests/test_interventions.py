@@ -41,6 +41,7 @@ INTERVENTIONS = {
         'optimizer.parameter_rounding': 'stochastic',
         'optimizer.state_dtype': 'bfloat16',
     },
+    'ngpt': {f'model.{part}': 'ngpt' for part in ('norm_position', 'qk_norm', 'mlp', 'head')},
     'ema': {'evaluation.parameters': 'ema'},
 }
 SMALL = {

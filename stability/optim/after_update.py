@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import parameterization, rounding
+from stability.model import ngpt, parameterization, rounding
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
 from stability.variants import Term, Terms
@@ -89,6 +89,12 @@ AFTER_UPDATE = Terms(
             needs=(MAX_BY_HEAD,),
         ),
         Term('mu_centering', _center_head, 'arXiv 2601.02031', when='model.output_centering'),
+        Term(
+            'ngpt',
+            lambda new, update: ngpt.normalise(new),
+            'arXiv 2410.01131',
+            when='model.norm_position=ngpt',
+        ),
         # Rounding comes after all other changes.
         Term(
             'round_to_nearest',
