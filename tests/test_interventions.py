@@ -56,6 +56,7 @@ INTERVENTIONS = {
         'optimizer.parameter_rounding': 'stochastic',
         'optimizer.state_dtype': 'bfloat16',
     },
+    'ngpt': {f'model.{part}': 'ngpt' for part in ('norm_position', 'qk_norm', 'mlp', 'head')},
     'ema': {'evaluation.parameters': 'ema'},
     'uniform': {'evaluation.parameters': 'uniform', 'evaluation.average_steps': 18},
     'schedule_free': {

@@ -71,17 +71,19 @@ RECORDS = (
            'Embedding of tokens: learned vectors; scaled, times sqrt(width); rmsnorm, divided by'
            ' their RMS.', paper='learned', absent='learned',
            source='section 2.1; scaled: arXiv 2312.16903; rmsnorm: github.com/karpathy/nanochat'),
-    choice('model.head', 'linear', ('linear', 'tied'),
-           'Output head: linear, a matrix of its own; tied, the embedding.', paper='linear',
-           absent='linear', source='section 2.1; tied: arXiv 1608.05859'),
+    choice('model.head', 'linear', ('linear', 'tied', 'ngpt'),
+           'Output head: linear, a matrix of its own; tied, the embedding; ngpt, linear with a'
+           ' learned scale of the logit of each token.', paper='linear', absent='linear',
+           source='section 2.1; tied: arXiv 1608.05859; ngpt: arXiv 2410.01131'),
     choice('model.block', 'sequential', ('sequential', 'parallel'),
            'Order of attention and MLP in a block; in parallel, both read the same norm.',
            paper='sequential', absent='sequential',
            source='section 2.1; parallel: arXiv 2204.02311'),
-    choice('model.mlp', 'gelu', ('gelu', 'relu2', 'swiglu'),
+    choice('model.mlp', 'gelu', ('gelu', 'relu2', 'swiglu', 'ngpt'),
            'MLP of a block; relu2 squares a ReLU; swiglu multiplies a linear layer by the SiLU of'
-           ' another one.', paper='gelu', absent='gelu',
-           source='section 2.1; relu2: arXiv 2109.08668; swiglu: arXiv 2002.05202'),
+           ' another one; ngpt learns a scale of the input of a GELU.', paper='gelu',
+           absent='gelu', source='section 2.1; relu2: arXiv 2109.08668; swiglu: arXiv 2002.05202;'
+           ' ngpt: arXiv 2410.01131'),
     integer('model.mlp_width', 0,
             'Hidden width of an MLP; 0 = the usual one, which is 4 width, or for swiglu 8/3 width'
             ' rounded to a multiple of 8.', paper=0, absent=0, unit='features',
@@ -98,23 +100,28 @@ RECORDS = (
            ' normalises nothing.', paper='layernorm',
            source='section 2.1; rmsnorm: arXiv 1910.07467; dyt: arXiv 2503.10622'),
     choice('model.norm_position', 'pre',
-           ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero'),
+           ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero', 'ngpt'),
            'Position of norms: pre, before attention and MLP; pre_scaled, the same, divided by'
            ' sqrt(i) in block i; peri, after them as well; post, on the sum with the residual'
            ' stream; deepnorm, the same with the stream times (2 depth)^(1/4); rezero, none in the'
-           ' blocks, whose layers are multiplied by a learned gain that starts at 0.',
+           ' blocks, whose layers are multiplied by a learned gain that starts at 0; ngpt, moves of'
+           ' unit vectors on their sphere, while each update ends with scaling the vectors of all'
+           ' matrices to unit norm, for use with qk_norm, mlp and head of the same name and without'
+           ' weight decay.',
            paper='pre', source='section 2.1; pre_scaled: arXiv 2502.05795; peri: arXiv 2502.02732;'
-           ' post: arXiv 1706.03762; deepnorm: arXiv 2203.00555; rezero: arXiv 2003.04887'),
+           ' post: arXiv 1706.03762; deepnorm: arXiv 2203.00555; rezero: arXiv 2003.04887;'
+           ' ngpt: arXiv 2410.01131'),
     choice('model.embedding_skip', 'none', ('none', 'learned'),
            'What a block reads besides the residual stream x; learned: a x + b x_0 with the output'
            ' x_0 of the embedding and learned scalars that start at a = 1 and b = 0.',
            paper='none', absent='none', source='github.com/karpathy/nanochat'),
     choice('model.qk_norm', 'layernorm',
-           ('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'fixed', 'none'),
+           ('layernorm', 'layernorm_model', 'rmsnorm', 'l2', 'ngpt', 'fixed', 'none'),
            'Normalisation of queries and keys, which keeps attention logits from growing:'
-           ' layernorm_model spans all heads, the others act on each head; fixed sets the mean'
-           ' square to model.logit_scale.', paper='layernorm',
-           source='section 3.1.1, figure E.8; l2: arXiv 2010.04245; fixed: section 3.3'),
+           ' layernorm_model spans all heads, the others act on each head; ngpt is rmsnorm with one'
+           ' scale for queries and keys; fixed sets the mean square to model.logit_scale.',
+           paper='layernorm', source='section 3.1.1, figure E.8; l2: arXiv 2010.04245; ngpt:'
+           ' arXiv 2410.01131; fixed: section 3.3'),
     number('model.logit_scale', 1.0,
            'Mean square kappa of queries and keys under model.qk_norm=fixed.', above=0,
            source='section 3.3, figure 10'),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from stability.model import attention_stats
+from stability.model import attention_stats, ngpt
 from stability.model.kernels import fan_in_init, kernel
 from stability.model.measure import PROBES, QUIET, Measured, sow, sow_activation
 from stability.model.norms import norm, unit_rms
@@ -193,6 +193,19 @@ def _fixed(module, x, name, hparams):
   return (unit_rms(x) * jnp.sqrt(hparams['model.logit_scale'])).astype(x.dtype)
 
 
+def _ngpt(module, x, name, hparams):
+  """Scales to an L2 norm of sqrt(head_dim), times a scale that is learned for each feature.
+
+  The logits of nGPT are sqrt(head_dim) times the product of unit vectors; here, they are divided by
+  sqrt(head_dim) afterwards (model.attention_scale).
+  """
+  del name, hparams
+  c = module.c
+  heads = x.reshape(x.shape[0], -1, c.head_dim)
+  scale_D = ngpt.scale(module, 'qk_scale', c.width) * c.head_dim**0.5
+  return (ngpt.unit(heads).reshape(x.shape) * scale_D).astype(x.dtype)
+
+
 def _l2_scale(positions: int) -> float:
   """log2(T^2 - T), which bounds the initial logits in absolute value."""
   return np.log2(max(positions * positions - positions, 2))  # T = 1 would give log2(0)
@@ -208,6 +221,7 @@ QK_NORMS = Choices(
         ),
         'rmsnorm': Variant(QKNorm(_learned_norm('rmsnorm')), 'arXiv 2405.09818'),
         'l2': Variant(QKNorm(_l2, learned_scale=_l2_scale), 'arXiv 2010.04245'),
+        'ngpt': Variant(QKNorm(_ngpt, over_all_heads=True), 'arXiv 2410.01131'),
         'fixed': Variant(QKNorm(_fixed), 'section 3.3, figure 10', reads=('model.logit_scale',)),
     },
 )

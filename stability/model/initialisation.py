@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import parameterization, rounding
+from stability.model import ngpt, parameterization, rounding
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -99,6 +99,12 @@ INITIALISATION = Terms(
         ),
         Term('deepnorm', _deep_norm, 'arXiv 2203.00555', when='model.norm_position=deepnorm'),
         Term('parameterization', parameterization.initial, 'section 3.2.4; arXiv 2407.05872'),
+        Term(
+            'ngpt',
+            lambda params, hparams, static: ngpt.normalise(params),
+            'arXiv 2410.01131',
+            when='model.norm_position=ngpt',
+        ),
         Term('rounding', _rounded, 'arXiv 2010.06192', when='optimizer.parameter_rounding'),
     ],
 )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.model import ngpt
 from stability.model.kernels import kernel
 from stability.model.measure import sow_activation
 from stability.model.products import linear
@@ -24,6 +25,9 @@ class MLP(nn.Module):
   c: ml_collections.FrozenConfigDict  # config.model
   activation: Callable[[jax.Array], jax.Array]
   gated: bool = False  # the activation is that of another linear layer, which multiplies the first
+  # The input of the activation is multiplied by sqrt(D) and a learned scale of each feature, since
+  # it is of order 1 / sqrt(D) if vectors have unit norm (nGPT).
+  scaled: bool = False
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
@@ -35,6 +39,8 @@ class MLP(nn.Module):
     down_FxD = kernel(self, 'down', (F, D))
     x = x_BxTxD.reshape(B * T, D)
     hidden = linear(self, x, up_DxF)
+    if self.scaled:
+      hidden *= (ngpt.scale(self, 'scale', F) * D**0.5).astype(hidden.dtype)
     if self.gated:
       hidden = self.activation(linear(self, x, kernel(self, 'gate', (D, F)))) * hidden
     else:
@@ -67,6 +73,11 @@ MLPS = Choices(
         'swiglu': Variant(
             functools.partial(MLP, activation=nn.silu, gated=True),
             'arXiv 2002.05202',
+            reads=('model.mlp_width',),
+        ),
+        'ngpt': Variant(
+            functools.partial(MLP, activation=nn.gelu, scaled=True),
+            'arXiv 2410.01131',
             reads=('model.mlp_width',),
         ),
     },

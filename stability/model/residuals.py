@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
+from stability.model import ngpt
 from stability.model.norms import norm
 from stability.variants import Choices, Variant
 
@@ -92,6 +93,7 @@ RESIDUALS = Choices(
         'post': Variant(Residual(_post_norm, final_norm=False), 'arXiv 1706.03762'),
         'deepnorm': Variant(Residual(_deep_norm, final_norm=False), 'arXiv 2203.00555'),
         'rezero': Variant(Residual(_rezero), 'arXiv 2003.04887'),
+        'ngpt': Variant(Residual(ngpt.residual, final_norm=False), 'arXiv 2410.01131'),
     },
 )
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.model import ngpt
 from stability.model.attention import Attention, soft_cap
 from stability.model.kernels import dot, fan_in_init
 from stability.model.measure import PROBES, rms, sow, sow_activation
@@ -170,11 +171,18 @@ def _head_logits(module: Transformer, x_BxTxD: jax.Array, head_DxV: jax.Array) -
   return logits.reshape(B, T, module.vocabulary_size)
 
 
+def _ngpt_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
+  """The linear head, whose logits are multiplied by a scale that is learned for each token."""
+  logits_BxTxV = _linear_head(module, x_BxTxD, hparams)
+  return logits_BxTxV * ngpt.scale(module, 'logit_scale', module.vocabulary_size)
+
+
 # (module, x [B, T, D], hparams) -> logits [B, T, V] in float32, before model.output_soft_cap.
 HEADS = Choices(
     'model.head',
     {
         'linear': Variant(_linear_head, 'untied; section 2.1'),
         'tied': Variant(_tied_head, 'arXiv 1608.05859'),
+        'ngpt': Variant(_ngpt_head, 'arXiv 2410.01131'),
     },
 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from stability.model import parameterization, rounding
+from stability.model import ngpt, parameterization, rounding
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
 from stability.optim.spectral_sphere import to_sphere
@@ -119,6 +119,12 @@ AFTER_UPDATE = Terms(
             needs=(MAX_BY_HEAD,),
         ),
         Term('mu_centering', _center_head, 'arXiv 2601.02031', when='model.output_centering'),
+        Term(
+            'ngpt',
+            lambda new, update: ngpt.normalise(new),
+            'arXiv 2410.01131',
+            when='model.norm_position=ngpt',
+        ),
         Term('skip_step', _skip_step, 'arXiv 2501.00656', when='optimizer.skip_step'),
         # Rounding comes after all other changes.
         Term(

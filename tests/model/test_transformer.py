@@ -282,6 +282,7 @@ QK_SCALES = {  # name under 'block_i/attention/' -> shape
     'layernorm_model': {'qk_norm_query/scale': (32,), 'qk_norm_key/scale': (32,)},
     'rmsnorm': {'qk_norm_query/scale': (16,), 'qk_norm_key/scale': (16,)},
     'l2': {'logit_scale': ()},
+    'ngpt': {'qk_scale': (32,)},  # of queries and keys alike, per head
     'fixed': {},
     'none': {},
 }
