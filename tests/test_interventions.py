@@ -15,6 +15,7 @@ from stability.devices.vmapped import VmappedLayout
 from stability.step import train_step
 from stability.trainer.state_arrays import from_arrays, to_arrays
 
+MOE = {'model.mlp': 'moe', 'model.experts': 4, 'model.mlp_width': 16}
 INTERVENTIONS = {
     'baseline': {},
     'sigma_reparam': {'model.kernel': 'sigma_reparam'},
@@ -76,6 +77,8 @@ INTERVENTIONS = {
     'tied': {'model.head': 'tied'},
     'scaled_embedding': {'model.embedding': 'scaled'},
     'embedding_norm': {'model.embedding': 'rmsnorm'},
+    'moe': MOE | {'objective.balance_loss': 0.1, 'objective.router_z_loss': 0.01},
+    'moe_router_bias': MOE | {'model.router_bias_rate': 0.01},
     'swiglu': {'model.mlp': 'swiglu'},
     'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
 }

@@ -79,15 +79,24 @@ RECORDS = (
            'Order of attention and MLP in a block; in parallel, both read the same norm.',
            paper='sequential', absent='sequential',
            source='section 2.1; parallel: arXiv 2204.02311'),
-    choice('model.mlp', 'gelu', ('gelu', 'relu2', 'swiglu', 'ngpt'),
+    choice('model.mlp', 'gelu', ('gelu', 'relu2', 'swiglu', 'moe', 'ngpt'),
            'MLP of a block; relu2 squares a ReLU; swiglu multiplies a linear layer by the SiLU of'
-           ' another one; ngpt learns a scale of the input of a GELU.', paper='gelu',
-           absent='gelu', source='section 2.1; relu2: arXiv 2109.08668; swiglu: arXiv 2002.05202;'
-           ' ngpt: arXiv 2410.01131'),
+           ' another one; moe is a mixture of gelu experts; ngpt learns a scale of the input of a'
+           ' GELU.', paper='gelu', absent='gelu',
+           source='section 2.1; relu2: arXiv 2109.08668; swiglu: arXiv 2002.05202; moe: arXiv'
+           ' 1701.06538; ngpt: arXiv 2410.01131'),
     integer('model.mlp_width', 0,
-            'Hidden width of an MLP; 0 = the usual one, which is 4 width, or for swiglu 8/3 width'
-            ' rounded to a multiple of 8.', paper=0, absent=0, unit='features',
+            'Hidden width of an MLP, or of each expert; 0 = the usual one, which is 4 width, or for'
+            ' swiglu 8/3 width rounded to a multiple of 8.', paper=0, absent=0, unit='features',
             source='section 2.1; arXiv 2002.05202'),
+    integer('model.experts', 8, 'Number of experts in each block under model.mlp=moe.', at_least=2,
+            absent=8, source='arXiv 1701.06538'),
+    integer('model.experts_per_token', 2,
+            'Number of experts that the router chooses for each token under model.mlp=moe.',
+            at_least=2, absent=2, source='arXiv 2401.04088'),
+    switch('model.router_bias_rate', 0.0,
+           'Change per step of the biases that balance the loads of experts without a loss; 0 ='
+           ' off; 1e-3 is usual.', settable=True, paper=0.0, absent=0.0, source='arXiv 2408.15664'),
     choice('model.kernel', 'plain', ('plain', 'sigma_reparam', 'multipliers', 'wesar'),
            "Parametrisation of the kernels of a block's linear layers: sigma_reparam divides each"
            ' by its spectral norm and learns a gain; multipliers learns a factor of each row and'
@@ -175,6 +184,13 @@ RECORDS = (
     switch('objective.mu_loss', 0.0,
            'Coefficient of mu-loss, the squared norm of the mean output embedding; 0 = off.',
            settable=True, paper=0.0, source='arXiv 2601.02031'),
+    switch('objective.balance_loss', 0.0,
+           'Coefficient of the balance loss of mixtures of experts, E sum_e f_e P_e in each'
+           ' sequence, averaged over sequences and blocks; 0 = off; 0.01 is usual.', settable=True,
+           paper=0.0, absent=0.0, source='arXiv 2101.03961, arXiv 2412.19437'),
+    switch('objective.router_z_loss', 0.0,
+           'Coefficient of z-loss on the logits of routers, averaged over blocks; 0 = off; 1e-3 is'
+           ' usual.', settable=True, paper=0.0, absent=0.0, source='arXiv 2202.08906'),
 
     choice('init.head', 'fan_in', ('fan_in', 'small', 'zero'),
            'Initial head: fan_in, std 1 / sqrt(width); small, std init.head_std; zero, all 0. With'

@@ -111,6 +111,21 @@ def _(query_group, width, head_dim):
     )
 
 
+@_check('model.experts_per_token', 'model.experts')
+def _(experts_per_token, experts):
+  if experts_per_token > experts:
+    return f'must not be above config.model.experts={experts}'
+
+
+def _needs_experts(value, mlp):
+  if value and mlp != 'moe':
+    return 'must be 0 unless config.model.mlp=moe, which has routers'
+
+
+for _field in ('model.router_bias_rate', 'objective.balance_loss', 'objective.router_z_loss'):
+  _check(_field, 'model.mlp')(_needs_experts)
+
+
 @_check('schedule.min_learning_rate', 'optimizer.learning_rate')
 def _(min_learning_rate, learning_rate):
   if min_learning_rate > learning_rate:

@@ -40,7 +40,7 @@ def architecture(config: AnyConfig) -> Fields:
 def parameters(config: AnyConfig) -> int:
   """Number of weights in the matrices of the blocks.
 
-  Norm scales, biases, the gate of attention, the embedding and the head are not counted.
+  Norm scales, biases, the gate of attention, routers, the embedding and the head are not counted.
   """
   from stability.devices import traces
 

@@ -59,8 +59,9 @@ def block_parameters(fields: Fields) -> int:
 
 
 def _is_counted(names: tuple[str, ...], leaf: Any) -> bool:
-  """Whether a parameter is a matrix of a block; the gate of attention is not counted."""
-  return _is_of_block(names) and leaf.ndim >= 2 and names[-2:] != ('attention', 'gate')
+  """Whether a parameter is a matrix of a block; the gate of attention and routers do not count."""
+  gates = ('attention', 'gate'), ('mlp', 'router')
+  return _is_of_block(names) and leaf.ndim >= 2 and names[-2:] not in gates
 
 
 @functools.cache

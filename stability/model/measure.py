@@ -1,4 +1,4 @@
-"""Measurements that modules take in a forward pass, and how to join those of parts of a batch.
+"""What modules record in a forward pass, and how to join measurements of parts of a batch.
 
 A module sows a measurement into one of three Flax collections:
 
@@ -8,6 +8,8 @@ A module sows a measurement into one of three Flax collections:
                (Term.needs)
 
 Sowing costs nothing in a step whose `apply` does not make the collection mutable.
+
+Into a fourth one, LOSSES, it sows what terms of the objective add to the loss.
 """
 
 from typing import Any
@@ -20,16 +22,18 @@ import jax.numpy as jnp
 PROBES = 'probes'
 ACTIVATIONS = 'activation_rms'
 QUIET = 'quiet'
+LOSSES = 'losses'
 
 
 @flax.struct.dataclass
 class Measured:
-  """A measurement of a batch: a number, or one number per head of a layer, [H]."""
+  """A measurement of a batch: a number, or one number per head, [H], or expert, [E], of a layer."""
 
   value: jax.Array
   # How to join the values of equal parts of the batch: mean, max or rms (quadratic mean).
   join: str = flax.struct.field(pytree_node=False, default='mean')
   by_head: bool = flax.struct.field(pytree_node=False, default=False)
+  by_expert: bool = flax.struct.field(pytree_node=False, default=False)
   logged: bool = flax.struct.field(pytree_node=False, default=True)
 
 
@@ -41,6 +45,11 @@ def sow(module: nn.Module, name: str, value: Any, join: str = 'mean') -> None:
 def sow_activation(module: nn.Module, name: str, x: jax.Array) -> None:
   """Records the RMS of an activation over all its elements."""
   module.sow(ACTIVATIONS, name, Measured(rms(x), 'rms'))
+
+
+def sow_loss(module: nn.Module, name: str, value: jax.Array) -> None:
+  """Records a mean over the tokens or sequences of the batch, for a term of the objective."""
+  module.sow(LOSSES, name, value)
 
 
 def rms(x: jax.Array) -> jax.Array:

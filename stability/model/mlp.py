@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from stability.model import ngpt
+from stability.model.experts import MoE
 from stability.model.kernels import kernel
 from stability.model.measure import sow_activation
 from stability.model.products import linear
@@ -55,16 +56,14 @@ def _squared_relu(x: jax.Array) -> jax.Array:
   return jnp.square(nn.relu(x))
 
 
+# GELU in its tanh approximation.
+_GELU = functools.partial(MLP, activation=nn.gelu)
+
 # (config.model, name) -> a module that is called with x [B, T, D] and hparams.
 MLPS = Choices(
     'model.mlp',
     {
-        # GELU in its tanh approximation.
-        'gelu': Variant(
-            functools.partial(MLP, activation=nn.gelu),
-            'arXiv 1606.08415; section 2.1',
-            reads=('model.mlp_width',),
-        ),
+        'gelu': Variant(_GELU, 'arXiv 1606.08415; section 2.1', reads=('model.mlp_width',)),
         'relu2': Variant(
             functools.partial(MLP, activation=_squared_relu),
             'arXiv 2109.08668',
@@ -79,6 +78,16 @@ MLPS = Choices(
             functools.partial(MLP, activation=nn.gelu, scaled=True),
             'arXiv 2410.01131',
             reads=('model.mlp_width',),
+        ),
+        'moe': Variant(
+            functools.partial(MoE, expert=_GELU),
+            'arXiv 1701.06538; weights: arXiv 2401.04088',
+            reads=(
+                'model.mlp_width',
+                'model.experts',
+                'model.experts_per_token',
+                'model.router_bias_rate',
+            ),
         ),
     },
 )

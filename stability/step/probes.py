@@ -33,7 +33,9 @@ def forward(sown: Mapping[str, Any]) -> Measurements:
   found = {}
   for collection, prefix in ((QUIET, ''), (PROBES, ''), (ACTIVATIONS, 'activation_rms/')):
     for path, (measured,) in _paths(sown.get(collection, {}), is_leaf=_is_sown):
-      name = path.replace('/attention/', '/') if collection != ACTIVATIONS else path
+      name = path
+      if collection != ACTIVATIONS:
+        name = path.replace('/attention/', '/').replace('/mlp/', '/')
       found[f'{prefix}{name}'] = measured
   return found
 
@@ -66,11 +68,17 @@ def joined(
 
 
 def scalars(measured: Measurements) -> dict[str, jax.Array]:
-  """The numbers to log. A measurement by head is logged as its mean and minimum over the heads."""
+  """The numbers to log.
+
+  A measurement by head is logged as its mean and minimum over the heads, a load by expert as its
+  maximum and the share of dead experts, whose load is 0.
+  """
   found = {}
   for name, m in measured.items():
     if m.by_head and m.logged:
       found |= {name: m.value.mean(), f'{name}_min': m.value.min()}
+    elif m.by_expert:
+      found |= {f'{name}_max': m.value.max(), f'{name}_dead': (m.value == 0).mean()}
     elif m.logged:
       found[name] = m.value
   return found

@@ -27,7 +27,7 @@ from stability.data import batches
 from stability.model import initialisation, parameterization
 from stability.model import transformer as transformer_lib
 from stability.model.kernels import CARRIED
-from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
+from stability.model.measure import ACTIVATIONS, LOSSES, PROBES, QUIET, Measured
 from stability.optim import apply, optimizers, schedules
 from stability.optim.after_update import AFTER_UPDATE, Update
 from stability.optim.evaluation import EVALUATED
@@ -262,8 +262,10 @@ def _loss(
   inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
   weights = parameterization.effective(params, hparams, static)
   variables = {'params': weights, CARRIED: state['carried']}
-  logits_BxTxV, new = model.apply(variables, inputs_BxT, hparams, mutable=list(collections))
-  total, terms = objective_lib.objective(static, hparams, logits_BxTxV, targets_BxT, weights)
+  logits_BxTxV, new = model.apply(variables, inputs_BxT, hparams, mutable=[LOSSES, *collections])
+  total, terms = objective_lib.objective(
+      static, hparams, logits_BxTxV, targets_BxT, weights, new.get(LOSSES, {})
+  )
   measured = {name: Measured(value) for name, value in terms.items()}
   return total, (measured | probes.forward(new), new.get(CARRIED, {}))
 

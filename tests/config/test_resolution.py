@@ -73,6 +73,22 @@ def test_complete_with_an_absent_value():
             dict(model__query_group=3),
             'config.model.query_group=3: must divide the number of heads',
         ),
+        (
+            dict(model__experts=4, model__experts_per_token=5),
+            'config.model.experts_per_token=5: must not be above config.model.experts=4',
+        ),
+        (
+            dict(model__router_bias_rate=1e-3),
+            'config.model.router_bias_rate=0.001: must be 0 unless config.model.mlp=moe',
+        ),
+        (
+            dict(objective__balance_loss=0.01),
+            'config.objective.balance_loss=0.01: must be 0 unless config.model.mlp=moe',
+        ),
+        (
+            dict(objective__router_z_loss=0.01),
+            'config.objective.router_z_loss=0.01: must be 0 unless config.model.mlp=moe',
+        ),
         (dict(probe__sharpness_every_steps=30), 'must be 0 or a multiple of config.probe.every'),
         (
             dict(probe__sharpness_every_steps=40, probe__every_steps=0),

@@ -19,8 +19,9 @@ TARGET_LOGITS = np.take_along_axis(LOGITS, TARGETS[..., None], axis=-1)[..., 0]
 
 def objective(logits, z_loss=0.0, mu_loss=0.0, head=HEAD):
   hparams = {'objective.z_loss': np.float32(z_loss), 'objective.mu_loss': np.float32(mu_loss)}
-  static = ml_collections.FrozenConfigDict({'objective': {'mu_loss': mu_loss > 0}})
-  return objective_lib.objective(static, hparams, logits, TARGETS, {'head': head})
+  others = {'balance_loss': False, 'router_z_loss': False}
+  static = ml_collections.FrozenConfigDict({'objective': {'mu_loss': mu_loss > 0} | others})
+  return objective_lib.objective(static, hparams, logits, TARGETS, {'head': head}, {})
 
 
 @pytest.mark.parametrize('z_loss', [0.0, 1e-4, 0.5])
@@ -64,3 +65,24 @@ def test_mu_loss():
   assert float(value) == pytest.approx(float(metrics['loss'] + metrics['mu_loss']), rel=1e-6)
   gradient = jax.grad(lambda head: objective(LOGITS, mu_loss=0.5, head=head)[0])(HEAD)
   np.testing.assert_allclose(gradient, np.tile(mean / 11, (11, 1)).T, rtol=1e-5)
+
+
+def test_losses_of_routers():
+  """The mean over the blocks that have a router, times the coefficient; 0 without blocks."""
+  losses = {
+      f'block_{i}': {'mlp': {'balance_loss': (balance,), 'router_z_loss': (z,)}}
+      for i, (balance, z) in enumerate([(1.0, 4.0), (2.0, 16.0)])
+  }
+  names = ('mu_loss', 'balance_loss', 'router_z_loss')
+  hparams = {f'objective.{name}': np.float32(0.5) for name in (*names, 'z_loss')}
+  static = ml_collections.FrozenConfigDict({
+      'objective': {'mu_loss': False, 'balance_loss': True, 'router_z_loss': True}
+  })
+  for sown, expected in ((losses, (0.75, 5.0)), ({}, (0.0, 0.0))):
+    total, terms = objective_lib.objective(
+        static, hparams, LOGITS, TARGETS, {'head': HEAD}, sown
+    )
+    assert (float(terms['balance_loss']), float(terms['router_z_loss'])) == expected
+    assert float(total) == pytest.approx(
+        float(terms['loss']) + float(terms['z_loss']) + sum(expected), rel=1e-6
+    )

@@ -100,7 +100,7 @@ def inside(probed, text):
         mutable=['intermediates'],
     )
     value, _ = objective_lib.objective(
-        run.static, run.hparams, logits, rows[:, 1:], params
+        run.static, run.hparams, logits, rows[:, 1:], params, {}
     )
     return value, collections['intermediates']
 

@@ -103,7 +103,7 @@ def switched(request, tiny):
   def total(params, inputs, targets, hparams):
     logits = network.apply({'params': params}, inputs, hparams)
     value, terms = objective_lib.objective(
-        run.static, hparams, logits, targets, params
+        run.static, hparams, logits, targets, params, {}
     )
     return value, (logits, terms)
 

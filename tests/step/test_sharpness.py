@@ -122,7 +122,7 @@ class Stepped:
   def loss(self, params):
     logits = self._network.apply({'params': params}, self._rows[:, :-1], self.run.hparams)
     total, _ = objective_lib.objective(
-        self.run.static, self.run.hparams, logits, self._rows[:, 1:], params
+        self.run.static, self.run.hparams, logits, self._rows[:, 1:], params, {}
     )
     return total
 
