@@ -42,7 +42,7 @@ def train(learning_rate: float, directory: Path) -> None:
   def step(params, state, batch):
     def loss_function(params):
       logits = model.apply({'params': params}, batch[:, :-1], hparams)
-      return objective.objective(static, hparams, logits, batch[:, 1:], params)
+      return objective.objective(static, hparams, logits, batch[:, 1:], params, {})
 
     (_, terms), gradients = jax.value_and_grad(loss_function, has_aux=True)(params)
     updates, state = optimizer.update(gradients, state, params)

@@ -13,7 +13,7 @@ from stability.analysis import windows
 from stability.storage import reuse
 
 SCALES = ('cpu', 'night', 'gpu', 'paper')
-NOT_EXPERIMENTS = {'__init__', 'grid'}  # grid has the code that experiments share
+NOT_EXPERIMENTS = {'__init__', 'arms', 'grid'}  # the last two have the code that experiments share
 EXPERIMENTS = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')

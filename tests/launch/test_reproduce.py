@@ -17,10 +17,10 @@ from stability.storage import files, results_csv
 
 ROOT = pathlib.Path(__file__).parents[2]
 # quickstart is part of qk_layernorm; ladder is for planning; extrapolation and length are about
-# proxies, rescue and stepping_in about steering a run, not about the paper.
+# proxies, rescue and stepping_in about steering a run, modern about another recipe.
 OTHER_CONFIGS = {
     *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in'),
-    *('extrapolation', 'length'),
+    *('arms', 'extrapolation', 'length', 'modern'),
 }
 PAPER_FIGURES = {'first': '3', 'lacking': '4', 'third': 'E.5'}
 
