@@ -1,8 +1,8 @@
 """Interventions by name, as arms of a sweep: the paper's recipe with a few options changed.
 
 This file is not an experiment. An arm that concerns attention logits is tried without qk-norm where
-that would hide it, one that concerns output logits without z-loss. Intervals and memories (AdEMAMix,
-SPAM, averages) suit runs of some hundred steps. To try some arms:
+that would hide it, one that concerns output logits without z-loss. Intervals and memories suit runs
+of some hundred steps. To try some arms:
 
   from configs import arms
   hyper.product([grid.sizes(scale), arms.points(scale, ['AdamW', 'QK-clip 100', 'Muon'])])
