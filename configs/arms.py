@@ -149,7 +149,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 SHIFTS = {
     'Lion': -2,
     'Adafactor': -1,
-    'WeSaR': -2,
+    'WeSaR': -3,
     'Prodigy': 2,
     'DoWG': 2,
 }

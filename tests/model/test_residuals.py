@@ -96,9 +96,9 @@ def test_embedding_skip():
 
 @pytest.mark.parametrize('position', RESIDUALS)
 def test_final_norm(tiny, position):
-  """Where the last operation of a block is a norm, there is none before the head."""
+  """If a block ends with a norm, there is none before the head."""
   run = tiny({'model.norm_position': position})
   tokens = jnp.zeros((1, 4), jnp.int32)
   network = Transformer(run.static.model, 64)
   params = jax.eval_shape(network.init, jax.random.key(0), tokens, run.hparams)['params']
-  assert ('final_norm' in params) == (position not in ('post', 'deepnorm'))
+  assert ('final_norm' in params) == (position not in ('post', 'deepnorm', 'ngpt'))
