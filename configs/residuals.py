@@ -13,9 +13,9 @@ kernels with std 1 / sqrt(fan in):
                     lower
   all of these      nGPT, with its own normalisation of queries and keys and no weight decay
 
-With a small head, a head of 0 or nGPT, initial_loss is about ln(vocabulary size), 0.5 nats lower
-than in the other arms. Diverged runs count with it, so compare best losses and critical learning
-rates rather than LR sensitivities.
+With a small head, a head of 0, DyT or nGPT, initial_loss is about ln(vocabulary size), 0.5 nats
+lower than in the other arms. Diverged runs count with it, so compare best losses and critical
+learning rates rather than LR sensitivities.
 
 Nothing was measured here. Time at cpu scale: 112 runs, 8 to 16 minutes on two cores (estimate).
 
