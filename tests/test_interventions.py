@@ -93,9 +93,8 @@ SMALL = {
     'probe.every_steps': 0,
 }
 # A gradient of low rank leaves most of soap's basis to rounding: seen 1.2e-3. The scales of fp8 are
-# those of the rows on a device. A number in the middle of two bfloat16 may be rounded to either.
-TOLERANCE = {'': 1e-5, 'soap': 5e-3, 'fp8': 5e-3, 'bfloat16_moments': 1e-4}
-TOLERANCE |= dict.fromkeys(('bfloat16_parameters', 'stochastic_rounding'), 5e-3)
+# those of the rows on a device: seen 7e-4.
+TOLERANCE = {'': 1e-5, 'soap': 5e-3, 'fp8': 3e-3}
 
 
 @pytest.fixture(scope='module')

@@ -105,7 +105,7 @@ RECORDS = (
            source='section 2.1; sigma_reparam: arXiv 2303.06296; multipliers: arXiv 2601.04890;'
            ' wesar: arXiv 2410.05052'),
     choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm', 'dyt'),
-           'Normalisation of the residual stream; dyt, an element-wise tanh with a learned factor,'
+           'Normalisation of the residual stream; dyt, an elementwise tanh with a learned factor,'
            ' normalises nothing.', paper='layernorm',
            source='section 2.1; rmsnorm: arXiv 1910.07467; dyt: arXiv 2503.10622'),
     choice('model.norm_position', 'pre',

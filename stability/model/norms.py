@@ -21,7 +21,11 @@ def _rmsnorm(dtype: str, name: str) -> nn.RMSNorm:
 
 
 class DyT(nn.Module):
-  """Dynamic tanh: scale * tanh(alpha * x) + bias, with a learned alpha for the whole tensor."""
+  """Dynamic tanh: scale * tanh(alpha * x) + bias, with a learned alpha for the whole tensor.
+
+  Unlike norms, it passes on how small x is. The paper's language models therefore also multiply the
+  embedding by a learned scalar, at first sqrt(width), which is no part of this module.
+  """
 
   dtype: str
 

@@ -64,9 +64,14 @@ OBJECTIVE = Terms(
             _balance_loss,
             'arXiv 2101.03961; of each sequence: arXiv 2412.19437',
             when='objective.balance_loss',
+            reads=('objective.balance_loss',),
         ),
         Term(
-            'router_z_loss', _router_z_loss, 'arXiv 2202.08906', when='objective.router_z_loss'
+            'router_z_loss',
+            _router_z_loss,
+            'arXiv 2202.08906',
+            when='objective.router_z_loss',
+            reads=('objective.router_z_loss',),
         ),
     ],
 )

@@ -57,6 +57,7 @@ CHANGED = {
     'seed': 1,
     'data.seed': 1,
     'model.logit_scale': 3.0,
+    'model.qk_gain': 1.5,
     'model.attention_soft_cap': 0.5,
     'model.output_soft_cap': 0.5,
     'objective.z_loss': 1e-3,
@@ -76,6 +77,7 @@ CHANGED = {
 # The options that give hyperparameters an effect, all at once so that one compilation suffices.
 ON = {
     'model.qk_norm': 'fixed',
+    'model.qk_gain': 1.0,
     'model.attention_soft_cap': 1.0,
     'model.output_soft_cap': 1.0,
     'objective.mu_loss': 1.0,
@@ -86,6 +88,7 @@ ON = {
 }
 READ_IF_ON = (
     'model.logit_scale',
+    'model.qk_gain',
     'model.attention_soft_cap',
     'model.output_soft_cap',
     'objective.mu_loss',
