@@ -33,6 +33,10 @@ Gradient RMS goes as about size^-0.8 and learning rate^-0.9, that of the key pro
 and learning rate^-0.6. It falls to 1e-6, far above eps = 1e-8, so updates hardly shrink: see
 configs/epsilon.py. Block outputs grow with size, unlike in the paper.
 
+Measured here at night scale, one seed, at 9.2K, 37K and 147K: LR sensitivity is 0.11, 0.10 and 0.06
+with qk-layernorm, and 0.21, 0.31 and 0.42 without, ratios of 2.0, 3.1 and 6.6. From 1e-2 to 3e-1,
+147K ends between 1.38 and 1.44 nats with it, and between 1.38 and 2.71 without.
+
 To predict from sharpness as well (stability/step/sharpness.py), add
 --config.probe.sharpness_every_steps=80, which takes a third longer.
 
