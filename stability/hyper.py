@@ -126,7 +126,8 @@ def expand(
     if field in config_lib.FIELDS and config_lib.FIELDS[field].shared:
       raise BadInput(f'config.{field}: must not be swept, since all runs share their data')
   flat_base = config_lib.flatten(base)
-  flats = [config_lib.resolve(flat_base | point) for point in points]
+  converted: dict[tuple[str, int], Any] = {}  # most points share most values
+  flats = [config_lib.resolve(flat_base | point, converted) for point in points]
   fields = _without_those_of_arms(fields, flats)
   run_labels = labels([*(field for field in fields if field != 'seed'), 'seed'])
   configs: dict[str, Config] = {}

@@ -44,10 +44,20 @@ def unflatten(flat: Mapping[str, Any]) -> Config:
   return config
 
 
-def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
+# Values in their fields' types, by field and identity of the value.
+Converted = dict[tuple[str, int], Any]
+
+
+def resolve(flat: Mapping[str, Any], converted: Converted | None = None) -> dict[str, Any]:
   """Checks a flat config; raises BadInput if a field is unknown, missing or not allowed.
 
-  Returns the value of every field in its own type, in the order of FIELDS.
+  Args:
+    flat: dotted field -> value.
+    converted: conversions of earlier calls, which this call uses and adds to. Their values must
+      still exist, since they are recognised by identity.
+
+  Returns:
+    The value of every field in its own type, in the order of FIELDS.
   """
   for field in flat:
     if field not in FIELDS:
@@ -55,7 +65,13 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
   for field, record in FIELDS.items():
     if field not in flat:
       raise BadInput(f'config.{field}: missing; it must be {record.allowed}')
-  resolved = convert({field: flat[field] for field in FIELDS})
+  known = {} if converted is None else converted
+  resolved = {}
+  for field, record in FIELDS.items():
+    value = flat[field]
+    if (field, id(value)) not in known:
+      known[field, id(value)] = record.convert(value)
+    resolved[field] = known[field, id(value)]
   for fields, check in _CHECKS:
     problem = check(*(resolved[field] for field in fields))
     if problem:
