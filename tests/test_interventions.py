@@ -123,9 +123,22 @@ def same(left, right):
   return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
+# Those with a state or sums of their own, each in another way.
+ACROSS_DEVICES = {
+    *('baseline', 'sigma_reparam', 'qk_clip', 'soap', 'hyperball', 'muon_sphere', 'prodigy'),
+    *('zclip', 'adagc', 'skip_step', 'schedule_free', 'stochastic_rounding', 'fp8'),
+    *('moe_router_bias', 'query_group', 'tied'),
+}
+
+
 # Each compiles three layouts.
-@pytest.mark.slow
-@pytest.mark.parametrize('name', INTERVENTIONS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ACROSS_DEVICES else pytest.mark.soak)
+        for name in INTERVENTIONS
+    ],
+)
 def test_one_run_over_devices(name, options, tiny, data):
   """Data parallel and sharded, in two microbatches, against one device and whole batches."""
   run = tiny(options)
@@ -146,13 +159,8 @@ def test_one_run_over_devices(name, options, tiny, data):
     assert found_loss == pytest.approx(loss, rel=tolerance)
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        name if name in ('sigma_reparam', 'qk_clip') else pytest.param(name, marks=pytest.mark.slow)
-        for name in INTERVENTIONS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', INTERVENTIONS)
 def test_population_and_resume(options, tiny, data):
   """A run does not depend on neighbours, slot, or whether its state went through a checkpoint."""
   runs = [tiny(options | {'optimizer.learning_rate': rate}) for rate in (1e-3, 0.1)]

@@ -60,6 +60,7 @@ def test_run_alone_and_in_population(population, tiny):
     assert same(alone[other_slot], together[slot])
 
 
+@pytest.mark.slow
 def test_muon_in_population(tiny, text):
   """Muon's matrix products are batched over the runs."""
   overrides = {'optimizer.name': 'muon', 'model.depth': 1, 'probe.every_steps': 0}

@@ -41,6 +41,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
   return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_report_of_the_extracted_archive(workdir, tmp_path):
   targets.keep(workdir, [targets.Target(7e9)])
   file = tmp_path / 'made/sweep.tar.gz'

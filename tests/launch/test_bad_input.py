@@ -443,7 +443,11 @@ def test_predict(case, folder, capsys):
 
 @pytest.mark.parametrize(
     ('program', 'case'),
-    [('sweep', case) for case in PROCESSES] + [('train', case) for case in PROCESSES[:-1]],
+    [
+        ('sweep', PROCESSES[0]),
+        *(pytest.param('sweep', case, marks=pytest.mark.slow) for case in PROCESSES[1:]),
+        *(pytest.param('train', case, marks=pytest.mark.slow) for case in PROCESSES[:-1]),
+    ],
 )
 def test_process(program, case, folder):
   arguments, said = ARGUMENTS[case]

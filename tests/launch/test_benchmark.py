@@ -89,6 +89,7 @@ def tiny(**fields):
   return c
 
 
+@pytest.mark.slow
 def test_population(monkeypatch):
   calls = []
   timer = accelerator._timer

@@ -138,6 +138,7 @@ CONFIG = st.one_of(
 BENIGN = {'--help', '-h', '--helpfull', '--helpshort', '--helpxml', '--only_check_args'}
 
 
+@pytest.mark.slow
 @generated(350)
 @given(st.lists(FLAG, max_size=3), CONFIG)
 @example(['--workdir=' + 'a/' * 3000], BASE)
@@ -258,6 +259,7 @@ def each(texts):
   return lambda test: functools.reduce(lambda test, text: example(text)(test), texts, test)
 
 
+@pytest.mark.slow
 @generated(300)
 @given(FILE)
 @each(written([statement], None, None) for statement in STATEMENTS)
@@ -422,6 +424,7 @@ def must_be_refused(fault):
   }.get(what, False)
 
 
+@pytest.mark.slow
 @generated(200)
 @given(st.lists(FAULT, min_size=1, max_size=2))
 def test_token_files(faults):
@@ -454,6 +457,7 @@ def small_sweep(tmp_path_factory):
   return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*.json*')}
 
 
+@pytest.mark.slow
 @generated(50)
 @given(data=st.data())
 def test_damaged_sweeps(request, data):

@@ -60,6 +60,7 @@ def import_(folder, *flags):
              f'--workdir={folder / "w"}', *flags)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_programs_read_an_imported_workdir(files, capsys):
   workdir = files / 'w'
   assert import_(files) == 0

@@ -177,6 +177,7 @@ def test_bad_input(workdir, tmp_path, capsys, flags, said):
   assert content(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_for_a_paper(workdir, tmp_path):
   """Files of the chosen figures in the width of a column, with labels; the page keeps its own."""
   made_up.write_sweep(tmp_path / 'seeds', widths=(16,), rates=(1e-2, 3e-2, 1e-1))

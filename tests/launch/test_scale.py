@@ -62,6 +62,7 @@ def calls_to_schedule(workdir, runs, monkeypatch):
   return count[0]
 
 
+@pytest.mark.slow
 def test_overhead_per_run_is_constant(tmp_path, monkeypatch):
   """Counts calls, which hardly depend on the load of the machine: three times the runs."""
   monkeypatch.setattr(local, 'POLL_SECONDS', 1.0)

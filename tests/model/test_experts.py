@@ -124,6 +124,7 @@ def test_router_bias(tiny):
   assert (second['load'] != first['load']).any()
 
 
+@pytest.mark.slow
 def test_load_is_that_of_the_whole_batch(tiny, text):
   """Parts of the batch carry the same bias and, together, the load of the whole batch."""
   run = tiny(MOE | {'model.router_bias_rate': 0.01})

@@ -85,6 +85,7 @@ def test_value_residual_reaches_later_blocks(small):
   assert np.abs(gradients['block_1']['attention']['value']).max() == 0
 
 
+@pytest.mark.slow
 def test_tied_head(small):
   """The head is the transposed embedding, which gets the sum of both gradients."""
   untied, tied = small({}), small({'model.head': 'tied'})

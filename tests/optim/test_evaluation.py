@@ -33,6 +33,7 @@ def test_uniform_average(average_steps, first):
     np.testing.assert_allclose(average_of.read(state)['p'], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_schedule_free(tiny, text):
   """Against NumPy in float64, with three explicit sequences and gradients at y."""
   beta, beta2, eps, decay = 0.8, 0.95, 1e-2, 0.01

@@ -66,6 +66,7 @@ def test_heads_above_the_cap_are_scaled(tiny, text):
     close(attention[name], expected[name], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_shared_keys_are_not_scaled(tiny, text):
   """The query kernel of a head above the cap is scaled by cap / S; the shared key stays."""
   shared = OPTIONS | {'model.query_group': 2}

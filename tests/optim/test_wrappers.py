@@ -109,6 +109,7 @@ def test_window_leaves_out_numbers_that_are_not_finite():
   assert wrappers.limit(window, 2.0) == pytest.approx(31.5 + 2 * np.arange(64).std(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_skipped_step_undoes_all_changes(tiny, text, monkeypatch):
   """Weight decay included; step and data go on. The limit is in reach of a few steps here."""
   monkeypatch.setattr(wrappers, 'WINDOW_FEWEST', 1)

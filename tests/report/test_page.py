@@ -118,6 +118,7 @@ def test_ids_and_references(report):
   assert references and set(references) <= set(ids)
 
 
+@pytest.mark.slow
 def test_reproducible(workdir, report):
   before = {path.name: path.read_bytes() for path in report.parent.iterdir()}
   page.write_report(workdir)

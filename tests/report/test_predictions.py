@@ -52,6 +52,7 @@ def without_figures(monkeypatch):
   monkeypatch.setattr(predictions, 'figures', lambda _: [])
 
 
+@pytest.mark.slow
 def test_program(workdir, capsys):
   printed = run(capsys, f'--workdir={workdir}', '--target=4.8B')
   assert printed.startswith('4.8B parameters with qk_norm=layernorm: ')

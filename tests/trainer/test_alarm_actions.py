@@ -135,6 +135,7 @@ def test_resume_with_policy(sweep, step):
   assert numbers(run) == numbers(twin) and taken(run) == taken(twin)
 
 
+@pytest.mark.slow
 def test_policy_rescues_diverged(sweep, train):
   (run,) = sweep([1e25], **{'control.on_alarm': 'policy', 'control.tries': 60})
   plain = sweep([1e25])[0]

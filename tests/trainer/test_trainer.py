@@ -97,6 +97,7 @@ def test_final_loss_above_initial(sweep, train):
   assert result.steps == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_failure_while_loading(sweep, train, layout):
   runs = sweep(RATES, **LAYOUTS[layout])
@@ -147,6 +148,7 @@ def test_out_of_phase(sweep, train):
   assert numbers(alone[3]) == numbers(runs[3])
 
 
+@pytest.mark.slow
 def test_entropy_rate(sweep, train, data):
   """Synthetic text is learned, and no loss is below its entropy rate."""
   fields = {

@@ -125,6 +125,7 @@ class Poll:
 # Interruptions.
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere(sweep):
   """Between chunks and in evaluations: the outcome is the same, and no step is made twice."""
   undisturbed, names = sweep('undisturbed')

@@ -330,6 +330,7 @@ def test_panels_share_their_scales(many, case):
     assert len({axis.get_xlim() for axis in figure.axes}) == 1, name
 
 
+@pytest.mark.slow
 def test_figure_files_are_deterministic(sweep):
   first, second = sweep.all_figures(), sweep.all_figures()
   for name in first:
