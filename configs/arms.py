@@ -1,8 +1,7 @@
 """Interventions by name, as arms of a sweep: the paper's recipe with a few options changed.
 
 This file is not an experiment. An arm that concerns attention logits is tried without qk-norm where
-that would hide it, one that concerns output logits without z-loss. Intervals and memories suit runs
-of some hundred steps. To try some arms:
+that would hide it, one that concerns output logits without z-loss. To try some of them:
 
   from configs import arms
   hyper.product([grid.sizes(scale), arms.points(scale, ['AdamW', 'QK-clip 100', 'Muon'])])
@@ -92,7 +91,7 @@ OPTIMIZERS = {
     'cautious AdamW': {'optimizer.update_mask': 'cautious'},
     'StableAdamW': {'optimizer.name': 'stable_adamw'},
     'Adam-atan2': {'optimizer.name': 'adam_atan2'},
-    'AdEMAMix': {'optimizer.name': 'ademamix', 'optimizer.beta3': 0.98},
+    'AdEMAMix': {'optimizer.name': 'ademamix'},
     'ADOPT': {'optimizer.name': 'adopt', 'optimizer.eps': 1e-6},
     'Lion': {'optimizer.name': 'lion', 'optimizer.beta2': 0.99},
     'Adafactor': {'optimizer.name': 'adafactor'},
@@ -117,11 +116,7 @@ CLIPPING = {
     'AdaGC': {'optimizer.adagc': 1.05, 'optimizer.clip_norm': 0.0},
     'clipped update norm': {'optimizer.update_clip': 3.0},
     'skipped steps': {'optimizer.skip_step': 6.0},
-    'SPAM': {
-        'optimizer.name': 'spam',
-        'optimizer.restart_every_steps': 100,
-        'optimizer.restart_warmup_steps': 30,
-    },
+    'SPAM': {'optimizer.name': 'spam'},
 }
 SCHEDULE = {
     'linear decay': {'schedule.shape': 'linear'},
@@ -149,6 +144,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 SHIFTS = {
     'Lion': -2,
     'Adafactor': -1,
+    'AdEMAMix': -2,  # its directions are up to 9 times as large
     'WeSaR': -3,
     'Prodigy': 2,
     'DoWG': 2,

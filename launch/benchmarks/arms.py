@@ -13,6 +13,7 @@ Arm and baseline take turns in one process on one core, a block of steps each. C
 """
 
 import csv
+import io
 import os
 import statistics
 import sys
@@ -46,8 +47,11 @@ def main() -> None:
     for name in names or arms.ARMS:
       if name != arms.BASELINE and (name, width) not in known:
         rows.append({'arm': name, 'width': width, **measure(name, width, in_population)})
-        lines = [','.join(COLUMNS), *(','.join(str(row[c]) for c in COLUMNS) for row in rows)]
-        files.write_atomic(path, '\n'.join(lines) + '\n')
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_atomic(path, text.getvalue())
 
 
 def measure(name: str, width: int, in_population: bool) -> dict[str, str]:

@@ -9,6 +9,7 @@ import os
 import signal
 import statistics
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -34,10 +35,10 @@ def measure(
     name: a key of MEASUREMENTS.
     rounds: readings of each contestant.
     deadline: time.monotonic() at which the suite ends.
-    output: the JSON file of the benchmark; the quickstart's workdir is beside it.
+    output: the JSON file of the benchmark; a workdir of the quickstart is made beside it.
   """
   if name == 'quickstart':
-    found = _quickstart(deadline, output.with_suffix('.quickstart'))
+    found = _quickstart(deadline, output.absolute().parent)
   else:
     found = _in_process(name, rounds, deadline)
   return found, [(name, found['cut'], '')] if 'cut' in found else MEASUREMENTS[name](found)
@@ -66,11 +67,15 @@ def _in_process(name: str, rounds: int, deadline: float) -> dict[str, Any]:
   return json.loads(process.stdout.splitlines()[-1])
 
 
-def _quickstart(deadline: float, workdir: Path) -> dict[str, Any]:
-  """Trains configs/quickstart.py:gpu, cut to QUICKSTART_STEPS, in the time that is left."""
+def _quickstart(deadline: float, folder: Path) -> dict[str, Any]:
+  """Trains configs/quickstart.py:gpu, cut to QUICKSTART_STEPS, in the time that is left.
+
+  The workdir is a new folder in `folder`.
+  """
   left = deadline - time.monotonic() - _GRACE_SECONDS
   if left <= 0:
     return {'cut': 'no time left'}
+  workdir = Path(tempfile.mkdtemp(prefix='quickstart-', dir=folder))
   started = time.monotonic()
   process = subprocess.Popen(
       [
@@ -155,9 +160,10 @@ def _estimate_rows(found: Mapping[str, Any]) -> list[Row]:
 
 
 def _quickstart_rows(found: Mapping[str, Any]) -> list[Row]:
-  done = sum(found['statuses'].values())
+  statuses = ', '.join(f'{n} {status}' for status, n in found['statuses'].items()) or '0 done'
   what = f'configs/quickstart.py:gpu, {QUICKSTART_STEPS} steps'
-  return [(what, f'{done} of {found["runs"]} runs in {found["seconds"]:.0f} s', '')]
+  measured = f'{statuses} of {found["runs"]} runs in {found["seconds"]:.0f} s'
+  return [(what, f'{measured}, exit code {found["exit code"]}', '')]
 
 
 # Name -> the rows of what was measured, in the order of the suite.

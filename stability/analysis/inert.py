@@ -1,6 +1,6 @@
 """How often interventions changed anything, from the probes acted/NAME.
 
-An intervention that never acts is inert: its runs are those without it.
+An intervention that never acts is inert. Steps between the probed ones are not known.
 """
 
 import re

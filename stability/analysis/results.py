@@ -148,24 +148,26 @@ def by_fields(results: Results) -> Results:
   those without labels, stay as they are.
   """
   runs, sizes = results.runs, results.sizes
-  others = {*sizes, *SIZE_FIELDS, *_NOT_INTERVENTIONS, 'arm'}
+  known = {*sizes, *SIZE_FIELDS, *_NOT_INTERVENTIONS, 'arm'}
   varied = [
       name
       for name in runs
-      if name in config_lib.FIELDS and name not in others and runs[name].nunique(dropna=False) > 1
+      if name in config_lib.FIELDS and name not in known and runs[name].nunique(dropna=False) > 1
   ]
   if 'arm' not in results.groups or not varied:
     return results
-  of_arm = runs.drop_duplicates('arm').set_index('arm')[varied]
+  is_constant = (runs.groupby('arm')[varied].nunique(dropna=False) == 1).all()
+  of_arm = runs.drop_duplicates('arm').set_index('arm')[is_constant.index[is_constant]]
+  others = [name for name in results.groups if name not in ('arm', *varied)]
   windows = [
       entry | {'where': _fields_of_arm(entry['where'], of_arm)} for entry in results.windows
   ]
   not_comparable = results.not_comparable
-  distinct = ['parameters', *sizes, *varied, 'learning_rate', 'seed']
+  distinct = ['parameters', *sizes, *others, *varied, 'learning_rate', 'seed']
   return dataclasses.replace(
       results,
       runs=runs.drop_duplicates(distinct),
-      groups=varied,
+      groups=[*others, *varied],
       windows=windows,
       not_comparable=', '.join(varied) if not_comparable == 'arm' else not_comparable,
   )

@@ -111,12 +111,12 @@ RECORDS = (
     choice('model.norm_position', 'pre',
            ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero', 'ngpt'),
            'Position of norms: pre, before attention and MLP; pre_scaled, the same, divided by'
-           ' sqrt(i) in block i; peri, after them as well; post, on the sum with the residual'
-           ' stream; deepnorm, the same with the stream times (2 depth)^(1/4); rezero, none in the'
-           ' blocks, whose layers are multiplied by a learned gain that starts at 0; ngpt, moves of'
-           ' unit vectors on their sphere, while each update ends with scaling the vectors of all'
-           ' matrices to unit norm, for use with qk_norm, mlp and head of the same name and without'
-           ' weight decay.',
+           ' sqrt(i) in block i, counted from 1; peri, after them as well; post, on the sum with'
+           ' the residual stream; deepnorm, the same with the stream times (2 depth)^(1/4); rezero,'
+           ' none in the blocks, whose layers are multiplied by a learned gain that starts at 0; ngpt,'
+           ' moves of unit vectors on their sphere, while each update ends with scaling the vectors'
+           ' of all matrices to unit norm, for use with qk_norm, mlp and head of the same name and'
+           ' without weight decay.',
            paper='pre', source='section 2.1; pre_scaled: arXiv 2502.05795; peri: arXiv 2502.02732;'
            ' post: arXiv 1706.03762; deepnorm: arXiv 2203.00555; rezero: arXiv 2003.04887;'
            ' ngpt: arXiv 2410.01131'),
@@ -168,7 +168,7 @@ RECORDS = (
            'Centering of the head after each update; mean subtracts the mean output embedding'
            ' (mu-centering).', paper='none', source='arXiv 2601.02031'),
     choice('model.dtype', 'float32', ('float32', 'bfloat16'),
-           'Type of activations; parameters and optimizer state are float32.'),
+           'Type of activations; parameters are float32.'),
     choice('model.matmul_precision', 'highest', ('highest', 'hardware'),
            'Precision of matrix products of float32 numbers on an accelerator: highest = float32,'
            ' hardware = its default, which is TF32 on NVIDIA GPUs and one bfloat16 pass on TPUs.'
@@ -202,8 +202,8 @@ RECORDS = (
            ' parameterization.', above=0, absent=1e-3, source='github.com/karpathy/nanochat'),
     choice('init.depth_scale', 'none', ('none', 'depth', 'block'),
            "Factor of the initial kernels that write to the residual stream, attention's output and"
-           " the MLP's down: depth, 1 / sqrt(2 depth) as in GPT-2; block, 1 / sqrt(2 (i + 1)) in"
-           ' block i as in OLMo.', paper='none', absent='none',
+           " the MLP's down: depth, 1 / sqrt(2 depth) as in GPT-2; block, 1 / sqrt(2 i) in"
+           ' block i, counted from 1, as in OLMo.', paper='none', absent='none',
            source='depth: GPT-2 (Radford et al. 2019); block: github.com/allenai/OLMo-core'),
 
     choice('parameterization.name', 'standard',
@@ -223,7 +223,8 @@ RECORDS = (
            ('adamw', 'adam_atan2', 'stable_adamw', 'lion', 'muon', 'adafactor', 'soap',
             'hyperball', 'ademamix', 'adopt', 'spam', 'muon_sphere', 'prodigy', 'dowg'),
            'Optimizer; each reads some of beta1, beta2 and eps; prodigy and dowg estimate a'
-           ' learning rate, which learning_rate multiplies: 1 is usual.', paper='adamw',
+           ' learning rate, which learning_rate multiplies: 1 is usual; hyperball and muon_sphere'
+           " keep the norm of the blocks' matrices, which do not decay.", paper='adamw',
            source='section 2.1; adam_atan2: arXiv 2407.05872; stable_adamw: arXiv 2304.13013;'
            ' lion: arXiv 2302.06675; muon: arXiv 2502.16982; adafactor: arXiv 1804.04235;'
            ' soap: arXiv 2409.11321; hyperball: arXiv 2606.16899; ademamix: arXiv 2409.03137;'
@@ -257,16 +258,17 @@ RECORDS = (
     integer('optimizer.basis_every_steps', 10,
             'Interval between refinements of the eigenbasis of soap.', at_least=1, traced=True,
             absent=10, unit='steps', source='arXiv 2409.11321'),
-    number('optimizer.beta3', 0.999,
+    number('optimizer.beta3', dict(cpu=0.98, night=0.999, gpu=0.999, paper=0.9999),
            'Decay rate of the slow average of ademamix at the last update; its memory of'
            ' 1 / (1 - beta3) updates should be a small part of the run.', above=0, below=1,
-           absent=0.999, source='arXiv 2409.03137'),
+           absent=0.98, source='arXiv 2409.03137'),
     number('optimizer.alpha', 8.0, 'Weight of the slow average of ademamix at the last update.',
            at_least=0, absent=8.0, source='arXiv 2409.03137'),
-    integer('optimizer.restart_every_steps', 500, 'Interval between restarts of spam.', at_least=1,
-            traced=True, absent=500, unit='steps', source='arXiv 2501.06842'),
-    integer('optimizer.restart_warmup_steps', 150,
-            'Length of the rise of updates after a restart of spam.', traced=True, absent=150,
+    integer('optimizer.restart_every_steps', dict(cpu=100, night=500, gpu=500, paper=500),
+            'Interval between restarts of spam, whose clipping pauses for 20 steps after each.',
+            at_least=1, traced=True, absent=100, unit='steps', source='arXiv 2501.06842'),
+    integer('optimizer.restart_warmup_steps', dict(cpu=30, night=150, gpu=150, paper=150),
+            'Length of the rise of updates after a restart of spam.', traced=True, absent=30,
             unit='steps', source='arXiv 2501.06842'),
     number('optimizer.clip_norm', 1.0,
            'Global norm to which the gradient is scaled down if its norm is larger; 0 = off.',
@@ -276,9 +278,9 @@ RECORDS = (
            ' gradient is scaled down (AGC); 0 = off; 0.01 is usual.', settable=True, paper=0.0,
            absent=0.0, source='arXiv 2102.06171'),
     switch('optimizer.zclip', 0.0,
-           'Distance of the gradient norm from the mean of past ones, in standard deviations, above'
-           ' which the gradient is scaled down (ZClip); 0 = off; 2.5 is usual.', settable=True,
-           paper=0.0, absent=0.0, source='arXiv 2504.02507'),
+           'Number of standard deviations above the mean of past gradient norms beyond which the'
+           ' gradient is scaled down, from step 26 on (ZClip); 0 = off; 2.5 is usual.',
+           settable=True, paper=0.0, absent=0.0, source='arXiv 2504.02507'),
     switch('optimizer.adagc', 0.0,
            "Largest ratio of a tensor's gradient norm to the average of its past ones, to which the"
            ' gradient is scaled down (AdaGC); 0 = off; 1.05 is usual, with clip_norm=0.',
@@ -287,16 +289,18 @@ RECORDS = (
            'Mask of elements of the update; cautious keeps those with the sign of the gradient.',
            paper='none', absent='none', source='arXiv 2411.16085'),
     switch('optimizer.update_clip', 0.0,
-           'Distance of the norm of the update from the mean of the last 128, in standard'
-           ' deviations, to which the update is scaled down; 0 = off; 3 is usual.', settable=True,
+           'Number of standard deviations above the mean of the last 128 norms of updates to which'
+           ' a longer update is scaled down, from the 65th on; 0 = off; 3 is usual.', settable=True,
            paper=0.0, absent=0.0, source='github.com/marin-community/marin'),
     switch('optimizer.skip_step', 0.0,
-           'Distance of the loss or the gradient norm from the mean of the last 128, in standard'
-           ' deviations, above which a step makes no update; 0 = off; 6 is usual.', settable=True,
+           'Number of standard deviations above the mean of the last 128 losses or gradient norms'
+           ' beyond which a step makes no update, from the 65th on; 0 = off; 6 is usual.',
+           settable=True,
            paper=0.0, absent=0.0, source='arXiv 2501.00656'),
     switch('optimizer.qk_clip', 0.0,
            'Attention logit above which the kernels of queries and keys of a head are scaled down'
-           ' after the update; 0 = off; Kimi K2 uses 100.', settable=True, paper=0.0, absent=0.0,
+           ' after the update; 0 = off; Kimi K2 uses 100. A qk-norm undoes the effect on logits.',
+           settable=True, paper=0.0, absent=0.0,
            source='arXiv 2507.20534'),
     number('optimizer.weight_decay', 1e-4,
            'Fraction of each parameter that a step at the peak learning rate removes; if coupled,'
@@ -322,7 +326,7 @@ RECORDS = (
            'Decay rate of the average under evaluation.parameters=ema; under schedule_free, weight'
            ' of the average in the parameters at which gradients are taken.', at_least=0, below=1,
            absent=0.99),
-    integer('evaluation.average_steps', 100,
+    integer('evaluation.average_steps', dict(cpu=100, night=1_000, gpu=500, paper=5_000),
             'Number of last updates over which evaluation.parameters=uniform averages.',
             at_least=1, traced=True, absent=100, unit='steps', source='arXiv 1803.05407'),
 

@@ -163,6 +163,95 @@ def _(decay_steps, shape, warmup_steps, steps):
     )
 
 
+@_check(
+    'evaluation.parameters',
+    *('optimizer.name', 'optimizer.parameter_rounding', 'optimizer.qk_clip', 'optimizer.skip_step'),
+    *('model.output_centering', 'model.norm_position'),
+)
+def _(parameters, optimizer, rounding, qk_clip, skip_step, output_centering, norm_position):
+  changes = {
+      f'optimizer.name={optimizer}': optimizer in ('hyperball', 'muon_sphere'),
+      f'optimizer.parameter_rounding={rounding}': rounding != 'none',
+      'optimizer.qk_clip': qk_clip > 0,
+      'optimizer.skip_step': skip_step > 0,
+      f'model.output_centering={output_centering}': output_centering != 'none',
+      f'model.norm_position={norm_position}': norm_position == 'ngpt',
+  }
+  found = next((name for name, is_on in changes.items() if is_on), None)
+  if parameters == 'schedule_free' and found:
+    return f'must not be schedule_free with config.{found}, whose change it would average away'
+
+
+@_check('optimizer.weight_decay_kind', 'optimizer.name')
+def _(kind, name):
+  if kind == 'adamc' and name in ('hyperball', 'muon_sphere'):
+    return f'must not be adamc with config.optimizer.name={name}, whose matrices do not decay'
+
+
+@_check('optimizer.name', 'parameterization.name')
+def _(optimizer, name):
+  if optimizer == 'hyperball' and name == 'muparam_full':
+    return (
+        'must not be hyperball with config.parameterization.name=muparam_full, whose queries start'
+        ' at 0 and would stay there'
+    )
+
+
+@_check('optimizer.name', 'init.depth_scale', 'model.norm_position', 'model.kernel')
+def _(optimizer, depth_scale, norm_position, kernel):
+  given = {
+      f'init.depth_scale={depth_scale}': depth_scale != 'none',
+      'model.norm_position=deepnorm': norm_position == 'deepnorm',
+      'model.kernel=wesar': kernel == 'wesar',
+  }
+  found = next((name for name, is_on in given.items() if is_on), None)
+  if optimizer == 'muon_sphere' and found:
+    return f'must not be muon_sphere, which sets the size of matrices, with config.{found}'
+
+
+@_check(
+    'model.norm_position',
+    *('init.head', 'init.depth_scale', 'model.kernel', 'model.output_centering'),
+    *('parameterization.name', 'optimizer.qk_clip'),
+)
+def _(norm_position, head, depth_scale, kernel, output_centering, name, qk_clip):
+  given = {
+      f'init.head={head}': head != 'fan_in',
+      f'init.depth_scale={depth_scale}': depth_scale != 'none',
+      f'model.kernel={kernel}': kernel != 'plain',
+      f'model.output_centering={output_centering}': output_centering != 'none',
+      f'parameterization.name={name}': name != 'standard',
+      'optimizer.qk_clip': qk_clip > 0,
+  }
+  found = next((name for name, is_on in given.items() if is_on), None)
+  if norm_position == 'ngpt' and found:
+    return f'must not be ngpt, which sets the size of all vectors, with config.{found}'
+
+
+@_check('optimizer.qk_clip', 'model.kernel')
+def _(qk_clip, kernel):
+  if qk_clip and kernel == 'sigma_reparam':
+    return 'must be 0 with config.model.kernel=sigma_reparam, which would undo it'
+
+
+@_check('model.query_group', 'model.qk_norm')
+def _(query_group, qk_norm):
+  if query_group > 1 and qk_norm == 'ngpt':
+    return 'must be 1 with config.model.qk_norm=ngpt, whose queries and keys share a scale'
+
+
+@_check('model.head', 'optimizer.embedding_rate')
+def _(head, embedding_rate):
+  if head == 'tied' and embedding_rate != 'none':
+    return 'must be linear with config.optimizer.embedding_rate, which would change the head too'
+
+
+@_check('optimizer.restart_warmup_steps', 'optimizer.restart_every_steps', 'optimizer.name')
+def _(warmup_steps, every_steps, name):
+  if name == 'spam' and warmup_steps > every_steps:
+    return f'must not be above config.optimizer.restart_every_steps={every_steps}'
+
+
 @_check('evaluation.decay', 'evaluation.parameters')
 def _(decay, parameters):
   if parameters == 'schedule_free' and decay == 0:

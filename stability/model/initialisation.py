@@ -46,7 +46,7 @@ def _by_block(params: Params, hparams: HParams, static: ml_collections.FrozenCon
 
 
 def _deep_norm(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
-  """Divides all kernels of the blocks but those of queries and keys by (8 depth)^(1/4)."""
+  """Divides the kernels value, output, up and down of the blocks by (8 depth)^(1/4)."""
   del hparams
   names = ('value', 'output', 'up', 'down')
   return _scale_kernels(params, names, lambda i: (8 * static.model.depth) ** -0.25)

@@ -118,7 +118,7 @@ def on_inert(results: Results, shares: pd.DataFrame) -> str | None:
       found.append(name if everywhere else f'{name} with {labels.joined(inert)}')
   if not found:
     return None
-  return f'Inert (changed nothing in any measured step): {"; ".join(found)}.'
+  return f'Changed nothing in any measured step: {"; ".join(found)}.'
 
 
 def count(number: int, noun: str) -> str:

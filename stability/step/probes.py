@@ -8,7 +8,6 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from stability.model.kernels import SMALLEST_NORM
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured, rms
 from stability.step import spectra
 from stability.variants import Term, Terms
@@ -102,10 +101,13 @@ def _updates(inside: Inside) -> dict[str, jax.Array]:
 
 
 def _effective_rates(inside: Inside) -> dict[str, jax.Array]:
-  """||update|| / ||W|| of each matrix, where the update includes the learning rate."""
+  """||update|| / ||W|| of each matrix; not finite where W is 0.
+
+  The update includes the learning rate, but not weight decay and what is done after the update.
+  """
   moves = dict(_paths(inside.moves))
   return {
-      f'effective_learning_rate/{path}': rms(moves[path]) / jnp.maximum(rms(value), SMALLEST_NORM)
+      f'effective_learning_rate/{path}': rms(moves[path]) / rms(value)
       for path, value in _paths(inside.params)
       if value.ndim == 2
   }
@@ -116,10 +118,15 @@ def _stable_ranks(inside: Inside) -> dict[str, jax.Array]:
   return {f'stable_rank/{path}': rank for path, rank in spectra.stable_ranks(matrices).items()}
 
 
+def _differ(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.any((a != b) & ~(jnp.isnan(a) & jnp.isnan(b)))
+
+
 class Acted:
   """Collects acted/NAME: 1 if the intervention NAME changed any element, else 0.
 
-  An intervention that never does is inert. One that is applied in several places acts if it does in
+  An intervention that never does is inert. A
+  NaN that stays is no change. One that is applied in several places acts if it does in
   any of them.
   """
 
@@ -128,7 +135,7 @@ class Acted:
 
   def __call__(self, name: str, before: Tree, after: Tree) -> None:
     """Adds an intervention: what it was applied to, and its result."""
-    changed = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.any(a != b), before, after))
+    changed = jax.tree.leaves(jax.tree.map(_differ, before, after))
     acted = jnp.any(jnp.stack(changed)).astype(jnp.float32)
     self.found[f'acted/{name}'] = jnp.maximum(self.found.get(f'acted/{name}', 0.0), acted)
 

@@ -141,6 +141,46 @@ def test_complete_with_an_absent_value():
             dict(data__source='synthetic', data__tokenizer='bpe'),
             "config.data.tokenizer='bpe': must be bytes when",
         ),
+        (
+            dict(evaluation__parameters='schedule_free', optimizer__parameter_rounding='nearest'),
+            'must not be schedule_free with config.optimizer.parameter_rounding=nearest',
+        ),
+        (
+            dict(evaluation__parameters='schedule_free', optimizer__qk_clip=100.0),
+            'must not be schedule_free with config.optimizer.qk_clip',
+        ),
+        (
+            dict(optimizer__weight_decay_kind='adamc', optimizer__name='hyperball'),
+            'must not be adamc with config.optimizer.name=hyperball',
+        ),
+        (
+            dict(optimizer__name='hyperball', parameterization__name='muparam_full'),
+            'must not be hyperball with config.parameterization.name=muparam_full',
+        ),
+        (
+            dict(optimizer__name='muon_sphere', init__depth_scale='block'),
+            'must not be muon_sphere, .* with config.init.depth_scale=block',
+        ),
+        (
+            dict(model__norm_position='ngpt', init__head='zero'),
+            'must not be ngpt, .* with config.init.head=zero',
+        ),
+        (
+            dict(optimizer__qk_clip=30.0, model__kernel='sigma_reparam'),
+            'config.optimizer.qk_clip=30.0: must be 0 with config.model.kernel=sigma_reparam',
+        ),
+        (
+            dict(model__query_group=2, model__qk_norm='ngpt'),
+            'config.model.query_group=2: must be 1 with config.model.qk_norm=ngpt',
+        ),
+        (
+            dict(model__head='tied', optimizer__embedding_rate='width'),
+            'must be linear with config.optimizer.embedding_rate',
+        ),
+        (
+            dict(optimizer__name='spam', optimizer__restart_warmup_steps=200),
+            'must not be above config.optimizer.restart_every_steps=100',
+        ),
     ],
 )
 def test_refused_together(changes, said):

@@ -153,9 +153,9 @@ def test_accelerator_rows():
   assert rows('torch', readings={'torch': [1e5, 2e5, 3e5]}) == [('200,000', '')]
   readings = {'151M': {'measured': 0.3, 'estimated': 0.2}}
   assert rows('estimates', readings=readings) == [('1.50', '')]
-  assert rows('quickstart', statuses={'done': 3}, runs=42, seconds=61.2) == [
-      ('3 of 42 runs in 61 s', '')
-  ]
+  found = {'statuses': {'done': 3, 'failed': 1}, 'runs': 42, 'seconds': 61.2, 'exit code': 75}
+  said = '3 done, 1 failed of 42 runs in 61 s, exit code 75'
+  assert rows('quickstart', **found) == [(said, '')]
 
 
 def test_errors_and_repeats():
@@ -204,7 +204,7 @@ def test_quickstart_is_cut_off(tmp_path):
   deadline = time.monotonic() + gpu_suite._GRACE_SECONDS + 25
   found, [row] = gpu_suite.measure('quickstart', 1, deadline, file)
   assert found['exit code'] == 75 and 'runs in' in row[1]
-  assert (tmp_path / 'x.quickstart/sweep.json').exists()
+  assert list(tmp_path.glob('quickstart-*/sweep.json'))
   assert gpu_suite.measure('quickstart', 1, time.monotonic(), file)[0] == {'cut': 'no time left'}
 
 

@@ -286,7 +286,9 @@ def test_acted_in_any_place():
   watch('x', tree, tree | {'b': np.float32([0, 1e-9])})
   watch('x', tree, dict(tree))
   watch('y', tree, dict(tree))
-  assert watch.found == {'acted/x': 1, 'acted/y': 0}
+  watch('nan', {'a': np.float32([np.nan, 1])}, {'a': np.float32([np.nan, 1])})
+  watch('to nan', {'a': np.float32([0, 1])}, {'a': np.float32([np.nan, 1])})
+  assert watch.found == {'acted/x': 1, 'acted/y': 0, 'acted/nan': 0, 'acted/to nan': 1}
 
 
 def test_names(inside):

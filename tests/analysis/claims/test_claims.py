@@ -438,6 +438,13 @@ def test_arms_are_judged_by_their_fields():
   by_fields = results_lib.by_fields(of_arms)
   assert by_fields.groups == ['model.qk_norm']
   assert by_fields.windows[0]['where'] == {'model.qk_norm': 'none'}
+  half = of_arms.runs['run'].isin(of_arms.runs['run'].iloc[::2])
+  clips = of_arms.runs.assign(**{'optimizer.clip_norm': half.astype(float), 'batch': half})
+  within = dataclasses.replace(of_arms, runs=clips, groups=['arm', 'batch'])
+  by_fields = results_lib.by_fields(within)
+  assert by_fields.groups == ['batch', 'model.qk_norm', 'optimizer.clip_norm']
+  assert by_fields.windows[0]['where'] == {'model.qk_norm': 'none'}
+  assert len(by_fields.runs) == len(clips)
   again = of_arms.runs.assign(arm='once more', run='again ' + of_arms.runs['run'])
   runs = pd.concat([of_arms.runs, again], ignore_index=True)
   of_arms = dataclasses.replace(of_arms, runs=runs, windows=())
