@@ -24,7 +24,11 @@ INTERVENTIONS = {
     'hyperball': {'optimizer.name': 'hyperball'},
     'ademamix': {'optimizer.name': 'ademamix'},
     'adopt': {'optimizer.name': 'adopt'},
-    'spam': {'optimizer.name': 'spam', 'optimizer.restart_every_steps': 3},
+    'spam': {
+        'optimizer.name': 'spam',
+        'optimizer.restart_every_steps': 3,
+        'optimizer.restart_warmup_steps': 2,
+    },
     'muon_sphere': {'optimizer.name': 'muon_sphere'},
     'prodigy': {'optimizer.name': 'prodigy'},
     'dowg': {'optimizer.name': 'dowg'},

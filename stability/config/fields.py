@@ -112,11 +112,11 @@ RECORDS = (
            ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero', 'ngpt'),
            'Position of norms: pre, before attention and MLP; pre_scaled, the same, divided by'
            ' sqrt(i) in block i, counted from 1; peri, after them as well; post, on the sum with'
-           ' the residual stream; deepnorm, the same with the stream times (2 depth)^(1/4); rezero,'
-           ' none in the blocks, whose layers are multiplied by a learned gain that starts at 0; ngpt,'
-           ' moves of unit vectors on their sphere, while each update ends with scaling the vectors'
-           ' of all matrices to unit norm, for use with qk_norm, mlp and head of the same name and'
-           ' without weight decay.',
+           ' the residual stream; deepnorm, the same with the stream times (2 depth)^(1/4);'
+           ' rezero, none in the blocks, whose layers are multiplied by a learned gain that'
+           ' starts at 0; ngpt, moves of unit vectors on their sphere, while each update ends'
+           ' with scaling the vectors of all matrices to unit norm, for use with qk_norm, mlp and'
+           ' head of the same name and without weight decay.',
            paper='pre', source='section 2.1; pre_scaled: arXiv 2502.05795; peri: arXiv 2502.02732;'
            ' post: arXiv 1706.03762; deepnorm: arXiv 2203.00555; rezero: arXiv 2003.04887;'
            ' ngpt: arXiv 2410.01131'),
