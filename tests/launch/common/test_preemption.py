@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import signal
 import subprocess
 import sys
 import time
