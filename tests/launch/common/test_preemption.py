@@ -106,7 +106,7 @@ def test_signals_while_a_program_starts(program, tmp_path):
           assert process.returncode in (2, -sent)
           continue  # it had just ended by itself, or was about to
         if process.returncode == -signal.SIGSEGV and not err and not crashes:
-          crashes += 1  # before our handler: seen once in some hundred starts, in numpy's imports
+          crashes += 1  # of a library as it is imported, seen once in some hundred starts
           continue
         assert (process.returncode, err) == (75, SAID), (moment, sent)
       finally:
