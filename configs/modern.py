@@ -9,7 +9,7 @@ are judged on it with RMSNorm in the place of LayerNorm:
 
 Not yet measured at any scale.
 
-Time at cpu scale: 126 runs, about 25 minutes on two cores.
+Time at cpu scale: 126 runs, about 25 minutes on two cores (estimate).
 
   python -m launch.sweep --config=configs/modern.py --workdir=runs/modern
 """

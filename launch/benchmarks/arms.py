@@ -1,6 +1,6 @@
 """Cost of the arms of configs/arms.py over the baseline, as a CSV file.
 
-  python -m launch.benchmarks.arms FILE.csv CORE [ARM ...]
+  python -m launch.benchmarks.arms FILE.csv CORE
 
 Arm and baseline take turns in one process on one core, a block of steps each. Columns:
 
@@ -8,8 +8,8 @@ Arm and baseline take turns in one process on one core, a block of steps each. C
   seconds           median over rounds of the ratio of the times of a quiet step
   low, high         the smallest and the largest ratio
   bytes             ratio of the memory of the largest program, by XLA
-  in_population     as seconds, for MEMBERS runs as one population, where a condition takes both of
-                    its branches; empty if the arm was not asked for by name
+  in_population     of arms that act periodically: as seconds, for MEMBERS runs as one population,
+                    where a condition takes both of its branches
 """
 
 import csv
@@ -29,6 +29,7 @@ from stability import config as config_lib
 from stability.storage import files
 
 WIDTHS = (32, 128)
+PERIODIC = ('SOAP', 'SPAM')
 MEMBERS = 4
 ROUNDS, STEPS = 9, 10
 VOCABULARY = 256
@@ -37,16 +38,16 @@ COLUMNS = ('arm', 'width', 'seconds', 'low', 'high', 'bytes', 'in_population')
 
 def main() -> None:
   """Measures the arms that the file lacks, and adds a row after each."""
-  file, core, *names = sys.argv[1:]
+  file, core = sys.argv[1:]
   os.environ.update(environment.worker_environment())
   environment.pin([int(core)])
-  path, in_population = Path(file), bool(names)
+  path = Path(file)
   rows = list(csv.DictReader(path.open())) if path.exists() else []
   known = {(row['arm'], int(row['width'])) for row in rows}
   for width in WIDTHS:
-    for name in names or arms.ARMS:
+    for name in arms.ARMS:
       if name != arms.BASELINE and (name, width) not in known:
-        rows.append({'arm': name, 'width': width, **measure(name, width, in_population)})
+        rows.append({'arm': name, 'width': width, **measure(name, width)})
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
@@ -54,7 +55,7 @@ def main() -> None:
         files.write_atomic(path, text.getvalue())
 
 
-def measure(name: str, width: int, in_population: bool) -> dict[str, str]:
+def measure(name: str, width: int) -> dict[str, str]:
   """The cells of an arm at a width, as ratios to the baseline."""
   (ours, our_bytes), (base, base_bytes) = (_timer(arm, width, 1) for arm in (name, arms.BASELINE))
   ratios = _ratios(ours, base)
@@ -65,7 +66,7 @@ def measure(name: str, width: int, in_population: bool) -> dict[str, str]:
       'bytes': f'{our_bytes / base_bytes:.3f}',
       'in_population': '',
   }
-  if in_population:
+  if name in PERIODIC:
     pair = [_timer(arm, width, MEMBERS)[0] for arm in (name, arms.BASELINE)]
     found['in_population'] = f'{statistics.median(_ratios(*pair)):.3f}'
   return found

@@ -43,9 +43,8 @@ def errors(config: Config, device: Any) -> dict[str, float]:
       gradient, measured, _ = train_step.gradient(model, static, 'quiet', state, rows)
       return {'logits': logits, 'loss': measured['loss'].value, 'gradient': gradient}
 
-    precision = 'highest' if config['model']['matmul_precision'] == 'highest' else 'default'
-    with jax.default_matmul_precision(precision):
-      found.append(jax.device_get(jax.jit(results)(*jax.device_put((state, batch), place))))
+    program = jax.jit(train_step.with_precision(static.model.matmul_precision, results))
+    found.append(jax.device_get(program(*jax.device_put((state, batch), place))))
   ours, theirs = found[1], found[0]
   differences = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), ours, theirs)
   return {

@@ -89,7 +89,7 @@ def define(flag_values: flags.FlagValues) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a dry run shows in addition to the runs and their cost."""
+  """The tables that a dry run shows besides that of runs and their cost."""
 
   machine: cost_lib.Machine | None = None  # to plan for, by arithmetic
   analyze: bool = False

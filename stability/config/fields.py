@@ -2,7 +2,7 @@
 
 To add an option, add its record here. In a source, a section or figure without the name of a paper
 is from arXiv 2309.14322, "Small-scale proxies for large-scale Transformer training instabilities".
-`register` adds the options of an extension to FIELDS.
+`register` adds the options of an extension to FIELDS. This file is long because it is one list.
 """
 
 import dataclasses

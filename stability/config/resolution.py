@@ -106,6 +106,10 @@ def _check(*fields: str) -> Callable[[Callable[..., str | None]], None]:
   return lambda check: _CHECKS.append((fields, check))
 
 
+def _first(given: Mapping[str, bool]) -> str | None:
+  return next((name for name, is_given in given.items() if is_given), None)
+
+
 @_check('model.head_dim')
 def _(head_dim):
   if head_dim % 2:
@@ -177,7 +181,7 @@ def _(parameters, optimizer, rounding, qk_clip, skip_step, output_centering, nor
       f'model.output_centering={output_centering}': output_centering != 'none',
       f'model.norm_position={norm_position}': norm_position == 'ngpt',
   }
-  found = next((name for name, is_on in changes.items() if is_on), None)
+  found = _first(changes)
   if parameters == 'schedule_free' and found:
     return f'must not be schedule_free with config.{found}, whose change it would average away'
 
@@ -204,7 +208,7 @@ def _(optimizer, depth_scale, norm_position, kernel):
       'model.norm_position=deepnorm': norm_position == 'deepnorm',
       'model.kernel=wesar': kernel == 'wesar',
   }
-  found = next((name for name, is_on in given.items() if is_on), None)
+  found = _first(given)
   if optimizer == 'muon_sphere' and found:
     return f'must not be muon_sphere, which sets the size of matrices, with config.{found}'
 
@@ -223,7 +227,7 @@ def _(norm_position, head, depth_scale, kernel, output_centering, name, qk_clip)
       f'parameterization.name={name}': name != 'standard',
       'optimizer.qk_clip': qk_clip > 0,
   }
-  found = next((name for name, is_on in given.items() if is_on), None)
+  found = _first(given)
   if norm_position == 'ngpt' and found:
     return f'must not be ngpt, which sets the size of all vectors, with config.{found}'
 

@@ -59,7 +59,7 @@ def block_parameters(fields: Fields) -> int:
 
 
 def _is_counted(names: tuple[str, ...], leaf: Any) -> bool:
-  """Whether a parameter is a matrix of a block; the gate of attention and routers do not count."""
+  """Whether a parameter is a matrix of a block other than a router or the gate of attention."""
   gates = ('attention', 'gate'), ('mlp', 'router')
   return _is_of_block(names) and leaf.ndim >= 2 and names[-2:] not in gates
 

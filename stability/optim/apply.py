@@ -32,6 +32,7 @@ RATE_SCALES = Choices(
     },
 )
 
+
 class Decayed(NamedTuple):
   """A parameter that decays, and what the factor of its weight decay may depend on."""
 

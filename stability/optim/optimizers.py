@@ -50,7 +50,7 @@ def make_optimizer(
     optimizer = precision.with_bfloat16_state(optimizer)
   optimizer = optax.chain(*terms, optimizer)
   for term in WRAPPERS.active(static):
-    directions: list[optax.Updates] = []  # of the optimizer inside, as its update is called
+    directions: list[optax.Updates] = []  # those of the optimizer inside, until they are compared
     inside = _noted(optimizer, directions) if watch else optimizer
     optimizer = _watched(term.name, term.make(hparams, inside), watch, directions)
   return optimizer
@@ -62,7 +62,7 @@ def _watched(
     watch: Watch | None,
     inputs: list[optax.Updates] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Tells `watch` what goes in, or the first of `inputs`, and what comes out of an update."""
+  """Tells `watch` of what an update makes its result: its argument, or what `inputs` holds."""
   transformation = optax.with_extra_args_support(transformation)
   if watch is None:
     return transformation

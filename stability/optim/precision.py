@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Params = dict[str, object]
 
 def with_bfloat16_state(
     inner: optax.GradientTransformation,

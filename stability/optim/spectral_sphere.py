@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stability.model import spectra
 from stability.model.kernels import SMALLEST_NORM
-
-POWER_STEPS = 20  # as in github.com/marin-community/marin, levanter/optim/sso.py
 
 # Coefficients of Newton-Schulz steps x <- a x + (b A + c A^2) x with A = x x', of arXiv 2505.16932.
 POLAR_EXPRESS = (
@@ -30,7 +29,7 @@ def radius(shape: tuple[int, int]) -> float:
 def scale_by_muon_sphere(beta: jax.Array, eps: jax.Array) -> optax.GradientTransformation:
   """Orthogonalised Nesterov momentum, times the radius.
 
-  The learning rate is thus the spectral norm of an update in units of that of the matrix.
+  The learning rate is thus the spectral norm of an update relative to that of the matrix.
   """
 
   def dimensions(params):
@@ -44,16 +43,6 @@ def scale_by_muon_sphere(beta: jax.Array, eps: jax.Array) -> optax.GradientTrans
 
 
 def to_sphere(kernel: jax.Array) -> jax.Array:
-  """A kernel, [fan in, fan out], scaled to the spectral norm of the sphere.
-
-  Its own spectral norm is estimated by power iteration from the vector of ones.
-  """
-
-  def power_step(_, right):
-    left = kernel @ right
-    right = kernel.T @ (left / jnp.maximum(jnp.linalg.norm(left), SMALLEST_NORM))
-    return right / jnp.maximum(jnp.linalg.norm(right), SMALLEST_NORM)
-
-  start = jnp.full(kernel.shape[1], kernel.shape[1] ** -0.5)
-  norm = jnp.linalg.norm(kernel @ jax.lax.fori_loop(0, POWER_STEPS, power_step, start))
+  """A kernel, [fan in, fan out], scaled to the spectral norm of the sphere."""
+  norm = spectra.spectral_norm(kernel)
   return radius(kernel.shape) / jnp.maximum(norm, SMALLEST_NORM) * kernel

@@ -8,8 +8,8 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from stability.model import spectra
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured, rms
-from stability.step import spectra
 from stability.variants import Term, Terms
 
 Measurements = dict[str, Measured]

@@ -74,7 +74,7 @@ def programs(
       steps do without it.
   """
   model = make_model(static, vocabulary_size, remat=remat, fused=fused)
-  bind = functools.partial(_bind, static.model.matmul_precision)
+  bind = functools.partial(with_precision, static.model.matmul_precision)
   steps = {'quiet': bind(step, model, static, microbatches, 'quiet')}
   if static.probe.every_steps:
     steps['probed'] = bind(step, model, static, microbatches, 'probed')
@@ -85,7 +85,9 @@ def programs(
   )
 
 
-def _bind(precision: str, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+def with_precision(
+    precision: str, function: Callable[..., Any], *arguments: Any
+) -> Callable[..., Any]:
   """`function` with its first arguments given, traced with the precision of matrix products."""
   partial = functools.partial(function, *arguments)
 

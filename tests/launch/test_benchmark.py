@@ -1,5 +1,6 @@
 """The arithmetic of the benchmarks; the programs that they compare run and learn."""
 
+import csv
 import json
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from configs import benchmark as setup
 from launch import benchmark
-from launch.benchmarks import accelerator, gpu_suite, inputs, numerics, plain, probe_overhead
+from launch.benchmarks import accelerator, arms, gpu_suite, inputs, numerics, plain, probe_overhead
 from launch.benchmarks.readings import in_turn, ratio
 from launch.common import app, environment
 
@@ -218,3 +219,39 @@ def test_suite(tmp_path, monkeypatch, capsys):
   assert '8.0' in capsys.readouterr().out
   written = json.loads(file.read_text())
   assert written['population'] == found and written['machine']['jax']
+
+
+def test_cost_of_arms_is_kept(tmp_path, monkeypatch):
+  """A second start measures what the file lacks; names may contain commas."""
+  names, measured = ('AdamW', 'experts, router bias', 'SOAP'), []
+  monkeypatch.setattr(arms.arms, 'ARMS', {name: {} for name in names})
+  monkeypatch.setattr(environment, 'worker_environment', dict)
+  monkeypatch.setattr(environment, 'pin', lambda cores: None)
+  monkeypatch.setattr(sys, 'argv', ['arms', str(tmp_path / 'cost.csv'), '0'])
+
+  def measure(name, width):
+    if len(measured) == 3:
+      raise KeyboardInterrupt
+    measured.append((name, width))
+    return dict.fromkeys(arms.COLUMNS[2:], '1.5')
+
+  monkeypatch.setattr(arms, 'measure', measure)
+  with pytest.raises(KeyboardInterrupt):
+    arms.main()
+  first, measured = measured, []
+  arms.main()
+  assert first + measured == [(name, width) for width in arms.WIDTHS for name in names[1:]]
+  rows = list(csv.DictReader((tmp_path / 'cost.csv').open()))
+  assert [(row['arm'], int(row['width']), row['bytes']) for row in rows] == [
+      (*each, '1.5') for each in first + measured
+  ]
+
+
+@pytest.mark.slow
+def test_cost_of_an_arm(monkeypatch):
+  monkeypatch.setattr(arms, 'ROUNDS', 2)
+  monkeypatch.setattr(arms, 'PERIODIC', ('experts',))
+  found = arms.measure('experts', 16)  # eight of them
+  assert float(found['bytes']) > 1.5 and float(found['low']) > 1
+  assert float(found['low']) <= float(found['seconds']) <= float(found['high'])
+  assert float(found['in_population']) > 1

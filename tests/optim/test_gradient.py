@@ -17,7 +17,7 @@ def draw(size=1.0):
 
 
 def transformed(name, gradients, **options):
-  """What the term makes of successive gradients, as traced values of a vmapped function."""
+  """The results of a term for successive gradients, with traced options under vmap."""
   (term,) = (term for term in GRADIENT if term.name == name)
   hparams = {f'optimizer.{option}': np.float32([value]) for option, value in options.items()}
 

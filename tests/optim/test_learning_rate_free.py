@@ -87,7 +87,7 @@ def test_dowg(trajectories):
 
 
 def test_prodigy_of_gradients_that_are_zero():
-  """Its estimate, 0 / 0, does not spread to later updates."""
+  """The estimate is 0 / 0 while all gradients are 0; later updates are not affected."""
   hparams = {'optimizer.beta1': BETA1, 'optimizer.beta2': BETA2, 'optimizer.eps': EPS}
   optimizer = OPTIMIZERS['prodigy'].make(hparams)
   update = jax.jit(lambda g, state: optimizer.update(g, state, g, learning_rate=np.float32(1)))

@@ -81,7 +81,7 @@ def test_clipped_updates():
 
 
 def test_skipped_steps():
-  """Those whose loss or norm exceeds its limit; the window remembers them, the optimizer not."""
+  """Steps whose loss or norm exceeds its limit enter the windows, but not the optimizer's state."""
   sizes, losses = 1 + 0.1 * RNG.random(140), 2 + 0.1 * RNG.random(140)
   sizes[[30, 80]] = 9
   losses[[100, 101]] = 5

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from stability.step import spectra
+from stability.model import spectra
 
 RNG = np.random.default_rng(0)
 MATRICES = {
@@ -15,6 +15,7 @@ MATRICES = {
     'rank one': np.outer(RNG.normal(size=8), RNG.normal(size=24)),
     'tiny': 1e-25 * np.outer(RNG.normal(size=24), RNG.normal(size=8)),
     'identity': np.eye(24),
+    'orthogonal to ones': np.outer(RNG.normal(size=8), [1.0, -1.0] * 12),
 }
 
 

@@ -1,0 +1,54 @@
+"""Spectral norms and stable ranks of matrices, by power iteration."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stability.model.kernels import SMALLEST_NORM
+
+# Of power iteration. The spectral norm of a Gaussian matrix of width 64 to 1,024 is then up to 2 %
+# too low.
+STEPS = 20
+
+
+def stable_ranks(matrices: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """||W||_F^2 / ||W||_2^2 of each matrix W, by name: 1 if its rank is 1, at most its rank.
+
+  Matrices of equal shape are processed together.
+  """
+  by_shape: dict[tuple[int, ...], list[str]] = {}
+  for name, matrix in matrices.items():
+    by_shape.setdefault(matrix.shape, []).append(name)
+  found = {}
+  for names in by_shape.values():
+    ranks = jax.vmap(_stable_rank)(jnp.stack([matrices[name] for name in names]))
+    found |= dict(zip(names, ranks, strict=True))
+  return {name: found[name] for name in matrices}
+
+
+def _stable_rank(matrix_IxO: jax.Array) -> jax.Array:
+  # Scaled first, since squares of small elements would underflow.
+  matrix_IxO = matrix_IxO / jnp.maximum(jnp.max(jnp.abs(matrix_IxO)), SMALLEST_NORM)
+  squared = jnp.square(spectral_norm(matrix_IxO))
+  return jnp.sum(jnp.square(matrix_IxO)) / jnp.maximum(squared, SMALLEST_NORM)
+
+
+def spectral_norm(matrix_IxO: jax.Array) -> jax.Array:
+  """An estimate of the largest singular value, never above it.
+
+  It starts from random numbers that are always the same: regular vectors, such as ones, may be
+  orthogonal to the wanted one.
+  """
+
+  def step(_, vector_O):
+    return _unit(_unit(matrix_IxO @ vector_O) @ matrix_IxO)
+
+  start_O = np.random.default_rng(0).normal(size=matrix_IxO.shape[1]).astype(np.float32)
+  vector_O = jax.lax.fori_loop(0, STEPS, step, jnp.asarray(start_O))
+  return jnp.linalg.norm(matrix_IxO @ vector_O)
+
+
+def _unit(vector: jax.Array) -> jax.Array:
+  return vector / jnp.maximum(jnp.linalg.norm(vector), SMALLEST_NORM)
