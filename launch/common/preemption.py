@@ -38,22 +38,30 @@ def install() -> None:
   """Makes the signals end the process with EXIT_CODE.
 
   Within `raised` they raise Preempted in the main thread, within `deferred` they wait. Elsewhere,
-  as during imports, where an exception may be caught, the process exits at once.
+  and during any import outside `deferred`, the process exits at once: a module may catch the
+  exception, and extension modules crash if their own imports raise it.
   """
   for number in SIGNALS:
     signal.signal(number, _handle)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-  del number, frame
+  del number
   _state['received'] = True
   if _state['is_deferred']:
     return
-  if _state['is_raised']:
+  if _state['is_raised'] and not _is_import(frame):
     raise Preempted
   with contextlib.suppress(OSError):  # standard error may be closed
     os.write(2, f'{MESSAGE}\n'.encode())
   os._exit(EXIT_CODE)
+
+
+def _is_import(frame: FrameType | None) -> bool:
+  """Whether this frame or one that it was called from imports a module."""
+  while frame and frame.f_code.co_filename != '<frozen importlib._bootstrap>':
+    frame = frame.f_back
+  return frame is not None
 
 
 @contextlib.contextmanager
