@@ -1,4 +1,4 @@
-"""Every variant and every layout compiles for a GPU and a TPU: by hand, since it takes hours.
+"""Every variant, intervention and layout compiles for a GPU and a TPU: by hand, since it takes hours.
 
   pytest -m soak tests/devices/test_everything_compiles.py
 
@@ -10,6 +10,7 @@ import itertools
 import time
 
 import pytest
+from test_interventions import INTERVENTIONS
 
 from configs import base
 from stability import config as config_lib
@@ -27,18 +28,6 @@ SMALL = {
     'model.depth': 1,
     'probe.every_steps': 10,
 }
-SWITCHES = {
-    'optimizer.qk_clip': 100.0,
-    'optimizer.adaptive_clip': 0.01,
-    'optimizer.zclip': 2.5,
-    'optimizer.adagc': 1.05,
-    'optimizer.update_clip': 3.0,
-    'optimizer.skip_step': 6.0,
-    'model.output_centering': True,
-    'objective.mu_loss': 1e-4,
-    'model.attention_soft_cap': 50.0,
-    'model.output_soft_cap': 30.0,
-}
 PAPER = {'data.batch_size': 256, 'data.sequence_length': 512, 'probe.every_steps': 10}
 LARGE = {  # sizes of the paper
     '1.2B': PAPER | {'model.width': 2048, 'model.depth': 24, 'model.head_dim': 64},
@@ -48,23 +37,18 @@ LARGE = {  # sizes of the paper
 
 @functools.cache
 def mixtures():
-  """Configs that together have every variant of every option, each at least once."""
-  tables = {
-      name: list(table)
-      for name, table in variants.TABLES.items()
-      if isinstance(table, variants.Choices)
-  }
+  """Configs that together have every variant of every option and every intervention."""
+  tables = [(n, t) for n, t in variants.TABLES.items() if isinstance(t, variants.Choices)]
   found = []
-  for n in range(max(map(len, tables.values()))):
-    found.append({option: values[n % len(values)] for option, values in tables.items()})
-  missing = {(option, value) for option, values in tables.items() for value in values}
-  allowed = []
-  for point in found:
-    if resolved(point) is not None:
-      allowed.append(point)
-      missing -= set(point.items())
-  allowed += [{option: value} for option, value in sorted(missing)]
-  return [*allowed, *({switch: value} for switch, value in SWITCHES.items())]
+  for point in [*INTERVENTIONS.values(), *({name: value} for name, t in tables for value in t)]:
+    for mixture in found:
+      agree = all(mixture.get(option, value) == value for option, value in point.items())
+      if agree and resolved(mixture | point) is not None:
+        mixture |= point
+        break
+    else:
+      found.append(dict(point))
+  return found
 
 
 def resolved(point):
