@@ -1,4 +1,4 @@
-"""Every variant, intervention and layout compiles for a GPU and a TPU: by hand, since it takes hours.
+"""Every variant, intervention and layout compiles for a GPU and a TPU: by hand, it takes an hour.
 
   pytest -m soak tests/devices/test_everything_compiles.py
 
@@ -44,7 +44,7 @@ def mixtures():
     for mixture in found:
       agree = all(mixture.get(option, value) == value for option, value in point.items())
       if agree and resolved(mixture | point) is not None:
-        mixture |= point
+        mixture.update(point)
         break
     else:
       found.append(dict(point))
