@@ -78,6 +78,7 @@ def test_sweep(place):
   )
 
 
+@pytest.mark.slow
 def test_option_in_help_and_override(folder):
   shown = run(folder, 'sweep', '--config=mine.py', '--help')
   assert '--config.optimizer.momentum' in shown.stdout and 'Decay of the velocity' in shown.stdout

@@ -34,7 +34,13 @@ def test_every_added_column_is_reserved(tmp_path):
     assert added - {*results.runs, 'sweep'} <= reserved.RESERVED, name
 
 
-@pytest.mark.parametrize('name', ['eps', 'window', 'low', 'loss', 'event', 'usable'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('eps', 'window'),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ('low', 'loss', 'event', 'usable')),
+    ],
+)
 def test_arms_of_a_reserved_name(tmp_path, name):
   """They are analysed as those of any other name."""
   results, _ = known_truth.sweep(np.random.default_rng(0), interventions=('none', 'l2'))

@@ -22,7 +22,7 @@ def test_tokens():
 
 
 @pytest.mark.parametrize('gate', ['none', 'sigmoid'])
-@pytest.mark.parametrize('depth', [0, 1, 3])
+@pytest.mark.parametrize('depth', [0, 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_flops_against_xla(depth, gate):
   # Matrix products dominate at this width; XLA also counts norms, softmax and GELU.
   size = {'model.width': 256, 'model.head_dim': 64, 'model.depth': depth}

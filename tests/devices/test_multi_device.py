@@ -73,7 +73,7 @@ def made(kind, run, data, **options):
     scope='module',
     params=[
         pytest.param(('population', {'microbatches': 2}), marks=pytest.mark.slow),
-        ('data_parallel', {'microbatches': 2}),
+        pytest.param(('data_parallel', {'microbatches': 2}), marks=pytest.mark.slow),
         ('sharded', {'microbatches': 2, 'remat': True}),
     ],
     ids=lambda param: param[0],
@@ -176,6 +176,7 @@ def test_host_batcher():
       assert np.array_equal(drawn[slot, i], batches.gather(jnp.asarray(text), starts, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['single', 'population'])
 def test_host_drawn_batches(kind, tiny, data):
   """Runs that join at different steps see the same batches; another program rounds differently."""
@@ -205,6 +206,7 @@ def test_host_drawn_batches(kind, tiny, data):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', [False, True])
 def test_remat(remat, tiny, text):
   run = tiny(SMALL | {'model.depth': 3, 'data.batch_size': 4, 'data.sequence_length': 16})

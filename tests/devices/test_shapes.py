@@ -129,6 +129,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow  # each traces three steps
 @pytest.mark.parametrize('changes', [*choices(), *OTHERS], ids=str)
 def test_blocks_are_alike(changes):
   """Depths 0 and 1 give the same result for depth 3 as a trace of depth 3."""

@@ -63,6 +63,7 @@ def test_report_of_the_extracted_archive(workdir, tmp_path):
   assert (tmp_path / 'a/index.html').exists()
 
 
+@pytest.mark.slow
 def test_report_is_archived_and_bytes_are_the_same(workdir, tmp_path):
   page.write_report(workdir)
   inside = workdir / 'report/copy.tar.gz'

@@ -159,6 +159,7 @@ def test_accelerator_rows():
   assert rows('quickstart', **found) == [(said, '')]
 
 
+@pytest.mark.slow
 def test_errors_and_repeats():
   """The CPU against itself; a run is the same twice, and about the same alone."""
   config = inputs.resolve(tiny())

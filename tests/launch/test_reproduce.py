@@ -84,6 +84,7 @@ def test_dry_run(place, capsys):
   assert sorted(place.rglob('*')) == before
 
 
+@pytest.mark.slow
 def test_dry_run_at_paper_scale(capsys, monkeypatch):
   """Experiments that refuse an override are named; the others are planned."""
   monkeypatch.setenv('COLUMNS', '120')
@@ -203,17 +204,13 @@ def test_damaged_workdir(place, monkeypatch, capsys):
   assert 'first: runs/first/sweep.json: cannot be read' in page and '41 done' in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('sent', 'code', 'said'),
     [
         (signal.SIGINT, 130, 'interrupted; the same command resumes the runs\n'),
-        pytest.param(
-            signal.SIGTERM,
-            75,
-            'preempted; the same command resumes the runs\n',
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(signal.SIGKILL, -9, '', marks=pytest.mark.slow),
+        (signal.SIGTERM, 75, 'preempted; the same command resumes the runs\n'),
+        (signal.SIGKILL, -9, ''),
     ],
 )
 def test_child_ends_with_parent(place, sent, code, said):

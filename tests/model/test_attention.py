@@ -189,6 +189,7 @@ def test_query_key_cosine(attend):
   assert aligned['query_key_cosine'] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('long', [False, True])
 def test_fused_kernel_equals_our_attention(tiny, monkeypatch, long):
   """Output, gradients and probes agree; those of a long text are computed in blocks of queries.

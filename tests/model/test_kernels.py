@@ -67,6 +67,7 @@ def test_gradient_passes_through_sigma(kernel, variables):
     assert found[i, j] == pytest.approx(slope, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_only_training_updates_the_vectors(tiny, text):
   run = tiny({'model.kernel': 'sigma_reparam', 'optimizer.learning_rate': 0.1})
   programs = train_step.programs(run.static, 64)

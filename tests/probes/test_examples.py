@@ -35,6 +35,7 @@ def test_huggingface_trainer(capsys, tmp_path, monkeypatch):
   assert set(found['alarms'].monitor.lacking) == {'loss_spike'}  # nine rows
 
 
+@pytest.mark.slow
 def test_optax_loop(capsys):
   found, output = run('optax_loop.py', capsys)
   assert 'attention_logit: the highest attention logit is' in output

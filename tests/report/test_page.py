@@ -134,6 +134,7 @@ def test_sweep_without_results(tmp_path):
   assert 'nan' not in shown.text.lower().split()
 
 
+@pytest.mark.usefixtures('without_figures')
 def test_partial_sweep(tmp_path):
   error = f'Traceback (most recent call last):\n  File "train.py"\nRuntimeError: {EVIL}\n'
   failed = {'status': 'failed', 'final_loss': None, 'initial_loss': None, 'error': error}
@@ -193,6 +194,7 @@ def test_escaping(tmp_path):
   assert f'{EVIL} {EVIL}' in shown.text
 
 
+@pytest.mark.usefixtures('without_figures')
 def test_entropy_rate(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), interventions=[{}])
   sweep = sweeps.read_sweep(tmp_path)
@@ -223,6 +225,7 @@ def write_activations(workdir, **change):
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
+@pytest.mark.usefixtures('without_figures')
 def test_coordinate_check(tmp_path):
   write_activations(tmp_path)
   text = re.sub(r'\s+', ' ', Page(page.write_report(tmp_path)).text)
@@ -242,6 +245,7 @@ def test_no_coordinate_check(change, tmp_path):
   assert page._coordinate_check(tmp_path, results_lib.load_workdir(tmp_path)).empty
 
 
+@pytest.mark.usefixtures('without_figures')
 def test_actions(tmp_path):
   made_up.write_sweep(tmp_path)
   name = next(iter(sweeps.read_sweep(tmp_path).runs))
@@ -284,6 +288,7 @@ def test_actions(tmp_path):
   assert 'script' not in [tag for tag, _ in shown.elements]
 
 
+@pytest.mark.usefixtures('without_figures')
 def test_alarms_without_actions(tmp_path):
   first, second, *_ = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
   for name in (first, second):

@@ -47,11 +47,6 @@ def without_other_figures(monkeypatch):
     monkeypatch.setattr(page.selection, name, lambda *_: [])
 
 
-@pytest.fixture
-def without_figures(monkeypatch):
-  monkeypatch.setattr(predictions, 'figures', lambda _: [])
-
-
 @pytest.mark.slow
 def test_program(workdir, capsys):
   printed = run(capsys, f'--workdir={workdir}', '--target=4.8B')
@@ -77,6 +72,7 @@ def test_program(workdir, capsys):
   assert answers['usable'].all() and answers['reason'].isna().all()
 
 
+@pytest.mark.slow
 def test_targets_are_kept(tmp_path, capsys, without_figures):
   made_up.write_sweep(tmp_path, widths=WIDTHS[:3], rates=(1e-3, 1e-2, 1e-1, 1.0), seeds=(0,))
   assert '147K parameters with' in run(capsys, f'--workdir={tmp_path}')  # the next named sizes
@@ -243,6 +239,7 @@ def test_held_out_size_whose_critical_rate_is_not_predicted():
   assert text.startswith('The critical learning rate of the largest size could not be predicted')
 
 
+@pytest.mark.slow
 def test_section_of_the_report(workdir):
   (workdir / 'targets.json').unlink(missing_ok=True)
   path = page.write_report(workdir)

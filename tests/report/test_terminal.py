@@ -13,6 +13,7 @@ from stability.analysis.claims.claim import Verdict
 from stability.report import page, terminal
 from stability.storage import run_files, sweeps
 
+pytestmark = pytest.mark.usefixtures('module_without_figures')
 RULE = '─'
 
 
@@ -32,7 +33,7 @@ def summary(workdir, report, width=80):
 
 
 @pytest.fixture(scope='module', params=[(0,), (0, 1)], ids=['one seed', 'two seeds'])
-def printed(request, tmp_path_factory):
+def printed(request, tmp_path_factory, module_without_figures):
   """The summary of a sweep like configs/quickstart.py."""
   workdir = tmp_path_factory.mktemp('sweep')
   made_up.write_sweep(workdir, seeds=request.param)

@@ -56,7 +56,13 @@ def tiny(tiny):
   return lambda overrides=None: tiny({'model.depth': 2} | (overrides or {}))
 
 
-@pytest.fixture(scope='module', params=MODELS)
+@pytest.fixture(
+    scope='module',
+    params=[
+        name if name == 'default' else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def probed(request, tiny):
   """A run before its first update, and its probed step, compiled."""
   overrides = {'optimizer.clip_norm': 0.1, 'optimizer.eps': 1e-3}  # so that clipping shows

@@ -141,6 +141,7 @@ def stepped(tiny, text):
   return Stepped(tiny(SMALL), text)
 
 
+@pytest.mark.slow
 def test_critical_sharpness_matches_losses_along_the_update(stepped):
   direction, _ = stepped.direction()
   loss = compiled(stepped.loss)
@@ -159,6 +160,7 @@ def test_critical_sharpness_matches_losses_along_the_update(stepped):
   assert stepped.metrics['critical_sharpness_ratio'] == pytest.approx(ratio, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_preconditioned_sharpness_matches_the_dense_hessian(stepped):
   flat, unravel = flatten_util.ravel_pytree(stepped.before['params'])
   hessian = np.float64(compiled(jax.hessian(lambda x: stepped.loss(unravel(x))))(flat))
@@ -172,6 +174,7 @@ def test_preconditioned_sharpness_matches_the_dense_hessian(stepped):
   assert stepped.metrics['preconditioned_sharpness_ratio'] == expected
 
 
+@pytest.mark.slow
 def test_sharp_and_quiet_steps_make_the_same_update(stepped):
   for a, b in zip(
       jax.tree.leaves(stepped.after), jax.tree.leaves(stepped.after_quiet), strict=True

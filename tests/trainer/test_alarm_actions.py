@@ -85,6 +85,7 @@ def test_timeout(sweep, default, expected, status):
   assert (result and result.status) == status
 
 
+@pytest.mark.slow
 def test_policy_tries(sweep, replayed):
   policy = {'control.on_alarm': 'policy', 'control.tries': 2}
   (run,) = sweep(**policy)

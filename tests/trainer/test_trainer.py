@@ -124,6 +124,7 @@ def test_failure_while_training(sweep):
   assert 'device lost' in run_files.read_result(runs[0]).error
 
 
+@pytest.mark.slow
 def test_more_runs_than_slots(sweep, train):
   rates = [10.0 ** (-n / 4) for n in range(4, 11)]  # seven, on three devices with a slot each
   runs, alone = sweep(rates, **POPULATION), sweep(rates, **POPULATION)

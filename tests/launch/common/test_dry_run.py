@@ -43,6 +43,7 @@ def rows(lines: list[str]) -> list[list[str]]:
   return [line.split() for line in lines if line.startswith('width=')]
 
 
+@pytest.mark.slow
 def test_ladder_on_eight_devices(capsys):
   lines = run(capsys, LADDER, *H100S)
   where, memory = rows(lines)[:9], rows(lines)[9:]

@@ -43,6 +43,7 @@ def replayed(run, workdir):
   return replay.replay(run, workdir, Console(file=out, width=100), train), out.getvalue()
 
 
+@pytest.mark.slow
 def test_same_numbers(run, tmp_path):
   code, out = replayed(run, tmp_path / 'new')
   assert code == 0

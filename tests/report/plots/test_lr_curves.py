@@ -279,6 +279,7 @@ def test_size_labels_do_not_overlap(many):
 COLUMN = 3.25  # inches, a column of a paper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'interventions', [None, MANY['six interventions of two fields']['interventions']]
 )
