@@ -25,16 +25,25 @@ HParams = Mapping[str, jax.Array]
 
 
 class Transformer(nn.Module):
-  """Tokens [B, T] -> logits [B, T, V] in float32."""
+  """Tokens [B, T] -> logits [B, T, V] in float32.
+
+  The residual stream [B, T, D] after the final norm is the output of the part `trunk` and the input
+  of the part `head`.
+  """
 
   c: ml_collections.FrozenConfigDict  # config.model
   vocabulary_size: int
   remat: bool = False  # recompute each block in the backward pass, to save memory
   fused: bool = False  # use the fused attention of a GPU where it applies
   needs: tuple[str, ...] = ()  # measurements to take in quiet steps as well
+  part: str = 'whole'  # or trunk, or head
 
   @nn.compact
-  def __call__(self, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
+  def __call__(self, inputs: jax.Array, hparams: HParams) -> jax.Array:
+    x_BxTxD = inputs if self.part == 'head' else self._stream(inputs, hparams)
+    return x_BxTxD if self.part == 'trunk' else self._logits(x_BxTxD, hparams)
+
+  def _stream(self, tokens_BxT: jax.Array, hparams: HParams) -> jax.Array:
     c = self.c
     x_BxTxD = EMBEDDINGS[c.embedding].make(self, tokens_BxT, hparams)
     sow_activation(self, 'embedding', x_BxTxD)
@@ -45,6 +54,10 @@ class Transformer(nn.Module):
       x_BxTxD, values = apply(x_BxTxD, start_BxTxD, hparams, values)
     if RESIDUALS[c.norm_position].make.final_norm:
       x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
+    return x_BxTxD
+
+  def _logits(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
+    c = self.c
     head_logits = HEADS[c.head].make(self, x_BxTxD, hparams)
     logits_BxTxV = head_logits
     if c.output_soft_cap:

@@ -33,7 +33,7 @@ from stability.optim.after_update import AFTER_UPDATE, Update
 from stability.optim.evaluation import EVALUATED
 from stability.step import gradients as gradients_lib
 from stability.step import objective as objective_lib
-from stability.step import probes, sharpness
+from stability.step import probes, sharpness, token_chunks
 
 State = dict[str, Any]
 Params = dict[str, Any]
@@ -264,11 +264,18 @@ def _loss(
   inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
   weights = parameterization.effective(params, hparams, static)
   variables = {'params': weights, CARRIED: state['carried']}
-  logits_BxTxV, new = model.apply(variables, inputs_BxT, hparams, mutable=[LOSSES, *collections])
-  total, terms = objective_lib.objective(
-      static, hparams, logits_BxTxV, targets_BxT, weights, new.get(LOSSES, {})
-  )
-  measured = {name: Measured(value) for name, value in terms.items()}
+  trunk, head = model.clone(part='trunk'), model.clone(part='head')
+  x_BxTxD, new = trunk.apply(variables, inputs_BxT, hparams, mutable=[LOSSES, *collections])
+
+  def of_chunk(x_BxTxD, targets_BxT):
+    logits_BxTxV, sown = head.apply(variables, x_BxTxD, hparams, mutable=list(collections))
+    total, terms = objective_lib.objective(
+        static, hparams, logits_BxTxV, targets_BxT, weights, new.get(LOSSES, {})
+    )
+    return total, {name: Measured(value) for name, value in terms.items()} | probes.forward(sown)
+
+  chunks = token_chunks.count(inputs_BxT.shape[1], model.vocabulary_size)
+  total, measured = token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, chunks)
   return total, (measured | probes.forward(new), new.get(CARRIED, {}))
 
 
@@ -328,5 +335,12 @@ def evaluate(
   params = EVALUATED[static.evaluation.parameters].make.read(state)
   weights = parameterization.effective(params, state['hparams'], static)
   variables = {'params': weights, CARRIED: state['carried']}
-  logits_BxTxV = model.apply(variables, batch_BxT1[:, :-1], state['hparams'])
-  return objective_lib.cross_entropy(logits_BxTxV, batch_BxT1[:, 1:])
+  inputs_BxT, targets_BxT = batch_BxT1[:, :-1], batch_BxT1[:, 1:]
+  x_BxTxD = model.clone(part='trunk').apply(variables, inputs_BxT, state['hparams'])
+
+  def of_chunk(x_BxTxD, targets_BxT):
+    logits_BxTxV = model.clone(part='head').apply(variables, x_BxTxD, state['hparams'])
+    return objective_lib.cross_entropy(logits_BxTxV, targets_BxT), {}
+
+  chunks = token_chunks.count(inputs_BxT.shape[1], model.vocabulary_size)
+  return token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, chunks)[0]

@@ -33,24 +33,25 @@ def choose(config, devices=1, memory=80 * GB, platform='gpu', runs=7):
 
 # For seven learning rates: layout, members, microbatches; no size needs remat.
 ONE_DEVICE = {
-    '9.2K': ('population', 2, 1),
-    '37K': ('population', 1, 1),
-    '83K': ('population', 1, 1),
-    '147K': ('population', 1, 1),
-    '332K': ('population', 1, 1),
-    '590K': ('population', 1, 1),
-    '2.4M': ('population', 1, 1),
-    '9.4M': ('population', 1, 1),
-    '19M': ('population', 1, 2),
-    '42M': ('population', 1, 2),
-    '85M': ('population', 1, 4),
+    '9.2K': ('population', 7, 1),
+    '37K': ('population', 7, 1),
+    '83K': ('population', 7, 1),
+    '147K': ('population', 7, 1),
+    '332K': ('population', 6, 1),
+    '590K': ('population', 4, 1),
+    '2.4M': ('population', 5, 1),
+    '9.4M': ('population', 3, 1),
+    '19M': ('population', 1, 1),
+    '42M': ('population', 1, 1),
+    '85M': ('population', 1, 2),
     '151M': ('population', 1, 4),
     '302M': ('population', 1, 8),
     '1.2B': ('population', 1, 16),
     '4.8B': None,
 }
 EIGHT_DEVICES = dict.fromkeys(config_lib.SIZES, ('data_parallel', 1, 1)) | {
-    '9.2K': ('population', 1, 1),  # two would fit on a device, seven devices hold one each
+    # Two would fit on a device; seven devices hold one each.
+    **dict.fromkeys(list(config_lib.SIZES)[:8], ('population', 1, 1)),
     '1.2B': ('data_parallel', 1, 2),
     '4.8B': ('sharded', 1, 4),
 }
@@ -145,9 +146,9 @@ def test_stated_placement_is_kept(changes, platform, memory):
 
 def test_partly_stated_placement():
   config = published('302M', parallel__remat='block')
-  assert choose(config) == Placement('population', 1, 1, 'block')
+  assert choose(config) == Placement('population', 2, 1, 'block')
   config = published('302M', parallel__microbatches=16)
-  assert choose(config) == Placement('population', 2, 16, 'none')  # 2 x 31 GB
+  assert choose(config) == Placement('population', 2, 16, 'none')  # 2 x 27 GB
   config = resolved(parallel__members=3)  # a population is asked for
   assert choose(config, platform='cpu') == Placement('population', 3, 1, 'none')
 
