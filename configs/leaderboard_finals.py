@@ -55,6 +55,6 @@ def get_report(scale: str = 'cpu') -> dict[str, Any]:
 def points(scale: str, own: dict[str, dict[str, Any]] | None = None) -> list[hyper.Point]:
   """The finals, with arms of your own: name -> options that the arm changes."""
   fields = {name: arms.ARMS[name] for name in (arms.BASELINE, *FINALISTS)}
-  fields |= {**leaderboard.CONTROL_ARMS, **(own or {})}
+  fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS, **(own or {})}
   sizes = config_lib.for_scale(scale, SIZES)
   return leaderboard.of_arms(scale, fields, dict(zip(sizes, SEEDS, strict=True)))

@@ -41,7 +41,8 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   fields = {**singles, **{f'{a} + {b}': changed for (a, b), changed in combined.items()}}
   size = config_lib.for_scale(scale, leaderboard_finals.SIZES)[0]
   seeds = {size: leaderboard_finals.SEEDS[0]}
-  return leaderboard.of_arms(scale, {**fields, **leaderboard.CONTROL_ARMS}, seeds, shifts)
+  fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS}
+  return leaderboard.of_arms(scale, fields, seeds, shifts)
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:

@@ -47,11 +47,16 @@ def applies(results: Results) -> bool:
   return 'arm' in results.groups
 
 
+def names(results: Results) -> pd.Series:
+  """The name of each run's arm, with the other fields that the sweep varies, if there are any."""
+  values = results.runs[results.groups].to_numpy(object)
+  return pd.Series([', '.join(map(str, row)) for row in values], results.runs.index)
+
+
 def sizes(results: Results) -> list[Size]:
   """The sizes, the smallest first. The first arm of the sweep is the baseline."""
-  runs = results.runs
-  names = [', '.join(map(str, row)) for row in runs[results.groups].to_numpy(object)]
-  runs = runs.assign(name=names, parameters=runs['parameters'].astype(float))
+  parameters = results.runs['parameters'].astype(float)
+  runs = results.runs.assign(name=names(results), parameters=parameters)
   baseline = runs['name'].iloc[0]
   shape = [field for field in _SHAPE if field in runs] or ['parameters']
   found = []
@@ -87,7 +92,8 @@ def leaderboard(
       results.interval over resampled seeds
     seconds_ratio, bytes_ratio: time and memory of a step over those of the baseline
     inert: whether the arm changed nothing that the baseline does not
-    front, distance: whether the arm is on the front of its size, and how far from it (front.py)
+    front, distance: whether the arm is on the front of its size, and how far from it (front.py);
+      controls and inert arms do not count
     loss_verdict, headroom_verdict: better, worse, tie or undecided; empty for the baseline and
       without several seeds
     loss_difference, headroom_ratio and their _low and _high: from the baseline, what verdicts rest
@@ -118,8 +124,9 @@ def leaderboard(
       row['seconds_ratio'], row['bytes_ratio'] = _costs(arm, base, costs)
       row['is_baseline'] = arm is base
     of_size = pd.DataFrame(parts)
+    may_be = (of_size['control'] == '') & ~of_size['inert']
     on_front, distance = front.place(
-        of_size['best_loss'].to_numpy(float), of_size['headroom'].to_numpy(float)
+        of_size['best_loss'].where(may_be).to_numpy(float), of_size['headroom'].to_numpy(float)
     )
     rows.append(of_size.assign(front=on_front, distance=distance, **_verdicts(of_size, size)))
   table = pd.concat(rows, ignore_index=True)
@@ -184,10 +191,10 @@ def _intervals(of: Any, seeds: int, interval: float) -> dict[str, float]:
 
 def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
   """The columns of verdicts and differences."""
-  names = list(size.arms)
+  arms = list(size.arms)
   by_seed = dict(_by_seed(size))
-  best = pd.DataFrame({name: by_seed[name]['best_loss'] for name in names}).T
-  room = np.log10(pd.DataFrame({name: by_seed[name]['headroom'] for name in names}).T)
+  best = pd.DataFrame({arm: by_seed[arm]['best_loss'] for arm in arms}).T
+  room = np.log10(pd.DataFrame({arm: by_seed[arm]['headroom'] for arm in arms}).T)
   controls = list(of_size['arm'][of_size['control'] != ''])
   missing = set(of_size['arm'][of_size['missing'] > 0])
   columns = {}
@@ -195,18 +202,18 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
       (best, 'loss', front.LOSS_BAND, False),
       (room, 'headroom', front.HEADROOM_BAND, True),
   ):
-    found = verdicts.differences(values, names[0])
+    found = verdicts.differences(values, arms[0])
     if found['p'].isna().all():  # one seed: a screening
-      verdict = pd.Series('', names)
+      verdict = pd.Series('', arms)
     else:
       verdict = verdicts.verdicts(
           found, band=band, higher_is_better=higher_is_better, alone=controls
       )
       if name == 'headroom':
-        verdict = _of_bounds(verdict, {arm: by_seed[arm]['bound'].any() for arm in names})
-      lacking = names if names[0] in missing else [arm for arm in names if arm in missing]
+        verdict = _of_bounds(verdict, {arm: by_seed[arm]['bound'].any() for arm in arms})
+      lacking = arms if arms[0] in missing else [arm for arm in arms if arm in missing]
       verdict[lacking] = verdicts.UNDECIDED
-      verdict[names[0]] = ''
+      verdict[arms[0]] = ''
     columns[f'{name}_verdict'] = verdict.to_numpy()
     found = found if name == 'loss' else 10**found
     what = 'loss_difference' if name == 'loss' else 'headroom_ratio'
