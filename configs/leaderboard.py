@@ -5,9 +5,9 @@ pairs of the best arms. The protocol, fixed before any run:
 
   Arms       all of configs/arms.py, each a change of one thing in AdamW with qk-layernorm and
              z-loss; one size, one seed, the same order of batches and the same initial seed.
-  Rates      seven, half a decade apart, in the window of the scale, or in the arm's own where a rate
-             means something else (arms.SHIFTS, MULTIPLIERS). Where the loss is lowest at an end of
-             the grid, MORE_RATES extends it, until it is not; nothing else is changed.
+  Rates      seven, half a decade apart, in the window of the scale, or in the arm's own where a
+             rate means something else (arms.SHIFTS, MULTIPLIERS). Where the loss is lowest at an
+             end of the grid, MORE_RATES extends it, until it is not; nothing else is changed.
   Measures   each against the arm's own best loss, since a better arm must not make the others look
              unstable; one initial loss for all, that of the baseline. The columns are in
              configs/README.md.

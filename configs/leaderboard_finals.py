@@ -9,7 +9,7 @@ Not yet measured at any scale; until a screening is committed here, only baselin
 
 The first five finalists are trained once more on a text that is not source code:
 
-  python -m launch.sweep --config=configs/leaderboard_finals.py:night --arms=NAME,NAME,NAME,NAME,NAME
+  python -m launch.sweep --config=configs/leaderboard_finals.py:night --arms=NAME,NAME,...
       --config.data.path=FOLDER --workdir=runs/leaderboard_finals_text
 
 Time at night scale: a run of 4,000 steps takes 1 minute at 37K and 5 minutes at 590K on one core;

@@ -2,8 +2,8 @@
 
 The best arm of a place is the finalist, or else the arm of the screening, nearest to the front
 (`python -m launch.finalists` prints it). Pairs that set one option to two values are left out. An
-arm's window is shifted by the shifts of both. The regime and the seeds are those of the smaller size
-of configs/leaderboard_finals.py, so that --reuse copies baseline and single arms from there.
+arm's window is shifted by the shifts of both. The regime and the seeds are those of the smaller
+size of configs/leaderboard_finals.py, so that --reuse copies baseline and single arms from there.
 
 Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
 

@@ -69,7 +69,7 @@ def statistics(
   if not is_covered:
     censored['lr_sensitivity'] = ABOVE
   for name, excess in WIDTHS.items():
-    values[name], is_covered = _width(log_rates, losses, lowest, excess)
+    values[name], is_covered = width(log_rates, losses, excess)
     if not is_covered:
       censored[name] = ABOVE
 
@@ -104,13 +104,18 @@ def _sensitivity(log_rates: np.ndarray, losses: np.ndarray, centre: float) -> tu
   return spread, log_rates[0] <= centre - inside and log_rates[-1] >= centre + inside
 
 
-def _width(
-    log_rates: np.ndarray, losses: np.ndarray, lowest: int, allowed: float
-) -> tuple[float, bool]:
-  """The decades around the lowest loss within the allowed excess; whether both ends are known."""
-  excess = losses - losses[lowest] - allowed
-  left = instability.crossing(log_rates[lowest::-1], excess[lowest::-1])
-  right = instability.crossing(log_rates[lowest:], excess[lowest:])
+def width(log_rates: np.ndarray, losses: np.ndarray, excess: float) -> tuple[float, bool]:
+  """The decades around the best rate within `excess` nats of its loss; whether both ends are known.
+
+  Args:
+    log_rates: log10 of the learning rates, ascending.
+    losses: at each, without NaN.
+    excess: nats.
+  """
+  lowest = int(losses.argmin())
+  above = losses - losses[lowest] - excess
+  left = instability.crossing(log_rates[lowest::-1], above[lowest::-1])
+  right = instability.crossing(log_rates[lowest:], above[lowest:])
   is_covered = left is not None and right is not None
   left = log_rates[0] if left is None else left
   right = log_rates[-1] if right is None else right
