@@ -23,8 +23,10 @@ def description(results: Results) -> str:
     parts.insert(0, f'{labels.joined(map(labels.parameters, sizes))} parameters')
   for name, short in labels.fields(results.groups).items():
     cells = [labels.cell(name, value) for value in runs[name].unique()]
-    is_long = len(cells) > _NAMED
-    parts.append(f'{len(cells)} of {short}' if is_long else f'{short} {labels.joined(cells)}')
+    if len(cells) > _NAMED:
+      parts.append(f'{len(cells)} arms' if name == 'arm' else f'{len(cells)} values of {short}')
+    else:
+      parts.append(f'{short} {labels.joined(cells)}')
   parts.append(count(runs['seed'].nunique(), 'seed'))
   return f'{count(len(runs), "run")}: {", ".join(parts)}.'
 

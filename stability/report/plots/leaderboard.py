@@ -14,28 +14,40 @@ from stability.report.plots import loss_axis, style
 _SHOWN = 0.1
 _MIN_GAP = 0.055  # between the labels of arms, as a fraction of the height of the axes
 _MAX_LABELS = 18  # in a panel
+_MAX_NAME = 40  # characters
 _FRONT, _OTHER, _BASELINE = '#0072B2', '#9a9a9a', '#D55E00'
 
 
 @style.styled
 def front(results: Results, table: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Headroom against best loss, a panel per size: the arms on the front, the baseline and others.
+  """Headroom against best loss relative to the baseline's: a panel per size.
 
   A triangle is a lower bound of headroom. Arms whose loss is beyond the axis are at its right end.
   """
   sizes = table_lib.sizes(results)
-  parts = _by_size(table)
+  parts = [
+      _positions(part, size.initial_loss)
+      for part, size in zip(_by_size(table), sizes, strict=True)
+  ]
   titles = [f'{labels.parameters(part["parameters"].iloc[0])} parameters' for part in parts]
   figure, axes = style.grid(titles, height=4.4, ax=ax)
-  for axis, part, size in zip(axes[:, 0], parts, sizes, strict=True):
-    _front_of_size(axis, part.dropna(subset=['best_loss', 'headroom']), size.initial_loss)
+  everything = pd.concat(parts)
+  low, high = everything['x'].min(), everything['x'].max()
+  pad = 0.05 * (high - low) or 0.02
+  for axis, part in zip(axes[:, 0], parts, strict=True):
+    axis.set_yscale('log')
+    style.plain_ticks(axis.yaxis, (1, 2, 3, 5), '{:g}'.format)
+    axis.set_xlim(low - pad, high + pad)
+    axis.set_ylim(everything['headroom'].min() / 1.2, everything['headroom'].max() * 1.5)
+    _front_of_size(axis, part.dropna(subset=['x', 'headroom']))
   handles = [
       style.handle('on the front', color=_FRONT, marker='o'),
       style.handle('baseline', color=_BASELINE, marker='s', linestyle=''),
       style.handle('other arms', color=_OTHER, marker='o', linestyle=''),
       style.handle('at least this\nheadroom', marker='^', linestyle=''),
   ]
-  style.finish(figure, 'best loss (nats)', 'headroom', handles, '', ax=ax)
+  x = "best loss minus the baseline's (nats)"
+  style.finish(figure, x, 'headroom', handles, '', ax=ax)
   return figure
 
 
@@ -44,25 +56,21 @@ def _by_size(table: pd.DataFrame) -> list[pd.DataFrame]:
   return [part for _, part in table.groupby(table['is_baseline'].cumsum())]
 
 
-def _front_of_size(axis: Axes, rows: pd.DataFrame, initial_loss: float) -> None:
-  axis.set_yscale('log')
-  style.plain_ticks(axis.yaxis, (1, 3), '{:g}'.format)
-  if rows.empty:
-    return
-  base = rows['best_loss'][rows['is_baseline']]
-  reference = base.iloc[0] if len(base) else rows['best_loss'].min()
-  end = reference + _SHOWN * (initial_loss - reference)
-  rows = rows.assign(x=rows['best_loss'].clip(upper=end)).sort_values('x')
-  on_front = rows[rows['front']]
+def _positions(rows: pd.DataFrame, initial_loss: float) -> pd.DataFrame:
+  """The rows of a size with the column x."""
+  reference = rows['best_loss'].iloc[0]
+  end = _SHOWN * (initial_loss - reference)
+  return rows.assign(x=(rows['best_loss'] - reference).clip(upper=end))
+
+
+def _front_of_size(axis: Axes, rows: pd.DataFrame) -> None:
+  on_front = rows[rows['front']].sort_values('x')
   axis.step(on_front['x'], on_front['headroom'], color=_FRONT, linewidth=1.1, where='post')
   for row in rows.itertuples():
     colour = _BASELINE if row.is_baseline else _FRONT if row.front else _OTHER
     marker = '^' if 'headroom>=' in row.censored else 's' if row.is_baseline else 'o'
-    axis.plot(row.x, row.headroom, color=colour, marker=marker, zorder=2 + row.front)
-  low, high = rows['x'].min(), rows['x'].max()
-  pad = 0.05 * (high - low) or 0.02
-  axis.set_xlim(low - pad, high + 9 * pad)  # room for the names
-  axis.set_ylim(axis.get_ylim())
+    above = 3 + 2 * row.is_baseline + row.front
+    axis.plot(row.x, row.headroom, color=colour, marker=marker, zorder=above)
   named = rows[rows['front'] | rows['is_baseline']].sort_values('headroom')[:_MAX_LABELS]
   _label(axis, named)
 
@@ -74,16 +82,21 @@ def _label(axis: Axes, rows: pd.DataFrame) -> None:
   placed = -np.inf
   for row, height in zip(rows.itertuples(), wanted, strict=True):
     placed = max(height, placed + _MIN_GAP)
-    axis.annotate(
-        row.arm,
+    left, right = axis.get_xlim()
+    is_right = row.x > left + 0.35 * (right - left)
+    text = axis.annotate(
+        row.arm if len(row.arm) <= _MAX_NAME else f'{row.arm[:_MAX_NAME]} ...',
         (row.x, placed),
-        xytext=(6, 0),
+        xytext=(-6 if is_right else 6, 2),
         xycoords=('data', 'axes fraction'),
         textcoords='offset points',
         fontsize='small',
         color=_BASELINE if row.is_baseline else _FRONT,
-        va='center',
+        ha='right' if is_right else 'left',
+        va='bottom',
+        zorder=6,
     )
+    text.set_in_layout(False)  # a long name must not shrink the axes
 
 
 @style.styled
