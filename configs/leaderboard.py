@@ -28,7 +28,8 @@ parameters, which the table shows: their losses are not at matched counts.
 
 Not yet measured at any scale.
 
-Time at night scale: 623 runs, 4 to 5 hours on two cores; at cpu scale about 30 minutes (estimates).
+Time at night scale: 623 runs, 2 to 5 hours on two idle cores of the machines of BUILD_NOTES.md, 6
+where they are shared; two thirds of that at 37K. At cpu scale about 30 minutes (estimates).
 
   python -m launch.sweep --config=configs/leaderboard.py --workdir=runs/leaderboard
 
