@@ -7,8 +7,8 @@ size of configs/leaderboard_finals.py, so that --reuse copies baseline and singl
 
 Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
 
-Time at night scale: up to 15 pairs, 35 runs each, of a minute on one core: 5 hours on two, and 3 for
-the single arms and controls if they are not reused (estimate).
+Time at night scale: up to 15 pairs, 35 runs each, of a minute on one core: 5 hours on two, and 3
+for the single arms and controls if they are not reused (estimate).
 
   python -m launch.sweep --config=configs/leaderboard_pairs.py --workdir=runs/leaderboard_pairs
 """

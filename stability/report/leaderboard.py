@@ -143,7 +143,8 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
   for found in controls.outcomes(table):
     size = labels.parameters(found.parameters)
     outcome = 'as it must be' if found.is_right else f'but must be {found.wanted}'
-    yield f'Control: {found.arm} is {found.found} at {size}, {outcome}.'
+    verdict = 'a tie' if found.found == 'tie' else found.found
+    yield f'Control: {found.arm} is {verdict} at {size}, {outcome}.'
 
 
 def _plots(results: Results, table: pd.DataFrame) -> list[Plot]:

@@ -5,7 +5,6 @@ import pytest
 from helpers import made_up
 from helpers.html_page import EVIL, Page
 
-from stability import hyper
 from stability.analysis import inert
 from stability.analysis import results as results_lib
 from stability.report import leaderboard, page
