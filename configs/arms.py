@@ -131,14 +131,16 @@ SCHEDULE = {
     'bfloat16 parameters, stochastic rounding': {'optimizer.parameter_rounding': 'stochastic'},
     'FP8 products': {'model.linear_precision': 'fp8'},
 }
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    BASELINE: {},
-    **ATTENTION,
-    **OUTPUT,
-    **RESIDUAL,
-    **OPTIMIZERS,
-    **CLIPPING,
-    **SCHEDULE,
+PLACES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    'attention': ATTENTION,
+    'output': OUTPUT,
+    'residual': RESIDUAL,
+    'optimizer': OPTIMIZERS,
+    'clipping': CLIPPING,
+    'schedule': SCHEDULE,
+}
+ARMS: Mapping[str, Mapping[str, Any]] = {BASELINE: {}} | {
+    name: fields for of_place in PLACES.values() for name, fields in of_place.items()
 }
 # The window of learning rates of arms in which a rate means something else, in half decades.
 SHIFTS = {

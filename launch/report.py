@@ -21,6 +21,10 @@ For a paper:
   --interval=0.95              the confidence level of the intervals of LR sensitivity
   --latex                      also write lr_sensitivity.tex
 
+Where the points of a sweep carry the label `arm`, the page has a leaderboard of the arms. --costs
+is a CSV file of launch.benchmarks.arms with their time and memory; without it, the time is that of
+the runs.
+
 FILE.csv has a row per run with learning_rate, final_loss and, unless the flag is given,
 initial_loss; parameters, seed and status are optional. A run with neither final_loss nor status
 has diverged. Each combination of values in the columns of --group_by is an intervention; the
@@ -49,6 +53,8 @@ from stability.errors import BadInput, CannotWrite
 from stability.storage import files, results_csv, sweeps
 
 if TYPE_CHECKING:  # importing pandas takes a second, which --help and bad flags need not wait for
+  import pandas as pd
+
   from stability.report.options import Options
 
 FLAGS = flags.FlagValues()
@@ -67,6 +73,7 @@ _INTERVAL = flags.DEFINE_float(
     'interval', 0.9, 'confidence level of the intervals of LR sensitivity', flag_values=FLAGS
 )
 _LATEX = flags.DEFINE_bool('latex', False, 'also write lr_sensitivity.tex', flag_values=FLAGS)
+_COSTS = path_flags.define('costs', None, 'CSV file with the cost of arms over the baseline', FLAGS)
 _GROUP_BY = flags.DEFINE_list(
     'group_by', None, 'columns of --results that identify an intervention', flag_values=FLAGS
 )
@@ -211,7 +218,25 @@ def _options() -> 'Options':
     raise BadInput(f'--interval={_INTERVAL.value:g}: must be between 0 and 1, such as 0.95')
   if _FIGURES.value == [] or '' in (_FIGURES.value or []):
     raise BadInput('--figures: must be names of figures, separated by commas')
-  return Options(tuple(_FIGURES.value or ()), kind, width, _INTERVAL.value, _LATEX.value)
+  figures = tuple(_FIGURES.value or ())
+  return Options(figures, kind, width, _INTERVAL.value, _LATEX.value, _costs())
+
+
+def _costs() -> 'pd.DataFrame | None':
+  """The content of --costs."""
+  if not _COSTS.value:
+    return None
+  import pandas as pd
+
+  names = ['arm', 'width', 'seconds', 'bytes']
+  try:
+    found = pd.read_csv(_COSTS.value, dtype={'arm': str} | dict.fromkeys(names[1:], float))
+  except (OSError, ValueError) as error:
+    raise BadInput(f'--costs={_COSTS.value}: cannot be read: {error}') from error
+  for name in names:
+    if name not in found:
+      raise BadInput(f'--costs={_COSTS.value}: has no column {name}; it needs {", ".join(names)}')
+  return found[names]
 
 
 def _labels() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Trains every run of a sweep and reports LR sensitivity.
 
   python -m launch.sweep --config=configs/quickstart.py[:SCALE] --workdir=DIR [--seeds=N]
-      [--config.x.y=VALUE]
+      [--arms=NAME,NAME] [--config.x.y=VALUE]
 
 The same command continues an interrupted sweep; with a higher --seeds, it trains the new runs. If
 it is started again while the first one runs, here or on another machine that sees DIR, both share
@@ -49,6 +49,7 @@ FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
 _WORKDIR = app.define_workdir(FLAGS, required=False)
 _SEEDS = start.define_seeds(FLAGS)
+_ARMS = start.define_arms(FLAGS)
 _REUSE = path_flags.define_multi(
     'reuse',
     'workdir of a sweep whose results are reused for identical runs; may be repeated',
@@ -65,7 +66,7 @@ def main() -> int | None:
     preemption.end_with_stdin()
   options = dry_run.check(FLAGS)
   backend = registry.find(FLAGS)
-  sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value)
+  sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value, arms=_ARMS.value)
   if FLAGS['dry_run'].value:
     dry_run.show(sweep, options)
     workdir = Path(_WORKDIR.value).absolute() if _WORKDIR.value else Path('DIR')

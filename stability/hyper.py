@@ -15,6 +15,7 @@ Example:
 
 import collections
 import dataclasses
+import difflib
 import functools
 import hashlib
 import itertools
@@ -71,6 +72,23 @@ def zipit(sweeps: Sequence[list[Point]]) -> list[Point]:
 def chain(sweeps: Sequence[list[Point]]) -> list[Point]:
   """The points of all sweeps, one sweep after another."""
   return list(itertools.chain.from_iterable(sweeps))
+
+
+def of_arms(points: Sequence[Point], names: Sequence[str]) -> list[Point]:
+  """The points of the baseline, which is the first arm, and of the arms with these names.
+
+  Raises:
+    BadInput: there is no such arm; the message names the flag --arms.
+  """
+  known = list(dict.fromkeys(point.get('arm') for point in points))
+  if known == [None]:
+    raise BadInput('--arms: the points of the sweep have no arm')
+  for name in names:
+    if name not in known:
+      shown = [str(arm) for arm in known]
+      nearest = difflib.get_close_matches(name, shown, n=1, cutoff=0.0)[0]
+      raise BadInput(f'--arms: {name!r}: no such arm; the nearest is {nearest!r}')
+  return [point for point in points if point.get('arm') in (known[0], *names)]
 
 
 def _join(left: Point, right: Point) -> Point:

@@ -303,3 +303,13 @@ def test_seeds():
 def test_seeds_given_twice(points, overrides):
   with pytest.raises(BadInput, match='seed'):
     hyper.expand(base.get_config().to_dict(), points, overrides, seeds=3)
+
+
+def test_of_arms():
+  points = [{'arm': name, 'seed': seed} for name in ('base', 'a', 'b, c') for seed in (0, 1)]
+  assert hyper.of_arms(points, ['b, c']) == points[:2] + points[4:]
+  assert hyper.of_arms(points, ['base']) == points[:2]
+  with pytest.raises(BadInput, match="--arms: 'b, d': no such arm; the nearest is 'b, c'"):
+    hyper.of_arms(points, ['a', 'b, d'])
+  with pytest.raises(BadInput, match='--arms: the points of the sweep have no arm'):
+    hyper.of_arms([{'seed': 0}], ['a'])

@@ -139,7 +139,11 @@ def _require(name: str, allowed: str, flag_values: flags.FlagValues) -> None:
 
 
 def load_sweep(
-    flag_values: flags.FlagValues, *, single: bool = False, seeds: int | None = None
+    flag_values: flags.FlagValues,
+    *,
+    single: bool = False,
+    seeds: int | None = None,
+    arms: Sequence[str] | None = None,
 ) -> SweepRequest:
   """The runs of --config with the overrides of the command line.
 
@@ -147,15 +151,22 @@ def load_sweep(
     flag_values: the program's parsed flags, for which define_config was called.
     single: load only the run of get_config, even if the file defines a sweep.
     seeds: repeat every run with the seeds 0 to seeds - 1; None: use the seeds of the config file.
+    arms: names of the arms to train beside the baseline; None: all.
 
   Raises:
     BadInput: there is no such file, or something in it or in an override is wrong.
   """
-  return load(flag_values['config'].value, overrides(flag_values), single=single, seeds=seeds)
+  config = flag_values['config'].value
+  return load(config, overrides(flag_values), single=single, seeds=seeds, arms=arms)
 
 
 def load(
-    config: str, overrides: dict[str, Any], *, single: bool = False, seeds: int | None = None
+    config: str,
+    overrides: dict[str, Any],
+    *,
+    single: bool = False,
+    seeds: int | None = None,
+    arms: Sequence[str] | None = None,
 ) -> SweepRequest:
   """Loads and checks the runs of FILE.py[:SCALE] or NAME[:SCALE]; see load_sweep."""
   given, file, scale = _find_config(config)
@@ -183,6 +194,8 @@ def load(
     report = {}
     if 'get_report' in namespace and not single:
       report = namespace['get_report'](scale=scale)
+  if arms is not None:
+    points = hyper.of_arms(points, arms)
   with _as_bad_input(file, BadInput):
     runs = hyper.expand(base, points, overrides, seeds)
     report = windows.check(report, runs)

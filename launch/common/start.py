@@ -58,6 +58,17 @@ def define_seeds(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None]:
   )
 
 
+def define_arms(flag_values: flags.FlagValues) -> flags.FlagHolder[list[str] | None]:
+  """Defines --arms."""
+  return flags.DEFINE_list(
+      'arms',
+      None,
+      'arms of the sweep to train beside the baseline, its first arm; default: all. A name with a'
+      ' comma is written in double quotes, within those of the shell',
+      flag_values=flag_values,
+  )
+
+
 def define_attached(flag_values: flags.FlagValues) -> flags.FlagHolder[bool]:
   """Defines --attached; see preemption.end_with_stdin."""
   return flags.DEFINE_boolean(

@@ -65,5 +65,6 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   found.loc[pairs['index'], 'ratio'] = ratios_RxD[:, 0]
   if evidence.seeds > 1 and len(pairs):
     ends = np.nanpercentile(ratios_RxD[:, 1:], lr_sensitivity.percentiles(results.interval), 1)
-    found.loc[pairs['index'], ['low', 'high']] = ends.T
+    has_seeds = table.loc[pairs['index'], 'seeds'].to_numpy() > 1  # one seed has no interval
+    found.loc[pairs['index'][has_seeds], ['low', 'high']] = ends.T[has_seeds]
   return found.assign(is_baseline=is_baseline)

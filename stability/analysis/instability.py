@@ -53,12 +53,23 @@ def critical_rate(
   if losses[best] >= initial_loss:
     return 10 ** log_rates[0], -1
   excess = losses - losses[best] - MARGIN * (initial_loss - losses[best])
-  above = np.flatnonzero(excess[best:] > 0) + best
+  crossed = crossing(log_rates[best:], excess[best:])
+  return (10 ** log_rates[-1], 1) if crossed is None else (10**crossed, 0)
+
+
+def crossing(log_rates: np.ndarray, excess: np.ndarray) -> float | None:
+  """Where a curve first exceeds 0, interpolated linearly; None if it does not.
+
+  Args:
+    log_rates: log10 of learning rates, in the order in which the curve is followed.
+    excess: the value at each; the first is at most 0.
+  """
+  above = np.flatnonzero(excess > 0)
   if not len(above):
-    return 10 ** log_rates[-1], 1
+    return None
   low, high = excess[above[0] - 1], excess[above[0]]
   share = low / (low - high)
-  return 10 ** (log_rates[above[0] - 1] * (1 - share) + log_rates[above[0]] * share), 0
+  return log_rates[above[0] - 1] * (1 - share) + log_rates[above[0]] * share
 
 
 def onset(

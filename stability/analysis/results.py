@@ -45,6 +45,9 @@ class Results:
   notes: tuple[str, ...] = ()  # sentences on values of a CSV file that count as the same number
   interval: float = INTERVAL  # confidence level of the intervals of LR sensitivity
   sweeps: tuple[str, ...] = ()  # the values of the column SWEEP, of a comparison of several sweeps
+  # Of a leaderboard: arm -> the part of the system that it changes, control -> its verdict.
+  places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  controls: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def split(runs: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
@@ -97,6 +100,8 @@ def load_workdir(workdir: Path) -> Results:
       sizes,
       report.get('windows', ()),
       report.get('not_comparable'),
+      places=report.get('places', {}),
+      controls=report.get('controls', {}),
   )
 
 

@@ -1,6 +1,6 @@
-"""Windows of learning rates for LR sensitivity, and fields that make it incomparable (appendix B).
+"""How a report compares runs: windows of learning rates, and what a leaderboard says of its arms.
 
-A config file sets them in get_report(scale), which returns a dict with one or both of:
+A config file sets it in get_report(scale), which returns a dict with any of:
 
   'windows': [{'where': {field: value}, 'windows': [[low, high], ...]}, ...]
       An entry applies to interventions whose fields have these values; `'where': {}` applies to
@@ -8,7 +8,12 @@ A config file sets them in get_report(scale), which returns a dict with one or b
       window of learning rates, ends included, and the lowest one is reported. If no entry applies,
       it is computed over all learning rates.
   'not_comparable': field
-      A field that changes what a learning rate means, so that no LR sensitivity is computed.
+      A field that changes what a learning rate means, so that no LR sensitivity is computed
+      (appendix B).
+  'places': {arm: place}
+      The part of the system that an arm changes, such as optimizer.
+  'controls': {arm: verdict}
+      Arms whose verdict against the baseline is known: better, worse, tie or inert.
 """
 
 import math
@@ -22,6 +27,9 @@ from stability.same_number import TOLERANCE
 
 Window = tuple[float, float]  # the lowest and the highest learning rate
 Windows = Sequence[Mapping[str, Any]]  # entries with `where` and `windows`
+
+VERDICTS = ('better', 'worse', 'tie', 'inert')  # that a control can have
+_KEYS = ('windows', 'not_comparable', 'places', 'controls')
 
 
 def inside(learning_rate: float, window: Window) -> bool:
@@ -47,8 +55,10 @@ def check(report: Any, runs: Runs) -> dict[str, Any]:
   if not isinstance(report, Mapping):
     raise BadInput(f'get_report returns a {type(report).__name__}, must be a dict')
   for key in report:
-    if key not in ('windows', 'not_comparable'):
-      raise BadInput(f'get_report: {key!r}: must be windows or not_comparable')
+    if key not in _KEYS:
+      raise BadInput(f'get_report: {key!r}: must be one of {", ".join(_KEYS)}')
+  for key in ('places', 'controls'):
+    _check_texts(report.get(key, {}), f'get_report: {key}', VERDICTS if key == 'controls' else None)
   if 'not_comparable' in report:
     _check_swept(report['not_comparable'], 'not_comparable', runs)
   entries = report.get('windows', [])
@@ -59,6 +69,16 @@ def check(report: Any, runs: Runs) -> dict[str, Any]:
       _check_entry(entry, f'windows[{i}]', flat, runs) for i, entry in enumerate(entries)
   ]
   return dict(report) | ({'windows': checked} if checked else {})
+
+
+def _check_texts(entries: Any, name: str, allowed: Sequence[str] | None) -> None:
+  if not isinstance(entries, Mapping):
+    raise BadInput(f'{name}={entries!r}: must be a dict of arm -> text')
+  for arm, text in entries.items():
+    is_text = isinstance(arm, str) and isinstance(text, str)
+    if not is_text or (allowed and text not in allowed):
+      what = f'one of {", ".join(allowed)}' if allowed else 'a text'
+      raise BadInput(f'{name}: {arm!r}: {text!r}: must be {what}')
 
 
 def _check_entry(

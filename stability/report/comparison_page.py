@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stability.analysis import lr_sensitivity, several_sweeps
 from stability.analysis.results import Results
-from stability.report import labels, page
+from stability.report import labels, leaderboard, page
 from stability.report.options import Options
 from stability.report.plots import selection
 from stability.storage import files, schema, sweeps
@@ -63,6 +63,7 @@ def write_comparison(compared: Comparison, output: Path, options: Options) -> Pa
       title=f'Training stability: {", ".join(compared.workdirs)}',
       differing=compared.differing,
       differences=compared.differences,
+      board=leaderboard.section(results, costs=options.costs),
       facts={
           f'{heading} of {name}': entries
           for name, sweep in compared.sweeps.items()

@@ -8,6 +8,8 @@ from stability.analysis import comparison, several_sweeps
 from stability.analysis.results import SWEEP, Results
 from stability.report import labels, tables
 
+_NAMED = 12  # values of a field that the description names; more are counted
+
 
 def description(results: Results) -> str:
   """States what was run: the number of runs, sizes, learning rates, interventions and seeds."""
@@ -21,7 +23,10 @@ def description(results: Results) -> str:
     parts.insert(0, f'{labels.joined(map(labels.parameters, sizes))} parameters')
   for name, short in labels.fields(results.groups).items():
     cells = [labels.cell(name, value) for value in runs[name].unique()]
-    parts.append(f'{short} {labels.joined(cells)}')
+    if len(cells) > _NAMED:
+      parts.append(f'{len(cells)} arms' if name == 'arm' else f'{len(cells)} values of {short}')
+    else:
+      parts.append(f'{short} {labels.joined(cells)}')
   parts.append(count(runs['seed'].nunique(), 'seed'))
   return f'{count(len(runs), "run")}: {", ".join(parts)}.'
 

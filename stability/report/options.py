@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+import pandas as pd
+
 from stability.analysis import results as results_lib
 
 
@@ -16,3 +18,4 @@ class Options:
   figure_width: float | None = None  # inches
   interval: float = results_lib.INTERVAL  # confidence level of the intervals of LR sensitivity
   latex: bool = False  # whether to write lr_sensitivity.tex
+  costs: pd.DataFrame | None = None  # of arms, see analysis/leaderboard/table.py

@@ -18,6 +18,7 @@ from stability.analysis.claims import registry
 from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
 from stability.report import figure_files, findings, labels, latex, predictions, tables
+from stability.report import leaderboard as leaderboard_lib
 from stability.report.options import Options
 from stability.report.plots import selection
 from stability.storage import files, schema, sweeps
@@ -53,6 +54,7 @@ def write_report(
     predicted = predictions.wanted(results, curves, targets.load(workdir))
   larger = None if predicted is None else predictions.section(predicted)
   alarms = alarm_log.load(workdir)
+  acted = inert.load(workdir)
   return write_files(
       output or workdir / 'report',
       options,
@@ -67,7 +69,8 @@ def write_report(
       title=f'Training stability: {Path(sweep.config_file).stem}',
       judged=registry.judge_results(results, curves),
       coordinate_check=_coordinate_check(workdir, results),
-      acted=inert.by_arm(results, inert.load(workdir)),
+      board=leaderboard_lib.section(results, acted, options.costs),
+      acted=inert.by_arm(results, acted),
       alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
       timeline=timeline_lib.load(workdir),
       facts=facts(sweep),
@@ -87,6 +90,7 @@ def write_results_report(results: Results, output: Path, options: Options = DEFA
       shown=selection.loss_plots(results, table, bigram_loss=None),
       title='Training stability',
       judged=registry.judge_results(results),
+      board=leaderboard_lib.section(results, costs=options.costs),
   )
 
 
@@ -101,6 +105,7 @@ def write_files(
     judged: pd.DataFrame | None = None,
     differing: str = '',
     differences: several_sweeps.Differences | None = None,
+    board: leaderboard_lib.Section | None = None,
     coordinate_check: pd.DataFrame = _EMPTY,
     acted: pd.DataFrame = _EMPTY,
     alarms: pd.DataFrame = _EMPTY,
@@ -120,6 +125,7 @@ def write_files(
     judged: the verdicts on the claims; None: they are not judged.
     differing: what several sweeps differ in, a sentence.
     differences: those between several sweeps.
+    board: the leaderboard, if there is one.
     coordinate_check: see _coordinate_check.
     acted: see inert.by_arm.
     alarms: see alarm_log.load.
@@ -127,7 +133,7 @@ def write_files(
     facts: see `facts`.
     larger: see predictions.section.
   """
-  chosen = figure_files.choose(shown, options.figures)
+  chosen = figure_files.choose([*(board.plots if board else ()), *shown], options.figures)
   arms = results.runs[results.groups].drop_duplicates().to_numpy(object)
   labels.refuse_equal([labels.pairs(results.groups, values) for values in arms], 'arms')
   sensitivity = tables.sensitivities(results, table)
@@ -145,13 +151,15 @@ def write_files(
     files.write_atomic(folder / 'differences.csv', differences.table.to_csv(index=False))
   if larger is not None:
     predictions.write_tables(larger.predictions, folder)
+  if board is not None:
+    files.write_atomic(folder / 'leaderboard.csv', board.table.to_csv(index=False))
   counts = results.runs['status'].value_counts(sort=False).to_dict()
   sentences = (
       *(findings.on_differences(results, differences) if differences else ()),
-      findings.on_lr_sensitivity(results, table),
+      None if board else findings.on_lr_sensitivity(results, table),  # it would name every arm
       findings.on_best_loss(results, table),
       tables.rescue_sentence(results),
-      None if acted.empty else findings.on_inert(results, acted),
+      None if acted.empty or board else findings.on_inert(results, acted),
   )
   page = render(
       'template.html.j2',
@@ -164,6 +172,7 @@ def write_files(
       plots=drawn,
       differing=differing,
       paired=paired,
+      board=board,
       claims=_EMPTY if judged is None else claim_cells(tables.claims(judged)),
       tally='' if judged is None else tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
       coordinate_check=coordinate_check,

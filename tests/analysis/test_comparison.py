@@ -74,3 +74,11 @@ def test_nothing_to_compare():
   two_rates = grid(sweep(QK_NORM, 'none', 'layernorm'), RATES[:2])
   assert compared(two_rates, flat)['ratio'].isna().all()
   assert compared(QK, flat, not_comparable=QK_NORM)['ratio'].isna().all()
+
+
+def test_an_arm_with_one_seed_has_no_interval():
+  """Its resamples are all the same."""
+  points = [p for p in grid(QK, sweep('seed', 0, 1)) if p[QK_NORM] != 'none' or p['seed'] == 0]
+  table = compared(points, sim.steep(lambda c: 0.1))
+  assert table['ratio'].notna().sum() == len(WIDTHS)
+  assert table[['low', 'high']].isna().all(axis=None)

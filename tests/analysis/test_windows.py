@@ -173,7 +173,16 @@ def one(**change):
 
 REFUSED = {
     'nothing': ('None', 'get_report returns a NoneType, must be a dict'),
-    'another key': ("{'window': []}", "'window': must be windows or not_comparable"),
+    'another key': (
+        "{'window': []}",
+        "'window': must be one of windows, not_comparable, places, controls",
+    ),
+    'places': ("{'places': ['Muon']}", r"places=\['Muon'\]: must be a dict of arm -> text"),
+    'a place': ("{'places': {'Muon': 1}}", "places: 'Muon': 1: must be a text"),
+    'a control': (
+        "{'controls': {'Muon': 'good'}}",
+        "controls: 'Muon': 'good': must be one of better, worse, tie, inert",
+    ),
     'raises': ('1 // 0', 'ZeroDivisionError'),
     'windows no list': ("{'windows': 3}", 'windows=3: must be a list'),
     'entry no dict': ("{'windows': [3]}", r'windows\[0\]=3: must be a dict of where and windows'),

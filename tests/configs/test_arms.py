@@ -9,10 +9,7 @@ from stability.optim import evaluation  # noqa: F401  its table
 from stability.step import train_step  # noqa: F401  the other tables
 from stability.storage import reuse
 
-CATEGORIES = (
-    *(arms.ATTENTION, arms.OUTPUT, arms.RESIDUAL),
-    *(arms.OPTIMIZERS, arms.CLIPPING, arms.SCHEDULE),
-)
+CATEGORIES = tuple(arms.PLACES.values())
 # Variants that are experiments of their own, or that need others.
 ELSEWHERE = {
     'model.qk_norm': {'fixed'},

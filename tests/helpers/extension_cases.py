@@ -1,13 +1,17 @@
 """Cases of the claims that go beyond the paper; see claim_cases.py."""
 
+import math
+
 from helpers.simulated_sweeps import (
   BOTH_QK,
   RATES,
   WIDTHS,
   Outcomes,
   best,
+  bowl,
   centred,
   grid,
+  rate,
   size,
   steep,
   sweep,
@@ -52,6 +56,46 @@ def lowers(
   return points, only('none'), only('layernorm')
 
 
+FINE = sweep('optimizer.learning_rate', *(10 ** (-n / 2) for n in range(7)))
+HYPERBALL = grid(WIDTHS, sweep(OPTIMIZER, 'adamw', 'hyperball'), FINE)
+EMBEDDING = 'optimizer.embedding_rate'
+EMBEDDINGS = grid(
+    WIDTHS,
+    together(
+        NAME, EMBEDDING, ('standard', 'none'), ('standard', 'width'), ('muparam_simple', 'none')
+    ),
+    RATES,
+)
+CLIPS = grid(
+    WIDTHS,
+    [{}, {'optimizer.clip_norm': 0.1}, {'optimizer.zclip': 2.5}, {'optimizer.skip_step': 6.0}],
+    RATES,
+)
+BETA2, NOTHING = 'optimizer.beta2', 'optimizer.update_clip'
+OUTPUT_CAP = 'model.output_soft_cap'
+
+
+def clipping(harmful_rate: float) -> Outcomes:
+  """Gradient norms are below 1 up to a rate of 0.1; ZClip costs loss at one rate."""
+
+  def loss(c):
+    return bowl(c) + 0.1 * (c['optimizer.zclip'] > 0 and math.isclose(rate(c), harmful_rate))
+
+  return Outcomes(loss, {'gradient_norm': lambda c: (0.5 if rate(c) < 0.5 else 2.0,) * 2})
+
+
+def cost(field: str, value: object, costs: float) -> Outcomes:
+  """A best loss that is higher at one value of a field."""
+  return best(where(field, value, 2.0 + costs, 2.0))
+
+
+def mup(by_rate: float) -> Outcomes:
+  """Best losses: that of muParam is 0.1 nats lower, that of the embedding's rate by less."""
+  return best(
+      lambda c: 1.9 if c[NAME] != 'standard' else 2.0 - by_rate * (c[EMBEDDING] == 'width')
+  )
+
+
 CASES: dict[str, tuple[list[hyper.Point], Outcomes, Outcomes]] = {
     'extension_a': lowers(CAP, 0.0, 50.0),
     'extension_b': lowers(POSITION, 'pre', 'peri'),
@@ -92,5 +136,32 @@ CASES: dict[str, tuple[list[hyper.Point], Outcomes, Outcomes]] = {
         grid(WIDTHS, together(LENGTH, 'data.batch_size', (32, 32), (64, 16)), RATES),
         alike,
         steep(where(LENGTH, 32, 0.2, 0.1)),
+    ),
+    'extension_m': (
+        HYPERBALL,
+        steep(where(OPTIMIZER, 'hyperball', 0.1, 0.4)),
+        steep(where(OPTIMIZER, 'hyperball', 0.3, 0.4)),
+    ),
+    'extension_n': (EMBEDDINGS, mup(0.08), mup(0.03)),
+    'extension_o': (CLIPS, clipping(1.0), clipping(0.1)),
+    'extension_p': (
+        grid(WIDTHS, sweep(OUTPUT_CAP, 0.0, 30.0), sweep('objective.z_loss', 0.0), RATES),
+        cost(OUTPUT_CAP, 30.0, 0.03),
+        cost(OUTPUT_CAP, 30.0, 0.01),
+    ),
+    'extension_q': (
+        grid(WIDTHS, sweep(CAP, 0.0, 50.0), sweep(QK_NORM, 'none'), RATES),
+        cost(CAP, 50.0, 0.03),
+        cost(CAP, 50.0, 0.01),
+    ),
+    'extension_r': (
+        grid(WIDTHS, sweep(BETA2, 0.95, 0.9999), RATES),
+        cost(BETA2, 0.9999, 0.1),
+        cost(BETA2, 0.9999, 0.01),
+    ),
+    'extension_s': (
+        grid(WIDTHS, sweep(NOTHING, 0.0, 1e9), RATES),
+        cost(NOTHING, 1e9, 0.01),
+        cost(NOTHING, 1e9, 0.03),
     ),
 }

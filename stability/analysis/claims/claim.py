@@ -127,10 +127,13 @@ def select(claim: Claim, evidence: Evidence) -> Evidence:
     evidence = evidence.only(_matches(evidence.runs[field], allowed))
     if evidence.runs.empty:
       raise NotApplicable(f'the sweep has no run with {field} = {" or ".join(map(_text, allowed))}')
+  kept = pd.Series(True, evidence.runs.index)  # to copy the table once, not for each field
   for field in groups:
-    value = closest_to_paper(field, set(evidence.runs[field]))
+    value = closest_to_paper(field, set(evidence.runs[field][kept]))
     if value is not None and field not in named:
-      evidence = evidence.only(evidence.runs[field] == value).with_variant(field, value)
+      kept &= evidence.runs[field] == value
+      evidence = evidence.with_variant(field, value)
+  evidence = evidence.only(kept)
   for field, allowed in {**claim.requires, **claim.where}.items():
     for family in (entry for entry in allowed if isinstance(entry, Family)):
       evidence = _with_one_member(evidence, field, family)

@@ -18,6 +18,7 @@ from stability.analysis import instability
 from stability.analysis import lr_sensitivity as lr_sensitivity_lib
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
+from stability.analysis.leaderboard import curve
 from stability.analysis.results import Results
 
 # The paper reads attention logits at step 2,000 of 100,000 (section 3.3).
@@ -122,6 +123,22 @@ class Evidence:
       found[key] = _vertices(rates_L[order], losses.to_numpy()[order])
     return _table(found, self.keys)
 
+  def width(self, excess: float) -> tuple[pd.DataFrame, pd.Series]:
+    """The decades of learning rate within `excess` nats of the best loss of each row.
+
+    Returns:
+      The widths, and whether both ends are within the grid, so that the width is no lower bound.
+    """
+    found, is_exact = {}, {}
+    means = self.mean(self.runs['loss']).dropna(axis='columns').sort_index(level='learning_rate')
+    for key, losses in _groups(means, self.keys):
+      rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
+      widths = [curve.width(rates_L, losses_L, excess) for losses_L in losses.to_numpy().T]
+      found[key] = np.array([decades for decades, _ in widths])
+      is_exact[key] = widths[0][1]
+    table = _table(found, self.keys)
+    return table, pd.Series(list(is_exact.values()), table.index)
+
   # Aggregates of a number per run.
 
   def mean(self, values: pd.Series) -> pd.DataFrame:
@@ -199,6 +216,14 @@ class Evidence:
     first = runs['schedule.warmup_steps'].where(is_short, PAPER_PROBE_STEP)
     later = curves[curves['step'] >= curves['run'].astype(object).map(first)]
     return self._per_run(probe, later.groupby('run', observed=True)[probe].first())
+
+  def max_after_warmup(self, probe: str) -> pd.Series:
+    """The highest value of a probe from the end of the warm-up on."""
+    self._require('schedule.warmup_steps')
+    curves = self._probe_curves(probe)
+    first = curves['run'].astype(object).map(self.runs.set_index('run')['schedule.warmup_steps'])
+    by_run = curves[curves['step'] >= first].groupby('run', observed=True)
+    return self._per_run(probe, by_run[probe].max())
 
   def _require(self, field: str) -> None:
     """Raises NotApplicable if the configs of imported runs do not have a field."""

@@ -7,6 +7,7 @@ import pandas as pd
 
 from stability.analysis import results as results_lib
 from stability.analysis.claims import (
+  arms,
   attention,
   attention_variants,
   extensions,
@@ -28,6 +29,7 @@ CLAIMS: tuple[Claim, ...] = (
     *scaling.CLAIMS,
     *gradients.CLAIMS,
     *extensions.CLAIMS,
+    *arms.CLAIMS,
 )
 
 

@@ -1,0 +1,130 @@
+"""What widens the range of learning rates, and what does it cost? All arms under one protocol.
+
+This is the screening; configs/leaderboard_finals.py has the finals, configs/leaderboard_pairs.py
+pairs of the best arms. The protocol, fixed before any run:
+
+  Arms       all of configs/arms.py, each a change of one thing in AdamW with qk-layernorm and
+             z-loss; one size, one seed, the same order of batches and the same initial seed.
+  Rates      seven, half a decade apart, in the window of the scale, or in the arm's own where a
+             rate means something else (arms.SHIFTS, MULTIPLIERS). Where the loss is lowest at an
+             end of the grid, MORE_RATES extends it, until it is not; nothing else is changed.
+  Measures   each against the arm's own best loss, since a better arm must not make the others look
+             unstable; one initial loss for all, that of the baseline. The columns are in
+             configs/README.md.
+  Controls   beta2 = 0.9999, which is known to be bad and must be worse; clipping that never acts,
+             which must be inert; in the finals, the baseline under other seeds, which must tie.
+  Finalists  the 10 arms nearest to the Pareto front of best loss and headroom. An arm's distance is
+             the number of bands, of 0.02 nats and of 0.15 decades, by which it would have to gain
+             in loss and headroom at once for no arm to be better in both; of equal distances, the
+             lower loss. Inert arms, controls and arms that lack runs or have their optimum at an
+             end of the grid are left out. `python -m launch.finalists --workdir=DIR` prints them.
+  Finals     give verdicts, from fresh seeds: paired differences from the baseline by seed, the
+             variance between seeds pooled over arms, 90 % intervals. A tie is an interval within
+             0.02 nats, or 0.15 decades of headroom; else an arm is better or worse if its
+             difference passes Holm's procedure over the finalists; else it is undecided.
+
+Arms of one size have the same width and depth. SwiGLU, experts and gates have other numbers of
+parameters, which the table shows: their losses are not at matched counts.
+
+Not yet measured at any scale.
+
+Time at night scale: 623 runs, 2 to 5 hours on two idle cores of the machines of BUILD_NOTES.md, 6
+where they are shared; two thirds of that at 37K. At cpu scale about 30 minutes (estimates).
+
+  python -m launch.sweep --config=configs/leaderboard.py --workdir=runs/leaderboard
+
+An arm of your own stands beside them, or, with --arms, beside the baseline and those you name
+(configs/README.md has an example).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import arms, grid
+from stability import config as config_lib
+from stability import hyper
+
+STEPS = 2_000  # of a run at night scale
+SIZES = {'cpu': '9.2K', 'night': '83K', 'gpu': '2.4M', 'paper': '9.4M'}
+SEEDS = (0,)
+OTHER_SEEDS = 10  # what is added to the seeds of AGAIN, which the finals have
+
+AGAIN, BAD, NOTHING = 'AdamW again', 'beta2 0.9999', 'clipped at 1e9 deviations'
+CONTROL_ARMS = {BAD: arms.OPTIMIZERS[BAD], NOTHING: {'optimizer.update_clip': 1e9}}
+CONTROLS = {AGAIN: 'tie', BAD: 'worse', NOTHING: 'inert'}  # the verdicts that they must have
+
+# Methods that find the rate themselves: seven multipliers of it from here on, at every scale.
+MULTIPLIERS = {'Prodigy': 1e-2, 'DoWG': 1e-2}
+# Arm -> how many rates are added below and above its window, because its optimum was at that end.
+MORE_RATES: Mapping[str, tuple[int, int]] = {}
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """The config that all arms change, with the run length of a screening."""
+  return of_length(scale, STEPS)
+
+
+def of_length(scale: str, steps: int) -> ConfigDict:
+  """configs/grid.py with this run length at night scale and a warm-up of 5 %."""
+  c = grid.get_config(scale)
+  if scale == 'night':
+    c.schedule.steps = steps
+    c.schedule.warmup_steps = steps // 20
+    c.schedule.decay_steps = steps // 5
+  return c
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Arm x learning rate."""
+  return points(scale)
+
+
+def get_report(scale: str = 'cpu') -> dict[str, Any]:
+  """What the leaderboard says of the arms."""
+  del scale
+  places = {name: place for place, of_place in arms.PLACES.items() for name in of_place}
+  return {'places': places, 'controls': CONTROLS}
+
+
+def points(scale: str, own: Mapping[str, Mapping[str, Any]] | None = None) -> list[hyper.Point]:
+  """The screening, with arms of your own: name -> options that the arm changes."""
+  size = config_lib.for_scale(scale, SIZES)
+  return of_arms(scale, {**arms.ARMS, **CONTROL_ARMS, **(own or {})}, {size: SEEDS})
+
+
+def of_arms(
+    scale: str,
+    fields: Mapping[str, Mapping[str, Any]],
+    seeds: Mapping[str, Sequence[int]],
+    shifts: Mapping[str, int] = arms.SHIFTS,
+) -> list[hyper.Point]:
+  """Size x arm x learning rate x seed.
+
+  Args:
+    scale: of the window of learning rates.
+    fields: name of an arm -> the options that it changes; the first is the baseline.
+    seeds: size -> seeds.
+    shifts: see arms.SHIFTS.
+  """
+  return hyper.chain([
+      hyper.product([
+          grid.sizes(scale, [size]),
+          [{'arm': name, **changed}],
+          _rates(scale, name, shifts.get(name, 0)),
+          hyper.sweep('seed', [seed + OTHER_SEEDS * (name == AGAIN) for seed in of_size]),
+      ])
+      for size, of_size in seeds.items()
+      for name, changed in fields.items()
+  ])
+
+
+def _rates(scale: str, name: str, shift: int) -> list[hyper.Point]:
+  """The learning rates of an arm."""
+  below, above = MORE_RATES.get(name, (0, 0))
+  if name not in MULTIPLIERS:
+    return grid.learning_rates(scale, shift - below, 7 + below + above)
+  first = grid.RATES.index(MULTIPLIERS[name]) - below
+  rates = grid.RATES[first : first + 7 + below + above]
+  return hyper.sweep('optimizer.learning_rate', rates)

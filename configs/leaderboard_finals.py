@@ -1,0 +1,60 @@
+"""Which of the arms nearest to the front are better than the baseline? The finals, over seeds.
+
+The protocol is that of configs/leaderboard.py. The finalists are what `python -m launch.finalists
+--workdir=runs/leaderboard` printed for the screening; their seeds are not those of the screening.
+Two sizes: five seeds at the smaller, three at the larger. The larger one shows whether an effect
+lasts, and what the best rate of the smaller one costs there (regret).
+
+Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
+
+The first five finalists are trained once more on a text that is not source code:
+
+  python -m launch.sweep --config=configs/leaderboard_finals.py:night --arms=NAME,NAME,...
+      --config.data.path=FOLDER --workdir=runs/leaderboard_finals_text
+
+Time at night scale: 56 runs an arm, of a minute each at 37K and 6 at 590K, on one core: 1.3 hours
+an arm on two, 18 hours for ten finalists, baseline and controls (estimate).
+
+  python -m launch.sweep --config=configs/leaderboard_finals.py --workdir=runs/leaderboard_finals
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import arms, leaderboard
+from stability import config as config_lib
+from stability import hyper
+
+STEPS = 4_000  # of a run at night scale
+SIZES = {
+    'cpu': ('9.2K', '37K'),
+    'night': ('37K', '590K'),
+    'gpu': ('2.4M', '42M'),
+    'paper': ('9.4M', '151M'),
+}
+SEEDS = ((1, 2, 3, 4, 5), (1, 2, 3))  # of the smaller and of the larger size
+FINALISTS: tuple[str, ...] = ()  # of the screening, nearest to the front first
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """The config that all arms change."""
+  return leaderboard.of_length(scale, STEPS)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Size x arm x learning rate x seed."""
+  return points(scale)
+
+
+def get_report(scale: str = 'cpu') -> dict[str, Any]:
+  """What the leaderboard says of the arms."""
+  return leaderboard.get_report(scale)
+
+
+def points(scale: str, own: dict[str, dict[str, Any]] | None = None) -> list[hyper.Point]:
+  """The finals, with arms of your own: name -> options that the arm changes."""
+  fields = {name: arms.ARMS[name] for name in (arms.BASELINE, *FINALISTS)}
+  fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS, **(own or {})}
+  sizes = config_lib.for_scale(scale, SIZES)
+  return leaderboard.of_arms(scale, fields, dict(zip(sizes, SEEDS, strict=True)))

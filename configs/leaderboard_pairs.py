@@ -1,0 +1,62 @@
+"""Do the best arms of two places add up? The best of each with that of each other, at one size.
+
+The best arm of a place is the finalist, or else the arm of the screening, nearest to the front
+(`python -m launch.finalists` prints it). Pairs that set one option to two values are left out. An
+arm's window is shifted by the shifts of both. The regime and the seeds are those of the smaller
+size of configs/leaderboard_finals.py, so that --reuse copies baseline and single arms from there.
+
+Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
+
+Time at night scale: up to 15 pairs, 35 runs each, of a minute on one core: 5 hours on two, and 3
+for the single arms and controls if they are not reused (estimate).
+
+  python -m launch.sweep --config=configs/leaderboard_pairs.py --workdir=runs/leaderboard_pairs
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import arms, leaderboard, leaderboard_finals
+from stability import config as config_lib
+from stability import hyper
+
+BEST: Mapping[str, str] = {}  # place -> its best arm
+
+
+def get_config(scale: str = 'cpu') -> ConfigDict:
+  """The config that all arms change."""
+  return leaderboard_finals.get_config(scale)
+
+
+def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
+  """Arm x learning rate x seed."""
+  singles = {name: arms.ARMS[name] for name in (arms.BASELINE, *BEST.values())}
+  combined = pairs(BEST)
+  shifts = arms.SHIFTS | {
+      f'{a} + {b}': arms.SHIFTS.get(a, 0) + arms.SHIFTS.get(b, 0) for a, b in combined
+  }
+  fields = {**singles, **{f'{a} + {b}': changed for (a, b), changed in combined.items()}}
+  size = config_lib.for_scale(scale, leaderboard_finals.SIZES)[0]
+  seeds = {size: leaderboard_finals.SEEDS[0]}
+  fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS}
+  return leaderboard.of_arms(scale, fields, seeds, shifts)
+
+
+def get_report(scale: str = 'cpu') -> dict[str, Any]:
+  """What the leaderboard says of the arms."""
+  report = leaderboard.get_report(scale)
+  places = {a: place for place, a in BEST.items()}
+  both = {f'{a} + {b}': f'{places[a]} + {places[b]}' for a, b in pairs(BEST)}
+  return report | {'places': report['places'] | both}
+
+
+def pairs(best: Mapping[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
+  """Pairs of arms of different places -> the options that they change together."""
+  return {
+      (a, b): {**arms.ARMS[a], **arms.ARMS[b]}
+      for a, b in itertools.combinations(best.values(), 2)
+      if all(arms.ARMS[b].get(field, value) == value for field, value in arms.ARMS[a].items())
+  }

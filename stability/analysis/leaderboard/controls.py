@@ -1,0 +1,35 @@
+"""Whether the controls of a leaderboard came out as they must."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What became of a control at one size."""
+
+  arm: str
+  parameters: int
+  wanted: str  # better, worse or tie in loss, or inert
+  found: str
+
+  @property
+  def is_right(self) -> bool:
+    """Whether it is what it must be."""
+    return self.found == self.wanted
+
+
+def outcomes(table: pd.DataFrame) -> Iterator[Outcome]:
+  """The outcomes that are known: verdicts need several seeds.
+
+  Args:
+    table: see table.leaderboard.
+  """
+  for row in table[table['control'] != ''].itertuples():
+    found = row.loss_verdict
+    if row.control == 'inert':
+      found = '' if pd.isna(row.best_loss) else 'inert' if row.inert else 'not inert'
+    if found:
+      yield Outcome(row.arm, row.parameters, row.control, found)

@@ -1,0 +1,293 @@
+"""The table of a leaderboard: a row per size and arm."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import lr_sensitivity
+from stability.analysis import results as results_lib
+from stability.analysis.leaderboard import curve as curve_lib
+from stability.analysis.leaderboard import front, verdicts
+from stability.analysis.results import Results
+
+_EDGES = {curve_lib.BELOW: 'low', curve_lib.EXACT: '', curve_lib.ABOVE: 'high'}
+# Arms of one size have the same width and depth; those with other matrices, such as SwiGLU, have
+# another number of parameters.
+_SHAPE = ('model.width', 'model.depth')
+_NO_ROWS = pd.DataFrame(columns=['run', 'name', 'share'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """The runs of an arm at one size."""
+
+  name: str
+  runs: pd.DataFrame
+  losses: pd.DataFrame  # min(final, initial), nats: a row per learning rate, a column per seed
+
+  @property
+  def rates(self) -> np.ndarray:
+    """The learning rates, ascending."""
+    return self.losses.index.to_numpy(float)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """The arms of one size."""
+
+  initial_loss: float  # that of the baseline, for all arms: another head may start lower
+  arms: Mapping[str, Arm]  # the baseline first
+
+
+def applies(results: Results) -> bool:
+  """Whether there is a leaderboard: the points of the sweep carry the label `arm`."""
+  return 'arm' in results.groups
+
+
+def names(results: Results) -> pd.Series:
+  """The name of each run's arm, with the other fields that the sweep varies, if there are any."""
+  values = results.runs[results.groups].to_numpy(object)
+  return pd.Series([', '.join(map(str, row)) for row in values], results.runs.index)
+
+
+def sizes(results: Results) -> list[Size]:
+  """The sizes, the smallest first. The first arm of the sweep is the baseline."""
+  parameters = results.runs['parameters'].astype(float)
+  runs = results.runs.assign(name=names(results), parameters=parameters)
+  baseline = runs['name'].iloc[0]
+  shape = [field for field in _SHAPE if field in runs] or ['parameters']
+  found = []
+  for _, of_size in results_lib.split(runs, shape):
+    initial = of_size['initial_loss'].where(of_size['status'].isin(lr_sensitivity.COUNTED))
+    of_baseline = initial[of_size['name'] == baseline]
+    initial_loss = (of_baseline if of_baseline.notna().any() else initial).mean()
+    loss = lr_sensitivity.counted_loss(of_size.assign(initial_loss=initial_loss))
+    counted = of_size.assign(loss=loss)
+    arms = {
+        name: Arm(name, rows, _losses(rows)) for name, rows in counted.groupby('name', sort=False)
+    }
+    if baseline in arms:
+      arms = {baseline: arms[baseline], **arms}
+    found.append((of_size['parameters'].min(), Size(initial_loss, arms)))
+  return [size for _, size in sorted(found, key=lambda pair: pair[0])]
+
+
+def _losses(runs: pd.DataFrame) -> pd.DataFrame:
+  return runs.pivot(index='learning_rate', columns='seed', values='loss').sort_index()
+
+
+def leaderboard(
+    results: Results, acted: pd.DataFrame = _NO_ROWS, costs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+  """The table: a row per size and arm, the smallest size first, in the order of the sweep.
+
+  Columns:
+    arm; place and control (the verdict that a control must have), from the config file; is_baseline
+    those of results.sizes, and parameters
+    those of curve.COLUMNS: losses and regret in nats, widths in decades; NaN: not known
+    the same with _low and _high, if any arm has several seeds: the interval of level
+      results.interval over resampled seeds
+    seconds_ratio, bytes_ratio: time and memory of a step over those of the baseline
+    inert: whether the arm changed nothing that the baseline does not
+    front, distance: whether the arm is on the front of its size, and how far from it (front.py);
+      controls and inert arms do not count
+    loss_verdict, headroom_verdict: better, worse, tie or undecided; empty for the baseline and
+      without several seeds
+    loss_difference, headroom_ratio and their _low and _high: from the baseline, what verdicts rest
+      on
+    edge: low or high if the loss is lowest at that end of the grid
+    censored: names of the columns that are bounds, each with >= or <=
+    seeds, missing: how many seeds count, and how many runs do not
+
+  Args:
+    results: the runs of a sweep to which the leaderboard applies.
+    acted: how often interventions acted, see inert.load.
+    costs: measured ratios of cost, with the columns arm, width, seconds and bytes; without an entry
+      for an arm, the seconds are those of its runs, and the bytes are unknown.
+  """
+  has_seeds = results.runs['seed'].nunique() > 1
+  rows, reference = [], {}
+  for size in sizes(results):
+    parts = [
+        _row(arm, size, reference.get(name, np.nan), results, has_seeds)
+        for name, arm in size.arms.items()
+    ]
+    for row in parts:
+      reference.setdefault(row['arm'], row['best_learning_rate'])
+    base = next(iter(size.arms.values()))
+    shares = {name: _shares(arm, acted) for name, arm in size.arms.items()}
+    for row, arm in zip(parts, size.arms.values(), strict=True):
+      row['inert'] = arm is not base and _is_inert(arm, base, shares)
+      row['seconds_ratio'], row['bytes_ratio'] = _costs(arm, base, costs)
+      row['is_baseline'] = arm is base
+    of_size = pd.DataFrame(parts)
+    may_be = (of_size['control'] == '') & ~of_size['inert']
+    on_front, distance = front.place(
+        of_size['best_loss'].where(may_be).to_numpy(float), of_size['headroom'].to_numpy(float)
+    )
+    rows.append(of_size.assign(front=on_front, distance=distance, **_verdicts(of_size, size)))
+  table = pd.concat(rows, ignore_index=True)
+  return table[_columns(results, has_seeds)].astype({'parameters': 'Int64'})
+
+
+def _columns(results: Results, has_seeds: bool) -> list[str]:
+  ends = ('', '_low', '_high') if has_seeds else ('',)
+  return [
+      *('arm', 'place', 'control', 'is_baseline', *results.sizes, 'parameters'),
+      *(f'{name}{end}' for name in curve_lib.COLUMNS for end in ends),
+      *('seconds_ratio', 'bytes_ratio', 'inert', 'front', 'distance'),
+      *('loss_verdict', 'headroom_verdict'),
+      *(f'{name}{end}' for name in ('loss_difference', 'headroom_ratio') for end in ends),
+      *('edge', 'censored', 'seeds', 'missing'),
+  ]
+
+
+def _row(
+    arm: Arm, size: Size, reference_rate: float, results: Results, has_seeds: bool
+) -> dict[str, Any]:
+  """The cells of an arm that need no other arm."""
+  first = arm.runs.iloc[0]
+  row = {'arm': arm.name, 'parameters': first['parameters']}
+  row |= {name: first[name] for name in results.sizes}
+  row['place'] = results.places.get(first['arm'], '')
+  row['control'] = results.controls.get(first['arm'], '')
+  losses = arm.losses.dropna(how='all', axis='columns')
+  row |= {'seeds': losses.shape[1], 'missing': int(arm.runs['loss'].isna().sum())}
+
+  def of(weights_DxS: np.ndarray) -> list[curve_lib.Statistics]:
+    means_LxD = lr_sensitivity.mean_over_seeds(losses.to_numpy(), weights_DxS)
+    return [
+        curve_lib.statistics(arm.rates, means_L, size.initial_loss, reference_rate)
+        for means_L in means_LxD.T
+    ]
+
+  (found,) = of(np.ones((1, losses.shape[1])))
+  row |= found.values
+  row['edge'] = _EDGES[found.edge]
+  signs = {curve_lib.ABOVE: '>=', curve_lib.BELOW: '<='}
+  row['censored'] = ' '.join(f'{name}{signs[side]}' for name, side in found.censored.items())
+  if has_seeds:
+    row |= _intervals(of, losses.shape[1], results.interval)
+  return row
+
+
+def _intervals(of: Any, seeds: int, interval: float) -> dict[str, float]:
+  """The ends of the intervals over resampled seeds; NaN with one seed."""
+  ends = {f'{name}{end}': np.nan for name in curve_lib.COLUMNS for end in ('_low', '_high')}
+  if seeds < 2:
+    return ends
+  distinct, position = np.unique(lr_sensitivity.draws(seeds), axis=0, return_inverse=True)
+  values = pd.DataFrame([found.values for found in of(distinct)]).iloc[position.ravel()]
+  for name in curve_lib.COLUMNS:
+    known = values[name].dropna()
+    if len(known):
+      limits = np.percentile(known, lr_sensitivity.percentiles(interval))
+      ends[f'{name}_low'], ends[f'{name}_high'] = limits
+  return ends
+
+
+def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
+  """The columns of verdicts and differences."""
+  arms = list(size.arms)
+  by_seed = dict(_by_seed(size))
+  best = pd.DataFrame({arm: by_seed[arm]['best_loss'] for arm in arms}).T
+  room = np.log10(pd.DataFrame({arm: by_seed[arm]['headroom'] for arm in arms}).T)
+  controls = list(of_size['arm'][of_size['control'] != ''])
+  missing = set(of_size['arm'][of_size['missing'] > 0])
+  columns = {}
+  for values, name, band, higher_is_better in (
+      (best, 'loss', front.LOSS_BAND, False),
+      (room, 'headroom', front.HEADROOM_BAND, True),
+  ):
+    found = verdicts.differences(values, arms[0])
+    if found['p'].isna().all():  # one seed: a screening
+      verdict = pd.Series('', arms)
+    else:
+      verdict = verdicts.verdicts(
+          found, band=band, higher_is_better=higher_is_better, alone=controls
+      )
+      if name == 'headroom':
+        verdict = _of_bounds(verdict, {arm: by_seed[arm]['bound'].any() for arm in arms})
+      lacking = arms if arms[0] in missing else [arm for arm in arms if arm in missing]
+      verdict[lacking] = verdicts.UNDECIDED
+      verdict[arms[0]] = ''
+    columns[f'{name}_verdict'] = verdict.to_numpy()
+    found = found if name == 'loss' else 10**found
+    what = 'loss_difference' if name == 'loss' else 'headroom_ratio'
+    for column, end in (('difference', ''), ('low', '_low'), ('high', '_high')):
+      columns[f'{what}{end}'] = found[column].to_numpy()
+  return columns
+
+
+def _by_seed(size: Size) -> Iterator[tuple[str, pd.DataFrame]]:
+  """(arm, table of best_loss, headroom and bound: whether that is one, by seed)."""
+  for name, arm in size.arms.items():
+    rows = {}
+    for seed in arm.losses:
+      found = curve_lib.statistics(arm.rates, arm.losses[seed].to_numpy(), size.initial_loss)
+      rows[seed] = {
+          'best_loss': found.values['best_loss'],
+          'headroom': found.values['headroom'],
+          'bound': 'headroom' in found.censored,
+      }
+    yield name, pd.DataFrame.from_dict(rows, orient='index')
+
+
+def _of_bounds(verdict: pd.Series, is_bound: Mapping[str, bool]) -> pd.Series:
+  """The verdicts on headroom that stand although some are lower bounds."""
+  base = next(iter(is_bound))
+  stands = {
+      (False, False): (verdicts.BETTER, verdicts.WORSE, verdicts.TIE),
+      (True, False): (verdicts.BETTER,),  # that of the arm is at least this
+      (False, True): (verdicts.WORSE,),
+      (True, True): (),
+  }
+  kept = [
+      found if found in stands[is_bound[arm], is_bound[base]] else verdicts.UNDECIDED
+      for arm, found in verdict.items()
+  ]
+  return pd.Series(kept, verdict.index)
+
+
+def _shares(arm: Arm, acted: pd.DataFrame) -> dict[str, float]:
+  """Name of an intervention -> the share of measured steps in which it acted."""
+  of_arm = acted[acted['run'].isin(arm.runs['run'])]
+  return of_arm.groupby('name')['share'].mean().to_dict()
+
+
+def _is_inert(arm: Arm, base: Arm, shares: Mapping[str, Mapping[str, float]]) -> bool:
+  """Whether what only one of arm and baseline has never acted, or all their losses are equal."""
+  ours, of_base = shares[arm.name], shares[base.name]
+  differing = ours.keys() ^ of_base.keys()
+  if differing and not any((ours | of_base)[name] for name in differing):
+    return True
+  columns = ['learning_rate', 'seed', 'status', 'final_loss']
+  pairs = arm.runs[columns].merge(base.runs[columns], on=columns[:2], suffixes=('', '_base'))
+  pairs = pairs[pairs['status'].isin(lr_sensitivity.COUNTED)]
+  same = (pairs['final_loss'] == pairs['final_loss_base']) | (
+      pairs[['final_loss', 'final_loss_base']].isna().all(axis='columns')
+  )
+  return bool(len(pairs) and same.all() and (pairs['status'] == pairs['status_base']).all())
+
+
+def _costs(arm: Arm, base: Arm, costs: pd.DataFrame | None) -> tuple[float, float]:
+  """Seconds and bytes over those of the baseline; NaN where unknown."""
+  if arm is base:
+    return 1.0, 1.0
+  if costs is not None and 'model.width' in arm.runs:
+    width = arm.runs['model.width'].iloc[0]
+    known = costs[(costs['arm'] == arm.name) & (costs['width'] == width)]
+    if len(known):
+      return float(known['seconds'].iloc[0]), float(known['bytes'].iloc[0])
+  return _seconds(arm) / _seconds(base), np.nan
+
+
+def _seconds(arm: Arm) -> float:
+  """The median of the seconds per step of the runs that ended; NaN if they are not known."""
+  if 'seconds' not in arm.runs:
+    return np.nan
+  done = arm.runs[arm.runs['status'] == 'done']
+  return (done['seconds'].astype(float) / done['steps'].astype(float)).median()

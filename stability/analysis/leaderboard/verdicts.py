@@ -1,0 +1,118 @@
+"""Verdicts on arms against the baseline, from paired differences by seed.
+
+The variance between seeds is pooled over arms: three to five seeds of one arm do not tell it. It is
+that of the residuals of a model with a mean per arm and an effect per seed, since equal seeds have
+the same initial parameters and batches in all arms.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+BETTER, WORSE, TIE, UNDECIDED = 'better', 'worse', 'tie', 'undecided'
+LEVEL = 0.9  # of the intervals; the error that Holm's procedure allows over all arms is 1 - LEVEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+  """The variance between seeds of one number, pooled over arms, with its degrees of freedom."""
+
+  paired: float  # of what is left after the effect of the seed
+  paired_df: int
+  total: float  # within arms, for arms that share no seed
+  total_df: int
+
+
+def noise(values: pd.DataFrame) -> Noise:
+  """The noise of a number.
+
+  Args:
+    values: a row per arm, a column per seed; NaN where an arm lacks a seed.
+  """
+  table = values.to_numpy(float)
+  arm, seed = np.nonzero(~np.isnan(table))
+  y = table[arm, seed]
+  arms, seeds = np.eye(len(values))[arm], np.eye(values.shape[1])[seed]
+  paired, paired_df = _residual_variance(y, np.concatenate([arms, seeds], axis=1))
+  return Noise(paired, paired_df, *_residual_variance(y, arms))
+
+
+def _residual_variance(y: np.ndarray, design: np.ndarray) -> tuple[float, int]:
+  solution, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+  freedom = len(y) - int(rank)
+  residuals = y - design @ solution
+  return (float(residuals @ residuals) / freedom if freedom else float('nan')), freedom
+
+
+def differences(values: pd.DataFrame, baseline: object) -> pd.DataFrame:
+  """The difference of each arm from the baseline, with its interval.
+
+  Seeds that both have are paired. An arm that shares no seed with the baseline is compared by its
+  mean.
+
+  Args:
+    values: see noise.
+    baseline: the label of its row.
+
+  Returns:
+    Columns: difference, low, high (interval of level LEVEL) and p (that there is no difference,
+    two-sided). A row per arm; NaN where there are too few seeds, and for the baseline.
+  """
+  found = pd.DataFrame(np.nan, values.index, ['difference', 'low', 'high', 'p'])
+  spread = noise(values)
+  base = values.loc[baseline].dropna()
+  for arm in values.index.drop(baseline):
+    ours = values.loc[arm].dropna()
+    shared = ours.index.intersection(base.index)
+    if len(shared):
+      difference = (ours[shared] - base[shared]).mean()
+      variance, freedom = spread.paired * 2 / len(shared), spread.paired_df
+    elif len(ours) and len(base):
+      difference = ours.mean() - base.mean()
+      variance, freedom = spread.total * (1 / len(ours) + 1 / len(base)), spread.total_df
+    else:
+      continue
+    if not freedom:
+      continue
+    error = np.sqrt(variance)
+    reach = special.stdtrit(freedom, (1 + LEVEL) / 2) * error
+    with np.errstate(divide='ignore', invalid='ignore'):
+      p = 2 * special.stdtr(freedom, -abs(difference / error))
+    found.loc[arm] = difference, difference - reach, difference + reach, np.nan_to_num(p, nan=1.0)
+  return found
+
+
+def holm(p: pd.Series) -> pd.Series:
+  """The p values adjusted by Holm's procedure for as many tests as there are; NaN stays NaN."""
+  ordered = p.dropna().sort_values(kind='stable')
+  factors = len(ordered) - np.arange(len(ordered))
+  return (ordered * factors).clip(upper=1.0).cummax().reindex(p.index)
+
+
+def verdicts(
+    found: pd.DataFrame, *, band: float, higher_is_better: bool, alone: list | tuple = ()
+) -> pd.Series:
+  """A verdict per arm: better, worse, tie or undecided; empty for the baseline.
+
+  A tie is an interval within `band` of 0, whether it contains 0 or not: a difference that small
+  does not matter. Outside of it, an arm is better or worse if its difference from 0 passes Holm's
+  procedure over the arms.
+
+  Args:
+    found: the result of differences, for the arms of one size.
+    band: the largest difference that does not matter.
+    higher_is_better: the sign of a better arm.
+    alone: arms whose test is not one of many, such as controls.
+  """
+  many = found.index.difference(list(alone), sort=False)
+  p = holm(found['p'][many]).reindex(found.index).fillna(found['p'])
+  is_tie = (found['low'] >= -band) & (found['high'] <= band)
+  is_better = (found['difference'] > 0) == higher_is_better
+  is_clear = p < 1 - LEVEL
+  verdict = pd.Series(UNDECIDED, found.index)
+  verdict[is_clear & is_better] = BETTER
+  verdict[is_clear & ~is_better] = WORSE
+  verdict[is_tie] = TIE
+  return verdict

@@ -1,0 +1,207 @@
+"""The leaderboard of a made-up sweep whose true answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stability.analysis.leaderboard import front
+from stability.analysis.leaderboard import table as table_lib
+from stability.analysis.results import Results
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+INITIAL = 6.0
+# Best loss, slope per decade, rate from which nothing is learned, best rate.
+ARMS = {
+    'AdamW': (2.0, 0.2, np.inf, 1e-2),
+    'wide': (2.0, 0.08, np.inf, 1e-2),
+    'better': (1.9, 0.2, 1e-1, 1e-2),
+    'bad': (2.3, 0.3, 3e-2, 1e-2),
+    'shifted': (2.0, 0.2, np.inf, 3e-3),
+}
+
+
+def rows(name, arm, parameters=1000, seeds=(0,), rates=RATES, noise=0.0, **fields):
+  best, slope, cliff, best_rate = arm
+  for seed in seeds:
+    rng = np.random.default_rng([seed, len(name)])
+    shift = 0.03 * seed + noise * rng.normal()  # the effect of the seed, and of the run
+    for rate in rates:
+      loss = best + slope * abs(np.log10(rate / best_rate)) + shift
+      is_over = rate >= cliff
+      yield {
+          'run': f'{name} {parameters} {rate} {seed}', 'arm': name, 'parameters': parameters,
+          'status': 'diverged' if is_over else 'done', 'learning_rate': rate,
+          'seed': seed, 'initial_loss': INITIAL, 'final_loss': np.nan if is_over else loss,
+          'seconds': 10.0, 'steps': 100,
+      } | fields  # fmt: skip
+
+
+def results_of(*parts, **options):
+  runs = pd.DataFrame([row for part in parts for row in part])
+  return Results(runs.astype({'parameters': 'Int64'}), ['arm'], [], **options)
+
+
+def leaderboard(*parts, acted=table_lib._NO_ROWS, costs=None, **options):
+  table = table_lib.leaderboard(results_of(*parts, **options), acted, costs)
+  return table.set_index('arm')
+
+
+def test_one_seed():
+  found = leaderboard(*(rows(name, arm) for name, arm in ARMS.items()))
+  assert list(found.index) == list(ARMS)
+  assert found.loc['AdamW', 'is_baseline'] and not found['is_baseline'].iloc[1:].any()
+  assert found['best_loss'].to_dict() == pytest.approx(
+      {'AdamW': 2.0, 'wide': 2.0, 'better': 1.9, 'bad': 2.3, 'shifted': 2.0}
+  )
+  # 3e-3 is no grid point at exactly half a decade, so the vertex is a little off the optimum.
+  log_rates = np.log10(found['best_learning_rate'])
+  assert log_rates['shifted'] - log_rates['AdamW'] == pytest.approx(-0.5, abs=0.1)
+  assert found.loc['AdamW', 'width_05'] == pytest.approx(0.5)
+  assert found.loc['wide', 'width_05'] == pytest.approx(1.25)
+  assert found.loc['wide', 'critical_learning_rate'] == pytest.approx(3e-1)
+  assert 'headroom>=' in found.loc['wide', 'censored']
+  assert found.loc['AdamW', 'censored'] == ''
+  # Lowest loss: better. Highest headroom: wide. AdamW is behind wide in headroom alone.
+  assert found.index[found['front']].tolist() == ['wide', 'better']
+  assert (found['loss_verdict'] == '').all() and (found['headroom_verdict'] == '').all()
+  assert 'best_loss_low' not in found and (found['seeds'] == 1).all()
+  assert (found['missing'] == 0).all() and not found['inert'].any()
+
+
+def test_one_initial_loss_for_all_arms():
+  """An arm with another head starts lower; a diverged run of it counts no less."""
+  lower = list(rows('bad', ARMS['bad'], initial_loss=5.0))
+  found = leaderboard(rows('AdamW', ARMS['AdamW']), lower, rows('usual', ARMS['bad']))
+  for column in ('lr_sensitivity', 'critical_learning_rate', 'loss_at_10x'):
+    assert found.loc['bad', column] == pytest.approx(found.loc['usual', column])
+
+
+def test_arms_have_windows_of_their_own():
+  """The same curve at a hundredth of the rates has the same numbers but for the rates."""
+  lower = [row | {'learning_rate': row['learning_rate'] / 100} for row in rows('L', ARMS['AdamW'])]
+  found = leaderboard(rows('AdamW', ARMS['AdamW']), lower)
+  assert 100 * found.loc['L', 'best_learning_rate'] == pytest.approx(
+      found.loc['AdamW', 'best_learning_rate']
+  )
+  for column in ('headroom', 'lr_sensitivity', 'width_10', 'loss_at_3x'):
+    assert found.loc['L', column] == pytest.approx(found.loc['AdamW', column])
+
+
+def test_regret_is_that_of_the_rate_of_the_smallest_size():
+  small, large = ARMS['AdamW'], (1.8, 0.2, np.inf, 3e-3)
+  results = results_of(rows('AdamW', large, 4000), rows('AdamW', small, 1000))
+  found = table_lib.leaderboard(results)
+  assert found['parameters'].tolist() == [1000, 4000]
+  assert np.isnan(found['regret'][0])
+  moved = np.log10(found['best_learning_rate'][0] / 3e-3)
+  assert found['regret'][1] == pytest.approx(0.2 * moved)
+
+
+def seeded(noise, seeds=(1, 2, 3, 4, 5), again=(11, 12, 13, 14, 15)):
+  """Five arms, an equal one, and the baseline under other seeds."""
+  parts = [rows(name, arm, seeds=seeds, noise=noise) for name, arm in ARMS.items()]
+  parts.append(rows('equal', ARMS['AdamW'], seeds=seeds, noise=noise))
+  control = [row | {'final_loss': row['final_loss'] - 0.3} for row in rows(
+      'AdamW again', ARMS['AdamW'], seeds=again, noise=noise)]  # fmt: skip
+  return leaderboard(*parts, control, controls={'bad': 'worse', 'AdamW again': 'tie'})
+
+
+def test_verdicts():
+  found = seeded(0.002)
+  assert found['loss_verdict'].to_dict() == {
+      'AdamW': '', 'wide': 'tie', 'better': 'better', 'bad': 'worse', 'shifted': 'tie',
+      'equal': 'tie', 'AdamW again': 'undecided',  # seeds differ by 0.05, more than the band
+  }  # fmt: skip
+  rooms = found['headroom_verdict'].to_dict()
+  # That of wide is a lower bound, and better all the same; those with a cliff are worse.
+  assert rooms | {'shifted': ''} == {
+      'AdamW': '', 'wide': 'better', 'better': 'worse', 'bad': 'worse', 'shifted': '',
+      'equal': 'tie', 'AdamW again': 'tie',
+  }  # fmt: skip
+  assert found.loc['better', 'loss_difference'] == pytest.approx(-0.1, abs=0.003)
+  assert found.loc['better', 'loss_difference_low'] < -0.1 + 0.003
+  assert found.loc['bad', 'headroom_ratio_high'] < 1
+  # Resampled seeds: 0.03, 0.06 ... 0.15 above 2.
+  assert 2.05 < found.loc['AdamW', 'best_loss_low'] < 2.09 < found.loc['AdamW', 'best_loss_high']
+  assert found.loc['AdamW', 'headroom_low'] <= found.loc['AdamW', 'headroom']
+  assert found['control'].to_dict()['bad'] == 'worse'
+
+
+def test_lower_bounds_of_headroom_decide_only_one_side():
+  arms = {'AdamW': ARMS['wide'], 'wide': (2.0, 0.08, np.inf, 1e-2), 'narrow': ARMS['AdamW']}
+  found = leaderboard(*(rows(name, arm, seeds=(0, 1, 2)) for name, arm in arms.items()))
+  assert found['headroom_verdict'].tolist() == ['', 'undecided', 'worse']
+
+
+def test_arms_that_lack_runs_are_undecided():
+  parts = [list(rows(name, arm, seeds=(0, 1, 2))) for name, arm in ARMS.items()]
+  parts[2][1] |= {'status': 'failed', 'final_loss': np.nan}
+  found = leaderboard(*parts)
+  assert found.loc['better', 'loss_verdict'] == 'undecided' and found.loc['better', 'missing'] == 1
+  assert found.loc['bad', 'loss_verdict'] == 'worse'
+  parts[0][1] |= {'status': 'missing', 'final_loss': np.nan}
+  assert set(leaderboard(*parts)['loss_verdict']) == {'', 'undecided'}
+  nothing = [[row | {'status': 'missing', 'final_loss': np.nan} for row in part] for part in parts]
+  found = leaderboard(*nothing)
+  assert found['best_loss'].isna().all() and not found['front'].any()
+
+
+def test_inert():
+  base, same = list(rows('AdamW', ARMS['AdamW'])), list(rows('same', ARMS['AdamW']))
+  found = leaderboard(base, same, rows('wide', ARMS['wide']))
+  assert found['inert'].to_dict() == {'AdamW': False, 'same': True, 'wide': False}
+  shares = [('clip', 0.5, 'AdamW'), ('clip', 0.5, 'wide'), ('cap', 0.0, 'wide')]
+  shares += [('clip', 0.5, 'bad'), ('cap', 0.1, 'bad')]
+
+  def acted(shares):
+    found = [(f'{arm} 1000 {RATES[0]} 0', name, share) for name, share, arm in shares]
+    return pd.DataFrame(found, columns=['run', 'name', 'share'])
+
+  parts = [base, rows('wide', ARMS['wide']), rows('bad', ARMS['bad'])]
+  found = leaderboard(*parts, acted=acted(shares))
+  assert found['inert'].to_dict() == {'AdamW': False, 'wide': True, 'bad': False}
+  # Of the baseline's clipping, which the arm lacks: it does something, or nothing.
+  for share, inert in ((0.5, False), (0.0, True)):
+    found = leaderboard(base, rows('wide', ARMS['wide']), acted=acted([('clip', share, 'AdamW')]))
+    assert found.loc['wide', 'inert'] == inert
+
+
+def test_costs():
+  parts = [list(rows('AdamW', ARMS['AdamW'], **{'model.width': 32}))]
+  parts.append(list(rows('slow', ARMS['wide'], **{'model.width': 32, 'seconds': 15.0})))
+  found = leaderboard(*parts)
+  assert found['seconds_ratio'].to_dict() == pytest.approx({'AdamW': 1.0, 'slow': 1.5})
+  assert np.isnan(found.loc['slow', 'bytes_ratio'])
+  measured = {'arm': 'slow', 'width': [32, 48], 'seconds': [2.0, 3.0], 'bytes': [4.0, 5.0]}
+  found = leaderboard(*parts, costs=pd.DataFrame(measured))
+  assert found.loc['slow', ['seconds_ratio', 'bytes_ratio']].tolist() == [2.0, 4.0]
+
+
+def test_front():
+  losses = np.array([2.0, 1.9, 2.1, 2.0, 2.0, 1.9, np.nan, 2.03])
+  rooms = np.array([10.0, 3.0, 30.0, 5.0, 10.0, 2.0, 100.0, 7.0])
+  on_front, distance = front.place(losses, rooms)
+  assert on_front.tolist() == [True, True, True, False, True, False, False, False]
+  assert distance[:3].tolist() == [0, 0, 0]
+  assert distance[3] == distance[5] == 0  # as good as another in one of the two
+  assert np.isnan(distance[6])
+  # 0.03 nats are 1.5 bands, and a factor of 10 / 7 in headroom is one: the smaller counts.
+  assert distance[7] == pytest.approx(np.log10(10 / 7) / 0.15)
+
+
+def test_finalists():
+  table = pd.DataFrame({
+      'arm': ['AdamW', 'a', 'b', 'c', 'd', 'e', 'f', 'g'],
+      'place': ['', 'x', 'y', 'x', 'y', 'y', 'x', 'x'],
+      'distance': [0, 0.5, 0, 0, 0, 0.2, 0, np.nan],
+      'best_loss': [2.0, 2.0, 2.1, 1.9, 1.8, 1.7, 1.6, 6.0],
+      'control': ['', '', '', '', 'tie', '', '', ''],
+      'is_baseline': [True] + [False] * 7,
+      'inert': [False] * 6 + [True, False],
+      'edge': [''] * 5 + ['high', '', ''],
+      'missing': 0,
+  })
+  assert front.finalists(table, 10) == ['c', 'b', 'a']
+  assert front.finalists(table, 2) == ['c', 'b']
+  assert front.best_of_places(table) == {'x': 'c', 'y': 'b'}
+  assert front.at_edges(table) == [('e', 'high')]

@@ -1,0 +1,97 @@
+"""The leaderboard's configs follow its protocol."""
+
+import collections
+import math
+
+import pytest
+
+from configs import arms, leaderboard, leaderboard_finals, leaderboard_pairs
+from stability import config as config_lib
+from stability import hyper
+
+SCALES = ('cpu', 'night', 'gpu', 'paper')
+
+
+def rates_of(points):
+  """Arm -> its learning rates."""
+  found = collections.defaultdict(list)
+  for point in points:
+    found[point['arm']].append(point['optimizer.learning_rate'])
+  return found
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_every_arm_has_three_decades_and_one_seed(scale):
+  points = leaderboard.points(scale)
+  assert {point['seed'] for point in points} == {0}
+  rates = rates_of(points)
+  assert rates.keys() == arms.ARMS.keys() | leaderboard.CONTROL_ARMS.keys()
+  assert next(iter(rates)) == arms.BASELINE
+  for name, of_arm in rates.items():
+    assert len(of_arm) == 7 and max(of_arm) / min(of_arm) == pytest.approx(1e3), name
+    usual = rates[arms.BASELINE][0]
+    decades = math.log10(of_arm[0] / usual)
+    if name in leaderboard.MULTIPLIERS:
+      assert of_arm[0] == 1e-2 and of_arm[-1] == 10, name
+    else:
+      assert decades == pytest.approx(arms.SHIFTS.get(name, 0) / 2, abs=0.03), name
+
+
+def test_more_rates_extend_a_window(monkeypatch):
+  monkeypatch.setattr(leaderboard, 'MORE_RATES', {'Muon': (1, 2), 'DoWG': (2, 0)})
+  rates = rates_of(leaderboard.points('night'))
+  assert rates['Muon'] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0]
+  assert rates['DoWG'][0] == 1e-3 and len(rates['DoWG']) == 9
+
+
+def test_regime():
+  c = leaderboard.get_config('night').schedule
+  assert c.steps == leaderboard.STEPS >= 2_000 and c.warmup_steps == c.steps // 20
+  assert leaderboard_finals.get_config('night').schedule.steps >= 4_000
+  assert leaderboard_pairs.get_config('night') == leaderboard_finals.get_config('night')
+  assert leaderboard.get_config('gpu').schedule.steps == 5_000
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_finals_have_fresh_seeds(scale):
+  seeds = collections.defaultdict(set)
+  runs = hyper.expand(
+      leaderboard_finals.get_config(scale).to_dict(), leaderboard_finals.points(scale)
+  )
+  for config in runs.configs.values():
+    seeds[config['arm'], config_lib.parameters(config)].add(config['seed'])
+  assert {name for name, _ in seeds} == {
+      *(arms.BASELINE, leaderboard.AGAIN, *leaderboard_finals.FINALISTS),
+      *leaderboard.CONTROL_ARMS,
+  }
+  counts = {name: [] for name, _ in seeds}
+  for (name, _), of_arm in sorted(seeds.items(), key=lambda pair: pair[0][1]):
+    counts[name].append(len(of_arm))
+  assert set(map(tuple, counts.values())) == {(5, 3)}
+  again = set.union(*(of for (name, _), of in seeds.items() if name == leaderboard.AGAIN))
+  others = set.union(*(of for (name, _), of in seeds.items() if name != leaderboard.AGAIN))
+  assert not again & others and not (again | others) & set(leaderboard.SEEDS)
+
+
+def test_pairs():
+  best = {'optimizer': 'Lion', 'clipping': 'SPAM', 'output': 'tied head', 'schedule': 'WSD'}
+  found = leaderboard_pairs.pairs(best)
+  assert ('Lion', 'SPAM') not in found  # both set optimizer.name
+  assert len(found) == 5
+  assert found['tied head', 'WSD'] == {'model.head': 'tied', 'schedule.shape': 'wsd'}
+
+
+def test_pairs_of_a_screening(monkeypatch):
+  best = {'optimizer': 'Lion', 'output': 'tied head'}
+  monkeypatch.setattr(leaderboard_pairs, 'BEST', best)
+  rates = rates_of(leaderboard_pairs.get_sweep('night'))
+  assert set(rates) >= {'AdamW', 'Lion', 'tied head', 'Lion + tied head'}
+  assert set(rates['Lion + tied head']) == set(rates['Lion'])
+  places = leaderboard_pairs.get_report()['places']
+  assert places['Lion + tied head'] == 'optimizer + output'
+
+
+def test_an_arm_of_ones_own():
+  points = leaderboard.points('cpu', {'mine': {'optimizer.beta1': 0.8}})
+  mine = hyper.of_arms(points, ['mine'])
+  assert set(rates_of(mine)) == {'AdamW', 'mine'} and len(mine) == 14

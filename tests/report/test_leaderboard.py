@@ -1,0 +1,103 @@
+"""The leaderboard of a page: its table, sentences, figures and leaderboard.csv."""
+
+import pandas as pd
+import pytest
+from helpers import made_up
+from helpers.html_page import EVIL, Page
+
+from stability.analysis import inert
+from stability.analysis import results as results_lib
+from stability.report import leaderboard, page
+from stability.report.options import Options
+from stability.storage import files, sweeps
+
+ARMS = [
+    {'arm': 'AdamW'},
+    {'arm': 'no qk-norm', 'model.qk_norm': 'none'},
+    {'arm': EVIL, 'optimizer.eps': 1e-9},
+]
+REPORT = {
+    'places': {'no qk-norm': 'attention'},
+    'controls': {EVIL: 'tie', 'no qk-norm': 'better'},
+}
+OPTIONS = Options(figures=('leaderboard_front', 'leaderboard_curves_attention'))
+
+
+def write(folder, seeds, widths=(16, 64)):
+  made_up.write_sweep(folder, widths=widths, interventions=ARMS, seeds=seeds)
+  path = folder / 'sweep.json'
+  files.write_json(path, files.read_json(path) | {'report': REPORT})
+  return folder
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  return write(tmp_path_factory.mktemp('sweep'), (0, 1, 2))
+
+
+@pytest.fixture(scope='module')
+def report(workdir):
+  return page.write_report(workdir, options=OPTIONS)
+
+
+def test_files(report):
+  names = {path.name for path in report.parent.iterdir()}
+  assert names >= {'leaderboard.csv', *(f'{name}.svg' for name in OPTIONS.figures)}
+  table = pd.read_csv(report.parent / 'leaderboard.csv')
+  assert list(table['arm']) == ['AdamW', 'no qk-norm', EVIL] * 2
+  for name in (
+      *('place', 'parameters', 'best_loss', 'best_learning_rate', 'lr_sensitivity', 'width_02'),
+      *('width_05', 'width_10', 'critical_learning_rate', 'headroom', 'loss_at_3x', 'regret'),
+      *('loss_at_10x', 'seconds_ratio', 'bytes_ratio', 'inert', 'front', 'loss_verdict'),
+      *('headroom_verdict', 'best_loss_low', 'best_loss_high', 'headroom_low'),
+  ):
+    assert name in table, name
+  assert table['loss_verdict'].isna().tolist() == [True, False, False] * 2
+
+
+def test_contents(report):
+  shown = Page(report)
+  for words in (
+      'On the front at 9.2K (best loss, headroom): ',
+      'AdamW (baseline)',
+      f'Control: {EVIL} is ',
+      'Verdicts are against the baseline',
+      'Arms against the baseline: attention',
+      'LR sensitivity',
+  ):
+    assert words in shown.text, words
+  sortable = [a for tag, a in shown.elements if tag == 'table' and a.get('class') == 'sortable']
+  assert len(sortable) == 1
+  assert shown.count('button') == 20  # one a column
+  keys = [attributes['data-key'] for _, attributes in shown.elements if 'data-key' in attributes]
+  assert len(keys) == 6 * 20 and 'nan' not in keys
+  assert shown.count('script') == 1 and 'src=' not in shown.source
+  assert 'LR sensitivity with' not in shown.text  # that finding would name every arm
+
+
+def test_one_seed_has_no_verdicts(tmp_path):
+  workdir = write(tmp_path, (0,), widths=(16,))
+  results = results_lib.load_workdir(workdir)
+  found = leaderboard.section(results, inert.load(workdir))
+  assert (found.table['loss_verdict'] == '').all()
+  assert 'regret' not in found.headings and len(found.rows) == 3
+  assert not any('than the baseline' in sentence for sentence in found.sentences)
+  assert not any(EVIL in sentence and 'Control' in sentence for sentence in found.sentences)
+
+
+def test_a_bound_is_marked():
+  row = {'headroom': 12.0, 'headroom_low': 9.0, 'headroom_high': 14.0}
+  bound = pd.Series(row | {'censored': 'width_10>= headroom>='})
+  assert leaderboard._number(bound, 'headroom') == '\u2265 12 (9-14)'
+  assert leaderboard._number(pd.Series({'headroom': 12.0, 'censored': ''}), 'headroom') == '12'
+
+
+def test_only_with_arms(tmp_path):
+  made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
+  assert leaderboard.section(results_lib.load_workdir(tmp_path)) is None
+  empty = tmp_path / 'empty'
+  made_up.write_sweep(
+      empty, widths=(16,), interventions=ARMS, seeds=(0,), leave_out=tuple(range(21))
+  )
+  assert leaderboard.section(results_lib.load_workdir(empty)) is None
+  assert sweeps.read_sweep(empty).report == {}
