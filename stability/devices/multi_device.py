@@ -138,7 +138,8 @@ class Split(Spread):
 
   def map(self, function, state, outputs, donate=()):
     def whole_batch(rows_NxBxT1, state):
-      return function(rows_NxBxT1.reshape(-1, rows_NxBxT1.shape[-1]), state)
+      with jax.sharding.use_abstract_mesh(self.replicated.mesh.abstract_mesh):
+        return function(rows_NxBxT1.reshape(-1, rows_NxBxT1.shape[-1]), state)
 
     return jax.jit(
         whole_batch,

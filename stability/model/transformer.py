@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import PartitionSpec
 
 from stability.model import ngpt
 from stability.model.attention import Attention, soft_cap
@@ -48,10 +49,12 @@ class Transformer(nn.Module):
     x_BxTxD = EMBEDDINGS[c.embedding].make(self, tokens_BxT, hparams)
     sow_activation(self, 'embedding', x_BxTxD)
     block = nn.remat(Block) if self.remat else Block
+    x_BxTxD = _split_by_rows(x_BxTxD)
     start_BxTxD, values = x_BxTxD, None  # values: of the first block
     for i in range(c.depth):
       apply = block(c, i, self.fused, self.needs, name=f'block_{i}')
       x_BxTxD, values = apply(x_BxTxD, start_BxTxD, hparams, values)
+      x_BxTxD = _split_by_rows(x_BxTxD)
     if RESIDUALS[c.norm_position].make.final_norm:
       x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
     return x_BxTxD
@@ -106,6 +109,17 @@ class Block(nn.Module):
     x_BxTxD = BLOCKS[c.block].make(residual, x_BxTxD, attend, lambda x: mlp(x, hparams))
     sow(self, 'output_rms', rms(x_BxTxD), 'rms')
     return x_BxTxD, first_values
+
+
+def _split_by_rows(x_BxTxD: jax.Array) -> jax.Array:
+  """x, split over the devices by its rows if a mesh splits the batch.
+
+  Otherwise the compiler may split features, and move activations rather than weights.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.auto_axes:
+    return x_BxTxD
+  return jax.lax.with_sharding_constraint(x_BxTxD, PartitionSpec(mesh.auto_axes))
 
 
 def _sequential(residual: Apply, x_BxTxD: jax.Array, attention: Layer, mlp: Layer) -> jax.Array:
