@@ -1,4 +1,4 @@
-"""How sensitive to the learning rate is fine-tuning, and does it depend on that of the parent?
+"""How sensitive to the learning rate is fine-tuning? Nine methods, parents of three rates.
 
 Models of configs/pretraining.py, trained on Python source, are trained further on the English of
 Python's own help texts (pydoc_data/topics.py, which the embedded text leaves out; sweep.json has

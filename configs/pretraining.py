@@ -1,8 +1,8 @@
 """Parents of configs/finetuning.py: three sizes, trained on Python source at seven learning rates.
 
 Each run keeps its parameters (runs/NAME/parameters.safetensors). configs/finetuning.py starts from
-some of those with --seeds=3; this sweep has all rates of the window, so that it also says whether the rates that
-are the best ones there are so here. Not in the paper.
+some of those with --seeds=3; this sweep has all rates of the window, so that it also says whether
+the rates that are assumed to be the best ones there are so here. Not in the paper.
 
 Time at cpu scale: 63 runs (three seeds), 6 to 12 minutes on two cores; those of
 configs/quickstart.py with qk-layernorm are the same (--reuse).

@@ -26,10 +26,15 @@ _DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloa
 
 
 def write(run: Path, arrays: Mapping[str, np.ndarray], about: Json, dtype: str) -> None:
-  """Writes the parameters of a run.
+  """Writes the parameters of a run to its folder; see write_file."""
+  write_file(run / FILE, arrays, about, dtype)
+
+
+def write_file(path: Path, arrays: Mapping[str, np.ndarray], about: Json, dtype: str) -> None:
+  """Writes parameters.
 
   Args:
-    run: the run's folder.
+    path: the file.
     arrays: parameters and carried variables by name.
     about: the metadata, see above.
     dtype: float32 or bfloat16, to which elements are rounded; carried variables stay float32.
@@ -39,7 +44,7 @@ def write(run: Path, arrays: Mapping[str, np.ndarray], about: Json, dtype: str) 
       for name, array in arrays.items()
   }
   metadata = {key: json.dumps(value, sort_keys=True) for key, value in about.items()}
-  safetensors.write(run / FILE, stored, metadata)
+  safetensors.write(path, stored, metadata)
 
 
 def about(name: str, step: int, config: Config, data: Json) -> Json:

@@ -97,9 +97,9 @@ def load(run: Path, config: Config) -> Mapping[str, Any] | None:
       raise BadInput(f'{run / parents.FILE}: must have {key}={text!r}; launch.sweep writes it')
     variables = parents.load(record[key])
     if key == 'adapter':
-      found['adapter'] = _nested(_added(variables.params))
+      found['adapter'] = _nested(added(variables.params))
       continue
-    found['params'] = _nested(_plain(variables, record[key]['config']))
+    found['params'] = _nested(plain(variables, record[key]['config']))
     found['carried'] = _nested(variables.carried)
     if config['init']['optimizer'] == 'checkpoint':
       found['optimizer'] = variables.optimizer
@@ -122,7 +122,8 @@ def merged(params: Mapping[str, np.ndarray], config: Config) -> dict[str, np.nda
   return names(jax.device_get(weights))
 
 
-def _plain(variables: Variables, config: Config) -> dict[str, np.ndarray]:
+def plain(variables: Variables, config: Config) -> dict[str, np.ndarray]:
+  """The parameters of a plain model, from the variables of a run with this config; see merged."""
   params = {name: array.astype(np.float32) for name, array in variables.params.items()}
   return merged(params, config)
 
@@ -144,11 +145,11 @@ def _check(key: str, entry: Json, config: Config, tokenizer: Json) -> None:
   found = parents.load(entry)
   if key == 'adapter':
     wanted = _shapes(config, vocabulary_size)['params']
-    _compare(_added(found.params), _added(wanted), theirs, ours)
+    _compare(added(found.params), added(wanted), theirs, ours)
     return
-  plain = config | {'adapter': config['adapter'] | {'kind': 'none'}}
-  wanted = _shapes(plain, vocabulary_size)
-  _compare(_plain(found, entry['config']), wanted['params'], theirs, ours)
+  base = config | {'adapter': config['adapter'] | {'kind': 'none'}}
+  wanted = _shapes(base, vocabulary_size)
+  _compare(plain(found, entry['config']), wanted['params'], theirs, ours)
   _compare(found.carried, wanted['carried'], theirs, ours)
   if config['init']['optimizer'] == 'checkpoint':
     _compare(found.optimizer, wanted['optimizer'], theirs, ours)
@@ -183,7 +184,8 @@ def _is_added(name: str) -> bool:
   return train_step.is_added(tuple(name.split('/')))
 
 
-def _added(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def added(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """Those of some parameters, by name, that an adapter has added."""
   return {name: array for name, array in arrays.items() if _is_added(name)}
 
 

@@ -194,7 +194,7 @@ def test_paper_sizes(name, fewest, most):
 
 @pytest.mark.parametrize('scale', SCALES)
 def test_no_experiment_sweeps_the_seed(scale):
-  """launch.reproduce repeats experiments over seeds; fine-tuned runs have those of their parents."""
+  """launch.reproduce repeats experiments over seeds. Fine-tuned runs have their parents' seeds."""
   for name in EXPERIMENTS:
     assert ('seed' in expanded(name, scale).fields) == (name == 'finetuning'), name
 
