@@ -13,7 +13,9 @@ OTHER = {
     'log.every_steps': 7,
     'checkpoint.every_steps': 11,
     'checkpoint.keep': 3,
+    'checkpoint.parameters': 'none',
     'data.path': 'moved.txt',
+    'init.checkpoint': 'moved/runs/seed=0',
     'probe.every_steps': 14,
     'probe.sharpness_every_steps': 40,
     'parallel.layout': 'single',
@@ -21,7 +23,11 @@ OTHER = {
     'parallel.microbatches': 2,
     'parallel.remat': 'block',
 }
-INTERVALS = [field for field in OTHER if field.split('.')[0] in ('log', 'checkpoint', 'probe')]
+INTERVALS = [
+    field
+    for field in OTHER
+    if field.split('.')[0] in ('log', 'checkpoint', 'probe') and field != 'checkpoint.parameters'
+]
 
 
 def runs(points=({},), **fields):
