@@ -25,6 +25,7 @@ setuptools.setup(
         'flax>=0.12.8,<0.13',
         'jax>=0.10,<0.13',
         'ml_collections>=1.1',
+        'ml_dtypes>=0.5',  # bfloat16 in files; jax needs it too
         'numpy>=2.0',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12,<0.13',
@@ -51,6 +52,7 @@ setuptools.setup(
             'pytest>=8',
             'pytest-xdist>=3.6',
             'ruff>=0.9',
+            'safetensors>=0.5',  # reads what we write
             'tensorboard>=2.20',
         ],
         # The reference that the numerics are checked against; its default wheels weigh gigabytes.

@@ -378,6 +378,9 @@ RECORDS = (
     integer('checkpoint.keep', 2,
             'Number of checkpoints kept; if the newest is damaged, the one before it is used.',
             at_least=1, unit='checkpoints'),
+    choice('checkpoint.parameters', 'float32', ('none', 'float32', 'bfloat16'),
+           'Type in which a run that has ended keeps its parameters, in parameters.safetensors;'
+           ' none: it keeps none.', absent='float32'),
 
     choice('control.on_alarm', 'none', ('none', 'ask', 'policy'),
            'Reaction to an alarm: none records it; ask pauses the run until a person decides;'

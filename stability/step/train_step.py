@@ -320,6 +320,12 @@ def _sharpness(over_parts, static, params, gradients, moves, optimizer_state, hp
   return found
 
 
+def kept_variables(state: State, static: Static) -> dict[str, Any]:
+  """What is kept of a run that is over: the evaluated parameters and the carried state."""
+  params = EVALUATED[static.evaluation.parameters].make.read(state)
+  return {'params': params, 'carried': state['carried']}
+
+
 def evaluate(
     model: transformer_lib.Transformer, static: Static, data: Data, state: State, batch: jax.Array
 ) -> jax.Array:

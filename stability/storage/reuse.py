@@ -15,11 +15,21 @@ from absl import logging
 from stability import config as config_lib
 from stability.config import Config
 from stability.errors import BadInput
-from stability.storage import files, leases, metrics, resume, run_files, sweeps, versions
+from stability.storage import (
+  files,
+  leases,
+  metrics,
+  parameters,
+  resume,
+  run_files,
+  sweeps,
+  versions,
+)
 from stability.storage.files import Json
 from stability.storage.run_files import Result
 
-_IGNORED = ('arm', *(field for field in resume.FREE if field != 'log.every_steps'))
+_KEPT = ('log.every_steps', 'checkpoint.parameters')  # files of the run depend on these
+_IGNORED = ('arm', *(field for field in resume.FREE if field not in _KEPT))
 _CONTROL_FILES = ('actions.jsonl', 'requests')  # only runs that may have been steered have them
 
 
@@ -70,6 +80,7 @@ class _Content:
   result: Result
   rows: list[Json]
   alarms: list[Json]
+  parameters: bytes | None  # the content of their file
 
 
 def _read(run: Path, wanted: Hashable) -> _Content | None:
@@ -92,7 +103,9 @@ def _read(run: Path, wanted: Hashable) -> _Content | None:
     if not is_reusable:
       return None
     alarms = files.read_lines(run / 'alarms.jsonl')
-    return _Content(result, run_files.read_metrics(run), alarms)
+    path = run / parameters.FILE
+    stored = path.read_bytes() if path.exists() else None
+    return _Content(result, run_files.read_metrics(run), alarms, stored)
   except BadInput as error:
     logging.warning('%s is not reused: %s', run, error)
     return None
@@ -115,6 +128,8 @@ def _write(run: Path, source: Path, content: _Content, swept: Json) -> None:
     writer.write({key: math.nan if value is None else value for key, value in row.items()})
   if content.alarms:
     files.write_lines(run / 'alarms.jsonl', content.alarms)
+  if content.parameters is not None:
+    files.write_atomic(run / parameters.FILE, content.parameters)
   writer.close(content.result)
   trained_in = os.path.relpath(source, run)
   run_files.write_result(run, dataclasses.replace(content.result, trained_in=trained_in))

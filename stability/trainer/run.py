@@ -10,7 +10,7 @@ from stability.config import Config
 from stability.control.run_control import NoControl, RunControl
 from stability.control.stops import is_stop, next_stop
 from stability.devices import shapes
-from stability.storage import checkpoints, run_files
+from stability.storage import checkpoints, parameters, run_files
 from stability.storage.files import Json
 from stability.storage.metrics import MetricsWriter, NoWriter
 from stability.storage.run_files import Result
@@ -144,6 +144,24 @@ class Run:
     keep = self.config['checkpoint']['keep']
     progress = self.progress().to_json()
     checkpoints.save(self.folder, self.step, to_arrays(state), progress, keep)
+
+  @property
+  def keeps_parameters(self) -> bool:
+    """Whether the run keeps its parameters when it has ended."""
+    return self.config['checkpoint']['parameters'] != 'none'
+
+  def save_parameters(self, variables: dict[str, Any], data: Json) -> None:
+    """Writes the parameters of a run that is over.
+
+    Args:
+      variables: what train_step.kept_variables returns.
+      data: the entries of meta.json of the text.
+    """
+    arrays = to_arrays(variables['params'])
+    for name, array in to_arrays(variables['carried']).items():
+      arrays[f'{parameters.CARRIED}{name}'] = array
+    about = parameters.about(self.folder.name, self._updates(self.step), self.config, data)
+    parameters.write(self.folder, arrays, about, self.config['checkpoint']['parameters'])
 
   def finish(self, final_loss: float, seconds: float) -> Result:
     """Closes the files of a run that is over and returns its result.

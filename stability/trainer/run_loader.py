@@ -16,6 +16,7 @@ from stability.devices.layout import Layout
 from stability.errors import BadInput
 from stability.step import train_step
 from stability.storage import checkpoints, resume, run_files, sweeps, versions
+from stability.storage.files import Json
 from stability.storage.metrics import MetricsWriter, NoWriter
 from stability.storage.sweeps import Sweep
 from stability.trainer.processes import Processes
@@ -41,6 +42,11 @@ class RunLoader:
     self._clock = clock
     self._processes = processes
     self._rules = rules
+
+  @property
+  def data(self) -> Json:
+    """The entries of meta.json of the sweep's text."""
+    return self._sweep.data
 
   def config(self, name: str) -> Config:
     """The config of a run of the sweep, or of a fork."""

@@ -346,7 +346,12 @@ class Trainer:
     losses = self._slots.evaluate(self._interrupted)
     if losses is None:
       return
+    # All processes that share a run take part in fetching its state.
+    states = self._slots.states() if any(run.keeps_parameters for run in over.values()) else []
     for slot, run in over.items():
+      if run.keeps_parameters and self._hooks.processes.is_primary:
+        kept = train_step.kept_variables(states[slot], self._static)
+        run.save_parameters(kept, self._loader.data)
       result = run.finish(losses[slot], seconds[slot])
       if self._hooks.processes.is_primary:
         run_files.write_result(run.folder, result)

@@ -67,6 +67,7 @@ REFUSED = {
     'probe.sharpness_every_steps': -1,
     'checkpoint.every_steps': -1,
     'checkpoint.keep': 0,
+    'checkpoint.parameters': 'float16',
     'control.on_alarm': 'stop',
     'control.timeout_seconds': -1,
     'control.default_action': 'pause',

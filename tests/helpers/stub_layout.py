@@ -29,6 +29,7 @@ class StubLayout:
   def init(self, hparams):
     return {
         'params': {'w': np.float64(hparams['seed'])},
+        'carried': {},
         'step': np.int32(0),
         'skipped': np.int32(0),
         'diverged': np.bool_(False),

@@ -13,6 +13,7 @@ OTHER = {
     'log.every_steps': 7,
     'checkpoint.every_steps': 11,
     'checkpoint.keep': 3,
+    'checkpoint.parameters': 'none',
     'data.path': 'moved.txt',
     'probe.every_steps': 14,
     'probe.sharpness_every_steps': 40,
@@ -21,7 +22,11 @@ OTHER = {
     'parallel.microbatches': 2,
     'parallel.remat': 'block',
 }
-INTERVALS = [field for field in OTHER if field.split('.')[0] in ('log', 'checkpoint', 'probe')]
+INTERVALS = [
+    field
+    for field in OTHER
+    if field.split('.')[0] in ('log', 'checkpoint', 'probe') and field != 'checkpoint.parameters'
+]
 
 
 def runs(points=({},), **fields):

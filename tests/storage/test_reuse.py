@@ -4,11 +4,20 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 from helpers.processes import run
 from tensorboard.backend.event_processing import event_accumulator
 
-from stability.storage import leases, results_csv, reuse, run_files, sweeps
+from stability.storage import (
+  leases,
+  parameters,
+  results_csv,
+  reuse,
+  run_files,
+  safetensors,
+  sweeps,
+)
 
 pytestmark = pytest.mark.slow  # trains three sweeps
 
@@ -202,3 +211,14 @@ def test_folder_without_sweep(place):
   assert process.returncode == 2 and process.stderr.count('\n') == 1
   assert '--reuse=nothing: holds no sweep' in process.stderr
   assert not (place / 'new').exists()
+
+
+def test_parameters(place):
+  """Those of reused runs are copied."""
+  for name in SAME:
+    reused, alone = (
+        safetensors.read(place / sweep / 'runs' / name / parameters.FILE)[0]
+        for sweep in ('grid', 'alone')
+    )
+    assert reused.keys() == alone.keys()
+    assert all(np.array_equal(reused[key], alone[key], equal_nan=True) for key in alone)
