@@ -17,10 +17,18 @@ from stability.analysis import timeline as timeline_lib
 from stability.analysis.claims import registry
 from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
-from stability.report import figure_files, findings, labels, latex, predictions, tables
+from stability.report import (
+    figure_files,
+    findings,
+    labels,
+    latex,
+    predictions,
+    retrieval,
+    tables,
+)
 from stability.report.options import Options
 from stability.report.plots import selection
-from stability.storage import files, schema, sweeps
+from stability.storage import files, retrieval_csv, schema, sweeps
 
 DEFAULTS = Options()
 _EMPTY = pd.DataFrame()
@@ -72,6 +80,7 @@ def write_report(
       timeline=timeline_lib.load(workdir),
       facts=facts(sweep),
       larger=larger,
+      retrieved=retrieval_csv.read(workdir),
   )
 
 
@@ -107,6 +116,7 @@ def write_files(
     timeline: pd.DataFrame = _EMPTY,
     facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     larger: predictions.Section | None = None,
+    retrieved: Sequence[retrieval_csv.Row] = (),
 ) -> Path:
   """Writes the files of a report; returns the path of its index.html.
 
@@ -126,6 +136,7 @@ def write_files(
     timeline: see timeline.load.
     facts: see `facts`.
     larger: see predictions.section.
+    retrieved: measurements of retrieval beside the runs.
   """
   chosen = figure_files.choose(shown, options.figures)
   arms = results.runs[results.groups].drop_duplicates().to_numpy(object)
@@ -177,6 +188,8 @@ def write_files(
       runs=tables.runs(results),
       windows=_windows(results),
       larger=larger,
+      retrieved=retrieval.table(retrieved),
+      retrieved_sentences=retrieval.sentences(retrieved),
       text_columns=text_columns,
       facts=facts,
   )

@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -95,11 +95,6 @@ class Datastore:
   def name(self) -> str:
     """The texts, joined by a plus sign."""
     return '+'.join(part.windows.name for part in self.parts)
-
-  def digest(self) -> str:
-    """16 hexadecimal digits that depend on all tokens."""
-    digests = ''.join(part.windows.digest() for part in self.parts)
-    return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
   def add(
       self,

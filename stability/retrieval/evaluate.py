@@ -4,7 +4,7 @@ The windows whose text stands in the datastore are left out. The first half of t
 numbers of a method, the second half is reported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
 
 
 def without_overlap(
-    windows: Windows, texts: list[Windows], tokenizer: StoredTokenizer
+    windows: Windows, texts: Sequence[Windows], tokenizer: StoredTokenizer
 ) -> tuple[Windows, int]:
   """The windows that share no passage with the texts, and how many were left out.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -18,11 +19,13 @@ import numpy as np
 
 from stability import config as config_lib
 from stability.config import Config
+from stability.errors import BadInput
 from stability.model import parameterization
 from stability.model.kernels import CARRIED
-from stability.optim.evaluation import EVALUATED
-from stability.retrieval import parameters
 from stability.step import train_step
+from stability.storage import parameters, safetensors
+
+MIN_SEQUENCE = 32  # tokens; in shorter windows, overlap.LENGTH bytes could not be found
 
 _ELEMENTS = 2**24  # of the largest activation of a batch
 _HIDDEN = 16  # activations of a block per position, in widths
@@ -33,40 +36,62 @@ class Outputs(NamedTuple):
 
   keys_NxTxD: np.ndarray  # float32; inputs of the last block's MLP
   log_p_NxT: np.ndarray  # float32; log-probability of each target, in nats
-  logits_NxV: np.ndarray  # float32; at the last position
 
 
 class Model:
-  """A run's model with the parameters that its losses are measured with."""
+  """A run's model with the parameters that it has kept, those of its final loss."""
 
-  def __init__(self, config: Config, vocabulary_size: int, state: Any):
+  def __init__(self, config: Config, vocabulary_size: int, variables: dict[str, Any]):
     """Prepares the model of a run.
 
     Args:
       config: the run's config.
       vocabulary_size: of its tokens.
-      state: of the run; see stability/step/train_step.py.
+      variables: `params` and `carried`; see train_step.kept_variables.
     """
-    static, _ = config_lib.split(config)
+    static, hparams = config_lib.split(config)
     self.vocabulary_size = vocabulary_size
     self.sequence_length = static.data.sequence_length
     self.width = static.model.width
-    self._forward = _compiled(static, vocabulary_size)
-    weights = parameterization.effective(
-        EVALUATED[static.evaluation.parameters].make.read(state), state['hparams'], static
-    )
-    self._variables = {'params': weights, CARRIED: state['carried']}
-    self._hparams = state['hparams']
-    self._architecture = dict(static.model.to_dict())
+    self._forward, self._next = _compiled(static, vocabulary_size)
+    self._hparams = train_step.arrays(hparams)
+    weights = parameterization.effective(variables['params'], self._hparams, static)
+    self._variables = {'params': weights, CARRIED: variables['carried']}
+    self._architecture = static.model.to_dict()
     per_position = max(vocabulary_size, _HIDDEN * self.width)
     self._batch = max(1, _ELEMENTS // (self.sequence_length * per_position))
 
   @classmethod
   def load(cls, run: Path, config: Config, vocabulary_size: int) -> Self:
-    """The model of a run that has ended; BadInput if its parameters were not kept."""
-    parameters.check_config(run.name, config)
-    _, state = parameters.load_state(run, vocabulary_size)
-    return cls(config, vocabulary_size, state)
+    """The model of a run that has ended.
+
+    Raises:
+      BadInput: its parameters were not kept, are damaged, or it has no keys.
+    """
+    if not config['model']['depth']:
+      raise BadInput(f'{run.name}: config.model.depth=0: must be at least 1, to have keys')
+    if (length := config['data']['sequence_length']) < MIN_SEQUENCE:
+      raise BadInput(
+          f'{run.name}: config.data.sequence_length={length}: must be at least {MIN_SEQUENCE}'
+      )
+    file = run / parameters.FILE
+    if not file.is_file():
+      raise BadInput(f'{file}: no such file; config.checkpoint.parameters=float32 keeps it')
+    arrays, _ = safetensors.read(file)
+    static, hparams = config_lib.split(config)
+    model = train_step.make_model(static, vocabulary_size)
+    initial = functools.partial(train_step.init_model, model, static)
+    params, carried = jax.eval_shape(initial, train_step.arrays(hparams))
+    variables = {}
+    for key, prefix, like in (('params', '', params), ('carried', parameters.CARRIED, carried)):
+      variables[key] = {}
+      for path, leaf in flax.traverse_util.flatten_dict(like).items():
+        name = prefix + '/'.join(path)
+        if name not in arrays or arrays[name].shape != leaf.shape:
+          raise BadInput(f'{file}: damaged: {name} must be of shape {leaf.shape}')
+        variables[key][path] = arrays[name].astype(np.float32)
+      variables[key] = flax.traverse_util.unflatten_dict(variables[key])
+    return cls(config, vocabulary_size, variables)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -96,6 +121,16 @@ class Model:
     """The key of each position of windows [N, T + 1]: float32 [N, T, D]."""
     return np.concatenate([outputs.keys_NxTxD for _, outputs in self.batches(windows)])
 
+  def next_token(self, context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The key and the log-probabilities after the last T tokens of a context: [D] and [V]."""
+    context = context[-self.sequence_length :]
+    # The model is causal: what follows the context changes nothing.
+    padded = np.zeros((1, self.sequence_length), np.int32)
+    padded[0, : len(context)] = context
+    found = self._next(self._variables, self._hparams, padded, len(context) - 1)
+    key, log_p = jax.device_get(found)
+    return key, log_p
+
 
 def _power_of_two(number: int) -> int:
   return 1 << (number - 1).bit_length()
@@ -104,15 +139,32 @@ def _power_of_two(number: int) -> int:
 @functools.lru_cache(maxsize=8)
 def _compiled(
     static: ml_collections.FrozenConfigDict, vocabulary_size: int
-) -> Callable[..., Outputs]:
-  """The program of an architecture, which its runs share: (variables, hparams, windows)."""
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """The programs of an architecture, which its runs share: those of _windows and _next."""
   model = train_step.make_model(static, vocabulary_size)
-  return jax.jit(train_step.with_precision(static.model.matmul_precision, _forward, model))
+  bind = functools.partial(train_step.with_precision, static.model.matmul_precision)
+  return jax.jit(bind(_windows, model)), jax.jit(bind(_next, model))
 
 
-def _forward(
+def _windows(
     model: nn.Module, variables: Any, hparams: Any, windows_NxT1: jax.Array
 ) -> Outputs:
+  keys_NxTxD, log_p_NxTxV = _apply(model, variables, hparams, windows_NxT1[:, :-1])
+  log_p_NxTx1 = jnp.take_along_axis(log_p_NxTxV, windows_NxT1[:, 1:, None], axis=-1)
+  return Outputs(keys_NxTxD, log_p_NxTx1[..., 0])
+
+
+def _next(
+    model: nn.Module, variables: Any, hparams: Any, tokens_1xT: jax.Array, position: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  keys_1xTxD, log_p_1xTxV = _apply(model, variables, hparams, tokens_1xT)
+  return keys_1xTxD[0, position], log_p_1xTxV[0, position]
+
+
+def _apply(
+    model: nn.Module, variables: Any, hparams: Any, tokens_NxT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The keys [N, T, D] and the log-probabilities of the next token [N, T, V], in float32."""
   last, keys = (f'block_{model.c.depth - 1}', 'mlp'), []
 
   def keep(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -121,7 +173,5 @@ def _forward(
     return call(*args, **kwargs)
 
   with nn.intercept_methods(keep):
-    logits_NxTxV = model.apply(variables, windows_NxT1[:, :-1], hparams)
-  log_p_NxTxV = jax.nn.log_softmax(logits_NxTxV)
-  log_p_NxTx1 = jnp.take_along_axis(log_p_NxTxV, windows_NxT1[:, 1:, None], axis=-1)
-  return Outputs(keys[0].astype(jnp.float32), log_p_NxTx1[..., 0], logits_NxTxV[:, -1])
+    logits_NxTxV = model.apply(variables, tokens_NxT, hparams)
+  return keys[0].astype(jnp.float32), jax.nn.log_softmax(logits_NxTxV)

@@ -2,8 +2,8 @@
 
 Blocks of squared distances come from matrix products. An element is kept only if it is nearer than
 the k-th nearest so far, which few are after the first blocks; so most of the time goes into the
-products. They are too small for a BLAS with threads: a program that searches long sets its number
-of threads to 1 (SINGLE_THREAD) before NumPy is imported, and gives `nearest` the cores.
+products. They are too small for a BLAS with threads: a program that searches long sets
+OPENBLAS_NUM_THREADS=1 before NumPy is imported, and gives `nearest` the cores.
 
 Shape suffixes: Q queries, D width, J keys of a block, K neighbours.
 """
@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-SINGLE_THREAD = {'OPENBLAS_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'OMP_NUM_THREADS': '1'}
 
 _QUERIES, _KEYS = 256, 2_048  # of a block, whose distances fit in a core's cache
 

@@ -1,4 +1,4 @@
-"""DIR/report/retrieval.csv: what a datastore beside a model does to its loss, a row per measurement.
+"""DIR/report/retrieval.csv: losses of models with a datastore beside them, a row per measurement.
 
   run, method       knn, the nearest-neighbour language model, or bm25, passages in context
   k                 number of neighbours or passages; as the next two, tuned on half the windows
@@ -54,6 +54,8 @@ class Row:
   @classmethod
   def parse(cls, found: dict[str, Any]) -> Self:
     """The row of a line as csv.DictReader gives it; ValueError if it is damaged."""
+    if None in found:
+      raise ValueError('too many cells')
     values = {}
     for field in dataclasses.fields(cls):
       text = found.get(field.name)
