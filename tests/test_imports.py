@@ -29,6 +29,7 @@ ALLOWED = {
     'retrieval': {
         *('config', 'data', 'errors', 'model', 'step', 'storage'),
     },
+    'labels': {'data', 'errors', 'retrieval', 'storage'},
     'analysis': {'config', 'control', 'errors', 'hyper', 'same_number', 'storage'},
     'report': {'analysis', 'config', 'control', 'errors', 'storage'},
     'experiment': {

@@ -53,7 +53,7 @@ class Model:
     self.vocabulary_size = vocabulary_size
     self.sequence_length = static.data.sequence_length
     self.width = static.model.width
-    self._forward, self._next = _compiled(static, vocabulary_size)
+    self._forward, self._next, self._all = _compiled(static, vocabulary_size)
     self._hparams = train_step.arrays(hparams)
     weights = parameterization.effective(variables['params'], self._hparams, static)
     self._variables = {'params': weights, CARRIED: variables['carried']}
@@ -121,6 +121,16 @@ class Model:
     """The key of each position of windows [N, T + 1]: float32 [N, T, D]."""
     return np.concatenate([outputs.keys_NxTxD for _, outputs in self.batches(windows)])
 
+  def log_p_all(self, windows: np.ndarray) -> np.ndarray:
+    """The log-probabilities of every token at each position: float32 [N, T, V], in nats."""
+    found = []
+    for start in range(0, len(windows), self._batch):
+      part = np.asarray(windows[start : start + self._batch, :-1], np.int32)
+      padded = np.concatenate([part, np.repeat(part[:1], _power_of_two(len(part)) - len(part), 0)])
+      _, log_p = self._all(self._variables, self._hparams, padded)
+      found.append(np.asarray(log_p)[: len(part)])
+    return np.concatenate(found)
+
   def next_token(self, context: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The key and the log-probabilities after the last T tokens of a context: [D] and [V]."""
     context = context[-self.sequence_length :]
@@ -139,11 +149,11 @@ def _power_of_two(number: int) -> int:
 @functools.lru_cache(maxsize=8)
 def _compiled(
     static: ml_collections.FrozenConfigDict, vocabulary_size: int
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-  """The programs of an architecture, which its runs share: those of _windows and _next."""
+) -> tuple[Callable[..., Any], ...]:
+  """The programs of an architecture, which its runs share: of _windows, _next and _apply."""
   model = train_step.make_model(static, vocabulary_size)
   bind = functools.partial(train_step.with_precision, static.model.matmul_precision)
-  return jax.jit(bind(_windows, model)), jax.jit(bind(_next, model))
+  return tuple(jax.jit(bind(function, model)) for function in (_windows, _next, _apply))
 
 
 def _windows(

@@ -73,12 +73,12 @@ def test_only_passages_with_a_word_of_the_query_are_found():
 def test_passages_displace_the_oldest_text():
   passages = lexical.Passages([windows([b'aa  bb  cc  bb  .'])], TOKENIZER)
   model = StubModel()
-  text = np.frombuffer(b'0123 bb 8 cc cdef', np.uint8)[None]
+  text = np.frombuffer(b'0123 bb 8 cc  aa.', np.uint8)[None]
   found = {k: passages.losses(model, text, k) for k in (0, 1, 2)}
   seen = [row.astype(np.uint8).tobytes() for (row,) in model.seen]
-  # The query is what comes before the last four bytes: 'cdef' is no word of it. The best passage is
-  # the last: `cc`, which is rarer.
-  assert seen == [b'0123 bb 8 cc cdef', b'cc   bb 8 cc cdef', b'bb  cc  8 cc cdef']
+  # The query is what comes before the last four bytes: `aa` is no word of it. The best passage, of
+  # the rarer word, is the last.
+  assert seen == [b'0123 bb 8 cc  aa.', b'cc   bb 8 cc  aa.', b'bb  cc  8 cc  aa.']
   for k, row in enumerate(seen):
     expected = -StubModel().log_p(np.frombuffer(row, np.uint8)[None])[:, -4:]
     assert np.array_equal(found[k], expected)
