@@ -15,6 +15,7 @@ from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
 from stability.analysis.claims import registry
+from stability.analysis.claims import retrieval as retrieval_claims
 from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
 from stability.report import (
@@ -61,6 +62,7 @@ def write_report(
     predicted = predictions.wanted(results, curves, targets.load(workdir))
   larger = None if predicted is None else predictions.section(predicted)
   alarms = alarm_log.load(workdir)
+  measured = retrieval_csv.read(workdir)
   return write_files(
       output or workdir / 'report',
       options,
@@ -73,15 +75,24 @@ def write_report(
           *(larger.plots if larger else ()),
       ],
       title=f'Training stability: {Path(sweep.config_file).stem}',
-      judged=registry.judge_results(results, curves),
+      judged=_judged(results, curves, measured),
       coordinate_check=_coordinate_check(workdir, results),
       acted=inert.by_arm(results, inert.load(workdir)),
       alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
       timeline=timeline_lib.load(workdir),
       facts=facts(sweep),
       larger=larger,
-      retrieved=retrieval_csv.read(workdir),
+      retrieved=measured,
   )
+
+
+def _judged(
+    results: Results, curves: pd.DataFrame, measured: Sequence[retrieval_csv.Row]
+) -> pd.DataFrame:
+  """The verdicts on all claims; on those about retrieval only if it was measured."""
+  judged = registry.judge_results(results, curves)
+  of_retrieval = retrieval_claims.judge(results, measured)
+  return judged if of_retrieval.empty else pd.concat([judged, of_retrieval], ignore_index=True)
 
 
 def write_results_report(results: Results, output: Path, options: Options = DEFAULTS) -> Path:

@@ -23,6 +23,8 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
           'loss without': labels.decimals(row.loss_without),
           'loss with': labels.decimals(row.loss_with),
           'change': f'{row.loss_with - row.loss_without:+.3f}',
+          'recall': '' if row.recall is None else f'{row.recall:.2f}',
+          'stable rank': '' if row.stable_rank is None else f'{row.stable_rank:.1f}',
           'k': str(row.k),
           'temperature': '' if row.temperature is None else f'{row.temperature:g}',
           'weight': '' if row.weight is None else f'{row.weight:g}',

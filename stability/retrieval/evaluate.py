@@ -17,6 +17,7 @@ from stability.retrieval.model import Model
 from stability.retrieval.texts import Windows
 
 MIN_WINDOWS = 2  # one to tune, one to report
+RECALL_AT = 16  # neighbours
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done
 
@@ -30,6 +31,8 @@ class Comparison(NamedTuple):
   windows: int
   loss_without: float  # nats
   loss_with: float
+  recall: float | None = None  # of RECALL_AT neighbours
+  stable_rank: float | None = None  # of the keys
 
 
 def without_overlap(
@@ -62,8 +65,9 @@ def compare_knn(
     queries.append(outputs.keys_NxTxD)
     on_progress('validation text', done.stop / len(tokens_NxT1))
   log_p_NxT = np.concatenate(log_p)
+  queries_QxD = np.concatenate(queries).reshape(-1, model.width)
   found = search.nearest(
-      np.concatenate(queries).reshape(-1, model.width),
+      queries_QxD,
       store.arrays(),
       max(knn.NUMBERS),
       threads,
@@ -83,7 +87,16 @@ def compare_knn(
       len(tokens_NxT1) - len(tokens_NxT1) // 2,
       float(-reported[0].mean(dtype=np.float64)),
       knn.loss(*reported, setting),
+      float(is_target_QxK[half:, :RECALL_AT].any(axis=1).mean()),
+      stable_rank(queries_QxD[half:]),
   )
+
+
+def stable_rank(keys_QxD: np.ndarray) -> float:
+  """||K||_F^2 / ||K||_2^2 of keys minus their mean: how many directions they use; 0 if equal."""
+  centred = keys_QxD.astype(np.float64) - keys_QxD.mean(axis=0, dtype=np.float64)
+  squares = np.linalg.eigvalsh(centred.T @ centred)  # squared singular values, in ascending order
+  return float(squares.sum() / squares[-1]) if squares[-1] > 0 else 0.0
 
 
 def compare_in_context(

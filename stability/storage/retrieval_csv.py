@@ -10,6 +10,9 @@
   seconds           time of the measurement, with the keys of the datastore
   keys              number of positions in the datastore
   datastore, text   names of the texts: train, validation or a path
+  recall            share of the positions whose token is among the 16 nearest neighbours' values
+  stable_rank       ||K||_F^2 / ||K||_2^2 of the keys K of the windows, minus their mean; as recall,
+                    empty for bm25
   digest            of the tokens of both
 """
 
@@ -44,6 +47,8 @@ class Row:
   keys: int
   datastore: str
   text: str
+  recall: float | None
+  stable_rank: float | None
   digest: str
 
   @property

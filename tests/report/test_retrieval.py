@@ -5,7 +5,8 @@ import dataclasses
 from stability.report import retrieval
 from stability.storage.retrieval_csv import Row
 
-KNN = Row('a', 'knn', 64, 1.5, 0.25, 10, 2, 2.5, 2.25, 3.1, 1000, 'train', 'validation', 'ff')
+KNN = Row('a', 'knn', 64, 1.5, 0.25, 10, 2, 2.5, 2.25, 3.1, 1000, 'train', 'validation', 0.5, 4.0,
+          'ff')  # fmt: skip
 WORSE = dataclasses.replace(KNN, run='b', loss_with=2.625)
 BM25 = dataclasses.replace(KNN, method='bm25', temperature=None, weight=None, loss_with=2.75)
 

@@ -8,8 +8,10 @@ from stability.errors import BadInput
 from stability.storage import retrieval_csv
 from stability.storage.retrieval_csv import Row
 
-KNN = Row('a,b=1', 'knn', 64, 1.5, 0.25, 10, 2, 2.5, 2.25, 3.1, 1000, 'train', 'validation', 'ff')
-BM25 = dataclasses.replace(KNN, method='bm25', temperature=None, weight=None)
+KNN = Row('a,b=1', 'knn', 64, 1.5, 0.25, 10, 2, 2.5, 2.25, 3.1, 1000, 'train', 'validation',
+          0.5, 4.0, 'ff')  # fmt: skip
+BM25 = dataclasses.replace(KNN, method='bm25', temperature=None, weight=None, recall=None,
+                           stable_rank=None)  # fmt: skip
 
 
 def test_round_trip_and_replacement(tmp_path):
