@@ -3,7 +3,7 @@
 A sweep is a list of points; a point is a dict of dotted field -> value, as in the example. A point
 may also carry the label `arm`, a name that stands for the fields of an intervention, whichever they
 are: {'arm': 'muon, no decay', 'optimizer.name': 'muon', 'optimizer.weight_decay': 0.0}. The first
-arm is the baseline.
+arm is the baseline. Likewise, the label init.parent stands for init.checkpoint in names.
 
 Example:
   hyper.product([
@@ -128,7 +128,7 @@ def expand(
   flat_base = config_lib.flatten(base)
   converted: dict[tuple[str, int], Any] = {}  # most points share most values
   flats = [config_lib.resolve(flat_base | point, converted) for point in points]
-  fields = _without_those_of_arms(fields, flats)
+  fields = _without_labelled(fields, flats)
   run_labels = labels([*(field for field in fields if field != 'seed'), 'seed'])
   configs: dict[str, Config] = {}
   for flat in flats:
@@ -139,13 +139,16 @@ def expand(
   return Runs(fields, configs)
 
 
-def _without_those_of_arms(
+def _without_labelled(
     fields: tuple[str, ...], flats: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
   """The swept fields that `arm`, if it is swept, does not determine.
 
-  Those of the size, the learning rate and the seed are kept in any case.
+  Those of the size, the learning rate and the seed are kept in any case. The label init.parent, if
+  it is swept, stands for init.checkpoint, which may differ between sizes and seeds.
   """
+  if 'init.parent' in fields:
+    fields = tuple(field for field in fields if field != 'init.checkpoint')
   if 'arm' not in fields:
     return fields
   values = collections.defaultdict(set)

@@ -303,3 +303,22 @@ def test_seeds():
 def test_seeds_given_twice(points, overrides):
   with pytest.raises(BadInput, match='seed'):
     hyper.expand(base.get_config().to_dict(), points, overrides, seeds=3)
+
+
+def test_label_of_parents():
+  """init.parent stands for the paths, which differ between sizes."""
+  points = [
+      {'model.width': width, 'init.parent': label, 'init.checkpoint': f'/somewhere/{width}-{label}'}
+      for width in (32, 64)
+      for label in ('best', '3x')
+  ]
+  runs = hyper.expand(base.get_config().to_dict(), points)
+  assert runs.fields == ('model.width', 'init.parent')
+  assert list(runs.configs) == [
+      f'width={width},parent={label},seed=0' for width in (32, 64) for label in ('best', '3x')
+  ]
+  config = runs.configs['width=64,parent=3x,seed=0']
+  assert config['init']['checkpoint'] == '/somewhere/64-3x'
+  same = [points[0], points[0] | {'init.checkpoint': '/elsewhere'}]
+  with pytest.raises(BadInput, match='two runs are the same: width=32,parent=best,seed=0'):
+    hyper.expand(base.get_config().to_dict(), same)

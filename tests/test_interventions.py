@@ -85,6 +85,14 @@ INTERVENTIONS = {
     'moe_router_bias': MOE | {'model.router_bias_rate': 0.01},
     'swiglu': {'model.mlp': 'swiglu'},
     'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
+    'lora': {'adapter.kind': 'lora', 'adapter.rank': 2, 'adapter.rate_ratio': 4.0},
+    'dora': {'adapter.kind': 'dora', 'adapter.rank': 2, 'adapter.init': 'pissa'},
+    'houlsby': {'adapter.kind': 'houlsby', 'adapter.rank': 4},
+    'ia3': {'adapter.kind': 'ia3'},
+    'prompt': {'adapter.kind': 'prompt', 'adapter.rank': 3},
+    'norms': {'adapter.kind': 'norms'},
+    'l2_sp': {'optimizer.decay_target': 'start', 'optimizer.weight_decay': 0.1},
+    'layer_rates': {'optimizer.layer_rate_decay': 0.7, 'model.depth': 2},
 }
 SMALL = {
     'data.batch_size': 16,
@@ -131,7 +139,7 @@ def same(left, right):
 ACROSS_DEVICES = {
     *('baseline', 'sigma_reparam', 'qk_clip', 'soap', 'hyperball', 'muon_sphere', 'prodigy'),
     *('zclip', 'adagc', 'skip_step', 'schedule_free', 'stochastic_rounding', 'fp8'),
-    *('moe_router_bias', 'query_group', 'tied'),
+    *('moe_router_bias', 'query_group', 'tied', 'lora', 'dora', 'ia3', 'prompt'),
 }
 
 

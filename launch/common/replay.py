@@ -14,7 +14,7 @@ from stability.config import Config
 from stability.control import records
 from stability.errors import BadInput
 from stability.hyper import Runs
-from stability.storage import files, run_files, sweeps
+from stability.storage import files, parents, run_files, sweeps
 from stability.storage.files import Json
 
 WALL_CLOCK = ('seconds', 'tokens_per_second')  # values that differ from training to training
@@ -63,6 +63,8 @@ def replay(
     for name in sweep.extensions['files']:
       files.write_atomic(workdir / folder / name, (source / folder / name).read_bytes())
   copy = run_files.run_dir(workdir, run.name)
+  if started_from := parents.read(run):
+    parents.write(copy, started_from)
   if not (copy / records.FILE).exists():
     taken = records.read_taken(run)
     records.write_taken(copy, [record for record in taken if record.action.kind != 'fork'])

@@ -19,9 +19,11 @@ from stability.storage import (
   files,
   leases,
   metrics,
+  parents,
   results_csv,
   resume,
   reuse,
+  run_files,
   schema,
   sweeps,
   versions,
@@ -104,11 +106,14 @@ def start(
 
 def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> dict[str, Config]:
   """Writes the files that training needs; returns the configs of the unfinished runs, by name."""
-  sweeps.check_workdir(workdir, sweep.runs)
+  runs = sweeps.check_workdir(workdir, sweep.runs)
+  records = _check_parents(workdir, runs.configs)
   with leases.acquire(workdir, _print_waiting):
     # Again: another launcher may have written a sweep.
     runs = sweeps.check_workdir(workdir, sweep.runs)
     data = _prepare_data(sweep, workdir)
+    if records:
+      _write_parents(workdir, records, data)
     unfinished = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
     configs = _continued_configs(workdir, runs.configs, unfinished)
     written = sweeps.Sweep(
@@ -130,6 +135,36 @@ def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> 
   if reused_runs:
     print(f'{len(reused_runs)} runs are reused from other sweeps', flush=True)
   return {name: config for name, config in unfinished.items() if name not in reused_runs}
+
+
+def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, files.Json]:
+  """What the runs without a result start from, by name; runs from random parameters are left out.
+
+  Raises BadInput if any of it is missing or does not fit.
+  """
+  names = [name for name, config in configs.items() if parents.given(config)]
+  if not names:
+    return {}
+  from stability.trainer import parents as parents_lib  # imports jax
+
+  shapes.trace_on_cpu()
+  source = types.SimpleNamespace(**configs[names[0]]['data'])  # the same for all runs
+  tokenizer, records = tokens.tokenizer(source), {}
+  checker = parents_lib.Checker(tokenizer)
+  for name in names:
+    run = run_files.run_dir(workdir, name)
+    if run_files.read_result(run) is None:
+      records[name] = checker.record(configs[name], parents.read(run))
+  return records
+
+
+def _write_parents(workdir: Path, records: Mapping[str, files.Json], data: files.Json) -> None:
+  """Writes the records of _check_parents; BadInput if the text has learned another vocabulary."""
+  from stability.trainer import parents as parents_lib
+
+  for name, record in records.items():
+    parents_lib.check_tokenizer(record, data)
+    parents.write(run_files.run_dir(workdir, name), record)
 
 
 def _continued_configs(

@@ -25,7 +25,7 @@ SWEEP = 'sweep'  # the column with the names of the sweeps that a comparison has
 
 LATE = 0.05  # the fraction of steps averaged as the end of a run; the last step alone is noisy
 
-_NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed')
+_NOT_INTERVENTIONS = ('optimizer.learning_rate', 'seed', 'init.checkpoint')
 
 
 @dataclasses.dataclass(frozen=True)

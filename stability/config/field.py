@@ -50,6 +50,7 @@ class Field:
   settable: bool = False  # an action may change it while the run trains
   shared: bool = False  # the same for all runs of a sweep
   label: bool = False  # a name only, on which neither programs nor numbers depend
+  at_start: bool = False  # read only when a run starts: no program depends on it
   paper: Any = UNSET  # value in the paper's set-up, at which claims fix a swept intervention
   absent: Any = UNSET  # value that is assumed if a stored config lacks the field
   is_later: bool = dataclasses.field(init=False)  # whether `absent` was stated

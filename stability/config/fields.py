@@ -210,6 +210,52 @@ RECORDS = (
            ' block i, counted from 1, as in OLMo.', paper='none', absent='none',
            source='depth: GPT-2 (Radford et al. 2019); block: github.com/allenai/OLMo-core'),
 
+    path('init.checkpoint', None,
+         'Trained parameters that the run starts from: the folder of a run that has ended,'
+         ' FOLDER@STEP for its checkpoint of a step, or a file of safetensors; unset: drawn at'
+         ' random.',
+         allowed='the folder of a run, FOLDER@STEP or a file', optional=True, at_start=True,
+         absent=None),
+    path('init.adapter', None,
+         'Trained adapter that the run starts with, of the same adapter.* options: the folder of a'
+         ' run that has ended, or a file of safetensors; unset: a new one.',
+         allowed='the folder of a run, or a file', optional=True, at_start=True, absent=None),
+    choice('init.optimizer', 'new', ('new', 'checkpoint'),
+           'Initial state of the optimizer: new; or checkpoint, moments and counts of'
+           ' init.checkpoint=FOLDER@STEP, while the schedule starts anew.', at_start=True,
+           absent='new'),
+    text('init.parent', None,
+         'Short name of init.checkpoint, which stands for it in names, tables and figures of a'
+         ' sweep that varies it.', allowed='a name', optional=True, label=True, absent=None),
+
+    choice('adapter.kind', 'none',
+           ('none', 'lora', 'dora', 'houlsby', 'ia3', 'prompt', 'norms'),
+           'Method of fine-tuning: none trains all parameters, norms those of norms; all others'
+           ' train what they add: lora and dora a product of low rank beside kernels, houlsby'
+           ' bottlenecks behind attention and MLP, ia3 scales of keys, values and hidden features,'
+           ' prompt vectors before the input.', paper='none', absent='none',
+           source='lora: arXiv 2106.09685; dora: arXiv 2402.09353; houlsby: arXiv 1902.00751;'
+           ' ia3: arXiv 2205.05638; prompt: arXiv 2104.08691; norms: arXiv 2312.11420'),
+    integer('adapter.rank', 8,
+            'Rank r of lora and dora, width of the bottlenecks of houlsby, or number of vectors of'
+            ' prompt.', at_least=1, absent=8, source='arXiv 2106.09685'),
+    number('adapter.alpha', 8.0, 'Numerator of the factor of lora and dora.', above=0, absent=8.0,
+           source='arXiv 2106.09685'),
+    choice('adapter.scale', 'rank', ('rank', 'sqrt_rank'),
+           'Factor of the product of lora and dora: rank, alpha / r; sqrt_rank, alpha / sqrt(r)'
+           ' (rsLoRA).', absent='rank', source='arXiv 2106.09685; sqrt_rank: arXiv 2312.03732'),
+    number('adapter.rate_ratio', 1.0,
+           'Ratio of the learning rate of B, [r, out], to that of A, [in, r], which is'
+           ' optimizer.learning_rate; 16 is usual (LoRA+).', above=0, absent=1.0,
+           source='arXiv 2402.12354'),
+    choice('adapter.init', 'kaiming', ('kaiming', 'pissa'),
+           'Initial lora or dora: kaiming, A random and B zero; pissa, the largest singular values'
+           ' of the kernel, which keeps the others.', absent='kaiming',
+           source='arXiv 2106.09685; pissa: arXiv 2404.02948'),
+    choice('adapter.matrices', 'all', ('all', 'attention', 'mlp', 'query_value'),
+           "The blocks' matrices that lora and dora adapt.", absent='all',
+           source='arXiv 2106.09685; all: thinkingmachines.ai/blog/lora'),
+
     choice('parameterization.name', 'standard',
            ('standard', 'muparam_simple', 'muparam_intermediate', 'muparam_full', 'ntk', 'mup',
             'mean_field'),
@@ -317,6 +363,13 @@ RECORDS = (
            " elements that the update moves towards 0; adamc, independent, times the schedule's"
            " factor once more for the blocks' matrices.", paper='independent',
            source='section 3.2.2; cautious: arXiv 2510.12402; adamc: arXiv 2506.02285'),
+    choice('optimizer.decay_target', 'zero', ('zero', 'start'),
+           'What weights decay towards: zero, or the parameters at the start (L2-SP).',
+           paper='zero', absent='zero', source='arXiv 1802.01483'),
+    switch('optimizer.layer_rate_decay', 0.0,
+           'Ratio of the learning rate of a block to that of the next one; lowest in the embedding;'
+           ' 0 = off; 0.9 to 0.95 is usual in fine-tuning.', below=1, paper=0.0, absent=0.0,
+           source='arXiv 1801.06146'),
 
     choice('evaluation.parameters', 'trained', ('trained', 'ema', 'uniform', 'schedule_free'),
            'Parameters with which validation losses are measured: trained, as they are; ema, their'

@@ -333,6 +333,50 @@ def _(state_dtype, name):
     return 'must be float32 unless config.optimizer.name=adamw, whose state is moments alone'
 
 
+@_check(
+    'adapter.kind',
+    *('optimizer.name', 'optimizer.qk_clip', 'model.output_centering', 'model.norm_position'),
+    'model.depth',
+)
+def _(kind, optimizer, qk_clip, output_centering, norm_position, depth):
+  given = {
+      f'optimizer.name={optimizer}': optimizer in ('hyperball', 'muon_sphere'),
+      'optimizer.qk_clip': qk_clip > 0,
+      f'model.output_centering={output_centering}': output_centering != 'none',
+      f'model.norm_position={norm_position}': norm_position == 'ngpt',
+  }
+  found = _first(given)
+  if kind != 'none' and found:
+    return f'must be none with config.{found}, which changes parameters that would be frozen'
+  if kind not in ('none', 'norms', 'prompt') and not depth:
+    return 'must be none, norms or prompt with config.model.depth=0, which has no blocks'
+
+
+@_check(
+    'adapter.rank',
+    *('adapter.kind', 'model.width', 'model.query_group', 'model.mlp_width'),
+)
+def _(rank, kind, width, query_group, mlp_width):
+  most = min(width // query_group, mlp_width or width)
+  if kind in ('lora', 'dora') and rank > most:
+    return f'must not be above the smallest side of a matrix, which is {most}'
+
+
+@_check('init.optimizer', 'init.checkpoint', 'adapter.kind')
+def _(optimizer, checkpoint, kind):
+  if optimizer == 'checkpoint' and (kind != 'none' or '@' not in (checkpoint or '')):
+    return (
+        'must be new unless config.init.checkpoint=FOLDER@STEP and config.adapter.kind=none, since'
+        ' only checkpoints hold moments, those of the parameters that were trained'
+    )
+
+
+@_check('init.adapter', 'adapter.kind')
+def _(adapter, kind):
+  if adapter is not None and kind in ('none', 'norms'):
+    return f'must be unset with config.adapter.kind={kind}, which adds no parameters'
+
+
 @_check('probe.sharpness_every_steps', 'probe.every_steps')
 def _(sharpness_every_steps, every_steps):
   if sharpness_every_steps and (not every_steps or sharpness_every_steps % every_steps):
@@ -367,7 +411,7 @@ def split(config: Config) -> tuple[ml_collections.FrozenConfigDict, dict[str, fl
 
   The static config determines the programs: runs with the same one form a population and share
   executables. For a switch, it holds whether the value is above 0; the value is a hyperparameter.
-  Labels are in neither.
+  Labels, and what is read only when a run starts, are in neither.
   """
   hparams = {f: value for f, value in flatten(config).items() if FIELDS[f].traced}
   return ml_collections.FrozenConfigDict(unflatten(dict(static_fields(config)))), hparams
@@ -378,5 +422,6 @@ def static_fields(config: Config) -> tuple[tuple[str, Any], ...]:
   return tuple(
       (field, value > 0 if record.switch else value)
       for field, value in flatten(config).items()
-      if (not (record := FIELDS[field]).traced or record.switch) and not record.label
+      if (not (record := FIELDS[field]).traced or record.switch)
+      and not (record.label or record.at_start)
   )

@@ -92,11 +92,16 @@ class Tokens:
 
 def vocabulary_size(data: DataConfig) -> int:
   """The vocabulary size of the tokens that `prepare` would return."""
+  return tokenizer(data)['vocabulary_size']
+
+
+def tokenizer(data: DataConfig) -> Json:
+  """`tokenizer`, `vocabulary_size` and, if known, other entries of the meta.json of `prepare`."""
   if data.source == 'synthetic':
-    return synthetic.VOCABULARY
+    return {'tokenizer': 'synthetic', 'vocabulary_size': synthetic.VOCABULARY}
   if _is_token_folder(data.path):
-    return open_tokens(Path(data.path)).meta['vocabulary_size']
-  return _text_tokenizer(data)['vocabulary_size']
+    return open_tokens(Path(data.path)).meta
+  return _text_tokenizer(data)
 
 
 def prepare(

@@ -58,8 +58,10 @@ class Layout(Protocol):
   width: int  # slots
   members: int  # slots on each device
 
-  def init(self, hparams: Mapping[str, np.generic]) -> Tree:
-    """The state of a new run, in the form that `insert` takes."""
+  def init(
+      self, hparams: Mapping[str, np.generic], parent: Mapping[str, Tree] | None = None
+  ) -> Tree:
+    """The state of a new run, in the form that `insert` takes; parent: see train_step.init."""
 
   def empty(self) -> Tree:
     """The state of all slots while every slot is empty."""

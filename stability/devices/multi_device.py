@@ -174,7 +174,9 @@ class _MultiDeviceLayout:
     self._batcher = host_batcher(data, slots=1)
     run = jax.eval_shape(programs.init, hparams)
     self._shardings = jax.tree.map(self._spread.sharding, run)
-    self._init = jax.jit(programs.init, out_shardings=self._shardings).lower(hparams).compile()
+    # Compiled again for the first run that has a parent.
+    self._start = jax.jit(programs.init, out_shardings=self._shardings)
+    self._init = self._start.lower(hparams).compile()
     self._packed = self._spread.pack(programs.steps)
     # Arrays rather than shapes: with several processes, pmap would take a shape to be that of one
     # process's part.
@@ -185,8 +187,8 @@ class _MultiDeviceLayout:
     self._evaluate = compiled.pop('evaluate')
     self._steps = compiled
 
-  def init(self, hparams):
-    return self._init(hparams)
+  def init(self, hparams, parent=None):
+    return self._init(hparams) if parent is None else self._start(hparams, parent)
 
   def empty(self):
     return None

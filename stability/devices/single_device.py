@@ -44,6 +44,7 @@ class SingleDeviceLayout:
     self._validation = jax.device_put({'validation': np.asarray(data['validation'])})
     self._batches = len(data['validation'])
     self._run = jax.eval_shape(programs.init, hparams)
+    self._start = jax.jit(programs.init)  # compiled for the first run that has a parent
     self._packed = pack(programs.steps)
     batch = self._batch()
     lowered = {
@@ -57,8 +58,10 @@ class SingleDeviceLayout:
     self._evaluate = executables.pop('evaluate')
     self._steps = executables
 
-  def init(self, hparams):
-    return jax.device_get(self._init(hparams))
+  def init(self, hparams, parent=None):
+    if parent is None:
+      return jax.device_get(self._init(hparams))
+    return jax.device_get(self._start(hparams, parent))
 
   def empty(self):
     return zeros(self._run)

@@ -59,9 +59,10 @@ def block_parameters(fields: Fields) -> int:
 
 
 def _is_counted(names: tuple[str, ...], leaf: Any) -> bool:
-  """Whether a parameter is a matrix of a block other than a router or the gate of attention."""
-  gates = ('attention', 'gate'), ('mlp', 'router')
-  return _is_of_block(names) and leaf.ndim >= 2 and names[-2:] not in gates
+  """Whether a parameter is a matrix of a block's layers, without routers, gates and adapters."""
+  if not _is_of_block(names) or leaf.ndim < 2 or train_step.is_added(names):
+    return False
+  return names[-2:] not in (('attention', 'gate'), ('mlp', 'router'))
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def gradient(fields: Fields, vocabulary_size: int, *, depth: int, remat: bool) -
   static = _static(fields, depth)
   model = train_step.make_model(static, vocabulary_size, remat=remat)
   params, carried = _model(fields, vocabulary_size, depth=depth)
-  state = {'params': params, 'carried': carried, 'hparams': _hparams()}
+  state = {**train_step.parts(params, static), 'carried': carried, 'hparams': _hparams()}
   rows = jax.ShapeDtypeStruct((jaxprs.ROWS, static.data.sequence_length + 1), jnp.int32)
   function = functools.partial(train_step.gradient, model, static, 'quiet')
   jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(state, rows)
@@ -116,6 +117,7 @@ def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -
         gradients, optimizer_state, params, learning_rate=rate, loss=loss
     )
 
+  params = state['params']  # those that are trained
   arguments = params, state['optimizer'], params, hparams
   jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
   updates, new_state = (len(jax.tree.leaves(tree)) for tree in shapes)

@@ -58,6 +58,7 @@ class VmappedLayout:
     self._validation = jax.device_put({'validation': np.asarray(data['validation'])}, replicated)
     self._batches = len(data['validation'])
     self._run = jax.eval_shape(programs.init, hparams)
+    self._start = jax.jit(programs.init)  # compiled for the first run that has a parent
     self._packed = pack(programs.steps)
     self._init = jax.jit(programs.init).lower(hparams).compile()
     lowered = lower(
@@ -74,8 +75,10 @@ class VmappedLayout:
     self._evaluate = compiled.pop('evaluate')
     self._steps = compiled
 
-  def init(self, hparams):
-    return jax.device_get(self._init(hparams))
+  def init(self, hparams, parent=None):
+    if parent is None:
+      return jax.device_get(self._init(hparams))
+    return jax.device_get(self._start(hparams, parent))
 
   def empty(self):
     return zeros(self._run, (len(self._devices), self.members))

@@ -1,8 +1,9 @@
 """Causal multi-head attention and the variants that keep its logits from growing.
 
-The steps apply in this order: qk-norm and its gain, norm and residual of values, rotary positions,
-attention scale, soft cap, mask, weights, gate. Section and figure numbers are those of arXiv
-2309.14322. Shape suffixes: B batch, T (= S) positions, D width, H heads, K head dimension, N = B H.
+The steps apply in this order: adapter, qk-norm and its gain, norm and residual of values, rotary
+positions, attention scale, soft cap, mask, weights, gate. Section and figure numbers are those of
+arXiv 2309.14322. Shape suffixes: B batch, T (= S) positions, D width, H heads, K head dimension,
+N = B H.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from stability.model import attention_stats, ngpt
+from stability.model import adapters, attention_stats, ngpt
 from stability.model.kernels import fan_in_init, kernel
 from stability.model.measure import PROBES, QUIET, Measured, sow, sow_activation
 from stability.model.norms import norm, unit_rms
@@ -69,6 +70,10 @@ class Attention(nn.Module):
 
     x = x_BxTxD.reshape(B * T, D)
     qkv = linear(self, x, jnp.concatenate(kernels, axis=1))
+    if adapters.acts(self):
+      q, k, v = jnp.split(qkv, (D, D + shared), axis=1)
+      k, v = adapters.adapt(self, 'key', k), adapters.adapt(self, 'value', v)
+      qkv = jnp.concatenate([q, k, v], axis=1)
     qk_norm = QK_NORMS[c.qk_norm].make
     if qk_norm.over_all_heads:
       q, k, v = jnp.split(qkv, (D, D + shared), axis=1)

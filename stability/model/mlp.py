@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import ngpt
+from stability.model import adapters, ngpt
 from stability.model.experts import MoE
 from stability.model.kernels import kernel
 from stability.model.measure import sow_activation
@@ -46,6 +46,7 @@ class MLP(nn.Module):
       hidden = self.activation(linear(self, x, kernel(self, 'gate', (D, F)))) * hidden
     else:
       hidden = self.activation(hidden)
+    hidden = adapters.adapt(self, 'hidden', hidden)
     out = linear(self, hidden, down_FxD).reshape(B, T, D)
     sow_activation(self, 'hidden', hidden)
     sow_activation(self, 'output', out)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import ngpt
+from stability.model import adapters, ngpt
 from stability.model.attention import Attention, soft_cap
 from stability.model.kernels import dot, fan_in_init
 from stability.model.measure import PROBES, rms, sow, sow_activation
@@ -38,11 +38,13 @@ class Transformer(nn.Module):
     c = self.c
     x_BxTxD = EMBEDDINGS[c.embedding].make(self, tokens_BxT, hparams)
     sow_activation(self, 'embedding', x_BxTxD)
+    x_BxTxD = adapters.adapt(self, 'embedding', x_BxTxD)
     block = nn.remat(Block) if self.remat else Block
     start_BxTxD, values = x_BxTxD, None  # values: of the first block
     for i in range(c.depth):
       apply = block(c, i, self.fused, self.needs, name=f'block_{i}')
       x_BxTxD, values = apply(x_BxTxD, start_BxTxD, hparams, values)
+    x_BxTxD = adapters.adapt(self, 'stream', x_BxTxD)
     if RESIDUALS[c.norm_position].make.final_norm:
       x_BxTxD = norm(c.norm, c.dtype, 'final_norm')(x_BxTxD)
     head_logits = HEADS[c.head].make(self, x_BxTxD, hparams)
@@ -87,10 +89,13 @@ class Block(nn.Module):
     def attend(x):
       nonlocal first_values
       out, first_values = attention(x, hparams, first_values)
-      return out
+      return adapters.adapt(self, 'attention', out)
+
+    def transform(x):
+      return adapters.adapt(self, 'mlp', mlp(x, hparams))
 
     residual = RESIDUALS[c.norm_position].make.make(self)
-    x_BxTxD = BLOCKS[c.block].make(residual, x_BxTxD, attend, lambda x: mlp(x, hparams))
+    x_BxTxD = BLOCKS[c.block].make(residual, x_BxTxD, attend, transform)
     sow(self, 'output_rms', rms(x_BxTxD), 'rms')
     return x_BxTxD, first_values
 

@@ -1,7 +1,7 @@
 """Applies an update: learning rates and weight decay, from its direction to the new parameters.
 
 Update number `step` counts from 1. A parameter's learning rate is that of its layer
-(stability/model/parameterization.py).
+(stability/model/parameterization.py), times factors of the fine-tuning method.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from stability.model import parameterization
+from stability.model import adapters, parameterization
 from stability.optim import schedules
 from stability.variants import Choices, Variant
 
@@ -37,7 +37,7 @@ class Decayed(NamedTuple):
   """A parameter that decays, and what the factor of its weight decay may depend on."""
 
   kind: str  # embedding, readout, hidden or scale (stability/model/parameterization.py)
-  old: jax.Array
+  old: jax.Array  # before the update, relative to what it decays towards
   move: jax.Array  # what the update subtracts from it, weight decay apart
   factor: jax.Array  # of the schedule, in [0, 1]
   rate: jax.Array  # the parameter's learning rate
@@ -86,9 +86,40 @@ def scale_updates(
       u *= scale_of(p)
     return rate * u
 
+  rates = learning_rates(params, hparams, step, static)
+  return jax.tree.map(move, params, updates, rates)
+
+
+def learning_rates(
+    params: Params, hparams: HParams, step: jax.Array, static: ml_collections.FrozenConfigDict
+) -> Params:
+  """The learning rate of every parameter, in a tree with the structure of `params`."""
   rate = schedules.learning_rate(hparams, step, static)
   rates = parameterization.learning_rates(params, rate, hparams, static)
-  return jax.tree.map(move, params, updates, rates)
+  factors = []
+  if of_adapter := adapters.of(static).rate:
+    factors.append(lambda path: of_adapter(path, hparams))
+  if static.optimizer.layer_rate_decay:
+    factors.append(lambda path: _rate_of_layer(path, hparams, static))
+  for factor in factors:
+    rates = jax.tree_util.tree_map_with_path(
+        lambda path, rate, factor=factor: rate * factor(tuple(key.key for key in path)), rates
+    )
+  return rates
+
+
+def _rate_of_layer(
+    path: tuple[str, ...], hparams: HParams, static: ml_collections.FrozenConfigDict
+) -> jax.Array | float:
+  """decay^(L - i) in block i of L, counted from 1; decay^L for what is before them, 1 behind them.
+
+  Before the blocks are the embedding and a prompt. A tied head is the embedding.
+  """
+  name = path[0]
+  if name in ('head', 'final_norm', 'logit_scale'):
+    return 1.0
+  block = int(name.removeprefix('block_')) + 1 if name.startswith('block_') else 0
+  return hparams['optimizer.layer_rate_decay'] ** (static.model.depth - block)
 
 
 def apply_updates(
@@ -97,20 +128,30 @@ def apply_updates(
     hparams: HParams,
     step: jax.Array,
     static: ml_collections.FrozenConfigDict,
+    start: Params | None = None,
 ) -> Params:
-  """The parameters after the update, with weight decay on all of them."""
-  rate = schedules.learning_rate(hparams, step, static)
+  """The parameters after the update, with weight decay on all of them.
+
+  Args:
+    params: before the update.
+    moves: what it subtracts from them, weight decay apart.
+    hparams: of the run.
+    step: the number of the update.
+    static: the static config.
+    start: the parameters that they decay towards (L2-SP, arXiv 1802.01483); None: 0.
+  """
   weight_decay = hparams['optimizer.weight_decay']
   factor = schedules.schedule_factor(hparams, step, static)
   decay_of = DECAY_KINDS[static.optimizer.weight_decay_kind].make
 
-  def apply(kind, p, move, rate):
-    decay = decay_of(Decayed(kind, p, move, factor, rate)) * weight_decay
-    return p - (move + decay * p)
+  def apply(kind, p, move, rate, away):
+    decay = decay_of(Decayed(kind, away, move, factor, rate)) * weight_decay
+    return p - (move + decay * away)
 
   kinds = parameterization.kinds(params)
-  rates = parameterization.learning_rates(params, rate, hparams, static)
-  return jax.tree.map(apply, kinds, params, moves, rates)
+  rates = learning_rates(params, hparams, step, static)
+  away = params if start is None else jax.tree.map(jnp.subtract, params, start)
+  return jax.tree.map(apply, kinds, params, moves, rates, away)
 
 
 def preconditioner(

@@ -4,6 +4,8 @@ stability/devices maps them over runs and devices, and stability/trainer calls t
 run is a dict of arrays that holds everything on which the rest of the run depends:
 
   params, optimizer
+  frozen     only if an adapter trains some of the parameters: the others
+  start      only if weights decay towards them: the parameters at the start
   carried    variables that modules carry from step to step (Flax collection `carried`)
   average    only if evaluation.parameters needs it
   step       number of updates made
@@ -14,6 +16,7 @@ run is a dict of arrays that holds everything on which the rest of the run depen
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +27,7 @@ import numpy as np
 import optax
 
 from stability.data import batches
-from stability.model import initialisation, parameterization
+from stability.model import adapters, initialisation, parameterization
 from stability.model import transformer as transformer_lib
 from stability.model.kernels import CARRIED
 from stability.model.measure import ACTIVATIONS, LOSSES, PROBES, QUIET, Measured
@@ -43,12 +46,17 @@ Metrics = dict[str, jax.Array]
 HParams = Mapping[str, jax.Array]
 Static = ml_collections.FrozenConfigDict
 
+parts = adapters.parts
+is_added = adapters.is_added
+merges = adapters.merges
+merged = adapters.weights
+
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
   """The pure functions of one run. A layout compiles them and maps them over runs and devices."""
 
-  init: Callable[[HParams], State]
+  init: Callable[..., State]  # hparams, and what the run starts from, if anything
   # By kind: quiet, and probed and sharp if the run has such steps. A step is a function of data,
   # state and the name of the mapped axis over devices, if there is one.
   steps: Mapping[str, Callable[..., tuple[State, Metrics]]]
@@ -105,9 +113,8 @@ def make_model(
 ) -> transformer_lib.Transformer:
   """The model of a static config; the arguments are those of `programs`."""
   needs = tuple(name for term in AFTER_UPDATE.active(static) for name in term.needs)
-  return transformer_lib.Transformer(
-      parameterization.model_config(static), vocabulary_size, remat, fused, needs
-  )
+  c = adapters.model_config(parameterization.model_config(static), static)
+  return transformer_lib.Transformer(c, vocabulary_size, remat, fused, needs)
 
 
 def arrays(hparams: Mapping[str, float | int]) -> dict[str, np.generic]:
@@ -118,31 +125,60 @@ def arrays(hparams: Mapping[str, float | int]) -> dict[str, np.generic]:
   }
 
 
-def init(model: transformer_lib.Transformer, static: Static, hparams: HParams) -> State:
-  """The state of a run before its first update."""
-  return init_state(static, hparams, *init_model(model, static, hparams))
+def init(
+    model: transformer_lib.Transformer,
+    static: Static,
+    hparams: HParams,
+    parent: Mapping[str, Any] | None = None,
+) -> State:
+  """The state of a run before its first update.
+
+  Args:
+    model: the model of the static config.
+    static: the static config.
+    hparams: of the run.
+    parent: what the run starts from, if anything: `params` and `carried` replace those that are
+      drawn, `adapter` the parameters of the adapter. Entries and leaves may be missing.
+  """
+  return init_state(static, hparams, *init_model(model, static, hparams, parent or {}))
 
 
 def init_model(
-    model: transformer_lib.Transformer, static: Static, hparams: HParams
+    model: transformer_lib.Transformer,
+    static: Static,
+    hparams: HParams,
+    parent: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> tuple[Params, Carried]:
-  """The initial parameters and the initial carried state of a model."""
+  """The initial parameters, trained or frozen, and the initial carried state of a model."""
   inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
   variables = model.init(jax.random.key(hparams['seed']), inputs, hparams)
   params = variables['params']
   for term in initialisation.INITIALISATION.active(static):
     params = term.make(params, hparams, static)
-  return params, variables.get(CARRIED, {})
+  params = adapters.added(_replaced(params, parent.get('params', {})), hparams, static)
+  params = _replaced(params, parent.get('adapter', {}))
+  return params, _replaced(variables.get(CARRIED, {}), parent.get('carried', {}))
+
+
+def _replaced(tree: Params, leaves: Mapping[str, Any]) -> Params:
+  """The tree with some of its leaves replaced, as float32."""
+  return tree | {
+      name: _replaced(tree[name], new) if isinstance(new, Mapping) else new.astype(jnp.float32)
+      for name, new in leaves.items()
+  }
 
 
 def init_state(static: Static, hparams: HParams, params: Params, carried: Carried) -> State:
   """The state of a run that starts from the given parameters and carried state."""
   evaluated = EVALUATED[static.evaluation.parameters].make
+  entries = adapters.parts(params, static)
+  params = entries['params']
   return {
-      'params': params,
+      **entries,
       'optimizer': optimizers.make_optimizer(hparams, static).init(params),
       'carried': carried,
       **({'average': evaluated.init(params)} if evaluated.init else {}),
+      **({'start': params} if static.optimizer.decay_target == 'start' else {}),
       'step': jnp.int32(0),
       'skipped': jnp.int32(0),
       'diverged': jnp.bool(False),
@@ -188,7 +224,9 @@ def step(
       gradients, state['optimizer'], params, learning_rate=rate, loss=values['loss']
   )
   moves = apply.scale_updates(params, updates, hparams, this_step, static)
-  new_params = apply.apply_updates(params, moves, hparams, this_step, static)
+  new_params = apply.apply_updates(
+      params, moves, hparams, this_step, static, state.get('start')
+  )
   update = Update(params, moves, optimizer_state, values, this_step, rate, hparams, static)
   for term in AFTER_UPDATE.active(static):
     before, new_params = new_params, term.make(new_params, update)
@@ -262,7 +300,7 @@ def _loss(
   """The objective at `params`, and as auxiliary output the measurements and carried state."""
   hparams = state['hparams']
   inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
-  weights = parameterization.effective(params, hparams, static)
+  weights = _weights(params, state, static)
   variables = {'params': weights, CARRIED: state['carried']}
   logits_BxTxV, new = model.apply(variables, inputs_BxT, hparams, mutable=[LOSSES, *collections])
   total, terms = objective_lib.objective(
@@ -270,6 +308,13 @@ def _loss(
   )
   measured = {name: Measured(value) for name, value in terms.items()}
   return total, (measured | probes.forward(new), new.get(CARRIED, {}))
+
+
+def _weights(params: Params, state: State, static: Static) -> Params:
+  """The weights that the model computes with, from those of the parameters that are trained."""
+  hparams = state['hparams']
+  weights = adapters.weights(adapters.joined(params, state.get('frozen')), hparams, static)
+  return parameterization.effective(weights, hparams, static)
 
 
 def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:
@@ -323,7 +368,7 @@ def _sharpness(over_parts, static, params, gradients, moves, optimizer_state, hp
 def kept_variables(state: State, static: Static) -> dict[str, Any]:
   """What is kept of a run that is over: the evaluated parameters and the carried state."""
   params = EVALUATED[static.evaluation.parameters].make.read(state)
-  return {'params': params, 'carried': state['carried']}
+  return {'params': adapters.joined(params, state.get('frozen')), 'carried': state['carried']}
 
 
 def evaluate(
@@ -332,7 +377,7 @@ def evaluate(
   """Mean cross-entropy, in nats per token, on one of the fixed validation batches."""
   batch_BxT1 = data['validation'][batch].astype(jnp.int32)
   params = EVALUATED[static.evaluation.parameters].make.read(state)
-  weights = parameterization.effective(params, state['hparams'], static)
+  weights = _weights(params, state, static)
   variables = {'params': weights, CARRIED: state['carried']}
   logits_BxTxV = model.apply(variables, batch_BxT1[:, :-1], state['hparams'])
   return objective_lib.cross_entropy(logits_BxTxV, batch_BxT1[:, 1:])

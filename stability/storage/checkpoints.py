@@ -107,6 +107,26 @@ def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, Json] | No
   return None
 
 
+def load(run: Path, step: int) -> Arrays:
+  """The arrays of a checkpoint of another run; changes no files, since that run may be training.
+
+  Raises BadInput, with the steps that there are, if there is no good one of this step.
+  """
+  folder = (run / 'checkpoints' / str(step)).absolute()
+  if not folder.is_dir():
+    steps = ', '.join(map(str, _steps(run))) or 'none'
+    raise BadInput(f'{run}: has no checkpoint of step {step}; those that are kept: {steps}')
+  if fault := _fault(folder):
+    raise BadInput(_damage(run, step, fault))
+  return ocp.load(folder)
+
+
+def digest(run: Path, step: int) -> str:
+  """The SHA-256 of the checksums of all files of a checkpoint."""
+  content = (run / 'checkpoints' / str(step) / CHECKSUMS).read_bytes()
+  return hashlib.sha256(content).hexdigest()
+
+
 def good_steps(run: Path) -> list[int]:
   """The steps of the undamaged checkpoints, in ascending order."""
   return [step for step in _steps(run) if _fault(run / 'checkpoints' / str(step)) is None]

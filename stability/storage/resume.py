@@ -16,8 +16,9 @@ from stability.hyper import Runs
 
 _ROWS = ('log.every_steps', 'probe.every_steps', 'probe.sharpness_every_steps')
 _CHECKPOINTS = ('checkpoint.every_steps', 'checkpoint.keep')
-# These change no number of the training; data.path, because its text must be the same.
-FREE = ('log.every_steps', *_CHECKPOINTS, 'checkpoint.parameters', 'data.path')
+# These change no number of the training; paths, because text and parameters must be the same.
+_PATHS = ('data.path', 'init.checkpoint')
+FREE = ('log.every_steps', *_CHECKPOINTS, 'checkpoint.parameters', *_PATHS)
 # These change numbers by rounding only: other executables make some or all of the steps.
 ROUNDING = (
     *_ROWS[1:],

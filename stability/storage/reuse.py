@@ -20,6 +20,7 @@ from stability.storage import (
   leases,
   metrics,
   parameters,
+  parents,
   resume,
   run_files,
   sweeps,
@@ -39,6 +40,11 @@ def key(config: Config) -> Hashable:
   return tuple((f, v) for f, v in sorted(flat.items()) if f not in _IGNORED)
 
 
+def _key_of(run: Path, config: Config) -> Hashable:
+  """A key of a run's config and of the parameters that it starts from."""
+  return key(config), tuple(sorted(parents.checksums(parents.read(run)).items()))
+
+
 def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> list[str]:
   """Copies runs that another sweep has trained; returns their names.
 
@@ -55,11 +61,12 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
     same_text = found.data.get('sha256') == sweep.data.get('sha256')
     if same_text and found.extensions.get('sha256') == sweep.extensions.get('sha256'):
       for name, config in found.runs.items():
-        trained.setdefault(key(config), run_files.run_dir(other, name))
+        run = run_files.run_dir(other, name)
+        trained.setdefault(_key_of(run, config), run)
   reused = []
   for name, config in waiting.items():
-    source = trained.get(key(config))
     run = run_files.run_dir(workdir, name)
+    source = trained.get(_key_of(run, config))
     content = None if source is None else _read(source, key(config))
     if content is None or (lease := leases.try_acquire(run)) is None:
       continue

@@ -19,7 +19,7 @@ from stability.control.records import Record, write_taken
 from stability.devices.layout import Layout
 from stability.errors import BadInput
 from stability.step import train_step
-from stability.storage import checkpoints, files, run_files, sweeps
+from stability.storage import checkpoints, files, parents, run_files, sweeps
 from stability.trainer import run_loader
 from stability.trainer.run import Run
 from stability.trainer.state_arrays import from_arrays, to_arrays
@@ -76,7 +76,7 @@ class ActionExecutor:
         raise RuntimeError(f'the checkpoint of step {to}, the target of a rewind, is missing')
       earlier = from_arrays(state, found[1])
     else:
-      earlier = run_loader.new_state(self._layout, run.config)
+      earlier = run_loader.new_state(self._layout, run.folder, run.config)
     state = earlier | {'hparams': state['hparams'], 'skipped': state['skipped']}
     state = _updated(state, record.action.changes, record.action.skip)
     rows = run_files.read_metrics(run.folder)
@@ -116,6 +116,8 @@ class ActionExecutor:
     if changes:
       history.append(dataclasses.replace(record, action=Action('set', changes=changes)))
     files.write_json(folder / 'config.json', run.config)
+    if record_of_parents := parents.read(run.folder):
+      parents.write(folder, record_of_parents)
     write_taken(folder, history)
     files.write_lines(folder / 'metrics.jsonl', run_files.read_metrics(run.folder))
     progress = dataclasses.replace(run.progress(), actions=len(history)).to_json()

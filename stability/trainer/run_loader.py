@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from stability import config as config_lib
@@ -19,6 +20,7 @@ from stability.storage import checkpoints, resume, run_files, sweeps, versions
 from stability.storage.files import Json
 from stability.storage.metrics import MetricsWriter, NoWriter
 from stability.storage.sweeps import Sweep
+from stability.trainer import parents
 from stability.trainer.processes import Processes
 from stability.trainer.run import Run, RunProgress
 from stability.trainer.state_arrays import from_arrays
@@ -66,17 +68,18 @@ class RunLoader:
       BadInput: files of the run are damaged, or it needs actions but several processes share it.
     """
     config = self.config(folder.name)
-    state = new_state(layout, config)
     step, progress = 0, RunProgress()
     found = checkpoints.restore(folder)
     if found:
       step, arrays, values = found
       progress = RunProgress.from_json(values)
-      state = from_arrays(state, arrays)
+      state = from_arrays(layout.init(_hparams(config)), arrays)
       logging.info('%s resumes from step %d', folder.name, step)
-    elif self._processes.is_primary and (row := run_files.last_metrics(folder)):
-      message = '%s was at step %d and has no checkpoint: it starts again from step 0'
-      logging.warning(message, folder.name, row['step'])
+    else:
+      state = new_state(layout, folder, config)
+      if self._processes.is_primary and (row := run_files.last_metrics(folder)):
+        message = '%s was at step %d and has no checkpoint: it starts again from step 0'
+        logging.warning(message, folder.name, row['step'])
     run = Run(
         folder=folder,
         config=config,
@@ -120,7 +123,17 @@ class RunLoader:
     return RunControl(folder, config, step, taken, saved, timed_out, self._rules)
 
 
-def new_state(layout: Layout, config: Config) -> Any:
-  """The state of a run at step 0."""
-  _, hparams = config_lib.split(config)
-  return layout.init(train_step.arrays(hparams))
+def new_state(layout: Layout, folder: Path, config: Config) -> Any:
+  """The state of a run at step 0; raises BadInput if what it starts from is gone."""
+  parent = parents.load(folder, config)
+  if parent is None:
+    return layout.init(_hparams(config))
+  variables = {name: tree for name, tree in parent.items() if name != 'optimizer'}
+  state = layout.init(_hparams(config), variables)
+  if 'optimizer' in parent:
+    state = state | {'optimizer': from_arrays(state['optimizer'], parent['optimizer'])}
+  return state
+
+
+def _hparams(config: Config) -> dict[str, np.generic]:
+  return train_step.arrays(config_lib.split(config)[1])

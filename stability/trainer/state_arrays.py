@@ -10,8 +10,13 @@ from stability.storage.checkpoints import Arrays
 
 def to_arrays(state: Any) -> Arrays:
   """The leaves of a state by their paths, such as params/block_0/mlp/up."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return {_path(path): np.asarray(leaf) for path, leaf in leaves}
+  return {name: np.asarray(leaf) for name, leaf in names(state).items()}
+
+
+def names(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree, which may be shapes, by their paths."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {_path(path): leaf for path, leaf in leaves}
 
 
 def from_arrays(like: Any, arrays: Arrays) -> Any:

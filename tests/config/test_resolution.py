@@ -181,6 +181,38 @@ def test_complete_with_an_absent_value():
             dict(optimizer__name='spam', optimizer__restart_warmup_steps=200),
             'must not be above config.optimizer.restart_every_steps=100',
         ),
+        (
+            dict(adapter__kind='lora', adapter__rank=65),
+            'config.adapter.rank=65: must not be above the smallest side of a matrix, which is 64',
+        ),
+        (
+            dict(adapter__kind='dora', adapter__rank=9, model__mlp_width=8),
+            'config.adapter.rank=9: must not be above the smallest side of a matrix, which is 8',
+        ),
+        (
+            dict(adapter__kind='lora', optimizer__name='hyperball'),
+            "config.adapter.kind='lora': must be none with config.optimizer.name=hyperball",
+        ),
+        (
+            dict(adapter__kind='norms', model__output_centering='mean'),
+            "config.adapter.kind='norms': must be none with config.model.output_centering=mean",
+        ),
+        (
+            dict(adapter__kind='ia3', model__depth=0),
+            "config.adapter.kind='ia3': must be none, norms or prompt with config.model.depth=0",
+        ),
+        (
+            dict(init__optimizer='checkpoint', init__checkpoint='x/runs/seed=0'),
+            "config.init.optimizer='checkpoint': must be new unless config.init.checkpoint=FOLDER@",
+        ),
+        (
+            dict(init__optimizer='checkpoint', init__checkpoint='x@3', adapter__kind='lora'),
+            "config.init.optimizer='checkpoint': must be new unless",
+        ),
+        (
+            dict(init__adapter='x', adapter__kind='norms'),
+            "config.init.adapter='x': must be unset with config.adapter.kind=norms",
+        ),
     ],
 )
 def test_refused_together(changes, said):
@@ -189,6 +221,9 @@ def test_refused_together(changes, said):
 
 
 def test_accepted_together():
+  resolved(adapter__kind='lora', adapter__rank=64)
+  resolved(adapter__kind='houlsby', adapter__rank=200)
+  resolved(init__optimizer='checkpoint', init__checkpoint='x/runs/seed=0@200')
   resolved(model__query_group=4)
   resolved(model__head='tied', objective__z_loss=1e-4)
   resolved(model__width=16, model__head_dim=16)
@@ -243,7 +278,8 @@ def test_split():
   static_flat = config_lib.flatten(static.to_dict())
   switches = {name for name, record in FIELDS.items() if record.switch}
   assert switches >= SWITCHES
-  assert set(static_flat) == set(FIELDS) - set(hyperparameters) - {'arm'} | switches
+  outside = {'arm', 'init.parent', 'init.checkpoint', 'init.adapter', 'init.optimizer'}
+  assert set(static_flat) == set(FIELDS) - set(hyperparameters) - outside | switches
   assert static.model.width == 64
 
 

@@ -20,6 +20,11 @@ ELSEWHERE = {
     'model.v_norm': {'rmsnorm'},
     'parameterization.name': {'muparam_intermediate', 'muparam_full', 'ntk', 'mup', 'mean_field'},
     'optimizer.learning_rate_scale': {'parameter_rms'},
+    # Of fine-tuning.
+    'adapter.kind': {'lora', 'dora', 'houlsby', 'ia3', 'prompt', 'norms'},
+    'adapter.scale': {'sqrt_rank'},
+    'adapter.init': {'pissa'},
+    'adapter.matrices': {'attention', 'mlp', 'query_value'},
 }
 
 

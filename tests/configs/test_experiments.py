@@ -194,9 +194,9 @@ def test_paper_sizes(name, fewest, most):
 
 @pytest.mark.parametrize('scale', SCALES)
 def test_no_experiment_sweeps_the_seed(scale):
-  """launch.reproduce repeats experiments over seeds."""
+  """launch.reproduce repeats experiments over seeds; fine-tuned runs have those of their parents."""
   for name in EXPERIMENTS:
-    assert 'seed' not in expanded(name, scale).fields, name
+    assert ('seed' in expanded(name, scale).fields) == (name == 'finetuning'), name
 
 
 @pytest.mark.parametrize('scale', SCALES)
@@ -307,3 +307,24 @@ def test_arms_with_own_windows_span_three_decades(name):
     windows.setdefault(flat[field], set()).add(flat['optimizer.learning_rate'])
   assert len(windows) > 1 and len(set(map(frozenset, windows.values()))) > 1
   assert all(max(rates) / min(rates) >= 999 for rates in windows.values())
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_parents_of_fine_tuning(scale):
+  """Runs of configs/pretraining.py of the same size and seed, at 1, 3 and 10 times one rate."""
+  pretraining = experiment('pretraining')
+  parents = hyper.expand(
+      pretraining.get_config(scale).to_dict(), pretraining.get_sweep(scale), seeds=3
+  ).configs
+  rates = {}
+  for config in expanded('finetuning', scale).configs.values():
+    workdir, _, name = config['init']['checkpoint'].rpartition('/runs/')
+    assert workdir == 'runs/pretraining'
+    assert (parents[name]['model'], parents[name]['seed']) == (config['model'], config['seed'])
+    size = config['model']['width'], config['model']['depth']
+    rate = parents[name]['optimizer']['learning_rate']
+    rates.setdefault((size, config['init']['parent']), set()).add(rate)
+  assert len(rates) == 9 and all(len(found) == 1 for found in rates.values())
+  for (size, label), (rate,) in rates.items():
+    (best,) = rates[size, 'best']
+    assert rate / best == pytest.approx({'best': 1, '3x': 3, '10x': 10}[label], rel=0.12)

@@ -37,6 +37,14 @@ ARGUMENTS = {
     'unknown scale': ([BASE + ':big'], ['base.py', "scale 'big'", 'cpu, night, gpu, paper']),
     'unknown scale of a sweep': ([QUICKSTART + ':big'], ["scale 'big'", 'cpu, night, gpu, paper']),
     'empty scale': ([BASE + ':'], ["scale ''", 'cpu, night, gpu, paper']),
+    'no such parent': (
+        [BASE, '--config.init.checkpoint=nowhere/runs/seed=0'],
+        ["config.init.checkpoint='nowhere/runs/seed=0': there is no such run; train it first"],
+    ),
+    'parent on the web': (
+        [BASE, '--config.init.checkpoint=gs://bucket/runs/seed=0'],
+        ['init.checkpoint', 'not a URL'],
+    ),
     'unknown flag': ([BASE, '--wrokdir=x'], ['--wrokdir: no such flag', 'nearest is --workdir']),
     'unknown flag, no value': ([BASE, '--wrokdir'], ['--wrokdir', 'nearest is --workdir']),
     'unknown field': (

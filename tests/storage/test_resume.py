@@ -15,6 +15,7 @@ OTHER = {
     'checkpoint.keep': 3,
     'checkpoint.parameters': 'none',
     'data.path': 'moved.txt',
+    'init.checkpoint': 'moved/runs/seed=0',
     'probe.every_steps': 14,
     'probe.sharpness_every_steps': 40,
     'parallel.layout': 'single',

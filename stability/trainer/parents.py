@@ -1,0 +1,191 @@
+"""The start of a run from the parameters of another one: checks before training, and the start."""
+
+import functools
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from stability import config as config_lib
+from stability.config import Config
+from stability.errors import BadInput
+from stability.step import train_step
+from stability.storage import parents
+from stability.storage.files import Json
+from stability.storage.parents import Variables
+from stability.trainer.state_arrays import names
+
+# Options without which parameters of the same shapes mean something else.
+_SAME = ('model.head_dim', 'parameterization.name', 'parameterization.base_width')
+# Those that say how the parameters of an adapter are used.
+_OF_ADAPTER = tuple(f'adapter.{name}' for name in ('kind', 'matrices', 'scale', 'alpha', 'init'))
+
+
+class Checker:
+  """Checks what runs start from; runs that share a parent share its checks."""
+
+  def __init__(self, tokenizer: Json):
+    """tokenizer: entries of meta.json of the text of the runs, as far as they are known."""
+    self._tokenizer = tokenizer
+    self._described: dict[str, Json] = {}
+    self._checked: set[Hashable] = set()
+
+  def record(self, config: Config, old: Json) -> Json:
+    """The record of what a run starts from, for parent.json; empty if from random parameters.
+
+    Args:
+      config: of the run.
+      old: its record from an earlier start, which is kept unless options name something else.
+
+    Raises:
+      BadInput: what an option names is missing, or does not fit the run.
+    """
+    found = {}
+    for key, text in parents.given(config).items():
+      if old.get(key, {}).get('given') == text:
+        found[key] = old[key]
+        continue
+      try:
+        found[key] = self._describe(key, text, config)
+        if key in old and old[key]['sha256'] != found[key]['sha256']:
+          raise BadInput('has other parameters than those that the run was begun with')
+      except BadInput as error:
+        raise BadInput(f'config.{parents.OPTIONS[key]}={text!r}: {error}') from error
+    return found
+
+  def _describe(self, key: str, text: str, config: Config) -> Json:
+    if text not in self._described:
+      self._described[text] = parents.describe(text)
+    entry, flat = self._described[text], config_lib.flatten(config)
+    read = tuple(flat[field] for field in (*_SAME, 'adapter.alpha', 'init.optimizer'))
+    checked = key, text, config_lib.static_fields(config), read
+    if checked not in self._checked:
+      _check(key, entry, config, self._tokenizer)
+      self._checked.add(checked)
+    return entry
+
+
+def check_tokenizer(record: Json, data: Json) -> None:
+  """Raises BadInput unless the text of a run has the very vocabulary of what the run starts from.
+
+  Args:
+    record: of the run.
+    data: the entries of meta.json of its text.
+  """
+  for key, entry in record.items():
+    if entry['data']['sha256'].get('tokenizer') != data['sha256'].get('tokenizer'):
+      raise BadInput(
+          f'config.{parents.OPTIONS[key]}={entry["given"]!r}: has another vocabulary than the text'
+          ' of config.data; launch.tokenize --tokenizer=FILE applies a given one'
+      )
+
+
+def load(run: Path, config: Config) -> Mapping[str, Any] | None:
+  """What a run starts from, as train_step.init takes it; None: random parameters.
+
+  With init.optimizer=checkpoint there is an entry `optimizer` too: its state by name.
+
+  Raises:
+    BadInput: parameters that the run needs are gone or have changed.
+  """
+  record = parents.read(run)
+  found: dict[str, Any] = {}
+  for key, text in parents.given(config).items():
+    if key not in record:
+      raise BadInput(f'{run / parents.FILE}: must have {key}={text!r}; launch.sweep writes it')
+    variables = parents.load(record[key])
+    if key == 'adapter':
+      found['adapter'] = _nested(_added(variables.params))
+      continue
+    found['params'] = _nested(_plain(variables, record[key]['config']))
+    found['carried'] = _nested(variables.carried)
+    if config['init']['optimizer'] == 'checkpoint':
+      found['optimizer'] = variables.optimizer
+  return found or None
+
+
+def merged(params: Mapping[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
+  """The parameters of a plain model, from those of a run with this config, by name.
+
+  Raises BadInput if the adapter cannot be merged into the weights.
+  """
+  static, hparams = config_lib.split(config)
+  if not any(map(_is_added, params)):
+    return dict(params)
+  if not train_step.merges(static):
+    raise BadInput(f'config.adapter.kind={static.adapter.kind}: cannot be merged into the weights')
+  merge = jax.jit(functools.partial(train_step.merged, static=static))
+  with jax.default_matmul_precision('highest'):
+    weights = merge(_nested(params), hparams=train_step.arrays(hparams))
+  return names(jax.device_get(weights))
+
+
+def _plain(variables: Variables, config: Config) -> dict[str, np.ndarray]:
+  params = {name: array.astype(np.float32) for name, array in variables.params.items()}
+  return merged(params, config)
+
+
+def _check(key: str, entry: Json, config: Config, tokenizer: Json) -> None:
+  """Raises BadInput unless an entry of a record fits the model of a run."""
+  theirs, ours = config_lib.flatten(entry['config']), config_lib.flatten(config)
+  same = (*_SAME, *_OF_ADAPTER) if key == 'adapter' else _SAME
+  if config['init']['optimizer'] == 'checkpoint' and key == 'checkpoint':
+    same = (*same, 'optimizer.name')
+  for field in same:
+    if theirs[field] != ours[field]:
+      raise BadInput(f'has config.{field}={theirs[field]!r}, this run has {ours[field]!r}')
+  for what in ('tokenizer', 'vocabulary_size'):
+    left, right = entry['data'][what], tokenizer[what]
+    if left != right:
+      raise BadInput(f'has {what}={left!r}, the text of config.data has {right!r}')
+  vocabulary_size = tokenizer['vocabulary_size']
+  found = parents.load(entry)
+  if key == 'adapter':
+    wanted = _shapes(config, vocabulary_size)['params']
+    _compare(_added(found.params), _added(wanted), theirs, ours)
+    return
+  plain = config | {'adapter': config['adapter'] | {'kind': 'none'}}
+  wanted = _shapes(plain, vocabulary_size)
+  _compare(_plain(found, entry['config']), wanted['params'], theirs, ours)
+  _compare(found.carried, wanted['carried'], theirs, ours)
+  if config['init']['optimizer'] == 'checkpoint':
+    _compare(found.optimizer, wanted['optimizer'], theirs, ours)
+
+
+def _compare(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], theirs: Json, ours: Json
+) -> None:
+  """Raises BadInput unless names and shapes are the same; names the options that differ."""
+  for name in sorted(found.keys() | wanted.keys()):
+    left, right = (tuple(side[name].shape) if name in side else None for side in (found, wanted))
+    if left != right:
+      options = [
+          f'config.{field}={theirs[field]!r} instead of {value!r}'
+          for field, value in ours.items()
+          if field.startswith('model.') and theirs.get(field, value) != value
+      ]
+      because = f' ({", ".join(options)})' if options else ''
+      raise BadInput(f'does not fit: its {name} has the shape {left}, must have {right}{because}')
+
+
+def _shapes(config: Config, vocabulary_size: int) -> dict[str, dict[str, Any]]:
+  """The shapes of the variables of a run before its first update, by kind and name."""
+  static, hparams = config_lib.split(config)
+  programs = train_step.programs(static, vocabulary_size)
+  state = jax.eval_shape(programs.init, train_step.arrays(hparams))
+  found = {kind: names(state[kind]) for kind in ('params', 'carried', 'optimizer')}
+  return found | {'params': found['params'] | names(state.get('frozen', {}))}
+
+
+def _is_added(name: str) -> bool:
+  return train_step.is_added(tuple(name.split('/')))
+
+
+def _added(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: array for name, array in arrays.items() if _is_added(name)}
+
+
+def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  return config_lib.unflatten({name.replace('/', '.'): array for name, array in arrays.items()})
