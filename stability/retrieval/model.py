@@ -20,7 +20,7 @@ import numpy as np
 from stability import config as config_lib
 from stability.config import Config
 from stability.errors import BadInput
-from stability.model import parameterization
+from stability.model import adapters, parameterization
 from stability.model.kernels import CARRIED
 from stability.step import train_step
 from stability.storage import parameters, safetensors
@@ -55,7 +55,8 @@ class Model:
     self.width = static.model.width
     self._forward, self._next, self._all = _compiled(static, vocabulary_size)
     self._hparams = train_step.arrays(hparams)
-    weights = parameterization.effective(variables['params'], self._hparams, static)
+    weights = adapters.weights(variables['params'], self._hparams, static)
+    weights = parameterization.effective(weights, self._hparams, static)
     self._variables = {'params': weights, CARRIED: variables['carried']}
     self._architecture = static.model.to_dict()
     per_position = max(vocabulary_size, _HIDDEN * self.width)
@@ -184,4 +185,6 @@ def _apply(
 
   with nn.intercept_methods(keep):
     logits_NxTxV = model.apply(variables, tokens_NxT, hparams)
-  return keys[0].astype(jnp.float32), jax.nn.log_softmax(logits_NxTxV)
+  # Vectors of a prompt stand before the tokens.
+  keys_NxTxD = keys[0][:, -tokens_NxT.shape[1] :].astype(jnp.float32)
+  return keys_NxTxD, jax.nn.log_softmax(logits_NxTxV)

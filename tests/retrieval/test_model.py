@@ -52,6 +52,28 @@ def test_loss_is_that_of_evaluation(run, model, windows):
   assert -model.log_p(windows).mean() == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize('kind', ['lora', pytest.param('prompt', marks=pytest.mark.slow)])
+def test_a_fine_tuned_run(kind, windows, tmp_path):
+  """Its loss, too, is that of evaluation; the adapter is changed so that it does something."""
+  fields = {'adapter.kind': kind, 'adapter.rank': 2, 'model.depth': 1}
+  (run,) = write_workdir(tmp_path / 'runs', write_text(tmp_path / 'text'), **fields)
+  arrays, metadata = safetensors.read(run / parameters.FILE)
+  noise = np.random.default_rng(0)
+  arrays = {
+      name: array + np.float32(0.3 * ('_adapter' in name)) * noise.normal(size=array.shape)
+      for name, array in arrays.items()
+  }
+  arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+  safetensors.write(run / parameters.FILE, arrays, metadata)
+  static, hparams, params = variables(run)
+  state = {'params': params, 'carried': {}, 'hparams': hparams, 'step': 1}
+  evaluate = jax.jit(train_step.programs(static, 256).evaluate)
+  expected = evaluate({'validation': windows[None]}, state, 0)
+  model = Model.load(run, run_files.read_config(run), 256)
+  assert -model.log_p(windows).mean() == pytest.approx(float(expected), rel=1e-6)
+  assert model.keys(windows).shape == (20, 32, 16)
+
+
 def test_keys_are_the_normed_input_of_the_last_mlp(run, model, windows):
   static, hparams, params = variables(run)
   weights = parameterization.effective(params, hparams, static)
