@@ -47,7 +47,7 @@ from launch.common import display, environment
 from stability import extensions
 from stability.config import Config
 from stability.errors import BadInput, writing
-from stability.storage import retrieval_csv, run_files, sweeps
+from stability.storage import files, retrieval_csv, run_files, sweeps
 
 if TYPE_CHECKING:
   from stability.data.tokenize.stored import StoredTokenizer
@@ -132,6 +132,8 @@ def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
   """The finished runs that --runs names; BadInput for flags that do not go together."""
   sweeps.refuse_imported(workdir)
   sweeps.check_data(workdir, sweep)
+  for folder in (workdir, workdir / 'report'):
+    files.refuse_links(folder)
   if _ASK.value is not None and (_ADD.value or _OUTPUT.value):
     raise BadInput('--ask: answers from a datastore; must be given without --add and --output')
   if _ASK.value is not None and not _ASK.value.strip():

@@ -11,6 +11,7 @@ A label is keep, drop or unsure.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -62,7 +63,9 @@ class Task:
 
 
 def write(folder: Path, tasks: Sequence[Task], about: Json) -> None:
-  """Writes the files of tasks, tasks.jsonl last; the folder is new or empty."""
+  """Writes a new folder of tasks, as a whole or not at all."""
+  final, folder = folder, folder.with_name(f'.{folder.name}.partial')
+  shutil.rmtree(folder, ignore_errors=True)
   studio = [label_studio(number, task, about) for number, task in enumerate(tasks, 1)]
   files.write_atomic(folder / 'label_studio.json', json.dumps(studio, indent=1))
   choices = '\n'.join(f'    <Choice value="{label}"/>' for label in LABELS)
@@ -70,6 +73,7 @@ def write(folder: Path, tasks: Sequence[Task], about: Json) -> None:
   files.write_lines(folder / 'doccano.jsonl', map(doccano, tasks))
   files.write_json(folder / ABOUT, about)
   files.write_lines(folder / TASKS, map(dataclasses.asdict, tasks))
+  folder.rename(final)
 
 
 def label_studio(number: int, task: Task, about: Json) -> Json:

@@ -141,3 +141,13 @@ def test_decisions():
       ('t3', 'keep', 0.667, True),
   ]
   assert [answer.annotator for answer in found[3].opinions] == ['a', 'b', 'c']
+
+
+def test_interrupted_tasks_leave_no_folder(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(files, 'write_json', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      tasks.write(tmp_path / 'tasks', TASKS, ABOUT)
+  assert not (tmp_path / 'tasks').exists()
+  tasks.write(tmp_path / 'tasks', TASKS, ABOUT)
+  assert [path.name for path in tmp_path.iterdir()] == ['tasks']

@@ -65,3 +65,10 @@ def test_share_of_second_opinions():
   assert 0.17 < sum(asking.wants_second(name, 0.2) for name in names) / 2000 < 0.23
   assert not any(asking.wants_second(name, 0.0) for name in names)
   assert all(asking.wants_second(name, 1.0) for name in names)
+
+
+def test_control_characters_do_not_reach_the_terminal(folder):
+  task = Task('t0', 'a', 0, 9, 'a\x1b[2Jb\r\n\tc', 'utf-8', None, None, None)
+  shown = []
+  asking.ask(folder, [task], 'ann', 0.0, lambda: '', shown.append)
+  assert shown[1] == 'a\ufffd[2Jb\ufffd\n\tc'
