@@ -130,14 +130,14 @@ def test_no_file(tmp_path):
 
 def test_decisions():
   said = [
-      ('t3', 'keep', 'a'), ('t0', 'keep', 'a'), ('t0', 'drop', 'b'), ('t1', 'drop', 'a'),
-      ('t1', 'unsure', 'b'), ('t2', 'unsure', 'a'), ('t3', 'keep', 'b'), ('t3', 'drop', 'c'),
+      ('t3', 'keep', 'a'), ('t0', 'keep', 'a'), ('t0', 'drop', 'b'), ('t1', 'unsure', 'b'),
+      ('t2', 'unsure', 'a'), ('t2', 'keep', 'b'), ('t3', 'keep', 'b'), ('t3', 'drop', 'c'),
   ]  # fmt: skip
   found = answers.decide([Answer(*each) for each in said], NAMES)
   assert [(d.task, d.label, round(d.weight, 3), d.is_conflict) for d in found] == [
       ('t0', 'unsure', 0.5, True),
-      ('t1', 'drop', 0.0, False),
-      ('t2', 'unsure', 0.0, False),
+      ('t1', 'unsure', 0.0, False),
+      ('t2', 'keep', 1.0, False),
       ('t3', 'keep', 0.667, True),
   ]
   assert [answer.annotator for answer in found[3].opinions] == ['a', 'b', 'c']
