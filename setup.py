@@ -21,6 +21,7 @@ setuptools.setup(
     package_data={'stability.report': ['*.j2'], 'launch.backends': ['*.j2']},
     install_requires=[
         'absl-py>=2.1',
+        'bm25s>=0.3.16',
         'crc32c>=2.7',  # tensorboardX's checksums in C, which are slow in Python
         'flax>=0.12.8,<0.13',
         'jax>=0.10,<0.13',

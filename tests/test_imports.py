@@ -26,6 +26,10 @@ ALLOWED = {
     'step': {'data', 'model', 'optim', 'variants'},
     'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage', 'variants'},
     'trainer': {'config', 'control', 'devices', 'errors', 'settings', 'step', 'storage'},
+    'retrieval': {
+        *('config', 'data', 'errors', 'model', 'step', 'storage'),
+    },
+    'labels': {'data', 'errors', 'retrieval', 'storage'},
     'analysis': {'config', 'control', 'errors', 'hyper', 'same_number', 'storage'},
     'report': {'analysis', 'config', 'control', 'errors', 'storage'},
     'experiment': {

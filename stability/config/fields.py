@@ -44,6 +44,10 @@ RECORDS = (
            shared=True),
     integer('data.vocabulary_size', 4_096, 'Vocabulary size of the bpe tokenizer.', at_least=257,
             unit='tokens', shared=True),
+    choice('data.labels', 'none', ('none', 'kept', 'weights'),
+           'Training text that is used of a token folder with labels, which launch.label read'
+           ' makes: none, all of it; kept, documents that people keep; weights, documents in'
+           ' proportion to the share of people who keep them.', shared=True, absent='none'),
     integer('data.batch_size', dict(cpu=16, night=16, gpu=64, paper=256), 'Batch size.',
             at_least=1, unit='sequences', source='section 2.1'),
     integer('data.sequence_length', dict(cpu=64, night=64, gpu=256, paper=512),

@@ -40,7 +40,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stability.data import checksums, ngrams, sources, splits, synthetic
+from stability.data import checksums, labels, ngrams, sources, splits, synthetic
 from stability.data.tokenize import encoders, shards
 from stability.errors import BadInput, writing
 from stability.storage import files
@@ -75,6 +75,7 @@ class DataConfig(Protocol):
   path: str | None  # file, folder of text or token folder; None: the embedded text
   tokenizer: str  # bytes | bpe; ignored by token folders and synthetic text, which have their own
   vocabulary_size: int  # of a BPE
+  labels: str  # none | kept | weights; see labels.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,15 @@ def prepare(
       is invalid. Nothing has been written in that case.
   """
   if data.source != 'synthetic' and _is_token_folder(data.path):
-    return _verified(Path(data.path).absolute(), sequence_length, directory)
+    folder = _verified(Path(data.path).absolute(), sequence_length, directory)
+    if data.labels == 'none':
+      return folder
+    return _verified(_of_labels(folder, data.labels, directory), sequence_length, directory)
+  if data.labels != 'none':
+    raise BadInput(
+        f'config.data.labels={data.labels}: needs a token folder with labels as config.data.path;'
+        ' launch.label read makes it'
+    )
   entropy_rate = found = None
   if data.source == 'synthetic':
     transition = synthetic.transition_matrix()
@@ -183,13 +192,37 @@ def prepare(
   return _verified(folder, sequence_length, directory)
 
 
-def _folder(directory: Path, meta: Json, arrays: Mapping[str, np.ndarray]) -> Path:
+def _of_labels(labelled: Path, rule: str, directory: Path) -> Path:
+  """Makes the token folder of the training documents that data.labels chooses."""
+  opened = open_tokens(labelled)
+  listed = opened.meta['documents'].get('train')
+  listed = listed if isinstance(listed, list) else []
+  positions = labels.chosen(labelled, rule, len(listed))
+  train = labels.select(opened.train, [length for _, length in listed], positions)
+  arrays = {'train': train, 'validation': np.asarray(opened.validation[:])}
+  meta = dict(opened.meta)
+  hashed = {'labels': rule, 'tokenizer': meta['sha256'].get('tokenizer')}
+  folder = _folder(directory, hashed, arrays, meta['dtype'])
+  if not folder.exists():
+    tokenizer = {key: value for key, value in meta['sha256'].items() if key == 'tokenizer'}
+    meta['sha256'] = digests(arrays) | tokenizer
+    meta['documents'] = meta['documents'] | {'train': [listed[n] for n in positions]}
+    meta |= statistics(arrays, meta['vocabulary_size'])
+    copied = [(path.name, path.read_bytes()) for path in labelled.glob('tokenizer.[jm]*')]
+    write(folder, meta, arrays, copied[0] if copied else None)
+  return folder
+
+
+def _folder(
+    directory: Path, meta: Json, arrays: Mapping[str, np.ndarray], dtype: str | None = None
+) -> Path:
   """The folder of a text; meta: what `_text_tokenizer` returns, arrays: the text as bytes.
 
   The name is a hash of bytes even for a BPE, so that it can be computed without learning the
   vocabulary again.
   """
-  hashed = meta | {'dtype': smallest_dtype(meta['vocabulary_size']), 'sha256': digests(arrays)}
+  dtype = dtype or smallest_dtype(meta['vocabulary_size'])
+  hashed = meta | {'dtype': dtype, 'sha256': digests(arrays)}
   return directory / hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:16]
 
 

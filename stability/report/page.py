@@ -15,13 +15,22 @@ from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
 from stability.analysis.claims import registry
+from stability.analysis.claims import retrieval as retrieval_claims
 from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
-from stability.report import figure_files, findings, labels, latex, predictions, tables
+from stability.report import (
+    figure_files,
+    findings,
+    labels,
+    latex,
+    predictions,
+    retrieval,
+    tables,
+)
 from stability.report import leaderboard as leaderboard_lib
 from stability.report.options import Options
 from stability.report.plots import selection
-from stability.storage import files, schema, sweeps
+from stability.storage import files, retrieval_csv, schema, sweeps
 
 DEFAULTS = Options()
 _EMPTY = pd.DataFrame()
@@ -55,6 +64,7 @@ def write_report(
   larger = None if predicted is None else predictions.section(predicted)
   alarms = alarm_log.load(workdir)
   acted = inert.load(workdir)
+  measured = retrieval_csv.read(workdir)
   return write_files(
       output or workdir / 'report',
       options,
@@ -67,7 +77,7 @@ def write_report(
           *(larger.plots if larger else ()),
       ],
       title=f'Training stability: {Path(sweep.config_file).stem}',
-      judged=registry.judge_results(results, curves),
+      judged=_judged(results, curves, measured),
       coordinate_check=_coordinate_check(workdir, results),
       board=leaderboard_lib.section(results, acted, options.costs),
       acted=inert.by_arm(results, acted),
@@ -75,7 +85,17 @@ def write_report(
       timeline=timeline_lib.load(workdir),
       facts=facts(sweep),
       larger=larger,
+      retrieved=measured,
   )
+
+
+def _judged(
+    results: Results, curves: pd.DataFrame, measured: Sequence[retrieval_csv.Row]
+) -> pd.DataFrame:
+  """The verdicts on all claims; on those about retrieval only if it was measured."""
+  judged = registry.judge_results(results, curves)
+  of_retrieval = retrieval_claims.judge(results, measured)
+  return judged if of_retrieval.empty else pd.concat([judged, of_retrieval], ignore_index=True)
 
 
 def write_results_report(results: Results, output: Path, options: Options = DEFAULTS) -> Path:
@@ -112,6 +132,7 @@ def write_files(
     timeline: pd.DataFrame = _EMPTY,
     facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     larger: predictions.Section | None = None,
+    retrieved: Sequence[retrieval_csv.Row] = (),
 ) -> Path:
   """Writes the files of a report; returns the path of its index.html.
 
@@ -132,6 +153,7 @@ def write_files(
     timeline: see timeline.load.
     facts: see `facts`.
     larger: see predictions.section.
+    retrieved: measurements of retrieval beside the runs.
   """
   chosen = figure_files.choose([*(board.plots if board else ()), *shown], options.figures)
   arms = results.runs[results.groups].drop_duplicates().to_numpy(object)
@@ -186,6 +208,8 @@ def write_files(
       runs=tables.runs(results),
       windows=_windows(results),
       larger=larger,
+      retrieved=retrieval.table(retrieved),
+      retrieved_sentences=retrieval.sentences(retrieved),
       text_columns=text_columns,
       facts=facts,
   )

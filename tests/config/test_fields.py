@@ -19,6 +19,7 @@ REFUSED = {
     'seed': -1,
     'data.source': 'web',
     'data.path': '',
+    'data.labels': 'dropped',
     'data.tokenizer': 'words',
     'data.vocabulary_size': 256,
     'data.batch_size': 0,

@@ -19,6 +19,7 @@ def text(path, tokenizer: str = 'bytes', vocabulary_size: int = 4_096) -> types.
       path=None if path is None else str(path),
       tokenizer=tokenizer,
       vocabulary_size=vocabulary_size,
+      labels='none',
   )
 
 
@@ -325,7 +326,7 @@ def test_text_shorter_than_a_sequence(corpus, prepared, tmp_path):
 
 
 def test_vocabulary_size_without_preparing(corpus, prepared):
-  synthetic_text = types.SimpleNamespace(source='synthetic', path=None)
+  synthetic_text = types.SimpleNamespace(source='synthetic', path=None, labels='none')
   for config in (text(corpus), text(prepared), text(None), synthetic_text):
     assert tokens.vocabulary_size(config) == (64 if config is synthetic_text else 256)
   assert tokens.vocabulary_size(text(corpus, 'bpe', 300)) == 300
@@ -334,7 +335,8 @@ def test_vocabulary_size_without_preparing(corpus, prepared):
 
 
 def test_synthetic_text(tmp_path):
-  folder = tokens.prepare(types.SimpleNamespace(source='synthetic', path=None), tmp_path, 16)
+  data = types.SimpleNamespace(source='synthetic', path=None, labels='none')
+  folder = tokens.prepare(data, tmp_path, 16)
   opened = tokens.open_tokens(folder)
   meta = opened.meta
   assert (meta['tokenizer'], meta['vocabulary_size']) == ('synthetic', 64)

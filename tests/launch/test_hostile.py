@@ -327,7 +327,11 @@ def test_pickles_as_data(folder):
     UNPICKLED.clear()
     (folder / name).write_bytes(content)
     text = types.SimpleNamespace(
-        source='text', path=str(folder / name), tokenizer='bytes', vocabulary_size=300
+        source='text',
+        path=str(folder / name),
+        tokenizer='bytes',
+        vocabulary_size=300,
+        labels='none',
     )
     try:
       opened = tokens.open_tokens(tokens.prepare(text, folder / 'data', 16))
@@ -340,7 +344,8 @@ def test_pickles_as_data(folder):
     for file in ('train.bin', 'validation.bin', 'meta.json'):
       (theirs / file).write_bytes(content)
     with pytest.raises(BadInput, match=r'meta\.json: cannot be read'):
-      tokens.prepare(types.SimpleNamespace(source='text', path=str(theirs)), folder / 'data', 16)
+      data = types.SimpleNamespace(source='text', path=str(theirs), labels='none')
+      tokens.prepare(data, folder / 'data', 16)
     assert not UNPICKLED and not sentinel.exists()
   pickle.loads(pickles(sentinel)['4.pkl'])
   assert UNPICKLED and sentinel.exists()  # the detector works

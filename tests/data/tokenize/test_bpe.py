@@ -45,7 +45,11 @@ def learn(documents: list[sources.Document], vocabulary_size: int) -> tokenizers
 
 def config(path, vocabulary_size: int = 400) -> types.SimpleNamespace:
   return types.SimpleNamespace(
-      source='text', path=str(path), tokenizer='bpe', vocabulary_size=vocabulary_size
+      source='text',
+      path=str(path),
+      tokenizer='bpe',
+      vocabulary_size=vocabulary_size,
+      labels='none',
   )
 
 
@@ -107,7 +111,7 @@ def test_learning_is_deterministic(corpus, prepared, tmp_path):
   """The library uses threads and randomly ordered hash maps."""
   code = (
       'import sys, pathlib, types; from stability.data import tokens;'
-      "c = types.SimpleNamespace(source='text', path=sys.argv[1], tokenizer='bpe',"
+      "c = types.SimpleNamespace(source='text', path=sys.argv[1], labels='none', tokenizer='bpe',"
       ' vocabulary_size=400); tokens.prepare(c, pathlib.Path(sys.argv[2]), 16)'
   )
   environment = os.environ | {'TOKENIZERS_PARALLELISM': 'true'}
@@ -125,9 +129,10 @@ def test_vocabulary_is_learned_once(corpus, prepared, monkeypatch):
 
 def test_folder_depends_on_tokenizer_and_vocabulary(corpus, prepared, tmp_path):
   other = tokens.prepare(config(corpus, 300), tmp_path, 16)
-  as_bytes = tokens.prepare(
-      types.SimpleNamespace(source='text', path=str(corpus), tokenizer='bytes'), tmp_path, 16
+  data = types.SimpleNamespace(
+      source='text', path=str(corpus), tokenizer='bytes', labels='none'
   )
+  as_bytes = tokens.prepare(data, tmp_path, 16)
   assert len({prepared.name, other.name, as_bytes.name}) == 3
   assert json.loads((other / 'meta.json').read_text())['vocabulary_size'] == 300
 

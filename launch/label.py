@@ -1,0 +1,310 @@
+"""Chooses text with people: selects passages, asks about them, reads the answers.
+
+  python -m launch.label select --workdir=DIR --data=FOLDER --count=N --by=RULE --output=TASKS
+  python -m launch.label ask --tasks=TASKS
+  python -m launch.label read --tasks=TASKS --answers=FILE[,FILE...] --output=FOLDER
+
+select takes passages of the text in FOLDER, or whole documents with --length=0, and writes those
+that come first by a rule, without near-duplicates: disagreement, on which several seeds disagree
+most; loss, whose loss is highest; gain, whose loss a run that was trained on other text lowers most
+(--reference=DIR/runs/NAME); or random. TASKS has them as JSON lines and as tasks for Label Studio
+and doccano. By default, the seeds are those of the size and options with the lowest loss.
+
+ask shows passages one at a time: k keeps, d drops, u is unsure, b goes back, q ends; the same
+command continues. A share of them (--second) is asked a second time. read takes answers of ask, of
+Label Studio or of doccano, reports where people disagree, and writes a token folder. A sweep with
+--config.data.path=FOLDER and --config.data.labels=kept (or weights) trains on what was kept.
+"""
+
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
+import contextlib
+import fnmatch
+import getpass
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from launch.common import display, environment
+from stability import config as config_lib
+from stability import extensions
+from stability.errors import BadInput
+from stability.labels import answers, asking, passages, tasks
+from stability.storage import run_files, sweeps
+
+if TYPE_CHECKING:
+  from stability.labels.scores import Scores
+  from stability.retrieval.model import Model
+
+RULES = ('disagreement', 'loss', 'gain', 'random')
+MAX_SHOWN = 5  # conflicts
+
+FLAGS = flags.FlagValues()
+_WORKDIR = app.define_workdir(FLAGS, required=False)
+_RUNS = flags.DEFINE_string(
+    'runs',
+    None,
+    'select: names of runs, in which * stands for anything; quote it',
+    flag_values=FLAGS,
+)
+_DATA = path_flags.define('data', None, 'select: file or folder of text', FLAGS)
+_COUNT = flags.DEFINE_integer(
+    'count', 50, 'select: number of passages', lower_bound=1, flag_values=FLAGS
+)
+_BY = flags.DEFINE_enum('by', 'disagreement', RULES, 'select: the rule', flag_values=FLAGS)
+_REFERENCE = path_flags.define(
+    'reference', None, 'select --by=gain: folder of a run trained on other text', FLAGS
+)
+_LENGTH = flags.DEFINE_integer(
+    'length',
+    500,
+    'select: the most characters of a passage; 0: whole documents',
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'select --by=random: seed', flag_values=FLAGS)
+_TASKS = path_flags.define('tasks', None, 'ask, read: folder that select wrote', FLAGS)
+_ANNOTATOR = flags.DEFINE_string(
+    'annotator', None, 'ask: who answers; default: the user', flag_values=FLAGS
+)
+_SECOND = flags.DEFINE_float(
+    'second',
+    0.1,
+    'ask: share of the passages with a second opinion',
+    lower_bound=0.0,
+    upper_bound=1.0,
+    flag_values=FLAGS,
+)
+_ANSWERS = path_flags.define_list('answers', 'read: files of answers, separated by commas', FLAGS)
+_OUTPUT = path_flags.define('output', None, 'select, read: new folder to write', FLAGS)
+
+
+def main(*words: str) -> int | None:
+  """Selects, asks or reads."""
+  actions = {'select': select, 'ask': ask, 'read': read}
+  if len(words) != 1 or words[0] not in actions:
+    shown = ' '.join(words)
+    raise BadInput(f'{shown!r}: must be one of {", ".join(actions)}')
+  return actions[words[0]]()
+
+
+def _required(holder: flags.FlagHolder, what: str) -> Path:
+  if not holder.value:
+    raise BadInput(f'--{holder.name}: missing, must be {what}')
+  return Path(holder.value)
+
+
+def _new_output() -> Path:
+  output = _required(_OUTPUT, 'a new folder')
+  if os.path.lexists(output):
+    raise BadInput(f'--output={output}: exists; must be a new folder')
+  return output
+
+
+# select
+
+
+def select() -> None:
+  """Writes tasks."""
+  workdir = _required(_WORKDIR, 'the folder of a sweep')
+  data, output = _required(_DATA, 'a file or folder of text'), _new_output()
+  if (_BY.value == 'gain') != bool(_REFERENCE.value):
+    raise BadInput('--reference: must be given with --by=gain, and only then')
+  sweep = sweeps.read_sweep(workdir)
+  sweeps.refuse_imported(workdir)
+  sweeps.check_data(workdir, sweep)
+  names = _run_names(workdir, sweep)
+  if _BY.value == 'disagreement' and len(names) < 2:
+    raise BadInput(
+        f'--by=disagreement: needs two seeds or more that have finished; --runs names {names[0]}'
+    )
+  found = list(passages.cut(_documents(data), _LENGTH.value))
+  if not found:
+    raise BadInput(f'--data={data}: holds nothing but white space')
+  environment.check()
+  os.environ.update(environment.worker_environment())  # before jax is imported
+  environment.check_devices()
+  extensions.load(workdir, sweep.extensions)
+  scores = _score(workdir, sweep, names, found)
+  values = {
+      'disagreement': scores.disagreement,
+      'loss': scores.loss,
+      'gain': scores.gain,
+      'random': np.random.default_rng(_SEED.value).random(len(found)),
+  }[_BY.value]
+  order = np.argsort(-values, kind='stable')
+  position = {passage.task: n for n, passage in enumerate(found)}
+  chosen, left_out = passages.without_near_duplicates((found[n] for n in order), _COUNT.value)
+  written = []
+  for passage in chosen:
+    n = position[passage.task]
+    numbers = scores.loss[n], scores.disagreement[n] if len(names) > 1 else math.nan, values[n]
+    rounded = (round(float(x), 6) if math.isfinite(x) else None for x in numbers)
+    written.append(tasks.Task(passage.task, *passage, *rounded))
+  about = {
+      'by': _BY.value,
+      'runs': names,
+      'workdir': str(workdir.absolute()),
+      'data': str((workdir / sweep.data['path']).absolute()),
+      'text': str(data),
+      'reference': _REFERENCE.value,
+      'passages': len(found),
+  }
+  tasks.write(output, written, about)
+  duplicates = f', {left_out} near-duplicates left out' if left_out else ''
+  print(f'{len(written)} of {len(found):,} passages by {_BY.value}{duplicates}: {output}')
+
+
+def _documents(path: Path) -> list:
+  from stability.data import sources
+
+  try:
+    return sources.read_documents(str(path))[0]
+  except BadInput as error:
+    raise BadInput(str(error).replace('config.data.path=', '--data=', 1)) from None
+
+
+def _run_names(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
+  """The finished runs that --runs names, or the seeds of the cell with the lowest mean loss."""
+  losses = {}
+  for name in sweep.runs:
+    result = run_files.read_result(run_files.run_dir(workdir, name))
+    if result is not None and result.final_loss is not None and result.status != 'failed':
+      losses[name] = result.final_loss
+  if _RUNS.value is not None:
+    names = [name for name in losses if fnmatch.fnmatchcase(name, _RUNS.value)]
+    lengths = {sweep.runs[name]['data']['sequence_length'] for name in names}
+    if len(lengths) > 1:
+      raise BadInput(f'--runs={_RUNS.value}: names runs of several config.data.sequence_length')
+  else:
+    cells: dict[str, list[str]] = {}
+    for name in losses:
+      flat = config_lib.flatten(sweep.runs[name]) | {'seed': None}
+      cells.setdefault(repr(sorted(flat.items(), key=str)), []).append(name)
+    mean = lambda cell: sum(losses[name] for name in cell) / len(cell)  # noqa: E731
+    names = min(cells.values(), key=mean, default=[])
+  if not names:
+    raise BadInput(f'--runs={_RUNS.value or "*"}: names no finished run of {workdir}')
+  return names
+
+
+def _score(
+    workdir: Path, sweep: sweeps.Sweep, names: list[str], found: list[passages.Passage]
+) -> 'Scores':
+  from stability.data.tokenize import stored
+  from stability.labels import scores
+
+  tokenizer = stored.StoredTokenizer(workdir / sweep.data['path'], sweep.data)
+  models = [_load(workdir, name, sweep) for name in names]
+  reference = None
+  if _REFERENCE.value:
+    run = Path(os.path.abspath(_REFERENCE.value))
+    if run.parent.name != 'runs':
+      raise BadInput(f'--reference={_REFERENCE.value}: must be the folder of a run, DIR/runs/NAME')
+    other = sweeps.read_sweep(run.parents[1])
+    if run.name not in other.runs:
+      raise BadInput(f'--reference={_REFERENCE.value}: is no run of its sweep')
+    tokenizers = [
+        (each.data['tokenizer'], each.data['sha256'].get('tokenizer')) for each in (sweep, other)
+    ]
+    if tokenizers[0] != tokenizers[1]:
+      raise BadInput(f'--reference={_REFERENCE.value}: has another tokenizer')
+    reference = _load(run.parents[1], run.name, other)
+    if reference.sequence_length != models[0].sequence_length:
+      raise BadInput(
+          f'--reference={_REFERENCE.value}: has another config.data.sequence_length,'
+          f' {reference.sequence_length}; must be {models[0].sequence_length}'
+      )
+  with display.Display(first_after=display.PLAIN_SECONDS) as progress:
+    show = lambda share: progress.show(share, [f'{len(found):,} passages'])  # noqa: E731
+    return scores.score(found, models, tokenizer, reference, show)
+
+
+def _load(workdir: Path, name: str, sweep: sweeps.Sweep) -> 'Model':
+  from stability.retrieval import model
+
+  size = sweep.data['vocabulary_size']
+  return model.Model.load(run_files.run_dir(workdir, name), sweep.runs[name], size)
+
+
+# ask
+
+
+def ask() -> None:
+  """Asks about the tasks in the terminal."""
+  folder = _required(_TASKS, 'a folder that select wrote')
+  listed, _ = tasks.read(folder)
+  annotator = _ANNOTATOR.value or getpass.getuser()
+  console = Console()
+
+  def show(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+  show(asking.HELP)
+  with _keys() as read_key:
+    given = asking.ask(folder, listed, annotator, _SECOND.value, read_key, show)
+  path = folder / tasks.ANSWERS
+  all_answers = answers.read(path, [task.task for task in listed]) if path.exists() else []
+  left = len(asking.queue(listed, all_answers, _SECOND.value))
+  show(f'{given} answers given, {left} questions left: {path}')
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator:
+  """A function that returns the next key, empty at the end of the input."""
+  if not sys.stdin.isatty():
+    yield lambda: next((c for c in iter(lambda: sys.stdin.read(1), '') if not c.isspace()), '')
+    return
+  import termios
+  import tty
+
+  before = termios.tcgetattr(sys.stdin)
+  try:
+    tty.setcbreak(sys.stdin)  # Ctrl-C still ends the program
+    yield lambda: os.read(sys.stdin.fileno(), 1).decode(errors='replace')
+  finally:
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+# read
+
+
+def read() -> None:
+  """Writes a token folder of the passages that people have judged."""
+  folder, output = _required(_TASKS, 'a folder that select wrote'), _new_output()
+  if not _ANSWERS.value:
+    raise BadInput('--answers: missing, must be files of answers, separated by commas')
+  listed, about = tasks.read(folder)
+  names = [task.task for task in listed]
+  given = [answer for file in _ANSWERS.value for answer in answers.read(Path(file), names)]
+  decisions = answers.decide(given, names)
+  from stability.labels import labelled
+
+  labelled.write(output, Path(about['data']), listed, decisions)
+  counts = {label: sum(d.label == label for d in decisions) for label in tasks.LABELS}
+  conflicts = [decision for decision in decisions if decision.is_conflict]
+  print(
+      f'{len(given)} answers to {len(decisions)} of {len(listed)} tasks: {counts["keep"]} kept,'
+      f' {counts["drop"]} dropped, {counts["unsure"]} undecided'
+  )
+  several = sum(len(decision.opinions) > 1 for decision in decisions)
+  print(f'{len(conflicts)} conflicts among {several} tasks with several opinions')
+  for decision in conflicts[:MAX_SHOWN]:
+    said = ', '.join(f'{answer.annotator}: {answer.label}' for answer in decision.opinions)
+    print(f'  {decision.task}: {said}')
+  if len(conflicts) > MAX_SHOWN:
+    print(f'  and {len(conflicts) - MAX_SHOWN} more, in {output / "labels.json"}')
+  print(f'Token folder: {output}; --config.data.path={output} --config.data.labels=kept')
+
+
+if __name__ == '__main__':
+  app.run(main, FLAGS, words=True)

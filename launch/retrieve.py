@@ -1,0 +1,360 @@
+"""Measures what a datastore of text beside finished runs does to their loss, without training.
+
+  python -m launch.retrieve --workdir=DIR [--runs=PATTERN] [--datastore=train|FOLDER]
+  python -m launch.retrieve --workdir=DIR --runs=NAME --add=FOLDER       before and after
+  python -m launch.retrieve --workdir=DIR --runs=NAME --ask=TEXT         what it finds for a text
+  python -m launch.retrieve --workdir=DIR --runs=NAME --output=FOLDER    keeps the datastore
+
+Two methods use the text: knn, a nearest-neighbour language model, whose keys are the inputs of the
+last block's MLP; and bm25, passages with the words of the text, which the model reads before it.
+The datastore holds windows spread evenly over the training text of the sweep or over the text of
+FOLDER, at most --keys positions. Losses are those of the sweep's validation windows, except windows
+that share 32 bytes with the datastore: those are left out and counted. Half of the windows tune the
+numbers of a method, the other half is reported. The measurements are in DIR/report/retrieval.csv
+and on the page; one that is there already is not repeated.
+
+--add measures on text of FOLDER that is held out, before and after the rest of FOLDER is added to
+the datastore. A datastore that --output keeps can be given as --datastore to the run that made it;
+then --add adds to it for good.
+"""
+
+import os
+
+if __name__ == '__main__':  # before NumPy is imported; see stability/retrieval/search.py
+  for variable in ('OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'OMP_NUM_THREADS'):
+    os.environ.setdefault(variable, '1')
+
+# First of this project, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
+import contextlib
+import fnmatch
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launch.common import display, environment
+from stability import extensions
+from stability.config import Config
+from stability.errors import BadInput, writing
+from stability.storage import files, retrieval_csv, run_files, sweeps
+
+if TYPE_CHECKING:
+  from stability.data.tokenize.stored import StoredTokenizer
+  from stability.retrieval.continuation import Answer
+  from stability.retrieval.datastore import Datastore
+  from stability.retrieval.measure import Measurements
+  from stability.retrieval.model import Model
+  from stability.retrieval.texts import Windows
+
+FLAGS = flags.FlagValues()
+_WORKDIR = app.define_workdir(FLAGS)
+_RUNS = flags.DEFINE_string(
+    'runs', '*', "names of runs, in which * stands for anything; quote it", flag_values=FLAGS
+)
+_DATASTORE = path_flags.define(
+    'datastore',
+    'train',
+    'train, a file or folder of text, or a datastore that --output has kept',
+    FLAGS,
+)
+_ADD = path_flags.define('add', None, 'file or folder of text to add to the datastore', FLAGS)
+_ASK = flags.DEFINE_string(
+    'ask', None, 'text to continue, with what is found for it', flag_values=FLAGS
+)
+_OUTPUT = path_flags.define('output', None, 'new folder in which to keep the datastore', FLAGS)
+_KEYS = flags.DEFINE_integer(
+    'keys',
+    1_000_000,
+    'the most positions of a text in the datastore',
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
+
+
+
+
+def main() -> int:
+  """Measures the runs, prints the results and writes them; returns 1 if a run could not be read."""
+  workdir = Path(_WORKDIR.value)
+  sweep = sweeps.read_sweep(workdir)
+  names = _check_flags(workdir, sweep)
+  environment.check()
+  os.environ.update(environment.worker_environment())  # before jax is imported
+  environment.check_devices()
+  extensions.load(workdir, sweep.extensions)
+  from stability.data.tokenize import stored
+  from stability.retrieval import measure
+
+  folder = workdir / sweep.data['path']
+  tokenizer = stored.StoredTokenizer(folder, sweep.data)
+  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  damaged, rows, answer = [], [], None
+  with _Progress(names) as progress:
+    tools = measure.Measurements(tokenizer, environment.core_count(), progress.show)
+    for name in names:
+      progress.start(name)
+      try:
+        model = _load(workdir, name, sweep)
+      except BadInput as error:
+        damaged.append(error)
+        continue
+      job = _Job(workdir, folder, name, sweep.runs[name], model, tools)
+      if _ASK.value is not None:
+        answer = job.answer()
+      else:
+        rows += job.add() if _ADD.value else job.compare()
+  if answer:
+    _print_answer(answer, tokenizer, console)
+  if rows:
+    from stability.report import page  # importing Matplotlib takes a second
+
+    _print_rows(rows, console)
+    path = page.write_report(workdir)
+    console.print(f'Report: {path}', markup=False, highlight=False, soft_wrap=True)
+  for error in damaged:
+    print(f'error: {error}', file=sys.stderr)
+  return 1 if damaged else 0
+
+
+def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
+  """The finished runs that --runs names; BadInput for flags that do not go together."""
+  sweeps.refuse_imported(workdir)
+  sweeps.check_data(workdir, sweep)
+  for folder in (workdir, workdir / 'report'):
+    files.refuse_links(folder)
+  if _ASK.value is not None and (_ADD.value or _OUTPUT.value):
+    raise BadInput('--ask: answers from a datastore; must be given without --add and --output')
+  if _ASK.value is not None and not _ASK.value.strip():
+    raise BadInput('--ask: must be a text')
+  if _ADD.value and not os.path.exists(_ADD.value):
+    raise BadInput(f'--add={_ADD.value}: no such file or folder')
+  if _DATASTORE.value != 'train' and not os.path.exists(_DATASTORE.value):
+    raise BadInput(
+        f'--datastore={_DATASTORE.value}: no such file or folder; must be train, text or a kept'
+        ' datastore'
+    )
+  if _OUTPUT.value and os.path.lexists(_OUTPUT.value):
+    raise BadInput(f'--output={_OUTPUT.value}: exists; must be a new folder')
+  if _OUTPUT.value and _is_kept():
+    raise BadInput('--output: must be given without a kept --datastore')
+  finished = {}
+  for name in sweep.runs:
+    result = run_files.read_result(run_files.run_dir(workdir, name))
+    if result is not None and result.status in ('done', 'diverged', 'stopped'):
+      finished[name] = result
+  names = [name for name in finished if fnmatch.fnmatchcase(name, _RUNS.value)]
+  if not names:
+    example = f'; one is {next(iter(finished))}' if finished else ', since none has finished'
+    raise BadInput(f'--runs={_RUNS.value}: names no finished run{example}')
+  if len(names) > 1 and (_ASK.value is not None or _OUTPUT.value or _is_kept()):
+    raise BadInput(
+        f'--runs={_RUNS.value}: names {len(names)} runs; --ask, --output and a kept datastore need'
+        f' one, such as {names[0]}'
+    )
+  infinite = [name for name in names if finished[name].final_loss is None]
+  for name in infinite:
+    print(f'{name}: left out, its final loss is not finite', file=sys.stderr)
+  return [name for name in names if name not in infinite]
+
+
+def _is_kept() -> bool:
+  """Whether --datastore is a kept datastore."""
+  return (Path(_DATASTORE.value) / 'datastore.json').is_file()
+
+
+def _load(workdir: Path, name: str, sweep: sweeps.Sweep) -> 'Model':
+  from stability.retrieval import model
+
+  size = sweep.data['vocabulary_size']
+  return model.Model.load(run_files.run_dir(workdir, name), sweep.runs[name], size)
+
+
+class _Progress:
+  """The progress line of several runs."""
+
+  def __init__(self, names: Sequence[str]):
+    self._display = display.Display(first_after=display.PLAIN_SECONDS)
+    self._names = list(names)
+    self._name = ''
+    self.log = self._display.log
+
+  def __enter__(self) -> '_Progress':
+    self._display.__enter__()
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._display.__exit__(*error)
+
+  def start(self, name: str) -> None:
+    """Goes on to a run."""
+    self._name = name
+
+  def show(self, what: str, share: float) -> None:
+    """Shows what is done for the run and the share of it that is done."""
+    number = self._names.index(self._name)
+    facts = [f'{number}/{len(self._names)} runs finished', self._name, f'{what} {share:.0%}']
+    self._display.show(number / len(self._names), facts)
+
+
+class _Job:
+  """What the flags ask of one run."""
+
+  def __init__(
+      self,
+      workdir: Path,
+      folder: Path,
+      name: str,
+      config: Config,
+      model: 'Model',
+      tools: 'Measurements',
+  ):
+    self._workdir = workdir
+    self._folder = folder  # of the tokens
+    self._name = name
+    self._data = config['data']
+    self._model = model
+    self._tools = tools
+    self._count = max(1, _KEYS.value // self._length)
+
+  @property
+  def _length(self) -> int:
+    return self._data['sequence_length']
+
+  def compare(self) -> list[retrieval_csv.Row]:
+    """The rows with the datastore; those that are in retrieval.csv are not measured again."""
+    from stability.retrieval import measure, texts
+
+    count = self._data['validation_batches'] * self._data['batch_size']
+    validation = texts.of_split(self._folder, 'validation', self._length, count)
+    if not _is_kept():
+      # Before anything is built: the text may have nothing left to measure on, or be measured.
+      base = self._base()
+      kept, left_out = self._tools.without_overlap(validation, [base])
+      digest = measure.digest([base], kept)
+      known = [row for row in retrieval_csv.read(self._workdir) if row.run == self._name]
+      known = [row for row in known if row.digest == digest]
+      if known and not _OUTPUT.value:
+        return known
+    started = time.monotonic()
+    with self._store() as store:
+      stored = [part.windows for part in store.parts]
+      kept, left_out = self._tools.without_overlap(validation, stored)
+      rows = self._tools.rows(self._name, self._model, store, kept, left_out, started)
+    retrieval_csv.add(self._workdir, rows)
+    return rows
+
+  def add(self) -> list[retrieval_csv.Row]:
+    """The rows on held-out text of --add, before and after the rest of it is added."""
+    from stability.retrieval import texts
+
+    added, held_out = texts.of_path_in_two(
+        Path(_ADD.value), self._tools.tokenizer, self._length, self._count
+    )
+    started = time.monotonic()
+    with self._store() as store:
+      stored = [part.windows for part in store.parts]
+      kept, left_out = self._tools.without_overlap(held_out, [*stored, added])
+      rows = self._tools.rows(self._name, self._model, store, kept, left_out, started)
+      started = time.monotonic()
+      self._tools.add(store, self._model, added)
+      rows += self._tools.rows(self._name, self._model, store, kept, left_out, started)
+    retrieval_csv.add(self._workdir, rows)
+    return rows
+
+  def answer(self) -> 'Answer':
+    """The answer to --ask, with the numbers that were tuned for the run, if any."""
+    from stability.retrieval import continuation, knn
+
+    setting = continuation.NEIGHBOURS
+    for row in retrieval_csv.read(self._workdir):
+      if row.run == self._name and row.method == 'knn':
+        setting = knn.Setting(row.k, row.temperature, row.weight)
+    with self._store() as store:
+      passages = self._tools.passages(store)
+      return continuation.answer(
+          self._model, self._tools.tokenizer, store, passages, _ASK.value.encode(), setting
+      )
+
+  def _base(self) -> 'Windows':
+    """The text of --datastore."""
+    from stability.retrieval import texts
+
+    if _DATASTORE.value == 'train':
+      return texts.of_split(self._folder, 'train', self._length, self._count)
+    path = Path(_DATASTORE.value)
+    return texts.of_path(path, self._tools.tokenizer, self._length, self._count)
+
+  @contextlib.contextmanager
+  def _store(self) -> 'Iterator[Datastore]':
+    """The datastore of the flags: kept, or made and, without --output, deleted at the end."""
+    from stability.retrieval import datastore
+
+    if _is_kept():
+      yield datastore.Datastore.open(Path(_DATASTORE.value), self._model)
+      return
+    output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    parent = output.parent if output else self._workdir
+    with writing(parent):
+      parent.mkdir(parents=True, exist_ok=True)
+      temporary = tempfile.TemporaryDirectory(prefix='.datastore.', dir=parent)
+    with temporary as folder:
+      store = self._tools.build(Path(folder) / 'store', self._name, self._model, self._base())
+      yield store
+      if output:
+        store.folder.rename(output)
+
+
+def _print_rows(rows: Sequence[retrieval_csv.Row], console: Console) -> None:
+  from stability.report import retrieval
+
+  text = retrieval.table(rows)
+  # What is the same in all rows stands above the table, which has to fit.
+  same = [name for name in retrieval.SHARED if text[name].nunique() == 1]
+  shared = ', '.join(f'{name} {text[name].iloc[0]}' for name in same)
+  console.print(Text(shared), soft_wrap=True)
+  text = text.drop(columns=same)
+  table = Table(box=box.SIMPLE_HEAD)
+  for name in text:
+    is_text = name in retrieval.TEXT_COLUMNS
+    justify = 'left' if is_text else 'right'
+    table.add_column(name, justify=justify, overflow='fold', no_wrap=not is_text)
+  for row in text.itertuples(index=False):
+    table.add_row(*map(Text, row))  # not str: brackets in a name would be markup
+  console.print(table)
+
+
+def _print_answer(answer: 'Answer', tokenizer: 'StoredTokenizer', console: Console) -> None:
+  lines = ['passages found, with their BM25 scores:']
+  for found in answer.passages:
+    text = _shown(tokenizer.decode(found.tokens))
+    lines.append(f'  {found.score:.2f}  {text}  ({found.source})')
+  lines.append('nearest neighbours of the next token, with their squared distances:')
+  for near in answer.neighbours:
+    value = f'{_shown(near.before)} -> {_shown(near.value)}'
+    lines.append(f'  {near.distance:.3g}  {value}  ({near.source})')
+  lines.append(f'continuation without the datastore: {_shown(answer.alone)}')
+  lines.append(f'continuation with the passages:     {_shown(answer.with_passages)}')
+  lines.append(f'continuation with the neighbours:   {_shown(answer.with_neighbours)}')
+  for line in lines:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(text: bytes) -> str:
+  """The text in quotes, on one line."""
+  return repr(text.decode(errors='replace'))
+
+
+if __name__ == '__main__':
+  app.run(main, FLAGS)

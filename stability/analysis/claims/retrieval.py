@@ -1,0 +1,176 @@
+"""Claims on retrieval beside finished runs, judged on the rows of report/retrieval.csv.
+
+The rows are those of the kNN language model with the training text beside the validation text. The
+thresholds were written before any sweep was measured; the losses of three runs were known then. A
+ratio of at least 1.1 is a lower LR sensitivity, as in the other claims; most means at least half;
+a factor of 2 is a larger model; 0.05 of recall and a ratio of 1.25 of stable rank are worse keys.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import instability
+from stability.analysis.claims import registry
+from stability.analysis.claims.claim import EXTENSION, AtLeast, Claim, decide
+from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.results import Results, by_fields
+from stability.storage.retrieval_csv import Row
+
+WITHOUT, WITH, RECALL, RANK = 'knn_loss_without', 'knn_loss_with', 'knn_recall', 'knn_stable_rank'
+
+_QK = {'model.qk_norm': ('layernorm', 'none')}
+_RATES = {'learning_rate': 3}
+
+
+def judge(results: Results, rows: Sequence[Row]) -> pd.DataFrame:
+  """The verdicts, as registry.judge_results gives them; empty without rows of the kNN model.
+
+  Args:
+    results: the runs of a sweep.
+    rows: the measurements of its runs.
+  """
+  measured = {
+      row.run: {
+          WITHOUT: row.loss_without,
+          WITH: row.loss_with,
+          RECALL: row.recall,
+          RANK: row.stable_rank,
+      }
+      for row in rows
+      if (row.method, row.datastore, row.text) == ('knn', 'train', 'validation')
+  }
+  if not measured:
+    return pd.DataFrame(columns=registry.COLUMNS)
+  columns = pd.DataFrame.from_dict(measured, orient='index').reindex(results.runs['run'])
+  columns = columns.astype(float).set_index(results.runs.index)
+  results = dataclasses.replace(results, runs=pd.concat([results.runs, columns], axis='columns'))
+  evidence = Evidence.from_results(by_fields(results), None)
+  return registry.table([(claim, decide(claim, evidence)) for claim in CLAIMS])
+
+
+def _measured(e: Evidence) -> None:
+  if e.runs[WITH].isna().all():
+    raise NotApplicable('no run is measured with a datastore')
+
+
+def _losses(e: Evidence, column: str) -> Evidence:
+  """The same runs with a measured loss, which counts as at most the initial one."""
+  if e.runs[column].isna().any():
+    raise Undecided(f'{e.runs[column].isna().sum()} runs are not measured with a datastore')
+  return dataclasses.replace(
+      e, runs=e.runs.assign(loss=np.fmin(e.runs[column], e.runs['initial_loss']))
+  )
+
+
+def _flatter(e: Evidence) -> pd.Series:
+  ratios = _losses(e, WITHOUT).lr_sensitivity() / _losses(e, WITH).lr_sensitivity()
+  return np.exp(np.log(ratios).mean())
+
+
+def _rescued(e: Evidence) -> pd.Series:
+  """The fraction of unstable runs whose loss with neighbours is that of a stable run."""
+  without, with_store = _losses(e, WITHOUT).runs, _losses(e, WITH).runs
+  best = without.groupby('parameters')['loss'].transform('min')
+  margin = instability.MARGIN * (without['initial_loss'] - best)
+  return e.fraction(with_store['loss'] <= best + margin, among=e.runs['unstable'].astype(bool))
+
+
+def _worth(e: Evidence) -> pd.Series:
+  """The parameters at which the model alone has the loss that a smaller one has with neighbours."""
+  best = {}
+  for column in (WITHOUT, WITH):
+    table = _losses(e, column).best_loss()
+    best[column] = table.groupby(level='parameters').min().sort_index()
+  log_sizes = np.log(best[WITHOUT].index.to_numpy(float))
+  found = {}
+  for draw in best[WITHOUT]:
+    # Where noise makes the loss rise with the size, the lower one of a smaller size counts.
+    alone = np.minimum.accumulate(best[WITHOUT][draw].to_numpy())
+    equal = np.interp(-best[WITH][draw].to_numpy()[:-1], -alone, log_sizes)
+    found[draw] = np.exp(np.mean(equal - log_sizes[:-1]))
+  return pd.Series(found)
+
+
+def _by_stability(e: Evidence, column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """Means of a number over the stable and over the unstable runs of each size that has both."""
+  unstable = e.runs['unstable'].astype(bool)
+  if not unstable.any():
+    raise Undecided('no run is unstable')
+  means = [
+      e.mean(e.runs[column].where(chosen)).groupby(level='parameters').mean()
+      for chosen in (~unstable, unstable)
+  ]
+  shared = means[0].index.intersection(means[1].index)
+  if shared.empty:
+    raise Undecided('no size has stable and unstable runs that are measured')
+  return means[0].loc[shared], means[1].loc[shared]
+
+
+def _recall_lost(e: Evidence) -> pd.Series:
+  stable, unstable = _by_stability(e, RECALL)
+  return (stable - unstable).mean()
+
+
+def _rank_lost(e: Evidence) -> pd.Series:
+  stable, unstable = _by_stability(e, RANK)
+  return np.exp(np.log(stable / unstable).mean())
+
+
+CLAIMS = (
+    Claim(
+        EXTENSION,
+        'A nearest-neighbour language model over the training text lowers LR sensitivity: it is a'
+        ' rescue without training.',
+        'ratio of LR sensitivity, without / with neighbours, geometric mean',
+        AtLeast(1.1),
+        _flatter,
+        where=_QK,
+        min_unique=_RATES,
+        precondition=_measured,
+    ),
+    Claim(
+        EXTENSION,
+        'It brings most unstable runs back to the loss of stable ones.',
+        'fraction of unstable runs whose loss with neighbours is not unstable',
+        AtLeast(0.5),
+        _rescued,
+        where=_QK,
+        min_unique=_RATES,
+        precondition=_measured,
+    ),
+    Claim(
+        EXTENSION,
+        'It is worth a model of twice the parameters.',
+        'parameters of the model alone at equal loss / with neighbours, at most the largest trained'
+        ' size, geometric mean',
+        AtLeast(2),
+        _worth,
+        where=_QK,
+        min_unique={'parameters': 2, **_RATES},
+        precondition=_measured,
+    ),
+    Claim(
+        EXTENSION,
+        'Hidden states of unstable runs are worse keys: the next token is less often among the 16'
+        ' nearest.',
+        'recall at 16 of stable minus that of unstable runs, mean over sizes',
+        AtLeast(0.05),
+        _recall_lost,
+        where=_QK,
+        min_unique=_RATES,
+        precondition=_measured,
+    ),
+    Claim(
+        EXTENSION,
+        'Hidden states of unstable runs have a lower stable rank.',
+        'ratio of the stable rank of keys, stable / unstable runs, geometric mean over sizes',
+        AtLeast(1.25),
+        _rank_lost,
+        where=_QK,
+        min_unique=_RATES,
+        precondition=_measured,
+    ),
+)

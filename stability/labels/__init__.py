@@ -1,0 +1,1 @@
+"""Choosing text with people: passages worth a look, tasks for annotators, and their answers."""

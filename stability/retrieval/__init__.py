@@ -1,0 +1,1 @@
+"""Retrieval beside a trained model: nearest-neighbour language models, and retrieval in context."""

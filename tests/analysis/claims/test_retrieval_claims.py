@@ -1,0 +1,90 @@
+"""Claims on retrieval hold, do not hold and are undecided where they should be."""
+
+import numpy as np
+import pytest
+from helpers import made_up
+
+from stability.analysis import instability
+from stability.analysis import results as results_lib
+from stability.analysis.claims import retrieval
+from stability.storage.retrieval_csv import Row
+
+FLAT, RESCUED, WORTH, RECALL, RANK = range(5)
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+  """Three sizes whose loss rises steeply at high learning rates, so that some runs are unstable."""
+  workdir = tmp_path_factory.mktemp('made_up')
+  made_up.write_sweep(workdir, interventions=[{'model.qk_norm': 'none'}])
+  return results_lib.load_workdir(workdir)
+
+
+def rows(results, loss_with, recall=lambda run: 0.8, rank=lambda run: 10.0):
+  """Rows in which the loss without neighbours is the final one; functions of a run."""
+  runs = results.runs.assign(unstable=instability.unstable(results))
+  runs['loss'] = np.fmin(runs['final_loss'], runs['initial_loss'])
+  runs['best'] = runs.groupby('parameters')['loss'].transform('min')
+  return [
+      Row(
+          run.run, 'knn', 8, 1.0, 0.5, 10, 0, run.loss, float(loss_with(run)), 1.0, 100,
+          'train', 'validation', recall(run), rank(run), 'ff',
+      )
+      for run in runs.itertuples()
+  ]  # fmt: skip
+
+
+def verdicts(results, measured):
+  return retrieval.judge(results, measured)[['verdict', 'effect', 'reason']]
+
+
+def test_neighbours_that_bring_every_run_near_the_best(results):
+  found = verdicts(results, rows(results, lambda run: run.best + 0.25 * (run.loss - run.best) - 1))
+  # All losses above the best of a size are a fourth.
+  assert found['effect'][FLAT] == pytest.approx(4, rel=1e-6)
+  assert list(found['verdict'][[FLAT, RESCUED, WORTH]]) == ['holds'] * 3
+  # A loss lower by 1 is beyond the largest size, which caps it: sizes are 4 times each other.
+  assert found['effect'][WORTH] == pytest.approx(8, rel=1e-6)
+  assert found['effect'][RESCUED] == pytest.approx(1)
+
+
+def test_neighbours_that_change_nothing(results):
+  found = verdicts(results, rows(results, lambda run: run.loss))
+  assert found['effect'][FLAT] == pytest.approx(1) and found['effect'][RESCUED] == 0
+  assert found['effect'][WORTH] == pytest.approx(1)
+  assert set(found['verdict']) == {'does not hold'}
+  assert found['effect'][RECALL] == pytest.approx(0) and found['effect'][RANK] == pytest.approx(1)
+
+
+def test_a_known_worth(results):
+  """With neighbours, the smaller two have the loss alone of a model of twice their parameters."""
+  runs = results.runs.assign(loss=np.fmin(results.runs['final_loss'], results.runs['initial_loss']))
+  means = runs.groupby(['parameters', 'learning_rate'])['loss'].mean()
+  best = means.groupby('parameters').min()
+  sizes = best.index.to_list()
+  drops = {
+      small: (best[small] - best[large]) / 2  # halfway on the logarithmic scale
+      for small, large in zip(sizes, sizes[1:], strict=False)
+  }
+  measured = rows(results, lambda run: run.loss - drops.get(run.parameters, 0))
+  assert verdicts(results, measured)['effect'][WORTH] == pytest.approx(2, rel=1e-6)
+
+
+def test_worse_keys_of_unstable_runs(results):
+  measured = rows(
+      results,
+      lambda run: run.loss,
+      recall=lambda run: 0.6 if run.unstable else 0.7,
+      rank=lambda run: 4.0 if run.unstable else 8.0,
+  )
+  found = verdicts(results, measured)
+  assert found['effect'][RECALL] == pytest.approx(0.1) and found['effect'][RANK] == pytest.approx(2)
+  assert list(found['verdict'][[RECALL, RANK]]) == ['holds'] * 2
+
+
+def test_without_measurements(results):
+  assert retrieval.judge(results, []).empty
+  measured = rows(results, lambda run: run.loss)
+  found = verdicts(results, measured[1:])
+  assert found['verdict'][FLAT] == 'undecided'
+  assert found['reason'][FLAT] == '1 runs are not measured with a datastore'

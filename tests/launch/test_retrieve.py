@@ -1,0 +1,165 @@
+"""launch.retrieve: datastores beside finished runs, from the command line to files and page."""
+
+import shutil
+
+import pytest
+from helpers.retrieval import FIELDS, sentences, write_text, write_workdir
+
+from launch import retrieve
+from launch.common import app, environment
+from stability.report import page
+from stability.storage import files, parameters, retrieval_csv
+
+write_report = page.write_report  # the fixture `place` replaces it, as it takes long
+RATES = [{'optimizer.learning_rate': rate} for rate in (1e-2, 1e-1)]
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """A workdir of two runs; one of them starts from another seed."""
+  place = tmp_path_factory.mktemp('retrieve')
+  points = [{**RATES[0], 'seed': 0}, {**RATES[1], 'seed': 0}]
+  write_workdir(place / 'runs', write_text(place / 'text'), points)
+  return place
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+  """A copy of it, as the current folder."""
+  shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(environment, 'worker_environment', dict)  # of this process
+  monkeypatch.setattr(page, 'write_report', lambda workdir: workdir / 'report/index.html')
+  return tmp_path
+
+
+def run(capsys, *arguments):
+  argv = ['retrieve', '--workdir=runs', *arguments]
+  code = app.execute(retrieve.main, retrieve.FLAGS, argv)
+  return code, *capsys.readouterr()
+
+
+def leftovers(place):
+  return list(place.rglob('.datastore*'))
+
+
+def test_measurements(place, capsys):
+  code, output, error = run(capsys)
+  assert code == 0, error
+  rows = retrieval_csv.read(place / 'runs')
+  names = sorted(path.name for path in (place / 'runs/runs').iterdir())
+  assert sorted((row.run, row.method) for row in rows) == [
+      (name, method) for name in names for method in ('bm25', 'knn')
+  ]
+  count = FIELDS['data.validation_batches'] * FIELDS['data.batch_size']
+  for row in rows:
+    assert 2 * row.windows - 1 <= count - row.left_out <= 2 * row.windows
+    assert (row.datastore, row.text) == ('train', 'validation') and row.keys % 32 == 0
+  knn = [row for row in rows if row.method == 'knn']
+  # The model has learned nothing, and the words of the text are few.
+  assert all(row.loss_with < row.loss_without - 1 and row.weight > 0.5 for row in knn)
+  text = write_report(place / 'runs').read_text()
+  assert '<h2>Retrieval</h2>' in text and f'{knn[0].loss_with:.3f}' in text
+  assert 'kNN language model: the loss is lower in 2 of 2' in text
+  assert f'{knn[0].loss_without:.3f}' in output and not leftovers(place)
+
+
+def test_finished_measurements_are_not_repeated(place, capsys, monkeypatch):
+  assert run(capsys, '--runs=*=0.1,seed=0', '--keys=500')[0] == 0
+  before = retrieval_csv.path(place / 'runs').read_bytes()
+  with monkeypatch.context() as patch:
+    patch.setattr(retrieval_csv, 'add', lambda *_: pytest.fail('it is measured again'))
+    assert run(capsys, '--runs=*=0.1,seed=0', '--keys=500')[0] == 0
+  assert retrieval_csv.path(place / 'runs').read_bytes() == before
+  assert run(capsys, '--runs=*=0.1,seed=0', '--keys=600')[0] == 0
+  assert [row.keys for row in retrieval_csv.read(place / 'runs')] == [576, 576]
+
+
+def test_text_that_is_added(place, capsys):
+  folder = place / 'new'
+  folder.mkdir()
+  for seed in range(100, 130):  # the same words, backwards
+    (folder / f'{seed}.txt').write_bytes(sentences(seed, 60)[::-1])
+  one = '--runs=*=0.1,seed=0'
+  assert run(capsys, one, '--output=store')[0] == 0
+  tokens = files.read_json(place / 'store/datastore.json')['parts'][0]['windows']
+  code, _, error = run(capsys, one, '--datastore=store', '--add=new')
+  assert code == 0, error
+  rows = {
+      (row.method, row.datastore): row
+      for row in retrieval_csv.read(place / 'runs')
+      if row.text == 'new (held out)'
+  }
+  before, after = rows['knn', 'train'], rows['knn', 'train+new']
+  assert before.loss_without == after.loss_without
+  assert after.loss_with < before.loss_with - 0.2
+  assert before.keys == 32 * tokens < after.keys
+  # The datastore has the text for good.
+  assert run(capsys, one, '--datastore=store')[0] == 0
+  kept = [row for row in retrieval_csv.read(place / 'runs') if row.text == 'validation']
+  assert {row.datastore for row in kept} == {'train', 'train+new'}
+
+
+def test_datastore_of_text(place, capsys):
+  write_text(place / 'other', range(200, 210))
+  assert run(capsys, '--datastore=other', '--runs=*=0.1,seed=0')[0] == 0
+  assert {row.datastore for row in retrieval_csv.read(place / 'runs')} == {'other'}
+
+
+def test_a_question(place, capsys):
+  word = sentences(3, 5).decode()
+  code, output, error = run(capsys, f'--ask={word}', '--runs=*=0.1,seed=0')
+  assert code == 0, error
+  lines = output.splitlines()
+  assert sum(' (train: 0' in line for line in lines) == 5  # two passages, three neighbours
+  assert sum(line.startswith('continuation with') for line in lines) == 3
+  assert not retrieval_csv.read(place / 'runs') and not leftovers(place)
+
+
+def test_a_run_without_parameters_does_not_take_others_along(place, capsys):
+  first, second = sorted((place / 'runs/runs').iterdir())
+  (first / parameters.FILE).unlink()
+  code, _, error = run(capsys)
+  assert code == 1 and f'{first.name}/parameters.safetensors: no such file' in error
+  assert {row.run for row in retrieval_csv.read(place / 'runs')} == {second.name}
+
+
+BAD = {
+    'no run': (['--runs=x'], '--runs=x: names no finished run; one is learning_rate=0.01'),
+    'several': (['--ask=a'], '--runs=*: names 2 runs; --ask, --output and a kept'),
+    'no text': (['--ask= ', '--runs=*=0.1*'], '--ask: must be a text'),
+    'both': (['--ask=a', '--add=text', '--runs=*=0.1*'], '--ask: answers from a datastore'),
+    'no datastore': (['--datastore=gone'], '--datastore=gone: no such file or folder'),
+    'empty': (['--datastore=empty'], 'empty: holds no text'),
+    'nothing to add': (['--add=gone'], '--add=gone: no such file or folder'),
+    'output': (['--output=text', '--runs=*=0.1*'], '--output=text: exists'),
+    'foreign': (['--datastore=foreign', '--runs=*=0.1*'], 'datastore.json: not a datastore'),
+    'no keys': (['--keys=0'], '--keys=0'),
+    'the validation text': (['--datastore=text'], 'share 32 bytes with the datastore'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input(case, place, capsys):
+  arguments, said = BAD[case]
+  (place / 'empty').mkdir()
+  (place / 'foreign').mkdir()
+  (place / 'foreign/datastore.json').write_text('{}')
+  before = {path: path.stat().st_mtime_ns for path in place.rglob('*') if path.is_file()}
+  code, output, error = run(capsys, *arguments)
+  assert (code, output) == (2, '') and error.count('\n') == 1 and said in error, error
+  after = {path: path.stat().st_mtime_ns for path in place.rglob('*') if path.is_file()}
+  assert after == before
+
+
+def test_a_datastore_of_another_run(place, capsys):
+  assert run(capsys, '--runs=*=0.1,seed=0', '--output=store', '--keys=300')[0] == 0
+  (other,) = (place / 'runs/runs').glob('*0.01*')
+  (same,) = (place / 'runs/runs').glob('*0.1*')
+  arguments = ['--datastore=store', '--runs=*=0.01,seed=0']
+  assert run(capsys, *arguments)[0] == 0  # both have the same initial parameters
+  content = bytearray((other / parameters.FILE).read_bytes())
+  content[-1] ^= 64
+  (other / parameters.FILE).write_bytes(content)
+  code, _, error = run(capsys, *arguments)
+  assert code == 2 and f'keys of another model, that of run {same.name!r}' in error

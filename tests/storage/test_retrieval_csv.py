@@ -1,0 +1,49 @@
+"""The table of measurements with a datastore."""
+
+import dataclasses
+
+import pytest
+
+from stability.errors import BadInput
+from stability.storage import retrieval_csv
+from stability.storage.retrieval_csv import Row
+
+KNN = Row('a,b=1', 'knn', 64, 1.5, 0.25, 10, 2, 2.5, 2.25, 3.1, 1000, 'train', 'validation',
+          0.5, 4.0, 'ff')  # fmt: skip
+BM25 = dataclasses.replace(KNN, method='bm25', temperature=None, weight=None, recall=None,
+                           stable_rank=None)  # fmt: skip
+
+
+def test_round_trip_and_replacement(tmp_path):
+  assert retrieval_csv.read(tmp_path) == []
+  retrieval_csv.add(tmp_path, [KNN, BM25])
+  assert retrieval_csv.read(tmp_path) == [KNN, BM25]
+  newer = dataclasses.replace(KNN, k=4, digest='00')
+  other = dataclasses.replace(KNN, datastore='train+x')
+  retrieval_csv.add(tmp_path, [newer, other])
+  assert retrieval_csv.read(tmp_path) == [newer, BM25, other]
+  header = retrieval_csv.path(tmp_path).read_text().splitlines()[0]
+  assert header.startswith(
+      'run,method,k,temperature,weight,windows,left_out,loss_without,loss_with,seconds'
+  )
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'said'),
+    [
+        ('bm25', 'bm26', 'method=bm26: must be one of knn, bm25'),
+        (',2.5,', ',nan,', 'loss_without=nan: must be a finite number'),
+        (',64,', ',many,', 'many'),
+        (',ff\n', ',ff,x\n', 'too many cells'),
+        (',digest', ',hash', 'digest is missing'),
+    ],
+)
+def test_damage(tmp_path, old, new, said):
+  retrieval_csv.add(tmp_path, [KNN, BM25])
+  file = retrieval_csv.path(tmp_path)
+  text = file.read_text()
+  assert old in text
+  file.write_text(text.replace(old, new))
+  with pytest.raises(BadInput, match=r'retrieval.csv, line \d: damaged: ') as error:
+    retrieval_csv.read(tmp_path)
+  assert said in str(error.value)
