@@ -1,5 +1,7 @@
 """Claims on retrieval hold, do not hold and are undecided where they should be."""
 
+import itertools
+
 import numpy as np
 import pytest
 from helpers import made_up
@@ -64,7 +66,7 @@ def test_a_known_worth(results):
   sizes = best.index.to_list()
   drops = {
       small: (best[small] - best[large]) / 2  # halfway on the logarithmic scale
-      for small, large in zip(sizes, sizes[1:], strict=False)
+      for small, large in itertools.pairwise(sizes)
   }
   measured = rows(results, lambda run: run.loss - drops.get(run.parameters, 0))
   assert verdicts(results, measured)['effect'][WORTH] == pytest.approx(2, rel=1e-6)
