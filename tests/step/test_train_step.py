@@ -67,6 +67,7 @@ CHANGED = {
     'optimizer.beta2': 0.99,
     'optimizer.eps': 1e-4,
     'optimizer.clip_norm': 0.0,
+    'optimizer.layer_rate_decay': 0.5,
     'optimizer.weight_decay': 1e-3,
     'parameterization.base_width': 8,
     'schedule.decay_steps': 5,
@@ -81,6 +82,7 @@ ON = {
     'model.attention_soft_cap': 1.0,
     'model.output_soft_cap': 1.0,
     'objective.mu_loss': 1.0,
+    'optimizer.layer_rate_decay': 0.9,
     'parameterization.name': 'mup',
     'parameterization.exponents': 'full_alignment',
     'schedule.shape': 'wsd',
@@ -92,6 +94,7 @@ READ_IF_ON = (
     'model.attention_soft_cap',
     'model.output_soft_cap',
     'objective.mu_loss',
+    'optimizer.layer_rate_decay',
     'parameterization.base_width',
     'schedule.decay_steps',
 )
