@@ -123,6 +123,7 @@ def test_claims(experiment, workdir):
   assert {'holds', 'undecided'} <= set(claims['verdict'])
 
 
+@pytest.mark.slow
 def test_predict(experiment):
   answers = experiment.predict('4.8B', risk=0.1)
   assert set(answers['parameters']) == {12 * 24 * 4096**2} and set(answers['risk']) == {0.1}

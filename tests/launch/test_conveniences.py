@@ -31,6 +31,8 @@ from helpers.processes import command
 from launch.common import jobs
 from stability.storage import run_files, sweeps
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = experiment.config_file({
     'data.batch_size': 2,
     'data.sequence_length': 8,
@@ -41,7 +43,6 @@ EXPERIMENT = experiment.config_file({
 })
 
 
-@pytest.mark.slow
 def test_everything_at_once(place):
   """A run without home, cache, terminal, standard output, encoding or Matplotlib's folders."""
   found = command(place, 'train', '--config=experiment.py', '--workdir=run')

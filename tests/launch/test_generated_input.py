@@ -35,6 +35,8 @@ from stability.report import findings, page
 from stability.report import tables as tables_lib
 from stability.storage import files, sweeps
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = f'--config={ROOT}/configs/base.py'
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
@@ -138,7 +140,6 @@ CONFIG = st.one_of(
 BENIGN = {'--help', '-h', '--helpfull', '--helpshort', '--helpxml', '--only_check_args'}
 
 
-@pytest.mark.slow
 @generated(350)
 @given(st.lists(FLAG, max_size=3), CONFIG)
 @example(['--workdir=' + 'a/' * 3000], BASE)
@@ -259,7 +260,6 @@ def each(texts):
   return lambda test: functools.reduce(lambda test, text: example(text)(test), texts, test)
 
 
-@pytest.mark.slow
 @generated(300)
 @given(FILE)
 @each(written([statement], None, None) for statement in STATEMENTS)
@@ -424,7 +424,6 @@ def must_be_refused(fault):
   }.get(what, False)
 
 
-@pytest.mark.slow
 @generated(200)
 @given(st.lists(FAULT, min_size=1, max_size=2))
 def test_token_files(faults):
@@ -457,7 +456,6 @@ def small_sweep(tmp_path_factory):
   return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*.json*')}
 
 
-@pytest.mark.slow
 @generated(50)
 @given(data=st.data())
 def test_damaged_sweeps(request, data):
@@ -508,7 +506,6 @@ def _report_of_files(folder, workdir, output, options):
 PROCESSES = 36
 
 
-@pytest.mark.slow
 def test_real_processes():
   """Starts a sample of the above as a user would."""
   cases = []

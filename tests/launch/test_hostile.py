@@ -25,6 +25,8 @@ from stability.report import overview, page
 from stability.report.plots import style
 from stability.storage import checkpoints, files, run_files, sweeps
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 EVIL = (
     '<script>alert(1)</script>',

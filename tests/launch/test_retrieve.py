@@ -75,6 +75,7 @@ def test_finished_measurements_are_not_repeated(place, capsys, monkeypatch):
   assert [row.keys for row in retrieval_csv.read(place / 'runs')] == [576, 576]
 
 
+@pytest.mark.slow
 def test_text_that_is_added(place, capsys):
   folder = place / 'new'
   folder.mkdir()

@@ -204,6 +204,7 @@ def test_bfloat16_is_for_activations_only(tiny):
   assert 1e-4 < float(jnp.abs(pair[0] - pair[1]).max()) < 0.1  # of logits of order 1
 
 
+@pytest.mark.slow
 def test_gradients_in_bfloat16(tiny):
   """Gradients are those of float32 up to rounding, even of a very frequent token.
 

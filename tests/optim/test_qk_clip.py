@@ -98,6 +98,7 @@ def test_cap_never_reached_changes_nothing(tiny, text):
   assert left[1].keys() == right[1].keys()  # its measurements are not logged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32'])
 def test_quiet_and_probed_steps_clip_alike(tiny, text, dtype):
   run = tiny(OPTIONS | {'optimizer.qk_clip': CAP, 'model.dtype': dtype})

@@ -10,6 +10,8 @@ from stability.analysis import results as results_lib
 from stability.report import findings, overview
 from stability.storage import files
 
+pytestmark = pytest.mark.slow
+
 SVGS = [f'{name}.svg' for name in (overview.LOSS, overview.LOGITS)]
 
 

@@ -78,7 +78,10 @@ def data():
   return {'text': text, 'validation': text[: 2 * B * (T + 1)].reshape(2, B, T + 1)}
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize(
+    'name',
+    [n if n == 'default' else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+)
 def test_gradients_and_measurements(tiny, chunked, name, data):
   """Those of the whole batch, to float32 rounding."""
   run = tiny(SMALL | MODELS[name])

@@ -29,7 +29,10 @@ from stability.errors import CannotWrite
 from stability.storage import checkpoints, files, run_files, sweeps, versions
 
 # Tensorstore's threads report a failed save to an event loop of Orbax that is closed by then.
-pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+]
 
 FIELDS = {
     'optimizer.learning_rate': 3e-3,
@@ -307,7 +310,6 @@ def test_read_only_disk(disk, data, undisturbed):
 # Other devices and versions.
 
 
-@pytest.mark.slow
 def test_population_resumes_in_smaller_one_and_alone(data, tmp_path):
   """On two devices, not four, the numbers are equal; alone, another executable rounds otherwise."""
   four = layout_of('population', devices=4)
@@ -337,7 +339,6 @@ def assert_close(ours, theirs):
         assert other[key] == value
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['data_parallel', 'sharded'])
 def test_large_run_resumes_on_other_devices(kind, data, tmp_path, undisturbed):
   """From four devices to two and to four again."""

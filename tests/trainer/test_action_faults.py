@@ -16,6 +16,8 @@ from stability.control.actions import Action
 from stability.storage import run_files, sweeps
 from stability.trainer.paused import PausedRuns
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory, data):

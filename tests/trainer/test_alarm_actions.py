@@ -22,6 +22,8 @@ from stability.control.alarms import read_alarms
 from stability.control.rules import LEARNING_RATE, Rule
 from stability.storage import run_files
 
+pytestmark = pytest.mark.slow
+
 
 def step(history):
   return history.row['step']
@@ -85,7 +87,6 @@ def test_timeout(sweep, default, expected, status):
   assert (result and result.status) == status
 
 
-@pytest.mark.slow
 def test_policy_tries(sweep, replayed):
   policy = {'control.on_alarm': 'policy', 'control.tries': 2}
   (run,) = sweep(**policy)
@@ -136,7 +137,6 @@ def test_resume_with_policy(sweep, step):
   assert numbers(run) == numbers(twin) and taken(run) == taken(twin)
 
 
-@pytest.mark.slow
 def test_policy_rescues_diverged(sweep, train):
   (run,) = sweep([1e25], **{'control.on_alarm': 'policy', 'control.tries': 60})
   plain = sweep([1e25])[0]
@@ -147,7 +147,6 @@ def test_policy_rescues_diverged(sweep, train):
   assert run_files.read_result(run).status == 'done'
 
 
-@pytest.mark.slow
 def test_independent_of_neighbours(sweep):
   """Three runs with different actions, on three devices together and each alone."""
   rates = [1e-3, 1e-2, 1e-1]

@@ -134,6 +134,7 @@ def test_more_runs_than_slots(sweep, train):
   assert numbers(alone[5]) == numbers(runs[5])
 
 
+@pytest.mark.slow
 def test_out_of_phase(sweep, train):
   """A run waits for a probe of the runs in the other slots.
 

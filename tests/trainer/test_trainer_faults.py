@@ -21,6 +21,8 @@ from stability.trainer.hooks import TrainerHooks
 from stability.trainer.paused import PausedRuns
 from stability.trainer.trainer import train_runs
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     'schedule.steps': 20,
     'schedule.warmup_steps': 2,
@@ -125,7 +127,6 @@ class Poll:
 # Interruptions.
 
 
-@pytest.mark.slow
 def test_interrupted_anywhere(sweep):
   """Between chunks and in evaluations: the outcome is the same, and no step is made twice."""
   undisturbed, names = sweep('undisturbed')

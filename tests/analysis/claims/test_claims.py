@@ -47,12 +47,8 @@ def test_every_figure_of_the_paper_has_a_claim():
   assert {claim.figure for claim in registry.CLAIMS} == FIGURES | {EXTENSION}
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    'scale', ['cpu', pytest.param('gpu', marks=SLOW), pytest.param('paper', marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('scale', ['cpu', 'gpu', 'paper'])
 def test_every_claim_applies_to_an_experiment_of_its_figure(scale):
   found = set()
   for path in (ROOT / 'configs').glob('*.py'):

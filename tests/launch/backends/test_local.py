@@ -21,6 +21,8 @@ from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps
 from stability.storage import leases as leases_lib
 
+pytestmark = pytest.mark.slow
+
 STUB = pathlib.Path(__file__).parents[2] / 'helpers' / 'stub_worker.py'
 
 
@@ -301,10 +303,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(
-    'case',
-    ['no longer a sweep', *(pytest.param(case, marks=pytest.mark.slow) for case in [*CHANGES][1:])],
-)
+@pytest.mark.parametrize('case', CHANGES)
 def test_sweep_changes_meanwhile(case, place, monkeypatch):
   """The worker, which reads sweep.json after the launcher, reports it in one line."""
   change, said = CHANGES[case]

@@ -67,6 +67,7 @@ def test_ladder_on_eight_devices(capsys):
   assert not any('not fit' in line for line in lines)
 
 
+@pytest.mark.slow
 def test_size_that_does_not_fit(capsys):
   lines = run(capsys, LADDER, *ONE)
   *others, largest = rows(lines)[:9]

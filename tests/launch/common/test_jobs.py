@@ -19,6 +19,8 @@ from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps, versions
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[3]
 WORK = (sys.executable, '-P', f'{ROOT}/launch/common/programs.py', 'launch.work')
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'

@@ -10,6 +10,8 @@ import pytest
 from launch.common import app, path_flags
 from stability.errors import BadInput
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[3]
 PROGRAMS = {  # program -> its flags of paths
     'benchmark': ['output'],

@@ -13,6 +13,8 @@ from stability.control import records
 from stability.errors import BadInput
 from stability.storage import files, run_files
 
+pytestmark = pytest.mark.slow
+
 
 def train(workdir, configs):
   """Trains runs in this process, on a layout that is compiled once."""
@@ -43,7 +45,6 @@ def replayed(run, workdir):
   return replay.replay(run, workdir, Console(file=out, width=100), train), out.getvalue()
 
 
-@pytest.mark.slow
 def test_same_numbers(run, tmp_path):
   code, out = replayed(run, tmp_path / 'new')
   assert code == 0

@@ -9,6 +9,8 @@ from stability import extensions
 from stability.errors import BadInput
 from stability.storage import results_csv, run_files, sweeps
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 import flax.linen as nn
 from configs import base

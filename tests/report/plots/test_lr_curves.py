@@ -254,6 +254,7 @@ def many(tmp_path_factory):
   return drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', MANY)
 def test_many_panels_and_lines_do_not_overlap(many, case):
   for name, figure in many[case].items():
@@ -267,6 +268,7 @@ def test_many_panels_and_lines_do_not_overlap(many, case):
     assert all(axis.get_window_extent().x1 < box.x0 for axis in figure.axes), name
 
 
+@pytest.mark.slow
 def test_size_labels_do_not_overlap(many):
   for name in ('sensitivity', 'logits_size'):
     for axis in many['nine sizes'][name].axes:
