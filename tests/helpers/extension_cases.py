@@ -96,6 +96,35 @@ def mup(by_rate: float) -> Outcomes:
   )
 
 
+RANK, KIND, ADAPTER_SCALE = 'adapter.rank', 'adapter.kind', 'adapter.scale'
+PARENTS = sweep('init.parent', 'best', '10x')
+# Full fine-tuning has the default rank; the last one is rsLoRA.
+METHODS = [
+    {KIND: 'none'},
+    *({KIND: 'lora', RANK: rank, 'adapter.alpha': 16.0} for rank in (1, 4, 16)),
+    {KIND: 'lora', RANK: 16, 'adapter.alpha': 16.0, ADAPTER_SCALE: 'sqrt_rank'},
+]
+TUNING = grid(WIDTHS, PARENTS, METHODS, FINE)
+
+
+def tuned(best_rate, of_parent='best') -> Outcomes:
+  """A bowl around a best rate of the method; other parents have the best rate 1e-2."""
+  return Outcomes(
+      lambda c: bowl(c, 0.3, best_rate(c) if c['init.parent'] == of_parent else 1e-2)
+  )
+
+
+def by_rank(rates: dict[int, float]) -> Outcomes:
+  return tuned(lambda c: rates[c[RANK]] if c[KIND] == 'lora' else 1e-2)
+
+
+def range_of(parent: str) -> Outcomes:
+  """The loss of full fine-tuning rises more steeply from one parent."""
+  return Outcomes(
+      lambda c: bowl(c, 1.0 if c['init.parent'] == parent and c[KIND] == 'none' else 0.1)
+  )
+
+
 CASES: dict[str, tuple[list[hyper.Point], Outcomes, Outcomes]] = {
     'extension_a': lowers(CAP, 0.0, 50.0),
     'extension_b': lowers(POSITION, 'pre', 'peri'),
@@ -163,5 +192,26 @@ CASES: dict[str, tuple[list[hyper.Point], Outcomes, Outcomes]] = {
         grid(WIDTHS, sweep(NOTHING, 0.0, 1e9), RATES),
         cost(NOTHING, 1e9, 0.01),
         cost(NOTHING, 1e9, 0.03),
+    ),
+    'extension_t': (
+        TUNING,
+        tuned(lambda c: 1e-1 if c[KIND] == 'lora' else 1e-2),
+        tuned(lambda c: 1e-2),
+    ),
+    'extension_u': (
+        TUNING,
+        by_rank({1: 1e-1, 4: 1e-1, 16: 10**-0.5}),
+        by_rank({1: 1e-2, 4: 1e-1, 16: 1e-1}),
+    ),
+    'extension_v': (
+        TUNING,
+        best(where(ADAPTER_SCALE, 'sqrt_rank', 1.99, 2.0)),
+        best(where(ADAPTER_SCALE, 'sqrt_rank', 1.997, 2.0)),
+    ),
+    'extension_w': (TUNING, range_of('10x'), range_of('best')),
+    'extension_x': (
+        TUNING,
+        steep(lambda c: 0.2 if c[KIND] == 'none' and c['init.parent'] == 'best' else 0.1),
+        steep(lambda c: 0.2 if c[KIND] == 'none' and c['init.parent'] == '10x' else 0.1),
     ),
 }

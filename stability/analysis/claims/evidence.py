@@ -8,7 +8,7 @@ rates; the levels of the index hold the values that distinguish the rows.
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,19 +123,50 @@ class Evidence:
       found[key] = _vertices(rates_L[order], losses.to_numpy()[order])
     return _table(found, self.keys)
 
+  def best_grid_rate(self) -> pd.DataFrame:
+    """log10 of the learning rate with the lowest mean loss, of each size and intervention."""
+    found = {}
+    for key, losses in _groups(self.mean(self.runs['loss']), self.keys):
+      rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
+      found[key] = rates_L[losses.fillna(np.inf).to_numpy().argmin(axis=0)]
+    return _table(found, self.keys)
+
+  def headroom(self) -> tuple[pd.DataFrame, pd.Series]:
+    """log10 of the critical learning rate over the best one of the grid, of each row.
+
+    Returns:
+      The headroom, and whether the critical learning rate is within the grid.
+    """
+    initial = self.runs.groupby(self.keys, dropna=False)['initial_loss'].mean()
+
+    def of(key, rates_L, losses_L):
+      start = initial[key if len(self.keys) > 1 else key[0]]
+      critical, side = instability.critical_rate(rates_L, losses_L, start)
+      return np.log10(critical / rates_L[losses_L.argmin()]), not side
+
+    return self._of_curves(of)
+
   def width(self, excess: float) -> tuple[pd.DataFrame, pd.Series]:
     """The decades of learning rate within `excess` nats of the best loss of each row.
 
     Returns:
       The widths, and whether both ends are within the grid, so that the width is no lower bound.
     """
+    return self._of_curves(
+        lambda _, rates_L, losses_L: curve.width(np.log10(rates_L), losses_L, excess)
+    )
+
+  def _of_curves(
+      self, of: Callable[[tuple, np.ndarray, np.ndarray], tuple[float, bool]]
+  ) -> tuple[pd.DataFrame, pd.Series]:
+    """A number of each row's curve of mean loss, and whether the grid tells it exactly."""
     found, is_exact = {}, {}
     means = self.mean(self.runs['loss']).dropna(axis='columns').sort_index(level='learning_rate')
     for key, losses in _groups(means, self.keys):
-      rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
-      widths = [curve.width(rates_L, losses_L, excess) for losses_L in losses.to_numpy().T]
-      found[key] = np.array([decades for decades, _ in widths])
-      is_exact[key] = widths[0][1]
+      rates_L = losses.index.get_level_values('learning_rate').to_numpy(float)
+      numbers = [of(key, rates_L, losses_L) for losses_L in losses.to_numpy().T]
+      found[key] = np.array([number for number, _ in numbers])
+      is_exact[key] = numbers[0][1]
     table = _table(found, self.keys)
     return table, pd.Series(list(is_exact.values()), table.index)
 

@@ -11,6 +11,7 @@ from stability.analysis.claims import (
   attention,
   attention_variants,
   extensions,
+  finetuning,
   gradients,
   output_logits,
   recipe,
@@ -30,6 +31,7 @@ CLAIMS: tuple[Claim, ...] = (
     *gradients.CLAIMS,
     *extensions.CLAIMS,
     *arms.CLAIMS,
+    *finetuning.CLAIMS,
 )
 
 
