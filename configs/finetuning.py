@@ -9,8 +9,8 @@ whose best rate is higher has a higher window, of the same width. initial_loss i
 on the new text, so that LR sensitivity never counts a run as worse than its parent. Not in the
 paper.
 
-Claims (stability/analysis/claims/finetuning.py), with thresholds written before any run. Best rate: of the mean over seeds, on the grid. All
-but the fourth are about parents trained at the best rate.
+Claims (stability/analysis/claims/finetuning.py), with thresholds written before any run. Best rate:
+of the mean over seeds, on the grid. All but the fourth are about parents trained at the best rate.
 
   1  LoRA's best learning rate is about ten times that of full fine-tuning
      (thinkingmachines.ai/blog/lora): LoRA r=4 over full, geometric mean over sizes, 3 to 30.
