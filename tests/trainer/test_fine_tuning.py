@@ -84,7 +84,7 @@ def test_merged_into_the_next_run(parent, fine_tune):
     (run,) = fine_tune(parent, **LORA | {'adapter.kind': kind}, **{'optimizer.learning_rate': 0.1})
     (child,) = fine_tune(run)
     assert losses(child)[0] == pytest.approx(losses(run)[1], rel=1e-6)
-    assert abs(losses(run)[1] - losses(run)[0]) > 1e-3
+    assert abs(losses(run)[1] - losses(run)[0]) > 1e-4
     assert kept(child).keys() == kept(parent).keys()
 
 
