@@ -1,6 +1,7 @@
 """The walk of configs/README.md in short form: from a sweep to training on what a person kept."""
 
 import csv
+import math
 import subprocess
 
 import pytest
@@ -63,4 +64,6 @@ def test_walk(tmp_path):
   kept = ['--config.data.path=judged', '--config.data.labels=kept', '--config.data.batch_size=2']
   ok(run(tmp_path, 'train', '--config=one.py', *kept, *tuned, '--workdir=chosen'))
   with (tmp_path / 'chosen/results.csv').open(newline='') as file:
-    assert next(csv.DictReader(file))['status'] == 'done'
+    row = next(csv.DictReader(file))
+  # So little text is soon learned by heart: the loss may end above that of the parent.
+  assert row['steps'] == '40' and math.isfinite(float(row['final_loss']))
