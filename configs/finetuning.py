@@ -27,8 +27,8 @@ of the mean over seeds, on the grid. All but the fourth are about parents traine
 Nothing of this has been run yet. Where parents have a learned vocabulary (paper scale), tokenize
 the new text with theirs (launch.tokenize --tokenizer) and give the folder as config.data.path.
 
-Time at cpu scale: 1,701 runs of 200 steps, about an hour on two cores. Start it in the folder in
-which runs/pretraining was made:
+Time at cpu scale: 1,701 runs of 200 steps, about an hour on two cores (estimate). Start it in
+the folder in which runs/pretraining was made:
 
   python -m launch.sweep --config=configs/finetuning.py --workdir=runs/finetuning
 """

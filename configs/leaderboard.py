@@ -82,7 +82,7 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:
-  """What the leaderboard says of the arms."""
+  """The places of the arms, and the verdicts that controls must have."""
   del scale
   places = {name: place for place, of_place in arms.PLACES.items() for name in of_place}
   return {'places': places, 'controls': CONTROLS}

@@ -48,7 +48,7 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:
-  """What the leaderboard says of the arms."""
+  """The places of the arms, and the verdicts that controls must have."""
   return leaderboard.get_report(scale)
 
 

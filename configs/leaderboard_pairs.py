@@ -46,7 +46,7 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:
-  """What the leaderboard says of the arms."""
+  """The places of the arms, and the verdicts that controls must have."""
   report = leaderboard.get_report(scale)
   places = {a: place for place, a in BEST.items()}
   both = {f'{a} + {b}': f'{places[a]} + {places[b]}' for a, b in pairs(BEST)}

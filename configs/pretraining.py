@@ -1,11 +1,11 @@
 """Parents of configs/finetuning.py: three sizes, trained on Python source at seven learning rates.
 
-Each run keeps its parameters (runs/NAME/parameters.safetensors). configs/finetuning.py starts from
-some of those with --seeds=3; this sweep has all rates of the window, so that it also says whether
-the rates that are assumed to be the best ones there are so here. Not in the paper.
+Each run keeps its parameters (runs/NAME/parameters.safetensors), and configs/finetuning.py starts
+from some of them, of three seeds. All rates of the window are trained, which shows whether those
+that configs/finetuning.py takes for the best ones are. Not in the paper.
 
-Time at cpu scale: 63 runs (three seeds), 6 to 12 minutes on two cores; those of
-configs/quickstart.py with qk-layernorm are the same (--reuse).
+Time at cpu scale: 63 runs, 6 to 12 minutes on two cores (estimate); those of configs/quickstart.py
+with qk-layernorm are the same (--reuse). Add --seeds=3, since configs/finetuning.py needs them:
 
   python -m launch.sweep --config=configs/pretraining.py --workdir=runs/pretraining
 """

@@ -83,8 +83,6 @@ _KEYS = flags.DEFINE_integer(
 PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
 
 
-
-
 def main() -> int:
   """Measures the runs, prints the results and writes them; returns 1 if a run could not be read."""
   workdir = Path(_WORKDIR.value)
@@ -170,7 +168,7 @@ def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
 
 
 def _is_kept() -> bool:
-  """Whether --datastore is a kept datastore."""
+  """Whether --datastore names a datastore that --output has kept."""
   return (Path(_DATASTORE.value) / 'datastore.json').is_file()
 
 
@@ -209,7 +207,7 @@ class _Progress:
 
 
 class _Job:
-  """What the flags ask of one run."""
+  """Measures one run, or answers from it, as the flags ask."""
 
   def __init__(
       self,

@@ -58,7 +58,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _is_import(frame: FrameType | None) -> bool:
-  """Whether this frame or one that it was called from imports a module."""
+  """Whether a module is being imported: by this frame, or by one of its callers."""
   while frame and frame.f_code.co_filename != '<frozen importlib._bootstrap>':
     frame = frame.f_back
   return frame is not None

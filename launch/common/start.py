@@ -149,7 +149,7 @@ def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> 
 
 
 def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, files.Json]:
-  """What the runs without a result start from, by name; runs from random parameters are left out.
+  """The records of what runs start from, by run; only of runs without a result that have a parent.
 
   Raises BadInput if any of it is missing or does not fit.
   """

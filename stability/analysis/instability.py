@@ -58,7 +58,7 @@ def critical_rate(
 
 
 def crossing(log_rates: np.ndarray, excess: np.ndarray) -> float | None:
-  """Where a curve first exceeds 0, interpolated linearly; None if it does not.
+  """The first point at which a curve exceeds 0, by linear interpolation; None if there is none.
 
   Args:
     log_rates: log10 of learning rates, in the order in which the curve is followed.

@@ -125,9 +125,8 @@ def _differ(a: jax.Array, b: jax.Array) -> jax.Array:
 class Acted:
   """Collects acted/NAME: 1 if the intervention NAME changed any element, else 0.
 
-  An intervention that never does is inert. A
-  NaN that stays is no change. One that is applied in several places acts if it does in
-  any of them.
+  An intervention that never does is inert. A NaN that stays is no change. One that is applied in
+  several places acts if it does in any of them.
   """
 
   def __init__(self):

@@ -28,8 +28,6 @@ FIGURES = {
 }
 
 
-
-
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('sweep')

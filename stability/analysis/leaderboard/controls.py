@@ -1,4 +1,4 @@
-"""Whether the controls of a leaderboard came out as they must."""
+"""Compares the controls of a leaderboard with the verdicts that they must have."""
 
 import dataclasses
 from collections.abc import Iterator
