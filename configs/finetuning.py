@@ -31,6 +31,7 @@ Time at cpu scale: 1,701 runs of 200 steps, about an hour on two cores (estimate
 the folder in which runs/pretraining was made:
 
   python -m launch.sweep --config=configs/finetuning.py --workdir=runs/finetuning
+  python -m launch.evaluate --workdir=runs/finetuning      # on Python source: what is forgotten
 """
 
 import importlib.util

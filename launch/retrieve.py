@@ -29,7 +29,6 @@ from launch.common import app, path_flags
 
 # isort: split
 import contextlib
-import fnmatch
 import sys
 import tempfile
 import time
@@ -43,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.common import display, environment
+from launch.common import display, environment, finished_runs
 from stability import extensions
 from stability.config import Config
 from stability.errors import BadInput, writing
@@ -59,9 +58,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
-_RUNS = flags.DEFINE_string(
-    'runs', '*', "names of runs, in which * stands for anything; quote it", flag_values=FLAGS
-)
+_RUNS = finished_runs.define(FLAGS)
 _DATASTORE = path_flags.define(
     'datastore',
     'train',
@@ -147,24 +144,13 @@ def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
     raise BadInput(f'--output={_OUTPUT.value}: exists; must be a new folder')
   if _OUTPUT.value and _is_kept():
     raise BadInput('--output: must be given without a kept --datastore')
-  finished = {}
-  for name in sweep.runs:
-    result = run_files.read_result(run_files.run_dir(workdir, name))
-    if result is not None and result.status in ('done', 'diverged', 'stopped'):
-      finished[name] = result
-  names = [name for name in finished if fnmatch.fnmatchcase(name, _RUNS.value)]
-  if not names:
-    example = f'; one is {next(iter(finished))}' if finished else ', since none has finished'
-    raise BadInput(f'--runs={_RUNS.value}: names no finished run{example}')
+  names = finished_runs.named(workdir, sweep, _RUNS.value)
   if len(names) > 1 and (_ASK.value is not None or _OUTPUT.value or _is_kept()):
     raise BadInput(
         f'--runs={_RUNS.value}: names {len(names)} runs; --ask, --output and a kept datastore need'
         f' one, such as {names[0]}'
     )
-  infinite = [name for name in names if finished[name].final_loss is None]
-  for name in infinite:
-    print(f'{name}: left out, its final loss is not finite', file=sys.stderr)
-  return [name for name in names if name not in infinite]
+  return names
 
 
 def _is_kept() -> bool:
@@ -173,8 +159,13 @@ def _is_kept() -> bool:
 
 
 def _load(workdir: Path, name: str, sweep: sweeps.Sweep) -> 'Model':
-  from stability.retrieval import model
+  from stability.retrieval import model, overlap
 
+  length = sweep.runs[name]['data']['sequence_length']
+  if length < overlap.LENGTH:  # what stands in the datastore could not be found
+    raise BadInput(
+        f'{name}: config.data.sequence_length={length}: must be at least {overlap.LENGTH}'
+    )
   size = sweep.data['vocabulary_size']
   return model.Model.load(run_files.run_dir(workdir, name), sweep.runs[name], size)
 

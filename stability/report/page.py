@@ -19,18 +19,19 @@ from stability.analysis.claims import retrieval as retrieval_claims
 from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
 from stability.report import (
-    figure_files,
-    findings,
-    labels,
-    latex,
-    predictions,
-    retrieval,
-    tables,
+  figure_files,
+  findings,
+  labels,
+  latex,
+  other_text,
+  predictions,
+  retrieval,
+  tables,
 )
 from stability.report import leaderboard as leaderboard_lib
 from stability.report.options import Options
 from stability.report.plots import selection
-from stability.storage import files, retrieval_csv, schema, sweeps
+from stability.storage import files, other_text_csv, retrieval_csv, schema, sweeps
 
 DEFAULTS = Options()
 _EMPTY = pd.DataFrame()
@@ -86,6 +87,7 @@ def write_report(
       facts=facts(sweep),
       larger=larger,
       retrieved=measured,
+      forgotten=other_text.table(results, other_text_csv.read(workdir)),
   )
 
 
@@ -133,6 +135,7 @@ def write_files(
     facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     larger: predictions.Section | None = None,
     retrieved: Sequence[retrieval_csv.Row] = (),
+    forgotten: pd.DataFrame = _EMPTY,
 ) -> Path:
   """Writes the files of a report; returns the path of its index.html.
 
@@ -154,6 +157,7 @@ def write_files(
     facts: see `facts`.
     larger: see predictions.section.
     retrieved: measurements of retrieval beside the runs.
+    forgotten: the table of losses on other text.
   """
   chosen = figure_files.choose([*(board.plots if board else ()), *shown], options.figures)
   arms = results.runs[results.groups].drop_duplicates().to_numpy(object)
@@ -210,6 +214,7 @@ def write_files(
       larger=larger,
       retrieved=retrieval.table(retrieved),
       retrieved_sentences=retrieval.sentences(retrieved),
+      forgotten=forgotten,
       text_columns=text_columns,
       facts=facts,
   )

@@ -6,7 +6,7 @@ Shape suffixes: N windows, T positions, D width, V vocabulary.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,8 +24,6 @@ from stability.model import adapters, parameterization
 from stability.model.kernels import CARRIED
 from stability.step import train_step
 from stability.storage import parameters, safetensors
-
-MIN_SEQUENCE = 32  # tokens; in shorter windows, overlap.LENGTH bytes could not be found
 
 _ELEMENTS = 2**24  # of the largest activation of a batch
 _HIDDEN = 16  # activations of a block per position, in widths
@@ -71,14 +69,27 @@ class Model:
     """
     if not config['model']['depth']:
       raise BadInput(f'{run.name}: config.model.depth=0: must be at least 1, to have keys')
-    if (length := config['data']['sequence_length']) < MIN_SEQUENCE:
-      raise BadInput(
-          f'{run.name}: config.data.sequence_length={length}: must be at least {MIN_SEQUENCE}'
-      )
     file = run / parameters.FILE
     if not file.is_file():
       raise BadInput(f'{file}: no such file; config.checkpoint.parameters=float32 keeps it')
     arrays, _ = safetensors.read(file)
+    return cls.from_arrays(config, vocabulary_size, arrays, str(file))
+
+  @classmethod
+  def from_arrays(
+      cls, config: Config, vocabulary_size: int, arrays: Mapping[str, np.ndarray], source: str
+  ) -> Self:
+    """The model of a run with this config.
+
+    Args:
+      config: of the run.
+      vocabulary_size: of its tokens.
+      arrays: its variables, under the names of parameters.safetensors.
+      source: where they are from.
+
+    Raises:
+      BadInput: a variable is missing or has another shape.
+    """
     static, hparams = config_lib.split(config)
     model = train_step.make_model(static, vocabulary_size)
     initial = functools.partial(train_step.init_model, model, static)
@@ -89,7 +100,7 @@ class Model:
       for path, leaf in flax.traverse_util.flatten_dict(like).items():
         name = prefix + '/'.join(path)
         if name not in arrays or arrays[name].shape != leaf.shape:
-          raise BadInput(f'{file}: damaged: {name} must be of shape {leaf.shape}')
+          raise BadInput(f'{source}: damaged: {name} must be of shape {leaf.shape}')
         variables[key][path] = arrays[name].astype(np.float32)
       variables[key] = flax.traverse_util.unflatten_dict(variables[key])
     return cls(config, vocabulary_size, variables)

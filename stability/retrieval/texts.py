@@ -59,7 +59,9 @@ class Windows:
     )
 
 
-def of_split(folder: Path, split: str, sequence_length: int, count: int | None) -> Windows:
+def of_split(
+    folder: Path, split: str, sequence_length: int, count: int | None, name: str | None = None
+) -> Windows:
   """Windows of a split of a token folder, spread evenly over it.
 
   Args:
@@ -67,14 +69,15 @@ def of_split(folder: Path, split: str, sequence_length: int, count: int | None) 
     split: train or validation.
     sequence_length: T.
     count: the most windows; None: no limit.
+    name: of the text; None: that of the split.
   """
   opened = tokens_lib.open_tokens(folder)
   documents, first = [], 0
   listed = opened.meta['documents'].get(split)
-  for name, length in listed if isinstance(listed, list) else [(f'the {split} text', 0)]:
-    documents.append((name, first))
+  for document, length in listed if isinstance(listed, list) else [(f'the {split} text', 0)]:
+    documents.append((document, first))
     first += length + 1
-  return _windows(split, getattr(opened, split), documents, sequence_length, count)
+  return _windows(name or split, getattr(opened, split), documents, sequence_length, count)
 
 
 def of_path(

@@ -16,16 +16,11 @@
   digest            of the tokens of both
 """
 
-import csv
 import dataclasses
-import io
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
 
-from stability.errors import BadInput
-from stability.storage import files
+from stability.storage import rows_csv
 
 METHODS = ('knn', 'bm25')
 
@@ -51,32 +46,14 @@ class Row:
   stable_rank: float | None
   digest: str
 
+  def __post_init__(self):
+    if self.method not in METHODS:
+      raise ValueError(f'method={self.method}: must be one of {", ".join(METHODS)}')
+
   @property
   def key(self) -> tuple[str, ...]:
-    """What was measured: a new row with the same key replaces an old one."""
+    """What was measured."""
     return self.run, self.method, self.datastore, self.text
-
-  @classmethod
-  def parse(cls, found: dict[str, Any]) -> Self:
-    """The row of a line as csv.DictReader gives it; ValueError if it is damaged."""
-    if None in found:
-      raise ValueError('too many cells')
-    values = {}
-    for field in dataclasses.fields(cls):
-      text = found.get(field.name)
-      if text is None:
-        raise ValueError(f'{field.name} is missing')
-      if field.type == float | None and not text:
-        values[field.name] = None
-      elif field.type is str:
-        values[field.name] = text
-      else:
-        values[field.name] = (int if field.type is int else float)(text)
-        if not math.isfinite(values[field.name]):
-          raise ValueError(f'{field.name}={text}: must be a finite number')
-    if values['method'] not in METHODS:
-      raise ValueError(f'method={values["method"]}: must be one of {", ".join(METHODS)}')
-    return cls(**values)
 
 
 def path(workdir: Path) -> Path:
@@ -86,26 +63,9 @@ def path(workdir: Path) -> Path:
 
 def read(workdir: Path) -> list[Row]:
   """The rows of a workdir; none if there is no file, BadInput if it is damaged."""
-  file = path(workdir)
-  if not file.is_file():
-    return []
-  try:
-    lines = csv.DictReader(io.StringIO(file.read_text()), strict=True)
-    rows = []
-    for line in lines:
-      rows.append(Row.parse(line))
-  except (ValueError, csv.Error) as error:
-    raise BadInput(f'{file}, line {len(rows) + 2}: damaged: {error}') from None
-  return rows
+  return rows_csv.read(path(workdir), Row)
 
 
 def add(workdir: Path, new: Iterable[Row]) -> None:
   """Adds rows; those that measure the same as an old one replace it."""
-  rows = {row.key: row for row in read(workdir)}
-  rows |= {row.key: row for row in new}
-  buffer = io.StringIO()
-  names = [field.name for field in dataclasses.fields(Row)]
-  writer = csv.DictWriter(buffer, names, lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(dataclasses.asdict(row) for row in rows.values())
-  files.write_atomic(path(workdir), buffer.getvalue())
+  rows_csv.add(path(workdir), Row, new)

@@ -10,7 +10,7 @@ from helpers.processes import command, run
 from helpers.retrieval import sentences, write_text
 
 from stability.labels import tasks
-from stability.storage import retrieval_csv
+from stability.storage import other_text_csv, retrieval_csv
 
 FIELDS = {
     'data.source': 'text',
@@ -47,6 +47,11 @@ def test_walk(tmp_path):
   parent = f'pretrained/runs/{best["run"]}'
   tuned = ['--config.adapter.kind=lora', f'--config.init.checkpoint={parent}']
   ok(run(tmp_path, 'train', '--config=one.py', '--config.data.path=new', *tuned, '--workdir=tuned'))
+  ok(run(tmp_path, 'evaluate', '--workdir=tuned'))
+  (forgotten,) = other_text_csv.read(tmp_path / 'tuned')
+  # The trainer has measured the parent on the same windows, in another program.
+  assert math.isclose(forgotten.parent_loss, float(best['final_loss']), rel_tol=1e-5)
+  assert forgotten.text == 'parent' and forgotten.loss > forgotten.parent_loss
   ok(run(tmp_path, 'retrieve', '--workdir=tuned', '--datastore=text', '--add=new'))
   methods = [row.method for row in retrieval_csv.read(tmp_path / 'tuned')]
   assert sorted(methods) == ['bm25', 'bm25', 'knn', 'knn']

@@ -1,0 +1,189 @@
+"""Measures the loss of finished runs on other text than their own, and what fine-tuning forgets.
+
+  python -m launch.evaluate --workdir=DIR [--runs=PATTERN] [--text=parent|FOLDER]
+
+parent, the default, is the validation text of the run that a fine-tuned run started from. Any other
+value is a file or folder of text, of which windows are taken that are spread evenly over it, at
+most as many as the sweep has of validation text. The loss of the parent is measured on the same
+windows: the difference is what a run has forgotten. The measurements are in
+DIR/report/other_text.csv and on the page; one that is there already is not repeated.
+"""
+
+# First, since launch.common may have to mend sys.path.
+from launch.common import app, path_flags
+
+# isort: split
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launch.common import display, environment, finished_runs
+from stability import extensions
+from stability.errors import BadInput
+from stability.storage import files, other_text_csv, parameters, parents, run_files, sweeps
+from stability.storage.files import Json
+
+if TYPE_CHECKING:
+  from stability.retrieval.model import Model
+  from stability.retrieval.texts import Windows
+
+PARENT = 'parent'
+PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
+
+FLAGS = flags.FlagValues()
+_WORKDIR = app.define_workdir(FLAGS)
+_RUNS = finished_runs.define(FLAGS)
+_TEXT = path_flags.define(
+    'text', PARENT, 'parent, or a file or folder of text to measure the loss on', FLAGS
+)
+
+
+def main() -> int:
+  """Measures the runs and writes what was found; returns 1 if a run could not be read."""
+  workdir = Path(_WORKDIR.value)
+  sweep = sweeps.read_sweep(workdir)
+  sweeps.refuse_imported(workdir)
+  sweeps.check_data(workdir, sweep)
+  for folder in (workdir, workdir / 'report'):
+    files.refuse_links(folder)
+  if _TEXT.value != PARENT and not os.path.exists(_TEXT.value):
+    raise BadInput(f'--text={_TEXT.value}: no such file or folder; must be parent or a text')
+  names = finished_runs.named(workdir, sweep, _RUNS.value)
+  if _TEXT.value == PARENT:
+    names = [name for name in names if _parent(workdir, name)]
+    if not names:
+      raise BadInput('--text=parent: no finished run has a parent; must be a text')
+  environment.check()
+  os.environ.update(environment.worker_environment())  # before jax is imported
+  environment.check_devices()
+  extensions.load(workdir, sweep.extensions)
+  from stability.report import page
+
+  measured, damaged = _Measurements(workdir, sweep), []
+  with display.Display(first_after=display.PLAIN_SECONDS) as progress:
+    for done, name in enumerate(names):
+      progress.show(done / len(names), [f'{done}/{len(names)} runs measured', name])
+      try:
+        measured.add(name)
+      except BadInput as error:
+        damaged.append(error)
+  other_text_csv.add(workdir, measured.rows)
+  if measured.rows:
+    _print_table(workdir)
+    path = page.write_report(workdir)
+    print(f'Report: {path}')
+  for error in damaged:
+    print(f'error: {error}', file=sys.stderr)
+  return 1 if damaged else 0
+
+
+def _parent(workdir: Path, name: str) -> Json | None:
+  """The record of the run that a run started from; None if it has no parent."""
+  return parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
+
+
+class _Measurements:
+  """The rows of some runs; runs that share texts or parents share their windows and losses."""
+
+  def __init__(self, workdir: Path, sweep: sweeps.Sweep):
+    self.rows: list[other_text_csv.Row] = []
+    self._workdir = workdir
+    self._sweep = sweep
+    self._known = {row.key: row for row in other_text_csv.read(workdir)}
+    self._windows: dict[tuple[str, int, int], Windows] = {}
+    self._parent_losses: dict[tuple[str, str], float] = {}
+
+  def add(self, name: str) -> None:
+    """Measures a run, unless its row is known; BadInput if that is impossible."""
+    parent = _parent(self._workdir, name)
+    windows = self._windows_of(name, parent)
+    known = self._known.get((name, windows.name))
+    if known is None or known.digest != windows.digest():
+      model = self._load(name)
+      parent_loss = self._parent_loss(parent, windows) if parent else None
+      count, loss = len(windows.tokens_NxT1), _loss(model, windows)
+      known = other_text_csv.Row(
+          name, windows.name, count, loss, parent_loss, windows.digest()
+      )
+    self.rows.append(known)
+
+  def _windows_of(self, name: str, parent: Json | None) -> 'Windows':
+    from stability.data.tokenize import stored
+    from stability.retrieval import texts
+
+    data = self._sweep.runs[name]['data']
+    length, count = data['sequence_length'], data['validation_batches'] * data['batch_size']
+    source = parent['path'] if _TEXT.value == PARENT else _TEXT.value
+    key = source, length, count
+    if key not in self._windows:
+      if _TEXT.value == PARENT:
+        found = texts.of_split(_text_of(parent), 'validation', length, count, name=PARENT)
+      else:
+        tokens = self._workdir / self._sweep.data['path']
+        tokenizer = stored.StoredTokenizer(tokens, self._sweep.data)
+        found = texts.of_path(Path(source), tokenizer, length, count)
+      self._windows[key] = found
+    return self._windows[key]
+
+  def _load(self, name: str) -> 'Model':
+    from stability.retrieval import model
+
+    run = run_files.run_dir(self._workdir, name)
+    return model.Model.load(run, self._sweep.runs[name], self._sweep.data['vocabulary_size'])
+
+  def _parent_loss(self, parent: Json, windows: 'Windows') -> float:
+    from stability.retrieval import model
+
+    key = parent['sha256'], windows.digest()
+    if key not in self._parent_losses:
+      found = parents.load(parent)
+      carried = {parameters.CARRIED + name: array for name, array in found.carried.items()}
+      size = parent['data']['vocabulary_size']
+      of_parent = model.Model.from_arrays(
+          parent['config'], size, {**found.params, **carried}, parent['path']
+      )
+      self._parent_losses[key] = _loss(of_parent, windows)
+    return self._parent_losses[key]
+
+
+def _loss(model: 'Model', windows: 'Windows') -> float:
+  return float(-model.log_p(windows.tokens_NxT1).mean(dtype='float64'))
+
+
+def _text_of(parent: Json) -> Path:
+  """The token folder of a parent; BadInput if it is gone or has other text."""
+  path = Path(parent['path'])
+  run = path if path.is_dir() else path.parent
+  workdir = run.parents[1]
+  try:
+    data = sweeps.read_sweep(workdir).data
+  except BadInput as error:
+    raise BadInput(f'{path}: its sweep is not there; give its text as --text: {error}') from None
+  if data['sha256'] != parent['data']['sha256']:
+    raise BadInput(f'{workdir}: has other text than when the run was prepared')
+  return workdir / data['path']
+
+
+def _print_table(workdir: Path) -> None:
+  from stability.analysis import results
+  from stability.report import other_text
+
+  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  text = other_text.table(results.load_workdir(workdir), other_text_csv.read(workdir))
+  table = Table(box=box.SIMPLE_HEAD)
+  for name in text:
+    table.add_column(name, justify='left' if name == other_text.TEXT else 'right')
+  for row in text.itertuples(index=False):
+    table.add_row(*map(Text, row))  # not str: brackets in a name would be markup
+  console.print(table)
+
+
+if __name__ == '__main__':
+  app.run(main, FLAGS)

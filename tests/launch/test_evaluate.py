@@ -1,0 +1,103 @@
+"""launch.evaluate: losses of finished runs on other text; test_walk.py has trained ones."""
+
+import shutil
+
+import pytest
+from helpers.retrieval import FIELDS, write_text, write_workdir
+
+from launch import evaluate
+from launch.common import app, environment
+from stability.report import page
+from stability.storage import files, other_text_csv, parameters, parents
+
+PARENT = {'optimizer.learning_rate': 1e-2, 'seed': 3}
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """Two runs on other text, of which one has the parameters of their parent."""
+  place = tmp_path_factory.mktemp('evaluate')
+  (parent,) = write_workdir(place / 'old', write_text(place / 'old_text'), [PARENT])
+  points = [{'init.checkpoint': str(parent), 'seed': seed} for seed in (0, 1)]
+  runs = write_workdir(place / 'runs', write_text(place / 'text', range(50, 90)), points)
+  for run in runs:
+    parents.write(run, {'checkpoint': parents.describe(str(parent))})
+  shutil.copy(parent / parameters.FILE, runs[0] / parameters.FILE)
+  return place
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+  """A copy of it, as the current folder; the parent stays where it was made."""
+  shutil.copytree(made / 'runs', tmp_path / 'runs')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(environment, 'worker_environment', dict)  # of this process
+  return tmp_path
+
+
+def run(capsys, *arguments):
+  argv = ['evaluate', '--workdir=runs', *arguments]
+  code = app.execute(evaluate.main, evaluate.FLAGS, argv)
+  return code, *capsys.readouterr()
+
+
+def test_text_of_the_parent(place, capsys, monkeypatch):
+  monkeypatch.setattr(page.selection, 'loss_plots', lambda *_, **__: [])
+  code, output, error = run(capsys)
+  assert code == 0, error
+  same, other = other_text_csv.read(place / 'runs')
+  assert same.text == other.text == 'parent' and same.digest == other.digest
+  assert same.windows == FIELDS['data.validation_batches'] * FIELDS['data.batch_size']
+  assert same.loss == same.parent_loss == other.parent_loss != other.loss
+  change = (same.loss + other.loss) / 2 - same.parent_loss
+  html = (place / 'runs/report/index.html').read_text()
+  assert '<h2>Other text</h2>' in html and f'{change:+.3f}' in html and f'{change:+.3f}' in output
+  # What is there is not measured again.
+  monkeypatch.setattr(evaluate, '_loss', lambda *_: pytest.fail('it is measured again'))
+  assert run(capsys)[0] == 0
+
+
+def test_any_text(place, capsys):
+  write_text(place / 'third', range(100, 103), count=20)
+  assert run(capsys, '--text=third', '--runs=*seed=1')[0] == 0
+  (row,) = other_text_csv.read(place / 'runs')
+  assert row.text == 'third' and row.parent_loss is not None
+  assert 3 < row.windows < FIELDS['data.validation_batches'] * FIELDS['data.batch_size']
+
+
+def test_a_run_without_parameters_does_not_take_others_along(place, capsys):
+  first = next(iter((place / 'runs/runs').glob('*seed=0')))
+  (first / parameters.FILE).unlink()
+  code, _, error = run(capsys)
+  assert code == 1 and error.count('error: ') == 1 and parameters.FILE in error
+  assert [row.run[-6:] for row in other_text_csv.read(place / 'runs')] == ['seed=1']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['--text=nowhere'], '--text=nowhere: no such file or folder; must be parent or a text'),
+        (['--runs=x'], '--runs=x: names no finished run; one is '),
+        (['--workdir=text'], 'text'),
+    ],
+)
+def test_refused(place, capsys, arguments, said):
+  code, _, error = run(capsys, *arguments)
+  assert code == 2 and error.count('\n') == 1 and said in error
+  assert not other_text_csv.path(place / 'runs').exists()
+
+
+def test_no_parent(place, capsys):
+  for path in place.glob('runs/runs/*/parent.json'):
+    path.unlink()
+  code, _, error = run(capsys)
+  assert code == 2 and '--text=parent: no finished run has a parent' in error
+
+
+def test_other_text_of_the_parent(place, capsys):
+  for path in place.glob('runs/runs/*/parent.json'):
+    record = files.read_json(path)
+    record['checkpoint']['data']['sha256']['train'] = '0'
+    files.write_json(path, record)
+  code, _, error = run(capsys)
+  assert code == 1 and error.count('has other text than when the run was prepared') == 2
