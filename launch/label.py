@@ -3,12 +3,15 @@
   python -m launch.label select --workdir=DIR --data=FOLDER --count=N --by=RULE --output=TASKS
   python -m launch.label ask --tasks=TASKS
   python -m launch.label read --tasks=TASKS --answers=FILE[,FILE...] --output=FOLDER
+  python -m launch.label keep --tasks=TASKS --output=FOLDER            all, without asking
 
-select takes passages of the text in FOLDER, or whole documents with --length=0, and writes those
-that come first by a rule, without near-duplicates: disagreement, on which several seeds disagree
-most; loss, whose loss is highest; gain, whose loss a run that was trained on other text lowers most
-(--reference=DIR/runs/NAME); or random. TASKS has them as JSON lines and as tasks for Label Studio
-and doccano. By default, the seeds are those of the size and options with the lowest loss.
+select takes passages of the text in FOLDER (or, with --data=train, of the sweep's training text),
+or whole documents with --length=0. It writes those that come first by a rule, without near-
+duplicates: --count of them, or with --share=0.5 half of the text. The rules are: disagreement, on
+which several seeds disagree most; loss, whose loss is highest; gain, whose loss a run that was
+trained on other text lowers most (--reference=DIR/runs/NAME); and random. TASKS has them as JSON
+lines and as tasks for Label Studio and doccano. By default, the seeds are those of the size and
+options with the lowest loss.
 
 ask shows passages one at a time: k keeps, d drops, u is unsure, b goes back, q ends; the same
 command continues. A share of them (--second) is asked a second time. read takes answers of ask, of
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
   from stability.labels.scores import Scores
   from stability.retrieval.model import Model
 
+TRAIN = 'train'
 RULES = ('disagreement', 'loss', 'gain', 'random')
 MAX_SHOWN = 5  # conflicts
 
@@ -56,9 +60,17 @@ _RUNS = flags.DEFINE_string(
     'select: names of runs, in which * stands for anything; quote it',
     flag_values=FLAGS,
 )
-_DATA = path_flags.define('data', None, 'select: file or folder of text', FLAGS)
+_DATA = path_flags.define('data', None, 'select: file or folder of text, or train', FLAGS)
 _COUNT = flags.DEFINE_integer(
-    'count', 50, 'select: number of passages', lower_bound=1, flag_values=FLAGS
+    'count', None, 'select: number of passages; default: 50', lower_bound=1, flag_values=FLAGS
+)
+_SHARE = flags.DEFINE_float(
+    'share',
+    None,
+    'select: share of the text, in characters, instead of --count',
+    lower_bound=0.0,
+    upper_bound=1.0,
+    flag_values=FLAGS,
 )
 _BY = flags.DEFINE_enum('by', 'disagreement', RULES, 'select: the rule', flag_values=FLAGS)
 _REFERENCE = path_flags.define(
@@ -72,7 +84,7 @@ _LENGTH = flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'select --by=random: seed', flag_values=FLAGS)
-_TASKS = path_flags.define('tasks', None, 'ask, read: folder that select wrote', FLAGS)
+_TASKS = path_flags.define('tasks', None, 'ask, read, keep: folder that select wrote', FLAGS)
 _ANNOTATOR = flags.DEFINE_string(
     'annotator', None, 'ask: who answers; default: the user', flag_values=FLAGS
 )
@@ -85,12 +97,12 @@ _SECOND = flags.DEFINE_float(
     flag_values=FLAGS,
 )
 _ANSWERS = path_flags.define_list('answers', 'read: files of answers, separated by commas', FLAGS)
-_OUTPUT = path_flags.define('output', None, 'select, read: new folder to write', FLAGS)
+_OUTPUT = path_flags.define('output', None, 'select, read, keep: new folder to write', FLAGS)
 
 
 def main(*words: str) -> int | None:
-  """Selects, asks or reads."""
-  actions = {'select': select, 'ask': ask, 'read': read}
+  """Selects, asks, reads or keeps."""
+  actions = {'select': select, 'ask': ask, 'read': read, 'keep': keep}
   if len(words) != 1 or words[0] not in actions:
     shown = ' '.join(words)
     raise BadInput(f'{shown!r}: must be one of {", ".join(actions)}')
@@ -119,6 +131,8 @@ def select() -> None:
   data, output = _required(_DATA, 'a file or folder of text'), _new_output()
   if (_BY.value == 'gain') != bool(_REFERENCE.value):
     raise BadInput('--reference: must be given with --by=gain, and only then')
+  if _COUNT.value is not None and _SHARE.value is not None:
+    raise BadInput('--share: must be given without --count')
   sweep = sweeps.read_sweep(workdir)
   sweeps.refuse_imported(workdir)
   sweeps.check_data(workdir, sweep)
@@ -127,7 +141,7 @@ def select() -> None:
     raise BadInput(
         f'--by=disagreement: needs two seeds or more that have finished; --runs names {names[0]}'
     )
-  found = list(passages.cut(_documents(data), _LENGTH.value))
+  found = list(passages.cut(_documents(data, workdir, sweep), _LENGTH.value))
   if not found:
     raise BadInput(f'--data={data}: holds nothing but white space')
   environment.check()
@@ -143,7 +157,11 @@ def select() -> None:
   }[_BY.value]
   order = np.argsort(-values, kind='stable')
   position = {passage.task: n for n, passage in enumerate(found)}
-  chosen, left_out = passages.without_near_duplicates((found[n] for n in order), _COUNT.value)
+  count, characters = 50 if _COUNT.value is None else _COUNT.value, math.inf
+  if _SHARE.value is not None:
+    count, characters = math.inf, _SHARE.value * sum(len(passage.text) for passage in found)
+  ranked = (found[n] for n in order)
+  chosen, left_out = passages.without_near_duplicates(ranked, count, characters)
   written = []
   for passage in chosen:
     n = position[passage.task]
@@ -164,9 +182,12 @@ def select() -> None:
   print(f'{len(written)} of {len(found):,} passages by {_BY.value}{duplicates}: {output}')
 
 
-def _documents(path: Path) -> list:
+def _documents(path: Path, workdir: Path, sweep: sweeps.Sweep) -> list:
   from stability.data import sources
+  from stability.data.tokenize import stored
 
+  if str(path) == TRAIN:
+    return stored.documents(workdir / sweep.data['path'])
   try:
     return sources.read_documents(str(path))[0]
   except BadInput as error:
@@ -304,6 +325,20 @@ def read() -> None:
   if len(conflicts) > MAX_SHOWN:
     print(f'  and {len(conflicts) - MAX_SHOWN} more, in {output / "labels.json"}')
   print(f'Token folder: {output}; --config.data.path={output} --config.data.labels=kept')
+
+
+# keep
+
+
+def keep() -> None:
+  """Writes a token folder of all passages that select has written."""
+  folder, output = _required(_TASKS, 'a folder that select wrote'), _new_output()
+  listed, about = tasks.read(folder)
+  from stability.labels import labelled
+
+  decisions = [answers.Decision(task.task, answers.KEEP, 1.0, ()) for task in listed]
+  labelled.write(output, Path(about['data']), listed, decisions)
+  print(f'{len(listed)} passages in the token folder {output}: --config.data.path={output}')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Passages of documents, with their offsets in characters."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -51,11 +52,18 @@ def cut(documents: Iterable[Document], length: int) -> Iterator[Passage]:
       start = end
 
 
-def without_near_duplicates(passages: Iterable[Passage], count: int) -> tuple[list[Passage], int]:
-  """The first `count` passages that are no near-duplicates of earlier ones.
+def without_near_duplicates(
+    passages: Iterable[Passage], count: float, characters: float = math.inf
+) -> tuple[list[Passage], int]:
+  """The first passages that are no near-duplicates of earlier ones.
 
   Two passages are near-duplicates if half of the 16-character pieces of the shorter one are in the
   other, whatever their white space and case.
+
+  Args:
+    passages: in the order in which they are wanted.
+    count: the number to choose.
+    characters: the length of text with which it also ends.
 
   Returns:
     The passages, and how many were left out before the last of them.
@@ -63,9 +71,9 @@ def without_near_duplicates(passages: Iterable[Passage], count: int) -> tuple[li
   chosen: list[Passage] = []
   shingles: list[set[str]] = []
   holders: dict[str, list[int]] = {}  # positions in `chosen` by shingle
-  left_out = 0
+  left_out = length = 0
   for passage in passages:
-    if len(chosen) == count:
+    if len(chosen) == count or length >= characters:
       break
     own = _shingles(passage.text)
     shared: dict[int, int] = {}
@@ -78,6 +86,7 @@ def without_near_duplicates(passages: Iterable[Passage], count: int) -> tuple[li
     for shingle in own:
       holders.setdefault(shingle, []).append(len(chosen))
     chosen.append(passage)
+    length += len(passage.text)
     shingles.append(own)
   return chosen, left_out
 

@@ -122,9 +122,30 @@ def test_from_answers_to_token_files(place, capsys, monkeypatch):
   assert entries[0]['opinions'] == [['ann', 'keep'], ['bea', 'drop']]
 
 
+def test_half_of_the_training_text(place, capsys):
+  fixed = ['select', '--workdir=runs', '--data=train', '--length=0', '--by=random']
+  code, out, error = run(capsys, *fixed, '--share=0.5', '--output=half')
+  assert code == 0, error
+  found, _ = tasks.read(place / 'half')
+  sweep_data = next(path for path in (place / 'runs/data').iterdir() if path.is_dir())
+  before = tokens.open_tokens(sweep_data)
+  lengths = dict(before.meta['documents']['train'])
+  for task in found:
+    assert len(task.text) == lengths[task.document]
+    assert (place / 'text' / task.document).read_text() == task.text
+  total, chosen = sum(lengths.values()), sum(len(task.text) for task in found)
+  assert total / 2 <= chosen < total / 2 + max(lengths.values())
+  code, out, error = run(capsys, 'keep', '--tasks=half', '--output=kept')
+  assert code == 0, error
+  assert f'{len(found)} passages in the token folder kept' in out
+  after = tokens.open_tokens(place / 'kept')
+  assert after.train.tobytes() == b'\0'.join([*(task.text.encode() for task in found), b''])
+  assert np.array_equal(after.validation, before.validation)
+
+
 SELECT = ['select', '--workdir=runs', '--data=new', '--output=x']
 BAD = {
-    'no word': ([], "'': must be one of select, ask, read"),
+    'no word': ([], "'': must be one of select, ask, read, keep"),
     'another word': (['sort'], "'sort': must be one of select"),
     'no workdir': (['select', '--data=new', '--output=x'], '--workdir: missing'),
     'no data': (['select', '--workdir=runs', '--output=x'], '--data: missing'),
@@ -138,6 +159,8 @@ BAD = {
     'no seed': ([*SELECT, '--runs=seed=9'], '--runs=seed=9: names no finished run'),
     'rule': ([*SELECT, '--by=taste'], '--by'),
     'count': ([*SELECT, '--count=0'], '--count'),
+    'share': ([*SELECT, '--count=2', '--share=0.5'], '--share: must be given without --count'),
+    'nothing to keep': (['keep', '--tasks=new', '--output=x'], '--tasks=new: holds no tasks'),
     'no tasks': (['ask'], '--tasks: missing'),
     'foreign tasks': (['ask', '--tasks=new'], '--tasks=new: holds no tasks.jsonl'),
     'no answers': (['read', '--tasks=new', '--output=x'], '--answers: missing'),

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # proxies, rescue and stepping_in about steering a run, modern about another recipe.
 OTHER_CONFIGS = {
     *('__init__', 'base', 'benchmark', 'grid', 'ladder', 'quickstart', 'rescue', 'stepping_in'),
-    *('arms', 'extrapolation', 'length', 'modern', 'pretraining', 'finetuning'),
+    *('arms', 'extrapolation', 'length', 'modern', 'pretraining', 'finetuning', 'selection'),
     *('leaderboard', 'leaderboard_finals', 'leaderboard_pairs'),
 }
 PAPER_FIGURES = {'first': '3', 'lacking': '4', 'third': 'E.5'}

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from stability.data import tokens as tokens_lib
+from stability.data.sources import Document
 from stability.data.tokenize import encoders
 from stability.errors import BadInput
 
@@ -62,3 +64,17 @@ class StoredTokenizer:
     if self._strings is not None:
       return b''.join(self._strings[token] for token in tokens.tolist())
     return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False).encode()
+
+
+def documents(folder: Path) -> list[Document]:
+  """The training documents of a token folder as text; BadInput if it does not list them."""
+  opened = tokens_lib.open_tokens(folder)
+  listed = opened.meta['documents'].get('train')
+  if not isinstance(listed, list):
+    raise BadInput(f'{folder}: does not list its training documents; give their text instead')
+  tokenizer = StoredTokenizer(folder, opened.meta)
+  found, start = [], 0
+  for name, length in listed:
+    found.append((name, tokenizer.decode(np.asarray(opened.train[start : start + length]))))
+    start += length + 1
+  return found
