@@ -14,7 +14,7 @@ from stability.analysis import alarm_log, inert, lr_sensitivity, several_sweeps
 from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
-from stability.analysis.claims import registry
+from stability.analysis.claims import regimes, registry
 from stability.analysis.claims import retrieval as retrieval_claims
 from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
@@ -66,6 +66,7 @@ def write_report(
   alarms = alarm_log.load(workdir)
   acted = inert.load(workdir)
   measured = retrieval_csv.read(workdir)
+  by_regime = regimes.judge(results, curves) if regimes.applies(results) else _EMPTY
   return write_files(
       output or workdir / 'report',
       options,
@@ -75,10 +76,12 @@ def write_report(
           *selection.loss_plots(results, table, sweep.data.get('bigram_loss')),
           *selection.curve_plots(results, curves),
           *selection.probe_plots(results, curves),
+          *(selection.regime_plots(by_regime) if len(by_regime) else ()),
           *(larger.plots if larger else ()),
       ],
       title=f'Training stability: {Path(sweep.config_file).stem}',
       judged=_judged(results, curves, measured),
+      by_regime=by_regime,
       coordinate_check=_coordinate_check(workdir, results),
       board=leaderboard_lib.section(results, acted, options.costs),
       acted=inert.by_arm(results, acted),
@@ -125,6 +128,7 @@ def write_files(
     title: str,
     *,
     judged: pd.DataFrame | None = None,
+    by_regime: pd.DataFrame = _EMPTY,
     differing: str = '',
     differences: several_sweeps.Differences | None = None,
     board: leaderboard_lib.Section | None = None,
@@ -147,6 +151,7 @@ def write_files(
     shown: the figures that the page can have.
     title: its heading.
     judged: the verdicts on the claims; None: they are not judged.
+    by_regime: the verdicts by run length and size; see regimes.judge.
     differing: what several sweeps differ in, a sentence.
     differences: those between several sweeps.
     board: the leaderboard, if there is one.
@@ -171,6 +176,8 @@ def write_files(
     files.write_atomic(folder / 'lr_sensitivity.tex', text)
   if judged is not None:
     files.write_atomic(folder / 'claims.csv', judged.to_csv(index=False))
+  if len(by_regime):
+    files.write_atomic(folder / 'regimes.csv', by_regime.to_csv(index=False))
   paired = pd.DataFrame()
   if differences is not None and not differences.table.empty:
     paired = tables.differences(results, differences.table)
@@ -201,6 +208,7 @@ def write_files(
       board=board,
       claims=_EMPTY if judged is None else claim_cells(tables.claims(judged)),
       tally='' if judged is None else tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
+      regimes=tables.first_regimes(regimes.first(by_regime)) if len(by_regime) else _EMPTY,
       coordinate_check=coordinate_check,
       acted=acted if acted.empty else tables.acted(results, acted),
       alarms=alarms,

@@ -204,3 +204,18 @@ def rescue_sentence(results: Results) -> str | None:
       f'With the policy, {rescued} of {doomed} runs ({rescued / doomed:.0%}) that are unstable'
       f' without it end within {rescue.WITHIN:.0%} of the best loss at their size.'
   )
+
+
+def first_regimes(found: pd.DataFrame) -> pd.DataFrame:
+  """The regimes from which on claims hold, the result of regimes.first."""
+  is_known = found['steps'].notna()
+  steps = found['steps'].map('{:,.0f}'.format)
+  counts = zip(found['holds'], found['decided'], strict=True)
+  return pd.DataFrame({
+      'figure': found['figure'],
+      'claim': found['claim'],
+      'from steps': steps.where(is_known, 'nowhere'),
+      'with sizes up to': found['parameters'].map(labels.parameters).where(is_known, ''),
+      'regimes in which it holds': [f'{holds} of {decided}' for holds, decided in counts],
+      'note': found['last'].map({True: 'the last regime', False: ''}),
+  })

@@ -13,7 +13,7 @@ from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.analysis.results import Results
 from stability.report import labels
-from stability.report.plots import lr_curves
+from stability.report.plots import lr_curves, regimes
 from stability.report.plots import probe_plots as probe_plots_lib
 
 
@@ -57,6 +57,20 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
           'This needs finished runs of at least two sizes, with known parameters.',
       ),
       *number_plots(results),
+  ]
+
+
+def regime_plots(judged: pd.DataFrame) -> list[Plot]:
+  """The figure of verdicts by run length and size, given the result of regimes.judge."""
+  return [
+      Plot(
+          'claims_by_length',
+          'Claims by run length and size',
+          'The verdict on each claim from the runs of one length and of the sizes up to one. A'
+          ' proxy can be trusted for a claim from where on all verdicts agree.',
+          functools.partial(regimes.verdicts, judged),
+          '',
+      )
   ]
 
 
