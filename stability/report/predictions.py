@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,13 +129,35 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
       ('paper_brier', "paper's fit"),
   ):
     text[title] = scores[column].map(labels.decimals)
-  text['in 90 % interval'] = [
-      f'{share:.0%} of {count}' if count else ''
-      for share, count in zip(scores['coverage'], scores['intervals'], strict=True)
-  ]
+  text['in 90 % interval'] = _coverage(scores)
   text['median error (decades)'] = scores['error'].map(lambda error: labels.decimals(error, 2))
   text = text.replace({'nan%': '', 'nan': ''})
   return text[(scores['runs'] > 0) | (scores['numbers'] > 0)]
+
+
+def by_size_table(scores: pd.DataFrame) -> pd.DataFrame:
+  """The scores of instability and of learning rates by prediction.predict.score_by_size as text."""
+  rows = scores[(scores['event'] != predictors.GradientPredictor.event)]
+  text = pd.DataFrame({
+      'size': rows['parameters'].map(labels.parameters),
+      'times': rows['times'].map(answer_text.factor),
+      'predictor': rows['predictor'],
+      'runs': rows['runs'].astype(str),
+      'accuracy': rows['accuracy'].map('{:.0%}'.format),
+      'Brier score': rows['brier'].map(labels.decimals),
+      'log score': rows['log_score'].map(lambda score: labels.decimals(score, 2)),
+      'in 90 % interval': _coverage(rows),
+      'width (decades)': rows['width'].map(lambda width: labels.decimals(width, 2)),
+      'median error (decades)': rows['error'].map(lambda error: labels.decimals(error, 2)),
+  }).replace({'nan%': '', 'nan': ''})
+  return text[(rows['runs'] > 0) | (rows['numbers'] > 0)]
+
+
+def _coverage(scores: pd.DataFrame) -> list[str]:
+  return [
+      f'{share:.0%} of {count}' if count else ''
+      for share, count in zip(scores['coverage'], scores['intervals'], strict=True)
+  ]
 
 
 # Figures.
@@ -274,6 +296,45 @@ def write_tables(predictions: Predictions, folder: Path) -> None:
   if not predictions.held_out.empty:
     held_out = predictions.held_out.to_csv(index=False)
     files.write_atomic(folder / 'predictions_held_out.csv', held_out)
+
+
+def write_test(
+    results: Results,
+    observations: Mapping[tuple, Observations],
+    fit_up_to: float,
+    targets: Sequence[float],
+    folder: Path,
+) -> pd.DataFrame:
+  """Predicts sizes from those up to one; writes forecast_test.csv and forecast_scores.csv.
+
+  Args:
+    results: the runs of a sweep.
+    observations: see observations.by_intervention.
+    fit_up_to: parameters of the largest size to predict from. All larger trained ones are predicted
+      and scored.
+    targets: parameters of other sizes to predict.
+    folder: where the files are written.
+
+  Returns:
+    The scores, see prediction.predict.score_by_size; empty if no predicted size was trained.
+
+  Raises:
+    InsufficientData: there are too few sizes to predict from, or none to predict.
+  """
+  fitted = predict.up_to(observations, fit_up_to)
+  if all(len(of_arm.sizes) < predictor.MIN_SIZES for of_arm in fitted.values()):
+    raise predictor.InsufficientData(f'{predictor.MIN_SIZES} sizes up to it are needed')
+  tables = [predict.hold_out(results, observations, fit_up_to)]
+  if targets:
+    tables.append(predict.predict(results, fitted, targets))
+  if not any(map(len, tables)):
+    raise predictor.InsufficientData('no larger size was trained, and none is a target')
+  files.write_atomic(folder / 'forecast_test.csv', pd.concat(tables).to_csv(index=False))
+  if tables[0].empty:
+    return pd.DataFrame()
+  scores = predict.score_by_size(tables[0])
+  files.write_atomic(folder / 'forecast_scores.csv', scores.to_csv(index=False))
+  return scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis.prediction import fits, power_law
+from stability.analysis.prediction import surface as surface_lib
 from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.predictor import (
     QUICK_DRAWS,
@@ -31,6 +32,14 @@ class RatePredictor(Predictor):
   def quantity(self) -> str:
     """What is predicted."""
     return self.name
+
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Predicts the learning rate only, no probability."""
+    draws = self.extrapolate(observations, cells['log_size'].to_numpy(), quick)
+    table = forecast_table(cells, np.nan, draws.median_C, *draws.interval_2xC)
+    return Forecast(table, '')
 
   def extrapolate(
       self, observations: Observations, log_sizes_C: np.ndarray, quick: bool = False
@@ -113,7 +122,47 @@ def unstable_share(log_critical_DxC: np.ndarray, log_rate_C: np.ndarray) -> np.n
 
 
 CRITICAL_RATE = CriticalRatePredictor()
-BEST_RATE = RatePredictor('best learning rate', 'log_best', 'best_censored')
+BEST_RATE = RatePredictor('best learning rate', 'log_best', 'best_censored', event='')
+RATES = (CRITICAL_RATE, BEST_RATE)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SurfacePredictor(Predictor):
+  """Predicts one of these learning rates of an arm from the runs of all arms; see surface.py."""
+
+  rate: RatePredictor
+  surface: surface_lib.Surface
+  arm: tuple
+
+  @property
+  def name(self) -> str:
+    """The name, which says of what else it is predicted."""
+    return f'{self.rate.name}, all arms'
+
+  @property
+  def quantity(self) -> str:
+    """What is predicted."""
+    return self.rate.name
+
+  @property
+  def event(self) -> str:
+    """The event to which the probability refers."""
+    return self.rate.event
+
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """The observations are those that the surface was fitted to."""
+    log_size, log_rate = cells['log_size'].to_numpy(), cells['log_rate'].to_numpy()
+    is_critical = self.rate == CRITICAL_RATE
+    draws = (self.surface.critical if is_critical else self.surface.best)(self.arm, log_size)
+    probability = unstable_share(draws.run_DxC, log_rate) if is_critical else np.nan
+    table = forecast_table(cells, probability, draws.median_C, *draws.interval_2xC)
+    return Forecast(table, '')
+
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The learning rate of the run's shape."""
+    return self.rate.measure(observations)
 
 
 def _interpolation_error(observations: Observations) -> float:
