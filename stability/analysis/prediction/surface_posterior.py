@@ -27,8 +27,8 @@ TAIL = 4  # degrees of freedom of the t distribution of deviations: few sizes br
 
 QUANTITIES = ('critical', 'best')
 _LEVEL, _HEADROOM = 0, 3  # positions of the levels in K
-_CHAINS = 10
-_BURN_IN = 150  # sweeps
+_CHAINS = 20
+_BURN_IN = 100  # sweeps
 _THIN = 2  # sweeps per kept draw of each chain
 
 
