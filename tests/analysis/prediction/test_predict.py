@@ -391,3 +391,19 @@ def test_critical_rate_is_scored_once_per_size():
   scores = predict.score([held_out, held_out]).set_index('predictor')
   assert scores.loc['critical learning rate', 'intervals'] == 2
   assert scores.loc['critical learning rate', 'runs'] == 28
+
+
+def test_run_is_unstable_by_the_runs_of_its_arm():
+  """The best arm has its best rate where the other one fails: its runs there are not stable."""
+  none, other = (
+      known_truth.bowls(
+          np.random.default_rng(0), lambda _, rate=rate: rate, fields={'model.qk_norm': name}
+      )[0]
+      for name, rate in {'none': 3e-3, 'l2': 0.5}.items()
+  )
+  runs = pd.concat([none.runs, other.runs], ignore_index=True)
+  runs.loc[runs['model.qk_norm'] == 'l2', 'final_loss'] -= 0.02
+  _, curves = known_truth.bowls(np.random.default_rng(0), lambda _: 0.1)
+  by_arm = observations_lib.by_intervention(dataclasses.replace(none, runs=runs), curves)
+  unstable = by_arm[('none',)].runs.groupby('learning_rate')['unstable'].all()
+  assert list(unstable) == [False, False, True, True, True, True, True]
