@@ -26,11 +26,11 @@ def runs(*critical, seed=0, **options):
     results, curves = known_truth.bowls(rng, of_arm, **{'sizes': SIZES} | options)
     (found,) = observations.by_intervention(results, curves).values()
     tables.append(found.runs.assign(arm=arm))
-  return pd.concat(tables)
+  return pd.concat(tables, ignore_index=True)
 
 
 def fit(*critical, **options):
-  return surface.fit(runs(*critical, **options), draws=400)
+  return surface.fit(runs(*critical, **options), draws=200)
 
 
 def median(draws):
@@ -126,7 +126,7 @@ def test_critical_rate_outside_the_grid_is_outside(at_10k):
   table = runs(law(at_10k, -0.3), law(0.1, -0.3), headroom=3.0 if is_above else 0.8)
   if not is_above:
     table.loc[table['arm'] == 0, 'loss'] = table['initial_loss']
-  fitted = surface.fit(table, draws=400)
+  fitted = surface.fit(table, draws=200)
   found = fitted.critical(0, np.log10(SIZES)).law_DxC
   beyond = found > -0.1 if is_above else found < -2.9
   assert beyond.mean() > 0.95
@@ -142,7 +142,7 @@ def test_arm_with_few_runs_borrows_from_the_others():
   few = table[~is_few | (table['parameters'] == SIZES[0])]
   width = {}
   for name, of_fit in {'alone': few[few['arm'] == 0], 'together': few}.items():
-    low, high = surface.fit(of_fit, draws=400).critical(0, FAR).interval_2xC
+    low, high = surface.fit(of_fit, draws=200).critical(0, FAR).interval_2xC
     width[name] = high - low
     assert ((low < np.log10(law(0.3, -0.3)(10**FAR))) & (high > -3)).all()
   assert (width['together'] < 0.9 * width['alone']).all()
@@ -166,7 +166,7 @@ def test_noise_of_seeds_is_that_of_a_run():
   for seed in range(12):
     level = 0.3 * 10 ** rng.normal(0, 0.2)
     tables.append(runs(law(level, -0.3), noise=0.002).assign(seed=seed))
-  fitted = surface.fit(pd.concat(tables), draws=400)
+  fitted = surface.fit(pd.concat(tables), draws=200)
   draws = fitted.critical(0, np.log10(SIZES))
   assert np.median(draws.noise_D) == pytest.approx(0.2, rel=0.35)
   assert (draws.run_DxC.std(axis=0) > 1.5 * draws.law_DxC.std(axis=0)).all()
