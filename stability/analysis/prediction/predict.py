@@ -27,7 +27,10 @@ _OUTCOME_COLUMNS = ('run', 'seed', 'happened', 'base_rate', 'measured', 'beyond'
 
 
 def predict(
-    results: Results, observations: ByIntervention, parameters: Sequence[float]
+    results: Results,
+    observations: ByIntervention,
+    parameters: Sequence[float],
+    surface: surface_lib.Surface,
 ) -> pd.DataFrame:
   """Forecasts sizes, trained or not, with every predictor.
 
@@ -35,6 +38,7 @@ def predict(
     results: the runs of a sweep.
     observations: see observations.by_intervention.
     parameters: parameter counts of the sizes to predict.
+    surface: see surface.fit_arms.
 
   Returns:
     A row for each intervention (the columns of results.groups), predictor, size and learning rate
@@ -44,7 +48,6 @@ def predict(
     value, low and high (90 % interval; NaN: none), note. A predictor without enough data has one
     row, with the reason as its note.
   """
-  surface = fit_surface(observations)
   tables = {}
   for arm, group in observations.items():
     cells = observations_lib.cells(parameters, group.learning_rates)
@@ -52,20 +55,8 @@ def predict(
   return _by_intervention(results, tables)
 
 
-def fit_surface(observations: ByIntervention) -> surface_lib.Surface:
-  """Fits surface.py to the runs of all interventions, which are its arms."""
-  return surface_lib.fit(
-      pd.concat([
-          group.runs.assign(arm=pd.Series([arm] * len(group.runs), group.runs.index))
-          for arm, group in observations.items()
-      ])
-  )
-
-
 def _of_surface(surface: surface_lib.Surface, arm: tuple) -> list[Predictor]:
-  """The predictors of an arm's learning rates; none if it has no run that counts."""
-  if arm not in surface.arms:
-    return []
+  """The predictors of an arm's learning rates."""
   return [rates.SurfacePredictor(rate, surface, arm) for rate in rates.RATES]
 
 
@@ -107,7 +98,7 @@ def hold_out(
     held_out = group.select(is_held_out & has_fitted_rate)
     if len(fitted.sizes) >= MIN_SIZES and len(held_out.runs):
       if limit not in surfaces:
-        surfaces[limit] = fit_surface(up_to(observations, limit))
+        surfaces[limit] = surface_lib.fit_arms(up_to(observations, limit))
       tables[arm] = _forecasts(
           fitted, held_out.runs, held_out, _of_surface(surfaces[limit], arm)
       )

@@ -16,7 +16,7 @@ predicted only if the runs show it, and one that goes away with the learning rat
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -107,6 +107,16 @@ def fit(runs: pd.DataFrame, draws: int = DRAWS) -> Surface:
     ValueError: no run counts.
   """
   return fit_curves(read(runs), draws)
+
+
+def fit_arms(by_arm: Mapping[tuple, observations_lib.Observations]) -> Surface:
+  """Fits the model to the runs of all arms; see observations.by_intervention."""
+  return fit(
+      pd.concat([
+          of_arm.runs.assign(arm=pd.Series([arm] * len(of_arm.runs), of_arm.runs.index))
+          for arm, of_arm in by_arm.items()
+      ])
+  )
 
 
 def fit_curves(curves: pd.DataFrame, draws: int = DRAWS) -> Surface:

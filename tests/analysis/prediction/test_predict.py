@@ -8,7 +8,7 @@ import pytest
 from helpers import known_truth
 
 from stability.analysis.prediction import observations as observations_lib
-from stability.analysis.prediction import predict, predictors, rates
+from stability.analysis.prediction import predict, predictors, rates, surface
 from stability.analysis.results import LOGIT
 
 LARGEST = known_truth.SIZES[-1]
@@ -34,6 +34,10 @@ def split(observations):
 
 def hold_out(results, curves):
   return predict.hold_out(results, observations_lib.by_intervention(results, curves))
+
+
+def forecast(results, observations, sizes):
+  return predict.predict(results, observations, sizes, surface.fit_arms(observations))
 
 
 def rows_of(table, predictor):
@@ -278,7 +282,7 @@ def test_interventions_are_independent():
   results, curves = known_truth.sweep(np.random.default_rng(0), interventions=('none', 'l2'))
 
   def forecasts(curves):
-    return predict.predict(results, observations_lib.by_intervention(results, curves), [2e6])
+    return forecast(results, observations_lib.by_intervention(results, curves), [2e6])
 
   before = forecasts(curves)
   is_l2 = curves['run'].str.startswith('l2')
@@ -301,7 +305,7 @@ def test_sharpness_predictor_where_it_was_measured(made):
 def test_several_target_sizes(made):
   results, curves = made
   observations = observations_lib.by_intervention(results, curves)
-  forecasts = predict.predict(results, observations, [2e6, 3e7]).dropna(subset='parameters')
+  forecasts = forecast(results, observations, [2e6, 3e7]).dropna(subset='parameters')
   assert set(forecasts['parameters']) == {2e6, 3e7}
   np.testing.assert_allclose(forecasts['times'], forecasts['parameters'] / LARGEST)
   chosen = forecasts[forecasts['chosen']]
@@ -321,7 +325,7 @@ def reasons(forecasts):
 
 def test_two_sizes_are_too_few():
   results, observations = sweep(sizes=known_truth.SIZES[:2])
-  forecasts = predict.predict(results, observations, [2e6])
+  forecasts = forecast(results, observations, [2e6])
   assert set(reasons(forecasts)) == {'3 sizes are needed, there are 2'}
   assert len(forecasts) == len(reasons(forecasts)) and not forecasts['chosen'].any()
   assert predict.hold_out(results, observations).empty
@@ -332,7 +336,7 @@ def test_no_critical_rate_where_all_runs_are_stable():
   results, observations = sweep(at_10k=100.0)
   (of_one,) = observations.values()
   assert not of_one.runs['unstable'].any()
-  forecasts = predict.predict(results, observations, [2e6])
+  forecasts = forecast(results, observations, [2e6])
   assert reasons(forecasts)['critical learning rate'] == (
       'the critical learning rate lies within the grid at none of the sizes'
   )

@@ -240,7 +240,7 @@ def test_predictions_of_an_arm_use_the_runs_of_all_up_to_the_size():
     results = dataclasses.replace(parts[0][0], runs=table)
     by_arm = observations.by_intervention(results, curves)
     held_out = predict.hold_out(results, by_arm, fit_up_to=SIZES[-1])
-    rows = held_out[held_out['predictor'] == 'critical learning rate, all arms']
+    rows = held_out[held_out['predictor'] == 'critical learning rate (all arms)']
     return rows[rows['model.qk_norm'] == 'none'].reset_index(drop=True)
 
   found = test(both)
