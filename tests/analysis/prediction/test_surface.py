@@ -101,6 +101,8 @@ def test_rates_rise_with_size_only_if_they_did():
                   for power in (0.0, 0.3))  # fmt: skip
   assert median(flat.critical(0, FAR[-1:])) < np.log10(0.05) + 0.1
   assert median(rising.critical(0, FAR[-1:])) > np.log10(0.3)
+  one_size = fit(law(0.05, 0.0), noise=0.002, sizes=SIZES[:1])
+  assert median(one_size.critical(0, FAR[-1:])) < np.log10(0.05) - 0.2
 
 
 def test_known_law_is_within_the_intervals():
