@@ -66,6 +66,8 @@ def test_ranks_of_the_truth_are_uniform(sweeps, bins):
   for name in of_truth:
     counts, _ = np.histogram(of_truth[name], bins, (0, 1))
     assert stats.chisquare(counts).pvalue > 0.002, (name, counts)
+  outside = (of_truth < 0.05) | (of_truth > 0.95)  # of the 90 % intervals
+  assert outside.to_numpy().mean() < 0.25
 
 
 @pytest.mark.slow
