@@ -15,6 +15,11 @@ this.
 Time at cpu scale: 196 runs, 3 to 5 hours on two cores, most of it for 9.4M (estimate).
 
   python -m launch.sweep --config=configs/extrapolation.py --workdir=runs/extrapolation
+
+configs/results/extrapolation/predictions_9.4M.csv holds what sizes up to 147K (one seed) predict of
+9.4M, written before its runs, and forecast_scores.csv the scores at 590K and 2.4M, both by
+
+  python -m launch.predict --workdir=runs/extrapolation --fit_up_to=147K --target=9.4M
 """
 
 from ml_collections import ConfigDict

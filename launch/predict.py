@@ -1,6 +1,7 @@
 """Predicts from a sweep of smaller sizes at which learning rates a larger one trains.
 
   python -m launch.predict --workdir=DIR[,DIR2...] [--target=7B[,SIZE...]] [--risk=0.05]
+  python -m launch.predict --workdir=DIR --fit_up_to=147K [--target=...]
 
 It answers for each arm: the best learning rate, the highest one at which the probability of being
 unstable is at most --risk, and the critical one, each with a 90 % interval; what attention logits
@@ -13,6 +14,11 @@ a test, the largest size of each sweep is also predicted from the sizes with at 
 its parameters, if there are at least three of them; the scores are over all sweeps together. The
 tables answers.csv, predictions.csv and predictions_held_out.csv and the page are written to
 DIR/report/.
+
+With --fit_up_to it only tests: every larger size is predicted from the sizes up to this one, and
+each predictor is scored at each distance. The predictions, with what was measured, are written to
+DIR/report/forecast_test.csv, and the scores to forecast_scores.csv. Targets need not be trained:
+their predictions are then on record before they are.
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -40,6 +46,7 @@ from stability.errors import BadInput
 from stability.storage import files
 
 if TYPE_CHECKING:
+  from stability.analysis import results as results_lib
   from stability.report import predictions as predictions_lib
 
 FLAGS = flags.FlagValues()
@@ -57,6 +64,12 @@ _RISK = flags.DEFINE_float(
     'accepted probability of being unstable, 0.01 to 0.5; default: 0.05, or that of a kept target',
     flag_values=FLAGS,
 )
+_FIT_UP_TO = flags.DEFINE_string(
+    'fit_up_to',
+    None,
+    'test: predict all larger sizes from those up to this one, such as 147K',
+    flag_values=FLAGS,
+)
 PIPED_WIDTH = 110  # characters per line if stdout is not a terminal; the tables fit
 WIDE = 100  # characters per line that the column of gradients and the table of scores need
 HEADER_WIDTH = 11
@@ -71,12 +84,20 @@ def main() -> None:
   from stability.report import predictions as predictions_lib
 
   asked = _asked()
+  if _FIT_UP_TO.value is not None:
+    try:
+      fit_up_to = targets_lib.parse(_FIT_UP_TO.value)
+    except BadInput as error:
+      raise BadInput(str(error).replace('target', '--fit_up_to', 1)) from None
+    for workdir in dict.fromkeys(map(Path, _WORKDIR.value)):
+      _test(workdir, fit_up_to, asked)
+    return
   found = {}
   for workdir in dict.fromkeys(map(Path, _WORKDIR.value)):
     kept = targets_lib.load(workdir)
     wanted = asked or _with_risk(kept)
     found[workdir] = wanted, _predictions(workdir, targets_lib.merged(kept, wanted))
-  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  console = _console()
   for workdir, (wanted, predictions) in found.items():
     if wanted:
       targets_lib.keep(workdir, predictions.targets)
@@ -109,6 +130,30 @@ def _asked() -> list[Target]:
     raise BadInput(f'--{error}') from None
 
 
+def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:
+  """Tests the predictors on the sizes above this one, prints the scores and writes the files."""
+  from stability.analysis.prediction import observations
+  from stability.analysis.prediction.predictor import InsufficientData
+  from stability.report import predictions as predictions_lib
+
+  results, curves = _load(workdir)
+  by_arm = observations.by_intervention(results, curves)
+  targets = [target.parameters for target in asked]
+  folder = workdir / 'report'
+  try:
+    scores = predictions_lib.write_test(results, by_arm, fit_up_to, targets, folder)
+  except InsufficientData as error:
+    raise BadInput(f'--fit_up_to={_FIT_UP_TO.value}: {workdir}: {error}') from None
+  console = _console()
+  if len(scores):
+    console.print(_table(predictions_lib.by_size_table(scores), 'Test on the larger sizes'))
+  console.print(f'Predictions: {folder / "forecast_test.csv"}', soft_wrap=True, highlight=False)
+
+
+def _console() -> Console:
+  return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
 def _with_risk(targets: Sequence[Target]) -> list[Target]:
   """The targets with the risk of the flag, if it is given."""
   if _RISK.value is None:
@@ -118,19 +163,24 @@ def _with_risk(targets: Sequence[Target]) -> list[Target]:
 
 def _predictions(workdir: Path, targets: Sequence[Target]) -> 'predictions_lib.Predictions':
   """The predictions for the targets or, if there are none, for the next sizes."""
-  from stability.analysis import results as results_lib
-  from stability.analysis.prediction import observations
   from stability.analysis.prediction.predictor import InsufficientData
   from stability.report import predictions as predictions_lib
 
-  files.refuse_links(workdir)
-  results = results_lib.load_workdir(workdir)
-  curves = results_lib.load_curves(workdir, observations.PROBES)
+  results, curves = _load(workdir)
   risk = targets_lib.RISK if _RISK.value is None else _RISK.value
   try:
     return predictions_lib.Predictions.make(results, curves, targets, risk)
   except InsufficientData as error:
     raise BadInput(f'--workdir={workdir}: {error}') from None
+
+
+def _load(workdir: Path) -> 'tuple[results_lib.Results, pd.DataFrame]':
+  from stability.analysis import results as results_lib
+  from stability.analysis.prediction import observations
+
+  files.refuse_links(workdir)
+  results = results_lib.load_workdir(workdir)
+  return results, results_lib.load_curves(workdir, observations.PROBES)
 
 
 def _table(text: pd.DataFrame, title: str | None = None) -> Table:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from stability.analysis import results as results_lib
 from stability.analysis.prediction import answers as answers_lib
 from stability.analysis.prediction import observations as observations_lib
 from stability.analysis.prediction import predict, predictor, predictors, rates
+from stability.analysis.prediction import surface as surface_lib
 from stability.analysis.prediction import targets as targets_lib
 from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.targets import Target
@@ -36,6 +37,7 @@ class Predictions:
 
   results: Results
   observations: dict[tuple, Observations]  # by intervention
+  surface: surface_lib.Surface  # fitted to all runs
   forecasts: pd.DataFrame  # see prediction.predict.predict
   targets: Sequence[Target]
   asked: bool  # whether a person asked for the targets
@@ -67,8 +69,9 @@ class Predictions:
     largest = max(of_group.sizes[-1] for of_group in observations.values())
     shown = targets or [Target(size, risk) for size in targets_lib.next_sizes(largest)]
     parameters = [target.parameters for target in shown]
-    forecasts = predict.predict(results, observations, parameters)
-    return cls(results, observations, forecasts, shown, bool(targets))
+    surface = surface_lib.fit_arms(observations)
+    forecasts = predict.predict(results, observations, parameters, surface)
+    return cls(results, observations, surface, forecasts, shown, bool(targets))
 
   @functools.cached_property
   def held_out(self) -> pd.DataFrame:
@@ -78,7 +81,9 @@ class Predictions:
   @functools.cached_property
   def answers(self) -> list[answers_lib.Answer]:
     """An answer per target and arm."""
-    return answers_lib.answer(self.results, self.observations, self.held_out, self.targets)
+    return answers_lib.answer(
+        self.results, self.observations, self.held_out, self.targets, self.surface
+    )
 
   def sentences(self, answers: Sequence[answers_lib.Answer]) -> list[str]:
     """The answers in words, and which arms help."""
@@ -97,12 +102,7 @@ def accuracy_sentence(scores: pd.DataFrame) -> str:
         'No size could be held out as a test: that takes three sizes with at most a quarter of the'
         " largest one's parameters."
     )
-  row = scores[scores['predictor'] == rates.CRITICAL_RATE.name].iloc[0]
-  if not row['runs']:
-    return (
-        'The critical learning rate of the largest size could not be predicted as a test: it lies'
-        ' within the grid at fewer than two of the sizes with at most a quarter of its parameters.'
-    )
+  row = scores[scores['predictor'] == rates.CRITICAL_OF_ALL].iloc[0]
   text = (
       'Test on the largest size, predicted from sizes at most a quarter of it:'
       f' {row["accuracy"]:.0%} of {row["runs"]} runs were correctly predicted as stable or'
@@ -129,13 +129,35 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
       ('paper_brier', "paper's fit"),
   ):
     text[title] = scores[column].map(labels.decimals)
-  text['in 90 % interval'] = [
-      f'{share:.0%} of {count}' if count else ''
-      for share, count in zip(scores['coverage'], scores['intervals'], strict=True)
-  ]
+  text['in 90 % interval'] = _coverage(scores)
   text['median error (decades)'] = scores['error'].map(lambda error: labels.decimals(error, 2))
   text = text.replace({'nan%': '', 'nan': ''})
   return text[(scores['runs'] > 0) | (scores['numbers'] > 0)]
+
+
+def by_size_table(scores: pd.DataFrame) -> pd.DataFrame:
+  """The scores of instability and of learning rates by prediction.predict.score_by_size as text."""
+  rows = scores[(scores['event'] != predictors.GradientPredictor.event)]
+  text = pd.DataFrame({
+      'size': rows['parameters'].map(labels.parameters),
+      'times': rows['times'].map(answer_text.factor),
+      'predictor': rows['predictor'],
+      'runs': rows['runs'].astype(str),
+      'accuracy': rows['accuracy'].map('{:.0%}'.format),
+      'Brier score': rows['brier'].map(labels.decimals),
+      'log score': rows['log_score'].map(lambda score: labels.decimals(score, 2)),
+      'in 90 % interval': _coverage(rows),
+      'width (decades)': rows['width'].map(lambda width: labels.decimals(width, 2)),
+      'median error (decades)': rows['error'].map(lambda error: labels.decimals(error, 2)),
+  }).replace({'nan%': '', 'nan': ''})
+  return text[(rows['runs'] > 0) | (rows['numbers'] > 0)]
+
+
+def _coverage(scores: pd.DataFrame) -> list[str]:
+  return [
+      f'{share:.0%} of {count}' if count else ''
+      for share, count in zip(scores['coverage'], scores['intervals'], strict=True)
+  ]
 
 
 # Figures.
@@ -166,10 +188,7 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
       continue
     smallest, largest = observations.sizes[[0, -1]]
     sizes = np.geomspace(smallest, max([*targets, largest]), _CURVE_POINTS)
-    try:
-      draws = rates.CRITICAL_RATE.extrapolate(observations, np.log10(sizes))
-    except predictor.InsufficientData:
-      continue
+    draws = predictions.surface.critical(values, np.log10(sizes))
     axis.plot(sizes, 10**draws.median_C, color=colour, linewidth=1.1)
     low_C, high_C = 10**draws.interval_2xC
     axis.fill_between(sizes, low_C, high_C, color=colour, alpha=0.15, linewidth=0)
@@ -216,7 +235,7 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
       logits.set_yscale('log')
       style.plain_ticks(logits.yaxis, (1,))
     events = axes_R[-1]
-    predicted = rows[rows['predictor'] == rates.CRITICAL_RATE.name]
+    predicted = rows[rows['predictor'] == rates.CRITICAL_OF_ALL]
     predicted = predicted.sort_values('learning_rate')
     events.plot(predicted['learning_rate'], predicted['probability'], color=predicted_colour)
     measured = rows[rows['event'] == predictor.UNSTABLE].drop_duplicates('run')
@@ -274,6 +293,46 @@ def write_tables(predictions: Predictions, folder: Path) -> None:
   if not predictions.held_out.empty:
     held_out = predictions.held_out.to_csv(index=False)
     files.write_atomic(folder / 'predictions_held_out.csv', held_out)
+
+
+def write_test(
+    results: Results,
+    observations: Mapping[tuple, Observations],
+    fit_up_to: float,
+    targets: Sequence[float],
+    folder: Path,
+) -> pd.DataFrame:
+  """Predicts sizes from those up to one; writes forecast_test.csv and forecast_scores.csv.
+
+  Args:
+    results: the runs of a sweep.
+    observations: see observations.by_intervention.
+    fit_up_to: parameters of the largest size to predict from. All larger trained ones are predicted
+      and scored.
+    targets: parameters of other sizes to predict.
+    folder: where the files are written.
+
+  Returns:
+    The scores, see prediction.predict.score_by_size; empty if no predicted size was trained.
+
+  Raises:
+    InsufficientData: there are too few sizes to predict from, or none to predict.
+  """
+  fitted = predict.up_to(observations, fit_up_to)
+  if all(len(of_arm.sizes) < predictor.MIN_SIZES for of_arm in fitted.values()):
+    raise predictor.InsufficientData(f'{predictor.MIN_SIZES} sizes up to it are needed')
+  tables = [predict.hold_out(results, observations, fit_up_to)]
+  if targets:
+    surface = surface_lib.fit_arms(fitted)
+    tables.append(predict.predict(results, fitted, targets, surface))
+  if not any(map(len, tables)):
+    raise predictor.InsufficientData('no larger size was trained, and none is a target')
+  files.write_atomic(folder / 'forecast_test.csv', pd.concat(tables).to_csv(index=False))
+  if tables[0].empty:
+    return pd.DataFrame()
+  scores = predict.score_by_size(tables[0])
+  files.write_atomic(folder / 'forecast_scores.csv', scores.to_csv(index=False))
+  return scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import stability
 from launch import predict
 from launch.common import app
 from stability.analysis.prediction import predict as predict_lib
+from stability.analysis.prediction import rates
 from stability.analysis.prediction.predictor import InsufficientData
 from stability.analysis.prediction.targets import Target
 from stability.report import page, predictions
@@ -184,7 +185,7 @@ def test_critical_rates_are_drawn(made):
   np.testing.assert_allclose(dots.get_ydata(), 10 ** measured['log_critical'])
   law = axis.lines[3]
   assert law.get_xdata()[-1] == pytest.approx(2e6)
-  forecasts = made.forecasts[made.forecasts['predictor'] == 'critical learning rate']
+  forecasts = made.forecasts[made.forecasts['predictor'] == rates.CRITICAL_OF_ALL]
   assert law.get_ydata()[-1] == pytest.approx(forecasts['value'].iloc[0])
 
 
@@ -204,7 +205,7 @@ def test_predicted_and_measured_are_drawn(made):
   line, dots = logits.lines
   np.testing.assert_allclose(line.get_ydata(), rows['value'])
   np.testing.assert_allclose(dots.get_ydata(), rows['measured'])
-  critical = held_out[held_out['predictor'] == 'critical learning rate']
+  critical = held_out[held_out['predictor'] == rates.CRITICAL_OF_ALL]
   line, dots = events.lines
   np.testing.assert_allclose(line.get_ydata(), critical['probability'])
   np.testing.assert_array_equal(dots.get_ydata(), critical['happened'].astype(float))
@@ -220,23 +221,22 @@ def test_held_out_size_without_logits():
 
 def test_accuracy_sentence(made):
   scores = predict_lib.score([made.held_out])
-  row = scores.set_index('predictor').loc['critical learning rate']
+  row = scores.set_index('predictor').loc[rates.CRITICAL_OF_ALL]
   text = predictions.accuracy_sentence(scores)
   assert f'{row["accuracy"]:.0%} of {row["runs"]} runs' in text
   assert f'Brier score {row["brier"]:.3f}; {row["base_brier"]:.3f} for the base rate' in text
-  assert 'attention logit 100% of 7, critical learning rate 100% of 1.' in text
+  assert 'attention logit 100% of 7, critical learning rate 100% of 1, critical' in text
   nothing = predictions.accuracy_sentence(predict_lib.score([made.held_out.iloc[:0]]))
   assert nothing.startswith('No size could be held out as a test')
 
 
-def test_held_out_size_whose_critical_rate_is_not_predicted():
-  """A size was held out, but the smaller ones are stable at all learning rates."""
+def test_held_out_size_of_a_sweep_without_unstable_runs():
   made = predictions.Predictions.make(
       *known_truth.bowls(np.random.default_rng(0), lambda parameters: 100.0, headroom=3.0)
   )
   scores = predict_lib.score([made.held_out])
   text = predictions.accuracy_sentence(scores)
-  assert text.startswith('The critical learning rate of the largest size could not be predicted')
+  assert 'Brier score' in text and 'critical learning rate (all arms) 100% of 1' in text
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from stability.analysis import results as results_lib
 from stability.analysis.prediction import fits, power_law, predictors, rates
 from stability.analysis.prediction import observations as observations_lib
 from stability.analysis.prediction import predictor as predictor_lib
+from stability.analysis.prediction import surface as surface_lib
 from stability.analysis.prediction import targets as targets_lib
 from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.predictor import InsufficientData
@@ -140,6 +141,7 @@ def answer(
     by_arm: Mapping[tuple, Observations],
     held_out: pd.DataFrame,
     targets: Sequence[Target],
+    surface: surface_lib.Surface,
 ) -> list[Answer]:
   """An answer per target and arm.
 
@@ -148,22 +150,48 @@ def answer(
     by_arm: see observations.by_intervention.
     held_out: see predict.hold_out.
     targets: the sizes, with the accepted risk.
+    surface: see surface.fit_arms.
   """
+  lacking = _lacking(by_arm)
   return [
-      _answer(arm, of_arm, target, _missed(results, held_out, arm))
+      _answer(arm, of_arm, target, _missed(results, held_out, arm), surface, lacking)
       for target in targets
       for arm, of_arm in by_arm.items()
   ]
 
 
-def _answer(arm: tuple, of_arm: Observations, target: Target, missed: Missed | None) -> Answer:
+def _lacking(by_arm: Mapping[tuple, Observations]) -> dict[rates.RatePredictor, str]:
+  """The learning rates that lie within the grid too rarely in every arm, with the reason.
+
+  An arm in which one never does borrows from the others.
+  """
+  reasons = {}
+  for rate in rates.RATES:
+    try:
+      most = max(by_arm.values(), key=lambda of_arm: power_law.exact_sizes(rate.points(of_arm)))
+      rate.require_exact(most)
+    except InsufficientData as reason:
+      reasons[rate] = str(reason)
+  return reasons
+
+
+def _answer(
+    arm: tuple,
+    of_arm: Observations,
+    target: Target,
+    missed: Missed | None,
+    surface: surface_lib.Surface,
+    lacking: Mapping[rates.RatePredictor, str],
+) -> Answer:
   log_size_C = np.array([np.log10(target.parameters)])
   insufficient = []
   draws = []
-  for predictor in (rates.CRITICAL_RATE, rates.BEST_RATE):
+  for rate in rates.RATES:
     try:
       predictor_lib.require_sizes(of_arm)
-      draws.append(predictor.extrapolate(of_arm, log_size_C))
+      if rate in lacking:
+        raise InsufficientData(lacking[rate])
+      draws.append(rates.SurfacePredictor(rate, surface, arm).draws(log_size_C))
     except InsufficientData as reason:
       insufficient.append(str(reason))
       draws.append(None)
@@ -172,10 +200,7 @@ def _answer(arm: tuple, of_arm: Observations, target: Target, missed: Missed | N
   if of_critical is not None:
     critical, safe = _critical(of_critical), _safe(of_critical, target.risk)
   if of_best is not None:
-    log_best_D = of_best.run_DxC[:, 0]
-    if of_critical is not None:  # by definition the best rate is below the critical one
-      log_best_D = np.minimum(log_best_D, of_critical.run_DxC[:, 0])
-    best = _estimate(log_best_D)
+    best = _estimate(of_best.run_DxC[:, 0])
   found = Answer(
       arm,
       target,
@@ -191,7 +216,7 @@ def _answer(arm: tuple, of_arm: Observations, target: Target, missed: Missed | N
       _cells(of_arm, target, of_critical),
   )
   if not found.usable:
-    found = dataclasses.replace(found, train_next=_train_next(of_arm, target))
+    found = dataclasses.replace(found, train_next=_train_next(arm, of_arm, target, surface))
   if found.recommended is None:
     return found
   eps = of_arm.runs['eps'].unique()
@@ -278,7 +303,7 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
   """The test of an arm, if its critical rate is outside the interval that was predicted for it."""
   if held_out.empty:
     return None
-  rows = held_out[held_out['predictor'] == rates.CRITICAL_RATE.name].dropna(subset='value')
+  rows = held_out[held_out['predictor'] == rates.CRITICAL_OF_ALL].dropna(subset='value')
   for field, value in zip(results.groups, arm, strict=True):
     is_unset = rows[field].isna() & pd.isna(value)
     rows = rows[(rows[field] == value) | is_unset]
@@ -292,7 +317,9 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
   return None
 
 
-def _train_next(of_arm: Observations, target: Target) -> TrainNext:
+def _train_next(
+    arm: tuple, of_arm: Observations, target: Target, surface: surface_lib.Surface
+) -> TrainNext:
   lowest, highest = of_arm.learning_rates[[0, -1]]
   step = 10 ** np.nan_to_num(of_arm.curves['grid_step'].max(), nan=_STEP)
   largest = of_arm.sizes[-1]
@@ -302,7 +329,7 @@ def _train_next(of_arm: Observations, target: Target) -> TrainNext:
     if largest < target.parameters < size:  # to train the target itself is cheaper
       size = target.parameters
     return TrainNext(size, (lowest, highest))
-  for rate in (rates.CRITICAL_RATE, rates.BEST_RATE):
+  for rate in rates.RATES:
     points = rate.points(of_arm)
     if power_law.exact_sizes(points) < 2:
       is_below = (points.censored_K == -1).any()
@@ -312,8 +339,7 @@ def _train_next(of_arm: Observations, target: Target) -> TrainNext:
     return TrainNext(None, None)
   log_size_C = np.array([np.log10(size)])
   low, high = (
-      10 ** rate.extrapolate(of_arm, log_size_C).median_C[0]
-      for rate in (rates.BEST_RATE, rates.CRITICAL_RATE)
+      10 ** draws(arm, log_size_C).median_C[0] for draws in (surface.best, surface.critical)
   )
   return TrainNext(size, (min(low, high) / step, high * step))
 

@@ -30,7 +30,7 @@ class Observations:
     log_size, log_rate: log10 of parameters and learning rate
     curve: the number of the run's loss curve, which has one shape and all learning rates, and whose
       losses are averaged over seeds
-    unstable
+    unstable: compared with the best run of the same size and intervention, as critical rates are
     log_critical, log_best: log10 of the curve's critical and best learning rates
     critical_censored, best_censored: 0 if it is exact, 1 if the true value is above it, -1 if below
     critical_spread: standard deviation over seeds of log10(critical rate); NaN if it is unknown
@@ -105,7 +105,7 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   runs = results.runs
   runs = runs.assign(
       parameters=runs['parameters'].astype(float),
-      unstable=instability.unstable(results),
+      unstable=_unstable(results),
       loss=lr_sensitivity.counted_loss(results.runs),
   )
   runs['log_size'] = np.log10(runs['parameters'])
@@ -127,6 +127,19 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
       values: Observations(of_group, running_max)
       for values, of_group in results_lib.split(runs, results.groups)
   }
+
+
+def _unstable(results: Results) -> pd.Series:
+  """Whether each run is unstable, among those of its intervention alone.
+
+  The best run of all interventions may have a learning rate at which this one fails: a run would
+  count as stable because its rate is not above that one.
+  """
+  parts = [
+      instability.unstable(dataclasses.replace(results, runs=of_group))
+      for _, of_group in results_lib.split(results.runs, results.groups)
+  ]
+  return pd.concat(parts).loc[results.runs.index]
 
 
 def _running_max(curves: pd.DataFrame, probe: str) -> pd.DataFrame:

@@ -7,13 +7,16 @@ import pandas as pd
 
 from stability.analysis.prediction import observations as observations_lib
 from stability.analysis.prediction import predictor as predictor_lib
-from stability.analysis.prediction import predictors
+from stability.analysis.prediction import predictors, rates
+from stability.analysis.prediction import surface as surface_lib
 from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.predictor import MIN_SIZES, InsufficientData, Predictor
 from stability.analysis.results import Results
 
 HELD_OUT_FACTOR = 4  # the held-out size has at least this many times the parameters of the others
 CHOSEN = 'chosen by validation'  # stands for the chosen predictor in the table of scores
+BASE_RATE = 'base rate'  # the share of an arm's fitted runs that were unstable
+SURE = 0.01  # in log scores, no probability is nearer to 0 or 1: few runs do not show more
 
 ByIntervention = Mapping[tuple, Observations]
 
@@ -24,7 +27,10 @@ _OUTCOME_COLUMNS = ('run', 'seed', 'happened', 'base_rate', 'measured', 'beyond'
 
 
 def predict(
-    results: Results, observations: ByIntervention, parameters: Sequence[float]
+    results: Results,
+    observations: ByIntervention,
+    parameters: Sequence[float],
+    surface: surface_lib.Surface,
 ) -> pd.DataFrame:
   """Forecasts sizes, trained or not, with every predictor.
 
@@ -32,6 +38,7 @@ def predict(
     results: the runs of a sweep.
     observations: see observations.by_intervention.
     parameters: parameter counts of the sizes to predict.
+    surface: see surface.fit_arms.
 
   Returns:
     A row for each intervention (the columns of results.groups), predictor, size and learning rate
@@ -41,32 +48,60 @@ def predict(
     value, low and high (90 % interval; NaN: none), note. A predictor without enough data has one
     row, with the reason as its note.
   """
-  return _by_intervention(
-      results,
-      {
-          values: _forecasts(group, observations_lib.cells(parameters, group.learning_rates), None)
-          for values, group in observations.items()
-      },
-  )
+  tables = {}
+  for arm, group in observations.items():
+    cells = observations_lib.cells(parameters, group.learning_rates)
+    tables[arm] = _forecasts(group, cells, None, _of_surface(surface, arm))
+  return _by_intervention(results, tables)
 
 
-def hold_out(results: Results, observations: ByIntervention) -> pd.DataFrame:
-  """Predicts the largest size from those at most a quarter of it, and adds what was measured.
+def _of_surface(surface: surface_lib.Surface, arm: tuple) -> list[Predictor]:
+  """The predictors of an arm's learning rates."""
+  return [rates.SurfacePredictor(rate, surface, arm) for rate in rates.RATES]
+
+
+def up_to(observations: ByIntervention, parameters: float) -> dict[tuple, Observations]:
+  """The runs of sizes up to this one; interventions without any are left out."""
+  found = {
+      arm: group.select(group.runs['parameters'] <= parameters)
+      for arm, group in observations.items()
+  }
+  return {arm: group for arm, group in found.items() if len(group.runs)}
+
+
+def hold_out(
+    results: Results, observations: ByIntervention, fit_up_to: float | None = None
+) -> pd.DataFrame:
+  """Predicts large sizes from small ones, and adds what was measured.
+
+  Args:
+    results: the runs of a sweep.
+    observations: see observations.by_intervention.
+    fit_up_to: parameters of the largest size to predict from; all larger ones are predicted.
+      Without it, the largest size of each intervention is predicted from those at most a quarter of
+      it.
 
   Returns:
-    A row for each predictor and run of the largest size. Columns in addition to those of predict:
-    run, seed, happened (whether the event occurred), base_rate (the share of the intervention's
-    fitted runs in which it occurred), measured (the quantity), beyond (1: the true value is above
-    `measured`, -1: below it, 0: neither). Empty if the sweep has too few sizes.
+    A row for each predictor and run of the predicted sizes. Columns in addition to those of
+    predict: run, seed, happened (whether the event occurred), base_rate (the share of the
+    intervention's fitted runs in which it occurred), measured (the quantity), beyond (1: the true
+    value is above `measured`, -1: below it, 0: neither). Empty if the sweep has too few sizes.
   """
   tables = {}
-  for values, group in observations.items():
+  surfaces = {}  # by the largest size to predict from
+  for arm, group in observations.items():
     parameters, largest = group.runs['parameters'], group.sizes[-1]
-    fitted = group.select(parameters <= largest / HELD_OUT_FACTOR)
+    limit = largest / HELD_OUT_FACTOR if fit_up_to is None else fit_up_to
+    fitted = group.select(parameters <= limit)
+    is_held_out = parameters == largest if fit_up_to is None else parameters > limit
     has_fitted_rate = group.runs['learning_rate'].isin(fitted.learning_rates)
-    held_out = group.select((parameters == largest) & has_fitted_rate)
+    held_out = group.select(is_held_out & has_fitted_rate)
     if len(fitted.sizes) >= MIN_SIZES and len(held_out.runs):
-      tables[values] = _forecasts(fitted, held_out.runs, held_out)
+      if limit not in surfaces:
+        surfaces[limit] = surface_lib.fit_arms(up_to(observations, limit))
+      tables[arm] = _forecasts(
+          fitted, held_out.runs, held_out, _of_surface(surfaces[limit], arm)
+      )
   return _by_intervention(results, tables)
 
 
@@ -83,8 +118,10 @@ def score(held_out: Sequence[pd.DataFrame]) -> pd.DataFrame:
       accuracy: the share of runs for which a probability above 1/2 agrees with the event
       brier, base_brier, paper_brier: Brier scores of the predictor, of the base rate and of the
         paper's fit, on the same runs; that of the paper's fit is NaN if it lacks one of them
+      log_score: the mean of -ln(probability of what happened), which is at least SURE
       numbers, intervals: how many measured numbers were predicted, and with an interval
       coverage: the share of these measured numbers that lie within the 90 % intervals
+      width: the median width of these intervals, in decades
       error: the median absolute error of the numbers, in decades
     The first row, CHOSEN, has the forecasts of whichever predictor validation chose.
   """
@@ -103,11 +140,33 @@ def score(held_out: Sequence[pd.DataFrame]) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
+def score_by_size(held_out: pd.DataFrame) -> pd.DataFrame:
+  """Scores the predictors on each predicted size of a sweep by itself.
+
+  Args:
+    held_out: see hold_out.
+
+  Returns:
+    The rows of score for each size, with the columns parameters and times (parameters relative to
+    the largest fitted size) before the others, and a row for the base rate.
+  """
+  parts = []
+  for parameters, rows in held_out.dropna(subset='run').groupby('parameters'):
+    base = rows[rows['event'] == predictor_lib.UNSTABLE].drop_duplicates('run')
+    base = base.assign(predictor=BASE_RATE, chosen=False, probability=base['base_rate'])
+    part = score([pd.concat([rows, base.assign(value=np.nan)])])
+    part.insert(0, 'parameters', parameters)
+    part.insert(1, 'times', rows['times'].median())
+    parts.append(part)
+  return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
 def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
   rows = rows.dropna(subset=['run', 'probability'])
   happened = rows['happened'].astype(float)
   by_paper = paper.reindex(pd.MultiIndex.from_frame(rows[['sweep', 'run']])).to_numpy()
   # The paper's fit predicts this event only.
+  sure = rows['probability'].astype(float).clip(SURE, 1 - SURE)
   by_paper = np.where(rows['event'] == predictor_lib.UNSTABLE, by_paper, np.nan)
   return {
       'runs': len(rows),
@@ -115,6 +174,7 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
       'brier': ((rows['probability'] - happened) ** 2).mean(),
       'base_brier': ((rows['base_rate'] - happened) ** 2).mean(),
       'paper_brier': ((by_paper - happened) ** 2).mean(skipna=False),
+      'log_score': -np.log(sure.where(happened > 0.5, 1 - sure)).mean(),
   }
 
 
@@ -131,19 +191,27 @@ def _number_scores(rows: pd.DataFrame) -> dict[str, float]:
       'numbers': len(rows),
       'intervals': len(with_interval),
       'coverage': (above_low & below_high).mean() if len(with_interval) else np.nan,
+      'width': np.log10(with_interval['high'] / with_interval['low']).median(),
       'error': np.log10(exact['value'] / exact['measured']).abs().median(),
   }
 
 
 def _forecasts(
-    observations: Observations, cells: pd.DataFrame, held_out: Observations | None
+    observations: Observations,
+    cells: pd.DataFrame,
+    held_out: Observations | None,
+    of_surface: Sequence[Predictor],
 ) -> pd.DataFrame:
   """The forecasts of all predictors; `held_out` are the runs of the cells if they were trained."""
   tables: list[tuple[Predictor, pd.DataFrame]] = []
   candidates: list[Predictor] = []
   for uncalibrated in (
-      *predictors.BASELINES, *predictors.CANDIDATES, predictors.GradientPredictor()
-  ):  # fmt: skip
+      *predictors.BASELINES,
+      *predictors.CANDIDATES,
+      rates.BEST_RATE,
+      *of_surface,
+      predictors.GradientPredictor(),
+  ):
     try:
       predictor_lib.require_sizes(observations)
       predictor = uncalibrated.calibrate(observations)

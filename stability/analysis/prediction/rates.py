@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis.prediction import fits, power_law
+from stability.analysis.prediction import surface as surface_lib
 from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.predictor import (
     QUICK_DRAWS,
@@ -32,6 +33,14 @@ class RatePredictor(Predictor):
     """What is predicted."""
     return self.name
 
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """Predicts the learning rate only, no probability."""
+    draws = self.extrapolate(observations, cells['log_size'].to_numpy(), quick)
+    table = forecast_table(cells, np.nan, draws.median_C, *draws.interval_2xC)
+    return Forecast(table, '')
+
   def extrapolate(
       self, observations: Observations, log_sizes_C: np.ndarray, quick: bool = False
   ) -> power_law.Draws:
@@ -40,20 +49,23 @@ class RatePredictor(Predictor):
     Raises:
       InsufficientData: the grid contains it at fewer than two sizes.
     """
-    points = self.points(observations)
-    if (exact := power_law.exact_sizes(points)) < 2:
-      raise InsufficientData(
-          f'the {self.name} lies within the grid at '
-          + ('none of the sizes' if exact == 0 else 'only one of the sizes')
-      )
+    self.require_exact(observations)
     return power_law.extrapolate(
-        points,
+        self.points(observations),
         log_sizes_C,
         interpolation=_interpolation_error(observations),
         seed_noise=self.seed_noise(observations),
         draws=QUICK_DRAWS if quick else fits.DRAWS,
         widen=not quick,
     )
+
+  def require_exact(self, observations: Observations) -> None:
+    """Raises InsufficientData if the grid contains it at fewer than two sizes."""
+    if (exact := power_law.exact_sizes(self.points(observations))) < 2:
+      raise InsufficientData(
+          f'the {self.name} lies within the grid at '
+          + ('none of the sizes' if exact == 0 else 'only one of the sizes')
+      )
 
   def points(self, observations: Observations) -> fits.Points:
     """The learning rate of each shape; runs of all seeds are one curve."""
@@ -113,7 +125,54 @@ def unstable_share(log_critical_DxC: np.ndarray, log_rate_C: np.ndarray) -> np.n
 
 
 CRITICAL_RATE = CriticalRatePredictor()
-BEST_RATE = RatePredictor('best learning rate', 'log_best', 'best_censored')
+BEST_RATE = RatePredictor('best learning rate', 'log_best', 'best_censored', event='')
+RATES = (CRITICAL_RATE, BEST_RATE)
+CRITICAL_OF_ALL = 'critical learning rate (all arms)'  # the predictor of the answers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SurfacePredictor(Predictor):
+  """Predicts one of these learning rates of an arm from the runs of all arms; see surface.py."""
+
+  rate: RatePredictor
+  surface: surface_lib.Surface
+  arm: tuple
+
+  @property
+  def name(self) -> str:
+    """The name, which says what it is predicted from."""
+    return f'{self.rate.name} (all arms)'
+
+  @property
+  def quantity(self) -> str:
+    """What is predicted."""
+    return self.rate.name
+
+  @property
+  def event(self) -> str:
+    """The event to which the probability refers."""
+    return self.rate.event
+
+  def forecast(
+      self, observations: Observations, cells: pd.DataFrame, quick: bool = False
+  ) -> Forecast:
+    """The observations are those that the surface was fitted to."""
+    log_size, log_rate = cells['log_size'].to_numpy(), cells['log_rate'].to_numpy()
+    draws = self.draws(log_size)
+    probability = np.nan
+    if self.rate == CRITICAL_RATE:
+      probability = unstable_share(draws.run_DxC, log_rate)
+    table = forecast_table(cells, probability, draws.median_C, *draws.interval_2xC)
+    return Forecast(table, '')
+
+  def draws(self, log_sizes_C: np.ndarray) -> power_law.Draws:
+    """Draws of log10 of the learning rate at some sizes."""
+    of_rate = self.surface.critical if self.rate == CRITICAL_RATE else self.surface.best
+    return of_rate(self.arm, log_sizes_C)
+
+  def measure(self, observations: Observations) -> pd.DataFrame:
+    """The learning rate of the run's shape."""
+    return self.rate.measure(observations)
 
 
 def _interpolation_error(observations: Observations) -> float:

@@ -8,7 +8,7 @@ import pytest
 from helpers import known_truth
 
 from stability.analysis.prediction import observations as observations_lib
-from stability.analysis.prediction import predict, predictors, rates
+from stability.analysis.prediction import predict, predictors, rates, surface
 from stability.analysis.results import LOGIT
 
 LARGEST = known_truth.SIZES[-1]
@@ -34,6 +34,10 @@ def split(observations):
 
 def hold_out(results, curves):
   return predict.hold_out(results, observations_lib.by_intervention(results, curves))
+
+
+def forecast(results, observations, sizes):
+  return predict.predict(results, observations, sizes, surface.fit_arms(observations))
 
 
 def rows_of(table, predictor):
@@ -278,7 +282,7 @@ def test_interventions_are_independent():
   results, curves = known_truth.sweep(np.random.default_rng(0), interventions=('none', 'l2'))
 
   def forecasts(curves):
-    return predict.predict(results, observations_lib.by_intervention(results, curves), [2e6])
+    return forecast(results, observations_lib.by_intervention(results, curves), [2e6])
 
   before = forecasts(curves)
   is_l2 = curves['run'].str.startswith('l2')
@@ -301,7 +305,7 @@ def test_sharpness_predictor_where_it_was_measured(made):
 def test_several_target_sizes(made):
   results, curves = made
   observations = observations_lib.by_intervention(results, curves)
-  forecasts = predict.predict(results, observations, [2e6, 3e7]).dropna(subset='parameters')
+  forecasts = forecast(results, observations, [2e6, 3e7]).dropna(subset='parameters')
   assert set(forecasts['parameters']) == {2e6, 3e7}
   np.testing.assert_allclose(forecasts['times'], forecasts['parameters'] / LARGEST)
   chosen = forecasts[forecasts['chosen']]
@@ -321,7 +325,7 @@ def reasons(forecasts):
 
 def test_two_sizes_are_too_few():
   results, observations = sweep(sizes=known_truth.SIZES[:2])
-  forecasts = predict.predict(results, observations, [2e6])
+  forecasts = forecast(results, observations, [2e6])
   assert set(reasons(forecasts)) == {'3 sizes are needed, there are 2'}
   assert len(forecasts) == len(reasons(forecasts)) and not forecasts['chosen'].any()
   assert predict.hold_out(results, observations).empty
@@ -332,7 +336,7 @@ def test_no_critical_rate_where_all_runs_are_stable():
   results, observations = sweep(at_10k=100.0)
   (of_one,) = observations.values()
   assert not of_one.runs['unstable'].any()
-  forecasts = predict.predict(results, observations, [2e6])
+  forecasts = forecast(results, observations, [2e6])
   assert reasons(forecasts)['critical learning rate'] == (
       'the critical learning rate lies within the grid at none of the sizes'
   )
@@ -391,3 +395,19 @@ def test_critical_rate_is_scored_once_per_size():
   scores = predict.score([held_out, held_out]).set_index('predictor')
   assert scores.loc['critical learning rate', 'intervals'] == 2
   assert scores.loc['critical learning rate', 'runs'] == 28
+
+
+def test_run_is_unstable_by_the_runs_of_its_arm():
+  """The best arm has its best rate where the other one fails: its runs there are not stable."""
+  none, other = (
+      known_truth.bowls(
+          np.random.default_rng(0), lambda _, rate=rate: rate, fields={'model.qk_norm': name}
+      )[0]
+      for name, rate in {'none': 3e-3, 'l2': 0.5}.items()
+  )
+  runs = pd.concat([none.runs, other.runs], ignore_index=True)
+  runs.loc[runs['model.qk_norm'] == 'l2', 'final_loss'] -= 0.02
+  _, curves = known_truth.bowls(np.random.default_rng(0), lambda _: 0.1)
+  by_arm = observations_lib.by_intervention(dataclasses.replace(none, runs=runs), curves)
+  unstable = by_arm[('none',)].runs.groupby('learning_rate')['unstable'].all()
+  assert list(unstable) == [False, False, True, True, True, True, True]
