@@ -42,7 +42,6 @@ def write(workdir, cases):
   return folders
 
 
-# Attention logits above 300.
 (LOGIT_RULE,) = (rule for rule in RULES if rule.name == 'attention_logit')
 
 
@@ -76,7 +75,6 @@ def test_scores(tmp_path):
     assert (row['runs'], row['unstable'], row['fired']) == (7, 3, 3)
     assert row['recall'] == pytest.approx(2 / 3)
     assert row['false_alarm_rate'] == pytest.approx(1 / 4)
-    assert row['precision'] == pytest.approx(2 / 3)
     assert row['lead'] == pytest.approx(1.0)  # the median of 0.5, 1 and never
 
 
@@ -112,12 +110,12 @@ def test_scores_without_runs_are_nan():
   columns = {'unstable': [False], 'onset': [np.nan], 'attention_logit': [np.nan], 'any': [np.nan]}
   (row, _) = alarm_scores.score(pd.DataFrame(columns)).to_dict('records')
   assert row['false_alarm_rate'] == 0
-  assert all(math.isnan(row[name]) for name in ('recall', 'precision', 'lead'))
+  assert all(math.isnan(row[name]) for name in ('recall', 'lead'))
 
 
 def test_torn_line_and_null_loss(tmp_path):
   (run,) = write(tmp_path, {1e-3: (0, 100)})
   with (run / 'metrics.jsonl').open('a') as file:
     file.write(json.dumps({'step': 210, 'loss': None}))
-  found = alarm_scores.first_alarms(tmp_path, [run.name], [LOGIT_RULE])
+  found = alarm_scores.label_runs(tmp_path, [LOGIT_RULE])
   assert found.loc[run.name, 'any'] == 100

@@ -13,7 +13,7 @@ from stability.storage import files
 
 CALM = [{'step': step, 'loss': 3.0} for step in range(0, 100, 10)]
 LOGITS = [
-    {'step': step, 'loss': 3.0, 'block_0/attention_logit_max': 8.0 * step} for step in range(60)
+    {'step': step, 'loss': 3.0, 'block_0/attention_logit_max': 14.0 * step} for step in range(60)
 ]
 
 
@@ -68,11 +68,13 @@ def test_report_of_runs_trained_here(workdir, capsys):
   assert (code, error) == (0, '')
   # rule, what it needs, runs, fired, first step, median step, lacking in
   assert row_of(output, 'attention_logit') == [
-      *('attention_logit', 'block_*/attention_logit_max', '1', '1', '38', '38', '1')
+      *('attention_logit', 'block_*/attention_logit_max', '1', '1', '36', '36', '1')
   ]
   assert row_of(output, 'loss_spike') == ['loss_spike', 'loss', 'in', '9', 'rows', '2', '0', '0']
-  assert row_of(output, 'log_z_drift') == ['log_z_drift', 'log_z', '0', '0', '2']
-  assert 'the highest attention logit is 304; limit 300' in output
+  assert row_of(output, 'log_z_drift') == [
+      *('log_z_drift', 'log_z', 'in', '2', 'rows', '0', '0', '2')
+  ]
+  assert 'the highest attention logit is 504; limit 500' in output
   assert '2 of 3 runs have logged rows' in output
   assert contents(workdir) == before
 
@@ -84,7 +86,7 @@ def test_alarms_of_imported_runs_are_written(workdir, capsys):
   calm, high, without = runs(workdir)
   assert read_alarms(calm) == [] and not (without / 'alarms.jsonl').exists()
   (alarm,) = read_alarms(high)
-  assert (alarm.step, alarm.rule, alarm.actions) == (38, 'attention_logit', 0)
+  assert (alarm.step, alarm.rule, alarm.actions) == (36, 'attention_logit', 0)
   files.write_lines(high / 'metrics.jsonl', CALM)  # the run is imported again
   assert run(workdir, capsys)[0] == 0
   assert read_alarms(high) == []
