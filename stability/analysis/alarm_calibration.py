@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from stability.analysis import alarm_scores
+from stability.control.alarms import Alarm
 from stability.control.limits import Limits
 from stability.control.rules import RULES, History, Rule
 from stability.errors import BadInput
@@ -38,7 +37,7 @@ def calibrate(workdir: Path, rules: Sequence[Rule] = RULES) -> Limits:
     )
   courses = {name: course(workdir, name, rules) for name in outcomes.index}
   chosen = choose(courses, outcomes['unstable'].to_dict(), rules)
-  alarms = {name: alarms_of(courses[name], chosen) for name in courses}
+  alarms = {name: list(alarms_of(courses[name], chosen)) for name in courses}
   score = alarm_scores.score(alarm_scores.join(outcomes, alarms, chosen)).iloc[-1]
   digests = run_digests(workdir)
   return Limits(
@@ -97,12 +96,12 @@ def course(workdir: Path, name: str, rules: Sequence[Rule]) -> Course:
   return highest
 
 
-def alarms_of(course: Course, rules: Sequence[Rule]) -> Iterator[tuple[Rule, int, float]]:
-  """The first alarm of each rule in a run: the rule, the step and the value."""
+def alarms_of(course: Course, rules: Sequence[Rule]) -> Iterator[Alarm]:
+  """The first alarm of each rule in a run."""
   for rule in rules:
     for step, value in course[rule.name]:
       if value > rule.limit:
-        yield rule, step, value
+        yield Alarm.raised(rule, step, value)
         break
 
 
@@ -146,15 +145,16 @@ def _limited(
   """The rules with limits, and the number of unstable runs in which any fires."""
   chosen = []
   for rule in rules:
-    largest = {name: course[rule.name][-1][1] for name, course in courses.items()
-               if course[rule.name]}
+    largest = {
+        name: course[rule.name][-1][1] for name, course in courses.items() if course[rule.name]
+    }
     of_stable = [v for name, v in largest.items() if not unstable[name] and name not in aside]
     top = max(of_stable, default=0)
-    if rule.limit > 0 and top > 0:
+    limit = rule.limit
+    if limit > 0 and top > 0:
       above = [v for name, v in largest.items() if unstable[name] and v > top]
       limit = min(math.sqrt(top) * math.sqrt(min(above, default=math.inf)), MARGIN * top)
-      rule = dataclasses.replace(rule, limit=float(f'{limit:.3g}'))
-    chosen.append(rule)
+    chosen.append(dataclasses.replace(rule, limit=float(f'{limit:.3g}')))
   caught = sum(
       next(alarms_of(course, chosen), None) is not None
       for name, course in courses.items()
@@ -175,14 +175,12 @@ def with_odds(
   found = []
   for rule in rules:
     fired = [
-        (unstable[name], value)
+        (unstable[name], alarm.value)
         for name, course in courses.items()
-        for _, _, value in alarms_of(course, [rule])
+        for alarm in alarms_of(course, [rule])
     ]
-    if fired:
-      wanted = (sum(is_unstable for is_unstable, _ in fired) + 1) / (len(fired) + 2)
-      rule = _with_mean(rule, [value for _, value in fired], wanted)
-    found.append(rule)
+    wanted = (sum(is_unstable for is_unstable, _ in fired) + 1) / (len(fired) + 2)
+    found.append(_with_mean(rule, [value for _, value in fired], wanted) if fired else rule)
   return tuple(found)
 
 

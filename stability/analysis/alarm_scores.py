@@ -8,13 +8,11 @@ import pandas as pd
 
 from stability.analysis import alarm_replay, instability
 from stability.analysis import results as results_lib
+from stability.control.alarms import Alarm
 from stability.control.rules import RULES, Rule
 from stability.storage import run_files
 
 ANY = 'any'  # the union of all rules
-
-
-Alarms = Iterable[tuple[Rule, int, float]]  # of a run: the rule, the step and the value
 
 
 def outcomes(workdir: Path) -> pd.DataFrame:
@@ -38,7 +36,9 @@ def outcomes(workdir: Path) -> pd.DataFrame:
 
 
 def join(
-    outcomes: pd.DataFrame, alarms: Mapping[str, Alarms], rules: Sequence[Rule] = RULES
+    outcomes: pd.DataFrame,
+    alarms: Mapping[str, Iterable[Alarm]],
+    rules: Sequence[Rule] = RULES,
 ) -> pd.DataFrame:
   """The outcomes of runs with the steps of their first alarms.
 
@@ -46,8 +46,8 @@ def join(
   """
   steps = pd.DataFrame(np.nan, outcomes.index, [rule.name for rule in rules])
   for name in outcomes.index:
-    for rule, step, _ in alarms[name]:
-      steps.loc[name, rule.name] = step
+    for alarm in alarms[name]:
+      steps.loc[name, alarm.rule] = alarm.step
   return outcomes[['unstable', 'onset']].join(steps.assign(**{ANY: steps.min(axis='columns')}))
 
 
@@ -57,12 +57,8 @@ def label_runs(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
   The rules are applied to the rows of metrics.jsonl in the same way as in the trainer.
   """
   found = outcomes(workdir)
-  by_name = {rule.name: rule for rule in rules}
   alarms = {
-      name: [
-          (by_name[alarm.rule], alarm.step, alarm.value)
-          for alarm in alarm_replay.replay(run_files.run_dir(workdir, name), rules).alarms
-      ]
+      name: alarm_replay.replay(run_files.run_dir(workdir, name), rules).alarms
       for name in found.index
   }
   return join(found, alarms, rules)
@@ -81,6 +77,31 @@ def score(labels: pd.DataFrame) -> pd.DataFrame:
       the median over unstable runs with an onset
   """
   return pd.DataFrame(list(_scores(labels)))
+
+
+def reliability(outcomes: pd.DataFrame, alarms: Mapping[str, Iterable[Alarm]]) -> pd.DataFrame:
+  """How often runs become unstable, by the probability of their alarms.
+
+  A row per tenth of probability with any alarm, each alarm counting by itself. Columns: low, high,
+  alarms (their number), probability (their mean), unstable (the share of them in unstable runs).
+  """
+  found = pd.DataFrame(
+      [
+          (alarm.probability, float(outcomes['unstable'][name]))
+          for name in outcomes.index
+          for alarm in alarms[name]
+      ],
+      columns=['probability', 'unstable'],
+  )
+  tenth = np.minimum(np.floor(found['probability'] * 10), 9)  # 1 belongs to the last
+  table = found.groupby(tenth.rename('tenth')).agg(
+      alarms=('unstable', 'size'),
+      probability=('probability', 'mean'),
+      unstable=('unstable', 'mean'),
+  )
+  table.insert(0, 'high', (table.index + 1) / 10)
+  table.insert(0, 'low', table.index / 10)
+  return table.reset_index(drop=True)
 
 
 def _scores(labels: pd.DataFrame) -> Iterator[dict[str, float | int | str]]:

@@ -107,9 +107,9 @@ def onset(
 def best_runs(results: Results) -> pd.DataFrame:
   """The best run with which each run is compared: run, loss, learning_rate and parameters.
 
-  It is the best run of the same size and, where lengths differ, of the same length. If a size has only one learning rate and intervention, with
-  any number of seeds, it is the best run of all sizes up to this one. The rows are those of
-  results.runs; NaN if no run counts.
+  It is the best run of the same size and, where lengths differ, of the same length. If a size has
+  only one learning rate and intervention, with any number of seeds, it is the best run of all sizes
+  up to this one. The rows are those of results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),

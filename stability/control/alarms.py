@@ -30,6 +30,18 @@ class Alarm:
   actions: int = 0  # number of actions taken on the run before the alarm
   suggestions: tuple[Action, ...] = ()  # actions that may help, best first
 
+  @classmethod
+  def raised(cls, rule: Rule, step: int, value: float) -> Self:
+    """The alarm of a rule whose measure has a value above the limit."""
+    return cls(
+        step=step,
+        rule=rule.name,
+        value=float(value),
+        limit=rule.limit,
+        message=rule.message.format(value=value, limit=rule.limit),
+        probability=rule.probability(value),
+    )
+
   def to_json(self) -> Json:
     """The object in alarms.jsonl."""
     return {
@@ -145,17 +157,7 @@ class Monitor:
         self._applied.add(rule.name)
       if value > rule.limit:
         self._fired.add(rule.name)
-        message = rule.message.format(value=value, limit=rule.limit)
-        raised.append(
-            Alarm(
-                step=row['step'],
-                rule=rule.name,
-                value=float(value),
-                limit=rule.limit,
-                message=message,
-                probability=rule.probability(value),
-            )
-        )
+        raised.append(Alarm.raised(rule, row['step'], value))
     return raised
 
   def restore(self, rows: Iterable[Row], fired: Iterable[str]) -> None:

@@ -222,8 +222,8 @@ def update_collapse(history: History) -> float:
   """The factor by which updates are smaller than 1: the geometric mean over parameters.
 
   Adam's updates have an RMS of 1 where gradients keep their sign, and of about 0.2 where they are
-  noise. They are smaller where gradients have shrunk faster than the second moment forgets them. NaN
-  for optimizers that do not normalise their updates.
+  noise. They are smaller where gradients have shrunk faster than the second moment forgets them.
+  NaN for optimizers that do not normalise their updates.
   """
   updates = [max(rms, 1e-30) for _, rms in _with_prefix(history.row, 'update_rms/')]
   if not updates or history.largest_update < NORMALISED:
@@ -269,15 +269,14 @@ class Rule:
     return self.reads if self.rows == 1 else f'{self.reads} in {self.rows} rows'
 
 
-# Limits were chosen on configs/quickstart.py (42 runs of 400 steps, 14 of them unstable, probes every
-# 20 steps), odds are such that the mean probability of a rule's alarms there is (u + 1) / (n + 2),
-# for u unstable of n runs (analysis/alarm_calibration.py). Limits are rounded, and stand apart from
-# stable runs where these leave room: the largest attention logit of a stable run was 417, its course
-# 3,150, the power of its residual stream 1.71, its log Z 1.7 per e-fold, its loss spike 3.5; updates
-# of one stable run out of 28 were above the limit. The limits of non_finite and gradient_under_eps
-# follow from their definitions, and so do the odds of non_finite. No longer run was used: that the
-# limits hold there follows from the measures, and is scored in BUILD_NOTES.md. launch.alarms
-# --calibrate chooses limits for other regimes.
+# Limits were chosen on configs/quickstart.py alone (42 runs of 400 steps, 14 of them unstable,
+# probes every 20 steps). They are rounded, and stand apart from stable runs where these leave room:
+# the largest attention logit of a stable run was 417, its course 3,150, the power of its residual
+# stream 1.71, its log Z 1.7 per e-fold, its loss spike 3.5; updates of one stable run out of 28 were
+# above the limit. The odds are such that the mean probability of a rule's alarms there is
+# (u + 1) / (n + 2), for u unstable of n runs (analysis/alarm_calibration.py). The limits of
+# non_finite and gradient_under_eps follow from their definitions, and so do the odds of non_finite.
+# BUILD_NOTES.md has scores on other sweeps. launch.alarms --calibrate makes limits for one's own.
 RULES = (
     Rule(
         non_finite,

@@ -11,6 +11,7 @@ from helpers import made_up
 from configs import base
 from stability import hyper
 from stability.analysis import alarm_scores
+from stability.control.alarms import Alarm
 from stability.control.rules import RULES, Rule
 from stability.storage import files, run_files
 
@@ -119,3 +120,17 @@ def test_torn_line_and_null_loss(tmp_path):
     file.write(json.dumps({'step': 210, 'loss': None}))
   found = alarm_scores.label_runs(tmp_path, [LOGIT_RULE])
   assert found.loc[run.name, 'any'] == 100
+
+
+def test_reliability_by_tenths():
+  outcomes = pd.DataFrame({'unstable': [True, False]}, ['a', 'b'])
+
+  def alarms(*probabilities):
+    return [Alarm(1, 'x', 1.0, 1.0, '', p) for p in probabilities]
+
+  table = alarm_scores.reliability(outcomes, {'a': alarms(0.92, 1.0, 0.31), 'b': alarms(0.98)})
+  assert table['low'].tolist() == [0.3, 0.9] and table['high'].tolist() == [0.4, 1.0]
+  assert table['alarms'].tolist() == [1, 3]
+  assert table['probability'].tolist() == pytest.approx([0.31, (0.92 + 1 + 0.98) / 3])
+  assert table['unstable'].tolist() == pytest.approx([1, 2 / 3])
+  assert alarm_scores.reliability(outcomes, {'a': [], 'b': []}).empty

@@ -135,8 +135,8 @@ def test_time_is_the_sum_of_learning_rates():
 def test_learning_rate_in_some_rows():
   """The last one stands for rows without, and the first one for the steps before it."""
   found = rules.History()
-  for step, rate in ((10, {}), (20, {'learning_rate': 0.5}), (30, {}), (40, {'learning_rate': 1.5})):
-    found.add({'step': step, **rate})
+  for step, rate in ((10, None), (20, 0.5), (30, None), (40, 1.5)):
+    found.add({'step': step} | ({} if rate is None else {'learning_rate': rate}))
   assert math.exp(found.log_time) == pytest.approx(10 * 0.5 + 10 * 0.5 + 10 * 0.5 + 10 * 1.0)
 
 
