@@ -272,8 +272,8 @@ class Rule:
 # Limits were chosen on configs/quickstart.py alone (42 runs of 400 steps, 14 of them unstable,
 # probes every 20 steps). They are rounded, and stand apart from stable runs where these leave room:
 # the largest attention logit of a stable run was 417, its course 3,150, the power of its residual
-# stream 1.71, its log Z 1.7 per e-fold, its loss spike 3.5; updates of one stable run out of 28 were
-# above the limit. The odds are such that the mean probability of a rule's alarms there is
+# stream 1.71, its log Z 1.7 per e-fold, its loss spike 3.5; the updates of one stable run out of 28
+# were above the limit. The odds are such that the mean probability of a rule's alarms there is
 # (u + 1) / (n + 2), for u unstable of n runs (analysis/alarm_calibration.py). The limits of
 # non_finite and gradient_under_eps follow from their definitions, and so do the odds of non_finite.
 # BUILD_NOTES.md has scores on other sweeps. launch.alarms --calibrate makes limits for one's own.
