@@ -276,6 +276,8 @@ class Rule:
 # were above the limit. The odds are such that the mean probability of a rule's alarms there is
 # (u + 1) / (n + 2), for u unstable of n runs (analysis/alarm_calibration.py). The limits of
 # non_finite and gradient_under_eps follow from their definitions, and so do the odds of non_finite.
+# The limits of residual_growth and log_z_drift were 1.8 and 3 when they were scored on runs of
+# 10,000 steps, and were then raised above the largest values of the stable ones, 2.74 and 4.46.
 # BUILD_NOTES.md has scores on other sweeps. launch.alarms --calibrate makes limits for one's own.
 RULES = (
     Rule(
@@ -326,8 +328,8 @@ RULES = (
         residual_growth,
         'block_*/output_rms',
         rows=2,
-        limit=1.8,
-        odds=10.0,
+        limit=3.0,
+        odds=3.5,
         message="the RMS of a block's output grows like the power {value:.2g} of the training time;"
         ' limit {limit:g}',
         remedies=(LEARNING_RATE,),
@@ -336,8 +338,8 @@ RULES = (
         log_z_drift,
         'log_z',
         rows=2,
-        limit=3.0,
-        odds=2.7,
+        limit=5.0,
+        odds=2.4,
         message='mean log Z moves by {value:.1f} per e-fold of training time; limit {limit:g}',
         remedies=(Z_LOSS, LEARNING_RATE),
     ),
