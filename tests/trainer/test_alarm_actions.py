@@ -111,7 +111,7 @@ def test_limits_after_policy(sweep):
   with pytest.raises(Killed):
     train(run)
   train(run)
-  found = [(alarm.step, alarm.limit, alarm.precision) for alarm in read_alarms(run)]
+  found = [(alarm.step, alarm.limit, alarm.probability) for alarm in read_alarms(run)]
   assert found == [(12, 11, 0.5), (4, 3, 0.25), (4, 3, 0.25)]
   assert taken(run) == [('rewind', 14, 'policy'), ('rewind', 6, 'policy')]
 
