@@ -1,20 +1,31 @@
 """Applies the alarm rules to the rows that the runs of a workdir have logged.
 
-  python -m launch.alarms --workdir=DIR
+  python -m launch.alarms --workdir=DIR [--limits=FILE.json]
+  python -m launch.alarms --workdir=DIR --calibrate=FILE.json
 
 It prints in how many runs each rule could be applied, in how many it fired and at which step, what
 the other runs lacked, and the first alarm of each run. The alarms of runs that launch.import_runs
 has brought into the workdir are also written to their alarms.jsonl. The trainer has written those
 of runs trained here, with the actions taken on them, and they stay as they are.
+
+Where it is known which runs became unstable, it scores the rules and writes
+
+  DIR/report/alarm_scores.csv       recall, false alarms and lead of each rule and of any
+  DIR/report/alarm_reliability.csv  how often alarms of a probability were right; and its figure
+
+--calibrate chooses limits for the regime of the sweep on its own runs, and writes them to FILE.json
+with what they were made from. --limits applies such a file in place of the limits that the rules
+come with (stability/control/rules.py), as stability.Monitor(limits='FILE.json') does in any
+training loop. A sweep is not scored by limits that were chosen on its runs.
 """
 
 # First, since launch.common may have to mend sys.path.
-from launch.common import app
+from launch.common import app, path_flags
 
 # isort: split
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +35,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stability.control import limits
+from stability.control.rules import RULES, Rule
 from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps
 
@@ -32,15 +45,30 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
+_CALIBRATE = path_flags.define('calibrate', None, 'file to write limits to', FLAGS)
+_LIMITS = path_flags.define('limits', None, 'file of limits to apply', FLAGS)
 PIPED_WIDTH = 130  # characters per line if stdout is not a terminal; the table of rules fits
 
 
 def main() -> int:
   """Replays the rules and prints what they find; returns 1 if a run could not be read."""
-  from stability.analysis import alarm_replay  # pandas: a wrong flag is refused without it
-
+  if _CALIBRATE.value and _LIMITS.value:
+    raise BadInput('--calibrate, --limits: only one of them can be given')
   workdir = Path(_WORKDIR.value)
   sweep = sweeps.read_sweep(workdir)
+  from stability.analysis import alarm_calibration, alarm_replay  # pandas: slow to import
+
+  if _CALIBRATE.value:
+    _calibrate(workdir, Path(_CALIBRATE.value))
+    return 0
+  rules = RULES
+  if _LIMITS.value:
+    try:
+      found = limits.read(_LIMITS.value)
+    except BadInput as error:
+      raise BadInput(f'--limits={error}') from None
+    alarm_calibration.check_not_made_on(found, workdir, f'--limits={_LIMITS.value}')
+    rules = found.apply()
   names = [*sweep.runs, *sweeps.read_forks(workdir)]
   if sweep.is_imported:
     files.refuse_links(workdir / 'runs')
@@ -48,7 +76,7 @@ def main() -> int:
   for name in names:
     run = run_files.run_dir(workdir, name)
     try:
-      found = alarm_replay.replay(run)
+      found = alarm_replay.replay(run, rules)
     except BadInput as error:
       damaged.append(error)
       continue
@@ -57,14 +85,71 @@ def main() -> int:
       if sweep.is_imported:
         files.write_lines(run / 'alarms.jsonl', [alarm.to_json() for alarm in found.alarms])
   console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-  _print_rules(alarm_replay.by_rule(replays).itertuples(index=False), console)
+  _print_rules(alarm_replay.by_rule(replays, rules).itertuples(index=False), console)
   _print_runs(replays, console)
   _print_line(f'{len(replays)} of {len(names)} runs have logged rows.', console)
   if sweep.is_imported and replays:
     _print_line(f'Written: {workdir / "runs" / "NAME" / "alarms.jsonl"}', console)
   for error in damaged:
     print(f'error: {error}', file=sys.stderr)
-  return 1 if damaged else 0
+  if damaged:
+    return 1
+  _score(workdir, replays, rules, console)
+  return 0
+
+
+def _calibrate(workdir: Path, path: Path) -> None:
+  """Writes limits for the regime of a sweep, and prints how they do on its own runs."""
+  from stability.analysis import alarm_calibration
+
+  if path.exists():
+    raise BadInput(f'--calibrate={path}: exists already; name another file')
+  made = alarm_calibration.calibrate(workdir)
+  limits.write(path, made)
+  about = made.made_from
+  print(
+      f'Written: {path}, from {about["runs"]} runs, {about["unstable"]} of them unstable. On these'
+      f' runs: recall {about["recall"]:.2f}, false alarms {about["false_alarm_rate"]:.2f}.'
+  )
+
+
+def _score(
+    workdir: Path, replays: 'Mapping[str, Replay]', rules: Sequence[Rule], console: Console
+) -> None:
+  """Scores the rules on the runs whose outcome is known; prints and writes the tables."""
+  from stability.analysis import alarm_scores
+  from stability.report import alarm_figure
+
+  outcomes = alarm_scores.outcomes(workdir)
+  outcomes = outcomes[outcomes.index.isin(list(replays))]
+  if outcomes['unstable'].nunique() < 2:
+    _print_line('The rules are not scored: that needs stable and unstable runs.', console)
+    return
+  alarms = {name: replays[name].alarms for name in outcomes.index}
+  scores = alarm_scores.score(alarm_scores.join(outcomes, alarms, rules))
+  reliability = alarm_scores.reliability(outcomes, alarms)
+  _print_scores(scores.itertuples(index=False), console)
+  folder = workdir / 'report'
+  files.refuse_links(folder)
+  files.write_atomic(folder / 'alarm_scores.csv', scores.to_csv(index=False))
+  files.write_atomic(folder / 'alarm_reliability.csv', reliability.to_csv(index=False))
+  alarm_figure.write(reliability, folder)
+  _print_line(f'Written: {folder / "alarm_scores.csv"}, alarm_reliability.csv, .svg, .png', console)
+
+
+def _print_scores(rows: Iterable, console: Console) -> None:
+  """Prints a row per rule; `rows` are those of alarm_scores.score."""
+  table = Table(box=box.SIMPLE_HEAD)
+  for name in ('rule', 'runs', 'unstable', 'fired', 'recall', 'false alarms', 'lead'):
+    table.add_column(name, justify='left' if name == 'rule' else 'right')
+  for row in rows:
+    counts = [f'{number:,.0f}' for number in (row.runs, row.unstable, row.fired)]
+    shares = [
+        '' if math.isnan(share) else 'never' if math.isinf(share) else f'{share:.2f}'
+        for share in (row.recall, row.false_alarm_rate, row.lead)
+    ]
+    table.add_row(row.rule, *counts, *shares)
+  console.print(table)
 
 
 def _print_rules(rows: Iterable, console: Console) -> None:

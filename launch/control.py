@@ -152,8 +152,8 @@ def _description(run: Path) -> Iterator[str]:
   if alarms:
     yield '\nalarms'
     for alarm in alarms[-MAX_SHOWN:]:
-      precision = f'{alarm.precision:.0%} of such runs were unstable'
-      yield f'  step {alarm.step}: {alarm.message} ({precision})'
+      probability = f'unstable with a probability of {alarm.probability:.0%}'
+      yield f'  step {alarm.step}: {alarm.message} ({probability})'
   if alarms and alarms[-1].suggestions:  # imported runs have none
     yield '\nwhat may help'
     for action in alarms[-1].suggestions:

@@ -1,6 +1,6 @@
 """Scores of the alarm rules: how well they predict which runs become unstable, and when."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,43 +8,60 @@ import pandas as pd
 
 from stability.analysis import alarm_replay, instability
 from stability.analysis import results as results_lib
+from stability.control.alarms import Alarm
 from stability.control.rules import RULES, Rule
 from stability.storage import run_files
 
 ANY = 'any'  # the union of all rules
 
 
-def first_alarms(workdir: Path, runs: list[str], rules: Sequence[Rule] = RULES) -> pd.DataFrame:
-  """The steps of first alarms: a row per run, a column per rule and ANY; NaN if none was raised.
-
-  The rules are applied to the rows of metrics.jsonl in the same way as in the trainer.
-  """
-  steps = pd.DataFrame(np.nan, runs, [rule.name for rule in rules])
-  for name in runs:
-    for alarm in alarm_replay.replay(run_files.run_dir(workdir, name), rules).alarms:
-      steps.loc[name, alarm.rule] = alarm.step
-  return steps.assign(**{ANY: steps.min(axis='columns')})
-
-
-def label_runs(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
-  """The outcome and the first alarms of each run.
+def outcomes(workdir: Path) -> pd.DataFrame:
+  """What became of each run: unstable, onset (see instability) and steps, by name of the run.
 
   Runs whose stability is unknown are left out: those that failed, were stopped or are missing, and
-  those that were acted on. The index is the name of the run. Columns: unstable, onset (see
-  instability) and those of first_alarms.
+  those that were acted on.
   """
   results = results_lib.load_workdir(workdir)
   curves = results_lib.load_curves(workdir, probes=())
-  labels = pd.DataFrame({
+  found = pd.DataFrame({
       'run': results.runs['run'],
       'unstable': instability.unstable(results),
       'onset': instability.onset(results, curves),
+      'steps': results.runs['steps'],
   })
   acted_on = [
-      (run_files.run_dir(workdir, name) / 'actions.jsonl').exists() for name in labels['run']
+      (run_files.run_dir(workdir, name) / 'actions.jsonl').exists() for name in found['run']
   ]
-  labels = labels[labels['unstable'].notna() & ~np.array(acted_on, bool)].set_index('run')
-  return labels.join(first_alarms(workdir, list(labels.index), rules))
+  return found[found['unstable'].notna() & ~np.array(acted_on, bool)].set_index('run')
+
+
+def join(
+    outcomes: pd.DataFrame,
+    alarms: Mapping[str, Iterable[Alarm]],
+    rules: Sequence[Rule] = RULES,
+) -> pd.DataFrame:
+  """The outcomes of runs with the steps of their first alarms.
+
+  Columns: unstable, onset, and one per rule and ANY with the step; NaN if no alarm was raised.
+  """
+  steps = pd.DataFrame(np.nan, outcomes.index, [rule.name for rule in rules])
+  for name in outcomes.index:
+    for alarm in alarms[name]:
+      steps.loc[name, alarm.rule] = alarm.step
+  return outcomes[['unstable', 'onset']].join(steps.assign(**{ANY: steps.min(axis='columns')}))
+
+
+def label_runs(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
+  """The outcome and the first alarms of each run; see `join`.
+
+  The rules are applied to the rows of metrics.jsonl in the same way as in the trainer.
+  """
+  found = outcomes(workdir)
+  alarms = {
+      name: alarm_replay.replay(run_files.run_dir(workdir, name), rules).alarms
+      for name in found.index
+  }
+  return join(found, alarms, rules)
 
 
 def score(labels: pd.DataFrame) -> pd.DataFrame:
@@ -56,11 +73,35 @@ def score(labels: pd.DataFrame) -> pd.DataFrame:
     fired: in how many runs the rule fired
     recall: the share of unstable runs in which it fired
     false_alarm_rate: the share of stable runs in which it fired
-    precision: the share of runs in which it fired that are unstable
     lead: the step of the alarm divided by the step of the onset, infinite if the rule did not fire;
       the median over unstable runs with an onset
   """
   return pd.DataFrame(list(_scores(labels)))
+
+
+def reliability(outcomes: pd.DataFrame, alarms: Mapping[str, Iterable[Alarm]]) -> pd.DataFrame:
+  """How often runs become unstable, by the probability of their alarms.
+
+  A row per tenth of probability with any alarm, each alarm counting by itself. Columns: low, high,
+  alarms (their number), probability (their mean), unstable (the share of them in unstable runs).
+  """
+  found = pd.DataFrame(
+      [
+          (alarm.probability, float(outcomes['unstable'][name]))
+          for name in outcomes.index
+          for alarm in alarms[name]
+      ],
+      columns=['probability', 'unstable'],
+  )
+  tenth = np.minimum(np.floor(found['probability'] * 10), 9)  # 1 belongs to the last
+  table = found.groupby(tenth.rename('tenth')).agg(
+      alarms=('unstable', 'size'),
+      probability=('probability', 'mean'),
+      unstable=('unstable', 'mean'),
+  )
+  table.insert(0, 'high', (table.index + 1) / 10)
+  table.insert(0, 'low', table.index / 10)
+  return table.reset_index(drop=True)
 
 
 def _scores(labels: pd.DataFrame) -> Iterator[dict[str, float | int | str]]:
@@ -76,7 +117,6 @@ def _scores(labels: pd.DataFrame) -> Iterator[dict[str, float | int | str]]:
         'fired': int(fired.sum()),
         'recall': _share(fired[unstable]),
         'false_alarm_rate': _share(fired[~unstable]),
-        'precision': _share(unstable[fired]),
         'lead': lead.median() if len(lead) else np.nan,
     }
 

@@ -9,6 +9,7 @@ from stability.analysis.results import Results
 
 MARGIN = 0.05  # a fraction of the run's initial loss minus the best loss of its size
 SMOOTHING_WINDOW = 5  # logged steps in a moving average that ends at the current step
+LENGTH = 'schedule.steps'  # a run is compared with runs of its own length
 UNSTABLE_LOGIT = 1e4  # the paper's runs with higher attention logits diverged (section 3.3)
 
 
@@ -106,19 +107,22 @@ def onset(
 def best_runs(results: Results) -> pd.DataFrame:
   """The best run with which each run is compared: run, loss, learning_rate and parameters.
 
-  It is the best run of the same size. If a size has only one learning rate and intervention, with
-  any number of seeds, it is the best run of all sizes up to this one. The rows are those of
-  results.runs; NaN if no run counts.
+  It is the best run of the same size and, where lengths differ, of the same length. If a size has
+  only one learning rate and intervention, with any number of seeds, it is the best run of all sizes
+  up to this one. The rows are those of results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),
       parameters=results.runs['parameters'].astype(float),
   ).reset_index(drop=True)
   best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
-  for _, of_size in results_lib.split(runs, ['parameters', *results.sizes]):
+  length = [LENGTH] if LENGTH in results.groups else []
+  for _, of_size in results_lib.split(runs, ['parameters', *results.sizes, *length]):
     candidates = of_size
     if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():
       smaller = runs['parameters'] < of_size['parameters'].iloc[0]
+      for field in length:
+        smaller &= runs[field] == of_size[field].iloc[0]
       candidates = runs[smaller | runs.index.isin(of_size.index)]
     if candidates['loss'].notna().any():
       best_row[of_size.index] = candidates['loss'].idxmin()

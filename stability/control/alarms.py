@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from stability.control import limits as limits_lib
 from stability.control import rows as rows_lib
 from stability.control.actions import Action
 from stability.control.rows import Row
@@ -24,10 +25,22 @@ class Alarm:
   value: float  # value of the rule's measure
   limit: float  # limit of the rule, which `value` exceeds
   message: str  # shown to a person
-  precision: float  # fraction of the runs with this alarm that became unstable
+  probability: float  # that the run becomes unstable
   # Set only for runs that this package trains.
   actions: int = 0  # number of actions taken on the run before the alarm
   suggestions: tuple[Action, ...] = ()  # actions that may help, best first
+
+  @classmethod
+  def raised(cls, rule: Rule, step: int, value: float) -> Self:
+    """The alarm of a rule whose measure has a value above the limit."""
+    return cls(
+        step=step,
+        rule=rule.name,
+        value=float(value),
+        limit=rule.limit,
+        message=rule.message.format(value=value, limit=rule.limit),
+        probability=rule.probability(value),
+    )
 
   def to_json(self) -> Json:
     """The object in alarms.jsonl."""
@@ -37,7 +50,7 @@ class Alarm:
         'value': self.value,
         'limit': self.limit,
         'seen': self.message,
-        'sure': self.precision,
+        'sure': self.probability,
         'actions': self.actions,
         'suggested': [action.to_json() for action in self.suggestions],
     }
@@ -55,7 +68,7 @@ class Alarm:
         value=_number(found, 'value'),
         limit=_number(found, 'limit'),
         message=found['seen'],
-        precision=_number(found, 'sure'),
+        probability=_number(found, 'sure'),
         actions=found['actions'],
         suggestions=tuple(map(Action.from_json, suggested)),
     )
@@ -91,20 +104,30 @@ class Monitor:
     block_*/attention_logit_max   largest query-key product of a block after the scaling by
                                   1/sqrt(head dim), before soft cap and mask: attention_logit,
                                   attention_logit_course
-    block_*/output_rms            RMS of the residual stream after a block: residual_growth, from a
-                                  row at step 0 or 1 if there is one
+    block_*/output_rms            RMS of the residual stream after a block: residual_growth
     log_z                         mean log of the softmax normaliser of the output: log_z_drift
     gradient_over_eps/*           RMS of a parameter's gradient over AdamW's eps: gradient_under_eps
     update_rms/*                  RMS of a parameter's update, before learning rate and weight
                                   decay: update_collapse
 
-  The rule non_finite reads every value; None counts as not finite. stability/probes measures all of
-  these in PyTorch and Flax models. The limits were chosen for runs
-  of this package: other models may need other rules (stability/control/rules.py).
+  Growth is measured per e-fold of training time: the sum of learning rates, if rows have
+  learning_rate, and otherwise the number of steps. The rule non_finite reads every value; None
+  counts as not finite. stability/probes measures all of these in PyTorch and Flax models. The
+  limits were chosen on short runs of this package (stability/control/rules.py). Other regimes may
+  need their own: `python -m launch.alarms --workdir=DIR --calibrate=FILE.json` chooses them on the
+  runs of a sweep, and `stability.Monitor(limits='FILE.json')` applies them.
   """
 
-  def __init__(self, rules: Iterable[Rule] = RULES):
-    self._rules = tuple(rules)
+  def __init__(self, rules: Iterable[Rule] = RULES, *, limits: str | Path | None = None):
+    """
+    Args:
+      rules: the rules to apply.
+      limits: a file that `launch.alarms --calibrate` has written, with limits for one's own regime.
+
+    Raises:
+      BadInput: the file cannot be read or is damaged.
+    """
+    self._rules = tuple(rules) if limits is None else limits_lib.read(limits).apply(rules)
     self._history = History()
     self._fired: set[str] = set()
     self._applied: set[str] = set()  # names of the rules whose measure has had a value
@@ -134,17 +157,7 @@ class Monitor:
         self._applied.add(rule.name)
       if value > rule.limit:
         self._fired.add(rule.name)
-        message = rule.message.format(value=value, limit=rule.limit)
-        raised.append(
-            Alarm(
-                step=row['step'],
-                rule=rule.name,
-                value=float(value),
-                limit=rule.limit,
-                message=message,
-                precision=rule.precision,
-            )
-        )
+        raised.append(Alarm.raised(rule, row['step'], value))
     return raised
 
   def restore(self, rows: Iterable[Row], fired: Iterable[str]) -> None:

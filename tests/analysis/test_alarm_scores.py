@@ -11,6 +11,7 @@ from helpers import made_up
 from configs import base
 from stability import hyper
 from stability.analysis import alarm_scores
+from stability.control.alarms import Alarm
 from stability.control.rules import RULES, Rule
 from stability.storage import files, run_files
 
@@ -42,7 +43,6 @@ def write(workdir, cases):
   return folders
 
 
-# Attention logits above 300.
 (LOGIT_RULE,) = (rule for rule in RULES if rule.name == 'attention_logit')
 
 
@@ -76,7 +76,6 @@ def test_scores(tmp_path):
     assert (row['runs'], row['unstable'], row['fired']) == (7, 3, 3)
     assert row['recall'] == pytest.approx(2 / 3)
     assert row['false_alarm_rate'] == pytest.approx(1 / 4)
-    assert row['precision'] == pytest.approx(2 / 3)
     assert row['lead'] == pytest.approx(1.0)  # the median of 0.5, 1 and never
 
 
@@ -112,12 +111,26 @@ def test_scores_without_runs_are_nan():
   columns = {'unstable': [False], 'onset': [np.nan], 'attention_logit': [np.nan], 'any': [np.nan]}
   (row, _) = alarm_scores.score(pd.DataFrame(columns)).to_dict('records')
   assert row['false_alarm_rate'] == 0
-  assert all(math.isnan(row[name]) for name in ('recall', 'precision', 'lead'))
+  assert all(math.isnan(row[name]) for name in ('recall', 'lead'))
 
 
 def test_torn_line_and_null_loss(tmp_path):
   (run,) = write(tmp_path, {1e-3: (0, 100)})
   with (run / 'metrics.jsonl').open('a') as file:
     file.write(json.dumps({'step': 210, 'loss': None}))
-  found = alarm_scores.first_alarms(tmp_path, [run.name], [LOGIT_RULE])
+  found = alarm_scores.label_runs(tmp_path, [LOGIT_RULE])
   assert found.loc[run.name, 'any'] == 100
+
+
+def test_reliability_by_tenths():
+  outcomes = pd.DataFrame({'unstable': [True, False]}, ['a', 'b'])
+
+  def alarms(*probabilities):
+    return [Alarm(1, 'x', 1.0, 1.0, '', p) for p in probabilities]
+
+  table = alarm_scores.reliability(outcomes, {'a': alarms(0.92, 1.0, 0.31), 'b': alarms(0.98)})
+  assert table['low'].tolist() == [0.3, 0.9] and table['high'].tolist() == [0.4, 1.0]
+  assert table['alarms'].tolist() == [1, 3]
+  assert table['probability'].tolist() == pytest.approx([0.31, (0.92 + 1 + 0.98) / 3])
+  assert table['unstable'].tolist() == pytest.approx([1, 2 / 3])
+  assert alarm_scores.reliability(outcomes, {'a': [], 'b': []}).empty

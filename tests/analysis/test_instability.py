@@ -50,6 +50,14 @@ def test_best_run_is_of_the_size_over_all_interventions():
   assert list(instability.unstable(of_eps)) == [False, True, False, False]
 
 
+def test_best_run_is_of_the_same_length():
+  given = results_of((1, 0.01, 1.5), (1, 0.1, 2.5), (1, 0.1, 2.5), (1, 0.3, 3.5))
+  given.runs['schedule.steps'] = [1000, 1000, 400, 400]
+  of_steps = results.Results(given.runs, ['schedule.steps'], [])
+  assert list(instability.unstable(of_steps)) == [False, True, False, True]
+  assert list(instability.best_runs(of_steps)['loss']) == [1.5, 1.5, 2.5, 2.5]
+
+
 @pytest.mark.parametrize('loss, expected', [(2.5, True), (2.1, False), (1.5, False)])
 def test_single_run_of_a_size_is_compared_with_smaller_ones(loss, expected):
   smaller = (1, 0.1, 2.0), (1, 0.3, 2.1)

@@ -26,7 +26,7 @@ ALARM = Alarm(
     value=412.0,
     limit=300,
     message='the highest attention logit is 412; limit 300',
-    precision=0.98,
+    probability=0.98,
     actions=1,
     suggestions=(Action('set', changes={'optimizer.eps': 1e-9}),),
 )
@@ -125,7 +125,8 @@ def test_lacking():
     monitor.observe({'step': step, 'loss': 3.0 - step / 10})
   monitor.observe({'step': 20, 'block_1/attention_logit_max': 1e3, 'block_1/output_rms': 2.0})
   assert set(monitor.lacking) == {
-      *('attention_logit_course', 'log_z_drift', 'gradient_under_eps', 'update_collapse')
+      *('attention_logit_course', 'residual_growth', 'log_z_drift'),
+      *('gradient_under_eps', 'update_collapse'),
   }
 
 
@@ -159,9 +160,9 @@ def test_a_million_rows():
 
 def test_numpy_values():
   monitor = Monitor([LOGIT_RULE])
-  row = {'step': np.int32(3), 'block_0/attention_logit_max': np.float32(400)}
+  row = {'step': np.int32(3), 'block_0/attention_logit_max': np.float32(600)}
   (alarm,) = monitor.observe(row)
-  assert alarm.value == 400
+  assert alarm.value == 600
 
 
 class Tensor:
@@ -181,9 +182,9 @@ class Tensor:
 )
 def test_kinds_of_numbers(make):
   monitor = Monitor([LOGIT_RULE])
-  row = {'step': make(3), 'loss': make(2), 'block_0/attention_logit_max': make(400)}
+  row = {'step': make(3), 'loss': make(2), 'block_0/attention_logit_max': make(600)}
   (alarm,) = monitor.observe(row)
-  assert (type(alarm.step), alarm.step, type(alarm.value), alarm.value) == (int, 3, float, 400)
+  assert (type(alarm.step), alarm.step, type(alarm.value), alarm.value) == (int, 3, float, 600)
 
 
 GOOD_ROW = {'step': 10, 'loss': 2.0}
@@ -279,7 +280,7 @@ def test_json_keys(tmp_path):
 
 def test_shortest_alarm_is_read():
   alarm = Alarm.from_json({'step': 3, 'rule': 'x', 'seen': 'y', 'actions': 0})
-  assert math.isnan(alarm.precision) and alarm.suggestions == ()
+  assert math.isnan(alarm.probability) and alarm.suggestions == ()
 
 
 @pytest.mark.parametrize(

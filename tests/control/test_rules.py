@@ -1,10 +1,13 @@
 """The measures of instability on hand-written rows, and the rules after a rescue."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from stability.control import rules
+from stability.control.alarms import Monitor
 
 LOSSES = [3.0, 2.9, 2.8, 2.7, 2.6, 2.5, 2.4, 2.3]
 
@@ -73,75 +76,97 @@ def test_attention_logit_over_blocks():
   assert math.isnan(rules.attention_logit(history(2.0)))
 
 
-def test_attention_logit_course_is_a_power_law():
-  rows = [logit(float(n**2)) for n in (1, 2, 3)]
-  assert rules.attention_logit_course(history(*rows)) == pytest.approx(36)
-  assert math.isnan(rules.attention_logit_course(history(*rows[:2])))
-  assert math.isnan(rules.attention_logit_course(history(*rows, 2.0)))  # between probes
-
-
-def test_attention_logit_course_at_changing_intervals():
+def at_steps(measure, key, values, rate=None):
+  """The measure after rows of a key: {step: value}; with a learning rate of rate(step), if any."""
   found = rules.History()
-  for step in (5, 40, 50, 300):
-    found.add({'step': step} | logit(step**1.5))
-  assert rules.attention_logit_course(found) == pytest.approx(600**1.5)
+  for step, value in values.items():
+    found.add({'step': step, key: value} | ({'learning_rate': rate(step)} if rate else {}))
+  return measure(found)
 
 
-@pytest.mark.parametrize('steps', [(0, 10, 20), (10, 10, 10)])
-def test_attention_logit_course_needs_distinct_steps(steps):
+LOGIT, OUTPUT = 'block_0/attention_logit_max', 'block_1/output_rms'
+
+
+@pytest.mark.parametrize('scale', [1, 25, 1000])
+def test_growth_is_a_power_of_the_steps(scale):
+  """The same at any interval and length of rows."""
+  steps = [scale * step for step in (4, 10, 11, 30)]
+  of_logits = at_steps(
+      rules.attention_logit_course, LOGIT, {step: (step / scale) ** 1.5 for step in steps}
+  )
+  assert of_logits == pytest.approx(60**1.5)
+  growth = at_steps(rules.residual_growth, OUTPUT, {step: step**1.5 for step in steps})
+  assert growth == pytest.approx(1.5)
+  drift = at_steps(rules.log_z_drift, 'log_z', {step: -2 * math.log(step) for step in steps})
+  assert drift == pytest.approx(2)
+
+
+def test_growth_is_over_half_an_e_fold():
+  """Values that are closer differ by chance."""
+  close = {100: 1.0, 110: 5.0, 164: 2.0}
+  assert math.isnan(at_steps(rules.residual_growth, OUTPUT, close))
+  assert at_steps(rules.residual_growth, OUTPUT, close | {165: 2.0}) == pytest.approx(
+      math.log(2) / math.log(1.65)
+  )
+
+
+@pytest.mark.parametrize('interval', [1, 7, 40])
+def test_the_value_half_an_e_fold_ago_is_kept(interval):
+  values = {step: float(step**2) for step in range(interval, 4000, interval)}
+  assert at_steps(rules.residual_growth, OUTPUT, values) == pytest.approx(2)
+
+
+def test_time_is_the_sum_of_learning_rates():
+  """Warm-up and decay do not count as growth: the residual stream grows like the sum of rates."""
+  steps = range(10, 1000, 10)
+
+  def rate(step):
+    return 3e-2 * min(step / 400, 1, max(1000 - step, 0) / 200)
+
+  total, rms, before = 0.0, {}, rate(10)
+  for step in steps:
+    total += 10 * (before + rate(step)) / 2
+    rms[step], before = total**2, rate(step)
+  for last in (100, 400, 600, 990):
+    known = {step: value for step, value in rms.items() if step <= last}
+    assert at_steps(rules.residual_growth, OUTPUT, known, rate) == pytest.approx(2)
+
+
+def test_learning_rate_in_some_rows():
+  """The last one stands for rows without, and the first one for the steps before it."""
+  found = rules.History()
+  for step, rate in ((10, None), (20, 0.5), (30, None), (40, 1.5)):
+    found.add({'step': step} | ({} if rate is None else {'learning_rate': rate}))
+  assert math.exp(found.log_time) == pytest.approx(10 * 0.5 + 10 * 0.5 + 10 * 0.5 + 10 * 1.0)
+
+
+@pytest.mark.parametrize('steps', [(0, 10, 11), (10, 10, 10), (0,)])
+def test_growth_needs_distinct_steps(steps):
   found = rules.History()
   for step in steps:
-    found.add({'step': step} | logit(2.0))
-  assert math.isnan(rules.attention_logit_course(found))
-
-
-def test_residual_growth_is_per_step():
-  row = {'block_0/output_rms': 3.0, 'block_1/output_rms': 40.0}
-  assert rules.residual_growth(history(2.0, row)) == 2.0
-
-
-def test_attention_logits_of_adjacent_steps_are_no_trend():
-  found = rules.History()
-  for step in (100, 101, 102, 103, 104, 105):
-    found.add({'step': step} | logit(float(step)))
-  assert list(found.logits) == [(100, 100.0), (102, 102.0), (105, 105.0)]
-  assert rules.attention_logit_course(found) == pytest.approx(210)
-  found.add({'step': 106} | logit(1e4))
-  assert math.isnan(rules.attention_logit_course(found))
+    found.add({'step': step, LOGIT: 2.0, OUTPUT: 2.0, 'log_z': 2.0})
+  for measure in (rules.attention_logit_course, rules.residual_growth, rules.log_z_drift):
+    assert math.isnan(measure(found))
 
 
 def test_attention_logits_in_a_row_for_each_block():
   found = rules.History()
-  for step in (10, 20, 30):
+  for step in (10, 20):
     for block in (1, 0, 2):
       found.add({'step': step, f'block_{block}/attention_logit_max': step * (1.0 + block)})
-  assert list(found.logits) == [(10, 30.0), (20, 60.0), (30, 90.0)]
-  assert rules.attention_logit_course(found) == pytest.approx(180)
-
-
-@pytest.mark.parametrize(('first', 'growth'), [(0, 2.0), (1, 2.0), (2, 7.0)])
-def test_residual_growth_from_the_model_before_training(first, growth):
-  found = rules.History()
-  found.add({'step': first, 'block_0/output_rms': 50.0, 'block_1/output_rms': 10.0})
-  found.add({'step': 10, 'block_0/output_rms': 70.0})
-  assert rules.residual_growth(found) == growth
-
-
-def test_residual_growth_at_step_0():
-  found = rules.History()
-  found.add({'step': 0, 'block_0/output_rms': 3.0})
-  assert math.isnan(rules.residual_growth(found))
+  assert rules.attention_logit_course(found) == pytest.approx(120)
 
 
 @pytest.mark.parametrize('log_z', [6.0, -4.0])
 def test_log_z_drift_in_both_directions(log_z):
-  assert rules.log_z_drift(history(probed(log_z=1.0), probed(log_z=log_z))) == 5
+  found = history(probed(log_z=1.0), probed(log_z=log_z))
+  assert rules.log_z_drift(found) == pytest.approx(5 / math.log(2))
 
 
 @pytest.mark.parametrize('first', [math.inf, math.nan, None])
-def test_log_z_drift_from_the_first_finite_value(first):
-  rows = [probed(log_z=value) for value in (first, 1.0, 4.0)]
-  assert rules.log_z_drift(history(*rows)) == 3
+def test_log_z_drift_from_a_finite_value(first):
+  rows = [probed(log_z=value) for value in (first, 1.0, 2.0, 4.0)]
+  assert rules.log_z_drift(history(*rows)) == pytest.approx(3 / math.log(2))
 
 
 def test_smallest_gradient_counts():
@@ -150,12 +175,21 @@ def test_smallest_gradient_counts():
   assert rules.gradient_under_eps(history({'gradient_over_eps/a': 0.0})) > 1e20
 
 
-def test_updates_are_compared_per_parameter():
-  rows = [
-      {'update_rms/a': a, 'update_rms/b': b}
-      for a, b in ((1.0, 0.1), (4.0, 0.1), (2.0, 0.1), (0.5, 0.1))
-  ]
-  assert rules.update_collapse(history(*rows)) == 8
+def test_update_collapse_is_the_geometric_mean():
+  rows = [{'update_rms/a': 1.0, 'update_rms/b': 0.5}, {'update_rms/a': 0.1, 'update_rms/b': 0.001}]
+  assert rules.update_collapse(history(*rows)) == pytest.approx(100)
+
+
+def test_updates_that_are_not_normalised():
+  """Those of SGD are gradients, and are small from the start."""
+  assert math.isnan(rules.update_collapse(history({'update_rms/a': 0.09}, {'update_rms/a': 1e-4})))
+
+
+def test_update_collapse_does_not_depend_on_the_schedule():
+  """A decaying learning rate leaves updates, which do not contain it, as they are."""
+  updates = {'update_rms/a': 0.2, 'update_rms/b': 0.15}
+  rows = [updates | {'learning_rate': 1e-2 * 0.5**n} for n in range(30)]
+  assert rules.update_collapse(history(*rows)) == pytest.approx(1 / math.sqrt(0.2 * 0.15))
 
 
 READ = {
@@ -180,13 +214,18 @@ def test_rule_reads_what_it_says(rule):
 @pytest.mark.parametrize('rule', rules.RULES[1:], ids=lambda rule: rule.name)
 def test_rule_needs_as_many_rows_as_it_says(rule):
   for rows, applies in ((rule.rows, True), (rule.rows - 1, False)):
-    falling = [{key: v * (2 - n / 10) for key, v in READ[rule.reads].items()} for n in range(rows)]
-    assert math.isnan(rule.measure(history({}, *falling))) != applies
+    found = rules.History()
+    found.add({'step': 1})
+    for n in range(rows):
+      row = {key: value * (2 - n / 10) for key, value in READ[rule.reads].items()}
+      found.add({'step': 2 ** (n + 1), **row})
+    assert math.isnan(rule.measure(found)) != applies
 
 
 def test_history_is_of_fixed_size():
-  found = history(*[probed(**logit(5.0), **{'update_rms/a': 1.0})] * 100)
-  assert (len(found.losses), len(found.logits), len(found.largest_updates)) == (20, 3, 1)
+  found = history(*[probed(**logit(5.0), **{OUTPUT: 1.0, 'update_rms/a': 1.0})] * 1000)
+  trails = (found.logits, found.output_rms, found.log_z)
+  assert len(found.losses) == 20 and all(len(trail) <= 10 for trail in trails)
 
 
 def test_only_attention_logit_changes_after_a_rescue():
@@ -194,3 +233,84 @@ def test_only_attention_logit_changes_after_a_rescue():
   assert [before.name for before, after in pairs if before != after] == ['attention_logit']
   before, after = pairs[3]
   assert after.limit < before.limit
+
+
+def rows_of_a_run(steps, rows, values):
+  """Rows of a run with a warm-up of 5 % and cosine decay; `values` are functions of its time.
+
+  The time, a sum of learning rates, is from 0 to 1.
+  """
+  time, before = 0.0, 0.0
+  for number in range(1, rows + 1):
+    t = number / rows
+    rate = min(t / 0.05, 1) * (1 + math.cos(math.pi * t)) / 2
+    time, before = time + (before + rate) / rows, rate
+    row = {key: value(time) for key, value in values.items()}
+    yield {'step': steps * number // rows, 'learning_rate': 3e-2 * rate, **row}
+
+
+def broken(time):
+  """How far a quantity has grown, in e-folds: after half of the time, ten per e-fold of it."""
+  return 10 * math.log(max(time / 0.5, 1))
+
+
+COURSES = {
+    'stable': lambda time: 0.0,
+    'broken': broken,
+}
+
+
+def course(steps, kind):
+  rise = COURSES[kind]
+  values = {
+      'loss': lambda time: 2 + 4 * math.exp(-20 * time) + min(rise(time) / 2, 2),
+      'log_z': lambda time: 6 + math.log(time) / 2 - rise(time),
+      LOGIT: lambda time: 5 + 30 * math.sqrt(time) * math.exp(rise(time)),
+      OUTPUT: lambda time: 1 + 20 * time * math.exp(rise(time)),
+      'update_rms/a': lambda time: 0.2 * math.exp(-rise(time) / 2),
+      'gradient_over_eps/a': lambda time: 1e4 * math.exp(-2 * rise(time)),
+  }
+  return rows_of_a_run(steps, 100, values)
+
+
+def raised(rows):
+  """(rule, number of the row) of the alarms."""
+  monitor = Monitor()
+  return [
+      (alarm.rule, number) for number, row in enumerate(rows) for alarm in monitor.observe(row)
+  ]
+
+
+@pytest.mark.parametrize('stretch', [5, 25, 1000])
+def test_a_stretched_course_raises_the_same_alarms(stretch):
+  assert raised(course(1000, 'stable')) == raised(course(1000 * stretch, 'stable')) == []
+  found = raised(course(1000, 'broken'))
+  names = {name for name, _ in found}
+  assert names == {rule.name for rule in rules.RULES} - {'non_finite'}
+  assert raised(course(1000 * stretch, 'broken')) == found
+
+
+@pytest.mark.parametrize('steps', [10_000, 100_000])
+def test_a_long_stable_run_raises_nothing(steps):
+  """What moves slowly for long is far from its start in the end; losses have heavy tails."""
+  random = np.random.default_rng(0)
+  values = {
+      'loss': lambda time: (1.5 + time**-0.2) * (1 + 0.02 * random.standard_t(5)),
+      'log_z': lambda time: 6 - 1.5 * math.log(time) + 0.1 * random.standard_normal(),
+      LOGIT: lambda time: 200 * time**0.5 * (1 + 0.1 * random.random()),
+      OUTPUT: lambda time: 1e4 * time * (1 + 0.1 * random.random()),
+      'update_rms/a': lambda time: 0.2 * (1 + 0.3 * random.random()),
+      'gradient_over_eps/a': lambda time: 10 / time * random.uniform(0.5, 1),
+  }
+  rows = list(rows_of_a_run(steps, steps // 20, values))
+  assert rows[0]['log_z'] - rows[-1]['log_z'] > 10
+  assert raised(rows) == []
+
+
+@pytest.mark.parametrize('rule', rules.RULES, ids=lambda rule: rule.name)
+def test_probability_rises_with_the_value(rule):
+  values = [max(rule.limit, 1) * factor for factor in (1.001, 1.5, 3, 100, 1e30, math.inf)]
+  found = [rule.probability(value) for value in values]
+  assert found == sorted(found) and len(set(found[:4])) == 4
+  assert all(0.4 < p <= 1 for p in found)
+  assert dataclasses.replace(rule, limit=2.0, odds=3.0).probability(2.0) == pytest.approx(0.75)

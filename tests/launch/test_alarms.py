@@ -8,17 +8,18 @@ from helpers import made_up
 
 from launch import alarms
 from launch.common import app
+from stability.analysis import alarm_scores
 from stability.control.alarms import read_alarms
 from stability.storage import files
 
 CALM = [{'step': step, 'loss': 3.0} for step in range(0, 100, 10)]
 LOGITS = [
-    {'step': step, 'loss': 3.0, 'block_0/attention_logit_max': 8.0 * step} for step in range(60)
+    {'step': step, 'loss': 3.0, 'block_0/attention_logit_max': 14.0 * step} for step in range(60)
 ]
 
 
-def run(workdir, capsys):
-  code = app.execute(alarms.main, alarms.FLAGS, ['alarms', f'--workdir={workdir}'])
+def run(workdir, capsys, *more):
+  code = app.execute(alarms.main, alarms.FLAGS, ['alarms', f'--workdir={workdir}', *more])
   return code, *capsys.readouterr()
 
 
@@ -68,12 +69,15 @@ def test_report_of_runs_trained_here(workdir, capsys):
   assert (code, error) == (0, '')
   # rule, what it needs, runs, fired, first step, median step, lacking in
   assert row_of(output, 'attention_logit') == [
-      *('attention_logit', 'block_*/attention_logit_max', '1', '1', '38', '38', '1')
+      *('attention_logit', 'block_*/attention_logit_max', '1', '1', '36', '36', '1')
   ]
   assert row_of(output, 'loss_spike') == ['loss_spike', 'loss', 'in', '9', 'rows', '2', '0', '0']
-  assert row_of(output, 'log_z_drift') == ['log_z_drift', 'log_z', '0', '0', '2']
-  assert 'the highest attention logit is 304; limit 300' in output
+  assert row_of(output, 'log_z_drift') == [
+      *('log_z_drift', 'log_z', 'in', '2', 'rows', '0', '0', '2')
+  ]
+  assert 'the highest attention logit is 504; limit 500' in output
   assert '2 of 3 runs have logged rows' in output
+  assert 'The rules are not scored' in output  # the third run, of an unstable rate, has no rows
   assert contents(workdir) == before
 
 
@@ -84,10 +88,84 @@ def test_alarms_of_imported_runs_are_written(workdir, capsys):
   calm, high, without = runs(workdir)
   assert read_alarms(calm) == [] and not (without / 'alarms.jsonl').exists()
   (alarm,) = read_alarms(high)
-  assert (alarm.step, alarm.rule, alarm.actions) == (38, 'attention_logit', 0)
+  assert (alarm.step, alarm.rule, alarm.actions) == (36, 'attention_logit', 0)
   files.write_lines(high / 'metrics.jsonl', CALM)  # the run is imported again
   assert run(workdir, capsys)[0] == 0
   assert read_alarms(high) == []
+
+
+@pytest.fixture
+def graded(tmp_path):
+  """A sweep in which the attention logits of unstable runs are above 80."""
+  folder = tmp_path / 'graded'
+  rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+  names = made_up.write_sweep(folder, widths=(16,), rates=rates, seeds=(0, 1, 2))
+  outcomes = alarm_scores.outcomes(folder)['unstable']
+  assert 5 <= outcomes.sum() <= 22
+  for number, name in enumerate(names):
+    peak = 30 + number / 5 + 60 * outcomes[name]
+    rows = [
+        {'step': step, 'loss': 3.0, 'block_0/attention_logit_max': peak * step / 100}
+        for step in range(10, 110, 10)
+    ]
+    files.write_lines(folder / 'runs' / name / 'metrics.jsonl', rows)
+  return folder
+
+
+def test_scores_are_written(graded, capsys):
+  code, output, error = run(graded, capsys)
+  assert (code, error) == (0, '')
+  report = graded / 'report'
+  header, *_, last = (report / 'alarm_scores.csv').read_text().splitlines()
+  assert header == 'rule,runs,unstable,fired,recall,false_alarm_rate,lead'
+  assert last.startswith('any,42,') and last.split(',')[3] == '0'
+  assert row_of(output, 'any')[:2] == ['any', '42']
+  assert (report / 'alarm_reliability.csv').read_text().startswith('low,high,alarms,')
+  assert (report / 'alarm_reliability.png').exists()
+
+
+def test_limits_for_a_regime(graded, tmp_path, capsys):
+  """They find the unstable runs of another sweep, and are refused for their own."""
+  path = tmp_path / 'limits.json'
+  code, output, error = run(graded, capsys, f'--calibrate={path}')
+  assert (code, error) == (0, '') and 'recall 1.00, false alarms 0.00' in output
+  found = files.read_json(path)
+  assert found['limits']['attention_logit']['limit'] < 100
+  made_from = found['made_from']
+  assert (made_from['runs'], len(made_from['digests'])) == (42, 42)
+  assert not (graded / 'report').exists()
+  code, output, error = run(graded, capsys, f'--limits={path}')
+  assert code == 2 and error.count('\n') == 1
+  assert f'--limits={path}: was made from 42 runs of {graded}' in error
+  other = tmp_path / 'other'
+  shutil.copytree(graded, other)
+  sweep = files.read_json(other / 'sweep.json')
+  sweep['data']['sha256'] = {'train': 'of another text'}
+  files.write_json(other / 'sweep.json', sweep)
+  code, output, error = run(other, capsys, f'--limits={path}')
+  assert (code, error) == (0, '')
+  cells = row_of(output, 'any')
+  assert cells[2] == cells[3] and cells[4:6] == ['1.00', '0.00']
+  code, _, error = run(graded, capsys, f'--calibrate={path}')
+  assert code == 2 and 'exists already' in error
+
+
+def test_a_sweep_in_another_folder_is_not_scored_either(graded, tmp_path, capsys):
+  path, copy = tmp_path / 'limits.json', tmp_path / 'copy'
+  shutil.copytree(graded, copy)
+  assert run(graded, capsys, f'--calibrate={path}')[0] == 0
+  code, _, error = run(copy, capsys, f'--limits={path}')
+  assert code == 2 and 'was made from 42 runs' in error
+
+
+def test_bad_flags(workdir, tmp_path, capsys):
+  for more, words in (
+      (['--limits=a', '--calibrate=b'], '--calibrate, --limits: only one'),
+      ([f'--limits={tmp_path}/none.json'], f'--limits={tmp_path}/none.json: cannot be read'),
+      ([f'--calibrate={tmp_path}/a.json'], '--calibrate: '),
+  ):
+    code, _, error = run(workdir, capsys, *more)
+    assert code == 2 and error.count('\n') == 1 and words in error
 
 
 @pytest.mark.parametrize(

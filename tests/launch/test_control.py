@@ -33,7 +33,7 @@ ALARM = Alarm(
     value=412.0,
     limit=300,
     message='the highest attention logit is 412; limit 300',
-    precision=0.98,
+    probability=0.98,
     suggestions=SUGGESTIONS,
 )
 
@@ -132,7 +132,7 @@ def test_show(runs, call):
   assert [[(n - 10, c) for n, c in enumerate(m) if c != ' '] for m in marks] == 2 * [
       [(3, '*'), (7, '!'), (14, '!')]
   ]
-  assert f'  step 60: {ALARM.message} (98% of such runs were unstable)' in lines
+  assert f'  step 60: {ALARM.message} (unstable with a probability of 98%)' in lines
   first = lines.index('what may help') + 1
   assert lines[first : first + 2] == [
       f'  rewind 100 skip=60 {RATE}=0.00333333',

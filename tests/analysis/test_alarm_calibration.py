@@ -1,0 +1,73 @@
+"""Limits and odds of the rules, chosen on courses written by hand."""
+
+import dataclasses
+import math
+
+import pytest
+
+from stability.analysis import alarm_calibration
+from stability.control.rules import RULES
+
+RULE = next(rule for rule in RULES if rule.name == 'attention_logit')
+OTHER = next(rule for rule in RULES if rule.name == 'update_collapse')
+
+
+def courses(stable, unstable, others=None):
+  """Courses of runs s0, s1 ... and u0, u1 ... that reach these values of RULE; their outcomes."""
+  found, outcomes = {}, {}
+  for kind, values in (('s', stable), ('u', unstable)):
+    for number, value in enumerate(values):
+      name = f'{kind}{number}'
+      other = (others or {}).get(name)
+      found[name] = {
+          RULE.name: [(10, value / 2), (20, value)],
+          OTHER.name: [] if other is None else [(30, other)],
+      }
+      outcomes[name] = kind == 'u'
+  return found, outcomes
+
+
+def limit_of(stable, unstable):
+  rule, _ = alarm_calibration.choose(*courses(stable, unstable), (RULE, OTHER))
+  return rule.limit
+
+
+def test_limit_is_halfway_between_stable_and_unstable_runs():
+  assert limit_of([1.0, 10.0], [5.0, 20.0, 900.0]) == pytest.approx(math.sqrt(200), rel=0.01)
+
+
+@pytest.mark.parametrize('unstable', [[5.0], [5.0, 1e6]])
+def test_limit_stays_near_stable_runs(unstable):
+  assert limit_of([1.0, 10.0], unstable) == 15
+
+
+def test_limit_is_kept_without_values_in_stable_runs():
+  chosen = alarm_calibration.choose(*courses([1.0], [2.0], {'u0': 100.0}), (RULE, OTHER))
+  assert chosen[1].limit == OTHER.limit
+
+
+def test_one_of_twenty_stable_runs_is_left_aside():
+  """The one that hides most unstable runs; of nineteen, none is."""
+  stable, unstable = [1.0] * 18 + [100.0], [10.0] * 5
+  assert limit_of(stable, unstable) == 150
+  assert limit_of([1.0, *stable], unstable) == 1.5
+
+
+def test_no_stable_run_is_left_aside_in_vain():
+  assert limit_of([1.0] * 19 + [3.0], [10.0] * 5) == 4.5
+
+
+def test_mean_probability_of_alarms():
+  """Of 3 alarms 2 are right, so 3 of 5; the one further above the limit has higher odds."""
+  rule = dataclasses.replace(RULE, limit=10.0)
+  found, outcomes = courses([1.0, 15.0], [18.0, 90.0, 2.0])
+  (rule,) = alarm_calibration.with_odds(found, outcomes, [rule])
+  probabilities = [rule.probability(value) for value in (15, 18, 45)]
+  assert sum(probabilities) / 3 == pytest.approx(3 / 5, abs=0.01)
+  odds = [p / (1 - p) for p in probabilities]
+  assert odds[1] == pytest.approx(1.2 * odds[0]) and odds[2] == pytest.approx(3 * odds[0])
+
+
+def test_a_rule_that_never_fires_keeps_its_odds():
+  (rule,) = alarm_calibration.with_odds(*courses([1.0], [2.0]), [RULE])
+  assert rule == RULE
