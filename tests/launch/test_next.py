@@ -93,7 +93,6 @@ BAD = {
         ['--workdir=runs', f'--config={ROOT}/configs/epsilon.py'],
         ['--workdir=runs: holds another sweep than that of --config'],
     ),
-    'imported runs': (['--workdir=theirs'], ['theirs: its runs were imported']),
     'stray argument': (['--workdir=runs', 'soon'], ["'soon': stray argument"]),
 }
 
@@ -104,12 +103,6 @@ def test_bad_input(case, folder, capsys):
   arguments, said = BAD[case]
   if '--workdir=runs' in arguments:
     write_made_up(folder)
-  if '--workdir=theirs' in arguments:
-    made_up.write_sweep(folder / 'theirs', seeds=(0,), widths=(16,), rates=(1e-3,))
-    stored = files.read_json(folder / 'theirs' / 'sweep.json')
-    files.write_json(
-        folder / 'theirs' / 'sweep.json', stored | {'origin': 'imported', 'sources': {}}
-    )
   before = sorted(folder.rglob('*'))
   code = execute(*arguments)
   out, err = capsys.readouterr()
@@ -131,6 +124,13 @@ def test_sweeps_that_say_nothing(options, target, said, folder, capsys):
   write_made_up(folder, **options)
   assert execute('--workdir=runs', *target) == 2
   assert said in capsys.readouterr().err
+
+
+def test_imported_runs(folder, monkeypatch, capsys):
+  write_made_up(folder)
+  monkeypatch.setattr(sweeps, 'is_imported', lambda _: True)
+  assert execute('--workdir=runs') == 2
+  assert 'runs: its runs were imported and cannot be trained here' in capsys.readouterr().err
 
 
 def test_plan(folder, capsys):
