@@ -64,7 +64,7 @@ def test_next_run_is_another_seed():
 
 def test_next_run_is_beyond_the_grid():
   """All critical rates are between the highest learning rate and the next one."""
-  found = results(lambda c: sim.bowl(c, steep=0.03))
+  found = results(lambda c: sim.bowl(c, steep=0.043))
   (run,) = SweepState(found, width=1e-3).next_runs(np.ones(6), 1)
   assert run.learning_rate == 10.0 and run.seed == 0 and run.run is None
 
