@@ -2,10 +2,7 @@
 
 import csv
 import math
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from helpers import experiment, made_up
@@ -247,19 +244,6 @@ def test_rates_beyond_the_grid_keep_lr_sensitivity(folder):
   assert sweep.report['windows'] == [{'where': {}, 'windows': [[1e-3, 1e-2]]}]
   assert set(sweep.runs.configs) == {*sweeps.read_sweep(folder / 'runs').runs, name}
   assert re.fullmatch(r'width=\d+,qk_norm=none,learning_rate=0\.03\d*,seed=0', name)
-
-
-@pytest.mark.slow
-def test_plan_without_jax(folder):
-  write_made_up(folder)
-  code = (
-      'import sys; from launch import next as n; from launch.common import app;'
-      ' app.execute(n.main, n.FLAGS, ["next", "--workdir=runs"]);'
-      ' sys.exit("jax" in sys.modules)'
-  )
-  environment = os.environ | {'PYTHONPATH': str(ROOT)}
-  done = subprocess.run([sys.executable, '-c', code], env=environment, check=False)
-  assert done.returncode == 0
 
 
 @pytest.mark.slow
