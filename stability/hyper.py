@@ -147,7 +147,7 @@ def expand(
   converted: dict[tuple[str, int], Any] = {}  # most points share most values
   flats = [config_lib.resolve(flat_base | point, converted) for point in points]
   fields = _without_labelled(fields, flats)
-  run_labels = labels([*(field for field in fields if field != 'seed'), 'seed'])
+  run_labels = _run_labels(fields)
   configs: dict[str, Config] = {}
   for flat in flats:
     name = _name({label: flat[field] for field, label in run_labels.items()}, flat)
@@ -155,6 +155,16 @@ def expand(
       raise BadInput(f'get_sweep: two runs are the same: {name}')
     configs[name] = config_lib.unflatten(flat)
   return Runs(fields, configs)
+
+
+def run_name(fields: Sequence[str], config: Config) -> str:
+  """The name of a run in a sweep with these fields (Runs.fields)."""
+  flat = config_lib.flatten(config)
+  return _name({label: flat[field] for field, label in _run_labels(fields).items()}, flat)
+
+
+def _run_labels(fields: Sequence[str]) -> dict[str, str]:
+  return labels([*(field for field in fields if field != 'seed'), 'seed'])
 
 
 def _without_labelled(

@@ -94,10 +94,13 @@ class _FieldParser(flags.ArgumentParser):
       raise ValueError(f'must be {self._field.allowed}') from None
 
 
-def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder[str]:
+def define_config(
+    flag_values: flags.FlagValues, *, required: bool = True
+) -> flags.FlagHolder[str | None]:
   """Defines --config and an override of every field; load_sweep reads them."""
   holder = path_flags.define('config', None, CONFIG_HELP, flag_values)
-  _require('config', 'FILE.py or FILE.py:SCALE', flag_values)
+  if required:
+    _require('config', 'FILE.py or FILE.py:SCALE', flag_values)
   define_overrides(flag_values)
   return holder
 

@@ -98,8 +98,7 @@ def start(
     is_blocking: whether the runs are finished when `train` returns; otherwise no report is written.
     reused: workdirs of other sweeps whose results are reused for identical runs.
   """
-  environment.check()
-  unfinished = _prepare(sweep, workdir, reused)
+  unfinished = prepare(sweep, workdir, reused)
   if unfinished:
     try:
       train(workdir, unfinished)
@@ -108,6 +107,11 @@ def start(
       return 130
     if not is_blocking:
       return 0
+  return finish(workdir)
+
+
+def finish(workdir: Path) -> int:
+  """Writes the results and the report of a sweep after training; returns the exit code."""
   with leases.acquire(workdir):  # one launcher at a time
     for result in (workdir / 'runs').glob('*/result.json'):
       leases.remove_stale(result.parent)
@@ -115,8 +119,11 @@ def start(
     return _report(workdir)
 
 
-def _prepare(sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path]) -> dict[str, Config]:
+def prepare(
+    sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path] = ()
+) -> dict[str, Config]:
   """Writes the files that training needs; returns the configs of the unfinished runs, by name."""
+  environment.check()
   runs = sweeps.check_workdir(workdir, sweep.runs)
   records = _check_parents(workdir, runs.configs)
   with leases.acquire(workdir, _print_waiting):

@@ -51,7 +51,7 @@ def prepare(tmp_path):
   def prepared(fault='', seeds=1):
     (tmp_path / 'my.py').write_text(EXPERIMENT.replace('FAULT', fault))
     sweep = app.load(str(tmp_path / 'my.py'), {}, seeds=seeds)
-    start._prepare(sweep, tmp_path / 'dir', [])
+    start.prepare(sweep, tmp_path / 'dir', [])
     return tmp_path / 'dir'
 
   yield prepared
@@ -121,7 +121,7 @@ def get_sweep(scale='cpu'):
   def begun(**overrides):
     overrides = {field.replace('__', '.'): value for field, value in overrides.items()}
     overrides = {'data.path': str(tmp_path / 'text')} | overrides
-    start._prepare(app.load(str(tmp_path / 'my.py'), overrides), tmp_path / 'dir', [])
+    start.prepare(app.load(str(tmp_path / 'my.py'), overrides), tmp_path / 'dir', [])
     return capsys.readouterr().err
 
   return begun

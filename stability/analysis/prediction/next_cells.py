@@ -1,0 +1,260 @@
+"""Which cells of a sweep to train next, so that it says most for its FLOPs.
+
+A cell is an arm, a size and a learning rate. Known are the losses of some; wanted are the critical
+learning rate and the LR sensitivity of every curve, an arm at a size. Joint draws of all losses
+(loss_surface.py) are draws of what is wanted, too. The result of a cell is worth the variance of
+what is wanted that it explains: draws are sorted by the loss that a run in the cell would have, cut
+into bins, and compared within and between bins. The cell with the highest worth per FLOP is next.
+
+Suffixes of arrays: K curves, L learning rates, D draws, C cells (K x L, flattened), Q critical
+rates that are wanted.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from stability.analysis import instability
+from stability.analysis.prediction import fits, power_law
+from stability.analysis.prediction.loss_surface import Cells, Surface
+
+DRAWS = 1024
+BINS = 16  # of draws, by the loss of a cell
+# Chance alone explains a share of (BINS - 1) / DRAWS of a variance; less than twice that is none.
+_CHANCE = 2 * (BINS - 1) / DRAWS
+# LR sensitivity differs by about this fraction between seeds: knowing it better says nothing.
+SENSITIVITY_TOLERANCE = 0.1
+_SENSITIVITY_WEIGHT = 0.1  # the critical rate comes first: training ends when that is known
+_FIRST_RATES = 2  # of a sweep without runs, every second rate of the smallest size is first
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+  """The curves of a sweep: loss against learning rate, for every arm at every size."""
+
+  arm_K: np.ndarray  # number of the arm
+  log_size_K: np.ndarray  # log10(parameters)
+  initial_loss_K: np.ndarray  # nats
+  log_rate_L: np.ndarray  # log10(learning rate), ascending; all curves have the same
+  in_window_L: np.ndarray  # whether LR sensitivity counts the learning rate
+
+  @property
+  def cells(self) -> Cells:
+    """The cells [C], all learning rates of the first curve first."""
+    rates = len(self.log_rate_L)
+    return Cells(
+        np.repeat(self.arm_K, rates),
+        np.repeat(self.log_size_K, rates),
+        np.tile(self.log_rate_L, len(self.arm_K)),
+    )
+
+  @property
+  def step(self) -> float:
+    """The distance of neighbouring learning rates, in decades."""
+    return float(np.median(np.diff(self.log_rate_L)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """What runs say of every curve: draws."""
+
+  loss_DxC: np.ndarray  # nats, without the noise of a run
+  # log10 of the critical learning rates that are wanted: of every curve or, at a target, every arm.
+  log_critical_DxQ: np.ndarray
+  sensitivity_DxK: np.ndarray  # LR sensitivity, in nats
+  noise: float  # of a run's log loss
+
+  @property
+  def critical_3xQ(self) -> np.ndarray:
+    """The lower end, the median and the upper end of 90 % intervals of log_critical_DxQ."""
+    low, high = fits.INTERVAL
+    return np.percentile(self.log_critical_DxQ, (low, 50, high), axis=0)
+
+  @property
+  def widths_Q(self) -> np.ndarray:
+    """The widths of these intervals, in decades."""
+    return self.critical_3xQ[2] - self.critical_3xQ[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """A cell to train next."""
+
+  curve: int
+  rate: int  # number of the learning rate
+  about: int | None  # the wanted critical rate that it says most about; None: about none
+  width: float  # of its 90 % interval, in decades; NaN: about none
+  width_after: float  # expected after the run; NaN: about none
+
+
+def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
+  """log10 of the critical learning rates [D, K]; instability.critical_rate for many curves.
+
+  One above the learning rates is half a step above the highest, one below them is the lowest.
+  """
+  loss = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None])
+  best = loss.argmin(axis=2)[..., None]
+  lowest = np.take_along_axis(loss, best, axis=2)
+  excess = loss - lowest - instability.MARGIN * (curves.initial_loss_K[:, None] - lowest)
+  above = (excess > 0) & (np.arange(loss.shape[2]) > best)
+  at = np.maximum(above.argmax(axis=2), 1)[..., None]
+  low, high = (np.take_along_axis(excess, at - i, axis=2)[..., 0] for i in (1, 0))
+  rates = curves.log_rate_L
+  with np.errstate(divide='ignore', invalid='ignore'):
+    share = low / (low - high)
+    crossed = rates[at[..., 0] - 1] * (1 - share) + rates[at[..., 0]] * share
+  found = np.where(above.any(axis=2), crossed, rates[-1] + curves.step / 2)
+  return np.where(lowest[..., 0] >= curves.initial_loss_K, rates[0], found)
+
+
+def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
+  """LR sensitivities [D, K] in nats."""
+  loss = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None])[..., curves.in_window_L]
+  return loss.mean(axis=2) - loss.min(axis=2)
+
+
+def extrapolated(
+    log_critical_DxK: np.ndarray, curves: Curves, log_size: float
+) -> np.ndarray:
+  """log10 of the critical learning rates [D, arms] at another size.
+
+  In each draw, the critical rates of an arm are continued as a power law, which bends outside of
+  the sizes as in power_law.py. An arm has at least two sizes.
+  """
+  rng, found = np.random.default_rng(2), []
+  for arm in np.unique(curves.arm_K):
+    is_arm_K = curves.arm_K == arm
+    sizes = curves.log_size_K[is_arm_K]
+    outside = abs(log_size - np.clip(log_size, sizes.min(), sizes.max()))
+    level_D = np.polyfit(sizes - log_size, log_critical_DxK[:, is_arm_K].T, 1)[-1]
+    bend_D = power_law.BEND * rng.standard_normal(len(level_D))
+    found.append(level_D + bend_D * outside**2 / 2)
+  return np.stack(found, axis=1)
+
+
+def known(surface: Surface, curves: Curves, target: float | None = None) -> Known:
+  """What the runs of a surface say of the curves; the same draws in every call.
+
+  Args:
+    surface: the posterior.
+    curves: the curves of the sweep.
+    target: log10 of the parameters of a size at which critical rates are wanted; None: those of the
+      curves themselves are.
+  """
+  loss_DxC = np.exp(surface.draw(curves.cells, DRAWS, np.random.default_rng(0)))
+  loss_DxKxL = loss_DxC.reshape(DRAWS, len(curves.arm_K), len(curves.log_rate_L))
+  log_critical = critical_rates(loss_DxKxL, curves)
+  return Known(
+      loss_DxC,
+      log_critical if target is None else extrapolated(log_critical, curves, target),
+      sensitivities(loss_DxKxL, curves),
+      surface.covariance.noise,
+  )
+
+
+def choose(
+    surface: Surface,
+    now: Known,
+    curves: Curves,
+    cost_K: np.ndarray,
+    is_candidate_C: np.ndarray,
+    count: int,
+    width: float,
+    wanted_Q: np.ndarray | slice = slice(None),
+    target: float | None = None,
+) -> list[Choice]:
+  """The cells to train next, the best one first; each as if those before it were trained.
+
+  Args:
+    surface: the posterior given the runs so far.
+    now: what it says of the curves; see known.
+    curves: the curves that are wanted.
+    cost_K: FLOPs of a run on each curve.
+    is_candidate_C: which cells may be chosen; a cell may be chosen once in a call.
+    count: the number of cells. Fewer are returned if no other cell says anything.
+    width: critical rates with a narrower 90 % interval are known; decades.
+    wanted_Q: which of the critical rates are wanted.
+    target: see known.
+  """
+  is_candidate_C, chosen = is_candidate_C.copy(), []
+  if not len(surface.runs):
+    first = _first(curves, is_candidate_C)[:count]
+    return [Choice(*divmod(c, len(curves.log_rate_L)), None, np.nan, np.nan) for c in first]
+  for _ in range(count):
+    found = _best(now, curves, cost_K, is_candidate_C, width, wanted_Q)
+    if found is None:
+      break
+    chosen.append(found)
+    cell = found.curve * len(curves.log_rate_L) + found.rate
+    is_candidate_C[cell] = False
+    # As if its result were the predicted one: then the variance is that after any result.
+    expected = np.log(now.loss_DxC[:, cell]).mean(keepdims=True)
+    surface = surface.with_runs(curves.cells[cell : cell + 1], expected)
+    if len(chosen) < count:
+      now = known(surface, curves, target)
+  return chosen
+
+
+def _first(curves: Curves, is_candidate_C: np.ndarray) -> list[int]:
+  """The cells to begin with, without any run: every second rate of the smallest size."""
+  smallest_K = curves.log_size_K == curves.log_size_K.min()
+  is_first_L = curves.in_window_L & (np.cumsum(curves.in_window_L) % _FIRST_RATES == 1)
+  return np.flatnonzero(np.outer(smallest_K, is_first_L).ravel() & is_candidate_C).tolist()
+
+
+def _best(
+    now: Known,
+    curves: Curves,
+    cost_K: np.ndarray,
+    is_candidate_C: np.ndarray,
+    width: float,
+    wanted_Q: np.ndarray | slice,
+) -> Choice | None:
+  """The candidate that explains the most variance per FLOP; None if none explains any."""
+  candidates = np.flatnonzero(is_candidate_C)
+  if not len(candidates):
+    return None
+  rng = np.random.default_rng(1)
+  noise_Dx1 = now.noise * rng.standard_normal((DRAWS, 1))
+  log_loss = np.log(now.loss_DxC[:, candidates]) + noise_Dx1
+  order_DxC = np.minimum(log_loss, _log_initial(curves)[candidates]).argsort(axis=0)
+  open_Q = np.zeros(len(now.widths_Q), bool)
+  open_Q[wanted_Q] = now.widths_Q[wanted_Q] > width
+  known_sd = width / (2 * fits.NORMAL_HALF_WIDTH)
+  critical_CxQ = _explained(now.log_critical_DxQ, order_DxC) / known_sd**2 * open_Q
+  tolerance_K = SENSITIVITY_TOLERANCE * now.sensitivity_DxK.mean(axis=0)
+  sensitivity_CxK = _explained(now.sensitivity_DxK, order_DxC) / tolerance_K**2
+  worth_C = critical_CxQ.sum(axis=1) + _SENSITIVITY_WEIGHT * sensitivity_CxK.sum(axis=1)
+  best = int((worth_C / cost_K[candidates // len(curves.log_rate_L)]).argmax())
+  if worth_C[best] <= 0:
+    return None
+  cell = divmod(int(candidates[best]), len(curves.log_rate_L))
+  if not critical_CxQ[best].any():
+    return Choice(*cell, None, np.nan, np.nan)
+  about = int(critical_CxQ[best].argmax())
+  bins = np.split(now.log_critical_DxQ[order_DxC[:, best], about], BINS)
+  after = np.mean([np.subtract(*np.percentile(each, fits.INTERVAL[::-1])) for each in bins])
+  return Choice(
+      *cell,
+      about,
+      float(now.widths_Q[about]),
+      min(float(after), float(now.widths_Q[about])),
+  )
+
+
+def _log_initial(curves: Curves) -> np.ndarray:
+  return np.repeat(np.log(curves.initial_loss_K), len(curves.log_rate_L))
+
+
+def _explained(values_DxK: np.ndarray, order_DxC: np.ndarray) -> np.ndarray:
+  """The variance [C, K] of the values that each cell's loss explains; 0 if it may be chance."""
+  between_CxK = np.array([
+      values_DxK[order_D].reshape(BINS, -1, values_DxK.shape[1]).mean(axis=1).var(axis=0)
+      for order_D in order_DxC.T
+  ])
+  return np.where(between_CxK > _CHANCE * values_DxK.var(axis=0), between_CxK, 0.0)
+
+
+def is_known(now: Known, width: float, wanted_Q: np.ndarray | slice = slice(None)) -> bool:
+  """Whether the critical rates of all wanted curves have narrower 90 % intervals than this."""
+  return bool((now.widths_Q[wanted_Q] <= width).all())

@@ -1,0 +1,184 @@
+"""A sweep, finished or not, as the curves and cells of next_cells.py."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import instability, lr_sensitivity
+from stability.analysis import results as results_lib
+from stability.analysis.prediction import loss_surface, next_cells
+from stability.analysis.prediction.loss_surface import Cells, Surface
+from stability.analysis.prediction.next_cells import Choice, Curves, Known
+from stability.analysis.results import Results
+
+INITIAL_LOSS = np.log(256) + 0.5  # nats, of a byte model; used as long as no run has measured one
+
+
+@dataclasses.dataclass(frozen=True)
+class NextRun:
+  """A run to train next."""
+
+  choice: Choice
+  like: pd.Series  # a row of Results.runs with its arm and size
+  learning_rate: float
+  seed: int
+  run: str | None  # its name, if it is a run of the sweep; None: it must be added
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepState:
+  """The curves of a sweep, what is wanted of them and what is known.
+
+  Learning rates are those of the sweep, and one beyond an end at which the grid of some curve ends
+  too early.
+  """
+
+  results: Results
+  width: float | None = None  # decades; see next_cells.choose. None: half a step of the grid
+  target: float | None = None  # parameters of a size; see next_cells.known
+  arms: tuple[int, ...] | None = None  # numbers of the arms that are wanted; None: all
+
+  @functools.cached_property
+  def runs(self) -> pd.DataFrame:
+    """The runs with arm, curve (numbers) and loss (NaN: does not count)."""
+    runs = self.results.runs
+    runs = runs.assign(loss=lr_sensitivity.counted_loss(runs))
+    for name, columns in (('arm', self.results.groups), ('curve', self._of_curve)):
+      number = pd.Series(0, runs.index)
+      for i, (_, part) in enumerate(results_lib.split(runs, columns)):
+        number[part.index] = i
+      runs[f'{name}_number'] = number
+    return runs
+
+  @property
+  def _of_curve(self) -> list[str]:
+    return [*self.results.groups, *(self.results.sizes or ['parameters'])]
+
+  @functools.cached_property
+  def first_of_curves(self) -> pd.DataFrame:
+    """The first run of each curve."""
+    return self.runs.drop_duplicates('curve_number').sort_values('curve_number')
+
+  @functools.cached_property
+  def arm_values(self) -> list[tuple]:
+    """The values of results.groups of each arm."""
+    firsts = self.runs.drop_duplicates('arm_number').sort_values('arm_number')
+    return list(firsts[self.results.groups].itertuples(index=False, name=None))
+
+  @functools.cached_property
+  def curves(self) -> Curves:
+    """The curves, which all have the same learning rates."""
+    firsts = self.first_of_curves
+    initial = self.runs.groupby('curve_number')['initial_loss'].mean()
+    initial = initial.fillna(initial.mean()).fillna(INITIAL_LOSS)
+    inner = np.log10(np.sort(self.runs['learning_rate'].unique()))
+    step = np.median(np.diff(inner))
+    ends = self._early_ends
+    below, above = inner[:1] - step if -1 in ends else [], inner[-1:] + step if 1 in ends else []
+    rates = np.array([*below, *inner, *above])
+    return Curves(
+        firsts['arm_number'].to_numpy(),
+        np.log10(firsts['parameters'].to_numpy(float)),
+        initial.to_numpy(float),
+        rates,
+        np.isin(rates, inner),
+    )
+
+  @property
+  def _early_ends(self) -> set[int]:
+    """The ends, 1 above and -1 below, at which the grid of some curve with all rates is too short.
+
+    Its critical rate is beyond the end, or its best rate is the lowest one.
+    """
+    losses = self.runs.pivot_table(
+        index='curve_number', columns='learning_rate', values='loss', dropna=False
+    )
+    initial = self.runs.groupby('curve_number')['initial_loss'].mean()
+    ends = set()
+    for curve, of_curve in losses.dropna().iterrows():
+      loss_L = of_curve.to_numpy(float)
+      _, censored = instability.critical_rate(losses.columns.to_numpy(), loss_L, initial[curve])
+      ends |= {censored, -1 if loss_L.argmin() == 0 else 0}
+    return ends - {0}
+
+  @functools.cached_property
+  def known_width(self) -> float:
+    """The width of the interval of a critical rate that is known, in decades."""
+    return self.curves.step / 2 if self.width is None else self.width
+
+  @functools.cached_property
+  def surface(self) -> Surface:
+    """The posterior given the runs that count."""
+    runs = self.runs.dropna(subset='loss')
+    return loss_surface.fit(
+        Cells(
+            runs['arm_number'].to_numpy(),
+            np.log10(runs['parameters'].to_numpy(float)),
+            np.log10(runs['learning_rate'].to_numpy()),
+        ),
+        runs['loss'].to_numpy(float),
+    )
+
+  @functools.cached_property
+  def now(self) -> Known:
+    """What the runs say."""
+    log_size = None if self.target is None else float(np.log10(self.target))
+    return next_cells.known(self.surface, self.curves, log_size)
+
+  @property
+  def arm_of_wanted(self) -> np.ndarray:
+    """The arm [Q] of each wanted critical rate."""
+    arms = self.curves.arm_K
+    return arms if self.target is None else np.unique(arms)
+
+  @property
+  def is_wanted(self) -> np.ndarray:
+    """Which critical rates [Q] are wanted."""
+    arms = self.arm_of_wanted
+    return np.ones(len(arms), bool) if self.arms is None else np.isin(arms, self.arms)
+
+  @property
+  def is_known(self) -> bool:
+    """Whether the critical rates of all wanted curves are known."""
+    return next_cells.is_known(self.now, self.known_width, self.is_wanted)
+
+  def next_runs(self, cost_K: np.ndarray, count: int) -> list[NextRun]:
+    """The runs to train next, the best one first; `cost_K` are FLOPs of a run on each curve."""
+    curves = self.curves
+    rates = len(curves.log_rate_L)
+    is_candidate_K = np.ones(len(cost_K), bool)
+    if self.arms is not None:
+      is_candidate_K = np.isin(curves.arm_K, self.arms)
+    is_candidate_C = np.repeat(is_candidate_K, rates)
+    chosen = next_cells.choose(
+        self.surface,
+        self.now,
+        curves,
+        cost_K,
+        is_candidate_C,
+        count,
+        self.known_width,
+        self.is_wanted,
+        None if self.target is None else float(np.log10(self.target)),
+    )
+    return [self._next_run(choice) for choice in chosen]
+
+  def _next_run(self, choice: Choice) -> NextRun:
+    log_rate = self.curves.log_rate_L[choice.rate]
+    runs = self.runs[self.runs['curve_number'] == choice.curve]
+    in_cell = runs[np.isclose(np.log10(runs['learning_rate']), log_rate)]
+    like = runs.iloc[0]
+    missing = in_cell[in_cell['status'] == 'missing'].sort_values('seed')
+    if len(missing):
+      row = missing.iloc[0]
+      return NextRun(choice, like, row['learning_rate'], int(row['seed']), row['run'])
+    if len(in_cell):
+      rate, seed = in_cell['learning_rate'].iloc[0], in_cell['seed'].max() + 1
+    else:
+      rates = self.runs['learning_rate']
+      same = rates[np.isclose(np.log10(rates), log_rate)]
+      rate = same.iloc[0] if len(same) else float(f'{10**log_rate:.2g}')
+      seed = self.runs['seed'].min()
+    return NextRun(choice, like, float(rate), int(seed), None)

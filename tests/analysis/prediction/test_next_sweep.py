@@ -1,0 +1,77 @@
+"""A sweep as curves: which run is next, by name where the sweep has it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import simulated_sweeps as sim
+
+from stability.analysis.prediction.next_sweep import SweepState
+from stability.analysis.results import Results
+
+
+def results(loss=sim.bowl, missing=()) -> Results:
+  """Three sizes with and without qk-norm, four rates; runs in these rows are missing."""
+  found, _ = sim.simulate(sim.QK, sim.Outcomes(loss))
+  runs = found.runs.copy()
+  rows = list(missing)
+  runs.loc[rows, 'status'] = 'missing'
+  runs.loc[rows, ['initial_loss', 'final_loss']] = np.nan
+  return dataclasses.replace(found, runs=runs)
+
+
+def test_curves():
+  state = SweepState(results(missing=[0]))
+  curves = state.curves
+  assert list(curves.arm_K) == [0, 1] * 3
+  assert list(10**curves.log_size_K) == pytest.approx([9216, 9216, 36864, 36864, 147456, 147456])
+  np.testing.assert_allclose(curves.log_rate_L, [-3, -2, -1, 0])
+  assert curves.in_window_L.all()
+  assert (curves.initial_loss_K == sim.INITIAL_LOSS).all()
+  assert state.known_width == pytest.approx(0.5)
+  assert len(state.surface.runs) == 23
+  assert state.arm_values == [('layernorm',), ('none',)]
+
+
+def test_next_run_is_a_missing_one():
+  """A curve of which only two runs are known: the next run is one of those it lacks, by name."""
+  found = results(sim.cliff, missing=[20, 22, 23])
+  state = SweepState(found, arms=(1,))
+  (run,) = state.next_runs(np.ones(6), 1)
+  assert run.run in set(found.runs['run'].iloc[[20, 22, 23]]) and run.seed == 0
+  assert run.run.endswith(f'learning_rate={run.learning_rate},seed=0')
+  assert run.like['model.qk_norm'] == 'none'
+
+
+def test_grids_that_end_too_early():
+  """They are extended on the side where a curve with all its runs needs it."""
+  above = SweepState(results(sim.flat)).curves
+  np.testing.assert_allclose(above.log_rate_L, [-3, -2, -1, 0, 1])
+  assert list(above.in_window_L) == [True] * 4 + [False]
+  below = SweepState(results(lambda c: sim.bowl(c, best_rate=1e-4))).curves
+  np.testing.assert_allclose(below.log_rate_L, [-4, -3, -2, -1, 0])
+  unknown = SweepState(results(sim.flat, missing=range(3, 24, 4))).curves
+  np.testing.assert_allclose(unknown.log_rate_L, [-3, -2, -1, 0])
+
+
+def test_next_run_is_another_seed():
+  """Nothing is missing, and critical rates are to be known better than one seed tells."""
+  runs = SweepState(results(), width=0.01).next_runs(np.ones(6), 3)
+  assert len(runs) == 3
+  for run in runs:
+    assert run.seed == 1 and run.run is None and run.learning_rate in (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def test_next_run_is_beyond_the_grid():
+  """All critical rates are between the highest learning rate and the next one."""
+  found = results(lambda c: sim.bowl(c, steep=0.043))
+  (run,) = SweepState(found, width=1e-3).next_runs(np.ones(6), 1)
+  assert run.learning_rate == 10.0 and run.seed == 0 and run.run is None
+
+
+def test_target():
+  state = SweepState(results(sim.cliff), target=1e7, arms=(1,))
+  assert state.now.log_critical_DxQ.shape[1] == 2
+  assert list(state.is_wanted) == [False, True] and list(state.arm_of_wanted) == [0, 1]
+  narrow = SweepState(results(sim.cliff))
+  assert state.now.widths_Q.min() > narrow.now.widths_Q.min()  # it is farther away

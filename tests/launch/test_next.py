@@ -1,0 +1,259 @@
+"""launch.next: bad input, plans, the loop of --train, and a whole sweep as processes."""
+
+import csv
+import math
+import re
+
+import pytest
+from helpers import experiment, made_up
+from helpers.processes import ROOT, run
+
+from launch import next as next_program
+from launch.backends import registry
+from launch.common import app, start
+from stability.storage import files, run_files, sweeps
+
+EXPERIMENT = experiment.config_file(
+    {
+        'data.batch_size': 4,
+        'data.sequence_length': 16,
+        'model.depth': 1,
+        'schedule.steps': 20,
+        'schedule.warmup_steps': 2,
+    },
+    """hyper.product([
+      hyper.sweep('model.width', [16, 32]),
+      hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1, 1.0]),
+  ])""",
+)
+RATES = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def execute(*arguments: str) -> int:
+  return app.execute(next_program.main, next_program.FLAGS, ['next', *arguments])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def write_made_up(folder, **options):
+  options = {'seeds': (0,), 'widths': (16, 32), 'rates': RATES} | options
+  return made_up.write_sweep(folder / 'runs', **options)
+
+
+BAD = {
+    'nothing': ([], ['--workdir: missing', '--target and --budget']),
+    'no sweep': (['--workdir=none'], ['--workdir=none: holds no sweep']),
+    'empty folder': (['--workdir=empty'], ['--workdir=empty: holds no sweep']),
+    'target': (['--target=big', '--budget=cpu:1h'], ['--target=big: must be one of 9.2K']),
+    'no target': (['--budget=cpu:1h'], ['--workdir: missing', '--target and --budget']),
+    'budget': (['--target=7B', '--budget=cpu:soon'], ['--budget=cpu:soon: must be cpu:2h']),
+    'small budget': (['--target=7B', '--budget=cpu:1m'], ['--budget=cpu:1m: too small']),
+    'unknown device': (['--target=7B', '--budget=8xb200:1h'], ['must be', 'h100']),
+    'arms from nothing': (
+        ['--target=7B', '--budget=cpu:1h', '--arms=none'],
+        ['--arms=none: must be arms of configs/arms.py'],
+    ),
+    'train from nothing': (
+        ['--target=7B', '--budget=cpu:1h', '--train'],
+        ['--train: must be given with --workdir'],
+    ),
+    'arms': (['--workdir=runs', '--arms=swiglu'], ['--arms=swiglu: must be', 'qk_norm=none']),
+    'unknown target': (['--workdir=runs', '--target=0'], ['--target=0: must be']),
+    'width': (['--workdir=runs', '--width=0'], ['--width=0: must be a number of decades above 0']),
+    'count': (['--workdir=runs', '--count=0'], ['--count=0']),
+    'budget without training': (
+        ['--workdir=runs', '--budget=cpu:1h'],
+        ['--budget: must be given with --train'],
+    ),
+    'budget of another machine': (
+        ['--workdir=runs', '--train', '--budget=8xh100:1h'],
+        ['--budget=8xh100:1h: with --train, must be cpu:TIME or a number of FLOPs'],
+    ),
+    'output and training': (
+        ['--workdir=runs', '--train', '--output=a.csv'],
+        ['--output: must not be given with --train'],
+    ),
+    'output nowhere': (['--workdir=runs', '--output=no/a.csv'], ['its folder does not exist']),
+    'backend that does not train': (
+        ['--workdir=runs', '--train', '--backend=manifest', '--jobs=1'],
+        ['--backend=manifest: must train the runs itself'],
+    ),
+    'override without a config': (
+        ['--workdir=runs', '--config.schedule.steps=3'],
+        ['must be given with --config'],
+    ),
+    'config of another sweep': (
+        ['--workdir=runs', f'--config={ROOT}/configs/epsilon.py'],
+        ['--workdir=runs: holds another sweep than that of --config'],
+    ),
+    'stray argument': (['--workdir=runs', 'soon'], ["'soon': stray argument"]),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input(case, folder, capsys):
+  (folder / 'empty').mkdir()
+  arguments, said = BAD[case]
+  if '--workdir=runs' in arguments:
+    write_made_up(folder)
+  before = sorted(folder.rglob('*'))
+  code = execute(*arguments)
+  out, err = capsys.readouterr()
+  assert (code, out) == (2, ''), err
+  assert err.startswith('error: ') and err.count('\n') == 1
+  for words in said:
+    assert words in err
+  assert sorted(folder.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    ('options', 'target', 'said'),
+    [
+        ({'widths': (16,)}, ['--target=7B'], '--target: needs at least two sizes'),
+        ({'rates': (1e-2,)}, [], 'only one learning rate'),
+    ],
+)
+def test_sweeps_that_say_nothing(options, target, said, folder, capsys):
+  write_made_up(folder, **options)
+  assert execute('--workdir=runs', *target) == 2
+  assert said in capsys.readouterr().err
+
+
+def test_imported_runs(folder, monkeypatch, capsys):
+  write_made_up(folder)
+  monkeypatch.setattr(sweeps, 'is_imported', lambda _: True)
+  assert execute('--workdir=runs') == 2
+  assert 'runs: its runs were imported and cannot be trained here' in capsys.readouterr().err
+
+
+def test_plan(folder, capsys):
+  """Runs of the arm that is asked for, with reason and cost, on screen and as a file."""
+  names = write_made_up(folder, leave_out=(14, 15))
+  assert execute('--workdir=runs', '--arms=qk_norm=none', '--count=2', '--output=a.csv') == 0
+  out = capsys.readouterr().out
+  assert re.search(r'\d of 2 critical rates are known to 0\.5 decades', out)
+  with (folder / 'a.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert 1 <= len(rows) <= 2
+  assert list(rows[0]) == ['run', 'reason', 'FLOPs', 'seconds', 'decades', 'after']
+  for row in rows:
+    assert 'qk_norm=none, learning rate ' in row['run'] and row['reason'].endswith('.')
+    assert row['seconds'] == '18' and float(row['FLOPs']) > 0
+  assert not (folder / 'runs' / 'report').exists() and len(names) == 16
+
+
+def test_proposal(folder, capsys):
+  assert execute('--target=2.4M', '--budget=cpu:1h', '--output=my.py') == 0
+  out = capsys.readouterr().out
+  for words in ('Regime: cpu', 'Sizes: 9.2K, 37K, 147K', 'Seeds: ', 'core-hours'):
+    assert words in out
+  assert 'python -m launch.sweep --config=my.py --workdir=runs/my' in out
+  assert (folder / 'my.py').is_file()
+
+
+# The loop of --train, with results that are made up.
+
+
+@pytest.fixture
+def trained(folder, monkeypatch):
+  """The names of the runs of each call of the backend, which writes results instead of training."""
+  (folder / 'experiment.py').write_text(EXPERIMENT)
+  calls = []
+
+  def train(workdir, configs):
+    calls.append(sorted(configs))
+    for name, config in configs.items():
+      width, rate = config['model']['width'], config['optimizer']['learning_rate']
+      loss = 3 - 0.2 * math.log2(width) + 0.3 * math.log10(rate * width / 0.5) ** 2
+      result = run_files.Result('done', 5.5, loss, 768, 20, 1280, seconds=1800.0)
+      run_files.write_result(run_files.run_dir(workdir, name), result)
+
+  backend = registry.Backend(train)
+  monkeypatch.setattr(registry, 'find', lambda _: backend)
+  monkeypatch.setattr(start, 'finish', lambda workdir: 0)
+  return calls
+
+
+COMMAND = ('--config=experiment.py', '--workdir=new', '--train')
+
+
+def test_train_until_known(trained, folder, capsys):
+  """It begins with the smallest size, stops early, and has nothing to do the second time."""
+  assert execute(*COMMAND, '--count=2') == 0
+  out = capsys.readouterr().out
+  assert 'All critical rates are known as closely as asked.' in out
+  runs = sweeps.read_sweep(folder / 'new').runs
+  names = [name for call in trained for name in call]
+  assert set(runs) == set(names) and len(names) == len(set(names))
+  assert all('width=16' in name for name in trained[0]) and len(trained) >= 2
+  assert len(runs) < 16
+  before = len(trained)
+  assert execute(*COMMAND) == 0
+  assert len(trained) == before
+  assert 'All critical rates are known' in capsys.readouterr().out
+
+
+def test_train_until_the_budget_is_spent(trained, folder, capsys):
+  """Each run takes half an hour; what was trained before counts."""
+  assert execute(*COMMAND, '--count=1', '--budget=cpu:1h', '--width=1e-4') == 0
+  assert 'The budget of cpu:1h is spent.' in capsys.readouterr().out
+  assert len(trained) == 2
+  assert execute(*COMMAND, '--count=1', '--budget=cpu:90m', '--width=1e-4') == 0
+  assert len(trained) == 3
+  flops = 3.5 * 3.0 * 4 * 16 * (2 * (12 * 16**2 + 16 * 256) + 4 * 16 * 16) * 20
+  assert execute(*COMMAND, '--count=1', f'--budget={flops}', '--width=1e-4') == 0
+  assert len(trained) >= 4
+
+
+def test_an_interrupted_run_comes_first(trained, folder):
+  assert execute(*COMMAND, '--count=2', '--budget=cpu:1h', '--width=1e-4') == 0
+  (name, other) = trained[0]
+  run_folder = run_files.run_dir(folder / 'new', name)
+  (run_folder / 'result.json').unlink()
+  files.write_atomic(run_folder / 'metrics.jsonl', '')
+  assert execute(*COMMAND, '--count=2', '--budget=cpu:1h', '--width=1e-4') == 0
+  assert trained[1] == [name] and other not in trained[1]
+
+
+def test_runs_that_fail_end_it(trained, folder, monkeypatch, capsys):
+  def fail(workdir, configs):
+    for name in configs:
+      result = run_files.Result('failed', None, None, 768, 0, 0, error='broken')
+      run_files.write_result(run_files.run_dir(workdir, name), result)
+
+  monkeypatch.setattr(registry, 'find', lambda _: registry.Backend(fail))
+  assert execute(*COMMAND) == 0
+  assert 'None of these runs could be trained.' in capsys.readouterr().out
+
+
+def test_rates_beyond_the_grid_keep_lr_sensitivity(folder):
+  """A new rate is a run like the others; LR sensitivity stays that of the grid."""
+  from launch.common import next_runs
+
+  write_made_up(folder, interventions=[{'model.qk_norm': 'none'}], rates=(1e-3, 3e-3, 1e-2))
+  growing = next_runs.load(folder / 'runs', None)
+  found = growing.state.next_runs(growing.flops_K, 1)
+  configs = growing.configs(found)
+  ((name, config),) = configs.items()
+  assert config['optimizer']['learning_rate'] > 1e-2
+  sweep = growing.with_runs(configs)
+  assert sweep.report['windows'] == [{'where': {}, 'windows': [[1e-3, 1e-2]]}]
+  assert set(sweep.runs.configs) == {*sweeps.read_sweep(folder / 'runs').runs, name}
+  assert re.fullmatch(r'width=\d+,qk_norm=none,learning_rate=0\.03\d*,seed=0', name)
+
+
+@pytest.mark.slow
+def test_whole_sweep(place):
+  """Trained for real, then completed by launch.sweep in the same folder."""
+  arguments = ('--config=experiment.py', '--workdir=grown')
+  first = run(place, 'next', *arguments, '--train', '--count=2', '--width=0.9')
+  assert first.returncode == 0, first.stderr
+  assert 'known as closely as asked' in first.stdout and 'Report: ' in first.stdout
+  fewer = set(sweeps.read_sweep(place / 'grown').runs)
+  if all('seed=0' in name for name in fewer):
+    assert run(place, 'sweep', *arguments).returncode == 0
+    assert fewer <= set(sweeps.read_sweep(place / 'grown').runs)
