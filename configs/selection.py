@@ -11,14 +11,14 @@ Not yet measured at any scale.
 
 Time at cpu scale: 5 sweeps of 42 runs, each 1 to 3 minutes on two cores (estimate). Begin with all:
 
-  python -m launch.sweep --config=configs/selection.py --workdir=runs/all
+  python -m launch.sweep --config=configs/selection.py --workdir=runs/all --seeds=3
 
 Then, for each RULE of random, loss, disagreement and gain:
 
   python -m launch.label select --workdir=runs/all --runs='width=16,learning_rate=0.03,*'
       --data=train --length=0 --share=0.5 --by=RULE --output=runs/tasks_RULE
   python -m launch.label keep --tasks=runs/tasks_RULE --output=runs/text_RULE
-  python -m launch.sweep --config=configs/selection.py --workdir=runs/RULE
+  python -m launch.sweep --config=configs/selection.py --workdir=runs/RULE --seeds=3
       --config.data.path=runs/text_RULE
 
 with --reference='runs/all/runs/width=32,learning_rate=0.03,seed=0' for gain. The page on all:
@@ -40,9 +40,8 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
 
 
 def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
-  """Size x learning rate x seed."""
+  """Size x learning rate."""
   return hyper.product([
       grid.sizes(scale, config_lib.for_scale(scale, grid.SIZES)[:2]),
       grid.learning_rates(scale),
-      hyper.sweep('seed', [0, 1, 2]),
   ])

@@ -3,7 +3,7 @@
   python -m launch.tables [--results=configs/results] [--output=configs/README.md]
 
 Each folder of --results has files of a finished sweep: about.json (title, command, machine, commit,
-date, seeds), and claims.csv and lr_sensitivity.csv from its report; one of the two may be missing.
+date, seeds), and of claims.csv, lr_sensitivity.csv and regimes.csv from its report those there are.
 The tables are written between the lines `<!-- tables -->` and `<!-- end of tables -->` of --output;
 the rest of that file stays as it is.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
+from stability.analysis.claims import regimes
 from stability.errors import BadInput
-from stability.report import labels
+from stability.report import labels, tables
 from stability.storage import files
 
 FLAGS = flags.FlagValues()
@@ -69,6 +70,8 @@ def _section(folder: Path) -> str:
     parts.append(_sensitivity(_read(folder / 'lr_sensitivity.csv')))
   if (folder / 'claims.csv').exists():
     parts.append(_claims(_read(folder / 'claims.csv')))
+  if (folder / 'regimes.csv').exists():
+    parts.append(_regimes(_read(folder / 'regimes.csv')))
   return '\n'.join(parts)
 
 
@@ -125,6 +128,13 @@ def _claims(table: pd.DataFrame) -> str:
   )
   header = ['figure', 'claim', 'effect', 'needed', 'verdict', *extra]
   return f'Of {len(table)} claims {sentence}.\n\n' + _markdown(header, rows)
+
+
+def _regimes(table: pd.DataFrame) -> str:
+  """The table of the run length and size from which on each claim holds."""
+  judged = table.astype({'steps': float, 'parameters': float})
+  text = tables.first_regimes(regimes.first(judged))
+  return _markdown(list(text), text.to_numpy().tolist())
 
 
 def _with_interval(value: str, low: str, high: str) -> str:

@@ -59,7 +59,8 @@ def write_report(
     schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
   results = dataclasses.replace(results_lib.load_workdir(workdir), interval=options.interval)
   table = lr_sensitivity.lr_sensitivity(results)
-  curves = results_lib.load_curves(workdir, [*selection.probes(results), *observations.PROBES])
+  probes = [*selection.probes(results), *observations.PROBES, *regimes.probes(results)]
+  curves = results_lib.load_curves(workdir, probes)
   if predicted is None:
     predicted = predictions.wanted(results, curves, targets.load(workdir))
   larger = None if predicted is None else predictions.section(predicted)

@@ -8,6 +8,7 @@ from helpers.retrieval import FIELDS, sentences, write_text, write_workdir
 from launch import retrieve
 from launch.common import app, environment
 from stability.report import page
+from stability.retrieval import overlap
 from stability.storage import files, parameters, retrieval_csv
 
 write_report = page.write_report  # the fixture `place` replaces it, as it takes long
@@ -123,6 +124,13 @@ def test_a_run_without_parameters_does_not_take_others_along(place, capsys):
   code, _, error = run(capsys)
   assert code == 1 and f'{first.name}/parameters.safetensors: no such file' in error
   assert {row.run for row in retrieval_csv.read(place / 'runs')} == {second.name}
+
+
+def test_windows_too_short_to_find_what_the_datastore_has(place, capsys, monkeypatch):
+  monkeypatch.setattr(overlap, 'LENGTH', 33)
+  code, _, error = run(capsys)
+  assert code == 1 and error.count('config.data.sequence_length=32: must be at least 33') == 2
+  assert not retrieval_csv.read(place / 'runs')
 
 
 BAD = {

@@ -45,7 +45,7 @@ def test_optax_loop(capsys):
 def test_tail_jsonl(tmp_path):
   """Another process follows the file while this one writes it, a line in two parts."""
   path = tmp_path / 'log.jsonl'
-  rows = [{'iter': n, 'train/loss': 3.0, 'max_attn_logit': 10.0 * n} for n in range(40)]
+  rows = [{'iter': n, 'train/loss': 3.0, 'max_attn_logit': 10.0 * n} for n in range(60)]
   lines = ''.join(json.dumps(row | {'text': 'x'}) + '\n' for row in rows)
   half = len(lines) // 2
   path.write_text(lines[:half])
@@ -55,7 +55,7 @@ def test_tail_jsonl(tmp_path):
       file.write(lines[half:])
     output, _ = process.communicate()
   assert process.returncode == 0
-  assert 'step 31: attention_logit: the highest attention logit is 310; limit 300' in output
+  assert 'step 51: attention_logit: the highest attention logit is 510; limit 500' in output
   assert 'log_z_drift needs log_z' in output
 
 

@@ -29,9 +29,9 @@ def step(history):
   return history.row['step']
 
 
-def rising(limit, precision=0.5):
+def rising(limit, odds=1.0):
   """A rule that fires at the first row whose step is above a limit."""
-  return Rule(step, 'step', limit, precision, 'step {value}', (LEARNING_RATE,))
+  return Rule(step, 'step', limit, odds, 'step {value}', (LEARNING_RATE,))
 
 
 def fires_at(first):

@@ -25,26 +25,38 @@ def applies(results: Results) -> bool:
   return STEPS in results.groups and results.runs[STEPS].nunique() > 1
 
 
+def probes(results: Results) -> list[str]:
+  """The probes read by the claims that apply in a regime; none if the runs have one length."""
+  if not applies(results):
+    return []
+  longest = results.runs[results.runs[STEPS] == results.runs[STEPS].max()]
+  return registry.probes(_regime(results, longest))
+
+
+def _regime(results: Results, runs: pd.DataFrame) -> Results:
+  """A sweep of the runs of one length."""
+  groups = [name for name in results.groups if name not in _OF_LENGTH]
+  return dataclasses.replace(results, runs=runs, groups=groups)
+
+
 def judge(results: Results, curves: pd.DataFrame | None) -> pd.DataFrame:
   """The verdicts in each regime of a sweep that varies the run length.
 
   Args:
     results: the runs.
-    curves: see results.load_curves, with the columns of registry.probes(results); None: none.
+    curves: see results.load_curves, with the columns of probes(results); None: there are none.
 
   Returns:
     A row for each regime and claim that applies in it: figure, claim, steps, parameters (the
     largest size), verdict, effect, threshold and n (runs used).
   """
   parts = []
-  groups = [name for name in results.groups if name not in _OF_LENGTH]
   for steps in sorted(results.runs[STEPS].unique()):
     of_length = results.runs[results.runs[STEPS] == steps]
     for largest in sorted(of_length['parameters'].dropna().unique()):
       runs = of_length[of_length['parameters'] <= largest]
-      regime = dataclasses.replace(results, runs=runs, groups=groups)
       of_runs = None if curves is None else curves[curves['run'].isin(runs['run'])]
-      judged = registry.judge_results(regime, of_runs)
+      judged = registry.judge_results(_regime(results, runs), of_runs)
       parts.append(judged[judged['n'] > 0].assign(steps=steps, parameters=largest))
   return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from helpers.simulated_sweeps import Outcomes, bowl, grid, simulate, sweep, together
 
-from stability.analysis.claims import regimes
+from stability.analysis.claims import regimes, registry
 from stability.analysis.claims.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 STEPS = 'schedule.steps'
@@ -48,7 +48,14 @@ def test_verdicts_of_each_regime():
 def test_sweeps_of_one_length_have_none():
   one = [point for point in SWEEP if point[STEPS] == 100]
   results, _ = simulate(one, Outcomes(loss))
-  assert not regimes.applies(results)
+  assert not regimes.applies(results) and regimes.probes(results) == []
+
+
+def test_probes_are_those_of_a_regime():
+  """Claims that do not apply to a sweep of several lengths apply in a regime."""
+  results, _ = simulate(SWEEP, Outcomes(loss))
+  probe = 'gradient_rms/block_0/attention/key'  # Figure E.12
+  assert probe in regimes.probes(results) and probe not in registry.probes(results)
 
 
 @pytest.mark.parametrize(
