@@ -158,6 +158,7 @@ SEVERAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ONE_PANEL)
 def test_plot_in_given_axes(experiment, ax, name):
   figure = experiment.plot(name, ax=ax)

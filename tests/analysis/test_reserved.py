@@ -34,6 +34,7 @@ def test_every_added_column_is_reserved(tmp_path):
     assert added - {*results.runs, 'sweep'} <= reserved.RESERVED, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
     [

@@ -16,6 +16,8 @@ import pytest
 
 from stability.devices import compilation
 
+pytestmark = pytest.mark.slow
+
 
 class Program:
   """A fake lowered program: it has a text and records its compilation."""

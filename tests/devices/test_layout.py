@@ -8,6 +8,8 @@ from stability.devices.single_device import SingleDeviceLayout
 from stability.devices.vmapped import VmappedLayout
 from stability.step import train_step
 
+pytestmark = pytest.mark.slow
+
 ROW = [
     {'optimizer.learning_rate': rate, 'seed': seed}
     for rate, seed in [(1e-3, 0), (1e-2, 0), (1e-1, 1), (1.0, 2), (1e-2, 3)]

@@ -18,6 +18,8 @@ from stability.devices.vmapped import VmappedLayout
 from stability.model.measure import Measured
 from stability.step import gradients, train_step
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     'data.batch_size': 16,
     'data.sequence_length': 8,

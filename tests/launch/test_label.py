@@ -77,6 +77,7 @@ def test_random_selection_and_near_duplicates(place, capsys):
   assert [t.task for t in again[0]] == [t.task for t in found[:5]] != [t.task for t in other[0]]
 
 
+@pytest.mark.slow
 def test_gain(place, capsys):
   """The reference is the model itself but for one seed: by their losses, nothing is gained."""
   (run_folder,) = (place / 'runs/runs').glob('seed=0')
@@ -94,6 +95,7 @@ def answer(monkeypatch, capsys, keys, *arguments):
   return out
 
 
+@pytest.mark.slow
 def test_from_answers_to_token_files(place, capsys, monkeypatch):
   (found, _), _ = select(capsys, 'tasks', '--count=6')
   out = answer(monkeypatch, capsys, 'kkdq', '--annotator=ann', '--second=0')

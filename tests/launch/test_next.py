@@ -197,6 +197,7 @@ def test_train_until_known(trained, folder, capsys):
   assert 'All critical rates are known' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_train_until_the_budget_is_spent(trained, folder, capsys):
   """Each run takes half an hour; what was trained before counts."""
   assert execute(*COMMAND, '--count=1', '--budget=cpu:1h', '--width=1e-4') == 0

@@ -44,6 +44,7 @@ def leftovers(place):
   return list(place.rglob('.datastore*'))
 
 
+@pytest.mark.slow
 def test_measurements(place, capsys):
   code, output, error = run(capsys)
   assert code == 0, error
@@ -65,6 +66,7 @@ def test_measurements(place, capsys):
   assert f'{knn[0].loss_without:.3f}' in output and not leftovers(place)
 
 
+@pytest.mark.slow
 def test_finished_measurements_are_not_repeated(place, capsys, monkeypatch):
   assert run(capsys, '--runs=*=0.1,seed=0', '--keys=500')[0] == 0
   before = retrieval_csv.path(place / 'runs').read_bytes()
@@ -102,12 +104,14 @@ def test_text_that_is_added(place, capsys):
   assert {row.datastore for row in kept} == {'train', 'train+new'}
 
 
+@pytest.mark.slow
 def test_datastore_of_text(place, capsys):
   write_text(place / 'other', range(200, 210))
   assert run(capsys, '--datastore=other', '--runs=*=0.1,seed=0')[0] == 0
   assert {row.datastore for row in retrieval_csv.read(place / 'runs')} == {'other'}
 
 
+@pytest.mark.slow
 def test_a_question(place, capsys):
   word = sentences(3, 5).decode()
   code, output, error = run(capsys, f'--ask={word}', '--runs=*=0.1,seed=0')

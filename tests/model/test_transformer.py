@@ -263,6 +263,7 @@ OTHERS_ON = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('overrides', [ALL_ON, OTHERS_ON], ids=['all', 'others'])
 def test_variants_have_the_same_initial_kernels(tiny, overrides):
   """Interventions are compared from the same initial weights."""
@@ -306,6 +307,7 @@ def test_parameters_of_peri_ln_and_gates(tiny):
   assert config_lib.parameters(changed.config) == config_lib.parameters(tiny().config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('norm', ['layernorm', 'rmsnorm'])
 def test_peri_adds_unit_outputs(tiny, norm):
   """At the start, each position gains a vector of RMS 1 from attention and one from the MLP."""

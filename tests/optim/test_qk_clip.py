@@ -46,6 +46,7 @@ def max_by_head(params, run, text, width=32, head_dim=16, group=1):
   return np.array(found)
 
 
+@pytest.mark.slow
 def test_heads_above_the_cap_are_scaled(tiny, text):
   plain, clipped = (tiny(OPTIONS | {'optimizer.qk_clip': cap}) for cap in (0.0, 1.0))
   start = jax.jit(train_step.programs(plain.static, 64).init)(plain.hparams)['params']

@@ -149,6 +149,7 @@ def test_partial_sweep(tmp_path):
   assert all(shown.text.index(name) > first_run for name in names[:5])
 
 
+@pytest.mark.slow
 def test_runs_in_progress(tmp_path):
   names = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
   for name in names:
@@ -243,6 +244,7 @@ def test_no_coordinate_check(change, tmp_path):
   assert page._coordinate_check(tmp_path, results_lib.load_workdir(tmp_path)).empty
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('without_figures')
 def test_actions(tmp_path):
   made_up.write_sweep(tmp_path)

@@ -115,6 +115,7 @@ def test_lines_fit_the_terminal(columns, made, tmp_path, capsys, monkeypatch):
   assert row[3] == '0%' and '100' in row  # the last step, at which the logit is read
 
 
+@pytest.mark.slow
 def test_several_sweeps_with_too_few_sizes(tmp_path, capsys, without_figures):
   folders = [tmp_path / name for name in 'ab']
   for folder in folders:
@@ -125,6 +126,7 @@ def test_several_sweeps_with_too_few_sizes(tmp_path, capsys, without_figures):
   assert 'No size could be held out' in printed
 
 
+@pytest.mark.slow
 def test_next_sizes_are_those_after_the_largest_finished_one(tmp_path, capsys, without_figures):
   """The program, the page and the notebook answer for the same sizes."""
   # The largest size has not been trained yet.

@@ -20,6 +20,8 @@ from stability.control import records, requests
 from stability.control.actions import Action
 from stability.storage import checkpoints, files, results_csv, run_files, sweeps
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_actions(sweep, train):
   (run,) = sweep()

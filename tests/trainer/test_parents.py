@@ -14,6 +14,8 @@ from stability.storage import checkpoints, files, parameters, parents, run_files
 from stability.storage import safetensors as safetensors_lib
 from stability.trainer import parents as parents_lib
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = {'tokenizer': 'synthetic', 'vocabulary_size': 64}
 
 

@@ -33,6 +33,7 @@ def statuses(runs):
   return [run_files.read_result(run).status for run in runs]
 
 
+@pytest.mark.slow
 def test_runs(sweep, train):
   runs = sweep(RATES)
   train(*runs)

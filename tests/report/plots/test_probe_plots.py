@@ -177,6 +177,7 @@ def test_nothing_collides_in_a_column_of_a_paper(sized):
       assert collisions(figure) == [], name
 
 
+@pytest.mark.slow
 def test_figure_files_are_deterministic(sized):
   for draw in PROBE_FIGURES:
     assert style.save(draw(*sized), 'svg') == style.save(draw(*sized), 'svg')
