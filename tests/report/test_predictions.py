@@ -50,15 +50,15 @@ def without_other_figures(monkeypatch):
 
 @pytest.mark.slow
 def test_program(workdir, capsys):
-  printed = run(capsys, f'--workdir={workdir}', '--target=4.8B')
-  assert printed.startswith('4.8B parameters with qk_norm=layernorm: ')
-  assert '4.8B parameters with qk_norm=none: train at a learning rate of ' in printed
-  assert 'This is 8,192 times the largest trained size, 590K.' in printed
+  printed = run(capsys, f'--workdir={workdir}', '--target=151M')
+  assert printed.startswith('151M parameters with qk_norm=layernorm: ')
+  assert '151M parameters with qk_norm=none: train at a learning rate of ' in printed
+  assert 'This is 256 times the largest trained size, 590K.' in printed
   assert 'qk_norm=layernorm helps: at 590K, its critical learning rate is' in printed
   assert 'More than 100 times the largest trained size' in printed
   assert 'runs were correctly predicted as stable or unstable. Brier score' in printed
   written = pd.read_csv(workdir / 'report' / 'predictions.csv')
-  assert set(written['parameters'].dropna()) == {12 * 24 * 4096**2}
+  assert set(written['parameters'].dropna()) == {12 * 12 * 1024**2}
   held_out = pd.read_csv(workdir / 'report' / 'predictions_held_out.csv')
   assert set(held_out['parameters'].dropna()) == {12 * 3 * 128**2}
   for name in ('critical_learning_rate', 'predicted_against_measured'):
