@@ -12,7 +12,7 @@ pairs of the best arms. The protocol, fixed before any run:
              unstable; one initial loss for all, that of the baseline. The columns are in
              configs/README.md.
   Length     2,000 steps, which configs/length.py:night chose before any arm was looked at: at 37K,
-             the claims of Figure 1 have the verdicts of 10,000 steps from 1,000 steps on, and
+             the claims on LR sensitivity have the verdicts of 10,000 steps from 1,000 on, and
              qk-layernorm lowers LR sensitivity by a factor of 2.2 at 2,500 steps, of 3.1 at 10,000.
              2,500 steps of all arms would take more than five hours of two cores.
   Controls   beta2 = 0.9999, which is known to be bad and must be worse; clipping that never acts,

@@ -9,16 +9,17 @@ so the page compares at each rate. Not in the paper.
 
 Not yet measured at any scale.
 
-Time at cpu scale: 5 sweeps of 42 runs, each 1 to 3 minutes on two cores (estimate). Begin with all:
+Time at cpu scale: 5 sweeps of 42 runs, each 1 to 3 minutes on two cores (estimate), with --seeds=3
+for every sweep. Begin with all of the text:
 
-  python -m launch.sweep --config=configs/selection.py --workdir=runs/all --seeds=3
+  python -m launch.sweep --config=configs/selection.py --workdir=runs/all
 
 Then, for each RULE of random, loss, disagreement and gain:
 
   python -m launch.label select --workdir=runs/all --runs='width=16,learning_rate=0.03,*'
       --data=train --length=0 --share=0.5 --by=RULE --output=runs/tasks_RULE
   python -m launch.label keep --tasks=runs/tasks_RULE --output=runs/text_RULE
-  python -m launch.sweep --config=configs/selection.py --workdir=runs/RULE --seeds=3
+  python -m launch.sweep --config=configs/selection.py --workdir=runs/RULE
       --config.data.path=runs/text_RULE
 
 with --reference='runs/all/runs/width=32,learning_rate=0.03,seed=0' for gain. The page on all:

@@ -18,6 +18,8 @@ from helpers.processes import (
 
 from stability.storage import files, results_csv, run_files, sweeps
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = experiment.config_file(
     {
         'data.batch_size': 8,

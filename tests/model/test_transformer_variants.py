@@ -69,6 +69,7 @@ def test_parallel_block(small, norm_position):
   np.testing.assert_allclose(stream, params['embedding'][TOKENS] + added, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_value_residual_reaches_later_blocks(small):
   """Values of the first block act in the second one, though the first adds nothing itself."""
   run = small({'model.value_residual': 'learned', 'model.depth': 2})

@@ -91,6 +91,7 @@ def test_logits_stay_near_the_cap(tiny, text):
   assert max_by_head(params, run, text).max() < 1.5 * CAP
 
 
+@pytest.mark.slow
 def test_cap_never_reached_changes_nothing(tiny, text):
   plain, idle = (tiny(OPTIONS | {'optimizer.qk_clip': cap}) for cap in (0.0, 1e6))
   left, right = stepped(plain, text, 3), stepped(idle, text, 3)

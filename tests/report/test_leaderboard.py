@@ -40,6 +40,7 @@ def report(workdir):
   return page.write_report(workdir, options=OPTIONS)
 
 
+@pytest.mark.slow
 def test_files(report):
   names = {path.name for path in report.parent.iterdir()}
   assert names >= {'leaderboard.csv', *(f'{name}.svg' for name in OPTIONS.figures)}
@@ -55,6 +56,7 @@ def test_files(report):
   assert table['loss_verdict'].isna().tolist() == [True, False, False] * 2
 
 
+@pytest.mark.slow
 def test_contents(report):
   shown = Page(report)
   for words in (

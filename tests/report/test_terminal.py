@@ -41,11 +41,13 @@ def printed(request, tmp_path_factory, module_without_figures):
   return summary(workdir, page.write_report(workdir))
 
 
+@pytest.mark.slow
 def test_summary_fits_a_terminal(printed):
   lines = printed.splitlines()
   assert max(map(len, lines[:-1])) <= 80 and len(lines) <= 23  # the prompt has the last line
 
 
+@pytest.mark.slow
 def test_summary_order(printed):
   claims, alarms, *table, report = printed.splitlines()
   assert claims.startswith('Claims: ') and 'hold' in claims and claims.endswith('see the report.')
@@ -55,6 +57,7 @@ def test_summary_order(printed):
   assert report.startswith('Report: ') and report.endswith('report/index.html')
 
 
+@pytest.mark.slow
 def test_table_of_the_summary(printed):
   head, _, body = printed.partition(RULE)
   for word in ('size', 'qk_norm', 'sensitivity', 'ratio to', 'best'):

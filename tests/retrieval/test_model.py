@@ -44,6 +44,7 @@ def variables(run):
   return static, train_step.arrays(hparams), params
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_evaluation(run, model, windows):
   static, hparams, params = variables(run)
   state = {'params': params, 'carried': {}, 'hparams': hparams, 'step': 1}
@@ -52,6 +53,7 @@ def test_loss_is_that_of_evaluation(run, model, windows):
   assert -model.log_p(windows).mean() == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['lora', pytest.param('prompt', marks=pytest.mark.slow)])
 def test_a_fine_tuned_run(kind, windows, tmp_path):
   """Its loss, too, is that of evaluation; the adapter is changed so that it does something."""

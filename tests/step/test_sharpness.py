@@ -16,6 +16,8 @@ from stability.optim import apply, optimizers
 from stability.step import objective as objective_lib
 from stability.step import sharpness, train_step
 
+pytestmark = pytest.mark.slow
+
 # Optimization takes most of the compile time and does not change the results.
 LEVEL = {'xla_backend_optimization_level': 0}
 compiled = functools.partial(jax.jit, compiler_options=LEVEL)

@@ -124,6 +124,7 @@ def test_choices_match_the_tables():
     assert set(allowed) == set(table), option
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('field', CHANGED)
 def test_every_hyperparameter_has_an_effect(single, switched_on, tiny, field):
   """After four updates, states differ by far more than rounding; before, only the seed matters."""

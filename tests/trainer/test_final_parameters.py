@@ -32,6 +32,7 @@ def loss_of(run, arrays):
   return np.mean([evaluate({'validation': batches}, state, n) for n in range(len(batches))])
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_final_loss(sweep, train):
   (run,) = sweep()
   train(run)

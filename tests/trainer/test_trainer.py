@@ -64,6 +64,7 @@ def test_sharpness(sweep, train):
   assert rows[-1]['loss'] == pytest.approx(numbers(without)[-2]['loss'], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'layout', ['single', pytest.param('population', marks=pytest.mark.slow)]
 )

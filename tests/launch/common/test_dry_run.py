@@ -152,6 +152,7 @@ def get_sweep(scale='cpu'):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arguments, tables', [((), 1), (H100S, 2)])
 def test_many_runs_are_shown_by_groups(arguments, tables, tmp_path, capsys):
   (tmp_path / 'many.py').write_text(MANY.format(widths=2, intervals=60, seeds=10))
@@ -187,6 +188,7 @@ def test_progress(tmp_path, capsys, monkeypatch):
   assert len(rows(run(capsys, f'--config={tmp_path}/many.py', progress=progress))) == 2
 
 
+@pytest.mark.slow
 def test_hidden_groups_count(tmp_path, capsys):
   """Rows that are not shown are in the hours and among those that do not fit."""
   (tmp_path / 'many.py').write_text(MANY.format(widths=2, intervals=60, seeds=1))
@@ -201,6 +203,7 @@ def test_runs_are_listed(capsys):
   assert not any('hours' in line for line in lines)
 
 
+@pytest.mark.slow
 def test_no_accelerator_and_no_files(tmp_path):
   """With JAX_PLATFORMS=cuda, on a machine that may have no GPU."""
   program = (

@@ -325,6 +325,7 @@ def test_axes_of_ones_own(sweep):
   pyplot.close(figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', MANY)
 def test_panels_share_their_scales(many, case):
   for name, figure in many[case].items():
