@@ -46,7 +46,8 @@ REGIMES = (
         False,
         "long enough for the paper's picture: flat curves with qk-layernorm, and without it"
         ' critical rates that fall with size',
-        'configs/results/night_qk_layernorm: 10,000 steps at 9.2K to 147K, one seed',
+        'configs/results/night_qk_layernorm: 10,000 steps at 9.2K to 147K, one seed;'
+        ' night_length: what holds there holds at 25,000 steps, but for critical rates',
     ),
     Regime(
         'cpu',
