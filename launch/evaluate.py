@@ -67,14 +67,16 @@ def main() -> int:
   from stability.report import page
 
   measured, damaged = _Measurements(workdir, sweep), []
-  with display.Display(first_after=display.PLAIN_SECONDS) as progress:
-    for done, name in enumerate(names):
-      progress.show(done / len(names), [f'{done}/{len(names)} runs measured', name])
-      try:
-        measured.add(name)
-      except BadInput as error:
-        damaged.append(error)
-  other_text_csv.add(workdir, measured.rows)
+  try:
+    with display.Display(first_after=display.PLAIN_SECONDS) as progress:
+      for done, name in enumerate(names):
+        progress.show(done / len(names), [f'{done}/{len(names)} runs measured', name])
+        try:
+          measured.add(name)
+        except BadInput as error:
+          damaged.append(error)
+  finally:  # after an interruption, the same command continues
+    other_text_csv.add(workdir, measured.rows)
   if measured.rows:
     _print_table(workdir)
     path = page.write_report(workdir)

@@ -154,7 +154,7 @@ def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
 
 
 def _is_kept() -> bool:
-  """Whether --datastore names a datastore that --output has kept."""
+  """Whether --datastore names a folder that an earlier --output has written."""
   return (Path(_DATASTORE.value) / 'datastore.json').is_file()
 
 

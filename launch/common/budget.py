@@ -21,7 +21,7 @@ UTILISATION = 0.4  # of an accelerator's peak, as --utilisation of launch.sweep
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """What may be spent; one of core_hours, hours (on devices) and flops is set."""
+  """A budget in one unit: core_hours, hours (on devices) or flops; the other two are None."""
 
   text: str  # as it was given
   core_hours: float | None = None

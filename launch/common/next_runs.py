@@ -44,14 +44,12 @@ class Growing:
   @property
   def seconds_K(self) -> np.ndarray:
     """Seconds that finished runs of the same size took, on average; NaN if there is none."""
-    runs = self.state.runs.copy()
+    runs, firsts = self.state.runs, self.state.first_of_curves
+    if 'seconds' not in runs:
+      return np.full(len(firsts), np.nan)
     shape = self.state.results.sizes or ['parameters']
-    runs['mean_seconds'] = (
-        runs.groupby(shape)['seconds'].transform('mean') if 'seconds' in runs else np.nan
-    )
-    return runs.drop_duplicates('curve_number').sort_values('curve_number')[
-        'mean_seconds'
-    ].to_numpy(float)
+    means = runs.groupby(shape)['seconds'].transform('mean')
+    return means[firsts.index].to_numpy(float)
 
   def spent(self) -> tuple[float, float]:
     """FLOPs (by the formula) and core-hours of all runs of the workdir that have a result."""
@@ -75,16 +73,16 @@ class Growing:
 
   def rows(self, found: Sequence[NextRun]) -> list[dict[str, str]]:
     """A row of text per run: run, reason, FLOPs, seconds, decades (now), after (expected)."""
-    rows = []
+    rows, flops_K, seconds_K = [], self.flops_K, self.seconds_K
     for run in found:
       choice = run.choice
-      arm, seconds = self.state.curves.arm_K[choice.curve], self.seconds_K[choice.curve]
+      arm, seconds = self.state.curves.arm_K[choice.curve], seconds_K[choice.curve]
       name = self._name(int(arm), run.like['parameters'])
       widths = [choice.width, choice.width_after]
       rows.append({
           'run': f'{name}, learning rate {labels.rounded(run.learning_rate)}, seed {run.seed}',
           'reason': self._reason(run),
-          'FLOPs': f'{self.flops_K[choice.curve]:.1e}',
+          'FLOPs': f'{flops_K[choice.curve]:.1e}',
           'seconds': '' if np.isnan(seconds) else f'{seconds:.0f}',
           **{
               key: '' if np.isnan(width) else f'{width:.2f}'

@@ -58,7 +58,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _is_import(frame: FrameType | None) -> bool:
-  """Whether a module is being imported: by this frame, or by one of its callers."""
+  """Whether this frame or one of its callers is importing a module."""
   while frame and frame.f_code.co_filename != '<frozen importlib._bootstrap>':
     frame = frame.f_back
   return frame is not None

@@ -30,7 +30,7 @@ _UNIT = {'core_hours': 'core-hours', 'hours': 'hours', 'flops': 'FLOPs'}
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of the runs of one size."""
+  """What all runs of one size cost."""
 
   runs: int
   flops: float

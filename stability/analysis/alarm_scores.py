@@ -16,7 +16,7 @@ ANY = 'any'  # the union of all rules
 
 
 def outcomes(workdir: Path) -> pd.DataFrame:
-  """What became of each run: unstable, onset (see instability) and steps, by name of the run.
+  """A table of unstable, onset (see instability) and steps, with a row for each run, by name.
 
   Runs whose stability is unknown are left out: those that failed, were stopped or are missing, and
   those that were acted on.

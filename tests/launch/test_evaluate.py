@@ -57,6 +57,19 @@ def test_text_of_the_parent(place, capsys, monkeypatch):
   assert run(capsys)[0] == 0
 
 
+def test_an_interruption_keeps_what_is_measured(place, capsys, monkeypatch):
+  add = evaluate._Measurements.add
+
+  def interrupted(measured, name):
+    if measured.rows:
+      raise KeyboardInterrupt
+    add(measured, name)
+
+  monkeypatch.setattr(evaluate._Measurements, 'add', interrupted)
+  assert run(capsys)[0] not in (0, 1)
+  assert len(other_text_csv.read(place / 'runs')) == 1
+
+
 def test_any_text(place, capsys):
   write_text(place / 'third', range(100, 103), count=20)
   assert run(capsys, '--text=third', '--runs=*seed=1')[0] == 0

@@ -9,11 +9,12 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from stability.analysis import instability
 from stability.analysis.claims import registry
 from stability.analysis.claims.claim import HOLDS, UNDECIDED
 from stability.analysis.results import Results
 
-STEPS = 'schedule.steps'
+STEPS = instability.LENGTH
 _OF_LENGTH = (STEPS, 'schedule.warmup_steps', 'schedule.decay_steps')  # vary together
 
 COLUMNS = ('figure', 'claim', 'steps', 'parameters', 'verdict', 'effect', 'threshold', 'n')
@@ -21,7 +22,7 @@ FIRST_COLUMNS = ('figure', 'claim', 'steps', 'parameters', 'holds', 'decided', '
 
 
 def applies(results: Results) -> bool:
-  """Whether the runs of a sweep have several lengths."""
+  """Whether a sweep varies the run length."""
   return STEPS in results.groups and results.runs[STEPS].nunique() > 1
 
 

@@ -56,7 +56,7 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """What runs say of every curve: draws."""
+  """Draws of what is wanted, given the runs so far."""
 
   loss_DxC: np.ndarray  # nats, without the noise of a run
   # log10 of the critical learning rates that are wanted: of every curve or, at a target, every arm.
@@ -133,7 +133,7 @@ def extrapolated(
 
 
 def known(surface: Surface, curves: Curves, target: float | None = None) -> Known:
-  """What the runs of a surface say of the curves; the same draws in every call.
+  """Draws of what is wanted from a surface; equal arguments give equal draws.
 
   Args:
     surface: the posterior.
@@ -256,5 +256,5 @@ def _explained(values_DxK: np.ndarray, order_DxC: np.ndarray) -> np.ndarray:
 
 
 def is_known(now: Known, width: float, wanted_Q: np.ndarray | slice = slice(None)) -> bool:
-  """Whether the critical rates of all wanted curves have narrower 90 % intervals than this."""
+  """Whether the 90 % interval of every wanted critical rate is at most this wide (decades)."""
   return bool((now.widths_Q[wanted_Q] <= width).all())

@@ -123,7 +123,7 @@ class SweepState:
 
   @functools.cached_property
   def now(self) -> Known:
-    """What the runs say."""
+    """Draws of what is wanted, given the runs so far."""
     log_size = None if self.target is None else float(np.log10(self.target))
     return next_cells.known(self.surface, self.curves, log_size)
 
