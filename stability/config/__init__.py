@@ -4,10 +4,10 @@ Importing this package does not import jax. configs/base.py is the config file w
 every option.
 """
 
+from stability.config.checks import MAX_EXAMPLES
 from stability.config.field import Field, safe_repr
 from stability.config.fields import FIELDS
 from stability.config.resolution import (
-    MAX_EXAMPLES,
     Config,
     complete,
     convert,

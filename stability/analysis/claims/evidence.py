@@ -4,6 +4,9 @@ The first draw holds every seed once; each of the others is a sample of the seed
 the same for all runs. A statistic is a Series with an entry for each draw, or a table with a column
 for each draw. Tables have a row for each size and intervention, or for each of their learning
 rates; the levels of the index hold the values that distinguish the rows.
+
+The file is over 400 lines since Evidence and the functions of its tables are one vocabulary, in
+which all claims are written.
 """
 
 import dataclasses
