@@ -27,7 +27,7 @@ from rich.text import Text
 from launch.common import display, environment, finished_runs
 from stability import extensions
 from stability.errors import BadInput
-from stability.storage import files, other_text_csv, parameters, parents, run_files, sweeps
+from stability.storage import files, other_text_csv, parents, run_files, sweeps
 from stability.storage.files import Json
 
 if TYPE_CHECKING:
@@ -145,13 +145,7 @@ class _Measurements:
 
     key = parent['sha256'], windows.digest()
     if key not in self._parent_losses:
-      found = parents.load(parent)
-      carried = {parameters.CARRIED + name: array for name, array in found.carried.items()}
-      size = parent['data']['vocabulary_size']
-      of_parent = model.Model.from_arrays(
-          parent['config'], size, {**found.params, **carried}, parent['path']
-      )
-      self._parent_losses[key] = _loss(of_parent, windows)
+      self._parent_losses[key] = _loss(model.Model.of_parent(parent), windows)
     return self._parent_losses[key]
 
 

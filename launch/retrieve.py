@@ -4,6 +4,7 @@
   python -m launch.retrieve --workdir=DIR --runs=NAME --add=FOLDER       before and after
   python -m launch.retrieve --workdir=DIR --runs=NAME --ask=TEXT         what it finds for a text
   python -m launch.retrieve --workdir=DIR --runs=NAME --output=FOLDER    keeps the datastore
+  python -m launch.retrieve --workdir=DIR --parents      instead of fine-tuning: before any step
 
 Two methods use the text: knn, a nearest-neighbour language model, whose keys are the inputs of the
 last block's MLP; and bm25, passages with the words of the text, which the model reads before it.
@@ -12,6 +13,8 @@ FOLDER, at most --keys positions. Losses are those of the sweep's validation win
 that share 32 bytes with the datastore: those are left out and counted. Half of the windows tune the
 numbers of a method, the other half is reported. The measurements are in DIR/report/retrieval.csv
 and on the page; one that is there already is not repeated.
+
+--parents measures, on the text of fine-tuned runs, the models that they started from, each once.
 
 --add measures on text of FOLDER that is held out, before and after the rest of FOLDER is added to
 the datastore. A datastore that --output keeps can be given as --datastore to the run that made it;
@@ -29,6 +32,7 @@ from launch.common import app, path_flags
 
 # isort: split
 import contextlib
+import dataclasses
 import sys
 import tempfile
 import time
@@ -46,7 +50,7 @@ from launch.common import display, environment, finished_runs
 from stability import extensions
 from stability.config import Config
 from stability.errors import BadInput, writing
-from stability.storage import files, retrieval_csv, run_files, sweeps
+from stability.storage import files, parents, retrieval_csv, run_files, sweeps
 
 if TYPE_CHECKING:
   from stability.data.tokenize.stored import StoredTokenizer
@@ -59,6 +63,9 @@ if TYPE_CHECKING:
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
 _RUNS = finished_runs.define(FLAGS)
+_PARENTS = flags.DEFINE_bool(
+    'parents', False, 'measure the models that the runs started from', flag_values=FLAGS
+)
 _DATASTORE = path_flags.define(
     'datastore',
     'train',
@@ -101,7 +108,7 @@ def main() -> int:
     for name in names:
       progress.start(name)
       try:
-        model = _load(workdir, name, sweep)
+        model = _load(workdir, name, sweep.runs[name], sweep.data['vocabulary_size'])
       except BadInput as error:
         damaged.append(error)
         continue
@@ -145,6 +152,8 @@ def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
   if _OUTPUT.value and _is_kept():
     raise BadInput('--output: must be given without a kept --datastore')
   names = finished_runs.named(workdir, sweep, _RUNS.value)
+  if _PARENTS.value:
+    names = _one_of_each_parent(workdir, names)
   if len(names) > 1 and (_ASK.value is not None or _OUTPUT.value or _is_kept()):
     raise BadInput(
         f'--runs={_RUNS.value}: names {len(names)} runs; --ask, --output and a kept datastore need'
@@ -158,16 +167,35 @@ def _is_kept() -> bool:
   return (Path(_DATASTORE.value) / 'datastore.json').is_file()
 
 
-def _load(workdir: Path, name: str, sweep: sweeps.Sweep) -> 'Model':
+def _kind() -> str:
+  """Which models are measured, as in retrieval.csv."""
+  return retrieval_csv.PARENT if _PARENTS.value else retrieval_csv.RUN
+
+
+def _one_of_each_parent(workdir: Path, names: Sequence[str]) -> list[str]:
+  """The first of the runs that started from each parent."""
+  found: dict[str, str] = {}
+  for name in names:
+    parent = parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
+    if parent:
+      found.setdefault(parent['sha256'], name)
+  if not found:
+    raise BadInput(f'--parents: no finished run of --runs={_RUNS.value} has a parent')
+  return list(found.values())
+
+
+def _load(workdir: Path, name: str, config: Config, vocabulary_size: int) -> 'Model':
   from stability.retrieval import model, overlap
 
-  length = sweep.runs[name]['data']['sequence_length']
+  length = config['data']['sequence_length']
   if length < overlap.LENGTH:  # what stands in the datastore could not be found
     raise BadInput(
         f'{name}: config.data.sequence_length={length}: must be at least {overlap.LENGTH}'
     )
-  size = sweep.data['vocabulary_size']
-  return model.Model.load(run_files.run_dir(workdir, name), sweep.runs[name], size)
+  run = run_files.run_dir(workdir, name)
+  if _PARENTS.value:
+    return model.Model.of_parent(parents.read(run)['checkpoint'])
+  return model.Model.load(run, config, vocabulary_size)
 
 
 class _Progress:
@@ -232,8 +260,7 @@ class _Job:
       base = self._base()
       kept, left_out = self._tools.without_overlap(validation, [base])
       digest = measure.digest([base], kept)
-      known = [row for row in retrieval_csv.read(self._workdir) if row.run == self._name]
-      known = [row for row in known if row.digest == digest]
+      known = [row for row in self._known() if row.digest == digest]
       if known and not _OUTPUT.value:
         return known
     started = time.monotonic()
@@ -241,8 +268,7 @@ class _Job:
       stored = [part.windows for part in store.parts]
       kept, left_out = self._tools.without_overlap(validation, stored)
       rows = self._tools.rows(self._name, self._model, store, kept, left_out, started)
-    retrieval_csv.add(self._workdir, rows)
-    return rows
+    return self._keep(rows)
 
   def add(self) -> list[retrieval_csv.Row]:
     """The rows on held-out text of --add, before and after the rest of it is added."""
@@ -259,22 +285,32 @@ class _Job:
       started = time.monotonic()
       self._tools.add(store, self._model, added)
       rows += self._tools.rows(self._name, self._model, store, kept, left_out, started)
-    retrieval_csv.add(self._workdir, rows)
-    return rows
+    return self._keep(rows)
 
   def answer(self) -> 'Answer':
     """The answer to --ask, with the numbers that were tuned for the run, if any."""
     from stability.retrieval import continuation, knn
 
     setting = continuation.NEIGHBOURS
-    for row in retrieval_csv.read(self._workdir):
-      if row.run == self._name and row.method == 'knn':
+    for row in self._known():
+      if row.method == 'knn':
         setting = knn.Setting(row.k, row.temperature, row.weight)
     with self._store() as store:
       passages = self._tools.passages(store)
       return continuation.answer(
           self._model, self._tools.tokenizer, store, passages, _ASK.value.encode(), setting
       )
+
+  def _known(self) -> list[retrieval_csv.Row]:
+    """The rows of the model that are there already."""
+    rows = retrieval_csv.read(self._workdir)
+    return [row for row in rows if (row.run, row.model) == (self._name, _kind())]
+
+  def _keep(self, rows: Sequence[retrieval_csv.Row]) -> list[retrieval_csv.Row]:
+    """Writes rows of the model and returns them."""
+    rows = [dataclasses.replace(row, model=_kind()) for row in rows]
+    retrieval_csv.add(self._workdir, rows)
+    return rows
 
   def _base(self) -> 'Windows':
     """The text of --datastore."""

@@ -7,8 +7,8 @@ import pandas as pd
 from stability.report import labels
 from stability.storage.retrieval_csv import Row
 
-TEXT_COLUMNS = ('run', 'method', 'datastore', 'text')
-SHARED = ('datastore', 'text', 'keys', 'windows', 'left out')  # often the same in all rows
+TEXT_COLUMNS = ('run', 'model', 'method', 'datastore', 'text')
+SHARED = ('model', 'datastore', 'text', 'keys', 'windows', 'left out')  # often the same in all rows
 _METHODS = {'knn': 'kNN language model', 'bm25': 'BM25 passages in context'}
 
 
@@ -17,6 +17,7 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
   return pd.DataFrame(
       {
           'run': row.run,
+          'model': row.model,
           'method': row.method,
           'datastore': row.datastore,
           'text': row.text,

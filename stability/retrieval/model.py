@@ -23,7 +23,8 @@ from stability.errors import BadInput
 from stability.model import adapters, parameterization
 from stability.model.kernels import CARRIED
 from stability.step import train_step
-from stability.storage import parameters, safetensors
+from stability.storage import parameters, parents, safetensors
+from stability.storage.files import Json
 
 _ELEMENTS = 2**24  # of the largest activation of a batch
 _HIDDEN = 16  # activations of a block per position, in widths
@@ -67,13 +68,19 @@ class Model:
     Raises:
       BadInput: its parameters were not kept, are damaged, or it has no keys.
     """
-    if not config['model']['depth']:
-      raise BadInput(f'{run.name}: config.model.depth=0: must be at least 1, to have keys')
     file = run / parameters.FILE
     if not file.is_file():
       raise BadInput(f'{file}: no such file; config.checkpoint.parameters=float32 keeps it')
     arrays, _ = safetensors.read(file)
     return cls.from_arrays(config, vocabulary_size, arrays, str(file))
+
+  @classmethod
+  def of_parent(cls, entry: Json) -> Self:
+    """The model that a run started from, by its entry in the run's record; see parents.py."""
+    found = parents.load(entry)
+    carried = {parameters.CARRIED + name: array for name, array in found.carried.items()}
+    arrays = {**found.params, **carried}
+    return cls.from_arrays(entry['config'], entry['data']['vocabulary_size'], arrays, entry['path'])
 
   @classmethod
   def from_arrays(
@@ -88,8 +95,10 @@ class Model:
       source: where they are from.
 
     Raises:
-      BadInput: a variable is missing or has another shape.
+      BadInput: a variable is missing or has another shape, or the model has no keys.
     """
+    if not config['model']['depth']:
+      raise BadInput(f'{source}: config.model.depth=0: must be at least 1, to have keys')
     static, hparams = config_lib.split(config)
     model = train_step.make_model(static, vocabulary_size)
     initial = functools.partial(train_step.init_model, model, static)

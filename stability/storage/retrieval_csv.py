@@ -14,6 +14,7 @@
   stable_rank       ||K||_F^2 / ||K||_2^2 of the keys K of the windows, minus their mean; as recall,
                     empty for bm25
   digest            of the tokens of both
+  model             whose loss it is: run, or parent, that of the parameters the run started from
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from pathlib import Path
 from stability.storage import rows_csv
 
 METHODS = ('knn', 'bm25')
+RUN, PARENT = 'run', 'parent'  # models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +47,18 @@ class Row:
   recall: float | None
   stable_rank: float | None
   digest: str
+  model: str = RUN
 
   def __post_init__(self):
     if self.method not in METHODS:
       raise ValueError(f'method={self.method}: must be one of {", ".join(METHODS)}')
+    if self.model not in (RUN, PARENT):
+      raise ValueError(f'model={self.model}: must be {RUN} or {PARENT}')
 
   @property
   def key(self) -> tuple[str, ...]:
     """What was measured."""
-    return self.run, self.method, self.datastore, self.text
+    return self.run, self.model, self.method, self.datastore, self.text
 
 
 def path(workdir: Path) -> Path:

@@ -13,7 +13,10 @@ from stability.storage import files
 
 
 class Row(Protocol):
-  """A dataclass whose fields are str, int, float or float | None."""
+  """A dataclass whose fields are str, int, float or float | None.
+
+  A file may lack the columns that have a default.
+  """
 
   @property
   def key(self) -> tuple[str, ...]:
@@ -61,6 +64,8 @@ def _parse(found: dict[str, Any], kind: type[AnyRow]) -> AnyRow:
   values = {}
   for field in dataclasses.fields(kind):
     text = found.get(field.name)
+    if text is None and field.default is not dataclasses.MISSING:
+      continue  # an older file
     if text is None:
       raise ValueError(f'{field.name} is missing')
     if field.type == float | None and not text:

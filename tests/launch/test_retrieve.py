@@ -9,7 +9,7 @@ from launch import retrieve
 from launch.common import app, environment
 from stability.report import page
 from stability.retrieval import overlap
-from stability.storage import files, parameters, retrieval_csv
+from stability.storage import files, parameters, parents, retrieval_csv
 
 write_report = page.write_report  # the fixture `place` replaces it, as it takes long
 RATES = [{'optimizer.learning_rate': rate} for rate in (1e-2, 1e-1)]
@@ -112,6 +112,21 @@ def test_datastore_of_text(place, capsys):
 
 
 @pytest.mark.slow
+def test_parents(place, capsys):
+  first, second = sorted((place / 'runs/runs').iterdir())
+  for folder in (first, second):
+    parents.write(folder, {'checkpoint': parents.describe(str(first))})
+  assert run(capsys, '--parents')[0] == 0
+  assert run(capsys, f'--runs={first.name}')[0] == 0
+  rows = retrieval_csv.read(place / 'runs')
+  assert [(row.run, row.model, row.method) for row in rows] == [
+      (first.name, model, method) for model in ('parent', 'run') for method in ('knn', 'bm25')
+  ]
+  # The first run has the parameters of its parent.
+  assert (rows[0].loss_without, rows[0].loss_with) == (rows[2].loss_without, rows[2].loss_with)
+
+
+@pytest.mark.slow
 def test_a_question(place, capsys):
   word = sentences(3, 5).decode()
   code, output, error = run(capsys, f'--ask={word}', '--runs=*=0.1,seed=0')
@@ -147,6 +162,7 @@ BAD = {
     'nothing to add': (['--add=gone'], '--add=gone: no such file or folder'),
     'output': (['--output=text', '--runs=*=0.1*'], '--output=text: exists'),
     'foreign': (['--datastore=foreign', '--runs=*=0.1*'], 'datastore.json: not a datastore'),
+    'no parents': (['--parents'], '--parents: no finished run of --runs=* has a parent'),
     'no keys': (['--keys=0'], '--keys=0'),
     'the validation text': (['--datastore=text'], 'share 32 bytes with the datastore'),
 }

@@ -28,13 +28,24 @@ def test_round_trip_and_replacement(tmp_path):
   )
 
 
+def test_a_file_without_the_column_model(tmp_path):
+  retrieval_csv.add(tmp_path, [KNN, BM25])
+  file = retrieval_csv.path(tmp_path)
+  file.write_text(file.read_text().replace(',model\n', '\n').replace(',run\n', '\n'))
+  assert retrieval_csv.read(tmp_path) == [KNN, BM25]
+  of_parent = dataclasses.replace(KNN, model='parent')
+  retrieval_csv.add(tmp_path, [of_parent])  # does not replace that of the run
+  assert retrieval_csv.read(tmp_path) == [KNN, BM25, of_parent]
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'said'),
     [
         ('bm25', 'bm26', 'method=bm26: must be one of knn, bm25'),
         (',2.5,', ',nan,', 'loss_without=nan: must be a finite number'),
         (',64,', ',many,', 'many'),
-        (',ff\n', ',ff,x\n', 'too many cells'),
+        (',ff,run\n', ',ff,run,x\n', 'too many cells'),
+        (',ff,run\n', ',ff,child\n', 'model=child: must be run or parent'),
         (',digest', ',hash', 'digest is missing'),
     ],
 )

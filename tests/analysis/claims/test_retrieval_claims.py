@@ -11,7 +11,7 @@ from stability.analysis import results as results_lib
 from stability.analysis.claims import retrieval
 from stability.storage.retrieval_csv import Row
 
-FLAT, RESCUED, WORTH, RECALL, RANK = range(5)
+FLAT, RESCUED, WORTH, RECALL, RANK, PER_SECOND = range(6)
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +54,7 @@ def test_neighbours_that_change_nothing(results):
   found = verdicts(results, rows(results, lambda run: run.loss))
   assert found['effect'][FLAT] == pytest.approx(1) and found['effect'][RESCUED] == 0
   assert found['effect'][WORTH] == pytest.approx(1)
-  assert set(found['verdict']) == {'does not hold'}
+  assert set(found['verdict'][:PER_SECOND]) == {'does not hold'}
   assert found['effect'][RECALL] == pytest.approx(0) and found['effect'][RANK] == pytest.approx(1)
 
 
@@ -90,3 +90,52 @@ def test_without_measurements(results):
   found = verdicts(results, measured[1:])
   assert found['verdict'][FLAT] == 'undecided'
   assert found['reason'][FLAT] == '1 runs are not measured with a datastore'
+
+
+@pytest.fixture(scope='module')
+def finetuned(tmp_path_factory):
+  """The same sizes, of full and LoRA fine-tuning from parents trained at two rates, two seeds."""
+  workdir = tmp_path_factory.mktemp('finetuned')
+  interventions = [
+      {'init.checkpoint': parent, 'init.parent': parent, 'adapter.kind': kind}
+      for parent in ('best', '3x')
+      for kind in ('none', 'lora')
+  ]
+  made_up.write_sweep(workdir, interventions=interventions)
+  return results_lib.load_workdir(workdir)
+
+
+def beside_parents(results, gain, seconds):
+  """Rows of parents, each named by one LoRA run that started from it."""
+  runs = results.runs.drop_duplicates(['parameters', 'init.checkpoint', 'seed'], keep='last')
+  assert set(runs['adapter.kind']) == {'lora'}
+  return [
+      Row(
+          run.run, 'knn', 8, 1.0, 0.5, 10, 0, 5.0, 5.0 - gain, seconds, 100,
+          'train', 'validation', 0.8, 10.0, 'ff', 'parent',
+      )
+      for run in runs.itertuples()
+  ]  # fmt: skip
+
+
+def test_gain_per_second(finetuned):
+  runs = finetuned.runs
+  full = runs[(runs['adapter.kind'] == 'none') & (runs['init.parent'] == 'best')]
+  means = full.groupby(['parameters', 'learning_rate'])[['initial_loss', 'final_loss', 'seconds']]
+  means = means.mean()
+  best = means.loc[means.groupby('parameters')['final_loss'].idxmin()]
+  assert len(best) == 3
+  rate = ((best['initial_loss'] - best['final_loss']) / best['seconds']).to_numpy()
+  tuned = np.exp(np.log(rate).mean())
+  for factor, verdict in ((3, 'holds'), (1.5, 'does not hold')):
+    measured = beside_parents(finetuned, tuned * 10 / factor, 10.0)
+    found = verdicts(finetuned, measured).iloc[PER_SECOND]
+    assert found['effect'] == pytest.approx(factor, rel=1e-6) and found['verdict'] == verdict
+  found = verdicts(finetuned, beside_parents(finetuned, -0.1, 10.0)).iloc[PER_SECOND]
+  assert found['reason'] == 'fine-tuning or a datastore raises the loss'
+
+
+def test_parents_that_are_not_measured(finetuned):
+  measured = rows(finetuned, lambda run: run.loss)
+  found = verdicts(finetuned, measured).iloc[PER_SECOND]
+  assert found['reason'] == 'no parent is measured with a datastore'
