@@ -73,6 +73,19 @@ def test_checkpoint_and_optimizer(parent, children, train):
   assert loss(fresh, 'final_loss') != loss(continued, 'final_loss')
 
 
+@pytest.mark.parametrize('adapter', ['none', 'dora'])
+def test_sharded_layout(parent, children, train, adapter):
+  """Sums over devices round differently: the losses agree to 1e-5."""
+  fields = {'data.batch_size': 6, 'adapter.kind': adapter}
+  (alone,) = children(parent, **fields)
+  (spread,) = children(parent, **fields, **{'parallel.layout': 'sharded'})
+  train(alone)
+  train(spread)
+  assert loss(spread) == pytest.approx(loss(alone), rel=1e-5)
+  assert loss(spread, 'final_loss') == pytest.approx(loss(alone, 'final_loss'), rel=1e-5)
+  assert loss(spread, 'final_loss') < loss(spread)
+
+
 def test_resume_does_not_need_the_parent(parent, children, train, tmp_path):
   """Bit for bit, and also from step 0 while the parent is there."""
   moved = tmp_path / 'moved'
