@@ -14,7 +14,7 @@ from stability import config as config_lib
 from stability.config import Config
 from stability.devices import make_layout
 from stability.devices.vmapped import VmappedLayout
-from stability.model import parameterization
+from stability.model import attention, parameterization
 from stability.step import train_step
 
 VOCABULARY = 256
@@ -31,8 +31,8 @@ def errors(config: Config, device: Any) -> dict[str, float]:
   cpu = jax.local_devices(backend='cpu')[0]
   found = []
   for place in (cpu, device):
-    fused = make_layout.has_cudnn(place)
-    model = train_step.make_model(static, VOCABULARY, fused=fused)
+    kernel = attention.fused_attention if make_layout.has_cudnn(place) else None
+    model = train_step.make_model(static, VOCABULARY, fused=kernel)
     with jax.default_device(cpu):
       initial = train_step.programs(static, VOCABULARY).init
       state = jax.device_get(jax.jit(initial)(train_step.arrays(hparams)))

@@ -43,26 +43,29 @@ def analyze(groups: Sequence[cost_lib.Group], vocabulary_size: int) -> Iterator[
   """
   import jax
 
+  from stability.devices import make_layout
+
   devices = jax.local_devices()
+  platform = make_layout.platform(devices[0])
   memory = (devices[0].memory_stats() or {}).get('bytes_limit')
   for group in groups:
     placement = placement_lib.choose(
-        group.config, len(devices), memory, devices[0].platform, group.runs, vocabulary_size
+        group.config, len(devices), memory, platform, group.runs, vocabulary_size
     )
     if placement.layout not in ('single', 'population'):
       raise BadInput(
           f'--analyze: {group.name} is placed {placement.layout}, must be single or population;'
           ' choose with --config.parallel.layout'
       )
-    yield _analyze_group(group, placement, vocabulary_size)
+    yield _analyze_group(group, placement, vocabulary_size, platform)
 
 
 def _analyze_group(
-    group: cost_lib.Group, placement: Placement, vocabulary_size: int
+    group: cost_lib.Group, placement: Placement, vocabulary_size: int, platform: str
 ) -> Analysis:
   import jax
 
-  from stability.devices import ahead_of_time, make_layout
+  from stability.devices import ahead_of_time
   from stability.step import train_step
 
   static, hparams = config_lib.split(group.config)
@@ -71,7 +74,7 @@ def _analyze_group(
       vocabulary_size,
       microbatches=placement.microbatches,
       remat=placement.remat == 'block',
-      fused=make_layout.has_cudnn(jax.local_devices()[0]),
+      fused=platform == 'gpu',
   )
   step = programs.steps['quiet']
   state = jax.eval_shape(programs.init, train_step.arrays(hparams))
@@ -87,7 +90,7 @@ def _analyze_group(
   return Analysis(
       group=group,
       placement=placement,
-      estimate=placement_lib.memory(group.config, placement, 1, vocabulary_size),
+      estimate=placement_lib.memory(group.config, placement, 1, vocabulary_size, platform),
       arguments=found.argument_size_in_bytes - count * text.dtype.itemsize,
       outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
       temporary=found.temp_size_in_bytes,

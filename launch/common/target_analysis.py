@@ -102,7 +102,9 @@ def _analyze_group(
   if placement.layout in ('single', 'population'):
     used = 1 if placement.layout == 'single' else min(used, group.runs)
   static, hparams = config_lib.split(group.config)
-  estimate = placement_lib.memory(group.config, placement, len(devices), vocabulary_size)
+  estimate = placement_lib.memory(
+      group.config, placement, len(devices), vocabulary_size, target.platform
+  )
   programs, lowered = {}, {}
   if not refusal:
     try:

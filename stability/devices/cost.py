@@ -165,7 +165,9 @@ def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
     )
   except placement_lib.DoesNotFit as error:
     placement, fits = error.smallest, False
-  memory = placement_lib.memory(group.config, placement, machine.devices, vocabulary_size)
+  memory = placement_lib.memory(
+      group.config, placement, machine.devices, vocabulary_size, 'gpu'
+  )
   fits = fits and memory.total <= placement_lib.USABLE * machine.memory_bytes
   return Placed(placement, memory, _hours(group, placement, machine) if fits else None)
 

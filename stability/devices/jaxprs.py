@@ -23,6 +23,7 @@ _UNFUSED = frozenset((
     *('sort', 'top_k', 'fft'),
     *('cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp'),
     *('scan', 'while', 'cond', 'pallas_call', 'custom_call', 'ffi_call'),
+    *('fused_attention', 'fused_attention_gradient'),  # see traces.py
 ))
 # Operations whose results are stored, while the arrays that they read may be computed on the fly.
 _REDUCTIONS = frozenset((
@@ -128,8 +129,9 @@ def moments(jaxpr: ClosedJaxpr, labels: Sequence[int], count: int) -> list[Momen
 
   An array is stored if it is an output, if it is the result of a reduction, if an operation that
   XLA does not fuse computes or reads it, or if it is expensive and read more than once. Any other
-  array is computed where it is read, from stored arrays, which are kept until then. The arguments
-  of the program are not counted.
+  array is computed where it is read, from stored arrays, which are kept until then. A reduction is
+  made as soon as the arrays that it reads are stored, since it may set them free. The arguments of
+  the program are not counted.
 
   Args:
     jaxpr: the program.
@@ -139,14 +141,23 @@ def moments(jaxpr: ClosedJaxpr, labels: Sequence[int], count: int) -> list[Momen
   program = _Program(jaxpr)
   stored = program.stored()
   sources: dict[int, frozenset[int]] = {}  # the stored arrays from which a value is computed
-  last_read: dict[int, int] = {}  # by stored array: index of the last operation that needs it
+  made: dict[int, tuple[int, int]] = {}  # by stored array: its place in the order of operations
+  storing = []  # (place, operation, the stored arrays that it reads)
   for t, operation in enumerate(program.operations):
     read = frozenset().union(*(sources.get(value, ()) for value in operation.reads))
     for value in operation.writes:
       sources[value] = frozenset([value]) if value in stored else read
     if any(value in stored for value in operation.writes):
-      last_read |= dict.fromkeys(read, t)
-  end = len(program.operations)
+      place = t, 0
+      if operation.name in _REDUCTIONS:
+        place = max((made[value] for value in read), default=(-1, 0))[0], t
+      made |= dict.fromkeys(operation.writes, place)
+      storing.append((place, operation, read))
+  storing.sort(key=lambda each: each[0])
+  last_read: dict[int, int] = {}  # by stored array: index of the last operation that needs it
+  for t, (_, _, read) in enumerate(storing):
+    last_read |= dict.fromkeys(read, t)
+  end = len(storing)
   for value in program.outputs:
     last_read |= dict.fromkeys(sources.get(value, ()), end)
 
@@ -159,7 +170,7 @@ def moments(jaxpr: ClosedJaxpr, labels: Sequence[int], count: int) -> list[Momen
     amount, group = program.amounts[value], label.get(value, count)
     held[group] = held[group] + amount if sign > 0 else held[group] - amount
 
-  for t, operation in enumerate(program.operations):
+  for t, (_, operation, _) in enumerate(storing):
     new = [value for value in operation.writes if value in stored and value in last_read]
     is_in_place = new and operation.name not in _UNFUSED | _REDUCTIONS
     if is_in_place:  # overwrites the arrays that it is the last to read

@@ -65,7 +65,8 @@ def make_layout(
   devices = jax.devices() if is_multiprocess else jax.local_devices()
   memory = _device_memory()
   runs = _count_runs(sweep, static, most=len(devices) * placement.MOST_MEMBERS)
-  place = placement.choose(static, len(devices), memory, devices[0].platform, runs, vocabulary_size)
+  kind = platform(devices[0])
+  place = placement.choose(static, len(devices), memory, kind, runs, vocabulary_size)
   if is_multiprocess and place.layout not in MULTI_DEVICE:
     raise BadInput(
         f'config.parallel.layout={static.parallel.layout}: must be one of {", ".join(MULTI_DEVICE)}'
@@ -76,7 +77,7 @@ def make_layout(
       vocabulary_size,
       microbatches=place.microbatches,
       remat=place.remat == 'block',
-      fused=has_cudnn(devices[0]),
+      fused=kind == 'gpu',
   )
   make = layouts[place.layout]
   if place.layout in MULTI_DEVICE:
@@ -101,9 +102,15 @@ def make_layout(
     members = math.ceil(members / 2)  # XLA needs more memory than estimated
 
 
+def platform(device: jax.Device) -> str:
+  """cpu, gpu for one of NVIDIA, with cuDNN, rocm, which jax calls gpu too, or tpu."""
+  is_rocm = 'rocm' in device.client.platform_version.lower()
+  return 'rocm' if device.platform == 'gpu' and is_rocm else device.platform
+
+
 def has_cudnn(device: jax.Device) -> bool:
-  """Whether this is an NVIDIA GPU; ROCm's platform is called gpu, too."""
-  return device.platform == 'gpu' and 'rocm' not in device.client.platform_version.lower()
+  """Whether attention can be fused there."""
+  return platform(device) == 'gpu'
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

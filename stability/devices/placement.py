@@ -82,7 +82,7 @@ def choose(
     config: a resolved or static config.
     devices: number of devices of the worker.
     memory_bytes: memory of each device; None: unknown, in which case everything is assumed to fit.
-    platform: of the devices: cpu, gpu or tpu.
+    platform: of the devices: cpu, gpu (with cuDNN), rocm or tpu.
     runs: number of runs that share the static config.
     vocabulary_size: number of different tokens.
 
@@ -94,7 +94,7 @@ def choose(
   def fits(placement: Placement) -> bool:
     if memory_bytes is None:
       return True
-    needed = memory(config, placement, devices, vocabulary_size).total
+    needed = memory(config, placement, devices, vocabulary_size, platform).total
     return needed <= USABLE * memory_bytes
 
   def first_fit(layout: str) -> Placement | None:
@@ -124,7 +124,7 @@ def choose(
     return candidates[0]  # the config states everything, and the estimate may be wrong
 
   def needed(placement: Placement) -> float:
-    return memory(config, placement, devices, vocabulary_size).total
+    return memory(config, placement, devices, vocabulary_size, platform).total
 
   smallest = min(candidates, key=needed)
   raise DoesNotFit(
@@ -185,7 +185,9 @@ def _sequences(config: AnyConfig, layout: str, devices: int) -> int:
   return config['data']['batch_size'] // (devices if layout in ('data_parallel', 'sharded') else 1)
 
 
-def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_size: int) -> Memory:
+def memory(
+    config: AnyConfig, placement: Placement, devices: int, vocabulary_size: int, platform: str
+) -> Memory:
   """The peak memory of a step on each device, without the text.
 
   The peak is reached while computing the gradient or the optimizer's update. XLA was observed to
@@ -195,7 +197,12 @@ def memory(config: AnyConfig, placement: Placement, devices: int, vocabulary_siz
   rows = _sequences(config, placement.layout, devices) // placement.microbatches
   state = shapes.state_bytes(config, vocabulary_size)
   stored = shapes.gradient_bytes(
-      config, vocabulary_size, rows=rows, shards=shards, remat=placement.remat == 'block'
+      config,
+      vocabulary_size,
+      rows=rows,
+      shards=shards,
+      remat=placement.remat == 'block',
+      fused=platform == 'gpu',
   )
   summed = state.params if placement.microbatches > 1 else 0
   gradients = stored.gradients + (summed + state.params) / shards

@@ -9,6 +9,7 @@ This module imports jax only when it first traces. A process that must not use a
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,7 +63,8 @@ def gradient_flops(config: AnyConfig, vocabulary_size: int) -> float:
 
   depth, rows = config['model']['depth'], config['data']['batch_size']
   key = architecture(config), vocabulary_size
-  at_0, at_1 = (traces.gradient(*key, depth=d, remat=False).flops.at(rows) for d in (0, 1))
+  trace = functools.partial(traces.gradient, *key, remat=False, fused=False)
+  at_0, at_1 = (trace(depth=d).flops.at(rows) for d in (0, 1))
   return at_0 + depth * (at_1 - at_0)
 
 
@@ -106,7 +108,7 @@ class GradientBytes:
 
 
 def gradient_bytes(
-    config: AnyConfig, vocabulary_size: int, *, rows: int, shards: int, remat: bool
+    config: AnyConfig, vocabulary_size: int, *, rows: int, shards: int, remat: bool, fused: bool
 ) -> GradientBytes:
   """The peak memory of the gradient of some rows on a device.
 
@@ -119,12 +121,14 @@ def gradient_bytes(
     rows: number of sequences of a microbatch on the device.
     shards: number of devices over which the parameters are split.
     remat: whether the backward pass recomputes the blocks.
+    fused: whether attention is fused where it can be; see train_step.programs.
   """
   from stability.devices import traces
 
   depth, key = config['model']['depth'], (architecture(config), vocabulary_size)
-  none = traces.gradient(*key, depth=0, remat=remat)
-  one = none if depth == 0 else traces.gradient(*key, depth=1, remat=remat)
+  trace = functools.partial(traces.gradient, *key, remat=remat, fused=fused)
+  none = trace(depth=0)
+  one = none if depth == 0 else trace(depth=1)
   others = max(depth - 1, 0)  # blocks that are not in the trace
   kept = others * (one.kept.at(rows) - none.kept.at(rows))
   other_gradients = others * one.block / shards

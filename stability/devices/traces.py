@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.extend.core import Primitive
 
 from stability import config as config_lib
 from stability.config import FIELDS
@@ -66,10 +67,13 @@ def _is_counted(names: tuple[str, ...], leaf: Any) -> bool:
 
 
 @functools.cache
-def gradient(fields: Fields, vocabulary_size: int, *, depth: int, remat: bool) -> Gradient:
-  """Traces train_step.gradient at a depth."""
+def gradient(
+    fields: Fields, vocabulary_size: int, *, depth: int, remat: bool, fused: bool
+) -> Gradient:
+  """Traces train_step.gradient at a depth; see train_step.programs."""
   static = _static(fields, depth)
-  model = train_step.make_model(static, vocabulary_size, remat=remat)
+  kernel = _fused_attention if fused else None
+  model = train_step.make_model(static, vocabulary_size, remat=remat, fused=kernel)
   params, carried = _model(fields, vocabulary_size, depth=depth)
   state = {**train_step.parts(params, static), 'carried': carried, 'hparams': _hparams()}
   rows = jax.ShapeDtypeStruct((jaxprs.ROWS, static.data.sequence_length + 1), jnp.int32)
@@ -130,6 +134,41 @@ def update(fields: Fields, model: Fields, vocabulary_size: int, *, depth: int) -
       stored=max((moment.rest.fixed for moment in moments), default=0),
       flops=jaxprs.flops(jaxpr).fixed,
   )
+
+
+# In place of attention.fused_attention, which can be traced only where there is cuDNN: what it
+# stores is the output and the log-normaliser of each row, which its backward pass reads.
+
+
+@jax.custom_vjp
+def _fused_attention(q_NxTxK: jax.Array, k_NxTxK: jax.Array, v_NxTxK: jax.Array) -> jax.Array:
+  out_NxTxK, _ = _KERNEL.bind(q_NxTxK, k_NxTxK, v_NxTxK)
+  return out_NxTxK
+
+
+def _forward(*qkv: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  out_NxTxK, log_z_NxT = _KERNEL.bind(*qkv)
+  return out_NxTxK, (*qkv, out_NxTxK, log_z_NxT)
+
+
+def _backward(residuals: tuple[jax.Array, ...], gradient_NxTxK: jax.Array) -> list[jax.Array]:
+  return _KERNEL_GRADIENT.bind(*residuals, gradient_NxTxK)
+
+
+_fused_attention.defvjp(_forward, _backward)
+_KERNEL = Primitive('fused_attention')
+_KERNEL_GRADIENT = Primitive('fused_attention_gradient')
+_KERNEL.multiple_results = _KERNEL_GRADIENT.multiple_results = True
+
+
+@_KERNEL.def_abstract_eval
+def _(q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+  return q, q.update(shape=q.shape[:2], dtype=np.dtype(np.float32))
+
+
+@_KERNEL_GRADIENT.def_abstract_eval
+def _(q: Any, k: Any, v: Any, *others: Any) -> tuple[Any, Any, Any]:
+  return q, k, v
 
 
 def _model(fields: Fields, vocabulary_size: int, *, depth: int) -> tuple[Tree, Tree]:

@@ -26,6 +26,8 @@ ROPE_BASE = 10_000.0
 FUSED = 'cudnn'  # the implementation of jax.nn.dot_product_attention: flash attention on GPUs
 
 HParams = Mapping[str, jax.Array]
+# Causal softmax attention of queries that are scaled already, keys and values: all are [N, T, K].
+Fused = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class QKNorm(NamedTuple):
@@ -42,8 +44,7 @@ class Attention(nn.Module):
   """Attention over the normalised residual stream [B, T, D]; logits and weights are float32."""
 
   c: ml_collections.FrozenConfigDict  # config.model
-  # Use the fused kernel of a GPU, which stores no [T, S] matrix, for the configs that it suits.
-  fused: bool = False
+  fused: Fused | None = None  # stores no [T, S] matrix; used for the configs that it suits
   needs: tuple[str, ...] = ()  # measurements to take in quiet steps as well
 
   @nn.compact
@@ -99,7 +100,7 @@ class Attention(nn.Module):
     q = (rope(q) * jnp.float32(scale)).astype(q.dtype)
     k = rope(k).astype(k.dtype)
     if self.fused and _kernel_serves(c):
-      out = fused_attention(q, k, v)
+      out = self.fused(q, k, v)
       self._measure_in_blocks(q, k, H, hparams)
     else:
       causal_TxS = np.tril(np.ones((T, T), bool))
@@ -157,7 +158,7 @@ def _copy_shared_heads(qkv: jax.Array, width: int, head_dim: int, group: int) ->
 
 
 def fused_attention(q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array) -> jax.Array:
-  """Causal softmax attention by cuDNN, [N, T, K]; the queries must be scaled already."""
+  """Attention by cuDNN; see Fused."""
   q, k, v = (x[:, :, None] for x in (q_NxTxK, k_NxSxK, v_NxSxK))  # [N, T, 1, K]: one head
   out = jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=True, implementation=FUSED)
   return out[:, :, 0]

@@ -14,7 +14,7 @@ import ml_collections
 from jax.sharding import PartitionSpec
 
 from stability.model import adapters, ngpt
-from stability.model.attention import Attention, soft_cap
+from stability.model.attention import Attention, Fused, soft_cap
 from stability.model.kernels import dot, fan_in_init
 from stability.model.measure import PROBES, rms, sow, sow_activation
 from stability.model.mlp import MLPS
@@ -35,7 +35,7 @@ class Transformer(nn.Module):
   c: ml_collections.FrozenConfigDict  # config.model
   vocabulary_size: int
   remat: bool = False  # recompute each block in the backward pass, to save memory
-  fused: bool = False  # use the fused attention of a GPU where it applies
+  fused: Fused | None = None  # used in attention where it suits the config
   needs: tuple[str, ...] = ()  # measurements to take in quiet steps as well
   part: str = 'whole'  # or trunk, or head
 
@@ -84,7 +84,7 @@ class Block(nn.Module):
 
   c: ml_collections.FrozenConfigDict
   index: int  # position among the blocks, from 0
-  fused: bool = False
+  fused: Fused | None = None
   needs: tuple[str, ...] = ()
 
   @nn.compact

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from stability.data import batches
-from stability.model import adapters, initialisation, parameterization
+from stability.model import adapters, attention, initialisation, parameterization
 from stability.model import transformer as transformer_lib
 from stability.model.kernels import CARRIED
 from stability.model.measure import ACTIVATIONS, LOSSES, PROBES, QUIET, Measured
@@ -81,13 +81,14 @@ def programs(
     fused: use the fused attention of a GPU where it applies. It has no second derivative, so sharp
       steps do without it.
   """
-  model = make_model(static, vocabulary_size, remat=remat, fused=fused)
+  kernel = attention.fused_attention if fused else None
+  model = make_model(static, vocabulary_size, remat=remat, fused=kernel)
   bind = functools.partial(with_precision, static.model.matmul_precision)
   steps = {'quiet': bind(step, model, static, microbatches, 'quiet')}
   if static.probe.every_steps:
     steps['probed'] = bind(step, model, static, microbatches, 'probed')
   if static.probe.sharpness_every_steps:
-    steps['sharp'] = bind(step, model.clone(fused=False), static, microbatches, 'sharp')
+    steps['sharp'] = bind(step, model.clone(fused=None), static, microbatches, 'sharp')
   return Programs(
       init=bind(init, model, static), steps=steps, evaluate=bind(evaluate, model, static)
   )
@@ -109,9 +110,13 @@ def with_precision(
 
 
 def make_model(
-    static: Static, vocabulary_size: int, *, remat: bool = False, fused: bool = False
+    static: Static,
+    vocabulary_size: int,
+    *,
+    remat: bool = False,
+    fused: attention.Fused | None = None,
 ) -> transformer_lib.Transformer:
-  """The model of a static config; the arguments are those of `programs`."""
+  """The model of a static config; the arguments are those of `programs` and of the model."""
   needs = tuple(name for term in AFTER_UPDATE.active(static) for name in term.needs)
   c = adapters.model_config(parameterization.model_config(static), static)
   return transformer_lib.Transformer(c, vocabulary_size, remat, fused, needs)

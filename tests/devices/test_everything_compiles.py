@@ -75,7 +75,7 @@ def compile_all(target, config, layout, **stated):
   lowered = ahead_of_time.lower(
       static, train_step.arrays(hparams), 32_101, place, used, found.target.platform
   )
-  estimate = placement.memory(config, place, len(used), 32_101)
+  estimate = placement.memory(config, place, len(used), 32_101, found.target.platform)
   for kind, program in lowered.items():
     started = time.monotonic()
     compiled = program.compile()

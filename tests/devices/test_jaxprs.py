@@ -123,6 +123,19 @@ def _read_twice(x):
   return x.sum() + x.max()
 
 
+def _reduced_late(x, w):
+  product = x @ w
+  grown = jnp.exp(product)
+  first = grown.sum(-1)
+  return grown / (first + product.sum(-1))[:, None]  # overwrites it
+
+
+def test_reductions_come_first():
+  """The product is reduced before its exponential takes its place."""
+  rows = 2 * 4  # bytes of two sums
+  assert peak(_reduced_late, X, W) == ROW + rows
+
+
 def test_stored_until_the_backward_pass():
   """The gradient of x -> sum tanh(tanh(x w) v): each tanh is stored until its derivative."""
   v = shape(8, 8)

@@ -152,4 +152,4 @@ def test_remat_and_microbatches_reach_the_step(make, remat):
 )
 def test_fused_attention_on_nvidia_gpus(make, platform, version, fused):
   found, _ = make(platform=platform, version=version)
-  assert found.arguments[0].steps['quiet'].__wrapped__.args[0].fused is fused
+  assert (found.arguments[0].steps['quiet'].__wrapped__.args[0].fused is not None) == fused

@@ -37,23 +37,22 @@ ONE_DEVICE = {
     '37K': ('population', 7, 1),
     '83K': ('population', 7, 1),
     '147K': ('population', 7, 1),
-    '332K': ('population', 6, 1),
-    '590K': ('population', 4, 1),
-    '2.4M': ('population', 5, 1),
-    '9.4M': ('population', 3, 1),
-    '19M': ('population', 1, 1),
-    '42M': ('population', 1, 1),
-    '85M': ('population', 1, 2),
-    '151M': ('population', 1, 4),
-    '302M': ('population', 1, 8),
-    '1.2B': ('population', 1, 16),
+    '332K': ('population', 7, 1),
+    '590K': ('population', 7, 1),
+    '2.4M': ('population', 7, 1),
+    '9.4M': ('population', 5, 1),
+    '19M': ('population', 3, 1),
+    '42M': ('population', 2, 1),
+    '85M': ('population', 1, 1),
+    '151M': ('population', 1, 2),
+    '302M': ('population', 1, 4),
+    '1.2B': ('population', 1, 8),
     '4.8B': None,
 }
 EIGHT_DEVICES = dict.fromkeys(config_lib.SIZES, ('data_parallel', 1, 1)) | {
     # Two would fit on a device; seven devices hold one each.
-    **dict.fromkeys(list(config_lib.SIZES)[:8], ('population', 1, 1)),
-    '1.2B': ('data_parallel', 1, 2),
-    '4.8B': ('sharded', 1, 4),
+    **dict.fromkeys(list(config_lib.SIZES)[:10], ('population', 1, 1)),
+    '4.8B': ('sharded', 1, 2),
 }
 
 
@@ -67,17 +66,17 @@ def test_every_size_of_the_paper(size, devices, table):
     return
   found = choose(config, devices)
   assert found == Placement(*table[size], 'none')
-  needed = placement.memory(config, found, devices, 32_101).total
+  needed = placement.memory(config, found, devices, 32_101, 'gpu').total
   assert needed <= 0.9 * 80 * GB
 
 
 def test_fewest_microbatches_that_fit():
   config = published('1.2B')
   found = choose(config)
-  for microbatches in (1, 2, 4, 8):
+  for microbatches in (1, 2, 4):
     larger = Placement('population', 1, microbatches, 'none')
-    assert placement.memory(config, larger, 1, 32_101).total > 0.9 * 80 * GB, microbatches
-  assert found.microbatches == 16
+    assert placement.memory(config, larger, 1, 32_101, 'gpu').total > 0.9 * 80 * GB, microbatches
+  assert found.microbatches == 8
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_members_that_fit():
   assert 1 < members < 32
 
   def needed(n):
-    return placement.memory(config, Placement('population', n, 1, 'none'), 1, 32_101).total
+    return placement.memory(config, Placement('population', n, 1, 'none'), 1, 32_101, 'gpu').total
 
   assert needed(members) <= 18 * GB < needed(members + 1)
 
@@ -117,13 +116,13 @@ def test_large_run_on_all_devices():
 def test_remat_before_small_microbatches():
   # One sequence is 4,096 tokens; two microbatches are as many as there can be.
   config = published('1.2B', data__sequence_length=4096, data__batch_size=2)
-  assert choose(config, memory=70 * GB) == Placement('population', 1, 1, 'block')
+  assert choose(config, memory=42 * GB) == Placement('population', 1, 1, 'block')
   # A sequence has half the tokens of the least microbatch. Eight would fit, but remat comes first.
   config = published('1.2B', data__batch_size=8)
-  assert choose(config, memory=40 * GB) == Placement('population', 1, 4, 'none')
-  assert choose(config, memory=36.5 * GB) == Placement('population', 1, 1, 'block')
+  assert choose(config, memory=37 * GB) == Placement('population', 1, 4, 'none')
+  assert choose(config, memory=35.8 * GB) == Placement('population', 1, 1, 'block')
   stated = published('1.2B', data__batch_size=8, parallel__remat='none')
-  assert choose(stated, memory=36.5 * GB) == Placement('population', 1, 8, 'none')
+  assert choose(stated, memory=35.8 * GB) == Placement('population', 1, 8, 'none')
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_partly_stated_placement():
   config = published('302M', parallel__remat='block')
   assert choose(config) == Placement('population', 2, 1, 'block')
   config = published('302M', parallel__microbatches=16)
-  assert choose(config) == Placement('population', 2, 16, 'none')  # 2 x 27 GB
+  assert choose(config) == Placement('population', 3, 16, 'none')  # 3 x 18 GB
   config = resolved(parallel__members=3)  # a population is asked for
   assert choose(config, platform='cpu') == Placement('population', 3, 1, 'none')
 
@@ -189,7 +188,7 @@ def test_memory_by_hand():
   # In the last block: the gradient of the hidden layer, and of the stream twice.
   activations += 4 * tokens * (512 + 2 * 128)
   scales = 3 * (2 * 128 + 2 * 16) + 128
-  found = placement.memory(config, Placement('single', 1, 1, 'none'), 1, 256)
+  found = placement.memory(config, Placement('single', 1, 1, 'none'), 1, 256, 'cpu')
   assert found.params == 4 * (weights + scales)
   assert found.optimizer == pytest.approx(2 * found.params, abs=20)
   assert found.activations == pytest.approx(activations, rel=0.03)
@@ -202,7 +201,7 @@ def test_memory_of_placements():
 
   def memory(layout='population', members=1, microbatches=1, remat='none', devices=8):
     return placement.memory(
-        config, Placement(layout, members, microbatches, remat), devices, 32_101
+        config, Placement(layout, members, microbatches, remat), devices, 32_101, 'gpu'
     )
 
   one = memory()
@@ -222,7 +221,7 @@ def test_update_needs_most():
   """Muon on a small batch: its update stores more than the gradient does."""
   small = dict(model__width=512, data__batch_size=2, data__sequence_length=16)
   config = resolved(optimizer__name='muon', **small)
-  found = placement.memory(config, Placement('single', 1, 1, 'none'), 1, 256)
+  found = placement.memory(config, Placement('single', 1, 1, 'none'), 1, 256, 'cpu')
   state = shapes.state_bytes(config, 256)
   assert found.activations == 0
   assert found.gradients == state.params + state.update

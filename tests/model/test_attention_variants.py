@@ -26,7 +26,7 @@ def random(shapes, seed=1):
 
 def attend(run, fused=False):
   """Parameters drawn at random, and what attention computes with them: output and probes."""
-  module = attention.Attention(run.static.model, fused)
+  module = attention.Attention(run.static.model, attention.fused_attention if fused else None)
   params = random(jax.eval_shape(module.init, jax.random.key(0), X, run.hparams)['params'])
   apply = functools.partial(module.apply, mutable=[measure.PROBES])
   (out, _), sown = compiled(apply)({'params': params}, X, run.hparams)
