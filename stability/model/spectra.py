@@ -1,4 +1,7 @@
-"""Spectral norms and stable ranks of matrices, by power iteration."""
+"""Spectral norms and stable ranks of matrices, by power iteration, and spectral entropies.
+
+Shape suffixes: D width, E width of all keys, H heads, K head dimension.
+"""
 
 from collections.abc import Mapping
 
@@ -48,6 +51,29 @@ def spectral_norm(matrix_IxO: jax.Array) -> jax.Array:
   start_O = np.random.default_rng(0).normal(size=matrix_IxO.shape[1]).astype(np.float32)
   vector_O = jax.lax.fori_loop(0, STEPS, step, jnp.asarray(start_O))
   return jnp.linalg.norm(matrix_IxO @ vector_O)
+
+
+def qk_spectral_entropies(query_DxD: jax.Array, key_DxE: jax.Array, head_dim: int) -> jax.Array:
+  """The spectral entropy of W_q W_k^T of each head, [H]: 1 if all singular values are equal.
+
+  It is the entropy of the squared singular values over their sum, divided by its largest value;
+  with one, it is 1. Query head h uses key head h // (H // key heads).
+  """
+  D, E = key_DxE.shape
+  q_HxDxK, k_HxDxK = (
+      jnp.moveaxis(w.reshape(D, -1, head_dim), 1, 0) for w in (query_DxD, key_DxE)
+  )
+  k_HxDxK = jnp.repeat(k_HxDxK, D // E, axis=0)
+  # W_q W_k^T has the singular values of R_q R_k^T, which is no larger than K x K.
+  r_q, r_k = (jnp.linalg.qr(w, mode='r') for w in (q_HxDxK, k_HxDxK))
+  product = r_q @ jnp.swapaxes(r_k, -1, -2)
+  values = jnp.square(jnp.linalg.svd(product, compute_uv=False))
+  shares = values / jnp.maximum(jnp.sum(values, axis=-1, keepdims=True), SMALLEST_NORM)
+  count = shares.shape[-1]
+  if count == 1:
+    return jnp.ones(shares.shape[0])
+  logs = jnp.log(jnp.where(shares > 0, shares, 1))
+  return -jnp.sum(shares * logs, axis=-1) / np.log(count)
 
 
 def _unit(vector: jax.Array) -> jax.Array:

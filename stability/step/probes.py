@@ -25,6 +25,7 @@ class Inside:
   updates: Tree  # the optimizer's direction, without learning rate, schedule and weight decay
   moves: Tree  # what the update subtracts from the parameters, weight decay apart
   hparams: Mapping[str, jax.Array]
+  static: Mapping[str, Any]  # config.split's
 
 
 def forward(sown: Mapping[str, Any]) -> Measurements:
@@ -118,6 +119,18 @@ def _stable_ranks(inside: Inside) -> dict[str, jax.Array]:
   return {f'stable_rank/{path}': rank for path, rank in spectra.stable_ranks(matrices).items()}
 
 
+def _qk_entropies(inside: Inside) -> dict[str, jax.Array]:
+  found = {}
+  for block, params in inside.params.items():
+    attention = params.get('attention', {}) if block.startswith('block_') else {}
+    if 'query' in attention and 'key' in attention:  # they may be frozen
+      head_dim = inside.static['model']['head_dim']
+      by_head = spectra.qk_spectral_entropies(attention['query'], attention['key'], head_dim)
+      name = f'{block}/qk_spectral_entropy'
+      found |= {name: by_head.mean(), f'{name}_min': by_head.min()}
+  return found
+
+
 def _differ(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.any((a != b) & ~(jnp.isnan(a) & jnp.isnan(b)))
 
@@ -148,6 +161,12 @@ INSIDE = Terms(
         Term('updates', _updates, 'figures 13, E.13'),
         Term('effective_learning_rates', _effective_rates, 'arXiv 2606.29158'),
         Term('stable_ranks', _stable_ranks, 'arXiv 2602.01734', when='probe.stable_rank'),
+        Term(
+            'qk_spectral_entropies',
+            _qk_entropies,
+            'arXiv 2606.28116',
+            when='probe.qk_spectral_entropy',
+        ),
     ],
 )
 

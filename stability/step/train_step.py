@@ -260,7 +260,7 @@ def step(
   }
   metrics |= probes.scalars(measured)
   if kind != 'quiet':
-    inside = probes.Inside(params, gradients, updates, moves, hparams)
+    inside = probes.Inside(params, gradients, updates, moves, hparams, static)
     for term in probes.INSIDE.active(static):
       metrics |= term.make(inside)
     metrics |= watch.found

@@ -60,4 +60,5 @@ def test_every_term_is_in_an_arm():
   tables = [t for t in variants.TABLES.values() if isinstance(t, variants.Terms)]
   wanted = {t.when.partition('=')[0] for table in tables for t in table if t.when}
   used = {field for fields in arms.ARMS.values() for field in fields}
-  assert wanted - used == {'objective.router_z_loss', 'probe.stable_rank'}
+  probes = {'probe.stable_rank', 'probe.qk_spectral_entropy'}
+  assert wanted - used == {'objective.router_z_loss', *probes}

@@ -34,3 +34,30 @@ def test_stable_ranks():
 
 def test_matrix_of_zeros():
   assert np.isfinite(spectra.stable_ranks({'zero': np.zeros((4, 6), np.float32)})['zero'])
+
+
+@pytest.mark.parametrize('group', [1, 2])
+@pytest.mark.parametrize('width, head_dim', [(24, 6), (8, 8), (4, 1)])
+def test_qk_spectral_entropies(width, head_dim, group):
+  """Against the singular values of the whole product, [D, D]."""
+  heads = width // head_dim
+  if heads % group:
+    pytest.skip('heads cannot share keys')
+  query, key = RNG.normal(size=(width, width)), RNG.normal(size=(width, width // group))
+  query[:, 0] *= 100  # one direction of one head dominates
+  found = jax.jit(spectra.qk_spectral_entropies, static_argnums=2)(
+      np.float32(query), np.float32(key), head_dim
+  )
+  assert found.shape == (heads,)
+  for h in range(heads):
+    own, shared = (slice(head_dim * i, head_dim * (i + 1)) for i in (h, h // group))
+    singular = np.linalg.svd(query[:, own] @ key[:, shared].T, compute_uv=False)[:head_dim]
+    shares = singular**2 / np.sum(singular**2)
+    expected = -np.sum(shares * np.log(shares)) / np.log(head_dim) if head_dim > 1 else 1
+    assert found[h] == pytest.approx(expected, rel=1e-4), h
+
+
+def test_qk_spectral_entropy_of_known_spectra():
+  unit, zero = np.eye(8, dtype=np.float32), np.zeros((8, 8), np.float32)
+  assert spectra.qk_spectral_entropies(unit, unit, 8)[0] == pytest.approx(1)
+  assert spectra.qk_spectral_entropies(unit, zero, 8)[0] == 0

@@ -45,6 +45,7 @@ MODELS = {
         'model.output_soft_cap': 2.0,
         'model.output_centering': 'mean',
         'probe.stable_rank': 'power_iteration',
+        'probe.qk_spectral_entropy': 'svd',
     },
     'squared_relu': {'model.attention': 'squared_relu', 'model.attention_scale': 'inverse'},
 }
@@ -314,5 +315,7 @@ def test_names(inside):
   names |= {f'effective_learning_rate/{path}' for path in matrices}
   if inside.c['probe.stable_rank'] != 'none':
     names |= {f'stable_rank/{path}' for path in matrices}
+  if inside.c['probe.qk_spectral_entropy'] != 'none':
+    names |= {f'block_{i}/qk_spectral_entropy{end}' for i in range(2) for end in ('', '_min')}
   measured = {name for name in inside.metrics if not name.startswith('activation_rms/')}
   assert measured == names
