@@ -1,5 +1,6 @@
 """The steps of launch.train and launch.sweep, from a checked sweep to its report."""
 
+import functools
 import shutil
 import sys
 import types
@@ -12,6 +13,7 @@ from rich.console import Console
 from launch.common import app, environment
 from stability import extensions
 from stability.config import Config
+from stability.control import limits
 from stability.data import tokens
 from stability.devices import shapes
 from stability.errors import BadInput
@@ -126,12 +128,15 @@ def prepare(
   environment.check()
   runs = sweeps.check_workdir(workdir, sweep.runs)
   records = _check_parents(workdir, runs.configs)
+  limits_of = _check_limits(workdir, runs.configs)
   with leases.acquire(workdir, _print_waiting):
     # Again: another launcher may have written a sweep.
     runs = sweeps.check_workdir(workdir, sweep.runs)
     data = _prepare_data(sweep, workdir)
     if records:
       _write_parents(workdir, records, data)
+    for name, found in limits_of.items():
+      limits.write(run_files.run_dir(workdir, name) / limits.FILE, found)
     unfinished = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
     configs = _continued_configs(workdir, runs.configs, unfinished)
     written = sweeps.Sweep(
@@ -183,6 +188,26 @@ def _write_parents(workdir: Path, records: Mapping[str, files.Json], data: files
   for name, record in records.items():
     parents_lib.check_tokenizer(record, data)
     parents.write(run_files.run_dir(workdir, name), record)
+
+
+def _check_limits(workdir: Path, configs: Mapping[str, Config]) -> dict[str, limits.Limits]:
+  """The alarm limits of runs without a result, by run, which they have from their start.
+
+  Raises BadInput if a file cannot be read, is damaged, or has other limits than the run began with.
+  """
+  read, found = functools.cache(limits.read), {}
+  for name, config in configs.items():
+    path, run = config['control']['limits'], run_files.run_dir(workdir, name)
+    if path is None or run_files.read_result(run) is not None:
+      continue
+    kept = run / limits.FILE
+    try:
+      found[name] = limits.read(kept) if kept.exists() and not Path(path).exists() else read(path)
+    except BadInput as error:
+      raise BadInput(f'config.control.limits: {error}') from error
+    if kept.exists() and limits.read(kept) != found[name]:
+      raise BadInput(f'config.control.limits={path}: has other limits than {name} was begun with')
+  return found
 
 
 def _continued_configs(

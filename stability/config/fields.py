@@ -452,6 +452,10 @@ RECORDS = (
     integer('control.tries', 5,
             'Number of times that the policy rewinds a run before it lets the run go on unchanged.',
             unit='rewinds'),
+    path('control.limits', None,
+         'Limits of the alarm rules, as launch.alarms --calibrate writes them; unset: those of the'
+         ' rules.', allowed='a file of launch.alarms --calibrate', optional=True, at_start=True,
+         absent=None),
 )  # fmt: skip
 
 FIELDS: dict[str, Field] = {record.name: record for record in RECORDS}

@@ -1,6 +1,8 @@
 """Limits of the alarm rules for one's own regime: a JSON file that launch.alarms writes.
 
   {"limits": {RULE: {"limit": 12.5, "odds": 8.0}, ...}, "made_from": {"workdir": ..., "runs": ...}}
+
+A run with config.control.limits has a copy of the file from its start, DIR/runs/NAME/limits.json.
 """
 
 import dataclasses
@@ -8,10 +10,12 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from stability.control.rules import RULES, Rule
+from stability.control.rules import AFTER_RESCUE, RULES, Rule
 from stability.errors import BadInput
 from stability.storage import files
 from stability.storage.files import Json
+
+FILE = 'limits.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,21 @@ class Limits:
   def apply(self, rules: Iterable[Rule] = RULES) -> tuple[Rule, ...]:
     """The rules with these limits; a rule that has none here stays as it is."""
     return tuple(dataclasses.replace(rule, **self.limits.get(rule.name, {})) for rule in rules)
+
+
+def of_run(run: Path, rules: Iterable[Rule], rescued: bool) -> tuple[Rule, ...]:
+  """The rules with the limits of a run, if it has any.
+
+  After the policy has rescued it, the limits for that remain (rules.AFTER_RESCUE).
+  """
+  rules = tuple(rules)
+  if not (run / FILE).exists():
+    return rules
+  changed = read(run / FILE).apply(rules)
+  pairs = zip(rules, changed, strict=True)
+  return tuple(
+      old if rescued and old.name in AFTER_RESCUE else new for old, new in pairs
+  )
 
 
 def write(path: Path, limits: Limits) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stability.config import Config
-from stability.control import actions, policy, records, requests
+from stability.control import actions, limits, policy, records, requests
 from stability.control.actions import Action
 from stability.control.alarms import Alarm, Monitor, read_alarms
 from stability.control.records import Record
@@ -154,7 +154,8 @@ class RunControl:
   def _load_alarms(self, step: int) -> None:
     """Restores the monitor and the alarms to act on from the run's files."""
     rescued = any(record.by == POLICY for record in self.taken)
-    self._rules = {rule.name: rule for rule in self._rules_for(rescued)}
+    rules = limits.of_run(self._run, self._rules_for(rescued), rescued)
+    self._rules = {rule.name: rule for rule in rules}
     course_changes = [  # numbers of the actions after which earlier alarms no longer count
         number
         for number, record in enumerate(self.taken, 1)

@@ -6,9 +6,10 @@ import pytest
 
 from configs import base
 from stability import config as config_lib
-from stability.control import records, requests, rules
+from stability.control import limits, records, requests, rules
 from stability.control.actions import Action
 from stability.control.alarms import read_alarms
+from stability.control.limits import Limits
 from stability.control.run_control import RunControl
 from stability.storage import files
 
@@ -181,6 +182,23 @@ def test_policy_rescues_a_number_of_times(tmp_path):
   (alarm,) = control.observe({'step': 110} | HIGH | {'block_0/attention_logit_max': 150.0})
   assert alarm.limit == rules.AFTER_RESCUE['attention_logit']['limit'] and alarm.actions == 1
   assert control.next(120, False) is None
+
+
+@pytest.mark.parametrize('limit', [400.0, 5_000.0])
+def test_limits_of_a_run(tmp_path, limit):
+  made = Limits({'attention_logit': {'limit': limit, 'odds': 2.0}}, {'digests': []})
+  limits.write(tmp_path / limits.FILE, made)
+  control = opened(
+      tmp_path, saved=[100, 200], **{'control.on_alarm': 'policy', 'control.tries': 1, RATE: 0.3}
+  )
+  row = {'step': 210} | HIGH | {'block_0/attention_logit_max': 450.0}
+  raised = control.observe(row)
+  assert [alarm.limit for alarm in raised] == ([400.0] if limit == 400.0 else [])
+  if raised:  # then the limits for a rescued run hold
+    assert control.next(220, False).by == 'policy'
+    control.after_rewind(100)
+    (alarm,) = control.observe({'step': 110} | HIGH | {'block_0/attention_logit_max': 150.0})
+    assert alarm.limit == rules.AFTER_RESCUE['attention_logit']['limit']
 
 
 def test_resumed_control_raises_no_alarm_twice(tmp_path):

@@ -6,6 +6,8 @@ import pytest
 
 from launch.common import app, start
 from stability import extensions
+from stability.control import limits
+from stability.control.limits import Limits
 from stability.errors import BadInput
 from stability.storage import results_csv, run_files, sweeps
 
@@ -163,3 +165,27 @@ def test_moved_path_to_other_text(begin, tmp_path):
   (tmp_path / 'other').write_text('five six seven eight\n' * 500)
   with pytest.raises(BadInput, match='trained on other text'):
     begin(data__path=str(tmp_path / 'other'))
+
+
+def test_limits_of_alarms(begin, tmp_path):
+  """Each run has a copy; the file may move, but not change, while runs are unfinished."""
+  path, moved = tmp_path / 'mine.json', tmp_path / 'moved.json'
+  made = Limits({'attention_logit': {'limit': 50.0, 'odds': 2.0}}, {'digests': []})
+  limits.write(path, made)
+  begin(control__limits=str(path))
+  copies = list((tmp_path / 'dir/runs').glob('*/limits.json'))
+  assert len(copies) == 2 and all(limits.read(copy) == made for copy in copies)
+  path.rename(moved)
+  begin(control__limits=str(path))  # the copies do
+  begin(control__limits=str(moved))
+  limits.write(moved, Limits({}, {'digests': []}))
+  with pytest.raises(BadInput, match=r'has other limits than learning_rate=.* was begun with'):
+    begin(control__limits=str(moved))
+
+
+def test_bad_limits(begin, tmp_path):
+  (tmp_path / 'mine.json').write_text('{"limits": {"x": {}}, "made_from": {}}')
+  for name, said in (('gone.json', 'gone.json'), ('mine.json', 'x: is no rule')):
+    with pytest.raises(BadInput, match=f'^config.control.limits: .*{said}'):
+      begin(control__limits=str(tmp_path / name))
+  assert not (tmp_path / 'dir').exists()
