@@ -58,6 +58,16 @@ def test_neighbours_that_change_nothing(results):
   assert found['effect'][RECALL] == pytest.approx(0) and found['effect'][RANK] == pytest.approx(1)
 
 
+@pytest.mark.parametrize('share, rescued', [(0.9, 1), (1.1, 0)])
+def test_how_near_the_best_is_rescued(results, share, rescued):
+  """The margin is that of instability, a share of what the best run has learned."""
+
+  def loss(run):
+    return run.best + share * instability.MARGIN * (run.initial_loss - run.best)
+
+  assert verdicts(results, rows(results, loss))['effect'][RESCUED] == rescued
+
+
 def test_a_known_worth(results):
   """With neighbours, the smaller two have the loss alone of a model of twice their parameters."""
   runs = results.runs.assign(loss=np.fmin(results.runs['final_loss'], results.runs['initial_loss']))
