@@ -183,11 +183,13 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
       of_kind = curves[curves['critical_censored'] == censored]
       measured = 10 ** of_kind['log_critical']
       axis.plot(of_kind['parameters'], measured, linestyle='', **look | marker)
-    handles.append(style.handle(predictions.label(values) or 'measured', **look))
+    name = labels.wrapped(predictions.label(values) or 'measured', 30)
+    handles.append(style.handle(name, **look))
     if len(observations.sizes) < predictor.MIN_SIZES:
       continue
     smallest, largest = observations.sizes[[0, -1]]
-    sizes = np.geomspace(smallest, max([*targets, largest]), _CURVE_POINTS)
+    # Beside the trained sizes, where the draws would follow the measurements.
+    sizes = 1.001 * np.geomspace(smallest, max([*targets, largest]), _CURVE_POINTS)
     draws = predictions.surface.critical(values, np.log10(sizes))
     axis.plot(sizes, 10**draws.median_C, color=colour, linewidth=1.1)
     low_C, high_C = 10**draws.interval_2xC
