@@ -188,8 +188,8 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
     if len(observations.sizes) < predictor.MIN_SIZES:
       continue
     smallest, largest = observations.sizes[[0, -1]]
-    # Beside the trained sizes, where the draws would follow the measurements.
-    sizes = 1.001 * np.geomspace(smallest, max([*targets, largest]), _CURVE_POINTS)
+    # Not exactly at a trained size, where the draws follow the measurements.
+    sizes = np.geomspace(1.001 * smallest, max([*targets, 0.999 * largest]), _CURVE_POINTS)
     draws = predictions.surface.critical(values, np.log10(sizes))
     axis.plot(sizes, 10**draws.median_C, color=colour, linewidth=1.1)
     low_C, high_C = 10**draws.interval_2xC
