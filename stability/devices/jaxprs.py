@@ -124,21 +124,24 @@ class _Operation(NamedTuple):
   inside: Amount  # stored inside it while it runs, if it is a loop or a conditional
 
 
-def moments(jaxpr: ClosedJaxpr, labels: Sequence[int], count: int) -> list[Moment]:
+def moments(
+    jaxpr: ClosedJaxpr, labels: Sequence[int], count: int, *, reduces_early: bool = False
+) -> list[Moment]:
   """The moments at which a program has just stored an array, by a model of XLA's fusion.
 
   An array is stored if it is an output, if it is the result of a reduction, if an operation that
   XLA does not fuse computes or reads it, or if it is expensive and read more than once. Any other
-  array is computed where it is read, from stored arrays, which are kept until then. A reduction is
-  made as soon as the arrays that it reads are stored, since it may set them free. The arguments of
-  the program are not counted.
+  array is computed where it is read, from stored arrays, which are kept until then. The arguments
+  of the program are not counted.
 
   Args:
     jaxpr: the program.
     labels: a label for each output, from 0 to count - 1; `count` counts the output with the rest.
     count: number of labels.
+    reduces_early: whether a reduction is made as soon as the arrays that it reads are stored, which
+      it may set free: the compilers of GPUs and TPUs do so, that of CPUs keeps to the order.
   """
-  program = _Program(jaxpr)
+  program = _Program(jaxpr, reduces_early)
   stored = program.stored()
   sources: dict[int, frozenset[int]] = {}  # the stored arrays from which a value is computed
   made: dict[int, tuple[int, int]] = {}  # by stored array: its place in the order of operations
@@ -149,7 +152,7 @@ def moments(jaxpr: ClosedJaxpr, labels: Sequence[int], count: int) -> list[Momen
       sources[value] = frozenset([value]) if value in stored else read
     if any(value in stored for value in operation.writes):
       place = t, 0
-      if operation.name in _REDUCTIONS:
+      if reduces_early and operation.name in _REDUCTIONS:
         place = max((made[value] for value in read), default=(-1, 0))[0], t
       made |= dict.fromkeys(operation.writes, place)
       storing.append((place, operation, read))
@@ -192,7 +195,8 @@ class _Program:
   A value is a number that stands for an array.
   """
 
-  def __init__(self, jaxpr: ClosedJaxpr):
+  def __init__(self, jaxpr: ClosedJaxpr, reduces_early: bool):
+    self._reduces_early = reduces_early  # in loops and conditionals
     self.amounts: list[Amount] = []  # by value
     self.operations: list[_Operation] = []
     inputs = [self._new(v.aval) for v in jaxpr.jaxpr.invars]
@@ -226,7 +230,8 @@ class _Program:
         writes = self._inline(called[0], inner_constants, reads)
       else:
         writes = [self._new(v.aval) for v in eqn.outvars]
-        self.operations.append(_Operation(eqn.primitive.name, reads, writes, _inside(eqn)))
+        inside = _inside(eqn, self._reduces_early)
+        self.operations.append(_Operation(eqn.primitive.name, reads, writes, inside))
       names |= dict(zip(eqn.outvars, writes))
     return [read(v) for v in jaxpr.outvars]
 
@@ -260,12 +265,13 @@ def _is_call_of(eqn: Any, inner: Jaxpr) -> bool:
   return [v.aval.shape for v in outside] == [v.aval.shape for v in within]
 
 
-def _inside(eqn: Any) -> Amount:
+def _inside(eqn: Any, reduces_early: bool) -> Amount:
   """The most that the body of a loop or conditional stores at once, not counting its outputs."""
   if eqn.primitive.name not in ('scan', 'while', 'cond'):
     return Amount()
   peaks = [Amount()]
   for inner in _inner(eqn):
     closed = ClosedJaxpr(inner, [None] * len(inner.constvars))
-    peaks += [moment.rest for moment in moments(closed, [0] * len(inner.outvars), 1)]
+    found = moments(closed, [0] * len(inner.outvars), 1, reduces_early=reduces_early)
+    peaks += [moment.rest for moment in found]
   return max(peaks, key=lambda amount: amount.at(ROWS))

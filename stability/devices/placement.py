@@ -202,7 +202,7 @@ def memory(
       rows=rows,
       shards=shards,
       remat=placement.remat == 'block',
-      fused=platform == 'gpu',
+      platform=platform,
   )
   summed = state.params if placement.microbatches > 1 else 0
   gradients = stored.gradients + (summed + state.params) / shards

@@ -63,7 +63,7 @@ def gradient_flops(config: AnyConfig, vocabulary_size: int) -> float:
 
   depth, rows = config['model']['depth'], config['data']['batch_size']
   key = architecture(config), vocabulary_size
-  trace = functools.partial(traces.gradient, *key, remat=False, fused=False)
+  trace = functools.partial(traces.gradient, *key, remat=False, platform='cpu')
   at_0, at_1 = (trace(depth=d).flops.at(rows) for d in (0, 1))
   return at_0 + depth * (at_1 - at_0)
 
@@ -108,7 +108,13 @@ class GradientBytes:
 
 
 def gradient_bytes(
-    config: AnyConfig, vocabulary_size: int, *, rows: int, shards: int, remat: bool, fused: bool
+    config: AnyConfig,
+    vocabulary_size: int,
+    *,
+    rows: int,
+    shards: int,
+    remat: bool,
+    platform: str,
 ) -> GradientBytes:
   """The peak memory of the gradient of some rows on a device.
 
@@ -121,12 +127,12 @@ def gradient_bytes(
     rows: number of sequences of a microbatch on the device.
     shards: number of devices over which the parameters are split.
     remat: whether the backward pass recomputes the blocks.
-    fused: whether attention is fused where it can be; see train_step.programs.
+    platform: of the devices; see placement.choose.
   """
   from stability.devices import traces
 
   depth, key = config['model']['depth'], (architecture(config), vocabulary_size)
-  trace = functools.partial(traces.gradient, *key, remat=remat, fused=fused)
+  trace = functools.partial(traces.gradient, *key, remat=remat, platform=platform)
   none = trace(depth=0)
   one = none if depth == 0 else trace(depth=1)
   others = max(depth - 1, 0)  # blocks that are not in the trace

@@ -68,11 +68,11 @@ def _is_counted(names: tuple[str, ...], leaf: Any) -> bool:
 
 @functools.cache
 def gradient(
-    fields: Fields, vocabulary_size: int, *, depth: int, remat: bool, fused: bool
+    fields: Fields, vocabulary_size: int, *, depth: int, remat: bool, platform: str
 ) -> Gradient:
-  """Traces train_step.gradient at a depth; see train_step.programs."""
+  """Traces train_step.gradient at a depth as it is compiled for a platform (placement.choose)."""
   static = _static(fields, depth)
-  kernel = _fused_attention if fused else None
+  kernel = _fused_attention if platform == 'gpu' else None
   model = train_step.make_model(static, vocabulary_size, remat=remat, fused=kernel)
   params, carried = _model(fields, vocabulary_size, depth=depth)
   state = {**train_step.parts(params, static), 'carried': carried, 'hparams': _hparams()}
@@ -84,7 +84,7 @@ def gradient(
   labels = [of_block if _is_of_block(names) else of_others for names, _ in _leaves(gradients)]
   labels += [loss if names[0] == 'loss' else rest for names, _ in _leaves(measured)]
   labels += [rest for _ in _leaves(new_carried)]
-  moments = jaxprs.moments(jaxpr, labels, rest)
+  moments = jaxprs.moments(jaxpr, labels, rest, reduces_early=platform != 'cpu')
   return Gradient(
       flops=jaxprs.flops(jaxpr),
       moments=_candidates(

@@ -87,11 +87,11 @@ def test_loop_over_rows():
   assert found == Amount(0, PER_ROW)
 
 
-def peak(function, *arguments):
+def peak(function, *arguments, **options):
   """The peak of the bytes per row, outputs included."""
   jaxpr = trace(function, *arguments)
   labels = [0] * len(jaxpr.jaxpr.outvars)
-  moments = jaxprs.moments(jaxpr, labels, 1)
+  moments = jaxprs.moments(jaxpr, labels, 1, **options)
   return max((m.outputs[0] + m.rest).per_row for m in moments)
 
 
@@ -133,7 +133,8 @@ def _reduced_late(x, w):
 def test_reductions_come_first():
   """The product is reduced before its exponential takes its place."""
   rows = 2 * 4  # bytes of two sums
-  assert peak(_reduced_late, X, W) == ROW + rows
+  assert peak(_reduced_late, X, W, reduces_early=True) == ROW + rows
+  assert peak(_reduced_late, X, W) == 2 * ROW + rows
 
 
 def test_stored_until_the_backward_pass():
