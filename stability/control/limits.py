@@ -40,9 +40,7 @@ def of_run(run: Path, rules: Iterable[Rule], rescued: bool) -> tuple[Rule, ...]:
     return rules
   changed = read(run / FILE).apply(rules)
   pairs = zip(rules, changed, strict=True)
-  return tuple(
-      old if rescued and old.name in AFTER_RESCUE else new for old, new in pairs
-  )
+  return tuple(old if rescued and old.name in AFTER_RESCUE else new for old, new in pairs)
 
 
 def write(path: Path, limits: Limits) -> None:
