@@ -5,11 +5,10 @@ Python's own help texts (pydoc_data/topics.py, which the embedded text leaves ou
 its SHA-256). Nine methods x seven learning rates x three seeds x three sizes, from parents that
 were trained at the best learning rate of their size and at 3 and 10 times that rate. A run of seed
 n starts from the parent of seed n: in full fine-tuning a seed would change nothing else. A method
-whose best rate is higher has a higher window, of the same width; full fine-tuning has two more
-rates above it for its critical rate (added when seven had been seen at 147K), which LR sensitivity
-takes no account of. initial_loss is the parent's loss
-on the new text, so that LR sensitivity never counts a run as worse than its parent. Not in the
-paper.
+whose best rate is higher has a higher window, of the same width. Full fine-tuning has two more
+rates above its window, to find its critical rate; they were added after its seven rates at 147K had
+been seen, and LR sensitivity leaves them out. initial_loss is the parent's loss on the new text, so
+that LR sensitivity never counts a run as worse than its parent. Not in the paper.
 
 Claims (stability/analysis/claims/finetuning.py), with thresholds written before any run. Best rate:
 of the mean over seeds, on the grid. All but the fourth are about parents trained at the best rate.
@@ -22,7 +21,7 @@ of the mean over seeds, on the grid. All but the fourth are about parents traine
      nats below that of alpha/r, mean over sizes.
   4  A parent trained at too high a rate narrows the range: headroom (critical over best rate) of
      full fine-tuning is lower by a factor of 1.8 or more from the parent at 10 times the best
-     rate, geometric mean over sizes; where the window ends first, the claim is undecided.
+     rate, geometric mean over sizes; where the grid ends first, the claim is undecided.
   5  LoRA is less sensitive than full fine-tuning: LR sensitivity of full is at least 1.1 times
      that of LoRA r=4, mean over sizes.
 

@@ -15,8 +15,9 @@ Where it is known which runs became unstable, it scores the rules and writes
 
 --calibrate chooses limits for the regime of the sweep on its own runs, and writes them to FILE.json
 with what they were made from. --limits applies such a file in place of the limits that the rules
-come with (stability/control/rules.py), as stability.Monitor(limits='FILE.json') does in any
-training loop. A sweep is not scored by limits that were chosen on its runs.
+come with (stability/control/rules.py), as config.control.limits does in runs of this package and
+stability.Monitor(limits='FILE.json') in any training loop. A sweep is not scored by limits that
+were chosen on its runs.
 """
 
 # First, since launch.common may have to mend sys.path.

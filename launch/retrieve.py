@@ -4,7 +4,7 @@
   python -m launch.retrieve --workdir=DIR --runs=NAME --add=FOLDER       before and after
   python -m launch.retrieve --workdir=DIR --runs=NAME --ask=TEXT         what it finds for a text
   python -m launch.retrieve --workdir=DIR --runs=NAME --output=FOLDER    keeps the datastore
-  python -m launch.retrieve --workdir=DIR --parents      instead of fine-tuning: before any step
+  python -m launch.retrieve --workdir=DIR --parents              the models that runs started from
 
 Two methods use the text: knn, a nearest-neighbour language model, whose keys are the inputs of the
 last block's MLP; and bm25, passages with the words of the text, which the model reads before it.
@@ -14,7 +14,8 @@ that share 32 bytes with the datastore: those are left out and counted. Half of 
 numbers of a method, the other half is reported. The measurements are in DIR/report/retrieval.csv
 and on the page; one that is there already is not repeated.
 
---parents measures, on the text of fine-tuned runs, the models that they started from, each once.
+--parents measures, on the text of fine-tuned runs, the models that they started from, each once: a
+datastore instead of fine-tuning.
 
 --add measures on text of FOLDER that is held out, before and after the rest of FOLDER is added to
 the datastore. A datastore that --output keeps can be given as --datastore to the run that made it;
@@ -112,7 +113,8 @@ def main() -> int:
       except BadInput as error:
         damaged.append(error)
         continue
-      job = _Job(workdir, folder, name, sweep.runs[name], model, tools)
+      shown = _parent(workdir, name)['given'] if _PARENTS.value else name
+      job = _Job(workdir, folder, shown, sweep.runs[name], model, tools)
       if _ASK.value is not None:
         answer = job.answer()
       else:
@@ -173,15 +175,19 @@ def _kind() -> str:
 
 
 def _one_of_each_parent(workdir: Path, names: Sequence[str]) -> list[str]:
-  """The first of the runs that started from each parent."""
+  """The first of the runs that started from each checkpoint."""
   found: dict[str, str] = {}
   for name in names:
-    parent = parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
-    if parent:
-      found.setdefault(parent['sha256'], name)
+    if parent := _parent(workdir, name):
+      found.setdefault(parent['given'], name)
   if not found:
     raise BadInput(f'--parents: no finished run of --runs={_RUNS.value} has a parent')
   return list(found.values())
+
+
+def _parent(workdir: Path, name: str) -> files.Json | None:
+  """The record of the checkpoint that a run started from; None if it has none."""
+  return parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
 
 
 def _load(workdir: Path, name: str, config: Config, vocabulary_size: int) -> 'Model':
@@ -194,7 +200,7 @@ def _load(workdir: Path, name: str, config: Config, vocabulary_size: int) -> 'Mo
     )
   run = run_files.run_dir(workdir, name)
   if _PARENTS.value:
-    return model.Model.of_parent(parents.read(run)['checkpoint'])
+    return model.Model.of_parent(_parent(workdir, name))
   return model.Model.load(run, config, vocabulary_size)
 
 

@@ -41,7 +41,7 @@ def define(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
       'devices',
       None,
-      'for --dry_run: number of accelerators; needs --device_memory_gb and --device_tflops',
+      'for --dry_run: number of NVIDIA GPUs; needs --device_memory_gb and --device_tflops',
       flag_values=flag_values,
   )
   flags.DEFINE_float(

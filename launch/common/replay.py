@@ -11,7 +11,7 @@ from launch.common import environment
 from stability import config as config_lib
 from stability import extensions
 from stability.config import Config
-from stability.control import limits, records
+from stability.control import records
 from stability.errors import BadInput
 from stability.hyper import Runs
 from stability.storage import files, parents, run_files, sweeps
@@ -65,8 +65,8 @@ def replay(
   copy = run_files.run_dir(workdir, run.name)
   if started_from := parents.read(run):
     parents.write(copy, started_from)
-  if (run / limits.FILE).exists():
-    files.write_json(copy / limits.FILE, files.read_json(run / limits.FILE))
+  if (run / run_files.LIMITS).exists():
+    files.write_json(copy / run_files.LIMITS, files.read_json(run / run_files.LIMITS))
   if not (copy / records.FILE).exists():
     taken = records.read_taken(run)
     records.write_taken(copy, [record for record in taken if record.action.kind != 'fork'])

@@ -135,8 +135,6 @@ def prepare(
     data = _prepare_data(sweep, workdir)
     if records:
       _write_parents(workdir, records, data)
-    for name, found in limits_of.items():
-      limits.write(run_files.run_dir(workdir, name) / limits.FILE, found)
     unfinished = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
     configs = _continued_configs(workdir, runs.configs, unfinished)
     written = sweeps.Sweep(
@@ -152,6 +150,8 @@ def prepare(
         parameters=_count_parameters(sweep, workdir, configs),
     )
     sweeps.write_sweep(workdir, written)
+    for name, found in limits_of.items():
+      limits.write(run_files.run_dir(workdir, name) / run_files.LIMITS, found)
     swept = [sweeps.swept_values(config, runs.fields) for config in configs.values()]
     metrics.write_experiment(workdir, swept)
     reused_runs = reuse.reuse_runs(workdir, unfinished, reused)
@@ -191,16 +191,17 @@ def _write_parents(workdir: Path, records: Mapping[str, files.Json], data: files
 
 
 def _check_limits(workdir: Path, configs: Mapping[str, Config]) -> dict[str, limits.Limits]:
-  """The alarm limits of runs without a result, by run, which they have from their start.
+  """The alarm limits of the runs that are to be trained, by run.
 
   Raises BadInput if a file cannot be read, is damaged, or has other limits than the run began with.
   """
   read, found = functools.cache(limits.read), {}
   for name, config in configs.items():
     path, run = config['control']['limits'], run_files.run_dir(workdir, name)
-    if path is None or run_files.read_result(run) is not None:
+    result = run_files.read_result(run)
+    if path is None or (result is not None and result.status != 'failed'):
       continue
-    kept = run / limits.FILE
+    kept = run / run_files.LIMITS
     try:
       found[name] = limits.read(kept) if kept.exists() and not Path(path).exists() else read(path)
     except BadInput as error:

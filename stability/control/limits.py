@@ -12,10 +12,8 @@ from pathlib import Path
 
 from stability.control.rules import AFTER_RESCUE, RULES, Rule
 from stability.errors import BadInput
-from stability.storage import files
+from stability.storage import files, run_files
 from stability.storage.files import Json
-
-FILE = 'limits.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +29,17 @@ class Limits:
 
 
 def of_run(run: Path, rules: Iterable[Rule], rescued: bool) -> tuple[Rule, ...]:
-  """The rules with the limits of a run, if it has any.
+  """The rules with the limits of a run with config.control.limits.
 
-  After the policy has rescued it, the limits for that remain (rules.AFTER_RESCUE).
+  After the policy has rescued it, the lower limit counts where there is one for that
+  (rules.AFTER_RESCUE).
   """
   rules = tuple(rules)
-  if not (run / FILE).exists():
-    return rules
-  changed = read(run / FILE).apply(rules)
-  pairs = zip(rules, changed, strict=True)
-  return tuple(old if rescued and old.name in AFTER_RESCUE else new for old, new in pairs)
+  changed = read(run / run_files.LIMITS).apply(rules)
+  return tuple(
+      old if rescued and old.name in AFTER_RESCUE and old.limit < new.limit else new
+      for old, new in zip(rules, changed, strict=True)
+  )
 
 
 def write(path: Path, limits: Limits) -> None:

@@ -154,7 +154,9 @@ class RunControl:
   def _load_alarms(self, step: int) -> None:
     """Restores the monitor and the alarms to act on from the run's files."""
     rescued = any(record.by == POLICY for record in self.taken)
-    rules = limits.of_run(self._run, self._rules_for(rescued), rescued)
+    rules = self._rules_for(rescued)
+    if self.config['control']['limits'] is not None:
+      rules = limits.of_run(self._run, rules, rescued)
     self._rules = {rule.name: rule for rule in rules}
     course_changes = [  # numbers of the actions after which earlier alarms no longer count
         number

@@ -152,7 +152,7 @@ def shares(configs: Mapping[str, Config], count: int) -> list[list[str]]:
 
 
 def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
-  """The placement of a group on accelerators, with its memory and training time."""
+  """The placement of a group on NVIDIA GPUs, with its memory and training time."""
   fits = True
   try:
     placement = placement_lib.choose(

@@ -138,8 +138,8 @@ def moments(
     jaxpr: the program.
     labels: a label for each output, from 0 to count - 1; `count` counts the output with the rest.
     count: number of labels.
-    reduces_early: whether a reduction is made as soon as the arrays that it reads are stored, which
-      it may set free: the compilers of GPUs and TPUs do so, that of CPUs keeps to the order.
+    reduces_early: whether a reduction is computed as soon as its inputs are stored, so that they
+      can be freed. Compilers for GPUs and TPUs do this, that for CPUs keeps the program's order.
   """
   program = _Program(jaxpr, reduces_early)
   stored = program.stored()

@@ -103,13 +103,13 @@ def make_layout(
 
 
 def platform(device: jax.Device) -> str:
-  """cpu, gpu for one of NVIDIA, with cuDNN, rocm, which jax calls gpu too, or tpu."""
+  """The kind of a device: cpu, tpu, gpu (NVIDIA, with cuDNN) or rocm (AMD; jax calls it gpu)."""
   is_rocm = 'rocm' in device.client.platform_version.lower()
   return 'rocm' if device.platform == 'gpu' and is_rocm else device.platform
 
 
 def has_cudnn(device: jax.Device) -> bool:
-  """Whether attention can be fused there."""
+  """Whether a device has the fused attention of cuDNN."""
   return platform(device) == 'gpu'
 
 

@@ -32,8 +32,7 @@ def stable_ranks(matrices: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _stable_rank(matrix_IxO: jax.Array) -> jax.Array:
-  # Scaled first, since squares of small elements would underflow.
-  matrix_IxO = matrix_IxO / jnp.maximum(jnp.max(jnp.abs(matrix_IxO)), SMALLEST_NORM)
+  matrix_IxO = _scaled(matrix_IxO)  # since squares of small elements would underflow
   squared = jnp.square(spectral_norm(matrix_IxO))
   return jnp.sum(jnp.square(matrix_IxO)) / jnp.maximum(squared, SMALLEST_NORM)
 
@@ -57,15 +56,16 @@ def qk_spectral_entropies(query_DxD: jax.Array, key_DxE: jax.Array, head_dim: in
   """The spectral entropy of W_q W_k^T of each head, [H]: 1 if all singular values are equal.
 
   It is the entropy of the squared singular values over their sum, divided by its largest value;
-  with one, it is 1. Query head h uses key head h // (H // key heads).
+  with one, it is 1, and of zeros, 0. Query head h uses key head h // (H // key heads).
   """
   D, E = key_DxE.shape
   q_HxDxK, k_HxDxK = (
       jnp.moveaxis(w.reshape(D, -1, head_dim), 1, 0) for w in (query_DxD, key_DxE)
   )
   k_HxDxK = jnp.repeat(k_HxDxK, D // E, axis=0)
-  # W_q W_k^T has the singular values of R_q R_k^T, which is no larger than K x K.
-  r_q, r_k = (jnp.linalg.qr(w, mode='r') for w in (q_HxDxK, k_HxDxK))
+  # W_q W_k^T has the singular values of R_q R_k^T, which is no larger than K x K. They are scaled
+  # first, since products of small elements would underflow.
+  r_q, r_k = (jnp.linalg.qr(_scaled(w), mode='r') for w in (q_HxDxK, k_HxDxK))
   product = r_q @ jnp.swapaxes(r_k, -1, -2)
   values = jnp.square(jnp.linalg.svd(product, compute_uv=False))
   shares = values / jnp.maximum(jnp.sum(values, axis=-1, keepdims=True), SMALLEST_NORM)
@@ -74,6 +74,12 @@ def qk_spectral_entropies(query_DxD: jax.Array, key_DxE: jax.Array, head_dim: in
     return jnp.ones(shares.shape[0])
   logs = jnp.log(jnp.where(shares > 0, shares, 1))
   return -jnp.sum(shares * logs, axis=-1) / np.log(count)
+
+
+def _scaled(matrices: jax.Array) -> jax.Array:
+  """Matrices [..., I, O], each divided by its largest element."""
+  largest = jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True)
+  return matrices / jnp.maximum(largest, SMALLEST_NORM)
 
 
 def _unit(vector: jax.Array) -> jax.Array:

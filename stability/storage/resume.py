@@ -16,8 +16,8 @@ from stability.hyper import Runs
 
 _ROWS = ('log.every_steps', 'probe.every_steps', 'probe.sharpness_every_steps')
 _CHECKPOINTS = ('checkpoint.every_steps', 'checkpoint.keep')
-# These change no number of the training; paths, because what they name must be the same.
-_PATHS = ('data.path', 'init.checkpoint', 'control.limits')
+# These change no number of the training; paths, because text and parameters must be the same.
+_PATHS = ('data.path', 'init.checkpoint')
 FREE = ('log.every_steps', *_CHECKPOINTS, 'checkpoint.parameters', *_PATHS)
 # These change numbers by rounding only: other executables make some or all of the steps.
 ROUNDING = (
@@ -44,7 +44,7 @@ def allows(old: Config, new: Config) -> bool:
 def check(workdir: Path, runs: Runs, stored: Mapping[str, Config]) -> None:
   """Raises BadInput unless a workdir with the runs `stored` can be continued with `runs`.
 
-  Runs may be added. Only the options FREE and ROUNDING may change, and of these only paths and
+  Runs may be added. Only the options FREE and ROUNDING may change, and of these only data.path and
   parallel.* if actions depend on alarms: rows and checkpoints decide when such actions are taken.
   """
   for name, old in stored.items():

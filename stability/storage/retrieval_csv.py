@@ -1,6 +1,7 @@
 """DIR/report/retrieval.csv: losses of models with a datastore beside them, a row per measurement.
 
-  run, method       knn, the nearest-neighbour language model, or bm25, passages in context
+  run               its name; of a parent, the init.checkpoint of the runs that started from it
+  method            knn, the nearest-neighbour language model, or bm25, passages in context
   k                 number of neighbours or passages; as the next two, tuned on half the windows
   temperature       of the neighbours, in squared distance; empty for bm25
   weight            of the neighbours in the mixture; empty for bm25
@@ -14,7 +15,7 @@
   stable_rank       ||K||_F^2 / ||K||_2^2 of the keys K of the windows, minus their mean; as recall,
                     empty for bm25
   digest            of the tokens of both
-  model             whose loss it is: run, or parent, that of the parameters the run started from
+  model             whose losses these are: run, or parent, the parameters that runs started from
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ its sweep (BUILD_NOTES.md, What a run must not depend on). If all are equal, so 
 """
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Hashable, Iterable, Mapping
@@ -30,7 +31,8 @@ from stability.storage.files import Json
 from stability.storage.run_files import Result
 
 _KEPT = ('log.every_steps', 'checkpoint.parameters')  # files of the run depend on these
-_IGNORED = ('arm', *(field for field in resume.FREE if field not in _KEPT))
+# What paths name is in the key, not the paths.
+_IGNORED = ('arm', 'control.limits', *(field for field in resume.FREE if field not in _KEPT))
 _CONTROL_FILES = ('actions.jsonl', 'requests')  # only runs that may have been steered have them
 
 
@@ -41,8 +43,12 @@ def key(config: Config) -> Hashable:
 
 
 def _key_of(run: Path, config: Config) -> Hashable:
-  """A key of a run's config and of the parameters that it starts from."""
-  return key(config), tuple(sorted(parents.checksums(parents.read(run)).items()))
+  """A key of a run's config, of the parameters that it starts from and of its alarm limits."""
+  started_from = tuple(sorted(parents.checksums(parents.read(run)).items()))
+  limits = None
+  if config['control']['limits'] is not None:
+    limits = json.dumps(files.read_json(run / run_files.LIMITS)['limits'], sort_keys=True)
+  return key(config), started_from, limits
 
 
 def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> list[str]:

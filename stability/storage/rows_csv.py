@@ -64,7 +64,7 @@ def _parse(found: dict[str, Any], kind: type[AnyRow]) -> AnyRow:
   values = {}
   for field in dataclasses.fields(kind):
     text = found.get(field.name)
-    if text is None and field.default is not dataclasses.MISSING:
+    if field.name not in found and field.default is not dataclasses.MISSING:
       continue  # an older file
     if text is None:
       raise ValueError(f'{field.name} is missing')

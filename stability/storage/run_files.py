@@ -3,6 +3,7 @@
   DIR/runs/NAME/config.json     the resolved config
   DIR/runs/NAME/metrics.jsonl   a row per logged step, appended (metrics.py writes them)
   DIR/runs/NAME/result.json     the outcome, written last
+  DIR/runs/NAME/limits.json     the alarm limits of a run with config.control.limits
   DIR/runs/NAME/alarms.jsonl, actions.jsonl, requests/   see stability/control
 """
 
@@ -18,6 +19,8 @@ from stability.config import Config
 from stability.errors import BadInput
 from stability.storage import files, schema
 from stability.storage.files import Json
+
+LIMITS = 'limits.json'  # alarm limits of a run with config.control.limits
 
 STATUSES = ('done', 'diverged', 'failed', 'stopped')
 COURSE_ACTIONS = ('set', 'skip', 'rewind')  # those that change what a run computes

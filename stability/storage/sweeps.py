@@ -157,7 +157,7 @@ def _is_prepared(workdir: Path, entries: Iterable[Path]) -> bool:
   """Whether a folder holds only files that are written before sweep.json."""
   names = {path.name for path in entries} | {path.name for path in workdir.glob('runs/*/*')}
   names -= {path.name for path in workdir.glob('extensions')}
-  return names <= {'data', 'runs', 'config.json', 'parent.json', 'limits.json'}
+  return names <= {'data', 'runs', 'config.json', 'parent.json'}
 
 
 def check_writable(workdir: Path) -> None:

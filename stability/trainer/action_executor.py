@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from stability.control import limits
 from stability.control.actions import Action
 from stability.control.alarms import read_alarms
 from stability.control.records import Record, write_taken
@@ -119,8 +118,8 @@ class ActionExecutor:
     files.write_json(folder / 'config.json', run.config)
     if record_of_parents := parents.read(run.folder):
       parents.write(folder, record_of_parents)
-    if (run.folder / limits.FILE).exists():
-      files.write_json(folder / limits.FILE, files.read_json(run.folder / limits.FILE))
+    if (run.folder / run_files.LIMITS).exists():
+      files.write_json(folder / run_files.LIMITS, files.read_json(run.folder / run_files.LIMITS))
     write_taken(folder, history)
     files.write_lines(folder / 'metrics.jsonl', run_files.read_metrics(run.folder))
     progress = dataclasses.replace(run.progress(), actions=len(history)).to_json()

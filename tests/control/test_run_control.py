@@ -184,17 +184,24 @@ def test_policy_rescues_a_number_of_times(tmp_path):
   assert control.next(120, False) is None
 
 
-@pytest.mark.parametrize('limit', [400.0, 5_000.0])
+@pytest.mark.parametrize('limit', [400.0, 600.0])
 def test_limits_of_a_run(tmp_path, limit):
   made = Limits({'attention_logit': {'limit': limit, 'odds': 2.0}}, {'digests': []})
-  limits.write(tmp_path / limits.FILE, made)
+  limits.write(tmp_path / 'limits.json', made)
   control = opened(
-      tmp_path, saved=[100, 200], **{'control.on_alarm': 'policy', 'control.tries': 1, RATE: 0.3}
+      tmp_path,
+      saved=[100, 200],
+      **{
+          'control.on_alarm': 'policy',
+          'control.tries': 1,
+          'control.limits': 'moved since.json',
+          RATE: 0.3,
+      },
   )
-  row = {'step': 210} | HIGH | {'block_0/attention_logit_max': 450.0}
+  row = {'step': 210} | HIGH | {'block_0/attention_logit_max': 550.0}
   raised = control.observe(row)
   assert [alarm.limit for alarm in raised] == ([400.0] if limit == 400.0 else [])
-  if raised:  # then the limits for a rescued run hold
+  if raised:  # then the lower limit for a rescued run holds
     assert control.next(220, False).by == 'policy'
     control.after_rewind(100)
     (alarm,) = control.observe({'step': 110} | HIGH | {'block_0/attention_logit_max': 150.0})

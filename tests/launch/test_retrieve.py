@@ -120,7 +120,9 @@ def test_parents(place, capsys):
   assert run(capsys, f'--runs={first.name}')[0] == 0
   rows = retrieval_csv.read(place / 'runs')
   assert [(row.run, row.model, row.method) for row in rows] == [
-      (first.name, model, method) for model in ('parent', 'run') for method in ('knn', 'bm25')
+      (run, model, method)
+      for run, model in ((str(first), 'parent'), (first.name, 'run'))
+      for method in ('knn', 'bm25')
   ]
   # The first run has the parameters of its parent.
   assert (rows[0].loss_without, rows[0].loss_with) == (rows[2].loss_without, rows[2].loss_with)

@@ -60,4 +60,5 @@ def test_qk_spectral_entropies(width, head_dim, group):
 def test_qk_spectral_entropy_of_known_spectra():
   unit, zero = np.eye(8, dtype=np.float32), np.zeros((8, 8), np.float32)
   assert spectra.qk_spectral_entropies(unit, unit, 8)[0] == pytest.approx(1)
+  assert spectra.qk_spectral_entropies(1e-9 * unit, unit, 8)[0] == pytest.approx(1)
   assert spectra.qk_spectral_entropies(unit, zero, 8)[0] == 0

@@ -16,7 +16,6 @@ OTHER = {
     'checkpoint.parameters': 'none',
     'data.path': 'moved.txt',
     'init.checkpoint': 'moved/runs/seed=0',
-    'control.limits': 'moved.json',
     'probe.every_steps': 14,
     'probe.sharpness_every_steps': 40,
     'parallel.layout': 'single',

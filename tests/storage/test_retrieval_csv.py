@@ -45,6 +45,7 @@ def test_a_file_without_the_column_model(tmp_path):
         (',2.5,', ',nan,', 'loss_without=nan: must be a finite number'),
         (',64,', ',many,', 'many'),
         (',ff,run\n', ',ff,run,x\n', 'too many cells'),
+        (',ff,run\n', ',ff\n', 'model is missing'),
         (',ff,run\n', ',ff,child\n', 'model=child: must be run or parent'),
         (',digest', ',hash', 'digest is missing'),
     ],

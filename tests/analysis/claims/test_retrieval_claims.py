@@ -1,5 +1,6 @@
 """Claims on retrieval hold, do not hold and are undecided where they should be."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -116,15 +117,12 @@ def finetuned(tmp_path_factory):
 
 
 def beside_parents(results, gain, seconds):
-  """Rows of parents, each named by one LoRA run that started from it."""
-  runs = results.runs.drop_duplicates(['parameters', 'init.checkpoint', 'seed'], keep='last')
-  assert set(runs['adapter.kind']) == {'lora'}
   return [
       Row(
-          run.run, 'knn', 8, 1.0, 0.5, 10, 0, 5.0, 5.0 - gain, seconds, 100,
+          parent, 'knn', 8, 1.0, 0.5, 10, 0, 5.0, 5.0 - gain, seconds, 100,
           'train', 'validation', 0.8, 10.0, 'ff', 'parent',
       )
-      for run in runs.itertuples()
+      for parent in results.runs['init.checkpoint'].unique()
   ]  # fmt: skip
 
 
@@ -142,7 +140,11 @@ def test_gain_per_second(finetuned):
     found = verdicts(finetuned, measured).iloc[PER_SECOND]
     assert found['effect'] == pytest.approx(factor, rel=1e-6) and found['verdict'] == verdict
   found = verdicts(finetuned, beside_parents(finetuned, -0.1, 10.0)).iloc[PER_SECOND]
-  assert found['reason'] == 'fine-tuning or a datastore raises the loss'
+  assert found['reason'] == 'a datastore raises the loss'
+  of_sizes = runs['init.checkpoint'] + runs['model.width'].astype(str)
+  several = dataclasses.replace(finetuned, runs=runs.assign(**{'init.checkpoint': of_sizes}))
+  found = verdicts(several, beside_parents(several, 0.1, 10.0)[1:]).iloc[PER_SECOND]
+  assert found['reason'] == '1 parents are not measured with a datastore'
 
 
 def test_parents_that_are_not_measured(finetuned):

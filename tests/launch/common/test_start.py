@@ -168,7 +168,7 @@ def test_moved_path_to_other_text(begin, tmp_path):
 
 
 def test_limits_of_alarms(begin, tmp_path):
-  """Each run has a copy; the file may move, but not change, while runs are unfinished."""
+  """Each run has a copy; the file may go, but not change, while runs are unfinished."""
   path, moved = tmp_path / 'mine.json', tmp_path / 'moved.json'
   made = Limits({'attention_logit': {'limit': 50.0, 'odds': 2.0}}, {'digests': []})
   limits.write(path, made)
@@ -177,10 +177,11 @@ def test_limits_of_alarms(begin, tmp_path):
   assert len(copies) == 2 and all(limits.read(copy) == made for copy in copies)
   path.rename(moved)
   begin(control__limits=str(path))  # the copies do
-  begin(control__limits=str(moved))
-  limits.write(moved, Limits({}, {'digests': []}))
+  limits.write(path, Limits({}, {'digests': []}))
   with pytest.raises(BadInput, match=r'has other limits than learning_rate=.* was begun with'):
-    begin(control__limits=str(moved))
+    begin(control__limits=str(path))
+  with pytest.raises(BadInput, match=r'config.control.limits=.*, this one None'):
+    begin()
 
 
 def test_bad_limits(begin, tmp_path):
