@@ -10,6 +10,7 @@ from helpers.processes import run
 from tensorboard.backend.event_processing import event_accumulator
 
 from stability.storage import (
+  files,
   leases,
   parameters,
   results_csv,
@@ -165,6 +166,18 @@ def test_labels_do_not_matter(place):
   config = next(iter(sweeps.read_sweep(place / 'rates').runs.values()))
   assert reuse.key(config | {'arm': 'baseline'}) == reuse.key(config)
   assert reuse.key(config | {'seed': 7}) != reuse.key(config)
+
+
+def test_limits_of_alarms(place, tmp_path):
+  """What counts is the content of the file of which each run has a copy, not its path."""
+  config = next(iter(sweeps.read_sweep(place / 'rates').runs.values()))
+  keys = []
+  for number, limit in enumerate((50.0, 50.0, 60.0)):
+    run = tmp_path / str(number)
+    files.write_json(run / 'limits.json', {'limits': {'x': limit}, 'made_from': {'n': number}})
+    limited = config | {'control': config['control'] | {'limits': f'{number}.json'}}
+    keys.append(reuse._key_of(run, limited))
+  assert keys[0] == keys[1] != keys[2] and keys[0] != reuse._key_of(tmp_path, config)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from helpers.training import (
     taken,
 )
 
-from stability.control import records, requests
+from stability.control import limits, records, requests
 from stability.control.actions import Action
+from stability.control.limits import Limits
 from stability.storage import checkpoints, files, results_csv, run_files, sweeps
 
 pytestmark = pytest.mark.slow
+LIMITED = {'control.limits': 'mine.json'}
 
 
 def test_no_actions(sweep, train):
@@ -165,7 +167,8 @@ def test_rewind_without_checkpoint(sweep, train):
 
 
 def test_fork(sweep, train, replayed):
-  plain, run = sweep()[0], sweep()[0]
+  plain, run = sweep()[0], sweep(**LIMITED)[0]
+  limits.write(run / 'limits.json', Limits({}, {'digests': []}))
   train(plain)
   train.at(run, 8, asks(run, 'fork', changes={RATE: 1e-3}))
   train(run)
@@ -174,6 +177,7 @@ def test_fork(sweep, train, replayed):
   (name,) = sweeps.read_forks(workdir)
   assert name == f'{run.name}+fork1'
   fork = run_files.run_dir(workdir, name)
+  assert limits.read(fork / 'limits.json') == limits.read(run / 'limits.json')
   train(fork)
   same = sweep()[0]
   train.at(same, 8, asks(same, 'set', changes={RATE: 1e-3}))

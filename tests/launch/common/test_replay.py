@@ -9,7 +9,8 @@ from helpers.training import RATE, Training, asks, numbers
 from rich.console import Console
 
 from launch.common import replay
-from stability.control import records
+from stability.control import limits, records
+from stability.control.limits import Limits
 from stability.errors import BadInput
 from stability.storage import files, run_files
 
@@ -26,7 +27,9 @@ def run(tmp_path_factory):
   """A run that was paused, changed, forked and rewound, with a refused request."""
   trained = Training()
   folder = tmp_path_factory.mktemp('run')
-  (run,) = training.write_sweep(folder / 'sweep', training.prepare(folder / 'data'))
+  limited = {'control.limits': 'mine.json'}
+  (run,) = training.write_sweep(folder / 'sweep', training.prepare(folder / 'data'), **limited)
+  limits.write(run / 'limits.json', Limits({}, {'digests': []}))
   trained.at(run, 4, asks(run, 'pause'))
   trained.at(
       run, 8, asks(run, 'set', changes={RATE: 3e-3}), asks(run, 'fork', changes={RATE: 1e-3})
@@ -51,6 +54,7 @@ def test_same_numbers(run, tmp_path):
   assert out == '12 of 12 logged steps are the same, bit for bit; the result is the same\n'
   copy = run_files.run_dir(tmp_path / 'new', run.name)
   assert numbers(copy) == numbers(run)
+  assert limits.read(copy / 'limits.json') == limits.read(run / 'limits.json')
   kinds = [record.action.kind for record in records.read_records(copy)]
   assert kinds == ['pause', 'continue', 'set', 'rewind']  # no fork, which would be a second run
   assert replayed(run, tmp_path / 'new') == (code, out)  # nothing is left to train
