@@ -279,6 +279,7 @@ def test_split():
   switches = {name for name, record in FIELDS.items() if record.switch}
   assert switches >= SWITCHES
   outside = {'arm', 'init.parent', 'init.checkpoint', 'init.adapter', 'init.optimizer'}
+  outside |= {'control.limits'}
   assert set(static_flat) == set(FIELDS) - set(hyperparameters) - outside | switches
   assert static.model.width == 64
 
