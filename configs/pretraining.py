@@ -2,8 +2,8 @@
 
 Each run keeps its parameters (runs/NAME/parameters.safetensors), and configs/finetuning.py starts
 from some of them, of three seeds. All rates of the window are trained, which shows whether those
-that configs/finetuning.py takes for the best ones are: at cpu scale, with three seeds, they are. Not
-in the paper.
+that configs/finetuning.py takes for the best ones are: at cpu scale, with three seeds, they are.
+Not in the paper.
 
 Time at cpu scale: 63 runs, 7 minutes on two cores beside other work; those of configs/quickstart.py
 with qk-layernorm are the same (--reuse). Add --seeds=3, since configs/finetuning.py needs them:
