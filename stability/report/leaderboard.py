@@ -26,6 +26,7 @@ _HEADINGS = {  # column -> heading
     'loss_at_10x': 'at 10x',
     'regret': 'regret',
 }
+MOST_NAMED = 8  # arms that a sentence lists
 _LOSSES = ('best_loss', 'lr_sensitivity', *curve.MULTIPLES, 'regret')
 _WITH_INTERVAL = ('best_loss', 'headroom')
 
@@ -130,8 +131,11 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
     for verdict in ('better', 'worse'):
       for what in ('loss', 'headroom'):
         named = list(of_size['arm'][of_size[f'{what}_verdict'] == verdict])
+        listed = '; '.join(named)
+        if len(named) > MOST_NAMED:
+          listed = f'{len(named)} of {len(of_size) - 1} arms, see the table'
         if named:
-          yield f'{verdict.capitalize()} than the baseline in {what} at {size}: {"; ".join(named)}.'
+          yield f'{verdict.capitalize()} than the baseline in {what} at {size}: {listed}.'
     if of_size['inert'].any():
       yield f'Inert at {size}: {"; ".join(of_size["arm"][of_size["inert"]])}.'
     for arm, end in front.at_edges(of_size):

@@ -87,6 +87,23 @@ def test_one_seed_has_no_verdicts(tmp_path):
   assert not any(EVIL in sentence and 'Control' in sentence for sentence in found.sentences)
 
 
+@pytest.mark.parametrize('count, said', [(8, 'a0; a1; a2'), (9, '9 of 10 arms, see the table')])
+def test_sentences_list_few_arms(count, said):
+  arms = ['baseline', *(f'a{n}' for n in range(10))]
+  table = pd.DataFrame({'arm': arms, 'parameters': 9216.0, 'front': False, 'inert': False})
+  table = table.assign(
+      is_baseline=table['arm'] == 'baseline',
+      loss_verdict=['', *('worse' if n < count else 'tie' for n in range(10))],
+      headroom_verdict='',
+      control='',
+      censored='',
+      best_loss=2.0,
+      edge='',
+  )
+  (sentence,) = leaderboard._sentences(table)
+  assert sentence.startswith(f'Worse than the baseline in loss at 9.2K: {said}')
+
+
 def test_a_bound_is_marked():
   row = {'headroom': 12.0, 'headroom_low': 9.0, 'headroom_high': 14.0}
   bound = pd.Series(row | {'censored': 'width_10>= headroom>='})
