@@ -9,8 +9,8 @@ so the page compares at each rate. Not in the paper.
 
 Not yet measured at any scale.
 
-Time at cpu scale: 5 sweeps of 42 runs, each 1 to 3 minutes on two cores (estimate), with --seeds=3
-for every sweep. Begin with all of the text:
+Time at cpu scale: 5 sweeps of 42 runs, each 2 to 4 minutes on two cores, and 4 selections of 3 to 7
+minutes (estimates), with --seeds=3 for every sweep. Begin with all of the text:
 
   python -m launch.sweep --config=configs/selection.py --workdir=runs/all
 
