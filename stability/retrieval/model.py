@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from stability import config as config_lib
-from stability.config import Config
+from stability.config import FIELDS, Config
 from stability.errors import BadInput
 from stability.model import adapters, parameterization
 from stability.model.kernels import CARRIED
@@ -99,10 +99,7 @@ class Model:
     """
     if not config['model']['depth']:
       raise BadInput(f'{source}: config.model.depth=0: must be at least 1, to have keys')
-    static, hparams = config_lib.split(config)
-    model = train_step.make_model(static, vocabulary_size)
-    initial = functools.partial(train_step.init_model, model, static)
-    params, carried = jax.eval_shape(initial, train_step.arrays(hparams))
+    params, carried = _shapes(config_lib.split(config)[0], vocabulary_size)
     variables = {}
     for key, prefix, like in (('params', '', params), ('carried', parameters.CARRIED, carried)):
       variables[key] = {}
@@ -175,6 +172,15 @@ def _compiled(
   model = train_step.make_model(static, vocabulary_size)
   bind = functools.partial(train_step.with_precision, static.model.matmul_precision)
   return tuple(jax.jit(bind(function, model)) for function in (_windows, _next, _apply))
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(static: ml_collections.FrozenConfigDict, vocabulary_size: int) -> tuple[Any, Any]:
+  """The shapes of the parameters and of the carried state, which take long to trace."""
+  model = train_step.make_model(static, vocabulary_size)
+  initial = functools.partial(train_step.init_model, model, static)
+  hparams = {name: field.default_at('cpu') for name, field in FIELDS.items() if field.traced}
+  return jax.eval_shape(initial, train_step.arrays(hparams))
 
 
 def _windows(

@@ -169,7 +169,7 @@ def test_labels_do_not_matter(place):
 
 
 def test_limits_of_alarms(place, tmp_path):
-  """What counts is the content of the file of which each run has a copy, not its path."""
+  """The content of a file of limits counts, not its path."""
   config = next(iter(sweeps.read_sweep(place / 'rates').runs.values()))
   keys = []
   for number, limit in enumerate((50.0, 50.0, 60.0)):

@@ -51,7 +51,7 @@ def judge(results: Results, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _of_runs(runs: pd.DataFrame, rows: Sequence[Row]) -> dict[str, pd.Series]:
-  """What is measured of each run itself."""
+  """The measurements of the runs themselves, by column."""
   measured = {
       row.run: {
           WITHOUT: row.loss_without,
