@@ -206,7 +206,7 @@ def test_fused_kernel_equals_our_attention(tiny, monkeypatch, long):
   params = attention.Attention(run.static.model).init(jax.random.key(0), x, run.hparams)['params']
   found = []
   for fused in (False, True):
-    module = attention.Attention(run.static.model, fused)
+    module = attention.Attention(run.static.model, attention.fused_attention if fused else None)
 
     def loss(params, module=module):
       (out, _), sown = module.apply({'params': params}, x, run.hparams, mutable=[measure.PROBES])
