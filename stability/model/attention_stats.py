@@ -12,8 +12,7 @@ import numpy as np
 
 from stability.model.measure import Measured
 
-# From LONG positions on, fused attention is measured in blocks of at most BLOCK queries.
-LONG, BLOCK = 1024, 256
+BLOCK = 128  # queries at a time, at most, where fused attention is measured
 MAX_BY_HEAD = 'attention_logit_max_by_head'
 
 Mask = jax.Array | np.ndarray
@@ -108,7 +107,7 @@ def _over_blocks(block: Callable, q_NxTxK: jax.Array) -> tuple[object, np.ndarra
   Returns its results, [G, ...], and the number of unmasked pairs in each block, [G].
   """
   N, T, K = q_NxTxK.shape
-  rows = T if T < LONG else max(n for n in range(1, BLOCK + 1) if T % n == 0)
+  rows = max(n for n in range(1, BLOCK + 1) if T % n == 0)
   positions_GxR = np.arange(T).reshape(-1, rows)
 
   def apply(position_R_and_q_NxRxK):

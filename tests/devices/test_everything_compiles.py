@@ -7,6 +7,7 @@ Needs the extras aot-gpu and aot-tpu. Each test prints what the compiler says of
 
 import functools
 import itertools
+import math
 import time
 
 import pytest
@@ -21,6 +22,7 @@ from stability.optim import evaluation, gradient, optimizers, schedules  # noqa:
 from stability.step import train_step
 
 pytestmark = pytest.mark.soak
+_OPTIONS = {'xla_gpu_deterministic_ops': True}  # as settings.GPU_FLAGS
 SMALL = {
     'data.batch_size': 8,
     'data.sequence_length': 32,
@@ -61,7 +63,13 @@ def resolved(point):
 
 
 def compile_all(target, config, layout, **stated):
-  """Compiles the programs of a config; returns a line for each."""
+  """Compiles the programs of a config in this placement and prints a line for each."""
+  whole = {'members': 1, 'microbatches': 1, 'remat': 'none'}
+  compile_placed(target, config, placement.Placement(layout, **(whole | stated)))
+
+
+def compile_placed(target, config, place):
+  """Returns the bytes that each program needs on a device, and those of the plan."""
   found = targets.parse(target)
   try:
     devices = targets.devices(found)
@@ -69,26 +77,27 @@ def compile_all(target, config, layout, **stated):
     pytest.skip(str(error))
   shapes.trace_on_cpu()
   static, hparams = config_lib.split(config)
-  whole = {'members': 1, 'microbatches': 1, 'remat': 'none'}
-  place = placement.Placement(layout, **(whole | stated))
-  used = devices if layout in ('data_parallel', 'sharded') else devices[:1]
+  used = devices if place.layout in ('data_parallel', 'sharded') else devices[:1]
   lowered = ahead_of_time.lower(
       static, train_step.arrays(hparams), 32_101, place, used, found.target.platform
   )
   estimate = placement.memory(config, place, len(used), 32_101, found.target.platform)
+  options = _OPTIONS if found.target.platform == 'gpu' else None
+  totals = {}
   for kind, program in lowered.items():
     started = time.monotonic()
-    compiled = program.compile()
+    compiled = program.compile(options)
     memory, profile = compiled.memory_analysis(), hlo.profile(compiled.as_text())
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    total = totals[kind] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     print(
-        f'{target} {layout} {kind}: {time.monotonic() - started:.0f} s, {profile.kernels} kernels,'
+        f'{target} {place.layout} {kind}: {time.monotonic() - started:.0f} s, {profile.kernels} kernels,'
         f' {total / 1e9:.2f} GB ({estimate.total / 1e9:.2f} by arithmetic),'
         f' { {k: v.count for k, v in profile.collectives.items()} }'
     )
     assert profile.kernels > 0
     if found.target.platform == 'gpu':
       assert profile.unordered_scatters == 0
+  return totals, estimate.total
 
 
 @pytest.mark.parametrize('target', ['h100', 'v5e'])
@@ -115,8 +124,18 @@ def test_layouts(target, layout):
   compile_all(target, config, layout)
 
 
-@pytest.mark.parametrize('size', LARGE)
-@pytest.mark.parametrize('target', ['h100:8', 'v5e:4x4'])
+@pytest.mark.parametrize(
+    'target, size',
+    [('h100:8', '1.2B'), ('h100:8', '4.8B'), ('v5e:4x4', '1.2B'), ('v5p:2x2x2', '4.8B')],
+)
 def test_large_sizes(target, size):
-  config = resolved(LARGE[size] | {'model.dtype': 'bfloat16'})
-  compile_all(target, config, 'sharded', remat='block', microbatches=2)
+  """Sharded in the planner's own placement, every program fits."""
+  config = resolved(LARGE[size] | {'model.dtype': 'bfloat16', 'parallel.layout': 'sharded'})
+  found = targets.parse(target)
+  usable = found.target.usable_bytes({})
+  count = math.prod(map(int, found.topology.split('x')))
+  place = placement.choose(config, count, usable, found.target.platform, 1, 32_101)
+  print(placement.describe(place))
+  totals, estimated = compile_placed(target, config, place)
+  assert max(totals.values()) <= usable
+  assert totals['quiet'] == pytest.approx(estimated, rel=0.15)

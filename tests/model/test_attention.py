@@ -199,7 +199,6 @@ def test_fused_kernel_equals_our_attention(tiny, monkeypatch, long):
   monkeypatch.setattr(attention, 'FUSED', 'xla')
   monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
   if long:
-    monkeypatch.setattr(attention_stats, 'LONG', 8)
     monkeypatch.setattr(attention_stats, 'BLOCK', 7)  # of 16 positions, blocks of 4
   run = tiny({'model.qk_norm': 'none'})
   x = np.random.default_rng(0).normal(size=(2, T, 32)).astype(np.float32)

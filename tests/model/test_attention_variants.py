@@ -83,7 +83,6 @@ def test_fused_attention_of_shared_heads(tiny, monkeypatch):
   """
   monkeypatch.setattr(attention, 'FUSED', 'xla')
   monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
-  monkeypatch.setattr(attention_stats, 'LONG', 8)
   monkeypatch.setattr(attention_stats, 'BLOCK', 4)
   run = tiny(PLAIN | {'model.query_group': 2})
   params, *found = attend(run, fused=True)
