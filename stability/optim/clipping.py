@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stability.optim.norms import global_norm
+
 Tree = Any  # of arrays
 
 # ZClip, from its source code (github.com/bluorion-com/ZClip).
@@ -40,7 +42,7 @@ def zclip(limit: jax.Array) -> optax.GradientTransformation:
 
   def update(gradients, state, params=None):
     del params
-    norm = optax.tree.norm(gradients)
+    norm = global_norm(gradients)
     sd = jnp.sqrt(state.variance)
     z = (norm - state.mean) / (sd + ZCLIP_EPS)
     is_first = state.steps < ZCLIP_FIRST
@@ -80,11 +82,11 @@ def adagc(limit: jax.Array) -> optax.GradientTransformation:
   def update(gradients, state, params=None):
     del params
     is_first = state.steps + 1 < ADAGC_FIRST
-    global_norm = optax.tree.norm(gradients)
+    norm_of_all = global_norm(gradients)
 
     def clip(g, average):
       norm = optax.tree.norm(g)
-      size = jnp.where(is_first, global_norm, norm)
+      size = jnp.where(is_first, norm_of_all, norm)
       most = jnp.where(is_first, ADAGC_FIRST_NORM, limit * average)
       clips = size > most
       clipped = jnp.where(clips, norm / size * most, norm)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from stability.optim import clipping
+from stability.optim.norms import global_norm
 from stability.variants import Term, Terms
 
 HParams = dict[str, jax.Array]
@@ -20,7 +21,7 @@ def _clip_by_norm(hparams: HParams) -> optax.GradientTransformation:
 
   def clip(gradients, params):
     del params
-    norm = optax.tree.norm(gradients)
+    norm = global_norm(gradients)
     passes = (clip_norm == 0) | (norm < clip_norm)
     return jax.tree.map(lambda g: jnp.where(passes, g, g / norm * clip_norm), gradients)
 

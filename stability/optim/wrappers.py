@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stability.optim.norms import global_norm
 from stability.variants import Term, Terms
 
 HParams = dict[str, jax.Array]
@@ -77,7 +78,7 @@ def _clip_updates(hparams: HParams, optimizer: Optimizer) -> Optimizer:
 
   def clip(updates, window, params=None):
     del params
-    norm = optax.tree.norm(updates)
+    norm = global_norm(updates)
     most = limit(window, deviations)
     factor = jnp.where(norm > most, most / norm, 1)
     return jax.tree.map(lambda u: factor * u, updates), appended(window, norm)
@@ -107,7 +108,7 @@ def _skip_step(hparams: HParams, optimizer: Optimizer) -> Optimizer:
     return SkipStepState(optimizer.init(params), empty_window(), empty_window(), jnp.bool_(False))
 
   def update(gradients, state, params=None, *, loss, **others):
-    norm = optax.tree.norm(gradients)
+    norm = global_norm(gradients)
     usual = (loss <= limit(state.losses, deviations)) & (norm <= limit(state.norms, deviations))
     updates, new = optimizer.update(gradients, state.optimizer, params, loss=loss, **others)
     new = jax.tree.map(lambda a, b: jnp.where(usual, a, b), new, state.optimizer)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from stability.model import spectra
-from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured, rms
+from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
+from stability.optim import norms
 from stability.variants import Term, Terms
 
 Measurements = dict[str, Measured]
@@ -87,18 +88,18 @@ def scalars(measured: Measurements) -> dict[str, jax.Array]:
 def _gradients(inside: Inside) -> dict[str, jax.Array]:
   eps = inside.hparams['optimizer.eps']
   found = {}
-  for path, gradient in _paths(inside.gradients):
-    found[f'gradient_rms/{path}'] = rms(gradient)
-    found[f'gradient_over_eps/{path}'] = rms(gradient) / eps
+  for path, value in _rms(inside.gradients).items():
+    found[f'gradient_rms/{path}'] = value
+    found[f'gradient_over_eps/{path}'] = value / eps
   return found
 
 
 def _parameters(inside: Inside) -> dict[str, jax.Array]:
-  return {f'parameter_rms/{path}': rms(value) for path, value in _paths(inside.params)}
+  return {f'parameter_rms/{path}': value for path, value in _rms(inside.params).items()}
 
 
 def _updates(inside: Inside) -> dict[str, jax.Array]:
-  return {f'update_rms/{path}': rms(value) for path, value in _paths(inside.updates)}
+  return {f'update_rms/{path}': value for path, value in _rms(inside.updates).items()}
 
 
 def _effective_rates(inside: Inside) -> dict[str, jax.Array]:
@@ -106,9 +107,9 @@ def _effective_rates(inside: Inside) -> dict[str, jax.Array]:
 
   The update includes the learning rate, but not weight decay and what is done after the update.
   """
-  moves = dict(_paths(inside.moves))
+  moves, params = _rms(inside.moves), _rms(inside.params)
   return {
-      f'effective_learning_rate/{path}': rms(moves[path]) / rms(value)
+      f'effective_learning_rate/{path}': moves[path] / params[path]
       for path, value in _paths(inside.params)
       if value.ndim == 2
   }
@@ -129,6 +130,12 @@ def _qk_entropies(inside: Inside) -> dict[str, jax.Array]:
       name = f'{block}/qk_spectral_entropy'
       found |= {name: by_head.mean(), f'{name}_min': by_head.min()}
   return found
+
+
+def _rms(tree: Tree) -> dict[str, jax.Array]:
+  """The root mean square of each array by path."""
+  paths, arrays = zip(*_paths(tree), strict=True)
+  return dict(zip(paths, norms.rms_of_each(arrays), strict=True))
 
 
 def _differ(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from stability.data import batches
 from stability.model import adapters, attention, initialisation, parameterization
@@ -34,6 +33,7 @@ from stability.model.measure import ACTIVATIONS, LOSSES, PROBES, QUIET, Measured
 from stability.optim import apply, optimizers, schedules
 from stability.optim.after_update import AFTER_UPDATE, Update
 from stability.optim.evaluation import EVALUATED
+from stability.optim.norms import global_norm
 from stability.step import gradients as gradients_lib
 from stability.step import objective as objective_lib
 from stability.step import probes, sharpness, token_chunks
@@ -256,7 +256,7 @@ def step(
       'step': this_step,
       'diverged': next_state['diverged'],
       'learning_rate': rate,
-      'gradient_norm': optax.tree.norm(gradients),
+      'gradient_norm': global_norm(gradients),
   }
   metrics |= probes.scalars(measured)
   if kind != 'quiet':
