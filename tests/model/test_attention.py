@@ -190,16 +190,15 @@ def test_query_key_cosine(attend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('long', [False, True])
-def test_fused_kernel_equals_our_attention(tiny, monkeypatch, long):
-  """Output, gradients and probes agree; those of a long text are computed in blocks of queries.
+@pytest.mark.parametrize('block', [attention_stats.BLOCK, 7])
+def test_fused_kernel_equals_our_attention(tiny, monkeypatch, block):
+  """Output, gradients and probes agree, which are computed in one block of queries or in several.
 
   The kernel is XLA's implementation in float32, since cuDNN's runs only on a GPU.
   """
   monkeypatch.setattr(attention, 'FUSED', 'xla')
   monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
-  if long:
-    monkeypatch.setattr(attention_stats, 'BLOCK', 7)  # of 16 positions, blocks of 4
+  monkeypatch.setattr(attention_stats, 'BLOCK', block)  # 7: blocks of 4 of the 16 positions
   run = tiny({'model.qk_norm': 'none'})
   x = np.random.default_rng(0).normal(size=(2, T, 32)).astype(np.float32)
   params = attention.Attention(run.static.model).init(jax.random.key(0), x, run.hparams)['params']
