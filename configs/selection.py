@@ -25,7 +25,8 @@ Then, for each RULE of random, loss, disagreement and gain:
   python -m launch.sweep --config=configs/selection.py --workdir=runs/RULE
       --config.data.path=runs/text_RULE
 
-with --reference='runs/all/runs/width=32,learning_rate=0.03,seed=0' for gain. The page, against random:
+with --reference='runs/all/runs/width=32,learning_rate=0.03,seed=0' for gain. The page, in which the
+others are held against random:
 
   python -m launch.report --workdir=runs/random,runs/all,runs/loss,runs/disagreement,runs/gain
       --output=runs/selection
