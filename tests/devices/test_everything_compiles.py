@@ -91,7 +91,8 @@ def compile_placed(target, config, place):
     total = totals[kind] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     print(
         f'{target} {place.layout} {kind}: {time.monotonic() - started:.0f} s,'
-        f' {profile.kernels} kernels, {total / 1e9:.2f} GB ({estimate.total / 1e9:.2f} by arithmetic),'
+        f' {profile.kernels} kernels, {total / 1e9:.2f} GB'
+        f' ({estimate.total / 1e9:.2f} by arithmetic),'
         f' { {k: v.count for k, v in profile.collectives.items()} }'
     )
     assert profile.kernels > 0
