@@ -214,6 +214,7 @@ _TPU_VARIABLES = {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_MIN_LOG_LEVEL': '3',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several processes may compile at once
 }
 
 

@@ -1,5 +1,9 @@
 """Names of targets, what their compilers are told, and what is refused."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from stability.devices import targets
@@ -59,6 +63,32 @@ def test_gpus_are_on_one_host():
   except BadInput as error:
     pytest.skip(f'no compiler for h100: {error}')
   assert len(devices) == 8 and {device.process_index for device in devices} == {0}
+
+
+_HOLD = """
+import sys
+from stability.devices import targets
+print(len(targets.devices(targets.parse('v5e:2x2'))), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_compile_for_tpus_at_once():
+  try:
+    targets.check('tpu')
+  except BadInput as error:
+    pytest.skip(f'no compiler for v5e: {error}')
+  pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+  command = [sys.executable, '-c', _HOLD]
+  with subprocess.Popen(command, env=environment, **pipes) as first:
+    held = first.stdout.readline()
+    second = subprocess.run(
+        command, env=environment, input='', check=False, capture_output=True, text=True
+    )
+    first.stdin.close()
+  assert (held, second.stdout) == ('4\n', '4\n'), second.stderr
 
 
 def test_reason():

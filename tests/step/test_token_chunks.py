@@ -55,11 +55,11 @@ def outcome(run, data, kind, members=None):
 
 
 def assert_close(found, expected, tolerance):
-  """Relative to the norm of each array; the mean of many logits is nearly 0."""
+  """Relative to the norm of each array, or 1e-7: a mean of logits near 1 may be nearly 0."""
   pairs = zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
   for (path, ours), theirs in pairs:
     error = np.linalg.norm(np.float64(ours) - theirs)
-    assert error <= tolerance * np.linalg.norm(theirs) + 1e-8, jax.tree_util.keystr(path)
+    assert error <= tolerance * np.linalg.norm(theirs) + 1e-7, jax.tree_util.keystr(path)
 
 
 @pytest.fixture
