@@ -241,7 +241,7 @@ def test_cost_of_arms_is_kept(tmp_path, monkeypatch):
     arms.main()
   first, measured = measured, []
   arms.main()
-  assert first + measured == [(name, width) for width in arms.WIDTHS for name in names[1:]]
+  assert first + measured == [(name, width) for width in arms.STEPS for name in names[1:]]
   rows = list(csv.DictReader((tmp_path / 'cost.csv').open()))
   assert [(row['arm'], int(row['width']), row['bytes']) for row in rows] == [
       (*each, '1.5') for each in first + measured
