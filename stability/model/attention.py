@@ -100,8 +100,7 @@ class Attention(nn.Module):
     q = (rope(q) * jnp.float32(scale)).astype(q.dtype)
     k = rope(k).astype(k.dtype)
     if self.fused and _kernel_serves(c):
-      out = self.fused(q, k, v)
-      self._measure_in_blocks(q, k, H, hparams)
+      out = self._measure_in_blocks(self.fused(q, k, v), q, k, H, hparams)
     else:
       causal_TxS = np.tril(np.ones((T, T), bool))
       logits_NxTxS = _logits(q, k)
@@ -126,15 +125,30 @@ class Attention(nn.Module):
       logits_NxTxS = soft_cap(logits_NxTxS, hparams['model.attention_soft_cap'])
     return WEIGHTS[self.c.attention].make(self, logits_NxTxS, causal_TxS, heads, hparams)
 
-  def _measure_in_blocks(self, q_NxTxK, k_NxSxK, heads: int, hparams: HParams) -> None:
-    """Measures fused attention, which stores no [T, S] matrix, one block of queries at a time."""
+  def _measure_in_blocks(
+      self,
+      out_NxTxK: jax.Array,
+      q_NxTxK: jax.Array,
+      k_NxSxK: jax.Array,
+      heads: int,
+      hparams: HParams,
+  ) -> jax.Array:
+    """Measures fused attention, which stores no [T, S] matrix, one block of queries at a time.
+
+    Returns the output. It waits for the measurements, since XLA otherwise puts off those of all
+    blocks and keeps their queries and keys.
+    """
 
     def weights(logits_NxRxS, causal_RxS):
       return self._weights(logits_NxRxS, causal_RxS, heads, hparams)
 
     q, k = jax.lax.stop_gradient((q_NxTxK, k_NxSxK))
-    self._sow(lambda: attention_stats.stats_in_blocks(q, k, _logits, weights, heads))
+    if self.is_mutable_collection(PROBES):
+      found = attention_stats.stats_in_blocks(q, k, _logits, weights, heads)
+      out_NxTxK, found = jax.lax.optimization_barrier((out_NxTxK, found))
+      self._sow(lambda: found)
     self._sow_needed(lambda: attention_stats.max_by_head_in_blocks(q, k, _logits, heads))
+    return out_NxTxK
 
   def _sow(self, measure: Callable[[], dict[str, Measured]]) -> None:
     if self.is_mutable_collection(PROBES):
