@@ -10,7 +10,9 @@ import numpy as np
 
 Tree = Any  # of arrays
 
-SMALL = 2**16  # elements up to which starting a kernel takes longer than the copy that saves it
+# Elements of a small array. Copying so many takes an H100 0.2 us by arithmetic, starting a kernel
+# about 4 us (stability/devices/targets.py).
+SMALL = 2**16
 
 
 def square_sums(arrays: Sequence[jax.Array]) -> jax.Array:

@@ -192,7 +192,7 @@ def test_query_key_cosine(attend):
 @pytest.mark.slow
 @pytest.mark.parametrize('block', [attention_stats.BLOCK, 7])
 def test_fused_kernel_equals_our_attention(tiny, monkeypatch, block):
-  """Output, gradients and probes agree, which are computed in one block of queries or in several.
+  """Output, gradients and probes agree; probes take one block of queries or several.
 
   The kernel is XLA's implementation in float32, since cuDNN's runs only on a GPU.
   """
