@@ -55,7 +55,7 @@ def outcome(run, data, kind, members=None):
 
 
 def assert_close(found, expected, tolerance):
-  """Relative to the norm of each array, or 1e-7: logits near 1 round so, and may have a mean of 0."""
+  """Relative to each norm, or 1e-7: so do logits near 1 round, whose mean may be nearly 0."""
   pairs = zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
   for (path, ours), theirs in pairs:
     error = np.linalg.norm(np.float64(ours) - theirs)
