@@ -252,6 +252,7 @@ def test_cost_of_arms_is_kept(tmp_path, monkeypatch):
 def test_cost_of_an_arm(monkeypatch):
   monkeypatch.setattr(arms, 'ROUNDS', 2)
   monkeypatch.setattr(arms, 'PERIODIC', ('experts',))
+  monkeypatch.setattr(arms, 'STEPS', {16: 10})
   found = arms.measure('experts', 16)  # eight of them
   assert float(found['bytes']) > 1.5 and float(found['low']) > 1
   assert float(found['low']) <= float(found['seconds']) <= float(found['high'])

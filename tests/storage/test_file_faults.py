@@ -40,7 +40,8 @@ FIELDS = {
     'checkpoint.every_steps': 4,
     'checkpoint.keep': 2,
 }
-RATES = hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 1e-1, 1.0])
+# At a rate of 1, differences in rounding grow tenfold in a few updates.
+RATES = hyper.sweep('optimizer.learning_rate', [1e-3, 1e-2, 3e-2, 1e-1])
 
 
 @pytest.fixture(scope='module')
