@@ -27,6 +27,7 @@ Columns:
 import csv
 import dataclasses
 import io
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -186,7 +187,7 @@ def next_sizes(results: results_lib.Results, unstable: pd.Series) -> list[tuple[
   pairs = []
   for _, alike in results_lib.split(runs, others):
     names = alike.sort_values('parameters')['run'].tolist()
-    pairs += [(run, bool(unstable[after])) for run, after in zip(names, names[1:], strict=False)]
+    pairs += [(run, bool(unstable[after])) for run, after in itertools.pairwise(names)]
   return pairs
 
 
