@@ -137,8 +137,7 @@ class _Measurements:
   def _load(self, name: str) -> 'Model':
     from stability.retrieval import model
 
-    run = run_files.run_dir(self._workdir, name)
-    return model.Model.load(run, self._sweep.runs[name], self._sweep.data['vocabulary_size'])
+    return model.Model.load(run_files.run_dir(self._workdir, name))
 
   def _parent_loss(self, parent: Json, windows: 'Windows') -> float:
     from stability.retrieval import model

@@ -225,7 +225,7 @@ def _score(
   from stability.labels import scores
 
   tokenizer = stored.StoredTokenizer(workdir / sweep.data['path'], sweep.data)
-  models = [_load(workdir, name, sweep) for name in names]
+  models = [_load(workdir, name) for name in names]
   reference = None
   if _REFERENCE.value:
     run = Path(os.path.abspath(_REFERENCE.value))
@@ -239,7 +239,7 @@ def _score(
     ]
     if tokenizers[0] != tokenizers[1]:
       raise BadInput(f'--reference={_REFERENCE.value}: has another tokenizer')
-    reference = _load(run.parents[1], run.name, other)
+    reference = _load(run.parents[1], run.name)
     if reference.sequence_length != models[0].sequence_length:
       raise BadInput(
           f'--reference={_REFERENCE.value}: has another config.data.sequence_length,'
@@ -250,11 +250,10 @@ def _score(
     return scores.score(found, models, tokenizer, reference, show)
 
 
-def _load(workdir: Path, name: str, sweep: sweeps.Sweep) -> 'Model':
+def _load(workdir: Path, name: str) -> 'Model':
   from stability.retrieval import model
 
-  size = sweep.data['vocabulary_size']
-  return model.Model.load(run_files.run_dir(workdir, name), sweep.runs[name], size)
+  return model.Model.load(run_files.run_dir(workdir, name))
 
 
 # ask

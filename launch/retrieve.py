@@ -109,7 +109,7 @@ def main() -> int:
     for name in names:
       progress.start(name)
       try:
-        model = _load(workdir, name, sweep.runs[name], sweep.data['vocabulary_size'])
+        model = _load(workdir, name, sweep.runs[name])
       except BadInput as error:
         damaged.append(error)
         continue
@@ -190,7 +190,7 @@ def _parent(workdir: Path, name: str) -> files.Json | None:
   return parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
 
 
-def _load(workdir: Path, name: str, config: Config, vocabulary_size: int) -> 'Model':
+def _load(workdir: Path, name: str, config: Config) -> 'Model':
   from stability.retrieval import model, overlap
 
   length = config['data']['sequence_length']
@@ -201,7 +201,7 @@ def _load(workdir: Path, name: str, config: Config, vocabulary_size: int) -> 'Mo
   run = run_files.run_dir(workdir, name)
   if _PARENTS.value:
     return model.Model.of_parent(_parent(workdir, name))
-  return model.Model.load(run, config, vocabulary_size)
+  return model.Model.load(run)
 
 
 class _Progress:

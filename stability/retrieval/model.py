@@ -62,8 +62,8 @@ class Model:
     self._batch = max(1, _ELEMENTS // (self.sequence_length * per_position))
 
   @classmethod
-  def load(cls, run: Path, config: Config, vocabulary_size: int) -> Self:
-    """The model of a run that has ended.
+  def load(cls, run: Path) -> Self:
+    """The model of a run that has ended, with the hyperparameters that it had in the end.
 
     Raises:
       BadInput: its parameters were not kept, are damaged, or it has no keys.
@@ -72,7 +72,8 @@ class Model:
     if not file.is_file():
       raise BadInput(f'{file}: no such file; config.checkpoint.parameters=float32 keeps it')
     arrays, _ = safetensors.read(file)
-    return cls.from_arrays(config, vocabulary_size, arrays, str(file))
+    about = parents.about(file)
+    return cls.from_arrays(about['config'], about['data']['vocabulary_size'], arrays, str(file))
 
   @classmethod
   def of_parent(cls, entry: Json) -> Self:

@@ -4,7 +4,8 @@ The arrays have the names of the Flax parameters, joined with '/': block_0/mlp/u
 stored are the parameters with which final_loss was measured, before the multipliers of the
 parameterization; of a run with an adapter, the frozen ones too. Other variables that modules carry
 from step to step are stored below `carried/`. The metadata tell, as JSON, what else it takes to use
-the parameters: config, data (tokenizer, vocabulary_size, sha256), step and name of the run.
+the parameters: config (with the hyperparameters that the run had in the end), data (tokenizer,
+vocabulary_size, sha256), step and name of the run.
 """
 
 import json

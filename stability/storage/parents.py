@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stability import config as config_lib
-from stability.config import Config
+from stability.config import Config, fields
 from stability.errors import BadInput
 from stability.storage import (
   checkpoints,
@@ -79,23 +79,38 @@ def describe(text: str) -> Json:
           ' config.checkpoint.parameters=none; name one of its checkpoints as FOLDER@STEP'
       )
     return _of_file(text, path / parameters.FILE)
-  checkpoints.load(path, step)
+  arrays = checkpoints.load(path, step)
   data = sweeps.read_sweep(path.absolute().parents[1]).data
-  config = run_files.read_config(path)
-  about = parameters.about(path.name, step, config, data)
-  return _record(text, path, checkpoints.digest(path, step), about)
+  config = _with_hyperparameters(run_files.read_config(path), arrays)
+  known = parameters.about(path.name, step, config, data)
+  return _record(text, path, checkpoints.digest(path, step), known)
+
+
+def _with_hyperparameters(config: Config, arrays: dict[str, np.ndarray]) -> Config:
+  """The config with the hyperparameters of a checkpoint, which actions may have changed."""
+  flat = config_lib.flatten(config)
+  for field in fields.settable():
+    value = arrays.get(f'hyper/{field}')
+    if value is not None and value != value.dtype.type(flat[field]):
+      flat[field] = value.item()
+  return config_lib.unflatten(flat)
 
 
 def _of_file(text: str, path: Path) -> Json:
+  return _record(text, path, safetensors.digest(path), about(path))
+
+
+def about(path: Path) -> Json:
+  """What the metadata of a run's parameters tell (see parameters.py); BadInput if they do not."""
   metadata = safetensors.read_header(path).metadata
   try:
-    about = {key: json.loads(metadata[key]) for key in ('run', 'step', 'config', 'data')}
-    about['data'] = {key: about['data'][key] for key in parameters.DATA}
+    found = {key: json.loads(metadata[key]) for key in ('run', 'step', 'config', 'data')}
+    found['data'] = {key: found['data'][key] for key in parameters.DATA}
   except (KeyError, ValueError, TypeError) as error:
     raise BadInput(f'{path} does not tell of which run it is: {error!r}') from error
-  schema.check_config(f'the config in {path}', about['config'])
-  about['config'] = config_lib.complete(about['config'])
-  return _record(text, path, safetensors.digest(path), about)
+  schema.check_config(f'the config in {path}', found['config'])
+  found['config'] = config_lib.complete(found['config'])
+  return found
 
 
 def _record(text: str, path: Path, sha256: str, about: Json) -> Json:

@@ -160,7 +160,9 @@ class Run:
     arrays = to_arrays(variables['params'])
     for name, array in to_arrays(variables['carried']).items():
       arrays[f'{parameters.CARRIED}{name}'] = array
-    about = parameters.about(self.folder.name, self._updates(self.step), self.config, data)
+    about = parameters.about(
+        self.folder.name, self._updates(self.step), self.control.config, data
+    )
     parameters.write(self.folder, arrays, about, self.config['checkpoint']['parameters'])
 
   def finish(self, final_loss: float, seconds: float) -> Result:

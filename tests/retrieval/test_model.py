@@ -33,7 +33,7 @@ def windows(run):
 
 @pytest.fixture(scope='module')
 def model(run):
-  return Model.load(run, run_files.read_config(run), 256)
+  return Model.load(run)
 
 
 def variables(run):
@@ -71,7 +71,7 @@ def test_a_fine_tuned_run(kind, windows, tmp_path):
   state = {'params': params, 'carried': {}, 'hparams': hparams, 'step': 1}
   evaluate = jax.jit(train_step.programs(static, 256).evaluate)
   expected = evaluate({'validation': windows[None]}, state, 0)
-  model = Model.load(run, run_files.read_config(run), 256)
+  model = Model.load(run)
   assert -model.log_p(windows).mean() == pytest.approx(float(expected), rel=1e-6)
   assert model.keys(windows).shape == (20, 32, 16)
 
@@ -112,7 +112,7 @@ def test_next_token(model, windows):
 
 def test_fingerprint(run, model):
   config = run_files.read_config(run)
-  assert Model.load(run, config, 256).fingerprint == model.fingerprint
+  assert Model.load(run).fingerprint == model.fingerprint
   _, _, params = variables(run)
   params['block_0']['mlp']['up'] = params['block_0']['mlp']['up'] * 1.01
   assert Model(config, 256, {'params': params, 'carried': {}}).fingerprint != model.fingerprint
@@ -121,18 +121,18 @@ def test_fingerprint(run, model):
 def test_runs_that_cannot_be_used(run, tmp_path):
   config = run_files.read_config(run)
   with pytest.raises(BadInput, match=r'no such file; config\.checkpoint\.parameters'):
-    Model.load(tmp_path, config, 256)
+    Model.load(tmp_path)
   arrays, metadata = safetensors.read(run / parameters.FILE)
   arrays['head'] = arrays['head'][:, :7]
   safetensors.write(tmp_path / parameters.FILE, arrays, metadata)
   with pytest.raises(BadInput, match=r'damaged: head must be of shape \(16, 256\)'):
-    Model.load(tmp_path, config, 256)
+    Model.load(tmp_path)
   changed = config | {'model': config['model'] | {'depth': 0}}
   with pytest.raises(BadInput, match=r'config.model.depth=0: must be at least 1'):
-    Model.load(run, changed, 256)
+    Model.from_arrays(changed, 256, arrays, 'file')
 
 
 def test_a_program_serves_all_runs_of_an_architecture(run, model):
-  other = Model.load(run, run_files.read_config(run), 256)
+  other = Model.load(run)
   assert other._forward is model._forward
   assert isinstance(jax.tree.leaves(other._hparams)[0], np.generic)

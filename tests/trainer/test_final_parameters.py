@@ -5,13 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers.training import POPULATION, Killed, kill
+from helpers.training import POPULATION, Killed, asks, kill
 
 from stability import config as config_lib
 from stability.data import tokens
 from stability.devices import make_layout
+from stability.retrieval.model import Model
 from stability.step import train_step
-from stability.storage import parameters, run_files, safetensors, sweeps
+from stability.storage import parameters, parents, run_files, safetensors, sweeps
+
+CAPS = {'': 0.1, '@6': 2.0, '@12': pytest.approx(0.1)}  # which checkpoint -> its soft cap
 
 
 def kept(run):
@@ -44,6 +47,20 @@ def test_parameters_are_those_of_the_final_loss(sweep, train):
   assert about['config'] == run_files.read_config(run)
   assert (about['run'], about['step']) == (run.name, 24)
   assert about['data']['vocabulary_size'] == 64 and about['data']['tokenizer'] == 'synthetic'
+
+
+def test_hyperparameters_that_an_action_changed(sweep, train):
+  """What uses the parameters, and what starts from a checkpoint, computes with the last ones."""
+  (run,) = sweep(**{'model.output_soft_cap': 2.0, 'checkpoint.every_steps': 6})
+  train.at(run, 8, asks(run, 'set', changes={'model.output_soft_cap': 0.1}))
+  train(run)
+  cap = {at: parents.describe(f'{run}{at}')['config']['model']['output_soft_cap'] for at in CAPS}
+  assert cap == CAPS
+  sweep_data = sweeps.read_sweep(run.parents[1]).data
+  text = tokens.open_tokens(run.parents[1] / sweep_data['path'])
+  windows = make_layout._validation(text, config_lib.split(run_files.read_config(run))[0])
+  log_p = Model.load(run).log_p(windows.reshape(-1, windows.shape[-1]))
+  assert -log_p.mean() == pytest.approx(run_files.read_result(run).final_loss, rel=1e-6)
 
 
 @pytest.mark.slow
