@@ -37,6 +37,7 @@ from ml_collections import ConfigDict
 from configs import base
 from stability import config as config_lib
 from stability import hyper
+from stability.errors import BadInput
 
 SIZES = {
     'cpu': ('9.2K', '37K', '147K'),
@@ -44,7 +45,10 @@ SIZES = {
     'gpu': ('2.4M', '9.4M', '42M'),
     'paper': ('2.4M', '9.4M', '19M', '42M', '85M', '151M', '302M', '1.2B'),
 }
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+RATES = (  # half a decade apart; whole windows fit in below and above those of all scales
+    *(1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    *(1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3),
+)
 LOWEST = {'cpu': 1e-3, 'night': 3e-4, 'gpu': 3e-4, 'paper': 3e-4}
 
 
@@ -73,5 +77,12 @@ def sizes(scale: str, names: Sequence[str] | None = None) -> list[hyper.Point]:
 
 def learning_rates(scale: str, shift: int = 0, count: int = 7) -> list[hyper.Point]:
   """`count` rates, half a decade apart, from `shift` half decades above the scale's lowest rate."""
-  lowest = RATES.index(config_lib.for_scale(scale, LOWEST)) + shift
-  return hyper.sweep('optimizer.learning_rate', RATES[lowest : lowest + count])
+  return rates_from(config_lib.for_scale(scale, LOWEST), shift, count)
+
+
+def rates_from(first: float, shift: int, count: int) -> list[hyper.Point]:
+  """`count` rates of RATES, half a decade apart, from `shift` half decades above `first`."""
+  start = RATES.index(first) + shift
+  if not 0 <= start <= start + count <= len(RATES):
+    raise BadInput(f'{count} rates from {shift} half decades above {first}: not all in grid.RATES')
+  return hyper.sweep('optimizer.learning_rate', RATES[start : start + count])

@@ -5,9 +5,9 @@ pairs of the best arms. The protocol, fixed before any run:
 
   Arms       all of configs/arms.py, each a change of one thing in AdamW with qk-layernorm and
              z-loss; one size, one seed, the same order of batches and the same initial seed.
-  Rates      seven, half a decade apart, in the window of the scale, or in the arm's own where a
-             rate means something else (arms.SHIFTS, MULTIPLIERS). Where the loss is lowest at an
-             end of the grid, MORE_RATES extends it, until it is not; nothing else is changed.
+  Rates      nine, half a decade apart: the window of the scale and two above it, or the arm's own
+             where a rate means something else (arms.SHIFTS, MULTIPLIERS). Where the loss is lowest
+             at an end of the grid, MORE_RATES extends it, until it is not; nothing else is changed.
   Measures   each against the arm's own best loss, since a better arm must not make the others look
              unstable; one initial loss for all, that of the baseline. The columns are in
              configs/README.md.
@@ -27,13 +27,17 @@ pairs of the best arms. The protocol, fixed before any run:
              0.02 nats, or 0.15 decades of headroom; else an arm is better or worse if its
              difference passes Holm's procedure over the finalists; else it is undecided.
 
+Amended on 29 November 2026, after the first 26 runs, of which only the losses of the baseline had
+been looked at: it was stable at all seven rates of the first version, so that headroom would have
+told where the grid ends. At 1 its loss is 2.24, where the critical one is 1.80.
+
 Arms of one size have the same width and depth. SwiGLU, experts and gates have other numbers of
 parameters, which the table shows: their losses are not at matched counts.
 
 Not yet measured at any scale.
 
-Time at night scale: 623 runs, 2 to 5 hours on two idle cores of the machines of BUILD_NOTES.md, 6
-where they are shared; two thirds of that at 37K. At cpu scale about 30 minutes (estimates).
+Time at night scale: 801 runs, 3 to 5 hours on two idle cores of the machines of BUILD_NOTES.md. At
+cpu scale about 40 minutes (estimates).
 
   python -m launch.sweep --config=configs/leaderboard.py --workdir=runs/leaderboard
 
@@ -59,7 +63,8 @@ AGAIN, BAD, NOTHING = 'AdamW again', 'beta2 0.9999', 'clipped at 1e9 deviations'
 CONTROL_ARMS = {BAD: arms.OPTIMIZERS[BAD], NOTHING: {'optimizer.update_clip': 1e9}}
 CONTROLS = {AGAIN: 'tie', BAD: 'worse', NOTHING: 'inert'}  # the verdicts that they must have
 
-# Methods that find the rate themselves: seven multipliers of it from here on, at every scale.
+COUNT = 9  # learning rates
+# Methods that find the rate themselves: COUNT multipliers of it from here on, at every scale.
 MULTIPLIERS = {'Prodigy': 1e-2, 'DoWG': 1e-2}
 # Arm -> how many rates are added below and above its window, because its optimum was at that end.
 MORE_RATES: Mapping[str, tuple[int, int]] = {}
@@ -102,7 +107,7 @@ def of_arms(
     scale: str,
     fields: Mapping[str, Mapping[str, Any]],
     seeds: Mapping[str, Sequence[int]],
-    shifts: Mapping[str, int] = arms.SHIFTS,
+    parts: Mapping[str, Sequence[str]] = {},
 ) -> list[hyper.Point]:
   """Size x arm x learning rate x seed.
 
@@ -110,13 +115,13 @@ def of_arms(
     scale: of the window of learning rates.
     fields: name of an arm -> the options that it changes; the first is the baseline.
     seeds: size -> seeds.
-    shifts: see arms.SHIFTS.
+    parts: name of an arm that combines others -> those, on which its window depends.
   """
   return hyper.chain([
       hyper.product([
           grid.sizes(scale, [size]),
           [{'arm': name, **changed}],
-          _rates(scale, name, shifts.get(name, 0)),
+          _rates(scale, parts.get(name, (name,))),
           hyper.sweep('seed', [seed + OTHER_SEEDS * (name == AGAIN) for seed in of_size]),
       ])
       for size, of_size in seeds.items()
@@ -124,11 +129,13 @@ def of_arms(
   ])
 
 
-def _rates(scale: str, name: str, shift: int) -> list[hyper.Point]:
-  """The learning rates of an arm."""
-  below, above = MORE_RATES.get(name, (0, 0))
-  if name not in MULTIPLIERS:
-    return grid.learning_rates(scale, shift - below, 7 + below + above)
-  first = grid.RATES.index(MULTIPLIERS[name]) - below
-  rates = grid.RATES[first : first + 7 + below + above]
-  return hyper.sweep('optimizer.learning_rate', rates)
+def _rates(scale: str, parts: Sequence[str]) -> list[hyper.Point]:
+  """The learning rates of an arm, or of several together, whose windows are shifted by all."""
+  below, above = (max(ends) for ends in zip(*(MORE_RATES.get(part, (0, 0)) for part in parts)))
+  first, shift = config_lib.for_scale(scale, grid.LOWEST), -below
+  for part in parts:
+    if part in MULTIPLIERS:
+      first = MULTIPLIERS[part]
+    else:
+      shift += arms.SHIFTS.get(part, 0)
+  return grid.rates_from(first, shift, COUNT + below + above)

@@ -12,8 +12,8 @@ The first five finalists are trained once more on a text that is not source code
   python -m launch.sweep --config=configs/leaderboard_finals.py:night --arms=NAME,NAME,...
       --config.data.path=FOLDER --workdir=runs/leaderboard_finals_text
 
-Time at night scale: 56 runs an arm, of a minute each at 37K and 6 at 590K, on one core: 1.3 hours
-an arm on two, 18 hours for ten finalists, baseline and controls (estimate).
+Time at night scale: 72 runs an arm, of a minute each at 37K and 6 at 590K, on one core: 1.7 hours
+an arm on two, 23 hours for ten finalists, baseline and controls (estimate).
 
   python -m launch.sweep --config=configs/leaderboard_finals.py --workdir=runs/leaderboard_finals
 """

@@ -7,7 +7,7 @@ size of configs/leaderboard_finals.py, so that --reuse copies baseline and singl
 
 Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
 
-Time at night scale: up to 15 pairs, 35 runs each, of a minute on one core: 5 hours on two, and 3
+Time at night scale: up to 15 pairs, 45 runs each, of a minute on one core: 6 hours on two, and 4
 for the single arms and controls if they are not reused (estimate).
 
   python -m launch.sweep --config=configs/leaderboard_pairs.py --workdir=runs/leaderboard_pairs
@@ -35,14 +35,12 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   """Arm x learning rate x seed."""
   singles = {name: arms.ARMS[name] for name in (arms.BASELINE, *BEST.values())}
   combined = pairs(BEST)
-  shifts = arms.SHIFTS | {
-      f'{a} + {b}': arms.SHIFTS.get(a, 0) + arms.SHIFTS.get(b, 0) for a, b in combined
-  }
   fields = {**singles, **{f'{a} + {b}': changed for (a, b), changed in combined.items()}}
   size = config_lib.for_scale(scale, leaderboard_finals.SIZES)[0]
   seeds = {size: leaderboard_finals.SEEDS[0]}
   fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS}
-  return leaderboard.of_arms(scale, fields, seeds, shifts)
+  parts = {f'{a} + {b}': (a, b) for a, b in combined}
+  return leaderboard.of_arms(scale, fields, seeds, parts)
 
 
 def get_report(scale: str = 'cpu') -> dict[str, Any]:

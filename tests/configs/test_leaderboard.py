@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from configs import arms, leaderboard, leaderboard_finals, leaderboard_pairs
+from configs import arms, grid, leaderboard, leaderboard_finals, leaderboard_pairs
 from stability import config as config_lib
 from stability import hyper
+from stability.errors import BadInput
 
 SCALES = ('cpu', 'night', 'gpu', 'paper')
 
@@ -21,27 +22,36 @@ def rates_of(points):
 
 
 @pytest.mark.parametrize('scale', SCALES)
-def test_every_arm_has_three_decades_and_one_seed(scale):
+def test_every_arm_has_four_decades_and_one_seed(scale):
   points = leaderboard.points(scale)
   assert {point['seed'] for point in points} == {0}
   rates = rates_of(points)
   assert rates.keys() == arms.ARMS.keys() | leaderboard.CONTROL_ARMS.keys()
   assert next(iter(rates)) == arms.BASELINE
   for name, of_arm in rates.items():
-    assert len(of_arm) == 7 and max(of_arm) / min(of_arm) == pytest.approx(1e3), name
+    assert len(of_arm) == 9 and max(of_arm) / min(of_arm) == pytest.approx(1e4), name
     usual = rates[arms.BASELINE][0]
     decades = math.log10(of_arm[0] / usual)
     if name in leaderboard.MULTIPLIERS:
-      assert of_arm[0] == 1e-2 and of_arm[-1] == 10, name
+      assert of_arm[0] == 1e-2 and of_arm[-1] == 100, name
     else:
       assert decades == pytest.approx(arms.SHIFTS.get(name, 0) / 2, abs=0.03), name
 
 
 def test_more_rates_extend_a_window(monkeypatch):
-  monkeypatch.setattr(leaderboard, 'MORE_RATES', {'Muon': (1, 2), 'DoWG': (2, 0)})
+  monkeypatch.setattr(leaderboard, 'MORE_RATES', {'Muon': (1, 2), 'DoWG': (2, 0), 'Prodigy': (0, 1), 'WeSaR': (3, 0)})
   rates = rates_of(leaderboard.points('night'))
-  assert rates['Muon'] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0]
-  assert rates['DoWG'][0] == 1e-3 and len(rates['DoWG']) == 9
+  assert rates['Muon'] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0]
+  assert rates['DoWG'][0] == 1e-3 and len(rates['DoWG']) == 11
+  assert rates['Prodigy'][-1] == 300 and len(rates['Prodigy']) == 10
+  assert rates['WeSaR'][0] == pytest.approx(3e-7) and len(rates['WeSaR']) == 12
+
+
+def test_a_window_that_the_grid_does_not_hold():
+  with pytest.raises(BadInput, match='9 rates from -30 half decades'):
+    grid.learning_rates('cpu', -30, 9)
+  with pytest.raises(BadInput, match='grid.RATES'):
+    grid.rates_from(100.0, 0, 9)
 
 
 def test_regime():
@@ -82,11 +92,13 @@ def test_pairs():
 
 
 def test_pairs_of_a_screening(monkeypatch):
-  best = {'optimizer': 'Lion', 'output': 'tied head'}
+  best = {'optimizer': 'Lion', 'output': 'tied head', 'kernel': 'WeSaR'}
   monkeypatch.setattr(leaderboard_pairs, 'BEST', best)
+  monkeypatch.setattr(leaderboard, 'MORE_RATES', {'tied head': (1, 0)})
   rates = rates_of(leaderboard_pairs.get_sweep('night'))
-  assert set(rates) >= {'AdamW', 'Lion', 'tied head', 'Lion + tied head'}
-  assert set(rates['Lion + tied head']) == set(rates['Lion'])
+  assert set(rates) >= {'AdamW', 'Lion', 'tied head', 'Lion + tied head', 'Lion + WeSaR'}
+  assert set(rates['Lion + tied head']) == {1e-5, *rates['Lion']}
+  assert min(rates['Lion + WeSaR']) == 1e-6  # shifted by both
   places = leaderboard_pairs.get_report()['places']
   assert places['Lion + tied head'] == 'optimizer + output'
 
@@ -94,4 +106,4 @@ def test_pairs_of_a_screening(monkeypatch):
 def test_an_arm_of_ones_own():
   points = leaderboard.points('cpu', {'mine': {'optimizer.beta1': 0.8}})
   mine = hyper.of_arms(points, ['mine'])
-  assert set(rates_of(mine)) == {'AdamW', 'mine'} and len(mine) == 14
+  assert set(rates_of(mine)) == {'AdamW', 'mine'} and len(mine) == 18
