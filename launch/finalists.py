@@ -4,8 +4,9 @@
 
 The rule is that of configs/leaderboard.py. What is printed is what configs/leaderboard_finals.py
 and configs/leaderboard_pairs.py hold as FINALISTS and BEST. Arms with the lowest loss at an end of
-their grid are named on stderr: they need more rates (MORE_RATES of configs/leaderboard.py) and are
-no finalists before. With several sizes, the smallest one counts.
+their grid or no critical rate within it are named on stderr: they need more rates (MORE_RATES of
+configs/leaderboard.py) and are no finalists before. With several sizes, the smallest one counts.
+All runs must have ended.
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -37,10 +38,13 @@ def main() -> None:
   results = results_lib.load_workdir(workdir)
   if not table_lib.applies(results):
     raise BadInput(f'--workdir={workdir}: the points of its sweep have no arm')
+  waiting = int((results.runs['status'] == 'missing').sum())
+  if waiting:
+    raise BadInput(f'--workdir={workdir}: {waiting} of its {len(results.runs)} runs have not ended')
   table = table_lib.leaderboard(results, inert.load(workdir))
   table = table[table['is_baseline'].cumsum() == 1]
-  for arm, end in front.at_edges(table):
-    print(f'{arm}: its loss is lowest at the {end} end of its rates', file=sys.stderr)
+  for arm, why in front.at_edges(table):
+    print(f'{arm}: {why}', file=sys.stderr)
   lacking = table[table['missing'] > 0]
   for arm, missing in zip(lacking['arm'], lacking['missing'], strict=True):
     print(f'{arm}: {missing} of its runs do not count', file=sys.stderr)

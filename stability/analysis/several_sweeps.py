@@ -60,9 +60,20 @@ def load(workdirs: Mapping[str, Path]) -> Results:
       for name, part in parts.items()
       for entry in part.windows
   ]
+  places, controls = (
+      {arm: value for part in reversed(parts.values()) for arm, value in getattr(part, of).items()}
+      for of in ('places', 'controls')
+  )
   not_comparable = next(filter(None, (part.not_comparable for part in parts.values())), None)
   return Results(
-      runs, [SWEEP, *groups], sizes, windows, not_comparable, sweeps=tuple(workdirs)
+      runs,
+      [SWEEP, *groups],
+      sizes,
+      windows,
+      not_comparable,
+      sweeps=tuple(workdirs),
+      places=places,
+      controls=controls,
   )
 
 

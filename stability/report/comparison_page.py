@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from stability.analysis import lr_sensitivity, several_sweeps
+import pandas as pd
+
+from stability.analysis import inert, lr_sensitivity, several_sweeps
 from stability.analysis.results import Results
 from stability.report import labels, leaderboard, page
 from stability.report.options import Options
@@ -63,7 +65,7 @@ def write_comparison(compared: Comparison, output: Path, options: Options) -> Pa
       title=f'Training stability: {", ".join(compared.workdirs)}',
       differing=compared.differing,
       differences=compared.differences,
-      board=leaderboard.section(results, costs=options.costs),
+      board=leaderboard.section(results, _acted(compared), options.costs),
       facts={
           f'{heading} of {name}': entries
           for name, sweep in compared.sweeps.items()
@@ -75,6 +77,15 @@ def write_comparison(compared: Comparison, output: Path, options: Options) -> Pa
   columns += ['initial_loss', 'final_loss']
   files.write_atomic(output / 'results.csv', results.runs[columns].to_csv(index=False))
   return path
+
+
+def _acted(compared: Comparison) -> pd.DataFrame:
+  """How often interventions acted in the runs of all sweeps, see analysis/inert.py."""
+  parts = []
+  for name, workdir in compared.workdirs.items():
+    acted = inert.load(workdir)
+    parts.append(acted.assign(run=[f'{name}/{run}' for run in acted['run']]))
+  return pd.concat(parts, ignore_index=True)
 
 
 def differing(found: Mapping[str, list[list]]) -> str:

@@ -100,12 +100,17 @@ def _number(row: pd.Series, name: str) -> str:
   text = functools.partial(_plain, name)
   if pd.isna(row[name]):
     return ''
-  bound = next((part for part in row['censored'].split() if part[:-2] == name), '')
-  shown = {'>=': '\u2265 ', '<=': '\u2264 '}.get(bound[-2:], '') + text(row[name])
+  shown = _bounded(row, name)
   low, high = (row.get(f'{name}_{end}', float('nan')) for end in ('low', 'high'))
   if name not in _WITH_INTERVAL or pd.isna(low):
     return shown
   return f'{shown} ({text(low)}-{text(high)})'
+
+
+def _bounded(row: pd.Series, name: str) -> str:
+  """A number with the sign of a bound."""
+  bound = next((part for part in row['censored'].split() if part[:-2] == name), '')
+  return {'>=': '\u2265 ', '<=': '\u2264 '}.get(bound[-2:], '') + _plain(name, row[name])
 
 
 def _plain(name: str, value: float) -> str:
@@ -126,7 +131,10 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
     size = labels.parameters(of_size['parameters'].iloc[0])
     on_front = of_size[of_size['front']].sort_values('best_loss')
     if len(on_front):
-      arms = [f'{r.arm} ({r.best_loss:.3f}, {r.headroom:.2g})' for r in on_front.itertuples()]
+      arms = [
+          f'{row["arm"]} ({_bounded(row, "best_loss")}, {_bounded(row, "headroom")})'
+          for _, row in on_front.iterrows()
+      ]
       yield f'On the front at {size} (best loss, headroom): {"; ".join(arms)}.'
     for verdict in ('better', 'worse'):
       for what in ('loss', 'headroom'):
@@ -138,9 +146,8 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
           yield f'{verdict.capitalize()} than the baseline in {what} at {size}: {listed}.'
     if of_size['inert'].any():
       yield f'Inert at {size}: {"; ".join(of_size["arm"][of_size["inert"]])}.'
-    for arm, end in front.at_edges(of_size):
-      where = {'low': 'lowest', 'high': 'highest'}[end]
-      yield f'{arm} has its lowest loss at its {where} rate at {size}: more rates are needed.'
+    for arm, why in front.at_edges(of_size):
+      yield f'{arm} needs more rates at {size}: {why}.'
     unmatched = of_size['arm'][of_size['parameters'] != of_size['parameters'].iloc[0]]
     if len(unmatched):
       yield f'Not at the parameters of the baseline at {size}: {"; ".join(unmatched)}.'

@@ -39,7 +39,8 @@ def test_every_arm_has_four_decades_and_one_seed(scale):
 
 
 def test_more_rates_extend_a_window(monkeypatch):
-  monkeypatch.setattr(leaderboard, 'MORE_RATES', {'Muon': (1, 2), 'DoWG': (2, 0), 'Prodigy': (0, 1), 'WeSaR': (3, 0)})
+  more = {'Muon': (1, 2), 'DoWG': (2, 0), 'Prodigy': (0, 1), 'WeSaR': (3, 0)}
+  monkeypatch.setattr(leaderboard, 'MORE_RATES', more)
   rates = rates_of(leaderboard.points('night'))
   assert rates['Muon'] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0]
   assert rates['DoWG'][0] == 1e-3 and len(rates['DoWG']) == 11
@@ -50,7 +51,7 @@ def test_more_rates_extend_a_window(monkeypatch):
 def test_a_window_that_the_grid_does_not_hold():
   with pytest.raises(BadInput, match='9 rates from -30 half decades'):
     grid.learning_rates('cpu', -30, 9)
-  with pytest.raises(BadInput, match='grid.RATES'):
+  with pytest.raises(BadInput, match=r'grid\.RATES'):
     grid.rates_from(100.0, 0, 9)
 
 

@@ -35,13 +35,21 @@ def test_list(tmp_path, capsys):
 def test_arms_at_an_edge_and_without_runs(tmp_path, capsys):
   made_up.write_sweep(
       tmp_path, widths=(16,), interventions=ARMS, seeds=(0,), rates=(1e-2, 1e-1, 1.0),
-      leave_out=(8,),
+      results={8: {'status': 'failed', 'final_loss': None}},
   )  # fmt: skip
   assert run(f'--workdir={tmp_path}') == 0
   out, err = capsys.readouterr()
   assert out == 'FINALISTS = (\n)\nBEST = {\n}\n'
-  assert 'no qk-norm: its loss is lowest at the low end of its rates' in err
+  assert 'no qk-norm: its loss is lowest at the lowest of its rates' in err
   assert "Kahan's: 1 of its runs do not count" in err
+
+
+def test_unfinished_screening(tmp_path, capsys):
+  made_up.write_sweep(
+      tmp_path, widths=(16,), interventions=ARMS, seeds=(0,), rates=(1e-2, 1e-1), leave_out=(1, 4)
+  )
+  assert run(f'--workdir={tmp_path}') == 2
+  assert '2 of its 6 runs have not ended' in capsys.readouterr().err
 
 
 def test_sweep_without_arms(tmp_path, capsys):

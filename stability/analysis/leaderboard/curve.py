@@ -28,13 +28,15 @@ class Statistics:
   """Numbers of one curve.
 
   `values` has those of COLUMNS: losses and regret in nats, widths in decades; NaN where the grid
-  does not tell. `censored` names those that are only bounds: ABOVE if the true value is at least
-  the one given, BELOW if it is at most that.
+  does not tell: with the lowest loss at an end, all that is relative to it. `censored` names those
+  that are only bounds: ABOVE if the true value is at least the one given, BELOW if it is at most
+  that.
   """
 
   values: dict[str, float]
   censored: dict[str, int]
   edge: int  # the end of the grid at which the loss is lowest; EXACT (0) if it is lowest inside
+  grid_rate: float = float('nan')  # the rate with the lowest loss; NaN at an edge
 
 
 def statistics(
@@ -49,7 +51,7 @@ def statistics(
     learning_rates: ascending.
     losses: min(final, initial) at each, nats; NaN does not count.
     initial_loss: nats.
-    reference_rate: the best rate of the smallest size, for the regret.
+    reference_rate: the grid_rate of the smallest size, for the regret.
   """
   counted = ~np.isnan(losses)
   log_rates, losses = np.log10(learning_rates[counted]), losses[counted]
@@ -59,15 +61,15 @@ def statistics(
   lowest = int(losses.argmin())
   best = float(losses[lowest])
   values['best_loss'] = best
-  if best >= initial_loss:  # nothing was learned at any rate
-    return Statistics(values, {}, EXACT)
+  if best >= initial_loss:  # nothing was learned at any rate: all may be too high
+    return Statistics(values, {'best_loss': BELOW}, BELOW)
   log_best, edge = log_best_rate(pd.Series(losses, log_rates))
   values['best_learning_rate'] = 10**log_best
-  censored = {'best_loss': BELOW, 'best_learning_rate': edge} if edge else {}
+  if edge:
+    return Statistics(values, {'best_loss': BELOW, 'best_learning_rate': edge}, edge)
+  censored = {}
 
-  values['lr_sensitivity'], is_covered = _sensitivity(log_rates, losses, log_rates[lowest])
-  if not is_covered:
-    censored['lr_sensitivity'] = ABOVE
+  values['lr_sensitivity'] = _sensitivity(log_rates, losses, log_rates[lowest])
   for name, excess in WIDTHS.items():
     values[name], is_covered = width(log_rates, losses, excess)
     if not is_covered:
@@ -75,18 +77,15 @@ def statistics(
 
   critical, is_censored = instability.critical_rate(10**log_rates, losses, initial_loss)
   values['critical_learning_rate'] = critical
+  # The vertex of a parabola between steep neighbours can lie above the interpolated crossing.
+  values['headroom'] = max(1.0, critical / 10**log_best)
   if is_censored:
-    censored['critical_learning_rate'] = ABOVE
-  if edge != ABOVE:  # else neither of its parts is known
-    # The vertex of a parabola between steep neighbours can lie above the interpolated crossing.
-    values['headroom'] = max(1.0, critical / 10**log_best)
-    if is_censored or edge == BELOW:
-      censored['headroom'] = ABOVE
+    censored |= {'critical_learning_rate': ABOVE, 'headroom': ABOVE}
 
   for name, factor in MULTIPLES.items():
     values[name] = at(log_rates, losses, log_best + np.log10(factor))
   values['regret'] = at(log_rates, losses, np.log10(reference_rate)) - best
-  return Statistics(values, censored, edge)
+  return Statistics(values, censored, EXACT, float(10 ** log_rates[lowest]))
 
 
 def at(log_rates: np.ndarray, losses: np.ndarray, log_rate: float) -> float:
@@ -94,14 +93,15 @@ def at(log_rates: np.ndarray, losses: np.ndarray, log_rate: float) -> float:
   return float(np.interp(log_rate, log_rates, losses, left=np.nan, right=np.nan))
 
 
-def _sensitivity(log_rates: np.ndarray, losses: np.ndarray, centre: float) -> tuple[float, bool]:
-  """LR sensitivity on the window around a rate, and whether the grid covers the window."""
+def _sensitivity(log_rates: np.ndarray, losses: np.ndarray, centre: float) -> float:
+  """LR sensitivity on the window around a rate; NaN if the grid does not cover the window."""
+  inside = WINDOW / 2 - _SLACK
+  if log_rates[0] > centre - inside or log_rates[-1] < centre + inside:
+    return float('nan')
   reach = WINDOW / 2 + _SLACK
   limits = (10 ** (centre - reach), 10 ** (centre + reach))
   table = pd.DataFrame({'loss': losses}, 10**log_rates)
-  spread = float(lr_sensitivity.spreads(table, np.ones((1, 1)), [limits])[0, 0])
-  inside = WINDOW / 2 - _SLACK
-  return spread, log_rates[0] <= centre - inside and log_rates[-1] >= centre + inside
+  return float(lr_sensitivity.spreads(table, np.ones((1, 1)), [limits])[0, 0])
 
 
 def width(log_rates: np.ndarray, losses: np.ndarray, excess: float) -> tuple[float, bool]:

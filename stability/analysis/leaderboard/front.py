@@ -38,15 +38,16 @@ def finalists(table: pd.DataFrame, count: int) -> list[str]:
   """The arms of a screening that go to the finals, nearest to the front first.
 
   These are the `count` arms with the smallest distance; of equal ones, those with the lower loss.
-  The baseline, controls, inert arms and arms that lack runs are left out, and so are arms whose
-  loss is lowest at an end of their grid: they need more rates first (see `at_edges`).
+  The baseline, controls, inert arms and arms that lack runs are left out, and so are arms that need
+  more rates first (see `at_edges`).
 
   Args:
     table: of one size, see table.leaderboard.
     count: how many.
   """
   may_be = table['distance'].notna() & (table['control'] == '') & ~table['is_baseline']
-  may_be &= ~table['inert'] & (table['edge'] == '') & (table['missing'] == 0)
+  may_be &= ~table['inert'] & (table['missing'] == 0)
+  may_be &= ~table['arm'].isin([arm for arm, _ in at_edges(table)])
   ranked = table[may_be].sort_values(['distance', 'best_loss'], kind='stable')
   return list(ranked['arm'][:count])
 
@@ -58,6 +59,20 @@ def best_of_places(table: pd.DataFrame) -> dict[str, str]:
 
 
 def at_edges(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
-  """(arm, end of its grid) of the arms whose loss is lowest there: low or high."""
-  found = table[table['edge'] != '']
-  return list(zip(found['arm'], found['edge'], strict=True))
+  """(arm, what is at which end of its grid) of the arms that need more rates there.
+
+  These are arms whose loss is lowest at an end, or whose critical rate is above the highest rate.
+  """
+  found = []
+  for row in table.itertuples():
+    if row.edge:
+      where = {'low': 'lowest', 'high': 'highest'}[row.edge]
+      found.append((row.arm, f'its loss is lowest at the {where} of its rates'))
+    elif is_bound(row.censored, 'headroom'):
+      found.append((row.arm, 'it is stable at the highest of its rates'))
+  return found
+
+
+def is_bound(censored: str, column: str) -> bool:
+  """Whether a cell of the column `censored` names this column."""
+  return any(part[:-2] == column for part in censored.split())

@@ -105,18 +105,18 @@ def leaderboard(
   Args:
     results: the runs of a sweep to which the leaderboard applies.
     acted: how often interventions acted, see inert.load.
-    costs: measured ratios of cost, with the columns arm, width, seconds and bytes; without an entry
-      for an arm, the seconds are those of its runs, and the bytes are unknown.
+    costs: measured ratios of cost, with the columns arm, width, seconds and bytes; without them,
+      the seconds are those of the runs, which other work on the machine disturbs.
   """
   has_seeds = results.runs['seed'].nunique() > 1
-  rows, reference = [], {}
+  rows, reference = [], {}  # reference: arm -> its best rate of the grid at the smallest size
   for size in sizes(results):
     parts = [
         _row(arm, size, reference.get(name, np.nan), results, has_seeds)
         for name, arm in size.arms.items()
     ]
     for row in parts:
-      reference.setdefault(row['arm'], row['best_learning_rate'])
+      reference.setdefault(row['arm'], row.pop('grid_rate'))
     base = next(iter(size.arms.values()))
     shares = {name: _shares(arm, acted) for name, arm in size.arms.items()}
     for row, arm in zip(parts, size.arms.values(), strict=True):
@@ -166,7 +166,7 @@ def _row(
 
   (found,) = of(np.ones((1, losses.shape[1])))
   row |= found.values
-  row['edge'] = _EDGES[found.edge]
+  row |= {'edge': _EDGES[found.edge], 'grid_rate': found.grid_rate}
   signs = {curve_lib.ABOVE: '>=', curve_lib.BELOW: '<='}
   row['censored'] = ' '.join(f'{name}{signs[side]}' for name, side in found.censored.items())
   if has_seeds:
@@ -197,22 +197,26 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
   room = np.log10(pd.DataFrame({arm: by_seed[arm]['headroom'] for arm in arms}).T)
   controls = list(of_size['arm'][of_size['control'] != ''])
   missing = set(of_size['arm'][of_size['missing'] > 0])
+  pooled = list(of_size['arm'][(of_size['control'] == '') & ~of_size['inert']])
   columns = {}
   for values, name, band, higher_is_better in (
       (best, 'loss', front.LOSS_BAND, False),
       (room, 'headroom', front.HEADROOM_BAND, True),
   ):
-    found = verdicts.differences(values, arms[0])
-    if found['p'].isna().all():  # one seed: a screening
+    is_bound = {arm: bool(by_seed[arm][f'{name}_bound'].any()) for arm in arms}
+    exact = [arm for arm in pooled if not is_bound[arm]]  # where a grid ends varies less
+    found = verdicts.differences(values, arms[0], exact if len(exact) > 1 else pooled)
+    if best.notna().sum(axis='columns').max() < 2:  # a screening
       verdict = pd.Series('', arms)
     else:
       verdict = verdicts.verdicts(
           found, band=band, higher_is_better=higher_is_better, alone=controls
       )
-      if name == 'headroom':
-        verdict = _of_bounds(verdict, {arm: by_seed[arm]['bound'].any() for arm in arms})
-      lacking = arms if arms[0] in missing else [arm for arm in arms if arm in missing]
-      verdict[lacking] = verdicts.UNDECIDED
+      verdict = _of_bounds(verdict, is_bound)
+      # A seed whose loss is lowest at an end of the grid has no headroom.
+      unknown = values.index[(best.notna() & values.isna()).any(axis='columns')]
+      lacking = missing.union(unknown)
+      verdict[arms if arms[0] in lacking else list(lacking)] = verdicts.UNDECIDED
       verdict[arms[0]] = ''
     columns[f'{name}_verdict'] = verdict.to_numpy()
     found = found if name == 'loss' else 10**found
@@ -223,7 +227,7 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
 
 
 def _by_seed(size: Size) -> Iterator[tuple[str, pd.DataFrame]]:
-  """(arm, table of best_loss, headroom and bound: whether that is one, by seed)."""
+  """(arm, a table by seed: best_loss, headroom, and whether each is a bound)."""
   for name, arm in size.arms.items():
     rows = {}
     for seed in arm.losses:
@@ -231,17 +235,18 @@ def _by_seed(size: Size) -> Iterator[tuple[str, pd.DataFrame]]:
       rows[seed] = {
           'best_loss': found.values['best_loss'],
           'headroom': found.values['headroom'],
-          'bound': 'headroom' in found.censored,
+          'loss_bound': 'best_loss' in found.censored,
+          'headroom_bound': 'headroom' in found.censored,
       }
     yield name, pd.DataFrame.from_dict(rows, orient='index')
 
 
 def _of_bounds(verdict: pd.Series, is_bound: Mapping[str, bool]) -> pd.Series:
-  """The verdicts on headroom that stand although some are lower bounds."""
+  """The verdicts that stand although some arms are at least as good as their numbers say."""
   base = next(iter(is_bound))
   stands = {
       (False, False): (verdicts.BETTER, verdicts.WORSE, verdicts.TIE),
-      (True, False): (verdicts.BETTER,),  # that of the arm is at least this
+      (True, False): (verdicts.BETTER,),
       (False, True): (verdicts.WORSE,),
       (True, True): (),
   }
@@ -259,29 +264,35 @@ def _shares(arm: Arm, acted: pd.DataFrame) -> dict[str, float]:
 
 
 def _is_inert(arm: Arm, base: Arm, shares: Mapping[str, Mapping[str, float]]) -> bool:
-  """Whether what only one of arm and baseline has never acted, or all their losses are equal."""
+  """Whether an arm changes nothing.
+
+  Either all losses are equal; or what only one of arm and baseline has never acted in a measured
+  step, and the best losses agree, since not all steps are measured.
+  """
   ours, of_base = shares[arm.name], shares[base.name]
   differing = ours.keys() ^ of_base.keys()
   if differing and not any((ours | of_base)[name] for name in differing):
-    return True
+    best, best_of_base = (each.losses.mean(axis='columns').min() for each in (arm, base))
+    return bool(abs(best - best_of_base) <= front.LOSS_BAND)
   columns = ['learning_rate', 'seed', 'status', 'final_loss']
   pairs = arm.runs[columns].merge(base.runs[columns], on=columns[:2], suffixes=('', '_base'))
   pairs = pairs[pairs['status'].isin(lr_sensitivity.COUNTED)]
+  if not (pairs[['status', 'status_base']] == 'done').all(axis='columns').any():
+    return False
   same = (pairs['final_loss'] == pairs['final_loss_base']) | (
       pairs[['final_loss', 'final_loss_base']].isna().all(axis='columns')
   )
-  return bool(len(pairs) and same.all() and (pairs['status'] == pairs['status_base']).all())
+  return bool(same.all() and (pairs['status'] == pairs['status_base']).all())
 
 
 def _costs(arm: Arm, base: Arm, costs: pd.DataFrame | None) -> tuple[float, float]:
   """Seconds and bytes over those of the baseline; NaN where unknown."""
   if arm is base:
     return 1.0, 1.0
-  if costs is not None and 'model.width' in arm.runs:
-    width = arm.runs['model.width'].iloc[0]
-    known = costs[(costs['arm'] == arm.name) & (costs['width'] == width)]
-    if len(known):
-      return float(known['seconds'].iloc[0]), float(known['bytes'].iloc[0])
+  if costs is not None:
+    first = arm.runs.iloc[0]
+    known = costs[(costs['arm'] == first['arm']) & (costs['width'] == first.get('model.width'))]
+    return (known['seconds'].mean(), known['bytes'].mean())  # NaN without an entry
   return _seconds(arm) / _seconds(base), np.nan
 
 

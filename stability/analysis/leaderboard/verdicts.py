@@ -6,6 +6,7 @@ the same initial parameters and batches in all arms.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,9 @@ def _residual_variance(y: np.ndarray, design: np.ndarray) -> tuple[float, int]:
   return (float(residuals @ residuals) / freedom if freedom else float('nan')), freedom
 
 
-def differences(values: pd.DataFrame, baseline: object) -> pd.DataFrame:
+def differences(
+    values: pd.DataFrame, baseline: object, pooled: Sequence[object] | None = None
+) -> pd.DataFrame:
   """The difference of each arm from the baseline, with its interval.
 
   Seeds that both have are paired. An arm that shares no seed with the baseline is compared by its
@@ -55,13 +58,15 @@ def differences(values: pd.DataFrame, baseline: object) -> pd.DataFrame:
   Args:
     values: see noise.
     baseline: the label of its row.
+    pooled: the rows that tell the variance between seeds; None: all. A control that is known to be
+      bad varies more than the others, and a copy of the baseline adds no information.
 
   Returns:
     Columns: difference, low, high (interval of level LEVEL) and p (that there is no difference,
     two-sided). A row per arm; NaN where there are too few seeds, and for the baseline.
   """
   found = pd.DataFrame(np.nan, values.index, ['difference', 'low', 'high', 'p'])
-  spread = noise(values)
+  spread = noise(values if pooled is None else values.loc[list(pooled)])
   base = values.loc[baseline].dropna()
   for arm in values.index.drop(baseline):
     ours = values.loc[arm].dropna()

@@ -74,29 +74,34 @@ def test_censored_where_the_grid_ends():
       'headroom': curve.ABOVE,
   }
   short = statistics(valley(rates=RATES[2:7]), rates=RATES[2:7])
-  assert short.censored['lr_sensitivity'] == curve.ABOVE
+  assert np.isnan(short.values['lr_sensitivity'])
   assert np.isnan(short.values['loss_at_10x']) or short.values['loss_at_10x'] <= 2.2
 
 
 def test_optimum_at_an_end():
   low = statistics(valley(best_rate=1e-5))
   assert low.edge == curve.BELOW and low.censored['best_learning_rate'] == curve.BELOW
-  assert low.censored['headroom'] == curve.ABOVE and low.values['headroom'] > 1
   high = statistics(valley(best_rate=10.0))
-  assert high.edge == curve.ABOVE and np.isnan(high.values['headroom'])
-  assert high.censored['best_loss'] == curve.BELOW
+  assert high.edge == curve.ABOVE and high.censored['best_learning_rate'] == curve.ABOVE
+  for found in (low, high):
+    assert found.censored['best_loss'] == curve.BELOW
+    for name in set(curve.COLUMNS) - {'best_loss', 'best_learning_rate'}:
+      assert np.isnan(found.values[name]), name
 
 
 def test_nothing_learned_and_nothing_run():
   flat = statistics(np.full(9, INITIAL))
   assert flat.values['best_loss'] == INITIAL and np.isnan(flat.values['headroom'])
+  assert flat.edge == curve.BELOW  # lower rates may learn something
   none = statistics(np.full(9, np.nan))
   assert np.isnan(list(none.values.values())).all()
 
 
 def test_regret():
-  values = statistics(valley(), reference_rate=1e-1).values
-  assert values['regret'] == pytest.approx(0.2)
+  found = statistics(valley(), reference_rate=1e-1)
+  assert found.values['regret'] == pytest.approx(0.2)
+  own = statistics(valley(cliff=3e-2), reference_rate=found.grid_rate)
+  assert own.values['regret'] == 0
   assert np.isnan(statistics(valley(), reference_rate=10.0).values['regret'])
 
 

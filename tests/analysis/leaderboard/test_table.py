@@ -93,8 +93,7 @@ def test_regret_is_that_of_the_rate_of_the_smallest_size():
   found = table_lib.leaderboard(results)
   assert found['parameters'].tolist() == [1000, 4000]
   assert np.isnan(found['regret'][0])
-  moved = np.log10(found['best_learning_rate'][0] / 3e-3)
-  assert found['regret'][1] == pytest.approx(0.2 * moved)
+  assert found['regret'][1] == pytest.approx(0.2 * np.log10(1e-2 / 3e-3))
 
 
 def seeded(noise, seeds=(1, 2, 3, 4, 5), again=(11, 12, 13, 14, 15)):
@@ -133,6 +132,46 @@ def test_lower_bounds_of_headroom_decide_only_one_side():
   assert found['headroom_verdict'].tolist() == ['', 'undecided', 'worse']
 
 
+def test_optima_at_an_end_decide_only_one_side():
+  arms = {'AdamW': ARMS['AdamW'], 'worse': (2.2, 0.2, np.inf, 1e-4), 'better': (1.7, 0.2, 1, 1e-4)}
+  found = leaderboard(*(rows(name, arm, seeds=(0, 1, 2)) for name, arm in arms.items()))
+  assert found['edge'].tolist() == ['', 'low', 'low']
+  assert found['loss_verdict'].tolist() == ['', 'undecided', 'better']
+  assert found['headroom_verdict'].tolist() == ['', 'undecided', 'undecided']
+  assert not found['front'].iloc[1:].any()
+
+
+def test_a_seed_without_headroom_leaves_it_undecided():
+  usual = ARMS['AdamW']
+  parts = [list(rows(name, usual, seeds=(0, 1, 2), noise=0.001)) for name in ('AdamW', 'same')]
+  moved = [row | {'arm': 'moved'} for row in rows('m', (2, 0.2, np.inf, 1.0), seeds=(2,))]
+  parts.append([*rows('moved', usual, seeds=(0, 1), noise=0.001), *moved])
+  found = leaderboard(*parts)
+  assert found.loc['same', 'headroom_verdict'] == 'tie'
+  assert found.loc['moved', 'headroom_verdict'] == 'undecided'
+  assert set(leaderboard(parts[2], *parts[:2])['headroom_verdict']) == {'', 'undecided'}
+
+
+def test_a_noisy_control_does_not_widen_the_intervals_of_others():
+  def found(noise):
+    parts = [rows(name, arm, seeds=range(5), noise=0.001) for name, arm in ARMS.items()]
+    noisy = rows('noisy', ARMS['bad'], seeds=range(5), noise=noise)
+    return leaderboard(*parts, noisy, controls={'noisy': 'worse'})
+
+  low, high = (found(noise)['loss_difference_low'] for noise in (0.001, 0.3))
+  for arm in ('wide', 'better', 'shifted'):
+    assert low[arm] == high[arm]
+
+
+def test_equal_only_where_both_diverge_is_not_inert():
+  base = list(rows('AdamW', ARMS['bad']))
+  other = [
+      row | ({'status': 'done', 'final_loss': 2.5} if row['status'] == 'done' else {})
+      for row in rows('other', ARMS['bad'], rates=(3e-2, 1e-1, 3e-1))
+  ]
+  assert not leaderboard(base, other).loc['other', 'inert']
+
+
 def test_arms_that_lack_runs_are_undecided():
   parts = [list(rows(name, arm, seeds=(0, 1, 2))) for name, arm in ARMS.items()]
   parts[2][1] |= {'status': 'failed', 'final_loss': np.nan}
@@ -160,6 +199,9 @@ def test_inert():
   parts = [base, rows('wide', ARMS['wide']), rows('bad', ARMS['bad'])]
   found = leaderboard(*parts, acted=acted(shares))
   assert found['inert'].to_dict() == {'AdamW': False, 'wide': True, 'bad': False}
+  # It may have acted between measured steps: its best loss differs.
+  parts[1] = rows('wide', (1.95, 0.08, np.inf, 1e-2))
+  assert not leaderboard(*parts, acted=acted(shares)).loc['wide', 'inert']
   # Of the baseline's clipping, which the arm lacks: it does something, or nothing.
   for share, inert in ((0.5, False), (0.0, True)):
     found = leaderboard(base, rows('wide', ARMS['wide']), acted=acted([('clip', share, 'AdamW')]))
@@ -175,6 +217,8 @@ def test_costs():
   measured = {'arm': 'slow', 'width': [32, 48], 'seconds': [2.0, 3.0], 'bytes': [4.0, 5.0]}
   found = leaderboard(*parts, costs=pd.DataFrame(measured))
   assert found.loc['slow', ['seconds_ratio', 'bytes_ratio']].tolist() == [2.0, 4.0]
+  unknown = leaderboard(*parts, costs=pd.DataFrame(measured | {'arm': 'other'}))
+  assert unknown.loc['slow', ['seconds_ratio', 'bytes_ratio']].isna().all()
 
 
 def test_front():
@@ -199,9 +243,13 @@ def test_finalists():
       'is_baseline': [True] + [False] * 7,
       'inert': [False] * 6 + [True, False],
       'edge': [''] * 5 + ['high', '', ''],
+      'censored': '',
       'missing': 0,
   })
   assert front.finalists(table, 10) == ['c', 'b', 'a']
   assert front.finalists(table, 2) == ['c', 'b']
   assert front.best_of_places(table) == {'x': 'c', 'y': 'b'}
-  assert front.at_edges(table) == [('e', 'high')]
+  assert front.at_edges(table) == [('e', 'its loss is lowest at the highest of its rates')]
+  table.loc[3, 'censored'] = 'critical_learning_rate>= headroom>='
+  assert ('c', 'it is stable at the highest of its rates') in front.at_edges(table)
+  assert front.finalists(table, 10) == ['b', 'a']
