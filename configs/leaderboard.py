@@ -7,10 +7,11 @@ pairs of the best arms. The protocol, fixed before any run:
              z-loss; one size, one seed, the same order of batches and the same initial seed.
   Rates      nine, half a decade apart: the window of the scale and two above it, or the arm's own
              where a rate means something else (arms.SHIFTS, MULTIPLIERS). Where the loss is lowest
-             at an end of the grid, MORE_RATES extends it, until it is not; nothing else is changed.
+             at an end of the grid, or the critical rate is above it, MORE_RATES extends it, until
+             this is no longer so; nothing else is changed.
   Measures   each against the arm's own best loss, since a better arm must not make the others look
-             unstable; one initial loss for all, that of the baseline. The columns are in
-             configs/README.md.
+             unstable; one initial loss for all, that of the baseline. Nothing that is relative to
+             an optimum at an end of the grid counts. The columns are in configs/README.md.
   Length     2,000 steps, which configs/length.py:night chose before any arm was looked at: at 37K,
              the claims on LR sensitivity have the verdicts of 10,000 steps from 1,000 on, and
              qk-layernorm lowers LR sensitivity by a factor of 2.2 at 2,500 steps, of 3.1 at 10,000.
@@ -20,16 +21,17 @@ pairs of the best arms. The protocol, fixed before any run:
   Finalists  the 10 arms nearest to the Pareto front of best loss and headroom. An arm's distance is
              the number of bands, of 0.02 nats and of 0.15 decades, by which it would have to gain
              in loss and headroom at once for no arm to be better in both; of equal distances, the
-             lower loss. Inert arms, controls and arms that lack runs or have their optimum at an
-             end of the grid are left out. `python -m launch.finalists --workdir=DIR` prints them.
+             lower loss. Inert arms, controls and arms that lack runs or need more rates are left
+             out. `python -m launch.finalists --workdir=DIR` prints them.
   Finals     give verdicts, from fresh seeds: paired differences from the baseline by seed, the
-             variance between seeds pooled over arms, 90 % intervals. A tie is an interval within
-             0.02 nats, or 0.15 decades of headroom; else an arm is better or worse if its
-             difference passes Holm's procedure over the finalists; else it is undecided.
+             variance between seeds pooled over arms but controls, 90 % intervals. A tie is an
+             interval within 0.02 nats, or 0.15 decades of headroom; else an arm is better or worse
+             if its difference passes Holm's procedure over the finalists; else it is undecided.
 
 Amended on 29 November 2026, after the first 26 runs, of which only the losses of the baseline had
 been looked at: it was stable at all seven rates of the first version, so that headroom would have
-told where the grid ends. At 1 its loss is 2.24, where the critical one is 1.80.
+told where the grid ends. At 1 its loss is 2.24, where the critical one is 1.80. What is relative to
+an optimum at an end no longer counts, and controls no longer add to the variance between seeds.
 
 Arms of one size have the same width and depth. SwiGLU, experts and gates have other numbers of
 parameters, which the table shows: their losses are not at matched counts.

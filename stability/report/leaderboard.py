@@ -160,16 +160,15 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
 
 def _plots(results: Results, table: pd.DataFrame) -> list[Plot]:
   """The front, and the curves of the arms of each place."""
-  found = [
-      Plot(
-          'leaderboard_front',
-          'Best loss and headroom of the arms',
-          'Lower right is worse: a higher loss, and less room between the best and the critical'
-          ' learning rate. No arm has both a lower loss and more headroom than those on the front.',
-          functools.partial(plots.front, results, table),
-          '',
-      )
-  ]
+  front_plot = Plot(
+      'leaderboard_front',
+      'Best loss and headroom of the arms',
+      'Lower right is worse: a higher loss, and less room between the best and the critical'
+      ' learning rate. No arm has both a lower loss and more headroom than those on the front.',
+      functools.partial(plots.front, results, table),
+      '',
+  )
+  found = [front_plot] if table['headroom'].notna().any() else []
   for number, place in enumerate(dict.fromkeys(table['place'][~table['is_baseline']]), 1):
     name = place if place.isidentifier() else str(number)
     found.append(

@@ -14,7 +14,9 @@ from stability import hyper
 from stability.analysis import comparison, lr_sensitivity, several_sweeps
 from stability.analysis.results import Results
 from stability.errors import BadInput
-from stability.storage import sweeps
+from stability.report import comparison_page
+from stability.report.options import Options
+from stability.storage import files, sweeps
 
 QK_NORM, SMALL = 'model.qk_norm', {'widths': (16,), 'seeds': (0,), 'rates': (1e-2, 1e-1)}
 
@@ -177,6 +179,32 @@ def test_load(workdirs):
   curves = several_sweeps.load_curves(workdirs, ['gradient_norm'])
   assert set(curves['run']) == set(results.runs['run'])
   assert curves['run'].dtype == 'category' and len(curves) == 8 * 30
+
+
+def test_arms_keep_places_controls_and_what_acted(tmp_path):
+  bare = {'model.qk_norm': 'none'}
+  workdirs = {}
+  for name, report in (
+      ('theirs', {'places': {'bare': 'attention'}, 'controls': {'bare': 'worse'}}),
+      ('mine', {'places': {'bare': 'other', 'again': 'seed'}}),
+  ):
+    workdirs[name] = tmp_path / name
+    arms = [{'arm': 'AdamW'}, {'arm': 'bare', **bare}, {'arm': 'again', 'optimizer.eps': 1e-9}]
+    made_up.write_sweep(workdirs[name], interventions=arms, **SMALL | {'rates': (1e-3, 1e-2, 1e-1)})
+    sweep = files.read_json(workdirs[name] / 'sweep.json')
+    files.write_json(workdirs[name] / 'sweep.json', sweep | {'report': report})
+  results = several_sweeps.load(workdirs)
+  assert results.places == {'bare': 'attention', 'again': 'seed'}
+  assert results.controls == {'bare': 'worse'}
+  compared = comparison_page.compare(workdirs, Options(figures=('leaderboard_front',)))
+  acted = comparison_page._acted(compared)
+  shares = results.runs.merge(acted, on='run').groupby('arm')['share'].agg(['mean', 'size'])
+  assert shares['mean'].to_dict() == {'AdamW': 0, 'again': 0, 'bare': 1}
+  assert set(shares['size']) == {6}
+  output = tmp_path / 'page'
+  comparison_page.write_comparison(compared, output, Options(figures=('leaderboard_front',)))
+  table = pd.read_csv(output / 'leaderboard.csv').set_index('arm')
+  assert table['control'].dropna().to_dict() == {'theirs, bare': 'worse', 'mine, bare': 'worse'}
 
 
 def test_sweeps_over_different_fields(workdirs, tmp_path):

@@ -120,3 +120,13 @@ def test_only_with_arms(tmp_path):
   )
   assert leaderboard.section(results_lib.load_workdir(empty)) is None
   assert sweeps.read_sweep(empty).report == {}
+
+
+def test_all_optima_at_an_end(tmp_path):
+  """There is no headroom to draw; sentences say what is needed."""
+  made_up.write_sweep(
+      tmp_path, widths=(16,), interventions=ARMS, seeds=(0,), rates=(1e-2, 1e-1)
+  )
+  found = leaderboard.section(results_lib.load_workdir(tmp_path))
+  assert 'leaderboard_front' not in [plot.name for plot in found.plots]
+  assert any('AdamW needs more rates at' in sentence for sentence in found.sentences)
