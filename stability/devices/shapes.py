@@ -138,7 +138,11 @@ def gradient_bytes(
   none = trace(depth=0)
   one = none if depth == 0 else trace(depth=1)
   others = max(depth - 1, 0)  # blocks that are not in the trace
-  kept = others * (one.kept.at(rows) - none.kept.at(rows))
+  of_block = one.kept - none.kept
+  if shards > 1 and platform == 'tpu':
+    # Its compiler multiplies by pieces of the weights as they arrive, and keeps no cast copies.
+    of_block = of_block._replace(fixed=0)
+  kept = others * of_block.at(rows)
   other_gradients = others * one.block / shards
   found = []
   for moment in one.moments:

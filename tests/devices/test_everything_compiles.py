@@ -1,6 +1,6 @@
 """Every variant, intervention and layout compiles for a GPU and a TPU: by hand, it takes an hour.
 
-Of the large sizes, only 1.2B on h100:8 has been seen to end; 4.8B was stopped after 20 minutes.
+Of the large sizes, 1.2B has been seen to end; 4.8B on h100:8 was stopped after 20 minutes.
 
   pytest -m soak tests/devices/test_everything_compiles.py
 

@@ -234,3 +234,12 @@ def test_unknown_memory_needs_no_traces():
       "sys.exit('jax' in sys.modules or found.layout != 'single')"
   )
   assert subprocess.run([sys.executable, '-c', program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize('depth, compiled', [(2, 1.71e9), (4, 2.56e9), (24, 11.05e9)])
+def test_tpus_keep_no_gathered_weights(depth, compiled):
+  """What libtpu's compiler says of 1.2B, and of parts of it, on v5e:4x4 in four microbatches."""
+  config = published('1.2B')
+  config = config | {'model': config['model'] | {'depth': depth}}
+  found = placement.memory(config, Placement('sharded', 1, 4, 'none'), 16, 32_101, 'tpu')
+  assert found.total == pytest.approx(compiled, rel=0.15)
