@@ -56,6 +56,7 @@ def _unstable_at_highest_rate(e: Evidence) -> pd.Series:
 
 
 def _block_0_is_highest(e: Evidence) -> pd.Series:
+  e.require('model.depth')
   e = e.only((e.runs['model.depth'] > 1) & e.runs['unstable'])
   if e.runs.empty:
     raise Undecided('no run with two or more blocks is unstable')
@@ -149,6 +150,7 @@ def _unstable_where_predicted(e: Evidence) -> pd.Series:
 
 def _critical_logit_scale(e: Evidence) -> pd.Series:
   """Decades between 1e3 and the logit scale at which the loss exceeds the best by the MARGIN."""
+  e.require('model.depth')
   e = e.only(e.runs['model.depth'] > 0)
   losses = e.mean(e.runs['loss']).groupby(level='model.logit_scale').mean().sort_index()
   scales = np.log10(losses.index.to_numpy(float))

@@ -210,7 +210,7 @@ class Evidence:
     """The onset of instability (see instability.onset) of each run as a fraction of its steps."""
     if self.curves is None:
       raise Undecided('there are no training curves')
-    self._require('schedule.steps')
+    self.require('schedule.steps')
     # From the whole sweep, since the best run of a size may not be among the selected ones.
     onset = instability.onset(self.results, self.curves)
     return onset[self.runs.index] / self.runs['schedule.steps']
@@ -242,8 +242,8 @@ class Evidence:
     the warm-up is late enough to be informative, and no run has diverged before it. Shorter runs
     have no comparable step.
     """
-    self._require('schedule.steps')
-    self._require('schedule.warmup_steps')
+    self.require('schedule.steps')
+    self.require('schedule.warmup_steps')
     curves = self._probe_curves(probe)
     runs = self.runs.set_index('run')
     is_short = runs['schedule.steps'] < PAPER_STEPS
@@ -253,15 +253,15 @@ class Evidence:
 
   def max_after_warmup(self, probe: str) -> pd.Series:
     """The highest value of a probe from the end of the warm-up on."""
-    self._require('schedule.warmup_steps')
+    self.require('schedule.warmup_steps')
     curves = self._probe_curves(probe)
     first = curves['run'].astype(object).map(self.runs.set_index('run')['schedule.warmup_steps'])
     by_run = curves[curves['step'] >= first].groupby('run', observed=True)
     return self._per_run(probe, by_run[probe].max())
 
-  def _require(self, field: str) -> None:
+  def require(self, field: str) -> None:
     """Raises NotApplicable if the configs of imported runs do not have a field."""
-    if field not in self.runs:
+    if field not in self.runs or self.runs[field].isna().all():
       raise NotApplicable(f'{field} of the runs is unknown')
 
   def _probe_curves(self, probe: str) -> pd.DataFrame:

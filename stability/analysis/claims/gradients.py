@@ -33,6 +33,7 @@ def _slopes(e: Evidence, probe: str, level: str) -> pd.DataFrame:
 
 def _block_output(e: Evidence) -> str:
   """The output probe of block 2, as in the paper, or of the last block that all sizes have."""
+  e.require('model.depth')
   return f'block_{min(2, int(e.runs["model.depth"].min()) - 1)}/output_rms'
 
 
@@ -102,6 +103,7 @@ def _remaining_update(e: Evidence) -> pd.Series:
   It is computed for the first MLP layer of every block that all sizes have, as the geometric mean
   over runs. The highest of these means over blocks is returned.
   """
+  e.require('model.depth')
   smallest = e.runs[EPS].min()
   by_block = []
   for block in range(int(e.runs['model.depth'].min())):

@@ -27,6 +27,7 @@ def _shortest_over_longest_warmup(e: Evidence) -> pd.DataFrame:
 
 
 def _default_over_longest_warmup(e: Evidence) -> pd.Series:
+  e.require(STEPS)
   table = np.log(e.lr_sensitivity())
   default_steps = round(DEFAULT_WARMUP * e.runs[STEPS].max())
   longest_steps = table.index.get_level_values(WARMUP).max()

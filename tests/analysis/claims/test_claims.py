@@ -36,6 +36,9 @@ for claim in registry.CLAIMS:
   number = sum(other.figure == claim.figure for other in NAMED.values())
   prefix = 'extension_' if claim.figure == EXTENSION else claim.figure
   NAMED[prefix + string.ascii_lowercase[number]] = claim
+ALWAYS = (  # columns of the runs of any trainer
+    *('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss'),
+)
 FIGURES = {*map(str, range(1, 14)), 'C.1', *(f'E.{number}' for number in range(1, 16))}
 
 
@@ -122,6 +125,16 @@ def test_undecided_without_probes(name):
   curves.loc[some, curves.columns.drop(['run', 'step', 'loss'])] = np.nan
   found = verdict(name, results, curves)
   assert found.verdict == UNDECIDED and 'was not logged in ' in found.reason
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_runs_of_other_trainers_may_lack_columns(name):
+  """All but the size, what varies and what every run has: a claim is decided or not, no error."""
+  results, curves = simulate(CASES[name][0], CASES[name][1])
+  kept = list(dict.fromkeys([*ALWAYS, *results.groups]))
+  results = dataclasses.replace(results, runs=results.runs[kept], sizes=[])
+  found = verdict(name, results, curves)
+  assert found.verdict in (HOLDS, DOES_NOT_HOLD) or found.reason
 
 
 def test_no_claim_applies_to_a_single_run():
