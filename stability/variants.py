@@ -8,10 +8,12 @@ There are two kinds of table, each defined next to the code that uses it:
                           transformations, updates after the optimizer's, probes ...
 
 Entries from outside the package, those of a config file (get_extensions, stability/extensions.py),
-are added to the same tables. This module imports no jax: options are checked without it.
+are added to the same tables. This module imports no jax, except to add a term: options are checked
+without it.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -98,8 +100,15 @@ def is_on(static: Mapping[str, Any], when: str) -> bool:
   return value == wanted if wanted else value not in (False, 'none')
 
 
-# The places that take terms.
-PLACES = ('initialisation', 'objective', 'gradient', 'wrapper', 'after_update', 'probes')
+# The places that take terms -> the modules that define their tables.
+PLACES = {
+    'initialisation': 'stability.model.initialisation',
+    'objective': 'stability.step.objective',
+    'gradient': 'stability.optim.gradient',
+    'wrapper': 'stability.optim.wrappers',
+    'after_update': 'stability.optim.after_update',
+    'probes': 'stability.step.probes',
+}
 
 
 def added(option: str) -> tuple[str, ...]:
@@ -119,12 +128,15 @@ def add_term(place: str, term: Term) -> None:
   """Adds a term from outside the package.
 
   Raises:
-    BadInput: the place takes no terms, or a term of this name was already added to it.
+    BadInput: the place takes no terms, or has a term of this name.
   """
   if place not in PLACES:
     raise BadInput(f'term {term.name!r}: place must be one of {", ".join(PLACES)}')
   if term.name in _ADDED_TERMS.get(place, {}):
     raise BadInput(f'term {term.name!r} of {place}: added twice')
+  importlib.import_module(PLACES[place])
+  if term.name in [own.name for own in TABLES[place]]:
+    raise BadInput(f'term {term.name!r} of {place}: the package has a term of this name')
   _history.append(term)
   _ADDED_TERMS.setdefault(place, {})[term.name] = term
 

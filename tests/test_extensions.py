@@ -7,13 +7,17 @@ import shutil
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
 from helpers.processes import ROOT, run
 
+from configs import base
 from launch.common import app
 from stability import config as config_lib
 from stability import extensions, variants
 from stability.errors import BadInput
+from stability.step import train_step
 
 EXAMPLE = re.search(
     r'## Add an intervention.*?```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL
@@ -149,6 +153,8 @@ def load(tmp_path, body):
         ('  return [ext.variant("optimizer.name", "x", len)] * 2', "'x'"),
         ('  return [ext.term("loss", "x", len)]', 'place must be one of'),
         ('  return [ext.term("objective", "x", len, when="optimizer.eps")]', 'switch or choice'),
+        ('  return [ext.term("objective", "z_loss", len)]', 'the package has a term of this name'),
+        ('  return [ext.term("probes", "x", len)] * 2', 'added twice'),
         ('  return [ext.number("seed", 0.0, "It.")]', 'seed'),
     ],
 )
@@ -196,3 +202,26 @@ def test_configs_are_found_behind_others_of_that_name(tmp_path, monkeypatch):
     assert importlib.import_module('configs.base').__file__ == f'{ROOT}/configs/base.py'
     if path:
       assert importlib.import_module('configs.mine').__file__ == f'{tmp_path}/mine.py'
+
+
+@pytest.mark.parametrize(
+    'place, make, taken',
+    [
+        ('objective', lambda forward: 0.0, 'loss'),
+        ('objective', lambda forward: 0.0, 'log_z'),
+        ('objective', lambda forward: 0.0, 'learning_rate'),
+        ('probes', lambda inside: {'gradient_norm': 0.0}, 'gradient_norm'),
+    ],
+)
+def test_names_of_rows_that_are_taken(place, make, taken):
+  """The package's number would be replaced without a word."""
+  static, hparams = config_lib.split(base.get_config().to_dict())
+  variants.add_term(place, variants.Term(taken, make, 'here'))
+  try:
+    programs = train_step.programs(static, 64)
+    state = jax.eval_shape(programs.init, train_step.arrays(hparams))
+    text = {'text': jax.ShapeDtypeStruct((4096,), np.uint8)}
+    with pytest.raises(BadInput, match=f'{taken} is measured already'):
+      jax.eval_shape(programs.steps['probed'], text, state)
+  finally:
+    variants.remove_added()

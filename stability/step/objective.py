@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.step import probes
 from stability.variants import Term, Terms
 
 Metrics = dict[str, jax.Array]
@@ -93,7 +94,7 @@ def objective(
   loss = _mean_cross_entropy(logits_BxTxV, targets_BxT, log_z_BxT)
   forward = Forward(logits_BxTxV, targets_BxT, log_z_BxT, weights, hparams, losses)
   terms = {term.name: term.make(forward) for term in OBJECTIVE.active(static)}
-  return loss + sum(terms.values()), {'loss': loss, **terms}
+  return loss + sum(terms.values()), probes.both({'loss': loss}, terms)
 
 
 def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:

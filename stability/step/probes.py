@@ -8,6 +8,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from stability.errors import BadInput
 from stability.model import spectra
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
 from stability.optim import norms
@@ -39,6 +40,13 @@ def forward(sown: Mapping[str, Any]) -> Measurements:
         name = path.replace('/attention/', '/').replace('/mlp/', '/')
       found[f'{prefix}{name}'] = measured
   return found
+
+
+def both(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+  """All measurements; raises BadInput if a name, which a config file may have given, is taken."""
+  if taken := found.keys() & more.keys():
+    raise BadInput(f'{min(taken)} is measured already; a term or probe of yours needs another name')
+  return {**found, **more}
 
 
 def _is_sown(path: tuple[str, ...], value: Any) -> bool:

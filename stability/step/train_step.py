@@ -258,11 +258,11 @@ def step(
       'learning_rate': rate,
       'gradient_norm': global_norm(gradients),
   }
-  metrics |= probes.scalars(measured)
+  metrics = probes.both(metrics, probes.scalars(measured))
   if kind != 'quiet':
     inside = probes.Inside(params, gradients, updates, moves, hparams, static)
     for term in probes.INSIDE.active(static):
-      metrics |= term.make(inside)
+      metrics = probes.both(metrics, term.make(inside))
     metrics |= watch.found
   if kind == 'sharp':
     over_parts = functools.partial(
@@ -315,11 +315,12 @@ def _loss(
     total, terms = objective_lib.objective(
         static, hparams, logits_BxTxV, targets_BxT, weights, new.get(LOSSES, {})
     )
-    return total, {name: Measured(value) for name, value in terms.items()} | probes.forward(sown)
+    of_terms = {name: Measured(value) for name, value in terms.items()}
+    return total, probes.both(of_terms, probes.forward(sown))
 
   chunks = token_chunks.count(inputs_BxT.shape[1], model.vocabulary_size)
   total, measured = token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, chunks)
-  return total, (measured | probes.forward(new), new.get(CARRIED, {}))
+  return total, (probes.both(measured, probes.forward(new)), new.get(CARRIED, {}))
 
 
 def _weights(params: Params, state: State, static: Static) -> Params:
