@@ -1,6 +1,7 @@
 """Replay of a run: trains it again with the actions taken on it and compares the numbers."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,13 +23,13 @@ WALL_CLOCK = ('seconds', 'tokens_per_second')  # values that differ from trainin
 Train = Callable[[Path, Mapping[str, Config]], None]
 
 
-def _train_in_one_worker(workdir: Path, configs: Mapping[str, Config]) -> None:
+def _train_in_one_worker(workdir: Path, configs: Mapping[str, Config], cores: int | None) -> None:
+  if cores is not None:  # more of them may round differently
+    environment.pin(environment.cores()[:cores])
   local.train(workdir, configs, workers=1)
 
 
-def replay(
-    run: Path, workdir: Path, console: Console, train: Train = _train_in_one_worker
-) -> int:
+def replay(run: Path, workdir: Path, console: Console, train: Train | None = None) -> int:
   """Trains a finished run again, in a new workdir, and compares the numbers.
 
   The trainer reads the actions to take, and their steps, from actions.jsonl.
@@ -37,7 +38,8 @@ def replay(
     run: the run's folder.
     workdir: the new folder, or that of an interrupted replay of the run.
     console: receives the comparison.
-    train: trains runs of a workdir until they have results.
+    train: trains runs of a workdir until they have results; None: a worker with as many cores as
+      that of the run had.
 
   Returns:
     0 if every number is the same, 1 otherwise.
@@ -71,16 +73,29 @@ def replay(
     taken = records.read_taken(run)
     records.write_taken(copy, [record for record in taken if record.action.kind != 'fork'])
   if waiting := sweeps.runs_to_train(workdir, runs.configs):
-    train(workdir, waiting)
+    cores = files.read_lines(run / 'versions.jsonl')[0].get('cores')
+    (train or functools.partial(_train_in_one_worker, cores=cores))(workdir, waiting)
   (new, new_result), (old, old_result) = _numbers(copy), _numbers(run)
   same = sum(a == b for a, b in zip(new, old, strict=False))
   comparison = 'is the same' if new_result == old_result else 'differs'
   console.print(
-      f'{same} of {len(old)} logged steps are the same, bit for bit; the result {comparison}',
+      f'{same} of {len(old)} logged steps are the same, bit for bit; the result {comparison}'
+      f'{_difference(new, old)}',
       highlight=False,
       soft_wrap=True,
   )
   return 0 if (new, new_result) == (old, old_result) else 1
+
+
+def _difference(new: list[Json], old: list[Json]) -> str:
+  """The largest difference of a loss, as the end of a sentence; empty if there is none."""
+  losses = [
+      (after['loss'], before['loss'])
+      for after, before in zip(new, old, strict=False)
+      if after.get('loss') is not None and before.get('loss') is not None
+  ]
+  largest = max((abs(after - before) for after, before in losses), default=0)
+  return f'; losses differ by up to {largest:.1g}' if largest else ''
 
 
 def _config(run: Path) -> Config:

@@ -112,7 +112,7 @@ def choose(
 
   A limit is halfway, on a logarithmic scale, between the largest value in any stable run and the
   next larger one in an unstable run. Up to FALSE_ALARMS of the stable runs are left aside, those
-  whose absence gives the highest recall. Limits of 0 stay.
+  whose absence gives the highest recall. Limits of 0 stay, and none is below its rule's lowest.
 
   Args:
     courses: run -> its course.
@@ -154,6 +154,7 @@ def _limited(
     if limit > 0 and top > 0:
       above = [v for name, v in largest.items() if unstable[name] and v > top]
       limit = min(math.sqrt(top) * math.sqrt(min(above, default=math.inf)), MARGIN * top)
+      limit = max(limit, rule.lowest)
     chosen.append(dataclasses.replace(rule, limit=float(f'{limit:.3g}')))
   caught = sum(
       next(alarms_of(course, chosen), None) is not None

@@ -248,6 +248,7 @@ class Rule:
   rows: int = dataclasses.field(kw_only=True, default=1)  # minimum number of rows with such keys
   limit: float
   odds: float  # that a run whose value is at the limit becomes unstable; see RULES
+  lowest: float = 0.0  # the lowest limit that makes sense; calibration chooses no lower one
   message: str  # shown to a person; a format string with {value} and {limit}
   remedies: tuple[tuple[str, float], ...]  # best first
 
@@ -347,6 +348,7 @@ RULES = (
         gradient_under_eps,
         'gradient_over_eps/*',
         limit=1.0,
+        lowest=1.0,
         odds=0.95,
         message="a parameter's gradient RMS is {value:.1f} times below eps",
         remedies=(EPS,),

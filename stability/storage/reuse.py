@@ -1,7 +1,8 @@
 """Reuse of runs that another sweep has trained: copies their files instead of training again.
 
 A run's numbers depend on its config, its text and the versions and settings that train it, not on
-its sweep (BUILD_NOTES.md, What a run must not depend on). If all are equal, so are the numbers.
+its sweep (BUILD_NOTES.md, What a run must not depend on). If all are equal, so are the numbers; on
+a CPU up to rounding, if workers have other numbers of cores.
 """
 
 import dataclasses
@@ -94,6 +95,7 @@ class _Content:
   rows: list[Json]
   alarms: list[Json]
   parameters: bytes | None  # the content of their file
+  cores: int | None  # of the process that trained it, if known
 
 
 def _read(run: Path, wanted: Hashable) -> _Content | None:
@@ -118,7 +120,7 @@ def _read(run: Path, wanted: Hashable) -> _Content | None:
     alarms = files.read_lines(run / 'alarms.jsonl')
     path = run / parameters.FILE
     stored = path.read_bytes() if path.exists() else None
-    return _Content(result, run_files.read_metrics(run), alarms, stored)
+    return _Content(result, run_files.read_metrics(run), alarms, stored, lines[0].get('cores'))
   except BadInput as error:
     logging.warning('%s is not reused: %s', run, error)
     return None
@@ -135,7 +137,7 @@ def _write(run: Path, source: Path, content: _Content, swept: Json) -> None:
 
   The event file is written anew because it contains the swept fields of the sweep.
   """
-  versions.record(run, 0)
+  versions.record(run, 0, cores=content.cores)
   writer = metrics.MetricsWriter(run, 0, swept)
   for row in content.rows:
     writer.write({key: math.nan if value is None else value for key, value in row.items()})

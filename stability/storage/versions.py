@@ -3,7 +3,9 @@
   DIR/sweep.json                  `versions`: those of the last start that had runs to train
   DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
                                   other versions or options: step (updates made by then), time,
-                                  versions and, where they differ from config.json, options
+                                  cores (that the process could use; on a CPU, other numbers of
+                                  them may round differently), versions and, where they differ
+                                  from config.json, options
 
 The versions include the settings of the environment (stability/settings.py) that are set.
 """
@@ -11,6 +13,7 @@ The versions include the settings of the environment (stability/settings.py) tha
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +54,13 @@ def _hash_sources(folder: Path) -> str:
   return digest.hexdigest()[:12]
 
 
+def usable_cores() -> int:
+  """The number of CPU cores that this process may run on."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
   """The versions that differ, as `jax 0.10.2 -> 0.11.0`; a setting may be unset."""
   changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -67,6 +77,7 @@ def record(
     step: int,
     now: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
+    cores: int | None = None,
 ) -> None:
   """Records the versions that train a run from `step` on, by default those of this process.
 
@@ -77,6 +88,7 @@ def record(
     step: updates made so far.
     now: versions by name.
     options: the options, dotted, whose values differ from those in the run's config.json.
+    cores: that the process can use, by default this one.
   """
   found = {'versions': dict(current() if now is None else now)}
   if options:
@@ -85,6 +97,7 @@ def record(
   lines = files.read_lines(path)
   kept = [line for line in lines if line['step'] < step]
   if not kept or {key: kept[-1][key] for key in _RECORDED if key in kept[-1]} != found:
-    kept.append({'step': step, 'time': files.timestamp(), **found})
+    cores = usable_cores() if cores is None else cores
+    kept.append({'step': step, 'time': files.timestamp(), 'cores': cores, **found})
   if kept != lines:
     files.write_lines(path, kept)

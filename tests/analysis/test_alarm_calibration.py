@@ -46,6 +46,15 @@ def test_limit_is_kept_without_values_in_stable_runs():
   assert chosen[1].limit == OTHER.limit
 
 
+def test_a_limit_makes_sense():
+  """Gradients far above eps in all runs are no reason to say that they are below it."""
+  rule = next(rule for rule in RULES if rule.name == 'gradient_under_eps')
+  for top, expected in ((1e-3, 1.0), (4.0, 6.0)):
+    found = {'s0': {rule.name: [(10, top)]}, 'u0': {rule.name: [(10, 50 * top)]}}
+    (chosen,) = alarm_calibration.choose(found, {'s0': False, 'u0': True}, [rule])
+    assert chosen.limit == expected
+
+
 def test_one_of_twenty_stable_runs_is_left_aside():
   """The one that hides most unstable runs; of nineteen, none is."""
   stable, unstable = [1.0] * 18 + [100.0], [10.0] * 5

@@ -8,11 +8,12 @@ from helpers import training
 from helpers.training import RATE, Training, asks, numbers
 from rich.console import Console
 
-from launch.common import replay
+from launch.backends import local
+from launch.common import environment, replay
 from stability.control import limits, records
 from stability.control.limits import Limits
 from stability.errors import BadInput
-from stability.storage import files, run_files
+from stability.storage import files, run_files, versions
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +74,20 @@ def test_different_row(run, tmp_path):
   files.write_lines(changed / 'metrics.jsonl', rows)
   code, out = replayed(changed, tmp_path / 'new')
   assert code == 1 and out.startswith('11 of 12 logged steps are the same')
+  assert out.endswith('; losses differ by up to 1e-06\n')
+
+
+@pytest.mark.parametrize('cores', [1, None])
+def test_on_as_many_cores(run, tmp_path, monkeypatch, cores):
+  changed, pinned = copied(run, tmp_path / 'changed'), []
+  lines = files.read_lines(changed / 'versions.jsonl')
+  assert lines[0].pop('cores') == versions.usable_cores()
+  files.write_lines(changed / 'versions.jsonl', [lines[0] | ({'cores': cores} if cores else {})])
+  monkeypatch.setattr(environment, 'cores', lambda: [4, 5, 6])
+  monkeypatch.setattr(environment, 'pin', pinned.append)
+  monkeypatch.setattr(local, 'train', lambda workdir, configs, workers: train(workdir, configs))
+  assert replay.replay(changed, tmp_path / 'new', Console(file=io.StringIO())) == 0
+  assert pinned == ([[4]] if cores else [])
 
 
 def test_different_result(run, tmp_path):
