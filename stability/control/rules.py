@@ -248,7 +248,8 @@ class Rule:
   rows: int = dataclasses.field(kw_only=True, default=1)  # minimum number of rows with such keys
   limit: float
   odds: float  # that a run whose value is at the limit becomes unstable; see RULES
-  lowest: float = 0.0  # the lowest limit that makes sense; calibration chooses no lower one
+  # The lowest limit that makes sense; calibration chooses no lower one.
+  lowest: float = dataclasses.field(kw_only=True, default=0.0)
   message: str  # shown to a person; a format string with {value} and {limit}
   remedies: tuple[tuple[str, float], ...]  # best first
 
