@@ -30,6 +30,7 @@ from launch.common import app, path_flags
 import getpass
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ _WHY = flags.DEFINE_string('why', '', 'reason for the action, which is recorded'
 ANSWER_SECONDS = 15  # how long to wait for the trainer's answer to a request
 POLL_SECONDS = 0.2
 MAX_SHOWN = 5  # maximum number of alarms, and of actions, to show of a run
+PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
 
 
 def main(*words: str) -> int | None:
@@ -62,7 +64,7 @@ def main(*words: str) -> int | None:
   is_replay = words[:1] == ('replay',)
   if bool(_WORKDIR.value) == bool(_RUN.value) and not (is_replay and _RUN.value):
     raise BadInput('--workdir, --run: exactly one of them must be given')
-  console = Console()
+  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
   if not _RUN.value:
     if words:
       raise BadInput(f'{words[0]!r}: an action needs --run=DIR/runs/NAME')
@@ -94,11 +96,14 @@ def _check_run(path: str) -> Path:
 # Runs and their state.
 
 
+_MIN_WIDTHS = {'run': 20, 'status': 8, 'step': 4, 'loss': 5}  # the others wrap at 80 columns
+
+
 def list_runs(workdir: Path, console: Console) -> None:
   """Prints a row per run: its progress and loss, its alarms and actions."""
   table = Table(box=box.SIMPLE_HEAD)
-  for name in ('run', 'status', 'step', 'loss', 'alarms', 'last alarm', 'actions'):
-    table.add_column(name, overflow='fold', min_width=30 if name == 'run' else 4)
+  for name in ('run', 'status', 'step', 'loss', 'alarms', 'actions', 'last alarm'):
+    table.add_column(name, overflow='fold', min_width=_MIN_WIDTHS.get(name))
   for name in [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]:
     run = run_files.run_dir(workdir, name)
     alarms = read_alarms(run)
@@ -110,8 +115,8 @@ def list_runs(workdir: Path, console: Console) -> None:
         str(row.get('step', '')),
         '' if loss is None else f'{loss:.3f}',
         str(len(alarms) or ''),
-        Text(f'{alarms[-1].rule} at step {alarms[-1].step}' if alarms else ''),
         str(len(records.read_taken(run)) or ''),
+        Text(f'{alarms[-1].rule} at step {alarms[-1].step}' if alarms else ''),
     )
   console.print(table)
 
@@ -158,6 +163,8 @@ def _description(run: Path) -> Iterator[str]:
     yield '\nwhat may help'
     for action in alarms[-1].suggestions:
       yield f'  {action}'
+  if saved := run_files.checkpoint_steps(run):
+    yield f'\ncheckpoints: {", ".join(map(str, [0, *saved]))}'
   if history:
     yield '\nactions'
     for record in history[-MAX_SHOWN:]:

@@ -13,7 +13,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -26,7 +25,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from stability.errors import BadInput, writing
-from stability.storage import files
+from stability.storage import files, run_files
 from stability.storage.files import Json
 
 Arrays = dict[str, np.ndarray]  # a run's state: path in the state -> array
@@ -65,7 +64,7 @@ def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
       if is_first:
         _remove_partial(folder)  # other runs may need the space
       raise
-    steps = _steps(run)
+    steps = run_files.checkpoint_steps(run)
     newest = [other for other in steps if other <= step][-keep:]  # later ones are damaged
     for other in set(steps) - set(newest):
       _delete(run, other)
@@ -88,7 +87,7 @@ def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, Json] | No
   if jax.process_index() == 0:
     _remove_partial(run / 'checkpoints')
   faults = {}
-  for step in reversed(_steps(run)):
+  for step in reversed(run_files.checkpoint_steps(run)):
     if only not in (None, step):
       continue
     folder = (run / 'checkpoints' / str(step)).absolute()
@@ -114,7 +113,7 @@ def load(run: Path, step: int) -> Arrays:
   """
   folder = (run / 'checkpoints' / str(step)).absolute()
   if not folder.is_dir():
-    steps = ', '.join(map(str, _steps(run))) or 'none'
+    steps = ', '.join(map(str, run_files.checkpoint_steps(run))) or 'none'
     raise BadInput(f'{run}: has no checkpoint of step {step}; those that are kept: {steps}')
   if fault := _fault(folder):
     raise BadInput(_damage(run, step, fault))
@@ -129,22 +128,16 @@ def digest(run: Path, step: int) -> str:
 
 def good_steps(run: Path) -> list[int]:
   """The steps of the undamaged checkpoints, in ascending order."""
-  return [step for step in _steps(run) if _fault(run / 'checkpoints' / str(step)) is None]
+  saved = run_files.checkpoint_steps(run)
+  return [step for step in saved if _fault(run / 'checkpoints' / str(step)) is None]
 
 
 def delete_after(run: Path, step: int) -> None:
   """Deletes the checkpoints of later steps."""
-  for later in _steps(run):
+  for later in run_files.checkpoint_steps(run):
     if later > step:
       _delete(run, later)
   _remove_partial(run / 'checkpoints')
-
-
-def _steps(run: Path) -> list[int]:
-  folder = run / 'checkpoints'
-  if not folder.is_dir():
-    return []
-  return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch('[0-9]+', path.name))
 
 
 def _delete(run: Path, step: int) -> None:

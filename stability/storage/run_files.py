@@ -10,6 +10,7 @@
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -101,6 +102,14 @@ def count_course_actions(run: Path) -> int:
   """How many actions in actions.jsonl changed the course of a run; refused ones do not count."""
   records = files.read_lines(run / 'actions.jsonl')
   return sum('refused' not in r and r.get('action') in COURSE_ACTIONS for r in records)
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+  """The steps of the checkpoints that a run has, damaged ones too, ascending."""
+  folder = run / 'checkpoints'
+  if not folder.is_dir():
+    return []
+  return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch('[0-9]+', path.name))
 
 
 def read_metrics(run: Path) -> list[Json]:

@@ -98,10 +98,19 @@ def test_list(runs, call):
   assert code == 0
   losses = [f'{run_files.last_metrics(run)["loss"]:.3f}' for run in runs[:3]]
   last = ['loss_spike', 'at', 'step', '120']
-  assert row_of(out, runs[0]) == ['started', '300', losses[0], '2', *last]
+  actions = str(len(records.read_taken(runs[0])) or '')
+  assert row_of(out, runs[0]) == ['started', '300', losses[0], '2', *actions, *last]
   assert row_of(out, runs[1]) == ['paused', '300', losses[1], '1']
   assert row_of(out, runs[2]) == ['done', '300', losses[2]]
   assert row_of(out, runs[3]) == ['waiting']
+
+
+def test_show_has_checkpoints(runs, call):
+  folder = runs[2] / 'checkpoints'
+  assert 'checkpoints:' not in call(f'--run={runs[2]}')[1]
+  for name in ('200', '40', '.300.tmp'):
+    (folder / name).mkdir(parents=True)
+  assert 'checkpoints: 0, 40, 200\n' in call(f'--run={runs[2]}')[1]
 
 
 def test_list_has_forks(runs, call):

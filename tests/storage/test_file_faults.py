@@ -227,7 +227,7 @@ def assert_readable(workdir):
     steps = [row['step'] for row in run_files.read_metrics(run)]
     assert steps == list(range(2, 2 * len(steps) + 1, 2))
     assert run_files.read_result(run) is None
-    saved = checkpoints._steps(run)
+    saved = run_files.checkpoint_steps(run)
     assert checkpoints.good_steps(run) == saved and all(step in steps for step in saved)
 
 
