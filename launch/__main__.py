@@ -8,7 +8,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from launch.common import programs
+from launch.common import programs, streams
 
 _FOLDER = Path(__file__).parent
 _USAGE = 'stability COMMAND [--flag=value ...]; stability COMMAND --help lists the flags of one'
@@ -16,6 +16,7 @@ _USAGE = 'stability COMMAND [--flag=value ...]; stability COMMAND --help lists t
 
 def main() -> None:
   """Runs the program that the first argument names."""
+  streams.protect()  # from `| head`
   names = sorted(path.stem for path in _FOLDER.glob('*.py') if not path.name.startswith('_'))
   name = sys.argv[1] if len(sys.argv) > 1 else '--help'
   if name in ('--help', '-h'):

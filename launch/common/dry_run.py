@@ -19,7 +19,7 @@ from rich.table import Table
 
 from launch.common import app, environment, memory_analysis, path_flags, target_report
 from stability.config import Config
-from stability.data import tokens
+from stability.data import sources, tokens
 from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
 from stability.devices import shapes, targets
@@ -161,6 +161,8 @@ def show(sweep: app.SweepRequest, options: Options) -> None:
   configs = sweep.runs.configs
   source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
   vocabulary_size = tokens.vocabulary_size(source)
+  if source.source == 'text' and not tokens.is_token_folder(source.path):
+    sources.find(source.path)  # a path that does not exist is refused here too
   console = Console()
   if not console.is_terminal:
     console = Console(width=WIDTH)

@@ -40,6 +40,8 @@ def by_arm(results: Results, acted: pd.DataFrame) -> pd.DataFrame:
     acted: the result of `load`.
   """
   names = list(acted['name'].unique())
+  if not names:
+    return pd.DataFrame(columns=results.groups)
   shares = acted.pivot(index='run', columns='name', values='share')[names]
   runs = results.runs[['run', *results.groups]].join(shares, on='run', how='inner')
   rows = [

@@ -32,6 +32,18 @@ def read_documents(path: str | None) -> tuple[list[Document], listing.Listing]:
     BadInput: the path is missing, cannot be read or holds no text, or it has files of the formats
       that launch.tokenize reads, or UTF-16.
   """
+  found, field = find(path)
+  try:
+    documents = list(_documents(found, field))
+  except OSError as error:
+    raise BadInput(f'{field}: cannot be read: {error}') from error
+  if not documents:
+    raise BadInput(f'{field}: holds no text{found.left_out_text("; left out: ")}')
+  return documents, found
+
+
+def find(path: str | None) -> tuple[listing.Listing, str]:
+  """The files that read_documents would read, and how errors call them; BadInput if none exist."""
   root = Path(sysconfig.get_path('stdlib') if path is None else path)
   field = f'config.data.path={str(root)!r}' + (' (the embedded text)' if path is None else '')
   try:
@@ -43,12 +55,11 @@ def read_documents(path: str | None) -> tuple[list[Document], listing.Listing]:
       raise BadInput(f'{field}: is neither a file nor a folder')
     else:
       raise BadInput(f'{field}: no such file or folder')
-    documents = list(_documents(found, field))
   except OSError as error:
     raise BadInput(f'{field}: cannot be read: {error}') from error
-  if not documents:
+  if not found.files:
     raise BadInput(f'{field}: holds no text{found.left_out_text("; left out: ")}')
-  return documents, found
+  return found, field
 
 
 def _documents(found: listing.Listing, field: str) -> Iterator[Document]:

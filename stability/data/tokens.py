@@ -99,7 +99,7 @@ def tokenizer(data: DataConfig) -> Json:
   """`tokenizer`, `vocabulary_size` and, if known, other entries of the meta.json of `prepare`."""
   if data.source == 'synthetic':
     return {'tokenizer': 'synthetic', 'vocabulary_size': synthetic.VOCABULARY}
-  if _is_token_folder(data.path):
+  if is_token_folder(data.path):
     return open_tokens(Path(data.path)).meta
   return _text_tokenizer(data)
 
@@ -126,7 +126,7 @@ def prepare(
     BadInput: a split is shorter than one window, a vocabulary cannot be learned, or a token folder
       is invalid. Nothing has been written in that case.
   """
-  if data.source != 'synthetic' and _is_token_folder(data.path):
+  if data.source != 'synthetic' and is_token_folder(data.path):
     folder = _verified(Path(data.path).absolute(), sequence_length, directory)
     if data.labels == 'none':
       return folder
@@ -316,7 +316,7 @@ def _write_file(file: Path, content: bytes | np.ndarray) -> None:
 # Opening.
 
 
-def _is_token_folder(path: str | None) -> bool:
+def is_token_folder(path: str | None) -> bool:
   """Whether a data.path is a token folder; raises BadInput for an incomplete one."""
   if path is None:
     return False

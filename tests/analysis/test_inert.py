@@ -1,5 +1,6 @@
 """The share of steps in which interventions acted, by arm, and what reports say of it."""
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -53,4 +54,7 @@ def test_shares(workdir):
 def test_without_probes(workdir):
   for path in workdir.glob('runs/*/metrics.jsonl'):
     path.write_text('{"step": 1, "loss": 3.0}\n')
-  assert inert.by_arm(results_lib.load_workdir(workdir), inert.load(workdir)).empty
+  results = results_lib.load_workdir(workdir)
+  for groups in (results.groups, []):
+    table = inert.by_arm(dataclasses.replace(results, groups=groups), inert.load(workdir))
+    assert len(table) == 0

@@ -1,6 +1,7 @@
 """The console script `stability`."""
 
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -44,3 +45,11 @@ def test_arguments_are_those_of_the_program(monkeypatch, capsys):
   assert 'schedule.steps = ' in capsys.readouterr().out
   assert run(monkeypatch, 'options', '--wrong') == 2
   assert '--wrong: no such flag' in capsys.readouterr().err
+
+
+def test_reader_that_has_seen_enough():
+  command = f'{sys.executable} -m launch | head -1'
+  found = subprocess.run(
+      command, shell=True, cwd=PROGRAMS.parent, capture_output=True, text=True, check=True
+  )
+  assert found.stdout.startswith('stability COMMAND') and found.stderr == ''
