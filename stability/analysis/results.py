@@ -105,6 +105,17 @@ def load_workdir(workdir: Path) -> Results:
   )
 
 
+def steered(runs: pd.DataFrame) -> pd.Series:
+  """Whether a person changed the course of each run, so that its config alone does not tell it.
+
+  A policy is part of the config.
+  """
+  if 'actions' not in runs:
+    return pd.Series(False, runs.index)
+  by_policy = runs.get('control.on_alarm', pd.Series('', runs.index)) == 'policy'
+  return (runs['actions'].fillna(0) > 0) & ~by_policy
+
+
 def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame:
   """Loads the training curves: a row per run and logged step.
 

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from stability.analysis import comparison, several_sweeps
+from stability.analysis import results as results_lib
 from stability.analysis.results import SWEEP, Results
 from stability.report import labels, tables
 
@@ -12,7 +13,10 @@ _NAMED = 12  # values of a field that the description names; more are counted
 
 
 def description(results: Results) -> str:
-  """States what was run: the number of runs, sizes, learning rates, interventions and seeds."""
+  """States what was run: the number of runs, sizes, learning rates, interventions and seeds.
+
+  It also says how many runs a person has steered: they count at the rate of their config.
+  """
   runs = results.runs
   rates = sorted(runs['learning_rate'].unique())
   parts = [count(len(rates), 'learning rate')]
@@ -28,7 +32,9 @@ def description(results: Results) -> str:
     else:
       parts.append(f'{short} {labels.joined(cells)}')
   parts.append(count(runs['seed'].nunique(), 'seed'))
-  return f'{count(len(runs), "run")}: {", ".join(parts)}.'
+  steered = int(results_lib.steered(runs).sum())
+  note = f' A person has acted on {count(steered, "run")}.' if steered else ''
+  return f'{count(len(runs), "run")}: {", ".join(parts)}.{note}'
 
 
 def on_lr_sensitivity(results: Results, table: pd.DataFrame) -> str | None:

@@ -96,3 +96,11 @@ def test_sizes_that_are_unknown():
   (sentence,) = findings.on_differences(results, several_sweeps.differences(results))
   assert sentence.startswith('sweep=b, minus a, over 4 pairs of runs: best loss +0.000,')
   assert 'nats: sweep=a, learning rate' in findings.on_best_loss(results, lr_sensitivity(results))
+
+
+@pytest.mark.parametrize('by, said', [('none', ' A person has acted on 2 runs.'), ('policy', '')])
+def test_steered_runs_are_named(by, said):
+  results = simulate(QK, sim.Outcomes(sim.flat))[0]
+  actions = [1, 0, 3, *[np.nan] * (len(QK) - 3)]
+  runs = results.runs.assign(**{'actions': actions, 'control.on_alarm': by})
+  assert findings.description(dataclasses.replace(results, runs=runs)).endswith(f'1 seed.{said}')

@@ -98,6 +98,8 @@ def cells(parameters: list[float], learning_rates: np.ndarray) -> pd.DataFrame:
 def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Observations]:
   """The observations of each intervention, keyed by its values of results.groups.
 
+  Runs that a person has steered are left out.
+
   Args:
     results: the runs of a sweep or of a CSV file.
     curves: see results.load_curves, with the columns of PROBES.
@@ -117,7 +119,7 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   # A CSV file may lack these fields, but they are used only with probes, which it lacks as well.
   runs['eps'] = runs.get('optimizer.eps', np.nan)
   runs['warmup_steps'] = runs.get('schedule.warmup_steps', np.nan)
-  runs = runs[runs['unstable'].notna()].astype({'unstable': bool})
+  runs = runs[runs['unstable'].notna() & ~results_lib.steered(runs)].astype({'unstable': bool})
   running_max = {
       probe: table.reindex(runs['run']).set_axis(runs.index)
       for probe in PROBES

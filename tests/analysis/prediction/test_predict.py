@@ -411,3 +411,14 @@ def test_run_is_unstable_by_the_runs_of_its_arm():
   by_arm = observations_lib.by_intervention(dataclasses.replace(none, runs=runs), curves)
   unstable = by_arm[('none',)].runs.groupby('learning_rate')['unstable'].all()
   assert list(unstable) == [False, False, True, True, True, True, True]
+
+
+def test_steered_runs_are_left_out(made):
+  """A person took them back to another rate; a policy is part of the config."""
+  results, curves = made
+  actions = np.zeros(len(results.runs))
+  actions[[2, 5]] = 1
+  for by, left_out in (('ask', 2), ('policy', 0)):
+    runs = results.runs.assign(**{'actions': actions, 'control.on_alarm': by})
+    found = observe(dataclasses.replace(results, runs=runs), curves)
+    assert len(found.runs) == len(observe(results, curves).runs) - left_out
