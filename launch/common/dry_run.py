@@ -17,7 +17,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.common import app, environment, memory_analysis, path_flags, target_report
+from launch.common import (
+  app,
+  environment,
+  extension_trace,
+  memory_analysis,
+  path_flags,
+  target_report,
+)
 from stability.config import Config
 from stability.data import sources, tokens
 from stability.devices import cost as cost_lib
@@ -167,6 +174,8 @@ def show(sweep: app.SweepRequest, options: Options) -> None:
   if not console.is_terminal:
     console = Console(width=WIDTH)
   title = f'{sweep.config_file} at scale {sweep.scale}'
+  if sweep.extensions is not None:
+    extension_trace.check(sweep.config_file, configs)
   _trace(configs, vocabulary_size)
   groups = cost_lib.groups(configs, vocabulary_size)
   plan = cost_lib.plan(groups)

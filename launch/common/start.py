@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from launch.common import app, environment
+from launch.common import app, environment, extension_trace
 from stability import extensions
 from stability.config import Config
 from stability.control import limits
@@ -129,6 +129,8 @@ def prepare(
   runs = sweeps.check_workdir(workdir, sweep.runs)
   records = _check_parents(workdir, runs.configs)
   limits_of = _check_limits(workdir, runs.configs)
+  if sweep.extensions is not None and not (workdir / 'sweep.json').exists():
+    extension_trace.check(sweep.config_file, runs.configs)
   with leases.acquire(workdir, _print_waiting):
     # Again: another launcher may have written a sweep.
     runs = sweeps.check_workdir(workdir, sweep.runs)
@@ -147,7 +149,7 @@ def prepare(
         versions=_versions(workdir, unfinished),
         report=sweep.report,
         extensions=_prepare_extensions(sweep, workdir),
-        parameters=_count_parameters(sweep, workdir, configs),
+        parameters=_count_parameters(workdir, configs),
     )
     sweeps.write_sweep(workdir, written)
     for name, found in limits_of.items():
@@ -254,9 +256,7 @@ def _prepare_extensions(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   return current
 
 
-def _count_parameters(
-    sweep: app.SweepRequest, workdir: Path, configs: Mapping[str, Config]
-) -> dict[str, int]:
+def _count_parameters(workdir: Path, configs: Mapping[str, Config]) -> dict[str, int]:
   """The number of parameters of each run; counts in sweep.json are kept."""
   counted = {}
   if (workdir / 'sweep.json').exists():
@@ -264,15 +264,7 @@ def _count_parameters(
   new = {name: config for name, config in configs.items() if name not in counted}
   if new:
     shapes.trace_on_cpu()
-  try:
-    return counted | {name: shapes.parameters(config) for name, config in new.items()}
-  except Exception as error:
-    if sweep.extensions is None:
-      raise
-    raise BadInput(
-        f'{sweep.config_file}: its extensions fail when the model is traced:'
-        f' {type(error).__name__}: {error}'
-    ) from error
+  return counted | {name: shapes.parameters(config) for name, config in new.items()}
 
 
 def _print_waiting(holder: leases.Json) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from launch import sweep as sweep_program
 from launch.common import app, start
 from stability import extensions
 from stability.control import limits
@@ -96,10 +97,36 @@ def test_damaged_parameters(prepare, parameters):
 
 
 def test_extension_that_fails_when_traced(prepare, tmp_path):
-  message = r'my.py: its extensions fail when the model is traced: TypeError: .*incompatible'
+  message = r'my.py: its extensions fail: TypeError: .*incompatible'
   with pytest.raises(BadInput, match=message):
     prepare('@ WIDE')
   assert not (tmp_path / 'dir' / 'sweep.json').exists()
+
+
+PROBE = '''
+from configs import base
+from stability import extensions as ext
+
+get_config = base.get_config
+
+def mine(inside):
+  return {'x': inside.hparams['probe.gone']}
+
+def get_extensions():
+  return [ext.term('probes', 'mine', mine)]
+'''
+
+
+@pytest.mark.parametrize('arguments', [['--workdir=runs'], ['--dry_run']])
+def test_probe_that_fails_when_traced(tmp_path, monkeypatch, capsys, arguments):
+  """The line of the user's file, before any worker starts and anything is written."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'probe.py').write_text(PROBE)
+  program = ['sweep', '--config=probe.py', '--config.model.width=16', *arguments]
+  assert app.execute(sweep_program.main, sweep_program.FLAGS, program) == 2
+  error = capsys.readouterr().err
+  assert error == "error: probe.py:8: its extensions fail: KeyError: 'probe.gone'\n"
+  assert {path.name for path in tmp_path.iterdir()} <= {'probe.py', '__pycache__'}
 
 
 # Starts with other options.

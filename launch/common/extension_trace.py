@@ -1,0 +1,67 @@
+"""Traces the steps of a sweep whose config file adds code, so that its errors are one line."""
+
+import sysconfig
+import traceback
+import types
+from collections.abc import Mapping
+from pathlib import Path
+
+import stability
+from stability import config as config_lib
+from stability.config import Config
+from stability.data import tokens
+from stability.devices import shapes
+from stability.errors import BadInput
+
+MOST = 8  # static configs that are traced; each takes seconds
+_NOT_OWN = (  # folders of this package and of libraries
+    *(Path(stability.__file__).parent, Path(__file__).parents[1]),
+    *map(Path, sysconfig.get_paths().values()),
+)
+
+
+def check(config_file: str, configs: Mapping[str, Config]) -> None:
+  """Traces the initialisation and all kinds of steps, as workers do.
+
+  Args:
+    config_file: as errors name it.
+    configs: the runs, whose extensions are installed.
+
+  Raises:
+    BadInput: the code of an extension fails; the message names its file and line.
+  """
+  shapes.trace_on_cpu()
+  source = types.SimpleNamespace(**next(iter(configs.values()))['data'])
+  vocabulary_size = tokens.vocabulary_size(source)
+  distinct = {}
+  for config in configs.values():
+    static, hparams = config_lib.split(config)
+    distinct.setdefault(static, hparams)
+  for static, hparams in list(distinct.items())[:MOST]:
+    try:
+      _trace(static, hparams, vocabulary_size)
+    except Exception as error:
+      what = f'{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}'
+      raise BadInput(f'{_place(error) or config_file}: its extensions fail: {what}') from error
+
+
+def _trace(static, hparams, vocabulary_size: int) -> None:
+  import jax
+  import numpy as np
+
+  from stability.step import train_step
+
+  programs = train_step.programs(static, vocabulary_size)
+  state = jax.eval_shape(programs.init, train_step.arrays(hparams))
+  text = jax.ShapeDtypeStruct((2 * static.data.sequence_length,), np.int32)
+  for step in programs.steps.values():
+    jax.eval_shape(step, {'text': text}, state)
+
+
+def _place(error: BaseException) -> str | None:
+  """FILE:LINE of the innermost code that belongs to neither this package nor the libraries."""
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    path = Path(frame.filename)
+    if path.is_file() and not any(path.is_relative_to(folder) for folder in _NOT_OWN):
+      return f'{path.name}:{frame.lineno}'
+  return None
