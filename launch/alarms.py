@@ -10,7 +10,8 @@ of runs trained here, with the actions taken on them, and they stay as they are.
 
 Where it is known which runs became unstable, it scores the rules and writes
 
-  DIR/report/alarm_scores.csv       recall, false alarms and lead of each rule and of any
+  DIR/report/alarm_scores.csv       recall, false alarms and lead (step of the alarm over that of
+                                    the onset of instability) of each rule and of any
   DIR/report/alarm_reliability.csv  how often alarms of a probability were right; and its figure
 
 --calibrate chooses limits for the regime of the sweep on its own runs, and writes them to FILE.json
@@ -130,6 +131,11 @@ def _score(
   scores = alarm_scores.score(alarm_scores.join(outcomes, alarms, rules))
   reliability = alarm_scores.reliability(outcomes, alarms)
   _print_scores(scores.itertuples(index=False), console)
+  _print_line(
+      "Lead: the step of a run's first alarm over that at which it becomes unstable, the median;"
+      ' above 1 is too late.',
+      console,
+  )
   folder = workdir / 'report'
   files.refuse_links(folder)
   files.write_atomic(folder / 'alarm_scores.csv', scores.to_csv(index=False))
