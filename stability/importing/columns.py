@@ -96,6 +96,8 @@ VALIDATION = (
     *('eval_ce_loss', 'val_loss_step', 'final_loss', 'final_val_loss', 'test_loss'),
 )
 
+_MISSPELLED = 0.85  # similarity from which a name is a misspelled one
+
 # Probes of a block: what is left of a name without the block's number -> our name.
 _BLOCK = re.compile(r'(?:^|_)(?:block|layer|blocks|layers|h|decoder_layer)_?([0-9]{1,4})(?:_|$)')
 _BLOCK_PROBES = {
@@ -178,8 +180,12 @@ def parse_map(entries: Iterable[str]) -> dict[str, str]:
 
 
 def check_map(mapping: Mapping[str, str], columns: Collection[str]) -> None:
-  """Raises BadInput for a mapping of a column that no file has."""
+  """Raises BadInput for a mapping of a column that no file has, or of a misspelled name."""
+  known = {*RUN_COLUMNS, *CURVE_COLUMNS}
   for name, column in mapping.items():
+    meant = difflib.get_close_matches(name, known - {name}, n=1, cutoff=_MISSPELLED)
+    if name not in known and meant:
+      raise BadInput(f'--map={name}={column}: no such name; the nearest is {meant[0]}')
     if column not in columns:
       raise BadInput(f'--map={name}={column}: no such column; {nearest(column, columns)}')
 
