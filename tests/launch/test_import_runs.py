@@ -182,7 +182,7 @@ def test_update(files, capsys):
         (['--step_unit=epochs'], 'must be steps or tokens'),
         (['--map=x'], 'must be NAME=COLUMN'),
         (['--map=seed=sed'], '--map=seed=sed: no such column'),
-        (['--map=learning_rte=lr'], '--map=learning_rte=lr: no such name; the nearest is learning_rate'),
+        (['--map=learning_rte=lr'], 'learning_rte=lr: no such name; the nearest is learning_rate'),
         (['--group_by=nothing'], 'has no such column'),
         (['--initial_loss=nan'], 'must be a number from'),
     ],
