@@ -23,7 +23,7 @@ ALLOWED = {
     'model': {'variants'},
     'optim': {'model', 'variants'},
     'probes': set(),
-    'step': {'data', 'model', 'optim', 'variants'},
+    'step': {'data', 'errors', 'model', 'optim', 'variants'},
     'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage', 'variants'},
     'trainer': {'config', 'control', 'devices', 'errors', 'settings', 'step', 'storage'},
     'retrieval': {
