@@ -92,7 +92,7 @@ def _analyze_group(
         group.config,
         len(devices),
         usable,
-        target.platform,
+        target.planned_as,
         group.runs,
         vocabulary_size,
     )
@@ -103,7 +103,7 @@ def _analyze_group(
     used = 1 if placement.layout == 'single' else min(used, group.runs)
   static, hparams = config_lib.split(group.config)
   estimate = placement_lib.memory(
-      group.config, placement, len(devices), vocabulary_size, target.platform
+      group.config, placement, len(devices), vocabulary_size, target.planned_as
   )
   programs, lowered = {}, {}
   if not refusal:

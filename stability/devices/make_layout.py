@@ -103,7 +103,9 @@ def make_layout(
 
 
 def platform(device: jax.Device) -> str:
-  """The kind of a device: cpu, tpu, gpu (NVIDIA, with cuDNN) or rocm (AMD; jax calls it gpu)."""
+  """The kind of a device: cpu, tpu, tpu_v5e, gpu (NVIDIA, with cuDNN) or rocm (to jax: gpu)."""
+  if device.platform == 'tpu':
+    return 'tpu_v5e' if device.device_kind == 'TPU v5 lite' else 'tpu'
   is_rocm = 'rocm' in device.client.platform_version.lower()
   return 'rocm' if device.platform == 'gpu' and is_rocm else device.platform
 

@@ -139,7 +139,7 @@ def gradient_bytes(
   one = none if depth == 0 else trace(depth=1)
   others = max(depth - 1, 0)  # blocks that are not in the trace
   of_block = one.kept - none.kept
-  if shards > 1 and platform == 'tpu':
+  if shards > 1 and platform == 'tpu_v5e':
     # Its compiler multiplies by pieces of the weights as they arrive, and keeps no cast copies.
     of_block = of_block._replace(fixed=0)
   kept = others * of_block.at(rows)

@@ -40,6 +40,7 @@ class Target:
   hardware_float32_flops: float  # at model.matmul_precision=hardware
   source: str
   topology: str  # default: number of GPUs, or shape of the TPU slice
+  planned_as: str  # the platform by which placement.py plans for it
   description: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of a GPU, for XLA
 
   def flops_per_second(self, dtype: str, matmul_precision: str) -> float:
@@ -110,6 +111,7 @@ def _gpu(
   }
   return Target(
       platform='gpu',
+      planned_as='gpu',
       memory_bytes=memory_bytes,
       bytes_per_second=bytes_per_second,
       topology='1',
@@ -130,6 +132,7 @@ def _tpu(
   """A TPU, on which a float32 product of full precision takes six passes of bfloat16 products."""
   return Target(
       platform='tpu',
+      planned_as='tpu_v5e' if name == 'v5e' else 'tpu',
       memory_bytes=memory_bytes,
       bytes_per_second=bytes_per_second,
       link_bytes_per_second=link_bytes_per_second,

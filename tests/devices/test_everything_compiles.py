@@ -83,7 +83,7 @@ def compile_placed(target, config, place):
   lowered = ahead_of_time.lower(
       static, train_step.arrays(hparams), 32_101, place, used, found.target.platform
   )
-  estimate = placement.memory(config, place, len(used), 32_101, found.target.platform)
+  estimate = placement.memory(config, place, len(used), 32_101, found.target.planned_as)
   options = _OPTIONS if found.target.platform == 'gpu' else None
   totals = {}
   for kind, program in lowered.items():
@@ -137,7 +137,7 @@ def test_large_sizes(target, size):
   found = targets.parse(target)
   usable = found.target.usable_bytes({})
   count = math.prod(map(int, found.topology.split('x')))
-  place = placement.choose(config, count, usable, found.target.platform, 1, 32_101)
+  place = placement.choose(config, count, usable, found.target.planned_as, 1, 32_101)
   print(placement.describe(place))
   totals, estimated = compile_placed(target, config, place)
   assert max(totals.values()) <= usable

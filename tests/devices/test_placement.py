@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 
 from configs import base
 from stability import config as config_lib
-from stability.devices import placement, shapes
+from stability.devices import make_layout, placement, shapes, targets
 from stability.devices.placement import Placement
 from stability.errors import BadInput
 
@@ -236,10 +237,33 @@ def test_unknown_memory_needs_no_traces():
   assert subprocess.run([sys.executable, '-c', program], check=False).returncode == 0
 
 
-@pytest.mark.parametrize('depth, compiled', [(2, 1.71e9), (4, 2.56e9), (24, 11.05e9)])
-def test_tpus_keep_no_gathered_weights(depth, compiled):
-  """What libtpu's compiler says of 1.2B, and of parts of it, on v5e:4x4 in four microbatches."""
-  config = published('1.2B')
+@pytest.mark.parametrize(
+    'size, depth, platform, devices, microbatches, compiled',
+    [
+        ('1.2B', 2, 'tpu_v5e', 16, 4, 1.71e9),
+        ('1.2B', 4, 'tpu_v5e', 16, 4, 2.56e9),
+        ('1.2B', 24, 'tpu_v5e', 16, 4, 11.05e9),
+        ('1.2B', 2, 'tpu_v5e', 8, 4, 2.89e9),
+        ('1.2B', 2, 'tpu', 8, 2, 5.17e9),
+        ('4.8B', 24, 'tpu', 8, 2, 101.06e9),
+    ],
+)
+def test_tpu_slices(size, depth, platform, devices, microbatches, compiled):
+  """What libtpu's compiler says of sharded runs and of parts of them on v5e and v5p."""
+  config = published(size)
   config = config | {'model': config['model'] | {'depth': depth}}
-  found = placement.memory(config, Placement('sharded', 1, 4, 'none'), 16, 32_101, 'tpu')
-  assert found.total == pytest.approx(compiled, rel=0.15)
+  place = Placement('sharded', 1, microbatches, 'none')
+  found = placement.memory(config, place, devices, 32_101, platform)
+  assert found.total == pytest.approx(compiled, rel=0.12)
+
+
+def test_kinds_of_devices():
+  def kind(platform, device_kind='', version=''):
+    client = types.SimpleNamespace(platform_version=version)
+    device = types.SimpleNamespace(platform=platform, device_kind=device_kind, client=client)
+    return make_layout.platform(device)
+
+  assert kind('tpu', 'TPU v5 lite') == 'tpu_v5e' and kind('tpu', 'TPU v5') == 'tpu'
+  assert kind('gpu', 'NVIDIA H100') == 'gpu' and kind('gpu', version='ROCm 6') == 'rocm'
+  assert targets.parse('v5e').target.planned_as == 'tpu_v5e'
+  assert targets.parse('v5p').target.planned_as == 'tpu'
