@@ -159,6 +159,8 @@ def prepare(
     reused_runs = reuse.reuse_runs(workdir, unfinished, reused)
   if reused_runs:
     print(f'{len(reused_runs)} runs are reused from other sweeps', flush=True)
+  elif reused and unfinished:
+    print(f'no run is reused: {reuse.why_none(workdir, unfinished, reused)}', flush=True)
   return {name: config for name, config in unfinished.items() if name not in reused_runs}
 
 

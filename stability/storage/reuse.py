@@ -87,6 +87,25 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
   return reused
 
 
+def why_none(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> str:
+  """Why no run was reused: what the first of the other sweeps differs in."""
+  sweep, other = sweeps.read_sweep(workdir), next(iter(others))
+  found = sweeps.read_sweep(other)
+  if found.data.get('sha256') != sweep.data.get('sha256'):
+    return f'{other} was trained on another text'
+  if found.extensions.get('sha256') != sweep.extensions.get('sha256'):
+    return f'{other} has other code of its own'
+  wanted = set(map(key, waiting.values()))
+  alike = [name for name, config in found.runs.items() if key(config) in wanted]
+  if not alike:
+    return f'{other} has no run with the config of one of these'
+  for name in alike:
+    for line in files.read_lines(run_files.run_dir(other, name) / 'versions.jsonl'):
+      if changes := versions.changes(line.get('versions', {}), versions.current()):
+        return f'{other} was trained with other versions or settings: {", ".join(changes)}'
+  return f'{other} has no such run that is done and as it was trained'
+
+
 @dataclasses.dataclass(frozen=True)
 class _Content:
   """The content of the files of a run to copy."""

@@ -180,15 +180,26 @@ def test_limits_of_alarms(place, tmp_path):
   assert keys[0] == keys[1] != keys[2] and keys[0] != reuse._key_of(tmp_path, config)
 
 
+NO_SUCH = 'no such run that is done'
+
+
 @pytest.mark.parametrize(
-    'spoil',
+    'spoil, why',
     [
-        *(None, other_text, other_versions, other_settings, other_config),
-        *(resumed_with_other_options, had_actions, has_not_ended, has_failed, is_damaged),
-        has_damaged_metrics,
+        (None, ''),
+        (other_text, 'another text'),
+        (other_versions, 'versions or settings: jax 0.1 -> '),
+        (other_settings, 'versions or settings: '),
+        (other_config, 'no run with the config'),
+        (resumed_with_other_options, NO_SUCH),
+        (had_actions, NO_SUCH),
+        (has_not_ended, NO_SUCH),
+        (has_failed, NO_SUCH),
+        (is_damaged, NO_SUCH),
+        (has_damaged_metrics, NO_SUCH),
     ],
 )
-def test_which_runs_are_reused(place, tmp_path, spoil):
+def test_which_runs_are_reused(place, tmp_path, spoil, why):
   shutil.copytree(place / 'rates', tmp_path / 'rates')
   shutil.copytree(place / 'grid', tmp_path / 'grid')
   shutil.rmtree(tmp_path / 'grid/runs' / SAME[0])
@@ -199,6 +210,8 @@ def test_which_runs_are_reused(place, tmp_path, spoil):
   waiting = {SAME[0]: sweeps.read_sweep(tmp_path / 'grid').runs[SAME[0]]}
   taken = reuse.reuse_runs(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
   assert taken == ([] if spoil else [SAME[0]])
+  if spoil:
+    assert why in reuse.why_none(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
   assert (run_folder / 'result.json').exists() == (not spoil)
   assert leases.holder(run_folder) is None
 
