@@ -36,7 +36,7 @@ an optimum at an end no longer counts, and controls no longer add to the varianc
 Arms of one size have the same width and depth. SwiGLU, experts and gates have other numbers of
 parameters, which the table shows: their losses are not at matched counts.
 
-Not yet measured at any scale.
+Not yet measured at any scale; the screening at night scale is under way (configs/README.md).
 
 Time at night scale: 801 runs, 3 to 5 hours on two idle cores of the machines of BUILD_NOTES.md. At
 cpu scale about 40 minutes (estimates).
