@@ -73,7 +73,8 @@ def replay(run: Path, workdir: Path, console: Console, train: Train | None = Non
     taken = records.read_taken(run)
     records.write_taken(copy, [record for record in taken if record.action.kind != 'fork'])
   if waiting := sweeps.runs_to_train(workdir, runs.configs):
-    cores = files.read_lines(run / 'versions.jsonl')[0].get('cores')
+    (first, *_) = files.read_lines(run / 'versions.jsonl') or [{}]
+    cores = first.get('cores')
     (train or functools.partial(_train_in_one_worker, cores=cores))(workdir, waiting)
   (new, new_result), (old, old_result) = _numbers(copy), _numbers(run)
   same = sum(a == b for a, b in zip(new, old, strict=False))
