@@ -1,4 +1,4 @@
-"""Whether probes earn a place as alarms or as predictors, as a CSV file.
+"""Scores probes as alarms and as predictors on held-out sweeps, as a CSV file.
 
   python -m launch.benchmarks.probes FILE.csv CALIBRATION HELD_OUT [HELD_OUT ...]
 

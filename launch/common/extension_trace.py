@@ -41,7 +41,8 @@ def check(config_file: str, configs: Mapping[str, Config]) -> None:
     try:
       _trace(static, hparams, vocabulary_size)
     except Exception as error:
-      what = f'{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}'
+      first_line, *_ = str(error).strip().splitlines() or ['']
+      what = f'{type(error).__name__}: {first_line}'
       raise BadInput(f'{_place(error) or config_file}: its extensions fail: {what}') from error
 
 

@@ -106,9 +106,9 @@ def load_workdir(workdir: Path) -> Results:
 
 
 def steered(runs: pd.DataFrame) -> pd.Series:
-  """Whether a person changed the course of each run, so that its config alone does not tell it.
+  """Whether a person has acted on each run, so that its results do not follow from its config.
 
-  A policy is part of the config.
+  Actions of a policy do not count, since the policy is part of the config.
   """
   if 'actions' not in runs:
     return pd.Series(False, runs.index)

@@ -101,7 +101,7 @@ def _of_file(text: str, path: Path) -> Json:
 
 
 def about(path: Path) -> Json:
-  """What the metadata of a run's parameters tell (see parameters.py); BadInput if they do not."""
+  """The metadata of a run's parameters, see parameters.py; BadInput if any are missing."""
   metadata = safetensors.read_header(path).metadata
   try:
     found = {key: json.loads(metadata[key]) for key in ('run', 'step', 'config', 'data')}

@@ -1,4 +1,4 @@
-"""launch.benchmarks.probes on sweeps whose probes foretell instability by construction."""
+"""launch.benchmarks.probes on made-up sweeps, in which some probes predict instability."""
 
 import csv
 import math
@@ -75,7 +75,7 @@ def test_a_probe_that_never_moves(rows):
 
 
 def test_next_size(rows):
-  """Of width 16, the two highest rates fall; of width 32 all but the lowest are unstable."""
+  """Width 16 is unstable at the two highest rates, width 32 at all but the lowest."""
   assert rows['fall of stable rank']['pairs'] == '5'
   assert float(rows['fall of stable rank']['auc']) == pytest.approx((2 + 2 * 0.5) / 4, abs=1e-3)
   assert rows['learning rate']['auc'] == '1.000'

@@ -50,7 +50,7 @@ def test_parameters_are_those_of_the_final_loss(sweep, train):
 
 
 def test_hyperparameters_that_an_action_changed(sweep, train):
-  """What uses the parameters, and what starts from a checkpoint, computes with the last ones."""
+  """Retrieval uses those of the end, and a run that starts from a checkpoint those of its step."""
   (run,) = sweep(**{'model.output_soft_cap': 2.0, 'checkpoint.every_steps': 6})
   train.at(run, 8, asks(run, 'set', changes={'model.output_soft_cap': 0.1}))
   train(run)

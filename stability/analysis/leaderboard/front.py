@@ -68,11 +68,6 @@ def at_edges(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
     if row.edge:
       where = {'low': 'lowest', 'high': 'highest'}[row.edge]
       found.append((row.arm, f'its loss is lowest at the {where} of its rates'))
-    elif is_bound(row.censored, 'headroom'):
+    elif 'headroom>=' in row.censored.split():
       found.append((row.arm, 'it is stable at the highest of its rates'))
   return found
-
-
-def is_bound(censored: str, column: str) -> bool:
-  """Whether a cell of the column `censored` names this column."""
-  return any(part[:-2] == column for part in censored.split())

@@ -264,7 +264,7 @@ def _shares(arm: Arm, acted: pd.DataFrame) -> dict[str, float]:
 
 
 def _is_inert(arm: Arm, base: Arm, shares: Mapping[str, Mapping[str, float]]) -> bool:
-  """Whether an arm changes nothing.
+  """Whether an arm has no effect.
 
   Either all losses are equal; or what only one of arm and baseline has never acted in a measured
   step, and the best losses agree, since not all steps are measured.
