@@ -22,7 +22,7 @@ were chosen on its runs.
 """
 
 # First, since launch.common may have to mend sys.path.
-from launch.common import app, path_flags
+from launch.common import app, display, path_flags
 
 # isort: split
 import math
@@ -86,7 +86,7 @@ def main() -> int:
       replays[name] = found
       if sweep.is_imported:
         files.write_lines(run / 'alarms.jsonl', [alarm.to_json() for alarm in found.alarms])
-  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  console = display.console(PIPED_WIDTH)
   _print_rules(alarm_replay.by_rule(replays, rules).itertuples(index=False), console)
   _print_runs(replays, console)
   _print_line(f'{len(replays)} of {len(names)} runs have logged rows.', console)

@@ -24,13 +24,12 @@ actions.jsonl, or records there why it refuses the request.
 """
 
 # First, since launch.common may have to mend sys.path.
-from launch.common import app, path_flags
+from launch.common import app, display, path_flags
 
 # isort: split
 import getpass
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +63,7 @@ def main(*words: str) -> int | None:
   is_replay = words[:1] == ('replay',)
   if bool(_WORKDIR.value) == bool(_RUN.value) and not (is_replay and _RUN.value):
     raise BadInput('--workdir, --run: exactly one of them must be given')
-  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  console = display.console(PIPED_WIDTH)
   if not _RUN.value:
     if words:
       raise BadInput(f'{words[0]!r}: an action needs --run=DIR/runs/NAME')

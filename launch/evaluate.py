@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -170,7 +169,7 @@ def _print_table(workdir: Path) -> None:
   from stability.analysis import results
   from stability.report import other_text
 
-  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  console = display.console(PIPED_WIDTH)
   text = other_text.table(results.load_workdir(workdir), other_text_csv.read(workdir))
   table = Table(box=box.SIMPLE_HEAD)
   for name in text:

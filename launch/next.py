@@ -43,7 +43,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.backends import registry
-from launch.common import app, budget, path_flags, start
+from launch.common import app, budget, display, path_flags, start
 from stability.analysis.prediction import targets
 from stability.config import Config
 from stability.errors import BadInput
@@ -93,7 +93,7 @@ def main() -> int:
     raise BadInput(f'--width={_WIDTH.value:g}: must be a number of decades above 0')
   if _OUTPUT.value is not None and not Path(_OUTPUT.value).absolute().parent.is_dir():
     raise BadInput(f'--output={_OUTPUT.value}: its folder does not exist')
-  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  console = display.console(PIPED_WIDTH)
   if not _WORKDIR.value:
     return _propose(target, allowed, console)
   if _TRAIN.value:

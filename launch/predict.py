@@ -22,11 +22,10 @@ their predictions are then on record before they are.
 """
 
 # First, since launch.common may have to mend sys.path.
-from launch.common import app, path_flags
+from launch.common import app, display, path_flags
 
 # isort: split
 import dataclasses
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +150,7 @@ def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:
 
 
 def _console() -> Console:
-  return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  return display.console(PIPED_WIDTH)
 
 
 def _with_risk(targets: Sequence[Target]) -> list[Target]:

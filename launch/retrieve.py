@@ -102,7 +102,7 @@ def main() -> int:
 
   folder = workdir / sweep.data['path']
   tokenizer = stored.StoredTokenizer(folder, sweep.data)
-  console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+  console = display.console(PIPED_WIDTH)
   damaged, rows, answer = [], [], None
   with _Progress(names) as progress:
     tools = measure.Measurements(tokenizer, environment.core_count(), progress.show)

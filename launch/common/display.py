@@ -13,6 +13,11 @@ from rich.table import Table
 PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 
 
+def console(piped_width: int) -> Console:
+  """A console on stdout, with lines of this many characters if that is not a terminal."""
+  return Console(width=None if sys.stdout.isatty() else piped_width)
+
+
 class _Console(Console):
   """A console that drops its output once its reader is gone; rich's exits the program."""
 
