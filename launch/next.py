@@ -10,7 +10,8 @@ runs: missing ones of the sweep, further seeds, or one learning rate beyond the 
 DIR may be new or hold some of the runs of that file; those it lacks may be trained.
 
 --train trains the first --count of them, chooses again, and so on, until the 90 % interval of every
-critical rate is narrower than --width decades or --budget, which counts all runs of DIR, is spent.
+critical rate is narrower than --width decades or --budget, which counts all runs of DIR, is spent:
+a run that the rest does not pay for is not begun.
 The runs belong to the sweep in DIR; the same command continues after an interruption. If a learning
 rate beyond the grid is added, LR sensitivity stays that of the grid.
 
@@ -162,6 +163,11 @@ def _train(target: float | None, allowed: budget.Budget | None, console: Console
       if not found:
         _print('No further run says anything about the critical rates.', console)
         break
+      if allowed is not None:
+        found = growing.affordable(found, allowed)
+        if not found:
+          _print(f'The rest of the budget of {allowed.text} pays for none of the runs.', console)
+          break
       _print_runs(growing, found, console)
       configs = growing.configs(found)
     unfinished = start.prepare(growing.with_runs(configs), workdir)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from launch.common import app
+from launch.common import app, budget
 from stability import config as config_lib
 from stability.analysis import results as results_lib
 from stability.analysis.prediction.next_sweep import NextRun, SweepState
@@ -57,6 +57,27 @@ class Growing:
     done = runs[runs['run'].isin(self.stored) & (runs['status'] != 'missing')]
     seconds = done['seconds'].sum() if 'seconds' in done else 0.0
     return sum(map(self._flops, done['run'])), seconds / 3600
+
+  def affordable(self, found: Sequence[NextRun], allowed: budget.Budget) -> list[NextRun]:
+    """The runs, in order, that the rest of a budget of FLOPs or core-hours pays for.
+
+    The time of a run is that of runs of its size; without any, it follows from its FLOPs and the
+    time of the runs so far.
+    """
+    flops, core_hours = self.spent()
+    flops_K, seconds_K = self.flops_K, self.seconds_K
+    if allowed.flops is not None:
+      left, cost_K = allowed.flops - flops, flops_K
+    else:
+      left = allowed.core_hours - core_hours
+      flops_per_hour = flops / core_hours if core_hours else 3600 * budget.CORE_FLOPS
+      cost_K = np.where(np.isnan(seconds_K), flops_K / flops_per_hour, seconds_K / 3600)
+    paid = []
+    for run in found:
+      if cost_K[run.choice.curve] <= left:
+        paid.append(run)
+        left -= cost_K[run.choice.curve]
+    return paid
 
   def wanted_name(self, number: int) -> str:
     """A wanted critical rate in words: arm and size."""

@@ -41,7 +41,8 @@ def load_csv(
   Args:
     path: a CSV file with a header. Required columns: learning_rate, final_loss. Optional columns:
       parameters, seed, run, initial_loss, status (done, diverged, failed, stopped or missing; if
-      empty, it is derived from the losses).
+      empty, it is derived from the losses), forked_from (a row that has it is left out: a fork is
+      in no comparison).
     group_by: the columns that define the intervention; None: arm and those with a dot in their
       name. One with a reserved name, such as window, becomes config.window.
     initial_loss: the initial loss of all runs (nats), instead of the column.
@@ -54,6 +55,10 @@ def load_csv(
     BadInput: the file cannot be read, or a cell or an argument is invalid.
   """
   cells = _read_csv(path)
+  is_fork = cells['forked_from'] != '' if 'forked_from' in cells else pd.Series(False, cells.index)
+  if is_fork.all():
+    raise BadInput(f'{path}: contains no runs but forks, which are in no comparison')
+  cells = cells[~is_fork]
   missing = [name for name in ('learning_rate', 'final_loss') if name not in cells]
   if missing:
     raise BadInput(
@@ -97,6 +102,8 @@ def load_csv(
     runs[name] = _values(cells[name])
   fields = [*sizes, *groups]
   notes = [_note(cells[name], runs[name]) for name in ('learning_rate', *fields)]
+  if is_fork.any():
+    notes.append(f'{is_fork.sum()} of its rows are forks, which are in no comparison, and left out')
   notes = tuple(filter(None, notes))
   _refuse_duplicates(path, runs, ['parameters', *fields, 'learning_rate', 'seed'], notes)
   where = {

@@ -31,7 +31,7 @@ from stability.report import (
 from stability.report import leaderboard as leaderboard_lib
 from stability.report.options import Options
 from stability.report.plots import selection
-from stability.storage import files, other_text_csv, retrieval_csv, schema, sweeps
+from stability.storage import files, other_text_csv, results_csv, retrieval_csv, schema, sweeps
 
 DEFAULTS = Options()
 _EMPTY = pd.DataFrame()
@@ -88,6 +88,7 @@ def write_report(
       acted=inert.by_arm(results, acted),
       alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
       timeline=timeline_lib.load(workdir),
+      forks=tables.forks(results_csv.read_fork_results(workdir), sweeps.read_forks(workdir)),
       facts=facts(sweep),
       larger=larger,
       retrieved=measured,
@@ -137,6 +138,7 @@ def write_files(
     acted: pd.DataFrame = _EMPTY,
     alarms: pd.DataFrame = _EMPTY,
     timeline: pd.DataFrame = _EMPTY,
+    forks: pd.DataFrame = _EMPTY,
     facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     larger: predictions.Section | None = None,
     retrieved: Sequence[retrieval_csv.Row] = (),
@@ -160,6 +162,7 @@ def write_files(
     acted: see inert.by_arm.
     alarms: see alarm_log.load.
     timeline: see timeline.load.
+    forks: the table of forks.
     facts: see `facts`.
     larger: see predictions.section.
     retrieved: measurements of retrieval beside the runs.
@@ -214,6 +217,7 @@ def write_files(
       acted=acted if acted.empty else tables.acted(results, acted),
       alarms=alarms,
       timeline=timeline,
+      forks=forks,
       sensitivity=sensitivity,
       interval=tables.interval(results),
       sweeps=results.sweeps,

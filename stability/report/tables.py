@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,8 @@ from stability.analysis import results as results_lib
 from stability.analysis.claims.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED
 from stability.analysis.results import Results
 from stability.report import labels
+from stability.storage.files import Json
+from stability.storage.sweeps import Fork
 
 RATIO = 'ratio to baseline'
 DIFFERENCES = {  # column of several_sweeps.Differences -> heading
@@ -146,6 +148,22 @@ def runs(results: Results) -> pd.DataFrame:
     text['error'] = [error.strip().split('\n')[-1] for error in found['error'].fillna('')]
   text['run'] = found['run']
   return text.sort_values('status', kind='stable', key=lambda status: status != 'failed')
+
+
+def forks(rows: Sequence[Json], origins: Mapping[str, Fork]) -> pd.DataFrame:
+  """Every fork; the arguments are from results_csv.read_fork_results and sweeps.read_forks."""
+  return pd.DataFrame([
+      {
+          'run': row['run'],
+          'forked from': fork.run,
+          'at step': str(fork.step),
+          'changes': labels.pairs(fork.changes, fork.changes.values()),
+          'status': row['status'],
+          'final loss': labels.decimals(row['final_loss']),
+      }
+      for row in rows
+      for fork in [origins[row['run']]]
+  ])
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:

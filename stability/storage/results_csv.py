@@ -1,7 +1,8 @@
 """DIR/results.csv: a row per run of a sweep, with forks last.
 
 The column `actions` counts the actions that changed the course of a run (run_files.COURSE_ACTIONS).
-A run with such actions was not trained as its config says.
+A run with such actions was not trained as its config says. `forked_from` names the run that a fork
+was started from, and is empty for the runs of the sweep.
 """
 
 import csv
@@ -33,7 +34,8 @@ def read_fork_results(workdir: Path) -> list[Json]:
   for name, fork in forks.items():
     config = run_files.read_config(run_files.run_dir(workdir, name))
     changed = config_lib.unflatten(config_lib.flatten(config) | fork.changes)
-    rows.append(_row(workdir, sweep, name, sweeps.origin(name, forks), changed))
+    row = _row(workdir, sweep, name, sweeps.origin(name, forks), changed)
+    rows.append({**row, 'forked_from': fork.run})
   return rows
 
 
@@ -41,7 +43,8 @@ def write_results(workdir: Path, output: Path | None = None) -> Path:
   """Writes results.csv to the folder `output`, by default the workdir; returns its path."""
   folder = output or workdir
   files.refuse_links(folder)
-  rows = [*read_results(workdir), *read_fork_results(workdir)]
+  rows = [{**row, 'forked_from': ''} for row in read_results(workdir)]
+  rows += read_fork_results(workdir)
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator='\n')
   writer.writeheader()

@@ -97,6 +97,24 @@ def test_results_csv_equals_the_workdir(workdir):
   )
 
 
+def test_forks_of_a_csv_file_are_left_out(tmp_path):
+  """They have no label of their own: at an equal learning rate, one would count as a duplicate."""
+  names = made_up.write_sweep(tmp_path, widths=(16,))
+  run = run_files.run_dir(tmp_path, names[0])
+  config = run_files.read_config(run)
+  files.write_json(tmp_path / 'runs' / 'other' / 'config.json', config)
+  sweeps.write_fork(tmp_path, 'other', sweeps.Fork(names[0], 30, {}))
+  path = results_csv.write_results(tmp_path)
+  assert 'other' in path.read_text()
+  read = results_table.load_csv(path)
+  assert list(read.runs['run']) == names
+  assert read.notes == ('1 of its rows are forks, which are in no comparison, and left out',)
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(lines[0] + lines[-1])
+  with pytest.raises(BadInput, match='contains no runs but forks'):
+    results_table.load_csv(path)
+
+
 def test_data_seed_is_an_intervention_and_shape_is_not(tmp_path):
   made_up.write_sweep(
       tmp_path, widths=(16,), seeds=(0,), interventions=hyper.sweep('data.seed', [0, 1])

@@ -210,6 +210,16 @@ def test_train_until_the_budget_is_spent(trained, folder, capsys):
   assert len(trained) >= 4
 
 
+def test_runs_that_the_budget_does_not_pay_for(trained, folder, capsys):
+  """Of each choice, only what the rest pays for is trained. Each run takes half an hour."""
+  assert execute(*COMMAND, '--count=1', '--budget=cpu:30m', '--width=1e-4') == 0
+  assert len(trained) == 1
+  capsys.readouterr()
+  assert execute(*COMMAND, '--count=4', '--budget=cpu:100m', '--width=1e-4') == 0
+  assert sum(map(len, trained)) == 3
+  assert 'The rest of the budget of cpu:100m pays for none' in capsys.readouterr().out
+
+
 def test_an_interrupted_run_comes_first(trained, folder):
   assert execute(*COMMAND, '--count=2', '--budget=cpu:1h', '--width=1e-4') == 0
   (name, other) = trained[0]

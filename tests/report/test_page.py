@@ -289,6 +289,20 @@ def test_actions(tmp_path):
 
 
 @pytest.mark.usefixtures('without_figures')
+def test_forks(tmp_path):
+  """They have a table of their own and are not counted."""
+  name, *_ = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
+  config = run_files.read_config(run_files.run_dir(tmp_path, name))
+  files.write_json(tmp_path / 'runs' / 'x+fork1' / 'config.json', config)
+  before = Page(page.write_report(tmp_path)).text
+  sweeps.write_fork(tmp_path, 'x+fork1', sweeps.Fork(name, 30, {'optimizer.learning_rate': 0.01}))
+  shown = Page(page.write_report(tmp_path)).text
+  same, forks = shown.split('Forks')
+  assert before.startswith(same.rstrip())
+  assert f'x+fork1{name}30learning_rate=1e-2missing' in forks
+
+
+@pytest.mark.usefixtures('without_figures')
 def test_alarms_without_actions(tmp_path):
   first, second, *_ = made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
   for name in (first, second):
@@ -306,6 +320,6 @@ def test_alarms_without_actions(tmp_path):
   assert 'script' not in [tag for tag, _ in shown.elements]
   with (tmp_path / 'results.csv').open() as file:
     rows = list(csv.DictReader(file))
-  assert list(rows[0])[-1] == 'actions'
+  assert list(rows[0])[-2:] == ['actions', 'forked_from']
   assert [row['actions'] for row in rows[:3]] == ['0', '1', '0']
 

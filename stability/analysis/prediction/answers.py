@@ -352,9 +352,9 @@ def helps(results: Results, by_arm: Mapping[tuple, Observations]) -> list[Help]:
   If the sweep varies what a learning rate means (results.not_comparable), the ratios of critical to
   best learning rate are compared. An arm whose own rates lie outside the grid is not compared.
   """
-  keys = ['parameters', *results.sizes]
+  columns = ['parameters', *results.sizes]
   of_headroom = results.not_comparable is not None
-  curves = {}
+  curves = {}  # arm -> shape -> (log10 of what is compared, whether it is a bound)
   for arm, of_arm in by_arm.items():
     curve = of_arm.curves
     curve = curve[curve['critical_censored'] != -1]  # a size at which the arm does not train
@@ -364,17 +364,20 @@ def helps(results: Results, by_arm: Mapping[tuple, Observations]) -> list[Help]:
     if of_headroom:
       log_factor = log_factor - curve['log_best']
       is_bound |= curve['best_censored'] != 0
-    curves[arm] = curve[keys].assign(log_factor=log_factor, is_bound=is_bound)
+    shapes = map(results_lib.key, curve[columns].itertuples(index=False))
+    curves[arm] = dict(zip(shapes, zip(log_factor, is_bound, strict=True), strict=True))
   found = []
   for arm, own in curves.items():
     candidates = []
     for helper, other in curves.items():
-      both = own.merge(other, on=keys, suffixes=('', '_helper')).sort_values('parameters')
-      if helper == arm or both.empty or (row := both.iloc[-1])['is_bound']:
+      both = [shape for shape in own if shape in other]
+      if helper == arm or not both:
         continue
-      factor = 10 ** (row['log_factor_helper'] - row['log_factor'])
-      at_least = bool(row['is_bound_helper'])
-      candidates.append(Help(arm, helper, row['parameters'], factor, at_least, of_headroom))
+      largest = max(both, key=lambda shape: shape[0])  # its parameters
+      (log_factor, is_bound), (log_factor_helper, at_least) = own[largest], other[largest]
+      if not is_bound:
+        factor = 10 ** (log_factor_helper - log_factor)
+        candidates.append(Help(arm, helper, largest[0], factor, bool(at_least), of_headroom))
     best = max(candidates, key=lambda candidate: candidate.factor, default=None)
     if best is not None and best.factor >= MIN_HELP:
       found.append(best)

@@ -42,9 +42,10 @@ class SweepState:
 
   @functools.cached_property
   def runs(self) -> pd.DataFrame:
-    """The runs with arm, curve (numbers) and loss (NaN: does not count)."""
+    """The runs with arm, curve (numbers) and loss (NaN: does not count, or a person has acted)."""
     runs = self.results.runs
-    runs = runs.assign(loss=lr_sensitivity.counted_loss(runs))
+    loss = lr_sensitivity.counted_loss(runs)
+    runs = runs.assign(loss=loss.mask(results_lib.steered(runs)))
     for name, columns in (('arm', self.results.groups), ('curve', self._of_curve)):
       number = pd.Series(0, runs.index)
       for i, (_, part) in enumerate(results_lib.split(runs, columns)):

@@ -20,6 +20,11 @@ _CURVE_COLUMNS = (
     'log_critical', 'critical_censored', 'log_best', 'best_censored', 'critical_spread', 'grid_step'
 )  # fmt: skip
 
+_COLUMNS = (
+    'run', 'parameters', 'learning_rate', 'seed', 'log_size', 'log_rate', 'curve', 'loss',
+    'initial_loss', 'unstable', *_CURVE_COLUMNS, 'eps', 'warmup_steps', 'log_gradient',
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
@@ -30,6 +35,7 @@ class Observations:
     log_size, log_rate: log10 of parameters and learning rate
     curve: the number of the run's loss curve, which has one shape and all learning rates, and whose
       losses are averaged over seeds
+    loss: min(final, initial) loss; initial_loss
     unstable: compared with the best run of the same size and intervention, as critical rates are
     log_critical, log_best: log10 of the curve's critical and best learning rates
     critical_censored, best_censored: 0 if it is exact, 1 if the true value is above it, -1 if below
@@ -38,6 +44,7 @@ class Observations:
       there is only one
     eps, warmup_steps
     log_gradient: log10 of the gradient RMS at the end of training
+    and those of Results.sizes
 
   `running_max` maps a probe to log10 of its highest value so far: a row per run, a column per step.
   """
@@ -125,8 +132,10 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
       for probe in PROBES
       if probe != GRADIENT_RMS and not (table := _running_max(curves, probe)).empty
   }
+  # Of some 90 columns, since predictors select rows very often.
+  few = runs[list(dict.fromkeys([*_COLUMNS, *results.sizes]))].copy()
   return {
-      values: Observations(of_group, running_max)
+      values: Observations(few.loc[of_group.index], running_max)
       for values, of_group in results_lib.split(runs, results.groups)
   }
 

@@ -43,6 +43,16 @@ def test_next_run_is_a_missing_one():
   assert run.like['model.qk_norm'] == 'none'
 
 
+def test_steered_run_does_not_count():
+  """A person took it to another rate: its own cell is as unknown as one that has no run."""
+  found = results(sim.cliff)
+  runs = found.runs.assign(actions=0)
+  runs.loc[0, 'actions'] = 1
+  state = SweepState(dataclasses.replace(found, runs=runs), width=0.01)
+  assert list(state.runs.index[state.runs['loss'].isna()]) == [0]
+  assert len(state.surface.runs) == 23
+
+
 def test_grids_that_end_too_early():
   """They are extended on the side where a curve with all its runs needs it."""
   above = SweepState(results(sim.flat)).curves
