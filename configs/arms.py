@@ -1,7 +1,9 @@
 """Interventions by name, as arms of a sweep: the paper's recipe with a few options changed.
 
 This file is not an experiment. An arm that concerns attention logits is tried without qk-norm where
-that would hide it, one that concerns output logits without z-loss. To try some of them:
+that would hide it, one that concerns output logits without z-loss. Optimizers keep the baseline's
+betas (Muon and SOAP are published with a beta1 of 0.95) except where their method depends on them.
+DyT has the published embedding scale, at a fixed sqrt(width). To try some of them:
 
   from configs import arms
   hyper.product([grid.sizes(scale), arms.points(scale, ['AdamW', 'QK-clip 100', 'Muon'])])
@@ -50,7 +52,7 @@ OUTPUT = {
 }
 RESIDUAL = {
     'RMSNorm': {'model.norm': 'rmsnorm'},
-    'DyT': {'model.norm': 'dyt'},
+    'DyT': {'model.norm': 'dyt', 'model.embedding': 'scaled'},
     'peri-LN': {'model.norm_position': 'peri'},
     'post-LN': {'model.norm_position': 'post'},
     'DeepNorm': {'model.norm_position': 'deepnorm'},
@@ -99,7 +101,7 @@ OPTIMIZERS = {
     'Muon': {'optimizer.name': 'muon'},
     'Muon on a spectral sphere': {'optimizer.name': 'muon_sphere'},
     'Hyperball': {'optimizer.name': 'hyperball'},
-    'Prodigy': {'optimizer.name': 'prodigy'},
+    'Prodigy': {'optimizer.name': 'prodigy', 'optimizer.beta2': 0.999},  # its estimate's memory
     'DoWG': {'optimizer.name': 'dowg'},
     'schedule-free AdamW': {
         'evaluation.parameters': 'schedule_free',
@@ -157,7 +159,9 @@ def points(scale: str, names: Iterable[str] = tuple(ARMS), count: int = 7) -> li
   """Arm x learning rate, each arm in its own window; the first arm is the baseline."""
   return hyper.chain([
       hyper.product([
-          [{'arm': name, **ARMS[name]}], grid.learning_rates(scale, SHIFTS.get(name, 0), count)
+          [{'arm': name, **ARMS[name], **grid.schedule_floor(shift)}],
+          grid.learning_rates(scale, shift, count),
       ])
       for name in names
+      for shift in [SHIFTS.get(name, 0)]
   ])

@@ -49,6 +49,7 @@ RATES = (  # half a decade apart; whole windows fit in below and above those of 
     *(1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
     *(1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3),
 )
+SCHEDULE_FLOOR = 1e-5  # schedule.min_learning_rate of configs/base.py
 LOWEST = {'cpu': 1e-3, 'night': 3e-4, 'gpu': 3e-4, 'paper': 3e-4}
 
 
@@ -86,3 +87,12 @@ def rates_from(first: float, shift: int, count: int) -> list[hyper.Point]:
   if not 0 <= start <= start + count <= len(RATES):
     raise BadInput(f'{count} rates from {shift} half decades above {first}: not all in grid.RATES')
   return hyper.sweep('optimizer.learning_rate', RATES[start : start + count])
+
+
+def schedule_floor(shift: int) -> dict[str, float]:
+  """The end of the schedule for a window that is shifted by this many half decades, as an option.
+
+  It stays as far below the window; with no shift, nothing has to be changed.
+  """
+  floor = RATES[RATES.index(SCHEDULE_FLOOR) + shift]
+  return {'schedule.min_learning_rate': floor} if shift else {}

@@ -28,9 +28,9 @@ from stability import hyper
 
 STEPS = 4_000  # of a run at night scale
 SIZES = {
-    'cpu': ('9.2K', '37K'),
+    'cpu': ('37K', '147K'),
     'night': ('37K', '590K'),
-    'gpu': ('2.4M', '42M'),
+    'gpu': ('9.4M', '42M'),
     'paper': ('9.4M', '151M'),
 }
 SEEDS = ((1, 2, 3, 4, 5), (1, 2, 3))  # of the smaller and of the larger size

@@ -1,9 +1,10 @@
 """Do the best arms of two places add up? The best of each with that of each other, at one size.
 
 The best arm of a place is the finalist, or else the arm of the screening, nearest to the front
-(`python -m launch.finalists` prints it). Pairs that set one option to two values are left out. An
-arm's window is shifted by the shifts of both. The regime and the seeds are those of the smaller
-size of configs/leaderboard_finals.py, so that --reuse copies baseline and single arms from there.
+(`python -m launch.finalists` prints it). Pairs that set one option to two values, or that cannot be
+combined (stability/config/checks.py), are left out. An arm's window is shifted by the shifts of
+both. The regime and the seeds are those of the smaller size of configs/leaderboard_finals.py, so
+that --reuse copies baseline and single arms from there.
 
 Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
 
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 from configs import arms, leaderboard, leaderboard_finals
 from stability import config as config_lib
 from stability import hyper
+from stability.errors import BadInput
 
 BEST: Mapping[str, str] = {}  # place -> its best arm
 
@@ -57,4 +59,14 @@ def pairs(best: Mapping[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
       (a, b): {**arms.ARMS[a], **arms.ARMS[b]}
       for a, b in itertools.combinations(best.values(), 2)
       if all(arms.ARMS[b].get(field, value) == value for field, value in arms.ARMS[a].items())
+      and _is_valid({**arms.ARMS[a], **arms.ARMS[b]})
   }
+
+
+def _is_valid(changed: Mapping[str, Any]) -> bool:
+  """Whether a config may have these options together."""
+  try:
+    config_lib.resolve(config_lib.flatten(get_config().to_dict()) | changed)
+  except BadInput:
+    return False
+  return True

@@ -102,10 +102,11 @@ RECORDS = (
            'Change per step of the biases that balance the loads of experts without a loss; 0 ='
            ' off; 1e-3 is usual.', settable=True, paper=0.0, absent=0.0, source='arXiv 2408.15664'),
     choice('model.kernel', 'plain', ('plain', 'sigma_reparam', 'multipliers', 'wesar'),
-           "Parametrisation of the kernels of a block's linear layers: sigma_reparam divides each"
-           ' by its spectral norm and learns a gain; multipliers learns a factor of each row and'
-           ' column; wesar starts all parameters with std 0.0063 and learns a gain of each; it'
-           ' needs a learning rate lower in proportion.', paper='plain', absent='plain',
+           "Parametrisation of the kernels of a block's linear layers, but routers: sigma_reparam"
+           ' divides each by its spectral norm and learns a gain; multipliers learns a factor of'
+           ' each row and column; wesar starts all, with embedding and head, with std 0.0063 and'
+           ' learns a gain of each; it needs a learning rate lower in proportion.',
+           paper='plain', absent='plain',
            source='section 2.1; sigma_reparam: arXiv 2303.06296; multipliers: arXiv 2601.04890;'
            ' wesar: arXiv 2410.05052'),
     choice('model.norm', 'layernorm', ('layernorm', 'rmsnorm', 'dyt'),

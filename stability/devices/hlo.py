@@ -59,7 +59,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-  """What one execution of a program does on each device."""
+  """What one execution of a program does on each device.
+
+  All branches of a conditional are counted, though an execution takes one.
+  """
 
   kernels: int
   bytes: int  # read and written by the kernels, if nothing stays in caches

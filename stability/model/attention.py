@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from stability.model import adapters, attention_stats, ngpt
-from stability.model.kernels import fan_in_init, kernel
+from stability.model.kernels import kernel
 from stability.model.measure import PROBES, QUIET, Measured, sow, sow_activation
 from stability.model.norms import norm, unit_rms
 from stability.model.products import linear
@@ -359,7 +359,7 @@ def _no_gate(module):
 def _sigmoid_gate(module):
   """Multiplies each element of the output by a sigmoid of a projection of attention's input."""
   D = module.c.width
-  gate_DxD = module.param('gate', fan_in_init, (D, D))
+  gate_DxD = kernel(module, 'gate', (D, D))
   return lambda x, out: out * nn.sigmoid(linear(module, x, gate_DxD))
 
 

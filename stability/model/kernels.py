@@ -1,4 +1,4 @@
-"""Kernels of a block's linear layers: initialisation, reparametrisations and products."""
+"""Kernels of linear layers: initialisation, reparametrisations and products."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,21 +84,23 @@ def _multipliers(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
 
 
 class WeSaR(nn.Module):
-  """The kernel gain * W, where W starts with WESAR_STD and the kernel with 1 / sqrt(fan in).
+  """The matrix gain * W, where W starts with WESAR_STD and the matrix with 1 / sqrt(fan in).
 
   An update of a given size thus changes all parameters by the same fraction. Gradients with respect
   to W are multiplied by the gain, which Adam undoes.
   """
 
+  fan_in: int
+
   @nn.compact
-  def __call__(self, kernel_IxO: jax.Array) -> jax.Array:
-    start = kernel_IxO.shape[0] ** -0.5 / WESAR_STD
-    return self.param('gain', nn.initializers.constant(start), ()) * kernel_IxO
+  def __call__(self, matrix: jax.Array) -> jax.Array:
+    start = self.fan_in**-0.5 / WESAR_STD
+    return self.param('gain', nn.initializers.constant(start), ()) * matrix
 
 
 def _wesar(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
   del module
-  return WeSaR(name=f'{name}_reparam')(kernel)
+  return WeSaR(kernel.shape[0], name=f'{name}_reparam')(kernel)
 
 
 def _wesar_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
@@ -115,6 +117,31 @@ KERNELS = Choices(
         'wesar': Variant(Kernel(_wesar, _wesar_init), 'arXiv 2410.05052'),
     },
 )
+
+
+def kernel_of_head(module: nn.Module, shape: tuple[int, int]) -> jax.Array:
+  """The kernel of the head, [width, vocabulary]. Of the forms, WeSaR alone is applied to it."""
+  if module.c.kernel == 'wesar':
+    return kernel(module, 'head', shape)
+  return module.param('head', fan_in_init, shape)
+
+
+def embedding(module: nn.Module, shape: tuple[int, int]) -> jax.Array:
+  """The embedding, [vocabulary, width]. Of the forms, WeSaR alone is applied to it."""
+  width = shape[1]
+  init = nn.initializers.normal(width**-0.5)
+  if module.c.kernel != 'wesar':
+    return module.param('embedding', init, shape)
+  start = lambda *arguments: init(*arguments) * (WESAR_STD * width**0.5)  # noqa: E731
+  return WeSaR(width, name='embedding_reparam')(module.param('embedding', start, shape))
+
+
+def embedding_of(module: nn.Module) -> jax.Array:
+  """The embedding of a module in which `embedding` was called before, or of its parameters."""
+  embedding_VxD = module.get_variable('params', 'embedding')
+  if module.c.kernel != 'wesar':
+    return embedding_VxD
+  return module.get_variable('params', 'embedding_reparam')['gain'] * embedding_VxD
 
 
 def kernel(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.Array:

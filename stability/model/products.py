@@ -43,7 +43,8 @@ def _(form, primals, tangents):
 def fp8_dot(x_NxI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
   """The product of x and kernel in e4m3, whose gradient is computed from its own in e5m2.
 
-  Each of the three tensors has one scale: that of the rows on a device in a microbatch.
+  Each of the three tensors has one scale: that of the rows in a microbatch, on a device or, in the
+  layout `sharded`, on all of them.
   """
   return _forward(x_NxI, kernel_IxO)[0]
 

@@ -106,8 +106,9 @@ def _learned_skip(block: nn.Module, x_BxTxD: jax.Array, start_BxTxD: jax.Array) 
   """
   zeros = nn.initializers.zeros
   slow, b = (block.param(name, zeros, ()) for name in ('skip_stream', 'skip_start'))
-  dtype = x_BxTxD.dtype
-  return (1 + SLOW * slow).astype(dtype) * x_BxTxD + b.astype(dtype) * start_BxTxD
+  # In float32: near 1, bfloat16 has steps of 0.004 to 0.008.
+  mixed_BxTxD = (1 + SLOW * slow) * x_BxTxD + b * start_BxTxD
+  return mixed_BxTxD.astype(x_BxTxD.dtype)
 
 
 # (block, x [B, T, D], output of the embedding [B, T, D]) -> the input of the block; None: x.

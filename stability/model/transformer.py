@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from stability.model import adapters, ngpt
 from stability.model.attention import Attention, Fused, soft_cap
-from stability.model.kernels import dot, fan_in_init
+from stability.model.kernels import dot, embedding, embedding_of, kernel_of_head
 from stability.model.measure import PROBES, rms, sow, sow_activation
 from stability.model.mlp import MLPS
 from stability.model.norms import norm, unit_rms
@@ -149,10 +149,7 @@ BLOCKS = Choices(
 
 def _look_up(module: Transformer, tokens_BxT: jax.Array) -> jax.Array:
   """The embeddings of tokens in float32, [B, T, D]."""
-  width = module.c.width
-  embedding_VxD = module.param(
-      'embedding', nn.initializers.normal(width**-0.5), (module.vocabulary_size, width)
-  )
+  embedding_VxD = embedding(module, (module.vocabulary_size, module.c.width))
   # Cast after the lookup, so that the gradients of a frequent token are summed in float32.
   return embedding_VxD[tokens_BxT]
 
@@ -188,13 +185,13 @@ EMBEDDINGS = Choices(
 def _linear_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
   del hparams
   shape = (module.c.width, module.vocabulary_size)
-  return _head_logits(module, x_BxTxD, module.param('head', fan_in_init, shape))
+  return _head_logits(module, x_BxTxD, kernel_of_head(module, shape))
 
 
 def _tied_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
   """The products with the embeddings."""
   del hparams
-  return _head_logits(module, x_BxTxD, module.get_variable('params', 'embedding').T)
+  return _head_logits(module, x_BxTxD, embedding_of(module).T)
 
 
 def _head_logits(module: Transformer, x_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:

@@ -73,7 +73,7 @@ def adagc(limit: jax.Array) -> optax.GradientTransformation:
   """Scales the gradient of each tensor down to `limit` times the average of its clipped norms.
 
   In the first steps, the gradient is clipped to a global norm of 1, and the average starts from the
-  smallest norm of these steps. A tensor whose gradient is 0 in one of them gets none afterwards.
+  smallest norm of these steps, but 0: behind an output that starts from 0, the first gradients are.
   """
 
   def init(params):
@@ -91,8 +91,10 @@ def adagc(limit: jax.Array) -> optax.GradientTransformation:
       clips = size > most
       clipped = jnp.where(clips, norm / size * most, norm)
       later = ADAGC_DECAY * average + (1 - ADAGC_DECAY) * clipped
-      new = jnp.where(is_first, jnp.minimum(average, clipped), later)
-      return _scale_to(g, size, most, clips), jnp.where(jnp.isfinite(clipped), new, average)
+      starts = is_first | jnp.isinf(average)  # no norm above 0 so far
+      new = jnp.where(starts, jnp.minimum(average, clipped), later)
+      counts = jnp.isfinite(clipped) & (~starts | (clipped > 0))
+      return _scale_to(g, size, most, clips), jnp.where(counts, new, average)
 
     found = jax.tree.map(clip, gradients, state.norms)
     clipped, norms = jax.tree.transpose(

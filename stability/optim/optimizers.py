@@ -38,9 +38,10 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
   """The active terms of GRADIENT, then the optimizer of optimizer.name, in the active WRAPPERS.
 
-  The RMS of a direction is of order 1 at most, whatever the size of the gradient. `update` needs
-  the parameters, and as keyword arguments `learning_rate`, that of the update, and `loss`, the mean
-  cross-entropy of the step's batch. It tells `watch` what each term changed.
+  The RMS of a direction is of order 1 at most (1 + alpha with ademamix), whatever the size of the
+  gradient. `update` needs the parameters, and as keyword arguments `learning_rate`, that of the
+  update, and `loss`, the mean cross-entropy of the step's batch. It tells `watch` what each term
+  changed.
   """
   terms = [
       _watched(term.name, term.make(hparams), watch) for term in GRADIENT.active(static)
@@ -156,12 +157,14 @@ def _adafactor(hparams: HParams) -> optax.GradientTransformation:
   """Gradient / sqrt(v), with the RMS of each tensor's update clipped to 1.
 
   It reads no hyperparameter: the decay rate of v is 1 - step^-0.8, eps, which is added to g^2, is
-  1e-30, and there is no momentum. v is factored for matrices with both sides of 128 or more. The
+  1e-30, and there is no momentum. v is factored for all matrices: with the published limit, sides
+  of 128, small models would have another optimizer than the large ones that they stand for. The
   published factor of the learning rate is the option optimizer.learning_rate_scale, which every
   optimizer has.
   """
   del hparams
-  return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+  rms = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
+  return optax.chain(rms, optax.clip_by_block_rms(1.0))
 
 
 def _soap(hparams: HParams) -> optax.GradientTransformation:

@@ -44,7 +44,8 @@ def apply(
 ) -> tuple[Any, Row]:
   """The same as module.apply, with a row of what was measured; also under jit and grad.
 
-  Attention logits are computed again in float32, some queries at a time. While this function runs,
+  Attention logits are those that a softmax gets; behind a fused attention, they are computed again
+  in float32, some queries at a time. A logit of -1e8 or less is masked. While this function runs,
   or is traced, the softmax and dot_product_attention of jax.nn and flax.linen are replaced.
 
   Returns:
@@ -163,7 +164,7 @@ class _Calls:
   def _softmax(self, original: Callable, x: Any, axis: Any = -1, where: Any = None) -> Any:
     is_attention = bool(self._stack) and self._stack[-1].is_attention and not self._inside_fused
     if is_attention and jnp.ndim(x) >= 3 and axis in (-1, jnp.ndim(x) - 1):
-      keep = x > jnp.finfo(x.dtype).min / 2
+      keep = x > structure.masked_below(jnp.finfo(x.dtype).min)
       self._record(x, keep if where is None else keep & where)
     return original(x, axis, where)
 

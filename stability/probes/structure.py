@@ -38,6 +38,14 @@ def is_attention(*names: str) -> bool:
   return any(map(_ATTENTION.search, names))
 
 
+def masked_below(lowest: float) -> float:
+  """Attention logits up to this number are masked; `lowest` is the lowest one of their type.
+
+  Masks are -inf, the lowest number or, often, -1e9 or -1e30, to which a logit may have been added.
+  """
+  return max(lowest / 2, -1e8)
+
+
 def output_logits(output: Any, is_array: Callable[[Any], bool]) -> Any | None:
   """The logits in a model's output: `logits` of an object or a mapping, an array or the first one.
 

@@ -179,7 +179,7 @@ def _softmax_logits(
 
 
 def _is_unmasked(logits: Tensor) -> Tensor:
-  return logits > torch.finfo(logits.dtype).min / 2
+  return logits > structure.masked_below(torch.finfo(logits.dtype).min)
 
 
 class _Backward:

@@ -44,6 +44,9 @@ def test_windows():
   rates = [point['optimizer.learning_rate'] for point in points]
   assert rates[:7] == [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
   assert rates[7:] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
+  floors = [point.get('schedule.min_learning_rate', 1e-5) for point in points]
+  assert floors == [1e-5] * 7 + [1e-6] * 7  # as far below the window
+  assert grid.get_config('paper').schedule.min_learning_rate == 1e-5
   assert set(arms.SHIFTS) <= set(arms.ARMS)
 
 

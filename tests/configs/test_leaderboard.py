@@ -64,6 +64,34 @@ def test_regime():
 
 
 @pytest.mark.parametrize('scale', SCALES)
+def test_memories_are_a_tenth_of_the_run(scale):
+  """About: at cpu scale, those of configs/base.py are for 500 steps."""
+  for file in (leaderboard, leaderboard_finals):
+    c = file.get_config(scale)
+    assert 1 / (1 - c.optimizer.beta3) / c.schedule.steps == pytest.approx(0.15, abs=0.051)
+    assert c.evaluation.average_steps / c.schedule.steps == pytest.approx(0.15, abs=0.11)
+  c = leaderboard_finals.get_config('night')
+  assert c.evaluation.average_steps == 400 and c.optimizer.beta3 == pytest.approx(0.9975)
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_parameterizations_act(scale):
+  """All sizes are above the base width, at which they are the standard one."""
+  base = leaderboard.get_config(scale).parameterization.base_width
+  sizes = [leaderboard.SIZES[scale], leaderboard_finals.SIZES[scale][1]]
+  assert all(config_lib.size(name)['model.width'] > base for name in sizes)
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_shifted_windows_shift_the_end_of_the_schedule(scale):
+  for point in leaderboard.points(scale):
+    name = point['arm']
+    floor = point.get('schedule.min_learning_rate', 1e-5)
+    shift = 0 if name in leaderboard.MULTIPLIERS else arms.SHIFTS.get(name, 0)
+    assert math.log10(floor / 1e-5) == pytest.approx(shift / 2, abs=0.03), name
+
+
+@pytest.mark.parametrize('scale', SCALES)
 def test_finals_have_fresh_seeds(scale):
   seeds = collections.defaultdict(set)
   runs = hyper.expand(
@@ -90,6 +118,13 @@ def test_pairs():
   assert ('Lion', 'SPAM') not in found  # both set optimizer.name
   assert len(found) == 5
   assert found['tied head', 'WSD'] == {'model.head': 'tied', 'schedule.shape': 'wsd'}
+
+
+def test_pairs_that_cannot_be_combined():
+  best = {'output': 'tied head', 'residual': 'muParam (simple)', 'clipping': 'AdaGC'}
+  assert set(leaderboard_pairs.pairs(best)) == {
+      ('tied head', 'AdaGC'), ('muParam (simple)', 'AdaGC')
+  }  # fmt: skip
 
 
 def test_pairs_of_a_screening(monkeypatch):

@@ -83,7 +83,6 @@ parallel.layout=population parallel.members=1 model.qk_norm=none optimizer.learn
 parallel.layout=data_parallel,sharded parallel.microbatches=2 parallel.remat=block;
 parallel.layout=data_parallel probe.sharpness_every_steps=10;
 parallel.layout=sharded model.dtype=bfloat16""",
-    # Adafactor's second moment is factored only in large matrices.
     'recipe': """;
 objective.z_loss=0.0,1e-2; objective.mu_loss=1e-2; optimizer.name=adafactor model.width=128;
 optimizer.name=adam_atan2,stable_adamw,lion,muon,adafactor;

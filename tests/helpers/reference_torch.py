@@ -322,7 +322,7 @@ class Adafactor(Optimizer):
   def rule(self, name, g):
     v, rate = self.second[name], self.updates**-0.8
     v.lerp_(g.square() + 1e-30, rate)  # averaging and taking means commute
-    if g.dim() == 2 and min(g.shape) >= 128:
+    if g.dim() == 2:
       v = v.double()
       rows, columns = v.mean(1, keepdim=True), v.mean(0, keepdim=True)
       v = rows * columns / v.mean()

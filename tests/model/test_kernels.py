@@ -3,6 +3,7 @@
 import functools
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -11,6 +12,7 @@ import pytest
 
 from stability.model import kernels
 from stability.model.kernels import CARRIED, SigmaReparam
+from stability.model.transformer import Transformer
 from stability.step import train_step
 
 
@@ -121,3 +123,25 @@ def test_wesar():
     np.testing.assert_allclose(kernel, plain[name], rtol=1e-6)
     assert np.square(params[name]).mean() == pytest.approx(4e-5, rel=0.2)
     assert params[f'{name}_reparam']['gain'] == pytest.approx(shape[0] ** -0.5 / 4e-5**0.5)
+
+
+@pytest.mark.parametrize('head', ['linear', 'tied'])
+def test_wesar_of_a_model(tiny, head):
+  """It covers embedding, gate and head as well, and at first computes what the plain model does."""
+  logits, params = {}, {}
+  for form in ('plain', 'wesar'):
+    options = {'model.kernel': form, 'model.head': head, 'model.attention_gate': 'sigmoid'}
+    run = tiny(options)
+    model = Transformer(run.static.model, 64)
+    tokens = np.arange(12).reshape(2, 6)
+    variables = model.init(jax.random.key(0), tokens, run.hparams)
+    params[form] = flax.traverse_util.flatten_dict(variables['params'])
+    logits[form] = model.apply(variables, tokens, run.hparams)
+  np.testing.assert_allclose(logits['wesar'], logits['plain'], rtol=1e-4, atol=1e-5)
+  matrices = [path for path, p in params['wesar'].items() if p.ndim == 2]
+  assert matrices == [path for path, p in params['plain'].items() if p.ndim == 2]
+  for path in matrices:
+    p = params['wesar'][path]
+    assert np.square(p).mean() == pytest.approx(4e-5, rel=0.3), path
+    gain = params['wesar'][(*path[:-1], f'{path[-1]}_reparam', 'gain')]
+    np.testing.assert_allclose(gain * p, params['plain'][path], rtol=1e-5)

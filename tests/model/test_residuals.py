@@ -94,6 +94,23 @@ def test_embedding_skip():
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_embedding_skip_in_bfloat16():
+  """Small changes of the factor of the stream act, though 1.002 is no bfloat16 number."""
+
+  class Skip(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return SKIPS['learned'].make(self, x, x)
+
+  x = jnp.linspace(1, 2, 1000, dtype=jnp.bfloat16)[None]
+  params = {'skip_stream': jnp.float32(0.2), 'skip_start': jnp.float32(0)}
+  found = Skip().apply({'params': params}, x)
+  assert found.dtype == jnp.bfloat16
+  expected = (np.float64(1.002) * np.asarray(x, np.float32)).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(found, expected)
+  assert (found != x).any()
+
+
 @pytest.mark.parametrize('position', RESIDUALS)
 def test_final_norm(tiny, position):
   """If a block ends with a norm, there is none before the head."""

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from stability.optim.gradient import GRADIENT
 
@@ -123,6 +124,20 @@ def test_adagc():
       else:
         average[name] = min(average[name], factor * size)
   assert norm(found[105 - 1]) < 0.1 * norm(gradients[105 - 1])
+
+
+@pytest.mark.parametrize('zeros', [1, 120])
+def test_adagc_starts_from_the_smallest_norm_above_0(zeros):
+  """Behind an output that starts from 0, the first gradients are 0, and later ones are not."""
+  gradients = [draw(0.2) for _ in range(130)]
+  for g in gradients[:zeros]:
+    g['matrix'] = 0 * g['matrix']
+  found = transformed('adagc', gradients, adagc=1.05)
+  kept = [
+      norm(f['matrix']) / norm(g['matrix'])
+      for f, g in zip(found[zeros:], gradients[zeros:], strict=True)
+  ]
+  assert min(kept) > 0.3
 
 
 def test_adagc_survives_a_norm_that_overflows():

@@ -17,10 +17,13 @@ CAUSAL = np.tril(np.ones((T, T), bool))
 TOKENS = np.random.default_rng(0).integers(V, size=(B, T))
 
 
-def explicit(softmax):
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def explicit(softmax, lowest=LOWEST):
   def attend(q, k, v):
     logits = jnp.einsum('btnk,bsnk->bnts', q, k) / K**0.5
-    weights = softmax(jnp.where(CAUSAL, logits, jnp.finfo(jnp.float32).min))
+    weights = softmax(jnp.where(CAUSAL, logits, lowest))
     return jnp.einsum('bnts,bsnk->btnk', weights, v)
 
   return attend
@@ -102,6 +105,7 @@ DISTANCE = np.arange(T)[:, None] - np.arange(T)
         (fused(local_window_size=2), abs(DISTANCE) <= 2),
         (explicit(lambda x: jax.nn.softmax(x, -1)), CAUSAL),
         (explicit(lambda x: nn.softmax(x, axis=-1)), CAUSAL),
+        (explicit(lambda x: jax.nn.softmax(x, -1), -1e9), CAUSAL),
         (where, CAUSAL),
     ],
 )

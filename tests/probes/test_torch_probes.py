@@ -43,10 +43,10 @@ def grouped(q, k, v):
   return F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], is_causal=True, enable_gqa=True)
 
 
-def explicit(softmax):
+def explicit(softmax, lowest=-torch.inf):
   def attend(q, k, v):
     logits = q @ k.transpose(-2, -1) / math.sqrt(D // H)
-    return softmax(logits.masked_fill(~torch.from_numpy(CAUSAL), -torch.inf)) @ v
+    return softmax(logits.masked_fill(~torch.from_numpy(CAUSAL), lowest)) @ v
 
   return attend
 
@@ -117,6 +117,7 @@ def close(value):
         (explicit(lambda x: torch.softmax(x, 3)), CAUSAL, 0.5),
         (explicit(lambda x: x.softmax(-1)), CAUSAL, 0.5),
         (explicit(nn.Softmax(dim=-1)), CAUSAL, 0.5),
+        (explicit(nn.Softmax(dim=-1), -1e9), CAUSAL, 0.5),
     ],
 )
 def test_attention_logits(attend, mask, scale):
