@@ -74,7 +74,8 @@ CONTROLS = {AGAIN: 'tie', BAD: 'worse', NOTHING: 'inert'}  # the verdicts that t
 COUNT = 9  # learning rates
 # Methods that find the rate themselves: COUNT multipliers of it from here on, at every scale.
 MULTIPLIERS = {'Prodigy': 1e-2, 'DoWG': 1e-2}
-# Arm -> how many rates are added below and above its window, because its optimum was at that end.
+# Arm or pair -> how many rates are added below and above its window, because its optimum was at
+# that end. Controls have those of the baseline.
 MORE_RATES: Mapping[str, tuple[int, int]] = {}
 
 
@@ -131,7 +132,7 @@ def of_arms(
       hyper.product([
           grid.sizes(scale, [size]),
           [{'arm': name, **changed}],
-          _window(scale, parts.get(name, (name,))),
+          _window(scale, name, parts.get(name, (name,))),
           hyper.sweep('seed', [seed + OTHER_SEEDS * (name == AGAIN) for seed in of_size]),
       ])
       for size, of_size in seeds.items()
@@ -139,9 +140,10 @@ def of_arms(
   ])
 
 
-def _window(scale: str, parts: Sequence[str]) -> list[hyper.Point]:
+def _window(scale: str, name: str, parts: Sequence[str]) -> list[hyper.Point]:
   """The learning rates of an arm, or of several together, whose windows are shifted by all."""
-  below, above = (max(ends) for ends in zip(*(MORE_RATES.get(part, (0, 0)) for part in parts)))
+  of_arms = [name, *parts] if name not in CONTROLS else [arms.BASELINE]
+  below, above = (max(ends) for ends in zip(*(MORE_RATES.get(arm, (0, 0)) for arm in of_arms)))
   first, shift = config_lib.for_scale(scale, grid.LOWEST), 0
   for part in parts:
     if part in MULTIPLIERS:

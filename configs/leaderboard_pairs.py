@@ -1,10 +1,10 @@
 """Do the best arms of two places add up? The best of each with that of each other, at one size.
 
 The best arm of a place is the finalist, or else the arm of the screening, nearest to the front
-(`python -m launch.finalists` prints it). Pairs that set one option to two values, or that cannot be
-combined (stability/config/checks.py), are left out. An arm's window is shifted by the shifts of
-both. The regime and the seeds are those of the smaller size of configs/leaderboard_finals.py, so
-that --reuse copies baseline and single arms from there.
+(`python -m launch.finalists` prints it). Pairs that set one option to two values, that cannot be
+combined (stability/config/checks.py) or that equal one of the two are left out. An arm's window is
+shifted by the shifts of both. The regime and the seeds are those of the smaller size of
+configs/leaderboard_finals.py, so that --reuse copies baseline and single arms from there.
 
 Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
 
@@ -59,6 +59,7 @@ def pairs(best: Mapping[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
       (a, b): {**arms.ARMS[a], **arms.ARMS[b]}
       for a, b in itertools.combinations(best.values(), 2)
       if all(arms.ARMS[b].get(field, value) == value for field, value in arms.ARMS[a].items())
+      and {**arms.ARMS[a], **arms.ARMS[b]} not in (arms.ARMS[a], arms.ARMS[b])
       and _is_valid({**arms.ARMS[a], **arms.ARMS[b]})
   }
 

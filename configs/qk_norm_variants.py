@@ -7,7 +7,7 @@ with one learned temperature.
   Figure E.8  layernorm against layernorm_model. Paper: layernorm is slightly better.
 
 Measured here at cpu scale, three seeds: at 83K best losses agree within 0.02. Over all learning
-rates, layernorm is better than layernorm_model by 0.003 +- 0.004, which is undecided. (At 9.2K
+rates, layernorm is better than layernorm_model by 0.003 +- 0.009, which is undecided. (At 9.2K
 there is one head, and the two are the same.) l2 has the lowest LR sensitivity, 0.22 and 0.17 at
 9.2K and 83K, against 0.27 and 0.24 for layernorm and 0.29 and 0.23 for rmsnorm.
 

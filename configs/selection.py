@@ -8,9 +8,9 @@ so does the number of steps. Rankings of data may flip with the learning rate (a
 so the page compares at each rate. Not in the paper.
 
 Measured at cpu scale, three seeds (configs/README.md, "Which half of the text to train on"): at the
-best rate, 3e-2 everywhere, the half by gain has 0.041 nats less than a random one at 37K and 0.003
-less at 9.2K; disagreement has 0.016 less and 0.017 more; high loss gains nothing. Rankings do flip:
-text of high loss is the worst half of four from 3e-3 to 3e-1 at 37K and the best one at 1.
+best rate, 3e-2 everywhere, the half by gain has 0.041 nats less than a random one at 37K; all other
+differences are undecided: 0.003 less at 9.2K, and those of disagreement and high loss. Rankings do
+flip: text of high loss is the worst half of four from 3e-3 to 3e-1 at 37K and the best one at 1.
 
 Time at cpu scale: 28 minutes on two cores that had other work: 5 sweeps of 42 runs, each 2 to 3
 minutes, and 4 selections of 3 to 5, with --seeds=3 for every sweep. Begin with all of the text:

@@ -6,7 +6,7 @@ paper does not say).
   Figure E.7  Paper: 5e4, 1e5 and 2e5 steps barely change LR sensitivity.
 
 Measured here at cpu scale, three seeds: LR sensitivity after 200, 400 and 800 steps is 0.32, 0.27
-and 0.24 at 9.2K, which is a fall by a factor of 1.35 (1.32 to 1.38). At 83K it is 0.21, 0.23 and
+and 0.24 at 9.2K, which is a fall by a factor of 1.35 (1.28 to 1.42). At 83K it is 0.21, 0.23 and
 0.23, which is barely a change. Runs this short are still undertrained at low learning rates.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.

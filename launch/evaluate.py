@@ -155,7 +155,7 @@ def _text_of(parent: Json) -> Path:
   """The token folder of a parent; BadInput if it is gone or has other text."""
   path = Path(parent['path'])
   run = path if path.is_dir() else path.parent
-  workdir = run.parents[1]
+  workdir = run.parent.parent
   try:
     data = sweeps.read_sweep(workdir).data
   except BadInput as error:

@@ -49,7 +49,8 @@ def main() -> None:
         raise BadInput('has no adapter')
     else:
       arrays = parents_lib.plain(variables, entry['config'])
-      config = config_lib.unflatten(config_lib.flatten(entry['config']) | {'adapter.kind': 'none'})
+      without = {'adapter.kind': 'none', 'init.adapter': None}
+      config = config_lib.unflatten(config_lib.flatten(entry['config']) | without)
   except BadInput as error:
     raise BadInput(f'--run={_RUN.value}: {error}') from error
   if _PART.value == 'merged':

@@ -199,7 +199,7 @@ class Experiment:
         the swept fields other than learning rate and seed, and parameters
         lr_sensitivity: the mean over learning rates of min(final, initial) loss, averaged over
           seeds, minus the lowest; nats; NaN with one learning rate
-        low, high: interval from resampling seeds, nats; NaN with one seed
+        low, high: interval over seeds, nats; NaN with one seed
         best_loss (nats), best_learning_rate
         learning_rates, seeds: how many were used
         missing: how many runs failed, were stopped or are missing
@@ -231,7 +231,7 @@ class Experiment:
       figure (str): the paper's figure, or `beyond` for a claim that is not from the paper
       claim (str)
       verdict (str): holds, does not hold or undecided
-      effect, low, high (float): the statistic and its 90 % interval over resampled seeds
+      effect, low, high (float): the statistic and its 90 % interval over seeds
       threshold (str): the effects for which the claim holds, such as `>= 1.1`
       measure (str): what the effect is, with its unit
       n (int): the number of runs used; 0 if the claim does not apply

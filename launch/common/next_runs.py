@@ -1,8 +1,9 @@
 """The sweep of a workdir for launch.next: what it has, what it may gain, and what that costs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -121,7 +122,7 @@ class Growing:
       return 'All critical rates are known; it says most about LR sensitivity.'
     about = self.wanted_name(choice.about)
     what = 'It'
-    if not curves.in_window_L[choice.rate]:
+    if not curves.in_window_KxL[choice.curve, choice.rate]:
       what = 'The grid ends too early: a rate beyond it'
     elif run.run is None and run.seed > self.state.runs['seed'].min():
       what = 'The loss is noisy: another seed'
@@ -143,13 +144,34 @@ class Growing:
     """The sweep of the workdir with these runs added."""
     known_configs = self.request.runs.configs
     stored = {name: config for name, config in known_configs.items() if name in self.stored}
-    report, known = self.request.report, set(map(_rate, known_configs.values()))
-    outside = any(not min(known) <= _rate(config) <= max(known) for config in configs.values())
+    report, windows = self.request.report, self._windows(known_configs)
+    outside = any(
+        not low <= _rate(config) <= high
+        for config in configs.values()
+        for low, high in [windows[self._arm(config)]]
+    )
     if outside and 'windows' not in report:  # LR sensitivity stays that of the grid
-      windows = [{'where': {}, 'windows': [[min(known), max(known)]]}]
-      report = {**report, 'windows': windows}
+      distinct = windows if len(set(windows.values())) > 1 else {(): next(iter(windows.values()))}
+      entries = [
+          {'where': dict(arm), 'windows': [list(window)]} for arm, window in distinct.items()
+      ]
+      report = {**report, 'windows': entries}
     runs = Runs(self.request.runs.fields, {**stored, **configs})
     return dataclasses.replace(self.request, runs=runs, report=report)
+
+
+  def _arm(self, config: Config) -> tuple[tuple[str, Any], ...]:
+    """The fields of an arm with their values."""
+    flat = config_lib.flatten(config)
+    fields, _ = results_lib.groups_and_sizes(self.request.runs.fields)
+    return tuple((field, flat[field]) for field in fields)
+
+  def _windows(self, configs: Mapping[str, Config]) -> dict[tuple, tuple[float, float]]:
+    """The lowest and the highest learning rate of each arm."""
+    rates: dict[tuple, list[float]] = {}
+    for config in configs.values():
+      rates.setdefault(self._arm(config), []).append(_rate(config))
+    return {arm: (min(of_arm), max(of_arm)) for arm, of_arm in rates.items()}
 
 
 def _rate(config: Config) -> float:

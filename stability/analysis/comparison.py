@@ -64,7 +64,9 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   ratios_RxD = draws_RxD[pairs['position'].astype(int)] / np.where(base_RxD > 0, base_RxD, np.nan)
   found.loc[pairs['index'], 'ratio'] = ratios_RxD[:, 0]
   if evidence.seeds > 1 and len(pairs):
-    ends = np.nanpercentile(ratios_RxD[:, 1:], lr_sensitivity.percentiles(results.interval), 1)
-    has_seeds = table.loc[pairs['index'], 'seeds'].to_numpy() > 1  # one seed has no interval
-    found.loc[pairs['index'][has_seeds], ['low', 'high']] = ends.T[has_seeds]
+    seeds_R = table.loc[pairs['index'], 'seeds']
+    found.loc[pairs['index'], ['low', 'high']] = [
+        lr_sensitivity.interval(ratios_D, seeds, results.interval, of_ratio=True)
+        for ratios_D, seeds in zip(ratios_RxD, seeds_R, strict=True)
+    ]
   return found.assign(is_baseline=is_baseline)

@@ -109,11 +109,13 @@ def best_runs(results: Results) -> pd.DataFrame:
 
   It is the best run of the same size and, where lengths differ, of the same length. If a size has
   only one learning rate and intervention, with any number of seeds, it is the best run of all sizes
-  up to this one. The rows are those of results.runs; NaN if no run counts.
+  up to this one. A run that was taken to another learning rate, by a person or the policy, is best
+  only where all were. The rows are those of results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),
       parameters=results.runs['parameters'].astype(float),
+      is_own=results_lib.actions(results.runs) == 0,
   ).reset_index(drop=True)
   best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
   length = [LENGTH] if LENGTH in results.groups else []
@@ -124,6 +126,9 @@ def best_runs(results: Results) -> pd.DataFrame:
       for field in length:
         smaller &= runs[field] == of_size[field].iloc[0]
       candidates = runs[smaller | runs.index.isin(of_size.index)]
+    of_own = candidates[candidates['is_own']]
+    if of_own['loss'].notna().any():
+      candidates = of_own
     if candidates['loss'].notna().any():
       best_row[of_size.index] = candidates['loss'].idxmin()
   columns = ['run', 'loss', 'learning_rate', 'parameters']

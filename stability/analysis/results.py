@@ -110,10 +110,13 @@ def steered(runs: pd.DataFrame) -> pd.Series:
 
   Actions of a policy do not count, since the policy is part of the config.
   """
-  if 'actions' not in runs:
-    return pd.Series(False, runs.index)
   by_policy = runs.get('control.on_alarm', pd.Series('', runs.index)) == 'policy'
-  return (runs['actions'].fillna(0) > 0) & ~by_policy
+  return (actions(runs) > 0) & ~by_policy
+
+
+def actions(runs: pd.DataFrame) -> pd.Series:
+  """How many actions, by a person or the policy, changed the course of each run."""
+  return runs.get('actions', pd.Series(0, runs.index)).fillna(0)
 
 
 def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame:
@@ -160,8 +163,8 @@ def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:
 def by_fields(results: Results) -> Results:
   """The runs with the fields that distinguish their arms as groups, instead of the label `arm`.
 
-  Of runs that differ in the label alone, the first is kept. Runs of a CSV file without fields, and
-  those without labels, stay as they are.
+  Of arms that differ in the label alone, such as a control that is the baseline with other seeds,
+  the first is kept. Runs of a CSV file without fields, and those without labels, stay as they are.
   """
   runs, sizes = results.runs, results.sizes
   known = {*sizes, *SIZE_FIELDS, *_NOT_INTERVENTIONS, 'arm'}
@@ -174,6 +177,9 @@ def by_fields(results: Results) -> Results:
     return results
   is_constant = (runs.groupby('arm')[varied].nunique(dropna=False) == 1).all()
   of_arm = runs.drop_duplicates('arm').set_index('arm')[is_constant.index[is_constant]]
+  told = {field: runs[field].map(_part_of_key) for field in varied}
+  first_arm = runs.assign(**told).groupby(varied, dropna=False)['arm'].transform('first')
+  runs = runs[runs['arm'] == first_arm]
   others = [name for name in results.groups if name not in ('arm', *varied)]
   windows = [
       entry | {'where': _fields_of_arm(entry['where'], of_arm)} for entry in results.windows

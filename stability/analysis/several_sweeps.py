@@ -204,9 +204,8 @@ def _differences(
   is_paired = is_paired.loc[is_paired.any(axis='columns'), is_paired.any()]
   if is_paired.empty:
     return None
-  weights_DxS = np.ones((1, is_paired.shape[1]))
-  if is_paired.shape[1] > 1:
-    weights_DxS = np.concatenate([weights_DxS, lr_sensitivity.draws(is_paired.shape[1])])
+  seeds = is_paired.shape[1]
+  weights_DxS = lr_sensitivity.with_draws(seeds)
   means, bests, spreads = [], [], []
   for of_arm, losses in zip((runs, partners), both, strict=True):
     paired = losses.reindex_like(is_paired).where(is_paired)
@@ -225,11 +224,8 @@ def _differences(
     found_D = of_runs - of_partners
     if name == 'lr_sensitivity' and results.not_comparable is not None:
       found_D = np.full_like(found_D, np.nan)
-    row[name], low, high = found_D[0], np.nan, np.nan
-    if np.isfinite(found_D[1:]).any():
-      ends = lr_sensitivity.percentiles(results.interval)
-      low, high = np.nanpercentile(found_D[1:], ends)
-    row |= {f'{name}_low': low, f'{name}_high': high}
+    low, high = lr_sensitivity.interval(found_D, seeds, results.interval)
+    row |= {name: found_D[0], f'{name}_low': low, f'{name}_high': high}
   return row
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import ngpt, parameterization, rounding
+from stability.model import ngpt, parameterization
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -70,12 +70,6 @@ def _scale_kernels(
   return flax.traverse_util.unflatten_dict(flat | changed)
 
 
-def _rounded(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
-  """The nearest bfloat16, as after each update (stability/optim/after_update.py)."""
-  del hparams, static
-  return rounding.to_bfloat16(params)
-
-
 # (parameters, hparams, static config) -> the initial parameters; applied in this order.
 INITIALISATION = Terms(
     'initialisation',
@@ -105,6 +99,5 @@ INITIALISATION = Terms(
             'arXiv 2410.01131',
             when='model.norm_position=ngpt',
         ),
-        Term('rounding', _rounded, 'arXiv 2010.06192', when='optimizer.parameter_rounding'),
     ],
 )

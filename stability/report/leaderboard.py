@@ -154,6 +154,8 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
   for found in controls.outcomes(table):
     size = labels.parameters(found.parameters)
     outcome = 'as it must be' if found.is_right else f'but must be {found.wanted}'
+    if not found.is_decided:
+      outcome = f'so that it is not known whether it is {found.wanted}, as it must be'
     verdict = 'a tie' if found.found == 'tie' else found.found
     yield f'Control: {found.arm} is {verdict} at {size}, {outcome}.'
 
@@ -168,7 +170,8 @@ def _plots(results: Results, table: pd.DataFrame) -> list[Plot]:
       functools.partial(plots.front, results, table),
       '',
   )
-  found = [front_plot] if table['headroom'].notna().any() else []
+  can_be_drawn = table['is_baseline'] & table[['best_loss', 'headroom']].notna().all(axis='columns')
+  found = [front_plot] if can_be_drawn.any() else []
   for number, place in enumerate(dict.fromkeys(table['place'][~table['is_baseline']]), 1):
     name = place if place.isidentifier() else str(number)
     found.append(

@@ -20,21 +20,27 @@ _NEAR = 0.1  # decades between a multiple and a learning rate of the grid that s
 def table(results: Results, rows: Sequence[Row]) -> pd.DataFrame:
   """A row for each text, size and intervention, as text.
 
-  Columns: text, those of size and intervention, best LR (of the grid, on the own text), and for it
+  Columns: text, those of size and intervention, best LR (of all runs, on the own text), and for it
   and the rates 3 and 10 times as high: the loss on the text, and, of runs with a parent, how much
-  it is above that of the parent; means over seeds, in nats.
+  it is above that of the parent; means over seeds, in nats. Cells are empty where a run that counts
+  was not measured, such as one that diverged.
   """
   if not rows:
     return pd.DataFrame()
   measured = pd.DataFrame(rows)[['run', 'text', 'loss', 'parent_loss']]
   runs = results.runs.assign(own_loss=lr_sensitivity.counted_loss(results.runs))
-  runs = runs.merge(measured, on='run')
+  runs = runs.dropna(subset='own_loss')
+  runs = pd.concat([
+      runs.merge(of_text.drop(columns='text'), on='run', how='left').assign(text=text)
+      for text, of_text in measured.groupby('text', sort=False)
+  ])
   found = []
   columns = ['text', 'parameters', *results.sizes, *results.groups]
   for values, of_arm in results_lib.split(runs, columns):
-    of_rate = of_arm.groupby('learning_rate')[['own_loss', 'loss', 'parent_loss']].mean()
-    if of_rate['own_loss'].isna().all():
+    if of_arm['loss'].isna().all():
       continue
+    by_rate = of_arm.groupby('learning_rate')[['own_loss', 'loss', 'parent_loss']]
+    of_rate = by_rate.mean(skipna=False)
     row = dict(zip(columns, values, strict=True)) | {'best': of_rate['own_loss'].idxmin()}
     for multiple in MULTIPLES:
       distances = np.abs(np.log10(of_rate.index) - np.log10(multiple * row['best']))
@@ -50,10 +56,11 @@ def _as_text(results: Results, found: pd.DataFrame) -> pd.DataFrame:
   for name, short in labels.fields(results.groups).items():
     text[short] = found[name].map(functools.partial(labels.cell, name))
   text['best LR'] = found['best'].map(labels.rounded)
+  has_parents = found[[f'change {multiple}' for multiple in MULTIPLES]].notna().any(axis=None)
   for multiple in MULTIPLES:
     at = 'at best LR' if multiple == 1 else f'at {multiple}x'
     text[f'loss {at}'] = found[f'loss {multiple}'].map(labels.decimals)
     change = found[f'change {multiple}']
-    if found['change 1'].notna().any():
+    if has_parents:
       text[f'forgotten {at}'] = ['' if pd.isna(nats) else f'{nats:+.3f}' for nats in change]
   return text

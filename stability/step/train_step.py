@@ -26,7 +26,7 @@ import ml_collections
 import numpy as np
 
 from stability.data import batches
-from stability.model import adapters, attention, initialisation, parameterization
+from stability.model import adapters, attention, initialisation, parameterization, rounding
 from stability.model import transformer as transformer_lib
 from stability.model.kernels import CARRIED
 from stability.model.measure import ACTIVATIONS, LOSSES, PROBES, QUIET, Measured
@@ -162,6 +162,8 @@ def init_model(
     params = term.make(params, hparams, static)
   params = adapters.added(_replaced(params, parent.get('params', {})), hparams, static)
   params = _replaced(params, parent.get('adapter', {}))
+  if static.optimizer.parameter_rounding != 'none':  # as after each update
+    params = rounding.to_bfloat16(params)
   return params, _replaced(variables.get(CARRIED, {}), parent.get('carried', {}))
 
 

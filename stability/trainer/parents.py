@@ -17,6 +17,7 @@ from stability.storage.files import Json
 from stability.storage.parents import Variables
 from stability.trainer.state_arrays import names
 
+_FORMATS = ('model.dtype', 'model.matmul_precision', 'model.linear_precision')
 # Options without which parameters of the same shapes mean something else.
 _SAME = ('model.head_dim', 'parameterization.name', 'parameterization.base_width')
 # Those that say how the parameters of an adapter are used.
@@ -31,6 +32,7 @@ class Checker:
     self._tokenizer = tokenizer
     self._described: dict[str, Json] = {}
     self._checked: set[Hashable] = set()
+    self.warnings: dict[str, None] = {}  # what fits but was trained as another function
 
   def record(self, config: Config, old: Json) -> Json:
     """The record of what a run starts from, for parent.json; empty if from random parameters.
@@ -64,6 +66,10 @@ class Checker:
     if checked not in self._checked:
       _check(key, entry, config, self._tokenizer)
       self._checked.add(checked)
+    options = ', '.join(_differing(config_lib.flatten(entry['config']), flat))
+    if options:
+      what = f'config.{parents.OPTIONS[key]}={text!r}'
+      self.warnings[f'{what}: was trained with {options}'] = None
     return entry
 
 
@@ -162,13 +168,20 @@ def _compare(
   for name in sorted(found.keys() | wanted.keys()):
     left, right = (tuple(side[name].shape) if name in side else None for side in (found, wanted))
     if left != right:
-      options = [
-          f'config.{field}={theirs[field]!r} instead of {value!r}'
-          for field, value in ours.items()
-          if field.startswith('model.') and theirs.get(field, value) != value
-      ]
+      options = _differing(theirs, ours)
       because = f' ({", ".join(options)})' if options else ''
       raise BadInput(f'does not fit: its {name} has the shape {left}, must have {right}{because}')
+
+
+def _differing(theirs: Json, ours: Json) -> list[str]:
+  """The options of the model that differ, other than numerical formats."""
+  return [
+      f'config.{field}={theirs[field]!r} instead of {value!r}'
+      for field, value in ours.items()
+      if field.startswith('model.')
+      and field not in _FORMATS
+      and theirs.get(field, value) != value
+  ]
 
 
 def _shapes(config: Config, vocabulary_size: int) -> dict[str, dict[str, Any]]:

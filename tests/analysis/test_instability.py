@@ -50,6 +50,16 @@ def test_best_run_is_of_the_size_over_all_interventions():
   assert list(instability.unstable(of_eps)) == [False, True, False, False]
 
 
+@pytest.mark.parametrize('by', ['', 'policy'])
+def test_best_run_kept_its_learning_rate(by):
+  """A run that was taken to a lower rate would be best at a rate at which others fail."""
+  given = results_of((1, 0.1, 2.0), (1, 0.3, 3.0), (1, 1.0, 1.9), (2, 1.0, 2.0))
+  runs = given.runs.assign(**{'actions': [0, 0, 1, 1], 'control.on_alarm': by})
+  acted = results.Results(runs, [], [])
+  assert list(instability.best_runs(acted)['loss']) == [2.0, 2.0, 2.0, 2.0]
+  assert list(instability.unstable(acted))[:3] == [False, True, False]
+
+
 def test_best_run_is_of_the_same_length():
   given = results_of((1, 0.01, 1.5), (1, 0.1, 2.5), (1, 0.1, 2.5), (1, 0.3, 3.5))
   given.runs['schedule.steps'] = [1000, 1000, 400, 400]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import made_up
+from scipy import stats
 
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
@@ -113,21 +114,37 @@ def test_interval_matches_all_resamples():
   for seeds in itertools.product(range(5), repeat=5):  # the same seeds at all learning rates
     mean = losses[list(seeds)].mean(axis=0)
     draws.append(mean.mean() - mean.min())
-  # The standard error of a share of 5 % in 1000 draws is 0.7 %.
-  assert np.mean(np.less(draws, row['low'])) == pytest.approx(0.05, abs=0.025)
-  assert np.mean(np.greater(draws, row['high'])) == pytest.approx(0.05, abs=0.025)
+  stretch = stats.t.ppf(0.95, 4) / stats.norm.ppf(0.95) * (5 / 4) ** 0.5
+  known, ends = row['lr_sensitivity'], np.percentile(draws, (5, 95))
+  # 1000 draws tell the percentiles to about 5 % of their distance.
+  tolerance = 0.15 * (ends[1] - ends[0])
+  assert [row['low'], row['high']] == pytest.approx(known + stretch * (ends - known), abs=tolerance)
   pd.testing.assert_series_equal(row, only_row(results(losses)))  # deterministic
 
 
-def test_interval_with_missing_runs():
-  losses = np.array(PUBLISHED) + np.array([[0.0], [0.1]])
-  status = {(RATES[0], 0): 'failed', (RATES[6], 0): 'failed'}
-  row = only_row(results(losses, status=status))
-  assert row['low'] <= row['lr_sensitivity'] <= row['high']
-  # A resample of the first seed alone has five learning rates, one of the second has seven.
-  alone = [only_row(results([losses[0, 1:6]], rates=RATES[1:6])), only_row(results([losses[1]]))]
-  assert row['low'] == pytest.approx(alone[0]['lr_sensitivity'])
-  assert row['high'] == pytest.approx(max(r['lr_sensitivity'] for r in [*alone, row]))
+@pytest.mark.parametrize('seeds', [2, 3, 5, 10])
+def test_intervals_hold_the_truth(seeds):
+  """Of means of normal numbers, in 90 % of cases; percentiles hold it in 50, 63, 78 and 85 %."""
+  rng = np.random.default_rng(0)
+  weights_DxS = lr_sensitivity.with_draws(seeds)
+  held = 0
+  for _ in range(1000):
+    values_D = weights_DxS @ rng.normal(size=seeds) / seeds
+    low, high = lr_sensitivity.interval(values_D, seeds, 0.9)
+    held += low <= 0 <= high
+  assert held / 1000 == pytest.approx(0.9, abs=0.045)  # three seeds have few resamples
+
+
+def test_interval_is_of_the_seeds_with_all_rates():
+  """A further seed at a few rates would be a resample with another curve."""
+  losses = np.array(PUBLISHED) + np.array([[0.0], [0.1], [0.3]])
+  losses[1, 2] += 0.2
+  status = {(RATES[0], 2): 'failed', (RATES[6], 2): 'failed'}
+  row, two = only_row(results(losses, status=status)), only_row(results(losses[:2]))
+  assert list(row[['low', 'high']]) == list(two[['low', 'high']]) and row['seeds'] == 3
+  status = {(RATES[0], 1): 'failed'}
+  assert only_row(results(losses[:2], status=status))[['low', 'high']].isna().all()
+
 
 
 def test_row_per_size_and_intervention_smallest_first(tmp_path):

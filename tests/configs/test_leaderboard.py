@@ -48,6 +48,23 @@ def test_more_rates_extend_a_window(monkeypatch):
   assert rates['WeSaR'][0] == pytest.approx(3e-7) and len(rates['WeSaR']) == 12
 
 
+def test_more_rates_of_the_baseline_and_of_pairs(monkeypatch):
+  """The controls keep the baseline's window: they must not differ by it."""
+  monkeypatch.setattr(leaderboard_pairs, 'BEST', {'output': 'tied head', 'clipping': 'AGC'})
+  monkeypatch.setattr(leaderboard, 'MORE_RATES', {'AdamW': (0, 2), 'tied head + AGC': (1, 0)})
+  rates = {name: sorted(set(of)) for name, of in rates_of(leaderboard_pairs.get_sweep()).items()}
+  assert len(rates['AdamW']) == 11
+  assert all(rates[control] == rates['AdamW'] for control in leaderboard.CONTROLS)
+  assert len(rates['tied head + AGC']) == 10 and len(rates['AGC']) == 9
+
+
+def test_more_rates_are_of_arms():
+  """A misspelt name would change nothing."""
+  known = {*arms.ARMS, *leaderboard.CONTROL_ARMS}
+  names = {part for name in leaderboard.MORE_RATES for part in name.split(' + ')}
+  assert names <= known
+
+
 def test_a_window_that_the_grid_does_not_hold():
   with pytest.raises(BadInput, match='9 rates from -30 half decades'):
     grid.learning_rates('cpu', -30, 9)
@@ -121,6 +138,7 @@ def test_pairs():
 
 
 def test_pairs_that_cannot_be_combined():
+  assert not leaderboard_pairs.pairs({'optimizer': 'schedule-free AdamW', 'schedule': 'WSD'})
   best = {'output': 'tied head', 'residual': 'muParam (simple)', 'clipping': 'AdaGC'}
   assert set(leaderboard_pairs.pairs(best)) == {
       ('tied head', 'AdaGC'), ('muParam (simple)', 'AdaGC')

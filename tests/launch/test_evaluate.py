@@ -7,6 +7,7 @@ from helpers.retrieval import FIELDS, write_text, write_workdir
 
 from launch import evaluate
 from launch.common import app, environment
+from stability.errors import BadInput
 from stability.report import page
 from stability.storage import files, other_text_csv, parameters, parents
 
@@ -84,6 +85,11 @@ def test_a_run_without_parameters_does_not_take_others_along(place, capsys):
   code, _, error = run(capsys)
   assert code == 1 and error.count('error: ') == 1 and parameters.FILE in error
   assert [row.run[-6:] for row in other_text_csv.read(place / 'runs')] == ['seed=1']
+
+
+def test_a_parent_at_the_root():
+  with pytest.raises(BadInput, match='its sweep is not there'):
+    evaluate._text_of({'path': '/merged.safetensors'})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from launch import merge
 from launch.common import app
 from stability.step import train_step
-from stability.storage import parameters, run_files, safetensors
+from stability.storage import parameters, parents, run_files, safetensors
 from stability.trainer.state_arrays import names
 
 DATA = {'tokenizer': 'bytes', 'vocabulary_size': 64, 'sha256': {}}
@@ -54,6 +54,18 @@ def test_merged_and_alone(fine_tuned, tmp_path):
   kept, metadata = safetensors.read(alone)
   assert set(kept) == set(arrays) - set(found) and np.array_equal(kept[f'{name}_adapter/a'], a)
   assert json.loads(metadata['config'])['adapter']['kind'] == 'lora'
+
+
+def test_merged_run_that_began_with_an_adapter(fine_tuned, tmp_path):
+  """Others can start from it: it needs nothing of what it was made with."""
+  run, _ = fine_tuned('lora')
+  file, plain = run / parameters.FILE, tmp_path / 'plain.safetensors'
+  arrays, metadata = safetensors.read(file)
+  config = json.loads(metadata['config'])
+  config['init'] |= {'adapter': 'before.safetensors'}
+  safetensors.write(file, arrays, metadata | {'config': json.dumps(config)})
+  assert merged(f'--run={run}', f'--output={plain}') == 0
+  assert parents.describe(str(plain))['config']['init']['adapter'] is None
 
 
 @pytest.mark.parametrize(

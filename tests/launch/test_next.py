@@ -8,9 +8,11 @@ import pytest
 from helpers import experiment, made_up
 from helpers.processes import ROOT, run
 
+from configs import base
 from launch import next as next_program
 from launch.backends import registry
 from launch.common import app, start
+from stability import hyper
 from stability.storage import files, run_files, sweeps
 
 EXPERIMENT = experiment.config_file(
@@ -255,6 +257,27 @@ def test_rates_beyond_the_grid_keep_lr_sensitivity(folder):
   assert sweep.report['windows'] == [{'where': {}, 'windows': [[1e-3, 1e-2]]}]
   assert set(sweep.runs.configs) == {*sweeps.read_sweep(folder / 'runs').runs, name}
   assert re.fullmatch(r'width=\d+,qk_norm=none,learning_rate=0\.03\d*,seed=0', name)
+
+
+def test_windows_of_arms_are_kept(folder):
+  """If arms have windows of their own, a rate beyond one of them changes no LR sensitivity."""
+  from launch.common import next_runs
+
+  points = [
+      {'arm': arm, 'optimizer.eps': eps, 'optimizer.learning_rate': rate}
+      for arm, eps, rates in (('a', 1e-8, (1e-3, 1e-2, 1e-1)), ('b', 1e-6, (1e-4, 1e-3, 1e-2)))
+      for rate in rates
+  ]
+  made_up.write_runs(folder / 'runs', hyper.expand(base.get_config('cpu').to_dict(), points))
+  growing = next_runs.load(folder / 'runs', None)
+  *_, config = growing.request.runs.configs.values()
+  beyond = config | {'optimizer': config['optimizer'] | {'learning_rate': 1e-1}}
+  assert growing.with_runs({'x': beyond}).report['windows'] == [
+      {'where': {'arm': 'a'}, 'windows': [[1e-3, 1e-1]]},
+      {'where': {'arm': 'b'}, 'windows': [[1e-4, 1e-2]]},
+  ]
+  inside = config | {'optimizer': config['optimizer'] | {'learning_rate': 3e-3}}
+  assert 'windows' not in growing.with_runs({'x': inside}).report
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stability.errors import BadInput
-from stability.model.initialisation import INITIALISATION
+from stability.model.transformer import Transformer
 from stability.optim import optimizers
 from stability.optim.after_update import AFTER_UPDATE
 from stability.step import train_step
@@ -64,12 +64,19 @@ def test_stochastically_rounded_parameters(tiny, text):
 def test_parameters_rounded_to_nearest(tiny):
   run = tiny({'optimizer.parameter_rounding': 'nearest'})
   params = {'a': np.random.default_rng(0).normal(size=100).astype(np.float32)}
-  for terms in (AFTER_UPDATE, INITIALISATION):
-    found = params
-    for term in terms.active(run.static):
-      arguments = (None,) if terms is AFTER_UPDATE else (run.hparams, run.static)
-      found = term.make(found, *arguments)
-    assert_bfloat16(found)
+  for term in AFTER_UPDATE.active(run.static):
+    params = term.make(params, None)
+  assert_bfloat16(params)
+
+
+def test_start_is_rounded(tiny):
+  """Parameters that a parent gives as well."""
+  run = tiny({'optimizer.parameter_rounding': 'nearest', 'model.depth': 1})
+  model = Transformer(run.static.model, 64)
+  head = np.random.default_rng(0).normal(size=(run.static.model.width, 64)).astype(np.float32)
+  params, _ = train_step.init_model(model, run.static, run.hparams, {'params': {'head': head}})
+  assert_bfloat16(params)
+  np.testing.assert_allclose(params['head'], head, rtol=2**-8)
 
 
 def test_other_optimizers_are_refused(tiny):

@@ -1,5 +1,7 @@
 """The leaderboard of a page: its table, sentences, figures and leaderboard.csv."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 from helpers import made_up
@@ -85,6 +87,23 @@ def test_one_seed_has_no_verdicts(tmp_path):
   assert 'regret' not in found.headings and len(found.rows) == 3
   assert not any('than the baseline' in sentence for sentence in found.sentences)
   assert not any(EVIL in sentence and 'Control' in sentence for sentence in found.sentences)
+
+
+@pytest.mark.parametrize('fields', [['parameters', 'arm'], ['sweep', 'model.width', 'arm']])
+def test_figures_without_a_baseline(tmp_path, fields):
+  """A size without the first sweep's baseline, or whose baseline does not count."""
+  workdir = write(tmp_path, (0,))
+  results = results_lib.load_workdir(workdir)
+  runs = results.runs.assign(sweep=['A'] * 21 + ['B'] * 21)
+  first = runs['arm'].eq('AdamW') & runs['parameters'].eq(runs['parameters'].min())
+  runs.loc[first, ['status', 'final_loss']] = ['failed', float('nan')]
+  groups = [name for name in fields if name in ('sweep', 'arm')]
+  kept = [name for name in runs if '.' not in name or name in fields]
+  found = leaderboard.section(
+      dataclasses.replace(results, runs=runs[kept], groups=groups, sizes=[])
+  )
+  assert found.table['is_baseline'].sum() == 2
+  assert all(plot.draw() for plot in found.plots)
 
 
 @pytest.mark.parametrize('count, said', [(8, 'a0; a1; a2'), (9, '9 of 10 arms, see the table')])

@@ -79,8 +79,8 @@ def test_ratios():
     return list(tables.sensitivities(results, lr_sensitivity(results))['ratio to baseline'])
 
   assert ratios(2.0) == ['baseline', '2.00']
-  assert ratios(2.0, 3.0) == ['baseline', '2.50 (2.00-3.00)']
-  assert ratios(0.5, 3.0) == ['baseline', '1.75 (0.50-3.00), no difference shown']
+  assert ratios(2.0, 2.1) == ['baseline', '2.05 (1.79-2.34)']
+  assert ratios(0.5, 3.0) == ['baseline', '1.75 (0.00-32.64), no difference shown']
 
 
 def test_runs_with_actions_are_marked(results):

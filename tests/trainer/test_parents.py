@@ -151,6 +151,18 @@ def test_refused(parent, fields, tokenizer, said):
   assert '\n' not in str(error.value)
 
 
+def test_another_function_of_the_same_parameters(parent):
+  """It is allowed, and said once for all runs that share it."""
+  checker = parents_lib.Checker(TOKENIZER)
+  for rate in (0.1, 0.2):
+    options = {'model__output_soft_cap': 30.0, 'model__dtype': 'bfloat16'}
+    checker.record(config_with(parent, optimizer__learning_rate=rate, **options), {})
+  assert list(checker.warnings) == [
+      f'config.init.checkpoint={str(parent)!r}: was trained with'
+      ' config.model.output_soft_cap=0.0 instead of 30.0'
+  ]
+
+
 def test_refused_checkpoints(parent):
   with pytest.raises(BadInput, match='has no checkpoint of step 7; those that are kept: 6, 12, 18'):
     recorded(config_with(parent, init__checkpoint=f'{parent}@7'))

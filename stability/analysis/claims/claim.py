@@ -14,7 +14,7 @@ from stability.analysis.claims.families import Family, closest_to_paper
 from stability.config import fields
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = 'holds', 'does not hold', 'undecided'
-_PERCENTILES = lr_sensitivity.percentiles(0.9)  # fixed, as the thresholds are
+_LEVEL = 0.9  # of intervals; fixed, as the thresholds are
 EXTENSION = 'beyond'  # takes the place of a figure number in claims that are not from the paper
 
 
@@ -105,7 +105,7 @@ class Verdict:
 
   verdict: str  # HOLDS, DOES_NOT_HOLD or UNDECIDED
   effect: float = float('nan')
-  low: float = float('nan')  # 90 % interval from resampling whole seeds; NaN with one seed
+  low: float = float('nan')  # 90 % interval over seeds; NaN with one seed
   high: float = float('nan')
   n: int = 0  # runs selected; 0 if the claim does not apply to the sweep
   reason: str = ''  # why it is undecided
@@ -222,7 +222,7 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
   met, reason = claim.criterion.is_met(effect), ''
   verdict = HOLDS if met else DOES_NOT_HOLD
   if evidence.seeds > 1:
-    low, high = map(float, np.nanpercentile(effects[1:], _PERCENTILES))
+    low, high = lr_sensitivity.interval(effects, evidence.seeds, _LEVEL)
     if not claim.criterion.is_met(low) == claim.criterion.is_met(high) == met:
       verdict, reason = UNDECIDED, 'the threshold lies within the interval over seeds'
   return Verdict(verdict, effect, low, high, n, reason, _variant(evidence))

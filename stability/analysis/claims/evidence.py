@@ -57,8 +57,8 @@ class Evidence:
         parameters=results.runs['parameters'].astype(float),
     )
     seeds = sorted(runs['seed'].unique())
-    weights = np.concatenate([np.ones((1, len(seeds))), lr_sensitivity_lib.draws(len(seeds))])
-    return cls(runs, results, curves, pd.DataFrame(weights.T, seeds))
+    weights_DxS = lr_sensitivity_lib.with_draws(len(seeds))
+    return cls(runs, results, curves, pd.DataFrame(weights_DxS.T, seeds))
 
   def only(self, condition: pd.Series) -> 'Evidence':
     """The runs for which a condition is true."""

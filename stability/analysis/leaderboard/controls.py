@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from stability.analysis.leaderboard import verdicts
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -19,6 +21,11 @@ class Outcome:
   def is_right(self) -> bool:
     """Whether it is what it must be."""
     return self.found == self.wanted
+
+  @property
+  def is_decided(self) -> bool:
+    """Whether it is known to be right or wrong; intervals may be too wide."""
+    return self.found != verdicts.UNDECIDED
 
 
 def outcomes(table: pd.DataFrame) -> Iterator[Outcome]:

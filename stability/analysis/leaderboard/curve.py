@@ -16,6 +16,7 @@ MULTIPLES = {'loss_at_3x': 3, 'loss_at_10x': 10}  # of the best learning rate
 WINDOW = 3.0  # decades around the best rate of the grid, for LR sensitivity
 # A rate belongs to the window if it is this close to it, in decades: grids have 3e-4, not 10^-3.5.
 _SLACK = 0.05
+RATIOS = ('best_learning_rate', 'critical_learning_rate', 'headroom')  # those with no zero
 COLUMNS = (
     *('best_loss', 'best_learning_rate', 'lr_sensitivity', *WIDTHS),
     *('critical_learning_rate', 'headroom', *MULTIPLES, 'regret'),

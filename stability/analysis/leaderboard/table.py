@@ -54,13 +54,20 @@ def names(results: Results) -> pd.Series:
 
 
 def sizes(results: Results) -> list[Size]:
-  """The sizes, the smallest first. The first arm of the sweep is the baseline."""
+  """The sizes, the smallest first.
+
+  The baseline is the first arm of the sweep; of several sweeps, its namesake where that is missing.
+  Sizes without one are left out: nothing can be compared.
+  """
   parameters = results.runs['parameters'].astype(float)
   runs = results.runs.assign(name=names(results), parameters=parameters)
-  baseline = runs['name'].iloc[0]
-  shape = [field for field in _SHAPE if field in runs] or ['parameters']
+  first = runs.iloc[0]
   found = []
-  for _, of_size in results_lib.split(runs, shape):
+  for _, of_size in _split_by_size(runs, runs['arm'] == first['arm']):
+    present = dict.fromkeys(of_size['name'][of_size['arm'] == first['arm']])
+    if not present:
+      continue
+    baseline = first['name'] if first['name'] in present else next(iter(present))
     initial = of_size['initial_loss'].where(of_size['status'].isin(lr_sensitivity.COUNTED))
     of_baseline = initial[of_size['name'] == baseline]
     initial_loss = (of_baseline if of_baseline.notna().any() else initial).mean()
@@ -69,10 +76,25 @@ def sizes(results: Results) -> list[Size]:
     arms = {
         name: Arm(name, rows, _losses(rows)) for name, rows in counted.groupby('name', sort=False)
     }
-    if baseline in arms:
-      arms = {baseline: arms[baseline], **arms}
+    arms = {baseline: arms[baseline], **arms}
     found.append((of_size['parameters'].min(), Size(initial_loss, arms)))
   return [size for _, size in sorted(found, key=lambda pair: pair[0])]
+
+
+def _split_by_size(
+    runs: pd.DataFrame, is_baseline: pd.Series
+) -> Iterator[tuple[tuple, pd.DataFrame]]:
+  """Yields the runs of each size.
+
+  Where width and depth are not known, an arm's size is the one whose baseline has the nearest
+  number of parameters.
+  """
+  if shape := [field for field in _SHAPE if field in runs]:
+    return results_lib.split(runs, shape)
+  logs_N = np.log(runs['parameters'].to_numpy())
+  of_baseline_S = np.unique(logs_N[is_baseline])
+  nearest_N = np.abs(logs_N[:, None] - of_baseline_S).argmin(axis=1)
+  return ((key, of_size) for key, of_size in runs.groupby(nearest_N))
 
 
 def _losses(runs: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +111,7 @@ def leaderboard(
     those of results.sizes, and parameters
     those of curve.COLUMNS: losses and regret in nats, widths in decades; NaN: not known
     the same with _low and _high, if any arm has several seeds: the interval of level
-      results.interval over resampled seeds
+      results.interval over seeds, see lr_sensitivity.interval
     seconds_ratio, bytes_ratio: time and memory of a step over those of the baseline
     inert: whether the arm changed nothing that the baseline does not
     front, distance: whether the arm is on the front of its size, and how far from it (front.py);
@@ -97,7 +119,7 @@ def leaderboard(
     loss_verdict, headroom_verdict: better, worse, tie or undecided; empty for the baseline and
       without several seeds
     loss_difference, headroom_ratio and their _low and _high: from the baseline, what verdicts rest
-      on
+      on, with intervals of level verdicts.LEVEL
     edge: low or high if the loss is lowest at that end of the grid
     censored: names of the columns that are bounds, each with >= or <=
     seeds, missing: how many seeds count, and how many runs do not
@@ -176,16 +198,16 @@ def _row(
 
 def _intervals(of: Any, seeds: int, interval: float) -> dict[str, float]:
   """The ends of the intervals over resampled seeds; NaN with one seed."""
-  ends = {f'{name}{end}': np.nan for name in curve_lib.COLUMNS for end in ('_low', '_high')}
   if seeds < 2:
-    return ends
-  distinct, position = np.unique(lr_sensitivity.draws(seeds), axis=0, return_inverse=True)
+    return {f'{name}{end}': np.nan for name in curve_lib.COLUMNS for end in ('_low', '_high')}
+  distinct, position = np.unique(lr_sensitivity.with_draws(seeds), axis=0, return_inverse=True)
   values = pd.DataFrame([found.values for found in of(distinct)]).iloc[position.ravel()]
+  ends = {}
   for name in curve_lib.COLUMNS:
-    known = values[name].dropna()
-    if len(known):
-      limits = np.percentile(known, lr_sensitivity.percentiles(interval))
-      ends[f'{name}_low'], ends[f'{name}_high'] = limits
+    low, high = lr_sensitivity.interval(
+        values[name].to_numpy(float), seeds, interval, of_ratio=name in curve_lib.RATIOS
+    )
+    ends |= {f'{name}_low': low, f'{name}_high': high}
   return ends
 
 
@@ -205,7 +227,9 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
   ):
     is_bound = {arm: bool(by_seed[arm][f'{name}_bound'].any()) for arm in arms}
     exact = [arm for arm in pooled if not is_bound[arm]]  # where a grid ends varies less
-    found = verdicts.differences(values, arms[0], exact if len(exact) > 1 else pooled)
+    if len(exact) < 2:  # such as finals without finalists: controls tell the noise as well
+      exact = pooled if len(pooled) > 1 else [arm for arm in arms if not _is_copy(of_size, arm)]
+    found = verdicts.differences(values, arms[0], exact)
     if best.notna().sum(axis='columns').max() < 2:  # a screening
       verdict = pd.Series('', arms)
     else:
@@ -224,6 +248,11 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
     for column, end in (('difference', ''), ('low', '_low'), ('high', '_high')):
       columns[f'{what}{end}'] = found[column].to_numpy()
   return columns
+
+
+def _is_copy(of_size: pd.DataFrame, arm: str) -> bool:
+  """Whether an arm must equal the baseline, so that it adds nothing on the variance."""
+  return bool(of_size['control'][of_size['arm'] == arm].isin([verdicts.TIE, 'inert']).any())
 
 
 def _by_seed(size: Size) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -267,13 +296,14 @@ def _is_inert(arm: Arm, base: Arm, shares: Mapping[str, Mapping[str, float]]) ->
   """Whether an arm has no effect.
 
   Either all losses are equal; or what only one of arm and baseline has never acted in a measured
-  step, and the best losses agree, since not all steps are measured.
+  step, and the losses agree at every rate of both, since not all steps are measured.
   """
   ours, of_base = shares[arm.name], shares[base.name]
   differing = ours.keys() ^ of_base.keys()
   if differing and not any((ours | of_base)[name] for name in differing):
-    best, best_of_base = (each.losses.mean(axis='columns').min() for each in (arm, base))
-    return bool(abs(best - best_of_base) <= front.LOSS_BAND)
+    mean, mean_of_base = (each.losses.mean(axis='columns') for each in (arm, base))
+    distances = (mean - mean_of_base).dropna().abs()
+    return len(distances) > 0 and bool((distances <= front.LOSS_BAND).all())
   columns = ['learning_rate', 'seed', 'status', 'final_loss']
   pairs = arm.runs[columns].merge(base.runs[columns], on=columns[:2], suffixes=('', '_base'))
   pairs = pairs[pairs['status'].isin(lr_sensitivity.COUNTED)]

@@ -29,6 +29,8 @@ class Noise:
 def noise(values: pd.DataFrame) -> Noise:
   """The noise of a number.
 
+  All arms share the effect of a seed, so that n seeds tell it with n - 1 degrees of freedom.
+
   Args:
     values: a row per arm, a column per seed; NaN where an arm lacks a seed.
   """
@@ -37,7 +39,8 @@ def noise(values: pd.DataFrame) -> Noise:
   y = table[arm, seed]
   arms, seeds = np.eye(len(values))[arm], np.eye(values.shape[1])[seed]
   paired, paired_df = _residual_variance(y, np.concatenate([arms, seeds], axis=1))
-  return Noise(paired, paired_df, *_residual_variance(y, arms))
+  total, total_df = _residual_variance(y, arms)
+  return Noise(paired, paired_df, total, min(total_df, int((seeds.sum(axis=0) > 0).sum()) - 1))
 
 
 def _residual_variance(y: np.ndarray, design: np.ndarray) -> tuple[float, int]:

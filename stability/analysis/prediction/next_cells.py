@@ -36,7 +36,7 @@ class Curves:
   log_size_K: np.ndarray  # log10(parameters)
   initial_loss_K: np.ndarray  # nats
   log_rate_L: np.ndarray  # log10(learning rate), ascending; all curves have the same
-  in_window_L: np.ndarray  # whether LR sensitivity counts the learning rate
+  in_window_KxL: np.ndarray  # whether the LR sensitivity of a curve counts the learning rate
 
   @property
   def cells(self) -> Cells:
@@ -109,8 +109,9 @@ def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
 
 def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
   """LR sensitivities [D, K] in nats."""
-  loss = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None])[..., curves.in_window_L]
-  return loss.mean(axis=2) - loss.min(axis=2)
+  loss, counts_KxL = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None]), curves.in_window_KxL
+  lowest = loss.min(axis=2, where=counts_KxL, initial=np.inf)
+  return loss.mean(axis=2, where=counts_KxL) - lowest
 
 
 def extrapolated(
@@ -198,8 +199,9 @@ def choose(
 def _first(curves: Curves, is_candidate_C: np.ndarray) -> list[int]:
   """The cells to begin with, without any run: every second rate of the smallest size."""
   smallest_K = curves.log_size_K == curves.log_size_K.min()
-  is_first_L = curves.in_window_L & (np.cumsum(curves.in_window_L) % _FIRST_RATES == 1)
-  return np.flatnonzero(np.outer(smallest_K, is_first_L).ravel() & is_candidate_C).tolist()
+  number_KxL = np.cumsum(curves.in_window_KxL, axis=1)
+  is_first_KxL = smallest_K[:, None] & curves.in_window_KxL & (number_KxL % _FIRST_RATES == 1)
+  return np.flatnonzero(is_first_KxL.ravel() & is_candidate_C).tolist()
 
 
 def _best(

@@ -46,8 +46,8 @@ def of_results(results: Results, cost_K: np.ndarray) -> Finished:
   curves = state.curves
   inner = dataclasses.replace(
       curves,
-      log_rate_L=curves.log_rate_L[curves.in_window_L],
-      in_window_L=curves.in_window_L[curves.in_window_L],
+      log_rate_L=curves.log_rate_L[curves.in_window_KxL.all(axis=0)],
+      in_window_KxL=curves.in_window_KxL[:, curves.in_window_KxL.all(axis=0)],
   )
   losses = state.runs.pivot_table(
       index='curve_number', columns='learning_rate', values='loss', dropna=False

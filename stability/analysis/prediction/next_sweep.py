@@ -31,8 +31,8 @@ class NextRun:
 class SweepState:
   """The curves of a sweep, what is wanted of them and what is known.
 
-  Learning rates are those of the sweep, and one beyond an end at which the grid of some curve ends
-  too early.
+  The window of a curve are the learning rates that the sweep has for it. Runs in it may be next,
+  and those one step beyond an end at which it ends too early.
   """
 
   results: Results
@@ -74,35 +74,55 @@ class SweepState:
     firsts = self.first_of_curves
     initial = self.runs.groupby('curve_number')['initial_loss'].mean()
     initial = initial.fillna(initial.mean()).fillna(INITIAL_LOSS)
-    inner = np.log10(np.sort(self.runs['learning_rate'].unique()))
-    step = np.median(np.diff(inner))
-    ends = self._early_ends
-    below, above = inner[:1] - step if -1 in ends else [], inner[-1:] + step if 1 in ends else []
-    rates = np.array([*below, *inner, *above])
+    rates = self._log_rates
+    low_Kx1, high_Kx1 = self._windows[['low', 'high']].to_numpy()[..., None].swapaxes(0, 1)
     return Curves(
         firsts['arm_number'].to_numpy(),
         np.log10(firsts['parameters'].to_numpy(float)),
         initial.to_numpy(float),
         rates,
-        np.isin(rates, inner),
+        (rates >= low_Kx1) & (rates <= high_Kx1),
     )
 
-  @property
-  def _early_ends(self) -> set[int]:
-    """The ends, 1 above and -1 below, at which the grid of some curve with all rates is too short.
+  @functools.cached_property
+  def _windows(self) -> pd.DataFrame:
+    """log10 of the learning rates of each curve: low, high; and whether it is too_low, too_high.
 
-    Its critical rate is beyond the end, or its best rate is the lowest one.
+    A window with all its runs is too low if its critical rate is above it, and too high if its best
+    rate is the lowest one.
     """
     losses = self.runs.pivot_table(
-        index='curve_number', columns='learning_rate', values='loss', dropna=False
+        index='learning_rate', columns='curve_number', values='loss', dropna=False
     )
-    initial = self.runs.groupby('curve_number')['initial_loss'].mean()
-    ends = set()
-    for curve, of_curve in losses.dropna().iterrows():
-      loss_L = of_curve.to_numpy(float)
-      _, censored = instability.critical_rate(losses.columns.to_numpy(), loss_L, initial[curve])
-      ends |= {censored, -1 if loss_L.argmin() == 0 else 0}
-    return ends - {0}
+    rows = []
+    for curve, of_curve in self.runs.groupby('curve_number'):
+      rates = np.sort(of_curve['learning_rate'].unique())
+      loss_L = losses.loc[rates, curve].to_numpy(float)
+      censored, is_best_lowest = 0, False
+      if np.isfinite(loss_L).all():
+        _, censored = instability.critical_rate(rates, loss_L, of_curve['initial_loss'].mean())
+        is_best_lowest = loss_L.argmin() == 0
+      row = np.log10(rates[0]), np.log10(rates[-1]), censored == 1, censored == -1 or is_best_lowest
+      rows.append(row)
+    return pd.DataFrame(rows, columns=['low', 'high', 'too_low', 'too_high'])
+
+  @functools.cached_property
+  def _log_rates(self) -> np.ndarray:
+    """log10 of the learning rates of all curves, with those one step beyond their windows."""
+    inner = np.log10(np.sort(self.runs['learning_rate'].unique()))
+    step, windows = np.median(np.diff(inner)), self._windows
+    is_below = (windows['too_high'] & (windows['low'] <= inner[0])).any()
+    is_above = (windows['too_low'] & (windows['high'] >= inner[-1])).any()
+    below, above = inner[:1] - step if is_below else [], inner[-1:] + step if is_above else []
+    return np.array([*below, *inner, *above])
+
+  @property
+  def _may_be_next_KxL(self) -> np.ndarray:
+    """Whether a run of a curve at a learning rate may be next."""
+    windows, rates_L, step = self._windows, self.curves.log_rate_L, self.curves.step
+    low_K = windows['low'] - 1.1 * step * windows['too_high']
+    high_K = windows['high'] + 1.1 * step * windows['too_low']
+    return (rates_L >= low_K.to_numpy()[:, None]) & (rates_L <= high_K.to_numpy()[:, None])
 
   @functools.cached_property
   def known_width(self) -> float:
@@ -148,17 +168,15 @@ class SweepState:
   def next_runs(self, cost_K: np.ndarray, count: int) -> list[NextRun]:
     """The runs to train next, the best one first; `cost_K` are FLOPs of a run on each curve."""
     curves = self.curves
-    rates = len(curves.log_rate_L)
-    is_candidate_K = np.ones(len(cost_K), bool)
+    is_candidate_KxL = self._may_be_next_KxL
     if self.arms is not None:
-      is_candidate_K = np.isin(curves.arm_K, self.arms)
-    is_candidate_C = np.repeat(is_candidate_K, rates)
+      is_candidate_KxL = is_candidate_KxL & np.isin(curves.arm_K, self.arms)[:, None]
     chosen = next_cells.choose(
         self.surface,
         self.now,
         curves,
         cost_K,
-        is_candidate_C,
+        is_candidate_KxL.ravel(),
         count,
         self.known_width,
         self.is_wanted,

@@ -111,11 +111,12 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
     results: the runs of a sweep or of a CSV file.
     curves: see results.load_curves, with the columns of PROBES.
   """
+  results = dataclasses.replace(results, runs=results.runs[~results_lib.steered(results.runs)])
   runs = results.runs
   runs = runs.assign(
       parameters=runs['parameters'].astype(float),
       unstable=_unstable(results),
-      loss=lr_sensitivity.counted_loss(results.runs),
+      loss=lr_sensitivity.counted_loss(runs),
   )
   runs['log_size'] = np.log10(runs['parameters'])
   runs['log_rate'] = np.log10(runs['learning_rate'])
@@ -126,7 +127,7 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   # A CSV file may lack these fields, but they are used only with probes, which it lacks as well.
   runs['eps'] = runs.get('optimizer.eps', np.nan)
   runs['warmup_steps'] = runs.get('schedule.warmup_steps', np.nan)
-  runs = runs[runs['unstable'].notna() & ~results_lib.steered(runs)].astype({'unstable': bool})
+  runs = runs[runs['unstable'].notna()].astype({'unstable': bool})
   running_max = {
       probe: table.reindex(runs['run']).set_axis(runs.index)
       for probe in PROBES
@@ -181,7 +182,7 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
     return dict.fromkeys(_CURVE_COLUMNS, np.nan)
   log_critical, critical_censored = _log_critical(runs)
   log_best, best_censored = log_best_rate(runs.groupby('log_rate')['loss'].mean())
-  of_seeds = [_log_critical(of_seed) for _, of_seed in runs.groupby('seed')]
+  of_seeds = [_log_critical(of_seed) for _, of_seed in with_best_rate(runs).groupby('seed')]
   exact = [value for value, censored in of_seeds if not censored]
   steps = np.diff(np.sort(runs['log_rate'].unique()))
   values = (
@@ -190,6 +191,19 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
       steps.max() if len(steps) else np.nan,
   )
   return dict(zip(_CURVE_COLUMNS, values, strict=True))
+
+
+def with_best_rate(runs: pd.DataFrame) -> pd.DataFrame:
+  """The runs of those seeds of a curve that have the rate of its lowest mean loss.
+
+  Others, such as a few further seeds near the critical rate, would be judged against the best of
+  the rates that they happen to have.
+
+  Args:
+    runs: with the columns seed, log_rate and loss, which is never NaN.
+  """
+  best_rate = runs.groupby('log_rate')['loss'].mean().idxmin()
+  return runs[runs['seed'].isin(runs['seed'][runs['log_rate'] == best_rate])]
 
 
 def _log_critical(runs: pd.DataFrame) -> tuple[float, int]:

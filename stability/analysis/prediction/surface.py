@@ -140,6 +140,8 @@ def fit_curves(curves: pd.DataFrame, draws: int = DRAWS) -> Surface:
 def read(runs: pd.DataFrame) -> pd.DataFrame:
   """What the loss curves of single seeds say of their critical and best learning rates.
 
+  Seeds that lack the best rate of their arm and size are left out; see observations.with_best_rate.
+
   Returns:
     A row per arm, log_size and seed, with the columns arm, log_size, seed, centre (the middle of
     the sweep's log rates) and, for critical and best: log_critical, critical_censored (0: exact;
@@ -151,10 +153,11 @@ def read(runs: pd.DataFrame) -> pd.DataFrame:
     raise ValueError('no run counts')
   centre = (runs['log_rate'].min() + runs['log_rate'].max()) / 2
   rows = []
-  for (arm, log_size, seed), curve in runs.groupby(['arm', 'log_size', 'seed'], sort=False):
-    losses = curve.groupby('log_rate')['loss'].mean()
-    numbers = _read_curve(losses, curve['initial_loss'].mean())
-    rows.append({'arm': arm, 'log_size': log_size, 'seed': seed, 'centre': centre, **numbers})
+  for (arm, log_size), of_size in runs.groupby(['arm', 'log_size'], sort=False):
+    for seed, curve in observations_lib.with_best_rate(of_size).groupby('seed', sort=False):
+      losses = curve.groupby('log_rate')['loss'].mean()
+      numbers = _read_curve(losses, curve['initial_loss'].mean())
+      rows.append({'arm': arm, 'log_size': log_size, 'seed': seed, 'centre': centre, **numbers})
   return pd.DataFrame(rows)
 
 

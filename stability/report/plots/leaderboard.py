@@ -28,6 +28,7 @@ def front(results: Results, table: pd.DataFrame, ax: Axes | None = None) -> Figu
   parts = [
       _positions(part, size.initial_loss)
       for part, size in zip(_by_size(table), sizes, strict=True)
+      if not np.isnan(part['best_loss'].iloc[0])
   ]
   titles = [f'{labels.parameters(part["parameters"].iloc[0])} parameters' for part in parts]
   figure, axes = style.grid(titles, height=4.4, ax=ax)
@@ -111,10 +112,10 @@ def curves(
   sizes = table_lib.sizes(results)
   runs = style.labelled(results)
   names = table_lib.names(results)
-  baseline = names.iloc[0]
+  baselines = [next(iter(size.arms.values())) for size in sizes]
   colours = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
-  shown = runs[names.isin([baseline, *wanted])]
-  of_size = list(dict.fromkeys(runs.sort_values('parameters')['size'][names == baseline]))
+  shown = runs[names.isin([*(base.name for base in baselines), *wanted])]
+  of_size = [runs['size'][base.runs.index[0]] for base in baselines]
   palette = [colours[label] for label in of_size]
   panels = {}
   for name in wanted:
@@ -124,9 +125,8 @@ def curves(
   losses = loss_axis.LossAxis.of(results, shown)
   for axis, name in zip(axes[:, 0], panels.values(), strict=True):
     lines = []
-    for size, colour in zip(sizes, palette, strict=True):
-      base = size.arms[baseline].losses.mean(axis='columns')
-      axis.plot(base, color=style.GREY, linestyle='--', linewidth=1.1)
+    for size, base, colour in zip(sizes, baselines, palette, strict=True):
+      axis.plot(base.losses.mean(axis='columns'), color=style.GREY, linestyle='--', linewidth=1.1)
       if name in size.arms:
         arm = size.arms[name]
         mean = arm.losses.mean(axis='columns').dropna()

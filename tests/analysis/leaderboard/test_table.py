@@ -1,5 +1,7 @@
 """The leaderboard of a made-up sweep whose true answers are known."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,8 +122,8 @@ def test_verdicts():
   assert found.loc['better', 'loss_difference'] == pytest.approx(-0.1, abs=0.003)
   assert found.loc['better', 'loss_difference_low'] < -0.1 + 0.003
   assert found.loc['bad', 'headroom_ratio_high'] < 1
-  # Resampled seeds: 0.03, 0.06 ... 0.15 above 2.
-  assert 2.05 < found.loc['AdamW', 'best_loss_low'] < 2.09 < found.loc['AdamW', 'best_loss_high']
+  # Of seeds that are 0.03, 0.06 ... 0.15 above 2.
+  assert 2.04 < found.loc['AdamW', 'best_loss_low'] < 2.09 < found.loc['AdamW', 'best_loss_high']
   assert found.loc['AdamW', 'headroom_low'] <= found.loc['AdamW', 'headroom']
   assert found['control'].to_dict()['bad'] == 'worse'
 
@@ -196,16 +198,47 @@ def test_inert():
     found = [(f'{arm} 1000 {RATES[0]} 0', name, share) for name, share, arm in shares]
     return pd.DataFrame(found, columns=['run', 'name', 'share'])
 
-  parts = [base, rows('wide', ARMS['wide']), rows('bad', ARMS['bad'])]
+  near = (2.01, 0.201, np.inf, 1e-2)  # within 0.02 nats at all rates
+  parts = [base, rows('wide', near), rows('bad', ARMS['bad'])]
   found = leaderboard(*parts, acted=acted(shares))
   assert found['inert'].to_dict() == {'AdamW': False, 'wide': True, 'bad': False}
-  # It may have acted between measured steps: its best loss differs.
-  parts[1] = rows('wide', (1.95, 0.08, np.inf, 1e-2))
-  assert not leaderboard(*parts, acted=acted(shares)).loc['wide', 'inert']
+  # It may have acted between measured steps: its losses differ, the lowest or at high rates alone.
+  for other in ((1.95, 0.2, np.inf, 1e-2), ARMS['wide']):
+    parts[1] = rows('wide', other)
+    assert not leaderboard(*parts, acted=acted(shares)).loc['wide', 'inert']
   # Of the baseline's clipping, which the arm lacks: it does something, or nothing.
   for share, inert in ((0.5, False), (0.0, True)):
-    found = leaderboard(base, rows('wide', ARMS['wide']), acted=acted([('clip', share, 'AdamW')]))
+    found = leaderboard(base, rows('wide', near), acted=acted([('clip', share, 'AdamW')]))
     assert found.loc['wide', 'inert'] == inert
+
+
+def test_sizes_by_the_nearest_baseline():
+  """Without width and depth, an arm with other matrices belongs to the size it is nearest to."""
+  parts = [
+      rows(name, ARMS['AdamW'], parameters)
+      for parameters in (1000, 4000)
+      for name, parameters in (('AdamW', parameters), ('SwiGLU', parameters * 1.3))
+  ]
+  found = table_lib.leaderboard(results_of(*parts))
+  assert list(found['arm']) == ['AdamW', 'SwiGLU'] * 2
+  assert list(found['is_baseline']) == [True, False] * 2
+  assert list(found['parameters']) == [1000, 1300, 4000, 5200]
+
+
+def test_sizes_of_several_sweeps():
+  """A size that lacks the first sweep's baseline has that of its own; one with none is left out."""
+  parts = [
+      rows('AdamW', ARMS['AdamW'], 1000, sweep='A'),
+      rows('Muon', ARMS['wide'], 1000, sweep='A'),
+      rows('Muon', ARMS['wide'], 4000, sweep='B'),
+      rows('AdamW', ARMS['AdamW'], 4000, sweep='B'),
+      rows('Muon', ARMS['wide'], 9000, sweep='B'),
+  ]
+  parts = [[row | {'model.width': row['parameters']} for row in part] for part in parts]
+  results = results_of(*parts)
+  found = table_lib.leaderboard(dataclasses.replace(results, groups=['sweep', 'arm']))
+  assert list(found['arm']) == ['A, AdamW', 'A, Muon', 'B, AdamW', 'B, Muon']
+  assert list(found['is_baseline']) == [True, False] * 2
 
 
 def test_costs():

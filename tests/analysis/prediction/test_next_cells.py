@@ -14,7 +14,7 @@ RATES = np.linspace(-3, 0, 7)
 INITIAL = 5.5
 # Two arms at one size that share nothing, so that a run says nothing of the other arm.
 CURVES = Curves(
-    np.array([0, 1]), np.array([4.0, 4.0]), np.full(2, INITIAL), RATES, np.ones(7, bool)
+    np.array([0, 1]), np.array([4.0, 4.0]), np.full(2, INITIAL), RATES, np.ones((2, 7), bool)
 )
 COVARIANCE = Covariance(0.3, 0.8, 2.0, 0.02, 0.005, 0.0)
 STABLE = np.array([2.6, 2.3, 2.1, 2.0, 2.05, 2.1, 4.0])  # its critical rate is in the last step
@@ -48,11 +48,12 @@ def test_critical_rates_and_sensitivities():
       kinds.add(censored)
       assert found[d, k] == pytest.approx(np.log10(rate) + (0.25 if censored == 1 else 0))
   assert kinds == {-1, 0, 1}
-  in_window = dataclasses.replace(CURVES, in_window_L=np.arange(7) < 3)
-  counted = np.minimum(loss, INITIAL)[..., :3]
-  np.testing.assert_allclose(
-      next_cells.sensitivities(loss, in_window), counted.mean(axis=2) - counted.min(axis=2)
-  )
+  in_window = dataclasses.replace(CURVES, in_window_KxL=np.arange(7) < [[3], [5]])
+  for k, count in enumerate((3, 5)):
+    counted = np.minimum(loss, INITIAL)[:, k, :count]
+    np.testing.assert_allclose(
+        next_cells.sensitivities(loss, in_window)[:, k], counted.mean(axis=1) - counted.min(axis=1)
+    )
 
 
 def test_next_is_where_the_critical_rate_is_uncertain():
@@ -102,7 +103,7 @@ def test_first_runs():
       np.array([4.0, 5.0]),
       np.full(2, INITIAL),
       np.array([-3.5, *RATES, 0.5]),
-      np.array([False, *[True] * 7, False]),
+      np.array([[False, *[True] * 7, False]] * 2),
   )
   empty = loss_surface.fit(curves.cells[:0], np.zeros(0))
   chosen = choose(empty, 99, curves=curves)
@@ -113,7 +114,7 @@ def test_first_runs():
 def test_target():
   """Critical rates on a line in log-log are continued, with the bend of a power law."""
   sizes = np.array([4.0, 5.0, 4.0, 5.0])
-  curves = Curves(np.array([0, 0, 1, 1]), sizes, np.full(4, INITIAL), RATES, np.ones(7, bool))
+  curves = Curves(np.array([0, 0, 1, 1]), sizes, np.full(4, INITIAL), RATES, np.ones((4, 7), bool))
   lines = np.tile([-1.0, -1.5, -2.0, -2.1], (4000, 1))
   found = next_cells.extrapolated(lines, curves, 7.0)
   np.testing.assert_allclose(found.mean(axis=0), [-2.5, -2.3], atol=0.01)

@@ -22,7 +22,7 @@ def finished() -> Finished:
   """One arm: bowls that move with size, and a cliff near the critical rate."""
   offset = RATES + 1.5 + 0.4 * (SIZES[:, None] - 4)
   loss = 2.2 - 0.1 * SIZES[:, None] + 0.25 * offset**2 + 1.5 / (1 + np.exp(-12 * (offset - 0.6)))
-  curves = Curves(np.zeros(3, int), SIZES, np.full(3, 5.5), RATES, np.ones(7, bool))
+  curves = Curves(np.zeros(3, int), SIZES, np.full(3, 5.5), RATES, np.ones((3, 7), bool))
   return Finished(curves, loss, 10**SIZES)
 
 

@@ -26,7 +26,7 @@ def test_curves():
   assert list(curves.arm_K) == [0, 1] * 3
   assert list(10**curves.log_size_K) == pytest.approx([9216, 9216, 36864, 36864, 147456, 147456])
   np.testing.assert_allclose(curves.log_rate_L, [-3, -2, -1, 0])
-  assert curves.in_window_L.all()
+  assert curves.in_window_KxL.all()
   assert (curves.initial_loss_K == sim.INITIAL_LOSS).all()
   assert state.known_width == pytest.approx(0.5)
   assert len(state.surface.runs) == 23
@@ -57,11 +57,32 @@ def test_grids_that_end_too_early():
   """They are extended on the side where a curve with all its runs needs it."""
   above = SweepState(results(sim.flat)).curves
   np.testing.assert_allclose(above.log_rate_L, [-3, -2, -1, 0, 1])
-  assert list(above.in_window_L) == [True] * 4 + [False]
+  assert (above.in_window_KxL == [True] * 4 + [False]).all()
   below = SweepState(results(lambda c: sim.bowl(c, best_rate=1e-4))).curves
   np.testing.assert_allclose(below.log_rate_L, [-4, -3, -2, -1, 0])
   unknown = SweepState(results(sim.flat, missing=range(3, 24, 4))).curves
   np.testing.assert_allclose(unknown.log_rate_L, [-3, -2, -1, 0])
+
+
+def test_windows_of_arms():
+  """One arm has rates a decade lower: runs are proposed in the window of their arm alone.
+
+  A window is extended where it ends too early, though the other arm has the rate already.
+  """
+  found = results(sim.cliff)
+  runs = found.runs.copy()
+  is_none = runs['model.qk_norm'] == 'none'
+  runs.loc[is_none, 'learning_rate'] /= 10
+  state = SweepState(dataclasses.replace(found, runs=runs), width=1e-3)
+  np.testing.assert_allclose(state.curves.log_rate_L, [-4, -3, -2, -1, 0], atol=1e-9)
+  assert [list(row) for row in state.curves.in_window_KxL[:2]] == [
+      [False, True, True, True, True], [True, True, True, True, False]
+  ]  # fmt: skip
+  allowed = state._may_be_next_KxL
+  assert not allowed[::2, 0].any() and not allowed[1::2, -1].any()
+  flat = runs.assign(final_loss=runs['final_loss'].where(~is_none, 2.0))
+  state = SweepState(dataclasses.replace(found, runs=flat), width=1e-3)
+  assert state._may_be_next_KxL[1::2, -1].all()
 
 
 def test_next_run_is_another_seed():

@@ -422,3 +422,17 @@ def test_steered_runs_are_left_out(made):
     runs = results.runs.assign(**{'actions': actions, 'control.on_alarm': by})
     found = observe(dataclasses.replace(results, runs=runs), curves)
     assert len(found.runs) == len(observe(results, curves).runs) - left_out
+
+
+def test_steered_runs_do_not_move_the_rates_of_their_curve(made):
+  """The run at the highest rate was rescued: the curve is critical where the others say."""
+  results, curves = made
+  rescued = results.runs['learning_rate'] == results.runs['learning_rate'].max()
+  runs = results.runs.assign(actions=rescued.astype(int))
+  runs.loc[rescued, 'final_loss'] = runs['final_loss'].min() - 0.1
+  found = observe(dataclasses.replace(results, runs=runs), curves).runs
+  without = observe(dataclasses.replace(results, runs=runs[~rescued]), curves).runs
+  columns = ['log_critical', 'critical_censored', 'log_best', 'grid_step', 'unstable']
+  pd.testing.assert_frame_equal(
+      found[columns].reset_index(drop=True), without[columns].reset_index(drop=True)
+  )

@@ -37,6 +37,18 @@ def median(draws):
   return np.median(draws.run_DxC, axis=0)
 
 
+def test_seeds_without_the_best_rate_are_left_out():
+  """Two further seeds near the critical rate would be judged against the best of these two."""
+  whole = runs(law(0.1, 0.0))
+  more = [
+      whole[whole['seed'].eq(0) & whole['log_rate'].between(log_rate - 0.6, log_rate + 0.6)]
+      for log_rate in (-0.5, 0.0)
+  ]
+  more = [part[part['log_rate'] > -0.9].assign(seed=10 + n) for n, part in enumerate(more)]
+  read = surface.read(pd.concat([whole, *more], ignore_index=True))
+  pd.testing.assert_frame_equal(read, surface.read(whole))
+
+
 # Calibration.
 
 
