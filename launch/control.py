@@ -24,10 +24,9 @@ actions.jsonl, or records there why it refuses the request.
 """
 
 # First, since launch.common may have to mend sys.path.
-from launch.common import app, display, path_flags
+from launch.common import app, display, path_flags, user
 
 # isort: split
-import getpass
 import math
 import os
 import time
@@ -227,14 +226,6 @@ def _parse_number(field: str, text: str) -> float | int:
   raise BadInput(f'{field}={text}: must be a number')
 
 
-def _user_name() -> str:
-  """The name of the user; a container may run with a number that has no name."""
-  try:
-    return getpass.getuser()
-  except (ImportError, KeyError, OSError):  # of the versions of Python
-    return f'uid {os.getuid()}' if hasattr(os, 'getuid') else '?'
-
-
 def request(
     run: Path, action: Action, why: str, console: Console, seconds: float = ANSWER_SECONDS
 ) -> None:
@@ -249,7 +240,7 @@ def request(
   config = records.current_config(run_files.read_config(run), taken)
   step = (run_files.last_metrics(run) or {'step': 0})['step']
   action = actions.check(action, config, step, records.skipped_steps(taken))
-  path = requests.write_request(run, action, _user_name(), why)
+  path = requests.write_request(run, action, user.name(), why)
   deadline = time.monotonic() + seconds
   while time.monotonic() < deadline:
     for record in reversed(records.read_records(run)):

@@ -7,7 +7,8 @@
 
 select takes passages of the text in FOLDER (or, with --data=train, of the sweep's training text),
 or whole documents with --length=0. It writes those that come first by a rule, without near-
-duplicates: --count of them, or with --share=0.5 half of the text. The rules are: disagreement, on
+duplicates: --count of them, or with --share=0.5 half of the text. Passages of FOLDER that share
+text with the sweep's validation text are left out and counted. The rules are: disagreement, on
 which several seeds disagree most; loss, whose loss is highest; gain, whose loss a run that was
 trained on other text lowers most (--reference=DIR/runs/NAME); and random. TASKS has them as JSON
 lines and as tasks for Label Studio and doccano. By default, the seeds are those of the size and
@@ -25,7 +26,6 @@ from launch.common import app, path_flags
 # isort: split
 import contextlib
 import fnmatch
-import getpass
 import math
 import os
 import sys
@@ -37,7 +37,7 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from launch.common import display, environment
+from launch.common import display, environment, user
 from stability import config as config_lib
 from stability import extensions
 from stability.errors import BadInput
@@ -51,6 +51,15 @@ if TYPE_CHECKING:
 TRAIN = 'train'
 RULES = ('disagreement', 'loss', 'gain', 'random')
 MAX_SHOWN = 5  # conflicts
+FLAGS_OF = {  # by word
+    'select': (
+        *('workdir', 'runs', 'data', 'count', 'share', 'by', 'reference', 'length', 'seed'),
+        'output',
+    ),
+    'ask': ('tasks', 'annotator', 'second'),
+    'read': ('tasks', 'answers', 'output'),
+    'keep': ('tasks', 'output'),
+}
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS, required=False)
@@ -106,6 +115,10 @@ def main(*words: str) -> int | None:
   if len(words) != 1 or words[0] not in actions:
     shown = ' '.join(words)
     raise BadInput(f'{shown!r}: must be one of {", ".join(actions)}')
+  for name in FLAGS:
+    if FLAGS[name].present and name not in FLAGS_OF[words[0]]:
+      allowed = ', '.join(f'--{flag}' for flag in FLAGS_OF[words[0]])
+      raise BadInput(f'--{name}: not with {words[0]}, which takes {allowed}')
   return actions[words[0]]()
 
 
@@ -133,6 +146,8 @@ def select() -> None:
     raise BadInput('--reference: must be given with --by=gain, and only then')
   if _COUNT.value is not None and _SHARE.value is not None:
     raise BadInput('--share: must be given without --count')
+  if FLAGS['seed'].present and _BY.value != 'random':
+    raise BadInput('--seed: must be given with --by=random')
   sweep = sweeps.read_sweep(workdir)
   sweeps.refuse_imported(workdir)
   sweeps.check_data(workdir, sweep)
@@ -144,6 +159,11 @@ def select() -> None:
   found = list(passages.cut(_documents(data, workdir, sweep), _LENGTH.value))
   if not found:
     raise BadInput(f'--data={data}: holds nothing but white space')
+  shared = 0
+  if str(data) != TRAIN:  # whose documents are none of the validation text
+    found, shared = _apart_from_validation(found, workdir, sweep)
+  if not found:
+    raise BadInput(f"--data={data}: all of it stands in the sweep's validation text")
   environment.check()
   os.environ.update(environment.worker_environment())  # before jax is imported
   environment.check_devices()
@@ -180,6 +200,8 @@ def select() -> None:
   tasks.write(output, written, about)
   duplicates = f', {left_out} near-duplicates left out' if left_out else ''
   print(f'{len(written)} of {len(found):,} passages by {_BY.value}{duplicates}: {output}')
+  if shared:
+    print(f'{shared:,} others left out, which share text with the validation text of {workdir}')
 
 
 def _documents(path: Path, workdir: Path, sweep: sweeps.Sweep) -> list:
@@ -192,6 +214,23 @@ def _documents(path: Path, workdir: Path, sweep: sweeps.Sweep) -> list:
     return sources.read_documents(str(path))[0]
   except BadInput as error:
     raise BadInput(str(error).replace('config.data.path=', '--data=', 1)) from None
+
+
+def _apart_from_validation(
+    found: list[passages.Passage], workdir: Path, sweep: sweeps.Sweep
+) -> tuple[list[passages.Passage], int]:
+  """The passages that share nothing with the sweep's validation text; the number of the others."""
+  from stability.data import tokens
+  from stability.data.tokenize import stored
+  from stability.retrieval import overlap
+
+  folder = workdir / sweep.data['path']
+  tokenizer = stored.StoredTokenizer(folder, sweep.data)
+  validation = tokenizer.decode(np.asarray(tokens.open_tokens(folder).validation[:]))
+  texts = (passage.text.encode(passage.encoding) for passage in found)
+  # As the tokens say it: a tokenizer may change the text.
+  shared = overlap.standing_in([tokenizer.decode(tokenizer.encode(t)) for t in texts], validation)
+  return [passage for passage, is_shared in zip(found, shared) if not is_shared], int(shared.sum())
 
 
 def _run_names(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
@@ -263,7 +302,7 @@ def ask() -> None:
   """Asks about the tasks in the terminal."""
   folder = _required(_TASKS, 'a folder that select wrote')
   listed, _ = tasks.read(folder)
-  annotator = _ANNOTATOR.value or getpass.getuser()
+  annotator = _ANNOTATOR.value or user.name()
   console = Console()
 
   def show(text: str) -> None:

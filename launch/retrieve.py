@@ -19,7 +19,7 @@ datastore instead of fine-tuning.
 
 --add measures on text of FOLDER that is held out, before and after the rest of FOLDER is added to
 the datastore. A datastore that --output keeps can be given as --datastore to the run that made it;
-then --add adds to it for good.
+then --add adds to it for good, each text once.
 """
 
 import os
@@ -153,6 +153,8 @@ def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
     raise BadInput(f'--output={_OUTPUT.value}: exists; must be a new folder')
   if _OUTPUT.value and _is_kept():
     raise BadInput('--output: must be given without a kept --datastore')
+  if FLAGS['keys'].present and _is_kept() and not _ADD.value:
+    raise BadInput('--keys: must be given without a kept --datastore, or with --add')
   names = finished_runs.named(workdir, sweep, _RUNS.value)
   if _PARENTS.value:
     names = _one_of_each_parent(workdir, names)
@@ -200,7 +202,7 @@ def _load(workdir: Path, name: str, config: Config) -> 'Model':
     )
   run = run_files.run_dir(workdir, name)
   if _PARENTS.value:
-    return model.Model.of_parent(_parent(workdir, name))
+    return model.Model.of_parent(_parent(workdir, name), length)
   return model.Model.load(run)
 
 
@@ -211,7 +213,6 @@ class _Progress:
     self._display = display.Display(first_after=display.PLAIN_SECONDS)
     self._names = list(names)
     self._name = ''
-    self.log = self._display.log
 
   def __enter__(self) -> '_Progress':
     self._display.__enter__()
@@ -257,7 +258,7 @@ class _Job:
 
   def compare(self) -> list[retrieval_csv.Row]:
     """The rows with the datastore; those that are in retrieval.csv are not measured again."""
-    from stability.retrieval import measure, texts
+    from stability.retrieval import texts
 
     count = self._data['validation_batches'] * self._data['batch_size']
     validation = texts.of_split(self._folder, 'validation', self._length, count)
@@ -265,8 +266,7 @@ class _Job:
       # Before anything is built: the text may have nothing left to measure on, or be measured.
       base = self._base()
       kept, left_out = self._tools.without_overlap(validation, [base])
-      digest = measure.digest([base], kept)
-      known = [row for row in self._known() if row.digest == digest]
+      known = self._measured([base], kept)
       if known and not _OUTPUT.value:
         return known
     started = time.monotonic()
@@ -287,21 +287,27 @@ class _Job:
     with self._store() as store:
       stored = [part.windows for part in store.parts]
       kept, left_out = self._tools.without_overlap(held_out, [*stored, added])
+      is_there = added.digest() in [text.digest() for text in stored]
+      if is_there:
+        print(f'--add={_ADD.value}: is in the datastore already; not added again', file=sys.stderr)
+        if known := self._measured(stored, kept):
+          return known
       rows = self._tools.rows(self._name, self._model, store, kept, left_out, started)
-      started = time.monotonic()
-      self._tools.add(store, self._model, added)
-      rows += self._tools.rows(self._name, self._model, store, kept, left_out, started)
+      if not is_there:
+        started = time.monotonic()
+        self._tools.add(store, self._model, added)
+        rows += self._tools.rows(self._name, self._model, store, kept, left_out, started)
     return self._keep(rows)
 
   def answer(self) -> 'Answer':
-    """The answer to --ask, with the numbers that were tuned for the run, if any."""
+    """The answer to --ask, with the numbers that were tuned for the datastore, if any."""
     from stability.retrieval import continuation, knn
 
-    setting = continuation.NEIGHBOURS
-    for row in self._known():
-      if row.method == 'knn':
-        setting = knn.Setting(row.k, row.temperature, row.weight)
     with self._store() as store:
+      setting = continuation.NEIGHBOURS
+      for row in self._known():
+        if (row.method, row.datastore, row.keys) == ('knn', store.name, store.keys):
+          setting = knn.Setting(row.k, row.temperature, row.weight)
       passages = self._tools.passages(store)
       return continuation.answer(
           self._model, self._tools.tokenizer, store, passages, _ASK.value.encode(), setting
@@ -311,6 +317,13 @@ class _Job:
     """The rows of the model that are there already."""
     rows = retrieval_csv.read(self._workdir)
     return [row for row in rows if (row.run, row.model) == (self._name, _kind())]
+
+  def _measured(self, texts: 'Sequence[Windows]', windows: 'Windows') -> list[retrieval_csv.Row]:
+    """Those of the rows that are measured on these windows with a datastore of these texts."""
+    from stability.retrieval import measure
+
+    digest = measure.digest(texts, windows)
+    return [row for row in self._known() if row.digest == digest]
 
   def _keep(self, rows: Sequence[retrieval_csv.Row]) -> list[retrieval_csv.Row]:
     """Writes rows of the model and returns them."""

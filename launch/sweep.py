@@ -7,7 +7,7 @@ The same command continues an interrupted sweep; with a higher --seeds, it train
 it is started again while the first one runs, here or on another machine that sees DIR, both share
 the work. SIGTERM and SIGUSR1 make it save all runs and end with exit code 75. With
 --reuse=OTHER_DIR, results of another sweep are reused for runs with the same config, text,
-versions and settings (stability/settings.py).
+versions, settings and device (stability/settings.py).
 
 --dry_run prints the cost of the sweep and, for given devices, where its runs would be placed and
 how long they would take:

@@ -22,7 +22,9 @@ and left out is printed and recorded in meta.json.
 If the input has a validation split (for files: the word is in their names), that split is the
 validation text, and its documents are removed from the training text. Otherwise rows are split by
 their hash, and whole text files are held out; a file that holds nearly all the text is cut, and a
-line says so. Test splits are skipped.
+line says so. Test splits are skipped. For text files, words in names count only beside training
+text, so that source trees are read whole: wiki.valid.txt is validation text beside wiki.train.txt,
+and test/ is skipped beside train/ (stability/data/split_names.py).
 
 --tokenizer is bytes; bpe, a byte-pair encoding learned from the first training documents; or the
 path of a tokenizer.json or of a SentencePiece model (.model; stability[hf]).
@@ -53,7 +55,7 @@ from pathlib import Path
 
 from absl import flags
 
-from stability.data import splits
+from stability.data import split_names, splits
 from stability.data.listing import Listing
 from stability.data.tokenize import encoders, hub, nanogpt, packing, readers, text_files
 from stability.errors import BadInput
@@ -199,7 +201,7 @@ def _load_encoder() -> encoders.Encoder | None:
 
 def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
   parts, listings = _find_parts(output, packing.previous_settings(output))
-  validation, cut = 'its own split', []
+  validation, cut, split_lines = 'its own split', [], _split_lines(parts, listings)
   if parts[0].split is None:
     max_bytes = (_MAX_TRAIN_TOKENS.value or math.inf) * (
         1 if isinstance(encoder, encoders.ByteEncoder) else _BYTES_PER_TOKEN
@@ -214,8 +216,8 @@ def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
     return 0
   for given, listing in listings.items():
     print(f'input: {listing} in {given}', flush=True)
-  if cut:
-    print(splits.cut_line(cut), flush=True)
+  for line in split_lines + ([splits.cut_line(cut)] if cut else []):
+    print(line, flush=True)
   if validation == 'whole files':
     sizes = {
         split: [part.size for part in parts if part.split == split]
@@ -233,6 +235,23 @@ def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
   bad = packer.documents['bad']
   _print_done(output, packer.tokens, f'; {bad:,} rows without text were skipped' if bad else '')
   return 0
+
+
+def _split_lines(parts: list[readers.Part], listings: Mapping[str, Listing]) -> list[str]:
+  """Lines on the text files that names call validation or test text."""
+  held_out = [part.name for part in parts if part.split == 'validation' and readers.is_text(part)]
+  searched = [listings[given] for given in listings if not given.startswith(hub.PREFIX)]
+  ignored = [
+      name
+      for listing in searched
+      if len(listing.files) > 1
+      for name in split_names.named(listing.files)
+      if str(listing.files[name]) not in held_out
+  ]
+  lines = [split_names.line(held_out, 'the validation text')] if held_out else []
+  if ignored:
+    lines.append(split_names.line(ignored, 'read like the others, without training text beside'))
+  return lines
 
 
 def _find_parts(

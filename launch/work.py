@@ -63,26 +63,26 @@ def main() -> int:
 
 
 def _select(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
-  """The runs that the flags select, and their forks."""
-  names = list(configs)
+  """The runs that the flags select, and their forks; a list may name forks, too."""
+  fork_configs = sweeps.fork_configs(workdir)
+  selected = dict(configs)
   if _RUNS.value:
-    names = _listed(Path(_RUNS.value), configs)
+    selected = _listed(Path(_RUNS.value), {**configs, **fork_configs})
   if _SHARE.value:
-    names = _share(_SHARE.value, configs)
-  selected = {name: configs[name] for name in names}
+    selected = {name: configs[name] for name in _share(_SHARE.value, configs)}
   forks = sweeps.read_forks(workdir)
-  for name, config in sweeps.fork_configs(workdir).items():
+  for name, config in fork_configs.items():
     if sweeps.origin(name, forks) in selected:
       selected[name] = config
   return selected
 
 
-def _listed(path: Path, configs: Mapping[str, Config]) -> list[str]:
+def _listed(path: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   names = jobs.read_list(path)
   for name in names:
     if name not in configs:
       raise BadInput(f'--runs={path}: {name!r} is not a run of the sweep')
-  return names
+  return {name: configs[name] for name in names}
 
 
 def _share(share: str, configs: Mapping[str, Config]) -> list[str]:

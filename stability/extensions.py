@@ -10,9 +10,10 @@ The table of the option or place says with which arguments `make` is called: opt
 stability/optim/optimizers.py, model.attention in stability/model/attention.py, objective in
 stability/step/objective.py ...
 
-The config file and the user's modules that it imports are copied into the workdir. Workers and
-resumed sweeps run that copy. Programs that only read a workdir run none of it: they register the
-options that sweep.json records. This module imports no jax.
+The config file and the user's modules that it imports are copied into the workdir: files and whole
+packages, and of `configs` and other folders without __init__.py the modules that are named. Workers
+and resumed sweeps run that copy. Programs that only read a workdir run none of it: they register
+the options that sweep.json records. This module imports no jax.
 """
 
 import ast
@@ -38,6 +39,7 @@ __all__ = ['choice', 'integer', 'number', 'switch', 'term', 'text', 'variant']
 Json = dict[str, Any]
 
 _ROOT = Path(__file__).absolute().parents[1]  # of the package, launch and configs
+_INSTALLED = {'site-packages', 'dist-packages'}  # folders of installed packages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,71 +195,118 @@ def _check_when(term: variants.Term) -> None:
 
 
 def _sources(file: Path) -> dict[str, Path]:
-  """The config file and the user's modules that it imports: relative path -> file."""
+  """The config file and the user's modules that it imports: relative path -> file.
+
+  Raises:
+    BadInput: one of them cannot be copied.
+  """
   sources = {file.name: file}
-  pending = [file]
+  pending = [file.name]
   while pending:
-    tree = ast.parse(pending.pop().read_bytes())
-    for name in _imported(tree):
-      for path in _module_files(name):
-        relative = _relative(path, name)
+    importer = pending.pop()
+    package = importer.rpartition('/')[0].replace('/', '.')
+    for name in sorted(_imported(ast.parse(sources[importer].read_bytes()), package)):
+      for relative, path in _module_files(name).items():
         if relative not in sources:
           sources[relative] = path
-          pending.append(path)
+          pending.append(relative)
+        elif not path.samefile(sources[relative]):
+          raise BadInput(
+              f'imports {name}, whose file {path} has the name of {sources[relative]}, beside which'
+              ' it cannot be copied; rename one'
+          )
   return sources
 
 
-def _imported(tree: ast.AST) -> set[str]:
-  """The top-level names of the modules that a module imports, without relative imports."""
+def _imported(tree: ast.AST, package: str) -> set[str]:
+  """The dotted names that a module of a package imports; the last may be no module.
+
+  The name in a call of import_module is one of them if it is written out.
+  """
   names = set()
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-      names.add(node.module)
-  return {name.partition('.')[0] for name in names}
+    elif isinstance(node, ast.ImportFrom):
+      above = package.split('.')[: len(package.split('.')) + 1 - node.level] if node.level else []
+      parts = [*above, *filter(None, [node.module])]
+      names |= {'.'.join([*parts, alias.name]) for alias in node.names}
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith('import_module'):
+      names |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+  return {name for name in names if isinstance(name, str)}
 
 
-def _module_files(name: str) -> list[Path]:
-  """The source files of a module; empty unless it is the user's own.
+def _module_files(name: str) -> dict[str, Path]:
+  """The source files of a module, by the paths under which it is imported; only the user's own.
 
-  Modules of Python, of installed packages and of this project are not.
+  Those of Python, of installed packages, of stability and of launch are not. Of a package, all
+  files count; of a folder without __init__.py and of a `configs`, only the module that is named.
+  All modules of `configs` count: a user may keep files among those of this project, too.
   """
+  files: dict[str, Path] = {}
+  parts = name.split('.')
+  for length in range(1, len(parts) + 1):
+    spec = _find_spec('.'.join(parts[:length]))
+    if spec is not None and spec.origin is None and spec.submodule_search_locations is not None:
+      continue  # a folder without __init__.py
+    if spec is None or not spec.has_location:
+      break
+    path = Path(spec.origin).absolute()
+    if parts[0] != 'configs' and _is_installed(path):
+      break
+    _check_source(name, path)
+    is_package = path.stem == '__init__'
+    folder = parts[: length if is_package else length - 1]
+    files['/'.join([*folder, path.name])] = path
+    if parts[:length] == ['configs']:
+      continue
+    for found in sorted(path.parent.rglob('*')) if is_package else ():
+      if found.name.endswith(('.py', *machinery.EXTENSION_SUFFIXES)):
+        _check_source(name, found)
+        files['/'.join([*folder, *found.relative_to(path.parent).parts])] = found
+    break
+  return files
+
+
+def _find_spec(name: str) -> machinery.ModuleSpec | None:
   try:
-    spec = importlib.util.find_spec(name)
+    return importlib.util.find_spec(name)
   except (ImportError, ValueError):
-    return []
-  if spec is None or not spec.origin or not spec.origin.endswith('.py'):
-    return []
-  path = Path(spec.origin).absolute()
-  installed = [sysconfig.get_path(kind) for kind in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
-  project = [str(_ROOT / folder) for folder in ('stability', 'launch', 'configs')]
-  if any(str(path).startswith(f'{folder}{os.sep}') for folder in (*installed, *project)):
-    return []
-  if spec.submodule_search_locations:
-    return sorted(path.parent.rglob('*.py'))
-  return [path]
+    return None
 
 
-def _relative(path: Path, name: str) -> str:
-  """The path of a source file relative to the folder from which module `name` is imported."""
-  parts = path.parts
-  if path.name == f'{name}.py':
-    return path.name
-  return '/'.join(parts[len(parts) - 1 - parts[::-1].index(name) :])
+def _is_installed(path: Path) -> bool:
+  """Whether a file belongs to Python, an installed package, stability or launch."""
+  folders = [sysconfig.get_path(kind) for kind in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
+  folders += [_ROOT / 'stability', _ROOT / 'launch']
+  return any(map(path.is_relative_to, folders)) or not _INSTALLED.isdisjoint(path.parts)
 
 
-def find_configs() -> None:
+def _check_source(name: str, path: Path) -> None:
+  if path.suffix != '.py' or not path.is_file():
+    raise BadInput(
+        f'imports {name}: {path} is no file of Python source, so it cannot be copied into the'
+        ' workdir; must be one, or of an installed package'
+    )
+
+
+def find_configs(copies: Path | None = None) -> None:
   """Lets a config file import this project's configs where another `configs` hides them.
 
   The other one, a folder, package or module of the user's project, remains importable, also where
   this project is installed and its configs are found first.
+
+  Args:
+    copies: the folder with the copies of a sweep's sources, whose `configs` comes before all.
   """
+  first = [] if copies is None else [copies]
   package = sys.modules.get('configs')
   if is_new := package is None:
-    spec = machinery.PathFinder.find_spec('configs', ['', *sys.path, str(_ROOT)])
+    places = [*map(str, first), '', *sys.path, str(_ROOT)]
+    spec = machinery.PathFinder.find_spec('configs', places)
     package = importlib.util.module_from_spec(spec)
-  folders = [str(_ROOT / 'configs'), *getattr(package, '__path__', ())]
+  folders = [str(folder / 'configs') for folder in (*first, _ROOT)]
+  folders += getattr(package, '__path__', ())
   if os.path.isdir('configs'):
     folders.append(os.path.abspath('configs'))
   package.__path__ = list(dict.fromkeys(folders))
@@ -310,7 +359,7 @@ def load(workdir: Path, stored: Json) -> None:
   file = check(workdir, stored)
   sys.path.insert(0, str(file.parent))  # permanently, so that later imports find the copies too
   try:
-    find_configs()
+    find_configs(file.parent)
     _install(runpy.run_path(str(file))['get_extensions']())
   except Exception as error:
     what = f'{type(error).__name__}: {error}'

@@ -1,4 +1,4 @@
-"""Environment variables that change the numbers of a run.
+"""Environment variables that change the numbers of a run, and the device that does.
 
 REQUIRED have one right value for this package, which programs set for themselves and their workers.
 All others that may change numbers are recorded with the versions (stability/storage/versions.py),
@@ -78,6 +78,14 @@ def recorded(environment: Mapping[str, str] | None = None) -> dict[str, str]:
   ]
   found.pop('XLA_FLAGS', None)
   return found | ({'XLA_FLAGS': ' '.join(flags)} if flags else {})
+
+
+def device() -> dict[str, str]:
+  """The platform and kind of the devices on which this process computes with jax."""
+  import jax  # launchers do not
+
+  first = jax.local_devices()[0]
+  return {'platform': first.platform, 'kind': first.device_kind}
 
 
 def is_setting(name: str) -> bool:

@@ -2,10 +2,13 @@
 
 import importlib
 import json
+import py_compile
 import re
 import shutil
+import subprocess
 import sys
 import types
+from importlib import machinery
 
 import jax
 import numpy as np
@@ -41,9 +44,19 @@ def nothing_installed():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A folder with the README's example, its grid cut to one learning rate."""
+  """A folder with the README's example: one learning rate, and a weight in a `configs` beside."""
   folder = tmp_path_factory.mktemp('place')
-  (folder / 'mine.py').write_text(EXAMPLE.replace('[1e-3, 1e-2, 1e-1]', '[1e-2]'))
+  text = EXAMPLE
+  for old, new in (
+      ('[1e-3, 1e-2, 1e-1]', '[1e-2]'),
+      ('import quickstart', 'import quickstart, weights'),
+      ('1e-4 * jnp.mean', 'weights.LOGITS * jnp.mean'),
+  ):
+    assert old in text
+    text = text.replace(old, new)
+  (folder / 'mine.py').write_text(text)
+  (folder / 'configs').mkdir()
+  (folder / 'configs/weights.py').write_text('LOGITS = 1e-4\n')
   return folder
 
 
@@ -101,8 +114,7 @@ def test_resume_uses_the_copy(place, tmp_path):
   before = rows(place / 'sweep')
   (run_dir,) = (place / 'sweep/runs').glob('*sink*')
   (run_dir / 'result.json').unlink()
-  text = (place / 'mine.py').read_text()
-  (place / 'mine.py').write_text(text.replace('1e-4 * jnp.mean', '1e-1 * jnp.mean'))
+  (place / 'configs/weights.py').write_text('LOGITS = 1e-1\n')
   shutil.rmtree(run_dir / 'checkpoints' / '8', ignore_errors=True)
   done = run(place, 'sweep', '--config=mine.py', '--workdir=sweep', *TINY)
   assert done.returncode == 0, done.stderr
@@ -180,10 +192,127 @@ def test_local_modules_are_part_of_the_sources(tmp_path, monkeypatch):
   (tmp_path / 'own_rules.py').write_text('import own_maths, numpy\n')
   (tmp_path / 'own_maths.py').write_text('')
   found = load(tmp_path, '  import own_rules\n  return []')
-  assert set(found.extensions.files) == {'own.py', 'own_rules.py', 'own_maths.py'}
+  assert set(found.extensions.files) == {*OWN, 'own_rules.py', 'own_maths.py'}
   digest = found.extensions.sha256
   (tmp_path / 'own_maths.py').write_text('x = 1\n')
   assert load(tmp_path, '  import own_rules\n  return []').extensions.sha256 != digest
+
+
+# Of a config file that imports configs.base.
+OWN = {'own.py', 'configs/__init__.py', 'configs/base.py'}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+  """The current folder is a project of the user's, with modules in folders of all kinds."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend('')
+  modules = dict(sys.modules)
+  path = list(sys.modules['configs'].__path__) if 'configs' in sys.modules else None
+  for name in [name for name in sys.modules if name.partition('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, name)
+  for name, text in {
+      'plain/rules.py': 'from plain.deep import maths\nfrom . import near\n',
+      'plain/near.py': '',
+      'plain/unused.py': '',
+      'plain/deep/maths.py': 'VALUE = "copied"\n',
+      'whole/__init__.py': '',
+      'whole/by_name.py': '',
+      'configs/mine.py': 'from . import deeper\nVALUE = deeper.VALUE\n',
+      'configs/deeper.py': 'VALUE = "copied"\n',
+      'configs/unused.py': '',
+      'called.py': '',
+  }.items():
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+  yield tmp_path
+  for name in sys.modules.keys() - modules.keys():
+    if name.partition('.')[0] in ('plain', 'whole', 'called', 'configs'):
+      del sys.modules[name]
+  if path is not None:
+    modules['configs'].__path__ = path
+
+
+IMPORTS = """  import importlib, plain.rules, whole
+  from configs import mine
+  importlib.import_module('called')
+  return [ext.number('own.' + mine.VALUE + '_' + plain.rules.maths.VALUE, 0.5, 'It.')]"""
+COPIED = {
+    *(*OWN, 'configs/mine.py', 'configs/deeper.py', 'called.py'),
+    *('plain/rules.py', 'plain/near.py', 'plain/deep/maths.py'),
+    *('whole/__init__.py', 'whole/by_name.py'),
+}
+
+
+def test_modules_of_folders_and_of_configs_are_part_of_the_sources(project):
+  """Of a folder without __init__.py and of configs, those that are imported; all of a package."""
+  found = load(project, IMPORTS).extensions
+  assert set(found.files) == COPIED
+  assert found.files['configs/base.py'] == (ROOT / 'configs/base.py').read_bytes()
+  digests = {found.sha256}
+  for name in ('configs/deeper.py', 'plain/deep/maths.py', 'whole/by_name.py'):
+    with (project / name).open('a') as file:
+      file.write('# edited\n')
+    digests.add(load(project, IMPORTS).extensions.sha256)
+  (project / 'plain/unused.py').write_text('# edited\n')
+  digests.add(load(project, IMPORTS).extensions.sha256)
+  assert len(digests) == 4
+
+
+LOADED = """
+import json, pathlib, sys
+sys.path.append('')  # as for workers, see launch/common/programs.py
+from stability import config, extensions
+extensions.load(pathlib.Path('sweep'), json.loads(sys.argv[1]))
+print([name for name in config.FIELDS if name.startswith('own.')])
+"""
+
+
+@pytest.mark.parametrize('kind', ['folder', 'package', 'module'])
+def test_workers_import_the_copies(project, kind):
+  """Whatever the user's configs is, and also once its files are changed."""
+  if kind == 'package':
+    (project / 'configs/__init__.py').write_text('KIND = "package"\n')
+  elif kind == 'module':
+    (project / 'configs.py').write_text('KIND = "module"\n')
+    (project / 'configs').rename(project / 'elsewhere')
+  body = IMPORTS
+  if kind != 'folder':
+    body = '  import configs\n' + body.replace('mine.VALUE', 'configs.KIND')
+  if kind == 'module':
+    body = body.replace(' import mine', ' import base')
+  found = load(project, body).extensions
+  for name, content in found.files.items():
+    path = project / 'sweep' / found.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  for path in [*project.glob('*.py'), *project.glob('*/*.py'), *project.glob('plain/*/*.py')]:
+    path.write_text('raise RuntimeError("the live file is imported")\n')
+  done = subprocess.run(
+      [sys.executable, '-P', '-c', LOADED, json.dumps(found.to_json())],
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f"['own.{'copied' if kind == 'folder' else kind}_copied']\n"
+
+
+def test_modules_that_cannot_be_copied(project):
+  """Compiled ones, and those whose copy would replace another."""
+  (project / 'compiled.pyc').write_bytes(b'')
+  py_compile.compile(str(project / 'called.py'), cfile=str(project / 'compiled.pyc'))
+  with pytest.raises(BadInput, match=r'own.py: imports compiled: .*compiled.pyc is no file'):
+    load(project, '  import compiled\n  return []')
+  suffix = machinery.EXTENSION_SUFFIXES[0]
+  (project / f'whole/fast{suffix}').write_bytes(b'')
+  with pytest.raises(BadInput, match=rf'imports whole: .*whole/fast{suffix} is no file of Python'):
+    load(project, '  import whole\n  return []')
+  (project / 'own.py').write_text('')
+  folder = project / 'experiments'
+  folder.mkdir()
+  with pytest.raises(BadInput, match=r'imports own, whose file .*own.py has the name of'):
+    load(folder, '  import own\n  return []')
 
 
 def test_configs_are_found_behind_others_of_that_name(tmp_path, monkeypatch):

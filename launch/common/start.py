@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from launch.common import app, environment, extension_trace
+from launch.common import app, environment, extension_trace, training_device
 from stability import extensions
 from stability.config import Config
 from stability.control import limits
@@ -100,7 +100,8 @@ def start(
     is_blocking: whether the runs are finished when `train` returns; otherwise no report is written.
     reused: workdirs of other sweeps whose results are reused for identical runs.
   """
-  unfinished = prepare(sweep, workdir, reused)
+  device = training_device.find() if reused and is_blocking else None  # of jobs, unknown
+  unfinished = prepare(sweep, workdir, reused, device)
   if unfinished:
     try:
       train(workdir, unfinished)
@@ -122,11 +123,22 @@ def finish(workdir: Path) -> int:
 
 
 def prepare(
-    sweep: app.SweepRequest, workdir: Path, reused: Sequence[Path] = ()
+    sweep: app.SweepRequest,
+    workdir: Path,
+    reused: Sequence[Path] = (),
+    device: Mapping[str, str] | None = None,
 ) -> dict[str, Config]:
-  """Writes the files that training needs; returns the configs of the unfinished runs, by name."""
+  """Writes the files that training needs; returns the configs of the unfinished runs, by name.
+
+  Args:
+    sweep: the sweep to train.
+    workdir: its folder.
+    reused: workdirs of other sweeps.
+    device: that runs to reuse must have been trained on, as settings.device describes it.
+  """
   environment.check()
   runs = sweeps.check_workdir(workdir, sweep.runs)
+  _check_tokenizer(sweep, workdir)
   records = _check_parents(workdir, runs.configs)
   limits_of = _check_limits(workdir, runs.configs)
   if sweep.extensions is not None and not (workdir / 'sweep.json').exists():
@@ -156,12 +168,30 @@ def prepare(
       limits.write(run_files.run_dir(workdir, name) / run_files.LIMITS, found)
     swept = [sweeps.swept_values(config, runs.fields) for config in configs.values()]
     metrics.write_experiment(workdir, swept)
-    reused_runs = reuse.reuse_runs(workdir, unfinished, reused)
+    reused_runs = reuse.reuse_runs(workdir, unfinished, reused, device)
   if reused_runs:
     print(f'{len(reused_runs)} runs are reused from other sweeps', flush=True)
   elif reused and unfinished:
-    print(f'no run is reused: {reuse.why_none(workdir, unfinished, reused)}', flush=True)
+    why = reuse.why_none(workdir, unfinished, reused, device)
+    print(f'no run is reused: {why}', flush=True)
   return {name: config for name, config in unfinished.items() if name not in reused_runs}
+
+
+def _check_tokenizer(sweep: app.SweepRequest, workdir: Path) -> None:
+  """Raises BadInput for a tokenizer on the command line that a token folder does not have.
+
+  The command with which a sweep was begun continues it. A config file may hold a tokenizer for
+  other text: tokens.prepare says that it is not used.
+  """
+  if (workdir / 'sweep.json').exists():
+    return
+  source = types.SimpleNamespace(**next(iter(sweep.runs.configs.values()))['data'])
+  for option, (value, found) in tokens.ignored_options(source).items():
+    if option in sweep.overrides:
+      raise BadInput(
+          f'--config.{option}={value}: must be left out, since config.data.path={source.path!r} is'
+          f' a token folder, with {option.removeprefix("data.")}={found}'
+      )
 
 
 def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, files.Json]:
@@ -182,6 +212,8 @@ def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, fi
     run = run_files.run_dir(workdir, name)
     if run_files.read_result(run) is None:
       records[name] = checker.record(configs[name], parents.read(run))
+  for warning in checker.warnings:
+    print(f'warning: {warning}', file=sys.stderr)
   return records
 
 

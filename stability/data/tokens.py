@@ -40,7 +40,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stability.data import checksums, labels, ngrams, sources, splits, synthetic
+from stability.data import checksums, labels, ngrams, sources, split_names, splits, synthetic
 from stability.data.tokenize import encoders, shards
 from stability.errors import BadInput, writing
 from stability.storage import files
@@ -50,6 +50,7 @@ Json = dict[str, Any]
 SPLITS = ('train', 'validation')
 SETTINGS = 'tokenize.json'  # written by launch.tokenize before meta.json; see packing.py
 
+_TOKENIZER_OPTIONS = ('tokenizer', 'vocabulary_size')
 _TOKEN_FILES = ('meta.json', 'train.bin', 'validation.bin')
 _DTYPES = ('uint8', 'uint16', 'uint32')
 _META_TYPES = {  # required keys of meta.json
@@ -104,6 +105,15 @@ def tokenizer(data: DataConfig) -> Json:
   return _text_tokenizer(data)
 
 
+def ignored_options(data: DataConfig) -> dict[str, tuple[Any, Any]]:
+  """The options that a token folder as data.path ignores: option -> (value, that of the folder)."""
+  if data.source == 'synthetic' or not is_token_folder(data.path):
+    return {}
+  meta = open_tokens(Path(data.path)).meta
+  values = {f'data.{name}': (getattr(data, name), meta[name]) for name in _TOKENIZER_OPTIONS}
+  return {option: pair for option, pair in values.items() if pair[0] != pair[1]}
+
+
 def prepare(
     data: DataConfig,
     directory: Path,
@@ -128,6 +138,16 @@ def prepare(
   """
   if data.source != 'synthetic' and is_token_folder(data.path):
     folder = _verified(Path(data.path).absolute(), sequence_length, directory)
+    ignored = ignored_options(data)
+    if data.tokenizer == 'bytes':  # which has no vocabulary to choose
+      ignored.pop('data.vocabulary_size', None)
+    if ignored:
+      meta = open_tokens(folder).meta
+      options = ', '.join(f'config.{option}={value}' for option, (value, _) in ignored.items())
+      tell(
+          f'text: {data.path} is a token folder: its tokenizer={meta["tokenizer"]} and'
+          f' vocabulary_size={meta["vocabulary_size"]} are used, not {options}'
+      )
     if data.labels == 'none':
       return folder
     return _verified(_of_labels(folder, data.labels, directory), sequence_length, directory)
@@ -189,6 +209,8 @@ def prepare(
     tell(f'text: {found} in {what}')
     for line in split.lines():
       tell(line)
+    if named := split_names.named(found.files):
+      tell(split_names.line(named, 'read like the others; launch.tokenize keeps splits'))
   return _verified(folder, sequence_length, directory)
 
 

@@ -96,7 +96,7 @@ def _values(path: Path, text: str) -> Iterable[tuple[int, Any]]:
   """The objects of a JSON array or of JSON lines, each with the line on which it begins."""
   start = len(text) - len(text.lstrip())
   if text[start : start + 1] != '[':
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split('\n'), 1):  # a text may hold other line ends
       if line.strip():
         yield number, _load(path, number, line)
     return

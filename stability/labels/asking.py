@@ -1,18 +1,21 @@
 """Asking a person about passages, a key for each answer; answers.jsonl has them as they are given.
 
 Tasks that nobody has answered come first, then second opinions on a share of those with one answer.
-A program that is stopped anywhere goes on where it was.
+A program that is stopped anywhere goes on where it was, and several people may answer at a time: a
+lease on the folder guards each change of the file.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from stability.errors import BadInput
 from stability.labels import answers as answers_lib
 from stability.labels.answers import DROP, KEEP, UNSURE
 from stability.labels.tasks import ANSWERS, Task
-from stability.storage import files
+from stability.storage import files, leases
+from stability.storage.files import Json
 
 KEYS = {'k': KEEP, 'd': DROP, 'u': UNSURE}
 HELP = 'k keep · d drop · u unsure · b back · q quit'
@@ -61,7 +64,8 @@ def ask(
     The number of answers given.
   """
   path = folder / ANSWERS
-  files.filter_lines(path, lambda _: True)  # drops a line that a crash cut off
+  with leases.acquire(folder):
+    files.filter_lines(path, lambda _: True)  # drops a line that a crash cut off
   names = [task.task for task in tasks]
   given = answers_lib.read(path, names) if path.exists() else []
   rest, position = queue(tasks, given, share), 0
@@ -79,17 +83,31 @@ def ask(
     if key == 'b':
       if position:
         position -= 1
-        _take_back(path)
+        _take_back(path, rest[position][0].task, annotator)
       continue
-    line = {'task': task.task, 'label': KEYS[key], 'annotator': annotator}
-    files.append_line(path, line)
+    with _changing(path) as lines:
+      lines.append({'task': task.task, 'label': KEYS[key], 'annotator': annotator})
     position += 1
   return position
 
 
-def _take_back(path: Path) -> None:
-  """Removes the last answer."""
-  lines = files.read_lines(path)
-  if not lines:
-    raise BadInput(f'{path}: its answers are gone; somebody else has changed it')
-  files.write_lines(path, lines[:-1])
+def _take_back(path: Path, task: str, annotator: str) -> None:
+  """Removes the last answer of a person to a task."""
+  with _changing(path) as lines:
+    own = [
+        number
+        for number, line in enumerate(lines)
+        if (line.get('task'), line.get('annotator')) == (task, annotator)
+    ]
+    if not own:
+      raise BadInput(f'{path}: the answer to take back is gone; somebody else has changed it')
+    del lines[own[-1]]
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[list[Json]]:
+  """The lines of a file to change, which are written at the end; nobody else changes them."""
+  with leases.acquire(path.parent):
+    lines = files.read_lines(path)
+    yield lines
+    files.write_lines(path, lines)

@@ -68,7 +68,7 @@ class Datastore:
     """Opens a datastore and checks its files.
 
     Raises:
-      BadInput: it is damaged, no datastore, or of another model.
+      BadInput: it is damaged, no datastore, or of another model or length of windows.
     """
     path = folder / ABOUT
     about = files.read_json(path)
@@ -82,6 +82,11 @@ class Datastore:
       raise BadInput(
           f'{path}: holds the keys of another model, that of run {about["run"]!r}; a datastore'
           ' serves only the model that made it'
+      )
+    if about['sequence_length'] != model.sequence_length:
+      raise BadInput(
+          f'{path}: holds windows of {about["sequence_length"]} tokens; must be of'
+          f' {model.sequence_length}, config.data.sequence_length of the run'
       )
     parts = [_open_part(folder, number, about) for number in range(len(about['parts']))]
     return cls(folder, about, parts)
@@ -103,6 +108,9 @@ class Datastore:
       on_progress: Callable[[float], None] = lambda fraction: None,
   ) -> None:
     """Computes the keys of a text and adds them; `on_progress` gets the share that is done."""
+    length = windows.tokens_NxT1.shape[1] - 1
+    if length != self._about['sequence_length']:
+      raise ValueError(f'windows of {length} tokens; must be {self._about["sequence_length"]}')
     base = self.folder / f'part-{len(self.parts)}'
     with files.open_atomic(base.with_suffix('.keys')) as file:
       for done, outputs in model.batches(windows.tokens_NxT1):

@@ -76,7 +76,7 @@ def compare_knn(
   targets_Qx1 = tokens_NxT1[:, 1:].reshape(-1, 1)
   is_target_QxK = store.values(found.indices_QxK) == targets_Qx1
   on_progress('tuning', 0.0)
-  half = len(tokens_NxT1) // 2 * model.sequence_length
+  half = len(tokens_NxT1) // 2 * (tokens_NxT1.shape[1] - 1)
   parts = log_p_NxT.reshape(-1), found.distances_QxK, is_target_QxK
   setting = knn.tune(*(array[:half] for array in parts))
   reported = [array[half:] for array in parts]

@@ -76,12 +76,20 @@ class Model:
     return cls.from_arrays(about['config'], about['data']['vocabulary_size'], arrays, str(file))
 
   @classmethod
-  def of_parent(cls, entry: Json) -> Self:
-    """The model that a run started from, by its entry in the run's record; see parents.py."""
+  def of_parent(cls, entry: Json, sequence_length: int | None = None) -> Self:
+    """The model that a run started from.
+
+    Args:
+      entry: the parent's entry in the run's record; see parents.py.
+      sequence_length: of the windows that it reads, those of the run; None: its own. Positions are
+        rotary, so that the parameters serve any length.
+    """
     found = parents.load(entry)
     carried = {parameters.CARRIED + name: array for name, array in found.carried.items()}
-    arrays = {**found.params, **carried}
-    return cls.from_arrays(entry['config'], entry['data']['vocabulary_size'], arrays, entry['path'])
+    arrays, config = {**found.params, **carried}, entry['config']
+    if sequence_length is not None:
+      config = config | {'data': config['data'] | {'sequence_length': sequence_length}}
+    return cls.from_arrays(config, entry['data']['vocabulary_size'], arrays, entry['path'])
 
   @classmethod
   def from_arrays(

@@ -1,8 +1,9 @@
 """Reuse of runs that another sweep has trained: copies their files instead of training again.
 
-A run's numbers depend on its config, its text and the versions and settings that train it, not on
-its sweep (BUILD_NOTES.md, What a run must not depend on). If all are equal, so are the numbers; on
-a CPU up to rounding, if workers have other numbers of cores.
+A run's numbers depend on its config, its text and the versions, settings and device that train it,
+not on its sweep (BUILD_NOTES.md, What a run must not depend on). If all are equal, so are the
+numbers; on a CPU up to rounding, if workers have other numbers of cores. A device of which nothing
+is known, as in workdirs from before it was recorded, counts as equal.
 """
 
 import dataclasses
@@ -52,13 +53,19 @@ def _key_of(run: Path, config: Config) -> Hashable:
   return key(config), started_from, limits
 
 
-def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> list[str]:
+def reuse_runs(
+    workdir: Path,
+    waiting: Mapping[str, Config],
+    others: Iterable[Path],
+    device: Mapping[str, str] | None = None,
+) -> list[str]:
   """Copies runs that another sweep has trained; returns their names.
 
   Args:
     workdir: folder of a sweep whose sweep.json is already written.
     waiting: configs, by name, of the sweep's runs that have no result.
     others: workdirs of other sweeps.
+    device: what is known of the one that would train the runs; see settings.device.
   """
   sweep = sweeps.read_sweep(workdir)
   trained: dict[Hashable, Path] = {}
@@ -74,7 +81,7 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
   for name, config in waiting.items():
     run = run_files.run_dir(workdir, name)
     source = trained.get(_key_of(run, config))
-    content = None if source is None else _read(source, key(config))
+    content = None if source is None else _read(source, key(config), device)
     if content is None or (lease := leases.try_acquire(run)) is None:
       continue
     # A run that has already started here is not replaced: somebody may be watching it.
@@ -87,8 +94,13 @@ def reuse_runs(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Pa
   return reused
 
 
-def why_none(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path]) -> str:
-  """Why no run was reused: what the first of the other sweeps differs in."""
+def why_none(
+    workdir: Path,
+    waiting: Mapping[str, Config],
+    others: Iterable[Path],
+    device: Mapping[str, str] | None = None,
+) -> str:
+  """Why no run was reused, with the arguments of reuse_runs: what the first of the others has."""
   sweep, other = sweeps.read_sweep(workdir), next(iter(others))
   found = sweeps.read_sweep(other)
   if found.data.get('sha256') != sweep.data.get('sha256'):
@@ -103,6 +115,9 @@ def why_none(workdir: Path, waiting: Mapping[str, Config], others: Iterable[Path
     for line in files.read_lines(run_files.run_dir(other, name) / 'versions.jsonl'):
       if changes := versions.changes(line.get('versions', {}), versions.current()):
         return f'{other} was trained with other versions or settings: {", ".join(changes)}'
+      if not _is_trained_on(line, device):
+        before, now = (' '.join(dict.fromkeys(d.values())) for d in (line['device'], device))
+        return f'{other} was trained on another device: {before} -> {now}'
   return f'{other} has no such run that is done and as it was trained'
 
 
@@ -115,13 +130,16 @@ class _Content:
   alarms: list[Json]
   parameters: bytes | None  # the content of their file
   cores: int | None  # of the process that trained it, if known
+  device: Json  # of the process that trained it; empty if unknown
 
 
-def _read(run: Path, wanted: Hashable) -> _Content | None:
+def _read(
+    run: Path, wanted: Hashable, device: Mapping[str, str] | None
+) -> _Content | None:
   """The content of a run if the run can be reused, otherwise None.
 
   The run must be undamaged, done or diverged, and trained without actions and entirely with the
-  versions and settings of this process and with a config whose key is `wanted`.
+  versions and settings of this process, on such a device and with a config whose key is `wanted`.
   """
   try:
     result = run_files.read_result(run)
@@ -131,6 +149,7 @@ def _read(run: Path, wanted: Hashable) -> _Content | None:
         and result.status in ('done', 'diverged')
         and bool(lines)
         and all(line.get('versions') == now for line in lines)
+        and all(_is_trained_on(line, device) for line in lines)
         and all(_key_of_line(run, line) == wanted for line in lines)
         and not any((run / name).exists() for name in _CONTROL_FILES)
     )
@@ -139,10 +158,23 @@ def _read(run: Path, wanted: Hashable) -> _Content | None:
     alarms = files.read_lines(run / 'alarms.jsonl')
     path = run / parameters.FILE
     stored = path.read_bytes() if path.exists() else None
-    return _Content(result, run_files.read_metrics(run), alarms, stored, lines[0].get('cores'))
+    rows, cores, trained_on = run_files.read_metrics(run), lines[0].get('cores'), _device(lines[0])
+    return _Content(result, rows, alarms, stored, cores, trained_on)
   except BadInput as error:
     logging.warning('%s is not reused: %s', run, error)
     return None
+
+
+def _device(line: Json) -> Json:
+  """The device of a line of versions.jsonl; empty if it is not known."""
+  found = line.get('device')
+  return found if isinstance(found, dict) else {}
+
+
+def _is_trained_on(line: Json, device: Mapping[str, str] | None) -> bool:
+  """Whether a line of versions.jsonl has this device, as far as both are known."""
+  found, device = _device(line), device or {}
+  return all(found[name] == device[name] for name in found.keys() & device.keys())
 
 
 def _key_of_line(run: Path, line: Json) -> Hashable:
@@ -156,7 +188,7 @@ def _write(run: Path, source: Path, content: _Content, swept: Json) -> None:
 
   The event file is written anew because it contains the swept fields of the sweep.
   """
-  versions.record(run, 0, cores=content.cores)
+  versions.record(run, 0, cores=content.cores, trained_on=content.device)
   writer = metrics.MetricsWriter(run, 0, swept)
   for row in content.rows:
     writer.write({key: math.nan if value is None else value for key, value in row.items()})

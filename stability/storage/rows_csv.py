@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from stability.errors import BadInput
-from stability.storage import files
+from stability.storage import files, leases
 
 
 class Row(Protocol):
@@ -36,8 +36,12 @@ def read(file: Path, kind: type[AnyRow]) -> list[AnyRow]:
   if not file.is_file():
     return []
   try:
-    lines = csv.DictReader(io.StringIO(file.read_text()), strict=True)
-    rows = []
+    text = file.read_text(encoding='utf-8')
+  except (OSError, ValueError) as error:
+    raise BadInput(f'{file}: cannot be read: {error}') from None
+  rows = []
+  try:
+    lines = csv.DictReader(io.StringIO(text), strict=True)
     for line in lines:
       rows.append(_parse(line, kind))
   except (ValueError, csv.Error) as error:
@@ -47,14 +51,15 @@ def read(file: Path, kind: type[AnyRow]) -> list[AnyRow]:
 
 def add(file: Path, kind: type[AnyRow], new: Iterable[AnyRow]) -> None:
   """Adds rows to a file; those that measure the same as an old one replace it."""
-  rows = {row.key: row for row in read(file, kind)}
-  rows |= {row.key: row for row in new}
-  buffer = io.StringIO()
-  names = [field.name for field in dataclasses.fields(kind)]
-  writer = csv.DictWriter(buffer, names, lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(dataclasses.asdict(row) for row in rows.values())
-  files.write_atomic(file, buffer.getvalue())
+  with leases.acquire(file.parent):  # another program may add rows, too
+    rows = {row.key: row for row in read(file, kind)}
+    rows |= {row.key: row for row in new}
+    buffer = io.StringIO()
+    names = [field.name for field in dataclasses.fields(kind)]
+    writer = csv.DictWriter(buffer, names, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows.values())
+    files.write_atomic(file, buffer.getvalue())
 
 
 def _parse(found: dict[str, Any], kind: type[AnyRow]) -> AnyRow:

@@ -2,10 +2,11 @@
 
   DIR/sweep.json                  `versions`: those of the last start that had runs to train
   DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
-                                  other versions or options: step (updates made by then), time,
-                                  cores (that the process could use; on a CPU, other numbers of
-                                  them may round differently), versions and, where they differ
-                                  from config.json, options
+                                  other versions or options or on another device: step (updates
+                                  made by then), time, cores (that the process could use; on a CPU,
+                                  other numbers of them may round differently), versions, device
+                                  (platform and kind; absent from older lines) and, where they
+                                  differ from config.json, options
 
 The versions include the settings of the environment (stability/settings.py) that are set.
 """
@@ -24,7 +25,7 @@ from stability import settings
 from stability.storage import files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-_RECORDED = ('versions', 'options')  # the keys of a line that a change of adds a line
+_RECORDED = ('versions', 'device', 'options')  # the keys of a line that a change of adds a line
 
 
 def current() -> dict[str, str]:
@@ -78,6 +79,7 @@ def record(
     now: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
     cores: int | None = None,
+    trained_on: Mapping[str, str] | None = None,
 ) -> None:
   """Records the versions that train a run from `step` on, by default those of this process.
 
@@ -89,8 +91,11 @@ def record(
     now: versions by name.
     options: the options, dotted, whose values differ from those in the run's config.json.
     cores: that the process can use, by default this one.
+    trained_on: the device, by default that of this process; empty: unknown.
   """
   found = {'versions': dict(current() if now is None else now)}
+  if trained_on is None or trained_on:
+    found['device'] = dict(settings.device() if trained_on is None else trained_on)
   if options:
     found['options'] = dict(options)
   path = run / 'versions.jsonl'

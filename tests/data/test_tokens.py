@@ -77,6 +77,19 @@ def test_what_is_read_is_told_and_recorded(corpus, tmp_path):
   assert meta['files'] == {str(corpus): files} and meta['cut_documents'] == []
 
 
+def test_names_of_splits_are_told(corpus, tmp_path):
+  """Unlike launch.tokenize, data.path reads all files of a folder of text."""
+  for i, name in enumerate(('a.train.txt', 'a.valid.txt', 'a.test.txt')):
+    (corpus / f'0{i}.txt').rename(corpus / name)
+  told = []
+  folder = tokens.prepare(text(corpus), tmp_path / 'data', 16, told.append)
+  assert told[1:] == [
+      'text: 2 files named as validation or test text (a.test.txt, a.valid.txt): read like the'
+      ' others; launch.tokenize keeps splits'
+  ]
+  assert tokens.open_tokens(folder).meta['files'] == {str(corpus): {'read': 60, 'left_out': {}}}
+
+
 def few_documents(folder: pathlib.Path) -> pathlib.Path:
   folder.mkdir()
   for i in range(9):

@@ -123,6 +123,17 @@ def test_broken_answers(case, layout, tmp_path):
   assert str(error.value).startswith(f'{path}, {said}'), error.value
 
 
+def test_line_ends_of_a_text(tmp_path):
+  """JSON lines end with a line feed alone, as doccano writes them: without escapes."""
+  text = 'one\u2028two\u2029three\x85four'
+  lines = [{'text': text, 'label': ['drop'], 'task': name} for name in ('t0', 't1')]
+  content = ''.join(json.dumps(line, ensure_ascii=False) + '\r\n' for line in lines)
+  (tmp_path / 'ann.jsonl').write_bytes(content.encode())
+  assert answers.read(tmp_path / 'ann.jsonl', NAMES) == [
+      Answer('t0', 'drop', 'ann'), Answer('t1', 'drop', 'ann')
+  ]
+
+
 def test_no_file(tmp_path):
   with pytest.raises(BadInput, match=r'gone\.json: cannot be read'):
     answers.read(tmp_path / 'gone.json', NAMES)

@@ -3,9 +3,10 @@
 import pytest
 from helpers.retrieval import sentences
 
+from stability.errors import BadInput
 from stability.labels import answers, asking, tasks
 from stability.labels.tasks import Task
-from stability.storage import files
+from stability.storage import files, leases
 
 TASKS = [Task(f't{n}', 'a', n, n + 1, sentences(n, 5).decode(), 'utf-8', None, None, None)
          for n in range(6)]  # fmt: skip
@@ -45,6 +46,51 @@ def test_goes_on_where_it_was(folder):
 def test_back(folder):
   _, given = ask(folder, 'bkkbbddq')
   assert given == [('t0', 'drop', 'ann'), ('t1', 'drop', 'ann')]
+
+
+def test_back_leaves_the_answers_of_others(folder):
+  """Another person, in another process, answers between an answer and its taking back."""
+  keys, other = iter('kbd'), {'task': 't0', 'label': 'drop', 'annotator': 'bea'}
+
+  def read_key():
+    key = next(keys, '')
+    if key == 'b':
+      files.append_line(folder / tasks.ANSWERS, other)
+    return key
+
+  asking.ask(folder, TASKS, 'ann', 0.0, read_key, lambda _: None)
+  assert files.read_lines(folder / tasks.ANSWERS) == [
+      other, {'task': 't0', 'label': 'drop', 'annotator': 'ann'}
+  ]
+
+
+def test_own_answer_is_gone(folder):
+  with pytest.raises(BadInput, match='the answer to take back is gone'):
+    shown, keys = [], iter('kb')
+    path = folder / tasks.ANSWERS
+    asking.ask(folder, TASKS, 'ann', 0.0, lambda: next(keys), lambda _: _take_away(path, shown))
+
+
+def _take_away(path, shown):
+  shown.append(path)
+  if path.exists():
+    path.unlink()
+
+
+def test_changes_wait_for_those_of_others(folder, monkeypatch):
+  """Every change of the file, also that at the start, is made under the lease."""
+  ask(folder, 'k')
+  written = []
+  write = files.write_atomic
+
+  def checked(path, content):
+    written.append(leases.holder(folder) is not None)
+    write(path, content)
+
+  monkeypatch.setattr(files, 'write_atomic', checked)
+  ask(folder, 'dbu')
+  assert written == [True] * 4  # the start, an answer, its taking back, another answer
+  assert not list(folder.glob('*lease*'))
 
 
 def test_second_opinions(folder):

@@ -13,7 +13,7 @@ from helpers import made_up
 from rich.console import Console
 
 from launch import control
-from launch.common import app
+from launch.common import app, user
 from stability import hyper
 from stability.control import records, requests
 from stability.control.actions import Action
@@ -247,7 +247,7 @@ def test_user_without_a_name(runs, call, trainer, error, monkeypatch):
   def getuser():
     raise error
 
-  monkeypatch.setattr(control.getpass, 'getuser', getuser)
+  monkeypatch.setattr(user.getpass, 'getuser', getuser)
   trainer(runs[0], answer(runs[0]))
   code, _, err = call(f'--run={runs[0]}', 'pause')
   assert (code, err) == (0, '')

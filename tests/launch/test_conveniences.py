@@ -10,7 +10,7 @@
 | stdin, stdout, stderr, size of the terminal | launch/common/streams.py | launch/common/test_*.py |
 | progress line | launch/common/display.py | launch/common/test_*.py |
 | logs of jobs | jobs.show_progress | here |
-| name of the user | control._user_name | launch/test_control.py |
+| name of the user | common.user | launch/test_control.py |
 | name and boot of the machine, /proc | storage/leases.py | storage/test_leases.py |
 | TensorBoard's event files | storage/events.py | storage/test_metrics.py |
 | Matplotlib's backend and folders | app.run | here |

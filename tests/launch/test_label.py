@@ -1,6 +1,7 @@
 """launch.label: from passages to tasks, answers, and a sweep that trains on what was kept."""
 
 import io
+import os
 import shutil
 import sys
 
@@ -10,7 +11,7 @@ from helpers.retrieval import write_text, write_workdir
 
 from configs import base
 from launch import label
-from launch.common import app, environment
+from launch.common import app, environment, user
 from stability.data import tokens
 from stability.labels import tasks
 from stability.storage import files, parameters, run_files
@@ -145,6 +146,35 @@ def test_half_of_the_training_text(place, capsys):
   assert np.array_equal(after.validation, before.validation)
 
 
+def test_validation_text_is_left_out(place, capsys):
+  sweep_data = next(path for path in (place / 'runs/data').iterdir() if path.is_dir())
+  opened = tokens.open_tokens(sweep_data)
+  held_out = {name for name, _ in opened.meta['documents']['validation']}
+  fixed = ['select', '--workdir=runs', '--by=random', '--count=999', '--runs=seed=0']
+  code, out, error = run(capsys, *fixed, '--data=text', '--length=0', '--output=tasks')
+  assert code == 0, error
+  found, about = tasks.read(place / 'tasks')
+  assert len(found) == about['passages'] == 40 - len(held_out)
+  assert f'{len(held_out)} others left out, which share text with the validation text' in out
+  assert not held_out.intersection(task.document for task in found)
+  (place / 'copies').mkdir()
+  shutil.copy(place / 'text' / min(held_out), place / 'copies')
+  code, _, error = run(capsys, *fixed, '--data=copies', '--output=none')
+  assert code == 2 and "--data=copies: all of it stands in the sweep's validation text" in error
+
+
+def test_who_answers_without_a_name(place, capsys, monkeypatch):
+  def getuser():
+    raise KeyError('getpwuid(): uid not found: 12345')
+
+  monkeypatch.setattr(user.getpass, 'getuser', getuser)
+  task = tasks.Task('t0', 'a', 0, 1, 'x', 'utf-8', None, None, None)
+  tasks.write(place / 'tasks', [task], {'by': 'random', 'data': 'x'})
+  answer(monkeypatch, capsys, 'k')
+  (line,) = files.read_lines(place / 'tasks/answers.jsonl')
+  assert line['annotator'] == f'uid {os.getuid()}'
+
+
 SELECT = ['select', '--workdir=runs', '--data=new', '--output=x']
 BAD = {
     'no word': ([], "'': must be one of select, ask, read, keep"),
@@ -165,6 +195,11 @@ BAD = {
     'nothing to keep': (['keep', '--tasks=new', '--output=x'], '--tasks=new: holds no tasks'),
     'no tasks': (['ask'], '--tasks: missing'),
     'foreign tasks': (['ask', '--tasks=new'], '--tasks=new: holds no tasks.jsonl'),
+    'ask with count': (['ask', '--tasks=x', '--count=2'], '--count: not with ask, which takes'),
+    'read with rule': (['read', '--by=loss'], '--by: not with read, which takes --tasks'),
+    'keep with answers': (['keep', '--answers=x'], '--answers: not with keep, which takes'),
+    'select with tasks': ([*SELECT, '--tasks=x'], '--tasks: not with select, which takes'),
+    'seed': ([*SELECT, '--seed=1'], '--seed: must be given with --by=random'),
     'no answers': (['read', '--tasks=new', '--output=x'], '--answers: missing'),
 }
 

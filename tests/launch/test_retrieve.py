@@ -1,5 +1,6 @@
 """launch.retrieve: datastores beside finished runs, from the command line to files and page."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from helpers.retrieval import FIELDS, sentences, write_text, write_workdir
 from launch import retrieve
 from launch.common import app, environment
 from stability.report import page
-from stability.retrieval import overlap
+from stability.retrieval import continuation, knn, overlap
 from stability.storage import files, parameters, parents, retrieval_csv
 
 write_report = page.write_report  # the fixture `place` replaces it, as it takes long
@@ -105,6 +106,28 @@ def test_text_that_is_added(place, capsys):
 
 
 @pytest.mark.slow
+def test_text_is_added_once(place, capsys, monkeypatch):
+  write_text(place / 'new', range(100, 130))
+  one = '--runs=*=0.1,seed=0'
+  assert run(capsys, one, '--output=store', '--keys=300')[0] == 0
+  arguments = [one, '--datastore=store', '--add=new']
+  assert run(capsys, *arguments)[0] == 0
+  path = retrieval_csv.path(place / 'runs')
+  datastore, rows = (place / 'store/datastore.json').read_bytes(), path.read_bytes()
+  with monkeypatch.context() as patch:
+    patch.setattr(retrieval_csv, 'add', lambda *_: pytest.fail('it is measured again'))
+    code, output, error = run(capsys, *arguments)
+  assert code == 0 and error == '--add=new: is in the datastore already; not added again\n'
+  assert 'train+new' in output and (place / 'store/datastore.json').read_bytes() == datastore
+  # An interruption after the addition, before the rows were written.
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(line for line in lines if 'train+new' not in line))
+  assert run(capsys, *arguments)[0] == 0
+  assert path.read_bytes().count(b'train+new') == rows.count(b'train+new') == 2
+  assert (place / 'store/datastore.json').read_bytes() == datastore
+
+
+@pytest.mark.slow
 def test_datastore_of_text(place, capsys):
   write_text(place / 'other', range(200, 210))
   assert run(capsys, '--datastore=other', '--runs=*=0.1,seed=0')[0] == 0
@@ -126,6 +149,46 @@ def test_parents(place, capsys):
   ]
   # The first run has the parameters of its parent.
   assert (rows[0].loss_without, rows[0].loss_with) == (rows[2].loss_without, rows[2].loss_with)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('length', [16, 48])
+def test_parents_with_windows_of_another_length(length, place, capsys):
+  """The parent has the parameters of its child, and so the same losses on the child's windows."""
+  (first, *_) = sorted((place / 'runs/runs').iterdir())
+  config = {**RATES[0], 'seed': 0}
+  (parent,) = write_workdir(place / 'old', place / 'text', [config],
+                            **{'data.sequence_length': length})  # fmt: skip
+  parents.write(first, {'checkpoint': parents.describe(str(parent))})
+  assert run(capsys, '--parents')[0] == 0
+  assert run(capsys, f'--runs={first.name}')[0] == 0
+  rows = retrieval_csv.read(place / 'runs')
+  assert [row.model for row in rows] == ['parent', 'parent', 'run', 'run']
+  measured = [
+      dataclasses.replace(row, run='', model='run', seconds=0.0, digest='') for row in rows
+  ]
+  assert measured[:2] == measured[2:]
+
+
+def test_a_question_is_answered_as_tuned_on_the_same_datastore(place, capsys, monkeypatch):
+  (name,) = (path.name for path in (place / 'runs/runs').glob('*=0.1,*'))
+  answered = []
+  monkeypatch.setattr(continuation, 'answer', lambda *given: answered.append(given[-1]))
+
+  def tuned(datastore, keys, k):
+    numbers = 10, 2, 2.5, 2.25, 3.1, keys, datastore, 'validation', 0.5, 4.0, 'ff'
+    return retrieval_csv.Row(name, 'knn', k, 1.5, 0.25, *numbers)
+
+  def ask():
+    assert run(capsys, '--ask=alpha', f'--runs={name}', '--keys=320')[0] == 0
+    return answered.pop()
+
+  retrieval_csv.add(place / 'runs', [tuned('other', 320, 1)])
+  assert ask() == continuation.NEIGHBOURS
+  retrieval_csv.add(place / 'runs', [tuned('train', 352, 2)])
+  assert ask() == continuation.NEIGHBOURS
+  retrieval_csv.add(place / 'runs', [tuned('train', 320, 4), tuned('train+other', 320, 8)])
+  assert ask() == knn.Setting(4, 1.5, 0.25)
 
 
 @pytest.mark.slow
@@ -163,6 +226,10 @@ BAD = {
     'empty': (['--datastore=empty'], 'empty: holds no text'),
     'nothing to add': (['--add=gone'], '--add=gone: no such file or folder'),
     'output': (['--output=text', '--runs=*=0.1*'], '--output=text: exists'),
+    'keys of a kept one': (
+        ['--datastore=foreign', '--keys=5', '--runs=*=0.1*'],
+        '--keys: must be given without a kept --datastore, or with --add',
+    ),
     'foreign': (['--datastore=foreign', '--runs=*=0.1*'], 'datastore.json: not a datastore'),
     'no parents': (['--parents'], '--parents: no finished run of --runs=* has a parent'),
     'no keys': (['--keys=0'], '--keys=0'),

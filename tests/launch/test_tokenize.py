@@ -214,6 +214,50 @@ def test_text_files(tmp_path, monkeypatch):
   assert meta['settings']['validation'] == 'whole files' and meta['cut_documents'] == []
 
 
+def wiki(folder):
+  """A folder of text whose names tell splits, with a source tree beside."""
+  for name, text in {
+      'wiki.train.txt': 'to train on\nboth\n',
+      'wiki.valid.txt': 'to validate with\n',
+      'wiki.test.txt': 'to test with\n',
+      'code/train.py': 'train()\n',
+      'code/test/test.py': 'test()\n',
+      'code/tests.txt': 'tests of code\n',
+      'code/requirements/dev.txt': 'pytest\n',
+  }.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+  return folder
+
+
+def test_splits_of_text_files(tmp_path, capsys):
+  """A test split is skipped and a validation split kept, but nothing of a source tree vanishes."""
+  folder = wiki(tmp_path / 'set')
+  out = made(tmp_path / 'out', folder)
+  assert as_text(out, 'validation') == ['to validate with\n']
+  trained = ['tests of code\n', 'pytest\n', 'test()\n', 'train()\n', 'to train on\nboth\n']
+  assert sorted(as_text(out, 'train')) == sorted(trained)
+  assert tokens.open_tokens(out).meta['settings']['validation'] == 'its own split'
+  assert capsys.readouterr().out.splitlines() == [
+      f'input: 6 files; left out: 1 test files (wiki.test.txt) in {folder}',
+      'text: 1 file named as validation or test text'
+      f' ({folder}/wiki.valid.txt): the validation text',
+      'text: 1 file named as validation or test text (code/requirements/dev.txt): read like the'
+      ' others, without training text beside',
+  ]
+
+
+def test_splits_of_text_files_that_are_named(tmp_path, capsys):
+  """A file that is named itself is read; with its training text, a validation split is kept."""
+  folder = wiki(tmp_path / 'set')
+  given = [f'--input={folder}/wiki.{split}.txt' for split in ('train', 'valid', 'test')]
+  assert run(*given, f'--output={tmp_path / "out"}') == 0
+  assert as_text(tmp_path / 'out', 'validation') == ['to validate with\n']
+  assert as_text(tmp_path / 'out', 'train') == ['to train on\nboth\n', 'to test with\n']
+  said = capsys.readouterr().out
+  assert said.count('text: ') == 1 and 'wiki.valid.txt): the validation text' in said
+
+
 def test_few_text_files_are_held_out_whole(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(readers, 'PIECE_BYTES', 100)
   (tmp_path / 'nine').mkdir()

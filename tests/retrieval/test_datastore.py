@@ -1,5 +1,7 @@
 """Datastores on disk: values, sources, additions, damage."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from helpers.retrieval import StubModel
@@ -90,6 +92,18 @@ def test_interrupted_addition_leaves_it_as_it_was(store, monkeypatch):
 def test_another_model(store):
   with pytest.raises(BadInput, match="keys of another model, that of run 'run'"):
     Datastore.open(store[0].folder, StubModel(1))
+
+
+def test_another_length_of_windows(store):
+  made, texts = store
+  model = StubModel()
+  model.sequence_length = 8
+  with pytest.raises(BadInput, match=r'datastore.json: holds windows of 16 tokens; must be of 8'):
+    Datastore.open(made.folder, model)
+  cut = dataclasses.replace(texts[0], tokens_NxT1=texts[0].tokens_NxT1[:, :9])
+  with pytest.raises(ValueError, match='windows of 8 tokens; must be 16'):
+    made.add(cut, StubModel())
+  check(Datastore.open(made.folder, StubModel()), texts)
 
 
 DAMAGE = {

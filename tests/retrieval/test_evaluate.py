@@ -54,6 +54,18 @@ def test_knn_against_brute_force(tmp_path):
   assert found.loss_with < found.loss_without
 
 
+def test_windows_say_where_the_tuned_half_ends(tmp_path):
+  """Whatever the length that a model was trained with."""
+  model, train = StubModel(), windows('train', sentences(0, 300))
+  (tmp_path / 'store').mkdir()
+  store = Datastore.create(tmp_path / 'store', 'run', model)
+  store.add(train, model)
+  validation = windows('validation', sentences(1, 60))
+  expected = evaluate.compare_knn(model, store, validation, 1, lambda *_: None)
+  model.sequence_length = 8
+  assert evaluate.compare_knn(model, store, validation, 1, lambda *_: None) == expected
+
+
 def test_stable_rank_by_singular_values():
   keys = np.random.default_rng(0).normal(size=(50, 6)) * [5, 3, 1, 1, 1, 0.1] + 7
   values = np.linalg.svd(keys - keys.mean(axis=0), compute_uv=False)

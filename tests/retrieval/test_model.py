@@ -12,7 +12,7 @@ from stability.errors import BadInput
 from stability.model import parameterization
 from stability.retrieval.model import Model
 from stability.step import train_step
-from stability.storage import parameters, run_files, safetensors
+from stability.storage import parameters, parents, run_files, safetensors
 
 
 @pytest.fixture(scope='module')
@@ -116,6 +116,18 @@ def test_fingerprint(run, model):
   _, _, params = variables(run)
   params['block_0']['mlp']['up'] = params['block_0']['mlp']['up'] * 1.01
   assert Model(config, 256, {'params': params, 'carried': {}}).fingerprint != model.fingerprint
+
+
+def test_a_parent_reads_windows_of_its_child(run, model, windows):
+  entry = parents.describe(str(run))
+  child = Model.of_parent(entry, 20)
+  assert (Model.of_parent(entry).sequence_length, child.sequence_length) == (32, 20)
+  assert child.fingerprint == model.fingerprint
+  np.testing.assert_allclose(
+      child.keys(windows[:, :21]), model.keys(windows)[:, :20], rtol=1e-4, atol=1e-5
+  )
+  key, _ = child.next_token(windows[3, :32])
+  np.testing.assert_allclose(key, model.keys(windows[3:4, 12:])[0, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_runs_that_cannot_be_used(run, tmp_path):

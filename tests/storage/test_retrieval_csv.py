@@ -1,11 +1,13 @@
 """The table of measurements with a datastore."""
 
+import concurrent.futures
 import dataclasses
+import time
 
 import pytest
 
 from stability.errors import BadInput
-from stability.storage import retrieval_csv
+from stability.storage import files, retrieval_csv
 from stability.storage.retrieval_csv import Row
 
 KNN = Row('a,b=1', 'knn', 64, 1.5, 0.25, 10, 2, 2.5, 2.25, 3.1, 1000, 'train', 'validation',
@@ -36,6 +38,29 @@ def test_a_file_without_the_column_model(tmp_path):
   of_parent = dataclasses.replace(KNN, model='parent')
   retrieval_csv.add(tmp_path, [of_parent])  # does not replace that of the run
   assert retrieval_csv.read(tmp_path) == [KNN, BM25, of_parent]
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+  retrieval_csv.add(tmp_path, [KNN, BM25])
+  file = retrieval_csv.path(tmp_path)
+  file.write_bytes(file.read_bytes().replace(b'train', b'tr\xffin'))
+  with pytest.raises(BadInput, match=r"retrieval\.csv: cannot be read: 'utf-8' codec"):
+    retrieval_csv.read(tmp_path)
+
+
+def test_additions_at_the_same_time_lose_no_row(tmp_path, monkeypatch):
+  rows = [dataclasses.replace(KNN, run=f'run {number}') for number in range(4)]
+  write = files.write_atomic
+
+  def slow(path, content):
+    time.sleep(0.2)  # in which the others would read the old rows
+    write(path, content)
+
+  monkeypatch.setattr(files, 'write_atomic', slow)
+  with concurrent.futures.ThreadPoolExecutor(len(rows)) as pool:
+    list(pool.map(lambda row: retrieval_csv.add(tmp_path, [row]), rows))
+  assert sorted(row.run for row in retrieval_csv.read(tmp_path)) == [row.run for row in rows]
+  assert [path.name for path in (tmp_path / 'report').iterdir()] == ['retrieval.csv']
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,19 @@ def other_settings(sweep, run_folder):
   (run_folder / 'versions.jsonl').write_text((run_folder / 'versions.jsonl').read_text() + '\n')
 
 
+def other_device(sweep, run_folder):
+  (line,) = files.read_lines(run_folder / 'versions.jsonl')
+  assert line['device'] == {'platform': 'cpu', 'kind': 'cpu'}
+  gpu = {'platform': 'gpu', 'kind': 'NVIDIA H200'}
+  files.write_lines(run_folder / 'versions.jsonl', [line | {'device': gpu}])
+
+
+def unknown_device(sweep, run_folder):
+  (line,) = files.read_lines(run_folder / 'versions.jsonl')
+  del line['device']
+  files.write_lines(run_folder / 'versions.jsonl', [line])
+
+
 def other_config(sweep, run_folder):
   name = run_folder.name
   change(sweep / 'sweep.json', lambda found: found['runs'][name]['optimizer'].update(beta1=0.8))
@@ -187,6 +200,8 @@ NO_SUCH = 'no such run that is done'
     'spoil, why',
     [
         (None, ''),
+        (unknown_device, ''),
+        (other_device, 'another device: gpu NVIDIA H200 -> cpu'),
         (other_text, 'another text'),
         (other_versions, 'versions or settings: jax 0.1 -> '),
         (other_settings, 'versions or settings: '),
@@ -208,11 +223,15 @@ def test_which_runs_are_reused(place, tmp_path, spoil, why):
   if spoil:
     spoil(tmp_path / 'rates', tmp_path / 'rates/runs/learning_rate=0.01,seed=0')
   waiting = {SAME[0]: sweeps.read_sweep(tmp_path / 'grid').runs[SAME[0]]}
-  taken = reuse.reuse_runs(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
-  assert taken == ([] if spoil else [SAME[0]])
-  if spoil:
-    assert why in reuse.why_none(tmp_path / 'grid', waiting, [tmp_path / 'rates'])
-  assert (run_folder / 'result.json').exists() == (not spoil)
+  arguments = tmp_path / 'grid', waiting, [tmp_path / 'rates'], {'platform': 'cpu'}
+  taken = reuse.reuse_runs(*arguments)
+  assert taken == ([] if why else [SAME[0]])
+  if why:
+    assert why in reuse.why_none(*arguments)
+  else:
+    (line,) = files.read_lines(run_folder / 'versions.jsonl')
+    assert ('device' in line) == (spoil is None)
+  assert (run_folder / 'result.json').exists() == (not why)
   assert leases.holder(run_folder) is None
 
 

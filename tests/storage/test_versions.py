@@ -8,7 +8,8 @@ from helpers import made_up
 
 import stability
 from launch.common import start
-from stability.storage import versions
+from stability import settings
+from stability.storage import files, versions
 
 
 def test_code_hash_depends_on_sources_alone(tmp_path):
@@ -66,6 +67,22 @@ def test_record_of_options(tmp_path):
   assert resume(10, log=5) == [(0, None), (10, {'log': 5})]
   assert resume(20, log=5) == [(0, None), (10, {'log': 5})]
   assert resume(30) == [(0, None), (10, {'log': 5}), (30, None)]
+
+
+def test_record_of_device(tmp_path, monkeypatch):
+  """A resume on another device adds a line; lines from before it was recorded are kept."""
+  assert settings.device() == {'platform': 'cpu', 'kind': 'cpu'}
+
+  def resume(step, platform):
+    monkeypatch.setattr(settings, 'device', lambda: {'platform': platform, 'kind': 'x'})
+    versions.record(tmp_path, step, {'jax': 'a'})
+    lines = files.read_lines(tmp_path / 'versions.jsonl')
+    return [(line['step'], line.get('device', {}).get('platform')) for line in lines]
+
+  versions.record(tmp_path, 0, {'jax': 'a'}, trained_on={})
+  assert resume(10, 'gpu') == [(0, None), (10, 'gpu')]
+  assert resume(20, 'gpu') == [(0, None), (10, 'gpu')]
+  assert resume(20, 'cpu') == [(0, None), (10, 'gpu'), (20, 'cpu')]
 
 
 def test_start_with_other_versions(tmp_path, capsys):

@@ -10,13 +10,12 @@ import glob
 import gzip
 import io
 import lzma
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
 
-from stability.data import formats
+from stability.data import formats, split_names
 from stability.data import listing as listings
 from stability.data.listing import Listing
 from stability.data.tokenize import columns
@@ -29,12 +28,6 @@ PIECE_BYTES = 2**16  # longer text files are packed in pieces of at most this si
 _SUPPORTED = 'supported are UTF-8 text, .json, .jsonl, .parquet and .arrow; .gz, .zst, .bz2 and .xz'
 # Beside the rows that the `datasets` library writes.
 _DESCRIPTIONS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json')
-# Words in a file's name that indicate its split, as in the `datasets` library.
-_SPLIT_WORDS = {
-    'train': {'train', 'training'},
-    'validation': {'validation', 'valid', 'dev', 'val'},
-    'test': {'test', 'testing', 'eval', 'evaluation'},
-}
 
 
 class Part(Protocol):
@@ -159,9 +152,10 @@ def find(path: str, field: str) -> tuple[list[File], Listing]:
   """The files of an input, sorted by name, and what is left out.
 
   A file that is named itself is read or refused. Of a folder or pattern, hidden and empty files,
-  archives and binary files are left out. If there are JSON, parquet or Arrow files, so are all
-  others, names that begin with an underscore (the records of Spark and others), the descriptions
-  that the datasets library writes, and test splits; words in a file's name determine its split.
+  archives, binary files and test splits are left out. If there are JSON, parquet or Arrow files, so
+  are all others, names that begin with an underscore (the records of Spark and others) and the
+  descriptions that the datasets library writes. Words in names determine splits; see
+  split_names.py.
 
   Args:
     path: a file, a folder or a glob pattern.
@@ -176,7 +170,7 @@ def find(path: str, field: str) -> tuple[list[File], Listing]:
     if root.is_file():
       if formats.format_of(root.name) == 'archive':
         raise BadInput(f'{flag}: is an archive; {_SUPPORTED}')
-      split = None if formats.format_of(root.name) == 'text' else _split_of_name(root.name)
+      split = None if formats.format_of(root.name) == 'text' else split_names.of_rows(root.name)
       return [File(root, split if split != 'test' else None, field)], Listing({root.name: root})
     if root.is_dir():
       listing = listings.of_folder(root)
@@ -186,11 +180,12 @@ def find(path: str, field: str) -> tuple[list[File], Listing]:
       raise BadInput(f'{flag}: is neither a file nor a folder')
     else:
       raise BadInput(f'{flag}: no such file or folder')
-    has_rows = _leave_out(listing)
-    files = [
-        File(file, _split_of_name(name) if has_rows else None, field)
-        for name, file in listing.files.items()
-    ]
+    if _leave_out(listing):
+      splits = {name: split_names.of_rows(name) for name in listing.files}
+    else:
+      splits = split_names.of_texts(listing.files)
+      listing.leave_out('test files', [name for name in splits if splits[name] == 'test'])
+    files = [File(file, splits.get(name), field) for name, file in listing.files.items()]
   except OSError as error:
     raise BadInput(f'{flag}: cannot be read: {error}') from error
   if not files:
@@ -208,7 +203,7 @@ def _leave_out(listing: Listing) -> bool:
       listing.leave_out('descriptions', [name])
     elif any(part.startswith('_') for part in name.split('/')):
       listing.leave_out('with an underscore', [name])
-    elif _split_of_name(name) == 'test':
+    elif split_names.of_rows(name) == 'test':
       listing.leave_out('test files', [name])
   if data:
     others = [name for name in listing.files if found[name] == 'text']
@@ -227,9 +222,12 @@ def _leave_out(listing: Listing) -> bool:
 def order(parts: Sequence[Part]) -> list[Part]:
   """The parts in reading order: validation splits first, if there are any.
 
-  Without a validation split, the split of all parts is None. Raises BadInput if there is nothing
-  to train on.
+  Without a validation split, the split of all parts is None. Text files that are named themselves
+  are a validation split as those of a folder are. Raises BadInput if there is nothing to train on.
   """
+  texts = {part.name: part for part in parts if is_text(part) and part.split is None}
+  for name, split in split_names.of_texts(texts).items():
+    texts[name].split = 'validation' if split == 'validation' else None
   validation = [part for part in parts if part.split == 'validation']
   train = [part for part in parts if part.split != 'validation']
   if not train:
@@ -239,9 +237,9 @@ def order(parts: Sequence[Part]) -> list[Part]:
   return validation + train
 
 
-def _split_of_name(name: str) -> str | None:
-  words = set(re.split('[^a-z0-9]+', name.lower()))
-  return next((split for split, known in _SPLIT_WORDS.items() if words & known), None)
+def is_text(part: Part) -> bool:
+  """Whether a part is a text file."""
+  return isinstance(part, File) and formats.format_of(part.path.name) == 'text'
 
 
 def _last_character(block: bytes) -> int:

@@ -23,20 +23,23 @@ class StoredTokenizer:
       meta: its meta.json.
 
     Raises:
-      BadInput: the tokens are not text, or their tokenizer is of another kind.
+      BadInput: the tokens are not text, their tokenizer is of another kind, or no token ends a
+        document.
     """
     self.kind = meta['tokenizer']
-    self.end_of_document: int | None = meta['end_of_document']
+    self.end_of_document: int = meta['end_of_document']
     self._strings: list[bytes] | None = None
-    if self.kind == 'bytes':
-      self._encoder: encoders.Encoder = encoders.ByteEncoder()
-      return
-    file = folder / 'tokenizer.json'
-    if self.kind not in ('bpe', 'tokenizer.json'):
+    if self.kind not in ('bytes', 'bpe', 'tokenizer.json'):
       raise BadInput(
           f'{folder}: its tokenizer is {self.kind}; must be bytes, bpe or tokenizer.json, whose'
           ' tokens can be turned into text again'
       )
+    if self.end_of_document is None:
+      raise BadInput(f'{folder}: its end_of_document is null; must be the token after a document')
+    if self.kind == 'bytes':
+      self._encoder: encoders.Encoder = encoders.ByteEncoder()
+      return
+    file = folder / 'tokenizer.json'
     try:
       self._tokenizer = tokenizers.Tokenizer.from_buffer(file.read_bytes())
     except Exception as error:  # the class that the library raises

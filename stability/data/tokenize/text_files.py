@@ -4,8 +4,8 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 
-from stability.data import formats, splits
-from stability.data.tokenize.readers import File, Part
+from stability.data import splits
+from stability.data.tokenize.readers import Part, is_text
 
 
 def hold_out(parts: Sequence[Part], fraction: float, max_bytes: float) -> list[str]:
@@ -25,7 +25,7 @@ def hold_out(parts: Sequence[Part], fraction: float, max_bytes: float) -> list[s
   Raises:
     BadInput: the beginning of a file cannot be read.
   """
-  files = [part for part in parts if isinstance(part, File) and _is_text(part)]
+  files = [part for part in parts if is_text(part)]
   if not files or not fraction:
     return []
   beginnings = [list(itertools.islice(file.documents(0), 2)) for file in files]
@@ -39,7 +39,3 @@ def hold_out(parts: Sequence[Part], fraction: float, max_bytes: float) -> list[s
   for digest, file in zip(digests, files, strict=True):
     file.split = 'validation' if digest in held_out else 'train'
   return []
-
-
-def _is_text(file: File) -> bool:
-  return formats.format_of(file.path.name) == 'text'

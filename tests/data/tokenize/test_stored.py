@@ -51,6 +51,13 @@ def test_tokens_that_are_no_text(kind, tmp_path):
     StoredTokenizer(tmp_path, {'tokenizer': kind, 'end_of_document': None})
 
 
+@pytest.mark.parametrize('kind', ['bytes', 'tokenizer.json'])
+def test_no_end_of_document(kind, tmp_path):
+  (tmp_path / 'tokenizer.json').write_bytes(encoders.learn([TEXT], 265, 'x').file[1])
+  with pytest.raises(BadInput, match=f'{tmp_path}: its end_of_document is null; must be the token'):
+    StoredTokenizer(tmp_path, {'tokenizer': kind, 'end_of_document': None})
+
+
 def test_a_damaged_tokenizer(tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{')
   with pytest.raises(BadInput, match=r'tokenizer.json: cannot be read'):

@@ -1,5 +1,6 @@
 """The jobs that cluster backends submit, with fakes of the cluster's programs."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -334,6 +335,28 @@ def test_work_trains_unfinished_runs(unfinished, monkeypatch, capsys, tmp_path):
   run_files.write_result(run_files.run_dir(workdir, first), run_files.Result('done'))
   assert trained(monkeypatch, capsys, workdir, listed) == [second]
   assert set(trained(monkeypatch, capsys, workdir)) == configs.keys() - {first}
+
+
+def test_work_trains_forks_that_are_left(unfinished, monkeypatch, capsys):
+  """The list of a job has forks whose origin is finished; see start.prepare."""
+  workdir, configs = unfinished
+  parent, *others = configs
+  run_files.write_result(run_files.run_dir(workdir, parent), run_files.Result('done'))
+  for name, origin in (('fork1', parent), ('fork2', 'fork1')):
+    files.write_json(run_files.run_dir(workdir, name) / 'config.json', configs[parent])
+    about = {'run': origin, 'step': 0, 'changes': {}}
+    files.write_json(workdir / 'forks' / f'{name}.json', about)
+  left = sweeps.runs_to_train(workdir, configs | sweeps.fork_configs(workdir))
+  assert left.keys() == {*others, 'fork1', 'fork2'}
+  lists = jobs.divide(workdir, left, RESOURCES)
+  jobs.write_lists(lists)
+  found = [trained(monkeypatch, capsys, workdir, f'--runs={path}') for path in lists]
+  assert set(itertools.chain.from_iterable(found)) == left.keys()
+  for names, path in zip(found, lists, strict=True):
+    assert set(lists[path]) <= set(names)
+  path.write_text('["fork3"]')
+  code, error = trained(monkeypatch, capsys, workdir, f'--runs={path}')
+  assert code == 2 and "'fork3' is not a run of the sweep" in error
 
 
 def test_work_warns_of_other_versions(unfinished, monkeypatch, capsys):

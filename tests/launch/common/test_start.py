@@ -1,6 +1,7 @@
 """launch.common.start: what is prepared before workers start."""
 
 import json
+import shutil
 
 import pytest
 
@@ -192,6 +193,56 @@ def test_moved_path_to_other_text(begin, tmp_path):
   (tmp_path / 'other').write_text('five six seven eight\n' * 500)
   with pytest.raises(BadInput, match='trained on other text'):
     begin(data__path=str(tmp_path / 'other'))
+
+
+@pytest.fixture
+def token_folder(begin, tmp_path):
+  """A token folder of bytes."""
+  begin()
+  (folder,) = {path.parent for path in (tmp_path / 'dir/data').glob('*/meta.json')}
+  folder.rename(tmp_path / 'tokens')
+  shutil.rmtree(tmp_path / 'dir')
+  return tmp_path / 'tokens'
+
+
+@pytest.mark.parametrize(
+    'option, value, found',
+    [('data.tokenizer', 'bpe', 'tokenizer=bytes'), ('data.vocabulary_size', 300, 'size=256')],
+)
+def test_tokenizer_given_for_a_token_folder(
+    begin, token_folder, tmp_path, monkeypatch, option, value, found
+):
+  path = {'data__path': str(token_folder)}
+  with pytest.raises(BadInput, match=rf'^--config.{option}={value}: must be left out.*{found}$'):
+    begin(**path, **{option.replace('.', '__'): value})
+  assert not (tmp_path / 'dir').exists()
+  with monkeypatch.context() as patch:
+    patch.setattr(start, '_check_tokenizer', lambda *_: None)
+    begin(**path, **{option.replace('.', '__'): value})
+  begin(**path, **{option.replace('.', '__'): value})  # a workdir from before it was refused
+  shutil.rmtree(tmp_path / 'dir')
+  begin(**path, data__tokenizer='bytes')
+
+
+def test_tokenizer_of_a_config_file_and_a_token_folder(begin, token_folder, tmp_path, capsys):
+  """As at the scale `paper`, whose path is given; a line says what is used."""
+  path = tmp_path / 'paper.py'
+  path.write_text("""
+from configs import base
+
+def get_config(scale='cpu'):
+  c = base.get_config(scale)
+  c.data.tokenizer, c.data.vocabulary_size = 'bpe', 32_101
+  return c
+""")
+  start.prepare(app.load(str(path), {'data.path': str(token_folder)}), tmp_path / 'paper', [])
+  assert capsys.readouterr().out == (
+      f'text: {token_folder} is a token folder: its tokenizer=bytes and vocabulary_size=256 are'
+      ' used, not config.data.tokenizer=bpe, config.data.vocabulary_size=32101\n'
+  )
+  overrides = {'data.path': str(tmp_path / 'text'), 'data.vocabulary_size': 260}
+  start.prepare(app.load(str(path), overrides), tmp_path / 'other', [])
+  assert 'token folder' not in capsys.readouterr().out
 
 
 def test_limits_of_alarms(begin, tmp_path):
