@@ -26,9 +26,10 @@ is a CSV file of launch.benchmarks.arms with their time and memory; without it, 
 the runs.
 
 FILE.csv has a row per run with learning_rate, final_loss and, unless the flag is given,
-initial_loss; parameters, seed and status are optional. A run with neither final_loss nor status
-has diverged. Each combination of values in the columns of --group_by is an intervention; the
-default is all columns with a dot in their name.
+initial_loss; parameters, seed and status are optional. A run with neither final_loss nor status has
+diverged. A row with forked_from, of results.csv of a workdir, is left out. Each combination of
+values in the columns of --group_by is an intervention; the default is all columns with a dot in
+their name.
 
 With --window, LR sensitivity is computed within each window of learning rates, ends included, and
 the lowest value counts; --window_where limits this to rows with the given values.
