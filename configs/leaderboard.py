@@ -44,7 +44,7 @@ parameters, which the table shows: their losses are not at matched counts.
 Not yet measured at any scale; the screening at night scale is under way (configs/README.md).
 
 Time at night scale: 801 runs, 3 to 5 hours on two idle cores of the machines of BUILD_NOTES.md. At
-cpu scale about 40 minutes (estimates).
+cpu scale about an hour (estimates).
 
   python -m launch.sweep --config=configs/leaderboard.py --workdir=runs/leaderboard
 

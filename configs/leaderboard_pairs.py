@@ -65,7 +65,7 @@ def pairs(best: Mapping[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _is_valid(changed: Mapping[str, Any]) -> bool:
-  """Whether a config may have these options together."""
+  """Whether the config is valid with these options."""
   try:
     config_lib.resolve(config_lib.flatten(get_config().to_dict()) | changed)
   except BadInput:

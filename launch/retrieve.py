@@ -319,7 +319,7 @@ class _Job:
     return [row for row in rows if (row.run, row.model) == (self._name, _kind())]
 
   def _measured(self, texts: 'Sequence[Windows]', windows: 'Windows') -> list[retrieval_csv.Row]:
-    """Those of the rows that are measured on these windows with a datastore of these texts."""
+    """The known rows that measure a datastore of these texts on these windows."""
     from stability.retrieval import measure
 
     digest = measure.digest(texts, windows)

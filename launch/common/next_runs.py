@@ -159,7 +159,6 @@ class Growing:
     runs = Runs(self.request.runs.fields, {**stored, **configs})
     return dataclasses.replace(self.request, runs=runs, report=report)
 
-
   def _arm(self, config: Config) -> tuple[tuple[str, Any], ...]:
     """The fields of an arm with their values."""
     flat = config_lib.flatten(config)

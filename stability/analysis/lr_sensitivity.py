@@ -95,7 +95,7 @@ def interval(
   """The interval of a number over seeds; NaN with one seed.
 
   Resamples of few seeds vary too little: the percentiles of the mean of three seeds hold the true
-  one in 63 % of cases instead of 90 %. They are stretched about the number by Student's t over the
+  one in 62 % of cases instead of 90 %. They are stretched about the number by Student's t over the
   normal quantile and by sqrt(n / (n - 1)), so that the interval of a mean is about Student's.
 
   Args:

@@ -5,9 +5,8 @@ A program that is stopped anywhere goes on where it was, and several people may 
 lease on the folder guards each change of the file.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stability.errors import BadInput
@@ -15,7 +14,6 @@ from stability.labels import answers as answers_lib
 from stability.labels.answers import DROP, KEEP, UNSURE
 from stability.labels.tasks import ANSWERS, Task
 from stability.storage import files, leases
-from stability.storage.files import Json
 
 KEYS = {'k': KEEP, 'd': DROP, 'u': UNSURE}
 HELP = 'k keep · d drop · u unsure · b back · q quit'
@@ -85,15 +83,17 @@ def ask(
         position -= 1
         _take_back(path, rest[position][0].task, annotator)
       continue
-    with _changing(path) as lines:
-      lines.append({'task': task.task, 'label': KEYS[key], 'annotator': annotator})
+    line = {'task': task.task, 'label': KEYS[key], 'annotator': annotator}
+    with leases.acquire(folder):
+      files.append_line(path, line)
     position += 1
   return position
 
 
 def _take_back(path: Path, task: str, annotator: str) -> None:
   """Removes the last answer of a person to a task."""
-  with _changing(path) as lines:
+  with leases.acquire(path.parent):
+    lines = files.read_lines(path)
     own = [
         number
         for number, line in enumerate(lines)
@@ -102,12 +102,4 @@ def _take_back(path: Path, task: str, annotator: str) -> None:
     if not own:
       raise BadInput(f'{path}: the answer to take back is gone; somebody else has changed it')
     del lines[own[-1]]
-
-
-@contextlib.contextmanager
-def _changing(path: Path) -> Iterator[list[Json]]:
-  """The lines of a file to change, which are written at the end; nobody else changes them."""
-  with leases.acquire(path.parent):
-    lines = files.read_lines(path)
-    yield lines
     files.write_lines(path, lines)

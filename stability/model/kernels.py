@@ -30,6 +30,7 @@ class Kernel(NamedTuple):
   # (module, name, parameter) -> the kernel that the layer multiplies by.
   make: Callable[[nn.Module, str, jax.Array], jax.Array]
   init: nn.initializers.Initializer = fan_in_init  # of the parameter
+  of_head: bool = False  # whether the head has this form, too
 
 
 def _plain(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
@@ -114,14 +115,14 @@ KERNELS = Choices(
         'plain': Variant(Kernel(_plain), 'the parameter itself'),
         'sigma_reparam': Variant(Kernel(_sigma_reparam), 'arXiv 2303.06296, section 3'),
         'multipliers': Variant(Kernel(_multipliers), 'arXiv 2601.04890'),
-        'wesar': Variant(Kernel(_wesar, _wesar_init), 'arXiv 2410.05052'),
+        'wesar': Variant(Kernel(_wesar, _wesar_init, of_head=True), 'arXiv 2410.05052'),
     },
 )
 
 
 def kernel_of_head(module: nn.Module, shape: tuple[int, int]) -> jax.Array:
-  """The kernel of the head, [width, vocabulary]. Of the forms, WeSaR alone is applied to it."""
-  if module.c.kernel == 'wesar':
+  """The kernel of the head, [width, vocabulary]."""
+  if KERNELS[module.c.kernel].make.of_head:
     return kernel(module, 'head', shape)
   return module.param('head', fan_in_init, shape)
 
@@ -129,19 +130,17 @@ def kernel_of_head(module: nn.Module, shape: tuple[int, int]) -> jax.Array:
 def embedding(module: nn.Module, shape: tuple[int, int]) -> jax.Array:
   """The embedding, [vocabulary, width]. Of the forms, WeSaR alone is applied to it."""
   width = shape[1]
-  init = nn.initializers.normal(width**-0.5)
   if module.c.kernel != 'wesar':
-    return module.param('embedding', init, shape)
-  start = lambda *arguments: init(*arguments) * (WESAR_STD * width**0.5)  # noqa: E731
-  return WeSaR(width, name='embedding_reparam')(module.param('embedding', start, shape))
+    return module.param('embedding', nn.initializers.normal(width**-0.5), shape)
+  embedding_VxD = module.param('embedding', nn.initializers.normal(WESAR_STD), shape)
+  return WeSaR(width, name='embedding_reparam')(embedding_VxD)
 
 
 def embedding_of(module: nn.Module) -> jax.Array:
-  """The embedding of a module in which `embedding` was called before, or of its parameters."""
-  embedding_VxD = module.get_variable('params', 'embedding')
-  if module.c.kernel != 'wesar':
-    return embedding_VxD
-  return module.get_variable('params', 'embedding_reparam')['gain'] * embedding_VxD
+  """What `embedding` returns, from the parameters alone."""
+  params = module.variables['params']
+  reparam = params.get('embedding_reparam')
+  return params['embedding'] if reparam is None else reparam['gain'] * params['embedding']
 
 
 def kernel(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.Array:

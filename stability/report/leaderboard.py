@@ -153,10 +153,13 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
       yield f'Not at the parameters of the baseline at {size}: {"; ".join(unmatched)}.'
   for found in controls.outcomes(table):
     size = labels.parameters(found.parameters)
-    outcome = 'as it must be' if found.is_right else f'but must be {found.wanted}'
-    if not found.is_decided:
-      outcome = f'so that it is not known whether it is {found.wanted}, as it must be'
-    verdict = 'a tie' if found.found == 'tie' else found.found
+    verdict, wanted = ('a tie' if name == 'tie' else name for name in (found.found, found.wanted))
+    if found.is_right:
+      outcome = 'as it must be'
+    elif found.is_decided:
+      outcome = f'but must be {wanted}'
+    else:
+      outcome = f'more seeds would tell whether it is {wanted}, as it must be'
     yield f'Control: {found.arm} is {verdict} at {size}, {outcome}.'
 
 

@@ -29,8 +29,10 @@ def read_fork_results(workdir: Path) -> list[Json]:
 
   Swept fields have their values after the changes of the fork.
   """
-  sweep = sweeps.read_sweep(workdir)
   rows, forks = [], sweeps.read_forks(workdir)
+  if not forks:
+    return []
+  sweep = sweeps.read_sweep(workdir)
   for name, fork in forks.items():
     config = run_files.read_config(run_files.run_dir(workdir, name))
     changed = config_lib.unflatten(config_lib.flatten(config) | fork.changes)

@@ -82,11 +82,11 @@ def test_regime():
 
 @pytest.mark.parametrize('scale', SCALES)
 def test_memories_are_a_tenth_of_the_run(scale):
-  """About: at cpu scale, those of configs/base.py are for 500 steps."""
+  """At night scale. At the others, those of configs/base.py are at most a quarter."""
   for file in (leaderboard, leaderboard_finals):
     c = file.get_config(scale)
-    assert 1 / (1 - c.optimizer.beta3) / c.schedule.steps == pytest.approx(0.15, abs=0.051)
-    assert c.evaluation.average_steps / c.schedule.steps == pytest.approx(0.15, abs=0.11)
+    assert 0.09 < 1 / (1 - c.optimizer.beta3) / c.schedule.steps < 0.21
+    assert 0.04 < c.evaluation.average_steps / c.schedule.steps < 0.26
   c = leaderboard_finals.get_config('night')
   assert c.evaluation.average_steps == 400 and c.optimizer.beta3 == pytest.approx(0.9975)
 

@@ -81,13 +81,16 @@ def test_changes_wait_for_those_of_others(folder, monkeypatch):
   """Every change of the file, also that at the start, is made under the lease."""
   ask(folder, 'k')
   written = []
-  write = files.write_atomic
 
-  def checked(path, content):
-    written.append(leases.holder(folder) is not None)
-    write(path, content)
+  def checked(write):
+    def changed(path, content):
+      written.append(leases.holder(folder) is not None)
+      write(path, content)
 
-  monkeypatch.setattr(files, 'write_atomic', checked)
+    return changed
+
+  for name in ('write_atomic', 'append_line'):
+    monkeypatch.setattr(files, name, checked(getattr(files, name)))
   ask(folder, 'dbu')
   assert written == [True] * 4  # the start, an answer, its taking back, another answer
   assert not list(folder.glob('*lease*'))

@@ -24,7 +24,7 @@ class Outcome:
 
   @property
   def is_decided(self) -> bool:
-    """Whether it is known to be right or wrong; intervals may be too wide."""
+    """False where the interval is too wide for a verdict."""
     return self.found != verdicts.UNDECIDED
 
 

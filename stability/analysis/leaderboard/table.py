@@ -1,7 +1,7 @@
 """The table of a leaderboard: a row per size and arm."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,8 +83,8 @@ def sizes(results: Results) -> list[Size]:
 
 def _split_by_size(
     runs: pd.DataFrame, is_baseline: pd.Series
-) -> Iterator[tuple[tuple, pd.DataFrame]]:
-  """Yields the runs of each size.
+) -> Iterable[tuple[Any, pd.DataFrame]]:
+  """(key, runs) of each size.
 
   Where width and depth are not known, an arm's size is the one whose baseline has the nearest
   number of parameters.
@@ -94,7 +94,7 @@ def _split_by_size(
   logs_N = np.log(runs['parameters'].to_numpy())
   of_baseline_S = np.unique(logs_N[is_baseline])
   nearest_N = np.abs(logs_N[:, None] - of_baseline_S).argmin(axis=1)
-  return ((key, of_size) for key, of_size in runs.groupby(nearest_N))
+  return runs.groupby(nearest_N)
 
 
 def _losses(runs: pd.DataFrame) -> pd.DataFrame:
@@ -197,7 +197,7 @@ def _row(
 
 
 def _intervals(of: Any, seeds: int, interval: float) -> dict[str, float]:
-  """The ends of the intervals over resampled seeds; NaN with one seed."""
+  """The ends of the intervals over seeds; NaN with one seed."""
   if seeds < 2:
     return {f'{name}{end}': np.nan for name in curve_lib.COLUMNS for end in ('_low', '_high')}
   distinct, position = np.unique(lr_sensitivity.with_draws(seeds), axis=0, return_inverse=True)
@@ -251,7 +251,7 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
 
 
 def _is_copy(of_size: pd.DataFrame, arm: str) -> bool:
-  """Whether an arm must equal the baseline, so that it adds nothing on the variance."""
+  """Whether an arm must equal the baseline. Such an arm tells nothing of the variance."""
   return bool(of_size['control'][of_size['arm'] == arm].isin([verdicts.TIE, 'inert']).any())
 
 

@@ -31,8 +31,8 @@ class NextRun:
 class SweepState:
   """The curves of a sweep, what is wanted of them and what is known.
 
-  The window of a curve are the learning rates that the sweep has for it. Runs in it may be next,
-  and those one step beyond an end at which it ends too early.
+  The window of a curve spans the learning rates that the sweep has for it. Runs in the window may
+  be next, and runs one step beyond an end at which it ends too early.
   """
 
   results: Results
@@ -118,7 +118,7 @@ class SweepState:
 
   @property
   def _may_be_next_KxL(self) -> np.ndarray:
-    """Whether a run of a curve at a learning rate may be next."""
+    """The cells, by curve and learning rate, whose runs may be next."""
     windows, rates_L, step = self._windows, self.curves.log_rate_L, self.curves.step
     low_K = windows['low'] - 1.1 * step * windows['too_high']
     high_K = windows['high'] + 1.1 * step * windows['too_low']
