@@ -48,7 +48,7 @@ class Imported:
 def assemble(table: Table | None, curves: Curves | None, options: Options) -> Imported:
   """The runs of a table with their curves, or of curves alone; BadInput if they do not fit."""
   if table is None:
-    table = _table_of_curves(curves, options)
+    table = _table_of_curves(curves)
   columns = {*table.columns, *(curves.seen if curves else ())}
   columns_lib.check_map(options.mapping, columns)
   found, notes = runs_lib.recognise(table, options)
@@ -98,7 +98,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
   )
 
 
-def _table_of_curves(curves: Curves, options: Options) -> Table:
+def _table_of_curves(curves: Curves) -> Table:
   """A table of the runs in curves: what stays the same in each, and the peak learning rate."""
   if not any('learning_rate' in curve.values for curve in curves.by_run.values()):
     raise BadInput(

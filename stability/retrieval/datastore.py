@@ -158,11 +158,6 @@ class Datastore:
     raise IndexError(index)
 
 
-def is_datastore(folder: Path) -> bool:
-  """Whether a folder looks like a datastore."""
-  return (folder / ABOUT).is_file()
-
-
 def _open_part(folder: Path, number: int, about: Json) -> Part:
   part, path = about['parts'][number], folder / ABOUT
   try:

@@ -1,6 +1,5 @@
 """Figures of probes, and of the loss against numbers that a sweep varies."""
 
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -120,7 +119,7 @@ def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) ->
     axis.set_ylabel(name)
   handles = style.handles(rates)
   if EPS in runs:
-    handles.append(style.handle(_eps_label(runs, shown), linestyle='--', linewidth=1.1))
+    handles.append(style.handle(_eps_label(runs), linestyle='--', linewidth=1.1))
   style.finish(figure, 'eps' if x == EPS else 'parameters', '', handles, 'learning rate', ax=ax)
   return figure
 
@@ -189,7 +188,7 @@ def _panels(runs: pd.DataFrame, results: Results, field: str) -> dict[str, pd.Da
   return style.by_label(found)
 
 
-def _eps_label(runs: pd.DataFrame, shown: Sequence[str]) -> str:
+def _eps_label(runs: pd.DataFrame) -> str:
   eps = sorted(set(runs[EPS]))
   if len(eps) > 1:
     return 'eps'
