@@ -26,7 +26,7 @@ ATTENTION = {
     'qk-rmsnorm': {'model.qk_norm': 'rmsnorm'},
     'unit queries and keys': {'model.qk_norm': 'l2'},
     'qk gain 1.2': {'model.qk_gain': 1.2},
-    'QKV-norm': {'model.v_norm': 'layernorm'},
+    'QKV-norm': {'model.v_norm': 'layernorm', 'model.norm_position': 'pre_mlp'},
     'QK-clip 100': {**_BARE, 'optimizer.qk_clip': 100.0},
     'QK-clip 30': {**_BARE, 'optimizer.qk_clip': 30.0},
     'sigmaReparam': {**_BARE, 'model.kernel': 'sigma_reparam'},

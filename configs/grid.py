@@ -46,7 +46,7 @@ SIZES = {
     'paper': ('2.4M', '9.4M', '19M', '42M', '85M', '151M', '302M', '1.2B'),
 }
 RATES = (  # half a decade apart; whole windows fit in below and above those of all scales
-    *(1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    *(1e-9, 3e-9, 1e-8, 3e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
     *(1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3),
 )
 SCHEDULE_FLOOR = 1e-5  # schedule.min_learning_rate of configs/base.py
@@ -83,10 +83,14 @@ def learning_rates(scale: str, shift: int = 0, count: int = 7) -> list[hyper.Poi
 
 def rates_from(first: float, shift: int, count: int) -> list[hyper.Point]:
   """`count` rates of RATES, half a decade apart, from `shift` half decades above `first`."""
+  return hyper.sweep('optimizer.learning_rate', _rates(first, shift, count))
+
+
+def _rates(first: float, shift: int, count: int) -> Sequence[float]:
   start = RATES.index(first) + shift
   if not 0 <= start <= start + count <= len(RATES):
     raise BadInput(f'{count} rates from {shift} half decades above {first}: not all in grid.RATES')
-  return hyper.sweep('optimizer.learning_rate', RATES[start : start + count])
+  return RATES[start : start + count]
 
 
 def schedule_floor(shift: int) -> dict[str, float]:
@@ -94,5 +98,5 @@ def schedule_floor(shift: int) -> dict[str, float]:
 
   It stays as far below the window; with no shift, nothing has to be changed.
   """
-  floor = RATES[RATES.index(SCHEDULE_FLOOR) + shift]
+  (floor,) = _rates(SCHEDULE_FLOOR, shift, 1)
   return {'schedule.min_learning_rate': floor} if shift else {}

@@ -38,12 +38,16 @@ at: the memories of AdEMAMix and the tail average are a tenth of the run; a shif
 the end of the schedule; DyT scales the embedding, WeSaR includes embedding and head, Prodigy has
 its own beta2, Adafactor is factored at all sizes; pairs that cannot be combined are left out.
 
+Amended a third time that day, after 680 runs, again without a look at losses: AGC no longer clips
+the head, the scale of nGPT's MLP learns at its published rate, and QKV-norm drops the norm before
+attention, all as in their sources; their runs were repeated.
+
 Arms of one size have the same width and depth. SwiGLU, experts and gates have other numbers of
 parameters, which the table shows: their losses are not at matched counts.
 
 Not yet measured at any scale; the screening at night scale is under way (configs/README.md).
 
-Time at night scale: 801 runs, 3 to 5 hours on two idle cores of the machines of BUILD_NOTES.md. At
+Time at night scale: 803 runs, 3 to 5 hours on two idle cores of the machines of BUILD_NOTES.md. At
 cpu scale about an hour (estimates).
 
   python -m launch.sweep --config=configs/leaderboard.py --workdir=runs/leaderboard
@@ -76,7 +80,7 @@ COUNT = 9  # learning rates
 MULTIPLIERS = {'Prodigy': 1e-2, 'DoWG': 1e-2}
 # Arm or pair -> how many rates are added below and above its window, because its optimum was at
 # that end. Controls have those of the baseline.
-MORE_RATES: Mapping[str, tuple[int, int]] = {}
+MORE_RATES: Mapping[str, tuple[int, int]] = {'WeSaR': (0, 1), 'Prodigy': (0, 1)}
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:

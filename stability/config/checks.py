@@ -102,10 +102,19 @@ def _(kind, name):
 
 @_check('optimizer.name', 'parameterization.name')
 def _(optimizer, name):
-  if optimizer == 'hyperball' and name == 'muparam_full':
+  if optimizer in ('hyperball', 'muon_sphere') and name == 'muparam_full':
     return (
-        'must not be hyperball with config.parameterization.name=muparam_full, whose queries start'
-        ' at 0 and would stay there'
+        f'must not be {optimizer}, which keeps the norms of matrices, with'
+        ' config.parameterization.name=muparam_full, whose queries start at 0'
+    )
+
+
+@_check('model.kernel', 'parameterization.name')
+def _(kernel, name):
+  if kernel == 'wesar' and name != 'standard':
+    return (
+        f'must not be wesar with config.parameterization.name={name}, which sets the size of'
+        ' parameters that wesar gives one size'
     )
 
 
@@ -150,6 +159,12 @@ def _(qk_clip, kernel):
 def _(query_group, qk_norm):
   if query_group > 1 and qk_norm == 'ngpt':
     return 'must be 1 with config.model.qk_norm=ngpt, whose queries and keys share a scale'
+
+
+@_check('model.norm_position', 'model.block')
+def _(norm_position, block):
+  if norm_position == 'pre_mlp' and block == 'parallel':
+    return 'must not be pre_mlp with config.model.block=parallel, where both layers read one norm'
 
 
 @_check('model.head', 'optimizer.embedding_rate')

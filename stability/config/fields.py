@@ -114,17 +114,17 @@ RECORDS = (
            ' normalises nothing.', paper='layernorm',
            source='section 2.1; rmsnorm: arXiv 1910.07467; dyt: arXiv 2503.10622'),
     choice('model.norm_position', 'pre',
-           ('pre', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero', 'ngpt'),
-           'Position of norms: pre, before attention and MLP; pre_scaled, the same, divided by'
-           ' sqrt(i) in block i, counted from 1; peri, after them as well; post, on the sum with'
-           ' the residual stream; deepnorm, the same with the stream times (2 depth)^(1/4);'
-           ' rezero, none in the blocks, whose layers are multiplied by a learned gain that'
-           ' starts at 0; ngpt, moves of unit vectors on their sphere, while each update ends'
-           ' with scaling the vectors of all matrices to unit norm, for use with qk_norm, mlp and'
-           ' head of the same name and without weight decay.',
-           paper='pre', source='section 2.1; pre_scaled: arXiv 2502.05795; peri: arXiv 2502.02732;'
-           ' post: arXiv 1706.03762; deepnorm: arXiv 2203.00555; rezero: arXiv 2003.04887;'
-           ' ngpt: arXiv 2410.01131'),
+           ('pre', 'pre_mlp', 'pre_scaled', 'peri', 'post', 'deepnorm', 'rezero', 'ngpt'),
+           'Position of norms: pre, before attention and MLP; pre_mlp, before the MLP alone;'
+           ' pre_scaled, as pre, divided by sqrt(i) in block i, counted from 1; peri, as pre and'
+           ' after both; post, on the sum with the residual stream; deepnorm, the same with the'
+           ' stream times (2 depth)^(1/4); rezero, none in the blocks, whose layers are multiplied'
+           ' by a learned gain that starts at 0; ngpt, moves of unit vectors on their sphere, while'
+           ' each update ends with scaling the vectors of all matrices to unit norm, for use with'
+           ' qk_norm, mlp and head of the same name and without weight decay.',
+           paper='pre', source='section 2.1; pre_mlp: arXiv 2410.16682; pre_scaled: arXiv'
+           ' 2502.05795; peri: arXiv 2502.02732; post: arXiv 1706.03762; deepnorm: arXiv'
+           ' 2203.00555; rezero: arXiv 2003.04887; ngpt: arXiv 2410.01131'),
     choice('model.embedding_skip', 'none', ('none', 'learned'),
            'What a block reads besides the residual stream x; learned: a x + b x_0 with the output'
            ' x_0 of the embedding and learned scalars that start at a = 1 and b = 0.',

@@ -34,6 +34,8 @@ HParams = Mapping[str, jax.Array]
 Static = ml_collections.FrozenConfigDict
 
 SUFFIX = '_adapter'
+OF_RANK = ('b', 'up')  # matrices of adapters whose fan-in is the rank, whatever the width
+PROMPT = 'vectors'
 
 # Mixed into a run's seed for the parameters that are added to a tree, so that all others keep
 # theirs.
@@ -293,14 +295,16 @@ def _ia3(module: nn.Module, point: str, x: jax.Array) -> jax.Array:
 
 
 class Prompt(nn.Module):
-  """r learned vectors before the embeddings of a sequence, drawn as embeddings are."""
+  """r learned vectors before the embeddings of a sequence, drawn with the std of these."""
 
   rank: int
+  has_unit_rms: bool  # whether embeddings have an RMS of 1, and not of 1 / sqrt(D)
 
   @nn.compact
   def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
     B, _, D = x_BxTxD.shape
-    vectors = self.param('vectors', nn.initializers.normal(D**-0.5), (self.rank, D))
+    std = 1.0 if self.has_unit_rms else D**-0.5
+    vectors = self.param(PROMPT, nn.initializers.normal(std), (self.rank, D))
     prompt = jnp.broadcast_to(vectors.astype(x_BxTxD.dtype), (B, self.rank, D))
     return jnp.concatenate([prompt, x_BxTxD], axis=1)
 
@@ -308,7 +312,8 @@ class Prompt(nn.Module):
 def _prompt(module: nn.Module, point: str, x: jax.Array) -> jax.Array:
   """Vectors before the input, which get positions and attention like tokens but no logits."""
   if point == 'embedding':
-    return Prompt(module.c.adapter.rank, name=f'prompt{SUFFIX}')(x)
+    has_unit_rms = module.c.embedding in ('scaled', 'rmsnorm')
+    return Prompt(module.c.adapter.rank, has_unit_rms, name=f'prompt{SUFFIX}')(x)
   return x[:, module.c.adapter.rank :] if point == 'stream' else x
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import ngpt, parameterization
+from stability.model import adapters, ngpt, parameterization
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -23,6 +23,8 @@ def _small_head(
 ) -> Params:
   """Gives the head the std init.head_std instead of 1 / sqrt(width)."""
   factor = hparams['init.head_std'] * static.model.width**0.5
+  if 'head_reparam' in params:  # see _scale_kernels
+    return params | {'head_reparam': {'gain': params['head_reparam']['gain'] * factor}}
   return params | {'head': params['head'] * factor}
 
 
@@ -63,7 +65,7 @@ def _scale_kernels(
   flat, changed = flax.traverse_util.flatten_dict(params), {}
   for path in flat:
     block, name = path[0], path[-1]
-    if block.startswith('block_') and name in names:
+    if block.startswith('block_') and name in names and not adapters.is_added(path):
       gain = (*path[:-1], f'{name}_reparam', 'gain')
       scaled = gain if gain in flat else path
       changed[scaled] = flat[scaled] * factor(int(block.removeprefix('block_')))

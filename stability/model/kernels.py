@@ -1,6 +1,6 @@
 """Kernels of linear layers: initialisation, reparametrisations and products."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -136,11 +136,19 @@ def embedding(module: nn.Module, shape: tuple[int, int]) -> jax.Array:
   return WeSaR(width, name='embedding_reparam')(embedding_VxD)
 
 
-def embedding_of(module: nn.Module) -> jax.Array:
-  """What `embedding` returns, from the parameters alone."""
-  params = module.variables['params']
-  reparam = params.get('embedding_reparam')
-  return params['embedding'] if reparam is None else reparam['gain'] * params['embedding']
+def embedding_of(params: Mapping[str, Any]) -> jax.Array:
+  """What `embedding` returns, from the parameters of the model."""
+  return _with_gain(params, 'embedding')
+
+
+def head_of(params: Mapping[str, Any]) -> jax.Array:
+  """What `kernel_of_head` returns, from the parameters of the model."""
+  return _with_gain(params, 'head')
+
+
+def _with_gain(params: Mapping[str, Any], name: str) -> jax.Array:
+  reparam = params.get(f'{name}_reparam')
+  return params[name] if reparam is None else reparam['gain'] * params[name]
 
 
 def kernel(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.Array:

@@ -28,13 +28,15 @@ def unit(x: jax.Array, axis: int = -1) -> jax.Array:
   return (exact / jnp.sqrt(jnp.maximum(square, SMALLEST_NORM**2))).astype(x.dtype)
 
 
-def scale(module: nn.Module, name: str, size: int, start: float = 1.0) -> jax.Array:
+def scale(
+    module: nn.Module, name: str, size: int, start: float = 1.0, stored: float | None = None
+) -> jax.Array:
   """A learned vector of scales that start at `start`, in float32.
 
-  The parameter starts at 1 / sqrt(width), as the elements of the matrices do, so that one learning
-  rate changes both by similar fractions.
+  The parameter starts at `stored`; None: at 1 / sqrt(width), as the elements of the matrices do, so
+  that one learning rate changes both by similar fractions.
   """
-  stored = 1 / module.c.width**0.5
+  stored = 1 / module.c.width**0.5 if stored is None else stored
   if module.has_variable('params', name):  # queries and keys share a scale
     p = module.get_variable('params', name)
   else:

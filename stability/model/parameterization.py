@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.model import adapters
 from stability.variants import Choices, Variant
 
 Params = dict[str, Any]
@@ -124,6 +125,18 @@ def kinds(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(kind, params)
 
 
+def _kinds_of_rates(params: Params) -> Params:
+  """`kinds`, but a prompt learns like an embedding, and like a scale what has a rank as fan-in."""
+
+  def kind(path, of_kind):
+    names = tuple(key.key for key in path)
+    if adapters.is_added(names) and names[-1] in adapters.OF_RANK:
+      return 'scale'
+    return 'embedding' if adapters.is_added(names) and names[-1] == adapters.PROMPT else of_kind
+
+  return jax.tree_util.tree_map_with_path(kind, kinds(params))
+
+
 def _parameterization(static: ml_collections.FrozenConfigDict) -> Parameterization:
   return PARAMETERIZATIONS[static.parameterization.name].make
 
@@ -159,7 +172,7 @@ def learning_rates(
 ) -> Params:
   """The learning rate of every parameter, in a tree with the structure of `params`."""
   rates = jax.tree.map(lambda _: rate, params)
-  exponents, of_kind = static.parameterization.exponents, kinds(params)
+  exponents, of_kind = static.parameterization.exponents, _kinds_of_rates(params)
   rates = _scaled(rates, of_kind, hparams, static, lambda powers: getattr(powers, exponents))
   factor_of = EMBEDDING_RATES[static.optimizer.embedding_rate].make
   if factor_of is None:

@@ -36,6 +36,16 @@ def _pre_norm(block: nn.Module) -> Apply:
   return lambda name, x_BxTxD, layer: x_BxTxD + layer(_norm(block, f'{name}_norm')(x_BxTxD))
 
 
+def _pre_norm_of_mlp(block: nn.Module) -> Apply:
+  """Pre-LN of the MLP alone: x + layer(x) for attention, for use with norms of its q, k and v."""
+  pre = _pre_norm(block)
+
+  def apply(name, x_BxTxD, layer):
+    return x_BxTxD + layer(x_BxTxD) if name == 'attention' else pre(name, x_BxTxD, layer)
+
+  return apply
+
+
 def _scaled_pre_norm(block: nn.Module) -> Apply:
   """LayerNorm scaling: x + layer(norm(x) / sqrt(i)) in block number i, counted from 1."""
   scale = (block.index + 1) ** -0.5
@@ -88,6 +98,7 @@ RESIDUALS = Choices(
     'model.norm_position',
     {
         'pre': Variant(Residual(_pre_norm), 'arXiv 2002.04745; section 2.1'),
+        'pre_mlp': Variant(Residual(_pre_norm_of_mlp), 'arXiv 2410.16682'),
         'pre_scaled': Variant(Residual(_scaled_pre_norm), 'arXiv 2502.05795'),
         'peri': Variant(Residual(_peri_norm), 'arXiv 2502.02732'),
         'post': Variant(Residual(_post_norm, final_norm=False), 'arXiv 1706.03762'),

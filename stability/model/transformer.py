@@ -191,7 +191,7 @@ def _linear_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> j
 def _tied_head(module: Transformer, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
   """The products with the embeddings."""
   del hparams
-  return _head_logits(module, x_BxTxD, embedding_of(module).T)
+  return _head_logits(module, x_BxTxD, embedding_of(module.variables['params']).T)
 
 
 def _head_logits(module: Transformer, x_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:

@@ -116,7 +116,7 @@ def _rate_of_layer(
   Before the blocks are the embedding and a prompt. A tied head is the embedding.
   """
   name = path[0]
-  if name in ('head', 'final_norm', 'logit_scale'):
+  if name in ('head', 'head_reparam', 'final_norm', 'logit_scale'):
     return 1.0
   block = int(name.removeprefix('block_')) + 1 if name.startswith('block_') else 0
   return hparams['optimizer.layer_rate_decay'] ** (static.model.depth - block)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stability.model import parameterization
 from stability.optim import clipping
 from stability.optim.norms import global_norm
 from stability.variants import Term, Terms
@@ -32,9 +33,19 @@ def _adaptive_clip(hparams: HParams) -> optax.GradientTransformation:
   """AGC: clips the gradient of each unit to a fraction of the norm of the unit's weights.
 
   The unit of a matrix is a column, the weights of one output; that of a vector is the vector. The
-  norm of the weights counts as 1e-3 at least, so that weights that start at zero can change.
+  norm of the weights counts as 1e-3 at least, so that weights that start at zero can change. An
+  untied head is not clipped (section 4.1).
   """
-  return optax.adaptive_grad_clip(hparams['optimizer.adaptive_clip'])
+  agc = optax.adaptive_grad_clip(hparams['optimizer.adaptive_clip'])
+
+  def clip(gradients, params):
+    clipped, _ = agc.update(gradients, agc.init(params), params)
+    kinds = parameterization.kinds(params)
+    return jax.tree.map(
+        lambda kind, g, c: g if kind == 'readout' else c, kinds, gradients, clipped
+    )
+
+  return optax.stateless(clip)
 
 
 # hparams -> an Optax transformation; applied in this order.

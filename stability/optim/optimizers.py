@@ -270,6 +270,14 @@ def for_matrices(
   return optax.partition({matrices_label: matrices, rest_label: rest}, labels)
 
 
+def eps_acts(params: optax.Params, name: str) -> optax.Params:
+  """Whether the optimizer adds eps to the root of each element's second moment, by parameter."""
+  reads, of_matrices = 'optimizer.eps' in OPTIMIZERS[name].reads, name in _NO_EPS_OF_MATRICES
+  return jax.tree.map(
+      lambda kind: reads and not (of_matrices and kind == 'hidden'), parameterization.kinds(params)
+  )
+
+
 def _from_moments(
     hparams: HParams, rule: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 ) -> optax.GradientTransformation:
@@ -287,6 +295,7 @@ def _from_moments(
   return optax.GradientTransformation(adam.init, update)
 
 
+_NO_EPS_OF_MATRICES = ('muon', 'muon_sphere')  # their eps guards against a norm of 0
 _BETAS = ('optimizer.beta1', 'optimizer.beta2')
 
 # hparams -> an Optax transformation.

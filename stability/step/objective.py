@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from stability.model import kernels
 from stability.step import probes
 from stability.variants import Term, Terms
 
@@ -40,7 +41,7 @@ def _z_loss(forward: Forward) -> jax.Array:
 
 def _mu_loss(forward: Forward) -> jax.Array:
   """Coefficient times the squared norm of the head's mean output embedding."""
-  mean_D = jnp.mean(forward.weights['head'], axis=1)
+  mean_D = jnp.mean(kernels.head_of(forward.weights), axis=1)
   return forward.hparams['objective.mu_loss'] * jnp.sum(jnp.square(mean_D))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from stability.errors import BadInput
 from stability.model import spectra
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
-from stability.optim import norms
+from stability.optim import norms, optimizers
 from stability.variants import Term, Terms
 
 Measurements = dict[str, Measured]
@@ -95,10 +95,12 @@ def scalars(measured: Measurements) -> dict[str, jax.Array]:
 
 def _gradients(inside: Inside) -> dict[str, jax.Array]:
   eps = inside.hparams['optimizer.eps']
+  acts = dict(_paths(optimizers.eps_acts(inside.gradients, inside.static['optimizer']['name'])))
   found = {}
   for path, value in _rms(inside.gradients).items():
     found[f'gradient_rms/{path}'] = value
-    found[f'gradient_over_eps/{path}'] = value / eps
+    if acts[path]:
+      found[f'gradient_over_eps/{path}'] = value / eps
   return found
 
 
@@ -171,7 +173,7 @@ class Acted:
 INSIDE = Terms(
     'probes',
     [
-        Term('gradients', _gradients, 'figures 11 to 13', reads=('optimizer.eps',)),
+        Term('gradients', _gradients, 'figures 11 to 13'),
         Term('parameters', _parameters, 'figure E.14'),
         Term('updates', _updates, 'figures 13, E.13'),
         Term('effective_learning_rates', _effective_rates, 'arXiv 2606.29158'),

@@ -155,7 +155,19 @@ def test_complete_with_an_absent_value():
         ),
         (
             dict(optimizer__name='hyperball', parameterization__name='muparam_full'),
-            'must not be hyperball with config.parameterization.name=muparam_full',
+            'must not be hyperball, .* with config.parameterization.name=muparam_full',
+        ),
+        (
+            dict(optimizer__name='muon_sphere', parameterization__name='muparam_full'),
+            'must not be muon_sphere, .* with config.parameterization.name=muparam_full',
+        ),
+        (
+            dict(model__kernel='wesar', parameterization__name='muparam_simple'),
+            'must not be wesar with config.parameterization.name=muparam_simple',
+        ),
+        (
+            dict(model__norm_position='pre_mlp', model__block='parallel'),
+            'must not be pre_mlp with config.model.block=parallel',
         ),
         (
             dict(optimizer__name='muon_sphere', init__depth_scale='block'),

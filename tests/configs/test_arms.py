@@ -5,6 +5,7 @@ import pytest
 from configs import arms, grid
 from stability import config as config_lib
 from stability import hyper, variants
+from stability.errors import BadInput
 from stability.optim import evaluation  # noqa: F401  its table
 from stability.step import train_step  # noqa: F401  the other tables
 from stability.storage import reuse
@@ -48,6 +49,13 @@ def test_windows():
   assert floors == [1e-5] * 7 + [1e-6] * 7  # as far below the window
   assert grid.get_config('paper').schedule.min_learning_rate == 1e-5
   assert set(arms.SHIFTS) <= set(arms.ARMS)
+
+
+def test_floor_of_windows_far_below():
+  """Of WeSaR and Lion together, five half decades below; none wraps around the list of rates."""
+  assert grid.schedule_floor(-5) == {'schedule.min_learning_rate': 3e-8}
+  with pytest.raises(BadInput, match='not all in grid'):
+    grid.schedule_floor(-9)
 
 
 def test_every_variant_is_in_an_arm():

@@ -4,6 +4,7 @@ import functools
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -216,15 +217,44 @@ def test_rates_of_lora_plus(tiny):
   assert b == pytest.approx(16 * a) and a == pytest.approx(0.05)  # half of a warm-up of 2
 
 
+@pytest.mark.parametrize(
+    'path, share',
+    [
+        ('block_0/mlp/up_adapter/a', 1 / 4),
+        ('block_0/mlp/up_adapter/b', 1),
+        ('block_0/mlp_adapter/down', 1 / 4),
+        ('block_0/mlp_adapter/up', 1),
+        ('prompt_adapter/vectors', 1),
+        ('block_0/mlp/up', 1 / 4),
+    ],
+)
+def test_rates_under_muparam(tiny, path, share):
+  """Rates of matrices with the width as fan-in are divided by its ratio, not of those with r."""
+  run = tiny(
+      SMALL | {'parameterization.name': 'muparam_simple', 'parameterization.base_width': 4}
+  )
+  params = flax.traverse_util.unflatten_dict({path: np.ones((2, 2))}, sep='/')
+  assert rates(run, params)[path] == pytest.approx(0.05 * share)
+
+
+@pytest.mark.parametrize('embedding, rms', [('learned', 0.25), ('scaled', 1), ('rmsnorm', 1)])
+def test_prompt_is_drawn_like_embeddings(tiny, embedding, rms):
+  options = {'adapter.kind': 'prompt', 'adapter.rank': 64, 'model.embedding': embedding}
+  run = tiny(SMALL | options)
+  state = train_step.programs(run.static, V).init(run.hparams)
+  vectors = state['params']['prompt_adapter']['vectors']
+  assert float(jnp.sqrt(jnp.mean(jnp.square(vectors)))) == pytest.approx(rms, rel=0.1)
+
+
 def test_rates_by_layer(tiny):
   """0.5^(L - i) in block i of L = 2; the embedding is below block 1, the head above the last."""
   run = tiny(SMALL | {'optimizer.layer_rate_decay': 0.5, 'schedule.warmup_steps': 0})
-  names = ['embedding', 'block_0', 'block_1', 'final_norm', 'head']
+  names = ['embedding', 'block_0', 'block_1', 'final_norm', 'head_reparam', 'head']
   params = {name: {'scale': np.ones(2)} for name in names} | {'head': np.ones((2, 2))}
   found = rates(run, params)
   top = rates(tiny(SMALL | {'schedule.warmup_steps': 0}), params)['head']
   ratios = [found[name if name == 'head' else f'{name}/scale'] / top for name in names]
-  np.testing.assert_allclose(ratios, [0.25, 0.5, 1, 1, 1], rtol=1e-6)
+  np.testing.assert_allclose(ratios, [0.25, 0.5, 1, 1, 1, 1], rtol=1e-6)
 
 
 def test_l2_sp(tiny):

@@ -40,6 +40,26 @@ def test_small_and_zero_head(tiny, params):
   assert initial(tiny(), params) is params
 
 
+def test_small_head_of_wesar(tiny, params):
+  """Its gain takes the factor, as all parameters start with one std."""
+  run = tiny({'init.head': 'small', 'model.kernel': 'wesar', 'model.width': 64})
+  found = initial(run, params | {'head_reparam': {'gain': np.float32(3)}})
+  assert found['head'] is params['head']
+  np.testing.assert_allclose(found['head_reparam']['gain'], 3 * 1e-3 * 64**0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'changed', [{'init.depth_scale': 'depth'}, {'model.norm_position': 'deepnorm'}]
+)
+def test_depth_scale_of_adapters(tiny, params, changed):
+  """Not of the matrices of adapters, though a bottleneck has one of the same name."""
+  down = params['block_0']['mlp']['down']
+  params['block_0']['mlp_adapter'] = {'down': down}
+  found = initial(tiny(changed | {'adapter.kind': 'houlsby', 'adapter.rank': 2}), params)
+  assert found['block_0']['mlp_adapter']['down'] is down
+  assert found['block_0']['mlp']['down'] is not down
+
+
 def test_std_without_small_head(tiny):
   with pytest.raises(BadInput, match=r'must be 0.001 unless config\.init\.head=small'):
     tiny({'init.head': 'zero', 'init.head_std': 1e-2})

@@ -77,6 +77,13 @@ def test_formula(position, index, formula):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_pre_norm_of_the_mlp_alone():
+  _, _, found = run(3, 'pre_mlp')
+  x = X + X @ KERNELS['attention']
+  expected = x + norm(x, SCALE) @ KERNELS['mlp']
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_rezero_starts_as_the_identity():
   """One gain for both layers, at first 0, and no norm."""
   start, _, _ = run(0, 'rezero')

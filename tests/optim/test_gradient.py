@@ -63,6 +63,17 @@ def test_adaptive_clip_of_units():
   assert_equal(found['scale'], gradient['scale'] * 0.3 * np.sqrt(5) / 5)
 
 
+def test_adaptive_clip_leaves_the_head():
+  """Section 4.1 of arXiv 2102.06171; PARAMS has none, so its tree is renamed."""
+  params = {'head': PARAMS['matrix'], 'block_0': {'up': PARAMS['matrix']}}
+  gradient = jax.tree.map(lambda p: 100 * p, params)
+  (term,) = (term for term in GRADIENT if term.name == 'adaptive_clip')
+  agc = term.make({'optimizer.adaptive_clip': np.float32(0.3)})
+  found, _ = agc.update(gradient, agc.init(params), params)
+  np.testing.assert_array_equal(found['head'], gradient['head'])
+  np.testing.assert_allclose(found['block_0']['up'], 0.3 * PARAMS['matrix'], rtol=1e-5)
+
+
 def zclip_reference(norms, limit):
   """The norms after ZClip, from its source code."""
   clipped = []

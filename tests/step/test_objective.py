@@ -17,11 +17,11 @@ HEAD = np.float32(0.3 + RNG.normal(size=(7, 11)))
 TARGET_LOGITS = np.take_along_axis(LOGITS, TARGETS[..., None], axis=-1)[..., 0]
 
 
-def objective(logits, z_loss=0.0, mu_loss=0.0, head=HEAD):
+def objective(logits, z_loss=0.0, mu_loss=0.0, head=HEAD, **weights):
   hparams = {'objective.z_loss': np.float32(z_loss), 'objective.mu_loss': np.float32(mu_loss)}
   others = {'balance_loss': False, 'router_z_loss': False}
   static = ml_collections.FrozenConfigDict({'objective': {'mu_loss': mu_loss > 0} | others})
-  return objective_lib.objective(static, hparams, logits, TARGETS, {'head': head}, {})
+  return objective_lib.objective(static, hparams, logits, TARGETS, {'head': head, **weights}, {})
 
 
 @pytest.mark.parametrize('z_loss', [0.0, 1e-4, 0.5])
@@ -65,6 +65,14 @@ def test_mu_loss():
   assert float(value) == pytest.approx(float(metrics['loss'] + metrics['mu_loss']), rel=1e-6)
   gradient = jax.grad(lambda head: objective(LOGITS, mu_loss=0.5, head=head)[0])(HEAD)
   np.testing.assert_allclose(gradient, np.tile(mean / 11, (11, 1)).T, rtol=1e-5)
+
+
+def test_mu_loss_of_a_head_with_a_gain():
+  """Of the matrix that the logits are computed with (WeSaR)."""
+  _, plain = objective(LOGITS, mu_loss=0.5)
+  gain = {'gain': np.float32(3)}
+  _, found = objective(LOGITS, mu_loss=0.5, head=HEAD / 3, head_reparam=gain)
+  assert float(found['mu_loss']) == pytest.approx(float(plain['mu_loss']), rel=1e-5)
 
 
 def test_losses_of_routers():

@@ -249,6 +249,29 @@ def test_parameters_gradients_and_updates(inside):
 
 
 @pytest.mark.parametrize(
+    'name, acts', [('adamw', (True, True)), ('muon', (False, True)), ('lion', (False, False))]
+)
+def test_eps_that_does_not_act_is_not_compared(name, acts):
+  """Muon's guards the norm of a matrix, Lion has none."""
+  params = {'block_0': {'mlp': {'up': np.ones((2, 2))}}, 'head': np.ones((2, 2))}
+  inside = probes.Inside(
+      params=params,
+      gradients=params,
+      updates=params,
+      moves=params,
+      hparams={'optimizer.eps': 0.5},
+      static={'optimizer': {'name': name}},
+  )
+  (term,) = (term for term in probes.INSIDE if term.name == 'gradients')
+  found = term.make(inside)
+  assert {path.partition('/')[0] for path in found} == (
+      {'gradient_rms'} | ({'gradient_over_eps'} if any(acts) else set())
+  )
+  present = tuple(f'gradient_over_eps/{path}' in found for path in ('block_0/mlp/up', 'head'))
+  assert present == acts
+
+
+@pytest.mark.parametrize(
     'changed',
     [
         {'optimizer.learning_rate': np.float32(1)},
