@@ -1,4 +1,4 @@
-"""How sensitive to the learning rate is fine-tuning? Nine methods, parents of three rates.
+r"""How sensitive to the learning rate is fine-tuning? Nine methods, parents of three rates.
 
 Models of configs/pretraining.py, trained on Python source, are trained further on the English of
 Python's own help texts (pydoc_data/topics.py, which the embedded text leaves out; sweep.json has
@@ -38,7 +38,7 @@ the folder in which runs/pretraining was made:
 
   python -m launch.sweep --config=configs/finetuning.py --workdir=runs/finetuning
   python -m launch.evaluate --workdir=runs/finetuning      # on Python source: what is forgotten
-  python -m launch.retrieve --workdir=runs/finetuning --parents
+  python -m launch.retrieve --workdir=runs/finetuning --parents \
       --runs='*,parent=best,arm=full,learning_rate=0.01,*' # a datastore instead of fine-tuning
 """
 

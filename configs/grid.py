@@ -1,4 +1,4 @@
-"""Sizes, learning rates and run lengths that the experiments share, at each scale.
+r"""Sizes, learning rates and run lengths that the experiments share, at each scale.
 
 This file is not an experiment. The scales:
 
@@ -26,7 +26,7 @@ time of runs of each size on the slower one. On one H100 at 40 % of its peak, by
 takes up to 2 hours at gpu scale and 18 to 11,000 hours at paper scale, where 4.8B needs several
 GPUs:
 
-  python -m launch.sweep --config=configs/NAME.py:gpu --dry_run --devices=1 --device_memory_gb=80
+  python -m launch.sweep --config=configs/NAME.py:gpu --dry_run --devices=1 --device_memory_gb=80 \
       --device_tflops=990
 """
 

@@ -1,9 +1,9 @@
-"""How does LR sensitivity grow with size? The ladder of arXiv 2309.14322, smallest to largest.
+r"""How does LR sensitivity grow with size? The ladder of arXiv 2309.14322, smallest to largest.
 
 Named sizes x seven learning rates over three decades, with qk-layernorm and z-loss: the paper's
 default model. To see what a ladder costs on given devices, and which of its sizes fit on them:
 
-  python -m launch.sweep --config=configs/ladder.py:paper --dry_run --devices=8
+  python -m launch.sweep --config=configs/ladder.py:paper --dry_run --devices=8 \
       --device_memory_gb=80 --device_tflops=990
 
 Paper (figure 1): with qk-layernorm, LR sensitivity stays low up to 1.2B. The paper trains its

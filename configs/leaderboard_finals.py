@@ -1,15 +1,15 @@
-"""Which of the arms nearest to the front are better than the baseline? The finals, over seeds.
+r"""Which of the arms nearest to the front are better than the baseline? The finals, over seeds.
 
 The protocol is that of configs/leaderboard.py. The finalists are what `python -m launch.finalists
 --workdir=runs/leaderboard` printed for the screening; their seeds are not those of the screening.
 Two sizes: five seeds at the smaller, three at the larger. The larger one shows whether an effect
 lasts, and what the best rate of the smaller one costs there (regret).
 
-Not yet measured at any scale; until a screening is committed here, only baseline and controls run.
+Not yet measured at any scale; until FINALISTS is filled in, only baseline and controls run.
 
 The first five finalists are trained once more on a text that is not source code:
 
-  python -m launch.sweep --config=configs/leaderboard_finals.py:night --arms=NAME,NAME,...
+  python -m launch.sweep --config=configs/leaderboard_finals.py:night --arms=NAME,NAME,... \
       --config.data.path=FOLDER --workdir=runs/leaderboard_finals_text
 
 Time at night scale: 72 runs an arm, of a minute each at 37K and 6 at 590K, on one core: 1.7 hours

@@ -8,7 +8,7 @@ Not in the paper.
 Time at cpu scale: 63 runs, 7 minutes on two cores beside other work; those of configs/quickstart.py
 with qk-layernorm are the same (--reuse). Add --seeds=3, since configs/finetuning.py needs them:
 
-  python -m launch.sweep --config=configs/pretraining.py --workdir=runs/pretraining
+  python -m launch.sweep --config=configs/pretraining.py --workdir=runs/pretraining --seeds=3
 """
 
 from ml_collections import ConfigDict

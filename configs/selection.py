@@ -1,4 +1,4 @@
-"""Does it matter which half of the text a model is trained on? Rules of selection against random.
+r"""Does it matter which half of the text a model is trained on? Rules of selection against random.
 
 Two sizes x seven learning rates x three seeds, once on all of the training text and once on half of
 it, chosen by each rule: whole documents at random, those with the highest loss, those on which
@@ -15,20 +15,20 @@ flip: text of high loss is the worst half of four from 3e-3 to 3e-1 at 37K and t
 Time at cpu scale: 28 minutes on two cores that had other work: 5 sweeps of 42 runs, each 2 to 3
 minutes, and 4 selections of 3 to 5, with --seeds=3 for every sweep. Begin with all of the text:
 
-  python -m launch.sweep --config=configs/selection.py --workdir=runs/all
+  python -m launch.sweep --config=configs/selection.py --workdir=runs/all --seeds=3
 
 Then, for each RULE of random, loss, disagreement and gain:
 
-  python -m launch.label select --workdir=runs/all --runs='width=16,learning_rate=0.03,*'
+  python -m launch.label select --workdir=runs/all --runs='width=16,learning_rate=0.03,*' \
       --data=train --length=0 --share=0.5 --by=RULE --output=runs/tasks_RULE
   python -m launch.label keep --tasks=runs/tasks_RULE --output=runs/text_RULE
-  python -m launch.sweep --config=configs/selection.py --workdir=runs/RULE
-      --config.data.path=runs/text_RULE
+  python -m launch.sweep --config=configs/selection.py --workdir=runs/RULE \
+      --config.data.path=runs/text_RULE --seeds=3
 
 with --reference='runs/all/runs/width=32,learning_rate=0.03,seed=0' for gain. The page, in which the
 others are held against random:
 
-  python -m launch.report --workdir=runs/random,runs/all,runs/loss,runs/disagreement,runs/gain
+  python -m launch.report --workdir=runs/random,runs/all,runs/loss,runs/disagreement,runs/gain \
       --output=runs/selection
 """
 

@@ -6,7 +6,7 @@
 Each run that has ended is exported with its config, the logged rows by step, its result and its
 status, under its name and in a group named after DIR. Nothing is sent anywhere. FOLDER must be new
 or empty; to export what has ended since, name another one. The package of the tool is needed: pip
-install 'stability[wandb]' or 'stability[mlflow]'. To use what was written:
+install -e '.[wandb]' or '.[mlflow]'. To use what was written:
 
   wandb sync FOLDER/wandb/offline-run-*
   MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri FOLDER/mlruns
@@ -71,7 +71,7 @@ def _check_installed(package: str) -> None:
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
     raise BadInput(
-        f"--to={package}: needs the package {package}: pip install 'stability[{package}]'"
+        f"--to={package}: needs the package {package}: pip install -e '.[{package}]'"
     )
 
 

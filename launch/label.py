@@ -1,4 +1,4 @@
-"""Chooses text with people: selects passages, asks about them, reads the answers.
+"""Selects passages of text, asks people about them and reads their answers.
 
   python -m launch.label select --workdir=DIR --data=FOLDER --count=N --by=RULE --output=TASKS
   python -m launch.label ask --tasks=TASKS

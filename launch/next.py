@@ -1,4 +1,4 @@
-"""Says which runs of a sweep to train next, so that it says most for its FLOPs.
+"""Says which runs of a sweep to train next, to learn the most per FLOP.
 
   python -m launch.next --workdir=DIR [--config=FILE.py] [--arms=NAME,...] [--count=N] [--target=7B]
   python -m launch.next --workdir=DIR [--config=FILE.py] --train [--width=X] [--budget=cpu:2h|1e15]
@@ -76,7 +76,7 @@ _TARGET = flags.DEFINE_string(
 _WIDTH = flags.DEFINE_float(
     'width',
     None,
-    'decades: the 90 % interval of a critical rate that is known; default: half a step of the grid',
+    'decades: a critical rate is known if its 90 % interval is narrower; default: half a step',
     flag_values=FLAGS,
 )
 _TRAIN = flags.DEFINE_boolean('train', False, 'train the runs', flag_values=FLAGS)

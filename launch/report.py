@@ -27,7 +27,7 @@ the runs.
 
 FILE.csv has a row per run with learning_rate, final_loss and, unless the flag is given,
 initial_loss; parameters, seed and status are optional. A run with neither final_loss nor status has
-diverged. A row with forked_from, of results.csv of a workdir, is left out. Each combination of
+diverged. Forks (rows with forked_from in results.csv) are left out. Each combination of
 values in the columns of --group_by is an intervention; the default is all columns with a dot in
 their name.
 

@@ -6,10 +6,10 @@
 --input may be repeated. It is one of
 
   hf:NAME[:CONFIG]    a Hugging Face dataset, or a local folder with the layout of one, streamed by
-                      the datasets library (pip install 'stability[hf]')
+                      the datasets library (extra hf: pip install -e '.[hf]')
   PATH or 'PATTERN'   a file, a folder or a glob pattern; files are read in order of their names:
                       .jsonl with an object per line; .json with that, an array of objects or a
-                      layout of pandas; .parquet and .arrow (stability[hf]); and anything else as
+                      layout of pandas; .parquet and .arrow (hf); and anything else as
                       text, one document per file (a file over 64 KiB is packed in pieces, cut at
                       line ends). JSON and text may be compressed (.gz, .bz2, .xz, .zst). Links are
                       followed
@@ -27,7 +27,7 @@ text, so that source trees are read whole: wiki.valid.txt is validation text bes
 and test/ is skipped beside train/ (stability/data/split_names.py).
 
 --tokenizer is bytes; bpe, a byte-pair encoding learned from the first training documents; or the
-path of a tokenizer.json or of a SentencePiece model (.model; stability[hf]).
+path of a tokenizer.json or of a SentencePiece model (.model; hf).
 
 Documents are packed as in the paper: each is followed by an end-of-document token, without padding.
 Text must be UTF-8; input that cannot be read is refused with its file and line.

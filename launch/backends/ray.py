@@ -41,7 +41,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def check_installed() -> None:
   """Raises BadInput if Ray is not installed."""
   if importlib.util.find_spec('ray') is None:
-    raise BadInput("--backend=ray: Ray is not installed: pip install 'stability[ray]'")
+    raise BadInput("--backend=ray: Ray is not installed: pip install -e '.[ray]'")
 
 
 def train(

@@ -262,7 +262,7 @@ def check(platform: str) -> None:
   if not is_there:
     raise BadInput(
         f"--target: the compiler for this {platform.upper()} is not installed: pip install"
-        f" 'stability[{extra}]'"
+        f" -e '.[{extra}]'"
     )
 
 

@@ -62,7 +62,7 @@ def test_missing_package(to, origin, workdir, tmp_path, monkeypatch, capsys):
   spec = None if origin is None else importlib.util.spec_from_loader(to, None)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: spec)
   assert run(workdir, to, tmp_path / 'out') == 2
-  error = f"error: --to={to}: needs the package {to}: pip install 'stability[{to}]'\n"
+  error = f"error: --to={to}: needs the package {to}: pip install -e '.[{to}]'\n"
   assert capsys.readouterr().err == error
   assert not (tmp_path / 'out').exists()
 

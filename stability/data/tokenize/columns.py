@@ -29,7 +29,7 @@ def rows(path: Path, kind: str, field: str, skip: int) -> Iterator[tuple[Row, fl
     import pyarrow as pa
   except ImportError:
     raise BadInput(
-        f"{path}: {kind} needs the package pyarrow: pip install 'stability[hf]'"
+        f"{path}: {kind} needs the package pyarrow: pip install -e '.[hf]'"
     ) from None
   row = 0
   try:

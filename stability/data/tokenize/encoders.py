@@ -98,7 +98,7 @@ class SentencePieceEncoder:
       import sentencepiece
     except ImportError:
       raise BadInput(
-          f"{where}: needs the package sentencepiece: pip install 'stability[hf]'"
+          f"{where}: needs the package sentencepiece: pip install -e '.[hf]'"
       ) from None
     self._processor = sentencepiece.SentencePieceProcessor()
     try:

@@ -97,7 +97,7 @@ def find(
     import datasets
   except ImportError:
     raise BadInput(
-        f"--input={dataset}: needs the package datasets: pip install 'stability[hf]'"
+        f"--input={dataset}: needs the package datasets: pip install -e '.[hf]'"
     ) from None
   name, _, config = dataset.removeprefix(PREFIX).partition(':')
   datasets.disable_progress_bars()

@@ -142,7 +142,7 @@ def _decompressed(stream: BinaryIO, kind: str | None, path: Path) -> Any:
     try:
       import pyarrow as pa
     except ImportError:
-      raise BadInput(f"{path}: zstd needs pyarrow: pip install 'stability[hf]'") from None
+      raise BadInput(f"{path}: zstd needs pyarrow: pip install -e '.[hf]'") from None
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), kind))
   openers = {'gzip': gzip.open, 'bzip2': bz2.open, 'xz': lzma.open}
   return openers[kind](stream) if kind else stream

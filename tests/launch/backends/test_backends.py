@@ -312,7 +312,7 @@ def workers_of(workdir):
 def ray_cluster(monkeypatch):
   """A Ray cluster with one node of one core, to which tests add nodes."""
   if importlib.util.find_spec('ray') is None:
-    pytest.skip("Ray is not installed: pip install 'stability[ray]'")
+    pytest.skip("Ray is not installed: pip install -e '.[ray]'")
   monkeypatch.setenv('RAY_worker_niceness', '0')  # for its nodes
   from ray import cluster_utils
 
@@ -376,7 +376,7 @@ def test_ray_task_fails(place, ray_cluster):
 
 def test_ray_loses_a_worker(place, expected_long):
   if importlib.util.find_spec('ray') is None:
-    pytest.skip("Ray is not installed: pip install 'stability[ray]'")
+    pytest.skip("Ray is not installed: pip install -e '.[ray]'")
   folder = place.folder / 'ray'
   sweep = place.start('sweep', *LONG, f'--workdir={folder}', '--backend=ray', '--job_cpus=1')
   with ending(sweep) as said:
