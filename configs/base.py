@@ -4,7 +4,7 @@
 2.1). The scale sets the model size, the number of steps and the batch:
 
   cpu    147K parameters, 500 steps of 16 x 64 bytes: 15 s on one CPU core, 25 s the first time
-  night  147K parameters, 10,000 steps of 16 x 64 bytes: 2 to 4 minutes on one CPU core
+  night  147K parameters, 10,000 steps of 16 x 64 bytes: 2 to 6 minutes on one CPU core
   gpu    2.4M parameters, 5,000 steps of 64 x 256 tokens
   paper  2.4M parameters, 100,000 steps of 256 x 512 tokens, as published
 
