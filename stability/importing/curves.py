@@ -67,9 +67,7 @@ class _Reader:
     """
     self.seen.update(table.columns)
     table, steps, step_column = self._with_steps(table)
-    run_column = self._mapping.get('run')
-    if run_column not in table.columns:
-      run_column = _first(table.columns, columns_lib.CURVE_COLUMNS['run'])
+    run_column = self._column(table, 'run')
     runs = [run] * len(steps)
     if run_column is not None:
       runs = [(name,) for name in table.texts(run_column)]
@@ -175,9 +173,15 @@ class _Reader:
       raise table.error(wrong[0], column, 'a whole number from 0 to 2^53')
     return table, steps.astype(np.int64), column
 
+  def _column(self, table: Table, name: str) -> str | None:
+    """The column that the user names, else the likeliest."""
+    mapped = self._mapping.get(name)
+    if mapped == '' or mapped in table.columns:
+      return mapped or None
+    return _first(table.columns, columns_lib.CURVE_COLUMNS[name])
+
   def _find_step(self, table: Table) -> str:
-    step = _first(table.columns, columns_lib.CURVE_COLUMNS['step'])
-    tokens = _first(table.columns, columns_lib.CURVE_COLUMNS['tokens'])
+    step, tokens = self._column(table, 'step'), self._column(table, 'tokens')
     unit = self._options.step_unit
     if unit == 'tokens':
       found = tokens or step

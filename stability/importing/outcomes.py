@@ -138,9 +138,10 @@ def _last_loss(curve: Curve) -> float | None:
   loss = curve.values.get('loss')
   if loss is None:
     return None
-  late = curve.steps > (1 - LATE) * curve.steps[-1]
-  late[np.flatnonzero(np.isfinite(loss))[-1]] = True
-  return float(loss[late & np.isfinite(loss)].mean())
+  steps, loss = curve.steps[np.isfinite(loss)], loss[np.isfinite(loss)]
+  late = steps > (1 - LATE) * steps[-1]
+  late[-1] = True
+  return float(loss[late].mean())
 
 
 def _last_step(curve: Curve, options: Options) -> int | None:

@@ -185,6 +185,8 @@ def test_columns_that_the_user_excludes(tmp_path):
   found = read(path, mapping={'loss': ''})
   ((_, curve),) = found.by_run.items()
   assert list(curve.values) == ['val_loss'] and [*found.notes.left_out] == ['loss']
+  with pytest.raises(BadInput, match='has no column step'):
+    read(path, mapping={'step': ''})
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,13 @@ def test_a_last_row_without_the_loss(tmp_path):
     assert statuses(found) == ['done'] and found.runs['a'].result.final_loss == LOSS[-1]
 
 
+def test_late_losses_end_with_the_last_one(tmp_path):
+  frame = pd.DataFrame({'step': range(100), 'loss': np.linspace(5, 4, 100)})
+  last = pd.DataFrame({'step': [1000], 'accuracy': [0.5]})
+  found = imported(tmp_path / 'a.csv', with_nan(pd.concat([frame, last])))
+  assert found.runs['a'].result.final_loss == pytest.approx(frame['loss'][95:].mean())
+
+
 def test_a_loss_logged_less_often(tmp_path):
   steps = np.arange(1049)
   frame = pd.DataFrame({'step': steps, 'loss': np.where(steps % 50, np.nan, 5 - steps / 500)})
