@@ -4,17 +4,19 @@
       [--map=NAME=COLUMN,...] [--group_by=COLUMN,...] [--initial_loss=X]
       [--loss_unit=nats|bits] [--step_unit=steps|tokens]
 
---runs is a CSV file or JSON lines with a row per run: an export of Weights & Biases, MLflow or
+--runs is a CSV or JSON file with a row per run: an export of Weights & Biases, MLflow or
 TensorBoard's HParams, or any table. --curves has the logged steps of the runs: CSV (a row per step,
-or a column per run as in chart exports) or JSON lines with a column `run`, or a folder with a file
-per run, TensorBoard's event files included (pip install tensorboard). One of the two is enough if
-it has the learning rates and the losses.
+a row per step and metric, or a column per run as in chart exports) or JSON with a column `run`, or
+a folder with a file per run, TensorBoard's event files included (pip install tensorboard). One of
+the two is enough if it has the learning rates and the losses. JSON has an object per line or is an
+array; files may end in .gz.
 
 Columns are recognised by the names that these tools and common trainers use, and what was
 recognised is printed. --map names others: learning_rate, final_loss, initial_loss, parameters,
 seed, run, id, status, steps, tokens, model.width, model.depth in --runs, and step, loss,
-gradient_norm, log_z, block_0/attention_logit_max or any other probe in --curves. By default,
-every setting that varies on its own defines interventions; --group_by names the columns instead.
+gradient_norm, log_z, block_0/attention_logit_max or any other probe in --curves; --map=NAME= says
+that no column is it. By default, every setting that varies on its own defines interventions;
+--group_by names the columns instead.
 
 The same command updates the workdir later, with new runs and new rows.
 """
@@ -30,7 +32,7 @@ from absl import flags
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
-_RUNS = path_flags.define('runs', None, 'CSV file or JSON lines with a row per run', FLAGS)
+_RUNS = path_flags.define('runs', None, 'CSV or JSON file with a row per run', FLAGS)
 _CURVES = path_flags.define('curves', None, 'file or folder of per-step logs', FLAGS)
 _WORKDIR = app.define_workdir(FLAGS)
 _MAP = flags.DEFINE_list('map', [], 'NAME=COLUMN: the column of a quantity', flag_values=FLAGS)

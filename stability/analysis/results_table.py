@@ -25,6 +25,8 @@ _MAX_LOSS = 1e30  # sums and plot axes overflow near the largest float
 _LOSS = f'a number from -{_MAX_LOSS:g} to {_MAX_LOSS:g}'
 _WHOLE_NUMBER = 'a whole number from 0 to 2^53 - 1'
 _EXAMPLES = 3  # of merged values in a note
+# The end of the errors for tables that launch.import_runs reads.
+_OTHERS = '; python -m launch.import_runs --runs={} reads tables of other trainers'
 
 
 def load_csv(
@@ -63,6 +65,7 @@ def load_csv(
   if missing:
     raise BadInput(
         f'{path}: has no column {" and ".join(missing)}; its columns are {", ".join(cells)}'
+        + _OTHERS.format(path)
     )
   if initial_loss is not None and not abs(initial_loss) <= _MAX_LOSS:
     raise BadInput(f'--initial_loss={initial_loss}: must be {_LOSS}')
@@ -150,11 +153,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
   try:
     with path.open(newline='', encoding='utf-8-sig') as file:
       reader = csv.reader(file, strict=True)
-      rows = [(reader.line_num, row) for row in reader if row]
+      # Spreadsheets write rows of empty cells.
+      rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
   except OSError as error:
     raise BadInput(f'{path}: cannot be read: {error.strerror}') from error
   except (csv.Error, UnicodeDecodeError) as error:
-    raise BadInput(f'{path}: is not a CSV file: {error}') from error
+    raise BadInput(f'{path}: is not a CSV file: {error}{_OTHERS.format(path)}') from error
   if len(rows) < 2:
     raise BadInput(f'{path}: contains no runs; it needs a header and a row per run')
   (_, header), *body = rows
@@ -202,6 +206,7 @@ def _numbers(
   if len(wrong):
     raise BadInput(
         f'{path}, line {wrong.index[0]}: {column}={wrong.iloc[0]!r}: must be {allowed}'
+        + (_OTHERS.format(path) if column == 'parameters' else '')
     )
   return values
 
@@ -262,7 +267,7 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
   if len(wrong):
     raise BadInput(
         f'{path}, line {wrong.index[0]}: status={wrong.iloc[0]!r}: must be one of'
-        f' {", ".join(_STATUSES)}, or empty'
+        f' {", ".join(_STATUSES)}, or empty{_OTHERS.format(path)}'
     )
   incomplete = runs.index[runs['initial_loss'].isna() & given.isin(['', 'done', 'diverged'])]
   if len(incomplete):

@@ -1,15 +1,18 @@
 """Imports the runs of other trainers, so that a workdir holds them like a sweep trained here.
 
-  tables.py    CSV files, JSON lines and data frames as columns of cells
-  columns.py   recognises columns by the names that W&B, MLflow, TensorBoard and others use
-  runs.py      a row per run: learning rate, size, seed, status and losses
-  arms.py      chooses the columns that define interventions
-  curves.py    per-step logs, cleaned: a curve per run
-  events.py    per-step logs in TensorBoard's event files
-  outcomes.py  statuses and losses
-  assemble.py  runs and curves together, with their names
-  notes.py     sentences on what was recognised
-  workdir.py   writes the workdir
+  tables.py      CSV files, JSON and data frames as columns of cells
+  columns.py     recognises columns by the names that W&B, MLflow, TensorBoard and others use
+  runs.py        a row per run: learning rate, size, seed, status and losses
+  arms.py        chooses the columns that define interventions
+  curves.py      per-step logs: a curve per run
+  cleaning.py    restarts, repeated steps and NaN in a curve
+  log_files.py   which files of a folder are per-step logs, and of which run
+  events.py      per-step logs in TensorBoard's event files
+  divergence.py  which curves are those of runs that diverged
+  outcomes.py    statuses and losses
+  assemble.py    runs and curves together, with their names
+  notes.py       sentences on what was recognised
+  workdir.py     writes the workdir
 
 The package imports no jax.
 """

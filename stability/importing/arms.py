@@ -11,7 +11,7 @@ from stability.errors import BadInput
 from stability.importing import columns as columns_lib
 from stability.importing.options import Options
 from stability.importing.runs import Run
-from stability.importing.tables import Table, parse_number
+from stability.importing.tables import Table, is_nan, parse_number
 
 SCHEDULE_FIELDS = ('schedule.steps', 'schedule.warmup_steps')  # which may be arms as well
 UNSET = 'unset'  # the value of a run that lacks the setting
@@ -76,7 +76,7 @@ def _candidates(table: Table, found: Mapping[str, str]) -> dict[str, str]:
   candidates = {}
   for column in table.columns:
     name = names.get(column)
-    if columns_lib.is_result(column):
+    if columns_lib.is_measured(column):
       continue
     if name is None:
       name = column
@@ -110,9 +110,13 @@ def _refuse(
 
 
 def _values(table: Table, runs: Sequence[Run], name: str, column: str) -> list[Any]:
-  """The values of a column: numbers if all are, otherwise text. Equal numbers are one value."""
+  """The values of a column: numbers if all are that are there, otherwise text.
+
+  Equal numbers are one value, and so are empty cells and NaN.
+  """
   texts = [table.text(column, run.row) for run in runs]
-  found = {text: parse_number(text) for text in set(texts)}
+  texts = ['' if is_nan(text) else text for text in texts]
+  found = {text: parse_number(text) for text in {*texts} - {''}}
   numbers = {
       text: _exact(text, number)
       for text, number in found.items()
@@ -152,7 +156,8 @@ def _reason(
     column: str, values: list[Any], keys: _Keys, chosen: Mapping[str, list[Any]]
 ) -> str | None:
   """Why a column that varies does not define interventions; None if it does."""
-  if len(set(values)) == len(values):
+  given = [value for value in values if value != UNSET]
+  if len(set(given)) == len(given) > 1:
     return 'has one value a run'
   both = list(zip(keys.sizes, keys.rates, strict=True))
   for known, name in (
@@ -167,11 +172,11 @@ def _reason(
     if _follows(values, other) and _follows(other, values):
       return f'follows {name}'
   is_setting = column.startswith(columns_lib.SETTINGS) or '.' in column
-  if not is_setting and all(isinstance(value, int | float) for value in values):
+  if not is_setting and all(isinstance(value, int | float) for value in given):
     rates: dict[Any, set[float]] = {}
     for value, rate in zip(values, keys.rates, strict=True):
       rates.setdefault(value, set()).add(rate)
-    if any(len(of_value) == 1 for of_value in rates.values()):
+    if any(len(rates[value]) == 1 for value in given):
       return 'has values that occur at one learning rate only'
   return None
 

@@ -16,7 +16,8 @@ from stability.importing import columns as columns_lib
 from stability.importing import notes as notes_lib
 from stability.importing import outcomes
 from stability.importing import runs as runs_lib
-from stability.importing.curves import Curve, Curves, joined
+from stability.importing.cleaning import Curve, joined
+from stability.importing.curves import Curves
 from stability.importing.options import Options
 from stability.importing.outcomes import Rows
 from stability.importing.runs import Run
@@ -43,6 +44,7 @@ class Imported:
   fields: tuple[str, ...]  # arms and sizes that vary
   runs: dict[str, ImportedRun]  # by name
   notes: list[str]  # sentences on what was recognised
+  left_out: frozenset[str]  # names that runs may have had before they were trained again
 
 
 def assemble(table: Table | None, curves: Curves | None, options: Options) -> Imported:
@@ -67,6 +69,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
   matched = _match(runs, curves, notes) if curves else {}
   if curves:
     notes += notes_lib.on_curves(curves, matched)
+    _check_losses(curves, matched, found)
   results = {
       run.row: outcomes.result(
           run, matched.get(run.row), options, has_final_losses='final_loss' in found
@@ -79,9 +82,11 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
       for run in runs
   }
   sizes = [name for name in SIZE_FIELDS if name in runs[0].fields]
+  every_run = runs
   runs = _without_attempts(table, found, runs, configs, results, [*arms.values], notes)
-  _refuse_single_points(runs, configs, list(arms.values))
+  _refuse_single_points(runs, configs, list(arms.values), options)
   names = _names(runs, configs)
+  dropped = [run for run in every_run if run.row not in names]
   unit = options.step_unit or 'steps'
   return Imported(
       (*sizes, *arms.values, 'optimizer.learning_rate', 'seed'),
@@ -95,6 +100,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
           for run in runs
       },
       notes,
+      frozenset(name for run in dropped for name in _possible_names(run, configs[run.row])),
   )
 
 
@@ -105,7 +111,7 @@ def _table_of_curves(curves: Curves) -> Table:
         '--curves: has no learning rate of each run; give a table of the runs in --runs, or name'
         ' the column with --map=learning_rate=COLUMN'
     )
-  cells: dict[str, list[Any]] = {'run': [names[0] for names in curves.by_run]}
+  cells: dict[str, list[Any]] = {'run': _own_names(curves)}
   cells['learning_rate'] = [
       float(np.nanmax(curve.values['learning_rate'])) if 'learning_rate' in curve.values else ''
       for curve in curves.by_run.values()
@@ -114,6 +120,30 @@ def _table_of_curves(curves: Curves) -> Table:
     if all(name in curve.values for curve in curves.by_run.values()):
       cells[name] = [float(curve.values[name][0]) for curve in curves.by_run.values()]
   return Table('--curves', cells, range(1, len(curves.by_run) + 1), 'run')
+
+
+def _own_names(curves: Curves) -> list[str]:
+  """A name of each curve: its first one, or the shortest kind that tells the curves apart."""
+  kinds = list(zip(*curves.by_run))  # files at other depths have more kinds
+  apart = [kind for kind in kinds if len({*kind}) == len(kind)]
+  if kinds[0] in apart or not apart:
+    return list(kinds[0])
+  return list(min(apart, key=lambda kind: len(''.join(kind))))
+
+
+def _check_losses(
+    curves: Curves, matched: Mapping[int, Curve], found: Mapping[str, str]
+) -> None:
+  """Raises BadInput if neither the table nor a curve has losses."""
+  if 'final_loss' in found or any(
+      'loss' in curve.values or outcomes.validation(curve) for curve in matched.values()
+  ):
+    return
+  metrics = [column for column, _ in curves.notes.names]
+  raise BadInput(
+      '--curves: has neither a training nor a validation loss;'
+      f' {columns_lib.nearest("loss", metrics)}; name it with --map=loss=COLUMN'
+  )
 
 
 # Which curve belongs to which run.
@@ -174,7 +204,10 @@ def _without_attempts(
     arms: list[str],
     notes: list[str],
 ) -> list[Run]:
-  """The runs without failed attempts at a run that was trained again; BadInput for other equals."""
+  """The runs without failed attempts at a run that was trained again; BadInput for other equals.
+
+  If no attempt has succeeded, the last one counts, or the last one that may still do so.
+  """
   names = [*SIZE_FIELDS, *arms, 'optimizer.learning_rate', 'seed']
   groups: dict[tuple, list[Run]] = {}
   for run in runs:
@@ -184,8 +217,8 @@ def _without_attempts(
     if len(equal) < 2:
       continue
     counted = [r for r in equal if (s := results[r.row]) and s.status in ('done', 'diverged')]
-    if len(counted) != 1:
-      first, second = (counted or equal)[:2]
+    if len(counted) > 1:
+      first, second = counted[:2]
       differing = [
           column
           for column in table.columns
@@ -200,26 +233,34 @@ def _without_attempts(
           ' apart with --group_by or --map=seed=COLUMN'
           + (f' (they differ in {runs_lib.listed(differing, 6)})' if differing else '')
       )
-    dropped += [run for run in equal if run is not counted[0]]
+    (kept,) = counted or [r for r in equal if results[r.row] is None][-1:] or equal[-1:]
+    dropped += [run for run in equal if run is not kept]
   if dropped:
     notes.append(f'left out, trained again: {runs_lib.listed([run.where for run in dropped])}')
   return [run for run in runs if run not in dropped]
 
 
 def _refuse_single_points(
-    runs: Sequence[Run], configs: Mapping[int, dict[str, Any]], arms: list[str]
+    runs: Sequence[Run],
+    configs: Mapping[int, dict[str, Any]],
+    arms: list[str],
+    options: Options,
 ) -> None:
-  """Raises BadInput if the arms leave one learning rate to every size and arm."""
+  """Raises BadInput if the arms leave one learning rate to every size and arm.
+
+  Of arms that the user did not name, to most of them: one may be no setting but a measurement.
+  """
   rates: dict[tuple, set[float]] = {}
   for run in runs:
     key = _key(run, configs[run.row], [*SIZE_FIELDS, *arms])
     rates.setdefault(key, set()).add(run.learning_rate)
-  if arms and len({run.learning_rate for run in runs}) > 1 and all(
-      len(of_arm) == 1 for of_arm in rates.values()
-  ):
+  single = sum(len(of_arm) == 1 for of_arm in rates.values())
+  is_refused = single == len(rates) or (options.group_by is None and 2 * single > len(rates))
+  if arms and len({run.learning_rate for run in runs}) > 1 and is_refused:
     raise BadInput(
-        f'--group_by: with {", ".join(arms)} as arms, every arm has a single learning rate at each'
-        ' size, so there is no curve; name fewer columns'
+        f'--group_by: with {", ".join(arms)} as arms,'
+        f' {"every arm has" if single == len(rates) else "most arms have"} a single learning rate'
+        ' at each size, so there is no curve; name the columns that are interventions'
     )
 
 
@@ -233,14 +274,24 @@ def _names(runs: Sequence[Run], configs: Mapping[int, dict[str, Any]]) -> dict[i
   for run in runs:
     name = run.name if given[run.name] == 1 else ','.join(filter(None, (run.name, run.id)))
     if not name or (given[run.name] > 1 and not run.id):
-      values = {'parameters': run.parameters, **configs[run.row]}
-      known = {key.split('.')[-1]: value for key, value in values.items() if value is not None}
-      name = ','.join(f'{key}={value}' for key, value in known.items())
+      name = _name_of_values(run, configs[run.row])
     found[run.row] = _quoted(name)
   repeated = [name for name, count in Counter(found.values()).items() if count > 1]
   if repeated:
     raise BadInput(f'{runs[0].where}: two runs would be named {repeated[0]!r}; give them ids')
   return found
+
+
+def _name_of_values(run: Run, config: Mapping[str, Any]) -> str:
+  values = {'parameters': run.parameters, **config}
+  known = {key.split('.')[-1]: value for key, value in values.items() if value is not None}
+  return ','.join(f'{key}={value}' for key, value in known.items())
+
+
+def _possible_names(run: Run, config: Mapping[str, Any]) -> set[str]:
+  """The names that a run has among other runs, see _names."""
+  names = {run.name, ','.join(filter(None, (run.name, run.id))), _name_of_values(run, config)}
+  return {_quoted(name) for name in names if name}
 
 
 def _quoted(name: str) -> str:

@@ -63,9 +63,10 @@ ONE_MEANING = ('learning_rate', 'parameters', 'seed')
 # What per-step logs may have.
 CURVE_COLUMNS: dict[str, tuple[str, ...]] = {
     'run': ('run', 'run_id', 'id', 'run_name', 'name', 'experiment', 'trial'),
+    # W&B's own `_step` counts calls of its log function, so it is the last resort.
     'step': (
-        *('step', 'global_step', '_step', 'train_step', 'trainer_global_step', 'iteration'),
-        *('iter', 'steps', 'num_updates', 'update'),
+        *('step', 'global_step', 'train_step', 'train_global_step', 'trainer_global_step'),
+        *('iteration', 'iter', 'steps', 'num_updates', 'update', '_step'),
     ),
     'loss': (
         *('loss', 'train_loss', 'training_loss', 'train_ce_loss', 'train_cross_entropy', 'ce_loss'),
@@ -95,7 +96,11 @@ VALIDATION = (
     *('val_loss', 'valid_loss', 'validation_loss', 'eval_loss', 'val_ce_loss', 'loss_val'),
     *('eval_ce_loss', 'val_loss_step', 'final_loss', 'final_val_loss', 'test_loss'),
 )
+# A table with a row per run, metric and step: the columns of the metric's name and of its value.
+LONG_METRIC = ('metric', 'tag', 'key', 'metric_name', 'metric_key', 'variable', 'name')
+LONG_VALUE = ('value', 'metric_value')
 
+_IN_ARMS = ('run', 'step', 'learning_rate')  # of CURVE_COLUMNS: their names may be settings
 _MISSPELLED = 0.85  # similarity from which a name is a misspelled one
 
 # Probes of a block: what is left of a name without the block's number -> our name.
@@ -112,6 +117,11 @@ _BLOCK_PROBES = {
         r'((attn|attention)_?entropy(_mean)?|mean_?(attn|attention)_?entropy)'
     ),
     'attention_entropy_min': re.compile(r'((attn|attention)_?entropy_min)'),
+}
+_METRICS = {
+    *(alias for name in _MEASURED for alias in RUN_COLUMNS[name]),
+    *(alias for n, aliases in CURVE_COLUMNS.items() if n not in _IN_ARMS for alias in aliases),
+    *VALIDATION,
 }
 _BITS = re.compile(r'(^|_)(bits?|bpb|bpc|bpt|bits_per_byte|ppl|perplexity)(_|$)')
 
@@ -132,6 +142,14 @@ def is_about(column: str) -> bool:
 def is_result(column: str) -> bool:
   """Whether a column was measured, by its prefix."""
   return column.startswith(RESULTS)
+
+
+def is_measured(column: str) -> bool:
+  """Whether a column has results or metrics, by its prefix or its name."""
+  if is_result(column):
+    return True
+  is_metric = key(column) in _METRICS or curve_name(column).startswith('block_')
+  return is_metric and not column.startswith(SETTINGS)
 
 
 def mentions_bits(column: str) -> bool:
@@ -167,12 +185,12 @@ def curve_name(column: str) -> str:
 
 
 def parse_map(entries: Iterable[str]) -> dict[str, str]:
-  """The mapping of --map: name -> column."""
+  """The mapping of --map: name -> column; an empty column means that there is none."""
   found: dict[str, str] = {}
   for entry in entries:
     name, equals, column = entry.partition('=')
-    if not equals or not name or not column:
-      raise BadInput(f'--map={entry}: must be NAME=COLUMN')
+    if not equals or not name:
+      raise BadInput(f'--map={entry}: must be NAME=COLUMN, or NAME= for no column')
     if name in found:
       raise BadInput(f'--map={entry}: {name} is given twice')
     found[name] = column
@@ -186,7 +204,7 @@ def check_map(mapping: Mapping[str, str], columns: Collection[str]) -> None:
     meant = difflib.get_close_matches(name, known - {name}, n=1, cutoff=_MISSPELLED)
     if name not in known and meant:
       raise BadInput(f'--map={name}={column}: no such name; the nearest is {meant[0]}')
-    if column not in columns:
+    if column and column not in columns:
       raise BadInput(f'--map={name}={column}: no such column; {nearest(column, columns)}')
 
 

@@ -1,34 +1,36 @@
-"""Per-step logs: one file of all runs, or a folder with files of each; cleaned, a curve per run."""
+"""Per-step logs: one file of all runs, or a folder with files of each; read as a curve per run."""
 
 import dataclasses
-import itertools
 import re
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from stability.errors import BadInput
 from stability.importing import columns as columns_lib
-from stability.importing import events
+from stability.importing import events, log_files
+from stability.importing.cleaning import SAID_NAN, Curve, alone, joined, tidy
 from stability.importing.options import Options
-from stability.importing.tables import Table, read_chunks
+from stability.importing.tables import Table, is_empty, read_chunks
 
-ENDINGS = ('.csv', '.tsv', '.jsonl', '.ndjson')
 # A column of W&B's chart exports: the run, the metric, and the range over a group of runs.
 _WIDE = re.compile(r'(?P<run>.+) - (?P<metric>.+?)(?P<range>__MIN|__MAX)?')
 _MAX_STEP = 2**53
-MAX_RESTARTS = 0.1  # of a curve's rows: more of them go back because the rows are not in order
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-  """What a run logged, by ascending step."""
+class Notes:
+  """What is said about the files."""
 
-  steps: np.ndarray  # whole numbers
-  values: dict[str, np.ndarray]  # metric -> value of each step; NaN: not logged or not a number
-  repeated: int  # rows that a restart logged again
+  names: dict[tuple[str, str], None]  # pairs of a column and the name under which it is stored
+  second: dict[tuple[str, str, str], None]  # (name, its column, another that it could be)
+  step_columns: dict[str, None]
+  other_steps: dict[str, None]  # columns that could be the step and are not used
+  without_step: Counter[str]  # step column -> rows that lack it, left out
+  left_out: dict[str, None]  # columns
+  ignored: list[Path]  # files in the folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,92 +38,150 @@ class Curves:
   """The curves of several runs."""
 
   by_run: dict[tuple[str, ...], Curve]  # names that the run may have, the most likely first
-  columns: dict[str, str]  # the columns of the files -> the names under which they are stored
   files: list[Path]
   seen: set[str]  # all columns of the files
-  left_out: list[str]  # columns of text
+  notes: Notes
 
 
 class _Reader:
   """Collects the rows of files."""
 
-  def __init__(self, options: Options):
+  def __init__(self, options: Options, ignored: list[Path]):
     self._options = options
+    self._mapping = options.mapping
     # Rows of a run with the same metrics go back in step only at a restart.
-    self._codes: dict[tuple[tuple[str, ...], Hashable], int] = {}
+    self._codes: dict[tuple[tuple[str, ...], frozenset[str]], int] = {}
     self._parts: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
-    self.columns: dict[str, str] = {}
-    self.left_out: dict[str, None] = {}
+    # Of metrics that are logged one by one, for each run and metric: steps and values.
+    self._scalars: dict[tuple[tuple[str, ...], str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    self.notes = Notes({}, {}, {}, {}, Counter(), {}, ignored)
     self.seen: set[str] = set()
 
-  def add(self, table: Table, run: tuple[str, ...]) -> None:
-    """Adds rows; `run` are the names that the run of the file may have."""
-    columns = {name: c for name, c in self._options.mapping.items() if c in table.columns}
-    step_column = columns.get('step') or self._find_step(table)
-    steps = self._steps(table, step_column)
+  def add(self, table: Table, run: tuple[str, ...], tag: str | None = None) -> None:
+    """Adds rows.
+
+    Args:
+      table: some rows of a file.
+      run: the names that the run of the file may have.
+      tag: the metric in the column `Value` of the file; None: the file says it.
+    """
     self.seen.update(table.columns)
-    run_column = columns.get('run') or _first(table, 'run')
-    wide = {c: match for c in table.columns if (match := _WIDE.fullmatch(c))}
-    used = {step_column, run_column}
-    if wide and run_column is None:
+    table, steps, step_column = self._with_steps(table)
+    run_column = self._column(table, 'run')
+    runs = [run] * len(steps)
+    if run_column is not None:
+      runs = [(name,) for name in table.texts(run_column)]
+    free = [c for c in table.columns if c not in (step_column, run_column)]
+    value = _first([c for c in free if c not in self._mapping.values()], columns_lib.LONG_VALUE)
+    metric = _first([c for c in free if table.is_text(c)], columns_lib.LONG_METRIC)
+    wide = {c: match for c in free if (match := _WIDE.fullmatch(c))}
+    if value is not None and (metric is not None or tag is not None):
+      tags = [tag] * len(steps) if metric is None else table.texts(metric)
+      self._add_long(runs, tags, steps, _numbers(table, value))
+      self._leave_out(c for c in free if c not in (value, metric))
+    elif wide and run_column is None:
       for column, match in wide.items():
         metric = match['metric']
         self.seen.add(metric)
-        if not match['range'] and columns_lib.key(metric) not in ('step', ''):
-          values = self._values(table, column, metric)
-          if values is not None:
-            logged = ~np.isnan(values[1])
-            code = np.full(logged.sum(), self._code((match['run'],), values[0]))
-            self._parts.append((code, steps[logged], {values[0]: values[1][logged]}))
-      return
-    found: dict[str, np.ndarray] = {}
-    for column in table.columns:
-      if column not in used and not columns_lib.is_about(column):
-        named = self._values(table, column, column)
-        # Of two columns for the same name, the first is taken.
-        if named is not None and named[0] not in ('run', 'step', *found):
-          found[named[0]] = named[1]
-    if not found:
-      raise BadInput(f'{table.source}: has no column of numbers beside {step_column}')
-    series = frozenset(found)
-    if run_column is None:
-      codes = np.full(len(steps), self._code(run, series))
+        is_metric = not match['range'] and columns_lib.key(metric) not in ('step', '')
+        if is_metric and self._is_read(table, column, metric):
+          self.add_scalars((match['run'],), metric, steps, _numbers(table, column))
     else:
-      codes = np.array([self._code((name,), series) for name in table.texts(run_column)])
+      self._add_columns(table, free, runs, steps)
+
+  def _add_columns(
+      self, table: Table, columns: list[str], runs: list[tuple[str, ...]], steps: np.ndarray
+  ) -> None:
+    """Adds a table with a column per metric."""
+    found: dict[str, np.ndarray] = {}
+    for column in columns:
+      name = self._name(column)
+      if name == 'step':
+        self.notes.other_steps[column] = None
+      elif name == 'run':
+        self._leave_out([column])
+      elif not columns_lib.is_about(column) and self._is_read(table, column, column):
+        found[column] = _numbers(table, column) * self._scale(column)
+    if not found:
+      raise BadInput(f'{table.source}: has no column of numbers beside the step')
+    series = frozenset(found)
+    codes = np.array([self._codes.setdefault((r, series), len(self._codes)) for r in runs], int)
     self._parts.append((codes, steps, found))
 
-  def add_scalars(self, run: tuple[str, ...], tag: str, steps: np.ndarray, values: np.ndarray):
-    """Adds what an event file has under a tag."""
-    if (name := self._name(tag)) not in ('run', 'step'):
-      self.columns.setdefault(tag, name)
-      code = np.full(len(steps), self._code(run, name))
-      self._parts.append((code, steps, {name: values * self._scale(name, tag)}))
+  def _add_long(
+      self, runs: list[tuple[str, ...]], tags: list[str], steps: np.ndarray, values: np.ndarray
+  ) -> None:
+    """Adds a table with a row per metric and step."""
+    rows: dict[tuple[tuple[str, ...], str], list[int]] = {}
+    for row, of_row in enumerate(zip(runs, tags, strict=True)):
+      rows.setdefault(of_row, []).append(row)
+    for (run, tag), of_tag in rows.items():
+      self.seen.add(tag)
+      self.add_scalars(run, tag, steps[of_tag], values[of_tag])
 
-  def _code(self, run: tuple[str, ...], series: Hashable) -> int:
-    return self._codes.setdefault((run, series), len(self._codes))
+  def add_scalars(
+      self, run: tuple[str, ...], tag: str, steps: np.ndarray, values: np.ndarray
+  ) -> None:
+    """Adds the values of one metric."""
+    logged = ~np.isnan(values)
+    if logged.any() and self._name(tag) not in ('run', 'step'):
+      parts = self._scalars.setdefault((run, tag), [])
+      parts.append((steps[logged], values[logged] * self._scale(tag)))
+
+  def _leave_out(self, columns: Iterable[str]) -> None:
+    self.notes.left_out.update((c, None) for c in columns if not columns_lib.is_about(c))
 
   def _name(self, column: str) -> str:
-    inverse = {c: name for name, c in self._options.mapping.items()}
-    return inverse.get(column) or columns_lib.curve_name(column)
+    """The name of a metric, if no likelier column has it."""
+    for name, mapped in self._mapping.items():
+      if mapped == column:
+        return name
+    name = columns_lib.curve_name(column)
+    return column if self._mapping.get(name) == '' else name
 
-  def _scale(self, name: str, column: str) -> float:
-    is_loss = name == 'loss' or columns_lib.key(column) in columns_lib.VALIDATION
+  def _scale(self, column: str) -> float:
+    is_loss = self._name(column) == 'loss' or columns_lib.key(column) in columns_lib.VALIDATION
     if is_loss and self._options.loss_unit is None and columns_lib.mentions_bits(column):
       raise BadInput(f'--loss_unit: missing; {column} may be in nats or in bits')
     return self._options.nats if is_loss else 1.0
 
-  def _values(self, table: Table, column: str, metric: str) -> tuple[str, np.ndarray] | None:
-    """The name of a metric and its values; None for a column of text."""
+  def _is_read(self, table: Table, column: str, metric: str) -> bool:
+    """Whether a column is read; one of text is not."""
     name = self._name(metric)
-    is_needed = name in columns_lib.CURVE_COLUMNS or column in self._options.mapping.values()
-    if column in self.left_out or (not is_needed and table.is_text(column)):
-      self.left_out[column] = None
-      return None
-    self.columns.setdefault(metric, name)
-    return name, table.numbers(column) * self._scale(name, metric)
+    is_needed = name in columns_lib.CURVE_COLUMNS or column in self._mapping.values()
+    is_left_out = column in self.notes.left_out or self._mapping.get(name) == ''
+    if is_left_out or (not is_needed and table.is_text(column)):
+      self._leave_out([column])
+      return False
+    return True
+
+  def _with_steps(self, table: Table) -> tuple[Table, np.ndarray, str]:
+    """The rows with a step, their steps, and the column of these."""
+    column = self._mapping.get('step')
+    if column not in table.columns:
+      column = self._find_step(table)
+    self.notes.step_columns[column] = None
+    steps = table.numbers(column)
+    lacking = np.isnan(steps)
+    # W&B has rows of what else was logged. Other files have a step in every row.
+    if lacking.any() and _first([c for c in table.columns if c != column], ('_step',)):
+      self.notes.without_step[column] += int(lacking.sum())
+      table, steps = table.selected(np.flatnonzero(~lacking)), steps[~lacking]
+    with np.errstate(invalid='ignore'):
+      wrong = np.flatnonzero(~((steps >= 0) & (steps < _MAX_STEP) & (steps % 1 == 0)))
+    if len(wrong):
+      raise table.error(wrong[0], column, 'a whole number from 0 to 2^53')
+    return table, steps.astype(np.int64), column
+
+  def _column(self, table: Table, name: str) -> str | None:
+    """The column that the user names, else the likeliest."""
+    mapped = self._mapping.get(name)
+    if mapped == '' or mapped in table.columns:
+      return mapped or None
+    return _first(table.columns, columns_lib.CURVE_COLUMNS[name])
 
   def _find_step(self, table: Table) -> str:
-    step, tokens = _first(table, 'step'), _first(table, 'tokens')
+    step, tokens = self._column(table, 'step'), self._column(table, 'tokens')
     unit = self._options.step_unit
     if unit == 'tokens':
       found = tokens or step
@@ -139,18 +199,20 @@ class _Reader:
       )
     return found
 
-  def _steps(self, table: Table, column: str) -> np.ndarray:
-    steps = table.numbers(column)
-    with np.errstate(invalid='ignore'):
-      wrong = np.flatnonzero(~((steps >= 0) & (steps < _MAX_STEP) & (steps % 1 == 0)))
-    if len(wrong):
-      raise table.error(wrong[0], column, 'a whole number from 0 to 2^53')
-    return steps.astype(np.int64)
-
   def curves(self) -> dict[tuple[str, ...], Curve]:
     """The curve of each run."""
+    found: dict[tuple[str, ...], list[Curve]] = {}
+    for (run, tag), parts in self._scalars.items():
+      steps, values = map(np.concatenate, zip(*parts))
+      found.setdefault(run, []).append(alone(tidy(steps, {tag: values})))
+    for run, curve in self._curves_of_columns():
+      found.setdefault(run, []).append(curve)
+    return {run: self._named(joined(parts)) for run, parts in found.items()}
+
+  def _curves_of_columns(self) -> Iterator[tuple[tuple[str, ...], Curve]]:
+    """The curves in tables with a column per metric; of a run, one for each set of columns."""
     if not self._parts:
-      return {}
+      return
     codes = np.concatenate([part[0] for part in self._parts])
     steps = np.concatenate([part[1] for part in self._parts])
     values = {name: np.full(len(codes), np.nan) for part in self._parts for name in part[2]}
@@ -162,13 +224,32 @@ class _Reader:
     self._parts.clear()
     order = np.argsort(codes, kind='stable')
     bounds = np.searchsorted(codes[order], np.arange(len(self._codes) + 1))
-    found: dict[tuple[str, ...], list[Curve]] = {}
     for (run, _), code in self._codes.items():
       rows = order[bounds[code] : bounds[code + 1]]
-      if len(rows):
-        curve = tidy(steps[rows], {name: column[rows] for name, column in values.items()})
-        found.setdefault(run, []).append(curve)
-    return {run: joined(parts) for run, parts in found.items()}
+      yield run, tidy(steps[rows], {name: column[rows] for name, column in values.items()})
+
+  def _named(self, curve: Curve) -> Curve:
+    """The curve with our names of metrics; of several columns for one, the likeliest has it."""
+    by_name: dict[str, list[str]] = {}
+    for column in curve.values:
+      by_name.setdefault(self._name(column), []).append(column)
+    values = {}
+    for name, columns in by_name.items():
+      aliases = columns_lib.CURVE_COLUMNS.get(name, ())
+      keys = [columns_lib.key(column) for column in columns]
+      ranks = [aliases.index(key) if key in aliases else len(aliases) for key in keys]
+      ranks = [-1 if self._mapping.get(name) == c else r for c, r in zip(columns, ranks)]
+      first, *others = [columns[i] for i in np.argsort(ranks, kind='stable')]
+      values[name] = curve.values[first]
+      self.notes.names[first, name] = None
+      for other in others:
+        self.notes.second[name, first, other] = None
+        if other in by_name:
+          self._leave_out([other])
+        else:
+          values[other] = curve.values[other]
+          self.notes.names[other, other] = None
+    return Curve(curve.steps, values, curve.repeated)
 
 
 def read(path: Path, options: Options) -> Curves:
@@ -176,22 +257,23 @@ def read(path: Path, options: Options) -> Curves:
 
   Raises BadInput if one cannot be read, or if each run has a single step.
   """
-  reader = _Reader(options)
-  files = _files(path) if path.is_dir() else [path]
+  files, ignored = log_files.find(path) if path.is_dir() else ([path], [])
+  reader = _Reader(options, ignored)
   for file in files:
-    names = _names(path, file)
+    names = log_files.names(path, file)
     if events.is_event_file(file):
       for tag, steps, values in events.read(file):
-        reader.add_scalars(names, tag, steps, values)
+        reader.seen.add(tag)
+        reader.add_scalars(names, tag, steps, np.where(np.isnan(values), SAID_NAN, values))
     else:
       for chunk in read_chunks(file):
-        reader.add(chunk, names)
+        reader.add(chunk, names, log_files.tag(file))
   return _checked(reader, str(path), files)
 
 
 def of_table(table: Table, options: Options) -> Curves:
   """The curves in a table, such as a data frame."""
-  reader = _Reader(options)
+  reader = _Reader(options, [])
   reader.add(table, (table.source,))
   return _checked(reader, table.source, [])
 
@@ -204,78 +286,20 @@ def _checked(reader: _Reader, source: str, files: list[Path]) -> Curves:
     raise BadInput(
         f'{source}: has a single step of each run, which is no curve; give final losses in --runs'
     )
-  seen = reader.seen | {*reader.columns}
-  return Curves(by_run, reader.columns, files, seen, list(reader.left_out))
+  return Curves(by_run, files, reader.seen, reader.notes)
 
 
-def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
-  """The rows of a run by ascending step, each step once; of equal steps, the later row counts.
-
-  A restart from an earlier step replaces all rows from that step on. Rows that are merely not in
-  order are sorted.
-  """
-  values = {name: column for name, column in values.items() if not np.isnan(column).all()}
-  back = np.flatnonzero(np.diff(steps) < 0) + 1
-  keep = np.ones(len(steps), bool)
-  if len(back) <= max(1, MAX_RESTARTS * len(steps)):
-    for start, end in itertools.pairwise([*back, len(steps)]):
-      earlier = np.flatnonzero(keep[:start])
-      seen, segment = steps[earlier], steps[start:end]
-      if ((seen >= segment[0]) & (seen <= segment.max())).any():
-        keep[earlier[seen >= segment[0]]] = False
-  rows = np.flatnonzero(keep)
-  rows = rows[np.argsort(steps[rows], kind='stable')]
-  steps, values = steps[rows], {name: column[rows] for name, column in values.items()}
-  return _merged(steps, values, int((~keep).sum()))
+def _numbers(table: Table, column: str) -> np.ndarray:
+  """The cells of a column as floats; NaN for an empty one, SAID_NAN for one that says NaN."""
+  values, cells = table.numbers(column), table.columns[column]
+  said = [row for row in np.flatnonzero(np.isnan(values)) if not is_empty(cells[row])]
+  values[said] = SAID_NAN
+  return values
 
 
-def _merged(steps: np.ndarray, values: dict[str, np.ndarray], repeated: int) -> Curve:
-  """The curve with one row per step; `steps` ascend."""
-  if (np.diff(steps) == 0).any():
-    # W&B logs the metrics of a step in several rows. `last` skips NaN.
-    merged = pd.DataFrame(values).groupby(steps).last()
-    steps = merged.index.to_numpy()
-    values = {name: merged[name].to_numpy() for name in merged}
-  return Curve(steps, values, repeated)
-
-
-def joined(parts: list[Curve]) -> Curve:
-  """The curve of a run whose metrics were logged separately."""
-  if len(parts) == 1:
-    return parts[0]
-  tables = [pd.DataFrame(part.values, part.steps) for part in parts]
-  table = pd.concat(tables).sort_index(kind='stable')
-  values = {name: table[name].to_numpy() for name in table}
-  return _merged(table.index.to_numpy(), values, max(part.repeated for part in parts))
-
-
-def _first(table: Table, name: str) -> str | None:
-  """The first column that could have `name`."""
-  for alias in columns_lib.CURVE_COLUMNS[name]:
-    for column in table.columns:
-      if columns_lib.key(column) == alias:
-        return column
-  return None
-
-
-def _files(folder: Path) -> list[Path]:
-  found = sorted(
-      path
-      for path in folder.rglob('*')
-      if path.is_file() and (path.suffix.lower() in ENDINGS or events.is_event_file(path))
-  )
-  if not found:
-    raise BadInput(f'{folder}: has no {", ".join(ENDINGS)} or TensorBoard event files')
-  return found
-
-
-def _names(root: Path, file: Path) -> tuple[str, ...]:
-  """The names that the run of a file may have: the file's, those of its folders, its path."""
-  if root == file:
-    return (file.stem, file.parent.name)
-  relative = file.relative_to(root)
-  stem = () if events.is_event_file(file) else (file.stem,)
-  folders = [str(folder) for folder in relative.parents if folder.name]
-  last = [folder.name for folder in relative.parents if folder.name]
-  return tuple(dict.fromkeys((*stem, str(relative.with_suffix('')), *folders, *last)))
-
+def _first(columns: Iterable[str], aliases: Iterable[str]) -> str | None:
+  """The first column that could be what has these names."""
+  by_key: dict[str, str] = {}
+  for column in columns:
+    by_key.setdefault(columns_lib.key(column), column)
+  return next((by_key[alias] for alias in aliases if alias in by_key), None)

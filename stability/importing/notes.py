@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from stability.importing import outcomes
+from stability.importing import divergence, log_files, outcomes
 from stability.importing.arms import Arms
-from stability.importing.curves import Curve, Curves
+from stability.importing.cleaning import Curve
+from stability.importing.curves import Curves
 from stability.importing.options import Options
 from stability.importing.runs import Run, listed
 from stability.storage.run_files import Result
@@ -30,14 +31,25 @@ def on_arms(arms: Arms, options: Options) -> list[str]:
 def on_curves(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
   """Which metrics the curves have, and what was left out; `matched` are the curves by row."""
   notes = [f'curves: {_count(len(matched))}, {sum(len(c.steps) for c in matched.values()):,} rows']
-  mapped = [f'{name} is {column}' for column, name in curves.columns.items() if name != column]
+  of_files = curves.notes
+  if of_files.step_columns:
+    others = f', not {listed([*of_files.other_steps], 8)}' if of_files.other_steps else ''
+    notes.append(f'steps are the column {listed([*of_files.step_columns])}{others}')
+  for column, rows in of_files.without_step.items():
+    notes.append(f'{rows:,} rows without {column} are left out')
+  mapped = [f'{name} is {column}' for column, name in of_files.names if name != column]
   if mapped:
     notes.append(f'of the curves, {listed(mapped, 20)}')
-  kept = [name for column, name in curves.columns.items() if name == column]
+  notes += [f'of the curves, {name} is {c}, not {other}' for name, c, other in of_files.second]
+  kept = [name for column, name in of_files.names if name == column]
   if kept:
     notes.append(f'kept under their own names: {listed(kept, 20)}')
-  if curves.left_out:
-    notes.append(f'columns of text, left out: {listed(curves.left_out, 8)}')
+  if of_files.left_out:
+    notes.append(f'columns of the curves, left out: {listed([*of_files.left_out], 8)}')
+  if of_files.ignored:
+    kinds = ', '.join(log_files.ENDINGS)
+    names = listed([path.name for path in of_files.ignored])
+    notes.append(f'files that are not {kinds} (or these with .gz), ignored: {names}')
   if restarted := [curve for curve in matched.values() if curve.repeated]:
     rows = sum(curve.repeated for curve in restarted)
     notes.append(f'{_count(len(restarted))} restarted; {rows:,} rows are replaced by later ones')
@@ -63,6 +75,23 @@ def on_results(
     notes.append(f'final_loss is {f"the last {name}" if name else late} of each curve')
   if 'initial_loss' not in found and any(run.initial_loss is None for run in runs) and matched:
     notes.append('initial_loss is the loss at step 0 or 1 of each curve')
+  lacking = [
+      run.name or run.where
+      for run in runs
+      if results[run.row] is None and outcomes.status_of(run) is not None
+  ]
+  if lacking:
+    notes.append(f'no result yet, as neither a final loss nor a curve has one: {listed(lacking)}')
+  seeming = [
+      run.name or run.where
+      for run in runs
+      if run.final_loss is None and run.row in matched and results[run.row]
+      and divergence.seems_not_finite(matched[run.row]).any()
+  ]
+  if seeming:
+    notes.append(
+        f'diverged, as no loss is logged at the end while other metrics are: {listed(seeming)}'
+    )
   empty = sum(
       1 for r in runs if r.final_loss is None and results[r.row] and r.row not in matched
       and results[r.row].status == 'diverged'

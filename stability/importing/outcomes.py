@@ -9,7 +9,8 @@ import numpy as np
 
 from stability.errors import BadInput
 from stability.importing import columns as columns_lib
-from stability.importing.curves import Curve
+from stability.importing import divergence
+from stability.importing.cleaning import Curve
 from stability.importing.options import Options
 from stability.importing.runs import Run
 from stability.storage.run_files import Result, final_status
@@ -20,8 +21,9 @@ STATES: dict[str, str | None] = {
     **dict.fromkeys(('finished', 'done', 'completed', 'complete', 'success', 'succeeded'), 'done'),
     **dict.fromkeys(('diverged', 'nan'), 'diverged'),
     **dict.fromkeys(('crashed', 'failed', 'error', 'errored', 'failure'), 'failed'),
+    **dict.fromkeys(('out_of_memory', 'node_fail', 'boot_fail'), 'failed'),
     **dict.fromkeys(('killed', 'stopped', 'cancelled', 'canceled', 'aborted'), 'stopped'),
-    **dict.fromkeys(('interrupted', 'terminated', 'timeout'), 'stopped'),
+    **dict.fromkeys(('interrupted', 'terminated', 'timeout', 'deadline'), 'stopped'),
     **dict.fromkeys(('running', 'preempted', 'preempting', 'pending', 'queued'), None),
     **dict.fromkeys(('scheduled', 'waiting', 'starting', 'missing', 'started'), None),
 }
@@ -43,34 +45,24 @@ class Rows:
     columns = [list(map(('{{"step": {0}' + unit).format, steps))]
     for name in names:
       values, start = self.curve.values[name], f', {json.dumps(name)}: '
-      is_null = np.isinf(values) | (self.is_diverged if name == 'loss' else False)
+      is_null = np.isinf(values)
+      if name == 'loss':
+        is_null |= divergence.seems_not_finite(self.curve)
       cells = [start + repr(value) for value in values.tolist()]
       for row in np.flatnonzero(~np.isfinite(values)):
         cells[row] = f'{start}null' if is_null[row] else ''
       columns.append(cells)
     return ''.join(f'{"".join(cells)}}}\n' for cells in zip(*columns, strict=True))
 
-  @property
-  def is_diverged(self) -> np.ndarray:
-    """The steps at which the loss is not a number because the run diverged.
 
-    After the last number, a loss that is not one means that the run diverged, unless the row is an
-    evaluation's. Before, the loss was not logged at this step.
-    """
-    loss = self.curve.values.get('loss')
-    if loss is None:
-      return np.zeros(len(self.curve.steps), bool)
-    found = ~np.isfinite(loss)
-    found[: _last_finite(loss) + 1] = False
-    for name, values in self.curve.values.items():
-      if columns_lib.key(name) in columns_lib.VALIDATION:
-        found &= ~np.isfinite(values)
-    return found
-
-
-def _last_finite(values: np.ndarray | None) -> int:
-  finite = np.flatnonzero(np.isfinite(values)) if values is not None else ()
-  return int(finite[-1]) if len(finite) else -1
+def status_of(run: Run) -> str | None:
+  """The status that a run's state stands for, done without one; None if it has not ended."""
+  # TensorBoard's STATUS_SUCCESS, and SLURM's CANCELLED by 1000, which is a user's number.
+  state = re.sub('^status_| by [0-9]+$', '', run.state.lower())
+  if state and state not in STATES:
+    allowed = ', '.join(STATES)
+    raise BadInput(f'{run.where}: status={run.state!r}: must be one of {allowed}, or empty')
+  return STATES[state] if state else 'done'
 
 
 def result(
@@ -84,11 +76,7 @@ def result(
     options: the user's.
     has_final_losses: whether the table has final losses: an empty one then means divergence.
   """
-  state = re.sub('^status_', '', run.state.lower())
-  if state and state not in STATES:
-    allowed = ', '.join(STATES)
-    raise BadInput(f'{run.where}: status={run.state!r}: must be one of {allowed}, or empty')
-  status = STATES[state] if state else 'done'
+  status = status_of(run)
   if status is None:
     return None
   initial, final = run.initial_loss, run.final_loss
@@ -138,17 +126,22 @@ def _first_loss(curve: Curve) -> float | None:
 
 
 def _last_loss(curve: Curve) -> float | None:
-  """The last validation loss, or the mean training loss of the last steps; NaN if it diverged."""
-  if Rows(curve, 'steps').is_diverged[-1]:
+  """The last validation loss, or the mean training loss of the last steps.
+
+  Not finite if the run diverged; None if there is no loss.
+  """
+  if divergence.has_diverged(curve):
     return math.nan
   if (name := validation(curve)) is not None:
-    return float(curve.values[name][_last_finite(curve.values[name])])
+    values = curve.values[name]
+    return float(values[~np.isnan(values)][-1])
   loss = curve.values.get('loss')
-  if loss is None or not np.isfinite(loss).any():
+  if loss is None:
     return None
-  late = curve.steps > (1 - LATE) * curve.steps[-1]
-  late[_last_finite(loss)] = True
-  return float(loss[late & np.isfinite(loss)].mean())
+  steps, loss = curve.steps[np.isfinite(loss)], loss[np.isfinite(loss)]
+  late = steps > (1 - LATE) * steps[-1]
+  late[-1] = True
+  return float(loss[late].mean())
 
 
 def _last_step(curve: Curve, options: Options) -> int | None:
@@ -159,4 +152,4 @@ def _tokens(curve: Curve, options: Options) -> int | None:
   if options.step_unit == 'tokens':
     return int(curve.steps[-1])
   tokens = curve.values.get('tokens')
-  return None if tokens is None or not np.isfinite(tokens).any() else int(np.nanmax(tokens))
+  return None if tokens is None else int(tokens[np.isfinite(tokens)].max(initial=0)) or None

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stability import same_number
+from stability.config import safe_repr
 from stability.errors import BadInput
 from stability.importing import columns as columns_lib
 from stability.importing.options import MAX_LOSS, Options
-from stability.importing.tables import Table, parse_number
+from stability.importing.tables import Table, is_empty, parse_number
 
 # Settings of our configs that are read if a table has them; their values are whole numbers.
 FIELDS = (
     *('model.width', 'model.depth', 'model.head_dim'),
     *('schedule.steps', 'schedule.warmup_steps'),
 )
+_COUNTERS = ('steps', 'tokens', 'seconds')  # not needed
 _SUFFIXES = {'': 1, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
 _COUNT = re.compile(r'([0-9]+\.?[0-9]*(?:[eE]\+?[0-9]+)?)\s*([kKmMbBgGtT]?)')
 
@@ -47,9 +49,12 @@ def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]
   notes = []
   free = [c for c in table.columns if c not in found.values()]
   for name in columns_lib.RUN_COLUMNS:
-    if name in found:
+    if name in found or options.mapping.get(name) == '':
       continue
     columns = columns_lib.candidates(name, free)
+    unread = {c: cell for c in columns if (cell := _unread(table, name, c)) is not None}
+    notes += [f'{c} is not read as {name}: it has {cell}' for c, cell in unread.items()]
+    columns = [c for c in columns if c not in unread]
     if not columns:
       continue
     if name in columns_lib.ONE_MEANING and len(columns) > 1 and _differ(table, columns):
@@ -75,6 +80,19 @@ def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]
   return found, notes
 
 
+def _unread(table: Table, name: str, column: str) -> str | None:
+  """A cell because of which a column cannot be what its name suggests; None if it can.
+
+  Counters are not needed. A size in words is a setting; one wrong cell among numbers is a mistake.
+  """
+  if name not in (*_COUNTERS, 'parameters', *FIELDS):
+    return None
+  texts = [text for text in table.texts(column) if not is_empty(text)]
+  wrong = [text for text in texts if _size(text) is None]
+  is_wrong = wrong and (name in _COUNTERS or len(wrong) == len(texts))
+  return safe_repr(wrong[0]) if is_wrong else None
+
+
 def _differ(table: Table, columns: Iterable[str]) -> bool:
   rows = zip(*(table.texts(column) for column in columns), strict=True)
   return any(len({_comparable(cell) for cell in row}) > 1 for row in rows)
@@ -96,9 +114,9 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
   count = len(table.lines)
   numbers = {
       name: table.numbers(column) if (column := found.get(name)) else [math.nan] * count
-      for name in ('learning_rate', 'seed', 'initial_loss', 'final_loss', 'tokens', 'seconds')
+      for name in ('learning_rate', 'seed', 'initial_loss', 'final_loss')
   }
-  steps = table.numbers(found['steps']) if 'steps' in found else [math.nan] * count
+  counters = {name: _counters(table, found.get(name)) for name in _COUNTERS}
   texts = {
       name: table.texts(column) if (column := found.get(name)) else [''] * count
       for name in ('run', 'id', 'status')
@@ -130,9 +148,9 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
             parameters=_parameters(table, row, found),
             initial_loss=None if initial is None else initial * options.nats,
             final_loss=None if final is None else final * options.nats,
-            steps=_counter(steps[row]),
-            tokens=_counter(numbers['tokens'][row]),
-            seconds=None if not math.isfinite(numbers['seconds'][row]) else numbers['seconds'][row],
+            steps=_whole_part(counters['steps'][row]),
+            tokens=_whole_part(counters['tokens'][row]),
+            seconds=counters['seconds'][row],
             fields=_fields(table, row, found),
         )
     )
@@ -152,7 +170,7 @@ def _loss(
     table: Table, row: int, found: Mapping[str, str], name: str, numbers: Mapping[str, Any]
 ) -> float | None:
   """A loss; None if the cell is empty."""
-  if name not in found or not table.text(found[name], row):
+  if name not in found or is_empty(table.text(found[name], row)):
     return None
   loss = float(numbers[name][row])
   if abs(loss) > MAX_LOSS and (name == 'initial_loss' or loss < 0 or loss != math.inf):
@@ -172,22 +190,39 @@ def _whole(
   return int(number)
 
 
-def _counter(number: float) -> int | None:
-  return int(number) if math.isfinite(number) and number >= 0 else None
+def _counters(table: Table, column: str | None) -> list[float | None]:
+  """What a run has counted; None if it is unknown."""
+  if column is None:
+    return [None] * len(table.lines)
+  counted = []
+  for row, text in enumerate(table.texts(column)):
+    if (number := _size(text)) is None:
+      raise table.error(row, column, 'a number, such as 10000 or 10K')
+    counted.append(number if math.isfinite(number) and number >= 0 else None)
+  return counted
+
+
+def _whole_part(number: float | None) -> int | None:
+  return None if number is None else int(number)
+
+
+def _size(text: str) -> float | None:
+  """A number, also with a suffix such as in 124M; NaN if there is none, None if it is neither."""
+  match = _COUNT.fullmatch(text)
+  if match is None:
+    return parse_number(text)
+  return float(match[1]) * _SUFFIXES[match[2].upper().replace('G', 'B')]
 
 
 def _parameters(table: Table, row: int, found: Mapping[str, str]) -> int | None:
   """A parameter count such as 124439808, 1.2e8 or 124M; None if the cell is empty."""
   if 'parameters' not in found:
     return None
-  text = table.text(found['parameters'], row)
-  if math.isnan(math.nan if (number := parse_number(text)) is None else number):
-    match = _COUNT.fullmatch(text)
-    if match is None and number is not None:
-      return None
-    if match is None:
-      raise table.error(row, found['parameters'], 'a number of parameters, such as 124M')
-    number = float(match[1]) * _SUFFIXES[match[2].upper().replace('G', 'B')]
+  number = _size(table.text(found['parameters'], row))
+  if number is None:
+    raise table.error(row, found['parameters'], 'a number of parameters, such as 124M')
+  if math.isnan(number):
+    return None
   if not 1 <= number < 2**53:
     raise table.error(row, found['parameters'], 'a number of parameters from 1 to 2^53')
   return round(number)
@@ -197,7 +232,7 @@ def _fields(table: Table, row: int, found: Mapping[str, str]) -> dict[str, int]:
   values = {}
   for name in FIELDS:
     if name in found and (text := table.text(found[name], row)):
-      number = parse_number(text)
+      number = _size(text)
       if number is None:
         raise table.error(row, found[name], 'a whole number from 0 to 2^53')
       whole = _whole(table, row, found, name, number)

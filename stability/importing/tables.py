@@ -2,13 +2,15 @@
 
 import csv
 import dataclasses
+import gzip
 import itertools
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -17,8 +19,8 @@ from stability.config import safe_repr
 from stability.errors import BadInput
 
 CHUNK = 50_000  # rows that are held as cells at a time
-_NOT_A_NUMBER = {'', 'nan', '-nan', '+nan', 'nan(ind)', '-nan(ind)', 'null', 'none', 'na', 'n/a'}
-_NOT_A_NUMBER |= {'#n/a', '<na>', '-'}
+_EMPTY = {'', 'null', 'none', 'na', 'n/a', '#n/a', '<na>', '-'}
+_NAN = {'nan', '-nan', '+nan', 'nan(ind)', '-nan(ind)'}
 _MEANT_AS_NUMBER = re.compile(r"[+-]?[0-9][0-9.,'\u2019 \u00a0\u202f]*%?")
 _MAX_DEPTH = 20  # of objects within objects
 
@@ -72,9 +74,14 @@ class Table:
 
   def is_text(self, column: str) -> bool:
     """Whether the first cell of a column that is not empty cannot be meant as a number."""
-    cells = (cell for cell in self.columns[column] if not _is_empty(cell))
+    cells = (cell for cell in self.columns[column] if not is_empty(cell))
     first = next(cells, 0)
     return parse_number(first) is None and not _MEANT_AS_NUMBER.fullmatch(str(first).strip())
+
+  def selected(self, rows: Sequence[int]) -> 'Table':
+    """Some of the rows."""
+    columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+    return Table(self.source, columns, [self.lines[row] for row in rows], self.unit)
 
 
 def parse_number(cell: Any) -> float | None:
@@ -82,13 +89,19 @@ def parse_number(cell: Any) -> float | None:
   try:
     return float(cell)
   except (TypeError, ValueError):
-    return math.nan if str(cell).strip().lower() in _NOT_A_NUMBER else None
+    return math.nan if is_empty(cell) or is_nan(cell) else None
   except OverflowError:  # an integer with more than 308 digits
     return math.inf
 
 
-def _is_empty(cell: Any) -> bool:
-  return isinstance(cell, str) and not cell.strip()
+def is_empty(cell: Any) -> bool:
+  """Whether a cell says that there is no value."""
+  return str(cell).strip().lower() in _EMPTY
+
+
+def is_nan(cell: Any) -> bool:
+  """Whether a cell is NaN in any spelling, which is a value."""
+  return str(cell).strip().lower() in _NAN
 
 
 def _is_number(text: str) -> bool:
@@ -102,36 +115,46 @@ def _text(cell: Any) -> str:
 
 
 def read(path: Path) -> Table:
-  """The rows of a CSV file or of JSON lines; BadInput if it cannot be read or has none."""
+  """The rows of a CSV file or of JSON; BadInput if it cannot be read or has none."""
   chunks = list(read_chunks(path))
   names = list(dict.fromkeys(name for chunk in chunks for name in chunk.columns))
   columns = {
       name: [c for chunk in chunks for c in chunk.columns.get(name) or [''] * len(chunk.lines)]
       for name in names
   }
-  return Table(str(path), columns, [line for chunk in chunks for line in chunk.lines])
+  lines = [line for chunk in chunks for line in chunk.lines]
+  return Table(str(path), columns, lines, chunks[0].unit)
 
 
 def read_chunks(path: Path) -> Iterator[Table]:
   """The same rows, at most CHUNK at a time; JSON objects may lack columns of other chunks."""
+  has_rows = False
   try:
-    with path.open(newline='', encoding='utf-8-sig') as file:
+    with _opened(path) as file:
       start = file.read(4096)
       file.seek(0)
       first = start.lstrip()[:1]
       if first == '[':
-        raise BadInput(f'{path}: is a JSON array; it must have an object per line')
-      rows = _read_json(path, file) if first == '{' else _read_csv(path, file, start)
-      is_empty = True
+        rows = _read_array(path, file)
+      else:
+        rows = _read_json(path, file) if first == '{' else _read_csv(path, file, start)
       for chunk in rows:
-        is_empty = False
+        has_rows = True
         yield chunk
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise BadInput(f'{path}: is damaged or no gzip file: {error}') from error
   except OSError as error:
     raise BadInput(f'{path}: cannot be read: {error.strerror}') from error
   except (csv.Error, UnicodeDecodeError) as error:
-    raise BadInput(f'{path}: is neither CSV nor JSON lines: {error}') from error
-  if is_empty:
+    raise BadInput(f'{path}: is neither CSV nor JSON: {error}') from error
+  if not has_rows:
     raise BadInput(f'{path}: contains no rows')
+
+
+def _opened(path: Path) -> TextIO:
+  if path.suffix.lower() == '.gz':
+    return gzip.open(path, 'rt', newline='', encoding='utf-8-sig')
+  return path.open(newline='', encoding='utf-8-sig')
 
 
 def _read_csv(path: Path, file: Iterable[str], start: str) -> Iterator[Table]:
@@ -173,14 +196,31 @@ def _read_json(path: Path, file: Iterable[str]) -> Iterator[Table]:
         if not text.endswith(('\n', '\r')):
           break  # the last line, which its trainer is still writing
         raise BadInput(f'{path}, line {line}: is not JSON: {error}') from error
-      if not isinstance(found, dict):
-        raise BadInput(f'{path}, line {line}: is not a JSON object')
       lines.append(line)
-      objects.append(dict(_flat(found, f'{path}, line {line}')))
-    names = dict.fromkeys(name for found in objects for name in found)
+      objects.append(_object(found, f'{path}, line {line}'))
     if objects:
-      columns = {name: [found.get(name, '') for found in objects] for name in names}
-      yield Table(str(path), columns, lines)
+      yield Table(str(path), _columns(objects), lines)
+
+
+def _read_array(path: Path, file: TextIO) -> Iterator[Table]:
+  try:
+    found = json.load(file)
+  except (ValueError, RecursionError) as error:
+    raise BadInput(f'{path}: is not JSON: {error}') from error
+  objects = [_object(item, f'{path}, item {i}') for i, item in enumerate(found, 1)]
+  if objects:
+    yield Table(str(path), _columns(objects), range(1, len(objects) + 1), 'item')
+
+
+def _object(found: Any, where: str) -> dict[str, Any]:
+  if not isinstance(found, dict):
+    raise BadInput(f'{where}: is not a JSON object')
+  return dict(_flat(found, where))
+
+
+def _columns(objects: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+  names = dict.fromkeys(name for found in objects for name in found)
+  return {name: [found.get(name, '') for found in objects] for name in names}
 
 
 def _flat(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from stability import config as config_lib
 from stability.errors import BadInput
 from stability.importing.assemble import Imported, ImportedRun
 from stability.importing.options import Options
+from stability.importing.tables import parse_number
 from stability.storage import files, run_files, sweeps
 from stability.storage.files import Json
 
@@ -28,7 +30,8 @@ def write(
 
   Args:
     workdir: a new or empty folder, or one with runs that were imported before. Those must still be
-      among the runs, with the same learning rate, seed and size; their results may change.
+      among the runs, with the same learning rate, seed and size; their results may change. A run
+      that was trained again is removed.
     imported: the runs.
     source: what the runs were read from, for the title of the report.
     paths: the files that were read.
@@ -41,6 +44,9 @@ def write(
   sources = {'files': {str(path): _sha256(path) for path in paths}, **_used(options)}
   for name, run in imported.runs.items():
     _write_run(run_files.run_dir(workdir, name), run)
+  for name in {*stored.runs} - {*imported.runs} if stored else ():
+    if (run := run_files.run_dir(workdir, name)).exists():
+      shutil.rmtree(run)
   sweep = sweeps.Sweep(
       imported.fields,
       {name: config_lib.unflatten(run.config) for name, run in imported.runs.items()},
@@ -79,6 +85,9 @@ def check(workdir: Path, imported: Imported) -> sweeps.Sweep | None:
   if stored.origin != sweeps.IMPORTED:
     raise BadInput(f'--workdir={workdir}: holds a sweep that was trained here; name a new folder')
   for name, config in stored.runs.items():
+    if name not in imported.runs and name in imported.left_out:
+      files.refuse_links(run_files.run_dir(workdir, name))
+      continue
     if name not in imported.runs:
       raise BadInput(
           f'--workdir={workdir}: holds other runs: {name} is no longer among them; name a new'
@@ -87,12 +96,19 @@ def check(workdir: Path, imported: Imported) -> sweeps.Sweep | None:
     new = imported.runs[name]
     old = config_lib.flatten(config) | {'parameters': stored.parameters.get(name)}
     for field, value in {**new.config, 'parameters': new.parameters}.items():
-      if field in old and old[field] != value:
+      if field in old and not _is_same(old[field], value):
         raise BadInput(
             f'--workdir={workdir}: holds other runs: {name} had {field}={old[field]!r}, now'
             f' {value!r}; name a new folder'
         )
   return stored
+
+
+def _is_same(old: Any, new: Any) -> bool:
+  """Whether values are equal; the numbers of a column are text once any of its cells is."""
+  if isinstance(old, str) != isinstance(new, str):
+    return parse_number(old) == parse_number(new) is not None
+  return old == new
 
 
 def _without_conflicts(config: dict[str, Any]) -> dict[str, Any]:

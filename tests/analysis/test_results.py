@@ -208,6 +208,28 @@ def test_unreadable_file_is_refused(tmp_path):
       results_table.load_csv(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    'text',
+    [
+        'Name,lr,val/loss\na,1e-3,3\n',
+        'learning_rate;final_loss\n1e-3;3\n',
+        f'{HEADER},parameters\n1e-3,3,5,70M\n',
+        f'{HEADER},status\n1e-3,3,5,finished\n',
+        f'{HEADER}\n1e-3,3,5\n\xff',
+    ],
+)
+def test_tables_of_other_trainers(tmp_path, text):
+  path = tmp_path / 'results.csv'
+  path.write_bytes(text.encode('latin-1'))
+  with pytest.raises(BadInput, match=r'; python -m launch\.import_runs --runs=.* reads tables of'):
+    results_table.load_csv(path)
+
+
+def test_rows_of_empty_cells(tmp_path):
+  path = write(tmp_path, f'{HEADER}\n1,2,3\n , ,\n2,2,3\n,,\n')
+  assert list(results_table.load_csv(path).runs['run']) == ['line 2', 'line 4']
+
+
 # Numbers that differ in the last digits only.
 
 F32 = {1e-3: '0.0010000000474974513', 1e-2: '0.009999999776482582', 1e-1: '0.10000000149011612'}

@@ -5,24 +5,13 @@ import pytest
 from stability.errors import BadInput
 from stability.importing import assemble, curves, tables
 from stability.importing.options import Options
-
-
-def assembled(runs, logs=None, **options):
-  options = Options(**options)
-  table = None if runs is None else tables.of_frame(pd.DataFrame(runs), 'runs')
-  if logs is not None:
-    logs = curves.of_table(tables.of_frame(pd.DataFrame(logs), 'curves'), options)
-  return assemble.assemble(table, logs, options)
+from tests.helpers.imported import assembled, statuses
 
 
 def grid(**columns):
   """A run per learning rate and method, with other columns."""
   runs = pd.DataFrame({'learning_rate': [1e-3, 1e-2, 1e-3, 1e-2], 'method': [*'aabb']})
   return runs.assign(final_loss=3.0, initial_loss=5.0, params='124M', **columns)
-
-
-def statuses(imported):
-  return [run.result.status if run.result else None for run in imported.runs.values()]
 
 
 def test_configs_hold_only_what_is_known():
@@ -40,6 +29,10 @@ def test_configs_hold_only_what_is_known():
         ('output', ['w', 'x', 'y', 'z'], 'has one value a run'),
         ('other', ['c', 'c', 'd', 'd'], 'follows method'),
         ('accuracy', [0.1, 0.2, 0.2, 0.3], 'occur at one learning rate only'),
+        ('accuracy', [0.1, 'NaN', 0.2, 'NaN'], 'has one value a run'),
+        ('accuracy', [0.1, '', 0.2, ''], 'has one value a run'),
+        ('accuracy', [0.1, 0.1, 0.2, None], 'occur at one learning rate only'),
+        ('train/loss', [*'xyyx'], None),
         ('summary.best', [1, 1, 2, 2], None),
         ('config.constant', [1, 1, 1, 1], None),
         ('Created', ['1', '1', '2', '2'], None),
@@ -66,7 +59,7 @@ def test_arms_of_equal_numbers():
 def test_missing_settings_are_one_value():
   imported = assembled(grid(**{'config.eps': [1e-8, 1e-8, None, None]}), group_by=('eps',))
   values = [run.config['eps'] for run in imported.runs.values()]
-  assert values == ['1e-08', '1e-08', 'unset', 'unset']
+  assert values == [1e-8, 1e-8, 'unset', 'unset']
 
 
 @pytest.mark.parametrize(
@@ -76,11 +69,12 @@ def test_missing_settings_are_one_value():
         ('learning_rate', 'cannot be an intervention'),
         ('summary.loss', 'cannot be an intervention'),
         ('one', 'every arm has a single learning rate'),
+        ('train_loss', 'cannot be an intervention'),
     ],
 )
 def test_group_by_is_checked(group_by, message):
   with pytest.raises(BadInput, match=message):
-    assembled(grid(one=[*'wxyz'], **{'summary.loss': 1}), group_by=(group_by,))
+    assembled(grid(one=[*'wxyz'], train_loss=1, **{'summary.loss': 1}), group_by=(group_by,))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +87,13 @@ def test_group_by_is_checked(group_by, message):
         ('crashed', 3.0, 'failed'),
         ('crashed', None, 'failed'),
         ('crashed', 'NaN', 'diverged'),
+        ('crashed', 'null', 'failed'),
         ('killed', 3.0, 'stopped'),
         ('killed', 'inf', 'diverged'),
         ('running', 3.0, None),
         ('preempted', 3.0, None),
+        ('OUT_OF_MEMORY', 3.0, 'failed'),
+        ('CANCELLED by 1000', 3.0, 'stopped'),
         ('', 3.0, 'done'),
         ('', None, 'diverged'),
     ],
@@ -145,6 +142,43 @@ def test_attempts_at_the_same_run():
     assembled(runs.assign(state='finished', gpu=[*'ab']), initial_loss=5.0)
 
 
+def test_attempts_of_which_none_succeeded():
+  runs = pd.DataFrame({'lr': [1e-3, 1e-3, 1e-2], 'loss': 3.0, 'name': [*'abc']})
+  for states, kept in (('crashed', 'crashed'), 'b'), (('running', 'crashed'), 'a'):
+    imported = assembled(runs.assign(state=[*states, 'finished']), initial_loss=5.0)
+    assert [*imported.runs] == [kept, 'c'] and imported.left_out & {*'ab'} == {*'ab'} - {kept}
+    assert any('trained again: runs, row' in note for note in imported.notes)
+
+
+def test_arms_at_one_learning_rate_each():
+  """A measured column that looks like a setting; the user may still name it."""
+  runs = pd.DataFrame({'lr': [1e-4, 1e-3, 1e-2, 1e-4, 1e-3], 'note': [*'abbcd'], 'loss': 3.0})
+  runs['seed'] = [0, 0, 0, 1, 1]
+  with pytest.raises(BadInput, match='most arms have a single learning rate'):
+    assembled(runs, initial_loss=5.0)
+  assert len(assembled(runs, initial_loss=5.0, group_by=('note',)).runs) == 5
+
+
+def test_columns_that_cannot_be_what_they_are_called():
+  runs = {'lr': [1e-3, 1e-2, 1e-3, 1e-2], 'loss': 3.0, 'model_size': [*'ssmm']}
+  runs |= {'Duration': ['2.3min', '2.3min', '1h', '1h'], 'tokens': '10B'}
+  imported = assembled(runs, initial_loss=5.0)
+  assert imported.fields[0] == 'model_size' and len(imported.fields) == 3
+  assert "model_size is not read as parameters: it has 's'" in imported.notes
+  assert "Duration is not read as seconds: it has '2.3min'" in imported.notes
+  (result,) = {run.result for run in imported.runs.values()}
+  assert (result.parameters, result.tokens, result.seconds) == (None, 10**10, None)
+  with pytest.raises(BadInput, match=r"row 0: Duration='2\.3min': must be a number"):
+    assembled(runs, initial_loss=5.0, mapping={'seconds': 'Duration'})
+
+
+def test_a_column_that_the_user_excludes():
+  runs = grid().drop(columns='method').assign(params=[1, 1, 2, 2])
+  imported = assembled(runs, mapping={'parameters': ''})
+  assert 'params' in imported.fields
+  assert [run.parameters for run in imported.runs.values()] == [None] * 4
+
+
 LOGS = {'run': [*'aabb'], 'step': [0, 10, 0, 10], 'loss': [5.0, 3.0, 5.0, 2.0]}
 
 
@@ -172,31 +206,44 @@ def test_curves_without_runs():
     assembled(None, LOGS)
 
 
+def test_curves_without_losses():
+  logs = {'run': [*'aabb'], 'step': [0, 10] * 2, 'ce': 3.0}
+  runs = {'name': ['a', 'b'], 'lr': [1e-3, 1e-2]}
+  with pytest.raises(BadInput, match=r'neither a training nor a validation loss; .* are ce; name'):
+    assembled(runs, logs)
+  assert len(assembled(runs | {'final_loss': 3.0}, logs, initial_loss=5.0).runs) == 2
+
+
+def test_finished_runs_without_a_curve():
+  imported = assembled({'name': [*'abc'], 'lr': [1e-3, 1e-2, 1e-1], 'state': 'finished'}, LOGS)
+  assert statuses(imported) == ['done', 'done', None]
+  assert 'no result yet, as neither a final loss nor a curve has one: c' in imported.notes
+
+
+@pytest.mark.parametrize(
+    ('files', 'names'),
+    [
+        (('a.csv', 'b.csv'), ['a', 'b']),
+        (('x/a.csv', 'y/b.csv'), ['a', 'b']),
+        (('lr1/metrics.csv', 'lr2/metrics.csv'), ['lr1', 'lr2']),
+        (('x/s0/metrics.csv', 'y/s0/metrics.csv'), ['x', 'y']),
+        (('x/0/m.csv', 'x/1/m.csv', 'y/0/m.csv'), ['x%2F0', 'x%2F1', 'y%2F0']),
+    ],
+)
+def test_names_of_files(tmp_path, files, names):
+  for i, file in enumerate(files, 1):
+    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / file).write_text(f'step,loss,lr\n0,5,0.{i}\n10,4,0.{i}\n')
+  options = Options()
+  assert [*assemble.assemble(None, curves.read(tmp_path, options), options).runs] == names
+
+
 def test_an_initial_loss_is_needed():
   late = LOGS | {'step': [5, 10, 5, 10]}
   with pytest.raises(BadInput, match='row 0: has no initial loss'):
     assembled({'name': ['a', 'b'], 'lr': [1e-3, 1e-2]}, late)
   with pytest.raises(BadInput, match='has no column final_loss; its columns, nearest first'):
     assembled({'name': ['a', 'b'], 'lr': [1e-3, 1e-2]})
-
-
-@pytest.mark.parametrize(
-    ('loss', 'val_loss', 'rows'),
-    [
-        ([5, None, 3], None, ['5.0', '', '3.0']),  # not logged at each step
-        ([5, 3, None], [None, None, 4], ['5.0', '3.0', '']),  # an evaluation at the end
-        ([5, None, None], None, ['5.0', 'null', 'null']),  # diverged
-    ],
-)
-def test_losses_that_are_missing(loss, val_loss, rows):
-  logs = pd.DataFrame({'step': [0, 1, 2], 'loss': loss, 'grad_norm': 1.0})
-  if val_loss:
-    logs['val_loss'] = val_loss
-  imported = assembled({'lr': [1e-3]}, logs)
-  (run,) = imported.runs.values()
-  lines = run.rows.to_text().splitlines()
-  assert [line.partition('"loss": ')[2].partition(',')[0] for line in lines] == rows
-  assert run.result.status == ('diverged' if 'null' in rows else 'done')
 
 
 @pytest.mark.parametrize('name', ['a/b', '..', '.hidden', 'a b', 'é' * 200, '~'])

@@ -49,7 +49,8 @@ def test_bits(column, is_unclear):
 
 def test_map():
   assert columns.parse_map(['a=b=c']) == {'a': 'b=c'}
-  for wrong in (['a'], ['=b'], ['a='], ['a=b', 'a=c']):
+  assert columns.parse_map(['a=']) == {'a': ''}
+  for wrong in (['a'], ['=b'], ['a=b', 'a=c']):
     with pytest.raises(BadInput, match='--map='):
       columns.parse_map(wrong)
   with pytest.raises(BadInput, match='nearest first, are peak_lr, loss'):

@@ -1,8 +1,10 @@
+import gzip
+
 import numpy as np
 import pytest
 
 from stability.errors import BadInput
-from stability.importing import curves
+from stability.importing import cleaning, curves
 from stability.importing.options import Options
 
 NAN = np.nan
@@ -34,7 +36,7 @@ def losses(curve):
     ],
 )
 def test_tidy(steps, kept):
-  curve = curves.tidy(np.array(steps), {'loss': np.arange(len(steps), dtype=float)})
+  curve = cleaning.tidy(np.array(steps), {'loss': np.arange(len(steps), dtype=float)})
   assert losses(curve) == {steps[row]: float(row) for row in sorted(kept, key=lambda r: steps[r])}
   assert list(curve.steps) == sorted(curve.steps)
 
@@ -42,7 +44,7 @@ def test_tidy(steps, kept):
 def test_rows_of_one_step_are_merged():
   # W&B logs training and validation in two rows.
   values = {'loss': np.array([1, NAN, 2]), 'val_loss': np.array([NAN, 3, NAN])}
-  curve = curves.tidy(np.array([0, 0, 1]), values)
+  curve = cleaning.tidy(np.array([0, 0, 1]), values)
   np.testing.assert_array_equal(curve.values['val_loss'], [3, NAN])
   assert losses(curve) == {0: 1.0, 1: 2.0}
 
@@ -63,7 +65,16 @@ def test_folder(tmp_path):
   found = read(tmp_path / 'logs')
   by_name = {name: curve for names, curve in found.by_run.items() for name in names}
   assert losses(by_name['a']) == {0: 5.0, 1: 4.0} and losses(by_name['b']) == {0: 3.0, 1: 2.0}
-  assert len(found.files) == 2
+  assert len(found.files) == 2 and not found.notes.ignored
+
+
+def test_files_that_are_not_read(tmp_path):
+  (tmp_path / 'a.csv.gz').write_bytes(gzip.compress(b'step,loss\n0,5\n1,4\n'))
+  write(tmp_path / 'config.json', '{}')
+  write(tmp_path / '.hidden', '')
+  found = read(tmp_path)
+  assert [names[0] for names in found.by_run] == ['a']
+  assert [path.name for path in found.notes.ignored] == ['config.json']
 
 
 def test_event_files(tmp_path):
@@ -111,7 +122,71 @@ def test_mapping(tmp_path):
 
 def test_text_is_left_out(tmp_path):
   path = write(tmp_path / 'a.csv', 'step,loss,phase\n0,1,train\n1,1,train\n')
-  assert read(path).left_out == ['phase']
+  assert [*read(path).notes.left_out] == ['phase']
+
+
+@pytest.mark.parametrize('update', ['train/global_step', 'trainer/global_step', 'iteration'])
+def test_the_log_counter_is_no_step(tmp_path, update):
+  text = f'_step,{update},loss\n0,100,5\n1,200,4\n2,,3\n'
+  found = read(write(tmp_path / 'a.csv', text))
+  ((_, curve),) = found.by_run.items()
+  assert losses(curve) == {100: 5.0, 200: 4.0} and list(curve.values) == ['loss']
+  assert [*found.notes.step_columns] == [update] and [*found.notes.other_steps] == ['_step']
+  assert found.notes.without_step == {update: 1}
+  assert [*found.notes.names] == [('loss', 'loss')]
+
+
+def test_steps_of_a_chart_export(tmp_path):
+  text = 'train/global_step,a - train/loss\n10,9\n20,8\n'
+  (curve,) = read(write(tmp_path / 'a.csv', text)).by_run.values()
+  assert losses(curve) == {10: 9.0, 20: 8.0}
+
+
+LONG = 'step,{},value\n0,train/ce_loss,9\n0,loss,5\n0,lr,1\n1,loss,4\n1,train/ce_loss,8\n'
+TWO_LOSSES = {
+    'a.csv': 'step,train/ce_loss,loss,lr\n0,9,5,1\n1,8,4,\n',
+    'chart.csv': 'Step,a - train/ce_loss,a - loss,a - lr\n0,9,5,1\n1,8,4,\n',
+    'metric.csv': LONG.format('metric'),
+    'tag.csv': LONG.format('tag').replace('\n', ',a\n').replace('value,a', 'value,run'),
+}
+
+
+@pytest.mark.parametrize('file', TWO_LOSSES)
+def test_the_likelier_of_two_losses(tmp_path, file):
+  """In tables with a column per metric, with one per run, and with a row per metric and step."""
+  path = write(tmp_path / file, TWO_LOSSES[file])
+  found = read(path)
+  (curve,) = found.by_run.values()
+  assert losses(curve) == {0: 5.0, 1: 4.0}
+  assert set(curve.values) == {'loss', 'train/ce_loss', 'learning_rate'}
+  assert list(curve.values['train/ce_loss']) == [9, 8]
+  assert [*found.notes.second] == [('loss', 'loss', 'train/ce_loss')]
+  (curve,) = read(path, mapping={'loss': 'train/ce_loss'}).by_run.values()
+  assert losses(curve) == {0: 9.0, 1: 8.0} and set(curve.values) == {'loss', 'learning_rate'}
+
+
+def test_long_tables_of_several_runs(tmp_path):
+  text = 'run_id,key,value,step,context\na,loss,5,0,x\nb,loss,NaN,0,x\na,loss,4,1,x\n'
+  found = read(write(tmp_path / 'a.csv', text))
+  assert [*found.by_run] == [('a',), ('b',)] and losses(found.by_run['a',]) == {0: 5.0, 1: 4.0}
+  assert np.isinf(found.by_run['b',].values['loss']) and [*found.notes.left_out] == ['context']
+
+
+def test_downloads_of_tensorboard(tmp_path):
+  for tag, value in ('train_loss', 5), ('lr', 1):
+    write(tmp_path / f'run-a-b-tag-{tag}.csv', f'Wall time,Step,Value\n1.5,0,{value}\n2.5,1,4\n')
+  ((names, curve),) = read(tmp_path).by_run.items()
+  assert names[0] == 'a-b' and losses(curve) == {0: 5.0, 1: 4.0}
+  assert set(curve.values) == {'loss', 'learning_rate'}
+
+
+def test_columns_that_the_user_excludes(tmp_path):
+  path = write(tmp_path / 'a.csv', 'step,loss,val_loss\n0,5,6\n1,4,5\n')
+  found = read(path, mapping={'loss': ''})
+  ((_, curve),) = found.by_run.items()
+  assert list(curve.values) == ['val_loss'] and [*found.notes.left_out] == ['loss']
+  with pytest.raises(BadInput, match='has no column step'):
+    read(path, mapping={'step': ''})
 
 
 @pytest.mark.parametrize(

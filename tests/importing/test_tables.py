@@ -1,3 +1,4 @@
+import gzip
 import math
 
 import numpy as np
@@ -37,10 +38,12 @@ def test_index_of_a_data_frame_is_dropped(tmp_path):
         ('0.1,2\n0.2,3\n', "has no header: '0.1'"),
         ('a,a\n1,2\n', "more than one column 'a'"),
         ('a,b\n1,2\n1\n', 'line 3: has 1 cells, the header 2'),
-        ('a,b\n"1,2\n', 'neither CSV nor JSON lines'),
-        ('[{"a": 1}]', 'is a JSON array'),
+        ('a,b\n"1,2\n', 'neither CSV nor JSON'),
+        ('[{"a": 1}, 2]', 'item 2: is not a JSON object'),
+        ('[{"a": 1}', 'is not JSON'),
+        ('[]', 'contains no rows'),
         ('{"a": 1}\n{"a"\n{"a": 2}\n', 'line 2: is not JSON'),
-        (b'a\n\xff\n', 'neither CSV nor JSON lines'),
+        (b'a\n\xff\n', 'neither CSV nor JSON'),
     ],
 )
 def test_unreadable(tmp_path, content, message):
@@ -53,6 +56,18 @@ def test_json_lines(tmp_path):
   assert list(table.columns) == ['a', 'b.c', 'd']
   assert table.columns['b.c'] == ['x', '']
   np.testing.assert_array_equal(table.numbers('a'), [1, math.nan])
+
+
+def test_json_array(tmp_path):
+  table = read(tmp_path, '[\n {"a": 1, "b": {"c": 2}},\n {"a": 3}\n]', 'runs.json')
+  assert table.columns == {'a': [1, 3], 'b.c': [2, '']} and table.where(1).endswith(', item 2')
+
+
+def test_compressed(tmp_path):
+  assert read(tmp_path, gzip.compress(b'a\n1\n'), 'runs.csv.gz').columns == {'a': ['1']}
+  for damaged in (b'a\n1\n', gzip.compress(b'a\n1\n' * 99)[:-9]):
+    with pytest.raises(BadInput, match=r'runs\.csv\.gz: is damaged or no gzip file'):
+      read(tmp_path, damaged, 'runs.csv.gz')
 
 
 @pytest.mark.parametrize(

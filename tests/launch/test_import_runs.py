@@ -175,6 +175,37 @@ def test_update(files, capsys):
     assert (files / 'w' / 'sweep.json').read_bytes() == before
 
 
+def test_update_of_a_run_that_was_trained_again(files, capsys):
+  runs = export()
+  runs.loc[0, 'State'] = 'crashed'
+  again = runs.iloc[[0]].assign(Name='again', State='running')
+  for table in (runs, pd.concat([runs, again]), pd.concat([runs, again.assign(State='finished')])):
+    table.to_csv(files / 'runs.csv', index=False)
+    assert import_(files, '--initial_loss=5') == 0
+  found = {path.name for path in (files / 'w' / 'runs').iterdir()}
+  assert found == {*runs['Name'][1:], 'again'} == {*sweeps.read_sweep(files / 'w').runs}
+  out = capsys.readouterr().out
+  assert 'left out, trained again' in out and 'steps are the column _step' in out
+
+
+def test_update_with_a_run_that_lacks_a_setting(files):
+  runs = export(**{'config.wd': [0.1] * 9 + [1e-2] * 9})
+  flags = ('--initial_loss=5', '--group_by=qk_norm,wd')
+  more = runs.assign(Name=runs['Name'] + '-none', **{'config.wd': None})
+  for table in (runs, pd.concat([runs, more])):
+    table.to_csv(files / 'runs.csv', index=False)
+    assert import_(files, *flags) == 0
+  values = {config['wd'] for config in sweeps.read_sweep(files / 'w').runs.values()}
+  assert values == {0.1, 0.01, 'unset'}
+  # Text makes text of the numbers, which are the same settings.
+  text = pd.concat([runs, more.assign(**{'config.wd': 'cosine'})])
+  text.to_csv(files / 'runs.csv', index=False)
+  assert import_(files, *flags) == 2  # the value of the later runs has changed
+  for table in (runs, text):
+    table.to_csv(files / 'runs.csv', index=False)
+    assert import_(files, *flags, f'--workdir={files / "v"}') == 0
+
+
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [

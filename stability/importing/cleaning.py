@@ -1,0 +1,89 @@
+"""The curve of a run out of the rows that its trainer logged: each step once, in order."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pandas as pd
+
+MAX_RESTARTS = 0.1  # of a curve's rows: more of them go back because the rows are not in order
+# A cell that is NaN, while rows are collected; an empty one is NaN there. `tidy` decides between
+# "not a finite number" and "not logged".
+SAID_NAN = -np.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """What a run logged, by ascending step."""
+
+  steps: np.ndarray  # whole numbers
+  # metric -> value of each step; NaN: not logged; infinite: logged, but not a finite number
+  values: dict[str, np.ndarray]
+  repeated: int  # rows that a restart logged again
+
+
+def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
+  """The rows of a run by ascending step, each step once; of equal steps, the later row counts.
+
+  A restart from an earlier step replaces all rows from that step on. Rows that are merely not in
+  order are sorted.
+  """
+  values = _logged(values)
+  back = np.flatnonzero(np.diff(steps) < 0) + 1
+  keep = np.ones(len(steps), bool)
+  if len(back) <= max(1, MAX_RESTARTS * len(steps)):
+    for start, end in itertools.pairwise([*back, len(steps)]):
+      earlier = np.flatnonzero(keep[:start])
+      seen, segment = steps[earlier], steps[start:end]
+      if ((seen >= segment[0]) & (seen <= segment.max())).any():
+        keep[earlier[seen >= segment[0]]] = False
+  rows = np.flatnonzero(keep)
+  rows = rows[np.argsort(steps[rows], kind='stable')]
+  steps, values = steps[rows], {name: column[rows] for name, column in values.items()}
+  if any(_is_filled_with_nan(column) for column in values.values()):
+    values = {name: np.where(c == SAID_NAN, np.nan, c) for name, c in values.items()}
+  return _merged(steps, _logged(values), int((~keep).sum()))
+
+
+def _logged(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The metrics with any value."""
+  return {name: column for name, column in values.items() if not np.isnan(column).all()}
+
+
+def _is_filled_with_nan(values: np.ndarray) -> bool:
+  """Whether cells of a metric seem to be NaN because it was not logged.
+
+  Then there are at least as many of them as numbers, with a number after them. Of a run that
+  diverged they are the last ones, and what overflows once is rare.
+  """
+  finite = np.flatnonzero(np.isfinite(values))
+  return len(finite) > 0 and (values[: finite[-1]] == SAID_NAN).sum() >= len(finite)
+
+
+def _merged(steps: np.ndarray, values: dict[str, np.ndarray], repeated: int) -> Curve:
+  """The curve with one row per step; `steps` ascend."""
+  if (np.diff(steps) == 0).any():
+    # W&B logs the metrics of a step in several rows. `last` skips NaN.
+    merged = pd.DataFrame(values, np.arange(len(steps))).groupby(steps).last()
+    steps = merged.index.to_numpy()
+    values = {name: merged[name].to_numpy() for name in merged}
+  return Curve(steps, values, repeated)
+
+
+def joined(parts: list[Curve]) -> Curve:
+  """The curve of a run whose metrics were logged separately."""
+  if len(parts) == 1:
+    return parts[0]
+  tables = [pd.DataFrame(part.values, part.steps) for part in parts]
+  table = pd.concat(tables).sort_index(kind='stable')
+  values = {name: table[name].to_numpy() for name in table}
+  return _merged(table.index.to_numpy(), values, max(part.repeated for part in parts))
+
+
+def alone(curve: Curve) -> Curve:
+  """A curve of one metric, without the steps at which it was not logged."""
+  rows = np.zeros(len(curve.steps), bool)
+  for column in curve.values.values():
+    rows |= ~np.isnan(column)
+  values = {name: column[rows] for name, column in curve.values.items()}
+  return Curve(curve.steps[rows], values, curve.repeated)
