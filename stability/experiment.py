@@ -41,7 +41,7 @@ from stability.storage import sweeps
 def load(
     path: str | Path,
     *,
-    group_by: Sequence[str] | None = None,
+    group_by: str | Sequence[str] | None = None,
     initial_loss: float | None = None,
 ) -> 'Experiment':
   """Loads the runs of a sweep, finished or not, or the runs of any trainer from a CSV file.
@@ -50,8 +50,8 @@ def load(
     path: a workdir, or a CSV file with a row per run. Required columns: learning_rate and
       final_loss (nats). Optional columns: parameters, seed, run, initial_loss (nats) and status. An
       empty final_loss without a status means that the run diverged.
-    group_by: for a CSV file, the columns that define the intervention; by default, those with a dot
-      in their name.
+    group_by: for a CSV file, the column or columns that define the intervention; by default, those
+      with a dot in their name.
     initial_loss: for a CSV file, the initial loss of all runs (nats), instead of the column.
 
   Numbers of a CSV file that differ in the last digits only, such as 0.001 and its float32,
@@ -60,6 +60,8 @@ def load(
   Raises:
     BadInput: `path` is neither a workdir nor a valid CSV file, or files of the workdir are damaged.
   """
+  if isinstance(group_by, str):
+    group_by = [group_by]
   try:
     path = Path(paths.local(str(path)))
   except BadInput as error:
@@ -83,7 +85,7 @@ def from_frames(
     curves: pd.DataFrame | None = None,
     *,
     columns: Mapping[str, str] | None = None,
-    group_by: Sequence[str] | None = None,
+    group_by: str | Sequence[str] | None = None,
     initial_loss: float | None = None,
     loss_unit: str | None = None,
     step_unit: str | None = None,
@@ -91,13 +93,17 @@ def from_frames(
 ) -> 'Experiment':
   """The runs of any trainer in data frames, as launch.import_runs reads them from files.
 
+  Named levels of an index are columns too. A UserWarning says which rows, columns and curves are
+  left out; `notes` of the result also has the arms and what each column was taken for.
+
   Args:
     runs: a row per run. Columns are recognised by their names: learning_rate, final_loss and, where
       there are any, initial_loss, parameters, seed, run, status and settings that vary.
     curves: a row per run and logged step, with the columns run, step, loss and probes; a column per
       metric. NaN: not logged at this step.
     columns: the column of each quantity, name -> column, where it is not recognised.
-    group_by: the columns that define the intervention; None: the settings that vary on their own.
+    group_by: the column or columns that define the intervention; None: the settings that vary on
+      their own.
     initial_loss: the initial loss of all runs, in the unit of the losses.
     loss_unit: nats (the default) or bits.
     step_unit: what `step` counts: steps (the default) or tokens.
@@ -107,6 +113,8 @@ def from_frames(
   Raises:
     BadInput: a column is missing, a cell is not allowed, or the folder holds other runs.
   """
+  if isinstance(group_by, str):
+    group_by = [group_by]
   options = Options(
       mapping=dict(columns or {}),
       initial_loss=initial_loss,
@@ -114,17 +122,20 @@ def from_frames(
       loss_unit=loss_unit,
       step_unit=step_unit,
   )
-  if workdir is not None:
-    importing.import_frames(runs, curves, Path(workdir), options)
-    return load(workdir)
-  folder = Path(tempfile.mkdtemp(prefix='stability-'))
+  folder = Path(tempfile.mkdtemp(prefix='stability-') if workdir is None else workdir)
   try:
-    importing.import_frames(runs, curves, folder, options)
-    found = load(folder)
+    notes = importing.import_frames(runs, curves, folder, options).notes
+    results = dataclasses.replace(load(folder)._results, notes=tuple(notes))
   except BaseException:
-    shutil.rmtree(folder)
+    if workdir is None:
+      shutil.rmtree(folder)
     raise
-  weakref.finalize(found, shutil.rmtree, folder)
+  found = Experiment(folder, results)
+  if workdir is None:
+    weakref.finalize(found, shutil.rmtree, folder)
+  for note in notes:
+    if 'left out' in note:
+      warnings.warn(note, stacklevel=2)
   return found
 
 
@@ -162,6 +173,11 @@ class Experiment:
     their name and those of group_by.
     """
     return self._results.runs.copy()
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """Sentences on how a CSV file or data frames were read; none for a workdir."""
+    return self._results.notes
 
   def curves(self, probes: str | Iterable[str] = ()) -> pd.DataFrame:
     """The training curves of a workdir, a row per run and logged step.

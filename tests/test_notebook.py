@@ -281,6 +281,42 @@ def test_csv_file_of_another_trainer(tmp_path, monkeypatch):
     experiment.predict()
 
 
+def frames():
+  """Two runs, and a curve of each and of an unknown one."""
+  runs = pd.DataFrame({'run': list('abc'), 'lr': [1e-3, 1e-2, math.nan], 'wd': [0.0, 0.1, 0.1]})
+  curves = pd.DataFrame({'run': list('aabbzz'), 'step': [0, 9] * 3, 'loss': [5.0, 3.0] * 3})
+  return runs, curves
+
+
+def test_what_frames_lose_is_a_warning():
+  with pytest.warns(UserWarning) as caught:
+    experiment = stability.from_frames(*frames())
+  texts = [str(warning.message) for warning in caught]
+  assert any('without a learning rate' in text and 'row 2' in text for text in texts)
+  assert any(text == 'curves of no run, left out: z' for text in texts)
+  assert {warning.filename for warning in caught} == {__file__}
+  assert set(texts) < set(experiment.notes)
+  assert any(note.startswith('arms: ') for note in experiment.notes)
+
+
+def test_frames_with_an_index():
+  runs, curves = frames()
+  experiment = stability.from_frames(
+      runs.dropna().set_index('run'), curves[:4].set_index(['run', 'step'])
+  )
+  assert list(experiment.runs['run']) == ['a', 'b']
+  assert list(experiment.runs['final_loss']) == [3, 3]
+
+
+def test_group_by_one_name(tmp_path):
+  table = pd.DataFrame({'lr': [1e-3, 1e-2] * 2, 'final_loss': [3, 4] * 2, 'wd': [1, 1, 2, 2]})
+  experiment = stability.from_frames(table, group_by='wd', initial_loss=5.0)
+  assert list(experiment.lr_sensitivity()['wd']) == [1, 2]
+  table.rename(columns={'lr': 'learning_rate'}).to_csv(tmp_path / 'runs.csv', index=False)
+  experiment = stability.load(tmp_path / 'runs.csv', group_by='wd', initial_loss=5.0)
+  assert [int(value) for value in experiment.lr_sensitivity()['wd']] == [1, 2]
+
+
 def test_load_refuses(workdir, tmp_path):
   with pytest.raises(BadInput, match='group_by and initial_loss are for CSV files'):
     stability.load(workdir, initial_loss=5.0)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from stability.config import paths
 from stability.control.rules import AFTER_RESCUE, RULES, Rule
 from stability.errors import BadInput
 from stability.storage import files, run_files
@@ -49,7 +50,11 @@ def write(path: Path, limits: Limits) -> None:
 
 def read(path: str | Path) -> Limits:
   """Reads the file; BadInput, which names it, if it cannot be read or is damaged."""
-  found = files.read_json(Path(path))
+  try:
+    local = Path(paths.local(str(path)))
+  except BadInput as error:
+    raise BadInput(f'{path}: {error}') from None
+  found = files.read_json(local)
   try:
     files.check_types(found, {'limits': dict, 'made_from': dict})
     for name, entry in found['limits'].items():

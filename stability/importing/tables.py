@@ -239,9 +239,16 @@ def _flat(
 
 
 def of_frame(frame: pd.DataFrame, name: str) -> Table:
-  """The rows of a data frame; messages call it `name`."""
+  """The rows of a data frame and of named levels of its index; messages call it `name`."""
   if not isinstance(frame, pd.DataFrame):
     raise BadInput(f'{name}: must be a pandas DataFrame')
+  levels = [
+      number
+      for number, level in enumerate(frame.index.names)
+      if level is not None and level not in frame.columns
+  ]
+  if levels:
+    frame = frame.reset_index(level=levels, allow_duplicates=True)
   if frame.empty:
     raise BadInput(f'{name}: contains no rows')
   names = [str(column) for column in frame.columns]

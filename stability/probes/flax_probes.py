@@ -28,7 +28,8 @@ from stability.probes.structure import Path
 
 COLLECTION = 'stability_probes'  # of variables, in which modules keep what was measured
 
-_LOGITS, _OUTPUT = '_attention_logits', '_output'  # names of variables
+# Names of variables: attention logits, and outputs of modules by whether they are of attention.
+_LOGITS, _OUTPUT = '_attention_logits', {False: '_output', True: '_attention_output'}
 _QUERIES = 256  # measured at a time, which bounds memory
 
 Tree = Any  # of arrays
@@ -141,7 +142,7 @@ class _Calls:
     x = output[0] if isinstance(output, tuple | list) and output else output
     if context.method_name == '__call__' and _is_float(x):
       x = jax.lax.stop_gradient(x)
-      module.sow(COLLECTION, _OUTPUT, (_mean_square(x), x.size))
+      module.sow(COLLECTION, _OUTPUT[call.is_attention], (_mean_square(x), x.size))
     return output
 
   @contextlib.contextmanager
@@ -228,11 +229,16 @@ class _Calls:
 def _row(sown: Mapping[str, Any]) -> Row:
   """The row of what was sown; modules are sorted, as transformations lose the order of calls."""
   flat = flax.traverse_util.flatten_dict(dict(sown), is_leaf=lambda _, x: isinstance(x, tuple))
-  logits, outputs = [], []
+  found = {name: [] for name in (_LOGITS, *_OUTPUT.values())}
   for (*path, name), values in sorted(flat.items(), key=lambda item: _natural(item[0])):
-    kind, found = (structure.Logits, logits) if name == _LOGITS else (structure.Output, outputs)
     for value in values:
-      found += [kind(*layer) for layer in _layers(tuple(path), value)]
+      found[name] += _layers(tuple(path), value)
+  logits = [structure.Logits(*layer) for layer in found[_LOGITS]]
+  outputs = [
+      structure.Output(*layer, is_attention)
+      for is_attention, name in _OUTPUT.items()
+      for layer in found[name]
+  ]
   return structure.row(logits, outputs, jnp.maximum)
 
 

@@ -31,6 +31,7 @@ class Output:
   path: Path
   mean_square: Number
   size: int  # number of elements
+  is_attention: bool = False  # whether the module computes attention or is a part of one that does
 
 
 def is_attention(*names: str) -> bool:
@@ -83,7 +84,6 @@ def row(
   Returns block_0/attention_logit_max, block_0/attention_logit_mean, block_0/output_rms and
   activation_rms/block_0/NAME, for the modules NAME that a block consists of.
   """
-  attention = {found.path for found in logits}
   blocks = _blocks([x.path for x in logits], [x.path for x in outputs])
   highest, sums = {}, {}
   for found in logits:
@@ -93,7 +93,7 @@ def row(
     _add(sums, f'{name}_mean', found.total, found.pairs)
   for found in outputs:
     block = _block_of(found.path, blocks)
-    if block is not None and (name := _output_name(found.path, *block, attention)) is not None:
+    if block is not None and (name := _output_name(found, *block)) is not None:
       _add(sums, name, found.mean_square * found.size, found.size)
   means = {name: total / count for name, (total, count) in sums.items()}
   return highest | {
@@ -140,9 +140,12 @@ def _block_of(path: Path, blocks: Mapping[Path, int]) -> tuple[Path, int] | None
   return None
 
 
-def _output_name(path: Path, block: Path, number: int, attention: set[Path]) -> str | None:
+def _output_name(output: Output, block: Path, number: int) -> str | None:
   """The name of the RMS of a module's output; None if it is not logged."""
-  if path == block and path not in attention:
+  path = output.path
+  # Otherwise what computes the attention stands for a block: a part of one, or the whole model.
+  is_whole = path and _NUMBERED.fullmatch(path[-1]) and not output.is_attention
+  if path == block and is_whole:
     return f'block_{number}/output_rms'
   if path and len(path) - len(block) in (0, 1):
     return f'activation_rms/block_{number}/{path[-1]}'

@@ -10,7 +10,8 @@ See README.md for what is measured and what is not seen.
 """
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ _QUERIES, _TOKENS = 256, 1024  # measured at a time, which bounds memory
 
 
 @contextlib.contextmanager
-def measure(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[dict[str, float]]:
+def measure(
+    model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None
+) -> Iterator[dict[str, float]]:
   """Measures a training step: all forward and backward passes in the context, and the update.
 
   Without the context nothing is hooked and nothing costs time. Hooks copy the parameters while the
@@ -37,8 +40,8 @@ def measure(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[di
 
   Args:
     model: any module; its blocks are found by the names of its modules.
-    optimizer: the optimizer that makes the step, also in a wrapper of accelerate; None: updates
-      and gradient_over_eps are not measured.
+    optimizer: the optimizer that makes the step, or several, also in wrappers of accelerate; None:
+      updates and gradient_over_eps are not measured.
 
   Yields:
     A row that is filled in at the end of the context, name -> number:
@@ -51,7 +54,8 @@ def measure(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[di
         AdamW and other optimizers that decouple it; absent if the learning rate is 0
   """
   forward, row = _Forward(), {}
-  backward = _Backward(model, getattr(optimizer, 'optimizer', optimizer))
+  given = optimizer if isinstance(optimizer, Sequence) else [optimizer] if optimizer else []
+  backward = _Backward(model, [getattr(x, 'optimizer', x) for x in given])
   with contextlib.ExitStack() as hooks:
     for handle in (*forward.hooks(model), *backward.hooks()):
       hooks.callback(handle.remove)
@@ -78,14 +82,14 @@ class _Forward(TorchFunctionMode):
       call = path, structure.is_attention(*names)
       yield module.register_forward_pre_hook(lambda module, args, call=call: self._enter(*call))
       yield module.register_forward_hook(
-          lambda module, args, output, path=path: self._leave(path, output), always_call=True
+          lambda module, args, output: self._leave(output), always_call=True
       )
 
   def row(self) -> dict[str, float]:
     logits = [
         Logits(x.path, float(x.highest), float(x.total), float(x.pairs)) for x in self._logits
     ]
-    outputs = [Output(x.path, float(x.mean_square), x.size) for x in self._outputs]
+    outputs = [dataclasses.replace(x, mean_square=float(x.mean_square)) for x in self._outputs]
     found = structure.row([x for x in logits if x.pairs], outputs)
     return found | ({'log_z': float(torch.cat(self._log_z).mean())} if self._log_z else {})
 
@@ -93,11 +97,11 @@ class _Forward(TorchFunctionMode):
     self._calls.append((path, is_attention or (bool(self._calls) and self._calls[-1][1])))
 
   @torch.no_grad()
-  def _leave(self, path: Path, output: Any) -> None:
-    self._calls.pop()
+  def _leave(self, output: Any) -> None:
+    path, is_attention = self._calls.pop()
     x = output[0] if isinstance(output, tuple | list) and output else output
     if _is_float(x):
-      self._outputs.append(Output(path, _mean_square(x), x.numel()))
+      self._outputs.append(Output(path, _mean_square(x), x.numel(), is_attention))
     logits = structure.output_logits(output, _is_float) if not path else None
     if logits is not None:
       tokens = logits.detach().flatten(0, -2).split(_TOKENS)
@@ -185,16 +189,16 @@ def _is_unmasked(logits: Tensor) -> Tensor:
 class _Backward:
   """Records gradients and updates of parameters."""
 
-  def __init__(self, model: nn.Module, optimizer: Optimizer | None):
+  def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]):
     self._names = {p: name.replace('.', '/') for name, p in model.named_parameters()}
-    self._optimizer = optimizer
+    self._optimizers = optimizers
     self._gradients: dict[str, Tensor] = {}  # RMS by name
     self._updates: dict[str, Tensor] = {}
     self._before: dict[Tensor, Tensor] = {}  # parameters before the update
-    groups = optimizer.param_groups if optimizer is not None else []
     self._eps = {
         self._names[p]: group['eps']
-        for group in groups
+        for optimizer in optimizers
+        for group in optimizer.param_groups
         if isinstance(group.get('eps'), float) and group['eps'] > 0  # Adafactor has two
         for p in group['params']
         if p in self._names
@@ -205,9 +209,9 @@ class _Backward:
     for parameter in self._names:
       if parameter.requires_grad:
         yield parameter.register_post_accumulate_grad_hook(self._after_gradient)
-    if self._optimizer is not None:
-      yield self._optimizer.register_step_pre_hook(self._before_update)
-      yield self._optimizer.register_step_post_hook(self._after_update)
+    for optimizer in self._optimizers:
+      yield optimizer.register_step_pre_hook(self._before_update)
+      yield optimizer.register_step_post_hook(self._after_update)
 
   def row(self) -> dict[str, float]:
     gradients = {name: float(value) for name, value in self._gradients.items()}

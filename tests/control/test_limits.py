@@ -36,6 +36,14 @@ def test_monitor_with_limits(tmp_path):
   assert (alarm.limit, alarm.probability) == (50.0, pytest.approx(6 / 7))
 
 
+def test_path_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  limits.write(tmp_path / 'limits.json', Limits(GOOD['limits'], MADE_FROM))
+  assert limits.read('~/limits.json').limits == GOOD['limits']
+  with pytest.raises(BadInput, match=r'^gs://x/y\.json: must be a path'):
+    limits.read('gs://x/y.json')
+
+
 @pytest.mark.parametrize(
     ('content', 'words'),
     [

@@ -50,7 +50,7 @@ def test_loss_spike_exceeds_noise():
 
 def test_loss_above_past():
   # The loss, smoothed over three, falls from 4 to 1 nats and rises to 2.5.
-  rows = [4.0, 3.0, 1.0, 1.0, 1.0, 2.5, 2.5, 2.5]
+  rows = [4.0, 3.0, 1.0, 1.0, 1.0, 2.5, 2.5, 2.5, 2.5]
   assert rules.loss_above_past(history(*rows)) == pytest.approx(1.5 / 3)
   assert rules.loss_above_past(history(*rows[:5])) <= 0
 
@@ -60,9 +60,49 @@ def test_loss_above_past_without_decrease():
 
 
 def test_loss_above_past_is_not_noise():
-  """A decrease of 0.1 of 10 nats is scatter, and counts as 2 nats."""
+  """A decrease of 0.1 of 10 nats is scatter, and counts as 2 nats; among few losses, as 10."""
   rows = [10.0, 9.9, 9.9, 9.9, 10.0, 10.0, 10.0]
-  assert rules.loss_above_past(history(*rows)) == pytest.approx(0.1 / 2)
+  assert rules.loss_above_past(history(*rows)) == pytest.approx(0.1 / 10)
+  assert rules.loss_above_past(history(*rows, 10.0, 10.0)) == pytest.approx(0.1 / 2)
+
+
+def test_loss_above_past_measures_noise():
+  """Losses that go up and down by 1 scatter by 1.4826 * sqrt(2)."""
+  rows = [4.0, 3.0] * 10
+  found = rules.loss_above_past(history(*rows, 6.0, 6.0, 6.0))
+  assert found == pytest.approx((6 - 10 / 3) / (10 * 1.4826 * math.sqrt(2)))
+
+
+@pytest.mark.parametrize('noise', [0.05, 0.1, 0.2])
+def test_noisy_fine_tuning_is_mostly_quiet(noise):
+  alarms = 0
+  for seed in range(20):
+    factors = np.exp(np.random.default_rng(seed).normal(0, noise, 300))
+    losses = (1.5 + 0.5 * np.exp(-np.arange(300) / 50)) * factors
+    alarms += bool(raised({'step': step, 'loss': loss} for step, loss in enumerate(losses)))
+  assert alarms <= 4
+
+
+@pytest.mark.parametrize('noise', [0.01, 0.1])
+@pytest.mark.parametrize(
+    'rise',
+    [
+        lambda step: 0.2 * step,
+        lambda step: math.exp(step / 4) / 20,
+        lambda step: 4.0 * (step > 0),
+        lambda step: 3.0 * min(step, 5) / 5,
+    ],
+    ids=['steady', 'exponential', 'jump', 'steep'],
+)
+def test_a_rise_is_no_noise(rise, noise):
+  """Losses that were 2 nats for long rise, and raise an alarm before they are back at the first."""
+  random = np.random.default_rng(0)
+  rows = []
+  for step in range(240):
+    loss = 2 + 5 * math.exp(-step / 10) + min(rise(max(step - 200, 0)), 5)
+    rows.append({'step': step, 'loss': loss * math.exp(random.normal(0, noise))})
+  found = dict(raised(rows))
+  assert 200 < found['loss_above_past'] < 220
 
 
 def test_lowest_loss_is_kept():
@@ -172,7 +212,20 @@ def test_log_z_drift_from_a_finite_value(first):
 def test_smallest_gradient_counts():
   row = {'gradient_over_eps/a': 100.0, 'gradient_over_eps/b': 0.25}
   assert rules.gradient_under_eps(history(row)) == 4
-  assert rules.gradient_under_eps(history({'gradient_over_eps/a': 0.0})) > 1e20
+
+
+GRADIENT, UPDATE = 'gradient_over_eps/', 'update_rms/'
+
+
+def test_zeros_before_any_other_value_are_ignored():
+  """LoRA's A has no gradient while B is 0, and an unused parameter never has one."""
+  row = {f'{GRADIENT}A': 0.0, f'{GRADIENT}B': 50.0, f'{UPDATE}A': 0.0, f'{UPDATE}B': 0.5}
+  assert rules.gradient_under_eps(history(row)) == 1 / 50
+  assert rules.update_collapse(history(row, row)) == pytest.approx(2)
+  unused = {f'{GRADIENT}A': 0.0, f'{UPDATE}A': 0.0}
+  for measure in (rules.gradient_under_eps, rules.update_collapse):
+    assert math.isnan(measure(history(unused)))
+    assert measure(history(row | {f'{GRADIENT}A': 9.0, f'{UPDATE}A': 0.5}, 2.0, row)) > 1e12
 
 
 def test_update_collapse_is_the_geometric_mean():
@@ -225,6 +278,7 @@ def test_rule_needs_as_many_rows_as_it_says(rule):
 def test_history_is_of_fixed_size():
   found = history(*[probed(**logit(5.0), **{OUTPUT: 1.0, 'update_rms/a': 1.0})] * 1000)
   trails = (found.logits, found.output_rms, found.log_z)
+  assert len(found.nonzero) == 1
   assert len(found.losses) == 20 and all(len(trail) <= 10 for trail in trails)
 
 

@@ -100,3 +100,13 @@ def test_frame():
   table = tables.of_frame(pd.DataFrame({'seed': [1, None], 'on': [True, False]}), 'runs')
   assert table.texts('seed') == ['1', ''] and table.texts('on') == ['True', 'False']
   assert table.where(1) == 'runs, row 1'
+
+
+def test_named_levels_of_an_index_are_columns():
+  frame = pd.DataFrame({'run': ['a', 'b'], 'step': [1, 2], 'loss': [3.0, 2.0]})
+  for index in ('run', ['run', 'step']):
+    assert tables.of_frame(frame.set_index(index), 'curves').columns == {
+        'run': ['a', 'b'], 'step': [1, 2], 'loss': [3.0, 2.0]
+    }
+  kept = tables.of_frame(frame.set_index('run', drop=False), 'runs')
+  assert list(kept.columns) == ['run', 'step', 'loss']

@@ -59,6 +59,19 @@ def test_tail_jsonl(tmp_path):
   assert 'log_z_drift needs log_z' in output
 
 
+def test_tail_jsonl_of_a_resumed_run(tmp_path):
+  """The file goes on at the step of a checkpoint, after a blank line; what follows is monitored."""
+  path = tmp_path / 'log.jsonl'
+  steps = [*range(0, 300, 10), *range(100, 200, 10)]
+  rows = [{'iter': n, 'train/loss': 3.0, 'max_attn_logit': 10.0} for n in steps]
+  rows[29]['max_attn_logit'] = rows[-1]['max_attn_logit'] = 600.0
+  path.write_text('\n\n'.join(map(json.dumps, rows)) + '\n')
+  command = [sys.executable, FOLDER / 'tail_jsonl.py', path, '1']
+  process = subprocess.run(command, check=True, capture_output=True, text=True)
+  alarms = [line for line in process.stdout.splitlines() if 'attention_logit: ' in line]
+  assert [line.split(':')[0] for line in alarms] == ['step 290', 'step 190']
+
+
 @pytest.mark.parametrize('path', sorted(FOLDER.iterdir()), ids=lambda path: path.name)
 def test_examples_are_short(path):
   assert path.suffix != '.py' or len(path.read_text().splitlines()) <= 40

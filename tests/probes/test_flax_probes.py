@@ -239,6 +239,21 @@ def test_activations_and_log_z():
   assert len(row) == 2 * 5 + 1
 
 
+class Mixer(SelfAttention):
+  """A block with attention in its own call, of which its name says nothing."""
+
+
+@pytest.mark.parametrize('kind', [Mixer, SelfAttention])
+def test_output_of_blocks_without_a_module_of_attention(kind):
+  """A list of modules named after attention is one of attention alone, not of blocks."""
+  model, x = nn.Sequential([kind(fused()), kind(fused())]), jnp.ones((2, 3, D))
+  y, row = flax_probes.apply(model, model.init(jax.random.key(0), x), x)
+  names = ('block_1/output_rms', 'activation_rms/block_1/layers_1')
+  measured, other = names if kind is Mixer else names[::-1]
+  assert row[measured] == close(rms(y)) and other not in row
+  assert 'block_1/attention_logit_max' in row
+
+
 def test_output_is_that_of_apply():
   model = Model()
   params = variables(model)

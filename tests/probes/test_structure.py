@@ -38,6 +38,18 @@ def test_attention_in_the_model_itself():
   }
 
 
+@pytest.mark.parametrize(
+    ('name', 'is_attention', 'measured'),
+    [('0', False, 'block_0/output_rms'), ('0', True, 'activation_rms/block_0/0'),
+     ('model', False, 'activation_rms/block_0/model')],
+)
+def test_output_of_a_module_with_attention_in_its_own_code(name, is_attention, measured):
+  """Numbered parts are blocks, unless they are the attention alone, as in a list of it."""
+  path = ('h', name)
+  found = structure.row([Logits(path, 1.0, 1.0, 1.0)], [Output(path, 4.0, 1, is_attention)])
+  assert [key for key in found if 'rms' in key] == [measured]
+
+
 def test_calls_of_a_module_are_joined():
   """Maxima by their maximum, means and mean squares by what they are over."""
   path = ('h', '0')

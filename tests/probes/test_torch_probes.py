@@ -208,6 +208,18 @@ def test_activations_and_log_z():
   assert len([name for name in row if 'activation_rms' in name]) == 4
 
 
+class Mixer(Attention):
+  """A block whose name does not say that it computes attention."""
+
+
+def test_output_of_blocks_without_a_module_of_attention():
+  model, x = nn.Sequential(Mixer(sdpa), Mixer(sdpa)), torch.randn(B, T, D)
+  with torch_probes.measure(model) as row:
+    y = model(x).detach()
+  assert row['block_1/output_rms'] == close(rms(y)) and 'block_0/output_rms' in row
+  assert 'activation_rms/block_1/qkv' in row and 'activation_rms/block_1/1' not in row
+
+
 def test_microbatches_are_joined():
   model = Model(layers=1)
   with torch_probes.measure(model) as row:
@@ -266,6 +278,19 @@ def test_updates_of_sgd_and_their_absence():
     optimizer.step()
   assert row['update_rms/head/weight'] == pytest.approx(rms(model.head.weight.grad), rel=1e-3)
   assert not any(name.startswith('gradient_rms/') for name in row)
+
+
+def test_several_optimizers():
+  model = Model()
+  matrices, others = [*model.h.parameters()], [*model.embed.parameters(), *model.head.parameters()]
+  optimizers = [torch.optim.SGD(matrices, 0.1), torch.optim.AdamW(others, 1e-3, eps=1e-6)]
+  with torch_probes.measure(model, optimizers) as row:
+    model(tokens())[1].backward()
+    [optimizer.step() for optimizer in optimizers]
+  names = {name.replace('.', '/') for name, _ in model.named_parameters()}
+  assert {name.partition('/')[2] for name in row if name.startswith('update_rms/')} == names
+  assert row['update_rms/h/0/mlp/weight'] == pytest.approx(rms(matrices[2].grad), rel=1e-3)
+  assert 'gradient_over_eps/head/bias' in row and 'gradient_over_eps/h/0/mlp/weight' not in row
 
 
 def test_frozen_and_sparse_parameters():

@@ -22,7 +22,7 @@ def follow(path, patience):
       line += part
       if part:
         deadline = time.monotonic() + patience
-      if line.endswith('\n'):
+      if line.endswith('\n') and line.strip():
         yield json.loads(line)
         line = ''
       elif not part:
@@ -32,6 +32,8 @@ def follow(path, patience):
 monitor = stability.Monitor()
 for found in follow(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 600.0):
   row = {NAMES[name]: value for name, value in found.items() if name in NAMES}
+  if 'step' in row and row['step'] < monitor.last_row.get('step', 0):  # back at a checkpoint
+    monitor = stability.Monitor()
   for alarm in monitor.observe(row) if 'step' in row else []:
     print(f'step {alarm.step}: {alarm.rule}: {alarm.message}', flush=True)
 for rule, needs in monitor.lacking.items():
