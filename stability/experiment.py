@@ -100,7 +100,8 @@ def from_frames(
     runs: a row per run. Columns are recognised by their names: learning_rate, final_loss and, where
       there are any, initial_loss, parameters, seed, run, status and settings that vary.
     curves: a row per run and logged step, with the columns run, step, loss and probes; a column per
-      metric. NaN: not logged at this step.
+      metric. NaN: not logged at this step; a loss that is missing at the end, for three of its
+      intervals at which other metrics are not, means that the run diverged.
     columns: the column of each quantity, name -> column, where it is not recognised.
     group_by: the column or columns that define the intervention; None: the settings that vary on
       their own.

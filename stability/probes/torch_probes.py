@@ -198,6 +198,7 @@ class _Backward:
     self._eps = {
         self._names[p]: group['eps']
         for optimizer in optimizers
+        if 'Muon' not in _types(optimizer)  # whose eps guards the norm of a matrix
         for group in optimizer.param_groups
         if isinstance(group.get('eps'), float) and group['eps'] > 0  # Adafactor has two
         for p in group['params']
@@ -234,16 +235,21 @@ class _Backward:
 
   @torch.no_grad()
   def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    names = {cls.__name__ for cls in type(optimizer).__mro__}
+    types = _types(optimizer)
     for group in optimizer.param_groups:
       rate = float(group['lr'])
-      is_decoupled = group.get('decoupled_weight_decay') or not names.isdisjoint(_DECOUPLED)
+      is_decoupled = group.get('decoupled_weight_decay') or not types.isdisjoint(_DECOUPLED)
       decay = rate * group.get('weight_decay', 0.0) if is_decoupled else 0.0
       for p in group['params']:
         if p in self._before and p.grad is not None and rate:
           change = (1 - decay) * self._before[p].float() - p.float()
           self._updates[self._names[p]] = _mean_square(change).sqrt() / abs(rate)
     self._before = {}
+
+
+def _types(optimizer: Optimizer) -> set[str]:
+  """The names of the optimizer's class and of those that it is derived from."""
+  return {cls.__name__ for cls in type(optimizer).__mro__}
 
 
 def _is_float(x: Any) -> bool:

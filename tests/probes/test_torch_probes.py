@@ -280,6 +280,17 @@ def test_updates_of_sgd_and_their_absence():
   assert not any(name.startswith('gradient_rms/') for name in row)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, 'Muon'), reason='this torch has no Muon')
+def test_eps_of_muon_is_not_compared():
+  """It guards the norm of a matrix."""
+  model = Model()
+  matrices = [p for p in model.h.parameters() if p.ndim == 2]
+  with torch_probes.measure(model, torch.optim.Muon(matrices)) as row:
+    model(tokens())[1].backward()
+  assert any(name.startswith('gradient_rms/h/') for name in row)
+  assert not any(name.startswith('gradient_over_eps/') for name in row)
+
+
 def test_several_optimizers():
   model = Model()
   matrices, others = [*model.h.parameters()], [*model.embed.parameters(), *model.head.parameters()]
