@@ -154,10 +154,15 @@ def _description(run: Path) -> Iterator[str]:
 
   if alarms:
     yield '\nalarms'
-    for alarm in alarms[-MAX_SHOWN:]:
+    shown = alarms if len(alarms) <= MAX_SHOWN else [alarms[0], None, *alarms[2 - MAX_SHOWN :]]
+    for alarm in shown:
+      if alarm is None:
+        yield f'  ... {len(alarms) + 1 - MAX_SHOWN} more'
+        continue
       probability = f'unstable with a probability of {alarm.probability:.0%}'
       yield f'  step {alarm.step}: {alarm.message} ({probability})'
-  if alarms and alarms[-1].suggestions:  # imported runs have none
+  has_ended = run_files.read_result(run) is not None
+  if alarms and alarms[-1].suggestions and not has_ended:  # imported runs have none
     yield '\nwhat may help'
     for action in alarms[-1].suggestions:
       yield f'  {action}'

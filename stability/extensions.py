@@ -191,7 +191,7 @@ def _check_when(term: variants.Term) -> None:
   option = term.when.partition('=')[0]
   field = fields.FIELDS.get(option)
   if field is None or not (field.switch or field.kind == 'choice'):
-    raise BadInput(f'term {term.name!r}: when={term.when!r} must name a switch or choice option')
+    raise BadInput(f'term {term.name!r}: when={term.when!r} must name a switch or a choice')
 
 
 def _sources(file: Path) -> dict[str, Path]:

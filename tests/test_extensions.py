@@ -33,6 +33,7 @@ TINY = [
     *('--config.log.every_steps=4', '--config.probe.every_steps=4'),
     '--config.checkpoint.every_steps=4',
     *('--config.optimizer.name=sgd', '--config.schedule.shape=line'),
+    '--config.objective.logit_norm=1e-4',
 ]
 
 
@@ -50,13 +51,13 @@ def folder(tmp_path_factory):
   for old, new in (
       ('[1e-3, 1e-2, 1e-1]', '[1e-2]'),
       ('import quickstart', 'import quickstart, weights'),
-      ('1e-4 * jnp.mean', 'weights.LOGITS * jnp.mean'),
+      ('* jnp.mean', '* weights.LOGITS * jnp.mean'),
   ):
     assert old in text
     text = text.replace(old, new)
   (folder / 'mine.py').write_text(text)
   (folder / 'configs').mkdir()
-  (folder / 'configs/weights.py').write_text('LOGITS = 1e-4\n')
+  (folder / 'configs/weights.py').write_text('LOGITS = 1.0\n')
   return folder
 
 
@@ -81,7 +82,8 @@ def rows(workdir):
 def test_sweep(place):
   """All entries act: two kinds of attention, a parameter, a term, a probe, an option."""
   sweep = json.loads((place / 'sweep/sweep.json').read_text())
-  assert [option['name'] for option in sweep['extensions']['options']] == ['optimizer.momentum']
+  options = [option['name'] for option in sweep['extensions']['options']]
+  assert options == ['optimizer.momentum', 'objective.logit_norm']
   found = rows(place / 'sweep')
   assert len(found) == 2
   sink = found['attention=sink,learning_rate=0.01,seed=0']
@@ -114,7 +116,7 @@ def test_resume_uses_the_copy(place, tmp_path):
   before = rows(place / 'sweep')
   (run_dir,) = (place / 'sweep/runs').glob('*sink*')
   (run_dir / 'result.json').unlink()
-  (place / 'configs/weights.py').write_text('LOGITS = 1e-1\n')
+  (place / 'configs/weights.py').write_text('LOGITS = 1e3\n')
   shutil.rmtree(run_dir / 'checkpoints' / '8', ignore_errors=True)
   done = run(place, 'sweep', '--config=mine.py', '--workdir=sweep', *TINY)
   assert done.returncode == 0, done.stderr
@@ -164,7 +166,7 @@ def load(tmp_path, body):
         ('  return [ext.variant("optimizer.name", "adamw", len)]', 'already has this value'),
         ('  return [ext.variant("optimizer.name", "x", len)] * 2', "'x'"),
         ('  return [ext.term("loss", "x", len)]', 'place must be one of'),
-        ('  return [ext.term("objective", "x", len, when="optimizer.eps")]', 'switch or choice'),
+        ('  return [ext.term("objective", "x", len, when="optimizer.eps")]', 'switch or a choice'),
         ('  return [ext.term("objective", "z_loss", len)]', 'the package has a term of this name'),
         ('  return [ext.term("probes", "x", len)] * 2', 'added twice'),
         ('  return [ext.number("seed", 0.0, "It.")]', 'seed'),

@@ -14,9 +14,17 @@ Config = dict[str, Any]  # a resolved config: nested plain dicts
 
 
 def unknown_field(field: str) -> BadInput:
-  """The error for a field that does not exist; it names the most similar one."""
-  nearest = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.0)
-  return BadInput(f'config.{field}: no such field; the nearest is config.{nearest[0]}')
+  """The error for a field that does not exist; it names a similar one, or the section's."""
+  if nearest := difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.7):
+    return BadInput(f'config.{field}: no such field; the nearest is config.{nearest[0]}')
+  section = field.partition('.')[0]
+  names = [name.partition('.')[2] for name in FIELDS if name.startswith(f'{section}.')]
+  there = f'config.{section} has {", ".join(names)}' if names else f'there are {_sections()}'
+  return BadInput(f'config.{field}: no such field; {there}')
+
+
+def _sections() -> str:
+  return ', '.join(dict.fromkeys(f'config.{name.partition(".")[0]}' for name in FIELDS))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

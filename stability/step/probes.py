@@ -49,6 +49,14 @@ def both(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
   return {**found, **more}
 
 
+def numbers(term: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
+  """What a term measured; raises BadInput if a config file's term returns anything but numbers."""
+  for name, value in found.items():
+    if jnp.shape(value):
+      raise BadInput(f'probe {term}: {name} must be a number, not of shape {jnp.shape(value)}')
+  return found
+
+
 def _is_sown(path: tuple[str, ...], value: Any) -> bool:
   del path
   return isinstance(value, tuple)

@@ -264,7 +264,7 @@ def step(
   if kind != 'quiet':
     inside = probes.Inside(params, gradients, updates, moves, hparams, static)
     for term in probes.INSIDE.active(static):
-      metrics = probes.both(metrics, term.make(inside))
+      metrics = probes.both(metrics, probes.numbers(term.name, term.make(inside)))
     metrics |= watch.found
   if kind == 'sharp':
     over_parts = functools.partial(
