@@ -61,7 +61,7 @@ def train(
         address=address,
         log_to_driver=False,
         logging_level='ERROR',
-        runtime_env={'env_vars': jobs.environment()},
+        runtime_env={'env_vars': jobs.environment(resources)},
         **({'include_dashboard': False} if address == 'local' else {}),
     )
   except Exception as error:  # Ray's exceptions have no common base class

@@ -7,7 +7,6 @@ knows every job even if this launcher is killed in between.
 """
 
 import hashlib
-import os
 import re
 import shlex
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 import jinja2
 from absl import flags
 
-from launch.common import jobs
+from launch.common import environment, jobs
 from launch.common.jobs import Resources
 from stability.config import Config
 from stability.errors import BadInput
@@ -76,17 +75,19 @@ def check_installed() -> None:
     raise BadInput('--backend=slurm: there is no sbatch here; run this on a login node')
 
 
-def script(lists: Sequence[Path], command: Sequence[str]) -> str:
+def script(workdir: Path, lists: Sequence[Path], resources: Resources) -> str:
   """The script of an array whose i-th task trains the runs of the i-th list."""
-  environment = jinja2.Environment(
+  templates = jinja2.Environment(
       loader=jinja2.FileSystemLoader(Path(__file__).parent),
       undefined=jinja2.StrictUndefined,
       keep_trailing_newline=True,
       autoescape=False,  # every value in the shell script goes through shlex.quote
   )
-  environment.filters['quoted'] = lambda value: shlex.quote(str(value))
-  return environment.get_template('slurm.sh.j2').render(
-      lists=lists, command=command, environment=jobs.environment()
+  templates.filters['quoted'] = lambda value: shlex.quote(str(value))
+  return templates.get_template('slurm.sh.j2').render(
+      lists=lists,
+      command=jobs.command(workdir, resources),
+      environment=jobs.environment(resources),
   )
 
 
@@ -114,7 +115,7 @@ def show(
 ) -> None:
   """Prints what would be submitted for a new sweep."""
   lists = jobs.divide(workdir, configs, resources)
-  text = script(list(lists), jobs.command(workdir, resources))
+  text = script(workdir, list(lists), resources)
   command = sbatch(workdir, _name(text), len(lists), resources, options)
   print('\n' + shlex.join([*command, 'SCRIPT']))
   print('\nwith this SCRIPT:\n')
@@ -157,7 +158,7 @@ def _submit(
 ) -> None:
   lists = jobs.divide(workdir, configs, resources)
   jobs.write_lists(lists)
-  text = script(list(lists), jobs.command(workdir, resources))
+  text = script(workdir, list(lists), resources)
   name = _name(text)
   path = workdir / 'slurm' / f'{name}.sh'
   files.write_atomic(path, text)
@@ -167,7 +168,7 @@ def _submit(
   # If launch.sweep itself runs in a job, that job's variables must not reach the new jobs.
   variables = {
       key: value
-      for key, value in os.environ.items()
+      for key, value in environment.given().items()
       if not key.startswith('SLURM_') or key == 'SLURM_CONF'
   }
   done = subprocess.run(

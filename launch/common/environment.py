@@ -61,6 +61,7 @@ _ACCELERATORS = (
     ),
 )
 _HIDDEN = re.compile(r'\s*(-.*|none|void|NoDevFiles)?\s*')  # values that leave no device visible
+_replaced: dict[str, str | None] = {}  # variables that set_here has set -> what the user had set
 
 
 def accelerator() -> str | None:
@@ -90,6 +91,19 @@ def platform_variables() -> dict[str, str]:
     return {}
   plugins = itertools.chain.from_iterable(plugins for _, plugins, _, _ in _ACCELERATORS)
   return {'JAX_PLATFORMS': 'cpu'} if any(map(importlib.util.find_spec, plugins)) else {}
+
+
+def set_here(variables: Mapping[str, str]) -> None:
+  """Sets variables of this process that are right on this machine, and perhaps on no other."""
+  for name in variables:
+    _replaced.setdefault(name, os.environ.get(name))
+  os.environ.update(variables)
+
+
+def given() -> dict[str, str]:
+  """The variables of this process as the user has set them, for processes on other machines."""
+  before = {name: _replaced.get(name, value) for name, value in os.environ.items()}
+  return {name: value for name, value in before.items() if value is not None}
 
 
 def has_accelerator() -> bool:
@@ -137,7 +151,7 @@ def check() -> None:
     if given.lower() not in (_OFF if value in _OFF else _ON if value in _ON else (value,)):
       print(f'warning: {name}={given} is ignored: training uses {value}', file=sys.stderr)
   has_others = any(n.startswith(('JAX_', 'FLAX_')) for n in os.environ.keys() - settings.REQUIRED)
-  os.environ.update(settings.REQUIRED | platform_variables())
+  set_here(settings.REQUIRED | platform_variables())
   if has_others:
     try:
       import flax  # noqa: F401  imports jax; both read their variables
