@@ -44,7 +44,7 @@ def main() -> int:
   if group and group.process_id:
     return multihost.contribute_devices(Path(_WORKDIR.value), name, group)
   if not group:  # the devices of a pod start only in all its processes together
-    environment.check_platform()
+    environment.check_workers()
   worker_flags = group.worker_flags() if group else ()
   train = functools.partial(local.train, workers=1, worker_flags=worker_flags)
   return start.start(sweep, Path(_WORKDIR.value), train)

@@ -54,7 +54,7 @@ def find(flag_values: flags.FlagValues) -> Backend:
       raise BadInput(f'--{flag}: must be given with --backend={owners}, not {name}')
   if name == 'local':
     train = functools.partial(local.train, workers=flag_values['workers'].value)
-    return Backend(train, environment.check_platform)
+    return Backend(train, environment.check_workers)
   resources = jobs.resources(flag_values)
   if name == 'slurm':
     options = {'resources': resources, 'options': slurm.options(flag_values)}
