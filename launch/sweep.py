@@ -5,7 +5,7 @@
 
 The same command continues an interrupted sweep; with a higher --seeds, it trains the new runs. If
 it is started again while the first one runs, here or on another machine that sees DIR, both share
-the work. SIGTERM and SIGUSR1 make it save all runs and end with exit code 75. With
+the work. SIGTERM, SIGUSR1 and SIGHUP make it save all runs and end with exit code 75. With
 --reuse=OTHER_DIR, results of another sweep are reused for runs with the same config, text,
 versions, settings and device (stability/settings.py).
 

@@ -22,8 +22,9 @@ The worker exits when the launcher has no more runs, unless some runs of the wor
 it checks those for an answer and asks the launcher again. If the launcher dies, the kernel kills
 the worker; where the kernel cannot, the worker's standard input closes and the worker exits. If the
 launcher hangs, other launchers take over its runs, and the worker exits before they do. On
-{"stop": true}, SIGTERM or SIGUSR1 it saves its runs and exits with preemption.EXIT_CODE. If several
-processes share a run, all of their workers do, whichever of them is told.
+{"stop": true} and the signals of launch.common.preemption it saves its runs and exits with
+preemption.EXIT_CODE. If several processes share a run, all of their workers do so, whichever is
+told.
 """
 
 import json
@@ -177,8 +178,7 @@ class Launcher:
 
 def ignore_signals() -> None:
   """Makes preemption signals do nothing but write to the wakeup file descriptor."""
-  for number in preemption.SIGNALS:
-    signal.signal(number, lambda *_: None)
+  preemption.handle(lambda *_: None)
 
 
 def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:

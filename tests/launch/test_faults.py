@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import pty
 import random
 import signal
 import subprocess
@@ -206,6 +207,31 @@ def test_preemption_of_worker_and_launcher(place, undisturbed):
   assert run(place, 'sweep', *arguments('told')).returncode == 0
   assert_nothing_lost(workdir, before)
   assert outcomes(workdir) == undisturbed[0]
+
+
+TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_closed_terminal(place):
+  """The kernel sends SIGHUP to what runs in it."""
+  workdir = place / 'hangup'
+  prepared = command(place, 'sweep', *arguments(workdir), '--config.schedule.steps=100000')
+  prepared['args'] = [sys.executable, '-c', TERMINAL, *prepared['args'][1:]]
+  main, terminal = pty.openpty()
+  launcher = subprocess.Popen(**prepared, stdin=terminal, stdout=terminal, stderr=terminal)
+  os.close(terminal)
+  try:
+    folder = wait_for_lines(launcher, workdir, 20)
+    os.close(main)
+    assert launcher.wait(PATIENCE) == PREEMPTED
+  finally:
+    launcher.kill()
+  assert last_checkpoint(folder) >= run_files.last_metrics(folder)['step'] > 0
 
 
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGUSR1])
