@@ -79,8 +79,14 @@ def main() -> int | None:
     if not (other / 'sweep.json').is_file():
       raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
   backend.check()
+  workdir = Path(_WORKDIR.value)
   return start.start(
-      sweep, Path(_WORKDIR.value), backend.train, is_blocking=backend.is_blocking, reused=reused
+      sweep,
+      workdir,
+      backend.train,
+      is_blocking=backend.is_blocking,
+      reused=reused,
+      not_retried=backend.not_retried(workdir),
   )
 
 

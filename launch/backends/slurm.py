@@ -23,7 +23,7 @@ from launch.common import environment, jobs
 from launch.common.jobs import Resources
 from stability.config import Config
 from stability.errors import BadInput
-from stability.storage import files
+from stability.storage import files, run_files
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
 MIN_MINUTES = 3  # minimum time limit: the signal USR1@60 may come two minutes before a job's end
@@ -122,20 +122,38 @@ def show(
   print(text, end='')
 
 
+def not_retried(workdir: Path) -> list[str]:
+  """The failed runs for which no job can be submitted, as they have one; prints their names."""
+  found = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in _runs(workdir)}
+  failed = sorted(name for name, result in found.items() if result and result.status == 'failed')
+  if failed:
+    print(
+        f'failed: {", ".join(failed)}; once the jobs that have them in their lists have ended, the'
+        ' same command tries them again',
+        file=sys.stderr,
+    )
+  return failed
+
+
+def _runs(workdir: Path) -> set[str]:
+  """The runs in the lists of pending and running jobs; BadInput if these are not known."""
+  queued = _queued(workdir)
+  if queued is None:
+    raise BadInput('--backend=slurm: squeue failed, so it is unknown which runs already have jobs')
+  return {name for path in queued for name in jobs.read_list(path)}
+
+
 def train(
     workdir: Path, configs: Mapping[str, Config], resources: Resources, options: Sequence[str]
 ) -> None:
   """Submits jobs for the runs that have none yet, and shows the progress of all runs."""
   workdir = workdir.absolute()
-  queued = _queued(workdir)
-  if queued is None:
-    raise BadInput('--backend=slurm: squeue failed, so it is unknown which runs already have jobs')
-  have_jobs = {name for path in queued for name in jobs.read_list(path)}
-  left = {name: config for name, config in configs.items() if name not in have_jobs}
+  earlier = _runs(workdir)
+  left = {name: config for name, config in configs.items() if name not in earlier}
   if left:
     _submit(workdir, left, resources, options)
   else:
-    print(f'{len(queued)} earlier jobs train the remaining runs', file=sys.stderr)
+    print('earlier jobs train the remaining runs', file=sys.stderr)
   last_call, is_active = time.monotonic(), True
 
   def has_jobs() -> bool:

@@ -245,6 +245,30 @@ def test_kill_during_submission(programs, queue, unfinished):
   assert len(files.read_lines(workdir / 'slurm' / 'jobs.jsonl')) == 1
 
 
+def test_failed_run_of_a_job(programs, queue, tmp_path, capsys):
+  """Its failure stays until it is submitted again, which it is once its job has ended."""
+  sbatch = fake(programs, 'sbatch', 'print(70)')
+  workdir = tmp_path / 'sweep'
+  more = ('--config.data.source=synthetic', '--jobs=1')
+  arguments = ('--backend=slurm', f'--workdir={workdir}', *more)
+  assert said(capsys, *arguments)[0] == 1 and len(calls(sbatch)) == 1
+  (job,) = files.read_lines(workdir / 'slurm' / 'jobs.jsonl')
+  first, *others = sweeps.read_sweep(workdir).runs
+  run = run_files.run_dir(workdir, first)
+  run_files.write_failure(run, 'Traceback\nValueError: no')
+  for name in others:
+    run_files.write_result(run_files.run_dir(workdir, name), run_files.Result('done'))
+  queue.write_text(f'{job["name"]}_0')
+  code, out, err = said(capsys, *arguments)
+  assert code == 1 and f'failed: {first}; once the jobs' in err
+  assert f'failed: {first}: ValueError: no' in out and len(calls(sbatch)) == 1
+  assert run_files.read_result(run).status == 'failed'
+  queue.write_text('')
+  code, _, err = said(capsys, *arguments)
+  assert code == 1 and 'once the jobs' not in err and len(calls(sbatch)) == 2
+  assert run_files.read_result(run) is None
+
+
 def test_sbatch_and_squeue_fail(programs, queue, unfinished):
   fake(programs, 'sbatch', 'sys.exit("error: invalid partition")')
   with pytest.raises(BadInput, match='sbatch failed: error: invalid partition'):
