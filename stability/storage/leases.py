@@ -15,6 +15,7 @@ as dead when it has not refreshed its lease for EXPIRES_SECONDS.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from stability.errors import writing
+from stability.errors import BadInput, writing
 
 Json = dict[str, Any]
 
@@ -38,6 +39,7 @@ EXPIRES_SECONDS = 60
 # then end before EXPIRES_SECONDS are over (launch/workers/worker.py).
 FRESH_SECONDS = 10
 POLL_SECONDS = 0.2  # while waiting for a lease that another holder has
+_NO_LINKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,9 @@ def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
     trainer: ID of a process on this machine that works under the lease. The lease is valid while
       this process lives, even if its holder is dead; a request for the lease then kills the
       process.
+
+  Raises:
+    BadInput: the file system has no hard links.
   """
   own = _identity(trainer)
   temporary = folder / f'.lease.{own["id"]}'
@@ -91,7 +96,7 @@ def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
     before = _read(folder, number)
     if number and (before is None or not _is_free(*before, temporary.stat().st_mtime)):
       return None
-    os.link(temporary, _path(folder, number + 1))
+    _link(temporary, _path(folder, number + 1))
   except FileExistsError:
     return None
   finally:
@@ -200,17 +205,17 @@ def acquire(folder: Path, on_wait: Callable[[Json], None] = lambda holder: None)
   created = [path for path in (folder, *folder.parents) if not path.exists()]
   has_waited = False
   with LeaseManager() as manager:
-    while True:
-      with contextlib.suppress(FileNotFoundError):  # deleted by the holder that had created it
-        with writing(folder):
-          folder.mkdir(parents=True, exist_ok=True)
-        if manager.try_acquire(folder):
-          break
-        if not has_waited and (other := holder(folder)):
-          on_wait(other)
-          has_waited = True
-      time.sleep(POLL_SECONDS)
     try:
+      while True:
+        with contextlib.suppress(FileNotFoundError):  # deleted by the holder that had created it
+          with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+          if manager.try_acquire(folder):
+            break
+          if not has_waited and (other := holder(folder)):
+            on_wait(other)
+            has_waited = True
+        time.sleep(POLL_SECONDS)
       yield
     finally:
       manager.remove(folder)
@@ -222,6 +227,18 @@ def acquire(folder: Path, on_wait: Callable[[Json], None] = lambda holder: None)
 def is_lease(path: Path) -> bool:
   """Whether a file is a lease, complete or not."""
   return path.name.startswith(('lease.', '.lease.'))
+
+
+def _link(temporary: Path, path: Path) -> None:
+  try:
+    with writing(path):
+      os.link(temporary, path)
+  except OSError as error:
+    if error.errno not in _NO_LINKS:
+      raise
+    raise BadInput(
+        f'{path.parent}: its file system has no hard links, which launchers need to share runs'
+    ) from error
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -1,5 +1,6 @@
 """Leases: one holder at a time, whatever the race and however the last holder ended."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from stability.errors import BadInput, CannotWrite
 from stability.storage import leases
 
 
@@ -160,6 +162,27 @@ def test_acquire_deletes_the_empty_folder_it_created(tmp_path):
   with leases.acquire(tmp_path / 'a'):
     (tmp_path / 'a' / 'kept').touch()
   assert [path.name for path in (tmp_path / 'a').iterdir()] == ['kept']
+
+
+@pytest.mark.parametrize('code', ['ENOTSUP', 'ENOSYS', 'EPERM'])
+def test_file_system_without_hard_links(tmp_path, monkeypatch, code):
+  def link(source, target):
+    raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)), source, None, target)
+
+  monkeypatch.setattr(os, 'link', link)
+  said = rf'^{tmp_path}/new/sweep: its file system has no hard links'
+  with pytest.raises(BadInput, match=said), leases.acquire(tmp_path / 'new' / 'sweep'):
+    pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_is_full_when_a_lease_is_linked(tmp_path, monkeypatch):
+  def link(source, target):
+    raise OSError(errno.ENOSPC, 'No space left on device', source, None, target)
+
+  monkeypatch.setattr(os, 'link', link)
+  with pytest.raises(CannotWrite, match=r'lease\.1\.json: cannot be written: No space left'):
+    leases.try_acquire(tmp_path)
 
 
 def test_manager_refreshes_and_notices_losses(tmp_path, monkeypatch):
