@@ -10,7 +10,8 @@ also work over NFS.
 
 A holder refreshes its leases by setting their modification time, by the file server's clock. A
 holder on this machine counts as dead when its process has ended; a holder on another machine counts
-as dead when it has not refreshed its lease for EXPIRES_SECONDS.
+as dead when it has not refreshed its lease for EXPIRES_SECONDS, and so does another user's here if
+/proc hides processes (hidepid).
 """
 
 import contextlib
@@ -272,15 +273,16 @@ def _is_free(lease: Json, refreshed: float, now: float) -> bool:
   """
   if refreshed == 0:  # released
     return True
+  has_expired = now - refreshed > EXPIRES_SECONDS
   if lease.get('machine') != _machine():
-    return now - refreshed > EXPIRES_SECONDS
-  if _is_alive(lease['pid'], lease['started']):
-    return False
-  if lease['trainer'] is None or not _is_alive(*lease['trainer']):
-    return True
-  with contextlib.suppress(OSError):
-    os.kill(lease['trainer'][0], signal.SIGKILL)
-  return False
+    return has_expired
+  is_alive = _is_alive(lease['pid'], lease['started'])
+  if is_alive is False and lease['trainer'] is not None:
+    is_alive = _is_alive(*lease['trainer'])
+    if is_alive:
+      with contextlib.suppress(OSError):
+        os.kill(lease['trainer'][0], signal.SIGKILL)
+  return has_expired if is_alive is None else not is_alive
 
 
 # Processes.
@@ -325,13 +327,15 @@ def _started(pid: int) -> str | None:
   return None if state in 'ZX' else rest[18]
 
 
-def _is_alive(pid: int, started: str | None) -> bool:
-  if os.path.exists('/proc/self/stat'):
+def _is_alive(pid: int, started: str | None) -> bool | None:
+  """Whether a process lives; None if another user's process has its ID, whose start is hidden."""
+  has_proc = os.path.exists('/proc/self/stat')
+  if has_proc and (started is None or os.access(f'/proc/{pid}/stat', os.R_OK)):
     return started is not None and _started(pid) == started
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except PermissionError:
-    pass
-  return True
+  except PermissionError:  # /proc may be mounted with hidepid
+    return None if has_proc else True
+  return not has_proc

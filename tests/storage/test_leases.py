@@ -39,6 +39,9 @@ def gone():
   return {'pid': process.pid, 'started': started}
 
 
+DEAD = gone()
+
+
 def test_one_holder_until_release(tmp_path):
   first = leases.try_acquire(tmp_path)
   assert first and leases.try_acquire(tmp_path) is None
@@ -91,6 +94,29 @@ def test_trainer_of_dead_holder_is_killed_first(tmp_path):
     trainer.kill()
 
 
+@pytest.mark.parametrize(
+    ('changes', 'seconds_ago', 'free'),
+    [
+        ({}, 50, False),
+        ({}, 70, True),
+        (DEAD, 0, True),
+        (DEAD | {'trainer': [1, '5']}, 50, False),
+        (DEAD | {'trainer': [1, '5']}, 70, True),
+    ],
+)
+def test_holder_that_proc_hides(tmp_path, monkeypatch, changes, seconds_ago, free):
+  """As with hidepid: another user's processes exist, and nothing else is known of them."""
+  write(tmp_path, 1, seconds_ago, **({'pid': 1, 'started': '5'} | changes))
+
+  def kill(pid, number):
+    raise PermissionError if pid == 1 else ProcessLookupError
+
+  monkeypatch.setattr(os, 'kill', kill)
+  monkeypatch.setattr(os, 'access', lambda path, mode: not path.startswith('/proc/1/'))
+  monkeypatch.setattr(leases, '_started', lambda pid: None)
+  assert (leases.holder(tmp_path) is None) is free
+
+
 def _race(folder, start, names, holders):
   """Acquires as many of the leases as it can and reports each."""
   start.wait()
@@ -108,7 +134,7 @@ def test_race(tmp_path, forks, before):
   for name in names:
     (tmp_path / name).mkdir()
     if before == 'dead':
-      write(tmp_path / name, 1, 0, **gone_once)
+      write(tmp_path / name, 1, 0, **DEAD)
     elif before == 'released':
       leases.try_acquire(tmp_path / name).release()
     elif before == 'expired':
@@ -129,9 +155,6 @@ def test_race(tmp_path, forks, before):
   assert sorted(name for name, _, _ in taken) == sorted(names)
   assert {number for _, _, number in taken} == {1 if before == 'none' else 2}
   assert len({pid for _, pid, _ in taken}) > 1  # there was a race
-
-
-gone_once = gone()
 
 
 def _count(folder, turns):
