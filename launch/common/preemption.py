@@ -107,15 +107,14 @@ def end_with_parent() -> None:
 
 
 def end_with_stdin() -> None:
-  """Makes this process, and with it its workers, end when standard input closes.
+  """Makes this process end as on SIGTERM when standard input closes; runs are saved first.
 
   Standard input must be a pipe from the parent, so that it closes when the parent dies.
   """
-  end_with_parent()
 
   def listen() -> None:
     while os.read(sys.stdin.fileno(), 1024):
       pass
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
   threading.Thread(target=listen, daemon=True).start()

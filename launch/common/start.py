@@ -78,7 +78,7 @@ def define_attached(flag_values: flags.FlagValues) -> flags.FlagHolder[bool]:
   return flags.DEFINE_boolean(
       'attached',
       False,
-      'end when standard input closes, and so with the process at its other end',
+      'save the runs and end when standard input closes, and so with the process at its other end',
       flag_values=flag_values,
   )
 

@@ -261,6 +261,23 @@ def test_preemption_while_compiling(place, tmp_path, sent):
   assert not list((place / 'compiling').rglob('metrics.jsonl'))
 
 
+def test_end_of_standard_input(place):
+  """An attached launcher saves its runs, as on SIGTERM."""
+  workdir = place / 'attached'
+  more = ('--config.schedule.steps=100000', '--attached')
+  prepared = command(place, 'sweep', *arguments(workdir), *more)
+  with subprocess.Popen(**prepared, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+    try:
+      folder = wait_for_lines(launcher, workdir, 20)
+      workers = children(launcher.pid)
+      _, err = launcher.communicate(timeout=PATIENCE)  # closes it
+    finally:
+      launcher.kill()
+  assert launcher.returncode == PREEMPTED and err.endswith('the same command resumes the runs\n')
+  assert not any(map(is_running, workers))
+  assert last_checkpoint(folder) >= run_files.last_metrics(folder)['step'] > 0
+
+
 SLOW_EVALUATION = """
 import time
 from launch.workers import worker

@@ -374,6 +374,24 @@ def test_ray_task_fails(place, ray_cluster):
   assert 'no node of this Ray' not in said
 
 
+def test_ray_ends_with_its_launcher(place):
+  """Told to end, the launcher has the tasks save their runs first."""
+  if importlib.util.find_spec('ray') is None:
+    pytest.skip("Ray is not installed: pip install 'stability[ray]'")
+  folder = place.folder / 'ray_told'
+  endless = (*LONG, '--config.schedule.steps=1000000', '--config.checkpoint.every_steps=500000')
+  sweep = place.start('sweep', *endless, f'--workdir={folder}', '--backend=ray', '--job_cpus=1')
+  with ending(sweep) as said:
+    wait_for(lambda: step(place, 'ray_told') >= 300, sweep)
+    sweep.send_signal(signal.SIGTERM)
+  assert sweep.returncode == 75, said
+  assert said[0].endswith('preempted; the same command resumes the runs\n')
+  assert not workers_of(folder)
+  run = run_files.run_dir(folder, NAME)
+  saved = [int(path.parent.name) for path in run.glob('checkpoints/*/checksums.json')]
+  assert max(saved) >= run_files.last_metrics(run)['step']
+
+
 def test_ray_loses_a_worker(place, expected_long):
   if importlib.util.find_spec('ray') is None:
     pytest.skip("Ray is not installed: pip install 'stability[ray]'")
