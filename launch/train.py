@@ -5,7 +5,7 @@
 DIR has the layout of a sweep with one run. The same command continues an interrupted run.
 
 To train a run on the devices of several hosts (parallel.layout=data_parallel or sharded), run the
-command on each of them with a DIR that all see: under srun or on a TPU pod with --multihost=auto,
+command on each of them with a DIR that all see: under srun or on TPUs of GKE with --multihost=auto,
 elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 

@@ -87,6 +87,7 @@ SRUN = {
     'SLURM_LOCALID': '0',
 }
 POD = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}
+SECOND_SLICE = {'MEGASCALE_NUM_SLICES': '2', 'MEGASCALE_SLICE_ID': '1'}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,10 @@ POD = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}
         ({name: SRUN[name] for name in SRUN if name != 'SLURM_STEP_NODELIST'}, None),  # sbatch
         (POD, 1),
         (POD | {'TPU_WORKER_HOSTNAMES': 'a'}, None),
+        (POD | SECOND_SLICE, 3),
+        (POD | SECOND_SLICE | {'MEGASCALE_SLICE_ID': '0'}, 1),
+        (POD | SECOND_SLICE | {'TPU_WORKER_HOSTNAMES': 'a', 'TPU_WORKER_ID': '0'}, 1),
+        (POD | {'TPU_PROCESS_ADDRESSES': 'a:1,b:1,c:1,d:1', **SECOND_SLICE}, 5),
     ],
 )
 def test_environment(monkeypatch, variables, number):
