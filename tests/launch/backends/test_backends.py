@@ -195,6 +195,17 @@ def test_manifest_commands_of_the_readme(place, expected, slurm):
     assert place.outcomes(workdir) == expected
 
 
+def test_array_of_the_readme_starts_preempted_jobs_again(tmp_path, slurm):
+  readme = (ROOT / 'launch' / 'README.md').read_text()
+  (sbatch,) = re.findall(r'^sbatch -.+', readme, re.MULTILINE)
+  job = 'echo >> starts; [ $(wc -l < starts) = 2 ] || exit 75'
+  (tmp_path / 'jobs.sh').write_text(f'sh -c {shlex.quote(job)}\n')
+  subprocess.run(['bash', '-euc', sbatch], cwd=tmp_path, env=os.environ | slurm, check=True)
+  wait_for((tmp_path / 'starts').exists)
+  wait_for(lambda: not scontrol(slurm, 'squeue', '--noheader').split())
+  assert (tmp_path / 'starts').read_text() == '\n\n'
+
+
 def test_local_then_slurm_then_local(place, expected, slurm):
   """The traceback of a run that fails in a job is shown by the launcher."""
   sweep = ('--config=four.py', '--workdir=a slurm\'s "$HOME"')

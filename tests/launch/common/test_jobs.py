@@ -208,6 +208,21 @@ def test_platform_of_a_login_node_stays_there(
     assert [line['env'][name] for name in ('JAX_PLATFORMS',) if name in line['env']] == expected
 
 
+def test_inherited_variables(tmp_path, monkeypatch):
+  """Paths are those of this folder, wherever the jobs start."""
+  monkeypatch.setattr(environment, '_replaced', {})
+  monkeypatch.chdir(tmp_path)
+  for name, value, expected in (
+      ('PYTHONPATH', 'mine:/abs::mine', f'{ROOT}:{tmp_path}/mine:/abs'),
+      ('JAX_COMPILATION_CACHE_DIR', 'cache', f'{tmp_path}/cache'),
+      ('JAX_COMPILATION_CACHE_DIR', 'gs://bucket/cache', 'gs://bucket/cache'),
+      ('XDG_CACHE_HOME', '/cache', '/cache'),
+      ('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9', '.9'),
+  ):
+    monkeypatch.setenv(name, value)
+    assert jobs.environment(RESOURCES)[name] == expected
+
+
 @pytest.mark.parametrize('name', ['JAX_PLATFORMS', 'JAX_PLATFORM_NAME'])
 def test_platform_of_the_user_is_that_of_jobs(name, monkeypatch):
   monkeypatch.setattr(environment, '_replaced', {})
