@@ -170,7 +170,8 @@ def _train(target: float | None, allowed: budget.Budget | None, console: Console
           break
       _print_runs(growing, found, console)
       configs = growing.configs(found)
-    unfinished = start.prepare(growing.with_runs(configs), workdir)
+    not_retried = backend.not_retried(workdir)
+    unfinished = start.prepare(growing.with_runs(configs), workdir, not_retried=not_retried)
     try:
       backend.train(workdir, {name: unfinished[name] for name in configs if name in unfinished})
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@
 
 The same command continues an interrupted sweep; with a higher --seeds, it trains the new runs. If
 it is started again while the first one runs, here or on another machine that sees DIR, both share
-the work. SIGTERM and SIGUSR1 make it save all runs and end with exit code 75. With
+the work. SIGTERM, SIGUSR1 and SIGHUP make it save all runs and end with exit code 75. With
 --reuse=OTHER_DIR, results of another sweep are reused for runs with the same config, text,
 versions, settings and device (stability/settings.py).
 
@@ -79,8 +79,14 @@ def main() -> int | None:
     if not (other / 'sweep.json').is_file():
       raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
   backend.check()
+  workdir = Path(_WORKDIR.value)
   return start.start(
-      sweep, Path(_WORKDIR.value), backend.train, is_blocking=backend.is_blocking, reused=reused
+      sweep,
+      workdir,
+      backend.train,
+      is_blocking=backend.is_blocking,
+      reused=reused,
+      not_retried=backend.not_retried(workdir),
   )
 
 

@@ -5,7 +5,7 @@
 DIR has the layout of a sweep with one run. The same command continues an interrupted run.
 
 To train a run on the devices of several hosts (parallel.layout=data_parallel or sharded), run the
-command on each of them with a DIR that all see: under srun or on a TPU pod with --multihost=auto,
+command on each of them with a DIR that all see: under srun or on TPUs of GKE with --multihost=auto,
 elsewhere with --coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
@@ -44,7 +44,7 @@ def main() -> int:
   if group and group.process_id:
     return multihost.contribute_devices(Path(_WORKDIR.value), name, group)
   if not group:  # the devices of a pod start only in all its processes together
-    environment.check_platform()
+    environment.check_workers()
   worker_flags = group.worker_flags() if group else ()
   train = functools.partial(local.train, workers=1, worker_flags=worker_flags)
   return start.start(sweep, Path(_WORKDIR.value), train)

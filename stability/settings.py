@@ -38,10 +38,13 @@ CPU_FLAGS = (
 # timing them, so that another process may round differently.
 GPU_FLAGS = '--xla_gpu_deterministic_ops=true'
 
+# Names those of these flags that a worker is without, since a trial of them failed.
+LEFT_OUT = 'STABILITY_XLA_FLAGS_LEFT_OUT'
+
 # Settings that may change numbers. Of JAX and Flax these are all but the ones known not to, so that
 # a new setting is recorded.
 _RECORDED = re.compile(
-    'JAX_|FLAX_|XLA_FLAGS$|LIBTPU_INIT_ARGS$|NVIDIA_TF32_OVERRIDE$|CUBLAS|CUDNN_(?!LOG)'
+    f'JAX_|FLAX_|XLA_FLAGS$|{LEFT_OUT}$|LIBTPU_INIT_ARGS$|NVIDIA_TF32_OVERRIDE$|CUBLAS|CUDNN_(?!LOG)'
     '|TF_(CUDNN|CUBLAS|DETERMINISTIC|ENABLE|XLA)|NCCL_(ALGO|PROTO)$|ONEDNN_|DNNL_'
     '|ROCBLAS_|HIPBLASLT_|MIOPEN_|NPY_DISABLE_CPU_FEATURES$'
 )

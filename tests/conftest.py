@@ -11,7 +11,7 @@ QUICK = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join([
     '--xla_force_host_platform_device_count=8',
-    QUICK if environment.flags_work(QUICK) else '',
+    '' if environment.flags_error(QUICK) else QUICK,
     os.environ.get('XLA_FLAGS', ''),
 ])
 os.environ['XLA_FLAGS'] = environment.worker_environment()['XLA_FLAGS']

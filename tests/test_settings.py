@@ -24,6 +24,7 @@ from stability.trainer import jax_settings
         ('XLA_FLAGS', '--xla_cpu_enable_fast_math=true'),
         ('XLA_FLAGS', '--xla_allow_excess_precision=false --xla_gpu_autotune_level=0'),
         ('XLA_FLAGS', '--xla_backend_optimization_level=0'),  # not the value that programs set
+        (settings.LEFT_OUT, settings.CPU_FLAGS),
     ],
 )
 def test_recorded(name, value):

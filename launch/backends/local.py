@@ -107,7 +107,8 @@ def train(
     worker_flags: additional flags for launch.workers.worker.
 
   Raises:
-    preemption.Preempted: a signal told the process to end; the runs have been saved.
+    preemption.Preempted: a signal told this process, or one that shares the run, to end; the runs
+      have been saved.
     RuntimeError: a worker cannot start.
   """
   cores = environment.cores()
@@ -130,6 +131,8 @@ def train(
     def replaced_if_dead(worker: Worker) -> Worker:
       if worker.is_alive():
         return worker
+      if worker_flags and worker.process.has_saved():  # as have the others that share the run
+        raise preemption.Preempted
       if not worker.could_not_start():
         return start(worker.cores)
       # A worker that received a signal, as SLURM sends to all processes of a job, is not to blame.

@@ -23,7 +23,7 @@ def lines(workdir: Path, configs: Mapping[str, Config], resources: Resources) ->
       {
           'name': f'stability-{path.stem}',
           'command': [*jobs.command(workdir, resources), f'--runs={path}'],
-          'env': jobs.environment(),
+          'env': jobs.environment(resources),
           'resources': {
               'cpus': resources.cpus,
               'gpus': resources.gpus,

@@ -1,13 +1,15 @@
 """The Ray backend: each job is a task of a Ray cluster, existing or started on this machine.
 
-A task runs launch.work in a separate process, which ends with the task. Ray restarts a task that
-has lost its worker or node, and the task continues from the checkpoints.
+A task runs launch.work in a separate process, which saves its runs and ends when the task does. Ray
+restarts a task that has lost its worker or node, and the task continues from the checkpoints. The
+tasks end with the launcher, which cancels them and waits until they have saved their runs.
 """
 
 import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from stability.errors import BadInput
 
 FLAGS = ('ray_address',)
 _PREEMPTED = preemption.EXIT_CODE  # a number, since a task must not need this package
+POLL_SECONDS = 0.2
 RETRIES = 10  # maximum restarts of a task, after lost workers, lost nodes and preemptions
 
 
@@ -61,11 +64,13 @@ def train(
         address=address,
         log_to_driver=False,
         logging_level='ERROR',
-        runtime_env={'env_vars': jobs.environment()},
+        runtime_env={'env_vars': jobs.environment(resources)},
         **({'include_dashboard': False} if address == 'local' else {}),
     )
   except Exception as error:  # Ray's exceptions have no common base class
     raise BadInput(f'--ray_address={address}: {error}') from error
+  preemption.install()  # Ray has replaced the handlers
+  tasks = []
   memory = int((resources.memory_gb or 0) * 1e9)
   requested = {'CPU': resources.cpus or 1, 'GPU': resources.gpus, 'memory': memory}
   try:
@@ -99,6 +104,12 @@ def train(
         ray.get(ended)
       except Exception as error:  # of Ray, or an OSError of a node that cannot see the workdir
         print(f'a Ray task failed: {error}', file=sys.stderr)
+  except (KeyboardInterrupt, preemption.Preempted):
+    for waiting in tasks:
+      ray.cancel(waiting)
+    if tasks:
+      ray.wait(tasks, num_returns=len(tasks), timeout=preemption.GRACE_SECONDS)
+    raise
   finally:
     ray.shutdown()
 
@@ -113,11 +124,16 @@ def run_job(command: Sequence[str], log: Path) -> int:
   with log.open('ab') as output:
     process = subprocess.Popen(
         [sys.executable, *command[1:]],  # the interpreter of this node
-        stdin=subprocess.PIPE,  # closes when this process ends, which ends the job
+        stdin=subprocess.PIPE,  # when it closes, as when this process ends, the job ends
         stdout=output,
         stderr=subprocess.STDOUT,
     )
-    code = process.wait()
+    try:
+      while process.poll() is None:
+        time.sleep(POLL_SECONDS)  # ray.cancel does not interrupt process.wait
+    finally:
+      process.stdin.close()
+      code = process.wait()
   if code == _PREEMPTED:
     raise Preempted
   return code

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -33,6 +33,7 @@ class Backend:
   train: start.Train
   check: Callable[[], None] = _do_nothing  # raises BadInput if what it needs is not here
   show: Callable[[Path, Mapping[str, Config]], None] = _do_nothing  # prints what would be submitted
+  not_retried: Callable[[Path], Collection[str]] = lambda workdir: ()  # failed runs to leave alone
   is_blocking: bool = True  # whether the runs are finished when `train` returns
 
 
@@ -54,12 +55,12 @@ def find(flag_values: flags.FlagValues) -> Backend:
       raise BadInput(f'--{flag}: must be given with --backend={owners}, not {name}')
   if name == 'local':
     train = functools.partial(local.train, workers=flag_values['workers'].value)
-    return Backend(train, environment.check_platform)
+    return Backend(train, environment.check_workers)
   resources = jobs.resources(flag_values)
   if name == 'slurm':
     options = {'resources': resources, 'options': slurm.options(flag_values)}
     train, show = (functools.partial(f, **options) for f in (slurm.train, slurm.show))
-    return Backend(train, slurm.check_installed, show)
+    return Backend(train, slurm.check_installed, show, slurm.not_retried)
   if name == 'ray':
     address = flag_values['ray_address'].value
     train = functools.partial(ray.train, resources=resources, address=address)

@@ -7,7 +7,6 @@ knows every job even if this launcher is killed in between.
 """
 
 import hashlib
-import os
 import re
 import shlex
 import shutil
@@ -20,11 +19,11 @@ from pathlib import Path
 import jinja2
 from absl import flags
 
-from launch.common import jobs
+from launch.common import environment, jobs
 from launch.common.jobs import Resources
 from stability.config import Config
 from stability.errors import BadInput
-from stability.storage import files
+from stability.storage import files, run_files
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
 MIN_MINUTES = 3  # minimum time limit: the signal USR1@60 may come two minutes before a job's end
@@ -76,17 +75,19 @@ def check_installed() -> None:
     raise BadInput('--backend=slurm: there is no sbatch here; run this on a login node')
 
 
-def script(lists: Sequence[Path], command: Sequence[str]) -> str:
+def script(workdir: Path, lists: Sequence[Path], resources: Resources) -> str:
   """The script of an array whose i-th task trains the runs of the i-th list."""
-  environment = jinja2.Environment(
+  templates = jinja2.Environment(
       loader=jinja2.FileSystemLoader(Path(__file__).parent),
       undefined=jinja2.StrictUndefined,
       keep_trailing_newline=True,
       autoescape=False,  # every value in the shell script goes through shlex.quote
   )
-  environment.filters['quoted'] = lambda value: shlex.quote(str(value))
-  return environment.get_template('slurm.sh.j2').render(
-      lists=lists, command=command, environment=jobs.environment()
+  templates.filters['quoted'] = lambda value: shlex.quote(str(value))
+  return templates.get_template('slurm.sh.j2').render(
+      lists=lists,
+      command=jobs.command(workdir, resources),
+      environment=jobs.environment(resources),
   )
 
 
@@ -114,11 +115,32 @@ def show(
 ) -> None:
   """Prints what would be submitted for a new sweep."""
   lists = jobs.divide(workdir, configs, resources)
-  text = script(list(lists), jobs.command(workdir, resources))
+  text = script(workdir, list(lists), resources)
   command = sbatch(workdir, _name(text), len(lists), resources, options)
   print('\n' + shlex.join([*command, 'SCRIPT']))
   print('\nwith this SCRIPT:\n')
   print(text, end='')
+
+
+def not_retried(workdir: Path) -> list[str]:
+  """The failed runs for which no job can be submitted, as they have one; prints their names."""
+  found = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in _runs(workdir)}
+  failed = sorted(name for name, result in found.items() if result and result.status == 'failed')
+  if failed:
+    print(
+        f'failed: {", ".join(failed)}; once the jobs that have them in their lists have ended, the'
+        ' same command tries them again',
+        file=sys.stderr,
+    )
+  return failed
+
+
+def _runs(workdir: Path) -> set[str]:
+  """The runs in the lists of pending and running jobs; BadInput if these are not known."""
+  queued = _queued(workdir)
+  if queued is None:
+    raise BadInput('--backend=slurm: squeue failed, so it is unknown which runs already have jobs')
+  return {name for path in queued for name in jobs.read_list(path)}
 
 
 def train(
@@ -126,15 +148,12 @@ def train(
 ) -> None:
   """Submits jobs for the runs that have none yet, and shows the progress of all runs."""
   workdir = workdir.absolute()
-  queued = _queued(workdir)
-  if queued is None:
-    raise BadInput('--backend=slurm: squeue failed, so it is unknown which runs already have jobs')
-  have_jobs = {name for path in queued for name in jobs.read_list(path)}
-  left = {name: config for name, config in configs.items() if name not in have_jobs}
+  earlier = _runs(workdir)
+  left = {name: config for name, config in configs.items() if name not in earlier}
   if left:
     _submit(workdir, left, resources, options)
   else:
-    print(f'{len(queued)} earlier jobs train the remaining runs', file=sys.stderr)
+    print('earlier jobs train the remaining runs', file=sys.stderr)
   last_call, is_active = time.monotonic(), True
 
   def has_jobs() -> bool:
@@ -157,7 +176,7 @@ def _submit(
 ) -> None:
   lists = jobs.divide(workdir, configs, resources)
   jobs.write_lists(lists)
-  text = script(list(lists), jobs.command(workdir, resources))
+  text = script(workdir, list(lists), resources)
   name = _name(text)
   path = workdir / 'slurm' / f'{name}.sh'
   files.write_atomic(path, text)
@@ -167,7 +186,7 @@ def _submit(
   # If launch.sweep itself runs in a job, that job's variables must not reach the new jobs.
   variables = {
       key: value
-      for key, value in os.environ.items()
+      for key, value in environment.given().items()
       if not key.startswith('SLURM_') or key == 'SLURM_CONF'
   }
   done = subprocess.run(

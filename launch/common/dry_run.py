@@ -160,7 +160,7 @@ def show(sweep: app.SweepRequest, options: Options) -> None:
     memory_analysis.use_worker_environment()
   environment.check()
   if options.target is not None and options.target.target.platform == 'gpu':
-    os.environ.update(environment.xla_flags(GPU_FLAGS, os.environ))  # as a worker has them
+    environment.set_here(environment.xla_flags(GPU_FLAGS, os.environ))  # as a worker has them
   if uses_devices:
     environment.check_devices()
   else:

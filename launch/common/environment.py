@@ -1,6 +1,7 @@
 """The devices and cores here, and the settings of a worker to make before it imports jax."""
 
 import contextlib
+import dataclasses
 import functools
 import glob
 import hashlib
@@ -32,7 +33,7 @@ GLIBC_TUNABLES = ':'.join((
     f'glibc.malloc.top_pad={2**26}',
 ))
 # YNN is experimental, so the flags are first tried in a separate process, once for each jaxlib and
-# CPU. An unknown flag makes XLA abort the process, so the user's flags are tried, too.
+# CPU. An unknown flag makes XLA end the process, so the user's flags are tried, too.
 _TRIAL_PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 x = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
@@ -61,6 +62,7 @@ _ACCELERATORS = (
     ),
 )
 _HIDDEN = re.compile(r'\s*(-.*|none|void|NoDevFiles)?\s*')  # values that leave no device visible
+_replaced: dict[str, str | None] = {}  # variables that set_here has set -> what the user had set
 
 
 def accelerator() -> str | None:
@@ -90,6 +92,19 @@ def platform_variables() -> dict[str, str]:
     return {}
   plugins = itertools.chain.from_iterable(plugins for _, plugins, _, _ in _ACCELERATORS)
   return {'JAX_PLATFORMS': 'cpu'} if any(map(importlib.util.find_spec, plugins)) else {}
+
+
+def set_here(variables: Mapping[str, str]) -> None:
+  """Sets variables of this process that are right on this machine, and perhaps on no other."""
+  for name in variables:
+    _replaced.setdefault(name, os.environ.get(name))
+  os.environ.update(variables)
+
+
+def given() -> dict[str, str]:
+  """The variables of this process as the user has set them, for processes on other machines."""
+  before = {name: _replaced.get(name, value) for name, value in os.environ.items()}
+  return {name: value for name, value in before.items() if value is not None}
 
 
 def has_accelerator() -> bool:
@@ -137,7 +152,7 @@ def check() -> None:
     if given.lower() not in (_OFF if value in _OFF else _ON if value in _ON else (value,)):
       print(f'warning: {name}={given} is ignored: training uses {value}', file=sys.stderr)
   has_others = any(n.startswith(('JAX_', 'FLAX_')) for n in os.environ.keys() - settings.REQUIRED)
-  os.environ.update(settings.REQUIRED | platform_variables())
+  set_here(settings.REQUIRED | platform_variables())
   if has_others:
     try:
       import flax  # noqa: F401  imports jax; both read their variables
@@ -155,8 +170,14 @@ def check_devices() -> None:
     raise _no_device(str(error)) from error
 
 
-def check_platform() -> None:
-  """Like check_devices, in a separate process, so that this one uses no accelerator."""
+def check_workers() -> None:
+  """Like check_devices for the workers here; notes the XLA flags that they will be without.
+
+  Both are tried in separate processes, so that this one uses no accelerator.
+  """
+  left_out = worker_environment().get(settings.LEFT_OUT)
+  if left_out:
+    set_here({settings.LEFT_OUT: left_out})
   if _wanted_platforms() not in ('', 'cpu'):
     try:
       done = _run(_START_PROGRAM, {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
@@ -198,12 +219,24 @@ def worker_environment() -> dict[str, str]:
 
 
 def xla_flags(ours: str, environment: Mapping[str, str]) -> dict[str, str]:
-  """XLA_FLAGS with those of our flags that the user has not set, if XLA knows them."""
+  """XLA_FLAGS with those of our flags that the user has not set; LEFT_OUT if they do not work."""
   given = settings.xla_flags(environment)
-  added = [flag for flag in ours.split() if flag.partition('=')[0] not in given]
-  if not (added and flags_work(ours)):
+  added = ' '.join(flag for flag in ours.split() if flag.partition('=')[0] not in given)
+  if not added:
     return {}
-  return {'XLA_FLAGS': ' '.join(filter(None, [*added, settings.xla_flags_text(environment)]))}
+  if error := flags_error(ours):
+    _warn_of_flags(added, error)
+    return {settings.LEFT_OUT: added}
+  return {'XLA_FLAGS': ' '.join(filter(None, [added, settings.xla_flags_text(environment)]))}
+
+
+@functools.cache  # one warning
+def _warn_of_flags(left_out: str, error: str) -> None:
+  print(
+      f'warning: workers are without the XLA flags {left_out}, as versions.jsonl of each run'
+      f' records; numbers may differ in rounding from those of other runs: {error}',
+      file=sys.stderr,
+  )
 
 
 def cache_folder() -> Path:
@@ -257,46 +290,57 @@ def _cpu_digest() -> str:
   return hashlib.sha256('\n'.join(description).encode()).hexdigest()[:12]
 
 
-def flags_work(flags: str) -> bool:
-  """Whether a program that is compiled with these XLA flags runs and computes correctly here."""
-  try:
-    return _answer(flags, _TRIAL_PROGRAM) == ''
-  except subprocess.TimeoutExpired:
-    return False
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+  """What came of a program with some XLA flags."""
+
+  error: str = ''  # empty: it ran
+  is_refused: bool = False  # XLA itself refuses the flags, as it would each time
+
+
+def flags_error(flags: str) -> str:
+  """Why a program with these XLA flags does not compute correctly here; empty if it does."""
+  return _trial(flags, _TRIAL_PROGRAM).error
 
 
 def _refusal(flags: str) -> str:
   """Why XLA refuses these flags; empty if it does not."""
-  try:
-    return _answer(flags, _START_PROGRAM)
-  except subprocess.TimeoutExpired:
-    return ''
+  trial = _trial(flags, _START_PROGRAM)
+  return trial.error if trial.is_refused else ''
 
 
-def _answer(flags: str, program: str) -> str:
-  """The error of a program with these XLA flags, empty if there is none; it is kept on disk."""
-  file = cache_folder() / 'xla_flags.json'
+def _trial(flags: str, program: str) -> _Trial:
+  """Tries a program with these XLA flags; an answer that is sure to stay is kept on disk."""
+  file = cache_folder() / 'xla_trials.json'
   try:
     answers = files.read_json(file) if file.is_file() else {}
   except (BadInput, OSError):  # it is written anew
     answers = {}
-  if not isinstance(answers.get(flags), str):
-    answers[flags] = _error(flags, program)
-    if file.parts[0] != '~':
-      with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
-        files.write_json(file, answers)
-  return answers[flags]
+  if isinstance(error := answers.get(flags), str):
+    return _Trial(error, is_refused=bool(error))
+  trial = _try(flags, program)
+  # Anything else may have come from a signal, from a lack of memory or from a slow disk.
+  if file.parts[0] != '~' and (trial.is_refused or not trial.error):
+    with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
+      files.write_json(file, answers | {flags: trial.error})
+  return trial
 
 
-@functools.cache  # for a folder that cannot be written
-def _error(flags: str, program: str) -> str:
-  done = _run(program, {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}, without=('JAX_', 'FLAX_'))
+@functools.cache  # all workers of this launcher have the same flags
+def _try(flags: str, program: str) -> _Trial:
+  variables = {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+  try:
+    done = _run(program, variables, without=('JAX_', 'FLAX_'))
+  except subprocess.TimeoutExpired:
+    return _Trial(f'a trial of them takes more than {_TRIAL_SECONDS} s')
   if not done.returncode:
-    return ''
+    return _Trial()
   # Lines of XLA's log: F1128 06:31:17.308876   27392 parse_flags_from_env.cc:220] MESSAGE
-  messages = re.findall(r'^[EF]\d{4} .*?\] (.*)', done.stderr, re.MULTILINE)
-  lines = messages or done.stderr.strip().splitlines()[-1:]
-  return lines[0] if lines else f'the process ends with exit code {done.returncode}'
+  messages = re.findall(r'^([EF])\d{4} .*?\] (.*)', done.stderr, re.MULTILINE)
+  if done.returncode > 0 and 'F' in dict(messages):  # it exits; other fatal errors abort
+    return _Trial(messages[0][1], is_refused=True)
+  last = done.stderr.strip().splitlines()[-1:]
+  return _Trial(': '.join([f'a trial of them ends with exit code {done.returncode}', *last]))
 
 
 def _run(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.common import environment as environment_lib
 from launch.common import programs
 from launch.common.progress import Progress
 from stability import settings
@@ -30,7 +31,9 @@ LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinis
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
 # Environment variables of the user that jobs inherit, beside the settings that change numbers.
-INHERITED = ('JAX_PLATFORMS', 'XLA_FLAGS', 'XDG_CACHE_HOME')
+PLATFORMS = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
+FOLDERS = ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME')  # jobs start in another folder than this
+INHERITED = (*PLATFORMS, *FOLDERS, 'XLA_FLAGS', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +131,18 @@ def command(workdir: Path, resources: Resources) -> list[str]:
   return [*programs.command('launch.work'), f'--workdir={workdir}', *workers]
 
 
-def environment() -> dict[str, str]:
+def environment(resources: Resources) -> dict[str, str]:
   """The environment variables that a job needs wherever it runs."""
-  folders = [programs.ROOT, *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
-  path = os.pathsep.join(dict.fromkeys(filter(None, folders)))
-  names = dict.fromkeys((*INHERITED, *settings.recorded()))
-  inherited = {name: os.environ[name] for name in names if name in os.environ}
+  given = environment_lib.given()  # not what is right on this machine alone
+  folders = [programs.ROOT, *filter(None, given.get('PYTHONPATH', '').split(os.pathsep))]
+  path = os.pathsep.join(dict.fromkeys(map(os.path.abspath, folders)))
+  names = dict.fromkeys((*INHERITED, *settings.recorded(given)))
+  inherited = {name: given[name] for name in names if name in given}
+  for name in inherited.keys() & set(FOLDERS):
+    if '://' not in inherited[name]:  # a URL of a store
+      inherited[name] = os.path.abspath(inherited[name])
+  if resources.gpus and not given.keys() & set(PLATFORMS):
+    inherited['JAX_PLATFORMS'] = 'cuda'  # a node without a GPU must not train on its CPU
   return {'PYTHONPATH': path, **inherited}
 
 

@@ -1,7 +1,6 @@
 """launch.sweep --dry_run --analyze: compares the memory of a compiled step with the estimate."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 
 from launch.common import environment
@@ -32,7 +31,7 @@ class Analysis:
 
 def use_worker_environment() -> None:
   """Gives this process the environment of a worker, which jax reads when it is imported."""
-  os.environ.update(environment.worker_environment())
+  environment.set_here(environment.worker_environment())
 
 
 def analyze(groups: Sequence[cost_lib.Group], vocabulary_size: int) -> Iterator[Analysis]:

@@ -1,9 +1,9 @@
 """Preemption: how a program ends on a signal or when its parent dies.
 
-SIGTERM and SIGUSR1 announce that the machine is about to be taken away. If runs are being trained,
-they are saved first. Otherwise there is nothing to save, since files are written atomically, and
-the program exits at once. In both cases it exits with EXIT_CODE, which tells a scheduler to start
-it again.
+SIGTERM and SIGUSR1 announce that the machine is about to be taken away, SIGHUP that the terminal is
+closed. If runs are being trained, they are saved first. Otherwise there is nothing to save, since
+files are written atomically, and the program exits at once. In both cases it exits with EXIT_CODE,
+which tells a scheduler to start it again.
 
 Programs call `install` before their other imports, which take a second. A signal that comes before
 that, while Python itself starts (a few hundredths of a second), ends the process with code 143.
@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_CODE = 75  # EX_TEMPFAIL
 MESSAGE = 'preempted; the same command resumes the runs'
 # Workers are given this long to finish a step and save. Those that compile or wait have nothing to
@@ -41,8 +41,14 @@ def install() -> None:
   and during any import outside `deferred`, the process exits at once: a module may catch the
   exception, and extension modules crash if their own imports raise it.
   """
+  handle(_handle)
+
+
+def handle(handler: Callable[[int, FrameType | None], None]) -> None:
+  """Sets the handler of the signals; a SIGHUP that nohup has made ignored stays ignored."""
   for number in SIGNALS:
-    signal.signal(number, _handle)
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, handler)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -101,15 +107,14 @@ def end_with_parent() -> None:
 
 
 def end_with_stdin() -> None:
-  """Makes this process, and with it its workers, end when standard input closes.
+  """Makes this process end as on SIGTERM when standard input closes; runs are saved first.
 
   Standard input must be a pipe from the parent, so that it closes when the parent dies.
   """
-  end_with_parent()
 
   def listen() -> None:
     while os.read(sys.stdin.fileno(), 1024):
       pass
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
   threading.Thread(target=listen, daemon=True).start()

@@ -78,7 +78,7 @@ def define_attached(flag_values: flags.FlagValues) -> flags.FlagHolder[bool]:
   return flags.DEFINE_boolean(
       'attached',
       False,
-      'end when standard input closes, and so with the process at its other end',
+      'save the runs and end when standard input closes, and so with the process at its other end',
       flag_values=flag_values,
   )
 
@@ -90,6 +90,7 @@ def start(
     *,
     is_blocking: bool = True,
     reused: Sequence[Path] = (),
+    not_retried: Collection[str] = (),
 ) -> int:
   """Trains the unfinished runs of a sweep, writes its report and returns the exit code.
 
@@ -99,9 +100,10 @@ def start(
     train: trains the given runs of the workdir.
     is_blocking: whether the runs are finished when `train` returns; otherwise no report is written.
     reused: workdirs of other sweeps whose results are reused for identical runs.
+    not_retried: failed runs to leave as they are.
   """
   device = training_device.find() if reused and is_blocking else None  # of jobs, unknown
-  unfinished = prepare(sweep, workdir, reused, device)
+  unfinished = prepare(sweep, workdir, reused, device, not_retried)
   if unfinished:
     try:
       train(workdir, unfinished)
@@ -127,6 +129,7 @@ def prepare(
     workdir: Path,
     reused: Sequence[Path] = (),
     device: Mapping[str, str] | None = None,
+    not_retried: Collection[str] = (),
 ) -> dict[str, Config]:
   """Writes the files that training needs; returns the configs of the unfinished runs, by name.
 
@@ -135,6 +138,7 @@ def prepare(
     workdir: its folder.
     reused: workdirs of other sweeps.
     device: that runs to reuse must have been trained on, as settings.device describes it.
+    not_retried: failed runs to leave as they are.
   """
   environment.check()
   runs = sweeps.check_workdir(workdir, sweep.runs)
@@ -149,7 +153,9 @@ def prepare(
     data = _prepare_data(sweep, workdir)
     if records:
       _write_parents(workdir, records, data)
-    unfinished = sweeps.runs_to_train(workdir, runs.configs | sweeps.fork_configs(workdir))
+    known = runs.configs | sweeps.fork_configs(workdir)
+    tried = {name: config for name, config in known.items() if name not in not_retried}
+    unfinished = sweeps.runs_to_train(workdir, tried)
     configs = _continued_configs(workdir, runs.configs, unfinished)
     written = sweeps.Sweep(
         runs.fields,

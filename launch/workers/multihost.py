@@ -1,7 +1,7 @@
 """Training of one run on the devices of several processes, each of which runs launch.train.
 
 The processes, on one or more hosts, find each other by flags or, with --multihost=auto, by the
-environment variables that SLURM's srun or a TPU pod sets. Process 0 prepares the data, writes the
+environment variables that SLURM's srun or GKE sets. Process 0 prepares the data, writes the
 run's files and the report; the others only contribute their devices. All must see the same
 workdir. The workers of all processes wait for each other before they read the workdir.
 """
@@ -60,7 +60,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
       'multihost',
       None,
       ('auto', 'none'),
-      'auto: share the run with the other tasks of srun or hosts of the TPU pod; none: train alone',
+      'auto: share the run with the other tasks of srun or TPU hosts of a job of GKE; none: train'
+      ' alone',
       flag_values=flag_values,
   )
 
@@ -78,11 +79,14 @@ def find(flag_values: flags.FlagValues) -> ProcessGroup | None:
     group = _from_environment(os.environ) if mode != 'none' else None
     if group and not mode:
       raise BadInput(
-          '--multihost: missing; SLURM or a TPU pod has started several processes: must be auto if'
+          '--multihost: missing; SLURM or GKE has started several processes: must be auto if'
           ' they share the run, otherwise none'
       )
     if mode == 'auto' and not group:
-      raise BadInput('--multihost=auto: neither SLURM nor a TPU pod has started several processes')
+      raise BadInput(
+          '--multihost=auto: neither srun nor GKE (TPU_WORKER_HOSTNAMES) has started several'
+          f' processes here; elsewhere, give --{", --".join(FLAGS)}'
+      )
     return group
   if mode:
     raise BadInput(f'--multihost={mode}: must not be given with --{FLAGS[0]}')
@@ -101,8 +105,12 @@ def _from_environment(variables: Mapping[str, str]) -> ProcessGroup | None:
   slurm = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
   if all(name in variables for name in slurm) and int(variables['SLURM_NTASKS']) > 1:
     return ProcessGroup(int(variables['SLURM_PROCID']), {})
-  if ',' in variables.get('TPU_WORKER_HOSTNAMES', '') and 'TPU_WORKER_ID' in variables:
-    return ProcessGroup(int(variables['TPU_WORKER_ID']), {})
+  # Of a pod of TPUs, GKE says the hosts of a slice, and of several slices their number and its own.
+  hosts = variables.get('TPU_PROCESS_ADDRESSES') or variables.get('TPU_WORKER_HOSTNAMES', '')
+  per_slice, slices = hosts.count(',') + 1, int(variables.get('MEGASCALE_NUM_SLICES') or 1)
+  if hosts and per_slice * slices > 1 and 'TPU_WORKER_ID' in variables:
+    number = int(variables.get('MEGASCALE_SLICE_ID') or 0) * per_slice
+    return ProcessGroup(number + int(variables['TPU_WORKER_ID']), {})
   return None
 
 

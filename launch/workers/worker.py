@@ -22,7 +22,9 @@ The worker exits when the launcher has no more runs, unless some runs of the wor
 it checks those for an answer and asks the launcher again. If the launcher dies, the kernel kills
 the worker; where the kernel cannot, the worker's standard input closes and the worker exits. If the
 launcher hangs, other launchers take over its runs, and the worker exits before they do. On
-{"stop": true}, SIGTERM or SIGUSR1 it saves its runs and exits with preemption.EXIT_CODE.
+{"stop": true} and the signals of launch.common.preemption it saves its runs and exits with
+preemption.EXIT_CODE. If several processes share a run, all of their workers do so, whichever is
+told.
 """
 
 import json
@@ -49,6 +51,9 @@ FLAGS = flags.FLAGS
 PATIENCE_SECONDS = 1800  # how long to wait for the first process of a run to prepare the data
 POLL_SECONDS = 0.5  # between checks of paused runs while there is nothing to train
 BEAT_SECONDS = 2  # between heartbeats
+# The first of several processes ends this long after they have saved their run: jax aborts the
+# others when it ends, since it is their coordinator.
+LAST_SECONDS = 2
 # A launcher that has sent nothing for this long counts as dead. Together with leases.FRESH_SECONDS,
 # this is less than EXPIRES_SECONDS, after which launchers on other machines take over the runs.
 SILENCE_SECONDS = 40
@@ -105,11 +110,15 @@ class Launcher:
     self._has_runs = True
     return self._stop.is_set()
 
-  def released_runs(self) -> None:
-    """Notes that no run is loaded any more; exits if the worker has been told to stop."""
+  def released_runs(self, has_saved: bool) -> None:
+    """Notes that no run is loaded any more; exits if this or another worker was told to stop.
+
+    Args:
+      has_saved: whether the runs were saved because a worker that shares them was told to stop.
+    """
     self._has_runs = False
     self._last_progress = time.monotonic()
-    if self._stop.is_set():
+    if has_saved or self._stop.is_set():
       os._exit(preemption.EXIT_CODE)
 
   def report_members(self, members: int) -> None:
@@ -169,8 +178,7 @@ class Launcher:
 
 def ignore_signals() -> None:
   """Makes preemption signals do nothing but write to the wakeup file descriptor."""
-  for number in preemption.SIGNALS:
-    signal.signal(number, lambda *_: None)
+  preemption.handle(lambda *_: None)
 
 
 def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
@@ -250,12 +258,14 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
     )
     try:
       next_run = lambda like=name: checked(launcher.ask(like)[0])  # noqa: E731
-      train_runs(folder, sweep, checked(name), next_run, paused, hooks)
+      is_finished = train_runs(folder, sweep, checked(name), next_run, paused, hooks)
     except errors.CannotWrite as error:
       launcher.cannot_write(error)
     except errors.BadInput as error:
       launcher.bad_input(error)
-    launcher.released_runs()
+    if not is_finished and _DISTRIBUTED.value is not None and jax.process_index() == 0:
+      time.sleep(LAST_SECONDS)
+    launcher.released_runs(has_saved=not is_finished)
 
 
 if __name__ == '__main__':

@@ -10,11 +10,13 @@ also work over NFS.
 
 A holder refreshes its leases by setting their modification time, by the file server's clock. A
 holder on this machine counts as dead when its process has ended; a holder on another machine counts
-as dead when it has not refreshed its lease for EXPIRES_SECONDS.
+as dead when it has not refreshed its lease for EXPIRES_SECONDS, and so does another user's here if
+/proc hides processes (hidepid).
 """
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -27,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from stability.errors import writing
+from stability.errors import BadInput, writing
 
 Json = dict[str, Any]
 
@@ -38,6 +40,7 @@ EXPIRES_SECONDS = 60
 # then end before EXPIRES_SECONDS are over (launch/workers/worker.py).
 FRESH_SECONDS = 10
 POLL_SECONDS = 0.2  # while waiting for a lease that another holder has
+_NO_LINKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,9 @@ def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
     trainer: ID of a process on this machine that works under the lease. The lease is valid while
       this process lives, even if its holder is dead; a request for the lease then kills the
       process.
+
+  Raises:
+    BadInput: the file system has no hard links.
   """
   own = _identity(trainer)
   temporary = folder / f'.lease.{own["id"]}'
@@ -91,7 +97,7 @@ def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
     before = _read(folder, number)
     if number and (before is None or not _is_free(*before, temporary.stat().st_mtime)):
       return None
-    os.link(temporary, _path(folder, number + 1))
+    _link(temporary, _path(folder, number + 1))
   except FileExistsError:
     return None
   finally:
@@ -200,17 +206,17 @@ def acquire(folder: Path, on_wait: Callable[[Json], None] = lambda holder: None)
   created = [path for path in (folder, *folder.parents) if not path.exists()]
   has_waited = False
   with LeaseManager() as manager:
-    while True:
-      with contextlib.suppress(FileNotFoundError):  # deleted by the holder that had created it
-        with writing(folder):
-          folder.mkdir(parents=True, exist_ok=True)
-        if manager.try_acquire(folder):
-          break
-        if not has_waited and (other := holder(folder)):
-          on_wait(other)
-          has_waited = True
-      time.sleep(POLL_SECONDS)
     try:
+      while True:
+        with contextlib.suppress(FileNotFoundError):  # deleted by the holder that had created it
+          with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+          if manager.try_acquire(folder):
+            break
+          if not has_waited and (other := holder(folder)):
+            on_wait(other)
+            has_waited = True
+        time.sleep(POLL_SECONDS)
       yield
     finally:
       manager.remove(folder)
@@ -222,6 +228,18 @@ def acquire(folder: Path, on_wait: Callable[[Json], None] = lambda holder: None)
 def is_lease(path: Path) -> bool:
   """Whether a file is a lease, complete or not."""
   return path.name.startswith(('lease.', '.lease.'))
+
+
+def _link(temporary: Path, path: Path) -> None:
+  try:
+    with writing(path):
+      os.link(temporary, path)
+  except OSError as error:
+    if error.errno not in _NO_LINKS:
+      raise
+    raise BadInput(
+        f'{path.parent}: its file system has no hard links, which launchers need to share runs'
+    ) from error
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -255,15 +273,16 @@ def _is_free(lease: Json, refreshed: float, now: float) -> bool:
   """
   if refreshed == 0:  # released
     return True
+  has_expired = now - refreshed > EXPIRES_SECONDS
   if lease.get('machine') != _machine():
-    return now - refreshed > EXPIRES_SECONDS
-  if _is_alive(lease['pid'], lease['started']):
-    return False
-  if lease['trainer'] is None or not _is_alive(*lease['trainer']):
-    return True
-  with contextlib.suppress(OSError):
-    os.kill(lease['trainer'][0], signal.SIGKILL)
-  return False
+    return has_expired
+  is_alive = _is_alive(lease['pid'], lease['started'])
+  if is_alive is False and lease['trainer'] is not None:
+    is_alive = _is_alive(*lease['trainer'])
+    if is_alive:
+      with contextlib.suppress(OSError):
+        os.kill(lease['trainer'][0], signal.SIGKILL)
+  return has_expired if is_alive is None else not is_alive
 
 
 # Processes.
@@ -308,13 +327,15 @@ def _started(pid: int) -> str | None:
   return None if state in 'ZX' else rest[18]
 
 
-def _is_alive(pid: int, started: str | None) -> bool:
-  if os.path.exists('/proc/self/stat'):
+def _is_alive(pid: int, started: str | None) -> bool | None:
+  """Whether a process lives; None if another user's process has its ID, whose start is hidden."""
+  has_proc = os.path.exists('/proc/self/stat')
+  if has_proc and (started is None or os.access(f'/proc/{pid}/stat', os.R_OK)):
     return started is not None and _started(pid) == started
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except PermissionError:
-    pass
-  return True
+  except PermissionError:  # /proc may be mounted with hidepid
+    return None if has_proc else True
+  return not has_proc

@@ -1,5 +1,6 @@
 """Trains one run on the devices of two processes."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -30,9 +31,9 @@ FIELDS = {
 SECONDS = 150  # timeout of a process, on a busy machine
 
 
-def together(folder, workdir, layout, probe_every):
-  """Runs launch.train as two processes that share eight devices; returns what they print."""
-  fields = FIELDS | {'parallel.layout': layout, 'probe.every_steps': probe_every}
+@contextlib.contextmanager
+def crew(folder, workdir, fields):
+  """Runs launch.train as two processes that share eight devices; kills what is left at the end."""
   environment = os.environ | {
       'PYTHONPATH': str(ROOT),
       'XDG_CACHE_HOME': str(folder / 'cache'),
@@ -41,7 +42,7 @@ def together(folder, workdir, layout, probe_every):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  crew = [
+  processes = [
       subprocess.Popen(
           [
               *(sys.executable, '-m', 'launch.train', f'--config={ROOT}/configs/base.py'),
@@ -58,11 +59,18 @@ def together(folder, workdir, layout, probe_every):
       for number in range(2)
   ]
   try:
-    printed = '\n'.join(process.communicate(timeout=SECONDS)[0] for process in crew)
+    yield processes
   finally:
-    for process in crew:
+    for process in processes:
       process.kill()
-  assert [process.returncode for process in crew] == [0, 0], printed
+
+
+def together(folder, workdir, layout, probe_every):
+  """Trains the run of FIELDS as two processes; returns what they print."""
+  fields = FIELDS | {'parallel.layout': layout, 'probe.every_steps': probe_every}
+  with crew(folder, workdir, fields) as processes:
+    printed = '\n'.join(process.communicate(timeout=SECONDS)[0] for process in processes)
+  assert [process.returncode for process in processes] == [0, 0], printed
   return printed
 
 

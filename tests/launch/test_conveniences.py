@@ -3,7 +3,7 @@
 | convenience | where | tests of its faults |
 |---|---|---|
 | folder of compiled executables | environment._is_usable | launch/common/test_*.py |
-| results of trials of XLA flags | environment._answer | launch/common/test_*.py |
+| results of trials of XLA flags | environment._trial | launch/common/test_*.py |
 | pinning, quotas of cores | environment.pin, cgroups | launch/common/test_*.py |
 | shared compilations and their locks | devices/compilation.py | devices/test_compilation.py |
 | entries of jax's cache | devices/compilation.py | devices/test_compilation.py |

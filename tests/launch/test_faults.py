@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import pty
 import random
 import signal
 import subprocess
@@ -208,6 +209,31 @@ def test_preemption_of_worker_and_launcher(place, undisturbed):
   assert outcomes(workdir) == undisturbed[0]
 
 
+TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_closed_terminal(place):
+  """The kernel sends SIGHUP to what runs in it."""
+  workdir = place / 'hangup'
+  prepared = command(place, 'sweep', *arguments(workdir), '--config.schedule.steps=100000')
+  prepared['args'] = [sys.executable, '-c', TERMINAL, *prepared['args'][1:]]
+  main, terminal = pty.openpty()
+  launcher = subprocess.Popen(**prepared, stdin=terminal, stdout=terminal, stderr=terminal)
+  os.close(terminal)
+  try:
+    folder = wait_for_lines(launcher, workdir, 20)
+    os.close(main)
+    assert launcher.wait(PATIENCE) == PREEMPTED
+  finally:
+    launcher.kill()
+  assert last_checkpoint(folder) >= run_files.last_metrics(folder)['step'] > 0
+
+
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGUSR1])
 def test_preemption_while_compiling(place, tmp_path, sent):
   prepared = command(
@@ -233,6 +259,23 @@ def test_preemption_while_compiling(place, tmp_path, sent):
   for path in (place / 'compiling').rglob('*.json'):
     json.loads(path.read_text())
   assert not list((place / 'compiling').rglob('metrics.jsonl'))
+
+
+def test_end_of_standard_input(place):
+  """An attached launcher saves its runs, as on SIGTERM."""
+  workdir = place / 'attached'
+  more = ('--config.schedule.steps=100000', '--attached')
+  prepared = command(place, 'sweep', *arguments(workdir), *more)
+  with subprocess.Popen(**prepared, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+    try:
+      folder = wait_for_lines(launcher, workdir, 20)
+      workers = children(launcher.pid)
+      _, err = launcher.communicate(timeout=PATIENCE)  # closes it
+    finally:
+      launcher.kill()
+  assert launcher.returncode == PREEMPTED and err.endswith('the same command resumes the runs\n')
+  assert not any(map(is_running, workers))
+  assert last_checkpoint(folder) >= run_files.last_metrics(folder)['step'] > 0
 
 
 SLOW_EVALUATION = """

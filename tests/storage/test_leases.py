@@ -1,5 +1,6 @@
 """Leases: one holder at a time, whatever the race and however the last holder ended."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+from stability.errors import BadInput, CannotWrite
 from stability.storage import leases
 
 
@@ -35,6 +37,9 @@ def gone():
   started = leases._started(process.pid)
   process.communicate(b'\n')
   return {'pid': process.pid, 'started': started}
+
+
+DEAD = gone()
 
 
 def test_one_holder_until_release(tmp_path):
@@ -89,6 +94,29 @@ def test_trainer_of_dead_holder_is_killed_first(tmp_path):
     trainer.kill()
 
 
+@pytest.mark.parametrize(
+    ('changes', 'seconds_ago', 'free'),
+    [
+        ({}, 50, False),
+        ({}, 70, True),
+        (DEAD, 0, True),
+        (DEAD | {'trainer': [1, '5']}, 50, False),
+        (DEAD | {'trainer': [1, '5']}, 70, True),
+    ],
+)
+def test_holder_that_proc_hides(tmp_path, monkeypatch, changes, seconds_ago, free):
+  """As with hidepid: another user's processes exist, and nothing else is known of them."""
+  write(tmp_path, 1, seconds_ago, **({'pid': 1, 'started': '5'} | changes))
+
+  def kill(pid, number):
+    raise PermissionError if pid == 1 else ProcessLookupError
+
+  monkeypatch.setattr(os, 'kill', kill)
+  monkeypatch.setattr(os, 'access', lambda path, mode: not path.startswith('/proc/1/'))
+  monkeypatch.setattr(leases, '_started', lambda pid: None)
+  assert (leases.holder(tmp_path) is None) is free
+
+
 def _race(folder, start, names, holders):
   """Acquires as many of the leases as it can and reports each."""
   start.wait()
@@ -106,7 +134,7 @@ def test_race(tmp_path, forks, before):
   for name in names:
     (tmp_path / name).mkdir()
     if before == 'dead':
-      write(tmp_path / name, 1, 0, **gone_once)
+      write(tmp_path / name, 1, 0, **DEAD)
     elif before == 'released':
       leases.try_acquire(tmp_path / name).release()
     elif before == 'expired':
@@ -127,9 +155,6 @@ def test_race(tmp_path, forks, before):
   assert sorted(name for name, _, _ in taken) == sorted(names)
   assert {number for _, _, number in taken} == {1 if before == 'none' else 2}
   assert len({pid for _, pid, _ in taken}) > 1  # there was a race
-
-
-gone_once = gone()
 
 
 def _count(folder, turns):
@@ -160,6 +185,27 @@ def test_acquire_deletes_the_empty_folder_it_created(tmp_path):
   with leases.acquire(tmp_path / 'a'):
     (tmp_path / 'a' / 'kept').touch()
   assert [path.name for path in (tmp_path / 'a').iterdir()] == ['kept']
+
+
+@pytest.mark.parametrize('code', ['ENOTSUP', 'ENOSYS', 'EPERM'])
+def test_file_system_without_hard_links(tmp_path, monkeypatch, code):
+  def link(source, target):
+    raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)), source, None, target)
+
+  monkeypatch.setattr(os, 'link', link)
+  said = rf'^{tmp_path}/new/sweep: its file system has no hard links'
+  with pytest.raises(BadInput, match=said), leases.acquire(tmp_path / 'new' / 'sweep'):
+    pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_is_full_when_a_lease_is_linked(tmp_path, monkeypatch):
+  def link(source, target):
+    raise OSError(errno.ENOSPC, 'No space left on device', source, None, target)
+
+  monkeypatch.setattr(os, 'link', link)
+  with pytest.raises(CannotWrite, match=r'lease\.1\.json: cannot be written: No space left'):
+    leases.try_acquire(tmp_path)
 
 
 def test_manager_refreshes_and_notices_losses(tmp_path, monkeypatch):

@@ -195,6 +195,17 @@ def test_manifest_commands_of_the_readme(place, expected, slurm):
     assert place.outcomes(workdir) == expected
 
 
+def test_array_of_the_readme_starts_preempted_jobs_again(tmp_path, slurm):
+  readme = (ROOT / 'launch' / 'README.md').read_text()
+  (sbatch,) = re.findall(r'^sbatch -.+', readme, re.MULTILINE)
+  job = 'echo >> starts; [ $(wc -l < starts) = 2 ] || exit 75'
+  (tmp_path / 'jobs.sh').write_text(f'sh -c {shlex.quote(job)}\n')
+  subprocess.run(['bash', '-euc', sbatch], cwd=tmp_path, env=os.environ | slurm, check=True)
+  wait_for((tmp_path / 'starts').exists)
+  wait_for(lambda: not scontrol(slurm, 'squeue', '--noheader').split())
+  assert (tmp_path / 'starts').read_text() == '\n\n'
+
+
 def test_local_then_slurm_then_local(place, expected, slurm):
   """The traceback of a run that fails in a job is shown by the launcher."""
   sweep = ('--config=four.py', '--workdir=a slurm\'s "$HOME"')
@@ -372,6 +383,24 @@ def test_ray_task_fails(place, ray_cluster):
   assert 'no job is left, but some runs are unfinished' in said
   assert 'a Ray task failed' in said and 'IsADirectoryError' in said
   assert 'no node of this Ray' not in said
+
+
+def test_ray_ends_with_its_launcher(place):
+  """Told to end, the launcher has the tasks save their runs first."""
+  if importlib.util.find_spec('ray') is None:
+    pytest.skip("Ray is not installed: pip install 'stability[ray]'")
+  folder = place.folder / 'ray_told'
+  endless = (*LONG, '--config.schedule.steps=1000000', '--config.checkpoint.every_steps=500000')
+  sweep = place.start('sweep', *endless, f'--workdir={folder}', '--backend=ray', '--job_cpus=1')
+  with ending(sweep) as said:
+    wait_for(lambda: step(place, 'ray_told') >= 300, sweep)
+    sweep.send_signal(signal.SIGTERM)
+  assert sweep.returncode == 75, said
+  assert said[0].endswith('preempted; the same command resumes the runs\n')
+  assert not workers_of(folder)
+  run = run_files.run_dir(folder, NAME)
+  saved = [int(path.parent.name) for path in run.glob('checkpoints/*/checksums.json')]
+  assert max(saved) >= run_files.last_metrics(run)['step']
 
 
 def test_ray_loses_a_worker(place, expected_long):

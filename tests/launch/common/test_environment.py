@@ -24,7 +24,9 @@ def fresh(tmp_path, monkeypatch):
       monkeypatch.delenv(name)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.setattr(environment, 'accelerator', lambda: None)
-  cached = (environment._error, environment._is_usable)
+  monkeypatch.setattr(environment, '_replaced', {})
+  monkeypatch.delenv(settings.LEFT_OUT, raising=False)
+  cached = (environment._try, environment._is_usable, environment._warn_of_flags)
   for function in cached:
     function.cache_clear()
   yield
@@ -36,9 +38,12 @@ def fresh(tmp_path, monkeypatch):
 def tried(monkeypatch):
   """The flags that were tried; `tried.error` is the answer of each trial."""
   found = types.SimpleNamespace(flags=[], error='')
-  monkeypatch.setattr(
-      environment, '_error', lambda flags, program: found.flags.append(flags) or found.error
-  )
+
+  def answer(flags, program):
+    found.flags.append(flags)
+    return environment._Trial(found.error, is_refused=bool(found.error))
+
+  monkeypatch.setattr(environment, '_try', answer)
   return found
 
 
@@ -58,7 +63,7 @@ def test_cpu_flags_are_tried_once(fresh, tried, error):
     'content', ['', '[]', '3', '{"a"', '\xff', '{"FLAGS": 1}', '{"FLAGS": null}', 'a folder']
 )
 def test_damaged_answers(fresh, tried, content):
-  file = environment.cache_folder() / 'xla_flags.json'
+  file = environment.cache_folder() / 'xla_trials.json'
   file.parent.mkdir(parents=True)
   if content == 'a folder':
     file.mkdir()
@@ -72,28 +77,64 @@ def test_damaged_answers(fresh, tried, content):
 
 def test_answer_that_is_a_pipe(fresh, tried):
   """Reading it would wait for a writer."""
-  file = environment.cache_folder() / 'xla_flags.json'
+  file = environment.cache_folder() / 'xla_trials.json'
   file.parent.mkdir(parents=True)
   os.mkfifo(file)
   assert environment.worker_environment()['XLA_FLAGS'] == settings.CPU_FLAGS
 
 
-def test_trial_that_takes_too_long_is_not_kept(fresh, monkeypatch):
+LOG = 'F1128 06:31:17.308876   27392 threads.cc:220] Check failed: no thread'
+DEATHS = {
+    'terminated': (-15, ''),
+    'killed': (-9, ''),
+    'aborted by XLA': (-6, f'{LOG}\n'),
+    'an error of Python': (1, 'Traceback\nMemoryError: no memory\n'),
+    'too slow': (None, ''),
+}
+
+
+@pytest.mark.parametrize('death', DEATHS)
+def test_trial_that_dies_is_not_kept(fresh, monkeypatch, capsys, death):
+  """The next start tries again; this one says that it is without the flags, and records it."""
+  code, err = DEATHS[death]
+  ends = []
+
   def run(command, **_):
-    raise subprocess.TimeoutExpired(command, 60)
+    ends.append(command)
+    if code is None:
+      raise subprocess.TimeoutExpired(command, 60)
+    return subprocess.CompletedProcess(command, code, '', err)
 
   monkeypatch.setattr(subprocess, 'run', run)
-  assert 'XLA_FLAGS' not in environment.worker_environment()
-  assert not (environment.cache_folder() / 'xla_flags.json').exists()
-  monkeypatch.setenv('XLA_FLAGS', '--xla_slow=1')
+  for _ in range(2):
+    variables = environment.worker_environment()
+    assert 'XLA_FLAGS' not in variables
+    assert settings.recorded(variables)[settings.LEFT_OUT] == settings.CPU_FLAGS
+  assert len(ends) == 1  # all workers of a launcher have the same flags
+  said = capsys.readouterr().err
+  assert said.startswith(f'warning: workers are without the XLA flags {settings.CPU_FLAGS}, as')
+  assert said.count('\n') == 1
+  environment.check_workers()
+  assert settings.recorded()[settings.LEFT_OUT] == settings.CPU_FLAGS
+  assert settings.LEFT_OUT not in environment.given()
+  assert not (environment.cache_folder() / 'xla_trials.json').exists()
+  monkeypatch.setenv('XLA_FLAGS', '--xla_slow=1')  # the worker will see
   environment.check()
+
+
+def test_flags_that_work_are_not_recorded(fresh, tried):
+  assert settings.recorded(environment.worker_environment()) == {}
 
 
 def test_unknown_xla_flag(fresh, monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_no_such_flag=1')
   monkeypatch.setenv('JAX_NO_TRACING', '0')
-  with pytest.raises(BadInput, match=r'^XLA_FLAGS=.*: Unknown flag in XLA_FLAGS: --xla_no_such'):
-    environment.check()
+  for _ in range(2):
+    with pytest.raises(BadInput, match=r'^XLA_FLAGS=.*: Unknown flag in XLA_FLAGS: --xla_no_such'):
+      environment.check()
+    (answer,) = json.loads((environment.cache_folder() / 'xla_trials.json').read_text()).values()
+    assert answer == 'Unknown flag in XLA_FLAGS: --xla_no_such_flag=1'
+    environment._try.cache_clear()
 
 
 def test_user_settings_are_kept(fresh, tried, monkeypatch, tmp_path):
@@ -142,7 +183,7 @@ def test_gpu_is_deterministic(fresh, tried, monkeypatch, platform):
 
 
 def test_gpu_flags_are_known_to_xla(fresh):
-  assert environment.flags_work(settings.GPU_FLAGS)
+  assert environment.flags_error(settings.GPU_FLAGS) == ''
 
 
 # Settings of jax.
@@ -233,7 +274,7 @@ def test_hidden_devices(gpu, name, value, has, monkeypatch):
 def test_platform_that_is_not_here(wanted, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', wanted)
   with pytest.raises(BadInput, match=f'^JAX_PLATFORMS={wanted}: no such device') as caught:
-    environment.check_platform()
+    environment.check_workers()
   assert '\n' not in str(caught.value) and len(str(caught.value)) < 250
 
 

@@ -1,5 +1,6 @@
 """The jobs that cluster backends submit, with fakes of the cluster's programs."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from helpers import made_up
 
 from launch import sweep, work
 from launch.backends import local, manifest, slurm
-from launch.common import app, jobs
+from launch.common import app, environment, jobs
 from launch.common.jobs import Resources
 from stability.devices import cost
 from stability.errors import BadInput
@@ -60,7 +61,7 @@ def programs(tmp_path, monkeypatch):
   return folder
 
 
-def run_script(programs, workdir, code, state):
+def run_script(programs, workdir, code, state, **more):
   """Runs task 1 of an array's script; returns the calls of srun and of scontrol."""
   srun = fake(programs, 'srun', f'sys.exit({code})')
   fake(programs, 'squeue', f'print({state!r})')
@@ -68,8 +69,8 @@ def run_script(programs, workdir, code, state):
   lists = [workdir / 'jobs' / '0.json', workdir / 'jobs' / '1.json']
   variables = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_JOB_ID': '70', 'SLURM_JOB_ID': '70'}
   done = subprocess.run(
-      ['bash', '-c', slurm.script(lists, jobs.command(workdir, RESOURCES))],
-      env=os.environ | variables,
+      ['bash', '-c', slurm.script(workdir, lists, RESOURCES)],
+      env=os.environ | variables | more,
       cwd=programs.parent,
       check=False,
   )
@@ -86,6 +87,13 @@ def test_script_quotes_names(programs, tmp_path):
   ]
   assert variables['PYTHONPATH'].split(':')[0] == str(ROOT)
   assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.parametrize('given', [{}, {'SLURM_CPUS_PER_TASK': '3'}])
+def test_cores_of_a_step(programs, tmp_path, given):
+  """Those of --cpus-per-task, otherwise all that the job has, by --cpus-per-gpu for example."""
+  ((_, variables),), _ = run_script(programs, tmp_path, 0, 'RUNNING', **given)
+  assert variables.get('SRUN_CPUS_PER_TASK') == given.get('SLURM_CPUS_PER_TASK')
 
 
 @pytest.mark.parametrize(
@@ -169,6 +177,61 @@ def test_runs_without_jobs_are_submitted(programs, queue, unfinished, monkeypatc
   assert len(calls(sbatch)) == 2
 
 
+@pytest.fixture
+def login_node(monkeypatch):
+  """A machine with jax's plugin for GPUs, without a GPU."""
+  monkeypatch.setattr(environment, '_replaced', {})
+  for name in ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME', 'XLA_FLAGS'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(
+      environment.importlib.util, 'find_spec', lambda name: name == 'jax_cuda13_plugin' or None
+  )
+  monkeypatch.setattr(environment.glob, 'glob', lambda path: [])
+  environment.check()
+  assert os.environ['JAX_PLATFORMS'] == 'cpu'  # of this process
+
+
+@pytest.mark.parametrize('gpus', [0, 2])
+def test_platform_of_a_login_node_stays_there(
+    gpus, programs, queue, unfinished, login_node, monkeypatch
+):
+  workdir, configs = unfinished
+  resources = dataclasses.replace(RESOURCES, gpus=gpus)
+  sbatch = fake(programs, 'sbatch', 'print(70)')
+  slurm.train(workdir, configs, resources, [])
+  ((arguments, variables),) = calls(sbatch)
+  assert 'JAX_PLATFORMS' not in variables
+  expected = ['cuda'] if gpus else []
+  text = pathlib.Path(arguments[-1]).read_text()
+  assert re.findall('^export JAX_PLATFORMS=(.*)', text, re.MULTILINE) == expected
+  for line in manifest.lines(workdir, configs, resources):
+    assert [line['env'][name] for name in ('JAX_PLATFORMS',) if name in line['env']] == expected
+
+
+def test_inherited_variables(tmp_path, monkeypatch):
+  """Paths are those of this folder, wherever the jobs start."""
+  monkeypatch.setattr(environment, '_replaced', {})
+  monkeypatch.chdir(tmp_path)
+  for name, value, expected in (
+      ('PYTHONPATH', 'mine:/abs::mine', f'{ROOT}:{tmp_path}/mine:/abs'),
+      ('JAX_COMPILATION_CACHE_DIR', 'cache', f'{tmp_path}/cache'),
+      ('JAX_COMPILATION_CACHE_DIR', 'gs://bucket/cache', 'gs://bucket/cache'),
+      ('XDG_CACHE_HOME', '/cache', '/cache'),
+      ('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9', '.9'),
+  ):
+    monkeypatch.setenv(name, value)
+    assert jobs.environment(RESOURCES)[name] == expected
+
+
+@pytest.mark.parametrize('name', ['JAX_PLATFORMS', 'JAX_PLATFORM_NAME'])
+def test_platform_of_the_user_is_that_of_jobs(name, monkeypatch):
+  monkeypatch.setattr(environment, '_replaced', {})
+  monkeypatch.delenv('JAX_PLATFORMS')
+  monkeypatch.setenv(name, 'rocm')
+  variables = jobs.environment(dataclasses.replace(RESOURCES, gpus=1))
+  assert {n: variables[n] for n in jobs.PLATFORMS if n in variables} == {name: 'rocm'}
+
+
 def test_kill_during_submission(programs, queue, unfinished):
   """The array is in the queue, but its launcher died before sbatch returned."""
   workdir, configs = unfinished
@@ -195,6 +258,30 @@ def test_kill_during_submission(programs, queue, unfinished):
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
   assert len(files.read_lines(workdir / 'slurm' / 'jobs.jsonl')) == 1
+
+
+def test_failed_run_of_a_job(programs, queue, tmp_path, capsys):
+  """Its failure stays until it is submitted again, which it is once its job has ended."""
+  sbatch = fake(programs, 'sbatch', 'print(70)')
+  workdir = tmp_path / 'sweep'
+  more = ('--config.data.source=synthetic', '--jobs=1')
+  arguments = ('--backend=slurm', f'--workdir={workdir}', *more)
+  assert said(capsys, *arguments)[0] == 1 and len(calls(sbatch)) == 1
+  (job,) = files.read_lines(workdir / 'slurm' / 'jobs.jsonl')
+  first, *others = sweeps.read_sweep(workdir).runs
+  run = run_files.run_dir(workdir, first)
+  run_files.write_failure(run, 'Traceback\nValueError: no')
+  for name in others:
+    run_files.write_result(run_files.run_dir(workdir, name), run_files.Result('done'))
+  queue.write_text(f'{job["name"]}_0')
+  code, out, err = said(capsys, *arguments)
+  assert code == 1 and f'failed: {first}; once the jobs' in err
+  assert f'failed: {first}: ValueError: no' in out and len(calls(sbatch)) == 1
+  assert run_files.read_result(run).status == 'failed'
+  queue.write_text('')
+  code, _, err = said(capsys, *arguments)
+  assert code == 1 and 'once the jobs' not in err and len(calls(sbatch)) == 2
+  assert run_files.read_result(run) is None
 
 
 def test_sbatch_and_squeue_fail(programs, queue, unfinished):

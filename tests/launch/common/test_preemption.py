@@ -36,6 +36,14 @@ def test_signal_outside_the_program_ends_the_process(sent):
   assert ends(f'exec("try:\\n {kill}\\nexcept BaseException:\\n pass")') == (75, SAID)
 
 
+def test_nohup():
+  """Whoever has it ignored wants the program to outlive the terminal."""
+  text = 'from launch.common import preemption; signal.signal(signal.SIGHUP, signal.SIG_IGN);'
+  hangup = 'preemption.install(); os.kill(os.getpid(), signal.SIGHUP);'
+  assert ends(hangup, text) == (0, '')
+  assert ends(f'{hangup} os.kill(os.getpid(), signal.SIGTERM)', text) == (75, SAID)
+
+
 def test_raised_and_deferred():
   code = """
 with preemption.raised():

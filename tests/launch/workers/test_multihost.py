@@ -1,10 +1,20 @@
 """Multihost training: two processes of four devices against one of eight, and the flags."""
 
 import os
+import signal
+import time
 
 import pytest
 from absl import flags
-from helpers.multihost import check_against_one_process, outcome, together
+from helpers.multihost import (
+  FIELDS,
+  SECONDS,
+  check_against_one_process,
+  crew,
+  outcome,
+  together,
+)
+from helpers.processes import wait_for
 
 from launch.workers import multihost
 from stability.errors import BadInput
@@ -25,6 +35,25 @@ def test_two_processes_equal_one(tmp_path, layout, probe_every):
     (run / 'result.json').unlink()
     together(tmp_path, shared, layout, probe_every)  # from the checkpoint of step 4
     assert outcome(shared) == ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('told', [0, 1])
+def test_one_of_two_processes_is_preempted(tmp_path, told):
+  """Both save the run and end with 75, whichever is told."""
+  workdir = tmp_path / 'shared'
+  more = {'parallel.layout': 'data_parallel', 'schedule.steps': 100_000}
+  with crew(tmp_path, workdir, FIELDS | more) as processes:
+    wait_for(processes[0], workdir, 'runs/*/checkpoints/4/checksums.json')
+    processes[told].send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    printed = [process.communicate(timeout=SECONDS)[0] for process in processes]
+  assert [process.returncode for process in processes] == [75, 75], printed
+  assert time.monotonic() - begun < 30
+  run = run_files.run_dir(workdir, 'seed=0')
+  assert run_files.read_result(run) is None
+  saved = max(int(path.parent.name) for path in run.glob('checkpoints/*/checksums.json'))
+  assert saved >= run_files.last_metrics(run)['step'] > 4
 
 
 def found(*arguments):
@@ -58,6 +87,7 @@ SRUN = {
     'SLURM_LOCALID': '0',
 }
 POD = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}
+SECOND_SLICE = {'MEGASCALE_NUM_SLICES': '2', 'MEGASCALE_SLICE_ID': '1'}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +98,10 @@ POD = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}
         ({name: SRUN[name] for name in SRUN if name != 'SLURM_STEP_NODELIST'}, None),  # sbatch
         (POD, 1),
         (POD | {'TPU_WORKER_HOSTNAMES': 'a'}, None),
+        (POD | SECOND_SLICE, 3),
+        (POD | SECOND_SLICE | {'MEGASCALE_SLICE_ID': '0'}, 1),
+        (POD | SECOND_SLICE | {'TPU_WORKER_HOSTNAMES': 'a', 'TPU_WORKER_ID': '0'}, 1),
+        (POD | {'TPU_PROCESS_ADDRESSES': 'a:1,b:1,c:1,d:1', **SECOND_SLICE}, 5),
     ],
 )
 def test_environment(monkeypatch, variables, number):
