@@ -42,6 +42,13 @@ Amended a third time that day, after 680 runs, again without a look at losses: A
 the head, the scale of nGPT's MLP learns at its published rate, and QKV-norm drops the norm before
 attention, all as in their sources; their runs were repeated.
 
+Amended a fourth time, on 29 November 2026, before any finals were run: an arm whose differences by
+seed vary more than the pooled variance says is given a larger one, the mean of its own and the
+pooled one, weighted by degrees of freedom, of which the pooled one counts 4. With the pooled one
+alone, an arm of 4 times the standard deviation of 11 others and no difference would be called
+better or worse in 19 to 20 % of finals with 5 or 3 seeds, now in 5 to 9 %. The screening has one
+seed and is as before.
+
 Arms of one size have the same width and depth. SwiGLU, experts and gates have other numbers of
 parameters, which the table shows: their losses are not at matched counts.
 

@@ -155,13 +155,22 @@ def _limited(
       above = [v for name, v in largest.items() if unstable[name] and v > top]
       limit = min(math.sqrt(top) * math.sqrt(min(above, default=math.inf)), MARGIN * top)
       limit = max(limit, rule.lowest)
-    chosen.append(dataclasses.replace(rule, limit=float(f'{limit:.3g}')))
+    chosen.append(dataclasses.replace(rule, limit=_rounded(limit, top)))
   caught = sum(
       next(alarms_of(course, chosen), None) is not None
       for name, course in courses.items()
       if unstable[name]
   )
   return chosen, caught
+
+
+def _rounded(limit: float, top: float) -> float:
+  """A limit with three digits, rounded up where stable runs, of up to `top`, would raise alarms."""
+  rounded = float(f'{limit:.3g}')
+  if rounded >= top or limit < top:
+    return rounded
+  half = 0.5 * 10.0 ** (math.floor(math.log10(limit)) - 2)
+  return float(f'{limit + half:.3g}')
 
 
 def with_odds(

@@ -1,13 +1,19 @@
 """LR sensitivity of every intervention relative to a baseline of the same size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
-from stability.analysis.claims.evidence import Evidence, Undecided
+from stability.analysis import windows as windows_lib
+from stability.analysis.claims.evidence import MIN_LEARNING_RATES
 from stability.analysis.claims.families import closest_to_paper
 from stability.analysis.results import SWEEP, Results
+
+# Losses (a row per learning rate, a column per seed) and windows of a size and intervention.
+_Curve = tuple[pd.DataFrame, Sequence[windows_lib.Window] | None]
 
 
 def baseline(results: Results) -> pd.DataFrame:
@@ -31,9 +37,10 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   """The ratio of LR sensitivity to that of the baseline, for each row of the table.
 
   Columns: is_baseline; ratio; low and high (its interval of level results.interval from resampling
-  whole seeds, with the same resamples for both interventions; NaN with one seed). The ratio is NaN
-  for the baseline itself, if a run of either intervention is missing, and if there is no LR
-  sensitivity to compare.
+  whole seeds, with the same resamples for both interventions; NaN with one seed). Both are of the
+  seeds that have all learning rates of both interventions; without one, the ratio is of all seeds
+  (see lr_sensitivity.mean_curve). The ratio is NaN for the baseline itself, if a run of either
+  intervention is missing, and if there is no LR sensitivity to compare.
 
   Args:
     results: the runs of a sweep.
@@ -46,27 +53,36 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   arms = map(results_lib.key, rows[results.groups].to_numpy(object))
   is_baseline = pd.Series([arm == of_baseline for arm in arms], rows.index)
   found = pd.DataFrame(np.nan, rows.index, ['ratio', 'low', 'high'])
-  try:
-    evidence = Evidence.from_results(results, None)
-    spreads = evidence.lr_sensitivity()
-  except Undecided:
+  if results.not_comparable is not None:
     return found.assign(is_baseline=is_baseline)
-  indices = spreads.index.to_frame()[keys].to_numpy(object)
-  positions = {results_lib.key(index): position for position, index in enumerate(indices)}
-  rows['position'] = [positions.get(results_lib.key(row)) for row in rows.to_numpy(object)]
-  usable = (table['missing'] == 0) & rows['position'].notna()
-  of_baseline = rows[usable & is_baseline].drop(columns=results.groups)
-  others = rows[usable & ~is_baseline].reset_index()
-  pairs = others.merge(of_baseline, on=size, suffixes=('', '_base'))
-  draws_RxD = spreads.to_numpy()
-  pairs = pairs[draws_RxD[pairs['position_base'].astype(int), 0] > 0]
-  base_RxD = draws_RxD[pairs['position_base'].astype(int)]
-  ratios_RxD = draws_RxD[pairs['position'].astype(int)] / np.where(base_RxD > 0, base_RxD, np.nan)
-  found.loc[pairs['index'], 'ratio'] = ratios_RxD[:, 0]
-  if evidence.seeds > 1 and len(pairs):
-    seeds_R = table.loc[pairs['index'], 'seeds']
-    found.loc[pairs['index'], ['low', 'high']] = [
-        lr_sensitivity.interval(ratios_D, seeds, results.interval, of_ratio=True)
-        for ratios_D, seeds in zip(ratios_RxD, seeds_R, strict=True)
-    ]
+  curves = {}
+  runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
+  for values, of_row in results_lib.split(runs, keys):
+    limits = windows_lib.find(results.windows, dict(zip(keys, values, strict=True)))
+    losses = lr_sensitivity.within(of_row, limits).pivot(
+        index='learning_rate', columns='seed', values='loss'
+    )
+    if len(losses) >= MIN_LEARNING_RATES:
+      curves[results_lib.key(values)] = losses, limits
+  complete = rows[table['missing'] == 0]
+  of_rows = map(results_lib.key, complete.to_numpy(object))
+  by_key = dict(zip(of_rows, complete.index, strict=True))
+  for row, index in by_key.items():
+    base = (*row[: len(size)], *of_baseline)
+    if row != base and base in by_key and row in curves and base in curves:
+      found.loc[index] = _ratio(curves[row], curves[base], results.interval)
   return found.assign(is_baseline=is_baseline)
+
+
+def _ratio(ours: _Curve, base: _Curve, level: float) -> tuple[float, float, float]:
+  """The ratio of two LR sensitivities, low and high; NaN if that of the baseline is not above 0."""
+  whole = [losses.columns[losses.notna().all()] for losses, _ in (ours, base)]
+  seeds = whole[0].intersection(whole[1])
+  spreads = []
+  for losses, limits in (ours, base):
+    chosen = losses[seeds] if len(seeds) else losses
+    curves_LxD = lr_sensitivity.mean_curves(chosen)
+    spreads.append(np.fmin.reduce(lr_sensitivity.spreads(chosen.index, curves_LxD, limits)))
+  draws = min(map(len, spreads))  # 1 where seeds lack learning rates
+  ratio_D = spreads[0][:draws] / np.where(spreads[1] > 0, spreads[1], np.nan)[:draws]
+  return ratio_D[0], *lr_sensitivity.interval(ratio_D, len(seeds), level, of_ratio=True)

@@ -1,6 +1,6 @@
 """Several sweeps as one: their runs, what their configs differ in, and differences over pairs.
 
-Suffixes of arrays: L learning rates, D draws (weightings of the seeds).
+Suffixes of arrays: L learning rates, D draws of the seeds.
 """
 
 import dataclasses
@@ -151,7 +151,7 @@ class Differences:
   # intervention, parameters; reference (the values of results.groups of the arm that it is compared
   # with); learning_rates, seeds, pairs (how many); and, in nats, mean_loss, best_loss and
   # lr_sensitivity, each with its interval over resampled seeds, such as mean_loss_low and
-  # mean_loss_high (NaN with one seed).
+  # mean_loss_high (NaN with one seed, and where seeds lack learning rates).
   table: pd.DataFrame
   # Sweep without pairs -> what it does not share with the first: size, learning rate, seed or, if
   # it shares all of them, `finished run`.
@@ -201,30 +201,35 @@ def _differences(
       for of_arm in (runs, partners)
   ]
   is_paired = both[0].notna() & both[1].notna()  # False where one of them has no such cell
-  is_paired = is_paired.loc[is_paired.any(axis='columns'), is_paired.any()]
+  is_paired = lr_sensitivity.paired(is_paired.where(is_paired)).notna()
   if is_paired.empty:
     return None
   seeds = is_paired.shape[1]
-  weights_DxS = lr_sensitivity.with_draws(seeds)
   means, bests, spreads = [], [], []
   for of_arm, losses in zip((runs, partners), both, strict=True):
     paired = losses.reindex_like(is_paired).where(is_paired)
-    mean_LxD = lr_sensitivity.mean_over_seeds(paired.to_numpy(), weights_DxS)
-    means.append(np.nanmean(mean_LxD, axis=0))
-    bests.append(np.nanmin(mean_LxD, axis=0))
+    mean_LxD = lr_sensitivity.mean_curves(paired)
+    means.append(mean_LxD.mean(axis=0))
+    bests.append(mean_LxD.min(axis=0))
     limits = windows_lib.find(results.windows, of_arm.iloc[0])
-    chosen = paired if limits is None else losses[is_paired.columns]
-    spreads.append(np.fmin.reduce(lr_sensitivity.spreads(chosen, weights_DxS, limits)))
+    if limits is not None:
+      paired = losses[is_paired.columns].dropna(how='all')
+      mean_LxD = lr_sensitivity.mean_curves(paired)
+    spreads.append(np.fmin.reduce(lr_sensitivity.spreads(paired.index, mean_LxD, limits)))
   names = ['parameters', *results.sizes, *results.groups]
   row = {name: runs[name].iloc[0] for name in names}
   row['reference'] = tuple(partners[results.groups].iloc[0])
   row |= {'learning_rates': len(is_paired), 'seeds': is_paired.shape[1]}
   row['pairs'] = int(is_paired.to_numpy().sum())
   for name, (of_runs, of_partners) in zip(NUMBERS, (means, bests, spreads), strict=True):
-    found_D = of_runs - of_partners
+    draws = min(len(of_runs), len(of_partners))  # 1 where seeds lack learning rates
+    found_D = of_runs[:draws] - of_partners[:draws]
     if name == 'lr_sensitivity' and results.not_comparable is not None:
       found_D = np.full_like(found_D, np.nan)
     low, high = lr_sensitivity.interval(found_D, seeds, results.interval)
+    if name == 'lr_sensitivity':  # either arm's may be too high, and the more so in resamples
+      reach = max(found_D[0] - low, high - found_D[0])
+      low, high = found_D[0] - reach, found_D[0] + reach
     row |= {name: found_D[0], f'{name}_low': low, f'{name}_high': high}
   return row
 

@@ -41,6 +41,12 @@ def test_limit_stays_near_stable_runs(unstable):
   assert limit_of([1.0, 10.0], unstable) == 15
 
 
+@pytest.mark.parametrize('top', [12.344, 12.339, 123.46])
+def test_no_stable_run_raises_an_alarm_because_of_rounding(top):
+  limit = limit_of([top] * 20, [top * 1.0001] * 5)
+  assert top <= limit <= top * 1.01 and float(f'{limit:.3g}') == limit
+
+
 def test_limit_is_kept_without_values_in_stable_runs():
   chosen = alarm_calibration.choose(*courses([1.0], [2.0], {'u0': 100.0}), (RULE, OTHER))
   assert chosen[1].limit == OTHER.limit

@@ -82,6 +82,16 @@ def test_nothing_to_compare():
   assert compared(QK, flat, not_comparable=QK_NORM)['ratio'].isna().all()
 
 
+def test_ratios_are_of_the_seeds_that_both_arms_have():
+  """The third seed of one arm has twice its LR sensitivity."""
+  points = [
+      p for p in grid(QK, sweep('seed', 0, 1, 2)) if p[QK_NORM] != 'none' or p['seed'] < 2
+  ]
+  of_seed = sim.steep(lambda c: (0.2 if c[QK_NORM] == 'none' else 0.1) * max(1, c['seed']))
+  table = compared(points, of_seed).iloc[1]
+  assert table[['ratio', 'low', 'high']].tolist() == pytest.approx([2.0, 2.0, 2.0])
+
+
 def test_an_arm_with_one_seed_has_no_interval():
   """Its resamples are all the same."""
   points = [p for p in grid(QK, sweep('seed', 0, 1)) if p[QK_NORM] != 'none' or p['seed'] == 0]

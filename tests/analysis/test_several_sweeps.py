@@ -70,6 +70,30 @@ def test_intervals_are_over_seeds():
     assert found == pytest.approx([0.1, *ends])
 
 
+def test_further_seeds_at_a_rate_change_no_difference():
+  """Their higher losses would make the best rate of the flatter arm another one."""
+  one = grid(WIDTHS[:1], RATES, sweep('seed', 0))
+  more = grid(WIDTHS[:1], RATES[1:2], sweep('seed', 1))
+
+  def found(points):
+    parts = {
+        name: (points, sim.Outcomes(lambda c, s=s: sim.bowl(c, steep=s) + 0.2 * c['seed']))
+        for name, s in (('a', 0.01), ('b', 0.1))
+    }
+    return several_sweeps.differences(joined(**parts)).table.iloc[0][list(several_sweeps.NUMBERS)]
+
+  assert found([*one, *more]).tolist() == pytest.approx(found(one).tolist())
+
+
+def test_intervals_of_sensitivity_reach_as_far_down_as_up():
+  points = grid(WIDTHS[:1], RATES, sweep('seed', 0, 1, 2))
+  noisy = sim.Outcomes(lambda c: 2 + np.random.default_rng(
+      [c['seed'], round(1e4 * sim.rate(c))]).normal(0, 0.02))  # fmt: skip
+  row = several_sweeps.differences(joined(a=(points, bowl()), b=(points, noisy))).table.iloc[0]
+  ends = row[['lr_sensitivity_low', 'lr_sensitivity_high']].tolist()
+  assert np.mean(ends) == pytest.approx(row['lr_sensitivity'])
+
+
 def test_differences_of_the_curve():
   found = several_sweeps.differences(
       joined(a=(grid(WIDTHS[:1], RATES), bowl(0.1)), b=(grid(WIDTHS[:1], RATES), bowl(0.2, 0.5)))

@@ -107,7 +107,7 @@ class Verdict:
   effect: float = float('nan')
   low: float = float('nan')  # 90 % interval over seeds; NaN with one seed
   high: float = float('nan')
-  n: int = 0  # runs selected; 0 if the claim does not apply to the sweep
+  n: int = 0  # runs used; 0 if the claim does not apply to the sweep
   reason: str = ''  # why it is undecided
   variant: str = ''  # `field=value` of the family member that replaces the paper's value
 
@@ -200,7 +200,8 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
   """The verdict on a claim.
 
   It is undecided if a selected run does not count, or if the 90 % interval over seeds contains the
-  threshold.
+  threshold. The seeds are those that all sizes, interventions and learning rates have; a single one
+  has no interval.
   """
   n = 0
   try:
@@ -211,6 +212,8 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
     absent = evidence.runs['status'][evidence.runs['loss'].isna()].value_counts()
     if len(absent):
       raise Undecided(', '.join(f'{count} of {n} runs {name}' for name, count in absent.items()))
+    evidence = evidence.with_common_seeds()
+    n = len(evidence.runs)
     effects = np.asarray(claim.statistic(evidence), float)
     if not np.isfinite(effects[0]):
       raise Undecided('the effect is not a finite number')
@@ -223,7 +226,9 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
   verdict = HOLDS if met else DOES_NOT_HOLD
   if evidence.seeds > 1:
     low, high = lr_sensitivity.interval(effects, evidence.seeds, _LEVEL)
-    if not claim.criterion.is_met(low) == claim.criterion.is_met(high) == met:
+    if not np.isfinite([low, high]).all():
+      verdict, reason = UNDECIDED, 'the effect of resampled seeds is not a finite number'
+    elif not claim.criterion.is_met(low) == claim.criterion.is_met(high) == met:
       verdict, reason = UNDECIDED, 'the threshold lies within the interval over seeds'
   return Verdict(verdict, effect, low, high, n, reason, _variant(evidence))
 

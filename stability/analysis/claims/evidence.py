@@ -64,6 +64,20 @@ class Evidence:
     """The runs for which a condition is true."""
     return dataclasses.replace(self, runs=self.runs[condition])
 
+  def with_common_seeds(self) -> 'Evidence':
+    """The runs of the seeds that every size and intervention has at all its learning rates.
+
+    Draws of others would leave some rows as they are, and an effect would seem too certain.
+    """
+    cells = self.runs.groupby([*self.keys, 'learning_rate'], dropna=False).ngroup()
+    counts = cells.groupby(self.runs['seed']).nunique()
+    seeds = counts.index[counts == cells.nunique()]
+    if seeds.empty:
+      raise Undecided('no seed has all sizes, interventions and learning rates')
+    weights_DxS = lr_sensitivity_lib.with_draws(len(seeds))
+    weights = pd.DataFrame(weights_DxS.T, seeds)
+    return dataclasses.replace(self.only(self.runs['seed'].isin(seeds)), weights=weights)
+
   def with_variant(self, field: str, value: Any) -> 'Evidence':
     """The same runs, with a record that they were selected at this value of a field."""
     return dataclasses.replace(self, variants={**self.variants, field: value})
@@ -103,7 +117,8 @@ class Evidence:
       )
       if len(losses) >= MIN_LEARNING_RATES:
         weights_DxS = self.weights.loc[losses.columns].to_numpy().T
-        spreads_WxD = lr_sensitivity_lib.spreads(losses, weights_DxS, limits)
+        mean_LxD = lr_sensitivity_lib.mean_over_seeds(losses.to_numpy(), weights_DxS)
+        spreads_WxD = lr_sensitivity_lib.spreads(losses.index, mean_LxD, limits)
         found[key] = np.fmin.reduce(spreads_WxD)
     if not found:
       raise Undecided(f'no size and intervention has {MIN_LEARNING_RATES} learning rates')
@@ -126,13 +141,18 @@ class Evidence:
       found[key] = _vertices(rates_L[order], losses.to_numpy()[order])
     return _table(found, self.keys)
 
-  def best_grid_rate(self) -> pd.DataFrame:
-    """log10 of the learning rate with the lowest mean loss, of each size and intervention."""
-    found = {}
-    for key, losses in _groups(self.mean(self.runs['loss']), self.keys):
-      rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
-      found[key] = rates_L[losses.fillna(np.inf).to_numpy().argmin(axis=0)]
-    return _table(found, self.keys)
+  def best_grid_rate(self) -> tuple[pd.DataFrame, pd.Series]:
+    """log10 of the learning rate with the lowest mean loss, of each size and intervention.
+
+    Returns:
+      The rates, and whether each is inside its grid: at an end, the optimum may lie beyond it.
+    """
+
+    def of(_, rates_L, losses_L):
+      lowest = losses_L.argmin()
+      return np.log10(rates_L[lowest]), 0 < lowest < len(rates_L) - 1
+
+    return self._of_curves(of)
 
   def headroom(self) -> tuple[pd.DataFrame, pd.Series]:
     """log10 of the critical learning rate over the best one of the grid, of each row.

@@ -42,14 +42,22 @@ def _with_lora(*arms: tuple[int, str]) -> Callable[[Evidence], None]:
   return check
 
 
+def _best_rate(e: Evidence, rank: int | None) -> pd.DataFrame:
+  """log10 of the best rates of `_of`; raises Undecided if one is at an end of its grid."""
+  rates, is_inside = e.best_grid_rate()
+  if not _of(is_inside.to_frame(), rank).all(axis=None):
+    name = 'full fine-tuning' if rank is None else f'LoRA of {RANK}={rank}'
+    raise Undecided(f'the best learning rate of {name} is the first or the last one of its row')
+  return _of(rates, rank)
+
+
 def _distance_from_tenfold(e: Evidence) -> pd.Series:
-  rates = e.best_grid_rate()
-  ratio = (_of(rates, 4) - _of(rates, None)).mean()
+  ratio = (_best_rate(e, 4) - _best_rate(e, None)).mean()
   return np.maximum(np.maximum(_LOG_3 - ratio, ratio - (1 + _LOG_3)), 0.0)
 
 
 def _spread_over_ranks(e: Evidence) -> pd.Series:
-  rates = pd.concat([_of(e.best_grid_rate(), rank) for rank in RANKS]).groupby('parameters')
+  rates = pd.concat([_best_rate(e, rank) for rank in RANKS]).groupby('parameters')
   return 10 ** (rates.max() - rates.min()).max()
 
 

@@ -101,8 +101,7 @@ def _sensitivity(log_rates: np.ndarray, losses: np.ndarray, centre: float) -> fl
     return float('nan')
   reach = WINDOW / 2 + _SLACK
   limits = (10 ** (centre - reach), 10 ** (centre + reach))
-  table = pd.DataFrame({'loss': losses}, 10**log_rates)
-  return float(lr_sensitivity.spreads(table, np.ones((1, 1)), [limits])[0, 0])
+  return float(lr_sensitivity.spreads(pd.Index(10**log_rates), losses[:, None], [limits])[0, 0])
 
 
 def width(log_rates: np.ndarray, losses: np.ndarray, excess: float) -> tuple[float, bool]:

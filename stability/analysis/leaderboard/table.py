@@ -176,37 +176,38 @@ def _row(
   row |= {name: first[name] for name in results.sizes}
   row['place'] = results.places.get(first['arm'], '')
   row['control'] = results.controls.get(first['arm'], '')
-  losses = arm.losses.dropna(how='all', axis='columns')
+  losses = lr_sensitivity.paired(arm.losses)
   row |= {'seeds': losses.shape[1], 'missing': int(arm.runs['loss'].isna().sum())}
-
-  def of(weights_DxS: np.ndarray) -> list[curve_lib.Statistics]:
-    means_LxD = lr_sensitivity.mean_over_seeds(losses.to_numpy(), weights_DxS)
-    return [
-        curve_lib.statistics(arm.rates, means_L, size.initial_loss, reference_rate)
-        for means_L in means_LxD.T
-    ]
-
-  (found,) = of(np.ones((1, losses.shape[1])))
+  curves_DxL, draw_D = np.unique(
+      lr_sensitivity.mean_curves(losses).T, axis=0, return_inverse=True
+  )
+  rates = losses.index.to_numpy(float)
+  by_curve = [
+      curve_lib.statistics(rates, curve_L, size.initial_loss, reference_rate)
+      for curve_L in curves_DxL
+  ]
+  found = by_curve[draw_D.ravel()[0]]
   row |= found.values
   row |= {'edge': _EDGES[found.edge], 'grid_rate': found.grid_rate}
   signs = {curve_lib.ABOVE: '>=', curve_lib.BELOW: '<='}
   row['censored'] = ' '.join(f'{name}{signs[side]}' for name, side in found.censored.items())
   if has_seeds:
-    row |= _intervals(of, losses.shape[1], results.interval)
+    values = pd.DataFrame([each.values for each in by_curve]).iloc[draw_D.ravel()]
+    row |= _intervals(values, losses.shape[1], results.interval)
   return row
 
 
-def _intervals(of: Any, seeds: int, interval: float) -> dict[str, float]:
-  """The ends of the intervals over seeds; NaN with one seed."""
-  if seeds < 2:
-    return {f'{name}{end}': np.nan for name in curve_lib.COLUMNS for end in ('_low', '_high')}
-  distinct, position = np.unique(lr_sensitivity.with_draws(seeds), axis=0, return_inverse=True)
-  values = pd.DataFrame([found.values for found in of(distinct)]).iloc[position.ravel()]
+def _intervals(values: pd.DataFrame, seeds: int, interval: float) -> dict[str, float]:
+  """The ends of the intervals over seeds of the numbers of all draws; NaN with one seed."""
   ends = {}
   for name in curve_lib.COLUMNS:
-    low, high = lr_sensitivity.interval(
-        values[name].to_numpy(float), seeds, interval, of_ratio=name in curve_lib.RATIOS
-    )
+    of_draws = values[name].to_numpy(float)
+    if name == 'lr_sensitivity':
+      low, high = lr_sensitivity.interval_of_sensitivity(of_draws, seeds, interval)
+    else:
+      low, high = lr_sensitivity.interval(
+          of_draws, seeds, interval, of_ratio=name in curve_lib.RATIOS
+      )
     ends |= {f'{name}_low': low, f'{name}_high': high}
   return ends
 

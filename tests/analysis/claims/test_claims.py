@@ -172,6 +172,48 @@ def test_interval_resamples_whole_seeds():
   assert found.verdict == HOLDS
 
 
+def test_seeds_that_some_runs_lack_do_not_count():
+  """Draws of them would leave rows as they are: an interval without width, and a verdict."""
+  results, curves = two_seeds(1.0)
+  runs = results.runs
+  is_largest = runs['parameters'] == runs['parameters'].max()
+  alone = verdict('1a', dataclasses.replace(results, runs=runs[runs['seed'] == 0]), curves)
+  for kept in ((runs['seed'] == 0) | ~is_largest, (runs['seed'] == 0) | (runs.index == 1)):
+    found = verdict('1a', dataclasses.replace(results, runs=runs[kept]), curves)
+    assert np.isnan([found.low, found.high]).all()
+    assert (found.verdict, found.effect, found.n) == (alone.verdict, alone.effect, alone.n)
+  other = runs.assign(seed=runs['seed'].where(is_largest, runs['seed'] + 5))
+  found = verdict('1a', dataclasses.replace(results, runs=other), curves)
+  assert found.verdict == UNDECIDED and 'no seed has all sizes' in found.reason
+
+
+def test_undecided_without_a_finite_interval():
+  results, curves = two_seeds(2.1)
+  claim = dataclasses.replace(NAMED['1a'], statistic=lambda e: [2.0] + [np.nan] * 1000)
+  found = decide(claim, Evidence.from_results(results, curves))
+  assert found.verdict == UNDECIDED and 'resampled seeds is not a finite number' in found.reason
+
+
+def test_a_range_that_leaves_the_grid_decides_only_one_side():
+  points, _, _ = CASES['extension_m']
+
+  def of(base, other):
+    slope = sim.where('optimizer.name', 'hyperball', other, base)
+    return verdict('extension_m', *simulate(points, sim.steep(slope)))
+
+  assert of(0.06, 0.001).verdict == HOLDS  # by 1.2 decades or more
+  found = of(0.06, 0.048)  # its lower end is at most a little below the grid
+  assert (found.verdict, found.reason) == (UNDECIDED, 'the range of Hyperball leaves the grid')
+
+
+@pytest.mark.parametrize('name', ['extension_t', 'extension_u'])
+@pytest.mark.parametrize('end', [1e-5, 1e3])
+def test_best_rates_at_an_end_of_the_grid_decide_nothing(name, end):
+  points, _, _ = CASES[name]
+  found = verdict(name, *simulate(points, extension_cases.by_rank(dict.fromkeys((1, 4, 16), end))))
+  assert found.verdict == UNDECIDED and 'is the first or the last one of its row' in found.reason
+
+
 @pytest.mark.parametrize('other_seed, expected', [(1.0, UNDECIDED), (1.2, UNDECIDED), (1.9, HOLDS)])
 def test_undecided_if_seeds_disagree(other_seed, expected):
   found = verdict('1a', *two_seeds(other_seed))

@@ -107,6 +107,16 @@ def seeded(noise, seeds=(1, 2, 3, 4, 5), again=(11, 12, 13, 14, 15)):
   return leaderboard(*parts, control, controls={'bad': 'worse', 'AdamW again': 'tie'})
 
 
+def test_further_seeds_at_a_rate_change_nothing():
+  """launch.next adds them; seeds differ by 0.03, which would move the critical rate."""
+  one = [*rows('AdamW', ARMS['AdamW'])]
+  more = [*rows('AdamW', ARMS['AdamW'], seeds=(4, 5, 6), rates=(1e-1,))]
+  columns = ['best_loss', 'critical_learning_rate', 'headroom', 'lr_sensitivity', 'width_10']
+  alone, found = leaderboard(one).iloc[0], leaderboard(one, more).iloc[0]
+  assert found[columns].tolist() == pytest.approx(alone[columns].tolist())
+  assert found['seeds'] == 4 and np.isnan(found['headroom_low'])
+
+
 def test_verdicts():
   found = seeded(0.002)
   assert found['loss_verdict'].to_dict() == {
