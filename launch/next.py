@@ -10,8 +10,10 @@ runs: missing ones of the sweep, further seeds, or one learning rate beyond the 
 DIR may be new or hold some of the runs of that file; those it lacks may be trained.
 
 --train trains the first --count of them, chooses again, and so on, until the 90 % interval of every
-critical rate is narrower than --width decades or --budget, which counts all runs of DIR, is spent:
-a run that the rest does not pay for is not begun.
+critical rate is narrower than --width decades, no run says more about those that are not, or
+--budget, which counts all runs of DIR, is spent: a run that the rest does not pay for is not begun.
+A critical rate above the grid is not known: the grid is extended, one rate at a time. Intervals at
+--target are as wide as those of launch.predict.
 The runs belong to the sweep in DIR; the same command continues after an interruption. If a learning
 rate beyond the grid is added, LR sensitivity stays that of the grid.
 
@@ -45,6 +47,7 @@ from rich.text import Text
 
 from launch.backends import registry
 from launch.common import app, budget, display, path_flags, start
+from stability.analysis import regimes
 from stability.analysis.prediction import targets
 from stability.config import Config
 from stability.errors import BadInput
@@ -76,7 +79,8 @@ _TARGET = flags.DEFINE_string(
 _WIDTH = flags.DEFINE_float(
     'width',
     None,
-    'decades: a critical rate is known if its 90 % interval is narrower; default: half a step',
+    'decades: a critical rate is known if its 90 % interval is narrower; default: half a step, with'
+    ' --target two steps',
     flag_values=FLAGS,
 )
 _TRAIN = flags.DEFINE_boolean('train', False, 'train the runs', flag_values=FLAGS)
@@ -160,6 +164,8 @@ def _train(target: float | None, allowed: budget.Budget | None, console: Console
     configs = _begun(growing)
     if not configs:
       found = growing.state.next_runs(growing.flops_K, _COUNT.value)
+      if len(growing.state.surface.runs):  # else nothing is known of any
+        found = [each for each in found if each.choice.about is not None]
       if not found:
         _print('No further run says anything about the critical rates.', console)
         break
@@ -251,19 +257,30 @@ def _table(*names: str, left: int) -> Table:
 
 
 def _print_known(growing: 'Growing', console: Console) -> None:
-  """Says how many critical rates are known, and which is the least known."""
+  """Says how many critical rates are known or beyond the grid, and which is the least known."""
   state = growing.state
   wanted = state.is_wanted.nonzero()[0]
   widths = state.now.widths_Q[wanted]
-  known = int((widths <= state.known_width).sum())
-  widest = int(wanted[widths.argmax()])
+  low, _, high = state.now.critical_3xQ[:, wanted]
   line = (
-      f'{known} of {len(wanted)} critical rates are known to {state.known_width:.2g} decades (90 %'
-      ' intervals)'
+      f'{(widths <= state.known_width).sum()} of {len(wanted)} critical rates are known to'
+      f' {state.known_width:.2g} decades (90 % intervals)'
   )
-  if known < len(wanted):
-    line += f'; the widest has {widths.max():.2g}: {growing.wanted_name(widest)}'
+  is_above, is_below = low == math.inf, high == -math.inf
+  for is_there, side in ((is_above, 'above'), (is_below, 'below')):
+    if count := is_there.sum():
+      line += f'; {count} {"is" if count == 1 else "are"} {side} the grid'
+  is_open = ~(widths <= state.known_width) & ~is_above & ~is_below
+  if is_open.any():
+    widest = int(wanted[is_open][widths[is_open].argmax()])
+    width = widths[is_open].max()
+    says = f'has {width:.2g}' if math.isfinite(width) else 'has no end within the grid'
+    line += f'; the widest {says}: {growing.wanted_name(widest)}'
   _print(f'{line}.', console)
+  if state.target is not None:
+    largest = state.first_of_curves['parameters'].max()
+    if state.target > regimes.MAX_DISTANCE * largest:
+      _print(regimes.TOO_FAR, console)
 
 
 def _print_runs(growing: 'Growing', found: Sequence['NextRun'], console: Console) -> None:
@@ -272,8 +289,9 @@ def _print_runs(growing: 'Growing', found: Sequence['NextRun'], console: Console
     table.add_row(*(Text(row[name]) for name in row))
   console.print(table)
   _print(
-      'decades: width of the 90 % interval of the critical rate that the reason names, and as'
-      ' expected after the run. seconds: mean of the runs of this size.',
+      'decades: width of the 90 % interval of the critical rate that the reason names, if it has'
+      ' ends within the grid, and as expected after the run. seconds: mean of the runs of this'
+      ' size.',
       console,
   )
 

@@ -94,7 +94,7 @@ def main() -> None:
   found = {}
   for workdir in dict.fromkeys(map(Path, _WORKDIR.value)):
     kept = targets_lib.load(workdir)
-    wanted = asked or _with_risk(kept)
+    wanted = _with_kept_risk(asked, kept) or _with_risk(kept)
     found[workdir] = wanted, _predictions(workdir, targets_lib.merged(kept, wanted))
   console = _console()
   for workdir, (wanted, predictions) in found.items():
@@ -158,6 +158,14 @@ def _with_risk(targets: Sequence[Target]) -> list[Target]:
   if _RISK.value is None:
     return list(targets)
   return [dataclasses.replace(target, risk=_RISK.value) for target in targets]
+
+
+def _with_kept_risk(asked: Sequence[Target], kept: Sequence[Target]) -> list[Target]:
+  """The targets that are asked for; without the flag, one that is kept has its risk."""
+  if _RISK.value is not None:
+    return list(asked)
+  of_kept = {target.parameters: target for target in kept}
+  return [of_kept.get(target.parameters, target) for target in asked]
 
 
 def _predictions(workdir: Path, targets: Sequence[Target]) -> 'predictions_lib.Predictions':

@@ -12,6 +12,7 @@ from launch.common import app, budget
 from stability import config as config_lib
 from stability.analysis import results as results_lib
 from stability.analysis.prediction.next_sweep import NextRun, SweepState
+from stability.analysis.prediction.predictor import MIN_SIZES
 from stability.analysis.results import Results
 from stability.config import Config
 from stability.devices import cost
@@ -107,7 +108,7 @@ class Growing:
           'FLOPs': f'{flops_K[choice.curve]:.1e}',
           'seconds': '' if np.isnan(seconds) else f'{seconds:.0f}',
           **{
-              key: '' if np.isnan(width) else f'{width:.2f}'
+              key: f'{width:.2f}' if np.isfinite(width) else ''
               for key, width in zip(('decades', 'after'), widths, strict=True)
           },
       })
@@ -119,7 +120,10 @@ class Growing:
       return 'Nothing is known yet: every second learning rate of the smallest size comes first.'
     choice, curves = run.choice, self.state.curves
     if choice.about is None:
-      return 'All critical rates are known; it says most about LR sensitivity.'
+      what = 'All critical rates are known; it'
+      if not self.state.is_known:
+        what = 'No run says more about the critical rates; this one'
+      return f'{what} says most about LR sensitivity.'
     about = self.wanted_name(choice.about)
     what = 'It'
     if not curves.in_window_KxL[choice.curve, choice.rate]:
@@ -231,8 +235,11 @@ def load(
     )
   _check(workdir, results)
   state = SweepState(results, width, target, _arms(results, arms))
-  if target is not None and (np.bincount(state.curves.arm_K) < 2).any():
-    raise BadInput(f'--target: needs at least two sizes of each arm in --workdir={workdir}')
+  sizes = state.first_of_curves.groupby('arm_number')['parameters'].nunique()
+  if target is not None and (sizes < MIN_SIZES).any():
+    raise BadInput(
+        f'--target: needs at least {MIN_SIZES} sizes of each arm in --workdir={workdir}'
+    )
   return Growing(
       workdir, request, state, frozenset(configs), vocabulary_size or cost.BYTES_VOCABULARY
   )

@@ -7,8 +7,12 @@ This table is the only place that says which regime to trust; launch.next reads 
 import dataclasses
 from collections.abc import Sequence
 
-# configs/extrapolation.py tests predictions up to this factor of parameters: none is known beyond.
-MAX_DISTANCE = 64
+# Predictions were tested up to this factor of parameters, by configs/extrapolation.py.
+MAX_DISTANCE = 16
+TOO_FAR = (
+    f'More than {MAX_DISTANCE} times the largest trained size is farther than the method was'
+    ' tested.'
+)
 # A proxy is at most this fraction of its target: a larger one costs as much as the target.
 MAX_FRACTION = 1 / 4
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stability.analysis.prediction.answers import Answer, Estimate, Help, Measurement
+from stability.analysis import regimes
+from stability.analysis.prediction.answers import Answer, Estimate, Measurement
+from stability.analysis.prediction.helps import Help
 from stability.analysis.results import Results
 from stability.report import labels
 
 LOGIT = 'attention logit (90 % interval)'  # columns of the table
 GRADIENT = 'gradient RMS (90 % interval)'
-FAR = 100  # predictions were tested up to this many times the largest trained size
 
 
 def sentences(
@@ -21,10 +22,8 @@ def sentences(
   found = [_answer(results, answer) for answer in answers]
   found.extend(_help(results, help_, answers) for help_ in helps)
   predicted = [answer for answer in answers if any(map(answer.is_reliable, answer.estimates))]
-  if any(answer.times > FAR for answer in predicted):
-    found.append(
-        f'More than {FAR} times the largest trained size is farther than the method was tested.'
-    )
+  if any(answer.times > regimes.MAX_DISTANCE for answer in predicted):
+    found.append(regimes.TOO_FAR)
   return found
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from stability.analysis import results as results_lib
 from stability.analysis.prediction import answers as answers_lib
+from stability.analysis.prediction import helps as helps_lib
 from stability.analysis.prediction import observations as observations_lib
 from stability.analysis.prediction import predict, predictor, predictors, rates
 from stability.analysis.prediction import surface as surface_lib
@@ -59,13 +60,15 @@ class Predictions:
       risk: the accepted probability of being unstable at the next sizes.
 
     Raises:
-      InsufficientData: no run has finished, or the parameters of a finished run are unknown.
+      InsufficientData: no run has finished, the parameters of a finished one are unknown, or no
+        size has runs at two learning rates.
     """
     observations = observations_lib.by_intervention(results, curves)
     if not observations:
       raise predictor.InsufficientData('no run has finished yet')
     if any(of_group.runs['parameters'].isna().any() for of_group in observations.values()):
       raise predictor.InsufficientData('predictions need the parameters of every finished run')
+    predictor.require_curves(observations.values())
     largest = max(of_group.sizes[-1] for of_group in observations.values())
     shown = targets or [Target(size, risk) for size in targets_lib.next_sizes(largest)]
     parameters = [target.parameters for target in shown]
@@ -87,8 +90,8 @@ class Predictions:
 
   def sentences(self, answers: Sequence[answers_lib.Answer]) -> list[str]:
     """The answers in words, and which arms help."""
-    helps = answers_lib.helps(self.results, self.observations)
-    return answer_text.sentences(self.results, answers, helps)
+    found = helps_lib.helps(self.results, self.observations, self.surface)
+    return answer_text.sentences(self.results, answers, found)
 
   def label(self, values: tuple) -> str:
     """The intervention with these values, as figures and sentences name it."""
@@ -323,6 +326,7 @@ def write_test(
   fitted = predict.up_to(observations, fit_up_to)
   if all(len(of_arm.sizes) < predictor.MIN_SIZES for of_arm in fitted.values()):
     raise predictor.InsufficientData(f'{predictor.MIN_SIZES} sizes up to it are needed')
+  predictor.require_curves(fitted.values())
   tables = [predict.hold_out(results, observations, fit_up_to)]
   if targets:
     surface = surface_lib.fit_arms(fitted)

@@ -115,7 +115,7 @@ def test_bad_input(case, folder, capsys):
 @pytest.mark.parametrize(
     ('options', 'target', 'said'),
     [
-        ({'widths': (16,)}, ['--target=7B'], '--target: needs at least two sizes'),
+        ({'widths': (16, 32)}, ['--target=7B'], '--target: needs at least 3 sizes of each arm'),
         ({'rates': (1e-2,)}, [], 'only one learning rate'),
     ],
 )
@@ -146,6 +146,25 @@ def test_plan(folder, capsys):
     assert 'qk_norm=none, learning rate ' in row['run'] and row['reason'].endswith('.')
     assert row['seconds'] == '18' and float(row['FLOPs']) > 0
   assert not (folder / 'runs' / 'report').exists() and len(names) == 16
+
+
+def test_reason_of_a_run_for_lr_sensitivity(folder):
+  """It does not say that critical rates are known where they are not."""
+  from launch.common import next_runs
+  from stability.analysis.prediction.next_cells import Choice
+  from stability.analysis.prediction.next_sweep import NextRun
+
+  write_made_up(folder, interventions=[{'model.qk_norm': 'none'}])
+  reasons = []
+  for width in (1e-4, 9.0):
+    growing = next_runs.load(folder / 'runs', None, width=width)
+    like = growing.state.first_of_curves.iloc[0]
+    run = NextRun(Choice(0, 0, None, math.nan, math.nan), like, 1e-3, 1, None)
+    reasons.extend(row['reason'] for row in growing.rows([run]))
+  assert reasons == [
+      'No run says more about the critical rates; this one says most about LR sensitivity.',
+      'All critical rates are known; it says most about LR sensitivity.',
+  ]
 
 
 def test_proposal(folder, capsys):
@@ -197,6 +216,35 @@ def test_train_until_known(trained, folder, capsys):
   assert execute(*COMMAND) == 0
   assert len(trained) == before
   assert 'All critical rates are known' in capsys.readouterr().out
+
+
+def test_train_extends_the_grid(trained, folder, capsys):
+  """Critical rates are above the grid: rates beyond it are trained until they are known."""
+  config = (folder / 'experiment.py').read_text()
+  (folder / 'experiment.py').write_text(config.replace('1e-1, 1.0]', '3e-2]'))
+  assert execute(*COMMAND, '--width=0.9', '--budget=cpu:9h') == 0
+  out = capsys.readouterr().out
+  assert 'are above the grid' in out or 'has no end within the grid' in out
+  assert 'All critical rates are known as closely as asked.' in out
+  rates = [config['optimizer']['learning_rate']
+           for config in sweeps.read_sweep(folder / 'new').runs.values()]  # fmt: skip
+  assert max(rates) > 0.1
+
+
+def test_critical_rates_above_the_grid_are_said(folder, capsys):
+  results = {i: {'final_loss': 2.5 + 0.001 * abs(i % 4 - 1) - 0.1 * (i // 4)} for i in range(12)}
+  options = {'widths': (16, 32, 64), 'interventions': [{'model.qk_norm': 'none'}]}
+  write_made_up(folder, **options, results=results)
+  assert execute('--workdir=runs') == 0
+  out = capsys.readouterr().out
+  assert '0 of 3 critical rates are known to 0.5 decades (90 % intervals); ' in out
+  assert '3 are above the grid.' in out
+  assert 'The grid ends too early: a rate beyond it' in ' '.join(out.split())
+  assert execute('--workdir=runs', '--target=7B') == 0
+  out = capsys.readouterr().out
+  assert '0 of 1 critical rates are known to 2 decades' in out
+  assert 'the widest has no end within the grid: 7B, qk_norm=none.' in out
+  assert 'More than 16 times the largest trained size is farther than' in out
 
 
 @pytest.mark.slow

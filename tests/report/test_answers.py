@@ -9,11 +9,11 @@ import pytest
 from stability.analysis.prediction.answers import (
     Answer,
     Estimate,
-    Help,
     Measurement,
     Missed,
     TrainNext,
 )
+from stability.analysis.prediction.helps import Help
 from stability.analysis.prediction.targets import Target
 from stability.analysis.results import Results
 from stability.report import answers as answers_lib
@@ -60,7 +60,7 @@ def test_usable_answer():
       ' (1e-3 to 4e-3); critical 5e-3 (2e-3 to 1e-2). At 1.2e-3, the highest attention logit is 120'
       ' (30 to 2e4), probably below 1e4, and the gradient RMS at the end is 1e-6 (5e-7 to 2e-6),'
       ' above eps (1e-8). This is 2,967 times the largest trained size, 2.4M.',
-      'More than 100 times the largest trained size is farther than the method was tested.',
+      'More than 16 times the largest trained size is farther than the method was tested.',
   ]
 
 
@@ -142,7 +142,7 @@ def test_train_next(train_next, text):
 def test_help():
   other = dataclasses.replace(ANSWER, arm=('l2',), critical=Estimate(2e-2, 1e-2, 3e-2))
   measured = Help(('none',), ('l2',), 147_456.0, 6.31, at_least=False, of_headroom=False)
-  near = [dataclasses.replace(answer, largest=1e8) for answer in (ANSWER, other)]
+  near = [dataclasses.replace(answer, largest=1e9) for answer in (ANSWER, other)]
   assert sentences(*near, helps=[measured])[-1] == (
       'qk_norm=l2 helps: at 147K, its critical learning rate is 6.3 times that of qk_norm=none'
       ' (measured); at 7B, 4 times (predicted).'

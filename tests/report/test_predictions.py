@@ -14,7 +14,7 @@ import stability
 from launch import predict
 from launch.common import app
 from stability.analysis.prediction import predict as predict_lib
-from stability.analysis.prediction import rates
+from stability.analysis.prediction import rates, targets
 from stability.analysis.prediction.predictor import InsufficientData
 from stability.analysis.prediction.targets import Target
 from stability.report import page, predictions
@@ -55,7 +55,7 @@ def test_program(workdir, capsys):
   assert '151M parameters with qk_norm=none: train at a learning rate of ' in printed
   assert 'This is 256 times the largest trained size, 590K.' in printed
   assert 'qk_norm=layernorm helps: at 590K, its critical learning rate is' in printed
-  assert 'More than 100 times the largest trained size' in printed
+  assert 'More than 16 times the largest trained size' in printed
   assert 'runs were correctly predicted as stable or unstable. Brier score' in printed
   written = pd.read_csv(workdir / 'report' / 'predictions.csv')
   assert set(written['parameters'].dropna()) == {12 * 12 * 1024**2}
@@ -98,6 +98,27 @@ def test_targets_are_kept(tmp_path, capsys, without_figures):
   printed = run(capsys, f'--workdir={tmp_path}', '--risk=0.2')
   assert all(f'{size} parameters with' in printed for size in ('1.5M', '3M', '9.4M'))
   assert {risk for _, risk in answered()} == {0.2}
+
+
+@pytest.mark.slow
+def test_a_kept_target_keeps_its_risk(tmp_path, capsys):
+  made_up.write_sweep(tmp_path, widths=WIDTHS[:3], rates=(1e-3, 1e-2, 1e-1, 1.0), seeds=(0,))
+  run(capsys, f'--workdir={tmp_path}', '--target=1.5M,3M', '--risk=0.2')
+  printed = run(capsys, f'--workdir={tmp_path}', '--target=1.5M,4M')
+  assert targets.load(tmp_path) == [Target(1.5e6, 0.2), Target(3e6, 0.2), Target(4e6, 0.05)]
+  assert 'at most 20 % risk' in printed and 'at most 5 % risk' in printed
+
+
+@pytest.mark.parametrize('widths', [(16, 32, 64, 128), (16,)])
+def test_one_learning_rate_is_too_few(widths, tmp_path, capsys, without_figures):
+  """No run can be compared with another: an error of the user, and no section of the report."""
+  made_up.write_sweep(tmp_path, widths=widths, rates=(1e-2,), seeds=(0,))
+  for arguments in ((), ('--target=40M',), ('--fit_up_to=147K', '--target=40M')):
+    program = ['predict', f'--workdir={tmp_path}', *arguments]
+    assert app.execute(predict.main, predict.FLAGS, program) == 2
+  assert 'no size has runs at two learning rates' in capsys.readouterr().err
+  (tmp_path / 'targets.json').write_text('{"targets": [{"parameters": 4e7, "risk": 0.05}]}')
+  assert 'usable prediction' not in page.write_report(tmp_path).read_text()
 
 
 @pytest.mark.parametrize('columns', [80, 110])

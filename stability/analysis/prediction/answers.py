@@ -24,7 +24,6 @@ from stability.analysis.prediction.targets import Target
 from stability.analysis.results import Results
 
 MAX_DECADES = 2.0  # a wider 90 % interval is of no use
-MIN_HELP = 1.25  # a smaller factor between critical rates is within the error of interpolation
 _STEP = 0.5  # decades between learning rates to train next, if a size has only one
 MIN_NEXT_FACTOR = 4  # the size to train next has at least this many times the largest's parameters
 
@@ -122,18 +121,6 @@ class Answer:
     """The best learning rate or, if that is not safe, the highest safe one."""
     known = [found.value for found in (self.best, self.safe) if found is not None]
     return min(known) if known else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Help:
-  """An arm with a higher critical learning rate than another one at the same size."""
-
-  arm: tuple
-  helper: tuple
-  parameters: float  # of the largest size that both have
-  factor: float  # how many times as high it is
-  at_least: bool  # the grid ends before the helper's learning rates, so the factor is larger
-  of_headroom: bool  # compared are the ratios of critical to best learning rate
 
 
 def answer(
@@ -342,43 +329,3 @@ def _train_next(
       10 ** draws(arm, log_size_C).median_C[0] for draws in (surface.best, surface.critical)
   )
   return TrainNext(size, (min(low, high) / step, high * step))
-
-
-def helps(results: Results, by_arm: Mapping[tuple, Observations]) -> list[Help]:
-  """Pairs each arm with the one whose critical rate exceeds its own the most, if any does.
-
-  Two arms are compared at the largest size that both have.
-
-  If the sweep varies what a learning rate means (results.not_comparable), the ratios of critical to
-  best learning rate are compared. An arm whose own rates lie outside the grid is not compared.
-  """
-  columns = ['parameters', *results.sizes]
-  of_headroom = results.not_comparable is not None
-  curves = {}  # arm -> shape -> (log10 of what is compared, whether it is a bound)
-  for arm, of_arm in by_arm.items():
-    curve = of_arm.curves
-    curve = curve[curve['critical_censored'] != -1]  # a size at which the arm does not train
-    if of_headroom:  # a best rate above the grid says nothing of it
-      curve = curve[curve['best_censored'] != 1]
-    log_factor, is_bound = curve['log_critical'], curve['critical_censored'] != 0
-    if of_headroom:
-      log_factor = log_factor - curve['log_best']
-      is_bound |= curve['best_censored'] != 0
-    shapes = map(results_lib.key, curve[columns].itertuples(index=False))
-    curves[arm] = dict(zip(shapes, zip(log_factor, is_bound, strict=True), strict=True))
-  found = []
-  for arm, own in curves.items():
-    candidates = []
-    for helper, other in curves.items():
-      both = [shape for shape in own if shape in other]
-      if helper == arm or not both:
-        continue
-      largest = max(both, key=lambda shape: shape[0])  # its parameters
-      (log_factor, is_bound), (log_factor_helper, at_least) = own[largest], other[largest]
-      if not is_bound:
-        factor = 10 ** (log_factor_helper - log_factor)
-        candidates.append(Help(arm, helper, largest[0], factor, bool(at_least), of_headroom))
-    best = max(candidates, key=lambda candidate: candidate.factor, default=None)
-    if best is not None and best.factor >= MIN_HELP:
-      found.append(best)
-  return found

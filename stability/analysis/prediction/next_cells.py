@@ -8,14 +8,19 @@ into bins, and compared within and between bins. The cell with the highest worth
 
 Suffixes of arrays: K curves, L learning rates, D draws, C cells (K x L, flattened), Q critical
 rates that are wanted.
+
+A critical rate above the grid has no finite interval and is never known. A run at the upper end of
+its curve, which next_sweep.py extends step by step, is worth as much as one that explains half a
+step. The same holds below the grid.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from stability.analysis import instability
-from stability.analysis.prediction import fits, power_law
+from stability.analysis.prediction import fits, next_target
 from stability.analysis.prediction.loss_surface import Cells, Surface
 
 DRAWS = 1024
@@ -60,20 +65,24 @@ class Known:
 
   loss_DxC: np.ndarray  # nats, without the noise of a run
   # log10 of the critical learning rates that are wanted: of every curve or, at a target, every arm.
+  # Infinite: beyond the grid. NaN: of an arm with too few sizes whose critical rate is within it.
   log_critical_DxQ: np.ndarray
+  explainable_DxQ: np.ndarray  # the part that runs of the curves explain; always finite
+  variance_Q: np.ndarray  # of all that makes the critical rates uncertain
   sensitivity_DxK: np.ndarray  # LR sensitivity, in nats
   noise: float  # of a run's log loss
+  beyond_K: np.ndarray  # 1: the critical rate of the curve is above the grid, -1: below, 0: neither
+  wanted_K: np.ndarray  # the number of the wanted critical rate to which each curve belongs
 
-  @property
+  @functools.cached_property
   def critical_3xQ(self) -> np.ndarray:
     """The lower end, the median and the upper end of 90 % intervals of log_critical_DxQ."""
-    low, high = fits.INTERVAL
-    return np.percentile(self.log_critical_DxQ, (low, 50, high), axis=0)
+    return _quantiles(self.log_critical_DxQ)
 
   @property
   def widths_Q(self) -> np.ndarray:
-    """The widths of these intervals, in decades."""
-    return self.critical_3xQ[2] - self.critical_3xQ[0]
+    """The widths of these intervals, in decades; infinite if an end is beyond the grid."""
+    return _width(self.critical_3xQ)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +92,16 @@ class Choice:
   curve: int
   rate: int  # number of the learning rate
   about: int | None  # the wanted critical rate that it says most about; None: about none
-  width: float  # of its 90 % interval, in decades; NaN: about none
-  width_after: float  # expected after the run; NaN: about none
+  width: float  # of its 90 % interval, in decades; may be infinite; NaN: about none
+  width_after: float  # expected after the run
 
 
-def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
+def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> tuple[np.ndarray, np.ndarray]:
   """log10 of the critical learning rates [D, K]; instability.critical_rate for many curves.
 
-  One above the learning rates is half a step above the highest, one below them is the lowest.
+  Returns:
+    The critical rates, and 1 where they are above the learning rates, -1 where they are below them,
+    else 0. One above them is given as half a step above the highest, one below as the lowest.
   """
   loss = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None])
   best = loss.argmin(axis=2)[..., None]
@@ -103,8 +114,10 @@ def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
   with np.errstate(divide='ignore', invalid='ignore'):
     share = low / (low - high)
     crossed = rates[at[..., 0] - 1] * (1 - share) + rates[at[..., 0]] * share
-  found = np.where(above.any(axis=2), crossed, rates[-1] + curves.step / 2)
-  return np.where(lowest[..., 0] >= curves.initial_loss_K, rates[0], found)
+  is_below = lowest[..., 0] >= curves.initial_loss_K
+  is_above = ~above.any(axis=2) & ~is_below
+  found = np.where(is_above, rates[-1] + curves.step / 2, np.where(is_below, rates[0], crossed))
+  return found, is_above.astype(int) - is_below
 
 
 def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
@@ -112,25 +125,6 @@ def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
   loss, counts_KxL = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None]), curves.in_window_KxL
   lowest = loss.min(axis=2, where=counts_KxL, initial=np.inf)
   return loss.mean(axis=2, where=counts_KxL) - lowest
-
-
-def extrapolated(
-    log_critical_DxK: np.ndarray, curves: Curves, log_size: float
-) -> np.ndarray:
-  """log10 of the critical learning rates [D, arms] at another size.
-
-  In each draw, the critical rates of an arm are continued as a power law, which bends outside of
-  the sizes as in power_law.py. An arm has at least two sizes.
-  """
-  rng, found = np.random.default_rng(2), []
-  for arm in np.unique(curves.arm_K):
-    is_arm_K = curves.arm_K == arm
-    sizes = curves.log_size_K[is_arm_K]
-    outside = abs(log_size - np.clip(log_size, sizes.min(), sizes.max()))
-    level_D = np.polyfit(sizes - log_size, log_critical_DxK[:, is_arm_K].T, 1)[-1]
-    bend_D = power_law.BEND * rng.standard_normal(len(level_D))
-    found.append(level_D + bend_D * outside**2 / 2)
-  return np.stack(found, axis=1)
 
 
 def known(surface: Surface, curves: Curves, target: float | None = None) -> Known:
@@ -144,13 +138,54 @@ def known(surface: Surface, curves: Curves, target: float | None = None) -> Know
   """
   loss_DxC = np.exp(surface.draw(curves.cells, DRAWS, np.random.default_rng(0)))
   loss_DxKxL = loss_DxC.reshape(DRAWS, len(curves.arm_K), len(curves.log_rate_L))
-  log_critical = critical_rates(loss_DxKxL, curves)
+  bounded, beyond_DxK = critical_rates(loss_DxKxL, curves)
+  log_critical = np.where(beyond_DxK, np.copysign(np.inf, beyond_DxK), bounded)
+  low_K, _, high_K = _quantiles(log_critical)
+  explainable, variance_Q, wanted_K = bounded, bounded.var(axis=0), np.arange(len(curves.arm_K))
+  if target is not None:
+    is_within_K = np.isfinite(low_K) & np.isfinite(high_K)
+    explainable, at_target, has_enough_Q = _of_arms(
+        np.clip(bounded, *curves.log_rate_L[[0, -1]]), beyond_DxK, is_within_K, curves, target
+    )
+    variance_Q = at_target.var(axis=0)
+    log_critical = np.where(has_enough_Q, at_target, np.nan)
+    wanted_K = np.unique(curves.arm_K, return_inverse=True)[1]
   return Known(
       loss_DxC,
-      log_critical if target is None else extrapolated(log_critical, curves, target),
+      log_critical,
+      explainable,
+      variance_Q,
       sensitivities(loss_DxKxL, curves),
       surface.covariance.noise,
+      np.isposinf(low_K).astype(int) - np.isneginf(high_K),
+      wanted_K,
   )
+
+
+def _of_arms(
+    log_critical_DxK: np.ndarray,
+    beyond_DxK: np.ndarray,
+    is_within_K: np.ndarray,
+    curves: Curves,
+    target: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Mean and value [D, Q] at a target by next_target.py, and which arms have enough sizes."""
+  centre, found = curves.log_rate_L[[0, -1]].mean(), []
+  for arm in np.unique(curves.arm_K):
+    of_arm_K = curves.arm_K == arm
+    found.append((
+        *next_target.extrapolate(
+            log_critical_DxK[:, of_arm_K],
+            beyond_DxK[:, of_arm_K],
+            curves.log_size_K[of_arm_K],
+            target,
+            centre,
+            curves.step,
+        ),
+        len(np.unique(curves.log_size_K[of_arm_K & is_within_K])) >= next_target.MIN_EXACT,
+    ))
+  mean, value, has_enough = zip(*found, strict=True)
+  return np.stack(mean, axis=1), np.stack(value, axis=1), np.array(has_enough)
 
 
 def choose(
@@ -178,11 +213,12 @@ def choose(
     target: see known.
   """
   is_candidate_C, chosen = is_candidate_C.copy(), []
+  is_end_C = _ends(now, curves, is_candidate_C)
   if not len(surface.runs):
     first = _first(curves, is_candidate_C)[:count]
     return [Choice(*divmod(c, len(curves.log_rate_L)), None, np.nan, np.nan) for c in first]
   for _ in range(count):
-    found = _best(now, curves, cost_K, is_candidate_C, width, wanted_Q)
+    found = _best(now, curves, cost_K, is_candidate_C, is_end_C, width, wanted_Q)
     if found is None:
       break
     chosen.append(found)
@@ -204,11 +240,20 @@ def _first(curves: Curves, is_candidate_C: np.ndarray) -> list[int]:
   return np.flatnonzero(is_first_KxL.ravel() & is_candidate_C).tolist()
 
 
+def _ends(now: Known, curves: Curves, is_candidate_C: np.ndarray) -> np.ndarray:
+  """Which candidates [C] are at the end of their curve beyond which its critical rate lies."""
+  is_candidate_KxL = is_candidate_C.reshape(len(curves.arm_K), -1)
+  number_KxL = np.cumsum(is_candidate_KxL, axis=1)
+  end_K = np.where(now.beyond_K > 0, number_KxL[:, -1], np.abs(now.beyond_K))
+  return (is_candidate_KxL & (number_KxL == end_K[:, None])).ravel()
+
+
 def _best(
     now: Known,
     curves: Curves,
     cost_K: np.ndarray,
     is_candidate_C: np.ndarray,
+    is_end_C: np.ndarray,
     width: float,
     wanted_Q: np.ndarray | slice,
 ) -> Choice | None:
@@ -223,11 +268,17 @@ def _best(
   open_Q = np.zeros(len(now.widths_Q), bool)
   open_Q[wanted_Q] = now.widths_Q[wanted_Q] > width
   known_sd = width / (2 * fits.NORMAL_HALF_WIDTH)
-  critical_CxQ = _explained(now.log_critical_DxQ, order_DxC) / known_sd**2 * open_Q
+  curve_C = candidates // len(curves.log_rate_L)
+  critical_CxQ = _explained(now.explainable_DxQ, now.variance_Q, order_DxC)
+  unbounded_C = is_end_C[candidates] & np.isinf(now.widths_Q[now.wanted_K[curve_C]])
+  critical_CxQ[unbounded_C, now.wanted_K[curve_C[unbounded_C]]] += (curves.step / 2) ** 2
+  critical_CxQ *= open_Q / known_sd**2
   tolerance_K = SENSITIVITY_TOLERANCE * now.sensitivity_DxK.mean(axis=0)
-  sensitivity_CxK = _explained(now.sensitivity_DxK, order_DxC) / tolerance_K**2
+  sensitivity_CxK = _explained(now.sensitivity_DxK, now.sensitivity_DxK.var(axis=0), order_DxC)
+  # A curve with one learning rate has no LR sensitivity.
+  sensitivity_CxK = sensitivity_CxK / np.where(tolerance_K > 0, tolerance_K, np.inf) ** 2
   worth_C = critical_CxQ.sum(axis=1) + _SENSITIVITY_WEIGHT * sensitivity_CxK.sum(axis=1)
-  best = int((worth_C / cost_K[candidates // len(curves.log_rate_L)]).argmax())
+  best = int((worth_C / cost_K[curve_C]).argmax())
   if worth_C[best] <= 0:
     return None
   cell = divmod(int(candidates[best]), len(curves.log_rate_L))
@@ -235,26 +286,37 @@ def _best(
     return Choice(*cell, None, np.nan, np.nan)
   about = int(critical_CxQ[best].argmax())
   bins = np.split(now.log_critical_DxQ[order_DxC[:, best], about], BINS)
-  after = np.mean([np.subtract(*np.percentile(each, fits.INTERVAL[::-1])) for each in bins])
-  return Choice(
-      *cell,
-      about,
-      float(now.widths_Q[about]),
-      min(float(after), float(now.widths_Q[about])),
-  )
+  after = np.mean([_width(_quantiles(each)) for each in bins])
+  width_now = float(now.widths_Q[about])
+  return Choice(*cell, about, width_now, min(float(after), width_now))
+
+
+def _quantiles(draws: np.ndarray) -> np.ndarray:
+  """The lower end, the median and the upper end of 90 % intervals, each one of the draws."""
+  low, high = fits.INTERVAL
+  return np.percentile(draws, (low, 50, high), axis=0, method='nearest')
+
+
+def _width(interval: np.ndarray) -> np.ndarray:
+  low, _, high = interval
+  has_ends = np.isfinite(low) & np.isfinite(high)
+  return np.subtract(high, low, out=np.full_like(low, np.inf), where=has_ends)
 
 
 def _log_initial(curves: Curves) -> np.ndarray:
   return np.repeat(np.log(curves.initial_loss_K), len(curves.log_rate_L))
 
 
-def _explained(values_DxK: np.ndarray, order_DxC: np.ndarray) -> np.ndarray:
-  """The variance [C, K] of the values that each cell's loss explains; 0 if it may be chance."""
+def _explained(values_DxK: np.ndarray, variance_K: np.ndarray, order_DxC: np.ndarray) -> np.ndarray:
+  """The variance [C, K] of the values that each cell's loss explains.
+
+  It is 0 if it may be chance, or if it is a negligible part of all that is uncertain, `variance_K`.
+  """
   between_CxK = np.array([
       values_DxK[order_D].reshape(BINS, -1, values_DxK.shape[1]).mean(axis=1).var(axis=0)
       for order_D in order_DxC.T
   ])
-  return np.where(between_CxK > _CHANCE * values_DxK.var(axis=0), between_CxK, 0.0)
+  return np.where(between_CxK > _CHANCE * variance_K, between_CxK, 0.0)
 
 
 def is_known(now: Known, width: float, wanted_Q: np.ndarray | slice = slice(None)) -> bool:

@@ -33,7 +33,7 @@ class Finished:
   @property
   def log_critical_K(self) -> np.ndarray:
     """log10 of the critical learning rates by the full grid; see next_cells.critical_rates."""
-    return next_cells.critical_rates(self.loss_KxL[None], self.curves)[0]
+    return next_cells.critical_rates(self.loss_KxL[None], self.curves)[0][0]
 
 
 def of_results(results: Results, cost_K: np.ndarray) -> Finished:
@@ -69,7 +69,8 @@ def replay(finished: Finished, order: str, width: float, seed: int = 0) -> pd.Da
   Returns:
     Columns: flops (share of the full grid's), within (share of the curves whose critical rate is
     within half a grid step of the full grid's), error (the largest, decades), widest (the widest
-    90 % interval, decades; NaN without a model).
+    90 % interval, decades, without curves whose critical rate is known to be beyond the grid, which
+    a replay cannot extend; NaN without a model).
   """
   if order == 'bisection':
     estimates = _bisection(finished)
@@ -131,7 +132,8 @@ def _modelled(
     else:
       surface = surface.with_runs(runs[-1:], np.log(loss_N[-1:]))
     now = next_cells.known(surface, curves)
-    yield trained[-1] // rates, now.critical_3xQ[1], float(now.widths_Q.max())
+    widest = now.widths_Q[now.beyond_K == 0].max(initial=0.0)
+    yield trained[-1] // rates, np.median(now.explainable_DxQ, axis=0), float(widest)
 
 
 def _bisection(finished: Finished) -> Iterator[tuple[int, np.ndarray, float]]:

@@ -36,7 +36,7 @@ class SweepState:
   """
 
   results: Results
-  width: float | None = None  # decades; see next_cells.choose. None: half a step of the grid
+  width: float | None = None  # decades; see next_cells.choose. None: the default, see known_width
   target: float | None = None  # parameters of a size; see next_cells.known
   arms: tuple[int, ...] | None = None  # numbers of the arms that are wanted; None: all
 
@@ -88,8 +88,8 @@ class SweepState:
   def _windows(self) -> pd.DataFrame:
     """log10 of the learning rates of each curve: low, high; and whether it is too_low, too_high.
 
-    A window with all its runs is too low if its critical rate is above it, and too high if its best
-    rate is the lowest one.
+    A window is too low if its critical rate is above it, by the runs that it has, the highest rate
+    among them. With all its runs, it is too high if its best rate is the lowest one.
     """
     losses = self.runs.pivot_table(
         index='learning_rate', columns='curve_number', values='loss', dropna=False
@@ -98,12 +98,12 @@ class SweepState:
     for curve, of_curve in self.runs.groupby('curve_number'):
       rates = np.sort(of_curve['learning_rate'].unique())
       loss_L = losses.loc[rates, curve].to_numpy(float)
-      censored, is_best_lowest = 0, False
-      if np.isfinite(loss_L).all():
+      is_above = is_below = False
+      if np.isfinite(loss_L[-1]):
         _, censored = instability.critical_rate(rates, loss_L, of_curve['initial_loss'].mean())
-        is_best_lowest = loss_L.argmin() == 0
-      row = np.log10(rates[0]), np.log10(rates[-1]), censored == 1, censored == -1 or is_best_lowest
-      rows.append(row)
+        is_above = censored == 1
+        is_below = np.isfinite(loss_L).all() and (censored == -1 or loss_L.argmin() == 0)
+      rows.append((np.log10(rates[0]), np.log10(rates[-1]), is_above, is_below))
     return pd.DataFrame(rows, columns=['low', 'high', 'too_low', 'too_high'])
 
   @functools.cached_property
@@ -126,8 +126,14 @@ class SweepState:
 
   @functools.cached_property
   def known_width(self) -> float:
-    """The width of the interval of a critical rate that is known, in decades."""
-    return self.curves.step / 2 if self.width is None else self.width
+    """The width of the interval of a critical rate that is known, in decades.
+
+    By default, half a step of the grid. No law of a few sizes says as much of a target: there, it
+    is a step on either side.
+    """
+    if self.width is not None:
+      return self.width
+    return self.curves.step * (0.5 if self.target is None else 2.0)
 
   @functools.cached_property
   def surface(self) -> Surface:

@@ -67,6 +67,11 @@ class Observations:
     return np.sort(self.runs['parameters'].unique())
 
   @property
+  def has_curves(self) -> bool:
+    """Whether a size has runs at two learning rates."""
+    return bool(self.runs['grid_step'].notna().any())
+
+  @property
   def learning_rates(self) -> np.ndarray:
     """The distinct learning rates, ascending."""
     return np.sort(self.runs['learning_rate'].unique())

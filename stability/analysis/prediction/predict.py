@@ -96,7 +96,7 @@ def hold_out(
     is_held_out = parameters == largest if fit_up_to is None else parameters > limit
     has_fitted_rate = group.runs['learning_rate'].isin(fitted.learning_rates)
     held_out = group.select(is_held_out & has_fitted_rate)
-    if len(fitted.sizes) >= MIN_SIZES and len(held_out.runs):
+    if len(fitted.sizes) >= MIN_SIZES and fitted.has_curves and len(held_out.runs):
       if limit not in surfaces:
         surfaces[limit] = surface_lib.fit_arms(up_to(observations, limit))
       tables[arm] = _forecasts(

@@ -6,6 +6,7 @@ raises InsufficientData if it lacks the data it needs.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,12 @@ def require_sizes(observations: Observations) -> None:
   if (sizes := len(observations.sizes)) < MIN_SIZES:
     be = 'is' if sizes == 1 else 'are'
     raise InsufficientData(f'{MIN_SIZES} sizes are needed, there {be} {sizes}')
+
+
+def require_curves(by_arm: Iterable[Observations]) -> None:
+  """Raises InsufficientData if no size has runs at two learning rates, to compare."""
+  if not any(of_arm.has_curves for of_arm in by_arm):
+    raise InsufficientData('no size has runs at two learning rates')
 
 
 @dataclasses.dataclass(frozen=True)

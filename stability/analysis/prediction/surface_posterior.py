@@ -117,7 +117,8 @@ class _Data:
 
     is_quantity = quantity[:, None] == np.arange(len(QUANTITIES))
     is_size = size[:, None] == np.arange(len(x_S))
-    deviations = (is_quantity[:, :, None] & is_size[:, None]).reshape(len(long), -1)
+    deviations = is_quantity[:, :, None] & is_size[:, None]
+    deviations = deviations.reshape(len(long), len(QUANTITIES) * len(x_S))  # there may be none
     variance = long['variance'].to_numpy()
     mask_AxNxQ = padded(is_quantity)
     sum_AxQ = (mask_AxNxQ * padded(variance)[..., None]).sum(axis=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stability.analysis import instability
-from stability.analysis.prediction import loss_surface, next_cells, power_law
+from stability.analysis.prediction import loss_surface, next_cells
 from stability.analysis.prediction.loss_surface import Covariance
 from stability.analysis.prediction.next_cells import Curves
 
@@ -35,17 +35,18 @@ def choose(given, count=1, *, curves=CURVES, cost=COST, width=0.25, candidates=N
 
 
 def test_critical_rates_and_sensitivities():
-  """As of one curve at a time, if a rate above the grid is taken as half a step beyond it."""
+  """As of one curve at a time; a rate above the grid is given as half a step beyond it."""
   rng = np.random.default_rng(0)
   loss = 2 + rng.normal(0, 1, (200, 2, 7)).cumsum(axis=2) ** 2
   loss[:3] = INITIAL + 1  # no rate trains
-  found = next_cells.critical_rates(loss, CURVES)
+  found, beyond = next_cells.critical_rates(loss, CURVES)
   kinds = set()
   for d in range(200):
     for k in range(2):
       counted = np.minimum(loss[d, k], INITIAL)
       rate, censored = instability.critical_rate(10**RATES, counted, INITIAL)
       kinds.add(censored)
+      assert beyond[d, k] == censored
       assert found[d, k] == pytest.approx(np.log10(rate) + (0.25 if censored == 1 else 0))
   assert kinds == {-1, 0, 1}
   in_window = dataclasses.replace(CURVES, in_window_KxL=np.arange(7) < [[3], [5]])
@@ -58,8 +59,8 @@ def test_critical_rates_and_sensitivities():
 
 def test_next_is_where_the_critical_rate_is_uncertain():
   """The first arm is known; of the second one, all but the rates around the crossing are."""
-  (choice,) = choose(surface(*range(7), 7, 8, 9, 10, 11))
-  assert choice.curve == choice.about == 1 and choice.rate in (5, 6)
+  (choice,) = choose(surface(*range(7), 7, 8, 9, 10, 13))
+  assert choice.curve == choice.about == 1 and choice.rate in (4, 5)
   assert choice.width > 0.25 and choice.width_after < choice.width
 
 
@@ -88,7 +89,7 @@ def test_count():
 
 def test_known_critical_rates():
   """If all are as narrow as asked, runs are chosen for LR sensitivity."""
-  for choice in choose(surface(0, 3, 7, 10), width=9.0):
+  for choice in choose(surface(0, 3, 6, 7, 10, 13), width=9.0):
     assert choice.about is None and np.isnan(choice.width)
   now = next_cells.known(surface(*range(14)), CURVES)
   assert next_cells.is_known(now, 0.25)
@@ -111,12 +112,54 @@ def test_first_runs():
   assert len(choose(empty, 2, curves=curves)) == 2
 
 
+def flat(*cells):
+  """The posterior given these cells, in which nothing is unstable."""
+  loss = np.log(np.tile(np.linspace(2.1, 2.0, 7), 2))
+  return loss_surface.Surface(COVARIANCE, CURVES.cells[list(cells)], loss[list(cells)], mean=0.75)
+
+
+def test_critical_rates_above_the_grid_are_not_known():
+  """The run at the end of each curve is next, once; then others are, for LR sensitivity."""
+  now = next_cells.known(flat(*range(14)), CURVES)
+  assert list(now.beyond_K) == [1, 1] and np.isposinf(now.critical_3xQ[0]).all()
+  assert np.isinf(now.widths_Q).all() and not next_cells.is_known(now, 9.0)
+  *ends, last = choose(flat(*range(14)), count=3)
+  assert {(each.curve, each.rate, each.about) for each in ends} == {(0, 6, 0), (1, 6, 1)}
+  assert np.isinf(ends[0].width) and last.about is None
+
+
+def test_critical_rates_below_the_grid_are_not_known():
+  loss = np.log(np.full(14, INITIAL + 1))
+  nothing = loss_surface.Surface(COVARIANCE, CURVES.cells, loss, mean=1.8)
+  now = next_cells.known(nothing, CURVES)
+  assert list(now.beyond_K) == [-1, -1] and np.isinf(now.widths_Q).all()
+  (choice,) = choose(nothing)
+  assert choice.rate == 0
+
+
+def test_curve_with_one_rate_has_no_sensitivity():
+  """It is 0 in every draw: a run says nothing of it, and the choice is by worth."""
+  one = dataclasses.replace(CURVES, in_window_KxL=np.array([[True] * 7, [False] * 6 + [True]]))
+  wanted = np.array([True, False])
+  (choice,) = choose(surface(0, 3, 7, 10), curves=one, wanted_Q=wanted)
+  (same,) = choose(surface(0, 3, 7, 10), wanted_Q=wanted)
+  assert choice == same and choice.about == 0
+
+
 def test_target():
-  """Critical rates on a line in log-log are continued, with the bend of a power law."""
-  sizes = np.array([4.0, 5.0, 4.0, 5.0])
-  curves = Curves(np.array([0, 0, 1, 1]), sizes, np.full(4, INITIAL), RATES, np.ones((4, 7), bool))
-  lines = np.tile([-1.0, -1.5, -2.0, -2.1], (4000, 1))
-  found = next_cells.extrapolated(lines, curves, 7.0)
-  np.testing.assert_allclose(found.mean(axis=0), [-2.5, -2.3], atol=0.01)
-  np.testing.assert_allclose(found.std(axis=0), power_law.BEND * 2**2 / 2, rtol=0.05)
-  np.testing.assert_allclose(next_cells.extrapolated(lines, curves, 4.5), [[-1.25, -2.05]] * 4000)
+  """It has an interval only where two sizes have a critical rate within the grid."""
+  sizes = np.array([4.0, 4.5, 5.0] * 2)
+  arms = np.repeat([0, 1], 3)
+  curves = Curves(arms, sizes, np.full(6, INITIAL), RATES, np.ones((6, 7), bool))
+  loss = np.concatenate([np.tile(STABLE, 3), np.tile(np.linspace(2.1, 2.0, 7), 3)])
+  given = loss_surface.Surface(COVARIANCE, curves.cells, np.log(loss), mean=0.75)
+  now = next_cells.known(given, curves, target=6.0)
+  assert now.log_critical_DxQ.shape[1] == 2 and list(now.wanted_K) == [0, 0, 0, 1, 1, 1]
+  assert list(now.beyond_K) == [0, 0, 0, 1, 1, 1]
+  low, middle, high = now.critical_3xQ[:, 0]
+  assert low < middle < high and 0.2 < now.widths_Q[0] < 1.5
+  assert np.isnan(now.critical_3xQ[:, 1]).all() and np.isinf(now.widths_Q[1])
+  assert next_cells.is_known(now, 2.0, np.array([True, False]))
+  assert not next_cells.is_known(now, 2.0)
+  (choice,) = choose(given, curves=curves, cost=np.ones(6), width=2.0, target=6.0)
+  assert (choice.about, choice.rate) == (1, 6) and choice.curve >= 3

@@ -10,9 +10,9 @@ from stability.analysis.prediction.next_sweep import SweepState
 from stability.analysis.results import Results
 
 
-def results(loss=sim.bowl, missing=()) -> Results:
+def results(loss=sim.bowl, missing=(), points=sim.QK) -> Results:
   """Three sizes with and without qk-norm, four rates; runs in these rows are missing."""
-  found, _ = sim.simulate(sim.QK, sim.Outcomes(loss))
+  found, _ = sim.simulate(points, sim.Outcomes(loss))
   runs = found.runs.copy()
   rows = list(missing)
   runs.loc[rows, 'status'] = 'missing'
@@ -62,6 +62,8 @@ def test_grids_that_end_too_early():
   np.testing.assert_allclose(below.log_rate_L, [-4, -3, -2, -1, 0])
   unknown = SweepState(results(sim.flat, missing=range(3, 24, 4))).curves
   np.testing.assert_allclose(unknown.log_rate_L, [-3, -2, -1, 0])
+  lowest = SweepState(results(sim.flat, missing=range(0, 24, 4))).curves
+  np.testing.assert_allclose(lowest.log_rate_L, [-3, -2, -1, 0, 1])
 
 
 def test_windows_of_arms():
@@ -100,9 +102,34 @@ def test_next_run_is_beyond_the_grid():
   assert run.learning_rate == 10.0 and run.seed == 0 and run.run is None
 
 
+@pytest.mark.parametrize('missing', [(), (0, 4, 8)])
+def test_critical_rates_above_the_grid(missing):
+  """They are not known, at no size and at no target: rates beyond the grid are next."""
+  found = results(sim.flat, missing, sim.grid(sim.WIDTHS, sim.RATES))
+  state = SweepState(found)
+  assert not state.is_known and np.isinf(state.now.widths_Q).all()
+  (run,) = state.next_runs(np.ones(3), 1)
+  assert run.learning_rate == 10.0 and run.choice.about == run.choice.curve
+  state = SweepState(found, target=2.4e6)
+  assert not state.is_known and np.isnan(state.now.critical_3xQ).all()
+  runs = state.next_runs(np.ones(3), 4)
+  assert 10.0 in [run.learning_rate for run in runs if run.choice.about == 0]
+
+
+def test_size_with_one_rate():
+  """It is neither known nor does it make the choice arbitrary."""
+  points = sim.grid(sim.WIDTHS, sim.RATES)
+  one = sim.grid(sim.sweep('model.width', 128), sim.sweep('optimizer.learning_rate', 1e-2))
+  state = SweepState(results(sim.cliff, (1, 2, 5, 6, 10), [*points, *one]))
+  assert not state.is_known
+  runs = state.next_runs(np.ones(4), 3)
+  assert runs[0].choice.about is not None and np.isfinite(runs[0].choice.width)
+
+
 def test_target():
   state = SweepState(results(sim.cliff), target=1e7, arms=(1,))
   assert state.now.log_critical_DxQ.shape[1] == 2
   assert list(state.is_wanted) == [False, True] and list(state.arm_of_wanted) == [0, 1]
+  assert state.known_width == 2.0
   narrow = SweepState(results(sim.cliff))
   assert state.now.widths_Q.min() > narrow.now.widths_Q.min()  # it is farther away

@@ -226,6 +226,18 @@ def test_interval_coverage_over_many_sweeps():
   assert 0.65 <= np.mean(coverage['critical learning rate']) <= 1  # 12 intervals only
 
 
+def test_sizes_with_one_learning_rate_predict_nothing(made):
+  """Whether each is of one run, or of runs that no seed can compare."""
+  results, curves = made
+  is_small = results.runs['parameters'] < LARGEST
+  one = results.runs[~is_small | (results.runs['learning_rate'] == 1e-2)]
+  assert hold_out(dataclasses.replace(results, runs=one), curves).empty
+  two = results.runs[~is_small | results.runs['learning_rate'].isin([1e-3, 1e-2])]
+  seeds = two['seed'].where(two['learning_rate'] != 1e-3, 1)
+  found = hold_out(dataclasses.replace(results, runs=two.assign(seed=seeds)), curves)
+  assert found['probability'].dropna().between(0, 1).all() and len(found)
+
+
 def test_held_out_size_and_its_neighbours_are_not_fitted(made):
   results, curves = known_truth.sweep(
       np.random.default_rng(0), sizes=(*known_truth.SIZES[:-1], 331_776, LARGEST)
