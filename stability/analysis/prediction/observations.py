@@ -186,7 +186,7 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
   if runs.empty:
     return dict.fromkeys(_CURVE_COLUMNS, np.nan)
   log_critical, critical_censored = _log_critical(runs)
-  log_best, best_censored = log_best_rate(runs.groupby('log_rate')['loss'].mean())
+  log_best, best_censored = log_best_rate(_mean_curve(runs))
   of_seeds = [_log_critical(of_seed) for _, of_seed in with_best_rate(runs).groupby('seed')]
   exact = [value for value, censored in of_seeds if not censored]
   steps = np.diff(np.sort(runs['log_rate'].unique()))
@@ -198,6 +198,13 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
   return dict(zip(_CURVE_COLUMNS, values, strict=True))
 
 
+def _mean_curve(runs: pd.DataFrame) -> pd.Series:
+  """The losses of one curve by log_rate, averaged over seeds; see lr_sensitivity.mean_curve."""
+  losses = runs.groupby(['log_rate', 'seed'])['loss'].mean().unstack('seed')  # shapes of one size
+  losses = lr_sensitivity.paired(losses)
+  return pd.Series(lr_sensitivity.mean_curve(losses), losses.index)
+
+
 def with_best_rate(runs: pd.DataFrame) -> pd.DataFrame:
   """The runs of those seeds of a curve that have the rate of its lowest mean loss.
 
@@ -207,15 +214,15 @@ def with_best_rate(runs: pd.DataFrame) -> pd.DataFrame:
   Args:
     runs: with the columns seed, log_rate and loss, which is never NaN.
   """
-  best_rate = runs.groupby('log_rate')['loss'].mean().idxmin()
+  best_rate = _mean_curve(runs).idxmin()
   return runs[runs['seed'].isin(runs['seed'][runs['log_rate'] == best_rate])]
 
 
 def _log_critical(runs: pd.DataFrame) -> tuple[float, int]:
   """log10 of the critical learning rate of runs of one curve, averaged over seeds; censored."""
-  losses = runs.groupby('learning_rate')['loss'].mean()
+  losses = _mean_curve(runs)
   rate, censored = instability.critical_rate(
-      losses.index.to_numpy(), losses.to_numpy(), runs['initial_loss'].mean()
+      10.0 ** losses.index.to_numpy(), losses.to_numpy(), runs['initial_loss'].mean()
   )
   return np.log10(rate), censored
 
