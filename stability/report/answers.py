@@ -18,13 +18,26 @@ GRADIENT = 'gradient RMS (90 % interval)'
 def sentences(
     results: Results, answers: Sequence[Answer], helps: Sequence[Help]
 ) -> list[str]:
-  """A paragraph per answer, then what helps, then a warning if the target is far away."""
+  """A paragraph per answer, what helps, for which runs, and a warning if a target is far away."""
   found = [_answer(results, answer) for answer in answers]
   found.extend(_help(results, help_, answers) for help_ in helps)
   predicted = [answer for answer in answers if any(map(answer.is_reliable, answer.estimates))]
+  if predicted and (lengths := _lengths(results.runs)):
+    found.append(f'All of this is for runs like the trained ones, {lengths}.')
   if any(answer.times > regimes.MAX_DISTANCE for answer in predicted):
     found.append(regimes.TOO_FAR)
   return found
+
+
+def _lengths(runs: pd.DataFrame) -> str:
+  """How long the runs that count were trained, in words; empty if it is unknown."""
+  parts = []
+  for name in ('steps', 'tokens'):
+    known = runs[name][runs['status'] == 'done'].dropna() if name in runs else ()
+    if len(known):
+      ends = dict.fromkeys(labels.parameters(end) for end in (known.min(), known.max()))
+      parts.append(f'{" to ".join(ends)} {name}')
+  return f'of {" and ".join(parts)}' if parts else ''
 
 
 def answers_csv(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
@@ -82,7 +95,9 @@ def _answer(results: Results, answer: Answer) -> str:
   if arm := labels.pairs(results.groups, answer.arm):
     what += f' with {arm}'
   if answer.usable:
-    parts = [f'{what}: train at a learning rate of {labels.rounded(answer.recommended, 2)}.']
+    is_far = answer.times > regimes.MAX_DISTANCE
+    says = 'if the law holds so much farther than it was tested,' if is_far else 'train at'
+    parts = [f'{what}: {says} a learning rate of {labels.rounded(answer.recommended, 2)}.']
   else:
     reason, next_ = _reason(answer), _train_next(answer)
     parts = [f'{what}: no usable prediction. {_capital(reason)}. {_capital(next_)}.']

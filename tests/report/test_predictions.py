@@ -52,7 +52,7 @@ def without_other_figures(monkeypatch):
 def test_program(workdir, capsys):
   printed = run(capsys, f'--workdir={workdir}', '--target=151M')
   assert printed.startswith('151M parameters with qk_norm=layernorm: ')
-  assert '151M parameters with qk_norm=none: train at a learning rate of ' in printed
+  assert '151M parameters with qk_norm=none: if the law holds so much farther' in printed
   assert 'This is 256 times the largest trained size, 590K.' in printed
   assert 'qk_norm=layernorm helps: at 590K, its critical learning rate is' in printed
   assert 'More than 16 times the largest trained size' in printed
