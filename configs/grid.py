@@ -23,11 +23,11 @@ GELU, and the logging and probing intervals.
 Each experiment states its time at cpu scale: one seed on two cores, with nothing compiled before
 and no run reused, on the faster and on the slower machine of BUILD_NOTES.md, estimated from the
 time of runs of each size on the slower one. On one H100 at 40 % of its peak, by arithmetic, each
-takes up to 2 hours at gpu scale and 18 to 11,000 hours at paper scale, where 4.8B needs several
-GPUs:
+takes up to 30 hours at gpu scale, which is in float32 (67 TFLOP/s), and 18 to 11,000 hours at paper
+scale, in bfloat16 (990 TFLOP/s), where 4.8B needs several GPUs:
 
   python -m launch.sweep --config=configs/NAME.py:gpu --dry_run --devices=1 --device_memory_gb=80 \
-      --device_tflops=990
+      --device_tflops=67
 """
 
 from collections.abc import Sequence

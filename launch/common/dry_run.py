@@ -329,11 +329,12 @@ def _summary(
 ) -> list[str]:
   """The total time, and the groups that do not fit, in sentences."""
   plural = 's' if machine.devices > 1 else ''
+  types = ' and '.join(dict.fromkeys(group.config['model']['dtype'] for group in groups))
   lines = [
       f'{sum(group.hours or 0 for group in placed):,.2f} hours of training on {machine.devices}'
       f' device{plural}, one row after another, at {machine.utilisation:.0%} of'
-      f' {machine.flops_per_second / 1e12:g} TFLOP/s (assumed; --utilisation), without startup,'
-      ' compilation and evaluation'
+      f' {machine.flops_per_second / 1e12:g} TFLOP/s in {types} (assumed; --utilisation), without'
+      ' startup, compilation and evaluation'
   ]
   too_large = [(group, p) for group, p in zip(groups, placed) if p.hours is None]
   if too_large:

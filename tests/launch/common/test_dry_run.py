@@ -63,7 +63,7 @@ def test_ladder_on_eight_devices(capsys):
   hours = sum(float(cells[-1].replace(',', '')) for cells in where)
   (total,) = (line for line in lines if 'hours of training' in line)
   assert float(total.split()[0].replace(',', '')) == pytest.approx(hours, abs=0.05)
-  assert '8 devices' in total and '40% of 990 TFLOP/s (assumed' in total
+  assert '8 devices' in total and '40% of 990 TFLOP/s in bfloat16 (assumed' in total
   assert not any('not fit' in line for line in lines)
 
 
