@@ -154,10 +154,10 @@ def _description(run: Path) -> Iterator[str]:
 
   if alarms:
     yield '\nalarms'
-    shown = alarms if len(alarms) <= MAX_SHOWN else [alarms[0], None, *alarms[2 - MAX_SHOWN :]]
+    shown = alarms if len(alarms) <= MAX_SHOWN else [alarms[0], None, *alarms[1 - MAX_SHOWN :]]
     for alarm in shown:
       if alarm is None:
-        yield f'  ... {len(alarms) + 1 - MAX_SHOWN} more'
+        yield f'  ... {len(alarms) - MAX_SHOWN} more'
         continue
       probability = f'unstable with a probability of {alarm.probability:.0%}'
       yield f'  step {alarm.step}: {alarm.message} ({probability})'

@@ -95,7 +95,9 @@ def main() -> None:
   for workdir in dict.fromkeys(map(Path, _WORKDIR.value)):
     kept = targets_lib.load(workdir)
     wanted = _with_kept_risk(asked, kept) or _with_risk(kept)
-    found[workdir] = wanted, _predictions(workdir, targets_lib.merged(kept, wanted))
+    predictions = _predictions(workdir, targets_lib.merged(kept, wanted))
+    _check_sizes(asked, predictions.results.runs['parameters'].min())
+    found[workdir] = wanted, predictions
   console = _console()
   for workdir, (wanted, predictions) in found.items():
     if wanted:
@@ -127,6 +129,15 @@ def _asked() -> list[Target]:
     return _with_risk([Target(targets_lib.parse(text)) for text in texts])
   except BadInput as error:
     raise BadInput(f'--{error}') from None
+
+
+def _check_sizes(asked: Sequence[Target], smallest: float) -> None:
+  for target in asked:
+    if target.parameters < smallest:
+      raise BadInput(
+          f'--target={target.parameters:g}: must not be below the smallest trained size,'
+          f' {smallest:g} parameters'
+      )
 
 
 def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:

@@ -80,7 +80,7 @@ def test_every_experiment_expands_at_every_scale(name, scale):
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_docstrings_have_a_command(name):
-  command = rf'  python -m launch\.\w+ --config=configs/{name}\.py --workdir=\S+$'
+  command = rf'  python -m launch\.\w+ --config=configs/{name}\.py --workdir=\S+( --seeds=3)?$'
   assert re.search(command, experiment(name).__doc__, re.MULTILINE)
 
 

@@ -174,10 +174,11 @@ def test_show_attention_logits_of_zero(runs, call):
   assert code == 0 and 'attention logit, power' not in out
 
 
-def test_show_only_last_alarms(runs, call):
+def test_show_first_and_last_alarms(runs, call):
   write_alarms(runs[0], *range(10, 90, 10))
   _, out, _ = call(f'--run={runs[0]}')
-  assert re.findall(r'step (\d+): the', out) == ['40', '50', '60', '70', '80']
+  assert re.findall(r'step (\d+): the', out) == ['10', '50', '60', '70', '80']
+  assert re.search(r'step 10: .*\n  \.\.\. 3 more\n  step 50: ', out)
 
 
 def test_control_characters_are_escaped(runs, call):

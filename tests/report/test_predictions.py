@@ -193,6 +193,15 @@ def test_unusable_sweep_writes_nothing(workdir, tmp_path, capsys):
   assert not (tmp_path / 'done' / 'report').exists()
 
 
+def test_targets_below_the_trained_sizes(tmp_path, capsys):
+  """A forgotten B; it is not kept."""
+  made_up.write_sweep(tmp_path, widths=(16, 32), seeds=(0,))
+  arguments = ['predict', f'--workdir={tmp_path}', '--target=7']
+  assert app.execute(predict.main, predict.FLAGS, arguments) == 2
+  assert '--target=7: must not be below the smallest trained size, 9216' in capsys.readouterr().err
+  assert not (tmp_path / 'targets.json').exists()
+
+
 def test_predictions_import_no_jax():
   code = 'import sys, stability.report.predictions, launch.predict; print("jax" in sys.modules)'
   process = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
