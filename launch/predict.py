@@ -96,7 +96,11 @@ def main() -> None:
     kept = targets_lib.load(workdir)
     wanted = _with_kept_risk(asked, kept) or _with_risk(kept)
     predictions = _predictions(workdir, targets_lib.merged(kept, wanted))
-    _check_sizes(asked, predictions.results.runs['parameters'].min())
+    try:
+      for target in asked:
+        targets_lib.check_size(target, predictions.results.runs['parameters'].min())
+    except BadInput as error:
+      raise BadInput(f'--{error}') from None
     found[workdir] = wanted, predictions
   console = _console()
   for workdir, (wanted, predictions) in found.items():
@@ -129,15 +133,6 @@ def _asked() -> list[Target]:
     return _with_risk([Target(targets_lib.parse(text)) for text in texts])
   except BadInput as error:
     raise BadInput(f'--{error}') from None
-
-
-def _check_sizes(asked: Sequence[Target], smallest: float) -> None:
-  for target in asked:
-    if target.parameters < smallest:
-      raise BadInput(
-          f'--target={target.parameters:g}: must not be below the smallest trained size,'
-          f' {smallest:g} parameters'
-      )
 
 
 def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:

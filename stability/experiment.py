@@ -278,10 +278,12 @@ class Experiment:
       why the prediction is not usable, and what to train next. NaN: cannot be predicted.
 
     Raises:
-      BadInput: `target` or `risk` is invalid, no run has finished, or the parameters of a finished
-        run are unknown.
+      BadInput: `target` or `risk` is invalid, `target` is below the smallest size, no run has
+        finished, or the parameters of a finished run are unknown.
     """
     found = self._predictions(target, risk)
+    for each in found.targets if target is not None else ():
+      targets_lib.check_size(each, self._results.runs['parameters'].min())
     return answer_text.answers_csv(self._results, found.answers)
 
   def forecasts(self, target: str | float | None = None) -> pd.DataFrame:

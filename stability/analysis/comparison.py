@@ -38,9 +38,9 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
   Columns: is_baseline; ratio; low and high (its interval of level results.interval from resampling
   whole seeds, with the same resamples for both interventions; NaN with one seed). Both are of the
-  seeds that have all learning rates of both interventions; without one, the ratio is of all seeds
-  (see lr_sensitivity.mean_curve). The ratio is NaN for the baseline itself, if a run of either
-  intervention is missing, and if there is no LR sensitivity to compare.
+  seeds that have all learning rates of both interventions; with fewer than two, the ratio is of
+  the seeds of each row (see lr_sensitivity.paired). The ratio is NaN for the baseline itself, if a
+  run of either intervention is missing, and if there is no LR sensitivity to compare.
 
   Args:
     results: the runs of a sweep.
@@ -80,7 +80,7 @@ def _ratio(ours: _Curve, base: _Curve, level: float) -> tuple[float, float, floa
   seeds = whole[0].intersection(whole[1])
   spreads = []
   for losses, limits in (ours, base):
-    chosen = losses[seeds] if len(seeds) else losses
+    chosen = losses[seeds] if len(seeds) > 1 else lr_sensitivity.paired(losses)
     curves_LxD = lr_sensitivity.mean_curves(chosen)
     spreads.append(np.fmin.reduce(lr_sensitivity.spreads(chosen.index, curves_LxD, limits)))
   draws = min(map(len, spreads))  # 1 where seeds lack learning rates

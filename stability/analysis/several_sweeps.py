@@ -219,7 +219,7 @@ def _differences(
   names = ['parameters', *results.sizes, *results.groups]
   row = {name: runs[name].iloc[0] for name in names}
   row['reference'] = tuple(partners[results.groups].iloc[0])
-  row |= {'learning_rates': len(is_paired), 'seeds': is_paired.shape[1]}
+  row |= {'learning_rates': len(is_paired), 'seeds': seeds}
   row['pairs'] = int(is_paired.to_numpy().sum())
   for name, (of_runs, of_partners) in zip(NUMBERS, (means, bests, spreads), strict=True):
     draws = min(len(of_runs), len(of_partners))  # 1 where seeds lack learning rates

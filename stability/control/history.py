@@ -1,7 +1,4 @@
-"""What is kept of a run's rows for the measures of its instability.
-
-A fixed number of values, however long the run is.
-"""
+"""What is kept of a run's rows for the measures of its instability."""
 
 import collections
 import itertools

@@ -264,7 +264,7 @@ def read(path: Path, options: Options) -> Curves:
     if events.is_event_file(file):
       for tag, steps, values in events.read(file):
         reader.seen.add(tag)
-        reader.add_scalars(names, tag, steps, np.where(np.isnan(values), SAID_NAN, values))
+        reader.add_scalars(names, tag, steps, _marked(values, np.isnan(values)))
     else:
       for chunk in read_chunks(file):
         reader.add(chunk, names, log_files.tag(file))
@@ -293,8 +293,12 @@ def _numbers(table: Table, column: str) -> np.ndarray:
   """The cells of a column as floats; NaN for an empty one, SAID_NAN for one that says NaN."""
   values, cells = table.numbers(column), table.columns[column]
   said = [row for row in np.flatnonzero(np.isnan(values)) if not is_empty(cells[row])]
-  values[said] = SAID_NAN
-  return values
+  return _marked(values, np.isin(np.arange(len(values)), said))
+
+
+def _marked(values: np.ndarray, says_nan: np.ndarray) -> np.ndarray:
+  """The values with SAID_NAN where a cell says NaN; what is infinite is positive."""
+  return np.where(says_nan, SAID_NAN, np.where(np.isinf(values), np.inf, values))
 
 
 def _first(columns: Iterable[str], aliases: Iterable[str]) -> str | None:

@@ -44,9 +44,6 @@ def write(
   sources = {'files': {str(path): _sha256(path) for path in paths}, **_used(options)}
   for name, run in imported.runs.items():
     _write_run(run_files.run_dir(workdir, name), run)
-  for name in {*stored.runs} - {*imported.runs} if stored else ():
-    if (run := run_files.run_dir(workdir, name)).exists():
-      shutil.rmtree(run)
   sweep = sweeps.Sweep(
       imported.fields,
       {name: config_lib.unflatten(run.config) for name, run in imported.runs.items()},
@@ -61,6 +58,9 @@ def write(
       sources=sources,
   )
   files.write_json(workdir / 'sweep.json', sweep.to_json())
+  for name in {*stored.runs} - {*imported.runs} if stored else ():
+    if (run := run_files.run_dir(workdir, name)).exists():
+      shutil.rmtree(run)
 
 
 def check(workdir: Path, imported: Imported) -> sweeps.Sweep | None:

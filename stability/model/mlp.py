@@ -41,7 +41,7 @@ class MLP(nn.Module):
     x = x_BxTxD.reshape(B * T, D)
     hidden = linear(self, x, up_DxF)
     if self.scaled:
-      hidden *= (ngpt.scale(self, 'scale', F, stored=1.0) * D**0.5).astype(hidden.dtype)
+      hidden *= (ngpt.scale(self, 'hidden_scale', F, stored=1.0) * D**0.5).astype(hidden.dtype)
     if self.gated:
       hidden = self.activation(linear(self, x, kernel(self, 'gate', (D, F)))) * hidden
     else:

@@ -95,9 +95,10 @@ def _answer(results: Results, answer: Answer) -> str:
   if arm := labels.pairs(results.groups, answer.arm):
     what += f' with {arm}'
   if answer.usable:
+    rate = f'a learning rate of {labels.rounded(answer.recommended, 2)}'
     is_far = answer.times > regimes.MAX_DISTANCE
-    says = 'if the law holds so much farther than it was tested,' if is_far else 'train at'
-    parts = [f'{what}: {says} a learning rate of {labels.rounded(answer.recommended, 2)}.']
+    says = f'{rate}, if the law holds where it is untested' if is_far else f'train at {rate}'
+    parts = [f'{what}: {says}.']
   else:
     reason, next_ = _reason(answer), _train_next(answer)
     parts = [f'{what}: no usable prediction. {_capital(reason)}. {_capital(next_)}.']

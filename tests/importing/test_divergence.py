@@ -54,6 +54,14 @@ def test_a_last_row_without_the_loss(tmp_path):
     assert statuses(found) == ['done'] and found.runs['a'].result.final_loss == LOSS[-1]
 
 
+def test_minus_infinity_is_no_word_for_nan(tmp_path):
+  """A metric with as many of them as numbers does not make the NaN of the loss `not logged`."""
+  lines = ['run,lr,step,loss,log_mass']
+  lines += [f'a,1e-3,{step},{"NaN" if step > 5 else 5 - step / 10},-inf' for step in range(8)]
+  lines += ['a,1e-3,8,NaN,-1.0']
+  assert statuses(imported(tmp_path / 'a.csv', '\n'.join(lines))) == ['diverged']
+
+
 def test_late_losses_end_with_the_last_one(tmp_path):
   frame = pd.DataFrame({'step': range(100), 'loss': np.linspace(5, 4, 100)})
   last = pd.DataFrame({'step': [1000], 'accuracy': [0.5]})

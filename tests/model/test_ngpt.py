@@ -48,7 +48,7 @@ def forward(params, tokens):
     return unit(unit(h) + rate * (unit(out) - unit(h)))
 
   h = move(h, np.concatenate(heads, -1) @ attention['output'], block['attention_rate'])
-  u = h @ mlp['up'] * mlp['scale'] * root
+  u = h @ mlp['up'] * mlp['hidden_scale'] * root
   gelu = u / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
   h = move(h, gelu @ mlp['down'], block['mlp_rate'])
   return h @ params['head'] * (params['logit_scale'] * root)
@@ -70,7 +70,8 @@ def test_logits(run, start):
   flat = traverse_util.flatten_dict(jax.device_get(start))
   for path, p in flat.items():
     if p.ndim < 2:
-      np.testing.assert_allclose(p, 1 if path[-2:] == ('mlp', 'scale') else D**-0.5, rtol=1e-6)
+      stored = 1 if path[-1] == 'hidden_scale' else D**-0.5
+      np.testing.assert_allclose(p, stored, rtol=1e-6)
       flat[path] = np.float32(p * rng.uniform(-2, 2, p.shape))
     if path[-1] == 'qk_scale':  # equal in the pairs that RoPE rotates, so that the order is free
       flat[path] = np.tile(flat[path].reshape(2, 2, K // 2)[:, :1], (1, 2, 1)).ravel()

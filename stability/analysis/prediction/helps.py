@@ -11,7 +11,7 @@ from stability.analysis.prediction.observations import Observations
 from stability.analysis.results import Results
 
 MIN_HELP = 1.25  # a smaller factor between critical rates is within the error of interpolation
-SURE = 0.95  # probability that no help of a sweep is chance
+SURE = 0.95  # probability that all helps of a sweep are right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def helps(
 
   Two arms are compared at the largest size that both have. One helps if its rate is measured as at
   least MIN_HELP times as high, and is higher in the draws of the surface: in so many of them that
-  with a probability of SURE, no two arms of the sweep would be so different by chance.
+  all helps of a sweep, at most one for each arm but the best, are right with a probability of SURE.
 
   If the sweep varies what a learning rate means (results.not_comparable), the ratios of critical to
   best learning rate are compared. An arm whose own rates lie outside the grid is not compared.

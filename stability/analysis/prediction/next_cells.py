@@ -93,7 +93,7 @@ class Choice:
   rate: int  # number of the learning rate
   about: int | None  # the wanted critical rate that it says most about; None: about none
   width: float  # of its 90 % interval, in decades; may be infinite; NaN: about none
-  width_after: float  # expected after the run
+  width_after: float  # expected after the run; NaN: about none
 
 
 def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +241,10 @@ def _first(curves: Curves, is_candidate_C: np.ndarray) -> list[int]:
 
 
 def _ends(now: Known, curves: Curves, is_candidate_C: np.ndarray) -> np.ndarray:
-  """Which candidates [C] are at the end of their curve beyond which its critical rate lies."""
+  """Which candidates [C] are at the end of their curve beyond which its critical rate lies.
+
+  It does not change with what is chosen, so that a curve is extended by one rate per call.
+  """
   is_candidate_KxL = is_candidate_C.reshape(len(curves.arm_K), -1)
   number_KxL = np.cumsum(is_candidate_KxL, axis=1)
   end_K = np.where(now.beyond_K > 0, number_KxL[:, -1], np.abs(now.beyond_K))

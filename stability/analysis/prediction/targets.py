@@ -45,6 +45,15 @@ def parse(text: str | float) -> float:
   return count
 
 
+def check_size(target: Target, smallest: float) -> None:
+  """Raises BadInput for a target below the smallest size of a sweep."""
+  if target.parameters < smallest:
+    raise BadInput(
+        f'target={target.parameters:g}: must not be below the smallest size of the sweep,'
+        f' {smallest:g} parameters'
+    )
+
+
 def check_risk(risk: float) -> None:
   """Raises BadInput for a risk that cannot be predicted."""
   if not RISKS[0] <= risk <= RISKS[1]:

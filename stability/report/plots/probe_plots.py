@@ -1,6 +1,5 @@
 """Figures of probes, and of the loss against numbers that a sweep varies."""
 
-
 import numpy as np
 import pandas as pd
 from matplotlib import ticker
