@@ -154,11 +154,10 @@ def _description(run: Path) -> Iterator[str]:
 
   if alarms:
     yield '\nalarms'
-    shown = alarms if len(alarms) <= MAX_SHOWN else [alarms[0], None, *alarms[1 - MAX_SHOWN :]]
-    for alarm in shown:
-      if alarm is None:
-        yield f'  ... {len(alarms) - MAX_SHOWN} more'
-        continue
+    hidden = max(len(alarms) - MAX_SHOWN, 0)
+    for number, alarm in enumerate(alarms[:1] + alarms[1 + hidden :]):
+      if hidden and number == 1:
+        yield f'  ... {hidden} more'
       probability = f'unstable with a probability of {alarm.probability:.0%}'
       yield f'  step {alarm.step}: {alarm.message} ({probability})'
   has_ended = run_files.read_result(run) is not None

@@ -186,7 +186,7 @@ def _submit(
   # If launch.sweep itself runs in a job, that job's variables must not reach the new jobs.
   variables = {
       key: value
-      for key, value in environment.given().items()
+      for key, value in environment.of_user().items()
       if not key.startswith('SLURM_') or key == 'SLURM_CONF'
   }
   done = subprocess.run(

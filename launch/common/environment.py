@@ -101,7 +101,7 @@ def set_here(variables: Mapping[str, str]) -> None:
   os.environ.update(variables)
 
 
-def given() -> dict[str, str]:
+def of_user() -> dict[str, str]:
   """The variables of this process as the user has set them, for processes on other machines."""
   before = {name: _replaced.get(name, value) for name, value in os.environ.items()}
   return {name: value for name, value in before.items() if value is not None}
@@ -292,7 +292,7 @@ def _cpu_digest() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-  """What came of a program with some XLA flags."""
+  """The outcome of running a program with some XLA flags."""
 
   error: str = ''  # empty: it ran
   is_refused: bool = False  # XLA itself refuses the flags, as it would each time

@@ -133,7 +133,7 @@ def command(workdir: Path, resources: Resources) -> list[str]:
 
 def environment(resources: Resources) -> dict[str, str]:
   """The environment variables that a job needs wherever it runs."""
-  given = environment_lib.given()  # not what is right on this machine alone
+  given = environment_lib.of_user()  # not what is right on this machine alone
   folders = [programs.ROOT, *filter(None, given.get('PYTHONPATH', '').split(os.pathsep))]
   path = os.pathsep.join(dict.fromkeys(map(os.path.abspath, folders)))
   names = dict.fromkeys((*INHERITED, *settings.recorded(given)))

@@ -133,9 +133,10 @@ def interval_of_sensitivity(values_D: np.ndarray, seeds: int, level: float) -> t
 
   A mean minus a minimum is too high, since noise lowers the minimum, and resamples are so again:
   their lower percentile can be above the truth. Intervals of level 90 % hold it in 83 to 89 % of
-  cases for a flat curve and 89 to 96 % for bowls and a cliff, with 2, 3 and 5 seeds that differ by
-  0.02 nats, and so do their runs; with both percentiles, in 0 to 18 and 76 to 93 %. Ratios of two
-  keep both, since the errors mostly cancel: 75 to 89 % with 2 seeds, 88 to 95 % with 3 and 5.
+  cases for a flat curve and 89 to 96 % for bowls and a cliff, with 2, 3 and 5 seeds, where seeds
+  and the runs of a seed each have a standard deviation of 0.02 nats; with both percentiles, in 0 to
+  18 and 76 to 93 %. Ratios of two keep both, since the errors mostly cancel: 75 to 89 % with 2
+  seeds, 88 to 95 % with 3 and 5.
   """
   low, high = interval(values_D, seeds, level)
   return max(min(low, 2 * float(values_D[0]) - high), 0.0), high

@@ -22,7 +22,7 @@ _MAX_STEP = 2**53
 
 @dataclasses.dataclass(frozen=True)
 class Notes:
-  """What is said about the files."""
+  """How the files were read, which the program tells the user."""
 
   names: dict[tuple[str, str], None]  # pairs of a column and the name under which it is stored
   second: dict[tuple[str, str, str], None]  # (name, its column, another that it could be)
@@ -146,7 +146,7 @@ class _Reader:
     return self._options.nats if is_loss else 1.0
 
   def _is_read(self, table: Table, column: str, metric: str) -> bool:
-    """Whether a column is read; one of text is not."""
+    """Whether a column is read: not if it has text, or if the user says that there is none."""
     name = self._name(metric)
     is_needed = name in columns_lib.CURVE_COLUMNS or column in self._mapping.values()
     is_left_out = column in self.notes.left_out or self._mapping.get(name) == ''

@@ -252,7 +252,7 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
 
 
 def _is_copy(of_size: pd.DataFrame, arm: str) -> bool:
-  """Whether an arm must equal the baseline. Such an arm tells nothing of the variance."""
+  """Whether an arm must equal the baseline, and so says nothing about the variance."""
   return bool(of_size['control'][of_size['arm'] == arm].isin([verdicts.TIE, 'inert']).any())
 
 

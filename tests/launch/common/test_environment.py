@@ -116,7 +116,7 @@ def test_trial_that_dies_is_not_kept(fresh, monkeypatch, capsys, death):
   assert said.count('\n') == 1
   environment.check_workers()
   assert settings.recorded()[settings.LEFT_OUT] == settings.CPU_FLAGS
-  assert settings.LEFT_OUT not in environment.given()
+  assert settings.LEFT_OUT not in environment.of_user()
   assert not (environment.cache_folder() / 'xla_trials.json').exists()
   monkeypatch.setenv('XLA_FLAGS', '--xla_slow=1')  # the worker will see
   environment.check()
