@@ -95,13 +95,7 @@ def main() -> None:
   for workdir in dict.fromkeys(map(Path, _WORKDIR.value)):
     kept = targets_lib.load(workdir)
     wanted = _with_kept_risk(asked, kept) or _with_risk(kept)
-    predictions = _predictions(workdir, targets_lib.merged(kept, wanted))
-    try:
-      for target in asked:
-        targets_lib.check_size(target, predictions.results.runs['parameters'].min())
-    except BadInput as error:
-      raise BadInput(f'--{error}') from None
-    found[workdir] = wanted, predictions
+    found[workdir] = wanted, _predictions(workdir, targets_lib.merged(kept, wanted), asked)
   console = _console()
   for workdir, (wanted, predictions) in found.items():
     if wanted:
@@ -174,12 +168,25 @@ def _with_kept_risk(asked: Sequence[Target], kept: Sequence[Target]) -> list[Tar
   return [of_kept.get(target.parameters, target) for target in asked]
 
 
-def _predictions(workdir: Path, targets: Sequence[Target]) -> 'predictions_lib.Predictions':
-  """The predictions for the targets or, if there are none, for the next sizes."""
+def _predictions(
+    workdir: Path, targets: Sequence[Target], asked: Sequence[Target]
+) -> 'predictions_lib.Predictions':
+  """The predictions for the targets or, if there are none, for the next sizes.
+
+  Args:
+    workdir: of the sweep.
+    targets: those that are kept with it and those of the flag.
+    asked: those of the flag.
+  """
   from stability.analysis.prediction.predictor import InsufficientData
   from stability.report import predictions as predictions_lib
 
   results, curves = _load(workdir)
+  try:
+    for target in asked:
+      targets_lib.check_size(target, results.runs['parameters'].min())
+  except BadInput as error:
+    raise BadInput(f'--{error}') from None
   risk = targets_lib.RISK if _RISK.value is None else _RISK.value
   try:
     return predictions_lib.Predictions.make(results, curves, targets, risk)

@@ -282,8 +282,6 @@ class Experiment:
         finished, or the parameters of a finished run are unknown.
     """
     found = self._predictions(target, risk)
-    for each in found.targets if target is not None else ():
-      targets_lib.check_size(each, self._results.runs['parameters'].min())
     return answer_text.answers_csv(self._results, found.answers)
 
   def forecasts(self, target: str | float | None = None) -> pd.DataFrame:
@@ -369,6 +367,8 @@ class Experiment:
   ) -> predictions.Predictions:
     targets_lib.check_risk(risk)
     found = [] if target is None else [targets_lib.Target(targets_lib.parse(target), risk)]
+    for each in found:
+      targets_lib.check_size(each, self._results.runs['parameters'].min())
     probes = observations.PROBES
     if self._path.is_dir():
       curves = self.curves(probes)

@@ -135,6 +135,8 @@ def test_predict(experiment):
   assert set(experiment.predict()['parameters']) == set(next_sizes)
   with pytest.raises(BadInput, match=r'target=4\.8X: must be one of 9\.2K.* or a number'):
     experiment.predict('4.8X')
+  with pytest.raises(BadInput, match='must not be below the smallest size'):
+    experiment.predict(7)  # a forgotten B
   with pytest.raises(BadInput, match=r'risk=0: must be from 0\.01 to 0\.5'):
     experiment.predict('7B', risk=0)
 
