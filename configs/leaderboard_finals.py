@@ -5,7 +5,7 @@ The protocol is that of configs/leaderboard.py. The finalists are what `python -
 Two sizes: five seeds at the smaller, three at the larger. The larger one shows whether an effect
 lasts, and what the best rate of the smaller one costs there (regret).
 
-Not yet measured at any scale; until FINALISTS is filled in, only baseline and controls run.
+Not yet measured at any scale.
 
 The first five finalists are trained once more on a text that is not source code:
 
@@ -34,7 +34,18 @@ SIZES = {
     'paper': ('9.4M', '151M'),
 }
 SEEDS = ((1, 2, 3, 4, 5), (1, 2, 3))  # of the smaller and of the larger size
-FINALISTS: tuple[str, ...] = ()  # of the screening, nearest to the front first
+FINALISTS = (  # of the screening, nearest to the front first
+    'experts, router bias',
+    'Muon',
+    'SOAP',
+    'cautious AdamW',
+    'AdEMAMix',
+    'Prodigy',
+    'WeSaR',
+    'experts',
+    'schedule-free AdamW',
+    'WSD',
+)
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:

@@ -6,7 +6,7 @@ combined (stability/config/checks.py) or that equal one of the two are left out.
 shifted by the shifts of both. The regime and the seeds are those of the smaller size of
 configs/leaderboard_finals.py, so that --reuse copies baseline and single arms from there.
 
-Not yet measured at any scale; until BEST is filled in, only baseline and controls run.
+Not yet measured at any scale.
 
 Time at night scale: up to 15 pairs, 45 runs each, of a minute on one core: 6 hours on two, and 4
 for the single arms and controls if they are not reused (estimate).
@@ -25,7 +25,14 @@ from stability import config as config_lib
 from stability import hyper
 from stability.errors import BadInput
 
-BEST: Mapping[str, str] = {}  # place -> its best arm
+BEST: Mapping[str, str] = {  # place -> its best arm
+    'residual': 'experts, router bias',
+    'optimizer': 'Muon',
+    'schedule': 'WSD',
+    'output': 'embedding norm',
+    'attention': 'unit queries and keys',
+    'clipping': 'no clipping',
+}
 
 
 def get_config(scale: str = 'cpu') -> ConfigDict:

@@ -142,7 +142,8 @@ def leaderboard(
     base = next(iter(size.arms.values()))
     shares = {name: _shares(arm, acted) for name, arm in size.arms.items()}
     for row, arm in zip(parts, size.arms.values(), strict=True):
-      row['inert'] = arm is not base and _is_inert(arm, base, shares)
+      critical = np.fmax(row['critical_learning_rate'], parts[0]['critical_learning_rate'])
+      row['inert'] = arm is not base and _is_inert(arm, base, shares, critical)
       row['seconds_ratio'], row['bytes_ratio'] = _costs(arm, base, costs)
       row['is_baseline'] = arm is base
     of_size = pd.DataFrame(parts)
@@ -293,17 +294,21 @@ def _shares(arm: Arm, acted: pd.DataFrame) -> dict[str, float]:
   return of_arm.groupby('name')['share'].mean().to_dict()
 
 
-def _is_inert(arm: Arm, base: Arm, shares: Mapping[str, Mapping[str, float]]) -> bool:
+def _is_inert(
+    arm: Arm, base: Arm, shares: Mapping[str, Mapping[str, float]], highest_rate: float
+) -> bool:
   """Whether an arm has no effect.
 
   Either all losses are equal; or what only one of arm and baseline has never acted in a measured
-  step, and the losses agree at every rate of both, since not all steps are measured.
+  step, and the losses agree at the rates of both, since not all steps are measured. They need not
+  agree above `highest_rate`, where both are unstable and amplify a difference in the last bit.
   """
   ours, of_base = shares[arm.name], shares[base.name]
   differing = ours.keys() ^ of_base.keys()
   if differing and not any((ours | of_base)[name] for name in differing):
     mean, mean_of_base = (each.losses.mean(axis='columns') for each in (arm, base))
     distances = (mean - mean_of_base).dropna().abs()
+    distances = distances[~(distances.index > highest_rate * (1 + 1e-6))]
     return len(distances) > 0 and bool((distances <= front.LOSS_BAND).all())
   columns = ['learning_rate', 'seed', 'status', 'final_loss']
   pairs = arm.runs[columns].merge(base.runs[columns], on=columns[:2], suffixes=('', '_base'))

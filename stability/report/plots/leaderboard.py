@@ -12,7 +12,8 @@ from stability.report.plots import loss_axis, style
 
 # The axis of best losses ends at this fraction of what the baseline learned, above its best loss.
 _SHOWN = 0.1
-_MIN_GAP = 0.055  # between the labels of arms, as a fraction of the height of the axes
+_MIN_GAP = 0.045  # between the labels of arms, as a fraction of the height of the axes
+_FOR_NAMES = 5  # times the pad of the right end, at the left end
 _MAX_LABELS = 18  # in a panel
 _MAX_NAME = 40  # characters
 _FRONT, _OTHER, _BASELINE = '#0072B2', '#9a9a9a', '#D55E00'
@@ -38,15 +39,17 @@ def front(results: Results, table: pd.DataFrame, ax: Axes | None = None) -> Figu
   for axis, part in zip(axes[:, 0], parts, strict=True):
     axis.set_yscale('log')
     style.plain_ticks(axis.yaxis, (1, 2, 3, 5), '{:g}'.format)
-    axis.set_xlim(low - pad, high + pad)
+    axis.set_xlim(low - _FOR_NAMES * pad, high + pad)
     axis.set_ylim(everything['headroom'].min() / 1.2, everything['headroom'].max() * 1.5)
     _front_of_size(axis, part.dropna(subset=['x', 'headroom']))
+  baseline = everything['arm'].iloc[0]
   handles = [
       style.handle('on the front', color=_FRONT, marker='o'),
-      style.handle('baseline', color=_BASELINE, marker='s', linestyle=''),
+      style.handle(f'baseline:\n{_shortened(baseline)}', color=_BASELINE, marker='s', linestyle=''),
       style.handle('other arms', color=_OTHER, marker='o', linestyle=''),
-      style.handle('at least this\nheadroom', marker='^', linestyle=''),
   ]
+  if everything['censored'].str.contains('headroom>=').any():
+    handles.append(style.handle('at least this\nheadroom', marker='^', linestyle=''))
   x = "best loss minus the baseline's (nats)"
   style.finish(figure, x, 'headroom', handles, '', ax=ax)
   return figure
@@ -72,32 +75,37 @@ def _front_of_size(axis: Axes, rows: pd.DataFrame) -> None:
     marker = '^' if 'headroom>=' in row.censored else 's' if row.is_baseline else 'o'
     above = 3 + 2 * row.is_baseline + row.front
     axis.plot(row.x, row.headroom, color=colour, marker=marker, zorder=above)
-  named = rows[rows['front'] | rows['is_baseline']].sort_values('headroom')[:_MAX_LABELS]
-  _label(axis, named)
+  _label(axis, on_front.sort_values('headroom')[:_MAX_LABELS])
 
 
 def _label(axis: Axes, rows: pd.DataFrame) -> None:
-  """Writes the names beside their points, above each other where they would overlap."""
+  """Writes the names to the left of their points, where no arm can be: it would be on the front.
+
+  Names that would overlap are moved up; a thin line leads to the point.
+  """
   low, high = np.log10(axis.get_ylim())
   wanted = (np.log10(rows['headroom']) - low) / (high - low)
+  left, right = axis.get_xlim()
   placed = -np.inf
   for row, height in zip(rows.itertuples(), wanted, strict=True):
     placed = max(height, placed + _MIN_GAP)
-    left, right = axis.get_xlim()
-    is_right = row.x > left + 0.35 * (right - left)
     text = axis.annotate(
-        row.arm if len(row.arm) <= _MAX_NAME else f'{row.arm[:_MAX_NAME]} ...',
-        (row.x, placed),
-        xytext=(-6 if is_right else 6, 2),
-        xycoords=('data', 'axes fraction'),
-        textcoords='offset points',
+        _shortened(row.arm),
+        (row.x, row.headroom),
+        xytext=(row.x - 0.02 * (right - left), placed),
+        textcoords=('data', 'axes fraction'),
+        arrowprops={'arrowstyle': '-', 'color': _FRONT, 'linewidth': 0.5, 'shrinkA': 0},
         fontsize='small',
-        color=_BASELINE if row.is_baseline else _FRONT,
-        ha='right' if is_right else 'left',
-        va='bottom',
+        color=_FRONT,
+        ha='right',
+        va='center',
         zorder=6,
     )
     text.set_in_layout(False)  # a long name must not shrink the axes
+
+
+def _shortened(name: str) -> str:
+  return name if len(name) <= _MAX_NAME else f'{name[:_MAX_NAME]} ...'
 
 
 @style.styled

@@ -222,6 +222,22 @@ def test_inert():
     assert found.loc['wide', 'inert'] == inert
 
 
+def test_inert_although_losses_differ_where_all_are_unstable():
+  """Two programs that round differently end apart there; the critical rates must agree."""
+  acted = pd.DataFrame([('arm 1000 0.0003 0', 'clip', 0.0)], columns=['run', 'name', 'share'])
+  base, arm = (list(rows(name, (2.0, 0.15, np.inf, 1e-2))) for name in ('AdamW', 'arm'))
+  for row in (base[-1], arm[-1]):  # at 3e-1; 0.1 is stable
+    row['final_loss'] = 3.0
+  arm[-1]['final_loss'] = 3.3
+  assert leaderboard(base, arm, acted=acted).loc['arm', 'inert']
+  for index in (-1, -2):  # only one of the two is unstable at this rate
+    lower = [dict(row) for row in arm]
+    lower[index]['final_loss'] = 2.1
+    for first, second in ((base, lower), (lower, base)):
+      parts = [row | {'arm': 'AdamW'} for row in first], [row | {'arm': 'arm'} for row in second]
+      assert not leaderboard(*parts, acted=acted).loc['arm', 'inert'], index
+
+
 def test_sizes_by_the_nearest_baseline():
   """Without width and depth, an arm with other matrices belongs to the size it is nearest to."""
   parts = [
