@@ -56,9 +56,9 @@ rate, the higher one of arm and baseline. Above, runs whose programs round diffe
 Arms of one size have the same width and depth. SwiGLU, experts and gates have other numbers of
 parameters, which the table shows: their losses are not at matched counts.
 
-Measured at night scale (configs/README.md): of 86 arms, 46 are within both bands of the baseline. On
-the front are experts with router bias, Muon, SOAP, cautious AdamW, AdEMAMix, Prodigy and WeSaR. The
-control beta2 = 0.9999 is only 0.008 nats above the baseline.
+Measured at night scale (configs/README.md): of 86 arms, 46 are within both bands of the baseline.
+On the front are experts with router bias, Muon, SOAP, cautious AdamW, AdEMAMix, Prodigy and WeSaR.
+The control beta2 = 0.9999 is only 0.008 nats above the baseline.
 
 Time at night scale: 804 runs, 3 to 5 hours on two idle cores of the machines of BUILD_NOTES.md. At
 cpu scale about an hour (estimates).
