@@ -18,8 +18,9 @@ def unstable(results: Results) -> pd.Series:
 
   NA for a run that does not count: it failed, was stopped or is missing. A run is unstable if it
   diverged, or if its learning rate is above the best one of its size and its loss exceeds the best
-  by more than MARGIN. The best run of a size has the lowest loss over all interventions and seeds.
-  A run that is the only one of its size, like the paper's 4.8B model, is also compared with the
+  by more than MARGIN. The best run of a size has the lowest loss over all interventions and seeds;
+  in a leaderboard, whose runs have the label `arm`, over those of the arm alone: a better arm must
+  not make the others look unstable. A run that is the only one of its size, like the paper's 4.8B model, is also compared with the
   best of the smaller sizes, whatever its learning rate.
   """
   runs, best = results.runs, best_runs(results)
@@ -107,10 +108,11 @@ def onset(
 def best_runs(results: Results) -> pd.DataFrame:
   """The best run with which each run is compared: run, loss, learning_rate and parameters.
 
-  It is the best run of the same size and, where lengths differ, of the same length. If a size has
-  only one learning rate and intervention, with any number of seeds, it is the best run of all sizes
-  up to this one. A run that was taken to another learning rate, by a person or the policy, is best
-  only where all were. The rows are those of results.runs; NaN if no run counts.
+  It is the best run of the same size and, where lengths differ, of the same length; in a
+  leaderboard, of the same arm. If a size has only one learning rate and intervention, with any
+  number of seeds, it is the best run of all sizes up to this one. A run that was taken to another
+  learning rate, by a person or the policy, is best only where all were. The rows are those of
+  results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),
@@ -118,12 +120,12 @@ def best_runs(results: Results) -> pd.DataFrame:
       is_own=results_lib.actions(results.runs) == 0,
   ).reset_index(drop=True)
   best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
-  length = [LENGTH] if LENGTH in results.groups else []
-  for _, of_size in results_lib.split(runs, ['parameters', *results.sizes, *length]):
+  same = results.groups if 'arm' in results.groups else [LENGTH] * (LENGTH in results.groups)
+  for _, of_size in results_lib.split(runs, ['parameters', *results.sizes, *same]):
     candidates = of_size
     if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():
       smaller = runs['parameters'] < of_size['parameters'].iloc[0]
-      for field in length:
+      for field in same:
         smaller &= runs[field] == of_size[field].iloc[0]
       candidates = runs[smaller | runs.index.isin(of_size.index)]
     of_own = candidates[candidates['is_own']]

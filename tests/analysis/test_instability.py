@@ -50,6 +50,20 @@ def test_best_run_is_of_the_size_over_all_interventions():
   assert list(instability.unstable(of_eps)) == [False, True, False, False]
 
 
+def test_best_run_of_a_leaderboard_is_of_the_arm():
+  """A better arm does not make another unstable, as it would by another option."""
+  runs = results_of((1, 0.1, 2.5), (1, 0.3, 2.6), (1, 0.1, 2.0), (1, 0.3, 2.5)).runs
+  runs['arm'] = ['AdamW', 'AdamW', 'Muon', 'Muon']
+  of_arms = results.Results(runs, ['arm'], [])
+  assert list(instability.unstable(of_arms)) == [False, False, False, True]
+  assert list(instability.best_runs(of_arms)['loss']) == [2.5, 2.5, 2.0, 2.0]
+  curves = pd.DataFrame({'run': runs['run'], 'step': 1, 'loss': runs['final_loss']})
+  onsets = instability.onset(of_arms, curves)
+  assert list(onsets.fillna(0)) == [0, 0, 0, 1]
+  of_optimizers = results.Results(runs.rename(columns={'arm': 'optimizer'}), ['optimizer'], [])
+  assert list(instability.unstable(of_optimizers)) == [False, True, False, True]
+
+
 @pytest.mark.parametrize('by', ['', 'policy'])
 def test_best_run_kept_its_learning_rate(by):
   """A run that was taken to a lower rate would be best at a rate at which others fail."""
