@@ -13,7 +13,7 @@ The first five finalists are trained once more on a text that is not source code
       --config.data.path=FOLDER --workdir=runs/leaderboard_finals_text
 
 Time at night scale: 72 runs an arm, of a minute each at 37K and 6 at 590K, on one core: 1.7 hours
-an arm on two, 23 hours for ten finalists, baseline and controls (estimate).
+an arm on two. Experts and SOAP take several times as long: 35 to 40 hours in all (estimate).
 
   python -m launch.sweep --config=configs/leaderboard_finals.py --workdir=runs/leaderboard_finals
 """

@@ -1,4 +1,4 @@
-"""Do the best arms of two places add up? The best of each with that of each other, at one size.
+"""Do the best arms of two places add up? Each place's best arm with each other's, at one size.
 
 The best arm of a place is the finalist, or else the arm of the screening, nearest to the front
 (`python -m launch.finalists` prints it). Pairs that set one option to two values, that cannot be

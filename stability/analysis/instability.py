@@ -20,8 +20,8 @@ def unstable(results: Results) -> pd.Series:
   diverged, or if its learning rate is above the best one of its size and its loss exceeds the best
   by more than MARGIN. The best run of a size has the lowest loss over all interventions and seeds;
   in a leaderboard, whose runs have the label `arm`, over those of the arm alone: a better arm must
-  not make the others look unstable. A run that is the only one of its size, like the paper's 4.8B model, is also compared with the
-  best of the smaller sizes, whatever its learning rate.
+  not make the others look unstable. A run that is the only one of its size, like the paper's 4.8B
+  model, is also compared with the best of the smaller sizes, whatever its learning rate.
   """
   runs, best = results.runs, best_runs(results)
   margin = MARGIN * (runs['initial_loss'] - best['loss'])

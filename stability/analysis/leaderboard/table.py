@@ -14,7 +14,7 @@ from stability.analysis.leaderboard import front, verdicts
 from stability.analysis.results import Results
 
 _EDGES = {curve_lib.BELOW: 'low', curve_lib.EXACT: '', curve_lib.ABOVE: 'high'}
-# Arms of one size have the same width and depth; those with other matrices, such as SwiGLU, have
+# Arms of one size have the same width and depth; those with other matrices, such as experts, have
 # another number of parameters.
 _SHAPE = ('model.width', 'model.depth')
 _NO_ROWS = pd.DataFrame(columns=['run', 'name', 'share'])
