@@ -10,9 +10,9 @@ the work. SIGTERM, SIGUSR1 and SIGHUP make it save all runs and end with exit co
 versions, settings and device (stability/settings.py).
 
 --dry_run prints the cost of the sweep and, for given devices, where its runs would be placed and
-how long they would take:
+how long they would take, and the same of the rest if the sweep has begun in DIR:
 
-  python -m launch.sweep --config=... --dry_run
+  python -m launch.sweep --config=... --dry_run [--workdir=DIR]
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
       [--analyze]  compile for the devices here and compare XLA's memory analysis with the estimate
       [--analyze --target=h100:8 [--only=N] [--output=FILE.json]]  compile for devices that need not
@@ -68,9 +68,9 @@ def main() -> int | None:
   backend = registry.find(FLAGS)
   sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value, arms=_ARMS.value)
   if FLAGS['dry_run'].value:
-    dry_run.show(sweep, options)
-    workdir = Path(_WORKDIR.value).absolute() if _WORKDIR.value else Path('DIR')
-    backend.show(workdir, sweep.runs.configs)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    dry_run.show(sweep, options, workdir)
+    backend.show(workdir.absolute() if workdir else Path('DIR'), sweep.runs.configs)
     return 0
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')

@@ -31,6 +31,7 @@ from stability.analysis.results import Results
 from stability.config import paths
 from stability.errors import BadInput
 from stability.importing.options import Options
+from stability.importing.runs import LeftOut
 from stability.report import answers as answer_text
 from stability.report import labels as labels_lib
 from stability.report import predictions
@@ -135,7 +136,7 @@ def from_frames(
   if workdir is None:
     weakref.finalize(found, shutil.rmtree, folder)
   for note in notes:
-    if 'left out' in note:
+    if isinstance(note, LeftOut):
       warnings.warn(note, stacklevel=2)
   return found
 

@@ -5,6 +5,7 @@ import math
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -299,6 +300,17 @@ def test_what_frames_lose_is_a_warning():
   assert {warning.filename for warning in caught} == {__file__}
   assert set(texts) < set(experiment.notes)
   assert any(note.startswith('arms: ') for note in experiment.notes)
+
+
+def test_names_of_columns_do_not_make_a_warning():
+  runs, curves = frames()
+  runs, curves = runs.dropna(), curves[:4].assign(left_out=1.0)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    experiment = stability.from_frames(
+        runs.rename(columns={'wd': 'left out'}), curves.rename(columns={'left_out': 'left out'})
+    )
+  assert sum('left out' in note for note in experiment.notes) >= 2
 
 
 def test_frames_with_an_index():

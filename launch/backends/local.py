@@ -122,7 +122,9 @@ def train(
   ):
     # If several processes share a run, a worker cannot be restarted without the others.
     tries = 1 if worker_flags else assignments_lib.TRIES
-    assignments = assignments_lib.Assignments(workdir, configs, leases, progress.log, tries)
+    assignments = assignments_lib.Assignments(
+        workdir, configs, leases, progress.log, tries, is_preempted
+    )
 
     def start(cores: Sequence[int], starts: int = 1) -> Worker:
       process = WorkerProcess(workdir, cores, worker_flags, leases.is_fresh)

@@ -32,6 +32,7 @@ from stability.devices import placement as placement_lib
 from stability.devices import shapes, targets
 from stability.errors import BadInput
 from stability.settings import GPU_FLAGS
+from stability.storage import resume, run_files, sweeps
 
 MOST_ROWS = 100  # in a table; more runs than this are shown by groups
 MOST_NAMED = 10  # maximum number of names in the list of rows that do not fit
@@ -153,8 +154,18 @@ def check(flag_values: flags.FlagValues) -> Options:
   )
 
 
-def show(sweep: app.SweepRequest, options: Options) -> None:
-  """Prints the plan of a sweep."""
+def show(sweep: app.SweepRequest, options: Options, workdir: Path | None = None) -> None:
+  """Prints the plan of a sweep.
+
+  Args:
+    sweep: the sweep.
+    options: the tables to show.
+    workdir: if a sweep has begun in this folder, prints also what is left of it to train.
+
+  Raises:
+    BadInput: the sweep cannot be planned, or the folder holds another one.
+  """
+  rest = _unfinished(sweep, workdir) if workdir and (workdir / 'sweep.json').exists() else None
   machine, uses_devices = options.machine, options.analyze and options.target is None
   if uses_devices:
     memory_analysis.use_worker_environment()
@@ -179,10 +190,7 @@ def show(sweep: app.SweepRequest, options: Options) -> None:
   _trace(configs, vocabulary_size)
   groups = cost_lib.groups(configs, vocabulary_size)
   plan = cost_lib.plan(groups)
-  closing = [
-      f'{plan.runs:,} runs, {plan.tokens:,} tokens, {plan.flops:.2e} FLOPs;'
-      f' {plan.populations} populations, {plan.executables} executables to compile'
-  ]
+  closing = [_totals(plan)]
   by_group = machine is not None or len(configs) > MOST_ROWS
   if machine:
     placed = [cost_lib.place(group, machine, vocabulary_size) for group in groups]
@@ -192,6 +200,16 @@ def show(sweep: app.SweepRequest, options: Options) -> None:
     tables = (_costs_of_groups(title, groups),)
   else:
     tables = (_costs_of_runs(title, configs, vocabulary_size),)
+  if rest is not None:
+    ended = len(configs) - len(rest)
+    closing.append(f'{workdir}: {ended:,} of {len(configs):,} runs have ended')
+    if rest:
+      left = cost_lib.groups(rest, vocabulary_size)
+      closing.append(f'the rest, from the start of each run: {_totals(cost_lib.plan(left))}')
+      if machine:
+        placed = [cost_lib.place(group, machine, vocabulary_size) for group in left]
+        tables += _placements(f'the rest of {workdir}', left, placed)
+        closing += _summary(left, placed, machine)
   if by_group and len(groups) > MOST_ROWS:
     closing.insert(0, f'... and {len(groups) - MOST_ROWS:,} more groups')
   if uses_devices:
@@ -205,6 +223,27 @@ def show(sweep: app.SweepRequest, options: Options) -> None:
   console.print(*tables)
   for line in closing:
     console.print(line, highlight=False, soft_wrap=True)
+
+
+def _unfinished(sweep: app.SweepRequest, workdir: Path) -> dict[str, Config]:
+  """The runs of a sweep that a workdir has no result of; failed ones are trained again."""
+  sweeps.refuse_imported(workdir)
+  stored = sweeps.read_sweep(workdir).runs
+  runs = resume.with_stored_names(sweep.runs, stored)
+  resume.check(workdir, runs, stored)
+  results = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in runs.configs}
+  return {
+      name: config
+      for name, config in runs.configs.items()
+      if (result := results[name]) is None or result.status == 'failed'
+  }
+
+
+def _totals(plan: cost_lib.Plan) -> str:
+  return (
+      f'{plan.runs:,} runs, {plan.tokens:,} tokens, {plan.flops:.2e} FLOPs;'
+      f' {plan.populations} populations, {plan.executables} executables to compile'
+  )
 
 
 def _trace(configs: Mapping[str, Config], vocabulary_size: int) -> None:

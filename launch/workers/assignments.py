@@ -95,7 +95,19 @@ class Assignments:
       leases: leases_lib.LeaseManager,
       log: Callable[[str], None],
       tries: int = TRIES,
+      is_told: Callable[[], bool] = lambda: False,
   ):
+    """All runs wait for a worker.
+
+    Args:
+      workdir: folder of the sweep.
+      configs: the unfinished runs, by name.
+      leases: acquires and holds the leases of runs.
+      log: prints a line.
+      tries: number of deaths of its workers after which a run fails.
+      is_told: returns whether the launcher was told to end. Then no run is assigned, and deaths of
+        workers no longer count: what has told the launcher may end the workers too.
+    """
     self._workdir = workdir
     self._queue = RunQueue(configs)
     self._leases = leases
@@ -106,6 +118,7 @@ class Assignments:
     self._finished: list[str] = []  # not yet reported by `newly_finished`
     self._max_members: dict[Any, int] = {}  # key of executables -> runs per device that may fit
     self._deaths: dict[str, tuple[int, int]] = {}  # run -> deaths, checkpoint they came after
+    self._is_told = is_told
     self._is_closed = False
     self._lock = threading.RLock()
 
@@ -117,7 +130,7 @@ class Assignments:
   def assign(self, worker: WorkerProcess, like: str | None) -> dict[str, Any]:
     """Assigns a run to a worker that asks for one; returns the answer to the worker."""
     with self._lock:
-      while not self._is_closed and (name := self._queue.take(worker, like)) is not None:
+      while not self._is_over() and (name := self._queue.take(worker, like)) is not None:
         if not self._leases.try_acquire(self._run(name), worker.pid):
           self._elsewhere.append(name)
         elif self._is_finished(name):  # by another launcher
@@ -135,7 +148,7 @@ class Assignments:
       self._queue.forget(worker)
       self.release_finished()
       names = [name for name, assigned in self._assigned.items() if assigned is worker]
-      if self._is_closed or not names:
+      if self._is_over() or not names:
         return
       reason = f'its worker {worker.end_reason()}'
       needs_memory = worker.may_have_run_out_of_memory() and worker.members > 1
@@ -200,6 +213,9 @@ class Assignments:
     with self._lock:
       self._is_closed = True
       self.release_finished()
+
+  def _is_over(self) -> bool:
+    return self._is_closed or self._is_told()
 
   def _run(self, name: str) -> Path:
     return run_files.run_dir(self._workdir, name)

@@ -43,7 +43,8 @@ from absl import flags, logging
 
 from launch.common import preemption
 
-if typing.TYPE_CHECKING:  # importing it imports jax
+if typing.TYPE_CHECKING:  # importing them imports jax
+  from launch.workers.peers import Peers
   from stability.devices.layout import Layout
 
 FLAGS = flags.FLAGS
@@ -51,9 +52,6 @@ FLAGS = flags.FLAGS
 PATIENCE_SECONDS = 1800  # how long to wait for the first process of a run to prepare the data
 POLL_SECONDS = 0.5  # between checks of paused runs while there is nothing to train
 BEAT_SECONDS = 2  # between heartbeats
-# The first of several processes ends this long after they have saved their run: jax aborts the
-# others when it ends, since it is their coordinator.
-LAST_SECONDS = 2
 # A launcher that has sent nothing for this long counts as dead. Together with leases.FRESH_SECONDS,
 # this is less than EXPIRES_SECONDS, after which launchers on other machines take over the runs.
 SILENCE_SECONDS = 40
@@ -81,6 +79,7 @@ class Launcher:
     self._write_lock = threading.Lock()
     self._stop = threading.Event()
     self._has_runs = False
+    self._peers: Peers | None = None  # until the run that they share is trained
     self._members = 1
     self._last_reply = self._last_progress = time.monotonic()
     # Python runs a signal handler in the main thread, and only once the compiler returns.
@@ -110,12 +109,24 @@ class Launcher:
     self._has_runs = True
     return self._stop.is_set()
 
+  def share_run(self, peers: 'Peers') -> None:
+    """Notes that the workers of other processes train the run too and must end with this one."""
+    self._peers = peers
+    if self._stop.is_set():  # told meanwhile, and exiting
+      peers.end_all()
+
+  def end_if_told(self) -> None:
+    """Exits if training has failed because a worker that shares the run was told to stop."""
+    if self._peers is not None:
+      self._peers.end_if_told()
+
   def released_runs(self, has_saved: bool) -> None:
     """Notes that no run is loaded any more; exits if this or another worker was told to stop.
 
     Args:
       has_saved: whether the runs were saved because a worker that shares them was told to stop.
     """
+    self._peers = None
     self._has_runs = False
     self._last_progress = time.monotonic()
     if has_saved or self._stop.is_set():
@@ -173,6 +184,8 @@ class Launcher:
     # _stop. So at least one of the two threads sees both set.
     self._stop.set()
     if not self._has_runs:
+      if self._peers is not None:
+        self._peers.end_all()
       os._exit(preemption.EXIT_CODE)
 
 
@@ -217,6 +230,9 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
         **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
     )
     ignore_signals()  # jax has replaced the handlers
+    from launch.workers import peers
+
+    launcher.share_run(peers.Peers())
   try:
     environment.check_devices()
   except errors.BadInput as error:
@@ -263,8 +279,11 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
       launcher.cannot_write(error)
     except errors.BadInput as error:
       launcher.bad_input(error)
-    if not is_finished and _DISTRIBUTED.value is not None and jax.process_index() == 0:
-      time.sleep(LAST_SECONDS)
+    except Exception:
+      launcher.end_if_told()
+      raise
+    if not is_finished and _DISTRIBUTED.value is not None:
+      peers.let_others_end()
     launcher.released_runs(has_saved=not is_finished)
 
 

@@ -13,14 +13,14 @@ from stability.config import SIZE_FIELDS
 from stability.errors import BadInput
 from stability.importing import arms as arms_lib
 from stability.importing import columns as columns_lib
+from stability.importing import log_files, outcomes
 from stability.importing import notes as notes_lib
-from stability.importing import outcomes
 from stability.importing import runs as runs_lib
-from stability.importing.cleaning import Curve, joined
+from stability.importing.cleaning import Curve, joined, overlap
 from stability.importing.curves import Curves
 from stability.importing.options import Options
 from stability.importing.outcomes import Rows
-from stability.importing.runs import Run
+from stability.importing.runs import LeftOut, Run
 from stability.importing.tables import Table
 from stability.storage.run_files import Result
 
@@ -49,8 +49,10 @@ class Imported:
 
 def assemble(table: Table | None, curves: Curves | None, options: Options) -> Imported:
   """The runs of a table with their curves, or of curves alone; BadInput if they do not fit."""
+  names_of_curves = list(curves.by_run) if curves else []
   if table is None:
     table = _table_of_curves(curves)
+    names_of_curves = [(name,) for name in table.texts('run')]
   columns = {*table.columns, *(curves.seen if curves else ())}
   columns_lib.check_map(options.mapping, columns)
   found, notes = runs_lib.recognise(table, options)
@@ -66,7 +68,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
   arms = arms_lib.choose(table, runs, found, options)
   notes += notes_lib.on_arms(arms, options)
   by_row = {run.row: i for i, run in enumerate(runs)}
-  matched = _match(runs, curves, notes) if curves else {}
+  matched = _match(runs, curves, names_of_curves, notes) if curves else {}
   if curves:
     notes += notes_lib.on_curves(curves, matched)
     _check_losses(curves, matched, found)
@@ -149,21 +151,38 @@ def _check_losses(
 # Which curve belongs to which run.
 
 
-def _match(runs: Sequence[Run], curves: Curves, notes: list[str]) -> dict[int, Curve]:
-  """The curve of each run that has one, by the run's row."""
+def _match(
+    runs: Sequence[Run],
+    curves: Curves,
+    names_of_curves: Sequence[tuple[str, ...]],
+    notes: list[str],
+) -> dict[int, Curve]:
+  """The curve of each run that has one, by the run's row.
+
+  Args:
+    runs: the runs of a table.
+    curves: the curves.
+    names_of_curves: the names that each curve may have.
+    notes: what is left out is added.
+
+  Raises:
+    BadInput: no curve belongs to a run, or it is unclear which run one belongs to.
+  """
   owners: dict[str, list[Run]] = {}
   for run in runs:
     for name in {run.name, run.id} - {''}:
       owners.setdefault(name, []).append(run)
   found: dict[int, Curve] = {}
+  places: dict[str, dict[str, Curve]] = {}  # of the curves with each name of a run
   unknown = []
   if len(curves.by_run) == len(runs) == 1:
     return {runs[0].row: next(iter(curves.by_run.values()))}
   if not owners:
     raise BadInput(f'{runs[0].where}: has no run or id, which curves need; name the column with'
                    ' --map=run=COLUMN')
-  for names, curve in curves.by_run.items():
-    known = next((name for name in names if name in owners), None)
+  for names, curve in zip(names_of_curves, curves.by_run.values(), strict=True):
+    path = log_files.place(names, names[0])  # says more than a name without folders
+    known = next((name for name in (path, *names) if name in owners), None)
     if known is None:
       unknown.append(names[0])
     elif len(owners[known]) > 1:
@@ -173,6 +192,15 @@ def _match(runs: Sequence[Run], curves: Curves, notes: list[str]) -> dict[int, C
       )
     else:
       row = owners[known][0].row
+      place = log_files.place(names, known)
+      for other, before in places.setdefault(known, {}).items():
+        if other != place and overlap(before, curve):
+          raise BadInput(
+              f'--curves: {other} and {place} are both named {known!r}, as is the run of'
+              f' {owners[known][0].where}; name each run by such a path, or import the folders into'
+              ' separate workdirs'
+          )
+      places[known][place] = curve
       found[row] = joined([found[row], curve]) if row in found else curve
   if not found:
     raise BadInput(
@@ -180,7 +208,7 @@ def _match(runs: Sequence[Run], curves: Curves, notes: list[str]) -> dict[int, C
         f' {runs_lib.listed(list(owners))}'
     )
   if unknown:
-    notes.append(f'curves of no run, left out: {runs_lib.listed(unknown)}')
+    notes.append(LeftOut(f'curves of no run, left out: {runs_lib.listed(unknown)}'))
   return found
 
 
@@ -236,7 +264,8 @@ def _without_attempts(
     (kept,) = counted or [r for r in equal if results[r.row] is None][-1:] or equal[-1:]
     dropped += [run for run in equal if run is not kept]
   if dropped:
-    notes.append(f'left out, trained again: {runs_lib.listed([run.where for run in dropped])}')
+    attempts = runs_lib.listed([run.where for run in dropped])
+    notes.append(LeftOut(f'left out, trained again: {attempts}'))
   return [run for run in runs if run not in dropped]
 
 

@@ -80,6 +80,23 @@ def joined(parts: list[Curve]) -> Curve:
   return _merged(table.index.to_numpy(), values, max(part.repeated for part in parts))
 
 
+def overlap(one: Curve, other: Curve) -> bool:
+  """Whether two curves seem to be of two runs: they have different values of a metric.
+
+  A run that was continued repeats few steps, so most steps of the shorter curve must be within
+  the range of the longer one. Copies of a file are of one run.
+  """
+  for name in one.values.keys() & other.values.keys():
+    first, second = (
+        pd.Series(curve.values[name], curve.steps).dropna() for curve in (one, other)
+    )
+    shorter, longer = sorted((first, second), key=len)
+    within = shorter[(shorter.index >= longer.index[0]) & (shorter.index <= longer.index[-1])]
+    if 2 * len(within) > len(shorter) and not within.equals(longer.reindex(within.index)):
+      return True
+  return False
+
+
 def alone(curve: Curve) -> Curve:
   """A curve of one metric, without the steps at which it was not logged."""
   rows = np.zeros(len(curve.steps), bool)

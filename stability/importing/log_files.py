@@ -57,3 +57,16 @@ def names(root: Path, file: Path) -> tuple[str, ...]:
     relative = file.relative_to(root).parent / stem
   folders = [folder for folder in relative.parents if folder.name]
   return (stem, str(relative), *map(str, folders), *(folder.name for folder in folders))
+
+
+def place(names: tuple[str, ...], name: str) -> str:
+  """The path, in the folder of logs, of the file or folder that has this name of a run.
+
+  Args:
+    names: see `names`.
+    name: one of them.
+  """
+  position, folders = names.index(name), (len(names) - 2) // 2
+  if folders < 1:
+    return name
+  return names[1] if position == 0 else names[position - (position > folders + 1) * folders]

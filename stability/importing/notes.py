@@ -8,7 +8,7 @@ from stability.importing.arms import Arms
 from stability.importing.cleaning import Curve
 from stability.importing.curves import Curves
 from stability.importing.options import Options
-from stability.importing.runs import Run, listed
+from stability.importing.runs import LeftOut, Run, listed
 from stability.storage.run_files import Result
 
 
@@ -36,7 +36,7 @@ def on_curves(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
     others = f', not {listed([*of_files.other_steps], 8)}' if of_files.other_steps else ''
     notes.append(f'steps are the column {listed([*of_files.step_columns])}{others}')
   for column, rows in of_files.without_step.items():
-    notes.append(f'{rows:,} rows without {column} are left out')
+    notes.append(LeftOut(f'{rows:,} rows without {column} are left out'))
   mapped = [f'{name} is {column}' for column, name in of_files.names if name != column]
   if mapped:
     notes.append(f'of the curves, {listed(mapped, 20)}')
@@ -45,7 +45,7 @@ def on_curves(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
   if kept:
     notes.append(f'kept under their own names: {listed(kept, 20)}')
   if of_files.left_out:
-    notes.append(f'columns of the curves, left out: {listed([*of_files.left_out], 8)}')
+    notes.append(LeftOut(f'columns of the curves, left out: {listed([*of_files.left_out], 8)}'))
   if of_files.ignored:
     kinds = ', '.join(log_files.ENDINGS)
     names = listed([path.name for path in of_files.ignored])

@@ -43,6 +43,10 @@ class Run:
   fields: dict[str, Any]  # FIELDS that the table has, and the arms
 
 
+class LeftOut(str):
+  """A note on what is left out of the runs, which notebooks show as a warning."""
+
+
 def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]]:
   """Recognises the columns of a table of runs: name -> column; and sentences on the choices."""
   found = {name: c for name, c in options.mapping.items() if c in table.columns}
@@ -156,7 +160,7 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
     )
   if not found_runs:
     raise BadInput(f'{table.source}: {found["learning_rate"]} is empty in every row')
-  notes = [f'left out, without a learning rate: {listed(empty)}'] if empty else []
+  notes = [LeftOut(f'left out, without a learning rate: {listed(empty)}')] if empty else []
   return found_runs, notes
 
 
@@ -247,7 +251,7 @@ def check_fields(runs: Iterable[Run], notes: list[str]) -> None:
   for name in FIELDS:
     having = [run for run in runs if name in run.fields]
     if having and len(having) < len(runs):
-      notes.append(f'{name} is left out: {len(runs) - len(having)} runs lack it')
+      notes.append(LeftOut(f'{name} is left out: {len(runs) - len(having)} runs lack it'))
       for run in having:
         del run.fields[name]
 

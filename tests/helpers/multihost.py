@@ -32,8 +32,11 @@ SECONDS = 150  # timeout of a process, on a busy machine
 
 
 @contextlib.contextmanager
-def crew(folder, workdir, fields):
-  """Runs launch.train as two processes that share eight devices; kills what is left at the end."""
+def crew(folder, workdir, fields, program=('-m', 'launch.train')):
+  """Runs launch.train as two processes that share eight devices; kills what is left at the end.
+
+  `program` are Python's arguments for a stand-in for launch.train, which takes the same flags.
+  """
   environment = os.environ | {
       'PYTHONPATH': str(ROOT),
       'XDG_CACHE_HOME': str(folder / 'cache'),
@@ -45,7 +48,7 @@ def crew(folder, workdir, fields):
   processes = [
       subprocess.Popen(
           [
-              *(sys.executable, '-m', 'launch.train', f'--config={ROOT}/configs/base.py'),
+              *(sys.executable, *program, f'--config={ROOT}/configs/base.py'),
               *(f'--config.{field}={value}' for field, value in fields.items()),
               *(f'--workdir={workdir}', f'--coordinator_address={address}'),
               *('--num_processes=2', f'--process_id={number}'),

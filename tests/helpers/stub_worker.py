@@ -10,6 +10,7 @@ entry is repeated. A run without a plan is ok. Each try adds a line to the run's
   exit    the worker exits with an error
   saved   the worker exits after saving
   wait    the worker waits to be told to end, and exits after saving
+  break   the worker waits to be told to end, and exits with an error
   reach   the worker reaches a checkpoint and is killed
   N       the worker is killed if it has more than N members
 """
@@ -57,9 +58,9 @@ def act(what: str | int, max_members: int | None) -> None:
     os._exit(3)
   elif what == 'saved':
     os._exit(75)
-  elif what == 'wait':
+  elif what in ('wait', 'break'):
     listen('stop')
-    os._exit(75)
+    os._exit(75 if what == 'wait' else 1)
   elif what in ('kill', 'reach'):
     say({'beat': 0.0, 'members': 1})
     os.kill(os.getpid(), signal.SIGKILL)

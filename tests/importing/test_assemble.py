@@ -228,6 +228,10 @@ def test_finished_runs_without_a_curve():
         (('lr1/metrics.csv', 'lr2/metrics.csv'), ['lr1', 'lr2']),
         (('x/s0/metrics.csv', 'y/s0/metrics.csv'), ['x', 'y']),
         (('x/0/m.csv', 'x/1/m.csv', 'y/0/m.csv'), ['x%2F0', 'x%2F1', 'y%2F0']),
+        (('x/logs/a/m.csv', 'y/logs/a/m.csv'), ['x', 'y']),
+        # The name of one is also another name of the other.
+        (('a.csv', 'x/a.csv'), ['a', 'x%2Fa']),
+        (('x/y.csv', 'y/y.csv'), ['x', 'y']),
     ],
 )
 def test_names_of_files(tmp_path, files, names):
@@ -270,3 +274,47 @@ def test_files_of_one_run_are_joined(tmp_path):
       '{"step": 10, "loss": 4.0}',
       '{"step": 20, "loss": 3.0, "val_loss": 4.0}',
   ]
+
+
+@pytest.mark.parametrize(
+    ('files', 'places'),
+    [
+        (('A/logs/run.csv', 'B/logs/run.csv'), 'A/logs/run and B/logs/run'),
+        (('A/run/train.csv', 'B/run/train.csv'), 'A/run and B/run'),
+        (('run.csv', 'B/run.csv'), 'B/run and run'),
+    ],
+)
+def test_curves_of_two_runs_are_not_joined(tmp_path, files, places):
+  for i, file in enumerate(files):
+    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / file).write_text(f'step,loss\n0,5\n10,{4 - i}\n20,3\n')
+  read = curves.read(tmp_path, Options())
+  with pytest.raises(BadInput) as error:
+    assemble.assemble(table_of('run', 'other'), read, Options())
+  assert f"{places} are both named 'run', as is the run of runs, row" in str(error.value)
+  paths = places.split(' and ')  # what the message says to do
+  found = assemble.assemble(table_of(*paths), read, Options()).runs
+  assert sorted(run.result.final_loss for run in found.values()) == [3.0, 3.0]
+  assert sorted(run.rows.curve.values['loss'][1] for run in found.values()) == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        ('step,loss\n0,5\n10,4\n20,3\n', 'step,val_loss\n0,5\n10,3\n20,3\n'),
+        ('step,loss\n0,5\n10,4\n20,3\n', 'step,loss\n20,2.9\n30,2.8\n40,2.7\n'),  # continued
+        ('step,loss\n0,5\n10,4\n20,3\n', 'step,loss\n0,5\n10,4\n20,3\n'),  # a copy
+    ],
+)
+def test_folders_of_one_run_are_joined(tmp_path, first, second):
+  for folder, text in (('A', first), ('B', second)):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / 'run.csv').write_text(text)
+  found = assemble.assemble(table_of('run', 'x'), curves.read(tmp_path, Options()), Options()).runs
+  assert found['run'].rows.to_text().splitlines()[0].startswith('{"step": 0, "loss": 5.0')
+  assert found['x'].rows is None
+
+
+def table_of(*names):
+  runs = {'name': names, 'lr': [1e-3, 1e-2], 'final_loss': 3.0, 'initial_loss': 5.0}
+  return tables.of_frame(pd.DataFrame(runs), 'runs')

@@ -206,6 +206,24 @@ def test_preemption(place, sent):
     assert leases_lib.holder(run_files.run_dir(workdir, name)) is None
 
 
+def test_death_of_a_worker_that_is_told_to_end_does_not_count(place):
+  """What tells the launcher to end may also end what the worker has started, such as a compiler."""
+  workdir, configs = place({0: ['exit', 'exit', 'break']}, runs=1)
+  (name,) = configs
+
+  def notify():
+    while len(tries(workdir, name)) < 3:
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  helper = threading.Thread(target=notify)
+  helper.start()
+  with signals_installed(), pytest.raises(preemption.Preempted):
+    train(workdir, configs)
+  helper.join()
+  assert results(workdir, configs) == [None]
+
+
 def test_slow_worker_is_killed(place, monkeypatch):
   monkeypatch.setattr(preemption, 'GRACE_SECONDS', 1)
   workdir, configs = place({0: ['freeze']}, runs=1)

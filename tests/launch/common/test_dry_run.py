@@ -9,14 +9,17 @@ import sys
 import jax
 import jax.monitoring
 import pytest
+from helpers import made_up
 
 from configs import base, ladder
+from configs import quickstart as quickstart_module
 from launch import sweep
 from launch.common import app, dry_run, memory_analysis
 from stability import hyper
 from stability.devices import cost as cost_lib
 from stability.devices import traces
 from stability.devices.cost import Machine
+from stability.storage import run_files
 
 ROOT = pathlib.Path(__file__).parents[3]
 LADDER = f'--config={ROOT}/configs/ladder.py:paper'
@@ -204,6 +207,50 @@ def test_runs_are_listed(capsys):
 
 
 @pytest.mark.slow
+def files_of(folder):
+  return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob('*')]}
+
+
+def test_rest_of_a_sweep_that_has_begun(tmp_path, capsys):
+  quickstart = f'--config={ROOT}/configs/quickstart.py'
+  requested = hyper.expand(quickstart_module.get_config().to_dict(), quickstart_module.get_sweep())
+  new = run(capsys, quickstart, *H100S)
+  assert run(capsys, quickstart, *H100S, f'--workdir={tmp_path / "new"}') == new
+  assert not (tmp_path / 'new').exists()
+  begun = tmp_path / 'begun'
+  begun.mkdir()
+  made_up.write_runs(begun, requested)
+  done, failed = {}, run_files.Result(status='failed', error='x')
+  for number, (name, config) in enumerate(requested.configs.items()):
+    if config['model']['width'] == 16:
+      done[name] = config
+      run_files.write_result(run_files.run_dir(begun, name), made_up_result())
+    elif number % 2:
+      run_files.write_result(run_files.run_dir(begun, name), failed)
+  assert 0 < len(done) < len(requested.configs)
+  before = files_of(begun)
+  lines = run(capsys, quickstart, *H100S, f'--workdir={begun}')
+  assert files_of(begun) == before
+  assert f'{begun}: {len(done)} of {len(requested.configs)} runs have ended' in lines
+  (rest,) = (line for line in lines if line.startswith('the rest, from the start of each run: '))
+  left = {name: c for name, c in requested.configs.items() if name not in done}
+  plan = cost_lib.plan(cost_lib.groups(left, 256))
+  assert f': {plan.runs:,} runs, {plan.tokens:,} tokens, {plan.flops:.2e} FLOPs; ' in rest
+  assert sum('hours of training' in line for line in lines) == 2
+  assert len(rows(lines)) == len(rows(new)) + 2 * plan.populations
+  other = [quickstart, f'--workdir={begun}', '--config.schedule.warmup_steps=7']
+  assert app.execute(sweep.main, sweep.FLAGS, ['sweep', '--dry_run', *other]) == 2
+  assert 'holds another sweep' in capsys.readouterr().err
+  for name in left:
+    run_files.write_result(run_files.run_dir(begun, name), made_up_result())
+  lines = run(capsys, quickstart, f'--workdir={begun}')
+  assert lines[-1] == f'{begun}: {plan.runs + len(done)} of {plan.runs + len(done)} runs have ended'
+
+
+def made_up_result():
+  return run_files.Result(status='done', initial_loss=5.0, final_loss=2.0, steps=1, tokens=1)
+
+
 def test_no_accelerator_and_no_files(tmp_path):
   """With JAX_PLATFORMS=cuda, on a machine that may have no GPU."""
   program = (

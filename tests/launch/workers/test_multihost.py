@@ -56,6 +56,49 @@ def test_one_of_two_processes_is_preempted(tmp_path, told):
   assert saved >= run_files.last_metrics(run)['step'] > 4
 
 
+SLOW_COMPILATION = """
+import pathlib, time
+from launch.workers import worker
+
+def make_slow_layout(*arguments):
+  import jax
+  from stability.devices.make_layout import make_layout
+  if jax.process_index() in {slow}:
+    pathlib.Path(f'compiles-{{jax.process_index()}}').touch()
+    time.sleep(6)
+  return make_layout(*arguments)
+
+worker.main(make_slow_layout)
+"""
+SLOW_LAUNCHER = (
+    'import sys; from launch import train; from launch.common import app, preemption;'
+    'from launch.workers import worker_process; preemption.install();'
+    'worker_process.COMMAND = (sys.executable, "slow.py");'
+    'app.run(train.main, train.FLAGS)'
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('slow', 'told'), [((0, 1), 0), ((0, 1), 1), ((1,), 0), ((1,), 1)])
+def test_one_of_two_processes_is_preempted_while_compiling(tmp_path, slow, told):
+  """Both end with 75 and no failure is written, also if one of them waits for the other."""
+  workdir = tmp_path / 'shared'
+  (tmp_path / 'slow.py').write_text(SLOW_COMPILATION.format(slow=slow))
+  more = {'parallel.layout': 'data_parallel', 'schedule.steps': 100_000}
+  with crew(tmp_path, workdir, FIELDS | more, ('-c', SLOW_LAUNCHER)) as processes:
+    for number in slow:
+      wait_for(processes[number], tmp_path, f'compiles-{number}')
+    if len(slow) == 1:
+      time.sleep(3)  # the other process compiles in a second, and waits
+    processes[told].send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    printed = [process.communicate(timeout=SECONDS)[0] for process in processes]
+  assert [process.returncode for process in processes] == [75, 75], printed
+  assert time.monotonic() - begun < 30
+  run = run_files.run_dir(workdir, 'seed=0')
+  assert not (run / 'result.json').exists() and not (run / 'metrics.jsonl').exists()
+
+
 def found(*arguments):
   values = flags.FlagValues()
   multihost.define_flags(values)
