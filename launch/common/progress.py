@@ -88,7 +88,7 @@ class Progress:
           self._count_results([name])
     fraction = (self._finished_flops + running_flops) / self._total_flops
     time_left = self._time_left(fraction)
-    if tokens_per_second or time_left:
+    if tokens_per_second or (time_left and not phases):
       speed = [f'{tokens_per_second:,.0f} tokens/s']
     else:
       speed = [] if phases else ['no step logged yet']

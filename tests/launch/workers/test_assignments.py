@@ -8,6 +8,7 @@ import pytest
 from helpers import made_up
 
 from configs import quickstart
+from launch.common import display
 from launch.common.progress import Progress
 from launch.workers import assignments
 from stability import hyper
@@ -93,6 +94,19 @@ def test_progress_before_the_first_step(tmp_path, capsys):
       progress.update(names[:1], phases=phases)
     err = capsys.readouterr().err
     assert err.endswith(f'1 running, 0 diverged, {said}\n')
+
+
+def test_no_speed_while_all_workers_compile(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(display, 'PLAIN_SECONDS', 0)
+  name, *_ = made_up.write_sweep(tmp_path, seeds=(0,), leave_out=tuple(range(42)))
+  metrics = run_files.run_dir(tmp_path, name) / 'metrics.jsonl'
+  with Progress(tmp_path, sweeps.read_sweep(tmp_path).runs) as progress:
+    for step, speed in ((10, 5.0), (20, 0.0), (20, 0.0)):
+      metrics.write_text(json.dumps({'step': step, 'tokens_per_second': speed}) + '\n')
+      progress.update([name], phases=['compiling'])
+  first, _, last = capsys.readouterr().err.splitlines()
+  assert first.endswith('compiling, 5 tokens/s')
+  assert 'compiling, ' in last and last.endswith(' left') and 'tokens/s' not in last
 
 
 def test_progress(tmp_path, capsys):
