@@ -5,7 +5,8 @@
 parent, the default, is the validation text of the run that a fine-tuned run started from. Any other
 value is a file or folder of text, of which windows are taken that are spread evenly over it, at
 most as many as the sweep has of validation text. The loss of the parent is measured on the same
-windows: the difference is what a run has forgotten. The measurements are in
+windows: the difference is what a run has forgotten. A warning names documents of the text that the
+runs were trained on, where DIR/sweep.json lists those. The measurements are in
 DIR/report/other_text.csv and on the page; one that is there already is not repeated.
 """
 
@@ -13,6 +14,7 @@ DIR/report/other_text.csv and on the page; one that is there already is not repe
 from launch.common import app, path_flags
 
 # isort: split
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -30,11 +32,13 @@ from stability.storage import files, other_text_csv, parents, run_files, sweeps
 from stability.storage.files import Json
 
 if TYPE_CHECKING:
+  from stability.data.sources import Document
   from stability.retrieval.model import Model
   from stability.retrieval.texts import Windows
 
 PARENT = 'parent'
 PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
+SHOWN = 5  # names of documents in a line
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
@@ -66,6 +70,8 @@ def main() -> int:
   from stability.report import page
 
   measured, damaged = _Measurements(workdir, sweep), []
+  if measured.trained_on:
+    print(f'warning: {_trained_on(measured)}', file=sys.stderr)
   try:
     with display.Display(first_after=display.PLAIN_SECONDS) as progress:
       for done, name in enumerate(names):
@@ -100,6 +106,16 @@ class _Measurements:
     self._known = {row.key: row for row in other_text_csv.read(workdir)}
     self._windows: dict[tuple[str, int, int], Windows] = {}
     self._parent_losses: dict[tuple[str, str], float] = {}
+    self.documents: list[Document] = []  # of --text
+    self.trained_on: list[str] = []  # names of those that the runs were trained on
+    if _TEXT.value != PARENT:
+      from stability.data.tokenize import stored
+      from stability.retrieval import texts, training_text
+
+      folder = workdir / sweep.data['path']
+      self._tokenizer = stored.StoredTokenizer(folder, sweep.data)
+      self.documents = texts.documents(Path(_TEXT.value))
+      self.trained_on = training_text.trained_on(self.documents, folder, self._tokenizer)
 
   def add(self, name: str) -> None:
     """Measures a run, unless its row is known; BadInput if that is impossible."""
@@ -113,10 +129,9 @@ class _Measurements:
       known = other_text_csv.Row(
           name, windows.name, count, loss, parent_loss, windows.digest()
       )
-    self.rows.append(known)
+    self.rows.append(dataclasses.replace(known, training_documents=len(self.trained_on)))
 
   def _windows_of(self, name: str, parent: Json | None) -> 'Windows':
-    from stability.data.tokenize import stored
     from stability.retrieval import texts
 
     data = self._sweep.runs[name]['data']
@@ -127,9 +142,7 @@ class _Measurements:
       if _TEXT.value == PARENT:
         found = texts.of_split(_text_of(parent), 'validation', length, count, name=PARENT)
       else:
-        tokens = self._workdir / self._sweep.data['path']
-        tokenizer = stored.StoredTokenizer(tokens, self._sweep.data)
-        found = texts.of_path(Path(source), tokenizer, length, count)
+        found = texts.of_documents(source, self.documents, self._tokenizer, length, count)
       self._windows[key] = found
     return self._windows[key]
 
@@ -145,6 +158,15 @@ class _Measurements:
     if key not in self._parent_losses:
       self._parent_losses[key] = _loss(model.Model.of_parent(parent), windows)
     return self._parent_losses[key]
+
+
+def _trained_on(measured: _Measurements) -> str:
+  names, count = measured.trained_on, len(measured.documents)
+  shown = ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
+  return (
+      f'--text={_TEXT.value}: the runs were trained on {len(names):,} of its {count:,} documents'
+      f' ({shown}); what is measured there may be memory'
+  )
 
 
 def _loss(model: 'Model', windows: 'Windows') -> float:

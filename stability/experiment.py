@@ -321,6 +321,7 @@ class Experiment:
       gradients                          gradient and update RMS at the end of training
       block_outputs                      RMS of a block's output against parameters
       query_key_norms                    norms of queries and keys of the largest size over steps
+      probe_N_NAME                       a probe of the config file against learning rate
       critical_learning_rate             critical learning rate, extrapolated to larger sizes
       predicted_against_measured         the largest size, predicted from smaller ones
 
@@ -355,12 +356,14 @@ class Experiment:
     table = self.lr_sensitivity()
     if not self._path.is_dir():
       return selection.loss_plots(self._results, table, bigram_loss=None)
-    bigram_loss = sweeps.read_sweep(self._path).data.get('bigram_loss')
-    curves = self.curves(selection.probes(self._results))
+    sweep = sweeps.read_sweep(self._path)
+    bigram_loss = sweep.data.get('bigram_loss')
+    curves = self.curves([*selection.probes(self._results), *sweep.own_probes])
     return [
         *selection.loss_plots(self._results, table, bigram_loss),
         *selection.curve_plots(self._results, curves),
         *selection.probe_plots(self._results, curves),
+        *selection.extension_plots(self._results, curves, sweep.own_probes),
     ]
 
   def _predictions(

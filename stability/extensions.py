@@ -66,6 +66,8 @@ _RECORD_TYPES = {
     'options': list,
     'values': dict,
 }
+# One that sweeps begun by older code lack: what the probes of the extensions measure, by name.
+PROBES = 'probes'
 
 
 def variant(
@@ -126,7 +128,7 @@ class Extensions:
     return f'extensions/{self.sha256[:12]}'
 
   def to_json(self) -> Json:
-    """The record of the extensions in sweep.json."""
+    """The record of the extensions in sweep.json, without the names of probes; see `probes`."""
     return {
         'folder': self.folder,
         'file': self.file,
@@ -329,6 +331,9 @@ def register_stored(stored: Any) -> None:
   for key, kind in _RECORD_TYPES.items():
     if stored and not isinstance(stored.get(key), kind):
       raise BadInput(f'{key} is missing or of a wrong type')
+  names = probes(stored)
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise BadInput(f'{PROBES} is of a wrong type')
   for record in stored.get('options', ()):
     field = Field.from_json(record)
     if field.name not in fields.FIELDS:
@@ -337,6 +342,11 @@ def register_stored(stored: Any) -> None:
     for name in names if isinstance(names, list) else ():
       if isinstance(name, str) and name not in variants.added(option):
         variants.add_variant(option, name, variants.Variant(None, 'known by name alone'))
+
+
+def probes(stored: Json) -> list[str]:
+  """The names of what probes of the extensions measure; none in sweeps begun by older code."""
+  return stored.get(PROBES, [])
 
 
 def check(workdir: Path, stored: Json) -> Path:

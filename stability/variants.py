@@ -141,6 +141,11 @@ def add_term(place: str, term: Term) -> None:
   _ADDED_TERMS.setdefault(place, {})[term.name] = term
 
 
+def added_terms(place: str) -> tuple[Term, ...]:
+  """The terms of a place that come from outside the package."""
+  return tuple(_ADDED_TERMS.get(place, {}).values())
+
+
 def revision() -> int:
   """A number that changes whenever the added entries change; 0 if there are none."""
   return len(_history) if _ADDED or _ADDED_TERMS else 0

@@ -16,7 +16,7 @@ import pytest
 from helpers.processes import ROOT, run
 
 from configs import base
-from launch.common import app
+from launch.common import app, extension_trace
 from stability import config as config_lib
 from stability import extensions, variants
 from stability.errors import BadInput
@@ -84,6 +84,7 @@ def test_sweep(place):
   sweep = json.loads((place / 'sweep/sweep.json').read_text())
   options = [option['name'] for option in sweep['extensions']['options']]
   assert options == ['optimizer.momentum', 'objective.logit_norm']
+  assert sweep['extensions']['probes'] == ['update_norm']
   found = rows(place / 'sweep')
   assert len(found) == 2
   sink = found['attention=sink,learning_rate=0.01,seed=0']
@@ -176,6 +177,42 @@ def test_refused(tmp_path, body, said):
   with pytest.raises(BadInput, match=re.escape(said)) as error:
     load(tmp_path, body)
   assert 'own.py' in str(error.value)
+
+
+PROBED = '''
+  def norms(inside):
+    return {'norms/b': inside.params['final_norm']['scale'].sum(), 'norms/a': 0.0}
+  return [
+      ext.switch('own.on', 0.0, 'It.'),
+      ext.term('probes', 'norms', norms),
+      ext.term('probes', 'off', lambda inside: {'off': 0.0}, when='own.on'),
+      ext.term('objective', 'term', lambda forward: 0.0),
+      ext.term('probes', 'last', lambda inside: {LAST: inside.hparams['seed']}),
+  ]
+'''
+
+
+def test_names_of_probes(tmp_path):
+  """Of those that are on, and of no other measurement; names of other columns are refused."""
+  found = load(tmp_path, PROBED.replace('LAST', '"last"'))
+  configs = found.runs.configs
+  assert set(extension_trace.check('own.py', configs)) == {'norms/a', 'norms/b', 'last'}
+  (config,) = configs.values()
+  config['own']['on'] = 1.0
+  assert 'off' in extension_trace.check('own.py', configs)
+  config['probe']['every_steps'] = 0
+  assert extension_trace.check('own.py', configs) == []
+  found = load(tmp_path, PROBED.replace('LAST', '"tokens"'))
+  with pytest.raises(BadInput, match='tokens is what rows hold already'):
+    extension_trace.check('own.py', found.runs.configs)
+
+
+@pytest.mark.parametrize('probes', [{}, 'x', [1]])
+def test_damaged_names_of_probes(tmp_path, probes):
+  record = load(tmp_path, '  return []').extensions.to_json()
+  extensions.register_stored(record | {'probes': ['x']})
+  with pytest.raises(BadInput, match='probes is of a wrong type'):
+    extensions.register_stored(record | {'probes': probes})
 
 
 def test_entries_are_those_of_the_last_config_file(tmp_path):

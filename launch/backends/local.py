@@ -61,6 +61,10 @@ class Worker:
   def is_alive(self) -> bool:
     return self._server.is_alive() or self._output.is_alive()
 
+  def is_starting(self) -> bool:
+    """Whether the process has not made its first request yet."""
+    return self.is_alive() and not self._has_asked
+
   def could_not_start(self) -> bool:
     """Whether the process ended before its first request."""
     return not self.is_alive() and not self._has_asked
@@ -171,7 +175,9 @@ def train(
         if assignments.has_waiting():
           pool = [replaced_if_dead(worker) for worker in pool]
         assignments.release_finished()
-        progress.update(assignments.running(), assignments.newly_finished())
+        is_starting = any(worker.is_starting() for worker in pool)
+        phases = [*(['starting workers'] if is_starting else []), *assignments.phases()]
+        progress.update(assignments.running(), assignments.newly_finished(), phases)
       if not progress.is_finished():
         _save(pool, progress)
     finally:

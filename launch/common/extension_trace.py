@@ -8,24 +8,30 @@ from pathlib import Path
 
 import stability
 from stability import config as config_lib
+from stability import variants
 from stability.config import Config
 from stability.data import tokens
 from stability.devices import shapes
 from stability.errors import BadInput
 
 MOST = 8  # static configs that are traced; each takes seconds
+# What rows and their tables hold besides the measurements of a step.
+_TAKEN = ('run', 'tokens', 'seconds', 'tokens_per_second')
 _NOT_OWN = (  # folders of this package and of libraries
     *(Path(stability.__file__).parent, Path(__file__).parents[1]),
     *map(Path, sysconfig.get_paths().values()),
 )
 
 
-def check(config_file: str, configs: Mapping[str, Config]) -> None:
+def check(config_file: str, configs: Mapping[str, Config]) -> list[str]:
   """Traces the initialisation and all kinds of steps, as workers do.
 
   Args:
     config_file: as errors name it.
     configs: the runs, whose extensions are installed.
+
+  Returns:
+    The names of what the probes of extensions measure.
 
   Raises:
     BadInput: the code of an extension fails; the message names its file and line.
@@ -37,26 +43,41 @@ def check(config_file: str, configs: Mapping[str, Config]) -> None:
   for config in configs.values():
     static, hparams = config_lib.split(config)
     distinct.setdefault(static, hparams)
+  measured: dict[str, None] = {}
   for static, hparams in list(distinct.items())[:MOST]:
     try:
-      _trace(static, hparams, vocabulary_size)
+      measured |= dict.fromkeys(_trace(static, hparams, vocabulary_size))
     except Exception as error:
       first_line, *_ = str(error).strip().splitlines() or ['']
       what = f'{type(error).__name__}: {first_line}'
       raise BadInput(f'{_place(error) or config_file}: its extensions fail: {what}') from error
+  return list(measured)
 
 
-def _trace(static, hparams, vocabulary_size: int) -> None:
+def _trace(static, hparams, vocabulary_size: int) -> list[str]:
   import jax
   import numpy as np
 
-  from stability.step import train_step
+  from stability.step import probes, train_step
 
   programs = train_step.programs(static, vocabulary_size)
   state = jax.eval_shape(programs.init, train_step.arrays(hparams))
   text = jax.ShapeDtypeStruct((2 * static.data.sequence_length,), np.int32)
   for step in programs.steps.values():
     jax.eval_shape(step, {'text': text}, state)
+  measured: list[str] = []
+  added = variants.added_terms('probes') if 'probed' in programs.steps else ()
+  for term in probes.INSIDE.active(static):
+    if term in added:
+
+      def measure(params, hparams, term=term):
+        # Gradients, updates and moves have the shapes of the parameters.
+        return term.make(probes.Inside(params, params, params, params, hparams, static))
+
+      measured += jax.eval_shape(measure, state['params'], state['hparams'])
+  if taken := [name for name in measured if name in _TAKEN]:
+    raise BadInput(f'{taken[0]} is what rows hold already; a probe of yours needs another name')
+  return measured
 
 
 def _place(error: BaseException) -> str | None:

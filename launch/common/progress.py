@@ -52,13 +52,19 @@ class Progress:
     """Whether every run has a result."""
     return not self._unfinished
 
-  def update(self, running: Sequence[str], finished: Iterable[str] = ()) -> None:
+  def update(
+      self,
+      running: Sequence[str],
+      finished: Iterable[str] = (),
+      phases: Sequence[str] = (),
+  ) -> None:
     """Reads the files and shows the progress.
 
     Args:
       running: the runs that are being trained.
       finished: the runs known to have finished since the last call. Other finished runs are
         discovered over several calls.
+      phases: what workers do besides training, as far as the launcher knows.
     """
     tokens_per_second, running_flops, paused = 0.0, 0.0, 0
     for name in running:
@@ -81,14 +87,20 @@ class Progress:
         if name not in running:
           self._count_results([name])
     fraction = (self._finished_flops + running_flops) / self._total_flops
+    time_left = self._time_left(fraction)
+    if tokens_per_second or (time_left and not phases):
+      speed = [f'{tokens_per_second:,.0f} tokens/s']
+    else:
+      speed = [] if phases else ['no step logged yet']
     facts = [
         f'{sum(self._counts.values())}/{len(self._configs)} runs finished',
         f'{len(running) - paused} running',
         *([f'{paused} waiting for a person (launch.control)'] if paused else []),
         f'{self._counts["diverged"]} diverged',
         *([f'{self._counts["failed"]} failed'] if self._counts['failed'] else []),
-        f'{tokens_per_second:,.0f} tokens/s',
-        self._time_left(fraction),
+        *phases,
+        *speed,
+        *([time_left] if time_left else []),
     ]
     self._display.show(fraction, facts, last=self.is_finished())
 
@@ -102,14 +114,14 @@ class Progress:
         if result.status == 'failed':
           self.log(f'{name} failed: {result.error.strip().splitlines()[-1]}')
 
-  def _time_left(self, fraction: float) -> str:
-    """The time left, estimated from the speed since the first logged step (without compilation)."""
+  def _time_left(self, fraction: float) -> str | None:
+    """The time left, from the speed since the first logged step (without compilation), if known."""
     now = time.monotonic()
     if self._start_time is None:
       if fraction > 0:
         self._start_time, self._start_fraction = now, fraction
-      return 'starting'
+      return None
     gained = fraction - self._start_fraction
     if gained <= 0:
-      return 'starting'
+      return None
     return display.time_left((1 - fraction) / gained * (now - self._start_time))

@@ -145,8 +145,9 @@ def prepare(
   _check_tokenizer(sweep, workdir)
   records = _check_parents(workdir, runs.configs)
   limits_of = _check_limits(workdir, runs.configs)
+  probes: list[str] = []  # of extensions
   if sweep.extensions is not None and not (workdir / 'sweep.json').exists():
-    extension_trace.check(sweep.config_file, runs.configs)
+    probes = extension_trace.check(sweep.config_file, runs.configs)
   with leases.acquire(workdir, _print_waiting):
     # Again: another launcher may have written a sweep.
     runs = sweeps.check_workdir(workdir, sweep.runs)
@@ -166,7 +167,7 @@ def prepare(
         data=data,
         versions=_versions(workdir, unfinished),
         report=sweep.report,
-        extensions=_prepare_extensions(sweep, workdir),
+        extensions=_prepare_extensions(sweep, workdir, probes),
         parameters=_count_parameters(workdir, configs),
     )
     sweeps.write_sweep(workdir, written)
@@ -272,10 +273,13 @@ def _continued_configs(
   }
 
 
-def _prepare_extensions(sweep: app.SweepRequest, workdir: Path) -> files.Json:
+def _prepare_extensions(
+    sweep: app.SweepRequest, workdir: Path, probes: Sequence[str]
+) -> files.Json:
   """Copies the sources of the sweep's extensions to a new workdir; returns their record.
 
-  An existing workdir keeps its copy, with a warning if the sources have changed.
+  An existing workdir keeps its copy, with a warning if the sources have changed. `probes` are the
+  names of what the probes of the extensions measure.
   """
   previous = {}
   if (workdir / 'sweep.json').exists():
@@ -293,6 +297,7 @@ def _prepare_extensions(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   if sweep.extensions:
     for name, content in sweep.extensions.files.items():
       files.write_atomic(workdir / sweep.extensions.folder / name, content)
+    current |= {extensions.PROBES: list(probes)}
   return current
 
 

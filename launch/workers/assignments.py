@@ -81,6 +81,11 @@ class RunQueue:
   def _rank(self, key: object) -> tuple[bool, float]:
     return key not in self._worker_keys.values(), self._group_flops[key]
 
+  @property
+  def groups(self) -> int:
+    """The number of groups of all runs, also of those that were taken."""
+    return len(self._canonical)
+
   def __len__(self) -> int:
     return sum(map(len, self._groups.values()))
 
@@ -202,6 +207,19 @@ class Assignments:
     """The runs that are being trained, including at most CHECKS runs of other launchers."""
     with self._lock:
       return [*self._assigned, *list(self._elsewhere)[:CHECKS]]
+
+  def phases(self) -> list[str]:
+    """What workers do before they train, and for how many groups of runs, each with one program."""
+    found = collections.defaultdict(set)
+    with self._lock:
+      for name, worker in self._assigned.items():
+        found[worker.phase].add(self._queue.key(name))
+      total = self._queue.groups
+    return [
+        phase if total == 1 else f'{phase} for {len(found[phase])} of {total} groups of runs'
+        for phase in ('reading text', 'compiling')
+        if phase in found
+    ]
 
   def has_waiting(self) -> bool:
     """Whether a run waits for a worker."""

@@ -6,7 +6,8 @@ per line:
   {"like": null}   asks for a run          {"run": NAME, "members": N}, or {"run": null} if none is
                                            left
   {"like": NAME}   asks for a run with the static config of NAME; the same reply
-  {"beat": S, "members": N}   heartbeat; S: seconds since training last made progress
+  {"beat": S, "members": N, "phase": P}    heartbeat; S: seconds since training last made progress,
+                                           P: starting, reading text, compiling or training
                                            {"alive": true}
                                            {"stop": true}, at any time: save everything and exit
   {"cannot_write": [errno, reason, path]}  the disk cannot be written to; the worker exits and
@@ -81,6 +82,7 @@ class Launcher:
     self._has_runs = False
     self._peers: Peers | None = None  # until the run that they share is trained
     self._members = 1
+    self._phase = 'starting'
     self._last_reply = self._last_progress = time.monotonic()
     # Python runs a signal handler in the main thread, and only once the compiler returns.
     # The wakeup file descriptor is written to at once, whatever thread receives the signal.
@@ -101,11 +103,14 @@ class Launcher:
     self._send({'like': like})
     reply = self._runs.get()
     self._last_progress = time.monotonic()
+    if like is None and reply['run'] is not None:
+      self._enter('reading text')
     return reply['run'], reply.get('members')
 
   def interrupted(self) -> bool:
     """Whether the main thread must save the loaded runs. Every call counts as progress."""
     self._last_progress = time.monotonic()
+    self._enter('training')
     self._has_runs = True
     return self._stop.is_set()
 
@@ -133,8 +138,9 @@ class Launcher:
       os._exit(preemption.EXIT_CODE)
 
   def report_members(self, members: int) -> None:
-    """Reports the number of runs per device, before an attempt that may exhaust the memory."""
+    """Reports the number of runs per device, before a compilation, which may exhaust the memory."""
     self._members = members
+    self._phase = 'compiling'
     self._send_heartbeat()
 
   def cannot_write(self, error: OSError) -> NoReturn:
@@ -154,9 +160,14 @@ class Launcher:
       except OSError:
         os._exit(1)  # the launcher is dead
 
+  def _enter(self, phase: str) -> None:
+    if phase != self._phase:
+      self._phase = phase
+      self._send_heartbeat()
+
   def _send_heartbeat(self) -> None:
     idle = round(time.monotonic() - self._last_progress, 1)
-    self._send({'beat': idle, 'members': self._members})
+    self._send({'beat': idle, 'members': self._members, 'phase': self._phase})
 
   def _read_replies(self) -> None:
     for line in self._replies:

@@ -43,6 +43,7 @@ class WorkerProcess:
       is_fresh: returns whether to answer a heartbeat; a worker that gets no answers exits.
     """
     self.members = 1  # runs per device, as last reported
+    self.phase = 'starting'  # as last reported; see launch/workers/worker.py
     self._is_fresh = is_fresh
     self._killed_because: str | None = None
     self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
@@ -69,6 +70,7 @@ class WorkerProcess:
       message = json.loads(line)
       if 'beat' in message:
         self._seconds_stuck, self.members = message['beat'], message['members']
+        self.phase = message['phase']
         if self._is_fresh():
           self.send({'alive': True})
       else:

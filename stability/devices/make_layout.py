@@ -52,7 +52,7 @@ def make_layout(
     static: the static config that the runs to train share.
     hparams: those of any of these runs; only their types matter.
     max_members: limit on the runs per device, for when more ran out of memory; None: no limit.
-    on_members: called with a number of runs per device before that number is tried.
+    on_members: called with a number of runs per device before each attempt to compile.
     layouts: the layouts by their names in config.parallel.layout.
 
   Raises:
@@ -80,6 +80,8 @@ def make_layout(
       fused=kind == 'gpu',
   )
   make = layouts[place.layout]
+  if place.layout != 'population':
+    on_members(1)
   if place.layout in MULTI_DEVICE:
     return make(programs, data, hparams, devices)
   host_drawn = len(text.train) > batches.MAX_DEVICE_TOKENS or (

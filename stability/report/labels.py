@@ -47,7 +47,7 @@ def replaced(given: Mapping[str, str]) -> Iterator[None]:
 def text(name: str) -> str:
   """The label given for a text; without one, the text."""
   given = _given.get()
-  return _printable(given[name]) if name in given else name
+  return printable(given[name]) if name in given else name
 
 
 def refuse_equal(shown: Sequence[str], what: str) -> None:
@@ -97,10 +97,10 @@ def value(entry: Any) -> str:
 def _plain_value(entry: Any) -> str:
   if pd.isna(entry):
     return 'unset'
-  return number(entry) if isinstance(entry, float) else _printable(str(entry))
+  return number(entry) if isinstance(entry, float) else printable(str(entry))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
   """Escapes control characters, which fonts lack and SVG forbids."""
   return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
@@ -128,7 +128,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
   """
   last = [name.removesuffix('.name').split('.')[-1] for name in names]
   return {
-      name: _printable(name if last.count(short) > 1 or short in _COLUMNS else short)
+      name: printable(name if last.count(short) > 1 or short in _COLUMNS else short)
       for name, short in zip(names, last, strict=True)
   }
 

@@ -23,15 +23,18 @@ def table(results: Results, rows: Sequence[Row]) -> pd.DataFrame:
   Columns: text, those of size and intervention, best LR (of all runs, on the own text), and for it
   and the rates 3 and 10 times as high: the loss on the text, and, of runs with a parent, how much
   it is above that of the parent; means over seeds, in nats. Cells are empty where a run that counts
-  was not measured, such as one that diverged.
+  was not measured, such as one that diverged. A text that the runs were trained on in part or as a
+  whole says so.
   """
   if not rows:
     return pd.DataFrame()
-  measured = pd.DataFrame(rows)[['run', 'text', 'loss', 'parent_loss']]
+  measured = pd.DataFrame(rows)[['run', 'text', 'loss', 'parent_loss', 'training_documents']]
   runs = results.runs.assign(own_loss=lr_sensitivity.counted_loss(results.runs))
   runs = runs.dropna(subset='own_loss')
   runs = pd.concat([
-      runs.merge(of_text.drop(columns='text'), on='run', how='left').assign(text=text)
+      runs.merge(of_text.drop(columns='text'), on='run', how='left').assign(
+          text=f'{text} (holds training text)' if of_text['training_documents'].any() else text
+      )
       for text, of_text in measured.groupby('text', sort=False)
   ])
   found = []

@@ -60,6 +60,7 @@ def write_report(
   results = dataclasses.replace(results_lib.load_workdir(workdir), interval=options.interval)
   table = lr_sensitivity.lr_sensitivity(results)
   probes = [*selection.probes(results), *observations.PROBES, *regimes.probes(results)]
+  probes += sweep.own_probes
   curves = results_lib.load_curves(workdir, probes)
   if predicted is None:
     predicted = predictions.wanted(results, curves, targets.load(workdir))
@@ -77,6 +78,7 @@ def write_report(
           *selection.loss_plots(results, table, sweep.data.get('bigram_loss')),
           *selection.curve_plots(results, curves),
           *selection.probe_plots(results, curves),
+          *selection.extension_plots(results, curves, sweep.own_probes),
           *(selection.regime_plots(by_regime) if len(by_regime) else ()),
           *(larger.plots if larger else ()),
       ],

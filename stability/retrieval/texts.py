@@ -84,7 +84,7 @@ def of_path(
     path: Path, tokenizer: StoredTokenizer, sequence_length: int, count: int | None
 ) -> Windows:
   """Windows of a file or folder of text; BadInput if it cannot be read or is too short."""
-  return _of_documents(str(path), _documents(path), tokenizer, sequence_length, count)
+  return of_documents(str(path), documents(path), tokenizer, sequence_length, count)
 
 
 def of_path_in_two(
@@ -92,14 +92,15 @@ def of_path_in_two(
 ) -> tuple[Windows, Windows]:
   """Windows of the training and of the validation documents of a path, split as a sweep's text."""
   with _naming(path):
-    split = splits.train_validation_split(_documents(path))
+    split = splits.train_validation_split(documents(path))
   return (
-      _of_documents(str(path), split.train, tokenizer, sequence_length, count),
-      _of_documents(f'{path} (held out)', split.validation, tokenizer, sequence_length, count),
+      of_documents(str(path), split.train, tokenizer, sequence_length, count),
+      of_documents(f'{path} (held out)', split.validation, tokenizer, sequence_length, count),
   )
 
 
-def _documents(path: Path) -> list[sources.Document]:
+def documents(path: Path) -> list[sources.Document]:
+  """The documents of a file or folder of text; BadInput if it cannot be read."""
   with _naming(path):
     return sources.read_documents(str(path))[0]
 
@@ -114,13 +115,14 @@ def _naming(path: Path) -> Iterator[None]:
     raise BadInput(f'{path}: {message.removeprefix("config.data.path: ")}') from None
 
 
-def _of_documents(
+def of_documents(
     name: str,
     documents: list[sources.Document],
     tokenizer: StoredTokenizer,
     sequence_length: int,
     count: int | None,
 ) -> Windows:
+  """Windows of documents; BadInput if they are too short for one."""
   tokens, lengths = tokenizer.pack([text for _, text in documents])
   if len(tokens) <= sequence_length:
     raise BadInput(

@@ -6,6 +6,7 @@
   loss          nats
   parent_loss   of the run's parent on the same windows; empty without a parent
   digest        of the tokens of the windows
+  training_documents  number of documents of the text that the run was trained on, as far as known
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ class Row:
   loss: float
   parent_loss: float | None
   digest: str
+  training_documents: int = 0
 
   @property
   def key(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from stability import config as config_lib
+from stability import extensions
 from stability.config import Config
 from stability.errors import BadInput
 from stability.hyper import Runs
@@ -66,6 +67,11 @@ class Sweep:
   def is_imported(self) -> bool:
     """Whether the runs are of another trainer."""
     return self.origin == IMPORTED
+
+  @property
+  def own_probes(self) -> list[str]:
+    """The names of what the probes of the config file measure; see extensions.probes."""
+    return extensions.probes(self.extensions)
 
   @classmethod
   def from_json(cls, found: Json) -> Self:

@@ -52,9 +52,11 @@ def make(folder, monkeypatch):
   def layout(
       runs=1, platform='cpu', devices=8, memory=None, bytes_each=0.0, version='', **fields
   ):
-    made = []
+    made, tried = [], []
 
     def record(kind, *arguments):
+      assert len(tried) == len(made) + 1  # the number of members is told before each compilation
+      assert tried[-1] == (arguments[4] if kind == 'population' else 1)
       made.append(Made(kind, arguments, bytes_each))
       return made[-1]
 
@@ -71,7 +73,7 @@ def make(folder, monkeypatch):
     static, values = config_lib.split(next(iter(configs.values())))
     layouts = {kind: functools.partial(record, kind) for kind in make_layout_lib.LAYOUTS}
     found = make_layout_lib.make_layout(
-        folder, sweep, static, train_step.arrays(values), layouts=layouts
+        folder, sweep, static, train_step.arrays(values), on_members=tried.append, layouts=layouts
     )
     return found, made
 

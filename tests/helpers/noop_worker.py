@@ -3,5 +3,11 @@
 from helpers.stub_layout import StubLayout
 from launch.workers import worker
 
+
+def make_layout(workdir, sweep, static, hparams, max_members, on_members):
+  on_members(1)
+  return StubLayout()
+
+
 if __name__ == '__main__':
-  worker.main(lambda *arguments: StubLayout())
+  worker.main(make_layout)

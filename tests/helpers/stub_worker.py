@@ -50,7 +50,7 @@ def main() -> None:
 
 def act(what: str | int, max_members: int | None) -> None:
   members = max_members or 8
-  say({'beat': 4000.0 if what == 'stuck' else 0.0, 'members': members if what != 'ok' else 1})
+  beat(4000.0 if what == 'stuck' else 0.0, members if what != 'ok' else 1)
   if what in ('freeze', 'stuck'):
     os.kill(os.getpid(), signal.SIGSTOP)
   elif what == 'exit':
@@ -62,10 +62,14 @@ def act(what: str | int, max_members: int | None) -> None:
     listen('stop')
     os._exit(75 if what == 'wait' else 1)
   elif what in ('kill', 'reach'):
-    say({'beat': 0.0, 'members': 1})
+    beat(0.0, 1)
     os.kill(os.getpid(), signal.SIGKILL)
   elif isinstance(what, int) and members > what:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def beat(seconds: float, members: int) -> None:
+  say({'beat': seconds, 'members': members, 'phase': 'training'})
 
 
 def say(message: dict) -> None:

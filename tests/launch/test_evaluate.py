@@ -9,7 +9,7 @@ from launch import evaluate
 from launch.common import app, environment
 from stability.errors import BadInput
 from stability.report import page
-from stability.storage import files, other_text_csv, parameters, parents
+from stability.storage import files, other_text_csv, parameters, parents, sweeps
 
 PARENT = {'optimizer.learning_rate': 1e-2, 'seed': 3}
 
@@ -77,6 +77,35 @@ def test_any_text(place, capsys):
   (row,) = other_text_csv.read(place / 'runs')
   assert row.text == 'third' and row.parent_loss is not None
   assert 3 < row.windows < FIELDS['data.validation_batches'] * FIELDS['data.batch_size']
+
+
+def test_text_that_the_runs_were_trained_on(made, place, capsys, monkeypatch):
+  """It is named by content, in a warning, the table and the CSV file; validation text is not."""
+  documents = sweeps.read_sweep(place / 'runs').data['documents']
+  mixed = write_text(place / 'mixed', range(200, 220))
+  one = '--runs=*seed=1'
+  for split, new in (('validation', 'a.txt'), ('train', 'b.txt')):
+    shutil.copy(made / 'text' / documents[split][0][0], mixed / new)
+    code, output, error = run(capsys, '--text=mixed', one)
+    assert code == 0 and error.count('warning') == (split == 'train')
+    assert ('mixed (holds training text)' in output) == (split == 'train')
+    (row,) = other_text_csv.read(place / 'runs')
+    assert row.training_documents == (split == 'train')
+  (line,) = [line for line in error.splitlines() if line.startswith('warning')]
+  assert '--text=mixed: the runs were trained on 1 of its 22 documents (b.txt); what' in line
+  own = f'--text={made / "text"}'
+  count = len(documents['train'])
+  for _ in range(2):
+    _, _, error = run(capsys, own, one)
+    assert f'trained on {count} of its 40 documents (' in error and ', ...)' in error
+    assert [row.training_documents for row in other_text_csv.read(place / 'runs')] == [1, count]
+    monkeypatch.setattr(evaluate, '_loss', lambda *_: pytest.fail('it is measured again'))
+
+
+def test_text_without_a_document(place, capsys):
+  (place / 'empty').mkdir()
+  code, _, error = run(capsys, '--text=empty')
+  assert code == 2 and error == 'error: empty: holds no text\n'
 
 
 def test_a_run_without_parameters_does_not_take_others_along(place, capsys):

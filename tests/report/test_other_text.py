@@ -61,5 +61,13 @@ def test_a_rate_that_was_measured_in_part(results):
   assert row['loss at 3x'] == '3.450'
 
 
+def test_training_text_is_marked(results):
+  known = rows(results)
+  marked = [dataclasses.replace(row, text='own', training_documents=2) for row in known]
+  found = other_text.table(results, [*known, *marked])
+  assert list(found['text']) == ['old', 'own (holds training text)']
+  assert list(found['loss at best LR']) == ['3.250'] * 2
+
+
 def test_nothing_measured(results):
   assert other_text.table(results, []).equals(pd.DataFrame())

@@ -11,6 +11,7 @@ import pytest
 from helpers import made_up
 from helpers.html_page import EVIL, Page
 
+import stability
 from stability import hyper
 from stability.analysis import lr_sensitivity, results_table, timeline
 from stability.analysis import results as results_lib
@@ -200,6 +201,24 @@ def test_entropy_rate(tmp_path):
   sweep.data['entropy_rate'] = 1.25
   sweeps.write_sweep(tmp_path, sweep)
   assert '1.250 nats, the lowest loss possible' in Page(page.write_report(tmp_path)).text
+
+
+def test_probes_of_extensions(tmp_path, monkeypatch):
+  for name in ('loss_plots', 'curve_plots', 'probe_plots'):
+    monkeypatch.setattr(page.selection, name, lambda *_, **__: [])
+  made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), interventions=[{}])
+  sweep = sweeps.read_sweep(tmp_path)
+  sweep.extensions.update(folder='x', file='x', files=[], sha256='x', options=[], values={})
+  sweeps.write_sweep(tmp_path, sweep)  # of older code
+  before = Page(page.write_report(tmp_path))
+  sweep.extensions['probes'] = ['gradient_norm', 'never_logged']
+  sweeps.write_sweep(tmp_path, sweep)
+  shown = Page(page.write_report(tmp_path))
+  title = 'gradient_norm against learning rate'
+  assert title in shown.text and title not in before.text and 'never_logged' not in shown.text
+  assert shown.count('svg') == before.count('svg') + 1
+  assert (tmp_path / 'report/probe_1_gradient_norm.svg').exists()
+  assert stability.load(tmp_path).plot('probe_1_gradient_norm').axes
 
 
 def test_no_training_imports():

@@ -144,6 +144,28 @@ def outputs(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> F
 
 
 @style.styled
+def by_learning_rate(
+    results: Results, curves: pd.DataFrame, probe: str, ax: Axes | None = None
+) -> Figure:
+  """Any probe at the end of training against learning rate; a line per size."""
+  runs = style.labelled(results)
+  runs['probe'] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
+  sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
+  panels = style.panels(results, runs)
+  figure, axes = style.grid(list(panels), height=3.1, ax=ax)
+  for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
+    for name, colour in sizes.items():
+      of_size = of_panel[of_panel['size'] == name]
+      style.line(axis, of_size, 'learning_rate', 'probe', 'median', colour)
+    style.learning_rate_axis(axis)
+    if runs['probe'].min() > 0:
+      _power_axis(axis, runs['probe'])
+  name = f'{labels.wrapped(labels.printable(probe), 40)}\nat the end of training'
+  style.finish(figure, 'learning rate', name, style.handles(sizes), 'parameters', ax=ax)
+  return figure
+
+
+@style.styled
 def norms(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """Norms of block 0's queries and keys, and their cosine, over steps, for the largest size.
 

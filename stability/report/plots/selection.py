@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,6 +15,8 @@ from stability.analysis.results import Results
 from stability.report import labels
 from stability.report.plots import lr_curves, regimes
 from stability.report.plots import probe_plots as probe_plots_lib
+
+EXTENSION_PLOTS = 5  # the most figures of probes of the config file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +195,33 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
   return found
 
 
+def extension_plots(
+    results: Results, curves: pd.DataFrame, measured: Sequence[str]
+) -> list[Plot]:
+  """Figures of what probes of the config file measured, the first EXTENSION_PLOTS of the names."""
+  if not _has_several_rates(results):
+    return []
+  logged = [name for name in measured if curves[name].notna().any()]
+  found = []
+  for number, name in enumerate(logged[:EXTENSION_PLOTS], 1):
+    caption = (
+        'Measured by a probe of the config file: the mean over the last'
+        f' {100 * results_lib.LATE:g} % of the steps, median over seeds.'
+    )
+    if number == EXTENSION_PLOTS < len(logged):
+      caption += f' Not shown: {len(logged) - number} more, in metrics.jsonl and TensorBoard.'
+    found.append(
+        Plot(
+            f'probe_{number}_{re.sub("[^A-Za-z0-9_.]", "-", name)[:60]}',
+            f'{labels.printable(name)} against learning rate',
+            caption,
+            functools.partial(probe_plots_lib.by_learning_rate, results, curves, name),
+            '',
+        )
+    )
+  return found
+
+
 def probes(results: Results) -> list[str]:
-  """The probes that the page needs."""
+  """The probes that the page needs, besides those of extensions."""
   return [results_lib.LOGIT, *probe_plots_lib.probes(results), *registry.probes(results)]

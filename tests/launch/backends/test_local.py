@@ -1,6 +1,8 @@
 """The local backend with workers that hang or die, and with other launchers."""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +19,7 @@ from launch.backends import local
 from launch.common import preemption
 from launch.workers import worker_process
 from stability import hyper
+from stability.data import tokens
 from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps
 from stability.storage import leases as leases_lib
@@ -63,6 +66,40 @@ def results(workdir, configs):
 
 def leases(workdir):
   return [path for path in workdir.rglob('*') if leases_lib.is_lease(path)]
+
+
+def test_phases(place, monkeypatch):
+  """A worker reports each when it begins, and the progress line shows them."""
+  workdir, configs = place(runs=2)
+  config = base.get_config().data
+  config.source = 'synthetic'
+  folder = tokens.prepare(config, workdir / 'data', 16)
+  data = {'path': str(folder), **tokens.open_tokens(folder).meta}
+  sweep = dataclasses.replace(sweeps.read_sweep(workdir), data=data)
+  sweeps.write_sweep(workdir, sweep)
+  noop = (sys.executable, str(STUB.with_name('noop_worker.py')))
+  monkeypatch.setattr(worker_process, 'COMMAND', noop)
+  monkeypatch.setenv('PYTHONPATH', str(STUB.parents[1]), prepend=os.pathsep)
+  reported, shown = [], []
+
+  def report(process, phase):
+    process.__dict__['phase'] = phase
+    reported.append(phase)
+
+  phase = property(lambda process: process.__dict__['phase'], report)
+  monkeypatch.setattr(worker_process.WorkerProcess, 'phase', phase, raising=False)
+  update = local.Progress.update
+
+  def show(progress, running, finished, phases):
+    shown.append(phases)
+    update(progress, running, finished, phases)
+
+  monkeypatch.setattr(local.Progress, 'update', show)
+  train(workdir, configs)
+  assert [phase for phase, _ in itertools.groupby(reported)] == [
+      'starting', 'reading text', 'compiling', 'training'
+  ]
+  assert shown[0] == ['starting workers'] and shown[-1] == []
 
 
 def test_every_run_is_trained_once(place):

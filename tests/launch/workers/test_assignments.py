@@ -1,11 +1,14 @@
 """The assignment of runs and the progress of a sweep."""
 
+import dataclasses
 import json
+import types
 
 import pytest
 from helpers import made_up
 
 from configs import quickstart
+from launch.common import display
 from launch.common.progress import Progress
 from launch.workers import assignments
 from stability import hyper
@@ -49,6 +52,61 @@ def test_worker_keeps_its_executables(queue):
 def test_every_run_is_taken_once(queue):
   names = [queue.take(n % 2, None) for n in range(43)]
   assert len(set(names)) == 43 and names[-1] is None  # 42 and None
+
+
+@dataclasses.dataclass(eq=False)
+class Worker:
+  pid: int
+  phase: str
+
+
+def test_phases_count_groups(tmp_path):
+  """Two workers compile for one group, one reads the text for another and one trains."""
+  runs = hyper.expand(quickstart.get_config().to_dict(), quickstart.get_sweep()).configs
+  always = types.SimpleNamespace(try_acquire=lambda run, pid: True)
+  assigned = assignments.Assignments(tmp_path, runs, always, print)
+  workers = [Worker(n, 'training') for n in range(7)]
+  for worker in workers:
+    assigned.assign(worker, None)
+  assert assigned.phases() == []
+  workers[0].phase = workers[6].phase = 'compiling'  # of the same group, see above
+  workers[1].phase = 'reading text'
+  assert assigned.phases() == [
+      'reading text for 1 of 6 groups of runs', 'compiling for 1 of 6 groups of runs'
+  ]
+  workers[2].phase = 'compiling'
+  assert assigned.phases()[1] == 'compiling for 2 of 6 groups of runs'
+
+
+def test_phase_of_the_only_group(tmp_path):
+  runs = hyper.expand(quickstart.get_config().to_dict(), [{}]).configs
+  always = types.SimpleNamespace(try_acquire=lambda run, pid: True)
+  assigned = assignments.Assignments(tmp_path, runs, always, print)
+  assigned.assign(Worker(1, 'compiling'), None)
+  assert assigned.phases() == ['compiling']
+
+
+def test_progress_before_the_first_step(tmp_path, capsys):
+  names = made_up.write_sweep(tmp_path, seeds=(0,), leave_out=tuple(range(42)))
+  configs = sweeps.read_sweep(tmp_path).runs
+  for phases, said in (([], 'no step logged yet'), (['compiling'], 'compiling')):
+    with Progress(tmp_path, configs) as progress:
+      progress.update(names[:1], phases=phases)
+    err = capsys.readouterr().err
+    assert err.endswith(f'1 running, 0 diverged, {said}\n')
+
+
+def test_no_speed_while_all_workers_compile(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(display, 'PLAIN_SECONDS', 0)
+  name, *_ = made_up.write_sweep(tmp_path, seeds=(0,), leave_out=tuple(range(42)))
+  metrics = run_files.run_dir(tmp_path, name) / 'metrics.jsonl'
+  with Progress(tmp_path, sweeps.read_sweep(tmp_path).runs) as progress:
+    for step, speed in ((10, 5.0), (20, 0.0), (20, 0.0)):
+      metrics.write_text(json.dumps({'step': step, 'tokens_per_second': speed}) + '\n')
+      progress.update([name], phases=['compiling'])
+  first, _, last = capsys.readouterr().err.splitlines()
+  assert first.endswith('compiling, 5 tokens/s')
+  assert 'compiling, ' in last and last.endswith(' left') and 'tokens/s' not in last
 
 
 def test_progress(tmp_path, capsys):

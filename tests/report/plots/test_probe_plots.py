@@ -166,12 +166,47 @@ def test_model_without_blocks_has_no_block_outputs():
   assert probe_plots.output_rms(shallow) == 'block_0/output_rms'
 
 
+def test_probes_of_extensions(sized):
+  results, curves = sized
+  names = [f'mine/{n} <b>' for n in range(7)]
+  curves = curves.assign(**{name: curves['block_2/output_rms'] for name in names})
+  curves[names[1]] = np.nan  # never measured
+  plots = selection.extension_plots(results, curves, names)
+  assert [plot.name for plot in plots] == [f'probe_{n + 1}_mine-{m}--b-' for n, m in enumerate(
+      [0, 2, 3, 4, 5]
+  )]
+  assert plots[1].title == 'mine/2 <b> against learning rate'
+  said = [plot.caption.partition('Not shown: ')[2] for plot in plots]
+  assert said == [''] * 4 + ['1 more, in metrics.jsonl and TensorBoard.']
+  figure = plots[1].draw()
+  assert [title.get_text() for title in (axis.title for axis in figure.axes)] == [
+      'qk_norm=layernorm', 'qk_norm=none'
+  ]
+  assert figure._supylabel.get_text() == 'mine/2 <b>\nat the end of training'
+  for axis in figure.axes:
+    for x, y in lines(axis):  # the value is the learning rate
+      np.testing.assert_allclose(y, x)
+    assert len(lines(axis)) == 3 and axis.get_yscale() == 'log'
+  one_rate = simulate(grid(sim.BOTH_QK, RATES[:1]), INSIDE)
+  assert selection.extension_plots(*one_rate, ['block_2/output_rms']) == []
+
+
+@pytest.mark.parametrize('last', [-1.0, 0.0])
+def test_probes_of_extensions_that_are_not_positive(sized, last):
+  results, curves = sized
+  curves = curves.assign(mine=np.where(curves['step'] >= 480, last, 1.0))
+  figure = probe_plots.by_learning_rate(results, curves, 'mine')
+  assert figure.axes[0].get_yscale() == 'linear'
+
+
 def test_nothing_collides_in_a_column_of_a_paper(sized):
   """With two interventions; a field with zero has its ticks where they fit."""
   decays = sweep('optimizer.weight_decay', 0.0, 1e-5, 1e-4, 1e-3, 1e-2)
   results, _ = simulate(grid(WIDTHS[:2], decays, RATES), INSIDE)
   with style.for_paper(3.25):
     drawn = {draw.__name__: draw(*sized) for draw in PROBE_FIGURES}
+    curves = sized[1].assign(**{(long := 'of_a/probe ' * 9): sized[1]['block_2/output_rms']})
+    drawn['extension'] = probe_plots.by_learning_rate(sized[0], curves, long)
     drawn['number'] = probe_plots.loss_by_number(results, 'optimizer.weight_decay')
     for name, figure in drawn.items():
       assert collisions(figure) == [], name

@@ -1,0 +1,59 @@
+"""Documents that a sweep was trained on are found by their content."""
+
+import types
+
+import pytest
+from helpers.retrieval import sentences, write_text
+
+from stability.data import tokens
+from stability.data.tokenize.stored import StoredTokenizer
+from stability.retrieval.training_text import trained_on
+
+
+@pytest.fixture(params=['bytes', 'bpe'])
+def prepare(request, tmp_path):
+  """A function that makes the token folder of a text and looks for documents in it."""
+
+  def look_for(text, documents):
+    source = types.SimpleNamespace(
+        source='text', path=str(text), tokenizer=request.param, vocabulary_size=280, labels='none'
+    )
+    folder = tokens.prepare(source, tmp_path / 'data', 16)
+    meta = tokens.open_tokens(folder).meta
+    return trained_on(documents, folder, StoredTokenizer(folder, meta)), meta
+
+  return look_for
+
+
+def test_whole_documents(prepare, tmp_path):
+  """Under any name, unlike those of the validation text and new ones of the same length."""
+  text = write_text(tmp_path / 'text')
+  content = {path.name: path.read_bytes() for path in text.iterdir()}
+  documents = [(f'new/{name}', content[name]) for name in sorted(content)]
+  documents += [(f'other/{name}', body[::-1]) for name, body in content.items()]
+  found, meta = prepare(text, documents)
+  assert found == [f'new/{name}' for name, _ in meta['documents']['train']]
+  assert meta['documents']['validation']
+
+
+def test_a_document_that_was_cut(prepare, tmp_path):
+  long = sentences(1, 4000)
+  (tmp_path / 'text.txt').write_bytes(long)
+  documents = [('same', long), ('longer', long + b' more'), ('other', sentences(2, 4000))]
+  documents.append(('inside', long[100:3000]))
+  found, meta = prepare(tmp_path / 'text.txt', documents)
+  assert meta['cut_documents'] == ['text.txt'] and found == ['same', 'longer']
+
+
+def test_a_folder_that_lists_no_documents(prepare, tmp_path, monkeypatch):
+  text = write_text(tmp_path / 'text')
+  opened = tokens.open_tokens
+
+  def without_list(folder):
+    found = opened(folder)
+    found.meta['documents']['train'] = 38
+    return found
+
+  monkeypatch.setattr('stability.retrieval.training_text.tokens_lib.open_tokens', without_list)
+  found, _ = prepare(text, [('x', (text / '000.txt').read_bytes())])
+  assert found == []
