@@ -79,7 +79,9 @@ def test_phases(place, monkeypatch):
   sweeps.write_sweep(workdir, sweep)
   noop = (sys.executable, str(STUB.with_name('noop_worker.py')))
   monkeypatch.setattr(worker_process, 'COMMAND', noop)
-  monkeypatch.setenv('PYTHONPATH', str(STUB.parents[1]), prepend=os.pathsep)
+  # This project's packages first: tests/ has folders of the same names.
+  folders = (STUB.parents[2], STUB.parents[1])
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join(map(str, folders)))
   reported, shown = [], []
 
   def report(process, phase):
