@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 # Predictions were tested up to this factor of parameters, by configs/extrapolation.py.
-MAX_DISTANCE = 16
+MAX_DISTANCE = 64
 TOO_FAR = (
     f'More than {MAX_DISTANCE} times the largest trained size is farther than the method was'
     ' tested.'
@@ -59,6 +59,6 @@ REGIMES = (
         False,
         'long enough to see attention logits grow and critical rates fall with size without'
         ' qk-layernorm, too short for flat curves with it',
-        'configs/results/extrapolation: 400 steps at 9.2K to 2.4M, one seed',
+        'configs/results/extrapolation: 400 steps at 9.2K to 9.4M, one seed',
     ),
 )

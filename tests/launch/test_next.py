@@ -244,7 +244,7 @@ def test_critical_rates_above_the_grid_are_said(folder, capsys):
   out = capsys.readouterr().out
   assert '0 of 1 critical rates are known to 2 decades' in out
   assert 'the widest has no end within the grid: 7B, qk_norm=none.' in out
-  assert 'More than 16 times the largest trained size is farther than' in out
+  assert 'More than 64 times the largest trained size is farther than' in out
 
 
 @pytest.mark.slow

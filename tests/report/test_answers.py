@@ -67,7 +67,7 @@ def test_usable_answer():
       ' gradient RMS at the end is 1e-6 (5e-7 to 2e-6), above eps (1e-8). This is 2,967 times the'
       ' largest trained size, 2.4M.',
       'All of this is for runs like the trained ones, of 400 steps and 400K to 2M tokens.',
-      'More than 16 times the largest trained size is farther than the method was tested.',
+      'More than 64 times the largest trained size is farther than the method was tested.',
   ]
 
 

@@ -55,7 +55,7 @@ def test_program(workdir, capsys):
   assert ', if the law holds where it is untested.' in printed
   assert 'This is 256 times the largest trained size, 590K.' in printed
   assert 'qk_norm=layernorm helps: at 590K, its critical learning rate is' in printed
-  assert 'More than 16 times the largest trained size' in printed
+  assert 'More than 64 times the largest trained size' in printed
   assert 'runs were correctly predicted as stable or unstable. Brier score' in printed
   written = pd.read_csv(workdir / 'report' / 'predictions.csv')
   assert set(written['parameters'].dropna()) == {12 * 12 * 1024**2}
