@@ -13,7 +13,8 @@ Measured at cpu scale, one seed: LR sensitivity rises with size from 147K over 2
 from 0.31 to 0.23 up to 147K. Of 28 runs of 9.4M, sizes up to 147K predict for all whether they are
 stable.
 
-Time at cpu scale: 196 runs, about 3 hours on two cores, half of it for 9.4M.
+Time at cpu scale: 196 runs, about 3 hours on two cores (estimate); 9.4M took 107 minutes beside
+other work.
 
   python -m launch.sweep --config=configs/extrapolation.py --workdir=runs/extrapolation
 

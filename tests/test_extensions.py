@@ -193,7 +193,7 @@ PROBED = '''
 
 
 def test_names_of_probes(tmp_path):
-  """Of those that are on, and of no other measurement; names of other columns are refused."""
+  """Names of active probes of the file alone; a name that a row already holds is refused."""
   found = load(tmp_path, PROBED.replace('LAST', '"last"'))
   configs = found.runs.configs
   assert set(extension_trace.check('own.py', configs)) == {'norms/a', 'norms/b', 'last'}

@@ -62,7 +62,7 @@ class Worker:
     return self._server.is_alive() or self._output.is_alive()
 
   def is_starting(self) -> bool:
-    """Whether the process has not made its first request yet."""
+    """Whether the process is alive and has made no request yet."""
     return self.is_alive() and not self._has_asked
 
   def could_not_start(self) -> bool:

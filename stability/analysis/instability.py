@@ -120,7 +120,7 @@ def best_runs(results: Results) -> pd.DataFrame:
       is_own=results_lib.actions(results.runs) == 0,
   ).reset_index(drop=True)
   best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
-  same = results.groups if 'arm' in results.groups else [LENGTH] * (LENGTH in results.groups)
+  same = [field for field in results.groups if field == LENGTH or 'arm' in results.groups]
   for _, of_size in results_lib.split(runs, ['parameters', *results.sizes, *same]):
     candidates = of_size
     if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():

@@ -253,7 +253,7 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
 
 
 def _is_copy(of_size: pd.DataFrame, arm: str) -> bool:
-  """Whether an arm must equal the baseline, and so says nothing about the variance."""
+  """Whether an arm is a control that must equal the baseline: it does not show the variance."""
   return bool(of_size['control'][of_size['arm'] == arm].isin([verdicts.TIE, 'inert']).any())
 
 
@@ -308,6 +308,7 @@ def _is_inert(
   if differing and not any((ours | of_base)[name] for name in differing):
     mean, mean_of_base = (each.losses.mean(axis='columns') for each in (arm, base))
     distances = (mean - mean_of_base).dropna().abs()
+    # A rate of the grid may be the critical one, which is computed from its logarithm and rounded.
     distances = distances[~(distances.index > highest_rate * (1 + 1e-6))]
     return len(distances) > 0 and bool((distances <= front.LOSS_BAND).all())
   columns = ['learning_rate', 'seed', 'status', 'final_loss']

@@ -226,40 +226,34 @@ def signals_installed():
       signal.signal(number, handler)
 
 
-@pytest.mark.parametrize('sent', preemption.SIGNALS)
-def test_preemption(place, sent):
-  workdir, configs = place({0: ['wait'], 1: ['wait']})
+def train_until_told(workdir, configs, count, sent=signal.SIGTERM, **options):
+  """Trains until the launcher is told to end, when workers have tried runs `count` times."""
 
   def notify():
-    while sum(len(tries(workdir, name)) for name in configs) < 2:
+    while sum(len(tries(workdir, name)) for name in configs) < count:
       time.sleep(0.01)
     os.kill(os.getpid(), sent)
 
   helper = threading.Thread(target=notify)
   helper.start()
   with signals_installed(), pytest.raises(preemption.Preempted):
-    train(workdir, configs, workers=2)
+    train(workdir, configs, **options)
   helper.join()
+
+
+@pytest.mark.parametrize('sent', preemption.SIGNALS)
+def test_preemption(place, sent):
+  workdir, configs = place({0: ['wait'], 1: ['wait']})
+  train_until_told(workdir, configs, 2, sent, workers=2)
   assert results(workdir, configs) == [None] * 3
   for name in configs:
     assert leases_lib.holder(run_files.run_dir(workdir, name)) is None
 
 
 def test_death_of_a_worker_that_is_told_to_end_does_not_count(place):
-  """What tells the launcher to end may also end what the worker has started, such as a compiler."""
+  """The signal may end the compiler of the worker too; its third death would be a failure."""
   workdir, configs = place({0: ['exit', 'exit', 'break']}, runs=1)
-  (name,) = configs
-
-  def notify():
-    while len(tries(workdir, name)) < 3:
-      time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  helper = threading.Thread(target=notify)
-  helper.start()
-  with signals_installed(), pytest.raises(preemption.Preempted):
-    train(workdir, configs)
-  helper.join()
+  train_until_told(workdir, configs, 3)
   assert results(workdir, configs) == [None]
 
 
@@ -267,17 +261,7 @@ def test_slow_worker_is_killed(place, monkeypatch):
   monkeypatch.setattr(preemption, 'GRACE_SECONDS', 1)
   workdir, configs = place({0: ['freeze']}, runs=1)
   name = next(iter(configs))
-
-  def notify():
-    while not tries(workdir, name):
-      time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  helper = threading.Thread(target=notify)
-  helper.start()
-  with signals_installed(), pytest.raises(preemption.Preempted):
-    train(workdir, configs)
-  helper.join()
+  train_until_told(workdir, configs, 1)
   assert results(workdir, configs) == [None]
   with pytest.raises(ProcessLookupError):
     os.kill(tries(workdir, name)[0]['pid'], 0)
