@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 
 from stability.devices import targets
@@ -35,7 +36,7 @@ class Budget:
     target = targets.TARGETS[self.kind]
     return Machine(
         self.devices,
-        target.memory_bytes,
+        target.usable_bytes(os.environ),
         target.flops_per_second(dtype, matmul_precision),
         UTILISATION,
     )

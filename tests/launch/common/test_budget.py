@@ -3,6 +3,7 @@
 import pytest
 
 from launch.common import budget
+from stability.devices import targets
 from stability.errors import BadInput
 
 
@@ -40,3 +41,17 @@ def test_machine():
   assert machine.flops_per_second > budget.parse('h100:1h').machine(
       'float32', 'highest'
   ).flops_per_second
+
+
+def test_runs_get_the_share_of_a_gpus_memory_that_jax_takes(monkeypatch):
+  monkeypatch.delenv('XLA_CLIENT_MEM_FRACTION', raising=False)
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  gpus, tpus = (
+      budget.parse(f'8x{kind}:10h').machine('bfloat16', 'highest').memory_bytes
+      for kind in ('h100', 'v5e')
+  )
+  assert gpus == 0.75 * targets.TARGETS['h100'].memory_bytes
+  assert tpus == targets.TARGETS['v5e'].memory_bytes
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9')
+  more = budget.parse('8xh100:10h').machine('bfloat16', 'highest').memory_bytes
+  assert more == 0.9 * targets.TARGETS['h100'].memory_bytes
