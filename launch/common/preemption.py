@@ -21,7 +21,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_CODE = 75  # EX_TEMPFAIL
-MESSAGE = 'preempted; the same command resumes the runs'
+MESSAGE = 'preempted; to go on, start the same command again'  # a dry run's, too
 # Workers are given this long to finish a step and save. Those that compile or wait have nothing to
 # save and end at once, so only a worker that hangs takes all of it.
 GRACE_SECONDS = 60

@@ -254,7 +254,7 @@ def test_preemption_while_compiling(place, tmp_path, sent):
   finally:
     launcher.kill()
   assert launcher.returncode == PREEMPTED and time.monotonic() - told < 10
-  assert err.endswith('preempted; the same command resumes the runs\n')
+  assert err.endswith('preempted; to go on, start the same command again\n')
   assert not any(map(is_running, workers))
   for path in (place / 'compiling').rglob('*.json'):
     json.loads(path.read_text())
@@ -273,7 +273,7 @@ def test_end_of_standard_input(place):
       _, err = launcher.communicate(timeout=PATIENCE)  # closes it
     finally:
       launcher.kill()
-  assert launcher.returncode == PREEMPTED and err.endswith('the same command resumes the runs\n')
+  assert launcher.returncode == PREEMPTED and err.endswith('start the same command again\n')
   assert not any(map(is_running, workers))
   assert last_checkpoint(folder) >= run_files.last_metrics(folder)['step'] > 0
 

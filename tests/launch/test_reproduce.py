@@ -154,7 +154,7 @@ def test_failed_experiment_is_retried(place, capsys):
         (1, 1, 'lacking: some runs failed'),
         (-9, 1, 'third: ended with exit code -9'),
         (130, 130, 'interrupted; the same command resumes'),
-        (75, 75, 'preempted; the same command resumes'),
+        (75, 75, 'preempted; to go on, start the same command again'),
     ],
 )
 def test_commands(place, monkeypatch, capsys, code, ended, said):
@@ -210,7 +210,7 @@ def test_damaged_workdir(place, monkeypatch, capsys):
     ('sent', 'code', 'said'),
     [
         (signal.SIGINT, 130, 'interrupted; the same command resumes the runs\n'),
-        (signal.SIGTERM, 75, 'preempted; the same command resumes the runs\n'),
+        (signal.SIGTERM, 75, 'preempted; to go on, start the same command again\n'),
         (signal.SIGKILL, -9, ''),
     ],
 )

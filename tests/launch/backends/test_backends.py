@@ -396,7 +396,7 @@ def test_ray_ends_with_its_launcher(place):
     wait_for(lambda: step(place, 'ray_told') >= 300, sweep)
     sweep.send_signal(signal.SIGTERM)
   assert sweep.returncode == 75, said
-  assert said[0].endswith('preempted; the same command resumes the runs\n')
+  assert said[0].endswith('preempted; to go on, start the same command again\n')
   assert not workers_of(folder)
   run = run_files.run_dir(folder, NAME)
   saved = [int(path.parent.name) for path in run.glob('checkpoints/*/checksums.json')]

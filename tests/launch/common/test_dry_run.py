@@ -14,7 +14,7 @@ from helpers import made_up
 from configs import base, ladder
 from configs import quickstart as quickstart_module
 from launch import sweep
-from launch.common import app, dry_run, memory_analysis
+from launch.common import app, dry_run, memory_analysis, preemption
 from stability import hyper
 from stability.devices import cost as cost_lib
 from stability.devices import traces
@@ -189,6 +189,18 @@ def test_progress(tmp_path, capsys, monkeypatch):
   (tmp_path / 'many.py').write_text(MANY.format(widths=2, intervals=1, seeds=1))
   progress = 'tracing 2 architectures for their FLOPs and memory\n'
   assert len(rows(run(capsys, f'--config={tmp_path}/many.py', progress=progress))) == 2
+
+
+def test_told_to_end(monkeypatch, capsys):
+  """It has no runs to resume."""
+
+  def end(*_):
+    raise preemption.Preempted
+
+  monkeypatch.setattr(dry_run, '_trace', end)
+  code = app.execute(sweep.main, sweep.FLAGS, ['sweep', '--dry_run', LADDER])
+  said = 'preempted; to go on, start the same command again\n'
+  assert (code, capsys.readouterr()) == (75, ('', said))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from helpers.processes import ROOT, command
 from launch.common import app, preemption
 
 PROGRAMS = ('sweep', 'train', 'work', 'reproduce')
-SAID = 'preempted; the same command resumes the runs\n'
+SAID = 'preempted; to go on, start the same command again\n'
 
 
 def ends(code, text='from launch.common import preemption; preemption.install();'):
