@@ -10,9 +10,10 @@ the work. SIGTERM, SIGUSR1 and SIGHUP make it save all runs and end with exit co
 versions, settings and device (stability/settings.py).
 
 --dry_run prints the cost of the sweep and, for given devices, where its runs would be placed and
-how long they would take, and the same of the rest if the sweep has begun in DIR:
+how long they would take, and the same of the rest if the sweep has begun in DIR or runs would be
+reused:
 
-  python -m launch.sweep --config=... --dry_run [--workdir=DIR]
+  python -m launch.sweep --config=... --dry_run [--workdir=DIR] [--reuse=OTHER_DIR]
       [--devices=8 --device_memory_gb=80 --device_tflops=990 [--utilisation=0.4]]
       [--analyze]  compile for the devices here and compare XLA's memory analysis with the estimate
       [--analyze --target=h100:8 [--only=N] [--output=FILE.json]]  compile for devices that need not
@@ -42,7 +43,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import registry
-from launch.common import app, dry_run, path_flags, start
+from launch.common import app, dry_run, path_flags, start, training_device
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
@@ -67,17 +68,18 @@ def main() -> int | None:
   options = dry_run.check(FLAGS)
   backend = registry.find(FLAGS)
   sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value, arms=_ARMS.value)
-  if FLAGS['dry_run'].value:
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
-    dry_run.show(sweep, options, workdir)
-    backend.show(workdir.absolute() if workdir else Path('DIR'), sweep.runs.configs)
-    return 0
-  if not _WORKDIR.value:
-    raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
   reused = [Path(other) for other in _REUSE.value]
   for other in reused:
     if not (other / 'sweep.json').is_file():
       raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
+  device = training_device.find() if reused and backend.is_blocking else None  # of jobs, unknown
+  if FLAGS['dry_run'].value:
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    dry_run.show(sweep, options, workdir, reused, device)
+    backend.show(workdir.absolute() if workdir else Path('DIR'), sweep.runs.configs)
+    return 0
+  if not _WORKDIR.value:
+    raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
   backend.check()
   workdir = Path(_WORKDIR.value)
   return start.start(
@@ -86,6 +88,7 @@ def main() -> int | None:
       backend.train,
       is_blocking=backend.is_blocking,
       reused=reused,
+      device=device,
       not_retried=backend.not_retried(workdir),
   )
 

@@ -1,7 +1,8 @@
 """launch.sweep --dry_run: what a sweep costs and, on given devices, where its runs are placed.
 
 Parameters and FLOPs come from traced programs; nothing is compiled and no accelerator is used,
-except with --analyze. With --target it compiles for devices that need not be here.
+except with --analyze. With --target it compiles for devices that need not be here. With --reuse it
+counts what a start here would reuse.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from launch.common import (
   extension_trace,
   memory_analysis,
   path_flags,
+  reusable,
   target_report,
 )
 from stability.config import Config
@@ -154,18 +156,31 @@ def check(flag_values: flags.FlagValues) -> Options:
   )
 
 
-def show(sweep: app.SweepRequest, options: Options, workdir: Path | None = None) -> None:
+def show(
+    sweep: app.SweepRequest,
+    options: Options,
+    workdir: Path | None = None,
+    reused: Sequence[Path] = (),
+    device: Mapping[str, str] | None = None,
+) -> None:
   """Prints the plan of a sweep.
 
   Args:
     sweep: the sweep.
     options: the tables to show.
     workdir: if a sweep has begun in this folder, prints also what is left of it to train.
+    reused: workdirs of other sweeps; prints also what is left without the runs to reuse.
+    device: that these must have been trained on; see start.start.
 
   Raises:
     BadInput: the sweep cannot be planned, or the folder holds another one.
   """
-  rest = _unfinished(sweep, workdir) if workdir and (workdir / 'sweep.json').exists() else None
+  configs = sweep.runs.configs
+  rest, told = configs, []  # the runs left to train, and lines on the others
+  if workdir and (workdir / 'sweep.json').exists():
+    rest = _unfinished(sweep, workdir)
+    ended = len(configs) - len(rest)
+    told.append(f'{workdir}: {ended:,} of {len(configs):,} runs have ended')
   machine, uses_devices = options.machine, options.analyze and options.target is None
   if uses_devices:
     memory_analysis.use_worker_environment()
@@ -176,7 +191,6 @@ def show(sweep: app.SweepRequest, options: Options, workdir: Path | None = None)
     environment.check_devices()
   else:
     shapes.trace_on_cpu()
-  configs = sweep.runs.configs
   source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
   vocabulary_size = tokens.vocabulary_size(source)
   if source.source == 'text' and not tokens.is_token_folder(source.path):
@@ -188,6 +202,10 @@ def show(sweep: app.SweepRequest, options: Options, workdir: Path | None = None)
   if sweep.extensions is not None:
     extension_trace.check(sweep.config_file, configs)
   _trace(configs, vocabulary_size)
+  if reused and rest:
+    copied, line = reusable.find(sweep, rest, workdir, reused, device)
+    rest = {name: config for name, config in rest.items() if name not in copied}
+    told.append(line)
   groups = cost_lib.groups(configs, vocabulary_size)
   plan = cost_lib.plan(groups)
   closing = [_totals(plan)]
@@ -200,15 +218,14 @@ def show(sweep: app.SweepRequest, options: Options, workdir: Path | None = None)
     tables = (_costs_of_groups(title, groups),)
   else:
     tables = (_costs_of_runs(title, configs, vocabulary_size),)
-  if rest is not None:
-    ended = len(configs) - len(rest)
-    closing.append(f'{workdir}: {ended:,} of {len(configs):,} runs have ended')
+  if told:
+    closing += told
     if rest:
       left = cost_lib.groups(rest, vocabulary_size)
       closing.append(f'the rest, from the start of each run: {_totals(cost_lib.plan(left))}')
       if machine:
         placed = [cost_lib.place(group, machine, vocabulary_size) for group in left]
-        tables += _placements(f'the rest of {workdir}', left, placed)
+        tables += _placements(f'the rest of {title}', left, placed)
         closing += _summary(left, placed, machine)
   if by_group and len(groups) > MOST_ROWS:
     closing.insert(0, f'... and {len(groups) - MOST_ROWS:,} more groups')

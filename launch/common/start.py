@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from launch.common import app, environment, extension_trace, training_device
+from launch.common import app, environment, extension_trace
 from stability import extensions
 from stability.config import Config
 from stability.control import limits
@@ -90,6 +90,7 @@ def start(
     *,
     is_blocking: bool = True,
     reused: Sequence[Path] = (),
+    device: Mapping[str, str] | None = None,
     not_retried: Collection[str] = (),
 ) -> int:
   """Trains the unfinished runs of a sweep, writes its report and returns the exit code.
@@ -100,9 +101,9 @@ def start(
     train: trains the given runs of the workdir.
     is_blocking: whether the runs are finished when `train` returns; otherwise no report is written.
     reused: workdirs of other sweeps whose results are reused for identical runs.
+    device: that these must have been trained on, as settings.device describes it.
     not_retried: failed runs to leave as they are.
   """
-  device = training_device.find() if reused and is_blocking else None  # of jobs, unknown
   unfinished = prepare(sweep, workdir, reused, device, not_retried)
   if unfinished:
     try:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from absl import logging
@@ -67,6 +67,28 @@ def reuse_runs(
     others: workdirs of other sweeps.
     device: what is known of the one that would train the runs; see settings.device.
   """
+  fields, reused = sweeps.read_sweep(workdir).fields, []
+  for name, source, content in reusable(workdir, waiting, others, device):
+    run = run_files.run_dir(workdir, name)
+    if (lease := leases.try_acquire(run)) is None:
+      continue
+    # A run that has already started here is not replaced: somebody may be watching it.
+    if run_files.read_result(run) is None and not (run / 'metrics.jsonl').exists():
+      _write(run, source, content, sweeps.swept_values(waiting[name], fields))
+      reused.append(name)
+      lease.remove()
+    else:
+      lease.release()
+  return reused
+
+
+def reusable(
+    workdir: Path,
+    waiting: Mapping[str, Config],
+    others: Iterable[Path],
+    device: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, Path, '_Content']]:
+  """The runs that can be reused, each with its source and content; arguments as of reuse_runs."""
   sweep = sweeps.read_sweep(workdir)
   trained: dict[Hashable, Path] = {}
   for other in others:
@@ -77,21 +99,11 @@ def reuse_runs(
       for name, config in found.runs.items():
         run = run_files.run_dir(other, name)
         trained.setdefault(_key_of(run, config), run)
-  reused = []
   for name, config in waiting.items():
-    run = run_files.run_dir(workdir, name)
-    source = trained.get(_key_of(run, config))
+    source = trained.get(_key_of(run_files.run_dir(workdir, name), config))
     content = None if source is None else _read(source, key(config), device)
-    if content is None or (lease := leases.try_acquire(run)) is None:
-      continue
-    # A run that has already started here is not replaced: somebody may be watching it.
-    if run_files.read_result(run) is None and not (run / 'metrics.jsonl').exists():
-      _write(run, source, content, sweeps.swept_values(config, sweep.fields))
-      reused.append(name)
-      lease.remove()
-    else:
-      lease.release()
-  return reused
+    if content is not None:
+      yield name, source, content
 
 
 def why_none(

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.monitoring
@@ -14,12 +15,13 @@ from helpers import made_up
 from configs import base, ladder
 from configs import quickstart as quickstart_module
 from launch import sweep
-from launch.common import app, dry_run, memory_analysis, preemption
+from launch.common import app, dry_run, memory_analysis, preemption, training_device
 from stability import hyper
+from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.devices import traces
 from stability.devices.cost import Machine
-from stability.storage import run_files
+from stability.storage import run_files, versions
 
 ROOT = pathlib.Path(__file__).parents[3]
 LADDER = f'--config={ROOT}/configs/ladder.py:paper'
@@ -142,6 +144,7 @@ def test_group_names():
 MANY = """
 from configs import base
 from stability import hyper
+from stability.data import tokens
 def get_config(scale='cpu'):
   c = base.get_config(scale)
   c.model.depth = 1
@@ -257,6 +260,55 @@ def test_rest_of_a_sweep_that_has_begun(tmp_path, capsys):
     run_files.write_result(run_files.run_dir(begun, name), made_up_result())
   lines = run(capsys, quickstart, f'--workdir={begun}')
   assert lines[-1] == f'{begun}: {plan.runs + len(done)} of {plan.runs + len(done)} runs have ended'
+
+
+def test_rest_of_runs_to_reuse(tmp_path, capsys, monkeypatch):
+  """As a start would find them, with and without a sweep that has begun."""
+  monkeypatch.setattr(training_device, 'find', lambda: {'platform': 'cpu'})
+  quickstart = (f'--config={ROOT}/configs/quickstart.py', '--config.data.source=synthetic')
+  given = quickstart_module.get_config()
+  given.data.source = 'synthetic'
+  requested = hyper.expand(given.to_dict(), quickstart_module.get_sweep(), ['data.source'])
+  other, begun = tmp_path / 'other', tmp_path / 'begun'
+  source = types.SimpleNamespace(**given.to_dict()['data'])
+  folder = tokens.prepare(source, other / 'data', source.sequence_length)
+  data = {'path': str(folder.relative_to(other)), **tokens.open_tokens(folder).meta}
+  for workdir in (other, begun):
+    made_up.write_runs(workdir, requested, data)
+  done = [name for name, config in requested.configs.items() if config['model']['width'] == 16]
+  for name in done:
+    run_files.write_result(run_files.run_dir(other, name), made_up_result())
+    versions.record(run_files.run_dir(other, name), 0, trained_on={'platform': 'cpu'})
+  run_files.write_result(run_files.run_dir(begun, done[0]), made_up_result())
+  (run_files.run_dir(begun, done[1]) / 'metrics.jsonl').touch()
+  before = files_of(tmp_path)
+
+  def dry_run_says(*arguments):
+    return run(capsys, *quickstart, f'--reuse={other}', *arguments)
+
+  def rest(count):
+    return f'the rest, from the start of each run: {count} runs, '
+
+  lines, runs = dry_run_says(*H100S), len(requested.configs)
+  assert f'started here, it reuses {len(done)} runs from other sweeps' in lines
+  assert any(line.startswith(rest(runs - len(done))) for line in lines)
+  assert sum('hours of training' in line for line in lines) == 2
+  *_, ended, reused, left = dry_run_says(f'--workdir={begun}')
+  assert ended == f'{begun}: 1 of {runs} runs have ended'
+  assert reused == f'started here, it reuses {len(done) - 2} runs from other sweeps'
+  assert left.startswith(rest(runs - 1 - (len(done) - 2)))
+  *_, none, left = dry_run_says('--config.optimizer.eps=1e-7')
+  assert none == (
+      f'started here, it reuses 0 runs from other sweeps: {other} has no run with the config of one'
+      ' of these'
+  )
+  assert left.startswith(rest(runs))
+  monkeypatch.setattr(training_device, 'find', lambda: {'platform': 'gpu'})
+  assert f'{other} was trained on another device: cpu -> gpu' in dry_run_says()[-2]
+  assert files_of(tmp_path) == before
+  arguments = ['sweep', '--dry_run', *quickstart, f'--reuse={tmp_path}']
+  assert app.execute(sweep.main, sweep.FLAGS, arguments) == 2
+  assert f'--reuse={tmp_path}: holds no sweep' in capsys.readouterr().err
 
 
 def made_up_result():
