@@ -106,6 +106,21 @@ def test_figures_without_a_baseline(tmp_path, fields):
   assert all(plot.draw() for plot in found.plots)
 
 
+def test_mean_of_fewer_seeds_is_hollow(tmp_path):
+  write(tmp_path, (0, 1), widths=(16,))
+  results = results_lib.load_workdir(tmp_path)
+  runs = results.runs
+  lacking = runs['arm'].eq('no qk-norm') & runs['seed'].eq(1) & runs['learning_rate'].eq(1e-2)
+  runs.loc[lacking, ['status', 'final_loss']] = ['missing', float('nan')]
+  section = leaderboard.section(results, inert.load(tmp_path))
+  (plot,) = (plot for plot in section.plots if plot.name == 'leaderboard_curves_attention')
+  figure = plot.draw()
+  hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == 'white']
+  (rate,) = [list(line.get_xdata()) for line in hollow if len(line.get_xdata())]
+  assert rate == [1e-2]
+  assert figure.legends[0].get_texts()[-1].get_text() == 'seeds missing'
+
+
 @pytest.mark.parametrize('count, said', [(8, 'a0; a1; a2'), (9, '9 of 10 arms, see the table')])
 def test_sentences_list_few_arms(count, said):
   arms = ['baseline', *(f'a{n}' for n in range(10))]

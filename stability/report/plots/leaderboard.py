@@ -130,7 +130,7 @@ def curves(
     values = runs[results.groups][names == name].iloc[0]
     panels[labels.pairs(results.groups, values)] = name
   figure, axes = style.grid(list(panels), height=1.75, ax=ax)
-  losses = loss_axis.LossAxis.of(results, shown)
+  losses, drawn = loss_axis.LossAxis.of(results, shown), []
   for axis, name in zip(axes[:, 0], panels.values(), strict=True):
     lines = []
     for size, base, colour in zip(sizes, baselines, palette, strict=True):
@@ -140,12 +140,13 @@ def curves(
         mean = arm.losses.mean(axis='columns').dropna()
         axis.plot(mean, color=colour, marker='o', markersize=3)
         axis.plot(mean[mean == mean.min()], color=colour, **style.RING)
-        diverged = arm.runs['learning_rate'][arm.runs['status'] == 'diverged']
-        lines.append(loss_axis.Line(mean, set(diverged), colour))
+        lines.append(loss_axis.Line.of(mean, arm.runs, 'learning_rate', colour))
     style.learning_rate_axis(axis)
     losses.draw_marks(axis, lines)
+    drawn += lines
   handles = [style.handle(of, color=c, marker='o') for of, c in zip(of_size, palette, strict=True)]
   handles += [style.handle('baseline', linestyle='--', linewidth=1.1)]
   handles += [style.handle('best', **style.RING), *style.diverged_handle(shown), *losses.handles()]
+  handles += loss_axis.fewer_seeds_handle(drawn)
   style.finish(figure, 'learning rate', 'validation loss (nats)', handles, 'parameters', ax=ax)
   return figure

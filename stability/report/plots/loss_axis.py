@@ -1,7 +1,12 @@
-"""The axis of final losses: it shows the basin, and marks what lies above it at its top edge."""
+"""The axis of final losses: it shows the basin, and marks what lies above it at its top edge.
+
+Means of fewer seeds are hollow. They are not fitted with an effect of each seed, as statistics of a
+curve are (lr_sensitivity.mean_curve): one unstable run would move all points of a line, even below
+all runs.
+"""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -20,6 +25,7 @@ MARGINS = 4
 # do not stretch the axis.
 _FAR = 0.5
 _ABOVE = {'marker': '^', 'linestyle': ''}
+_FEWER = {'marker': 'o', 'linestyle': '', **style.HOLLOW}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +34,17 @@ class Line:
 
   means: pd.Series  # nats, by x
   diverged: Collection[float]  # the x at which a run diverged
+  lacking: Collection[float]  # the x at which a seed of the line has no loss
   colour: tuple
+
+  @classmethod
+  def of(cls, means: pd.Series, runs: pd.DataFrame, x: str, colour: tuple) -> 'Line':
+    """The line of these runs, whose losses the column `loss` has, by the column x."""
+    runs = runs.astype({x: float})
+    counted = runs[runs['loss'].notna()]
+    seeds = counted.groupby(x)['seed'].nunique()
+    lacking = seeds.index[seeds < counted['seed'].nunique()]
+    return cls(means, set(runs[x][runs['status'] == 'diverged']), set(lacking), colour)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +82,7 @@ class LossAxis:
     return ' (above)' if level > self.high else ' (below)' if level < self.low else ''
 
   def draw_marks(self, axis: Axes, lines: Sequence[Line]) -> None:
-    """Sets the limits, and marks the means above them and those at which a run diverged.
+    """Sets the limits, and marks means above them, of fewer seeds and where a run diverged.
 
     Marks above the axis that have the same x are drawn beside each other.
     """
@@ -75,9 +91,11 @@ class LossAxis:
     for line in lines:
       diverged = line.means.index.isin(line.diverged)
       is_above = (line.means > self.high).to_numpy() & self.is_cut
+      lacking = line.means.index.isin(line.lacking)
+      axis.plot(line.means[lacking & ~is_above], color=line.colour, **_FEWER)
       axis.plot(line.means[diverged & ~is_above], color=line.colour, **style.CROSS)
       for x in line.means.index[is_above]:
-        look = style.CROSS if x in set(line.diverged) else _ABOVE
+        look = style.CROSS if x in line.diverged else _ABOVE
         above.setdefault(x, []).append((line.colour, look))
     at_edge = blended_transform_factory(axis.transData, axis.transAxes)
     step = 1.1 * matplotlib.rcParams['lines.markersize']
@@ -93,3 +111,8 @@ class LossAxis:
       return []
     text = f'above {self.high:.2f}: drawn\nat the top edge'
     return [style.handle(text, **_ABOVE)]
+
+
+def fewer_seeds_handle(lines: Iterable[Line]) -> list[Line2D]:
+  """The legend entry of the means of fewer seeds, if there are any."""
+  return [style.handle('seeds missing', **_FEWER)] if any(line.lacking for line in lines) else []

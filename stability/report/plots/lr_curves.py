@@ -18,7 +18,8 @@ def loss_by_learning_rate(
   """Mean and range over seeds of min(final, initial) loss against learning rate.
 
   A panel per intervention, a line per size. A cross marks a learning rate at which a run diverged,
-  a ring the best one, and a triangle a loss above the axis (see loss_axis).
+  a ring the best one, a triangle a loss above the axis and a hollow point a mean of fewer seeds
+  (see loss_axis).
   """
   runs = style.labelled(results)
   sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
@@ -34,16 +35,18 @@ def loss_by_learning_rate(
       handles.append(style.handle(text, linestyle=linestyle, linewidth=1.1))
       for axis in axes[:, 0]:
         axis.axhline(level, color=style.GREY, linestyle=linestyle, linewidth=1.1)
+  drawn = []
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
     lines = []
     for size, colour in sizes.items():
       of_size = of_panel[of_panel['size'] == size]
       line = style.line(axis, of_size, 'learning_rate', 'loss', 'mean', colour)
-      diverged = of_size['learning_rate'][of_size['status'] == 'diverged']
-      lines.append(loss_axis.Line(line, set(diverged), colour))
+      lines.append(loss_axis.Line.of(line, of_size, 'learning_rate', colour))
       axis.plot(line[line == line.min()], color=colour, **style.RING)
     style.learning_rate_axis(axis)
     losses.draw_marks(axis, lines)
+    drawn += lines
+  handles += loss_axis.fewer_seeds_handle(drawn)
   style.finish(figure, 'learning rate', 'validation loss (nats)', handles, 'parameters', ax=ax)
   return figure
 

@@ -72,15 +72,17 @@ def loss_by_number(results: Results, field: str, ax: Axes | None = None) -> Figu
     handles.append(style.handle('no blocks:\na bigram model', linestyle='--', linewidth=1.1))
     for axis in axes[:, 0]:
       axis.axhline(level, color=style.GREY, linestyle='--', linewidth=1.1)
+  drawn = []
   for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
     lines = []
     for name, colour in rates.items():
       of_rate = of_panel[of_panel['rate'] == name]
       line = style.line(axis, of_rate, field, 'loss', 'mean', colour)
-      diverged = of_rate[field][of_rate['status'] == 'diverged'].astype(float)
-      lines.append(loss_axis.Line(line, set(diverged), colour))
+      lines.append(loss_axis.Line.of(line, of_rate, field, colour))
     _number_axis(axis, runs[field])
     losses.draw_marks(axis, lines)
+    drawn += lines
+  handles += loss_axis.fewer_seeds_handle(drawn)
   name = axis_label(results, field)
   style.finish(figure, name, 'validation loss (nats)', handles, 'learning rate', ax=ax)
   return figure

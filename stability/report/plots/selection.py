@@ -40,8 +40,9 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
           'loss_by_learning_rate',
           'Final loss against learning rate',
           'Training is stable where the curve is flat: the learning rate hardly matters. Points are'
-          ' means over seeds, bands their range. The axis ends above the losses that count as'
-          ' unstable; what is higher is marked at its top edge.',
+          ' means over seeds, bands their range; a hollow point lacks seeds that others have. The'
+          ' axis ends above the losses that count as unstable; what is higher is marked at its top'
+          ' edge.',
           functools.partial(lr_curves.loss_by_learning_rate, results, bigram_loss)
           if finished and several_rates
           else None,

@@ -113,6 +113,16 @@ def test_diverged_run_within_the_axis(tmp_path):
   assert not any('edge' in text for text in legend(figure))
 
 
+def test_mean_of_fewer_seeds_is_hollow(tmp_path, sweep):
+  few = Sweep(tmp_path, widths=(16,), interventions=[{}], rates=(1e-2, 3e-2), leave_out=(3,))
+  figure = lr_curves.loss_by_learning_rate(few.results)
+  hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == 'white']
+  ((rate, loss),) = [line.get_data() for line in hollow if len(line.get_xdata())]
+  assert (rate, loss) == (3e-2, few.results.runs['final_loss'][2])
+  assert legend(figure)[-1] == 'seeds missing'
+  assert 'seeds missing' not in legend(lr_curves.loss_by_learning_rate(sweep.results))
+
+
 def test_arm_that_learns_nothing_does_not_stretch_the_axis(sweep):
   runs = sweep.results.runs.copy()
   fails = runs['model.qk_norm'] == 'none'
