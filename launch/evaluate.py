@@ -6,8 +6,8 @@ parent, the default, is the validation text of the run that a fine-tuned run sta
 value is a file or folder of text, of which windows are taken that are spread evenly over it, at
 most as many as the sweep has of validation text. The loss of the parent is measured on the same
 windows: the difference is what a run has forgotten. A warning names documents of the text that the
-runs were trained on, where DIR/sweep.json lists those. The measurements are in
-DIR/report/other_text.csv and on the page; one that is there already is not repeated.
+runs were trained on. The measurements are in DIR/report/other_text.csv and on the page; one that is
+there already is not repeated.
 """
 
 # First, since launch.common may have to mend sys.path.

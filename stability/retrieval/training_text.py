@@ -1,17 +1,21 @@
 """The documents of a text that the runs of a sweep were trained on, and may have memorised."""
 
 import hashlib
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from stability.data import tokens as tokens_lib
 from stability.data.sources import Document
+from stability.data.tokenize import readers
+from stability.data.tokenize.shards import ShardedArray
 from stability.data.tokenize.stored import StoredTokenizer
 
 _PIECE = re.compile(r'\[(\d+):(\d+)\]$')  # in the name of a piece of a cut document, see splits.py
+_READ = 2**24  # tokens read at a time
 
 
 def trained_on(
@@ -23,30 +27,50 @@ def trained_on(
 
   Args:
     documents: those to look for.
-    folder: the token folder. If it does not list its training documents, none are found.
+    folder: the token folder. If it does not list its training documents, as those that
+      launch.tokenize makes do not, its end tokens tell them apart.
     tokenizer: that of the folder.
   """
   opened = tokens_lib.open_tokens(folder)
   listed = opened.meta['documents'].get('train')
   if not isinstance(listed, list):
-    return []
+    listed = (('', length) for length in _lengths(opened.train, tokenizer.end_of_document))
   dtype = np.dtype(opened.meta['dtype']).newbyteorder('<')
-  encoded = [np.asarray(tokenizer.encode(text), dtype) for _, text in documents]
-  lengths = {len(tokens) for tokens in encoded}
+  encoded = [
+      [np.asarray(tokenizer.encode(part), dtype) for part in _packed_as(text)]
+      for _, text in documents
+  ]
+  lengths = {len(tokens) for parts in encoded for tokens in parts}
   longest = max(len(text) for _, text in documents)
   whole, pieces, start = set(), [], 0
   for name, length in listed:
-    tokens = opened.train[start : start + length]
+    own = slice(start, start + length)
     if length in lengths:
-      whole.add(_digest(np.asarray(tokens, dtype)))
+      whole.add(_digest(np.asarray(opened.train[own], dtype)))
     if (piece := _PIECE.search(name)) and int(piece[2]) <= longest:
-      pieces.append((slice(int(piece[1]), int(piece[2])), tokenizer.decode(np.asarray(tokens))))
+      text = tokenizer.decode(np.asarray(opened.train[own]))
+      pieces.append((slice(int(piece[1]), int(piece[2])), text))
     start += length + 1
   return [
       name
-      for (name, text), tokens in zip(documents, encoded, strict=True)
-      if _digest(tokens) in whole or any(text[part] == piece for part, piece in pieces)
+      for (name, text), parts in zip(documents, encoded, strict=True)
+      if any(_digest(tokens) in whole for tokens in parts)
+      or any(text[part] == piece for part, piece in pieces)
   ]
+
+
+def _lengths(tokens: np.memmap | ShardedArray, end: int) -> Iterator[int]:
+  """The length of each document of a text, without the end token that follows it."""
+  start = 0
+  for first in range(0, len(tokens), _READ):
+    for position in (first + np.flatnonzero(tokens[first : first + _READ] == end)).tolist():
+      yield position - start
+      start = position + 1
+
+
+def _packed_as(text: bytes) -> list[bytes]:
+  """The text and, if it is long, the pieces that launch.tokenize packs it in."""
+  return list(dict.fromkeys([text, *readers.text_pieces(io.BytesIO(text))]))
 
 
 def _digest(tokens: np.ndarray) -> bytes:

@@ -4,6 +4,8 @@ import types
 
 import pytest
 from helpers.retrieval import sentences, write_text
+from helpers.tokenizing import documents as packed
+from helpers.tokenizing import made
 
 from stability.data import tokens
 from stability.data.tokenize.stored import StoredTokenizer
@@ -45,15 +47,24 @@ def test_a_document_that_was_cut(prepare, tmp_path):
   assert meta['cut_documents'] == ['text.txt'] and found == ['same', 'longer']
 
 
-def test_a_folder_that_lists_no_documents(prepare, tmp_path, monkeypatch):
+@pytest.mark.parametrize('tokenizer', [['bytes'], ['bpe', '--vocabulary_size=280']])
+def test_a_folder_of_launch_tokenize(tokenizer, tmp_path, monkeypatch):
+  """It lists no documents and packs long ones in pieces."""
+  monkeypatch.setattr('stability.retrieval.training_text._READ', 1000)
+  long = sentences(1, 13_000)
   text = write_text(tmp_path / 'text')
-  opened = tokens.open_tokens
-
-  def without_list(folder):
-    found = opened(folder)
-    found.meta['documents']['train'] = 38
-    return found
-
-  monkeypatch.setattr('stability.retrieval.training_text.tokens_lib.open_tokens', without_list)
-  found, _ = prepare(text, [('x', (text / '000.txt').read_bytes())])
-  assert found == []
+  (text / 'long.txt').write_bytes(long)
+  name, *options = tokenizer
+  folder = made(tmp_path / 'tokens', text, f'--tokenizer={name}', *options)
+  meta = tokens.open_tokens(folder).meta
+  stored = StoredTokenizer(folder, meta)
+  assert isinstance(meta['documents']['train'], int)
+  trained = {stored.decode(document) for document in packed(folder, 'train')}
+  content = {path.name: path.read_bytes() for path in text.glob('0*')}
+  documents = list(content.items())
+  documents += [(f'other {name}', body[::-1]) for name, body in documents]
+  documents += [('long', long), ('longer', long + b' more'), ('inside', long[100:3000])]
+  found = trained_on(documents, folder, stored)
+  expected = [name for name, body in content.items() if body in trained]
+  assert len(long) > 2**16 and 0 < len(expected) < len(content)
+  assert found == [*expected, 'long', 'longer']

@@ -115,12 +115,7 @@ class File:
 
   def _text_pieces(self, stream: BinaryIO, skip: int, line: list[int]) -> Iterator[bytes]:
     """The text of a file, in pieces if it is long."""
-    rest = b''
-    while block := rest + stream.read(PIECE_BYTES - len(rest)):
-      end = len(block)
-      if end == PIECE_BYTES:
-        end = block.rfind(b'\n') + 1 or _last_character(block)
-      piece, rest = block[:end], block[end:]
+    for piece in text_pieces(stream):
       try:
         piece.decode()
       except UnicodeDecodeError as error:
@@ -134,6 +129,17 @@ class File:
 
   def _refuse(self, line: int, why: str) -> NoReturn:
     raise BadInput(f'{self.path}:{line}: {why}') from None
+
+
+def text_pieces(stream: BinaryIO) -> Iterator[bytes]:
+  """The documents that a text is packed as: itself, or pieces, cut at line ends, if it is long."""
+  rest = b''
+  while block := rest + stream.read(PIECE_BYTES - len(rest)):
+    end = len(block)
+    if end == PIECE_BYTES:
+      end = block.rfind(b'\n') + 1 or _last_character(block)
+    piece, rest = block[:end], block[end:]
+    yield piece
 
 
 def _decompressed(stream: BinaryIO, kind: str | None, path: Path) -> Any:
