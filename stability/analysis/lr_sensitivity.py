@@ -96,36 +96,23 @@ def paired(losses: pd.DataFrame) -> pd.DataFrame:
   return whole if whole.shape[1] > 1 else losses
 
 
-def mean_curve(losses: pd.DataFrame) -> np.ndarray:
-  """The loss [L] averaged over seeds, as if all seeds had all learning rates.
+def mean_curves(losses: pd.DataFrame) -> np.ndarray:
+  """The mean curve [L, D] and, if all seeds have all learning rates, that of each resample.
 
-  Where they do not, it is fitted by least squares: a rate's loss plus an effect of each seed, of
-  which those with the most rates average 0. Plain means would move where only the seeds with higher
-  losses have a rate. It is linear in the losses, so that differences of arms are paired by seed.
+  Where seeds lack a rate, its mean is that of the others. An effect of each seed is not fitted:
+  seeds differ by little, and one unstable run would move its seed at all rates. With a few further
+  seeds at the cliff, such a fit errs by 0.1 nats in the best loss and by 0.2 decades in the
+  critical rate, the plain mean by 0.01 and 0.01 (root mean squares; seeds, runs and cliffs of
+  simulated curves vary by 0.02 nats, 0.01 nats and 0.15 decades).
 
   Args:
     losses: see paired; with a number in each row and column.
   """
-  values_LxS = losses.to_numpy(float)
-  is_run_LxS = np.isfinite(values_LxS)
-  mean_L = mean_over_seeds(values_LxS, np.ones((1, values_LxS.shape[1])))[:, 0]
-  if is_run_LxS.all():
-    return mean_L
-  share_LxS = is_run_LxS / is_run_LxS.sum(axis=1, keepdims=True)
-  residual_LxS = np.where(is_run_LxS, values_LxS - mean_L[:, None], 0.0)
-  # The normal equations of the seeds' effects. The smallest solution leaves rates as they are that
-  # no seed connects with others.
-  rates_S = is_run_LxS.sum(axis=0)
-  normal_SxS = np.diag(rates_S) - is_run_LxS.T @ share_LxS
-  effect_S = np.linalg.pinv(normal_SxS, rcond=1e-9, hermitian=True) @ residual_LxS.sum(axis=0)
-  return mean_L - share_LxS @ effect_S + effect_S[rates_S == rates_S.max()].mean()
-
-
-def mean_curves(losses: pd.DataFrame) -> np.ndarray:
-  """The mean curve [L, D] and, if all seeds have all learning rates, that of each resample."""
-  if losses.empty or losses.isna().any(axis=None):
-    return mean_curve(losses)[:, None]
-  return mean_over_seeds(losses.to_numpy(float), with_draws(losses.shape[1]))
+  seeds = losses.shape[1]
+  whole = seeds > 0 and losses.notna().all(axis=None)
+  return mean_over_seeds(
+      losses.to_numpy(float), with_draws(seeds) if whole else np.ones((1, seeds))
+  )
 
 
 def interval_of_sensitivity(values_D: np.ndarray, seeds: int, level: float) -> tuple[float, float]:

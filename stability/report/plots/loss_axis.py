@@ -1,9 +1,4 @@
-"""The axis of final losses: it shows the basin, and marks what lies above it at its top edge.
-
-Means of fewer seeds are hollow. They are not fitted with an effect of each seed, as statistics of a
-curve are (lr_sensitivity.mean_curve): one unstable run would move all points of a line, even below
-all runs.
-"""
+"""The axis of final losses: it shows the basin, and marks what lies above it at its top edge."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence

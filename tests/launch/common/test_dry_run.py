@@ -144,7 +144,6 @@ def test_group_names():
 MANY = """
 from configs import base
 from stability import hyper
-from stability.data import tokens
 def get_config(scale='cpu'):
   c = base.get_config(scale)
   c.model.depth = 1
