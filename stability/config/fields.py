@@ -429,8 +429,8 @@ RECORDS = (
             ' long as 30 steps; 0 = never.', unit='steps',
             source='arXiv 2601.16979, arXiv 2207.14484'),
     choice('probe.stable_rank', 'none', ('none', 'power_iteration'),
-           'Estimate of the stable rank ||W||_F^2 / ||W||_2^2 of every matrix, in probes.',
-           absent='none', source='arXiv 2602.01734'),
+           'Estimate of the stable rank ||W||_F^2 / ||W||_2^2 of every matrix, with its learned'
+           ' multipliers, in probes.', absent='none', source='arXiv 2602.01734'),
     choice('probe.qk_spectral_entropy', 'none', ('none', 'svd'),
            'Spectral entropy of W_q W_k^T of every head, in probes.', absent='none',
            source='arXiv 2606.28116'),

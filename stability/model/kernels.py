@@ -76,7 +76,11 @@ class Multipliers(nn.Module):
   def __call__(self, kernel_IxO: jax.Array) -> jax.Array:
     row_I = self.param('row', nn.initializers.ones, kernel_IxO.shape[:1])
     column_O = self.param('column', nn.initializers.ones, kernel_IxO.shape[1:])
-    return row_I[:, None] * kernel_IxO * column_O
+    return _multiplied(kernel_IxO, row_I, column_O)
+
+
+def _multiplied(kernel_IxO: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+  return row[:, None] * kernel_IxO * column
 
 
 def _multipliers(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:
@@ -149,6 +153,18 @@ def head_of(params: Mapping[str, Any]) -> jax.Array:
 def _with_gain(params: Mapping[str, Any], name: str) -> jax.Array:
   reparam = params.get(f'{name}_reparam')
   return params[name] if reparam is None else reparam['gain'] * params[name]
+
+
+def with_multipliers(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The parameters under model.kernel=multipliers, with kernels as `kernel` returns them."""
+  found = {}
+  for name, value in params.items():
+    if isinstance(value, Mapping):
+      found[name] = with_multipliers(value)
+    else:
+      reparam = params.get(f'{name}_reparam')
+      found[name] = value if reparam is None else _multiplied(value, **reparam)
+  return found
 
 
 def kernel(module: nn.Module, name: str, shape: tuple[int, int]) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from stability.errors import BadInput
-from stability.model import spectra
+from stability.model import kernels, spectra
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
 from stability.optim import norms, optimizers
 from stability.variants import Term, Terms
@@ -134,13 +134,13 @@ def _effective_rates(inside: Inside) -> dict[str, jax.Array]:
 
 
 def _stable_ranks(inside: Inside) -> dict[str, jax.Array]:
-  matrices = {path: value for path, value in _paths(inside.params) if value.ndim == 2}
+  matrices = {path: value for path, value in _paths(_multiplied(inside)) if value.ndim == 2}
   return {f'stable_rank/{path}': rank for path, rank in spectra.stable_ranks(matrices).items()}
 
 
 def _qk_entropies(inside: Inside) -> dict[str, jax.Array]:
   found = {}
-  for block, params in inside.params.items():
+  for block, params in _multiplied(inside).items():
     attention = params.get('attention', {}) if block.startswith('block_') else {}
     if 'query' in attention and 'key' in attention:  # they may be frozen
       head_dim = inside.static['model']['head_dim']
@@ -148,6 +148,13 @@ def _qk_entropies(inside: Inside) -> dict[str, jax.Array]:
       name = f'{block}/qk_spectral_entropy'
       found |= {name: by_head.mean(), f'{name}_min': by_head.min()}
   return found
+
+
+def _multiplied(inside: Inside) -> Tree:
+  """The parameters, with kernels as layers multiply by them, apart from a factor of each."""
+  if inside.static['model']['kernel'] == 'multipliers':
+    return kernels.with_multipliers(inside.params)
+  return inside.params
 
 
 def _rms(tree: Tree) -> dict[str, jax.Array]:

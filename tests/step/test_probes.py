@@ -10,6 +10,7 @@ from flax import traverse_util
 from scipy import special
 
 from stability.data import batches
+from stability.model import kernels
 from stability.model import transformer as transformer_lib
 from stability.optim import optimizers
 from stability.step import objective as objective_lib
@@ -290,6 +291,39 @@ def test_probes_ignore_learning_rate_schedule_and_decay(probed, text, changed):
     return {name: value for name, value in metrics.items() if 'learning_rate' not in name}
 
   assert same(one_metrics) == same(other_metrics)
+
+
+def test_spectra_are_of_the_matrices_that_layers_multiply_by():
+  """With model.kernel=multipliers, those of r_i W_ij c_j, against NumPy's singular values."""
+  rng = np.random.default_rng(0)
+  attention = {}
+  for name in ('query', 'key'):
+    attention[name] = np.float32(rng.normal(size=(8, 8)))
+    row, column = np.float32(np.exp(rng.normal(size=(2, 8))))
+    attention[f'{name}_reparam'] = {'row': row, 'column': column}
+  inside = probes.Inside(
+      params={'block_0': {'attention': attention}, 'head': np.eye(8, dtype=np.float32)},
+      gradients={},
+      updates={},
+      moves={},
+      hparams={},
+      static={'model': {'head_dim': 8, 'kernel': 'multipliers'}},
+  )
+  terms = {term.name: term.make(inside) for term in probes.INSIDE if term.when}
+  query, key = (
+      kernels.Multipliers().apply({'params': attention[f'{name}_reparam']}, attention[name])
+      for name in ('query', 'key')
+  )
+  ranks = {'block_0/attention/query': query, 'block_0/attention/key': key, 'head': np.eye(8)}
+  assert terms['stable_ranks'].keys() == {f'stable_rank/{path}' for path in ranks}
+  for path, matrix in ranks.items():
+    squares = np.linalg.svd(matrix, compute_uv=False) ** 2
+    found = terms['stable_ranks'][f'stable_rank/{path}']
+    assert found == pytest.approx(squares.sum() / squares[0], rel=1e-3), path
+  squares = np.linalg.svd(query @ key.T, compute_uv=False) ** 2
+  expected = special.entr(squares / squares.sum()).sum() / np.log(8)
+  found = terms['qk_spectral_entropies']['block_0/qk_spectral_entropy']
+  assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_acted(tiny):
