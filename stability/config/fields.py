@@ -223,8 +223,8 @@ RECORDS = (
          allowed='the folder of a run, or a file', optional=True, at_start=True, absent=None),
     choice('init.optimizer', 'new', ('new', 'checkpoint'),
            'Initial state of the optimizer: new; or checkpoint, moments and counts of'
-           ' init.checkpoint=FOLDER@STEP, while the schedule starts anew.', at_start=True,
-           absent='new'),
+           ' init.checkpoint=FOLDER@STEP, while the schedule starts anew. alpha and beta3 of'
+           ' ademamix go on from where they were.', at_start=True, absent='new'),
     text('init.parent', None,
          'Short name of init.checkpoint, which stands for it in names, tables and figures of a'
          ' sweep that varies it.', allowed='a name', optional=True, label=True, absent=None),

@@ -196,7 +196,8 @@ def _ademamix(hparams: HParams) -> optax.GradientTransformation:
   """Adam with a second, slower average of the gradient: (m + alpha m_slow) / (sqrt(v) + eps).
 
   Over the whole run, alpha rises from 0, and the slow average's half-life, in updates, from that
-  of m; both linearly. The RMS of a direction is up to 1 + alpha.
+  of m; both linearly. With the state of another run, they start where that run was
+  (stability/trainer/parents.py). The RMS of a direction is up to 1 + alpha.
   """
   beta1, beta3 = hparams['optimizer.beta1'], hparams['optimizer.beta3']
   steps = hparams['schedule.steps'].astype(jnp.float32)

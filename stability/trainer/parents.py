@@ -108,8 +108,23 @@ def load(run: Path, config: Config) -> Mapping[str, Any] | None:
     found['params'] = _nested(plain(variables, record[key]['config']))
     found['carried'] = _nested(variables.carried)
     if config['init']['optimizer'] == 'checkpoint':
-      found['optimizer'] = variables.optimizer
+      found['optimizer'] = _continued(variables.optimizer, record[key]['config'], config)
   return found or None
+
+
+def _continued(
+    optimizer: Mapping[str, np.ndarray], theirs: Config, ours: Config
+) -> dict[str, np.ndarray]:
+  """The state of a parent's optimizer, by name, for a run that may have another length.
+
+  AdEMAMix's alpha and beta3 rise over the whole run. They go on from where they were in the parent,
+  since a lower beta3 would forget the slow average: their count keeps its share of the run.
+  """
+  ratio = ours['schedule']['steps'] / theirs['schedule']['steps']
+  return {
+      name: np.int32(round(array * ratio)) if name.split('/')[-1] == 'count_m2' else array
+      for name, array in optimizer.items()
+  }
 
 
 def merged(params: Mapping[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:

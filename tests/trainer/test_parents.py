@@ -73,6 +73,20 @@ def test_checkpoint_and_optimizer(parent, children, train):
   assert loss(fresh, 'final_loss') != loss(continued, 'final_loss')
 
 
+def test_alpha_and_beta3_of_ademamix_go_on_from_where_they_were(tmp_path, data, children, train):
+  """Their count keeps its share of the run, also in a longer one; that of the moments counts on."""
+  ademamix = {'optimizer.name': 'ademamix'}
+  (of_mix,) = training.write_sweep(tmp_path / 'parent', data, **ademamix)
+  train(of_mix)
+  (run,) = children(
+      f'{of_mix}@18', **ademamix, **{'init.optimizer': 'checkpoint', 'schedule.steps': 48}
+  )
+  train(run)
+  arrays = checkpoints.load(run, 6)
+  counts = {name.split('/')[-1]: int(a) for name, a in arrays.items() if '/count' in name}
+  assert counts == {'count': 18 + 6, 'count_m2': 2 * 18 + 6}
+
+
 @pytest.mark.parametrize('adapter', ['none', 'dora'])
 def test_sharded_layout(parent, children, train, adapter):
   """Sums over devices round differently: the losses agree to 1e-5."""
