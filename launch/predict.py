@@ -17,8 +17,9 @@ DIR/report/.
 
 With --fit_up_to it only tests: every larger size is predicted from the sizes up to this one, and
 each predictor is scored at each distance. The predictions, with what was measured, are written to
-DIR/report/forecast_test.csv, and the scores to forecast_scores.csv. Targets need not be trained:
-their predictions are then on record before they are.
+DIR/report/forecast_test.csv, a figure of the critical rates to forecast_test.svg, and the scores to
+forecast_scores.csv. Targets need not be trained: their predictions are then on record before they
+are.
 """
 
 # First, since launch.common may have to mend sys.path.

@@ -21,7 +21,8 @@ from stability.analysis.prediction.observations import Observations
 from stability.analysis.prediction.targets import Target
 from stability.analysis.results import Results
 from stability.report import answers as answer_text
-from stability.report import labels
+from stability.report import figure_files, labels
+from stability.report.options import Options
 from stability.report.plots import style
 from stability.report.plots.selection import Plot
 from stability.storage import files
@@ -38,7 +39,7 @@ class Predictions:
 
   results: Results
   observations: dict[tuple, Observations]  # by intervention
-  surface: surface_lib.Surface  # fitted to all runs
+  surface: surface_lib.Surface  # fitted to all runs, or to those of small sizes
   forecasts: pd.DataFrame  # see prediction.predict.predict
   targets: Sequence[Target]
   asked: bool  # whether a person asked for the targets
@@ -309,6 +310,9 @@ def write_test(
 ) -> pd.DataFrame:
   """Predicts sizes from those up to one; writes forecast_test.csv and forecast_scores.csv.
 
+  forecast_test.svg and .png show the critical learning rates of the arms that have enough sizes to
+  predict from.
+
   Args:
     results: the runs of a sweep.
     observations: see observations.by_intervention.
@@ -328,12 +332,22 @@ def write_test(
     raise predictor.InsufficientData(f'{predictor.MIN_SIZES} sizes up to it are needed')
   predictor.require_curves(fitted.values())
   tables = [predict.hold_out(results, observations, fit_up_to)]
+  surface = surface_lib.fit_arms(fitted)
   if targets:
-    surface = surface_lib.fit_arms(fitted)
     tables.append(predict.predict(results, fitted, targets, surface))
   if not any(map(len, tables)):
     raise predictor.InsufficientData('no larger size was trained, and none is a target')
-  files.write_atomic(folder / 'forecast_test.csv', pd.concat(tables).to_csv(index=False))
+  forecasts = pd.concat(tables)
+  files.write_atomic(folder / 'forecast_test.csv', forecasts.to_csv(index=False))
+  shown = {
+      arm: observations[arm]
+      for arm, of_arm in fitted.items()
+      if len(of_arm.sizes) >= predictor.MIN_SIZES
+  }
+  predicted = [Target(size) for size in sorted(set(forecasts['parameters'].dropna()))]
+  of_test = Predictions(results, shown, surface, forecasts, predicted, asked=bool(targets))
+  plot = Plot('forecast_test', '', '', functools.partial(critical_rates, of_test), absent='')
+  figure_files.write(plot, folder, Options())
   if tables[0].empty:
     return pd.DataFrame()
   scores = predict.score_by_size(tables[0])

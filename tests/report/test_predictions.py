@@ -74,6 +74,26 @@ def test_program(workdir, capsys):
 
 
 @pytest.mark.slow
+def test_fit_up_to_a_size(workdir, capsys, monkeypatch):
+  """The figure has lines from the small sizes, and points and dotted lines at the larger ones."""
+  drawn = []
+  critical_rates = predictions.critical_rates
+  monkeypatch.setattr(
+      predictions, 'critical_rates', lambda found: drawn.append(found) or critical_rates(found)
+  )
+  run(capsys, f'--workdir={workdir}', '--fit_up_to=83K', '--target=2.4M')
+  (found,) = drawn
+  sizes = [12 * 3 * width**2 for width in WIDTHS]
+  assert 10**found.surface.log_sizes == pytest.approx(sizes[:3])
+  assert [target.parameters for target in found.targets] == [*sizes[3:], 12 * 3 * 256**2]
+  assert all(list(arm.sizes) == sizes for arm in found.observations.values())
+  for kind in ('svg', 'png'):
+    assert (workdir / 'report' / f'forecast_test.{kind}').stat().st_size > 0
+  scores = pd.read_csv(workdir / 'report' / 'forecast_scores.csv')
+  assert set(scores['parameters']) == set(sizes[3:])
+
+
+@pytest.mark.slow
 def test_targets_are_kept(tmp_path, capsys, without_figures):
   made_up.write_sweep(tmp_path, widths=WIDTHS[:3], rates=(1e-3, 1e-2, 1e-1, 1.0), seeds=(0,))
   assert '147K parameters with' in run(capsys, f'--workdir={tmp_path}')  # the next named sizes
