@@ -152,25 +152,39 @@ def test_interval_is_of_the_seeds_with_all_rates():
   assert row['low'] <= row['lr_sensitivity'] <= row['high'] and row['seeds'] == 2
 
 
-def test_further_seeds_at_the_cliff():
-  """launch.next adds them there; an unstable one moves the mean of its own rate alone."""
-  losses = np.array([[2.05, 2.0, 2.1, 2.3], [0, 2.02, 2.1, 4.0], [0, 0, 2.1, 2.3]])
+def test_further_seeds_at_a_rate_do_not_bend_the_curve():
+  """launch.next adds them near the critical rate; seeds differ by the same at all rates."""
+  losses = np.array([2.05, 2.0, 2.1, 2.35]) + 0.1 * np.arange(4)[:, None]
+  status = {(rate, seed): 'missing' for rate in RATES[:4] for seed in (1, 2, 3)}
+  del status[RATES[2], 1], status[RATES[2], 2], status[RATES[2], 3]
+  row = only_row(results(losses, rates=RATES[:4], status=status))
+  one = only_row(results(losses[:1], rates=RATES[:4]))
+  columns = ['lr_sensitivity', 'best_loss', 'best_learning_rate']
+  assert list(row[columns]) == pytest.approx(list(one[columns]))
+
+
+def test_an_unstable_further_seed_moves_its_own_rate_alone():
+  losses = np.array([[2.05, 2.0, 2.1, 2.3], [0, 2.12, 2.2, 4.1], [0, 0, 0, 2.3]])
   status = {(rate, seed): 'missing' for rate in RATES[:4] for seed in (1, 2)}
-  for rate, seed in ((1, 1), (2, 1), (3, 1), (2, 2), (3, 2)):
+  for rate, seed in ((1, 1), (2, 1), (3, 1), (3, 2)):
     del status[RATES[rate], seed]
   row = only_row(results(losses, rates=RATES[:4], status=status))
-  mean_L = np.array([2.05, 2.01, 2.1, 8.6 / 3])
-  assert row['best_loss'] == pytest.approx(2.01) and row['best_learning_rate'] == RATES[1]
-  assert row['lr_sensitivity'] == pytest.approx(mean_L.mean() - 2.01)
+  # Seed 1 is 0.12 higher at its best rate, seed 2 equal at its only one.
+  mean_L = np.array([2.05, 2.0, (2.1 + 2.08) / 2, (2.3 + 3.98 + 2.3) / 3])
+  assert row['best_loss'] == pytest.approx(2.0) and row['best_learning_rate'] == RATES[1]
+  assert row['lr_sensitivity'] == pytest.approx(mean_L.mean() - 2.0)
   assert np.isnan(row['low']) and row['seeds'] == 3
 
 
-def test_mean_curves_and_their_resamples():
+def test_mean_curve():
   losses = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 4)))
-  mean_LxD = lr_sensitivity.mean_curves(losses)
-  assert mean_LxD.shape == (6, 1 + lr_sensitivity.DRAWS)
-  assert mean_LxD[:, 0] == pytest.approx(losses.mean(axis='columns'), abs=1e-12)
-  assert lr_sensitivity.mean_curves(pd.DataFrame()).shape == (0, 1)
+  assert lr_sensitivity.mean_curve(losses) == pytest.approx(losses.mean(axis='columns'), abs=1e-12)
+  apart = pd.DataFrame({0: [2.0, 3.0, np.nan, np.nan], 1: [np.nan, np.nan, 7.0, 5.0]})
+  assert lr_sensitivity.mean_curve(apart) == pytest.approx([2, 3, 7, 5])  # nothing to pair
+  # Seeds 0 and 1 have the most rates; seed 2 is 0.5 below their mean at the last rate.
+  three = pd.DataFrame({0: [2.0, 1.0, np.nan], 1: [2.2, np.nan, 1.4], 2: [np.nan, np.nan, 0.9]})
+  assert lr_sensitivity.mean_curve(three) == pytest.approx([2.1, 1.0, 1.4])
+  assert not len(lr_sensitivity.mean_curve(pd.DataFrame()))
 
 
 CURVES = {

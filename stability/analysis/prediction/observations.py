@@ -199,9 +199,10 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
 
 
 def _mean_curve(runs: pd.DataFrame) -> pd.Series:
-  """The losses of one curve by log_rate, averaged over seeds."""
+  """The losses of one curve by log_rate, averaged over seeds; see lr_sensitivity.mean_curve."""
   losses = runs.groupby(['log_rate', 'seed'])['loss'].mean().unstack('seed')  # shapes of one size
-  return lr_sensitivity.paired(losses).mean(axis='columns')
+  losses = lr_sensitivity.paired(losses)
+  return pd.Series(lr_sensitivity.mean_curve(losses), losses.index)
 
 
 def with_best_rate(runs: pd.DataFrame) -> pd.DataFrame:

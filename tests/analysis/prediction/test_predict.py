@@ -81,6 +81,18 @@ def test_critical_rate_is_that_of_the_arm():
   )
 
 
+def test_further_seeds_at_a_rate_leave_the_curve_as_it_is():
+  """launch.next adds them near the critical rate; their losses are higher at all rates."""
+  results, curves = known_truth.sweep(np.random.default_rng(0), noise=0.0)
+  rates_L = np.sort(results.runs['learning_rate'].unique())
+  more = results.runs[results.runs['learning_rate'] == rates_L[len(rates_L) // 2]]
+  more = more.assign(seed=7, run=more['run'] + ', seed=7', final_loss=more['final_loss'] + 0.1)
+  both = dataclasses.replace(results, runs=pd.concat([results.runs, more], ignore_index=True))
+  columns = ['log_critical', 'critical_censored', 'log_best', 'best_censored']
+  found, alone = (observe(each, curves).curves[columns] for each in (both, results))
+  pd.testing.assert_frame_equal(found, alone)
+
+
 def test_a_further_seed_that_is_unstable_moves_its_own_rate_alone():
   """launch.next adds some near the critical rate."""
   results, curves = known_truth.sweep(np.random.default_rng(0), noise=0.0)
