@@ -40,7 +40,10 @@ with qk-layernorm, and 0.21, 0.31 and 0.42 without, ratios of 2.0, 3.1 and 6.6. 
 To predict from sharpness as well (stability/step/sharpness.py), add
 --config.probe.sharpness_every_steps=80, which takes a third longer.
 
-Time at cpu scale: 84 runs, 11 to 18 minutes on two cores.
+Before 590K was trained at night scale, its 14 runs were predicted from the three smaller sizes, all
+rightly (configs/results/night_qk_layernorm/predictions_590K.csv, from a first sweep of 42 runs).
+
+Time: 84 runs at cpu scale, 11 to 18 minutes on two cores; 56 at night scale, about 2 hours.
 
   python -m launch.sweep --config=configs/qk_layernorm.py --workdir=runs/qk_layernorm
 """
