@@ -37,11 +37,14 @@ Measured here at night scale, one seed, at 9.2K, 37K and 147K: LR sensitivity is
 with qk-layernorm, and 0.21, 0.31 and 0.42 without, ratios of 2.0, 3.1 and 6.6. From 1e-2 to 3e-1,
 147K ends between 1.38 and 1.44 nats with it, and between 1.38 and 2.71 without.
 
+Before the 14 runs of 590K were trained at night scale, they were predicted from those 42 runs, all
+rightly. There, LR sensitivity is 0.05 with qk-layernorm and 0.40 without, a ratio of 8. From 1e-2
+to 3e-1, 590K ends between 1.29 and 1.35 nats with it, and between 1.35 and 2.48 without. The files
+are predictions_590K.csv, results_590K.csv and forecast_scores_590K.csv of
+configs/results/night_qk_layernorm.
+
 To predict from sharpness as well (stability/step/sharpness.py), add
 --config.probe.sharpness_every_steps=80, which takes a third longer.
-
-Before 590K was trained at night scale, its 14 runs were predicted from the three smaller sizes, all
-rightly (configs/results/night_qk_layernorm/predictions_590K.csv, from a first sweep of 42 runs).
 
 Time: 84 runs at cpu scale, 11 to 18 minutes on two cores; 56 at night scale, about 2 hours.
 
