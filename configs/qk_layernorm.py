@@ -46,7 +46,8 @@ configs/results/night_qk_layernorm.
 To predict from sharpness as well (stability/step/sharpness.py), add
 --config.probe.sharpness_every_steps=80, which takes a third longer.
 
-Time: 84 runs at cpu scale, 11 to 18 minutes on two cores; 56 at night scale, about 2 hours.
+Time: 84 runs at cpu scale, 11 to 18 minutes on two cores; 56 at night scale, about
+2.5 hours (estimate; 590K took 96 minutes beside other work).
 
   python -m launch.sweep --config=configs/qk_layernorm.py --workdir=runs/qk_layernorm
 """

@@ -209,7 +209,7 @@ class Assignments:
       return [*self._assigned, *list(self._elsewhere)[:CHECKS]]
 
   def phases(self) -> list[str]:
-    """What workers do before training, for how many groups; the runs of a group share programs."""
+    """What workers do before they train, and for how many groups of runs that share programs."""
     found = collections.defaultdict(set)
     with self._lock:
       for name, worker in self._assigned.items():
