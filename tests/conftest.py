@@ -1,8 +1,14 @@
 """Runs tests on eight CPU devices; shared fixtures."""
 
 import os
+import signal
 
 from launch.common import environment
+
+# The programs that tests start inherit signals that are ignored, as nohup and a shell's & ignore
+# them, and tests send these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # jax reads these variables when it is imported. The tests compile much and compute little, and
 # compilation takes half the time without LLVM's optimizations and XLA's newer emitters. Flags that

@@ -300,14 +300,14 @@ def _is_inert(
   """Whether an arm has no effect.
 
   Either all losses are equal; or what only one of arm and baseline has never acted in a measured
-  step, and the losses agree at the rates of both, since not all steps are measured. They need not
-  agree above `highest_rate`, where both are unstable and amplify a difference in the last bit.
+  step, and the losses agree at the rates and seeds of both, since not all steps are measured. They
+  need not agree above `highest_rate`, where both are unstable and amplify a difference in the last
+  bit.
   """
   ours, of_base = shares[arm.name], shares[base.name]
   differing = ours.keys() ^ of_base.keys()
   if differing and not any((ours | of_base)[name] for name in differing):
-    mean, mean_of_base = (each.losses.mean(axis='columns') for each in (arm, base))
-    distances = (mean - mean_of_base).dropna().abs()
+    distances = (arm.losses - base.losses).mean(axis='columns').dropna().abs()
     # A rate of the grid may be the critical one, which is computed from its logarithm and rounded.
     distances = distances[~(distances.index > highest_rate * (1 + 1e-6))]
     return len(distances) > 0 and bool((distances <= front.LOSS_BAND).all())

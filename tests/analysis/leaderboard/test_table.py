@@ -238,6 +238,15 @@ def test_inert_although_losses_differ_where_all_are_unstable():
       assert not leaderboard(*parts, acted=acted).loc['arm', 'inert'], index
 
 
+def test_inert_where_a_seed_lacks_a_rate():
+  """Only runs that both have are compared: seed 2 is 0.06 nats above seed 0 in both arms."""
+  acted = pd.DataFrame([('arm 1000 0.0003 0', 'clip', 0.0)], columns=['run', 'name', 'share'])
+  base, arm = (list(rows(name, ARMS['AdamW'], seeds=(0, 2))) for name in ('AdamW', 'arm'))
+  arm[0]['final_loss'] += 1e-3
+  arm[10] |= {'status': 'missing', 'final_loss': np.nan}  # seed 2 at 1e-2
+  assert leaderboard(base, arm, acted=acted).loc['arm', 'inert']
+
+
 def test_sizes_by_the_nearest_baseline():
   """Without width and depth, an arm with other matrices belongs to the size it is nearest to."""
   parts = [
