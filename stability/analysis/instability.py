@@ -32,46 +32,47 @@ def unstable(results: Results) -> pd.Series:
   return is_unstable.astype('boolean').where(excess.notna())
 
 
-def critical_rate(
-    learning_rates: np.ndarray, losses: np.ndarray, initial_loss: float
-) -> tuple[float, int]:
-  """The critical learning rate of one loss curve of an arm, and how it is censored.
+def log_critical_rate(
+    log_rates: np.ndarray, losses: np.ndarray, initial_loss: float | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """log10 of the critical learning rate of each loss curve of an arm, and how it is censored.
 
   It is the lowest learning rate above the best one at which the loss, interpolated linearly in
   log(learning rate), exceeds the curve's own best by MARGIN.
 
   Args:
-    learning_rates: ascending.
-    losses: min(final, initial) at each, in nats; NaN does not count, but one must be a number.
-    initial_loss: nats.
+    log_rates: log10 of the learning rates [L], ascending.
+    losses: min(final, initial) [..., L] in nats, without NaN.
+    initial_loss: nats, of all curves or of each.
 
   Returns:
-    The critical learning rate and 0; if the grid ends below it, the highest rate and 1; if no rate
-    of the grid reduces the loss, the lowest rate and -1: the critical one is below it.
+    log10 of the critical learning rate and 0; if the grid ends below it, of the highest rate and 1;
+    if no rate of the grid reduces the loss, of the lowest rate and -1: the critical one is below.
   """
-  counted = ~np.isnan(losses)
-  log_rates, losses = np.log10(learning_rates[counted]), losses[counted]
-  best = int(losses.argmin())
-  if losses[best] >= initial_loss:
-    return 10 ** log_rates[0], -1
-  excess = losses - losses[best] - MARGIN * (initial_loss - losses[best])
-  crossed = crossing(log_rates[best:], excess[best:])
-  return (10 ** log_rates[-1], 1) if crossed is None else (10**crossed, 0)
+  lowest = losses.min(axis=-1)
+  excess = losses - lowest[..., None] - (MARGIN * (initial_loss - lowest))[..., None]
+  from_best = np.arange(len(log_rates)) >= losses.argmin(axis=-1)[..., None]
+  crossed = crossing(log_rates, np.where(from_best, excess, -np.inf))
+  is_below = lowest >= initial_loss
+  is_above = np.isnan(crossed) & ~is_below
+  found = np.where(is_below, log_rates[0], np.where(is_above, log_rates[-1], crossed))
+  return found[()], is_above.astype(int) - is_below
 
 
-def crossing(log_rates: np.ndarray, excess: np.ndarray) -> float | None:
-  """The first point at which a curve exceeds 0, by linear interpolation; None if there is none.
+def crossing(log_rates: np.ndarray, excess: np.ndarray) -> np.ndarray:
+  """The first point at which each curve exceeds 0, by linear interpolation; NaN if there is none.
 
   Args:
-    log_rates: log10 of learning rates, in the order in which the curve is followed.
-    excess: the value at each; the first is at most 0.
+    log_rates: log10 of learning rates [L], in the order in which the curves are followed.
+    excess: the value [..., L] at each; the first is at most 0.
   """
-  above = np.flatnonzero(excess > 0)
-  if not len(above):
-    return None
-  low, high = excess[above[0] - 1], excess[above[0]]
-  share = low / (low - high)
-  return log_rates[above[0] - 1] * (1 - share) + log_rates[above[0]] * share
+  is_above = excess > 0
+  after = is_above.argmax(axis=-1)
+  low, high = (np.take_along_axis(excess, at[..., None], -1)[..., 0] for at in (after - 1, after))
+  with np.errstate(divide='ignore', invalid='ignore'):  # of curves without a crossing
+    share = low / (low - high)
+    crossed = log_rates[after - 1] * (1 - share) + log_rates[after] * share
+  return np.where(is_above.any(axis=-1), crossed, np.nan)[()]
 
 
 def onset(

@@ -166,17 +166,29 @@ def test_runs_without_curves_have_no_onset():
 @pytest.mark.parametrize(
     ('losses', 'expected'),
     [
-        ([2.4, 2.0, 2.1, 2.4], (10**-0.75, 0)),  # from 2.1 to 2.4, the margin is crossed at 2.175
-        ([2.4, 2.0, 2.1, 2.17], (1.0, 1)),  # the grid ends first
-        ([2.0, 2.35, 2.0, 2.35], (10**-2.5, 0)),  # the lowest one counts
-        ([2.0, np.nan, 2.0, 2.35], (10**-0.5, 0)),
-        ([5.0, 2.0, 2.0, 2.0], (1.0, 1)),  # high losses below the best rate do not count
-        ([5.5, 5.5, 5.5, 5.5], (1e-3, -1)),  # nothing was learned
-        ([2.4, 2.1, 2.1, 2.0], (1.0, 1)),
+        ([2.4, 2.0, 2.1, 2.4], (-0.75, 0)),  # from 2.1 to 2.4, the margin is crossed at 2.175
+        ([2.4, 2.0, 2.1, 2.17], (0.0, 1)),  # the grid ends first
+        ([2.0, 2.35, 2.0, 2.35], (-2.5, 0)),  # the lowest one counts
+        ([5.0, 2.0, 2.0, 2.0], (0.0, 1)),  # high losses below the best rate do not count
+        ([5.5, 5.5, 5.5, 5.5], (-3.0, -1)),  # nothing was learned
+        ([2.4, 2.1, 2.1, 2.0], (0.0, 1)),
     ],
 )
 def test_critical_rate(losses, expected):
   """With an initial loss of 5.5 and a best one of 2, the margin is 0.175."""
-  rates = np.array([1e-3, 1e-2, 1e-1, 1.0])
-  rate, censored = instability.critical_rate(rates, np.array(losses), 5.5)
-  assert (rate, censored) == (pytest.approx(expected[0]), expected[1])
+  log_rates = np.array([-3.0, -2.0, -1.0, 0.0])
+  log_rate, censored = instability.log_critical_rate(log_rates, np.array(losses), 5.5)
+  assert (log_rate, censored) == (pytest.approx(expected[0]), expected[1])
+
+
+def test_critical_rates_of_many_curves():
+  """They are those of one curve at a time."""
+  rng = np.random.default_rng(0)
+  log_rates, initial = np.linspace(-3, 0, 7), rng.uniform(5, 6, (200, 2))
+  losses = np.minimum(2 + rng.normal(0, 1, (200, 2, 7)).cumsum(axis=2) ** 2, initial[..., None])
+  losses[:3] = 6.5  # no rate trains
+  found, censored = instability.log_critical_rate(log_rates, losses, initial)
+  assert set(censored.ravel()) == {-1, 0, 1}
+  for at in np.ndindex(200, 2):
+    of_one = instability.log_critical_rate(log_rates, losses[at], initial[at])
+    assert (found[at], censored[at]) == of_one

@@ -148,9 +148,9 @@ class Evidence:
       The rates, and whether each is inside its grid: at an end, the optimum may lie beyond it.
     """
 
-    def of(_, rates_L, losses_L):
+    def of(_, log_rates_L, losses_L):
       lowest = losses_L.argmin()
-      return np.log10(rates_L[lowest]), 0 < lowest < len(rates_L) - 1
+      return log_rates_L[lowest], 0 < lowest < len(log_rates_L) - 1
 
     return self._of_curves(of)
 
@@ -162,10 +162,10 @@ class Evidence:
     """
     initial = self.runs.groupby(self.keys, dropna=False)['initial_loss'].mean()
 
-    def of(key, rates_L, losses_L):
+    def of(key, log_rates_L, losses_L):
       start = initial[key if len(self.keys) > 1 else key[0]]
-      critical, side = instability.critical_rate(rates_L, losses_L, start)
-      return np.log10(critical / rates_L[losses_L.argmin()]), not side
+      log_critical, side = instability.log_critical_rate(log_rates_L, losses_L, start)
+      return log_critical - log_rates_L[losses_L.argmin()], not side
 
     return self._of_curves(of)
 
@@ -176,7 +176,7 @@ class Evidence:
       The widths, and whether both ends are within the grid, so that the width is no lower bound.
     """
     return self._of_curves(
-        lambda _, rates_L, losses_L: curve.width(np.log10(rates_L), losses_L, excess)
+        lambda _, log_rates_L, losses_L: curve.width(log_rates_L, losses_L, excess)
     )
 
   def _of_curves(
@@ -186,8 +186,8 @@ class Evidence:
     found, is_exact = {}, {}
     means = self.mean(self.runs['loss']).dropna(axis='columns').sort_index(level='learning_rate')
     for key, losses in _groups(means, self.keys):
-      rates_L = losses.index.get_level_values('learning_rate').to_numpy(float)
-      numbers = [of(key, rates_L, losses_L) for losses_L in losses.to_numpy().T]
+      log_rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
+      numbers = [of(key, log_rates_L, losses_L) for losses_L in losses.to_numpy().T]
       found[key] = np.array([number for number, _ in numbers])
       is_exact[key] = numbers[0][1]
     table = _table(found, self.keys)

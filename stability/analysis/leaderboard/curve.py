@@ -76,10 +76,10 @@ def statistics(
     if not is_covered:
       censored[name] = ABOVE
 
-  critical, is_censored = instability.critical_rate(10**log_rates, losses, initial_loss)
-  values['critical_learning_rate'] = critical
+  log_critical, is_censored = instability.log_critical_rate(log_rates, losses, initial_loss)
+  values['critical_learning_rate'] = 10**log_critical
   # The vertex of a parabola between steep neighbours can lie above the interpolated crossing.
-  values['headroom'] = max(1.0, critical / 10**log_best)
+  values['headroom'] = 10 ** max(0.0, log_critical - log_best)
   if is_censored:
     censored |= {'critical_learning_rate': ABOVE, 'headroom': ABOVE}
 
@@ -116,7 +116,7 @@ def width(log_rates: np.ndarray, losses: np.ndarray, excess: float) -> tuple[flo
   above = losses - losses[lowest] - excess
   left = instability.crossing(log_rates[lowest::-1], above[lowest::-1])
   right = instability.crossing(log_rates[lowest:], above[lowest:])
-  is_covered = left is not None and right is not None
-  left = log_rates[0] if left is None else left
-  right = log_rates[-1] if right is None else right
+  is_covered = not np.isnan([left, right]).any()
+  left = log_rates[0] if np.isnan(left) else left
+  right = log_rates[-1] if np.isnan(right) else right
   return float(right - left), is_covered

@@ -97,27 +97,13 @@ class Choice:
 
 
 def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> tuple[np.ndarray, np.ndarray]:
-  """log10 of the critical learning rates [D, K]; instability.critical_rate for many curves.
+  """log10 of the critical learning rates [D, K]; see instability.log_critical_rate.
 
-  Returns:
-    The critical rates, and 1 where they are above the learning rates, -1 where they are below them,
-    else 0. One above them is given as half a step above the highest, one below as the lowest.
+  One above the learning rates is given as half a step above the highest.
   """
   loss = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None])
-  best = loss.argmin(axis=2)[..., None]
-  lowest = np.take_along_axis(loss, best, axis=2)
-  excess = loss - lowest - instability.MARGIN * (curves.initial_loss_K[:, None] - lowest)
-  above = (excess > 0) & (np.arange(loss.shape[2]) > best)
-  at = np.maximum(above.argmax(axis=2), 1)[..., None]
-  low, high = (np.take_along_axis(excess, at - i, axis=2)[..., 0] for i in (1, 0))
-  rates = curves.log_rate_L
-  with np.errstate(divide='ignore', invalid='ignore'):
-    share = low / (low - high)
-    crossed = rates[at[..., 0] - 1] * (1 - share) + rates[at[..., 0]] * share
-  is_below = lowest[..., 0] >= curves.initial_loss_K
-  is_above = ~above.any(axis=2) & ~is_below
-  found = np.where(is_above, rates[-1] + curves.step / 2, np.where(is_below, rates[0], crossed))
-  return found, is_above.astype(int) - is_below
+  found, beyond = instability.log_critical_rate(curves.log_rate_L, loss, curves.initial_loss_K)
+  return found + (beyond == 1) * curves.step / 2, beyond
 
 
 def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:

@@ -100,9 +100,12 @@ class SweepState:
       loss_L = losses.loc[rates, curve].to_numpy(float)
       is_above = is_below = False
       if np.isfinite(loss_L[-1]):
-        _, censored = instability.critical_rate(rates, loss_L, of_curve['initial_loss'].mean())
+        has_loss = np.isfinite(loss_L)
+        _, censored = instability.log_critical_rate(
+            np.log10(rates[has_loss]), loss_L[has_loss], of_curve['initial_loss'].mean()
+        )
         is_above = censored == 1
-        is_below = np.isfinite(loss_L).all() and (censored == -1 or loss_L.argmin() == 0)
+        is_below = has_loss.all() and (censored == -1 or loss_L.argmin() == 0)
       rows.append((np.log10(rates[0]), np.log10(rates[-1]), is_above, is_below))
     return pd.DataFrame(rows, columns=['low', 'high', 'too_low', 'too_high'])
 

@@ -221,10 +221,9 @@ def with_best_rate(runs: pd.DataFrame) -> pd.DataFrame:
 def _log_critical(runs: pd.DataFrame) -> tuple[float, int]:
   """log10 of the critical learning rate of runs of one curve, averaged over seeds; censored."""
   losses = _mean_curve(runs)
-  rate, censored = instability.critical_rate(
-      10.0 ** losses.index.to_numpy(), losses.to_numpy(), runs['initial_loss'].mean()
+  return instability.log_critical_rate(
+      losses.index.to_numpy(), losses.to_numpy(), runs['initial_loss'].mean()
   )
-  return np.log10(rate), censored
 
 
 def log_best_rate(losses: pd.Series) -> tuple[float, int]:

@@ -163,10 +163,10 @@ def read(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _read_curve(losses: pd.Series, initial_loss: float) -> dict[str, float]:
   log_rates, is_alone = losses.index.to_numpy(), len(losses) == 1
-  critical, critical_censored = instability.critical_rate(
-      10.0**log_rates, losses.to_numpy(), initial_loss
+  log_critical, critical_censored = instability.log_critical_rate(
+      log_rates, losses.to_numpy(), initial_loss
   )
-  log_critical, log_best, best_censored = np.log10(critical), np.nan, np.nan
+  log_best = best_censored = np.nan
   if critical_censored != -1:  # else no rate trains, so none is the best
     if is_alone:  # there is nothing to compare its loss with
       log_critical, critical_censored = np.nan, np.nan

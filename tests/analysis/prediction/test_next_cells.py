@@ -44,10 +44,10 @@ def test_critical_rates_and_sensitivities():
   for d in range(200):
     for k in range(2):
       counted = np.minimum(loss[d, k], INITIAL)
-      rate, censored = instability.critical_rate(10**RATES, counted, INITIAL)
+      log_rate, censored = instability.log_critical_rate(RATES, counted, INITIAL)
       kinds.add(censored)
       assert beyond[d, k] == censored
-      assert found[d, k] == pytest.approx(np.log10(rate) + (0.25 if censored == 1 else 0))
+      assert found[d, k] == pytest.approx(log_rate + (0.25 if censored == 1 else 0))
   assert kinds == {-1, 0, 1}
   in_window = dataclasses.replace(CURVES, in_window_KxL=np.arange(7) < [[3], [5]])
   for k, count in enumerate((3, 5)):
