@@ -1,4 +1,4 @@
-"""The definitions of unstable runs, critical learning rates and onsets, shared by all analyses."""
+"""The definitions of unstable runs, of best and critical learning rates and of onsets."""
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,45 @@ def unstable(results: Results) -> pd.Series:
   above_best = (runs['learning_rate'] > best['learning_rate']) | best_is_smaller
   is_unstable = (excess > 0) & above_best | (runs['status'] == 'diverged')
   return is_unstable.astype('boolean').where(excess.notna())
+
+
+def log_best_rate(log_rates: np.ndarray, losses: np.ndarray) -> tuple[float, int]:
+  """log10 of the best learning rate of one loss curve, and how it is censored.
+
+  It is the vertex of a parabola; see vertex. If the lowest loss is at an end of the grid, the best
+  rate is censored: it is on that side (-1: below, 1: above) of the midpoint to the only neighbour.
+
+  Args:
+    log_rates: log10 of the learning rates, ascending.
+    losses: at each, without NaN.
+  """
+  lowest = losses.argmin()
+  if lowest == 0:
+    return log_rates[:2].mean(), -1
+  if lowest == len(losses) - 1:
+    return log_rates[-2:].mean(), 1
+  return vertex(log_rates, losses), 0
+
+
+def vertex(log_rates: np.ndarray, losses: np.ndarray) -> np.ndarray:
+  """The vertex of the parabola through the lowest loss of each curve and its two neighbours.
+
+  It lies between their midpoints. Without two finite neighbours, it is the rate of the lowest loss.
+
+  Args:
+    log_rates: log10 of the learning rates [L], ascending.
+    losses: at each [..., L], without NaN.
+  """
+  lowest = losses.argmin(axis=-1)
+  middle = lowest.clip(1, len(log_rates) - 2)
+  (x0, y0), (x1, y1), (x2, y2) = (
+      (log_rates[at], np.take_along_axis(losses, at[..., None], -1)[..., 0])
+      for at in (middle - 1, middle, middle + 1)
+  )
+  with np.errstate(divide='ignore', invalid='ignore'):  # of curves without a vertex
+    left, right = (y0 - y1) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    found = ((x0 + x1) * right + (x1 + x2) * left) / (2 * (left + right))
+  return np.where((middle == lowest) & np.isfinite(left + right), found, log_rates[lowest])[()]
 
 
 def log_critical_rate(

@@ -166,6 +166,37 @@ def test_runs_without_curves_have_no_onset():
 @pytest.mark.parametrize(
     ('losses', 'expected'),
     [
+        ([3.0, 2.0, 3.0], (-2.0, 0)),
+        ([2.25, 2.0, 2.75], (-2.25, 0)),  # the parabola 2 + (x + 2)^2 / 2 + (x + 2) / 4
+        ([2.0, 2.0, 2.0], (-2.5, -1)),
+        ([3.0, 2.0, 2.0], (-1.5, 0)),
+        ([2.0, 2.5, 3.0], (-2.5, -1)),  # the vertex may be up to the midpoint
+        ([4.0, 3.0, 2.0], (-1.5, 1)),
+    ],
+)
+def test_best_rate_is_the_vertex_of_a_parabola(losses, expected):
+  found = instability.log_best_rate(np.array([-3.0, -2.0, -1.0]), np.array(losses))
+  assert found == (pytest.approx(expected[0]), expected[1])
+
+
+def test_best_rates_of_many_curves():
+  """They are those of one curve at a time, or the rate of the lowest loss."""
+  rng = np.random.default_rng(0)
+  log_rates = np.array([-3.0, -2.5, -2.0, -1.0])
+  losses = np.round(rng.uniform(2, 3, (200, 4)), 1)
+  losses[::2, 1] = np.inf
+  losses[0] = np.inf
+  found, kinds = instability.vertex(log_rates, losses), set()
+  for vertex, of_one in zip(found, losses, strict=True):
+    expected, censored = instability.log_best_rate(log_rates, of_one)
+    kinds.add((censored, np.isfinite(of_one[1])))
+    assert vertex == (log_rates[of_one.argmin()] if censored else expected)
+  assert len(kinds) == 6
+
+
+@pytest.mark.parametrize(
+    ('losses', 'expected'),
+    [
         ([2.4, 2.0, 2.1, 2.4], (-0.75, 0)),  # from 2.1 to 2.4, the margin is crossed at 2.175
         ([2.4, 2.0, 2.1, 2.17], (0.0, 1)),  # the grid ends first
         ([2.0, 2.35, 2.0, 2.35], (-2.5, 0)),  # the lowest one counts

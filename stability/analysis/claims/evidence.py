@@ -135,10 +135,10 @@ class Evidence:
     the lowest or highest learning rate of a row: the optimum may then lie outside the grid.
     """
     found = {}
-    for key, losses in _groups(self.mean(self.runs['loss']), self.keys):
-      rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
-      order = np.argsort(rates_L)
-      found[key] = _vertices(rates_L[order], losses.to_numpy()[order])
+    for key, rows in _groups(self.mean(self.runs['loss']), self.keys):
+      losses = rows.sort_index(level='learning_rate')
+      log_rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
+      found[key] = _best_rates(log_rates_L, losses.to_numpy())
     return _table(found, self.keys)
 
   def best_grid_rate(self) -> tuple[pd.DataFrame, pd.Series]:
@@ -409,22 +409,10 @@ def _table(rows: dict[tuple, np.ndarray], levels: list[str]) -> pd.DataFrame:
   return pd.DataFrame(np.array(list(rows.values())), index)
 
 
-def _vertices(rates_L: np.ndarray, losses_LxD: np.ndarray) -> np.ndarray:
-  """The vertex of the parabola through the lowest point and its neighbours, per draw."""
-  if np.isnan(losses_LxD[:, 0]).any() or len(rates_L) < MIN_LEARNING_RATES:
+def _best_rates(log_rates_L: np.ndarray, losses_LxD: np.ndarray) -> np.ndarray:
+  """log10 of the best learning rate per draw, which may be an end of the grid in other draws."""
+  if np.isnan(losses_LxD[:, 0]).any() or len(log_rates_L) < MIN_LEARNING_RATES:
     raise Undecided(f'an optimum needs {MIN_LEARNING_RATES} learning rates')
-  filled_LxD = np.where(np.isnan(losses_LxD), np.inf, losses_LxD)
-  lowest_D = filled_LxD.argmin(axis=0)
-  if lowest_D[0] in (0, len(rates_L) - 1):
+  if losses_LxD[:, 0].argmin() in (0, len(log_rates_L) - 1):
     raise Undecided('the best learning rate is the first or the last one of its row')
-  inner_D = lowest_D.clip(1, len(rates_L) - 2)
-  draws = np.arange(losses_LxD.shape[1])
-  (x0, y0), (x1, y1), (x2, y2) = (
-      (rates_L[inner_D + i], losses_LxD[inner_D + i, draws]) for i in (-1, 0, 1)
-  )
-  left, right = (y0 - y1) / (x1 - x0), (y2 - y1) / (x2 - x1)
-  # left and right are >= 0 at an interior minimum. If both are 0, the vertex is the middle point.
-  total = np.where(left + right > 0, left + right, np.nan)
-  vertex_D = ((x0 + x1) * right + (x1 + x2) * left) / (2 * total)
-  vertex_D = np.where(np.isnan(total), x1, vertex_D)
-  return np.where(lowest_D == inner_D, vertex_D, rates_L[lowest_D])
+  return instability.vertex(log_rates_L, np.where(np.isnan(losses_LxD), np.inf, losses_LxD).T)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import instability, lr_sensitivity
-from stability.analysis.prediction.observations import log_best_rate
 
 WIDTHS = {'width_02': 0.02, 'width_05': 0.05, 'width_10': 0.1}  # excess over the best loss, nats
 MULTIPLES = {'loss_at_3x': 3, 'loss_at_10x': 10}  # of the best learning rate
@@ -64,7 +63,7 @@ def statistics(
   values['best_loss'] = best
   if best >= initial_loss:  # nothing was learned at any rate: all may be too high
     return Statistics(values, {'best_loss': BELOW}, BELOW)
-  log_best, edge = log_best_rate(pd.Series(losses, log_rates))
+  log_best, edge = instability.log_best_rate(log_rates, losses)
   values['best_learning_rate'] = 10**log_best
   if edge:
     return Statistics(values, {'best_loss': BELOW, 'best_learning_rate': edge}, edge)

@@ -186,7 +186,8 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
   if runs.empty:
     return dict.fromkeys(_CURVE_COLUMNS, np.nan)
   log_critical, critical_censored = _log_critical(runs)
-  log_best, best_censored = log_best_rate(_mean_curve(runs))
+  losses = _mean_curve(runs)
+  log_best, best_censored = instability.log_best_rate(losses.index.to_numpy(), losses.to_numpy())
   of_seeds = [_log_critical(of_seed) for _, of_seed in with_best_rate(runs).groupby('seed')]
   exact = [value for value, censored in of_seeds if not censored]
   steps = np.diff(np.sort(runs['log_rate'].unique()))
@@ -224,25 +225,3 @@ def _log_critical(runs: pd.DataFrame) -> tuple[float, int]:
   return instability.log_critical_rate(
       losses.index.to_numpy(), losses.to_numpy(), runs['initial_loss'].mean()
   )
-
-
-def log_best_rate(losses: pd.Series) -> tuple[float, int]:
-  """log10 of the best learning rate of one curve, and how it is censored.
-
-  It is the vertex of the parabola through the lowest loss of the grid and its two neighbours, which
-  lies between their midpoints. If the lowest loss is at an end of the grid, the best rate is
-  censored: it is on that side (-1: below, 1: above) of the midpoint to the only neighbour.
-
-  Args:
-    losses: indexed by log10 of the learning rate, ascending.
-  """
-  log_rates, i = losses.index.to_numpy(), int(losses.to_numpy().argmin())
-  if i == 0:
-    return log_rates[:2].mean(), -1
-  if i == len(losses) - 1:
-    return log_rates[-2:].mean(), 1
-  x, y = log_rates[i - 1 : i + 2] - log_rates[i], losses.to_numpy()[i - 1 : i + 2]
-  bend, slope, _ = np.polyfit(x, y, 2)
-  # Of equal losses the first one is the best: then the parabola may be flat.
-  vertex = -slope / (2 * bend) if bend > 0 else 0.0
-  return log_rates[i] + np.clip(vertex, x[0], x[2]), 0

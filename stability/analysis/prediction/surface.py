@@ -171,7 +171,7 @@ def _read_curve(losses: pd.Series, initial_loss: float) -> dict[str, float]:
     if is_alone:  # there is nothing to compare its loss with
       log_critical, critical_censored = np.nan, np.nan
     else:
-      log_best, best_censored = observations_lib.log_best_rate(losses)
+      log_best, best_censored = instability.log_best_rate(log_rates, losses.to_numpy())
   steps = np.array([_STEP]) if is_alone else np.diff(log_rates)
   above = np.searchsorted(log_rates, log_critical)
   lowest = int(losses.to_numpy().argmin())

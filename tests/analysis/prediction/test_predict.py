@@ -131,22 +131,6 @@ def test_curve_of_a_size_averages_its_seeds():
   assert rates.CRITICAL_RATE.seed_noise(observe(*made[0])) == 0
 
 
-@pytest.mark.parametrize(
-    ('losses', 'expected'),
-    [
-        ([3.0, 2.0, 3.0], (-2.0, 0)),
-        ([2.25, 2.0, 2.75], (-2.25, 0)),  # the parabola 2 + (x + 2)^2 / 2 + (x + 2) / 4
-        ([2.0, 2.0, 2.0], (-2.5, -1)),
-        ([3.0, 2.0, 2.0], (-1.5, 0)),
-        ([2.0, 2.5, 3.0], (-2.5, -1)),  # the vertex may be up to the midpoint
-        ([4.0, 3.0, 2.0], (-1.5, 1)),
-    ],
-)
-def test_best_rate_is_the_vertex_of_a_parabola(losses, expected):
-  found = observations_lib.log_best_rate(pd.Series(losses, [-3.0, -2.0, -1.0]))
-  assert found == (pytest.approx(expected[0]), expected[1])
-
-
 def test_running_max_continues_after_a_run_ends():
   results, curves = known_truth.sweep(np.random.default_rng(0), sizes=(9216,), rates=(0.1, 0.3))
   first, second = results.runs['run']
