@@ -63,12 +63,6 @@ class Fit:
   degree: int  # in log10(parameters)
   shared: bool  # slopes vary smoothly with the learning rate; otherwise each rate has its own
 
-  @property
-  def name(self) -> str:
-    """The fit in words."""
-    slopes = 'shared slopes' if self.shared else 'separate slopes'
-    return f'{("linear", "quadratic")[self.degree - 1]}, {slopes}'
-
   def design_matrix(self, points: Points, log_rates_L: np.ndarray) -> np.ndarray:
     """The regressors [K, P]: an intercept for each learning rate, then the powers of log size."""
     is_rate_KxL = np.abs(points.log_rate_K[:, None] - log_rates_L) < _RATE_TOLERANCE
@@ -92,26 +86,6 @@ FITS = tuple(Fit(degree, shared) for degree in (1, 2) for shared in (True, False
 PAPER_FIT = Fit(degree=2, shared=False)  # section 3.3
 
 
-@dataclasses.dataclass(frozen=True)
-class Extrapolation:
-  """Predictions in cells by the weighted fits."""
-
-  draws_DxC: np.ndarray  # draws of the value of a single run in each cell
-  weights: dict[str, float]  # name of a fit -> its weight
-  # The factor by which the draws were spread out, from the errors on the larger fitted sizes.
-  widening: float
-
-  @property
-  def median_C(self) -> np.ndarray:
-    """Medians of the draws."""
-    return np.median(self.draws_DxC, axis=0)
-
-  @property
-  def interval_2xC(self) -> np.ndarray:
-    """90 % intervals of the draws."""
-    return np.percentile(self.draws_DxC, INTERVAL, axis=0)
-
-
 def validation_splits(points: Points) -> Iterator[tuple[Points, Points]]:
   """(smaller sizes, held-out size) for each size from the third smallest on.
 
@@ -125,6 +99,25 @@ def validation_splits(points: Points) -> Iterator[tuple[Points, Points]]:
       yield smaller, held_out
 
 
+def widening(points: Points, draw: Callable[[Points, Points], np.ndarray | None]) -> float:
+  """The factor by which draws are spread out, from the errors on the larger fitted sizes.
+
+  Each of these sizes is predicted from the smaller ones.
+
+  Args:
+    points: the runs to fit.
+    draw: (fitted points, cells) -> draws [D, C] of the value of a single run in each cell; None if
+      the points determine no fit.
+  """
+  standard_errors = []
+  for smaller, held_out in validation_splits(points):
+    if (predicted := draw(smaller, held_out)) is not None:
+      low, high = np.percentile(predicted, INTERVAL, axis=0)
+      spread = (high - low) / 2 / NORMAL_HALF_WIDTH
+      standard_errors.extend((held_out.value_K - np.median(predicted, axis=0)) / spread)
+  return max(1.0, float(np.sqrt(np.mean(np.square(standard_errors))))) if standard_errors else 1.0
+
+
 def extrapolate(
     points: Points,
     cells: Points,
@@ -132,16 +125,15 @@ def extrapolate(
     noise_floor: float,
     draws: int = DRAWS,
     widen: bool = True,
-) -> Extrapolation | None:
-  """Predicts the values of single runs in the cells; None if the points determine no fit.
+) -> np.ndarray | None:
+  """Draws [D, C] of the value of a single run in each cell; None if the points determine no fit.
 
   Args:
     points: the runs to fit.
     cells: sizes and learning rates to predict; the learning rates are among those of the points.
     noise_floor: lower bound on the noise: the standard deviation of the measurement error.
     draws: the number of draws.
-    widen: whether to widen the intervals by the errors on the larger fitted sizes, each predicted
-      from the smaller ones.
+    widen: whether to widen the intervals; see widening.
   """
   candidates = [fit for fit in FITS if fit.is_determined(points)]
   if len(points.log_rates) == 1:
@@ -150,20 +142,17 @@ def extrapolate(
     return None
   weights = _weights(candidates, points)
   candidates = [fit for fit in candidates if weights[fit] > 0]
-  values_DxC = _mixture_draws(candidates, weights, points, cells, noise_floor, draws)
-  standard_errors = []
-  for smaller, held_out in validation_splits(points) if widen else ():
-    if determined := [fit for fit in candidates if fit.is_determined(smaller)]:
-      predicted = _mixture_draws(determined, weights, smaller, held_out, noise_floor, draws)
-      low, high = np.percentile(predicted, INTERVAL, axis=0)
-      spread = (high - low) / 2 / NORMAL_HALF_WIDTH
-      standard_errors.extend((held_out.value_K - np.median(predicted, axis=0)) / spread)
-  widening = 1.0
-  if standard_errors:
-    widening = max(1.0, float(np.sqrt(np.mean(np.square(standard_errors)))))
+
+  def draw(fitted: Points, cells: Points) -> np.ndarray | None:
+    determined = [fit for fit in candidates if fit.is_determined(fitted)]
+    if not determined:
+      return None
+    return _mixture_draws(determined, weights, fitted, cells, noise_floor, draws)
+
+  values_DxC = draw(points, cells)
+  factor = widening(points, draw) if widen else 1.0
   median_C = np.median(values_DxC, axis=0)
-  names = {fit.name: weights[fit] for fit in candidates}
-  return Extrapolation(median_C + widening * (values_DxC - median_C), names, widening)
+  return median_C + factor * (values_DxC - median_C)
 
 
 def least_squares(fit: Fit, points: Points, cells: Points) -> np.ndarray:
@@ -276,8 +265,8 @@ def posterior_draws(
     noise_D = np.sqrt(squares_D / rng.chisquare(freedom, draws))
     b_DxP += noise_D[:, None] * np.squeeze(root_DxPxP @ rng.standard_normal((*b_DxP.shape, 1)), -1)
     if points.censored_K.any():
-      tail_DxK = _truncated_normal_draws(b_DxP @ X_KxP.T, noise_D[:, None], points, rng)
-      y_DxK = np.where(points.censored_K, tail_DxK, y_DxK)
+      fitted_DxK, noise_Dx1 = b_DxP @ X_KxP.T, noise_D[:, None]
+      y_DxK = censored_draws(fitted_DxK, noise_Dx1, points.value_K, points.censored_K, rng)
   return b_DxP, noise_D
 
 
@@ -291,14 +280,26 @@ def _seed_resamples(
   return counts_WxS[:, codes_K].astype(float), resample_D
 
 
-def _truncated_normal_draws(
-    mean_DxK: np.ndarray, noise_Dx1: np.ndarray, points: Points, rng: np.random.Generator
+def censored_draws(
+    mean: np.ndarray,
+    sd: np.ndarray,
+    value: np.ndarray,
+    censored: np.ndarray,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-  """Normal draws [D, K] above the values that are censored at 1, below those censored at -1."""
-  sign_K = np.where(points.censored_K == 0, 1, points.censored_K)
-  tail_DxK = special.ndtr(sign_K * (mean_DxK - points.value_K) / noise_Dx1)
-  share_DxK = np.maximum(tail_DxK * (1 - rng.random(mean_DxK.shape)), 1e-12)
-  return mean_DxK - sign_K * noise_Dx1 * special.ndtri(share_DxK)
+  """Exact values as they are; normal draws above those censored at 1, below those at -1.
+
+  Args:
+    mean: of the normal distributions; the shape of the result.
+    sd: their standard deviations.
+    value: the exact values, and the bounds of the others.
+    censored: 0: exact; 1: the true value is above `value`; -1: below it.
+    rng: generator of the draws.
+  """
+  sign = np.where(censored == 0, 1, censored)
+  tail = special.ndtr(sign * (mean - value) / sd)
+  share = np.maximum(tail * (1 - rng.random(mean.shape)), 1e-12)
+  return np.where(censored == 0, value, mean - sign * sd * special.ndtri(share))
 
 
 Value = TypeVar('Value', float, np.ndarray)

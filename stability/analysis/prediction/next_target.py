@@ -9,9 +9,8 @@ Arms share nothing but the priors. Suffixes of arrays: D draws, S sizes of an ar
 """
 
 import numpy as np
-from scipy import special
 
-from stability.analysis.prediction import surface_posterior
+from stability.analysis.prediction import fits, surface_posterior
 from stability.analysis.prediction.surface_posterior import FREEDOM, SEED_SD, SIZE_SD
 
 MIN_EXACT = 2  # sizes whose critical rate lies within the grid; launch.predict asks for as many
@@ -58,14 +57,11 @@ def extrapolate(
   interpolation_var = (step / 2) ** 2 / 12 / 2
   var_Dx1 = np.full((draws, 1), _DEVIATION_VAR)
   law_DxK = np.zeros((draws, len(row_K)))
-  sign_DxS = np.where(beyond_DxS == 0, 1, beyond_DxS)
   for _ in range(_SWEEPS):
     total_Dx1 = var_Dx1 + interpolation_var
-    fitted_DxS, sd_Dx1 = prior_S + law_DxK @ Z_SxK.T, np.sqrt(total_Dx1)
-    share_DxS = special.ndtr(sign_DxS * (fitted_DxS - log_critical_DxS) / sd_Dx1)
-    share_DxS = np.maximum(share_DxS * (1 - rng.random((draws, sizes))), 1e-12)
-    drawn_DxS = fitted_DxS - sign_DxS * sd_Dx1 * special.ndtri(share_DxS)
-    y_DxS = np.where(beyond_DxS == 0, log_critical_DxS, drawn_DxS)
+    y_DxS = fits.censored_draws(
+        prior_S + law_DxK @ Z_SxK.T, np.sqrt(total_Dx1), log_critical_DxS, beyond_DxS, rng
+    )
     precision_DxK = values_K / total_Dx1 + 1
     mean_DxK = (y_DxS - prior_S) @ Z_SxK / total_Dx1 / precision_DxK
     law_DxK = mean_DxK + rng.standard_normal(mean_DxK.shape) / np.sqrt(precision_DxK)

@@ -58,25 +58,20 @@ def extrapolate(
     interpolation: the standard deviation of the error of interpolation, in decades.
     seed_noise: the standard deviation over seeds that averaging has removed from the points.
     draws: the number of draws.
-    widen: whether to widen the intervals by the errors on the larger fitted sizes, each predicted
-      from the smaller ones.
+    widen: whether to widen the intervals; see fits.widening.
   """
-  found = _draw(points, log_sizes_C, interpolation, seed_noise, draws)
-  standard_errors = []
-  for smaller, held_out in fits.validation_splits(points) if widen else ():
-    if exact_sizes(smaller) >= 2:
-      predicted = _draw(smaller, held_out.log_size_K, interpolation, seed_noise, draws)
-      low, high = predicted.interval_2xC
-      spread = (high - low) / 2 / fits.NORMAL_HALF_WIDTH
-      standard_errors.extend((held_out.value_K - predicted.median_C) / spread)
-  widening = 1.0
-  if standard_errors:
-    widening = max(1.0, float(np.sqrt(np.mean(np.square(standard_errors)))))
+  options = (interpolation, seed_noise, draws)
+
+  def runs(fitted: Points, cells: Points) -> np.ndarray | None:
+    return _draw(fitted, cells.log_size_K, *options).run_DxC if exact_sizes(fitted) >= 2 else None
+
+  found = _draw(points, log_sizes_C, *options)
+  factor = fits.widening(points, runs) if widen else 1.0
   middle_C = found.median_C
   return Draws(
-      middle_C + widening * (found.law_DxC - middle_C),
-      widening * found.noise_D,
-      middle_C + widening * (found.run_DxC - middle_C),
+      middle_C + factor * (found.law_DxC - middle_C),
+      factor * found.noise_D,
+      middle_C + factor * (found.run_DxC - middle_C),
   )
 
 

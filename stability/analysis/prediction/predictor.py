@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from stability.analysis.prediction import fits
 from stability.analysis.prediction.observations import Observations
 
 UNSTABLE = 'unstable'
@@ -90,6 +91,14 @@ def forecast_table(
   return cells[['parameters', 'learning_rate']].assign(
       probability=probability, value=value, low=low, high=high
   )
+
+
+def table_of_draws(
+    cells: pd.DataFrame, probability: np.ndarray | float, run_DxC: np.ndarray
+) -> pd.DataFrame:
+  """The table of a Forecast, from draws of the number of a single run in each cell."""
+  low_C, high_C = np.percentile(run_DxC, fits.INTERVAL, axis=0)
+  return forecast_table(cells, probability, np.median(run_DxC, axis=0), low_C, high_C)
 
 
 def measurements(

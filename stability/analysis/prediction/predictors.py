@@ -22,6 +22,7 @@ from stability.analysis.prediction.predictor import (
     Predictor,
     forecast_table,
     measurements,
+    table_of_draws,
 )
 
 NOISE_FLOOR = 0.02  # decades; maxima over a batch vary this much between batches
@@ -100,7 +101,7 @@ class ProbePredictor(Predictor):
   ) -> Forecast:
     """Probabilities come from a logistic regression on the value, averaged over the draws."""
     value = observations.running_max[self.probe][self.step].reindex(observations.runs.index)
-    extrapolation = _extrapolate(observations.points(value), cells, NOISE_FLOOR, quick)
+    draws_DxC = _extrapolate(observations.points(value), cells, quick)
     unstable = observations.runs['unstable'].to_numpy()
     link = fits.logistic_regression(value.to_numpy(), unstable)
     note = f'read at step {self.step}'
@@ -108,10 +109,8 @@ class ProbePredictor(Predictor):
       note += f'; no run was unstable: against {self.threshold:g}'
       limit = np.log10(self.threshold)
       link = lambda values: (values > limit).astype(float)  # noqa: E731
-    probability = np.nan if link is None else link(extrapolation.draws_DxC).mean(axis=0)
-    low, high = extrapolation.interval_2xC
-    median = extrapolation.median_C
-    return Forecast(forecast_table(cells, probability, median, low, high), note)
+    probability = np.nan if link is None else link(draws_DxC).mean(axis=0)
+    return Forecast(table_of_draws(cells, probability, draws_DxC), note)
 
   def measure(self, observations: Observations) -> pd.DataFrame:
     """The probe's highest value up to the step at which it is read."""
@@ -139,13 +138,9 @@ class GradientPredictor(Predictor):
     if np.isnan(eps[0]):
       raise InsufficientData('eps is unknown')
     points = observations.points(observations.runs['log_gradient'])
-    extrapolation = _extrapolate(points, cells, NOISE_FLOOR, quick)
-    probability = (extrapolation.draws_DxC < np.log10(eps[0])).mean(axis=0)
-    low, high = extrapolation.interval_2xC
-    median = extrapolation.median_C
-    return Forecast(
-        forecast_table(cells, probability, median, low, high), f'eps is {eps[0]:g}'
-    )
+    draws_DxC = _extrapolate(points, cells, quick)
+    probability = (draws_DxC < np.log10(eps[0])).mean(axis=0)
+    return Forecast(table_of_draws(cells, probability, draws_DxC), f'eps is {eps[0]:g}')
 
   def measure(self, observations: Observations) -> pd.DataFrame:
     """The gradient RMS at the end of training."""
@@ -263,16 +258,14 @@ def _validation_errors(
   return join(brier_errors), join(value_errors)
 
 
-def _extrapolate(
-    points: fits.Points, cells: pd.DataFrame, noise_floor: float, quick: bool
-) -> fits.Extrapolation:
-  extrapolation = fits.extrapolate(
+def _extrapolate(points: fits.Points, cells: pd.DataFrame, quick: bool) -> np.ndarray:
+  draws_DxC = fits.extrapolate(
       points,
       fits.Points.from_table(cells),
-      noise_floor=noise_floor,
+      noise_floor=NOISE_FLOOR,
       draws=QUICK_DRAWS if quick else fits.DRAWS,
       widen=not quick,
   )
-  if extrapolation is None:
+  if draws_DxC is None:
     raise InsufficientData('too few sizes have the same learning rates')
-  return extrapolation
+  return draws_DxC

@@ -14,8 +14,8 @@ from stability.analysis.prediction.predictor import (
     Forecast,
     InsufficientData,
     Predictor,
-    forecast_table,
     measurements,
+    table_of_draws,
 )
 
 
@@ -38,8 +38,7 @@ class RatePredictor(Predictor):
   ) -> Forecast:
     """Predicts the learning rate only, no probability."""
     draws = self.extrapolate(observations, cells['log_size'].to_numpy(), quick)
-    table = forecast_table(cells, np.nan, draws.median_C, *draws.interval_2xC)
-    return Forecast(table, '')
+    return Forecast(table_of_draws(cells, np.nan, draws.run_DxC), '')
 
   def extrapolate(
       self, observations: Observations, log_sizes_C: np.ndarray, quick: bool = False
@@ -100,16 +99,15 @@ class CriticalRatePredictor(RatePredictor):
     """Probabilities are the share of draws in which the critical rate is below the cell's."""
     sizes = cells['log_size'].drop_duplicates()
     draws = self.extrapolate(observations, sizes.to_numpy(), quick)
-    size_C = pd.Index(sizes).get_indexer(cells['log_size'])
-    probability = unstable_share(draws.run_DxC[:, size_C], cells['log_rate'].to_numpy())
-    low, high = draws.interval_2xC[:, size_C]
+    run_DxC = draws.run_DxC[:, pd.Index(sizes).get_indexer(cells['log_size'])]
+    probability = unstable_share(run_DxC, cells['log_rate'].to_numpy())
     note = ''
     if not quick:  # the exponent takes as long as the forecast
       exponent = fits.power_law(
           self.points(observations), noise_floor=_interpolation_error(observations)
       )
       note = 'as parameters to the power of {:.2f} ({:.2f} to {:.2f})'.format(*exponent)
-    return Forecast(forecast_table(cells, probability, draws.median_C[size_C], low, high), note)
+    return Forecast(table_of_draws(cells, probability, run_DxC), note)
 
   def seed_noise(self, observations: Observations) -> float:
     """From the critical rates of single seeds."""
@@ -158,12 +156,9 @@ class SurfacePredictor(Predictor):
   ) -> Forecast:
     """The observations are those that the surface was fitted to."""
     log_size, log_rate = cells['log_size'].to_numpy(), cells['log_rate'].to_numpy()
-    draws = self.draws(log_size)
-    probability = np.nan
-    if self.rate == CRITICAL_RATE:
-      probability = unstable_share(draws.run_DxC, log_rate)
-    table = forecast_table(cells, probability, draws.median_C, *draws.interval_2xC)
-    return Forecast(table, '')
+    run_DxC = self.draws(log_size).run_DxC
+    probability = unstable_share(run_DxC, log_rate) if self.rate == CRITICAL_RATE else np.nan
+    return Forecast(table_of_draws(cells, probability, run_DxC), '')
 
   def draws(self, log_sizes_C: np.ndarray) -> power_law.Draws:
     """Draws of log10 of the learning rate at some sizes."""

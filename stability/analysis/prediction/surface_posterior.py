@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from stability.analysis.prediction import fits
+
 # Priors, in decades of the learning rate per decade of parameters. Theory puts exponents between 0
 # (constant width) and -1/2 (1 / width); that of the critical rate is above 0 with a probability of
 # 5 %, for the mean of the arms. The bend is the change of the exponent per decade; see
@@ -158,7 +160,9 @@ class _Chains:
     data = self.data
     seed_var_HxAxN = (data.is_quantity_AxNxQ * self.seed_var_HxAxQ[:, :, None]).sum(axis=-1)
     total_var_HxAxN = seed_var_HxAxN + data.interpolation_AxN
-    y_HxAxN = self._beyond_the_grid(total_var_HxAxN)
+    y_HxAxN = fits.censored_draws(
+        self._predicted(), np.sqrt(total_var_HxAxN), data.value_AxN, data.censored_AxN, self.rng
+    )
     self._draw_arms(y_HxAxN, total_var_HxAxN)
     residual_HxAxN = y_HxAxN - self._predicted()
     self._shift_censored(y_HxAxN)
@@ -171,16 +175,6 @@ class _Chains:
     flat = self.deviation_HxAxQxS.reshape(_CHAINS, self.A, -1)
     theta_HxAxP = np.concatenate([self.coefficients_HxAxK, flat], axis=-1)
     return np.squeeze(self.data.X_AxNxP @ theta_HxAxP[..., None], -1)
-
-  def _beyond_the_grid(self, var_HxAxN: np.ndarray) -> np.ndarray:
-    """The observations, with draws of those that are only known to be beyond a bound."""
-    data = self.data
-    mean, sd = self._predicted(), np.sqrt(var_HxAxN)
-    sign = np.where(data.censored_AxN == 0, 1, data.censored_AxN)
-    share = special.ndtr(sign * (mean - data.value_AxN) / sd)
-    share = np.maximum(share * (1 - self.rng.random(share.shape)), 1e-12)
-    drawn = mean - sign * sd * special.ndtri(share)
-    return np.where(data.censored_AxN == 0, data.value_AxN, drawn)
 
   def _draw_arms(self, y_HxAxN: np.ndarray, var_HxAxN: np.ndarray) -> None:
     """The coefficients and deviations of each arm: a linear regression."""

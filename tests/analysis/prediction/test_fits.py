@@ -27,6 +27,10 @@ def points(law, *, sizes=SIZES, rates=RATES, seeds=1, noise=0.0, rng=None):
   return fits.Points.from_table(made)
 
 
+def interval(draws_DxC):
+  return np.percentile(draws_DxC, fits.INTERVAL, axis=0)
+
+
 def steeper_at_high_rates(size, rate):
   return 1 + 0.3 * rate**2 + (0.8 + 0.5 * rate) * (size - 4)
 
@@ -39,10 +43,11 @@ def bent(size, rate):
 def test_exact_laws(law):
   cells = points(law, sizes=LARGER)
   found = fits.extrapolate(points(law), cells, noise_floor=1e-6, draws=200)
-  np.testing.assert_allclose(found.median_C, cells.value_K, atol=1e-3)
-  assert (found.interval_2xC[0] <= cells.value_K + 1e-4).all()
-  assert (found.interval_2xC[1] >= cells.value_K - 1e-4).all()
-  quadratic = sum(weight for name, weight in found.weights.items() if 'quadratic' in name)
+  np.testing.assert_allclose(np.median(found, axis=0), cells.value_K, atol=1e-3)
+  low, high = interval(found)
+  assert (low <= cells.value_K + 1e-4).all() and (high >= cells.value_K - 1e-4).all()
+  weights = fits._weights(list(fits.FITS), points(law))
+  quadratic = sum(weight for fit, weight in weights.items() if fit.degree == 2)
   assert quadratic > 0.99 if law is bent else quadratic < 0.75
 
 
@@ -52,7 +57,7 @@ def test_interval_coverage():
     rng = np.random.default_rng(seed)
     made = points(steeper_at_high_rates, noise=0.1, rng=rng)
     cells = points(steeper_at_high_rates, sizes=LARGER, noise=0.1, rng=rng)
-    low, high = fits.extrapolate(made, cells, noise_floor=0.01, draws=300).interval_2xC
+    low, high = interval(fits.extrapolate(made, cells, noise_floor=0.01, draws=300))
     covered.extend((low <= cells.value_K) & (cells.value_K <= high))
   # 100 intervals, correlated within a sweep: about two standard deviations of 50 around 0.9.
   assert 0.81 <= np.mean(covered) <= 0.98
@@ -63,7 +68,7 @@ def test_noise_and_distance_widen_intervals():
     rng = np.random.default_rng(3)
     made = points(steeper_at_high_rates, noise=noise, rng=rng)
     cells = points(steeper_at_high_rates, sizes=[size])
-    low, high = fits.extrapolate(made, cells, noise_floor=0.01, draws=300).interval_2xC
+    low, high = interval(fits.extrapolate(made, cells, noise_floor=0.01, draws=300))
     return (high - low).mean()
 
   assert width(0.05, 5.8) < width(0.2, 5.8) < width(0.2, 7.0)
@@ -71,9 +76,11 @@ def test_noise_and_distance_widen_intervals():
 
 def test_interval_is_for_a_single_run():
   made = points(bent, rates=[-1.0], seeds=50, noise=0.1, rng=np.random.default_rng(0))
-  low, high = fits.extrapolate(
-      made, points(bent, sizes=[5.0], rates=[-1.0]), noise_floor=0.01, widen=False
-  ).interval_2xC
+  low, high = interval(
+      fits.extrapolate(
+          made, points(bent, sizes=[5.0], rates=[-1.0]), noise_floor=0.01, widen=False
+      )
+  )
   assert (high[0] - low[0]) / 2 == pytest.approx(1.645 * 0.1, rel=0.15)
 
 
@@ -120,7 +127,7 @@ def test_rate_with_one_seed():
   made = points(steeper_at_high_rates, seeds=3, noise=0.1, rng=np.random.default_rng(0))
   made = made.select((made.log_rate_K < RATES[-1]) | (made.seed_K == 0))
   cells = points(steeper_at_high_rates, sizes=LARGER)
-  low, high = fits.extrapolate(made, cells, noise_floor=0.01, draws=300).interval_2xC
+  low, high = interval(fits.extrapolate(made, cells, noise_floor=0.01, draws=300))
   assert (high - low)[-1] < 2 * (high - low)[:-1].max()  # sqrt(3) times: a third of the runs
   # The same where only one seed has more than one size.
   of_a_rate = made.select(made.log_rate_K == RATES[0])
@@ -132,7 +139,7 @@ def test_rate_with_one_seed():
 def test_close_sizes_give_wide_intervals():
   near = points(bent, sizes=4 + np.arange(4) / 100, noise=0.1, rng=np.random.default_rng(0))
   cells = points(bent, sizes=LARGER)
-  low, high = fits.extrapolate(near, cells, noise_floor=0.01, draws=200).interval_2xC
+  low, high = interval(fits.extrapolate(near, cells, noise_floor=0.01, draws=200))
   assert (high - low > 10).all()
   assert ((low < cells.value_K) & (cells.value_K < high)).all()
 
@@ -144,11 +151,10 @@ def test_validation_errors_widen_the_draws():
       fits.extrapolate(points(kinked), cells, noise_floor=1e-3, draws=200, widen=widen)
       for widen in (False, True)
   )
-  assert widened.widening > 1.5 > plain.widening == 1
-  np.testing.assert_allclose(
-      np.diff(widened.interval_2xC, axis=0), widened.widening * np.diff(plain.interval_2xC, axis=0)
-  )
-  np.testing.assert_allclose(widened.median_C, plain.median_C)
+  factors = np.diff(interval(widened), axis=0) / np.diff(interval(plain), axis=0)
+  assert factors.min() > 1.5
+  np.testing.assert_allclose(factors, factors[0, 0])
+  np.testing.assert_allclose(np.median(widened, axis=0), np.median(plain, axis=0))
 
 
 def test_shared_slopes_are_quadratic_in_the_rate():
@@ -162,15 +168,11 @@ def test_two_sizes_fit_a_line_and_one_fits_nothing():
   assert fits.extrapolate(
       points(bent, sizes=SIZES[:1]), points(bent, sizes=LARGER), noise_floor=0.1
   ) is None  # fmt: skip
-  found = fits.extrapolate(
-      points(steeper_at_high_rates, sizes=SIZES[:2]),
-      points(steeper_at_high_rates, sizes=LARGER),
-      noise_floor=1e-6,
-  )
-  assert all('linear' in name for name in found.weights)
-  np.testing.assert_allclose(
-      found.median_C, points(steeper_at_high_rates, sizes=LARGER).value_K, atol=1e-3
-  )
+  two = points(steeper_at_high_rates, sizes=SIZES[:2])
+  cells = points(steeper_at_high_rates, sizes=LARGER)
+  assert {fit.degree for fit in fits.FITS if fit.is_determined(two)} == {1}
+  found = fits.extrapolate(two, cells, noise_floor=1e-6)
+  np.testing.assert_allclose(np.median(found, axis=0), cells.value_K, atol=1e-3)
 
 
 def test_validation_splits():
