@@ -69,15 +69,6 @@ class Surface:
         np.minimum(own.run_DxC, critical.run_DxC),
     )
 
-  def unstable(
-      self,
-      arm: object,
-      log_sizes_C: Sequence[float] | np.ndarray,
-      log_rates_C: Sequence[float] | np.ndarray,
-  ) -> np.ndarray:
-    """The probability [C] that a run is unstable, which rises with the learning rate (log10)."""
-    return (self.critical(arm, log_sizes_C).run_DxC < np.asarray(log_rates_C)).mean(axis=0)
-
   def _draws(self, arm: object, log_sizes_C: Sequence[float] | np.ndarray, quantity: int) -> Draws:
     a, posterior = self.arms.index(arm), self.posterior
     log_sizes_C = np.asarray(log_sizes_C, float)
@@ -94,33 +85,17 @@ class Surface:
     return Draws(law_DxC, posterior.seed_sd_DxAxQ[:, a, quantity], run_DxC)
 
 
-def fit(runs: pd.DataFrame, draws: int = DRAWS) -> Surface:
-  """Fits the model to the runs of a sweep. Equal arguments give equal draws.
-
-  Args:
-    runs: a row per run, with the columns arm (any hashable value), log_size (log10 of parameters),
-      log_rate (log10 of the learning rate), seed, loss and initial_loss (nats). The loss is at most
-      the initial loss; a diverged run has it, and a run without a loss (NaN) does not count.
-    draws: the number of draws.
-
-  Raises:
-    ValueError: no run counts.
-  """
-  return fit_curves(read(runs), draws)
-
-
 def fit_arms(by_arm: Mapping[tuple, observations_lib.Observations]) -> Surface:
   """Fits the model to the runs of all arms; see observations.by_intervention."""
-  return fit(
-      pd.concat([
-          of_arm.runs.assign(arm=pd.Series([arm] * len(of_arm.runs), of_arm.runs.index))
-          for arm, of_arm in by_arm.items()
-      ])
-  )
+  tables = [
+      of_arm.runs.assign(arm=pd.Series([arm] * len(of_arm.runs), of_arm.runs.index))
+      for arm, of_arm in by_arm.items()
+  ]
+  return fit(read(pd.concat(tables)))
 
 
-def fit_curves(curves: pd.DataFrame, draws: int = DRAWS) -> Surface:
-  """Fits the model to what read found."""
+def fit(curves: pd.DataFrame, draws: int = DRAWS) -> Surface:
+  """Fits the model to the result of read. Equal arguments give equal draws."""
   arms, log_sizes = tuple(curves['arm'].unique()), np.unique(curves['log_size'])
   origin = float(log_sizes.mean())
   posterior = surface_posterior.sample(curves, arms, log_sizes, origin, draws)
@@ -142,11 +117,19 @@ def read(runs: pd.DataFrame) -> pd.DataFrame:
 
   Seeds that lack the best rate of their arm and size are left out; see observations.with_best_rate.
 
+  Args:
+    runs: a row per run, with the columns arm (any hashable value), log_size (log10 of parameters),
+      log_rate (log10 of the learning rate), seed, loss and initial_loss (nats). The loss is at most
+      the initial loss; a diverged run has it, and a run without a loss (NaN) does not count.
+
   Returns:
     A row per arm, log_size and seed, with the columns arm, log_size, seed, centre (the middle of
     the sweep's log rates) and, for critical and best: log_critical, critical_censored (0: exact;
     1: above the value; -1: below it; NaN: one learning rate says nothing of it) and critical_step
     (the distance of the rates between which it is interpolated, in decades).
+
+  Raises:
+    ValueError: no run counts.
   """
   runs = runs.dropna(subset='loss')
   if runs.empty:

@@ -8,7 +8,7 @@ import pytest
 from helpers import known_truth, surface_truth
 from scipy import stats
 
-from stability.analysis.prediction import observations, predict, surface
+from stability.analysis.prediction import observations, predict, rates, surface
 
 SIZES = tuple(9216 * 4**i for i in range(3))  # 9.2K to 147K
 FAR = np.log10([SIZES[-1] * 4, SIZES[-1] * 16, SIZES[-1] * 64])
@@ -30,7 +30,15 @@ def runs(*critical, seed=0, **options):
 
 
 def fit(*critical, **options):
-  return surface.fit(runs(*critical, **options), draws=200)
+  return fit_table(runs(*critical, **options))
+
+
+def fit_table(table, draws=200):
+  return surface.fit(surface.read(table), draws)
+
+
+def unstable(fitted, arm, log_sizes, log_rates):
+  return rates.unstable_share(fitted.critical(arm, log_sizes).run_DxC, log_rates)
 
 
 def median(draws):
@@ -59,7 +67,7 @@ def ranks(sweeps, **options):
   for seed in range(sweeps):
     rng = np.random.default_rng(seed)
     made = surface_truth.draw(rng, arms=1 + seed % 3, seeds=1 + seed % 2, **options)
-    fitted = surface.fit_curves(made.curves, draws=200)
+    fitted = surface.fit(made.curves, draws=200)
     critical, best = (get(0, sizes).run_DxC for get in (fitted.critical, fitted.best))
     slopes = fitted.posterior.coefficients_DxAxK[:, 0, 1]
     found['critical'].append((critical[:, 0] < made.critical_AxC[0, -2]).mean())
@@ -99,7 +107,7 @@ def test_probability_rises_with_the_learning_rate():
   log_rates = np.linspace(-4, 1, 40)
   for arm in fitted.arms:
     for log_size in (3.0, *FAR, 10.0):
-      found = fitted.unstable(arm, np.full(40, log_size), log_rates)
+      found = unstable(fitted, arm, np.full(40, log_size), log_rates)
       assert (np.diff(found) >= 0).all() and found[0] < 0.2 and found[-1] > 0.8
 
 
@@ -107,7 +115,7 @@ def test_what_all_sizes_are_unstable_at_stays_unstable():
   """An arm whose critical rate hardly falls, as with qk-layernorm, and none of its own probes."""
   fitted = fit(law(0.35, -0.03), law(0.12, -0.35))
   for arm in fitted.arms:
-    assert (fitted.unstable(arm, [*FAR, np.log10(1.9e7)], np.zeros(4)) > 0.9).all()
+    assert (unstable(fitted, arm, [*FAR, np.log10(1.9e7)], np.zeros(4)) > 0.9).all()
 
 
 def test_rates_rise_with_size_only_if_they_did():
@@ -142,12 +150,12 @@ def test_critical_rate_outside_the_grid_is_outside(at_10k):
   table = runs(law(at_10k, -0.3), law(0.1, -0.3), headroom=3.0 if is_above else 0.8)
   if not is_above:
     table.loc[table['arm'] == 0, 'loss'] = table['initial_loss']
-  fitted = surface.fit(table, draws=200)
+  fitted = fit_table(table)
   found = fitted.critical(0, np.log10(SIZES)).law_DxC
   beyond = found > -0.1 if is_above else found < -2.9
   assert beyond.mean() > 0.95
   if is_above:
-    assert fitted.unstable(0, [np.log10(SIZES[-1])], [0.0])[0] < 0.2
+    assert unstable(fitted, 0, [np.log10(SIZES[-1])], [0.0])[0] < 0.2
   slopes = fitted.posterior.coefficients_DxAxK[:, :, 1]
   assert -0.6 < np.median(slopes[:, 0]) < -0.05
 
@@ -158,7 +166,7 @@ def test_arm_with_few_runs_borrows_from_the_others():
   few = table[~is_few | (table['parameters'] == SIZES[0])]
   width = {}
   for name, of_fit in {'alone': few[few['arm'] == 0], 'together': few}.items():
-    low, high = surface.fit(of_fit, draws=200).critical(0, FAR).interval_2xC
+    low, high = fit_table(of_fit).critical(0, FAR).interval_2xC
     width[name] = high - low
     assert ((low < np.log10(law(0.3, -0.3)(10**FAR))) & (high > -3)).all()
   assert (width['together'] < 0.9 * width['alone']).all()
@@ -182,7 +190,7 @@ def test_noise_of_seeds_is_that_of_a_run():
   for seed in range(12):
     level = 0.3 * 10 ** rng.normal(0, 0.2)
     tables.append(runs(law(level, -0.3), noise=0.002).assign(seed=seed))
-  fitted = surface.fit(pd.concat(tables), draws=200)
+  fitted = fit_table(pd.concat(tables))
   draws = fitted.critical(0, np.log10(SIZES))
   assert np.median(draws.noise_D) == pytest.approx(0.2, rel=0.35)
   assert (draws.run_DxC.std(axis=0) > 1.5 * draws.law_DxC.std(axis=0)).all()
@@ -190,7 +198,7 @@ def test_noise_of_seeds_is_that_of_a_run():
 
 def test_equal_runs_give_equal_draws():
   table = runs(law(0.3, -0.3))
-  first, second = (surface.fit(table, draws=50).critical(0, FAR).run_DxC for _ in range(2))
+  first, second = (fit_table(table, draws=50).critical(0, FAR).run_DxC for _ in range(2))
   np.testing.assert_array_equal(first, second)
 
 
@@ -233,7 +241,7 @@ def test_runs_without_a_loss_do_not_count():
   table = runs(law(0.3, -0.3))
   lacking = table.assign(loss=np.nan)
   with pytest.raises(ValueError, match='no run counts'):
-    surface.fit(lacking)
+    surface.read(lacking)
   both = pd.concat([table, lacking.assign(log_size=9.0)])
   pd.testing.assert_frame_equal(surface.read(both), surface.read(table))
 
