@@ -21,7 +21,7 @@ MARGIN = 1.5  # a limit is at most this many times the largest value of a stable
 Course = Mapping[str, Sequence[tuple[int, float]]]  # rule -> (step, value), values ascending
 
 
-def calibrate(workdir: Path, rules: Sequence[Rule] = RULES) -> Limits:
+def calibrate(workdir: Path) -> Limits:
   """Limits for the regime of a sweep, with what they were made from.
 
   Raises:
@@ -35,8 +35,8 @@ def calibrate(workdir: Path, rules: Sequence[Rule] = RULES) -> Limits:
         f'--calibrate: {workdir} has {stable} stable and {unstable} unstable runs; limits need at'
         f' least {MIN_STABLE} and {MIN_UNSTABLE}'
     )
-  courses = {name: course(workdir, name, rules) for name in outcomes.index}
-  chosen = choose(courses, outcomes['unstable'].to_dict(), rules)
+  courses = {name: course(workdir, name, RULES) for name in outcomes.index}
+  chosen = choose(courses, outcomes['unstable'].to_dict(), RULES)
   alarms = {name: list(alarms_of(courses[name], chosen)) for name in courses}
   score = alarm_scores.score(alarm_scores.join(outcomes, alarms, chosen)).iloc[-1]
   digests = run_digests(workdir)

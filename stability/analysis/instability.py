@@ -114,9 +114,7 @@ def crossing(log_rates: np.ndarray, excess: np.ndarray) -> np.ndarray:
   return np.where(is_above.any(axis=-1), crossed, np.nan)[()]
 
 
-def onset(
-    results: Results, curves: pd.DataFrame, *, smoothing_window: int = SMOOTHING_WINDOW
-) -> pd.Series:
+def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
   """The step from which each run's loss stays too high, in the order of results.runs.
 
   It is the first logged step from which the smoothed training loss stays above that of the best run
@@ -127,13 +125,12 @@ def onset(
   Args:
     results: the runs of a sweep.
     curves: see results.load_curves; needs the columns run, step and loss.
-    smoothing_window: the number of logged steps in a moving average.
   """
   runs = results.runs
   best = best_runs(results)
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
   smoothed = {
-      name: (curve['step'].to_numpy(), _smooth(curve['loss'].to_numpy(), smoothing_window))
+      name: (curve['step'].to_numpy(), _smooth(curve['loss'].to_numpy()))
       for name, curve in curves.groupby('run', observed=True)
   }
   steps = [
@@ -177,10 +174,10 @@ def best_runs(results: Results) -> pd.DataFrame:
   return runs[columns].reindex(best_row).set_axis(results.runs.index)
 
 
-def _smooth(losses: np.ndarray, window: int) -> np.ndarray:
+def _smooth(losses: np.ndarray) -> np.ndarray:
   """Moving averages of the losses; infinite from the first loss that is not finite."""
   finite = np.logical_and.accumulate(np.isfinite(losses))
-  means = pd.Series(losses).rolling(window, min_periods=1).mean()
+  means = pd.Series(losses).rolling(SMOOTHING_WINDOW, min_periods=1).mean()
   return np.where(finite, means, np.inf)
 
 

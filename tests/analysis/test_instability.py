@@ -117,20 +117,26 @@ def test_nothing_finished():
   assert found.isna().all()
 
 
-def onset(best, other, *, steps=(10, 20, 30, 40, 50, 60), other_steps=None, **options):
+def onset(best, other, *, steps=(10, 20, 30, 40, 50, 60), other_steps=None):
   """The onset of a run next to the best one, whose final loss is 2: the margin is 0.2."""
   given = results_of((1, 0.1, 2.0), (1, 1.0, 3.0))
   curves = pd.concat([
       pd.DataFrame({'run': 'run 0', 'step': steps, 'loss': best}),
       pd.DataFrame({'run': 'run 1', 'step': other_steps or steps, 'loss': other}),
   ])  # fmt: skip
-  of_best, of_other = instability.onset(given, curves, **options)
+  of_best, of_other = instability.onset(given, curves)
   assert np.isnan(of_best)
   return of_other
 
 
+@pytest.fixture
+def unsmoothed(monkeypatch):
+  monkeypatch.setattr(instability, 'SMOOTHING_WINDOW', 1)
+
+
+@pytest.mark.usefixtures('unsmoothed')
 def test_onset_is_where_the_loss_stays_above():
-  onset_at = functools.partial(onset, [5, 4, 3, 3, 3, 3], smoothing_window=1)
+  onset_at = functools.partial(onset, [5, 4, 3, 3, 3, 3])
   assert onset_at([5, 4, 3, 3.1, 3.3, 3.3]) == 50
   assert onset_at([5, 4, 3.5, 3.1, 3.3, 3.3]) == 50  # recovers in between
   assert onset_at([6, 5, 4, 4, 4, 4]) == 10
@@ -138,14 +144,16 @@ def test_onset_is_where_the_loss_stays_above():
   assert np.isnan(onset_at([5, 4, 3, 3.1, 3.19, 3.19]))
 
 
+@pytest.mark.usefixtures('unsmoothed')
 def test_nan_loss_counts_as_above():
   best, other = [5, 4, 3, 3, 3, 3], [5, 4, 3, 3, np.nan]
-  assert onset(best, other, other_steps=(10, 20, 30, 40, 50), smoothing_window=1) == 50
+  assert onset(best, other, other_steps=(10, 20, 30, 40, 50)) == 50
 
 
+@pytest.mark.usefixtures('unsmoothed')
 def test_onset_interpolates_between_logged_steps():
   best, other = [6, 5, 4, 3, 2, 1], [5.4, 4.8, 3.8]
-  assert onset(best, other, other_steps=(15, 25, 35), smoothing_window=1) == 25
+  assert onset(best, other, other_steps=(15, 25, 35)) == 25
 
 
 def test_losses_are_smoothed():

@@ -342,18 +342,14 @@ def ratios(
   return others / matched.where(matched > 0)
 
 
-def differences(
-    table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
-) -> pd.DataFrame:
+def differences(table: pd.DataFrame, field: str, base: object) -> pd.DataFrame:
   """Each row minus its partner with the value `base`; see pairs."""
-  others, matched = pairs(table, field, base, covaries)
+  others, matched = pairs(table, field, base)
   return others - matched
 
 
-def slopes(
-    table: pd.DataFrame, level: str, drop: Iterable[str] = (), *, min_points: int = 2
-) -> pd.DataFrame:
-  """Least-squares slopes of the values on ln(level): a row for each line.
+def slopes(table: pd.DataFrame, level: str, drop: Iterable[str] = ()) -> pd.DataFrame:
+  """Least-squares slopes of the values on ln(level): a row for each line of two or more points.
 
   The other levels distinguish the lines.
 
@@ -361,18 +357,17 @@ def slopes(
     table: holds logarithms if the slopes are to be exponents of power laws.
     level: the independent variable, positive.
     drop: levels that change along with `level` and so do not distinguish lines.
-    min_points: lines with fewer points are left out.
   """
   table = table.droplevel([name for name in drop if name in table.index.names])
   others = [name for name in table.index.names if name != level]
   found = {}
   for key, rows in _groups(table, others):
     x = np.log(rows.index.get_level_values(level).to_numpy(float))
-    if len(set(x)) >= min_points:
+    if len(set(x)) > 1:
       x = x - x.mean()
       found[key] = x @ rows.to_numpy() / (x @ x)
   if not found:
-    raise Undecided(f'no line has {min_points} values of {level}')
+    raise Undecided(f'no line has 2 values of {level}')
   return _table(found, others)
 
 
