@@ -6,6 +6,7 @@ axes and legends have the labels given there.
 
 import contextlib
 import contextvars
+import functools
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,6 +191,19 @@ def pairs(names: Sequence[str], values: Iterable[Any]) -> str:
 def cell(name: str, entry: Any) -> str:
   """The value of a field in a table with a column for the field."""
   return _of_pair(name, entry) or value(entry)
+
+
+def columns(
+    rows: pd.DataFrame, names: Sequence[str], shape: Sequence[str] | None = None
+) -> pd.DataFrame:
+  """The values of fields as text, a column for each under its label.
+
+  With `shape`, the sizes of the rows are the first column, parameters; see sizes.
+  """
+  text = {} if shape is None else {'parameters': sizes(rows, shape)}
+  for name, shown in fields(names).items():
+    text[shown] = rows[name].map(functools.partial(cell, name))
+  return pd.DataFrame(text)
 
 
 def _of_pair(name: str, entry: Any) -> str | None:

@@ -1,6 +1,5 @@
 """Losses of finished runs on other text than their own, as the page and the terminal show them."""
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,9 +54,8 @@ def table(results: Results, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _as_text(results: Results, found: pd.DataFrame) -> pd.DataFrame:
-  text = pd.DataFrame({TEXT: found['text'], 'parameters': labels.sizes(found, results.sizes)})
-  for name, short in labels.fields(results.groups).items():
-    text[short] = found[name].map(functools.partial(labels.cell, name))
+  columns = labels.columns(found, results.groups, results.sizes)
+  text = pd.DataFrame({TEXT: found['text'], **columns})
   text['best LR'] = found['best'].map(labels.rounded)
   has_parents = found[[f'change {multiple}' for multiple in MULTIPLES]].notna().any(axis=None)
   for multiple in MULTIPLES:

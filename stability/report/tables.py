@@ -1,7 +1,6 @@
 """Results as tables of text, for the page and the terminal."""
 
 import collections
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,9 +34,7 @@ def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     results: the runs of a sweep.
     table: the result of lr_sensitivity for these runs.
   """
-  text = pd.DataFrame({'parameters': labels.sizes(table, results.sizes)})
-  for name, short in labels.fields(results.groups).items():
-    text[short] = table[name].map(functools.partial(labels.cell, name))
+  text = labels.columns(table, results.groups, results.sizes)
   is_comparable = table['window'] != lr_sensitivity.NOT_COMPARABLE
   decimals = table['lr_sensitivity'].map(labels.decimals)
   text['LR sensitivity'] = decimals.where(is_comparable, lr_sensitivity.NOT_COMPARABLE)
@@ -85,10 +82,7 @@ def _acted_on(results: Results, table: pd.DataFrame) -> pd.Series:
 
 def acted(results: Results, shares: pd.DataFrame) -> pd.DataFrame:
   """How often interventions acted in each arm; `shares` is the result of inert.by_arm."""
-  shown = labels.fields(results.groups)
-  text = pd.DataFrame({
-      short: shares[name].map(functools.partial(labels.cell, name)) for name, short in shown.items()
-  })
+  text = labels.columns(shares, results.groups)
   for name in shares.columns.drop(results.groups):
     text[name] = shares[name].map('{:.0%}'.format).replace('nan%', '')
   return text
@@ -96,9 +90,7 @@ def acted(results: Results, shares: pd.DataFrame) -> pd.DataFrame:
 
 def differences(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   """Differences over pairs of runs; `table` is that of several_sweeps.Differences."""
-  text = pd.DataFrame({'parameters': labels.sizes(table, results.sizes)})
-  for name, short in labels.fields(results.groups).items():
-    text[short] = table[name].map(functools.partial(labels.cell, name))
+  text = labels.columns(table, results.groups, results.sizes)
   arms = table[results.groups].to_numpy(object)
   text['compared with'] = [
       reference(results, *pair) for pair in zip(arms, table['reference'], strict=True)
@@ -133,10 +125,8 @@ def difference(number: float, low: float, high: float) -> str:
 def runs(results: Results) -> pd.DataFrame:
   """Every run, failed ones first."""
   found = results.runs
-  text = pd.DataFrame({'status': found['status']})
-  text['parameters'] = labels.sizes(found, results.sizes)
-  for name, short in labels.fields(results.groups).items():
-    text[short] = found[name].map(functools.partial(labels.cell, name))
+  text = labels.columns(found, results.groups, results.sizes)
+  text.insert(0, 'status', found['status'])
   text['learning rate'] = found['learning_rate'].map(labels.number)
   text['seed'] = found['seed'].astype(str)
   text['initial loss'] = found['initial_loss'].map(labels.decimals)
