@@ -108,7 +108,7 @@ def main() -> None:
       console.print(f'{sentence}\n', highlight=False, markup=False)
     text = answers.table(predictions.results, shown)
     if console.width < WIDE:
-      text = text.drop(columns=answers.GRADIENT, errors='ignore')
+      text = text.drop(columns=answers.GRADIENT_COLUMN, errors='ignore')
     if len(text):
       console.print(_table(text))
     path = page.write_report(workdir, predicted=predictions)

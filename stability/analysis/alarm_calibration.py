@@ -16,7 +16,7 @@ from stability.storage import run_files, sweeps
 
 FALSE_ALARMS = 0.05  # the share of stable runs in which rules may fire together
 MIN_STABLE, MIN_UNSTABLE = 20, 5  # of fewer runs, no such share can be known
-MARGIN = 1.5  # a limit is at most this many times the largest value of a stable run
+MAX_FACTOR = 1.5  # a limit is at most this many times the largest value of a stable run
 
 Course = Mapping[str, Sequence[tuple[int, float]]]  # rule -> (step, value), values ascending
 
@@ -153,7 +153,7 @@ def _limited(
     limit = rule.limit
     if limit > 0 and top > 0:
       above = [v for name, v in largest.items() if unstable[name] and v > top]
-      limit = min(math.sqrt(top) * math.sqrt(min(above, default=math.inf)), MARGIN * top)
+      limit = min(math.sqrt(top) * math.sqrt(min(above, default=math.inf)), MAX_FACTOR * top)
       limit = max(limit, rule.lowest)
     chosen.append(dataclasses.replace(rule, limit=_rounded(limit, top)))
   caught = sum(

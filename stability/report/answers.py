@@ -11,8 +11,8 @@ from stability.analysis.prediction.helps import Help
 from stability.analysis.results import Results
 from stability.report import labels
 
-LOGIT = 'attention logit (90 % interval)'  # columns of the table
-GRADIENT = 'gradient RMS (90 % interval)'
+LOGIT_COLUMN = 'attention logit (90 % interval)'  # columns of the table
+GRADIENT_COLUMN = 'gradient RMS (90 % interval)'
 
 
 def sentences(
@@ -76,12 +76,12 @@ def table(results: Results, answers: Sequence[Answer]) -> pd.DataFrame:
     text['parameters'] = labels.parameters(answer.target.parameters)
     text['learning rate'] = cells['learning_rate'].map(labels.rounded)
     text['unstable'] = cells['probability'].map('{:.0%}'.format).replace('nan%', '')
-    text[LOGIT] = _estimates(cells, 'attention_logit')
+    text[LOGIT_COLUMN] = _estimates(cells, 'attention_logit')
     text['read at step'] = cells['read_at_step'].map('{:.0f}'.format).replace('nan', '')
-    text[GRADIENT] = _estimates(cells, 'gradient_rms')
+    text[GRADIENT_COLUMN] = _estimates(cells, 'gradient_rms')
     parts.append(text)
   text = pd.concat(parts, ignore_index=True).rename(columns=labels.fields(results.groups))
-  is_predicted = (text[['unstable', LOGIT, GRADIENT]] != '').any(axis='columns')
+  is_predicted = (text[['unstable', LOGIT_COLUMN, GRADIENT_COLUMN]] != '').any(axis='columns')
   return text[is_predicted].loc[:, (text[is_predicted] != '').any()]
 
 

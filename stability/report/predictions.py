@@ -227,11 +227,12 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
       predictions.label(values): rows
       for values, rows in results_lib.split(held_out, predictions.results.groups)
   }
-  has_logits = (held_out['predictor'] == predictors.LOGIT.name).any()
+  has_logits = (held_out['predictor'] == predictors.ATTENTION_LOGIT.name).any()
   figure, axes = style.grid(list(panels), height=2.4, rows=1 + has_logits, ax=ax)
   dots = {'color': measured_colour, 'marker': 'o', 'linestyle': ''}
   for axes_R, rows in zip(axes, panels.values(), strict=True):
-    numbers = rows[rows['predictor'] == predictors.LOGIT.name].sort_values('learning_rate')
+    numbers = rows[rows['predictor'] == predictors.ATTENTION_LOGIT.name]
+    numbers = numbers.sort_values('learning_rate')
     if len(numbers):
       logits, x = axes_R[0], numbers['learning_rate']
       logits.plot(x, numbers['value'], color=predicted_colour)

@@ -29,7 +29,7 @@ if _unwanted is None:
 from stability.storage import run_files  # noqa: E402
 from stability.storage.run_files import Result  # noqa: E402
 
-LOGIT = 'attention_logit_max'
+LOGIT_MAX = 'attention_logit_max'
 OVERVIEW = '0_overview'  # digits come before letters
 STATUSES = ('done', 'diverged', 'stopped')  # a failed run has no result to show
 # The metrics of the HParams dashboard by tag, with their titles. Metrics are numbers.
@@ -38,7 +38,7 @@ METRICS = {
     'result/parameters': 'parameters',
     'initial_loss': 'initial_loss',
     'final_loss': 'final_loss',
-    f'result/{LOGIT}': 'highest attention logit',
+    f'result/{LOGIT_MAX}': 'highest attention logit',
 }
 
 
@@ -103,8 +103,8 @@ class EventFile:
 def overview(row: Mapping[str, float]) -> dict[str, float]:
   """The scalars of a row to show first, by tag: the loss, and the highest logit of all blocks."""
   found = {f'{OVERVIEW}/loss': row['loss']} if 'loss' in row else {}
-  logit = run_files.highest(row, LOGIT)
-  return found if math.isnan(logit) else found | {f'{OVERVIEW}/{LOGIT}': logit}
+  logit = run_files.highest(row, LOGIT_MAX)
+  return found if math.isnan(logit) else found | {f'{OVERVIEW}/{LOGIT_MAX}': logit}
 
 
 def metrics(result: Result, rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -114,13 +114,13 @@ def metrics(result: Result, rows: Iterable[Mapping[str, float]]) -> dict[str, fl
     result: the run's result, which is not a failure.
     rows: the rows of its metrics.jsonl.
   """
-  logits = [run_files.highest(row, LOGIT) for row in rows]
+  logits = [run_files.highest(row, LOGIT_MAX) for row in rows]
   found = {
       'result/status': STATUSES.index(result.status),
       'result/parameters': result.parameters,
       'initial_loss': result.initial_loss,
       'final_loss': result.final_loss,
-      f'result/{LOGIT}': max((x for x in logits if not math.isnan(x)), default=None),
+      f'result/{LOGIT_MAX}': max((x for x in logits if not math.isnan(x)), default=None),
   }
   return {tag: value for tag, value in found.items() if value is not None}
 

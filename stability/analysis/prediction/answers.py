@@ -255,7 +255,7 @@ def _cells(
     )
   probes = {'gradient_rms': predictors.GradientPredictor()}
   if steps := of_arm.probe_steps(results_lib.LOGIT):
-    probes['attention_logit'] = dataclasses.replace(predictors.LOGIT, step=steps[-1])
+    probes['attention_logit'] = dataclasses.replace(predictors.ATTENTION_LOGIT, step=steps[-1])
   for name in ('attention_logit', 'gradient_rms'):
     columns = [name, f'{name}_low', f'{name}_high']
     found[columns] = np.nan

@@ -16,7 +16,7 @@ from stability.analysis.results import Results
 HELD_OUT_FACTOR = 4  # the held-out size has at least this many times the parameters of the others
 CHOSEN = 'chosen by validation'  # stands for the chosen predictor in the table of scores
 BASE_RATE = 'base rate'  # the share of an arm's fitted runs that were unstable
-SURE = 0.01  # in log scores, no probability is nearer to 0 or 1: few runs do not show more
+MIN_PROBABILITY = 0.01  # in log scores, of either outcome: few runs do not show less
 
 ByIntervention = Mapping[tuple, Observations]
 
@@ -118,7 +118,8 @@ def score(held_out: Sequence[pd.DataFrame]) -> pd.DataFrame:
       accuracy: the share of runs for which a probability above 1/2 agrees with the event
       brier, base_brier, paper_brier: Brier scores of the predictor, of the base rate and of the
         paper's fit, on the same runs; that of the paper's fit is NaN if it lacks one of them
-      log_score: the mean of -ln(probability of what happened), which is at least SURE
+      log_score: the mean of -ln(probability of what happened), which is at least
+        MIN_PROBABILITY
       numbers, intervals: how many measured numbers were predicted, and with an interval
       coverage: the share of these measured numbers that lie within the 90 % intervals
       width: the median width of these intervals, in decades
@@ -165,8 +166,8 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
   rows = rows.dropna(subset=['run', 'probability'])
   happened = rows['happened'].astype(float)
   by_paper = paper.reindex(pd.MultiIndex.from_frame(rows[['sweep', 'run']])).to_numpy()
+  clipped = rows['probability'].astype(float).clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
   # The paper's fit predicts this event only.
-  sure = rows['probability'].astype(float).clip(SURE, 1 - SURE)
   by_paper = np.where(rows['event'] == predictor_lib.UNSTABLE, by_paper, np.nan)
   return {
       'runs': len(rows),
@@ -174,7 +175,7 @@ def _event_scores(rows: pd.DataFrame, paper: pd.Series) -> dict[str, float]:
       'brier': ((rows['probability'] - happened) ** 2).mean(),
       'base_brier': ((rows['base_rate'] - happened) ** 2).mean(),
       'paper_brier': ((by_paper - happened) ** 2).mean(skipna=False),
-      'log_score': -np.log(sure.where(happened > 0.5, 1 - sure)).mean(),
+      'log_score': -np.log(clipped.where(happened > 0.5, 1 - clipped)).mean(),
   }
 
 

@@ -200,11 +200,11 @@ class MeanPredictor(Predictor):
 
 
 BASELINES: tuple[Predictor, ...] = (PaperFit(), LargestSizePredictor())
-LOGIT = ProbePredictor(
+ATTENTION_LOGIT = ProbePredictor(
     'attention logit', results.LOGIT, 'attention logit', threshold=UNSTABLE_LOGIT
 )
 CANDIDATES: tuple[Predictor, ...] = (
-    LOGIT,
+    ATTENTION_LOGIT,
     rates.CRITICAL_RATE,
     ProbePredictor(
         'critical sharpness', CRITICAL_SHARPNESS, 'critical sharpness over 2 / LR'

@@ -151,7 +151,7 @@ def test_running_max_continues_after_a_run_ends():
 def test_known_laws_are_recovered(made, held_out):
   fitted, largest = split(observe(*made))
   for step in (40, 80):
-    logit = dataclasses.replace(predictors.LOGIT, step=step)
+    logit = dataclasses.replace(predictors.ATTENTION_LOGIT, step=step)
     forecast = logit.forecast(fitted, largest.runs).cells
     truth = [known_truth.log_logit(LARGEST, rate, step) for rate in known_truth.RATES]
     assert (forecast['value'] - truth).abs().median() < 0.2
@@ -225,7 +225,7 @@ def test_brier_scores_are_of_the_same_runs(held_out):
 
 def test_interval_coverage_over_many_sweeps():
   coverage = {'attention logit': [], 'critical learning rate': []}
-  logit = dataclasses.replace(predictors.LOGIT, step=80)
+  logit = dataclasses.replace(predictors.ATTENTION_LOGIT, step=80)
   for seed in range(12):
     made = known_truth.sweep(np.random.default_rng(seed), noise=0.1)
     fitted, largest = split(observe(*made))
@@ -299,7 +299,7 @@ def test_calibration_chooses_an_informative_step():
   results, curves = known_truth.sweep(np.random.default_rng(0))
   noise = 10 ** np.random.default_rng(1).normal(0, 0.5, len(curves))
   curves[LOGIT] = np.where(curves['step'] < 80, noise, curves[LOGIT].where(curves['step'] == 80))
-  assert predictors.LOGIT.calibrate(observe(results, curves)).step in (80, 100)
+  assert predictors.ATTENTION_LOGIT.calibrate(observe(results, curves)).step in (80, 100)
 
 
 def test_interventions_are_independent():
