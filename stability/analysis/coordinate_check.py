@@ -42,7 +42,7 @@ def slopes(results: results_lib.Results, activations: pd.DataFrame) -> pd.DataFr
   Returns:
     A row per probe, intervention, size apart from its width, and step, if there are at least two
     widths. Columns: probe, those of the intervention, those of the size other than the width, step,
-    slope (the exponent), widths (the number of widths).
+    slope (the exponent).
   """
   columns = [*results.groups, *(size for size in results.sizes if size != WIDTH)]
   probes = [column for column in activations if _is_activation(column)]
@@ -51,11 +51,11 @@ def slopes(results: results_lib.Results, activations: pd.DataFrame) -> pd.DataFr
   rows = rows.merge(results.runs[['run', WIDTH, *columns]], on='run')
   keys = ['probe', *columns, 'step']
   fitted = [
-      (*values, _slope(of_step), widths)
+      (*values, _slope(of_step))
       for values, of_step in results_lib.split(rows, keys)
-      if (widths := of_step[WIDTH].nunique()) > 1
+      if of_step[WIDTH].nunique() > 1
   ]
-  return pd.DataFrame(fitted, columns=[*keys, 'slope', 'widths'])
+  return pd.DataFrame(fitted, columns=[*keys, 'slope'])
 
 
 def _slope(rows: pd.DataFrame) -> float:
