@@ -68,7 +68,6 @@ class Profile:
   bytes: int  # read and written by the kernels, if nothing stays in caches
   collectives: Mapping[str, Collective]
   largest: str  # shape of the largest array that a kernel writes, such as f32[64,256,32101]
-  largest_bytes: int
   # Scatters that add in the order in which threads arrive, so that sums may round differently.
   unordered_scatters: int
 
@@ -118,14 +117,12 @@ def profile(text: str) -> Profile:
           moved[operation] += times * size
 
   visit(entry, 1)
-  largest = max(written, key=written.__getitem__, default='')
   scatters = [i for c in computations.values() for i in c if i.operation == 'scatter']
   return Profile(
       kernels=kernels,
       bytes=moved['bytes'],
       collectives={kind: Collective(counts[kind], moved[kind]) for kind in sorted(counts)},
-      largest=largest,
-      largest_bytes=written.get(largest, 0),
+      largest=max(written, key=written.__getitem__, default=''),
       unordered_scatters=sum('unique_indices=true' not in each.rest for each in scatters),
   )
 

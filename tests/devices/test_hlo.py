@@ -79,8 +79,7 @@ def test_collectives():
 
 def test_largest_array():
   """The table is an input: no kernel writes it."""
-  found = hlo.profile(TEXT)
-  assert (found.largest, found.largest_bytes) == ('f32[4,8]', ROWS)
+  assert hlo.profile(TEXT).largest == 'f32[4,8]'
 
 
 def test_starts_of_asynchronous_operations():
