@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 RESERVED = frozenset({
     # lr_sensitivity, comparison and several_sweeps
     *('lr_sensitivity', 'low', 'high', 'best_loss', 'best_learning_rate', 'learning_rates'),
-    *('seeds', 'missing', 'window', 'ratio', 'ratio_low', 'ratio_high', 'is_baseline', 'position'),
+    *('seeds', 'missing', 'window', 'ratio', 'ratio_low', 'ratio_high', 'is_baseline'),
     *('index', 'sweep', 'reference', 'pairs', 'mean_loss'),
     *(f'{name}_{end}' for name in ('mean_loss', 'best_loss', 'lr_sensitivity')
       for end in ('low', 'high')),
@@ -17,7 +17,6 @@ RESERVED = frozenset({
     *('best_censored', 'critical_spread', 'grid_step', 'eps', 'warmup_steps', 'log_gradient'),
     *('predictor', 'chosen', 'event', 'times', 'probability', 'quantity', 'value', 'note'),
     *('happened', 'base_rate', 'measured', 'beyond', 'risk', 'usable', 'reason'),
-    *('log_factor', 'is_bound'),
     *(f'{name}_learning_rate{end}' for name in ('best', 'safe', 'critical')
       for end in ('', '_low', '_high')),
     # figures and sentences
