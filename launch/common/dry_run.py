@@ -183,7 +183,7 @@ def show(
     told.append(f'{workdir}: {ended:,} of {len(configs):,} runs have ended')
   machine, uses_devices = options.machine, options.analyze and options.target is None
   if uses_devices:
-    memory_analysis.use_worker_environment()
+    environment.set_here(environment.worker_environment())
   environment.check()
   if options.target is not None and options.target.target.platform == 'gpu':
     environment.set_here(environment.xla_flags(GPU_FLAGS, os.environ))  # as a worker has them

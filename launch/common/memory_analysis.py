@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from launch.common import environment
 from stability import config as config_lib
-from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
 from stability.devices.placement import Memory, Placement
@@ -20,22 +19,12 @@ class Analysis:
   placement: Placement
   estimate: Memory
   arguments: int  # bytes of params and optimizer state; the text is left out
-  outputs: int  # bytes of outputs that do not reuse the memory of arguments
   temporary: int  # bytes of gradients, updates and activations
-
-  @property
-  def total(self) -> int:
-    """Total bytes, as counted by XLA."""
-    return self.arguments + self.outputs + self.temporary
-
-
-def use_worker_environment() -> None:
-  """Gives this process the environment of a worker, which jax reads when it is imported."""
-  environment.set_here(environment.worker_environment())
+  total: int  # bytes of these and of outputs that do not reuse the memory of arguments
 
 
 def analyze(groups: Sequence[cost_lib.Group], vocabulary_size: int) -> Iterator[Analysis]:
-  """Compiles the quiet step of each group for the devices here, as a worker does.
+  """Compiles the quiet step of each group for a device here, as a worker does.
 
   Raises BadInput for a group that does not fit, and for layouts that spread one run over several
   devices: their step is not a program of one device.
@@ -56,41 +45,33 @@ def analyze(groups: Sequence[cost_lib.Group], vocabulary_size: int) -> Iterator[
           f'--analyze: {group.name} is placed {placement.layout}, must be single or population;'
           ' choose with --config.parallel.layout'
       )
-    yield _analyze_group(group, placement, vocabulary_size, platform)
+    yield _analyze_group(group, placement, vocabulary_size, devices[:1])
 
 
 def _analyze_group(
-    group: cost_lib.Group, placement: Placement, vocabulary_size: int, platform: str
+    group: cost_lib.Group, placement: Placement, vocabulary_size: int, devices: Sequence[Any]
 ) -> Analysis:
-  import jax
-
-  from stability.devices import ahead_of_time
+  from stability.devices import ahead_of_time, hlo, make_layout
   from stability.step import train_step
 
   static, hparams = config_lib.split(group.config)
-  programs = train_step.programs(
+  platform = make_layout.platform(devices[0])
+  lowered = ahead_of_time.lower(
       static,
+      train_step.arrays(hparams),
       vocabulary_size,
-      microbatches=placement.microbatches,
-      remat=placement.remat == 'block',
-      fused=platform == 'gpu',
+      placement,
+      devices,
+      platform,
+      kinds=('quiet',),
   )
-  step = programs.steps['quiet']
-  state = jax.eval_shape(programs.init, train_step.arrays(hparams))
-  if placement.layout == 'population':
-    step = jax.vmap(step, (None, 0))
-    state = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((placement.members, *a.shape), a.dtype), state
-    )
-  count = ahead_of_time.text_tokens(static)
-  text = jax.ShapeDtypeStruct((count,), tokens.smallest_dtype(vocabulary_size))
-  lowered = jax.jit(step, donate_argnums=1).lower({'text': text}, state)
-  found = lowered.compile().memory_analysis()
+  compiled = lowered['quiet'].compile()
+  text_bytes = ahead_of_time.text_bytes(static, vocabulary_size)
   return Analysis(
       group=group,
       placement=placement,
       estimate=placement_lib.memory(group.config, placement, 1, vocabulary_size, platform),
-      arguments=found.argument_size_in_bytes - count * text.dtype.itemsize,
-      outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
-      temporary=found.temp_size_in_bytes,
+      arguments=compiled.memory_analysis().argument_size_in_bytes - text_bytes,
+      temporary=compiled.memory_analysis().temp_size_in_bytes,
+      total=hlo.memory_bytes(compiled) - text_bytes,
   )

@@ -16,7 +16,6 @@ from launch.common import environment
 from stability import config as config_lib
 from stability import settings
 from stability.config import Config
-from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
 from stability.devices import shapes, targets
@@ -120,8 +119,7 @@ def _analyze_group(
       refusal = f'cannot be lowered: {targets.reason(error)}'
     text_bytes = 0
     if placement.layout in ('single', 'population'):
-      token = tokens.smallest_dtype(vocabulary_size)
-      text_bytes = ahead_of_time.text_tokens(static) * int(token.removeprefix('uint')) // 8
+      text_bytes = ahead_of_time.text_bytes(static, vocabulary_size)
     for kind, program in lowered.items():
       on_program(group.name, kind)
       try:
@@ -161,12 +159,11 @@ def _compile(kind: str, lowered: Any, found: Slice, text_bytes: int) -> Program:
     raise _Refused(f'refused by the compiler: the program {kind}: {reason}') from error
   seconds = time.monotonic() - started
   memory, profile = compiled.memory_analysis(), hlo.profile(compiled.as_text())
-  arguments = memory.argument_size_in_bytes - (0 if kind == 'evaluate' else text_bytes)
-  outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  left_out = 0 if kind == 'evaluate' else text_bytes
   program = Program(
       kind=kind,
-      memory_bytes=arguments + outputs + memory.temp_size_in_bytes,
-      arguments_bytes=arguments,
+      memory_bytes=hlo.memory_bytes(compiled) - left_out,
+      arguments_bytes=memory.argument_size_in_bytes - left_out,
       temporary_bytes=memory.temp_size_in_bytes,
       kernels=profile.kernels,
       bytes=profile.bytes,

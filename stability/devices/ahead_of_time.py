@@ -1,6 +1,6 @@
 """Lowers the programs of a layout for devices that need not be here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ def lower(
     placement: Placement,
     devices: Sequence[Any],
     platform: str,
+    kinds: Collection[str] = ('sharp', 'probed', 'quiet'),
 ) -> dict[str, jax.stages.Lowered]:
   """The programs of a placement that run at every step: the steps by kind, and `evaluate`.
 
@@ -34,7 +35,8 @@ def lower(
     vocabulary_size: number of different tokens.
     placement: of the runs on the devices.
     devices: all of them, or of a population's, as many as it uses.
-    platform: of the devices: gpu or tpu.
+    platform: of the devices, as make_layout.platform names it.
+    kinds: of steps; those that the config does not use are left out.
   """
   programs = train_step.programs(
       static,
@@ -43,6 +45,7 @@ def lower(
       remat=placement.remat == 'block',
       fused=platform == 'gpu',
   )
+  steps = {kind: step for kind, step in programs.steps.items() if kind in kinds}
   run = jax.eval_shape(programs.init, hparams)
   data = static.data
   if placement.layout in ('data_parallel', 'sharded'):
@@ -55,12 +58,12 @@ def lower(
     state = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=spread.sharding(a)), run
     )
-    return spread.lower(spread.pack(programs.steps), programs.evaluate, rows, state)
+    return spread.lower(spread.pack(steps), programs.evaluate, rows, state)
   token = tokens.smallest_dtype(vocabulary_size)
-  text = {'text': jax.ShapeDtypeStruct((text_tokens(static),), token)}
+  text = {'text': jax.ShapeDtypeStruct((_text_tokens(static),), token)}
   shape = data.validation_batches, data.batch_size, data.sequence_length + 1
   validation = {'validation': jax.ShapeDtypeStruct(shape, token)}
-  steps = pack(programs.steps)
+  steps = pack(steps)
   if placement.layout == 'population':
     lowered = vmapped.lower(
         steps, programs.evaluate, run, text, validation, devices, placement.members
@@ -75,6 +78,10 @@ def lower(
   return lowered
 
 
-def text_tokens(static: ml_collections.FrozenConfigDict) -> int:
-  """Length of the text that is lowered for."""
+def text_bytes(static: ml_collections.FrozenConfigDict, vocabulary_size: int) -> int:
+  """Size of the text that the steps of a single run or a population are lowered for."""
+  return _text_tokens(static) * np.dtype(tokens.smallest_dtype(vocabulary_size)).itemsize
+
+
+def _text_tokens(static: ml_collections.FrozenConfigDict) -> int:
   return max(TEXT_TOKENS, 2 * (static.data.sequence_length + 1))

@@ -1,4 +1,4 @@
-"""Kernels, bytes and collectives of a compiled program, read from its HLO text.
+"""Memory of a compiled program; kernels, bytes and collectives, read from its HLO text.
 
 The text is that of `jax.stages.Compiled.as_text()` on a GPU or TPU: the program of one device, with
 the shapes of its part. A loop with a known number of iterations counts that often; one without,
@@ -10,6 +10,8 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+
+import jax
 
 # Instructions that neither start a kernel nor move data.
 _FREE = frozenset((
@@ -79,6 +81,13 @@ class _Instruction:
   operation: str
   operands: Sequence[str]
   rest: str  # operands and attributes
+
+
+def memory_bytes(executable: jax.stages.Compiled) -> int:
+  """Bytes that an executable needs on each device, according to XLA."""
+  stats = executable.memory_analysis()
+  outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes  # not in place of arguments
+  return stats.argument_size_in_bytes + outputs + stats.temp_size_in_bytes
 
 
 def profile(text: str) -> Profile:

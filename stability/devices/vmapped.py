@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from stability.devices import hlo
 from stability.devices.layout import (
     Data,
     PackedStep,
@@ -113,14 +114,7 @@ class VmappedLayout:
 
   def memory(self) -> int:
     """Bytes on each device that the largest executable needs, according to XLA."""
-    analyses = [e.memory_analysis() for e in (*self._steps.values(), self._evaluate)]
-    return max(
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-        for stats in analyses
-    )
+    return max(map(hlo.memory_bytes, (*self._steps.values(), self._evaluate)))
 
   def _batch(self) -> Data:
     """The data of the next step."""

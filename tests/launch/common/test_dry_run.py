@@ -373,17 +373,19 @@ def test_estimate_against_xla():
       {'model.qk_norm': 'none', 'model.attention_gate': 'sigmoid', 'optimizer.name': 'adafactor'},
       {'model.norm_position': 'peri', 'model.attention': 'squared_relu', 'model.depth': 1},
       {'parallel.microbatches': 4, 'model.attention_soft_cap': 50.0, 'optimizer.name': 'lion'},
+      {'parallel.layout': 'population', 'parallel.members': 2, 'model.depth': 1},
   ]
   configs = hyper.expand(base.get_config().to_dict(), points).configs
   groups = cost_lib.groups(configs, 256)
   found = list(memory_analysis.analyze(groups, 256))
   assert [one.group.runs for one in found] == [1] * len(points)
-  for one, tolerance in zip(found, [0.05, 0.05, 0.05, 0.15, 0.1], strict=True):
+  for one, tolerance in zip(found, [0.05, 0.05, 0.05, 0.15, 0.1, 0.05], strict=True):
     estimate = one.estimate
     assert estimate.params + estimate.optimizer == pytest.approx(one.arguments, rel=0.001, abs=200)
     assert estimate.gradients + estimate.activations == pytest.approx(one.temporary, rel=tolerance)
     assert estimate.total == pytest.approx(one.total, rel=tolerance)
-    assert one.outputs < 10_000  # the state takes the place of the old one
+    outputs = one.total - one.arguments - one.temporary
+    assert outputs < 10_000  # the state takes the place of the old one
 
 
 def test_analysis_row(monkeypatch, capsys):
@@ -392,8 +394,8 @@ def test_analysis_row(monkeypatch, capsys):
       placement=cost_lib.Placement('single', 1, 1, 'none'),
       estimate=cost_lib.Memory(1e6, 2e6, 3e6, 4e6),
       arguments=3_000_000,
-      outputs=0,
       temporary=5_000_000,
+      total=8_000_000,
   )
   monkeypatch.setattr(memory_analysis, 'analyze', lambda groups, vocabulary_size: [found])
   lines = run(capsys, f'--config={ROOT}/configs/base.py', '--analyze')
