@@ -25,10 +25,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from launch.common import display, environment, finished_runs
-from stability import extensions
+from launch.common import display, finished_runs
 from stability.errors import BadInput
-from stability.storage import files, other_text_csv, parents, run_files, sweeps
+from stability.storage import files, other_text_csv, run_files, sweeps
 from stability.storage.files import Json
 
 if TYPE_CHECKING:
@@ -51,22 +50,17 @@ _TEXT = path_flags.define(
 def main() -> int:
   """Measures the runs and writes what was found; returns 1 if a run could not be read."""
   workdir = Path(_WORKDIR.value)
-  sweep = sweeps.read_sweep(workdir)
-  sweeps.refuse_imported(workdir)
-  sweeps.check_data(workdir, sweep)
+  sweep = finished_runs.open_sweep(workdir)
   for folder in (workdir, workdir / 'report'):
     files.refuse_links(folder)
   if _TEXT.value != PARENT and not os.path.exists(_TEXT.value):
     raise BadInput(f'--text={_TEXT.value}: no such file or folder; must be parent or a text')
   names = finished_runs.named(workdir, sweep, _RUNS.value)
   if _TEXT.value == PARENT:
-    names = [name for name in names if _parent(workdir, name)]
+    names = [name for name in names if finished_runs.parent(workdir, name)]
     if not names:
       raise BadInput('--text=parent: no finished run has a parent; must be a text')
-  environment.check()
-  os.environ.update(environment.worker_environment())  # before jax is imported
-  environment.check_devices()
-  extensions.load(workdir, sweep.extensions)
+  finished_runs.prepare(workdir, sweep)
   from stability.report import page
 
   measured, damaged = _Measurements(workdir, sweep), []
@@ -89,11 +83,6 @@ def main() -> int:
   for error in damaged:
     print(f'error: {error}', file=sys.stderr)
   return 1 if damaged else 0
-
-
-def _parent(workdir: Path, name: str) -> Json | None:
-  """The record of the run that a run started from; None if it has no parent."""
-  return parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
 
 
 class _Measurements:
@@ -119,7 +108,7 @@ class _Measurements:
 
   def add(self, name: str) -> None:
     """Measures a run, unless its row is known; BadInput if that is impossible."""
-    parent = _parent(self._workdir, name)
+    parent = finished_runs.parent(self._workdir, name)
     windows = self._windows_of(name, parent)
     known = self._known.get((name, windows.name))
     if known is None or known.digest != windows.digest():

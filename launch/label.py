@@ -37,9 +37,8 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from launch.common import display, environment, user
+from launch.common import display, finished_runs, user
 from stability import config as config_lib
-from stability import extensions
 from stability.errors import BadInput
 from stability.labels import answers, asking, passages, tasks
 from stability.storage import run_files, sweeps
@@ -148,9 +147,7 @@ def select() -> None:
     raise BadInput('--share: must be given without --count')
   if FLAGS['seed'].present and _BY.value != 'random':
     raise BadInput('--seed: must be given with --by=random')
-  sweep = sweeps.read_sweep(workdir)
-  sweeps.refuse_imported(workdir)
-  sweeps.check_data(workdir, sweep)
+  sweep = finished_runs.open_sweep(workdir)
   names = _run_names(workdir, sweep)
   if _BY.value == 'disagreement' and len(names) < 2:
     raise BadInput(
@@ -164,10 +161,7 @@ def select() -> None:
     found, shared = _apart_from_validation(found, workdir, sweep)
   if not found:
     raise BadInput(f"--data={data}: all of it stands in the sweep's validation text")
-  environment.check()
-  os.environ.update(environment.worker_environment())  # before jax is imported
-  environment.check_devices()
-  extensions.load(workdir, sweep.extensions)
+  finished_runs.prepare(workdir, sweep)
   scores = _score(workdir, sweep, names, found)
   values = {
       'disagreement': scores.disagreement,
@@ -205,15 +199,12 @@ def select() -> None:
 
 
 def _documents(path: Path, workdir: Path, sweep: sweeps.Sweep) -> list:
-  from stability.data import sources
   from stability.data.tokenize import stored
+  from stability.retrieval import texts
 
   if str(path) == TRAIN:
     return stored.documents(workdir / sweep.data['path'])
-  try:
-    return sources.read_documents(str(path))[0]
-  except BadInput as error:
-    raise BadInput(str(error).replace('config.data.path=', '--data=', 1)) from None
+  return texts.documents(path, f'--data={str(path)!r}')
 
 
 def _apart_from_validation(

@@ -48,10 +48,9 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.common import display, environment, finished_runs
-from stability import extensions
 from stability.config import Config
 from stability.errors import BadInput, writing
-from stability.storage import files, parents, retrieval_csv, run_files, sweeps
+from stability.storage import files, retrieval_csv, run_files, sweeps
 
 if TYPE_CHECKING:
   from stability.data.tokenize.stored import StoredTokenizer
@@ -91,12 +90,9 @@ PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
 def main() -> int:
   """Measures the runs, prints the results and writes them; returns 1 if a run could not be read."""
   workdir = Path(_WORKDIR.value)
-  sweep = sweeps.read_sweep(workdir)
+  sweep = finished_runs.open_sweep(workdir)
   names = _check_flags(workdir, sweep)
-  environment.check()
-  os.environ.update(environment.worker_environment())  # before jax is imported
-  environment.check_devices()
-  extensions.load(workdir, sweep.extensions)
+  finished_runs.prepare(workdir, sweep)
   from stability.data.tokenize import stored
   from stability.retrieval import measure
 
@@ -113,7 +109,7 @@ def main() -> int:
       except BadInput as error:
         damaged.append(error)
         continue
-      shown = _parent(workdir, name)['given'] if _PARENTS.value else name
+      shown = finished_runs.parent(workdir, name)['given'] if _PARENTS.value else name
       job = _Job(workdir, folder, shown, sweep.runs[name], model, tools)
       if _ASK.value is not None:
         answer = job.answer()
@@ -134,8 +130,6 @@ def main() -> int:
 
 def _check_flags(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
   """The finished runs that --runs names; BadInput for flags that do not go together."""
-  sweeps.refuse_imported(workdir)
-  sweeps.check_data(workdir, sweep)
   for folder in (workdir, workdir / 'report'):
     files.refuse_links(folder)
   if _ASK.value is not None and (_ADD.value or _OUTPUT.value):
@@ -180,16 +174,11 @@ def _one_of_each_parent(workdir: Path, names: Sequence[str]) -> list[str]:
   """The first of the runs that started from each checkpoint."""
   found: dict[str, str] = {}
   for name in names:
-    if parent := _parent(workdir, name):
+    if parent := finished_runs.parent(workdir, name):
       found.setdefault(parent['given'], name)
   if not found:
     raise BadInput(f'--parents: no finished run of --runs={_RUNS.value} has a parent')
   return list(found.values())
-
-
-def _parent(workdir: Path, name: str) -> files.Json | None:
-  """The record of the checkpoint that a run started from; None if it has none."""
-  return parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
 
 
 def _load(workdir: Path, name: str, config: Config) -> 'Model':
@@ -202,7 +191,7 @@ def _load(workdir: Path, name: str, config: Config) -> 'Model':
     )
   run = run_files.run_dir(workdir, name)
   if _PARENTS.value:
-    return model.Model.of_parent(_parent(workdir, name), length)
+    return model.Model.of_parent(finished_runs.parent(workdir, name), length)
   return model.Model.load(run)
 
 

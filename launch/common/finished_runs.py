@@ -1,13 +1,17 @@
-"""The finished runs of a workdir that a flag names."""
+"""Programs that measure finished runs: which runs, and what this process needs to load them."""
 
 import fnmatch
+import os
 import sys
 from pathlib import Path
 
 from absl import flags
 
+from launch.common import environment
+from stability import extensions
 from stability.errors import BadInput
-from stability.storage import run_files, sweeps
+from stability.storage import parents, run_files, sweeps
+from stability.storage.files import Json
 
 
 def define(holder: flags.FlagValues) -> flags.FlagHolder[str]:
@@ -15,6 +19,14 @@ def define(holder: flags.FlagValues) -> flags.FlagHolder[str]:
   return flags.DEFINE_string(
       'runs', '*', 'names of runs, in which * stands for anything; quote it', flag_values=holder
   )
+
+
+def open_sweep(workdir: Path) -> sweeps.Sweep:
+  """The sweep of a workdir; BadInput if its runs were imported or its text is missing."""
+  sweep = sweeps.read_sweep(workdir)
+  sweeps.refuse_imported(workdir)
+  sweeps.check_data(workdir, sweep)
+  return sweep
 
 
 def named(workdir: Path, sweep: sweeps.Sweep, pattern: str) -> list[str]:
@@ -36,3 +48,16 @@ def named(workdir: Path, sweep: sweeps.Sweep, pattern: str) -> list[str]:
   for name in infinite:
     print(f'{name}: left out, its final loss is not finite', file=sys.stderr)
   return [name for name in names if name not in infinite]
+
+
+def parent(workdir: Path, name: str) -> Json | None:
+  """The record of the checkpoint that a run started from; None if it has none."""
+  return parents.read(run_files.run_dir(workdir, name)).get('checkpoint')
+
+
+def prepare(workdir: Path, sweep: sweeps.Sweep) -> None:
+  """Prepares this process for the models of a sweep, as a worker is, before it imports jax."""
+  environment.check()
+  os.environ.update(environment.worker_environment())
+  environment.check_devices()
+  extensions.load(workdir, sweep.extensions)

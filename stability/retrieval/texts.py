@@ -99,20 +99,23 @@ def of_path_in_two(
   )
 
 
-def documents(path: Path) -> list[sources.Document]:
-  """The documents of a file or folder of text; BadInput if it cannot be read."""
-  with _naming(path):
+def documents(path: Path, name: str | None = None) -> list[sources.Document]:
+  """The documents of a file or folder of text; BadInput if it cannot be read.
+
+  `name`: of the path in errors; None: itself.
+  """
+  with _naming(path, name):
     return sources.read_documents(str(path))[0]
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path, name: str | None = None) -> Iterator[None]:
   """Renames the option in a BadInput of stability/data, which knows only config.data.path."""
   try:
     yield
   except BadInput as error:
     message = str(error).removeprefix(f'config.data.path={str(path)!r}: ')
-    raise BadInput(f'{path}: {message.removeprefix("config.data.path: ")}') from None
+    raise BadInput(f'{name or path}: {message.removeprefix("config.data.path: ")}') from None
 
 
 def of_documents(
