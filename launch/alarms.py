@@ -89,9 +89,9 @@ def main() -> int:
   console = display.console(PIPED_WIDTH)
   _print_rules(alarm_replay.by_rule(replays, rules).itertuples(index=False), console)
   _print_runs(replays, console)
-  _print_line(f'{len(replays)} of {len(names)} runs have logged rows.', console)
+  display.line(console, f'{len(replays)} of {len(names)} runs have logged rows.')
   if sweep.is_imported and replays:
-    _print_line(f'Written: {workdir / "runs" / "NAME" / "alarms.jsonl"}', console)
+    display.line(console, f'Written: {workdir / "runs" / "NAME" / "alarms.jsonl"}')
   for error in damaged:
     print(f'error: {error}', file=sys.stderr)
   if damaged:
@@ -125,23 +125,24 @@ def _score(
   outcomes = alarm_scores.outcomes(workdir)
   outcomes = outcomes[outcomes.index.isin(list(replays))]
   if outcomes['unstable'].nunique() < 2:
-    _print_line('The rules are not scored: that needs stable and unstable runs.', console)
+    display.line(console, 'The rules are not scored: that needs stable and unstable runs.')
     return
   alarms = {name: replays[name].alarms for name in outcomes.index}
   scores = alarm_scores.score(alarm_scores.join(outcomes, alarms, rules))
   reliability = alarm_scores.reliability(outcomes, alarms)
   _print_scores(scores.itertuples(index=False), console)
-  _print_line(
+  display.line(
+      console,
       "Lead: the step of a run's first alarm over that at which it becomes unstable, the median;"
       ' above 1 is too late.',
-      console,
   )
   folder = workdir / 'report'
   files.refuse_links(folder)
   files.write_atomic(folder / 'alarm_scores.csv', scores.to_csv(index=False))
   files.write_atomic(folder / 'alarm_reliability.csv', reliability.to_csv(index=False))
   alarm_figure.write(reliability, folder)
-  _print_line(f'Written: {folder / "alarm_scores.csv"}, alarm_reliability.csv, .svg, .png', console)
+  written = f'{folder / "alarm_scores.csv"}, alarm_reliability.csv, .svg, .png'
+  display.line(console, f'Written: {written}')
 
 
 def _print_scores(rows: Iterable, console: Console) -> None:
@@ -182,10 +183,6 @@ def _print_runs(replays: 'Mapping[str, Replay]', console: Console) -> None:
       table.add_row(Text(name), str(len(found.alarms)), str(first.step), Text(first.message))
   if table.rows:
     console.print(table)
-
-
-def _print_line(line: str, console: Console) -> None:
-  console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ it has measured after each step (launch/benchmarks/gpu_suite.py).
 """
 
 # First, since launch.common may have to mend sys.path.
-from launch.common import app, environment, path_flags, programs
+from launch.common import app, display, environment, path_flags, programs
 
 # isort: split
 import importlib.util
@@ -81,7 +81,7 @@ def main() -> None:
     console.print(f'measuring {name} ...')
     if is_gpu:
       output[name], rows = gpu_suite.measure(name, _ROUNDS.value, deadline, file)
-      console.print(json.dumps({name: output[name]}), highlight=False, soft_wrap=True)
+      display.line(console, json.dumps({name: output[name]}))
     else:
       output[name], rows = CPU_SUITE[name](_ROUNDS.value)
     files.write_json(file, output)

@@ -251,13 +251,13 @@ def request(
       if record.request == path.name:
         if record.refused:
           raise BadInput(record.refused)
-        _print_line(console, f'taken at step {record.step}: {record}')
+        display.line(console, f'taken at step {record.step}: {record}')
         return
     if ended := _ended(run):
       path.unlink(missing_ok=True)  # no trainer will read it
       raise BadInput(f'{ended} before it took the action')
     time.sleep(POLL_SECONDS)
-  _print_line(
+  display.line(
       console,
       f'requested; the run has not reached its next stop, or nobody is training it: {path}',
   )
@@ -269,10 +269,6 @@ def _ended(run: Path) -> str | None:
   if result is None or result.status == 'failed':
     return None
   return f'--run={run}: the run has ended ({result.status})'
-
-
-def _print_line(console: Console, line: str) -> None:
-  console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from absl import flags
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from launch.common import display, finished_runs
 from stability.errors import BadInput
@@ -185,8 +184,7 @@ def _print_table(workdir: Path) -> None:
   table = Table(box=box.SIMPLE_HEAD)
   for name in text:
     table.add_column(name, justify='left' if name == other_text.TEXT else 'right')
-  for row in text.itertuples(index=False):
-    table.add_row(*map(Text, row))  # not str: brackets in a name would be markup
+  display.add_rows(table, text.itertuples(index=False))
   console.print(table)
 
 

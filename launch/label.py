@@ -26,6 +26,7 @@ from launch.common import app, path_flags
 # isort: split
 import contextlib
 import fnmatch
+import functools
 import math
 import os
 import sys
@@ -294,11 +295,7 @@ def ask() -> None:
   folder = _required(_TASKS, 'a folder that select wrote')
   listed, _ = tasks.read(folder)
   annotator = _ANNOTATOR.value or user.name()
-  console = Console()
-
-  def show(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+  show = functools.partial(display.line, Console())
   show(asking.HELP)
   with _keys() as read_key:
     given = asking.ask(folder, listed, annotator, _SECOND.value, read_key, show)

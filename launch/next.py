@@ -43,7 +43,6 @@ from absl import flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from launch.backends import registry
 from launch.common import app, budget, display, path_flags, start
@@ -109,12 +108,12 @@ def main() -> int:
   found = growing.state.next_runs(growing.flops_K, _COUNT.value)
   _print_known(growing, console)
   if not found:
-    _print('No further run says anything about the critical rates.', console)
+    display.line(console, 'No further run says anything about the critical rates.')
     return 0
   _print_runs(growing, found, console)
   if _OUTPUT.value:
     _write_runs(growing, found, Path(_OUTPUT.value))
-    _print(f'Written: {_OUTPUT.value}', console)
+    display.line(console, f'Written: {_OUTPUT.value}')
   return 0
 
 
@@ -156,10 +155,10 @@ def _train(target: float | None, allowed: budget.Budget | None, console: Console
   while True:
     _print_known(growing, console)
     if growing.state.is_known:
-      _print('All critical rates are known as closely as asked.', console)
+      display.line(console, 'All critical rates are known as closely as asked.')
       break
     if allowed is not None and _is_spent(growing, allowed):
-      _print(f'The budget of {allowed.text} is spent.', console)
+      display.line(console, f'The budget of {allowed.text} is spent.')
       break
     configs = _begun(growing)
     if not configs:
@@ -167,12 +166,13 @@ def _train(target: float | None, allowed: budget.Budget | None, console: Console
       if len(growing.state.surface.runs):  # else nothing is known of any
         found = [each for each in found if each.choice.about is not None]
       if not found:
-        _print('No further run says anything about the critical rates.', console)
+        display.line(console, 'No further run says anything about the critical rates.')
         break
       if allowed is not None:
         found = growing.affordable(found, allowed)
         if not found:
-          _print(f'The rest of the budget of {allowed.text} pays for none of the runs.', console)
+          rest = f'The rest of the budget of {allowed.text}'
+          display.line(console, f'{rest} pays for none of the runs.')
           break
       _print_runs(growing, found, console)
       configs = growing.configs(found)
@@ -185,7 +185,7 @@ def _train(target: float | None, allowed: budget.Budget | None, console: Console
       return 130
     results = [run_files.read_result(run_files.run_dir(workdir, name)) for name in configs]
     if not any(result is not None and result.status != 'failed' for result in results):
-      _print('None of these runs could be trained.', console)
+      display.line(console, 'None of these runs could be trained.')
       break
     growing = _load(target)
   return start.finish(workdir)
@@ -225,7 +225,7 @@ def _propose(target: float | None, allowed: budget.Budget | None, console: Conso
     raise BadInput('--workdir: missing, or --target and --budget to propose a sweep from nothing')
   found = proposal.propose(target, allowed, _ARMS.value)
   for line in found.sentences():
-    _print(line, console)
+    display.line(console, line)
   table = _table('size', 'runs', 'FLOPs', found.unit, left=1)
   for row in found.rows():
     table.add_row(*row)
@@ -233,19 +233,15 @@ def _propose(target: float | None, allowed: budget.Budget | None, console: Conso
   output = Path(_OUTPUT.value or 'proxies.py')
   if _OUTPUT.value:
     found.write(output)
-    _print(f'Written: {output}', console)
+    display.line(console, f'Written: {output}')
   else:
-    _print(f'--output={output} writes its config file.', console)
+    display.line(console, f'--output={output} writes its config file.')
   for line in found.commands(output):
-    _print(line, console)
+    display.line(console, line)
   return 0
 
 
 # Output.
-
-
-def _print(line: str, console: Console) -> None:
-  console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(*names: str, left: int) -> Table:
@@ -276,23 +272,22 @@ def _print_known(growing: 'Growing', console: Console) -> None:
     width = widths[is_open].max()
     says = f'has {width:.2g}' if math.isfinite(width) else 'has no end within the grid'
     line += f'; the widest {says}: {growing.wanted_name(widest)}'
-  _print(f'{line}.', console)
+  display.line(console, f'{line}.')
   if state.target is not None:
     largest = state.first_of_curves['parameters'].max()
     if state.target > regimes.MAX_DISTANCE * largest:
-      _print(regimes.TOO_FAR, console)
+      display.line(console, regimes.TOO_FAR)
 
 
 def _print_runs(growing: 'Growing', found: Sequence['NextRun'], console: Console) -> None:
   table = _table('run', 'reason', 'FLOPs', 'seconds', 'decades', 'after', left=2)
-  for row in growing.rows(found):
-    table.add_row(*(Text(row[name]) for name in row))
+  display.add_rows(table, (row.values() for row in growing.rows(found)))
   console.print(table)
-  _print(
+  display.line(
+      console,
       'decades: width of the 90 % interval of the critical rate that the reason names, if it has'
       ' ends within the grid, and as expected after the run. seconds: mean of the runs of this'
       ' size.',
-      console,
   )
 
 

@@ -103,7 +103,7 @@ def main() -> None:
       targets_lib.keep(workdir, predictions.targets)
     shown = [each for each in predictions.answers if not wanted or each.target in wanted]
     if len(found) > 1:
-      console.print(Text(f'{workdir}:'), soft_wrap=True)
+      display.line(console, f'{workdir}:')
     for sentence in predictions.sentences(shown):
       console.print(f'{sentence}\n', highlight=False, markup=False)
     text = answers.table(predictions.results, shown)
@@ -112,7 +112,7 @@ def main() -> None:
     if len(text):
       console.print(_table(text))
     path = page.write_report(workdir, predicted=predictions)
-    console.print(f'Report: {path}\n', soft_wrap=True, highlight=False, markup=False)
+    display.line(console, f'Report: {path}\n')
   scores = predict.score([predictions.held_out for _, predictions in found.values()])
   if not scores.empty and console.width >= WIDE:
     console.print(_table(predictions_lib.score_table(scores), 'Test on the held-out size'))
@@ -147,7 +147,7 @@ def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:
   console = _console()
   if len(scores):
     console.print(_table(predictions_lib.by_size_table(scores), 'Test on the larger sizes'))
-  console.print(f'Predictions: {folder / "forecast_test.csv"}', soft_wrap=True, highlight=False)
+  display.line(console, f'Predictions: {folder / "forecast_test.csv"}')
 
 
 def _console() -> Console:
@@ -210,8 +210,7 @@ def _table(text: pd.DataFrame, title: str | None = None) -> Table:
     words, bracket, rest = name.partition(' (')
     lines = [*textwrap.wrap(words, HEADER_WIDTH), *([f'({rest}'] if bracket else [])]
     table.add_column(Text('\n'.join(lines)), justify='right', overflow='fold')
-  for row in text.itertuples(index=False):
-    table.add_row(*map(Text, row))  # not str: brackets in a field's value would be markup
+  display.add_rows(table, text.itertuples(index=False))
   return table
 
 

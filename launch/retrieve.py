@@ -45,7 +45,6 @@ from absl import flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from launch.common import display, environment, finished_runs
 from stability.config import Config
@@ -122,7 +121,7 @@ def main() -> int:
 
     _print_rows(rows, console)
     path = page.write_report(workdir)
-    console.print(f'Report: {path}', markup=False, highlight=False, soft_wrap=True)
+    display.line(console, f'Report: {path}')
   for error in damaged:
     print(f'error: {error}', file=sys.stderr)
   return 1 if damaged else 0
@@ -356,15 +355,14 @@ def _print_rows(rows: Sequence[retrieval_csv.Row], console: Console) -> None:
   # What is the same in all rows stands above the table, which has to fit.
   same = [name for name in retrieval.SHARED if text[name].nunique() == 1]
   shared = ', '.join(f'{name} {text[name].iloc[0]}' for name in same)
-  console.print(Text(shared), soft_wrap=True)
+  display.line(console, shared)
   text = text.drop(columns=same)
   table = Table(box=box.SIMPLE_HEAD)
   for name in text:
     is_text = name in retrieval.TEXT_COLUMNS
     justify = 'left' if is_text else 'right'
     table.add_column(name, justify=justify, overflow='fold', no_wrap=not is_text)
-  for row in text.itertuples(index=False):
-    table.add_row(*map(Text, row))  # not str: brackets in a name would be markup
+  display.add_rows(table, text.itertuples(index=False))
   console.print(table)
 
 
@@ -381,7 +379,7 @@ def _print_answer(answer: 'Answer', tokenizer: 'StoredTokenizer', console: Conso
   lines.append(f'continuation with the passages:     {_shown(answer.with_passages)}')
   lines.append(f'continuation with the neighbours:   {_shown(answer.with_neighbours)}')
   for line in lines:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    display.line(console, line)
 
 
 def _shown(text: bytes) -> str:

@@ -3,12 +3,13 @@
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 
@@ -16,6 +17,17 @@ PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 def console(piped_width: int) -> Console:
   """A console on stdout, with lines of this many characters if that is not a terminal."""
   return Console(width=None if sys.stdout.isatty() else piped_width)
+
+
+def line(console: Console, text: str) -> None:
+  """Prints a text as it is: without markup or colours, and not wrapped."""
+  console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def add_rows(table: Table, rows: Iterable[Iterable[str]]) -> None:
+  """Adds rows of texts as they are: in a str, brackets would be markup."""
+  for row in rows:
+    table.add_row(*map(Text, row))
 
 
 class _Console(Console):
@@ -46,10 +58,10 @@ class Display:
       with _dropped():
         self._live.stop()
 
-  def log(self, line: str) -> None:
+  def log(self, text: str) -> None:
     """Prints a line above the progress line."""
     with _dropped():
-      self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+      line(self._console, text)
 
   def show(self, fraction: float | None, facts: Sequence[str], *, last: bool = False) -> None:
     """Shows the progress; if stderr is not a terminal, only when a line is due.

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from launch.common import (
   app,
+  display,
   environment,
   extension_trace,
   memory_analysis,
@@ -239,7 +240,7 @@ def show(
       target_report.write(options.output, found, options.target)
   console.print(*tables)
   for line in closing:
-    console.print(line, highlight=False, soft_wrap=True)
+    display.line(console, line)
 
 
 def _unfinished(sweep: app.SweepRequest, workdir: Path) -> dict[str, Config]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.backends import local
-from launch.common import environment
+from launch.common import display, environment
 from stability import config as config_lib
 from stability import extensions
 from stability.config import Config
@@ -79,11 +79,10 @@ def replay(run: Path, workdir: Path, console: Console, train: Train | None = Non
   (new, new_result), (old, old_result) = _numbers(copy), _numbers(run)
   same = sum(a == b for a, b in zip(new, old, strict=False))
   comparison = 'is the same' if new_result == old_result else 'differs'
-  console.print(
+  display.line(
+      console,
       f'{same} of {len(old)} logged steps are the same, bit for bit; the result {comparison}'
       f'{_difference(new, old)}',
-      highlight=False,
-      soft_wrap=True,
   )
   return 0 if (new, new_result) == (old, old_result) else 1
 

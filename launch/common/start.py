@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from launch.common import app, environment, extension_trace
+from launch.common import app, display, environment, extension_trace
 from stability import extensions
 from stability.config import Config
 from stability.control import limits
@@ -382,8 +382,8 @@ def _report(workdir: Path) -> int:
     reason = row['error'].strip().splitlines()[-1]
     if reason not in shown:  # one mistake often fails many runs
       shown.add(reason)
-      console.print(row['error'].strip(), markup=False, highlight=False, soft_wrap=True)
-    console.print(f'failed: {row["run"]}: {reason}', markup=False, highlight=False, soft_wrap=True)
+      display.line(console, row['error'].strip())
+    display.line(console, f'failed: {row["run"]}: {reason}')
   missing = sum(row['status'] == 'missing' for row in rows)
   if missing:
     console.print(f'{missing} runs have not finished; the same command resumes', highlight=False)

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.common import target_analysis
+from launch.common import display, target_analysis
 from launch.common.target_analysis import Analysis, Program
 from stability.devices import cost as cost_lib
 from stability.devices.targets import LAUNCH_SECONDS, Slice
@@ -27,7 +27,7 @@ def analyze(
     if console.is_terminal:
       status.update(text)
     else:
-      console.print(text, highlight=False, markup=False, soft_wrap=True)
+      display.line(console, text)
 
   analyses = []
   with console.status(f'compiling for {found.name}') as status:
