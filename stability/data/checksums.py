@@ -14,7 +14,7 @@ _CHUNK = 2**22  # tokens processed at a time
 def scan(file: Path, dtype: np.dtype | None) -> tuple[str, int | None]:
   """SHA-256 of a file and, if it holds tokens, the highest of them."""
   if dtype is None:
-    return hashlib.sha256(file.read_bytes()).hexdigest(), None
+    return files.sha256(file), None
   values = np.memmap(file, dtype, mode='r')
   digest, highest = hashlib.sha256(), 0
   for start in range(0, len(values), _CHUNK):

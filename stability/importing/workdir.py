@@ -1,7 +1,6 @@
 """Writes imported runs as a workdir, or updates one."""
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +15,6 @@ from stability.storage import files, run_files, sweeps
 from stability.storage.files import Json
 
 _WRITTEN = {'config.json', 'metrics.jsonl', 'result.json'}
-_HASHED = 2**20  # bytes that are hashed at a time
 
 
 def write(
@@ -41,7 +39,7 @@ def write(
     BadInput: the folder holds anything else.
   """
   stored = check(workdir, imported)
-  sources = {'files': {str(path): _sha256(path) for path in paths}, **_used(options)}
+  sources = {'files': {str(path): files.sha256(path) for path in paths}, **_used(options)}
   for name, run in imported.runs.items():
     _write_run(run_files.run_dir(workdir, name), run)
   sweep = sweeps.Sweep(
@@ -129,14 +127,6 @@ def _write_run(run: Path, imported: ImportedRun) -> None:
     run_files.write_result(run, imported.result)
   elif (run / 'result.json').exists():  # it is running again
     (run / 'result.json').unlink()
-
-
-def _sha256(path: Path) -> str:
-  digest = hashlib.sha256()
-  with path.open('rb') as file:
-    while block := file.read(_HASHED):
-      digest.update(block)
-  return digest.hexdigest()
 
 
 def _used(options: Options) -> Json:

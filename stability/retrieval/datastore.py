@@ -10,7 +10,6 @@ an addition that is interrupted leaves the datastore as it was.
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +124,7 @@ class Datastore:
         'windows': len(windows.starts_N),
         'dtype': dtype,
         'documents': [list(document) for document in windows.documents],
-        'sha256': {name: _sha256(base.with_suffix(f'.{name}')) for name in _FILES},
+        'sha256': {name: files.sha256(base.with_suffix(f'.{name}')) for name in _FILES},
     }
     about = self._about | {'parts': [*self._about['parts'], part]}
     files.write_json(self.folder / ABOUT, about)
@@ -176,7 +175,7 @@ def _open_part(folder: Path, number: int, about: Json) -> Part:
       raise BadInput(f'{file}: no such file')
     dtype, shape = layout[name]
     size = math.prod(shape) * dtype.itemsize
-    if file.stat().st_size != size or _sha256(file) != part['sha256'].get(name):
+    if file.stat().st_size != size or files.sha256(file) != part['sha256'].get(name):
       raise BadInput(f'{file}: damaged: it does not match its size and SHA-256 in {ABOUT}')
   return _map_part(folder, number, about)
 
@@ -200,8 +199,3 @@ def _layout(part: Json, about: Json) -> dict[str, tuple[np.dtype, tuple[int, ...
       'tokens': (np.dtype(part['dtype']).newbyteorder('<'), (windows, length + 1)),
       'starts': (np.dtype('<i8'), (windows,)),
   }
-
-
-def _sha256(file: Path) -> str:
-  with file.open('rb') as stream:
-    return hashlib.file_digest(stream, 'sha256').hexdigest()

@@ -1,6 +1,7 @@
-"""Reading and writing of files: JSON, JSON lines, atomic writes, refusal of symbolic links."""
+"""Reading and writing of files: JSON, JSON lines, atomic writes, checksums, refusal of links."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -54,6 +55,12 @@ def refuse_links(folder: Path) -> None:
         raise BadInput(
             f'{entry.path}: must not be a link; everything in a workdir is written inside it'
         )
+
+
+def sha256(path: Path) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 # JSON.

@@ -6,7 +6,6 @@ in C order. So it can be read without running code, and in part. NumPy has no bf
 ml_dtypes, which jax needs, adds it.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -95,8 +94,7 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
 def digest(path: Path) -> str:
   """The SHA-256 of a file; raises BadInput if the file cannot be read."""
   try:
-    with path.open('rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
+    return files.sha256(path)
   except OSError as error:
     raise BadInput(f'{path}: cannot be read: {error.strerror}') from error
 
