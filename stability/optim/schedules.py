@@ -1,7 +1,5 @@
 """Learning rate schedules: a linear warm-up, then the shape that schedule.shape selects."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -9,8 +7,6 @@ import ml_collections
 from stability.variants import Choices, Variant
 
 HParams = dict[str, jax.Array]
-# (hparams, step, highest, lowest) -> the value at update number `step`, after the warm-up.
-Shape = Callable[[HParams, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def _cosine(hparams, step, highest, lowest):
@@ -52,6 +48,7 @@ def _rsqrt(hparams, step, highest, lowest):
 
 _STEPS = ('schedule.steps', 'schedule.warmup_steps')
 
+# (hparams, step, highest, lowest) -> the value at update number `step`, after the warm-up.
 SCHEDULES = Choices(
     'schedule.shape',
     {

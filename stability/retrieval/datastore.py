@@ -28,7 +28,6 @@ FORMAT = 'stability datastore'
 
 _DTYPES = ('uint8', 'uint16', 'uint32')
 _FILES = ('keys', 'tokens', 'starts')
-_READ_BYTES = 2**24
 _TYPES = {'format': str, 'run': str, 'model': str, 'width': int, 'sequence_length': int}
 _PART_TYPES = {'text': str, 'windows': int, 'dtype': str, 'sha256': dict}
 
