@@ -17,7 +17,7 @@ ALLOWED = (
 # FLOPs per second of one core, counted by cost.estimated_flops, with evaluation and probes: the
 # slower of the machines of BUILD_NOTES.md, runs of 10,000 steps at 9.2K to 147K parameters.
 CORE_FLOPS = 1.5e10
-UTILISATION = 0.4  # of an accelerator's peak, as --utilisation of launch.sweep
+UTILISATION = 0.4  # of an accelerator's peak; the default of --utilisation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from launch.common import (
   app,
+  budget,
   display,
   environment,
   extension_trace,
@@ -69,7 +70,7 @@ def define(flag_values: flags.FlagValues) -> None:
   )
   flags.DEFINE_float(
       'utilisation',
-      0.4,
+      budget.UTILISATION,
       'fraction of device_tflops that training reaches',
       flag_values=flag_values,
   )

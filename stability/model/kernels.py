@@ -51,16 +51,17 @@ class SigmaReparam(nn.Module):
     gain = self.param('gain', nn.initializers.ones, ())
     u_I = self.variable(CARRIED, 'u', lambda: jnp.linalg.svd(kernel_IxO)[0][:, 0])
     fixed_IxO = jax.lax.stop_gradient(kernel_IxO)
-    v_O = _unit(fixed_IxO.T @ u_I.value)
-    new_u_I = _unit(fixed_IxO @ v_O)
+    v_O = unit(fixed_IxO.T @ u_I.value)
+    new_u_I = unit(fixed_IxO @ v_O)
     if self.is_mutable_collection(CARRIED) and not self.is_initializing():
       u_I.value = new_u_I
     sigma = new_u_I @ kernel_IxO @ v_O
     return gain / sigma * kernel_IxO
 
 
-def _unit(x: jax.Array) -> jax.Array:
-  return x / jnp.maximum(jnp.linalg.norm(x), SMALLEST_NORM)
+def unit(vector: jax.Array) -> jax.Array:
+  """The vector divided by its norm."""
+  return vector / jnp.maximum(jnp.linalg.norm(vector), SMALLEST_NORM)
 
 
 def _sigma_reparam(module: nn.Module, name: str, kernel: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stability.model.kernels import SMALLEST_NORM
+from stability.model.kernels import SMALLEST_NORM, unit
 
 # Of power iteration. The spectral norm of a Gaussian matrix of width 64 to 1,024 is then up to 2 %
 # too low.
@@ -45,7 +45,7 @@ def spectral_norm(matrix_IxO: jax.Array) -> jax.Array:
   """
 
   def step(_, vector_O):
-    return _unit(_unit(matrix_IxO @ vector_O) @ matrix_IxO)
+    return unit(unit(matrix_IxO @ vector_O) @ matrix_IxO)
 
   start_O = np.random.default_rng(0).normal(size=matrix_IxO.shape[1]).astype(np.float32)
   vector_O = jax.lax.fori_loop(0, STEPS, step, jnp.asarray(start_O))
@@ -80,7 +80,3 @@ def _scaled(matrices: jax.Array) -> jax.Array:
   """Matrices [..., I, O], each divided by its largest element."""
   largest = jnp.max(jnp.abs(matrices), axis=(-2, -1), keepdims=True)
   return matrices / jnp.maximum(largest, SMALLEST_NORM)
-
-
-def _unit(vector: jax.Array) -> jax.Array:
-  return vector / jnp.maximum(jnp.linalg.norm(vector), SMALLEST_NORM)
