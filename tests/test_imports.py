@@ -24,8 +24,10 @@ ALLOWED = {
     'optim': {'model', 'variants'},
     'probes': set(),
     'step': {'data', 'errors', 'model', 'optim', 'variants'},
-    'devices': {'config', 'data', 'errors', 'hyper', 'optim', 'step', 'storage', 'variants'},
-    'trainer': {'config', 'control', 'devices', 'errors', 'settings', 'step', 'storage'},
+    'devices': {
+        *('config', 'data', 'errors', 'hyper', 'model', 'optim', 'step', 'storage', 'variants'),
+    },
+    'trainer': {'config', 'control', 'devices', 'errors', 'model', 'settings', 'step', 'storage'},
     'retrieval': {
         *('config', 'data', 'errors', 'model', 'step', 'storage'),
     },

@@ -15,6 +15,7 @@ from stability import config as config_lib
 from stability.config import FIELDS
 from stability.devices import jaxprs
 from stability.devices.jaxprs import Amount
+from stability.model import adapters
 from stability.optim import optimizers
 from stability.step import train_step
 
@@ -61,7 +62,7 @@ def block_parameters(fields: Fields) -> int:
 
 def _is_counted(names: tuple[str, ...], leaf: Any) -> bool:
   """Whether a parameter is a matrix of a block's layers, without routers, gates and adapters."""
-  if not _is_of_block(names) or leaf.ndim < 2 or train_step.is_added(names):
+  if not _is_of_block(names) or leaf.ndim < 2 or adapters.is_added(names):
     return False
   return names[-2:] not in (('attention', 'gate'), ('mlp', 'router'))
 
@@ -75,7 +76,7 @@ def gradient(
   kernel = _fused_attention if platform == 'gpu' else None
   model = train_step.make_model(static, vocabulary_size, remat=remat, fused=kernel)
   params, carried = _model(fields, vocabulary_size, depth=depth)
-  state = {**train_step.parts(params, static), 'carried': carried, 'hparams': _hparams()}
+  state = {**adapters.parts(params, static), 'carried': carried, 'hparams': _hparams()}
   rows = jax.ShapeDtypeStruct((jaxprs.ROWS, static.data.sequence_length + 1), jnp.int32)
   function = functools.partial(train_step.gradient, model, static, 'quiet')
   jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(state, rows)

@@ -46,11 +46,6 @@ Metrics = dict[str, jax.Array]
 HParams = Mapping[str, jax.Array]
 Static = ml_collections.FrozenConfigDict
 
-parts = adapters.parts
-is_added = adapters.is_added
-merges = adapters.merges
-merged = adapters.weights
-
 
 @dataclasses.dataclass(frozen=True)
 class Programs:

@@ -11,6 +11,7 @@ import numpy as np
 from stability import config as config_lib
 from stability.config import Config
 from stability.errors import BadInput
+from stability.model import adapters
 from stability.step import train_step
 from stability.storage import parents
 from stability.storage.files import Json
@@ -135,9 +136,9 @@ def merged(params: Mapping[str, np.ndarray], config: Config) -> dict[str, np.nda
   static, hparams = config_lib.split(config)
   if not any(map(_is_added, params)):
     return dict(params)
-  if not train_step.merges(static):
+  if not adapters.merges(static):
     raise BadInput(f'config.adapter.kind={static.adapter.kind}: cannot be merged into the weights')
-  merge = jax.jit(functools.partial(train_step.merged, static=static))
+  merge = jax.jit(functools.partial(adapters.weights, static=static))
   with jax.default_matmul_precision('highest'):
     weights = merge(_nested(params), hparams=train_step.arrays(hparams))
   return names(jax.device_get(weights))
@@ -209,7 +210,7 @@ def _shapes(config: Config, vocabulary_size: int) -> dict[str, dict[str, Any]]:
 
 
 def _is_added(name: str) -> bool:
-  return train_step.is_added(tuple(name.split('/')))
+  return adapters.is_added(tuple(name.split('/')))
 
 
 def added(arrays: Mapping[str, Any]) -> dict[str, Any]:
