@@ -35,8 +35,10 @@ CPU_FLAGS = (
 
 # Flags that it adds on an NVIDIA GPU. Otherwise XLA adds up a scatter, such as the gradient of the
 # embedding, in the order in which threads arrive, and chooses the kernels of matrix products by
-# timing them, so that another process may round differently.
-GPU_FLAGS = '--xla_gpu_deterministic_ops=true'
+# timing them, so that another process may round differently. Without timing, it takes the first
+# kernel that compiles, which is Triton's with the smallest tile, and slow, unless products are left
+# to cuBLAS (compiled for an H100 by jaxlib 0.10.2).
+GPU_FLAGS = '--xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false'
 
 # Names those of these flags that a worker is without, since a trial of them failed.
 LEFT_OUT = 'STABILITY_XLA_FLAGS_LEFT_OUT'

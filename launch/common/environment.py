@@ -52,7 +52,8 @@ _ACCELERATORS = (
         'cuda',
         ('jax_cuda12_plugin', 'jax_cuda13_plugin'),
         ('/dev/nvidia[0-9]*',),
-        ('CUDA_VISIBLE_DEVICES', 'NVIDIA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'),
+        # Not NVIDIA_VISIBLE_DEVICES, which is void in containers that get their GPUs by CDI.
+        ('CUDA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'),
     ),
     (
         'tpu',
@@ -105,6 +106,13 @@ def of_user() -> dict[str, str]:
   """The variables of this process as the user has set them, for processes on other machines."""
   before = {name: _replaced.get(name, value) for name, value in os.environ.items()}
   return {name: value for name, value in before.items() if value is not None}
+
+
+def gpus() -> list[str]:
+  """The NVIDIA GPUs that a process here sees, as CUDA_VISIBLE_DEVICES names them."""
+  if visible := os.environ.get('CUDA_VISIBLE_DEVICES'):
+    return [name.strip() for name in visible.split(',')]
+  return [str(number) for number, _ in enumerate(glob.glob('/dev/nvidia[0-9]*'))]
 
 
 def has_accelerator() -> bool:

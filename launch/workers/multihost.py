@@ -27,6 +27,8 @@ from stability.storage import run_files
 FLAGS = ('coordinator_address', 'num_processes', 'process_id')
 POLL_SECONDS = 0.2
 RESULT_SECONDS = 60  # how long to wait for a result on a shared file system
+# The variables by which jax recognises a task that srun has started.
+_SRUN = {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +99,13 @@ def find(flag_values: flags.FlagValues) -> ProcessGroup | None:
         f'--process_id={given["process_id"]}: must be below'
         f' --num_processes={given["num_processes"]}'
     )
-  return ProcessGroup(given['process_id'], given)
+  return ProcessGroup(given['process_id'], given | _local_gpus(os.environ))
 
 
 def _from_environment(variables: Mapping[str, str]) -> ProcessGroup | None:
   # As jax does, this recognises a step started by srun, but not the script of a batch job.
-  slurm = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
-  if all(name in variables for name in slurm) and int(variables['SLURM_NTASKS']) > 1:
-    return ProcessGroup(int(variables['SLURM_PROCID']), {})
+  if variables.keys() >= _SRUN and int(variables['SLURM_NTASKS']) > 1:
+    return ProcessGroup(int(variables['SLURM_PROCID']), _local_gpus(variables))
   # Of a pod of TPUs, GKE says the hosts of a slice, and of several slices their number and its own.
   hosts = variables.get('TPU_PROCESS_ADDRESSES') or variables.get('TPU_WORKER_HOSTNAMES', '')
   per_slice, slices = hosts.count(',') + 1, int(variables.get('MEGASCALE_NUM_SLICES') or 1)
@@ -112,6 +113,33 @@ def _from_environment(variables: Mapping[str, str]) -> ProcessGroup | None:
     number = int(variables.get('MEGASCALE_SLICE_ID') or 0) * per_slice
     return ProcessGroup(number + int(variables['TPU_WORKER_ID']), {})
   return None
+
+
+def _local_gpus(variables: Mapping[str, str]) -> dict[str, list[int]]:
+  """The GPUs of a task of srun, by the name that jax.distributed gives them.
+
+  Empty where jax is right: it takes one GPU per task, the one with the task's number on its node.
+  """
+  if not variables.keys() >= _SRUN or environment.accelerator() not in ('cuda', 'gpu'):
+    return {}
+  tasks, gpus = _tasks_here(variables), len(environment.gpus())
+  if tasks == 1 or gpus == 1 or 'SLURM_GPUS_PER_TASK' in variables:
+    return {'local_device_ids': list(range(gpus))}
+  if tasks != gpus:
+    raise BadInput(
+        f'srun: {tasks} tasks on a node, each of which sees {gpus} GPUs: must be one task per'
+        ' node, one per GPU, or tasks with --gpus-per-task'
+    )
+  return {}
+
+
+def _tasks_here(variables: Mapping[str, str]) -> int:
+  """The number of tasks on this node; that of each node is given as, for example, 8(x2),1."""
+  counts: list[int] = []
+  for part in variables['SLURM_STEP_TASKS_PER_NODE'].split(','):
+    count, _, times = part.rstrip(')').partition('(x')
+    counts += [int(count)] * int(times or 1)
+  return counts[int(variables['SLURM_NODEID'])]
 
 
 def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:

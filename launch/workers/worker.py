@@ -241,6 +241,9 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
         **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
     )
     ignore_signals()  # jax has replaced the handlers
+    if jax.process_index() == 0:
+      said = f'{jax.process_count()} processes share the run, with {jax.device_count()} devices'
+      print(said, file=sys.stderr, flush=True)
     from launch.workers import peers
 
     launcher.share_run(peers.Peers())

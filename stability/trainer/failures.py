@@ -4,6 +4,9 @@ import sys
 import traceback
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from stability.devices.make_layout import is_out_of_memory
 from stability.errors import CannotWrite
 from stability.storage import run_files
@@ -23,6 +26,20 @@ def raise_if_too_many(error: Exception, members: int) -> None:
   """Raises TooManyMembers if `error` means out of memory and a device has more than one run."""
   if members > 1 and is_out_of_memory(error):
     raise TooManyMembers from error
+
+
+def raise_if_lost(error: Exception) -> None:
+  """Raises `error` if a device no longer answers.
+
+  An error of CUDA, such as an illegal address or ECC, persists until the process ends. A new one
+  continues the runs from their checkpoints.
+  """
+  if isinstance(error, jax.errors.JaxRuntimeError) and not is_out_of_memory(error):
+    try:
+      for device in jax.local_devices():
+        np.asarray(jax.device_put(np.zeros(1), device))
+    except jax.errors.JaxRuntimeError:
+      raise error from None
 
 
 def record_failure(folder: Path, processes: Processes) -> None:

@@ -25,7 +25,12 @@ from stability.storage.sweeps import Sweep
 from stability.trainer import jax_settings
 from stability.trainer.action_executor import ActionExecutor
 from stability.trainer.chunk_size import ChunkSizer
-from stability.trainer.failures import TooManyMembers, raise_if_too_many, record_failure
+from stability.trainer.failures import (
+  TooManyMembers,
+  raise_if_lost,
+  raise_if_too_many,
+  record_failure,
+)
 from stability.trainer.hooks import TrainerHooks
 from stability.trainer.paused import PausedRuns
 from stability.trainer.run import Run
@@ -189,6 +194,7 @@ class Trainer:
       if deadline is not None and self.members > 1 and is_out_of_memory(error):
         self._paused.deadlines[name] = deadline
       raise_if_too_many(error, self.members)
+      raise_if_lost(error)
       record_failure(folder, self._hooks.processes)
 
   def _place_waiting(self) -> bool:
@@ -224,6 +230,7 @@ class Trainer:
         self._finish_runs()
     except Exception as error:
       raise_if_too_many(error, self.members)
+      raise_if_lost(error)
       for run in self._slots.runs.values():
         record_failure(run.folder, self._hooks.processes)
         run.writer.close()
@@ -310,6 +317,7 @@ class Trainer:
           self._apply_actions_to(slot, run, states[slot])
         except Exception as error:
           raise_if_too_many(error, self.members)
+          raise_if_lost(error)
           record_failure(run.folder, self._hooks.processes)
           run.writer.close()
           del runs[slot]

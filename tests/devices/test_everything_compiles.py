@@ -24,7 +24,7 @@ from stability.optim import evaluation, gradient, optimizers, schedules  # noqa:
 from stability.step import train_step
 
 pytestmark = pytest.mark.soak
-_OPTIONS = {'xla_gpu_deterministic_ops': True}  # as settings.GPU_FLAGS
+_OPTIONS = {'xla_gpu_deterministic_ops': True, 'xla_gpu_enable_triton_gemm': False}  # GPU_FLAGS
 SMALL = {
     'data.batch_size': 8,
     'data.sequence_length': 32,

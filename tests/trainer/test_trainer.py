@@ -110,20 +110,42 @@ def test_failure_while_loading(sweep, train, layout):
   assert 'Traceback' in error and 'Is a directory' in error
 
 
-def test_failure_while_training(sweep):
+@pytest.mark.parametrize('kind', [RuntimeError, jax.errors.JaxRuntimeError])
+def test_failure_while_training(sweep, kind):
   runs, reads = sweep(RATES), []
+
+  def fail():
+    reads.append(True)
+    if len(reads) == 3:
+      raise kind('INTERNAL: no result')
+
+  def watched(*arguments):
+    return WatchedLayout(cached_layout(*arguments), fail)
+
+  Training(make_layout=watched)(*runs, may_fail=True)
+  assert statuses(runs) == ['failed', 'done', 'done']
+  assert 'no result' in run_files.read_result(runs[0]).error
+
+
+def test_lost_device(sweep, monkeypatch):
+  """The process ends and no run has failed: another process continues them."""
+  runs, reads = sweep(RATES), []
+
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: illegal address')
 
   def lose_device():
     reads.append(True)
     if len(reads) == 3:
-      raise RuntimeError('device lost')
+      monkeypatch.setattr(jax, 'device_put', refuse)
+      refuse()
 
   def watched(*arguments):
     return WatchedLayout(cached_layout(*arguments), lose_device)
 
-  Training(make_layout=watched)(*runs, may_fail=True)
-  assert statuses(runs) == ['failed', 'done', 'done']
-  assert 'device lost' in run_files.read_result(runs[0]).error
+  with pytest.raises(jax.errors.JaxRuntimeError, match='illegal address'):
+    Training(make_layout=watched)(*runs, may_fail=True)
+  assert [run_files.read_result(run) for run in runs] == [None] * 3
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ from stability.storage import run_files
 @pytest.mark.parametrize(('layout', 'probe_every'), [('data_parallel', 4), ('sharded', 0)])
 def test_two_processes_equal_one(tmp_path, layout, probe_every):
   shared, alone = tmp_path / 'shared', tmp_path / 'alone'
-  together(tmp_path, shared, layout, probe_every)
+  printed = together(tmp_path, shared, layout, probe_every)
+  assert printed.count('2 processes share the run, with 8 devices') == 1
   ours = outcome(shared)
   run = run_files.run_dir(shared, 'seed=0')
   assert len(list(run.glob('events.*'))) == 1  # only one process writes
@@ -161,3 +162,36 @@ def test_environment(monkeypatch, variables, number):
     one = found('--multihost=auto')
     assert one.process_id == number
     assert one.arguments == {}
+
+
+@pytest.mark.parametrize(
+    ('per_node', 'node', 'gpus', 'more', 'ours'),
+    [
+        ('1(x2)', 1, 8, {}, list(range(8))),  # jax would take the first GPU of each node
+        ('1,8', 0, 8, {}, list(range(8))),
+        ('1,8', 1, 8, {}, None),
+        ('8(x2)', 1, 8, {}, None),  # jax takes that with the task's number
+        ('8(x2)', 1, 1, {}, [0]),  # each task sees its own
+        ('2(x2)', 0, 2, {'SLURM_GPUS_PER_TASK': '2'}, [0, 1]),
+    ],
+)
+def test_gpus_of_srun(monkeypatch, per_node, node, gpus, more, ours):
+  """The GPUs of a task, also if processes are given by flags."""
+  tasks = {'SLURM_STEP_TASKS_PER_NODE': per_node, 'SLURM_NODEID': str(node)}
+  monkeypatch.setattr(os, 'environ', SRUN | tasks | more)
+  monkeypatch.setattr(multihost.environment, 'accelerator', lambda: 'cuda')
+  monkeypatch.setattr(multihost.environment, 'gpus', lambda: [str(n) for n in range(gpus)])
+  expected = {} if ours is None else {'local_device_ids': ours}
+  assert found('--multihost=auto').arguments == expected
+  given = {'coordinator_address': 'a:1', 'num_processes': 2, 'process_id': 1}
+  one = found(*(f'--{name}={value}' for name, value in given.items()))
+  assert one.arguments == given | expected
+
+
+def test_tasks_that_share_gpus(monkeypatch):
+  tasks = {'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'SLURM_NODEID': '0'}
+  monkeypatch.setattr(os, 'environ', SRUN | tasks)
+  monkeypatch.setattr(multihost.environment, 'accelerator', lambda: 'cuda')
+  monkeypatch.setattr(multihost.environment, 'gpus', lambda: list('01234567'))
+  with pytest.raises(BadInput, match='2 tasks on a node, each of which sees 8 GPUs: must be one'):
+    found('--multihost=auto')
