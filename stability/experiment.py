@@ -259,7 +259,7 @@ class Experiment:
     curves = None
     if self._path.is_dir():
       curves = self.curves(registry.probes(self._results))
-    return registry.judge_results(self._results, curves)
+    return registry.judge(self._results, curves)
 
   def predict(
       self, target: str | float | None = None, risk: float = targets_lib.RISK

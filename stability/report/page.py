@@ -102,7 +102,7 @@ def _judged(
     results: Results, curves: pd.DataFrame, measured: Sequence[retrieval_csv.Row]
 ) -> pd.DataFrame:
   """The verdicts on all claims; on those about retrieval only if it was measured."""
-  judged = registry.judge_results(results, curves)
+  judged = registry.judge(results, curves)
   of_retrieval = retrieval_claims.judge(results, measured)
   return judged if of_retrieval.empty else pd.concat([judged, of_retrieval], ignore_index=True)
 
@@ -118,7 +118,7 @@ def write_results_report(results: Results, output: Path, options: Options = DEFA
       table,
       shown=selection.loss_plots(results, table, bigram_loss=None),
       title='Training stability',
-      judged=registry.judge_results(results),
+      judged=registry.judge(results),
       board=leaderboard_lib.section(results, costs=options.costs),
   )
 

@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from configs import base
 from stability import hyper
+from stability.analysis import results as results_lib
+from stability.analysis.claims import registry
 from stability.storage import files, run_files, sweeps
 
 INITIAL_LOSS = 5.55
@@ -75,6 +78,12 @@ def write_sweep(
     if position not in leave_out:
       _write_run(run_files.run_dir(workdir, name), config, (results or {}).get(position, {}))
   return list(runs.configs)
+
+
+def judged(workdir: Path) -> pd.DataFrame:
+  """The verdicts on all claims for a sweep, finished or not."""
+  results = results_lib.load_workdir(workdir)
+  return registry.judge(results, results_lib.load_curves(workdir, registry.probes(results)))
 
 
 def write_runs(workdir: Path, runs: hyper.Runs, data: files.Json | None = None) -> None:

@@ -335,7 +335,7 @@ ARGUMENTS = st.lists(
 def report_without_figures(results, output, options):
   """The computations of a report without its figures, which take a second."""
   output.mkdir()
-  files.write_atomic(output / 'claims.csv', registry.judge_results(results).to_csv(index=False))
+  files.write_atomic(output / 'claims.csv', registry.judge(results).to_csv(index=False))
   table = lr_sensitivity.lr_sensitivity(results)
   for text in (findings.description, tables_lib.runs, page._windows):
     text(results)
@@ -496,7 +496,7 @@ def _report_of_files(folder, workdir, output, options):
   results_lib.load_curves(workdir)
   (folder / 'report').mkdir(exist_ok=True)
   files.write_atomic(
-      folder / 'report' / 'claims.csv', registry.judge_results(results).to_csv(index=False)
+      folder / 'report' / 'claims.csv', registry.judge(results).to_csv(index=False)
   )
   return folder / 'report' / 'index.html'
 

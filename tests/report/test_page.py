@@ -54,7 +54,7 @@ def test_files(workdir, report):
   table = lr_sensitivity.lr_sensitivity(results_lib.load_workdir(workdir))
   written = pd.read_csv(report.parent / 'lr_sensitivity.csv')
   pd.testing.assert_frame_equal(written, table, check_dtype=False)
-  judged = registry.judge(workdir)
+  judged = made_up.judged(workdir)
   pd.testing.assert_frame_equal(registry.read(report.parent / 'claims.csv'), judged)
 
 
@@ -62,7 +62,7 @@ def test_contents(report):
   shown = Page(report)
   assert shown.count('svg') == 6 and shown.count('table') == 5
   rows = [attributes for tag, attributes in shown.elements if tag == 'tr']
-  about = (registry.judge(report.parents[1])['n'] > 0).sum()
+  about = (made_up.judged(report.parents[1])['n'] > 0).sum()
   assert len(rows) == 1 + 28 + 1 + about + 1 + 6 + 1 + 2 + 1 + 84
   for words in (
       'Training stability: quickstart',
@@ -84,7 +84,7 @@ def test_contents(report):
 def test_applicable_claims(report):
   shown = Page(report)
   cells = [attributes.get('class') for tag, attributes in shown.elements if tag == 'td']
-  judged = registry.judge(report.parents[1])
+  judged = made_up.judged(report.parents[1])
   about = judged[judged['n'] > 0]
   for verdict, name in (('holds', 'holds'), ('does not hold', 'does-not-hold')):
     assert cells.count(f'text {name}') == (about['verdict'] == verdict).sum() > 0

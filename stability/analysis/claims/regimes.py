@@ -57,7 +57,7 @@ def judge(results: Results, curves: pd.DataFrame | None) -> pd.DataFrame:
     for largest in sorted(of_length['parameters'].dropna().unique()):
       runs = of_length[of_length['parameters'] <= largest]
       of_runs = None if curves is None else curves[curves['run'].isin(runs['run'])]
-      judged = registry.judge_results(_regime(results, runs), of_runs)
+      judged = registry.judge(_regime(results, runs), of_runs)
       parts.append(judged[judged['n'] > 0].assign(steps=steps, parameters=largest))
   return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 

@@ -50,13 +50,7 @@ COLUMNS = (
 )
 
 
-def judge(workdir: Path) -> pd.DataFrame:
-  """The verdicts on all claims for the sweep in a workdir, finished or not; see judge_results."""
-  results = results_lib.load_workdir(workdir)
-  return judge_results(results, results_lib.load_curves(workdir, probes(results)))
-
-
-def judge_results(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
+def judge(results: Results, curves: pd.DataFrame | None = None) -> pd.DataFrame:
   """The verdicts on all claims, a row each, in the order of the paper's figures.
 
   Columns: figure, claim, verdict (holds, does not hold, undecided), effect, low and high (90 %

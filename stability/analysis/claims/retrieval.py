@@ -33,7 +33,7 @@ _RATES = {'learning_rate': 3}
 
 
 def judge(results: Results, rows: Sequence[Row]) -> pd.DataFrame:
-  """The verdicts, as registry.judge_results gives them; empty without rows of the kNN model.
+  """The verdicts, as registry.judge gives them; empty without rows of the kNN model.
 
   Args:
     results: the runs of a sweep.

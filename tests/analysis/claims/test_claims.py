@@ -138,7 +138,7 @@ def test_runs_of_other_trainers_may_lack_columns(name):
 
 
 def test_no_claim_applies_to_a_single_run():
-  table = registry.judge_results(*simulate([{}], Outcomes(sim.flat)))
+  table = registry.judge(*simulate([{}], Outcomes(sim.flat)))
   assert set(table['verdict']) == {UNDECIDED} and set(table['n']) == {0}
   assert (table['reason'] != '').all()
 
@@ -146,7 +146,7 @@ def test_no_claim_applies_to_a_single_run():
 def test_no_claim_is_decided_before_the_sweep_starts():
   results, _ = simulate(QK, Outcomes(sim.flat))
   runs = results.runs.assign(status='missing', final_loss=np.nan, initial_loss=np.nan)
-  table = registry.judge_results(results_lib.Results(runs, results.groups, results.sizes))
+  table = registry.judge(results_lib.Results(runs, results.groups, results.sizes))
   assert set(table['verdict']) == {UNDECIDED}
 
 
@@ -469,7 +469,7 @@ def test_size_with_a_single_learning_rate_is_ignored():
 
 
 def test_table_order_and_round_trip(tmp_path):
-  table = registry.judge_results(*simulate(QK, CASES['1a'][1]))
+  table = registry.judge(*simulate(QK, CASES['1a'][1]))
   assert list(table) == [
       'figure', 'claim', 'verdict', 'effect', 'low', 'high', 'threshold', 'measure', 'n', 'reason',
       'variant',
@@ -510,7 +510,7 @@ def test_arms_are_judged_by_their_fields():
   of_arms = dataclasses.replace(of_arms, runs=runs, windows=())
   assert registry.probes(of_arms) == registry.probes(results)
   pd.testing.assert_frame_equal(
-      registry.judge_results(of_arms, curves), registry.judge_results(results, curves)
+      registry.judge(of_arms, curves), registry.judge(results, curves)
   )
 
 
@@ -592,7 +592,7 @@ def test_other_claims_hold_a_family_at_one_member():
 
 
 def test_variant_in_the_table(tmp_path):
-  judged = registry.judge_results(*simulate(with_qk_norms(QK, 'l2'), CASES['1a'][1]))
+  judged = registry.judge(*simulate(with_qk_norms(QK, 'l2'), CASES['1a'][1]))
   assert judged.loc[0, 'variant'] == 'model.qk_norm=l2'
   judged.to_csv(tmp_path / 'claims.csv', index=False)
   pd.testing.assert_frame_equal(registry.read(tmp_path / 'claims.csv'), judged)
