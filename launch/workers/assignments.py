@@ -54,6 +54,10 @@ class RunQueue:
     """The key of the executables that train a run."""
     return self._keys[name]
 
+  def waiting_like(self, name: str) -> int:
+    """The number of waiting runs that the executables of a run train."""
+    return len(self._groups.get(self._keys[name], ()))
+
   def take(self, worker: object, like: str | None) -> str | None:
     """Takes a run for a worker; returns its name, or None if there is none.
 
@@ -142,7 +146,11 @@ class Assignments:
           self._finish(name)
         else:
           self._assigned[name] = worker
-          return {'run': name, 'members': self._max_members.get(self._queue.key(name))}
+          return {
+              'run': name,
+              'members': self._max_members.get(self._queue.key(name)),
+              'runs': 1 + self._queue.waiting_like(name),
+          }
       self._queue.forget(worker)
       return {'run': None}
 

@@ -3,8 +3,8 @@
 It writes requests to its standard output and reads replies from its standard input, one JSON object
 per line:
 
-  {"like": null}   asks for a run          {"run": NAME, "members": N}, or {"run": null} if none is
-                                           left
+  {"like": null}   asks for a run          {"run": NAME, "members": N, "runs": K}, or {"run": null}
+                                           if none is left
   {"like": NAME}   asks for a run with the static config of NAME; the same reply
   {"beat": S, "members": N, "phase": P}    heartbeat; S: seconds since training last made progress,
                                            P: starting, reading text, compiling or training
@@ -17,7 +17,8 @@ per line:
                                            worker exits
 
 `members` is the number of runs per device: the worker reports how many it tries, and the launcher
-replies with an upper limit.
+replies with an upper limit. `runs` is the number of runs with the static config of NAME, itself
+included, that wait for a worker of this launcher: a population needs no more slots.
 
 The worker exits when the launcher has no more runs, unless some runs of the worker are paused: then
 it checks those for an answer and asks the launcher again. If the launcher dies, the kernel kills
@@ -93,19 +94,19 @@ class Launcher:
     for serve in (self._read_replies, self._send_heartbeats, self._await_signal):
       threading.Thread(target=serve, daemon=True).start()
 
-  def ask(self, like: str | None) -> tuple[str | None, int | None]:
+  def ask(self, like: str | None) -> tuple[str | None, int | None, int]:
     """Asks for a run, with the static config of the run `like` if that is given.
 
     Returns:
       The name of the run, None if there is none; the maximum number of runs per device, None if it
-      is not limited.
+      is not limited; the number of runs to train together.
     """
     self._send({'like': like})
     reply = self._runs.get()
     self._last_progress = time.monotonic()
     if like is None and reply['run'] is not None:
       self._enter('reading text')
-    return reply['run'], reply.get('members')
+    return reply['run'], reply.get('members'), reply.get('runs', 1)
 
   def interrupted(self) -> bool:
     """Whether the main thread must save the loaded runs. Every call counts as progress."""
@@ -265,9 +266,9 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
     return name
 
   while True:
-    name, max_members = next(iter(paused.ready()), None), None
+    name, max_members, runs = next(iter(paused.ready()), None), None, 1
     if name is None:
-      name, max_members = launcher.ask(None)
+      name, max_members, runs = launcher.ask(None)
     if name is None and not paused.deadlines:
       return
     if name is None:
@@ -283,6 +284,7 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
     hooks = TrainerHooks(
         make_layout=make_layout or make_layout_lib.make_layout,
         interrupted=launcher.interrupted,
+        runs=runs,
         max_members=max_members,
         on_members=launcher.report_members,
     )

@@ -1,6 +1,5 @@
 """Makes the layout of a static config: places runs by arithmetic, compiles, shrinks if needed."""
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,6 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from stability import config as config_lib
 from stability.data import batches, tokens
 from stability.devices import placement
 from stability.devices.layout import Layout
@@ -40,6 +38,7 @@ def make_layout(
     sweep: Sweep,
     static: ml_collections.FrozenConfigDict,
     hparams: optimizers.HParams,
+    runs: int,
     max_members: int | None = None,
     on_members: Callable[[int], None] = lambda members: None,
     layouts: Mapping[str, Callable[..., Layout]] = LAYOUTS,
@@ -51,6 +50,7 @@ def make_layout(
     sweep: the contents of its sweep.json.
     static: the static config that the runs to train share.
     hparams: those of any of these runs; only their types matter.
+    runs: number of runs to train; a population has no more slots on a device than they need.
     max_members: limit on the runs per device, for when more ran out of memory; None: no limit.
     on_members: called with a number of runs per device before each attempt to compile.
     layouts: the layouts by their names in config.parallel.layout.
@@ -64,7 +64,6 @@ def make_layout(
   is_multiprocess = jax.process_count() > 1
   devices = jax.devices() if is_multiprocess else jax.local_devices()
   memory = _device_memory()
-  runs = _count_runs(sweep, static, most=len(devices) * placement.MOST_MEMBERS)
   kind = platform(devices[0])
   place = placement.choose(static, len(devices), memory, kind, runs, vocabulary_size)
   if is_multiprocess and place.layout not in MULTI_DEVICE:
@@ -122,13 +121,6 @@ def is_out_of_memory(error: BaseException | None) -> bool:
   if isinstance(error, jax.errors.JaxRuntimeError):
     return 'RESOURCE_EXHAUSTED' in str(error)
   return isinstance(error, MemoryError)
-
-
-def _count_runs(sweep: Sweep, static: ml_collections.FrozenConfigDict, most: int) -> int:
-  """The number of runs in the sweep with this static config; counting stops at `most`."""
-  fields = config_lib.flatten(static.to_dict())
-  sharing = (c for c in sweep.runs.values() if dict(config_lib.static_fields(c)) == fields)
-  return sum(1 for _ in itertools.islice(sharing, most))
 
 
 def _device_memory() -> float | None:

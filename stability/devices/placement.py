@@ -83,7 +83,7 @@ def choose(
     devices: number of devices of the worker.
     memory_bytes: memory of each device; None: unknown, in which case everything is assumed to fit.
     platform: of the devices: cpu, gpu (with cuDNN), rocm, tpu or tpu_v5e.
-    runs: number of runs that share the static config.
+    runs: number of runs with this static config that are to be trained.
     vocabulary_size: number of different tokens.
 
   Raises:

@@ -4,9 +4,10 @@
   DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
                                   other versions or options or on another device: step (updates
                                   made by then), time, cores (that the process could use; on a CPU,
-                                  other numbers of them may round differently), versions, device
-                                  (platform and kind; absent from older lines) and, where they
-                                  differ from config.json, options
+                                  other numbers of them may round differently), runs (that its
+                                  population had slots for, or as many of them as fitted),
+                                  versions, device (platform and kind) and, where they differ from
+                                  config.json, options; older lines have no device and no runs
 
 The versions include the settings of the environment (stability/settings.py) that are set.
 """
@@ -73,6 +74,11 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
   ]
 
 
+def runs(run: Path) -> int | None:
+  """The number of runs that a run's population has slots for; None if unknown."""
+  return (files.read_last_line(run / 'versions.jsonl') or {}).get('runs')
+
+
 def record(
     run: Path,
     step: int,
@@ -80,6 +86,7 @@ def record(
     options: Mapping[str, Any] | None = None,
     cores: int | None = None,
     trained_on: Mapping[str, str] | None = None,
+    runs: int | None = None,
 ) -> None:
   """Records the versions that train a run from `step` on, by default those of this process.
 
@@ -92,6 +99,7 @@ def record(
     options: the options, dotted, whose values differ from those in the run's config.json.
     cores: that the process can use, by default this one.
     trained_on: the device, by default that of this process; empty: unknown.
+    runs: number of runs that the population has slots for; None: unknown.
   """
   found = {'versions': dict(current() if now is None else now)}
   if trained_on is None or trained_on:
@@ -103,6 +111,7 @@ def record(
   kept = [line for line in lines if line['step'] < step]
   if not kept or {key: kept[-1][key] for key in _RECORDED if key in kept[-1]} != found:
     cores = usable_cores() if cores is None else cores
-    kept.append({'step': step, 'time': files.timestamp(), 'cores': cores, **found})
+    counts = {'cores': cores} if runs is None else {'cores': cores, 'runs': runs}
+    kept.append({'step': step, 'time': files.timestamp(), **counts, **found})
   if kept != lines:
     files.write_lines(path, kept)

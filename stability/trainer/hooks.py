@@ -27,6 +27,9 @@ class TrainerHooks:
   interrupted: Interrupted = never
   # Called at each stop with the runs in training, before actions are applied.
   on_stop: Callable[[Collection[Run]], None] = _ignore
+  # Number of runs to train, the first one included: a population has slots for so many. A run that
+  # has begun keeps the number that it began with, since another width may round differently.
+  runs: int = 1
   max_members: int | None = None  # maximum number of runs per device; None: no limit
   # Called with the number of runs per device before each attempt to compile.
   on_members: Callable[[int], None] = _ignore

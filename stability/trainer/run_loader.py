@@ -35,12 +35,14 @@ class RunLoader:
       self,
       workdir: Path,
       sweep: Sweep,
+      runs: int,
       clock: Callable[[], float],
       processes: Processes,
       rules: RulesFor = rules_for,
   ):
     self._workdir = workdir
     self._sweep = sweep
+    self._runs = runs  # that the layout was made for
     self._clock = clock
     self._processes = processes
     self._rules = rules
@@ -102,7 +104,7 @@ class RunLoader:
       return NoWriter()
     began = run_files.read_config(folder)
     options = {field: new for field, (_, new) in resume.changes(began, config).items()}
-    versions.record(folder, step, options=options)
+    versions.record(folder, step, options=options, runs=self._runs)
     return MetricsWriter(folder, step, sweeps.swept_values(config, self._sweep.fields))
 
   def _make_control(

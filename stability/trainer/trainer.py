@@ -20,7 +20,7 @@ from stability.devices.layout import PendingMetrics
 from stability.devices.make_layout import is_out_of_memory
 from stability.errors import BadInput
 from stability.step import train_step
-from stability.storage import run_files
+from stability.storage import run_files, versions
 from stability.storage.sweeps import Sweep
 from stability.trainer import jax_settings
 from stability.trainer.action_executor import ActionExecutor
@@ -116,10 +116,17 @@ class Trainer:
     self._workdir = workdir
     self._hooks = hooks
     self._paused = paused
-    self._loader = RunLoader(workdir, sweep, hooks.clock, hooks.processes, hooks.rules)
+    runs = versions.runs(run_files.run_dir(workdir, first)) or hooks.runs
+    self._loader = RunLoader(workdir, sweep, runs, hooks.clock, hooks.processes, hooks.rules)
     self._static, hparams = config_lib.split(self._loader.config(first))
     self._layout = hooks.make_layout(
-        workdir, sweep, self._static, train_step.arrays(hparams), max_members, hooks.on_members
+        workdir,
+        sweep,
+        self._static,
+        train_step.arrays(hparams),
+        runs,
+        max_members,
+        hooks.on_members,
     )
     # Sharpness is measured at some of the probed steps.
     probe = self._static.probe

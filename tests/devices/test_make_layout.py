@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def make(folder, monkeypatch):
-  """A function that makes the layout of some runs on devices of a platform and memory."""
+  """A function that makes a layout for some runs, of a sweep of seven, on some devices."""
 
   def layout(
       runs=1, platform='cpu', devices=8, memory=None, bytes_each=0.0, version='', **fields
@@ -67,13 +67,18 @@ def make(folder, monkeypatch):
     )
     monkeypatch.setattr(jax, 'local_devices', lambda: [device] * devices)
     flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
-    points = hyper.sweep('seed', range(runs))
-    configs = hyper.expand(config_lib.unflatten(flat), points).configs
+    configs = hyper.expand(config_lib.unflatten(flat), hyper.sweep('seed', range(7))).configs
     sweep = types.SimpleNamespace(data={'path': str(folder)}, runs=configs)
     static, values = config_lib.split(next(iter(configs.values())))
     layouts = {kind: functools.partial(record, kind) for kind in make_layout_lib.LAYOUTS}
     found = make_layout_lib.make_layout(
-        folder, sweep, static, train_step.arrays(values), on_members=tried.append, layouts=layouts
+        folder,
+        sweep,
+        static,
+        train_step.arrays(values),
+        runs,
+        on_members=tried.append,
+        layouts=layouts,
     )
     return found, made
 

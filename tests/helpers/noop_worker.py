@@ -4,7 +4,7 @@ from helpers.stub_layout import StubLayout
 from launch.workers import worker
 
 
-def make_layout(workdir, sweep, static, hparams, max_members, on_members):
+def make_layout(workdir, sweep, static, hparams, runs, max_members, on_members):
   on_members(1)
   return StubLayout()
 

@@ -120,7 +120,7 @@ class Training:
   """Trains runs as a worker does, on cached layouts."""
 
   def __init__(self, **hooks):
-    self._hooks = {'make_layout': cached_layout, **hooks}
+    self._hooks = {'make_layout': cached_layout, 'runs': 3, **hooks}
     self._at_stops = {}
     self._when_over = []
     self._runs = ()

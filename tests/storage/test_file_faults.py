@@ -73,7 +73,7 @@ def layout_of(kind, devices=1):
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'local_devices', lambda: here)
         sweep = dataclasses.replace(sweep, runs=runs)
-        _LAYOUTS[kind, devices] = make_layout(workdir, sweep, static, example)
+        _LAYOUTS[kind, devices] = make_layout(workdir, sweep, static, example, devices)
     return _LAYOUTS[kind, devices]
 
   return make

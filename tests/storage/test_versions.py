@@ -85,6 +85,16 @@ def test_record_of_device(tmp_path, monkeypatch):
   assert resume(20, 'cpu') == [(0, None), (10, 'gpu'), (20, 'cpu')]
 
 
+def test_record_of_runs(tmp_path):
+  """The number that a run began with is kept, and is unknown in older lines."""
+  assert versions.runs(tmp_path) is None
+  versions.record(tmp_path, 0, {'jax': 'a'})
+  assert versions.runs(tmp_path) is None
+  for step, runs, expected in ((0, 7, 7), (10, 2, 7), (0, 2, 2)):
+    versions.record(tmp_path, step, {'jax': 'b'}, runs=runs)
+    assert versions.runs(tmp_path) == expected
+
+
 def test_start_with_other_versions(tmp_path, capsys):
   now = versions.current()
   assert start._versions(tmp_path / 'new', ['a run']) == now

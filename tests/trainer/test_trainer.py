@@ -218,6 +218,32 @@ class Limited:
 
 
 @pytest.mark.slow
+def test_resumed_run_has_a_population_as_wide_as_before(sweep, monkeypatch):
+  """Of three runs, two are over when the third is killed; another width would round differently."""
+  fields = {'parallel.layout': 'population'}
+  device = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'local_devices', lambda: device)
+  made = {}
+
+  def make(workdir, sweep, static, hparams, runs, *more):
+    if runs not in made:
+      made[runs] = make_layout(workdir, sweep, static, hparams, runs, *more)
+    return made[runs]
+
+  points = hyper.zipit([hyper.sweep('schedule.steps', [8, 8, 24]), hyper.sweep('seed', range(3))])
+  undisturbed, runs = (sweep(points=points, **fields) for _ in range(2))
+  Training(make_layout=make)(*undisturbed)
+  train = Training(make_layout=make)
+  train.at(runs[2], 12, kill)
+  with pytest.raises(Killed):
+    train(*runs)
+  assert [run_files.read_result(run) is None for run in runs] == [False, False, True]
+  Training(make_layout=make, runs=1)(runs[2])
+  assert {runs: layout.width for runs, layout in made.items()} == {3: 3}
+  assert [numbers(run) for run in runs] == [numbers(run) for run in undisturbed]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='reads /proc')
 def test_out_of_memory(sweep, monkeypatch, caplog):
   """JAX runs out of memory with four runs in two thirds of what they need; two fit."""
@@ -233,9 +259,10 @@ def test_out_of_memory(sweep, monkeypatch, caplog):
   device = jax.devices()[:1]
   monkeypatch.setattr(jax, 'local_devices', lambda: device)
 
-  def limited(workdir, sweep, static, hparams, max_members, on_members):
+  def limited(workdir, sweep, static, hparams, runs, max_members, on_members):
     if max_members not in made:
-      made[max_members] = make_layout(workdir, sweep, static, hparams, max_members, on_members)
+      arguments = workdir, sweep, static, hparams, runs, max_members, on_members
+      made[max_members] = make_layout(*arguments)
     return Limited(made[max_members], room)
 
   train = Training(make_layout=limited)

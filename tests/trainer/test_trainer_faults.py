@@ -63,7 +63,7 @@ def sweep(tmp_path, monkeypatch):
 def stub_layouts(kind=StubLayout):
   """A make_layout for stub layouts with four slots on one device."""
 
-  def make(workdir, sweep, static, hparams, max_members, on_members):
+  def make(workdir, sweep, static, hparams, runs, max_members, on_members):
     on_members(members := min(4, max_members or 4))
     return kind(members)
 

@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
 import time
 
 import pytest
-from helpers import made_up
+from helpers import made_up, training
 
 from configs import base
 from launch.backends import local
@@ -102,6 +103,34 @@ def test_phases(place, monkeypatch):
       'starting', 'reading text', 'compiling', 'training'
   ]
   assert shown[0] == ['starting workers'] and shown[-1] == []
+
+
+WIDTHS = """
+from launch.workers import worker
+
+def make_layout(*arguments):
+  from stability.devices.make_layout import make_layout
+  layout = make_layout(*arguments)
+  print('slots:', layout.width)
+  return layout
+
+worker.main(make_layout)
+"""
+
+
+def test_slots_for_the_runs_of_this_launcher(tmp_path, monkeypatch, capfd):
+  """A job with two of a sweep's four runs, then a launcher with those that are left."""
+  fields = {'parallel.layout': 'population', 'schedule.steps': 4, 'probe.every_steps': 0}
+  data = training.prepare(tmp_path / 'data')
+  training.write_sweep(tmp_path, data, hyper.sweep('seed', range(4)), **fields)
+  (tmp_path / 'widths.py').write_text(WIDTHS)
+  monkeypatch.setattr(worker_process, 'COMMAND', (sys.executable, str(tmp_path / 'widths.py')))
+  monkeypatch.setenv('PYTHONPATH', str(STUB.parents[2]))
+  configs = sweeps.read_sweep(tmp_path).runs
+  train(tmp_path, dict(list(configs.items())[1:3]))
+  train(tmp_path, configs)
+  assert None not in results(tmp_path, configs)
+  assert re.findall(r'slots: (\d+)', capfd.readouterr().err) == ['2', '2']
 
 
 def test_every_run_is_trained_once(place):

@@ -78,6 +78,26 @@ def test_phases_count_groups(tmp_path):
   assert assigned.phases()[1] == 'compiling for 2 of 6 groups of runs'
 
 
+def test_waiting_runs_are_counted(tmp_path):
+  """A worker hears how many runs of the group wait, and another one how many are left."""
+  _, runs = two_groups()
+  always = types.SimpleNamespace(try_acquire=lambda run, pid: True)
+  assigned = assignments.Assignments(tmp_path, dict(list(runs.items())[:5]), always, print)
+  first, other = Worker(1, 'starting'), Worker(2, 'starting')
+  answer = assigned.assign(first, None)
+  assert answer['runs'] == 3
+  assigned.assign(first, answer['run'])
+  assert [assigned.assign(other, None)['runs'] for _ in range(2)] == [2, 1]
+  assert assigned.assign(other, None)['runs'] == 1  # of the first group
+
+
+def two_groups():
+  """The names and configs of six runs with two widths, the larger one first."""
+  points = hyper.product([hyper.sweep('model.width', [64, 16]), hyper.sweep('seed', range(3))])
+  runs = hyper.expand(quickstart.get_config().to_dict(), points).configs
+  return list(runs), runs
+
+
 def test_phase_of_the_only_group(tmp_path):
   runs = hyper.expand(quickstart.get_config().to_dict(), [{}]).configs
   always = types.SimpleNamespace(try_acquire=lambda run, pid: True)
