@@ -35,6 +35,7 @@ class RunQueue:
     self._groups = collections.defaultdict(collections.deque)  # key -> runs
     self._group_flops: dict[object, float] = collections.defaultdict(float)
     self._worker_keys: dict[object, object] = {}  # worker -> key of its executables
+    self._elsewhere: set[object] = set()  # keys of groups that other launchers train
     for name, config in configs.items():
       self.add(name, config)
 
@@ -47,6 +48,7 @@ class RunQueue:
 
   def put_back(self, name: str) -> None:
     """Adds a run that was taken but not finished back to the queue."""
+    self._elsewhere.discard(self._keys[name])
     self._groups[self._keys[name]].append(name)
     self._group_flops[self._keys[name]] += self._flops[name]
 
@@ -64,8 +66,8 @@ class RunQueue:
     Args:
       worker: the worker that asks for a run.
       like: a run whose executables the taken one must share. If None, groups whose executables no
-        other worker has are preferred, since compiling them twice wastes a core, and among them
-        the one with the most work left.
+        other worker has, here or of another launcher, are preferred, since compiling them twice
+        wastes a core and part of a population, and among them the one with the most work left.
     """
     self._worker_keys.pop(worker, None)
     key = self._keys[like] if like is not None else max(self._groups, key=self._rank, default=None)
@@ -78,12 +80,17 @@ class RunQueue:
       del self._groups[key], self._group_flops[key]
     return name
 
+  def leave(self, name: str) -> None:
+    """Leaves a taken run to another launcher, which trains its group."""
+    self._elsewhere.add(self._keys[name])
+
   def forget(self, worker: object) -> None:
     """Forgets which executables a worker has, as it has ended or has nothing to train."""
     self._worker_keys.pop(worker, None)
 
   def _rank(self, key: object) -> tuple[bool, float]:
-    return key not in self._worker_keys.values(), self._group_flops[key]
+    is_trained = key in self._worker_keys.values() or key in self._elsewhere
+    return not is_trained, self._group_flops[key]
 
   @property
   def groups(self) -> int:
@@ -141,6 +148,7 @@ class Assignments:
     with self._lock:
       while not self._is_over() and (name := self._queue.take(worker, like)) is not None:
         if not self._leases.try_acquire(self._run(name), worker.pid):
+          self._queue.leave(name)
           self._elsewhere.append(name)
         elif self._is_finished(name):  # by another launcher
           self._finish(name)

@@ -91,6 +91,33 @@ def test_waiting_runs_are_counted(tmp_path):
   assert assigned.assign(other, None)['runs'] == 1  # of the first group
 
 
+def test_launchers_train_different_groups(tmp_path):
+  """A group of which another launcher trains a run comes last, until it gives the run up."""
+  names, runs = two_groups()
+  held = {names[0]}
+  leases = types.SimpleNamespace(
+      try_acquire=lambda run, pid=None: run.name not in held, release=lambda run: None
+  )
+
+  def launcher():
+    return assignments.Assignments(tmp_path, runs, leases, print)
+
+  second, worker = launcher(), Worker(1, 'starting')
+  first = second.assign(worker, None)
+  assert (first['run'], first['runs']) == (names[3], 3)
+  row = [second.assign(worker, names[3])['run'] for _ in range(3)]
+  assert row == [*names[4:], None]
+  last = second.assign(worker, None)
+  assert (last['run'], last['runs']) == (names[1], 2)  # it helps the other launcher
+  held = {names[3]}
+  third = launcher()
+  row = [third.assign(Worker(n, 'starting'), None)['run'] for n in range(2)]
+  assert row == names[:2]
+  held.clear()
+  third.check_elsewhere()
+  assert third.assign(Worker(2, 'starting'), None)['run'] == names[4]
+
+
 def two_groups():
   """The names and configs of six runs with two widths, the larger one first."""
   points = hyper.product([hyper.sweep('model.width', [64, 16]), hyper.sweep('seed', range(3))])
