@@ -1,5 +1,8 @@
 """Checkpoints: what is restored is what was saved, or an older checkpoint, never a damaged one."""
 
+import hashlib
+import threading
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -149,3 +152,18 @@ def test_damaged_checkpoint_is_overwritten(run):
   data_file(run, 100).unlink()
   checkpoints.save(run, 100, arrays(100), {'initial_loss': 105.5}, keep=2)
   assert_restores(run, 100)
+
+
+def test_files_are_hashed_together(tmp_path, monkeypatch):
+  """In the grace that a preempted run has, one file of a large state after another is too slow."""
+  for name in ('a', 'b'):
+    (tmp_path / name).write_text(name)
+  digest, both = hashlib.file_digest, threading.Barrier(2)
+
+  def digest_of_both(file, kind):
+    both.wait(10)
+    return digest(file, kind)
+
+  monkeypatch.setattr(hashlib, 'file_digest', digest_of_both)
+  expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in ('a', 'b')}
+  assert checkpoints._checksums(tmp_path) == expected
