@@ -189,10 +189,14 @@ def train(
 
 
 def _save(pool: Sequence[Worker], progress: Progress) -> None:
-  """Tells the workers to save their runs and exit; waits for GRACE_SECONDS at most."""
-  progress.log(f'told to end: saving, for at most {preemption.GRACE_SECONDS} s')
+  """Tells the workers to save their runs and exit; waits for preemption.grace_seconds at most."""
+  least, more = preemption.GRACE_SECONDS, preemption.SECONDS_PER_GB
+  progress.log(f'told to end: saving, for at most {least} s and {more} s per GB')
   for worker in pool:
     worker.process.send({'stop': True})
-  deadline = time.monotonic() + preemption.GRACE_SECONDS
-  while time.monotonic() < deadline and any(worker.is_alive() for worker in pool):
+  told = time.monotonic()
+  while any(worker.is_alive() for worker in pool):
+    sizes = [size for worker in pool for size in worker.process.saving]
+    if time.monotonic() - told > preemption.grace_seconds(sizes):
+      break
     time.sleep(0.05)

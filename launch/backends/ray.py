@@ -57,6 +57,7 @@ def train(
   workdir = workdir.absolute()
   lists = jobs.divide(workdir, configs, resources)
   jobs.write_lists(lists)
+  grace = jobs.grace_seconds(configs, lists, resources)
   logs = workdir / 'ray'
   logs.mkdir(exist_ok=True)
   try:
@@ -108,7 +109,7 @@ def train(
     for waiting in tasks:
       ray.cancel(waiting)
     if tasks:
-      ray.wait(tasks, num_returns=len(tasks), timeout=preemption.GRACE_SECONDS)
+      ray.wait(tasks, num_returns=len(tasks), timeout=grace)
     raise
   finally:
     ray.shutdown()

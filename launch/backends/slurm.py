@@ -27,6 +27,7 @@ from stability.storage import files, run_files
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
 MIN_MINUTES = 3  # minimum time limit: the signal USR1@60 may come two minutes before a job's end
+MOST_GRACE = 1 / 3  # of a job's time limit
 QUEUE_SECONDS = 15.0  # between calls of squeue, to spare the controller
 # Options of sbatch that this module sets.
 RESERVED = ('array', 'chdir', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap')
@@ -91,10 +92,34 @@ def script(workdir: Path, lists: Sequence[Path], resources: Resources) -> str:
   )
 
 
+def grace_seconds(
+    configs: Mapping[str, Config], lists: Mapping[Path, Sequence[str]], resources: Resources
+) -> int:
+  """How long before a job's end SLURM signals it; warns if that may be too short to save runs."""
+  needed = jobs.grace_seconds(configs, lists, resources)
+  most = needed if resources.minutes is None else int(60 * resources.minutes * MOST_GRACE)
+  if most < needed:
+    print(
+        f'warning: --job_minutes={resources.minutes}: a job may need {needed} s to save its runs,'
+        f' and SLURM tells it {most} s before its end',
+        file=sys.stderr,
+    )
+  return min(needed, most)
+
+
 def sbatch(
-    workdir: Path, name: str, count: int, resources: Resources, options: Sequence[str]
+    workdir: Path, name: str, count: int, grace: int, resources: Resources, options: Sequence[str]
 ) -> list[str]:
-  """The command that submits an array of `count` tasks, without the path of its script."""
+  """The command that submits an array, without the path of its script.
+
+  Args:
+    workdir: folder of the sweep.
+    name: of the array.
+    count: number of its tasks.
+    grace: seconds before a task's end at which it is told to save its runs.
+    resources: of each task.
+    options: further options of sbatch.
+  """
   requested = {
       'cpus-per-task': resources.cpus,
       'gpus-per-node': resources.gpus or None,
@@ -103,7 +128,7 @@ def sbatch(
   }
   return [
       *('sbatch', '--parsable', f'--job-name={name}', '--nodes=1', '--ntasks=1'),
-      *(f'--array=0-{count - 1}', '--requeue', '--signal=USR1@60'),
+      *(f'--array=0-{count - 1}', '--requeue', f'--signal=USR1@{grace}'),
       *(f'--chdir={workdir / "slurm"}', '--output=%A_%a.log', '--open-mode=append'),
       *(f'--{option}={value}' for option, value in requested.items() if value is not None),
       *options,
@@ -116,7 +141,8 @@ def show(
   """Prints what would be submitted for a new sweep."""
   lists = jobs.divide(workdir, configs, resources)
   text = script(workdir, list(lists), resources)
-  command = sbatch(workdir, _name(text), len(lists), resources, options)
+  grace = grace_seconds(configs, lists, resources)
+  command = sbatch(workdir, _name(text), len(lists), grace, resources, options)
   print('\n' + shlex.join([*command, 'SCRIPT']))
   print('\nwith this SCRIPT:\n')
   print(text, end='')
@@ -176,6 +202,7 @@ def _submit(
 ) -> None:
   lists = jobs.divide(workdir, configs, resources)
   jobs.write_lists(lists)
+  grace = grace_seconds(configs, lists, resources)
   text = script(workdir, list(lists), resources)
   name = _name(text)
   path = workdir / 'slurm' / f'{name}.sh'
@@ -190,7 +217,7 @@ def _submit(
       if not key.startswith('SLURM_') or key == 'SLURM_CONF'
   }
   done = subprocess.run(
-      [*sbatch(workdir, name, len(lists), resources, options), str(path)],
+      [*sbatch(workdir, name, len(lists), grace, resources, options), str(path)],
       env=variables,
       capture_output=True,
       text=True,

@@ -7,6 +7,7 @@ queued job trains the runs that it was submitted for, whatever is submitted late
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -18,11 +19,11 @@ from pathlib import Path
 from absl import flags
 
 from launch.common import environment as environment_lib
-from launch.common import programs
+from launch.common import preemption, programs
 from launch.common.progress import Progress
 from stability import settings
 from stability.config import Config
-from stability.devices import cost
+from stability.devices import cost, placement, shapes
 from stability.errors import BadInput
 from stability.storage import files, run_files
 
@@ -30,6 +31,9 @@ POLL_SECONDS = 2.0  # between reads of the sweep's files
 LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
+# Estimates of the states that a job saves when it is told to end.
+BYTES_PER_PARAMETER = 16  # 12 with AdamW, and room for the embedding
+GPU_BYTES = 40e9  # most that runs which share a GPU have; the rest is activations
 # Environment variables of the user that jobs inherit, beside the settings that change numbers.
 PLATFORMS = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
 FOLDERS = ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME')  # jobs start in another folder than this
@@ -123,6 +127,26 @@ def read_list(path: Path) -> list[str]:
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
     raise BadInput(f'{path}: must be a JSON list of run names')
   return names
+
+
+def grace_seconds(
+    configs: Mapping[str, Config], lists: Mapping[Path, Sequence[str]], resources: Resources
+) -> int:
+  """How long a job may take to save the runs that it trains at once, if it is told to end."""
+  shapes.trace_on_cpu()
+  return max(
+      preemption.grace_seconds(_saved_together([configs[name] for name in names], resources))
+      for names in lists.values()
+  )
+
+
+def _saved_together(configs: Sequence[Config], resources: Resources) -> list[float]:
+  """The bytes of the largest states that a job may hold at once."""
+  sizes = sorted((BYTES_PER_PARAMETER * shapes.parameters(c) for c in configs), reverse=True)
+  if not resources.gpus:
+    return sizes[: resources.cpus or 1]  # one run per worker
+  fit = sum(total <= GPU_BYTES * resources.gpus for total in itertools.accumulate(sizes))
+  return sizes[: max(1, min(fit, placement.MOST_MEMBERS * resources.gpus))]
 
 
 def command(workdir: Path, resources: Resources) -> list[str]:

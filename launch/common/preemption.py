@@ -16,7 +16,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -25,6 +25,8 @@ MESSAGE = 'preempted; to go on, start the same command again'  # a dry run's, to
 # Workers are given this long to finish a step and save. Those that compile or wait have nothing to
 # save and end at once, so only a worker that hangs takes all of it.
 GRACE_SECONDS = 60
+# Saving runs takes more: each GB is compressed, written, read again and hashed, at 0.2 GB/s.
+SECONDS_PER_RUN, SECONDS_PER_GB = 0.3, 5
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 _state = {'received': False, 'is_deferred': False, 'is_raised': False}
@@ -88,6 +90,16 @@ def deferred() -> Iterator[Callable[[], bool]]:
     yield lambda: _state['received']
   finally:
     _state['is_deferred'] = False
+
+
+def grace_seconds(sizes: Collection[float]) -> int:
+  """How long workers that save runs may take to end.
+
+  Args:
+    sizes: the size of each run's state in bytes.
+  """
+  saving = SECONDS_PER_RUN * len(sizes) + SECONDS_PER_GB * sum(sizes) / 1e9
+  return GRACE_SECONDS + int(saving)
 
 
 def end_with_parent() -> None:

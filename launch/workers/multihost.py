@@ -159,12 +159,14 @@ def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:
     serving.start()
     threading.Thread(target=_print_output, args=(worker,), daemon=True).start()
     try:
-      deadline = math.inf
-      while serving.is_alive() and time.monotonic() < deadline:
+      told = math.inf
+      while serving.is_alive():
+        if time.monotonic() - told > preemption.grace_seconds(worker.saving):
+          break
         serving.join(POLL_SECONDS)
-        if is_preempted() and deadline == math.inf:
+        if is_preempted() and told == math.inf:
           worker.send({'stop': True})
-          deadline = time.monotonic() + preemption.GRACE_SECONDS
+          told = time.monotonic()
       if is_preempted() or worker.has_saved():
         return preemption.EXIT_CODE
       if refusals:

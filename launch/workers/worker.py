@@ -10,6 +10,8 @@ per line:
                                            P: starting, reading text, compiling or training
                                            {"alive": true}
                                            {"stop": true}, at any time: save everything and exit
+  {"saving": [N, N]}                       the worker was told to end and now saves runs whose
+                                           states have these bytes
   {"cannot_write": [errno, reason, path]}  the disk cannot be written to; the worker exits and
                                            leaves no result
   {"bad_input": TEXT}                      there is no device as JAX_PLATFORMS asks for, or
@@ -37,7 +39,7 @@ import sys
 import threading
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -143,6 +145,10 @@ class Launcher:
     self._members = members
     self._phase = 'compiling'
     self._send_heartbeat()
+
+  def report_saving(self, sizes: Sequence[int]) -> None:
+    """Reports the bytes of the states to save, so that the launcher gives the time for them."""
+    self._send({'saving': sizes})
 
   def cannot_write(self, error: OSError) -> NoReturn:
     """Reports a disk that cannot be written to, which the launcher prints once, and exits."""
@@ -284,6 +290,7 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
     hooks = TrainerHooks(
         make_layout=make_layout or make_layout_lib.make_layout,
         interrupted=launcher.interrupted,
+        on_save=launcher.report_saving,
         runs=runs,
         max_members=max_members,
         on_members=launcher.report_members,

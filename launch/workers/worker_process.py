@@ -44,6 +44,7 @@ class WorkerProcess:
     """
     self.members = 1  # runs per device, as last reported
     self.phase = 'starting'  # as last reported; see launch/workers/worker.py
+    self.saving: list[int] = []  # bytes of each state that it saves before it ends
     self._is_fresh = is_fresh
     self._killed_because: str | None = None
     self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
@@ -64,7 +65,7 @@ class WorkerProcess:
     return self._process.pid
 
   def requests(self) -> Iterator[Json]:
-    """The worker's requests, until it ends. Heartbeats are handled here."""
+    """The worker's requests, until it ends. Its reports are handled here."""
     for line in self._process.stdout:
       self._last_heard = time.monotonic()
       message = json.loads(line)
@@ -73,6 +74,8 @@ class WorkerProcess:
         self.phase = message['phase']
         if self._is_fresh():
           self.send({'alive': True})
+      elif 'saving' in message:
+        self.saving = message['saving']
       else:
         yield message
 

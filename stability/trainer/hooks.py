@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from stability.control.rules import RulesFor, rules_for
 from stability.devices.layout import Interrupted, Layout, never
@@ -25,6 +25,8 @@ class TrainerHooks:
   processes: Processes = dataclasses.field(default_factory=Processes)
   # Polled every few seconds while runs train. If true, the runs are saved and train_runs returns.
   interrupted: Interrupted = never
+  # Called before runs are saved because of an interruption, with the bytes of each run's state.
+  on_save: Callable[[Sequence[int]], None] = _ignore
   # Called at each stop with the runs in training, before actions are applied.
   on_stop: Callable[[Collection[Run]], None] = _ignore
   # Number of runs to train, the first one included: a population has slots for so many. A run that

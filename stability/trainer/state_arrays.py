@@ -13,6 +13,11 @@ def to_arrays(state: Any) -> Arrays:
   return {name: np.asarray(leaf) for name, leaf in names(state).items()}
 
 
+def size(state: Any) -> int:
+  """Bytes of a state."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
 def names(tree: Any) -> dict[str, Any]:
   """The leaves of a tree, which may be shapes, by their paths."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

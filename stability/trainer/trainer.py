@@ -22,7 +22,7 @@ from stability.errors import BadInput
 from stability.step import train_step
 from stability.storage import run_files, versions
 from stability.storage.sweeps import Sweep
-from stability.trainer import jax_settings
+from stability.trainer import jax_settings, state_arrays
 from stability.trainer.action_executor import ActionExecutor
 from stability.trainer.chunk_size import ChunkSizer
 from stability.trainer.failures import (
@@ -376,12 +376,17 @@ class Trainer:
     """Saves the runs in the slots and releases all runs; waiting runs have nothing to save."""
     self._log()
     states = self._slots.states() if self._slots.runs else []
-    for slot, run in self._slots.runs.items():
-      # If a run has diverged on the device but not in the logged rows, it is not saved: when it
-      # resumes, it repeats the steps since its last checkpoint, and their rows say at which step it
-      # diverged.
-      if run.step and bool(states[slot]['diverged']) == run.diverged:
-        run.save(states[slot])
+    # If a run has diverged on the device but not in the logged rows, it is not saved: when it
+    # resumes, it repeats the steps since its last checkpoint, and their rows say at which step it
+    # diverged.
+    saved = {
+        slot: run
+        for slot, run in self._slots.runs.items()
+        if run.step and bool(states[slot]['diverged']) == run.diverged
+    }
+    self._hooks.on_save([state_arrays.size(states[slot]) for slot in saved])
+    for slot, run in saved.items():
+      run.save(states[slot])
     self.release_runs()
 
   def release_runs(self) -> list[str]:

@@ -10,6 +10,7 @@ entry is repeated. A run without a plan is ok. Each try adds a line to the run's
   exit    the worker exits with an error
   saved   the worker exits after saving
   wait    the worker waits to be told to end, and exits after saving
+  large   the same, and takes 3 s to reach a checkpoint of 9 GB
   break   the worker waits to be told to end, and exits with an error
   reach   the worker reaches a checkpoint and is killed
   N       the worker is killed if it has more than N members
@@ -41,7 +42,13 @@ def main() -> None:
     what = planned[min(number, len(planned)) - 1]
     if what == 'reach':
       (runs / like / 'checkpoints' / str(number)).mkdir(parents=True)
-    act(what, answer['members'])
+    elif what == 'large':
+      listen('stop')
+      say({'saving': [9_000_000_000]})
+      time.sleep(3)
+      (runs / like / 'checkpoints' / str(number)).mkdir(parents=True)
+      os._exit(75)
+    act(what, answer.get('members'))
     result = {'status': 'done', 'initial_loss': 5.0, 'final_loss': 2.0, 'steps': 1, 'tokens': 1}
     whole = runs / like / '.result'
     whole.write_text(json.dumps(result | {'seconds': 0.0, 'error': None}))

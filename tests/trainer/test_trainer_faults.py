@@ -156,6 +156,16 @@ def test_interrupted_anywhere(sweep):
   assert interruptions > 15 and saved_off_schedule > {1, 4, 8}
 
 
+def test_what_is_to_be_saved_is_reported(sweep):
+  """Launchers give the time that it takes."""
+  workdir, names = sweep('interrupted')
+  reported = []
+  assert not train(workdir, names, interrupted=Poll(8), on_save=reported.append)
+  saved = [checkpoints.restore(run_files.run_dir(workdir, name)) for name in names[:4]]
+  arrays = [arrays for _, arrays, _ in filter(None, saved)]
+  assert reported == [[sum(a.nbytes for a in each.values()) for each in arrays]] and arrays
+
+
 def test_interrupted_after_stop(sweep):
   """A run stopped by an action stays so, wherever its final evaluation is interrupted."""
 

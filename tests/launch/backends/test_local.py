@@ -18,7 +18,7 @@ from helpers import made_up, training
 from configs import base
 from launch.backends import local
 from launch.common import preemption
-from launch.workers import worker_process
+from launch.workers import multihost, worker_process
 from stability import hyper
 from stability.data import tokens
 from stability.errors import BadInput
@@ -294,6 +294,22 @@ def test_slow_worker_is_killed(place, monkeypatch):
   assert results(workdir, configs) == [None]
   with pytest.raises(ProcessLookupError):
     os.kill(tries(workdir, name)[0]['pid'], 0)
+
+
+def contribute(workdir, configs, workers):
+  """Trains a run as process 1 of a group does."""
+  code = multihost.contribute_devices(workdir, *configs, multihost.ProcessGroup(1, {}))
+  if code == preemption.EXIT_CODE:
+    raise preemption.Preempted
+
+
+@pytest.mark.parametrize('method', [local.train, contribute])
+def test_large_states_have_time_to_be_saved(method, place, monkeypatch):
+  monkeypatch.setattr(preemption, 'GRACE_SECONDS', 1)
+  monkeypatch.setattr(local, 'train', method)
+  workdir, configs = place({0: ['large']}, runs=1)
+  train_until_told(workdir, configs, 1)
+  assert run_files.checkpoint_steps(run_files.run_dir(workdir, *configs)) == [1]
 
 
 def test_launchers_share_a_workdir(place):

@@ -13,10 +13,14 @@ import sys
 import pytest
 from helpers import made_up
 
+from configs import base
 from launch import sweep, work
 from launch.backends import local, manifest, slurm
 from launch.common import app, environment, jobs
 from launch.common.jobs import Resources
+from stability import config as config_lib
+from stability import hyper
+from stability.config import sizes
 from stability.devices import cost
 from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps, versions
@@ -175,6 +179,31 @@ def test_runs_without_jobs_are_submitted(programs, queue, unfinished, monkeypatc
   queue.write_text(f'{name}_0 {name}_2 {again["name"]}_0 {again["name"]}_1')
   submit(workdir, configs)
   assert len(calls(sbatch)) == 2
+
+
+@pytest.mark.parametrize(
+    ('size', 'runs', 'resources', 'seconds'),
+    [
+        ('147K', 40, {'cpus': 2}, 60),
+        ('147K', 40, {'gpus': 1}, 60 + 9),  # 32 runs
+        ('4.8B', 1, {'gpus': 8}, 60 + 386),  # 77 GB
+        ('4.8B', 9, {'gpus': 8}, 60 + 1547),  # no more than four at once
+        ('4.8B', 1, {'gpus': 1, 'minutes': 60}, 60 + 386),
+        ('4.8B', 1, {'gpus': 8, 'minutes': 9}, 180),
+    ],
+)
+def test_time_to_save(
+    size, runs, resources, seconds, programs, queue, tmp_path, monkeypatch, capsys
+):
+  config = config_lib.flatten(base.get_config().to_dict()) | sizes.size(size)
+  configs = hyper.expand(config_lib.unflatten(config), hyper.sweep('seed', range(runs))).configs
+  sbatch = fake(programs, 'sbatch', 'print(70)')
+  resources = Resources(1, **{'cpus': 1, 'gpus': 0, 'memory_gb': None, 'minutes': None} | resources)
+  slurm.train(tmp_path, configs, resources, [])
+  ((arguments, _),) = calls(sbatch)
+  assert f'--signal=USR1@{seconds}' in arguments
+  said = '--job_minutes=9: a job may need 446 s to save its runs, and SLURM tells it 180 s before'
+  assert (said in capsys.readouterr().err) == (resources.minutes == 9)
 
 
 @pytest.fixture
