@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.common import app, path_flags, programs, start
+from launch.workers import shares
 from stability.data import tokens
 from stability.devices import cost as cost_lib
 from stability.errors import BadInput
@@ -108,6 +109,7 @@ def main() -> int:
   workdir = Path(_WORKDIR.value)
   if workdir.exists() and not workdir.is_dir():
     raise BadInput(f'--workdir={workdir}: is not a folder')
+  shares.check(_WORKERS.value)
   try:
     for number, experiment in enumerate(experiments, start=1):
       progress = f'[{number}/{len(experiments)}]'

@@ -47,7 +47,7 @@ def main() -> int:
   if _RUNS.value and _SHARE.value:
     raise BadInput('--runs, --share: must not be given together')
   environment.check()
-  environment.check_workers()
+  local.check(_WORKERS.value)
   sweeps.refuse_imported(workdir)
   sweep = sweeps.read_sweep(workdir)
   selected = _select(workdir, sweep.runs)

@@ -2,7 +2,7 @@
 
 On a CPU there is one single-threaded worker per core, which is faster than a worker with several
 threads (BUILD_NOTES.md). An accelerator machine has one worker, whose populations use all its
-devices.
+devices, or several that divide its GPUs.
 """
 
 import threading
@@ -13,6 +13,7 @@ from pathlib import Path
 from launch.common import environment, preemption
 from launch.common.progress import Progress
 from launch.workers import assignments as assignments_lib
+from launch.workers import shares
 from launch.workers.worker_process import WorkerProcess
 from stability.config import Config
 from stability.errors import BadInput, CannotWrite
@@ -31,7 +32,7 @@ class Worker:
   def __init__(
       self,
       process: WorkerProcess,
-      cores: Sequence[int],
+      share: shares.Share,
       assignments: assignments_lib.Assignments,
       progress: Progress,
       starts: int = 1,
@@ -40,14 +41,14 @@ class Worker:
 
     Args:
       process: the process to serve.
-      cores: CPU cores of the process.
+      share: of this machine, that the process has.
       assignments: the runs to assign.
       progress: shows the output.
       starts: number of this attempt to start a worker, from 1; an attempt fails if the process ends
         before its first request.
     """
     self.process = process
-    self.cores = cores
+    self.share = share
     self.starts = starts
     self.error: Exception | None = None  # raised by a thread or reported by the process
     self._assignments = assignments
@@ -93,6 +94,12 @@ class Worker:
       self._progress.log(line)
 
 
+def check(workers: int | None) -> None:
+  """Raises BadInput if so many workers cannot train here; see environment.check_workers, too."""
+  shares.check(workers)
+  environment.check_workers()
+
+
 def train(
     workdir: Path,
     configs: Mapping[str, Config],
@@ -115,10 +122,8 @@ def train(
       have been saved.
     RuntimeError: a worker cannot start.
   """
-  cores = environment.cores()
   count = workers or (1 if environment.has_accelerator() else environment.core_count())
   count = max(1, min(count, len(configs)))
-  cores_of_workers = [cores[i::count] or cores for i in range(count)]
   with (
       preemption.deferred() as is_preempted,
       leases_lib.LeaseManager() as leases,
@@ -130,9 +135,9 @@ def train(
         workdir, configs, leases, progress.log, tries, is_preempted
     )
 
-    def start(cores: Sequence[int], starts: int = 1) -> Worker:
-      process = WorkerProcess(workdir, cores, worker_flags, leases.is_fresh)
-      return Worker(process, cores, assignments, progress, starts)
+    def start(share: shares.Share, starts: int = 1) -> Worker:
+      process = WorkerProcess(workdir, share, worker_flags, leases.is_fresh)
+      return Worker(process, share, assignments, progress, starts)
 
     def replaced_if_dead(worker: Worker) -> Worker:
       if worker.is_alive():
@@ -140,7 +145,7 @@ def train(
       if worker_flags and worker.process.has_saved():  # as have the others that share the run
         raise preemption.Preempted
       if not worker.could_not_start():
-        return start(worker.cores)
+        return start(worker.share)
       # A worker that received a signal, as SLURM sends to all processes of a job, is not to blame.
       is_faulty = worker.process.wait() >= 0 and not worker.process.has_saved()
       if is_faulty or worker.starts == assignments_lib.TRIES:
@@ -148,9 +153,9 @@ def train(
             f'a worker cannot start: it {worker.process.end_reason()}; last output:\n'
             f'{worker.process.last_output()}'
         )
-      return start(worker.cores, worker.starts + 1)
+      return start(worker.share, worker.starts + 1)
 
-    pool = [start(cores) for cores in cores_of_workers]
+    pool = [start(share) for share in shares.divide(count)]
     try:
       known = set(configs)
       last_check = time.monotonic()

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.backends import local, manifest, ray, slurm
-from launch.common import environment, jobs, start
+from launch.common import jobs, start
 from stability.config import Config
 from stability.errors import BadInput
 
@@ -54,8 +54,9 @@ def find(flag_values: flags.FlagValues) -> Backend:
       owners = ' or '.join(other for other in NAMES if flag in _FLAGS[other])
       raise BadInput(f'--{flag}: must be given with --backend={owners}, not {name}')
   if name == 'local':
-    train = functools.partial(local.train, workers=flag_values['workers'].value)
-    return Backend(train, environment.check_workers)
+    workers = flag_values['workers'].value
+    train = functools.partial(local.train, workers=workers)
+    return Backend(train, functools.partial(local.check, workers))
   resources = jobs.resources(flag_values)
   if name == 'slurm':
     options = {'resources': resources, 'options': slurm.options(flag_values)}

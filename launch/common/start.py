@@ -45,7 +45,8 @@ def define_workers(flag_values: flags.FlagValues) -> flags.FlagHolder[int | None
   return flags.DEFINE_integer(
       'workers',
       None,
-      'number of worker processes; default: one per core, or one on an accelerator machine',
+      'number of worker processes; default: one per core, or one on an accelerator machine, whose'
+      ' NVIDIA GPUs several workers divide',
       lower_bound=1,
       flag_values=flag_values,
   )

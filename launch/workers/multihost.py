@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from launch.common import environment, preemption
+from launch.workers import shares
 from launch.workers.worker_process import WorkerProcess
 from stability.errors import BadInput
 from stability.storage import run_files
@@ -153,7 +154,8 @@ def contribute_devices(workdir: Path, name: str, group: ProcessGroup) -> int:
   if result is not None and result.status != 'failed':
     return 0
   with preemption.deferred() as is_preempted:
-    worker = WorkerProcess(workdir, environment.cores(), group.worker_flags())
+    (share,) = shares.divide(1)
+    worker = WorkerProcess(workdir, share, group.worker_flags())
     refusals: list[str] = []
     serving = threading.Thread(target=_serve, args=(worker, name, refusals), daemon=True)
     serving.start()

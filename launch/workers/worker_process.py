@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.common import environment, preemption, programs
+from launch.workers.shares import Share
 
 Json = dict[str, Any]
 
@@ -30,7 +31,7 @@ class WorkerProcess:
   def __init__(
       self,
       workdir: Path,
-      cores: Sequence[int],
+      share: Share,
       flags: Sequence[str] = (),
       is_fresh: Callable[[], bool] = lambda: True,
   ):
@@ -38,7 +39,7 @@ class WorkerProcess:
 
     Args:
       workdir: folder of the sweep.
-      cores: CPU cores to pin the worker to.
+      share: of this machine, for the worker.
       flags: additional flags for launch.workers.worker.
       is_fresh: returns whether to answer a heartbeat; a worker that gets no answers exits.
     """
@@ -50,13 +51,13 @@ class WorkerProcess:
     self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
     self._last_heard, self._seconds_stuck = time.monotonic(), 0.0
     self._process = subprocess.Popen(
-        [*COMMAND, f'--workdir={workdir}', f'--cores={",".join(map(str, cores))}', *flags],
+        [*COMMAND, f'--workdir={workdir}', f'--cores={",".join(map(str, share.cores))}', *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding='utf-8',
         errors='replace',  # libraries may print anything
-        env=environment.worker_environment(),
+        env=environment.worker_environment() | share.variables,
         start_new_session=True,  # so that Ctrl-C reaches only the launcher
     )
 

@@ -445,9 +445,9 @@ def test_blocked_worker_ends_with_its_launcher(tmp_path, when):
     lines.append(f'worker.FLAGS = lambda argv: {hold}')
   (tmp_path / 'holding.py').write_text('\n'.join([*lines, 'worker.main()']))
   launcher = (
-      'import pathlib, sys; from launch.workers import worker_process as w;'
+      'import pathlib, sys; from launch.workers import shares, worker_process as w;'
       'w.COMMAND = (sys.executable, "holding.py");'
-      'w.WorkerProcess(pathlib.Path("."), [0]).wait()'
+      'w.WorkerProcess(pathlib.Path("."), shares.Share([0], {})).wait()'
   )
   process = subprocess.Popen(
       [sys.executable, '-c', launcher],

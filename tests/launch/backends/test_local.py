@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,8 +18,8 @@ from helpers import made_up, training
 
 from configs import base
 from launch.backends import local
-from launch.common import preemption
-from launch.workers import multihost, worker_process
+from launch.common import environment, preemption
+from launch.workers import multihost, shares, worker_process
 from stability import hyper
 from stability.data import tokens
 from stability.errors import BadInput
@@ -141,6 +142,24 @@ def test_every_run_is_trained_once(place):
   assert leases(workdir) == []
   train(workdir, configs)  # nothing
   assert [len(tries(workdir, name)) for name in configs] == [1] * 7
+
+
+def test_gpus_of_workers(place, monkeypatch):
+  """Workers see no GPU of each other's, nor do those that replace them."""
+  monkeypatch.setattr(environment, 'accelerator', lambda: 'cuda')
+  monkeypatch.setattr(environment, 'flags_error', lambda flags: '')
+  monkeypatch.setattr(shares, 'visible_gpus', lambda: ['4', '5', '6', '7'])
+  seen, popen = [], subprocess.Popen
+
+  def start(command, env, **options):
+    seen.append(env['CUDA_VISIBLE_DEVICES'])
+    return popen(command, env=env, **options)
+
+  monkeypatch.setattr(subprocess, 'Popen', start)
+  workdir, configs = place({0: ['kill', 'ok'], 1: ['kill', 'ok']}, runs=4)
+  train(workdir, configs, workers=2)
+  assert results(workdir, configs) == ['done'] * 4
+  assert seen[:2] == ['4,5', '6,7'] and len(seen) > 2 and set(seen[2:]) <= set(seen[:2])
 
 
 @pytest.mark.parametrize(
