@@ -95,7 +95,7 @@ class Worker:
 
 
 def check(workers: int | None) -> None:
-  """Raises BadInput if so many workers cannot train here; see environment.check_workers, too."""
+  """Raises BadInput if this number of workers cannot train here, with the devices asked for."""
   shares.check(workers)
   environment.check_workers()
 

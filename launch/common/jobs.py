@@ -33,7 +33,7 @@ RECENT_SECONDS = 120.0  # a run counts as running for this long after its last r
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
 # Estimates of the states that a job saves when it is told to end.
 BYTES_PER_PARAMETER = 16  # 12 with AdamW, and room for the embedding
-GPU_BYTES = 40e9  # most that runs which share a GPU have; the rest is activations
+GPU_BYTES = 40e9  # of all runs that share a GPU, at most: half of 80 GB, the rest is activations
 # Environment variables of the user that jobs inherit, beside the settings that change numbers.
 PLATFORMS = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
 FOLDERS = ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME')  # jobs start in another folder than this
