@@ -109,10 +109,14 @@ def of_user() -> dict[str, str]:
 
 
 def gpus() -> list[str]:
-  """The NVIDIA GPUs that a process here sees, as CUDA_VISIBLE_DEVICES names them."""
-  if visible := os.environ.get('CUDA_VISIBLE_DEVICES'):
-    return [name.strip() for name in visible.split(',')]
-  return [str(number) for number, _ in enumerate(glob.glob('/dev/nvidia[0-9]*'))]
+  """The GPUs that CUDA finds here, as CUDA_VISIBLE_DEVICES names them: by numbers or UUIDs."""
+  numbers = [str(number) for number in range(len(glob.glob('/dev/nvidia[0-9]*')))]
+  given = os.environ.get('CUDA_VISIBLE_DEVICES')
+  if given is None:
+    return numbers
+  # CUDA reads the list up to the first entry that is no GPU.
+  is_gpu = lambda entry: entry in numbers or entry.startswith(('GPU-', 'MIG-'))  # noqa: E731
+  return list(dict.fromkeys(itertools.takewhile(is_gpu, map(str.strip, given.split(',')))))
 
 
 def has_accelerator() -> bool:

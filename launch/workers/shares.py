@@ -4,7 +4,6 @@ A process takes most of the memory of every GPU that it sees, so workers must no
 """
 
 import dataclasses
-import glob
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ def check(workers: int | None) -> None:
     return
   if not _has_gpus(platform):
     raise BadInput(f'--workers={workers}: must be 1 on {platform}, whose devices are not divided')
-  if (most := max(1, len(visible_gpus()))) < workers:
+  if (most := max(1, len(environment.gpus()))) < workers:
     raise BadInput(
         f'--workers={workers}: must be at most {most}, the number of GPUs that CUDA finds here'
         ' (CUDA_VISIBLE_DEVICES chooses them; JAX_PLATFORMS=cpu uses none)'
@@ -45,24 +44,13 @@ def divide(count: int) -> list[Share]:
   cores = environment.cores()
   variables = [{} for _ in range(count)]
   if count > 1 and _has_gpus(environment.accelerator()):
-    gpus = visible_gpus()
+    gpus = environment.gpus()
     ends = [len(gpus) * i // count for i in range(count + 1)]
     variables = [
         {'CUDA_VISIBLE_DEVICES': ','.join(gpus[start:end])}
         for start, end in itertools.pairwise(ends)
     ]
   return [Share(cores[i::count] or cores, variables[i]) for i in range(count)]
-
-
-def visible_gpus() -> list[str]:
-  """The GPUs that CUDA finds here, as CUDA_VISIBLE_DEVICES names them: by numbers or UUIDs."""
-  numbers = [str(number) for number in range(len(glob.glob('/dev/nvidia[0-9]*')))]
-  given = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if given is None:
-    return numbers
-  # CUDA reads the list up to the first entry that is no GPU.
-  is_gpu = lambda entry: entry in numbers or entry.startswith(('GPU-', 'MIG-'))  # noqa: E731
-  return list(dict.fromkeys(itertools.takewhile(is_gpu, map(str.strip, given.split(',')))))
 
 
 def _has_gpus(platform: str | None) -> bool:

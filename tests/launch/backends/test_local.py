@@ -19,7 +19,7 @@ from helpers import made_up, training
 from configs import base
 from launch.backends import local
 from launch.common import environment, preemption
-from launch.workers import multihost, shares, worker_process
+from launch.workers import multihost, worker_process
 from stability import hyper
 from stability.data import tokens
 from stability.errors import BadInput
@@ -148,7 +148,7 @@ def test_gpus_of_workers(place, monkeypatch):
   """Workers see no GPU of each other's, nor do those that replace them."""
   monkeypatch.setattr(environment, 'accelerator', lambda: 'cuda')
   monkeypatch.setattr(environment, 'flags_error', lambda flags: '')
-  monkeypatch.setattr(shares, 'visible_gpus', lambda: ['4', '5', '6', '7'])
+  monkeypatch.setattr(environment, 'gpus', lambda: ['4', '5', '6', '7'])
   seen, popen = [], subprocess.Popen
 
   def start(command, env, **options):

@@ -7,7 +7,7 @@ from launch.common import app, environment
 from launch.workers import shares
 from stability.errors import BadInput
 
-HIDING = ('CUDA_VISIBLE_DEVICES', 'NVIDIA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES')
+HIDING = ('CUDA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES')
 
 
 @pytest.fixture
