@@ -74,7 +74,9 @@ def replay(run: Path, workdir: Path, console: Console, train: Train | None = Non
     records.write_taken(copy, [record for record in taken if record.action.kind != 'fork'])
   if waiting := sweeps.runs_to_train(workdir, runs.configs):
     (first, *_) = files.read_lines(run / 'versions.jsonl') or [{}]
-    cores = first.get('cores')
+    cores, versions = first.get('cores'), copy / 'versions.jsonl'
+    if first and not versions.exists():  # the trainer makes a population as wide as it says
+      files.write_lines(versions, [first])
     (train or functools.partial(_train_in_one_worker, cores=cores))(workdir, waiting)
   (new, new_result), (old, old_result) = _numbers(copy), _numbers(run)
   same = sum(a == b for a, b in zip(new, old, strict=False))

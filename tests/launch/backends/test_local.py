@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -15,10 +16,11 @@ import time
 
 import pytest
 from helpers import made_up, training
+from rich.console import Console
 
 from configs import base
 from launch.backends import local
-from launch.common import environment, preemption
+from launch.common import environment, preemption, replay
 from launch.workers import multihost, worker_process
 from stability import hyper
 from stability.data import tokens
@@ -132,6 +134,9 @@ def test_slots_for_the_runs_of_this_launcher(tmp_path, monkeypatch, capfd):
   train(tmp_path, configs)
   assert None not in results(tmp_path, configs)
   assert re.findall(r'slots: (\d+)', capfd.readouterr().err) == ['2', '2']
+  run = run_files.run_dir(tmp_path, list(configs)[1])
+  assert replay.replay(run, tmp_path / 'again', Console(file=io.StringIO())) == 0
+  assert re.findall(r'slots: (\d+)', capfd.readouterr().err) == ['2']
 
 
 def test_every_run_is_trained_once(place):
