@@ -297,4 +297,5 @@ def test_real_compilers(target, layout, kind, tmp_path):
   assert kind is None or program['collectives'][kind]['count'] > 0
   # Coarse, for units and shares: the arithmetic counts arrays that this compiler may fuse.
   by_arithmetic = sum(found['memory_by_arithmetic'].values())
-  assert math.isfinite(by_arithmetic) and program['memory_bytes'] < 2 * by_arithmetic
+  workspace = 4 * 2**20 if target.startswith('h100') else 0  # of cuBLAS
+  assert math.isfinite(by_arithmetic) and program['memory_bytes'] - workspace < 2 * by_arithmetic
