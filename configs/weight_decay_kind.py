@@ -9,8 +9,8 @@ The optimum may be elsewhere with coupled decay. So, for coupled decay, the pape
 sensitivity of two windows, [1e-4, 1e-1] and [3e-4, 3e-1], which adds an eighth learning rate below
 the others. At cpu scale all windows are half a decade higher.
 
-Measured here at cpu scale, one seed: unlike in the paper, coupled decay has the lower LR
-sensitivity at every size, 0.27, 0.23, 0.20 and 0.20 against 0.31, 0.26, 0.27 and 0.24. Runs are so
+Measured here at cpu scale, three seeds: unlike in the paper, coupled decay has the lower LR
+sensitivity at every size, 0.28, 0.23, 0.19 and 0.19 against 0.30, 0.24, 0.22 and 0.23. Runs are so
 short that an independent decay of 1e-4 removes 2 % of a weight. Coupled decay acts only at high
 learning rates, where it helps: from 0.1 on, it removes most of a weight.
 
