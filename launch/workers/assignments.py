@@ -225,7 +225,7 @@ class Assignments:
       return [*self._assigned, *list(self._elsewhere)[:CHECKS]]
 
   def phases(self) -> list[str]:
-    """What workers do before they train, and for how many groups of runs that share programs."""
+    """What workers do before training, each with the number of groups of runs it is done for."""
     found = collections.defaultdict(set)
     with self._lock:
       for name, worker in self._assigned.items():

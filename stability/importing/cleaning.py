@@ -81,7 +81,7 @@ def joined(parts: list[Curve]) -> Curve:
 
 
 def overlap(one: Curve, other: Curve) -> bool:
-  """Whether two curves differ in a metric at the same steps, as only curves of two runs do.
+  """Whether two curves belong to different runs: they differ in a metric at the same steps.
 
   A run that was continued repeats few steps, so most steps of the shorter curve must be within
   the range of the longer one. Copies of a file are of one run.

@@ -195,9 +195,4 @@ def _checksums(folder: Path) -> dict[str, str]:
   paths = sorted(p for p in folder.rglob('*') if p.is_file() and p.name != CHECKSUMS)
   with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
     names = (path.relative_to(folder).as_posix() for path in paths)
-    return dict(zip(names, pool.map(_sha256, paths)))
-
-
-def _sha256(path: Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+    return dict(zip(names, pool.map(files.sha256, paths)))

@@ -219,7 +219,7 @@ class Limited:
 
 @pytest.mark.slow
 def test_resumed_run_has_a_population_as_wide_as_before(sweep, monkeypatch):
-  """Of three runs, two are over when the third is killed; another width would round differently."""
+  """The last of three runs is resumed in a population for three: widths round differently."""
   fields = {'parallel.layout': 'population'}
   device = jax.devices()[:1]
   monkeypatch.setattr(jax, 'local_devices', lambda: device)
