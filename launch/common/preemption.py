@@ -25,7 +25,8 @@ MESSAGE = 'preempted; to go on, start the same command again'  # a dry run's, to
 # Workers are given this long to finish a step and save. Those that compile or wait have nothing to
 # save and end at once, so only a worker that hangs takes all of it.
 GRACE_SECONDS = 60
-# Saving runs takes more: each GB is compressed, written, read again and hashed, at 0.2 GB/s.
+# Saving runs takes more: each GB is compressed, written, read again and hashed. The 0.2 GB/s are
+# assumed; on two busy cores with a disk of 0.17 GB/s, a GB took 18 to 23 s.
 SECONDS_PER_RUN, SECONDS_PER_GB = 0.3, 5
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
