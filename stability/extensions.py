@@ -171,10 +171,12 @@ def _install(entries: Any) -> tuple[tuple[Field, ...], dict[str, tuple[str, ...]
   for entry in entries:
     if isinstance(entry, _Variant):
       _check_choice(entry.option, entry.name)
+      _check_reads(f'variant {entry.name!r}', entry.variant.reads)
       variants.add_variant(entry.option, entry.name, entry.variant)
       values[entry.option] = (*values.get(entry.option, ()), entry.name)
     elif isinstance(entry, _Term):
       _check_when(entry.term)
+      _check_reads(f'term {entry.term.name!r}', entry.term.reads)
       variants.add_term(entry.place, entry.term)
   return tuple(options), values
 
@@ -194,6 +196,12 @@ def _check_when(term: variants.Term) -> None:
   field = fields.FIELDS.get(option)
   if field is None or not (field.switch or field.kind == 'choice'):
     raise BadInput(f'term {term.name!r}: when={term.when!r} must name a switch or a choice')
+
+
+def _check_reads(entry: str, reads: Sequence[str]) -> None:
+  for option in reads:
+    if option not in fields.FIELDS:
+      raise BadInput(f'{entry}: reads={option!r}: must be an option')
 
 
 def _sources(file: Path) -> dict[str, Path]:

@@ -168,6 +168,8 @@ def load(tmp_path, body):
         ('  return [ext.variant("optimizer.name", "x", len)] * 2', "'x'"),
         ('  return [ext.term("loss", "x", len)]', 'place must be one of'),
         ('  return [ext.term("objective", "x", len, when="optimizer.eps")]', 'switch or a choice'),
+        ('  return [ext.term("objective", "x", len, reads=["eps"])]', 'must be an option'),
+        ('  return [ext.variant("optimizer.name", "x", len, reads=["eps"])]', "reads='eps'"),
         ('  return [ext.term("objective", "z_loss", len)]', 'the package has a term of this name'),
         ('  return [ext.term("probes", "x", len)] * 2', 'added twice'),
         ('  return [ext.number("seed", 0.0, "It.")]', 'seed'),

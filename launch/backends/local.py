@@ -195,8 +195,10 @@ def train(
 
 def _save(pool: Sequence[Worker], progress: Progress) -> None:
   """Tells the workers to save their runs and exit; waits for preemption.grace_seconds at most."""
-  least, more = preemption.GRACE_SECONDS, preemption.SECONDS_PER_GB
-  progress.log(f'told to end: saving, for at most {least} s and {more} s per GB')
+  progress.log(
+      f'told to end: saving, for at most {preemption.GRACE_SECONDS} s,'
+      f' {preemption.SECONDS_PER_RUN} s per run and {preemption.SECONDS_PER_GB} s per GB'
+  )
   for worker in pool:
     worker.process.send({'stop': True})
   told = time.monotonic()

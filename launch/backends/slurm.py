@@ -26,7 +26,7 @@ from stability.errors import BadInput
 from stability.storage import files, run_files
 
 FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
-MIN_MINUTES = 3  # minimum time limit: the signal USR1@60 may come two minutes before a job's end
+MIN_MINUTES = 3  # minimum time limit: of three minutes, SLURM leaves one or two to train
 MOST_GRACE = 1 / 3  # of a job's time limit
 QUEUE_SECONDS = 15.0  # between calls of squeue, to spare the controller
 # Options of sbatch that this module sets.
@@ -51,8 +51,8 @@ def options(flag_values: flags.FlagValues) -> list[str]:
   minutes = flag_values['job_minutes'].value
   if minutes is not None and minutes < MIN_MINUTES:
     raise BadInput(
-        f'--job_minutes={minutes}: must be at least {MIN_MINUTES}; SLURM signals a job up to two'
-        ' minutes before its end'
+        f'--job_minutes={minutes}: must be at least {MIN_MINUTES}, so that a job trains before'
+        ' SLURM tells it to save'
     )
   for name in ('partition', 'account'):
     value = flag_values[f'slurm_{name}'].value

@@ -324,17 +324,18 @@ def _refusal(flags: str) -> str:
 def _trial(flags: str, program: str) -> _Trial:
   """Tries a program with these XLA flags; an answer that is sure to stay is kept on disk."""
   file = cache_folder() / 'xla_trials.json'
+  key = f'{hashlib.sha256(program.encode()).hexdigest()[:8]} {flags}'
   try:
     answers = files.read_json(file) if file.is_file() else {}
   except (BadInput, OSError):  # it is written anew
     answers = {}
-  if isinstance(error := answers.get(flags), str):
+  if isinstance(error := answers.get(key), str):
     return _Trial(error, is_refused=bool(error))
   trial = _try(flags, program)
   # Anything else may have come from a signal, from a lack of memory or from a slow disk.
   if file.parts[0] != '~' and (trial.is_refused or not trial.error):
     with contextlib.suppress(OSError):  # if the folder cannot be written, try again next time
-      files.write_json(file, answers | {flags: trial.error})
+      files.write_json(file, answers | {key: trial.error})
   return trial
 
 

@@ -61,8 +61,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
       'jobs',
       8,
-      'maximum number of jobs; runs are divided so that jobs have similar work and runs with the'
-      ' same executables share a job',
+      'maximum number of jobs; they have similar work, and most runs with the same executables'
+      ' share a job',
       lower_bound=1,
       upper_bound=10_000,
       flag_values=flag_values,

@@ -174,7 +174,9 @@ class Assignments:
       reason = f'its worker {worker.end_reason()}'
       needs_memory = worker.may_have_run_out_of_memory() and worker.members > 1
       if needs_memory:
-        members = self._max_members[self._queue.key(names[0])] = worker.members // 2
+        members = worker.members // 2
+        # Of all its runs, since those that are paused may have other executables.
+        self._max_members |= dict.fromkeys(map(self._queue.key, names), members)
         self._log(
             f'{", ".join(names)}: {reason}; tried again from the last checkpoints with at most'
             f' {members} runs per device instead of {worker.members}'

@@ -261,6 +261,7 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
   folder = Path(_WORKDIR.value)
   sweep = None
   paused = PausedRuns(folder)
+  max_members: dict[str, int | None] = {}  # by run, as the launcher said when it assigned the run
 
   def checked(name: str | None) -> str | None:
     """The run, unless sweep.json has changed so that the run cannot be trained: then exits."""
@@ -271,10 +272,17 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
       launcher.bad_input(error)
     return name
 
+  def ask(like: str | None) -> tuple[str | None, int]:
+    """Launcher.ask, which keeps the maximum number of runs per device."""
+    name, members, runs = launcher.ask(like)
+    if name is not None:
+      max_members[name] = members
+    return name, runs
+
   while True:
-    name, max_members, runs = next(iter(paused.ready()), None), None, 1
+    name, runs = next(iter(paused.ready()), None), 1
     if name is None:
-      name, max_members, runs = launcher.ask(None)
+      name, runs = ask(None)
     if name is None and not paused.deadlines:
       return
     if name is None:
@@ -292,11 +300,11 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
         interrupted=launcher.interrupted,
         on_save=launcher.report_saving,
         runs=runs,
-        max_members=max_members,
+        max_members=max_members[name],
         on_members=launcher.report_members,
     )
     try:
-      next_run = lambda like=name: checked(launcher.ask(like)[0])  # noqa: E731
+      next_run = lambda like=name: checked(ask(like)[0])  # noqa: E731
       is_finished = train_runs(folder, sweep, checked(name), next_run, paused, hooks)
     except errors.CannotWrite as error:
       launcher.cannot_write(error)

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from stability.config import safe_repr
 from stability.errors import BadInput
 
 Row = Mapping[str, Any]  # name -> number; one that is not finite is NaN, infinite or None
@@ -27,7 +28,7 @@ def checked(row: Row, last_step: int = 0) -> dict[str, float | int | None]:
     raise BadInput(f'row: must map names to numbers, is of type {type(row).__name__}')
   for name in row:
     if not isinstance(name, str):
-      raise BadInput(f'row: the name {name!r}: must be a string')
+      raise BadInput(f'row: the name {safe_repr(name)}: must be a string')
   if 'step' not in row:
     raise BadInput('row: step is missing, must be the number of updates made')
   step = _step(row['step'])
@@ -43,7 +44,8 @@ def checked(row: Row, last_step: int = 0) -> dict[str, float | int | None]:
 def _step(value: Any) -> int:
   number = _number('step', value)
   if number is None or not number.is_integer() or number < 0:  # NaN is no integer
-    raise BadInput(f'row: step={_shown(value)}: must be a whole number, 0 or more')
+    shown = textwrap.shorten(safe_repr(value), 60)
+    raise BadInput(f'row: step={shown}: must be a whole number, 0 or more')
   return int(number)
 
 
@@ -58,8 +60,5 @@ def _number(name: str, value: Any) -> float | None:
   except OverflowError:  # an int beyond the largest float
     return math.inf if number > 0 else -math.inf
   except (TypeError, ValueError, RuntimeError):  # RuntimeError: torch, for several elements
-    raise BadInput(f'row: {name}={_shown(value)}: must be a number or None') from None
-
-
-def _shown(value: Any) -> str:
-  return textwrap.shorten(repr(value), 60)
+    shown = textwrap.shorten(safe_repr(value), 60)
+    raise BadInput(f'row: {name}={shown}: must be a number or None') from None

@@ -42,23 +42,27 @@ def compile_shared(programs: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.
   if not (has_locks and jax.config.jax_enable_compilation_cache):
     with _one_warning():
       return {name: program.compile() for name, program in programs.items()}
+  digests = {
+      name: hashlib.sha256(program.as_text().encode()).hexdigest()
+      for name, program in programs.items()
+  }
   compiled = {}
-  for deadline in (0.0, time.monotonic() + WAIT_SECONDS):
+  for seconds in (0, WAIT_SECONDS):
+    deadline = time.monotonic() + seconds
     for name in [name for name in programs if name not in compiled]:
-      with _lock(Path(cache), programs[name], deadline) as is_held, _one_warning():
-        if is_held or deadline:
+      with _lock(Path(cache), digests[name], deadline) as is_held, _one_warning():
+        if is_held or seconds:
           compiled[name] = programs[name].compile()
   return compiled
 
 
 @contextlib.contextmanager
-def _lock(cache: Path, program: jax.stages.Lowered, deadline: float) -> Iterator[bool]:
-  """Locks a program; the system releases the lock if the process dies.
+def _lock(cache: Path, digest: str, deadline: float) -> Iterator[bool]:
+  """Locks the program with this digest; the system releases the lock if the process dies.
 
   Waits until no other process holds the lock, until the deadline at most. Yields False if another
   one still holds it, and True if there can be no lock.
   """
-  digest = hashlib.sha256(program.as_text().encode()).hexdigest()
   folder = cache / 'compiling'
   with contextlib.ExitStack() as stack:
     try:

@@ -136,7 +136,7 @@ def shares(configs: Mapping[str, Config], count: int) -> list[list[str]]:
   """Splits runs into at most `count` shares of similar FLOPs; returns the names in each share.
 
   The runs are ordered by executables, and this sequence is cut. A share differs from the mean by
-  less than its largest run, and the cuts add at most count - 1 compilations. Shares of whole groups
+  less than the largest run, and the cuts add at most count - 1 compilations. Shares of whole groups
   would be uneven: the largest of the quickstart's six groups has a third of all FLOPs.
   """
   first: dict[tuple[tuple[str, Any], ...], int] = {}

@@ -83,8 +83,10 @@ class Bias(nn.Module):
   def __call__(self, rate: jax.Array) -> jax.Array:
     """The bias, [E], updated by the load of the last step."""
     load_E = self.load_E.value
-    # Not a comparison with the mean, which is rounded: numbers of tokens are exact in float32.
-    bias_E = self.bias_E.value + rate * jnp.sign(load_E.sum() - self.experts * load_E)
+    missing_E = load_E.sum() - self.experts * load_E
+    # Loads are averages over the parts of a batch, hence rounded: equal loads must change nothing.
+    is_equal_E = jnp.abs(missing_E) <= 1e-6 * load_E.sum()
+    bias_E = self.bias_E.value + rate * jnp.where(is_equal_E, 0, jnp.sign(missing_E))
     if self._is_training():
       self.bias_E.value = bias_E
     return bias_E

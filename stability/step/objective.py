@@ -60,7 +60,13 @@ OBJECTIVE = Terms(
     'objective',
     [
         Term('z_loss', _z_loss, 'section 3.1.2; arXiv 2204.02311', reads=('objective.z_loss',)),
-        Term('mu_loss', _mu_loss, 'arXiv 2601.02031', when='objective.mu_loss'),
+        Term(
+            'mu_loss',
+            _mu_loss,
+            'arXiv 2601.02031',
+            when='objective.mu_loss',
+            reads=('objective.mu_loss',),
+        ),
         Term(
             'balance_loss',
             _balance_loss,

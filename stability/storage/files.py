@@ -98,6 +98,16 @@ def read_json(path: Path) -> Json:
   return found
 
 
+def find_json(path: Path) -> Json | None:
+  """read_json, or None if there is no such file; another process may delete it at any time."""
+  try:
+    return read_json(path)
+  except BadInput as error:
+    if isinstance(error.__cause__, FileNotFoundError):
+      return None
+    raise
+
+
 _KINDS = {int: 'a whole number', str: 'a string', dict: 'an object'}
 
 

@@ -185,11 +185,15 @@ class LeaseManager:
 
   def _refresh(self) -> None:
     while not self._stop.wait(REFRESH_SECONDS):
-      with contextlib.suppress(OSError):  # the file server may come back; is_fresh is soon false
-        for folder in list(self._held):
+      has_failed = False
+      for folder in list(self._held):
+        try:
           with self._lock:  # a lease must not be refreshed after its release
             if folder in self._held and not self._held[folder].refresh():
               self._lost.add(folder)
+        except OSError:  # the file server may come back; until then, is_fresh is soon false
+          has_failed = True
+      if not has_failed:
         self._refreshed = time.monotonic()
 
 

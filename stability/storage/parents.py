@@ -125,7 +125,7 @@ def write(run: Path, record: Json) -> None:
 def read(run: Path) -> Json:
   """The record of a run by key; empty if it starts from random parameters."""
   path = run / FILE
-  return files.read_json(path) if path.exists() else {}
+  return files.find_json(path) or {}
 
 
 def checksums(record: Json) -> dict[str, str]:

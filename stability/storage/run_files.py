@@ -95,7 +95,8 @@ def write_failure(run: Path, error: str) -> None:
 def read_result(run: Path) -> Result | None:
   """The outcome of a run, or None until it has ended."""
   path = run / 'result.json'
-  return Result.from_json(files.read_json(path), path) if path.exists() else None
+  found = files.find_json(path)
+  return None if found is None else Result.from_json(found, path)
 
 
 def count_course_actions(run: Path) -> int:

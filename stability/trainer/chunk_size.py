@@ -25,7 +25,8 @@ class ChunkSizer:
     """The number of steps to dispatch next, at most `steps`; the same in all processes.
 
     The caller dispatches a chunk and then waits for the one before it, so the time between two
-    calls is the duration of one chunk.
+    calls is the duration of one chunk, and of a checkpoint or an evaluation beside it. These make
+    the next chunks shorter, never longer.
     """
     now = self._clock()
     if self._last is not None:

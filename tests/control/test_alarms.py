@@ -187,6 +187,11 @@ def test_kinds_of_numbers(make):
   assert (type(alarm.step), alarm.step, type(alarm.value), alarm.value) == (int, 3, float, 600)
 
 
+class NoRepr:
+  def __repr__(self):
+    raise ValueError('the tensor was deleted')
+
+
 GOOD_ROW = {'step': 10, 'loss': 2.0}
 
 
@@ -207,6 +212,8 @@ GOOD_ROW = {'step': 10, 'loss': 2.0}
         ({'step': 11, 'loss': np.ones(2)}, 'must be a number or None'),
         ({'step': 11, 'loss': Tensor(1, 2)}, 'must be a number or None'),
         ({'step': 11, 3: 2.0}, 'the name 3: must be a string'),
+        ({'step': 11, 'loss': NoRepr()}, 'loss=(a NoRepr): must be a number or None'),
+        ({'step': 11, NoRepr(): 2.0}, 'the name (a NoRepr): must be a string'),
         ({'step': [11]}, 'step=[11]: must be a number'),
         (5, 'row: must map names to numbers, is of type int'),
     ],

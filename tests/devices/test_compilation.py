@@ -76,6 +76,31 @@ def test_program_that_another_process_compiles(cache, programs, log):
   assert log[2:] == ['text of step', expected(programs)]
 
 
+def test_wait_after_long_compilations(cache, programs, log, monkeypatch):
+  """The time that a process compiles itself does not shorten its wait for the others."""
+  clock = [0.0]
+  monkeypatch.setattr(compilation, 'WAIT_SECONDS', 50)
+  monkeypatch.setattr(compilation.time, 'monotonic', lambda: clock[0])
+
+  def compile_slowly(program=programs['init']):
+    clock[0] += 100
+    return f'executable of {program.as_text()}'
+
+  programs['init'].compile = compile_slowly
+  folder = cache / 'compiling'
+  folder.mkdir()
+  with (folder / hashlib.sha256(b'text of step').hexdigest()).open('w') as held:
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    def release(seconds):
+      log.append('waited')
+      fcntl.flock(held, fcntl.LOCK_UN)
+
+    monkeypatch.setattr(compilation.time, 'sleep', release)
+    assert compilation.compile_shared(programs) == expected(programs)
+  assert log == ['text of evaluate', 'waited', 'text of step']
+
+
 def test_no_cache(programs, log):
   before = jax.config.jax_compilation_cache_dir
   jax.config.update('jax_compilation_cache_dir', None)

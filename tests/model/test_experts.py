@@ -124,6 +124,23 @@ def test_router_bias(tiny):
   assert (second['load'] != first['load']).any()
 
 
+def test_rounding_moves_no_bias(tiny):
+  """Equal loads, averaged over three parts, are not equal to their mean in float32."""
+  run = tiny(MOE | {'model.router_bias_rate': 0.25, 'model.experts': 6})
+  init, apply = forward(run.static.model)
+  variables = init(jax.random.key(0), X, run.hparams)
+  load = np.full(6, 1000 / 3, np.float32)
+  carried = {'bias': np.zeros(6, np.float32), 'load': load}
+  _, new = apply(variables | {CARRIED: {'router_bias': carried}}, run.hparams)
+  np.testing.assert_array_equal(new[CARRIED]['router_bias']['bias'], 0)
+  one_more = load + np.eye(6, dtype=np.float32)[0] / 3
+  carried = {'bias': np.zeros(6, np.float32), 'load': one_more}
+  _, new = apply(variables | {CARRIED: {'router_bias': carried}}, run.hparams)
+  np.testing.assert_array_equal(
+      new[CARRIED]['router_bias']['bias'], np.float32([-0.25] + 5 * [0.25])
+  )
+
+
 @pytest.mark.slow
 def test_load_is_that_of_the_whole_batch(tiny, text):
   """Parts of the batch carry the same bias and, together, the load of the whole batch."""

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import resource
 import shutil
@@ -217,6 +218,12 @@ def disk(tmp_path):
   yield folder
   while os.path.ismount(folder):
     subprocess.run(['umount', '--lazy', str(folder)], check=True)
+
+
+def test_result_that_is_deleted_while_it_is_read(tmp_path, monkeypatch):
+  """Another launcher deletes the result of a failed run to retry the run."""
+  monkeypatch.setattr(pathlib.Path, 'exists', lambda path: True)
+  assert run_files.read_result(tmp_path) is None
 
 
 def assert_readable(workdir):

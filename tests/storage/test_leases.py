@@ -229,6 +229,34 @@ def test_manager_refreshes_and_notices_losses(tmp_path, monkeypatch):
   assert leases.try_acquire(tmp_path / 'b') is None  # of another holder
 
 
+def test_folder_that_cannot_be_refreshed(tmp_path, monkeypatch):
+  """The leases on other folders are refreshed; the holder says that it is not fresh."""
+  monkeypatch.setattr(leases, 'REFRESH_SECONDS', 0.02)
+  monkeypatch.setattr(leases, 'FRESH_SECONDS', 0.1)
+  refresh = leases.Lease.refresh
+
+  def fail_in_a(lease):
+    if lease.folder.name == 'a':
+      raise OSError(errno.EIO, 'Input/output error')
+    return refresh(lease)
+
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+  with leases.LeaseManager() as manager:
+    assert manager.try_acquire(tmp_path / 'a') and manager.try_acquire(tmp_path / 'b')
+    monkeypatch.setattr(leases.Lease, 'refresh', fail_in_a)
+    old = time.time() - 30
+    os.utime(tmp_path / 'b' / 'lease.1.json', (old, old))
+    deadline = time.monotonic() + 10
+    while manager.is_fresh() or os.stat(tmp_path / 'b' / 'lease.1.json').st_mtime == old:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    monkeypatch.setattr(leases.Lease, 'refresh', refresh)
+    while not manager.is_fresh():
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+
+
 def test_remove_stale(tmp_path):
   over, held = tmp_path / 'over', tmp_path / 'held'
   for folder in (over, held):

@@ -72,7 +72,16 @@ def test_damaged_answers(fresh, tried, content):
   assert environment.worker_environment()['XLA_FLAGS'] == settings.CPU_FLAGS
   assert tried.flags == [settings.CPU_FLAGS]
   if file.is_file():
-    assert json.loads(file.read_text()) == {settings.CPU_FLAGS: ''}
+    assert '' in json.loads(file.read_text()).values()
+
+
+def test_flags_of_the_user_that_are_ours(fresh, tried, monkeypatch):
+  """That a program starts with them does not show that it computes correctly."""
+  environment._refusal(settings.CPU_FLAGS)
+  environment.flags_error(settings.CPU_FLAGS)
+  assert tried.flags == [settings.CPU_FLAGS] * 2
+  environment.flags_error(settings.CPU_FLAGS)
+  assert len(tried.flags) == 2
 
 
 def test_answer_that_is_a_pipe(fresh, tried):

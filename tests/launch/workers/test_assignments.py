@@ -118,6 +118,23 @@ def test_launchers_train_different_groups(tmp_path):
   assert third.assign(Worker(2, 'starting'), None)['run'] == names[4]
 
 
+def test_out_of_memory_limits_all_groups_of_the_worker(tmp_path):
+  """A run that is paused stays the worker's; which of its groups was on the device is not known."""
+  names, runs = two_groups()
+  leases = types.SimpleNamespace(try_acquire=lambda run, pid=None: True, release=lambda run: None)
+  assigned = assignments.Assignments(tmp_path, runs, leases, lambda line: None)
+  worker = Worker(1, 'training')
+  worker.members = 4
+  worker.wait = lambda: None
+  worker.end_reason = lambda: 'was killed'
+  worker.may_have_run_out_of_memory = lambda: True
+  taken = [assigned.assign(worker, like)['run'] for like in (None, names[0], names[0], None)]
+  assert taken == names[:4]  # the first three are paused
+  assigned.reclaim(worker)
+  answers = [assigned.assign(worker, None) for _ in names]
+  assert {answer['run']: answer['members'] for answer in answers} == dict.fromkeys(names, 2)
+
+
 def two_groups():
   """The names and configs of six runs with two widths, the larger one first."""
   points = hyper.product([hyper.sweep('model.width', [64, 16]), hyper.sweep('seed', range(3))])
