@@ -1,6 +1,6 @@
 """When two numbers are the same number, for everything that groups, compares or names runs.
 
-In our own sweeps, numbers are the same if float32 makes the same of them, since the training step
+In our own sweeps, numbers are the same if they round to the same float32, since the training step
 computes in float32. Configs hold the shortest decimal that does (`shortest`), whatever was given:
 equal numbers are then equal floats, in names, in keys and on disk.
 
@@ -20,7 +20,7 @@ TOLERANCE = 6e-6
 
 
 def shortest(value: float) -> float:
-  """The number with the fewest digits that float32 makes the same of as of `value`.
+  """The shortest decimal that rounds to the same float32 as `value`.
 
   0.0010000000474974513 -> 0.001, -0.0 -> 0.0. A number too large for float32 becomes infinite, and
   one too small for it becomes 0.

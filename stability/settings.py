@@ -1,4 +1,4 @@
-"""Environment variables that change the numbers of a run, and the device that does.
+"""What changes the numbers of a run besides its config: environment variables and the device.
 
 REQUIRED have one right value for this package, which programs set for themselves and their workers.
 All others that may change numbers are recorded with the versions (stability/storage/versions.py),
@@ -40,7 +40,7 @@ CPU_FLAGS = (
 # to cuBLAS (compiled for an H100 by jaxlib 0.10.2).
 GPU_FLAGS = '--xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false'
 
-# Names those of these flags that a worker is without, since a trial of them failed.
+# Holds those of these flags that a worker runs without, because a trial of them failed.
 LEFT_OUT = 'STABILITY_XLA_FLAGS_LEFT_OUT'
 
 # Settings that may change numbers. Of JAX and Flax these are all but the ones known not to, so that

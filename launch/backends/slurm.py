@@ -149,7 +149,7 @@ def show(
 
 
 def not_retried(workdir: Path) -> list[str]:
-  """The failed runs for which no job can be submitted, as they have one; prints their names."""
+  """The failed runs that a pending or running job still has in its list; prints their names."""
   found = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in _runs(workdir)}
   failed = sorted(name for name, result in found.items() if result and result.status == 'failed')
   if failed:

@@ -183,9 +183,9 @@ def check_devices() -> None:
 
 
 def check_workers() -> None:
-  """Like check_devices for the workers here; notes the XLA flags that they will be without.
+  """Checks the devices of the workers here, and records the XLA flags that they run without.
 
-  Both are tried in separate processes, so that this one uses no accelerator.
+  Devices and flags are tried in separate processes, so that this one uses no accelerator.
   """
   left_out = worker_environment().get(settings.LEFT_OUT)
   if left_out:

@@ -102,7 +102,7 @@ def start(
     train: trains the given runs of the workdir.
     is_blocking: whether the runs are finished when `train` returns; otherwise no report is written.
     reused: workdirs of other sweeps whose results are reused for identical runs.
-    device: that these must have been trained on, as settings.device describes it.
+    device: on which reused runs must have been trained, as settings.device describes it.
     not_retried: failed runs to leave as they are.
   """
   unfinished = prepare(sweep, workdir, reused, device, not_retried)

@@ -1,4 +1,4 @@
-"""The device on which runs will be trained, of which runs that are reused must be."""
+"""The device on which runs will be trained; reused runs must come from the same one."""
 
 import json
 import os

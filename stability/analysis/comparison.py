@@ -78,11 +78,13 @@ def _ratio(ours: _Curve, base: _Curve, level: float) -> tuple[float, float, floa
   """The ratio of two LR sensitivities, low and high; NaN if that of the baseline is not above 0."""
   whole = [losses.columns[losses.notna().all()] for losses, _ in (ours, base)]
   seeds = whole[0].intersection(whole[1])
-  spreads = []
+  sensitivities = []
   for losses, limits in (ours, base):
     chosen = losses[seeds] if len(seeds) > 1 else lr_sensitivity.paired(losses)
     curves_LxD = lr_sensitivity.mean_curves(chosen)
-    spreads.append(np.fmin.reduce(lr_sensitivity.spreads(chosen.index, curves_LxD, limits)))
-  draws = min(map(len, spreads))  # 1 where seeds lack learning rates
-  ratio_D = spreads[0][:draws] / np.where(spreads[1] > 0, spreads[1], np.nan)[:draws]
+    values_WxD = lr_sensitivity.sensitivities(chosen.index, curves_LxD, limits)
+    sensitivities.append(np.fmin.reduce(values_WxD))
+  draws = min(map(len, sensitivities))  # 1 where seeds lack learning rates
+  ours_D, theirs_D = (values_D[:draws] for values_D in sensitivities)
+  ratio_D = ours_D / np.where(theirs_D > 0, theirs_D, np.nan)
   return ratio_D[0], *lr_sensitivity.interval(ratio_D, len(seeds), level, of_ratio=True)

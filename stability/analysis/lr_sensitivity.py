@@ -70,12 +70,13 @@ def _row(
     row['best_loss'] = mean_LxD[:, 0].min()
     row['best_learning_rate'] = losses.index[mean_LxD[:, 0].argmin()]
     if results.not_comparable is None:
-      spreads_WxD = spreads(losses.index, mean_LxD, limits)
-      spreads_W, spread_D = spreads_WxD[:, 0], np.fmin.reduce(spreads_WxD)
-      row['lr_sensitivity'] = spread_D[0]
-      row['low'], row['high'] = interval_of_sensitivity(spread_D, row['seeds'], results.interval)
-      if limits is not None and np.isfinite(spreads_W).any():
-        low, high = limits[np.nanargmin(spreads_W)]
+      sensitivities_WxD = sensitivities(losses.index, mean_LxD, limits)
+      sensitivity_W, sensitivity_D = sensitivities_WxD[:, 0], np.fmin.reduce(sensitivities_WxD)
+      row['lr_sensitivity'] = sensitivity_D[0]
+      ends = interval_of_sensitivity(sensitivity_D, row['seeds'], results.interval)
+      row['low'], row['high'] = ends
+      if limits is not None and np.isfinite(sensitivity_W).any():
+        low, high = limits[np.nanargmin(sensitivity_W)]
         row['window'] = f'{low:g} to {high:g}'
         row['learning_rates'] = len(_inside(losses.index, (low, high)))
   if results.not_comparable is not None:
@@ -84,7 +85,7 @@ def _row(
 
 
 def paired(losses: pd.DataFrame) -> pd.DataFrame:
-  """The losses of the seeds that tell the curve of a size and arm.
+  """The losses of the seeds from which the curve of a size and arm is computed.
 
   These are the seeds that have all learning rates if there are two or more, else all seeds.
 
@@ -193,7 +194,7 @@ def within(runs: pd.DataFrame, limits: Sequence[windows_lib.Window] | None) -> p
   return runs[[any(windows_lib.inside(rate, window) for window in limits) for rate in rates]]
 
 
-def spreads(
+def sensitivities(
     rates: pd.Index, mean_LxD: np.ndarray, limits: Sequence[windows_lib.Window] | None
 ) -> np.ndarray:
   """LR sensitivity [W, D] in each window, of each curve.
@@ -206,19 +207,19 @@ def spreads(
     limits: the windows; None: a single one without limits.
   """
   if limits is None:
-    return _spread(mean_LxD)[None]
-  spreads_WxD = []
+    return _sensitivity(mean_LxD)[None]
+  sensitivities_WxD = []
   for window in limits:
     rows = rates.get_indexer(_inside(rates, window))
-    spreads_WxD.append(_spread(mean_LxD[rows]))
-  return np.array(spreads_WxD)
+    sensitivities_WxD.append(_sensitivity(mean_LxD[rows]))
+  return np.array(sensitivities_WxD)
 
 
 def _inside(rates: pd.Index, window: windows_lib.Window) -> pd.Index:
   return rates[[windows_lib.inside(rate, window) for rate in rates]]
 
 
-def _spread(mean_LxD: np.ndarray) -> np.ndarray:
+def _sensitivity(mean_LxD: np.ndarray) -> np.ndarray:
   """The mean minus the minimum of the finite values [D]; NaN with fewer than two."""
   finite_LxD = np.isfinite(mean_LxD)
   total_D = np.where(finite_LxD, mean_LxD, 0.0).sum(axis=0)

@@ -205,7 +205,7 @@ def _differences(
   if is_paired.empty:
     return None
   seeds = is_paired.shape[1]
-  means, bests, spreads = [], [], []
+  means, bests, sensitivities = [], [], []
   for of_arm, losses in zip((runs, partners), both, strict=True):
     paired = losses.reindex_like(is_paired).where(is_paired)
     mean_LxD = lr_sensitivity.mean_curves(paired)
@@ -215,13 +215,14 @@ def _differences(
     if limits is not None:
       paired = losses[is_paired.columns].dropna(how='all')
       mean_LxD = lr_sensitivity.mean_curves(paired)
-    spreads.append(np.fmin.reduce(lr_sensitivity.spreads(paired.index, mean_LxD, limits)))
+    values_WxD = lr_sensitivity.sensitivities(paired.index, mean_LxD, limits)
+    sensitivities.append(np.fmin.reduce(values_WxD))
   names = ['parameters', *results.sizes, *results.groups]
   row = {name: runs[name].iloc[0] for name in names}
   row['reference'] = tuple(partners[results.groups].iloc[0])
   row |= {'learning_rates': len(is_paired), 'seeds': seeds}
   row['pairs'] = int(is_paired.to_numpy().sum())
-  for name, (of_runs, of_partners) in zip(NUMBERS, (means, bests, spreads), strict=True):
+  for name, (of_runs, of_partners) in zip(NUMBERS, (means, bests, sensitivities), strict=True):
     draws = min(len(of_runs), len(of_partners))  # 1 where seeds lack learning rates
     found_D = of_runs[:draws] - of_partners[:draws]
     if name == 'lr_sensitivity' and results.not_comparable is not None:

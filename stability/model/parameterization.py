@@ -126,7 +126,7 @@ def kinds(params: Params) -> Params:
 
 
 def _kinds_of_rates(params: Params) -> Params:
-  """`kinds`, but a prompt learns like an embedding, and like a scale what has a rank as fan-in."""
+  """`kinds`, except that a prompt is an embedding, and a matrix with a rank as fan-in a scale."""
 
   def kind(path, of_kind):
     names = tuple(key.key for key in path)

@@ -22,7 +22,7 @@ ADAGC_FIRST_NORM = 1.0
 
 
 class ZClipState(NamedTuple):
-  """Scalars, in the first steps of the norms so far, later moving averages."""
+  """Statistics of the gradient norm: over all steps at first, later moving averages."""
 
   steps: jax.Array  # so far
   mean: jax.Array  # of the norms, clipped
@@ -30,7 +30,7 @@ class ZClipState(NamedTuple):
 
 
 def zclip(limit: jax.Array) -> optax.GradientTransformation:
-  """Scales a gradient down whose norm is more than `limit` standard deviations above the mean.
+  """Scales down a gradient whose norm is more than `limit` standard deviations above the mean.
 
   Its norm becomes mean + limit * sd * (limit / z), where z > limit is its own distance in standard
   deviations: the farther out, the closer to the mean. In the first steps, nothing is clipped.
@@ -73,7 +73,7 @@ def adagc(limit: jax.Array) -> optax.GradientTransformation:
   """Scales the gradient of each tensor down to `limit` times the average of its clipped norms.
 
   In the first steps, the gradient is clipped to a global norm of 1, and the average starts from the
-  smallest norm of these steps, but 0: behind an output that starts from 0, the first gradients are.
+  smallest norm of these steps that is not 0: gradients behind an output of zeros are 0 at first.
   """
 
   def init(params):

@@ -1,8 +1,7 @@
 """The parameters that validation losses are measured with: as trained, or averaged.
 
-Schedule-free training averages, too. It also chooses the parameters at which gradients are taken,
-from those after the whole update, so that it goes with any optimizer, weight decay and rates by
-layer.
+Schedule-free training is such an average. It also chooses the point at which gradients are taken,
+after the whole update, so it works with any optimizer, weight decay and per-layer learning rates.
 """
 
 from collections.abc import Callable, Mapping

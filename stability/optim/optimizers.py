@@ -63,7 +63,7 @@ def _watched(
     watch: Watch | None,
     inputs: list[optax.Updates] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Tells `watch` of what an update makes its result: its argument, or what `inputs` holds."""
+  """Passes the input of each update, or the last of `inputs`, and its output to `watch`."""
   transformation = optax.with_extra_args_support(transformation)
   if watch is None:
     return transformation

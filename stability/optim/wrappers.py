@@ -70,7 +70,7 @@ def _cautious(hparams: HParams, optimizer: Optimizer) -> Optimizer:
 
 
 def _clip_updates(hparams: HParams, optimizer: Optimizer) -> Optimizer:
-  """Scales a direction down whose global norm is far above those of the last directions.
+  """Scales down a direction whose global norm is far above those of the last directions.
 
   The norms that are remembered are those before scaling down.
   """

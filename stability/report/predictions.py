@@ -39,7 +39,7 @@ class Predictions:
 
   results: Results
   observations: dict[tuple, Observations]  # by intervention
-  surface: surface_lib.Surface  # fitted to all runs, or to those of small sizes
+  surface: surface_lib.RateSurface  # fitted to all runs, or to those of small sizes
   forecasts: pd.DataFrame  # see prediction.predict.predict
   targets: Sequence[Target]
   asked: bool  # whether a person asked for the targets

@@ -1,13 +1,11 @@
 """Trained parameters that a run starts from: those of another run, its parent.
 
 A config names them as the folder of a run that has ended, as FOLDER@STEP for a checkpoint, or as a
-file of safetensors that this package has written. A run that starts from others has a record of
-them,
+file of safetensors that this package has written. A run with a parent has a record of it, which is
+written before the run is trained; training refuses other parameters than those of the record:
 
   DIR/runs/NAME/parent.json   for `checkpoint` and `adapter` (init.checkpoint and init.adapter): as
                               given, path, step, sha256, config and data (tokenizer ...)
-
-written before it is trained. Its training refuses other parameters than those of the record.
 """
 
 import json

@@ -16,7 +16,7 @@ from stability.hyper import Runs
 
 _ROWS = ('log.every_steps', 'probe.every_steps', 'probe.sharpness_every_steps')
 _CHECKPOINTS = ('checkpoint.every_steps', 'checkpoint.keep')
-# These change no number of the training; paths, because text and parameters must be the same.
+# These change no number. Paths are free because the text and parameters behind them are checked.
 _PATHS = ('data.path', 'init.checkpoint')
 FREE = ('log.every_steps', *_CHECKPOINTS, 'checkpoint.parameters', *_PATHS)
 # These change numbers by rounding only: other executables make some or all of the steps.

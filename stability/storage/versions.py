@@ -4,8 +4,8 @@
   DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
                                   other versions or options or on another device: step (updates
                                   made by then), time, cores (that the process could use; on a CPU,
-                                  other numbers of them may round differently), runs (that its
-                                  population had slots for, or as many of them as fitted),
+                                  other numbers of them may round differently), runs (slots of
+                                  its population, before limits of memory),
                                   versions, device (platform and kind) and, where they differ from
                                   config.json, options; older lines have no device and no runs
 
@@ -26,7 +26,7 @@ from stability import settings
 from stability.storage import files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-_RECORDED = ('versions', 'device', 'options')  # the keys of a line that a change of adds a line
+_RECORDED = ('versions', 'device', 'options')  # a change of one of these keys adds a line
 
 
 def current() -> dict[str, str]:

@@ -29,8 +29,8 @@ class TrainerHooks:
   on_save: Callable[[Sequence[int]], None] = _ignore
   # Called at each stop with the runs in training, before actions are applied.
   on_stop: Callable[[Collection[Run]], None] = _ignore
-  # Number of runs to train, the first one included: a population has slots for so many. A run that
-  # has begun keeps the number that it began with, since another width may round differently.
+  # Number of runs to train, the first one included: a population has at most as many slots. A run
+  # that has begun keeps the number that it began with, since another width may round differently.
   runs: int = 1
   max_members: int | None = None  # maximum number of runs per device; None: no limit
   # Called with the number of runs per device before each attempt to compile.

@@ -1,4 +1,4 @@
-"""The settings of jax on which the numbers of a run rest, in a process that trains."""
+"""Checks the settings of jax that change the numbers of a run."""
 
 import jax
 

@@ -203,8 +203,8 @@ def test_intervals_of_sensitivity_hold_the_truth(curve, seeds):
   for _ in range(300):
     losses = curve_L[:, None] + rng.normal(0, 0.02, seeds) + rng.normal(0, 0.02, (7, seeds))
     mean_LxD = lr_sensitivity.mean_curves(pd.DataFrame(losses))
-    spread_D = lr_sensitivity.spreads(pd.Index(RATES), mean_LxD, None)[0]
-    low, high = lr_sensitivity.interval_of_sensitivity(spread_D, seeds, 0.9)
+    sensitivity_D = lr_sensitivity.sensitivities(pd.Index(RATES), mean_LxD, None)[0]
+    low, high = lr_sensitivity.interval_of_sensitivity(sensitivity_D, seeds, 0.9)
     held += low <= truth <= high
   assert 0.77 < held / 300 < 0.98
 

@@ -118,8 +118,8 @@ class Evidence:
       if len(losses) >= MIN_LEARNING_RATES:
         weights_DxS = self.weights.loc[losses.columns].to_numpy().T
         mean_LxD = lr_sensitivity_lib.mean_over_seeds(losses.to_numpy(), weights_DxS)
-        spreads_WxD = lr_sensitivity_lib.spreads(losses.index, mean_LxD, limits)
-        found[key] = np.fmin.reduce(spreads_WxD)
+        sensitivities_WxD = lr_sensitivity_lib.sensitivities(losses.index, mean_LxD, limits)
+        found[key] = np.fmin.reduce(sensitivities_WxD)
     if not found:
       raise Undecided(f'no size and intervention has {MIN_LEARNING_RATES} learning rates')
     return _table(found, self.keys)

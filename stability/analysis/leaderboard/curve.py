@@ -100,7 +100,8 @@ def _sensitivity(log_rates: np.ndarray, losses: np.ndarray, centre: float) -> fl
     return float('nan')
   reach = WINDOW / 2 + _SLACK
   limits = (10 ** (centre - reach), 10 ** (centre + reach))
-  return float(lr_sensitivity.spreads(pd.Index(10**log_rates), losses[:, None], [limits])[0, 0])
+  rates = pd.Index(10**log_rates)
+  return float(lr_sensitivity.sensitivities(rates, losses[:, None], [limits])[0, 0])
 
 
 def width(log_rates: np.ndarray, losses: np.ndarray, excess: float) -> tuple[float, bool]:

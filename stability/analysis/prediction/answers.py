@@ -128,7 +128,7 @@ def answer(
     by_arm: Mapping[tuple, Observations],
     held_out: pd.DataFrame,
     targets: Sequence[Target],
-    surface: surface_lib.Surface,
+    surface: surface_lib.RateSurface,
 ) -> list[Answer]:
   """An answer per target and arm.
 
@@ -167,7 +167,7 @@ def _answer(
     of_arm: Observations,
     target: Target,
     missed: Missed | None,
-    surface: surface_lib.Surface,
+    surface: surface_lib.RateSurface,
     lacking: Mapping[rates.RatePredictor, str],
 ) -> Answer:
   log_size_C = np.array([np.log10(target.parameters)])
@@ -305,7 +305,7 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
 
 
 def _train_next(
-    arm: tuple, of_arm: Observations, target: Target, surface: surface_lib.Surface
+    arm: tuple, of_arm: Observations, target: Target, surface: surface_lib.RateSurface
 ) -> TrainNext:
   lowest, highest = of_arm.learning_rates[[0, -1]]
   step = 10 ** np.nan_to_num(of_arm.curves['grid_step'].max(), nan=_STEP)

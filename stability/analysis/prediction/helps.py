@@ -27,7 +27,7 @@ class Help:
 
 
 def helps(
-    results: Results, by_arm: Mapping[tuple, Observations], surface: surface_lib.Surface
+    results: Results, by_arm: Mapping[tuple, Observations], surface: surface_lib.RateSurface
 ) -> list[Help]:
   """Pairs each arm with the one whose critical rate exceeds its own the most, if any does.
 
@@ -78,7 +78,11 @@ def helps(
 
 
 def _chance(
-    surface: surface_lib.Surface, arm: tuple, helper: tuple, parameters: float, of_headroom: bool
+    surface: surface_lib.RateSurface,
+    arm: tuple,
+    helper: tuple,
+    parameters: float,
+    of_headroom: bool,
 ) -> float:
   """The probability that the helper's rate is not higher, at this size and for many seeds."""
   log_size = [np.log10(parameters)]

@@ -94,7 +94,7 @@ class Covariance:
 
 
 @dataclasses.dataclass(frozen=True)
-class Surface:
+class LossSurface:
   """The posterior of the log loss, given runs."""
 
   covariance: Covariance
@@ -102,7 +102,7 @@ class Surface:
   log_loss_N: np.ndarray
   mean: float  # subtracted from log losses
 
-  def with_runs(self, runs: Cells, log_loss_N: np.ndarray) -> 'Surface':
+  def with_runs(self, runs: Cells, log_loss_N: np.ndarray) -> 'LossSurface':
     """The posterior given more runs, with the same covariance."""
     return dataclasses.replace(
         self,
@@ -133,7 +133,7 @@ class Surface:
     return mean_C + rng.standard_normal((draws, len(cells))) @ root_CxC.T
 
 
-def fit(runs: Cells, loss_N: np.ndarray, start: Covariance | None = None) -> Surface:
+def fit(runs: Cells, loss_N: np.ndarray, start: Covariance | None = None) -> LossSurface:
   """The posterior given runs with these losses in nats (finite, above 0); there may be none.
 
   `start`, the covariance of a similar set of runs, saves time.
@@ -143,7 +143,7 @@ def fit(runs: Cells, loss_N: np.ndarray, start: Covariance | None = None) -> Sur
   centre, width = np.array(list(_PRIORS.values())).T
   mean = float(log_loss_N.mean()) if len(runs) else 0.0
   if not len(runs):
-    return Surface(Covariance.from_vector(centre), runs, log_loss_N, mean)
+    return LossSurface(Covariance.from_vector(centre), runs, log_loss_N, mean)
 
   def objective(vector: np.ndarray) -> float:
     covariance, fitted, y_N = Covariance.from_vector(vector), runs[some], log_loss_N[some] - mean
@@ -158,4 +158,4 @@ def fit(runs: Cells, loss_N: np.ndarray, start: Covariance | None = None) -> Sur
   found = optimize.minimize(
       objective, first, method='L-BFGS-B', bounds=bounds, options={'maxiter': 40}
   )
-  return Surface(Covariance.from_vector(found.x), runs, log_loss_N, mean)
+  return LossSurface(Covariance.from_vector(found.x), runs, log_loss_N, mean)

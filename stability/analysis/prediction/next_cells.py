@@ -21,7 +21,7 @@ import numpy as np
 
 from stability.analysis import instability
 from stability.analysis.prediction import fits, next_target
-from stability.analysis.prediction.loss_surface import Cells, Surface
+from stability.analysis.prediction.loss_surface import Cells, LossSurface
 
 DRAWS = 1024
 BINS = 16  # of draws, by the loss of a cell
@@ -60,7 +60,7 @@ class Curves:
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class Posterior:
   """Draws of what is wanted, given the runs so far."""
 
   loss_DxC: np.ndarray  # nats, without the noise of a run
@@ -71,7 +71,7 @@ class Known:
   variance_Q: np.ndarray  # of all that makes the critical rates uncertain
   sensitivity_DxK: np.ndarray  # LR sensitivity, in nats
   noise: float  # of a run's log loss
-  beyond_K: np.ndarray  # 1: the critical rate of the curve is above the grid, -1: below, 0: neither
+  censored_K: np.ndarray  # 1: the curve's critical rate is above the grid, -1: below, 0: neither
   wanted_K: np.ndarray  # the number of the wanted critical rate to which each curve belongs
 
   @functools.cached_property
@@ -102,8 +102,8 @@ def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> tuple[np.ndarray, 
   One above the learning rates is given as half a step above the highest.
   """
   loss = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None])
-  found, beyond = instability.log_critical_rate(curves.log_rate_L, loss, curves.initial_loss_K)
-  return found + (beyond == 1) * curves.step / 2, beyond
+  found, censored = instability.log_critical_rate(curves.log_rate_L, loss, curves.initial_loss_K)
+  return found + (censored == 1) * curves.step / 2, censored
 
 
 def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
@@ -113,7 +113,7 @@ def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
   return loss.mean(axis=2, where=counts_KxL) - lowest
 
 
-def known(surface: Surface, curves: Curves, target: float | None = None) -> Known:
+def posterior(surface: LossSurface, curves: Curves, target: float | None = None) -> Posterior:
   """Draws of what is wanted from a surface; equal arguments give equal draws.
 
   Args:
@@ -124,19 +124,19 @@ def known(surface: Surface, curves: Curves, target: float | None = None) -> Know
   """
   loss_DxC = np.exp(surface.draw(curves.cells, DRAWS, np.random.default_rng(0)))
   loss_DxKxL = loss_DxC.reshape(DRAWS, len(curves.arm_K), len(curves.log_rate_L))
-  bounded, beyond_DxK = critical_rates(loss_DxKxL, curves)
-  log_critical = np.where(beyond_DxK, np.copysign(np.inf, beyond_DxK), bounded)
+  bounded, censored_DxK = critical_rates(loss_DxKxL, curves)
+  log_critical = np.where(censored_DxK, np.copysign(np.inf, censored_DxK), bounded)
   low_K, _, high_K = _quantiles(log_critical)
   explainable, variance_Q, wanted_K = bounded, bounded.var(axis=0), np.arange(len(curves.arm_K))
   if target is not None:
     is_within_K = np.isfinite(low_K) & np.isfinite(high_K)
     explainable, at_target, has_enough_Q = _of_arms(
-        np.clip(bounded, *curves.log_rate_L[[0, -1]]), beyond_DxK, is_within_K, curves, target
+        np.clip(bounded, *curves.log_rate_L[[0, -1]]), censored_DxK, is_within_K, curves, target
     )
     variance_Q = at_target.var(axis=0)
     log_critical = np.where(has_enough_Q, at_target, np.nan)
     wanted_K = np.unique(curves.arm_K, return_inverse=True)[1]
-  return Known(
+  return Posterior(
       loss_DxC,
       log_critical,
       explainable,
@@ -150,7 +150,7 @@ def known(surface: Surface, curves: Curves, target: float | None = None) -> Know
 
 def _of_arms(
     log_critical_DxK: np.ndarray,
-    beyond_DxK: np.ndarray,
+    censored_DxK: np.ndarray,
     is_within_K: np.ndarray,
     curves: Curves,
     target: float,
@@ -162,7 +162,7 @@ def _of_arms(
     found.append((
         *next_target.extrapolate(
             log_critical_DxK[:, of_arm_K],
-            beyond_DxK[:, of_arm_K],
+            censored_DxK[:, of_arm_K],
             curves.log_size_K[of_arm_K],
             target,
             centre,
@@ -175,8 +175,8 @@ def _of_arms(
 
 
 def choose(
-    surface: Surface,
-    now: Known,
+    surface: LossSurface,
+    now: Posterior,
     curves: Curves,
     cost_K: np.ndarray,
     is_candidate_C: np.ndarray,
@@ -214,7 +214,7 @@ def choose(
     expected = np.log(now.loss_DxC[:, cell]).mean(keepdims=True)
     surface = surface.with_runs(curves.cells[cell : cell + 1], expected)
     if len(chosen) < count:
-      now = known(surface, curves, target)
+      now = posterior(surface, curves, target)
   return chosen
 
 
@@ -226,19 +226,19 @@ def _first(curves: Curves, is_candidate_C: np.ndarray) -> list[int]:
   return np.flatnonzero(is_first_KxL.ravel() & is_candidate_C).tolist()
 
 
-def _ends(now: Known, curves: Curves, is_candidate_C: np.ndarray) -> np.ndarray:
+def _ends(now: Posterior, curves: Curves, is_candidate_C: np.ndarray) -> np.ndarray:
   """Which candidates [C] are at the end of their curve beyond which its critical rate lies.
 
   It does not change with what is chosen, so that a curve is extended by one rate per call.
   """
   is_candidate_KxL = is_candidate_C.reshape(len(curves.arm_K), -1)
   number_KxL = np.cumsum(is_candidate_KxL, axis=1)
-  end_K = np.where(now.beyond_K > 0, number_KxL[:, -1], np.abs(now.beyond_K))
+  end_K = np.where(now.censored_K > 0, number_KxL[:, -1], np.abs(now.censored_K))
   return (is_candidate_KxL & (number_KxL == end_K[:, None])).ravel()
 
 
 def _best(
-    now: Known,
+    now: Posterior,
     curves: Curves,
     cost_K: np.ndarray,
     is_candidate_C: np.ndarray,
@@ -308,6 +308,6 @@ def _explained(values_DxK: np.ndarray, variance_K: np.ndarray, order_DxC: np.nda
   return np.where(between_CxK > _CHANCE * variance_K, between_CxK, 0.0)
 
 
-def is_known(now: Known, width: float, wanted_Q: np.ndarray | slice = slice(None)) -> bool:
+def is_known(now: Posterior, width: float, wanted_Q: np.ndarray | slice = slice(None)) -> bool:
   """Whether the 90 % interval of every wanted critical rate is at most this wide (decades)."""
   return bool((now.widths_Q[wanted_Q] <= width).all())

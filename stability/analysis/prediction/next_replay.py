@@ -113,7 +113,7 @@ def _modelled(
   cells, loss_C = curves.cells, finished.loss_KxL.ravel()
   trained: list[int] = []
   surface, fitted = loss_surface.fit(cells[trained], loss_C[trained]), 0
-  now = next_cells.known(surface, curves)
+  now = next_cells.posterior(surface, curves)
   queue = rng.permutation(len(cells)).tolist() if order == 'random' else []
   while len(trained) < len(cells):
     if not queue:
@@ -131,8 +131,8 @@ def _modelled(
       surface, fitted = loss_surface.fit(runs, loss_N, surface.covariance), len(trained)
     else:
       surface = surface.with_runs(runs[-1:], np.log(loss_N[-1:]))
-    now = next_cells.known(surface, curves)
-    widest = now.widths_Q[now.beyond_K == 0].max(initial=0.0)
+    now = next_cells.posterior(surface, curves)
+    widest = now.widths_Q[now.censored_K == 0].max(initial=0.0)
     yield trained[-1] // rates, np.median(now.explainable_DxQ, axis=0), float(widest)
 
 

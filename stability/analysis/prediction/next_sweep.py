@@ -9,8 +9,8 @@ import pandas as pd
 from stability.analysis import instability, lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.prediction import loss_surface, next_cells
-from stability.analysis.prediction.loss_surface import Cells, Surface
-from stability.analysis.prediction.next_cells import Choice, Curves, Known
+from stability.analysis.prediction.loss_surface import Cells, LossSurface
+from stability.analysis.prediction.next_cells import Choice, Curves, Posterior
 from stability.analysis.results import Results
 
 INITIAL_LOSS = np.log(256) + 0.5  # nats, of a byte model; used as long as no run has measured one
@@ -37,7 +37,7 @@ class SweepState:
 
   results: Results
   width: float | None = None  # decades; see next_cells.choose. None: the default, see known_width
-  target: float | None = None  # parameters of a size; see next_cells.known
+  target: float | None = None  # parameters of a size; see next_cells.posterior
   arms: tuple[int, ...] | None = None  # numbers of the arms that are wanted; None: all
 
   @functools.cached_property
@@ -131,15 +131,14 @@ class SweepState:
   def known_width(self) -> float:
     """The width of the interval of a critical rate that is known, in decades.
 
-    By default, half a step of the grid. No law of a few sizes says as much of a target: there, it
-    is a step on either side.
+    By default, half a step of the grid; at a target, where a law of a few sizes says less, two.
     """
     if self.width is not None:
       return self.width
     return self.curves.step * (0.5 if self.target is None else 2.0)
 
   @functools.cached_property
-  def surface(self) -> Surface:
+  def surface(self) -> LossSurface:
     """The posterior given the runs that count."""
     runs = self.runs.dropna(subset='loss')
     return loss_surface.fit(
@@ -152,10 +151,10 @@ class SweepState:
     )
 
   @functools.cached_property
-  def now(self) -> Known:
+  def now(self) -> Posterior:
     """Draws of what is wanted, given the runs so far."""
     log_size = None if self.target is None else float(np.log10(self.target))
-    return next_cells.known(self.surface, self.curves, log_size)
+    return next_cells.posterior(self.surface, self.curves, log_size)
 
   @property
   def arm_of_wanted(self) -> np.ndarray:

@@ -22,7 +22,7 @@ _DEVIATION_VAR = SIZE_SD**2 + SEED_SD**2
 
 def extrapolate(
     log_critical_DxS: np.ndarray,
-    beyond_DxS: np.ndarray,
+    censored_DxS: np.ndarray,
     log_sizes_S: np.ndarray,
     log_size: float,
     centre: float,
@@ -32,7 +32,7 @@ def extrapolate(
 
   Args:
     log_critical_DxS: log10 of the critical rates or, of those beyond the grid, its end.
-    beyond_DxS: 0: exact; 1: above the grid; -1: below it.
+    censored_DxS: 0: exact; 1: above the grid; -1: below it.
     log_sizes_S: log10 of the parameters.
     log_size: that of the target.
     centre: the middle of the log rates.
@@ -60,7 +60,7 @@ def extrapolate(
   for _ in range(_SWEEPS):
     total_Dx1 = var_Dx1 + interpolation_var
     y_DxS = fits.censored_draws(
-        prior_S + law_DxK @ Z_SxK.T, np.sqrt(total_Dx1), log_critical_DxS, beyond_DxS, rng
+        prior_S + law_DxK @ Z_SxK.T, np.sqrt(total_Dx1), log_critical_DxS, censored_DxS, rng
     )
     precision_DxK = values_K / total_Dx1 + 1
     mean_DxK = (y_DxS - prior_S) @ Z_SxK / total_Dx1 / precision_DxK

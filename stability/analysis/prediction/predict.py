@@ -30,7 +30,7 @@ def predict(
     results: Results,
     observations: ByIntervention,
     parameters: Sequence[float],
-    surface: surface_lib.Surface,
+    surface: surface_lib.RateSurface,
 ) -> pd.DataFrame:
   """Forecasts sizes, trained or not, with every predictor.
 
@@ -55,7 +55,7 @@ def predict(
   return _by_intervention(results, tables)
 
 
-def _of_surface(surface: surface_lib.Surface, arm: tuple) -> list[Predictor]:
+def _of_surface(surface: surface_lib.RateSurface, arm: tuple) -> list[Predictor]:
   """The predictors of an arm's learning rates."""
   return [rates.SurfacePredictor(rate, surface, arm) for rate in rates.RATES]
 

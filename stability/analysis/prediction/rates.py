@@ -133,7 +133,7 @@ class SurfacePredictor(Predictor):
   """Predicts one of these learning rates of an arm from the runs of all arms; see surface.py."""
 
   rate: RatePredictor
-  surface: surface_lib.Surface
+  surface: surface_lib.RateSurface
   arm: tuple
 
   @property

@@ -32,7 +32,7 @@ _STEP = 0.5  # decades between learning rates, of a curve with one
 
 
 @dataclasses.dataclass(frozen=True)
-class Surface:
+class RateSurface:
   """Draws from the posterior of the model; see fit.
 
   Every prediction uses the same draws D, so predictions at different sizes and of different arms
@@ -85,7 +85,7 @@ class Surface:
     return Draws(law_DxC, posterior.seed_sd_DxAxQ[:, a, quantity], run_DxC)
 
 
-def fit_arms(by_arm: Mapping[tuple, observations_lib.Observations]) -> Surface:
+def fit_arms(by_arm: Mapping[tuple, observations_lib.Observations]) -> RateSurface:
   """Fits the model to the runs of all arms; see observations.by_intervention."""
   tables = [
       of_arm.runs.assign(arm=pd.Series([arm] * len(of_arm.runs), of_arm.runs.index))
@@ -94,14 +94,14 @@ def fit_arms(by_arm: Mapping[tuple, observations_lib.Observations]) -> Surface:
   return fit(read(pd.concat(tables)))
 
 
-def fit(curves: pd.DataFrame, draws: int = DRAWS) -> Surface:
+def fit(curves: pd.DataFrame, draws: int = DRAWS) -> RateSurface:
   """Fits the model to the result of read. Equal arguments give equal draws."""
   arms, log_sizes = tuple(curves['arm'].unique()), np.unique(curves['log_size'])
   origin = float(log_sizes.mean())
   posterior = surface_posterior.sample(curves, arms, log_sizes, origin, draws)
   rng = np.random.default_rng(1)  # not the stream of the posterior
   shape = (draws, len(arms), len(QUANTITIES))
-  return Surface(
+  return RateSurface(
       arms,
       log_sizes,
       origin,

@@ -200,7 +200,7 @@ class _Chains:
     """
     for q in range(len(QUANTITIES)):
       own_AxN, censored_AxN = self.data.is_quantity_AxNxQ[..., q], self.data.censored_AxN
-      is_beyond_A = own_AxN.any(axis=1) & ~(own_AxN & (censored_AxN == 0)).any(axis=1)
+      is_censored_A = own_AxN.any(axis=1) & ~(own_AxN & (censored_AxN == 0)).any(axis=1)
       room_HxAxN = self.data.value_AxN - y_HxAxN
       low = np.where(own_AxN & (censored_AxN == 1), room_HxAxN, -np.inf).max(axis=-1)
       high = np.where(own_AxN & (censored_AxN == -1), room_HxAxN, np.inf).min(axis=-1)
@@ -215,7 +215,7 @@ class _Chains:
       below, above = (special.ndtr((limit - mean_HxA) * root) for limit in (low, high))
       share = np.clip(below + (above - below) * self.rng.random(below.shape), 1e-12, 1 - 1e-12)
       shift_HxA = np.clip(mean_HxA + special.ndtri(share) / root, low, high)
-      shift_HxA = np.where(is_beyond_A, shift_HxA, 0.0)
+      shift_HxA = np.where(is_censored_A, shift_HxA, 0.0)
       self.coefficients_HxAxK = self.coefficients_HxAxK + shift_HxA[..., None] * direction_K
       y_HxAxN = y_HxAxN + own_AxN * shift_HxA[..., None]
 

@@ -58,7 +58,7 @@ def test_held_out_cells_are_within_their_errors():
 def test_more_runs_with_the_same_covariance():
   """To add runs is to condition on all of them: the normal equations of all runs give the same."""
   cells, log_loss = grid(), true_log_loss(grid())
-  some = loss_surface.Surface(COVARIANCE, cells[:20], log_loss[:20], mean=0.5)
+  some = loss_surface.LossSurface(COVARIANCE, cells[:20], log_loss[:20], mean=0.5)
   mean_C, covariance_CxC = some.with_runs(cells[20:], log_loss[20:]).predict(cells)
   K = COVARIANCE(cells, cells)
   gain = K @ np.linalg.inv(K + 0.01**2 * np.eye(len(cells)))
@@ -67,7 +67,7 @@ def test_more_runs_with_the_same_covariance():
 
 
 def test_draws_have_the_mean_and_covariance():
-  surface = loss_surface.Surface(COVARIANCE, grid()[::3], true_log_loss(grid())[::3], mean=0.5)
+  surface = loss_surface.LossSurface(COVARIANCE, grid()[::3], true_log_loss(grid())[::3], mean=0.5)
   cells = grid()[1:4]
   mean_C, covariance_CxC = surface.predict(cells)
   drawn = surface.draw(cells, 20_000, np.random.default_rng(0))

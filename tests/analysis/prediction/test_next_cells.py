@@ -21,15 +21,15 @@ STABLE = np.array([2.6, 2.3, 2.1, 2.0, 2.05, 2.1, 4.0])  # its critical rate is 
 COST = np.ones(2)
 
 
-def surface(*cells: int) -> loss_surface.Surface:
+def surface(*cells: int) -> loss_surface.LossSurface:
   """The posterior given these cells, each of STABLE in either arm."""
   loss = np.log(np.tile(STABLE, 2))
   which = list(cells)
-  return loss_surface.Surface(COVARIANCE, CURVES.cells[which], loss[which], mean=0.9)
+  return loss_surface.LossSurface(COVARIANCE, CURVES.cells[which], loss[which], mean=0.9)
 
 
 def choose(given, count=1, *, curves=CURVES, cost=COST, width=0.25, candidates=None, **options):
-  now = next_cells.known(given, curves, options.get('target'))
+  now = next_cells.posterior(given, curves, options.get('target'))
   candidates = np.ones(len(curves.cells), bool) if candidates is None else candidates
   return next_cells.choose(given, now, curves, cost, candidates, count, width, **options)
 
@@ -91,7 +91,7 @@ def test_known_critical_rates():
   """If all are as narrow as asked, runs are chosen for LR sensitivity."""
   for choice in choose(surface(0, 3, 6, 7, 10, 13), width=9.0):
     assert choice.about is None and np.isnan(choice.width)
-  now = next_cells.known(surface(*range(14)), CURVES)
+  now = next_cells.posterior(surface(*range(14)), CURVES)
   assert next_cells.is_known(now, 0.25)
   assert not next_cells.is_known(now, 1e-4)
   assert next_cells.is_known(now, 1e-4, np.zeros(2, bool))
@@ -115,13 +115,14 @@ def test_first_runs():
 def flat(*cells):
   """The posterior given these cells, in which nothing is unstable."""
   loss = np.log(np.tile(np.linspace(2.1, 2.0, 7), 2))
-  return loss_surface.Surface(COVARIANCE, CURVES.cells[list(cells)], loss[list(cells)], mean=0.75)
+  which = list(cells)
+  return loss_surface.LossSurface(COVARIANCE, CURVES.cells[which], loss[which], mean=0.75)
 
 
 def test_critical_rates_above_the_grid_are_not_known():
   """The run at the end of each curve is next, once; then others are, for LR sensitivity."""
-  now = next_cells.known(flat(*range(14)), CURVES)
-  assert list(now.beyond_K) == [1, 1] and np.isposinf(now.critical_3xQ[0]).all()
+  now = next_cells.posterior(flat(*range(14)), CURVES)
+  assert list(now.censored_K) == [1, 1] and np.isposinf(now.critical_3xQ[0]).all()
   assert np.isinf(now.widths_Q).all() and not next_cells.is_known(now, 9.0)
   *ends, last = choose(flat(*range(14)), count=3)
   assert {(each.curve, each.rate, each.about) for each in ends} == {(0, 6, 0), (1, 6, 1)}
@@ -130,9 +131,9 @@ def test_critical_rates_above_the_grid_are_not_known():
 
 def test_critical_rates_below_the_grid_are_not_known():
   loss = np.log(np.full(14, INITIAL + 1))
-  nothing = loss_surface.Surface(COVARIANCE, CURVES.cells, loss, mean=1.8)
-  now = next_cells.known(nothing, CURVES)
-  assert list(now.beyond_K) == [-1, -1] and np.isinf(now.widths_Q).all()
+  nothing = loss_surface.LossSurface(COVARIANCE, CURVES.cells, loss, mean=1.8)
+  now = next_cells.posterior(nothing, CURVES)
+  assert list(now.censored_K) == [-1, -1] and np.isinf(now.widths_Q).all()
   (choice,) = choose(nothing)
   assert choice.rate == 0
 
@@ -152,10 +153,10 @@ def test_target():
   arms = np.repeat([0, 1], 3)
   curves = Curves(arms, sizes, np.full(6, INITIAL), RATES, np.ones((6, 7), bool))
   loss = np.concatenate([np.tile(STABLE, 3), np.tile(np.linspace(2.1, 2.0, 7), 3)])
-  given = loss_surface.Surface(COVARIANCE, curves.cells, np.log(loss), mean=0.75)
-  now = next_cells.known(given, curves, target=6.0)
+  given = loss_surface.LossSurface(COVARIANCE, curves.cells, np.log(loss), mean=0.75)
+  now = next_cells.posterior(given, curves, target=6.0)
   assert now.log_critical_DxQ.shape[1] == 2 and list(now.wanted_K) == [0, 0, 0, 1, 1, 1]
-  assert list(now.beyond_K) == [0, 0, 0, 1, 1, 1]
+  assert list(now.censored_K) == [0, 0, 0, 1, 1, 1]
   low, middle, high = now.critical_3xQ[:, 0]
   assert low < middle < high and 0.2 < now.widths_Q[0] < 1.5
   assert np.isnan(now.critical_3xQ[:, 1]).all() and np.isinf(now.widths_Q[1])
