@@ -3,7 +3,9 @@
 This file is not an experiment. An arm that concerns attention logits is tried without qk-norm where
 that would hide it, one that concerns output logits without z-loss. Optimizers keep the baseline's
 betas (Muon and SOAP are published with a beta1 of 0.95) except where their method depends on them.
-DyT has the published embedding scale, at a fixed sqrt(width). To try some of them:
+DyT has the published embedding scale, at a fixed sqrt(width), and an alpha of 0.5, which its paper
+tunes to the width in language models. Hyperball and Muon on a spectral sphere have one learning
+rate, their sources another one for what is no matrix of a block. To try some of them:
 
   from configs import arms
   hyper.product([grid.sizes(scale), arms.points(scale, ['AdamW', 'QK-clip 100', 'Muon'])])

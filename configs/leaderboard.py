@@ -53,6 +53,10 @@ Amended a fifth time that day, after the screening: an arm is inert by its losse
 rate, the higher one of arm and baseline. Above, runs whose programs round differently end up to
 0.13 nats apart, and so the control that must be inert was not. The finalists are the same.
 
+Amended a sixth time, on 30 November 2026, after the screening: Prodigy safeguards its estimate in
+the warm-up, as its authors advise, and Muon on a spectral sphere starts on the sphere, as in its
+source. Their runs were repeated, those of the finals too.
+
 Arms of one size have the same width and depth. Experts have 5.7 times the parameters, of which a
 token uses 1.7 times those of the baseline; the gate of gated attention, 8 %, is not counted.
 

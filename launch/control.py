@@ -39,9 +39,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stability.control import actions, records, requests, rules
+from stability.control import actions, records, requests
 from stability.control.actions import ARGUMENTS, Action
 from stability.control.alarms import read_alarms
+from stability.control.history import finite
 from stability.errors import BadInput
 from stability.report import terminal_plot
 from stability.storage import run_files, sweeps
@@ -143,10 +144,10 @@ def _description(run: Path) -> Iterator[str]:
 
   marks = {record.step: '*' for record in history if record.action is not None}
   marks |= {alarm.step: '!' for alarm in alarms}
-  losses = [(row['step'], rules.finite(row, 'loss')) for row in rows]
+  losses = [(row['step'], finite(row, 'loss')) for row in rows]
   yield '\nloss (! alarm, * action)'
   yield terminal_plot.plot(losses, marks, steps)
-  logits = [(row['step'], rules.highest(row, 'attention_logit_max')) for row in rows]
+  logits = [(row['step'], run_files.highest(row, 'attention_logit_max')) for row in rows]
   powers = [(step, math.log10(logit)) for step, logit in logits if logit > 0]
   if powers:
     yield '\nhighest attention logit, power of ten'

@@ -14,7 +14,7 @@ from stability import config as config_lib
 from stability.config import Config
 from stability.devices import make_layout
 from stability.devices.vmapped import VmappedLayout
-from stability.model import attention, parameterization
+from stability.model import attention
 from stability.step import train_step
 
 VOCABULARY = 256
@@ -38,7 +38,8 @@ def errors(config: Config, device: Any) -> dict[str, float]:
       state = jax.device_get(jax.jit(initial)(train_step.arrays(hparams)))
 
     def results(state, rows, model=model):
-      weights = parameterization.effective(state['params'], state['hparams'], static)
+      params, frozen = state['params'], state.get('frozen')
+      weights = train_step.model_weights(params, frozen, state['hparams'], static)
       logits = model.apply({'params': weights}, rows[:, :-1], state['hparams'])
       gradient, measured, _ = train_step.gradient(model, static, 'quiet', state, rows)
       return {'logits': logits, 'loss': measured['loss'].value, 'gradient': gradient}

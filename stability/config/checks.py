@@ -149,10 +149,15 @@ def _(norm_position, head, depth_scale, kernel, output_centering, name, qk_clip)
     return f'must not be ngpt, which sets the size of all vectors, with config.{found}'
 
 
-@_check('optimizer.qk_clip', 'model.kernel')
-def _(qk_clip, kernel):
-  if qk_clip and kernel == 'sigma_reparam':
-    return 'must be 0 with config.model.kernel=sigma_reparam, which would undo it'
+@_check('optimizer.qk_clip', 'model.kernel', 'optimizer.name')
+def _(qk_clip, kernel, name):
+  undoes = {
+      'model.kernel=sigma_reparam': kernel == 'sigma_reparam',
+      'optimizer.name=muon_sphere': name == 'muon_sphere',
+  }
+  found = _first(undoes)
+  if qk_clip and found:
+    return f'must be 0 with config.{found}, which would undo it'
 
 
 @_check('model.query_group', 'model.qk_norm')
@@ -259,9 +264,9 @@ def _(state_dtype, name):
 @_check(
     'adapter.kind',
     *('optimizer.name', 'optimizer.qk_clip', 'model.output_centering', 'model.norm_position'),
-    'model.depth',
+    *('model.depth', 'parameterization.name'),
 )
-def _(kind, optimizer, qk_clip, output_centering, norm_position, depth):
+def _(kind, optimizer, qk_clip, output_centering, norm_position, depth, parameterization):
   given = {
       f'optimizer.name={optimizer}': optimizer in ('hyperball', 'muon_sphere'),
       'optimizer.qk_clip': qk_clip > 0,
@@ -271,6 +276,11 @@ def _(kind, optimizer, qk_clip, output_centering, norm_position, depth):
   found = _first(given)
   if kind != 'none' and found:
     return f'must be none with config.{found}, which changes parameters that would be frozen'
+  if kind in ('lora', 'dora') and parameterization in ('ntk', 'mean_field'):
+    return (
+        f'must not be {kind} with config.parameterization.name={parameterization}, as its matrices'
+        ' are not drawn for multipliers'
+    )
   if kind not in ('none', 'norms', 'prompt') and not depth:
     return 'must be none, norms or prompt with config.model.depth=0, which has no blocks'
 

@@ -72,7 +72,7 @@ class RunControl:
     files.filter_lines(
         run / 'alarms.jsonl', lambda alarm: (alarm['actions'], alarm['step']) <= (taken, step)
     )
-    self._load_alarms(step)
+    self.load_alarms(step)
 
   @property
   def is_paused(self) -> bool:
@@ -145,14 +145,13 @@ class RunControl:
     for path in self._requests():
       self._refuse(path, step, reason)
 
-  def after_rewind(self, step: int) -> None:
-    """Reloads the alarms after a rewind to `step`; metrics.jsonl must end there."""
-    self._load_alarms(step)
-
   # Alarms.
 
-  def _load_alarms(self, step: int) -> None:
-    """Restores the monitor and the alarms to act on from the run's files."""
+  def load_alarms(self, step: int) -> None:
+    """Restores the monitor and the alarms to act on from the run's files.
+
+    Called at the start and after a rewind to `step`; metrics.jsonl must end there.
+    """
     rescued = any(record.by == POLICY for record in self.taken)
     rules = self._rules_for(rescued)
     if self.config['control']['limits'] is not None:

@@ -50,11 +50,10 @@ def parameters(config: AnyConfig) -> int:
 
 def step_flops(config: AnyConfig, vocabulary_size: int) -> float:
   """FLOPs of the matrix products in one step, those of the gradient and of the optimizer."""
-  from stability.devices import traces
-
-  update = _fields(config, _NOT_UPDATE), architecture(config), vocabulary_size
-  optimizer = traces.update(*update, depth=1).flops and _update(config, vocabulary_size).flops
-  return gradient_flops(config, vocabulary_size) + optimizer
+  gradient = gradient_flops(config, vocabulary_size)
+  # Most optimizers have no products: a second trace would be wasted.
+  has_products = _update_at(config, vocabulary_size, depth=1).flops > 0
+  return gradient + (_update(config, vocabulary_size).flops if has_products else 0)
 
 
 def gradient_flops(config: AnyConfig, vocabulary_size: int) -> float:
@@ -87,11 +86,17 @@ def _update(config: AnyConfig, vocabulary_size: int) -> Any:
   """The update at the depth of the config."""
   from stability.devices import traces
 
-  key = _fields(config, _NOT_UPDATE), architecture(config), vocabulary_size
   # Depth 0 is avoided, since an optimizer may fail if there are no matrices.
-  one, two = (traces.update(*key, depth=depth) for depth in (1, 2))
+  one, two = (_update_at(config, vocabulary_size, depth) for depth in (1, 2))
   others = config['model']['depth'] - 1
   return traces.Update(*(a + others * (b - a) for a, b in zip(one, two)))
+
+
+def _update_at(config: AnyConfig, vocabulary_size: int, depth: int) -> Any:
+  from stability.devices import traces
+
+  key = _fields(config, _NOT_UPDATE), architecture(config), vocabulary_size
+  return traces.update(*key, depth=depth)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,7 +239,7 @@ QK_NORMS = Choices(
         'layernorm_model': Variant(
             QKNorm(_learned_norm('layernorm'), over_all_heads=True), 'figure E.8'
         ),
-        'rmsnorm': Variant(QKNorm(_learned_norm('rmsnorm')), 'arXiv 2405.09818'),
+        'rmsnorm': Variant(QKNorm(_learned_norm('rmsnorm')), 'arXiv 2503.19786'),
         'l2': Variant(QKNorm(_l2, learned_scale=_l2_scale), 'arXiv 2010.04245'),
         'ngpt': Variant(QKNorm(_ngpt, over_all_heads=True), 'arXiv 2410.01131'),
         'fixed': Variant(QKNorm(_fixed), 'section 3.3, figure 10', reads=('model.logit_scale',)),

@@ -1,7 +1,7 @@
 """Initial parameters: what is changed in those that the modules draw.
 
-The modules draw the initial parameters of the paper's model. The terms of INITIALISATION multiply
-some of them, so that all other parameters are the same with and without an intervention.
+The modules draw the initial parameters of the paper's model. The terms of INITIALISATION scale some
+of them, so that all other parameters are the same with and without an intervention.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from stability.model import adapters, ngpt, parameterization
+from stability.model import adapters, ngpt, parameterization, spectra
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -52,6 +52,18 @@ def _deep_norm(params: Params, hparams: HParams, static: ml_collections.FrozenCo
   del hparams
   names = ('value', 'output', 'up', 'down')
   return _scale_kernels(params, names, lambda i: (8 * static.model.depth) ** -0.25)
+
+
+def _on_spectral_sphere(
+    params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict
+) -> Params:
+  """Scales the blocks' matrices to the spectral norm that updates return them to."""
+  del hparams, static
+  return jax.tree.map(
+      lambda kind, p: spectra.to_sphere(p) if kind == 'hidden' else p,
+      parameterization.kinds(params),
+      params,
+  )
 
 
 def _scale_kernels(
@@ -100,6 +112,12 @@ INITIALISATION = Terms(
             lambda params, hparams, static: ngpt.normalise(params),
             'arXiv 2410.01131',
             when='model.norm_position=ngpt',
+        ),
+        Term(
+            'muon_sphere',
+            _on_spectral_sphere,
+            'arXiv 2601.08393',
+            when='optimizer.name=muon_sphere',
         ),
     ],
 )

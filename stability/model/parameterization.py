@@ -21,9 +21,10 @@ The option parameterization.exponents chooses the powers of learning rates. With
 have one learning rate (except under muparam), which has to be tuned again at each width;
 full_alignment and no_alignment are those of the table; muP in its usual sense is mup with
 full_alignment. They are derived for optimizers whose updates are of order 1 per element, such as
-Adam. With Muon and learning_rate_scale=parameter_rms, which add a width dependence of their own,
-they are applied unchanged. Independent decay removes its share of the stored parameter whatever the
-layer's learning rate is; coupled decay is multiplied by that rate.
+Adam. With Muon, Hyperball, MuonSphere, WeSaR and learning_rate_scale=parameter_rms, whose updates
+depend on the width themselves, they are applied unchanged. Independent decay removes its share of
+the stored parameter whatever the layer's learning rate is; coupled decay is multiplied by that
+rate.
 """
 
 from collections.abc import Callable, Mapping
@@ -125,7 +126,7 @@ def kinds(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(kind, params)
 
 
-def _kinds_of_rates(params: Params) -> Params:
+def _kinds_of_powers(params: Params) -> Params:
   """`kinds`, except that a prompt is an embedding, and a matrix with a rank as fan-in a scale."""
 
   def kind(path, of_kind):
@@ -151,7 +152,7 @@ def model_config(static: ml_collections.FrozenConfigDict) -> ml_collections.Froz
 
 def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
   """The initial parameters, given those of the standard parameterization."""
-  params = _scaled(params, kinds(params), hparams, static, lambda powers: powers.std)
+  params = _scaled(params, _kinds_of_powers(params), hparams, static, lambda powers: powers.std)
   if _parameterization(static).zero_queries:
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.zeros_like(p) if path[-1].key == 'query' else p, params
@@ -161,7 +162,8 @@ def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfi
 
 def effective(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
   """The weights that the model computes with: multiplier * parameter."""
-  return _scaled(params, kinds(params), hparams, static, lambda powers: powers.multiplier)
+  of_kind = _kinds_of_powers(params)
+  return _scaled(params, of_kind, hparams, static, lambda powers: powers.multiplier)
 
 
 def learning_rates(
@@ -172,7 +174,7 @@ def learning_rates(
 ) -> Params:
   """The learning rate of every parameter, in a tree with the structure of `params`."""
   rates = jax.tree.map(lambda _: rate, params)
-  exponents, of_kind = static.parameterization.exponents, _kinds_of_rates(params)
+  exponents, of_kind = static.parameterization.exponents, _kinds_of_powers(params)
   rates = _scaled(rates, of_kind, hparams, static, lambda powers: getattr(powers, exponents))
   factor_of = EMBEDDING_RATES[static.optimizer.embedding_rate].make
   if factor_of is None:

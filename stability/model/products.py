@@ -1,5 +1,7 @@
 """Products of a block's linear layers, in the type of activations or in simulated FP8.
 
+The kernels of queries, keys and values are one tensor here, and so have one scale in FP8.
+
 Shape suffixes: N rows, I fan in, O fan out.
 """
 

@@ -52,6 +52,18 @@ def spectral_norm(matrix_IxO: jax.Array) -> jax.Array:
   return jnp.linalg.norm(matrix_IxO @ vector_O)
 
 
+def radius(shape: tuple[int, int]) -> float:
+  """The spectral norm of a kernel, [fan in, fan out], on the sphere of arXiv 2601.08393."""
+  fan_in, fan_out = shape
+  return (fan_out / fan_in) ** 0.5
+
+
+def to_sphere(kernel: jax.Array) -> jax.Array:
+  """A kernel, [fan in, fan out], scaled to the spectral norm of the sphere."""
+  norm = spectral_norm(kernel)
+  return radius(kernel.shape) / jnp.maximum(norm, SMALLEST_NORM) * kernel
+
+
 def qk_spectral_entropies(query_DxD: jax.Array, key_DxE: jax.Array, head_dim: int) -> jax.Array:
   """The spectral entropy of W_q W_k^T of each head, [H]: 1 if all singular values are equal.
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from stability.model import ngpt, parameterization, rounding
+from stability.model import ngpt, parameterization, rounding, spectra
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
-from stability.optim.spectral_sphere import to_sphere
 from stability.variants import Term, Terms
 
 Params = dict[str, object]
@@ -79,7 +78,7 @@ def _on_spectral_sphere(new: Params, update: Update) -> Params:
   """Scales the blocks' matrices to their spectral norm, then moves them without weight decay."""
 
   def move(kind, new, old, move):
-    return to_sphere(old) - move if kind == 'hidden' else new
+    return spectra.to_sphere(old) - move if kind == 'hidden' else new
 
   return jax.tree.map(move, parameterization.kinds(new), new, update.old, update.moves)
 

@@ -77,7 +77,8 @@ class ScheduleFree(NamedTuple):
   """The state of schedule-free training, besides the parameters y at which gradients are taken.
 
   With beta = evaluation.decay, y = beta x + (1 - beta) z, where z moves by the optimizer's updates,
-  weight decay included, and x is the average of z that is evaluated.
+  weight decay included, and x is the average of z that is evaluated. The published AdamW multiplies
+  the weight of a z by 1 - beta2^t, which matters little at a beta2 of 0.95.
   """
 
   z: Params

@@ -1,8 +1,7 @@
 """Optimizers that estimate the learning rate, which optimizer.learning_rate then multiplies.
 
 Their directions contain the estimate, so that their RMS is far below 1 at first, and a learning
-rate of 1 is the published method. Prodigy's estimate starts at 1e-6: after 150 updates of a model
-of width 16 it was 5e-2 at a rate of 1, but 3e-3, far too low, at 0.1. DoWG rather than Mechanic,
+rate of 1 is the published method. DoWG rather than Mechanic,
 whose Optax version computes a sum of updates from differences of 1e-6 between float32 parameters.
 """
 
@@ -16,11 +15,12 @@ def prodigy(
 ) -> optax.GradientTransformationExtraArgs:
   """Adam, times an estimate of the distance to the solution that grows from 1e-6.
 
-  The estimate weighs gradients by the learning rate of their update.
+  With safeguard_warmup, which its authors advise for a linear warm-up, without which the estimate
+  becomes too large; and with Adam's bias corrections, optional in github.com/konstmish/prodigy.
   """
 
   def at(rate):
-    return optax.contrib.prodigy(rate, (beta1, beta2), eps=eps)
+    return optax.contrib.prodigy(rate, (beta1, beta2), eps=eps, safeguard_warmup=True)
 
   def update(gradients, state, params=None, *, learning_rate, **others):
     del others

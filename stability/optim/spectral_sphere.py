@@ -1,11 +1,13 @@
-"""MuonSphere: the matrices of the blocks keep their spectral norm (arXiv 2601.08393)."""
+"""MuonSphere: the matrices of the blocks keep their spectral norm (arXiv 2601.08393).
+
+One learning rate serves the matrices, relative to their norm, and what Adam updates; the source has
+two (github.com/marin-community/marin, levanter's optim/sso.py).
+"""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from stability.model import spectra
-from stability.model.kernels import SMALLEST_NORM
 
 # Coefficients of Newton-Schulz steps x <- a x + (b A + c A^2) x with A = x x', of arXiv 2505.16932.
 POLAR_EXPRESS = (
@@ -20,12 +22,6 @@ POLAR_EXPRESS = (
 )
 
 
-def radius(shape: tuple[int, int]) -> float:
-  """The spectral norm of a kernel, [fan in, fan out], on the sphere."""
-  fan_in, fan_out = shape
-  return (fan_out / fan_in) ** 0.5
-
-
 def scale_by_muon_sphere(beta: jax.Array, eps: jax.Array) -> optax.GradientTransformation:
   """Orthogonalised Nesterov momentum, times the radius.
 
@@ -38,11 +34,5 @@ def scale_by_muon_sphere(beta: jax.Array, eps: jax.Array) -> optax.GradientTrans
   muon = optax.contrib.scale_by_muon(
       POLAR_EXPRESS, len(POLAR_EXPRESS), beta, eps, weight_dimension_numbers=dimensions
   )
-  to_radius = lambda u, params: jax.tree.map(lambda x: radius(x.shape) * x, u)  # noqa: E731
+  to_radius = lambda u, params: jax.tree.map(lambda x: spectra.radius(x.shape) * x, u)  # noqa: E731
   return optax.chain(muon, optax.stateless(to_radius))
-
-
-def to_sphere(kernel: jax.Array) -> jax.Array:
-  """A kernel, [fan in, fan out], scaled to the spectral norm of the sphere."""
-  norm = spectra.spectral_norm(kernel)
-  return radius(kernel.shape) / jnp.maximum(norm, SMALLEST_NORM) * kernel

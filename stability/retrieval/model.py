@@ -20,7 +20,6 @@ import numpy as np
 from stability import config as config_lib
 from stability.config import FIELDS, Config
 from stability.errors import BadInput
-from stability.model import adapters, parameterization
 from stability.model.kernels import CARRIED
 from stability.step import train_step
 from stability.storage import parameters, parents, safetensors
@@ -54,8 +53,7 @@ class Model:
     self.width = static.model.width
     self._forward, self._next, self._all = _compiled(static, vocabulary_size)
     self._hparams = train_step.arrays(hparams)
-    weights = adapters.weights(variables['params'], self._hparams, static)
-    weights = parameterization.effective(weights, self._hparams, static)
+    weights = train_step.model_weights(variables['params'], None, self._hparams, static)
     self._variables = {'params': weights, CARRIED: variables['carried']}
     self._architecture = static.model.to_dict()
     per_position = max(vocabulary_size, _HIDDEN * self.width)

@@ -302,7 +302,7 @@ def _loss(
   """The objective at `params`, and as auxiliary output the measurements and carried state."""
   hparams = state['hparams']
   inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
-  weights = _weights(params, state, static)
+  weights = model_weights(params, state.get('frozen'), state['hparams'], static)
   variables = {'params': weights, CARRIED: state['carried']}
   trunk, head = model.clone(part='trunk'), model.clone(part='head')
   x_BxTxD, new = trunk.apply(variables, inputs_BxT, hparams, mutable=[LOSSES, *collections])
@@ -320,11 +320,12 @@ def _loss(
   return total, (probes.both(measured, probes.forward(new)), new.get(CARRIED, {}))
 
 
-def _weights(params: Params, state: State, static: Static) -> Params:
-  """The weights that the model computes with, from those of the parameters that are trained."""
-  hparams = state['hparams']
-  weights = adapters.weights(adapters.joined(params, state.get('frozen')), hparams, static)
-  return parameterization.effective(weights, hparams, static)
+def model_weights(
+    params: Params, frozen: Params | None, hparams: HParams, static: Static
+) -> Params:
+  """The weights that the model computes with."""
+  joined = adapters.joined(params, frozen)
+  return parameterization.effective(adapters.weights(joined, hparams, static), hparams, static)
 
 
 def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:
@@ -387,7 +388,7 @@ def evaluate(
   """Mean cross-entropy, in nats per token, on one of the fixed validation batches."""
   batch_BxT1 = data['validation'][batch].astype(jnp.int32)
   params = EVALUATED[static.evaluation.parameters].make.read(state)
-  weights = _weights(params, state, static)
+  weights = model_weights(params, state.get('frozen'), state['hparams'], static)
   variables = {'params': weights, CARRIED: state['carried']}
   inputs_BxT, targets_BxT = batch_BxT1[:, :-1], batch_BxT1[:, 1:]
   x_BxTxD = model.clone(part='trunk').apply(variables, inputs_BxT, state['hparams'])

@@ -89,7 +89,7 @@ class ActionExecutor:
     run.save(state)
     run.writer.close()
     run.writer = self._loader.open_writer(run.folder, run.config, to)
-    run.control.after_rewind(to)
+    run.control.load_alarms(to)
     for alarm in read_alarms(run.folder):
       if alarm.step > to:  # TensorBoard now hides this mark, so it is set again
         run.writer.mark(alarm.step, f'alarm/{alarm.rule}', alarm.message)

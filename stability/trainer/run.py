@@ -95,17 +95,12 @@ class Run:
     """Whether there may be an action to apply at the current step."""
     return self.is_at_stop() and self.control.has_work(self.step, self.is_over())
 
-  def is_due(self, section: str) -> bool:
-    """Whether the current step is a multiple of a config section's every_steps.
+  def is_due(self, section: str, interval: str = 'every_steps') -> bool:
+    """Whether the current step is a multiple of an interval, an option of log, probe or checkpoint.
 
-    The sections are log, probe and checkpoint.
+    A step at which sharpness is due is also a probed step.
     """
-    every = self.config[section]['every_steps']
-    return every > 0 and self.step % every == 0
-
-  def is_due_for_sharpness(self) -> bool:
-    """Whether sharpness is measured at the current step, which is then also a probed step."""
-    every = self.config['probe']['sharpness_every_steps']
+    every = self.config[section][interval]
     return every > 0 and self.step % every == 0
 
   def log(self, metrics: dict[str, float], step: int, now: float) -> None:

@@ -262,7 +262,7 @@ class Trainer:
       run.step += steps
     # All runs are in phase: a probe that is due for one of them is due for all.
     probed = any(run.is_due('probe') for run in runs.values())
-    sharp = any(run.is_due_for_sharpness() for run in runs.values())
+    sharp = any(run.is_due('probe', 'sharpness_every_steps') for run in runs.values())
     if steps > probed:
       metrics = self._slots.step('quiet', steps - probed)
     if probed:

@@ -182,6 +182,10 @@ def test_complete_with_an_absent_value():
             'config.optimizer.qk_clip=30.0: must be 0 with config.model.kernel=sigma_reparam',
         ),
         (
+            dict(optimizer__qk_clip=30.0, optimizer__name='muon_sphere'),
+            'must be 0 with config.optimizer.name=muon_sphere, which would undo it',
+        ),
+        (
             dict(model__query_group=2, model__qk_norm='ngpt'),
             'config.model.query_group=2: must be 1 with config.model.qk_norm=ngpt',
         ),
@@ -204,6 +208,10 @@ def test_complete_with_an_absent_value():
         (
             dict(adapter__kind='lora', optimizer__name='hyperball'),
             "config.adapter.kind='lora': must be none with config.optimizer.name=hyperball",
+        ),
+        (
+            dict(adapter__kind='lora', parameterization__name='ntk'),
+            'must not be lora with config.parameterization.name=ntk',
         ),
         (
             dict(adapter__kind='norms', model__output_centering='mean'),

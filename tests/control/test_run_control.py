@@ -178,7 +178,7 @@ def test_policy_rescues_a_number_of_times(tmp_path):
   control.observe({'step': 210} | HIGH)
   record = control.next(220, False)
   assert (record.by, record.action.to, record.action.skip) == ('policy', 100, 120)
-  control.after_rewind(100)
+  control.load_alarms(100)
   (alarm,) = control.observe({'step': 110} | HIGH | {'block_0/attention_logit_max': 150.0})
   assert alarm.limit == rules.AFTER_RESCUE['attention_logit']['limit'] and alarm.actions == 1
   assert control.next(120, False) is None
@@ -203,7 +203,7 @@ def test_limits_of_a_run(tmp_path, limit):
   assert [alarm.limit for alarm in raised] == ([400.0] if limit == 400.0 else [])
   if raised:  # then the lower limit for a rescued run holds
     assert control.next(220, False).by == 'policy'
-    control.after_rewind(100)
+    control.load_alarms(100)
     (alarm,) = control.observe({'step': 110} | HIGH | {'block_0/attention_logit_max': 150.0})
     assert alarm.limit == rules.AFTER_RESCUE['attention_logit']['limit']
 

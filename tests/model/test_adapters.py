@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stability.model import adapters
+from stability.model import adapters, parameterization
 from stability.optim import apply, optimizers
 from stability.step import train_step
 
@@ -235,6 +235,22 @@ def test_rates_under_muparam(tiny, path, share):
   )
   params = flax.traverse_util.unflatten_dict({path: np.ones((2, 2))}, sep='/')
   assert rates(run, params)[path] == pytest.approx(0.05 * share)
+
+
+@pytest.mark.parametrize('name', ['standard', 'mup', 'ntk', 'mean_field'])
+def test_parameterized_like(tiny, name):
+  """A prompt scales with the width like an embedding; what has a rank as fan-in does not scale."""
+  fields = {'name': name, 'exponents': 'full_alignment', 'base_width': 1}
+  run = tiny(SMALL | {f'parameterization.{field}': value for field, value in fields.items()})
+  paths = ('embedding', 'prompt_adapter/vectors', 'block_0/mlp_adapter/up')
+  flat = {path: np.ones((2, 2), np.float32) for path in paths}
+  tree = flax.traverse_util.unflatten_dict(flat, sep='/')
+  for change in (parameterization.initial, parameterization.effective):
+    found = flax.traverse_util.flatten_dict(change(tree, run.hparams, run.static), sep='/')
+    np.testing.assert_array_equal(found[paths[1]], found[paths[0]])
+    np.testing.assert_array_equal(found[paths[2]], 1)
+  found = rates(run, tree)
+  assert found[paths[1]] == found[paths[0]] and found[paths[2]] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize('embedding, rms', [('learned', 0.25), ('scaled', 1), ('rmsnorm', 1)])

@@ -94,6 +94,19 @@ def test_depth_scale_of_a_reparametrised_kernel(tiny, params):
   )
 
 
+def test_spectral_sphere(tiny, params):
+  """MuonSphere starts with the spectral norm sqrt(fan out / fan in) to which updates return."""
+  found = initial(tiny({'optimizer.name': 'muon_sphere'}), params)
+  for block in ('block_0', 'block_1'):
+    for module, kernels in params[block].items():
+      for name, kernel in kernels.items():
+        fan_in, fan_out = kernel.shape
+        norm = (fan_out / fan_in) ** 0.5
+        expected = kernel * (norm / np.linalg.norm(np.float64(kernel), 2))
+        np.testing.assert_allclose(found[block][module][name], expected, rtol=1e-4)
+  assert all(found[name] is params[name] for name in ('embedding', 'head'))
+
+
 def test_deepnorm(tiny, params):
   """(8 L)^(-1/4) of all kernels but those of queries and keys, for L = 2."""
   found = initial(tiny({'model.norm_position': 'deepnorm', 'model.depth': 2}), params)

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from stability.model.spectra import to_sphere
 from stability.optim import after_update
 from stability.optim.optimizers import OPTIMIZERS
-from stability.optim.spectral_sphere import to_sphere
 
 RNG = np.random.default_rng(0)
 SHAPES = {'up': (4, 10), 'down': (10, 4), 'query': (6, 6)}  # [fan in, fan out]
