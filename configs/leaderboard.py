@@ -55,13 +55,13 @@ rate, the higher one of arm and baseline. Above, runs whose programs round diffe
 
 Amended a sixth time, on 30 November 2026, after the screening: Prodigy safeguards its estimate in
 the warm-up, as its authors advise, and Muon on a spectral sphere starts on the sphere, as in its
-source. Their runs were repeated, those of the finals too.
+source. Their runs were repeated. Prodigy is no finalist any more, embedding norm is.
 
 Arms of one size have the same width and depth. Experts have 5.7 times the parameters, of which a
 token uses 1.7 times those of the baseline; the gate of gated attention, 8 %, is not counted.
 
 Measured at night scale (configs/README.md): of 86 arms, 46 are within both bands of the baseline.
-On the front are experts with router bias, Muon, SOAP, cautious AdamW, AdEMAMix, Prodigy and WeSaR.
+On the front are experts with router bias, Muon, SOAP, cautious AdamW, AdEMAMix and WeSaR.
 The control beta2 = 0.9999 is only 0.008 nats above the baseline.
 
 Time at night scale: 804 runs, 3 to 5 hours on two idle cores of the machines of BUILD_NOTES.md. At

@@ -40,11 +40,11 @@ FINALISTS = (  # of the screening, nearest to the front first
     'SOAP',
     'cautious AdamW',
     'AdEMAMix',
-    'Prodigy',
     'WeSaR',
     'experts',
     'schedule-free AdamW',
     'WSD',
+    'embedding norm',
 )
 
 

@@ -7,7 +7,8 @@ from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.results import Results
 
-MARGIN = 0.05  # a fraction of the run's initial loss minus the best loss of its size
+MARGIN = 0.05  # a fraction of the run's initial loss minus the best loss
+FLAT = 0.25  # fraction of the margin by which a loss curve may rise from an end that is its best
 SMOOTHING_WINDOW = 5  # logged steps in a moving average that ends at the current step
 LENGTH = 'schedule.steps'  # a run is compared with runs of its own length
 UNSTABLE_LOGIT = 1e4  # the paper's runs with higher attention logits diverged (section 3.3)
@@ -17,11 +18,11 @@ def unstable(results: Results) -> pd.Series:
   """Whether each run is unstable, in the order of results.runs.
 
   NA for a run that does not count: it failed, was stopped or is missing. A run is unstable if it
-  diverged, or if its learning rate is above the best one of its size and its loss exceeds the best
-  by more than MARGIN. The best run of a size has the lowest loss over all interventions and seeds;
-  in a leaderboard, whose runs have the label `arm`, over those of the arm alone: a better arm must
-  not make the others look unstable. A run that is the only one of its size, like the paper's 4.8B
-  model, is also compared with the best of the smaller sizes, whatever its learning rate.
+  diverged, or if its learning rate is above the best one of its size and intervention and its loss
+  exceeds the best by more than MARGIN. The best of all interventions would not do: a better one
+  must not make others look unstable, and at a higher best rate it would hide that they fail there.
+  A run at the only learning rate of its size, like the paper's 4.8B model, is compared with the
+  best of the smaller sizes, whatever its learning rate.
   """
   runs, best = results.runs, best_runs(results)
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
@@ -86,15 +87,22 @@ def log_critical_rate(
 
   Returns:
     log10 of the critical learning rate and 0; if the grid ends below it, of the highest rate and 1;
-    if no rate of the grid reduces the loss, of the lowest rate and -1: the critical one is below.
+    if the loss falls steeply to the lowest rate, so that the best one is below the grid and the
+    margin counts from a loss that is too high, of an upper bound and -1; if no rate of the grid
+    reduces the loss, of the lowest rate and -1.
   """
   lowest = losses.min(axis=-1)
-  excess = losses - lowest[..., None] - (MARGIN * (initial_loss - lowest))[..., None]
+  margin = MARGIN * (initial_loss - lowest)
+  excess = losses - (lowest + margin)[..., None]
   from_best = np.arange(len(log_rates)) >= losses.argmin(axis=-1)[..., None]
   crossed = crossing(log_rates, np.where(from_best, excess, -np.inf))
-  is_below = lowest >= initial_loss
-  is_above = np.isnan(crossed) & ~is_below
-  found = np.where(is_below, log_rates[0], np.where(is_above, log_rates[-1], crossed))
+  trains = lowest < initial_loss
+  is_above = np.isnan(crossed) & trains
+  found = np.where(trains, np.where(is_above, log_rates[-1], crossed), log_rates[0])
+  # With a parabola to an optimum up to a decade lower, its loss is lower by about the first rise.
+  first_rise = losses[..., :2].max(axis=-1) - losses[..., 0]
+  is_steep = from_best[..., 0] & (first_rise > FLAT * margin)
+  is_below = ~trains | is_steep & ~is_above
   return found[()], is_above.astype(int) - is_below
 
 
@@ -145,11 +153,10 @@ def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
 def best_runs(results: Results) -> pd.DataFrame:
   """The best run with which each run is compared: run, loss, learning_rate and parameters.
 
-  It is the best run of the same size and, where lengths differ, of the same length; in a
-  leaderboard, of the same arm. If a size has only one learning rate and intervention, with any
-  number of seeds, it is the best run of all sizes up to this one. A run that was taken to another
-  learning rate, by a person or the policy, is best only where all were. The rows are those of
-  results.runs; NaN if no run counts.
+  It is the best run of the same size and intervention, where lengths differ also of the same
+  length. If there is only one learning rate, with any number of seeds, it is the best run of all
+  sizes up to this one. A run that was taken to another learning rate, by a person or the policy, is
+  best only where all were. The rows are those of results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),
@@ -157,19 +164,17 @@ def best_runs(results: Results) -> pd.DataFrame:
       is_own=results_lib.actions(results.runs) == 0,
   ).reset_index(drop=True)
   best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
-  same = [field for field in results.groups if field == LENGTH or 'arm' in results.groups]
-  for _, of_size in results_lib.split(runs, ['parameters', *results.sizes, *same]):
-    candidates = of_size
-    if (of_size[['learning_rate', *results.groups]].nunique(dropna=False) == 1).all():
-      smaller = runs['parameters'] < of_size['parameters'].iloc[0]
-      for field in same:
-        smaller &= runs[field] == of_size[field].iloc[0]
-      candidates = runs[smaller | runs.index.isin(of_size.index)]
-    of_own = candidates[candidates['is_own']]
-    if of_own['loss'].notna().any():
-      candidates = of_own
-    if candidates['loss'].notna().any():
-      best_row[of_size.index] = candidates['loss'].idxmin()
+  for _, of_arm in results_lib.split(runs, results.groups):
+    for _, of_size in results_lib.split(of_arm, ['parameters', *results.sizes]):
+      candidates = of_size
+      if of_size['learning_rate'].nunique() == 1:
+        is_smaller = of_arm['parameters'] < of_size['parameters'].iloc[0]
+        candidates = of_arm[is_smaller | of_arm.index.isin(of_size.index)]
+      of_own = candidates[candidates['is_own']]
+      if of_own['loss'].notna().any():
+        candidates = of_own
+      if candidates['loss'].notna().any():
+        best_row[of_size.index] = candidates['loss'].idxmin()
   columns = ['run', 'loss', 'learning_rate', 'parameters']
   return runs[columns].reindex(best_row).set_axis(results.runs.index)
 

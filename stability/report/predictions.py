@@ -171,7 +171,7 @@ def _coverage(scores: pd.DataFrame) -> list[str]:
 def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
   """Critical learning rate against parameters: measured, and extrapolated with its interval.
 
-  A line per intervention; arrows mark sizes whose critical rate lies outside the grid.
+  A line per intervention; arrows mark sizes of which the grid tells only a bound.
   """
   figure, axes = style.grid([''], height=3.3, ax=ax)
   axis = axes[0, 0]
@@ -202,9 +202,9 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
     axis.axvline(target, color=style.GREY, linestyle=':', linewidth=1.1)
   handles.append(style.handle('predicted size', linestyle=':', linewidth=1.1))
   groups = predictions.observations.values()
-  for censored, marker, text in ((1, ABOVE, 'above'), (-1, BELOW, 'below')):
+  for censored, marker, text in ((1, ABOVE, 'lower bound'), (-1, BELOW, 'upper bound')):
     if any((group.runs['critical_censored'] == censored).any() for group in groups):
-      handles.append(style.handle(f'{text} the grid', linestyle='', **marker))
+      handles.append(style.handle(text, linestyle='', **marker))
   axis.set_yscale('log')
   low, high = axis.get_ylim()
   style.plain_ticks(axis.yaxis, (1, 2, 5) if high < _MANY_TICKS * low else (1,))

@@ -47,11 +47,11 @@ def over_parts(
     zeros = jax.tree.map(jnp.zeros_like, params)
     total, (measured, carried) = jax.lax.scan(add, zeros, parts_MxBxT1)
     gradients = jax.tree.map(lambda g: g / microbatches, total)
-    measured = probes.joined(measured, lambda x: x.mean(0), lambda x: x.max(0))
+    measured = probes.of_parts(measured, lambda x: x.mean(0), lambda x: x.max(0))
     carried = jax.tree.map(lambda x: x.mean(0), carried)
   if axis is not None:
     gradients, carried = jax.lax.pmean((gradients, carried), axis)
-    measured = probes.joined(
+    measured = probes.of_parts(
         measured, lambda x: jax.lax.pmean(x, axis), lambda x: jax.lax.pmax(x, axis)
     )
   return gradients, measured, carried

@@ -101,7 +101,7 @@ def objective(
   loss = _mean_cross_entropy(logits_BxTxV, targets_BxT, log_z_BxT)
   forward = Forward(logits_BxTxV, targets_BxT, log_z_BxT, weights, hparams, losses)
   terms = {term.name: term.make(forward) for term in OBJECTIVE.active(static)}
-  return loss + sum(terms.values()), probes.both({'loss': loss}, terms)
+  return loss + sum(terms.values()), probes.merged({'loss': loss}, terms)
 
 
 def cross_entropy(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:

@@ -42,14 +42,14 @@ def forward(sown: Mapping[str, Any]) -> Measurements:
   return found
 
 
-def both(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+def merged(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
   """All measurements; raises BadInput if a name, which a config file may have given, is taken."""
   if taken := found.keys() & more.keys():
     raise BadInput(f'{min(taken)} is measured already; a term or probe of yours needs another name')
   return {**found, **more}
 
 
-def numbers(term: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked(term: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
   """What a term measured; raises BadInput if a config file's term returns anything but numbers."""
   for name, value in found.items():
     if jnp.shape(value):
@@ -62,12 +62,12 @@ def _is_sown(path: tuple[str, ...], value: Any) -> bool:
   return isinstance(value, tuple)
 
 
-def joined(
+def of_parts(
     parts: Measurements,
     mean: Callable[[jax.Array], jax.Array],
     highest: Callable[[jax.Array], jax.Array],
 ) -> Measurements:
-  """The measurements of a batch, joined from those of its parts, which have equal sizes.
+  """The measurements of a batch from those of its parts, which have equal sizes.
 
   Args:
     parts: the measurements of all parts, in a form that the two functions reduce.

@@ -39,7 +39,7 @@ def mean(
     return jnp.moveaxis(array.reshape(B, chunks, T // chunks, *rest), 1, 0)
 
   def whole(losses, measured):
-    return losses.mean(), probes.joined(measured, lambda x: x.mean(0), lambda x: x.max(0))
+    return losses.mean(), probes.of_parts(measured, lambda x: x.mean(0), lambda x: x.max(0))
 
   parts = split(x_BxTxD), split(targets_BxT)
   part_loss, closed_over = jax.closure_convert(loss, *(array[0] for array in parts))

@@ -255,11 +255,11 @@ def step(
       'learning_rate': rate,
       'gradient_norm': global_norm(gradients),
   }
-  metrics = probes.both(metrics, probes.scalars(measured))
+  metrics = probes.merged(metrics, probes.scalars(measured))
   if kind != 'quiet':
     inside = probes.Inside(params, gradients, updates, moves, hparams, static)
     for term in probes.INSIDE.active(static):
-      metrics = probes.both(metrics, probes.numbers(term.name, term.make(inside)))
+      metrics = probes.merged(metrics, probes.checked(term.name, term.make(inside)))
     metrics |= watch.found
   if kind == 'sharp':
     over_parts = functools.partial(
@@ -313,11 +313,11 @@ def _loss(
         static, hparams, logits_BxTxV, targets_BxT, weights, new.get(LOSSES, {})
     )
     of_terms = {name: Measured(value) for name, value in terms.items()}
-    return total, probes.both(of_terms, probes.forward(sown))
+    return total, probes.merged(of_terms, probes.forward(sown))
 
   chunks = token_chunks.count(inputs_BxT.shape[1], model.vocabulary_size)
   total, measured = token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, chunks)
-  return total, (probes.both(measured, probes.forward(new)), new.get(CARRIED, {}))
+  return total, (probes.merged(measured, probes.forward(new)), new.get(CARRIED, {}))
 
 
 def model_weights(

@@ -22,7 +22,7 @@ class Help:
   helper: tuple
   parameters: float  # of the largest size that both have
   factor: float  # how many times as high it is
-  at_least: bool  # the grid ends before the helper's learning rates, so the factor is larger
+  at_least: bool  # one of the two critical rates is a bound, so the factor is larger
   of_headroom: bool  # compared are the ratios of critical to best learning rate
 
 
@@ -36,7 +36,7 @@ def helps(
   all helps of a sweep, at most one for each arm but the best, are right with a probability of SURE.
 
   If the sweep varies what a learning rate means (results.not_comparable), the ratios of critical to
-  best learning rate are compared. An arm whose own rates lie outside the grid is not compared.
+  best learning rate are compared. Bounds count where they still show that one rate is higher.
 
   Args:
     results: the runs of a sweep.
@@ -48,15 +48,12 @@ def helps(
   curves = {}  # arm -> shape -> (log10 of what is compared, whether it is a bound)
   for arm, of_arm in by_arm.items():
     curve = of_arm.curves
-    curve = curve[curve['critical_censored'] != -1]  # a size at which the arm does not train
-    if of_headroom:  # a best rate above the grid says nothing of it
-      curve = curve[curve['best_censored'] != 1]
-    log_factor, is_bound = curve['log_critical'], curve['critical_censored'] != 0
-    if of_headroom:
-      log_factor = log_factor - curve['log_best']
-      is_bound |= curve['best_censored'] != 0
+    if of_headroom:  # a best rate beyond the grid says nothing of it
+      curve = curve[curve['best_censored'] == 0]
+    log_factor = curve['log_critical'] - (curve['log_best'] if of_headroom else 0)
     shapes = map(results_lib.key, curve[columns].itertuples(index=False))
-    curves[arm] = dict(zip(shapes, zip(log_factor, is_bound, strict=True), strict=True))
+    bounded = zip(log_factor, curve['critical_censored'], strict=True)
+    curves[arm] = dict(zip(shapes, bounded, strict=True))
   found = []
   for arm, own in curves.items():
     candidates = []
@@ -65,10 +62,11 @@ def helps(
       if helper == arm or not both:
         continue
       largest = max(both, key=lambda shape: shape[0])  # its parameters
-      (log_factor, is_bound), (log_factor_helper, at_least) = own[largest], other[largest]
+      (log_factor, censored), (log_factor_helper, helper_censored) = own[largest], other[largest]
       factor = 10 ** (log_factor_helper - log_factor)
-      if is_bound or factor < MIN_HELP:
+      if censored == 1 or helper_censored == -1 or not factor >= MIN_HELP:
         continue
+      at_least = censored == -1 or helper_censored == 1
       chance = _chance(surface, arm, helper, largest[0], of_headroom)
       if chance < (1 - SURE) / (len(curves) - 1):
         candidates.append(Help(arm, helper, largest[0], factor, bool(at_least), of_headroom))

@@ -120,7 +120,7 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   runs = results.runs
   runs = runs.assign(
       parameters=runs['parameters'].astype(float),
-      unstable=_unstable(results),
+      unstable=instability.unstable(results),
       loss=lr_sensitivity.counted_loss(runs),
   )
   runs['log_size'] = np.log10(runs['parameters'])
@@ -144,19 +144,6 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
       values: Observations(few.loc[of_group.index], running_max)
       for values, of_group in results_lib.split(runs, results.groups)
   }
-
-
-def _unstable(results: Results) -> pd.Series:
-  """Whether each run is unstable, among those of its intervention alone.
-
-  The best run of all interventions may have a learning rate at which this one fails: a run would
-  count as stable because its rate is not above that one.
-  """
-  parts = [
-      instability.unstable(dataclasses.replace(results, runs=of_group))
-      for _, of_group in results_lib.split(results.runs, results.groups)
-  ]
-  return pd.concat(parts).loc[results.runs.index]
 
 
 def _running_max(curves: pd.DataFrame, probe: str) -> pd.DataFrame:
@@ -183,7 +170,7 @@ def _add_curves(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 def _rates(runs: pd.DataFrame) -> dict[str, float]:
   """The best and the critical learning rate of the counted runs of one curve, by column."""
-  if runs.empty:
+  if runs['log_rate'].nunique() < 2:  # the loss at one rate says nothing of the others
     return dict.fromkeys(_CURVE_COLUMNS, np.nan)
   log_critical, critical_censored = _log_critical(runs)
   losses = _mean_curve(runs)
@@ -194,7 +181,7 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
   values = (
       *(log_critical, critical_censored, log_best, best_censored),
       np.std(exact, ddof=1) if len(exact) > 1 else np.nan,
-      steps.max() if len(steps) else np.nan,
+      steps.max(),
   )
   return dict(zip(_CURVE_COLUMNS, values, strict=True))
 

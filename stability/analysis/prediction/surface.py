@@ -150,7 +150,7 @@ def _read_curve(losses: pd.Series, initial_loss: float) -> dict[str, float]:
       log_rates, losses.to_numpy(), initial_loss
   )
   log_best = best_censored = np.nan
-  if critical_censored != -1:  # else no rate trains, so none is the best
+  if losses.min() < initial_loss:  # else no rate trains, so none is the best
     if is_alone:  # there is nothing to compare its loss with
       log_critical, critical_censored = np.nan, np.nan
     else:

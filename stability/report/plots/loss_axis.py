@@ -60,7 +60,7 @@ class LossAxis:
       results: the runs of a sweep.
       runs: those to show, with the column loss (see style.labelled).
     """
-    best = instability.best_runs(results)['loss'][runs.index].astype(float)
+    best = runs['loss'].groupby(runs['size'].astype(str)).transform('min')
     learned = runs['initial_loss'] - best
     arm = [runs[name].astype(str) for name in ('size', *results.groups)]
     of_arm = runs['loss'].groupby(arm).transform('min')
