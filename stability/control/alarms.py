@@ -31,14 +31,16 @@ class Alarm:
   suggestions: tuple[Action, ...] = ()  # actions that may help, best first
 
   @classmethod
-  def raised(cls, rule: Rule, step: int, value: float) -> Self:
-    """The alarm of a rule whose measure has a value above the limit."""
+  def raised(cls, rule: Rule, step: int, value: float, row: Row | None = None) -> Self:
+    """The alarm of a rule whose measure has a value above the limit, at a row if it is known."""
+    names = [name for name, v in (row or {}).items() if v is None or not math.isfinite(v)]
+    listed = f' ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})' if names else ''
     return cls(
         step=step,
         rule=rule.name,
         value=float(value),
         limit=rule.limit,
-        message=rule.message.format(value=value, limit=rule.limit),
+        message=rule.message.format(value=value, limit=rule.limit, not_finite=listed),
         probability=rule.probability(value),
     )
 
@@ -90,11 +92,11 @@ class Monitor:
     monitor = stability.Monitor()
     for step in ...:
       for alarm in monitor.observe({'step': step, 'loss': loss, 'log_z': log_z}):
-        print(alarm.step, alarm.rule, alarm.message)
+        print(alarm.step, alarm.rule, alarm.message, alarm.probability)
 
-  Each rule raises one alarm, at the first row that breaks it; `rearm` lets all rules raise alarms
-  again. After a return to an earlier checkpoint, start a new monitor. Memory does not grow with the
-  number of rows.
+  An alarm also has value and limit, those of the rule's measure. Each rule raises one alarm, at the
+  first row that breaks it; `rearm` lets all rules raise alarms again. After a return to an earlier
+  checkpoint, start a new monitor. Memory does not grow with the number of rows.
 
   A row is a mapping from names to numbers, of which only `step` (updates made) is required. Rows
   may come at any interval, several of them at one step, and a rule ignores a row without the values
@@ -111,22 +113,24 @@ class Monitor:
                                   decay: update_collapse
 
   Growth is measured per e-fold of training time: the sum of learning rates, if rows have
-  learning_rate, and otherwise the number of steps. The rule non_finite reads every value; None
-  counts as not finite. stability/probes measures all of these in PyTorch and Flax models. The
-  limits were chosen on short runs of this package (stability/control/rules.py). Other regimes may
-  need their own: `python -m launch.alarms --workdir=DIR --calibrate=FILE.json` chooses them on the
-  runs of a sweep, and `stability.Monitor(limits='FILE.json')` applies them.
+  learning_rate, and otherwise the number of steps. The rule non_finite reads every value, and None
+  counts as not finite: leave out what is infinite by design. stability/probes measures all of these
+  in PyTorch and Flax models. The limits were chosen on short runs of this package
+  (stability/control/rules.py). Other regimes may need their own: `python -m launch.alarms
+  --workdir=DIR --calibrate=FILE.json` chooses them on the runs of a sweep, and
+  `stability.Monitor(limits='FILE.json')` applies them.
   """
 
-  def __init__(self, rules: Iterable[Rule] = RULES, *, limits: str | Path | None = None):
+  def __init__(self, rules: Iterable[Rule] | None = None, *, limits: str | Path | None = None):
     """
     Args:
-      rules: the rules to apply.
+      rules: the rules to apply; by default, rules.RULES.
       limits: a file that `launch.alarms --calibrate` has written, with limits for one's own regime.
 
     Raises:
       BadInput: the file cannot be read or is damaged.
     """
+    rules = RULES if rules is None else rules
     self._rules = tuple(rules) if limits is None else limits_lib.read(limits).apply(rules)
     self._history = History()
     self._fired: set[str] = set()
@@ -157,7 +161,7 @@ class Monitor:
         self._applied.add(rule.name)
       if value > rule.limit:
         self._fired.add(rule.name)
-        raised.append(Alarm.raised(rule, row['step'], value))
+        raised.append(Alarm.raised(rule, row['step'], value, row))
     return raised
 
   def restore(self, rows: Iterable[Row], fired: Iterable[str]) -> None:

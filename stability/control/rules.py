@@ -166,7 +166,7 @@ class Rule:
   odds: float  # that a run whose value is at the limit becomes unstable; see RULES
   # The lowest limit that makes sense; calibration chooses no lower one.
   lowest: float = dataclasses.field(kw_only=True, default=0.0)
-  message: str  # shown to a person; a format string with {value} and {limit}
+  message: str  # shown to a person; a format string with {value}, {limit} and {not_finite}
   remedies: tuple[tuple[str, float], ...]  # best first
 
   @property
@@ -207,7 +207,7 @@ RULES = (
         'every value',
         limit=0,
         odds=100.0,
-        message='{value:.0f} logged values are not finite',
+        message='values that are not finite: {value:.0f}{not_finite}',
         remedies=(LEARNING_RATE, CLIP),
     ),
     Rule(

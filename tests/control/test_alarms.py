@@ -260,6 +260,10 @@ def test_diverged_loss():
   for value in (None, math.nan, math.inf):
     alarms = Monitor().observe({'step': 5, 'loss': value})
     assert [alarm.rule for alarm in alarms] == ['non_finite']
+    assert alarms[0].message == 'values that are not finite: 1 (loss)'
+  row = dict.fromkeys('abcd', math.nan)
+  (alarm,) = Monitor().observe({'step': 5, 'loss': 2.0, **row})
+  assert alarm.message == 'values that are not finite: 4 (a, b, c, ...)'
 
 
 def test_documentation_names_every_rule_and_what_it_reads():
