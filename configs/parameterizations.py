@@ -10,10 +10,11 @@ this experiment the sizes and lengths of the scale. The paper's standard paramet
 initialises embeddings with a standard deviation of 1, ours with 1/sqrt(width), as arXiv 2309.14322
 does.
 
-Measured here at cpu scale, three seeds, where widths differ by a factor of only 3: at the base width
-all parameterizations are equal up to rounding, with an optimum at 3e-2. At 83K, standard with one
-learning rate has a best loss of 1.988. With per-layer learning rates, optima move by at most 0.28
-decades (0.26 to 0.31; a factor of 2 is allowed, so this is undecided) and best losses are lower:
+Measured here at cpu scale, three seeds, where widths differ by a factor of only 3: at the base
+width all parameterizations are equal up to rounding, with an optimum at 3e-2. At 83K, standard with
+one learning rate has a best loss of 1.988. With per-layer learning rates, optima move by at most
+0.28 decades (0.26 to 0.31; a factor of 2 is allowed, so this is undecided) and best losses are
+lower:
 
                   standard  muP    NTK    mean_field
   full alignment  1.952     1.944  1.947  1.965

@@ -109,6 +109,19 @@ def test_a_further_seed_that_is_unstable_moves_its_own_rate_alone():
   pd.testing.assert_frame_equal(found[below], alone[below])
 
 
+def test_size_with_one_rate_has_no_rates():
+  """Its loss says neither that the critical rate is above nor that the best one is below."""
+  results, curves = known_truth.sweep(np.random.default_rng(0))
+  runs = results.runs
+  largest = runs['parameters'] == runs['parameters'].max()
+  alone = runs[~largest | (runs['learning_rate'] == runs['learning_rate'].max())]
+  found = observe(dataclasses.replace(results, runs=alone), curves).curves
+  of_largest = found[found['parameters'] == runs['parameters'].max()]
+  columns = ['log_critical', 'critical_censored', 'log_best', 'best_censored']
+  assert of_largest[columns].isna().all(axis=None) and len(of_largest) == 1
+  assert found[columns].notna().any(axis=None)
+
+
 def test_curve_of_a_size_averages_its_seeds():
   levels = (0.4, 0.1)  # critical rates of seed 0 and of seed 1 at 10K
   made = [
