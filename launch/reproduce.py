@@ -27,7 +27,6 @@ import re
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 from absl import flags
@@ -36,7 +35,7 @@ from rich.table import Table
 
 from launch.common import app, path_flags, programs, start
 from launch.workers import shares
-from stability.data import tokens
+from stability.data import prepare
 from stability.devices import cost as cost_lib
 from stability.errors import BadInput
 from stability.storage import reuse, sweeps
@@ -228,12 +227,12 @@ def print_plan(experiments: list[Experiment]) -> int:
       table.add_row(experiment.name, 'refused, see below')
       continue
     configs = experiment.sweep.runs.configs
-    data = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # the same for all runs
+    data = prepare.data_config(next(iter(configs.values())))
     keys = {name: (reuse.key(c), c['data']['path']) for name, c in configs.items()}
     new = {name: configs[name] for name, key in keys.items() if key not in seen}
     seen |= set(keys.values())
     # Estimated FLOPs: tracing some hundred architectures would take minutes.
-    groups = cost_lib.groups(new, tokens.vocabulary_size(data), cost_lib.estimated_step_flops)
+    groups = cost_lib.groups(new, prepare.vocabulary_size(data), cost_lib.estimated_step_flops)
     plan = cost_lib.plan(groups)
     plans.append(plan)
     table.add_row(

@@ -19,7 +19,7 @@ from tensorboardX import SummaryWriter
 from configs import benchmark
 from launch.benchmarks import inputs
 from stability import config as config_lib
-from stability.data import batches, tokens
+from stability.data import batches, prepare, tokens
 from stability.model import measure
 from stability.model import transformer as transformer_lib
 from stability.step import objective
@@ -28,7 +28,7 @@ from stability.step import objective
 def train(learning_rate: float, directory: Path) -> None:
   """Trains and logs one run."""
   c = benchmark.get_config()
-  text = tokens.open_tokens(tokens.prepare(c.data, directory / 'data', c.data.sequence_length))
+  text = tokens.open_tokens(prepare.prepare(c.data, directory / 'data', c.data.sequence_length))
   static, hparams = config_lib.split(inputs.resolve(c))
   model = transformer_lib.Transformer(static.model, text.meta['vocabulary_size'])
   schedule = optax.warmup_cosine_decay_schedule(

@@ -39,7 +39,7 @@ def main() -> None:
 
 def measure(c: ConfigDict, rounds: int, probe_every: int) -> Readings:
   """Seconds that a run of `c` takes for each contestant; changes `c`."""
-  from stability.data import tokens
+  from stability.data import prepare, tokens
   from stability.devices.make_layout import make_layout
   from stability.step import train_step
   from stability.trainer.hooks import TrainerHooks
@@ -55,7 +55,7 @@ def measure(c: ConfigDict, rounds: int, probe_every: int) -> Readings:
     return layouts[static]
 
   with tempfile.TemporaryDirectory() as folder:
-    token_folder = tokens.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
+    token_folder = prepare.prepare(c.data, Path(folder) / 'data', c.data.sequence_length)
     data = {'path': str(token_folder), **tokens.open_tokens(token_folder).meta}
 
     def run(probe_every: int) -> float:

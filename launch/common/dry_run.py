@@ -9,7 +9,6 @@ import dataclasses
 import math
 import os
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from launch.common import (
   target_report,
 )
 from stability.config import Config
-from stability.data import sources, tokens
+from stability.data import prepare, sources, tokens
 from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
 from stability.devices import shapes, targets
@@ -193,8 +192,8 @@ def show(
     environment.check_devices()
   else:
     shapes.trace_on_cpu()
-  source = types.SimpleNamespace(**next(iter(configs.values()))['data'])  # shared by the runs
-  vocabulary_size = tokens.vocabulary_size(source)
+  source = prepare.data_config(next(iter(configs.values())))
+  vocabulary_size = prepare.vocabulary_size(source)
   if source.source == 'text' and not tokens.is_token_folder(source.path):
     sources.find(source.path)  # a path that does not exist is refused here too
   console = Console()

@@ -2,7 +2,6 @@
 
 import sysconfig
 import traceback
-import types
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import stability
 from stability import config as config_lib
 from stability import variants
 from stability.config import Config
-from stability.data import tokens
+from stability.data import prepare
 from stability.devices import shapes
 from stability.errors import BadInput
 
@@ -37,8 +36,7 @@ def check(config_file: str, configs: Mapping[str, Config]) -> list[str]:
     BadInput: the code of an extension fails; the message names its file and line.
   """
   shapes.trace_on_cpu()
-  source = types.SimpleNamespace(**next(iter(configs.values()))['data'])
-  vocabulary_size = tokens.vocabulary_size(source)
+  vocabulary_size = prepare.vocabulary_size(prepare.data_config(next(iter(configs.values()))))
   distinct = {}
   for config in configs.values():
     static, hparams = config_lib.split(config)

@@ -3,7 +3,6 @@
 import functools
 import shutil
 import sys
-import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from launch.common import app, display, environment, extension_trace
 from stability import extensions
 from stability.config import Config
 from stability.control import limits
+from stability.data import prepare as prepare_lib
 from stability.data import tokens
 from stability.devices import shapes
 from stability.errors import BadInput
@@ -190,12 +190,12 @@ def _check_tokenizer(sweep: app.SweepRequest, workdir: Path) -> None:
   """Raises BadInput for a tokenizer on the command line that a token folder does not have.
 
   The command with which a sweep was begun continues it. A config file may hold a tokenizer for
-  other text: tokens.prepare says that it is not used.
+  other text: prepare.prepare says that it is not used.
   """
   if (workdir / 'sweep.json').exists():
     return
-  source = types.SimpleNamespace(**next(iter(sweep.runs.configs.values()))['data'])
-  for option, (value, found) in tokens.ignored_options(source).items():
+  source = prepare_lib.data_config(next(iter(sweep.runs.configs.values())))
+  for option, (value, found) in prepare_lib.ignored_options(source).items():
     if option in sweep.overrides:
       raise BadInput(
           f'--config.{option}={value}: must be left out, since config.data.path={source.path!r} is'
@@ -214,8 +214,8 @@ def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, fi
   from stability.trainer import parents as parents_lib  # imports jax
 
   shapes.trace_on_cpu()
-  source = types.SimpleNamespace(**configs[names[0]]['data'])  # the same for all runs
-  tokenizer, records = tokens.tokenizer(source), {}
+  source = prepare_lib.data_config(configs[names[0]])
+  tokenizer, records = prepare_lib.tokenizer(source), {}
   checker = parents_lib.Checker(tokenizer)
   for name in names:
     run = run_files.run_dir(workdir, name)
@@ -326,10 +326,10 @@ def _prepare_data(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   """
   configs = sweep.runs.configs.values()
   longest = max(config['data']['sequence_length'] for config in configs)
-  data_config = types.SimpleNamespace(**next(iter(configs))['data'])  # the same for all runs
+  source = prepare_lib.data_config(next(iter(configs)))
   existing = set((workdir / 'data').glob('*'))
   told: list[str] = []
-  folder = tokens.prepare(data_config, workdir / 'data', longest, told.append)
+  folder = prepare_lib.prepare(source, workdir / 'data', longest, told.append)
   path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
   if (workdir / 'sweep.json').exists():

@@ -1,6 +1,6 @@
 """Token folders: train.bin, validation.bin and meta.json, written once and memory-mapped.
 
-`prepare` makes them from text that fits in memory; launch.tokenize (tokenize/packing.py) from any
+prepare.py makes them from text that fits in memory; launch.tokenize (tokenize/packing.py) from any
 amount. A token is a byte, or an id in the vocabulary of a tokenizer that is learned or given. Token
 files hold raw little-endian unsigned integers, with documents packed one after another; a long
 split continues in train-00001.bin and so on (tokenize/shards.py). meta.json holds
@@ -24,8 +24,6 @@ split continues in train-00001.bin and so on (tokenize/shards.py). meta.json hol
   unigram_loss      the same for the unigram model
   bigram_tokens     training tokens counted for both, at most 50 million
   entropy_rate      nats, of synthetic text; otherwise null
-
-The module is over 400 lines since the files' description and their checks belong together.
 """
 
 import dataclasses
@@ -34,14 +32,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from stability.data import checksums, labels, ngrams, sources, split_names, splits, synthetic
-from stability.data.tokenize import encoders, shards
+from stability.data import checksums, ngrams
+from stability.data.tokenize import shards
 from stability.errors import BadInput, writing
 from stability.storage import files
 
@@ -50,7 +48,6 @@ Json = dict[str, Any]
 SPLITS = ('train', 'validation')
 SETTINGS = 'tokenize.json'  # written by launch.tokenize before meta.json; see packing.py
 
-_TOKENIZER_OPTIONS = ('tokenizer', 'vocabulary_size')
 _TOKEN_FILES = ('meta.json', 'train.bin', 'validation.bin')
 _DTYPES = ('uint8', 'uint16', 'uint32')
 _META_TYPES = {  # required keys of meta.json
@@ -69,16 +66,6 @@ _META_TYPES = {  # required keys of meta.json
 }
 
 
-class DataConfig(Protocol):
-  """The fields of config.data that determine the text."""
-
-  source: str  # text | synthetic
-  path: str | None  # file, folder of text or token folder; None: the embedded text
-  tokenizer: str  # bytes | bpe; ignored by token folders and synthetic text, which have their own
-  vocabulary_size: int  # of a BPE
-  labels: str  # none | kept | weights; see labels.py
-
-
 @dataclasses.dataclass(frozen=True)
 class Tokens:
   """An open token folder."""
@@ -88,185 +75,7 @@ class Tokens:
   meta: Json
 
 
-# Preparing.
-
-
-def vocabulary_size(data: DataConfig) -> int:
-  """The vocabulary size of the tokens that `prepare` would return."""
-  return tokenizer(data)['vocabulary_size']
-
-
-def tokenizer(data: DataConfig) -> Json:
-  """`tokenizer`, `vocabulary_size` and, if known, other entries of the meta.json of `prepare`."""
-  if data.source == 'synthetic':
-    return {'tokenizer': 'synthetic', 'vocabulary_size': synthetic.VOCABULARY}
-  if is_token_folder(data.path):
-    return open_tokens(Path(data.path)).meta
-  return _text_tokenizer(data)
-
-
-def ignored_options(data: DataConfig) -> dict[str, tuple[Any, Any]]:
-  """The options that a token folder as data.path ignores: option -> (value, that of the folder)."""
-  if data.source == 'synthetic' or not is_token_folder(data.path):
-    return {}
-  meta = open_tokens(Path(data.path)).meta
-  values = {f'data.{name}': (getattr(data, name), meta[name]) for name in _TOKENIZER_OPTIONS}
-  return {option: pair for option, pair in values.items() if pair[0] != pair[1]}
-
-
-def prepare(
-    data: DataConfig,
-    directory: Path,
-    sequence_length: int,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Path:
-  """Prepares the tokens of a config; returns their folder.
-
-  The folder is data.path itself if that is a token folder, and directory/<hash> otherwise, where
-  the hash covers text and tokenizer. A new folder appears as a whole or not at all. An existing
-  folder is used if its files match their checksums; directory/verified.json remembers the result.
-
-  Args:
-    data: the section `data` of the config.
-    directory: holds the folders that are made.
-    sequence_length: tokens predicted per window.
-    tell: called with lines on the files that the text was read from, and on its split.
-
-  Raises:
-    BadInput: a split is shorter than one window, a vocabulary cannot be learned, or a token folder
-      is invalid. Nothing has been written in that case.
-  """
-  if data.source != 'synthetic' and is_token_folder(data.path):
-    folder = _verified(Path(data.path).absolute(), sequence_length, directory)
-    ignored = ignored_options(data)
-    if data.tokenizer == 'bytes':  # which has no vocabulary to choose
-      ignored.pop('data.vocabulary_size', None)
-    if ignored:
-      meta = open_tokens(folder).meta
-      options = ', '.join(f'config.{option}={value}' for option, (value, _) in ignored.items())
-      tell(
-          f'text: {data.path} is a token folder: its tokenizer={meta["tokenizer"]} and'
-          f' vocabulary_size={meta["vocabulary_size"]} are used, not {options}'
-      )
-    if data.labels == 'none':
-      return folder
-    return _verified(_of_labels(folder, data.labels, directory), sequence_length, directory)
-  if data.labels != 'none':
-    raise BadInput(
-        f'config.data.labels={data.labels}: needs a token folder with labels as config.data.path;'
-        ' launch.label read makes it'
-    )
-  entropy_rate = found = None
-  if data.source == 'synthetic':
-    transition = synthetic.transition_matrix()
-    arrays = {
-        'train': synthetic.sample(transition, synthetic.TRAIN_TOKENS, seed=1),
-        'validation': synthetic.sample(transition, synthetic.VALIDATION_TOKENS, seed=2),
-    }
-    meta = {'tokenizer': 'synthetic', 'vocabulary_size': len(transition), 'end_of_document': None}
-    entropy_rate = synthetic.entropy_rate(transition)
-    names = {split: ['synthetic'] for split in SPLITS}
-    lengths = {split: [len(arrays[split])] for split in SPLITS}
-  else:
-    documents, found = sources.read_documents(data.path)
-    what = "Python's standard library" if data.path is None else data.path
-    meta = _text_tokenizer(data)
-    split = splits.train_validation_split(documents)
-    if any(directory.glob('*/meta.json')):
-      # A workdir from before whole documents were held out continues with its own split.
-      pieces = splits.split_of_pieces(documents)
-      if pieces and _folder(directory, meta, _pack(encoders.ByteEncoder(), pieces)[0]).exists():
-        split = pieces
-    names = {name: [document for document, _ in getattr(split, name)] for name in SPLITS}
-    arrays, lengths = _pack(encoders.ByteEncoder(), split)
-
-  dtype = smallest_dtype(meta['vocabulary_size'])
-  folder = _folder(directory, meta, arrays)
-  meta['dtype'] = dtype
-  if not folder.exists():
-    encoder_file = None
-    if meta['tokenizer'] == 'bpe':
-      option = 'config.data.vocabulary_size'
-      texts = [text for _, text in split.train]
-      encoder = encoders.learn(texts, meta['vocabulary_size'], option)
-      arrays, lengths = _pack(encoder, split)
-      encoder_file = encoder.file
-    _check_lengths(arrays, sequence_length)
-    arrays = {s: array.astype(_little_endian(dtype), copy=False) for s, array in arrays.items()}
-    meta['sha256'] = digests(arrays)
-    if encoder_file:
-      meta['sha256']['tokenizer'] = encoders.digest(encoder)
-    if found is not None:
-      meta['files'] = {what: found.to_json()}
-      meta['cut_documents'] = split.cut
-    meta['documents'] = {
-        name: [list(pair) for pair in zip(names[name], lengths[name], strict=True)]
-        for name in SPLITS
-    }
-    meta |= statistics(arrays, meta['vocabulary_size'], entropy_rate)
-    write(folder, meta, arrays, encoder_file)
-  if found is not None:
-    tell(f'text: {found} in {what}')
-    for line in split.lines():
-      tell(line)
-    if named := split_names.named(found.files):
-      tell(split_names.line(named, 'read like the others; launch.tokenize keeps splits'))
-  return _verified(folder, sequence_length, directory)
-
-
-def _of_labels(labelled: Path, rule: str, directory: Path) -> Path:
-  """Makes the token folder of the training documents that data.labels chooses."""
-  opened = open_tokens(labelled)
-  listed = opened.meta['documents'].get('train')
-  listed = listed if isinstance(listed, list) else []
-  positions = labels.chosen(labelled, rule, len(listed))
-  train = labels.select(opened.train, [length for _, length in listed], positions)
-  arrays = {'train': train, 'validation': np.asarray(opened.validation[:])}
-  meta = dict(opened.meta)
-  hashed = {'labels': rule, 'tokenizer': meta['sha256'].get('tokenizer')}
-  folder = _folder(directory, hashed, arrays, meta['dtype'])
-  if not folder.exists():
-    tokenizer = {key: value for key, value in meta['sha256'].items() if key == 'tokenizer'}
-    meta['sha256'] = digests(arrays) | tokenizer
-    meta['documents'] = meta['documents'] | {'train': [listed[n] for n in positions]}
-    meta |= statistics(arrays, meta['vocabulary_size'])
-    copied = [(path.name, path.read_bytes()) for path in labelled.glob('tokenizer.[jm]*')]
-    write(folder, meta, arrays, copied[0] if copied else None)
-  return folder
-
-
-def _folder(
-    directory: Path, meta: Json, arrays: Mapping[str, np.ndarray], dtype: str | None = None
-) -> Path:
-  """The folder of a text; meta: what `_text_tokenizer` returns, arrays: the text as bytes.
-
-  The name is a hash of bytes even for a BPE, so that it can be computed without learning the
-  vocabulary again.
-  """
-  dtype = dtype or smallest_dtype(meta['vocabulary_size'])
-  hashed = meta | {'dtype': dtype, 'sha256': digests(arrays)}
-  return directory / hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:16]
-
-
-def _text_tokenizer(data: DataConfig) -> Json:
-  """The part of meta.json that describes the tokenizer of a config with data.source=text."""
-  encoder = encoders.ByteEncoder
-  size = encoder.vocabulary_size if data.tokenizer == 'bytes' else data.vocabulary_size
-  return {
-      'tokenizer': data.tokenizer,
-      'vocabulary_size': size,
-      'end_of_document': encoder.end_of_document,
-  }
-
-
-def _pack(
-    encoder: encoders.Encoder, split: splits.Split
-) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-  packed = {
-      name: encoders.pack(encoder, [text for _, text in getattr(split, name)]) for name in SPLITS
-  }
-  arrays = {name: array for name, (array, _) in packed.items()}
-  return arrays, {name: lengths for name, (_, lengths) in packed.items()}
+# Writing.
 
 
 def smallest_dtype(vocabulary_size: int) -> str:
@@ -292,15 +101,6 @@ def statistics(
 def digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
   """SHA-256 of each split: the part `sha256` of meta.json."""
   return {split: hashlib.sha256(arrays[split]).hexdigest() for split in SPLITS}
-
-
-def _check_lengths(arrays: Mapping[str, np.ndarray], sequence_length: int) -> None:
-  for split, tokens in arrays.items():
-    if len(tokens) < sequence_length + 1:
-      raise BadInput(
-          f'config.data.path holds {len(tokens)} tokens of {split} text;'
-          f' config.data.sequence_length={sequence_length} needs at least {sequence_length + 1}'
-      )
 
 
 def write(
@@ -380,7 +180,7 @@ def open_tokens(path: Path) -> Tokens:
     )
   if meta['dtype'] not in _DTYPES:
     raise BadInput(f'{file}: dtype must be one of {", ".join(_DTYPES)}')
-  width = _little_endian(meta['dtype']).itemsize
+  width = little_endian(meta['dtype']).itemsize
   for split in SPLITS:
     paths, tokens = shard_paths(path, split, meta['sha256']), meta[f'{split}_tokens']
     if missing := [shard for shard in paths if not shard.is_file()]:
@@ -404,7 +204,7 @@ def open_splits(path: Path, meta: Json) -> dict[str, np.memmap | shards.ShardedA
   arrays = {}
   for split in SPLITS:
     paths = shard_paths(path, split, meta['sha256'])
-    parts = [np.memmap(shard, _little_endian(meta['dtype']), mode='r') for shard in paths]
+    parts = [np.memmap(shard, little_endian(meta['dtype']), mode='r') for shard in paths]
     arrays[split] = parts[0] if len(parts) == 1 else shards.ShardedArray(parts)
   return arrays
 
@@ -414,19 +214,12 @@ def shard_paths(path: Path, split: str, names: Collection[str]) -> list[Path]:
   return [path / f'{name}.bin' for name in shards.shard_names(split, names)]
 
 
-def _little_endian(dtype: str) -> np.dtype:
+def little_endian(dtype: str) -> np.dtype:
+  """The dtype of token files, as meta.json names it."""
   return np.dtype(dtype).newbyteorder('<')
 
 
 # Verifying.
-
-
-def _verified(folder: Path, sequence_length: int, directory: Path) -> Path:
-  """Checks the lengths and checksums of a token folder; returns the folder."""
-  tokens = open_tokens(folder)
-  _check_lengths({split: getattr(tokens, split) for split in SPLITS}, sequence_length)
-  verify(folder, directory / 'verified.json')
-  return folder
 
 
 def verify(path: Path, record: Path | None = None) -> None:
@@ -461,7 +254,7 @@ def verify(path: Path, record: Path | None = None) -> None:
 
 def _checksummed_files(path: Path, meta: Json) -> dict[str, tuple[Path, np.dtype | None]]:
   """The files of a token folder, each with its tokens' dtype, by key in meta.json's sha256."""
-  dtype = _little_endian(meta['dtype'])
+  dtype = little_endian(meta['dtype'])
   found = {
       shard.stem: (shard, dtype)
       for split in SPLITS

@@ -5,6 +5,7 @@ import pytest
 
 from configs import base
 from stability.data import labels, tokens
+from stability.data import prepare as prepare_lib
 from stability.errors import BadInput
 from stability.storage import files
 
@@ -44,7 +45,7 @@ def folder(tmp_path):
 def prepare(folder, rule, length=16):
   data = base.get_config().data
   data.path, data.labels = str(folder), rule
-  return tokens.prepare(data, folder.parent / 'data', length)
+  return prepare_lib.prepare(data, folder.parent / 'data', length)
 
 
 def test_kept(folder):

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from stability.data import batches, checksums, ngrams, sources, splits, synthetic, tokens
+from stability.data import batches, checksums, ngrams, prepare, sources, splits, synthetic, tokens
 from stability.data.tokenize import shards
 from stability.errors import BadInput
 
@@ -35,7 +35,7 @@ def corpus(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def prepared(corpus, tmp_path) -> pathlib.Path:
-  return tokens.prepare(text(corpus), tmp_path / 'data', 16)
+  return prepare.prepare(text(corpus), tmp_path / 'data', 16)
 
 
 def edit_meta(folder: pathlib.Path, **changes) -> None:
@@ -70,7 +70,7 @@ def test_meta(prepared):
 def test_what_is_read_is_told_and_recorded(corpus, tmp_path):
   (corpus / '.hidden').touch()
   told = []
-  folder = tokens.prepare(text(corpus), tmp_path / 'data', 16, told.append)
+  folder = prepare.prepare(text(corpus), tmp_path / 'data', 16, told.append)
   assert told == [f'text: 60 files; left out: 1 hidden (.hidden) in {corpus}']
   files = {'read': 60, 'left_out': {'hidden': 1}}
   meta = tokens.open_tokens(folder).meta
@@ -82,7 +82,7 @@ def test_names_of_splits_are_told(corpus, tmp_path):
   for i, name in enumerate(('a.train.txt', 'a.valid.txt', 'a.test.txt')):
     (corpus / f'0{i}.txt').rename(corpus / name)
   told = []
-  folder = tokens.prepare(text(corpus), tmp_path / 'data', 16, told.append)
+  folder = prepare.prepare(text(corpus), tmp_path / 'data', 16, told.append)
   assert told[1:] == [
       'text: 2 files named as validation or test text (a.test.txt, a.valid.txt): read like the'
       ' others; launch.tokenize keeps splits'
@@ -101,7 +101,7 @@ def few_documents(folder: pathlib.Path) -> pathlib.Path:
 def test_few_documents_are_not_cut(tmp_path):
   told = []
   config = text(few_documents(tmp_path / 'nine'))
-  folder = tokens.prepare(config, tmp_path / 'data', 16, told.append)
+  folder = prepare.prepare(config, tmp_path / 'data', 16, told.append)
   meta = tokens.open_tokens(folder).meta
   named = [name for split in tokens.SPLITS for name, _ in meta['documents'][split]]
   assert sorted(named) == [f'{i}.txt' for i in range(9)] and meta['cut_documents'] == []
@@ -112,7 +112,7 @@ def test_few_documents_are_not_cut(tmp_path):
 def test_cut_of_a_document_is_told_and_recorded(tmp_path):
   (tmp_path / 'book.txt').write_text(''.join(f'{i * i % 997} lines\n' for i in range(500)))
   told = []
-  folder = tokens.prepare(text(tmp_path / 'book.txt'), tmp_path / 'data', 16, told.append)
+  folder = prepare.prepare(text(tmp_path / 'book.txt'), tmp_path / 'data', 16, told.append)
   line = 'text: book.txt is cut: part of it is training text, part is validation text'
   assert told[1:] == [line]
   assert tokens.open_tokens(folder).meta['cut_documents'] == ['book.txt']
@@ -124,38 +124,38 @@ def test_data_from_before_documents_were_held_out_whole(tokenizer, tmp_path, mon
   config = text(few_documents(tmp_path / 'nine'), tokenizer, vocabulary_size=270)
   with monkeypatch.context() as patch:
     patch.setattr(splits, 'train_validation_split', splits.split_of_pieces)
-    earlier = tokens.prepare(config, tmp_path / 'data', 16)
-  assert tokens.prepare(config, tmp_path / 'data', 16) == earlier
-  assert tokens.prepare(config, tmp_path / 'other', 16).name != earlier.name
+    earlier = prepare.prepare(config, tmp_path / 'data', 16)
+  assert prepare.prepare(config, tmp_path / 'data', 16) == earlier
+  assert prepare.prepare(config, tmp_path / 'other', 16).name != earlier.name
 
 
 def test_resume_of_text_that_pieces_cannot_split(tmp_path):
   (tmp_path / 'two').mkdir()
   for name in 'ab':
     (tmp_path / 'two' / name).write_text(f'the same line of {name}\n' * 100)
-  folder = tokens.prepare(text(tmp_path / 'two'), tmp_path / 'data', 16)
-  assert tokens.prepare(text(tmp_path / 'two'), tmp_path / 'data', 16) == folder
+  folder = prepare.prepare(text(tmp_path / 'two'), tmp_path / 'data', 16)
+  assert prepare.prepare(text(tmp_path / 'two'), tmp_path / 'data', 16) == folder
 
 
 def test_token_files_of_nanogpt(tmp_path):
   for name in ('train.bin', 'val.bin'):
     (tmp_path / name).write_bytes(b'abcd')
   with pytest.raises(BadInput, match=r'but not meta\.json, validation\.bin; .*--from=nanogpt'):
-    tokens.prepare(text(tmp_path), tmp_path / 'data', 16)
+    prepare.prepare(text(tmp_path), tmp_path / 'data', 16)
 
 
 def test_folder_is_named_after_its_tokens(corpus, prepared, tmp_path):
   assert len(prepared.name) == 16 and int(prepared.name, 16) >= 0
   renamed = corpus.rename(tmp_path / 'renamed')
-  assert tokens.prepare(text(renamed), tmp_path / 'data', 16) == prepared
+  assert prepare.prepare(text(renamed), tmp_path / 'data', 16) == prepared
   with (renamed / '00.txt').open('ab') as file:
     file.write(b'more')
-  assert tokens.prepare(text(renamed), tmp_path / 'data', 16) != prepared
+  assert prepare.prepare(text(renamed), tmp_path / 'data', 16) != prepared
 
 
 def test_folder_is_reused(corpus, prepared, monkeypatch):
   monkeypatch.setattr(tokens, 'write', None)  # must not be called
-  assert tokens.prepare(text(corpus), prepared.parent, 16) == prepared
+  assert prepare.prepare(text(corpus), prepared.parent, 16) == prepared
 
 
 @pytest.mark.parametrize('file', ['train.bin', 'validation.bin'])
@@ -164,9 +164,9 @@ def test_damaged_files(corpus, prepared, file):
   content[5] ^= 1
   (prepared / file).write_bytes(content)
   with pytest.raises(BadInput, match=f'{file}: damaged'):
-    tokens.prepare(text(corpus), prepared.parent, 16)
+    prepare.prepare(text(corpus), prepared.parent, 16)
   with pytest.raises(BadInput, match=f'{file}: damaged'):
-    tokens.prepare(text(prepared), prepared.parent, 16)
+    prepare.prepare(text(prepared), prepared.parent, 16)
 
 
 def test_failed_write_leaves_nothing(corpus, tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_failed_write_leaves_nothing(corpus, tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, 'fsync', fail_on_the_second)
   with pytest.raises(OSError, match='No space left'):
-    tokens.prepare(text(corpus), tmp_path / 'data', 16)
+    prepare.prepare(text(corpus), tmp_path / 'data', 16)
   assert list((tmp_path / 'data').iterdir()) == []
 
 
@@ -194,7 +194,7 @@ def test_second_of_two_writers(prepared):
 
 
 def test_token_folder_is_used_in_place(prepared, tmp_path):
-  assert tokens.prepare(text(prepared), tmp_path / 'elsewhere', 16) == prepared
+  assert prepare.prepare(text(prepared), tmp_path / 'elsewhere', 16) == prepared
   assert [path.name for path in (tmp_path / 'elsewhere').iterdir()] == ['verified.json']
 
 
@@ -207,22 +207,22 @@ def test_unchanged_files_are_verified_once(prepared, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checksums, 'scan', noted)
   workdir = tmp_path / 'workdir'
-  tokens.prepare(text(prepared), workdir, 16)
+  prepare.prepare(text(prepared), workdir, 16)
   assert read == ['train.bin', 'validation.bin']
-  tokens.prepare(text(prepared), workdir, 16)
+  prepare.prepare(text(prepared), workdir, 16)
   assert read == ['train.bin', 'validation.bin']
-  tokens.prepare(text(prepared), tmp_path / 'another', 16)
+  prepare.prepare(text(prepared), tmp_path / 'another', 16)
   assert len(read) == 4
   os.utime(prepared / 'train.bin', ns=(1, 1))  # touched, content unchanged
-  tokens.prepare(text(prepared), workdir, 16)
+  prepare.prepare(text(prepared), workdir, 16)
   assert read[4:] == ['train.bin']
   shorter = json.loads((prepared / 'meta.json').read_text())['sha256'] | {'validation': 'other'}
   edit_meta(prepared, sha256=shorter)
   with pytest.raises(BadInput, match=r'validation\.bin: damaged'):
-    tokens.prepare(text(prepared), workdir, 16)
+    prepare.prepare(text(prepared), workdir, 16)
   (workdir / 'verified.json').write_text('torn')
   with pytest.raises(BadInput, match=r'validation\.bin: damaged'):
-    tokens.prepare(text(prepared), workdir, 16)
+    prepare.prepare(text(prepared), workdir, 16)
 
 
 def test_sharded_array():
@@ -245,7 +245,7 @@ def test_sharded_array():
 def test_incomplete_token_folder(prepared, tmp_path, name):
   (prepared / name).unlink()
   with pytest.raises(BadInput, match=f'data.path.*but not {name}'):
-    tokens.prepare(text(prepared), tmp_path / 'elsewhere', 16)
+    prepare.prepare(text(prepared), tmp_path / 'elsewhere', 16)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_incomplete_token_folder(prepared, tmp_path, name):
 def test_inconsistent_token_folder(prepared, tmp_path, changes, message):
   edit_meta(prepared, **changes)
   with pytest.raises(BadInput, match=message):
-    tokens.prepare(text(prepared), tmp_path, 16)
+    prepare.prepare(text(prepared), tmp_path, 16)
 
 
 @pytest.mark.parametrize('content', ['{"torn', '[]', '{}', '5', '[' * 5_000 + ']' * 5_000])
@@ -307,7 +307,7 @@ def test_empty_token_file(prepared):
 
 def test_path_too_long(tmp_path):
   with pytest.raises(BadInput, match=r'data\.path'):
-    tokens.prepare(text(tmp_path / ('n' * 300)), tmp_path, 16)
+    prepare.prepare(text(tmp_path / ('n' * 300)), tmp_path, 16)
 
 
 @pytest.mark.parametrize(
@@ -328,28 +328,28 @@ def test_byte_order_and_dtype(prepared, vocabulary_size, dtype):
 def test_text_shorter_than_a_sequence(corpus, prepared, tmp_path):
   opened = tokens.open_tokens(prepared)
   shortest = len(opened.validation)
-  tokens.prepare(text(corpus), tmp_path / 'enough', shortest - 1)
+  prepare.prepare(text(corpus), tmp_path / 'enough', shortest - 1)
   message = f'data.path holds {shortest} tokens of validation text.* needs at least {shortest + 1}'
   for source in (corpus, prepared):
     with pytest.raises(BadInput, match=message):
-      tokens.prepare(text(source), tmp_path / 'short', shortest)
+      prepare.prepare(text(source), tmp_path / 'short', shortest)
     with pytest.raises(BadInput, match='tokens of train text'):
-      tokens.prepare(text(source), tmp_path / 'short', len(opened.train))
+      prepare.prepare(text(source), tmp_path / 'short', len(opened.train))
   assert not (tmp_path / 'short').exists()
 
 
 def test_vocabulary_size_without_preparing(corpus, prepared):
   synthetic_text = types.SimpleNamespace(source='synthetic', path=None, labels='none')
   for config in (text(corpus), text(prepared), text(None), synthetic_text):
-    assert tokens.vocabulary_size(config) == (64 if config is synthetic_text else 256)
-  assert tokens.vocabulary_size(text(corpus, 'bpe', 300)) == 300
+    assert prepare.vocabulary_size(config) == (64 if config is synthetic_text else 256)
+  assert prepare.vocabulary_size(text(corpus, 'bpe', 300)) == 300
   edit_meta(prepared, vocabulary_size=32_101)
-  assert tokens.vocabulary_size(text(prepared)) == 32_101
+  assert prepare.vocabulary_size(text(prepared)) == 32_101
 
 
 def test_synthetic_text(tmp_path):
   data = types.SimpleNamespace(source='synthetic', path=None, labels='none')
-  folder = tokens.prepare(data, tmp_path, 16)
+  folder = prepare.prepare(data, tmp_path, 16)
   opened = tokens.open_tokens(folder)
   meta = opened.meta
   assert (meta['tokenizer'], meta['vocabulary_size']) == ('synthetic', 64)
@@ -401,7 +401,7 @@ def test_long_text_is_subsampled_evenly(monkeypatch):
 
 def test_data_modules_import_no_jax():
   code = (
-      'import sys; from stability.data import batches, host_batcher, sources, synthetic, tokens;'
+      'import sys; from stability.data import batches, host_batcher, prepare, sources, synthetic;'
       ' sys.exit("jax" in sys.modules)'
   )
   root = pathlib.Path(tokens.__file__).parents[2]

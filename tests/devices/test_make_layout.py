@@ -11,7 +11,7 @@ import pytest
 from configs import base
 from stability import config as config_lib
 from stability import hyper
-from stability.data import batches, tokens
+from stability.data import batches, prepare
 from stability.devices import make_layout as make_layout_lib
 from stability.errors import BadInput
 from stability.step import train_step
@@ -42,7 +42,7 @@ class Made:
 def folder(tmp_path_factory):
   config = base.get_config().data
   config.source = 'synthetic'
-  return tokens.prepare(config, tmp_path_factory.mktemp('data'), 16)
+  return prepare.prepare(config, tmp_path_factory.mktemp('data'), 16)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from configs import base
 from helpers import made_up
 from stability import config as config_lib
 from stability import hyper
-from stability.data import tokens
+from stability.data import prepare, tokens
 from stability.retrieval.model import Outputs
 from stability.step import train_step
 from stability.storage import parameters, run_files
@@ -46,7 +46,7 @@ def write_workdir(workdir, text, points=({},), **fields):
   config = next(iter(runs.configs.values()))
   data_config = base.get_config().data
   data_config.update(config['data'])
-  folder = tokens.prepare(data_config, workdir / 'data', config['data']['sequence_length'])
+  folder = prepare.prepare(data_config, workdir / 'data', config['data']['sequence_length'])
   data = {'path': str(folder.relative_to(workdir)), **tokens.open_tokens(folder).meta}
   made_up.write_runs(workdir, runs, data)
   for name, config in runs.configs.items():

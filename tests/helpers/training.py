@@ -10,6 +10,7 @@ from stability import hyper
 from stability.control.actions import Action
 from stability.control.records import read_taken
 from stability.control.requests import write_request
+from stability.data import prepare as prepare_lib
 from stability.data import tokens
 from stability.devices.make_layout import make_layout
 from stability.storage import run_files, sweeps
@@ -45,7 +46,7 @@ def prepare(directory):
   """Writes a folder of token files."""
   config = base.get_config().data
   config.source = 'synthetic'
-  return tokens.prepare(config, directory, 16)
+  return prepare_lib.prepare(config, directory, 16)
 
 
 def write_sweep(workdir, data, points=({},), **fields):

@@ -19,7 +19,7 @@ from launch import control, report
 from launch.common import app
 from stability.control import records
 from stability.control.run_control import RunControl
-from stability.data import tokens
+from stability.data import prepare, tokens
 from stability.errors import BadInput
 from stability.report import overview, page
 from stability.report.plots import style
@@ -336,7 +336,7 @@ def test_pickles_as_data(folder):
         labels='none',
     )
     try:
-      opened = tokens.open_tokens(tokens.prepare(text, folder / 'data', 16))
+      opened = tokens.open_tokens(prepare.prepare(text, folder / 'data', 16))
     except BadInput as error:
       assert 'config.data.path' in str(error)
     else:
@@ -347,7 +347,7 @@ def test_pickles_as_data(folder):
       (theirs / file).write_bytes(content)
     with pytest.raises(BadInput, match=r'meta\.json: cannot be read'):
       data = types.SimpleNamespace(source='text', path=str(theirs), labels='none')
-      tokens.prepare(data, folder / 'data', 16)
+      prepare.prepare(data, folder / 'data', 16)
     assert not UNPICKLED and not sentinel.exists()
   pickle.loads(pickles(sentinel)['4.pkl'])
   assert UNPICKLED and sentinel.exists()  # the detector works

@@ -12,7 +12,7 @@ from helpers.retrieval import write_text, write_workdir
 from configs import base
 from launch import label
 from launch.common import app, environment, user
-from stability.data import tokens
+from stability.data import prepare, tokens
 from stability.labels import tasks
 from stability.storage import files, parameters, run_files
 
@@ -118,7 +118,7 @@ def test_from_answers_to_token_files(place, capsys, monkeypatch):
   assert np.array_equal(opened.validation, tokens.open_tokens(sweep_data).validation)
   data = base.get_config().data
   data.path, data.labels = 'judged', 'kept'
-  kept = tokens.open_tokens(tokens.prepare(data, place / 'data', 32))
+  kept = tokens.open_tokens(prepare.prepare(data, place / 'data', 32))
   assert kept.train.tobytes() == b'\0'.join([found[3].text.encode(), found[4].text.encode(), b''])
   entries = files.read_json(place / 'judged/labels.json')['documents']
   assert [entry['weight'] for entry in entries] == [0.5, 0.5, 0, 1, 1, 0]

@@ -22,7 +22,7 @@ from pyarrow import parquet
 from tokenizers import models, pre_tokenizers, processors
 
 from launch.common import display
-from stability.data import tokens
+from stability.data import prepare, tokens
 from stability.data.tokenize import bpe, packing, readers
 from stability.errors import BadInput
 
@@ -518,7 +518,7 @@ def test_resume_after_kill_at_every_file_operation(c4, forks, tmp_path):
       break
     if (output / 'tokenize.json').exists() and not (output / 'meta.json').exists():
       with pytest.raises(BadInput, match='has not finished it'):
-        tokens.vocabulary_size(types.SimpleNamespace(source='text', path=str(output)))
+        prepare.vocabulary_size(types.SimpleNamespace(source='text', path=str(output)))
     assert forks(*options, f'--output={output}')[0] == 0
     assert contents(output) == whole, event
     shutil.rmtree(output)

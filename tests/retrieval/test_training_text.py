@@ -7,6 +7,7 @@ from helpers.retrieval import sentences, write_text
 from helpers.tokenizing import documents as packed
 from helpers.tokenizing import made
 
+from stability.data import prepare as prepare_lib
 from stability.data import tokens
 from stability.data.tokenize.stored import StoredTokenizer
 from stability.retrieval.training_text import trained_on
@@ -20,7 +21,7 @@ def prepare(request, tmp_path):
     source = types.SimpleNamespace(
         source='text', path=str(text), tokenizer=request.param, vocabulary_size=280, labels='none'
     )
-    folder = tokens.prepare(source, tmp_path / 'data', 16)
+    folder = prepare_lib.prepare(source, tmp_path / 'data', 16)
     meta = tokens.open_tokens(folder).meta
     return trained_on(documents, folder, StoredTokenizer(folder, meta)), meta
 

@@ -178,7 +178,7 @@ class Packer:
       name, content = encoder.file
       files.write_atomic(self._folder / name, content)
     progress = _read(self._folder / PROGRESS) if (self._folder / PROGRESS).exists() else {}
-    dtype = np.dtype(tokens.smallest_dtype(encoder.vocabulary_size)).newbyteorder('<')
+    dtype = tokens.little_endian(tokens.smallest_dtype(encoder.vocabulary_size))
     with contextlib.ExitStack() as stack:
       writers = {}
       for split in tokens.SPLITS:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from stability.data import ngrams, sources, splits, tokens
+from stability.data import ngrams, prepare, sources, splits, tokens
 from stability.data.tokenize import bpe, encoders
 from stability.errors import BadInput
 
@@ -55,7 +55,7 @@ def config(path, vocabulary_size: int = 400) -> types.SimpleNamespace:
 
 @pytest.fixture(scope='module')
 def prepared(corpus, tmp_path_factory) -> pathlib.Path:
-  return tokens.prepare(config(corpus), tmp_path_factory.mktemp('data'), 16)
+  return prepare.prepare(config(corpus), tmp_path_factory.mktemp('data'), 16)
 
 
 def test_bytes_come_before_merges(documents):
@@ -110,9 +110,9 @@ def test_validation_text_is_not_learned_from(documents, prepared):
 def test_learning_is_deterministic(corpus, prepared, tmp_path):
   """The library uses threads and randomly ordered hash maps."""
   code = (
-      'import sys, pathlib, types; from stability.data import tokens;'
+      'import sys, pathlib, types; from stability.data import prepare;'
       "c = types.SimpleNamespace(source='text', path=sys.argv[1], labels='none', tokenizer='bpe',"
-      ' vocabulary_size=400); tokens.prepare(c, pathlib.Path(sys.argv[2]), 16)'
+      ' vocabulary_size=400); prepare.prepare(c, pathlib.Path(sys.argv[2]), 16)'
   )
   environment = os.environ | {'TOKENIZERS_PARALLELISM': 'true'}
   command = [sys.executable, '-c', code, str(corpus), str(tmp_path)]
@@ -124,15 +124,15 @@ def test_learning_is_deterministic(corpus, prepared, tmp_path):
 
 def test_vocabulary_is_learned_once(corpus, prepared, monkeypatch):
   monkeypatch.setattr(bpe, 'learn', None)  # must not be called
-  assert tokens.prepare(config(corpus), prepared.parent, 16) == prepared
+  assert prepare.prepare(config(corpus), prepared.parent, 16) == prepared
 
 
 def test_folder_depends_on_tokenizer_and_vocabulary(corpus, prepared, tmp_path):
-  other = tokens.prepare(config(corpus, 300), tmp_path, 16)
+  other = prepare.prepare(config(corpus, 300), tmp_path, 16)
   data = types.SimpleNamespace(
       source='text', path=str(corpus), tokenizer='bytes', labels='none'
   )
-  as_bytes = tokens.prepare(data, tmp_path, 16)
+  as_bytes = prepare.prepare(data, tmp_path, 16)
   assert len({prepared.name, other.name, as_bytes.name}) == 3
   assert json.loads((other / 'meta.json').read_text())['vocabulary_size'] == 300
 
@@ -141,17 +141,17 @@ def test_vocabulary_too_large(corpus, tmp_path):
   with pytest.raises(
       BadInput, match=r'vocabulary_size=9000: must be at most \d+, the largest'
   ) as error:
-    tokens.prepare(config(corpus, 9_000), tmp_path / 'data', 16)
+    prepare.prepare(config(corpus, 9_000), tmp_path / 'data', 16)
   most = int(str(error.value).split('at most ')[1].split(',')[0])
   assert not (tmp_path / 'data').exists()
-  assert tokens.prepare(config(corpus, most), tmp_path / 'data', 16).exists()
+  assert prepare.prepare(config(corpus, most), tmp_path / 'data', 16).exists()
 
 
 def test_text_shorter_than_a_sequence(corpus, prepared, tmp_path):
   length = len(tokens.open_tokens(prepared).validation)
   for directory in (tmp_path / 'data', prepared.parent):  # new, existing
     with pytest.raises(BadInput, match=f'holds {length} tokens of validation text'):
-      tokens.prepare(config(corpus), directory, length)
+      prepare.prepare(config(corpus), directory, length)
   assert not (tmp_path / 'data').exists()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from stability.data import tokens
+from stability.data import prepare, tokens
 from stability.data.tokenize import encoders
 from stability.data.tokenize.stored import StoredTokenizer
 from stability.errors import BadInput
@@ -18,7 +18,7 @@ def folder_of(tmp_path, kind):
     (tmp_path / 'text' / f'{i}.txt').write_bytes(TEXT + str(i).encode())
   data = base.get_config().data
   data.path, data.tokenizer, data.vocabulary_size = str(tmp_path / 'text'), kind, 270
-  return tokens.prepare(data, tmp_path / 'data', 16)
+  return prepare.prepare(data, tmp_path / 'data', 16)
 
 
 @pytest.mark.parametrize('kind', ['bytes', 'bpe'])

@@ -23,7 +23,7 @@ from launch.backends import local
 from launch.common import environment, preemption, replay
 from launch.workers import multihost, worker_process
 from stability import hyper
-from stability.data import tokens
+from stability.data import prepare, tokens
 from stability.errors import BadInput
 from stability.storage import files, run_files, sweeps
 from stability.storage import leases as leases_lib
@@ -77,7 +77,7 @@ def test_phases(place, monkeypatch):
   workdir, configs = place(runs=2)
   config = base.get_config().data
   config.source = 'synthetic'
-  folder = tokens.prepare(config, workdir / 'data', 16)
+  folder = prepare.prepare(config, workdir / 'data', 16)
   data = {'path': str(folder), **tokens.open_tokens(folder).meta}
   sweep = dataclasses.replace(sweeps.read_sweep(workdir), data=data)
   sweeps.write_sweep(workdir, sweep)

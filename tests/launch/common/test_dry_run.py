@@ -17,7 +17,7 @@ from configs import quickstart as quickstart_module
 from launch import sweep
 from launch.common import app, dry_run, memory_analysis, preemption, training_device
 from stability import hyper
-from stability.data import tokens
+from stability.data import prepare, tokens
 from stability.devices import cost as cost_lib
 from stability.devices import traces
 from stability.devices.cost import Machine
@@ -270,7 +270,7 @@ def test_rest_of_runs_to_reuse(tmp_path, capsys, monkeypatch):
   requested = hyper.expand(given.to_dict(), quickstart_module.get_sweep(), ['data.source'])
   other, begun = tmp_path / 'other', tmp_path / 'begun'
   source = types.SimpleNamespace(**given.to_dict()['data'])
-  folder = tokens.prepare(source, other / 'data', source.sequence_length)
+  folder = prepare.prepare(source, other / 'data', source.sequence_length)
   data = {'path': str(folder.relative_to(other)), **tokens.open_tokens(folder).meta}
   for workdir in (other, begun):
     made_up.write_runs(workdir, requested, data)
