@@ -57,20 +57,22 @@ def write_comparison(compared: Comparison, output: Path, options: Options) -> Pa
       options,
       results,
       table,
-      shown=[
-          *selection.loss_plots(results, table, bigram.pop() if len(bigram) == 1 else None),
-          *selection.curve_plots(results, curves),
-          *selection.probe_plots(results, curves),
-      ],
-      title=f'Training stability: {", ".join(compared.workdirs)}',
-      differing=compared.differing,
-      differences=compared.differences,
-      board=leaderboard.section(results, _acted(compared), options.costs),
-      facts={
-          f'{heading} of {name}': entries
-          for name, sweep in compared.sweeps.items()
-          for heading, entries in page.facts(sweep).items()
-      },
+      page.Content(
+          shown=[
+              *selection.loss_plots(results, table, bigram.pop() if len(bigram) == 1 else None),
+              *selection.curve_plots(results, curves),
+              *selection.probe_plots(results, curves),
+          ],
+          title=f'Training stability: {", ".join(compared.workdirs)}',
+          differing=compared.differing,
+          differences=compared.differences,
+          board=leaderboard.section(results, _acted(compared), options.costs),
+          facts={
+              f'{heading} of {name}': entries
+              for name, sweep in compared.sweeps.items()
+              for heading, entries in page.facts(sweep).items()
+          },
+      ),
   )
   columns = ['run', 'sweep', 'status', 'parameters', 'learning_rate', 'seed']
   columns += [name for name in (*results.sizes, *results.groups) if name not in columns]

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -35,6 +34,47 @@ from stability.storage import files, other_text_csv, results_csv, retrieval_csv,
 
 DEFAULTS = Options()
 _EMPTY = pd.DataFrame()
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+  """What a page shows beside the runs and their LR sensitivity; the template has the same names.
+
+  Attributes:
+    shown: the figures that it can have.
+    title: its heading.
+    judged: the verdicts on the claims; None: they are not judged.
+    by_regime: the verdicts by run length and size; see regimes.judge.
+    differing: what several sweeps differ in, a sentence.
+    differences: those between several sweeps.
+    board: the leaderboard, if there is one.
+    coordinate_check: see _coordinate_check.
+    acted: see inert.by_arm.
+    alarms: see alarm_log.load.
+    timeline: see timeline.load.
+    forks: the table of forks.
+    facts: see `facts`.
+    larger: see predictions.section.
+    retrieved: measurements of retrieval beside the runs.
+    forgotten: the table of losses on other text.
+  """
+
+  shown: Sequence[selection.Plot]
+  title: str
+  judged: pd.DataFrame | None = None
+  by_regime: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+  differing: str = ''
+  differences: several_sweeps.Differences | None = None
+  board: leaderboard_lib.Section | None = None
+  coordinate_check: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+  acted: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+  alarms: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+  timeline: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+  forks: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+  facts: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  larger: predictions.Section | None = None
+  retrieved: Sequence[retrieval_csv.Row] = ()
+  forgotten: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
 
 def write_report(
@@ -74,27 +114,29 @@ def write_report(
       options,
       results,
       table,
-      shown=[
-          *selection.loss_plots(results, table, sweep.data.get('bigram_loss')),
-          *selection.curve_plots(results, curves),
-          *selection.probe_plots(results, curves),
-          *selection.extension_plots(results, curves, sweep.own_probes),
-          *(selection.regime_plots(by_regime) if len(by_regime) else ()),
-          *(larger.plots if larger else ()),
-      ],
-      title=f'Training stability: {Path(sweep.config_file).stem}',
-      judged=_judged(results, curves, measured),
-      by_regime=by_regime,
-      coordinate_check=_coordinate_check(workdir, results),
-      board=leaderboard_lib.section(results, acted, options.costs),
-      acted=inert.by_arm(results, acted),
-      alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
-      timeline=timeline_lib.load(workdir),
-      forks=tables.forks(results_csv.read_fork_results(workdir), sweeps.read_forks(workdir)),
-      facts=facts(sweep),
-      larger=larger,
-      retrieved=measured,
-      forgotten=other_text.table(results, other_text_csv.read(workdir)),
+      Content(
+          shown=[
+              *selection.loss_plots(results, table, sweep.data.get('bigram_loss')),
+              *selection.curve_plots(results, curves),
+              *selection.probe_plots(results, curves),
+              *selection.extension_plots(results, curves, sweep.own_probes),
+              *(selection.regime_plots(by_regime) if len(by_regime) else ()),
+              *(larger.plots if larger else ()),
+          ],
+          title=f'Training stability: {Path(sweep.config_file).stem}',
+          judged=_judged(results, curves, measured),
+          by_regime=by_regime,
+          coordinate_check=_coordinate_check(workdir, results),
+          board=leaderboard_lib.section(results, acted, options.costs),
+          acted=inert.by_arm(results, acted),
+          alarms=alarms[~alarms['acted_on']].drop(columns='acted_on'),
+          timeline=timeline_lib.load(workdir),
+          forks=tables.forks(results_csv.read_fork_results(workdir), sweeps.read_forks(workdir)),
+          facts=facts(sweep),
+          larger=larger,
+          retrieved=measured,
+          forgotten=other_text.table(results, other_text_csv.read(workdir)),
+      ),
   )
 
 
@@ -116,35 +158,17 @@ def write_results_report(results: Results, output: Path, options: Options = DEFA
       options,
       results,
       table,
-      shown=selection.loss_plots(results, table, bigram_loss=None),
-      title='Training stability',
-      judged=registry.judge(results),
-      board=leaderboard_lib.section(results, costs=options.costs),
+      Content(
+          shown=selection.loss_plots(results, table, bigram_loss=None),
+          title='Training stability',
+          judged=registry.judge(results),
+          board=leaderboard_lib.section(results, costs=options.costs),
+      ),
   )
 
 
 def write_files(
-    folder: Path,
-    options: Options,
-    results: Results,
-    table: pd.DataFrame,
-    shown: Sequence[selection.Plot],
-    title: str,
-    *,
-    judged: pd.DataFrame | None = None,
-    by_regime: pd.DataFrame = _EMPTY,
-    differing: str = '',
-    differences: several_sweeps.Differences | None = None,
-    board: leaderboard_lib.Section | None = None,
-    coordinate_check: pd.DataFrame = _EMPTY,
-    acted: pd.DataFrame = _EMPTY,
-    alarms: pd.DataFrame = _EMPTY,
-    timeline: pd.DataFrame = _EMPTY,
-    forks: pd.DataFrame = _EMPTY,
-    facts: Mapping[str, dict[str, Any]] = MappingProxyType({}),
-    larger: predictions.Section | None = None,
-    retrieved: Sequence[retrieval_csv.Row] = (),
-    forgotten: pd.DataFrame = _EMPTY,
+    folder: Path, options: Options, results: Results, table: pd.DataFrame, content: Content
 ) -> Path:
   """Writes the files of a report; returns the path of its index.html.
 
@@ -153,24 +177,10 @@ def write_files(
     options: see Options; its interval is that of `results`.
     results: the runs.
     table: their LR sensitivity.
-    shown: the figures that the page can have.
-    title: its heading.
-    judged: the verdicts on the claims; None: they are not judged.
-    by_regime: the verdicts by run length and size; see regimes.judge.
-    differing: what several sweeps differ in, a sentence.
-    differences: those between several sweeps.
-    board: the leaderboard, if there is one.
-    coordinate_check: see _coordinate_check.
-    acted: see inert.by_arm.
-    alarms: see alarm_log.load.
-    timeline: see timeline.load.
-    forks: the table of forks.
-    facts: see `facts`.
-    larger: see predictions.section.
-    retrieved: measurements of retrieval beside the runs.
-    forgotten: the table of losses on other text.
+    content: what else the page shows.
   """
-  chosen = figure_files.choose([*(board.plots if board else ()), *shown], options.figures)
+  board, judged, by_regime, acted = content.board, content.judged, content.by_regime, content.acted
+  chosen = figure_files.choose([*(board.plots if board else ()), *content.shown], options.figures)
   arms = results.runs[results.groups].drop_duplicates().to_numpy(object)
   labels.refuse_equal([labels.pairs(results.groups, values) for values in arms], 'arms')
   sensitivity = tables.sensitivities(results, table)
@@ -184,12 +194,12 @@ def write_files(
     files.write_atomic(folder / 'claims.csv', judged.to_csv(index=False))
   if len(by_regime):
     files.write_atomic(folder / 'regimes.csv', by_regime.to_csv(index=False))
-  paired = pd.DataFrame()
+  differences, paired = content.differences, pd.DataFrame()
   if differences is not None and not differences.table.empty:
     paired = tables.differences(results, differences.table)
     files.write_atomic(folder / 'differences.csv', differences.table.to_csv(index=False))
-  if larger is not None:
-    predictions.write_tables(larger.predictions, folder)
+  if content.larger is not None:
+    predictions.write_tables(content.larger.predictions, folder)
   if board is not None:
     files.write_atomic(folder / 'leaderboard.csv', board.table.to_csv(index=False))
   counts = results.runs['status'].value_counts(sort=False).to_dict()
@@ -200,38 +210,31 @@ def write_files(
       tables.rescue_sentence(results),
       None if acted.empty or board else findings.on_inert(results, acted),
   )
+  as_text = {
+      'acted': acted if acted.empty else tables.acted(results, acted),
+      'retrieved': retrieval.table(content.retrieved),
+  }
   page = render(
       'template.html.j2',
-      title=title,
+      **vars(content) | as_text,
       description=findings.description(results),
       notes=results.notes,
       findings=list(filter(None, sentences)),
       counts=counts,
       uncounted={name: n for name, n in counts.items() if name not in lr_sensitivity.COUNTED},
       plots=drawn,
-      differing=differing,
       paired=paired,
-      board=board,
       claims=_EMPTY if judged is None else claim_cells(tables.claims(judged)),
       tally='' if judged is None else tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
       regimes=tables.first_regimes(regimes.first(by_regime)) if len(by_regime) else _EMPTY,
-      coordinate_check=coordinate_check,
-      acted=acted if acted.empty else tables.acted(results, acted),
-      alarms=alarms,
-      timeline=timeline,
-      forks=forks,
       sensitivity=sensitivity,
       interval=tables.interval(results),
       sweeps=results.sweeps,
       rescues=tables.rescues(results),
       runs=tables.runs(results),
       windows=_windows(results),
-      larger=larger,
-      retrieved=retrieval.table(retrieved),
-      retrieved_sentences=retrieval.sentences(retrieved),
-      forgotten=forgotten,
+      retrieved_sentences=retrieval.sentences(content.retrieved),
       text_columns=text_columns,
-      facts=facts,
   )
   files.write_atomic(folder / 'index.html', page)
   return folder / 'index.html'
