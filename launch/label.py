@@ -15,9 +15,10 @@ lines and as tasks for Label Studio and doccano. By default, the seeds are those
 options with the lowest loss.
 
 ask shows passages one at a time: k keeps, d drops, u is unsure, b goes back, q ends; the same
-command continues. A share of them (--second) is asked a second time. read takes answers of ask, of
-Label Studio or of doccano, reports where people disagree, and writes a token folder. A sweep with
---config.data.path=FOLDER and --config.data.labels=kept (or weights) trains on what was kept.
+command continues. A share of them (--second) is asked of a second person. read takes answers of
+ask, of Label Studio or of doccano, the last one of each person, reports where people disagree, and
+writes a token folder. A sweep with --config.data.path=FOLDER and --config.data.labels=kept (or
+weights) trains on what was kept.
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -100,7 +101,7 @@ _ANNOTATOR = flags.DEFINE_string(
 _SECOND = flags.DEFINE_float(
     'second',
     0.1,
-    'ask: share of the passages with a second opinion',
+    'ask: share of the passages with the opinion of a second person',
     lower_bound=0.0,
     upper_bound=1.0,
     flag_values=FLAGS,
@@ -301,8 +302,11 @@ def ask() -> None:
     given = asking.ask(folder, listed, annotator, _SECOND.value, read_key, show)
   path = folder / tasks.ANSWERS
   all_answers = answers.read(path, [task.task for task in listed]) if path.exists() else []
-  left = len(asking.queue(listed, all_answers, _SECOND.value))
-  show(f'{given} answers given, {left} questions left: {path}')
+  left, of_all = (
+      len(asking.queue(listed, all_answers, _SECOND.value, who)) for who in (annotator, None)
+  )
+  others = f', {of_all - left} for somebody else' if of_all > left else ''
+  show(f'{given} answers given, {left} questions left{others}: {path}')
 
 
 @contextlib.contextmanager

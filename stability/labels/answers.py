@@ -6,14 +6,15 @@
   doccano       its JSONL export: {"id": 1, "text": ..., "label": ["keep"], "task": NAME}; in some
                 versions `labels`. The annotator is the file's name, as in an export by user.
 
-Each answer to a task is an opinion. The label of a task is that of most opinions; `unsure` is none.
-If as many opinions keep as drop it, nothing is decided, and it is left out.
+The last answer of each annotator to a task is an opinion. The label of a task is that of most
+opinions; `unsure` is none. If as many opinions keep as drop it, nothing is decided, and it is left
+out.
 """
 
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ KEEP, DROP, UNSURE = LABELS
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """An opinion on a task."""
+  """What an annotator says of a task."""
 
   task: str
   label: str  # one of LABELS
@@ -39,7 +40,7 @@ class Decision:
   task: str
   label: str  # keep or drop; unsure: undecided
   weight: float  # share of keep among the opinions that are not unsure; 0 without any
-  opinions: tuple[Answer, ...]
+  opinions: tuple[Answer, ...]  # one of each annotator
 
   @property
   def is_conflict(self) -> bool:
@@ -76,14 +77,19 @@ def read(path: Path, known: Iterable[str]) -> list[Answer]:
 
 
 def decide(answers: Sequence[Answer], tasks: Iterable[str]) -> list[Decision]:
-  """The decision on each task that has an answer, in the order of the tasks."""
-  by_task: dict[str, list[Answer]] = {}
+  """The decision on each task that has an answer, in the order of the tasks.
+
+  Args:
+    answers: in the order in which they were given; an annotator's last one to a task counts.
+    tasks: the names of the tasks.
+  """
+  by_task: dict[str, dict[str, Answer]] = {}
   for answer in answers:
-    by_task.setdefault(answer.task, []).append(answer)
-  return [_decide(task, by_task[task]) for task in tasks if task in by_task]
+    by_task.setdefault(answer.task, {})[answer.annotator] = answer
+  return [_decide(task, by_task[task].values()) for task in tasks if task in by_task]
 
 
-def _decide(task: str, opinions: Sequence[Answer]) -> Decision:
+def _decide(task: str, opinions: Collection[Answer]) -> Decision:
   counts = collections.Counter(answer.label for answer in opinions)
   votes = counts[KEEP] + counts[DROP]
   label = UNSURE

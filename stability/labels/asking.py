@@ -1,8 +1,8 @@
 """Asking a person about passages, a key for each answer; answers.jsonl has them as they are given.
 
-Tasks that nobody has answered come first, then second opinions on a share of those with one answer.
-A program that is stopped anywhere goes on where it was, and several people may answer at a time: a
-lease on the folder guards each change of the file.
+Tasks that nobody has answered come first, then second opinions on a share of those that one other
+person has answered. A program that is stopped anywhere goes on where it was, and several people may
+answer at a time: a lease on the folder guards each change of the file.
 """
 
 import hashlib
@@ -25,17 +25,22 @@ def wants_second(task: str, share: float) -> bool:
 
 
 def queue(
-    tasks: Sequence[Task], given: Sequence[answers_lib.Answer], share: float
+    tasks: Sequence[Task],
+    given: Sequence[answers_lib.Answer],
+    share: float,
+    annotator: str | None,
 ) -> list[tuple[Task, bool]]:
-  """The tasks to ask, and whether each is for a second opinion."""
-  counts = {task.task: 0 for task in tasks}
+  """The tasks to ask a person, and whether each is for a second opinion; None: all people."""
+  by: dict[str, set[str]] = {task.task: set() for task in tasks}
   for answer in given:
-    counts[answer.task] += 1
-  first = [(task, False) for task in tasks if not counts[task.task]]
+    by[answer.task].add(answer.annotator)
+  first = [(task, False) for task in tasks if not by[task.task]]
   second = [
       (task, True)
       for task in tasks
-      if counts[task.task] < 2 and wants_second(task.task, share)
+      if len(by[task.task]) == 1
+      and annotator not in by[task.task]
+      and wants_second(task.task, share)
   ]
   return first + second
 
@@ -66,7 +71,7 @@ def ask(
     files.filter_lines(path, lambda _: True)  # drops a line that a crash cut off
   names = [task.task for task in tasks]
   given = answers_lib.read(path, names) if path.exists() else []
-  rest, position = queue(tasks, given, share), 0
+  rest, position = queue(tasks, given, share, annotator), 0
   while position < len(rest):
     task, is_second = rest[position]
     what = ', a second opinion' if is_second else ''

@@ -154,6 +154,22 @@ def test_decisions():
   assert [answer.annotator for answer in found[3].opinions] == ['a', 'b', 'c']
 
 
+def test_one_vote_per_annotator():
+  """The last answer of each counts: neither an earlier one nor a second one outvotes anybody."""
+  said = [
+      ('t0', 'keep', 'a'), ('t0', 'keep', 'a'), ('t0', 'drop', 'b'),
+      ('t1', 'keep', 'a'), ('t1', 'drop', 'b'), ('t1', 'drop', 'a'), ('t2', 'keep', 'a'),
+      ('t2', 'unsure', 'a'),
+  ]  # fmt: skip
+  found = answers.decide([Answer(*each) for each in said], NAMES)
+  assert [(d.task, d.label, d.weight, d.is_conflict) for d in found] == [
+      ('t0', 'unsure', 0.5, True),
+      ('t1', 'drop', 0.0, False),
+      ('t2', 'unsure', 0.0, False),
+  ]
+  assert found[1].opinions == (Answer('t1', 'drop', 'a'), Answer('t1', 'drop', 'b'))
+
+
 def test_interrupted_tasks_leave_no_folder(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(files, 'write_json', lambda *_: 1 / 0)

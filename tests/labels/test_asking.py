@@ -109,6 +109,19 @@ def test_second_opinions(folder):
   assert [d.task for d in decisions if d.is_conflict] == chosen
 
 
+def test_second_opinions_are_those_of_others(folder):
+  """Neither in the session that gave the first answer nor later is the same person asked again."""
+  _, given = ask(folder, 'k' * 12, share=1.0)
+  assert len(given) == 6
+  shown, given = ask(folder, 'd' * 12, share=1.0)
+  assert len(given) == 6 and not any('a second opinion' in text for text in shown)
+  found = [answers.Answer(task.task, 'keep', 'ann') for task in TASKS for _ in range(2)]
+  counts = [len(asking.queue(TASKS, found, 1.0, who)) for who in ('ann', 'bea', None)]
+  assert counts == [0, 6, 6]
+  _, given = ask(folder, 'd' * 12, annotator='bea', share=1.0)
+  assert [by for _, _, by in given] == ['ann'] * 6 + ['bea'] * 6
+
+
 def test_share_of_second_opinions():
   names = [f'task {n}' for n in range(2000)]
   assert 0.17 < sum(asking.wants_second(name, 0.2) for name in names) / 2000 < 0.23
