@@ -12,7 +12,8 @@ Where it is known which runs became unstable, it scores the rules and writes
 
   DIR/report/alarm_scores.csv       recall, false alarms and lead (step of the alarm over that of
                                     the onset of instability) of each rule and of any
-  DIR/report/alarm_reliability.csv  how often alarms of a probability were right; and its figure
+  DIR/report/alarm_reliability.csv  how often a run became unstable after alarms of a probability,
+                                    without those that came after the onset; and its figure
 
 --calibrate chooses limits for the regime of the sweep on its own runs, and writes them to FILE.json
 with what they were made from. --limits applies such a file in place of the limits that the rules

@@ -80,16 +80,26 @@ def score(labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def reliability(outcomes: pd.DataFrame, alarms: Mapping[str, Iterable[Alarm]]) -> pd.DataFrame:
-  """How often runs become unstable, by the probability of their alarms.
+  """How often runs become unstable after an alarm, by its probability.
 
-  A row per tenth of probability with any alarm, each alarm counting by itself. Columns: low, high,
-  alarms (their number), probability (their mean), unstable (the share of them in unstable runs).
+  That is the probability that the run becomes unstable, so an alarm counts only while the run has
+  not: up to the onset of an unstable run, all along in one whose onset is not seen in its losses.
+  Of each run, the first alarm of each rule counts, each by itself.
+
+  Args:
+    outcomes: see outcomes.
+    alarms: run -> its alarms.
+
+  Returns:
+    A row per tenth of probability with any alarm. Columns: low, high, alarms (their number),
+    probability (their mean), unstable (the share of them after which the run became unstable).
   """
   found = pd.DataFrame(
       [
-          (alarm.probability, float(outcomes['unstable'][name]))
-          for name in outcomes.index
-          for alarm in alarms[name]
+          (alarm.probability, float(run.unstable))
+          for run in outcomes.itertuples()
+          for alarm in _first_of_rules(alarms[run.Index])
+          if not (run.unstable and alarm.step > run.onset)
       ],
       columns=['probability', 'unstable'],
   )
@@ -102,6 +112,13 @@ def reliability(outcomes: pd.DataFrame, alarms: Mapping[str, Iterable[Alarm]]) -
   table.insert(0, 'high', (table.index + 1) / 10)
   table.insert(0, 'low', table.index / 10)
   return table.reset_index(drop=True)
+
+
+def _first_of_rules(alarms: Iterable[Alarm]) -> Iterable[Alarm]:
+  first: dict[str, Alarm] = {}
+  for alarm in sorted(alarms, key=lambda alarm: alarm.step):
+    first.setdefault(alarm.rule, alarm)
+  return first.values()
 
 
 def _scores(labels: pd.DataFrame) -> Iterator[dict[str, float | int | str]]:

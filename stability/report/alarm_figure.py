@@ -1,4 +1,4 @@
-"""The reliability diagram of the alarms: how often alarms of a probability were right."""
+"""The reliability diagram of the alarms: how often runs became unstable after them."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def write(table: pd.DataFrame, folder: Path) -> None:
 
 @style.styled
 def draw(table: pd.DataFrame, ax: Axes | None = None) -> Figure:
-  """Draws the share of alarms in unstable runs against the probability of the alarms."""
+  """Draws how often runs became unstable after alarms against the probability of the alarms."""
   figure, axes = style.grid([''], 4, ax=ax)
   axis = axes[0, 0]
   axis.plot([0, 1], [0, 1], color=style.GREY, linestyle='--')
@@ -32,6 +32,6 @@ def draw(table: pd.DataFrame, ax: Axes | None = None) -> Figure:
       xlim=(0, 1.02),
       ylim=(-0.02, 1.02),
       xlabel='mean probability of alarms, by tenths',
-      ylabel='share of them in unstable runs',
+      ylabel='share followed by instability',
   )
   return figure

@@ -123,10 +123,10 @@ def test_torn_line_and_null_loss(tmp_path):
 
 
 def test_reliability_by_tenths():
-  outcomes = pd.DataFrame({'unstable': [True, False]}, ['a', 'b'])
+  outcomes = pd.DataFrame({'unstable': [True, False], 'onset': [1.0, np.nan]}, ['a', 'b'])
 
   def alarms(*probabilities):
-    return [Alarm(1, 'x', 1.0, 1.0, '', p) for p in probabilities]
+    return [Alarm(1, f'x{i}', 1.0, 1.0, '', p) for i, p in enumerate(probabilities)]
 
   table = alarm_scores.reliability(outcomes, {'a': alarms(0.92, 1.0, 0.31), 'b': alarms(0.98)})
   assert table['low'].tolist() == [0.3, 0.9] and table['high'].tolist() == [0.4, 1.0]
@@ -134,3 +134,17 @@ def test_reliability_by_tenths():
   assert table['probability'].tolist() == pytest.approx([0.31, (0.92 + 1 + 0.98) / 3])
   assert table['unstable'].tolist() == pytest.approx([1, 2 / 3])
   assert alarm_scores.reliability(outcomes, {'a': [], 'b': []}).empty
+
+
+def test_reliability_is_that_of_alarms_before_the_onset():
+  """After it, a run is unstable. A stable run may have an onset, too: it trains slowly."""
+  onsets = {'late': 80, 'unseen': np.nan, 'slow': 10, 'calm': np.nan}
+  runs = {name: (name in ('late', 'unseen'), onset) for name, onset in onsets.items()}
+  outcomes = pd.DataFrame.from_dict(runs, orient='index', columns=['unstable', 'onset'])
+  outcomes['unstable'] = outcomes['unstable'].astype('boolean')
+  steps = (('x', 120, 0.55), ('y', 80, 0.55), ('x', 100, 0.55), ('z', 81, 0.95), ('y', 90, 0.35))
+  alarms = {name: [Alarm(step, rule, 1.0, 1.0, '', p) for rule, step, p in steps] for name in runs}
+  table = alarm_scores.reliability(outcomes, alarms)
+  # late: y at 80. The others: x at 100, y at 80 and z at 81, the first of each rule.
+  assert table['low'].tolist() == [0.5, 0.9] and table['alarms'].tolist() == [7, 3]
+  assert table['unstable'].tolist() == pytest.approx([3 / 7, 1 / 3])
