@@ -220,13 +220,17 @@ CANDIDATES: tuple[Predictor, ...] = (
 def best_predictor(
     calibrated: Sequence[Predictor], observations: Observations
 ) -> Predictor | None:
-  """The predictor with the lowest Brier score in validation; None if none gave probabilities."""
-  scores = {
-      predictor: brier_errors.mean()
-      for predictor in calibrated
-      if len(brier_errors := _validation_errors(predictor, observations)[0])
-  }
-  return min(scores, key=scores.get) if scores else None
+  """The predictor with the lowest Brier score in validation; None if none gave probabilities.
+
+  Scores are those of the held-out runs that all predictors gave probabilities for: some runs are
+  easier to predict than others. As long as there are no such runs, the predictor of the fewest is
+  left out.
+  """
+  errors = [_validation_errors(predictor, observations)[0] for predictor in calibrated]
+  table = pd.DataFrame({i: error for i, error in enumerate(errors) if len(error)})
+  while table.dropna().empty and len(table.columns):
+    table = table.drop(columns=table.count().idxmin())
+  return calibrated[table.dropna().mean().idxmin()] if len(table.columns) else None
 
 
 def _validation_error(predictor: Predictor, observations: Observations) -> tuple[float, float]:
@@ -241,8 +245,8 @@ def _validation_error(predictor: Predictor, observations: Observations) -> tuple
 
 def _validation_errors(
     predictor: Predictor, observations: Observations
-) -> tuple[np.ndarray, np.ndarray]:
-  """Squared errors of the probabilities, and of the values relative to their variance."""
+) -> tuple[pd.Series, pd.Series]:
+  """Squared errors of the probabilities, and of the values relative to their variance, by run."""
   brier_errors, value_errors = [], []
   for smaller, held_out in observations.validation_splits():
     cells = held_out.runs[held_out.runs['learning_rate'].isin(smaller.learning_rates)]
@@ -254,8 +258,11 @@ def _validation_errors(
     brier_errors.append((forecast['probability'].to_numpy() - cells['unstable']) ** 2)
     error = (forecast['value'].to_numpy() - measured['value'])[measured['censored'] == 0]
     value_errors.append(error**2 / max(measured['value'].var(), 1e-9))
-  join = lambda parts: pd.concat(parts).dropna().to_numpy() if parts else np.empty(0)  # noqa: E731
-  return join(brier_errors), join(value_errors)
+  return _joined(brier_errors), _joined(value_errors)
+
+
+def _joined(parts: Sequence[pd.Series]) -> pd.Series:
+  return pd.concat(parts).astype(float).dropna() if parts else pd.Series(dtype=float)
 
 
 def _extrapolate(points: fits.Points, cells: pd.DataFrame, quick: bool) -> np.ndarray:

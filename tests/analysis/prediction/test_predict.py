@@ -9,6 +9,7 @@ from helpers import known_truth
 
 from stability.analysis.prediction import observations as observations_lib
 from stability.analysis.prediction import predict, predictors, rates, surface
+from stability.analysis.prediction.predictor import Forecast, InsufficientData, forecast_table
 from stability.analysis.results import LOGIT
 
 LARGEST = known_truth.SIZES[-1]
@@ -217,6 +218,34 @@ def test_best_predictor_has_the_lowest_error(made):
 
   plain = predictors.LargestSizePredictor()
   assert predictors.best_predictor([Inverted(), plain], observe(*made)) == plain
+
+
+def test_best_predictor_is_compared_on_the_same_sizes(made):
+  """One predicts only the largest size, the hardest one, and that better than the other does."""
+
+  class Of(predictors.Predictor):
+    name, quantity = 'made up', ''
+
+    def __init__(self, error, without):
+      self.error, self.without = error, without
+
+    def forecast(self, observations, cells, quick=False):
+      size = cells['parameters'].iloc[0]
+      if size in self.without:
+        raise InsufficientData('no')
+      probability = np.abs(cells['unstable'].astype(float) - self.error[int(size == LARGEST)])
+      return Forecast(forecast_table(cells, probability, np.nan, np.nan, np.nan), '')
+
+  observations = observe(*made)
+  *_, easy, _ = observations.sizes
+  steady, of_largest = Of((0.2, 0.3), ()), Of((0.2, 0.25), set(observations.sizes) - {LARGEST})
+  assert predictors.best_predictor([steady, of_largest], observations) is of_largest
+  nothing = Of((0.0, 0.0), set(observations.sizes))
+  assert predictors.best_predictor([nothing, steady], observations) is steady
+  assert predictors.best_predictor([nothing], observations) is None
+  # Without a size in common, the one with the fewest sizes is left out.
+  apart, others = Of((0.2, 0.5), set(observations.sizes) - {easy}), Of((0.3, 0.3), {easy})
+  assert predictors.best_predictor([apart, others], observations) is others
 
 
 def test_predictions_beat_the_paper(held_out):
