@@ -16,7 +16,7 @@ RESERVED = frozenset({
     *('log_size', 'log_rate', 'curve', 'unstable', 'log_critical', 'critical_censored', 'log_best'),
     *('best_censored', 'critical_spread', 'grid_step', 'eps', 'warmup_steps', 'log_gradient'),
     *('predictor', 'chosen', 'event', 'times', 'probability', 'quantity', 'value', 'note'),
-    *('happened', 'base_rate', 'measured', 'beyond', 'risk', 'usable', 'reason'),
+    *('happened', 'base_rate', 'measured', 'beyond', 'tail', 'risk', 'usable', 'reason'),
     *(f'{name}_learning_rate{end}' for name in ('best', 'safe', 'critical')
       for end in ('', '_low', '_high')),
     # figures and sentences

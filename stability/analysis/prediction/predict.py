@@ -23,7 +23,7 @@ ByIntervention = Mapping[tuple, Observations]
 _FORECAST_COLUMNS = (
     'parameters', 'learning_rate', 'probability', 'quantity', 'value', 'low', 'high', 'note'
 )  # fmt: skip
-_OUTCOME_COLUMNS = ('run', 'seed', 'happened', 'base_rate', 'measured', 'beyond')
+_OUTCOME_COLUMNS = ('run', 'seed', 'happened', 'base_rate', 'measured', 'beyond', 'tail')
 
 
 def predict(
@@ -85,7 +85,8 @@ def hold_out(
     A row for each predictor and run of the predicted sizes. Columns in addition to those of
     predict: run, seed, happened (whether the event occurred), base_rate (the share of the
     intervention's fitted runs in which it occurred), measured (the quantity), beyond (1: the true
-    value is above `measured`, -1: below it, 0: neither). Empty if the sweep has too few sizes.
+    value is above `measured`, -1: below it, 0: neither), tail (see predictor.tail_share; NaN: no
+    draws). Empty if the sweep has too few sizes.
   """
   tables = {}
   surfaces = {}  # by the largest size to predict from
@@ -256,6 +257,9 @@ def _forecast_table(
         base_rate=predictor.outcome(observations).mean(),
         measured=10.0 ** measured['value'],
         beyond=measured['censored'],
+        tail=np.nan
+        if forecast.draws_DxC is None
+        else predictor_lib.tail_share(forecast.draws_DxC, measured),
     )
   return table
 

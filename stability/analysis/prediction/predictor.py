@@ -46,6 +46,7 @@ class Forecast:
 
   cells: pd.DataFrame
   note: str  # how the forecast was made
+  draws_DxC: np.ndarray | None = None  # of the value; None: it is not tested by them
 
 
 class Predictor:
@@ -99,6 +100,20 @@ def table_of_draws(
   """The table of a Forecast, from draws of the number of a single run in each cell."""
   low_C, high_C = np.percentile(run_DxC, fits.INTERVAL, axis=0)
   return forecast_table(cells, probability, np.median(run_DxC, axis=0), low_C, high_C)
+
+
+def tail_share(draws_DxC: np.ndarray, measured: pd.DataFrame) -> np.ndarray:
+  """The share of the draws at least as far out as what was measured, on its side of them.
+
+  Args:
+    draws_DxC: see Forecast.
+    measured: see measurements, a row per cell. Of a censored value, only draws on the side where
+      the true value is not count against the forecast.
+  """
+  value_C, censored_C = measured[['value', 'censored']].to_numpy(float).T
+  below_C = np.where(censored_C == 1, 1.0, (draws_DxC <= value_C).mean(axis=0))
+  above_C = np.where(censored_C == -1, 1.0, (draws_DxC >= value_C).mean(axis=0))
+  return np.where(np.isnan(value_C), np.nan, np.minimum(below_C, above_C))
 
 
 def measurements(

@@ -158,7 +158,7 @@ class SurfacePredictor(Predictor):
     log_size, log_rate = cells['log_size'].to_numpy(), cells['log_rate'].to_numpy()
     run_DxC = self.draws(log_size).run_DxC
     probability = unstable_share(run_DxC, log_rate) if self.rate == CRITICAL_RATE else np.nan
-    return Forecast(table_of_draws(cells, probability, run_DxC), '')
+    return Forecast(table_of_draws(cells, probability, run_DxC), '', run_DxC)
 
   def draws(self, log_sizes_C: np.ndarray) -> power_law.Draws:
     """Draws of log10 of the learning rate at some sizes."""

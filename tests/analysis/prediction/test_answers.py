@@ -220,6 +220,24 @@ def test_missed_size():
   assert kept.missed is None
 
 
+@pytest.mark.parametrize('tail', [0.02, 0.01])
+def test_arms_are_tested_together(tail):
+  """Outside the 90 % interval by little, an arm by itself is missed, but not one of four."""
+  made = [bowls(sizes=SIZES[:3], fields={'arm': name}) for name in 'abcd']
+  row = {'predictor': rates.CRITICAL_OF_ALL, 'parameters': SIZES[-1], 'value': 0.1, 'low': 0.05,
+         'high': 0.2, 'beyond': 0}  # fmt: skip
+  rows = [row | {'arm': name, 'measured': 0.15, 'tail': 0.2} for name in 'abcd']
+  rows[1] |= {'measured': 0.21, 'tail': tail}
+  for count in (4, 2):
+    results, curves = together(*made[:count])
+    by_arm = observations.by_intervention(results, curves)
+    held_out = pd.DataFrame(rows[:count] * 2)  # two runs of each
+    found = answers.answer(results, by_arm, held_out, [Target(4e5)], surface.fit_arms(by_arm))
+    assert [each.missed is not None for each in found] == [
+        each.arm == ('b',) and tail < 0.05 / count for each in found
+    ]
+
+
 def test_every_shape_of_the_largest_size_is_tested():
   """Only the second of two equally large shapes has a critical rate that was not predicted."""
   broken = bowls(critical=lambda n: law()(n) / (30 if n == SIZES[-1] else 1), noise=0.002)[0].runs

@@ -9,7 +9,12 @@ from helpers import known_truth
 
 from stability.analysis.prediction import observations as observations_lib
 from stability.analysis.prediction import predict, predictors, rates, surface
-from stability.analysis.prediction.predictor import Forecast, InsufficientData, forecast_table
+from stability.analysis.prediction.predictor import (
+    Forecast,
+    InsufficientData,
+    forecast_table,
+    tail_share,
+)
 from stability.analysis.results import LOGIT
 
 LARGEST = known_truth.SIZES[-1]
@@ -218,6 +223,25 @@ def test_best_predictor_has_the_lowest_error(made):
 
   plain = predictors.LargestSizePredictor()
   assert predictors.best_predictor([Inverted(), plain], observe(*made)) == plain
+
+
+def test_tails():
+  """Of a value that is only bounded, no draw counts that may be on its side."""
+  draws = np.tile(np.arange(10.0)[:, None], 6)
+  measured = pd.DataFrame({
+      'value': [0.5, 8.5, 0.5, 8.5, 4.2, np.nan], 'censored': [0, 0, 1, -1, 0, 0]
+  })
+  assert tail_share(draws, measured)[:5] == pytest.approx([0.1, 0.1, 0.9, 0.9, 0.5])
+  assert np.isnan(tail_share(draws, measured)[5])
+
+
+def test_tails_of_held_out_sizes_are_those_of_intervals(held_out):
+  rows = held_out.dropna(subset='tail')
+  assert set(rows['predictor']) == {rates.CRITICAL_OF_ALL, 'best learning rate (all arms)'}
+  is_below = (rows['measured'] < rows['low']) & (rows['beyond'] != 1)
+  is_above = (rows['measured'] > rows['high']) & (rows['beyond'] != -1)
+  assert list(rows['tail'] < 0.05) == list(is_below | is_above)
+  assert rows['tail'].between(0, 1).all()
 
 
 def test_best_predictor_is_compared_on_the_same_sizes(made):
