@@ -9,11 +9,12 @@ A run is worth what its result would say about the critical learning rates of al
 runs: missing ones of the sweep, further seeds, or one learning rate beyond the grid. With --config,
 DIR may be new or hold some of the runs of that file; those it lacks may be trained.
 
---train trains the first --count of them, chooses again, and so on, until the 90 % interval of every
+--train trains the first --count of them, chooses again, and so on, until the interval of every
 critical rate is narrower than --width decades, no run says more about those that are not, or
 --budget, which counts all runs of DIR, is spent: a run that the rest does not pay for is not begun.
 A critical rate above the grid is not known: the grid is extended, one rate at a time. Intervals at
---target are as wide as those of launch.predict.
+sizes of the sweep hold the truth in about 72 % of cases, where the loss rises like a cliff in 44 to
+81 %. At --target, they are 90 % intervals, as wide as those of launch.predict.
 The runs belong to the sweep in DIR; the same command continues after an interruption. If a learning
 rate beyond the grid is added, LR sensitivity stays that of the grid.
 
@@ -54,7 +55,7 @@ from stability.storage import run_files, sweeps
 
 if TYPE_CHECKING:
   from launch.common.next_runs import Growing
-  from stability.analysis.prediction.next_sweep import NextRun
+  from stability.analysis.prediction.next_sweep import NextRun, SweepState
 
 FLAGS = flags.FlagValues()
 _CONFIG = app.define_config(FLAGS, required=False)
@@ -78,7 +79,7 @@ _TARGET = flags.DEFINE_string(
 _WIDTH = flags.DEFINE_float(
     'width',
     None,
-    'decades: a critical rate is known if its 90 % interval is narrower; default: half a step, with'
+    'decades: a critical rate is known if its interval is narrower; default: half a step, with'
     ' --target two steps',
     flag_values=FLAGS,
 )
@@ -260,7 +261,7 @@ def _print_known(growing: 'Growing', console: Console) -> None:
   low, _, high = state.now.critical_3xQ[:, wanted]
   line = (
       f'{(widths <= state.known_width).sum()} of {len(wanted)} critical rates are known to'
-      f' {state.known_width:.2g} decades (90 % intervals)'
+      f' {state.known_width:.2g} decades ({_intervals(state)})'
   )
   is_above, is_below = low == math.inf, high == -math.inf
   for is_there, side in ((is_above, 'above'), (is_below, 'below')):
@@ -279,15 +280,23 @@ def _print_known(growing: 'Growing', console: Console) -> None:
       display.line(console, regimes.TOO_FAR)
 
 
+def _intervals(state: 'SweepState') -> str:
+  """What the intervals hold, in words."""
+  if state.target is not None:
+    return '90 % intervals'
+  from stability.analysis.prediction import next_cells
+
+  return f'intervals that hold the truth in about {100 * next_cells.COVERAGE:.0f} % of cases'
+
+
 def _print_runs(growing: 'Growing', found: Sequence['NextRun'], console: Console) -> None:
   table = _table('run', 'reason', 'FLOPs', 'seconds', 'decades', 'after', left=2)
   display.add_rows(table, (row.values() for row in growing.rows(found)))
   console.print(table)
   display.line(
       console,
-      'decades: width of the 90 % interval of the critical rate that the reason names, if it has'
-      ' ends within the grid, and as expected after the run. seconds: mean of the runs of this'
-      ' size.',
+      'decades: width of the interval of the critical rate that the reason names, if it has ends'
+      ' within the grid, and as expected after the run. seconds: mean of the runs of this size.',
   )
 
 

@@ -12,7 +12,7 @@ OPENBLAS_NUM_THREADS=1 makes it faster. Columns:
                  no intervals, also the share at which it ends
   within_at_40   share of the critical rates within half a step at 40 % of the FLOPs
   error_at_40    largest error then, in decades
-  stops_at       the share at which all 90 % intervals are narrower than half a step
+  stops_at       the share at which all intervals are narrower than half a step
   stops_at_step  and narrower than a step
 """
 

@@ -69,7 +69,7 @@ def replay(finished: Finished, order: str, width: float, seed: int = 0) -> pd.Da
   Returns:
     Columns: flops (share of the full grid's), within (share of the curves whose critical rate is
     within half a grid step of the full grid's), error (the largest, decades), widest (the widest
-    90 % interval, decades, without curves whose critical rate is known to be beyond the grid, which
+    interval, decades, without curves whose critical rate is known to be beyond the grid, which
     a replay cannot extend; NaN without a model).
   """
   if order == 'bisection':
