@@ -129,13 +129,14 @@ def _score(
     display.line(console, 'The rules are not scored: that needs stable and unstable runs.')
     return
   alarms = {name: replays[name].alarms for name in outcomes.index}
-  scores = alarm_scores.score(alarm_scores.join(outcomes, alarms, rules))
+  lacking = {name: replays[name].lacking for name in outcomes.index}
+  scores = alarm_scores.score(alarm_scores.join(outcomes, alarms, rules), lacking)
   reliability = alarm_scores.reliability(outcomes, alarms)
   _print_scores(scores.itertuples(index=False), console)
   display.line(
       console,
-      "Lead: the step of a run's first alarm over that at which it becomes unstable, the median;"
-      ' above 1 is too late.',
+      'Runs: those to which a rule could be applied. Lead: the step of its alarm over that at which'
+      ' a run becomes unstable, the median; above 1 is too late, never: most have no alarm.',
   )
   folder = workdir / 'report'
   files.refuse_links(folder)

@@ -1,7 +1,8 @@
 """Scores of the alarm rules: how well they predict which runs become unstable, and when."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -64,19 +65,29 @@ def label_runs(workdir: Path, rules: Sequence[Rule] = RULES) -> pd.DataFrame:
   return join(found, alarms, rules)
 
 
-def score(labels: pd.DataFrame) -> pd.DataFrame:
+def score(
+    labels: pd.DataFrame, lacking: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> pd.DataFrame:
   """Scores each rule: a row per rule, ANY last; NaN where no run qualifies.
+
+  Args:
+    labels: see join.
+    lacking: run -> the rules that could not be applied to it, for which it does not count.
 
   Columns:
     rule
-    runs, unstable: how many runs there are, and how many of them are unstable
+    runs, unstable: to how many runs it could be applied, and how many of them are unstable
     fired: in how many runs the rule fired
     recall: the share of unstable runs in which it fired
     false_alarm_rate: the share of stable runs in which it fired
     lead: the step of the alarm divided by the step of the onset, infinite if the rule did not fire;
       the median over unstable runs with an onset
   """
-  return pd.DataFrame(list(_scores(labels)))
+  rules = labels.columns.drop(['unstable', 'onset'])
+  return pd.DataFrame([
+      _score(rule, labels[[rule not in lacking.get(name, ()) for name in labels.index]])
+      for rule in rules
+  ])
 
 
 def reliability(outcomes: pd.DataFrame, alarms: Mapping[str, Iterable[Alarm]]) -> pd.DataFrame:
@@ -121,21 +132,20 @@ def _first_of_rules(alarms: Iterable[Alarm]) -> Iterable[Alarm]:
   return first.values()
 
 
-def _scores(labels: pd.DataFrame) -> Iterator[dict[str, float | int | str]]:
+def _score(rule: str, labels: pd.DataFrame) -> dict[str, float | int | str]:
   unstable = labels['unstable'].astype(bool)
   with_onset = labels[unstable & labels['onset'].notna()]
-  for rule in labels.columns.drop(['unstable', 'onset']):
-    fired = labels[rule].notna()
-    lead = (with_onset[rule] / with_onset['onset']).fillna(np.inf)
-    yield {
-        'rule': rule,
-        'runs': len(labels),
-        'unstable': int(unstable.sum()),
-        'fired': int(fired.sum()),
-        'recall': _share(fired[unstable]),
-        'false_alarm_rate': _share(fired[~unstable]),
-        'lead': lead.median() if len(lead) else np.nan,
-    }
+  fired = labels[rule].notna()
+  lead = (with_onset[rule] / with_onset['onset']).fillna(np.inf)
+  return {
+      'rule': rule,
+      'runs': len(labels),
+      'unstable': int(unstable.sum()),
+      'fired': int(fired.sum()),
+      'recall': _share(fired[unstable]),
+      'false_alarm_rate': _share(fired[~unstable]),
+      'lead': lead.median() if len(lead) else np.nan,
+  }
 
 
 def _share(values: pd.Series) -> float:

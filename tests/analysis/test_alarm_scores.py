@@ -79,6 +79,18 @@ def test_scores(tmp_path):
     assert row['lead'] == pytest.approx(1.0)  # the median of 0.5, 1 and never
 
 
+def test_runs_to_which_a_rule_cannot_be_applied(tmp_path):
+  """They count for the other rules alone; of a rule that no run allows, nothing is known."""
+  *_, missed = write(tmp_path, CASES)
+  labels = alarm_scores.label_runs(tmp_path, [LOGIT_RULE])
+  table = alarm_scores.score(labels, {missed.name: {'attention_logit': 'it'}}).set_index('rule')
+  assert list(table['runs']) == [6, 7] and list(table['unstable']) == [2, 3]
+  assert list(table['recall']) == [1, pytest.approx(2 / 3)]
+  nowhere = dict.fromkeys(labels.index, {'attention_logit': 'it'})
+  row = alarm_scores.score(labels, nowhere).iloc[0]
+  assert row['runs'] == 0 and row[['recall', 'false_alarm_rate', 'lead']].isna().all()
+
+
 def test_lead_is_infinite_if_most_alarms_are_missed(tmp_path):
   write(tmp_path, CASES | {3e-1: (80, 0)})
   table = alarm_scores.score(alarm_scores.label_runs(tmp_path, [LOGIT_RULE])).set_index('rule')
