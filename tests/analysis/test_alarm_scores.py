@@ -86,7 +86,7 @@ def test_runs_to_which_a_rule_cannot_be_applied(tmp_path):
   table = alarm_scores.score(labels, {missed.name: {'attention_logit': 'it'}}).set_index('rule')
   assert list(table['runs']) == [6, 7] and list(table['unstable']) == [2, 3]
   assert list(table['recall']) == [1, pytest.approx(2 / 3)]
-  nowhere = dict.fromkeys(labels.index, {'attention_logit': 'it'})
+  nowhere = {name: {'attention_logit': 'it'} for name in labels.index}
   row = alarm_scores.score(labels, nowhere).iloc[0]
   assert row['runs'] == 0 and row[['recall', 'false_alarm_rate', 'lead']].isna().all()
 
