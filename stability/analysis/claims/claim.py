@@ -201,7 +201,8 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
 
   It is undecided if a selected run does not count, or if the 90 % interval over seeds contains the
   threshold. The seeds are those that all sizes, interventions and learning rates have; a single one
-  has no interval.
+  has no interval. Learning rates that only some seeds have do not count where most have several
+  seeds, see Evidence.with_common_seeds.
   """
   n = 0
   try:

@@ -10,6 +10,7 @@ which all claims are written.
 """
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -65,18 +66,38 @@ class Evidence:
     return dataclasses.replace(self, runs=self.runs[condition])
 
   def with_common_seeds(self) -> 'Evidence':
-    """The runs of the seeds that every size and intervention has at all its learning rates.
+    """The runs of the seeds, and of the learning rates, that every size and intervention has.
 
-    Draws of others would leave some rows as they are, and an effect would seem too certain.
+    Draws of other seeds would leave some rows as they are, and an effect would seem too certain. If
+    most cells (a row's learning rates) have several seeds, the seeds are two or more: those that
+    most cells share, and the most if several sets tie. Cells that lack any of them are left out, so
+    that a single run at a further learning rate changes nothing. Each row must keep
+    MIN_LEARNING_RATES, or all if it has fewer. Otherwise, the seeds are those that all cells have.
+    Cells outside the windows of LR sensitivity do not choose the seeds.
     """
-    cells = self.runs.groupby([*self.keys, 'learning_rate'], dropna=False).ngroup()
-    counts = cells.groupby(self.runs['seed']).nunique()
-    seeds = counts.index[counts == cells.nunique()]
-    if seeds.empty:
-      raise Undecided('no seed has all sizes, interventions and learning rates')
-    weights_DxS = lr_sensitivity_lib.with_draws(len(seeds))
-    weights = pd.DataFrame(weights_DxS.T, seeds)
-    return dataclasses.replace(self.only(self.runs['seed'].isin(seeds)), weights=weights)
+    columns = [*self.keys, 'learning_rate']
+    cells = self.runs.groupby(columns, dropna=False).ngroup().rename('cell')
+    has_CxS = pd.crosstab(cells, self.runs['seed']) > 0
+    row_C = self.runs.groupby(self.keys, dropna=False).ngroup().groupby(cells).first()
+    inside = cells[self._is_inside_windows()]
+    if inside.empty:
+      raise Undecided('no run is within the windows of learning rates')
+    inside_C = has_CxS.index.isin(inside)
+    seeds = _common_seeds(has_CxS[inside_C], row_C[inside_C])
+    weights = pd.DataFrame(lr_sensitivity_lib.with_draws(len(seeds)).T, seeds)
+    kept = has_CxS.index[has_CxS[seeds].all(axis='columns')]
+    common = self.only(cells.isin(kept) & self.runs['seed'].isin(seeds))
+    return dataclasses.replace(common, weights=weights)
+
+  def _is_inside_windows(self) -> pd.Series:
+    """Whether the learning rate of each run lies in the windows of its size and intervention."""
+    found = pd.Series(not self.results.windows, self.runs.index)
+    if not self.results.windows:
+      return found
+    for key, runs in results_lib.split(self.runs, self.keys):
+      limits = windows_lib.find(self.results.windows, dict(zip(self.keys, key, strict=True)))
+      found[lr_sensitivity_lib.within(runs, limits).index] = True
+    return found
 
   def with_variant(self, field: str, value: Any) -> 'Evidence':
     """The same runs, with a record that they were selected at this value of a field."""
@@ -389,6 +410,33 @@ def at(table: pd.DataFrame, level: str, value: object) -> pd.DataFrame:
   if found.empty:
     raise Undecided(f'{level} = {value} has no rows')
   return found
+
+
+def _common_seeds(has_CxS: pd.DataFrame, row_C: pd.Series) -> pd.Index:
+  """The seeds of Evidence.with_common_seeds; raises Undecided if there are none.
+
+  Args:
+    has_CxS: whether each cell (row) has a run of each seed (column).
+    row_C: the number of the size and intervention that a cell belongs to.
+  """
+  needed = row_C.value_counts().clip(upper=MIN_LEARNING_RATES)
+  best, score = None, (len(has_CxS) / 2, np.inf)
+  for pair in itertools.combinations(has_CxS, 2):
+    is_shared_C = has_CxS[list(pair)].all(axis='columns')
+    left = row_C[is_shared_C].value_counts().reindex(needed.index, fill_value=0)
+    shared = has_CxS.columns[has_CxS[is_shared_C].all()]
+    if (left >= needed).all() and (is_shared_C.sum(), len(shared)) > score:
+      best, score = shared, (is_shared_C.sum(), len(shared))
+  if best is not None:
+    return best
+  if (has_CxS.sum(axis='columns') > 1).mean() > 0.5:
+    raise Undecided(
+        'no two seeds have all sizes and interventions at enough of the same learning rates'
+    )
+  seeds = has_CxS.columns[has_CxS.all()]
+  if seeds.empty:
+    raise Undecided('no seed has all sizes, interventions and learning rates')
+  return seeds
 
 
 def _groups(table: pd.DataFrame, levels: list[str]) -> Iterable[tuple[tuple, pd.DataFrame]]:

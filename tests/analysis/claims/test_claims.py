@@ -178,13 +178,60 @@ def test_seeds_that_some_runs_lack_do_not_count():
   runs = results.runs
   is_largest = runs['parameters'] == runs['parameters'].max()
   alone = verdict('1a', dataclasses.replace(results, runs=runs[runs['seed'] == 0]), curves)
-  for kept in ((runs['seed'] == 0) | ~is_largest, (runs['seed'] == 0) | (runs.index == 1)):
-    found = verdict('1a', dataclasses.replace(results, runs=runs[kept]), curves)
-    assert np.isnan([found.low, found.high]).all()
-    assert (found.verdict, found.effect, found.n) == (alone.verdict, alone.effect, alone.n)
+  kept = (runs['seed'] == 0) | (runs.index == 1)
+  found = verdict('1a', dataclasses.replace(results, runs=runs[kept]), curves)
+  assert np.isnan([found.low, found.high]).all()
+  assert (found.verdict, found.effect, found.n) == (alone.verdict, alone.effect, alone.n)
+  # Of a sweep of several seeds, a single one decides nothing.
+  kept = (runs['seed'] == 0) | ~is_largest
+  found = verdict('1a', dataclasses.replace(results, runs=runs[kept]), curves)
+  assert found.verdict == UNDECIDED and 'no two seeds have all sizes' in found.reason
   other = runs.assign(seed=runs['seed'].where(is_largest, runs['seed'] + 5))
   found = verdict('1a', dataclasses.replace(results, runs=other), curves)
+  assert found.verdict == UNDECIDED and 'no two seeds have all sizes' in found.reason
+  one_each = other[other['seed'] % 5 == 0]
+  found = verdict('1a', dataclasses.replace(results, runs=one_each), curves)
   assert found.verdict == UNDECIDED and 'no seed has all sizes' in found.reason
+
+
+def with_runs(results, *added):
+  """The results with copies of runs, each a dict: the index of the run and what is changed."""
+  copies = [results.runs.loc[[index]].assign(run=f'more {i}', **changes)
+            for i, (index, changes) in enumerate(added)]  # fmt: skip
+  runs = pd.concat([results.runs, *copies], ignore_index=True)
+  return dataclasses.replace(results, runs=runs)
+
+
+@pytest.mark.parametrize('windows', [(), [{'where': {}, 'windows': [[1e-3, 1.0]]}]])
+def test_a_run_at_another_learning_rate_changes_no_interval(windows):
+  """As launch.next adds: one rate with one seed, within the windows or beyond them."""
+  points = hyper.product([QK, hyper.sweep('seed', [0, 1, 2])])
+
+  def steep(c):  # the benefit of qk-norm is 2, 1 or 0.9
+    return 0.1 * (1 if c['model.qk_norm'] != 'none' else (2.0, 1.0, 0.9)[c['seed']])
+
+  results, curves = simulate(points, sim.steep(steep), windows=windows)
+  before = verdict('1a', results, curves)
+  assert before.verdict == UNDECIDED and 'within the interval' in before.reason
+  for rate in (3e-2, 10.0):
+    more = with_runs(results, (0, {'learning_rate': rate}))
+    assert verdict('1a', more, curves) == before
+  seed = {'seed': 7}  # a further seed at a rate of the grid
+  assert verdict('1a', with_runs(results, (0, seed)), curves) == before
+
+
+def test_seeds_of_rates_beyond_the_windows_do_not_choose():
+  points = hyper.product([QK, hyper.sweep('seed', [0, 1, 2])])
+  windows = [{'where': {}, 'windows': [[1e-3, 1.0]]}]
+
+  def steep(c):
+    return 0.1 * (1 if c['model.qk_norm'] != 'none' else (2.0, 2.1, 2.2)[c['seed']])
+
+  results, curves = simulate(points, sim.steep(steep), windows=windows)
+  before = verdict('1a', results, curves)
+  beyond = {'learning_rate': 10.0}
+  more = with_runs(results, (0, beyond), (1, beyond))  # of two of the three seeds
+  assert verdict('1a', more, curves) == before and before.n == len(points)
 
 
 def test_undecided_without_a_finite_interval():
