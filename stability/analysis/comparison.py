@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stability.analysis import lr_sensitivity
+from stability.analysis import lr_sensitivity, same_rates
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
-from stability.analysis.claims.evidence import MIN_LEARNING_RATES
 from stability.analysis.claims.families import closest_to_paper
 from stability.analysis.results import SWEEP, Results
+from stability.analysis.same_rates import MIN_LEARNING_RATES
 
 # Losses (a row per learning rate, a column per seed) and windows of a size and intervention.
 _Curve = tuple[pd.DataFrame, Sequence[windows_lib.Window] | None]
@@ -39,8 +39,10 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   Columns: is_baseline; ratio; low and high (its interval of level results.interval from resampling
   whole seeds, with the same resamples for both interventions; NaN with one seed). Both are of the
   seeds that have all learning rates of both interventions; with fewer than two, the ratio is of
-  the seeds of each row (see lr_sensitivity.paired). The ratio is NaN for the baseline itself, if a
-  run of either intervention is missing, and if there is no LR sensitivity to compare.
+  the seeds of each row (see lr_sensitivity.paired). Interventions with the same windows are
+  compared at the same learning rates, see same_rates.of_all; the LR sensitivities of the table can
+  be over more. The ratio is NaN for the baseline itself, if a run of either intervention is
+  missing, and if there is no LR sensitivity to compare.
 
   Args:
     results: the runs of a sweep.
@@ -55,7 +57,7 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   found = pd.DataFrame(np.nan, rows.index, ['ratio', 'low', 'high'])
   if results.not_comparable is not None:
     return found.assign(is_baseline=is_baseline)
-  curves = {}
+  curves, grids_of_arm = {}, {}
   runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
   for values, of_row in results_lib.split(runs, keys):
     limits = windows_lib.find(results.windows, dict(zip(keys, values, strict=True)))
@@ -63,15 +65,32 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         index='learning_rate', columns='seed', values='loss'
     )
     if len(losses) >= MIN_LEARNING_RATES:
-      curves[results_lib.key(values)] = losses, limits
+      curves[key := results_lib.key(values)] = losses, limits
+      grids_of_arm.setdefault(key[len(size) :], set()).add(tuple(losses.index))
   complete = rows[table['missing'] == 0]
   of_rows = map(results_lib.key, complete.to_numpy(object))
   by_key = dict(zip(of_rows, complete.index, strict=True))
   for row, index in by_key.items():
     base = (*row[: len(size)], *of_baseline)
     if row != base and base in by_key and row in curves and base in curves:
-      found.loc[index] = _ratio(curves[row], curves[base], results.interval)
+      arms = (row[len(size) :], of_baseline)
+      are_whole = all(len(grids_of_arm[arm]) == 1 for arm in arms)
+      pair = _at_same_rates(curves[row], curves[base], are_whole)
+      if pair is not None:
+        found.loc[index] = _ratio(*pair, results.interval)
   return found.assign(is_baseline=is_baseline)
+
+
+def _at_same_rates(ours: _Curve, base: _Curve, are_whole: bool) -> tuple[_Curve, _Curve] | None:
+  """Two curves at the learning rates at which they are compared; None if they cannot be."""
+  if ours[1] != base[1]:  # windows of their own
+    return ours, base
+  grids = [tuple(losses.index) for losses, _ in (ours, base)]
+  rates = same_rates.of_all(grids, ours[1], are_whole=are_whole)
+  if rates is None:
+    return None
+  of_ours, of_base = map(list, rates)
+  return (ours[0].loc[of_ours], ours[1]), (base[0].loc[of_base], base[1])
 
 
 def _ratio(ours: _Curve, base: _Curve, level: float) -> tuple[float, float, float]:

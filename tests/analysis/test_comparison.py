@@ -98,3 +98,68 @@ def test_an_arm_with_one_seed_has_no_interval():
   table = compared(points, sim.steep(lambda c: 0.1))
   assert table['ratio'].notna().sum() == len(WIDTHS)
   assert table[['low', 'high']].isna().all(axis=None)
+
+
+def of_rates(**rates):
+  """The ratio of two arms of a size with these learning rates, 3 if they are the same."""
+  none, layernorm = rates['none'], rates['layernorm']
+  points = [
+      {'model.width': 16, QK_NORM: arm, 'optimizer.learning_rate': rate}
+      for arm, of_arm in (('layernorm', layernorm), ('none', none))
+      for rate in of_arm
+  ]
+
+  outcomes = sim.steep(where(QK_NORM, 'none', 0.3, 0.1))
+  return compared(points, outcomes, windows=rates.get('windows', ()))['ratio'].iloc[1]
+
+
+FULL = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
+
+
+def test_arms_are_compared_at_the_same_rates():
+  """As launch.next chooses them: where each arm tells most."""
+  assert of_rates(none=FULL, layernorm=FULL) == pytest.approx(3.0)
+  # Each over its own, the ratio would say where the runs are.
+  assert np.isnan(of_rates(none=[3e-3, 1e-2, 3e-2, 1e-1], layernorm=[1e-3, 3e-2, 1.0]))
+  assert np.isnan(of_rates(none=FULL[1:5], layernorm=FULL))  # other ends
+  assert np.isnan(of_rates(none=[1e-3, 1e-2, 1.0], layernorm=[1e-3, 3e-2, 1.0]))  # two in common
+  common = [1e-3, 1e-2, 1.0]
+  assert of_rates(none=common, layernorm=FULL) == pytest.approx(3.0)
+  assert of_rates(none=FULL, layernorm=common) == pytest.approx(3.0)
+
+
+def test_rates_beyond_the_windows_need_no_partner():
+  windows = [{'where': {}, 'windows': [[1e-3, 1.0]]}]
+  ratio = of_rates(none=[*FULL, 3.0], layernorm=FULL, windows=windows)
+  assert ratio == pytest.approx(3.0)
+  two = [{'where': {}, 'windows': [[1e-3, 1e-1], [1e-2, 1.0]]}]
+  assert of_rates(none=FULL, layernorm=FULL, windows=two) == pytest.approx(3.0)
+  within = [rate for rate in FULL if rate != 1e-1]  # the end of a window
+  assert np.isnan(of_rates(none=FULL, layernorm=within, windows=two))
+
+
+def test_arms_with_grids_or_windows_of_their_own():
+  moved = [rate / 10 for rate in FULL]
+  assert of_rates(none=FULL, layernorm=moved) > 0
+  assert np.isnan(of_rates(none=FULL[:4] + FULL[5:], layernorm=moved[:5] + moved[6:]))
+  own = [{'where': {QK_NORM: 'none'}, 'windows': [[3e-3, 1.0]]}]
+  assert of_rates(none=FULL, layernorm=FULL, windows=own) > 0
+  # Where the arm has other rates at another size, its grid is not whole.
+  points = [
+      {'model.width': width, QK_NORM: arm, 'optimizer.learning_rate': rate}
+      for width in (16, 32)
+      for arm, of_arm in (('layernorm', FULL[:3]), ('none', FULL[2:5]))
+      for rate in [*of_arm, *([10.0] if width == 32 else [])]
+  ]
+  table = compared(points, sim.steep(lambda c: 0.1))
+  assert table['ratio'].isna().all()
+
+
+def test_one_more_run_of_one_seed_leaves_the_interval():
+  points = grid(QK, sweep('seed', 0, 1, 2))
+  outcomes = sim.steep(lambda c: (0.2 if c[QK_NORM] == 'none' else 0.1) * (1 + c['seed']))
+  more = {**points[0], 'optimizer.learning_rate': 3e-2}
+  for number in ('ratio', 'low', 'high'):
+    assert list(compared([*points, more], outcomes)[number]) == pytest.approx(
+        list(compared(points, outcomes)[number]), nan_ok=True
+    )

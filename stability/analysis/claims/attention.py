@@ -29,7 +29,8 @@ def benefit_of_qk_norm(e: Evidence) -> pd.Series:
 
 
 def _slope_on_size(e: Evidence) -> pd.Series:
-  return ev.slopes(np.log(e.lr_sensitivity()), 'parameters', e.results.sizes).min()
+  table = np.log(e.lr_sensitivity(across_sizes=True))
+  return ev.slopes(table, 'parameters', e.results.sizes).min()
 
 
 def _drop_of_lowest_unstable_rate(e: Evidence) -> pd.Series:

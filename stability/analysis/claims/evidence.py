@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stability.analysis import instability
+from stability.analysis import instability, same_rates
 from stability.analysis import lr_sensitivity as lr_sensitivity_lib
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
 from stability.analysis.leaderboard import curve
 from stability.analysis.results import Results
+from stability.analysis.same_rates import MIN_LEARNING_RATES
 
 # The paper reads attention logits at step 2,000 of 100,000 (section 3.3).
 PAPER_STEPS, PAPER_PROBE_STEP = 100_000, 2_000
-MIN_LEARNING_RATES = 3  # LR sensitivity over fewer has little meaning
 
 
 class Undecided(Exception):
@@ -124,12 +124,19 @@ class Evidence:
 
   # Losses.
 
-  def lr_sensitivity(self) -> pd.DataFrame:
-    """LR sensitivity (nats) of each size and intervention with at least MIN_LEARNING_RATES."""
+  def lr_sensitivity(self, *, across_sizes: bool = False) -> pd.DataFrame:
+    """LR sensitivity (nats) of each size and intervention with at least MIN_LEARNING_RATES.
+
+    Interventions of a size are compared at the same learning rates if their windows are the same,
+    see same_rates.of_all; Undecided if they have too few.
+
+    Args:
+      across_sizes: whether sizes of an intervention are compared instead.
+    """
     if self.results.not_comparable is not None:
       field = self.results.not_comparable
       raise Undecided(f'not comparable: {field} changes what a learning rate means')
-    found = {}
+    curves = {}
     for key, runs in results_lib.split(self.runs, self.keys):
       values = dict(zip(self.keys, key, strict=True))
       limits = windows_lib.find(self.results.windows, values)
@@ -137,13 +144,44 @@ class Evidence:
           index='learning_rate', columns='seed', values='loss'
       )
       if len(losses) >= MIN_LEARNING_RATES:
-        weights_DxS = self.weights.loc[losses.columns].to_numpy().T
-        mean_LxD = lr_sensitivity_lib.mean_over_seeds(losses.to_numpy(), weights_DxS)
-        sensitivities_WxD = lr_sensitivity_lib.sensitivities(losses.index, mean_LxD, limits)
-        found[key] = np.fmin.reduce(sensitivities_WxD)
-    if not found:
+        curves[key] = losses, limits
+    if not curves:
       raise Undecided(f'no size and intervention has {MIN_LEARNING_RATES} learning rates')
+    rates = self._compared_rates(curves, across_sizes)
+    found = {}
+    for key, (losses, limits) in curves.items():
+      chosen = losses.loc[list(rates[key])]
+      weights_DxS = self.weights.loc[chosen.columns].to_numpy().T
+      mean_LxD = lr_sensitivity_lib.mean_over_seeds(chosen.to_numpy(), weights_DxS)
+      sensitivities_WxD = lr_sensitivity_lib.sensitivities(chosen.index, mean_LxD, limits)
+      found[key] = np.fmin.reduce(sensitivities_WxD)
     return _table(found, self.keys)
+
+  def _compared_rates(self, curves: Mapping[tuple, tuple], across_sizes: bool) -> dict:
+    """The learning rates of each row at which it is compared; raises Undecided if there are none.
+
+    Args:
+      curves: row -> its losses, with the learning rates as index, and its windows.
+      across_sizes: see lr_sensitivity.
+    """
+    shape = len(self.keys) - len(self.results.groups)  # the first of the keys
+    grids_of_arm, compared = {}, {}
+    for key, (losses, limits) in curves.items():
+      size, arm = results_lib.key(key[:shape]), results_lib.key(key[shape:])
+      grids_of_arm.setdefault(arm, set()).add(tuple(losses.index))
+      together = (arm if across_sizes else size, str(limits))
+      compared.setdefault(together, []).append((key, arm))
+    found = {}
+    for members in compared.values():
+      keys, arms = zip(*members, strict=True)
+      grids = [tuple(curves[key][0].index) for key in keys]
+      are_whole = not across_sizes and all(len(grids_of_arm[arm]) == 1 for arm in arms)
+      rates = same_rates.of_all(grids, curves[keys[0]][1], are_whole=are_whole)
+      if rates is None:
+        what = 'sizes of an intervention' if across_sizes else 'interventions of a size'
+        raise Undecided(f'{what} have LR sensitivities over different learning rates')
+      found |= dict(zip(keys, rates, strict=True))
+    return found
 
   def best_loss(self) -> pd.DataFrame:
     """The lowest loss (nats) over learning rates of each size and intervention."""

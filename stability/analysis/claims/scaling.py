@@ -44,7 +44,7 @@ def scaled_in(e: Evidence, way: str) -> Evidence:
 
 
 def _sensitivity_slope(e: Evidence, way: str) -> pd.Series:
-  table = np.log(scaled_in(e, way).lr_sensitivity())
+  table = np.log(scaled_in(e, way).lr_sensitivity(across_sizes=True))
   return ev.slopes(table, 'parameters', e.results.sizes).mean()
 
 

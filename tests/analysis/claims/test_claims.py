@@ -499,6 +499,64 @@ def test_windows_of_learning_rates():
   assert (found.verdict, found.effect) == (DOES_NOT_HOLD, pytest.approx((0.2 / 3) / (0.6 / 4)))
 
 
+def at_rates(points, field, **rates):
+  """The runs of a sweep without those at other learning rates, by the value of a field."""
+  return [p for p in points if p['optimizer.learning_rate'] in rates.get(p[field], FINE)]
+
+
+FINE = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+
+
+def test_arms_are_compared_at_the_same_rates():
+  """Runs that launch.next chose are where each arm tells most."""
+  points = sim.grid(sim.WIDTHS, sim.BOTH_QK, sim.sweep('optimizer.learning_rate', *FINE))
+  outcomes = sim.steep(sim.where('model.qk_norm', 'none', 0.2, 0.1))
+
+  def of(**rates):
+    return verdict('1a', *simulate(at_rates(points, 'model.qk_norm', **rates), outcomes))
+
+  assert (of().verdict, of().effect) == (HOLDS, pytest.approx(2.0))
+  found = of(none=[3e-3, 1e-2, 3e-2, 1e-1], layernorm=[1e-3, 3e-2, 1.0])
+  assert (found.verdict, found.reason) == (
+      UNDECIDED,
+      'interventions of a size have LR sensitivities over different learning rates',
+  )
+  found = of(none=[1e-3, 1e-2, 1.0])
+  assert (found.verdict, found.effect) == (HOLDS, pytest.approx(2.0))
+  found = of(none=FINE[1:])
+  assert found.verdict == UNDECIDED and 'over different learning rates' in found.reason
+
+
+def test_sizes_are_compared_at_the_same_rates():
+  points = sim.grid(sim.WIDTHS, sim.BOTH_QK, sim.sweep('optimizer.learning_rate', *FINE))
+  outcomes = sim.steep(lambda c: 0.1 * sim.size(c) ** 0.5)
+
+  def of(rates):  # of the largest size
+    kept = [
+        p for p in points if p['model.width'] < 64 or p['optimizer.learning_rate'] in rates
+    ]
+    return verdict('1b', *simulate(kept, outcomes))
+
+  assert of(FINE).effect == pytest.approx(of([1e-3, 1e-2, 1.0]).effect)
+  found = of(FINE[2:])
+  assert (found.verdict, found.reason) == (
+      UNDECIDED,
+      'sizes of an intervention have LR sensitivities over different learning rates',
+  )
+
+
+def test_grids_of_optimizers_may_be_moved():
+  (name,) = (name for name in NAMED if NAMED[name].statement.startswith('Lion and Adafactor'))
+  points, holds, _ = CASES[name]
+  rate, moved = 'optimizer.learning_rate', {'lion': 0.1}
+  points = [p | {rate: p[rate] * moved.get(p['optimizer.name'], 1)} for p in points]
+  found = verdict(name, *simulate(points, holds))
+  assert found.effect > 0 and not found.reason
+  lowest = min(p[rate] for p in points)
+  found = verdict(name, *simulate([p for p in points if p[rate] > lowest], holds))
+  assert found.verdict == UNDECIDED and 'over different learning rates' in found.reason
+
+
 def test_not_comparable():
   points, holds, _ = CASES['1a']
   found = verdict('1a', *simulate(points, holds, not_comparable='model.qk_norm'))
