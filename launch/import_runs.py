@@ -40,7 +40,8 @@ _GROUP_BY = flags.DEFINE_list(
     'group_by', None, 'columns that identify an intervention', flag_values=FLAGS
 )
 _INITIAL_LOSS = flags.DEFINE_float(
-    'initial_loss', None, 'initial loss of every run, in the unit of the losses', flag_values=FLAGS
+    'initial_loss', None, 'initial loss of runs without one, in the unit of the losses',
+    flag_values=FLAGS,
 )
 _LOSS_UNIT = flags.DEFINE_string(
     'loss_unit', None, 'unit of the losses: nats or bits; default: nats', flag_values=FLAGS

@@ -106,7 +106,8 @@ def from_frames(
     columns: the column of each quantity, name -> column, where it is not recognised.
     group_by: the column or columns that define the intervention; None: the settings that vary on
       their own.
-    initial_loss: the initial loss of all runs, in the unit of the losses.
+    initial_loss: the initial loss of runs for which neither a column nor the curve has one, in the
+      unit of the losses.
     loss_unit: nats (the default) or bits.
     step_unit: what `step` counts: steps (the default) or tokens.
     workdir: a folder to keep the runs in, for the programs; None: a temporary one, which is removed

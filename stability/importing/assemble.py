@@ -64,6 +64,8 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
     )
   runs, more = runs_lib.rows(table, found, options)
   notes = [f'{name} is the column {column}' for name, column in found.items()] + notes + more
+  if table.damaged:
+    notes.append(LeftOut(f'lines left out: {runs_lib.listed(table.damaged, 8)}'))
   runs_lib.check_fields(runs, notes)
   arms = arms_lib.choose(table, runs, found, options)
   notes += notes_lib.on_arms(arms, options)
@@ -72,20 +74,16 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
   if curves:
     notes += notes_lib.on_curves(curves, matched)
     _check_losses(curves, matched, found)
-  results = {
-      run.row: outcomes.result(
-          run, matched.get(run.row), options, has_final_losses='final_loss' in found
-      )
-      for run in runs
-  }
-  notes += notes_lib.on_results(runs, results, found, matched)
+  results, without, notes_on_losses = _results(runs, matched, found, options)
+  notes += notes_on_losses
   configs = {
       run.row: _config(run, {name: v[by_row[run.row]] for name, v in arms.values.items()})
       for run in runs
   }
   sizes = [name for name in SIZE_FIELDS if name in runs[0].fields]
   every_run = runs
-  runs = _without_attempts(table, found, runs, configs, results, [*arms.values], notes)
+  ended = without | {row for row, r in results.items() if r and r.status in ('done', 'diverged')}
+  runs = _without_attempts(table, found, runs, configs, results, ended, [*arms.values], notes)
   _refuse_single_points(runs, configs, list(arms.values), options)
   names = _names(runs, configs)
   dropped = [run for run in every_run if run.row not in names]
@@ -146,6 +144,51 @@ def _check_losses(
       '--curves: has neither a training nor a validation loss;'
       f' {columns_lib.nearest("loss", metrics)}; name it with --map=loss=COLUMN'
   )
+
+
+def _results(
+    runs: Sequence[Run],
+    matched: Mapping[int, Curve],
+    found: Mapping[str, str],
+    options: Options,
+) -> tuple[dict[int, Result | None], set[int], list[str]]:
+  """Results by row, the rows of runs without an initial loss, and sentences.
+
+  Raises BadInput if no run has an initial loss.
+  """
+  results: dict[int, Result | None] = {}
+  without: dict[int, outcomes.NoInitialLoss] = {}
+  for run in runs:
+    curve = matched.get(run.row)
+    try:
+      results[run.row] = outcomes.result(
+          run, curve, options, has_final_losses='final_loss' in found
+      )
+    except outcomes.NoInitialLoss as error:
+      results[run.row], without[run.row] = None, error
+  if without and all(r is None or r.initial_loss is None for r in results.values()):
+    raise next(iter(without.values()))
+  notes = notes_lib.on_results([r for r in runs if r.row not in without], results, found, matched)
+  lacking = [run.name or run.where for run in runs if run.row in without]
+  if lacking:
+    notes.append(
+        LeftOut(
+            'no result, as neither a column nor the curve at step 0 or 1 has the initial loss (give'
+            f' --initial_loss for such runs): {runs_lib.listed(lacking, 8)}'
+        )
+    )
+  given = [
+      run.name or run.where
+      for run in runs
+      if results[run.row] and options.initial_loss is not None
+      and outcomes.own_initial_loss(run, matched.get(run.row), options) is None
+  ]
+  if given and len(given) < len(runs):
+    notes.append(
+        f'initial_loss is {options.initial_loss:g}, as given, of runs that lack one:'
+        f' {runs_lib.listed(given, 8)}'
+    )
+  return results, {*without}, notes
 
 
 # Which curve belongs to which run.
@@ -229,6 +272,7 @@ def _without_attempts(
     runs: list[Run],
     configs: Mapping[int, dict[str, Any]],
     results: Mapping[int, Result | None],
+    ended: set[int],
     arms: list[str],
     notes: list[str],
 ) -> list[Run]:
@@ -244,7 +288,7 @@ def _without_attempts(
   for equal in groups.values():
     if len(equal) < 2:
       continue
-    counted = [r for r in equal if (s := results[r.row]) and s.status in ('done', 'diverged')]
+    counted = [run for run in equal if run.row in ended]
     if len(counted) > 1:
       first, second = counted[:2]
       differing = [

@@ -13,7 +13,7 @@ from stability.importing import columns as columns_lib
 from stability.importing import events, log_files
 from stability.importing.cleaning import SAID_NAN, Curve, alone, joined, tidy
 from stability.importing.options import Options
-from stability.importing.tables import Table, is_empty, read_chunks
+from stability.importing.tables import Table, UnusableFile, is_empty, read_chunks
 
 # A column of W&B's chart exports: the run, the metric, and the range over a group of runs.
 _WIDE = re.compile(r'(?P<run>.+) - (?P<metric>.+?)(?P<range>__MIN|__MAX)?')
@@ -29,6 +29,9 @@ class Notes:
   step_columns: dict[str, None]
   other_steps: dict[str, None]  # columns that could be the step and are not used
   without_step: Counter[str]  # step column -> rows that lack it, left out
+  first_without_step: dict[str, str]  # step column -> file and line of the first such row
+  damaged: list[str]  # lines that are left out, and why
+  unusable: list[str]  # files that are left out, and why
   left_out: dict[str, None]  # columns
   ignored: list[Path]  # files in the folder
 
@@ -43,8 +46,12 @@ class Curves:
   notes: Notes
 
 
+class _NoStep(UnusableFile):
+  """A file or a part of it without a column of steps."""
+
+
 class _Reader:
-  """Collects the rows of files."""
+  """Collects the rows of files; those of a file count once it is complete."""
 
   def __init__(self, options: Options, ignored: list[Path]):
     self._options = options
@@ -54,8 +61,23 @@ class _Reader:
     self._parts: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
     # Of metrics that are logged one by one, for each run and metric: steps and values.
     self._scalars: dict[tuple[tuple[str, ...], str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    self.notes = Notes({}, {}, {}, {}, Counter(), {}, ignored)
+    # The same of the file that is being read.
+    self._new_parts: list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]] = []
+    self._new_scalars: list[tuple[tuple[str, ...], str, np.ndarray, np.ndarray]] = []
+    self._step_column = ''
+    self.notes = Notes({}, {}, {}, {}, Counter(), {}, [], [], {}, ignored)
     self.seen: set[str] = set()
+
+  def commit(self) -> None:
+    """Keeps the rows of a file."""
+    self._parts += self._new_parts
+    for run, tag, steps, values in self._new_scalars:
+      self._scalars.setdefault((run, tag), []).append((steps, values))
+    self.discard()
+
+  def discard(self) -> None:
+    """Leaves out the rows of a file that turned out to be unusable."""
+    self._new_parts, self._new_scalars, self._step_column = [], [], ''
 
   def add(self, table: Table, run: tuple[str, ...], tag: str | None = None) -> None:
     """Adds rows.
@@ -65,8 +87,10 @@ class _Reader:
       run: the names that the run of the file may have.
       tag: the metric in the column `Value` of the file; None: the file says it.
     """
-    self.seen.update(table.columns)
     table, steps, step_column = self._with_steps(table)
+    self.seen.update(table.columns)
+    if not len(steps):
+      return
     run_column = self._column(table, 'run')
     runs = [run] * len(steps)
     if run_column is not None:
@@ -103,10 +127,10 @@ class _Reader:
       elif not columns_lib.is_about(column) and self._is_read(table, column, column):
         found[column] = _numbers(table, column) * self._scale(column)
     if not found:
-      raise BadInput(f'{table.source}: has no column of numbers beside the step')
+      raise UnusableFile(f'{table.source}: has no column of numbers beside the step')
     series = frozenset(found)
     codes = np.array([self._codes.setdefault((r, series), len(self._codes)) for r in runs], int)
-    self._parts.append((codes, steps, found))
+    self._new_parts.append((codes, steps, found))
 
   def _add_long(
       self, runs: list[tuple[str, ...]], tags: list[str], steps: np.ndarray, values: np.ndarray
@@ -125,8 +149,7 @@ class _Reader:
     """Adds the values of one metric."""
     logged = ~np.isnan(values)
     if logged.any() and self._name(tag) not in ('run', 'step'):
-      parts = self._scalars.setdefault((run, tag), [])
-      parts.append((steps[logged], values[logged] * self._scale(tag)))
+      self._new_scalars.append((run, tag, steps[logged], values[logged] * self._scale(tag)))
 
   def _leave_out(self, columns: Iterable[str]) -> None:
     self.notes.left_out.update((c, None) for c in columns if not columns_lib.is_about(c))
@@ -156,17 +179,34 @@ class _Reader:
     return True
 
   def _with_steps(self, table: Table) -> tuple[Table, np.ndarray, str]:
-    """The rows with a step, their steps, and the column of these."""
+    """The rows with a step, their steps, and the column of these.
+
+    Rows without one are of what else was logged, such as a config or a summary.
+    """
     column = self._mapping.get('step')
     if column not in table.columns:
-      column = self._find_step(table)
-    self.notes.step_columns[column] = None
-    steps = table.numbers(column)
+      try:
+        column = self._find_step(table)
+      except _NoStep:
+        if not self._step_column:
+          raise
+        column = self._step_column  # other rows of the file have it
+    steps = np.full(len(table.lines), np.nan)
+    if column in table.columns:
+      steps = table.numbers(column)
     lacking = np.isnan(steps)
-    # W&B has rows of what else was logged. Other files have a step in every row.
-    if lacking.any() and _first([c for c in table.columns if c != column], ('_step',)):
+    if lacking.all() and not self._step_column:
+      raise _NoStep(f'{table.source}: {column} is empty in every row')
+    self.notes.step_columns[column] = None
+    self._step_column = column
+    if lacking.any():
       self.notes.without_step[column] += int(lacking.sum())
+      first = table.where(int(np.flatnonzero(lacking)[0]))
+      self.notes.first_without_step.setdefault(column, first)
       table, steps = table.selected(np.flatnonzero(~lacking)), steps[~lacking]
+      only_there = [c for c, cells in table.columns.items() if all(cell == '' for cell in cells)]
+      for name in only_there:
+        del table.columns[name]
     with np.errstate(invalid='ignore'):
       wrong = np.flatnonzero(~((steps >= 0) & (steps < _MAX_STEP) & (steps % 1 == 0)))
     if len(wrong):
@@ -193,7 +233,7 @@ class _Reader:
     else:
       found = step
     if found is None:
-      raise BadInput(
+      raise _NoStep(
           f'{table.source}: has no column step; {columns_lib.nearest("step", table.columns)}; name'
           ' it with --map=step=COLUMN'
       )
@@ -255,26 +295,46 @@ class _Reader:
 def read(path: Path, options: Options) -> Curves:
   """Reads a file of per-step logs, or all files in a folder.
 
-  Raises BadInput if one cannot be read, or if each run has a single step.
+  Files that cannot be used are left out, and so are damaged lines. Raises BadInput if no file can
+  be used, or if each run has a single step.
   """
   files, ignored = log_files.find(path) if path.is_dir() else ([path], [])
-  reader = _Reader(options, ignored)
+  reader, used = _Reader(options, ignored), []
+  damaged = reader.notes.damaged
   for file in files:
-    names = log_files.names(path, file)
-    if events.is_event_file(file):
-      for tag, steps, values in events.read(file):
-        reader.seen.add(tag)
-        reader.add_scalars(names, tag, steps, _marked(values, np.isnan(values)))
+    before = len(damaged)
+    try:
+      _add_file(reader, path, file)
+    except UnusableFile as error:
+      reader.discard()
+      del damaged[before:]
+      reader.notes.unusable.append(str(error))
     else:
-      for chunk in read_chunks(file):
-        reader.add(chunk, names, log_files.tag(file))
-  return _checked(reader, str(path), files)
+      reader.commit()
+      used.append(file)
+  if not used:
+    first, *others = reader.notes.unusable
+    raise BadInput(f'{first}; no other file in {path} can be used either' if others else first)
+  return _checked(reader, str(path), used)
+
+
+def _add_file(reader: _Reader, root: Path, file: Path) -> None:
+  """Adds the rows of a file; UnusableFile if it has none."""
+  names = log_files.names(root, file)
+  if events.is_event_file(file):
+    for tag, steps, values in events.read(file):
+      reader.seen.add(tag)
+      reader.add_scalars(names, tag, steps, _marked(values, np.isnan(values)))
+  else:
+    for chunk in read_chunks(file, reader.notes.damaged):
+      reader.add(chunk, names, log_files.tag(file))
 
 
 def of_table(table: Table, options: Options) -> Curves:
   """The curves in a table, such as a data frame."""
   reader = _Reader(options, [])
   reader.add(table, (table.source,))
+  reader.commit()
   return _checked(reader, table.source, [])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stability.errors import BadInput
+from stability.importing.tables import UnusableFile
 
 
 def is_event_file(path: Path) -> bool:
@@ -35,6 +36,6 @@ def read(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
             steps.append(event.step)
             values.append(float(array.item()))
   except Exception as error:  # of the package, which documents none
-    raise BadInput(f'{path}: is not an event file: {type(error).__name__}: {error}') from error
+    raise UnusableFile(f'{path}: is not an event file: {type(error).__name__}: {error}') from error
   for tag, (steps, values) in found.items():
     yield tag, np.array(steps, np.int64), np.array(values)

@@ -11,6 +11,8 @@ from stability.importing.options import Options
 from stability.importing.runs import LeftOut, Run, listed
 from stability.storage.run_files import Result
 
+_SHOWN = 8  # files, lines or runs of a kind that are named
+
 
 def _count(number: int) -> str:
   return f'{number} run' if number == 1 else f'{number} runs'
@@ -36,7 +38,14 @@ def on_curves(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
     others = f', not {listed([*of_files.other_steps], 8)}' if of_files.other_steps else ''
     notes.append(f'steps are the column {listed([*of_files.step_columns])}{others}')
   for column, rows in of_files.without_step.items():
-    notes.append(LeftOut(f'{rows:,} rows without {column} are left out'))
+    first = of_files.first_without_step[column]
+    what = f'{rows:,} rows' if rows > 1 else '1 row'
+    notes.append(LeftOut(f'{what} without {column}, left out: {"from " * (rows > 1)}{first}'))
+  if of_files.damaged:
+    notes.append(LeftOut(f'lines left out: {listed(of_files.damaged, 8)}'))
+  notes += [LeftOut(f'file left out: {reason}') for reason in of_files.unusable[:_SHOWN]]
+  if (more := len(of_files.unusable) - _SHOWN) > 0:
+    notes.append(LeftOut(f'{more} more files left out'))
   mapped = [f'{name} is {column}' for column, name in of_files.names if name != column]
   if mapped:
     notes.append(f'of the curves, {listed(mapped, 20)}')

@@ -16,7 +16,7 @@ class Options:
   """The flags of launch.import_runs."""
 
   mapping: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name -> column
-  initial_loss: float | None = None  # in the unit of the losses; of all runs
+  initial_loss: float | None = None  # in the unit of the losses; of runs that lack one
   group_by: tuple[str, ...] | None = None  # columns that define interventions; None: arms.choose
   loss_unit: str | None = None  # None: nats, unless a column's name says otherwise
   step_unit: str | None = None  # None: steps, unless there are only tokens

@@ -29,6 +29,10 @@ STATES: dict[str, str | None] = {
 }
 
 
+class NoInitialLoss(BadInput):
+  """A run has ended, and its initial loss is unknown."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
   """The rows of metrics.jsonl."""
@@ -70,6 +74,8 @@ def result(
 ) -> Result | None:
   """The outcome of a run; None if it has not ended, or if nothing says how.
 
+  Raises NoInitialLoss for one that has ended without an initial loss.
+
   Args:
     run: the run in its table.
     curve: its curve, if there is one.
@@ -79,9 +85,9 @@ def result(
   status = status_of(run)
   if status is None:
     return None
-  initial, final = run.initial_loss, run.final_loss
-  if initial is None and curve is not None:
-    initial = _first_loss(curve)
+  initial, final = own_initial_loss(run, curve, options), run.final_loss
+  if initial is None and options.initial_loss is not None:
+    initial = options.initial_loss * options.nats
   if final is None and curve is not None:
     final = _last_loss(curve)
   if status == 'done' and final is None and not has_final_losses:
@@ -90,7 +96,7 @@ def result(
   if status in ('failed', 'stopped') and is_not_finite:
     status = 'diverged'  # trainers often raise an error once the loss is not finite
   if status in ('done', 'diverged') and initial is None:
-    raise BadInput(
+    raise NoInitialLoss(
         f'{run.where}: has no initial loss, which LR sensitivity needs; give a column, a curve from'
         ' step 0 or 1, or --initial_loss'
     )
@@ -106,6 +112,13 @@ def result(
       seconds=run.seconds,
       error=f'{run.state} in {run.where}' if status == 'failed' else None,
   )
+
+
+def own_initial_loss(run: Run, curve: Curve | None, options: Options) -> float | None:
+  """The initial loss in the table, else that of the curve; None if neither has one."""
+  if run.initial_loss is not None or curve is None:
+    return run.initial_loss
+  return _first_loss(curve)
 
 
 def validation(curve: Curve) -> str | None:

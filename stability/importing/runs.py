@@ -136,9 +136,7 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
       continue
     if not 0 < rate < math.inf:
       raise table.error(row, found['learning_rate'], 'a number above 0')
-    initial = options.initial_loss
-    if initial is None:
-      initial = _loss(table, row, found, 'initial_loss', numbers)
+    initial = _loss(table, row, found, 'initial_loss', numbers)
     final = _loss(table, row, found, 'final_loss', numbers)
     found_runs.append(
         Run(

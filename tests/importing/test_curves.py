@@ -193,7 +193,7 @@ def test_columns_that_the_user_excludes(tmp_path):
     ('text', 'message'),
     [
         ('step,loss\n0.5,1\n1,2\n', "line 2: step='0.5': must be a whole number"),
-        ('step,loss\n,1\n1,2\n', "line 2: step='': must be a whole number"),
+        ('step,loss\n,1\n,2\n', 'step is empty in every row'),
         ('step,loss\n0,1\n1,x\n', "line 3: loss='x': must be a number"),
         ('step,loss,other\n0,1,2\n1,1,"1,000"\n', "line 3: other='1,000': must be a number"),
         ('time,loss\n0,1\n1,2\n', 'has no column step; its columns, nearest first, are time, loss'),
