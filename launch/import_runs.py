@@ -15,8 +15,13 @@ Columns are recognised by the names that these tools and common trainers use, an
 recognised is printed. --map names others: learning_rate, final_loss, initial_loss, parameters,
 seed, run, id, status, steps, tokens, model.width, model.depth in --runs, and step, loss,
 gradient_norm, log_z, block_0/attention_logit_max or any other probe in --curves; --map=NAME= says
-that no column is it. By default, every setting that varies on its own defines interventions;
+that no column is it. parameters are those in the matrices of the blocks, without embedding and
+head. By default, every setting that varies on its own defines interventions;
 --group_by names the columns instead.
+
+--initial_loss is of runs for which neither a column nor the curve at step 0 or 1 has one. Damaged
+lines, rows without a step and files of --curves that cannot be used are left out. Warnings, which
+come last, name them.
 
 The same command updates the workdir later, with new runs and new rows.
 """
@@ -57,6 +62,7 @@ def main() -> None:
     raise BadInput('--runs, --curves: one of them must be given')
   from stability import importing
   from stability.importing import columns, options
+  from stability.importing.runs import Caution
 
   chosen = options.Options(
       mapping=columns.parse_map(_MAP.value),
@@ -70,7 +76,11 @@ def main() -> None:
   curves = Path(_CURVES.value) if _CURVES.value else None
   imported = importing.import_files(runs, curves, workdir, chosen)
   for note in imported.notes:
-    print(note)
+    if not isinstance(note, Caution):
+      print(note)
+  for note in imported.notes:
+    if isinstance(note, Caution):
+      print(f'Warning: {note}')
   print(f'{len(imported.runs)} runs are in {workdir}; next:')
   print(f'  python -m launch.report --workdir={workdir}')
 

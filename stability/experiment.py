@@ -30,8 +30,8 @@ from stability.analysis.prediction.predictor import InsufficientData
 from stability.analysis.results import Results
 from stability.config import paths
 from stability.errors import BadInput
-from stability.importing.options import Options
-from stability.importing.runs import LeftOut
+from stability.importing.options import Options, of_arguments
+from stability.importing.runs import Caution
 from stability.report import answers as answer_text
 from stability.report import labels as labels_lib
 from stability.report import predictions
@@ -95,7 +95,8 @@ def from_frames(
   """The runs of any trainer in data frames, as launch.import_runs reads them from files.
 
   Named levels of an index are columns too. A UserWarning says which rows, columns and curves are
-  left out; `notes` of the result also has the arms and what each column was taken for.
+  left out, and what may be wrong; `notes` of the result also has the arms and what each column was
+  taken for.
 
   Args:
     runs: a row per run. Columns are recognised by their names: learning_rate, final_loss and, where
@@ -118,13 +119,14 @@ def from_frames(
   """
   if isinstance(group_by, str):
     group_by = [group_by]
-  options = Options(
-      mapping=dict(columns or {}),
-      initial_loss=initial_loss,
-      group_by=None if group_by is None else tuple(group_by),
-      loss_unit=loss_unit,
-      step_unit=step_unit,
-  )
+  with of_arguments():
+    options = Options(
+        mapping=dict(columns or {}),
+        initial_loss=initial_loss,
+        group_by=None if group_by is None else tuple(group_by),
+        loss_unit=loss_unit,
+        step_unit=step_unit,
+    )
   folder = Path(tempfile.mkdtemp(prefix='stability-') if workdir is None else workdir)
   try:
     notes = importing.import_frames(runs, curves, folder, options).notes
@@ -137,7 +139,7 @@ def from_frames(
   if workdir is None:
     weakref.finalize(found, shutil.rmtree, folder)
   for note in notes:
-    if isinstance(note, LeftOut):
+    if isinstance(note, Caution):
       warnings.warn(note, stacklevel=2)
   return found
 

@@ -10,6 +10,7 @@
   events.py      per-step logs in TensorBoard's event files
   divergence.py  which curves are those of runs that diverged
   outcomes.py    statuses and losses
+  doubts.py      sentences on what may be wrong
   assemble.py    runs and curves together, with their names
   notes.py       sentences on what was recognised
   workdir.py     writes the workdir
@@ -17,13 +18,14 @@
 The package imports no jax.
 """
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
 
 from stability.importing import assemble, curves, tables, workdir
 from stability.importing.assemble import Imported
-from stability.importing.options import Options
+from stability.importing.options import Options, as_arguments, of_arguments
 
 
 def import_files(
@@ -41,9 +43,11 @@ def import_files(
 def import_frames(
     runs: pd.DataFrame, logs: pd.DataFrame | None, folder: Path, options: Options
 ) -> Imported:
-  """Imports data frames into a workdir."""
-  table = tables.of_frame(runs, 'runs')
-  found = None if logs is None else curves.of_table(tables.of_frame(logs, 'curves'), options)
-  imported = assemble.assemble(table, found, options)
-  workdir.write(folder, imported, 'runs', [], options)
-  return imported
+  """Imports data frames into a workdir; messages name arguments of stability.from_frames."""
+  with of_arguments():
+    table = tables.of_frame(runs, 'runs')
+    found = None if logs is None else curves.of_table(tables.of_frame(logs, 'curves'), options)
+    imported = assemble.assemble(table, found, options)
+    workdir.write(folder, imported, 'runs', [], options)
+  notes = [type(note)(as_arguments(note)) for note in imported.notes]
+  return dataclasses.replace(imported, notes=notes)

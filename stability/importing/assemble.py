@@ -13,17 +13,18 @@ from stability.config import SIZE_FIELDS
 from stability.errors import BadInput
 from stability.importing import arms as arms_lib
 from stability.importing import columns as columns_lib
-from stability.importing import log_files, outcomes
+from stability.importing import doubts, log_files, outcomes
 from stability.importing import notes as notes_lib
 from stability.importing import runs as runs_lib
 from stability.importing.cleaning import Curve, joined, overlap
 from stability.importing.curves import Curves
 from stability.importing.options import Options
 from stability.importing.outcomes import Rows
-from stability.importing.runs import LeftOut, Run
+from stability.importing.runs import Caution, Run
 from stability.importing.tables import Table
 from stability.storage.run_files import Result
 
+CURVES = '--curves'  # the source of a table that is made of curves
 MAX_NAME = 120  # characters of a run's folder
 
 
@@ -65,7 +66,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
   runs, more = runs_lib.rows(table, found, options)
   notes = [f'{name} is the column {column}' for name, column in found.items()] + notes + more
   if table.damaged:
-    notes.append(LeftOut(f'lines left out: {runs_lib.listed(table.damaged, 8)}'))
+    notes.append(Caution(f'lines left out: {runs_lib.listed(table.damaged, 8)}'))
   runs_lib.check_fields(runs, notes)
   arms = arms_lib.choose(table, runs, found, options)
   notes += notes_lib.on_arms(arms, options)
@@ -75,7 +76,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
     notes += notes_lib.on_curves(curves, matched)
     _check_losses(curves, matched, found)
   results, without, notes_on_losses = _results(runs, matched, found, options)
-  notes += notes_on_losses
+  notes += notes_on_losses + doubts.on_outcomes(runs, results, matched)
   configs = {
       run.row: _config(run, {name: v[by_row[run.row]] for name, v in arms.values.items()})
       for run in runs
@@ -119,7 +120,7 @@ def _table_of_curves(curves: Curves) -> Table:
   for name in ('seed', 'parameters'):
     if all(name in curve.values for curve in curves.by_run.values()):
       cells[name] = [float(curve.values[name][0]) for curve in curves.by_run.values()]
-  return Table('--curves', cells, range(1, len(curves.by_run) + 1), 'run')
+  return Table(CURVES, cells, cells['run'], 'run')
 
 
 def _own_names(curves: Curves) -> list[str]:
@@ -168,11 +169,12 @@ def _results(
       results[run.row], without[run.row] = None, error
   if without and all(r is None or r.initial_loss is None for r in results.values()):
     raise next(iter(without.values()))
-  notes = notes_lib.on_results([r for r in runs if r.row not in without], results, found, matched)
+  others = [run for run in runs if run.row not in without]
+  notes = notes_lib.on_results(others, results, found, matched, options)
   lacking = [run.name or run.where for run in runs if run.row in without]
   if lacking:
     notes.append(
-        LeftOut(
+        Caution(
             'no result, as neither a column nor the curve at step 0 or 1 has the initial loss (give'
             f' --initial_loss for such runs): {runs_lib.listed(lacking, 8)}'
         )
@@ -251,7 +253,7 @@ def _match(
         f' {runs_lib.listed(list(owners))}'
     )
   if unknown:
-    notes.append(LeftOut(f'curves of no run, left out: {runs_lib.listed(unknown)}'))
+    notes.append(Caution(f'curves of no run, left out: {runs_lib.listed(unknown)}'))
   return found
 
 
@@ -296,20 +298,23 @@ def _without_attempts(
           for column in table.columns
           if column not in found.values()
           and not columns_lib.is_result(column)
-          and not columns_lib.is_about(column)
           and table.text(column, first.row) != table.text(column, second.row)
       ]
+      differing.sort(key=columns_lib.rank_as_setting)
+      has_sizes = first.parameters is not None or any(name in first.fields for name in SIZE_FIELDS)
+      give = '--runs' if table.source == CURVES else '--map=parameters=COLUMN'
+      unknown = '' if has_sizes else f' sizes are unknown; give {give};'
       raise BadInput(
           f'{first.where} and {second.where}: have the same'
-          f' {", ".join(["parameters", *arms, "learning_rate", "seed"])}; name what tells them'
-          ' apart with --group_by or --map=seed=COLUMN'
+          f' {", ".join(["parameters", *arms, "learning_rate", "seed"])};'
+          f'{unknown} name what tells them apart with --group_by or --map=seed=COLUMN'
           + (f' (they differ in {runs_lib.listed(differing, 6)})' if differing else '')
       )
     (kept,) = counted or [r for r in equal if results[r.row] is None][-1:] or equal[-1:]
     dropped += [run for run in equal if run is not kept]
   if dropped:
     attempts = runs_lib.listed([run.where for run in dropped])
-    notes.append(LeftOut(f'left out, trained again: {attempts}'))
+    notes.append(Caution(f'left out, trained again: {attempts}'))
   return [run for run in runs if run not in dropped]
 
 

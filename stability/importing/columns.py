@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from stability.errors import BadInput
 
@@ -17,6 +18,7 @@ _TOOL = {
     *('job_type', 'project', 'entity', 'url', 'path', 'description', 'source', 'lifecycle_stage'),
     *('timestamp', 'wall_time', 'show_metrics', 'user_id', 'agent', 'job'),
 }
+_ABOUT_SETTINGS = ('group', 'tags', 'job_type', 'notes', 'description')  # which users may fill in
 
 # What a table of runs may have -> names, the most specific first.
 RUN_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -59,6 +61,8 @@ _MEASURED = ('final_loss', 'initial_loss', 'steps', 'tokens', 'seconds')  # not 
 _EITHER = ('parameters',)  # set, or counted once the model is there
 # What has no single meaning: if several columns could be it and differ, the user must choose.
 ONE_MEANING = ('learning_rate', 'parameters', 'seed')
+
+COUNTED = 'those in the matrices of the blocks, without embedding and head'  # parameters
 
 # What per-step logs may have.
 CURVE_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -118,6 +122,7 @@ _BLOCK_PROBES = {
     ),
     'attention_entropy_min': re.compile(r'((attn|attention)_?entropy_min)'),
 }
+_MORE_BLOCK_PROBES = ('query_norm', 'key_norm', 'query_key_cosine', 'output_rms')
 _METRICS = {
     *(alias for name in _MEASURED for alias in RUN_COLUMNS[name]),
     *(alias for n, aliases in CURVE_COLUMNS.items() if n not in _IN_ARMS for alias in aliases),
@@ -131,12 +136,19 @@ def key(column: str) -> str:
   for prefix in (*SETTINGS, *RESULTS):
     column = column.removeprefix(prefix)
   column = re.sub(r'([a-z0-9])([A-Z])', r'\1_\2', column)  # GradNorm
-  return re.sub(r'[^a-z0-9]+', '_', column.lower()).rstrip('_')
+  return re.sub(r'[^a-z0-9]+', '_', column.lower().lstrip('# ')).rstrip('_')
 
 
 def is_about(column: str) -> bool:
   """Whether a column is a tool's own, about the run and not about its training."""
   return column.startswith(_ABOUT) or key(column).lstrip('_') in _TOOL
+
+
+def rank_as_setting(column: str) -> int:
+  """Sorts columns by how likely they say what was trained; the tool's own come last."""
+  if not is_about(column):
+    return 0
+  return 1 if key(column) in _ABOUT_SETTINGS else 2
 
 
 def is_result(column: str) -> bool:
@@ -197,6 +209,26 @@ def parse_map(entries: Iterable[str]) -> dict[str, str]:
   return found
 
 
+def with_blocks(mapping: Mapping[str, Any]) -> dict[str, str]:
+  """The mapping as text, with block_0 before probes of a block that are given without one."""
+  found: dict[str, str] = {}
+  for name, column in mapping.items():
+    is_of_block = name in _BLOCK_PROBES or name in _MORE_BLOCK_PROBES
+    full = f'block_0/{name}' if is_of_block else name
+    if full in found or (is_of_block and full in mapping):
+      raise BadInput(f'--map={name}={column}: {full} is given twice')
+    found[full] = '' if column is None else str(column)
+  return found
+
+
+def spelled(column: str, columns: Collection[str]) -> str | None:
+  """The column that a user names: itself, else the only one that is equal but for case."""
+  if column in columns:
+    return column
+  found = [c for c in columns if c.lower() == column.lower()]
+  return found[0] if len(found) == 1 else None
+
+
 def check_map(mapping: Mapping[str, str], columns: Collection[str]) -> None:
   """Raises BadInput for a mapping of a column that no file has, or of a misspelled name."""
   known = {*RUN_COLUMNS, *CURVE_COLUMNS}
@@ -204,7 +236,7 @@ def check_map(mapping: Mapping[str, str], columns: Collection[str]) -> None:
     meant = difflib.get_close_matches(name, known - {name}, n=1, cutoff=_MISSPELLED)
     if name not in known and meant:
       raise BadInput(f'--map={name}={column}: no such name; the nearest is {meant[0]}')
-    if column and column not in columns:
+    if column and column.lower() not in (c.lower() for c in columns):
       raise BadInput(f'--map={name}={column}: no such column; {nearest(column, columns)}')
 
 

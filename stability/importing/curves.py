@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class _Reader:
       run: the names that the run of the file may have.
       tag: the metric in the column `Value` of the file; None: the file says it.
     """
-    table, steps, step_column = self._with_steps(table)
+    table, steps, step_column = self._with_steps(self._spelled(table))
     self.seen.update(table.columns)
     if not len(steps):
       return
@@ -154,10 +155,36 @@ class _Reader:
   def _leave_out(self, columns: Iterable[str]) -> None:
     self.notes.left_out.update((c, None) for c in columns if not columns_lib.is_about(c))
 
+  def _spelled(self, table: Table) -> Table:
+    """The table with each column that the user names as the user spells it.
+
+    Columns that differ in case alone and never have a value in the same row are one, as data frames
+    of several trainers have them.
+    """
+    mapped = {*self._mapping.values()}
+    by_key: dict[str, list[str]] = {}
+    for column in table.columns:
+      by_key.setdefault(column.lower(), []).append(column)
+    given = {column.lower(): column for column in self._mapping.values() if column}
+    columns: dict[str, list[Any]] = {}
+    for key, names in by_key.items():
+      cells = [table.columns[name] for name in names]
+      if len(names) > 1 and all(sum(cell != '' for cell in row) < 2 for row in zip(*cells)):
+        cells = [[next((cell for cell in row if cell != ''), '') for row in zip(*cells)]]
+      if len(cells) == 1:
+        name = next((name for name in names if name in mapped), None)
+        columns[name or given.get(key, names[0])] = cells[0]
+      else:
+        columns.update(zip(names, cells))
+    return table.with_columns(columns)
+
   def _name(self, column: str) -> str:
     """The name of a metric, if no likelier column has it."""
     for name, mapped in self._mapping.items():
       if mapped == column:
+        return name
+    for name, mapped in self._mapping.items():
+      if mapped and mapped.lower() == column.lower():
         return name
     name = columns_lib.curve_name(column)
     return column if self._mapping.get(name) == '' else name
@@ -278,7 +305,9 @@ class _Reader:
       aliases = columns_lib.CURVE_COLUMNS.get(name, ())
       keys = [columns_lib.key(column) for column in columns]
       ranks = [aliases.index(key) if key in aliases else len(aliases) for key in keys]
-      ranks = [-1 if self._mapping.get(name) == c else r for c, r in zip(columns, ranks)]
+      given = self._mapping.get(name, '')
+      ranks = [-1 if c.lower() == given.lower() else r for c, r in zip(columns, ranks)]
+      ranks = [-2 if c == given else r for c, r in zip(columns, ranks)]
       first, *others = [columns[i] for i in np.argsort(ranks, kind='stable')]
       values[name] = curve.values[first]
       self.notes.names[first, name] = None

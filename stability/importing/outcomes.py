@@ -97,8 +97,8 @@ def result(
     status = 'diverged'  # trainers often raise an error once the loss is not finite
   if status in ('done', 'diverged') and initial is None:
     raise NoInitialLoss(
-        f'{run.where}: has no initial loss, which LR sensitivity needs; give a column, a curve from'
-        ' step 0 or 1, or --initial_loss'
+        f'{run.where}: has no initial loss{run.name and f" of {run.name}"}, which LR sensitivity'
+        ' needs; give a column, a curve from step 0 or 1, or --initial_loss'
     )
   if status == 'done':
     status = final_status(initial, math.nan if final is None else final)
@@ -118,7 +118,7 @@ def own_initial_loss(run: Run, curve: Curve | None, options: Options) -> float |
   """The initial loss in the table, else that of the curve; None if neither has one."""
   if run.initial_loss is not None or curve is None:
     return run.initial_loss
-  return _first_loss(curve)
+  return _first_loss(curve, options)
 
 
 def validation(curve: Curve) -> str | None:
@@ -127,13 +127,29 @@ def validation(curve: Curve) -> str | None:
   return next((by_key[alias] for alias in columns_lib.VALIDATION if alias in by_key), None)
 
 
-def _first_loss(curve: Curve) -> float | None:
+def first_update(curve: Curve, options: Options) -> int:
+  """The last step that counts as the start of training: 1, or the tokens of the first update.
+
+  If counts of tokens ascend by no less than the first of them, that one is of the first update.
+  """
+  if options.step_unit != 'tokens':
+    return 1
+  if len(curve.steps) < 2:
+    return 0
+  first, second = curve.steps[:2].tolist()
+  if first == 0:
+    return second
+  return first if first <= second - first else 0
+
+
+def _first_loss(curve: Curve, options: Options) -> float | None:
   """The loss before training: at step 0 or 1."""
+  last = first_update(curve, options)
   for name in filter(None, (validation(curve), 'loss')):
     values = curve.values.get(name)
     if values is not None:
       for step, value in zip(curve.steps[:2], values[:2], strict=True):
-        if step <= 1 and math.isfinite(value):
+        if step <= last and math.isfinite(value):
           return float(value)
   return None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stability import same_number
-from stability.config import safe_repr
+from stability.config import SIZE_FIELDS, safe_repr
 from stability.errors import BadInput
 from stability.importing import columns as columns_lib
 from stability.importing.options import MAX_LOSS, Options
@@ -43,13 +43,14 @@ class Run:
   fields: dict[str, Any]  # FIELDS that the table has, and the arms
 
 
-class LeftOut(str):
-  """A note on what is left out of the runs, which notebooks show as a warning."""
+class Caution(str):
+  """A note on what is left out of the runs or may be wrong; notebooks show it as a warning."""
 
 
 def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]]:
   """Recognises the columns of a table of runs: name -> column; and sentences on the choices."""
-  found = {name: c for name, c in options.mapping.items() if c in table.columns}
+  spelled = {n: columns_lib.spelled(c, table.columns) for n, c in options.mapping.items()}
+  found = {name: column for name, column in spelled.items() if column}
   notes = []
   free = [c for c in table.columns if c not in found.values()]
   for name in columns_lib.RUN_COLUMNS:
@@ -63,7 +64,8 @@ def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]
       continue
     if name in columns_lib.ONE_MEANING and len(columns) > 1 and _differ(table, columns):
       raise BadInput(
-          f'{table.source}: {", ".join(columns)} could each be {name}; choose with'
+          f'{table.source}: {", ".join(columns)} could each be {name}'
+          f'{f" ({columns_lib.COUNTED})" if name == "parameters" else ""}; choose with'
           f' --map={name}=COLUMN'
       )
     found[name] = columns[0]
@@ -76,6 +78,11 @@ def recognise(table: Table, options: Options) -> tuple[dict[str, str], list[str]
         f'{table.source}: has no column learning_rate;'
         f' {columns_lib.nearest("learning_rate", table.columns)}; name it with'
         ' --map=learning_rate=COLUMN'
+    )
+  if 'parameters' not in found and not any(name in found for name in SIZE_FIELDS):
+    notes.append(
+        'no column is the size of the runs; name one with --map=parameters=COLUMN'
+        f' ({columns_lib.COUNTED})'
     )
   for name in ('final_loss', 'initial_loss'):
     column = found.get(name, '')
@@ -115,21 +122,21 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
     found: see recognise.
     options: the user's.
   """
-  count = len(table.lines)
+  total = len(table.lines)
   numbers = {
-      name: table.numbers(column) if (column := found.get(name)) else [math.nan] * count
+      name: table.numbers(column) if (column := found.get(name)) else [math.nan] * total
       for name in ('learning_rate', 'seed', 'initial_loss', 'final_loss')
   }
   counters = {name: _counters(table, found.get(name)) for name in _COUNTERS}
   texts = {
-      name: table.texts(column) if (column := found.get(name)) else [''] * count
+      name: table.texts(column) if (column := found.get(name)) else [''] * total
       for name in ('run', 'id', 'status')
   }
   represents = same_number.representatives(
       float(rate) for rate in numbers['learning_rate'] if not math.isnan(rate)
   )
   found_runs, empty = [], []
-  for row in range(count):
+  for row in range(total):
     rate = float(numbers['learning_rate'][row])
     if math.isnan(rate):
       empty.append(table.where(row))
@@ -158,8 +165,13 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
     )
   if not found_runs:
     raise BadInput(f'{table.source}: {found["learning_rate"]} is empty in every row')
-  notes = [LeftOut(f'left out, without a learning rate: {listed(empty)}')] if empty else []
+  notes = [Caution(f'left out, without a learning rate: {listed(empty)}')] if empty else []
   return found_runs, notes
+
+
+def count(number: int) -> str:
+  """How many runs."""
+  return f'{number} run' if number == 1 else f'{number} runs'
 
 
 def listed(items: Sequence[str], shown: int = 3) -> str:
@@ -249,7 +261,7 @@ def check_fields(runs: Iterable[Run], notes: list[str]) -> None:
   for name in FIELDS:
     having = [run for run in runs if name in run.fields]
     if having and len(having) < len(runs):
-      notes.append(LeftOut(f'{name} is left out: {len(runs) - len(having)} runs lack it'))
+      notes.append(Caution(f'{name} is left out: {len(runs) - len(having)} runs lack it'))
       for run in having:
         del run.fields[name]
 

@@ -40,7 +40,7 @@ class Table:
 
   source: str  # the path of the file, or the name of the data frame
   columns: dict[str, list[Any]]  # name -> cells
-  lines: Sequence[int]  # the line of each row
+  lines: Sequence[int | str]  # the line, or the name, of each row
   unit: str = 'line'  # what `lines` counts
   damaged: tuple[str, ...] = ()  # lines that are left out, and why
 
@@ -89,6 +89,11 @@ class Table:
     """Some of the rows."""
     columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
     return Table(self.source, columns, [self.lines[row] for row in rows], self.unit)
+
+
+  def with_columns(self, columns: dict[str, list[Any]]) -> 'Table':
+    """The same rows with other columns."""
+    return dataclasses.replace(self, columns=columns)
 
 
 def parse_number(cell: Any) -> float | None:

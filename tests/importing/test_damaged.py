@@ -5,7 +5,7 @@ import pytest
 from stability.errors import BadInput
 from stability.importing import assemble, curves, tables
 from stability.importing.options import Options
-from stability.importing.runs import LeftOut as Caution
+from stability.importing.runs import Caution
 from tests.helpers.imported import assembled, statuses
 
 HEADER, ROWS = 'step,loss,lr\n', '0,5,0.1\n10,4,0.1\n'

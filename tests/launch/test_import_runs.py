@@ -175,6 +175,16 @@ def test_update(files, capsys):
     assert (files / 'w' / 'sweep.json').read_bytes() == before
 
 
+def test_warnings_come_last(files, capsys):
+  with (files / 'logs.csv').open('a') as file:
+    file.write('9216-False-0.001,3')
+  assert import_(files) == 0
+  lines = capsys.readouterr().out.splitlines()
+  first = next(i for i, line in enumerate(lines) if line.startswith('Warning: '))
+  assert 'is cut off' in lines[first]
+  assert all(line.startswith('Warning: ') for line in lines[first:-2])
+
+
 def test_update_of_a_run_that_was_trained_again(files, capsys):
   runs = export()
   runs.loc[0, 'State'] = 'crashed'

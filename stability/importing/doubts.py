@@ -1,0 +1,121 @@
+"""Sentences on what may be wrong with imported runs: their lengths, learning rates and losses."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stability.config import SIZE_FIELDS
+from stability.importing.cleaning import Curve
+from stability.importing.runs import Caution, Run, count, listed
+from stability.storage.run_files import Result
+
+EARLY = 0.9  # of the longest curve: a shorter one may be of a run that was stopped
+RATES = 0.01  # by which the learning rates of table and curve may differ
+_MAX_INITIAL_LOSS = 20.0  # nats; the log of a vocabulary is below 13
+_FAR_ABOVE = 1.5  # times the initial loss: a final loss that a run which diverged seldom has
+
+
+def on_outcomes(
+    runs: Sequence[Run], results: Mapping[int, Result | None], matched: Mapping[int, Curve]
+) -> list[str]:
+  """The sentences; results and curves are by the run's row."""
+  return [
+      *_on_lengths(runs, results, matched),
+      *_on_rates(runs, results, matched),
+      *_on_losses(runs, results),
+  ]
+
+
+def _is_done(run: Run, results: Mapping[int, Result | None]) -> bool:
+  return (result := results[run.row]) is not None and result.status == 'done'
+
+
+def _on_lengths(
+    runs: Sequence[Run], results: Mapping[int, Result | None], matched: Mapping[int, Curve]
+) -> list[str]:
+  """Names runs that count as done and have a shorter curve than others of their size."""
+  def size(run: Run) -> tuple:
+    names = (*SIZE_FIELDS, 'schedule.steps')
+    return (run.parameters, *(run.fields.get(name) for name in names))
+
+  longest: dict[tuple, int] = {}
+  for run in runs:
+    if run.row in matched:
+      longest[size(run)] = max(longest.get(size(run), 0), int(matched[run.row].steps[-1]))
+  early = [
+      f'{run.name or run.where} ({end} of {longest[size(run)]})'
+      for run in runs
+      if _is_done(run, results) and run.row in matched
+      for end in [int(matched[run.row].steps[-1])]
+      if end < EARLY * longest[size(run)]
+  ]
+  if not early:
+    return []
+  return [
+      Caution(
+          'status done, though the curve ends well before the longest one of the same size, in'
+          f' {count(len(early))}: {listed(early, 8)}; for what was stopped or still runs, say so in'
+          ' a column state (killed, crashed or running)'
+      )
+  ]
+
+
+def _on_rates(
+    runs: Sequence[Run], results: Mapping[int, Result | None], matched: Mapping[int, Curve]
+) -> list[str]:
+  """Names runs whose curve has another peak learning rate than the table."""
+  differing = {}
+  for run in runs:
+    curve = matched.get(run.row)
+    rates = np.array([]) if curve is None else curve.values.get('learning_rate', np.array([]))
+    peak = rates[np.isfinite(rates)].max(initial=0.0)
+    # A run that ended early may not have reached its peak.
+    is_lower = 0 < peak < (1 - RATES) * run.learning_rate and _is_done(run, results)
+    if is_lower or peak > (1 + RATES) * run.learning_rate:
+      differing[run.name or run.where] = (run.learning_rate, float(peak))
+  if not differing:
+    return []
+  name, (rate, peak) = next(iter(differing.items()))
+  return [
+      Caution(
+          f'the learning rate of the table differs from the peak of the curve in'
+          f' {count(len(differing))}: {listed([*differing], 8)} ({name}: {rate:.4g} in the table,'
+          f' {peak:.4g} in the curve)'
+      )
+  ]
+
+
+def _on_losses(runs: Sequence[Run], results: Mapping[int, Result | None]) -> list[str]:
+  """Asks for the unit of losses that are higher than one expects in nats."""
+  both = [
+      (run, result.initial_loss, result.final_loss)
+      for run in runs
+      if (result := results[run.row]) and None not in (result.initial_loss, result.final_loss)
+  ]
+  notes: list[str] = []
+  above = [(run, initial, final) for run, initial, final in both if final > initial]
+  if above:
+    run, initial, final = max(above, key=lambda item: item[2] - item[1])
+    text = (
+        f'the final loss is above the initial loss in {count(len(above))} (e.g.'
+        f' {run.name or run.where}: {final:.4g} against {initial:.4g}), which diverged; are both in'
+        ' nats?'
+    )
+    is_odd = 2 * len(above) > len(both) or final > _FAR_ABOVE * initial
+    notes.append(Caution(text) if is_odd else text)
+  high = [
+      (run, result.initial_loss)
+      for run in runs
+      if (result := results[run.row]) and (result.initial_loss or -math.inf) > _MAX_INITIAL_LOSS
+  ]
+  if high:
+    run, initial = high[0]
+    notes.append(
+        Caution(
+            f'the initial loss is above {_MAX_INITIAL_LOSS:g} nats in {count(len(high))} (e.g.'
+            f' {run.name or run.where}: {initial:.4g}); is it a mean loss in nats, not a perplexity'
+            ' or a sum?'
+        )
+    )
+  return notes
