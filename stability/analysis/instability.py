@@ -21,8 +21,9 @@ def unstable(results: Results) -> pd.Series:
   diverged, or if its learning rate is above the best one of its size and intervention and its loss
   exceeds the best by more than MARGIN. The best of all interventions would not do: a better one
   must not make others look unstable, and at a higher best rate it would hide that they fail there.
-  A run at the only learning rate of its size, like the paper's 4.8B model, is compared with the
-  best of the smaller sizes, whatever its learning rate.
+  A run at the only learning rate of its size and intervention is compared with the best of the
+  smaller sizes, like the paper's 4.8B model, whatever its learning rate; without smaller sizes, as
+  in a random search, with the best of all interventions.
   """
   runs, best = results.runs, best_runs(results)
   margin = MARGIN * (runs['initial_loss'] - best['loss'])
@@ -155,8 +156,9 @@ def best_runs(results: Results) -> pd.DataFrame:
 
   It is the best run of the same size and intervention, where lengths differ also of the same
   length. If there is only one learning rate, with any number of seeds, it is the best run of all
-  sizes up to this one. A run that was taken to another learning rate, by a person or the policy, is
-  best only where all were. The rows are those of results.runs; NaN if no run counts.
+  sizes up to this one or, if there is none smaller, of all interventions of the size. A run that
+  was taken to another learning rate, by a person or the policy, is best only where all were. The
+  rows are those of results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),
@@ -164,12 +166,16 @@ def best_runs(results: Results) -> pd.DataFrame:
       is_own=results_lib.actions(results.runs) == 0,
   ).reset_index(drop=True)
   best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
+  size = ['parameters', *results.sizes, *(field for field in results.groups if field == LENGTH)]
+  of_sizes = {results_lib.key(key): of_size for key, of_size in results_lib.split(runs, size)}
   for _, of_arm in results_lib.split(runs, results.groups):
-    for _, of_size in results_lib.split(of_arm, ['parameters', *results.sizes]):
+    for key, of_size in results_lib.split(of_arm, size):
       candidates = of_size
       if of_size['learning_rate'].nunique() == 1:
         is_smaller = of_arm['parameters'] < of_size['parameters'].iloc[0]
         candidates = of_arm[is_smaller | of_arm.index.isin(of_size.index)]
+        if not is_smaller.any():
+          candidates = of_sizes[results_lib.key(key)]
       of_own = candidates[candidates['is_own']]
       if of_own['loss'].notna().any():
         candidates = of_own

@@ -59,6 +59,14 @@ def test_best_run_is_of_the_size_and_intervention():
   assert list(instability.unstable(of_norms)) == [False, True, False, False]
 
 
+def test_interventions_with_one_learning_rate_each():
+  """A random search: each run is compared with the best one of its size."""
+  given = results_of((1, 0.1, 2.0), (1, 0.3, 2.1), (1, 1.0, 3.0), (1, 0.01, 3.0), (2, 0.1, 1.9))
+  runs = given.runs.assign(**{'optimizer.beta1': [0.9, 0.8, 0.95, 0.7, 0.9]})
+  found = instability.unstable(results.Results(runs, ['optimizer.beta1'], []))
+  assert list(found) == [False, False, True, False, False]
+
+
 @pytest.mark.parametrize('by', ['', 'policy'])
 def test_best_run_kept_its_learning_rate(by):
   """A run that was taken to a lower rate would be best at a rate at which others fail."""
