@@ -91,8 +91,12 @@ def test_logs_that_cannot_be_read(tmp_path, monkeypatch, capsys):
   logs.mkdir()
   (logs / '1.log').write_text(json.dumps('text'))
 
-  def read_text(*_, **__):
-    raise PermissionError(13, 'Permission denied')
+  read = jobs.Path.read_text
+
+  def read_text(path, *args, **options):
+    if path.parent == logs:
+      raise PermissionError(13, 'Permission denied')
+    return read(path, *args, **options)
 
   monkeypatch.setattr(jobs.Path, 'read_text', read_text)
   jobs.show_progress(tmp_path, configs, lambda: False, logs)
