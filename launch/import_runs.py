@@ -45,7 +45,9 @@ _GROUP_BY = flags.DEFINE_list(
     'group_by', None, 'columns that identify an intervention', flag_values=FLAGS
 )
 _INITIAL_LOSS = flags.DEFINE_float(
-    'initial_loss', None, 'initial loss of runs without one, in the unit of the losses',
+    'initial_loss',
+    None,
+    'initial loss of runs without one, in the unit of the losses',
     flag_values=FLAGS,
 )
 _LOSS_UNIT = flags.DEFINE_string(

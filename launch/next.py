@@ -281,7 +281,7 @@ def _print_known(growing: 'Growing', console: Console) -> None:
 
 
 def _intervals(state: 'SweepState') -> str:
-  """What the intervals hold, in words."""
+  """Says how often the intervals hold the truth."""
   if state.target is not None:
     return '90 % intervals'
   from stability.analysis.prediction import next_cells

@@ -8,7 +8,7 @@ OPENBLAS_NUM_THREADS=1 makes it faster. Columns:
 
   sweep, order, seed
   known_at       the share from which on all critical rates are within half a step of those of the
-                 full grid; only who has trained it knows when that is. With bisection, which has
+                 full grid; only someone who has trained it knows when. With bisection, which has
                  no intervals, also the share at which it ends
   within_at_40   share of the critical rates within half a step at 40 % of the FLOPs
   error_at_40    largest error then, in decades

@@ -227,7 +227,7 @@ class Assignments:
       return [*self._assigned, *list(self._elsewhere)[:CHECKS]]
 
   def phases(self) -> list[str]:
-    """What workers do before training, each with the number of groups of runs it is done for."""
+    """What workers do before training, and for how many groups of runs."""
     found = collections.defaultdict(set)
     with self._lock:
       for name, worker in self._assigned.items():

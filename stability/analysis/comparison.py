@@ -57,7 +57,7 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   found = pd.DataFrame(np.nan, rows.index, ['ratio', 'low', 'high'])
   if results.not_comparable is not None:
     return found.assign(is_baseline=is_baseline)
-  curves, grids_of_arm = {}, {}
+  curves, grids = {}, []
   runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
   for values, of_row in results_lib.split(runs, keys):
     limits = windows_lib.find(results.windows, dict(zip(keys, values, strict=True)))
@@ -66,7 +66,8 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     )
     if len(losses) >= MIN_LEARNING_RATES:
       curves[key := results_lib.key(values)] = losses, limits
-      grids_of_arm.setdefault(key[len(size) :], set()).add(tuple(losses.index))
+      grids.append((key[len(size) :], tuple(losses.index)))
+  whole = same_rates.with_one_grid(grids)
   complete = rows[table['missing'] == 0]
   of_rows = map(results_lib.key, complete.to_numpy(object))
   by_key = dict(zip(of_rows, complete.index, strict=True))
@@ -74,8 +75,7 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     base = (*row[: len(size)], *of_baseline)
     if row != base and base in by_key and row in curves and base in curves:
       arms = (row[len(size) :], of_baseline)
-      are_whole = all(len(grids_of_arm[arm]) == 1 for arm in arms)
-      pair = _at_same_rates(curves[row], curves[base], are_whole)
+      pair = _at_same_rates(curves[row], curves[base], whole.issuperset(arms))
       if pair is not None:
         found.loc[index] = _ratio(*pair, results.interval)
   return found.assign(is_baseline=is_baseline)

@@ -1,7 +1,7 @@
 """Over which learning rates LR sensitivities are compared."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -44,8 +44,16 @@ def of_all(
   return [tuple(sorted(shared))] * len(grids)
 
 
+def with_one_grid(grids: Iterable[tuple[Hashable, Grid]]) -> set[Hashable]:
+  """The interventions that have the same learning rates at all sizes, of pairs with their grids."""
+  of_arm: dict[Hashable, set[Grid]] = {}
+  for arm, grid in grids:
+    of_arm.setdefault(arm, set()).add(grid)
+  return {arm for arm, found in of_arm.items() if len(found) == 1}
+
+
 def _are_moved(grids: Sequence[Grid]) -> bool:
-  """Whether grids are equal but for a factor; of rounded rates, such as 0.003, roughly."""
+  """Whether grids differ by a factor alone, up to the rounding of rates such as 0.003."""
   if len(set(map(len, grids))) > 1:
     return False
   steps = np.diff(np.log10(grids))

@@ -31,7 +31,7 @@ class DataConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-  """What a token folder is made from."""
+  """The text that a token folder is made from."""
 
   tokenizer: Json  # the entries of meta.json that describe the tokenizer
   arrays: Mapping[str, np.ndarray]  # the tokens of each split; bytes if a BPE is to be learned

@@ -81,7 +81,7 @@ def joined(parts: list[Curve]) -> Curve:
 
 
 def overlap(one: Curve, other: Curve) -> bool:
-  """Whether two curves belong to different runs: they differ in a metric at the same steps.
+  """Whether two curves are of different runs, as a metric differs at steps that both have.
 
   A run that was continued repeats few steps, so most steps of the shorter curve must be within
   the range of the longer one. Copies of a file are of one run.

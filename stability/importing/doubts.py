@@ -35,6 +35,7 @@ def _on_lengths(
     runs: Sequence[Run], results: Mapping[int, Result | None], matched: Mapping[int, Curve]
 ) -> list[str]:
   """Names runs that count as done and have a shorter curve than others of their size."""
+
   def size(run: Run) -> tuple:
     names = (*SIZE_FIELDS, 'schedule.steps')
     return (run.parameters, *(run.fields.get(name) for name in names))

@@ -16,6 +16,7 @@ from stability.storage.run_files import Result
 _SHOWN = 8  # files, lines or runs of a kind that are named
 _LIKE_LOGITS = re.compile('attn|attention|qk')  # in the name of a metric
 
+
 def on_arms(arms: Arms, options: Options) -> list[str]:
   """Sentences on the columns that define interventions, and on why others do not."""
   chosen = ', '.join(arms.columns.values()) or 'nothing'

@@ -49,6 +49,7 @@ class Options:
 
 def as_arguments(text: str) -> str:
   """A sentence about flags as one about the arguments of stability.from_frames."""
+
   def argument(match: re.Match[str]) -> str:
     if match['name'] is not None:
       return f'columns={{{match["name"]!r}: {match["column"]!r}}}'

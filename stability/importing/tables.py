@@ -272,7 +272,7 @@ def _names(header: Sequence[str], path: Path) -> list[str]:
 
 
 def _is_header(row: Sequence[str], names: Sequence[str]) -> bool:
-  """Whether a row within a file has the names of columns, most of which are known."""
+  """Whether a row repeats the header: it holds names of columns, most of them known."""
   cells = [cell.strip() for cell in row]
   known = sum(cell in names for cell in cells if cell)
   return 2 * known > len(list(filter(None, names))) and not any(map(_is_number, cells))

@@ -8,9 +8,10 @@ is so by half a step of the grid, 0.25 decades, which interpolation resolves.
 import numpy as np
 import pandas as pd
 
-from stability.analysis.claims import evidence as ev
+from stability.analysis.claims import tables
 from stability.analysis.claims.claim import EXTENSION, AtLeast, AtMost, Claim, positive
-from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.evidence import Evidence
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 from stability.analysis.leaderboard.front import LOSS_BAND
 
 OPTIMIZER, PARAMETERIZATION = 'optimizer.name', 'parameterization.name'
@@ -36,7 +37,7 @@ def _wider(e: Evidence) -> pd.Series:
   is_base = widths.index.get_level_values(OPTIMIZER) == 'adamw'
   if not is_exact[is_base].all():
     raise Undecided('the range of AdamW leaves the grid')
-  wider = ev.differences(widths, OPTIMIZER, 'adamw').mean()
+  wider = tables.differences(widths, OPTIMIZER, 'adamw').mean()
   if wider[0] < WIDER and not is_exact.all():
     raise Undecided('the range of Hyperball leaves the grid')  # it may be as wide as claimed
   return wider
@@ -44,10 +45,11 @@ def _wider(e: Evidence) -> pd.Series:
 
 def _share_of_gain(e: Evidence) -> pd.Series:
   """The gain of the embedding's rate over that of muParam, at the largest size."""
-  best = ev.at_highest(e.best_loss(), 'parameters')
+  best = tables.at_highest(e.best_loss(), 'parameters')
 
   def of(parameterization: str, rate: str) -> pd.Series:
-    return ev.at(ev.at(best, PARAMETERIZATION, parameterization), EMBEDDING_RATE, rate).mean()
+    of_name = tables.at(best, PARAMETERIZATION, parameterization)
+    return tables.at(of_name, EMBEDDING_RATE, rate).mean()
 
   standard = of('standard', 'none')
   gain = standard - of('muparam_simple', 'none')
@@ -88,7 +90,7 @@ def _effect_of_clipping(e: Evidence) -> pd.Series:
 
 def _cost(e: Evidence, field: str, base: object) -> pd.Series:
   """The best loss with another value of a field minus that with `base`, mean over sizes."""
-  return ev.differences(e.best_loss(), field, base).mean()
+  return tables.differences(e.best_loss(), field, base).mean()
 
 
 _THREE = {'learning_rate': 3}

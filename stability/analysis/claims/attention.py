@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import instability
-from stability.analysis.claims import evidence as ev
+from stability.analysis.claims import tables
 from stability.analysis.claims.claim import (
   AtLeast,
   AtMost,
@@ -12,8 +12,9 @@ from stability.analysis.claims.claim import (
   MoreThan,
   require_one_way_of_scaling,
 )
-from stability.analysis.claims.evidence import Evidence, Undecided
+from stability.analysis.claims.evidence import Evidence
 from stability.analysis.claims.families import QK_NORMS
+from stability.analysis.claims.undecided import Undecided
 from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.results import LOGIT
 
@@ -25,12 +26,12 @@ ENTROPY = 'block_0/attention_entropy'
 
 def benefit_of_qk_norm(e: Evidence) -> pd.Series:
   """The lowest ratio over sizes of LR sensitivity without qk-layernorm to that with it."""
-  return ev.ratios(e.lr_sensitivity(), QK_NORM, e.variants[QK_NORM]).min()
+  return tables.ratios(e.lr_sensitivity(), QK_NORM, e.variants[QK_NORM]).min()
 
 
 def _slope_on_size(e: Evidence) -> pd.Series:
   table = np.log(e.lr_sensitivity(across_sizes=True))
-  return ev.slopes(table, 'parameters', e.results.sizes).min()
+  return tables.slopes(table, 'parameters', e.results.sizes).min()
 
 
 def _drop_of_lowest_unstable_rate(e: Evidence) -> pd.Series:
@@ -43,7 +44,8 @@ def _drop_of_lowest_unstable_rate(e: Evidence) -> pd.Series:
   # Where no run is unstable, assume that the next learning rate of the paper's grid would be.
   lowest = lowest.fillna(rates.groupby(keys, dropna=False).transform('max') + 0.5)
   lowest = e.mean(lowest).groupby(level=e.keys, dropna=False).first()
-  smallest, largest = ev.at_lowest(lowest, 'parameters'), ev.at_highest(lowest, 'parameters')
+  smallest = tables.at_lowest(lowest, 'parameters')
+  largest = tables.at_highest(lowest, 'parameters')
   return smallest.mean() - largest.mean()
 
 

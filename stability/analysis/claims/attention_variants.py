@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from stability.analysis.claims import evidence as ev
+from stability.analysis.claims import tables
 from stability.analysis.claims.attention import QK_NORM, benefit_of_qk_norm
 from stability.analysis.claims.claim import AtLeast, Claim, MoreThan
 from stability.analysis.claims.evidence import Evidence
@@ -14,19 +14,21 @@ SCALE, ATTENTION = 'model.attention_scale', 'model.attention'
 
 
 def _inverse_scale_at_larger_sizes(e: Evidence) -> pd.Series:
-  ratios = np.log(ev.ratios(e.lr_sensitivity(), SCALE, 'inverse_sqrt'))
-  smallest, largest = ev.at_lowest(ratios, 'parameters'), ev.at_highest(ratios, 'parameters')
+  ratios = np.log(tables.ratios(e.lr_sensitivity(), SCALE, 'inverse_sqrt'))
+  smallest = tables.at_lowest(ratios, 'parameters')
+  largest = tables.at_highest(ratios, 'parameters')
   return np.exp(largest.mean() - smallest.mean())
 
 
 def _gain_then_loss_from_inverse_scale(e: Evidence) -> pd.Series:
-  higher = ev.differences(e.best_loss(), SCALE, 'inverse_sqrt')
-  smallest, largest = ev.at_lowest(higher, 'parameters'), ev.at_highest(higher, 'parameters')
+  higher = tables.differences(e.best_loss(), SCALE, 'inverse_sqrt')
+  smallest = tables.at_lowest(higher, 'parameters')
+  largest = tables.at_highest(higher, 'parameters')
   return np.fmin(-smallest.mean(), largest.mean())
 
 
 def _excess_of_norm_over_all_heads(e: Evidence) -> pd.Series:
-  return ev.differences(e.mean(e.runs['loss']), QK_NORM, 'layernorm').mean()
+  return tables.differences(e.mean(e.runs['loss']), QK_NORM, 'layernorm').mean()
 
 
 def _growth_with_pointwise_attention(e: Evidence) -> pd.Series:

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import lr_sensitivity
-from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.evidence import Evidence
 from stability.analysis.claims.families import Family, closest_to_paper
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 from stability.config import fields
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = 'holds', 'does not hold', 'undecided'

@@ -3,16 +3,12 @@
 The first draw holds every seed once; each of the others is a sample of the seeds with replacement,
 the same for all runs. A statistic is a Series with an entry for each draw, or a table with a column
 for each draw. Tables have a row for each size and intervention, or for each of their learning
-rates; the levels of the index hold the values that distinguish the rows.
-
-The file is over 400 lines since Evidence and the functions of its tables are one vocabulary, in
-which all claims are written.
+rates; the levels of the index hold the values that distinguish the rows (see tables.py).
 """
 
 import dataclasses
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,20 +18,14 @@ from stability.analysis import instability, same_rates
 from stability.analysis import lr_sensitivity as lr_sensitivity_lib
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
+from stability.analysis.claims import common_seeds, tables
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 from stability.analysis.leaderboard import curve
 from stability.analysis.results import Results
 from stability.analysis.same_rates import MIN_LEARNING_RATES
 
 # The paper reads attention logits at step 2,000 of 100,000 (section 3.3).
 PAPER_STEPS, PAPER_PROBE_STEP = 100_000, 2_000
-
-
-class Undecided(Exception):
-  """A claim cannot be decided; the message is the reason."""
-
-
-class NotApplicable(Undecided):
-  """A claim does not apply to a sweep; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +73,14 @@ class Evidence:
     if inside.empty:
       raise Undecided('no run is within the windows of learning rates')
     inside_C = has_CxS.index.isin(inside)
-    seeds = _common_seeds(has_CxS[inside_C], row_C[inside_C])
+    seeds = common_seeds.choose(has_CxS[inside_C], row_C[inside_C])
     weights = pd.DataFrame(lr_sensitivity_lib.with_draws(len(seeds)).T, seeds)
     kept = has_CxS.index[has_CxS[seeds].all(axis='columns')]
     common = self.only(cells.isin(kept) & self.runs['seed'].isin(seeds))
     return dataclasses.replace(common, weights=weights)
 
   def _is_inside_windows(self) -> pd.Series:
-    """Whether the learning rate of each run lies in the windows of its size and intervention."""
+    """Which runs have a learning rate inside the windows of their size and intervention."""
     found = pd.Series(not self.results.windows, self.runs.index)
     if not self.results.windows:
       return found
@@ -155,7 +145,7 @@ class Evidence:
       mean_LxD = lr_sensitivity_lib.mean_over_seeds(chosen.to_numpy(), weights_DxS)
       sensitivities_WxD = lr_sensitivity_lib.sensitivities(chosen.index, mean_LxD, limits)
       found[key] = np.fmin.reduce(sensitivities_WxD)
-    return _table(found, self.keys)
+    return tables.of_rows(found, self.keys)
 
   def _compared_rates(self, curves: Mapping[tuple, tuple], across_sizes: bool) -> dict:
     """The learning rates of each row at which it is compared; raises Undecided if there are none.
@@ -165,18 +155,20 @@ class Evidence:
       across_sizes: see lr_sensitivity.
     """
     shape = len(self.keys) - len(self.results.groups)  # the first of the keys
-    grids_of_arm, compared = {}, {}
+    grids, compared = [], {}
     for key, (losses, limits) in curves.items():
       size, arm = results_lib.key(key[:shape]), results_lib.key(key[shape:])
-      grids_of_arm.setdefault(arm, set()).add(tuple(losses.index))
+      grids.append((arm, tuple(losses.index)))
       together = (arm if across_sizes else size, str(limits))
       compared.setdefault(together, []).append((key, arm))
-    found = {}
+    whole, found = same_rates.with_one_grid(grids), {}
     for members in compared.values():
       keys, arms = zip(*members, strict=True)
-      grids = [tuple(curves[key][0].index) for key in keys]
-      are_whole = not across_sizes and all(len(grids_of_arm[arm]) == 1 for arm in arms)
-      rates = same_rates.of_all(grids, curves[keys[0]][1], are_whole=are_whole)
+      rates = same_rates.of_all(
+          [tuple(curves[key][0].index) for key in keys],
+          curves[keys[0]][1],
+          are_whole=not across_sizes and whole.issuperset(arms),
+      )
       if rates is None:
         what = 'sizes of an intervention' if across_sizes else 'interventions of a size'
         raise Undecided(f'{what} have LR sensitivities over different learning rates')
@@ -194,11 +186,11 @@ class Evidence:
     the lowest or highest learning rate of a row: the optimum may then lie outside the grid.
     """
     found = {}
-    for key, rows in _groups(self.mean(self.runs['loss']), self.keys):
+    for key, rows in tables.groups(self.mean(self.runs['loss']), self.keys):
       losses = rows.sort_index(level='learning_rate')
       log_rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
       found[key] = _best_rates(log_rates_L, losses.to_numpy())
-    return _table(found, self.keys)
+    return tables.of_rows(found, self.keys)
 
   def best_grid_rate(self) -> tuple[pd.DataFrame, pd.Series]:
     """log10 of the learning rate with the lowest mean loss, of each size and intervention.
@@ -244,12 +236,12 @@ class Evidence:
     """A number of each row's curve of mean loss, and whether the grid tells it exactly."""
     found, is_exact = {}, {}
     means = self.mean(self.runs['loss']).dropna(axis='columns').sort_index(level='learning_rate')
-    for key, losses in _groups(means, self.keys):
+    for key, losses in tables.groups(means, self.keys):
       log_rates_L = np.log10(losses.index.get_level_values('learning_rate').to_numpy(float))
       numbers = [of(key, log_rates_L, losses_L) for losses_L in losses.to_numpy().T]
       found[key] = np.array([number for number, _ in numbers])
       is_exact[key] = numbers[0][1]
-    table = _table(found, self.keys)
+    table = tables.of_rows(found, self.keys)
     return table, pd.Series(list(is_exact.values()), table.index)
 
   # Aggregates of a number per run.
@@ -357,137 +349,6 @@ class Evidence:
     if len(without):
       raise Undecided(f'{probe} was not logged in {len(without)} of {len(self.runs)} runs')
     return found
-
-
-# Operations on tables of statistics.
-
-
-def pairs(
-    table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-  """Pairs the rows with other values of a field with the rows that have the value `base`.
-
-  The rows of a pair differ in the field alone. Rows without a partner are left out.
-
-  Args:
-    table: with `field` among its levels.
-    field: the field that is compared.
-    base: the value with which the others are compared.
-    covaries: levels that change along with the field and may also differ.
-
-  Returns:
-    The rows with other values, and a table of their partners with the same index.
-  """
-  dropped = [field, *(level for level in covaries if level in table.index.names)]
-  is_base = table.index.get_level_values(field) == base
-  partners, others = table[is_base].droplevel(dropped), table[~is_base]
-  keys = others.index.droplevel(dropped)
-  has_partner = keys.isin(partners.index)
-  if not has_partner.any():
-    raise Undecided(f'no two rows differ in {field} alone')
-  partners = partners.groupby(level=partners.index.names, sort=False, dropna=False).mean()
-  matched = partners.reindex(keys[has_partner]).set_axis(others.index[has_partner])
-  return others[has_partner], matched
-
-
-def ratios(
-    table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
-) -> pd.DataFrame:
-  """Each row divided by its partner with the value `base`; see pairs.
-
-  NaN if the partner is not positive.
-  """
-  others, matched = pairs(table, field, base, covaries)
-  return others / matched.where(matched > 0)
-
-
-def differences(table: pd.DataFrame, field: str, base: object) -> pd.DataFrame:
-  """Each row minus its partner with the value `base`; see pairs."""
-  others, matched = pairs(table, field, base)
-  return others - matched
-
-
-def slopes(table: pd.DataFrame, level: str, drop: Iterable[str] = ()) -> pd.DataFrame:
-  """Least-squares slopes of the values on ln(level): a row for each line of two or more points.
-
-  The other levels distinguish the lines.
-
-  Args:
-    table: holds logarithms if the slopes are to be exponents of power laws.
-    level: the independent variable, positive.
-    drop: levels that change along with `level` and so do not distinguish lines.
-  """
-  table = table.droplevel([name for name in drop if name in table.index.names])
-  others = [name for name in table.index.names if name != level]
-  found = {}
-  for key, rows in _groups(table, others):
-    x = np.log(rows.index.get_level_values(level).to_numpy(float))
-    if len(set(x)) > 1:
-      x = x - x.mean()
-      found[key] = x @ rows.to_numpy() / (x @ x)
-  if not found:
-    raise Undecided(f'no line has 2 values of {level}')
-  return _table(found, others)
-
-
-def at_highest(table: pd.DataFrame, level: str) -> pd.DataFrame:
-  """The rows with the highest value of a level."""
-  values = table.index.get_level_values(level)
-  return table[values == values.max()]
-
-
-def at_lowest(table: pd.DataFrame, level: str) -> pd.DataFrame:
-  """The rows with the lowest value of a level."""
-  values = table.index.get_level_values(level)
-  return table[values == values.min()]
-
-
-def at(table: pd.DataFrame, level: str, value: object) -> pd.DataFrame:
-  """The rows with a given value of a level; raises Undecided if there are none."""
-  found = table[table.index.get_level_values(level) == value]
-  if found.empty:
-    raise Undecided(f'{level} = {value} has no rows')
-  return found
-
-
-def _common_seeds(has_CxS: pd.DataFrame, row_C: pd.Series) -> pd.Index:
-  """The seeds of Evidence.with_common_seeds; raises Undecided if there are none.
-
-  Args:
-    has_CxS: whether each cell (row) has a run of each seed (column).
-    row_C: the number of the size and intervention that a cell belongs to.
-  """
-  needed = row_C.value_counts().clip(upper=MIN_LEARNING_RATES)
-  best, score = None, (len(has_CxS) / 2, np.inf)
-  for pair in itertools.combinations(has_CxS, 2):
-    is_shared_C = has_CxS[list(pair)].all(axis='columns')
-    left = row_C[is_shared_C].value_counts().reindex(needed.index, fill_value=0)
-    shared = has_CxS.columns[has_CxS[is_shared_C].all()]
-    if (left >= needed).all() and (is_shared_C.sum(), len(shared)) > score:
-      best, score = shared, (is_shared_C.sum(), len(shared))
-  if best is not None:
-    return best
-  if (has_CxS.sum(axis='columns') > 1).mean() > 0.5:
-    raise Undecided(
-        'no two seeds have all sizes and interventions at enough of the same learning rates'
-    )
-  seeds = has_CxS.columns[has_CxS.all()]
-  if seeds.empty:
-    raise Undecided('no seed has all sizes, interventions and learning rates')
-  return seeds
-
-
-def _groups(table: pd.DataFrame, levels: list[str]) -> Iterable[tuple[tuple, pd.DataFrame]]:
-  if not levels:
-    yield (), table
-  else:
-    yield from table.groupby(level=levels, sort=False, dropna=False)
-
-
-def _table(rows: dict[tuple, np.ndarray], levels: list[str]) -> pd.DataFrame:
-  # Without levels there is a single row, and the index is a placeholder.
-  index = pd.MultiIndex.from_tuples(list(rows), names=levels) if levels else ['']
-  return pd.DataFrame(np.array(list(rows.values())), index)
 
 
 def _best_rates(log_rates_L: np.ndarray, losses_LxD: np.ndarray) -> np.ndarray:

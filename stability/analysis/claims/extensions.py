@@ -9,10 +9,10 @@ were run; the others were written when the results of one seed were known.
 import numpy as np
 import pandas as pd
 
-from stability.analysis.claims import evidence as ev
-from stability.analysis.claims import recipe
+from stability.analysis.claims import recipe, tables
 from stability.analysis.claims.claim import EXTENSION, AtLeast, AtMost, Claim, MoreThan, positive
-from stability.analysis.claims.evidence import Evidence, NotApplicable
+from stability.analysis.claims.evidence import Evidence
+from stability.analysis.claims.undecided import NotApplicable
 
 SHAPE, OPTIMIZER = 'schedule.shape', 'optimizer.name'
 NAME, EXPONENTS = 'parameterization.name', 'parameterization.exponents'
@@ -22,27 +22,27 @@ FULL, NONE = 'full_alignment', 'no_alignment'
 
 def _log_ratios(e: Evidence, field: str, base: object) -> pd.DataFrame:
   """The mean of ln(LR sensitivity / that with `base`): a row for each other value of the field."""
-  ratios = np.log(ev.ratios(e.lr_sensitivity(), field, base))
+  ratios = np.log(tables.ratios(e.lr_sensitivity(), field, base))
   return ratios.groupby(level=field).mean()
 
 
 def _largest_ratio(e: Evidence, field: str, base: object) -> pd.Series:
   """The largest ratio of LR sensitivity to that with `base`, or its inverse, over all rows."""
-  return np.exp(np.log(ev.ratios(e.lr_sensitivity(), field, base)).abs().max())
+  return np.exp(np.log(tables.ratios(e.lr_sensitivity(), field, base)).abs().max())
 
 
 def _largest_shift(e: Evidence) -> pd.Series:
   """The largest shift (decades) of the optimal LR from the smallest to the largest size."""
   rates = e.best_learning_rate()
   shape = ['parameters', *e.results.sizes]
-  smallest = ev.at_lowest(rates, 'parameters').droplevel(shape)
-  largest = ev.at_highest(rates, 'parameters').droplevel(shape)
+  smallest = tables.at_lowest(rates, 'parameters').droplevel(shape)
+  largest = tables.at_highest(rates, 'parameters').droplevel(shape)
   return (largest - smallest).abs().max()
 
 
 def _mup_minus_standard(e: Evidence) -> pd.Series:
-  best = ev.at_highest(e.best_loss(), 'parameters')
-  return ev.differences(best, NAME, 'standard').mean()
+  best = tables.at_highest(e.best_loss(), 'parameters')
+  return tables.differences(best, NAME, 'standard').mean()
 
 
 def _require_constant_tokens_per_step(e: Evidence) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from stability.analysis.claims import evidence as ev
+from stability.analysis.claims import tables
 from stability.analysis.claims.claim import EXTENSION, AtLeast, AtMost, Claim
-from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.evidence import Evidence
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 
 PARENT, KIND, RANK, SCALE = 'init.parent', 'adapter.kind', 'adapter.rank', 'adapter.scale'
 RATIO, ALPHA = 'adapter.rate_ratio', 'adapter.alpha'
@@ -26,7 +27,7 @@ def _of(table: pd.DataFrame, rank: int | None, scale: str = 'rank') -> pd.DataFr
     wanted = {KIND: 'lora', RANK: rank, SCALE: scale, RATIO: 1.0}
   for level, value in wanted.items():
     if level in table.index.names:
-      table = ev.at(table, level, value)
+      table = tables.at(table, level, value)
   return table.droplevel([name for name in table.index.names if name != 'parameters'])
 
 

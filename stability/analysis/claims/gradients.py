@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import instability
-from stability.analysis.claims import evidence as ev
-from stability.analysis.claims import scaling
+from stability.analysis.claims import scaling, tables
 from stability.analysis.claims.claim import (
   AtLeast,
   AtMost,
@@ -14,8 +13,9 @@ from stability.analysis.claims.claim import (
   positive,
   require_one_way_of_scaling,
 )
-from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.evidence import Evidence
 from stability.analysis.claims.families import QK_NORMS
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 from stability.config import fields
 
 EPS = 'optimizer.eps'
@@ -28,7 +28,7 @@ QK_NORM = 'model.qk_norm'
 def _slopes(e: Evidence, probe: str, level: str) -> pd.DataFrame:
   """Slopes of ln(probe at the end of training) on ln(level); see evidence.slopes."""
   drop = e.results.sizes if level == 'parameters' else ()
-  return ev.slopes(e.mean(np.log(e.at_end(probe))), level, drop)
+  return tables.slopes(e.mean(np.log(e.at_end(probe))), level, drop)
 
 
 def _block_output(e: Evidence) -> str:
@@ -39,8 +39,9 @@ def _block_output(e: Evidence) -> str:
 
 def _output_ratio_over_rates(e: Evidence) -> pd.Series:
   values = e.mean(np.log(e.at_end(_block_output(e))))
-  highest, lowest = ev.at_highest(values, 'learning_rate'), ev.at_lowest(values, 'learning_rate')
-  return np.exp((highest.droplevel('learning_rate') - lowest.droplevel('learning_rate')).mean())
+  highest = tables.at_highest(values, 'learning_rate').droplevel('learning_rate')
+  lowest = tables.at_lowest(values, 'learning_rate').droplevel('learning_rate')
+  return np.exp((highest - lowest).mean())
 
 
 def _output_slope_on_depth(e: Evidence) -> pd.Series:
@@ -50,7 +51,7 @@ def _output_slope_on_depth(e: Evidence) -> pd.Series:
   for depth, rows in e.runs.groupby('model.depth'):
     of_depth = e.only(e.runs.index.isin(rows.index))
     last[rows.index] = of_depth.at_end(f'block_{depth - 1}/output_rms')
-  return ev.slopes(e.mean(np.log(last)), 'model.depth', ['parameters', 'model.width']).mean()
+  return tables.slopes(e.mean(np.log(last)), 'model.depth', ['parameters', 'model.width']).mean()
 
 
 def _smallest_gradients(e: Evidence) -> Evidence:
@@ -61,7 +62,7 @@ def _smallest_gradients(e: Evidence) -> Evidence:
 
 def _excess_with_smaller_eps(e: Evidence) -> pd.Series:
   selected = _smallest_gradients(e.only(e.runs[EPS].isin([e.runs[EPS].min(), PAPER_EPS])))
-  return ev.differences(selected.mean(selected.runs['loss']), EPS, PAPER_EPS).mean()
+  return tables.differences(selected.mean(selected.runs['loss']), EPS, PAPER_EPS).mean()
 
 
 def _gradient_over_eps(e: Evidence) -> pd.Series:
@@ -72,7 +73,7 @@ def _gradient_over_eps(e: Evidence) -> pd.Series:
 def _gradient_ratio_with_smaller_eps(e: Evidence) -> pd.Series:
   selected = _smallest_gradients(e.only(e.runs[EPS].isin([e.runs[EPS].min(), PAPER_EPS])))
   gradients = selected.mean(np.log(selected.at_end(f'gradient_rms/{UP}')))
-  return np.exp(ev.differences(gradients, EPS, PAPER_EPS).mean())
+  return np.exp(tables.differences(gradients, EPS, PAPER_EPS).mean())
 
 
 def _require_smaller_eps(e: Evidence) -> None:
@@ -88,8 +89,8 @@ def _excess_with_larger_eps(e: Evidence) -> pd.Series:
   losses = e.mean(e.runs['loss'])
   gradients = e.mean(np.log(e.at_end(f'gradient_rms/{UP}')))
   smallest = e.runs[EPS].min()
-  above, base = ev.pairs(losses, EPS, smallest)
-  _, gradient = ev.pairs(gradients, EPS, smallest)
+  above, base = tables.pairs(losses, EPS, smallest)
+  _, gradient = tables.pairs(gradients, EPS, smallest)
   large = above.index.get_level_values(EPS) >= 10 * np.exp(gradient[0].to_numpy())
   if not large.any():
     raise Undecided('no eps is ten times the gradient RMS')
@@ -110,8 +111,8 @@ def _remaining_update(e: Evidence) -> pd.Series:
     layer = f'block_{block}/mlp/up'
     updates = e.mean(np.log(e.at_end(f'update_rms/{layer}')))
     gradients = e.mean(np.log(e.at_end(f'gradient_over_eps/{layer}')))
-    log_ratios = ev.differences(updates, EPS, smallest)
-    over_eps, _ = ev.pairs(gradients, EPS, smallest)
+    log_ratios = tables.differences(updates, EPS, smallest)
+    over_eps, _ = tables.pairs(gradients, EPS, smallest)
     below = over_eps[0].to_numpy() < 0
     if below.any():
       by_block.append(log_ratios[below].mean())

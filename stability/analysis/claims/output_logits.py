@@ -3,16 +3,17 @@
 import numpy as np
 import pandas as pd
 
-from stability.analysis.claims import evidence as ev
+from stability.analysis.claims import tables
 from stability.analysis.claims.claim import AtLeast, AtMost, Claim, positive
-from stability.analysis.claims.evidence import Evidence, Undecided
+from stability.analysis.claims.evidence import Evidence
+from stability.analysis.claims.undecided import Undecided
 
 Z_LOSS, WEIGHT_DECAY = 'objective.z_loss', 'optimizer.weight_decay'
 OUTPUT_MEAN, LOG_Z = 'output_logit_mean', 'log_z'
 
 
 def _without_over_with(e: Evidence, field: str) -> pd.DataFrame:
-  return 1 / ev.ratios(e.lr_sensitivity(), field, 0.0)
+  return 1 / tables.ratios(e.lr_sensitivity(), field, 0.0)
 
 
 def _without_z_loss(e: Evidence) -> Evidence:
@@ -24,13 +25,13 @@ def _unstable_at_highest_rate(e: Evidence) -> pd.Series:
 
 
 def _drop_in_mean_logit(e: Evidence) -> pd.Series:
-  means = ev.at_highest(e.mean(e.at_end(OUTPUT_MEAN)), 'learning_rate')
-  return ev.differences(means, Z_LOSS, 0.0).mean()
+  means = tables.at_highest(e.mean(e.at_end(OUTPUT_MEAN)), 'learning_rate')
+  return tables.differences(means, Z_LOSS, 0.0).mean()
 
 
 def _drift_of_log_z(e: Evidence) -> pd.Series:
-  magnitudes = ev.at_highest(e.mean(np.log(e.at_end(LOG_Z).abs())), 'learning_rate')
-  return np.exp(-ev.differences(magnitudes, Z_LOSS, 0.0).mean())
+  magnitudes = tables.at_highest(e.mean(np.log(e.at_end(LOG_Z).abs())), 'learning_rate')
+  return np.exp(-tables.differences(magnitudes, Z_LOSS, 0.0).mean())
 
 
 def _onset(e: Evidence) -> pd.Series:
@@ -88,7 +89,7 @@ CLAIMS = (
         'Without z-loss, weight decay lowers LR sensitivity at the largest size.',
         'ratio of LR sensitivity, without / with weight decay',
         AtLeast(1.1),
-        lambda e: ev.at_highest(_without_over_with(e, WEIGHT_DECAY), 'parameters').mean(),
+        lambda e: tables.at_highest(_without_over_with(e, WEIGHT_DECAY), 'parameters').mean(),
         requires={WEIGHT_DECAY: (0.0, positive)},
         where={Z_LOSS: (0.0,)},
         min_unique=_THREE,

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from stability.analysis.claims import evidence as ev
+from stability.analysis.claims import tables
 from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan, positive
-from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.evidence import Evidence
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 
 WARMUP, STEPS, BATCH = 'schedule.warmup_steps', 'schedule.steps', 'data.batch_size'
 DEFAULT_WARMUP = 0.05  # as a fraction of the steps
@@ -22,8 +23,8 @@ def _shortest_over_longest_warmup(e: Evidence) -> pd.DataFrame:
   """ln(LR sensitivity with the shortest warm-up / that with the longest), a row per size."""
   table = np.log(e.lr_sensitivity())
   longest = table.index.get_level_values(WARMUP).max()
-  extremes = pd.concat([ev.at_lowest(table, WARMUP), ev.at_highest(table, WARMUP)])
-  return ev.differences(extremes, WARMUP, longest)
+  extremes = pd.concat([tables.at_lowest(table, WARMUP), tables.at_highest(table, WARMUP)])
+  return tables.differences(extremes, WARMUP, longest)
 
 
 def _default_over_longest_warmup(e: Evidence) -> pd.Series:
@@ -33,18 +34,19 @@ def _default_over_longest_warmup(e: Evidence) -> pd.Series:
   longest_steps = table.index.get_level_values(WARMUP).max()
   if not longest_steps > default_steps:
     raise Undecided('no warm-up is longer than 5 % of the steps')
-  default, longest = (ev.at(table, WARMUP, steps) for steps in (default_steps, longest_steps))
+  default, longest = (tables.at(table, WARMUP, steps) for steps in (default_steps, longest_steps))
   return np.exp(default.mean() - longest.mean())
 
 
 def _warmup_ratio_with_size(e: Evidence) -> pd.Series:
   ratios = _shortest_over_longest_warmup(e)
-  smallest, largest = ev.at_lowest(ratios, 'parameters'), ev.at_highest(ratios, 'parameters')
+  smallest = tables.at_lowest(ratios, 'parameters')
+  largest = tables.at_highest(ratios, 'parameters')
   return np.exp(largest.mean() - smallest.mean())
 
 
 def _shortest_minus_longest_warmup(values: pd.DataFrame) -> pd.Series:
-  return ev.at_lowest(values, WARMUP).mean() - ev.at_highest(values, WARMUP).mean()
+  return tables.at_lowest(values, WARMUP).mean() - tables.at_highest(values, WARMUP).mean()
 
 
 def _stabilised_by_warmup(e: Evidence) -> pd.Series:
@@ -54,7 +56,8 @@ def _stabilised_by_warmup(e: Evidence) -> pd.Series:
 
 
 def _coupled_over_independent(e: Evidence) -> pd.Series:
-  return np.exp(np.log(ev.ratios(e.lr_sensitivity(), DECAY_KIND, 'independent', [DECAY])).mean())
+  ratios = tables.ratios(e.lr_sensitivity(), DECAY_KIND, 'independent', [DECAY])
+  return np.exp(np.log(ratios).mean())
 
 
 def require_determined(field: str, others: tuple[str, ...]) -> Callable[[Evidence], None]:
@@ -78,7 +81,7 @@ def largest_ratio(e: Evidence, field: str, covaries: tuple[str, ...]) -> pd.Seri
 
 
 def _shift_of_optimum(e: Evidence) -> pd.Series:
-  return ev.slopes(e.best_learning_rate(), DECAY).mean() * math.log(10)
+  return tables.slopes(e.best_learning_rate(), DECAY).mean() * math.log(10)
 
 
 _THREE = {'learning_rate': 3}

@@ -19,7 +19,8 @@ import pandas as pd
 from stability.analysis import instability
 from stability.analysis.claims import registry
 from stability.analysis.claims.claim import EXTENSION, AtLeast, Claim, decide
-from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.evidence import Evidence
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 from stability.analysis.results import Results, by_fields
 from stability.storage.retrieval_csv import PARENT as OF_PARENT
 from stability.storage.retrieval_csv import RUN, Row

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from stability.analysis.claims import evidence as ev
+from stability.analysis.claims import tables
 from stability.analysis.claims.attention import QK_NORM, benefit_of_qk_norm
 from stability.analysis.claims.claim import AtLeast, AtMost, Claim, MoreThan
-from stability.analysis.claims.evidence import Evidence, NotApplicable, Undecided
+from stability.analysis.claims.evidence import Evidence
 from stability.analysis.claims.families import QK_NORMS
+from stability.analysis.claims.undecided import NotApplicable, Undecided
 from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.results import LOGIT
 
@@ -45,7 +46,7 @@ def scaled_in(e: Evidence, way: str) -> Evidence:
 
 def _sensitivity_slope(e: Evidence, way: str) -> pd.Series:
   table = np.log(scaled_in(e, way).lr_sensitivity(across_sizes=True))
-  return ev.slopes(table, 'parameters', e.results.sizes).mean()
+  return tables.slopes(table, 'parameters', e.results.sizes).mean()
 
 
 def _best_at_largest(e: Evidence, way: str) -> pd.Series:
@@ -54,7 +55,7 @@ def _best_at_largest(e: Evidence, way: str) -> pd.Series:
   largest = best.index.get_level_values('parameters').max()
   if not all(1 / MAX_SIZE_RATIO <= largest / other <= MAX_SIZE_RATIO for other in of_others):
     raise Undecided('the largest shapes are not matched in parameters')
-  return ev.at_highest(best, 'parameters').mean()
+  return tables.at_highest(best, 'parameters').mean()
 
 
 def _width_minus_depth(e: Evidence) -> pd.Series:
@@ -71,8 +72,8 @@ def _extrapolation_error(e: Evidence, way: str) -> pd.Series:
   best = np.log(scaled_in(e, way).best_loss())
   sizes = best.index.get_level_values('parameters')
   smaller = best[sizes < sizes.max()]
-  largest = ev.at_highest(best, 'parameters').mean()
-  slope = ev.slopes(smaller, 'parameters', e.results.sizes).mean()
+  largest = tables.at_highest(best, 'parameters').mean()
+  slope = tables.slopes(smaller, 'parameters', e.results.sizes).mean()
   x = np.log(smaller.index.get_level_values('parameters').to_numpy(float))
   predicted = smaller.mean() + slope * (np.log(sizes.max()) - x.mean())
   return (np.exp(predicted) - np.exp(largest)).abs()
@@ -88,7 +89,7 @@ def _increase_in_unstable_logits(e: Evidence, way: str) -> pd.Series:
   unstable = e.runs['unstable'].astype(bool) & (e.max_over_training(LOGIT) > UNSTABLE_LOGIT)
   shares = e.mean(unstable.astype(float))
   return (
-      ev.at_highest(shares, 'parameters').mean() - ev.at_lowest(shares, 'parameters').mean()
+      tables.at_highest(shares, 'parameters').mean() - tables.at_lowest(shares, 'parameters').mean()
   )
 
 
@@ -112,18 +113,18 @@ def _shift_of_optimum(e: Evidence, field: str, value: str, base: str) -> pd.Seri
 
 def _shift(e: Evidence) -> pd.Series:
   rates = e.best_learning_rate()
-  smallest, largest = ev.at_lowest(rates, 'parameters'), ev.at_highest(rates, 'parameters')
+  smallest, largest = tables.at_lowest(rates, 'parameters'), tables.at_highest(rates, 'parameters')
   return (largest.mean() - smallest.mean()).abs()
 
 
 def _muparam_over_standard(e: Evidence) -> pd.Series:
-  return np.exp(np.log(ev.ratios(e.lr_sensitivity(), NAME, 'standard')).mean())
+  return np.exp(np.log(tables.ratios(e.lr_sensitivity(), NAME, 'standard')).mean())
 
 
 def _gain(e: Evidence, base: str) -> pd.Series:
   """The best loss of the base minus that of the other parameterization, at the largest size."""
-  best = ev.at_highest(e.best_loss(), 'parameters')
-  return -ev.differences(best, NAME, base).mean()
+  best = tables.at_highest(e.best_loss(), 'parameters')
+  return -tables.differences(best, NAME, base).mean()
 
 
 def _divergence_of_full_at_one(e: Evidence) -> pd.Series:

@@ -253,7 +253,7 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
 
 
 def _is_copy(of_size: pd.DataFrame, arm: str) -> bool:
-  """Whether an arm is a control that must equal the baseline. It says nothing about variance."""
+  """Whether an arm is a control that equals the baseline, and so says nothing about variance."""
   return bool(of_size['control'][of_size['arm'] == arm].isin([verdicts.TIE, 'inert']).any())
 
 

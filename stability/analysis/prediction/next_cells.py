@@ -27,11 +27,7 @@ from stability.analysis.prediction import fits, next_target
 from stability.analysis.prediction.loss_surface import Cells, LossSurface
 
 # The share of intervals at trained sizes that hold the critical rate that the grid would show
-# without noise, of simulated curves; 0.44 to 0.81 at cliffs. No constant factor mends them: for
-# 90 %, they must be 1.0 to 1.3 times as wide at bowls, 1.4 to 1.9 at cliffs where all cells are
-# trained, and 5 to 10 where 60 % are (240 curves). In configs/results/selection and finetuning, of
-# the intervals by one seed 0.67 and 0.60 hold the rate by the other two; 3.0 and 3.2 times as wide,
-# 0.9 would.
+# without noise, of simulated curves. No constant factor mends them (launch/README.md, Fewer runs).
 COVERAGE = 0.72
 DRAWS = 1024
 BINS = 16  # of draws, by the loss of a cell
@@ -206,7 +202,7 @@ def choose(
     count: the number of cells. Fewer are returned if no other cell says anything.
     width: critical rates with a narrower interval are known; decades.
     wanted_Q: which of the critical rates are wanted.
-    target: see known.
+    target: see posterior.
   """
   is_candidate_C, chosen = is_candidate_C.copy(), []
   is_end_C = _ends(now, curves, is_candidate_C)
