@@ -15,7 +15,7 @@ from stability.config import Config
 from stability.devices import make_layout
 from stability.devices.vmapped import VmappedLayout
 from stability.model import attention
-from stability.step import train_step
+from stability.step import run_model, train_step
 
 VOCABULARY = 256
 
@@ -32,19 +32,19 @@ def errors(config: Config, device: Any) -> dict[str, float]:
   found = []
   for place in (cpu, device):
     kernel = attention.fused_attention if make_layout.has_cudnn(place) else None
-    model = train_step.make_model(static, VOCABULARY, fused=kernel)
+    model = run_model.make(static, VOCABULARY, fused=kernel)
     with jax.default_device(cpu):
       initial = train_step.programs(static, VOCABULARY).init
       state = jax.device_get(jax.jit(initial)(train_step.arrays(hparams)))
 
     def results(state, rows, model=model):
       params, frozen = state['params'], state.get('frozen')
-      weights = train_step.model_weights(params, frozen, state['hparams'], static)
+      weights = run_model.weights(params, frozen, state['hparams'], static)
       logits = model.apply({'params': weights}, rows[:, :-1], state['hparams'])
       gradient, measured, _ = train_step.gradient(model, static, 'quiet', state, rows)
       return {'logits': logits, 'loss': measured['loss'].value, 'gradient': gradient}
 
-    program = jax.jit(train_step.with_precision(static.model.matmul_precision, results))
+    program = jax.jit(run_model.with_precision(static.model.matmul_precision, results))
     found.append(jax.device_get(program(*jax.device_put((state, batch), place))))
   ours, theirs = found[1], found[0]
   differences = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), ours, theirs)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from stability.analysis import alarm_scores
 from stability.control.alarms import Alarm
 from stability.control.limits import Limits
@@ -36,7 +38,8 @@ def calibrate(workdir: Path) -> Limits:
         f' least {MIN_STABLE} and {MIN_UNSTABLE}'
     )
   courses = {name: course(workdir, name, RULES) for name in outcomes.index}
-  chosen = choose(courses, outcomes['unstable'].to_dict(), RULES)
+  limited = choose(courses, outcomes['unstable'].to_dict(), RULES)
+  chosen = with_odds(courses, outcomes, limited)
   alarms = {name: list(alarms_of(courses[name], chosen)) for name in courses}
   score = alarm_scores.score(alarm_scores.join(outcomes, alarms, chosen)).iloc[-1]
   digests = run_digests(workdir)
@@ -108,7 +111,7 @@ def alarms_of(course: Course, rules: Sequence[Rule]) -> Iterator[Alarm]:
 def choose(
     courses: Mapping[str, Course], unstable: Mapping[str, bool], rules: Sequence[Rule]
 ) -> tuple[Rule, ...]:
-  """The rules with limits and odds for these runs.
+  """The rules with limits for these runs.
 
   A limit is halfway, on a logarithmic scale, between the largest value in any stable run and the
   next larger one in an unstable run. Up to FALSE_ALARMS of the stable runs are left aside, those
@@ -133,7 +136,7 @@ def choose(
       break
     aside.add(best)
     chosen, caught = tried[best]
-  return with_odds(courses, unstable, chosen)
+  return tuple(chosen)
 
 
 def _limited(
@@ -174,20 +177,27 @@ def _rounded(limit: float, top: float) -> float:
 
 
 def with_odds(
-    courses: Mapping[str, Course], unstable: Mapping[str, bool], rules: Sequence[Rule]
+    courses: Mapping[str, Course], outcomes: pd.DataFrame, rules: Sequence[Rule]
 ) -> tuple[Rule, ...]:
   """The rules with odds such that the mean probability of alarms is (u + 1) / (n + 2).
 
   n is the number of runs in which a rule fires, and u how many of them are unstable; this mean is
-  the share of unstable runs that is expected when any share is as likely before. A rule that never
-  fires keeps its odds.
+  the share of unstable runs that is expected when any share is as likely before. As in
+  alarm_scores.reliability, an alarm after the onset does not count. A rule without alarms that
+  count keeps its odds.
+
+  Args:
+    courses: run -> its course.
+    outcomes: see alarm_scores.outcomes.
+    rules: the rules with their limits.
   """
   found = []
   for rule in rules:
     fired = [
-        (unstable[name], alarm.value)
-        for name, course in courses.items()
-        for alarm in alarms_of(course, [rule])
+        (run.unstable, alarm.value)
+        for run in outcomes.itertuples()
+        for alarm in alarms_of(courses[run.Index], [rule])
+        if not (run.unstable and alarm.step > run.onset)
     ]
     wanted = (sum(is_unstable for is_unstable, _ in fired) + 1) / (len(fired) + 2)
     found.append(_with_mean(rule, [value for _, value in fired], wanted) if fired else rule)

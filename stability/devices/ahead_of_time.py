@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
@@ -14,12 +13,13 @@ from stability.devices.layout import pack
 from stability.devices.multi_device import Replicated, Split
 from stability.devices.placement import Placement
 from stability.step import train_step
+from stability.types import Static
 
 TEXT_TOKENS = 2**20  # length of the text that a step is lowered for
 
 
 def lower(
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
     hparams: dict[str, np.generic],
     vocabulary_size: int,
     placement: Placement,
@@ -78,10 +78,10 @@ def lower(
   return lowered
 
 
-def text_bytes(static: ml_collections.FrozenConfigDict, vocabulary_size: int) -> int:
+def text_bytes(static: Static, vocabulary_size: int) -> int:
   """Size of the text that the steps of a single run or a population are lowered for."""
   return _text_tokens(static) * np.dtype(tokens.smallest_dtype(vocabulary_size)).itemsize
 
 
-def _text_tokens(static: ml_collections.FrozenConfigDict) -> int:
+def _text_tokens(static: Static) -> int:
   return max(TEXT_TOKENS, 2 * (static.data.sequence_length + 1))

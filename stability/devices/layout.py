@@ -12,19 +12,17 @@ in all slots in lockstep. What a slot computes depends neither on its number nor
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stability.data.host_batcher import HostBatcher
+from stability.types import Data, Metrics, Tree
 
-Tree = Any  # of arrays
 # A step takes {'text': [tokens]}, from which it draws its batch, or {'batch': [B, T + 1]};
 # `evaluate` takes {'validation': [batches, B, T + 1]}.
-Data = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
 # (data, state, axis=None) -> state, metrics, with the name of the mapped axis, if any.
 Step = Callable[..., tuple[Tree, Metrics]]
 Interrupted = Callable[[], bool]  # polled; True: abandon the current computation

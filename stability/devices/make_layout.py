@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -19,6 +18,7 @@ from stability.errors import BadInput
 from stability.optim import optimizers
 from stability.step import train_step
 from stability.storage.sweeps import Sweep
+from stability.types import Static
 
 LAYOUTS = {
     'single': SingleDeviceLayout,
@@ -36,7 +36,7 @@ TEXT_SHARE = 0.05
 def make_layout(
     workdir: Path,
     sweep: Sweep,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
     hparams: optimizers.HParams,
     runs: int,
     max_members: int | None = None,
@@ -132,7 +132,7 @@ def _device_memory() -> float | None:
   return memory or None
 
 
-def _validation(text: tokens.Tokens, static: ml_collections.FrozenConfigDict) -> np.ndarray:
+def _validation(text: tokens.Tokens, static: Static) -> np.ndarray:
   """The fixed validation batches, [batches, batch_size, sequence_length + 1]."""
   c = static.data
   starts = batches.validation_starts(

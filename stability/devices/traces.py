@@ -17,7 +17,7 @@ from stability.devices import jaxprs
 from stability.devices.jaxprs import Amount
 from stability.model import adapters
 from stability.optim import optimizers
-from stability.step import train_step
+from stability.step import run_model, train_step
 
 Fields = tuple[tuple[str, Any], ...]  # see stability/devices/shapes.py
 Tree = Any  # of arrays' shapes
@@ -74,7 +74,7 @@ def gradient(
   """Traces train_step.gradient at a depth as it is compiled for a platform (placement.choose)."""
   static = _static(fields, depth)
   kernel = _fused_attention if platform == 'gpu' else None
-  model = train_step.make_model(static, vocabulary_size, remat=remat, fused=kernel)
+  model = run_model.make(static, vocabulary_size, remat=remat, fused=kernel)
   params, carried = _model(fields, vocabulary_size, depth=depth)
   state = {**adapters.parts(params, static), 'carried': carried, 'hparams': _hparams()}
   rows = jax.ShapeDtypeStruct((jaxprs.ROWS, static.data.sequence_length + 1), jnp.int32)
@@ -181,8 +181,8 @@ def _model(fields: Fields, vocabulary_size: int, *, depth: int) -> tuple[Tree, T
 def _one_block(fields: Fields, vocabulary_size: int) -> tuple[Tree, Tree]:
   """The shapes of the parameters and of the carried state of a model of depth 1."""
   static = _static(fields, depth=1)
-  model = train_step.make_model(static, vocabulary_size)
-  return jax.eval_shape(functools.partial(train_step.init_model, model, static), _hparams())
+  model = run_model.make(static, vocabulary_size)
+  return jax.eval_shape(functools.partial(run_model.init, model, static), _hparams())
 
 
 def _at_depth(tree: Tree, depth: int) -> Tree:

@@ -15,8 +15,8 @@ In comments, in and out are the sides of a kernel W [in, out], r is adapter.rank
 of adapter.scale.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -25,13 +25,11 @@ import jax.numpy as jnp
 import ml_collections
 
 from stability.model.kernels import SMALLEST_NORM, dot, fan_in_init
+from stability.types import HParams, Params, Static
 from stability.variants import Choices, Variant
 
-Params = dict[str, Any]
 Path = tuple[str, ...]  # of a parameter
 Flat = dict[Path, jax.Array]
-HParams = Mapping[str, jax.Array]
-Static = ml_collections.FrozenConfigDict
 
 SUFFIX = '_adapter'
 OF_RANK = ('b', 'up')  # matrices of adapters whose fan-in is the rank, whatever the width

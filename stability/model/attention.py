@@ -6,7 +6,7 @@ arXiv 2309.14322. Shape suffixes: B batch, T (= S) positions, D width, H heads, 
 N = B H.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,12 +20,12 @@ from stability.model.kernels import kernel
 from stability.model.measure import PROBES, QUIET, Measured, sow, sow_activation
 from stability.model.norms import norm, unit_rms
 from stability.model.products import linear
+from stability.types import HParams
 from stability.variants import Choices, Variant
 
 ROPE_BASE = 10_000.0
 FUSED = 'cudnn'  # the implementation of jax.nn.dot_product_attention: flash attention on GPUs
 
-HParams = Mapping[str, jax.Array]
 # Causal softmax attention of queries that are scaled already, keys and values: all are [N, T, K].
 Fused = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -5,7 +5,7 @@ tokens, and those that are not chosen get the weight 0: at these sizes this cost
 has a capacity, and no token is dropped. Shape suffixes: B batch, T positions, D width, E experts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import ml_collections
 
 from stability.model.kernels import CARRIED, fan_in_init
 from stability.model.measure import PROBES, Measured, sow, sow_activation, sow_loss
+from stability.types import HParams
 
 
 class MoE(nn.Module):
@@ -27,7 +28,7 @@ class MoE(nn.Module):
   expert: Callable[..., nn.Module]  # (config.model, name) -> a module with the signature of an MLP
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
+  def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
     c = self.c
     E = c.experts
     router_DxE = self.param('router', fan_in_init, (x_BxTxD.shape[-1], E))

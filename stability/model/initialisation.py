@@ -9,18 +9,13 @@ from collections.abc import Callable
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from stability.model import adapters, ngpt, parameterization, spectra
+from stability.types import HParams, Params, Static
 from stability.variants import Term, Terms
 
-Params = dict[str, object]
-HParams = dict[str, jax.Array]
 
-
-def _small_head(
-    params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict
-) -> Params:
+def _small_head(params: Params, hparams: HParams, static: Static) -> Params:
   """Gives the head the std init.head_std instead of 1 / sqrt(width)."""
   factor = hparams['init.head_std'] * static.model.width**0.5
   if 'head_reparam' in params:  # see _scale_kernels
@@ -28,35 +23,31 @@ def _small_head(
   return params | {'head': params['head'] * factor}
 
 
-def _zero_head(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+def _zero_head(params: Params, hparams: HParams, static: Static) -> Params:
   del hparams, static
   return params | {'head': jnp.zeros_like(params['head'])}
 
 
-def _by_depth(
-    params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict
-) -> Params:
+def _by_depth(params: Params, hparams: HParams, static: Static) -> Params:
   """Divides the kernels that write to the residual stream by sqrt(2 depth)."""
   del hparams
   return _scale_kernels(params, ('output', 'down'), lambda i: (2 * static.model.depth) ** -0.5)
 
 
-def _by_block(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+def _by_block(params: Params, hparams: HParams, static: Static) -> Params:
   """Divides the kernels that write to the residual stream by sqrt(2 (i + 1)) in block i."""
   del hparams, static
   return _scale_kernels(params, ('output', 'down'), lambda i: (2 * (i + 1)) ** -0.5)
 
 
-def _deep_norm(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+def _deep_norm(params: Params, hparams: HParams, static: Static) -> Params:
   """Divides the kernels value, output, up and down of the blocks by (8 depth)^(1/4)."""
   del hparams
   names = ('value', 'output', 'up', 'down')
   return _scale_kernels(params, names, lambda i: (8 * static.model.depth) ** -0.25)
 
 
-def _on_spectral_sphere(
-    params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict
-) -> Params:
+def _on_spectral_sphere(params: Params, hparams: HParams, static: Static) -> Params:
   """Scales the blocks' matrices to the spectral norm that updates return them to."""
   del hparams, static
   return jax.tree.map(

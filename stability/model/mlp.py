@@ -1,7 +1,7 @@
 """The MLP of a block and its variants. Shape suffixes: B batch, T positions, D width, F hidden."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from stability.model.experts import MoE
 from stability.model.kernels import kernel
 from stability.model.measure import sow_activation
 from stability.model.products import linear
+from stability.types import HParams
 from stability.variants import Choices, Variant
 
 
@@ -31,7 +32,7 @@ class MLP(nn.Module):
   scaled: bool = False
 
   @nn.compact
-  def __call__(self, x_BxTxD: jax.Array, hparams: Mapping[str, jax.Array]) -> jax.Array:
+  def __call__(self, x_BxTxD: jax.Array, hparams: HParams) -> jax.Array:
     del hparams
     c = self.c
     B, T, D = x_BxTxD.shape

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from stability.model.kernels import SMALLEST_NORM
-
-Params = dict[str, object]
+from stability.types import Params
 
 RATE = 0.05  # initial rate at which a block moves the hidden state towards its layers' outputs
 

@@ -28,17 +28,15 @@ rate.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from stability.model import adapters
+from stability.types import HParams, Params, Static
 from stability.variants import Choices, Variant
-
-Params = dict[str, Any]
-HParams = dict[str, jax.Array]
 
 
 class Powers(NamedTuple):
@@ -138,11 +136,11 @@ def _kinds_of_powers(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(kind, kinds(params))
 
 
-def _parameterization(static: ml_collections.FrozenConfigDict) -> Parameterization:
+def _parameterization(static: Static) -> Parameterization:
   return PARAMETERIZATIONS[static.parameterization.name].make
 
 
-def model_config(static: ml_collections.FrozenConfigDict) -> ml_collections.FrozenConfigDict:
+def model_config(static: Static) -> ml_collections.FrozenConfigDict:
   """config.model with the options that the parameterization replaces."""
   scale = _parameterization(static).attention_scale
   if scale is None:
@@ -150,7 +148,7 @@ def model_config(static: ml_collections.FrozenConfigDict) -> ml_collections.Froz
   return ml_collections.FrozenConfigDict(dict(static.model) | {'attention_scale': scale})
 
 
-def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+def initial(params: Params, hparams: HParams, static: Static) -> Params:
   """The initial parameters, given those of the standard parameterization."""
   params = _scaled(params, _kinds_of_powers(params), hparams, static, lambda powers: powers.std)
   if _parameterization(static).zero_queries:
@@ -160,7 +158,7 @@ def initial(params: Params, hparams: HParams, static: ml_collections.FrozenConfi
   return params
 
 
-def effective(params: Params, hparams: HParams, static: ml_collections.FrozenConfigDict) -> Params:
+def effective(params: Params, hparams: HParams, static: Static) -> Params:
   """The weights that the model computes with: multiplier * parameter."""
   of_kind = _kinds_of_powers(params)
   return _scaled(params, of_kind, hparams, static, lambda powers: powers.multiplier)
@@ -170,7 +168,7 @@ def learning_rates(
     params: Params,
     rate: jax.Array,
     hparams: HParams,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
 ) -> Params:
   """The learning rate of every parameter, in a tree with the structure of `params`."""
   rates = jax.tree.map(lambda _: rate, params)
@@ -189,7 +187,7 @@ def _scaled(
     tree: Params,
     kinds: Params,
     hparams: HParams,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
     exponent: Callable[[Powers], float],
 ) -> Params:
   """The leaves, each multiplied by r to the power of its kind; unchanged where the power is 0."""
@@ -205,6 +203,6 @@ def _scaled(
   return jax.tree.map(scale, tree, kinds)
 
 
-def _relative_width(hparams: HParams, static: ml_collections.FrozenConfigDict) -> jax.Array:
+def _relative_width(hparams: HParams, static: Static) -> jax.Array:
   """The ratio r = width / base_width."""
   return static.model.width / hparams['parameterization.base_width'].astype(jnp.float32)

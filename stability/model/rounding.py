@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-Params = dict[str, object]
+from stability.types import Params
 
 
 class Format(NamedTuple):

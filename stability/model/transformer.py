@@ -5,7 +5,6 @@ Modules are called with the run's traced hyperparameters, by dotted config name,
 the options that are on. Shape suffixes: B batch, T positions, D width, V vocabulary.
 """
 
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -20,9 +19,8 @@ from stability.model.measure import PROBES, rms, sow, sow_activation
 from stability.model.mlp import MLPS
 from stability.model.norms import norm, unit_rms
 from stability.model.residuals import RESIDUALS, SKIPS, Apply, Layer
+from stability.types import HParams
 from stability.variants import Choices, Variant
-
-HParams = Mapping[str, jax.Array]
 
 
 class Transformer(nn.Module):

@@ -5,15 +5,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from stability.model import ngpt, parameterization, rounding, spectra
 from stability.model.attention_stats import MAX_BY_HEAD
 from stability.model.kernels import SMALLEST_NORM
+from stability.types import HParams, Params, Static
 from stability.variants import Term, Terms
-
-Params = dict[str, object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Update:
   measured: Mapping[str, jax.Array]  # on the step's batch: losses, and what Term.needs names
   step: jax.Array  # its number, from 1
   learning_rate: jax.Array
-  hparams: Mapping[str, jax.Array]
-  static: ml_collections.FrozenConfigDict
+  hparams: HParams
+  static: Static
 
 
 def _center_head(new: Params, update: Update) -> Params:

@@ -8,15 +8,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from stability.model import adapters, parameterization
 from stability.optim import schedules
+from stability.types import HParams, Params, Static
 from stability.variants import Choices, Variant
-
-HParams = dict[str, jax.Array]
-Params = dict[str, object]
 
 SMALLEST_RMS = 1e-3  # lower bound of a parameter's RMS where it multiplies the learning rate
 
@@ -76,7 +73,7 @@ def scale_updates(
     updates: Params,
     hparams: HParams,
     step: jax.Array,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
 ) -> Params:
   """The updates times the learning rates: what is subtracted from the parameters, decay apart."""
   scale_of = RATE_SCALES[static.optimizer.learning_rate_scale].make
@@ -90,9 +87,7 @@ def scale_updates(
   return jax.tree.map(move, params, updates, rates)
 
 
-def learning_rates(
-    params: Params, hparams: HParams, step: jax.Array, static: ml_collections.FrozenConfigDict
-) -> Params:
+def learning_rates(params: Params, hparams: HParams, step: jax.Array, static: Static) -> Params:
   """The learning rate of every parameter, in a tree with the structure of `params`."""
   rate = schedules.learning_rate(hparams, step, static)
   rates = parameterization.learning_rates(params, rate, hparams, static)
@@ -108,9 +103,7 @@ def learning_rates(
   return rates
 
 
-def _rate_of_layer(
-    path: tuple[str, ...], hparams: HParams, static: ml_collections.FrozenConfigDict
-) -> jax.Array | float:
+def _rate_of_layer(path: tuple[str, ...], hparams: HParams, static: Static) -> jax.Array | float:
   """decay^(L - i) in block i of L, counted from 1; decay^L for what is before them, 1 behind them.
 
   Before the blocks are the embedding and a prompt. A tied head is the embedding.
@@ -127,7 +120,7 @@ def apply_updates(
     moves: Params,
     hparams: HParams,
     step: jax.Array,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
     start: Params | None = None,
 ) -> Params:
   """The parameters after the update, with weight decay on all of them.
@@ -159,7 +152,7 @@ def preconditioner(
     state: optax.OptState,
     hparams: HParams,
     step: jax.Array,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
 ) -> Params:
   """AdamW's preconditioner P at update number `step`, which moves by learning rate * momentum / P.
 

@@ -1,14 +1,13 @@
 """Clipping by the norms of the past: of the whole gradient (ZClip) or of each tensor (AdaGC)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from stability.optim.norms import global_norm
-
-Tree = Any  # of arrays
+from stability.types import Tree
 
 # ZClip, from its source code (github.com/bluorion-com/ZClip).
 ZCLIP_DECAY = 0.97

@@ -4,18 +4,15 @@ Schedule-free training is such an average. It also chooses the point at which gr
 after the whole update, so it works with any optimizer, weight decay and per-layer learning rates.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from stability.optim.after_update import Update
+from stability.types import HParams, Params, State
 from stability.variants import Choices, Variant
-
-Params = dict[str, Any]
-State = Mapping[str, Any]  # of a run
-HParams = Mapping[str, jax.Array]
 
 
 class Evaluated(NamedTuple):

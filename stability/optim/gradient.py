@@ -7,9 +7,8 @@ import optax
 from stability.model import parameterization
 from stability.optim import clipping
 from stability.optim.norms import global_norm
+from stability.types import HParams
 from stability.variants import Term, Terms
-
-HParams = dict[str, jax.Array]
 
 
 def _clip_by_norm(hparams: HParams) -> optax.GradientTransformation:

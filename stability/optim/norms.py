@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Tree = Any  # of arrays
+from stability.types import Tree
 
 # Elements of a small array. Copying so many takes an H100 0.2 us by arithmetic, starting a kernel
 # about 4 us (stability/devices/targets.py).

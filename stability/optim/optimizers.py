@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from stability.model import parameterization
@@ -23,9 +22,9 @@ from stability.optim.soap import scale_by_soap
 from stability.optim.spam import scale_by_spam
 from stability.optim.spectral_sphere import scale_by_muon_sphere
 from stability.optim.wrappers import WRAPPERS
+from stability.types import HParams, Static
 from stability.variants import Choices, Variant
 
-HParams = dict[str, jax.Array]
 # Name of an intervention, what it was applied to, and its result.
 Watch = Callable[[str, optax.Updates, optax.Updates], None]
 
@@ -34,7 +33,7 @@ MUON_RMS = 0.2
 
 
 def make_optimizer(
-    hparams: HParams, static: ml_collections.FrozenConfigDict, watch: Watch | None = None
+    hparams: HParams, static: Static, watch: Watch | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """The active terms of GRADIENT, then the optimizer of optimizer.name, in the active WRAPPERS.
 

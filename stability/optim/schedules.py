@@ -2,11 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from stability.types import HParams, Static
 from stability.variants import Choices, Variant
-
-HParams = dict[str, jax.Array]
 
 
 def _cosine(hparams, step, highest, lowest):
@@ -60,9 +58,7 @@ SCHEDULES = Choices(
 )
 
 
-def learning_rate(
-    hparams: HParams, step: jax.Array, static: ml_collections.FrozenConfigDict
-) -> jax.Array:
+def learning_rate(hparams: HParams, step: jax.Array, static: Static) -> jax.Array:
   """The learning rate of update number `step`, counted from 1.
 
   Update number warmup_steps has exactly the peak rate. With cosine, linear and wsd, the last update
@@ -73,9 +69,7 @@ def learning_rate(
   return _scheduled(hparams, step, highest, lowest, static)
 
 
-def schedule_factor(
-    hparams: HParams, step: jax.Array, static: ml_collections.FrozenConfigDict
-) -> jax.Array:
+def schedule_factor(hparams: HParams, step: jax.Array, static: Static) -> jax.Array:
   """The learning rate of update number `step` divided by the peak learning rate, in [0, 1].
 
   It is not computed as a quotient, which would round differently for each learning rate.
@@ -89,7 +83,7 @@ def _scheduled(
     step: jax.Array,
     highest: jax.Array,
     lowest: jax.Array,
-    static: ml_collections.FrozenConfigDict,
+    static: Static,
 ) -> jax.Array:
   """A linear rise from 0 to `highest` at the end of the warm-up, then schedule.shape."""
   warmup = hparams['schedule.warmup_steps'].astype(jnp.float32)

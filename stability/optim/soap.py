@@ -1,12 +1,12 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (arXiv 2409.11321, algorithm 3)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-Tree = Any  # of matrices
+from stability.types import Tree
 
 
 class SoapState(NamedTuple):

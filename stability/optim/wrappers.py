@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from stability.optim.norms import global_norm
+from stability.types import HParams
 from stability.variants import Term, Terms
 
-HParams = dict[str, jax.Array]
 Optimizer = optax.GradientTransformationExtraArgs
 
 SMALLEST_SHARE = 1e-3  # lower bound of the share of elements that a cautious update keeps

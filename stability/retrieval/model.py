@@ -14,16 +14,16 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from stability import config as config_lib
 from stability.config import FIELDS, Config
 from stability.errors import BadInput
 from stability.model.kernels import CARRIED
-from stability.step import train_step
+from stability.step import run_model, train_step
 from stability.storage import parameters, parents, safetensors
 from stability.storage.files import Json
+from stability.types import Static
 
 _ELEMENTS = 2**24  # of the largest activation of a batch
 _HIDDEN = 16  # activations of a block per position, in widths
@@ -53,7 +53,7 @@ class Model:
     self.width = static.model.width
     self._forward, self._next, self._all = _compiled(static, vocabulary_size)
     self._hparams = train_step.arrays(hparams)
-    weights = train_step.model_weights(variables['params'], None, self._hparams, static)
+    weights = run_model.weights(variables['params'], None, self._hparams, static)
     self._variables = {'params': weights, CARRIED: variables['carried']}
     self._architecture = static.model.to_dict()
     per_position = max(vocabulary_size, _HIDDEN * self.width)
@@ -172,27 +172,23 @@ def _power_of_two(number: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
-    static: ml_collections.FrozenConfigDict, vocabulary_size: int
-) -> tuple[Callable[..., Any], ...]:
+def _compiled(static: Static, vocabulary_size: int) -> tuple[Callable[..., Any], ...]:
   """The programs of an architecture, which its runs share: of _windows, _next and _apply."""
-  model = train_step.make_model(static, vocabulary_size)
-  bind = functools.partial(train_step.with_precision, static.model.matmul_precision)
+  model = run_model.make(static, vocabulary_size)
+  bind = functools.partial(run_model.with_precision, static.model.matmul_precision)
   return tuple(jax.jit(bind(function, model)) for function in (_windows, _next, _apply))
 
 
 @functools.lru_cache(maxsize=8)
-def _shapes(static: ml_collections.FrozenConfigDict, vocabulary_size: int) -> tuple[Any, Any]:
+def _shapes(static: Static, vocabulary_size: int) -> tuple[Any, Any]:
   """The shapes of the parameters and of the carried state, which take long to trace."""
-  model = train_step.make_model(static, vocabulary_size)
-  initial = functools.partial(train_step.init_model, model, static)
+  model = run_model.make(static, vocabulary_size)
+  initial = functools.partial(run_model.init, model, static)
   hparams = {name: field.default_at('cpu') for name, field in FIELDS.items() if field.traced}
   return jax.eval_shape(initial, train_step.arrays(hparams))
 
 
-def _windows(
-    model: nn.Module, variables: Any, hparams: Any, windows_NxT1: jax.Array
-) -> Outputs:
+def _windows(model: nn.Module, variables: Any, hparams: Any, windows_NxT1: jax.Array) -> Outputs:
   keys_NxTxD, log_p_NxTxV = _apply(model, variables, hparams, windows_NxT1[:, :-1])
   log_p_NxTx1 = jnp.take_along_axis(log_p_NxTxV, windows_NxT1[:, 1:, None], axis=-1)
   return Outputs(keys_NxTxD, log_p_NxTx1[..., 0])

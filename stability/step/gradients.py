@@ -6,14 +6,13 @@ is a mean over tokens, so the gradient of the batch is the mean over its parts, 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from stability.step import probes
+from stability.types import Tree
 
-Tree = Any  # of arrays
 # Rows -> gradients, measurements and the new carried state.
 Part = Callable[[jax.Array], tuple[Tree, probes.Measurements, Tree]]
 

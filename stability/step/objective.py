@@ -7,13 +7,11 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from stability.model import kernels
 from stability.step import probes
+from stability.types import HParams, Metrics, Static
 from stability.variants import Term, Terms
-
-Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Forward:
   targets_BxT: jax.Array
   log_z_BxT: jax.Array  # log of the softmax normaliser Z
   weights: Mapping[str, Any]  # the weights that the model computed with
-  hparams: Mapping[str, jax.Array]
+  hparams: HParams
   losses: Mapping[str, Any]  # what modules sowed (sow_loss in stability/model/measure.py)
 
   def sown(self, name: str) -> jax.Array:
@@ -86,8 +84,8 @@ OBJECTIVE = Terms(
 
 
 def objective(
-    static: ml_collections.FrozenConfigDict,
-    hparams: Mapping[str, jax.Array],
+    static: Static,
+    hparams: HParams,
     logits_BxTxV: jax.Array,
     targets_BxT: jax.Array,
     weights: Mapping[str, Any],

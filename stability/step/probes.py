@@ -12,10 +12,10 @@ from stability.errors import BadInput
 from stability.model import kernels, spectra
 from stability.model.measure import ACTIVATIONS, PROBES, QUIET, Measured
 from stability.optim import norms, optimizers
+from stability.types import HParams, Static, Tree
 from stability.variants import Term, Terms
 
 Measurements = dict[str, Measured]
-Tree = dict[str, Any]  # of arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Inside:
   gradients: Tree  # before clipping
   updates: Tree  # the optimizer's direction, without learning rate, schedule and weight decay
   moves: Tree  # what the update subtracts from the parameters, weight decay apart
-  hparams: Mapping[str, jax.Array]
-  static: Mapping[str, Any]  # config.split's
+  hparams: HParams
+  static: Static
 
 
 def forward(sown: Mapping[str, Any]) -> Measurements:

@@ -15,15 +15,14 @@ from clipped gradients.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from stability.step.probes import Measurements
+from stability.types import Tree
 
-Tree = Any  # of arrays
 Loss = Callable[[Tree], jax.Array]  # parameters -> loss
 
 OCTAVES = 12  # the search covers multiples of the current step from 2^-12 to 2^12

@@ -16,17 +16,15 @@ run is a dict of arrays that holds everything on which the rest of the run depen
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from stability.data import batches
-from stability.model import adapters, attention, initialisation, parameterization, rounding
+from stability.model import adapters, attention
 from stability.model import transformer as transformer_lib
 from stability.model.kernels import CARRIED
 from stability.model.measure import ACTIVATIONS, LOSSES, PROBES, QUIET, Measured
@@ -36,15 +34,8 @@ from stability.optim.evaluation import EVALUATED
 from stability.optim.norms import global_norm
 from stability.step import gradients as gradients_lib
 from stability.step import objective as objective_lib
-from stability.step import probes, sharpness, token_chunks
-
-State = dict[str, Any]
-Params = dict[str, Any]
-Carried = dict[str, Any]
-Data = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-HParams = Mapping[str, jax.Array]
-Static = ml_collections.FrozenConfigDict
+from stability.step import probes, run_model, sharpness, token_chunks
+from stability.types import Carried, Data, HParams, Metrics, Params, State, Static
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +68,8 @@ def programs(
       steps do without it.
   """
   kernel = attention.fused_attention if fused else None
-  model = make_model(static, vocabulary_size, remat=remat, fused=kernel)
-  bind = functools.partial(with_precision, static.model.matmul_precision)
+  model = run_model.make(static, vocabulary_size, remat=remat, fused=kernel)
+  bind = functools.partial(run_model.with_precision, static.model.matmul_precision)
   steps = {'quiet': bind(step, model, static, microbatches, 'quiet')}
   if static.probe.every_steps:
     steps['probed'] = bind(step, model, static, microbatches, 'probed')
@@ -87,34 +78,6 @@ def programs(
   return Programs(
       init=bind(init, model, static), steps=steps, evaluate=bind(evaluate, model, static)
   )
-
-
-def with_precision(
-    precision: str, function: Callable[..., Any], *arguments: Any
-) -> Callable[..., Any]:
-  """`function` with its first arguments given, traced with the precision of matrix products."""
-  partial = functools.partial(function, *arguments)
-
-  @functools.wraps(partial)
-  def bound(*others, **named):
-    # Stated in either case, so that a setting of the process has no effect.
-    with jax.default_matmul_precision('highest' if precision == 'highest' else 'default'):
-      return partial(*others, **named)
-
-  return bound
-
-
-def make_model(
-    static: Static,
-    vocabulary_size: int,
-    *,
-    remat: bool = False,
-    fused: attention.Fused | None = None,
-) -> transformer_lib.Transformer:
-  """The model of a static config; the arguments are those of `programs` and of the model."""
-  needs = tuple(name for term in AFTER_UPDATE.active(static) for name in term.needs)
-  c = adapters.model_config(parameterization.model_config(static), static)
-  return transformer_lib.Transformer(c, vocabulary_size, remat, fused, needs)
 
 
 def arrays(hparams: Mapping[str, float | int]) -> dict[str, np.generic]:
@@ -140,34 +103,7 @@ def init(
     parent: what the run starts from, if anything: `params` and `carried` replace those that are
       drawn, `adapter` the parameters of the adapter. Entries and leaves may be missing.
   """
-  return init_state(static, hparams, *init_model(model, static, hparams, parent or {}))
-
-
-def init_model(
-    model: transformer_lib.Transformer,
-    static: Static,
-    hparams: HParams,
-    parent: Mapping[str, Any] = types.MappingProxyType({}),
-) -> tuple[Params, Carried]:
-  """The initial parameters, trained or frozen, and the initial carried state of a model."""
-  inputs = jnp.zeros((1, static.data.sequence_length), jnp.int32)
-  variables = model.init(jax.random.key(hparams['seed']), inputs, hparams)
-  params = variables['params']
-  for term in initialisation.INITIALISATION.active(static):
-    params = term.make(params, hparams, static)
-  params = adapters.added(_replaced(params, parent.get('params', {})), hparams, static)
-  params = _replaced(params, parent.get('adapter', {}))
-  if static.optimizer.parameter_rounding != 'none':  # as after each update
-    params = rounding.to_bfloat16(params)
-  return params, _replaced(variables.get(CARRIED, {}), parent.get('carried', {}))
-
-
-def _replaced(tree: Params, leaves: Mapping[str, Any]) -> Params:
-  """The tree with some of its leaves replaced, as float32."""
-  return tree | {
-      name: _replaced(tree[name], new) if isinstance(new, Mapping) else new.astype(jnp.float32)
-      for name, new in leaves.items()
-  }
+  return init_state(static, hparams, *run_model.init(model, static, hparams, parent or {}))
 
 
 def init_state(static: Static, hparams: HParams, params: Params, carried: Carried) -> State:
@@ -212,67 +148,86 @@ def step(
     axis: name of a mapped axis over devices; each device gets some rows of the batch, and all make
       the update of the whole batch. None: there is no such axis.
   """
-  hparams, params = state['hparams'], state['params']
   batch_BxT1 = data['batch'] if 'batch' in data else _draw_batch(data['text'], state, static)
   part = functools.partial(gradient, model, static, kind, state)
   gradients, measured, carried = gradients_lib.over_parts(
-      part, batch_BxT1, params, microbatches, axis
+      part, batch_BxT1, state['params'], microbatches, axis
   )
-  this_step = state['step'] + 1
-  rate = schedules.learning_rate(hparams, this_step, static)
   values = {name: m.value for name, m in measured.items()}
   watch = None if kind == 'quiet' else probes.Acted()
-  updates, optimizer_state = optimizers.make_optimizer(hparams, static, watch).update(
-      gradients, state['optimizer'], params, learning_rate=rate, loss=values['loss']
-  )
-  moves = apply.scale_updates(params, updates, hparams, this_step, static)
-  new_params = apply.apply_updates(
-      params, moves, hparams, this_step, static, state.get('start')
-  )
-  update = Update(params, moves, optimizer_state, values, this_step, rate, hparams, static)
-  for term in AFTER_UPDATE.active(static):
-    before, new_params = new_params, term.make(new_params, update)
-    if watch:
-      watch(term.name, before, new_params)
-  new_state = state | {
-      'params': new_params,
-      'optimizer': optimizer_state,
-      'carried': carried,
-      'step': this_step,
-  }
-  evaluated = EVALUATED[static.evaluation.parameters].make
-  if evaluated.update:
-    averages = evaluated.update(state['average'], new_params, update)
-    new_state['average'], new_state['params'] = averages
+  new_state, update, updates = _update(static, state, gradients, values, watch)
+  new_state['carried'] = carried
+
   finite = jnp.isfinite(values['loss'])
-  continues = (state['step'] < hparams['schedule.steps']) & finite & ~state['diverged']
+  continues = (state['step'] < state['hparams']['schedule.steps']) & finite & ~state['diverged']
   kept_state = state | {'diverged': state['diverged'] | ~finite}
   next_state = jax.tree.map(lambda new, old: jnp.where(continues, new, old), new_state, kept_state)
 
   metrics = {
-      'step': this_step,
+      'step': update.step,
       'diverged': next_state['diverged'],
-      'learning_rate': rate,
+      'learning_rate': update.learning_rate,
       'gradient_norm': global_norm(gradients),
   }
   metrics = probes.merged(metrics, probes.scalars(measured))
   if kind != 'quiet':
-    inside = probes.Inside(params, gradients, updates, moves, hparams, static)
+    inside = probes.Inside(
+        update.old, gradients, updates, update.moves, update.hparams, static
+    )
     for term in probes.INSIDE.active(static):
       metrics = probes.merged(metrics, probes.checked(term.name, term.make(inside)))
     metrics |= watch.found
   if kind == 'sharp':
-    over_parts = functools.partial(
+    objective = functools.partial(
         _objective_over_parts,
         functools.partial(_loss, model, static, state),
         batch_BxT1,
         microbatches=microbatches,
         axis=axis,
     )
-    metrics |= _sharpness(
-        over_parts, static, params, gradients, moves, optimizer_state, hparams, this_step
-    )
+    metrics |= _sharpness(objective, gradients, update)
   return next_state, metrics
+
+
+def _update(
+    static: Static,
+    state: State,
+    gradients: Params,
+    measured: Mapping[str, jax.Array],
+    watch: optimizers.Watch | None,
+) -> tuple[State, Update, Params]:
+  """Applies the gradients of a step's batch.
+
+  Args:
+    static: the static config.
+    state: of the run.
+    gradients: of the whole batch.
+    measured: on the batch, among them `loss`.
+    watch: records what interventions change, if it is a probed step.
+
+  Returns:
+    The new state, the update, and the optimizer's direction before learning rate and decay.
+  """
+  hparams, params, this_step = state['hparams'], state['params'], state['step'] + 1
+  rate = schedules.learning_rate(hparams, this_step, static)
+  updates, optimizer_state = optimizers.make_optimizer(hparams, static, watch).update(
+      gradients, state['optimizer'], params, learning_rate=rate, loss=measured['loss']
+  )
+  moves = apply.scale_updates(params, updates, hparams, this_step, static)
+  new_params = apply.apply_updates(
+      params, moves, hparams, this_step, static, state.get('start')
+  )
+  update = Update(params, moves, optimizer_state, measured, this_step, rate, hparams, static)
+  for term in AFTER_UPDATE.active(static):
+    before, new_params = new_params, term.make(new_params, update)
+    if watch:
+      watch(term.name, before, new_params)
+  new_state = state | {'params': new_params, 'optimizer': optimizer_state, 'step': this_step}
+  evaluated = EVALUATED[static.evaluation.parameters].make
+  if evaluated.update:
+    averages = evaluated.update(state['average'], new_params, update)
+    new_state['average'], new_state['params'] = averages
+  return new_state, update, updates
 
 
 def gradient(
@@ -302,7 +257,7 @@ def _loss(
   """The objective at `params`, and as auxiliary output the measurements and carried state."""
   hparams = state['hparams']
   inputs_BxT, targets_BxT = rows_BxT1[:, :-1], rows_BxT1[:, 1:]
-  weights = model_weights(params, state.get('frozen'), state['hparams'], static)
+  weights = run_model.weights(params, state.get('frozen'), state['hparams'], static)
   variables = {'params': weights, CARRIED: state['carried']}
   trunk, head = model.clone(part='trunk'), model.clone(part='head')
   x_BxTxD, new = trunk.apply(variables, inputs_BxT, hparams, mutable=[LOSSES, *collections])
@@ -320,14 +275,6 @@ def _loss(
   return total, (probes.merged(measured, probes.forward(new)), new.get(CARRIED, {}))
 
 
-def model_weights(
-    params: Params, frozen: Params | None, hparams: HParams, static: Static
-) -> Params:
-  """The weights that the model computes with."""
-  joined = adapters.joined(params, frozen)
-  return parameterization.effective(adapters.weights(joined, hparams, static), hparams, static)
-
-
 def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:
   """The batch of a run's next step, [B, T + 1], drawn from the text on the device."""
   starts_B = batches.window_starts(
@@ -341,9 +288,7 @@ def _draw_batch(text: jax.Array, state: State, static: Static) -> jax.Array:
   return batches.gather(text, starts_B, static.data.sequence_length)
 
 
-def _objective_over_parts(
-    loss_function, batch_BxT1, params, *, differentiate, microbatches, axis
-):
+def _objective_over_parts(loss_function, batch_BxT1, params, *, differentiate, microbatches, axis):
   """The objective of the whole batch at `params`, or its gradient."""
 
   def part(rows_BxT1):
@@ -358,20 +303,23 @@ def _objective_over_parts(
   return gradients if differentiate else measured['total'].value
 
 
-def _sharpness(over_parts, static, params, gradients, moves, optimizer_state, hparams, step):
+def _sharpness(
+    objective: Callable[..., Any], gradients: Params, update: Update
+) -> dict[str, jax.Array]:
   """The sharpness measurements of an update (stability/step/sharpness.py)."""
-  rate = schedules.learning_rate(hparams, step, static)
-  found = sharpness.critical(
-      functools.partial(over_parts, differentiate=False), params, gradients, moves, rate
-  )
-  if static.optimizer.name == 'adamw':
+  value = functools.partial(objective, differentiate=False)
+  found = sharpness.critical(value, update.old, gradients, update.moves, update.learning_rate)
+  if update.static.optimizer.name == 'adamw':
+    preconditioner = apply.preconditioner(
+        update.old, update.optimizer, update.hparams, update.step, update.static
+    )
     found |= sharpness.preconditioned(
-        functools.partial(over_parts, differentiate=True),
-        params,
+        functools.partial(objective, differentiate=True),
+        update.old,
         gradients,
-        apply.preconditioner(params, optimizer_state, hparams, step, static),
-        rate,
-        hparams['optimizer.beta1'],
+        preconditioner,
+        update.learning_rate,
+        update.hparams['optimizer.beta1'],
     )
   return found
 
@@ -388,7 +336,7 @@ def evaluate(
   """Mean cross-entropy, in nats per token, on one of the fixed validation batches."""
   batch_BxT1 = data['validation'][batch].astype(jnp.int32)
   params = EVALUATED[static.evaluation.parameters].make.read(state)
-  weights = model_weights(params, state.get('frozen'), state['hparams'], static)
+  weights = run_model.weights(params, state.get('frozen'), state['hparams'], static)
   variables = {'params': weights, CARRIED: state['carried']}
   inputs_BxT, targets_BxT = batch_BxT1[:, :-1], batch_BxT1[:, 1:]
   x_BxTxD = model.clone(part='trunk').apply(variables, inputs_BxT, state['hparams'])

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import pandas as pd
 import pytest
 
 from stability.analysis import alarm_calibration
@@ -72,17 +73,34 @@ def test_no_stable_run_is_left_aside_in_vain():
   assert limit_of([1.0] * 19 + [3.0], [10.0] * 5) == 4.5
 
 
+def with_onset(outcomes, step=math.nan):
+  """The outcomes as a table, with the step at which all unstable runs become unstable."""
+  unstable = pd.Series(outcomes)
+  return pd.DataFrame({'unstable': unstable, 'onset': unstable.map({True: step, False: math.nan})})
+
+
 def test_mean_probability_of_alarms():
   """Of 3 alarms 2 are right, so 3 of 5; the one further above the limit has higher odds."""
   rule = dataclasses.replace(RULE, limit=10.0)
   found, outcomes = courses([1.0, 15.0], [18.0, 90.0, 2.0])
-  (rule,) = alarm_calibration.with_odds(found, outcomes, [rule])
+  (rule,) = alarm_calibration.with_odds(found, with_onset(outcomes), [rule])
   probabilities = [rule.probability(value) for value in (15, 18, 45)]
   assert sum(probabilities) / 3 == pytest.approx(3 / 5, abs=0.01)
   odds = [p / (1 - p) for p in probabilities]
   assert odds[1] == pytest.approx(1.2 * odds[0]) and odds[2] == pytest.approx(3 * odds[0])
 
 
+def test_alarms_after_the_onset_do_not_count():
+  """Those of the second run are raised at step 10, that of the first at 20."""
+  rule = dataclasses.replace(RULE, limit=10.0)
+  found, outcomes = courses([15.0], [18.0, 90.0])
+  (chosen,) = alarm_calibration.with_odds(found, with_onset(outcomes, step=10), [rule])
+  del found['u0'], outcomes['u0']
+  assert (chosen,) == alarm_calibration.with_odds(found, with_onset(outcomes), [rule])
+  late = with_onset(outcomes, step=5).drop('s0')
+  assert alarm_calibration.with_odds(found, late, [rule]) == (rule,)
+
+
 def test_a_rule_that_never_fires_keeps_its_odds():
-  (rule,) = alarm_calibration.with_odds(*courses([1.0], [2.0]), [RULE])
-  assert rule == RULE
+  found, outcomes = courses([1.0], [2.0])
+  assert alarm_calibration.with_odds(found, with_onset(outcomes), [RULE]) == (RULE,)

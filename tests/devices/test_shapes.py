@@ -17,7 +17,7 @@ from stability.devices import cost, jaxprs, shapes, traces
 from stability.model import attention, kernels, mlp, norms, residuals, transformer
 from stability.model.kernels import dot, kernel
 from stability.optim import optimizers
-from stability.step import train_step
+from stability.step import run_model, train_step
 from stability.variants import Variant
 
 FLOAT32 = 4
@@ -136,7 +136,7 @@ def test_blocks_are_alike(changes):
   fields = {field.replace('.', '__'): value for field, value in changes.items()}
   config = resolved(**fields, data__batch_size=8, data__sequence_length=32, model__width=32)
   static, hparams = config_lib.split(config)
-  model = train_step.make_model(static, 64)
+  model = run_model.make(static, 64)
   init = functools.partial(train_step.init, model, static)
   rows = jax.ShapeDtypeStruct((jaxprs.ROWS, 33), jnp.int32)
   gradient = functools.partial(train_step.gradient, model, static, 'quiet')

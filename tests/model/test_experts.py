@@ -12,7 +12,7 @@ from stability.model.kernels import CARRIED
 from stability.model.measure import LOSSES, PROBES
 from stability.model.mlp import MLPS
 from stability.step import gradients as gradients_lib
-from stability.step import probes, train_step
+from stability.step import probes, run_model, train_step
 
 B, T, D, E = 2, 6, 16, 4
 # Optimization takes most of the compile time and does not change the results.
@@ -150,7 +150,7 @@ def test_load_is_that_of_the_whole_batch(tiny, text):
   rows = np.int32(text['validation'][0])
   load = np.float32([3, 1, 8, 4])
   state['carried']['block_0']['mlp']['router_bias']['load'] = load
-  model = train_step.make_model(run.static, 64)
+  model = run_model.make(run.static, 64)
   part = functools.partial(train_step.gradient, model, run.static, 'quiet', state)
   found = []
   for microbatches in (1, 2):

@@ -6,7 +6,7 @@ import pytest
 
 from stability.optim.after_update import Update
 from stability.optim.evaluation import EVALUATED
-from stability.step import train_step
+from stability.step import run_model, train_step
 
 
 @pytest.mark.parametrize('average_steps, first', [(3, 6), (1, 8), (100, 1)])
@@ -52,7 +52,7 @@ def test_schedule_free(tiny, text):
       'schedule.decay_steps': 17,  # the weight of later updates is that of the highest rate
   })
   programs = train_step.programs(run.static, 64)
-  model = train_step.make_model(run.static, 64)
+  model = run_model.make(run.static, 64)
   state = jax.jit(programs.init)(run.hparams)
   step = jax.jit(programs.steps['quiet'])
 

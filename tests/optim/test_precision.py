@@ -9,7 +9,7 @@ from stability.errors import BadInput
 from stability.model.transformer import Transformer
 from stability.optim import optimizers
 from stability.optim.after_update import AFTER_UPDATE
-from stability.step import train_step
+from stability.step import run_model, train_step
 
 BFLOAT16 = {'optimizer.state_dtype': 'bfloat16', 'optimizer.clip_norm': 0.0}
 
@@ -74,7 +74,7 @@ def test_start_is_rounded(tiny):
   run = tiny({'optimizer.parameter_rounding': 'nearest', 'model.depth': 1})
   model = Transformer(run.static.model, 64)
   head = np.random.default_rng(0).normal(size=(run.static.model.width, 64)).astype(np.float32)
-  params, _ = train_step.init_model(model, run.static, run.hparams, {'params': {'head': head}})
+  params, _ = run_model.init(model, run.static, run.hparams, {'params': {'head': head}})
   assert_bfloat16(params)
   np.testing.assert_allclose(params['head'], head, rtol=2**-8)
 

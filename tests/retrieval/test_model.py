@@ -11,7 +11,7 @@ from stability.data import batches, tokens
 from stability.errors import BadInput
 from stability.model import parameterization
 from stability.retrieval.model import Model
-from stability.step import train_step
+from stability.step import run_model, train_step
 from stability.storage import parameters, parents, run_files, safetensors
 
 
@@ -79,7 +79,7 @@ def test_a_fine_tuned_run(kind, windows, tmp_path):
 def test_keys_are_the_normed_input_of_the_last_mlp(run, model, windows):
   static, hparams, params = variables(run)
   weights = parameterization.effective(params, hparams, static)
-  _, found = train_step.make_model(static, 256).apply(
+  _, found = run_model.make(static, 256).apply(
       {'params': weights},
       windows[:, :-1],
       hparams,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stability.model import adapters
-from stability.step import train_step
+from stability.step import run_model, train_step
 
 torch = pytest.importorskip('torch')
 
@@ -55,7 +55,7 @@ def test_loss_and_gradients(tiny, kind, scale, rank):
       tiny, adapter__kind=kind, adapter__scale=scale, adapter__rank=rank, objective__z_loss=0.0
   )
   rows = np.random.default_rng(4).integers(0, V, (2, 17)).astype(np.int32)
-  model = train_step.make_model(run.static, V)
+  model = run_model.make(run.static, V)
   found, measured, _ = jax.jit(
       lambda state, rows: train_step.gradient(model, run.static, 'quiet', state, rows)
   )(state, rows)

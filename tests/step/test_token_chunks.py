@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stability.step import token_chunks, train_step
+from stability.step import run_model, token_chunks, train_step
 
 B, T, V = 4, 12, 80
 SMALL = {
@@ -85,7 +85,7 @@ def data():
 def test_gradients_and_measurements(tiny, chunked, name, data):
   """Those of the whole batch, to float32 rounding."""
   run = tiny(SMALL | MODELS[name])
-  model = train_step.make_model(run.static, V)
+  model = run_model.make(run.static, V)
   state = jax.jit(functools.partial(train_step.init, model, run.static))(run.hparams)
   rows = jnp.asarray(data['validation'][0], jnp.int32)
 
