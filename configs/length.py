@@ -5,7 +5,7 @@ Sizes x qk-layernorm on and off x learning rates of the window 3e-4 ... 3e-1, wi
 steps are those of configs/qk_layernorm.py:night, and --reuse copies them from its folder.
 
 Measured at night scale (one seed, configs/README.md): at 37K, LR sensitivity without qk-layernorm
-is 1.4, 1.7, 2.2, 3.1 and 5.2 times that with it at 400, 1,000, 2,500, 10,000 and 25,000 steps. With
+is 1.4, 1.7, 2.2, 3.1 and 5.3 times that with it at 400, 1,000, 2,500, 10,000 and 25,000 steps. With
 qk-layernorm it falls with the length, to 0.064; without, it stays above 0.3. The page has the
 verdicts on the claims by length.
 

@@ -14,7 +14,7 @@ and of 0.3 for all sizes.
 The window is 1e-3 ... 1 instead of the paper's 3e-4 ... 3e-1: runs this short are undertrained at
 3e-4 and have their optimum near 1e-2, so the window moves with it (appendix B).
 
-Time: 3 to 5 minutes on two CPU cores, compilation included.
+Time: 2 to 5 minutes on two CPU cores, compilation included.
 
   python -m launch.sweep --config=configs/quickstart.py --workdir=runs/quickstart
 """

@@ -7,7 +7,7 @@ DIR was created by launch.sweep, with any backend. FILE.json lists the runs to t
 one, use launch.report, or launch.sweep once all runs are finished.
 
 Exit codes are those of launch.sweep: 0 done, 1 some runs failed, 2 bad input, 75 preempted by
-SIGTERM or SIGUSR1, in which case the same command continues from the checkpoints.
+SIGTERM, SIGUSR1 or SIGHUP, in which case the same command continues from the checkpoints.
 """
 
 # First, since launch.common may have to mend sys.path, and the other imports take a second.

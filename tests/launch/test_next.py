@@ -237,7 +237,7 @@ def test_critical_rates_above_the_grid_are_said(folder, capsys):
   write_made_up(folder, **options, results=results)
   assert execute('--workdir=runs') == 0
   out = capsys.readouterr().out
-  holds = 'intervals that hold the truth in about 72 % of cases'
+  holds = 'intervals that hold the truth in about 89 % of cases'
   assert f'0 of 3 critical rates are known to 0.5 decades ({holds}); ' in out
   assert '90 %' not in out
   assert '3 are above the grid.' in out

@@ -7,9 +7,10 @@ part of their curves.
 
   log loss = constant + slope x log size + deviation(arm, log size, log rate + shift x log size)
 
-The deviation has a Matern 5/2 covariance; runs have independent noise. The six numbers
-of `Covariance` are those of the highest posterior density, under priors that matter as long as
-there are few runs.
+The deviation has a Matern 5/2 covariance. Runs have independent noise: that of `Covariance.noise`,
+and above a curve's best rate more, in proportion to the rise, which is the log loss above the
+lowest one of the same arm and size. The six numbers of `Covariance` are those of the highest
+posterior density, under priors that matter as long as there are few runs.
 
 Suffixes of arrays: N runs, C cells, D draws.
 """
@@ -17,11 +18,20 @@ Suffixes of arrays: N runs, C cells, D draws.
 import dataclasses
 
 import numpy as np
+import pandas as pd
 from scipy import linalg, optimize
 
 # Prior standard deviations of the constant and of the slope per decade of size, in log loss.
 _CONSTANT, _SLOPE = 2.0, 0.3
 _MOST_FITTED = 400  # runs that the covariance is fitted to, evenly spread; all runs condition
+# Standard deviation of the noise per rise. Seeds of the quickstart differ by 1 % at the best rates,
+# and above them by 0.2 times the rise (quadratic mean over 18 cells). It is not fitted: the fit
+# would take cliffs for noise.
+NOISE_GROWTH = 0.2
+# Draws are this many times as far from their mean as they would be if the numbers of the covariance
+# were known and curves had no cliffs. Then intervals of 90 % hold the critical rates of simulated
+# curves in about 90 % of cases (launch/benchmarks/next_coverage.py).
+SPREAD = 1.2
 _ORIGIN = 5.0  # subtracted from log sizes, near the middle of those of sweeps here
 
 # Medians and standard deviations of the priors, which are normal: of the logarithm where a number
@@ -83,6 +93,10 @@ class Covariance:
     *positive, shift = dataclasses.astuple(self)
     return np.array([*np.log(positive), shift])
 
+  def noise_at(self, rise: np.ndarray) -> np.ndarray:
+    """The standard deviation of the noise of runs with these rises."""
+    return np.hypot(self.noise, NOISE_GROWTH * rise)
+
   def __call__(self, left: Cells, right: Cells) -> np.ndarray:
     """The covariance [left, right] without noise."""
     s, t = left.log_size_C[:, None] - _ORIGIN, right.log_size_C[None] - _ORIGIN
@@ -91,6 +105,15 @@ class Covariance:
     across_arms = (left.arm_C[:, None] != right.arm_C[None]) / self.arm_length
     shape = (1 + distance + distance**2 / 3) * np.exp(-distance - across_arms)
     return _CONSTANT**2 + _SLOPE**2 * s * t + self.deviation**2 * shape
+
+
+def rises(cells: Cells, log_loss_C: np.ndarray) -> np.ndarray:
+  """The log losses [C] above the lowest one of the same arm and size; 0 up to its learning rate."""
+  table = pd.DataFrame({'rate': cells.log_rate_C, 'loss': log_loss_C})
+  curves = table.groupby([cells.arm_C, cells.log_size_C])['loss']
+  lowest = table.loc[curves.transform('idxmin')].reset_index(drop=True)
+  is_above = table['rate'] > lowest['rate']
+  return ((table['loss'] - lowest['loss']) * is_above).to_numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +139,7 @@ class LossSurface:
     if not len(self.runs):
       return np.full(len(cells), self.mean), K_CxC
     K_NxN = self.covariance(self.runs, self.runs)
-    K_NxN += self.covariance.noise**2 * np.eye(len(self.runs))
+    K_NxN += np.diag(self.covariance.noise_at(rises(self.runs, self.log_loss_N)) ** 2)
     factor = linalg.cho_factor(K_NxN, lower=True)
     K_NxC = self.covariance(self.runs, cells)
     solved_NxC = linalg.cho_solve(factor, K_NxC)
@@ -126,10 +149,10 @@ class LossSurface:
     )
 
   def draw(self, cells: Cells, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Joint draws [D, C] of the log loss in cells, without the noise of a run."""
+    """Joint draws [D, C] of the log loss in cells, without the noise of a run; see SPREAD."""
     mean_C, covariance_CxC = self.predict(cells)
     values_C, vectors_CxC = linalg.eigh(covariance_CxC)
-    root_CxC = vectors_CxC * np.sqrt(np.maximum(values_C, 0.0))
+    root_CxC = SPREAD * vectors_CxC * np.sqrt(np.maximum(values_C, 0.0))
     return mean_C + rng.standard_normal((draws, len(cells))) @ root_CxC.T
 
 
@@ -145,9 +168,11 @@ def fit(runs: Cells, loss_N: np.ndarray, start: Covariance | None = None) -> Los
   if not len(runs):
     return LossSurface(Covariance.from_vector(centre), runs, log_loss_N, mean)
 
+  fitted, y_N, rise_N = runs[some], log_loss_N[some] - mean, rises(runs, log_loss_N)[some]
+
   def objective(vector: np.ndarray) -> float:
-    covariance, fitted, y_N = Covariance.from_vector(vector), runs[some], log_loss_N[some] - mean
-    K_NxN = covariance(fitted, fitted) + covariance.noise**2 * np.eye(len(fitted))
+    covariance = Covariance.from_vector(vector)
+    K_NxN = covariance(fitted, fitted) + np.diag(covariance.noise_at(rise_N) ** 2)
     L_NxN = linalg.cholesky(K_NxN, lower=True, check_finite=False)
     whitened_N = linalg.solve_triangular(L_NxN, y_N, lower=True, check_finite=False)
     density = whitened_N @ whitened_N / 2 + np.log(np.diag(L_NxN)).sum()

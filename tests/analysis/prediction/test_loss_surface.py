@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from launch.benchmarks import next_coverage
 from stability.analysis.prediction import loss_surface
 from stability.analysis.prediction.loss_surface import Cells, Covariance
 
@@ -36,10 +37,11 @@ def test_covariance_shifts_with_size():
 
 
 def test_posterior():
-  """It passes through runs with hardly any noise, and knows little far from them."""
+  """It passes by runs within their noise, and knows little far from them."""
   surface = loss_surface.fit(grid(), np.exp(true_log_loss(grid())))
   mean_C, covariance_CxC = surface.predict(grid())
-  np.testing.assert_allclose(mean_C, true_log_loss(grid()), atol=0.02)
+  allowed_C = 0.02 + 0.2 * loss_surface.rises(grid(), true_log_loss(grid()))
+  assert (np.abs(mean_C - true_log_loss(grid())) < allowed_C).all()
   far = Cells(np.array([0]), np.array([9.0]), np.array([2.0]))
   assert surface.predict(far)[1][0, 0] > 25 * np.diag(covariance_CxC).max()
 
@@ -55,18 +57,31 @@ def test_held_out_cells_are_within_their_errors():
   assert np.abs(mean_C - true_log_loss(cells))[~is_run].mean() < 0.06
 
 
+def test_rises():
+  """Above the lowest loss of the same arm and size, at higher rates than that."""
+  cells = Cells(
+      np.array([0, 1, 0, 0, 0, 0]),
+      np.array([4.0, 4.0, 4.0, 4.6, 4.0, 4.0]),
+      np.array([-1.0, -1.0, -3.0, -2.0, 0.0, -2.0]),
+  )
+  log_loss = np.array([0.5, 0.2, 0.9, 0.3, 0.8, 0.4])
+  np.testing.assert_allclose(loss_surface.rises(cells, log_loss), [0.1, 0, 0, 0, 0.4, 0])
+
+
 def test_more_runs_with_the_same_covariance():
   """To add runs is to condition on all of them: the normal equations of all runs give the same."""
   cells, log_loss = grid(), true_log_loss(grid())
   some = loss_surface.LossSurface(COVARIANCE, cells[:20], log_loss[:20], mean=0.5)
   mean_C, covariance_CxC = some.with_runs(cells[20:], log_loss[20:]).predict(cells)
   K = COVARIANCE(cells, cells)
-  gain = K @ np.linalg.inv(K + 0.01**2 * np.eye(len(cells)))
+  noise = np.hypot(0.01, loss_surface.NOISE_GROWTH * loss_surface.rises(cells, log_loss))
+  gain = K @ np.linalg.inv(K + np.diag(noise**2))
   np.testing.assert_allclose(mean_C, 0.5 + gain @ (log_loss - 0.5), atol=1e-6)
   np.testing.assert_allclose(covariance_CxC, K - gain @ K, atol=1e-6)
 
 
 def test_draws_have_the_mean_and_covariance():
+  """The covariance is widened by SPREAD."""
   surface = loss_surface.LossSurface(COVARIANCE, grid()[::3], true_log_loss(grid())[::3], mean=0.5)
   cells = grid()[1:4]
   mean_C, covariance_CxC = surface.predict(cells)
@@ -74,10 +89,17 @@ def test_draws_have_the_mean_and_covariance():
   scale = np.sqrt(np.diag(covariance_CxC))
   np.testing.assert_allclose(drawn.mean(axis=0), mean_C, atol=0.03 * scale.max())
   np.testing.assert_allclose(
-      np.cov(drawn.T) / np.outer(scale, scale),
+      np.cov(drawn.T) / np.outer(scale, scale) / loss_surface.SPREAD**2,
       covariance_CxC / np.outer(scale, scale),
       atol=0.05,
   )
+
+
+@pytest.mark.parametrize('trained', next_coverage.TRAINED)
+def test_intervals_hold_critical_rates_of_simulated_cliffs(trained):
+  """In 91 % of 240 cases here; without the growth of the noise and SPREAD, in 65 to 75 %."""
+  found = next_coverage.measure('cliff', 0.01, 0.1, trained, range(15))
+  assert 0.82 <= found['coverage'] <= 0.98
 
 
 def test_without_runs():
