@@ -76,7 +76,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
     notes += notes_lib.on_curves(curves, matched)
     _check_losses(curves, matched, found)
   results, without, notes_on_losses = _results(runs, matched, found, options)
-  notes += notes_on_losses + doubts.on_outcomes(runs, results, matched)
+  notes += notes_on_losses + doubts.on_outcomes(runs, results, matched, options)
   configs = {
       run.row: _config(run, {name: v[by_row[run.row]] for name, v in arms.values.items()})
       for run in runs

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stability.config import SIZE_FIELDS
+from stability.importing import outcomes
 from stability.importing.cleaning import Curve
+from stability.importing.options import Options
 from stability.importing.runs import Caution, Run, count, listed
 from stability.storage.run_files import Result
 
@@ -17,11 +19,15 @@ _FAR_ABOVE = 1.5  # times the initial loss: a final loss that a run which diverg
 
 
 def on_outcomes(
-    runs: Sequence[Run], results: Mapping[int, Result | None], matched: Mapping[int, Curve]
+    runs: Sequence[Run],
+    results: Mapping[int, Result | None],
+    matched: Mapping[int, Curve],
+    options: Options,
 ) -> list[str]:
   """The sentences; results and curves are by the run's row."""
   return [
       *_on_lengths(runs, results, matched),
+      *_on_validation(runs, results, matched, options),
       *_on_rates(runs, results, matched),
       *_on_losses(runs, results),
   ]
@@ -60,6 +66,36 @@ def _on_lengths(
           ' a column state (killed, crashed or running)'
       )
   ]
+
+
+def _on_validation(
+    runs: Sequence[Run],
+    results: Mapping[int, Result | None],
+    matched: Mapping[int, Curve],
+    options: Options,
+) -> list[str]:
+  """Names runs that count as done and whose last validation loss is of an early step."""
+  early = []
+  for run in runs:
+    if run.final_loss is None and run.row in matched and _is_done(run, results):
+      curve = matched[run.row]
+      final, end = outcomes.final_loss(curve, options), _end_of_losses(curve)
+      if final.step < EARLY * end:
+        early.append(f'{run.name or run.where} ({final.step} of {end})')
+  if not early:
+    return []
+  return [
+      Caution(
+          'final_loss is of a validation well before the end of the curve, in'
+          f' {count(len(early))}: {listed(early, 8)}; give later ones in a column final_loss'
+      )
+  ]
+
+
+def _end_of_losses(curve: Curve) -> int:
+  """The last step with a training loss; after it may be summaries."""
+  loss = curve.values.get('loss')
+  return 0 if loss is None else int(curve.steps[np.isfinite(loss)].max(initial=0))
 
 
 def _on_rates(

@@ -84,7 +84,7 @@ def on_results(
       for result in [results[run.row]]
   )
   notes = [f'status: {count(n)} {state} -> {status}' for (state, status), n in statuses.items()]
-  notes += _on_sources(runs, results, found, matched)
+  notes += _on_sources(runs, results, found, matched, options)
   if 'initial_loss' not in found and any(run.initial_loss is None for run in runs) and matched:
     at = 'at step 0 or 1'
     if options.step_unit == 'tokens':
@@ -122,6 +122,7 @@ def _on_sources(
     results: Mapping[int, Result | None],
     found: Mapping[str, str],
     matched: Mapping[int, Curve],
+    options: Options,
 ) -> list[str]:
   """Which final losses are those of curves, and of which metric."""
   late = f'the mean training loss of the last {outcomes.LATE:.0%} of steps'
@@ -131,7 +132,7 @@ def _on_sources(
   for run in runs:
     result = results[run.row]
     if run.final_loss is None and run.row in matched and result and result.final_loss is not None:
-      metric = outcomes.validation(matched[run.row])
+      metric = outcomes.final_loss(matched[run.row], options).metric
       source = late
       if metric is not None:
         source = f'the last {spelling.setdefault(columns_lib.key(metric), metric)}'

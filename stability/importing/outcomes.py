@@ -29,6 +29,15 @@ STATES: dict[str, str | None] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class FinalLoss:
+  """The final loss of a curve."""
+
+  value: float  # not finite if the run diverged
+  metric: str | None  # the validation loss that it is; None: the mean training loss at the end
+  step: int  # the last one that it is of
+
+
 class NoInitialLoss(BadInput):
   """A run has ended, and its initial loss is unknown."""
 
@@ -88,8 +97,8 @@ def result(
   initial, final = own_initial_loss(run, curve, options), run.final_loss
   if initial is None and options.initial_loss is not None:
     initial = options.initial_loss * options.nats
-  if final is None and curve is not None:
-    final = _last_loss(curve)
+  if final is None and curve is not None and (found := final_loss(curve, options)):
+    final = found.value
   if status == 'done' and final is None and not has_final_losses:
     return None
   is_not_finite = final is not None and not math.isfinite(final)
@@ -142,6 +151,29 @@ def first_update(curve: Curve, options: Options) -> int:
   return first if first <= second - first else 0
 
 
+def final_loss(curve: Curve, options: Options) -> FinalLoss | None:
+  """The last validation loss, or the mean training loss of the last steps; None without a loss.
+
+  A validation loss from before training, of a curve that goes on, is no final loss.
+  """
+  end = int(curve.steps[-1])
+  name = validation(curve)
+  if divergence.has_diverged(curve):
+    return FinalLoss(math.nan, name, end)
+  if name is not None:
+    row = np.flatnonzero(~np.isnan(curve.values[name]))[-1]
+    step = int(curve.steps[row])
+    if step == end or step > first_update(curve, options):
+      return FinalLoss(float(curve.values[name][row]), name, step)
+  loss = curve.values.get('loss', np.full(len(curve.steps), math.nan))
+  steps, loss = curve.steps[np.isfinite(loss)], loss[np.isfinite(loss)]
+  if not len(steps):
+    return None
+  late = steps > (1 - LATE) * steps[-1]
+  late[-1] = True
+  return FinalLoss(float(loss[late].mean()), None, int(steps[-1]))
+
+
 def _first_loss(curve: Curve, options: Options) -> float | None:
   """The loss before training: at step 0 or 1."""
   last = first_update(curve, options)
@@ -152,25 +184,6 @@ def _first_loss(curve: Curve, options: Options) -> float | None:
         if step <= last and math.isfinite(value):
           return float(value)
   return None
-
-
-def _last_loss(curve: Curve) -> float | None:
-  """The last validation loss, or the mean training loss of the last steps.
-
-  Not finite if the run diverged; None if there is no loss.
-  """
-  if divergence.has_diverged(curve):
-    return math.nan
-  if (name := validation(curve)) is not None:
-    values = curve.values[name]
-    return float(values[~np.isnan(values)][-1])
-  loss = curve.values.get('loss')
-  if loss is None:
-    return None
-  steps, loss = curve.steps[np.isfinite(loss)], loss[np.isfinite(loss)]
-  late = steps > (1 - LATE) * steps[-1]
-  late[-1] = True
-  return float(loss[late].mean())
 
 
 def _last_step(curve: Curve, options: Options) -> int | None:

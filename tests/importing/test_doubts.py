@@ -54,6 +54,28 @@ def test_metrics_of_final_losses():
   assert any(note.endswith('of steps of each curve') for note in found.notes)
 
 
+def test_a_validation_before_training_is_no_final_loss():
+  frame = logs([100] * 3)
+  frame['val/loss'] = np.where(frame['step'] == 1, 10.0, np.nan)
+  found = assembled(RUNS, frame)
+  assert [run.result.final_loss for run in found.runs.values()] == [pytest.approx(4.02)] * 3
+  assert [run.result.initial_loss for run in found.runs.values()] == [10.0] * 3
+  assert not cautions(found) and any('final_loss is the mean train' in n for n in found.notes)
+
+
+def test_a_validation_long_before_the_end():
+  frame = logs([100] * 3)
+  for every, last in (50, 100), (45, 90), (75, 75):
+    frame['val/loss'] = np.where(frame['step'] % every == 0, 4.0, np.nan)
+    found = cautions(assembled(RUNS, frame))
+    assert len(found) == (last < 90)
+  (note,) = found
+  assert note.startswith('final_loss is of a validation well before the end of the curve')
+  assert 'in 3 runs: a (75 of 100), b (75 of 100), c (75 of 100); ' in note
+  assert not cautions(assembled(RUNS.assign(final_loss=3.0), frame))
+  assert not cautions(assembled(RUNS.assign(state='killed'), frame))
+
+
 @pytest.mark.parametrize('factor', [10, 0.1])
 def test_learning_rates_of_table_and_curve(factor):
   rates = [1e-3] * 100 + [1e-2] * 100 + [1e-1] * 100
