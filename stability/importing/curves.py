@@ -190,7 +190,8 @@ class _Reader:
     return column if self._mapping.get(name) == '' else name
 
   def _scale(self, column: str) -> float:
-    is_loss = self._name(column) == 'loss' or columns_lib.key(column) in columns_lib.VALIDATION
+    name = self._name(column)
+    is_loss = name == 'loss' or columns_lib.key(name) in columns_lib.VALIDATION
     if is_loss and self._options.loss_unit is None and columns_lib.mentions_bits(column):
       raise BadInput(f'--loss_unit: missing; {column} may be in nats or in bits')
     return self._options.nats if is_loss else 1.0
@@ -318,7 +319,7 @@ class _Reader:
         else:
           values[other] = curve.values[other]
           self.notes.names[other, other] = None
-    return Curve(curve.steps, values, curve.repeated)
+    return dataclasses.replace(curve, values=values)
 
 
 def read(path: Path, options: Options) -> Curves:

@@ -113,6 +113,16 @@ def test_bits_become_nats(tmp_path):
   assert found == {'loss': np.log(2), 'val_loss': 2 * np.log(2), 'gradient_norm': 3.0}
 
 
+@pytest.mark.parametrize('name', ['val_loss', 'final_loss'])
+def test_a_validation_loss_that_the_user_names_becomes_nats(tmp_path, name):
+  path = write(tmp_path / 'a.csv', 'step,train_loss,heldout_bpb\n0,1,2\n1,1,2\n')
+  mapping = {name: 'heldout_bpb'}
+  (curve,) = read(path, loss_unit='bits', mapping=mapping).by_run.values()
+  assert list(curve.values[name]) == [2 * np.log(2)] * 2
+  with pytest.raises(BadInput, match='--loss_unit: missing; heldout_bpb may be in nats or in bits'):
+    read(path, mapping=mapping)
+
+
 def test_mapping(tmp_path):
   path = write(tmp_path / 'a.csv', 'when,ce,q\n0,1,2\n1,1,2\n')
   mapping = {'step': 'when', 'loss': 'ce', 'block_0/attention_logit_max': 'q'}
