@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-MAX_RESTARTS = 0.1  # of a curve's rows: more of them go back because the rows are not in order
+MAX_RESTARTS = 0.1  # of a curve's rows: more of them go back because the rows are not in order,
+_FEW = 20  # unless there are at most so many and each looks like a restart
 # A cell that is NaN, while rows are collected; an empty one is NaN there. `tidy` decides between
 # "not a finite number" and "not logged".
 SAID_NAN = -np.inf
@@ -20,6 +21,7 @@ class Curve:
   # metric -> value of each step; NaN: not logged; infinite: logged, but not a finite number
   values: dict[str, np.ndarray]
   repeated: int  # rows that a restart logged again
+  unordered: int  # rows, not in order, of a step at which another row has the same metric
 
 
 def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
@@ -30,8 +32,8 @@ def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
   """
   values = _logged(values)
   back = np.flatnonzero(np.diff(steps) < 0) + 1
-  keep = np.ones(len(steps), bool)
-  if len(back) <= max(1, MAX_RESTARTS * len(steps)):
+  keep, are_restarts = np.ones(len(steps), bool), _are_restarts(steps, back)
+  if are_restarts:
     for start, end in itertools.pairwise([*back, len(steps)]):
       earlier = np.flatnonzero(keep[:start])
       seen, segment = steps[earlier], steps[start:end]
@@ -42,7 +44,22 @@ def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
   steps, values = steps[rows], {name: column[rows] for name, column in values.items()}
   if any(_is_filled_with_nan(column) for column in values.values()):
     values = {name: np.where(c == SAID_NAN, np.nan, c) for name, c in values.items()}
-  return _merged(steps, _logged(values), int((~keep).sum()))
+  logged = [] if are_restarts else [steps[~np.isnan(column)] for column in values.values()]
+  unordered = max((len(of_metric) - len(np.unique(of_metric)) for of_metric in logged), default=0)
+  return _merged(steps, _logged(values), int((~keep).sum()), unordered)
+
+
+def _are_restarts(steps: np.ndarray, back: np.ndarray) -> bool:
+  """Whether steps go back at these rows since the run was restarted there.
+
+  What a restart logs has several rows and repeats a step.
+  """
+  if len(back) <= max(1, MAX_RESTARTS * len(steps)):
+    return True
+  return len(back) <= _FEW and all(
+      end - start > 1 and np.isin(steps[start:end], steps[:start]).any()
+      for start, end in itertools.pairwise([*back, len(steps)])
+  )
 
 
 def _logged(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -60,14 +77,16 @@ def _is_filled_with_nan(values: np.ndarray) -> bool:
   return len(finite) > 0 and (values[: finite[-1]] == SAID_NAN).sum() >= len(finite)
 
 
-def _merged(steps: np.ndarray, values: dict[str, np.ndarray], repeated: int) -> Curve:
+def _merged(
+    steps: np.ndarray, values: dict[str, np.ndarray], repeated: int, unordered: int
+) -> Curve:
   """The curve with one row per step; `steps` ascend."""
   if (np.diff(steps) == 0).any():
     # W&B logs the metrics of a step in several rows. `last` skips NaN.
     merged = pd.DataFrame(values, np.arange(len(steps))).groupby(steps).last()
     steps = merged.index.to_numpy()
     values = {name: merged[name].to_numpy() for name in merged}
-  return Curve(steps, values, repeated)
+  return Curve(steps, values, repeated, unordered)
 
 
 def joined(parts: list[Curve]) -> Curve:
@@ -77,7 +96,10 @@ def joined(parts: list[Curve]) -> Curve:
   tables = [pd.DataFrame(part.values, part.steps) for part in parts]
   table = pd.concat(tables).sort_index(kind='stable')
   values = {name: table[name].to_numpy() for name in table}
-  return _merged(table.index.to_numpy(), values, max(part.repeated for part in parts))
+  repeated, unordered = (
+      max(getattr(part, name) for part in parts) for name in ('repeated', 'unordered')
+  )
+  return _merged(table.index.to_numpy(), values, repeated, unordered)
 
 
 def overlap(one: Curve, other: Curve) -> bool:
@@ -103,4 +125,4 @@ def alone(curve: Curve) -> Curve:
   for column in curve.values.values():
     rows |= ~np.isnan(column)
   values = {name: column[rows] for name, column in curve.values.items()}
-  return Curve(curve.steps[rows], values, curve.repeated)
+  return dataclasses.replace(curve, steps=curve.steps[rows], values=values)

@@ -67,6 +67,14 @@ def on_curves(curves: Curves, matched: Mapping[int, Curve]) -> list[str]:
   if restarted := [curve for curve in matched.values() if curve.repeated]:
     rows = sum(curve.repeated for curve in restarted)
     notes.append(f'{count(len(restarted))} restarted; {rows:,} rows are replaced by later ones')
+  if unordered := [curve for curve in matched.values() if curve.unordered]:
+    rows = sum(curve.unordered for curve in unordered)
+    notes.append(
+        Caution(
+            f'rows of {count(len(unordered))} are not in order; of equal steps, the last row counts'
+            f' ({rows:,} left out)'
+        )
+    )
   return notes
 
 

@@ -32,6 +32,9 @@ def losses(curve):
         ([2, 3, 0, 1], [2, 3, 0, 1]),  # two parts, swapped
         ([0, 5, 10, 15, 4, 9, 14], [0, 4, 5, 6]),  # a restart at step 4 at other steps
         ([0, 1, 2, 3, 2, 3], [0, 1, 4, 5]),  # a restart that repeats steps
+        ([0, 1, 2, 3, 1, 2, 3, 2, 3], [0, 4, 7, 8]),  # two restarts
+        ([0, 1, 2, 3, 1, 2, 1, 2], [0, 6, 7]),  # the later one was interrupted
+        ([0, 1, 3, 2, 5, 4, 7, 6], [0, 1, 2, 3, 4, 5, 6, 7]),  # merely not in order
         ([0, 1, 1, 2], [0, 2, 3]),  # the later row of a step
     ],
 )
@@ -39,6 +42,15 @@ def test_tidy(steps, kept):
   curve = cleaning.tidy(np.array(steps), {'loss': np.arange(len(steps), dtype=float)})
   assert losses(curve) == {steps[row]: float(row) for row in sorted(kept, key=lambda r: steps[r])}
   assert list(curve.steps) == sorted(curve.steps)
+
+
+def test_steps_that_are_repeated_out_of_order_are_counted():
+  steps, loss = np.array([3, 2, 1, 2, 0]), np.arange(5.0)
+  found = cleaning.tidy(steps, {'loss': loss})
+  assert losses(found) == {0: 4.0, 1: 2.0, 2: 3.0, 3: 0.0}
+  assert (found.repeated, found.unordered) == (0, 1)
+  apart = {'loss': np.where(loss == 3, NAN, loss), 'val_loss': np.where(loss == 3, 3, NAN)}
+  assert cleaning.tidy(steps, apart).unordered == 0  # rows of a step with other metrics
 
 
 def test_rows_of_one_step_are_merged():

@@ -94,6 +94,19 @@ def test_a_header_of_a_restart(tmp_path, again, names):
   assert [curve.steps.tolist(), curve.values['loss'].tolist()] == [[0, 10, 20], [5.0, 3.0, 2.0]]
 
 
+def test_two_restarts_of_a_short_curve():
+  steps = [0, 10, 20, 30, 40, 50, 20, 30, 40, 30, 40]
+  logs = {'run': 'a', 'step': steps, 'loss': [9.0] * 6 + [7.0] * 3 + [3.0] * 2}
+  found = assembled({'name': ['a'], 'lr': [1e-3]}, logs)
+  result = found.runs['a'].result
+  assert (result.final_loss, result.steps) == (3.0, 40)
+  assert '1 run restarted; 6 rows are replaced by later ones' in found.notes
+  logs['step'] = [0, 10, 5, 30, 20, 40, 35, 60, 50, 60, 55]
+  found = assembled({'name': ['a'], 'lr': [1e-3]}, logs)
+  assert found.runs['a'].result.steps == 60
+  assert named(found.notes, 'rows of 1 run are not in order', '(1 left out)')
+
+
 def test_a_config_and_a_summary(tmp_path, monkeypatch):
   (tmp_path / 'a.jsonl').write_text(
       '{"config": {"optimizer": "adam", "width": 8}}\n{"step": 0, "loss": 5, "lr": 0.1}\n'
