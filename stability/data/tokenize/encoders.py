@@ -1,10 +1,12 @@
 """Encoders of documents: bytes, a learned BPE, a tokenizer.json or a SentencePiece model.
 
 If a document contains the spelling of a special token, it is encoded as ordinary text. The
-end-of-document token therefore occurs only at the end of a document.
+end-of-document token therefore occurs only at the end of a document. A document that a tokenizer
+cannot encode without it is refused.
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +25,15 @@ _END_NAMES = ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>')
 _BATCH = 32  # documents encoded at once by `pack`
 
 
+class EndInText(BadInput):
+  """A text cannot be encoded without the end-of-document token."""
+
+  def __init__(self, index: int):
+    """`index` is the text's, among those to encode."""
+    super().__init__('cannot be encoded without its end token; choose another --end_of_document')
+    self.index = index
+
+
 class Encoder(Protocol):
   """A tokenizer."""
 
@@ -32,7 +43,7 @@ class Encoder(Protocol):
   file: tuple[str, bytes] | None  # name and content of the file that defines the tokenizer
 
   def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-    """The tokens of each document, without the end token: [tokens] each."""
+    """The tokens of each document, without the end token: [tokens] each; or raises EndInText."""
 
 
 class ByteEncoder:
@@ -78,7 +89,32 @@ class JsonEncoder:
     else:
       strings = [text.decode() for text in texts]
     encodings = self._tokenizer.encode_batch_fast(strings, add_special_tokens=False)
-    return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+    found = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+    for index in _with(self.end_of_document, found):
+      tokens = self._broken_up(strings[index])
+      if tokens is None:
+        raise EndInText(index)
+      found[index] = np.array(tokens, np.uint32)
+    return found
+
+  def _broken_up(self, text: str) -> list[int] | None:
+    """The tokens of a text that is cut inside each spelling of the end token.
+
+    None if a character or none becomes that token, such as one that the vocabulary lacks.
+    """
+    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    ends = [
+        span
+        for token, span in zip(encoding.ids, encoding.offsets, strict=True)
+        if token == self.end_of_document
+    ]
+    if not ends:
+      return encoding.ids
+    if any(stop - start < 2 for start, stop in ends):
+      return None
+    cuts = [0, *(start + 1 for start, _ in ends), len(text)]
+    pieces = [self._broken_up(text[start:stop]) for start, stop in itertools.pairwise(cuts)]
+    return None if None in pieces else list(itertools.chain(*pieces))
 
 
 class SentencePieceEncoder:
@@ -117,7 +153,10 @@ class SentencePieceEncoder:
 
   def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
     encoded = self._processor.encode([text.decode() for text in texts], out_type=int)
-    return [np.array(tokens, np.uint32) for tokens in encoded]
+    found = [np.array(tokens, np.uint32) for tokens in encoded]
+    for index in _with(self.end_of_document, found):
+      raise EndInText(index)
+    return found
 
 
 def load(path: Path, end: str | None) -> Encoder:
@@ -159,6 +198,11 @@ def pack(encoder: Encoder, texts: Sequence[bytes]) -> tuple[np.ndarray, list[int
       pieces += [tokens, np.array([encoder.end_of_document], tokens.dtype)]
       lengths.append(len(tokens))
   return np.concatenate(pieces), lengths
+
+
+def _with(end: int, encoded: Sequence[np.ndarray]) -> list[int]:
+  """The indices of the documents that hold the end token."""
+  return [index for index, tokens in enumerate(encoded) if (tokens == end).any()]
 
 
 def _find_end(vocabulary: dict[str, int], end: str | None, where: str) -> int:

@@ -212,7 +212,7 @@ class Packer:
       batch = list(_batch(documents))
       if not batch:
         return
-      self._append(batch, encoder, held_out, writers, limit)
+      self._append(batch, done, encoder, held_out, writers, limit)
       last = batch[-1][0]
       done = sum(number == last for number, _ in batch) + (done if last == self._part else 0)
       self._part = last
@@ -232,15 +232,25 @@ class Packer:
   def _append(
       self,
       batch: Sequence[tuple[int, Row]],
+      done: int,
       encoder: encoders.Encoder,
       held_out: set[int],
       writers: Mapping[str, shards.ShardWriter],
       limit: float,
   ) -> None:
-    """Encodes and appends documents until the training text has `limit` tokens."""
+    """Encodes and appends documents until the training text has `limit` tokens.
+
+    `done` is the number of documents of the current part that are before the batch.
+    """
     splits = [self._split(number, text, held_out) for number, text in batch]
-    kept = [text for split, (_, text) in zip(splits, batch) if split in tokens.SPLITS]
-    encoded = iter(encoder.encode(kept))
+    kept = [i for i, split in enumerate(splits) if split in tokens.SPLITS]
+    try:
+      encoded = iter(encoder.encode([batch[i][1] for i in kept]))
+    except encoders.EndInText as error:
+      part, _ = batch[kept[error.index]]
+      before = sum(number == part for number, _ in batch[: kept[error.index]])
+      document = before + 1 + (done if part == self._part else 0)
+      raise BadInput(f'{self._parts[part].name}, document {document}: {error}') from error
     end = np.array([encoder.end_of_document], np.uint32)
     pieces: dict[str, list[np.ndarray]] = {split: [] for split in tokens.SPLITS}
     train_tokens = self.tokens['train']
