@@ -51,6 +51,10 @@ WRITTEN = {
     'mark.jsonl.gz': gzip.compress(b'\xef\xbb\xbf' + JSON_LINES, mtime=0),
     'a.jsonl.bz2': bz2.compress(JSON_LINES),
     'a.jsonl.xz': lzma.compress(JSON_LINES),
+    'streams.jsonl.bz2': bz2.compress(JSON_LINES[:999]) + bz2.compress(JSON_LINES[999:]),
+    'padded.jsonl.xz': (
+        lzma.compress(JSON_LINES[:99]) + bytes(20_000) + lzma.compress(JSON_LINES[99:]) + bytes(4)
+    ),
     'a.jsonl.zst': pa.compress(JSON_LINES, 'zstd', asbytes=True),
     'array.json': json.dumps(rows()).encode(),
     'mark.json': b'\xef\xbb\xbf' + json.dumps(rows(), indent=1).encode(),
@@ -224,6 +228,9 @@ ZIPPED = gzip.compress(b''.join(line(f'{i} {i * i}').encode() + b'\n' for i in r
         ('a.jsonl.bz2', bz2.compress(GOOD)[:-9], ':1: the bzip2 file is truncated'),
         ('a.jsonl.bz2', b'plain', ':0: bad bzip2 after this line'),
         ('a.jsonl.xz', b'plain', ':0: bad xz after this line'),
+        ('a.jsonl.bz2', bz2.compress(GOOD) + b'x' + bz2.compress(GOOD)[1:], ':1: bad bzip2 after'),
+        ('a.jsonl.xz', lzma.compress(GOOD) + b'x' + lzma.compress(GOOD)[1:], ':1: bad xz after'),
+        ('a.jsonl.xz', lzma.compress(GOOD) * 2 + lzma.compress(GOOD)[:9], ':2: the xz file is'),
         ('a.arrow', b'ARROW1 no', ' cannot be read after row 0'),
         ('a.jsonl', b'{"body": "b", "url": 1}', ":1: has no field 'text' (--field); it has 'body'"),
         ('a.jsonl', b'{"text": 7}', ":1: field 'text' must be text, not a number"),

@@ -11,7 +11,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
 
@@ -150,8 +150,42 @@ def _decompressed(stream: BinaryIO, kind: str | None, path: Path) -> Any:
     except ImportError:
       raise BadInput(f"{path}: zstd needs pyarrow: pip install -e '.[hf]'") from None
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), kind))
-  openers = {'gzip': gzip.open, 'bzip2': bz2.open, 'xz': lzma.open}
-  return openers[kind](stream) if kind else stream
+  if kind == 'bzip2':
+    return io.BufferedReader(_Streams(stream, bz2.BZ2Decompressor, b''))
+  if kind == 'xz':
+    return io.BufferedReader(_Streams(stream, lzma.LZMADecompressor, b'\0'))
+  return gzip.open(stream) if kind else stream
+
+
+class _Streams(io.RawIOBase):
+  """The decompressed bytes of a file of one or more streams.
+
+  Python's own readers pass over a later stream whose beginning is damaged.
+  """
+
+  def __init__(self, file: BinaryIO, new: Callable[[], Any], padding: bytes):
+    """Reads `file`, with a `new` decompressor for each stream; `padding` may follow each."""
+    self._file, self._new, self._padding = file, new, padding
+    self._stream = new()
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    while True:
+      data = b''
+      if self._stream.eof:
+        data = self._stream.unused_data.lstrip(self._padding)
+        while not data:
+          if not (data := self._file.read(io.DEFAULT_BUFFER_SIZE)):
+            return 0
+          data = data.lstrip(self._padding)
+        self._stream = self._new()
+      elif self._stream.needs_input and not (data := self._file.read(io.DEFAULT_BUFFER_SIZE)):
+        raise EOFError
+      if found := self._stream.decompress(data, len(buffer)):
+        buffer[: len(found)] = found
+        return len(found)
 
 
 def find(path: str, field: str) -> tuple[list[File], Listing]:
