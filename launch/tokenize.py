@@ -57,7 +57,7 @@ from absl import flags
 
 from stability.data import split_names, splits
 from stability.data.listing import Listing
-from stability.data.tokenize import encoders, hub, nanogpt, packing, readers, text_files
+from stability.data.tokenize import encoders, hub, nanogpt, packing, readers, resume, text_files
 from stability.errors import BadInput
 
 FLAGS = flags.FlagValues()
@@ -200,7 +200,7 @@ def _load_encoder() -> encoders.Encoder | None:
 
 
 def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
-  parts, listings = _find_parts(output, packing.previous_settings(output))
+  parts, listings = _find_parts(output, resume.previous_settings(output))
   validation, cut, split_lines = 'its own split', [], _split_lines(parts, listings)
   if parts[0].split is None:
     max_bytes = (_MAX_TRAIN_TOKENS.value or math.inf) * (
@@ -210,7 +210,7 @@ def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
     parts.sort(key=lambda part: part.split != 'validation')
     validation = 'by hash' if parts[0].split is None else 'whole files'
   settings = _settings(encoder, parts, validation)
-  if packing.begin(output, settings):
+  if resume.begin(output, settings):
     packing.clean(output)
     print(f'{output} is already complete', file=sys.stderr)
     return 0

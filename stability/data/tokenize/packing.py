@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import time
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from stability.data import tokens
-from stability.data.tokenize import encoders, shards
+from stability.data.tokenize import encoders, resume, shards
 from stability.data.tokenize.readers import Part
 from stability.data.tokenize.text_field import Row
 from stability.errors import BadInput
@@ -34,8 +33,6 @@ from stability.storage import files
 Json = dict[str, Any]
 Callback = Callable[['Packer'], None]
 
-SETTINGS = tokens.SETTINGS
-PROGRESS = 'progress.json'
 MAX_BAD_ROWS_SHARE = 'max_bad_rows_share'  # a setting that is absent if it is 0
 CACHE = '.datasets'  # files that the `datasets` library keeps
 
@@ -44,7 +41,10 @@ BATCH_BYTES = 2**20  # of text, encoded at once
 BATCH_DOCUMENTS = 1024
 
 _HELD_OUT = 'held_out.bin'
-_WRITTEN_WHOLE = (SETTINGS, PROGRESS, _HELD_OUT, 'meta.json', 'tokenizer.json', 'tokenizer.model')
+_WRITTEN_WHOLE = (
+    *(tokens.SETTINGS, resume.PROGRESS, _HELD_OUT),
+    *('meta.json', 'tokenizer.json', 'tokenizer.model'),
+)
 _TEMPORARY_PREFIXES = tuple(f'.{name}.' for name in _WRITTEN_WHOLE)  # of files.write_atomic
 
 
@@ -69,50 +69,16 @@ def locked(folder: Path) -> Iterator[None]:
       if path.name.startswith(_TEMPORARY_PREFIXES):
         path.unlink()  # left by a process that was killed
     names = {path.name for path in folder.iterdir()}
-    if names - {CACHE} and SETTINGS not in names:
+    if names - {CACHE} and tokens.SETTINGS not in names:
       raise BadInput(f'--output={folder}: holds something else; choose a new folder')
     yield
   finally:
     os.close(handle)
-    if not (folder / SETTINGS).exists():
+    if not (folder / tokens.SETTINGS).exists():
       shutil.rmtree(folder / CACHE, ignore_errors=True)
       if is_new:
         with contextlib.suppress(OSError):
           folder.rmdir()
-
-
-def previous_settings(folder: Path) -> Json | None:
-  """The settings with which the folder was begun; None if it was not."""
-  return _read(folder / SETTINGS) if (folder / SETTINGS).exists() else None
-
-
-def begin(folder: Path, settings: Json) -> bool:
-  """Writes the settings, or checks that they are the same as before.
-
-  Args:
-    folder: the folder of the token files.
-    settings: values by flag; 'parts' holds [name, split, fingerprint] of each part, in order.
-
-  Returns:
-    Whether the folder is complete.
-
-  Raises:
-    BadInput: the folder was begun with other settings; the message names the difference.
-  """
-  previous = previous_settings(folder)
-  if previous is None:
-    files.write_json(folder / SETTINGS, settings)
-    return False
-  current = json.loads(json.dumps(settings))
-  for name in previous | current:
-    old, new = previous.get(name), current.get(name)
-    if old == new:
-      continue
-    difference = f'{name}={old!r}, now {new!r}'
-    if name == 'parts':
-      difference = 'other input: ' + _difference(old, new)
-    raise BadInput(f'--output={folder}: was begun with {difference}; choose a new folder')
-  return (folder / 'meta.json').exists()
 
 
 def document_hash(document: bytes) -> int:
@@ -134,9 +100,9 @@ class Packer:
     """Prepares a pass.
 
     Args:
-      folder: the folder of the token files, after `locked` and `begin`.
+      folder: the folder of the token files, after `locked` and `resume.begin`.
       parts: the parts of the input in reading order, validation first.
-      settings: those that `begin` was given.
+      settings: those that `resume.begin` was given.
       record: what meta.json says of the input: `files` and `cut_documents`.
       callback: called regularly with the packer, to show progress.
     """
@@ -177,7 +143,7 @@ class Packer:
     if encoder.file:
       name, content = encoder.file
       files.write_atomic(self._folder / name, content)
-    progress = _read(self._folder / PROGRESS) if (self._folder / PROGRESS).exists() else {}
+    progress = resume.progress(self._folder, len(self._parts), self._settings['shard_tokens'])
     dtype = tokens.little_endian(tokens.smallest_dtype(encoder.vocabulary_size))
     with contextlib.ExitStack() as stack:
       writers = {}
@@ -220,7 +186,7 @@ class Packer:
       if time.monotonic() - committed >= COMMIT_SECONDS:
         committed = time.monotonic()
         files.write_json(
-            self._folder / PROGRESS,
+            self._folder / resume.PROGRESS,
             {
                 **{split: writer.commit() for split, writer in writers.items()},
                 'place': [last, done, self._parts[last].state()],
@@ -370,7 +336,7 @@ class Packer:
 
 def clean(folder: Path) -> None:
   """Removes the files that only an unfinished folder needs."""
-  for name in (PROGRESS, _HELD_OUT):
+  for name in (resume.PROGRESS, _HELD_OUT):
     (folder / name).unlink(missing_ok=True)
   shutil.rmtree(folder / CACHE, ignore_errors=True)
 
@@ -383,21 +349,3 @@ def _batch(documents: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
     size += len(text) if isinstance(text, bytes) else 0
     if size >= BATCH_BYTES or number >= BATCH_DOCUMENTS:
       return
-
-
-def _difference(old: list, new: list) -> str:
-  """The first difference between two lists of parts."""
-  before, now = ({name: rest for name, *rest in parts} for parts in (old, new))
-  for name in before:
-    if name not in now:
-      return f'{name} is gone'
-    if before[name] != now[name]:
-      return f'{name} has changed'
-  return next((f'{name} is new' for name in now if name not in before), 'the order has changed')
-
-
-def _read(file: Path) -> Json:
-  try:
-    return files.read_json(file)
-  except BadInput as error:
-    raise BadInput(f'{error}; choose a new folder') from error

@@ -106,6 +106,9 @@ class ShardWriter:
     remainder = self.tokens % shard_tokens
     if remainder:
       last = self._full.pop(shard_name(name, self._number))
+    for full in self._full:
+      self._check(folder / f'{full}.bin', shard_tokens * dtype.itemsize)
+    if remainder:
       self._reopen(remainder * dtype.itemsize, last)
     self._remove_later_shards()
 
@@ -151,6 +154,13 @@ class ShardWriter:
 
   def _path(self, number: int) -> Path:
     return self._folder / f'{shard_name(self._name, number)}.bin'
+
+  def _check(self, path: Path, length: int) -> None:
+    """Raises BadInput unless a full shard has `length` bytes."""
+    if not path.exists():
+      raise BadInput(f'{path}: removed since it was written; choose a new folder')
+    if path.stat().st_size != length:
+      raise BadInput(f'{path}: changed since it was written; choose a new folder')
 
   def _reopen(self, length: int, digest: str) -> None:
     """Opens the last shard and truncates it to `length` bytes, whose digest must match."""
