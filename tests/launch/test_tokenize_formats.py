@@ -206,6 +206,7 @@ def test_nanogpt_is_refused(options, message, tmp_path, capsys):
   assert not (tmp_path / 'out').exists()
 
 
+TWICE = pa.table([column('text'), column('text')], ['text', 'text'])
 GOOD = line('good').encode() + b'\n'
 ZIPPED = gzip.compress(b''.join(line(f'{i} {i * i}').encode() + b'\n' for i in range(9_000)))
 
@@ -245,6 +246,8 @@ ZIPPED = gzip.compress(b''.join(line(f'{i} {i * i}').encode() + b'\n' for i in r
         ('a.jsonl.gz', ZIPPED[:-6] + b'x' * 6, ':9000: bad gzip after this line: CRC check failed'),
         ('a.jsonl.gz', ZIPPED + b'junk', ':9000: bad gzip after this line'),
         ('a.txt', b'first\nsecond \xe9\n', ':2: bad UTF-8'),
+        ('a.parquet', as_parquet(TWICE), " has 2 columns 'text'; must have one"),
+        ('a.arrow', arrow(TWICE, pa.ipc.new_file), " has 2 columns 'text'; must have one"),
         ('a.parquet', b'PAR1 no', 'cannot be read after row 0'),
     ],
 )

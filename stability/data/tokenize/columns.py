@@ -76,6 +76,8 @@ def _check(path: Path, field: str, schema: Any) -> None:
   import pyarrow as pa
 
   text_field.check_present(field, schema.names, str(path))
+  if (count := schema.names.count(field)) > 1:
+    raise BadInput(f'{path}: has {count} columns {field!r}; must have one')
   kind = schema.field(field).type
   values = kind.value_type if pa.types.is_dictionary(kind) else kind
   is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
