@@ -22,7 +22,7 @@ from stability.errors import BadInput
 CHUNK = 50_000  # rows that are held as cells at a time
 _EMPTY = {'', 'null', 'none', 'na', 'n/a', '#n/a', '<na>', '-'}
 _NAN = {'nan', '-nan', '+nan', 'nan(ind)', '-nan(ind)'}
-_MEANT_AS_NUMBER = re.compile(r"[+-]?[0-9][0-9.,'\u2019 \u00a0\u202f]*%?")
+_MEANT_AS_NUMBER = re.compile(r"[+-]?[0-9][0-9.,'\u2019 \u00a0\u202f]*([eE][+-]?[0-9]+)?%?")
 _MAX_DEPTH = 20  # of objects within objects
 _MAX_DAMAGED = 10  # lines of a file, or a tenth of its rows; more are no accident
 
@@ -64,13 +64,14 @@ class Table:
   def numbers(self, column: str) -> np.ndarray:
     """The cells of a column as floats; NaN for an empty cell and for NaN in any spelling.
 
-    Raises BadInput for a cell that is not a number, such as 1,000 or 2,31.
+    Raises BadInput for a cell that is not a number, such as 1,000, 2,31 or true in JSON.
     """
     cells = self.columns[column]
-    try:
-      return np.array(cells, float)  # fast, but knows neither empty cells nor all spellings
-    except (ValueError, TypeError, OverflowError):
-      pass
+    if bool not in set(map(type, cells)):
+      try:
+        return np.array(cells, float)  # fast, but knows neither empty cells nor all spellings
+      except (ValueError, TypeError, OverflowError):
+        pass
     found = np.empty(len(cells))
     for row, cell in enumerate(cells):
       number = parse_number(cell)
@@ -98,6 +99,8 @@ class Table:
 
 def parse_number(cell: Any) -> float | None:
   """A cell as a float, NaN for an empty one; None if it is not a number."""
+  if isinstance(cell, bool):
+    return None
   try:
     return float(cell)
   except (TypeError, ValueError):
@@ -295,7 +298,7 @@ def _read_json(file: _Lines) -> Iterator[Table]:
       if not text.strip():
         continue
       try:
-        objects.append(_object(json.loads(text)))
+        objects.append(_object(_DECODER.decode(text)))
       except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, BadInput) else f'is not JSON: {error}'
         # A last line that is cut off is one that its trainer is still writing.
@@ -308,7 +311,9 @@ def _read_json(file: _Lines) -> Iterator[Table]:
 
 def _read_array(path: Path, file: TextIO) -> Iterator[Table]:
   try:
-    found = json.load(file)
+    found = _DECODER.decode(file.read())
+  except BadInput as error:
+    raise UnusableFile(f'{path}: {error}') from error
   except (ValueError, RecursionError) as error:
     raise UnusableFile(f'{path}: is not JSON: {error}') from error
   objects = []
@@ -324,7 +329,19 @@ def _read_array(path: Path, file: TextIO) -> Iterator[Table]:
 def _object(found: Any) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise BadInput('is not a JSON object')
-  return dict(_flat(found))
+  return _once(list(_flat(found)))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """An object of these entries; BadInput if a name is repeated, since one value would be lost."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise BadInput(f'has more than one {next(n for n in names if names.count(n) > 1)!r}')
+  return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _columns(objects: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -43,6 +43,11 @@ def test_index_of_a_data_frame_is_dropped(tmp_path):
         ('[{"a": 1}', 'is not JSON'),
         ('[]', 'contains no rows'),
         ('{"a": 1}\n{"a"\n{"a": 2}\n', 'line 2: is not JSON'),
+        ('{"a": 1}\n{"a": 1, "a": 2}\n', "line 2: has more than one 'a'"),
+        ('{"b": {"a": 1, "a": 2}}\n', "line 1: has more than one 'a'"),
+        ('{"b": {"a": 1}, "b.a": 2}\n', r"line 1: has more than one 'b\.a'"),
+        ('[{"b": 1}, {"a": 1, "a": 2}]', "runs.csv: has more than one 'a'"),
+        ('[{"b": {"a": 1}, "b.a": 2}]', r"item 1: has more than one 'b\.a'"),
         (b'a\n\xff\n', 'neither CSV nor JSON'),
     ],
 )
@@ -85,9 +90,17 @@ def test_no_number(tmp_path, text):
     table.numbers('a')
 
 
+@pytest.mark.parametrize('rows', ['{"a": 1}\n{"a": true}\n', '[{"a": 1}, {"a": true}]'])
+def test_booleans_are_no_numbers(tmp_path, rows):
+  table = read(tmp_path, rows)
+  with pytest.raises(BadInput, match='2: a=True: must be a number'):
+    table.numbers('a')
+  assert read(tmp_path, '{"a": false}\n').is_text('a')
+
+
 def test_text_is_not_meant_as_a_number(tmp_path):
-  table = read(tmp_path, 'a,b,c\n,"1,000",x\ntrain,,2\n')
-  assert table.is_text('a') and not table.is_text('b') and table.is_text('c')
+  table = read(tmp_path, 'a,b,c,d\n,"1,000",x,"1,5e-3"\ntrain,,2,\n')
+  assert [table.is_text(column) for column in 'abcd'] == [True, False, True, False]
 
 
 def test_chunks_give_the_same_rows(tmp_path, monkeypatch):
