@@ -30,7 +30,7 @@ class EndInText(BadInput):
 
   def __init__(self, index: int):
     """`index` is the text's, among those to encode."""
-    super().__init__('cannot be encoded without its end token; choose another --end_of_document')
+    super().__init__('cannot be encoded without the end-of-document token')
     self.index = index
 
 

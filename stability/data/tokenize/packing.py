@@ -216,7 +216,10 @@ class Packer:
       part, _ = batch[kept[error.index]]
       before = sum(number == part for number, _ in batch[: kept[error.index]])
       document = before + 1 + (done if part == self._part else 0)
-      raise BadInput(f'{self._parts[part].name}, document {document}: {error}') from error
+      raise BadInput(
+          f'{self._parts[part].name}, document {document}: {error}; choose another one with'
+          ' --end_of_document'
+      ) from error
     end = np.array([encoder.end_of_document], np.uint32)
     pieces: dict[str, list[np.ndarray]] = {split: [] for split in tokens.SPLITS}
     train_tokens = self.tokens['train']
