@@ -336,7 +336,7 @@ def read() -> None:
     raise BadInput('--answers: missing, must be files of answers, separated by commas')
   listed, about = tasks.read(folder)
   names = [task.task for task in listed]
-  given = [answer for file in _ANSWERS.value for answer in answers.read(Path(file), names)]
+  given = answers.read_all([Path(file) for file in _ANSWERS.value], names)
   decisions = answers.decide(given, names)
   from stability.labels import labelled
 
@@ -345,7 +345,8 @@ def read() -> None:
   conflicts = [decision for decision in decisions if decision.is_conflict]
   print(
       f'{len(given)} answers to {len(decisions)} of {len(listed)} tasks: {counts["keep"]} kept,'
-      f' {counts["drop"]} dropped, {counts["unsure"]} undecided'
+      f' {counts["drop"]} dropped, {counts["unsure"]} undecided; annotators:'
+      f' {len({answer.annotator for answer in given})}'
   )
   several = sum(len(decision.opinions) > 1 for decision in decisions)
   print(f'{len(conflicts)} conflicts among {several} tasks with several opinions')

@@ -2,9 +2,11 @@
 
   plain         JSON lines: {"task": NAME, "label": "keep", "annotator": "ann"}
   Label Studio  its JSON export: an array of tasks with `data` and `annotations`, each with
-                `completed_by` and a `result` whose choice is the label
+                `completed_by` and a `result` whose choice is the label; or its JSON-MIN export,
+                plain but for a number as annotator
   doccano       its JSONL export: {"id": 1, "text": ..., "label": ["keep"], "task": NAME}; in some
-                versions `labels`. The annotator is the file's name, as in an export by user.
+                versions `labels`. The annotator is the file's name, as in an export by user; of
+                files of one name, as much of the path as tells them apart.
 
 The last answer of each annotator to a task is an opinion. The label of a task is that of most
 opinions; `unsure` is none. If as many opinions keep as drop it, nothing is decided, and it is left
@@ -14,6 +16,8 @@ out.
 import collections
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from stability.errors import BadInput
 from stability.labels.tasks import LABELS
 
 KEEP, DROP, UNSURE = LABELS
+_SPACE = re.compile(r'[ \t\r\n]*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +53,43 @@ class Decision:
     return 0 < self.weight < 1
 
 
-def read(path: Path, known: Iterable[str]) -> list[Answer]:
+def read_all(paths: Sequence[Path], known: Iterable[str]) -> list[Answer]:
+  """The answers in several files; see `read`."""
+  names = set(known)
+  ends = {path: _ends(Path(os.path.abspath(path))) for path in paths}
+  found = []
+  for path in paths:
+    taken = {end for other in ends.values() if other != ends[path] for end in other}
+    found += read(path, names, next(end for end in ends[path] if end not in taken))
+  return found
+
+
+def _ends(path: Path) -> list[str]:
+  """What a file may be called: the ends of its path without suffix, and last the path itself."""
+  parts = (path.parent / path.stem).parts[1:]
+  return [*('/'.join(parts[-depth:]) for depth in range(1, len(parts) + 1)), str(path)]
+
+
+def read(path: Path, known: Iterable[str], person: str | None = None) -> list[Answer]:
   """The answers in a file, in any of the layouts.
 
   Args:
     path: the file.
     known: the names of the tasks.
+    person: the annotator of answers that name none; None: the file's name without suffix.
 
   Raises:
     BadInput: the file cannot be read, or an answer is broken; the message has file and line.
   """
   try:
-    text = path.read_text(encoding='utf-8')
+    text = path.read_text(encoding='utf-8-sig')
   except (OSError, ValueError) as error:
     raise BadInput(f'{path}: cannot be read: {error}') from None
   names = set(known)
   found = []
   for line, value in _values(path, text):
     try:
-      answers = list(_parse(value, path.stem))
+      answers = list(_parse(value, person or path.stem))
       for answer in answers:
         if answer.task not in names:
           raise BadInput(f'task={answer.task!r}: is none of the tasks')
@@ -106,17 +129,31 @@ def _values(path: Path, text: str) -> Iterable[tuple[int, Any]]:
       if line.strip():
         yield number, _load(path, number, line)
     return
-  decoder, position = json.JSONDecoder(), start + 1
-  while True:
-    position += len(text) - position - len(text[position:].lstrip(' \t\r\n,'))
+  decoder, position = json.JSONDecoder(), _after_space(text, start + 1)
+  is_open = text[position : position + 1] != ']'
+  while is_open:
     line = text.count('\n', 0, position) + 1
-    if text[position : position + 1] == ']':
-      return
     try:
       value, position = decoder.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
       raise BadInput(f'{path}, line {line}: is not JSON: {error}') from None
     yield line, value
+    position = _after_space(text, position)
+    is_open = text[position : position + 1] != ']'
+    if is_open:
+      if text[position : position + 1] != ',':
+        line = text.count('\n', 0, position) + 1
+        raise BadInput(f'{path}, line {line}: is not JSON: must be , or ] after an object')
+      position = _after_space(text, position + 1)
+  end = _after_space(text, position + 1)
+  if end < len(text):
+    line = text.count('\n', 0, end) + 1
+    raise BadInput(f'{path}, line {line}: is not JSON: has text after the array')
+
+
+def _after_space(text: str, position: int) -> int:
+  """The position of the next character that is no space."""
+  return _SPACE.match(text, position).end()
 
 
 def _load(path: Path, number: int, line: str) -> Any:
@@ -126,8 +163,8 @@ def _load(path: Path, number: int, line: str) -> Any:
     raise BadInput(f'{path}, line {number}: is not JSON: {error}') from None
 
 
-def _parse(value: Any, file: str) -> Iterable[Answer]:
-  """The answers of an object; `file` is the name of its file without suffix."""
+def _parse(value: Any, person: str) -> Iterable[Answer]:
+  """The answers of an object; `person` has given those that name nobody."""
   if not isinstance(value, dict):
     raise BadInput('must be an object')
   if 'annotations' in value:
@@ -137,7 +174,9 @@ def _parse(value: Any, file: str) -> Iterable[Answer]:
     labels = [_label(label) for label in labels]
     if len(labels) > 1:
       raise BadInput(f'label={labels}: must be one label')
-    return [Answer(_text(value, 'task'), label, file) for label in labels]
+    return [Answer(_text(value, 'task'), label, person) for label in labels]
+  if isinstance(annotator := value.get('annotator'), int) and not isinstance(annotator, bool):
+    value = value | {'annotator': str(annotator)}
   return [Answer(_text(value, 'task'), _label(labels), _text(value, 'annotator'))]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,31 @@ def test_doccano(folder, tmp_path, key):
   ]
 
 
+def test_doccano_files_of_one_name(tmp_path, monkeypatch):
+  """Two people are two, even if their exports have one name."""
+  monkeypatch.chdir(tmp_path)
+  given = {'alice/all.jsonl': 'keep', 'bob/all.jsonl': 'drop', 'bob/all.json': 'keep', 'c': 'keep'}
+  for name, label in given.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    files.write_lines(tmp_path / name, [{'task': 't0', 'label': [label]}])
+
+  def people(*names):
+    return [answer.annotator for answer in answers.read_all([*map(Path, names)], NAMES)]
+
+  assert people('alice/all.jsonl') == people('alice/all.jsonl', 'bob/../alice/all.jsonl')[:1]
+  assert people('alice/all.jsonl', 'bob/all.jsonl', 'c') == ['alice/all', 'bob/all', 'c']
+  assert people('bob/all.jsonl', 'bob/all.json') == [
+      f'{tmp_path}/bob/all.jsonl', f'{tmp_path}/bob/all.json'
+  ]
+  with pytest.raises(BadInput, match='/: cannot be read'):
+    people('/')
+
+
+def test_label_studio_json_min(tmp_path):
+  (tmp_path / 'a.json').write_text('\ufeff[{"task": "t0", "label": "keep", "annotator": 1}]')
+  assert answers.read(tmp_path / 'a.json', NAMES) == [Answer('t0', 'keep', '1')]
+
+
 PLAIN = '{"task": "t0", "label": "keep", "annotator": "a"}'
 BROKEN = {
     'no JSON': ('{"task": ', 'line 2: is not JSON'),
@@ -121,6 +147,29 @@ def test_broken_answers(case, layout, tmp_path):
   with pytest.raises(BadInput) as error:
     answers.read(path, NAMES)
   assert str(error.value).startswith(f'{path}, {said}'), error.value
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        (f'[{PLAIN}]\n]', 'line 2: is not JSON: has text after the array'),
+        (f'[{PLAIN}]\n{PLAIN}', 'line 2: is not JSON: has text after the array'),
+        (f'[{PLAIN}\n{PLAIN}]', 'line 2: is not JSON: must be , or ] after an object'),
+        (f'[{PLAIN}', 'line 1: is not JSON: must be , or ] after an object'),
+        (f'[{PLAIN},\n,{PLAIN}]', 'line 2: is not JSON: Expecting value'),
+        (f'[{PLAIN},\n]', 'line 2: is not JSON: Expecting value'),
+        ('[,,]', 'line 1: is not JSON: Expecting value'),
+        ('[', 'line 1: is not JSON: Expecting value'),
+    ],
+)
+def test_a_damaged_array(text, said, tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text(text)
+  with pytest.raises(BadInput) as error:
+    answers.read(path, NAMES)
+  assert str(error.value).startswith(f'{path}, {said}'), error.value
+  path.write_text('[ ]\n')
+  assert not answers.read(path, NAMES)
 
 
 def test_line_ends_of_a_text(tmp_path):

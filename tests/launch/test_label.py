@@ -108,7 +108,7 @@ def test_from_answers_to_token_files(place, capsys, monkeypatch):
   both = 'tasks/answers.jsonl,bea.jsonl'
   code, out, error = run(capsys, 'read', '--tasks=tasks', f'--answers={both}', '--output=judged')
   assert code == 0, error
-  assert '8 answers to 6 of 6 tasks: 2 kept, 1 dropped, 3 undecided' in out
+  assert '8 answers to 6 of 6 tasks: 2 kept, 1 dropped, 3 undecided; annotators: 2\n' in out
   assert '2 conflicts among 2 tasks' in out
   assert f'{found[0].task}: ann: keep, bea: drop' in out
   opened = tokens.open_tokens(place / 'judged')
