@@ -31,7 +31,7 @@ class Notes:
   other_steps: dict[str, None]  # columns that could be the step and are not used
   without_step: Counter[str]  # step column -> rows that lack it, left out
   first_without_step: dict[str, str]  # step column -> file and line of the first such row
-  damaged: list[str]  # lines that are left out, and why
+  damaged: list[str]  # lines, or ends of event files, that are left out, and why
   unusable: list[str]  # files that are left out, and why
   left_out: dict[str, None]  # columns
   ignored: list[Path]  # files in the folder
@@ -352,7 +352,7 @@ def _add_file(reader: _Reader, root: Path, file: Path) -> None:
   """Adds the rows of a file; UnusableFile if it has none."""
   names = log_files.names(root, file)
   if events.is_event_file(file):
-    for tag, steps, values in events.read(file):
+    for tag, steps, values in events.read(file, reader.notes.damaged):
       reader.seen.add(tag)
       reader.add_scalars(names, tag, steps, _marked(values, np.isnan(values)))
   else:

@@ -121,6 +121,35 @@ def test_a_config_and_a_summary(tmp_path, monkeypatch):
     assert not any('columns of the curves, left out' in note for note in found.notes)
 
 
+def test_a_damaged_event_file(tmp_path):
+  pytest.importorskip('tensorboard')
+  from tensorboardX import SummaryWriter
+
+  with SummaryWriter(str(tmp_path / 'a')) as writer:
+    for step in range(20):
+      writer.add_scalar('lr', 0.1, step)
+      writer.add_scalar('loss', 5 - step / 10, step)
+  (file,) = (tmp_path / 'a').iterdir()
+  whole = file.read_bytes()
+
+  def read(content):
+    file.write_bytes(content)
+    found = imported(tmp_path)
+    return [*losses(found.runs['a'])][-1], named(found.notes, 'left out: ', file.name, 'is damaged')
+
+  assert read(whole) == (19, False)
+  for cut in (1, 4, 5, 20, 40):  # a trainer is still writing it
+    last, is_named = read(whole[:-cut])
+    assert last >= 18 and not is_named
+  middle = whole.index(b'loss', len(whole) // 2)
+  for place in (middle, middle - 20, middle - 29):  # an event, the checksum of its length, that
+    content = bytearray(whole)
+    content[place : place + 1] = b'?'
+    last, is_named = read(content)
+    assert content != whole and 5 < last < 15 and is_named
+  assert read(whole + bytes(99)) == (19, True)
+
+
 def test_a_table_of_runs_that_is_cut_off(tmp_path):
   path = tmp_path / 'runs.csv'
   path.write_text('name,lr,loss,initial_loss\na,1,3,5\nb,2,4,5\nc,3')
