@@ -18,9 +18,12 @@ FIELDS = (
     *('model.width', 'model.depth', 'model.head_dim'),
     *('schedule.steps', 'schedule.warmup_steps'),
 )
+_WHOLE = ('parameters', 'seed', 'steps', 'tokens', *FIELDS)
 _COUNTERS = ('steps', 'tokens', 'seconds')  # not needed
 _SUFFIXES = {'': 1, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
 _COUNT = re.compile(r'([0-9]+\.?[0-9]*(?:[eE]\+?[0-9]+)?)\s*([kKmMbBgGtT]?)')
+
+_LIKE_THOUSANDS = re.compile(r'[1-9][0-9]{0,2}\.[0-9]{3}')
 
 
 @dataclasses.dataclass
@@ -166,7 +169,24 @@ def rows(table: Table, found: Mapping[str, str], options: Options) -> tuple[list
   if not found_runs:
     raise BadInput(f'{table.source}: {found["learning_rate"]} is empty in every row')
   notes = [Caution(f'left out, without a learning rate: {listed(empty)}')] if empty else []
-  return found_runs, notes
+  return found_runs, notes + _on_points(table, found)
+
+
+def _on_points(table: Table, found: Mapping[str, str]) -> list[str]:
+  """Names columns of whole numbers such as 10.000, which may be ten thousand."""
+  notes = []
+  for name in _WHOLE:
+    texts = table.texts(found[name]) if name in found else []
+    rows_with = [row for row, text in enumerate(texts) if _LIKE_THOUSANDS.fullmatch(text)]
+    if rows_with:
+      text = texts[rows_with[0]]
+      notes.append(
+          Caution(
+              f'{table.where(rows_with[0])}: {found[name]}={text!r} is read as {float(text):g}; if'
+              f' the point separates thousands, write {text.replace(".", "")}'
+          )
+      )
+  return notes
 
 
 def count(number: int) -> str:

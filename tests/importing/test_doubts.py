@@ -112,6 +112,18 @@ def test_sizes_that_are_not_found():
   assert any('--map=parameters=COLUMN (those in the matrices' in note for note in notes)
 
 
+@pytest.mark.parametrize('column', ['max_steps', 'params', 'seed', 'steps', 'tokens'])
+def test_a_point_in_a_whole_number(column):
+  runs = RUNS.assign(final_loss=3.0, initial_loss=5.0)
+  (note,) = cautions(assembled(runs.assign(**{column: '10.000'})))
+  assert note == (
+      f"runs, row 0: {column}='10.000' is read as 10; if the point separates thousands, write 10000"
+  )
+  for text in '10000', '10.0', '1.5e3', '12.500M':
+    if column != 'seed' or text != '12.500M':
+      assert not cautions(assembled(runs.assign(**{column: text})))
+
+
 @pytest.mark.parametrize('column', ['# Parameters', '#Params', ' # params '])
 def test_a_column_of_a_number_of_parameters(column):
   runs = RUNS.rename(columns={'params': column}).assign(final_loss=3.0, initial_loss=5.0)
