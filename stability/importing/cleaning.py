@@ -27,8 +27,9 @@ class Curve:
 def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
   """The rows of a run by ascending step, each step once; of equal steps, the later row counts.
 
-  A restart from an earlier step replaces all rows from that step on. Rows that are merely not in
-  order are sorted.
+  A restart from an earlier step replaces all rows from that step on, if they have a metric that it
+  logs again: a file may have all training losses first and then all validation losses. Rows that
+  are merely not in order are sorted.
   """
   values = _logged(values)
   back = np.flatnonzero(np.diff(steps) < 0) + 1
@@ -37,8 +38,13 @@ def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
     for start, end in itertools.pairwise([*back, len(steps)]):
       earlier = np.flatnonzero(keep[:start])
       seen, segment = steps[earlier], steps[start:end]
-      if ((seen >= segment[0]) & (seen <= segment.max())).any():
-        keep[earlier[seen >= segment[0]]] = False
+      later = earlier[seen >= segment[0]]
+      is_again = any(
+          np.isfinite(column[later]).any() and np.isfinite(column[start:end]).any()
+          for column in values.values()
+      )
+      if is_again and (steps[later] <= segment.max()).any():
+        keep[later] = False
   rows = np.flatnonzero(keep)
   rows = rows[np.argsort(steps[rows], kind='stable')]
   steps, values = steps[rows], {name: column[rows] for name, column in values.items()}

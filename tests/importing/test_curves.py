@@ -53,6 +53,18 @@ def test_steps_that_are_repeated_out_of_order_are_counted():
   assert cleaning.tidy(steps, apart).unordered == 0  # rows of a step with other metrics
 
 
+def test_validation_rows_after_all_training_rows():
+  """They go back without a restart: nothing is replaced."""
+  values = {
+      'loss': np.array([5.0, 4.0, 3.0, NAN, NAN]),
+      'val_loss': np.array([NAN, NAN, NAN, 5.5, 3.5]),
+  }
+  curve = cleaning.tidy(np.array([0, 10, 20, 0, 20]), values)
+  assert curve.repeated == 0
+  np.testing.assert_array_equal(curve.values['loss'], [5, 4, 3])
+  np.testing.assert_array_equal(curve.values['val_loss'], [5.5, NAN, 3.5])
+
+
 def test_rows_of_one_step_are_merged():
   # W&B logs training and validation in two rows.
   values = {'loss': np.array([1, NAN, 2]), 'val_loss': np.array([NAN, 3, NAN])}
