@@ -4,8 +4,8 @@
 
 merged adds a LoRA or DoRA to the weights: the result has the parameters of a model without an
 adapter, and works as config.init.checkpoint. adapter keeps only what the method has added; it works
-as config.init.adapter over any model of the same size. Both have the metadata of the run, whose
-own file stays as it is.
+as config.init.adapter over any model of the same size or, with adapter.init=pissa, over the one
+that it was trained over. Both have the metadata of the run, whose own file stays as it is.
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -56,6 +56,8 @@ def main() -> None:
   if _PART.value == 'merged':
     arrays = arrays | {f'{parameters.CARRIED}{n}': a for n, a in variables.carried.items()}
   about = parameters.about(entry['run'], entry['step'], config, entry['data'])
+  if _PART.value == 'adapter':
+    about |= {'base': parents.base(entry)}
   parameters.write_file(output, arrays, about, 'float32')
   print(f'{output}: {len(arrays)} arrays, {sum(a.size for a in arrays.values()):,} numbers')
 

@@ -218,8 +218,9 @@ RECORDS = (
          allowed='the folder of a run, FOLDER@STEP or a file', optional=True, at_start=True,
          absent=None),
     path('init.adapter', None,
-         'Trained adapter that the run starts with, of the same adapter.* options: the folder of a'
-         ' run that has ended, or a file of safetensors; unset: a new one.',
+         'Trained adapter that the run starts with, of the same adapter.* options and, with'
+         ' adapter.init=pissa, of the same init.checkpoint: the folder of a run that has ended, or'
+         ' a file of safetensors; unset: a new one.',
          allowed='the folder of a run, or a file', optional=True, at_start=True, absent=None),
     choice('init.optimizer', 'new', ('new', 'checkpoint'),
            'Initial state of the optimizer: new; or checkpoint, moments and counts of'

@@ -8,6 +8,7 @@ written before the run is trained; training refuses other parameters than those 
                               given, path, step, sha256, config and data (tokenizer ...)
 """
 
+import contextlib
 import json
 import math
 import re
@@ -113,6 +114,19 @@ def about(path: Path) -> Json:
 
 def _record(text: str, path: Path, sha256: str, about: Json) -> Json:
   return {'given': text, 'path': str(path.resolve()), 'sha256': sha256, **about}
+
+
+def base(entry: Json) -> str | None:
+  """The SHA-256 of the parameters over which the adapter of an entry was trained, if it is known.
+
+  Of a run, its own record has it; of a file of launch.merge, the metadata.
+  """
+  path = Path(entry['path'])
+  if path.is_dir() or path.name == parameters.FILE:
+    return read(path if path.is_dir() else path.parent).get('checkpoint', {}).get('sha256')
+  with contextlib.suppress(ValueError):
+    return json.loads(safetensors.read_header(path).metadata.get('base', 'null'))
+  return None
 
 
 def write(run: Path, record: Json) -> None:

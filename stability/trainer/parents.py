@@ -54,6 +54,8 @@ class Checker:
         found[key] = self._describe(key, text, config)
         if key in old and old[key]['sha256'] != found[key]['sha256']:
           raise BadInput('has other parameters than those that the run was begun with')
+        if key == 'adapter' and config['adapter']['init'] == 'pissa':
+          _check_base(found)
       except BadInput as error:
         raise BadInput(f'config.{parents.OPTIONS[key]}={text!r}: {error}') from error
     return found
@@ -175,6 +177,18 @@ def _check(key: str, entry: Json, config: Config, tokenizer: Json) -> None:
   _compare(found.carried, wanted['carried'], theirs, ours)
   if config['init']['optimizer'] == 'checkpoint':
     _compare(found.optimizer, wanted['optimizer'], theirs, ours)
+
+
+def _check_base(record: Json) -> None:
+  """Raises BadInput unless a PiSSA adapter was trained over the checkpoint of a record.
+
+  It has replaced a part of the kernels. Another base would lose a part of its own instead.
+  """
+  if parents.base(record['adapter']) != record['checkpoint']['sha256']:
+    raise BadInput(
+        'with config.adapter.init=pissa, fits only the very parameters that it was trained over,'
+        ' not those of config.init.checkpoint'
+    )
 
 
 def _compare(

@@ -1,10 +1,14 @@
 """Fine-tuning of trained runs: adapters over their weights, merged, and alone."""
 
+import functools
+
 import numpy as np
 import pytest
 from helpers import training
 from helpers.training import POPULATION, Killed, kill, numbers
 
+from launch import merge
+from launch.common import app
 from stability import config as config_lib
 from stability.errors import BadInput
 from stability.model import adapters
@@ -89,17 +93,28 @@ def test_merged_into_the_next_run(parent, fine_tune):
 
 
 def test_adapter_alone(parent, fine_tune, tmp_path):
-  """The adapter of one run over the weights of another; pissa finds its remainder again."""
+  """The adapter of one run over the weights of another; pissa finds its remainder again.
+
+  Over other weights than its own it would find another remainder, and is refused.
+  """
   for init in ('kaiming', 'pissa'):
     fields = LORA | {'adapter.init': init}
     (run,) = fine_tune(parent, **fields, **{'optimizer.learning_rate': 0.1})
-    arrays, metadata = safetensors.read(run / parameters.FILE)
-    alone = {n: a for n, a in arrays.items() if adapters.is_added(tuple(n.split('/')))}
     file = tmp_path / f'{init}.safetensors'
-    safetensors.write(file, alone, metadata)
+    argv = ['merge', f'--run={run}', f'--output={file}', '--part=adapter']
+    assert app.execute(merge.main, merge.FLAGS, argv) == 0
     (child,) = fine_tune(parent, **fields, **{'init.adapter': str(file)})
     assert losses(child)[0] == pytest.approx(losses(run)[1], rel=1e-5)
     assert losses(run)[1] < losses(run)[0] - 1e-4
+    config = config_lib.flatten(run_files.read_config(child))
+    for adapter in (file, run):
+      over = config | {'init.checkpoint': f'{parent}@12', 'init.adapter': str(adapter)}
+      record = functools.partial(parents_lib.Checker(TOKENIZER).record, old={})
+      if init == 'kaiming':
+        assert record(config_lib.unflatten(over)).keys() == {'checkpoint', 'adapter'}
+        continue
+      with pytest.raises(BadInput, match=r'config.init.adapter=.*pissa, fits only the very'):
+        record(config_lib.unflatten(over))
 
 
 def test_refused(parent, fine_tune):
