@@ -75,7 +75,7 @@ def ask(
   while position < len(rest):
     task, is_second = rest[position]
     what = ', a second opinion' if is_second else ''
-    show(f'\n[{position + 1}/{len(rest)}{what}] {task.document}, from character {task.start:,}')
+    show(f'\n[{position + 1}/{len(rest)}{what}] {task.document}, from byte {task.start:,}')
     show(''.join(c if c.isprintable() or c in '\n\t' else '\ufffd' for c in task.text))
     key = read_key()
     while key and key not in (*KEYS, 'b', 'q'):

@@ -1,4 +1,4 @@
-"""Passages of documents, with their offsets in characters."""
+"""Passages of documents, with their offsets in bytes."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ class Passage(NamedTuple):
   """A part of a document, or a whole one."""
 
   document: str
-  start: int  # in characters of the document
+  start: int  # in bytes of the document
   end: int
   text: str
   encoding: str  # of the document
@@ -41,15 +41,16 @@ def cut(documents: Iterable[Document], length: int) -> Iterator[Passage]:
       text = content.decode()
     except UnicodeDecodeError:
       encoding, text = 'latin-1', content.decode('latin-1')
-    start = 0
+    start = offset = 0
     while start < len(text):
       end = min(start + length, len(text)) if length else len(text)
       if end < len(text):
         line_end = text.rfind('\n', start + length // 2, end)
         end = end if line_end < 0 else line_end + 1
+      size = len(text[start:end].encode(encoding))
       if not text[start:end].isspace():
-        yield Passage(name, start, end, text[start:end], encoding)
-      start = end
+        yield Passage(name, offset, offset + size, text[start:end], encoding)
+      start, offset = end, offset + size
 
 
 def without_near_duplicates(

@@ -39,7 +39,7 @@ class Task:
 
   task: str  # name
   document: str
-  start: int  # in characters
+  start: int  # in bytes of the document
   end: int
   text: str
   encoding: str

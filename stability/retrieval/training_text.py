@@ -14,7 +14,8 @@ from stability.data.tokenize import readers
 from stability.data.tokenize.shards import ShardedArray
 from stability.data.tokenize.stored import StoredTokenizer
 
-_PIECE = re.compile(r'\[(\d+):(\d+)\]$')  # in the name of a piece of a cut document, see splits.py
+# At the end of the name of a piece of a document, see splits.py, or of a passage, see labelled.py.
+_PLACES = re.compile(r'(\[\d+:\d+\])+$')
 _READ = 2**24  # tokens read at a time
 
 
@@ -47,9 +48,8 @@ def trained_on(
     own = slice(start, start + length)
     if length in lengths:
       whole.add(_digest(np.asarray(opened.train[own], dtype)))
-    if (piece := _PIECE.search(name)) and int(piece[2]) <= longest:
-      text = tokenizer.decode(np.asarray(opened.train[own]))
-      pieces.append((slice(int(piece[1]), int(piece[2])), text))
+    if (place := _place(name)) and place.stop <= longest:
+      pieces.append((place, tokenizer.decode(np.asarray(opened.train[own]))))
     start += length + 1
   return [
       name
@@ -57,6 +57,14 @@ def trained_on(
       if any(_digest(tokens) in whole for tokens in parts)
       or any(text[part] == piece for part, piece in pieces)
   ]
+
+
+def _place(name: str) -> slice | None:
+  """The bytes of a document that a piece of it, or a passage of a piece, has; None: all of them."""
+  if not (found := _PLACES.search(name)):
+    return None
+  starts, ends = zip(*(map(int, place.split(':')) for place in found[0][1:-1].split('][')))
+  return slice(sum(starts), sum(starts[:-1]) + ends[-1])
 
 
 def _lengths(tokens: np.memmap | ShardedArray, end: int) -> Iterator[int]:

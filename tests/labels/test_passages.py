@@ -10,14 +10,15 @@ def test_passages_are_the_text_at_their_offsets():
   for length in (1, 5, 12, 14, 0):
     found = list(passages.cut(documents, length))
     for (name, content), encoding in zip(documents, ('utf-8', 'latin-1'), strict=True):
-      text = content.decode(encoding)
       own = [passage for passage in found if passage.document == name]
       for passage in own:
-        assert text[passage.start : passage.end] == passage.text and passage.encoding == encoding
+        assert content[passage.start : passage.end] == passage.text.encode(encoding)
+        assert passage.encoding == encoding
         assert not length or len(passage.text) <= length
         assert passage.text.encode(passage.encoding) in content
       covered = sum(len(passage.text) for passage in own)
-      assert covered == len(text) or (length == 1 and covered < len(text))
+      total = len(content.decode(encoding))
+      assert covered == total or (length == 1 and covered < total)
   lines = ['first line\n', 'second \xe9 line\n', '\nthird']
   assert [p.text for p in passages.cut(documents[:1], 14)] == lines
   assert len({passage.task for passage in found}) == len(found)

@@ -9,7 +9,11 @@ from helpers.tokenizing import made
 
 from stability.data import prepare as prepare_lib
 from stability.data import tokens
+from stability.data.tokenize import stored as stored_lib
 from stability.data.tokenize.stored import StoredTokenizer
+from stability.labels import labelled, passages
+from stability.labels.answers import KEEP, Decision
+from stability.labels.tasks import Task
 from stability.retrieval.training_text import trained_on
 
 
@@ -46,6 +50,22 @@ def test_a_document_that_was_cut(prepare, tmp_path):
   documents.append(('inside', long[100:3000]))
   found, meta = prepare(tmp_path / 'text.txt', documents)
   assert meta['cut_documents'] == ['text.txt'] and found == ['same', 'longer']
+
+
+def test_passages_that_people_have_judged(prepare, tmp_path):
+  """Of text that is not ASCII, and of pieces of it."""
+  text = '\xe9t\xe9 '.encode() + sentences(1, 4000) + ' \u20ac'.encode()
+  (tmp_path / 'text.txt').write_bytes(text)
+  prepare(tmp_path / 'text.txt', [('text.txt', text)])
+  folder = next((tmp_path / 'data').glob('*/meta.json')).parent
+  for number, documents in enumerate([[('text.txt', text)], stored_lib.documents(folder)]):
+    passage = list(passages.cut(documents, 100))[-1]
+    task = Task(passage.task, *passage, None, None, None)
+    output = tmp_path / f'judged {number}'
+    labelled.write(output, folder, [task], [Decision(task.task, KEEP, 1.0, ())])
+    tokenizer = StoredTokenizer(folder, tokens.open_tokens(folder).meta)
+    others = [('same', text), ('other', text[::-1])]
+    assert trained_on(others, output, tokenizer) == ['same']
 
 
 @pytest.mark.parametrize('tokenizer', [['bytes'], ['bpe', '--vocabulary_size=280']])
