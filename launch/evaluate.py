@@ -17,6 +17,7 @@ from launch.common import app, path_flags
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def main() -> int:
   finally:  # after an interruption, the same command continues
     other_text_csv.add(workdir, measured.rows)
   if measured.rows:
-    _print_table(workdir)
+    _print_tables(workdir, measured.rows)
     path = page.write_report(workdir)
     print(f'Report: {path}')
   for error in damaged:
@@ -175,17 +176,20 @@ def _text_of(parent: Json) -> Path:
   return workdir / data['path']
 
 
-def _print_table(workdir: Path) -> None:
+def _print_tables(workdir: Path, rows: Sequence[other_text_csv.Row]) -> None:
+  """Prints the rows that were asked for, and the means of all that are known."""
   from stability.analysis import results
   from stability.report import other_text
 
   console = display.console(PIPED_WIDTH)
-  text = other_text.table(results.load_workdir(workdir), other_text_csv.read(workdir))
-  table = Table(box=box.SIMPLE_HEAD)
-  for name in text:
-    table.add_column(name, justify='left' if name == other_text.TEXT else 'right')
-  display.add_rows(table, text.itertuples(index=False))
-  console.print(table)
+  means = other_text.table(results.load_workdir(workdir), other_text_csv.read(workdir))
+  for text in (other_text.of_runs(rows), means):
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in text:
+      is_text = name in ('run', other_text.TEXT)
+      table.add_column(name, justify='left' if is_text else 'right', overflow='fold')
+    display.add_rows(table, text.itertuples(index=False))
+    console.print(table)
 
 
 if __name__ == '__main__':

@@ -73,9 +73,11 @@ def test_an_interruption_keeps_what_is_measured(place, capsys, monkeypatch):
 
 def test_any_text(place, capsys):
   write_text(place / 'third', range(100, 103), count=20)
-  assert run(capsys, '--text=third', '--runs=*seed=1')[0] == 0
+  code, output, error = run(capsys, '--text=third', '--runs=*seed=1')
+  assert code == 0, error
   (row,) = other_text_csv.read(place / 'runs')
   assert row.text == 'third' and row.parent_loss is not None
+  assert f'{row.loss:.3f}' in output and f'{row.loss - row.parent_loss:+.3f}' in output
   assert 3 < row.windows < FIELDS['data.validation_batches'] * FIELDS['data.batch_size']
 
 

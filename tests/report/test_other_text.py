@@ -54,11 +54,30 @@ def test_best_rate_is_that_of_all_runs(results):
 
 
 def test_a_rate_that_was_measured_in_part(results):
-  """The mean over the seeds that were measured would not be that of the rate."""
-  name = results.runs['run'].iloc[3]
-  (row,) = other_text.table(results, rows(results, [name])).to_dict('records')
-  assert row['best LR'] == '3e-2' and row['loss at best LR'] == row['forgotten at best LR'] == ''
-  assert row['loss at 3x'] == '3.450'
+  """The mean is over the seeds that were measured, and says so."""
+  names = results.runs['run']
+  (row,) = other_text.table(results, rows(results, [names.iloc[3]])).to_dict('records')
+  assert row['best LR'] == '3e-2' and row['loss at best LR'] == '3.200 (1 of 2 runs)'
+  assert row['forgotten at best LR'] == '+1.200' and row['loss at 3x'] == '3.450'
+  (row,) = other_text.table(results, rows(results, list(names.iloc[2:4]))).to_dict('records')
+  assert row['loss at best LR'] == row['forgotten at best LR'] == ''
+
+
+def test_a_row_for_each_run(results):
+  known = rows(results)
+  without = dataclasses.replace(known[1], parent_loss=None, training_documents=1)
+  first, second = other_text.of_runs([known[0], without]).to_dict('records')
+  assert first == {
+      'run': known[0].run, 'text': 'old', 'windows': '4', 'loss': '3.000', 'forgotten': '+1.000'
+  }
+  assert second['text'] == 'old (holds training text)' and second['forgotten'] == ''
+  assert 'forgotten' not in other_text.of_runs([without])
+
+
+def test_without_parents(results):
+  known = [dataclasses.replace(row, parent_loss=None) for row in rows(results)]
+  (row,) = other_text.table(results, known).to_dict('records')
+  assert row['loss at best LR'] == '3.250' and 'forgotten at best LR' not in row
 
 
 def test_training_text_is_marked(results):
