@@ -10,9 +10,9 @@ or whole documents with --length=0. It writes those that come first by a rule, w
 duplicates: --count of them, or with --share=0.5 half of the text. Passages of FOLDER that share
 text with the sweep's validation text are left out and counted. The rules are: disagreement, on
 which several seeds disagree most; loss, whose loss is highest; gain, whose loss a run that was
-trained on other text lowers most (--reference=DIR/runs/NAME); and random. TASKS has them as JSON
-lines and as tasks for Label Studio and doccano. By default, the seeds are those of the size and
-options with the lowest loss.
+trained on other text lowers most (--reference=DIR/runs/NAME); and random, for which no model is
+asked. TASKS has them as JSON lines and as tasks for Label Studio and doccano. By default, the seeds
+are those of the size and options with the lowest loss.
 
 ask shows passages one at a time: k keeps, d drops, u is unsure, b goes back, q ends; the same
 command continues. A share of them (--second) is asked of a second person. read takes answers of
@@ -77,8 +77,7 @@ _COUNT = flags.DEFINE_integer(
 _SHARE = flags.DEFINE_float(
     'share',
     None,
-    'select: share of the text, in characters, instead of --count',
-    lower_bound=0.0,
+    'select: share of the text, in characters, instead of --count; above 0',
     upper_bound=1.0,
     flag_values=FLAGS,
 )
@@ -147,6 +146,8 @@ def select() -> None:
     raise BadInput('--reference: must be given with --by=gain, and only then')
   if _COUNT.value is not None and _SHARE.value is not None:
     raise BadInput('--share: must be given without --count')
+  if _SHARE.value is not None and not _SHARE.value > 0:
+    raise BadInput(f'--share={_SHARE.value}: must be above 0, and at most 1')
   if FLAGS['seed'].present and _BY.value != 'random':
     raise BadInput('--seed: must be given with --by=random')
   sweep = finished_runs.open_sweep(workdir)
@@ -257,6 +258,8 @@ def _score(
   from stability.labels import scores
 
   tokenizer = stored.StoredTokenizer(workdir / sweep.data['path'], sweep.data)
+  if _BY.value == 'random':
+    return scores.Scores(*np.full((3, len(found)), np.nan))
   models = [_load(workdir, name) for name in names]
   reference = None
   if _REFERENCE.value:

@@ -13,7 +13,8 @@ from stability.data.tokenize.stored import StoredTokenizer
 from stability.labels.passages import Passage
 from stability.retrieval.model import Model
 
-_WINDOWS = 64  # at once
+_ELEMENTS = 2**24  # log-probabilities at once: of all models, windows, positions and tokens
+_CHUNK = 2**20  # those of them whose entropies are computed at once, in float64
 
 
 class Scores(NamedTuple):
@@ -38,8 +39,13 @@ def bald(log_p_MxTxV: np.ndarray) -> np.ndarray:
   It is the entropy of the mean of the models' distributions minus the mean of their entropies: high
   where each of them is sure of something else, zero where they agree.
   """
-  log_p = log_p_MxTxV.astype(np.float64)
-  return _entropy(np.exp(log_p).mean(axis=0)) - _entropy(np.exp(log_p)).mean(axis=0)
+  M, T, V = log_p_MxTxV.shape
+  size = max(1, _CHUNK // (M * V))
+  found = []
+  for start in range(0, T, size):
+    p = np.exp(log_p_MxTxV[:, start : start + size].astype(np.float64))
+    found.append(_entropy(p.mean(axis=0)) - _entropy(p).mean(axis=0))
+  return np.concatenate(found)
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
@@ -66,18 +72,21 @@ def score(
   tokens = [tokenizer.encode(passage.text.encode(passage.encoding)) for passage in passages]
   windows, owners, masks = _windows(tokens, models[0].sequence_length, tokenizer.end_of_document)
   sums = np.zeros((3, len(passages)))
-  for start in range(0, len(windows), _WINDOWS):
-    part = windows[start : start + _WINDOWS]
+  per_window = len(models) * models[0].sequence_length * models[0].vocabulary_size
+  size = max(1, _ELEMENTS // per_window)
+  for start in range(0, len(windows), size):
+    part = windows[start : start + size]
     log_p_MxNxTxV = np.stack([model.log_p_all(part) for model in models])
     targets = part[None, :, 1:, None].astype(np.int64)
+    _, N, T, V = log_p_MxNxTxV.shape
     found = [
         -np.take_along_axis(log_p_MxNxTxV, targets, -1)[..., 0].mean(axis=0, dtype=np.float64),
-        bald(log_p_MxNxTxV),
+        bald(log_p_MxNxTxV.reshape(len(models), N * T, V)).reshape(N, T),
         np.full(part[:, 1:].shape, np.nan) if reference is None else -reference.log_p(part),
     ]
-    mask = masks[start : start + _WINDOWS]
+    mask = masks[start : start + size]
     for row, values in zip(sums, found, strict=True):
-      np.add.at(row, owners[start : start + _WINDOWS], np.where(mask, values, 0).sum(axis=1))
+      np.add.at(row, owners[start : start + size], np.where(mask, values, 0).sum(axis=1))
     on_progress((start + len(part)) / len(windows))
   lengths = np.array([max(1, len(each)) for each in tokens])
   loss, disagreement, reference_loss = sums / lengths

@@ -35,13 +35,15 @@ def test_bald_is_the_mean_divergence_from_the_mean():
 class TableModel:
   """A bigram model from a random table; it remembers the windows."""
 
-  sequence_length = 4
+  sequence_length, vocabulary_size = 4, 128
 
   def __init__(self, seed):
     table = np.random.default_rng(seed).dirichlet(np.full(128, 0.5), size=128)
     self.table = np.log(np.maximum(table, 1e-12)).astype(np.float32)
+    self.most = 0  # windows at once
 
   def log_p_all(self, windows):
+    self.most = max(self.most, len(windows))
     return self.table[windows[:, :-1]]
 
   def log_p(self, windows):
@@ -52,7 +54,8 @@ TEXTS = ['a', 'abcd', 'abcde', 'hello, passages of several windows', 'xyz' * 90]
 
 
 def test_scores_of_passages(monkeypatch):
-  monkeypatch.setattr(scores, '_WINDOWS', 3)
+  monkeypatch.setattr(scores, '_ELEMENTS', 3 * 4 * 128 * 3 + 100)  # three windows of three models
+  monkeypatch.setattr(scores, '_CHUNK', 3 * 128 * 5)  # five positions
   models, reference = [TableModel(0), TableModel(1), TableModel(2)], TableModel(3)
   passages = [Passage('x', 0, len(text), text, 'utf-8') for text in TEXTS]
   shares = []
@@ -67,7 +70,7 @@ def test_scores_of_passages(monkeypatch):
     bald = (-mean * np.log(mean)).sum(-1) - (-rows * np.log(rows)).sum(-1).mean(axis=0)
     assert found.disagreement[n] == pytest.approx(bald.mean(), rel=1e-4)
     assert found.gain[n] == pytest.approx(np.mean(losses[:3]) - losses[3], rel=1e-4)
-  assert shares[-1] == 1
+  assert shares[-1] == 1 and {model.most for model in models} == {3}
 
 
 def test_without_a_reference():

@@ -68,7 +68,9 @@ def test_selection(place, capsys):
   assert by_loss[0][0].loss >= max(task.loss for task in by_loss[0])
 
 
-def test_random_selection_and_near_duplicates(place, capsys):
+def test_random_selection_and_near_duplicates(place, capsys, monkeypatch):
+  """Nothing is scored."""
+  monkeypatch.setattr(label, '_load', lambda *_: pytest.fail('a model is loaded'))
   (found, _), out = select(capsys, 'tasks', '--by=random', '--count=999')
   assert 'near-duplicates left out' in out
   copies = [task for task in found if task.document in ('0.txt', 'copy.txt')]
@@ -191,6 +193,7 @@ BAD = {
     'no seed': ([*SELECT, '--runs=seed=9'], '--runs=seed=9: names no finished run'),
     'rule': ([*SELECT, '--by=taste'], '--by'),
     'count': ([*SELECT, '--count=0'], '--count'),
+    'no share': ([*SELECT, '--share=0'], '--share=0.0: must be above 0, and at most 1'),
     'share': ([*SELECT, '--count=2', '--share=0.5'], '--share: must be given without --count'),
     'nothing to keep': (['keep', '--tasks=new', '--output=x'], '--tasks=new: holds no tasks'),
     'no tasks': (['ask'], '--tasks: missing'),
