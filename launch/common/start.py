@@ -208,6 +208,10 @@ def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, fi
 
   Raises BadInput if any of it is missing or does not fit.
   """
+  random = [c for c in configs.values() if not c['init']['checkpoint']]
+  for kind in sorted({c['adapter']['kind'] for c in random} - {'none'}):
+    what = f'config.adapter.kind={kind} without config.init.checkpoint'
+    print(f'warning: {what}: the frozen weights are random', file=sys.stderr)
   names = [name for name, config in configs.items() if parents.given(config)]
   if not names:
     return {}

@@ -179,6 +179,11 @@ def test_options_that_change_no_number(begin, tmp_path):
   assert not begin(log__every_steps=3, data__path=str(tmp_path / 'moved'))
 
 
+def test_adapter_of_random_weights(begin, tmp_path):
+  said = 'warning: config.adapter.kind=lora without config.init.checkpoint: the frozen weights are'
+  assert said in begin(adapter__kind='lora')
+
+
 def test_options_that_change_rounding(begin, tmp_path):
   begin()
   said = begin(parallel__microbatches=2, probe__every_steps=5)
