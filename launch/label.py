@@ -67,7 +67,7 @@ _WORKDIR = app.define_workdir(FLAGS, required=False)
 _RUNS = flags.DEFINE_string(
     'runs',
     None,
-    'select: names of runs, in which * stands for anything; quote it',
+    'select: names of runs, forks among them, in which * stands for anything; quote it',
     flag_values=FLAGS,
 )
 _DATA = path_flags.define('data', None, 'select: file or folder of text, or train', FLAGS)
@@ -242,6 +242,8 @@ def _run_names(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
   else:
     cells: dict[str, list[str]] = {}
     for name in losses:
+      if sweeps.is_fork(workdir, name):  # no seed of its own
+        continue
       flat = config_lib.flatten(sweep.runs[name]) | {'seed': None}
       cells.setdefault(repr(sorted(flat.items(), key=str)), []).append(name)
     mean = lambda cell: sum(losses[name] for name in cell) / len(cell)  # noqa: E731
@@ -267,7 +269,7 @@ def _score(
     if run.parent.name != 'runs':
       raise BadInput(f'--reference={_REFERENCE.value}: must be the folder of a run, DIR/runs/NAME')
     other = sweeps.read_sweep(run.parents[1])
-    if run.name not in other.runs:
+    if run.name not in other.runs and not sweeps.is_fork(run.parents[1], run.name):
       raise BadInput(f'--reference={_REFERENCE.value}: is no run of its sweep')
     tokenizers = [
         (each.data['tokenizer'], each.data['sha256'].get('tokenizer')) for each in (sweep, other)

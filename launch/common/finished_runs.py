@@ -1,5 +1,6 @@
 """Programs that measure finished runs: which runs, and what this process needs to load them."""
 
+import dataclasses
 import fnmatch
 import os
 import sys
@@ -17,16 +18,22 @@ from stability.storage.files import Json
 def define(holder: flags.FlagValues) -> flags.FlagHolder[str]:
   """Defines --runs."""
   return flags.DEFINE_string(
-      'runs', '*', 'names of runs, in which * stands for anything; quote it', flag_values=holder
+      'runs',
+      '*',
+      'names of runs, forks among them, in which * stands for anything; quote it',
+      flag_values=holder,
   )
 
 
 def open_sweep(workdir: Path) -> sweeps.Sweep:
-  """The sweep of a workdir; BadInput if its runs were imported or its text is missing."""
+  """The sweep of a workdir, with the forks among its runs.
+
+  Raises BadInput if the runs were imported or their text is missing.
+  """
   sweep = sweeps.read_sweep(workdir)
   sweeps.refuse_imported(workdir)
   sweeps.check_data(workdir, sweep)
-  return sweep
+  return dataclasses.replace(sweep, runs=sweep.runs | sweeps.fork_configs(workdir))
 
 
 def named(workdir: Path, sweep: sweeps.Sweep, pattern: str) -> list[str]:

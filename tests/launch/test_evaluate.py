@@ -81,6 +81,18 @@ def test_any_text(place, capsys):
   assert 3 < row.windows < FIELDS['data.validation_batches'] * FIELDS['data.batch_size']
 
 
+def test_forks(place, capsys):
+  """They are measured like the runs of the sweep."""
+  first = next(iter((place / 'runs/runs').glob('*seed=0')))
+  name = f'{first.name}+fork1'
+  shutil.copytree(first, first.with_name(name))
+  sweeps.write_fork(place / 'runs', name, sweeps.Fork(first.name, 4, {}))
+  code, output, error = run(capsys, '--runs=*fork1')
+  assert code == 0, error
+  (row,) = other_text_csv.read(place / 'runs')
+  assert row.run == name and f'{row.loss:.3f}' in output
+
+
 def test_text_that_the_runs_were_trained_on(made, place, capsys, monkeypatch):
   """It is named by content, in a warning, the table and the CSV file; validation text is not."""
   documents = sweeps.read_sweep(place / 'runs').data['documents']

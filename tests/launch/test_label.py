@@ -14,7 +14,7 @@ from launch import label
 from launch.common import app, environment, user
 from stability.data import prepare, tokens
 from stability.labels import tasks
-from stability.storage import files, parameters, run_files
+from stability.storage import files, parameters, run_files, sweeps
 
 SEEDS = [{'seed': seed} for seed in range(3)]
 
@@ -89,6 +89,17 @@ def test_gain(place, capsys):
   )
   assert all(task.score == pytest.approx(0, abs=1e-5) for task in found)
   assert about['reference'] == str(run_folder)
+
+
+def test_a_fork_is_no_other_seed(place, capsys):
+  """It is used if it is named."""
+  seed = run_files.run_dir(place / 'runs', 'seed=0')
+  shutil.copytree(seed, seed.with_name('seed=0+fork1'))
+  sweeps.write_fork(place / 'runs', 'seed=0+fork1', sweeps.Fork('seed=0', 4, {}))
+  (_, about), _ = select(capsys, 'tasks', '--by=random')
+  assert about['runs'] == ['seed=0', 'seed=1', 'seed=2']
+  (_, about), _ = select(capsys, 'named', '--by=random', '--runs=*fork1')
+  assert about['runs'] == ['seed=0+fork1']
 
 
 def answer(monkeypatch, capsys, keys, *arguments):
