@@ -34,6 +34,7 @@ from launch.common import app, path_flags
 # isort: split
 import contextlib
 import dataclasses
+import shutil
 import sys
 import tempfile
 import time
@@ -49,7 +50,7 @@ from rich.table import Table
 from launch.common import display, environment, finished_runs
 from stability.config import Config
 from stability.errors import BadInput, writing
-from stability.storage import files, retrieval_csv, run_files, sweeps
+from stability.storage import files, leases, retrieval_csv, run_files, sweeps
 
 if TYPE_CHECKING:
   from stability.data.tokenize.stored import StoredTokenizer
@@ -83,6 +84,7 @@ _KEYS = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+TEMPORARY = '.datastore.'  # start of the name of a folder
 PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
 
 
@@ -292,7 +294,7 @@ class _Job:
     from stability.retrieval import continuation, knn
 
     with self._store() as store:
-      setting = continuation.NEIGHBOURS
+      setting = None
       for row in self._known():
         if (row.method, row.datastore, row.keys) == ('knn', store.name, store.keys):
           setting = knn.Setting(row.k, row.temperature, row.weight)
@@ -340,12 +342,22 @@ class _Job:
     parent = output.parent if output else self._workdir
     with writing(parent):
       parent.mkdir(parents=True, exist_ok=True)
-      temporary = tempfile.TemporaryDirectory(prefix='.datastore.', dir=parent)
-    with temporary as folder:
+      _delete_left(parent)
+      temporary = tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent)
+    with temporary as folder, leases.acquire(Path(folder)):
       store = self._tools.build(Path(folder) / 'store', self._name, self._model, self._base())
       yield store
       if output:
         store.folder.rename(output)
+
+
+def _delete_left(parent: Path) -> None:
+  """Deletes the temporary datastores of processes that were killed."""
+  for folder in parent.glob(f'{TEMPORARY}*'):
+    with contextlib.suppress(FileNotFoundError):  # somebody else deletes it
+      # Without a lease, it has just been made.
+      if any(map(leases.is_lease, folder.iterdir())) and leases.holder(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _print_rows(rows: Sequence[retrieval_csv.Row], console: Console) -> None:
@@ -375,6 +387,8 @@ def _print_answer(answer: 'Answer', tokenizer: 'StoredTokenizer', console: Conso
   for near in answer.neighbours:
     value = f'{_shown(near.before)} -> {_shown(near.value)}'
     lines.append(f'  {near.distance:.3g}  {value}  ({near.source})')
+  used, untuned = answer.setting, '' if answer.is_tuned else '; not tuned: run without --ask first'
+  lines.append(f'k {used.k}, temperature {used.temperature:g}, weight {used.weight:g}{untuned}')
   lines.append(f'continuation without the datastore: {_shown(answer.alone)}')
   lines.append(f'continuation with the passages:     {_shown(answer.with_passages)}')
   lines.append(f'continuation with the neighbours:   {_shown(answer.with_neighbours)}')

@@ -9,7 +9,7 @@ from stability.retrieval import knn, lexical, search
 from stability.retrieval.datastore import Datastore
 from stability.retrieval.model import Model
 
-NEIGHBOURS = knn.Setting(k=64, temperature=1.0, weight=0.25)  # if none was tuned
+NEIGHBOURS, WEIGHT = 64, 0.25  # if none were tuned
 PASSAGES = 2
 SHOWN = 3  # neighbours of the next token
 
@@ -31,6 +31,8 @@ class Answer(NamedTuple):
   with_neighbours: bytes
   passages: list[lexical.Found]
   neighbours: list[Neighbour]  # of the first token
+  setting: knn.Setting
+  is_tuned: bool
 
 
 def answer(
@@ -39,9 +41,19 @@ def answer(
     store: Datastore,
     passages: lexical.Passages,
     text: bytes,
-    setting: knn.Setting = NEIGHBOURS,
+    setting: knn.Setting | None = None,
 ) -> Answer:
-  """Continues a text by as many tokens as a quarter of a window has, always with the likeliest."""
+  """Continues a text by as many tokens as a quarter of a window has, always with the likeliest.
+
+  Args:
+    model: the model.
+    tokenizer: of the model.
+    store: a datastore of the model.
+    passages: those of the text of the datastore.
+    text: to continue.
+    setting: how to mix the neighbours with the model. None: it was not tuned, and the temperature
+      is the spread of the distances of the first token's neighbours.
+  """
   T = model.sequence_length
   tokens, quarter = tokenizer.encode(text), T // 4
   found = passages.found(text, PASSAGES)
@@ -49,18 +61,23 @@ def answer(
   room = T - sum(map(len, before)) - quarter
   prompt = np.concatenate([*before, tokens[-room:]])
   key, _ = model.next_token(tokens)
-  near = search.nearest(key[None], store.arrays(), SHOWN)
+  near = search.nearest(key[None], store.arrays(), NEIGHBOURS)
   neighbours = []
-  for distance, index in zip(near.distances_QxK[0], near.indices_QxK[0], strict=True):
+  for distance, index in zip(near.distances_QxK[0, :SHOWN], near.indices_QxK[0], strict=False):
     source, window = store.source(int(index))
     decoded = tokenizer.decode(window[:-1]), tokenizer.decode(window[-1:])
     neighbours.append(Neighbour(float(distance), *decoded, source))
+  is_tuned = setting is not None
+  if not is_tuned:
+    setting = knn.Setting(NEIGHBOURS, knn.spread(near.distances_QxK), WEIGHT)
   return Answer(
       tokenizer.decode(_continue(model, tokens, quarter)),
       tokenizer.decode(_continue(model, prompt, quarter)),
       tokenizer.decode(_continue(model, tokens, quarter, store, setting)),
       found,
       neighbours,
+      setting,
+      is_tuned,
   )
 
 
@@ -69,7 +86,7 @@ def _continue(
     tokens: np.ndarray,
     count: int,
     store: Datastore | None = None,
-    setting: knn.Setting = NEIGHBOURS,
+    setting: knn.Setting | None = None,
 ) -> np.ndarray:
   """The `count` tokens that follow, each the likeliest; with a datastore, those of the mixture."""
   all_tokens = tokens.astype(np.int64)

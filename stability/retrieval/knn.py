@@ -61,13 +61,18 @@ def loss(
   return float(-mixed(log_p_Q, found, setting.weight).mean())
 
 
+def spread(distances_QxK: np.ndarray) -> float:
+  """The typical difference of distance^2 between the nearest and the furthest neighbour, not 0."""
+  return float(np.median(distances_QxK[:, -1] - distances_QxK[:, 0])) or 1.0
+
+
 def tune(log_p_Q: np.ndarray, distances_QxK: np.ndarray, is_target_QxK: np.ndarray) -> Setting:
   """The setting with the lowest loss on these queries; of equal ones, the one with the least."""
   best: tuple[float, Setting] | None = None
-  spread = float(np.median(distances_QxK[:, -1] - distances_QxK[:, 0])) or 1.0
+  typical = spread(distances_QxK)
   numbers = sorted({min(k, distances_QxK.shape[1]) for k in NUMBERS})
   for factor in _TEMPERATURES:
-    temperature = float(f'{factor * spread:.{_DIGITS}g}')
+    temperature = float(f'{factor * typical:.{_DIGITS}g}')
     for k in numbers:
       log_knn = log_p_knn(distances_QxK, is_target_QxK, k, temperature)
       for weight in WEIGHTS:

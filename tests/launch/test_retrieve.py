@@ -1,6 +1,7 @@
 """launch.retrieve: datastores beside finished runs, from the command line to files and page."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from launch import retrieve
 from launch.common import app, environment
 from stability.report import page
 from stability.retrieval import continuation, knn, overlap
-from stability.storage import files, parameters, parents, retrieval_csv
+from stability.storage import files, leases, parameters, parents, retrieval_csv
 
 write_report = page.write_report  # the fixture `place` replaces it, as it takes long
 RATES = [{'optimizer.learning_rate': rate} for rate in (1e-2, 1e-1)]
@@ -77,6 +78,20 @@ def test_finished_measurements_are_not_repeated(place, capsys, monkeypatch):
   assert retrieval_csv.path(place / 'runs').read_bytes() == before
   assert run(capsys, '--runs=*=0.1,seed=0', '--keys=600')[0] == 0
   assert [row.keys for row in retrieval_csv.read(place / 'runs')] == [576, 576]
+
+
+def test_what_a_killed_process_has_left_is_deleted(place, capsys, monkeypatch):
+  """Not what a live one uses."""
+  left, used = (place / 'runs' / f'.datastore.{name}' for name in ('left', 'used'))
+  for folder in (left, used):
+    (folder / 'store').mkdir(parents=True)
+    assert leases.try_acquire(folder)
+  (lease,) = left.glob('lease*')
+  lease.write_text(json.dumps({**files.read_json(lease), 'pid': 2**30}))
+  seen = []
+  monkeypatch.setattr(continuation, 'answer', lambda *_: seen.extend(leftovers(place)))
+  assert run(capsys, '--ask=alpha', '--runs=*=0.1,seed=0', '--keys=64')[0] == 0
+  assert len(seen) == 2 and used in seen and leftovers(place) == [used]
 
 
 @pytest.mark.slow
@@ -184,21 +199,23 @@ def test_a_question_is_answered_as_tuned_on_the_same_datastore(place, capsys, mo
     return answered.pop()
 
   retrieval_csv.add(place / 'runs', [tuned('other', 320, 1)])
-  assert ask() == continuation.NEIGHBOURS
+  assert ask() is None
   retrieval_csv.add(place / 'runs', [tuned('train', 352, 2)])
-  assert ask() == continuation.NEIGHBOURS
+  assert ask() is None
   retrieval_csv.add(place / 'runs', [tuned('train', 320, 4), tuned('train+other', 320, 8)])
   assert ask() == knn.Setting(4, 1.5, 0.25)
 
 
 @pytest.mark.slow
-def test_a_question(place, capsys):
+def test_a_question(place, capsys, monkeypatch):
+  monkeypatch.setattr(knn, 'spread', lambda distances: 0.125 if distances.shape == (1, 64) else 0)
   word = sentences(3, 5).decode()
   code, output, error = run(capsys, f'--ask={word}', '--runs=*=0.1,seed=0')
   assert code == 0, error
   lines = output.splitlines()
   assert sum(' (train: 0' in line for line in lines) == 5  # two passages, three neighbours
   assert sum(line.startswith('continuation with') for line in lines) == 3
+  assert 'k 64, temperature 0.125, weight 0.25; not tuned: run without --ask first' in lines
   assert not retrieval_csv.read(place / 'runs') and not leftovers(place)
 
 

@@ -68,6 +68,11 @@ def test_neighbours_that_never_help_have_no_weight(case):
   assert knn.tune(log_p, distances, np.zeros_like(is_target)).weight == 0
 
 
+def test_spread():
+  distances = np.float32([[0.0, 1.0, 4.0], [1.0, 1.0, 3.0]])
+  assert knn.spread(distances) == 3 and knn.spread(distances[:, :1]) == 1
+
+
 def test_equal_distances_have_a_temperature():
   found = knn.tune(np.float32([-1, -1]), np.ones((2, 3), np.float32), np.ones((2, 3), bool))
   assert found.temperature > 0 and found.weight == max(knn.WEIGHTS)
