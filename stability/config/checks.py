@@ -304,12 +304,10 @@ def _(optimizer, checkpoint, kind):
     )
 
 
-@_check('init.adapter', 'adapter.kind', 'init.checkpoint')
-def _(adapter, kind, checkpoint):
+@_check('init.adapter', 'adapter.kind')
+def _(adapter, kind):
   if adapter is not None and kind in ('none', 'norms'):
     return f'must be unset with config.adapter.kind={kind}, which adds no parameters'
-  if adapter is not None and checkpoint is None:
-    return 'must be unset without config.init.checkpoint, the parameters that it belongs to'
 
 
 @_check('probe.sharpness_every_steps', 'probe.every_steps')

@@ -48,6 +48,8 @@ class Adapter(NamedTuple):
   add: Callable[[Flat, jax.Array, HParams, Static], Flat] | None = None
   # (parameters, hparams, static) -> the weights that the model computes with.
   weights: Callable[[Flat, HParams, Static], Flat] | None = None
+  # Parameters -> the weights of a plain model, where `adapt` does no more than change weights.
+  merge: Callable[[Flat], Flat] | None = None
   # (module, name of the point, x) -> x.
   adapt: Callable[[nn.Module, str, jax.Array], jax.Array] | None = None
   # (path, hparams) -> factor of a parameter's learning rate.
@@ -120,15 +122,29 @@ def weights(params: Params, hparams: HParams, static: Static) -> Params:
   make = of(static).weights
   if make is None:
     return params
-  flat = make(flax.traverse_util.flatten_dict(params), hparams, static)
-  return flax.traverse_util.unflatten_dict(
-      {path: leaf for path, leaf in flat.items() if not is_added(path)}
-  )
+  return _plain(make(flax.traverse_util.flatten_dict(params), hparams, static))
+
+
+def merged(params: Params, hparams: HParams, static: Static) -> Params:
+  """The parameters of a plain model that computes the same, for a method that `merges`."""
+  merge = of(static).merge
+  if merge is None:
+    return weights(params, hparams, static)
+  return _plain(merge(flax.traverse_util.flatten_dict(params)))
 
 
 def merges(static: Static) -> bool:
-  """Whether `weights` gives a plain model, with no parameters of an adapter."""
-  return of(static).adapt is None
+  """Whether `merged` gives a plain model, with no parameters of an adapter."""
+  method = of(static)
+  # Other kernels may depend on their parameters in another way than in proportion.
+  return method.adapt is None or (method.merge is not None and static.model.kernel == 'plain')
+
+
+def _plain(flat: Flat) -> Params:
+  """A tree without what adapters have added."""
+  return flax.traverse_util.unflatten_dict(
+      {path: leaf for path, leaf in flat.items() if not is_added(path)}
+  )
 
 
 # LoRA and DoRA.
@@ -292,6 +308,20 @@ def _ia3(module: nn.Module, point: str, x: jax.Array) -> jax.Array:
   return Scale(name=f'{point}{SUFFIX}')(x) if point in ('key', 'value', 'hidden') else x
 
 
+def _merge_ia3(flat: Flat) -> Flat:
+  """Columns of the kernels of keys and values, and rows of that behind the hidden features."""
+  found = {}
+  for path, scale in flat.items():
+    if is_added(path):
+      *module, point, _ = path
+      name, factor = point.removesuffix(SUFFIX), scale
+      if name == 'hidden':
+        name, factor = 'down', scale[:, None]
+      kernel = (*module, name)
+      found[kernel] = flat[kernel] * factor
+  return flat | found
+
+
 class Prompt(nn.Module):
   """r learned vectors before the embeddings of a sequence, drawn with the std of these."""
 
@@ -341,7 +371,7 @@ ADAPTERS = Choices(
         'houlsby': Variant(
             Adapter(is_added, adapt=_houlsby), 'arXiv 1902.00751', reads=('adapter.rank',)
         ),
-        'ia3': Variant(Adapter(is_added, adapt=_ia3), 'arXiv 2205.05638'),
+        'ia3': Variant(Adapter(is_added, adapt=_ia3, merge=_merge_ia3), 'arXiv 2205.05638'),
         'prompt': Variant(
             Adapter(is_added, adapt=_prompt), 'arXiv 2104.08691', reads=('adapter.rank',)
         ),

@@ -51,6 +51,8 @@ class Checker:
         found[key] = old[key]
         continue
       try:
+        if key == 'adapter' and 'checkpoint' not in found:
+          raise BadInput('must be unset without config.init.checkpoint, over which it is put')
         found[key] = self._describe(key, text, config)
         if key in old and old[key]['sha256'] != found[key]['sha256']:
           raise BadInput('has other parameters than those that the run was begun with')
@@ -139,8 +141,12 @@ def merged(params: Mapping[str, np.ndarray], config: Config) -> dict[str, np.nda
   if not any(map(_is_added, params)):
     return dict(params)
   if not adapters.merges(static):
-    raise BadInput(f'config.adapter.kind={static.adapter.kind}: cannot be merged into the weights')
-  merge = jax.jit(functools.partial(adapters.weights, static=static))
+    raise BadInput(
+        f'config.adapter.kind={static.adapter.kind}: cannot be merged into the weights; measure the'
+        ' run as it is, or go on with config.init.adapter over its parent; launch.merge'
+        ' --part=adapter writes the adapter alone'
+    )
+  merge = jax.jit(functools.partial(adapters.merged, static=static))
   with jax.default_matmul_precision('highest'):
     weights = merge(_nested(params), hparams=train_step.arrays(hparams))
   return names(jax.device_get(weights))

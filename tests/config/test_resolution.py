@@ -233,10 +233,6 @@ def test_complete_with_an_absent_value():
             dict(init__adapter='x', adapter__kind='norms'),
             "config.init.adapter='x': must be unset with config.adapter.kind=norms",
         ),
-        (
-            dict(init__adapter='x', adapter__kind='lora'),
-            "config.init.adapter='x': must be unset without config.init.checkpoint",
-        ),
     ],
 )
 def test_refused_together(changes, said):

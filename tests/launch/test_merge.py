@@ -71,7 +71,8 @@ def test_merged_run_that_began_with_an_adapter(fine_tuned, tmp_path):
 @pytest.mark.parametrize(
     ('kind', 'arguments', 'said'),
     [
-        ('houlsby', [], 'config.adapter.kind=houlsby: cannot be merged into the weights'),
+        ('houlsby', [], 'cannot be merged into the weights; measure the run as it is, or go on'),
+        ('prompt', [], 'config.adapter.kind=prompt: cannot be merged into the weights'),
         ('norms', ['--part=adapter'], 'has no adapter'),
         ('lora', ['--part=some'], '--part'),
     ],

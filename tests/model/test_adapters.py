@@ -102,6 +102,9 @@ def test_method(tiny, kind):
   assert all(not np.array_equal(leaf, trained[n]) for n, leaf in flat(after['params']).items())
 
 
+OTHER_MODEL = {'model__mlp': 'swiglu', 'model__query_group': 2}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'fields',
@@ -111,11 +114,14 @@ def test_method(tiny, kind):
         dict(adapter__kind='dora', adapter__matrices='query_value'),
         dict(adapter__kind='lora', adapter__init='pissa', adapter__rank=3),
         dict(adapter__kind='dora', adapter__init='pissa', adapter__matrices='mlp'),
+        dict(adapter__kind='ia3', optimizer__learning_rate=1.0),
+        dict(adapter__kind='ia3', optimizer__learning_rate=1.0, **OTHER_MODEL),
     ],
 )
 def test_merged(tiny, fields):
   """A plain model with the merged weights computes the same; pissa keeps the sum at the start."""
-  base, plain, base_loss = start(tiny)
+  of_model = {name: value for name, value in fields.items() if name.startswith('model')}
+  base, plain, base_loss = start(tiny, **of_model)
   run, state, loss = start(tiny, **fields)
   if 'adapter__init' in fields:
     assert loss == pytest.approx(base_loss, rel=1e-6)
@@ -128,7 +134,7 @@ def test_merged(tiny, fields):
   unmerged = float(programs(run.static)[2]({'validation': ROWS[None]}, after, 0))
   assert abs(unmerged - loss) > 0.01
   whole = adapters.joined(after['params'], after['frozen'])
-  merged = jax.device_get(adapters.weights(whole, run.hparams, run.static))
+  merged = jax.device_get(adapters.merged(whole, run.hparams, run.static))
   assert flat(merged).keys() == flat(plain['params']).keys()
   assert loss_of(base, merged) == pytest.approx(unmerged, rel=1e-6)
 

@@ -180,6 +180,8 @@ def test_options_that_change_no_number(begin, tmp_path):
 
 
 def test_adapter_of_random_weights(begin, tmp_path):
+  with pytest.raises(BadInput, match=r"config.init.adapter='x': must be unset without config.init"):
+    begin(adapter__kind='lora', init__adapter='x')
   said = 'warning: config.adapter.kind=lora without config.init.checkpoint: the frozen weights are'
   assert said in begin(adapter__kind='lora')
 
