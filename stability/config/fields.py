@@ -235,7 +235,9 @@ RECORDS = (
            'Method of fine-tuning: none trains all parameters, norms those of norms; all others'
            ' train what they add: lora and dora a product of low rank beside kernels, houlsby'
            ' bottlenecks behind attention and MLP, ia3 scales of keys, values and hidden features,'
-           ' prompt vectors before the input.', paper='none', absent='none',
+           ' prompt vectors before the input. Weight decay pulls magnitudes of dora, scales of ia3'
+           ' and those of norms towards 0 like all that is trained; optimizer.decay_target=start'
+           ' pulls them towards the parent.', paper='none', absent='none',
            source='lora: arXiv 2106.09685; dora: arXiv 2402.09353; houlsby: arXiv 1902.00751;'
            ' ia3: arXiv 2205.05638; prompt: arXiv 2104.08691; norms: arXiv 2312.11420'),
     integer('adapter.rank', 8,

@@ -83,8 +83,8 @@ def test_population_and_kill(parent, fine_tune, sweep, train):
 
 
 def test_merged_into_the_next_run(parent, fine_tune):
-  """A run that starts from one with LoRA or DoRA starts at its loss, as a plain model."""
-  for kind in ('lora', 'dora'):
+  """A run that starts from one with LoRA, DoRA or IA3 starts at its loss, as a plain model."""
+  for kind in ('lora', 'dora', 'ia3'):
     (run,) = fine_tune(parent, **LORA | {'adapter.kind': kind}, **{'optimizer.learning_rate': 0.1})
     (child,) = fine_tune(run)
     assert losses(child)[0] == pytest.approx(losses(run)[1], rel=1e-6)
