@@ -148,6 +148,12 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
       yield f'Inert at {size}: {"; ".join(of_size["arm"][of_size["inert"]])}.'
     for arm, why in front.at_edges(of_size):
       yield f'{arm} needs more rates at {size}: {why}.'
+    lacking = of_size[of_size['missing'] > 0]
+    listed = '; '.join(f'{row.arm} ({row.missing})' for row in lacking.itertuples())
+    if len(lacking) > MOST_NAMED:
+      listed = f'{lacking["missing"].sum()} of {len(lacking)} arms, see leaderboard.csv'
+    if len(lacking):
+      yield f'Runs without a result at {size}: {listed}.'
     unmatched = of_size['arm'][of_size['parameters'] != of_size['parameters'].iloc[0]]
     if len(unmatched):
       yield f'Not at the parameters of the baseline at {size}: {"; ".join(unmatched)}.'
@@ -158,6 +164,8 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
       outcome = 'as it must be'
     elif found.is_decided:
       outcome = f'but must be {wanted}'
+    elif found.missing:
+      outcome = f'without {found.missing}'
     else:
       outcome = f'more seeds would tell whether it is {wanted}, as it must be'
     yield f'Control: {found.arm} is {verdict} at {size}, {outcome}.'

@@ -130,12 +130,27 @@ def test_sentences_list_few_arms(count, said):
       loss_verdict=['', *('worse' if n < count else 'tie' for n in range(10))],
       headroom_verdict='',
       control='',
+      missing=0,
       censored='',
       best_loss=2.0,
       edge='',
   )
   (sentence,) = leaderboard._sentences(table)
   assert sentence.startswith(f'Worse than the baseline in loss at 9.2K: {said}')
+
+
+def test_unfinished(tmp_path):
+  """What waits is counted; no arm needs more rates, and no control more seeds, before it ends."""
+  made_up.write_sweep(
+      tmp_path, widths=(16,), interventions=ARMS, seeds=(0, 1), leave_out=(*range(5, 14), 40, 41)
+  )
+  path = tmp_path / 'sweep.json'
+  files.write_json(path, files.read_json(path) | {'report': REPORT})
+  found = leaderboard.section(results_lib.load_workdir(tmp_path))
+  sentences = '\n'.join(found.sentences)
+  assert 'more rates' not in sentences and 'more seeds' not in sentences
+  assert f'Runs without a result at 9.2K: AdamW (9); {EVIL} (2).' in sentences
+  assert f'Control: {EVIL} is undecided at 9.2K, without 2 of its runs.' in sentences
 
 
 def test_a_bound_is_marked():

@@ -16,6 +16,7 @@ class Outcome:
   parameters: int
   wanted: str  # better, worse or tie in loss, or inert
   found: str
+  missing: str  # which runs are missing if it is undecided: `3 of its runs`; else empty
 
   @property
   def is_right(self) -> bool:
@@ -24,19 +25,27 @@ class Outcome:
 
   @property
   def is_decided(self) -> bool:
-    """False where the interval is too wide for a verdict."""
+    """False where the interval is too wide for a verdict, or runs are missing."""
     return self.found != verdicts.UNDECIDED
 
 
 def outcomes(table: pd.DataFrame) -> Iterator[Outcome]:
-  """The outcomes that are known: verdicts need several seeds.
+  """The outcomes of controls that have runs; verdicts need several seeds.
 
   Args:
     table: see table.leaderboard.
   """
-  for row in table[table['control'] != ''].itertuples():
+  of_baseline = table['missing'].where(table['is_baseline']).ffill().astype(int)
+  has_runs = table['best_loss'].notna()
+  rows = table.assign(of_baseline=of_baseline)[(table['control'] != '') & has_runs]
+  for row in rows.itertuples():
     found = row.loss_verdict
     if row.control == 'inert':
-      found = '' if pd.isna(row.best_loss) else 'inert' if row.inert else 'not inert'
+      found = 'inert' if row.inert else 'not inert'
+    missing = ''
+    if found == verdicts.UNDECIDED and row.missing:
+      missing = f'{row.missing} of its runs'
+    elif found == verdicts.UNDECIDED and row.of_baseline:
+      missing = f"{row.of_baseline} of the baseline's runs"
     if found:
-      yield Outcome(row.arm, row.parameters, row.control, found)
+      yield Outcome(row.arm, row.parameters, row.control, found, missing)

@@ -62,9 +62,10 @@ def at_edges(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
   """(arm, what is at which end of its grid) of the arms that need more rates there.
 
   These are arms whose loss is lowest at an end, or whose critical rate is above the highest rate.
+  Arms that lack runs are left out: the rates beyond may be among those that have no result yet.
   """
   found = []
-  for row in table.itertuples():
+  for row in table[table['missing'] == 0].itertuples():
     if row.edge:
       where = {'low': 'lowest', 'high': 'highest'}[row.edge]
       found.append((row.arm, f'its loss is lowest at the {where} of its rates'))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stability.analysis.leaderboard import front
+from stability.analysis.leaderboard import controls, front
 from stability.analysis.leaderboard import table as table_lib
 from stability.analysis.results import Results
 
@@ -321,3 +321,20 @@ def test_finalists():
   table.loc[3, 'censored'] = 'critical_learning_rate>= headroom>='
   assert ('c', 'it is stable at the highest of its rates') in front.at_edges(table)
   assert front.finalists(table, 10) == ['b', 'a']
+  table.loc[5, 'missing'] = 3  # the rates beyond may be waiting
+  assert [arm for arm, _ in front.at_edges(table)] == ['c']
+
+
+@pytest.mark.parametrize(
+    'lacking, missing',
+    [((), ''), (('near',), '2 of its runs'), (('AdamW',), "2 of the baseline's runs")],
+)
+def test_undecided_controls_say_what_is_missing(lacking, missing):
+  arms = {'AdamW': ARMS['AdamW'], 'near': (2.01, 0.2, np.inf, 1e-2), 'none': ARMS['bad']}
+  parts = {name: list(rows(name, arm, seeds=(0, 1), noise=0.05)) for name, arm in arms.items()}
+  for row in [*(row for name in lacking for row in parts[name][:2]), *parts['none']]:
+    row |= {'status': 'missing', 'final_loss': np.nan}
+  results = results_of(*parts.values(), controls={'near': 'tie', 'none': 'worse'})
+  # Nothing is known of the control without a result.
+  (outcome,) = controls.outcomes(table_lib.leaderboard(results))
+  assert (outcome.arm, outcome.found, outcome.missing) == ('near', 'undecided', missing)
