@@ -221,7 +221,7 @@ class Experiment:
         lr_sensitivity: the mean over learning rates of min(final, initial) loss, averaged over
           seeds, minus the lowest; nats; NaN with one learning rate
         low, high: interval over seeds, nats; NaN with one seed
-        best_loss (nats), best_learning_rate
+        best_loss (nats), best_learning_rate (NaN if no run ends below its initial loss)
         learning_rates, seeds: how many were used
         missing: how many runs failed, were stopped or are missing
         window: the learning rates that lr_sensitivity refers to, `all`, or `not comparable` if a

@@ -29,6 +29,16 @@ def counted_loss(runs: pd.DataFrame) -> pd.Series:
   return loss.where(runs['status'].isin(COUNTED))
 
 
+def trains(runs: pd.DataFrame) -> bool:
+  """Whether a run that counts ends below its initial loss; without one, no rate is the best.
+
+  Args:
+    runs: with the columns initial_loss and loss (counted_loss).
+  """
+  counted = runs.dropna(subset='loss')
+  return not (counted['loss'] >= counted['initial_loss']).all()
+
+
 def lr_sensitivity(results: results_lib.Results) -> pd.DataFrame:
   """A table of LR sensitivity: a row per size and intervention, the smallest size first.
 
@@ -38,7 +48,7 @@ def lr_sensitivity(results: results_lib.Results) -> pd.DataFrame:
       of these averages; nats; NaN with one learning rate
     low, high: interval of level results.interval over seeds, see interval_of_sensitivity; NaN with
       one seed, and where seeds lack learning rates
-    best_loss (nats), best_learning_rate
+    best_loss (nats), best_learning_rate (NaN where none trains, see trains)
     learning_rates, seeds: how many were used; see paired
     missing: how many runs do not count
     window: the window of learning rates that lr_sensitivity and learning_rates refer to: that of
@@ -68,7 +78,8 @@ def _row(
   if not losses.empty:
     mean_LxD = mean_curves(losses)
     row['best_loss'] = mean_LxD[:, 0].min()
-    row['best_learning_rate'] = losses.index[mean_LxD[:, 0].argmin()]
+    if trains(runs):
+      row['best_learning_rate'] = losses.index[mean_LxD[:, 0].argmin()]
     if results.not_comparable is None:
       sensitivities_WxD = sensitivities(losses.index, mean_LxD, limits)
       sensitivity_W, sensitivity_D = sensitivities_WxD[:, 0], np.fmin.reduce(sensitivities_WxD)

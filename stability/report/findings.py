@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from stability.analysis import comparison, several_sweeps
+from stability.analysis import comparison, lr_sensitivity, several_sweeps
 from stability.analysis import results as results_lib
 from stability.analysis.results import SWEEP, Results
 from stability.report import labels, tables
@@ -105,17 +105,25 @@ def on_differences(results: Results, found: several_sweeps.Differences) -> list[
 
 
 def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
-  """States the lowest loss and where it occurs; None if no run counts."""
+  """States the lowest loss and where it occurs, or that nothing trains; None if no run counts."""
   if table['best_loss'].isna().all():
     return None
-  row = table.loc[table['best_loss'].idxmin()]
+  trained = table[table['best_learning_rate'].notna()]
+  if trained.empty:
+    statuses = results.runs['status']
+    counted = statuses[statuses.isin(lr_sensitivity.COUNTED)]
+    runs = count(len(counted), 'run') + (' that count' if len(counted) < len(statuses) else '')
+    how = 'diverged' if (counted == 'diverged').all() else 'diverged or learned nothing'
+    return f'All {runs} {how}; no learning rate trains.'
+  row = trained.loc[trained['best_loss'].idxmin()]
   where = []
   if pd.notna(row['parameters']):
     where.append(f'{labels.parameters(row["parameters"])} parameters')
   if results.groups:
     where.append(labels.pairs(results.groups, row[results.groups]))
   where.append(f'learning rate {labels.rounded(row["best_learning_rate"])}')
-  return f'The lowest loss is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
+  what = f'lowest mean loss over {row["seeds"]} seeds' if row['seeds'] > 1 else 'lowest loss'
+  return f'The {what} is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
 
 
 def on_inert(results: Results, shares: pd.DataFrame) -> str | None:

@@ -48,7 +48,8 @@ def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     text[RATIO] = list(map(_ratio, compared.itertuples()))
   if (is_limited := is_comparable & (table['window'] != lr_sensitivity.ALL)).any():
     text['over LRs'] = table['window'].where(is_limited, '')
-  text['best loss'] = table['best_loss'].map(labels.decimals)
+  name = 'best mean loss' if (table['seeds'] > 1).any() else 'best loss'
+  text[name] = table['best_loss'].map(labels.decimals)
   text['best LR'] = table['best_learning_rate'].map(labels.rounded)
   if table['missing'].any():
     text['missing'] = table['missing'].astype(str)

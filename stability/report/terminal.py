@@ -21,6 +21,7 @@ from stability.report.options import Options
 _HEADERS = {
     'parameters': 'size',
     'best loss': 'best\nloss',
+    'best mean loss': 'best\nmean\nloss',
     'best LR': 'best\nLR',
     'acted on': 'acted\non',
 }

@@ -42,6 +42,12 @@ def only_row(given):
   return table.iloc[0]
 
 
+@pytest.mark.parametrize('losses', [[math.nan] * 7, [10.83, 10.9, *[math.nan] * 5]])
+def test_no_rate_is_best_where_none_trains(losses):
+  row = only_row(results([losses, losses]))
+  assert row['best_loss'] == 10.83 and math.isnan(row['best_learning_rate'])
+
+
 def test_published_losses():
   row = only_row(results([PUBLISHED]))
   assert round(row['lr_sensitivity'], 3) == 0.262

@@ -70,6 +70,30 @@ def test_one_intervention():
   )
 
 
+def test_several_seeds_have_a_mean_loss():
+  results = simulate(grid(RATES, sweep('seed', 0, 1)), sim.best(lambda c: 2 + 0.1 * c['seed']))[0]
+  sentence = findings.on_best_loss(results, lr_sensitivity(results))
+  assert sentence.startswith('The lowest mean loss over 2 seeds is 2.050 nats: ')
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        ({}, 'All 8 runs diverged'),
+        ({0: 'missing'}, 'All 7 runs that count diverged'),
+        ({0: 'done'}, 'All 8 runs diverged or learned nothing'),
+    ],
+)
+def test_nothing_trains(change, said):
+  results = simulate(QK[:8], sim.Outcomes(lambda c: np.nan))[0]
+  status = results.runs['status'].where(~results.runs.index.isin(change), change.get(0))
+  results = dataclasses.replace(results, runs=results.runs.assign(status=status))
+  if 'done' in change.values():
+    results.runs.loc[0, 'final_loss'] = 6.0
+  sentence = findings.on_best_loss(results, lr_sensitivity(results))
+  assert sentence == f'{said}; no learning rate trains.'
+
+
 @pytest.mark.parametrize('status', ['missing', 'failed'])
 def test_no_finding_on_an_incomplete_size(status):
   results = simulate(QK[:8], with_qk_norm(lambda c: 2.0))[0]

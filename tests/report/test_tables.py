@@ -34,7 +34,7 @@ def test_sensitivities(results):
       'LR sensitivity': f'{row["lr_sensitivity"]:.3f}',
       '90 % interval': f'{row["low"]:.3f}-{row["high"]:.3f}',
       'ratio to baseline': 'baseline',
-      'best loss': f'{row["best_loss"]:.3f}',
+      'best mean loss': f'{row["best_loss"]:.3f}',
       'best LR': '1e-2',
       'LRs': '7',
       'seeds': '2',

@@ -139,7 +139,8 @@ def curves(
         arm = size.arms[name]
         mean = arm.losses.mean(axis='columns').dropna()
         axis.plot(mean, color=colour, marker='o', markersize=3)
-        axis.plot(mean[mean == mean.min()], color=colour, **style.RING)
+        best = mean[(mean == mean.min()) & (mean < size.initial_loss)]
+        axis.plot(best, color=colour, **style.RING)
         lines.append(loss_axis.Line.of(mean, arm.runs, 'learning_rate', colour))
     style.learning_rate_axis(axis)
     losses.draw_marks(axis, lines)

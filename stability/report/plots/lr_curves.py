@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.results import Results
 from stability.report import labels
@@ -26,7 +27,9 @@ def loss_by_learning_rate(
   panels = style.panels(results, runs)
   figure, axes = style.grid(list(panels), height=3.3, ax=ax)
   losses = loss_axis.LossAxis.of(results, runs)
-  handles = [*style.handles(sizes), style.handle('best', **style.RING)]
+  handles = style.handles(sizes)
+  if lr_sensitivity.trains(runs):
+    handles.append(style.handle('best', **style.RING))
   handles += [*style.diverged_handle(runs), *losses.handles()]
   levels = (('initial loss', runs['initial_loss'].mean(), ':'), ('bigram model', bigram_loss, '--'))
   for name, level, linestyle in levels:
@@ -42,7 +45,8 @@ def loss_by_learning_rate(
       of_size = of_panel[of_panel['size'] == size]
       line = style.line(axis, of_size, 'learning_rate', 'loss', 'mean', colour)
       lines.append(loss_axis.Line.of(line, of_size, 'learning_rate', colour))
-      axis.plot(line[line == line.min()], color=colour, **style.RING)
+      if lr_sensitivity.trains(of_size):
+        axis.plot(line[line == line.min()], color=colour, **style.RING)
     style.learning_rate_axis(axis)
     losses.draw_marks(axis, lines)
     drawn += lines

@@ -39,10 +39,10 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
       Plot(
           'loss_by_learning_rate',
           'Final loss against learning rate',
-          'Training is stable where the curve is flat: the learning rate hardly matters. Points are'
-          ' means over seeds, bands their range; a hollow point lacks seeds that others have. The'
-          ' axis ends above the losses that count as unstable; what is higher is marked at its top'
-          ' edge.',
+          'Training is stable where the curve is low and flat: the learning rate hardly matters.'
+          ' Points are means over seeds, bands their range; a hollow point lacks seeds that others'
+          ' have. The axis ends above the losses that count as unstable; what is higher is marked'
+          ' at its top edge.',
           functools.partial(lr_curves.loss_by_learning_rate, results, bigram_loss)
           if finished and several_rates
           else None,
@@ -57,10 +57,23 @@ def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None)
           functools.partial(lr_curves.sensitivity_by_parameters, results, table)
           if table['parameters'][table['lr_sensitivity'] > 0].nunique() > 1
           else None,
-          'This needs finished runs of at least two sizes, with known parameters.',
+          _why_no_sensitivities(results, table),
       ),
       *number_plots(results),
   ]
+
+
+def _why_no_sensitivities(results: Results, table: pd.DataFrame) -> str:
+  """Why LR sensitivity cannot be drawn against size."""
+  if table['best_loss'].isna().all():
+    return 'No run has finished yet.'
+  if results.not_comparable is not None:
+    return f'It is not computed: {results.not_comparable} changes what a learning rate means.'
+  if table['lr_sensitivity'].isna().all():
+    return 'This needs finished runs at two or more learning rates of a size.'
+  if not (table['lr_sensitivity'] > 0).any():
+    return 'It is 0 everywhere: the loss is the same at all learning rates.'
+  return 'This needs an LR sensitivity above 0 at two or more sizes, with known parameters.'
 
 
 def regime_plots(judged: pd.DataFrame) -> list[Plot]:

@@ -72,6 +72,21 @@ def test_loss_figure(sweep):
   ]
 
 
+def test_no_ring_where_nothing_trains(sweep):
+  runs = sweep.results.runs
+  of_none = runs['model.qk_norm'] == 'none'
+  runs = runs.assign(final_loss=runs['final_loss'].mask(of_none))
+  figure = lr_curves.loss_by_learning_rate(dataclasses.replace(sweep.results, runs=runs))
+  rings = [
+      sum(line.get_markersize() == style.RING['markersize'] for line in axis.lines)
+      for axis in figure.axes
+  ]
+  assert rings == [3, 0]
+  runs = runs.assign(final_loss=np.nan)
+  figure = lr_curves.loss_by_learning_rate(dataclasses.replace(sweep.results, runs=runs))
+  assert 'best' not in legend(figure)
+
+
 def test_axis_shows_the_basin(sweep):
   """It ends at four times the margin of an unstable run; what is above has a mark at its edge."""
   runs = sweep.results.runs
