@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from stability.analysis import lr_sensitivity
 from stability.analysis import results as results_lib
 from stability.analysis.prediction import fits, power_law, predictors, rates
 from stability.analysis.prediction import observations as observations_lib
@@ -313,6 +314,9 @@ def _train_next(
 ) -> TrainNext:
   lowest, highest = of_arm.learning_rates[[0, -1]]
   step = 10 ** np.nan_to_num(of_arm.curves['grid_step'].max(), nan=_STEP)
+  below, above = (lowest / step**2, lowest / step), (highest * step, highest * step**2)
+  if not lr_sensitivity.trains(of_arm.runs):  # nor would a larger size at these rates
+    return TrainNext(None, below)
   largest = of_arm.sizes[-1]
   larger = [size for size in targets_lib.named_sizes() if size >= MIN_NEXT_FACTOR * largest]
   size = larger[0] if larger else MIN_NEXT_FACTOR * largest
@@ -324,7 +328,6 @@ def _train_next(
     points = rate.points(of_arm)
     if power_law.exact_sizes(points) < 2:
       is_below = (points.censored_K == -1).any()
-      below, above = (lowest / step**2, lowest / step), (highest * step, highest * step**2)
       return TrainNext(None, below if is_below else above)
   if size > target.parameters:
     return TrainNext(None, None)

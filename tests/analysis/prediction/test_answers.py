@@ -154,12 +154,15 @@ def test_nothing_is_unstable():
   assert found.best is not None and found.safe is found.critical is None
 
 
-def test_nothing_trains():
-  results, curves = bowls(sizes=SIZES[:3])
+@pytest.mark.parametrize('sizes', [1, 2, 3])
+def test_nothing_trains(sizes):
+  """Lower rates come before larger sizes."""
+  results, curves = bowls(sizes=SIZES[:sizes])
   results.runs['final_loss'] = np.nan
   results.runs['status'] = 'diverged'
   (found,) = answer(results, curves)
-  assert found.critical is None and found.train_next.learning_rates[1] < 1e-3
+  assert found.critical is None and found.train_next.parameters is None
+  assert found.train_next.learning_rates[1] < 1e-3
 
 
 def test_largest_size_that_does_not_train_lowers_the_critical_rate():
