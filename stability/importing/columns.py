@@ -230,12 +230,19 @@ def spelled(column: str, columns: Collection[str]) -> str | None:
 
 
 def check_map(mapping: Mapping[str, str], columns: Collection[str]) -> None:
-  """Raises BadInput for a mapping of a column that no file has, or of a misspelled name."""
+  """Raises BadInput for a mapping of a column that no file has, or of a wrong name.
+
+  That is a misspelled one, or an unknown one for a column that is recognised as something else,
+  which would be lost.
+  """
   known = {*RUN_COLUMNS, *CURVE_COLUMNS}
   for name, column in mapping.items():
     meant = difflib.get_close_matches(name, known - {name}, n=1, cutoff=_MISSPELLED)
     if name not in known and meant:
       raise BadInput(f'--map={name}={column}: no such name; the nearest is {meant[0]}')
+    lost = [n for n in RUN_COLUMNS if n not in mapping and candidates(n, [column])]
+    if name not in known and lost:
+      raise BadInput(f'--map={name}={column}: no such name; did you mean {lost[0]}?')
     if column and column.lower() not in (c.lower() for c in columns):
       raise BadInput(f'--map={name}={column}: no such column; {nearest(column, columns)}')
 

@@ -57,6 +57,15 @@ def test_map():
     columns.check_map({'learning_rate': 'peak_l'}, ['loss', 'peak_lr'])
 
 
+@pytest.mark.parametrize('column', ['learning_rate', 'config.lr'])
+def test_map_takes_no_column_away(column):
+  """Such as one in the order of pandas: column -> name."""
+  with pytest.raises(BadInput, match=f'--map=rate={column}: .* did you mean learning_rate[?]$'):
+    columns.check_map({'rate': column}, [column, 'loss'])
+  columns.check_map({'rate': column, 'learning_rate': 'peak'}, [column, 'peak'])
+  columns.check_map({'rate': 'other'}, [column, 'other'])
+
+
 def test_parameters_may_be_counted():
   """Many trainers count them once the model is there; a learning rate is a setting."""
   found = ['config.lr', 'summary.num_params', 'summary.lr', 'metrics.parameters']
