@@ -86,6 +86,17 @@ def _number(found: Json, key: str) -> float:
   return value
 
 
+def _checked_rules(given: Iterable[Rule | str] | str) -> tuple[Rule, ...]:
+  """The rules that are given, by name or themselves."""
+  by_name = {rule.name: rule for rule in RULES}
+  is_list = isinstance(given, Iterable) and not isinstance(given, str)
+  found = [by_name.get(r, r) if isinstance(r, str) else r for r in (given if is_list else [given])]
+  for rule in found:
+    if not isinstance(rule, Rule):
+      raise BadInput(f'rules: {rule!r}: is no rule; rules are {", ".join(by_name)}')
+  return tuple(found)
+
+
 class Monitor:
   """Raises alarms while a model trains, in any training loop.
 
@@ -121,17 +132,22 @@ class Monitor:
   `stability.Monitor(limits='FILE.json')` applies them.
   """
 
-  def __init__(self, rules: Iterable[Rule] | None = None, *, limits: str | Path | None = None):
+  def __init__(
+      self,
+      rules: Iterable[Rule | str] | str | None = None,
+      *,
+      limits: str | Path | None = None,
+  ):
     """
     Args:
-      rules: the rules to apply; by default, rules.RULES.
+      rules: the rules to apply, or their names, such as 'loss_spike'; by default, rules.RULES.
       limits: a file that `launch.alarms --calibrate` has written, with limits for one's own regime.
 
     Raises:
-      BadInput: the file cannot be read or is damaged.
+      BadInput: there is no such rule, or the file cannot be read or is damaged.
     """
-    rules = RULES if rules is None else rules
-    self._rules = tuple(rules) if limits is None else limits_lib.read(limits).apply(rules)
+    rules = RULES if rules is None else _checked_rules(rules)
+    self._rules = rules if limits is None else limits_lib.read(limits).apply(rules)
     self._history = History()
     self._fired: set[str] = set()
     self._applied: set[str] = set()  # names of the rules whose measure has had a value

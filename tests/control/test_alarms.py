@@ -48,6 +48,19 @@ def test_rule_fires_once_above_its_limit():
   assert raised(monitor, 10.0, LIMIT, LIMIT + 1, LIMIT + 2) == [(30, LIMIT)]
 
 
+@pytest.mark.parametrize('given', ['attention_logit', ['attention_logit'], LOGIT_RULE])
+def test_rules_by_name(given):
+  monitor = Monitor(given)
+  assert list(monitor.lacking) == ['attention_logit']
+  assert raised(monitor, LIMIT + 1) == [(10, LIMIT)]
+
+
+@pytest.mark.parametrize('given', ['spike', ['loss_spike', 'spike'], [3], 3])
+def test_unknown_rules_are_refused(given):
+  with pytest.raises(BadInput, match=r"^rules: ('spike'|3): is no rule; rules are non_finite, "):
+    Monitor(given)
+
+
 def test_rearm():
   monitor = Monitor([LOGIT_RULE])
   raised(monitor, LIMIT + 1)
