@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import numbers
 import shutil
 import tempfile
 import warnings
@@ -61,6 +62,8 @@ def load(
   Raises:
     BadInput: `path` is neither a workdir nor a valid CSV file, or files of the workdir are damaged.
   """
+  if isinstance(path, pd.DataFrame):
+    raise BadInput('path: must be a workdir or a CSV file; stability.from_frames takes data frames')
   if isinstance(group_by, str):
     group_by = [group_by]
   try:
@@ -78,6 +81,8 @@ def load(
     return Experiment(path, results)
   if group_by is not None or initial_loss is not None:
     raise BadInput(f'{path}: is a workdir; group_by and initial_loss are for CSV files')
+  if not (path / 'sweep.json').is_file():
+    raise BadInput(f'{path}: holds no sweep (no sweep.json); must be a workdir or a CSV file')
   return Experiment(path, results_lib.load_workdir(path))
 
 
@@ -227,8 +232,8 @@ class Experiment:
         window: the learning rates that lr_sensitivity refers to, `all`, or `not comparable` if a
           swept field changes what a learning rate means
     """
-    if not 0 < interval < 1:
-      raise BadInput(f'interval: {interval!r}: must be between 0 and 1, such as 0.95')
+    if not isinstance(interval, numbers.Real) or not 0 < interval < 1:
+      raise BadInput(f'interval: {interval!r}: must be a number between 0 and 1, such as 0.95')
     results = dataclasses.replace(self._results, interval=interval)
     if windows:
       for window in windows:
@@ -239,9 +244,11 @@ class Experiment:
   def unstable(self) -> pd.Series:
     """Whether each run is unstable: a boolean Series with the index of `runs`.
 
-    A run is unstable if it diverged, or if its learning rate is above the best one of its size and
-    min(final, initial) loss exceeds the best by more than 5 % of (initial - best). NA for failed,
-    stopped and missing runs. `experiment.runs[experiment.unstable()]` selects the unstable runs.
+    A run is unstable if it diverged, or if its learning rate is above the best one of its size,
+    intervention and run length and its min(final, initial) loss exceeds the best by more than 5 %
+    of (initial - best). A run at the only learning rate of these is compared with smaller sizes or,
+    without any, with all interventions of its size. NA for failed, stopped and missing runs.
+    `experiment.runs[experiment.unstable()]` selects the unstable runs.
     """
     return instability.unstable(self._results)
 
@@ -348,7 +355,9 @@ class Experiment:
       raise BadInput(f'plot {name!r}: there are too few sizes')
     if name not in plots:
       names = [plot.name for plot in available if plot.draw is not None]
-      raise BadInput(f'plot {name!r}: must be one of {", ".join([*names, *predictions.FIGURES])}')
+      listed = f'must be one of {", ".join(names)}' if names else 'there is nothing to draw yet'
+      also = ', '.join(predictions.FIGURES)  # to find out whether they can be drawn takes long
+      raise BadInput(f'plot {name!r}: {listed}; with enough sizes also {also}')
     if plots[name].draw is None:
       raise BadInput(f'plot {name!r}: {plots[name].absent}')
     with labels_lib.replaced(labels or {}):

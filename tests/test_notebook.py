@@ -139,6 +139,10 @@ def test_predict(experiment):
     experiment.predict(7)  # a forgotten B
   with pytest.raises(BadInput, match=r'risk=0: must be from 0\.01 to 0\.5'):
     experiment.predict('7B', risk=0)
+  with pytest.raises(BadInput, match=r"risk='0\.1': must be from"):
+    experiment.predict('7B', risk='0.1')
+  with pytest.raises(BadInput, match=r'target=\[7\]: must be one of'):
+    experiment.predict([7])
 
 
 def test_forecasts(experiment):
@@ -220,8 +224,10 @@ def test_plot_with_ones_own_labels(experiment, ax):
 def test_level_of_intervals(experiment):
   usual, narrow = experiment.lr_sensitivity(), experiment.lr_sensitivity(interval=0.5)
   assert (usual['low'] <= narrow['low']).all() and (narrow['high'] < usual['high']).any()
-  with pytest.raises(BadInput, match='interval: 95: must be between 0 and 1'):
+  with pytest.raises(BadInput, match='interval: 95: must be a number between 0 and 1'):
     experiment.lr_sensitivity(interval=95)
+  with pytest.raises(BadInput, match=r"interval: '0\.9': must be a number"):
+    experiment.lr_sensitivity(interval='0.9')
 
 
 def test_plot_against_a_swept_number(tmp_path, ax):
@@ -235,14 +241,20 @@ def test_plot_against_a_swept_number(tmp_path, ax):
 def test_plot_names_are_documented(experiment):
   with pytest.raises(BadInput, match="plot 'loss': must be one of ") as error:
     experiment.plot('loss')
-  names = str(error.value).split('one of ')[1].split(', ')
+  names = str(error.value).split('one of ')[1].replace('; with enough sizes also', ',').split(', ')
   assert set(names) == {*ONE_PANEL, *SEVERAL, 'predicted_against_measured'}
   assert all(name in type(experiment).plot.__doc__ for name in names)
 
 
+def test_plot_names_before_the_first_result(tmp_path):
+  made_up.write_sweep(tmp_path, widths=(16,), leave_out=tuple(range(28)))
+  with pytest.raises(BadInput, match="plot 'loss': there is nothing to draw yet; with enough"):
+    stability.load(tmp_path).plot('loss')
+
+
 def test_plot_without_data(tmp_path):
   made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,))
-  with pytest.raises(BadInput, match=r"plot 'lr_sensitivity': .*two sizes"):
+  with pytest.raises(BadInput, match=r"plot 'lr_sensitivity': .*two or more sizes"):
     stability.load(tmp_path).plot('lr_sensitivity')
   with pytest.raises(BadInput, match="plot 'predicted_against_measured': there are too few sizes"):
     stability.load(tmp_path).plot('predicted_against_measured')
@@ -335,8 +347,10 @@ def test_load_refuses(workdir, tmp_path):
     stability.load(workdir, initial_loss=5.0)
   with pytest.raises(BadInput, match='No such file'):
     stability.load(tmp_path / 'none')
-  with pytest.raises(BadInput, match='holds no sweep'):
+  with pytest.raises(BadInput, match=f'^{tmp_path}: holds no sweep'):
     stability.load(tmp_path)
+  with pytest.raises(BadInput, match='from_frames takes data frames'):
+    stability.load(pd.DataFrame())
 
 
 def test_sweep_that_has_not_started(tmp_path):

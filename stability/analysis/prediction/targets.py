@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def parse(text: str | float) -> float:
   Raises:
     BadInput: it is neither.
   """
-  if text in config_lib.SIZES:
+  if isinstance(text, str) and text in config_lib.SIZES:
     return float(config_lib.parameters(config_lib.unflatten(config_lib.size(text))))
   number, unit = re.fullmatch('(.*?)([KMBT]?)', str(text), re.IGNORECASE | re.DOTALL).groups()
   try:
@@ -56,8 +57,10 @@ def check_size(target: Target, smallest: float) -> None:
 
 def check_risk(risk: float) -> None:
   """Raises BadInput for a risk that cannot be predicted."""
-  if not RISKS[0] <= risk <= RISKS[1]:
-    raise BadInput(f'risk={risk:g}: must be from {RISKS[0]} to {RISKS[1]}')
+  is_number = isinstance(risk, numbers.Real)
+  if not is_number or not RISKS[0] <= risk <= RISKS[1]:
+    shown = f'{risk:g}' if is_number else repr(risk)
+    raise BadInput(f'risk={shown}: must be from {RISKS[0]} to {RISKS[1]}')
 
 
 def next_sizes(largest: float) -> list[float]:
