@@ -4,12 +4,13 @@ from typing import Any
 
 import pandas as pd
 
-from stability.analysis import comparison, lr_sensitivity, several_sweeps
+from stability.analysis import comparison, instability, lr_sensitivity, several_sweeps
 from stability.analysis import results as results_lib
 from stability.analysis.results import SWEEP, Results
 from stability.report import labels, tables
 
 _NAMED = 12  # values of a field that the description names; more are counted
+_COMPARED = 4  # arms that the sentence on instability names
 
 
 def description(results: Results) -> str:
@@ -124,6 +125,40 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
   where.append(f'learning rate {labels.rounded(row["best_learning_rate"])}')
   what = f'lowest mean loss over {row["seeds"]} seeds' if row['seeds'] > 1 else 'lowest loss'
   return f'The {what} is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
+
+
+def on_instability(results: Results) -> str | None:
+  """Counts the unstable runs, and states from which rate on the largest size has any.
+
+  None if no run counts or all are unstable.
+  """
+  runs = results.runs.assign(unstable=instability.unstable(results)).dropna(subset='unstable')
+  number = int(runs['unstable'].sum())
+  if number == len(runs):
+    return None
+  said = f'{number or "None"} of {count(len(runs), "run")} {"are" if number > 1 else "is"} unstable'
+  known = runs[runs['parameters'].notna()]
+  if not number or known.empty or runs['learning_rate'].nunique() == 1:
+    return f'{said}.'
+  size = labels.sizes(known, results.sizes)[known['parameters'].astype(float).idxmax()]
+  largest = known[labels.sizes(known, results.sizes) == size]
+  lowest = {
+      labels.pairs(results.groups, values): of_arm['learning_rate'][of_arm['unstable']].min()
+      for values, of_arm in results_lib.split(largest, results.groups)
+  }
+  found = [rate for rate in lowest.values() if pd.notna(rate)]
+  if not found:
+    return f'{said}, none of them at {size} parameters.'
+  if len(lowest) > _COMPARED:
+    ends = ' to '.join(dict.fromkeys(labels.rounded(end(found)) for end in (min, max)))
+    of = 'all' if len(found) == len(lowest) else f'{len(found)} of'
+    rates = f'{ends} in {of} {len(lowest)} arms'
+  else:
+    rates = ', '.join(
+        (labels.rounded(rate) or 'none') + (f' ({name})' if name else '')
+        for name, rate in lowest.items()
+    )
+  return f'{said}; the lowest unstable learning rate at {size} parameters is {rates}.'
 
 
 def on_inert(results: Results, shares: pd.DataFrame) -> str | None:

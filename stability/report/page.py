@@ -206,6 +206,7 @@ def write_files(
   sentences = (
       *(findings.on_differences(results, differences) if differences else ()),
       None if board else findings.on_lr_sensitivity(results, table),  # it would name every arm
+      findings.on_instability(results),
       findings.on_best_loss(results, table),
       tables.rescue_sentence(results),
       None if acted.empty or board else findings.on_inert(results, acted),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from stability.analysis import comparison, lr_sensitivity, rescue
+from stability.analysis import comparison, instability, lr_sensitivity, rescue
 from stability.analysis import results as results_lib
 from stability.analysis.claims.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED
 from stability.analysis.results import Results
@@ -132,6 +132,8 @@ def runs(results: Results) -> pd.DataFrame:
   text['seed'] = found['seed'].astype(str)
   text['initial loss'] = found['initial_loss'].map(labels.decimals)
   text['final loss'] = found['final_loss'].map(labels.decimals)
+  is_unstable = instability.unstable(results)
+  text['unstable'] = is_unstable.map({True: 'yes', False: 'no'}).fillna('').astype(str)
   if 'actions' in found and found['actions'].any():
     text['actions'] = found['actions'].astype(str).replace('0', '')
   if 'error' in found and found['error'].notna().any():

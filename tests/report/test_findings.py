@@ -76,6 +76,27 @@ def test_several_seeds_have_a_mean_loss():
   assert sentence.startswith('The lowest mean loss over 2 seeds is 2.050 nats: ')
 
 
+def unstable(points, loss):
+  return findings.on_instability(simulate(points, sim.Outcomes(loss))[0])
+
+
+def test_instability():
+  assert unstable(QK, sim.flat) == 'None of 24 runs is unstable.'
+  assert unstable(QK, sim.cliff_without_qk_norm) == (
+      '3 of 24 runs are unstable; the lowest unstable learning rate at 147K parameters is none'
+      ' (qk_norm=layernorm), 1 (qk_norm=none).'
+  )
+  assert unstable(grid(WIDTHS[:1], RATES), sim.cliff) == (
+      '1 of 4 runs is unstable; the lowest unstable learning rate at 9.2K parameters is 1.'
+  )
+  small = unstable(QK, lambda c: sim.cliff(c) if sim.size(c) == 1 else sim.flat(c))
+  assert small == '2 of 24 runs are unstable, none of them at 147K parameters.'
+  arms = sweep('optimizer.eps', *10.0 ** -np.arange(5, 10))
+  many = unstable(grid(WIDTHS[:1], arms, RATES), sim.cliff)
+  assert many.endswith(' at 9.2K parameters is 1 in all 5 arms.')
+  assert unstable(grid(WIDTHS, RATES), lambda c: np.nan) is None
+
+
 @pytest.mark.parametrize(
     'change, said',
     [

@@ -9,6 +9,7 @@ from helpers import simulated_sweeps as sim
 from helpers.simulated_sweeps import QK, RATES, WIDTHS, grid, simulate, sweep
 
 from stability import hyper
+from stability.analysis import instability
 from stability.analysis import results as results_lib
 from stability.analysis.claims import registry
 from stability.analysis.claims.claim import Verdict
@@ -94,6 +95,13 @@ def test_runs_with_actions_are_marked(results):
   assert list(tables.runs(results)['actions'][[0, 1, 2]]) == ['1', '2', '']
   marked = tables.sensitivities(results, lr_sensitivity(results))
   assert list(marked['acted on']) == ['2', '0', '1', '0', '0', '0']
+
+
+def test_runs_say_whether_they_are_unstable(results):
+  found = instability.unstable(results).map({True: 'yes', False: 'no', pd.NA: ''})
+  text = tables.runs(results)
+  assert text['unstable'].sort_index().to_list() == found.to_list()
+  assert set(found) == {'yes', 'no', ''}
 
 
 def test_claims():
