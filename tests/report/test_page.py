@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -81,6 +82,37 @@ def test_contents(report):
   assert 'entropy rate' not in shown.text
 
 
+def test_tables_by_keyboard_and_for_screen_readers(report):
+  shown = Page(report)
+  boxes = [a for _, a in shown.elements if a.get('class') == 'scroll']
+  assert len(boxes) == 6 + 5
+  assert all(box['tabindex'] == '0' and box['role'] and box['aria-label'] for box in boxes)
+  headings = [attributes for tag, attributes in shown.elements if tag == 'th']
+  assert {heading['scope'] for heading in headings} == {'col'}
+  tables = [a.get('class') for tag, a in shown.elements if tag == 'table']
+  assert tables.count('sortable') == 2  # LR sensitivity and all runs
+
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs Node.js')
+def test_sorting(report):
+  """Numbers by value, whatever follows them; other text after them, and empty cells last."""
+  (script,) = re.findall('<script>(.*)</script>', report.read_text(), re.DOTALL)
+  cells = ['2.00 (1-3)', '', '147K', '1e-2', 'baseline', '9.2K', '-0.5', '10', 'a']
+  page = f"""
+    const rows = {cells}.map(text => ({{cells: [{{dataset: {{}}, textContent: text}}]}}));
+    const texts = all => all.map(row => row.cells[0].textContent).join();
+    let sort;
+    const heading = {{firstChild: {{addEventListener: (_, found) => sort = found}}}};
+    const body = {{rows, append: (...all) => console.log(texts(all))}};
+    const table = {{tHead: {{rows: [{{cells: [heading]}}]}}, tBodies: [body]}};
+    globalThis.document = {{querySelectorAll: () => [table]}};
+    {script}
+    sort(); sort();"""
+  found = subprocess.run(['node', '-e', page], capture_output=True, text=True, check=True)
+  up = ['-0.5', '1e-2', '2.00 (1-3)', '10', '9.2K', '147K', 'a', 'baseline', '']
+  assert found.stdout.splitlines() == [','.join(up), ','.join([*reversed(up[:-1]), ''])]
+
+
 def test_applicable_claims(report):
   shown = Page(report)
   cells = [attributes.get('class') for tag, attributes in shown.elements if tag == 'td']
@@ -100,7 +132,8 @@ def test_applicable_claims(report):
 
 def test_page_is_self_contained(report):
   shown = Page(report)
-  assert not {'script', 'link', 'iframe', 'img', 'object'} & {tag for tag, _ in shown.elements}
+  assert not {'link', 'iframe', 'img', 'object'} & {tag for tag, _ in shown.elements}
+  assert shown.count('script') == 1  # that of sortable tables
   for _, attributes in shown.elements:
     for name, value in attributes.items():
       if name in ('src', 'href', 'xlink:href'):
@@ -189,7 +222,7 @@ def test_escaping(tmp_path):
   )
   results = results_table.load_csv(path, group_by=[EVIL], initial_loss=10.0)
   shown = Page(page.write_results_report(results, tmp_path / 'report'))
-  assert shown.count('script') == 0
+  assert shown.count('script') == 1
   assert shown.text.count(EVIL) >= 2 * 3  # runs, their column, its header and cells
   assert f'{EVIL} {EVIL}' in shown.text
 
