@@ -25,6 +25,7 @@ from stability.analysis.instability import UNSTABLE_LOGIT
 from stability.analysis.results import Results
 from stability.errors import BadInput
 from stability.report import labels
+from stability.report.plots import fonts
 
 WIDTH = 8  # inches; at a displayed width of 800 pixels, one point is 1.4 pixels
 NARROW = 5.5  # inches; narrower figures, such as a column of a paper, have their legend on top
@@ -35,7 +36,7 @@ MAX_PANELS = 40  # hundreds take minutes to draw and cannot be read
 MAX_LINES = 200  # with different labels
 STYLE = {
     'figure.figsize': (WIDTH, WIDTH),  # the height is that of the panels
-    'font.family': 'DejaVu Sans',  # comes with Matplotlib, so that every machine has it
+    'font.family': fonts.families(),
     'font.size': 9,
     'axes.titlesize': 9.5,
     'figure.labelsize': 10,
@@ -110,7 +111,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
   @functools.wraps(draw)
   def draw_in_style(*arguments, ax: Axes | None = None, **options) -> Figure:
-    with matplotlib.rc_context(dict(_style.get()) if ax is None else _WITHIN):
+    with matplotlib.rc_context(dict(_style.get()) if ax is None else _WITHIN), fonts.missing_once():
       return draw(*arguments, ax=ax, **options)
 
   return draw_in_style
@@ -120,7 +121,7 @@ def save(figure: Figure, kind: str) -> bytes:
   """The content of a figure's file of kind svg, png or pdf. Equal figures give equal bytes."""
   content = io.BytesIO()
   metadata = {'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)
-  with matplotlib.rc_context(dict(_style.get())):
+  with matplotlib.rc_context(dict(_style.get())), fonts.missing_once():
     figure.savefig(content, format=kind, dpi=200, metadata=metadata)
   return content.getvalue()
 
