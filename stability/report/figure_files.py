@@ -45,6 +45,7 @@ def write(plot: Plot, folder: Path, options: Options) -> tuple[Plot, Markup | No
   try:
     figure = plot.draw()
     svg = style.save(figure, 'svg')
+    figure.set_layout_engine('none')  # it stays as it is: to lay it out takes as long as to draw it
     if options.figure_format is None and options.figure_width is None:
       contents = {'svg': svg, 'png': style.save(figure, 'png')}
     else:

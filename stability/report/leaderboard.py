@@ -183,6 +183,7 @@ def _plots(results: Results, table: pd.DataFrame) -> list[Plot]:
   )
   can_be_drawn = table['is_baseline'] & table[['best_loss', 'headroom']].notna().all(axis='columns')
   found = [front_plot] if can_be_drawn.any() else []
+  sizes = table_lib.sizes(results)
   for number, place in enumerate(dict.fromkeys(table['place'][~table['is_baseline']]), 1):
     name = place if place.isidentifier() else str(number)
     found.append(
@@ -190,7 +191,7 @@ def _plots(results: Results, table: pd.DataFrame) -> list[Plot]:
             f'leaderboard_curves_{name}',
             f'Arms against the baseline{f": {place}" if place else ""}',
             'Final loss against learning rate; the dashed line is the baseline.',
-            functools.partial(plots.curves, results, table, place),
+            functools.partial(plots.curves, results, table, sizes, place),
             '',
         )
     )

@@ -1,5 +1,7 @@
 """Figures of a leaderboard: the front, and the curve of each arm against that of the baseline."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -110,14 +112,17 @@ def _shortened(name: str) -> str:
 
 @style.styled
 def curves(
-    results: Results, table: pd.DataFrame, place: str, ax: Axes | None = None
+    results: Results,
+    table: pd.DataFrame,
+    sizes: Sequence[table_lib.Size],
+    place: str,
+    ax: Axes | None = None,
 ) -> Figure:
   """Mean loss over seeds against learning rate: a panel per arm of a place, a colour per size.
 
   The dashed lines are those of the baseline.
   """
   wanted = list(dict.fromkeys(table['arm'][(table['place'] == place) & ~table['is_baseline']]))
-  sizes = table_lib.sizes(results)
   runs = style.labelled(results)
   names = table_lib.names(results)
   baselines = [next(iter(size.arms.values())) for size in sizes]

@@ -35,7 +35,7 @@ class Line:
   @classmethod
   def of(cls, means: pd.Series, runs: pd.DataFrame, x: str, colour: tuple) -> 'Line':
     """The line of these runs, whose losses the column `loss` has, by the column x."""
-    runs = runs.astype({x: float})
+    runs = runs[[x, 'loss', 'seed', 'status']].astype({x: float})  # not its hundred other columns
     counted = runs[runs['loss'].notna()]
     seeds = counted.groupby(x)['seed'].nunique()
     lacking = seeds.index[seeds < counted['seed'].nunique()]

@@ -242,7 +242,7 @@ def line(
     axis: Axes, runs: pd.DataFrame, x: str, y: str, average: str, colour: tuple
 ) -> pd.Series:
   """Draws the average of y over seeds (mean or median) and its range; returns the averages."""
-  band = runs.astype({x: float}).groupby(x)[y].agg([average, 'min', 'max']).dropna()
+  band = runs[[x, y]].astype({x: float}).groupby(x)[y].agg([average, 'min', 'max']).dropna()
   axis.plot(band[average], color=colour, marker='o')
   axis.fill_between(band.index, band['min'], band['max'], color=colour, alpha=0.2, linewidth=0)
   return band[average]
