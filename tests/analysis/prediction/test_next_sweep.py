@@ -34,10 +34,10 @@ def test_curves():
 
 
 def test_next_run_is_a_missing_one():
-  """A curve of which only two runs are known: the next run is one of those it lacks, by name."""
+  """A curve of which only two runs are known: one of those that it lacks is next, by name."""
   found = results(sim.cliff, missing=[20, 22, 23])
   state = SweepState(found, arms=(1,))
-  (run,) = state.next_runs(np.ones(6), 1)
+  (run,) = (run for run in state.next_runs(np.ones(6), 3) if run.choice.curve == 5)
   assert run.run in set(found.runs['run'].iloc[[20, 22, 23]]) and run.seed == 0
   assert run.run.endswith(f'learning_rate={run.learning_rate},seed=0')
   assert run.like['model.qk_norm'] == 'none'
@@ -102,18 +102,22 @@ def test_next_run_is_beyond_the_grid():
   assert run.learning_rate == 10.0 and run.seed == 0 and run.run is None
 
 
-@pytest.mark.parametrize('missing', [(), (0, 4, 8)])
-def test_critical_rates_above_the_grid(missing):
-  """They are not known, at no size and at no target: rates beyond the grid are next."""
+@pytest.mark.parametrize(('missing', 'first'), [((), 10.0), ((0, 4, 8), 1e-3)])
+def test_critical_rates_above_the_grid(missing, first):
+  """They are not known, at no size and at no target: rates beyond the grid are next.
+
+  Where the lowest rates are missing, the best ones may be there, and they are first.
+  """
   found = results(sim.flat, missing, sim.grid(sim.WIDTHS, sim.RATES))
   state = SweepState(found)
   assert not state.is_known and np.isinf(state.now.widths_Q).all()
-  (run,) = state.next_runs(np.ones(3), 1)
-  assert run.learning_rate == 10.0 and run.choice.about == run.choice.curve
+  run, second = state.next_runs(np.ones(3), 2)
+  assert run.learning_rate == first and run.choice.about is not None
+  assert second.learning_rate == 10.0
   state = SweepState(found, target=2.4e6)
   assert not state.is_known and np.isnan(state.now.critical_3xQ).all()
   runs = state.next_runs(np.ones(3), 4)
-  assert 10.0 in [run.learning_rate for run in runs if run.choice.about == 0]
+  assert first in [run.learning_rate for run in runs if run.choice.about == 0]
 
 
 def test_size_with_one_rate():
