@@ -39,11 +39,10 @@ def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
       earlier = np.flatnonzero(keep[:start])
       seen, segment = steps[earlier], steps[start:end]
       later = earlier[seen >= segment[0]]
-      is_again = any(
+      if (steps[later] <= segment.max()).any() and any(
           np.isfinite(column[later]).any() and np.isfinite(column[start:end]).any()
           for column in values.values()
-      )
-      if is_again and (steps[later] <= segment.max()).any():
+      ):
         keep[later] = False
   rows = np.flatnonzero(keep)
   rows = rows[np.argsort(steps[rows], kind='stable')]
@@ -56,7 +55,7 @@ def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
 
 
 def _are_restarts(steps: np.ndarray, back: np.ndarray) -> bool:
-  """Whether steps go back at these rows since the run was restarted there.
+  """Whether steps go back at these rows because the run was restarted there.
 
   What a restart logs has several rows and repeats a step.
   """
