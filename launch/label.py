@@ -259,9 +259,9 @@ def _score(
   from stability.data.tokenize import stored
   from stability.labels import scores
 
-  tokenizer = stored.StoredTokenizer(workdir / sweep.data['path'], sweep.data)
   if _BY.value == 'random':
     return scores.Scores(*np.full((3, len(found)), np.nan))
+  tokenizer = stored.StoredTokenizer(workdir / sweep.data['path'], sweep.data)
   models = [_load(workdir, name) for name in names]
   reference = None
   if _REFERENCE.value:

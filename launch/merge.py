@@ -4,9 +4,9 @@
 
 merged puts a LoRA, DoRA or IA3 into the weights: the result has the parameters of a model without
 an adapter, and works as config.init.checkpoint. houlsby and prompt cannot be merged, nor IA3 unless
-model.kernel=plain. adapter keeps only what the method has added; it works
-as config.init.adapter over any model of the same size or, with adapter.init=pissa, over the one
-that it was trained over. Both have the metadata of the run, whose own file stays as it is.
+model.kernel=plain. adapter keeps only what the method has added; it works as config.init.adapter
+over any model of the same size or, with adapter.init=pissa, over the one that it was trained over.
+Both have the metadata of the run, whose own file stays as it is.
 """
 
 # First, since launch.common may have to mend sys.path.

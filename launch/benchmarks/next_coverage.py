@@ -82,11 +82,11 @@ def measure(
     held.append((low_K <= log_critical_K) & (log_critical_K <= high_K))
     widths.append(found.widths_Q)
     errors.append(np.abs(middle_K - log_critical_K))
-  of = np.concatenate(inside)
-  width, error = np.concatenate(widths)[of], np.concatenate(errors)[of]
+  is_inside = np.concatenate(inside)
+  width, error = np.concatenate(widths)[is_inside], np.concatenate(errors)[is_inside]
   return {
-      'curves': int(of.sum()),
-      'coverage': round(np.concatenate(held)[of].mean(), 3),
+      'curves': int(is_inside.sum()),
+      'coverage': round(np.concatenate(held)[is_inside].mean(), 3),
       'width': round(np.median(width), 3),
       'known': round((width <= CURVES.step / 2).mean(), 3),
       'error': round(np.median(error), 3),

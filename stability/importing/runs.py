@@ -22,7 +22,6 @@ _WHOLE = ('parameters', 'seed', 'steps', 'tokens', *FIELDS)
 _COUNTERS = ('steps', 'tokens', 'seconds')  # not needed
 _SUFFIXES = {'': 1, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
 _COUNT = re.compile(r'([0-9]+\.?[0-9]*(?:[eE]\+?[0-9]+)?)\s*([kKmMbBgGtT]?)')
-
 _LIKE_THOUSANDS = re.compile(r'[1-9][0-9]{0,2}\.[0-9]{3}')
 
 
