@@ -7,8 +7,8 @@ rate that the grid would show without noise, where it is within the grid. The ma
 OPENBLAS_NUM_THREADS=1 makes it faster. Columns:
 
   shape          bowl, ramp (the loss rises steadily from some rate on) or cliff (at first steeply)
-  noise, growth  of the simulated runs; see Covariance in stability/analysis/prediction/
-                 loss_surface.py
+  noise, growth  of the simulated runs: at the best rate, and per rise above it (NOISE_GROWTH in
+                 stability/analysis/prediction/loss_surface.py)
   trained        the share of the cells that are trained, drawn at random
   curves         number of curves with a critical rate within the grid
   coverage       share of them whose interval holds it
