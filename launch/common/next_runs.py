@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from launch.common import app, budget
+from launch.common import app, budget, extension_trace, start
 from stability import config as config_lib
 from stability.analysis import results as results_lib
 from stability.analysis.prediction.next_sweep import NextRun, SweepState
@@ -227,7 +227,10 @@ def load(
           f'--config={requested.config_file}: its get_report has windows, which need all runs;'
           ' train it with launch.sweep first'
       )
-    results = _with_missing(results, requested.runs)
+    if requested.extensions is not None and not has_sweep:
+      extension_trace.check(requested.config_file, requested.runs.configs)
+    parameters = start.count_parameters(workdir, requested.runs.configs)
+    results = _with_missing(results, requested.runs, parameters)
     request = dataclasses.replace(
         requested,
         runs=Runs(requested.runs.fields, {**configs, **requested.runs.configs}),
@@ -245,14 +248,16 @@ def load(
   )
 
 
-def _with_missing(results: Results | None, runs: Runs) -> Results:
+def _with_missing(
+    results: Results | None, runs: Runs, parameters: Mapping[str, int]
+) -> Results:
   """The results with a row for each run that they lack."""
   known = set() if results is None else set(results.runs['run'])
   rows = [
       {
           'run': name,
           'status': 'missing',
-          'parameters': config_lib.parameters(config),
+          'parameters': parameters[name],
           'learning_rate': _rate(config),
           'initial_loss': np.nan,
           'final_loss': np.nan,

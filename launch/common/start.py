@@ -170,7 +170,7 @@ def prepare(
         versions=_versions(workdir, unfinished),
         report=sweep.report,
         extensions=_prepare_extensions(sweep, workdir, probes),
-        parameters=_count_parameters(workdir, configs),
+        parameters=count_parameters(workdir, configs),
     )
     sweeps.write_sweep(workdir, written)
     for name, found in limits_of.items():
@@ -307,8 +307,8 @@ def _prepare_extensions(
   return current
 
 
-def _count_parameters(workdir: Path, configs: Mapping[str, Config]) -> dict[str, int]:
-  """The number of parameters of each run; counts in sweep.json are kept."""
+def count_parameters(workdir: Path, configs: Mapping[str, Config]) -> dict[str, int]:
+  """The number of parameters of each run; counts in the workdir's sweep.json are kept."""
   counted = {}
   if (workdir / 'sweep.json').exists():
     counted = sweeps.read_sweep(workdir).parameters

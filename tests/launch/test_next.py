@@ -309,6 +309,17 @@ def test_rates_beyond_the_grid_keep_lr_sensitivity(folder):
   assert re.fullmatch(r'width=\d+,qk_norm=none,learning_rate=0\.03\d*,seed=0', name)
 
 
+def test_an_arm_of_other_matrices_is_one_curve(trained, folder):
+  """Its parameters are those of its own matrices, for runs that are trained and for others."""
+  source = (folder / 'experiment.py').read_text()
+  swept = "'model.query_group', [2]"
+  (folder / 'experiment.py').write_text(source.replace("'model.width', [16, 32]", swept))
+  assert execute(*COMMAND, '--count=1', '--budget=cpu:30m', '--config.model.width=32') == 0
+  assert len(trained) == 1
+  growing = next_program._load(None)
+  assert growing.state.runs['parameters'].tolist() == 4 * [11 * 32**2]
+
+
 def test_windows_of_arms_are_kept(folder):
   """If arms have windows of their own, a rate beyond one of them changes no LR sensitivity."""
   from launch.common import next_runs
