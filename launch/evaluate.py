@@ -5,9 +5,9 @@
 parent, the default, is the validation text of the run that a fine-tuned run started from. Any other
 value is a file or folder of text, of which windows are taken that are spread evenly over it, at
 most as many as the sweep has of validation text. The loss of the parent is measured on the same
-windows: the difference is what a run has forgotten. A warning names documents of the text that the
-runs were trained on. The measurements are in DIR/report/other_text.csv and on the page; one that is
-there already is not repeated.
+windows: the difference is what a run has forgotten. If the runs were trained on some documents of
+the text, a warning names these. The measurements are in DIR/report/other_text.csv and on the page;
+one that is there already is not repeated.
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -154,7 +154,7 @@ def _trained_on(measured: _Measurements) -> str:
   shown = ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
   return (
       f'--text={_TEXT.value}: the runs were trained on {len(names):,} of its {count:,} documents'
-      f' ({shown}); what is measured there may be memory'
+      f' ({shown}); losses there may be those of memorised text'
   )
 
 

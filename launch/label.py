@@ -9,9 +9,9 @@ select takes passages of the text in FOLDER (or, with --data=train, of the sweep
 or whole documents with --length=0. It writes those that come first by a rule, without near-
 duplicates: --count of them, or with --share=0.5 half of the text. Passages of FOLDER that share
 text with the sweep's validation text are left out and counted. The rules are: disagreement, on
-which several seeds disagree most; loss, whose loss is highest; gain, whose loss a run that was
-trained on other text lowers most (--reference=DIR/runs/NAME); and random, for which no model is
-asked. TASKS has them as JSON lines and as tasks for Label Studio and doccano. By default, the seeds
+which several seeds disagree most; loss, whose loss is highest; gain, on which a run that was
+trained on other text (--reference=DIR/runs/NAME) does better by most; and random, which needs no
+model. TASKS has them as JSON lines and as tasks for Label Studio and doccano. By default, the seeds
 are those of the size and options with the lowest loss.
 
 ask shows passages one at a time: k keeps, d drops, u is unsure, b goes back, q ends; the same
@@ -163,7 +163,7 @@ def select() -> None:
   if str(data) != TRAIN:  # whose documents are none of the validation text
     found, shared = _apart_from_validation(found, workdir, sweep)
   if not found:
-    raise BadInput(f"--data={data}: all of it stands in the sweep's validation text")
+    raise BadInput(f"--data={data}: all of it occurs in the sweep's validation text")
   finished_runs.prepare(workdir, sweep)
   scores = _score(workdir, sweep, names, found)
   values = {
@@ -270,7 +270,7 @@ def _score(
       raise BadInput(f'--reference={_REFERENCE.value}: must be the folder of a run, DIR/runs/NAME')
     other = sweeps.read_sweep(run.parents[1])
     if run.name not in other.runs and not sweeps.is_fork(run.parents[1], run.name):
-      raise BadInput(f'--reference={_REFERENCE.value}: is no run of its sweep')
+      raise BadInput(f'--reference={_REFERENCE.value}: its sweep has no such run')
     tokenizers = [
         (each.data['tokenizer'], each.data['sha256'].get('tokenizer')) for each in (sweep, other)
     ]

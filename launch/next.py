@@ -9,12 +9,12 @@ A run is worth what its result would say about the critical learning rates of al
 runs: missing ones of the sweep, further seeds, or one learning rate beyond the grid. With --config,
 DIR may be new or hold some of the runs of that file; those it lacks may be trained.
 
---train trains the first --count of them, chooses again, and so on, until the interval of every
-critical rate is narrower than --width decades, no run says more about those that are not, or
---budget, which counts all runs of DIR, is spent: a run that the rest does not pay for is not begun.
-A critical rate above the grid is not known: the grid is extended, one rate at a time. Intervals at
-sizes of the sweep hold the truth in about 72 % of cases, where the loss rises like a cliff in 44 to
-81 %. At --target, they are 90 % intervals, as wide as those of launch.predict.
+--train trains the first --count of them, chooses again, and so on, until every critical rate is
+known to within --width decades, no run narrows an interval further, or --budget is spent. The
+budget counts all runs of DIR; a run that would exceed it is not started. A critical rate above the
+grid is not known: the grid is extended, one rate at a time. At sizes of the sweep, intervals hold
+the critical rate that the grid would show without noise in 89 % of simulated cases, 73 to 98 % by
+kind of curve and noise. At --target, they are 90 % intervals, as wide as those of launch.predict.
 The runs belong to the sweep in DIR; the same command continues after an interruption. If a learning
 rate beyond the grid is added, LR sensitivity stays that of the grid.
 

@@ -1,4 +1,4 @@
-"""Measures what a datastore of text beside finished runs does to their loss, without training.
+"""Measures the loss of finished runs with and without a datastore of text; nothing is trained.
 
   python -m launch.retrieve --workdir=DIR [--runs=PATTERN] [--datastore=train|FOLDER]
   python -m launch.retrieve --workdir=DIR --runs=NAME --add=FOLDER       before and after
@@ -17,9 +17,9 @@ and on the page; one that is there already is not repeated.
 --parents measures, on the text of fine-tuned runs, the models that they started from, each once: a
 datastore instead of fine-tuning.
 
---add measures on text of FOLDER that is held out, before and after the rest of FOLDER is added to
+--add holds out some of the text in FOLDER and measures on it, before and after the rest is added to
 the datastore. A datastore that --output keeps can be given as --datastore to the run that made it;
-then --add adds to it for good, each text once.
+then --add extends it permanently, by each text once.
 """
 
 import os

@@ -62,8 +62,8 @@ def calibrate(workdir: Path) -> Limits:
 def run_digests(workdir: Path) -> dict[str, str]:
   """Name of a run -> a digest that is the same in every workdir that holds the run.
 
-  It is that of the config and the text. Little is known of the config of an imported run, so its
-  results count too.
+  It is a hash of the config and of the text's SHA-256. The config of an imported run is incomplete,
+  so its losses are included.
   """
   sweep = sweeps.read_sweep(workdir)
   digests = {}
@@ -181,8 +181,8 @@ def with_odds(
 ) -> tuple[Rule, ...]:
   """The rules with odds such that the mean probability of alarms is (u + 1) / (n + 2).
 
-  n is the number of runs in which a rule fires, and u how many of them are unstable; this mean is
-  the share of unstable runs that is expected when any share is as likely before. As in
+  n is the number of runs in which a rule fires, and u how many of them are unstable; this is the
+  posterior mean of the share of unstable runs under a uniform prior (rule of succession). As in
   alarm_scores.reliability, an alarm after the onset does not count. A rule without alarms that
   count keeps its odds.
 

@@ -93,9 +93,9 @@ def score(
 def reliability(outcomes: pd.DataFrame, alarms: Mapping[str, Iterable[Alarm]]) -> pd.DataFrame:
   """How often runs become unstable after an alarm, by its probability.
 
-  That is the probability that the run becomes unstable, so an alarm counts only while the run has
-  not: up to the onset of an unstable run, all along in one whose onset is not seen in its losses.
-  Of each run, the first alarm of each rule counts, each by itself.
+  An alarm's probability is that of the run becoming unstable, so alarms after the onset do not
+  count; in an unstable run without an onset, all do. Only the first alarm of each rule in a run
+  counts.
 
   Args:
     outcomes: see outcomes.

@@ -19,8 +19,9 @@ def unstable(results: Results) -> pd.Series:
 
   NA for a run that does not count: it failed, was stopped or is missing. A run is unstable if it
   diverged, or if its learning rate is above the best one of its size and intervention and its loss
-  exceeds the best by more than MARGIN. The best of all interventions would not do: a better one
-  must not make others look unstable, and at a higher best rate it would hide that they fail there.
+  exceeds the best by more than MARGIN. It is not compared with the best of all interventions: a
+  better one would make others look unstable, and one with a higher best rate would hide failures
+  below that rate.
   A run at the only learning rate of its size and intervention is compared with the best of the
   smaller sizes, like the paper's 4.8B model, whatever its learning rate; without smaller sizes, as
   in a random search, with the best of all interventions.
@@ -154,11 +155,11 @@ def onset(results: Results, curves: pd.DataFrame) -> pd.Series:
 def best_runs(results: Results) -> pd.DataFrame:
   """The best run with which each run is compared: run, loss, learning_rate and parameters.
 
-  It is the best run of the same size and intervention, where lengths differ also of the same
-  length. If there is only one learning rate, with any number of seeds, it is the best run of all
-  sizes up to this one or, if there is none smaller, of all interventions of the size. A run that
-  was taken to another learning rate, by a person or the policy, is best only where all were. The
-  rows are those of results.runs; NaN if no run counts.
+  It is the best run of the same size and intervention and, if lengths differ, of the same length.
+  If there is only one learning rate, with any number of seeds, it is the best run of all sizes up
+  to this one or, if there is none smaller, of all interventions of the size. A run that a person or
+  the policy acted on is the best one only if all others were acted on, too. The rows are those of
+  results.runs; NaN if no run counts.
   """
   runs = results.runs.assign(
       loss=lr_sensitivity.counted_loss(results.runs),

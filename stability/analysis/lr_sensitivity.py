@@ -111,15 +111,15 @@ def paired(losses: pd.DataFrame) -> pd.DataFrame:
 def mean_curve(losses: pd.DataFrame) -> np.ndarray:
   """The loss [L] averaged over seeds, as if all seeds had all learning rates.
 
-  A seed that lacks rates is shifted to the level of the seeds that have the most, by its difference
-  from them at one rate: the one where the higher of the two losses is lowest. At others, one of
-  them may be unstable. Plain means bend where only seeds with higher losses have a rate. A fit of
-  each seed's effect over all rates spreads one unstable run over the curve.
+  A seed that lacks rates is shifted by its offset from the mean of the seeds with the most rates.
+  The offset is taken at the rate where the larger of the two losses is lowest, since neither is
+  likely to be unstable there. A plain mean would jump where the set of seeds changes; a fit of each
+  seed's offset over all rates would spread one unstable run over the curve.
 
-  With the seeds thinned as launch.next does, near the cliff, the errors of the critical rate are
-  0.04 decades for finetuning.py (plain means: 0.19, a fit: 0.08) and 0.07 for selection.py (0.03
-  and 0.08), root mean squares. Where seeds differ by 0.01 nats, those of the best loss of simulated
-  curves are at most 0.04 nats (0.04 and 0.5).
+  If seeds are thinned out near the cliff, as launch.next does, the critical rate has a root mean
+  square error of 0.04 decades for finetuning.py (plain means: 0.19, a fit: 0.08) and of 0.07 for
+  selection.py (0.03 and 0.08). For simulated curves whose seeds differ by 0.01 nats, that of the
+  best loss is at most 0.04 nats (0.04 and 0.5).
 
   Args:
     losses: see paired; with a number in each row and column.
@@ -145,14 +145,15 @@ def mean_curves(losses: pd.DataFrame) -> np.ndarray:
 
 
 def interval_of_sensitivity(values_D: np.ndarray, seeds: int, level: float) -> tuple[float, float]:
-  """The interval of an LR sensitivity, see interval: as far down as up or farther, at least 0.
+  """The interval of an LR sensitivity: as `interval`, but reaching at least as far down as up.
 
-  A mean minus a minimum is too high, since noise lowers the minimum, and resamples are so again:
-  their lower percentile can be above the truth. Intervals of level 90 % hold it in 83 to 89 % of
-  cases for a flat curve and 89 to 96 % for bowls and a cliff, with 2, 3 and 5 seeds, where seeds
-  and the runs of a seed each have a standard deviation of 0.02 nats; with both percentiles, in 0 to
-  18 and 76 to 93 %. Ratios of two keep both, since the errors mostly cancel: 75 to 89 % with 2
-  seeds, 88 to 95 % with 3 and 5.
+  It does not go below 0. LR sensitivity is biased upwards, since noise lowers the minimum.
+  Resampling adds the same bias again, so the lower percentile can lie above the true value. With 2,
+  3 and 5 seeds, where seeds and the runs of a seed each have a standard deviation of 0.02 nats,
+  90 % intervals hold the true value in 83 to 89 % of cases for a flat curve and 89 to 96 % for
+  bowls and a cliff; plain percentiles in 0 to 18 and 76 to 93 %. Ratios of two LR sensitivities use
+  plain percentiles, since the biases mostly cancel: 75 to 89 % with 2 seeds, 88 to 95 % with 3
+  and 5.
   """
   low, high = interval(values_D, seeds, level)
   return max(min(low, 2 * float(values_D[0]) - high), 0.0), high

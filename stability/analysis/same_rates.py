@@ -17,10 +17,10 @@ def of_all(
 ) -> list[Grid] | None:
   """The learning rates at which to compare the LR sensitivities of several rows with equal windows.
 
-  They are those that all rows have, which must be MIN_LEARNING_RATES or more and have the lowest
-  and the highest rate of each row, in each window. Runs that launch.next chose can be at other
-  rates in each row: their LR sensitivities then say where the runs are. Whole grids that are moved
-  by a factor, such as those of optimizers, stay as they are.
+  They are the rates that all rows share. In each window there must be at least MIN_LEARNING_RATES
+  of them, the lowest and the highest rate of every row included: launch.next may choose other rates
+  in each row, and LR sensitivity would then reflect which runs were trained. Whole grids that
+  differ by a factor, such as those of optimizers, are kept.
 
   Args:
     grids: of the rows, within their windows.

@@ -228,7 +228,7 @@ def _differences(
     if name == 'lr_sensitivity' and results.not_comparable is not None:
       found_D = np.full_like(found_D, np.nan)
     low, high = lr_sensitivity.interval(found_D, seeds, results.interval)
-    if name == 'lr_sensitivity':  # either arm's may be too high, and the more so in resamples
+    if name == 'lr_sensitivity':  # biased upwards, and more so in resamples
       reach = max(found_D[0] - low, high - found_D[0])
       low, high = found_D[0] - reach, found_D[0] + reach
     row |= {name: found_D[0], f'{name}_low': low, f'{name}_high': high}

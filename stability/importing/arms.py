@@ -158,7 +158,7 @@ def _reason(
   """Why a column that varies does not define interventions; None if it does."""
   given = [value for value in values if value != UNSET]
   if len(set(given)) == len(given) > 1:
-    return 'has one value a run'
+    return 'has a different value in each run'
   both = list(zip(keys.sizes, keys.rates, strict=True))
   for known, name in (
       (keys.rates, 'the learning rate'),

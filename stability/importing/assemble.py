@@ -324,9 +324,10 @@ def _refuse_single_points(
     arms: list[str],
     options: Options,
 ) -> None:
-  """Raises BadInput if the arms leave one learning rate to every size and arm.
+  """Raises BadInput if every size and arm has a single learning rate.
 
-  Of arms that the user did not name, to most of them: one may be no setting but a measurement.
+  If the user did not name the arms, it is enough that most have: a column may then be a measurement
+  instead of a setting.
   """
   rates: dict[tuple, set[float]] = {}
   for run in runs:

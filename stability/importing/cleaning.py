@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-MAX_RESTARTS = 0.1  # of a curve's rows: more of them go back because the rows are not in order,
-_FEW = 20  # unless there are at most so many and each looks like a restart
+MAX_RESTARTS = 0.1  # of a curve's rows; if steps go back more often, the rows are not in order
+_FEW = 20  # so many may be restarts in any case, if each looks like one
 # A cell that is NaN, while rows are collected; an empty one is NaN there. `tidy` decides between
 # "not a finite number" and "not logged".
 SAID_NAN = -np.inf

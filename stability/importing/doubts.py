@@ -15,7 +15,7 @@ from stability.storage.run_files import Result
 EARLY = 0.9  # of the longest curve: a shorter one may be of a run that was stopped
 RATES = 0.01  # by which the learning rates of table and curve may differ
 _MAX_INITIAL_LOSS = 20.0  # nats; the log of a vocabulary is below 13
-_FAR_ABOVE = 1.5  # times the initial loss: a final loss that a run which diverged seldom has
+_FAR_ABOVE = 1.5  # times the initial loss: diverged runs seldom end above it
 
 
 def on_outcomes(

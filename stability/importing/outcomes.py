@@ -139,7 +139,7 @@ def validation(curve: Curve) -> str | None:
 def first_update(curve: Curve, options: Options) -> int:
   """The last step that counts as the start of training: 1, or the tokens of the first update.
 
-  If counts of tokens ascend by no less than the first of them, that one is of the first update.
+  The first count of tokens is that of the first update if it is at most the step to the next one.
   """
   if options.step_unit != 'tokens':
     return 1

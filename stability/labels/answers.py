@@ -1,4 +1,4 @@
-"""Answers of people to tasks, in the layouts in which tools give them back, and what follows.
+"""People's answers to tasks, in the formats that tools export, and what they decide.
 
   plain         JSON lines: {"task": NAME, "label": "keep", "annotator": "ann"}
   Label Studio  its JSON export: an array of tasks with `data` and `annotations`, each with

@@ -1,4 +1,4 @@
-"""Windows whose text stands in a datastore, and passages whose text is validation text.
+"""Windows whose text occurs in a datastore, and passages whose text occurs in validation text.
 
 The same passage in training and validation text, a licence or copied code, makes retrieval look
 better than it is on new text. A window that shares LENGTH bytes with a datastore is left out. A

@@ -1,9 +1,9 @@
 """Exact nearest neighbours in arrays that may be larger than memory, which are read once.
 
 Blocks of squared distances come from matrix products. An element is kept only if it is nearer than
-the k-th nearest so far, which few are after the first blocks; so most of the time goes into the
-products. They are too small for a BLAS with threads: a program that searches long sets
-OPENBLAS_NUM_THREADS=1 before NumPy is imported, and gives `nearest` the cores.
+the k-th nearest so far. After the first blocks few are, so most of the time goes into the products.
+They are too small for a multithreaded BLAS: a program with long searches sets
+OPENBLAS_NUM_THREADS=1 before it imports NumPy, and gives `nearest` the cores.
 
 Shape suffixes: Q queries, D width, J keys of a block, K neighbours.
 """

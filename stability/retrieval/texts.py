@@ -102,7 +102,7 @@ def of_path_in_two(
 def documents(path: Path, name: str | None = None) -> list[sources.Document]:
   """The documents of a file or folder of text; BadInput if it cannot be read.
 
-  `name`: of the path in errors; None: itself.
+  `name` is what errors call the path; None: the path itself.
   """
   with _naming(path, name):
     return sources.read_documents(str(path))[0]

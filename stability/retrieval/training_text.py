@@ -24,7 +24,7 @@ def trained_on(
 ) -> list[str]:
   """The names of the documents whose content is that of a training document.
 
-  So is a document of which a piece is training text, where long ones were cut.
+  Where long documents were cut, a document with a piece that is training text counts, too.
 
   Args:
     documents: those to look for.

@@ -106,7 +106,7 @@ def test_text_that_the_runs_were_trained_on(made, place, capsys, monkeypatch):
     (row,) = other_text_csv.read(place / 'runs')
     assert row.training_documents == (split == 'train')
   (line,) = [line for line in error.splitlines() if line.startswith('warning')]
-  assert '--text=mixed: the runs were trained on 1 of its 22 documents (b.txt); what' in line
+  assert '--text=mixed: the runs were trained on 1 of its 22 documents (b.txt); losses' in line
   own = f'--text={made / "text"}'
   count = len(documents['train'])
   for _ in range(2):

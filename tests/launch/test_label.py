@@ -173,7 +173,7 @@ def test_validation_text_is_left_out(place, capsys):
   (place / 'copies').mkdir()
   shutil.copy(place / 'text' / min(held_out), place / 'copies')
   code, _, error = run(capsys, *fixed, '--data=copies', '--output=none')
-  assert code == 2 and "--data=copies: all of it stands in the sweep's validation text" in error
+  assert code == 2 and "--data=copies: all of it occurs in the sweep's validation text" in error
 
 
 def test_who_answers_without_a_name(place, capsys, monkeypatch):

@@ -59,8 +59,8 @@ class Evidence:
     """The runs of the seeds, and of the learning rates, that every size and intervention has.
 
     Draws of other seeds would leave some rows as they are, and an effect would seem too certain. If
-    most cells (a row's learning rates) have several seeds, the seeds are two or more: those that
-    most cells share, and the most if several sets tie. Cells that lack any of them are left out, so
+    most cells (a learning rate of a row) have several seeds, two or more seeds are chosen: the set
+    that most cells have, and the largest one if several tie. Cells that lack any are left out, so
     that a single run at a further learning rate changes nothing. Each row must keep
     MIN_LEARNING_RATES, or all if it has fewer. Otherwise, the seeds are those that all cells have.
     Cells outside the windows of LR sensitivity do not choose the seeds.

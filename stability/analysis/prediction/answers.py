@@ -151,7 +151,7 @@ def answer(
 def _lacking(by_arm: Mapping[tuple, Observations]) -> dict[rates.RatePredictor, str]:
   """The learning rates that lie within the grid too rarely in every arm, with the reason.
 
-  An arm in which one never does borrows from the others.
+  An arm in which none does is still predicted, from the other arms.
   """
   reasons = {}
   for rate in rates.RATES:
@@ -236,7 +236,7 @@ def _safe(draws: power_law.Draws, risk: float) -> Estimate:
   """The highest learning rate at which the probability of being unstable is at most the risk.
 
   The interval is that of the rate at which this share of many runs would be unstable: its
-  uncertainty is that of the law and of the noise. It contains the value, which allows for both.
+  uncertainty is that of the law and of the noise. It is extended to contain the value.
   """
   value = _highest_rate(draws, risk)
   of_many_D = draws.law_DxC[:, 0] + special.ndtri(risk) * draws.noise_D
@@ -290,8 +290,8 @@ def _measurement(found: Answer, name: str, limit: float) -> Measurement | None:
 def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | None:
   """The test of an arm, if it failed: its critical rate is not where it was predicted.
 
-  All n tests of a sweep pass in 90 % of cases if the predictions are right: each compares with an
-  interval of 1 - 0.1 / n.
+  Each of the n tests of a sweep uses an interval of level 1 - 0.1 / n (Bonferroni), so that right
+  predictions pass all of them in at least 90 % of cases.
   """
   if held_out.empty:
     return None

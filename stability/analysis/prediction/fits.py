@@ -100,9 +100,10 @@ def validation_splits(points: Points) -> Iterator[tuple[Points, Points]]:
 
 
 def widening(points: Points, draw: Callable[[Points, Points], np.ndarray | None]) -> float:
-  """The factor by which draws are spread out, from the errors on the larger fitted sizes.
+  """The factor by which to widen draws, so that they are as uncertain as past predictions.
 
-  Each of these sizes is predicted from the smaller ones.
+  Each of the larger fitted sizes is predicted from the smaller ones; the factor is the errors' root
+  mean square in units of the predicted standard deviation, or 1 if that is less.
 
   Args:
     points: the runs to fit.

@@ -1,4 +1,4 @@
-"""Which arm of a sweep has a higher critical learning rate than another one, beyond doubt."""
+"""Which arms of a sweep surely have a higher critical learning rate than another one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,8 +32,9 @@ def helps(
   """Pairs each arm with the one whose critical rate exceeds its own the most, if any does.
 
   Two arms are compared at the largest size that both have. One helps if its rate is measured as at
-  least MIN_HELP times as high, and is higher in the draws of the surface: in so many of them that
-  all helps of a sweep, at most one for each arm but the best, are right with a probability of SURE.
+  least MIN_HELP times as high, and is higher in the draws of the surface but for a share of at most
+  (1 - SURE) / (arms - 1), so that all helps of a sweep are right with a probability of SURE
+  (Bonferroni: there is at most one for each arm but the best).
 
   If the sweep varies what a learning rate means (results.not_comparable), the ratios of critical to
   best learning rate are compared. Bounds count where they still show that one rate is higher.

@@ -28,9 +28,9 @@ _MOST_FITTED = 400  # runs that the covariance is fitted to, evenly spread; all 
 # and above them by 0.2 times the rise (quadratic mean over 18 cells). It is not fitted: the fit
 # would take cliffs for noise.
 NOISE_GROWTH = 0.2
-# Draws are this many times as far from their mean as they would be if the numbers of the covariance
-# were known and curves had no cliffs. Then intervals of 90 % hold the critical rates of simulated
-# curves in about 90 % of cases (launch/benchmarks/next_coverage.py).
+# Draws are widened about their mean by this factor, since the covariance is not known exactly and
+# curves have cliffs. With it, 90 % intervals hold the critical rates of simulated curves in about
+# 90 % of cases (launch/benchmarks/next_coverage.py).
 SPREAD = 1.2
 _ORIGIN = 5.0  # subtracted from log sizes, near the middle of those of sweeps here
 

@@ -1,10 +1,11 @@
 """Which cells of a sweep to train next, so that it says most for its FLOPs.
 
-A cell is an arm, a size and a learning rate. Known are the losses of some; wanted are the critical
-learning rate and the LR sensitivity of every curve, an arm at a size. Joint draws of all losses
-(loss_surface.py) are draws of what is wanted, too. The result of a cell is worth the variance of
-what is wanted that it explains: draws are sorted by the loss that a run in the cell would have, cut
-into bins, and compared within and between bins. The cell with the highest worth per FLOP is next.
+A cell is an arm, a size and a learning rate. The losses of some cells are known; wanted are the
+critical learning rate and the LR sensitivity of every curve, which is an arm at a size. Joint draws
+of all losses (loss_surface.py) give draws of these, too. The worth of a cell is the variance of
+what is wanted that its result would explain: draws are sorted by the loss that a run in the cell
+would have and cut into bins; the variance between bins is explained. The cell with the highest
+worth per FLOP is next.
 
 Suffixes of arrays: K curves, L learning rates, D draws, C cells (K x L, flattened), Q critical
 rates that are wanted.
@@ -31,7 +32,7 @@ from stability.analysis.prediction.loss_surface import Cells, LossSurface
 COVERAGE = 0.89
 DRAWS = 1024
 BINS = 16  # of draws, by the loss of a cell
-# Chance alone explains a share of (BINS - 1) / DRAWS of a variance; less than twice that is none.
+# Random bins explain a share of (BINS - 1) / DRAWS of a variance; less than twice that counts as 0.
 _CHANCE = 2 * (BINS - 1) / DRAWS
 # LR sensitivity differs by about this fraction between seeds: knowing it better says nothing.
 SENSITIVITY_TOLERANCE = 0.1
@@ -216,7 +217,7 @@ def choose(
     chosen.append(found)
     cell = found.curve * len(curves.log_rate_L) + found.rate
     is_candidate_C[cell] = False
-    # As if its result were the predicted one: then the variance is that after any result.
+    # The variance that remains hardly depends on the result, so the expected one stands for it.
     expected = np.log(now.loss_DxC[:, cell]).mean(keepdims=True)
     surface = surface.with_runs(curves.cells[cell : cell + 1], expected)
     if len(chosen) < count:
@@ -233,9 +234,9 @@ def _first(curves: Curves, is_candidate_C: np.ndarray) -> list[int]:
 
 
 def _ends(now: Posterior, curves: Curves, is_candidate_C: np.ndarray) -> np.ndarray:
-  """Which candidates [C] are at the end of their curve beyond which its critical rate lies.
+  """Which candidates [C] are the outermost of a curve whose critical rate is beyond them.
 
-  It does not change with what is chosen, so that a curve is extended by one rate per call.
+  This is found once per call, so that a curve is extended by one rate per call.
   """
   is_candidate_KxL = is_candidate_C.reshape(len(curves.arm_K), -1)
   number_KxL = np.cumsum(is_candidate_KxL, axis=1)

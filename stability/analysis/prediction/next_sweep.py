@@ -42,7 +42,7 @@ class SweepState:
 
   @functools.cached_property
   def runs(self) -> pd.DataFrame:
-    """The runs with arm, curve (numbers) and loss (NaN: does not count, or a person has acted)."""
+    """The runs with arm_number, curve_number and loss (NaN: does not count or was acted on)."""
     runs = self.results.runs
     loss = lr_sensitivity.counted_loss(runs)
     runs = runs.assign(loss=loss.mask(results_lib.steered(runs)))
@@ -88,8 +88,9 @@ class SweepState:
   def _windows(self) -> pd.DataFrame:
     """log10 of the learning rates of each curve: low, high; and whether it is too_low, too_high.
 
-    A window is too low if its critical rate is above it, by the runs that it has, the highest rate
-    among them. With all its runs, it is too high if its best rate is the lowest one.
+    A window is too low if its runs, that of the highest rate included, put the critical rate above
+    it. It is too high if all its runs have a loss and the best rate is the lowest one or the
+    critical rate is below the window.
     """
     losses = self.runs.pivot_table(
         index='learning_rate', columns='curve_number', values='loss', dropna=False

@@ -16,7 +16,7 @@ from stability.analysis.results import Results
 HELD_OUT_FACTOR = 4  # the held-out size has at least this many times the parameters of the others
 CHOSEN = 'chosen by validation'  # stands for the chosen predictor in the table of scores
 BASE_RATE = 'base rate'  # the share of an arm's fitted runs that were unstable
-MIN_PROBABILITY = 0.01  # in log scores, of either outcome: few runs do not show less
+MIN_PROBABILITY = 0.01  # log scores clip here: few runs cannot resolve smaller ones
 
 ByIntervention = Mapping[tuple, Observations]
 

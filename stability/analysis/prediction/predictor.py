@@ -107,8 +107,8 @@ def tail_share(draws_DxC: np.ndarray, measured: pd.DataFrame) -> np.ndarray:
 
   Args:
     draws_DxC: see Forecast.
-    measured: see measurements, a row per cell. Of a censored value, only draws on the side where
-      the true value is not count against the forecast.
+    measured: see measurements, a row per cell. For a censored value, only draws on the side that
+      excludes the true value count against the forecast.
   """
   value_C, censored_C = measured[['value', 'censored']].to_numpy(float).T
   below_C = np.where(censored_C == 1, 1.0, (draws_DxC <= value_C).mean(axis=0))

@@ -1,4 +1,4 @@
-"""The predictors of the critical and the best learning rate, of which each size has one."""
+"""The predictors of the critical and of the best learning rate of a size."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from stability.analysis.prediction.predictor import (
 
 @dataclasses.dataclass(frozen=True)
 class RatePredictor(Predictor):
-  """Extrapolates a learning rate that each size has one of as a power law of the size."""
+  """Extrapolates a learning rate of each size as a power law of the size."""
 
   name: str
   column: str  # of Observations.runs: log10 of the learning rate

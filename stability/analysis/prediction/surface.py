@@ -11,8 +11,8 @@ that all arms share. Deviations and noise have variances with common priors. So 
 unstable runs borrows from the others, and an arm with many follows its own. What is observed is
 read from a grid of learning rates: with an error of interpolation, or only as a bound.
 
-The priors expect critical rates that fall with size. An instability that goes away with size is
-predicted only if the runs show it, and one that goes away with the learning rate never.
+The priors expect critical rates that fall with size. A critical rate that rises with size is
+predicted only if the runs show it. That a higher learning rate is stable again is never predicted.
 """
 
 import dataclasses

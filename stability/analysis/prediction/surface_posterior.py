@@ -194,9 +194,10 @@ class _Chains:
     self.deviation_HxAxQxS = theta[..., K:, 0].reshape(self.deviation_HxAxQxS.shape)
 
   def _shift_censored(self, y_HxAxN: np.ndarray) -> None:
-    """Shifts the level of a quantity together with its values, if the grid contains none of them.
+    """Moves the level of a quantity jointly with its values, in arms where all are censored.
 
-    Without it, level and values follow each other in small steps.
+    Without this move, the Gibbs sampler mixes slowly: level and values follow each other in small
+    steps.
     """
     for q in range(len(QUANTITIES)):
       own_AxN, censored_AxN = self.data.is_quantity_AxNxQ[..., q], self.data.censored_AxN
@@ -204,8 +205,8 @@ class _Chains:
       room_HxAxN = self.data.value_AxN - y_HxAxN
       low = np.where(own_AxN & (censored_AxN == 1), room_HxAxN, -np.inf).max(axis=-1)
       high = np.where(own_AxN & (censored_AxN == -1), room_HxAxN, np.inf).min(axis=-1)
-      # Both levels are shifted up for the critical rate to move alone, the headroom down for the
-      # best rate to.
+      # To move the critical rate alone, both levels rise; to move the best rate alone, the headroom
+      # falls.
       direction_K = np.zeros(len(MEAN_K))
       direction_K[[_LEVEL, _HEADROOM]] = (1, 1) if q == 0 else (0, -1)
       precision_Hx1 = (direction_K**2 / self.arm_var_HxK).sum(axis=-1)[:, None]
