@@ -17,7 +17,6 @@ import collections
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from stability.errors import BadInput
 from stability.labels.tasks import LABELS
 
 KEEP, DROP, UNSURE = LABELS
-_SPACE = re.compile(r'[ \t\r\n]*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,7 @@ def read(path: Path, known: Iterable[str], person: str | None = None) -> list[An
     person: the annotator of answers that name none; None: the file's name without suffix.
 
   Raises:
-    BadInput: the file cannot be read, or an answer is broken; the message has file and line.
+    BadInput: the file cannot be read, or an answer is broken; the message has its place.
   """
   try:
     text = path.read_text(encoding='utf-8-sig')
@@ -87,14 +85,14 @@ def read(path: Path, known: Iterable[str], person: str | None = None) -> list[An
     raise BadInput(f'{path}: cannot be read: {error}') from None
   names = set(known)
   found = []
-  for line, value in _values(path, text):
+  for place, value in _values(path, text):
     try:
       answers = list(_parse(value, person or path.stem))
       for answer in answers:
         if answer.task not in names:
           raise BadInput(f'task={answer.task!r}: is none of the tasks')
     except BadInput as error:
-      raise BadInput(f'{path}, line {line}: {error}') from None
+      raise BadInput(f'{place}: {error}') from None
     found += answers
   return found
 
@@ -121,46 +119,23 @@ def _decide(task: str, opinions: Collection[Answer]) -> Decision:
   return Decision(task, label, counts[KEEP] / votes if votes else 0.0, tuple(opinions))
 
 
-def _values(path: Path, text: str) -> Iterable[tuple[int, Any]]:
-  """The objects of a JSON array or of JSON lines, each with the line on which it begins."""
-  start = len(text) - len(text.lstrip())
-  if text[start : start + 1] != '[':
-    for number, line in enumerate(text.split('\n'), 1):  # a text may hold other line ends
-      if line.strip():
-        yield number, _load(path, number, line)
+def _values(path: Path, text: str) -> Iterable[tuple[str, Any]]:
+  """The objects of a JSON array or of JSON lines, each with its place: file, and item or line."""
+  if text.lstrip().startswith('['):
+    for number, value in enumerate(_loads(str(path), text), 1):
+      yield f'{path}, item {number}', value
     return
-  decoder, position = json.JSONDecoder(), _after_space(text, start + 1)
-  is_open = text[position : position + 1] != ']'
-  while is_open:
-    line = text.count('\n', 0, position) + 1
-    try:
-      value, position = decoder.raw_decode(text, position)
-    except (ValueError, RecursionError) as error:
-      raise BadInput(f'{path}, line {line}: is not JSON: {error}') from None
-    yield line, value
-    position = _after_space(text, position)
-    is_open = text[position : position + 1] != ']'
-    if is_open:
-      if text[position : position + 1] != ',':
-        line = text.count('\n', 0, position) + 1
-        raise BadInput(f'{path}, line {line}: is not JSON: must be , or ] after an object')
-      position = _after_space(text, position + 1)
-  end = _after_space(text, position + 1)
-  if end < len(text):
-    line = text.count('\n', 0, end) + 1
-    raise BadInput(f'{path}, line {line}: is not JSON: has text after the array')
+  for number, line in enumerate(text.split('\n'), 1):  # a text may hold other line ends
+    if line.strip():
+      place = f'{path}, line {number}'
+      yield place, _loads(place, line)
 
 
-def _after_space(text: str, position: int) -> int:
-  """The position of the next character that is no space."""
-  return _SPACE.match(text, position).end()
-
-
-def _load(path: Path, number: int, line: str) -> Any:
+def _loads(place: str, text: str) -> Any:
   try:
-    return json.loads(line)
+    return json.loads(text)
   except (ValueError, RecursionError) as error:
-    raise BadInput(f'{path}, line {number}: is not JSON: {error}') from None
+    raise BadInput(f'{place}: is not JSON: {error}') from None
 
 
 def _parse(value: Any, person: str) -> Iterable[Answer]:

@@ -1,4 +1,4 @@
-"""Answers in the layouts of the tools, with conflicts; broken ones are refused by file and line."""
+"""Answers in the layouts of the tools, with conflicts; broken ones are refused by place."""
 
 import dataclasses
 import json
@@ -119,57 +119,64 @@ def test_label_studio_json_min(tmp_path):
 
 PLAIN = '{"task": "t0", "label": "keep", "annotator": "a"}'
 BROKEN = {
-    'no JSON': ('{"task": ', 'line 2: is not JSON'),
-    'no object': ('3', 'line 2: must be an object'),
-    'no task': ('{"label": "keep", "annotator": "a"}', 'line 2: task: missing'),
-    'another task': (PLAIN.replace('t0', 't9'), "line 2: task='t9': is none of the tasks"),
-    'another label': (PLAIN.replace('keep', 'good'), "line 2: label='good': must be one of keep"),
-    'no label': ('{"task": "t0", "annotator": "a"}', 'line 2: label=None: must be one of'),
-    'a label that is a list': ('{"task": "t0", "label": [["keep"]]}', 'line 2: label=['),
-    'two labels': ('{"task": "t0", "label": ["keep", "drop"]}', 'line 2: label=['),
-    'nobody': ('{"task": "t0", "label": "keep"}', 'line 2: annotator: missing'),
-    'annotations': ('{"data": {"task": "t0"}, "annotations": [3]}', 'line 2: annotations: not as'),
-    'no data': ('{"annotations": []}', 'line 2: data must be an object'),
+    'no object': ('3', 'must be an object'),
+    'no task': ('{"label": "keep", "annotator": "a"}', 'task: missing'),
+    'another task': (PLAIN.replace('t0', 't9'), "task='t9': is none of the tasks"),
+    'another label': (PLAIN.replace('keep', 'good'), "label='good': must be one of keep"),
+    'no label': ('{"task": "t0", "annotator": "a"}', 'label=None: must be one of'),
+    'a label that is a list': ('{"task": "t0", "label": [["keep"]]}', 'label=['),
+    'two labels': ('{"task": "t0", "label": ["keep", "drop"]}', 'label=['),
+    'nobody': ('{"task": "t0", "label": "keep"}', 'annotator: missing'),
+    'annotations': ('{"data": {"task": "t0"}, "annotations": [3]}', 'annotations: not as'),
+    'no data': ('{"annotations": []}', 'data must be an object'),
     'spans': (
         '{"data": {"task": "t0"}, "annotations": [{"result": [{"type": "choices"}]}]}',
-        'line 2: annotations: not as Label Studio',
+        'annotations: not as Label Studio',
     ),
 }
 
 
 @pytest.mark.parametrize('case', BROKEN)
-@pytest.mark.parametrize('layout', ['lines', 'array'])
-def test_broken_answers(case, layout, tmp_path):
-  line, said = BROKEN[case]
+@pytest.mark.parametrize('unit', ['line', 'item'])
+def test_broken_answers(case, unit, tmp_path):
+  value, said = BROKEN[case]
   path = tmp_path / 'a.jsonl'
-  text = f'{PLAIN}\n{line}\n' if layout == 'lines' else f'[{PLAIN},\n{line}\n]'
-  path.write_text(text)
+  path.write_text(f'{PLAIN}\n{value}\n' if unit == 'line' else f'[{PLAIN},\n\n{value}\n]')
   with pytest.raises(BadInput) as error:
     answers.read(path, NAMES)
-  assert str(error.value).startswith(f'{path}, {said}'), error.value
+  assert str(error.value).startswith(f'{path}, {unit} 2: {said}'), error.value
+
+
+def test_a_damaged_line(tmp_path):
+  (tmp_path / 'a.jsonl').write_text(f'{PLAIN}\n{{"task": \n')
+  with pytest.raises(BadInput, match=r'a\.jsonl, line 2: is not JSON: Expecting value'):
+    answers.read(tmp_path / 'a.jsonl', NAMES)
 
 
 @pytest.mark.parametrize(
-    'text, said',
+    'text, line',
     [
-        (f'[{PLAIN}]\n]', 'line 2: is not JSON: has text after the array'),
-        (f'[{PLAIN}]\n{PLAIN}', 'line 2: is not JSON: has text after the array'),
-        (f'[{PLAIN}\n{PLAIN}]', 'line 2: is not JSON: must be , or ] after an object'),
-        (f'[{PLAIN}', 'line 1: is not JSON: must be , or ] after an object'),
-        (f'[{PLAIN},\n,{PLAIN}]', 'line 2: is not JSON: Expecting value'),
-        (f'[{PLAIN},\n]', 'line 2: is not JSON: Expecting value'),
-        ('[,,]', 'line 1: is not JSON: Expecting value'),
-        ('[', 'line 1: is not JSON: Expecting value'),
+        (f'[{PLAIN}]\n]', 2),
+        (f'[{PLAIN}]\n{PLAIN}', 2),
+        (f'[{PLAIN}\n{PLAIN}]', 2),
+        (f'[{PLAIN}', 1),
+        (f'[{PLAIN},\n,{PLAIN}]', 2),
+        (f'[{PLAIN}\n,]', 2),
+        ('[{"task": \n]', 2),
+        ('[,,]', 1),
+        ('[', 1),
     ],
 )
-def test_a_damaged_array(text, said, tmp_path):
+def test_a_damaged_array(text, line, tmp_path):
   path = tmp_path / 'a.json'
   path.write_text(text)
-  with pytest.raises(BadInput) as error:
+  with pytest.raises(BadInput, match=rf'a\.json: is not JSON: .*: line {line} column'):
     answers.read(path, NAMES)
-  assert str(error.value).startswith(f'{path}, {said}'), error.value
   path.write_text('[ ]\n')
   assert not answers.read(path, NAMES)
+  path.write_text('[' * 100_000)
+  with pytest.raises(BadInput, match=r'a\.json: is not JSON: .*recursion'):
+    answers.read(path, NAMES)
 
 
 def test_line_ends_of_a_text(tmp_path):
