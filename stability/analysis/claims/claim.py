@@ -1,7 +1,9 @@
 """Claims, and how they are decided on a sweep."""
 
 import dataclasses
+import functools
 import numbers
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,45 +19,26 @@ from stability.config import fields
 HOLDS, DOES_NOT_HOLD, UNDECIDED = 'holds', 'does not hold', 'undecided'
 _LEVEL = 0.9  # of intervals; fixed, as the thresholds are
 EXTENSION = 'beyond'  # takes the place of a figure number in claims that are not from the paper
+_COMPARISONS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le}
 
 
 @dataclasses.dataclass(frozen=True)
-class AtLeast:
-  """The criterion that an effect is greater than or equal to a threshold."""
+class Criterion:
+  """How an effect must compare with a threshold."""
 
+  comparison: str  # one of _COMPARISONS
   threshold: float
 
   def is_met(self, effect: float) -> bool:
-    return effect >= self.threshold
+    return _COMPARISONS[self.comparison](effect, self.threshold)
 
   def __str__(self) -> str:
-    return f'>= {self.threshold:g}'
+    return f'{self.comparison} {self.threshold:g}'
 
 
-@dataclasses.dataclass(frozen=True)
-class MoreThan:
-  """The criterion that an effect is greater than a threshold: a tie does not meet it."""
-
-  threshold: float
-
-  def is_met(self, effect: float) -> bool:
-    return effect > self.threshold
-
-  def __str__(self) -> str:
-    return f'> {self.threshold:g}'
-
-
-@dataclasses.dataclass(frozen=True)
-class AtMost:
-  """The criterion that an effect is less than or equal to a threshold."""
-
-  threshold: float
-
-  def is_met(self, effect: float) -> bool:
-    return effect <= self.threshold
-
-  def __str__(self) -> str:
-    return f'<= {self.threshold:g}'
+AtLeast = functools.partial(Criterion, '>=')
+MoreThan = functools.partial(Criterion, '>')  # a tie does not meet it
+AtMost = functools.partial(Criterion, '<=')
 
 
 def positive(value: Any) -> bool:
@@ -80,7 +63,7 @@ class Claim:
   figure: str  # 1 ... 13, C.1, E.1 ..., or EXTENSION
   statement: str  # paraphrases the source
   measure: str  # what the effect is, with its unit
-  criterion: AtLeast | MoreThan | AtMost  # which effects agree with the statement
+  criterion: Criterion  # which effects agree with the statement
   # Computes the effect from the selected runs: one value per draw of the seeds.
   statistic: Callable[[Evidence], pd.Series | np.ndarray]
   # Field -> values that must all occur in the sweep. Runs with other values are not used.
