@@ -101,10 +101,15 @@ def main() -> int:
   tokenizer = stored.StoredTokenizer(folder, sweep.data)
   console = display.console(PIPED_WIDTH)
   damaged, rows, answer = [], [], None
-  with _Progress(names) as progress:
-    tools = measure.Measurements(tokenizer, environment.core_count(), progress.show)
+  with display.Display(first_after=display.PLAIN_SECONDS) as progress:
+
+    def show(what: str, share: float) -> None:
+      done = names.index(name)
+      facts = [f'{done}/{len(names)} runs finished', name, f'{what} {share:.0%}']
+      progress.show(done / len(names), facts)
+
+    tools = measure.Measurements(tokenizer, environment.core_count(), show)
     for name in names:
-      progress.start(name)
       try:
         model = _load(workdir, name, sweep.runs[name])
       except BadInput as error:
@@ -194,32 +199,6 @@ def _load(workdir: Path, name: str, config: Config) -> 'Model':
   if _PARENTS.value:
     return model.Model.of_parent(finished_runs.parent(workdir, name), length)
   return model.Model.load(run)
-
-
-class _Progress:
-  """The progress line of several runs."""
-
-  def __init__(self, names: Sequence[str]):
-    self._display = display.Display(first_after=display.PLAIN_SECONDS)
-    self._names = list(names)
-    self._name = ''
-
-  def __enter__(self) -> '_Progress':
-    self._display.__enter__()
-    return self
-
-  def __exit__(self, *error) -> None:
-    self._display.__exit__(*error)
-
-  def start(self, name: str) -> None:
-    """Goes on to a run."""
-    self._name = name
-
-  def show(self, what: str, share: float) -> None:
-    """Shows what is done for the run and the share of it that is done."""
-    number = self._names.index(self._name)
-    facts = [f'{number}/{len(self._names)} runs finished', self._name, f'{what} {share:.0%}']
-    self._display.show(number / len(self._names), facts)
 
 
 class _Job:

@@ -8,7 +8,7 @@ import pytest
 from helpers.retrieval import FIELDS, sentences, write_text, write_workdir
 
 from launch import retrieve
-from launch.common import app, environment
+from launch.common import app, display, environment
 from stability.report import page
 from stability.retrieval import continuation, knn, overlap
 from stability.storage import files, leases, parameters, parents, retrieval_csv
@@ -219,11 +219,13 @@ def test_a_question(place, capsys, monkeypatch):
   assert not retrieval_csv.read(place / 'runs') and not leftovers(place)
 
 
-def test_a_run_without_parameters_does_not_take_others_along(place, capsys):
+def test_a_run_without_parameters_does_not_take_others_along(place, capsys, monkeypatch):
+  monkeypatch.setattr(display, 'PLAIN_SECONDS', 0)
   first, second = sorted((place / 'runs/runs').iterdir())
   (first / parameters.FILE).unlink()
   code, _, error = run(capsys)
   assert code == 1 and f'{first.name}/parameters.safetensors: no such file' in error
+  assert f' 50%  1/2 runs finished, {second.name}, ' in error
   assert {row.run for row in retrieval_csv.read(place / 'runs')} == {second.name}
 
 
