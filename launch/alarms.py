@@ -33,9 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from stability.control import limits
@@ -50,7 +48,6 @@ FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
 _CALIBRATE = path_flags.define('calibrate', None, 'file to write limits to', FLAGS)
 _LIMITS = path_flags.define('limits', None, 'file of limits to apply', FLAGS)
-PIPED_WIDTH = 130  # characters per line if stdout is not a terminal; the table of rules fits
 
 
 def main() -> int:
@@ -87,7 +84,7 @@ def main() -> int:
       replays[name] = found
       if sweep.is_imported:
         files.write_lines(run / 'alarms.jsonl', [alarm.to_json() for alarm in found.alarms])
-  console = display.console(PIPED_WIDTH)
+  console = display.console()
   _print_rules(alarm_replay.by_rule(replays, rules).itertuples(index=False), console)
   _print_runs(replays, console)
   display.line(console, f'{len(replays)} of {len(names)} runs have logged rows.')
@@ -149,9 +146,8 @@ def _score(
 
 def _print_scores(rows: Iterable, console: Console) -> None:
   """Prints a row per rule; `rows` are those of alarm_scores.score."""
-  table = Table(box=box.SIMPLE_HEAD)
-  for name in ('rule', 'runs', 'unstable', 'fired', 'recall', 'false alarms', 'lead'):
-    table.add_column(name, justify='left' if name == 'rule' else 'right')
+  names = ('rule', 'runs', 'unstable', 'fired', 'recall', 'false alarms', 'lead')
+  table = display.table(names, left=('rule',))
   for row in rows:
     counts = [f'{number:,.0f}' for number in (row.runs, row.unstable, row.fired)]
     shares = [
@@ -164,9 +160,8 @@ def _print_scores(rows: Iterable, console: Console) -> None:
 
 def _print_rules(rows: Iterable, console: Console) -> None:
   """Prints a row per rule; `rows` are those of alarm_replay.by_rule."""
-  table = Table(box=box.SIMPLE_HEAD)
-  for name in ('rule', 'needs', 'runs', 'fired', 'first step', 'median step', 'lacking in'):
-    table.add_column(name, justify='left' if name in ('rule', 'needs') else 'right')
+  names = ('rule', 'needs', 'runs', 'fired', 'first step', 'median step', 'lacking in')
+  table = display.table(names, left=('rule', 'needs'))
   for row in rows:
     numbers = row.runs, row.fired, row.first_step, row.median_step, row.lacking
     cells = ['' if math.isnan(number) else f'{number:,.0f}' for number in numbers]
@@ -176,9 +171,8 @@ def _print_rules(rows: Iterable, console: Console) -> None:
 
 def _print_runs(replays: 'Mapping[str, Replay]', console: Console) -> None:
   """Prints a row per run with an alarm."""
-  table = Table(box=box.SIMPLE_HEAD)
-  for name in ('run', 'alarms', 'step', 'first alarm'):
-    table.add_column(name, overflow='fold')
+  names = ('run', 'alarms', 'step', 'first alarm')
+  table = display.table(names, left=names)
   for name, found in replays.items():
     if found.alarms:
       first = found.alarms[0]

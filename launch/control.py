@@ -34,9 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from stability.control import actions, records, requests
@@ -55,7 +53,6 @@ _WHY = flags.DEFINE_string('why', '', 'reason for the action, which is recorded'
 ANSWER_SECONDS = 15  # how long to wait for the trainer's answer to a request
 POLL_SECONDS = 0.2
 MAX_SHOWN = 5  # maximum number of alarms, and of actions, to show of a run
-PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
 
 
 def main(*words: str) -> int | None:
@@ -63,7 +60,7 @@ def main(*words: str) -> int | None:
   is_replay = words[:1] == ('replay',)
   if bool(_WORKDIR.value) == bool(_RUN.value) and not (is_replay and _RUN.value):
     raise BadInput('--workdir, --run: exactly one of them must be given')
-  console = display.console(PIPED_WIDTH)
+  console = display.console()
   if not _RUN.value:
     if words:
       raise BadInput(f'{words[0]!r}: an action needs --run=DIR/runs/NAME')
@@ -100,9 +97,10 @@ _MIN_WIDTHS = {'run': 20, 'status': 8, 'step': 4, 'loss': 5}  # the others wrap 
 
 def list_runs(workdir: Path, console: Console) -> None:
   """Prints a row per run: its progress and loss, its alarms and actions."""
-  table = Table(box=box.SIMPLE_HEAD)
-  for name in ('run', 'status', 'step', 'loss', 'alarms', 'actions', 'last alarm'):
-    table.add_column(name, overflow='fold', min_width=_MIN_WIDTHS.get(name))
+  names = ('run', 'status', 'step', 'loss', 'alarms', 'actions', 'last alarm')
+  table = display.table(names, left=names)
+  for name, column in zip(names, table.columns, strict=True):
+    column.min_width = _MIN_WIDTHS.get(name)
   for name in [*sweeps.read_sweep(workdir).runs, *sweeps.read_forks(workdir)]:
     run = run_files.run_dir(workdir, name)
     alarms = read_alarms(run)

@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from rich import box
-from rich.table import Table
 
 from launch.common import display, finished_runs
 from stability.errors import BadInput
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
   from stability.retrieval.texts import Windows
 
 PARENT = 'parent'
-PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
 SHOWN = 5  # names of documents in a line
 
 FLAGS = flags.FlagValues()
@@ -181,13 +178,10 @@ def _print_tables(workdir: Path, rows: Sequence[other_text_csv.Row]) -> None:
   from stability.analysis import results
   from stability.report import other_text
 
-  console = display.console(PIPED_WIDTH)
+  console = display.console()
   means = other_text.table(results.load_workdir(workdir), other_text_csv.read(workdir))
   for text in (other_text.of_runs(rows), means):
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in text:
-      is_text = name in ('run', other_text.TEXT)
-      table.add_column(name, justify='left' if is_text else 'right', overflow='fold')
+    table = display.table(text, left=('run', other_text.TEXT))
     display.add_rows(table, text.itertuples(index=False))
     console.print(table)
 

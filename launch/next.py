@@ -41,9 +41,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from launch.backends import registry
 from launch.common import app, budget, display, path_flags, start
@@ -227,7 +225,7 @@ def _propose(target: float | None, allowed: budget.Budget | None, console: Conso
   found = proposal.propose(target, allowed, _ARMS.value)
   for line in found.sentences():
     display.line(console, line)
-  table = _table('size', 'runs', 'FLOPs', found.unit, left=1)
+  table = display.table(('size', 'runs', 'FLOPs', found.unit), left=('size',))
   for row in found.rows():
     table.add_row(*row)
   console.print(table)
@@ -243,14 +241,6 @@ def _propose(target: float | None, allowed: budget.Budget | None, console: Conso
 
 
 # Output.
-
-
-def _table(*names: str, left: int) -> Table:
-  """A table whose first columns are aligned to the left."""
-  table = Table(box=box.SIMPLE_HEAD)
-  for number, name in enumerate(names):
-    table.add_column(name, justify='left' if number < left else 'right', overflow='fold')
-  return table
 
 
 def _print_known(growing: 'Growing', console: Console) -> None:
@@ -290,7 +280,8 @@ def _intervals(state: 'SweepState') -> str:
 
 
 def _print_runs(growing: 'Growing', found: Sequence['NextRun'], console: Console) -> None:
-  table = _table('run', 'reason', 'FLOPs', 'seconds', 'decades', 'after', left=2)
+  names = ('run', 'reason', 'FLOPs', 'seconds', 'decades', 'after')
+  table = display.table(names, left=('run', 'reason'))
   display.add_rows(table, (row.values() for row in growing.rows(found)))
   console.print(table)
   display.line(

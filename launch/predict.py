@@ -34,10 +34,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 from absl import flags
-from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from stability import config as config_lib
 from stability.analysis.prediction import targets as targets_lib
@@ -97,7 +94,7 @@ def main() -> None:
     kept = targets_lib.load(workdir)
     wanted = _with_kept_risk(asked, kept) or _with_risk(kept)
     found[workdir] = wanted, _predictions(workdir, targets_lib.merged(kept, wanted), asked)
-  console = _console()
+  console = display.console(PIPED_WIDTH)
   for workdir, (wanted, predictions) in found.items():
     if wanted:
       targets_lib.keep(workdir, predictions.targets)
@@ -144,14 +141,10 @@ def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:
     scores = predictions_lib.write_test(results, by_arm, fit_up_to, targets, folder)
   except InsufficientData as error:
     raise BadInput(f'--fit_up_to={_FIT_UP_TO.value}: {workdir}: {error}') from None
-  console = _console()
+  console = display.console(PIPED_WIDTH)
   if len(scores):
     console.print(_table(predictions_lib.by_size_table(scores), 'Test on the larger sizes'))
   display.line(console, f'Predictions: {folder / "forecast_test.csv"}')
-
-
-def _console() -> Console:
-  return display.console(PIPED_WIDTH)
 
 
 def _with_risk(targets: Sequence[Target]) -> list[Target]:
@@ -205,11 +198,13 @@ def _load(workdir: Path) -> 'tuple[results_lib.Results, pd.DataFrame]':
 
 
 def _table(text: pd.DataFrame, title: str | None = None) -> Table:
-  table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
+  names = []
   for name in text:
     words, bracket, rest = name.partition(' (')
     lines = [*textwrap.wrap(words, HEADER_WIDTH), *([f'({rest}'] if bracket else [])]
-    table.add_column(Text('\n'.join(lines)), justify='right', overflow='fold')
+    names.append('\n'.join(lines))
+  table = display.table(names)
+  table.title, table.collapse_padding = title, True
   display.add_rows(table, text.itertuples(index=False))
   return table
 

@@ -43,9 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from launch.common import display, environment, finished_runs
 from stability.config import Config
@@ -85,7 +83,6 @@ _KEYS = flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 TEMPORARY = '.datastore.'  # start of the name of a folder
-PIPED_WIDTH = 130  # characters per line if stdout is not a terminal
 
 
 def main() -> int:
@@ -99,7 +96,7 @@ def main() -> int:
 
   folder = workdir / sweep.data['path']
   tokenizer = stored.StoredTokenizer(folder, sweep.data)
-  console = display.console(PIPED_WIDTH)
+  console = display.console()
   damaged, rows, answer = [], [], None
   with display.Display(first_after=display.PLAIN_SECONDS) as progress:
 
@@ -348,11 +345,9 @@ def _print_rows(rows: Sequence[retrieval_csv.Row], console: Console) -> None:
   shared = ', '.join(f'{name} {text[name].iloc[0]}' for name in same)
   display.line(console, shared)
   text = text.drop(columns=same)
-  table = Table(box=box.SIMPLE_HEAD)
-  for name in text:
-    is_text = name in retrieval.TEXT_COLUMNS
-    justify = 'left' if is_text else 'right'
-    table.add_column(name, justify=justify, overflow='fold', no_wrap=not is_text)
+  table = display.table(text, left=retrieval.TEXT_COLUMNS)
+  for column in table.columns:
+    column.no_wrap = column.justify == 'right'
   display.add_rows(table, text.itertuples(index=False))
   console.print(table)
 

@@ -3,8 +3,9 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -14,7 +15,7 @@ from rich.text import Text
 PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
 
 
-def console(piped_width: int) -> Console:
+def console(piped_width: int = 130) -> Console:
   """A console on stdout, with lines of this many characters if that is not a terminal."""
   return Console(width=None if sys.stdout.isatty() else piped_width)
 
@@ -22,6 +23,14 @@ def console(piped_width: int) -> Console:
 def line(console: Console, text: str) -> None:
   """Prints a text as it is: without markup or colours, and not wrapped."""
   console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(names: Iterable[str], left: Container[str] = ()) -> Table:
+  """A table with columns of these names, aligned to the right except those in `left`."""
+  made = Table(box=box.SIMPLE_HEAD)
+  for name in names:
+    made.add_column(Text(name), justify='left' if name in left else 'right', overflow='fold')
+  return made
 
 
 def add_rows(table: Table, rows: Iterable[Iterable[str]]) -> None:
