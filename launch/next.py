@@ -90,7 +90,7 @@ PIPED_WIDTH = 150  # characters per line if stdout is not a terminal; the table 
 
 def main() -> int:
   """Plans, trains or proposes."""
-  target = None if _TARGET.value is None else _parsed_target(_TARGET.value)
+  target = None if _TARGET.value is None else targets.parse(_TARGET.value, '--target')
   allowed = None if _BUDGET.value is None else budget.parse(_BUDGET.value)
   if _WIDTH.value is not None and not 0 < _WIDTH.value < math.inf:
     raise BadInput(f'--width={_WIDTH.value:g}: must be a number of decades above 0')
@@ -114,13 +114,6 @@ def main() -> int:
     _write_runs(growing, found, Path(_OUTPUT.value))
     display.line(console, f'Written: {_OUTPUT.value}')
   return 0
-
-
-def _parsed_target(text: str) -> float:
-  try:
-    return targets.parse(text)
-  except BadInput as error:
-    raise BadInput(f'--{error}') from None
 
 
 def _load(target: float | None) -> 'Growing':

@@ -82,10 +82,7 @@ def main() -> None:
 
   asked = _asked()
   if _FIT_UP_TO.value is not None:
-    try:
-      fit_up_to = targets_lib.parse(_FIT_UP_TO.value)
-    except BadInput as error:
-      raise BadInput(str(error).replace('target', '--fit_up_to', 1)) from None
+    fit_up_to = targets_lib.parse(_FIT_UP_TO.value, '--fit_up_to')
     for workdir in dict.fromkeys(map(Path, _WORKDIR.value)):
       _test(workdir, fit_up_to, asked)
     return
@@ -118,13 +115,10 @@ def main() -> None:
 
 def _asked() -> list[Target]:
   """The targets of the flags; empty without --target."""
-  try:
-    if _RISK.value is not None:
-      targets_lib.check_risk(_RISK.value)
-    texts = [] if _TARGET.value is None else _TARGET.value or ['']
-    return _with_risk([Target(targets_lib.parse(text)) for text in texts])
-  except BadInput as error:
-    raise BadInput(f'--{error}') from None
+  if _RISK.value is not None:
+    targets_lib.check_risk(_RISK.value, '--risk')
+  texts = [] if _TARGET.value is None else _TARGET.value or ['']
+  return _with_risk([Target(targets_lib.parse(text, '--target')) for text in texts])
 
 
 def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:
@@ -176,11 +170,8 @@ def _predictions(
   from stability.report import predictions as predictions_lib
 
   results, curves = _load(workdir)
-  try:
-    for target in asked:
-      targets_lib.check_size(target, results.runs['parameters'].min())
-  except BadInput as error:
-    raise BadInput(f'--{error}') from None
+  for target in asked:
+    targets_lib.check_size(target, results.runs['parameters'].min(), '--target')
   risk = targets_lib.RISK if _RISK.value is None else _RISK.value
   try:
     return predictions_lib.Predictions.make(results, curves, targets, risk)

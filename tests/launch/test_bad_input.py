@@ -437,6 +437,7 @@ PREDICTIONS = {
     'endless': (['--workdir=runs', '--target=inf'], ['--target=inf: must be']),
     'one of two': (['--workdir=runs', '--target=7B,big'], ['--target=big: must be', 'such as 7B']),
     'risk': (['--workdir=runs', '--target=7B', '--risk=0'], ['--risk=0: must be from 0.01 to 0.5']),
+    'fit up to': (['--workdir=runs', '--fit_up_to=big'], ['--fit_up_to=big: must be one of 9.2K']),
 }
 
 

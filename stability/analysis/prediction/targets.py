@@ -28,8 +28,12 @@ class Target:
   risk: float = RISK  # the accepted probability of being unstable
 
 
-def parse(text: str | float) -> float:
+def parse(text: str | float, name: str = 'target') -> float:
   """The parameters of a size: a named one such as '4.8B', or a number, also in K, M, B or T.
+
+  Args:
+    text: the size.
+    name: what an error calls it.
 
   Raises:
     BadInput: it is neither.
@@ -42,25 +46,25 @@ def parse(text: str | float) -> float:
   except ValueError:
     count = math.nan
   if not 1 <= count <= LARGEST:
-    raise BadInput(f'target={text}: must be {_ALLOWED}')
+    raise BadInput(f'{name}={text}: must be {_ALLOWED}')
   return count
 
 
-def check_size(target: Target, smallest: float) -> None:
+def check_size(target: Target, smallest: float, name: str = 'target') -> None:
   """Raises BadInput for a target below the smallest size of a sweep."""
   if target.parameters < smallest:
     raise BadInput(
-        f'target={target.parameters:g}: must not be below the smallest size of the sweep,'
+        f'{name}={target.parameters:g}: must not be below the smallest size of the sweep,'
         f' {smallest:g} parameters'
     )
 
 
-def check_risk(risk: float) -> None:
+def check_risk(risk: float, name: str = 'risk') -> None:
   """Raises BadInput for a risk that cannot be predicted."""
   is_number = isinstance(risk, numbers.Real)
   if not is_number or not RISKS[0] <= risk <= RISKS[1]:
     shown = f'{risk:g}' if is_number else repr(risk)
-    raise BadInput(f'risk={shown}: must be from {RISKS[0]} to {RISKS[1]}')
+    raise BadInput(f'{name}={shown}: must be from {RISKS[0]} to {RISKS[1]}')
 
 
 def next_sizes(largest: float) -> list[float]:
