@@ -179,7 +179,6 @@ def _plots(results: Results, table: pd.DataFrame) -> list[Plot]:
       'Lower right is worse: a higher loss, and less room between the best and the critical'
       ' learning rate. No arm has both a lower loss and more headroom than those on the front.',
       functools.partial(plots.front, results, table),
-      '',
   )
   can_be_drawn = table['is_baseline'] & table[['best_loss', 'headroom']].notna().all(axis='columns')
   found = [front_plot] if can_be_drawn.any() else []
@@ -192,7 +191,6 @@ def _plots(results: Results, table: pd.DataFrame) -> list[Plot]:
             f'Arms against the baseline{f": {place}" if place else ""}',
             'Final loss against learning rate; the dashed line is the baseline.',
             functools.partial(plots.curves, results, table, sizes, place),
-            '',
         )
     )
   return found

@@ -274,7 +274,6 @@ def figures(predictions: Predictions) -> list[Plot]:
           ' learning rates, exceeds the best one by the margin. Lines extrapolate it to larger'
           ' sizes; bands are 90 % intervals.',
           functools.partial(critical_rates, predictions),
-          absent='',
       )
   ]
   if not predictions.held_out.empty:
@@ -286,7 +285,6 @@ def figures(predictions: Predictions) -> list[Plot]:
             ' parameters: the highest attention logit up to the step at which it is read, if it was'
             ' logged, and the probability of being unstable.',
             functools.partial(predicted_against_measured, predictions),
-            absent='',
         )
     )
   return found
@@ -347,7 +345,7 @@ def write_test(
   }
   predicted = [Target(size) for size in sorted(set(forecasts['parameters'].dropna()))]
   of_test = Predictions(results, shown, surface, forecasts, predicted, asked=bool(targets))
-  plot = Plot('forecast_test', '', '', functools.partial(critical_rates, of_test), absent='')
+  plot = Plot('forecast_test', '', '', functools.partial(critical_rates, of_test))
   figure_files.write(plot, folder, Options())
   if tables[0].empty:
     return pd.DataFrame()

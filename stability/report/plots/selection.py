@@ -28,7 +28,7 @@ class Plot:
   caption: str
   # Draws the figure, in the axes `ax` if this argument is given; None: there is nothing to draw.
   draw: Callable[..., Figure] | None
-  absent: str  # the reason that is shown in place of a figure that is not drawn
+  absent: str = ''  # the reason that is shown in place of a figure that is not drawn
 
 
 def loss_plots(results: Results, table: pd.DataFrame, bigram_loss: float | None) -> list[Plot]:
@@ -85,7 +85,6 @@ def regime_plots(judged: pd.DataFrame) -> list[Plot]:
           'The verdict on each claim from the runs of one length and of the sizes up to one. A'
           ' proxy can be trusted for a claim from where on all verdicts agree.',
           functools.partial(regimes.verdicts, judged),
-          '',
       )
   ]
 
@@ -149,7 +148,6 @@ def number_plots(results: Results) -> list[Plot]:
           'The same losses, with a line per learning rate. A flat line means that the number hardly'
           ' matters.',
           functools.partial(probe_plots_lib.loss_by_number, results, field),
-          '',
       )
       for number, (field, name) in enumerate(names.items(), 1)
   ]
@@ -181,7 +179,6 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
             'RMS of the first MLP layer of block 0. Gradients decrease with size and learning rate;'
             " where they approach AdamW's eps, the dashed line, updates vanish.",
             functools.partial(probe_plots_lib.gradients, results, curves),
-            '',
         )
     )
   if measured(output) and sizes > 1:
@@ -192,7 +189,6 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
             'RMS of the residual stream after the block, median over seeds. As it grows with the'
             ' learning rate, normalisation shrinks the gradients that reach the blocks.',
             functools.partial(probe_plots_lib.outputs, results, curves),
-            '',
         )
     )
   if any(map(measured, probe_plots_lib.NORMS)):
@@ -203,7 +199,6 @@ def probe_plots(results: Results, curves: pd.DataFrame) -> list[Plot]:
             'The factors of the attention logits of block 0: the norms of queries and keys, and the'
             ' cosine between a query and the key with which it has its highest logit.',
             functools.partial(probe_plots_lib.norms, results, curves),
-            '',
         )
     )
   return found
@@ -230,7 +225,6 @@ def extension_plots(
             f'{labels.printable(name)} against learning rate',
             caption,
             functools.partial(probe_plots_lib.by_learning_rate, results, curves, name),
-            '',
         )
     )
   return found
