@@ -61,9 +61,7 @@ def compare(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   runs = results.runs.assign(loss=lr_sensitivity.counted_loss(results.runs))
   for values, of_row in results_lib.split(runs, keys):
     limits = windows_lib.find(results.windows, dict(zip(keys, values, strict=True)))
-    losses = lr_sensitivity.within(of_row, limits).pivot(
-        index='learning_rate', columns='seed', values='loss'
-    )
+    losses = lr_sensitivity.loss_table(lr_sensitivity.within(of_row, limits))
     if len(losses) >= MIN_LEARNING_RATES:
       curves[key := results_lib.key(values)] = losses, limits
       grids.append((key[len(size) :], tuple(losses.index)))

@@ -69,7 +69,7 @@ def _row(
 ) -> dict[str, float | int | str]:
   limits = windows_lib.find(results.windows, key)
   runs = within(runs.assign(loss=counted_loss(runs)), limits)
-  losses = paired(runs.pivot(index='learning_rate', columns='seed', values='loss'))
+  losses = paired(loss_table(runs))
   row = dict.fromkeys(
       ('lr_sensitivity', 'low', 'high', 'best_loss', 'best_learning_rate'), float('nan')
   )
@@ -93,6 +93,11 @@ def _row(
   if results.not_comparable is not None:
     row['window'] = NOT_COMPARABLE
   return row
+
+
+def loss_table(runs: pd.DataFrame) -> pd.DataFrame:
+  """The losses of a size and arm: a row per learning rate, a column per seed, both ascending."""
+  return runs.pivot(index='learning_rate', columns='seed', values='loss')
 
 
 def paired(losses: pd.DataFrame) -> pd.DataFrame:

@@ -196,10 +196,7 @@ def _differences(
     runs: pd.DataFrame, partners: pd.DataFrame, results: Results
 ) -> dict[str, Any] | None:
   """A row of Differences.table; None without pairs."""
-  both = [
-      of_arm.pivot(index='learning_rate', columns='seed', values='loss').sort_index()
-      for of_arm in (runs, partners)
-  ]
+  both = [lr_sensitivity.loss_table(of_arm) for of_arm in (runs, partners)]
   is_paired = both[0].notna() & both[1].notna()  # False where one of them has no such cell
   is_paired = lr_sensitivity.paired(is_paired.where(is_paired)).notna()
   if is_paired.empty:

@@ -130,9 +130,7 @@ class Evidence:
     for key, runs in results_lib.split(self.runs, self.keys):
       values = dict(zip(self.keys, key, strict=True))
       limits = windows_lib.find(self.results.windows, values)
-      losses = lr_sensitivity_lib.within(runs, limits).pivot(
-          index='learning_rate', columns='seed', values='loss'
-      )
+      losses = lr_sensitivity_lib.loss_table(lr_sensitivity_lib.within(runs, limits))
       if len(losses) >= MIN_LEARNING_RATES:
         curves[key] = losses, limits
     if not curves:

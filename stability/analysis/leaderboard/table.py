@@ -74,7 +74,8 @@ def sizes(results: Results) -> list[Size]:
     loss = lr_sensitivity.counted_loss(of_size.assign(initial_loss=initial_loss))
     counted = of_size.assign(loss=loss)
     arms = {
-        name: Arm(name, rows, _losses(rows)) for name, rows in counted.groupby('name', sort=False)
+        name: Arm(name, rows, lr_sensitivity.loss_table(rows))
+        for name, rows in counted.groupby('name', sort=False)
     }
     arms = {baseline: arms[baseline], **arms}
     found.append((of_size['parameters'].min(), Size(initial_loss, arms)))
@@ -95,10 +96,6 @@ def _split_by_size(
   of_baseline_S = np.unique(logs_N[is_baseline])
   nearest_N = np.abs(logs_N[:, None] - of_baseline_S).argmin(axis=1)
   return runs.groupby(nearest_N)
-
-
-def _losses(runs: pd.DataFrame) -> pd.DataFrame:
-  return runs.pivot(index='learning_rate', columns='seed', values='loss').sort_index()
 
 
 def leaderboard(
