@@ -306,6 +306,15 @@ def censored_draws(
 Value = TypeVar('Value', float, np.ndarray)
 
 
+def interpolation_sd(step: Value) -> Value:
+  """The standard deviation of the error of a learning rate read from a grid, in decades.
+
+  That of a value that is uniform between two learning rates of the grid is their distance `step` /
+  sqrt(12). Interpolation is assumed to halve it.
+  """
+  return step / np.sqrt(12) / 2
+
+
 def logistic_regression(
     values_K: np.ndarray, events_K: np.ndarray
 ) -> Callable[[Value], Value] | None:

@@ -54,7 +54,7 @@ def extrapolate(
   root_KxK = _PRIOR_SD_K[:, None] * vectors_KxK
   prior_S, Z_SxK = X_SxK @ prior_mean_K, X_SxK @ root_KxK
   # As in surface.py, sizes share half of the variance of interpolation.
-  interpolation_var = (step / 2) ** 2 / 12 / 2
+  interpolation_var = fits.interpolation_sd(step) ** 2 / 2
   var_Dx1 = np.full((draws, 1), _DEVIATION_VAR)
   law_DxK = np.zeros((draws, len(row_K)))
   for _ in range(_SWEEPS):

@@ -171,11 +171,9 @@ class SurfacePredictor(Predictor):
 
 
 def _interpolation_error(observations: Observations) -> float:
-  """The standard deviation of the error of a learning rate read from the grid, in decades.
+  """The interpolation_sd of the learning rates.
 
-  That of a value that is uniform between two learning rates of the grid is their distance /
-  sqrt(12). Interpolation is assumed to halve it. Each size has a grid of its own, which may be
-  coarser than the learning rates of all sizes together: their mean square counts.
+  Each size has a grid of its own, which may be coarser than the learning rates of all sizes
+  together: their mean square counts.
   """
-  step = np.sqrt((observations.curves['grid_step'] ** 2).mean())
-  return float(step) / np.sqrt(12) / 2
+  return fits.interpolation_sd(float(np.sqrt((observations.curves['grid_step'] ** 2).mean())))

@@ -102,9 +102,8 @@ class _Data:
             'quantity': quantity,
             'value': curves[f'log_{name}'],
             'censored': curves[f'{name}_censored'],
-            # Uniform between two rates of the grid; interpolation halves the error. Sizes with
-            # similar loss curves share half of the variance.
-            'variance': (curves[f'{name}_step'] / 2) ** 2 / 12 / 2,
+            # Sizes with similar loss curves share half of the variance.
+            'variance': fits.interpolation_sd(curves[f'{name}_step']) ** 2 / 2,
         })
         for quantity, name in enumerate(QUANTITIES)
     ]).dropna()
