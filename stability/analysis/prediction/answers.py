@@ -25,7 +25,6 @@ from stability.analysis.prediction.targets import Target
 from stability.analysis.results import Results
 
 MAX_DECADES = 2.0  # a wider 90 % interval is of no use
-_STEP = 0.5  # decades between learning rates to train next, if a size has only one
 MIN_NEXT_FACTOR = 4  # the size to train next has at least this many times the largest's parameters
 
 
@@ -313,7 +312,7 @@ def _train_next(
     arm: tuple, of_arm: Observations, target: Target, surface: surface_lib.RateSurface
 ) -> TrainNext:
   lowest, highest = of_arm.learning_rates[[0, -1]]
-  step = 10 ** np.nan_to_num(of_arm.curves['grid_step'].max(), nan=_STEP)
+  step = 10 ** np.nan_to_num(of_arm.curves['grid_step'].max(), nan=surface_lib.DEFAULT_STEP)
   below, above = (lowest / step**2, lowest / step), (highest * step, highest * step**2)
   if not lr_sensitivity.trains(of_arm.runs):  # nor would a larger size at these rates
     return TrainNext(None, below)

@@ -22,13 +22,12 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import instability
+from stability.analysis.prediction import fits, surface_posterior
 from stability.analysis.prediction import observations as observations_lib
-from stability.analysis.prediction import surface_posterior
 from stability.analysis.prediction.power_law import Draws
 from stability.analysis.prediction.surface_posterior import QUANTITIES, Posterior
 
-DRAWS = 1000
-_STEP = 0.5  # decades between learning rates, of a curve with one
+DEFAULT_STEP = 0.5  # decades between learning rates, where a curve has only one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +93,13 @@ def fit_arms(by_arm: Mapping[tuple, observations_lib.Observations]) -> RateSurfa
   return fit(read(pd.concat(tables)))
 
 
-def fit(curves: pd.DataFrame, draws: int = DRAWS) -> RateSurface:
+def fit(curves: pd.DataFrame) -> RateSurface:
   """Fits the model to the result of read. Equal arguments give equal draws."""
   arms, log_sizes = tuple(curves['arm'].unique()), np.unique(curves['log_size'])
   origin = float(log_sizes.mean())
-  posterior = surface_posterior.sample(curves, arms, log_sizes, origin, draws)
+  posterior = surface_posterior.sample(curves, arms, log_sizes, origin, fits.DRAWS)
   rng = np.random.default_rng(1)  # not the stream of the posterior
-  shape = (draws, len(arms), len(QUANTITIES))
+  shape = (fits.DRAWS, len(arms), len(QUANTITIES))
   return RateSurface(
       arms,
       log_sizes,
@@ -155,7 +154,7 @@ def _read_curve(losses: pd.Series, initial_loss: float) -> dict[str, float]:
       log_critical, critical_censored = np.nan, np.nan
     else:
       log_best, best_censored = instability.log_best_rate(log_rates, losses.to_numpy())
-  steps = np.array([_STEP]) if is_alone else np.diff(log_rates)
+  steps = np.array([DEFAULT_STEP]) if is_alone else np.diff(log_rates)
   above = np.searchsorted(log_rates, log_critical)
   lowest = int(losses.to_numpy().argmin())
   return {

@@ -8,10 +8,15 @@ import pytest
 from helpers import known_truth, surface_truth
 from scipy import stats
 
-from stability.analysis.prediction import observations, predict, rates, surface
+from stability.analysis.prediction import fits, observations, predict, rates, surface
 
 SIZES = tuple(9216 * 4**i for i in range(3))  # 9.2K to 147K
 FAR = np.log10([SIZES[-1] * 4, SIZES[-1] * 16, SIZES[-1] * 64])
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+  monkeypatch.setattr(fits, 'DRAWS', 200)
 
 
 def law(at_10k, power):
@@ -33,8 +38,8 @@ def fit(*critical, **options):
   return fit_table(runs(*critical, **options))
 
 
-def fit_table(table, draws=200):
-  return surface.fit(surface.read(table), draws)
+def fit_table(table):
+  return surface.fit(surface.read(table))
 
 
 def unstable(fitted, arm, log_sizes, log_rates):
@@ -67,7 +72,7 @@ def ranks(sweeps, **options):
   for seed in range(sweeps):
     rng = np.random.default_rng(seed)
     made = surface_truth.draw(rng, arms=1 + seed % 3, seeds=1 + seed % 2, **options)
-    fitted = surface.fit(made.curves, draws=200)
+    fitted = surface.fit(made.curves)
     critical, best = (get(0, sizes).run_DxC for get in (fitted.critical, fitted.best))
     slopes = fitted.posterior.coefficients_DxAxK[:, 0, 1]
     found['critical'].append((critical[:, 0] < made.critical_AxC[0, -2]).mean())
@@ -198,7 +203,7 @@ def test_noise_of_seeds_is_that_of_a_run():
 
 def test_equal_runs_give_equal_draws():
   table = runs(law(0.3, -0.3))
-  first, second = (fit_table(table, draws=50).critical(0, FAR).run_DxC for _ in range(2))
+  first, second = (fit_table(table).critical(0, FAR).run_DxC for _ in range(2))
   np.testing.assert_array_equal(first, second)
 
 
