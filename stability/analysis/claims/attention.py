@@ -51,11 +51,7 @@ def _drop_of_lowest_unstable_rate(e: Evidence) -> pd.Series:
 
 def _largest_unstable_with_qk_norm(e: Evidence) -> pd.Series:
   e = e.only_variant(QK_NORM)
-  return _unstable_at_highest_rate(e.only(e.runs['parameters'] == e.runs['parameters'].max()))
-
-
-def _unstable_at_highest_rate(e: Evidence) -> pd.Series:
-  return e.fraction(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
+  return e.only(e.runs['parameters'] == e.runs['parameters'].max()).unstable_at_highest_rate()
 
 
 def _block_0_is_highest(e: Evidence) -> pd.Series:
@@ -237,7 +233,7 @@ CLAIMS = (
         'Without qk-layernorm, runs at the highest learning rate are unstable at every size.',
         'fraction of these runs that are unstable',
         AtLeast(1.0),
-        _unstable_at_highest_rate,
+        Evidence.unstable_at_highest_rate,
         where=_WITHOUT,
         min_unique={'learning_rate': 3, 'parameters': 2},
     ),

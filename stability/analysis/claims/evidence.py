@@ -275,6 +275,11 @@ class Evidence:
     total = weights.mul(values.dropna().to_numpy(float), axis=0).sum()
     return total / weights.sum().where(lambda count: count > 0)
 
+  def unstable_at_highest_rate(self) -> pd.Series:
+    """The fraction of the runs at the highest learning rate that are unstable."""
+    rates = self.runs['learning_rate']
+    return self.fraction(self.runs['unstable'], rates == rates.max())
+
   def onsets(self) -> pd.Series:
     """The onset of instability (see instability.onset) of each run as a fraction of its steps."""
     if self.curves is None:

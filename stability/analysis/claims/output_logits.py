@@ -20,10 +20,6 @@ def _without_z_loss(e: Evidence) -> Evidence:
   return e.only(e.runs[Z_LOSS] == 0)
 
 
-def _unstable_at_highest_rate(e: Evidence) -> pd.Series:
-  return e.fraction(e.runs['unstable'], e.runs['learning_rate'] == e.runs['learning_rate'].max())
-
-
 def _drop_in_mean_logit(e: Evidence) -> pd.Series:
   means = tables.at_highest(e.mean(e.at_end(OUTPUT_MEAN)), 'learning_rate')
   return tables.differences(means, Z_LOSS, 0.0).mean()
@@ -68,7 +64,7 @@ CLAIMS = (
         ' size.',
         'fraction of these runs that are unstable',
         AtLeast(1.0),
-        lambda e: _unstable_at_highest_rate(_without_z_loss(e)),
+        lambda e: _without_z_loss(e).unstable_at_highest_rate(),
         requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         min_unique=_THREE,
@@ -79,7 +75,7 @@ CLAIMS = (
         ' every size.',
         'fraction of these runs that are unstable',
         AtMost(0.0),
-        lambda e: _unstable_at_highest_rate(e.only(e.runs[Z_LOSS] > 0)),
+        lambda e: e.only(e.runs[Z_LOSS] > 0).unstable_at_highest_rate(),
         requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         min_unique=_THREE,
