@@ -157,7 +157,13 @@ def at_end(curves: pd.DataFrame, probe: str) -> pd.Series:
   """The mean of a probe over the last fraction LATE of the steps; a row per run that logged it."""
   values = curves[['run', 'step', probe]].dropna()
   last = values.groupby('run', observed=True)['step'].transform('max')
-  return values[values['step'] > (1 - LATE) * last].groupby('run', observed=True)[probe].mean()
+  by_run = values[values['step'] > (1 - LATE) * last].groupby('run', observed=True)
+  return by_run[probe].mean().rename(index=str)
+
+
+def output_probe(runs: pd.DataFrame) -> str:
+  """The output probe of block 2, as in the paper, or of the last block that all runs have."""
+  return f'block_{min(2, int(runs["model.depth"].min()) - 1)}/output_rms'
 
 
 def by_fields(results: Results) -> Results:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import instability
+from stability.analysis import results as results_lib
 from stability.analysis.claims import scaling, tables
 from stability.analysis.claims.claim import (
   AtLeast,
@@ -32,9 +33,8 @@ def _slopes(e: Evidence, probe: str, level: str) -> pd.DataFrame:
 
 
 def _block_output(e: Evidence) -> str:
-  """The output probe of block 2, as in the paper, or of the last block that all sizes have."""
   e.require('model.depth')
-  return f'block_{min(2, int(e.runs["model.depth"].min()) - 1)}/output_rms'
+  return results_lib.output_probe(e.runs)
 
 
 def _output_ratio_over_rates(e: Evidence) -> pd.Series:

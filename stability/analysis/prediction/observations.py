@@ -126,7 +126,7 @@ def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Obser
   runs['log_size'] = np.log10(runs['parameters'])
   runs['log_rate'] = np.log10(runs['learning_rate'])
   runs = _add_curves(runs, [*results.sizes, *results.groups])
-  final_gradient = results_lib.at_end(curves, GRADIENT_RMS).rename(index=str)
+  final_gradient = results_lib.at_end(curves, GRADIENT_RMS)
   with np.errstate(divide='ignore'):
     runs['log_gradient'] = np.log10(runs['run'].map(final_gradient).astype(float))
   # A CSV file may lack these fields, but they are used only with probes, which it lacks as well.

@@ -23,10 +23,10 @@ MIN_VALUES = 3  # a field with fewer values gets no figure of its own
 
 
 def output_rms(results: Results) -> str | None:
-  """The output probe of block 2, as in the paper, or of the last block that all sizes have."""
+  """The output probe that is drawn; None if a size has no block."""
   if 'model.depth' not in results.runs or results.runs['model.depth'].min() < 1:
     return None
-  return f'block_{min(2, int(results.runs["model.depth"].min()) - 1)}/output_rms'
+  return results_lib.output_probe(results.runs)
 
 
 def probes(results: Results) -> list[str]:
@@ -100,7 +100,7 @@ def gradients(results: Results, curves: pd.DataFrame, ax: Axes | None = None) ->
   rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
   shown = {GRADIENT: 'gradient RMS', UPDATE: 'update RMS'}
   for probe in shown:
-    runs[probe] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
+    runs[probe] = runs['run'].map(results_lib.at_end(curves, probe))
   panels = _panels(runs, results, x) if x == EPS else style.panels(results, runs)
   figure, axes = style.grid(list(panels), height=2.2, rows=len(shown), ax=ax)
   for column, of_panel in zip(axes, panels.values(), strict=True):
@@ -130,7 +130,7 @@ def outputs(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> F
   """RMS of a block's output at the end of training against parameters; a line per LR."""
   probe = output_rms(results)
   runs = style.labelled(results)
-  runs['rms'] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
+  runs['rms'] = runs['run'].map(results_lib.at_end(curves, probe))
   rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
   panels = style.panels(results, runs)
   figure, axes = style.grid(list(panels), height=3.1, ax=ax)
@@ -151,7 +151,7 @@ def by_learning_rate(
 ) -> Figure:
   """Any probe at the end of training against learning rate; a line per size."""
   runs = style.labelled(results)
-  runs['probe'] = runs['run'].map(results_lib.at_end(curves, probe).rename(index=str))
+  runs['probe'] = runs['run'].map(results_lib.at_end(curves, probe))
   sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
   panels = style.panels(results, runs)
   figure, axes = style.grid(list(panels), height=3.1, ax=ax)
