@@ -1,6 +1,5 @@
 """Figures of losses, LR sensitivity, attention logits and training curves."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -94,8 +93,9 @@ def logits_by_learning_rate(
   """Highest attention logit of block 0 over training against learning rate; a line per size."""
   runs = style.labelled(results, curves)
   sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
-  figure, axes = _logits(results, runs, 'learning_rate', 'size', sizes, ax)
-  for axis in axes.flat:
+  figure, axes = style.medians(results, runs, 'learning_rate', 'logit', 'size', sizes, ax)
+  for axis in axes:
+    style.logit_axis(axis)
     style.learning_rate_axis(axis)
   handles = [*style.handles(sizes), style.logit_handle()]
   style.finish(figure, 'learning rate', style.LOGIT_LABEL, handles, 'parameters', ax=ax)
@@ -107,8 +107,9 @@ def logits_by_parameters(results: Results, curves: pd.DataFrame, ax: Axes | None
   """Highest attention logit of block 0 over training against parameters; a line per LR."""
   runs = style.labelled(results, curves)
   rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
-  figure, axes = _logits(results, runs, 'parameters', 'rate', rates, ax)
-  for axis in axes.flat:
+  figure, axes = style.medians(results, runs, 'parameters', 'logit', 'rate', rates, ax)
+  for axis in axes:
+    style.logit_axis(axis)
     style.parameters_axis(axis, runs['parameters'])
   handles = [*style.handles(rates), style.logit_handle()]
   style.finish(figure, 'parameters', style.LOGIT_LABEL, handles, 'learning rate', ax=ax)
@@ -154,21 +155,3 @@ def training_curves(results: Results, curves: pd.DataFrame, ax: Axes | None = No
     handles.append(style.logit_handle())
   style.finish(figure, f'step ({size} parameters)', '', handles, 'learning rate', ax=ax)
   return figure
-
-
-def _logits(
-    results: Results,
-    runs: pd.DataFrame,
-    x: str,
-    line: str,
-    colours: dict[str, tuple],
-    ax: Axes | None,
-) -> tuple[Figure, np.ndarray]:
-  """The highest attention logit against x, in a panel per intervention."""
-  panels = style.panels(results, runs)
-  figure, axes = style.grid(list(panels), height=3.1, ax=ax)
-  for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
-    for name, colour in colours.items():
-      style.line(axis, of_panel[of_panel[line] == name], x, 'logit', 'median', colour)
-    style.logit_axis(axis)
-  return figure, axes

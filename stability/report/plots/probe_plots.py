@@ -132,11 +132,8 @@ def outputs(results: Results, curves: pd.DataFrame, ax: Axes | None = None) -> F
   runs = style.labelled(results)
   runs['rms'] = runs['run'].map(results_lib.at_end(curves, probe))
   rates = style.colours(runs, 'rate', 'learning_rate', style.RATE_COLOURS)
-  panels = style.panels(results, runs)
-  figure, axes = style.grid(list(panels), height=3.1, ax=ax)
-  for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
-    for name, colour in rates.items():
-      style.line(axis, of_panel[of_panel['rate'] == name], 'parameters', 'rms', 'median', colour)
+  figure, axes = style.medians(results, runs, 'parameters', 'rms', 'rate', rates, ax)
+  for axis in axes:
     _power_axis(axis, runs['rms'])
     style.parameters_axis(axis, runs['parameters'])
   block = probe.split('/')[0].replace('_', ' ')
@@ -153,12 +150,8 @@ def by_learning_rate(
   runs = style.labelled(results)
   runs['probe'] = runs['run'].map(results_lib.at_end(curves, probe))
   sizes = style.colours(runs, 'size', 'parameters', style.SIZE_COLOURS)
-  panels = style.panels(results, runs)
-  figure, axes = style.grid(list(panels), height=3.1, ax=ax)
-  for axis, of_panel in zip(axes[:, 0], panels.values(), strict=True):
-    for name, colour in sizes.items():
-      of_size = of_panel[of_panel['size'] == name]
-      style.line(axis, of_size, 'learning_rate', 'probe', 'median', colour)
+  figure, axes = style.medians(results, runs, 'learning_rate', 'probe', 'size', sizes, ax)
+  for axis in axes:
     style.learning_rate_axis(axis)
     if runs['probe'].min() > 0:
       _power_axis(axis, runs['probe'])

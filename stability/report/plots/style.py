@@ -248,6 +248,24 @@ def line(
   return band[average]
 
 
+def medians(
+    results: Results,
+    runs: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    colours: dict[str, tuple],
+    ax: Axes | None,
+) -> tuple[Figure, np.ndarray]:
+  """Draws the median of y over seeds in a panel per intervention, with a line per entry of `by`."""
+  of_panels = panels(results, runs)
+  figure, axes = grid(list(of_panels), height=3.1, ax=ax)
+  for axis, of_panel in zip(axes[:, 0], of_panels.values(), strict=True):
+    for name, colour in colours.items():
+      line(axis, of_panel[of_panel[by] == name], x, y, 'median', colour)
+  return figure, axes[:, 0]
+
+
 def learning_rate_axis(axis: Axes) -> None:
   """Formats x as an axis of learning rates."""
   axis.set_xscale('log')
