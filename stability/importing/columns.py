@@ -106,6 +106,7 @@ LONG_VALUE = ('value', 'metric_value')
 
 _IN_ARMS = ('run', 'step', 'learning_rate')  # of CURVE_COLUMNS: their names may be settings
 _MISSPELLED = 0.85  # similarity from which a name is a misspelled one
+_SHOWN = 12  # names of columns in an error
 
 # Probes of a block: what is left of a name without the block's number -> our name.
 _BLOCK = re.compile(r'(?:^|_)(?:block|layer|blocks|layers|h|decoder_layer)_?([0-9]{1,4})(?:_|$)')
@@ -247,11 +248,11 @@ def check_map(mapping: Mapping[str, str], columns: Collection[str]) -> None:
       raise BadInput(f'--map={name}={column}: no such column; {nearest(column, columns)}')
 
 
-def nearest(name: str, columns: Collection[str], shown: int = 12) -> str:
+def nearest(name: str, columns: Collection[str]) -> str:
   """The columns that there are, those with the most similar names first."""
   def similarity(column: str) -> float:
     return difflib.SequenceMatcher(None, key(name), key(column)).ratio()
 
   ordered = sorted(columns, key=similarity, reverse=True)
-  more = f' and {len(ordered) - shown} more' if len(ordered) > shown else ''
-  return f'its columns, nearest first, are {", ".join(ordered[:shown])}{more}'
+  more = f' and {len(ordered) - _SHOWN} more' if len(ordered) > _SHOWN else ''
+  return f'its columns, nearest first, are {", ".join(ordered[:_SHOWN])}{more}'

@@ -142,10 +142,6 @@ class Model:
     """The log-probability of each target of windows [N, T + 1]: float32 [N, T], in nats."""
     return np.concatenate([outputs.log_p_NxT for _, outputs in self.batches(windows)])
 
-  def keys(self, windows: Any) -> np.ndarray:
-    """The key of each position of windows [N, T + 1]: float32 [N, T, D]."""
-    return np.concatenate([outputs.keys_NxTxD for _, outputs in self.batches(windows)])
-
   def log_p_all(self, windows: np.ndarray) -> np.ndarray:
     """The log-probabilities of every token at each position: float32 [N, T, V], in nats."""
     found = []

@@ -28,11 +28,6 @@ class Windows:
   starts_N: np.ndarray  # int64, ascending; position of each window in the text
   documents: list[tuple[str, int]]  # name and first position of each document
 
-  @property
-  def keys(self) -> int:
-    """The number of positions, each of which is a key."""
-    return self.tokens_NxT1.shape[0] * (self.tokens_NxT1.shape[1] - 1)
-
   def digest(self) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the tokens."""
     return hashlib.sha256(np.ascontiguousarray(self.tokens_NxT1)).hexdigest()[:16]

@@ -15,6 +15,11 @@ from stability.step import run_model, train_step
 from stability.storage import parameters, parents, run_files, safetensors
 
 
+def keys(model, windows):
+  """The key of each position of windows [N, T + 1]: float32 [N, T, D]."""
+  return np.concatenate([outputs.keys_NxTxD for _, outputs in model.batches(windows)])
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   place = tmp_path_factory.mktemp('model')
@@ -73,7 +78,7 @@ def test_a_fine_tuned_run(kind, windows, tmp_path):
   expected = evaluate({'validation': windows[None]}, state, 0)
   model = Model.load(run)
   assert -model.log_p(windows).mean() == pytest.approx(float(expected), rel=1e-6)
-  assert model.keys(windows).shape == (20, 32, 16)
+  assert keys(model, windows).shape == (20, 32, 16)
 
 
 def test_keys_are_the_normed_input_of_the_last_mlp(run, model, windows):
@@ -87,22 +92,22 @@ def test_keys_are_the_normed_input_of_the_last_mlp(run, model, windows):
       mutable=['intermediates'],
   )
   (expected,) = found['intermediates']['block_1']['mlp_norm']['__call__']
-  np.testing.assert_allclose(model.keys(windows), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(keys(model, windows), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_of_any_size_are_equal(model, windows, monkeypatch):
-  whole = model.keys(windows)
+  whole = keys(model, windows)
   monkeypatch.setattr(model, '_batch', 8)
   assert [done for done, _ in model.batches(windows)] == [
       slice(0, 8), slice(8, 16), slice(16, 20)
   ]
-  np.testing.assert_allclose(model.keys(windows), whole, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(keys(model, windows), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_next_token(model, windows):
-  keys, log_p = model.keys(windows), model.log_p(windows)
+  keys_NxTxD, log_p = keys(model, windows), model.log_p(windows)
   key, log_p_V = model.next_token(windows[3, :6])
-  np.testing.assert_allclose(key, keys[3, 5], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(key, keys_NxTxD[3, 5], rtol=1e-4, atol=1e-5)
   assert log_p_V[windows[3, 6]] == pytest.approx(log_p[3, 5], rel=1e-5)
   assert np.exp(log_p_V).sum() == pytest.approx(1, rel=1e-5)
   long = np.concatenate([windows[0], windows[3, :32]])
@@ -124,10 +129,10 @@ def test_a_parent_reads_windows_of_its_child(run, model, windows):
   assert (Model.of_parent(entry).sequence_length, child.sequence_length) == (32, 20)
   assert child.fingerprint == model.fingerprint
   np.testing.assert_allclose(
-      child.keys(windows[:, :21]), model.keys(windows)[:, :20], rtol=1e-4, atol=1e-5
+      keys(child, windows[:, :21]), keys(model, windows)[:, :20], rtol=1e-4, atol=1e-5
   )
   key, _ = child.next_token(windows[3, :32])
-  np.testing.assert_allclose(key, model.keys(windows[3:4, 12:])[0, -1], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(key, keys(model, windows[3:4, 12:])[0, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_runs_that_cannot_be_used(run, tmp_path):
