@@ -30,6 +30,7 @@ setuptools.setup(
         'numpy>=2.0',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12,<0.13',
+        'scipy>=1.14',  # as jax needs
         'tensorboardX>=2.6.4',
         'tokenizers>=0.21',
         *REPORT,
