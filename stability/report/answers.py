@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import regimes
-from stability.analysis.prediction.answers import Answer, Estimate, Measurement
+from stability.analysis.prediction.answers import Answer, Estimate, PredictedProbe
 from stability.analysis.prediction.helps import Help
 from stability.analysis.results import Results
 from stability.report import labels
@@ -137,12 +137,12 @@ def _reason(answer: Answer) -> str:
     names = labels.joined(wide)
     spans = labels.joined([f'{found.decades:.1f}' for found in wide.values()])
     parts.append(f'the 90 % {noun} of the {names} learning rate {verb} {spans} decades')
-  if (missed := answer.missed) is not None:
-    bound = {1: 'above ', -1: 'below ', 0: ''}[missed.censored]
+  if (failed := answer.failed_test) is not None:
+    bound = {1: 'above ', -1: 'below ', 0: ''}[failed.censored]
     parts.append(
-        f'as a test, the critical learning rate of {labels.parameters(missed.parameters)} was'
-        f' predicted from smaller sizes as {estimate_text(missed.predicted)}, but it is'
-        f' {bound}{labels.rounded(missed.measured, 2)}'
+        f'as a test, the critical learning rate of {labels.parameters(failed.parameters)} was'
+        f' predicted from smaller sizes as {estimate_text(failed.predicted)}, but it is'
+        f' {bound}{labels.rounded(failed.measured, 2)}'
     )
   return '; '.join(parts)
 
@@ -162,15 +162,15 @@ def _probes(answer: Answer) -> list[str]:
   """The probes at the recommended learning rate, in a sentence."""
   texts = []
   rate = None
-  for name, measurement, limit in (
+  for name, predicted, limit in (
       ('the highest attention logit', answer.attention_logit, '{}'),
       ('the gradient RMS at the end', answer.gradient_rms, 'eps ({})'),
   ):
-    if measurement is not None:
-      rate = measurement.learning_rate
-      against = limit.format(labels.number(measurement.limit))
+    if predicted is not None:
+      rate = predicted.learning_rate
+      against = limit.format(labels.number(predicted.limit))
       texts.append(
-          f'{name} is {estimate_text(measurement.estimate)}, {_compared(measurement)} {against}'
+          f'{name} is {estimate_text(predicted.estimate)}, {_compared(predicted)} {against}'
       )
   if not texts:
     return []
@@ -180,8 +180,8 @@ def _probes(answer: Answer) -> list[str]:
   return [f'{at}, {", and ".join(texts)}.']
 
 
-def _compared(measurement: Measurement) -> str:
-  found, limit = measurement.estimate, measurement.limit
+def _compared(predicted: PredictedProbe) -> str:
+  found, limit = predicted.estimate, predicted.limit
   side = 'below' if found.value < limit else 'above'
   return f'probably {side}' if found.low < limit < found.high else side
 

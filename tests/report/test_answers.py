@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from stability.analysis.prediction.answers import (
-    Answer,
-    Estimate,
-    Measurement,
-    Missed,
-    TrainNext,
+  Answer,
+  Estimate,
+  FailedTest,
+  PredictedProbe,
+  TrainNext,
 )
 from stability.analysis.prediction.helps import Help
 from stability.analysis.prediction.targets import Target
@@ -41,10 +41,10 @@ ANSWER = Answer(
     safe=Estimate(2e-3, 1e-3, 4e-3),
     critical=Estimate(5e-3, 2e-3, 1e-2),
     insufficient=(),
-    missed=None,
+    failed_test=None,
     train_next=None,
-    attention_logit=Measurement(Estimate(120.0, 30.0, 2e4), 1.23e-3, 1e4),
-    gradient_rms=Measurement(Estimate(1e-6, 5e-7, 2e-6), 1.23e-3, 1e-8),
+    attention_logit=PredictedProbe(Estimate(120.0, 30.0, 2e4), 1.23e-3, 1e4),
+    gradient_rms=PredictedProbe(Estimate(1e-6, 5e-7, 2e-6), 1.23e-3, 1e-8),
     cells=CELLS,
 )
 
@@ -102,13 +102,13 @@ def test_safe_rate_is_recommended_where_the_best_is_not_safe():
             ('at most 5 %',),
         ),
         (
-            {'missed': Missed(2_359_296, 1e-3, 0, Estimate(1e-2, 5e-3, 2e-2))},
+            {'failed_test': FailedTest(2_359_296, 1e-3, 0, Estimate(1e-2, 5e-3, 2e-2))},
             'As a test, the critical learning rate of 2.4M was predicted from smaller sizes as'
             ' 1e-2 (5e-3 to 2e-2), but it is 1e-3',
             (),
         ),
         (
-            {'missed': Missed(2_359_296, 1.0, 1, Estimate(1e-2, 5e-3, 2e-2))},
+            {'failed_test': FailedTest(2_359_296, 1.0, 1, Estimate(1e-2, 5e-3, 2e-2))},
             'predicted from smaller sizes as 1e-2 (5e-3 to 2e-2), but it is above 1',
             (),
         ),

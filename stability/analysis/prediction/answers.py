@@ -43,7 +43,7 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
+class PredictedProbe:
   """A probe at the end of training, predicted at the recommended learning rate."""
 
   estimate: Estimate
@@ -52,7 +52,7 @@ class Measurement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Missed:
+class FailedTest:
   """The test that an arm failed: its largest size, predicted from sizes at most a quarter of it."""
 
   parameters: float
@@ -80,10 +80,10 @@ class Answer:
   safe: Estimate | None
   critical: Estimate | None
   insufficient: tuple[str, ...]  # the data that a prediction lacks
-  missed: Missed | None
+  failed_test: FailedTest | None
   train_next: TrainNext | None  # None: the prediction is usable
-  attention_logit: Measurement | None
-  gradient_rms: Measurement | None
+  attention_logit: PredictedProbe | None
+  gradient_rms: PredictedProbe | None
   # A row per trained learning rate: learning_rate, probability (of being unstable), read_at_step,
   # attention_logit and gradient_rms, each with _low and _high; NaN: cannot be predicted.
   cells: pd.DataFrame
@@ -109,12 +109,12 @@ class Answer:
 
   def is_reliable(self, name: str) -> bool:
     """Whether the estimate of this name can be trusted, even if others cannot."""
-    return not (self.estimates[name] is None or name in self.too_wide or self.missed)
+    return not (self.estimates[name] is None or name in self.too_wide or self.failed_test)
 
   @property
   def usable(self) -> bool:
     """Whether all three estimates can be trusted."""
-    return not (self.insufficient or self.too_wide or self.missed)
+    return not (self.insufficient or self.too_wide or self.failed_test)
 
   @property
   def recommended(self) -> float | None:
@@ -141,7 +141,7 @@ def answer(
   """
   lacking = _lacking(by_arm)
   return [
-      _answer(arm, of_arm, target, _missed(results, held_out, arm), surface, lacking)
+      _answer(arm, of_arm, target, _failed_test(results, held_out, arm), surface, lacking)
       for target in targets
       for arm, of_arm in by_arm.items()
   ]
@@ -166,7 +166,7 @@ def _answer(
     arm: tuple,
     of_arm: Observations,
     target: Target,
-    missed: Missed | None,
+    failed_test: FailedTest | None,
     surface: surface_lib.RateSurface,
     lacking: Mapping[rates.RatePredictor, str],
 ) -> Answer:
@@ -196,7 +196,7 @@ def _answer(
       safe,
       critical,
       tuple(dict.fromkeys(insufficient)),
-      missed,
+      failed_test,
       None,
       None,
       None,
@@ -209,8 +209,8 @@ def _answer(
   eps = of_arm.runs['eps'].unique()
   return dataclasses.replace(
       found,
-      attention_logit=_measurement(found, 'attention_logit', predictors.UNSTABLE_LOGIT),
-      gradient_rms=_measurement(found, 'gradient_rms', eps[0] if len(eps) == 1 else np.nan),
+      attention_logit=_predicted_probe(found, 'attention_logit', predictors.UNSTABLE_LOGIT),
+      gradient_rms=_predicted_probe(found, 'gradient_rms', eps[0] if len(eps) == 1 else np.nan),
   )
 
 
@@ -272,7 +272,7 @@ def _cells(
   return found
 
 
-def _measurement(found: Answer, name: str, limit: float) -> Measurement | None:
+def _predicted_probe(found: Answer, name: str, limit: float) -> PredictedProbe | None:
   """A probe at the recommended learning rate, interpolated between the trained ones."""
   cells = found.cells.dropna(subset=name)
   if cells.empty:
@@ -283,10 +283,10 @@ def _measurement(found: Answer, name: str, limit: float) -> Measurement | None:
       10 ** np.interp(np.log10(rate), np.log10(learning_rates), np.log10(cells[column]))
       for column in (name, f'{name}_low', f'{name}_high')
   ]
-  return Measurement(Estimate(*numbers), rate, limit)
+  return PredictedProbe(Estimate(*numbers), rate, limit)
 
 
-def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | None:
+def _failed_test(results: Results, held_out: pd.DataFrame, arm: tuple) -> FailedTest | None:
   """The test of an arm, if it failed: its critical rate is not where it was predicted.
 
   Each of the n tests of a sweep uses an interval of level 1 - 0.1 / n (Bonferroni), so that right
@@ -305,7 +305,8 @@ def _missed(results: Results, held_out: pd.DataFrame, arm: tuple) -> Missed | No
   if failed.empty:
     return None
   row = next(failed.itertuples())
-  return Missed(row.parameters, row.measured, row.beyond, Estimate(row.value, row.low, row.high))
+  predicted = Estimate(row.value, row.low, row.high)
+  return FailedTest(row.parameters, row.measured, row.beyond, predicted)
 
 
 def _train_next(

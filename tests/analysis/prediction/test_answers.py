@@ -172,7 +172,7 @@ def test_largest_size_that_does_not_train_lowers_the_critical_rate():
   (found,) = answer(dataclasses.replace(results, runs=runs), curves, test=True)
   (before,) = answer(results, curves)
   assert found.critical.value < before.critical.value
-  assert found.missed.censored == -1
+  assert found.failed_test.censored == -1
 
 
 def test_best_rate_is_below_the_grid():
@@ -215,12 +215,12 @@ def test_missed_size():
   """The largest size has a 30 times lower critical rate than the smaller ones suggest."""
   broken = lambda parameters: law()(parameters) / (30 if parameters == SIZES[-1] else 1)  # noqa: E731
   (found,) = answer(*bowls(critical=broken, noise=0.002), test=True)
-  assert not found.usable and found.missed.parameters == SIZES[-1]
-  assert found.missed.measured == pytest.approx(broken(SIZES[-1]), rel=0.3)
-  assert found.missed.measured < found.missed.predicted.low
+  assert not found.usable and found.failed_test.parameters == SIZES[-1]
+  assert found.failed_test.measured == pytest.approx(broken(SIZES[-1]), rel=0.3)
+  assert found.failed_test.measured < found.failed_test.predicted.low
   assert not any(found.is_reliable(name) for name in found.estimates)
   (kept,) = answer(*bowls(noise=0.002), test=True)
-  assert kept.missed is None
+  assert kept.failed_test is None
 
 
 @pytest.mark.parametrize('tail', [0.02, 0.01])
@@ -236,7 +236,7 @@ def test_arms_are_tested_together(tail):
     by_arm = observations.by_intervention(results, curves)
     held_out = pd.DataFrame(rows[:count] * 2)  # two runs of each
     found = answers.answer(results, by_arm, held_out, [Target(4e5)], surface.fit_arms(by_arm))
-    assert [each.missed is not None for each in found] == [
+    assert [each.failed_test is not None for each in found] == [
         each.arm == ('b',) and tail < 0.05 / count for each in found
     ]
 
@@ -252,4 +252,4 @@ def test_every_shape_of_the_largest_size_is_tested():
       results, runs=pd.concat(runs, ignore_index=True), sizes=['model.width']
   )
   (found,) = answer(results, curves, test=True)
-  assert found.missed.measured == pytest.approx(law()(SIZES[-1]) / 30, rel=0.3)
+  assert found.failed_test.measured == pytest.approx(law()(SIZES[-1]) / 30, rel=0.3)
