@@ -44,15 +44,16 @@ class Task:
   text: str
   encoding: str
   loss: float | None  # of the model, nats per token
-  uncertainty: float | None  # disagreement of the seeds, nats per token
+  disagreement: float | None  # of the seeds, nats per token
   score: float | None  # by the rule that selected it
 
   @classmethod
   def from_json(cls, found: Json) -> Self:
     """The task of a line of tasks.jsonl; BadInput if it is damaged."""
     files.check_types(found, _TYPES)
+    found = {'disagreement': found.get('uncertainty')} | found  # its name in earlier versions
     values = {field.name: found.get(field.name) for field in dataclasses.fields(cls)}
-    for name in ('loss', 'uncertainty', 'score'):
+    for name in ('loss', 'disagreement', 'score'):
       if not isinstance(values[name], int | float | None):
         raise BadInput(f'{name} must be a number or null')
     try:
@@ -83,7 +84,7 @@ def label_studio(number: int, task: Task, about: Json) -> Json:
       'id': number,
       'data': files.nonfinite_to_null(data),
       'predictions': [
-          {'model_version': about['by'], 'score': data['uncertainty'], 'result': []},
+          {'model_version': about['by'], 'score': data['disagreement'], 'result': []},
       ],
   }
 

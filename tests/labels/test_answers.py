@@ -30,6 +30,13 @@ def test_tasks_round_trip(folder):
   assert tasks.read(folder) == (TASKS, ABOUT)
 
 
+def test_tasks_of_earlier_versions(folder):
+  path = folder / 'tasks.jsonl'
+  path.write_text(path.read_text().replace('"disagreement"', '"uncertainty"'))
+  assert '"uncertainty"' in path.read_text()
+  assert tasks.read(folder) == (TASKS, ABOUT)
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'said'),
     [

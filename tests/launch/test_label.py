@@ -57,14 +57,14 @@ def test_selection(place, capsys):
   (found, about), out = select(capsys, 'tasks', '--count=7')
   assert about['by'] == 'disagreement' and len(about['runs']) == 3 and '7 of ' in out
   scores = [task.score for task in found]
-  assert scores == sorted(scores, reverse=True) and scores == [t.uncertainty for t in found]
+  assert scores == sorted(scores, reverse=True) and scores == [t.disagreement for t in found]
   assert all(score > 0 for score in scores)
   for task in found:
     text = (place / 'new' / task.document).read_text()
     assert text[task.start : task.end] == task.text
   by_loss, _ = select(capsys, 'by_loss', '--count=7', '--by=loss', '--runs=seed=1')
   assert [t.score for t in by_loss[0]] == [t.loss for t in by_loss[0]]
-  assert all(task.uncertainty is None for task in by_loss[0])
+  assert all(task.disagreement is None for task in by_loss[0])
   assert by_loss[0][0].loss >= max(task.loss for task in by_loss[0])
 
 
