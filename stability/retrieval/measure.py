@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stability.data.tokenize.stored import StoredTokenizer
-from stability.retrieval import evaluate, lexical
+from stability.retrieval import comparison, lexical
+from stability.retrieval.comparison import Progress
 from stability.retrieval.datastore import Datastore
-from stability.retrieval.evaluate import Progress
 from stability.retrieval.model import Model
 from stability.retrieval.texts import Windows
 from stability.storage.retrieval_csv import METHODS, Row
@@ -51,11 +51,11 @@ class Measurements:
     return self._passages[key]
 
   def without_overlap(self, windows: Windows, texts: Sequence[Windows]) -> tuple[Windows, int]:
-    """See evaluate.without_overlap."""
+    """See comparison.without_overlap."""
     key = digest(texts, windows)
     if key not in self._kept:
       self._on_progress('overlap', 0.0)
-      self._kept[key] = evaluate.without_overlap(windows, texts, self.tokenizer)
+      self._kept[key] = comparison.without_overlap(windows, texts, self.tokenizer)
     return self._kept[key]
 
   def rows(
@@ -81,11 +81,11 @@ class Measurements:
     found = []
     for method in METHODS:
       if method == 'knn':
-        compared = evaluate.compare_knn(model, store, windows, self._threads, self._on_progress)
+        compared = comparison.compare_knn(model, store, windows, self._threads, self._on_progress)
       else:
         started = time.monotonic()
         passages = self.passages(store)
-        compared = evaluate.compare_in_context(model, passages, windows, self._on_progress)
+        compared = comparison.compare_in_context(model, passages, windows, self._on_progress)
       found.append(
           Row(
               run=run,

@@ -6,7 +6,7 @@ from helpers.retrieval import StubModel, sentences
 
 from stability.data.tokenize.stored import StoredTokenizer
 from stability.errors import BadInput
-from stability.retrieval import evaluate
+from stability.retrieval import comparison
 from stability.retrieval.datastore import Datastore
 from stability.retrieval.texts import Windows
 
@@ -26,7 +26,7 @@ def test_knn_against_brute_force(tmp_path):
   (tmp_path / 'store').mkdir()
   store = Datastore.create(tmp_path / 'store', 'run', model)
   store.add(train, model)
-  found = evaluate.compare_knn(model, store, validation, 2, lambda *_: None)
+  found = comparison.compare_knn(model, store, validation, 2, lambda *_: None)
   half = len(validation.starts_N) // 2
   assert found.windows == len(validation.starts_N) - half
 
@@ -61,17 +61,17 @@ def test_windows_say_where_the_tuned_half_ends(tmp_path):
   store = Datastore.create(tmp_path / 'store', 'run', model)
   store.add(train, model)
   validation = windows('validation', sentences(1, 60))
-  expected = evaluate.compare_knn(model, store, validation, 1, lambda *_: None)
+  expected = comparison.compare_knn(model, store, validation, 1, lambda *_: None)
   model.sequence_length = 8
-  assert evaluate.compare_knn(model, store, validation, 1, lambda *_: None) == expected
+  assert comparison.compare_knn(model, store, validation, 1, lambda *_: None) == expected
 
 
 def test_stable_rank_by_singular_values():
   keys = np.random.default_rng(0).normal(size=(50, 6)) * [5, 3, 1, 1, 1, 0.1] + 7
   values = np.linalg.svd(keys - keys.mean(axis=0), compute_uv=False)
   expected = np.square(values).sum() / values[0] ** 2
-  assert evaluate.stable_rank(keys.astype(np.float32)) == pytest.approx(expected, rel=1e-4)
-  assert evaluate.stable_rank(np.ones((5, 3), np.float32)) == 0
+  assert comparison.stable_rank(keys.astype(np.float32)) == pytest.approx(expected, rel=1e-4)
+  assert comparison.stable_rank(np.ones((5, 3), np.float32)) == 0
 
 
 def test_windows_that_stand_in_the_datastore_are_left_out():
@@ -86,10 +86,10 @@ def test_windows_that_stand_in_the_datastore_are_left_out():
       'validation', np.stack([np.frombuffer(w, np.uint8) for w in fresh]), np.arange(10) * 100, []
   )
   train = windows('train', bytes(stored), 64)
-  kept, left_out = evaluate.without_overlap(validation, [train], TOKENIZER)
+  kept, left_out = comparison.without_overlap(validation, [train], TOKENIZER)
   assert left_out == 2 and kept.starts_N.tolist() == [0, 100, 200, 400, 500, 600, 800, 900]
   # Windows that do not follow one another are not joined.
   apart = train.select(np.array([0, 1, 2, 3, 5, 6, 7]))
-  assert evaluate.without_overlap(validation, [apart], TOKENIZER)[1] == 1
+  assert comparison.without_overlap(validation, [apart], TOKENIZER)[1] == 1
   with pytest.raises(BadInput, match='validation: 10 of 10 windows share 32 bytes'):
-    evaluate.without_overlap(validation, [windows('train', b''.join(fresh), 64)], TOKENIZER)
+    comparison.without_overlap(validation, [windows('train', b''.join(fresh), 64)], TOKENIZER)
