@@ -128,7 +128,7 @@ def _test(workdir: Path, fit_up_to: float, asked: Sequence[Target]) -> None:
   from stability.report import predictions as predictions_lib
 
   results, curves = _load(workdir)
-  by_arm = observations.by_intervention(results, curves)
+  by_arm = observations.by_arm(results, curves)
   targets = [target.parameters for target in asked]
   folder = workdir / 'report'
   try:

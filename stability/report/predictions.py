@@ -38,7 +38,7 @@ class Predictions:
   """A sweep's predictions for sizes beyond it, and their test on its largest size."""
 
   results: Results
-  observations: dict[tuple, Observations]  # by intervention
+  by_arm: dict[tuple, Observations]
   surface: surface_lib.RateSurface  # fitted to all runs, or to those of small sizes
   forecasts: pd.DataFrame  # see prediction.predict.predict
   targets: Sequence[Target]
@@ -64,34 +64,34 @@ class Predictions:
       InsufficientData: no run has finished, the parameters of a finished one are unknown, or no
         size has runs at two learning rates.
     """
-    observations = observations_lib.by_intervention(results, curves)
-    if not observations:
+    by_arm = observations_lib.by_arm(results, curves)
+    if not by_arm:
       raise predictor.InsufficientData('no run has finished yet')
-    if any(of_group.runs['parameters'].isna().any() for of_group in observations.values()):
+    if any(of_group.runs['parameters'].isna().any() for of_group in by_arm.values()):
       raise predictor.InsufficientData('predictions need the parameters of every finished run')
-    predictor.require_curves(observations.values())
-    largest = max(of_group.sizes[-1] for of_group in observations.values())
+    predictor.require_curves(by_arm.values())
+    largest = max(of_group.sizes[-1] for of_group in by_arm.values())
     shown = targets or [Target(size, risk) for size in targets_lib.next_sizes(largest)]
     parameters = [target.parameters for target in shown]
-    surface = surface_lib.fit_arms(observations)
-    forecasts = predict.predict(results, observations, parameters, surface)
-    return cls(results, observations, surface, forecasts, shown, bool(targets))
+    surface = surface_lib.fit_arms(by_arm)
+    forecasts = predict.predict(results, by_arm, parameters, surface)
+    return cls(results, by_arm, surface, forecasts, shown, bool(targets))
 
   @functools.cached_property
   def held_out(self) -> pd.DataFrame:
     """The test on the largest size, see prediction.predict.hold_out."""
-    return predict.hold_out(self.results, self.observations)
+    return predict.hold_out(self.results, self.by_arm)
 
   @functools.cached_property
   def answers(self) -> list[answers_lib.Answer]:
     """An answer per target and arm."""
     return answers_lib.answer(
-        self.results, self.observations, self.held_out, self.targets, self.surface
+        self.results, self.by_arm, self.held_out, self.targets, self.surface
     )
 
   def sentences(self, answers: Sequence[answers_lib.Answer]) -> list[str]:
     """The answers in words, and which arms help."""
-    found = helps_lib.helps(self.results, self.observations, self.surface)
+    found = helps_lib.helps(self.results, self.by_arm, self.surface)
     return answer_text.sentences(self.results, answers, found)
 
   def label(self, values: tuple) -> str:
@@ -177,7 +177,7 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
   axis = axes[0, 0]
   handles = []
   targets = [target.parameters for target in predictions.targets]
-  for i, (values, observations) in enumerate(predictions.observations.items()):
+  for i, (values, observations) in enumerate(predictions.by_arm.items()):
     look = {
         'color': (colour := style.INTERVENTION_COLOURS[i % len(style.INTERVENTION_COLOURS)]),
         'marker': style.INTERVENTION_MARKERS[i % len(style.INTERVENTION_MARKERS)],
@@ -201,7 +201,7 @@ def critical_rates(predictions: Predictions, ax: Axes | None = None) -> Figure:
   for target in targets:
     axis.axvline(target, color=style.GREY, linestyle=':', linewidth=1.1)
   handles.append(style.handle('predicted size', linestyle=':', linewidth=1.1))
-  groups = predictions.observations.values()
+  groups = predictions.by_arm.values()
   for censored, marker, text in ((1, ABOVE, 'lower bound'), (-1, BELOW, 'upper bound')):
     if any((group.runs['critical_censored'] == censored).any() for group in groups):
       handles.append(style.handle(text, linestyle='', **marker))
@@ -302,7 +302,7 @@ def write_tables(predictions: Predictions, folder: Path) -> None:
 
 def write_test(
     results: Results,
-    observations: Mapping[tuple, Observations],
+    by_arm: Mapping[tuple, Observations],
     fit_up_to: float,
     targets: Sequence[float],
     folder: Path,
@@ -314,7 +314,7 @@ def write_test(
 
   Args:
     results: the runs of a sweep.
-    observations: see observations.by_intervention.
+    by_arm: see observations.by_arm.
     fit_up_to: parameters of the largest size to predict from. All larger trained ones are predicted
       and scored.
     targets: parameters of other sizes to predict.
@@ -326,11 +326,11 @@ def write_test(
   Raises:
     InsufficientData: there are too few sizes to predict from, or none to predict.
   """
-  fitted = predict.up_to(observations, fit_up_to)
+  fitted = predict.up_to(by_arm, fit_up_to)
   if all(len(of_arm.sizes) < predictor.MIN_SIZES for of_arm in fitted.values()):
     raise predictor.InsufficientData(f'{predictor.MIN_SIZES} sizes up to it are needed')
   predictor.require_curves(fitted.values())
-  tables = [predict.hold_out(results, observations, fit_up_to)]
+  tables = [predict.hold_out(results, by_arm, fit_up_to)]
   surface = surface_lib.fit_arms(fitted)
   if targets:
     tables.append(predict.predict(results, fitted, targets, surface))
@@ -339,7 +339,7 @@ def write_test(
   forecasts = pd.concat(tables)
   files.write_atomic(folder / 'forecast_test.csv', forecasts.to_csv(index=False))
   shown = {
-      arm: observations[arm]
+      arm: by_arm[arm]
       for arm, of_arm in fitted.items()
       if len(of_arm.sizes) >= predictor.MIN_SIZES
   }

@@ -17,7 +17,7 @@ def test_every_added_column_is_reserved(tmp_path):
   made = predictions.Predictions.make(results, curves, [Target(7e9)])
   made_up.write_sweep(tmp_path, widths=(16,), seeds=(0,), rates=(1e-2, 1e-1))
   both = several_sweeps.load({'a': tmp_path, 'b': tmp_path})
-  (of_arm,) = made.observations.values()
+  (of_arm,) = made.by_arm.values()
   table = lr_sensitivity.lr_sensitivity(results)
   tables = {
       'LR sensitivity': table,

@@ -86,7 +86,7 @@ def test_fit_up_to_a_size(workdir, capsys, monkeypatch):
   sizes = [12 * 3 * width**2 for width in WIDTHS]
   assert 10**found.surface.log_sizes == pytest.approx(sizes[:3])
   assert [target.parameters for target in found.targets] == [*sizes[3:], 12 * 3 * 256**2]
-  assert all(list(arm.sizes) == sizes for arm in found.observations.values())
+  assert all(list(arm.sizes) == sizes for arm in found.by_arm.values())
   for kind in ('svg', 'png'):
     assert (workdir / 'report' / f'forecast_test.{kind}').stat().st_size > 0
   scores = pd.read_csv(workdir / 'report' / 'forecast_scores.csv')
@@ -231,7 +231,7 @@ def test_predictions_import_no_jax():
 
 def test_critical_rates_are_drawn(made):
   axis = predictions.critical_rates(made).axes[0]
-  (observations,) = made.observations.values()
+  (observations,) = made.by_arm.values()
   measured = observations.runs.drop_duplicates('log_size')
   dots = axis.lines[0]
   np.testing.assert_allclose(dots.get_xdata(), measured['parameters'])

@@ -134,7 +134,7 @@ def answer(
 
   Args:
     results: the runs of a sweep.
-    by_arm: see observations.by_intervention.
+    by_arm: see observations.by_arm.
     held_out: see predict.hold_out.
     targets: the sizes, with the accepted risk.
     surface: see surface.fit_arms.

@@ -41,7 +41,7 @@ def helps(
 
   Args:
     results: the runs of a sweep.
-    by_arm: see observations.by_intervention.
+    by_arm: see observations.by_arm.
     surface: see surface.fit_arms.
   """
   columns = ['parameters', *results.sizes]

@@ -107,7 +107,7 @@ def cells(parameters: list[float], learning_rates: np.ndarray) -> pd.DataFrame:
   )
 
 
-def by_intervention(results: Results, curves: pd.DataFrame) -> dict[tuple, Observations]:
+def by_arm(results: Results, curves: pd.DataFrame) -> dict[tuple, Observations]:
   """The observations of each intervention, keyed by its values of results.groups.
 
   Runs that a person has steered are left out.

@@ -18,7 +18,7 @@ CHOSEN = 'chosen by validation'  # stands for the chosen predictor in the table 
 BASE_RATE = 'base rate'  # the share of an arm's fitted runs that were unstable
 MIN_PROBABILITY = 0.01  # log scores clip here: few runs cannot resolve smaller ones
 
-ByIntervention = Mapping[tuple, Observations]
+ByArm = Mapping[tuple, Observations]
 
 _FORECAST_COLUMNS = (
     'parameters', 'learning_rate', 'probability', 'quantity', 'value', 'low', 'high', 'note'
@@ -28,7 +28,7 @@ _OUTCOME_COLUMNS = ('run', 'seed', 'happened', 'base_rate', 'measured', 'beyond'
 
 def predict(
     results: Results,
-    observations: ByIntervention,
+    by_arm: ByArm,
     parameters: Sequence[float],
     surface: surface_lib.RateSurface,
 ) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def predict(
 
   Args:
     results: the runs of a sweep.
-    observations: see observations.by_intervention.
+    by_arm: see observations.by_arm.
     parameters: parameter counts of the sizes to predict.
     surface: see surface.fit_arms.
 
@@ -49,10 +49,10 @@ def predict(
     row, with the reason as its note.
   """
   tables = {}
-  for arm, group in observations.items():
+  for arm, group in by_arm.items():
     cells = observations_lib.cells(parameters, group.learning_rates)
     tables[arm] = _forecasts(group, cells, None, _of_surface(surface, arm))
-  return _by_intervention(results, tables)
+  return _concatenated(results, tables)
 
 
 def _of_surface(surface: surface_lib.RateSurface, arm: tuple) -> list[Predictor]:
@@ -60,23 +60,23 @@ def _of_surface(surface: surface_lib.RateSurface, arm: tuple) -> list[Predictor]
   return [rates.SurfacePredictor(rate, surface, arm) for rate in rates.RATES]
 
 
-def up_to(observations: ByIntervention, parameters: float) -> dict[tuple, Observations]:
+def up_to(by_arm: ByArm, parameters: float) -> dict[tuple, Observations]:
   """The runs of sizes up to this one; interventions without any are left out."""
   found = {
       arm: group.select(group.runs['parameters'] <= parameters)
-      for arm, group in observations.items()
+      for arm, group in by_arm.items()
   }
   return {arm: group for arm, group in found.items() if len(group.runs)}
 
 
 def hold_out(
-    results: Results, observations: ByIntervention, fit_up_to: float | None = None
+    results: Results, by_arm: ByArm, fit_up_to: float | None = None
 ) -> pd.DataFrame:
   """Predicts large sizes from small ones, and adds what was measured.
 
   Args:
     results: the runs of a sweep.
-    observations: see observations.by_intervention.
+    by_arm: see observations.by_arm.
     fit_up_to: parameters of the largest size to predict from; all larger ones are predicted.
       Without it, the largest size of each intervention is predicted from those at most a quarter of
       it.
@@ -90,7 +90,7 @@ def hold_out(
   """
   tables = {}
   surfaces = {}  # by the largest size to predict from
-  for arm, group in observations.items():
+  for arm, group in by_arm.items():
     parameters, largest = group.runs['parameters'], group.sizes[-1]
     limit = largest / HELD_OUT_FACTOR if fit_up_to is None else fit_up_to
     fitted = group.select(parameters <= limit)
@@ -99,11 +99,11 @@ def hold_out(
     held_out = group.select(is_held_out & has_fitted_rate)
     if len(fitted.sizes) >= MIN_SIZES and fitted.has_curves and len(held_out.runs):
       if limit not in surfaces:
-        surfaces[limit] = surface_lib.fit_arms(up_to(observations, limit))
+        surfaces[limit] = surface_lib.fit_arms(up_to(by_arm, limit))
       tables[arm] = _forecasts(
           fitted, held_out.runs, held_out, _of_surface(surfaces[limit], arm)
       )
-  return _by_intervention(results, tables)
+  return _concatenated(results, tables)
 
 
 def score(held_out: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -264,7 +264,7 @@ def _forecast_table(
   return table
 
 
-def _by_intervention(results: Results, tables: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
+def _concatenated(results: Results, tables: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
   """Concatenates the tables, with the columns of the intervention first."""
   parts = [
       part.assign(**dict(zip(results.groups, values, strict=True)))[[*results.groups, *part]]

@@ -85,7 +85,7 @@ class RateSurface:
 
 
 def fit_arms(by_arm: Mapping[tuple, observations_lib.Observations]) -> RateSurface:
-  """Fits the model to the runs of all arms; see observations.by_intervention."""
+  """Fits the model to the runs of all arms; see observations.by_arm."""
   tables = [
       of_arm.runs.assign(arm=pd.Series([arm] * len(of_arm.runs), of_arm.runs.index))
       for arm, of_arm in by_arm.items()

@@ -19,7 +19,7 @@ def law(at_10k=0.4, power=-0.25):
 
 
 def answer(results, curves, *targets, test=False):
-  by_arm = observations.by_intervention(results, curves)
+  by_arm = observations.by_arm(results, curves)
   held_out = predict.hold_out(results, by_arm) if test else pd.DataFrame()
   fitted = surface.fit_arms(by_arm)
   return answers.answer(results, by_arm, held_out, targets or [Target(4e7)], fitted)
@@ -98,7 +98,7 @@ def test_safe_rate_allows_for_the_noise_of_a_run():
   (of_average,) = answer(dataclasses.replace(results, runs=runs), curves, Target(2e6))
   # The best loss of a single seed is the lowest of several draws of noise, so it is lower.
   assert found.critical.value == pytest.approx(of_average.critical.value, rel=0.2)
-  (of_arm,) = observations.by_intervention(results, curves).values()
+  (of_arm,) = observations.by_arm(results, curves).values()
   noise = rates.CRITICAL_RATE.seed_noise(of_arm)
   width, narrow = (np.log10(x.critical.value / x.safe.value) for x in (found, of_average))
   assert width > 1.645 * noise and width > 1.2 * narrow
@@ -233,7 +233,7 @@ def test_arms_are_tested_together(tail):
   rows[1] |= {'measured': 0.21, 'tail': tail}
   for count in (4, 2):
     results, curves = together(*made[:count])
-    by_arm = observations.by_intervention(results, curves)
+    by_arm = observations.by_arm(results, curves)
     held_out = pd.DataFrame(rows[:count] * 2)  # two runs of each
     found = answers.answer(results, by_arm, held_out, [Target(4e5)], surface.fit_arms(by_arm))
     assert [each.failed_test is not None for each in found] == [

@@ -27,7 +27,7 @@ def found(*arms, **results_options):
   """The pairs of a sweep of several arms."""
   runs = pd.concat([results.runs for results, _ in arms], ignore_index=True)
   results = dataclasses.replace(arms[0][0], runs=runs, **results_options)
-  by_arm = observations.by_intervention(results, pd.concat([curves for _, curves in arms]))
+  by_arm = observations.by_arm(results, pd.concat([curves for _, curves in arms]))
   return helps.helps(results, by_arm, surface.fit_arms(by_arm))
 
 

@@ -70,7 +70,7 @@ def covered(seed, *, deviation, noise):
   results, curves = known_truth.bowls(rng, law, sizes=sizes, noise=noise)
   target, truth = 16 * sizes[-1], np.log10(law(16 * sizes[-1]))
   (low, _, high) = SweepState(results, target=target).now.critical_3xQ[:, 0]
-  by_arm = observations.by_intervention(results, curves)
+  by_arm = observations.by_arm(results, curves)
   (arm,) = by_arm
   predicted = surface.fit_arms(by_arm).critical(arm, [np.log10(target)])
   low_p, high_p = predicted.interval_2xC[:, 0]
@@ -94,7 +94,7 @@ def test_intervals_of_a_trained_sweep(parameters):
   path = ROOT / 'configs/results/extrapolation/results.csv'
   results = results_table.load_csv(path)
   curves = pd.DataFrame(columns=['run', 'step', 'loss', *observations.PROBES], dtype=float)
-  by_arm = observations.by_intervention(results, curves)
+  by_arm = observations.by_arm(results, curves)
   runs = results.runs
   small = dataclasses.replace(results, runs=runs[runs['parameters'] <= 147_456])
   state = SweepState(small, target=parameters)

@@ -27,7 +27,7 @@ def predict(seed, sizes):
   results, curves = known_truth.bowls(
       rng, critical, sizes=trained, rates=RATES, headroom=headroom, noise=0.01
   )
-  (of_arm,) = observations.by_intervention(results, curves).values()
+  (of_arm,) = observations.by_arm(results, curves).values()
   target = trained[-1] * 10 ** rng.uniform(np.log10(16), 2)
   covered = []
   for predictor, truth in (
@@ -124,7 +124,7 @@ def test_error_of_interpolation_is_that_of_the_grid_of_each_size():
     ]
     results, curves = known_truth.bowls(np.random.default_rng(0), lambda parameters: 0.1)
     results = dataclasses.replace(results, runs=pd.concat(parts, ignore_index=True))
-    (of_arm,) = observations.by_intervention(results, curves).values()
+    (of_arm,) = observations.by_arm(results, curves).values()
     return rates._interpolation_error(of_arm)
 
   assert [error(0.0), error(0.3)] == pytest.approx([1 / np.sqrt(12) / 2] * 2)

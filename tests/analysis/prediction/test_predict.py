@@ -23,12 +23,12 @@ LARGEST = known_truth.SIZES[-1]
 def sweep(seed=0, **options):
   """The results of a sweep, and its observations by intervention."""
   results, curves = known_truth.sweep(np.random.default_rng(seed), **options)
-  return results, observations_lib.by_intervention(results, curves)
+  return results, observations_lib.by_arm(results, curves)
 
 
 def observe(results, curves):
   """The observations of a sweep with a single intervention."""
-  (observations,) = observations_lib.by_intervention(results, curves).values()
+  (observations,) = observations_lib.by_arm(results, curves).values()
   return observations
 
 
@@ -39,7 +39,7 @@ def split(observations):
 
 
 def hold_out(results, curves):
-  return predict.hold_out(results, observations_lib.by_intervention(results, curves))
+  return predict.hold_out(results, observations_lib.by_arm(results, curves))
 
 
 def forecast(results, observations, sizes):
@@ -80,7 +80,7 @@ def test_critical_rate_is_that_of_the_arm():
   runs = results.runs.copy()
   runs.loc[~is_l2, 'final_loss'] -= 0.5
   runs.loc[~is_l2, 'initial_loss'] -= 0.5
-  both = observations_lib.by_intervention(dataclasses.replace(results, runs=runs), curves)
+  both = observations_lib.by_arm(dataclasses.replace(results, runs=runs), curves)
   columns = ['run', 'log_critical', 'critical_censored', 'log_best', 'best_censored']
   pd.testing.assert_frame_equal(
       both[('l2',)].runs[columns], observe(alone, curves).runs[columns]
@@ -372,7 +372,7 @@ def test_interventions_are_independent():
   results, curves = known_truth.sweep(np.random.default_rng(0), interventions=('none', 'l2'))
 
   def forecasts(curves):
-    return forecast(results, observations_lib.by_intervention(results, curves), [2e6])
+    return forecast(results, observations_lib.by_arm(results, curves), [2e6])
 
   before = forecasts(curves)
   is_l2 = curves['run'].str.startswith('l2')
@@ -394,7 +394,7 @@ def test_sharpness_predictor_where_it_was_measured(made):
 
 def test_several_target_sizes(made):
   results, curves = made
-  observations = observations_lib.by_intervention(results, curves)
+  observations = observations_lib.by_arm(results, curves)
   forecasts = forecast(results, observations, [2e6, 3e7]).dropna(subset='parameters')
   assert set(forecasts['parameters']) == {2e6, 3e7}
   np.testing.assert_allclose(forecasts['times'], forecasts['parameters'] / LARGEST)
@@ -498,7 +498,7 @@ def test_run_is_unstable_by_the_runs_of_its_arm():
   runs = pd.concat([none.runs, other.runs], ignore_index=True)
   runs.loc[runs['model.qk_norm'] == 'l2', 'final_loss'] -= 0.02
   _, curves = known_truth.bowls(np.random.default_rng(0), lambda _: 0.1)
-  by_arm = observations_lib.by_intervention(dataclasses.replace(none, runs=runs), curves)
+  by_arm = observations_lib.by_arm(dataclasses.replace(none, runs=runs), curves)
   unstable = by_arm[('none',)].runs.groupby('learning_rate')['unstable'].all()
   assert list(unstable) == [False, False, True, True, True, True, True]
 

@@ -29,7 +29,7 @@ def runs(*critical, seed=0, **options):
   tables = []
   for arm, of_arm in enumerate(critical):
     results, curves = known_truth.bowls(rng, of_arm, **{'sizes': SIZES} | options)
-    (found,) = observations.by_intervention(results, curves).values()
+    (found,) = observations.by_arm(results, curves).values()
     tables.append(found.runs.assign(arm=arm))
   return pd.concat(tables, ignore_index=True)
 
@@ -267,7 +267,7 @@ def test_predictions_of_an_arm_use_the_runs_of_all_up_to_the_size():
 
   def test(table):
     results = dataclasses.replace(parts[0][0], runs=table)
-    by_arm = observations.by_intervention(results, curves)
+    by_arm = observations.by_arm(results, curves)
     held_out = predict.hold_out(results, by_arm, fit_up_to=SIZES[-1])
     rows = held_out[held_out['predictor'] == 'critical learning rate (all arms)']
     return rows[rows['model.qk_norm'] == 'none'].reset_index(drop=True)
