@@ -10,7 +10,7 @@ from stability.analysis.results import Results
 MARGIN = 0.05  # a fraction of the run's initial loss minus the best loss
 FLAT = 0.25  # fraction of the margin by which a loss curve may rise from an end that is its best
 SMOOTHING_WINDOW = 5  # logged steps in a moving average that ends at the current step
-LENGTH = 'schedule.steps'  # a run is compared with runs of its own length
+STEPS = 'schedule.steps'  # a run is compared with runs of its own length
 UNSTABLE_LOGIT = 1e4  # the paper's runs with higher attention logits diverged (section 3.3)
 
 
@@ -167,7 +167,7 @@ def best_runs(results: Results) -> pd.DataFrame:
       is_own=results_lib.actions(results.runs) == 0,
   ).reset_index(drop=True)
   best_row = np.full(len(runs), np.nan)  # row numbers in `runs`
-  size = ['parameters', *results.sizes, *(field for field in results.groups if field == LENGTH)]
+  size = ['parameters', *results.sizes, *(field for field in results.groups if field == STEPS)]
   of_sizes = {results_lib.key(key): of_size for key, of_size in results_lib.split(runs, size)}
   for _, of_arm in results_lib.split(runs, results.groups):
     for key, of_size in results_lib.split(of_arm, size):

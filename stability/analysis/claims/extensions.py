@@ -16,7 +16,7 @@ from stability.analysis.claims.undecided import NotApplicable
 
 SHAPE, OPTIMIZER = 'schedule.shape', 'optimizer.name'
 NAME, EXPONENTS = 'parameterization.name', 'parameterization.exponents'
-QK_NORM, LENGTH = 'model.qk_norm', 'data.sequence_length'
+QK_NORM, SEQUENCE_LENGTH = 'model.qk_norm', 'data.sequence_length'
 FULL, NONE = 'full_alignment', 'no_alignment'
 
 
@@ -46,7 +46,7 @@ def _mup_minus_standard(e: Evidence) -> pd.Series:
 
 
 def _require_constant_tokens_per_step(e: Evidence) -> None:
-  if (e.runs[LENGTH] * e.runs[recipe.BATCH]).nunique() > 1:
+  if (e.runs[SEQUENCE_LENGTH] * e.runs[recipe.BATCH]).nunique() > 1:
     raise NotApplicable('the tokens per step change with the sequence length')
 
 
@@ -170,8 +170,8 @@ CLAIMS = (
         ' sensitivity.',
         'highest ratio of LR sensitivity between two lengths at the same size',
         AtMost(1.25),
-        lambda e: recipe.largest_ratio(e, LENGTH, (recipe.BATCH,)),
-        min_unique={LENGTH: 2} | _THREE,
+        lambda e: recipe.largest_ratio(e, SEQUENCE_LENGTH, (recipe.BATCH,)),
+        min_unique={SEQUENCE_LENGTH: 2} | _THREE,
         covaries=(recipe.BATCH,),
         precondition=_require_constant_tokens_per_step,
     ),

@@ -9,12 +9,11 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from stability.analysis import instability
 from stability.analysis.claims import registry
 from stability.analysis.claims.claim import HOLDS, UNDECIDED
+from stability.analysis.instability import STEPS
 from stability.analysis.results import Results
 
-STEPS = instability.LENGTH
 _OF_LENGTH = (STEPS, 'schedule.warmup_steps', 'schedule.decay_steps')  # vary together
 
 COLUMNS = ('figure', 'claim', 'steps', 'parameters', 'verdict', 'effect', 'threshold', 'n')
