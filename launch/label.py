@@ -223,7 +223,7 @@ def _apart_from_validation(
   validation = tokenizer.decode(np.asarray(tokens.open_tokens(folder).validation[:]))
   texts = (passage.text.encode(passage.encoding) for passage in found)
   # As the tokens say it: a tokenizer may change the text.
-  shared = overlap.standing_in([tokenizer.decode(tokenizer.encode(t)) for t in texts], validation)
+  shared = overlap.occurring_in([tokenizer.decode(tokenizer.encode(t)) for t in texts], validation)
   return [passage for passage, is_shared in zip(found, shared) if not is_shared], int(shared.sum())
 
 

@@ -29,7 +29,7 @@ def overlapping(windows: list[bytes], texts: Iterable[bytes]) -> np.ndarray:
   return found
 
 
-def standing_in(passages: Sequence[bytes], text: bytes) -> np.ndarray:
+def occurring_in(passages: Sequence[bytes], text: bytes) -> np.ndarray:
   """Which of many passages have a run of LONG bytes that a text has, too: bool [passages].
 
   Of passages that are shorter than LONG, LENGTH bytes count.

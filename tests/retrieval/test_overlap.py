@@ -30,22 +30,22 @@ def test_equal_to_sets(block, monkeypatch):
   text = max(texts, key=len)
   lengths = [64 if len(window) >= 64 else 32 for window in windows]
   found = [bool(pieces(w, n) & pieces(text, n)) for w, n in zip(windows, lengths)]
-  assert any(found) and overlap.standing_in(windows, text).tolist() == found
+  assert any(found) and overlap.occurring_in(windows, text).tolist() == found
 
 
 def test_a_piece_of_31_bytes_is_no_overlap():
   text = bytes(range(200))
   windows = [text[50:81] + b'!', text[50:82], b'']
   assert overlap.overlapping(windows, [text]).tolist() == [False, True, False]
-  assert overlap.standing_in(windows, text).tolist() == [False, True, False]
+  assert overlap.occurring_in(windows, text).tolist() == [False, True, False]
   long = [text[50:177] + b'!', b'!' + text[50:178], text[9:41] + b'!' * 96, text[9:41] + b'!' * 95]
-  assert overlap.standing_in(long, text).tolist() == [False, True, False, True]
+  assert overlap.occurring_in(long, text).tolist() == [False, True, False, True]
 
 
 def test_a_piece_across_two_texts_is_no_overlap():
   halves = [bytes(range(20)), bytes(range(20, 40))]
   assert not overlap.overlapping([bytes(range(40))], halves).any()
-  assert not overlap.standing_in(halves, bytes(range(40))).any()
+  assert not overlap.occurring_in(halves, bytes(range(40))).any()
 
 
 def test_a_collision_of_hashes_is_no_overlap(monkeypatch):
@@ -53,4 +53,4 @@ def test_a_collision_of_hashes_is_no_overlap(monkeypatch):
   monkeypatch.setattr(overlap, '_hashes', hashes)
   windows = [bytes(range(40)), bytes(range(100, 140))]
   assert overlap.overlapping(windows, [bytes(range(50))]).tolist() == [True, False]
-  assert overlap.standing_in(windows, bytes(range(50))).tolist() == [True, False]
+  assert overlap.occurring_in(windows, bytes(range(50))).tolist() == [True, False]
