@@ -24,7 +24,7 @@ import os
 import runpy
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import machinery
 from pathlib import Path
 from typing import Any
@@ -355,6 +355,20 @@ def register_stored(stored: Any) -> None:
 def probes(stored: Json) -> list[str]:
   """The names of what probes of the extensions measure; none in sweeps begun by older code."""
   return stored.get(PROBES, [])
+
+
+def lacking(
+    stored: Json, extensions: Extensions, configs: Collection[Mapping[str, Any]]
+) -> list[str]:
+  """The options of extensions, and the values that configs use, that stored ones do not have."""
+  known = {option['name'] for option in stored['options']}
+  found = [f'config.{option.name}' for option in extensions.options if option.name not in known]
+  for option, names in extensions.values.items():
+    section, name = option.split('.')
+    new = set(names).difference(stored['values'].get(option, ()))
+    used = {config[section][name] for config in configs}
+    found += [f'config.{option}={value}' for value in names if value in used & new]
+  return found
 
 
 def check(workdir: Path, stored: Json) -> Path:

@@ -153,6 +153,9 @@ def prepare(
   with leases.acquire(workdir, _print_waiting):
     # Again: another launcher may have written a sweep.
     runs = sweeps.check_workdir(workdir, sweep.runs)
+    previous = sweeps.read_sweep(workdir) if (workdir / 'sweep.json').exists() else None
+    if previous is not None:
+      _check_extensions(sweep, workdir, previous.extensions)
     data = _prepare_data(sweep, workdir)
     if records:
       _write_parents(workdir, records, data)
@@ -169,7 +172,7 @@ def prepare(
         data=data,
         versions=_versions(workdir, unfinished),
         report=sweep.report,
-        extensions=_prepare_extensions(sweep, workdir, probes),
+        extensions=_prepare_extensions(sweep, workdir, previous, probes),
         parameters=count_parameters(workdir, configs),
     )
     sweeps.write_sweep(workdir, written)
@@ -279,27 +282,38 @@ def _continued_configs(
   }
 
 
+def _check_extensions(sweep: app.SweepRequest, workdir: Path, previous: files.Json) -> None:
+  """Raises BadInput if runs need more than a begun sweep's copy of its extensions, `previous`."""
+  if not previous or not sweep.extensions:
+    return
+  if lacking := extensions.lacking(previous, sweep.extensions, sweep.runs.configs.values()):
+    raise BadInput(
+        f'--workdir={workdir}: was begun before {sweep.config_file} added {", ".join(lacking)},'
+        ' and continues with its own copy of the extensions; choose a new folder'
+    )
+
+
 def _prepare_extensions(
-    sweep: app.SweepRequest, workdir: Path, probes: Sequence[str]
+    sweep: app.SweepRequest,
+    workdir: Path,
+    previous: sweeps.Sweep | None,
+    probes: Sequence[str],
 ) -> files.Json:
   """Copies the sources of the sweep's extensions to a new workdir; returns their record.
 
-  An existing workdir keeps its copy, with a warning if the sources have changed. `probes` are the
-  names of what the probes of the extensions measure.
+  An existing workdir keeps its copy, with a warning if the sources have changed. `previous` is its
+  sweep; `probes` are the names of what the probes of the extensions measure.
   """
-  previous = {}
-  if (workdir / 'sweep.json').exists():
-    previous = sweeps.read_sweep(workdir).extensions
   current = sweep.extensions.to_json() if sweep.extensions else {}
-  if previous:
-    if previous['sha256'] != current.get('sha256'):
+  if previous and (kept := previous.extensions):
+    if kept['sha256'] != current.get('sha256'):
       print(
           f'warning: {sweep.config_file}: its extensions have changed since --workdir={workdir} was'
-          f' begun, which continues with its own copy, {workdir / previous["folder"]}',
+          f' begun, which continues with its own copy, {workdir / kept["folder"]}',
           file=sys.stderr,
       )
-    extensions.check(workdir, previous)
-    return previous
+    extensions.check(workdir, kept)
+    return kept
   if sweep.extensions:
     for name, content in sweep.extensions.files.items():
       files.write_atomic(workdir / sweep.extensions.folder / name, content)

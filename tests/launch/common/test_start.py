@@ -52,8 +52,8 @@ PARAMETERS = {'gelu': 12 * 2 * 64**2, 'wide': 2 * (4 * 64**2 + 64 * 3)}
 def prepare(tmp_path):
   """A function that prepares a sweep with an MLP from outside."""
 
-  def prepared(fault='', seeds=1):
-    (tmp_path / 'my.py').write_text(EXPERIMENT.replace('FAULT', fault))
+  def prepared(fault='', seeds=1, change=lambda text: text):
+    (tmp_path / 'my.py').write_text(change(EXPERIMENT.replace('FAULT', fault)))
     sweep = app.load(str(tmp_path / 'my.py'), {}, seeds=seeds)
     start.prepare(sweep, tmp_path / 'dir', [])
     return tmp_path / 'dir'
@@ -102,6 +102,32 @@ def test_extension_that_fails_when_traced(prepare, tmp_path):
   with pytest.raises(BadInput, match=message):
     prepare('@ WIDE')
   assert not (tmp_path / 'dir' / 'sweep.json').exists()
+
+
+NUMBER = "__import__('stability').extensions.number('mine.x', 0.5, 'It.')"
+
+
+@pytest.mark.parametrize(
+    'entry, value, said',
+    [
+        ("variant('model.mlp', 'wide2', Wide)", 'wide2', 'config.model.mlp=wide2'),
+        (NUMBER, 'wide', 'config.mine.x'),
+    ],
+)
+def test_extension_that_gains_an_entry(prepare, tmp_path, entry, value, said):
+  """Refused before anything is written, as the workdir's copy lacks it; an unused one is not."""
+  before = (prepare() / 'sweep.json').read_bytes()
+
+  def gain(text):
+    text = text.replace('Wide)]', f'Wide), {entry}]')
+    return text.replace("['gelu', 'wide']", f"['gelu', 'wide'] + ['{value}'] * {value != 'wide'}")
+
+  with pytest.raises(BadInput, match=rf'before .*my\.py added {said}, .*choose a new folder'):
+    prepare(change=gain)
+  assert (tmp_path / 'dir/sweep.json').read_bytes() == before
+  unused = "variant('model.mlp', 'unused', Wide)"
+  prepare(change=lambda text: text.replace('Wide)]', f'Wide), {unused}]'))
+  assert sweeps.read_sweep(tmp_path / 'dir').extensions['values'] == {'model.mlp': ['wide']}
 
 
 PROBE = '''
