@@ -284,8 +284,13 @@ def _continued_configs(
 
 def _check_extensions(sweep: app.SweepRequest, workdir: Path, previous: files.Json) -> None:
   """Raises BadInput if runs need more than a begun sweep's copy of its extensions, `previous`."""
-  if not previous or not sweep.extensions:
+  if not sweep.extensions:
     return
+  if not previous:
+    raise BadInput(
+        f'--workdir={workdir}: was begun without the extensions of {sweep.config_file}; choose a'
+        ' new folder'
+    )
   if lacking := extensions.lacking(previous, sweep.extensions, sweep.runs.configs.values()):
     raise BadInput(
         f'--workdir={workdir}: was begun before {sweep.config_file} added {", ".join(lacking)},'

@@ -130,6 +130,20 @@ def test_extension_that_gains_an_entry(prepare, tmp_path, entry, value, said):
   assert sweeps.read_sweep(tmp_path / 'dir').extensions['values'] == {'model.mlp': ['wide']}
 
 
+def test_extensions_of_a_sweep_begun_without(prepare, tmp_path):
+  def unused(text):
+    return text.replace("['gelu', 'wide']", "['gelu']")
+
+  def without(text):
+    return unused(text).replace('get_extensions', 'later')
+
+  before = (prepare(change=without) / 'sweep.json').read_bytes()
+  with pytest.raises(BadInput, match=r'was begun without the extensions of .*my\.py; choose'):
+    prepare(change=unused)
+  assert (tmp_path / 'dir/sweep.json').read_bytes() == before
+  prepare(change=without)
+
+
 PROBE = '''
 from configs import base
 from stability import extensions as ext
