@@ -156,7 +156,7 @@ def prepare(
     previous = sweeps.read_sweep(workdir) if (workdir / 'sweep.json').exists() else None
     if previous is not None:
       _check_extensions(sweep, workdir, previous.extensions)
-    data = _prepare_data(sweep, workdir)
+    data = _prepare_data(sweep, workdir, previous)
     if records:
       _write_parents(workdir, records, data)
     known = runs.configs | sweeps.fork_configs(workdir)
@@ -342,23 +342,27 @@ def _print_waiting(holder: leases.Json) -> None:
   print(f'waiting for {who}, which prepares this workdir', file=sys.stderr)
 
 
-def _prepare_data(sweep: app.SweepRequest, workdir: Path) -> files.Json:
+def _prepare_data(
+    sweep: app.SweepRequest, workdir: Path, previous: sweeps.Sweep | None
+) -> files.Json:
   """Prepares the sweep's token files; returns their path and meta.json.
 
-  Raises BadInput if the workdir's runs were trained on other text.
+  Raises BadInput if the workdir's runs, those of `previous`, were trained on other text.
   """
   configs = sweep.runs.configs.values()
   longest = max(config['data']['sequence_length'] for config in configs)
   source = prepare_lib.data_config(next(iter(configs)))
   existing = set((workdir / 'data').glob('*'))
   told: list[str] = []
-  folder = prepare_lib.prepare(source, workdir / 'data', longest, told.append)
+  if (folder := _embedded_text(source, workdir, previous)) is not None:
+    prepare_lib.verified(folder, longest, workdir / 'data')
+  else:
+    folder = prepare_lib.prepare(source, workdir / 'data', longest, told.append)
   path = folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder
   data = {'path': str(path), **tokens.open_tokens(folder).meta}
-  if (workdir / 'sweep.json').exists():
-    previous = sweeps.read_sweep(workdir).data
-    schema.check_data(workdir / 'sweep.json', previous, ['sha256'])
-    if previous['sha256'] != data['sha256']:
+  if previous is not None:
+    schema.check_data(workdir / 'sweep.json', previous.data, ['sha256'])
+    if previous.data['sha256'] != data['sha256']:
       for new in set((workdir / 'data').glob('*')) - existing:
         shutil.rmtree(new) if new.is_dir() else new.unlink()
       raise BadInput(
@@ -368,6 +372,20 @@ def _prepare_data(sweep: app.SweepRequest, workdir: Path) -> files.Json:
   for line in told:
     print(line, flush=True)
   return data
+
+
+def _embedded_text(
+    source: prepare_lib.DataConfig, workdir: Path, previous: sweeps.Sweep | None
+) -> Path | None:
+  """The token folder of a sweep that was begun on the embedded text and continues with it.
+
+  It is not read again: a newer Python has another standard library.
+  """
+  if previous is None or source.path is not None:
+    return None
+  folder = workdir / previous.data.get('path', '')
+  began = {config['data']['path'] for config in previous.runs.values()}
+  return folder if began == {None} and (folder / 'meta.json').is_file() else None
 
 
 def _versions(workdir: Path, unfinished: Collection[str]) -> dict[str, str]:

@@ -93,11 +93,11 @@ def prepare(
       is invalid. Nothing has been written in that case.
   """
   if data.source != 'synthetic' and tokens.is_token_folder(data.path):
-    folder = _verified(Path(data.path).absolute(), sequence_length, directory)
+    folder = verified(Path(data.path).absolute(), sequence_length, directory)
     _tell_ignored(data, folder, tell)
     if data.labels == 'none':
       return folder
-    return _verified(_of_labels(folder, data.labels, directory), sequence_length, directory)
+    return verified(_of_labels(folder, data.labels, directory), sequence_length, directory)
   if data.labels != 'none':
     raise BadInput(
         f'config.data.labels={data.labels}: needs a token folder with labels as config.data.path;'
@@ -109,7 +109,7 @@ def prepare(
     _write(folder, text, sequence_length)
   for line in text.lines:
     tell(line)
-  return _verified(folder, sequence_length, directory)
+  return verified(folder, sequence_length, directory)
 
 
 def _tell_ignored(data: DataConfig, folder: Path, tell: Callable[[str], None]) -> None:
@@ -249,7 +249,7 @@ def _check_lengths(arrays: Mapping[str, np.ndarray], sequence_length: int) -> No
       )
 
 
-def _verified(folder: Path, sequence_length: int, directory: Path) -> Path:
+def verified(folder: Path, sequence_length: int, directory: Path) -> Path:
   """Checks the lengths and checksums of a token folder; returns the folder."""
   opened = tokens.open_tokens(folder)
   _check_lengths({split: getattr(opened, split) for split in SPLITS}, sequence_length)

@@ -10,6 +10,7 @@ from launch.common import app, start
 from stability import extensions
 from stability.control import limits
 from stability.control.limits import Limits
+from stability.data import sources
 from stability.errors import BadInput
 from stability.storage import results_csv, run_files, sweeps
 
@@ -240,6 +241,29 @@ def test_moved_path_to_other_text(begin, tmp_path):
   (tmp_path / 'other').write_text('five six seven eight\n' * 500)
   with pytest.raises(BadInput, match='trained on other text'):
     begin(data__path=str(tmp_path / 'other'))
+
+
+def test_embedded_text_of_another_python(begin, tmp_path, monkeypatch):
+  """A sweep continues with its own token files, but not without them, nor if it had other text."""
+
+  def install(text):
+    (tmp_path / 'library.py').write_text(text * 500)
+    files = {'library.py': tmp_path / 'library.py'}
+    monkeypatch.setattr(sources, '_library_files', lambda _: files)
+
+  install('one two three four\n')
+  begin(data__path=None)
+  before = sweeps.read_sweep(tmp_path / 'dir').data
+  install('five six seven eight\n')
+  begin(data__path=None)
+  assert sweeps.read_sweep(tmp_path / 'dir').data == before
+  shutil.rmtree(tmp_path / 'dir' / before['path'])
+  with pytest.raises(BadInput, match='trained on other text'):
+    begin(data__path=None)
+  shutil.rmtree(tmp_path / 'dir')
+  begin()
+  with pytest.raises(BadInput, match='trained on other text'):
+    begin(data__path=None)
 
 
 @pytest.fixture
