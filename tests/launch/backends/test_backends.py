@@ -20,6 +20,8 @@ import pytest
 from helpers import experiment, slurm_cluster
 from helpers import multihost as multihost_helper
 
+from launch.backends import slurm as slurm_backend
+from launch.common import jobs
 from stability.storage import run_files, sweeps
 
 pytestmark = pytest.mark.slow
@@ -240,6 +242,20 @@ def scontrol(slurm, *arguments):
   return subprocess.run(
       arguments, env=environment, capture_output=True, text=True, check=True
   ).stdout
+
+
+def test_slurm_job_that_inherits_nothing(tmp_path, slurm, monkeypatch):
+  """The script's variables reach the trainer; printenv takes --runs for a variable."""
+  monkeypatch.setattr(jobs, 'command', lambda *_: ['printenv', 'PYTHONPATH'])
+  resources = jobs.Resources(jobs=1, cpus=1, gpus=0, memory_gb=None, minutes=None)
+  (tmp_path / 'slurm').mkdir()
+  script = tmp_path / 'slurm' / 'a.sh'
+  script.write_text(slurm_backend.script(tmp_path, [tmp_path / 'list.json'], resources))
+  command = slurm_backend.sbatch(tmp_path, 'a', 1, 60, resources, ['--export=NONE'])
+  job = scontrol(slurm, *command, str(script)).strip()
+  wait_for(lambda: not scontrol(slurm, 'squeue', '--noheader').split())
+  said, *_ = (tmp_path / 'slurm' / f'{job}_0.log').read_text().splitlines()
+  assert said.split(':')[0] == str(ROOT)
 
 
 def test_slurm_preemption(place, expected_long, slurm):

@@ -86,7 +86,7 @@ def test_script_quotes_names(programs, tmp_path):
   workdir = tmp_path / HOSTILE
   ((arguments, variables),), _ = run_script(programs, workdir, 0, 'RUNNING')
   assert arguments == [
-      *('--ntasks=1', *WORK, f'--workdir={workdir}', '--workers=2'),
+      *('--export=ALL', '--ntasks=1', *WORK, f'--workdir={workdir}', '--workers=2'),
       f'--runs={workdir}/jobs/1.json',
   ]
   assert variables['PYTHONPATH'].split(':')[0] == str(ROOT)
