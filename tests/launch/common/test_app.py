@@ -1,5 +1,6 @@
 """launch.common.app: flags, config files and exit codes."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -181,6 +182,14 @@ def test_bad_input_in_main(capsys):
 
   assert execute(main) == 2
   assert capsys.readouterr() == ('', 'error: first second \\x1b[31mred \\udc80\n')
+
+
+def test_path_below_a_closed_folder(capsys):
+  def main():
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), '/closed/sweep.json')
+
+  assert execute(main) == 2
+  assert capsys.readouterr() == ('', 'error: /closed/sweep.json: Permission denied\n')
 
 
 def test_interrupt(capsys):
