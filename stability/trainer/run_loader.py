@@ -67,13 +67,21 @@ class RunLoader:
       timed_out: whether the run was paused and nobody answered before its deadline.
 
     Raises:
-      BadInput: files of the run are damaged, or it needs actions but several processes share it.
+      BadInput: files of the run are damaged, or several processes share it and it needs actions or
+        they have read different checkpoints.
     """
     config = self.config(folder.name)
-    step, progress = 0, RunProgress()
+    progress = RunProgress()
     found = checkpoints.restore(folder)
+    step = found[0] if found else 0
+    oldest, newest = self._processes.min(step), -self._processes.min(-step)
+    if oldest != newest:
+      raise BadInput(
+          f'{folder}: its processes do not resume from the same step, but from {oldest} to'
+          f' {newest}: a host cannot read a checkpoint that others read'
+      )
     if found:
-      step, arrays, values = found
+      _, arrays, values = found
       progress = RunProgress.from_json(values)
       state = from_arrays(layout.init(_hparams(config)), arrays)
       logging.info('%s resumes from step %d', folder.name, step)

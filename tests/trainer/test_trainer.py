@@ -10,6 +10,7 @@ from helpers.training import (
     POPULATION,
     Killed,
     Training,
+    TwoProcesses,
     WatchedLayout,
     cached_layout,
     kill,
@@ -108,6 +109,20 @@ def test_failure_while_loading(sweep, train, layout):
   assert statuses(runs) == ['done', 'failed', 'done']
   error = run_files.read_result(runs[1]).error
   assert 'Traceback' in error and 'Is a directory' in error
+
+
+def test_processes_that_read_different_checkpoints(sweep, train):
+  class OtherAtStep6(TwoProcesses):
+    def min(self, value):
+      return min(value, 6 if value > 0 else -6)
+
+  (run,) = sweep()
+  train.at(run, 14, kill)
+  with pytest.raises(Killed):
+    train(run)
+  Training(processes=OtherAtStep6())(run, may_fail=True)
+  error = run_files.read_result(run).error
+  assert 'its processes do not resume from the same step, but from 6 to 12: a host' in error
 
 
 @pytest.mark.parametrize('kind', [RuntimeError, jax.errors.JaxRuntimeError])
