@@ -100,6 +100,10 @@ def try_acquire(folder: Path, trainer: int | None = None) -> Lease | None:
     _link(temporary, _path(folder, number + 1))
   except FileExistsError:
     return None
+  except FileNotFoundError:  # another launcher has removed stale leases, `temporary` with them
+    if folder.exists():
+      return None
+    raise
   finally:
     temporary.unlink(missing_ok=True)
   lease = Lease(folder, number + 1)

@@ -272,6 +272,26 @@ def test_remove_stale(tmp_path):
   assert sorted(path.name for path in held.iterdir()) == ['lease.1.json', 'metrics.jsonl']
 
 
+@pytest.mark.parametrize('after', ['write_text', 'stat'])
+def test_stale_leases_are_removed_while_one_is_acquired(tmp_path, monkeypatch, after):
+  """The launcher that acquires the lease does not get it, and finds the result."""
+  original = getattr(leases.Path, after)
+
+  def removing(path, *arguments, **options):
+    found = original(path, *arguments, **options)
+    if path.name.startswith('.lease.'):
+      leases.remove_stale(tmp_path)
+    return found
+
+  write(tmp_path, 1, 0, **gone())
+  with monkeypatch.context() as patch:
+    patch.setattr(leases.Path, after, removing)
+    assert leases.try_acquire(tmp_path) is None
+  assert list(tmp_path.iterdir()) == []
+  with pytest.raises(FileNotFoundError):
+    leases.try_acquire(tmp_path / 'gone')
+
+
 @pytest.mark.parametrize('name', [OSError(36, 'File name too long'), '', 'a-host'])
 def test_host_without_a_name(name, tmp_path, monkeypatch):
   """It has a lease all the same, under a name that stays."""
