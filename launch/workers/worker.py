@@ -6,8 +6,9 @@ per line:
   {"like": null}   asks for a run          {"run": NAME, "members": N, "runs": K}, or {"run": null}
                                            if none is left
   {"like": NAME}   asks for a run with the static config of NAME; the same reply
-  {"beat": S, "members": N, "phase": P}    heartbeat; S: seconds since training last made progress,
-                                           P: starting, reading text, compiling or training
+  {"beat": S, "members": N, "phase": P}    heartbeat; S: seconds since the last step of training or
+                                           end of a compilation; P: starting, reading text,
+                                           compiling or training
                                            {"alive": true}
                                            {"stop": true}, at any time: save everything and exit
   {"saving": [N, N]}                       the worker was told to end and now saves runs whose
@@ -105,14 +106,18 @@ class Launcher:
     """
     self._send({'like': like})
     reply = self._runs.get()
-    self._last_progress = time.monotonic()
+    self.made_progress()
     if like is None and reply['run'] is not None:
       self._enter('reading text')
     return reply['run'], reply.get('members'), reply.get('runs', 1)
 
+  def made_progress(self) -> None:
+    """Notes that the main thread does not hang."""
+    self._last_progress = time.monotonic()
+
   def interrupted(self) -> bool:
     """Whether the main thread must save the loaded runs. Every call counts as progress."""
-    self._last_progress = time.monotonic()
+    self.made_progress()
     self._enter('training')
     self._has_runs = True
     return self._stop.is_set()
@@ -136,7 +141,7 @@ class Launcher:
     """
     self._peers = None
     self._has_runs = False
-    self._last_progress = time.monotonic()
+    self.made_progress()
     if has_saved or self._stop.is_set():
       os._exit(preemption.EXIT_CODE)
 
@@ -144,6 +149,7 @@ class Launcher:
     """Reports the number of runs per device, before a compilation, which may exhaust the memory."""
     self._members = members
     self._phase = 'compiling'
+    self.made_progress()
     self._send_heartbeat()
 
   def report_saving(self, sizes: Sequence[int]) -> None:
@@ -231,19 +237,18 @@ def main(make_layout: 'Callable[..., Layout] | None' = None) -> None:
 
   environment.pin([int(core) for core in _CORES.value])
 
-  from stability import (  # jax, which these import, counts the cores when it starts
-    errors,
-    extensions,
-  )
+  import jax  # which counts the cores when it starts
+
+  from stability import errors, extensions
   from stability.devices import make_layout as make_layout_lib
   from stability.storage import sweeps
   from stability.trainer.hooks import TrainerHooks
   from stability.trainer.paused import PausedRuns
   from stability.trainer.trainer import train_runs
 
+  # Called at the end of each compilation and of its parts.
+  jax.monitoring.register_event_duration_secs_listener(lambda *_, **__: launcher.made_progress())
   if _DISTRIBUTED.value is not None:
-    import jax
-
     jax.distributed.initialize(
         **json.loads(_DISTRIBUTED.value), initialization_timeout=PATIENCE_SECONDS
     )

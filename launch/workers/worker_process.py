@@ -19,8 +19,8 @@ COMMAND = tuple(programs.command('launch.workers.worker'))
 # A thread of the worker sends a heartbeat every two seconds, even while the worker compiles. A
 # worker whose heartbeat is this late has been stopped, or hangs with all its threads.
 SILENT_SECONDS = 60
-# The main thread makes progress every few seconds while it trains, and none while it compiles. No
-# compilation is known to take nearly this long, so a main thread without progress for longer hangs.
+# The main thread makes progress every few seconds while it trains, and when a program is compiled.
+# No compilation is known to take nearly this long: a main thread without progress for longer hangs.
 STUCK_SECONDS = 3600
 _LOG_LINES = 50  # number of last lines kept for the error of a run whose worker dies
 
