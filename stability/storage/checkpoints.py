@@ -3,7 +3,8 @@
 A checkpoint is the folder checkpoints/STEP of a run. It is written under a name that begins with a
 dot and renamed once it is complete; checksums.json, the SHA-256 of every other file, is written
 last. Before a checkpoint is deleted, it is renamed to a name with a dot again. A crash therefore
-never leaves a folder checkpoints/STEP without matching checksums: such a folder is damaged. If
+never leaves a folder checkpoints/STEP without matching checksums: such a folder is damaged. A
+complete one that a crash has kept from being renamed is renamed before the next is restored. If
 several processes share a run, all of them save and restore together, as Orbax requires, and the
 first one writes.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from stability.errors import BadInput, writing
@@ -86,7 +88,10 @@ def restore(run: Path, only: int | None = None) -> tuple[int, Arrays, Json] | No
       train it again from step 0.
   """
   if jax.process_index() == 0:
+    _rename_complete(run / 'checkpoints')
     _remove_partial(run / 'checkpoints')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('checkpoints are renamed')
   faults = {}
   for step in reversed(run_files.checkpoint_steps(run)):
     if only not in (None, step):
@@ -146,6 +151,15 @@ def _delete(run: Path, step: int) -> None:
   folder = run / 'checkpoints' / str(step)
   if folder.exists():
     folder.rename(folder.with_name(f'.{step}.{uuid.uuid4().hex}'))
+
+
+def _rename_complete(folder: Path) -> None:
+  """Ends what `save` began: a crash may have left only this of the checkpoint of a step."""
+  for partial in folder.glob('.*.partial'):
+    final = folder / partial.name.removeprefix('.').removesuffix('.partial')
+    if not final.exists() and _fault(partial) is None:
+      with writing(final):
+        partial.rename(final)
 
 
 def _remove_partial(folder: Path) -> None:

@@ -135,10 +135,31 @@ def test_crash_while_saving(run, at, monkeypatch, caplog):
   with pytest.raises(Crash):
     checkpoints.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
   monkeypatch.undo()
-  assert_restores(run, 100)
+  assert_restores(run, 200 if at == 'rename' else 100)  # at the rename, it is complete
   assert not caplog.records
   checkpoints.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['100', '200']
+
+
+@pytest.mark.parametrize('is_damaged', [False, True])
+def test_crash_while_replacing_a_checkpoint(run, is_damaged, monkeypatch):
+  """Between the renames of the old one and of the new one, which is complete."""
+  rename = type(run).rename
+
+  def crash(path, target):
+    if path.name == '.100.partial':
+      raise KeyboardInterrupt
+    return rename(path, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(run), 'rename', crash)
+    patch.setattr(checkpoints, '_remove_partial', lambda folder: None)
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.save(run, 100, arrays(100), {'initial_loss': 105.5}, keep=2)
+  if is_damaged:
+    data_file(run, '.100.partial').unlink()
+  assert_restores(run, 20 if is_damaged else 100)
+  assert not list((run / 'checkpoints').glob('.*'))
 
 
 def test_damaged_later_checkpoint_is_not_counted(run):
