@@ -37,10 +37,18 @@ def request_files(run: Path) -> list[Path]:
   """The files of a run's requests, oldest first."""
   try:
     names = os.listdir(run / 'requests')
-  except (FileNotFoundError, NotADirectoryError, PermissionError):
-    return []  # PermissionError: the folder belongs to another user
+  except OSError:
+    return []  # the folder belongs to another user, for example
   paths = sorted(run / 'requests' / n for n in names if n.endswith('.json') and n[0] != '.')
-  return [path for path in paths if path.is_file()]  # reading a pipe might never end
+  return [path for path in paths if _is_file(path)]
+
+
+def _is_file(path: Path) -> bool:
+  """Whether it is a file that may be read: reading a pipe might never end."""
+  try:
+    return path.is_file()
+  except OSError:  # such as EIO or ESTALE of a file server
+    return False
 
 
 def unanswered(run: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 """Requests on disk, which anybody may have written."""
 
+import errno
 import os
+import pathlib
 
 import pytest
 
@@ -33,6 +35,26 @@ def test_only_files_are_requests(tmp_path):
 def test_no_folder_of_requests(tmp_path):
   assert requests.request_files(tmp_path) == []
   (tmp_path / 'requests').write_text('a file')
+  assert requests.request_files(tmp_path) == []
+
+
+def test_file_system_that_fails(tmp_path, monkeypatch):
+  """A request that it does not show is left out, and all if it does not show the folder."""
+  first, second = (requests.write_request(tmp_path, Action('stop'), 'ann', '') for _ in range(2))
+  stat = pathlib.Path.stat
+
+  def fail(path, **options):
+    if path == first:
+      raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+    return stat(path, **options)
+
+  monkeypatch.setattr(pathlib.Path, 'stat', fail)
+  assert requests.request_files(tmp_path) == [second]
+
+  def listdir(path):
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+  monkeypatch.setattr(os, 'listdir', listdir)
   assert requests.request_files(tmp_path) == []
 
 
