@@ -16,7 +16,7 @@ from stability.errors import BadInput, writing
 Json = dict[str, Any]
 Parsed = TypeVar('Parsed')
 
-_TAIL_BYTES = 2**17  # read from the end of a file to find its last line
+_TAIL_BYTES = 2**17  # read from the end of a file to find its last line, at first
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -163,13 +163,17 @@ def parse_lines(path: Path, parse: Callable[[Json], Parsed]) -> list[Parsed]:
 
 
 def read_last_line(path: Path) -> Json | None:
-  """The last object in a file of JSON lines, at constant cost; None if there is none."""
+  """The last object in a file of JSON lines, read from its end; None if there is none."""
   if not path.exists():
     return None
   with path.open('rb') as file:
-    file.seek(0, os.SEEK_END)
-    file.seek(max(0, file.tell() - _TAIL_BYTES))
-    lines = _split(file.read())
+    size, tail = file.seek(0, os.SEEK_END), _TAIL_BYTES
+    while True:
+      file.seek(max(0, size - tail))
+      lines = _split(file.read())
+      if len(lines) > 1 or tail >= size:  # the first of several may be cut off
+        break
+      tail *= 2
   return _parse(path, len(lines), lines[-1]) if lines else None
 
 

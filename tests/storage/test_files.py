@@ -81,6 +81,17 @@ def test_torn_last_line_is_ignored(tmp_path):
   assert files.read_last_line(path) == {'step': 20}
 
 
+@pytest.mark.parametrize('before', [0, 1, 300])
+@pytest.mark.parametrize('after', ['', '{"st', '{"step": "' + 300_000 * 'y'])
+def test_last_line_that_is_long(tmp_path, before, after):
+  """Such as a row with the probes of many blocks."""
+  last = {'probes': 400_000 * 'x'}
+  files.write_lines(tmp_path / 'x.jsonl', [*({'step': n} for n in range(before)), last])
+  with (tmp_path / 'x.jsonl').open('a') as file:
+    file.write(after)
+  assert files.read_last_line(tmp_path / 'x.jsonl') == last
+
+
 def test_no_lines(tmp_path):
   path = tmp_path / 'x.jsonl'
   assert files.read_lines(path) == [] and files.read_last_line(path) is None
