@@ -194,7 +194,10 @@ def train(
 
 
 def _save(pool: Sequence[Worker], progress: Progress) -> None:
-  """Tells the workers to save their runs and exit; waits for preemption.grace_seconds at most."""
+  """Tells the workers to save their runs and exit; waits for preemption.grace_seconds at most.
+
+  Raises the error of a worker that could not save, as when the disk is full.
+  """
   progress.log(
       f'told to end: saving, for at most {preemption.GRACE_SECONDS} s,'
       f' {preemption.SECONDS_PER_RUN} s per run and {preemption.SECONDS_PER_GB} s per GB'
@@ -207,3 +210,6 @@ def _save(pool: Sequence[Worker], progress: Progress) -> None:
     if time.monotonic() - told > preemption.grace_seconds(sizes):
       break
     time.sleep(0.05)
+  for worker in pool:
+    if worker.error is not None:
+      raise worker.error

@@ -12,10 +12,12 @@ entry is repeated. A run without a plan is ok. Each try adds a line to the run's
   wait    the worker waits to be told to end, and exits after saving
   large   the same, and takes 3 s to reach a checkpoint of 9 GB
   break   the worker waits to be told to end, and exits with an error
+  full    the same, since the disk is full
   reach   the worker reaches a checkpoint and is killed
   N       the worker is killed if it has more than N members
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -48,6 +50,10 @@ def main() -> None:
       time.sleep(3)
       (runs / like / 'checkpoints' / str(number)).mkdir(parents=True)
       os._exit(75)
+    elif what == 'full':
+      listen('stop')
+      say({'cannot_write': [errno.ENOSPC, os.strerror(errno.ENOSPC), str(runs / like)]})
+      os._exit(1)
     act(what, answer.get('members'))
     result = {'status': 'done', 'initial_loss': 5.0, 'final_loss': 2.0, 'steps': 1, 'tokens': 1}
     whole = runs / like / '.result'

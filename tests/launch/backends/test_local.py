@@ -24,7 +24,7 @@ from launch.common import environment, preemption, replay
 from launch.workers import multihost, worker_process
 from stability import hyper
 from stability.data import prepare, tokens
-from stability.errors import BadInput
+from stability.errors import BadInput, CannotWrite
 from stability.storage import files, run_files, sweeps
 from stability.storage import leases as leases_lib
 
@@ -307,6 +307,13 @@ def test_death_of_a_worker_that_is_told_to_end_does_not_count(place):
   """The signal may end the compiler of the worker too; its third death would be a failure."""
   workdir, configs = place({0: ['exit', 'exit', 'break']}, runs=1)
   train_until_told(workdir, configs, 3)
+  assert results(workdir, configs) == [None]
+
+
+def test_full_disk_while_saving(place):
+  workdir, configs = place({0: ['full']}, runs=1)
+  with pytest.raises(CannotWrite, match=f'{next(iter(configs))}: cannot be written: No space'):
+    train_until_told(workdir, configs, 1)
   assert results(workdir, configs) == [None]
 
 
