@@ -124,11 +124,11 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _device_memory() -> float | None:
-  """Bytes that a process may use on each device, equal in all processes; None if unknown."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  memory = float(stats.get('bytes_limit', 0))
+  """Bytes that may be used on every device of every process; None if unknown."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  memory = min(float(each.get('bytes_limit', 0)) for each in stats)
   if jax.process_count() > 1:
-    memory = float(multihost_utils.broadcast_one_to_all(np.float32(memory)))
+    memory = float(np.min(multihost_utils.process_allgather(np.float32(memory))))
   return memory or None
 
 

@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from configs import base
@@ -128,11 +129,25 @@ def test_indivisible_batch_is_refused(make, kind, batch_size, microbatches):
 
 def test_processes_share_one_run_only(make, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  monkeypatch.setattr(make_layout_lib.multihost_utils, 'broadcast_one_to_all', lambda value: value)
+  monkeypatch.setattr(make_layout_lib.multihost_utils, 'process_allgather', lambda value: value)
   with pytest.raises(BadInput, match=r'config.parallel.layout=auto: must be one of data_parallel'):
     make()
   found, _ = make(**{'parallel.layout': 'sharded', 'data.batch_size': 16})
   assert found.kind == 'sharded' and found.arguments[3] == jax.devices()
+
+
+def test_memory_is_that_of_the_smallest_device(monkeypatch):
+  def device(memory):
+    return types.SimpleNamespace(memory_stats=lambda: memory and {'bytes_limit': memory})
+
+  for given, found in (([8e9, 4e9], 4e9), ([8e9, None], None)):
+    monkeypatch.setattr(jax, 'local_devices', lambda given=given: list(map(device, given)))
+    assert make_layout_lib._device_memory() == found
+  monkeypatch.setattr(jax, 'local_devices', lambda: [device(8e9)])
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  gather = make_layout_lib.multihost_utils
+  monkeypatch.setattr(gather, 'process_allgather', lambda own: np.array([own, 2e9]))
+  assert make_layout_lib._device_memory() == 2e9
 
 
 def test_large_text_stays_on_the_host(make, monkeypatch):
