@@ -113,7 +113,9 @@ class Assignments:
       tries: int = TRIES,
       is_told: Callable[[], bool] = lambda: False,
   ):
-    """All runs wait for a worker.
+    """All runs wait for a worker; of a group, first those that have begun.
+
+    A population gets the width with which the first of its runs began.
 
     Args:
       workdir: folder of the sweep.
@@ -125,7 +127,8 @@ class Assignments:
         workers no longer count: what has told the launcher may end the workers too.
     """
     self._workdir = workdir
-    self._queue = RunQueue(configs)
+    begun = [name for name in configs if (self._run(name) / 'versions.jsonl').exists()]
+    self._queue = RunQueue({name: configs[name] for name in (*begun, *configs)})
     self._leases = leases
     self._log = log
     self._tries = tries

@@ -2,12 +2,13 @@
 
   DIR/sweep.json                  `versions`: those of the last start that had runs to train
   DIR/runs/NAME/versions.jsonl    a line for the start of the run, and one for each resume with
-                                  other versions or options or on another device: step (updates
-                                  made by then), time, cores (that the process could use; on a CPU,
-                                  other numbers of them may round differently), runs (slots of
-                                  its population, before limits of memory),
-                                  versions, device (platform and kind) and, where they differ from
-                                  config.json, options; older lines have no device and no runs
+                                  other versions or options, on another device or beside another
+                                  number of runs: step (updates made by then), time, cores (that the
+                                  process could use; on a CPU, other numbers of them may round
+                                  differently), runs (slots of its population, before limits of
+                                  memory), versions, device (platform and kind) and, where they
+                                  differ from config.json, options; older lines have no device and
+                                  no runs
 
 The versions include the settings of the environment (stability/settings.py) that are set.
 """
@@ -26,7 +27,7 @@ from stability import settings
 from stability.storage import files
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-_RECORDED = ('versions', 'device', 'options')  # a change of one of these keys adds a line
+_RECORDED = ('runs', 'versions', 'device', 'options')  # a change of one of these keys adds a line
 
 
 def current() -> dict[str, str]:
@@ -75,8 +76,9 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def runs(run: Path) -> int | None:
-  """The number of runs that a run's population has slots for; None if unknown."""
-  return (files.read_last_line(run / 'versions.jsonl') or {}).get('runs')
+  """The number of runs for which a run's population had slots when it began; None if unknown."""
+  lines = files.read_lines(run / 'versions.jsonl')
+  return next((line['runs'] for line in lines if 'runs' in line), None)
 
 
 def record(
@@ -101,7 +103,8 @@ def record(
     trained_on: the device, by default that of this process; empty: unknown.
     runs: number of runs that the population has slots for; None: unknown.
   """
-  found = {'versions': dict(current() if now is None else now)}
+  found = {} if runs is None else {'runs': runs}
+  found['versions'] = dict(current() if now is None else now)
   if trained_on is None or trained_on:
     found['device'] = dict(settings.device() if trained_on is None else trained_on)
   if options:
@@ -111,7 +114,6 @@ def record(
   kept = [line for line in lines if line['step'] < step]
   if not kept or {key: kept[-1][key] for key in _RECORDED if key in kept[-1]} != found:
     cores = usable_cores() if cores is None else cores
-    counts = {'cores': cores} if runs is None else {'cores': cores, 'runs': runs}
-    kept.append({'step': step, 'time': files.timestamp(), **counts, **found})
+    kept.append({'step': step, 'time': files.timestamp(), 'cores': cores, **found})
   if kept != lines:
     files.write_lines(path, kept)

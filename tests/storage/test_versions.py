@@ -86,13 +86,18 @@ def test_record_of_device(tmp_path, monkeypatch):
 
 
 def test_record_of_runs(tmp_path):
-  """The number that a run began with is kept, and is unknown in older lines."""
+  """The number that a run began with counts, and is unknown in older lines."""
   assert versions.runs(tmp_path) is None
   versions.record(tmp_path, 0, {'jax': 'a'})
   assert versions.runs(tmp_path) is None
   for step, runs, expected in ((0, 7, 7), (10, 2, 7), (0, 2, 2)):
     versions.record(tmp_path, step, {'jax': 'b'}, runs=runs)
     assert versions.runs(tmp_path) == expected
+  versions.record(tmp_path, 5, {'jax': 'b'}, runs=2)
+  versions.record(tmp_path, 10, {'jax': 'b'}, runs=7)
+  lines = files.read_lines(tmp_path / 'versions.jsonl')
+  assert [(line['step'], line['runs']) for line in lines] == [(0, 2), (10, 7)]
+  assert versions.runs(tmp_path) == 2
 
 
 def test_start_with_other_versions(tmp_path, capsys):

@@ -12,7 +12,7 @@ from launch.common import display
 from launch.common.progress import Progress
 from launch.workers import assignments
 from stability import hyper
-from stability.storage import run_files, sweeps
+from stability.storage import run_files, sweeps, versions
 
 
 @pytest.fixture
@@ -89,6 +89,17 @@ def test_waiting_runs_are_counted(tmp_path):
   assigned.assign(first, answer['run'])
   assert [assigned.assign(other, None)['runs'] for _ in range(2)] == [2, 1]
   assert assigned.assign(other, None)['runs'] == 1  # of the first group
+
+
+def test_runs_that_have_begun_come_first(tmp_path):
+  """Of each group, since a population is as wide as that in which its first run began."""
+  names, runs = two_groups()
+  for name in (names[2], names[4]):
+    versions.record(run_files.run_dir(tmp_path, name), 0, runs=3)
+  always = types.SimpleNamespace(try_acquire=lambda run, pid: True)
+  assigned = assignments.Assignments(tmp_path, runs, always, print)
+  assert assigned.assign(Worker(1, 'starting'), None)['run'] == names[2]
+  assert assigned.assign(Worker(2, 'starting'), None)['run'] == names[4]
 
 
 def test_launchers_train_different_groups(tmp_path):
