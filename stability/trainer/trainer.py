@@ -79,7 +79,9 @@ def train_runs(
       if not isinstance(error, BadInput) and not is_out_of_memory(error):
         raise
       for name in {first, *names}:  # some input can be checked only when the devices are known
-        record_failure(run_files.run_dir(workdir, name), hooks.processes)
+        run = run_files.run_dir(workdir, name)
+        if run_files.read_result(run) is None:  # `first` may have ended in a larger population
+          record_failure(run, hooks.processes)
         paused.deadlines.pop(name, None)
       return True
     try:

@@ -360,6 +360,25 @@ def test_no_layout(sweep):
   assert result(workdir, names[1]) is None  # it was never asked for
 
 
+def test_no_smaller_layout(sweep):
+  """The first run, which ended in the larger one, keeps its result."""
+  workdir, names = sweep('small', RATES[1::-1])
+
+  class Small(StubLayout):
+    def __init__(self, members):
+      super().__init__(members)
+      if members < 4:
+        out_of_memory()
+
+    def step(self, state, kind, steps=1):
+      if any(run is not None and run['step'] >= 16 for run in state):
+        out_of_memory()
+      return super().step(state, kind, steps)
+
+  assert train(workdir, names, stub_layouts(Small))
+  assert statuses(workdir, names) == ['diverged', 'failed']
+
+
 def test_no_layout_for_paused(sweep):
   workdir, names = sweep('small', RATES[:1])
   make, _ = small_layouts('init', 0)
