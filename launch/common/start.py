@@ -157,8 +157,8 @@ def prepare(
     if previous is not None:
       _check_extensions(sweep, workdir, previous.extensions)
     data = _prepare_data(sweep, workdir, previous)
-    if records:
-      _write_parents(workdir, records, data)
+    new = runs.configs.keys() - (previous.runs if previous else {})
+    _write_parents(workdir, records, {name: runs.configs[name] for name in new}, data)
     known = runs.configs | sweeps.fork_configs(workdir)
     tried = {name: config for name, config in known.items() if name not in not_retried}
     unfinished = sweeps.runs_to_train(workdir, tried)
@@ -224,18 +224,33 @@ def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, fi
   source = prepare_lib.data_config(configs[names[0]])
   tokenizer, records = prepare_lib.tokenizer(source), {}
   checker = parents_lib.Checker(tokenizer)
+  begun = sweeps.read_sweep(workdir).runs if (workdir / 'sweep.json').exists() else {}
   for name in names:
     run = run_files.run_dir(workdir, name)
     if run_files.read_result(run) is None:
-      records[name] = checker.record(configs[name], parents.read(run))
+      # A start that was interrupted before it wrote sweep.json has left a record that binds nobody.
+      records[name] = checker.record(configs[name], parents.read(run) if name in begun else {})
   for warning in checker.warnings:
     print(f'warning: {warning}', file=sys.stderr)
   return records
 
 
-def _write_parents(workdir: Path, records: Mapping[str, files.Json], data: files.Json) -> None:
-  """Writes the records of _check_parents; BadInput if the text has learned another vocabulary."""
-  from stability.trainer import parents as parents_lib
+def _write_parents(
+    workdir: Path,
+    records: Mapping[str, files.Json],
+    new: Mapping[str, Config],
+    data: files.Json,
+) -> None:
+  """Writes the records of _check_parents; BadInput if the text has learned another vocabulary.
+
+  Of `new` runs without a parent, a record that an interrupted start has left is deleted.
+  """
+  for name, config in new.items():
+    if not parents.given(config):
+      (run_files.run_dir(workdir, name) / parents.FILE).unlink(missing_ok=True)
+  if not records:
+    return
+  from stability.trainer import parents as parents_lib  # imports jax
 
   for name, record in records.items():
     parents_lib.check_tokenizer(record, data)

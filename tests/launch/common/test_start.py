@@ -12,7 +12,8 @@ from stability.control import limits
 from stability.control.limits import Limits
 from stability.data import sources
 from stability.errors import BadInput
-from stability.storage import results_csv, run_files, sweeps
+from stability.storage import parents, results_csv, run_files, sweeps
+from stability.trainer import parents as trainer_parents
 
 pytestmark = pytest.mark.slow
 
@@ -225,6 +226,35 @@ def test_adapter_of_random_weights(begin, tmp_path):
     begin(adapter__kind='lora', init__adapter='x')
   said = 'warning: config.adapter.kind=lora without config.init.checkpoint: the frozen weights are'
   assert said in begin(adapter__kind='lora')
+
+
+def test_parent_that_an_interrupted_start_has_left(begin, tmp_path, monkeypatch):
+  """Its record binds only once sweep.json has the run."""
+  left, made = ({'checkpoint': {'sha256': digest}} for digest in ('left', 'made'))
+  given = []
+
+  class Checker:
+    warnings = ()
+
+    def __init__(self, tokenizer):
+      pass
+
+    def record(self, config, old):
+      given.append(old)
+      return made
+
+  monkeypatch.setattr(trainer_parents, 'Checker', Checker)
+  monkeypatch.setattr(trainer_parents, 'check_tokenizer', lambda *_: None)
+  run = tmp_path / 'dir/runs/learning_rate=0.001,seed=0'
+  parents.write(run, left)
+  begin(init__checkpoint='x')
+  assert given == [{}, {}] and parents.read(run) == made
+  begin(init__checkpoint='x')
+  assert given[2:] == [made, made]
+  shutil.rmtree(tmp_path / 'dir')
+  parents.write(run, left)
+  begin()
+  assert parents.read(run) == {}
 
 
 def test_options_that_change_rounding(begin, tmp_path):
