@@ -398,6 +398,7 @@ def test_dry_run(capsys, tmp_path, monkeypatch):
         (['--backend=slurm', '--slurm_options=--qos=a\n#SBATCH --x'], 'must be an option'),
         (['--backend=slurm', '--slurm_options=--qos=a\x1b'], 'must be an option'),
         (['--backend=slurm', '--slurm_options=--array=1-9'], '--array is set by the backend'),
+        (['--backend=slurm', '--slurm_options=--clusters=b'], '--clusters is set by the backend'),
         (['--backend=slurm', '--slurm_partition='], "--slurm_partition='': must be a name"),
     ],
 )
