@@ -31,6 +31,7 @@ POLL_SECONDS = 2.0  # between reads of the sweep's files
 LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
+MOST_MEMORY_GB = 1_000_000
 # Estimates of the states that a job saves when it is told to end.
 BYTES_PER_PARAMETER = 16  # 12 with AdamW, and room for the embedding
 GPU_BYTES = 40e9  # of all runs that share a GPU, at most: half of 80 GB, the rest is activations
@@ -90,8 +91,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def resources(flag_values: flags.FlagValues) -> Resources:
   """The resources that the flags specify."""
   memory_gb = flag_values['job_memory_gb'].value
-  if memory_gb is not None and not 0 < memory_gb < math.inf:
-    raise BadInput(f'--job_memory_gb={memory_gb}: must be a number above 0')
+  if memory_gb is not None and not 0 < memory_gb <= MOST_MEMORY_GB:
+    raise BadInput(
+        f'--job_memory_gb={memory_gb}: must be a number above 0, at most {MOST_MEMORY_GB:,}'
+    )
   return Resources(
       jobs=flag_values['jobs'].value,
       cpus=flag_values['job_cpus'].value,
@@ -122,7 +125,7 @@ def read_list(path: Path) -> list[str]:
   """The names of the runs in a job's list; BadInput if the file is not such a list."""
   try:
     names = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise BadInput(f'{path}: cannot be read: {error}') from error
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
     raise BadInput(f'{path}: must be a JSON list of run names')
