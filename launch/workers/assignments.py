@@ -184,8 +184,12 @@ class Assignments:
             f'{", ".join(names)}: {reason}; tried again from the last checkpoints with at most'
             f' {members} runs per device instead of {worker.members}'
         )
+      lost = self._leases.lost()  # another launcher trains these, as this one was too slow
       for name in names:
-        if needs_memory or worker.has_saved() or self._may_try_again(name, reason):
+        if self._run(name) in lost:
+          self._log(f'{name}: {reason}')
+          self._put_back(name)
+        elif needs_memory or worker.has_saved() or self._may_try_again(name, reason):
           self._put_back(name)
         else:
           each = f', as in each of {self._tries} tries' if self._tries > 1 else ''

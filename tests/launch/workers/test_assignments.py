@@ -132,7 +132,9 @@ def test_launchers_train_different_groups(tmp_path):
 def test_out_of_memory_limits_all_groups_of_the_worker(tmp_path):
   """A run that is paused stays the worker's; which of its groups was on the device is not known."""
   names, runs = two_groups()
-  leases = types.SimpleNamespace(try_acquire=lambda run, pid=None: True, release=lambda run: None)
+  leases = types.SimpleNamespace(
+      try_acquire=lambda run, pid=None: True, release=lambda run: None, lost=set
+  )
   assigned = assignments.Assignments(tmp_path, runs, leases, lambda line: None)
   worker = Worker(1, 'training')
   worker.members = 4
@@ -151,6 +153,29 @@ def two_groups():
   points = hyper.product([hyper.sweep('model.width', [64, 16]), hyper.sweep('seed', range(3))])
   runs = hyper.expand(quickstart.get_config().to_dict(), points).configs
   return list(runs), runs
+
+
+def test_lost_lease_is_no_failure_of_the_run(tmp_path):
+  """The worker is killed as another launcher trains one of its runs; only the other one fails."""
+  names, runs = two_groups()
+  lost = run_files.run_dir(tmp_path, names[0])
+  leases = types.SimpleNamespace(
+      try_acquire=lambda run, pid: True,
+      release=lambda run: None,
+      remove=lambda run: None,
+      lost=lambda: {lost},
+  )
+  assigned = assignments.Assignments(tmp_path, runs, leases, print, tries=1)
+  worker = Worker(1, 'training')
+  worker.members = 1
+  worker.wait = lambda: None
+  worker.end_reason = lambda: 'was killed'
+  worker.may_have_run_out_of_memory = worker.has_saved = lambda: False
+  worker.last_output = lambda: ''
+  assert [assigned.assign(worker, like)['run'] for like in (None, names[0])] == names[:2]
+  assigned.reclaim(worker)
+  assert run_files.read_result(lost) is None
+  assert run_files.read_result(run_files.run_dir(tmp_path, names[1])).status == 'failed'
 
 
 def test_phase_of_the_only_group(tmp_path):
