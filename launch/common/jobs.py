@@ -28,6 +28,8 @@ from stability.errors import BadInput
 from stability.storage import files, run_files
 
 POLL_SECONDS = 2.0  # between reads of the sweep's files
+# For how long NFS may not show a file that another machine has written; the longest by default.
+LATE_SECONDS = 60.0
 LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
@@ -178,6 +180,8 @@ def show_progress(
 ) -> None:
   """Shows the progress of runs that jobs train, until all are finished or no job is left.
 
+  Results may appear up to LATE_SECONDS after the last job.
+
   Args:
     workdir: folder of the sweep; everything shown is read from its files.
     configs: the unfinished runs, by name.
@@ -186,9 +190,11 @@ def show_progress(
       log is shown.
   """
   unfinished = dict.fromkeys(configs)
+  last_active = time.monotonic()
   with Progress(workdir, configs) as progress:
     while True:
-      is_active = has_jobs()  # called before the files are read, so that no result is missed
+      if has_jobs():  # called before the files are read, so that no result is missed
+        last_active = time.monotonic()
       finished = [
           name
           for name in unfinished
@@ -199,7 +205,7 @@ def show_progress(
       progress.update(_running(workdir, unfinished), finished)
       if progress.is_finished():
         return
-      if not is_active:
+      if time.monotonic() - last_active > LATE_SECONDS:
         break
       time.sleep(POLL_SECONDS)
   print('no job is left, but some runs are unfinished', file=sys.stderr)

@@ -99,6 +99,7 @@ def test_logs_that_cannot_be_read(tmp_path, monkeypatch, capsys):
     return read(path, *args, **options)
 
   monkeypatch.setattr(jobs.Path, 'read_text', read_text)
+  monkeypatch.setattr(jobs, 'LATE_SECONDS', 0.0)
   jobs.show_progress(tmp_path, configs, lambda: False, logs)
   said = capsys.readouterr().err.splitlines()
   assert said[-2:] == [

@@ -326,6 +326,7 @@ def test_sbatch_and_squeue_fail(programs, queue, unfinished):
 def test_show_progress(unfinished, tmp_path, capsys, monkeypatch):
   workdir, configs = unfinished
   monkeypatch.setattr(jobs, 'POLL_SECONDS', 0.01)
+  monkeypatch.setattr(jobs, 'LATE_SECONDS', 0.0)
   (tmp_path / 'a.log').write_text('ModuleNotFoundError: no jax\n')
   there = iter([True, True, False])
   jobs.show_progress(workdir, configs, lambda: next(there), tmp_path)
@@ -335,6 +336,20 @@ def test_show_progress(unfinished, tmp_path, capsys, monkeypatch):
   jobs.show_progress(workdir, configs, lambda: True, tmp_path)
   said = capsys.readouterr().err
   assert 'ValueError: no' in said and '6/6 runs finished' in said and 'jax' not in said
+
+
+def test_results_that_appear_after_the_last_job(unfinished, tmp_path, capsys, monkeypatch):
+  """As on NFS, which shows them late."""
+  workdir, configs = unfinished
+  names = iter(configs)
+
+  def sleep(seconds):
+    run_files.write_failure(run_files.run_dir(workdir, next(names)), 'ValueError: no')
+
+  monkeypatch.setattr(jobs.time, 'sleep', sleep)
+  jobs.show_progress(workdir, configs, lambda: False, tmp_path)
+  said = capsys.readouterr().err
+  assert '6/6 runs finished' in said and 'no job is left' not in said
 
 
 def test_manifest(unfinished):
