@@ -278,7 +278,7 @@ class Assignments:
 
   def _may_try_again(self, name: str, reason: str) -> bool:
     """Counts a death of a run's worker; returns whether to retry the run."""
-    step = _newest_checkpoint(self._run(name))
+    step = max(run_files.checkpoint_steps(self._run(name)), default=0)  # of the newest checkpoint
     deaths, checkpoint = self._deaths.get(name, (0, step))
     deaths = 1 if step > checkpoint else deaths + 1
     self._deaths[name] = deaths, step
@@ -287,9 +287,3 @@ class Assignments:
     start = f'the checkpoint of step {step}' if step else 'its start'
     self._log(f'{name}: {reason}; tried again from {start} (try {deaths + 1} of {self._tries})')
     return True
-
-
-def _newest_checkpoint(run: Path) -> int:
-  """The step of the newest checkpoint; 0 if there is none."""
-  steps = (int(path.name) for path in run.glob('checkpoints/*') if path.name.isdigit())
-  return max(steps, default=0)
