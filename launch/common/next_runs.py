@@ -229,7 +229,8 @@ def load(
       )
     if requested.extensions is not None and not has_sweep:
       extension_trace.check(requested.config_file, requested.runs.configs)
-    parameters = start.count_parameters(workdir, requested.runs.configs)
+    counted = stored.parameters if has_sweep else {}
+    parameters = start.count_parameters(requested.runs.configs, counted)
     results = _with_missing(results, requested.runs, parameters)
     request = dataclasses.replace(
         requested,

@@ -9,8 +9,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from launch.common import app, display, environment, extension_trace
-from stability import extensions
+from launch.common import app, display, environment, extension_copy, extension_trace
 from stability.config import Config
 from stability.control import limits
 from stability.data import prepare as prepare_lib
@@ -143,26 +142,26 @@ def prepare(
     not_retried: failed runs to leave as they are.
   """
   environment.check()
-  runs = sweeps.check_workdir(workdir, sweep.runs)
-  _check_tokenizer(sweep, workdir)
-  records = _check_parents(workdir, runs.configs)
+  runs, previous = sweeps.check_workdir(workdir, sweep.runs), sweeps.find_sweep(workdir)
+  if previous is None:
+    _check_tokenizer(sweep)
+  records = _check_parents(workdir, runs.configs, previous.runs if previous else {})
   limits_of = _check_limits(workdir, runs.configs)
   probes: list[str] = []  # of extensions
-  if sweep.extensions is not None and not (workdir / 'sweep.json').exists():
+  if sweep.extensions is not None and previous is None:
     probes = extension_trace.check(sweep.config_file, runs.configs)
   with leases.acquire(workdir, _print_waiting):
     # Again: another launcher may have written a sweep.
-    runs = sweeps.check_workdir(workdir, sweep.runs)
-    previous = sweeps.read_sweep(workdir) if (workdir / 'sweep.json').exists() else None
+    runs, previous = sweeps.check_workdir(workdir, sweep.runs), sweeps.find_sweep(workdir)
     if previous is not None:
-      _check_extensions(sweep, workdir, previous.extensions)
+      extension_copy.check(sweep, workdir, previous.extensions)
     data = _prepare_data(sweep, workdir, previous)
     new = runs.configs.keys() - (previous.runs if previous else {})
     _write_parents(workdir, records, {name: runs.configs[name] for name in new}, data)
     known = runs.configs | sweeps.fork_configs(workdir)
     tried = {name: config for name, config in known.items() if name not in not_retried}
     unfinished = sweeps.runs_to_train(workdir, tried)
-    configs = _continued_configs(workdir, runs.configs, unfinished)
+    configs = _continued_configs(workdir, previous, runs.configs, unfinished)
     written = sweeps.Sweep(
         runs.fields,
         configs,
@@ -170,10 +169,12 @@ def prepare(
         scale=sweep.scale,
         overrides=sweep.overrides,
         data=data,
-        versions=_versions(workdir, unfinished),
+        versions=_versions(workdir, previous, unfinished),
         report=sweep.report,
-        extensions=_prepare_extensions(sweep, workdir, previous, probes),
-        parameters=count_parameters(workdir, configs),
+        extensions=extension_copy.prepare(
+            sweep, workdir, previous.extensions if previous else {}, probes
+        ),
+        parameters=count_parameters(configs, previous.parameters if previous else {}),
     )
     sweeps.write_sweep(workdir, written)
     for name, found in limits_of.items():
@@ -189,14 +190,12 @@ def prepare(
   return {name: config for name, config in unfinished.items() if name not in reused_runs}
 
 
-def _check_tokenizer(sweep: app.SweepRequest, workdir: Path) -> None:
+def _check_tokenizer(sweep: app.SweepRequest) -> None:
   """Raises BadInput for a tokenizer on the command line that a token folder does not have.
 
   The command with which a sweep was begun continues it. A config file may hold a tokenizer for
   other text: prepare.prepare says that it is not used.
   """
-  if (workdir / 'sweep.json').exists():
-    return
   source = prepare_lib.data_config(next(iter(sweep.runs.configs.values())))
   for option, (value, found) in prepare_lib.ignored_options(source).items():
     if option in sweep.overrides:
@@ -206,10 +205,12 @@ def _check_tokenizer(sweep: app.SweepRequest, workdir: Path) -> None:
       )
 
 
-def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, files.Json]:
+def _check_parents(
+    workdir: Path, configs: Mapping[str, Config], begun: Collection[str]
+) -> dict[str, files.Json]:
   """The records of what runs start from, by run; only of runs without a result that have a parent.
 
-  Raises BadInput if any of it is missing or does not fit.
+  `begun` are the runs in sweep.json. Raises BadInput if any of it is missing or does not fit.
   """
   random = [c for c in configs.values() if not c['init']['checkpoint']]
   for kind in sorted({c['adapter']['kind'] for c in random} - {'none'}):
@@ -224,7 +225,6 @@ def _check_parents(workdir: Path, configs: Mapping[str, Config]) -> dict[str, fi
   source = prepare_lib.data_config(configs[names[0]])
   tokenizer, records = prepare_lib.tokenizer(source), {}
   checker = parents_lib.Checker(tokenizer)
-  begun = sweeps.read_sweep(workdir).runs if (workdir / 'sweep.json').exists() else {}
   for name in names:
     run = run_files.run_dir(workdir, name)
     if run_files.read_result(run) is None:
@@ -279,12 +279,13 @@ def _check_limits(workdir: Path, configs: Mapping[str, Config]) -> dict[str, lim
 
 
 def _continued_configs(
-    workdir: Path, requested: Mapping[str, Config], unfinished: Collection[str]
+    workdir: Path,
+    previous: sweeps.Sweep | None,
+    requested: Mapping[str, Config],
+    unfinished: Collection[str],
 ) -> dict[str, Config]:
   """The configs for sweep.json: finished runs keep theirs. Reports options that have changed."""
-  if not (workdir / 'sweep.json').exists():
-    return dict(requested)
-  stored = sweeps.read_sweep(workdir).runs
+  stored = previous.runs if previous else {}
   changed = {}
   for name in stored.keys() & unfinished:
     changed |= resume.changes(stored[name], requested[name])
@@ -297,59 +298,14 @@ def _continued_configs(
   }
 
 
-def _check_extensions(sweep: app.SweepRequest, workdir: Path, previous: files.Json) -> None:
-  """Raises BadInput if runs need more than a begun sweep's copy of its extensions, `previous`."""
-  if not sweep.extensions:
-    return
-  if not previous:
-    raise BadInput(
-        f'--workdir={workdir}: was begun without the extensions of {sweep.config_file}; choose a'
-        ' new folder'
-    )
-  if lacking := extensions.lacking(previous, sweep.extensions, sweep.runs.configs.values()):
-    raise BadInput(
-        f'--workdir={workdir}: was begun before {sweep.config_file} added {", ".join(lacking)},'
-        ' and continues with its own copy of the extensions; choose a new folder'
-    )
-
-
-def _prepare_extensions(
-    sweep: app.SweepRequest,
-    workdir: Path,
-    previous: sweeps.Sweep | None,
-    probes: Sequence[str],
-) -> files.Json:
-  """Copies the sources of the sweep's extensions to a new workdir; returns their record.
-
-  An existing workdir keeps its copy, with a warning if the sources have changed. `previous` is its
-  sweep; `probes` are the names of what the probes of the extensions measure.
-  """
-  current = sweep.extensions.to_json() if sweep.extensions else {}
-  if previous and (kept := previous.extensions):
-    if kept['sha256'] != current.get('sha256'):
-      print(
-          f'warning: {sweep.config_file}: its extensions have changed since --workdir={workdir} was'
-          f' begun, which continues with its own copy, {workdir / kept["folder"]}',
-          file=sys.stderr,
-      )
-    extensions.check(workdir, kept)
-    return kept
-  if sweep.extensions:
-    for name, content in sweep.extensions.files.items():
-      files.write_atomic(workdir / sweep.extensions.folder / name, content)
-    current |= {extensions.PROBES: list(probes)}
-  return current
-
-
-def count_parameters(workdir: Path, configs: Mapping[str, Config]) -> dict[str, int]:
-  """The number of parameters of each run; counts in the workdir's sweep.json are kept."""
-  counted = {}
-  if (workdir / 'sweep.json').exists():
-    counted = sweeps.read_sweep(workdir).parameters
+def count_parameters(
+    configs: Mapping[str, Config], counted: Mapping[str, int]
+) -> dict[str, int]:
+  """The number of parameters of each run, by name; those of sweep.json, `counted`, are kept."""
   new = {name: config for name, config in configs.items() if name not in counted}
   if new:
     shapes.trace_on_cpu()
-  return counted | {name: shapes.parameters(config) for name, config in new.items()}
+  return {**counted, **{name: shapes.parameters(config) for name, config in new.items()}}
 
 
 def _print_waiting(holder: leases.Json) -> None:
@@ -403,16 +359,15 @@ def _embedded_text(
   return folder if began == {None} and (folder / 'meta.json').is_file() else None
 
 
-def _versions(workdir: Path, unfinished: Collection[str]) -> dict[str, str]:
+def _versions(
+    workdir: Path, previous: sweeps.Sweep | None, unfinished: Collection[str]
+) -> dict[str, str]:
   """The versions to record: the current ones if runs are left to train, else the previous ones."""
-  current = versions.current()
-  if not (workdir / 'sweep.json').exists():
-    return current
-  previous = sweeps.read_sweep(workdir).versions
-  if not unfinished:
-    return previous
-  warn_of_versions(workdir, previous)
-  return current
+  if previous is not None:
+    if not unfinished:
+      return previous.versions
+    warn_of_versions(workdir, previous.versions)
+  return versions.current()
 
 
 def warn_of_versions(workdir: Path, previous: Mapping[str, str]) -> None:

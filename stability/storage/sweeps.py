@@ -112,9 +112,15 @@ def read_sweep(workdir: Path) -> Sweep:
   return Sweep.from_json(found)
 
 
+def find_sweep(workdir: Path) -> Sweep | None:
+  """read_sweep, or None if there is no sweep.json."""
+  return read_sweep(workdir) if (workdir / 'sweep.json').exists() else None
+
+
 def is_imported(workdir: Path) -> bool:
   """Whether a folder is a workdir of imported runs."""
-  return (workdir / 'sweep.json').exists() and read_sweep(workdir).is_imported
+  found = find_sweep(workdir)
+  return found is not None and found.is_imported
 
 
 def refuse_imported(workdir: Path) -> None:

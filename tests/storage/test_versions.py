@@ -9,7 +9,7 @@ from helpers import made_up
 import stability
 from launch.common import start
 from stability import settings
-from stability.storage import files, versions
+from stability.storage import files, sweeps, versions
 
 
 def test_code_hash_depends_on_sources_alone(tmp_path):
@@ -100,23 +100,28 @@ def test_record_of_runs(tmp_path):
   assert versions.runs(tmp_path) == 2
 
 
+def to_record(workdir, unfinished):
+  """The versions that a start of the sweep in a folder records."""
+  return start._versions(workdir, sweeps.find_sweep(workdir), unfinished)
+
+
 def test_start_with_other_versions(tmp_path, capsys):
   now = versions.current()
-  assert start._versions(tmp_path / 'new', ['a run']) == now
+  assert to_record(tmp_path / 'new', ['a run']) == now
   made_up.write_sweep(tmp_path)
   path = tmp_path / 'sweep.json'
   sweep = json.loads(path.read_text())
   sweep['versions'] = now | {'jax': '0.0.1', 'stability code': 'abc'}
   path.write_text(json.dumps(sweep))
   # Nothing is left to train: the versions that trained the sweep stay.
-  assert start._versions(tmp_path, []) == sweep['versions']
+  assert to_record(tmp_path, []) == sweep['versions']
   assert not capsys.readouterr().err
-  assert start._versions(tmp_path, ['a run', 'another']) == now
+  assert to_record(tmp_path, ['a run', 'another']) == now
   said = capsys.readouterr().err
   assert said.startswith('warning: ') and said.count('\n') == 1
   assert f'stability code abc -> {now["stability code"]}, jax 0.0.1 -> {now["jax"]}' in said
   path.write_text(json.dumps(sweep | {'versions': now}))
-  assert start._versions(tmp_path, ['a run']) == now and not capsys.readouterr().err
+  assert to_record(tmp_path, ['a run']) == now and not capsys.readouterr().err
 
 
 def test_start_with_other_settings(tmp_path, capsys, monkeypatch):
@@ -124,9 +129,9 @@ def test_start_with_other_settings(tmp_path, capsys, monkeypatch):
   path = tmp_path / 'sweep.json'
   sweep = json.loads(path.read_text())
   path.write_text(json.dumps(sweep | {'versions': versions.current()}))
-  assert start._versions(tmp_path, ['a run']) and not capsys.readouterr().err
+  assert to_record(tmp_path, ['a run']) and not capsys.readouterr().err
   monkeypatch.setenv('NVIDIA_TF32_OVERRIDE', '0')
-  assert start._versions(tmp_path, ['a run'])['NVIDIA_TF32_OVERRIDE'] == '0'
+  assert to_record(tmp_path, ['a run'])['NVIDIA_TF32_OVERRIDE'] == '0'
   said = capsys.readouterr().err
   assert said.count('\n') == 1
   assert 'with other versions or settings: NVIDIA_TF32_OVERRIDE unset -> 0;' in said
