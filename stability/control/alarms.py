@@ -9,6 +9,7 @@ from typing import Self
 from stability.control import limits as limits_lib
 from stability.control import rows as rows_lib
 from stability.control.actions import Action
+from stability.control.history import not_finite
 from stability.control.rows import Row
 from stability.control.rules import RULES, History, Rule
 from stability.errors import BadInput
@@ -33,7 +34,7 @@ class Alarm:
   @classmethod
   def raised(cls, rule: Rule, step: int, value: float, row: Row | None = None) -> Self:
     """The alarm of a rule whose measure has a value above the limit, at a row if it is known."""
-    names = [name for name, v in (row or {}).items() if v is None or not math.isfinite(v)]
+    names = not_finite(row or {})
     listed = f' ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})' if names else ''
     return cls(
         step=step,
@@ -124,12 +125,12 @@ class Monitor:
                                   decay: update_collapse
 
   Growth is measured per e-fold of training time: the sum of learning rates, if rows have
-  learning_rate, and otherwise the number of steps. The rule non_finite reads every value, and None
-  counts as not finite: leave out what is infinite by design. stability/probes measures all of these
-  in PyTorch and Flax models. The limits were chosen on short runs of this package
-  (stability/control/rules.py). Other regimes may need their own: `python -m launch.alarms
-  --workdir=DIR --calibrate=FILE.json` chooses them on the runs of a sweep, and
-  `stability.Monitor(limits='FILE.json')` applies them.
+  learning_rate, and otherwise the number of steps. The rule non_finite reads every value but
+  critical_sharpness* and effective_learning_rate/*, and None counts as not finite: leave out what
+  is infinite by design. stability/probes measures all of these in PyTorch and Flax models. The
+  limits were chosen on short runs of this package (stability/control/rules.py). Other regimes may
+  need their own: `python -m launch.alarms --workdir=DIR --calibrate=FILE.json` chooses them on the
+  runs of a sweep, and `stability.Monitor(limits='FILE.json')` applies them.
   """
 
   def __init__(

@@ -16,6 +16,9 @@ LOOK_BACK = 0.5  # minimum e-folds of training time over which growth is measure
 TRAIL_POINTS = 10  # number of earlier values kept of what grows
 TRAIL_SPACING = LOOK_BACK / (TRAIL_POINTS - 2)  # minimum e-folds between these
 GRADIENT, UPDATE = 'gradient_over_eps/', 'update_rms/'  # starts of keys
+# Starts of keys whose values may be undefined in a healthy run: a ratio to a matrix that is still
+# 0, and the sharpness along a step that points uphill.
+MAY_BE_UNDEFINED = ('effective_learning_rate/', 'critical_sharpness')
 
 
 class Trail:
@@ -108,6 +111,15 @@ def finite(row: Row, key: str) -> float:
   """A value of a row; NaN if it is absent or not finite."""
   value = row.get(key)
   return float(value) if value is not None and math.isfinite(value) else math.nan
+
+
+def not_finite(row: Row) -> list[str]:
+  """The keys of a row whose values should be finite and are not."""
+  return [
+      key
+      for key, value in row.items()
+      if not (value is not None and math.isfinite(value)) and not key.startswith(MAY_BE_UNDEFINED)
+  ]
 
 
 def with_prefix(row: Row, prefix: str) -> Iterator[tuple[str, float]]:

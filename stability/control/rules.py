@@ -27,6 +27,7 @@ from stability.control.history import (
     Trail,
     finite,
     mean,
+    not_finite,
     with_prefix,
 )
 from stability.storage.run_files import highest
@@ -42,8 +43,8 @@ COURSE_FACTOR = 2.0  # attention logits are extrapolated to this many times the 
 
 
 def non_finite(history: History) -> float:
-  """The number of logged values that are not finite."""
-  return sum(value is None or not math.isfinite(value) for value in history.row.values())
+  """The number of logged values that are not finite, of those that are always defined."""
+  return len(not_finite(history.row))
 
 
 def loss_spike(history: History) -> float:

@@ -34,6 +34,14 @@ def test_non_finite():
   assert rules.non_finite(history(2.0)) == 0
 
 
+def test_what_may_be_undefined_counts_as_finite():
+  names = ('critical_sharpness', 'critical_sharpness_ratio', 'effective_learning_rate/head')
+  row = dict.fromkeys(names, math.nan) | {'effective_learning_rate/block_0/mlp/up': None}
+  assert rules.non_finite(history(row)) == 0
+  (alarm,) = Monitor().observe({'step': 1, 'loss': None, **row})
+  assert alarm.message == 'values that are not finite: 1 (loss)'
+
+
 def test_loss_spike():
   # The median of LOSSES is 2.65; the median distance from it is 0.2.
   assert rules.loss_spike(history(*LOSSES, 4.0)) == pytest.approx(1.35 / (1.4826 * 0.2))

@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 from scipy import special
 
+from stability.control.alarms import Monitor
 from stability.data import batches
 from stability.model import kernels
 from stability.model import transformer as transformer_lib
@@ -270,6 +271,29 @@ def test_eps_that_does_not_act_is_not_compared(name, acts):
   )
   present = tuple(f'gradient_over_eps/{path}' in found for path in ('block_0/mlp/up', 'head'))
   assert present == acts
+
+
+@pytest.mark.parametrize(
+    'zeros',
+    [
+        {
+            'parameterization.name': 'muparam_full',
+            'init.head': 'zero',
+            'probe.stable_rank': 'power_iteration',
+            'probe.qk_spectral_entropy': 'svd',
+        },
+        {'adapter.kind': 'lora', 'adapter.rank': 2},
+    ],
+    ids=['queries_and_head', 'lora'],
+)
+def test_matrices_that_begin_at_zero_raise_no_alarm(tiny, text, zeros):
+  run = tiny(zeros)
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  _, metrics = compiled(programs.steps['probed'])(text, compiled(programs.init)(run.hparams))
+  metrics = {name: float(value) for name, value in metrics.items()}
+  undefined = {name.partition('/')[0] for name, v in metrics.items() if not np.isfinite(v)}
+  assert undefined == {'effective_learning_rate'}
+  assert Monitor().observe(metrics) == []
 
 
 @pytest.mark.parametrize(
