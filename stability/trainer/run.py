@@ -88,8 +88,9 @@ class Run:
 
   def is_at_stop(self) -> bool:
     """Whether actions may be applied at the current step."""
-    is_planned = self.control.planned_step == self.step
-    return self.is_over() or is_planned or is_stop(self.config, self.step)
+    # The step at which a run was paused may be no stop of the config now.
+    is_stop_here = self.control.planned_step == self.step or self.control.is_paused
+    return self.is_over() or is_stop_here or is_stop(self.config, self.step)
 
   def has_action_due(self) -> bool:
     """Whether there may be an action to apply at the current step."""

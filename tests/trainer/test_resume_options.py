@@ -48,6 +48,19 @@ def test_intervals_change_no_numbers(sweep, train):
   }  # fmt: skip
 
 
+@pytest.mark.parametrize('action', ['continue', 'stop'])
+def test_paused_run_between_new_stops(sweep, train, action):
+  """A paused run takes actions where it is, even if that is no longer a stop."""
+  (run,) = sweep()
+  train.at(run, 8, asks(run, 'pause'))
+  train(run)
+  change(run, **{'log.every_steps': 9, 'probe.every_steps': 6, 'checkpoint.every_steps': 0})
+  asks(run, action)()
+  train(run, paused=train(run))
+  assert taken(run) == [('pause', 8, 'ann'), (action, 8, 'ann')]
+  assert run_files.read_result(run).steps == (24 if action == 'continue' else 8)
+
+
 def test_recorded_action_between_new_stops(sweep, train):
   """An action that a resume repeats is taken at its step, even if that is no longer a stop."""
   (undisturbed,), (run,) = sweep(), sweep()
