@@ -11,7 +11,7 @@ file is enough to train the run again.
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from stability.config import Config
@@ -89,6 +89,11 @@ class RunControl:
   def planned_step(self) -> int | None:
     """The step of the next recorded action to take again; it may be no stop of the config now."""
     return self._planned[0].step if self._planned else None
+
+  @property
+  def planned_targets(self) -> set[int]:
+    """The steps that recorded rewinds, to be taken again, go back to."""
+    return {record.action.to for record in self._planned if record.action.kind == 'rewind'}
 
   def observe(self, row: Json) -> list[Alarm]:
     """Applies the rules to the next row; writes the alarms raised to disk and returns them."""
@@ -303,6 +308,7 @@ class NoControl:
   taken: Sequence[Record] = ()
   is_paused = False
   planned_step = None
+  planned_targets: Set[int] = frozenset()
 
   def observe(self, row: Json) -> list[Alarm]:
     return []

@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import jax
@@ -36,7 +36,9 @@ Arrays = dict[str, np.ndarray]  # a run's state: path in the state -> array
 ABOUT, CHECKSUMS = 'about.json', 'checksums.json'
 
 
-def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
+def save(
+    run: Path, step: int, arrays: Arrays, about: Json, keep: int, also: Container[int] = ()
+) -> None:
   """Saves the state of a run and deletes all but the newest checkpoints.
 
   Args:
@@ -45,6 +47,7 @@ def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
     arrays: the run's state.
     about: JSON object to store with the state; `restore` returns it.
     keep: number of checkpoints to keep.
+    also: steps whose checkpoints are kept too.
   """
   folder = (run / 'checkpoints').absolute()
   partial = folder / f'.{step}.partial'
@@ -68,8 +71,9 @@ def save(run: Path, step: int, arrays: Arrays, about: Json, keep: int) -> None:
         _remove_partial(folder)  # other runs may need the space
       raise
     steps = run_files.checkpoint_steps(run)
-    newest = [other for other in steps if other <= step][-keep:]  # later ones are damaged
-    for other in set(steps) - set(newest):
+    earlier = [other for other in steps if other <= step]  # later ones are damaged
+    kept = {*earlier[-keep:], *(other for other in earlier if other in also)}
+    for other in set(steps) - kept:
       _delete(run, other)
     _remove_partial(folder)
 

@@ -79,8 +79,9 @@ class Run:
 
   def next_stop(self) -> int:
     """The next step after which the host has something to do for this run."""
-    stop, planned = next_stop(self.config, self.step), self.control.planned_step
-    return stop if planned is None or planned <= self.step else min(stop, planned)
+    planned = {self.control.planned_step or 0, *self.control.planned_targets}
+    later = (step for step in planned if step > self.step)
+    return min([next_stop(self.config, self.step), *later])
 
   def is_over(self) -> bool:
     """Whether the run has ended: it has diverged, was stopped or is at its last step."""
@@ -95,6 +96,11 @@ class Run:
   def has_action_due(self) -> bool:
     """Whether there may be an action to apply at the current step."""
     return self.is_at_stop() and self.control.has_work(self.step, self.is_over())
+
+  def is_checkpoint_due(self) -> bool:
+    """Whether to save a checkpoint at the current step, by the config or for a planned rewind."""
+    is_due = self.is_due('checkpoint') and self.step < self.steps
+    return is_due or self.step in self.control.planned_targets
 
   def is_due(self, section: str, interval: str = 'every_steps') -> bool:
     """Whether the current step is a multiple of an interval, an option of log, probe or checkpoint.
@@ -137,9 +143,9 @@ class Run:
   def save(self, state: Any) -> None:
     """Flushes the metrics, then writes a checkpoint."""
     self.writer.flush()
-    keep = self.config['checkpoint']['keep']
+    keep, also = self.config['checkpoint']['keep'], self.control.planned_targets
     progress = self.progress().to_json()
-    checkpoints.save(self.folder, self.step, to_arrays(state), progress, keep)
+    checkpoints.save(self.folder, self.step, to_arrays(state), progress, keep, also)
 
   @property
   def keeps_parameters(self) -> bool:

@@ -295,7 +295,7 @@ class Trainer:
     due = {
         slot: run
         for slot, run in self._slots.runs.items()
-        if run.is_due('checkpoint') and run.step < run.steps
+        if run.is_checkpoint_due()
     }
     if not due:
       return

@@ -155,6 +155,19 @@ def test_rewind_with_changes(sweep, train, replayed):
   assert numbers(replayed(run)) == numbers(run)
 
 
+@pytest.mark.parametrize('other', [{}, {'checkpoint.every_steps': 2, 'checkpoint.keep': 1}])
+def test_rewind_to_the_checkpoint_of_a_pause(sweep, train, replayed, other):
+  """A replay does not pause, and keeps what the rewind needs however many it saves."""
+  (run,) = sweep()
+  train.at(run, 8, asks(run, 'pause'))
+  paused = train(run)
+  asks(run, 'continue')()
+  train.at(run, 16, asks(run, 'rewind', to=8, skip=3))
+  train(run, paused=paused)
+  assert [kind for kind, *_ in taken(run)] == ['pause', 'continue', 'rewind']
+  assert numbers(replayed(run, **other)) == numbers(run)
+
+
 def test_rewind_without_checkpoint(sweep, train):
   plain, run = sweep()[0], sweep()[0]
   train(plain)
