@@ -20,7 +20,7 @@ def rescue(config: Config, alarm_step: int, step: int, saved: Sequence[int]) -> 
     config: the run's config, with its current hyperparameters.
     alarm_step: step of the row that raised the alarm.
     step: the run's current step (updates made).
-    saved: steps of the run's undamaged checkpoints.
+    saved: steps of the checkpoints that it may go back to.
   """
   to = max((s for s in saved if s <= alarm_step - REWIND_STEPS), default=0)
   rate = config['optimizer']['learning_rate'] * LEARNING_RATE_FACTOR

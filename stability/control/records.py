@@ -110,6 +110,17 @@ def is_paused(taken: Sequence[Record]) -> bool:
   return deciding[-1:] == ['pause']
 
 
+def saved_steps(taken: Iterable[Record]) -> set[int]:
+  """The steps at which these actions saved a checkpoint that no later rewind has deleted."""
+  saved = set()
+  for record in taken:
+    if record.action.kind == 'checkpoint':
+      saved.add(record.step)
+    if record.action.kind == 'rewind':
+      saved = {step for step in saved if step < record.action.to} | {record.action.to}
+  return saved
+
+
 def current_config(config: Config, taken: Iterable[Record]) -> Config:
   """The config of a run after the changes that these actions make."""
   for record in taken:

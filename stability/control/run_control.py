@@ -11,7 +11,7 @@ file is enough to train the run again.
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 
 from stability.config import Config
@@ -95,12 +95,21 @@ class RunControl:
     """The steps that recorded rewinds, to be taken again, go back to."""
     return {record.action.to for record in self._planned if record.action.kind == 'rewind'}
 
+  def lasting(self, steps: Iterable[int]) -> list[int]:
+    """Of the steps of checkpoints, those of the config's interval and of actions.
+
+    The others come from a pause or an interruption. Nothing automatic may depend on these.
+    """
+    every, saved = self.config['checkpoint']['every_steps'], records.saved_steps(self.taken)
+    return [step for step in steps if step in saved or (every and step % every == 0)]
+
   def observe(self, row: Json) -> list[Alarm]:
     """Applies the rules to the next row; writes the alarms raised to disk and returns them."""
     found = self._monitor.observe(row)
     if not found:
       return []
-    rescue = policy.rescue(self.config, row['step'], row['step'], self._saved())
+    saved = self.lasting(self._saved())
+    rescue = policy.rescue(self.config, row['step'], row['step'], saved)
     raised = []
     for alarm in found:
       remedies = policy.suggestions(self._rules[alarm.rule], self.config)
@@ -198,7 +207,7 @@ class RunControl:
     tries = sum(record.by == POLICY for record in self.taken)
     if tries >= self.config['control']['tries']:
       return None
-    action = policy.rescue(self.config, alarm.step, step, self._saved())
+    action = policy.rescue(self.config, alarm.step, step, self.lasting(self._saved()))
     return self._act(POLICY, action, step, alarm.message)
 
   def _act_on_timeout(self, step: int) -> Record | None:
@@ -309,6 +318,9 @@ class NoControl:
   is_paused = False
   planned_step = None
   planned_targets: Set[int] = frozenset()
+
+  def lasting(self, steps: Iterable[int]) -> list[int]:
+    return list(steps)
 
   def observe(self, row: Json) -> list[Alarm]:
     return []

@@ -115,6 +115,7 @@ class ActionExecutor:
     ]
     if changes:
       history.append(dataclasses.replace(record, action=Action('set', changes=changes)))
+    history.append(dataclasses.replace(record, action=Action('checkpoint')))  # saved below
     files.write_json(folder / 'config.json', run.config)
     if record_of_parents := parents.read(run.folder):
       parents.write(folder, record_of_parents)

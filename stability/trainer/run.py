@@ -143,7 +143,9 @@ class Run:
   def save(self, state: Any) -> None:
     """Flushes the metrics, then writes a checkpoint."""
     self.writer.flush()
-    keep, also = self.config['checkpoint']['keep'], self.control.planned_targets
+    keep, saved = self.config['checkpoint']['keep'], run_files.checkpoint_steps(self.folder)
+    earlier = [step for step in saved if step < self.step]
+    also = {*self.control.lasting([*earlier, self.step])[-keep:], *self.control.planned_targets}
     progress = self.progress().to_json()
     checkpoints.save(self.folder, self.step, to_arrays(state), progress, keep, also)
 

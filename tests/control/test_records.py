@@ -116,3 +116,9 @@ def test_current_config():
   config = {'optimizer': {'learning_rate': 1.0}}
   taken = [record('set', changes={RATE: 0.5}), record('fork', changes={RATE: 0.1})]
   assert records.current_config(config, taken) == {'optimizer': {'learning_rate': 0.5}}
+
+
+def test_saved_steps():
+  saved = [record('checkpoint', step=step) for step in (20, 40, 60)]
+  assert records.saved_steps(saved) == {20, 40, 60}
+  assert records.saved_steps([*saved, record('rewind', step=70, to=30)]) == {20, 30}

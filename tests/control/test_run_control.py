@@ -153,7 +153,8 @@ def write_rows(run, *rows):
 
 
 def test_alarm_is_written_with_suggestions(tmp_path):
-  control = opened(tmp_path, saved=[100, 200], **{RATE: 0.3})
+  fields = {'checkpoint.every_steps': 100, RATE: 0.3}
+  control = opened(tmp_path, saved=[100, 140, 200], **fields)
   (alarm,) = control.observe({'step': 250} | HIGH)
   assert read_alarms(tmp_path) == [alarm]
   assert [str(action) for action in alarm.suggestions] == [
@@ -174,6 +175,7 @@ def test_alarm_pauses_at_the_next_stop(tmp_path):
 
 def test_policy_rescues_a_number_of_times(tmp_path):
   fields = {'control.on_alarm': 'policy', 'control.tries': 1, RATE: 0.3}
+  fields['checkpoint.every_steps'] = 100
   control = opened(tmp_path, saved=[100, 200], **fields)
   control.observe({'step': 210} | HIGH)
   record = control.next(220, False)

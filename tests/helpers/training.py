@@ -117,6 +117,10 @@ def kill():
   raise Killed
 
 
+def preempt():
+  """Tells training to save its runs and end; to be given to `Training.at`."""
+
+
 class Training:
   """Trains runs as a worker does, on cached layouts."""
 
@@ -125,10 +129,13 @@ class Training:
     self._at_stops = {}
     self._when_over = []
     self._runs = ()
-    self._kill = False
+    self._kill = self._preempt = False
 
   def at(self, run, step, *calls):
-    """Calls functions when a run reaches a step, before its actions; calls `kill` after them."""
+    """Calls functions when a run reaches a step, before its actions.
+
+    `kill` and `preempt` take effect after its actions.
+    """
     self._at_stops.setdefault((run, step), []).extend(calls)
 
   def when_over(self, call):
@@ -156,7 +163,7 @@ class Training:
     for call in calls:
       if call is not kill:
         call()
-    self._kill = kill in calls
+    self._kill, self._preempt = kill in calls, preempt in calls
 
   def _interrupted(self):
     if self._kill:
@@ -164,7 +171,8 @@ class Training:
       kill()
     if self._when_over and any(run.is_over() for run in self._runs):
       self._when_over.pop(0)()
-    return False
+    is_preempted, self._preempt = self._preempt, False
+    return is_preempted
 
 
 def asks(run, action, **arguments):

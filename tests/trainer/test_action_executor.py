@@ -125,8 +125,8 @@ def test_checkpoints_of_rewind_and_fork(sweep, train):
   assert seen == [(6, 3)]
   (fork,) = (run_files.run_dir(run.parents[1], n) for n in os.listdir(run.parent) if '+' in n)
   step, _, about = checkpoints.restore(fork)
-  assert [record.action.kind for record in records.read_records(fork)] == ['skip']
-  assert (step, about['actions']) == (8, 1)
+  assert [record.action.kind for record in records.read_records(fork)] == ['skip', 'checkpoint']
+  assert (step, about['actions']) == (8, 2)
 
 
 def test_rewind_keeps_changes(sweep, train):

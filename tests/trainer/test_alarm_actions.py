@@ -13,10 +13,11 @@ from helpers.training import (
     by_step,
     kill,
     numbers,
+    preempt,
     taken,
 )
 
-from stability.control import records
+from stability.control import policy, records
 from stability.control.actions import Action
 from stability.control.alarms import read_alarms
 from stability.control.rules import LEARNING_RATE, Rule
@@ -135,6 +136,38 @@ def test_resume_with_policy(sweep, step):
     train(run)
   train(run)
   assert numbers(run) == numbers(twin) and taken(run) == taken(twin)
+
+
+@pytest.mark.parametrize('interruption', [preempt, 'pause'])
+def test_policy_does_not_go_back_to_an_interruption(sweep, monkeypatch, interruption):
+  """The checkpoint of a preemption or a pause shortens no rescue and displaces no other one."""
+  monkeypatch.setattr(policy, 'REWIND_STEPS', 10)
+  fields = {'control.on_alarm': 'policy', 'control.tries': 1, 'checkpoint.keep': 3}
+  twin, run = sweep(**fields)[0], sweep(**fields)[0]
+  train = fires_at(19)
+  train(twin)
+  train.at(run, 8, preempt if interruption is preempt else asks(run, 'pause'))
+  paused = train(run)
+  assert run_files.checkpoint_steps(run) == [6, 8]
+  if interruption == 'pause':
+    asks(run, 'continue')()
+  train(run, paused=paused)
+  (rescue,) = (r for r in records.read_records(run) if r.by == 'policy')
+  assert (rescue.step, rescue.action.to) == (22, 6)
+  assert numbers(run) == numbers(twin)
+  assert run_files.checkpoint_steps(run) == run_files.checkpoint_steps(twin)
+
+
+def test_policy_goes_back_to_the_start_of_a_fork(sweep, monkeypatch):
+  monkeypatch.setattr(policy, 'REWIND_STEPS', 10)
+  (run,) = sweep(**{'control.on_alarm': 'policy', 'control.tries': 1})
+  train = Training(rules=lambda rescued: [rising(99)])
+  train.at(run, 8, asks(run, 'fork'))
+  train(run)
+  fork = run_files.run_dir(run.parents[1], f'{run.name}+fork1')
+  fires_at(19)(fork)
+  (rescue,) = (r for r in records.read_records(fork) if r.by == 'policy')
+  assert (rescue.step, rescue.action.to) == (22, 8)
 
 
 def test_policy_rescues_diverged(sweep, train):
