@@ -25,24 +25,31 @@ class Trail:
   """Earlier values of a quantity, of which a fixed number is kept, evenly spaced in log time."""
 
   def __init__(self):
-    self._points: collections.deque[tuple[float, float]] = collections.deque(maxlen=TRAIL_POINTS)
+    self._points = collections.deque(maxlen=TRAIL_POINTS)  # (time, value)
 
   def __len__(self) -> int:
     return len(self._points)
 
-  def add(self, log_time: float, value: float) -> None:
-    last, value_then = self._points[-1] if self._points else (-math.inf, math.nan)
-    if log_time == last:  # a row for each block
+  def add(self, time: float, value: float) -> None:
+    """Adds the value at a time, which is above 0."""
+    last, value_then = self._points[-1] if self._points else (0.0, math.nan)
+    if time == last:  # a row for each block
       self._points[-1] = last, max(value_then, value)
-    elif log_time >= last + TRAIL_SPACING:
-      self._points.append((log_time, value))
+    elif not last or math.log(time) >= math.log(last) + TRAIL_SPACING:
+      self._points.append((time, value))
 
   def before(self, log_time: float) -> tuple[float, float]:
     """The last (log time, value) at least LOOK_BACK ago; NaN if there is none."""
-    for then, value in reversed(self._points):
-      if then <= log_time - LOOK_BACK:
-        return then, value
+    for time, value in reversed(self._points):
+      if math.log(time) <= log_time - LOOK_BACK:
+        return math.log(time), value
     return math.nan, math.nan
+
+  def scale(self, factor: float) -> None:
+    """Multiplies all times by a factor; drops the points whose times are then not above 0."""
+    scaled = [(time * factor, value) for time, value in self._points]
+    self._points.clear()
+    self._points.extend(point for point in scaled if point[0] > 0)
 
 
 class History:
@@ -64,6 +71,7 @@ class History:
     self.logits = Trail()  # highest attention logits
     self.output_rms = Trail()  # highest RMS of a block's output
     self.log_z = Trail()
+    self._trails = self.logits, self.output_rms, self.log_z
     self.largest_update = 0.0  # RMS
     self.nonzero: set[str] = set()  # keys of gradients and updates that were ever above 0
 
@@ -81,13 +89,10 @@ class History:
     if math.isnan(self.first_loss):
       self.first_loss = finite(row, 'loss')
     if self._time > 0:
-      for trail, value in (
-          (self.logits, highest(row, 'attention_logit_max')),
-          (self.output_rms, highest(row, 'output_rms')),
-          (self.log_z, finite(row, 'log_z')),
-      ):
+      values = highest(row, 'attention_logit_max'), highest(row, 'output_rms'), finite(row, 'log_z')
+      for trail, value in zip(self._trails, values, strict=True):
         if not math.isnan(value):
-          trail.add(self.log_time, value)
+          trail.add(self._time, value)
     updates = [rms for _, rms in with_prefix(row, UPDATE)]
     self.largest_update = max([self.largest_update, *updates])
     for prefix in (GRADIENT, UPDATE):
@@ -101,6 +106,8 @@ class History:
     else:
       if math.isnan(self._learning_rate):  # the first one stands for all steps until now
         self._time *= now
+        for trail in self._trails:
+          trail.scale(now)
         self._learning_rate = now
       self._time += steps * (self._learning_rate + now) / 2
       self._learning_rate = now

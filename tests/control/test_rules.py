@@ -188,6 +188,30 @@ def test_learning_rate_in_some_rows():
   assert math.exp(found.log_time) == pytest.approx(10 * 0.5 + 10 * 0.5 + 10 * 0.5 + 10 * 1.0)
 
 
+@pytest.mark.parametrize('logged', ['first', 'last', 'late'])
+def test_alarms_do_not_depend_on_the_rows_of_the_learning_rate(logged):
+  """The rate before or after the losses of its step, or only from step 100 on."""
+  one, other = Monitor(), Monitor()
+  expected, found = [], []
+  for step in range(1, 200):
+    values = {OUTPUT: step**4.0, 'log_z': 6 * math.log(step), LOGIT: float(step**2)}
+    rows = [{'learning_rate': 1e-3}, values]
+    expected += one.observe({'step': step, **rows[0], **values})
+    for row in reversed(rows) if logged == 'last' or step == 1 else rows:
+      if row is values or logged != 'late' or step >= 100:
+        found += other.observe({'step': step, **row})
+  assert [(alarm.step, alarm.rule) for alarm in found] == [(a.step, a.rule) for a in expected]
+  assert len({alarm.rule for alarm in expected}) == 4
+
+
+def test_first_learning_rate_may_be_zero():
+  found = rules.History()
+  found.add({'step': 1, 'log_z': 1.0})
+  found.add({'step': 1, 'learning_rate': 0.0})
+  found.add({'step': 3, 'log_z': 2.0, 'learning_rate': 1.0})
+  assert math.isnan(rules.log_z_drift(found))
+
+
 @pytest.mark.parametrize('steps', [(0, 10, 11), (10, 10, 10), (0,)])
 def test_growth_needs_distinct_steps(steps):
   found = rules.History()
