@@ -20,6 +20,8 @@ LEARNING_RATES = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """One run, at width 64."""
   c = base.get_config(scale)
+  c.data.tokenizer = 'bytes'
+  c.model.dtype = 'float32'
   c.data.batch_size = 16
   c.data.sequence_length = 64
   c.model.width = 64

@@ -61,10 +61,6 @@ def get_config(scale: str = 'cpu') -> ConfigDict:
     c.schedule.warmup_steps = 60
     c.schedule.decay_steps = 80
     c.checkpoint.every_steps = 200
-  if scale == 'paper':
-    c.data.tokenizer = 'bpe'
-    c.data.vocabulary_size = 32_101
-    c.model.dtype = 'bfloat16'
   return c
 
 

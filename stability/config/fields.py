@@ -38,12 +38,14 @@ RECORDS = (
     path('data.path', None,
          'Text, or a folder of token files; unset: the source code of the Python standard library.',
          allowed='a file or folder', optional=True, shared=True),
-    choice('data.tokenizer', 'bytes', ('bytes', 'bpe'),
+    choice('data.tokenizer', dict(cpu='bytes', night='bytes', gpu='bytes', paper='bpe'),
+           ('bytes', 'bpe'),
            'Tokenizer: bytes, one token per byte; bpe, byte-pair encoding learned from the training'
            ' text.',
            shared=True),
-    integer('data.vocabulary_size', 4_096, 'Vocabulary size of the bpe tokenizer.', at_least=257,
-            unit='tokens', shared=True),
+    integer('data.vocabulary_size', dict(cpu=4_096, night=4_096, gpu=4_096, paper=32_101),
+            'Vocabulary size of the bpe tokenizer.', at_least=257, unit='tokens', shared=True,
+            source='section 2.1'),
     choice('data.labels', 'none', ('none', 'kept', 'weights'),
            'Training text that is used of a token folder with labels, which launch.label read'
            ' makes: none, all of it; kept, documents that people keep; weights, documents in'
@@ -172,8 +174,9 @@ RECORDS = (
     choice('model.output_centering', 'none', ('none', 'mean'),
            'Centering of the head after each update; mean subtracts the mean output embedding'
            ' (mu-centering).', paper='none', source='arXiv 2601.02031'),
-    choice('model.dtype', 'float32', ('float32', 'bfloat16'),
-           'Type of activations; parameters are float32.'),
+    choice('model.dtype',
+           dict(cpu='float32', night='float32', gpu='float32', paper='bfloat16'),
+           ('float32', 'bfloat16'), 'Type of activations; parameters are float32.'),
     choice('model.matmul_precision', 'highest', ('highest', 'hardware'),
            'Precision of matrix products of float32 numbers on an accelerator: highest = float32,'
            ' hardware = its default, which is TF32 on NVIDIA GPUs and one bfloat16 pass on TPUs.'

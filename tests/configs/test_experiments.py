@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from configs import grid
+from configs import base, grid
 from stability import config as config_lib
 from stability import hyper
 from stability.analysis import windows
@@ -170,6 +170,12 @@ def test_paper_scale_is_as_published(name):
   for field, published in (PUBLISHED | VARIED[name]).items():
     if published is not None:
       assert values(runs, field) == published, field
+
+
+def test_base_of_a_sweep_at_paper_scale_is_as_published():
+  c = base.get_config('paper')
+  assert c.to_dict() == grid.get_config('paper').to_dict()
+  assert (c.data.tokenizer, c.data.vocabulary_size, c.model.dtype) == ('bpe', 32_101, 'bfloat16')
 
 
 def test_every_figure_is_compared_with_the_paper():
