@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stability.model import blocks
 from stability.model.measure import Measured
 
 BLOCK = 128  # queries at a time, at most, where fused attention is measured
@@ -71,13 +72,16 @@ def stats_in_blocks(
     att_NxRxS = weights(logits_NxRxS, causal_RxS)
     return stats(q_NxRxK, k_NxSxK, logits_NxRxS, att_NxRxS, causal_RxS, heads)
 
-  found_G, pairs_G = _over_blocks(block, q_NxTxK)
+  found_G, queries_G, pairs_G = _over_blocks(block, q_NxTxK)
 
   def join(name: str, measured: Measured) -> Measured:
     if name == 'attention_logit_mean':  # weight each block by its number of pairs
       return measured.replace(value=measured.value @ (pairs_G / pairs_G.sum()))
-    reduce = jnp.max if measured.join == 'max' else jnp.mean
-    return measured.replace(value=reduce(measured.value, axis=0))
+    if measured.join == 'max':
+      return measured.replace(value=measured.value.max(0))
+    if queries_G[-1] == queries_G[0]:
+      return measured.replace(value=measured.value.mean(0))
+    return measured.replace(value=jnp.average(measured.value, axis=0, weights=queries_G))
 
   return {name: join(name, measured) for name, measured in found_G.items()}
 
@@ -97,25 +101,34 @@ def max_by_head_in_blocks(
   def block(q_NxRxK, causal_RxS):
     return max_by_head(logits(q_NxRxK, k_NxSxK), causal_RxS, heads)
 
-  found_GxH, _ = _over_blocks(block, q_NxTxK)
+  found_GxH, *_ = _over_blocks(block, q_NxTxK)
   return found_GxH.max(0)
 
 
-def _over_blocks(block: Callable, q_NxTxK: jax.Array) -> tuple[object, np.ndarray]:
+def _over_blocks(
+    block: Callable, q_NxTxK: jax.Array
+) -> tuple[object, np.ndarray, np.ndarray]:
   """Maps a function of queries and mask over blocks of queries.
 
-  Returns its results, [G, ...], and the number of unmasked pairs in each block, [G].
+  Returns its results, [G, ...], and the numbers of queries and of unmasked pairs in each block,
+  [G].
   """
   N, T, K = q_NxTxK.shape
-  rows = max(n for n in range(1, BLOCK + 1) if T % n == 0)
-  positions_GxR = np.arange(T).reshape(-1, rows)
+  rows = blocks.length(T, BLOCK)
+  rest = T % rows
+  positions_GxR = np.arange(T - rest).reshape(-1, rows)
 
   def apply(position_R_and_q_NxRxK):
     position_R, q_NxRxK = position_R_and_q_NxRxK
     return block(q_NxRxK, position_R[:, None] >= np.arange(T))
 
-  q_GxNxRxK = q_NxTxK.reshape(N, -1, rows, K).swapaxes(0, 1)
-  return jax.lax.map(apply, (positions_GxR, q_GxNxRxK)), (positions_GxR + 1).sum(1)
+  q_GxNxRxK = q_NxTxK[:, : T - rest].reshape(N, -1, rows, K).swapaxes(0, 1)
+  found_G = jax.lax.map(apply, (positions_GxR, q_GxNxRxK))
+  starts_G = np.arange(0, T, rows)
+  if rest:
+    last = apply((np.arange(T - rest, T), q_NxTxK[:, T - rest :]))
+    found_G = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), found_G, last)
+  return found_G, np.diff(starts_G, append=T), np.add.reduceat(np.arange(T) + 1, starts_G)
 
 
 def norms(x_NxTxK: jax.Array) -> jax.Array:

@@ -4,33 +4,50 @@ With the paper's vocabulary and batch, logits take 17 GB in float32. Each chunk'
 in the forward pass, right after its loss, so no product is computed twice (as in arXiv 2410.10989).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from stability.model import blocks
 from stability.step import probes
 
 LOGITS = 2**20  # of a sequence that are stored at once, at most
+MIN_TOKENS = 16  # of a sequence in a chunk, even if their logits are more
 # x [B, t, D] and targets [B, t] -> a mean over these tokens, and measurements.
 Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, probes.Measurements]]
 
 
-def count(sequence_length: int, vocabulary_size: int) -> int:
-  """The number of equal chunks that the positions of a sequence are split into."""
-  divisors = (n for n in range(1, sequence_length + 1) if sequence_length % n == 0)
-  fits = (n for n in divisors if sequence_length // n * vocabulary_size <= LOGITS)
-  return next(fits, sequence_length)
+def length(sequence_length: int, vocabulary_size: int) -> int:
+  """The number of positions in a chunk of each sequence; the last chunk may have fewer."""
+  return blocks.length(sequence_length, max(LOGITS // vocabulary_size, MIN_TOKENS))
 
 
 def mean(
-    loss: Loss, x_BxTxD: jax.Array, targets_BxT: jax.Array, chunks: int
+    loss: Loss, x_BxTxD: jax.Array, targets_BxT: jax.Array, length: int
 ) -> tuple[jax.Array, probes.Measurements]:
-  """The loss and the measurements of a batch, the mean over its chunks.
+  """The loss and the measurements of a batch, the mean over its chunks of `length` positions.
 
   The result is `loss(x, targets)` up to rounding if that is a mean over tokens. Its gradient also
   reaches arrays that `loss` closes over. Measurements have no gradient.
   """
+  T = targets_BxT.shape[1]
+  rest = T % length
+  if not rest:
+    return _mean_of_equal(loss, x_BxTxD, targets_BxT, T // length)
+  equal = _mean_of_equal(loss, x_BxTxD[:, :-rest], targets_BxT[:, :-rest], T // length)
+  last = loss(x_BxTxD[:, -rest:], targets_BxT[:, -rest:])
+  value, measured = jax.tree.map(lambda *two: jnp.stack(two), equal, last)
+  weights = jnp.array([T - rest, rest]) / T
+  average = functools.partial(jnp.average, axis=0, weights=weights)
+  return average(value), probes.of_parts(measured, average, lambda x: x.max(0))
+
+
+def _mean_of_equal(
+    loss: Loss, x_BxTxD: jax.Array, targets_BxT: jax.Array, chunks: int
+) -> tuple[jax.Array, probes.Measurements]:
+  """`mean` over a number of chunks of equal lengths."""
   if chunks == 1:
     return loss(x_BxTxD, targets_BxT)
 

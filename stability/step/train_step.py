@@ -270,8 +270,8 @@ def _loss(
     of_terms = {name: Measured(value) for name, value in terms.items()}
     return total, probes.merged(of_terms, probes.forward(sown))
 
-  chunks = token_chunks.count(inputs_BxT.shape[1], model.vocabulary_size)
-  total, measured = token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, chunks)
+  length = token_chunks.length(inputs_BxT.shape[1], model.vocabulary_size)
+  total, measured = token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, length)
   return total, (probes.merged(measured, probes.forward(new)), new.get(CARRIED, {}))
 
 
@@ -345,5 +345,5 @@ def evaluate(
     logits_BxTxV = model.clone(part='head').apply(variables, x_BxTxD, state['hparams'])
     return objective_lib.cross_entropy(logits_BxTxV, targets_BxT), {}
 
-  chunks = token_chunks.count(inputs_BxT.shape[1], model.vocabulary_size)
-  return token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, chunks)[0]
+  length = token_chunks.length(inputs_BxT.shape[1], model.vocabulary_size)
+  return token_chunks.mean(of_chunk, x_BxTxD, targets_BxT, length)[0]

@@ -190,17 +190,19 @@ def test_query_key_cosine(attend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('block', [attention_stats.BLOCK, 7])
-def test_fused_kernel_equals_our_attention(tiny, monkeypatch, block):
+@pytest.mark.parametrize(('block', 'length'), [(attention_stats.BLOCK, T), (7, T), (5, 13)])
+def test_fused_kernel_equals_our_attention(tiny, monkeypatch, block, length):
   """Output, gradients and probes agree; probes take one block of queries or several.
+
+  These have 4 of 16 positions, or 5, 5 and 3 of 13.
 
   The kernel is XLA's implementation in float32, since cuDNN's runs only on a GPU.
   """
   monkeypatch.setattr(attention, 'FUSED', 'xla')
   monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
-  monkeypatch.setattr(attention_stats, 'BLOCK', block)  # 7: blocks of 4 of the 16 positions
+  monkeypatch.setattr(attention_stats, 'BLOCK', block)
   run = tiny({'model.qk_norm': 'none'})
-  x = np.random.default_rng(0).normal(size=(2, T, 32)).astype(np.float32)
+  x = np.random.default_rng(0).normal(size=(2, length, 32)).astype(np.float32)
   params = attention.Attention(run.static.model).init(jax.random.key(0), x, run.hparams)['params']
   found = []
   for fused in (False, True):

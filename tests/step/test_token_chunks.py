@@ -23,15 +23,24 @@ MODELS = {
     'mu-loss': {'objective.mu_loss': 0.1},
     'tied, capped': {'model.head': 'tied', 'model.output_soft_cap': 5.0},
     'ngpt': {f'model.{part}': 'ngpt' for part in ('norm_position', 'qk_norm', 'mlp', 'head')},
+    'prime length': {'data.sequence_length': 13},
     'experts': {'model.mlp': 'moe', 'model.experts': 2, 'objective.balance_loss': 0.1},
 }
 
 
 @pytest.mark.parametrize(
-    'length, vocabulary, chunks', [(64, 256, 1), (512, 32_101, 16), (512, 2_048, 1), (7, 10**6, 7)]
+    'positions, vocabulary, length',
+    [
+        (64, 256, 64),
+        (512, 32_101, 32),
+        (512, 2_048, 512),
+        (509, 32_101, 32),
+        (2_048, 151_936, 16),
+        (7, 10**6, 7),
+    ],
 )
-def test_count(length, vocabulary, chunks):
-  assert token_chunks.count(length, vocabulary) == chunks
+def test_length(positions, vocabulary, length):
+  assert token_chunks.length(positions, vocabulary) == length
 
 
 def outcome(run, data, kind, members=None):
@@ -64,9 +73,9 @@ def assert_close(found, expected, tolerance):
 
 @pytest.fixture
 def chunked(monkeypatch):
-  def use(chunks):
-    monkeypatch.setattr(token_chunks, 'LOGITS', T // chunks * V)
-    assert token_chunks.count(T, V) == chunks
+  def use(positions):
+    monkeypatch.setattr(token_chunks, 'LOGITS', positions * V)
+    monkeypatch.setattr(token_chunks, 'MIN_TOKENS', 1)
 
   return use
 
@@ -80,14 +89,18 @@ def data():
 
 @pytest.mark.parametrize(
     'name',
-    [n if n == 'default' else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+    [
+        n if n in ('default', 'prime length') else pytest.param(n, marks=pytest.mark.slow)
+        for n in MODELS
+    ],
 )
 def test_gradients_and_measurements(tiny, chunked, name, data):
-  """Those of the whole batch, to float32 rounding."""
+  """Those of the whole batch, to float32 rounding: in chunks of 4, or of 5, 5 and 3 of 13."""
   run = tiny(SMALL | MODELS[name])
   model = run_model.make(run.static, V)
   state = jax.jit(functools.partial(train_step.init, model, run.static))(run.hparams)
-  rows = jnp.asarray(data['validation'][0], jnp.int32)
+  length = run.flat['data.sequence_length']
+  rows = data['text'][: B * (length + 1)].reshape(B, length + 1).astype(jnp.int32)
 
   def gradient():
     def function(state, rows):  # a new one, since traces are cached by function
@@ -95,9 +108,9 @@ def test_gradients_and_measurements(tiny, chunked, name, data):
 
     return jax.jit(function)(state, rows)
 
-  chunked(1)
+  chunked(length)
   whole = gradient()
-  chunked(3)
+  chunked(5)
   found = gradient()
   assert found[1].keys() == whole[1].keys()
   assert {'loss', 'log_z', 'output_logit_max', 'activation_rms/logits'} <= found[1].keys()
@@ -110,9 +123,9 @@ def test_gradients_and_measurements(tiny, chunked, name, data):
 def test_steps(tiny, chunked, kind, members, data):
   """Second derivatives too, in a population too."""
   run = tiny(SMALL | {'probe.sharpness_every_steps': 4, 'optimizer.eps': 1e-2})
-  chunked(1)
+  chunked(T)
   whole = outcome(run, data, kind, members)
-  chunked(4)
+  chunked(T // 4)
   # Adam's first steps divide by small gradients, which enlarges rounding (eps is 1e-2 for that).
   # The bisection of critical sharpness ends at another of its points, 2^(24 / 2^8) apart.
   assert_close(outcome(run, data, kind, members), whole, 1e-4 if kind == 'quiet' else 0.1)
@@ -128,9 +141,9 @@ def test_logits_are_never_whole(tiny, chunked, kind, data):
     return str(jax.make_jaxpr(programs.steps[kind])(data, state))
 
   sizes = (f'f32[{B},{T},{V}]', f'f32[{B * T},{V}]')
-  chunked(1)
+  chunked(T)
   assert any(size in printed() for size in sizes)
-  chunked(3)
+  chunked(T // 3)
   found = printed()
   assert f'f32[{B},{T // 3},{V}]' in found
   assert not any(size in found for size in sizes)
