@@ -180,7 +180,7 @@ class RunControl:
     current = [alarm for alarm in raised if alarm.actions >= max(course_changes, default=0)]
     self._monitor = Monitor(self._rules.values())
     self._monitor.restore(
-        run_files.read_metrics(self._run), fired=[alarm.rule for alarm in current]
+        run_files.iterate_metrics(self._run), fired=[alarm.rule for alarm in current]
     )
     self._pending = [
         alarm

@@ -133,7 +133,9 @@ def _dump_line(line: Json) -> str:
 
 def write_lines(path: Path, lines: Iterable[Json]) -> None:
   """Writes a file of JSON lines atomically."""
-  write_atomic(path, ''.join(map(_dump_line, lines)))
+  with open_atomic(path) as file:
+    for line in lines:
+      file.write(_dump_line(line).encode())
 
 
 def append_line(path: Path, line: Json) -> None:
@@ -146,9 +148,15 @@ def append_line(path: Path, line: Json) -> None:
 
 def read_lines(path: Path) -> list[Json]:
   """The objects in a file of JSON lines; none if there is no such file."""
-  if not path.exists():
-    return []
-  return [_parse(path, n, line) for n, line in enumerate(_split(path.read_bytes()), 1)]
+  return list(iterate_lines(path))
+
+
+def iterate_lines(path: Path) -> Iterator[Json]:
+  """The same as read_lines, one after another, for files that may be larger than memory."""
+  if path.exists():
+    with path.open('rb') as file:
+      for number, line in _complete_lines(file):
+        yield _parse(path, number, line)
 
 
 def parse_lines(path: Path, parse: Callable[[Json], Parsed]) -> list[Parsed]:
@@ -170,23 +178,25 @@ def read_last_line(path: Path) -> Json | None:
     size, tail = file.seek(0, os.SEEK_END), _TAIL_BYTES
     while True:
       file.seek(max(0, size - tail))
-      lines = _split(file.read())
+      lines = list(_complete_lines(file))
       if len(lines) > 1 or tail >= size:  # the first of several may be cut off
         break
       tail *= 2
-  return _parse(path, len(lines), lines[-1]) if lines else None
+  return _parse(path, *lines[-1]) if lines else None
 
 
 def filter_lines(path: Path, keep: Callable[[Json], bool]) -> None:
   """Drops the lines of a file for which `keep` is false, and an incomplete last line."""
   if path.exists():
-    lines = enumerate(_split(path.read_bytes()), 1)
-    kept = [line + b'\n' for number, line in lines if keep(_parse(path, number, line))]
-    write_atomic(path, b''.join(kept))
+    with path.open('rb') as old, open_atomic(path) as new:
+      new.writelines(
+          line for number, line in _complete_lines(old) if keep(_parse(path, number, line))
+      )
 
 
-def _split(content: bytes) -> list[bytes]:
-  return content.split(b'\n')[:-1]
+def _complete_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+  """The lines of a file and their numbers, counted from 1, without a last one that was cut off."""
+  return ((n, line) for n, line in enumerate(file, 1) if line.endswith(b'\n'))
 
 
 def _parse(path: Path, number: int, line: bytes) -> Json:

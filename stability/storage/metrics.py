@@ -66,7 +66,7 @@ class MetricsWriter:
   def close(self, result: Result | None = None) -> None:
     """Closes the files; a result, if given, is shown in the HParams dashboard."""
     if result is not None:
-      rows = run_files.read_metrics(self._run)
+      rows = run_files.iterate_metrics(self._run)
       self._events.add_scalars(result.steps, events.metrics(result, rows))
       self._events.add(result.steps, events.session_end(result))
     self._events.close()

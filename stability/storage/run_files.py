@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,6 +116,11 @@ def checkpoint_steps(run: Path) -> list[int]:
 def read_metrics(run: Path) -> list[Json]:
   """The rows of metrics.jsonl."""
   return files.read_lines(run / 'metrics.jsonl')
+
+
+def iterate_metrics(run: Path) -> Iterator[Json]:
+  """The rows of metrics.jsonl one after another: those of a long run may take gigabytes."""
+  return files.iterate_lines(run / 'metrics.jsonl')
 
 
 def last_metrics(run: Path) -> Json | None:

@@ -79,9 +79,8 @@ class ActionExecutor:
       earlier = run_loader.new_state(self._layout, run.folder, run.config)
     state = earlier | {'hparams': state['hparams'], 'skipped': state['skipped']}
     state = _updated(state, record.action.changes, record.action.skip)
-    rows = run_files.read_metrics(run.folder)
-    later = [row for row in rows if row['step'] > to]
-    files.write_lines(run.folder / record.cut, later)
+    rows = run_files.iterate_metrics(run.folder)
+    files.write_lines(run.folder / record.cut, (row for row in rows if row['step'] > to))
     run.seconds = run.elapsed()
     run.step, run.diverged = to, False
     run.start_clock()
@@ -122,7 +121,7 @@ class ActionExecutor:
     if (run.folder / run_files.LIMITS).exists():
       files.write_json(folder / run_files.LIMITS, files.read_json(run.folder / run_files.LIMITS))
     write_taken(folder, history)
-    files.write_lines(folder / 'metrics.jsonl', run_files.read_metrics(run.folder))
+    files.write_lines(folder / 'metrics.jsonl', run_files.iterate_metrics(run.folder))
     progress = dataclasses.replace(run.progress(), actions=len(history)).to_json()
     arrays = to_arrays(_updated(state, changes, 0))
     checkpoints.save(folder, run.step, arrays, progress, run.config['checkpoint']['keep'])

@@ -1,6 +1,7 @@
 """Which actions a RunControl returns, on files alone, without a run that trains."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -208,6 +209,20 @@ def test_limits_of_a_run(tmp_path, limit):
     control.load_alarms(100)
     (alarm,) = control.observe({'step': 110} | HIGH | {'block_0/attention_logit_max': 150.0})
     assert alarm.limit == rules.AFTER_RESCUE['attention_logit']['limit']
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+  probes = {f'block_{i}/attention_logit_max': 600.0 for i in range(50)}
+  peaks = []
+  for rows in (50, 1_000):
+    run = tmp_path / str(rows)
+    write_rows(run, *({'step': step, 'loss': 2.0} | probes for step in range(1, rows)))
+    tracemalloc.start()
+    control = opened(run, step=rows)
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert [alarm.rule for alarm in control.observe({'step': rows, 'loss': 20.0})] == ['loss_spike']
+  assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_resumed_control_raises_no_alarm_twice(tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import tracemalloc
 
 import pytest
 
@@ -113,6 +114,17 @@ def test_filter_drops_torn_line(tmp_path):
   path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"st')
   files.filter_lines(path, lambda line: line['step'] <= 20)
   assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+def test_filter_takes_memory_for_one_line(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  files.write_lines(path, ({'step': step, 'text': 'x' * 1_000} for step in range(3_000)))
+  tracemalloc.start()
+  files.filter_lines(path, lambda line: line['step'] < 2_000)
+  steps = [line['step'] for line in files.iterate_lines(path)]
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert steps == list(range(2_000)) and peak < path.stat().st_size / 4
 
 
 def test_damaged_line_is_named(tmp_path):
