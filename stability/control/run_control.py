@@ -108,7 +108,7 @@ class RunControl:
     found = self._monitor.observe(row)
     if not found:
       return []
-    saved = self.lasting(self._saved())
+    saved = self.lasting(run_files.checkpoint_steps(self._run))  # unchecked, which takes no time
     rescue = policy.rescue(self.config, row['step'], row['step'], saved)
     raised = []
     for alarm in found:
