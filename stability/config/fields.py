@@ -413,8 +413,8 @@ RECORDS = (
            settable=True, source='section 2.1'),
 
     choice('parallel.layout', 'auto', ('auto', 'single', 'population', 'data_parallel', 'sharded'),
-           'Distribution of runs over devices: single, one on each; population, many on each;'
-           ' data_parallel or sharded, one on all.'),
+           "Distribution of runs over a worker's devices: single, one on the first, however many"
+           ' there are; population, many on each; data_parallel or sharded, one on all.'),
     integer('parallel.members', None,
             'Runs per device in a population; unset: as many as fit.', at_least=1, optional=True,
             unit='runs'),

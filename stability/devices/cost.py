@@ -176,7 +176,9 @@ def place(group: Group, machine: Machine, vocabulary_size: int) -> Placed:
 def _hours(group: Group, placement: Placement, machine: Machine) -> float:
   """Training hours of the busiest device, if all runs are equal."""
   parallelism = machine.devices  # effective number of devices, judged by the busiest one
-  if placement.layout in ('single', 'population'):
+  if placement.layout == 'single':
+    parallelism = 1
+  if placement.layout == 'population':
     parallelism = group.runs / math.ceil(group.runs / machine.devices)
   # Remat adds a forward pass to the forward pass and a backward pass that costs two of them.
   remat = 4 / 3 if placement.remat == 'block' else 1

@@ -66,6 +66,15 @@ def test_no_runs():
   assert cost.plan(cost.groups({}, 256)) == cost.Plan(0, 0, 0, 0, 0)
 
 
+@pytest.mark.parametrize(('layout', 'used'), [('single', 1), ('population', 4), ('sharded', 8)])
+def test_hours_count_the_devices_that_a_layout_uses(layout, used):
+  """Of eight devices, for four runs."""
+  configs = hyper.expand(resolved(**{'parallel.layout': layout}), hyper.sweep('seed', range(4)))
+  (group,) = cost.groups(configs.configs, 256)
+  machine = cost.Machine(8, memory_bytes=8e10, flops_per_second=1e12, utilisation=0.5)
+  assert cost.place(group, machine, 256).hours == pytest.approx(group.flops / used / 5e11 / 3600)
+
+
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 8, 42, 100])
 def test_shares(count):
   """Shares have similar work, and runs with the same executables are mostly together."""
