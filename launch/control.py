@@ -241,7 +241,9 @@ def request(
     raise BadInput(f'{ended}; it takes no actions')
   taken = records.read_taken(run)
   config = records.current_config(run_files.read_config(run), taken)
-  step = (run_files.last_metrics(run) or {'step': 0})['step']
+  # A checkpoint may be newer than the last row.
+  logged = (run_files.last_metrics(run) or {'step': 0})['step']
+  step = max([logged, *run_files.checkpoint_steps(run)])
   action = actions.check(action, config, step, records.skipped_steps(taken))
   path = requests.write_request(run, action, user.name(), why)
   deadline = time.monotonic() + seconds

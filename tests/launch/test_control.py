@@ -235,6 +235,12 @@ def test_request_and_answer(runs, call, trainer):
   assert found.action == Action('rewind', to=100, skip=20, changes={RATE: 3e-3})
 
 
+def test_rewind_to_a_checkpoint_after_the_last_row(runs, call, trainer):
+  (runs[0] / 'checkpoints' / '305').mkdir(parents=True)
+  trainer(runs[0], answer(runs[0]))
+  assert call(f'--run={runs[0]}', 'rewind', '305')[:2] == (0, 'taken at step 310: rewind 305\n')
+
+
 def test_refusal_is_an_error_of_one_line(runs, call, trainer):
   reason = 'rewind: to 7: no such checkpoint; there are 0, 100'
   trainer(runs[0], answer(runs[0], refused=reason))
