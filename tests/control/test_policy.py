@@ -4,7 +4,7 @@ import pytest
 
 from configs import base
 from stability import config as config_lib
-from stability.control import policy, rules
+from stability.control import actions, policy, rules
 from stability.control.actions import Action
 
 (LOGIT_RULE,) = (rule for rule in rules.RULES if rule.name == 'attention_logit')
@@ -26,6 +26,15 @@ def test_suggestions_change_present_values():
 
 def test_no_suggestion_for_an_absent_term():
   assert [list(s.changes) for s in policy.suggestions(LOGIT_RULE, config())] == [[RATE]]
+
+
+@pytest.mark.parametrize(('rate', 'suggested'), [(3e-3, [1e-3]), (2e-3, [1e-3]), (1e-3, [])])
+def test_suggested_learning_rate_is_allowed(rate, suggested):
+  c = config(**{RATE: rate, 'schedule.min_learning_rate': 1e-3})
+  found = policy.suggestions(LOGIT_RULE, c)
+  assert [s.changes[RATE] for s in found] == pytest.approx(suggested)
+  for suggestion in found:
+    actions.check(suggestion, c, 10, 0)
 
 
 def rescue(alarm, step, saved, rate=0.3, lowest=1e-5):
