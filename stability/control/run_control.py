@@ -11,6 +11,7 @@ file is enough to train the run again.
 import collections
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 
@@ -284,6 +285,13 @@ class RunControl:
     names = (f'{self._run.name}+fork{number}' for number in range(1, 10_000))
     return next(name for name in names if not (self._run.parent / name).exists())
 
+  def _cut_name(self) -> str:
+    """A new name for the rows that a rewind removes; a fork has records with higher numbers."""
+    taken = {record.cut for record in self.taken}
+    numbers = itertools.count(len(self.taken) + 1)
+    names = (f'metrics.before_action_{number}.jsonl' for number in numbers)
+    return next(name for name in names if name not in taken)
+
   def _record(self, action: Action, step: int, **about: str) -> Record:
     """Records an action, with the state of the run before it, and notes it as taken."""
     before = {
@@ -293,8 +301,7 @@ class RunControl:
         'skipped': records.skipped_steps(self.taken),
         'hyperparameters': actions.settable_values(self.config),
     }
-    is_rewind = action.kind == 'rewind'
-    cut = f'metrics.before_action_{len(self.taken) + 1}.jsonl' if is_rewind else ''
+    cut = self._cut_name() if action.kind == 'rewind' else ''
     record = Record(step, action, cut=cut, before=before, **about)
     records.append_record(self._run, record)
     return self._take(record)

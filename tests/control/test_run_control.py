@@ -136,6 +136,15 @@ def test_rewind_needs_a_checkpoint(tmp_path):
   assert refused == 'rewind: to 7: no such checkpoint; there are 0, 20, 30'
 
 
+def test_rewind_of_a_fork_has_a_name_of_its_own_for_its_rows(tmp_path):
+  """The records of a fork are those of its run without some, with the names of that run."""
+  first = records.Record(8, Action('rewind'), 'ann', '', cut='metrics.before_action_2.jsonl')
+  records.write_taken(tmp_path, [first])
+  requests.write_request(tmp_path, Action('rewind'), 'ann', '')
+  (record,) = take_all(opened(tmp_path, taken=1))
+  assert record.cut == 'metrics.before_action_3.jsonl'
+
+
 def test_forks_are_named_by_number(tmp_path):
   run = tmp_path / 'runs' / 'a'
   (tmp_path / 'runs' / 'a+fork1').mkdir(parents=True)
