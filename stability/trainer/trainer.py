@@ -202,9 +202,7 @@ class Trainer:
     except Exception as error:
       if deadline is not None and self.members > 1 and is_out_of_memory(error):
         self._paused.deadlines[name] = deadline
-      raise_if_too_many(error, self.members)
-      raise_if_lost(error)
-      record_failure(folder, self._hooks.processes)
+      self._record_failure(error, folder)
 
   def _place_waiting(self) -> bool:
     """Puts the first waiting run that is in phase into a free slot; False if there is none."""
@@ -238,10 +236,8 @@ class Trainer:
         self._apply_actions()
         self._finish_runs()
     except Exception as error:
-      raise_if_too_many(error, self.members)
-      raise_if_lost(error)
+      self._record_failure(error, *(run.folder for run in self._slots.runs.values()))
       for run in self._slots.runs.values():
-        record_failure(run.folder, self._hooks.processes)
         run.writer.close()
       self._slots.clear()
       self._pending = None
@@ -292,11 +288,7 @@ class Trainer:
         run.log(rows[slot], step, now)
 
   def _save_checkpoints(self) -> None:
-    due = {
-        slot: run
-        for slot, run in self._slots.runs.items()
-        if run.is_checkpoint_due()
-    }
+    due = {slot: run for slot, run in self._slots.runs.items() if run.is_checkpoint_due()}
     if not due:
       return
     self._log()
@@ -325,9 +317,7 @@ class Trainer:
         try:
           self._apply_actions_to(slot, run, states[slot])
         except Exception as error:
-          raise_if_too_many(error, self.members)
-          raise_if_lost(error)
-          record_failure(run.folder, self._hooks.processes)
+          self._record_failure(error, run.folder)
           run.writer.close()
           del runs[slot]
 
@@ -349,6 +339,13 @@ class Trainer:
     run.save(state)
     run.writer.close()
     self._paused.add(run, deadline)
+
+  def _record_failure(self, error: Exception, *folders: Path) -> None:
+    """Writes the results of runs that failed; raises if they are not to blame but the devices."""
+    raise_if_too_many(error, self.members)
+    raise_if_lost(error)
+    for folder in folders:
+      record_failure(folder, self._hooks.processes)
 
   # Ending.
 
