@@ -443,8 +443,8 @@ RECORDS = (
     integer('checkpoint.every_steps', dict(cpu=250, night=2_500, gpu=1_000, paper=1_000),
             'Interval between checkpoints; 0 = never.', unit='steps'),
     integer('checkpoint.keep', 2,
-            'Number of checkpoints kept; if the newest is damaged, the one before it is used.',
-            at_least=1, unit='checkpoints'),
+            'Number of checkpoints kept, more after a pause or an interruption; if the newest is'
+            ' damaged, the one before it is used.', at_least=1, unit='checkpoints'),
     choice('checkpoint.parameters', 'float32', ('none', 'float32', 'bfloat16'),
            'Type in which a run that has ended keeps its parameters, in parameters.safetensors;'
            ' none: it keeps none.', absent='float32'),
