@@ -36,6 +36,7 @@ LOSS_NOISE = 0.02  # minimum relative scatter of losses, as batches differ by ch
 UNKNOWN_NOISE = 0.1  # the same before SPIKE_MIN_LOSSES losses, from which it can be measured
 NOISE_DECREASE = 10  # minimum decrease of the loss, in units of this scatter, to take a fraction of
 NORMALISED = 0.1  # the largest update RMS that an optimizer which normalises its updates reaches
+EXPERT = 'expert'  # in names of the parameters of an expert
 COURSE_FACTOR = 2.0  # attention logits are extrapolated to this many times the training time
 
 
@@ -138,13 +139,13 @@ def update_collapse(history: History) -> float:
 
 
 def _without_unused(history: History, prefix: str) -> Iterator[float]:
-  """The values under a prefix, without zeros of parameters that had no other value so far.
+  """The values under a prefix, without zeros of parameters that the loss does not depend on.
 
-  Those are parameters that the loss does not depend on yet: behind a zero-initialised head, or the
-  first matrix of a LoRA adapter at step 0.
+  These are parameters that had no other value so far, such as those behind a zero-initialised head
+  or the first matrix of a LoRA adapter at step 0, and experts to which no token was routed.
   """
   for key, value in with_prefix(history.row, prefix):
-    if value != 0 or key in history.nonzero:
+    if value != 0 or (key in history.nonzero and EXPERT not in key):
       yield value
 
 

@@ -73,7 +73,8 @@ def apply(
 def gradients(grads: Tree, eps: float | None = None) -> Row:
   """gradient_rms/NAME of gradients before clipping; with Adam's eps, gradient_over_eps/NAME."""
   found = _rms(grads)
-  over_eps = {} if eps is None else structure.over_eps(found, dict.fromkeys(found, eps))
+  eps_of = {} if eps is None else {name: eps for name, x in _named(grads) if x.size > 1}
+  over_eps = structure.over_eps(found, eps_of)
   return {f'gradient_rms/{name}': value for name, value in found.items()} | over_eps
 
 
@@ -98,11 +99,12 @@ def updates(
 
 
 def _rms(tree: Tree) -> Row:
+  return {name: jnp.sqrt(_mean_square(x)) for name, x in _named(tree)}
+
+
+def _named(tree: Tree) -> list[tuple[str, jax.Array]]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): jnp.sqrt(_mean_square(x))
-      for path, x in leaves
-  }
+  return [(jax.tree_util.keystr(path, simple=True, separator='/'), x) for path, x in leaves]
 
 
 def _mean_square(x: jax.Array) -> jax.Array:

@@ -62,10 +62,11 @@ def output_logits(output: Any, is_array: Callable[[Any], bool]) -> Any | None:
 
 
 def over_eps(gradient_rms: Mapping[str, Number], eps: Mapping[str, float]) -> dict[str, Number]:
-  """gradient_over_eps/NAME of the parameters with a known eps.
+  """gradient_over_eps/NAME of the parameters with a known eps, which those of one number lack.
 
-  The bias of keys is left out: without rotary positions it shifts all logits of a query alike, so
-  that its gradient is 0 but for rounding errors, and is below any eps.
+  The gradient of a single number passes through 0, and stays there if a norm undoes its factor. The
+  bias of keys is left out: without rotary positions it shifts all logits of a query alike, so that
+  its gradient is 0 but for rounding errors, and is below any eps.
   """
   return {
       f'gradient_over_eps/{name}': value / eps[name]

@@ -202,7 +202,7 @@ class _Backward:
         for group in optimizer.param_groups
         if isinstance(group.get('eps'), float) and group['eps'] > 0  # Adafactor has two
         for p in group['params']
-        if p in self._names
+        if p in self._names and p.numel() > 1
     }
 
   def hooks(self) -> Iterator[Any]:

@@ -104,10 +104,12 @@ def scalars(measured: Measurements) -> dict[str, jax.Array]:
 def _gradients(inside: Inside) -> dict[str, jax.Array]:
   eps = inside.hparams['optimizer.eps']
   acts = dict(_paths(optimizers.eps_acts(inside.gradients, inside.static['optimizer']['name'])))
+  # The gradient of a single number passes through 0, and is 0 where a norm undoes its factor.
+  is_number = {path: value.size == 1 for path, value in _paths(inside.gradients)}
   found = {}
   for path, value in _rms(inside.gradients).items():
     found[f'gradient_rms/{path}'] = value
-    if acts[path]:
+    if acts[path] and not is_number[path]:
       found[f'gradient_over_eps/{path}'] = value / eps
   return found
 

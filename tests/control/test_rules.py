@@ -260,6 +260,12 @@ def test_zeros_before_any_other_value_are_ignored():
     assert measure(history(row | {f'{GRADIENT}A': 9.0, f'{UPDATE}A': 0.5}, 2.0, row)) > 1e12
 
 
+@pytest.mark.parametrize('name', ['block_2/mlp/expert_4/up', 'layers/2/mlp/experts/4/w1'])
+def test_an_expert_without_tokens_raises_no_alarm(name):
+  row = {f'{GRADIENT}{name}': 9.0, f'{GRADIENT}B': 50.0}
+  assert rules.gradient_under_eps(history(row, row | {f'{GRADIENT}{name}': 0.0})) == 1 / 50
+
+
 def test_update_collapse_is_the_geometric_mean():
   rows = [{'update_rms/a': 1.0, 'update_rms/b': 0.5}, {'update_rms/a': 0.1, 'update_rms/b': 0.001}]
   assert rules.update_collapse(history(*rows)) == pytest.approx(100)

@@ -270,6 +270,8 @@ def test_gradients():
       'gradient_rms/a/kernel': close(12.5**0.5),
       'gradient_rms/b': pytest.approx(1e-3, rel=0.01),
   }
+  over_eps = flax_probes.gradients(grads, eps=1e-6).keys() - row.keys()
+  assert over_eps == {'gradient_over_eps/a/kernel'}  # b is a single number
   assert flax_probes.gradients(grads, eps=1e-6)['gradient_over_eps/a/kernel'] == close(
       12.5**0.5 * 1e6
   )

@@ -273,6 +273,17 @@ def test_eps_that_does_not_act_is_not_compared(name, acts):
   assert present == acts
 
 
+def test_gains_that_a_norm_undoes_raise_no_alarm(tiny, text):
+  """The gradient of WeSaR's gain of queries, under qk-layernorm, is rounding errors."""
+  run = tiny({'model.kernel': 'wesar'})
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  _, metrics = compiled(programs.steps['probed'])(text, compiled(programs.init)(run.hparams))
+  metrics = {name: float(value) for name, value in metrics.items()}
+  gain = 'block_0/attention/query_reparam/gain'
+  assert metrics[f'gradient_rms/{gain}'] < 1e-3 * metrics['gradient_rms/block_0/attention/query']
+  assert Monitor().observe(metrics) == []
+
+
 @pytest.mark.parametrize(
     'zeros',
     [
