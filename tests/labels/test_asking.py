@@ -83,13 +83,13 @@ def test_changes_wait_for_those_of_others(folder, monkeypatch):
   written = []
 
   def checked(write):
-    def changed(path, content):
+    def changed(*arguments):
       written.append(leases.holder(folder) is not None)
-      write(path, content)
+      return write(*arguments)
 
     return changed
 
-  for name in ('write_atomic', 'append_line'):
+  for name in ('open_atomic', 'append_line'):
     monkeypatch.setattr(files, name, checked(getattr(files, name)))
   ask(folder, 'dbu')
   assert written == [True] * 4  # the start, an answer, its taking back, another answer
