@@ -22,6 +22,7 @@ from launch.common import (
   budget,
   display,
   environment,
+  extension_copy,
   extension_trace,
   memory_analysis,
   path_flags,
@@ -246,9 +247,10 @@ def show(
 def _unfinished(sweep: app.SweepRequest, workdir: Path) -> dict[str, Config]:
   """The runs of a sweep that a workdir has no result of; failed ones are trained again."""
   sweeps.refuse_imported(workdir)
-  stored = sweeps.read_sweep(workdir).runs
-  runs = resume.with_stored_names(sweep.runs, stored)
-  resume.check(workdir, runs, stored)
+  stored = sweeps.read_sweep(workdir)
+  runs = resume.with_stored_names(sweep.runs, stored.runs)
+  resume.check(workdir, runs, stored.runs)
+  extension_copy.check(sweep, workdir, stored.extensions)
   results = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in runs.configs}
   return {
       name: config

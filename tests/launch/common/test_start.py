@@ -132,7 +132,7 @@ def test_extension_that_gains_an_entry(prepare, tmp_path, entry, value, said):
   assert sweeps.read_sweep(tmp_path / 'dir').extensions['values'] == {'model.mlp': ['wide']}
 
 
-def test_extensions_of_a_sweep_begun_without(prepare, tmp_path):
+def test_extensions_of_a_sweep_begun_without(prepare, tmp_path, capsys):
   def unused(text):
     return text.replace("['gelu', 'wide']", "['gelu']")
 
@@ -142,6 +142,9 @@ def test_extensions_of_a_sweep_begun_without(prepare, tmp_path):
   before = (prepare(change=without) / 'sweep.json').read_bytes()
   with pytest.raises(BadInput, match=r'was begun without the extensions of .*my\.py; choose'):
     prepare(change=unused)
+  program = ['sweep', f'--config={tmp_path}/my.py', f'--workdir={tmp_path}/dir', '--seeds=1']
+  assert app.execute(sweep_program.main, sweep_program.FLAGS, [*program, '--dry_run']) == 2
+  assert 'was begun without the extensions of' in capsys.readouterr().err
   assert (tmp_path / 'dir/sweep.json').read_bytes() == before
   prepare(change=without)
 
