@@ -389,7 +389,7 @@ def test_dry_run(capsys, tmp_path, monkeypatch):
   )
   assert code == 0
   assert '--array=0-3' in out and '--gpus-per-node=1' in out and '--account=me' in out
-  assert 'srun --ntasks=1' in out and '--workdir=DIR' in out and '--workers' not in out
+  assert 'srun --export=ALL --ntasks=1' in out and '--workdir=DIR' in out and '--workers' not in out
   _, out, _ = said(capsys, '--dry_run', '--backend=slurm', '--workdir=new')
   assert f'--chdir={tmp_path}/new/slurm' in out and f'--workdir={tmp_path}/new' in out
   code, out, _ = said(capsys, '--dry_run', '--backend=manifest', '--jobs=4')
