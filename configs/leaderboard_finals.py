@@ -5,7 +5,7 @@ The protocol is that of configs/leaderboard.py. The finalists are what `python -
 Two sizes: five seeds at the smaller, three at the larger. The larger one shows whether an effect
 lasts, and what the best rate of the smaller one costs there (regret).
 
-Not yet measured at any scale.
+Measured in part at night scale: at 37K, the arms that are trained so far (configs/README.md).
 
 The first five finalists are trained once more on a text that is not source code:
 
