@@ -29,11 +29,10 @@ FLAGS = ('slurm_partition', 'slurm_account', 'slurm_options')
 MIN_MINUTES = 3  # minimum time limit: of three minutes, SLURM leaves one or two to train
 MOST_GRACE = 1 / 3  # of a job's time limit
 QUEUE_SECONDS = 15.0  # between calls of squeue, to spare the controller
-# Options of sbatch that this module sets or, as squeue shows the own cluster's jobs alone, leaves.
+# Options of sbatch that this module sets, and clusters: squeue would not show jobs of another one.
 RESERVED = (
-    *('array', 'chdir', 'clusters', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable'),
-    'wrap',
-)
+    'array', 'chdir', 'clusters', 'job-name', 'ntasks', 'open-mode', 'output', 'parsable', 'wrap'
+)  # fmt: skip
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

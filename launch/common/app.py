@@ -49,9 +49,8 @@ _CONFIGS = Path(__file__).absolute().parents[2] / 'configs'
 # The path is invalid, or is a folder where a file is needed, or the other way round, or is below a
 # folder that one may not enter.
 _WRONG_PATH = (
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR),
-    *(errno.EEXIST, errno.EACCES),
-)
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES
+)  # fmt: skip
 _MAX_CHARACTERS = 600  # of an error message; the middle of a longer one is cut
 
 

@@ -28,12 +28,12 @@ from stability.errors import BadInput
 from stability.storage import files, run_files
 
 POLL_SECONDS = 2.0  # between reads of the sweep's files
-# For how long NFS may not show a file that another machine has written; the longest by default.
+# By default, NFS may take this long to show a file that another machine has written.
 LATE_SECONDS = 60.0
 LOG_LINES = 20  # number of last lines to show of a log if runs are left unfinished
 RECENT_SECONDS = 120.0  # a run counts as running for this long after its last row
 FLAGS = ('jobs', 'job_cpus', 'job_gpus', 'job_memory_gb', 'job_minutes')
-MOST_MEMORY_GB = 1_000_000
+MOST_MEMORY_GB = 1_000_000  # of a job; more is a mistake
 # Estimates of the states that a job saves when it is told to end.
 BYTES_PER_PARAMETER = 16  # 12 with AdamW, and room for the embedding
 GPU_BYTES = 40e9  # of all runs that share a GPU, at most: half of 80 GB, the rest is activations

@@ -25,7 +25,8 @@ class Trail:
   """Earlier values of a quantity, of which a fixed number is kept, evenly spaced in log time."""
 
   def __init__(self):
-    self._points = collections.deque(maxlen=TRAIL_POINTS)  # (time, value)
+    # Time and value.
+    self._points: collections.deque[tuple[float, float]] = collections.deque(maxlen=TRAIL_POINTS)
 
   def __len__(self) -> int:
     return len(self._points)

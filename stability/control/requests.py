@@ -44,7 +44,7 @@ def request_files(run: Path) -> list[Path]:
 
 
 def _is_file(path: Path) -> bool:
-  """Whether it is a file that may be read: reading a pipe might never end."""
+  """Whether a path is a regular file; reading a pipe might never end."""
   try:
     return path.is_file()
   except OSError:  # such as EIO or ESTALE of a file server

@@ -97,9 +97,9 @@ class RunControl:
     return {record.action.to for record in self._planned if record.action.kind == 'rewind'}
 
   def lasting(self, steps: Iterable[int]) -> list[int]:
-    """Of the steps of checkpoints, those of the config's interval and of actions.
+    """Leaves out the steps of checkpoints that only a pause or an interruption has saved.
 
-    The others come from a pause or an interruption. Nothing automatic may depend on these.
+    Nothing automatic may depend on these. The others follow from the config and from actions.
     """
     every, saved = self.config['checkpoint']['every_steps'], records.saved_steps(self.taken)
     return [step for step in steps if step in saved or (every and step % every == 0)]

@@ -55,7 +55,7 @@ def tidy(steps: np.ndarray, values: dict[str, np.ndarray]) -> Curve:
 
 
 def _are_restarts(steps: np.ndarray, back: np.ndarray) -> bool:
-  """Whether steps go back at these rows because the run was restarted there.
+  """Whether the run was restarted at the rows where steps go back.
 
   What a restart logs has several rows and repeats a step.
   """

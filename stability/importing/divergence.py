@@ -12,7 +12,7 @@ _LAST_INTERVALS = 10
 
 
 def has_diverged(curve: Curve) -> bool:
-  """Whether the loss ends up not finite: as logged, or because it is no longer logged."""
+  """Whether the loss becomes NaN or infinite for good, or is no longer logged because it did."""
   losses = _losses(curve)
   after = np.arange(len(curve.steps)) > _last_finite(losses)
   return bool((np.isinf(losses).any(axis=0) & after).any() or seems_not_finite(curve).any())

@@ -124,7 +124,7 @@ def iterate_metrics(run: Path) -> Iterator[Json]:
 
 
 def last_metrics(run: Path) -> Json | None:
-  """The last row of metrics.jsonl, at constant cost; None if there is none."""
+  """The last row of metrics.jsonl, read from its end; None if there is none."""
   return files.read_last_line(run / 'metrics.jsonl')
 
 

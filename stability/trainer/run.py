@@ -98,7 +98,7 @@ class Run:
     return self.is_at_stop() and self.control.has_work(self.step, self.is_over())
 
   def is_checkpoint_due(self) -> bool:
-    """Whether to save a checkpoint at the current step, by the config or for a planned rewind."""
+    """Whether the config or a planned rewind needs a checkpoint at the current step."""
     is_due = self.is_due('checkpoint') and self.step < self.steps
     return is_due or self.step in self.control.planned_targets
 

@@ -68,7 +68,7 @@ def test_no_runs():
 
 @pytest.mark.parametrize(('layout', 'used'), [('single', 1), ('population', 4), ('sharded', 8)])
 def test_hours_count_the_devices_that_a_layout_uses(layout, used):
-  """Of eight devices, for four runs."""
+  """Four runs on a machine with eight devices."""
   configs = hyper.expand(resolved(**{'parallel.layout': layout}), hyper.sweep('seed', range(4)))
   (group,) = cost.groups(configs.configs, 256)
   machine = cost.Machine(8, memory_bytes=8e10, flops_per_second=1e12, utilisation=0.5)

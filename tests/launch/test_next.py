@@ -310,7 +310,7 @@ def test_rates_beyond_the_grid_keep_lr_sensitivity(folder):
 
 
 def test_an_arm_of_other_matrices_is_one_curve(trained, folder):
-  """Its parameters are those of its own matrices, for runs that are trained and for others."""
+  """Trained and untrained runs have the number of parameters of the arm's own matrices."""
   source = (folder / 'experiment.py').read_text()
   swept = "'model.query_group', [2]"
   (folder / 'experiment.py').write_text(source.replace("'model.width', [16, 32]", swept))

@@ -232,7 +232,7 @@ def test_adapter_of_random_weights(begin, tmp_path):
 
 
 def test_parent_that_an_interrupted_start_has_left(begin, tmp_path, monkeypatch):
-  """Its record binds only once sweep.json has the run."""
+  """A record is binding only if sweep.json has the run."""
   left, made = ({'checkpoint': {'sha256': digest}} for digest in ('left', 'made'))
   given = []
 

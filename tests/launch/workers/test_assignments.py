@@ -92,7 +92,7 @@ def test_waiting_runs_are_counted(tmp_path):
 
 
 def test_runs_that_have_begun_come_first(tmp_path):
-  """Of each group, since a population is as wide as that in which its first run began."""
+  """In each group: a population gets the width with which its first run began."""
   names, runs = two_groups()
   for name in (names[2], names[4]):
     versions.record(run_files.run_dir(tmp_path, name), 0, runs=3)
