@@ -45,6 +45,7 @@ from absl import flags
 from launch.backends import registry
 from launch.common import app, dry_run, path_flags, start, training_device
 from stability.errors import BadInput
+from stability.storage import sweeps
 
 FLAGS = flags.FlagValues()
 app.define_config(FLAGS)
@@ -67,21 +68,24 @@ def main() -> int | None:
     preemption.end_with_stdin()
   options = dry_run.check(FLAGS)
   backend = registry.find(FLAGS)
-  sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value, arms=_ARMS.value)
+  workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+  begun = sweeps.find_sweep(workdir) if workdir and _ARMS.value is not None else None
+  arms_begun = {config['arm'] for config in begun.runs.values()} if begun else ()
+  sweep = app.load_sweep(FLAGS, seeds=_SEEDS.value, arms=_ARMS.value, begun=arms_begun)
   reused = [Path(other) for other in _REUSE.value]
   for other in reused:
     if not (other / 'sweep.json').is_file():
       raise BadInput(f'--reuse={other}: holds no sweep (no sweep.json)')
   device = training_device.find() if reused and backend.is_blocking else None  # of jobs, unknown
   if FLAGS['dry_run'].value:
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
     dry_run.show(sweep, options, workdir, reused, device)
-    backend.show(workdir.absolute() if workdir else Path('DIR'), sweep.runs.configs)
+    backend.show(
+        workdir.absolute() if workdir else Path('DIR'), sweep.selected(sweep.runs.configs)
+    )
     return 0
-  if not _WORKDIR.value:
+  if workdir is None:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
   backend.check()
-  workdir = Path(_WORKDIR.value)
   return start.start(
       sweep,
       workdir,

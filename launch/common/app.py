@@ -23,7 +23,7 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +35,7 @@ from stability import config as config_lib
 from stability import extensions as extensions_lib
 from stability import hyper
 from stability.analysis import windows
+from stability.config import Config
 from stability.errors import BadInput, CannotWrite
 
 flags.disclaim_key_flags()  # --help lists the flags defined here under the program's name
@@ -64,6 +65,11 @@ class SweepRequest:
   runs: hyper.Runs
   extensions: extensions_lib.Extensions | None  # that the config file adds to those of the package
   report: dict[str, Any]  # how to compare LR sensitivities: stability/analysis/windows.py
+  arms: frozenset[str] | None = None  # the arms to train now; None: all
+
+  def selected(self, configs: Mapping[str, Config]) -> dict[str, Config]:
+    """Those of the runs, given by name, that are of the arms to train now."""
+    return {n: c for n, c in configs.items() if self.arms is None or c['arm'] in self.arms}
 
 
 class _HelpRequested(Exception):
@@ -150,6 +156,7 @@ def load_sweep(
     single: bool = False,
     seeds: int | None = None,
     arms: Sequence[str] | None = None,
+    begun: Collection[str | None] = (),
 ) -> SweepRequest:
   """The runs of --config with the overrides of the command line.
 
@@ -158,12 +165,13 @@ def load_sweep(
     single: load only the run of get_config, even if the file defines a sweep.
     seeds: repeat every run with the seeds 0 to seeds - 1; None: use the seeds of the config file.
     arms: names of the arms to train beside the baseline; None: all.
+    begun: arms of the sweep in the workdir, which remain in it if they are not trained now.
 
   Raises:
     BadInput: there is no such file, or something in it or in an override is wrong.
   """
   config = flag_values['config'].value
-  return load(config, overrides(flag_values), single=single, seeds=seeds, arms=arms)
+  return load(config, overrides(flag_values), single=single, seeds=seeds, arms=arms, begun=begun)
 
 
 def load(
@@ -173,6 +181,7 @@ def load(
     single: bool = False,
     seeds: int | None = None,
     arms: Sequence[str] | None = None,
+    begun: Collection[str | None] = (),
 ) -> SweepRequest:
   """Loads and checks the runs of FILE.py[:SCALE] or NAME[:SCALE]; see load_sweep."""
   given, file, scale = _find_config(config)
@@ -200,12 +209,14 @@ def load(
     report = {}
     if 'get_report' in namespace and not single:
       report = namespace['get_report'](scale=scale)
+  named = None
   if arms is not None:
-    points = hyper.of_arms(points, arms)
+    named = frozenset(point['arm'] for point in hyper.of_arms(points, arms))
+    points = [point for point in points if point.get('arm') in named | set(begun)]
   with _as_bad_input(file, BadInput):
     runs = hyper.expand(base, points, overrides, seeds)
     report = windows.check(report, runs)
-  return SweepRequest(given, scale, overrides, runs, extensions, report)
+  return SweepRequest(given, scale, overrides, runs, extensions, report, named)
 
 
 def _find_config(config: str) -> tuple[str, str, str | None]:

@@ -177,7 +177,7 @@ def show(
   Raises:
     BadInput: the sweep cannot be planned, or the folder holds another one.
   """
-  configs = sweep.runs.configs
+  configs = sweep.selected(sweep.runs.configs)
   rest, told = configs, []  # the runs left to train, and lines on the others
   if workdir and (workdir / 'sweep.json').exists():
     rest = _unfinished(sweep, workdir)
@@ -245,16 +245,17 @@ def show(
 
 
 def _unfinished(sweep: app.SweepRequest, workdir: Path) -> dict[str, Config]:
-  """The runs of a sweep that a workdir has no result of; failed ones are trained again."""
+  """The runs to train now that a workdir has no result of; failed ones are trained again."""
   sweeps.refuse_imported(workdir)
   stored = sweeps.read_sweep(workdir)
   runs = resume.with_stored_names(sweep.runs, stored.runs)
   resume.check(workdir, runs, stored.runs)
   extension_copy.check(sweep, workdir, stored.extensions)
-  results = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in runs.configs}
+  configs = sweep.selected(runs.configs)
+  results = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in configs}
   return {
       name: config
-      for name, config in runs.configs.items()
+      for name, config in configs.items()
       if (result := results[name]) is None or result.status == 'failed'
   }
 

@@ -67,8 +67,9 @@ def define_arms(flag_values: flags.FlagValues) -> flags.FlagHolder[list[str] | N
   return flags.DEFINE_list(
       'arms',
       None,
-      'arms of the sweep to train beside the baseline, its first arm; default: all. A name with a'
-      ' comma is written in double quotes, within those of the shell',
+      'arms of the sweep to train beside the baseline, its first arm; default: all. Others that the'
+      ' workdir holds are kept as they are. A name with a comma is written in double quotes, within'
+      ' those of the shell',
       flag_values=flag_values,
   )
 
@@ -113,16 +114,19 @@ def start(
       return 130
     if not is_blocking:
       return 0
-  return finish(workdir)
+  return finish(workdir, sweep.arms)
 
 
-def finish(workdir: Path) -> int:
-  """Writes the results and the report of a sweep after training; returns the exit code."""
+def finish(workdir: Path, arms: Collection[str] | None = None) -> int:
+  """Writes the results and the report of a sweep after training; returns the exit code.
+
+  `arms` are those that were to be trained; None: all.
+  """
   with leases.acquire(workdir):  # one launcher at a time
     for result in (workdir / 'runs').glob('*/result.json'):
       leases.remove_stale(result.parent)
     results_csv.write_results(workdir)
-    return _report(workdir)
+    return _report(workdir, arms)
 
 
 def prepare(
@@ -158,7 +162,7 @@ def prepare(
     data = _prepare_data(sweep, workdir, previous)
     new = runs.configs.keys() - (previous.runs if previous else {})
     _write_parents(workdir, records, {name: runs.configs[name] for name in new}, data)
-    known = runs.configs | sweeps.fork_configs(workdir)
+    known = sweep.selected(runs.configs | sweeps.fork_configs(workdir))
     tried = {name: config for name, config in known.items() if name not in not_retried}
     unfinished = sweeps.runs_to_train(workdir, tried)
     configs = _continued_configs(workdir, previous, runs.configs, unfinished)
@@ -381,8 +385,11 @@ def warn_of_versions(workdir: Path, previous: Mapping[str, str]) -> None:
     )
 
 
-def _report(workdir: Path) -> int:
-  """Writes the report and prints its summary and errors; 1 if any run failed or is missing."""
+def _report(workdir: Path, arms: Collection[str] | None) -> int:
+  """Writes the report and prints its summary and errors; 1 if any run failed or is missing.
+
+  A run that is missing counts only if it is of `arms`; None: all arms.
+  """
   from stability.report import page, terminal  # importing pandas and Matplotlib takes a second
 
   console = Console()
@@ -396,7 +403,10 @@ def _report(workdir: Path) -> int:
       shown.add(reason)
       display.line(console, row['error'].strip())
     display.line(console, f'failed: {row["run"]}: {reason}')
-  missing = sum(row['status'] == 'missing' for row in rows)
+  without = [row for row in rows if row['status'] == 'missing']
+  missing = sum(arms is None or row['arm'] in arms for row in without)
   if missing:
     console.print(f'{missing} runs have not finished; the same command resumes', highlight=False)
+  if others := len(without) - missing:
+    console.print(f'{others} runs of arms not in --arms have not finished', highlight=False)
   return 1 if failed or missing else 0
