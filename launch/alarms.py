@@ -14,6 +14,7 @@ Where it is known which runs became unstable, it scores the rules and writes
                                     the onset of instability) of each rule and of any
   DIR/report/alarm_reliability.csv  how often a run became unstable after alarms of a probability,
                                     without those that came after the onset; and its figure
+  DIR/report/alarm_rises.csv        how many runs raise alarms, by how far their losses rise
 
 --calibrate chooses limits for the regime of the sweep on its own runs, and writes them to FILE.json
 with what they were made from. --limits applies such a file in place of the limits that the rules
@@ -48,6 +49,8 @@ FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
 _CALIBRATE = path_flags.define('calibrate', None, 'file to write limits to', FLAGS)
 _LIMITS = path_flags.define('limits', None, 'file of limits to apply', FLAGS)
+
+_NEAR = (0.03, 0.1)  # rises that are close to instability.MARGIN
 
 
 def main() -> int:
@@ -117,7 +120,7 @@ def _score(
     workdir: Path, replays: 'Mapping[str, Replay]', rules: Sequence[Rule], console: Console
 ) -> None:
   """Scores the rules on the runs whose outcome is known; prints and writes the tables."""
-  from stability.analysis import alarm_scores
+  from stability.analysis import alarm_scores, instability
   from stability.report import alarm_figure
 
   outcomes = alarm_scores.outcomes(workdir)
@@ -135,12 +138,22 @@ def _score(
       'Runs: those to which a rule could be applied. Lead: the step of its alarm over that at which'
       ' a run becomes unstable, the median; above 1 is too late, never: most have no alarm.',
   )
+  has_alarm = outcomes.index.map(lambda name: bool(alarms[name]))
+  wrong = outcomes[outcomes['unstable'] != has_alarm]
+  display.line(
+      console,
+      f'A false or missing alarm: {len(wrong):,} runs, {wrong["rise"].between(*_NEAR).sum():,} of'
+      f' which rise above the best loss by {_NEAR[0]:.0%} to {_NEAR[1]:.0%} of what was learned;'
+      f' more than {instability.MARGIN:.0%} is unstable.',
+  )
   folder = workdir / 'report'
   files.refuse_links(folder)
   files.write_atomic(folder / 'alarm_scores.csv', scores.to_csv(index=False))
   files.write_atomic(folder / 'alarm_reliability.csv', reliability.to_csv(index=False))
+  rises = alarm_scores.by_rise(outcomes, alarms)
+  files.write_atomic(folder / 'alarm_rises.csv', rises.to_csv(index=False))
   alarm_figure.write(reliability, folder)
-  written = f'{folder / "alarm_scores.csv"}, alarm_reliability.csv, .svg, .png'
+  written = f'{folder / "alarm_scores.csv"}, alarm_rises.csv, alarm_reliability.csv, .svg, .png'
   display.line(console, f'Written: {written}')
 
 

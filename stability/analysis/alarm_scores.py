@@ -1,5 +1,6 @@
 """Scores of the alarm rules: how well they predict which runs become unstable, and when."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +15,13 @@ from stability.control.rules import RULES, Rule
 from stability.storage import run_files
 
 ANY = 'any'  # the union of all rules
+# The bins of by_rise. Runs with the first one have a learning rate up to the best one; the loss of
+# unstable runs rises by more than instability.MARGIN.
+RISES = (0.0, 0.01, 0.02, 0.03, 0.04, instability.MARGIN, 0.07, 0.1, 0.2, math.inf)
 
 
 def outcomes(workdir: Path) -> pd.DataFrame:
-  """A table of unstable, onset (see instability) and steps, with a row for each run, by name.
+  """A table of unstable, rise, onset (see instability) and steps, with a row for each run, by name.
 
   Runs whose stability is unknown are left out: those that failed, were stopped or are missing, and
   those that were acted on.
@@ -27,6 +31,7 @@ def outcomes(workdir: Path) -> pd.DataFrame:
   found = pd.DataFrame({
       'run': results.runs['run'],
       'unstable': instability.unstable(results),
+      'rise': instability.rise(results),
       'onset': instability.onset(results, curves),
       'steps': results.runs['steps'],
   })
@@ -123,6 +128,33 @@ def reliability(outcomes: pd.DataFrame, alarms: Mapping[str, Iterable[Alarm]]) -
   table.insert(0, 'high', (table.index + 1) / 10)
   table.insert(0, 'low', table.index / 10)
   return table.reset_index(drop=True)
+
+
+def by_rise(outcomes: pd.DataFrame, alarms: Mapping[str, Sequence[Alarm]]) -> pd.DataFrame:
+  """In how many runs alarms are raised, by how far their losses rise above the best one.
+
+  False and missed alarms in runs whose loss rises by nearly MARGIN say less than others.
+
+  Args:
+    outcomes: see outcomes.
+    alarms: run -> its alarms.
+
+  Returns:
+    A row per bin of RISES. Columns: low, high (a run of the bin has a rise above low, up to high;
+    in the first one, it is 0), runs, unstable, fired (the numbers of them).
+  """
+  fired = np.array([bool(alarms[name]) for name in outcomes.index], bool)
+  bins = np.searchsorted(RISES, outcomes['rise'].to_numpy(float))
+  return pd.DataFrame([
+      {
+          'low': RISES[max(number - 1, 0)],
+          'high': high,
+          'runs': (bins == number).sum(),
+          'unstable': outcomes['unstable'][bins == number].sum(),
+          'fired': fired[bins == number].sum(),
+      }
+      for number, high in enumerate(RISES)
+  ])
 
 
 def _first_of_rules(alarms: Iterable[Alarm]) -> Iterable[Alarm]:

@@ -18,21 +18,32 @@ def unstable(results: Results) -> pd.Series:
   """Whether each run is unstable, in the order of results.runs.
 
   NA for a run that does not count: it failed, was stopped or is missing. A run is unstable if it
-  diverged, or if its learning rate is above the best one of its size and intervention and its loss
-  exceeds the best by more than MARGIN. It is not compared with the best of all interventions: a
-  better one would make others look unstable, and one with a higher best rate would hide failures
-  below that rate.
+  diverged, or if its loss has a rise above MARGIN. It is not compared with the best of all
+  interventions: a better one would make others look unstable, and one with a higher best rate would
+  hide failures below that rate.
   A run at the only learning rate of its size and intervention is compared with the best of the
   smaller sizes, like the paper's 4.8B model, whatever its learning rate; without smaller sizes, as
   in a random search, with the best of all interventions.
   """
+  rises = rise(results)
+  is_unstable = (rises > MARGIN) | (results.runs['status'] == 'diverged')
+  return is_unstable.astype('boolean').where(rises.notna())
+
+
+def rise(results: Results) -> pd.Series:
+  """How far the loss of each run is above the best one, in the order of results.runs.
+
+  It is a fraction of the run's initial loss minus the best loss of its size and intervention. It is
+  0 at learning rates up to that of the best loss, where a run is only slow; NaN for a run that does
+  not count.
+  """
   runs, best = results.runs, best_runs(results)
-  margin = MARGIN * (runs['initial_loss'] - best['loss'])
-  excess = lr_sensitivity.counted_loss(runs) - best['loss'] - margin
+  excess = lr_sensitivity.counted_loss(runs) - best['loss']
   best_is_smaller = best['parameters'] < runs['parameters']
   above_best = (runs['learning_rate'] > best['learning_rate']) | best_is_smaller
-  is_unstable = (excess > 0) & above_best | (runs['status'] == 'diverged')
-  return is_unstable.astype('boolean').where(excess.notna())
+  learned = runs['initial_loss'] - best['loss']
+  share = (excess / learned).where(learned > 0, np.where(excess > 0, np.inf, 0.0))
+  return share.where(above_best, 0.0).where(excess.notna())
 
 
 def log_best_rate(log_rates: np.ndarray, losses: np.ndarray) -> tuple[float, int]:

@@ -134,6 +134,26 @@ def test_torn_line_and_null_loss(tmp_path):
   assert found.loc[run.name, 'any'] == 100
 
 
+def test_alarms_by_rise():
+  rises = {'slow': 0.0, 'a': 0.01, 'b': 0.0101, 'c': 0.05, 'd': 0.0501, 'e': math.inf}
+  outcomes = pd.DataFrame({'rise': rises})
+  outcomes['unstable'] = (outcomes['rise'] > 0.05).astype('boolean')
+  alarm = [Alarm(1, 'x', 1.0, 1.0, '', 0.5)]
+  found = {name: alarm if name in ('slow', 'b', 'e') else [] for name in rises}
+  table = alarm_scores.by_rise(outcomes, found)
+  assert table['low'].tolist() == [0, *table['high'][:-1]]
+  assert table['high'].tolist() == [0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2, math.inf]
+  assert table['runs'].tolist() == [1, 1, 1, 0, 0, 1, 1, 0, 0, 1]
+  assert table['unstable'].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1]
+  assert table['fired'].tolist() == [1, 0, 1, 0, 0, 0, 0, 0, 0, 1]
+
+
+def test_rises_of_outcomes(tmp_path):
+  """The best run has the lowest rate; the unstable ones lose half of what it learned."""
+  write(tmp_path, CASES)
+  assert alarm_scores.outcomes(tmp_path)['rise'].tolist() == [0, 0, 0, 0, 0.5, 0.5, 0.5]
+
+
 def test_reliability_by_tenths():
   outcomes = pd.DataFrame({'unstable': [True, False], 'onset': [1.0, np.nan]}, ['a', 'b'])
 

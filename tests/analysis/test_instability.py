@@ -39,6 +39,14 @@ def test_unstable_above_best_rate_and_margin():
   assert unstable((1, 0.1, 2.0), (1, 0.3, 2.19), (1, 1.0, 2.21)) == [False, False, True]
 
 
+def test_rise():
+  """The best run reduces the loss by 4 nats. At lower rates, and if no run learns, it is 0."""
+  runs = ((1, 0.01, 5.0), (1, 0.1, 2.0), (1, 0.3, 2.3), (1, 1.0, 7.0), (1, 3.0, 1.0, 'failed'))
+  found = instability.rise(results_of(*runs))
+  assert list(found[:4]) == pytest.approx([0, 0, 0.075, 1]) and np.isnan(found[4])
+  assert list(instability.rise(results_of((1, 0.1, 6.5), (1, 0.3, 7.0)))) == [0, 0]
+
+
 def test_low_rate_is_not_unstable():
   assert unstable((1, 0.01, 5.0), (1, 0.1, 2.0), (1, 0.1, 3.0)) == [False, False, False]
 

@@ -194,7 +194,7 @@ def test_alarms_do_not_depend_on_the_rows_of_the_learning_rate(logged):
   one, other = Monitor(), Monitor()
   expected, found = [], []
   for step in range(1, 200):
-    values = {OUTPUT: step**4.0, 'log_z': 6 * math.log(step), LOGIT: float(step**2)}
+    values = {OUTPUT: step**5.0, 'log_z': 7 * math.log(step), LOGIT: float(step**2)}
     rows = [{'learning_rate': 1e-3}, values]
     expected += one.observe({'step': step, **rows[0], **values})
     for row in reversed(rows) if logged == 'last' or step == 1 else rows:

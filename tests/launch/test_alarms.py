@@ -1,5 +1,6 @@
 """launch.alarms: the rules over the rows of runs trained here and of imported ones."""
 
+import csv
 import json
 import shutil
 
@@ -122,6 +123,10 @@ def test_scores_are_written(graded, capsys):
   assert row_of(output, 'any')[:2] == ['any', '42']
   assert (report / 'alarm_reliability.csv').read_text().startswith('low,high,alarms,')
   assert (report / 'alarm_reliability.png').exists()
+  rises = list(csv.DictReader((report / 'alarm_rises.csv').open()))
+  assert sum(int(row['runs']) for row in rises) == 42
+  unstable = sum(int(row['unstable']) for row in rises)
+  assert f'A false or missing alarm: {unstable} runs, ' in output
 
 
 def test_limits_for_a_regime(graded, tmp_path, capsys):
