@@ -6,7 +6,7 @@ from helpers.retrieval import StubModel, sentences
 
 from stability.data.tokenize.stored import StoredTokenizer
 from stability.errors import BadInput
-from stability.retrieval import comparison
+from stability.retrieval import comparison, knn, lexical
 from stability.retrieval.datastore import Datastore
 from stability.retrieval.texts import Windows
 
@@ -20,7 +20,7 @@ def windows(name, text, length=16, count=None):
 
 
 def test_knn_against_brute_force(tmp_path):
-  """Every distance, in float64; the tuned numbers are taken as they are."""
+  """Every distance, in float64; the first half tunes the numbers, the second is reported."""
   model, train = StubModel(), windows('train', sentences(0, 300))
   validation = windows('validation', sentences(1, 60))
   (tmp_path / 'store').mkdir()
@@ -37,6 +37,13 @@ def test_knn_against_brute_force(tmp_path):
     return keys, log_p, text.tokens_NxT1[:, 1:].reshape(-1)
 
   keys, _, values = flat(train)
+  queries, log_p, targets = (array[: 16 * half] for array in flat(validation))
+  distances = np.square(keys - queries[:, None]).sum(axis=2)
+  order = np.argsort(distances, kind='stable')[:, : max(knn.NUMBERS)]
+  is_target = values[order] == targets[:, None]
+  setting = knn.tune(log_p, np.take_along_axis(distances, order, axis=1), is_target)
+  assert (found.k, found.weight) == (setting.k, setting.weight)
+  assert found.temperature == pytest.approx(setting.temperature, rel=0.01)
   queries, log_p, targets = (array[16 * half :] for array in flat(validation))
   losses, hits = [], []
   for query, own, target in zip(queries, log_p, targets, strict=True):
@@ -64,6 +71,28 @@ def test_windows_say_where_the_tuned_half_ends(tmp_path):
   expected = comparison.compare_knn(model, store, validation, 1, lambda *_: None)
   model.sequence_length = 8
   assert comparison.compare_knn(model, store, validation, 1, lambda *_: None) == expected
+
+
+def test_in_context_by_the_losses_of_passages():
+  """The first half chooses the number of passages; losses are those of the second half."""
+
+  class Remembering(StubModel):
+    def log_p(self, windows):
+      return -1 - np.cumsum(windows[:, :-1], axis=1) % 11 / 4
+
+  model = Remembering()
+  passages = lexical.Passages([windows('train', sentences(0, 300))], TOKENIZER)
+  validation = windows('validation', sentences(1, 60))
+  half = len(validation.starts_N) // 2
+  first, second = (
+      {k: passages.losses(model, part, k).mean() for k in (0, 1, 2)}
+      for part in (validation.tokens_NxT1[:half], validation.tokens_NxT1[half:])
+  )
+  assert first[1] < first[2] and second[2] < second[1]
+  found = comparison.compare_in_context(model, passages, validation, lambda *_: None)
+  assert (found.k, found.windows) == (1, len(validation.starts_N) - half)
+  assert found.loss_without == pytest.approx(second[0], rel=1e-6)
+  assert found.loss_with == pytest.approx(second[1], rel=1e-6)
 
 
 def test_stable_rank_by_singular_values():
