@@ -1,4 +1,4 @@
-"""Averages of parameters: uniform over the last updates, and schedule-free training."""
+"""Averages of parameters: uniform, exponential, and that of schedule-free training."""
 
 import jax
 import numpy as np
@@ -8,6 +8,25 @@ from stability.optim.after_update import Update
 from stability.optim.evaluation import EVALUATED
 from stability.step import run_model, train_step
 
+TRAINED = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+
+
+def averages(name, hparams):
+  """The evaluated parameters before the first update and after each, if TRAINED are trained."""
+  average_of = EVALUATED[name].make
+  average = average_of.init({'p': TRAINED[0]})
+  for step in range(9):
+    if step:
+      update = Update({}, {}, None, {}, np.int32(step), np.float32(1), hparams, None)
+      average, new = average_of.update(average, {'p': TRAINED[step]}, update)
+      np.testing.assert_array_equal(new['p'], TRAINED[step])
+    yield average_of.read({
+        'params': {'p': TRAINED[step]},
+        'average': average,
+        'step': np.int32(step),
+        'hparams': hparams,
+    })['p']
+
 
 @pytest.mark.parametrize('average_steps, first', [(3, 6), (1, 8), (100, 1)])
 def test_uniform_average(average_steps, first):
@@ -15,22 +34,19 @@ def test_uniform_average(average_steps, first):
   hparams = {
       'schedule.steps': np.int32(8), 'evaluation.average_steps': np.int32(average_steps)
   }  # fmt: skip
-  average_of = EVALUATED['uniform'].make
-  trained = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
-  average = average_of.init({'p': trained[0]})
-  for step in range(9):
-    if step:
-      update = Update({}, {}, None, {}, np.int32(step), np.float32(1), hparams, None)
-      average, new = average_of.update(average, {'p': trained[step]}, update)
-      np.testing.assert_array_equal(new['p'], trained[step])
-    state = {
-        'params': {'p': trained[step]},
-        'average': average,
-        'step': np.int32(step),
-        'hparams': hparams,
-    }
-    expected = trained[first : step + 1].mean(0) if step >= first else trained[step]
-    np.testing.assert_allclose(average_of.read(state)['p'], expected, rtol=1e-5, atol=1e-6)
+  for step, found in enumerate(averages('uniform', hparams)):
+    expected = TRAINED[first : step + 1].mean(0) if step >= first else TRAINED[step]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_exponential_average():
+  """Update n of t has a weight of 0.9^(t - n); before the first, the parameters themselves."""
+  found = averages('ema', {'evaluation.decay': np.float32(0.9)})
+  np.testing.assert_array_equal(next(found), TRAINED[0])
+  for step, average in enumerate(found, start=1):
+    weights = 0.9 ** np.arange(step)[::-1]
+    expected = np.average(TRAINED[1 : step + 1], axis=0, weights=weights)
+    np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
