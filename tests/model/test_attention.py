@@ -220,6 +220,26 @@ def test_fused_kernel_equals_our_attention(tiny, monkeypatch, block, length):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=str(path))
 
 
+def test_largest_logit_of_each_head_with_the_fused_kernel(tiny, monkeypatch):
+  """QK-clip reads it: of blocks with 5, 5 and 3 of 13 positions, and of all positions at once."""
+  monkeypatch.setattr(attention, '_kernel_serves', lambda c: True)
+  monkeypatch.setattr(attention_stats, 'BLOCK', 5)
+  run = tiny({'model.qk_norm': 'none'})
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 13, 32)).astype(np.float32)
+  params = {name: rng.normal(size=(32, 32)) for name in ('query', 'key', 'value', 'output')}
+  name = attention_stats.MAX_BY_HEAD
+
+  def largest(kernel):
+    module = attention.Attention(run.static.model, kernel, (name,))
+    _, sown = module.apply({'params': params}, x, run.hparams, mutable=[measure.QUIET])
+    return sown[measure.QUIET][name][0].value
+
+  ours, fused = compiled(lambda: (largest(None), largest(lambda q, k, v: v)))()
+  assert ours.shape == (2,) and abs(ours[0] - ours[1]) > 1
+  np.testing.assert_allclose(fused, ours, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ('overrides', 'serves'),
     [
