@@ -10,7 +10,7 @@ import pytest
 
 from stability.model import adapters, parameterization
 from stability.optim import apply, optimizers
-from stability.step import train_step
+from stability.step import run_model, train_step
 
 V = 64
 SMALL = {
@@ -266,6 +266,36 @@ def test_prompt_is_drawn_like_embeddings(tiny, embedding, rms):
   state = train_step.programs(run.static, V).init(run.hparams)
   vectors = state['params']['prompt_adapter']['vectors']
   assert float(jnp.sqrt(jnp.mean(jnp.square(vectors)))) == pytest.approx(rms, rel=0.1)
+
+
+def test_prompt_is_read_like_tokens_before_the_text(tiny):
+  """A plain model with its vectors as the embeddings of two more tokens has the same logits."""
+  shape = SMALL | {'model.depth': 1}
+  run, plain, tokens = tiny(shape | {'adapter.kind': 'prompt'}), tiny(shape), ROWS[:, :-1]
+  model, other = run_model.make(run.static, V), run_model.make(plain.static, V + 2)
+  longer = np.concatenate([np.full((2, 2), [V, V + 1]), tokens], axis=1)
+
+  @jax.jit
+  def logits():
+    params = other.init(jax.random.key(0), longer, plain.hparams)['params']
+    expected = other.apply({'params': params}, longer, plain.hparams)
+    embedding, vectors = jnp.split(params['embedding'], (V,))
+    params |= {'embedding': embedding, 'head': params['head'][:, :V]}
+    params['prompt_adapter'] = {'vectors': vectors}
+    return model.apply({'params': params}, tokens, run.hparams), expected[:, 2:, :V]
+
+  found, expected = logits()
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bottleneck_by_hand():
+  """The formula x + gelu(x D) U, with the gelu of tanh."""
+  rng = np.random.default_rng(3)
+  x, down, up = (rng.normal(size=shape) for shape in ((2, 3, 16), (16, 2), (2, 16)))
+  hidden = x @ down
+  hidden *= (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
+  found = adapters.Bottleneck(2).apply({'params': {'down': down, 'up': up}}, np.float32(x))
+  np.testing.assert_allclose(found, x + hidden @ up, rtol=1e-5, atol=1e-5)
 
 
 def test_rates_by_layer(tiny):
