@@ -457,7 +457,7 @@ def test_scores_by_hand():
       'seed': 0,
       'quantity': ['attention logit'] * 5 + [''] * 5,
       'run': ['a', 'b', 'c', 'd', 'e'] * 2,
-      'probability': [0.1, 0.4, 0.9, 0.6, 0.0, 0.0, 0.0, 1.0, np.nan, np.nan],
+      'probability': [0.1, 0.4, 1.0, 0.6, 0.0, 0.0, 0.0, 1.0, np.nan, np.nan],
       'happened': [False, True, True, True, False] * 2,
       'base_rate': 0.5,
       'value': [10.0] * 5 + [np.nan] * 5,
@@ -469,15 +469,52 @@ def test_scores_by_hand():
   scores = predict.score([table, table]).set_index('predictor')
   mine = scores.loc['mine']
   assert (mine['runs'], mine['accuracy']) == (10, 0.8)
-  assert mine['brier'] == pytest.approx((0.1**2 + 0.6**2 + 0.1**2 + 0.4**2) / 5)
+  assert mine['brier'] == pytest.approx((0.1**2 + 0.6**2 + 0.4**2) / 5)
   assert mine['base_brier'] == 0.25
+  # Probabilities of 0 and 1 count as 0.01 and 0.99.
+  assert mine['log_score'] == pytest.approx(-np.log([0.9, 0.4, 0.99, 0.6, 0.99]).mean())
   # The first interval covers its value, the second is above it and the third below. The censored
   # values, above 4 and below 9, may lie within 5 to 8.
   assert (mine['numbers'], mine['intervals'], mine['coverage']) == (10, 10, 0.6)
   assert mine['error'] == pytest.approx(np.log10(1.01))
   paper = scores.loc[predictors.PaperFit.name]
   assert (paper['runs'], paper['brier']) == (6, pytest.approx(1 / 3))
+  assert paper['log_score'] == pytest.approx(-np.log([0.99, 0.01, 0.99]).mean())
   pd.testing.assert_series_equal(mine, scores.loc[predict.CHOSEN], check_names=False)
+
+
+def test_scores_of_each_size_by_hand():
+  """The base rate is that of the event `unstable`, and counts once for each run."""
+  table = pd.DataFrame({
+      'predictor': ['mine', 'other', 'gradient'] * 3,
+      'chosen': False,
+      'event': ['unstable', 'unstable', 'below eps'] * 3,
+      'parameters': [4.0] * 6 + [16.0] * 3,
+      'times': [2.0] * 6 + [8.0] * 3,
+      'seed': 0,
+      'quantity': '',
+      'run': np.repeat(['a', 'b', 'c'], 3),
+      'probability': [0.9, 0.5, 0.0, 0.2, 0.5, 0.0, 0.4, 0.5, 0.0],
+      'happened': [True, True, False, False, False, False, True, True, False],
+      'base_rate': [0.3, 0.3, 0.8] * 3,
+      **dict.fromkeys(('value', 'low', 'high', 'measured'), np.nan),
+      'beyond': 0,
+  })
+  scores = predict.score_by_size(table)
+  assert list(zip(scores['parameters'], scores['times'], scores['predictor'])) == [
+      (*size, name)
+      for size in ((4.0, 2.0), (16.0, 8.0))
+      for name in ('mine', 'other', 'gradient', predict.BASE_RATE)
+  ]
+  columns = ['runs', 'accuracy', 'brier', 'log_score']
+  of_base = scores.loc[scores['predictor'] == predict.BASE_RATE, columns].to_numpy(float)
+  expected = [
+      [2, 0.5, (0.7**2 + 0.3**2) / 2, -np.log([0.3, 0.7]).mean()],
+      [1, 0.0, 0.7**2, -np.log(0.3)],
+  ]
+  np.testing.assert_allclose(of_base, expected)
+  mine = scores.loc[scores['predictor'] == 'mine', 'brier']
+  assert list(mine) == pytest.approx([(0.1**2 + 0.2**2) / 2, 0.6**2])
 
 
 def test_critical_rate_is_scored_once_per_size():
