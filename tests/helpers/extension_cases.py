@@ -89,11 +89,14 @@ def cost(field: str, value: object, costs: float) -> Outcomes:
   return best(where(field, value, 2.0 + costs, 2.0))
 
 
-def mup(by_rate: float) -> Outcomes:
-  """Best losses: that of muParam is 0.1 nats lower, that of the embedding's rate by less."""
-  return best(
-      lambda c: 1.9 if c[NAME] != 'standard' else 2.0 - by_rate * (c[EMBEDDING] == 'width')
-  )
+def mup(largest: float, others: float) -> Outcomes:
+  """Best losses: muParam gains 0.1 nats, the embedding's rate these at the largest size or not."""
+
+  def loss(c):
+    by_rate = largest if size(c) == 16 else others
+    return 1.9 if c[NAME] != 'standard' else 2.0 - by_rate * (c[EMBEDDING] == 'width')
+
+  return best(loss)
 
 
 RANK, KIND, ADAPTER_SCALE = 'adapter.rank', 'adapter.kind', 'adapter.scale'
@@ -171,7 +174,7 @@ CASES: dict[str, tuple[list[hyper.Point], Outcomes, Outcomes]] = {
         steep(where(OPTIMIZER, 'hyperball', 0.1, 0.4)),
         steep(where(OPTIMIZER, 'hyperball', 0.3, 0.4)),
     ),
-    'extension_n': (EMBEDDINGS, mup(0.08), mup(0.03)),
+    'extension_n': (EMBEDDINGS, mup(0.08, 0.03), mup(0.03, 0.08)),
     'extension_o': (CLIPS, clipping(1.0), clipping(0.1)),
     'extension_p': (
         grid(WIDTHS, sweep(OUTPUT_CAP, 0.0, 30.0), sweep('objective.z_loss', 0.0), RATES),

@@ -260,6 +260,13 @@ def test_best_rates_at_an_end_of_the_grid_decide_nothing(name, end):
   assert found.verdict == UNDECIDED and 'is the first or the last one of its row' in found.reason
 
 
+def test_best_rate_of_lora_may_be_too_high():
+  """By two decades, where 3 to 30 times is meant; neither is at an end of the grid."""
+  far = extension_cases.tuned(lambda c: 10 ** (-0.5 if c['adapter.kind'] == 'lora' else -2.5))
+  found = verdict('extension_t', *simulate(CASES['extension_t'][0], far))
+  assert (found.verdict, found.effect) == (DOES_NOT_HOLD, pytest.approx(2 - np.log10(30)))
+
+
 @pytest.mark.parametrize('other_seed, expected', [(1.0, UNDECIDED), (1.2, UNDECIDED), (1.9, HOLDS)])
 def test_undecided_if_seeds_disagree(other_seed, expected):
   found = verdict('1a', *two_seeds(other_seed))
