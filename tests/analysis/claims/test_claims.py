@@ -45,6 +45,44 @@ def verdict(name, results, curves):
   return decide(NAMED[name], Evidence.from_results(results, curves))
 
 
+CRITERIA = {  # of all claims: they are not changed after a sweep has been run
+    '<= -0.1': '11a 11b E.12a E.12b',
+    '<= 0': '1d 3c E.5a',
+    '<= 0.01': 'extension_t',
+    '<= 0.02': '8c 12a E.5b extension_o extension_s',
+    '<= 0.1': 'C.1a',
+    '<= 0.25': '2c E.1b',
+    '<= 0.3': '8a 9c E.4b E.14a extension_i',
+    '<= 0.5': '10a 13a',
+    '<= 0.8': 'E.13a E.13b',
+    '<= 1.25': 'E.7a E.9a extension_d extension_e extension_f extension_l',
+    '<= 3.4': 'extension_u',
+    '<= 10': '11c',
+    '<= 10000': '9b',
+    '> 0': '5c 7b 10b 12b E.3a E.3b E.6c E.8a extension_k',
+    '>= 0.005': 'extension_v',
+    '>= 0.02': 'extension_p extension_q extension_r',
+    '>= 0.05': '1b 7a E.10a E.15a',
+    '>= 0.1': 'C.1c E.2a',
+    '>= 0.25': '1c 2d 4c extension_m',
+    '>= 0.5': '2b 5d E.1a extension_n',
+    '>= 0.9': '8b',
+    '>= 1': '2a 3b 9a 9d',
+    '>= 1.05': '5b E.6b',
+    '>= 1.1': '1a 3a 3d 5a 5e 6a E.4a E.6a extension_a extension_b extension_c extension_g'
+              ' extension_h extension_j extension_x',
+    '>= 1.5': 'C.1b',
+    '>= 1.8': 'extension_w',
+    '>= 2': '4b 12c',
+    '>= 10': '4a E.11a',
+}  # fmt: skip
+
+
+def test_criteria():
+  expected = {name: text for text, names in CRITERIA.items() for name in names.split()}
+  assert {name: str(claim.criterion) for name, claim in NAMED.items()} == expected
+
+
 def test_every_figure_of_the_paper_has_a_claim():
   assert {claim.figure for claim in registry.CLAIMS} == FIGURES | {EXTENSION}
 
