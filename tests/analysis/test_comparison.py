@@ -140,10 +140,16 @@ def test_rates_beyond_the_windows_need_no_partner():
 
 def test_arms_with_grids_or_windows_of_their_own():
   moved = [rate / 10 for rate in FULL]
-  assert of_rates(none=FULL, layernorm=moved) > 0
+
+  def mean(rates):  # of squared decades from the best rate: LR sensitivities, without a factor
+    return np.mean(np.log10(np.array(rates) / 1e-2) ** 2)
+
+  of_moved = of_rates(none=FULL, layernorm=moved)
+  assert of_moved == pytest.approx(3 * mean(FULL) / mean(moved))  # 2.95
   assert np.isnan(of_rates(none=FULL[:4] + FULL[5:], layernorm=moved[:5] + moved[6:]))
   own = [{'where': {QK_NORM: 'none'}, 'windows': [[3e-3, 1.0]]}]
-  assert of_rates(none=FULL, layernorm=FULL, windows=own) > 0
+  of_own = of_rates(none=FULL, layernorm=FULL, windows=own)
+  assert of_own == pytest.approx(3 * mean(FULL[1:]) / mean(FULL))  # 3.10
   # Where the arm has other rates at another size, its grid is not whole.
   points = [
       {'model.width': width, QK_NORM: arm, 'optimizer.learning_rate': rate}
