@@ -47,6 +47,9 @@ FINALISTS = (  # of the screening, nearest to the front first
     'embedding norm',
 )
 
+# Added to leaderboard.MORE_RATES: at 37K, AdEMAMix is stable at the highest rate of the screening.
+MORE_RATES = {'AdEMAMix': (0, 1)}
+
 
 def get_config(scale: str = 'cpu') -> ConfigDict:
   """The config that all arms change."""
@@ -67,5 +70,5 @@ def points(scale: str, own: dict[str, dict[str, Any]] | None = None) -> list[hyp
   """The finals, with arms of your own: name -> options that the arm changes."""
   fields = {name: arms.ARMS[name] for name in (arms.BASELINE, *FINALISTS)}
   fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS, **(own or {})}
-  sizes = config_lib.for_scale(scale, SIZES)
-  return leaderboard.of_arms(scale, fields, dict(zip(sizes, SEEDS, strict=True)))
+  seeds = dict(zip(config_lib.for_scale(scale, SIZES), SEEDS, strict=True))
+  return leaderboard.of_arms(scale, fields, seeds, more_rates=leaderboard.MORE_RATES | MORE_RATES)

@@ -61,10 +61,16 @@ def test_more_rates_of_the_baseline_and_of_pairs(monkeypatch):
 
 
 def test_more_rates_are_of_arms():
-  """A misspelt name would change nothing."""
+  """A misspelt name would change nothing. Those of the finals are beside those of the screening."""
   known = {*arms.ARMS, *leaderboard.CONTROL_ARMS}
-  names = {part for name in leaderboard.MORE_RATES for part in name.split(' + ')}
+  more = leaderboard.MORE_RATES | leaderboard_finals.MORE_RATES
+  names = {part for name in more for part in name.split(' + ')}
   assert names <= known
+  rates = rates_of(leaderboard_finals.get_sweep('night'))
+  assert {name: len(set(rates[name])) for name in ('AdEMAMix', 'WeSaR', 'Muon')} == {
+      'AdEMAMix': 10, 'WeSaR': 11, 'Muon': 9,
+  }  # fmt: skip
+  assert max(rates['AdEMAMix']) == 1.0
 
 
 def test_a_window_that_the_grid_does_not_hold():

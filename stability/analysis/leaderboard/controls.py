@@ -41,7 +41,9 @@ def outcomes(table: pd.DataFrame) -> Iterator[Outcome]:
   for row in rows.itertuples():
     found = row.loss_verdict
     if row.control == 'inert':
-      found = 'inert' if row.inert else 'not inert'
+      found = 'not inert'
+      if row.inert:  # as far as there are runs
+        found = verdicts.UNDECIDED if row.missing or row.of_baseline else 'inert'
     missing = ''
     if found == verdicts.UNDECIDED and row.missing:
       missing = f'{row.missing} of its runs'

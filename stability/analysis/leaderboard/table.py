@@ -1,6 +1,7 @@
 """The table of a leaderboard: a row per size and arm."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -108,11 +109,11 @@ def leaderboard(
     those of results.sizes, and parameters
     those of curve.COLUMNS: losses and regret in nats, widths in decades; NaN: not known
     the same with _low and _high, if any arm has several seeds: the interval of level
-      results.interval over seeds, see lr_sensitivity.interval
+      results.interval over seeds, see lr_sensitivity.interval; NaN if it ends beyond the grid
     seconds_ratio, bytes_ratio: time and memory of a step over those of the baseline
     inert: whether the arm changed nothing that the baseline does not
     front, distance: whether the arm is on the front of its size, and how far from it (front.py);
-      controls and inert arms do not count
+      controls, inert arms and arms that lack runs do not count
     loss_verdict, headroom_verdict: better, worse, tie or undecided; empty for the baseline and
       without several seeds
     loss_difference, headroom_ratio and their _low and _high: from the baseline, what verdicts rest
@@ -144,7 +145,7 @@ def leaderboard(
       row['seconds_ratio'], row['bytes_ratio'] = _costs(arm, base, costs)
       row['is_baseline'] = arm is base
     of_size = pd.DataFrame(parts)
-    may_be = (of_size['control'] == '') & ~of_size['inert']
+    may_be = (of_size['control'] == '') & ~of_size['inert'] & (of_size['missing'] == 0)
     on_front, distance = front.place(
         of_size['best_loss'].where(may_be).to_numpy(float), of_size['headroom'].to_numpy(float)
     )
@@ -192,6 +193,9 @@ def _row(
   if has_seeds:
     values = pd.DataFrame([each.values for each in by_curve]).iloc[draw_D.ravel()]
     row |= _intervals(values, losses.shape[1], results.interval)
+    for name, sign in itertools.product(curve_lib.COLUMNS, signs):
+      if any(each.censored.get(name) == sign for each in by_curve):
+        row[f'{name}_high' if sign == curve_lib.ABOVE else f'{name}_low'] = np.nan
   return row
 
 
@@ -215,10 +219,11 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
   arms = list(size.arms)
   by_seed = dict(_by_seed(size))
   best = pd.DataFrame({arm: by_seed[arm]['best_loss'] for arm in arms}).T
-  room = np.log10(pd.DataFrame({arm: by_seed[arm]['headroom'] for arm in arms}).T)
+  room = pd.DataFrame({arm: by_seed[arm]['log_headroom'] for arm in arms}).T
   controls = list(of_size['arm'][of_size['control'] != ''])
   missing = set(of_size['arm'][of_size['missing'] > 0])
-  pooled = list(of_size['arm'][(of_size['control'] == '') & ~of_size['inert']])
+  is_whole = (of_size['control'] == '') & ~of_size['inert'] & (of_size['missing'] == 0)
+  pooled = list(of_size['arm'][is_whole])
   columns = {}
   for values, name, band, higher_is_better in (
       (best, 'loss', front.LOSS_BAND, False),
@@ -232,13 +237,15 @@ def _verdicts(of_size: pd.DataFrame, size: Size) -> dict[str, Any]:
     if best.notna().sum(axis='columns').max() < 2:  # a screening
       verdict = pd.Series('', arms)
     else:
-      verdict = verdicts.verdicts(
-          found, band=band, higher_is_better=higher_is_better, alone=controls
-      )
-      verdict = _of_bounds(verdict, is_bound)
-      # A seed whose loss is lowest at an end of the grid has no headroom.
+      # Without a seed, the loss may be lowest at an end of the grid: there is no headroom.
       unknown = values.index[(best.notna() & values.isna()).any(axis='columns')]
       lacking = missing.union(unknown)
+      # An arm that lacks runs is one of many all the same, but can pass no test yet.
+      tested = found.assign(p=found['p'].mask(found.index.isin(list(lacking)), 1.0))
+      verdict = verdicts.verdicts(
+          tested, band=band, higher_is_better=higher_is_better, alone=controls
+      )
+      verdict = _of_bounds(verdict, is_bound)
       verdict[arms if arms[0] in lacking else list(lacking)] = verdicts.UNDECIDED
       verdict[arms[0]] = ''
     columns[f'{name}_verdict'] = verdict.to_numpy()
@@ -255,18 +262,41 @@ def _is_copy(of_size: pd.DataFrame, arm: str) -> bool:
 
 
 def _by_seed(size: Size) -> Iterator[tuple[str, pd.DataFrame]]:
-  """(arm, a table by seed: best_loss, headroom, and whether each is a bound)."""
+  """(arm, a table by seed: best_loss, log_headroom, and whether each is a bound).
+
+  The number of a seed is the jackknife's: that of the mean curve, plus (n - 1) times what the curve
+  without the seed falls short of the mean of such curves. So the mean of the seeds is the number of
+  the mean curve, and their scatter tells its error. The seed's own curve would say less. Its lowest
+  loss is lower by chance, the more so for an arm that is good at several rates: where three rates
+  are equally good, 65 % of its 90 % intervals over five seeds hold a difference of 0, and 87 % of
+  these. And its best rate jumps from one rate of the grid to the next: in simulated finals, the
+  ratio of headroom to the baseline's is 0.04 to 0.06 decades too low, and at most 0.015 here.
+  """
   for name, arm in size.arms.items():
-    rows = {}
-    for seed in arm.losses:
-      found = curve_lib.statistics(arm.rates, arm.losses[seed].to_numpy(), size.initial_loss)
-      rows[seed] = {
-          'best_loss': found.values['best_loss'],
-          'headroom': found.values['headroom'],
-          'loss_bound': 'best_loss' in found.censored,
-          'headroom_bound': 'headroom' in found.censored,
-      }
-    yield name, pd.DataFrame.from_dict(rows, orient='index')
+    losses = lr_sensitivity.paired(arm.losses)
+    whole = _of_mean(losses, size.initial_loss)
+    without = [_of_mean(losses.drop(columns=seed), size.initial_loss) for seed in losses]
+    if len(without) == 1:
+      without = [whole]
+    table = pd.DataFrame(map(_numbers, without), list(losses), list(_numbers(whole)), float)
+    table = (len(table) - 1) * (table.mean(skipna=False) - table) + pd.Series(_numbers(whole))
+    censored = {column for found in (whole, *without) for column in found.censored}
+    table['loss_bound'] = 'best_loss' in censored
+    table['headroom_bound'] = 'headroom' in censored
+    yield name, table
+
+
+def _of_mean(losses: pd.DataFrame, initial_loss: float) -> curve_lib.Statistics:
+  """The statistics of the mean curve of seeds."""
+  losses = losses.dropna(how='all')
+  rates = losses.index.to_numpy(float)
+  return curve_lib.statistics(rates, lr_sensitivity.mean_curve(losses), initial_loss)
+
+
+def _numbers(found: curve_lib.Statistics) -> dict[str, float]:
+  """What verdicts are on."""
+  best_loss, headroom = found.values['best_loss'], found.values['headroom']
+  return {'best_loss': best_loss, 'log_headroom': float(np.log10(headroom))}
 
 
 def _of_bounds(verdict: pd.Series, is_bound: Mapping[str, bool]) -> pd.Series:
@@ -304,7 +334,7 @@ def _is_inert(
   ours, of_base = shares[arm.name], shares[base.name]
   differing = ours.keys() ^ of_base.keys()
   if differing and not any((ours | of_base)[name] for name in differing):
-    distances = (arm.losses - base.losses).mean(axis='columns').dropna().abs()
+    distances = (arm.losses - base.losses).abs().mean(axis='columns').dropna()
     # A rate of the grid may be the critical one, which is computed from its logarithm and rounded.
     distances = distances[~(distances.index > highest_rate * (1 + 1e-6))]
     return len(distances) > 0 and bool((distances <= front.LOSS_BAND).all())

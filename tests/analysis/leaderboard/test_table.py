@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import special
 
 from stability.analysis.leaderboard import controls, front
 from stability.analysis.leaderboard import table as table_lib
@@ -138,6 +139,60 @@ def test_verdicts():
   assert found['control'].to_dict()['bad'] == 'worse'
 
 
+def of_losses(name, losses, rates=(1e-3, 1e-2, 1e-1, 1.0)):
+  """Runs with these final losses: a row per rate, a column per seed."""
+  found = list(rows(name, ARMS['AdamW'], seeds=range(len(losses[0])), rates=rates))
+  for row, loss in zip(found, np.ravel(losses, order='F'), strict=True):
+    row['final_loss'] = loss
+  return found
+
+
+def test_differences_are_those_of_the_mean_curves():
+  """A seed whose lowest loss is at another rate by chance makes no arm better."""
+  base = [[1.9] * 3, [1.6] * 3, [1.8] * 3, [3.0] * 3]
+  lucky = [[1.57, 1.63, 1.60], [1.60, 1.57, 1.63], [1.63, 1.60, 1.57], [3.0] * 3]
+  high = [[1.9] * 3, *lucky[:3]]  # the same, at rates that are ten times as high
+  found = leaderboard(of_losses('AdamW', base), of_losses('lucky', high))
+  assert found.loc['lucky', 'loss_difference'] == pytest.approx(0)
+  assert found.loc['lucky', 'loss_verdict'] != 'better'
+
+
+def test_differences_have_the_error_of_the_jackknife():
+  rng = np.random.default_rng(0)
+  base, arm = (
+      np.array([1.9, 1.6, 1.62, 2.3])[:, None] + rng.normal(0, 0.01, (4, 4)) for _ in range(2)
+  )
+  found = leaderboard(of_losses('AdamW', base), of_losses('arm', arm)).loc['arm']
+  means = [(np.delete(arm, s, 1), np.delete(base, s, 1)) for s in range(4)]
+  without = np.array([ours.mean(1).min() - other.mean(1).min() for ours, other in means])
+  error = np.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum())
+  reach = special.stdtrit(3, 0.95) * error
+  assert found['loss_difference'] == pytest.approx(arm.mean(1).min() - base.mean(1).min())
+  assert found['loss_difference_high'] - found['loss_difference'] == pytest.approx(reach)
+  rooms = leaderboard(of_losses('AdamW', base), of_losses('arm', arm))['headroom']
+  assert found['headroom_ratio'] == pytest.approx(rooms['arm'] / rooms['AdamW'])
+
+
+def test_an_arm_that_lacks_runs_is_one_of_many_tests():
+  """Its difference is large, but does not help the next one to pass Holm's procedure."""
+  base = [[1.9] * 3, [1.6] * 3, [1.8] * 3, [3.0] * 3]
+  near = [[1.9] * 3, [1.55, 1.565, 1.58], [1.8] * 3, [3.0] * 3]  # p = 0.056
+  parts = [of_losses('AdamW', base), of_losses('near', near)]
+  assert leaderboard(*parts).loc['near', 'loss_verdict'] == 'better'
+  lacking = of_losses('lacking', np.array(base) - 0.4)
+  assert leaderboard(*parts, lacking)['loss_verdict'].tolist() == ['', 'better', 'better']
+  lacking[0] |= {'status': 'missing', 'final_loss': np.nan}
+  assert leaderboard(*parts, lacking)['loss_verdict'].tolist() == ['', 'undecided', 'undecided']
+
+
+def test_intervals_do_not_end_beyond_the_grid():
+  found = leaderboard(*(rows(name, ARMS[name], seeds=(0, 1, 2), noise=0.01) for name in ARMS))
+  for column in ('critical_learning_rate', 'headroom'):
+    is_bound = found['censored'].str.contains(f'{column}>=')
+    assert is_bound.any() and found[f'{column}_high'].isna().equals(is_bound)
+    assert found[f'{column}_low'].notna().all()
+
+
 def test_lower_bounds_of_headroom_decide_only_one_side():
   arms = {'AdamW': ARMS['wide'], 'wide': (2.0, 0.08, np.inf, 1e-2), 'narrow': ARMS['AdamW']}
   found = leaderboard(*(rows(name, arm, seeds=(0, 1, 2)) for name, arm in arms.items()))
@@ -192,6 +247,18 @@ def test_arms_that_lack_runs_are_undecided():
   assert found.loc['bad', 'loss_verdict'] == 'worse'
   parts[0][1] |= {'status': 'missing', 'final_loss': np.nan}
   assert set(leaderboard(*parts)['loss_verdict']) == {'', 'undecided'}
+  # It is on no front, and its noise is not that of the others.
+  parts = [list(rows(name, arm, seeds=(0, 1, 2))) for name, arm in ARMS.items()]
+  whole = leaderboard(*parts)
+  assert whole.loc['better', 'front']
+  parts[2][10]['final_loss'] += 0.05  # of seed 1, at the best rate
+  parts[2][1] |= {'status': 'missing', 'final_loss': np.nan}
+  found = leaderboard(*parts)
+  assert not found.loc['better', 'front']
+  others = ['wide', 'shifted']
+  columns = ['loss_difference_low', 'loss_difference_high']
+  pd.testing.assert_frame_equal(found.loc[others, columns], whole.loc[others, columns])
+  parts[0][1] |= {'status': 'missing', 'final_loss': np.nan}
   nothing = [[row | {'status': 'missing', 'final_loss': np.nan} for row in part] for part in parts]
   found = leaderboard(*nothing)
   assert found['best_loss'].isna().all() and not found['front'].any()
@@ -245,6 +312,14 @@ def test_inert_where_a_seed_lacks_a_rate():
   arm[0]['final_loss'] += 1e-3
   arm[10] |= {'status': 'missing', 'final_loss': np.nan}  # seed 2 at 1e-2
   assert leaderboard(base, arm, acted=acted).loc['arm', 'inert']
+
+
+def test_not_inert_where_differences_of_seeds_cancel():
+  acted = pd.DataFrame([('arm 1000 0.0003 0', 'clip', 0.0)], columns=['run', 'name', 'share'])
+  base, arm = (list(rows(name, ARMS['AdamW'], seeds=(0, 1))) for name in ('AdamW', 'arm'))
+  arm[0]['final_loss'] += 0.05
+  arm[7]['final_loss'] -= 0.05
+  assert not leaderboard(base, arm, acted=acted).loc['arm', 'inert']
 
 
 def test_sizes_by_the_nearest_baseline():
@@ -338,3 +413,14 @@ def test_undecided_controls_say_what_is_missing(lacking, missing):
   # Nothing is known of the control without a result.
   (outcome,) = controls.outcomes(table_lib.leaderboard(results))
   assert (outcome.arm, outcome.found, outcome.missing) == ('near', 'undecided', missing)
+
+
+def test_a_control_is_inert_only_with_all_its_runs():
+  base, same = (list(rows(name, ARMS['AdamW'])) for name in ('AdamW', 'same'))
+  other = list(rows('other', ARMS['wide']))
+  for row in (same[3], other[3]):
+    row |= {'status': 'missing', 'final_loss': np.nan}
+  results = results_of(base, same, other, controls={'same': 'inert', 'other': 'inert'})
+  found = {each.arm: each for each in controls.outcomes(table_lib.leaderboard(results))}
+  assert (found['same'].found, found['same'].missing) == ('undecided', '1 of its runs')
+  assert (found['other'].found, found['other'].missing) == ('not inert', '')
