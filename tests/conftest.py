@@ -86,6 +86,12 @@ def tiny() -> Callable[..., Run]:
   return run
 
 
+@pytest.fixture
+def rng() -> np.random.Generator:
+  """A generator of the test's own, so that no other test changes what it draws."""
+  return np.random.default_rng(0)
+
+
 @pytest.fixture(scope='session')
 def text() -> dict[str, np.ndarray]:
   """Random bytes below 64: a text to train on and the validation batches of a tiny run."""

@@ -10,8 +10,7 @@ from scipy import special
 from stability.model import mlp
 from stability.model.measure import ACTIVATIONS
 
-RNG = np.random.default_rng(0)
-X = np.float32(RNG.normal(size=(2, 3, 16)))
+X = np.float32(np.random.default_rng(0).normal(size=(2, 3, 16)))
 
 
 def run_mlp(run):

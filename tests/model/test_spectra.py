@@ -38,12 +38,12 @@ def test_matrix_of_zeros():
 
 @pytest.mark.parametrize('group', [1, 2])
 @pytest.mark.parametrize('width, head_dim', [(24, 6), (8, 8), (4, 1)])
-def test_qk_spectral_entropies(width, head_dim, group):
+def test_qk_spectral_entropies(width, head_dim, group, rng):
   """Against the singular values of the whole product, [D, D]."""
   heads = width // head_dim
   if heads % group:
     pytest.skip('heads cannot share keys')
-  query, key = RNG.normal(size=(width, width)), RNG.normal(size=(width, width // group))
+  query, key = rng.normal(size=(width, width)), rng.normal(size=(width, width // group))
   query[:, 0] *= 100  # one direction of one head dominates
   found = jax.jit(spectra.qk_spectral_entropies, static_argnums=2)(
       np.float32(query), np.float32(key), head_dim

@@ -5,7 +5,6 @@ import numpy as np
 
 from stability.optim.optimizers import OPTIMIZERS
 
-RNG = np.random.default_rng(0)
 BETA1, BETA2, EPS = 0.9, 0.95, 1e-8
 HPARAMS = {'optimizer.beta1': BETA1, 'optimizer.beta2': BETA2, 'optimizer.eps': EPS}
 
@@ -31,14 +30,14 @@ def directions(name, gradients, **options):
   return np.asarray(run(hparams, np.float32(gradients)[None])[0])
 
 
-def draw(steps, sizes=1.0):
-  return RNG.normal(size=(steps, 5)) * np.reshape(sizes, (-1, 1))
+def draw(rng, steps, sizes=1.0):
+  return rng.normal(size=(steps, 5)) * np.reshape(sizes, (-1, 1))
 
 
-def test_ademamix():
+def test_ademamix(rng):
   """The slow average has no bias correction; its half-life and weight rise over the run."""
   steps, beta3, alpha = 12, 0.99, 4.0
-  gradients = draw(14)  # two updates after the last one: nothing rises any more
+  gradients = draw(rng, 14)  # two updates after the last one: nothing rises any more
   found = directions(
       'ademamix',
       gradients,
@@ -60,11 +59,11 @@ def test_ademamix():
     np.testing.assert_allclose(found[t - 1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_adopt():
+def test_adopt(rng):
   """The second moment of the past divides, and a ratio above t^(1/4) is clipped."""
   sizes = np.ones(10)
   sizes[6] = 40
-  gradients = draw(10, sizes)
+  gradients = draw(rng, 10, sizes)
   found = directions('adopt', gradients)
   np.testing.assert_array_equal(found[0], 0)
   square, mean, clipped = gradients[0] ** 2, np.zeros(5), 0
@@ -77,12 +76,12 @@ def test_adopt():
   assert 5 <= clipped < 30
 
 
-def test_spam():
+def test_spam(rng):
   """From the source code: restarts at steps 30 and 60, spikes clipped from 20 steps after them."""
   every, warmup = 30, 8
   sizes = np.ones(65)
   sizes[[9, 24, 35, 54]] = 1e2, 1e4, 1e2, 1e4  # steps 10, 25, 36 and 55
-  gradients = draw(65, sizes)
+  gradients = draw(rng, 65, sizes)
   found = directions(
       'spam',
       gradients,
@@ -107,8 +106,8 @@ def test_spam():
   assert clipped == [25, 55]
 
 
-def test_spam_starts_without_a_warmup():
+def test_spam_starts_without_a_warmup(rng):
   found = directions(
-      'spam', draw(1), optimizer__restart_every_steps=30, optimizer__restart_warmup_steps=8
+      'spam', draw(rng, 1), optimizer__restart_every_steps=30, optimizer__restart_warmup_steps=8
   )
   np.testing.assert_allclose(np.abs(found), 1, rtol=1e-5)

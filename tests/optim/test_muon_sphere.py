@@ -8,23 +8,22 @@ from stability.model.spectra import to_sphere
 from stability.optim import after_update
 from stability.optim.optimizers import OPTIMIZERS
 
-RNG = np.random.default_rng(0)
 SHAPES = {'up': (4, 10), 'down': (10, 4), 'query': (6, 6)}  # [fan in, fan out]
 
 
-def draw():
+def draw(rng):
   """Matrices whose singular values differ, as those of gradients do."""
   return {
-      name: np.float32(RNG.normal(size=(m, 1)) @ RNG.normal(size=(1, n)) + RNG.normal(size=(m, n)))
+      name: np.float32(rng.normal(size=(m, 1)) @ rng.normal(size=(1, n)) + rng.normal(size=(m, n)))
       for name, (m, n) in SHAPES.items()
   }
 
 
-def test_directions():
+def test_directions(rng):
   """The orthogonal factor of Nesterov momentum, times sqrt(fan out / fan in); Adam elsewhere."""
   hparams = {'optimizer.beta1': 0.9, 'optimizer.beta2': 0.95, 'optimizer.eps': 1e-8}
   optimizer = OPTIMIZERS['muon_sphere'].make(hparams)
-  gradients = [{'block_0': draw(), 'head': np.ones((3, 2), np.float32)} for _ in range(3)]
+  gradients = [{'block_0': draw(rng), 'head': np.ones((3, 2), np.float32)} for _ in range(3)]
   state = optimizer.init(gradients[0])
   update = jax.jit(optimizer.update)
   for g in gradients:
@@ -40,18 +39,18 @@ def test_directions():
 
 
 @pytest.mark.parametrize('name', SHAPES)
-def test_sphere(name):
+def test_sphere(name, rng):
   m, n = SHAPES[name]
-  matrix = draw()[name]
+  matrix = draw(rng)[name]
   found = np.asarray(jax.jit(to_sphere)(matrix))
   expected = matrix * np.sqrt(n / m) / np.linalg.norm(np.float64(matrix), 2)
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_update_from_the_sphere():
+def test_update_from_the_sphere(rng):
   """W' = W R / |W| - lr u, without weight decay; other parameters are left alone."""
-  old = {'block_0': {'up': draw()['up']}, 'head': np.ones((3, 2), np.float32)}
-  moves = jax.tree.map(lambda w: np.float32(0.01) * RNG.normal(size=w.shape), old)
+  old = {'block_0': {'up': draw(rng)['up']}, 'head': np.ones((3, 2), np.float32)}
+  moves = jax.tree.map(lambda w: np.float32(0.01) * rng.normal(size=w.shape), old)
   new = jax.tree.map(lambda w: 0.5 * w, old)  # decayed
   (term,) = (term for term in after_update.AFTER_UPDATE if term.name == 'muon_sphere')
   update = after_update.Update(old, moves, None, {}, 1, 0.1, {}, None)

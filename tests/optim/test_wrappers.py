@@ -8,11 +8,9 @@ import pytest
 from stability.optim import wrappers
 from stability.step import train_step
 
-RNG = np.random.default_rng(0)
 
-
-def draw(size=1.0):
-  return {'a': np.float32(size * RNG.normal(size=(4, 3))), 'b': np.float32(size * np.ones(2))}
+def draw(rng, size=1.0, shape=(4, 3)):
+  return {'a': np.float32(size * rng.normal(size=shape)), 'b': np.float32(size * np.ones(2))}
 
 
 def norm(tree):
@@ -33,9 +31,9 @@ def run(name, inner, gradients, losses=None, **options):
   return found
 
 
-def test_cautious_mask():
+def test_cautious_mask(rng):
   """Elements against the gradient vanish; the others of a tensor are divided by their share."""
-  gradients = [draw() for _ in range(3)]
+  gradients = [draw(rng, shape=(40, 30)) for _ in range(3)]
   (*_, (masked, _)) = run('cautious', optax.trace(0.9), gradients)
   (*_, (plain, _)) = run('cautious', optax.identity(), gradients)
   momentum = sum(0.9**n * np.float64(g['a']) for n, g in enumerate(gradients[::-1]))
@@ -45,15 +43,15 @@ def test_cautious_mask():
   np.testing.assert_array_equal(plain['a'], gradients[-1]['a'])
 
 
-def test_cautious_mask_without_an_element():
+def test_cautious_mask_without_an_element(rng):
   opposite = optax.stateless(lambda g, params: jax.tree.map(lambda x: -x, g))
-  ((updates, _),) = run('cautious', opposite, [draw()])
+  ((updates, _),) = run('cautious', opposite, [draw(rng)])
   assert norm(updates) == 0
 
 
-def test_cautious_mask_of_tiny_gradients():
+def test_cautious_mask_of_tiny_gradients(rng):
   """Their product with the direction underflows in float32."""
-  ((updates, _),) = run('cautious', optax.identity(), [draw(1e-30)])
+  ((updates, _),) = run('cautious', optax.identity(), [draw(rng, 1e-30)])
   assert norm(updates) > 0
 
 
@@ -66,11 +64,11 @@ def expected_limits(series, deviations):
   return limits
 
 
-def test_clipped_updates():
+def test_clipped_updates(rng):
   """Clipping starts at 64 norms, remembers norms before clipping, and forgets after 128."""
-  sizes = np.linspace(1, 3, 220) * (1 + 0.2 * RNG.random(220))
+  sizes = np.linspace(1, 3, 220) * (1 + 0.2 * rng.random(220))
   sizes[[20, 70, 71, 150, 219]] *= 4
-  gradients = [draw(size) for size in sizes]
+  gradients = [draw(rng, size) for size in sizes]
   norms = [norm(g) for g in gradients]
   limits = expected_limits(norms, 2.0)
   found = run('update_clip', optax.identity(), gradients, update_clip=2.0)
@@ -80,13 +78,13 @@ def test_clipped_updates():
   assert {70, 71, 150, 219} <= {*clipped} and 20 not in clipped
 
 
-def test_skipped_steps():
+def test_skipped_steps(rng):
   """Steps whose loss or norm exceeds its limit enter the windows, but not the optimizer's state."""
-  sizes, losses = 1 + 0.1 * RNG.random(140), 2 + 0.1 * RNG.random(140)
+  sizes, losses = 1 + 0.1 * rng.random(140), 2 + 0.1 * rng.random(140)
   sizes[[30, 80]] = 9
   losses[[100, 101]] = 5
   losses[110] = 0.1  # below, not above
-  gradients = [draw(size) for size in sizes]
+  gradients = [draw(rng, size) for size in sizes]
   norms = [norm(g) for g in gradients]
   expected = (np.array(norms) > expected_limits(norms, 6.0)) | (
       losses > expected_limits(losses, 6.0)
