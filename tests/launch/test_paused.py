@@ -94,7 +94,13 @@ def test_paused_run(tmp_path):
     assert result(other).status == 'done' and result(first.name) is None
     assert records.is_paused(records.read_taken(first))
     worker = worker_of(launcher)
-    time.sleep(1)  # until the worker has finished the other run
+
+    def is_quiet():
+      before = cpu_seconds(worker)
+      time.sleep(1)
+      return cpu_seconds(worker) - before < 0.1
+
+    wait_for(tmp_path, is_quiet)  # the worker finishes the other run first
     spent = cpu_seconds(worker)
     time.sleep(3)
     assert cpu_seconds(worker) - spent < 0.5  # seconds of one core: it only polls
