@@ -248,12 +248,19 @@ def test_cost_of_arms_is_kept(tmp_path, monkeypatch):
   ]
 
 
+def test_ratios_are_of_the_same_round(monkeypatch):
+  """The warm-up does not count, nor that the machine becomes ten times as slow."""
+  monkeypatch.setattr(arms, 'ROUNDS', 2)
+  ours, base = iter([9.0, 6.0, 30.0]), iter([1.0, 2.0, 20.0])
+  assert arms._ratios(lambda: next(ours), lambda: next(base)) == [3.0, 1.5]
+
+
 @pytest.mark.slow
 def test_cost_of_an_arm(monkeypatch):
   monkeypatch.setattr(arms, 'ROUNDS', 2)
   monkeypatch.setattr(arms, 'PERIODIC', ('experts',))
   monkeypatch.setattr(arms, 'STEPS', {16: 10})
   found = arms.measure('experts', 16)  # eight of them
-  assert float(found['bytes']) > 1.5 and float(found['low']) > 1
-  assert float(found['low']) <= float(found['seconds']) <= float(found['high'])
-  assert float(found['in_population']) > 1
+  assert float(found['bytes']) > 1.5
+  assert 0 < float(found['low']) <= float(found['seconds']) <= float(found['high'])
+  assert float(found['in_population']) > 0

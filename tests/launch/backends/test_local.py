@@ -281,17 +281,27 @@ def signals_installed():
 
 def train_until_told(workdir, configs, count, sent=signal.SIGTERM, **options):
   """Trains until the launcher is told to end, when workers have tried runs `count` times."""
+  ended = threading.Event()
+
+  def tried():
+    return sum(len(tries(workdir, name)) for name in configs)
 
   def notify():
-    while sum(len(tries(workdir, name)) for name in configs) < count:
-      time.sleep(0.01)
+    deadline = time.monotonic() + 120
+    while tried() < count and time.monotonic() < deadline:
+      if ended.wait(0.01):
+        return  # a signal would end the tests
     os.kill(os.getpid(), sent)
 
-  helper = threading.Thread(target=notify)
+  helper = threading.Thread(target=notify, daemon=True)
   helper.start()
-  with signals_installed(), pytest.raises(preemption.Preempted):
-    train(workdir, configs, **options)
-  helper.join()
+  try:
+    with signals_installed(), pytest.raises(preemption.Preempted):
+      train(workdir, configs, **options)
+  finally:
+    ended.set()
+    helper.join()
+  assert tried() >= count, 'told to end after the deadline'
 
 
 @pytest.mark.parametrize('sent', preemption.SIGNALS)
