@@ -42,6 +42,22 @@ def test_what_may_be_undefined_counts_as_finite():
   assert alarm.message == 'values that are not finite: 1 (loss)'
 
 
+def test_limits_and_odds():
+  """The published recall, false alarms and probabilities rest on these numbers."""
+  assert {rule.name: (rule.limit, rule.odds) for rule in rules.RULES} == {
+      'non_finite': (0, 100),
+      'loss_spike': (8, 1.7),
+      'loss_above_past': (0.3, 7.7),
+      'attention_logit': (500, 6),
+      'attention_logit_course': (4000, 7.6),
+      'residual_growth': (4.5, 5.2),
+      'log_z_drift': (6.5, 3.1),
+      'gradient_under_eps': (1, 0.51),
+      'update_collapse': (12, 5.4),
+  }
+  assert rules.AFTER_RESCUE == {'attention_logit': {'limit': 100, 'odds': 10}}
+
+
 def test_loss_spike():
   # The median of LOSSES is 2.65; the median distance from it is 0.2.
   assert rules.loss_spike(history(*LOSSES, 4.0)) == pytest.approx(1.35 / (1.4826 * 0.2))
