@@ -75,7 +75,13 @@ def test_censored_where_the_grid_ends():
   }
   short = statistics(valley(rates=RATES[2:7]), rates=RATES[2:7])
   assert np.isnan(short.values['lr_sensitivity'])
-  assert np.isnan(short.values['loss_at_10x']) or short.values['loss_at_10x'] <= 2.2
+
+
+def test_loss_between_and_outside_of_the_rates():
+  logs, losses = np.array([-3.0, -2.0, -1.0]), np.array([2.0, 1.0, 5.0])
+  assert curve.at(logs, losses, -2.25) == pytest.approx(1.25)
+  assert [curve.at(logs, losses, log) for log in (-3, -1)] == [2, 5]  # the ends belong to the grid
+  assert np.isnan([curve.at(logs, losses, log) for log in (-3.01, -0.99)]).all()
 
 
 def test_optimum_at_an_end():
