@@ -40,14 +40,17 @@ def reference(gradients):
 
 @pytest.fixture(scope='module')
 def gradients():
-  """Gradients of a wide and a tall matrix, of full rank and with a dominant direction."""
+  """Gradients of full rank and with a dominant direction.
+
+  Sides differ by 1 at most, so that the eigenbasis of the first gradient is unique up to signs.
+  """
   rng = np.random.default_rng(0)
 
   def draw(m, n):
     strong = rng.normal(size=(m, 1)) @ rng.normal(size=(1, n))
     return [strong + 0.3 * rng.normal(size=(m, n)) for _ in range(8)]
 
-  return {'wide': draw(4, 4), 'square': draw(5, 5)}
+  return {'square': draw(5, 5), 'wide': draw(3, 4), 'tall': draw(5, 4)}
 
 
 def directions_of(gradients, every=EVERY):
