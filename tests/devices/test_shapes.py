@@ -78,9 +78,8 @@ def test_optimizer_bytes():
   assert numbers() == pytest.approx(2, rel=1e-3)
   assert numbers(optimizer__name='lion') == pytest.approx(1, rel=1e-3)
   assert numbers(evaluation__parameters='ema') == pytest.approx(3, rel=1e-3)
-  # Adafactor factors a matrix where both sides are 128 or more: a row and a column.
-  factored = shapes.state_bytes(resolved(optimizer__name='adafactor', model__width=256), 256)
-  assert factored.optimizer < 0.02 * factored.params
+  # Adafactor has a row and a column for each matrix, small or large: here of width 64.
+  assert numbers(optimizer__name='adafactor') < 0.05
 
 
 def test_update_bytes():

@@ -196,7 +196,7 @@ def test_optimizer(tiny, update, case, size):
   shapes = {
       ('embedding',): (64, 8),
       ('block_0', 'mlp', 'up'): (8, 32),
-      ('block_0', 'mlp', 'down'): (160, 130),  # so large that Adafactor factors it
+      ('block_0', 'mlp', 'down'): (160, 130),
       ('block_0', 'mlp_norm', 'scale'): (8,),
       ('block_1', 'mlp_norm', 'scale'): (8,),
   }

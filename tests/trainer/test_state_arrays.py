@@ -16,7 +16,7 @@ def test_checkpoint_of_optimizer(tmp_path, tiny, name):
   rng = np.random.default_rng(0)
   params = {
       'embedding': rng.normal(size=(6, 4)),
-      'block_0': {'mlp': {'up': rng.normal(size=(128, 129))}},  # large enough to be factored
+      'block_0': {'mlp': {'up': rng.normal(size=(4, 8))}},
       'final_norm': {'scale': np.ones(4)},
   }
   params = jax.tree.map(np.float32, params)
