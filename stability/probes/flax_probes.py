@@ -83,6 +83,8 @@ def updates(
 ) -> Row:
   """update_rms/NAME: the updates that Optax returns, without learning rate and weight decay.
 
+  Parameters of a single number are left out: their updates pass through 0.
+
   Args:
     changes: what the optimizer's `update` returns.
     params: the parameters before the update.
@@ -95,7 +97,9 @@ def updates(
   directions = jax.tree.map(
       lambda change, p: change / learning_rate + weight_decay * p, changes, params
   )
-  return {f'update_rms/{name}': value for name, value in _rms(directions).items()}
+  sizes = {name: x.size for name, x in _named(directions)}
+  rms = _rms(directions)
+  return {f'update_rms/{name}': value for name, value in rms.items() if sizes[name] > 1}
 
 
 def _rms(tree: Tree) -> Row:

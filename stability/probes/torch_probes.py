@@ -241,7 +241,7 @@ class _Backward:
       is_decoupled = group.get('decoupled_weight_decay') or not types.isdisjoint(_DECOUPLED)
       decay = rate * group.get('weight_decay', 0.0) if is_decoupled else 0.0
       for p in group['params']:
-        if p in self._before and p.grad is not None and rate:
+        if p in self._before and p.grad is not None and rate and p.numel() > 1:
           change = (1 - decay) * self._before[p].float() - p.float()
           self._updates[self._names[p]] = _mean_square(change).sqrt() / abs(rate)
     self._before = {}

@@ -104,8 +104,7 @@ def scalars(measured: Measurements) -> dict[str, jax.Array]:
 def _gradients(inside: Inside) -> dict[str, jax.Array]:
   eps = inside.hparams['optimizer.eps']
   acts = dict(_paths(optimizers.eps_acts(inside.gradients, inside.static['optimizer']['name'])))
-  # The gradient of a single number passes through 0, and is 0 where a norm undoes its factor.
-  is_number = {path: value.size == 1 for path, value in _paths(inside.gradients)}
+  is_number = _is_number(inside.gradients)
   found = {}
   for path, value in _rms(inside.gradients).items():
     found[f'gradient_rms/{path}'] = value
@@ -119,7 +118,17 @@ def _parameters(inside: Inside) -> dict[str, jax.Array]:
 
 
 def _updates(inside: Inside) -> dict[str, jax.Array]:
-  return {f'update_rms/{path}': value for path, value in _rms(inside.updates).items()}
+  is_number = _is_number(inside.updates)
+  rms = _rms(inside.updates)
+  return {f'update_rms/{path}': value for path, value in rms.items() if not is_number[path]}
+
+
+def _is_number(tree: Tree) -> dict[str, bool]:
+  """Whether each parameter is a single number.
+
+  Its gradient and its update pass through 0, and stay there where a norm undoes its factor.
+  """
+  return {path: value.size == 1 for path, value in _paths(tree)}
 
 
 def _effective_rates(inside: Inside) -> dict[str, jax.Array]:

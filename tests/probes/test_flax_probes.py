@@ -295,6 +295,11 @@ def test_updates_of_adamw(decay):
   assert flax_probes.updates(changes, params, 0.0) == {}
 
 
+def test_updates_of_single_numbers_are_left_out():
+  tree = {'gain': jnp.ones(()), 'bias': jnp.ones(1), 'kernel': jnp.ones(2)}
+  assert flax_probes.updates(tree, tree, 0.1).keys() == {'update_rms/kernel'}
+
+
 def test_monitor_lacks_nothing():
   model, monitor = Model(), stability.Monitor()
   params = variables(model)

@@ -266,12 +266,14 @@ def test_updates_of_adamw(decay):
     assert row[f'update_rms/{name.replace(".", "/")}'] == expected
 
 
-def test_a_single_number_is_not_compared_with_eps():
+def test_of_a_single_number_only_the_gradient_is_measured():
   model = torch.nn.Linear(3, 1)
-  with torch_probes.measure(model, torch.optim.AdamW(model.parameters())) as row:
+  optimizer = torch.optim.AdamW(model.parameters())
+  with torch_probes.measure(model, optimizer) as row:
     model(torch.ones(2, 3)).sum().backward()
-  assert {'gradient_rms/bias', 'gradient_over_eps/weight'} < row.keys()
-  assert 'gradient_over_eps/bias' not in row
+    optimizer.step()
+  assert {'gradient_rms/bias', 'gradient_over_eps/weight', 'update_rms/weight'} < row.keys()
+  assert not {'gradient_over_eps/bias', 'update_rms/bias'} & row.keys()
 
 
 def test_updates_of_sgd_and_their_absence():

@@ -281,6 +281,7 @@ def test_gains_that_a_norm_undoes_raise_no_alarm(tiny, text):
   metrics = {name: float(value) for name, value in metrics.items()}
   gain = 'block_0/attention/query_reparam/gain'
   assert metrics[f'gradient_rms/{gain}'] < 1e-3 * metrics['gradient_rms/block_0/attention/query']
+  assert f'update_rms/{gain}' not in metrics and 'update_rms/block_0/attention/query' in metrics
   assert Monitor().observe(metrics) == []
 
 
