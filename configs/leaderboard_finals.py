@@ -5,7 +5,9 @@ The protocol is that of configs/leaderboard.py. The finalists are what `python -
 Two sizes: five seeds at the smaller, three at the larger. The larger one shows whether an effect
 lasts, and what the best rate of the smaller one costs there (regret).
 
-Measured in part at night scale: at 37K, the arms that are trained so far (configs/README.md).
+Measured in part at night scale: at 37K, all arms but those with experts (configs/README.md). SOAP,
+Muon, cautious AdamW and AdEMAMix have lower losses than the baseline, SOAP, AdEMAMix and WeSaR more
+headroom. The control beta2 = 0.9999 is not worse.
 
 The first five finalists are trained once more on a text that is not source code:
 

@@ -207,7 +207,7 @@ class Rule:
 # of 5 to 20 % raised loss_above_past in every run (now in 5 to 20 % of them, over 300 rows). The
 # price: by itself it finds 6 of 14 unstable runs of the quickstart, 3 of 11 in English and 0 of 12
 # of configs/length.py (10, 11 and 9 before). All rules together find the same runs.
-# BUILD_NOTES.md has scores on other sweeps. launch.alarms --calibrate makes limits for one's own.
+# configs/README.md has scores on other sweeps; launch.alarms --calibrate makes limits for a regime.
 RULES = (
     Rule(
         non_finite,
