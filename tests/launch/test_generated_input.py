@@ -433,7 +433,7 @@ def test_token_files(faults):
     arguments = [BASE, '--config.data.path=theirs', '--config.data.sequence_length=16']
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(local, 'train', lambda *_, **__: None)
-      patch.setattr(start, '_report', lambda _: print('a report') or 0)
+      patch.setattr(start, '_report', lambda *_: print('a report') or 0)
       refused = check(*execute(sweep, [*arguments, '--workdir=runs']), names=['theirs', 'data.path'])
     if refused:
       assert contents(folder) == before
