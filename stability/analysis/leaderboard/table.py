@@ -29,11 +29,6 @@ class Arm:
   runs: pd.DataFrame
   losses: pd.DataFrame  # min(final, initial), nats: a row per learning rate, a column per seed
 
-  @property
-  def rates(self) -> np.ndarray:
-    """The learning rates, ascending."""
-    return self.losses.index.to_numpy(float)
-
 
 @dataclasses.dataclass(frozen=True)
 class Size:
