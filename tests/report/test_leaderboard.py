@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import made_up
@@ -9,8 +10,10 @@ from helpers.html_page import EVIL, Page
 
 from stability.analysis import inert
 from stability.analysis import results as results_lib
+from stability.analysis.leaderboard import table as table_lib
 from stability.report import leaderboard, page
 from stability.report.options import Options
+from stability.report.plots import leaderboard as plots
 from stability.storage import files, sweeps
 
 ARMS = [
@@ -178,3 +181,11 @@ def test_all_optima_at_an_end(tmp_path):
   found = leaderboard.section(results_lib.load_workdir(tmp_path))
   assert 'leaderboard_front' not in [plot.name for plot in found.plots]
   assert any('AdamW needs more rates at' in sentence for sentence in found.sentences)
+
+
+def test_front_ends_with_the_arms_that_have_headroom(tmp_path):
+  results = results_lib.load_workdir(write(tmp_path, (0,), widths=(16,)))
+  table = table_lib.leaderboard(results)
+  table.loc[1, 'headroom'], table.loc[1, 'best_loss'] = np.nan, table['best_loss'].max() + 0.2
+  (axis,) = plots.front(results, table).axes
+  assert axis.get_xlim()[1] < 0.1

@@ -36,7 +36,8 @@ def front(results: Results, table: pd.DataFrame, ax: Axes | None = None) -> Figu
   titles = [f'{labels.parameters(part["parameters"].iloc[0])} parameters' for part in parts]
   figure, axes = style.grid(titles, height=4.4, ax=ax)
   everything = pd.concat(parts)
-  low, high = everything['x'].min(), everything['x'].max()
+  drawn = everything.dropna(subset=['headroom'])  # without arms that lack runs or rates
+  low, high = drawn['x'].min(), drawn['x'].max()
   pad = 0.05 * (high - low) or 0.02
   for axis, part in zip(axes[:, 0], parts, strict=True):
     axis.set_yscale('log')
