@@ -68,7 +68,7 @@ def test_contents(report):
       'On the front at 9.2K (best loss, headroom): ',
       'AdamW (baseline)',
       f'Control: {EVIL} is ',
-      'Verdicts are against the baseline',
+      'Verdicts compare the mean curve',
       'Arms against the baseline: attention',
       'LR sensitivity',
   ):
