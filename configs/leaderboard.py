@@ -158,11 +158,13 @@ def of_arms(
     parts: name of an arm that combines others -> those, on which its window depends.
     more_rates: as MORE_RATES, which is the default.
   """
+  if more_rates is None:
+    more_rates = MORE_RATES
   return hyper.chain([
       hyper.product([
           grid.sizes(scale, [size]),
           [{'arm': name, **changed}],
-          _window(scale, name, parts.get(name, (name,)), more_rates or MORE_RATES),
+          _window(scale, name, parts.get(name, (name,)), more_rates),
           hyper.sweep('seed', [seed + OTHER_SEEDS * (name == AGAIN) for seed in of_size]),
       ])
       for size, of_size in seeds.items()

@@ -68,7 +68,7 @@ class SweepRequest:
   arms: frozenset[str] | None = None  # the arms to train now; None: all
 
   def selected(self, configs: Mapping[str, Config]) -> dict[str, Config]:
-    """Those of the runs, given by name, that are of the arms to train now."""
+    """The configs of the arms to train now, by the name of the run."""
     return {n: c for n, c in configs.items() if self.arms is None or c['arm'] in self.arms}
 
 

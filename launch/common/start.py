@@ -403,10 +403,10 @@ def _report(workdir: Path, arms: Collection[str] | None) -> int:
       shown.add(reason)
       display.line(console, row['error'].strip())
     display.line(console, f'failed: {row["run"]}: {reason}')
-  without = [row for row in rows if row['status'] == 'missing']
-  missing = sum(arms is None or row['arm'] in arms for row in without)
+  all_missing = [row for row in rows if row['status'] == 'missing']
+  missing = sum(arms is None or row['arm'] in arms for row in all_missing)
   if missing:
     console.print(f'{missing} runs have not finished; the same command resumes', highlight=False)
-  if others := len(without) - missing:
+  if others := len(all_missing) - missing:
     console.print(f'{others} runs of arms not in --arms have not finished', highlight=False)
   return 1 if failed or missing else 0

@@ -98,8 +98,7 @@ def updates(
       lambda change, p: change / learning_rate + weight_decay * p, changes, params
   )
   sizes = {name: x.size for name, x in _named(directions)}
-  rms = _rms(directions)
-  return {f'update_rms/{name}': value for name, value in rms.items() if sizes[name] > 1}
+  return {f'update_rms/{n}': value for n, value in _rms(directions).items() if sizes[n] > 1}
 
 
 def _rms(tree: Tree) -> Row:

@@ -1,7 +1,6 @@
 """The table of a leaderboard: a row per size and arm."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -188,9 +187,8 @@ def _row(
   if has_seeds:
     values = pd.DataFrame([each.values for each in by_curve]).iloc[draw_D.ravel()]
     row |= _intervals(values, losses.shape[1], results.interval)
-    for name, sign in itertools.product(curve_lib.COLUMNS, signs):
-      if any(each.censored.get(name) == sign for each in by_curve):
-        row[f'{name}_high' if sign == curve_lib.ABOVE else f'{name}_low'] = np.nan
+    for name, side in {bound for each in by_curve for bound in each.censored.items()}:
+      row[f'{name}_high' if side == curve_lib.ABOVE else f'{name}_low'] = np.nan
   return row
 
 
@@ -289,7 +287,7 @@ def _of_mean(losses: pd.DataFrame, initial_loss: float) -> curve_lib.Statistics:
 
 
 def _numbers(found: curve_lib.Statistics) -> dict[str, float]:
-  """What verdicts are on."""
+  """The numbers that verdicts compare."""
   best_loss, headroom = found.values['best_loss'], found.values['headroom']
   return {'best_loss': best_loss, 'log_headroom': float(np.log10(headroom))}
 

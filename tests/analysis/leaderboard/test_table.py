@@ -174,7 +174,7 @@ def test_differences_have_the_error_of_the_jackknife():
 
 
 def test_an_arm_that_lacks_runs_is_one_of_many_tests():
-  """Its difference is large, but does not help the next one to pass Holm's procedure."""
+  """Its low p value does not help another arm to pass Holm's procedure."""
   base = [[1.9] * 3, [1.6] * 3, [1.8] * 3, [3.0] * 3]
   near = [[1.9] * 3, [1.55, 1.565, 1.58], [1.8] * 3, [3.0] * 3]  # p = 0.056
   parts = [of_losses('AdamW', base), of_losses('near', near)]
