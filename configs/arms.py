@@ -20,7 +20,7 @@ from stability import hyper
 BASELINE = 'AdamW'
 _BARE = {'model.qk_norm': 'none'}
 _NO_Z = {'objective.z_loss': 0.0}
-_CONSTANT = {'schedule.shape': 'wsd', 'schedule.decay_steps': 0}
+CONSTANT_RATE = {'schedule.shape': 'wsd', 'schedule.decay_steps': 0}
 
 ATTENTION = {
     'no qk-norm': _BARE,
@@ -109,7 +109,7 @@ OPTIMIZERS = {
         'evaluation.parameters': 'schedule_free',
         'evaluation.decay': 0.9,
         'optimizer.beta1': 0.0,
-        **_CONSTANT,
+        **CONSTANT_RATE,
     },
 }
 CLIPPING = {

@@ -17,7 +17,8 @@ pairs of the best arms. The protocol, fixed before any run:
              qk-layernorm lowers LR sensitivity by a factor of 2.2 at 2,500 steps, of 3.1 at 10,000.
              2,500 steps of all arms would take more than five hours of two cores.
   Controls   beta2 = 0.9999, which is known to be bad and must be worse; clipping that never acts,
-             which must be inert; in the finals, the baseline under other seeds, which must tie.
+             which must be inert; in the finals, the baseline under other seeds, which must tie,
+             and a constant learning rate, which must be worse.
   Finalists  the 10 arms nearest to the Pareto front of best loss and headroom. An arm's distance is
              the number of bands, of 0.02 nats and of 0.15 decades, by which it would have to gain
              in loss and headroom at once for no arm to be better in both; of equal distances, the
@@ -64,6 +65,11 @@ several rates, by up to 0.008 nats in simulations, and its own best rate jumps, 
 mostly noise. Arms that lack runs count as tests of Holm's procedure that are not passed, not in the
 pooled variance and not on the front; a control is inert only once it has all its runs.
 
+Amended an eighth time, on 30 November 2026, after 583 runs of the finals, in which beta2 = 0.9999
+ties at 37K, and before any run of the new arm: finals and pairs have a second control that must be
+worse, a learning rate that stays constant after the warm-up. Without a decay, losses stay higher
+(arXiv 2405.18392, section 3); at 37K, this one must be more than 0.02 nats above the baseline's.
+
 Arms of one size have the same width and depth. Experts have 5.7 times the parameters, of which a
 token uses 1.7 times those of the baseline; the gate of gated attention, 8 %, is not counted.
 
@@ -96,8 +102,15 @@ SEEDS = (0,)
 OTHER_SEEDS = 10  # what is added to the seeds of AGAIN, which the finals have
 
 AGAIN, BAD, NOTHING = 'AdamW again', 'beta2 0.9999', 'clipped at 1e9 deviations'
+CONSTANT = 'constant rate'
 CONTROL_ARMS = {BAD: arms.OPTIMIZERS[BAD], NOTHING: {'optimizer.update_clip': 1e9}}
-CONTROLS = {AGAIN: 'tie', BAD: 'worse', NOTHING: 'inert'}  # the verdicts that they must have
+FINAL_CONTROL_ARMS = {AGAIN: {}, CONSTANT: arms.CONSTANT_RATE, **CONTROL_ARMS}
+CONTROLS = {  # the verdicts that they must have
+    AGAIN: 'tie',
+    BAD: 'worse',
+    CONSTANT: 'worse',
+    NOTHING: 'inert',
+}
 
 COUNT = 9  # learning rates
 # Methods that find the rate themselves: COUNT multipliers of it from here on, at every scale.

@@ -71,6 +71,6 @@ def get_report(scale: str = 'cpu') -> dict[str, Any]:
 def points(scale: str, own: dict[str, dict[str, Any]] | None = None) -> list[hyper.Point]:
   """The finals, with arms of your own: name -> options that the arm changes."""
   fields = {name: arms.ARMS[name] for name in (arms.BASELINE, *FINALISTS)}
-  fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS, **(own or {})}
+  fields |= {**leaderboard.FINAL_CONTROL_ARMS, **(own or {})}
   seeds = dict(zip(config_lib.for_scale(scale, SIZES), SEEDS, strict=True))
   return leaderboard.of_arms(scale, fields, seeds, more_rates=leaderboard.MORE_RATES | MORE_RATES)

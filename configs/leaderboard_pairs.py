@@ -47,7 +47,7 @@ def get_sweep(scale: str = 'cpu') -> list[hyper.Point]:
   fields = {**singles, **{f'{a} + {b}': changed for (a, b), changed in combined.items()}}
   size = config_lib.for_scale(scale, leaderboard_finals.SIZES)[0]
   seeds = {size: leaderboard_finals.SEEDS[0]}
-  fields |= {leaderboard.AGAIN: {}, **leaderboard.CONTROL_ARMS}
+  fields |= leaderboard.FINAL_CONTROL_ARMS
   parts = {f'{a} + {b}': (a, b) for a, b in combined}
   return leaderboard.of_arms(scale, fields, seeds, parts)
 

@@ -125,8 +125,8 @@ def test_finals_have_fresh_seeds(scale):
   for config in runs.configs.values():
     seeds[config['arm'], config_lib.parameters(config)].add(config['seed'])
   assert {name for name, _ in seeds} == {
-      *(arms.BASELINE, leaderboard.AGAIN, *leaderboard_finals.FINALISTS),
-      *leaderboard.CONTROL_ARMS,
+      *(arms.BASELINE, *leaderboard_finals.FINALISTS),
+      *leaderboard.CONTROLS,
   }
   counts = {name: [] for name, _ in seeds}
   for (name, _), of_arm in sorted(seeds.items(), key=lambda pair: pair[0][1]):
