@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from stability.analysis.claims import regimes
+from stability.analysis.claims import regime_verdicts
 from stability.errors import BadInput
 from stability.report import labels, tables
 from stability.storage import files
@@ -133,7 +133,7 @@ def _claims(table: pd.DataFrame) -> str:
 def _regimes(table: pd.DataFrame) -> str:
   """The table of the run length and size from which on each claim holds."""
   judged = table.astype({'steps': float, 'parameters': float})
-  text = tables.first_regimes(regimes.first(judged))
+  text = tables.first_regimes(regime_verdicts.first(judged))
   return _markdown(list(text), text.to_numpy().tolist())
 
 

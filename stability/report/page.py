@@ -13,7 +13,7 @@ from stability.analysis import alarm_log, inert, lr_sensitivity, several_sweeps
 from stability.analysis import coordinate_check as coordinate_check_lib
 from stability.analysis import results as results_lib
 from stability.analysis import timeline as timeline_lib
-from stability.analysis.claims import regimes, registry
+from stability.analysis.claims import regime_verdicts, registry
 from stability.analysis.claims import retrieval as retrieval_claims
 from stability.analysis.prediction import observations, targets
 from stability.analysis.results import Results
@@ -44,7 +44,7 @@ class Content:
     shown: the figures that it can have.
     title: its heading.
     judged: the verdicts on the claims; None: they are not judged.
-    by_regime: the verdicts by run length and size; see regimes.judge.
+    by_regime: the verdicts by run length and size; see regime_verdicts.judge.
     differing: what several sweeps differ in, a sentence.
     differences: those between several sweeps.
     board: the leaderboard, if there is one.
@@ -99,7 +99,7 @@ def write_report(
     schema.check_data(workdir / 'sweep.json', sweep.data, schema.SHOWN)
   results = dataclasses.replace(results_lib.load_workdir(workdir), interval=options.interval)
   table = lr_sensitivity.lr_sensitivity(results)
-  probes = [*selection.probes(results), *observations.PROBES, *regimes.probes(results)]
+  probes = [*selection.probes(results), *observations.PROBES, *regime_verdicts.probes(results)]
   probes += sweep.own_probes
   curves = results_lib.load_curves(workdir, probes)
   if predicted is None:
@@ -108,7 +108,7 @@ def write_report(
   alarms = alarm_log.load(workdir)
   acted = inert.load(workdir)
   measured = retrieval_csv.read(workdir)
-  by_regime = regimes.judge(results, curves) if regimes.applies(results) else _EMPTY
+  by_regime = regime_verdicts.judge(results, curves) if regime_verdicts.applies(results) else _EMPTY
   return write_files(
       output or workdir / 'report',
       options,
@@ -227,7 +227,7 @@ def write_files(
       paired=paired,
       claims=_EMPTY if judged is None else claim_cells(tables.claims(judged)),
       tally='' if judged is None else tables.count_verdicts(judged['verdict'][judged['n'] > 0]),
-      regimes=tables.first_regimes(regimes.first(by_regime)) if len(by_regime) else _EMPTY,
+      regimes=tables.first_regimes(regime_verdicts.first(by_regime)) if len(by_regime) else _EMPTY,
       sensitivity=sensitivity,
       interval=tables.interval(results),
       sweeps=results.sweeps,

@@ -25,7 +25,7 @@ def verdicts(judged: pd.DataFrame, ax: Axes | None = None) -> Figure:
   """The verdict on each claim in each regime: a row per claim, a panel per largest size.
 
   Args:
-    judged: the result of regimes.judge.
+    judged: the result of regime_verdicts.judge.
     ax: axes to draw in, for a single size.
   """
   claims = list(dict.fromkeys(zip(judged['figure'], judged['claim'], strict=True)))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from helpers.simulated_sweeps import Outcomes, bowl, grid, simulate, sweep, together
 
-from stability.analysis.claims import regimes, registry
+from stability.analysis.claims import regime_verdicts, registry
 from stability.analysis.claims.claim import DOES_NOT_HOLD, HOLDS, UNDECIDED
 
 STEPS = 'schedule.steps'
@@ -27,8 +27,8 @@ def loss(c):
 
 def test_verdicts_of_each_regime():
   results, curves = simulate(SWEEP, Outcomes(loss))
-  assert regimes.applies(results)
-  judged = regimes.judge(results, curves)
+  assert regime_verdicts.applies(results)
+  judged = regime_verdicts.judge(results, curves)
   of_claim = judged[judged['claim'] == CLAIM]
   small, large = sorted(results.runs['parameters'].unique())
   found = of_claim.set_index(['steps', 'parameters'])['verdict'].to_dict()
@@ -40,7 +40,7 @@ def test_verdicts_of_each_regime():
       (400, small): HOLDS,
       (400, large): HOLDS,
   }
-  row = regimes.first(of_claim).iloc[0]
+  row = regime_verdicts.first(of_claim).iloc[0]
   assert (row['steps'], row['parameters'], row['holds'], row['decided']) == (400, small, 3, 6)
   assert not row['last']
 
@@ -48,14 +48,14 @@ def test_verdicts_of_each_regime():
 def test_sweeps_of_one_length_have_none():
   one = [point for point in SWEEP if point[STEPS] == 100]
   results, _ = simulate(one, Outcomes(loss))
-  assert not regimes.applies(results) and regimes.probes(results) == []
+  assert not regime_verdicts.applies(results) and regime_verdicts.probes(results) == []
 
 
 def test_probes_are_those_of_a_regime():
   """Claims that do not apply to a sweep of several lengths apply in a regime."""
   results, _ = simulate(SWEEP, Outcomes(loss))
   probe = 'gradient_rms/block_0/attention/key'  # Figure E.12
-  assert probe in regimes.probes(results) and probe not in registry.probes(results)
+  assert probe in regime_verdicts.probes(results) and probe not in registry.probes(results)
 
 
 @pytest.mark.parametrize(
@@ -77,5 +77,5 @@ def test_first_regime(verdicts, expected):
       {'figure': '1', 'claim': 'x', 'steps': steps, 'parameters': size, 'verdict': verdict}
       for (steps, size), verdict in zip(cells, verdicts, strict=True)
   ])
-  (row,) = regimes.first(judged).itertuples()
+  (row,) = regime_verdicts.first(judged).itertuples()
   np.testing.assert_equal((row.steps, row.parameters, row.last), expected)
