@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import scope
+from jax.extend import core as jax_core
 
 from stability.probes import structure
 from stability.probes.structure import Path
@@ -119,6 +120,7 @@ class _Call:
   """A module being called."""
 
   is_attention: bool
+  trace: Any  # the transformation of JAX that the module is called in, as _trace has it
   logits: list[tuple[jax.Array, ...]]  # (highest, total, number of pairs)
 
 
@@ -137,7 +139,7 @@ class _Calls:
     module = context.module
     names = (module.name or '', type(module).__name__) if module.path else ()
     is_inside = bool(self._stack) and self._stack[-1].is_attention
-    self._stack.append(_Call(is_inside or structure.is_attention(*names), []))
+    self._stack.append(_Call(is_inside or structure.is_attention(*names), _trace(), []))
     try:
       output = next_fun(*args, **kwargs)
     finally:
@@ -170,7 +172,7 @@ class _Calls:
   def _softmax(self, original: Callable, x: Any, axis: Any = -1, where: Any = None) -> Any:
     is_attention = bool(self._stack) and self._stack[-1].is_attention and not self._inside_fused
     if is_attention and jnp.ndim(x) >= 3 and axis in (-1, jnp.ndim(x) - 1):
-      keep = x > structure.masked_below(jnp.finfo(x.dtype).min)
+      keep = _is_unmasked(x)
       self._record(x, keep if where is None else keep & where)
     return original(x, axis, where)
 
@@ -198,12 +200,17 @@ class _Calls:
       local_window_size: int | tuple[int, int] | None = None,
       **_: Any,
   ) -> None:
-    """Records the logits of jax.nn.dot_product_attention, of which a bias is no part."""
-    del value, bias
+    """Records the logits of jax.nn.dot_product_attention.
+
+    A bias is no part of them; its entries near the lowest number mask a pair.
+    """
+    del value
     T, S = query.shape[-3], key.shape[-3]
     N, K = query.shape[-2:]
     i, j = jnp.arange(T)[:, None], jnp.arange(S)
-    keep = jnp.ones((T, S), bool) if mask is None else mask
+    keep = jnp.ones((T, S), bool) if mask is None else jnp.asarray(mask)
+    if bias is not None:
+      keep &= _is_unmasked(bias)
     if is_causal:
       keep &= i >= j
     if query_seq_lengths is not None:
@@ -223,12 +230,23 @@ class _Calls:
       self._record(logits * (K**-0.5 if scale is None else scale), keep[..., rows, :])
 
   def _record(self, logits: jax.Array, keep: jax.Array) -> None:
+    if self._stack[-1].trace != _trace():
+      return  # inside vmap, jit and others, whose values must not leave them
     logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
     keep = jnp.broadcast_to(keep, logits.shape)
     highest = jnp.where(keep, logits, -jnp.inf).max()
     total = jnp.where(keep, logits, 0).sum()
     # A float: an int32 may overflow.
     self._stack[-1].logits.append((highest, total, keep.sum(dtype=jnp.float32)))
+
+
+def _trace() -> Any:
+  """The innermost transformation of JAX that is being traced; equal only inside the same one."""
+  return jax_core.get_opaque_trace_state(convention='flax')
+
+
+def _is_unmasked(logits: jax.Array) -> jax.Array:
+  return logits > structure.masked_below(float(jnp.finfo(logits.dtype).min))
 
 
 def _row(sown: Mapping[str, Any]) -> Row:

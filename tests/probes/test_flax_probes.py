@@ -98,6 +98,8 @@ DISTANCE = np.arange(T)[:, None] - np.arange(T)
     [
         (fused(is_causal=True), CAUSAL),
         (fused(mask=CAUSAL[None, None], bias=np.full((1, 1, T, T), 5.0, np.float32)), CAUSAL),
+        (fused(bias=np.where(CAUSAL, 5.0, -1e10).astype(np.float32)[None, None]), CAUSAL),
+        (fused(bias=np.where(CAUSAL, 0.0, -np.inf).astype(np.float32)[None, None]), CAUSAL),
         (fused(scale=K**-0.5), True),
         (fused(key_value_seq_lengths=[T, 4]), LENGTHS[:, None, None, :]),
         (fused(query_seq_lengths=[T, 4]), LENGTHS[:, None, :, None]),
@@ -188,6 +190,30 @@ def test_under_jit_and_grad(block):
   )
   assert loss == close(float(plain[0]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), grads, plain[1])
+
+
+def one_by_one(attend):
+  return lambda *qkv: jax.lax.map(lambda one: attend(*(x[None] for x in one))[0], qkv)
+
+
+@pytest.mark.parametrize(
+    ('transform', 'attend', 'whole'),
+    [
+        (jax.jit, fused(is_causal=True), lambda step: step),
+        (jax.checkpoint, fused(is_causal=True), jax.jit),
+        (one_by_one, explicit(lambda x: jax.nn.softmax(x, -1)), jax.jit),
+    ],
+)
+def test_attention_that_is_transformed_within_a_module(transform, attend, whole):
+  """Its logits are not seen; the output is unchanged."""
+  model, plain = Model(transform(attend)), Model(attend)
+  params = variables(plain)
+  logits, row = whole(lambda params: flax_probes.apply(model, params, TOKENS))(params)
+  expected, seen = flax_probes.apply(plain, params, TOKENS)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+  assert row['log_z'] == close(float(seen['log_z']))
+  assert 'block_1/attention_logit_max' in seen
+  assert not any('attention_logit' in name for name in row)
 
 
 def test_scanned_layers():
