@@ -1,5 +1,6 @@
 """launch.export on a made-up sweep, read back with the packages of the tools."""
 
+import collections
 import errno
 import importlib.util
 import json
@@ -133,6 +134,49 @@ def test_refusal_of_the_package(to, error, workdir, tmp_path, monkeypatch, capsy
   assert run(workdir, to, tmp_path / 'out') == 2
   assert capsys.readouterr().err == f'error: --to={to}: the name is too long\n'
   assert [path.name for path in tmp_path.iterdir()] == ['sweep']
+
+
+def test_names_and_times_in_mlflow(workdir, tmp_path, monkeypatch):
+  """Names have only characters that MLflow allows and differ; seconds that are unknown are 0."""
+  batches = []
+
+  class Client:
+    def __init__(self, tracking_uri):
+      self.folder = pathlib.Path(tracking_uri.removeprefix('file://'))
+
+    def create_experiment(self, *_, **__):
+      (self.folder / '0').mkdir(parents=True)
+
+    def create_run(self, *_, **__):
+      return types.SimpleNamespace(info=types.SimpleNamespace(run_id='id'))
+
+    def log_batch(self, _, params=(), metrics=()):
+      batches.append((params, metrics))
+
+    def set_terminated(self, *_, **__):
+      pass
+
+  entities = types.SimpleNamespace(
+      Metric=collections.namedtuple('Metric', 'key value timestamp step'),
+      Param=collections.namedtuple('Param', 'key value'),
+  )
+  exceptions = types.SimpleNamespace(MlflowException=ValueError)
+  stand_in = types.SimpleNamespace(MlflowClient=Client, entities=entities, exceptions=exceptions)
+  monkeypatch.setitem(sys.modules, 'mlflow', stand_in)
+  monkeypatch.setitem(sys.modules, 'mlflow.entities', entities)
+  monkeypatch.setattr(export, '_check_installed', lambda package: None)
+  names = ['QK norm? (on/off)', 'a?', 'a_', 'a!', '/b', '../c']
+  for folder in workdir.glob('runs/*'):
+    files.write_json(folder / 'config.json', dict.fromkeys(names, 1))
+    row = {'step': 5, 'seconds': None, 'a?': 1.0, 'a!': 2.0}
+    files.write_lines(folder / 'metrics.jsonl', [row])
+  assert run(workdir, 'mlflow', tmp_path / 'out') == 0
+  (params, _), (_, metrics), *_ = batches
+  assert [name for name, _ in params] == ['QK norm_ _on/off_', 'a_', 'a__2', 'a__3', '_b', '__c']
+  time = metrics[0][2]
+  assert [(name, at, step) for name, _, at, step in metrics[:3]] == [
+      ('seconds', time, 5), ('a_', time, 5), ('a__2', time, 5)
+  ]  # fmt: skip
 
 
 def records(path: pathlib.Path):
