@@ -12,10 +12,16 @@ COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
 
 
 def are_pending(workdir: Path) -> bool:
-  """Whether the runs are imported and launch.alarms has not yet looked for alarms in them."""
+  """Whether the runs are imported and launch.alarms has not yet looked for alarms in each of them.
+
+  It looks at those with metrics.
+  """
   sweep = sweeps.read_sweep(workdir)
   runs = [run_files.run_dir(workdir, name) for name in sweep.runs]
-  return sweep.is_imported and not any((run / 'alarms.jsonl').exists() for run in runs)
+  is_looked_for = [
+      (run / 'alarms.jsonl').exists() for run in runs if (run / 'metrics.jsonl').exists()
+  ]
+  return sweep.is_imported and not (is_looked_for and all(is_looked_for))
 
 
 def load(workdir: Path) -> pd.DataFrame:

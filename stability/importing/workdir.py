@@ -122,7 +122,10 @@ def _write_run(run: Path, imported: ImportedRun) -> None:
   files.refuse_links(run)
   files.write_json(run / 'config.json', config_lib.unflatten(imported.config))
   if imported.rows is not None:
-    files.write_atomic(run / 'metrics.jsonl', imported.rows.to_text())
+    metrics, text = run / 'metrics.jsonl', imported.rows.to_text()
+    if not metrics.exists() or metrics.read_bytes() != text.encode():
+      (run / 'alarms.jsonl').unlink(missing_ok=True)  # those of other rows
+      files.write_atomic(metrics, text)
   if imported.result is not None:
     run_files.write_result(run, imported.result)
   elif (run / 'result.json').exists():  # it is running again

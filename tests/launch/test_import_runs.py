@@ -175,6 +175,21 @@ def test_update(files, capsys):
     assert (files / 'w' / 'sweep.json').read_bytes() == before
 
 
+def test_alarms_of_other_rows(files, capsys):
+  """Alarms of runs whose metrics have changed are removed, until launch.alarms has looked again."""
+  workdir, runs = files / 'w', export()
+  assert import_(files) == 0 and alarm_log.are_pending(workdir)
+  assert run(alarms, f'--workdir={workdir}') == 0 and not alarm_log.are_pending(workdir)
+  assert import_(files) == 0 and not alarm_log.are_pending(workdir)  # nothing has changed
+  frame = logs(runs, (0, 10, 20, 30))
+  changed = runs.loc[0, 'Name']
+  frame[(frame['run'] == changed) | (frame['_step'] < 30)].to_csv(files / 'logs.csv', index=False)
+  assert import_(files) == 0 and alarm_log.are_pending(workdir)
+  kept = {path.parent.name for path in workdir.glob('runs/*/alarms.jsonl')}
+  assert kept == {*runs['Name']} - {changed}
+  assert run(alarms, f'--workdir={workdir}') == 0 and not alarm_log.are_pending(workdir)
+
+
 def test_warnings_come_last(files, capsys):
   with (files / 'logs.csv').open('a') as file:
     file.write('9216-False-0.001,3')
