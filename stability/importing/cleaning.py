@@ -2,9 +2,12 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+
+from stability.importing import columns as columns_lib
 
 MAX_RESTARTS = 0.1  # of a curve's rows; if steps go back more often, the rows are not in order
 _FEW = 20  # so many may be restarts in any case, if each looks like one
@@ -80,6 +83,29 @@ def _is_filled_with_nan(values: np.ndarray) -> bool:
   """
   finite = np.flatnonzero(np.isfinite(values))
   return len(finite) > 0 and (values[: finite[-1]] == SAID_NAN).sum() >= len(finite)
+
+
+def without_filled(curve: Curve, names: Mapping[str, str]) -> Curve:
+  """The curve without metrics that are NaN in each row because the run never logged them.
+
+  A file of several runs may be so filled. A training loss may be NaN from the start, and so may
+  a validation loss, unless the training loss is finite.
+
+  Args:
+    curve: the curve.
+    names: the name under which each metric will be stored.
+  """
+  values = curve.values
+  losses = [column for metric, column in values.items() if names[metric] == 'loss']
+  is_finite = any(np.isfinite(c).any() and not np.isinf(c).any() for c in losses)
+
+  def is_filled(metric: str, column: np.ndarray) -> bool:
+    if columns_lib.key(names[metric]) in columns_lib.VALIDATION:
+      return is_finite and bool((column == SAID_NAN).all())
+    return names[metric] != 'loss' and bool((np.isnan(column) | (column == SAID_NAN)).all())
+
+  logged = {metric: c for metric, c in values.items() if not is_filled(metric, c)}
+  return dataclasses.replace(curve, values=logged)
 
 
 def _merged(

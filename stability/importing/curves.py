@@ -12,7 +12,7 @@ import numpy as np
 from stability.errors import BadInput
 from stability.importing import columns as columns_lib
 from stability.importing import events, log_files
-from stability.importing.cleaning import SAID_NAN, Curve, alone, joined, tidy
+from stability.importing.cleaning import SAID_NAN, Curve, alone, joined, tidy, without_filled
 from stability.importing.options import Options
 from stability.importing.tables import Table, UnusableFile, is_empty, read_chunks
 
@@ -299,8 +299,11 @@ class _Reader:
   def _named(self, curve: Curve) -> Curve:
     """The curve with our names of metrics; of several columns for one, the likeliest has it."""
     by_name: dict[str, list[str]] = {}
+    curve = without_filled(curve, {column: self._name(column) for column in curve.values})
     for column in curve.values:
       by_name.setdefault(self._name(column), []).append(column)
+    if self._options.step_unit == 'tokens':  # another column is the tokens
+      self._leave_out(by_name.pop('tokens', []))
     values = {}
     for name, columns in by_name.items():
       aliases = columns_lib.CURVE_COLUMNS.get(name, ())

@@ -6,6 +6,7 @@ import pytest
 from stability.errors import BadInput
 from stability.importing import cleaning, curves
 from stability.importing.options import Options
+from stability.importing.outcomes import Rows
 
 NAN = np.nan
 
@@ -250,3 +251,14 @@ def test_tokens(tmp_path):
   path = write(tmp_path / 'a.csv', 'step,tokens,loss\n0,0,1\n1,512,2\n')
   (curve,) = read(path, step_unit='tokens').by_run.values()
   assert list(curve.steps) == [0, 512]
+
+
+def test_two_columns_of_tokens(tmp_path):
+  """Rows have the one that is the step as their tokens."""
+  text = 'tokens,consumed_tokens,loss\n0,7,5\n512,519,4\n'
+  found = read(write(tmp_path / 'a.csv', text), step_unit='tokens')
+  (curve,) = found.by_run.values()
+  assert list(curve.values) == ['loss'] and [*found.notes.left_out] == ['consumed_tokens']
+  assert Rows(curve, 'tokens').to_text() == (
+      '{"step": 0, "tokens": 0, "loss": 5.0}\n{"step": 512, "tokens": 512, "loss": 4.0}\n'
+  )
