@@ -24,18 +24,29 @@ def seems_not_finite(curve: Curve) -> np.ndarray:
   None, unless they go on for MISSING intervals. Steps with a metric that is never logged together
   with the loss do not count, since they are evaluations and summaries.
   """
+  found, intervals = _end_without_loss(curve)
+  return found & (intervals >= MISSING)
+
+
+def may_not_be_finite(curve: Curve) -> bool:
+  """Whether such steps go on for an interval or more, and for fewer than MISSING."""
+  return 1 <= _end_without_loss(curve)[1] < MISSING
+
+
+def _end_without_loss(curve: Curve) -> tuple[np.ndarray, float]:
+  """Such steps, and for how many intervals they go on."""
   losses = _losses(curve)
   is_finite, last = np.isfinite(losses).any(axis=0), _last_finite(losses)
   found = np.arange(len(curve.steps)) > last
   if last < 0 or np.isinf(losses[:, found]).any():
-    return np.zeros(len(curve.steps), bool)
+    return np.zeros(len(curve.steps), bool), 0.0
   for values in curve.values.values():
     if np.isnan(values[is_finite]).all():
       found &= np.isnan(values)
   steps = curve.steps[is_finite] if is_finite.sum() > 1 else curve.steps
   interval = np.diff(steps)[-_LAST_INTERVALS:].max(initial=0)
   reach = curve.steps[found].max(initial=curve.steps[last]) - curve.steps[last]
-  return found & bool(0 < interval * MISSING <= reach)
+  return found, reach / interval if interval else 0.0
 
 
 def _losses(curve: Curve) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stability.config import SIZE_FIELDS
-from stability.importing import outcomes
+from stability.importing import divergence, outcomes
 from stability.importing.cleaning import Curve
 from stability.importing.options import Options
 from stability.importing.runs import Caution, Run, count, listed
@@ -27,6 +27,7 @@ def on_outcomes(
   """The sentences; results and curves are by the run's row."""
   return [
       *_on_lengths(runs, results, matched),
+      *_on_divergence(runs, results, matched, options),
       *_on_validation(runs, results, matched, options),
       *_on_rates(runs, results, matched),
       *_on_losses(runs, results),
@@ -68,28 +69,77 @@ def _on_lengths(
   ]
 
 
+def _on_divergence(
+    runs: Sequence[Run],
+    results: Mapping[int, Result | None],
+    matched: Mapping[int, Curve],
+    options: Options,
+) -> list[str]:
+  """Names runs of which the status, the final loss and the end of the curve do not agree."""
+  found: dict[str, list[str]] = {}
+  for run in runs:
+    curve, result = matched.get(run.row), results[run.row]
+    if result is None:
+      continue
+    final, reasons = outcomes.own_final_loss(run, curve, options), []
+    if curve is not None and divergence.seems_not_finite(curve).any():
+      reasons.append('diverged, as no loss is logged at the end while other metrics are')
+    if run.final_loss is not None and math.isfinite(run.final_loss) and not math.isfinite(final):
+      reasons.append('diverged by the curve, though the table has a finite final loss')
+    if result.final_loss is None and final is not None and math.isfinite(final):
+      reasons.append('diverged by the state; a final loss below the initial one is not used')
+    if curve is not None and _is_done(run, results) and divergence.may_not_be_finite(curve):
+      reasons.append(
+          'status done, though the last rows of the curve lack the loss, which may have been NaN'
+          ' (if so, say diverged in a column state)'
+      )
+    for reason in reasons:
+      found.setdefault(reason, []).append(run.name or run.where)
+  return [
+      Caution(f'{reason}, in {count(len(names))}: {listed(names, 8)}')
+      for reason, names in found.items()
+  ]
+
+
 def _on_validation(
     runs: Sequence[Run],
     results: Mapping[int, Result | None],
     matched: Mapping[int, Curve],
     options: Options,
 ) -> list[str]:
-  """Names runs that count as done and whose last validation loss is of an early step."""
-  early = []
+  """Names runs whose validation losses are at odd steps.
+
+  That is, those that count as done and whose last one is of an early step, and those whose only one
+  is at step 0 and seems to be a final one.
+  """
+  early, without_step = [], []
   for run in runs:
+    if run.initial_loss is None and run.row in matched and results[run.row]:
+      metric = outcomes.loss_without_step(matched[run.row], options)
+      if metric and (run.final_loss is None or not outcomes.is_of_trained_model(metric)):
+        without_step.append(f'{run.name or run.where} ({metric})')
     if run.final_loss is None and run.row in matched and _is_done(run, results):
       curve = matched[run.row]
       final, end = outcomes.final_loss(curve, options), _end_of_losses(curve)
       if final.step < EARLY * end:
         early.append(f'{run.name or run.where} ({final.step} of {end})')
-  if not early:
-    return []
-  return [
-      Caution(
-          'final_loss is of a validation well before the end of the curve, in'
-          f' {count(len(early))}: {listed(early, 8)}; give later ones in a column final_loss'
-      )
-  ]
+  notes: list[str] = []
+  if early:
+    notes.append(
+        Caution(
+            'final_loss is of a validation well before the end of the curve, in'
+            f' {count(len(early))}: {listed(early, 8)}; give later ones in a column final_loss'
+        )
+    )
+  if without_step:
+    notes.append(
+        Caution(
+            'the only validation loss is at step 0 and unlike the training loss there, so that it'
+            f' is no initial loss, in {count(len(without_step))}: {listed(without_step, 8)}; if it'
+            ' is a final one, give it in a column final_loss'
+        )
+    )
+  return notes
 
 
 def _end_of_losses(curve: Curve) -> int:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from stability.importing import columns as columns_lib
-from stability.importing import divergence, log_files, outcomes
+from stability.importing import log_files, outcomes
 from stability.importing.arms import Arms
 from stability.importing.cleaning import Curve
 from stability.importing.curves import Curves
@@ -106,16 +106,6 @@ def on_results(
   ]
   if lacking:
     notes.append(f'no result yet, as neither a final loss nor a curve has one: {listed(lacking)}')
-  seeming = [
-      run.name or run.where
-      for run in runs
-      if run.final_loss is None and run.row in matched and results[run.row]
-      and divergence.seems_not_finite(matched[run.row]).any()
-  ]
-  if seeming:
-    notes.append(
-        f'diverged, as no loss is logged at the end while other metrics are: {listed(seeming)}'
-    )
   empty = sum(
       1 for r in runs if r.final_loss is None and results[r.row] and r.row not in matched
       and results[r.row].status == 'diverged'

@@ -15,6 +15,7 @@ from stability.importing.options import Options
 from stability.importing.runs import Run
 from stability.storage.run_files import Result, final_status
 
+_NEAR = 0.05  # relative: a validation loss before training differs less from the training loss
 LATE = 0.05  # the fraction of steps whose training losses are averaged as the final loss
 # States of W&B, MLflow, TensorBoard, SLURM and others -> statuses; None: the run has no result.
 STATES: dict[str, str | None] = {
@@ -94,11 +95,9 @@ def result(
   status = status_of(run)
   if status is None:
     return None
-  initial, final = own_initial_loss(run, curve, options), run.final_loss
+  initial, final = own_initial_loss(run, curve, options), own_final_loss(run, curve, options)
   if initial is None and options.initial_loss is not None:
     initial = options.initial_loss * options.nats
-  if final is None and curve is not None and (found := final_loss(curve, options)):
-    final = found.value
   if status == 'done' and final is None and not has_final_losses:
     return None
   is_not_finite = final is not None and not math.isfinite(final)
@@ -111,6 +110,8 @@ def result(
     )
   if status == 'done':
     status = final_status(initial, math.nan if final is None else final)
+  elif status == 'diverged' and final is not None and final_status(initial, final) == 'done':
+    final = None  # one from before it diverged
   return Result(
       status,
       initial_loss=initial,
@@ -128,6 +129,20 @@ def own_initial_loss(run: Run, curve: Curve | None, options: Options) -> float |
   if run.initial_loss is not None or curve is None:
     return run.initial_loss
   return _first_loss(curve, options)
+
+
+def own_final_loss(run: Run, curve: Curve | None, options: Options) -> float | None:
+  """The final loss in the table, else that of the curve; None if neither has one.
+
+  NaN if the curve is that of a run that diverged: the table may have the last or best finite loss.
+  """
+  if curve is None:
+    return run.final_loss
+  if divergence.has_diverged(curve):
+    return math.nan
+  if run.final_loss is None and (found := final_loss(curve, options)):
+    return found.value
+  return run.final_loss
 
 
 def validation(curve: Curve) -> str | None:
@@ -174,11 +189,38 @@ def final_loss(curve: Curve, options: Options) -> FinalLoss | None:
   return FinalLoss(float(loss[late].mean()), None, int(steps[-1]))
 
 
+def is_of_trained_model(metric: str) -> bool:
+  """Whether the only value of a validation loss is of the trained model, by its name."""
+  return re.match('final|test', columns_lib.key(metric)) is not None
+
+
+def loss_without_step(curve: Curve, options: Options) -> str | None:
+  """A validation loss that seems to be a final one logged without its step; None if there is none.
+
+  MLflow and TensorBoard put such a one at step 0, where it differs from the training loss.
+  """
+  name, loss = validation(curve), curve.values.get('loss')
+  if name is None or loss is None or not np.isfinite(loss).any():
+    return None
+  last, is_logged = first_update(curve, options), ~np.isnan(curve.values[name])
+  if is_logged.sum() > 1 or not is_logged[0] or curve.steps[0] != 0 or curve.steps[-1] <= last:
+    return None
+  first = int(np.flatnonzero(np.isfinite(loss))[0])
+  difference, near = curve.values[name][0] - loss[first], _NEAR * abs(loss[first])
+  # A later training loss is below the one at step 0.
+  is_other = difference < -near or (difference > near and curve.steps[first] <= last)
+  return name if is_other else None
+
+
 def _first_loss(curve: Curve, options: Options) -> float | None:
   """The loss before training: at step 0 or 1."""
-  last = first_update(curve, options)
-  for name in filter(None, (validation(curve), 'loss')):
-    values = curve.values.get(name)
+  last, name = first_update(curve, options), validation(curve)
+  if name is not None:
+    is_only_value = (~np.isnan(curve.values[name])).sum() == 1
+    if (is_only_value and is_of_trained_model(name)) or loss_without_step(curve, options):
+      name = None
+  for metric in filter(None, (name, 'loss')):
+    values = curve.values.get(metric)
     if values is not None:
       for step, value in zip(curve.steps[:2], values[:2], strict=True):
         if step <= last and math.isfinite(value):

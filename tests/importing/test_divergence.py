@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stability.importing import assemble, curves, tables
+from stability.importing import assemble, curves, runs, tables
 from stability.importing.options import Options
 from tests.helpers.imported import assembled, statuses
 
@@ -76,7 +76,19 @@ def test_a_loss_logged_less_often(tmp_path):
   frame['loss'] = frame['loss'].where(steps < 500)  # pandas writes NaN as an empty cell
   found = imported(tmp_path / 'a.csv', with_nan(frame))
   assert statuses(found) == ['diverged']
-  assert any('diverged, as no loss is logged at the end' in n and 'a' in n for n in found.notes)
+  (note,) = (n for n in found.notes if n.startswith('diverged, as no loss is logged at the end'))
+  assert isinstance(note, runs.Caution) and note.endswith('in 1 run: a')
+
+
+@pytest.mark.parametrize(('missing', 'is_named'), [(0, False), (1, True), (2, True), (3, False)])
+def test_a_loss_that_is_missing_for_few_rows(tmp_path, missing, is_named):
+  loss = np.where(np.arange(len(STEPS)) < len(STEPS) - missing, LOSS, np.nan)
+  frame = pd.DataFrame({'step': STEPS, 'loss': loss, 'grad_norm': 1.0})
+  found = imported(tmp_path / 'a.csv', with_nan(frame))
+  assert statuses(found) == ['diverged' if missing == 3 else 'done']
+  text = 'status done, though the last rows of the curve lack the loss'
+  named = [note for note in found.notes if note.startswith(text)]
+  assert len(named) == is_named and all(isinstance(note, runs.Caution) for note in named)
 
 
 def test_nan_in_the_file(tmp_path):
@@ -118,3 +130,19 @@ def test_nan_that_fills_rows_of_other_metrics(tmp_path):
   found = imported(tmp_path / 'a.csv', text)
   assert statuses(found) == ['done'] and found.runs['a'].result.final_loss == 4.0
   assert 'null' not in found.runs['a'].rows.to_text()
+
+
+def test_nan_of_metrics_that_a_run_never_logged(tmp_path):
+  """As pandas fills the table of several runs."""
+  frame = pd.DataFrame({'step': STEPS, 'loss': LOSS, 'lr': 1e-3})
+  other = frame.assign(lr=1e-2, grad_norm=1.0, val_loss=LOSS + 0.1, seconds=1.0 * STEPS)
+  table = pd.concat([frame.assign(run='a'), other.assign(run='b')])
+  found = imported(tmp_path / 'a.csv', table.to_csv(index=False, na_rep='NaN'))
+  assert statuses(found) == ['done', 'done'] and 'null' not in found.runs['a'].rows.to_text()
+  assert set(found.runs['a'].rows.curve.values) == {'loss', 'learning_rate'}
+  assert len(found.runs['b'].rows.curve.values) == 5
+  # Losses that are NaN from the start are no such metrics.
+  text = table.assign(loss=np.nan).to_csv(index=False, na_rep='NaN')
+  found = imported(tmp_path / 'a.csv', text)
+  assert statuses(found) == ['diverged', 'done']
+  assert '"loss": null' in found.runs['a'].rows.to_text()
