@@ -43,8 +43,8 @@ def load_csv(
   Args:
     path: a CSV file with a header. Required columns: learning_rate, final_loss. Optional columns:
       parameters, seed, run, initial_loss, status (done, diverged, failed, stopped or missing; if
-      empty, it is derived from the losses), forked_from (a row that has it is left out: a fork is
-      in no comparison).
+      empty, it is derived from the losses; of a diverged run, a final_loss below the initial one is
+      left out), forked_from (a row that has it is left out: a fork is in no comparison).
     group_by: the columns that define the intervention; None: arm and those with a dot in their
       name. One with a reserved name, such as window, becomes config.window.
     initial_loss: the initial loss of all runs (nats), instead of the column.
@@ -101,14 +101,21 @@ def load_csv(
       lambda loss: ~(loss < -_MAX_LOSS),
   )
   runs['status'] = _statuses(path, cells, runs)
+  is_earlier = (runs['status'] == 'diverged') & (runs['final_loss'] <= runs['initial_loss'])
+  runs.loc[is_earlier, 'final_loss'] = np.nan
   for name in (*sizes, *groups):
     runs[name] = _values(cells[name])
   fields = [*sizes, *groups]
   notes = [_note(cells[name], runs[name]) for name in ('learning_rate', *fields)]
+  if is_earlier.any():
+    notes.append(
+        f'{is_earlier.sum()} of its rows are diverged, with a final_loss below the initial one,'
+        ' which is left out'
+    )
   if is_fork.any():
     notes.append(f'{is_fork.sum()} of its rows are forks, which are in no comparison, and left out')
   notes = tuple(filter(None, notes))
-  _refuse_duplicates(path, runs, ['parameters', *fields, 'learning_rate', 'seed'], notes)
+  _refuse_duplicates(path, cells, runs, ['parameters', *fields, 'learning_rate', 'seed'], notes)
   where = {
       column: _window_value(path, cells, runs, fields, column, value)
       for column, value in (window_where or {}).items()
@@ -280,12 +287,19 @@ def _statuses(path: Path, cells: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
 
 
 def _refuse_duplicates(
-    path: Path, runs: pd.DataFrame, columns: list[str], notes: Sequence[str]
+    path: Path,
+    cells: pd.DataFrame,
+    runs: pd.DataFrame,
+    columns: list[str],
+    notes: Sequence[str],
 ) -> None:
   """Raises BadInput if rows agree in all columns: they would be averaged as one intervention."""
   for _, equal in split(runs[runs.duplicated(columns, keep=False)], columns):
+    first, second = equal.index[:2]
+    if cells.loc[first].equals(cells.loc[second]):
+      raise BadInput(f'{path}, lines {first} and {second}: are equal; remove one of them')
     raise BadInput(
-        f'{path}, lines {equal.index[0]} and {equal.index[1]}: have the same'
+        f'{path}, lines {first} and {second}: have the same'
         f' {", ".join(columns)}; add a column seed, or name the column that differs in --group_by'
         + ''.join(f'; {note}' for note in notes)
     )

@@ -21,7 +21,7 @@ from stability.importing.curves import Curves
 from stability.importing.options import Options
 from stability.importing.outcomes import Rows
 from stability.importing.runs import Caution, Run
-from stability.importing.tables import Table
+from stability.importing.tables import Table, is_empty
 from stability.storage.run_files import Result
 
 CURVES = '--curves'  # the source of a table that is made of curves
@@ -283,6 +283,7 @@ def _without_attempts(
   If no attempt has succeeded, the last one counts, or the last one that may still do so.
   """
   names = [*SIZE_FIELDS, *arms, 'optimizer.learning_rate', 'seed']
+  seeds = table.texts(found['seed']) if 'seed' in found else []
   groups: dict[tuple, list[Run]] = {}
   for run in runs:
     groups.setdefault(_key(run, configs[run.row], names), []).append(run)
@@ -293,6 +294,10 @@ def _without_attempts(
     counted = [run for run in equal if run.row in ended]
     if len(counted) > 1:
       first, second = counted[:2]
+      rows = [[table.text(column, run.row) for column in table.columns] for run in (first, second)]
+      if rows[0] == rows[1]:
+        raise BadInput(f'{first.where} and {second.where}: are equal; remove one of them')
+      no_seed = [run.where for run in (first, second) if seeds and is_empty(seeds[run.row])]
       differing = [
           column
           for column in table.columns
@@ -309,6 +314,7 @@ def _without_attempts(
           f' {", ".join(["parameters", *arms, "learning_rate", "seed"])};'
           f'{unknown} name what tells them apart with --group_by or --map=seed=COLUMN'
           + (f' (they differ in {runs_lib.listed(differing, 6)})' if differing else '')
+          + (f'; {found["seed"]} is empty in {" and ".join(no_seed)}: seed 0' if no_seed else '')
       )
     (kept,) = counted or [r for r in equal if results[r.row] is None][-1:] or equal[-1:]
     dropped += [run for run in equal if run is not kept]

@@ -280,6 +280,21 @@ def test_a_run_given_twice_is_refused(tmp_path):
     results_table.load_csv(path)
 
 
+def test_rows_that_are_equal_are_refused(tmp_path):
+  path = write(tmp_path, rows('0.01,3,5.5,0', '0.001,3.2,5.5,0', '0.001,3.2,5.5,0'))
+  with pytest.raises(BadInput, match=r'lines 3 and 4: are equal; remove one of them'):
+    results_table.load_csv(path)
+
+
+def test_diverged_rows_with_a_loss_below_the_initial_one(tmp_path):
+  columns = 'learning_rate,final_loss,initial_loss,status'
+  lines = ['1e-3,3.5,5,done', '1e-2,2.5,5,diverged', '1e-1,6,5,diverged', '1,2,5,stopped']
+  results = results_table.load_csv(write(tmp_path, rows(*lines, columns=columns)))
+  assert results.runs['final_loss'].fillna(-1).tolist() == [3.5, -1, 6, 2]
+  (note,) = results.notes
+  assert note.startswith('1 of its rows are diverged, with a final_loss below the initial one')
+
+
 @pytest.mark.parametrize('name', ['objective.z_loss', 'optimizer.eps', 'optimizer.weight_decay'])
 def test_swept_numbers_do_not_split(name, tmp_path):
   cells = ['0', '1e-4', '9.999999747378752e-05', '0.000100000', '0.0', '9.99999974738e-05']

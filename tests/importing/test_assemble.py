@@ -142,6 +142,15 @@ def test_attempts_at_the_same_run():
     assembled(runs.assign(state='finished', gpu=[*'ab']), initial_loss=5.0)
 
 
+def test_rows_that_are_equal():
+  runs = pd.DataFrame({'lr': [1e-3, 1e-2, 1e-2], 'seed': [0, 1, 1], 'loss': 3.0})
+  with pytest.raises(BadInput, match='runs, row 1 and runs, row 2: are equal; remove one'):
+    assembled(runs, initial_loss=5.0)
+  runs['seed'] = [0, 0, None]
+  with pytest.raises(BadInput, match='; seed is empty in runs, row 2: seed 0'):
+    assembled(runs, initial_loss=5.0)
+
+
 def test_attempts_of_which_none_succeeded():
   runs = pd.DataFrame({'lr': [1e-3, 1e-3, 1e-2], 'loss': 3.0, 'name': [*'abc']})
   for states, kept in (('crashed', 'crashed'), 'b'), (('running', 'crashed'), 'a'):
