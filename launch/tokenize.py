@@ -46,6 +46,7 @@ vocabulary, nor the token that ends a document (--end_of_document=50256 for the 
 from launch.common import app, display, path_flags
 
 # isort: split
+import collections
 import importlib.metadata
 import math
 import sys
@@ -239,7 +240,9 @@ def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
 
 def _split_lines(parts: list[readers.Part], listings: Mapping[str, Listing]) -> list[str]:
   """Lines on the text files that names call validation or test text."""
-  held_out = [part.name for part in parts if part.split == 'validation' and readers.is_text(part)]
+  held_out = dict.fromkeys(
+      part.name for part in parts if part.split == 'validation' and readers.is_text(part)
+  )
   searched = [listings[given] for given in listings if not given.startswith(hub.PREFIX)]
   ignored = [
       name
@@ -248,7 +251,7 @@ def _split_lines(parts: list[readers.Part], listings: Mapping[str, Listing]) -> 
       for name in split_names.named(listing.files)
       if str(listing.files[name]) not in held_out
   ]
-  lines = [split_names.line(held_out, 'the validation text')] if held_out else []
+  lines = [split_names.line(list(held_out), 'the validation text')] if held_out else []
   if ignored:
     lines.append(split_names.line(ignored, 'read like the others, without training text beside'))
   return lines
@@ -270,8 +273,8 @@ def _find_parts(
     else:
       found, listings[given] = readers.find(given, _FIELD.value)
     parts += found
-  repeated = {part.name for part in parts if sum(part.name == other.name for other in parts) > 1}
-  if repeated:
+  counts = collections.Counter(part.name for part in parts)
+  if repeated := [name for name, count in counts.items() if count > 1]:
     raise BadInput(f'--input: {min(repeated)!r} is in the input twice')
   return readers.order(parts), listings
 

@@ -298,6 +298,34 @@ def test_rows_beside_text_files(tmp_path):
   assert 'text 0' not in train and len(train) + len(validation) == 5 + 200
 
 
+def test_many_files(tmp_path, monkeypatch):
+  """Names are compared with each other a few times each, not each with all others."""
+  compared = []
+
+  class Name(str):
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+      compared.append(other)
+      return str(self) == other
+
+  def find(path, *options):
+    parts, listing = readers_find(path, *options)
+    for part in parts:
+      part.name = Name(part.name)
+    return parts, listing
+
+  for split in ('train', 'valid'):
+    (tmp_path / 'set' / split).mkdir(parents=True)
+    for i in range(200):
+      (tmp_path / f'set/{split}/{i:03}.txt').write_text(f'{split} {i}')
+  readers_find = readers.find
+  monkeypatch.setattr(readers, 'find', find)
+  out = made(tmp_path / 'out', tmp_path / 'set')
+  assert len(as_text(out, 'train')) == len(as_text(out, 'validation')) == 200
+  assert len(compared) < 10 * 400
+
+
 def test_max_train_tokens_limits_the_validation_files(tmp_path):
   for i in range(100):
     (tmp_path / f'{i:02}.txt').write_text(f'text number {i:02} ' * 10)
