@@ -213,7 +213,9 @@ def parse(words: tuple[str, ...]) -> Action:
     field, equals, value = word.partition('=')
     if not equals or 'changes' not in ARGUMENTS[kind]:
       raise BadInput(f'{kind}: takes no {word!r}')
-    if field == 'skip' and kind == 'rewind' and value.isdecimal():
+    if field == 'skip' and kind == 'rewind':
+      if not value.isdecimal():
+        raise BadInput(f'skip={value}: must be a whole number, 0 or more')
       asked['skip'] = int(value)
     else:
       changes[field] = _parse_number(field, value)

@@ -144,7 +144,7 @@ _LIBRARIES = {  # by tokenizer; their versions may affect the tokens
 
 def main() -> int:
   """Writes the token files, or continues writing them."""
-  if not _INPUT.value:
+  if not all(given.removeprefix(hub.PREFIX) for given in _INPUT.value or ['']):
     raise BadInput('--input: missing, must be hf:NAME[:CONFIG], a file, a folder or a pattern')
   if not _OUTPUT.value:
     raise BadInput('--output: missing, must be a folder')

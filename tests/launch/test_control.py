@@ -301,6 +301,7 @@ REFUSED = {
     'unknown': (['explode'], "'explode': must be one of pause, continue"),
     'no steps': (['skip'], 'skip: needs a number of steps'),
     'steps not a number': (['rewind', 'x'], 'rewind: needs a number of steps'),
+    'negative skip': (['rewind', '10', 'skip=-5'], 'skip=-5: must be a whole number, 0 or more'),
     'unknown argument': (['pause', '3'], "pause: takes no '3'"),
     'no value': (['set', RATE], f"set: takes no '{RATE}'"),
     'value not a number': (['set', f'{RATE}=high'], f'{RATE}=high: must be a number'),

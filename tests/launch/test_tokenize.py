@@ -672,6 +672,8 @@ def test_unusable_dataset(rows, message, tmp_path, capsys):
     'arguments, message',
     [
         ([], '--input: missing'),
+        (['--input=', '--output={out}'], '--input: missing'),
+        (['--input={set}', '--input=hf:', '--output={out}'], '--input: missing'),
         (['--input=hf:{set}'], '--output: missing'),
         (['--input=nowhere', '--output={out}'], '--input=nowhere: no such file or folder'),
         (['--input=*.none', '--output={out}'], 'no files to read'),
