@@ -59,7 +59,7 @@ from absl import flags
 from stability.data import split_names, splits
 from stability.data.listing import Listing
 from stability.data.tokenize import encoders, hub, nanogpt, packing, readers, resume, text_files
-from stability.errors import BadInput
+from stability.errors import BadInput, CannotWrite
 
 FLAGS = flags.FlagValues()
 _INPUT = path_flags.define_multi(
@@ -155,6 +155,8 @@ def main() -> int:
   try:
     with packing.locked(output):
       return _tokenize(output, encoder)
+  except CannotWrite:
+    raise
   except OSError as error:
     print(f'error: {error}; the same command resumes', file=sys.stderr)
     return 1

@@ -558,7 +558,8 @@ def test_resume_after_full_disk(c4, forks, tmp_path):
   code, error = forks(*options, bytes=10_000)
   assert code == 1
   assert error.splitlines()[-1] == (
-      'error: [Errno 27] File too large; the same command resumes'
+      f'error: {tmp_path}/out/train.bin: cannot be written: File too large; everything on disk is'
+      ' kept, and the same command resumes once this is fixed'
   )
   assert 0 < json.loads((tmp_path / 'out/progress.json').read_text())['train']['tokens'] <= 10_000
   assert forks(*options)[0] == 0
@@ -628,7 +629,10 @@ def test_complete_folder_is_left_alone(as_bytes, c4, capsys):
 
 def test_folder_is_locked(c4, tmp_path, capsys):
   with packing.locked(tmp_path / 'out'):
+    (tmp_path / 'out' / packing.CACHE).mkdir()
     assert run(f'--input={c4}', f'--output={tmp_path / "out"}') == 2
+    assert (tmp_path / 'out' / packing.CACHE).exists()  # it is the first one's
+  assert not (tmp_path / 'out').exists()
   assert 'in use by another launch.tokenize' in capsys.readouterr().err
 
 
@@ -681,6 +685,7 @@ def test_unusable_dataset(rows, message, tmp_path, capsys):
         (['--input=hf:{set}:fr', '--output={out}'], "BuilderConfig 'fr' not found"),
         (['--input={set}', '--output={set}'], 'holds something else; choose a new folder'),
         (['--input={set}', '--output={set}/README.md'], 'is not a folder'),
+        (['--input={set}', '--output=/proc/x'], '--output=/proc/x: cannot be written: '),
         (['--input={set}', '--input={set}', '--output={out}'], 'is in the input twice'),
         (['--input={set}/en/*validation*', '--output={out}'], 'only validation files'),
         (['--input={set}', '--output={out}', '--tokenizer=gpt2'], '--tokenizer=gpt2: cannot be'),

@@ -52,19 +52,23 @@ _TEMPORARY_PREFIXES = tuple(f'.{name}.' for name in _WRITTEN_WHOLE)  # of files.
 def locked(folder: Path) -> Iterator[None]:
   """Creates and locks a folder; removes a new one if no settings were written to it.
 
-  Raises BadInput if the folder holds something else or is locked by another process.
+  Raises BadInput if the folder cannot be made, holds something else or is locked by another
+  process, whose files are left alone.
   """
-  is_new = not folder.exists()
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-  except (FileExistsError, NotADirectoryError) as error:
-    raise BadInput(f'--output={folder}: {error.filename} is not a folder') from error
-  try:
+  with contextlib.ExitStack() as stack:
     try:
+      is_new = not folder.exists()
+      folder.mkdir(parents=True, exist_ok=True)
+      handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+      stack.callback(os.close, handle)
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise BadInput(f'--output={folder}: in use by another launch.tokenize') from None
+    except (FileExistsError, NotADirectoryError) as error:
+      raise BadInput(f'--output={folder}: {error.filename} is not a folder') from error
+    except OSError as error:
+      raise BadInput(f'--output={folder}: cannot be written: {error.strerror}') from error
+    stack.callback(_remove_unused, folder, is_new)
     for path in folder.glob('.*'):
       if path.name.startswith(_TEMPORARY_PREFIXES):
         path.unlink()  # left by a process that was killed
@@ -72,13 +76,15 @@ def locked(folder: Path) -> Iterator[None]:
     if names - {CACHE} and tokens.SETTINGS not in names:
       raise BadInput(f'--output={folder}: holds something else; choose a new folder')
     yield
-  finally:
-    os.close(handle)
-    if not (folder / tokens.SETTINGS).exists():
-      shutil.rmtree(folder / CACHE, ignore_errors=True)
-      if is_new:
-        with contextlib.suppress(OSError):
-          folder.rmdir()
+
+
+def _remove_unused(folder: Path, is_new: bool) -> None:
+  """Removes the cache of a folder without settings, and the folder if it is new."""
+  if not (folder / tokens.SETTINGS).exists():
+    shutil.rmtree(folder / CACHE, ignore_errors=True)
+    if is_new:
+      with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def document_hash(document: bytes) -> int:

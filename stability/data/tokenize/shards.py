@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from stability.errors import BadInput
+from stability.errors import BadInput, writing
 
 Json = dict[str, Any]
 
@@ -121,11 +121,13 @@ class ShardWriter:
     """Appends tokens [tokens]; until the next commit they may be lost."""
     tokens = tokens.astype(self._dtype, copy=False)
     while len(tokens):
-      if self._stream is None:
-        self._stream = self._path(self._number).open('wb')
+      path = self._path(self._number)
       room = self._shard_tokens - self.tokens % self._shard_tokens
       piece, tokens = tokens[:room], tokens[room:]
-      self._stream.write(piece)
+      with writing(path):
+        if self._stream is None:
+          self._stream = path.open('wb')
+        self._stream.write(piece)
       self._hash.update(piece)
       if len(piece) == room:
         self._full[shard_name(self._name, self._number)] = self._hash.hexdigest()
@@ -146,11 +148,13 @@ class ShardWriter:
     """Closes the current shard without committing it."""
     if self._stream is not None:
       stream, self._stream = self._stream, None
-      stream.close()
+      with writing(stream.name):
+        stream.close()
 
   def _sync(self) -> None:
-    self._stream.flush()
-    os.fsync(self._stream.fileno())
+    with writing(self._stream.name):
+      self._stream.flush()
+      os.fsync(self._stream.fileno())
 
   def _path(self, number: int) -> Path:
     return self._folder / f'{shard_name(self._name, number)}.bin'
@@ -175,7 +179,8 @@ class ShardWriter:
       left -= len(block)
     if left or self._hash.hexdigest() != digest:
       raise BadInput(f'{path}: changed since it was written; choose a new folder')
-    self._stream.truncate(length)
+    with writing(path):
+      self._stream.truncate(length)
     self._stream.seek(length)
 
   def _remove_later_shards(self) -> None:
