@@ -206,6 +206,10 @@ def _tokenize(output: Path, encoder: encoders.Encoder | None) -> int:
   parts, listings = _find_parts(output, resume.previous_settings(output))
   validation, cut, split_lines = 'its own split', [], _split_lines(parts, listings)
   if parts[0].split is None:
+    if not _VALIDATION_FRACTION.value:
+      raise BadInput(
+          '--validation_fraction=0: must be above 0, as the input has no validation split'
+      )
     max_bytes = (_MAX_TRAIN_TOKENS.value or math.inf) * (
         1 if isinstance(encoder, encoders.ByteEncoder) else _BYTES_PER_TOKEN
     )

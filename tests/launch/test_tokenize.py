@@ -91,6 +91,11 @@ def test_documents_are_packed(as_bytes, expected, split):
   assert tokens.open_tokens(as_bytes).meta['documents'][split] == len(expected[split])
 
 
+def test_no_validation_fraction_is_needed_for_its_own_split(c4, as_bytes, tmp_path):
+  out = made(tmp_path / 'out', c4, '--validation_fraction=0')
+  assert contents(out)['validation.bin'] == contents(as_bytes)['validation.bin']
+
+
 def test_meta(as_bytes, expected):
   meta = tokens.open_tokens(as_bytes).meta
   assert (meta['tokenizer'], meta['vocabulary_size'], meta['dtype']) == ('bytes', 256, 'uint8')
@@ -693,6 +698,10 @@ def test_unusable_dataset(rows, message, tmp_path, capsys):
         (['--input={set}', '--output={out}', '--vocabulary_size=300'], 'only with --tokenizer=bpe'),
         (['--input={set}', '--output={out}', '--end_of_document=a'], 'only with --tokenizer=PATH'),
         (['--input={set}', '--output={out}', '--shard_tokens=0'], 'shard_tokens'),
+        (
+            ['--input={set}/en/*train*', '--output={out}', '--validation_fraction=0'],
+            '--validation_fraction=0: must be above 0, as the input has no validation split',
+        ),
     ],
 )
 def test_bad_flags(

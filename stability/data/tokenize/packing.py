@@ -141,9 +141,21 @@ class Packer:
       encoder: encodes the documents; None: a BPE learned from the first training documents.
 
     Raises:
-      BadInput: the input is at fault.
+      BadInput: the input is at fault. If nothing was committed, what was written is removed, so
+        that the command can be given again with other input or settings.
       OSError: the disk or the network is at fault.
     """
+    try:
+      self._pack(encoder)
+    except BadInput:
+      if not self._is_committed():
+        _remove_written(self._folder)
+      raise
+
+  def _is_committed(self) -> bool:
+    return (self._folder / resume.PROGRESS).exists()
+
+  def _pack(self, encoder: encoders.Encoder | None) -> None:
     held_out = self._held_out()
     encoder = encoder or self._learned(held_out)
     if encoder.file:
@@ -305,18 +317,19 @@ class Packer:
 
   def _finish(self, encoder: encoders.Encoder, written: Mapping[str, Json]) -> None:
     """Writes meta.json and removes the files that are no longer needed."""
+    new_folder = ', and choose a new --output' if self._is_committed() else ''
     share, rows = self._settings.get(MAX_BAD_ROWS_SHARE, 0), sum(self.documents.values())
     if self.documents['bad'] > share * rows:
       raise BadInput(
           f'--{MAX_BAD_ROWS_SHARE}={share}: {self.documents["bad"]:,} of {rows:,} rows have no'
-          ' text; choose a new --output'
+          f' text; allow more{new_folder}'
       )
     for split in tokens.SPLITS:
       if written[split]['tokens'] < 2:
         raise BadInput(
             f'--input: holds {written[split]["tokens"]} tokens of {split} text, from'
             f' {self.documents[split]} documents; give more input or, if it has no validation'
-            ' split, change --validation_fraction, and choose a new --output'
+            f' split, change --validation_fraction{new_folder}'
         )
     self.phase = 'counting token pairs'
     self._callback(self)
@@ -341,6 +354,16 @@ class Packer:
     }
     files.write_json(self._folder / 'meta.json', meta)
     clean(self._folder)
+
+
+def _remove_written(folder: Path) -> None:
+  """Removes what a pass has written; the settings last, as they allow it to be resumed."""
+  for split in tokens.SPLITS:
+    names = (shards.shard_name(split, number) for number in itertools.count())
+    for path in itertools.takewhile(Path.exists, (folder / f'{name}.bin' for name in names)):
+      path.unlink()
+  for name in (_HELD_OUT, 'tokenizer.json', 'tokenizer.model', tokens.SETTINGS):
+    (folder / name).unlink(missing_ok=True)
 
 
 def clean(folder: Path) -> None:
