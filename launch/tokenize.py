@@ -14,10 +14,10 @@
                       line ends). JSON and text may be compressed (.gz, .bz2, .xz, .zst). Links are
                       followed
 
-A file that is named itself is read or refused. Of a folder or pattern, hidden, empty and binary
-files and archives are left out; if it has JSON, parquet or Arrow files, so are other files, names
-that begin with an underscore and the descriptions that the datasets library writes. What is read
-and left out is printed and recorded in meta.json.
+A file that is named itself is read or refused. Of a folder or pattern, --output, hidden, empty
+and binary files and archives are left out; if it has JSON, parquet or Arrow files, so are other
+files, names that begin with an underscore and the descriptions that the datasets library writes.
+What is read and left out is printed and recorded in meta.json.
 
 If the input has a validation split (for files: the word is in their names), that split is the
 validation text, and its documents are removed from the training text. Otherwise rows are split by
@@ -151,6 +151,9 @@ def main() -> int:
   output = Path(_OUTPUT.value)
   if _FROM.value == 'nanogpt':
     return _take_over(output)
+  for given in _INPUT.value:
+    if given.startswith(hub.PREFIX):
+      hub.check_output(given, output)
   encoder = _load_encoder()
   try:
     with packing.locked(output):
@@ -277,7 +280,7 @@ def _find_parts(
           given, _FIELD.value, output / packing.CACHE, revision
       )
     else:
-      found, listings[given] = readers.find(given, _FIELD.value)
+      found, listings[given] = readers.find(given, _FIELD.value, output)
     parts += found
   counts = collections.Counter(part.name for part in parts)
   if repeated := [name for name, count in counts.items() if count > 1]:

@@ -44,19 +44,27 @@ class Listing:
     return before + ', '.join(parts) if parts else ''
 
 
-def of_folder(root: Path) -> Listing:
+def of_folder(root: Path, output: Path | None = None) -> Listing:
   """The regular files below a folder, sorted by name, without hidden ones.
 
   Links are followed, but each folder and file is listed once, a file under a name that tells its
   format if it has one. Raises OSError for a folder that cannot be read.
+
+  Args:
+    root: the folder.
+    output: a folder that the caller writes, which is left out.
   """
   listing = Listing({})
+  written = None if output is None else os.path.realpath(output)
   visited: set[str] = set()
   folders, links = [root], []  # links come last, so that the names of real folders are kept
   while folders or links:
     is_link = not folders
     folder = links.pop(0) if is_link else folders.pop()
     real = os.path.realpath(folder)
+    if real == written:
+      listing.leave_out('output', [_name(folder, root)])
+      continue
     if is_link and (real in visited or _contains(real, folder.parent)):
       listing.leave_out('linked twice or in a circle', [_name(folder, root)])
       continue
@@ -72,13 +80,16 @@ def of_folder(root: Path) -> Listing:
   return _sorted_once(listing)
 
 
-def matching(pattern: str) -> Listing:
-  """The regular files that a glob pattern matches, each once; `**` is any number of folders."""
+def matching(pattern: str, output: Path | None = None) -> Listing:
+  """The regular files that a glob pattern matches, each once; `**` is any number of folders.
+
+  Those in the folder `output`, which the caller writes, are left out.
+  """
   parts = Path(pattern).parts
   fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
   base = Path(*parts[:fixed])
   if '**' in parts:  # glob would follow links in circles
-    listing = of_folder(base) if base.is_dir() else Listing({})
+    listing = of_folder(base, output) if base.is_dir() else Listing({})
     for name in [name for name in listing.files if not _matches(name.split('/'), parts[fixed:])]:
       del listing.files[name]
     return listing
@@ -86,7 +97,7 @@ def matching(pattern: str) -> Listing:
   for path in map(Path, glob.glob(pattern)):
     if path.is_dir():
       listing.leave_out('folders', [_name(path, base)])
-    else:
+    elif output is None or not _contains(os.path.realpath(output), path):
       _add(listing, _name(path, base), path)
   return _sorted_once(listing)
 
@@ -111,7 +122,7 @@ def _sorted_once(listing: Listing) -> Listing:
 
 
 def _contains(folder: str, other: Path) -> bool:
-  """Whether a real path is another folder or above it."""
+  """Whether a real path is another path or above it."""
   return os.path.commonpath([folder, os.path.realpath(other)]) == folder
 
 

@@ -68,6 +68,25 @@ def test_pattern_of_fixed_depth(folder):
   assert listing.matching(f'{folder}/none/**/*').files == {}
 
 
+@pytest.mark.parametrize('name', ['out', 'link', '../root/a/../out'])
+def test_the_output_is_left_out(folder, name):
+  """It is left out as a folder, whatever it holds by now and whatever path leads to it."""
+
+  def found():
+    output = folder / name
+    return [listing.of_folder(folder, output), listing.matching(f'{folder}/**', output)]
+
+  (folder / 'out').mkdir()
+  (folder / 'link').symlink_to('out')
+  empty = found()
+  for file in ('out/deep/z.txt', 'out/z.txt'):
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text('z')
+  assert found() == empty and list(empty[0].files) == ['a/x.txt', 'y.txt']
+  assert empty[0].left_out == {'output': ['out', 'link']}
+  assert list(listing.matching(f'{folder}/*/*.txt', folder / name).files) == ['a/x.txt']
+
+
 def test_text_is_short(folder):
   for number in range(9):
     (folder / f'.{number}').touch()

@@ -76,6 +76,13 @@ class DatasetSplit:
       raise _classified(f'--input={self.name}, after document {number}', error) from error
 
 
+def check_output(dataset: str, output: Path) -> None:
+  """Raises BadInput for an output in a dataset's folder, where `datasets` would read it as well."""
+  folder = Path(dataset.removeprefix(PREFIX).partition(':')[0])
+  if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+    raise BadInput(f'--output={output}: lies in --input={dataset}; name a folder outside it')
+
+
 def find(
     dataset: str, field: str, cache: Path, revision: str | None
 ) -> tuple[list[DatasetSplit], Listing]:

@@ -188,7 +188,7 @@ class _Streams(io.RawIOBase):
         return len(found)
 
 
-def find(path: str, field: str) -> tuple[list[File], Listing]:
+def find(path: str, field: str, output: Path | None = None) -> tuple[list[File], Listing]:
   """The files of an input, sorted by name, and what is left out.
 
   A file that is named itself is read or refused. Of a folder or pattern, hidden and empty files,
@@ -200,6 +200,7 @@ def find(path: str, field: str) -> tuple[list[File], Listing]:
   Args:
     path: a file, a folder or a glob pattern.
     field: the field that holds the text, in all but text files.
+    output: the folder of the token files, which are left out of a folder or pattern.
 
   Raises:
     BadInput: there are no files to read.
@@ -213,9 +214,9 @@ def find(path: str, field: str) -> tuple[list[File], Listing]:
       split = None if formats.format_of(root.name) == 'text' else split_names.of_rows(root.name)
       return [File(root, split if split != 'test' else None, field)], Listing({root.name: root})
     if root.is_dir():
-      listing = listings.of_folder(root)
+      listing = listings.of_folder(root, output)
     elif glob.has_magic(path):
-      listing = listings.matching(path)
+      listing = listings.matching(path, output)
     elif root.exists():
       raise BadInput(f'{flag}: is neither a file nor a folder')
     else:
