@@ -175,7 +175,7 @@ def show(
     device: that these must have been trained on; see start.start.
 
   Raises:
-    BadInput: the sweep cannot be planned, or the folder holds another one.
+    BadInput: the sweep cannot be planned, or the folder holds another one or is part of its text.
   """
   configs = sweep.selected(sweep.runs.configs)
   rest, told = configs, []  # the runs left to train, and lines on the others
@@ -194,6 +194,8 @@ def show(
   else:
     shapes.trace_on_cpu()
   source = prepare.data_config(next(iter(configs.values())))
+  if workdir:
+    prepare.check_workdir(source, workdir)
   vocabulary_size = prepare.vocabulary_size(source)
   if source.source == 'text' and not tokens.is_token_folder(source.path):
     sources.find(source.path)  # a path that does not exist is refused here too

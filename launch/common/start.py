@@ -147,6 +147,7 @@ def prepare(
   """
   environment.check()
   runs, previous = sweeps.check_workdir(workdir, sweep.runs), sweeps.find_sweep(workdir)
+  prepare_lib.check_workdir(prepare_lib.data_config(next(iter(runs.configs.values()))), workdir)
   if previous is None:
     _check_tokenizer(sweep)
   records = _check_parents(workdir, runs.configs, previous.runs if previous else {})

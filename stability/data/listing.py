@@ -80,6 +80,17 @@ def of_folder(root: Path, output: Path | None = None) -> Listing:
   return _sorted_once(listing)
 
 
+def lists(root: Path, folder: Path) -> bool:
+  """Whether of_folder(root) lists what is in `folder`: it is `root` or below it, and not hidden."""
+  real = os.path.realpath(root)
+  for path in map(Path, (os.path.abspath(folder), os.path.realpath(folder))):
+    for parent in (path, *path.parents):
+      names = path.relative_to(parent).parts
+      if os.path.realpath(parent) == real and not any(name.startswith('.') for name in names):
+        return True
+  return False
+
+
 def matching(pattern: str, output: Path | None = None) -> Listing:
   """The regular files that a glob pattern matches, each once; `**` is any number of folders.
 

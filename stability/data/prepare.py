@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stability.config import Config
-from stability.data import labels, sources, split_names, splits, synthetic, tokens
+from stability.data import labels, listing, sources, split_names, splits, synthetic, tokens
 from stability.data.tokenize import encoders
 from stability.data.tokens import SPLITS, Json
 from stability.errors import BadInput
@@ -68,6 +68,16 @@ def ignored_options(data: DataConfig) -> dict[str, tuple[Any, Any]]:
   meta = tokens.open_tokens(Path(data.path)).meta
   values = {f'data.{name}': (getattr(data, name), meta[name]) for name in _TOKENIZER_OPTIONS}
   return {option: pair for option, pair in values.items() if pair[0] != pair[1]}
+
+
+def check_workdir(data: DataConfig, workdir: Path) -> None:
+  """Raises BadInput for a workdir whose files would be part of the text to train on."""
+  if data.path is None or tokens.is_token_folder(data.path):
+    return
+  if listing.lists(Path(data.path), workdir):
+    raise BadInput(
+        f'--workdir={workdir}: lies in config.data.path={data.path!r}; name a folder outside it'
+    )
 
 
 def prepare(

@@ -87,6 +87,17 @@ def test_the_output_is_left_out(folder, name):
   assert list(listing.matching(f'{folder}/*/*.txt', folder / name).files) == ['a/x.txt']
 
 
+def test_what_a_folder_lists(folder):
+  """As `of_folder` would list a file in it, by its own path or through a link."""
+  (folder / 'link').symlink_to('../outside')
+  (folder.parent / 'back').symlink_to('root')
+  for name, is_listed in {
+      '.': True, 'a': True, 'a/new/b': True, 'link/new': True, '../back/new': True,
+      '.b': False, 'a/.b/c': False, '..': False, '../rooted': False, 'a/../../b': False,
+  }.items():  # fmt: skip
+    assert listing.lists(folder, folder / name) == is_listed, name
+
+
 def test_text_is_short(folder):
   for number in range(9):
     (folder / f'.{number}').touch()

@@ -344,7 +344,14 @@ def test_no_accelerator_and_no_files(tmp_path):
         (('--dry_run', *H100S, '--utilisation=1.1'), '--utilisation=1.1: must not be above 1'),
         (('--dry_run', *H100S, '--analyze'), '--devices: must not be given with --analyze'),
         (('--dry_run', '--config.data.path=gone.txt'), "'gone.txt': no such file or folder"),
-        (('--dry_run', '--config.data.path=.'), "config.data.path='.': holds no text"),
+        (
+            ('--dry_run', '--config.data.path=.', '--workdir=../runs'),
+            "config.data.path='.': holds no text",
+        ),
+        (
+            ('--dry_run', '--config.data.path=.'),
+            "--workdir=runs: lies in config.data.path='.'; name a folder outside it",
+        ),
         (
             ('--dry_run', *H100S, '--config.parallel.microbatches=3'),
             'config.parallel.microbatches=3: must divide',

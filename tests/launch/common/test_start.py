@@ -269,6 +269,21 @@ def test_options_that_change_rounding(begin, tmp_path):
   assert {config['parallel']['microbatches'] for config in runs} == {2}
 
 
+def test_workdir_in_its_own_text(begin, tmp_path):
+  with pytest.raises(BadInput) as error:
+    begin(data__path=str(tmp_path))
+  assert str(error.value) == (
+      f'--workdir={tmp_path / "dir"}: lies in config.data.path={str(tmp_path)!r}; name a folder'
+      ' outside it'
+  )
+  assert not (tmp_path / 'dir').exists()
+  begin()
+  for file in (tmp_path / 'dir/data').glob('*/*'):
+    shutil.copy(file, tmp_path)
+  shutil.rmtree(tmp_path / 'dir')
+  begin(data__path=str(tmp_path))  # of a token folder, only the token files are read
+
+
 def test_moved_path_to_other_text(begin, tmp_path):
   begin()
   (tmp_path / 'other').write_text('five six seven eight\n' * 500)
