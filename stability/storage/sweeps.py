@@ -7,6 +7,7 @@
 
 import dataclasses
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,9 @@ from stability.storage.files import Json
 FAILED_LEASE_SECONDS = 2
 
 IMPORTED = 'imported'  # the origin of the runs of other trainers, see stability/importing
+
+# In the path of a checkpoint, Orbax takes these for a pattern, a lock or a bucket in a cloud.
+_NOT_FOR_CHECKPOINTS = re.compile(r'[\[*?\\]|\.__lock(?=/|$)|gs:(?=/|$)|^/(gs|s3|az|hf)(?=/|$)')
 
 _checked: set[object] = set()  # sweep.json files found valid: a report reads one ten times
 
@@ -144,12 +148,18 @@ def swept_values(config: Config, fields: Iterable[str]) -> Json:
 def check_workdir(workdir: Path, runs: Runs) -> Runs:
   """Raises BadInput unless a sweep of these runs can be started or continued in a folder.
 
-  The folder must be writable, and must be empty or hold the same sweep: see resume.check.
+  The folder must be writable and fit for checkpoints, and must be empty or hold the same sweep:
+  see resume.check.
 
   Returns:
     The runs with their names in the folder.
   """
   check_writable(workdir)
+  if found := _NOT_FOR_CHECKPOINTS.search(str(workdir.absolute())):
+    raise BadInput(
+        f'--workdir={workdir}: {found[0]} must not be in its absolute path, as checkpoints there'
+        ' cannot be loaded; name another folder'
+    )
   files.refuse_links(workdir)
   refuse_imported(workdir)
   if not (workdir / 'sweep.json').exists():

@@ -102,6 +102,32 @@ def test_file_as_workdir_is_refused(tmp_path):
       sweeps.check_workdir(path, runs())
 
 
+@pytest.mark.parametrize(
+    ('name', 'why'),
+    [
+        ('a [b]', r'\['),
+        ('a*', r'\*'),
+        ('a?/b', r'\?'),
+        ('a\\b', r'\\'),
+        ('a.__lock', r'\.__lock'),
+        ('gs:/a', 'gs:'),
+        ('/s3/a', '/s3'),
+    ],
+)
+def test_workdir_whose_checkpoints_could_not_be_loaded_is_refused(tmp_path, name, why):
+  with pytest.raises(BadInput, match=f': {why} must not be in its absolute path'):
+    sweeps.check_workdir(tmp_path / name, runs())
+  assert not list(tmp_path.iterdir())
+
+
+NAMES = ['a b', 'é', 'a;b', 'a#b', 'a%20b', "a'b", 'a]', 'a.__lock.b', 's3']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_workdir_of_another_name_is_accepted(tmp_path, name):
+  sweeps.check_workdir(tmp_path / name, runs())
+
+
 def test_unwritable_workdir_is_refused(tmp_path, monkeypatch):
   def refuse(dir):
     raise PermissionError(13, os.strerror(13))
