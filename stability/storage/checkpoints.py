@@ -4,7 +4,8 @@ A checkpoint is the folder checkpoints/STEP of a run. It is written under a name
 dot and renamed once it is complete; checksums.json, the SHA-256 of every other file, is written
 last. Before a checkpoint is deleted, it is renamed to a name with a dot again. A crash therefore
 never leaves a folder checkpoints/STEP without matching checksums: such a folder is damaged. A
-complete one that a crash has kept from being renamed is renamed before the next is restored. If
+complete one that a crash has kept from being renamed is renamed before the next is restored. All of
+this also holds for a power loss: older checkpoints are deleted once the new one is on disk. If
 several processes share a run, all of them save and restore together, as Orbax requires, and the
 first one writes.
 """
@@ -18,7 +19,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -34,6 +35,7 @@ from stability.storage.files import Json
 Arrays = dict[str, np.ndarray]  # a run's state: path in the state -> array
 
 ABOUT, CHECKSUMS = 'about.json', 'checksums.json'
+_INDEX = 'state/manifest.ocdbt'  # without it, the arrays are not found
 
 
 def save(
@@ -48,6 +50,9 @@ def save(
     about: JSON object to store with the state; `restore` returns it.
     keep: number of checkpoints to keep.
     also: steps whose checkpoints are kept too.
+
+  Raises:
+    RuntimeError: Orbax has saved nothing that could be loaded; older checkpoints are kept.
   """
   folder = (run / 'checkpoints').absolute()
   partial = folder / f'.{step}.partial'
@@ -55,6 +60,7 @@ def save(
   with writing(folder / str(step)):
     if is_first:
       folder.mkdir(parents=True, exist_ok=True)
+      _sync([run])
       _remove_partial(folder)
       _check_disk(folder, sum(array.nbytes for array in arrays.values()))
     try:
@@ -62,10 +68,15 @@ def save(
         ocp.save(partial, arrays)
       if not is_first:
         return
+      if not (partial / _INDEX).exists():  # Orbax has only logged a warning
+        raise RuntimeError(f'{folder}: Orbax cannot save checkpoints in a folder of this path')
       files.write_json(partial / ABOUT, about)
+      _sync([*partial.rglob('*'), partial])  # Orbax does so for some files only
       files.write_json(partial / CHECKSUMS, _checksums(partial))
+      _sync([partial])
       _delete(run, step)  # a damaged one, or one from before an action at this step
       partial.rename(folder / str(step))
+      _sync([folder])
     except BaseException:
       if is_first:
         _remove_partial(folder)  # other runs may need the space
@@ -170,6 +181,16 @@ def _remove_partial(folder: Path) -> None:
   """Deletes checkpoints that are incomplete or that _delete has renamed."""
   for path in folder.glob('.*'):
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(paths: Iterable[Path]) -> None:
+  """Returns once the content of files and the entries of folders are on disk."""
+  for path in paths:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
 
 
 def _check_disk(folder: Path, size: int) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: what is restored is what was saved, or an older checkpoint, never a damaged one."""
 
 import hashlib
+import os
 import threading
 
 import ml_dtypes
@@ -139,6 +140,43 @@ def test_crash_while_saving(run, at, monkeypatch, caplog):
   assert not caplog.records
   checkpoints.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['100', '200']
+
+
+def test_older_are_deleted_once_the_new_one_is_on_disk(run, monkeypatch):
+  """After a power loss, a file that was not synced may be empty, and a new name may be gone."""
+  events, fsync, rename = [], os.fsync, type(run).rename
+
+  def recorded_fsync(descriptor):
+    events.append(('sync', os.readlink(f'/proc/self/fd/{descriptor}')))
+    fsync(descriptor)
+
+  def recorded_rename(path, target):
+    events.append(('rename', str(path), [path, *path.rglob('*')]))
+    return rename(path, target)
+
+  monkeypatch.setattr(os, 'fsync', recorded_fsync)
+  monkeypatch.setattr(type(run), 'rename', recorded_rename)
+  checkpoints.save(run, 200, arrays(200), {'initial_loss': 205.5}, keep=2)
+  folder = run / 'checkpoints'
+  renames = [n for n, event in enumerate(events) if event[0] == 'rename']
+  assert [events[n][1] for n in renames] == [f'{folder}/.200.partial', f'{folder}/20']
+  final, deletion = renames
+  before = {event[1] for event in events[:final]}
+  # The checksums are synced under their temporary name.
+  found = {str(path) for path in events[final][2] if path.name != checkpoints.CHECKSUMS}
+  assert len(found) > 8 and found <= before
+  assert events[final - 1] == ('sync', f'{folder}/.200.partial')
+  assert ('sync', str(folder)) in events[final:deletion]
+
+
+@pytest.mark.parametrize('name', ['with [brackets]', 'back\\slash'])
+def test_path_in_which_orbax_cannot_save(run, name):
+  odd = run.rename(run.with_name(name))
+  with pytest.raises(RuntimeError, match='cannot save checkpoints in a folder of this path'):
+    checkpoints.save(odd, 200, arrays(200), {'initial_loss': 205.5}, keep=1)
+  assert checkpoints.good_steps(odd) == [20, 100]
+  assert_restores(odd.rename(run), 100)
+  assert not list((run / 'checkpoints').glob('.*'))
 
 
 @pytest.mark.parametrize('is_damaged', [False, True])
