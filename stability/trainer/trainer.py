@@ -313,7 +313,8 @@ class Trainer:
     self._log()
     states = self._slots.states()
     for slot, run in list(runs.items()):
-      if run.has_action_due():
+      # A run that has diverged, though no row says so, waits for the row that says at which step.
+      if run.has_action_due() and bool(states[slot]['diverged']) == run.diverged:
         try:
           self._apply_actions_to(slot, run, states[slot])
         except Exception as error:

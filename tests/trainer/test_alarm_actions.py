@@ -21,7 +21,7 @@ from stability.control import policy, records
 from stability.control.actions import Action
 from stability.control.alarms import read_alarms
 from stability.control.rules import LEARNING_RATE, Rule
-from stability.storage import run_files
+from stability.storage import checkpoints, files, run_files
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +178,66 @@ def test_policy_rescues_diverged(sweep, train):
   train(run)
   assert {r.action.kind for r in records.read_records(run)} == {'rewind'}
   assert run_files.read_result(run).status == 'done'
+
+
+# The update of step 6 is not made, and the row that says so is read at step 8, the next stop.
+BETWEEN_STOPS = {'log.every_steps': 5, 'probe.every_steps': 4, 'checkpoint.every_steps': 0}
+
+
+def diverging(sweep, train, **fields):
+  """A run that a change at step 4 makes diverge between two stops."""
+  (run,) = sweep(**BETWEEN_STOPS | fields)
+  train.at(run, 4, asks(run, 'set', changes={RATE: 1e30}))
+  return run
+
+
+def cut_rows(run):
+  """The steps and losses of the rows that rewinds have removed, by file."""
+  return {
+      path.name: [(row['step'], row['loss']) for row in files.read_lines(path)]
+      for path in run.glob('metrics.before_action_*.jsonl')
+  }
+
+
+@pytest.mark.parametrize('answer', ['continue', 'stop'])
+def test_replay_of_divergence_between_stops(sweep, train, replayed, answer):
+  run = diverging(sweep, train, **{'control.on_alarm': 'ask'})
+  paused = train(run)
+  asks(run, answer)()
+  train(run, paused=paused)
+  assert taken(run)[1:] == [('pause', 6, 'alarm'), (answer, 6, 'ann')]
+  copy = replayed(run, **BETWEEN_STOPS, **{'control.on_alarm': 'ask'})
+  assert numbers(copy) == numbers(run) and taken(copy) == taken(run)
+  assert by_step(run)[6]['loss'] is None and 'log_z' in by_step(run)[6]  # of the probed step 8
+
+
+def test_request_at_a_checkpoint_after_divergence(sweep, train, replayed):
+  """It is taken at the step at which the run has diverged, once a row says so."""
+  run = diverging(sweep, train, **{'checkpoint.every_steps': 7})
+  train.at(run, 7, asks(run, 'rewind', to=0, changes={RATE: 1e-3}))
+  train(run)
+  assert taken(run)[1:] == [('rewind', 6, 'ann')] and run_files.read_result(run).status == 'done'
+  copy = replayed(run, **BETWEEN_STOPS | {'checkpoint.every_steps': 7})
+  assert numbers(copy) == numbers(run)
+
+
+@pytest.mark.parametrize(('on_alarm', 'moment'), [('ask', 'save'), ('policy', 'delete_after')])
+def test_death_during_action_on_divergence(sweep, train, monkeypatch, on_alarm, moment):
+  """The action is recorded; the rows before it are written again, the alarm is raised again."""
+  fields = {'control.on_alarm': on_alarm, 'control.tries': 1}
+  twin, run = diverging(sweep, train, **fields), diverging(sweep, train, **fields)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, moment, lambda *arguments: kill())
+    with pytest.raises(Killed):
+      train(run)
+  for each in (twin, run):
+    paused = train(each)
+    if on_alarm == 'ask':
+      asks(each, 'continue')()
+      train(each, paused=paused)
+  assert numbers(run) == numbers(twin) and taken(run) == taken(twin)
+  assert read_alarms(run) == read_alarms(twin) != []
+  assert cut_rows(run) == cut_rows(twin)
 
 
 def test_independent_of_neighbours(sweep):
