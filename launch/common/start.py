@@ -160,6 +160,8 @@ def prepare(
     runs, previous = sweeps.check_workdir(workdir, sweep.runs), sweeps.find_sweep(workdir)
     if previous is not None:
       extension_copy.check(sweep, workdir, previous.extensions)
+    sweeps.remove_temporaries(workdir, runs.configs)
+    tokens.remove_temporaries(workdir / 'data')
     data = _prepare_data(sweep, workdir, previous)
     new = runs.configs.keys() - (previous.runs if previous else {})
     _write_parents(workdir, records, {name: runs.configs[name] for name in new}, data)

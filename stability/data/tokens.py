@@ -30,6 +30,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Mapping
@@ -47,6 +48,8 @@ Json = dict[str, Any]
 
 SPLITS = ('train', 'validation')
 SETTINGS = 'tokenize.json'  # written by launch.tokenize before meta.json; see packing.py
+
+_TEMPORARY = re.compile(r'\.[0-9a-f]{16}\.[0-9a-f]{32}')  # of a folder that prepare.py names
 
 _TOKEN_FILES = ('meta.json', 'train.bin', 'validation.bin')
 _DTYPES = ('uint8', 'uint16', 'uint32')
@@ -126,6 +129,13 @@ def write(
         raise
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporaries(directory: Path) -> None:
+  """Deletes the folders that killed processes have left of `write`; no process may be in it now."""
+  for path in directory.glob('.*'):
+    if _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+      shutil.rmtree(path)
 
 
 def _write_file(file: Path, content: bytes | np.ndarray) -> None:

@@ -1,10 +1,12 @@
 """Reading and writing of files: JSON, JSON lines, atomic writes, checksums, refusal of links."""
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +18,7 @@ from stability.errors import BadInput, writing
 Json = dict[str, Any]
 Parsed = TypeVar('Parsed')
 
+_TEMPORARY = re.compile(r'\.(?P<name>.+)\.[0-9a-f]{8}\.tmp')  # names in open_atomic
 _TAIL_BYTES = 2**17  # read from the end of a file to find its last line, at first
 
 
@@ -33,7 +36,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not of the module tempfile, whose files are private: the umask decides about this one.
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     file = temporary.open('xb')
     try:
       with file:
@@ -45,6 +48,25 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
       with contextlib.suppress(OSError):  # the first error is the one to report
         os.unlink(temporary)
       raise
+
+
+def is_temporary(path: Path) -> bool:
+  """Whether a path has a name that open_atomic gives to what it has not finished."""
+  return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_temporaries(folder: Path, *names: str) -> None:
+  """Deletes what killed processes have left of atomic writes to files of a folder.
+
+  Args:
+    folder: may be missing.
+    names: of the files, with wildcards; no process may be writing these now.
+  """
+  for path in folder.glob('.*.tmp'):
+    found = _TEMPORARY.fullmatch(path.name)
+    is_named = found and any(fnmatch.fnmatchcase(found['name'], name) for name in names)
+    if is_named and path.is_file() and not path.is_symlink():
+      path.unlink()
 
 
 def refuse_links(folder: Path) -> None:

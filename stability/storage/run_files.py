@@ -23,6 +23,11 @@ from stability.storage.files import Json
 
 LIMITS = 'limits.json'  # alarm limits of a run with config.control.limits
 
+_OF_TRAINER = (  # the files that only a process under the lease of the run writes, as a whole
+    *('metrics*.jsonl', 'alarms.jsonl', 'actions.jsonl', 'versions.jsonl'),
+    *('parameters.safetensors', 'result.json'),
+)
+
 STATUSES = ('done', 'diverged', 'failed', 'stopped')
 COURSE_ACTIONS = ('set', 'skip', 'rewind')  # those that change what a run computes
 
@@ -72,6 +77,11 @@ def run_dir(workdir: Path, name: str) -> Path:
   if name != os.path.basename(name) or name in ('', '.', '..') or '\0' in name:
     raise BadInput(f'{workdir}: has a run named {name!r}: must be the name of a folder in runs/')
   return workdir / 'runs' / name
+
+
+def remove_temporaries(run: Path) -> None:
+  """Deletes what a trainer that was killed has left of files; requires the lease of the run."""
+  files.remove_temporaries(run, *_OF_TRAINER)
 
 
 def read_config(run: Path) -> Config:

@@ -177,9 +177,22 @@ def check_workdir(workdir: Path, runs: Runs) -> Runs:
 
 def _is_prepared(workdir: Path, entries: Iterable[Path]) -> bool:
   """Whether a folder holds only files that are written before sweep.json."""
-  names = {path.name for path in entries} | {path.name for path in workdir.glob('runs/*/*')}
+  paths = [*entries, *workdir.glob('runs/*/*')]
+  names = {path.name for path in paths if not files.is_temporary(path)}
   names -= {path.name for path in workdir.glob('extensions')}
   return names <= {'data', 'runs', 'config.json', 'parent.json'}
+
+
+def remove_temporaries(workdir: Path, names: Iterable[str]) -> None:
+  """Deletes what launchers that were killed have left of files; requires the workdir's lease.
+
+  `names` are those of runs, but of no fork: only the trainer of its origin writes its config.
+  """
+  files.remove_temporaries(workdir, 'sweep.json')
+  files.remove_temporaries(workdir / 'data', 'verified.json')
+  for name in names:
+    run = run_files.run_dir(workdir, name)
+    files.remove_temporaries(run, 'config.json', 'parent.json', run_files.LIMITS)
 
 
 def check_writable(workdir: Path) -> None:

@@ -72,6 +72,8 @@ class RunLoader:
     """
     config = self.config(folder.name)
     progress = RunProgress()
+    if self._processes.is_primary:
+      run_files.remove_temporaries(folder)
     found = checkpoints.restore(folder)
     step = found[0] if found else 0
     oldest, newest = self._processes.min(step), -self._processes.min(-step)

@@ -38,6 +38,22 @@ def prepared(corpus, tmp_path) -> pathlib.Path:
   return prepare.prepare(text(corpus), tmp_path / 'data', 16)
 
 
+def test_folders_of_killed_processes_are_removed(prepared, monkeypatch):
+  arrays = {'train': np.arange(9, dtype=np.uint8), 'validation': np.arange(9, dtype=np.uint8)}
+  with monkeypatch.context() as patch:
+    patch.setattr('shutil.rmtree', lambda *arguments, **options: None)
+    patch.setattr(os, 'rename', lambda old, new: None)
+    tokens.write(prepared.with_name('0' * 16), {}, arrays)
+  directory, others = prepared.parent, ['.notes', f'.{"0" * 16}.{"z" * 32}', 'verified.json']
+  (left,) = set(directory.glob('.*'))
+  for name in others[:2]:
+    (directory / name).mkdir()
+  tokens.remove_temporaries(directory)
+  assert not left.exists()
+  assert {path.name for path in directory.iterdir()} == {prepared.name, *others}
+  tokens.remove_temporaries(directory / 'missing')
+
+
 def edit_meta(folder: pathlib.Path, **changes) -> None:
   meta = json.loads((folder / 'meta.json').read_text())
   (folder / 'meta.json').write_text(json.dumps(meta | changes))

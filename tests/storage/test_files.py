@@ -23,6 +23,30 @@ def test_write_is_atomic(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['file.json']
 
 
+def test_only_temporaries_are_removed(tmp_path, monkeypatch):
+  written = ['metrics.jsonl', 'metrics.before_action_2.jsonl', 'config.json']
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'replace', lambda old, new: None)  # the process is killed before it
+    for name in written:
+      files.write_atomic(tmp_path / name, 'x')
+  left = [path.name for path in tmp_path.iterdir()]
+  assert len(left) == 3 and all(files.is_temporary(tmp_path / name) for name in left)
+  others = [
+      *('.config.json.20261130', '.metrics.jsonl.tmp', '.metrics.jsonl.12345678.tmp2'),
+      *('metrics.jsonl', '.notes.12345678.tmp', '.metrics.jsonl.1234567g.tmp'),
+  ]
+  for name in others:
+    (tmp_path / name).touch()
+  (tmp_path / '.metrics.jsonl.12345678.tmp').mkdir()
+  (tmp_path / '.metrics.jsonl.87654321.tmp').symlink_to(tmp_path / 'metrics.jsonl')
+  kept = {path.name for path in tmp_path.iterdir()} - {
+      name for name in left if name.startswith('.metrics')
+  }
+  files.remove_temporaries(tmp_path, 'metrics*.jsonl', 'result.json')
+  assert {path.name for path in tmp_path.iterdir()} == kept and len(kept) == len(others) + 3
+  files.remove_temporaries(tmp_path / 'missing', '*')
+
+
 @pytest.mark.parametrize('mask, mode', [(0o077, 0o600), (0o002, 0o664)])
 def test_mode_follows_the_umask(tmp_path, mask, mode):
   before = os.umask(mask)

@@ -86,6 +86,31 @@ def test_interrupted_start_is_continued(tmp_path):
     assert run_files.read_config(tmp_path / 'runs' / name) == config
 
 
+def killed_while_writing(path):
+  """What a process leaves that is killed before it renames a file that it has written."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(os, 'replace', lambda old, new: None)
+    files.write_atomic(path, 'x')
+
+
+def test_killed_start_is_continued(tmp_path):
+  made_up.write_runs(tmp_path, runs())
+  (tmp_path / 'sweep.json').unlink()
+  (tmp_path / 'data').mkdir()
+  run = next((tmp_path / 'runs').iterdir())
+  killed_while_writing(run / 'metrics.jsonl')
+  before = set(tmp_path.rglob('*'))
+  for path in ('sweep.json', run / 'config.json', run / 'limits.json', 'data/verified.json'):
+    killed_while_writing(tmp_path / path)
+  sweeps.check_workdir(tmp_path, runs())
+  assert len(set(tmp_path.rglob('*')) - before) == 4
+  sweeps.remove_temporaries(tmp_path, runs().configs)
+  assert set(tmp_path.rglob('*')) == before  # a trainer may be writing the rows now
+  (tmp_path / '.sweep.json.20261130').touch()  # somebody's copy
+  with pytest.raises(BadInput, match='not empty and holds no sweep'):
+    sweeps.check_workdir(tmp_path, runs())
+
+
 @pytest.mark.parametrize('name', ['result.json', 'metrics.jsonl', 'checkpoints'])
 def test_trained_runs_without_sweep_are_refused(tmp_path, name):
   made_up.write_runs(tmp_path, runs())

@@ -80,6 +80,16 @@ def test_resume_after_kill(sweep, train, layout):
   assert [numbers(run) for run in runs] == [numbers(run) for run in undisturbed]
 
 
+@pytest.mark.slow
+def test_what_a_killed_trainer_has_left_is_removed(sweep, train):
+  (run,) = sweep()
+  for name in ('metrics.jsonl', 'parameters.safetensors', 'config.json'):
+    (run / f'.{name}.0123abcd.tmp').touch()
+  train(run)
+  # A launcher may be writing this one now.
+  assert [path.name for path in run.glob('.*')] == ['.config.json.0123abcd.tmp']
+
+
 def test_diverged(sweep, train):
   runs = sweep([1e30, 1e-2])
   train(*runs)

@@ -35,7 +35,8 @@ RATES = hyper.sweep('optimizer.learning_rate', [1e-3, 1e25, 1e-2, 1e-1, 1.0])
 
 
 def _save(folder, arrays):
-  folder.mkdir(parents=True)
+  (folder / 'state').mkdir(parents=True)
+  (folder / 'state' / 'manifest.ocdbt').touch()
   np.savez(folder / 'arrays.npz', **arrays)
 
 

@@ -99,6 +99,16 @@ def test_damaged_parameters(prepare, parameters):
     sweeps.read_sweep(workdir)
 
 
+def test_what_a_killed_start_has_left_is_removed(prepare):
+  workdir = prepare()
+  before = set(workdir.rglob('*'))
+  (workdir / 'data' / f'.{"0" * 16}.{"a" * 32}').mkdir()
+  for path in ('.sweep.json', 'runs/mlp=gelu,seed=0/.config.json'):
+    (workdir / f'{path}.0123abcd.tmp').touch()
+  prepare()
+  assert set(workdir.rglob('*')) == before
+
+
 def test_extension_that_fails_when_traced(prepare, tmp_path):
   message = r'my.py: its extensions fail: TypeError: .*incompatible'
   with pytest.raises(BadInput, match=message):
