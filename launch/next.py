@@ -6,8 +6,9 @@
 
 A run is worth what its result would say about the critical learning rates of all arms at all sizes
 (or at --target) and about LR sensitivity, divided by its FLOPs. The first form prints the best
-runs: missing ones of the sweep, further seeds, or one learning rate beyond the grid. With --config,
-DIR may be new or hold some of the runs of that file; those it lacks may be trained.
+runs: missing or failed ones of the sweep, further seeds, or one learning rate beyond the grid. A
+sweep whose seeds start from checkpoints of their own gets no further seed. With --config, DIR may
+be new or hold some of the runs of that file; those it lacks may be trained.
 
 --train trains the first --count of them, chooses again, and so on, until every critical rate is
 known to within --width decades, no run narrows an interval further, or --budget is spent. The

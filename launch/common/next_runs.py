@@ -118,18 +118,23 @@ class Growing:
     """Why a run is next, in a sentence."""
     if not len(self.state.surface.runs):
       return 'Nothing is known yet: every second learning rate of the smallest size comes first.'
-    choice, curves = run.choice, self.state.curves
+    choice = run.choice
     if choice.about is None:
       what = 'All critical rates are known; it'
       if not self.state.is_known:
         what = 'No run says more about the critical rates; this one'
       return f'{what} says most about LR sensitivity.'
     about = self.wanted_name(choice.about)
-    what = 'It'
-    if not curves.in_window_KxL[choice.curve, choice.rate]:
+    what, in_cell = 'It', self.state.in_cell(choice)
+    if run.run is not None:
+      if run.like['status'] == 'failed':
+        what = 'It has failed; trained again, it'
+    elif not self.state.in_grid_KxL[choice.curve, choice.rate]:
       what = 'The grid ends too early: a rate beyond it'
-    elif run.run is None and run.seed > self.state.runs['seed'].min():
+    elif in_cell['loss'].notna().any():
       what = 'The loss is noisy: another seed'
+    elif len(in_cell):  # stopped, or acted on by a person
+      what = 'No run there counts: another seed'
     if self.state.target is None and choice.about == choice.curve:
       return f'{what} says most about the critical rate of its own arm and size.'
     return f'{what} says most per FLOP about the critical rate of {about}.'
@@ -138,10 +143,13 @@ class Growing:
     """The configs of runs to train, by name."""
     configs: dict[str, Config] = {}
     for run in found:
-      flat = config_lib.flatten(self.request.runs.configs[run.like['run']])
-      flat |= {'optimizer.learning_rate': run.learning_rate, 'seed': run.seed}
-      config = config_lib.unflatten(config_lib.resolve(flat))
-      configs[run.run or run_name(self.request.runs.fields, config)] = config
+      name, config = run.run, self.request.runs.configs[run.like['run']]
+      if name is None:
+        flat = config_lib.flatten(config)
+        flat |= {'optimizer.learning_rate': run.learning_rate, 'seed': run.seed}
+        config = config_lib.unflatten(config_lib.resolve(flat))
+        name = run_name(self.request.runs.fields, config)
+      configs[name] = config
     return configs
 
   def with_runs(self, configs: dict[str, Config]) -> app.SweepRequest:

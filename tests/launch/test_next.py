@@ -1,6 +1,7 @@
 """launch.next: bad input, plans, the loop of --train, and a whole sweep as processes."""
 
 import csv
+import dataclasses
 import math
 import re
 
@@ -13,6 +14,7 @@ from launch import next as next_program
 from launch.backends import registry
 from launch.common import app, start
 from stability import hyper
+from stability.analysis.prediction.next_cells import Choice
 from stability.storage import files, run_files, sweeps
 
 EXPERIMENT = experiment.config_file(
@@ -151,7 +153,6 @@ def test_plan(folder, capsys):
 def test_reason_of_a_run_for_lr_sensitivity(folder):
   """It does not say that critical rates are known where they are not."""
   from launch.common import next_runs
-  from stability.analysis.prediction.next_cells import Choice
   from stability.analysis.prediction.next_sweep import NextRun
 
   write_made_up(folder, interventions=[{'model.qk_norm': 'none'}])
@@ -339,6 +340,75 @@ def test_windows_of_arms_are_kept(folder):
   ]
   inside = config | {'optimizer': config['optimizer'] | {'learning_rate': 3e-3}}
   assert 'windows' not in growing.with_runs({'x': inside}).report
+
+
+def finetuning(folder, finished):
+  """A sweep whose runs of seed n start from the parent of seed n; those of some seeds finished.
+
+  The critical learning rate is above the grid.
+  """
+  from launch.common import next_runs
+
+  seeds = (0, 1, 2)
+  points = hyper.product([
+      hyper.zipit([
+          hyper.sweep('seed', seeds),
+          hyper.sweep('init.checkpoint', [f'parents/{seed}' for seed in seeds]),
+      ]),
+      hyper.sweep('optimizer.learning_rate', RATES),
+  ])
+  runs = hyper.expand(base.get_config('cpu').to_dict(), points)
+  made_up.write_runs(folder / 'runs', runs)
+  for name, config in runs.configs.items():
+    if config['seed'] in finished:
+      loss = 3 + 0.01 * math.log10(config['optimizer']['learning_rate'] / 1e-2) ** 2
+      result = run_files.Result('done', 5.5, loss, 768, 20, 1280, seconds=1.0)
+      run_files.write_result(run_files.run_dir(folder / 'runs', name), result)
+  return runs, next_runs.load(folder / 'runs', None, width=1e-3)
+
+
+def test_a_run_of_the_sweep_keeps_its_parent(folder):
+  runs, growing = finetuning(folder, finished=(0,))
+  last = growing.state.curves.log_rate_L.size - 2
+  found = [growing.state._next_run(Choice(0, rate, 0, 1.0, 1.0)) for rate in range(last + 1)]
+  assert [run.seed for run in found] == [1] * len(RATES)
+  assert growing.configs(found) == {run.run: runs.configs[run.run] for run in found}
+  assert {run.like['init.checkpoint'] for run in found} == {'parents/1'}
+
+
+def test_a_new_run_starts_from_the_parent_of_its_seed(folder):
+  """All runs have finished: further seeds have no known parent, further learning rates have."""
+  _, growing = finetuning(folder, finished=(0, 1, 2))
+  found = growing.state.next_runs(growing.flops_K, 4)
+  (config,) = growing.configs(found).values()
+  assert config['optimizer']['learning_rate'] == 10.0
+  assert (config['init']['checkpoint'], config['seed']) == ('parents/0', 0)
+  state = growing.state
+  state = dataclasses.replace(
+      state, results=dataclasses.replace(state.results, runs=state.runs.query('seed > 0'))
+  )
+  (run,) = state.next_runs(growing.flops_K, 4)
+  assert (run.like['init.checkpoint'], run.seed) == ('parents/1', 1)
+
+
+def test_failed_runs_are_trained_again(folder):
+  """A cell of which no run has a loss is not noisy; its failed run comes before another seed."""
+  from launch.common import next_runs
+
+  failed = {3: {'status': 'failed', 'final_loss': None}, 7: {'status': 'stopped'}}
+  options = {'interventions': [{'model.qk_norm': 'none'}], 'results': failed}
+  names = write_made_up(folder, **options)
+  growing = next_runs.load(folder / 'runs', None, width=1e-3)
+  found = {
+      curve: growing.state._next_run(Choice(curve, 3, curve, 1.0, 0.5)) for curve in (0, 1)
+  }
+  assert (found[0].run, found[0].seed) == (names[3], 0)
+  assert (found[1].run, found[1].seed) == (None, 1)
+  again, other = (row['reason'] for row in growing.rows(found.values()))
+  assert again.startswith('It has failed; trained again, it says most about')
+  assert other.startswith('No run there counts: another seed says most about')
+  noisy = growing.state._next_run(Choice(0, 1, 0, 1.0, 0.5))
+  assert growing.rows([noisy])[0]['reason'].startswith('The loss is noisy: another seed')
 
 
 @pytest.mark.slow

@@ -114,10 +114,12 @@ def critical_rates(loss_DxKxL: np.ndarray, curves: Curves) -> tuple[np.ndarray, 
 
 
 def sensitivities(loss_DxKxL: np.ndarray, curves: Curves) -> np.ndarray:
-  """LR sensitivities [D, K] in nats."""
-  loss, counts_KxL = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None]), curves.in_window_KxL
+  """LR sensitivities [D, K] in nats; 0 for a curve without a learning rate that counts."""
+  loss = np.minimum(loss_DxKxL, curves.initial_loss_K[:, None])
+  is_counted_K = curves.in_window_KxL.any(axis=1)
+  counts_KxL = curves.in_window_KxL | ~is_counted_K[:, None]
   lowest = loss.min(axis=2, where=counts_KxL, initial=np.inf)
-  return loss.mean(axis=2, where=counts_KxL) - lowest
+  return np.where(is_counted_K, loss.mean(axis=2, where=counts_KxL) - lowest, 0.0)
 
 
 def posterior(surface: LossSurface, curves: Curves, target: float | None = None) -> Posterior:

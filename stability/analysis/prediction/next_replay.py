@@ -44,10 +44,11 @@ def of_results(results: Results, cost_K: np.ndarray) -> Finished:
   """
   state = SweepState(results)
   curves = state.curves
+  in_grids_L = state.in_grid_KxL.all(axis=0)
   inner = dataclasses.replace(
       curves,
-      log_rate_L=curves.log_rate_L[curves.in_window_KxL.all(axis=0)],
-      in_window_KxL=curves.in_window_KxL[:, curves.in_window_KxL.all(axis=0)],
+      log_rate_L=curves.log_rate_L[in_grids_L],
+      in_window_KxL=curves.in_window_KxL[:, in_grids_L],
   )
   losses = state.runs.pivot_table(
       index='curve_number', columns='learning_rate', values='loss', dropna=False

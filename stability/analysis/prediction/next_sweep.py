@@ -8,6 +8,7 @@ import pandas as pd
 
 from stability.analysis import instability, lr_sensitivity
 from stability.analysis import results as results_lib
+from stability.analysis import windows as windows_lib
 from stability.analysis.prediction import loss_surface, next_cells
 from stability.analysis.prediction.loss_surface import Cells, LossSurface
 from stability.analysis.prediction.next_cells import Choice, Curves, Posterior
@@ -21,7 +22,7 @@ class NextRun:
   """A run to train next."""
 
   choice: Choice
-  like: pd.Series  # a row of Results.runs with its arm and size
+  like: pd.Series  # a row of SweepState.runs: itself, or one of its arm, size and parent
   learning_rate: float
   seed: int
   run: str | None  # its name, if it is a run of the sweep; None: it must be added
@@ -31,8 +32,9 @@ class NextRun:
 class SweepState:
   """The curves of a sweep, what is wanted of them and what is known.
 
-  The window of a curve spans the learning rates that the sweep has for it. Runs in the window may
-  be next, and runs one step beyond an end at which it ends too early.
+  The grid of a curve spans the learning rates that the sweep has for it. Runs in the grid may be
+  next, and runs one step beyond an end at which it ends too early. If results.windows apply to the
+  curve, LR sensitivity is that of the rates in them.
   """
 
   results: Results
@@ -74,23 +76,39 @@ class SweepState:
     firsts = self.first_of_curves
     initial = self.runs.groupby('curve_number')['initial_loss'].mean()
     initial = initial.fillna(initial.mean()).fillna(INITIAL_LOSS)
-    rates = self._log_rates
-    low_Kx1, high_Kx1 = self._windows[['low', 'high']].to_numpy()[..., None].swapaxes(0, 1)
     return Curves(
         firsts['arm_number'].to_numpy(),
         np.log10(firsts['parameters'].to_numpy(float)),
         initial.to_numpy(float),
-        rates,
-        (rates >= low_Kx1) & (rates <= high_Kx1),
+        self._log_rates,
+        self.in_grid_KxL & self._in_windows_KxL,
     )
 
+  @property
+  def in_grid_KxL(self) -> np.ndarray:
+    """Whether each learning rate lies between the lowest and the highest one of each curve."""
+    low_Kx1, high_Kx1 = self._grids[['low', 'high']].to_numpy()[..., None].swapaxes(0, 1)
+    return (self._log_rates >= low_Kx1) & (self._log_rates <= high_Kx1)
+
+  @property
+  def _in_windows_KxL(self) -> np.ndarray:
+    """Whether each learning rate lies in one of the windows that apply to each curve."""
+    in_windows_KxL = np.ones((len(self.first_of_curves), len(self._log_rates)), bool)
+    for curve, values in enumerate(self.first_of_curves[self._of_curve].to_dict('records')):
+      if (found := windows_lib.find(self.results.windows, values)) is not None:
+        in_windows_KxL[curve] = [
+            any(windows_lib.inside(rate, window) for window in found)
+            for rate in 10**self._log_rates
+        ]
+    return in_windows_KxL
+
   @functools.cached_property
-  def _windows(self) -> pd.DataFrame:
+  def _grids(self) -> pd.DataFrame:
     """log10 of the learning rates of each curve: low, high; and whether it is too_low, too_high.
 
-    A window is too low if its runs, that of the highest rate included, put the critical rate above
+    A grid is too low if its runs, that of the highest rate included, put the critical rate above
     it. It is too high if all its runs have a loss and the best rate is the lowest one or the
-    critical rate is below the window.
+    critical rate is below the grid.
     """
     losses = self.runs.pivot_table(
         index='learning_rate', columns='curve_number', values='loss', dropna=False
@@ -112,21 +130,36 @@ class SweepState:
 
   @functools.cached_property
   def _log_rates(self) -> np.ndarray:
-    """log10 of the learning rates of all curves, with those one step beyond their windows."""
+    """log10 of the learning rates of all curves, with those one step beyond their grids."""
     inner = np.log10(np.sort(self.runs['learning_rate'].unique()))
-    step, windows = np.median(np.diff(inner)), self._windows
-    is_below = (windows['too_high'] & (windows['low'] <= inner[0])).any()
-    is_above = (windows['too_low'] & (windows['high'] >= inner[-1])).any()
+    step, grids = np.median(np.diff(inner)), self._grids
+    is_below = (grids['too_high'] & (grids['low'] <= inner[0])).any()
+    is_above = (grids['too_low'] & (grids['high'] >= inner[-1])).any()
     below, above = inner[:1] - step if is_below else [], inner[-1:] + step if is_above else []
     return np.array([*below, *inner, *above])
 
   @property
   def _may_be_next_KxL(self) -> np.ndarray:
     """The cells, by curve and learning rate, whose runs may be next."""
-    windows, rates_L, step = self._windows, self.curves.log_rate_L, self.curves.step
-    low_K = windows['low'] - 1.1 * step * windows['too_high']
-    high_K = windows['high'] + 1.1 * step * windows['too_low']
-    return (rates_L >= low_K.to_numpy()[:, None]) & (rates_L <= high_K.to_numpy()[:, None])
+    grids, rates_L, step = self._grids, self.curves.log_rate_L, self.curves.step
+    low_K = grids['low'] - 1.1 * step * grids['too_high']
+    high_K = grids['high'] + 1.1 * step * grids['too_low']
+    in_reach_KxL = (rates_L >= low_K.to_numpy()[:, None]) & (rates_L <= high_K.to_numpy()[:, None])
+    return in_reach_KxL & self._can_be_trained_KxL
+
+  @functools.cached_property
+  def _can_be_trained_KxL(self) -> np.ndarray:
+    """The cells that have a run to train or can get one."""
+    can_be_trained_KxL = np.ones((len(self.first_of_curves), len(self._log_rates)), bool)
+    if not self._parents_vary:
+      return can_be_trained_KxL
+    for curve, of_curve in self.runs.groupby('curve_number'):
+      in_cells = [_at(of_curve, log_rate) for log_rate in self._log_rates]
+      can_be_trained_KxL[curve] = [
+          len(_untrained(in_cell)) > 0 or self._new_seed(of_curve, in_cell) is not None
+          for in_cell in in_cells
+      ]
+    return can_be_trained_KxL
 
   @functools.cached_property
   def known_width(self) -> float:
@@ -193,20 +226,50 @@ class SweepState:
     )
     return [self._next_run(choice) for choice in chosen]
 
+  def in_cell(self, choice: Choice) -> pd.DataFrame:
+    """The runs of a cell, with the columns of `runs`."""
+    return _at(self._of_choice(choice), self.curves.log_rate_L[choice.rate])
+
+  def _of_choice(self, choice: Choice) -> pd.DataFrame:
+    return self.runs[self.runs['curve_number'] == choice.curve]
+
   def _next_run(self, choice: Choice) -> NextRun:
+    of_curve, in_cell = self._of_choice(choice), self.in_cell(choice)
+    untrained = _untrained(in_cell)
+    if len(untrained):
+      row = untrained.iloc[0]
+      return NextRun(choice, row, row['learning_rate'], int(row['seed']), row['run'])
+    seed = self._new_seed(of_curve, in_cell)
+    of_seed = of_curve[of_curve['seed'] == seed]
+    like = (of_seed if len(of_seed) else of_curve).iloc[0]
     log_rate = self.curves.log_rate_L[choice.rate]
-    runs = self.runs[self.runs['curve_number'] == choice.curve]
-    in_cell = runs[np.isclose(np.log10(runs['learning_rate']), log_rate)]
-    like = runs.iloc[0]
-    missing = in_cell[in_cell['status'] == 'missing'].sort_values('seed')
-    if len(missing):
-      row = missing.iloc[0]
-      return NextRun(choice, like, row['learning_rate'], int(row['seed']), row['run'])
-    if len(in_cell):
-      rate, seed = in_cell['learning_rate'].iloc[0], in_cell['seed'].max() + 1
-    else:
-      rates = self.runs['learning_rate']
-      same = rates[np.isclose(np.log10(rates), log_rate)]
-      rate = same.iloc[0] if len(same) else float(f'{10**log_rate:.2g}')
-      seed = self.runs['seed'].min()
-    return NextRun(choice, like, float(rate), int(seed), None)
+    same = in_cell if len(in_cell) else _at(self.runs, log_rate)
+    rate = same['learning_rate'].iloc[0] if len(same) else float(f'{10**log_rate:.2g}')
+    return NextRun(choice, like, float(rate), seed, None)
+
+  def _new_seed(self, of_curve: pd.DataFrame, in_cell: pd.DataFrame) -> int | None:
+    """The seed of a run that a cell lacks; None: there is none whose parent is known."""
+    if not self._parents_vary:
+      return int(in_cell['seed'].max() + 1 if len(in_cell) else self.runs['seed'].min())
+    parents = of_curve.groupby('seed')['init.checkpoint'].nunique(dropna=False)
+    seeds = set(parents.index[parents == 1]) - set(in_cell['seed'])
+    return int(min(seeds)) if seeds else None
+
+  @functools.cached_property
+  def _parents_vary(self) -> bool:
+    """Whether runs of a curve start from different parents, such as one for each seed."""
+    if 'init.checkpoint' not in self.runs:
+      return False
+    parents = self.runs.groupby('curve_number')['init.checkpoint'].nunique(dropna=False)
+    return bool((parents > 1).any())
+
+
+def _at(runs: pd.DataFrame, log_rate: float) -> pd.DataFrame:
+  """The runs at a learning rate."""
+  return runs[np.isclose(np.log10(runs['learning_rate']), log_rate)]
+
+
+def _untrained(in_cell: pd.DataFrame) -> pd.DataFrame:
+  """The runs of a cell that training will not skip: missing ones, then failed ones, by seed."""
+  found = in_cell[in_cell['status'].isin(('missing', 'failed'))]
+  return found.sort_values(['status', 'seed'], ascending=[False, True])

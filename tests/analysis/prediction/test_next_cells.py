@@ -55,6 +55,8 @@ def test_critical_rates_and_sensitivities():
     np.testing.assert_allclose(
         next_cells.sensitivities(loss, in_window)[:, k], counted.mean(axis=1) - counted.min(axis=1)
     )
+  outside = dataclasses.replace(CURVES, in_window_KxL=np.arange(7) < [[0], [5]])
+  assert (next_cells.sensitivities(loss, outside)[:, 0] == 0).all()
 
 
 def test_next_is_where_the_critical_rate_is_uncertain():

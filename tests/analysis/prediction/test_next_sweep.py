@@ -87,6 +87,21 @@ def test_windows_of_arms():
   assert state._may_be_next_KxL[1::2, -1].all()
 
 
+def test_lr_sensitivity_is_that_of_the_windows():
+  """A rate outside the windows of a curve may be next and changes no LR sensitivity."""
+  found = results(sim.flat)
+  report = [{'where': {'model.qk_norm': 'none'}, 'windows': [[1e-3, 1e-2], [1e-1, 0.2]]}]
+  state, grid = SweepState(dataclasses.replace(found, windows=report)), SweepState(found)
+  with_window = [True, True, True, False, False]
+  for curve, row in enumerate(state.curves.in_window_KxL):
+    assert list(row) == ([True] * 4 + [False], with_window)[state.curves.arm_K[curve]]
+  np.testing.assert_array_equal(state._may_be_next_KxL, grid._may_be_next_KxL)
+  sensitivity_K = [each.now.sensitivity_DxK.mean(axis=0) for each in (state, grid)]
+  is_none_K = state.curves.arm_K == 1
+  np.testing.assert_array_equal(sensitivity_K[0][~is_none_K], sensitivity_K[1][~is_none_K])
+  assert (sensitivity_K[0] < sensitivity_K[1])[is_none_K].all()
+
+
 def test_next_run_is_another_seed():
   """Nothing is missing, and critical rates are to be known better than one seed tells."""
   runs = SweepState(results(), width=0.01).next_runs(np.ones(6), 3)
