@@ -219,14 +219,14 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
   """Predictions for the held-out size, and what was measured, against learning rate.
 
   A column per intervention: attention logits, if there are any, and, beneath, the probability of
-  being unstable.
+  being unstable. The titles have the sizes if they differ.
   """
   held_out = predictions.held_out.dropna(subset='run')
   predicted_colour, measured_colour = style.INTERVENTION_COLOURS[:2]
-  panels = {
-      predictions.label(values): rows
-      for values, rows in results_lib.split(held_out, predictions.results.groups)
-  }
+  has_one_size, panels = held_out['parameters'].nunique() == 1, {}
+  for values, rows in results_lib.split(held_out, predictions.results.groups):
+    name, size = predictions.label(values), labels.parameters(rows['parameters'].iloc[0])
+    panels[name if has_one_size else f'{name}, {size} parameters'] = rows
   has_logits = (held_out['predictor'] == predictors.ATTENTION_LOGIT.name).any()
   figure, axes = style.grid(list(panels), height=2.4, rows=1 + has_logits, ax=ax)
   dots = {'color': measured_colour, 'marker': 'o', 'linestyle': ''}
@@ -252,12 +252,13 @@ def predicted_against_measured(predictions: Predictions, ax: Axes | None = None)
   if has_logits:
     axes[0, 0].set_ylabel('attention logit')
   axes[0, -1].set_ylabel('unstable')
+  line = 'predicted,\n90 % interval' if has_logits else 'predicted'  # that of the logits
   handles = [
-      style.handle('predicted,\n90 % interval', color=predicted_colour),
+      style.handle(line, color=predicted_colour),
       style.handle('measured', **dots),
   ]
-  size = labels.parameters(held_out['parameters'].iloc[0])
-  style.finish(figure, f'learning rate ({size} parameters, held out)', '', handles, '', ax=ax)
+  what = f'{size} parameters, held out' if has_one_size else 'held-out sizes'
+  style.finish(figure, f'learning rate ({what})', '', handles, '', ax=ax)
   return figure
 
 

@@ -17,7 +17,7 @@ from stability.analysis.prediction import predict as predict_lib
 from stability.analysis.prediction import rates, targets
 from stability.analysis.prediction.predictor import InsufficientData
 from stability.analysis.prediction.targets import Target
-from stability.report import page, predictions
+from stability.report import labels, page, predictions
 from stability.report.plots import style
 
 WIDTHS = (16, 32, 48, 64, 128)  # the last has four times the parameters of the one before
@@ -34,6 +34,10 @@ def workdir(tmp_path_factory):
 def made():
   results, curves = known_truth.sweep(np.random.default_rng(0))
   return predictions.Predictions.make(results, curves, [Target(2e6)])
+
+
+def legend_texts(figure):
+  return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def run(capsys, *arguments):
@@ -270,6 +274,33 @@ def test_held_out_size_without_logits():
   (events,) = predictions.predicted_against_measured(made).axes
   assert style.save(events.figure, 'svg')
   assert len(events.lines[0].get_ydata()) == len(events.lines[1].get_ydata()) == 7
+  assert legend_texts(events.figure) == ['predicted', 'measured']
+
+
+def test_legend_and_size_of_the_held_out_size(made):
+  figure = predictions.predicted_against_measured(made)
+  assert legend_texts(figure) == ['predicted,\n90 % interval', 'measured']
+  (size,) = set(made.held_out['parameters'].dropna())
+  size = labels.parameters(size)
+  assert figure.get_supxlabel() == f'learning rate ({size} parameters, held out)'
+
+
+def test_arms_with_different_held_out_sizes():
+  """Each panel has the size of its arm."""
+  sizes = (*_, second, largest) = (4_000, 9_216, 20_000, 147_456, 589_824)
+  results, curves = known_truth.sweep(
+      np.random.default_rng(0), sizes=sizes, interventions=('none', 'l2')
+  )
+  runs = results.runs
+  runs = runs[(runs['model.qk_norm'] == 'none') | (runs['parameters'] != largest)]
+  made = predictions.Predictions.make(dataclasses.replace(results, runs=runs), curves)
+  figure = predictions.predicted_against_measured(made)
+  titles = [title.replace('\n', ' ') for axis in figure.axes if (title := axis.get_title())]
+  assert titles == [
+      f'qk_norm={name}, {labels.parameters(size)} parameters'
+      for name, size in (('none', largest), ('l2', second))
+  ]
+  assert figure.get_supxlabel() == 'learning rate (held-out sizes)'
 
 
 def test_accuracy_sentence(made):
