@@ -37,8 +37,10 @@ class Observations:
       losses are averaged over seeds
     loss: min(final, initial) loss; initial_loss
     unstable: compared with the best run of the same size and intervention, as critical rates are
-    log_critical, log_best: log10 of the curve's critical and best learning rates
-    critical_censored, best_censored: 0 if it is exact, 1 if the true value is above it, -1 if below
+    log_critical, log_best: log10 of the curve's critical and best learning rates; NaN of a curve
+      with one learning rate, and the best one also where none trains, see lr_sensitivity.trains
+    critical_censored, best_censored: 0 if it is exact, 1 if the true value is above it, -1 if
+      below; NaN where there is none
     critical_spread: standard deviation over seeds of log10(critical rate); NaN if it is unknown
     grid_step: the largest distance of neighbouring learning rates of the curve, in decades; NaN if
       there is only one
@@ -174,7 +176,11 @@ def _rates(runs: pd.DataFrame) -> dict[str, float]:
     return dict.fromkeys(_CURVE_COLUMNS, np.nan)
   log_critical, critical_censored = _log_critical(runs)
   losses = _mean_curve(runs)
-  log_best, best_censored = instability.log_best_rate(losses.index.to_numpy(), losses.to_numpy())
+  log_best, best_censored = np.nan, np.nan
+  if lr_sensitivity.trains(runs):
+    log_best, best_censored = instability.log_best_rate(
+        losses.index.to_numpy(), losses.to_numpy()
+    )
   of_seeds = [_log_critical(of_seed) for _, of_seed in with_best_rate(runs).groupby('seed')]
   exact = [value for value, censored in of_seeds if not censored]
   steps = np.diff(np.sort(runs['log_rate'].unique()))

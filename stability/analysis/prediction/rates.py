@@ -67,8 +67,8 @@ class RatePredictor(Predictor):
       )
 
   def points(self, observations: Observations) -> fits.Points:
-    """The learning rate of each shape; runs of all seeds are one curve."""
-    curves = observations.curves
+    """The learning rate of each shape that has one; runs of all seeds are one curve."""
+    curves = observations.curves.dropna(subset=self.column)
     return fits.Points.from_table(
         curves[['log_size']].assign(
             value=curves[self.column], censored=curves[self.censored], log_rate=0.0

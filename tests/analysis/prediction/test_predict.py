@@ -128,6 +128,37 @@ def test_size_with_one_rate_has_no_rates():
   assert found[columns].notna().any(axis=None)
 
 
+def test_size_at_which_no_rate_trains_has_no_best_rate():
+  """It is neither fitted, as if it were not there, nor scored; its critical rate is a bound."""
+  results, curves = known_truth.bowls(np.random.default_rng(0), known_truth.critical_rate)
+  runs, sizes = results.runs, known_truth.SIZES
+  learned = runs['final_loss'].where(runs['parameters'] != sizes[1], runs['initial_loss'] + 0.1)
+  found = observe(dataclasses.replace(results, runs=runs.assign(final_loss=learned)), curves)
+  of_size = found.curves[found.curves['parameters'] == sizes[1]]
+  assert of_size[['log_best', 'best_censored']].isna().all(axis=None) and len(of_size) == 1
+  assert (of_size['critical_censored'] == -1).all()
+  others = found.select(found.runs['parameters'] != sizes[1])
+  cells = observations_lib.cells([LARGEST * 4], found.learning_rates)
+  forecasts = [rates.BEST_RATE.forecast(each, cells).cells for each in (found, others)]
+  pd.testing.assert_frame_equal(*forecasts, check_exact=True)
+  assert forecasts[0]['value'].notna().all()
+  measured = rates.BEST_RATE.measure(found)['value']
+  assert (measured.isna() == (found.runs['parameters'] == sizes[1])).all()
+
+
+def test_size_with_one_rate_is_not_fitted():
+  results, curves = known_truth.bowls(np.random.default_rng(0), known_truth.critical_rate)
+  runs, sizes = results.runs, known_truth.SIZES
+  is_left = (runs['parameters'] != sizes[1]) | (runs['learning_rate'] == known_truth.RATES[2])
+  found = observe(dataclasses.replace(results, runs=runs[is_left]), curves)
+  others = found.select(found.runs['parameters'] != sizes[1])
+  cells = observations_lib.cells([LARGEST * 4], known_truth.RATES)
+  for rate in rates.RATES:
+    forecasts = [rate.forecast(each, cells).cells for each in (found, others)]
+    pd.testing.assert_frame_equal(*forecasts, check_exact=True)
+    assert forecasts[0]['value'].notna().all()
+
+
 def test_curve_of_a_size_averages_its_seeds():
   levels = (0.4, 0.1)  # critical rates of seed 0 and of seed 1 at 10K
   made = [
