@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import lr_sensitivity
+from stability.analysis.claims.columns import Column
 from stability.analysis.claims.evidence import Evidence
 from stability.analysis.claims.families import Family, closest_to_paper
 from stability.analysis.claims.undecided import NotApplicable, Undecided
@@ -107,24 +108,28 @@ def select(claim: Claim, evidence: Evidence) -> Evidence:
   for field in (*claim.requires, *claim.where, *claim.min_unique):
     if field not in evidence.runs:
       raise NotApplicable(f'the results have no column {field}')
+  kept_N, variants = np.ones(len(evidence.runs), bool), {}
   for field, allowed in {**claim.requires, **claim.where}.items():
-    evidence = evidence.only(_matches(evidence.runs[field], allowed))
-    if evidence.runs.empty:
+    kept_N &= _matches(evidence.column(field), allowed)
+    if not kept_N.any():
       raise NotApplicable(f'the sweep has no run with {field} = {" or ".join(map(_text, allowed))}')
-  kept = pd.Series(True, evidence.runs.index)  # to copy the table once, not for each field
-  for field in groups:
-    value = closest_to_paper(field, set(evidence.runs[field][kept]))
-    if value is not None and field not in named:
-      kept &= evidence.runs[field] == value
-      evidence = evidence.with_variant(field, value)
-  evidence = evidence.only(kept)
+  for field in (field for field in groups if field not in named):
+    column = evidence.column(field)
+    if (value := closest_to_paper(field, column.among(kept_N))) is not None:
+      kept_N &= _matches(column, (value,))
+      variants[field] = value
   for field, allowed in {**claim.requires, **claim.where}.items():
+    column = evidence.column(field)
     for family in (entry for entry in allowed if isinstance(entry, Family)):
-      evidence = _with_one_member(evidence, field, family)
+      # Of the members of a family, the one that represents it.
+      if (chosen := family.choose(column.among(kept_N))) is not None:
+        kept_N &= ~_matches(column, (family,)) | _matches(column, (chosen,))
+        variants[field] = chosen
   for field, values in claim.requires.items():
     for value in values:
-      if not _matches(evidence.runs[field], (value,)).any():
+      if not (kept_N & _matches(evidence.column(field), (value,))).any():
         raise NotApplicable(f'the sweep has no run with {field} = {_text(value)}')
+  evidence = evidence.only(kept_N).with_variants(variants)
   for column, needed in claim.min_unique.items():
     count = evidence.runs[column].nunique()
     if count < needed:
@@ -143,25 +148,15 @@ def require_one_way_of_scaling(evidence: Evidence) -> None:
     raise NotApplicable('the sweep scales models up in more than one way')
 
 
-def _with_one_member(evidence: Evidence, field: str, family: Family) -> Evidence:
-  """Keeps the member of a family that represents it: drops the runs of its other members."""
-  column = evidence.runs[field]
-  chosen = family.choose(set(column))
-  if chosen is None:
-    return evidence
-  others = [member for member in family.members if member != chosen]
-  return evidence.only(~column.isin(others)).with_variant(field, chosen)
-
-
-def _matches(column: pd.Series, allowed: Allowed) -> pd.Series:
-  """Whether each value of a field is allowed."""
+def _matches(column: Column, allowed: Allowed) -> np.ndarray:
+  """Whether the value of each run is allowed."""
 
   def is_match(value: Any, entry: Any) -> bool:
     if isinstance(entry, Family):
       return value in entry.members
     return entry(value) if callable(entry) else entry == value
 
-  return column.map(lambda value: any(is_match(value, entry) for entry in allowed)).astype(bool)
+  return column.where(lambda value: any(is_match(value, entry) for entry in allowed))
 
 
 def _text(entry: Any) -> str:

@@ -7,6 +7,7 @@ rates; the levels of the index hold the values that distinguish the rows (see ta
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from stability.analysis import lr_sensitivity as lr_sensitivity_lib
 from stability.analysis import results as results_lib
 from stability.analysis import windows as windows_lib
 from stability.analysis.claims import common_seeds, tables
+from stability.analysis.claims.columns import Column
 from stability.analysis.claims.undecided import NotApplicable, Undecided
 from stability.analysis.leaderboard import curve
 from stability.analysis.results import Results
@@ -51,7 +53,7 @@ class Evidence:
     weights_DxS = lr_sensitivity_lib.with_draws(len(seeds))
     return cls(runs, results, curves, pd.DataFrame(weights_DxS.T, seeds))
 
-  def only(self, condition: pd.Series) -> 'Evidence':
+  def only(self, condition: pd.Series | np.ndarray) -> 'Evidence':
     """The runs for which a condition is true."""
     return dataclasses.replace(self, runs=self.runs[condition])
 
@@ -89,13 +91,23 @@ class Evidence:
       found[lr_sensitivity_lib.within(runs, limits).index] = True
     return found
 
-  def with_variant(self, field: str, value: Any) -> 'Evidence':
-    """The same runs, with a record that they were selected at this value of a field."""
-    return dataclasses.replace(self, variants={**self.variants, field: value})
+  def with_variants(self, variants: Mapping[str, Any]) -> 'Evidence':
+    """The same runs, with a record that they were selected at these values of fields."""
+    return dataclasses.replace(self, variants=variants)
 
   def only_variant(self, field: str) -> 'Evidence':
-    """The runs at the value of a field that with_variant recorded."""
+    """The runs at the value of a field that with_variants recorded."""
     return self.only(self.runs[field] == self.variants[field])
+
+  def column(self, field: str) -> Column:
+    """A field of the runs."""
+    if field not in self._columns:
+      self._columns[field] = Column.of(self.runs[field])
+    return self._columns[field]
+
+  @functools.cached_property
+  def _columns(self) -> dict[str, Column]:
+    return {}  # filled by `column`: all claims ask for the same ones
 
   @property
   def keys(self) -> list[str]:
