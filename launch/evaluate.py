@@ -5,9 +5,9 @@
 parent, the default, is the validation text of the run that a fine-tuned run started from. Any other
 value is a file or folder of text, of which windows are taken that are spread evenly over it, at
 most as many as the sweep has of validation text. The loss of the parent is measured on the same
-windows: the difference is what a run has forgotten. If the runs were trained on some documents of
-the text, a warning names these. The measurements are in DIR/report/other_text.csv and on the page;
-one that is there already is not repeated.
+windows: the difference is what a run has forgotten. If the runs, or the runs that they started
+from, were trained on some documents of the text, a warning names these. The measurements are in
+DIR/report/other_text.csv and on the page; one that is there already is not repeated.
 """
 
 # First, since launch.common may have to mend sys.path.
@@ -17,7 +17,7 @@ from launch.common import app, path_flags
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from absl import flags
 
 from launch.common import display, finished_runs
 from stability.errors import BadInput
-from stability.storage import files, other_text_csv, run_files, sweeps
+from stability.storage import files, other_text_csv, parents, run_files, sweeps
 from stability.storage.files import Json
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
   from stability.retrieval.texts import Windows
 
 PARENT = 'parent'
-SHOWN = 5  # names of documents in a line
+SHOWN = 5  # names in a line
 
 FLAGS = flags.FlagValues()
 _WORKDIR = app.define_workdir(FLAGS)
@@ -60,9 +60,9 @@ def main() -> int:
   finished_runs.prepare(workdir, sweep)
   from stability.report import page
 
-  measured, damaged = _Measurements(workdir, sweep), []
-  if measured.trained_on:
-    print(f'warning: {_trained_on(measured)}', file=sys.stderr)
+  measured, damaged = _Measurements(workdir, sweep, names), []
+  for warning in measured.warnings():
+    print(f'warning: --text={_TEXT.value}: {warning}', file=sys.stderr)
   try:
     with display.Display(first_after=display.PLAIN_SECONDS) as progress:
       for done, name in enumerate(names):
@@ -77,7 +77,7 @@ def main() -> int:
     _print_tables(workdir, measured.rows)
     path = page.write_report(workdir)
     print(f'Report: {path}')
-  for error in damaged:
+  for error in dict.fromkeys(map(str, damaged)):  # runs may share a parent
     print(f'error: {error}', file=sys.stderr)
   return 1 if damaged else 0
 
@@ -85,23 +85,31 @@ def main() -> int:
 class _Measurements:
   """The rows of some runs; runs that share texts or parents share their windows and losses."""
 
-  def __init__(self, workdir: Path, sweep: sweeps.Sweep):
+  def __init__(self, workdir: Path, sweep: sweeps.Sweep, names: Sequence[str]):
+    """Prepares to measure these runs; BadInput if --text cannot be read or is too short."""
     self.rows: list[other_text_csv.Row] = []
     self._workdir = workdir
     self._sweep = sweep
     self._known = {row.key: row for row in other_text_csv.read(workdir)}
     self._windows: dict[tuple[str, int, int], Windows] = {}
     self._parent_losses: dict[tuple[str, str], float] = {}
-    self.documents: list[Document] = []  # of --text
-    self.trained_on: list[str] = []  # names of those that the runs were trained on
+    self._documents: list[Document] = []  # of --text
+    self._training = None
     if _TEXT.value != PARENT:
       from stability.data.tokenize import stored
-      from stability.retrieval import texts, training_text
+      from stability.retrieval import texts
 
       folder = workdir / sweep.data['path']
       self._tokenizer = stored.StoredTokenizer(folder, sweep.data)
-      self.documents = texts.documents(Path(_TEXT.value))
-      self.trained_on = training_text.trained_on(self.documents, folder, self._tokenizer)
+      self._documents = texts.documents(Path(_TEXT.value))
+      for name in names:  # before anything is measured: the text may be too short for one
+        self._windows_of(name, None)
+      runs = {name: run_files.run_dir(workdir, name) for name in names}
+      self._training = _TrainingDocuments(self._documents, folder, runs)
+
+  def warnings(self) -> list[str]:
+    """What is known, or unknown, of training documents in --text."""
+    return self._training.warnings() if self._training else []
 
   def add(self, name: str) -> None:
     """Measures a run, unless its row is known; BadInput if that is impossible."""
@@ -115,7 +123,8 @@ class _Measurements:
       known = other_text_csv.Row(
           name, windows.name, count, loss, parent_loss, windows.digest()
       )
-    self.rows.append(dataclasses.replace(known, training_documents=len(self.trained_on)))
+    count = len(self._training.of_run(name)) if self._training else 0
+    self.rows.append(dataclasses.replace(known, training_documents=count))
 
   def _windows_of(self, name: str, parent: Json | None) -> 'Windows':
     from stability.retrieval import texts
@@ -128,7 +137,7 @@ class _Measurements:
       if _TEXT.value == PARENT:
         found = texts.of_split(_text_of(parent), 'validation', length, count, name=PARENT)
       else:
-        found = texts.of_documents(source, self.documents, self._tokenizer, length, count)
+        found = texts.of_documents(source, self._documents, self._tokenizer, length, count)
       self._windows[key] = found
     return self._windows[key]
 
@@ -146,13 +155,59 @@ class _Measurements:
     return self._parent_losses[key]
 
 
-def _trained_on(measured: _Measurements) -> str:
-  names, count = measured.trained_on, len(measured.documents)
-  shown = ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
-  return (
-      f'--text={_TEXT.value}: the runs were trained on {len(names):,} of its {count:,} documents'
-      f' ({shown}); losses there may be those of memorised text'
-  )
+class _TrainingDocuments:
+  """The documents of --text that runs, or the runs that they started from, were trained on."""
+
+  def __init__(self, documents: 'Sequence[Document]', folder: Path, runs: dict[str, Path]):
+    """Looks for the documents in the token folder of the runs and in those of their parents."""
+    self._documents = documents
+    self._of_folders: dict[Path, set[str]] = {}
+    self._own = self._of_folder(folder)
+    self._of_parents: dict[str, set[str]] = {name: set() for name in runs}
+    self._unchecked: set[str] = set()  # paths of parents
+    for name, run in runs.items():
+      for parent in parents.ancestors(run):
+        try:
+          self._of_parents[name] |= self._of_folder(_text_of(parent))
+        except BadInput:
+          self._unchecked.add(parent['path'])
+
+  def of_run(self, name: str) -> set[str]:
+    """The names of the documents that a run or a parent was trained on, as far as known."""
+    return self._own | self._of_parents[name]
+
+  def warnings(self) -> list[str]:
+    """Sentences on the documents, and on parents whose text is unknown."""
+    found = []
+    of_parents = set().union(*self._of_parents.values())
+    for who, names in (('the runs', self._own), ('their parents', of_parents)):
+      if names:
+        shown = _shown([name for name, _ in self._documents if name in names])
+        found.append(
+            f'{who} were trained on {len(names):,} of its {len(self._documents):,} documents'
+            f' ({shown}); losses there may be those of memorised text'
+        )
+    if self._unchecked:
+      found.append(
+          'could not be compared with the training text of these parents, whose sweeps are gone or'
+          f' have other text: {_shown(sorted(self._unchecked))}'
+      )
+    return found
+
+  def _of_folder(self, folder: Path) -> set[str]:
+    from stability.data import tokens
+    from stability.data.tokenize import stored
+    from stability.retrieval import training_text
+
+    if folder not in self._of_folders:
+      tokenizer = stored.StoredTokenizer(folder, tokens.open_tokens(folder).meta)
+      found = training_text.trained_on(self._documents, folder, tokenizer)
+      self._of_folders[folder] = set(found)
+    return self._of_folders[folder]
+
+
+def _shown(names: Collection[str]) -> str:
+  return ', '.join(list(names)[:SHOWN]) + (', ...' if len(names) > SHOWN else '')
 
 
 def _loss(model: 'Model', windows: 'Windows') -> float:
@@ -161,13 +216,14 @@ def _loss(model: 'Model', windows: 'Windows') -> float:
 
 def _text_of(parent: Json) -> Path:
   """The token folder of a parent; BadInput if it is gone or has other text."""
-  path = Path(parent['path'])
-  run = path if path.is_dir() else path.parent
-  workdir = run.parent.parent
+  workdir = parents.run_of(parent).parent.parent
   try:
     data = sweeps.read_sweep(workdir).data
   except BadInput as error:
-    raise BadInput(f'{path}: its sweep is not there; give its text as --text: {error}') from None
+    raise BadInput(
+        f'{parent["path"]}: its sweep is not there; give text that it was not trained on as'
+        f' --text: {error}'
+    ) from None
   if data['sha256'] != parent['data']['sha256']:
     raise BadInput(f'{workdir}: has other text than when the run was prepared')
   return workdir / data['path']

@@ -6,7 +6,8 @@
   loss          nats
   parent_loss   of the run's parent on the same windows; empty without a parent
   digest        of the tokens of the windows
-  training_documents  number of documents of the text that the run was trained on, as far as known
+  training_documents  number of documents of the text that the run, or one that it started from
+                      (its parent, the parent of that), was trained on, as far as known
 """
 
 import dataclasses

@@ -123,7 +123,7 @@ def base(entry: Json) -> str | None:
   """
   path = Path(entry['path'])
   if path.is_dir() or path.name == parameters.FILE:
-    return read(path if path.is_dir() else path.parent).get('checkpoint', {}).get('sha256')
+    return read(run_of(entry)).get('checkpoint', {}).get('sha256')
   with contextlib.suppress(ValueError):
     return json.loads(safetensors.read_header(path).metadata.get('base', 'null'))
   return None
@@ -138,6 +138,23 @@ def read(run: Path) -> Json:
   """The record of a run by key; empty if it starts from random parameters."""
   path = run / FILE
   return files.find_json(path) or {}
+
+
+def run_of(entry: Json) -> Path:
+  """The folder of the run whose parameters an entry names, or that of their file."""
+  path = Path(entry['path'])
+  return path if path.is_dir() else path.parent
+
+
+def ancestors(run: Path) -> list[Json]:
+  """The entries of a run's record, of those of its parents and so on, as far as they are there."""
+  found, folders = [], [run]
+  for folder in folders:  # grows
+    for entry in read(folder).values():
+      found.append(entry)
+      if run_of(entry) not in folders:
+        folders.append(run_of(entry))
+  return found
 
 
 def checksums(record: Json) -> dict[str, str]:
