@@ -237,9 +237,7 @@ def _print_tables(workdir: Path, rows: Sequence[other_text_csv.Row]) -> None:
   console = display.console()
   means = other_text.table(results.load_workdir(workdir), other_text_csv.read(workdir))
   for text in (other_text.of_runs(rows), means):
-    table = display.table(text, left=('run', other_text.TEXT))
-    display.add_rows(table, text.itertuples(index=False))
-    console.print(table)
+    display.print_table(console, text, left=('run', other_text.TEXT))
 
 
 if __name__ == '__main__':

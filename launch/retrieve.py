@@ -340,16 +340,12 @@ def _print_rows(rows: Sequence[retrieval_csv.Row], console: Console) -> None:
   from stability.report import retrieval
 
   text = retrieval.table(rows)
-  # What is the same in all rows stands above the table, which has to fit.
+  # What is the same in all rows stands above the table, which has to fit; all is in the CSV file.
   same = [name for name in retrieval.SHARED if text[name].nunique() == 1]
   shared = ', '.join(f'{name} {text[name].iloc[0]}' for name in same)
   display.line(console, shared)
   text = text.drop(columns=same)
-  table = display.table(text, left=retrieval.TEXT_COLUMNS)
-  for column in table.columns:
-    column.no_wrap = column.justify == 'right'
-  display.add_rows(table, text.itertuples(index=False))
-  console.print(table)
+  display.print_table(console, text, left=retrieval.TEXT_COLUMNS, spare=retrieval.SPARE)
 
 
 def _print_answer(answer: 'Answer', tokenizer: 'StoredTokenizer', console: Console) -> None:

@@ -4,15 +4,22 @@ import contextlib
 import sys
 import time
 from collections.abc import Container, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+  import pandas as pd
+
 PLAIN_SECONDS = 10  # between lines if stderr is not a terminal
+FOLDED, NARROWEST = 20, 8  # characters of a folded column on the left, before and after others go
+_BETWEEN = 3  # characters between two columns
 
 
 def console(piped_width: int = 130) -> Console:
@@ -37,6 +44,41 @@ def add_rows(table: Table, rows: Iterable[Iterable[str]]) -> None:
   """Adds rows of texts as they are: in a str, brackets would be markup."""
   for row in rows:
     table.add_row(*map(Text, row))
+
+
+def print_table(
+    console: Console, text: 'pd.DataFrame', left: Container[str] = (), spare: Iterable[str] = ()
+) -> None:
+  """Prints a table of texts; those that are not on the left, such as numbers, are never cut.
+
+  Where lines are too short, columns on the left and the names of columns are folded; empty columns
+  and those of `spare` are left out, the first one first. If that is not enough, lines are longer.
+  """
+  longest = {name: max(map(cell_len, text[name]), default=0) for name in text}
+  with_name = {name: max(longest[name], cell_len(name)) for name in text}
+  with_words = {name: max(longest[name], *map(cell_len, name.split())) for name in text}
+
+  def needed(widths: dict[str, int], folded: int | None) -> int:
+    of_names = (
+        min(with_name[name], folded) if folded and name in left else widths[name] for name in names
+    )
+    return 1 + sum(width + _BETWEEN for width in of_names)
+
+  names = list(text)
+  for name in (*(name for name in text if not longest[name]), *spare):
+    if name in names and needed(with_words, FOLDED) > console.width:
+      names.remove(name)
+  made = table(names, left)
+  add_rows(made, text[names].itertuples(index=False))
+  widths = with_name
+  if needed(with_name, None) > console.width:
+    widths = with_words if needed(with_words, NARROWEST) <= console.width else longest
+    for name, column in zip(names, made.columns, strict=True):
+      column.width = None if name in left else widths[name]
+  before = console.width
+  console.width = max(before, needed(widths, NARROWEST))
+  console.print(made)
+  console.width = before
 
 
 class _Console(Console):

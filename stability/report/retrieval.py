@@ -8,7 +8,10 @@ from stability.report import labels
 from stability.storage.retrieval_csv import Row
 
 TEXT_COLUMNS = ('run', 'model', 'method', 'datastore', 'text')
-SHARED = ('model', 'datastore', 'text', 'keys', 'windows', 'left out')  # often the same in all rows
+# Columns that often have the same value in all rows.
+SHARED = ('run', 'model', 'datastore', 'text', 'keys', 'windows', 'left out')
+# Columns that a short line does without, the first one first.
+SPARE = ('stable rank', 'temperature', 'weight', 'seconds', 'left out', 'windows', 'keys')
 _METHODS = {'knn': 'kNN language model', 'bm25': 'BM25 passages in context'}
 
 

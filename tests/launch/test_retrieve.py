@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from helpers.retrieval import FIELDS, sentences, write_text, write_workdir
+from rich.console import Console
 
 from launch import retrieve
 from launch.common import app, display, environment
@@ -118,6 +119,30 @@ def test_text_that_is_added(place, capsys):
   assert run(capsys, one, '--datastore=store')[0] == 0
   kept = [row for row in retrieval_csv.read(place / 'runs') if row.text == 'validation']
   assert {row.datastore for row in kept} == {'train', 'train+new'}
+
+
+@pytest.mark.parametrize('width', [200, 130, 80, 60, 30])
+def test_numbers_are_whole_at_any_width(width, capsys):
+  name = 'width=64,qk_norm=layernorm,learning_rate=0.01,seed='
+  numbers = 142, 28, 3.046, 2.957, 73.66, 19968, 'train', 'new (held out)', 0.63, 2.89, 'ff'
+  of_knn = retrieval_csv.Row(f'{name}0', 'knn', 256, 2.59, 0.55, *numbers)
+  of_bm25 = dataclasses.replace(of_knn, method='bm25', k=1, temperature=None, weight=None)
+  after = dataclasses.replace(of_knn, k=1024, datastore='train+new', loss_with=2.689, keys=39936)
+  other = dataclasses.replace(after, run=f'{name}1', k=512, windows=31, left_out=1)
+
+  def shown(*rows):
+    retrieve._print_rows(rows, Console(width=width))
+    said, _, *lines = capsys.readouterr().out.splitlines()
+    return said, [line.split() for line in lines], max(map(len, lines))
+
+  for rows in ([of_knn, of_bm25, after], [of_knn, after, other]):
+    said, lines, longest = shown(*rows)
+    assert longest <= max(width, 80)
+    assert (f'run {name}0, ' in said) == (rows[-1] is after)
+    for k, loss, change in (('256', '2.957', '-0.089'), ('1024', '2.689', '-0.357')):
+      assert any({'knn', k, '3.046', loss, change, '0.63'} <= set(line) for line in lines)
+    if width in (200, 80):
+      assert any('2.59' in line for line in lines) == (width == 200)
 
 
 @pytest.mark.slow
