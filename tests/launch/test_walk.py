@@ -52,9 +52,13 @@ def test_walk(tmp_path):
   # The trainer has measured the parent on the same windows, in another program.
   assert math.isclose(forgotten.parent_loss, float(best['final_loss']), rel_tol=1e-5)
   assert forgotten.text == 'parent' and forgotten.loss > forgotten.parent_loss
-  ok(run(tmp_path, 'retrieve', '--workdir=tuned', '--datastore=text', '--add=new'))
+  retrieve = ['retrieve', '--workdir=tuned']
+  ok(run(tmp_path, *retrieve, '--datastore=text', '--add=new', '--output=store'))
   methods = [row.method for row in retrieval_csv.read(tmp_path / 'tuned')]
   assert sorted(methods) == ['bm25', 'bm25', 'knn', 'knn']
+  asked = sentences(0, 3)[::-1].decode()
+  out = ok(run(tmp_path, *retrieve, '--datastore=store', f'--ask={asked}'))
+  assert '(new: ' in out and 'not tuned' not in out  # the text that was added answers
   rate = f'--runs=learning_rate={best["learning_rate"]},*'
   selected = ['--workdir=pretrained', rate, '--data=new', '--count=20', '--output=tasks']
   ok(run(tmp_path, 'label', 'select', *selected))
