@@ -287,12 +287,19 @@ def _(kind, optimizer, qk_clip, output_centering, norm_position, depth, paramete
 
 @_check(
     'adapter.rank',
-    *('adapter.kind', 'model.width', 'model.query_group', 'model.mlp_width'),
+    *('adapter.kind', 'adapter.matrices'),
+    *('model.width', 'model.query_group', 'model.mlp_width'),
 )
-def _(rank, kind, width, query_group, mlp_width):
-  most = min(width // query_group, mlp_width or width)
+def _(rank, kind, matrices, width, query_group, mlp_width):
+  of_attention = width // query_group  # of values, which every choice but mlp adapts
+  of_mlp = min(width, mlp_width or width)
+  sides = {'mlp': of_mlp, 'all': min(of_attention, of_mlp)}
+  most = sides.get(matrices, of_attention)
   if kind in ('lora', 'dora') and rank > most:
-    return f'must not be above the smallest side of a matrix, which is {most}'
+    return (
+        f'must not be above the smallest side of a matrix of config.adapter.matrices={matrices},'
+        f' which is {most}'
+    )
 
 
 @_check('init.optimizer', 'init.checkpoint', 'adapter.kind')

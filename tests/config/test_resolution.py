@@ -199,11 +199,29 @@ def test_complete_with_an_absent_value():
         ),
         (
             dict(adapter__kind='lora', adapter__rank=65),
-            'config.adapter.rank=65: must not be above the smallest side of a matrix, which is 64',
+            'config.adapter.rank=65: must not be above the smallest side of a matrix of'
+            ' config.adapter.matrices=all, which is 64',
+        ),
+        (
+            dict(adapter__kind='lora', adapter__rank=17, model__query_group=4),
+            'matrices=all, which is 16',
+        ),
+        (
+            dict(
+                adapter__kind='lora',
+                adapter__matrices='query_value',
+                adapter__rank=17,
+                model__query_group=4,
+            ),
+            'matrices=query_value, which is 16',
+        ),
+        (
+            dict(adapter__kind='lora', adapter__matrices='mlp', adapter__rank=65),
+            'matrices=mlp, which is 64',
         ),
         (
             dict(adapter__kind='dora', adapter__rank=9, model__mlp_width=8),
-            'config.adapter.rank=9: must not be above the smallest side of a matrix, which is 8',
+            'matrices=all, which is 8',
         ),
         (
             dict(adapter__kind='lora', optimizer__name='hyperball'),
@@ -241,7 +259,11 @@ def test_refused_together(changes, said):
 
 
 def test_accepted_together():
-  resolved(adapter__kind='lora', adapter__rank=64)
+  lora = dict(adapter__kind='lora', adapter__rank=64)
+  resolved(**lora)
+  resolved(**lora, adapter__matrices='attention', model__mlp_width=8)
+  resolved(**lora, adapter__matrices='query_value', model__mlp_width=8)
+  resolved(**lora, adapter__matrices='mlp', model__query_group=4)
   resolved(adapter__kind='houlsby', adapter__rank=200)
   resolved(init__optimizer='checkpoint', init__checkpoint='x/runs/seed=0@200')
   resolved(model__query_group=4)
