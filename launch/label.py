@@ -153,8 +153,9 @@ def select() -> None:
   sweep = finished_runs.open_sweep(workdir)
   names = _run_names(workdir, sweep)
   if _BY.value == 'disagreement' and len(names) < 2:
+    found = 'the one with the lowest loss is alone' if _RUNS.value is None else '--runs names'
     raise BadInput(
-        f'--by=disagreement: needs two seeds or more that have finished; --runs names {names[0]}'
+        f'--by=disagreement: needs two seeds or more that have finished; {found}: {names[0]}'
     )
   found = list(passages.cut(_documents(data, workdir, sweep), _LENGTH.value))
   if not found:
@@ -228,7 +229,10 @@ def _apart_from_validation(
 
 
 def _run_names(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
-  """The finished runs that --runs names, or the seeds of the cell with the lowest mean loss."""
+  """The finished runs that --runs names, or the seeds of the cell with the lowest mean loss.
+
+  BadInput if there are none, unless the rule needs no model.
+  """
   losses = {}
   for name in sweep.runs:
     result = run_files.read_result(run_files.run_dir(workdir, name))
@@ -245,12 +249,16 @@ def _run_names(workdir: Path, sweep: sweeps.Sweep) -> list[str]:
       if sweeps.is_fork(workdir, name):  # no seed of its own
         continue
       flat = config_lib.flatten(sweep.runs[name]) | {'seed': None}
+      if flat['init.parent'] is not None:  # it stands for the checkpoint, which may be each seed's
+        flat['init.checkpoint'] = None
       cells.setdefault(repr(sorted(flat.items(), key=str)), []).append(name)
     mean = lambda cell: sum(losses[name] for name in cell) / len(cell)  # noqa: E731
     names = min(cells.values(), key=mean, default=[])
-  if not names:
-    raise BadInput(f'--runs={_RUNS.value or "*"}: names no finished run of {workdir}')
-  return names
+  if names or (_BY.value == 'random' and _RUNS.value is None):
+    return names
+  if _RUNS.value is None:
+    raise BadInput(f'{workdir}: no run has finished with a finite loss; --by=random needs none')
+  raise BadInput(f'--runs={_RUNS.value}: names no finished run of {workdir}')
 
 
 def _score(

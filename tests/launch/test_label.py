@@ -102,6 +102,44 @@ def test_a_fork_is_no_other_seed(place, capsys):
   assert about['runs'] == ['seed=0+fork1']
 
 
+@pytest.mark.parametrize('parent', ['best', None])
+def test_seeds_with_parents_of_their_own(parent, place, capsys):
+  """They are of one cell if the sweep has a name for all parents."""
+  olds = sorted((place / 'runs/runs').iterdir())
+  label_fields = {} if parent is None else {'init.parent': parent}
+  points = [
+      {**label_fields, 'init.checkpoint': str(old), 'seed': seed} for seed, old in enumerate(olds)
+  ]
+  runs = write_workdir(place / 'tuned', place / 'text', points)
+  arguments = ['select', '--workdir=tuned', '--data=new', '--output=tasks']
+  code, _, error = run(capsys, *arguments, '--by=random')
+  assert code == 0, error
+  used = tasks.read(place / 'tasks')[1]['runs']
+  if parent:
+    assert used == [f'parent=best,seed={seed}' for seed in range(3)]
+  else:
+    assert used == [runs[0].name]
+    code, _, error = run(capsys, *arguments[:-1], '--output=other')
+    assert code == 2 and error == (
+        'error: --by=disagreement: needs two seeds or more that have finished; the one with the'
+        f' lowest loss is alone: {runs[0].name}\n'
+    )
+
+
+def test_without_finished_runs(place, capsys):
+  """A random selection needs none."""
+  for path in place.glob('runs/runs/*/result.json'):
+    path.unlink()
+  (found, about), _ = select(capsys, 'tasks', '--by=random', '--count=5')
+  assert len(found) == 5 and about['runs'] == []
+  code, _, error = run(capsys, *SELECT)
+  assert code == 2 and error == (
+      'error: runs: no run has finished with a finite loss; --by=random needs none\n'
+  )
+  code, _, error = run(capsys, *SELECT, '--by=random', '--runs=seed=1')
+  assert code == 2 and error == 'error: --runs=seed=1: names no finished run of runs\n'
+
+
 def answer(monkeypatch, capsys, keys, *arguments):
   monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'.join(keys)))
   code, out, error = run(capsys, 'ask', '--tasks=tasks', *arguments)
@@ -200,7 +238,7 @@ BAD = {
     'no reference': ([*SELECT, '--by=gain'], '--reference: must be given with --by=gain'),
     'reference': ([*SELECT, '--reference=runs'], '--reference: must be given with --by=gain'),
     'no run': ([*SELECT, '--by=gain', '--reference=new'], '--reference=new: must be the folder'),
-    'one seed': ([*SELECT, '--runs=seed=1'], '--by=disagreement: needs two seeds'),
+    'one seed': ([*SELECT, '--runs=seed=1'], 'have finished; --runs names: seed=1'),
     'no seed': ([*SELECT, '--runs=seed=9'], '--runs=seed=9: names no finished run'),
     'rule': ([*SELECT, '--by=taste'], '--by'),
     'count': ([*SELECT, '--count=0'], '--count'),
