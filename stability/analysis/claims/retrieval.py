@@ -100,9 +100,12 @@ def _flatter(e: Evidence) -> pd.Series:
 
 
 def _rescued(e: Evidence) -> pd.Series:
-  """The fraction of unstable runs whose loss with neighbours is that of a stable run."""
+  """The fraction of unstable runs whose loss with neighbours is that of a stable run.
+
+  As in instability, a loss is compared with the best one of the same size and intervention.
+  """
   without, with_store = _losses(e, WITHOUT).runs, _losses(e, WITH).runs
-  best = without.groupby('parameters')['loss'].transform('min')
+  best = without.groupby(e.keys, dropna=False)['loss'].transform('min')
   margin = instability.MARGIN * (without['initial_loss'] - best)
   return e.fraction(with_store['loss'] <= best + margin, among=e.runs['unstable'].astype(bool))
 

@@ -27,7 +27,7 @@ def rows(results, loss_with, recall=lambda run: 0.8, rank=lambda run: 10.0):
   """Rows in which the loss without neighbours is the final one; functions of a run."""
   runs = results.runs.assign(unstable=instability.unstable(results))
   runs['loss'] = np.fmin(runs['final_loss'], runs['initial_loss'])
-  runs['best'] = runs.groupby('parameters')['loss'].transform('min')
+  runs['best'] = runs.groupby(['parameters', *results.groups])['loss'].transform('min')
   return [
       Row(
           run.run, 'knn', 8, 1.0, 0.5, 10, 0, run.loss, float(loss_with(run)), 1.0, 100,
@@ -67,6 +67,21 @@ def test_how_near_the_best_is_rescued(results, share, rescued):
     return run.best + share * instability.MARGIN * (run.initial_loss - run.best)
 
   assert verdicts(results, rows(results, loss))['effect'][RESCUED] == rescued
+
+
+def test_rescued_runs_are_near_the_best_of_their_own_intervention(tmp_path):
+  """That one intervention is worse at all rates leaves no fewer of its runs rescued."""
+  made_up.write_sweep(tmp_path)
+  both = results_lib.load_workdir(tmp_path)
+  assert both.groups == ['model.qk_norm']
+  near = rows(both, lambda run: run.best + 0.5 * instability.MARGIN * (run.initial_loss - run.best))
+  measured = [
+      dataclasses.replace(row, loss_without=row.loss_without + 0.5, loss_with=row.loss_with + 0.5)
+      if 'qk_norm=none' in row.run
+      else row
+      for row in near
+  ]
+  assert verdicts(both, measured)['effect'][RESCUED] == 1
 
 
 def test_a_known_worth(results):
