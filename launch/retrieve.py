@@ -251,6 +251,7 @@ class _Job:
     )
     started = time.monotonic()
     with self._store() as store:
+      of_store = time.monotonic() - started  # its keys serve the rows before and after
       stored = [part.windows for part in store.parts]
       kept, left_out = self._tools.without_overlap(held_out, [*stored, added])
       is_there = added.digest() in [text.digest() for text in stored]
@@ -260,7 +261,7 @@ class _Job:
           return known
       rows = self._tools.rows(self._name, self._model, store, kept, left_out, started)
       if not is_there:
-        started = time.monotonic()
+        started = time.monotonic() - of_store
         self._tools.add(store, self._model, added)
         rows += self._tools.rows(self._name, self._model, store, kept, left_out, started)
     return self._keep(rows)

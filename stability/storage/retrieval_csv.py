@@ -8,7 +8,7 @@
   windows           number of windows on which the losses are measured, the other half
   left_out          number of windows whose text stands in the datastore
   loss_without, loss_with   nats; of bm25, over the last quarter of each window
-  seconds           time of the measurement, with the keys of the datastore
+  seconds           time of the measurement, with the keys of the datastore unless it was kept
   keys              number of positions in the datastore
   datastore, text   names of the texts: train, validation or a path
   recall            share of the positions whose token is among the 16 nearest neighbours' values

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import pytest
 from helpers.retrieval import FIELDS, sentences, write_text, write_workdir
@@ -11,7 +12,7 @@ from rich.console import Console
 from launch import retrieve
 from launch.common import app, display, environment
 from stability.report import page
-from stability.retrieval import continuation, knn, overlap
+from stability.retrieval import continuation, knn, measure, overlap
 from stability.storage import files, leases, parameters, parents, retrieval_csv
 
 write_report = page.write_report  # the fixture `place` replaces it, as it takes long
@@ -165,6 +166,35 @@ def test_text_is_added_once(place, capsys, monkeypatch):
   assert run(capsys, *arguments)[0] == 0
   assert path.read_bytes().count(b'train+new') == rows.count(b'train+new') == 2
   assert (place / 'store/datastore.json').read_bytes() == datastore
+
+
+def test_seconds_are_those_of_all_keys(place, capsys, monkeypatch):
+  """After a text is added, they include those of the datastore before."""
+  write_text(place / 'new', range(100, 130))
+  clock, build, add = [0.0], measure.Measurements.build, measure.Measurements.add
+  for module in (retrieve, measure):
+    monkeypatch.setattr(module, 'time', types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+  def slow_build(*arguments):
+    clock[0] += 100
+    return build(*arguments)
+
+  def slow_add(*arguments):
+    clock[0] += 7
+    add(*arguments)
+
+  monkeypatch.setattr(measure.Measurements, 'build', slow_build)
+  monkeypatch.setattr(measure.Measurements, 'add', slow_add)
+  code, _, error = run(capsys, '--runs=*=0.1,seed=0', '--keys=64', '--add=new')
+  assert code == 0, error
+  rows = retrieval_csv.read(place / 'runs')
+  seconds = {(row.method, row.datastore): row.seconds for row in rows}
+  assert seconds == {
+      ('knn', 'train'): 107,
+      ('knn', 'train+new'): 114,
+      ('bm25', 'train'): 0,
+      ('bm25', 'train+new'): 0,
+  }
 
 
 @pytest.mark.slow
