@@ -15,8 +15,9 @@ The limits were chosen on some sweeps and are scored on others by analysis/alarm
 
 import dataclasses
 import math
+import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from stability.control.history import (
     GRADIENT,
@@ -36,7 +37,7 @@ LOSS_NOISE = 0.02  # minimum relative scatter of losses, as batches differ by ch
 UNKNOWN_NOISE = 0.1  # the same before SPIKE_MIN_LOSSES losses, from which it can be measured
 NOISE_DECREASE = 10  # minimum decrease of the loss, in units of this scatter, to take a fraction of
 NORMALISED = 0.1  # the largest update RMS that an optimizer which normalises its updates reaches
-EXPERT = 'expert'  # in names of the parameters of an expert
+_EXPERT = re.compile(r'experts?[._/]\d+')  # one of several, in the name of its parameters
 COURSE_FACTOR = 2.0  # attention logits are extrapolated to this many times the training time
 
 
@@ -121,7 +122,7 @@ def _exponent(history: History, trail: Trail, value: float) -> float:
 
 def gradient_under_eps(history: History) -> float:
   """The ratio of AdamW's eps to the smallest gradient RMS of any parameter."""
-  ratios = list(_without_unused(history, GRADIENT))
+  ratios = _values(history, GRADIENT)
   return 1 / max(min(ratios), 1e-30) if ratios else math.nan
 
 
@@ -132,21 +133,25 @@ def update_collapse(history: History) -> float:
   noise. They are smaller where gradients have shrunk faster than the second moment forgets them.
   NaN for optimizers that do not normalise their updates.
   """
-  updates = [max(rms, 1e-30) for rms in _without_unused(history, UPDATE)]
+  updates = [max(rms, 1e-30) for rms in _values(history, UPDATE)]
   if not updates or history.largest_update < NORMALISED:
     return math.nan
   return math.exp(-mean([math.log(rms) for rms in updates]))
 
 
-def _without_unused(history: History, prefix: str) -> Iterator[float]:
-  """The values under a prefix, without zeros of parameters that the loss does not depend on.
+def _values(history: History, prefix: str) -> Collection[float]:
+  """The values of parameters under a prefix; of a matrix that each expert has, the largest one.
 
-  These are parameters that had no other value so far, such as those behind a zero-initialised head
-  or the first matrix of a LoRA adapter at step 0, and experts to which no token was routed.
+  An expert may die, without tokens and then without updates, while the others go on learning. Zeros
+  do not count until a parameter has had another value: the loss does not depend on what is behind a
+  zero-initialised head, or on the first matrix of a LoRA adapter at step 0.
   """
+  found: dict[str, float] = {}
   for key, value in with_prefix(history.row, prefix):
-    if value != 0 or (key in history.nonzero and EXPERT not in key):
-      yield value
+    if value != 0 or key in history.nonzero:
+      name = _EXPERT.sub('', key)
+      found[name] = max(value, found.get(name, value))
+  return found.values()
 
 
 # Remedies: a hyperparameter and the factor to multiply it by.

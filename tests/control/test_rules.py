@@ -276,10 +276,24 @@ def test_zeros_before_any_other_value_are_ignored():
     assert measure(history(row | {f'{GRADIENT}A': 9.0, f'{UPDATE}A': 0.5}, 2.0, row)) > 1e12
 
 
-@pytest.mark.parametrize('name', ['block_2/mlp/expert_4/up', 'layers/2/mlp/experts/4/w1'])
-def test_an_expert_without_tokens_raises_no_alarm(name):
-  row = {f'{GRADIENT}{name}': 9.0, f'{GRADIENT}B': 50.0}
-  assert rules.gradient_under_eps(history(row, row | {f'{GRADIENT}{name}': 0.0})) == 1 / 50
+@pytest.mark.parametrize('name', ['block_2/mlp/expert_{}/up', 'layers.2.mlp.experts.{}.w1'])
+def test_experts_that_die_raise_no_alarm_while_others_learn(name):
+  """Their gradients and updates fade before they are zero. A layer without any expert is dead."""
+  first, second = name.format(0), name.format(11)
+  healthy = {f'{GRADIENT}{first}': 9.0, f'{GRADIENT}{second}': 8.0, f'{GRADIENT}B': 50.0}
+  healthy |= {f'{UPDATE}{first}': 0.5, f'{UPDATE}{second}': 0.5, f'{UPDATE}B': 0.5}
+  for dead in (1e-9, 0.0):
+    one = healthy | {f'{GRADIENT}{first}': dead, f'{UPDATE}{first}': dead}
+    assert rules.gradient_under_eps(history(healthy, one)) == 1 / 8
+    assert rules.update_collapse(history(healthy, one)) == pytest.approx(2)
+    both = one | {f'{GRADIENT}{second}': dead, f'{UPDATE}{second}': dead}
+    assert rules.gradient_under_eps(history(healthy, both)) > 1e8
+    assert rules.update_collapse(history(healthy, both)) > 1e4
+
+
+def test_experts_of_other_layers_are_other_parameters():
+  row = {f'{GRADIENT}block_{i}/mlp/expert_{i}/up': value for i, value in enumerate((8.0, 0.25))}
+  assert rules.gradient_under_eps(history(row)) == 4
 
 
 def test_update_collapse_is_the_geometric_mean():
