@@ -111,22 +111,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Json:
   """The JSON object in a file; BadInput if the file cannot be read or contains anything else."""
-  return parse_json(path, read_text(path))
-
-
-def read_text(path: Path) -> str:
-  """The text of a file; BadInput if it cannot be read."""
   try:
-    return path.read_text()
-  except (OSError, ValueError) as error:
-    raise BadInput(f'{path}: cannot be read: {error}') from error
-
-
-def parse_json(path: Path, text: str) -> Json:
-  """The JSON object in the text of a file; BadInput if it contains anything else."""
-  try:
-    found = json.loads(text)
-  except (ValueError, RecursionError) as error:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError) as error:
     raise BadInput(f'{path}: cannot be read: {error}') from error
   if not isinstance(found, dict):
     raise BadInput(f'{path}: cannot be read: is not a JSON object')

@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import functools
 import os
 import re
 import tempfile
@@ -30,6 +29,8 @@ IMPORTED = 'imported'  # the origin of the runs of other trainers, see stability
 
 # In the path of a checkpoint, Orbax takes these for a pattern, a lock or a bucket in a cloud.
 _NOT_FOR_CHECKPOINTS = re.compile(r'[\[*?\\]|\.__lock(?=/|$)|gs:(?=/|$)|^/(gs|s3|az|hf)(?=/|$)')
+
+_checked: set[object] = set()  # sweep.json files found valid: a report reads one ten times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +104,15 @@ def write_sweep(workdir: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(workdir: Path) -> Sweep:
-  """The sweep of a workdir; BadInput if there is none or if sweep.json is damaged.
-
-  It is the same object as long as sweep.json is the same, so nothing in it must be changed.
-  """
+  """The sweep of a workdir; BadInput if there is none or if sweep.json is damaged."""
   path = workdir / 'sweep.json'
   if not os.path.isfile(path):
     raise BadInput(f'--workdir={workdir}: holds no sweep (no sweep.json)')
-  return _parse(path, files.read_text(path))
-
-
-@functools.lru_cache(maxsize=8)  # a report reads the same file ten times
-def _parse(path: Path, text: str) -> Sweep:
-  found = files.parse_json(path, text)
-  schema.check_sweep(path, found)
+  found, stat = files.read_json(path), path.stat()
+  file_version = str(path.absolute()), stat.st_ino, stat.st_mtime_ns, stat.st_size
+  if file_version not in _checked:
+    schema.check_sweep(path, found)
+    _checked.add(file_version)
   return Sweep.from_json(found)
 
 

@@ -95,7 +95,7 @@ def test_comparison(pair, workdir, tmp_path, capsys):
       *('loss_by_learning_rate.svg', 'loss_by_learning_rate.png'),
   }
   shown = Page(output / 'index.html')
-  steps = next(iter(sweeps.read_sweep(workdir).runs.values()))['schedule']['steps']
+  steps = sweeps.read_sweep(workdir).runs.popitem()[1]['schedule']['steps']
   differing = f'These sweeps differ in: schedule.steps {steps} / {2 * steps}.'
   said = ' '.join(capsys.readouterr().out.split())
   for words in (differing, 'sweep=more, qk_norm=none, minus sweep, over 2 pairs of runs: best'):

@@ -29,20 +29,6 @@ def test_round_trip(tmp_path):
   assert json.loads((tmp_path / 'sweep.json').read_text()) == written
 
 
-def test_a_sweep_is_parsed_once(tmp_path):
-  """Until sweep.json changes, even in the same instant and to the same length."""
-  made_up.write_runs(tmp_path, runs())
-  path = tmp_path / 'sweep.json'
-  found, stat = sweeps.read_sweep(tmp_path), path.stat()
-  assert sweeps.read_sweep(tmp_path) is found
-  path.write_text(path.read_text().replace('"scale": "cpu"', '"scale": "gpu"'))
-  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-  assert (found.scale, sweeps.read_sweep(tmp_path).scale) == ('cpu', 'gpu')
-  path.write_text('{}')
-  with pytest.raises(BadInput, match=r'sweep\.json: '):
-    sweeps.read_sweep(tmp_path)
-
-
 def test_no_sweep(tmp_path):
   with pytest.raises(BadInput, match='holds no sweep'):
     sweeps.read_sweep(tmp_path)
