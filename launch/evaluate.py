@@ -108,7 +108,7 @@ class _Measurements:
       self._training = _TrainingDocuments(self._documents, folder, runs)
 
   def warnings(self) -> list[str]:
-    """What is known, or unknown, of training documents in --text."""
+    """Sentences on training documents in --text; none if it is the text of the parents."""
     return self._training.warnings() if self._training else []
 
   def add(self, name: str) -> None:

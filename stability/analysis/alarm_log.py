@@ -12,16 +12,15 @@ COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
 
 
 def are_pending(workdir: Path) -> bool:
-  """Whether the runs are imported and launch.alarms has not yet looked for alarms in each of them.
+  """Whether launch.alarms has yet to read imported runs: any with metrics, or all for lack of them.
 
-  It looks at those with metrics.
+  False for runs that were trained here, whose alarms are raised in training.
   """
   sweep = sweeps.read_sweep(workdir)
   runs = [run_files.run_dir(workdir, name) for name in sweep.runs]
-  is_looked_for = [
-      (run / 'alarms.jsonl').exists() for run in runs if (run / 'metrics.jsonl').exists()
-  ]
-  return sweep.is_imported and not (is_looked_for and all(is_looked_for))
+  with_metrics = [run for run in runs if (run / 'metrics.jsonl').exists()]
+  are_read = with_metrics and all((run / 'alarms.jsonl').exists() for run in with_metrics)
+  return sweep.is_imported and not are_read
 
 
 def load(workdir: Path) -> pd.DataFrame:

@@ -29,7 +29,7 @@ def seems_not_finite(curve: Curve) -> np.ndarray:
 
 
 def may_not_be_finite(curve: Curve) -> bool:
-  """Whether such steps go on for an interval or more, and for fewer than MISSING."""
+  """Whether the curve ends with such steps, but too few to say so: fewer than MISSING intervals."""
   return 1 <= _end_without_loss(curve)[1] < MISSING
 
 

@@ -149,7 +149,7 @@ def require_one_way_of_scaling(evidence: Evidence) -> None:
 
 
 def _matches(column: Column, allowed: Allowed) -> np.ndarray:
-  """Whether the value of each run is allowed."""
+  """A mask [N] of the runs whose value is allowed."""
 
   def is_match(value: Any, entry: Any) -> bool:
     if isinstance(entry, Family):

@@ -26,5 +26,5 @@ class Column:
     return {self.values[number] for number in np.unique(self.number_N[kept_N])}
 
   def where(self, condition: Callable[[Any], bool]) -> np.ndarray:
-    """Whether the value of each run meets a condition."""
+    """A mask [N] of the runs whose value meets a condition."""
     return np.array([condition(value) for value in self.values], bool)[self.number_N]

@@ -86,13 +86,13 @@ class SweepState:
 
   @property
   def in_grid_KxL(self) -> np.ndarray:
-    """Whether each learning rate lies between the lowest and the highest one of each curve."""
+    """A mask of the learning rates between the lowest and the highest one of each curve."""
     low_Kx1, high_Kx1 = self._grids[['low', 'high']].to_numpy()[..., None].swapaxes(0, 1)
     return (self._log_rates >= low_Kx1) & (self._log_rates <= high_Kx1)
 
   @property
   def _in_windows_KxL(self) -> np.ndarray:
-    """Whether each learning rate lies in one of the windows that apply to each curve."""
+    """A mask of the learning rates within the windows that apply to each curve."""
     in_windows_KxL = np.ones((len(self.first_of_curves), len(self._log_rates)), bool)
     for curve, values in enumerate(self.first_of_curves[self._of_curve].to_dict('records')):
       if (found := windows_lib.find(self.results.windows, values)) is not None:
@@ -257,7 +257,7 @@ class SweepState:
 
   @functools.cached_property
   def _parents_vary(self) -> bool:
-    """Whether runs of a curve start from different parents, such as one for each seed."""
+    """Whether a curve has runs of several parents, such as one for each seed."""
     if 'init.checkpoint' not in self.runs:
       return False
     parents = self.runs.groupby('curve_number')['init.checkpoint'].nunique(dropna=False)
