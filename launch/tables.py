@@ -119,15 +119,16 @@ def _claims(table: pd.DataFrame) -> str:
   ]
   counts = table['verdict'].value_counts()
   sentence = ', '.join(
-      f'{counts.get(verdict, 0)} {text}'
-      for verdict, text in (
-          ('holds', 'hold'),
-          ('does not hold', 'do not'),
-          ('undecided', 'are undecided'),
+      f'{counts.get(verdict, 0)} {one if counts.get(verdict, 0) == 1 else several}'
+      for verdict, one, several in (
+          ('holds', 'holds', 'hold'),
+          ('does not hold', 'does not', 'do not'),
+          ('undecided', 'is undecided', 'are undecided'),
       )
   )
   header = ['figure', 'claim', 'effect', 'needed', 'verdict', *extra]
-  return f'Of {len(table)} claims {sentence}.\n\n' + _markdown(header, rows)
+  claims = '1 claim' if len(table) == 1 else f'{len(table)} claims'
+  return f'Of {claims} {sentence}.\n\n' + _markdown(header, rows)
 
 
 def _regimes(table: pd.DataFrame) -> str:
