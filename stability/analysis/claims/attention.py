@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from stability.analysis import instability
+from stability.analysis import instability, lr_sensitivity
 from stability.analysis.claims import tables
 from stability.analysis.claims.claim import (
   AtLeast,
@@ -30,33 +30,43 @@ def benefit_of_qk_norm(e: Evidence) -> pd.Series:
 
 
 def _slope_on_size(e: Evidence) -> pd.Series:
-  table = np.log(e.lr_sensitivity(across_sizes=True))
+  table = np.log(tables.positive(e.lr_sensitivity(across_sizes=True)))
   return tables.slopes(table, 'parameters', e.results.sizes).min()
 
 
 def _drop_of_lowest_unstable_rate(e: Evidence) -> pd.Series:
   e = e.with_learning_rates()
-  if not e.runs['unstable'].any():
+  unstable = e.unstable()
+  if not unstable.any():
     raise Undecided('no run is unstable')
   rates = np.log10(e.runs['learning_rate'])
   keys = [e.runs[key] for key in (*e.keys, 'seed')]
-  lowest = rates.where(e.runs['unstable']).groupby(keys, dropna=False).transform('min')
+  lowest = rates.where(unstable).groupby(keys, dropna=False).transform('min')
+  is_censored = lowest.isna()
   # Where no run is unstable, assume that the next learning rate of the paper's grid would be.
   lowest = lowest.fillna(rates.groupby(keys, dropna=False).transform('max') + 0.5)
   lowest = e.mean(lowest).groupby(level=e.keys, dropna=False).first()
   smallest = tables.at_lowest(lowest, 'parameters')
   largest = tables.at_highest(lowest, 'parameters')
-  return smallest.mean() - largest.mean()
+  drop = smallest.mean() - largest.mean()
+  # The rate of a size without unstable runs may be any higher one: it bounds one side alone.
+  parameters = e.runs['parameters']
+  end, name = (
+      (parameters.max(), 'largest') if _LOWER.is_met(drop[0]) else (parameters.min(), 'smallest')
+  )
+  if is_censored[parameters == end].any():
+    raise Undecided(f'the {name} size is stable at every learning rate of its grid')
+  return drop
 
 
 def _largest_unstable_with_qk_norm(e: Evidence) -> pd.Series:
-  e = e.only_variant(QK_NORM)
-  return e.only(e.runs['parameters'] == e.runs['parameters'].max()).unstable_at_highest_rate()
+  e = e.only_variant(QK_NORM).at_highest_rate()
+  return e.only(e.runs['parameters'] == e.runs['parameters'].max()).unstable_fraction()
 
 
 def _block_0_is_highest(e: Evidence) -> pd.Series:
   e.require('model.depth')
-  e = e.only((e.runs['model.depth'] > 1) & e.runs['unstable'])
+  e = e.only((e.runs['model.depth'] > 1) & e.unstable())
   if e.runs.empty:
     raise Undecided('no run with two or more blocks is unstable')
   first = e.max_over_training(LOGIT)
@@ -81,13 +91,12 @@ def _remaining_entropy(e: Evidence) -> pd.Series:
 
 
 def _remaining_entropy_with_qk_norm(e: Evidence) -> pd.Series:
-  e = e.only_variant(QK_NORM)
-  return _remaining_entropy(e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max()))
+  return _remaining_entropy(e.only_variant(QK_NORM).at_highest_rate())
 
 
 def _unstable_past_1e4(e: Evidence) -> pd.Series:
   past = _only_past_1e4(e)
-  return past.fraction(past.runs['unstable'], past.runs['unstable'].notna())
+  return past.unstable_fraction()
 
 
 def _highest_logit_with_qk_norm(e: Evidence) -> pd.Series:
@@ -143,7 +152,7 @@ def _unstable_where_predicted(e: Evidence) -> pd.Series:
   if not past[0].any():
     raise Undecided('at no learning rate is the largest size predicted to be the first past 1e4')
   largest = e.only(is_largest)
-  unstable = largest.mean(largest.runs['unstable'].astype(float)).groupby('learning_rate').mean()
+  unstable = largest.mean(largest.unstable().astype(float)).groupby('learning_rate').mean()
   return unstable.reindex(past.index).where(past).mean()
 
 
@@ -151,6 +160,8 @@ def _critical_logit_scale(e: Evidence) -> pd.Series:
   """Decades between 1e3 and the logit scale at which the loss exceeds the best by the MARGIN."""
   e.require('model.depth')
   e = e.only(e.runs['model.depth'] > 0)
+  if not lr_sensitivity.trains(e.runs):
+    raise Undecided('no run trains')
   losses = e.mean(e.runs['loss']).groupby(level='model.logit_scale').mean().sort_index()
   scales = np.log10(losses.index.to_numpy(float))
   best_D = losses.min().to_numpy()
@@ -187,6 +198,7 @@ def _growth_from_alignment(e: Evidence) -> pd.Series:
 
 _BOTH = {QK_NORM: ('none', QK_NORMS)}
 _WITHOUT = {QK_NORM: ('none',)}
+_LOWER = AtLeast(0.25)  # decades; half a step of the paper's grid
 
 CLAIMS = (
     Claim(
@@ -212,7 +224,7 @@ CLAIMS = (
         '1',
         'Without qk-layernorm, the lowest unstable learning rate decreases with size.',
         'decades by which it is lower at the largest size than at the smallest',
-        AtLeast(0.25),  # half a step of the paper's grid
+        _LOWER,
         _drop_of_lowest_unstable_rate,
         where=_WITHOUT,
         min_unique={'learning_rate': 3, 'parameters': 2},
@@ -233,7 +245,7 @@ CLAIMS = (
         'Without qk-layernorm, runs at the highest learning rate are unstable at every size.',
         'fraction of these runs that are unstable',
         AtLeast(1.0),
-        Evidence.unstable_at_highest_rate,
+        lambda e: e.at_highest_rate().unstable_fraction(),
         where=_WITHOUT,
         min_unique={'learning_rate': 3, 'parameters': 2},
     ),

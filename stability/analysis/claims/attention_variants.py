@@ -14,10 +14,12 @@ SCALE, ATTENTION = 'model.attention_scale', 'model.attention'
 
 
 def _inverse_scale_at_larger_sizes(e: Evidence) -> pd.Series:
-  ratios = np.log(tables.ratios(e.lr_sensitivity(), SCALE, 'inverse_sqrt'))
-  smallest = tables.at_lowest(ratios, 'parameters')
-  largest = tables.at_highest(ratios, 'parameters')
-  return np.exp(largest.mean() - smallest.mean())
+  table = e.lr_sensitivity()
+  smallest, largest = (
+      tables.log_ratios(at(table, 'parameters'), SCALE, 'inverse_sqrt').mean()
+      for at in (tables.at_lowest, tables.at_highest)
+  )
+  return np.exp(largest - smallest)
 
 
 def _gain_then_loss_from_inverse_scale(e: Evidence) -> pd.Series:
@@ -32,8 +34,7 @@ def _excess_of_norm_over_all_heads(e: Evidence) -> pd.Series:
 
 
 def _growth_with_pointwise_attention(e: Evidence) -> pd.Series:
-  e = e.only(e.runs[ATTENTION] == 'squared_relu')
-  e = e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
+  e = e.only(e.runs[ATTENTION] == 'squared_relu').at_highest_rate()
   return np.exp(e.average(np.log(e.max_over_training(LOGIT) / e.at_start(LOGIT))))
 
 

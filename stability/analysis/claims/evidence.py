@@ -34,7 +34,9 @@ PAPER_STEPS, PAPER_PROBE_STEP = 100_000, 2_000
 class Evidence:
   """Selected runs of a sweep with their curves, and the draws of the seeds."""
 
-  runs: pd.DataFrame  # rows of Results.runs, with loss (nats; NaN: does not count) and unstable
+  # Rows of Results.runs, with loss (nats; NaN: does not count), unstable and trains: whether a run
+  # of the size and intervention ends below its initial loss, or there is only one learning rate.
+  runs: pd.DataFrame
   results: Results  # the whole sweep
   curves: pd.DataFrame | None  # see results.load_curves; None: there are none
   weights: pd.DataFrame  # how often each seed (row) of the sweep occurs in each draw (column)
@@ -48,7 +50,11 @@ class Evidence:
         loss=lr_sensitivity_lib.counted_loss(results.runs),
         unstable=instability.unstable(results),
         parameters=results.runs['parameters'].astype(float),
+        trains=True,
     )
+    for _, row in results_lib.split(runs, ['parameters', *results.sizes, *results.groups]):
+      if row['learning_rate'].nunique() > 1:
+        runs.loc[row.index, 'trains'] = lr_sensitivity_lib.trains(row)
     seeds = sorted(runs['seed'].unique())
     weights_DxS = lr_sensitivity_lib.with_draws(len(seeds))
     return cls(runs, results, curves, pd.DataFrame(weights_DxS.T, seeds))
@@ -124,10 +130,35 @@ class Evidence:
     rates = self.runs.groupby(self.keys, dropna=False)['learning_rate'].transform('nunique')
     return self.only(rates >= MIN_LEARNING_RATES)
 
+  def at_highest_rate(self) -> 'Evidence':
+    """The runs at the highest learning rate.
+
+    Raises Undecided unless it is that of each size and intervention: one whose grid ends below it
+    would drop out. Those with a single learning rate, like the paper's 4.8B model, have no grid.
+    """
+    return self._at_end_of_rates('max', 'highest')
+
+  def at_lowest_rate(self) -> 'Evidence':
+    """The runs at the lowest learning rate; see at_highest_rate."""
+    return self._at_end_of_rates('min', 'lowest')
+
+  def _at_end_of_rates(self, end: str, name: str) -> 'Evidence':
+    rates = self.runs.groupby(self.keys, dropna=False)['learning_rate'].agg([end, 'nunique'])
+    has_grid = rates['nunique'] > 1
+    ends = sorted(set(rates[end][has_grid if has_grid.any() else slice(None)]))
+    if len(ends) > 1:
+      raise Undecided(
+          f'sizes and interventions have different {name} learning rates, {ends[0]:g} to'
+          f' {ends[-1]:g}'
+      )
+    return self.only(self.runs['learning_rate'] == ends[0])
+
   # Losses.
 
   def lr_sensitivity(self, *, across_sizes: bool = False) -> pd.DataFrame:
     """LR sensitivity (nats) of each size and intervention with at least MIN_LEARNING_RATES.
+
+    NaN where no run trains: the losses do not depend on the learning rate, but nothing is stable.
 
     Interventions of a size are compared at the same learning rates if their windows are the same,
     see same_rates.of_all; Undecided if they have too few.
@@ -138,13 +169,15 @@ class Evidence:
     if self.results.not_comparable is not None:
       field = self.results.not_comparable
       raise Undecided(f'not comparable: {field} changes what a learning rate means')
-    curves = {}
+    curves, trains = {}, {}
     for key, runs in results_lib.split(self.runs, self.keys):
       values = dict(zip(self.keys, key, strict=True))
       limits = windows_lib.find(self.results.windows, values)
-      losses = lr_sensitivity_lib.loss_table(lr_sensitivity_lib.within(runs, limits))
+      inside = lr_sensitivity_lib.within(runs, limits)
+      losses = lr_sensitivity_lib.loss_table(inside)
       if len(losses) >= MIN_LEARNING_RATES:
         curves[key] = losses, limits
+        trains[key] = lr_sensitivity_lib.trains(inside)
     if not curves:
       raise Undecided(f'no size and intervention has {MIN_LEARNING_RATES} learning rates')
     rates = self._compared_rates(curves, across_sizes)
@@ -155,6 +188,8 @@ class Evidence:
       mean_LxD = lr_sensitivity_lib.mean_over_seeds(chosen.to_numpy(), weights_DxS)
       sensitivities_WxD = lr_sensitivity_lib.sensitivities(chosen.index, mean_LxD, limits)
       found[key] = np.fmin.reduce(sensitivities_WxD)
+      if not trains[key]:
+        found[key] = np.full_like(found[key], np.nan)
     return tables.of_rows(found, self.keys)
 
   def _compared_rates(self, curves: Mapping[tuple, tuple], across_sizes: bool) -> dict:
@@ -287,10 +322,17 @@ class Evidence:
     total = weights.mul(values.dropna().to_numpy(float), axis=0).sum()
     return total / weights.sum().where(lambda count: count > 0)
 
-  def unstable_at_highest_rate(self) -> pd.Series:
-    """The fraction of the runs at the highest learning rate that are unstable."""
-    rates = self.runs['learning_rate']
-    return self.fraction(self.runs['unstable'], rates == rates.max())
+  def unstable(self) -> pd.Series:
+    """Whether each run is unstable; raises Undecided where no run of its row trains."""
+    failed = self.runs[~self.runs['trains']]
+    if len(failed):
+      row = dict(zip(self.keys, failed[self.keys].iloc[0], strict=True))
+      raise Undecided(f'no run of {tables.name(row)} trains')
+    return self.runs['unstable']
+
+  def unstable_fraction(self) -> pd.Series:
+    """The fraction of the runs that are unstable."""
+    return self.fraction(self.unstable(), self.runs['unstable'].notna())
 
   def onsets(self) -> pd.Series:
     """The onset of instability (see instability.onset) of each run as a fraction of its steps."""

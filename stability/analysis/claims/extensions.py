@@ -22,13 +22,12 @@ FULL, NONE = 'full_alignment', 'no_alignment'
 
 def _log_ratios(e: Evidence, field: str, base: object) -> pd.DataFrame:
   """The mean of ln(LR sensitivity / that with `base`): a row for each other value of the field."""
-  ratios = np.log(tables.ratios(e.lr_sensitivity(), field, base))
-  return ratios.groupby(level=field).mean()
+  return tables.log_ratios(e.lr_sensitivity(), field, base).groupby(level=field).mean()
 
 
 def _largest_ratio(e: Evidence, field: str, base: object) -> pd.Series:
   """The largest ratio of LR sensitivity to that with `base`, or its inverse, over all rows."""
-  return np.exp(np.log(tables.ratios(e.lr_sensitivity(), field, base)).abs().max())
+  return np.exp(tables.log_ratios(e.lr_sensitivity(), field, base).abs().max())
 
 
 def _largest_shift(e: Evidence) -> pd.Series:
@@ -37,7 +36,7 @@ def _largest_shift(e: Evidence) -> pd.Series:
   shape = ['parameters', *e.results.sizes]
   smallest = tables.at_lowest(rates, 'parameters').droplevel(shape)
   largest = tables.at_highest(rates, 'parameters').droplevel(shape)
-  return (largest - smallest).abs().max()
+  return (largest - smallest).abs().max(skipna=False)
 
 
 def _mup_minus_standard(e: Evidence) -> pd.Series:

@@ -78,8 +78,9 @@ def _loss_of_headroom(e: Evidence) -> pd.Series:
 
 def _ratio_of_sensitivities(e: Evidence) -> pd.Series:
   table = e.lr_sensitivity()
-  lora = _of(table, 4)
-  return (_of(table, None) / lora.where(lora > 0)).mean()
+  full, lora = _of(table, None), _of(table, 4)
+  shared = full.index.intersection(lora.index)
+  return (tables.known(full.loc[shared]) / tables.positive(lora.loc[shared])).mean()
 
 
 _OF_LORA = {

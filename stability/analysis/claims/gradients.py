@@ -38,15 +38,15 @@ def _block_output(e: Evidence) -> str:
 
 
 def _output_ratio_over_rates(e: Evidence) -> pd.Series:
-  values = e.mean(np.log(e.at_end(_block_output(e))))
-  highest = tables.at_highest(values, 'learning_rate').droplevel('learning_rate')
-  lowest = tables.at_lowest(values, 'learning_rate').droplevel('learning_rate')
+  highest, lowest = (
+      of_rate.mean(np.log(of_rate.at_end(_block_output(e)))).droplevel('learning_rate')
+      for of_rate in (e.at_highest_rate(), e.at_lowest_rate())
+  )
   return np.exp((highest - lowest).mean())
 
 
 def _output_slope_on_depth(e: Evidence) -> pd.Series:
-  e = scaling.scaled_in(e, 'depth')
-  e = e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
+  e = scaling.scaled_in(e, 'depth').at_highest_rate()
   last = pd.Series(np.nan, e.runs.index)
   for depth, rows in e.runs.groupby('model.depth'):
     of_depth = e.only(e.runs.index.isin(rows.index))
@@ -56,8 +56,8 @@ def _output_slope_on_depth(e: Evidence) -> pd.Series:
 
 def _smallest_gradients(e: Evidence) -> Evidence:
   """The runs of the largest size at the highest learning rate, where gradients are smallest."""
-  e = e.only(e.runs['parameters'] == e.runs['parameters'].max())
-  return e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
+  e = e.at_highest_rate()
+  return e.only(e.runs['parameters'] == e.runs['parameters'].max())
 
 
 def _excess_with_smaller_eps(e: Evidence) -> pd.Series:

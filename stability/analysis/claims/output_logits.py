@@ -12,8 +12,8 @@ Z_LOSS, WEIGHT_DECAY = 'objective.z_loss', 'optimizer.weight_decay'
 OUTPUT_MEAN, LOG_Z = 'output_logit_mean', 'log_z'
 
 
-def _without_over_with(e: Evidence, field: str) -> pd.DataFrame:
-  return 1 / tables.ratios(e.lr_sensitivity(), field, 0.0)
+def _without_over_with(table: pd.DataFrame, field: str) -> pd.DataFrame:
+  return np.exp(-tables.log_ratios(table, field, 0.0))
 
 
 def _without_z_loss(e: Evidence) -> Evidence:
@@ -21,22 +21,24 @@ def _without_z_loss(e: Evidence) -> Evidence:
 
 
 def _drop_in_mean_logit(e: Evidence) -> pd.Series:
-  means = tables.at_highest(e.mean(e.at_end(OUTPUT_MEAN)), 'learning_rate')
-  return tables.differences(means, Z_LOSS, 0.0).mean()
+  e = e.at_highest_rate()
+  return tables.differences(e.mean(e.at_end(OUTPUT_MEAN)), Z_LOSS, 0.0).mean()
 
 
 def _drift_of_log_z(e: Evidence) -> pd.Series:
-  magnitudes = tables.at_highest(e.mean(np.log(e.at_end(LOG_Z).abs())), 'learning_rate')
+  e = e.at_highest_rate()
+  magnitudes = e.mean(np.log(e.at_end(LOG_Z).abs()))
   return np.exp(-tables.differences(magnitudes, Z_LOSS, 0.0).mean())
 
 
 def _onset(e: Evidence) -> pd.Series:
   """The mean onset of unstable runs without z-loss whose counterparts with z-loss are stable."""
   others = [name for name in (*e.keys, 'learning_rate', 'seed') if name != Z_LOSS]
+  unstable = e.unstable()
   with_z_loss = e.runs[e.runs[Z_LOSS] > 0].groupby(others, dropna=False)['unstable'].any()
   e = _without_z_loss(e)
   joined = e.runs.join(with_z_loss.rename('unstable_with_z_loss'), on=others)
-  is_cured = e.runs['unstable'] & ~joined['unstable_with_z_loss'].astype('boolean')
+  is_cured = unstable[e.runs.index] & ~joined['unstable_with_z_loss'].astype('boolean')
   onsets = e.onsets()[is_cured.fillna(False).astype(bool)]
   if onsets.isna().all():
     raise Undecided('no run without z-loss and weight decay is unstable where z-loss cures it')
@@ -53,7 +55,7 @@ CLAIMS = (
         'Without weight decay, z-loss lowers LR sensitivity at every size.',
         'lowest ratio of LR sensitivity, without / with z-loss, over sizes',
         AtLeast(1.1),
-        lambda e: _without_over_with(e, Z_LOSS).min(),
+        lambda e: _without_over_with(e.lr_sensitivity(), Z_LOSS).min(),
         requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         min_unique=_THREE,
@@ -64,7 +66,7 @@ CLAIMS = (
         ' size.',
         'fraction of these runs that are unstable',
         AtLeast(1.0),
-        lambda e: _without_z_loss(e).unstable_at_highest_rate(),
+        lambda e: _without_z_loss(e).at_highest_rate().unstable_fraction(),
         requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         min_unique=_THREE,
@@ -75,7 +77,7 @@ CLAIMS = (
         ' every size.',
         'fraction of these runs that are unstable',
         AtMost(0.0),
-        lambda e: e.only(e.runs[Z_LOSS] > 0).unstable_at_highest_rate(),
+        lambda e: e.only(e.runs[Z_LOSS] > 0).at_highest_rate().unstable_fraction(),
         requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         min_unique=_THREE,
@@ -85,7 +87,9 @@ CLAIMS = (
         'Without z-loss, weight decay lowers LR sensitivity at the largest size.',
         'ratio of LR sensitivity, without / with weight decay',
         AtLeast(1.1),
-        lambda e: tables.at_highest(_without_over_with(e, WEIGHT_DECAY), 'parameters').mean(),
+        lambda e: _without_over_with(
+            tables.at_highest(e.lr_sensitivity(), 'parameters'), WEIGHT_DECAY
+        ).mean(),
         requires={WEIGHT_DECAY: (0.0, positive)},
         where={Z_LOSS: (0.0,)},
         min_unique=_THREE,

@@ -19,30 +19,34 @@ DEFAULT_WARMUP = 0.05  # as a fraction of the steps
 DECAY, DECAY_KIND = 'optimizer.weight_decay', 'optimizer.weight_decay_kind'
 
 
-def _shortest_over_longest_warmup(e: Evidence) -> pd.DataFrame:
+def _shortest_over_longest_warmup(table: pd.DataFrame) -> pd.DataFrame:
   """ln(LR sensitivity with the shortest warm-up / that with the longest), a row per size."""
-  table = np.log(e.lr_sensitivity())
   longest = table.index.get_level_values(WARMUP).max()
   extremes = pd.concat([tables.at_lowest(table, WARMUP), tables.at_highest(table, WARMUP)])
-  return tables.differences(extremes, WARMUP, longest)
+  return tables.log_ratios(extremes, WARMUP, longest)
 
 
 def _default_over_longest_warmup(e: Evidence) -> pd.Series:
   e.require(STEPS)
-  table = np.log(e.lr_sensitivity())
+  table = e.lr_sensitivity()
   default_steps = round(DEFAULT_WARMUP * e.runs[STEPS].max())
   longest_steps = table.index.get_level_values(WARMUP).max()
   if not longest_steps > default_steps:
     raise Undecided('no warm-up is longer than 5 % of the steps')
-  default, longest = (tables.at(table, WARMUP, steps) for steps in (default_steps, longest_steps))
-  return np.exp(default.mean() - longest.mean())
+  default, longest = (
+      np.log(tables.positive(tables.at(table, WARMUP, steps))).mean()
+      for steps in (default_steps, longest_steps)
+  )
+  return np.exp(default - longest)
 
 
 def _warmup_ratio_with_size(e: Evidence) -> pd.Series:
-  ratios = _shortest_over_longest_warmup(e)
-  smallest = tables.at_lowest(ratios, 'parameters')
-  largest = tables.at_highest(ratios, 'parameters')
-  return np.exp(largest.mean() - smallest.mean())
+  table = e.lr_sensitivity()
+  smallest, largest = (
+      _shortest_over_longest_warmup(at(table, 'parameters')).mean()
+      for at in (tables.at_lowest, tables.at_highest)
+  )
+  return np.exp(largest - smallest)
 
 
 def _shortest_minus_longest_warmup(values: pd.DataFrame) -> pd.Series:
@@ -50,14 +54,15 @@ def _shortest_minus_longest_warmup(values: pd.DataFrame) -> pd.Series:
 
 
 def _stabilised_by_warmup(e: Evidence) -> pd.Series:
+  e = e.at_highest_rate()
   e = e.only(e.runs['parameters'] == e.runs['parameters'].max())
-  e = e.only(e.runs['learning_rate'] == e.runs['learning_rate'].max())
-  return _shortest_minus_longest_warmup(e.mean(e.runs['unstable'].astype(float)))
+  return _shortest_minus_longest_warmup(e.mean(e.unstable().astype(float)))
 
 
 def _coupled_over_independent(e: Evidence) -> pd.Series:
-  ratios = tables.ratios(e.lr_sensitivity(), DECAY_KIND, 'independent', [DECAY])
-  return np.exp(np.log(ratios).mean())
+  return np.exp(
+      tables.log_ratios(e.lr_sensitivity(), DECAY_KIND, 'independent', [DECAY]).mean()
+  )
 
 
 def require_determined(field: str, others: tuple[str, ...]) -> Callable[[Evidence], None]:
@@ -73,7 +78,7 @@ def require_determined(field: str, others: tuple[str, ...]) -> Callable[[Evidenc
 
 def largest_ratio(e: Evidence, field: str, covaries: tuple[str, ...]) -> pd.Series:
   """The highest ratio of LR sensitivity between two values of a field at the same size."""
-  table = np.log(e.lr_sensitivity())
+  table = np.log(tables.positive(e.lr_sensitivity()))
   table = table.droplevel([level for level in covaries if level in table.index.names])
   others = [level for level in table.index.names if level != field]
   groups = table.groupby(level=others, dropna=False)
@@ -94,7 +99,7 @@ CLAIMS = (
         'A longer warm-up lowers LR sensitivity.',
         'ratio of LR sensitivity, shortest / longest warm-up, geometric mean over sizes',
         AtLeast(1.1),
-        lambda e: np.exp(_shortest_over_longest_warmup(e).mean()),
+        lambda e: np.exp(_shortest_over_longest_warmup(e.lr_sensitivity()).mean()),
         min_unique={WARMUP: 2} | _THREE,
         constant=(STEPS, BATCH),
     ),

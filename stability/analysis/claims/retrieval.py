@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import instability
-from stability.analysis.claims import registry
+from stability.analysis.claims import registry, tables
 from stability.analysis.claims.claim import EXTENSION, AtLeast, Claim, decide
 from stability.analysis.claims.evidence import Evidence
 from stability.analysis.claims.undecided import NotApplicable, Undecided
@@ -95,8 +95,10 @@ def _losses(e: Evidence, column: str) -> Evidence:
 
 
 def _flatter(e: Evidence) -> pd.Series:
-  ratios = _losses(e, WITHOUT).lr_sensitivity() / _losses(e, WITH).lr_sensitivity()
-  return np.exp(np.log(ratios).mean())
+  logs = [
+      np.log(tables.positive(_losses(e, column).lr_sensitivity())) for column in (WITHOUT, WITH)
+  ]
+  return np.exp((logs[0] - logs[1]).mean())
 
 
 def _rescued(e: Evidence) -> pd.Series:
@@ -107,7 +109,7 @@ def _rescued(e: Evidence) -> pd.Series:
   without, with_store = _losses(e, WITHOUT).runs, _losses(e, WITH).runs
   best = without.groupby(e.keys, dropna=False)['loss'].transform('min')
   margin = instability.MARGIN * (without['initial_loss'] - best)
-  return e.fraction(with_store['loss'] <= best + margin, among=e.runs['unstable'].astype(bool))
+  return e.fraction(with_store['loss'] <= best + margin, among=e.unstable().astype(bool))
 
 
 def _worth(e: Evidence) -> pd.Series:
@@ -128,7 +130,7 @@ def _worth(e: Evidence) -> pd.Series:
 
 def _by_stability(e: Evidence, column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
   """Means of a number over the stable and over the unstable runs of each size that has both."""
-  unstable = e.runs['unstable'].astype(bool)
+  unstable = e.unstable().astype(bool)
   if not unstable.any():
     raise Undecided('no run is unstable')
   means = [

@@ -45,7 +45,7 @@ def scaled_in(e: Evidence, way: str) -> Evidence:
 
 
 def _sensitivity_slope(e: Evidence, way: str) -> pd.Series:
-  table = np.log(scaled_in(e, way).lr_sensitivity(across_sizes=True))
+  table = np.log(tables.positive(scaled_in(e, way).lr_sensitivity(across_sizes=True)))
   return tables.slopes(table, 'parameters', e.results.sizes).mean()
 
 
@@ -86,11 +86,14 @@ def _others_minus_both_in_error(e: Evidence) -> pd.Series:
 
 def _increase_in_unstable_logits(e: Evidence, way: str) -> pd.Series:
   e = scaled_in(e, way)
-  unstable = e.runs['unstable'].astype(bool) & (e.max_over_training(LOGIT) > UNSTABLE_LOGIT)
+  unstable = e.unstable().astype(bool) & (e.max_over_training(LOGIT) > UNSTABLE_LOGIT)
   shares = e.mean(unstable.astype(float))
-  return (
-      tables.at_highest(shares, 'parameters').mean() - tables.at_lowest(shares, 'parameters').mean()
-  )
+  largest = tables.at_highest(shares, 'parameters')
+  smallest = tables.at_lowest(shares, 'parameters')
+  rates = [set(shares.index.get_level_values('learning_rate')) for shares in (largest, smallest)]
+  if rates[0] != rates[1]:
+    raise Undecided('the smallest and the largest size have different learning rates')
+  return largest.mean() - smallest.mean()
 
 
 def _lower_increase_in_unstable_logits(e: Evidence) -> pd.Series:
@@ -118,7 +121,7 @@ def _shift(e: Evidence) -> pd.Series:
 
 
 def _muparam_over_standard(e: Evidence) -> pd.Series:
-  return np.exp(np.log(tables.ratios(e.lr_sensitivity(), NAME, 'standard')).mean())
+  return np.exp(tables.log_ratios(e.lr_sensitivity(), NAME, 'standard').mean())
 
 
 def _gain(e: Evidence, base: str) -> pd.Series:

@@ -1,6 +1,6 @@
 """Operations on tables of statistics, which have a column for each draw; see evidence.py."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -54,12 +54,54 @@ def pairs(
 def ratios(
     table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
 ) -> pd.DataFrame:
-  """Each row divided by its partner with the value `base`; see pairs.
-
-  NaN if the partner is not positive.
-  """
+  """The LR sensitivity of each row divided by its partner's; see pairs and positive."""
   others, matched = pairs(table, field, base, covaries)
-  return others / matched.where(matched > 0)
+  return known(others) / positive(matched, {field: base, **dict.fromkeys(covaries)})
+
+
+def log_ratios(
+    table: pd.DataFrame, field: str, base: object, covaries: Sequence[str] = ()
+) -> pd.DataFrame:
+  """Logarithms of `ratios`; the rows must be positive, too."""
+  others, matched = pairs(table, field, base, covaries)
+  partners = positive(matched, {field: base, **dict.fromkeys(covaries)})
+  return np.log(positive(others)) - np.log(partners)
+
+
+def known(table: pd.DataFrame, instead: Mapping[str, object] | None = None) -> pd.DataFrame:
+  """LR sensitivities; raises Undecided if that of a row is NaN, which a mean would leave out.
+
+  Args:
+    table: the rows; draws in which one is NaN become NaN in all.
+    instead: values of levels that the message names instead of those of the index.
+  """
+  return _checked(table, table.notna(), 'no run of {} trains', instead)
+
+
+def positive(table: pd.DataFrame, instead: Mapping[str, object] | None = None) -> pd.DataFrame:
+  """LR sensitivities for divisors and logarithms; as `known`, and Undecided if one is 0."""
+  table = known(table, instead)
+  return _checked(table, table > 0, 'the LR sensitivity of {} is 0', instead)
+
+
+def _checked(
+    table: pd.DataFrame, is_good: pd.DataFrame, reason: str, instead: Mapping[str, object] | None
+) -> pd.DataFrame:
+  bad = table.index[~is_good[0]]
+  if len(bad):
+    key = bad[0] if isinstance(bad, pd.MultiIndex) else bad[:1]
+    raise Undecided(reason.format(name(dict(zip(bad.names, key, strict=True)) | (instead or {}))))
+  return table.where(is_good.all(), axis='columns')
+
+
+def name(row: Mapping[str, object]) -> str:
+  """A size and intervention in words, such as `parameters=9,216, model.qk_norm=none`."""
+  parts = [
+      f'{level}={value:,.0f}' if level == 'parameters' else f'{level}={value}'
+      for level, value in row.items()
+      if level is not None and value is not None
+  ]
+  return ', '.join(parts) or 'the sweep'
 
 
 def differences(table: pd.DataFrame, field: str, base: object) -> pd.DataFrame:

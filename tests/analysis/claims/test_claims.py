@@ -5,13 +5,13 @@ import itertools
 import pathlib
 import re
 import runpy
-import string
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import claim_cases, extension_cases
 from helpers import simulated_sweeps as sim
+from helpers.named_claims import NAMED, verdict
 from helpers.simulated_sweeps import QK, Outcomes, simulate
 
 from stability import hyper
@@ -30,19 +30,10 @@ from stability.analysis.claims.evidence import Evidence
 
 CASES = claim_cases.CASES | extension_cases.CASES
 ROOT = pathlib.Path(__file__).parents[3]
-NAMED = {}
-for claim in registry.CLAIMS:
-  number = sum(other.figure == claim.figure for other in NAMED.values())
-  prefix = 'extension_' if claim.figure == EXTENSION else claim.figure
-  NAMED[prefix + string.ascii_lowercase[number]] = claim
 ALWAYS = (  # columns of the runs of any trainer
     *('run', 'status', 'parameters', 'learning_rate', 'seed', 'initial_loss', 'final_loss'),
 )
 FIGURES = {*map(str, range(1, 14)), 'C.1', *(f'E.{number}' for number in range(1, 16))}
-
-
-def verdict(name, results, curves):
-  return decide(NAMED[name], Evidence.from_results(results, curves))
 
 
 CRITERIA = {  # of all claims: they are not changed after a sweep has been run
