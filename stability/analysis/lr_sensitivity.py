@@ -179,7 +179,7 @@ def interval(
     level: confidence level, such as 0.9.
     of_ratio: whether the number is a ratio, which is stretched on a log scale.
   """
-  if seeds < 2 or not np.isfinite(values_D[1:]).any():
+  if seeds < 2 or not np.isfinite(values_D[0]) or not np.isfinite(values_D[1:]).any():
     return math.nan, math.nan
   if of_ratio:
     with np.errstate(divide='ignore'):

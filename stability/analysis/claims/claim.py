@@ -78,6 +78,7 @@ class Claim:
   constant: tuple[str, ...] = ()  # fields that the sweep must not vary
   # The only fields that may vary besides size, learning rate and seed; None: all may.
   only_varies: tuple[str, ...] | None = None
+  is_ratio: bool = False  # whether the effect is a positive ratio: intervals on a log scale
   # Raises NotApplicable if the statistic makes no sense for the selected runs.
   precondition: Callable[[Evidence], object] = lambda evidence: None
   # Columns of the curves that the statistic reads; * stands for every block's number.
@@ -205,7 +206,9 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
   met, reason = claim.criterion.is_met(effect), ''
   verdict = HOLDS if met else DOES_NOT_HOLD
   if evidence.seeds > 1:
-    low, high = lr_sensitivity.interval(effects, evidence.seeds, _LEVEL)
+    low, high = lr_sensitivity.interval(
+        effects, evidence.seeds, _LEVEL, of_ratio=claim.is_ratio
+    )
     if not np.isfinite([low, high]).all():
       verdict, reason = UNDECIDED, 'the effect of resampled seeds is not a finite number'
     elif not claim.criterion.is_met(low) == claim.criterion.is_met(high) == met:

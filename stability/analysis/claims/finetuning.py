@@ -106,6 +106,7 @@ CLAIMS = (
         'highest over lowest best rate of ranks 1, 4 and 16, largest over sizes',
         AtMost(3.4),  # a step of the grid
         _spread_over_ranks,
+        is_ratio=True,
         requires={KIND: ('lora',)},
         precondition=_with_lora(*((rank, 'rank') for rank in RANKS)),
         **_OF_LORA,
@@ -127,6 +128,7 @@ CLAIMS = (
         ' mean over sizes',
         AtLeast(1.8),
         _loss_of_headroom,
+        is_ratio=True,
         requires={PARENT: (BEST, HOT)},
         where={KIND: ('none',)},
         covaries=_OF_LORA['covaries'],
@@ -138,6 +140,7 @@ CLAIMS = (
         'LR sensitivity of full fine-tuning over that of LoRA, rank 4, mean over sizes',
         AtLeast(1.1),
         _ratio_of_sensitivities,
+        is_ratio=True,
         requires={KIND: ('none', 'lora')},
         precondition=_with_lora((4, 'rank')),
         **_OF_LORA,

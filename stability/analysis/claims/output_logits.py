@@ -56,6 +56,7 @@ CLAIMS = (
         'lowest ratio of LR sensitivity, without / with z-loss, over sizes',
         AtLeast(1.1),
         lambda e: _without_over_with(e.lr_sensitivity(), Z_LOSS).min(),
+        is_ratio=True,
         requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         min_unique=_THREE,
@@ -90,6 +91,7 @@ CLAIMS = (
         lambda e: _without_over_with(
             tables.at_highest(e.lr_sensitivity(), 'parameters'), WEIGHT_DECAY
         ).mean(),
+        is_ratio=True,
         requires={WEIGHT_DECAY: (0.0, positive)},
         where={Z_LOSS: (0.0,)},
         min_unique=_THREE,
@@ -111,6 +113,7 @@ CLAIMS = (
         'ratio of |log Z| at the end, without / with z-loss, geometric mean over sizes',
         AtLeast(2.0),
         _drift_of_log_z,
+        is_ratio=True,
         requires=_WITH_AND_WITHOUT,
         where=_NO_DECAY,
         probes=(LOG_Z,),

@@ -195,9 +195,30 @@ def two_seeds(other_seed):
 def test_interval_resamples_whole_seeds():
   found = verdict('1a', *two_seeds(2.1))
   # The seeds have 2 and 2.1; each alone is drawn in a quarter of the draws. Two seeds tell little.
-  reach = 0.05 * STRETCH
-  assert (found.low, found.effect, found.high) == pytest.approx((2.05 - reach, 2.05, 2.05 + reach))
+  low, high = (2.05 * (of_seed / 2.05) ** STRETCH for of_seed in (2.0, 2.1))
+  assert (found.low, found.effect, found.high) == pytest.approx((low, 2.05, high))
   assert found.verdict == HOLDS
+
+
+def test_interval_of_a_ratio_is_positive():
+  points = hyper.product([CASES['4b'][0], hyper.sweep('seed', [0, 1, 2])])
+
+  def log_z(c):  # drifts by factors of 2, 30 and 500
+    return -5.0, -5.0 * (1 if c['objective.z_loss'] else (2.0, 30.0, 500.0)[c['seed']])
+
+  found = verdict('4b', *simulate(points, Outcomes(sim.flat, {'log_z': log_z})))
+  assert 0 < found.low < 2 < found.effect < found.high
+  assert found.verdict == UNDECIDED
+  assert np.sqrt(found.low * found.high) == pytest.approx(found.effect, rel=0.2)
+
+
+@pytest.mark.parametrize('name', NAMED)
+def test_ratios_are_positive_in_every_case(name):
+  points, *both = CASES[name]
+  effects = [verdict(name, *simulate(points, outcomes)).effect for outcomes in both]
+  assert not NAMED[name].is_ratio or min(effects) > 0
+  if 'ratio of LR sensitivity' in NAMED[name].measure:
+    assert NAMED[name].is_ratio
 
 
 def test_seeds_that_some_runs_lack_do_not_count():
