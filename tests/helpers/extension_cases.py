@@ -68,7 +68,7 @@ EMBEDDINGS = grid(
 )
 CLIPS = grid(
     WIDTHS,
-    [{}, {'optimizer.clip_norm': 0.1}, {'optimizer.zclip': 2.5}, {'optimizer.skip_step': 6.0}],
+    [{}, {'optimizer.clip_norm': 0.0}, {'optimizer.zclip': 2.5}, {'optimizer.skip_step': 6.0}],
     RATES,
 )
 BETA2, NOTHING = 'optimizer.beta2', 'optimizer.update_clip'
