@@ -83,7 +83,7 @@ def main() -> int:
     except BadInput as error:
       damaged.append(error)
       continue
-    if (run / 'metrics.jsonl').exists():
+    if run_files.has_metrics(workdir, name):
       replays[name] = found
       if sweep.is_imported:
         files.write_lines(run / 'alarms.jsonl', [alarm.to_json() for alarm in found.alarms])

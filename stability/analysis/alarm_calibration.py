@@ -27,15 +27,17 @@ def calibrate(workdir: Path) -> Limits:
   """Limits for the regime of a sweep, with what they were made from.
 
   Raises:
-    BadInput: the sweep has too few stable or unstable runs.
+    BadInput: the sweep has too few stable or unstable runs with logged rows.
   """
   outcomes = alarm_scores.outcomes(workdir)
+  # A run without rows raises no alarm, whatever the limits.
+  outcomes = outcomes[[run_files.has_metrics(workdir, name) for name in outcomes.index]]
   unstable = int(outcomes['unstable'].sum())
   stable = len(outcomes) - unstable
   if stable < MIN_STABLE or unstable < MIN_UNSTABLE:
     raise BadInput(
-        f'--calibrate: {workdir} has {stable} stable and {unstable} unstable runs; limits need at'
-        f' least {MIN_STABLE} and {MIN_UNSTABLE}'
+        f'--calibrate: {workdir} has {stable} stable and {unstable} unstable runs with logged rows;'
+        f' limits need at least {MIN_STABLE} and {MIN_UNSTABLE}'
     )
   courses = {name: course(workdir, name, RULES) for name in outcomes.index}
   limited = choose(courses, outcomes['unstable'].to_dict(), RULES)

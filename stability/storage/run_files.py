@@ -138,6 +138,11 @@ def last_metrics(run: Path) -> Json | None:
   return files.read_last_line(run / 'metrics.jsonl')
 
 
+def has_metrics(workdir: Path, name: str) -> bool:
+  """Whether a run has logged rows."""
+  return last_metrics(run_dir(workdir, name)) is not None
+
+
 def highest(row: Mapping[str, Any], probe: str) -> float:
   """The largest finite value of a probe over all blocks; NaN if there is none."""
   values = [row[key] for key in row if key.startswith('block_') and key.endswith(f'/{probe}')]

@@ -155,6 +155,31 @@ def test_limits_for_a_regime(graded, tmp_path, capsys):
   assert code == 2 and 'exists already' in error
 
 
+@pytest.mark.parametrize('is_empty', [True, False])
+def test_limits_are_made_from_runs_with_rows(graded, tmp_path, capsys, is_empty):
+  """Other runs would count as runs without alarms."""
+  unstable = alarm_scores.outcomes(graded)['unstable']
+
+  def without_rows(names):
+    for name in names:
+      rows = graded / 'runs' / name / 'metrics.jsonl'
+      rows.write_text('') if is_empty else rows.unlink()
+
+  without_rows(unstable.index[unstable][:-5])
+  code, output, error = run(graded, capsys, f'--calibrate={tmp_path}/limits.json')
+  assert (code, error) == (0, '') and 'recall 1.00, false alarms 0.00' in output
+  stable = int((~unstable).sum())
+  assert f'from {stable + 5} runs, 5 of them unstable' in output
+  made_from = files.read_json(tmp_path / 'limits.json')['made_from']
+  assert (made_from['runs'], len(made_from['digests'])) == (stable + 5, stable + 5)
+  without_rows(unstable.index[unstable][-5:-4])
+  code, _, error = run(graded, capsys, f'--calibrate={tmp_path}/more.json')
+  assert code == 2 and error.count('\n') == 1
+  assert f'has {stable} stable and 4 unstable runs with logged rows' in error
+  code, output, _ = run(graded, capsys)
+  assert code == 0 and f'{stable + 4} of 42 runs have logged rows' in output
+
+
 def test_a_sweep_in_another_folder_is_not_scored_either(graded, tmp_path, capsys):
   path, copy = tmp_path / 'limits.json', tmp_path / 'copy'
   shutil.copytree(graded, copy)
