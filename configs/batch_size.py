@@ -8,7 +8,7 @@ one, which leaves the largest batch with enough steps.
   Figure E.9  Paper: batches of 256, 512 and 1024 barely change LR sensitivity.
 
 Measured here at cpu scale, three seeds: LR sensitivity at batches of 8, 16 and 32 is 0.25, 0.27 and
-0.32 at 9.2K, and 0.24, 0.23 and 0.26 at 83K. It changes by a factor of up to 1.28 (1.02 to 1.82),
+0.32 at 9.2K, and 0.24, 0.23 and 0.26 at 83K. It changes by a factor of up to 1.28 (1.03 to 1.88),
 so the claim is undecided. The largest batch has only 200 steps.
 
 Time at cpu scale: 42 runs, 2 to 4 minutes on two cores.

@@ -28,7 +28,7 @@ of the mean over seeds, on the grid. All but the fourth are about parents traine
 Measured at cpu scale (three seeds, configs/README.md): LoRA's best rate is 3e-2 at every rank and
 size, that of full fine-tuning or, at 147K, three times it; rsLoRA gains 0.0035 nats; LoRA is a
 little more sensitive than full fine-tuning; a parent trained at 10 times the best rate halves the
-headroom of full fine-tuning (2.1, interval 0.5 to 2.4: undecided).
+headroom of full fine-tuning (2.1, interval 0.8 to 2.4: undecided).
 
 Where parents have a learned vocabulary (paper scale), tokenize the new text with theirs
 (launch.tokenize --tokenizer) and give the folder as config.data.path.

@@ -16,7 +16,7 @@ is trained with qk-layernorm only.
 Measured here at cpu scale, three seeds: from 9.2K to 83K, the optimum of simple muParam moves by
 0.05 decades (0.08 without qk-layernorm), that of standard by 0.4 (0.5). The LR sensitivity of
 simple muParam is 1.1 times that of standard; without qk-layernorm it is at least 1.33 times that
-with it (90 % interval: 1.08 to 1.63). Its best loss at the largest size is 0.036 lower than that of
+with it (90 % interval: 1.09 to 1.65). Its best loss at the largest size is 0.036 lower than that of
 standard (0.007 to 0.050; the paper saw no difference), that of full 0.010 above it (-0.02 to 0.04).
 At a learning rate of 1, full does not diverge, but neither do the others. At the smallest size,
 which is base_width, all parameterizations except full agree.

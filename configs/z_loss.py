@@ -19,8 +19,8 @@ logit at the end of each run, and mean losses:
   z-loss        -10, -8, -6    -7, -8, -8       -7, -9, -9        4.38, 4.46, 4.56
   weight decay  -20, -13, -18  -46, -42, -28    -64, -71, -100    4.34, 4.38, 4.52
 
-log Z drifts with the logits. The extent of the drift is random at 0.3, so that claims about the
-highest learning rate are undecided. In float32 the loss does not suffer, so z-loss has nothing to
+log Z drifts with the logits. The extent of the drift of the logits is random at 0.3, so that
+claims about them there are undecided. In float32 the loss does not suffer, so z-loss has nothing to
 cure here. There was no drift with bytes, with a vocabulary of
 8,192, or with a vocabulary of 2,048 at width 32 for 8,000 steps of 256 tokens, in float32 or
 bfloat16.
