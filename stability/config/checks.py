@@ -98,6 +98,11 @@ def _(parameters, optimizer, rounding, qk_clip, skip_step, output_centering, nor
 def _(kind, name):
   if kind == 'adamc' and name in ('hyperball', 'muon_sphere'):
     return f'must not be adamc with config.optimizer.name={name}, whose matrices do not decay'
+  if kind == 'coupled' and name in ('prodigy', 'dowg'):
+    return (
+        f'must not be coupled with config.optimizer.name={name}, whose learning rate is a factor of'
+        ' the one that it estimates'
+    )
 
 
 @_check('optimizer.name', 'parameterization.name')

@@ -154,6 +154,14 @@ def test_complete_with_an_absent_value():
             'must not be adamc with config.optimizer.name=hyperball',
         ),
         (
+            dict(optimizer__weight_decay_kind='coupled', optimizer__name='prodigy'),
+            'must not be coupled with config.optimizer.name=prodigy',
+        ),
+        (
+            dict(optimizer__weight_decay_kind='coupled', optimizer__name='dowg'),
+            'must not be coupled with config.optimizer.name=dowg',
+        ),
+        (
             dict(optimizer__name='hyperball', parameterization__name='muparam_full'),
             'must not be hyperball, .* with config.parameterization.name=muparam_full',
         ),
