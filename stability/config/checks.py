@@ -112,6 +112,11 @@ def _(optimizer, name):
         f'must not be {optimizer}, which keeps the norms of matrices, with'
         ' config.parameterization.name=muparam_full, whose queries start at 0'
     )
+  if optimizer == 'muon_sphere' and name in ('ntk', 'mean_field'):
+    return (
+        'must not be muon_sphere, which sets the size of matrices, with'
+        f' config.parameterization.name={name}, which multiplies them'
+    )
 
 
 @_check('model.kernel', 'parameterization.name')
@@ -138,9 +143,9 @@ def _(optimizer, depth_scale, norm_position, kernel):
 @_check(
     'model.norm_position',
     *('init.head', 'init.depth_scale', 'model.kernel', 'model.output_centering'),
-    *('parameterization.name', 'optimizer.qk_clip'),
+    *('parameterization.name', 'optimizer.qk_clip', 'optimizer.name'),
 )
-def _(norm_position, head, depth_scale, kernel, output_centering, name, qk_clip):
+def _(norm_position, head, depth_scale, kernel, output_centering, name, qk_clip, optimizer):
   given = {
       f'init.head={head}': head != 'fan_in',
       f'init.depth_scale={depth_scale}': depth_scale != 'none',
@@ -148,6 +153,7 @@ def _(norm_position, head, depth_scale, kernel, output_centering, name, qk_clip)
       f'model.output_centering={output_centering}': output_centering != 'none',
       f'parameterization.name={name}': name != 'standard',
       'optimizer.qk_clip': qk_clip > 0,
+      f'optimizer.name={optimizer}': optimizer == 'muon_sphere',
   }
   found = _first(given)
   if norm_position == 'ngpt' and found:

@@ -170,6 +170,10 @@ def test_complete_with_an_absent_value():
             'must not be muon_sphere, .* with config.parameterization.name=muparam_full',
         ),
         (
+            dict(optimizer__name='muon_sphere', parameterization__name='ntk'),
+            'must not be muon_sphere, .* with config.parameterization.name=ntk',
+        ),
+        (
             dict(model__kernel='wesar', parameterization__name='muparam_simple'),
             'must not be wesar with config.parameterization.name=muparam_simple',
         ),
@@ -184,6 +188,10 @@ def test_complete_with_an_absent_value():
         (
             dict(model__norm_position='ngpt', init__head='zero'),
             'must not be ngpt, .* with config.init.head=zero',
+        ),
+        (
+            dict(model__norm_position='ngpt', optimizer__name='muon_sphere'),
+            'must not be ngpt, .* with config.optimizer.name=muon_sphere',
         ),
         (
             dict(optimizer__qk_clip=30.0, model__kernel='sigma_reparam'),

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from stability.errors import BadInput
 from stability.model import ngpt
+from stability.model.initialisation import INITIALISATION
+from stability.model.parameterization import PARAMETERIZATIONS
 from stability.model.transformer import Transformer
 from stability.optim.after_update import AFTER_UPDATE
 from stability.step import train_step
@@ -89,15 +92,39 @@ def test_vectors_of_matrices_have_unit_norm(run, start):
   moved = jax.tree.map(lambda p: p + np.float32(rng.normal(size=p.shape)), start)
   for term in AFTER_UPDATE.active(run.static):
     moved = term.make(moved, None)
+  for params in (start, moved):
+    check_vectors(params)
+
+
+def check_vectors(params):
   axes = {'embedding': 1, 'head': 0, 'block_0/attention/output': 1, 'block_0/mlp/down': 1}
   axes |= {f'block_0/attention/{name}': 0 for name in ('query', 'key', 'value')}
   axes |= {'block_0/mlp/up': 0}
-  for params in (start, moved):
-    leaves = traverse_util.flatten_dict(jax.device_get(params), sep='/')
-    assert {path for path, p in leaves.items() if p.ndim == 2} == set(axes)
-    for path, axis in axes.items():
-      assert leaves[path].shape[axis] == D
-      np.testing.assert_allclose(np.linalg.norm(leaves[path], axis=axis), 1, rtol=1e-5)
+  leaves = traverse_util.flatten_dict(jax.device_get(params), sep='/')
+  assert {path for path, p in leaves.items() if p.ndim == 2} == set(axes)
+  for path, axis in axes.items():
+    assert leaves[path].shape[axis] == D
+    np.testing.assert_allclose(np.linalg.norm(leaves[path], axis=axis), 1, rtol=1e-5)
+
+
+CHANGES = [term.when.split('=') for term in INITIALISATION if term.when]
+CHANGES = [[option, value] for option, value in CHANGES if option != 'model.norm_position']
+CHANGES += [['parameterization.name', name] for name in PARAMETERIZATIONS]
+
+
+@pytest.mark.parametrize('option, value', [*CHANGES, ('optimizer.name', 'hyperball')])
+def test_vectors_start_with_unit_norm_or_are_refused(tiny, start, option, value):
+  """Whatever else changes the initial parameters."""
+  try:
+    run = tiny(OPTIONS | {option: value})
+  except BadInput as error:
+    assert str(error).startswith('config.model.norm_position=')
+    return
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda p: p * np.float32(rng.uniform(1, 2, p.shape)), start)
+  for term in INITIALISATION.active(run.static):
+    params = term.make(params, run.hparams, run.static)
+  check_vectors(params)
 
 
 def test_gradient_at_zero():

@@ -4,6 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from stability.errors import BadInput
+from stability.model import parameterization
+from stability.model.initialisation import INITIALISATION
+from stability.model.parameterization import PARAMETERIZATIONS
 from stability.model.spectra import to_sphere
 from stability.optim import after_update
 from stability.optim.optimizers import OPTIMIZERS
@@ -58,3 +62,21 @@ def test_update_from_the_sphere(rng):
   np.testing.assert_array_equal(found['head'], new['head'])
   expected = np.asarray(to_sphere(old['block_0']['up'])) - moves['block_0']['up']
   np.testing.assert_allclose(found['block_0']['up'], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', PARAMETERIZATIONS)
+def test_what_the_model_computes_with_is_on_the_sphere(tiny, rng, name):
+  """In every parameterization that is not refused, at twice its base width."""
+  options = {'parameterization.name': name, 'parameterization.base_width': 16}
+  try:
+    run = tiny({'optimizer.name': 'muon_sphere', **options})
+  except BadInput:
+    assert name in ('muparam_full', 'ntk', 'mean_field')
+    return
+  params = {'block_0': draw(rng)}
+  for term in INITIALISATION.active(run.static):
+    params = term.make(params, run.hparams, run.static)
+  weights = parameterization.effective(params, run.hparams, run.static)['block_0']
+  for kernel, (m, n) in SHAPES.items():
+    norm = np.linalg.norm(np.float64(weights[kernel]), 2)
+    assert norm == pytest.approx((n / m) ** 0.5, rel=1e-4)
