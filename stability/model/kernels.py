@@ -49,7 +49,7 @@ class SigmaReparam(nn.Module):
   @nn.compact
   def __call__(self, kernel_IxO: jax.Array) -> jax.Array:
     gain = self.param('gain', nn.initializers.ones, ())
-    u_I = self.variable(CARRIED, 'u', lambda: jnp.linalg.svd(kernel_IxO)[0][:, 0])
+    u_I = self.variable(CARRIED, 'u', _left_singular_vector, kernel_IxO)
     fixed_IxO = jax.lax.stop_gradient(kernel_IxO)
     v_O = unit(fixed_IxO.T @ u_I.value)
     new_u_I = unit(fixed_IxO @ v_O)
@@ -57,6 +57,16 @@ class SigmaReparam(nn.Module):
       u_I.value = new_u_I
     sigma = new_u_I @ kernel_IxO @ v_O
     return gain / sigma * kernel_IxO
+
+
+def _left_singular_vector(kernel_IxO: jax.Array) -> jax.Array:
+  """That of the largest singular value, from an eigenvector of the smaller of W W' and W' W.
+
+  A full decomposition of W would take ten times as long where its sides differ.
+  """
+  if kernel_IxO.shape[0] <= kernel_IxO.shape[1]:
+    return jnp.linalg.eigh(kernel_IxO @ kernel_IxO.T)[1][:, -1]
+  return unit(kernel_IxO @ jnp.linalg.eigh(kernel_IxO.T @ kernel_IxO)[1][:, -1])
 
 
 def unit(vector: jax.Array) -> jax.Array:

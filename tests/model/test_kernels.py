@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from jax.extend import core as jax_core
 
 from stability.model import kernels
 from stability.model.kernels import CARRIED, SigmaReparam
@@ -33,6 +34,25 @@ def test_spectral_norm_is_the_gain(kernel, variables):
     found = SigmaReparam().apply(variables | {'params': params}, kernel)
     assert np.linalg.norm(found, 2) == pytest.approx(gain, rel=1e-5)
     np.testing.assert_allclose(found, gain * kernel / np.linalg.norm(kernel, 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(6, 20), (20, 6), (9, 9), (1, 4), (4, 1)])
+def test_vector_starts_as_a_singular_vector(shape):
+  """Up to its sign, that of NumPy's decomposition; no array on the way exceeds the kernel."""
+  kernel = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+  init = functools.partial(SigmaReparam().init, jax.random.key(0))
+  found = np.asarray(init(kernel)[CARRIED]['u'])
+  expected = np.linalg.svd(np.float64(kernel))[0][:, 0]
+  np.testing.assert_allclose(found * np.sign(found @ expected), expected, atol=1e-5)
+  assert max(sizes(jax.make_jaxpr(init)(kernel).jaxpr)) <= kernel.size
+
+
+def sizes(jaxpr):
+  """The sizes of the arrays that a program computes, in its inner programs too."""
+  for equation in jaxpr.eqns:
+    yield from (out.aval.size for out in equation.outvars)
+    for inner in jax_core.jaxprs_in_params(equation.params):
+      yield from sizes(inner)
 
 
 def test_vector_follows_a_changing_kernel(variables):
