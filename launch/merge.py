@@ -43,7 +43,7 @@ def main() -> None:
 
   try:
     entry = parents.describe(_RUN.value)
-    variables = parents.load(entry)
+    variables = parents_lib.with_average(parents.load(entry), entry)
     if _PART.value == 'adapter':
       arrays, config = parents_lib.added(variables.params), entry['config']
       if not arrays:

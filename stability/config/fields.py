@@ -216,8 +216,8 @@ RECORDS = (
 
     path('init.checkpoint', None,
          'Trained parameters that the run starts from: the folder of a run that has ended,'
-         ' FOLDER@STEP for its checkpoint of a step, or a file of safetensors; unset: drawn at'
-         ' random.',
+         ' FOLDER@STEP for its checkpoint of a step, or a file of safetensors; if the run averages'
+         ' parameters, the average; unset: drawn at random.',
          allowed='the folder of a run, FOLDER@STEP or a file', optional=True, at_start=True,
          absent=None),
     path('init.adapter', None,
@@ -227,8 +227,10 @@ RECORDS = (
          allowed='the folder of a run, or a file', optional=True, at_start=True, absent=None),
     choice('init.optimizer', 'new', ('new', 'checkpoint'),
            'Initial state of the optimizer: new; or checkpoint, moments and counts of'
-           ' init.checkpoint=FOLDER@STEP, while the schedule starts anew. alpha and beta3 of'
-           ' ademamix go on from where they were.', at_start=True, absent='new'),
+           ' init.checkpoint=FOLDER@STEP, while the schedule starts anew. Parameters are then those'
+           ' that were trained, and an average of them starts anew, but that of schedule_free goes'
+           ' on. alpha and beta3 of ademamix go on from where they were.', at_start=True,
+           absent='new'),
     text('init.parent', None,
          'Short name of init.checkpoint, which stands for it in names, tables and figures of a'
          ' sweep that varies it.', allowed='a name', optional=True, label=True, absent=None),

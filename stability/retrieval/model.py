@@ -20,7 +20,7 @@ from stability import config as config_lib
 from stability.config import FIELDS, Config
 from stability.errors import BadInput
 from stability.model.kernels import CARRIED
-from stability.step import run_model, train_step
+from stability.step import evaluated, run_model, train_step
 from stability.storage import parameters, parents, safetensors
 from stability.storage.files import Json
 from stability.types import Static
@@ -82,9 +82,12 @@ class Model:
       sequence_length: of the windows that it reads, those of the run; None: its own. Positions are
         rotary, so that the parameters serve any length.
     """
-    found = parents.load(entry)
-    carried = {parameters.CARRIED + name: array for name, array in found.carried.items()}
-    arrays, config = {**found.params, **carried}, entry['config']
+    found, config = parents.load(entry), entry['config']
+    static, hparams = config_lib.split(config)
+    params = evaluated.of_checkpoint(
+        found.params, found.average, entry['step'], train_step.arrays(hparams), static
+    )
+    arrays = {**params, **{parameters.CARRIED + name: a for name, a in found.carried.items()}}
     if sequence_length is not None:
       config = config | {'data': config['data'] | {'sequence_length': sequence_length}}
     return cls.from_arrays(config, entry['data']['vocabulary_size'], arrays, entry['path'])

@@ -40,9 +40,10 @@ _STEP = re.compile(r'(.+)@([0-9]{1,8})', re.DOTALL)
 class Variables(NamedTuple):
   """Variables of a run by name, with the names of the model."""
 
-  params: dict[str, np.ndarray]
+  params: dict[str, np.ndarray]  # of a checkpoint, as they are trained
   carried: dict[str, np.ndarray]
   optimizer: dict[str, np.ndarray]  # none if they are not of a checkpoint
+  average: dict[str, np.ndarray]  # likewise; none if no parameters are averaged
 
 
 def given(config: Config) -> dict[str, str]:
@@ -174,16 +175,17 @@ def load(entry: Json) -> Variables:
   if digest != entry['sha256']:
     raise BadInput(f'{path}: has other parameters than when the run was prepared')
   if not path.is_dir():
-    return Variables(*_split(arrays, parameters.CARRIED), {})
+    return Variables(*_split(arrays, parameters.CARRIED), {}, {})
   kinds = {
       kind: {
           name.removeprefix(f'{kind}/'): array
           for name, array in arrays.items()
           if name.startswith(f'{kind}/')
       }
-      for kind in ('params', 'frozen', 'carried', 'optimizer')
+      for kind in ('params', 'frozen', 'carried', 'optimizer', 'average')
   }
-  return Variables(kinds['params'] | kinds['frozen'], kinds['carried'], kinds['optimizer'])
+  params = kinds['params'] | kinds['frozen']
+  return Variables(params, kinds['carried'], kinds['optimizer'], kinds['average'])
 
 
 def _split(

@@ -12,7 +12,7 @@ from stability import config as config_lib
 from stability.config import Config
 from stability.errors import BadInput
 from stability.model import adapters
-from stability.step import train_step
+from stability.step import evaluated, train_step
 from stability.storage import parents
 from stability.storage.files import Json
 from stability.storage.parents import Variables
@@ -96,7 +96,8 @@ def check_tokenizer(record: Json, data: Json) -> None:
 def load(run: Path, config: Config) -> Mapping[str, Any] | None:
   """What a run starts from, as train_step.init takes it; None: random parameters.
 
-  With init.optimizer=checkpoint there is an entry `optimizer` too: its state by name.
+  Parameters are those that were evaluated. With init.optimizer=checkpoint they are those that were
+  trained, and there are entries `optimizer` and, if it goes on, `average`: their states by name.
 
   Raises:
     BadInput: parameters that the run needs are gone or have changed.
@@ -106,15 +107,28 @@ def load(run: Path, config: Config) -> Mapping[str, Any] | None:
   for key, text in parents.given(config).items():
     if key not in record:
       raise BadInput(f'{run / parents.FILE}: must have {key}={text!r}; launch.sweep writes it')
-    variables = parents.load(record[key])
+    variables, theirs = parents.load(record[key]), record[key]['config']
     if key == 'adapter':
-      found['adapter'] = _nested(added(variables.params))
+      found['adapter'] = _nested(added(with_average(variables, record[key]).params))
       continue
-    found['params'] = _nested(plain(variables, record[key]['config']))
-    found['carried'] = _nested(variables.carried)
     if config['init']['optimizer'] == 'checkpoint':
-      found['optimizer'] = _continued(variables.optimizer, record[key]['config'], config)
+      found['optimizer'] = _continued(variables.optimizer, theirs, config)
+      if theirs['evaluation']['parameters'] == 'schedule_free':
+        found['average'] = variables.average
+    else:
+      variables = with_average(variables, record[key])
+    found['params'] = _nested(plain(variables, theirs))
+    found['carried'] = _nested(variables.carried)
   return found or None
+
+
+def with_average(variables: Variables, entry: Json) -> Variables:
+  """The variables of an entry of a record, with the evaluated parameters of a checkpoint."""
+  static, hparams = config_lib.split(entry['config'])
+  params = evaluated.of_checkpoint(
+      variables.params, variables.average, entry['step'], train_step.arrays(hparams), static
+  )
+  return variables._replace(params=params)
 
 
 def _continued(
@@ -164,6 +178,8 @@ def _check(key: str, entry: Json, config: Config, tokenizer: Json) -> None:
   same = (*_SAME, *_OF_ADAPTER) if key == 'adapter' else _SAME
   if config['init']['optimizer'] == 'checkpoint' and key == 'checkpoint':
     same = (*same, 'optimizer.name')
+    if theirs['evaluation.parameters'] == 'schedule_free':  # whose z and average go on
+      same = (*same, 'evaluation.parameters', 'evaluation.decay')
   for field in same:
     if theirs[field] != ours[field]:
       raise BadInput(f'has config.{field}={theirs[field]!r}, this run has {ours[field]!r}')

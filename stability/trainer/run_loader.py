@@ -140,11 +140,10 @@ def new_state(layout: Layout, folder: Path, config: Config) -> Any:
   parent = parents.load(folder, config)
   if parent is None:
     return layout.init(_hparams(config))
-  variables = {name: tree for name, tree in parent.items() if name != 'optimizer'}
+  goes_on = {name: parent[name] for name in ('optimizer', 'average') if name in parent}
+  variables = {name: tree for name, tree in parent.items() if name not in goes_on}
   state = layout.init(_hparams(config), variables)
-  if 'optimizer' in parent:
-    state = state | {'optimizer': from_arrays(state['optimizer'], parent['optimizer'])}
-  return state
+  return state | {name: from_arrays(state[name], arrays) for name, arrays in goes_on.items()}
 
 
 def _hparams(config: Config) -> dict[str, np.generic]:

@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from helpers import training
 from helpers.training import Killed, kill, numbers
 
 from stability import config as config_lib
 from stability.errors import BadInput
+from stability.retrieval.model import Model
 from stability.storage import checkpoints, files, parameters, parents, run_files
 from stability.storage import safetensors as safetensors_lib
 from stability.trainer import parents as parents_lib
@@ -71,6 +73,53 @@ def test_checkpoint_and_optimizer(parent, children, train):
   assert counts == [6, 24] and int(arrays['step']) == 18
   assert loss(fresh) == loss(continued) < loss(parent)
   assert loss(fresh, 'final_loss') != loss(continued, 'final_loss')
+
+
+AVERAGES = {  # decay -> (parameters, average, step) -> the evaluated ones, by name
+    'ema': lambda decay: lambda p, a, name, step: a[f'average/{name}'] / (1 - decay**step),
+    'schedule_free': lambda decay: lambda p, a, name, step: (
+        (p - (1 - decay) * a[f'average/z/{name}']) / decay
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', AVERAGES)
+def test_evaluated_parameters_of_a_checkpoint(tmp_path, data, children, train, kind):
+  """A child starts from these; one that goes on with the moments, from the trained ones."""
+  options = {'evaluation.parameters': kind, 'evaluation.decay': 0.8}
+  (of_average,) = training.write_sweep(tmp_path / 'parent', data, **options)
+  train(of_average)
+  arrays = checkpoints.load(of_average, 18)
+  trained = {n.removeprefix('params/'): a for n, a in arrays.items() if n.startswith('params/')}
+  read = AVERAGES[kind](0.8)
+  evaluated = {name: read(p, arrays, name, 18) for name, p in trained.items()}
+  config, of_file = run_files.read_config(of_average), {}
+  about = parameters.about('x', 18, config, TOKENIZER | {'sha256': {}})
+  for name, found in (('trained', trained), ('evaluated', evaluated)):
+    file = tmp_path / f'{name}.safetensors'
+    parameters.write_file(file, found, about, 'float32')
+    (run,) = children(file, **options)
+    train(run)
+    of_file[name] = loss(run)
+  assert abs(of_file['trained'] - of_file['evaluated']) > 1e-3
+  fresh, continued = children(
+      f'{of_average}@18', [{'init.optimizer': o} for o in ('new', 'checkpoint')], **options
+  )
+  train(fresh, continued)
+  assert loss(fresh) == pytest.approx(of_file['evaluated'], rel=1e-6)
+  windows = np.arange(50).reshape(2, 25) % 64  # for launch.evaluate and launch.retrieve
+  model = Model.of_parent(parents.read(fresh)['checkpoint'])
+  same = Model.from_arrays(config, 64, evaluated, '')
+  np.testing.assert_allclose(model.log_p(windows), same.log_p(windows), rtol=1e-4, atol=1e-5)
+  goes_on = kind == 'schedule_free'  # z, y and the average are one state
+  expected = of_file['evaluated' if goes_on else 'trained']
+  assert loss(continued) == pytest.approx(expected, rel=1e-6)
+  if goes_on:
+    with pytest.raises(BadInput, match=r'has config\.evaluation\.decay=0\.8, this run has 0\.9'):
+      children(
+          f'{of_average}@18',
+          **options | {'init.optimizer': 'checkpoint', 'evaluation.decay': 0.9},
+      )
 
 
 def test_alpha_and_beta3_of_ademamix_go_on_from_where_they_were(tmp_path, data, children, train):
