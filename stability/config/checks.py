@@ -337,6 +337,15 @@ def _(sharpness_every_steps, every_steps):
     )
 
 
+@_check('probe.sharpness_every_steps', 'evaluation.parameters')
+def _(every_steps, parameters):
+  if every_steps and parameters == 'schedule_free':
+    return (
+        'must be 0 with config.evaluation.parameters=schedule_free, whose parameters do not make'
+        " the optimizer's step"
+    )
+
+
 @_check('schedule.steps', 'data.batch_size')
 def _(steps, batch_size):
   if steps * batch_size > MAX_EXAMPLES:

@@ -135,6 +135,7 @@ def _effective_rates(inside: Inside) -> dict[str, jax.Array]:
   """||update|| / ||W|| of each matrix; not finite where W is 0.
 
   The update includes the learning rate, but not weight decay and what is done after the update.
+  Under evaluation.parameters=schedule_free, it is that of z.
   """
   moves, params = _rms(inside.moves), _rms(inside.params)
   return {

@@ -94,6 +94,10 @@ def test_complete_with_an_absent_value():
             dict(probe__sharpness_every_steps=40, probe__every_steps=0),
             'config.probe.sharpness_every_steps=40: must be 0',
         ),
+        (
+            dict(probe__sharpness_every_steps=40, evaluation__parameters='schedule_free'),
+            'config.probe.sharpness_every_steps=40: must be 0 with config.evaluation.parameters=sc',
+        ),
         (dict(schedule__min_learning_rate=0.02), 'config.schedule.min_learning_rate=0.02: must'),
         (dict(schedule__warmup_steps=501), 'config.schedule.warmup_steps=501: must not'),
         (

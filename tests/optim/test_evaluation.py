@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from stability.errors import BadInput
 from stability.optim.after_update import Update
 from stability.optim.evaluation import EVALUATED
 from stability.step import run_model, train_step
@@ -47,6 +48,26 @@ def test_exponential_average():
     weights = 0.9 ** np.arange(step)[::-1]
     expected = np.average(TRAINED[1 : step + 1], axis=0, weights=weights)
     np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', EVALUATED)
+def test_sharpness_is_along_the_step_of_the_parameters(tiny, kind):
+  """It is measured along the optimizer's, and refused where parameters move otherwise."""
+  options = {'evaluation.parameters': kind, 'evaluation.decay': 0.9}
+  hparams, make = tiny(options).hparams, EVALUATED[kind].make
+  new = {'p': TRAINED[2]}
+  if make.update:
+    average = make.init({'p': TRAINED[0]})
+    for n in (1, 2):
+      old, new = {'p': TRAINED[n - 1]}, {'p': TRAINED[n]}
+      update = Update(old, {}, None, {}, np.int32(n), np.float32(1), hparams, None)
+      average, new = make.update(average, new, update)
+  try:
+    tiny(options | {'probe.sharpness_every_steps': 20})
+  except BadInput:
+    assert not np.array_equal(new['p'], TRAINED[2])
+  else:
+    np.testing.assert_array_equal(new['p'], TRAINED[2])
 
 
 @pytest.mark.slow
