@@ -93,7 +93,8 @@ RECORDS = (
            ' 1701.06538; ngpt: arXiv 2410.01131'),
     integer('model.mlp_width', 0,
             'Hidden width of an MLP, or of each expert; 0 = the usual one, which is 4 width, or for'
-            ' swiglu 8/3 width rounded to a multiple of 8.', paper=0, absent=0, unit='features',
+            ' swiglu 8/3 width rounded to a multiple of 8. Parameterizations take any other as the'
+            ' same at all widths.', paper=0, absent=0, unit='features',
             source='section 2.1; arXiv 2002.05202'),
     integer('model.experts', 8, 'Number of experts in each block under model.mlp=moe.', at_least=2,
             absent=8, source='arXiv 1701.06538'),

@@ -7,8 +7,8 @@ updated, decayed and measured. Depth and head dimension are not reparameterized.
 
   standard              as in the paper: std 1/sqrt(fan_in), and 1/sqrt(width) for the embedding
   muparam_simple        section 3.2.4 of the paper: the learning rate of each matrix whose fan-in
-                        scales with the width (those of the blocks and the head) is multiplied by
-                        base_fan_in / fan_in
+                        scales with the width (those of the blocks and the head, but not `down`
+                        where model.mlp_width is given) is multiplied by base_fan_in / fan_in
   muparam_intermediate  in addition, the head starts with std sqrt(base_fan_in) / fan_in
   muparam_full          in addition, queries start at 0 and attention logits are divided by head_dim
                         instead of its square root
@@ -124,14 +124,20 @@ def kinds(params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(kind, params)
 
 
-def _kinds_of_powers(params: Params) -> Params:
-  """`kinds`, except that a prompt is an embedding, and a matrix with a rank as fan-in a scale."""
+def _kinds_of_powers(params: Params, static: Static) -> Params:
+  """`kinds`, except that a prompt is an embedding, and a matrix of a fixed fan-in a scale.
+
+  A fan-in is fixed if it is the rank of an adapter, or the hidden width that an option gives.
+  """
 
   def kind(path, of_kind):
     names = tuple(key.key for key in path)
-    if adapters.is_added(names) and names[-1] in adapters.OF_RANK:
-      return 'scale'
-    return 'embedding' if adapters.is_added(names) and names[-1] == adapters.PROMPT else of_kind
+    is_added = adapters.is_added(names)
+    if is_added and names[-1] == adapters.PROMPT:
+      return 'embedding'
+    of_rank = is_added and names[-1] in adapters.OF_RANK
+    of_hidden = f'down{adapters.SUFFIX}' in names if is_added else names[-1] == 'down'
+    return 'scale' if of_rank or (of_hidden and static.model.mlp_width) else of_kind
 
   return jax.tree_util.tree_map_with_path(kind, kinds(params))
 
@@ -150,7 +156,8 @@ def model_config(static: Static) -> ml_collections.FrozenConfigDict:
 
 def initial(params: Params, hparams: HParams, static: Static) -> Params:
   """The initial parameters, given those of the standard parameterization."""
-  params = _scaled(params, _kinds_of_powers(params), hparams, static, lambda powers: powers.std)
+  of_kind = _kinds_of_powers(params, static)
+  params = _scaled(params, of_kind, hparams, static, lambda powers: powers.std)
   if _parameterization(static).zero_queries:
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.zeros_like(p) if path[-1].key == 'query' else p, params
@@ -160,7 +167,7 @@ def initial(params: Params, hparams: HParams, static: Static) -> Params:
 
 def effective(params: Params, hparams: HParams, static: Static) -> Params:
   """The weights that the model computes with: multiplier * parameter."""
-  of_kind = _kinds_of_powers(params)
+  of_kind = _kinds_of_powers(params, static)
   return _scaled(params, of_kind, hparams, static, lambda powers: powers.multiplier)
 
 
@@ -172,7 +179,7 @@ def learning_rates(
 ) -> Params:
   """The learning rate of every parameter, in a tree with the structure of `params`."""
   rates = jax.tree.map(lambda _: rate, params)
-  exponents, of_kind = static.parameterization.exponents, _kinds_of_powers(params)
+  exponents, of_kind = static.parameterization.exponents, _kinds_of_powers(params, static)
   rates = _scaled(rates, of_kind, hparams, static, lambda powers: getattr(powers, exponents))
   factor_of = EMBEDDING_RATES[static.optimizer.embedding_rate].make
   if factor_of is None:

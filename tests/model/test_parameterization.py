@@ -6,10 +6,11 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from stability.model import parameterization
 from stability.optim import apply
-from stability.step import train_step
+from stability.step import run_model, train_step
 
 # Optimization takes most of the compile time and does not change the results.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -132,6 +133,31 @@ def test_muparam(tiny, name):
     if path.endswith('query') and name == 'muparam_full':
       expected = 0
     assert std[path] == pytest.approx(expected), path
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'model.mlp_width': 48, 'model.mlp': 'swiglu'},
+        {'model.mlp_width': 48, 'model.mlp': 'moe'},
+        {'model.mlp_width': 48, 'adapter.kind': 'lora', 'adapter.rank': 2},
+        {'model.mlp_width': 48, 'adapter.kind': 'houlsby', 'adapter.rank': 2},
+    ],
+    ids=str,
+)
+def test_muparam_of_every_matrix(tiny, options):
+  """Its rate is multiplied by the ratio of its fan-ins, of which some are fixed."""
+  shapes = {}
+  for width in (BASE, WIDTH):
+    run = run_of(tiny, 'muparam_simple', width=width, **options)
+    init = functools.partial(run_model.init, run_model.make(run.static, 64), run.static)
+    shapes[width], _ = jax.eval_shape(init, run.hparams)
+  rates = parameterization.learning_rates(shapes[WIDTH], np.float32(1), run.hparams, run.static)
+  flats = [traverse_util.flatten_dict(tree) for tree in (shapes[BASE], shapes[WIDTH], rates)]
+  for path, base in flats[0].items():
+    if base.ndim == 2:
+      assert flats[2][path] == base.shape[0] / flats[1][path].shape[0], path
 
 
 def test_muparam_full_divides_by_head_dim(tiny):
