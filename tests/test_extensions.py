@@ -209,6 +209,29 @@ def test_names_of_probes(tmp_path):
     extension_trace.check('own.py', found.runs.configs)
 
 
+@pytest.mark.parametrize(
+    ('optimizer', 'is_refused'),
+    [
+        ('optax.adam(1.0)', True),
+        ('optax.sgd(0.1)', True),
+        ('optax.scale_by_adam()', False),
+        ('optax.scale_by_lion()', False),
+        ('optax.contrib.scale_by_adopt(0.9, 0.99)', False),  # whose first update is 0
+        ('optax.identity()', False),
+    ],
+)
+def test_optimizer_that_trains_uphill(tmp_path, optimizer, is_refused):
+  variant = f'ext.variant("optimizer.name", "own", lambda hparams: {optimizer})'
+  found = load(tmp_path, f'  import optax, optax.contrib\n  return [{variant}]')
+  (config,) = found.runs.configs.values()
+  config['optimizer']['name'] = 'own'
+  if is_refused:
+    with pytest.raises(BadInput, match='=own: its updates point down'):
+      extension_trace.check('own.py', found.runs.configs)
+  else:
+    extension_trace.check('own.py', found.runs.configs)
+
+
 @pytest.mark.parametrize('probes', [{}, 'x', [1]])
 def test_damaged_names_of_probes(tmp_path, probes):
   record = load(tmp_path, '  return []').extensions.to_json()

@@ -33,7 +33,8 @@ def check(config_file: str, configs: Mapping[str, Config]) -> list[str]:
     The names of what the probes of extensions measure.
 
   Raises:
-    BadInput: the code of an extension fails; the message names its file and line.
+    BadInput: the code of an extension fails, and the message names its file and line; or an
+      optimizer of an extension trains uphill.
   """
   shapes.trace_on_cpu()
   vocabulary_size = prepare.vocabulary_size(prepare.data_config(next(iter(configs.values()))))
@@ -45,6 +46,8 @@ def check(config_file: str, configs: Mapping[str, Config]) -> list[str]:
   for static, hparams in list(distinct.items())[:MOST]:
     try:
       measured |= dict.fromkeys(_trace(static, hparams, vocabulary_size))
+    except BadInput as error:
+      raise BadInput(f'{config_file}: {error}') from error
     except Exception as error:
       first_line, *_ = str(error).strip().splitlines() or ['']
       what = f'{type(error).__name__}: {first_line}'
@@ -63,6 +66,8 @@ def _trace(static, hparams, vocabulary_size: int) -> list[str]:
   text = jax.ShapeDtypeStruct((2 * static.data.sequence_length,), np.int32)
   for step in programs.steps.values():
     jax.eval_shape(step, {'text': text}, state)
+  if static.optimizer.name in variants.added('optimizer.name'):
+    _require_direction(static.optimizer.name, state['params'], train_step.arrays(hparams))
   measured: list[str] = []
   added = variants.added_terms('probes') if 'probed' in programs.steps else ()
   for term in probes.INSIDE.active(static):
@@ -76,6 +81,30 @@ def _trace(static, hparams, vocabulary_size: int) -> list[str]:
   if taken := [name for name in measured if name in _TAKEN]:
     raise BadInput(f'{taken[0]} is what rows hold already; a probe of yours needs another name')
   return measured
+
+
+def _require_direction(name: str, params, hparams) -> None:
+  """Raises BadInput if an optimizer returns updates to be added, as optax.adam(rate) does."""
+  import jax
+  import numpy as np
+  import optax
+
+  from stability.optim.optimizers import OPTIMIZERS
+
+  # The second update counts, as an optimizer may make none in its first step.
+  params = jax.tree.map(lambda x: np.ones([min(n, 2) for n in x.shape], x.dtype), params)
+  optimizer = optax.with_extra_args_support(OPTIMIZERS[name].make(hparams))
+  state = optimizer.init(params)
+  for _ in range(2):
+    directions, state = optimizer.update(
+        params, state, params, learning_rate=hparams['optimizer.learning_rate'], loss=np.float32(1)
+    )
+  if optax.tree.vdot(params, directions) < 0:
+    raise BadInput(
+        f'config.optimizer.name={name}: its updates point downhill, but they are multiplied by the'
+        ' learning rate and subtracted: return a direction, such as optax.scale_by_adam(), not'
+        ' optax.adam(rate)'
+    )
 
 
 def _place(error: BaseException) -> str | None:
