@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from stability import variants
+from stability.config import FIELDS
 from stability.devices.multi_device import DataParallelLayout, ShardedLayout
 from stability.devices.single_device import SingleDeviceLayout
 from stability.devices.vmapped import VmappedLayout
@@ -45,7 +47,7 @@ INTERVENTIONS = {
     'zero_head': {'init.head': 'zero'},
     'depth_scale': {'init.depth_scale': 'depth'},
     'block_scale': {'init.depth_scale': 'block'},
-    'embedding_rate': {'optimizer.embedding_rate': 'width', 'parameterization.base_width': 4},
+    'embedding_rate': {'optimizer.embedding_rate': 'width'},
     'layernorm_scaling': {'model.norm_position': 'pre_scaled', 'model.depth': 2},
     'embedding_skip': {'model.embedding_skip': 'learned', 'model.depth': 2},
     'rezero': {'model.norm_position': 'rezero'},
@@ -86,13 +88,74 @@ INTERVENTIONS = {
     'swiglu': {'model.mlp': 'swiglu'},
     'relu2': {'model.mlp': 'relu2', 'model.mlp_width': 24},
     'lora': {'adapter.kind': 'lora', 'adapter.rank': 2, 'adapter.rate_ratio': 4.0},
-    'dora': {'adapter.kind': 'dora', 'adapter.rank': 2, 'adapter.init': 'pissa'},
+    'dora': {
+        'adapter.kind': 'dora',
+        'adapter.rank': 2,
+        'adapter.init': 'pissa',
+        'adapter.matrices': 'mlp',
+    },
     'houlsby': {'adapter.kind': 'houlsby', 'adapter.rank': 4},
     'ia3': {'adapter.kind': 'ia3'},
     'prompt': {'adapter.kind': 'prompt', 'adapter.rank': 3},
     'norms': {'adapter.kind': 'norms'},
     'l2_sp': {'optimizer.decay_target': 'start', 'optimizer.weight_decay': 0.1},
     'layer_rates': {'optimizer.layer_rate_decay': 0.7, 'model.depth': 2},
+    # Mixtures of the others, each with an optimizer, a parameterization and a qk-norm.
+    'lion': {
+        'optimizer.name': 'lion',
+        'parameterization.name': 'muparam_simple',
+        'model.qk_norm': 'rmsnorm',
+        'model.norm': 'rmsnorm',
+        'schedule.shape': 'rsqrt',
+    },
+    'adam_atan2': {
+        'optimizer.name': 'adam_atan2',
+        'parameterization.name': 'muparam_intermediate',
+        'model.qk_norm': 'layernorm_model',
+        'model.v_norm': 'layernorm',
+        'model.norm_position': 'pre_mlp',
+    },
+    'stable_adamw': {
+        'optimizer.name': 'stable_adamw',
+        'parameterization.name': 'muparam_full',
+        'model.attention_gate': 'sigmoid',
+        'model.output_centering': 'mean',
+        'objective.mu_loss': 0.3,
+    },
+    'muon': {
+        'optimizer.name': 'muon',
+        'parameterization.name': 'ntk',
+        'parameterization.exponents': 'full_alignment',
+        'model.qk_norm': 'l2',
+        'model.attention': 'squared_relu',
+    },
+    'adafactor': {
+        'optimizer.name': 'adafactor',
+        'parameterization.name': 'mup',
+        'parameterization.exponents': 'full_alignment',
+        'model.qk_norm': 'fixed',
+        'model.attention_scale': 'inverse',
+    },
+    'parameter_rms': {
+        'optimizer.learning_rate_scale': 'parameter_rms',
+        'optimizer.weight_decay_kind': 'coupled',
+        'optimizer.weight_decay': 0.1,
+        'parameterization.name': 'mean_field',
+        'parameterization.exponents': 'no_alignment',
+        'model.attention_soft_cap': 2.0,
+        'model.output_soft_cap': 3.0,
+    },
+    'lora_attention': {
+        'adapter.kind': 'lora',
+        'adapter.rank': 2,
+        'adapter.matrices': 'attention',
+        'adapter.scale': 'sqrt_rank',
+    },
+    'lora_query_value': {
+        'adapter.kind': 'lora',
+        'adapter.rank': 2,
+        'adapter.matrices': 'query_value',
+    },
 }
 SMALL = {
     'data.batch_size': 16,
@@ -101,6 +164,7 @@ SMALL = {
     'model.head_dim': 8,
     'model.depth': 1,
     'optimizer.learning_rate': 1e-3,
+    'parameterization.base_width': 4,
     'optimizer.eps': 1e-2,  # updates follow gradients smoothly, so that rounding stays small
     'probe.every_steps': 0,
 }
@@ -140,7 +204,25 @@ ACROSS_DEVICES = {
     *('baseline', 'sigma_reparam', 'qk_clip', 'soap', 'hyperball', 'muon_sphere', 'prodigy'),
     *('zclip', 'adagc', 'skip_step', 'schedule_free', 'stochastic_rounding', 'fp8'),
     *('moe_router_bias', 'query_group', 'tied', 'lora', 'dora', 'ia3', 'prompt'),
+    *('muon', 'adafactor'),
 }
+
+
+def test_every_entry_of_the_tables_is_covered():
+  """Each variant and each term has a case, but defaults and probes, which quiet steps leave out."""
+  used = {item for options in (SMALL, *INTERVENTIONS.values()) for item in options.items()}
+  on = {option for option, value in used if value not in (0, 'none')}
+  missing = []
+  for name, table in variants.TABLES.items():
+    if isinstance(table, variants.Choices):
+      others = {(name, value) for value in table if value != FIELDS[name].default_at('cpu')}
+      missing += sorted(others - used)
+    elif name != 'probes':
+      for term in table:
+        option, _, value = (term.when or '').partition('=')
+        if option and ((option, value) not in used if value else option not in on):
+          missing.append((name, term.name))
+  assert not missing
 
 
 # Each compiles three layouts.
