@@ -35,7 +35,7 @@ from stability import config as config_lib
 from stability import extensions as extensions_lib
 from stability import hyper
 from stability.analysis import windows
-from stability.config import Config
+from stability.config import Config, resolution
 from stability.errors import BadInput, CannotWrite
 
 flags.disclaim_key_flags()  # --help lists the flags defined here under the program's name
@@ -391,8 +391,8 @@ def _parse(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
   try:
     _, *words = flag_values(argv)
   except flags.UnrecognizedFlagError as error:
-    nearest = difflib.get_close_matches(error.flagname, list(flag_values), n=1, cutoff=0.0)
-    raise BadInput(f'--{error.flagname}: no such flag; the nearest is --{nearest[0]}') from error
+    nearest = resolution.nearest(error.flagname, flag_values)
+    raise BadInput(f'--{error.flagname}: no such flag; the nearest is --{nearest}') from error
   except (flags.Error, ValueError) as error:  # absl lets some ValueErrors through
     raise BadInput(str(error).removeprefix('flag ')) from error
   return words

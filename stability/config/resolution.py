@@ -1,7 +1,7 @@
 """Configs as flat dicts of dotted fields: checked, completed, and split into static and traced."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -13,10 +13,27 @@ from stability.errors import BadInput
 Config = dict[str, Any]  # a resolved config: nested plain dicts
 
 
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.0) -> str | None:
+  """The name of which `name` is the abbreviation, as optimizer.lr, or else the most similar one.
+
+  Args:
+    name: dotted, with sections.
+    names: those that exist.
+    cutoff: the least similarity, 0 to 1.
+  """
+  names = list(names)
+  section, _, short = name.rpartition('.')
+  for other in names:
+    other_section, _, words = other.rpartition('.')
+    if section == other_section and short == ''.join(word[:1] for word in words.split('_')):
+      return other
+  return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
+
+
 def unknown_field(field: str) -> BadInput:
   """The error for a field that does not exist; it names a similar one, or the section's."""
-  if nearest := difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.7):
-    return BadInput(f'config.{field}: no such field; the nearest is config.{nearest[0]}')
+  if found := nearest(field, FIELDS, cutoff=0.7):
+    return BadInput(f'config.{field}: no such field; the nearest is config.{found}')
   section = field.partition('.')[0]
   names = [name.partition('.')[2] for name in FIELDS if name.startswith(f'{section}.')]
   there = f'config.{section} has {", ".join(names)}' if names else f'there are {_sections()}'

@@ -51,6 +51,9 @@ ARGUMENTS = {
         [BASE, '--config.model.widht=64'],
         ['--config.model.widht', 'nearest is --config.model.width'],
     ),
+    'abbreviation': (
+        [BASE, '--config.optimizer.lr=1'], ['nearest is --config.optimizer.learning_rate']
+    ),
     'unknown section': ([BASE, '--config.modle.width=64'], ['nearest is --config.model.width']),
     'section as field': ([BASE, '--config.model=64'], ['--config.model: no such flag']),
     'flag without value': ([BASE, '--config.seed'], ['--config.seed', 'Missing value']),
