@@ -57,7 +57,7 @@ def main() -> int:
   unfinished = sweeps.runs_to_train(workdir, selected)
   if unfinished:
     start.warn_of_versions(workdir, sweep.versions)
-    local.train(workdir, unfinished, _WORKERS.value)
+    local.train(workdir, unfinished, _WORKERS.value, owned=selected)
   results = [run_files.read_result(run_files.run_dir(workdir, name)) for name in selected]
   return 1 if any(result is None or result.status == 'failed' for result in results) else 0
 
@@ -71,10 +71,8 @@ def _select(workdir: Path, configs: Mapping[str, Config]) -> dict[str, Config]:
   if _SHARE.value:
     selected = {name: configs[name] for name in _share(_SHARE.value, configs)}
   forks = sweeps.read_forks(workdir)
-  for name, config in fork_configs.items():
-    if sweeps.origin(name, forks) in selected:
-      selected[name] = config
-  return selected
+  added = {n: c for n, c in fork_configs.items() if sweeps.descends(n, forks, selected)}
+  return selected | added
 
 
 def _listed(path: Path, configs: Mapping[str, Config]) -> dict[str, Config]:

@@ -7,7 +7,7 @@ devices, or several that divide its GPUs.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from launch.common import environment, preemption
@@ -105,6 +105,7 @@ def train(
     configs: Mapping[str, Config],
     workers: int | None,
     worker_flags: Sequence[str] = (),
+    owned: Collection[str] | None = None,
 ) -> None:
   """Trains runs of a sweep until all have results, and shows the progress.
 
@@ -116,6 +117,7 @@ def train(
     configs: the unfinished runs, by name.
     workers: number of workers; None: one per core on a CPU, one on an accelerator.
     worker_flags: additional flags for launch.workers.worker.
+    owned: the runs, finished ones included, whose forks this launcher trains; None: all runs.
 
   Raises:
     preemption.Preempted: a signal told this process, or one that shares the run, to end; the runs
@@ -161,8 +163,11 @@ def train(
       last_check = time.monotonic()
       while not progress.is_finished() and not is_preempted():
         time.sleep(POLL_SECONDS)
-        for name in sweeps.read_forks(workdir).keys() - known:
+        forks = sweeps.read_forks(workdir)
+        for name in forks.keys() - known:
           known.add(name)
+          if owned is not None and not sweeps.descends(name, forks, owned):
+            continue
           run = run_files.run_dir(workdir, name)
           if run_files.read_result(run) is None:
             progress.add(name, config := run_files.read_config(run))

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -335,6 +335,15 @@ def origin(name: str, forks: Mapping[str, Fork]) -> str:
   for _ in forks:  # bounded, since edited files may form a cycle
     name = forks[name].run if name in forks else name
   return name
+
+
+def descends(name: str, forks: Mapping[str, Fork], runs: Collection[str]) -> bool:
+  """Whether a run is one of `runs`, or a fork of one of them, of its forks and so on."""
+  for _ in forks:  # bounded, as above
+    if name in runs or name not in forks:
+      break
+    name = forks[name].run
+  return name in runs
 
 
 def _fork_path(workdir: Path, name: str) -> Path:

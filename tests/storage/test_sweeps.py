@@ -219,9 +219,12 @@ def test_forks(tmp_path, two):
   assert (row['run'], row['learning_rate'], row['status']) == ('a+fork1', 0.1, 'missing')
 
 
-def test_origin():
+def test_ancestors():
   forks = {name: sweeps.Fork(run, 1, {}) for name, run in (('b', 'a'), ('c', 'b'), ('x', 'x'))}
   assert [sweeps.origin(name, forks) for name in 'abcx'] == ['a', 'a', 'a', 'x']
+  assert [name for name in 'abcdx' if sweeps.descends(name, forks, {'a'})] == ['a', 'b', 'c']
+  assert [name for name in 'abcdx' if sweeps.descends(name, forks, {'b', 'd'})] == ['b', 'c', 'd']
+  assert [sweeps.descends(name, {}, {'a'}) for name in 'ab'] == [True, False]
 
 
 @pytest.mark.parametrize('change', [{'step': '3'}, {'run': None}, {'changes': []}])

@@ -149,6 +149,26 @@ def test_every_run_is_trained_once(place):
   assert [len(tries(workdir, name)) for name in configs] == [1] * 7
 
 
+def write_forks(workdir, config, runs):
+  for name, run in runs.items():
+    files.write_json(run_files.run_dir(workdir, name) / 'config.json', config)
+    sweeps.write_fork(workdir, name, sweeps.Fork(run, 0, {}))
+
+
+def test_forks_of_a_share(place):
+  """Forks of its runs, also of finished ones, are trained; those of other shares are not."""
+  workdir, configs = place()
+  finished, ours, theirs = configs
+  train(workdir, {finished: configs[finished]})
+  runs = {'fork1': finished, 'fork2': ours, 'fork3': theirs, 'a_fork2': 'fork2', 'a_fork3': 'fork3'}
+  write_forks(workdir, configs[ours], runs)
+  local.train(workdir, {ours: configs[ours]}, 1, owned=[finished, ours])
+  assert results(workdir, [ours, 'fork1', 'fork2', 'a_fork2']) == ['done'] * 4
+  assert results(workdir, [theirs, 'fork3', 'a_fork3']) == [None] * 3
+  train(workdir, configs)
+  assert results(workdir, [theirs, 'fork3', 'a_fork3']) == ['done'] * 3
+
+
 def test_gpus_of_workers(place, monkeypatch):
   """Workers see no GPU of each other's, nor do those that replace them."""
   monkeypatch.setattr(environment, 'accelerator', lambda: 'cuda')

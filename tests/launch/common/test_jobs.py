@@ -436,7 +436,7 @@ def test_missing_cluster(capsys, tmp_path, monkeypatch):
 def trained(monkeypatch, capsys, workdir, *arguments):
   """The runs that launch.work would train, or its exit code and error if the code is 2."""
   given = []
-  monkeypatch.setattr(local, 'train', lambda workdir, waiting, workers: given.extend(waiting))
+  monkeypatch.setattr(local, 'train', lambda _, waiting, *__, **___: given.extend(waiting))
   code = app.execute(work.main, work.FLAGS, ['work', f'--workdir={workdir}', *arguments])
   return (code, capsys.readouterr().err) if code == 2 else given
 
@@ -470,6 +470,17 @@ def test_work_trains_unfinished_runs(unfinished, monkeypatch, capsys, tmp_path):
   assert set(trained(monkeypatch, capsys, workdir)) == configs.keys() - {first}
 
 
+def test_work_owns_finished_runs(unfinished, monkeypatch):
+  """They may still be forked."""
+  workdir, configs = unfinished
+  given = []
+  monkeypatch.setattr(local, 'train', lambda *_, owned: given.extend(owned))
+  (first, *_), _, _ = shares = cost.shares(configs, 3)
+  run_files.write_result(run_files.run_dir(workdir, first), run_files.Result('done'))
+  app.execute(work.main, work.FLAGS, ['work', f'--workdir={workdir}', '--share=0/3'])
+  assert given == shares[0]
+
+
 def test_work_trains_forks_that_are_left(unfinished, monkeypatch, capsys):
   """The list of a job has forks whose origin is finished; see start.prepare."""
   workdir, configs = unfinished
@@ -479,6 +490,9 @@ def test_work_trains_forks_that_are_left(unfinished, monkeypatch, capsys):
     files.write_json(run_files.run_dir(workdir, name) / 'config.json', configs[parent])
     about = {'run': origin, 'step': 0, 'changes': {}}
     files.write_json(workdir / 'forks' / f'{name}.json', about)
+  files.write_json(workdir / 'list.json', ['fork1'])  # fork2 is newer, as after a preemption
+  listed = trained(monkeypatch, capsys, workdir, f'--runs={workdir / "list.json"}')
+  assert listed == ['fork1', 'fork2']
   left = sweeps.runs_to_train(workdir, configs | sweeps.fork_configs(workdir))
   assert left.keys() == {*others, 'fork1', 'fork2'}
   lists = jobs.divide(workdir, left, RESOURCES)
@@ -493,7 +507,7 @@ def test_work_trains_forks_that_are_left(unfinished, monkeypatch, capsys):
 
 
 def test_work_warns_of_other_versions(unfinished, monkeypatch, capsys):
-  monkeypatch.setattr(local, 'train', lambda *_: None)
+  monkeypatch.setattr(local, 'train', lambda *_, **__: None)
   assert app.execute(work.main, work.FLAGS, ['work', f'--workdir={unfinished[0]}']) == 1
   said = capsys.readouterr().err
   assert said.count('\n') == 1 and 'begun with other versions' in said
