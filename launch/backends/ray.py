@@ -5,6 +5,7 @@ restarts a task that has lost its worker or node, and the task continues from th
 tasks end with the launcher, which cancels them and waits until they have saved their runs.
 """
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -55,6 +56,7 @@ def train(
   import ray
 
   workdir = workdir.absolute()
+  resources = dataclasses.replace(resources, cpus=resources.cpus or 1)  # Ray's default
   lists = jobs.divide(workdir, configs, resources)
   jobs.write_lists(lists)
   grace = jobs.grace_seconds(configs, lists, resources)
@@ -73,7 +75,7 @@ def train(
   preemption.install()  # Ray has replaced the handlers
   tasks = []
   memory = int((resources.memory_gb or 0) * 1e9)
-  requested = {'CPU': resources.cpus or 1, 'GPU': resources.gpus, 'memory': memory}
+  requested = {'CPU': resources.cpus, 'GPU': resources.gpus, 'memory': memory}
   try:
     if not any(_has(node, requested) for node in ray.nodes()):
       print(

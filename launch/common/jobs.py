@@ -73,7 +73,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
       'job_cpus',
       None,
-      'CPU cores per job; without GPUs, also the number of its workers',
+      'CPU cores per job; without GPUs, also the number of its workers. Default: 1 with Ray,'
+      " otherwise the scheduler's",
       lower_bound=1,
       flag_values=flag_values,
   )

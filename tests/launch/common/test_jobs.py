@@ -9,13 +9,14 @@ import re
 import stat
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from helpers import made_up
 
 from configs import base
 from launch import sweep, work
-from launch.backends import local, manifest, slurm
+from launch.backends import local, manifest, ray, slurm
 from launch.common import app, environment, jobs
 from launch.common.jobs import Resources
 from stability import config as config_lib
@@ -431,6 +432,26 @@ def test_missing_cluster(capsys, tmp_path, monkeypatch):
     code, _, err = said(capsys, f'--workdir={tmp_path / "new"}', f'--backend={backend}')
     assert code == 2 and what in err
   assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize(
+    ('cpus', 'gpus', 'reserved', 'workers'),
+    [(None, 0, 1, ['--workers=1']), (3, 0, 3, ['--workers=3']), (None, 2, 1, []), (3, 2, 3, [])],
+)
+def test_ray_task_has_a_worker_per_reserved_core(
+    unfinished, monkeypatch, cpus, gpus, reserved, workers
+):
+  workdir, configs = unfinished
+  cluster = mock.MagicMock()
+  cluster.wait.side_effect = lambda tasks, **_: (tasks, [])
+  monkeypatch.setitem(sys.modules, 'ray', cluster)
+  monkeypatch.setattr(ray.preemption, 'install', lambda: None)
+  monkeypatch.setattr(jobs, 'show_progress', lambda *_: None)
+  ray.train(workdir, configs, Resources(1, cpus, gpus, None, None), 'local')
+  options = cluster.remote().options
+  assert options.call_args.kwargs['num_cpus'] == reserved
+  ((command, _),) = [call.args for call in options().remote.call_args_list]
+  assert [word for word in command if word.startswith('--workers')] == workers
 
 
 def trained(monkeypatch, capsys, workdir, *arguments):
