@@ -40,7 +40,8 @@ GPU_BYTES = 40e9  # of all runs that share a GPU, at most: half of 80 GB, the re
 # Environment variables of the user that jobs inherit, beside the settings that change numbers.
 PLATFORMS = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
 FOLDERS = ('JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME')  # jobs start in another folder than this
-INHERITED = (*PLATFORMS, *FOLDERS, 'XLA_FLAGS', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
+INHERITED = (*PLATFORMS, *FOLDERS, 'XLA_FLAGS')
+CLIENT = ('XLA_CLIENT_', 'XLA_PYTHON_CLIENT_')  # prefixes of jax's settings of a GPU's memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,8 @@ def environment(resources: Resources) -> dict[str, str]:
   given = environment_lib.of_user()  # not what is right on this machine alone
   folders = [programs.ROOT, *filter(None, given.get('PYTHONPATH', '').split(os.pathsep))]
   path = os.pathsep.join(dict.fromkeys(map(os.path.abspath, folders)))
-  names = dict.fromkeys((*INHERITED, *settings.recorded(given)))
+  client = [name for name in given if name.startswith(CLIENT)]
+  names = dict.fromkeys((*INHERITED, *client, *settings.recorded(given)))
   inherited = {name: given[name] for name in names if name in given}
   for name in inherited.keys() & set(FOLDERS):
     if '://' not in inherited[name]:  # a URL of a store

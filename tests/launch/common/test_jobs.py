@@ -247,7 +247,11 @@ def test_inherited_variables(tmp_path, monkeypatch):
       ('JAX_COMPILATION_CACHE_DIR', 'cache', f'{tmp_path}/cache'),
       ('JAX_COMPILATION_CACHE_DIR', 'gs://bucket/cache', 'gs://bucket/cache'),
       ('XDG_CACHE_HOME', '/cache', '/cache'),
+      ('XLA_CLIENT_MEM_FRACTION', '.9', '.9'),
       ('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9', '.9'),
+      ('XLA_PYTHON_CLIENT_PREALLOCATE', 'false', 'false'),
+      ('XLA_PYTHON_CLIENT_ALLOCATOR', 'platform', 'platform'),
+      ('XLA_PYTHON_CLIENT_COLLECTIVE_MEM_SIZE_MB', '64', '64'),
   ):
     monkeypatch.setenv(name, value)
     assert jobs.environment(RESOURCES)[name] == expected
