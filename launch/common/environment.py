@@ -46,12 +46,14 @@ _TRIAL_SECONDS = 60
 _REFUSED = ('JAX_DISABLE_JIT', 'JAX_NO_EXECUTION', 'JAX_NO_TRACING')
 _OFF = ('', '0', 'n', 'no', 'f', 'false', 'off')  # values of a boolean setting of jax
 _ON = ('1', 'y', 'yes', 't', 'true', 'on')
+_GPUS = '/dev/nvidia[0-9]*'
+_WSL = '/dev/dxg'  # all GPUs under WSL2, which has no file for each
 # Accelerators: platform, plugins of jax, device files and the variables that may hide them.
 _ACCELERATORS = (
     (
         'cuda',
         ('jax_cuda12_plugin', 'jax_cuda13_plugin'),
-        ('/dev/nvidia[0-9]*',),
+        (_GPUS, _WSL),
         # Not NVIDIA_VISIBLE_DEVICES, which is void in containers that get their GPUs by CDI.
         ('CUDA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'),
     ),
@@ -110,7 +112,9 @@ def of_user() -> dict[str, str]:
 
 def gpus() -> list[str]:
   """The GPUs that CUDA finds here, as CUDA_VISIBLE_DEVICES names them: by numbers or UUIDs."""
-  numbers = [str(number) for number in range(len(glob.glob('/dev/nvidia[0-9]*')))]
+  # Under WSL2 the number of GPUs is unknown; most machines have one.
+  files = glob.glob(_GPUS) or glob.glob(_WSL)
+  numbers = [str(number) for number in range(len(files))]
   given = os.environ.get('CUDA_VISIBLE_DEVICES')
   if given is None:
     return numbers

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import subprocess
@@ -257,6 +258,22 @@ def test_compiler_without_its_device(gpu, tried, monkeypatch):
   monkeypatch.delenv('JAX_PLATFORMS')
   monkeypatch.setattr(environment.importlib.util, 'find_spec', lambda name: None)
   assert environment.platform_variables() == {}  # of ROCm we know nothing
+
+
+@pytest.mark.parametrize(
+    ('found', 'gpus'),
+    [
+        ((), []),
+        (('/dev/dxg',), ['0']),  # WSL2
+        (('/dev/nvidia0', '/dev/nvidia1'), ['0', '1']),
+        (('/dev/dxg', '/dev/nvidia0', '/dev/nvidia1'), ['0', '1']),
+    ],
+)
+def test_files_of_gpus(gpu, found, gpus, monkeypatch):
+  monkeypatch.setattr(environment.glob, 'glob', lambda pattern: fnmatch.filter(found, pattern))
+  assert environment.accelerator() == ('cuda' if found else None)
+  assert environment.gpus() == gpus
+  assert bool(environment.platform_variables()) == (not found)
 
 
 @pytest.mark.parametrize(
