@@ -50,10 +50,14 @@ def _in_process(name: str, rounds: int, deadline: float) -> dict[str, Any]:
   if left <= 0:
     return {'cut': 'no time left'}
   command = [*programs.command('launch.benchmarks.accelerator'), name, str(rounds)]
+  variables = environment.worker_environment()
+  platforms = variables.get('JAX_PLATFORMS')
+  if platforms and 'cpu' not in platforms.split(','):
+    variables['JAX_PLATFORMS'] = f'{platforms},cpu'  # numerics compares with the CPU
   try:
     process = subprocess.run(
         command,
-        env=environment.worker_environment(),
+        env=variables,
         capture_output=True,
         check=False,
         text=True,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 import time
 
@@ -197,6 +198,24 @@ def test_a_measurement_that_ends_early(command, said, tmp_path, monkeypatch):
   assert row[1] == said
   _, [row] = gpu_suite.measure('torch', 1, time.monotonic(), tmp_path / 'x.json')
   assert row == ('torch', 'no time left', '')
+
+
+@pytest.mark.parametrize(
+    ('given', 'platforms'),
+    [('cuda', 'cuda,cpu'), ('cuda,cpu', 'cuda,cpu'), ('cpu', 'cpu'), ('', ''), (None, None)],
+)
+def test_a_measurement_has_the_cpu_beside_the_gpu(given, platforms, tmp_path, monkeypatch):
+  given_variables = {} if given is None else {'JAX_PLATFORMS': given}
+  monkeypatch.setattr(environment, 'worker_environment', lambda: dict(given_variables))
+  seen = []
+
+  def run(command, env, **_):
+    seen.append(env.get('JAX_PLATFORMS'))
+    return subprocess.CompletedProcess(command, 0, '{"cut": "x"}', '')
+
+  monkeypatch.setattr(gpu_suite.subprocess, 'run', run)
+  gpu_suite.measure('numerics', 1, time.monotonic() + 60, tmp_path / 'x.json')
+  assert seen == [platforms]
 
 
 @pytest.mark.slow
