@@ -22,6 +22,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -119,7 +120,7 @@ def holder(folder: Path) -> Json | None:
   """The known facts (host, pid, ...) on the holder of the lease on a folder; None if it is free."""
   number = max(_numbers(folder), default=0)
   found = _read(folder, number) if number else None
-  if found is None or _is_free(*found, time.time()):
+  if found is None or _is_free(*found, _now(folder)):
     return None
   return found[0]
 
@@ -272,6 +273,16 @@ def _read(folder: Path, number: int) -> tuple[Json, float] | None:
     return dict(json.loads(text)), seconds
   except (ValueError, TypeError):  # cut off by a power loss: only its age counts
     return {}, seconds
+
+
+def _now(folder: Path) -> float:
+  """The time by the file server's clock, or by this machine's if the folder cannot be written."""
+  try:
+    with tempfile.TemporaryFile(prefix='.lease.', dir=folder) as file:
+      os.utime(file.fileno())
+      return os.fstat(file.fileno()).st_mtime
+  except OSError:
+    return time.time()
 
 
 def _is_free(lease: Json, refreshed: float, now: float) -> bool:

@@ -74,6 +74,27 @@ def test_lease_of_dead_holder_is_free(tmp_path, seconds_ago, changes, free):
   assert not found or found.number == 4
 
 
+@pytest.mark.parametrize('skew', [-3600, 3600])
+@pytest.mark.parametrize(('seconds_ago', 'free'), [(0, False), (50, False), (70, True)])
+def test_clock_of_this_machine_does_not_matter(tmp_path, monkeypatch, skew, seconds_ago, free):
+  """The lease is refreshed by the clock of the file server, and it expires by that clock."""
+  write(tmp_path, 1, seconds_ago, machine='other')
+  here = time.time() + skew
+  monkeypatch.setattr(time, 'time', lambda: here)
+  assert (leases.holder(tmp_path) is None) is free
+  assert [path.name for path in tmp_path.iterdir()] == ['lease.1.json']
+
+
+@pytest.mark.parametrize(('seconds_ago', 'free'), [(50, False), (70, True)])
+def test_holder_on_a_full_disk(tmp_path, monkeypatch, seconds_ago, free):
+  def fail(**_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  write(tmp_path, 1, seconds_ago, machine='other')
+  monkeypatch.setattr(leases.tempfile, 'TemporaryFile', fail)
+  assert (leases.holder(tmp_path) is None) is free
+
+
 def test_torn_lease_expires(tmp_path):
   path = tmp_path / 'lease.1.json'
   path.write_text('')
