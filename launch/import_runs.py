@@ -19,6 +19,9 @@ that no column is it. parameters are those in the matrices of the blocks, withou
 head. By default, every setting that varies on its own defines interventions;
 --group_by names the columns instead.
 
+Where the seed differs in every run, as it does in sweeps that draw it, the runs of each size,
+intervention and learning rate are numbered instead, since learning rates are compared by seed.
+
 --initial_loss is of runs for which neither a column nor the curve at step 0 or 1 has one. Damaged
 lines, rows without a step and files of --curves that cannot be used are left out. Warnings, which
 come last, name them.

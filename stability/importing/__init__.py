@@ -4,6 +4,7 @@
   columns.py     recognises columns by the names that W&B, MLflow, TensorBoard and others use
   runs.py        a row per run: learning rate, size, seed, status and losses
   arms.py        chooses the columns that define interventions
+  seeds.py       numbers the runs if every one has a seed of its own
   curves.py      per-step logs: a curve per run
   cleaning.py    restarts, repeated steps and NaN in a curve
   log_files.py   which files of a folder are per-step logs, and of which run

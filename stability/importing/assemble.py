@@ -13,7 +13,7 @@ from stability.config import SIZE_FIELDS
 from stability.errors import BadInput
 from stability.importing import arms as arms_lib
 from stability.importing import columns as columns_lib
-from stability.importing import doubts, log_files, outcomes
+from stability.importing import doubts, log_files, outcomes, seeds
 from stability.importing import notes as notes_lib
 from stability.importing import runs as runs_lib
 from stability.importing.cleaning import Curve, joined, overlap
@@ -46,6 +46,7 @@ class Imported:
   runs: dict[str, ImportedRun]  # by name
   notes: list[str]  # sentences on what was recognised
   left_out: frozenset[str]  # names that runs may have had before they were trained again
+  is_numbered: bool = False  # whether the seeds are numbers given here; see seeds.numbered
 
 
 def assemble(table: Table | None, curves: Curves | None, options: Options) -> Imported:
@@ -77,13 +78,16 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
     _check_losses(curves, matched, found)
   results, without, notes_on_losses = _results(runs, matched, found, options)
   notes += notes_on_losses + doubts.on_outcomes(runs, results, matched, options)
+  ended = without | {row for row, r in results.items() if r and r.status in ('done', 'diverged')}
+  is_numbered = 'seed' in found and seeds.numbered(runs, arms.values, ended)
+  if is_numbered:
+    notes.append('the seed differs in every run: the runs of a cell are numbered instead')
   configs = {
       run.row: _config(run, {name: v[by_row[run.row]] for name, v in arms.values.items()})
       for run in runs
   }
   sizes = [name for name in SIZE_FIELDS if name in runs[0].fields]
   every_run = runs
-  ended = without | {row for row, r in results.items() if r and r.status in ('done', 'diverged')}
   runs = _without_attempts(table, found, runs, configs, results, ended, [*arms.values], notes)
   _refuse_single_points(runs, configs, list(arms.values), options)
   names = _names(runs, configs)
@@ -102,6 +106,7 @@ def assemble(table: Table | None, curves: Curves | None, options: Options) -> Im
       },
       notes,
       frozenset(name for run in dropped for name in _possible_names(run, configs[run.row])),
+      is_numbered,
   )
 
 
@@ -283,7 +288,7 @@ def _without_attempts(
   If no attempt has succeeded, the last one counts, or the last one that may still do so.
   """
   names = [*SIZE_FIELDS, *arms, 'optimizer.learning_rate', 'seed']
-  seeds = table.texts(found['seed']) if 'seed' in found else []
+  cells = table.texts(found['seed']) if 'seed' in found else []
   groups: dict[tuple, list[Run]] = {}
   for run in runs:
     groups.setdefault(_key(run, configs[run.row], names), []).append(run)
@@ -297,7 +302,7 @@ def _without_attempts(
       rows = [[table.text(column, run.row) for column in table.columns] for run in (first, second)]
       if rows[0] == rows[1]:
         raise BadInput(f'{first.where} and {second.where}: are equal; remove one of them')
-      no_seed = [run.where for run in (first, second) if seeds and is_empty(seeds[run.row])]
+      no_seed = [run.where for run in (first, second) if cells and is_empty(cells[run.row])]
       differing = [
           column
           for column in table.columns

@@ -94,6 +94,8 @@ def check(workdir: Path, imported: Imported) -> sweeps.Sweep | None:
     new = imported.runs[name]
     old = config_lib.flatten(config) | {'parameters': stored.parameters.get(name)}
     for field, value in {**new.config, 'parameters': new.parameters}.items():
+      if field == 'seed' and imported.is_numbered:
+        continue  # a further run of the cell may have got its number
       if field in old and not _is_same(old[field], value):
         raise BadInput(
             f'--workdir={workdir}: holds other runs: {name} had {field}={old[field]!r}, now'

@@ -123,8 +123,21 @@ def on_best_loss(results: Results, table: pd.DataFrame) -> str | None:
   if results.groups:
     where.append(labels.pairs(results.groups, row[results.groups]))
   where.append(f'learning rate {labels.rounded(row["best_learning_rate"])}')
-  what = f'lowest mean loss over {row["seeds"]} seeds' if row['seeds'] > 1 else 'lowest loss'
+  seeds = _seeds_of_best(results, row)
+  what = f'lowest mean loss over {seeds} seeds' if seeds > 1 else 'lowest loss'
   return f'The {what} is {row["best_loss"]:.3f} nats: {", ".join(where)}.'
+
+
+def _seeds_of_best(results: Results, row: pd.Series) -> int:
+  """How many seeds the best loss of a row is the mean of: other rates may have more or others."""
+  columns = [*results.sizes, *results.groups, 'parameters']
+  of_row = results_lib.key(row[columns])
+  losses = pd.concat(
+      lr_sensitivity.counted_loss(runs[runs['learning_rate'] == row['best_learning_rate']])
+      for values, runs in results_lib.split(results.runs, columns)
+      if results_lib.key(values) == of_row
+  )
+  return min(int(losses.notna().sum()), row['seeds'])
 
 
 def on_instability(results: Results) -> str | None:

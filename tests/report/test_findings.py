@@ -76,6 +76,22 @@ def test_several_seeds_have_a_mean_loss():
   assert sentence.startswith('The lowest mean loss over 2 seeds is 2.050 nats: ')
 
 
+@pytest.mark.parametrize(
+    'at_best, said', [(1, 'lowest loss'), (2, 'lowest mean loss over 2 seeds')]
+)
+def test_seeds_are_those_of_the_best_rate(at_best, said):
+  """Other learning rates and other sizes have more seeds."""
+  points = grid(WIDTHS[:2], RATES, sweep('seed', 0, 1, 2))
+  loss = sim.best(lambda c: 2 + 0.1 * sim.size(c))
+  results = simulate(points, loss)[0]
+  best = results.runs['learning_rate'].eq(1e-2) & results.runs['parameters'].eq(9216)
+  results = dataclasses.replace(
+      results, runs=results.runs[~best | results.runs['seed'].lt(at_best)]
+  )
+  sentence = findings.on_best_loss(results, lr_sensitivity(results))
+  assert sentence.startswith(f'The {said} is 2.100 nats: 9.2K parameters')
+
+
 def unstable(points, loss):
   return findings.on_instability(simulate(points, sim.Outcomes(loss))[0])
 
