@@ -178,7 +178,8 @@ def _on_losses(runs: Sequence[Run], results: Mapping[int, Result | None]) -> lis
   both = [
       (run, result.initial_loss, result.final_loss)
       for run in runs
-      if (result := results[run.row]) and None not in (result.initial_loss, result.final_loss)
+      if (result := results[run.row]) and result.status in ('done', 'diverged')
+      if None not in (result.initial_loss, result.final_loss)
   ]
   notes: list[str] = []
   above = [(run, initial, final) for run, initial, final in both if final > initial]

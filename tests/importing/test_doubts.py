@@ -99,6 +99,14 @@ def test_perplexities():
   assert not cautions(found) and any('in 1 run (e.g. a: 5.6' in note for note in found.notes)
 
 
+def test_failed_runs_have_not_diverged():
+  runs = RUNS.assign(final_loss=[9, 5.6, 4], initial_loss=5.5)
+  found = assembled(runs.assign(state=['crashed', 'finished', 'finished']))
+  assert statuses(found) == ['failed', 'diverged', 'done']
+  (note,) = (note for note in found.notes if 'above the initial loss' in note)
+  assert 'in 1 run (e.g. b: 5.6 against 5.5), which diverged' in note
+
+
 def test_two_columns_of_parameters():
   runs = RUNS.assign(final_loss=3.0, non_embedding_params=[1, 2, 3], initial_loss=5.0)
   with pytest.raises(BadInput, match='of the blocks, without embedding and head'):
