@@ -98,6 +98,9 @@ def main() -> int:
   if damaged:
     return 1
   _score(workdir, replays, rules, console)
+  if sweep.is_imported and replays and (workdir / 'report' / 'index.html').exists():
+    print('The page of the report shows them after:')
+    print(f'  python -m launch.report --workdir={workdir}')
   return 0
 
 

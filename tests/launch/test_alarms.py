@@ -199,6 +199,20 @@ def test_bad_flags(workdir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    'is_imported, has_page, is_said', [(1, 1, True), (1, 0, False), (0, 1, False)]
+)
+def test_a_page_that_lacks_the_alarms(workdir, capsys, is_imported, has_page, is_said):
+  if is_imported:
+    mark_as_imported(workdir)
+  if has_page:
+    files.write_atomic(workdir / 'report' / 'index.html', '')
+  code, output, _ = run(workdir, capsys)
+  last = output.splitlines()[-1]
+  assert code == 0 and (last == f'  python -m launch.report --workdir={workdir}') == is_said
+  assert ('launch.report' in output) == is_said
+
+
+@pytest.mark.parametrize(
     ('line', 'words'),
     [('{"loss": 3}', 'step is missing'), ('[', 'damaged'), ('{"step": 0, "x": "y"}', "x='y'")],
 )
