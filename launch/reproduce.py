@@ -101,13 +101,13 @@ def main() -> int:
   experiments = [_load(name) for name in _names()]
   if all(experiment.sweep is None for experiment in experiments):
     raise BadInput(experiments[0].problem)
+  if _WORKDIR.value:
+    sweeps.check_writable(Path(_WORKDIR.value))
   if _DRY_RUN.value:
     return print_plan(experiments)
   if not _WORKDIR.value:
     raise BadInput('--workdir: missing, must be a folder (only --dry_run needs none)')
   workdir = Path(_WORKDIR.value)
-  if workdir.exists() and not workdir.is_dir():
-    raise BadInput(f'--workdir={workdir}: is not a folder')
   shares.check(_WORKERS.value)
   try:
     for number, experiment in enumerate(experiments, start=1):

@@ -35,8 +35,9 @@ from stability.devices import cost as cost_lib
 from stability.devices import placement as placement_lib
 from stability.devices import shapes, targets
 from stability.errors import BadInput
+from stability.hyper import Runs
 from stability.settings import GPU_FLAGS
-from stability.storage import resume, run_files, sweeps
+from stability.storage import run_files, sweeps
 
 MOST_ROWS = 100  # in a table; more runs than this are shown by groups
 MOST_NAMED = 10  # maximum number of names in the list of rows that do not fit
@@ -175,12 +176,13 @@ def show(
     device: that these must have been trained on; see start.start.
 
   Raises:
-    BadInput: the sweep cannot be planned, or the folder holds another one or is part of its text.
+    BadInput: the sweep cannot be planned, or the folder cannot hold it; see sweeps.check_workdir.
   """
   configs = sweep.selected(sweep.runs.configs)
   rest, told = configs, []  # the runs left to train, and lines on the others
+  runs = sweeps.check_workdir(workdir, sweep.runs) if workdir else sweep.runs
   if workdir and (workdir / 'sweep.json').exists():
-    rest = _unfinished(sweep, workdir)
+    rest = _unfinished(sweep, runs, workdir)
     ended = len(configs) - len(rest)
     told.append(f'{workdir}: {ended:,} of {len(configs):,} runs have ended')
   machine, uses_devices = options.machine, options.analyze and options.target is None
@@ -246,13 +248,9 @@ def show(
     display.line(console, line)
 
 
-def _unfinished(sweep: app.SweepRequest, workdir: Path) -> dict[str, Config]:
+def _unfinished(sweep: app.SweepRequest, runs: Runs, workdir: Path) -> dict[str, Config]:
   """The runs to train now that a workdir has no result of; failed ones are trained again."""
-  sweeps.refuse_imported(workdir)
-  stored = sweeps.read_sweep(workdir)
-  runs = resume.with_stored_names(sweep.runs, stored.runs)
-  resume.check(workdir, runs, stored.runs)
-  extension_copy.check(sweep, workdir, stored.extensions)
+  extension_copy.check(sweep, workdir, sweeps.read_sweep(workdir).extensions)
   configs = sweep.selected(runs.configs)
   results = {name: run_files.read_result(run_files.run_dir(workdir, name)) for name in configs}
   return {

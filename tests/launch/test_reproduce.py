@@ -102,7 +102,8 @@ def test_dry_run_at_paper_scale(capsys, monkeypatch):
     [
         (['--only=frist'], '--only=frist: no such experiment; the nearest is first'),
         ([], '--workdir: missing'),
-        (['--workdir=text'], '--workdir=text: is not a folder'),
+        (['--workdir=text'], '--workdir=text: text is not a folder'),
+        (['--workdir=text', '--dry_run'], '--workdir=text: text is not a folder'),
         (['--scale=huge', '--workdir=runs'], "scale 'huge': must be one of cpu, night, gpu, paper"),
         (['--workdir=runs', '--seeds=0'], '--seeds'),
         (['--workdir=runs', '--seeds=2', '--config.seed=1'], 'config.seed: must not be overridden'),

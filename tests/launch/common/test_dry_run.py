@@ -371,6 +371,21 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch, capsys):
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('more', [(), ('--dry_run',)])
+@pytest.mark.parametrize(
+    ('workdir', 'message'), [('a.txt', 'is not a folder'), ('.', 'is not empty and holds no sweep')]
+)
+def test_a_workdir_is_refused_as_by_a_start(workdir, message, more, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a.txt').write_text('text')
+  arguments = [f'--config={ROOT}/configs/base.py', f'--workdir={workdir}', *more]
+  code = app.execute(sweep.main, sweep.FLAGS, ['sweep', *arguments])
+  out, err = capsys.readouterr()
+  assert (code, out) == (2, '') and err.count('\n') == 1
+  assert err.startswith(f'error: --workdir={workdir}: ') and message in err
+  assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
+
+
 @pytest.mark.slow
 def test_estimate_against_xla():
   """Compiled as a worker does; 15 % is promised."""
