@@ -201,11 +201,15 @@ class Experiment:
       batch, nats) and each probe (float). NaN where a value is not finite or was not logged.
 
     Raises:
-      BadInput: the runs are from a CSV file, or the files of the workdir are damaged.
+      BadInput: the runs are from a CSV file, the files of the workdir are damaged, or no run has
+        logged a probe.
     """
     if not self._path.is_dir():
       raise BadInput(f'{self._path}: a CSV file has no training curves')
-    return results_lib.load_curves(self._path, [probes] if isinstance(probes, str) else probes)
+    probes = [probes] if isinstance(probes, str) else [*probes]
+    curves = results_lib.load_curves(self._path, probes)
+    results_lib.check_logged(self._path, curves, probes)
+    return curves
 
   def lr_sensitivity(
       self,
@@ -268,7 +272,7 @@ class Experiment:
     """
     curves = None
     if self._path.is_dir():
-      curves = self.curves(registry.probes(self._results))
+      curves = results_lib.load_curves(self._path, registry.probes(self._results))
     return registry.judge(self._results, curves)
 
   def predict(
@@ -370,7 +374,8 @@ class Experiment:
       return selection.loss_plots(self._results, table, bigram_loss=None)
     sweep = sweeps.read_sweep(self._path)
     bigram_loss = sweep.data.get('bigram_loss')
-    curves = self.curves([*selection.probes(self._results), *sweep.own_probes])
+    probes = [*selection.probes(self._results), *sweep.own_probes]
+    curves = results_lib.load_curves(self._path, probes)
     return [
         *selection.loss_plots(self._results, table, bigram_loss),
         *selection.curve_plots(self._results, curves),
@@ -387,7 +392,7 @@ class Experiment:
       targets_lib.check_size(each, self._results.runs['parameters'].min())
     probes = observations.PROBES
     if self._path.is_dir():
-      curves = self.curves(probes)
+      curves = results_lib.load_curves(self._path, probes)
     else:
       curves = pd.DataFrame(columns=['run', 'step', 'loss', *probes], dtype=float)
     try:

@@ -15,6 +15,7 @@ from helpers import made_up
 
 import stability
 from stability import hyper
+from stability.analysis.results import LOGIT
 from stability.errors import BadInput
 from stability.storage import results_csv
 
@@ -90,6 +91,14 @@ def test_curves(experiment):
   pd.testing.assert_frame_equal(experiment.curves([probe]), curves)
   first = curves[curves['run'] == experiment.runs['run'][0]]
   assert list(first['step']) == list(range(10, made_up.STEPS + 1, 10))
+
+
+@pytest.mark.parametrize('probes', ['attention_logit', [LOGIT, 'logit_max']])
+def test_probes_that_no_run_has_logged(experiment, probes):
+  name = probes if isinstance(probes, str) else probes[-1]
+  message = f'no run has logged {name!r}; the nearest names are {LOGIT}'
+  with pytest.raises(BadInput, match=message):
+    experiment.curves(probes)
 
 
 def test_lr_sensitivity(experiment):

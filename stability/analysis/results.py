@@ -1,6 +1,7 @@
 """Loads results, a table with a row per run, from the files of a sweep."""
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -143,6 +144,26 @@ def load_curves(workdir: Path, probes: Iterable[str] = (LOGIT,)) -> pd.DataFrame
   curves.insert(0, 'step', np.concatenate(steps))
   curves.insert(0, 'run', pd.Categorical.from_codes(codes, names))
   return curves
+
+
+def check_logged(workdir: Path, curves: pd.DataFrame, probes: Iterable[str]) -> None:
+  """Raises BadInput if runs have logged rows, and none of them one of the probes of load_curves."""
+  absent = [probe for probe in probes if curves[probe].isna().all()]
+  if curves.empty or not absent:
+    return
+  runs = [run_files.run_dir(workdir, name) for name in curves['run'].cat.categories]
+  logged = {key for run in runs for line in run_files.iterate_metrics(run) for key in line}
+  for probe in absent:
+    if probe not in logged:  # else its values are not finite
+      nearest = sorted(logged - {'step'}, key=lambda key: (-_similarity(probe, key), key))
+      raise BadInput(
+          f'{workdir}: no run has logged {probe!r}; the nearest names are {", ".join(nearest[:5])}'
+      )
+
+
+def _similarity(first: str, second: str) -> float:
+  """How alike two names are; one that contains the other is more so than any that does not."""
+  return (first in second) + difflib.SequenceMatcher(None, first, second).ratio()
 
 
 def _with_losses(lines: list[Json]) -> Iterator[Json]:
