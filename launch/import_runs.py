@@ -67,7 +67,7 @@ def main() -> None:
     raise BadInput('--runs, --curves: one of them must be given')
   from stability import importing
   from stability.importing import columns, options
-  from stability.importing.runs import Caution
+  from stability.importing.runs import Caution, count
 
   chosen = options.Options(
       mapping=columns.parse_map(_MAP.value),
@@ -86,7 +86,7 @@ def main() -> None:
   for note in imported.notes:
     if isinstance(note, Caution):
       print(f'Warning: {note}')
-  print(f'{len(imported.runs)} runs are in {workdir}; next:')
+  print(f'Imported {count(len(imported.runs))} into {workdir}. Next:')
   print(f'  python -m launch.report --workdir={workdir}')
 
 

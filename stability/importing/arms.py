@@ -167,10 +167,10 @@ def _reason(
       (both, 'size and learning rate'),
   ):
     if len(set(known)) < len(values) and _follows(values, known):
-      return f'follows {name}'
+      return f'determined by {name}'
   for name, other in chosen.items():
     if _follows(values, other) and _follows(other, values):
-      return f'follows {name}'
+      return f'determined by {name}'
   is_setting = column.startswith(columns_lib.SETTINGS) or '.' in column
   if not is_setting and all(isinstance(value, int | float) for value in given):
     rates: dict[Any, set[float]] = {}

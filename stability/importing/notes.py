@@ -19,13 +19,16 @@ _LIKE_LOGITS = re.compile('attn|attention|qk')  # in the name of a metric
 
 def on_arms(arms: Arms, options: Options) -> list[str]:
   """Sentences on the columns that define interventions, and on why others do not."""
-  chosen = ', '.join(arms.columns.values()) or 'nothing'
-  notes = [f'arms: {chosen}' + ('' if options.group_by is not None else ' (or give --group_by)')]
+  if arms.columns:
+    others = '' if options.group_by is not None else '; --group_by names others'
+    notes = [f'arms: {", ".join(arms.columns.values())}{others}']
+  else:
+    notes = ['arms: none found; --group_by names columns that define them']
   by_reason: dict[str, list[str]] = {}
   for column, reason in arms.rejected.items():
     by_reason.setdefault(reason, []).append(column)
   for reason, columns in by_reason.items():
-    notes.append(f'no arm: {listed(columns, 8)} ({reason})')
+    notes.append(f'not an intervention: {listed(columns, 8)} ({reason})')
   return notes
 
 

@@ -25,9 +25,9 @@ def test_configs_hold_only_what_is_known():
 @pytest.mark.parametrize(
     ('name', 'values', 'reason'),
     [
-        ('config.min_lr', [1e-4, 1e-3, 1e-4, 1e-3], 'follows the learning rate'),
+        ('config.min_lr', [1e-4, 1e-3, 1e-4, 1e-3], 'determined by the learning rate'),
         ('output', ['w', 'x', 'y', 'z'], 'has a different value in each run'),
-        ('other', ['c', 'c', 'd', 'd'], 'follows method'),
+        ('other', ['c', 'c', 'd', 'd'], 'determined by method'),
         ('accuracy', [0.1, 0.2, 0.2, 0.3], 'occur at one learning rate only'),
         ('accuracy', [0.1, 'NaN', 0.2, 'NaN'], 'has a different value in each run'),
         ('accuracy', [0.1, '', 0.2, ''], 'has a different value in each run'),
@@ -48,6 +48,21 @@ def test_columns_that_are_no_arms(name, values, reason):
 def test_what_follows_the_size_is_no_arm():
   runs = pd.concat([grid(heads=4), grid(heads=8).assign(params='1.3B')])
   assert assembled(runs).fields == ('method', 'optimizer.learning_rate', 'seed')
+
+
+@pytest.mark.parametrize(
+    ('columns', 'group_by', 'said'),
+    [
+        ({}, None, 'arms: method; --group_by names others'),
+        ({}, ('method',), 'arms: method'),
+        ({'method': 'a', 'seed': [0, 0, 1, 1]}, None,
+         'arms: none found; --group_by names columns that define them'),
+        ({'heads': [4, 8, 4, 8]}, None,
+         'not an intervention: heads (determined by the learning rate)'),
+    ],
+)  # fmt: skip
+def test_sentences_on_arms(columns, group_by, said):
+  assert said in assembled(grid(**columns), group_by=group_by).notes
 
 
 def test_arms_of_equal_numbers():

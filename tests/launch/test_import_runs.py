@@ -105,7 +105,7 @@ NAMES_OF = {  # of run, state, parameters, learning rate, z-loss, final loss
 
 
 @pytest.mark.parametrize('tool', NAMES_OF)
-def test_published_losses(tool, tmp_path):
+def test_published_losses(tool, tmp_path, capsys):
   rows = [
       (f'{size}-{z_loss}-{rate}', 'FINISHED' if tool == 'mlflow' else 'finished', size * 10**6,
        rate, z_loss, loss)
@@ -122,6 +122,10 @@ def test_published_losses(tool, tmp_path):
   mapping = [f'--map=parameters={NAMES_OF[tool][2]}']
   flags = [f'--runs={file}', f'--workdir={workdir}', '--initial_loss=10.83', '--loss_unit=nats']
   assert run(import_runs, *flags, *mapping) == 0
+  assert capsys.readouterr().out.splitlines()[-2:] == [
+      f'Imported 28 runs into {workdir}. Next:',
+      f'  python -m launch.report --workdir={workdir}',
+  ]
   assert run(report, f'--workdir={workdir}') == 0
   found = pd.read_csv(workdir / 'report' / 'lr_sensitivity.csv')
   assert len(found) == len(PUBLISHED)
