@@ -100,6 +100,12 @@ def find(flag_values: flags.FlagValues) -> ProcessGroup | None:
         f'--process_id={given["process_id"]}: must be below'
         f' --num_processes={given["num_processes"]}'
     )
+  host, _, port = given['coordinator_address'].rpartition(':')
+  if not host or not (port.isdecimal() and 1 <= int(port) <= 65535):
+    raise BadInput(
+        f'--coordinator_address={given["coordinator_address"]}: must be HOST:PORT, with a port from'
+        ' 1 to 65535'
+    )
   return ProcessGroup(given['process_id'], given | _local_gpus(os.environ))
 
 

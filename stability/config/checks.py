@@ -346,6 +346,18 @@ def _(every_steps, parameters):
     )
 
 
+@_check('parallel.members', 'parallel.layout')
+def _(members, layout):
+  if (members or 1) > 1 and layout not in ('auto', 'population'):
+    return f'must be 1 with config.parallel.layout={layout}, in which a worker trains one run'
+
+
+@_check('parallel.microbatches', 'data.batch_size')
+def _(microbatches, batch_size):
+  if batch_size % (microbatches or 1):
+    return f'must divide config.data.batch_size={batch_size}'
+
+
 @_check('schedule.steps', 'data.batch_size')
 def _(steps, batch_size):
   if steps * batch_size > MAX_EXAMPLES:

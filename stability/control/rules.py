@@ -131,12 +131,13 @@ def update_collapse(history: History) -> float:
 
   Adam's updates have an RMS of 1 where gradients keep their sign, and of about 0.2 where they are
   noise. They are smaller where gradients have shrunk faster than the second moment forgets them.
-  NaN for optimizers that do not normalise their updates.
+  NaN for optimizers that do not normalise their updates, and where all are 0: gradients are being
+  accumulated, or the step is skipped.
   """
-  updates = [max(rms, 1e-30) for rms in _values(history, UPDATE)]
-  if not updates or history.largest_update < NORMALISED:
+  values = _values(history, UPDATE)
+  if not any(values) or history.largest_update < NORMALISED:
     return math.nan
-  return math.exp(-mean([math.log(rms) for rms in updates]))
+  return math.exp(-mean([math.log(max(rms, 1e-30)) for rms in values]))
 
 
 def _values(history: History, prefix: str) -> Collection[float]:

@@ -151,8 +151,6 @@ def _layouts(config: AnyConfig, devices: int, platform: str) -> tuple[str, ...]:
   divides = config['data']['batch_size'] % devices == 0
   if stated in ('data_parallel', 'sharded') and not divides:
     raise BadInput(f'config.parallel.layout={stated}: {devices} devices must divide {batch_size}')
-  if stated not in ('auto', 'population') and members not in (None, 1):
-    raise BadInput(f'config.parallel.members={members}: must be unset or 1 in the layout {stated}')
   if stated != 'auto':
     return (stated,)
   if members is not None:

@@ -50,6 +50,9 @@ def apply(
   in float32, some queries at a time. A logit of -1e8 or less is masked. While this function runs,
   or is traced, the softmax and dot_product_attention of jax.nn and flax.linen are replaced.
 
+  Raises:
+    TypeError: the module is not one of flax.linen.
+
   Returns:
     What module.apply returns, and a row:
       block_0/attention_logit_max, block_0/attention_logit_mean: over unmasked pairs of query and
@@ -57,6 +60,11 @@ def apply(
       block_0/output_rms, activation_rms/block_0/NAME: of a block and of the modules in it
       log_z: the mean over all tokens of the log of the softmax normaliser of the output, in nats
   """
+  if not isinstance(module, nn.Module):
+    raise TypeError(
+        f'{type(module).__name__}: is no module of flax.linen; wrap one of NNX in'
+        ' flax.nnx.bridge.ToLinen'
+    )
   calls = _Calls()
   with nn.intercept_methods(calls.intercept), calls.replaced_functions():
     output, state = module.apply(

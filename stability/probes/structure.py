@@ -8,7 +8,8 @@ from typing import Any
 _NUMBERED = re.compile(r'(.*?)_?(\d+)')
 _ATTENTION = re.compile('attention|attn', re.IGNORECASE)
 
-_KEY_BIAS = re.compile(r'(.*[/_])?k(ey)?(_proj|_lin)?/bias', re.IGNORECASE)
+# With `/value`, a variable of Flax NNX.
+_KEY_BIAS = re.compile(r'(.*[/_])?k(ey)?(_proj|_lin)?/bias(/value)?', re.IGNORECASE)
 
 Path = tuple[str, ...]  # names of nested modules; () is the model
 Number = Any  # a float or an array of one element

@@ -98,6 +98,14 @@ def test_complete_with_an_absent_value():
             dict(probe__sharpness_every_steps=40, evaluation__parameters='schedule_free'),
             'config.probe.sharpness_every_steps=40: must be 0 with config.evaluation.parameters=sc',
         ),
+        (
+            dict(parallel__layout='data_parallel', parallel__members=2),
+            'config.parallel.members=2: must be 1 with config.parallel.layout=data_parallel',
+        ),
+        (
+            dict(parallel__microbatches=3),
+            'config.parallel.microbatches=3: must divide config.data.batch_size=16',
+        ),
         (dict(schedule__min_learning_rate=0.02), 'config.schedule.min_learning_rate=0.02: must'),
         (dict(schedule__warmup_steps=501), 'config.schedule.warmup_steps=501: must not'),
         (

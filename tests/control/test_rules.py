@@ -276,6 +276,12 @@ def test_zeros_before_any_other_value_are_ignored():
     assert measure(history(row | {f'{GRADIENT}A': 9.0, f'{UPDATE}A': 0.5}, 2.0, row)) > 1e12
 
 
+def test_a_step_without_updates_is_no_collapse():
+  """As with optax.MultiSteps, which accumulates gradients."""
+  row = {f'{UPDATE}A': 0.5, f'{UPDATE}B': 0.5}
+  assert math.isnan(rules.update_collapse(history(row, dict.fromkeys(row, 0.0))))
+
+
 @pytest.mark.parametrize('name', ['block_2/mlp/expert_{}/up', 'layers.2.mlp.experts.{}.w1'])
 def test_experts_that_die_raise_no_alarm_while_others_learn(name):
   """Their gradients and updates fade before they are zero. A layer without any expert is dead."""

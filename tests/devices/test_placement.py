@@ -156,7 +156,6 @@ def test_partly_stated_placement():
 @pytest.mark.parametrize(
     'changes, said',
     [
-        (dict(parallel__microbatches=3), 'config.parallel.microbatches=3: must divide'),
         (
             dict(parallel__microbatches=32, parallel__layout='data_parallel'),
             'config.parallel.microbatches=32: must divide',
@@ -164,10 +163,6 @@ def test_partly_stated_placement():
         (
             dict(data__batch_size=12, parallel__layout='sharded'),
             'config.parallel.layout=sharded: 8 devices must divide config.data.batch_size=12',
-        ),
-        (
-            dict(parallel__members=2, parallel__layout='single'),
-            'config.parallel.members=2: must be unset or 1 in the layout single',
         ),
     ],
 )

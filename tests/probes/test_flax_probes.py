@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import stability
 from stability.probes import flax_probes
@@ -287,6 +288,11 @@ def test_output_is_that_of_apply():
   assert (logits == model.apply(params, TOKENS)).all()
   (_, state), _ = flax_probes.apply(model, params, TOKENS, mutable=['seen'])
   assert set(state) == {'seen'}
+
+
+def test_modules_of_nnx_are_refused():
+  with pytest.raises(TypeError, match='wrap one of NNX'):
+    flax_probes.apply(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {}, TOKENS)
 
 
 def test_gradients():

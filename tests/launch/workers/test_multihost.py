@@ -123,6 +123,12 @@ def test_flags(monkeypatch):
     found(*all_of_them[:2], '--process_id=2')
 
 
+@pytest.mark.parametrize('address', ['foo', ':1', 'a:', 'a:b', 'a:0', 'a:65536', 'a:-1'])
+def test_bad_address(address):
+  with pytest.raises(BadInput, match='must be HOST:PORT, with a port from 1 to 65535'):
+    found(f'--coordinator_address={address}', '--num_processes=1', '--process_id=0')
+
+
 SRUN = {
     'SLURM_JOB_ID': '7',
     'SLURM_STEP_NODELIST': 'a[1-2]',
