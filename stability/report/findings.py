@@ -167,15 +167,21 @@ def on_instability(results: Results) -> str | None:
     of = 'all' if len(found) == len(lowest) else f'{len(found)} of'
     rates = f'{ends} in {of} {len(lowest)} arms'
   else:
-    rates = ', '.join(
-        (labels.rounded(rate) or 'none') + (f' ({name})' if name else '')
-        for name, rate in lowest.items()
+    rates = labels.joined(
+        [
+            labels.rounded(rate) + (f' with {name}' if name else '')
+            for name, rate in lowest.items()
+            if pd.notna(rate)
+        ]
     )
+    without = [name for name, rate in lowest.items() if pd.isna(rate)]
+    if without:
+      rates += f'; {labels.joined(without)} {"have" if len(without) > 1 else "has"} none'
   return f'{said}; the lowest unstable learning rate at {size} parameters is {rates}.'
 
 
 def on_inert(results: Results, shares: pd.DataFrame) -> str | None:
-  """Names the interventions that changed nothing; `shares` is the result of inert.by_arm."""
+  """Names the interventions that never acted; `shares` is the result of inert.by_arm."""
   arms = [labels.pairs(results.groups, row) for row in shares[results.groups].to_numpy(object)]
   found = []
   for name in shares.columns.drop(results.groups):
@@ -185,7 +191,7 @@ def on_inert(results: Results, shares: pd.DataFrame) -> str | None:
       found.append(name if everywhere else f'{name} with {labels.joined(inert)}')
   if not found:
     return None
-  return f'Changed nothing in any measured step: {"; ".join(found)}.'
+  return f'Never acted in a measured step: {"; ".join(found)}.'
 
 
 def count(number: int, noun: str) -> str:

@@ -44,7 +44,7 @@ def test_shares(workdir):
   expected = {'arm': ['none', 'high'], 'clip_norm': [0.75, 0], 'qk_clip': [None, 0]}
   pd.testing.assert_frame_equal(shares, pd.DataFrame(expected), check_dtype=False)
   assert findings.on_inert(results, shares) == (
-      'Changed nothing in any measured step: clip_norm with high; qk_clip.'
+      'Never acted in a measured step: clip_norm with high; qk_clip.'
   )
   assert findings.on_inert(results, shares.iloc[:1]) is None
   cells = tables.acted(results, shares).to_numpy().tolist()

@@ -99,8 +99,8 @@ def unstable(points, loss):
 def test_instability():
   assert unstable(QK, sim.flat) == 'None of 24 runs is unstable.'
   assert unstable(QK, sim.cliff_without_qk_norm) == (
-      '3 of 24 runs are unstable; the lowest unstable learning rate at 147K parameters is none'
-      ' (qk_norm=layernorm), 1 (qk_norm=none).'
+      '3 of 24 runs are unstable; the lowest unstable learning rate at 147K parameters is 1 with'
+      ' qk_norm=none; qk_norm=layernorm has none.'
   )
   assert unstable(grid(WIDTHS[:1], RATES), sim.cliff) == (
       '1 of 4 runs is unstable; the lowest unstable learning rate at 9.2K parameters is 1.'
