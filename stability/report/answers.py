@@ -97,7 +97,7 @@ def _answer(results: Results, answer: Answer) -> str:
   if answer.usable:
     rate = f'a learning rate of {labels.rounded(answer.recommended, 2)}'
     is_far = answer.times > regimes.MAX_DISTANCE
-    says = f'{rate}, if the law holds where it is untested' if is_far else f'train at {rate}'
+    says = f'{rate}, by extrapolation beyond the tested range' if is_far else f'train at {rate}'
     parts = [f'{what}: {says}.']
   else:
     reason, next_ = _reason(answer), _train_next(answer)

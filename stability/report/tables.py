@@ -15,6 +15,7 @@ from stability.storage.files import Json
 from stability.storage.sweeps import Fork
 
 RATIO = 'ratio to baseline'
+NOTHING_TRAINS = 'nothing trains'
 DIFFERENCES = {  # column of several_sweeps.Differences -> heading
     'best_loss': 'best loss',
     'mean_loss': 'mean loss',
@@ -38,11 +39,15 @@ def sensitivities(results: Results, table: pd.DataFrame) -> pd.DataFrame:
   is_comparable = table['window'] != lr_sensitivity.NOT_COMPARABLE
   decimals = table['lr_sensitivity'].map(labels.decimals)
   text['LR sensitivity'] = decimals.where(is_comparable, lr_sensitivity.NOT_COMPARABLE)
+  # Equal losses of runs that all diverged have a sensitivity of 0, which looks like stability.
+  nothing_trains = table['lr_sensitivity'].notna() & table['best_learning_rate'].isna()
+  text.loc[nothing_trains, 'LR sensitivity'] = NOTHING_TRAINS
   if table['low'].notna().any():
     text[interval(results)] = [
         '' if pd.isna(low) else f'{low:.3f}-{high:.3f}'
         for low, high in zip(table['low'], table['high'], strict=True)
     ]
+    text.loc[nothing_trains, interval(results)] = ''
   compared = comparison.compare(results, table)
   if compared['ratio'].notna().any():
     text[RATIO] = list(map(_ratio, compared.itertuples()))

@@ -56,7 +56,7 @@ def without_other_figures(monkeypatch):
 def test_program(workdir, capsys):
   printed = run(capsys, f'--workdir={workdir}', '--target=151M')
   assert printed.startswith('151M parameters with qk_norm=layernorm: ')
-  assert ', if the law holds where it is untested.' in printed
+  assert ', by extrapolation beyond the tested range.' in printed
   assert 'This is 256 times the largest trained size, 590K.' in printed
   assert 'qk_norm=layernorm helps: at 590K, its critical learning rate is' in printed
   assert 'More than 64 times the largest trained size' in printed

@@ -84,6 +84,18 @@ def test_ratios():
   assert ratios(0.5, 3.0) == ['baseline', '1.75 (0.00-32.64), no difference shown']
 
 
+def test_nothing_trains(results):
+  """Equal losses have an LR sensitivity of 0, which would look like stability."""
+  runs = results.runs.copy()
+  failed = runs[QK_NORM] == 'none'
+  runs.loc[failed, 'final_loss'] = runs.loc[failed, 'initial_loss'] + 1
+  runs.loc[failed, 'status'] = 'diverged'
+  results = dataclasses.replace(results, runs=runs)
+  text = tables.sensitivities(results, lr_sensitivity(results))
+  nothing = text['LR sensitivity'] == tables.NOTHING_TRAINS
+  assert list(nothing) == [name == 'none' for name in text['qk_norm']]
+
+
 def test_runs_with_actions_are_marked(results):
   text = tables.runs(results)
   assert 'actions' not in text and 'acted on' not in tables.sensitivities(
