@@ -5,10 +5,11 @@ The protocol is that of configs/leaderboard.py. The finalists are what `python -
 Two sizes: five seeds at the smaller, three at the larger. The larger one shows whether an effect
 lasts, and what the best rate of the smaller one costs there (regret).
 
-Measured in part at night scale: all arms at 37K (configs/README.md). Experts, SOAP, Muon, cautious
-AdamW and AdEMAMix have lower losses than the baseline, SOAP, AdEMAMix and WeSaR more headroom, and
-experts with a router bias less. Of the controls that must be worse, the constant learning rate is,
-beta2 = 0.9999 is not.
+Measured in part at night scale: all arms at 37K, two at 590K (configs/README.md). At 37K, experts,
+SOAP, Muon, cautious AdamW and AdEMAMix have lower losses than the baseline, SOAP, AdEMAMix and
+WeSaR more headroom, and experts with a router bias less. Of the controls that must be worse, the
+constant learning rate is, beta2 = 0.9999 is not. At 590K, WeSaR keeps most of its headroom, but its
+loss is higher.
 
 The first five finalists are trained once more on a text that is not source code:
 
