@@ -104,11 +104,16 @@ def make_layout(
 
 
 def platform(device: jax.Device) -> str:
-  """The kind of a device: cpu, tpu, tpu_v5e, gpu (NVIDIA, with cuDNN) or rocm (to jax: gpu)."""
+  """The kind of a device: cpu, tpu, tpu_v5e, gpu (with the attention of cuDNN) or other_gpu.
+
+  cuDNN's attention needs an NVIDIA GPU of the Ampere generation or later.
+  """
   if device.platform == 'tpu':
     return 'tpu_v5e' if device.device_kind == 'TPU v5 lite' else 'tpu'
-  is_rocm = 'rocm' in device.client.platform_version.lower()
-  return 'rocm' if device.platform == 'gpu' and is_rocm else device.platform
+  if device.platform == 'gpu':
+    is_rocm = 'rocm' in device.client.platform_version.lower()
+    return 'other_gpu' if is_rocm or float(device.compute_capability) < 8 else 'gpu'
+  return device.platform
 
 
 def has_cudnn(device: jax.Device) -> bool:

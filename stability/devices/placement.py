@@ -82,7 +82,7 @@ def choose(
     config: a resolved or static config.
     devices: number of devices of the worker.
     memory_bytes: memory of each device; None: unknown, in which case everything is assumed to fit.
-    platform: of the devices: cpu, gpu (with cuDNN), rocm, tpu or tpu_v5e.
+    platform: of the devices, see make_layout.platform.
     runs: number of runs with this static config that are to be trained.
     vocabulary_size: number of different tokens.
 

@@ -137,7 +137,7 @@ def gradient_bytes(
   from stability.devices import traces
 
   if platform == 'gpu' and config['probe']['sharpness_every_steps']:
-    platform = 'rocm'  # sharp steps do without fused attention
+    platform = 'other_gpu'  # sharp steps do without fused attention
   depth, key = config['model']['depth'], (architecture(config), vocabulary_size)
   trace = functools.partial(traces.gradient, *key, remat=remat, platform=platform)
   none = trace(depth=0)

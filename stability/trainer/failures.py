@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from stability.devices.make_layout import is_out_of_memory
-from stability.errors import CannotWrite
+from stability.errors import BadInput, CannotWrite
 from stability.storage import run_files
 from stability.trainer.processes import Processes
 
@@ -43,14 +43,14 @@ def raise_if_lost(error: Exception) -> None:
 
 
 def record_failure(folder: Path, processes: Processes) -> None:
-  """Writes the traceback of the exception being handled to the run's result.json.
+  """Writes the exception being handled to the run's result.json: a BadInput's line, or a traceback.
 
   Re-raises a CannotWrite, which is the fault of the disk and not of the run.
   """
   error = sys.exception()
   if isinstance(error, CannotWrite):
     raise error
-  text = traceback.format_exc()
+  text = str(error) if isinstance(error, BadInput) else traceback.format_exc()
   if is_out_of_memory(error):
     text += OUT_OF_MEMORY_ADVICE
   if processes.is_primary:

@@ -256,12 +256,17 @@ def test_tpu_slices(size, depth, platform, devices, microbatches, compiled):
 
 
 def test_kinds_of_devices():
-  def kind(platform, device_kind='', version=''):
+  def kind(platform, device_kind='', version='', capability=''):
     client = types.SimpleNamespace(platform_version=version)
-    device = types.SimpleNamespace(platform=platform, device_kind=device_kind, client=client)
+    device = types.SimpleNamespace(
+        platform=platform, device_kind=device_kind, client=client, compute_capability=capability
+    )
     return make_layout.platform(device)
 
   assert kind('tpu', 'TPU v5 lite') == 'tpu_v5e' and kind('tpu', 'TPU v5') == 'tpu'
-  assert kind('gpu', 'NVIDIA H100') == 'gpu' and kind('gpu', version='ROCm 6') == 'rocm'
+  assert kind('gpu', 'NVIDIA H100', capability='9.0') == 'gpu'
+  assert kind('gpu', 'NVIDIA A100', capability='8.0') == 'gpu'
+  assert kind('gpu', 'Tesla T4', capability='7.5') == 'other_gpu'
+  assert kind('gpu', version='ROCm 6', capability='gfx942') == 'other_gpu'
   assert targets.parse('v5e').target.planned_as == 'tpu_v5e'
   assert targets.parse('v5p').target.planned_as == 'tpu'
