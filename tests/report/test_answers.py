@@ -60,8 +60,8 @@ def unusable(**change):
 
 def test_usable_answer():
   assert sentences(ANSWER) == [
-      '7B parameters with qk_norm=none: a learning rate of 1.2e-3, if the law holds where it is'
-      ' untested. Learning rates, with 90 % intervals: best 1.2e-3 (4e-4 to 3e-3);'
+      '7B parameters with qk_norm=none: a learning rate of 1.2e-3, by extrapolation beyond the'
+      ' tested range. Learning rates, with 90 % intervals: best 1.2e-3 (4e-4 to 3e-3);'
       ' at most 5 % risk of instability up to 2e-3 (1e-3 to 4e-3); critical 5e-3 (2e-3 to 1e-2).'
       ' At 1.2e-3, the highest attention logit is 120 (30 to 2e4), probably below 1e4, and the'
       ' gradient RMS at the end is 1e-6 (5e-7 to 2e-6), above eps (1e-8). This is 2,967 times the'
