@@ -70,7 +70,7 @@ def test_contents(report):
       '84 runs: 9.2K, 37K and 147K parameters, 7 learning rates from 1e-3 to 1,'
       ' qk_norm layernorm and none, 2 seeds.',
       '82 done, 2 diverged.',
-      'in any measured step: clip_norm with qk_norm=layernorm.',
+      'in a measured step: clip_norm with qk_norm=layernorm.',
       'width=64,qk_norm=none,learning_rate=1.0,seed=1',
       'configs/quickstart.py',
       '--config.schedule.steps',
