@@ -64,7 +64,11 @@ def make(folder, monkeypatch):
     stats = None if memory is None else {'bytes_limit': memory}
     client = types.SimpleNamespace(platform_version=f'PJRT C API\n{version}')
     device = types.SimpleNamespace(
-        platform=platform, device_kind='', memory_stats=lambda: stats, client=client
+        platform=platform,
+        device_kind='',
+        compute_capability='9.0',
+        memory_stats=lambda: stats,
+        client=client,
     )
     monkeypatch.setattr(jax, 'local_devices', lambda: [device] * devices)
     flat = config_lib.flatten(base.get_config().to_dict()) | FIELDS | fields
