@@ -19,7 +19,7 @@ from absl import flags
 
 from stability.analysis.claims import regime_verdicts
 from stability.errors import BadInput
-from stability.report import labels, tables
+from stability.report import findings, labels, tables
 from stability.storage import files
 
 FLAGS = flags.FlagValues()
@@ -117,18 +117,9 @@ def _claims(table: pd.DataFrame) -> str:
       ]
       for _, row in table.iterrows()
   ]
-  counts = table['verdict'].value_counts()
-  sentence = ', '.join(
-      f'{counts.get(verdict, 0)} {one if counts.get(verdict, 0) == 1 else several}'
-      for verdict, one, several in (
-          ('holds', 'holds', 'hold'),
-          ('does not hold', 'does not', 'do not'),
-          ('undecided', 'is undecided', 'are undecided'),
-      )
-  )
   header = ['figure', 'claim', 'effect', 'needed', 'verdict', *extra]
-  claims = '1 claim' if len(table) == 1 else f'{len(table)} claims'
-  return f'Of {claims} {sentence}.\n\n' + _markdown(header, rows)
+  counts = f'{findings.count(len(table), "claim")}: {tables.count_verdicts(table["verdict"])}.'
+  return f'{counts}\n\n' + _markdown(header, rows)
 
 
 def _regimes(table: pd.DataFrame) -> str:

@@ -12,15 +12,15 @@ COLUMNS = ('run', 'step', 'rule', 'message', 'acted_on')
 
 
 def are_pending(workdir: Path) -> bool:
-  """Whether launch.alarms has yet to read imported runs: any with metrics, or all for lack of them.
+  """Whether alarms of imported runs are not looked for yet, by launch.alarms.
 
-  False for runs that were trained here, whose alarms are raised in training.
+  It reads the runs with logged rows. Those of runs trained here are raised in training.
   """
   sweep = sweeps.read_sweep(workdir)
-  runs = [run_files.run_dir(workdir, name) for name in sweep.runs]
-  with_metrics = [run for run in runs if (run / 'metrics.jsonl').exists()]
-  are_read = with_metrics and all((run / 'alarms.jsonl').exists() for run in with_metrics)
-  return sweep.is_imported and not are_read
+  if not sweep.is_imported:
+    return False
+  runs = [run_files.run_dir(workdir, n) for n in sweep.runs if run_files.has_metrics(workdir, n)]
+  return not runs or not all((run / 'alarms.jsonl').exists() for run in runs)
 
 
 def load(workdir: Path) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def of_folder(root: Path, output: Path | None = None) -> Listing:
 
 
 def lists(root: Path, folder: Path) -> bool:
-  """Whether of_folder(root) lists the files in a folder: it lies in `root` and is not hidden."""
+  """Whether of_folder(root) lists a folder's files: it is in `root` and not hidden."""
   real = os.path.realpath(root)
   for path in map(Path, (os.path.abspath(folder), os.path.realpath(folder))):
     for parent in (path, *path.parents):
@@ -133,7 +133,7 @@ def _sorted_once(listing: Listing) -> Listing:
 
 
 def _contains(folder: str, other: Path) -> bool:
-  """Whether a folder, whose links are resolved, is or contains another path."""
+  """Whether a folder, given by its real path, is or contains another path."""
   return os.path.commonpath([folder, os.path.realpath(other)]) == folder
 
 

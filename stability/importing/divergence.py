@@ -29,7 +29,7 @@ def seems_not_finite(curve: Curve) -> np.ndarray:
 
 
 def may_not_be_finite(curve: Curve) -> bool:
-  """Whether the curve ends with such steps, but too few to say so: fewer than MISSING intervals."""
+  """Whether the curve ends with such steps for less than MISSING intervals, which may be chance."""
   return 1 <= _end_without_loss(curve)[1] < MISSING
 
 

@@ -29,12 +29,12 @@ def numbered(
     size = (run.parameters, *(run.fields.get(name) for name in SIZE_FIELDS))
     curves.setdefault((*size, *values), {}).setdefault(run.learning_rate, []).append(run)
   several = [cells for cells in curves.values() if len(cells) > 1]
+  if not several:
+    return False
   for cells in several:
     seeds = [seed for cell in cells.values() for seed in {run.seed for run in cell}]
     if len({*seeds}) < len(seeds):
       return False
-  if not several:
-    return False
   for cells in curves.values():
     for cell in cells.values():
       numbers: dict[int, int] = {}

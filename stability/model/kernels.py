@@ -60,9 +60,10 @@ class SigmaReparam(nn.Module):
 
 
 def _left_singular_vector(kernel_IxO: jax.Array) -> jax.Array:
-  """That of the largest singular value, from an eigenvector of the smaller of W W' and W' W.
+  """The left singular vector of the largest singular value.
 
-  A full decomposition of W would take ten times as long where its sides differ.
+  It comes from the smaller of the symmetric matrices W W' and W' W. A full
+  decomposition of W takes over ten times as long where its sides differ by a factor of 4.
   """
   if kernel_IxO.shape[0] <= kernel_IxO.shape[1]:
     return jnp.linalg.eigh(kernel_IxO @ kernel_IxO.T)[1][:, -1]

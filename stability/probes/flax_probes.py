@@ -51,7 +51,7 @@ def apply(
   or is traced, the softmax and dot_product_attention of jax.nn and flax.linen are replaced.
 
   Raises:
-    TypeError: the module is not one of flax.linen.
+    TypeError: the module is none of flax.linen, but, for example, of NNX.
 
   Returns:
     What module.apply returns, and a row:

@@ -338,7 +338,7 @@ def origin(name: str, forks: Mapping[str, Fork]) -> str:
 
 
 def descends(name: str, forks: Mapping[str, Fork], runs: Collection[str]) -> bool:
-  """Whether a run is one of `runs`, or a fork of one of them, of its forks and so on."""
+  """Whether a run is one of `runs` or a fork of one, directly or by way of other forks."""
   for _ in forks:  # bounded, as above
     if name in runs or name not in forks:
       break

@@ -185,6 +185,14 @@ def test_alarms_of_other_rows(files, capsys):
   assert import_(files) == 0 and alarm_log.are_pending(workdir)
   assert run(alarms, f'--workdir={workdir}') == 0 and not alarm_log.are_pending(workdir)
   assert import_(files) == 0 and not alarm_log.are_pending(workdir)  # nothing has changed
+  run_dir = next(workdir.glob('runs/*'))
+  rows = (run_dir / 'metrics.jsonl').read_text()
+  (run_dir / 'metrics.jsonl').write_text('')  # launch.alarms reads no runs without rows
+  (run_dir / 'alarms.jsonl').unlink()
+  assert not alarm_log.are_pending(workdir)
+  (run_dir / 'metrics.jsonl').write_text(rows)
+  assert alarm_log.are_pending(workdir)
+  assert run(alarms, f'--workdir={workdir}') == 0
   frame = logs(runs, (0, 10, 20, 30))
   changed = runs.loc[0, 'Name']
   frame[(frame['run'] == changed) | (frame['_step'] < 30)].to_csv(files / 'logs.csv', index=False)
